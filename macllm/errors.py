@@ -1,0 +1,86 @@
+"""What can go wrong for a user, and how it is told.
+
+Every error a user can cause is a `MacllmError`: one sentence, its cause, and a way out. The command
+line prints the three and leaves with `exit_code`; anything else that escapes is a bug of ours and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class MacllmError(Exception):
+    """A failure with a cause and a way out.
+
+    `message` says what failed, `cause` why (one line), `remedy` what to try: a command where one helps.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, cause: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """All that is known, on one line each."""
+        lines = [self.message]
+        if self.cause:
+            lines.append(f"cause: {self.cause}")
+        if self.remedy:
+            lines.append(f"try: {self.remedy}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep cause and remedy when the error crosses a process boundary."""
+        return (_rebuild, (type(self), self.message, self.cause, self.remedy))
+
+
+def _rebuild(kind: type[MacllmError], message: str, cause: str | None, remedy: str | None) -> MacllmError:
+    return kind(message, cause=cause, remedy=remedy)
+
+
+class UsageError(MacllmError):
+    """A flag, a config or an argument that cannot be taken."""
+
+    exit_code = 2
+
+
+class ModelNotFoundError(MacllmError):
+    """A model, revision or file that is not where it was said to be."""
+
+    exit_code = 3
+
+
+class DoesNotFitError(MacllmError):
+    """Not enough memory, disk or context for what was asked."""
+
+    exit_code = 4
+
+
+class NetworkError(MacllmError):
+    """The hub could not be reached, refused, or sent something else."""
+
+    exit_code = 5
+
+
+class UnsupportedMachineError(MacllmError):
+    """This machine cannot run it."""
+
+    exit_code = 6
+
+
+class EngineCrashedError(MacllmError):
+    """The process that owned the model ended by itself."""
+
+    exit_code = 7
+
+
+class CheckpointError(MacllmError):
+    """A checkpoint that is damaged or contradicts itself."""
+
+
+class DataError(MacllmError):
+    """Training data that cannot be read; names the file and the line."""
+
+    exit_code = 2

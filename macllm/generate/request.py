@@ -1,0 +1,118 @@
+"""The vocabulary of generation: what is asked for and what comes back.
+
+Requests and events are frozen and hold no arrays, so that they cross threads, processes and sockets
+unchanged. Terminal, server and library consume the same events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+DeltaKind = Literal["content", "reasoning", "tool_call"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn. The defaults draw from the model's own distribution.
+
+    Applied in this order: logit bias, penalties, temperature, then the filters top-k, top-p, min-p,
+    typical and XTC. A temperature of 0 takes the likeliest token.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_window: int = 0  # newest tokens that the three penalties look at, prompt included; 0: all
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_window: int = 0  # 0: all
+    dry_breakers: tuple[int, ...] = ()  # tokens that end a repeated sequence
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None  # None: drawn once and reported, so that every completion can be replayed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One completion to make: prompt tokens in, at most `max_tokens` out."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int = 256
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    logprobs: int | None = None  # alternatives reported for each token; None: no logprobs at all
+    kv_bits: int | None = None  # 4 or 8: keep keys and values quantized
+    max_context: int | None = None  # tokens, prompt and completion together
+    prefill_step: int = 512
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One sampled token, its log-probability (natural, of the unmodified distribution) and its likeliest rivals."""
+
+    token: int
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of tokens. `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time went, in seconds, and the memory it took."""
+
+    prefill_seconds: float
+    decode_seconds: float
+    peak_bytes: int
+
+    def tokens_per_second(self, completion_tokens: int) -> float:
+        """Decoded tokens a second; the first token belongs to the prefill."""
+        return (completion_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """`done` of `total` prompt tokens are in the cache."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Text that has become certain, and the tokens that made it."""
+
+    text: str
+    kind: DeltaKind = "content"
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a completion. `seed` replays it."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    seed: int
+
+
+Event = Prefill | Delta | Done
