@@ -1,0 +1,36 @@
+"""What of this machine the CPU kernels may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+
+def wanted() -> bool:
+    """Whether native code is allowed (`MACLLM_NATIVE=0` forbids it)."""
+    return os.environ.get("MACLLM_NATIVE", "1") != "0"
+
+
+def physical_cores() -> int:
+    """Cores this process may compute on: its affinity and its container's quota, two hyperthreads counted once."""
+    allowed = os.sched_getaffinity(0)
+    siblings = {_siblings(number) for number in allowed}
+    return max(1, min(len(siblings), _quota()))
+
+
+def _siblings(number: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(number)
+
+
+def _quota() -> int:
+    """The container's limit in whole cores (cgroup v2), or a number no machine has."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return 1 << 16
+    return 1 << 16 if quota == "max" else max(1, math.ceil(int(quota) / int(period)))

@@ -1,0 +1,71 @@
+"""OpenBLAS serves MLX's matmul, whatever was imported first, and never when it is unwanted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm.ops.cpu import blas, machine
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the Linux wheel's BLAS is the subject")
+
+REPORT = "import macllm.ops; from macllm.ops.cpu import blas; print(blas.install())"
+
+
+def _run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_openblas_serves_matmul_here() -> None:
+    serving = blas.install()
+    assert serving.name.startswith("OpenBLAS")
+    assert serving.reason is None
+    assert serving.threads >= 1
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (1, 257, 130), (33, 17, 5), (129, 300, 257)])
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
+def test_matmul_is_right(m: int, k: int, n: int, transposed: tuple[bool, bool]) -> None:
+    generator = np.random.default_rng(m + k + n)
+    a = generator.standard_normal((k, m) if transposed[0] else (m, k)).astype(np.float32)
+    b = generator.standard_normal((n, k) if transposed[1] else (k, n)).astype(np.float32)
+    x, y = (mx.array(array).T if flip else mx.array(array) for array, flip in zip((a, b), transposed, strict=True))
+    want = np.matmul(a.T if transposed[0] else a, b.T if transposed[1] else b, dtype=np.float64)
+    np.testing.assert_allclose(np.array(x @ y), want, rtol=1e-5, atol=2e-5 * k**0.5)
+
+
+def test_it_can_follow_a_first_multiplication() -> None:
+    before = "import mlx.core as mx; a = mx.ones((64, 64)); mx.eval(a @ a); "
+    after = "; assert (a @ a).sum().item() == 64**3"
+    assert "OpenBLAS" in _run(before + REPORT + after)
+
+
+def test_the_environment_variable_turns_it_off() -> None:
+    assert "MACLLM_NATIVE=0" in _run(REPORT, MACLLM_NATIVE="0")
+
+
+def test_the_users_own_thread_count_wins() -> None:
+    assert "threads=1" in _run(REPORT, OPENBLAS_NUM_THREADS="1")
+
+
+def test_a_foreign_blas_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "_rebound", set())
+    assert blas.rebind("cblas_sgemm", 1) == "another BLAS already serves cblas_sgemm"
+
+
+def test_a_missing_wheel_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "_installed", None)
+    monkeypatch.setattr(blas, "_openblas", lambda: None)
+    assert blas.install().reason == "scipy-openblas32 is not installed"
+
+
+def test_cores_are_at_least_one_and_at_most_what_is_allowed() -> None:
+    assert 1 <= machine.physical_cores() <= len(os.sched_getaffinity(0))
