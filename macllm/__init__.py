@@ -1,0 +1,44 @@
+"""macllm: run, look into, train and fine-tune language models on your own Mac.
+
+The public names are resolved when they are first used (PEP 562), so that importing the package costs
+nothing and the command line starts at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from macllm.checkpoint import load, save
+    from macllm.errors import MacllmError
+    from macllm.generate.embed import embed
+    from macllm.generate.stream import generate, stream
+    from macllm.train.finetune import finetune
+
+__all__ = ["MacllmError", "__version__", "embed", "finetune", "generate", "load", "save", "stream"]
+
+_HOMES = {
+    "MacllmError": "macllm.errors",
+    "embed": "macllm.generate.embed",
+    "finetune": "macllm.train.finetune",
+    "load": "macllm.checkpoint",
+    "save": "macllm.checkpoint",
+    "stream": "macllm.generate.stream",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The public name, imported from where it lives."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("macllm")
+    if name == "generate":  # the package of that name is the function as well
+        return import_module("macllm.generate")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'macllm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

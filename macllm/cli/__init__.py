@@ -1,0 +1,131 @@
+"""The command line: `macllm COMMAND`, and how every run of it ends.
+
+One file per command, imported when the command is called, so that `macllm --help` costs what click
+costs. `main` turns every way a run can end into an exit code and at most three lines on stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import click
+
+from macllm.errors import MacllmError, UsageError
+
+from .output import report
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+COMMANDS = {
+    "chat": "Talk to a model, in the terminal or in a pipe.",
+    "generate": "Complete one prompt on stdout.",
+    "models": "List, fetch, show, check and remove models.",
+    "finetune": "Teach a model from your own rows.",
+    "fuse": "Merge an adapter into its model.",
+    "train": "Train a model from a recipe.",
+    "doctor": "Say what macllm finds on this machine.",
+}
+
+WELCOME = """\
+macllm runs, looks into and trains language models on your own machine.
+
+  macllm chat                                  talk to the bundled model
+  macllm generate "What is a KV cache?"        one answer on stdout
+  macllm finetune --lora --data rows.jsonl     teach it from your own rows
+
+macllm --help lists every command.
+"""
+
+INTERRUPTED = 130
+TERMINATED = 143
+BROKEN_PIPE = 141
+
+
+class LazyGroup(click.Group):
+    """A group that knows each command's one line of help and imports the command when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, from the module of its name."""
+        if cmd_name not in COMMANDS:
+            return None
+        return import_module(f"{__name__}.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands' lines without importing one of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"macllm {version('macllm')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Say which.")
+@click.pass_context
+def program(ctx: click.Context) -> None:
+    """Run, look into, train and fine-tune language models on your own machine."""
+    if ctx.invoked_subcommand is None:
+        click.echo(WELCOME, nl=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, a `MacllmError`'s, 130 interrupted, 143 terminated, 141 unread.
+
+    A termination stops the run the way an interrupt does, so that whatever keeps partial work on
+    Ctrl-C keeps it then too.
+    """
+    signals: list[int] = []
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = _invoke(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+    except MacllmError as error:
+        report(error)
+        code = error.exit_code
+    except click.UsageError as error:
+        report(_usage_error(error))
+        code = UsageError.exit_code
+    except BrokenPipeError:
+        # What is still buffered has no reader; the interpreter would complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        code = TERMINATED if signals else INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code
+
+
+def _invoke(arguments: list[str]) -> int:
+    try:
+        with program.make_context("macllm", arguments) as ctx:
+            program.invoke(ctx)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def _usage_error(error: click.UsageError) -> UsageError:
+    message = error.format_message().rstrip(".")
+    path = error.ctx.command_path if error.ctx else "macllm"
+    return UsageError(message[:1].lower() + message[1:], remedy=f"{path} --help")

@@ -1,0 +1,120 @@
+"""What the command line prints besides its data: errors, narration and progress, all of it on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from macllm.errors import MacllmError
+
+REDRAW_SECONDS = 0.1
+PLAIN_LINE_SECONDS = 10.0
+
+
+def say(text: str) -> None:
+    """Write one line of narration."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(error: MacllmError) -> None:
+    """Write an error as `error:`, `cause:` and `try:`, one line each."""
+    rows = [("error", error.message), ("cause", error.cause), ("try", error.remedy)]
+    for word, text in rows:
+        if text:
+            say(f"{_tint(word, '31' if word == 'error' else '2')}: {_one_line(text)}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _tint(word: str, code: str) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
+    return word if plain else f"\033[{code}m{word}\033[0m"
+
+
+def bytes_text(count: float) -> str:
+    """A size as people read it: 512 B, 14.2 MB, 4.1 GB (powers of ten, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as people read it: 42 s, 3 min 05 s, 2 h 07 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+@dataclass
+class Progress:
+    """A line that says how far something is: redrawn on a terminal, a sparse log elsewhere.
+
+    `update` may be called as often as the work likes. On a terminal the line is wiped by `close`; in a
+    log a line appears every ten seconds, so that work which is done before the first is silent.
+    """
+
+    label: str
+    unit: str = "bytes"
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    _started: float = field(default_factory=time.monotonic)
+    _written: float = 0.0
+    _width: int = 0
+
+    def __post_init__(self) -> None:
+        self._redraws = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._written = self._started - REDRAW_SECONDS if self._redraws else self._started
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
+
+    def update(self, done: float, total: float | None = None) -> None:
+        """Say that `done` of `total` is behind us; an unknown total is None."""
+        now = time.monotonic()
+        if now - self._written < (REDRAW_SECONDS if self._redraws else PLAIN_LINE_SECONDS):
+            return
+        self._written = now
+        self._write(self._line(done, total, now - self._started))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._redraws and self._width:
+            self.stream.write("\r" + " " * self._width + "\r")
+            self.stream.flush()
+        self._width = 0
+
+    def _line(self, done: float, total: float | None, seconds: float) -> str:
+        parts = [f"{self.label} {self._amount(done)}"]
+        if total:
+            parts = [
+                f"{self.label} {min(100, int(100 * done / total))} %",
+                f"{self._amount(done)} of {self._amount(total)}",
+            ]
+        rate = done / seconds if seconds > 0 else 0.0
+        if rate > 0:
+            parts.append(f"{self._amount(rate)}/s")
+            if total and done < total:
+                parts.append(f"{duration_text((total - done) / rate)} left")
+        return ", ".join(parts)
+
+    def _amount(self, count: float) -> str:
+        return bytes_text(count) if self.unit == "bytes" else f"{count:.0f} {self.unit}"
+
+    def _write(self, line: str) -> None:
+        if self._redraws:
+            self.stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()

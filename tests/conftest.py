@@ -1,0 +1,28 @@
+"""What every test starts from: a home of its own and no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep each test's files and its hub cache in a folder of its own, and the hub out of reach."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MACLLM_HOME", str(home / "macllm"))
+    monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    return home
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The folder of the source tree."""
+    return REPOSITORY

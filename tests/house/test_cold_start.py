@@ -1,0 +1,51 @@
+"""What is typed most starts at once, because it loads next to nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from macllm.cli import COMMANDS
+
+HEAVY = {"mlx", "textual", "rich", "tokenizers", "sentencepiece", "transformers", "mlx_lm", "torch"} | {
+    "huggingface_hub",
+    "numpy",
+    "jinja2",
+}
+
+CASES = {
+    "import macllm": "import macllm",
+    "import errors": "import macllm.errors, macllm.generate.request",
+    "macllm": "import macllm.cli; macllm.cli.main([])",
+    "macllm --help": "import macllm.cli; macllm.cli.main(['--help'])",
+    "macllm --version": "import macllm.cli; macllm.cli.main(['--version'])",
+} | {f"macllm {name} --help": f"import macllm.cli; macllm.cli.main(['{name}', '--help'])" for name in COMMANDS}
+
+
+def modules_after(statement: str) -> set[str]:
+    program = f"{statement}\nimport sys; print('MODULES', *sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in result.stdout.rsplit("MODULES", 1)[1].split()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_heavy_is_loaded_by(case: str) -> None:
+    assert modules_after(CASES[case]) & HEAVY == set()
+
+
+def test_the_probe_sees_what_is_loaded() -> None:
+    assert modules_after("import numpy") & HEAVY == {"numpy"}
+
+
+def test_importing_the_package_loads_no_module_of_ours_but_itself(repository: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import macllm, sys; print(*[m for m in sys.modules if m.startswith('macllm')])"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=repository,
+    )
+    assert result.stdout.split() == ["macllm"]

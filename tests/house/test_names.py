@@ -1,0 +1,67 @@
+"""Names say what a thing is, and the transformer knows no model by name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+EMPTY_MODULES = {"utils", "util", "common", "helpers", "helper", "misc", "base", "core", "tools"}
+EMPTY_CLASS = re.compile(r"(Manager|Handler|Helper|Utils?)$|^Base[A-Z]|[a-z]Base$")
+FAMILIES = re.compile(
+    r"(?<![a-z])(llama|mistral|mixtral|qwen|gemma|phi[34]|olmo|gpt-?2|bert|roberta|bart|marian|t5|model_type)(?![a-z])",
+    re.IGNORECASE,
+)
+UNFINISHED = re.compile(
+    r"\b(TODO|FIXME|XXX|HACK)\b|pragma: no cover|NotImplementedError|pytest\.(skip|xfail)|mark\.xfail"
+)
+
+
+def sources(repository: Path, *folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (repository / folder).rglob("*.py"))
+
+
+def lines_with(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
+    return [
+        f"{path}:{number}: {line.strip()}"
+        for path in paths
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_no_module_is_named_for_having_no_name(repository: Path) -> None:
+    assert [path for path in sources(repository, "macllm", "tui", "tests") if path.stem in EMPTY_MODULES] == []
+
+
+def test_no_class_is_named_for_its_rank(repository: Path) -> None:
+    classes = [
+        f"{path}: {node.name}"
+        for path in sources(repository, "macllm", "tui")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and EMPTY_CLASS.search(node.name)
+    ]
+    assert classes == []
+
+
+def test_the_transformer_names_no_family(repository: Path) -> None:
+    native = [path for suffix in ("*.metal", "*.cpp", "*.h") for path in (repository / "macllm/ops").rglob(suffix)]
+    assert lines_with(FAMILIES, [*sources(repository, "macllm/nn", "macllm/ops"), *native]) == []
+
+
+@pytest.mark.parametrize("text", ["if config.model_type:", "# as Llama does", "qwen3_moe", "T5's buckets", "GPT-2"])
+def test_a_family_name_is_recognised(text: str) -> None:
+    assert FAMILIES.search(text)
+
+
+@pytest.mark.parametrize("text", ["bertha", "smart5x", "philosophy", "barter"])
+def test_a_word_that_contains_a_family_name_is_not_one(text: str) -> None:
+    assert not FAMILIES.search(text)
+
+
+def test_nothing_is_left_unfinished(repository: Path) -> None:
+    here = Path(__file__).resolve()
+    everything = [path for path in sources(repository, "macllm", "tui", "tests", "models") if path.resolve() != here]
+    assert lines_with(UNFINISHED, everything) == []

@@ -1,0 +1,51 @@
+"""A file, a function and a parameter list stay small enough to be read in one go."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+FILE_LINES = 400
+FUNCTION_LINES = 60
+PARAMETERS = 7
+
+
+def sources(repository: Path) -> list[Path]:
+    return sorted(path for top in ("macllm", "tui") for path in (repository / top).rglob("*.py"))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    named = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in named)
+
+
+def test_a_file_has_at_most_400_lines(repository: Path) -> None:
+    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in sources(repository)}
+    assert {path: count for path, count in lines.items() if count > FILE_LINES} == {}
+
+
+def test_a_function_has_at_most_60_lines(repository: Path) -> None:
+    long = {
+        f"{path}:{function.lineno} {function.name}": count
+        for path in sources(repository)
+        for function in functions(path)
+        if (count := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LINES
+    }
+    assert long == {}
+
+
+def test_a_function_has_at_most_7_parameters(repository: Path) -> None:
+    wide = {
+        f"{path}:{function.lineno} {function.name}": count
+        for path in sources(repository)
+        for function in functions(path)
+        if (count := parameters(function)) > PARAMETERS
+    }
+    assert wide == {}
