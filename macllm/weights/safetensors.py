@@ -1,0 +1,301 @@
+"""Safetensors files and folders of them: checked before they are trusted, read lazily, written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import struct
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+
+from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
+
+from .header import DTYPE_BITS, HOW_TO_REPAIR, TensorInfo, damaged, read_header, read_metadata, unique_keys
+
+__all__ = ["TensorInfo", "load_file", "load_folder", "read_header", "read_metadata", "save_file", "save_folder"]
+
+MAX_INDEX_BYTES = 100_000_000
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+_UNREADABLE = frozenset(name for name in DTYPE_BITS if name[0] == "F" and DTYPE_BITS[name] <= 8)
+_NAMES = {
+    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.uint32: "U32",
+    mx.int32: "I32", mx.uint64: "U64", mx.int64: "I64", mx.float16: "F16", mx.bfloat16: "BF16",
+    mx.float32: "F32", mx.float64: "F64", mx.complex64: "C64",
+}  # fmt: skip
+_NUMPY = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
+}  # fmt: skip
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def load_file(path: str | Path) -> dict[str, mx.array]:
+    """Name -> array of one safetensors file; data are read when an array is first evaluated.
+
+    F64 becomes float32, for which that file is read at once. Raises CheckpointError, also for 4- to 8-bit floats.
+    """
+    path = Path(path)
+    infos = read_header(path)
+    for name, info in infos.items():
+        if info.dtype in _UNREADABLE:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is stored as {info.dtype}, which macllm does not read",
+                cause="such floats mean nothing without the scales of the tool that wrote them",
+                remedy="use the bfloat16 or the MLX-quantized copy of this model",
+            )
+    if any(info.dtype == "F64" for info in infos.values()):
+        return {name: _read_now(path, info) for name, info in infos.items()}
+    try:
+        return cast("dict[str, mx.array]", mx.load(str(path), format="safetensors"))
+    except (RuntimeError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def load_folder(folder: str | Path) -> dict[str, mx.array]:
+    """Name -> array of all weights of a model folder, lazily (see `load_file`).
+
+    Takes the shards of `model.safetensors.index.json`, else `model.safetensors`, else every `model*.safetensors`,
+    else `weights*.safetensors`. Raises ModelNotFoundError without weights, CheckpointError where they are unsound.
+    """
+    folder = Path(folder)
+    index = _read_index(folder)
+    tensors: dict[str, mx.array] = {}
+    home: dict[str, str] = {}
+    for path in _weight_files(folder, index):
+        for name, array in load_file(path).items():
+            if name in home:
+                raise CheckpointError(
+                    f"{folder}: tensor {name!r} is in two files, {home[name]} and {path.name}",
+                    cause="files of two checkpoints lie in one folder",
+                    remedy="keep the files of one checkpoint only",
+                )
+            home[name], tensors[name] = path.name, array
+    for name, shard in (index or {}).items():
+        if home.get(name) != shard:
+            raise CheckpointError(
+                f"{folder / INDEX_NAME}: tensor {name!r} is not in {shard}",
+                cause="the index and the shards are not of one checkpoint",
+                remedy=HOW_TO_REPAIR,
+            )
+    return tensors
+
+
+def save_file(tensors: Mapping[str, mx.array], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write one safetensors file, whole or not at all; the same tensors give the same bytes.
+
+    Raises DoesNotFitError on a full disk.
+    """
+    path = Path(path)
+    temp = _temp(path)
+    with _guarded(path.parent, [temp]):
+        _write(temp, tensors, metadata)
+        temp.replace(path)
+        _sync_folder(path.parent)
+
+
+def save_folder(
+    tensors: Mapping[str, mx.array],
+    folder: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> list[Path]:
+    """Write a model's weights as transformers names them; the paths written, the index (if sharded) last.
+
+    Every file is complete on disk before the first takes its name, and weight files that the new ones replace go
+    last: a reader finds the old or the new checkpoint. Tensors loaded lazily from `folder` itself are safe.
+    Each tensor is evaluated as it is written. Raises DoesNotFitError on a full disk, with `folder` as it was.
+    """
+    folder = Path(folder)
+    shards = _split(tensors, max_shard_bytes)
+    count = len(shards)
+    names = [SINGLE_NAME] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    if count > 1:
+        names.append(INDEX_NAME)
+    temps = [_temp(folder / name) for name in names]
+    with _guarded(folder, temps):
+        for temp, shard in zip(temps, shards, strict=False):
+            _write(temp, shard, {"format": "mlx"} if metadata is None else metadata)
+        if count > 1:
+            _write_index(temps[-1], shards, names)
+        written = [folder / name for name in names]
+        for temp, path in zip(temps, written, strict=True):
+            temp.replace(path)
+        _remove_replaced(folder, frozenset(names))
+        _sync_folder(folder)
+    return written
+
+
+# Reading
+
+
+def _read_now(path: Path, info: TensorInfo) -> mx.array:
+    count = prod(info.shape)
+    array = np.fromfile(path, dtype=_NUMPY[info.dtype], count=count, offset=info.offset_bytes).reshape(info.shape)
+    if info.dtype == "F64":
+        return mx.array(array.astype(np.float32))
+    return mx.array(array).view(mx.bfloat16) if info.dtype == "BF16" else mx.array(array)
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
+        index = json.loads(path.read_text("utf-8"), object_pairs_hook=unique_keys)
+        weight_map = index["weight_map"]
+        if not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ValueError("weight_map names no files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a sound index", cause=str(error), remedy=HOW_TO_REPAIR) from error
+    return cast("dict[str, str]", weight_map)
+
+
+def _weight_files(folder: Path, index: dict[str, str] | None) -> list[Path]:
+    if index is not None:
+        shards = [_shard_path(folder, name) for name in sorted(set(index.values()))]
+        missing = [shard for shard in shards if not shard.is_file()]
+        if not missing:
+            return shards
+        # Converted checkpoints often carry the index of the one they came from, whose shards are all gone.
+        if len(missing) < len(shards) or not (folder / SINGLE_NAME).is_file():
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {len(shards)} weight files are missing, the first is {missing[0].name}",
+                cause=f"{INDEX_NAME} names them",
+                remedy="download the model again: what is there already is kept",
+            )
+        index.clear()
+    if (folder / SINGLE_NAME).is_file():
+        return [folder / SINGLE_NAME]
+    for pattern in ("model*.safetensors", "weights*.safetensors"):
+        if found := sorted(folder.glob(pattern)):
+            return found
+    raise ModelNotFoundError(
+        f"{folder} has no weights",
+        cause="neither model.safetensors nor model.safetensors.index.json is there",
+        remedy="give the folder of a checkpoint in safetensors form (pickled .bin and .pth files are never read)",
+    )
+
+
+def _shard_path(folder: Path, name: str) -> Path:
+    """The path of a shard that an index names; an index may come from anyone, so it stays inside the model."""
+    plain = bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    real_folder = folder.resolve()
+    homes = [real_folder]
+    if real_folder.parent.name == "snapshots":  # the Hugging Face cache: snapshots/<commit>/file -> ../../blobs/<hash>
+        repo = real_folder.parent.parent
+        homes += [repo / "blobs", repo.parent / "blobs"]
+    if not plain or not any((folder / name).resolve().is_relative_to(home) for home in homes):
+        raise CheckpointError(
+            f"{folder / INDEX_NAME} names {name!r}, which lies outside of the model folder",
+            cause="an index may only name files next to it",
+            remedy="do not trust this checkpoint; if the link is your own, copy the file into the folder",
+        )
+    return folder / name
+
+
+# Writing
+
+
+@contextmanager
+def _guarded(folder: Path, temps: Iterable[Path]) -> Generator[None]:
+    """Make the folder; on any failure remove the temporary files, and tell a full disk as such."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for temp in temps:
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DoesNotFitError(
+                f"the disk of {folder} is full",
+                cause=f"{error.strerror}; nothing was written",
+                remedy="free some space (`macllm models ls` shows what models take) or choose another folder",
+            ) from error
+        raise CheckpointError(
+            f"cannot write weights to {folder}", cause=error.strerror, remedy="check the path and its permissions"
+        ) from error
+
+
+def _temp(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _split(tensors: Mapping[str, mx.array], max_shard_bytes: int) -> list[dict[str, mx.array]]:
+    shards: list[dict[str, mx.array]] = [{}]
+    size = 0
+    for name in sorted(tensors):
+        if shards[-1] and size + tensors[name].nbytes > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensors[name]
+        size += tensors[name].nbytes
+    return shards
+
+
+def _write(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None) -> None:
+    # Widest dtype first keeps every tensor aligned to its own size, which readers that map the file rely on.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            data: Any = mx.flatten(mx.contiguous(tensors[name])).view(mx.uint8)
+            file.write(memoryview(data))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_index(path: Path, shards: list[dict[str, mx.array]], names: list[str]) -> None:
+    arrays = [array for shard in shards for array in shard.values()]
+    index = {
+        "metadata": {
+            "total_parameters": sum(array.size for array in arrays),
+            "total_size": sum(array.nbytes for array in arrays),
+        },
+        "weight_map": {key: name for shard, name in zip(shards, names, strict=False) for key in shard},
+    }
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove_replaced(folder: Path, names: frozenset[str]) -> None:
+    # The index goes first: without it a reader falls back to model.safetensors, never to some of the shards.
+    stale = [path for path in sorted(folder.glob("model-*.safetensors")) if _SHARD.fullmatch(path.name)]
+    for path in [folder / INDEX_NAME, folder / SINGLE_NAME, *stale]:
+        if path.name not in names:
+            path.unlink(missing_ok=True)
