@@ -1,0 +1,1 @@
+"""Training: a config, rows, an objective and one loop."""

@@ -1,0 +1,219 @@
+"""What a training run is told: frozen, checked, read from TOML, keywords or `key=value` strings.
+
+Every field carries its own documentation, which the command line prints. No arrays in here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+
+from macllm.errors import UsageError
+
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+LongRows = Literal["truncate", "split", "drop", "error"]
+Select = Literal["best", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every run has: data, batches, optimizer, schedule, and when to report, evaluate and save."""
+
+    data: Annotated[str, "a .jsonl file, or a folder with train.jsonl and perhaps valid.jsonl"] = ""
+    valid: Annotated[str, "a .jsonl file to evaluate on; empty: valid.jsonl of the data folder, if there is one"] = ""
+    valid_fraction: Annotated[float, "share of the rows held out for evaluation when there is no validation file"] = 0.0
+    max_seq_length: Annotated[int, "longest row, in tokens"] = 2048
+    long_rows: Annotated[LongRows, "what becomes of longer rows; each is counted and reported"] = "truncate"
+    mask_prompt: Annotated[bool, "learn the assistant's turns and completions only, not the prompts"] = True
+
+    batch_size: Annotated[int, "rows in a micro-batch"] = 4
+    grad_accumulation_steps: Annotated[int, "micro-batches in a step"] = 1
+    iters: Annotated[int, "optimizer steps; 0: as many as `epochs` needs"] = 0
+    epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 3.0
+    seed: Annotated[int, "decides the order of the rows, the initial weights and dropout"] = 0
+
+    learning_rate: Annotated[float, "peak learning rate"] = 2e-4
+    schedule: Annotated[Schedule, "course of the learning rate after warm-up (wsd: constant, then linear decay)"] = (
+        "cosine"
+    )
+    warmup: Annotated[float, "share of the steps over which the learning rate rises from 0"] = 0.03
+    decay: Annotated[float, "share of the steps over which a wsd schedule decays"] = 0.2
+    min_lr_ratio: Annotated[float, "final learning rate, relative to the peak"] = 0.1
+    beta1: Annotated[float, "AdamW: decay of the mean of the gradients"] = 0.9
+    beta2: Annotated[float, "AdamW: decay of the mean of their squares"] = 0.999
+    epsilon: Annotated[float, "AdamW: added to the root of the latter"] = 1e-8
+    weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.0
+    decay_all: Annotated[bool, "decay norms, biases and embeddings too"] = False
+    max_grad_norm: Annotated[float, "gradients are scaled down to this global norm; 0: never"] = 1.0
+
+    steps_per_report: Annotated[int, "steps between two reports of loss and speed"] = 10
+    steps_per_eval: Annotated[int, "steps between two evaluations; 0: only before the first and after the last"] = 200
+    val_batches: Annotated[int, "micro-batches in an evaluation; -1: all"] = -1
+    save_every: Annotated[int, "steps between two snapshots; 0: only at the end"] = 100
+    keep: Annotated[int, "newest snapshots that are kept; the best one is kept besides"] = 2
+    select: Annotated[Select, "which weights to hand over: best on validation data (else last), or last"] = "best"
+    resume: Annotated[bool, "go on with the run that its folder already holds"] = False
+
+    # What may change between the halves of a resumed run without changing the weights it ends with.
+    _free: ClassVar[frozenset[str]] = frozenset(
+        {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path"}
+    )
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "long_rows": get_args(LongRows),
+        "schedule": get_args(Schedule),
+        "select": get_args(Select),
+    }
+
+    def __post_init__(self) -> None:
+        for name, choices in self._choices.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UsageError(f"{name} cannot be {value!r}", remedy=f"{name} = one of {', '.join(choices)}")
+        for name, low, high in self._ranges():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"{name} cannot be {value}", cause=f"it has to lie between {low} and {high}")
+        if not self.data:
+            raise UsageError("no training data", remedy="--data train.jsonl")
+
+    def _ranges(self) -> list[tuple[str, float, float]]:
+        most = float(2**31)
+        at_least_one = ("max_seq_length", "batch_size", "grad_accumulation_steps", "steps_per_report", "keep")
+        at_least_none = ("iters", "seed", "steps_per_eval", "save_every", "epochs", "learning_rate", "weight_decay")
+        shares = ("warmup", "decay", "min_lr_ratio", "beta1", "beta2")
+        return [
+            *((name, 1, most) for name in at_least_one),
+            *((name, 0, most) for name in (*at_least_none, "max_grad_norm", "epsilon")),
+            *((name, 0.0, 1.0) for name in shares),
+            ("valid_fraction", 0.0, 0.9),
+            ("val_batches", -1, most),
+        ]
+
+    @classmethod
+    def load(cls, path: Path | str | None = None, sets: tuple[str, ...] = (), **keywords: Any) -> Self:
+        """The config of a TOML file, changed by `key=value` strings, changed by keywords; a keyword of None is unset.
+
+        Paths in the file are relative to its folder. Raises UsageError on an unknown key or a wrong type.
+        """
+        values: dict[str, Any] = _read_toml(Path(path)) if path is not None else {}
+        _check_names(cls, values, f"in {path}")
+        if path is not None:
+            values |= {k: str(Path(path).parent / v) for k, v in values.items() if k in _PATHS and v}
+        for text in sets:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise UsageError(f"cannot read {text!r}", remedy="--set key=value")
+            values[name.strip()] = value.strip()
+        values |= {k: v for k, v in keywords.items() if v is not None}
+        _check_names(cls, values, "given")
+        types = typing.get_type_hints(cls)
+        return cls(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+
+    @classmethod
+    def documentation(cls) -> dict[str, str]:
+        """One line for each field, by name."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        return {f.name: get_args(hints[f.name])[1] for f in dataclasses.fields(cls)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, as JSON can hold them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def trajectory(self) -> dict[str, Any]:
+        """The fields that decide which weights a run ends with."""
+        return {k: v for k, v in self.as_dict().items() if k not in self._free}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """A LoRA run on an existing checkpoint (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+
+    model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
+    adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
+    num_layers: Annotated[int, "adapt the last so many layers; -1: all"] = -1
+    rank: Annotated[int, "rank of the update"] = 16
+    alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
+    dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
+    keys: Annotated[tuple[str, ...], "which linear maps to adapt, as patterns (*.attention.q_proj); empty: all"] = ()
+
+    def _ranges(self) -> list[tuple[str, float, float]]:
+        own: list[tuple[str, float, float]] = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("dropout", 0.0, 0.99)]
+        return [*super()._ranges(), *own]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """A run from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
+
+    config: Annotated[str, "config.json of the model to make"] = "config.json"
+    tokenizer: Annotated[str, "folder with the tokenizer's files"] = "."
+    output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
+    init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
+    learning_rate: Annotated[float, "peak learning rate"] = 1e-3
+    beta2: Annotated[float, "AdamW: decay of the mean of their squares"] = 0.95
+    weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.1
+    long_rows: Annotated[LongRows, "what becomes of longer rows; each is counted and reported"] = "split"
+    epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 1.0
+    mask_prompt: Annotated[bool, "learn the assistant's turns and completions only, not the prompts"] = False
+
+
+_PATHS = frozenset({"data", "valid", "config", "tokenizer", "output", "adapter_path"})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the config {path}", cause=error.strerror) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML", cause=str(error)) from error
+
+
+def _check_names(cls: type[TrainConfig], values: dict[str, Any], where: str) -> None:
+    names = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
+            raise UsageError(f"unknown setting {name!r} {where}", remedy=remedy)
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the field's type; strings of the command line are parsed, nothing else is bent."""
+    wrong = UsageError(f"{name} cannot be {value!r}", cause=f"it has to be {_describe(kind)}")
+    if get_origin(kind) is tuple:
+        items: list[Any] = [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else list(value)
+        if not all(isinstance(v, str) for v in items):
+            raise wrong
+        return tuple(items)
+    if get_origin(kind) is Literal or kind is str:
+        if not isinstance(value, str | Path):
+            raise wrong
+        return str(value)
+    if kind is bool:
+        named = {"true": True, "false": False, True: True, False: False}
+        key: Any = value.lower() if isinstance(value, str) else value
+        if key not in named:
+            raise wrong
+        return named[key]
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | str)
+        or (kind is int and isinstance(value, float))
+    ):
+        raise wrong
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise wrong from error
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(kind, "a list of texts")

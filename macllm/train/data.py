@@ -1,0 +1,177 @@
+"""Rows to batches: encoded once, cut to length in the open, padded on the right."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from macllm.errors import DataError
+
+from . import rows
+from .config import TrainConfig
+from .order import Order
+from .render import Example, TextTokenizer, examples
+
+# Few shapes let MLX reuse its buffers; eight positions are little to pay for that.
+_PAD_TO = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets (B, L) int32, right-padded, and how much each target counts, (B, L) float32."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def learnt(self) -> int:
+        """Number of supervised tokens."""
+        return int(np.count_nonzero(self.weights))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows of a file."""
+
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    truncated_rows: int = 0
+    lost_tokens: int = 0
+    split_rows: int = 0
+    dropped_rows: int = 0
+    unsupervised_rows: int = 0
+    expanded_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples to learn from, examples to evaluate on, and what became of the training rows."""
+
+    train: list[Example]
+    valid: list[Example]
+    counts: Counts
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every token and mask: two runs see the same data exactly when these are equal."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.valid):
+            digest.update(len(part).to_bytes(8, "little"))
+            for example in part:
+                digest.update(len(example).to_bytes(8, "little"))
+                digest.update(example.tokens.tobytes())
+                digest.update(example.learnt.tobytes())
+        return digest.hexdigest()
+
+
+def load(config: TrainConfig, tokenizer: TextTokenizer) -> Dataset:
+    """The rows that `config` names, as examples. Raises DataError when nothing is left to learn."""
+    train_path, valid_path = rows.find_files(config.data, config.valid)
+    train_rows = rows.read(train_path)
+    valid_rows = rows.read(valid_path) if valid_path else []
+    if not valid_rows and config.valid_fraction > 0:
+        train_rows, valid_rows = _hold_out(train_rows, config.valid_fraction, config.seed, train_path)
+    train, counts = encode(train_rows, tokenizer, config)
+    valid, _ = encode(valid_rows, tokenizer, config)
+    if not train:
+        raise DataError(
+            f"nothing to learn in {train_path}",
+            cause=f"of {counts.rows} rows {counts.unsupervised_rows} have no token to learn, "
+            f"{counts.dropped_rows} are longer than {config.max_seq_length} tokens",
+            remedy="assistant turns or completions in the rows, or a larger max_seq_length",
+        )
+    return Dataset(train, valid, counts)
+
+
+def _hold_out(
+    all_rows: list[rows.Row], fraction: float, seed: int, path: Path
+) -> tuple[list[rows.Row], list[rows.Row]]:
+    count = max(1, round(fraction * len(all_rows)))
+    if count >= len(all_rows):
+        raise DataError(f"{path} has too few rows to hold some out", cause=f"it has {len(all_rows)}")
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, 2**63], dtype=np.uint64)))
+    held = set(map(int, random.permutation(len(all_rows))[:count]))
+    return (
+        [row for i, row in enumerate(all_rows) if i not in held],
+        [row for i, row in enumerate(all_rows) if i in held],
+    )
+
+
+def encode(some: Sequence[rows.Row], tokenizer: TextTokenizer, config: TrainConfig) -> tuple[list[Example], Counts]:
+    """The examples of some rows, none longer than `max_seq_length`, and what became of each row."""
+    kept: list[Example] = []
+    counts = Counts(rows=len(some))
+    for row in some:
+        made = examples(row, tokenizer, config.mask_prompt)
+        counts = replace(counts, expanded_rows=counts.expanded_rows + (len(made) > 1))
+        for example in made:
+            fitting, counts = _fit(example, config, counts)
+            supervised = [e for e in fitting if e.learnt.any()]
+            if not supervised:
+                counts = replace(counts, unsupervised_rows=counts.unsupervised_rows + bool(fitting))
+            kept += supervised
+    tokens, learnt = sum(map(len, kept)), sum(int(e.learnt.sum()) for e in kept)
+    return kept, replace(counts, tokens=tokens, supervised_tokens=learnt)
+
+
+def _fit(example: Example, config: TrainConfig, counts: Counts) -> tuple[list[Example], Counts]:
+    most = config.max_seq_length
+    if len(example) <= most:
+        return [example], counts
+    if config.long_rows == "error":
+        raise DataError(
+            f"{example.where} has {len(example)} tokens, more than max_seq_length = {most}",
+            remedy="--max-seq-length, or --set long_rows=truncate|split|drop",
+        )
+    if config.long_rows == "drop":
+        return [], replace(counts, dropped_rows=counts.dropped_rows + 1)
+    if config.long_rows == "split" and example.splittable and most > 1:
+        # Pieces share one token, so that every token but the first is predicted once.
+        starts = range(0, len(example) - 1, most - 1)
+        pieces = [_cut(example, start, start + most) for start in starts]
+        return pieces, replace(counts, split_rows=counts.split_rows + 1)
+    lost = counts.lost_tokens + len(example) - most
+    return [_cut(example, 0, most)], replace(counts, truncated_rows=counts.truncated_rows + 1, lost_tokens=lost)
+
+
+def _cut(example: Example, start: int, stop: int) -> Example:
+    learnt = example.learnt[start:stop].copy()
+    learnt[:1] = False
+    return replace(example, tokens=example.tokens[start:stop], learnt=learnt)
+
+
+def collate(some: Sequence[Example]) -> Batch:
+    """One right-padded batch. Padding is token 0 with weight 0."""
+    longest = max(2, *map(len, some)) - 1
+    length = -(-longest // _PAD_TO) * _PAD_TO
+    inputs = np.zeros((len(some), length), dtype=np.int32)
+    targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=np.float32)
+    for i, example in enumerate(some):
+        n = len(example) - 1
+        inputs[i, :n], targets[i, :n] = example.tokens[:-1], example.tokens[1:]
+        weights[i, :n] = example.learnt[1:]
+    return Batch(inputs, targets, weights)
+
+
+class Batches:
+    """Batch number n of a run, for any n, in any order."""
+
+    def __init__(self, some: list[Example], batch_size: int, seed: int) -> None:
+        self._examples = some
+        self._order = Order([len(e) for e in some], batch_size, seed)
+        self.per_epoch = self._order.batches_per_epoch
+
+    def batch(self, number: int) -> Batch:
+        """The rows of batch `number`, collated."""
+        return collate([self._examples[i] for i in self._order.rows(number)])
+
+
+def in_order(some: list[Example], batch_size: int) -> list[Sequence[Example]]:
+    """Every example once, in batches of like length: for evaluation."""
+    by_length = sorted(some, key=len)
+    return [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]

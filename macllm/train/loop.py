@@ -1,0 +1,204 @@
+"""The training loop: one generator for every objective, optimizer and model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from macllm.errors import MacllmError
+
+from .config import TrainConfig
+from .data import Batch, Batches, Example, collate, in_order
+from .events import Evaluated, Saved, Step, TrainEvent
+from .optim import AdamW, Arrays, clip_factor, global_norm, learning_rate
+from .snapshot import Snapshots, TrainState
+
+Objective = Callable[[Any, Batch], tuple[mx.array, float, dict[str, float]]]
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    batches: Batches,
+    config: TrainConfig,
+    *,
+    valid: list[Example] | None = None,
+    snapshots: Snapshots | None = None,
+) -> Iterator[TrainEvent]:
+    """Train `model` in place, its trainable parameters only, and tell what happens.
+
+    Begins at the newest of `snapshots`, if there is one. Evaluates on `valid` before the first step, every
+    `steps_per_eval` and after the last. However it ends (closed, interrupted, failed), the model holds the
+    weights of the last whole step and a snapshot of them is on disk. The model is left in training mode.
+    """
+    trainer = _Trainer(model, objective, batches, config, valid or [], snapshots)
+    return trainer.run()
+
+
+def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
+    """How many optimizer steps a run takes."""
+    if config.iters:
+        return config.iters
+    return max(1, round(config.epochs * batches_per_epoch / config.grad_accumulation_steps))
+
+
+@dataclass
+class _Window:
+    """Sums since the last report."""
+
+    numerator: float = 0.0
+    denominator: float = 0.0
+    norm: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class _Trainer:
+    """One run's unchanging parts, and its state: replaced whole after each step, never half."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        batches: Batches,
+        config: TrainConfig,
+        valid: list[Example],
+        snapshots: Snapshots | None,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.batches = batches
+        self.config = config
+        self.valid = valid
+        self.snapshots = snapshots
+        self.steps = total_steps(config, batches.per_epoch)
+        self.optimizer = AdamW.of(config)
+        self.gradient = nn.value_and_grad(model, lambda batch: objective(model, batch))
+        self.state = self._begin()
+        self.window = _Window()
+        self.saved_step = self.state.step if snapshots and self.state.step else -1
+
+    def _begin(self) -> TrainState:
+        state = self.snapshots.latest() if self.snapshots else None
+        weights = dict(tree_flatten(self.model.trainable_parameters()))
+        if state is None:
+            mx.eval(weights)
+            return TrainState(0, weights, self.optimizer.init(weights))
+        assert state.weights.keys() == weights.keys(), "a snapshot of the same run has the same weights"
+        self._put(state.weights)
+        return state
+
+    def _put(self, weights: Arrays) -> None:
+        self.model.update(tree_unflatten(list(weights.items())))
+
+    def run(self) -> Iterator[TrainEvent]:
+        """The events of the whole run; see `fit`."""
+        mx.reset_peak_memory()
+        self.model.train()
+        try:
+            if self.state.step == 0:
+                yield from self._evaluate()
+            while self.state.step < self.steps:
+                self._step()
+                yield from self._report()
+                yield from self._after_step()
+            yield from self._save()
+        finally:
+            self._put(self.state.weights)
+            for _ in self._save():
+                pass
+
+    def _step(self) -> None:
+        """One optimizer step over all its micro-batches, divided once by all its supervised tokens."""
+        window = self.window
+        began, state, config = time.perf_counter(), self.state, self.config
+        mx.random.seed((config.seed << 32) + state.step)
+        summed: Arrays = {}
+        numerator = denominator = 0.0
+        for micro in range(config.grad_accumulation_steps):
+            batch = self.batches.batch(state.step * config.grad_accumulation_steps + micro)
+            (loss, weight, _), tree = self.gradient(batch)
+            gradients = dict(tree_flatten(tree))
+            summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
+            mx.eval(loss, summed)
+            numerator += loss.item()
+            denominator += weight
+            window.tokens += batch.learnt
+        norm = global_norm(summed) / denominator
+        rate = learning_rate(config, state.step, self.steps)
+        scale = clip_factor(norm, config.max_grad_norm) / denominator
+        weights, optimizer = self.optimizer.update(state.weights, summed, state.optimizer, rate, scale)
+        mx.eval(weights, optimizer.mean, optimizer.square, norm)
+        size = norm.item()
+        if not size < float("inf"):
+            raise MacllmError(
+                f"step {state.step + 1} has a gradient that is not finite",
+                cause=f"loss {numerator / denominator:.4g}, learning rate {rate:.3g}",
+                remedy="a lower --learning-rate; the last good step is kept, --resume goes on from it",
+            )
+        self.state = replace(state, step=state.step + 1, weights=weights, optimizer=optimizer, eval_loss=None)
+        self._put(weights)
+        window.numerator += numerator
+        window.denominator += denominator
+        window.norm += size
+        window.steps += 1
+        window.seconds += time.perf_counter() - began
+
+    def _report(self) -> Iterator[TrainEvent]:
+        step, window = self.state.step, self.window
+        if step % self.config.steps_per_report and step != self.steps:
+            return
+        event = Step(
+            step=step,
+            loss=window.numerator / window.denominator,
+            learning_rate=learning_rate(self.config, step - 1, self.steps),
+            grad_norm=window.norm / window.steps,
+            tokens_per_second=window.tokens / max(window.seconds, 1e-9),
+            peak_bytes=mx.get_peak_memory(),
+        )
+        self.window = _Window()
+        yield event
+
+    def _after_step(self) -> Iterator[TrainEvent]:
+        step, config = self.state.step, self.config
+        improved = False
+        if step == self.steps or (config.steps_per_eval and step % config.steps_per_eval == 0):
+            for event in self._evaluate():
+                improved = event.best
+                yield event
+        if improved or (config.save_every and step % config.save_every == 0):
+            yield from self._save()
+
+    def _evaluate(self) -> Iterator[Evaluated]:
+        """The loss on the validation rows, dropout off."""
+        batches = in_order(self.valid, self.config.batch_size)
+        if self.config.val_batches >= 0:
+            batches = batches[: self.config.val_batches]
+        if not batches:
+            return
+        numerator = denominator = 0.0
+        self.model.eval()
+        for some in batches:
+            loss, weight, _ = self.objective(self.model, collate(some))
+            numerator += loss.item()
+            denominator += weight
+        self.model.train()
+        loss, before = numerator / denominator, self.state.best_loss
+        best = before is None or loss < before
+        if self.state.step:  # what is untrained is no candidate
+            self.state = replace(self.state, eval_loss=loss, best_loss=loss if best else before)
+        yield Evaluated(self.state.step, loss, round(denominator), best)
+
+    def _save(self) -> Iterator[TrainEvent]:
+        if self.snapshots is None or self.saved_step == self.state.step or self.state.step == 0:
+            return
+        path = self.snapshots.save(self.state)
+        self.saved_step = self.state.step
+        yield Saved(self.state.step, str(path))

@@ -1,0 +1,26 @@
+"""Causal language modelling: predict each next token that is to be learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from macllm.ops.cross_entropy import cross_entropy
+from macllm.train.data import Batch
+
+
+def clm(model: Any, batch: Batch) -> tuple[mx.array, float, dict[str, float]]:
+    """Sum over learnt targets of weight * -log p(target), the sum of the weights, and no metrics.
+
+    Only positions with a weight reach the head. Padding needs no mask: it stands on the right of what is
+    learnt, where a causal model does not look.
+    """
+    hidden = model.hidden(mx.array(batch.inputs))
+    chosen = np.flatnonzero(batch.weights)
+    picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(chosen)]
+    targets = mx.array(batch.targets.reshape(-1)[chosen])
+    weights = batch.weights.reshape(-1)[chosen]
+    losses = cross_entropy(model.logits(picked), targets)
+    return (losses * mx.array(weights)).sum(), float(weights.sum(dtype=np.float64)), {}

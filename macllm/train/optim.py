@@ -1,0 +1,115 @@
+"""AdamW, schedules and clipping as pure functions over flat dicts of arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import mlx.core as mx
+
+from .config import TrainConfig
+
+Arrays = dict[str, mx.array]
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """The rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule down to `min_lr_ratio`."""
+    warm = math.ceil(config.warmup * steps)
+    if step < warm:
+        return config.learning_rate * (step + 1) / (warm + 1)
+    floor = config.min_lr_ratio
+    match config.schedule:
+        case "constant":
+            factor = 1.0
+        case "linear":
+            factor = 1.0 - (1.0 - floor) * _progress(step, warm, steps)
+        case "cosine":
+            factor = floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * _progress(step, warm, steps)))
+        case "wsd":
+            start = max(warm, steps - math.ceil(config.decay * steps))
+            factor = 1.0 - (1.0 - floor) * _progress(max(step, start), start, steps)
+    return config.learning_rate * factor
+
+
+def _progress(step: int, start: int, stop: int) -> float:
+    return min(1.0, (step - start) / max(1, stop - start))
+
+
+def global_norm(gradients: Arrays) -> mx.array:
+    """The Euclidean norm of all gradients together, in float32."""
+    squares = [mx.square(g.astype(mx.float32)).sum() for g in gradients.values()]
+    return mx.sqrt(mx.stack(squares).sum())
+
+
+def clip_factor(norm: mx.array, most: float) -> mx.array:
+    """What to multiply gradients of this norm with, to bring it down to `most`; `most` = 0 never does."""
+    return mx.minimum(1.0, most / (norm + 1e-6)) if most > 0 else mx.array(1.0)
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """Means of the gradients and of their squares, float32, and the updates they saw."""
+
+    mean: Arrays
+    square: Arrays
+    count: int
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay and corrected bias (Loshchilov and Hutter 2019, arXiv:1711.05101, alg. 2)."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    decay_all: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> AdamW:
+        """The optimizer that a config describes."""
+        return cls(config.beta1, config.beta2, config.epsilon, config.weight_decay, config.decay_all)
+
+    def init(self, weights: Arrays) -> AdamState:
+        """Nothing seen yet."""
+        zeros = {k: mx.zeros(w.shape, mx.float32) for k, w in weights.items()}
+        return AdamState(zeros, dict(zeros), 0)
+
+    def decays(self, name: str, weight: mx.array) -> bool:
+        """Whether weight decay touches this weight: matrices that are no embedding, or all."""
+        return self.decay_all or (weight.ndim > 1 and "embedding" not in name)
+
+    def update(
+        self, weights: Arrays, gradients: Arrays, state: AdamState, rate: float, scale: mx.array
+    ) -> tuple[Arrays, AdamState]:
+        """Weights and state after one step along `scale` * gradients; the arguments stay as they are."""
+        count = state.count + 1
+        step = mx.array(rate / (1 - self.beta1**count), mx.float32)
+        root = mx.array(1 / math.sqrt(1 - self.beta2**count), mx.float32)
+        kernel = _kernel(self.beta1, self.beta2, self.epsilon)
+        new, mean, square = {}, {}, {}
+        for name, weight in weights.items():
+            kept = mx.array(1.0 - rate * self.weight_decay * self.decays(name, weight), mx.float32)
+            new[name], mean[name], square[name] = kernel(
+                weight, gradients[name], state.mean[name], state.square[name], scale, step, root, kept
+            )
+        return new, AdamState(mean, square, count)
+
+
+@cache
+def _kernel(beta1: float, beta2: float, epsilon: float) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
+    """The update of one tensor, fused: it is bound by memory, and unfused it reads everything several times."""
+
+    def update(
+        weight: mx.array, gradient: mx.array, mean: mx.array, square: mx.array, *scalars: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        scale, step, root, kept = scalars
+        g = gradient.astype(mx.float32) * scale
+        mean = beta1 * mean + (1 - beta1) * g
+        square = beta2 * square + (1 - beta2) * (g * g)
+        moved = weight.astype(mx.float32) * kept - step * mean / (mx.sqrt(square) * root + epsilon)
+        return moved.astype(weight.dtype), mean, square
+
+    return mx.compile(update)

@@ -1,0 +1,142 @@
+"""Rows to tokens, and which of them are to be learnt.
+
+A token of a chat is learnt when it belongs to an assistant's turn, its end marker included. Where turns
+begin and end is read off the template itself: the conversation up to a turn, rendered, has to be the
+beginning of the conversation with it. A template that writes old turns otherwise than new ones (dropped
+reasoning) gives one example a turn instead, each as it would stand while chatting; one whose answers do
+not follow its own prompt is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from macllm.errors import DataError, MacllmError
+
+from .rows import Chat, Completion, Row, Text
+
+
+class TextTokenizer(Protocol):
+    """What training asks of a tokenizer."""
+
+    eos_token_id: int | None
+
+    @property
+    def chat_template(self) -> Any:
+        """The template, or None."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+
+    def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The text of a conversation."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens (L,) int32 and, of the same shape, whether each is to be predicted; the first never is."""
+
+    tokens: np.ndarray
+    learnt: np.ndarray
+    where: str
+    splittable: bool = False
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool) -> list[Example]:
+    """The examples that a row makes: one, or one a turn where the template rewrites old turns."""
+    match row:
+        case Text(text, where):
+            tokens = _closed(tokenizer.encode(text), tokenizer)
+            return [_example(tokens, [(0, len(tokens))], where, splittable=True)]
+        case Completion(prompt, completion, where) if tokenizer.chat_template is None:
+            before = tokenizer.encode(prompt)
+            tokens = _closed(before + tokenizer.encode(completion, add_special_tokens=False), tokenizer)
+            return [_example(tokens, [(len(before) if mask_prompt else 0, len(tokens))], where)]
+        case Completion(prompt, completion, where):
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            return list(_chat(Chat(messages, None, where), tokenizer, mask_prompt))
+        case Chat():
+            return list(_chat(row, tokenizer, mask_prompt))
+
+
+def _closed(tokens: list[int], tokenizer: TextTokenizer) -> list[int]:
+    """`tokens` and the end-of-sequence token, once."""
+    end = tokenizer.eos_token_id
+    return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
+
+
+def _example(tokens: list[int], spans: list[tuple[int, int]], where: str, splittable: bool = False) -> Example:
+    learnt = np.zeros(len(tokens), dtype=bool)
+    for start, stop in spans:
+        learnt[start:stop] = True
+    learnt[:1] = False
+    return Example(np.array(tokens, dtype=np.int32), learnt, where, splittable)
+
+
+def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Example]:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"{row.where} is a chat, and the model has no chat template",
+            remedy='rows of {"prompt": ..., "completion": ...} or {"text": ...}',
+        )
+    full = _render(row, len(row.messages), tokenizer, answer_next=False)
+    if not mask_prompt:
+        tokens = tokenizer.encode(full, add_special_tokens=False)
+        yield _example(tokens, [(0, len(tokens))], row.where)
+        return
+    turns = [_turn(row, i, tokenizer) for i, m in enumerate(row.messages) if m["role"] == "assistant"]
+    if all(full.startswith(after) for _, after in turns):
+        yield _align(full, [(len(before), len(after)) for before, after in turns], row, tokenizer)
+        return
+    for before, after in turns:
+        yield _align(after, [(len(before), len(after))], row, tokenizer)
+
+
+def _turn(row: Chat, i: int, tokenizer: TextTokenizer) -> tuple[str, str]:
+    """The text before the answer that is message `i`, and the text up to its end."""
+    before = _render(row, i, tokenizer, answer_next=True) if i else ""
+    after = _render(row, i + 1, tokenizer, answer_next=False)
+    if not after.startswith(before):
+        raise DataError(
+            f"{row.where}: cannot tell which tokens are the assistant's",
+            cause=f"the template's prompt for message {i + 1} is not how it writes that message",
+            remedy="mask_prompt = false (learn every token), or a template that is stable",
+        )
+    # What a template writes after the end marker (a line break) is never sampled: generation has stopped.
+    return before, after[: len(before)] + after[len(before) :].rstrip()
+
+
+def _render(row: Chat, count: int, tokenizer: TextTokenizer, answer_next: bool) -> str:
+    try:
+        return tokenizer.render(row.messages[:count], tools=row.tools, add_generation_prompt=answer_next)
+    except DataError:
+        raise
+    except MacllmError as error:
+        raise DataError(f"{row.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def _align(text: str, spans: list[tuple[int, int]], row: Chat, tokenizer: TextTokenizer) -> Example:
+    """`spans` of characters as spans of tokens of the whole text."""
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    return _example(tokens, [(_count(text[:a], tokens, row, tokenizer), _count(text[:b], tokens, row, tokenizer))
+                             for a, b in spans], row.where)  # fmt: skip
+
+
+def _count(text: str, tokens: list[int], row: Chat, tokenizer: TextTokenizer) -> int:
+    """How many of `tokens` lie wholly in `text`, their beginning; a token across its end belongs to what follows."""
+    own = tokenizer.encode(text, add_special_tokens=False) if text else []
+    same = next((n for n, (a, b) in enumerate(zip(own, tokens, strict=False)) if a != b), min(len(own), len(tokens)))
+    if len(own) - same > 1:
+        raise DataError(
+            f"{row.where}: a turn's end does not fall between two tokens",
+            cause="the tokenizer joins the prompt's end with the answer",
+            remedy="mask_prompt = false (learn every token)",
+        )
+    return same

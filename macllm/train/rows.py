@@ -1,0 +1,118 @@
+"""Rows of training data as they lie in files: chats, prompts with completions, plain text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from macllm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation; `tools` are what its template may offer."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and the text that should follow it."""
+
+    prompt: str
+    completion: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text to continue at every token."""
+
+    text: str
+    where: str
+
+
+Row = Chat | Completion | Text
+
+_KINDS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+
+
+def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
+    """The training file and the validation file, if there is one, of a .jsonl or a folder."""
+    path = Path(data)
+    given = Path(valid) if valid else None
+    if given is not None and not given.is_file():
+        raise DataError(f"no file {given}", remedy="--valid a .jsonl file")
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"no file or folder {path}", remedy="--data train.jsonl")
+        return path, given
+    if not (path / "train.jsonl").is_file():
+        raise DataError(f"no train.jsonl in {path}", remedy=f"put the rows into {path / 'train.jsonl'}")
+    beside = path / "valid.jsonl"
+    return path / "train.jsonl", given or (beside if beside.is_file() else None)
+
+
+def read(path: Path) -> list[Row]:
+    """Every row of a .jsonl file. Raises DataError with file and line."""
+    rows: list[Row] = []
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    rows.append(_parse(line, f"{path}:{number}"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}", cause=error.strerror) from error
+    if not rows:
+        raise DataError(f"no rows in {path}", remedy=_KINDS)
+    return rows
+
+
+def _parse(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON", cause=str(error), remedy="one JSON object a line, in UTF-8") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is not a JSON object", remedy=_KINDS)
+    if "messages" in row:
+        return Chat(_check_messages(row["messages"], where), _check_tools(row.get("tools"), where), where)
+    if "prompt" in row and "completion" in row:
+        return _completion(row, where)
+    if "text" in row:
+        if not isinstance(row["text"], str):
+            raise DataError(f"{where}: text is not a string")
+        return Text(row["text"], where)
+    found = ", ".join(sorted(map(str, row))) or "nothing"
+    raise DataError(f"{where} has no field to learn from", cause=f"it has {found}", remedy=_KINDS)
+
+
+def _completion(row: dict[str, Any], where: str) -> Row:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return Chat(_check_messages(prompt + completion, where), _check_tools(row.get("tools"), where), where)
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        raise DataError(f"{where}: prompt and completion are not both strings, nor both lists of messages")
+    return Completion(prompt, completion, where)
+
+
+def _check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: messages is not a list of messages")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise DataError(f"{where}: message {number} has no role", remedy='{"role": "user", "content": "..."}')
+        content = message.get("content")
+        if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+            raise DataError(f"{where}: message {number} ({message['role']}) has no content")
+    return messages
+
+
+def _check_tools(tools: Any, where: str) -> list[Any] | None:
+    if tools is not None and not isinstance(tools, list):
+        raise DataError(f"{where}: tools is not a list")
+    return tools

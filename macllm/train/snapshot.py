@@ -1,0 +1,207 @@
+"""A run on disk, resumable bit for bit, whatever moment it was killed at.
+
+A snapshot is a folder that appears by one rename, after its files and then its manifest (sizes and
+SHA-256 of each) have reached the disk. One that does not agree with its manifest is passed over for the
+one before. Random state needs no file: batches and dropout are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from macllm.errors import CheckpointError, MacllmError
+
+from .optim import AdamState, Arrays
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that changes while training, after `step` steps: never modified, only replaced."""
+
+    step: int
+    weights: Arrays
+    optimizer: AdamState
+    best_loss: float | None = None
+    eval_loss: float | None = None  # of exactly these weights
+
+
+class Snapshots:
+    """The snapshots of one run in one folder: the newest `keep`, and the best one by validation loss."""
+
+    def __init__(self, folder: Path, keep: int, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._identity = json.loads(json.dumps(identity))
+
+    def save(self, state: TrainState) -> Path:
+        """Write a snapshot, then remove those no longer wanted. Raises MacllmError when the disk refuses."""
+        final = self.folder / _name(state.step)
+        draft = self.folder / f".draft-{_name(state.step)}-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_drafts()
+            draft.mkdir()
+            self._write(draft, state)
+            if final.exists():
+                shutil.rmtree(final)
+            draft.rename(final)
+            _sync(self.folder)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise MacllmError(
+                f"cannot write the snapshot {final}",
+                cause=str(error),
+                remedy="free some disk, then run the same command with --resume",
+            ) from error
+        self._prune()
+        return final
+
+    def latest(self) -> TrainState | None:
+        """The newest snapshot that is whole; None when there is none at all.
+
+        Raises CheckpointError when every one is damaged, or when it belongs to another run.
+        """
+        damage: list[str] = []
+        for step in reversed(self._steps()):
+            try:
+                return self._read(self.folder / _name(step))
+            except _DamagedError as error:
+                damage.append(str(error))
+        if damage:
+            raise CheckpointError(f"no snapshot in {self.folder} is whole", cause="; ".join(damage[:3]))
+        return None
+
+    def best(self) -> TrainState | None:
+        """The snapshot with the lowest validation loss, if any was evaluated and is whole."""
+        ranked = sorted((loss, step) for step, loss in self._losses().items())
+        for _, step in ranked:
+            try:
+                return self._read(self.folder / _name(step))
+            except _DamagedError:
+                continue
+        return None
+
+    def _write(self, draft: Path, state: TrainState) -> None:
+        tensors = {
+            "weights": state.weights,
+            "mean": state.optimizer.mean,
+            "square": state.optimizer.square,
+        }
+        for name, arrays in tensors.items():
+            mx.save_safetensors(str(draft / f"{name}.safetensors"), arrays)
+        about = {
+            "format": _FORMAT,
+            "step": state.step,
+            "count": state.optimizer.count,
+            "best_loss": state.best_loss,
+            "eval_loss": state.eval_loss,
+            "run": self._identity,
+        }
+        (draft / "state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        manifest = {}
+        for path in sorted(draft.iterdir()):
+            _sync(path)
+            manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _sync(draft / "manifest.json")
+        _sync(draft)
+
+    def _read(self, folder: Path) -> TrainState:
+        _verify(folder)
+        about = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        _check_identity(about["run"], self._identity, folder)
+        read = {name: _load(folder / f"{name}.safetensors") for name in ("weights", "mean", "square")}
+        optimizer = AdamState(read["mean"], read["square"], about["count"])
+        return TrainState(about["step"], read["weights"], optimizer, about["best_loss"], about["eval_loss"])
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        names = (p.name.removeprefix("step-") for p in self.folder.iterdir() if p.name.startswith("step-"))
+        return sorted(int(n) for n in names if n.isdigit())
+
+    def _losses(self) -> dict[int, float]:
+        losses = {}
+        for step in self._steps():
+            try:
+                about = json.loads((self.folder / _name(step) / "state.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if about.get("eval_loss") is not None:
+                losses[step] = about["eval_loss"]
+        return losses
+
+    def _prune(self) -> None:
+        steps, losses = self._steps(), self._losses()
+        wanted = set(steps[-self._keep :])
+        if losses:
+            wanted.add(min(losses, key=lambda step: (losses[step], step)))
+        for step in set(steps) - wanted:
+            shutil.rmtree(self.folder / _name(step), ignore_errors=True)
+
+    def _remove_drafts(self) -> None:
+        for draft in self.folder.glob(".draft-*"):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+class _DamagedError(Exception):
+    """A snapshot that does not agree with its manifest."""
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _load(path: Path) -> Arrays:
+    arrays = mx.load(str(path))
+    if not isinstance(arrays, dict):
+        raise _DamagedError(f"{path} holds no named tensors")
+    mx.eval(arrays)
+    return arrays
+
+
+def _verify(folder: Path) -> None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for name, entry in manifest.items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+                raise _DamagedError(f"{path} has changed since it was written")
+        if not {"weights.safetensors", "mean.safetensors", "square.safetensors", "state.json"} <= set(manifest):
+            raise _DamagedError(f"{folder} is not complete")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamagedError(f"{folder}: {error}") from error
+
+
+def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
+    changed = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
+    if changed:
+        told = "; ".join(f"{k} was {theirs.get(k)!r}, is {ours.get(k)!r}" for k in changed[:4])
+        raise CheckpointError(
+            f"{folder.parent.parent} holds another run",
+            cause=told,
+            remedy="the settings and data it began with, or another folder",
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
