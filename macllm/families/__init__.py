@@ -1,0 +1,73 @@
+"""`model_type` in a checkpoint's config.json -> the family that reads it.
+
+A family is a module with `spec(config) -> ModelSpec` and `keys(config) -> KeyMap`, and `mlx_keys(config)`
+where mlx-lm writes other names than transformers does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Literal
+
+from macllm.nn.spec import ModelSpec
+from macllm.weights.keymap import KeyMap
+
+from .config import Config
+
+# model_type -> (module, key of the nested text config of a multimodal checkpoint)
+FAMILIES: dict[str, tuple[str, str | None]] = {
+    "bart": ("bart", None),
+    "bert": ("bert", None),
+    "gemma2": ("gemma2", None),
+    "gemma3": ("gemma3", "text_config"),
+    "gemma3_text": ("gemma3", None),
+    "gpt2": ("gpt2", None),
+    "llama": ("llama", None),
+    "llama4": ("llama4", "text_config"),
+    "llama4_text": ("llama4", None),
+    "marian": ("marian", None),
+    "mistral": ("mistral", None),
+    "mixtral": ("mixtral", None),
+    "olmo2": ("olmo2", None),
+    "phi3": ("phi3", None),
+    "qwen2": ("qwen2", None),
+    "qwen3": ("qwen3", None),
+    "qwen3_moe": ("qwen3_moe", None),
+    "roberta": ("roberta", None),
+    "t5": ("t5", None),
+}
+
+Layout = Literal["hf", "mlx"]
+
+
+def is_known(config: dict) -> bool:
+    """Whether a family of ours reads this config.json."""
+    return config.get("model_type") in FAMILIES
+
+
+def text_config(config: dict) -> dict:
+    """The part of a config.json that describes the language model."""
+    nested = FAMILIES[config["model_type"]][1]
+    if nested is None:
+        return config
+    # Older multimodal configs leave out of their text half what equals the defaults of its class.
+    kept = {"tie_word_embeddings": config.get("tie_word_embeddings")} if "tie_word_embeddings" in config else {}
+    return {"model_type": f"{config['model_type']}_text", **kept, **config.get(nested, {})}
+
+
+def spec(config: Config) -> ModelSpec:
+    """The spec that a text config describes."""
+    return _family(config).spec(config)
+
+
+def keys(config: Config, layout: Layout = "hf") -> KeyMap:
+    """Tensor names of a text config's checkpoint, as transformers ("hf") or mlx-lm ("mlx") writes them."""
+    family = _family(config)
+    make: Callable[[Config], KeyMap] = getattr(family, "mlx_keys", family.keys) if layout == "mlx" else family.keys
+    return make(config)
+
+
+def _family(config: Config) -> ModuleType:
+    return import_module(f".{FAMILIES[config['model_type']][0]}", __name__)

@@ -1,0 +1,130 @@
+"""BART: encoder and decoder with learned positions and norms after each sum. arXiv:1910.13461."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from macllm.nn.spec import (
+    AttentionSpec,
+    Bidirectional,
+    Causal,
+    EmbeddingSpec,
+    EncoderDecoderSpec,
+    HeadSpec,
+    LayerSpec,
+    LearnedPositions,
+    MLPSpec,
+    NormSpec,
+    SinusoidalPositions,
+    StackSpec,
+)
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Row, Rule
+
+from .config import Config, activation
+
+
+def spec(config: Config) -> EncoderDecoderSpec:
+    """The spec that `config` describes."""
+    # The table begins with two rows that no position reads.
+    positions = LearnedPositions(count=config["max_position_embeddings"], offset=2)
+    embedding = embed(config, positions, NORM)
+    return text_to_text(config, embedding, embedding, shared=True)
+
+
+NORM = NormSpec(kind="layer", eps=1e-5, bias=True)
+
+
+def embed(
+    config: Config,
+    positions: LearnedPositions | SinusoidalPositions,
+    norm: NormSpec | None,
+    vocab_size: int | None = None,
+) -> EmbeddingSpec:
+    """Tokens scaled by sqrt(D) where the config says so, and positions."""
+    dim = config["d_model"]
+    return EmbeddingSpec(
+        vocab_size=vocab_size or config["vocab_size"],
+        dim=dim,
+        scale=dim**0.5 if config.get("scale_embedding", False) else 1.0,
+        positions=positions,
+        norm=norm,
+    )
+
+
+def text_to_text(config: Config, source: EmbeddingSpec, target: EmbeddingSpec, *, shared: bool) -> EncoderDecoderSpec:
+    """Both stacks over these embeddings."""
+    return EncoderDecoderSpec(
+        source=source,
+        target=target,
+        encoder=stack(config, decoder=False),
+        decoder=stack(config, decoder=True),
+        head=HeadSpec(tied=config.get("tie_word_embeddings", True), bias=True),
+        shared=shared,
+        context_length=config["max_position_embeddings"],
+    )
+
+
+def stack(config: Config, *, decoder: bool) -> StackSpec:
+    """The layers of one side."""
+    side = "decoder" if decoder else "encoder"
+    heads = config[f"{side}_attention_heads"]
+    head_dim = config["d_model"] // heads
+    sees_all = AttentionSpec(
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        mask=Bidirectional(),
+        qkv_bias=True,
+        out_bias=True,
+    )
+    layer = LayerSpec(
+        attention=replace(sees_all, mask=Causal()) if decoder else sees_all,
+        cross_attention=sees_all if decoder else None,
+        feed_forward=MLPSpec(
+            hidden=config[f"{side}_ffn_dim"],
+            activation=activation(config.get("activation_function", "gelu")),
+            gated=False,
+            bias=True,
+        ),
+        norm=NORM,
+        placement="post",
+    )
+    return StackSpec(layers=(layer,) * config[f"{side}_layers"], final_norm=None)
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    positions = tuple(
+        Rule(f"model.{side}.{theirs}.*", f"{ours}.{leaf}.*")
+        for side, ours in (("encoder", "embedding"), ("decoder", "target_embedding"))
+        for theirs, leaf in (("embed_positions", "positions"), ("layernorm_embedding", "norm"))
+    )
+    tables = (
+        Rule("model.shared.*", "embedding.tokens.*"),
+        Drop("model.encoder.embed_tokens.weight"),
+        Drop("model.decoder.embed_tokens.weight"),
+    )
+    return KeyMap((*tables, *positions, *layers(config)), aliases=(("", ""), ("", "model.")))
+
+
+def layers(config: Config) -> tuple[AnyRule, ...]:
+    """Names of both stacks and the head."""
+    tied = config.get("tie_word_embeddings", True)
+    rules: list[AnyRule] = [
+        Drop("lm_head.weight") if tied else Rule("lm_head.*", "head.proj.*"),
+        Row("final_logits_bias", "head.bias"),
+    ]
+    for side, parts in (("encoder", ("attention",)), ("decoder", ("attention", "cross"))):
+        theirs, ours = f"model.{side}.layers.{{i}}.", f"{side}.layers.{{i}}."
+        for part in parts:
+            name = {"attention": "self_attn", "cross": "encoder_attn"}[part]
+            rules += [Rule(f"{theirs}{name}.{p}_proj.*", f"{ours}{part}.{p}_proj.*") for p in "qkv"]
+            rules.append(Rule(f"{theirs}{name}.out_proj.*", f"{ours}{part}.o_proj.*"))
+            rules.append(Rule(f"{theirs}{name}_layer_norm.*", f"{ours}{part}_norm.sum.*"))
+        rules += [
+            Rule(f"{theirs}fc1.*", f"{ours}feed_forward.up_proj.*"),
+            Rule(f"{theirs}fc2.*", f"{ours}feed_forward.down_proj.*"),
+            Rule(f"{theirs}final_layer_norm.*", f"{ours}feed_forward_norm.sum.*"),
+        ]
+    return tuple(rules)

@@ -1,0 +1,172 @@
+"""Reading a checkpoint's `config.json`: required values, activations, layer patterns, rotary positions.
+
+Both spellings in the wild are read: `rope_theta` with `rope_scaling` (transformers 4) and
+`rope_parameters`, flat or by kind of layer (transformers 5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from macllm.errors import CheckpointError
+from macllm.nn.spec import (
+    Activation,
+    BandScaling,
+    DynamicScaling,
+    LinearScaling,
+    LongScaling,
+    RoPEScaling,
+    RoPESpec,
+    YarnScaling,
+)
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "tanh": "tanh",
+}
+
+
+class Config(Mapping[str, Any]):
+    """A `config.json` whose missing values are errors that name them.
+
+    `names` are the tensors of the checkpoint it came with, where there is one: some parts (a pooler, a
+    head) are only to be seen there.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], names: Iterable[str] | None = None):
+        self._raw = dict(raw)
+        self.names = None if names is None else frozenset(names)
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return self._raw[key]
+        except KeyError:
+            raise CheckpointError(
+                f"config.json has no {key!r}",
+                cause=f"a {self._raw.get('model_type', 'model')} needs it",
+                remedy="download the checkpoint again, or add the value",
+            ) from None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` where it is absent or null."""
+        value = self._raw.get(key)
+        return default if value is None else value
+
+    def holds(self, ending: str, *, otherwise: bool) -> bool:
+        """Whether the checkpoint has a tensor whose name ends so; `otherwise` where there is no checkpoint."""
+        return otherwise if self.names is None else any(name.endswith(ending) for name in self.names)
+
+    def but(self, **changes: Any) -> Config:
+        """The same with other values."""
+        return Config({**self._raw, **changes}, self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+
+def activation(name: str) -> Activation:
+    """Our word for theirs. Raises CheckpointError for one we do not have."""
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def refuse(config: Config, **unsupported: Any) -> None:
+    """Raise CheckpointError when the config sets an option to a value that this family does not run."""
+    for key, value in unsupported.items():
+        if config.get(key) == value:
+            raise CheckpointError(f"{key} = {value!r} of config.json is not supported for {config['model_type']}")
+
+
+def layer_types(config: Config, default: list[str]) -> list[str]:
+    """The kind of each layer's attention, as listed or else by `default`."""
+    listed = config.get("layer_types", default)
+    if len(listed) != config["num_hidden_layers"]:
+        raise CheckpointError(
+            f"layer_types lists {len(listed)} layers, num_hidden_layers says {config['num_hidden_layers']}"
+        )
+    return listed
+
+
+def rope_parameters(config: Config, kind: str | None = None) -> dict[str, Any]:
+    """The rotary parameters of layers of one `kind`, in the newer spelling, with `rope_theta` filled in."""
+    given: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if kind is not None and isinstance(given.get(kind), Mapping):
+        given = dict(given[kind])
+    given.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
+    given.setdefault("rope_type", given.get("type", "default"))
+    given.setdefault("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    trained = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
+    given["original_max_position_embeddings"] = trained or config.get("max_position_embeddings")
+    return given
+
+
+def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None) -> RoPESpec:
+    """The rotary positions of heads of `head_dim`."""
+    p = rope_parameters(config) if parameters is None else parameters
+    dims = int(head_dim * p["partial_rotary_factor"])
+    try:
+        return RoPESpec(dims=dims, base=float(p["rope_theta"]), scaling=_scaling(config, p))
+    except KeyError as missing:
+        raise CheckpointError(f"rope parameters of type {p['rope_type']!r} have no {missing}") from None
+
+
+def _scaling(config: Config, p: dict[str, Any]) -> RoPEScaling | None:
+    trained = p["original_max_position_embeddings"]
+    match p["rope_type"]:
+        case "default":
+            return None
+        case "linear":
+            return LinearScaling(float(p["factor"]))
+        case "dynamic":
+            return DynamicScaling(float(p["factor"]), config["max_position_embeddings"])
+        case "llama3":
+            return BandScaling(float(p["factor"]), p["low_freq_factor"], p["high_freq_factor"], trained)
+        case "yarn":
+            return _yarn(config, p, trained)
+        case "longrope":
+            return _longrope(config, p, trained)
+        case unknown:
+            known = "default, linear, dynamic, llama3, yarn, longrope"
+            raise CheckpointError(f"rope_type {unknown!r} is not one of {known}")
+
+
+def _yarn(config: Config, p: dict[str, Any], trained: int) -> YarnScaling:
+    factor = p.get("factor") or config["max_position_embeddings"] / trained
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scale = p.get("attention_factor")
+    if scale is None:
+        one, all_dims = p.get("mscale"), p.get("mscale_all_dim")
+        scale = magnitude(one) / magnitude(all_dims) if one and all_dims else magnitude(1.0)
+    return YarnScaling(
+        factor=float(factor),
+        trained=trained,
+        beta_fast=float(p.get("beta_fast") or 32),
+        beta_slow=float(p.get("beta_slow") or 1),
+        magnitude=scale,
+        truncate=p.get("truncate", True),
+    )
+
+
+def _longrope(config: Config, p: dict[str, Any], trained: int) -> LongScaling:
+    factor = p.get("factor") or config["max_position_embeddings"] / trained
+    scale = p.get("attention_factor")
+    if scale is None:
+        scale = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+    return LongScaling(short=tuple(p["short_factor"]), long=tuple(p["long_factor"]), trained=trained, magnitude=scale)

@@ -1,0 +1,68 @@
+"""Gemma 2: sandwiched norms, capped logits, local and global layers in turn. arXiv:2408.00118."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from macllm.nn.spec import (
+    AttentionSpec,
+    Causal,
+    DecoderSpec,
+    EmbeddingSpec,
+    HeadSpec,
+    LayerSpec,
+    MLPSpec,
+    NormSpec,
+    Sliding,
+    StackSpec,
+)
+from macllm.weights.keymap import KeyMap
+
+from . import llama
+from .config import Config, activation, layer_types, refuse
+
+
+def spec(config: Config) -> DecoderSpec:
+    """The spec that `config` describes."""
+    refuse(config, use_bidirectional_attention=True)
+    count = config["num_hidden_layers"]
+    kinds = layer_types(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(count)])
+    masks = {"full_attention": Causal(), "sliding_attention": Sliding(config["sliding_window"])}
+    return decoder(config, tuple(layer(config, replace(attention(config), mask=masks[kind])) for kind in kinds))
+
+
+def attention(config: Config) -> AttentionSpec:
+    """Llama's attention with a score scale and a cap of its own."""
+    return replace(
+        llama.attention(config),
+        scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
+        logit_softcap=config.get("attn_logit_softcapping"),
+    )
+
+
+def layer(config: Config, attention: AttentionSpec) -> LayerSpec:
+    """A layer with norms on both sides of each branch."""
+    act = activation(config.get("hidden_activation", "gelu_pytorch_tanh"))
+    mlp = MLPSpec(hidden=config["intermediate_size"], activation=act, gated=True)
+    return LayerSpec(attention=attention, feed_forward=mlp, norm=norm(config), placement="sandwich")
+
+
+def norm(config: Config) -> NormSpec:
+    """RMSNorm that scales by 1 + weight."""
+    return replace(llama.norm(config), unit_offset=True)
+
+
+def decoder(config: Config, layers: tuple[LayerSpec, ...]) -> DecoderSpec:
+    """A decoder of these layers whose embeddings are scaled by sqrt(D)."""
+    dim = config["hidden_size"]
+    return DecoderSpec(
+        embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=dim, scale=dim**0.5),
+        decoder=StackSpec(layers=layers, final_norm=norm(config)),
+        head=HeadSpec(tied=config.get("tie_word_embeddings", True), softcap=config.get("final_logit_softcapping")),
+        context_length=config.get("max_position_embeddings"),
+    )
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    return llama.keymap(config, *llama.ATTENTION, *llama.MLP, *llama.SANDWICH_NORMS, tied=True)

@@ -1,0 +1,128 @@
+"""Llama 2 and 3, and what everyone built on them. arXiv:2307.09288, arXiv:2407.21783."""
+
+from __future__ import annotations
+
+from macllm.nn.spec import (
+    AttentionSpec,
+    Causal,
+    DecoderSpec,
+    EmbeddingSpec,
+    HeadSpec,
+    LayerSpec,
+    MaskSpec,
+    MLPSpec,
+    NormSpec,
+    Sliding,
+    StackSpec,
+)
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule
+
+from .config import Config, activation, rope
+
+
+def spec(config: Config) -> DecoderSpec:
+    """The spec that `config` describes."""
+    layer = LayerSpec(attention=attention(config), feed_forward=mlp(config), norm=norm(config))
+    return decoder(config, (layer,) * config["num_hidden_layers"], norm(config))
+
+
+def norm(config: Config) -> NormSpec:
+    """RMSNorm with the config's epsilon."""
+    return NormSpec(kind="rms", eps=config.get("rms_norm_eps", 1e-6))
+
+
+def attention(config: Config) -> AttentionSpec:
+    """Grouped-query attention with rotary positions over everything before."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim", config["hidden_size"] // heads)
+    return AttentionSpec(
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads", heads),
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        mask=Causal(),
+        rope=rope(config, head_dim),
+        qkv_bias=config.get("attention_bias", False),
+        out_bias=config.get("attention_bias", False),
+    )
+
+
+def window(config: Config) -> MaskSpec:
+    """The sliding window of a config that has one, else causal."""
+    return Sliding(config["sliding_window"]) if config.get("sliding_window") else Causal()
+
+
+def mlp(config: Config) -> MLPSpec:
+    """The gated feed-forward layer."""
+    return MLPSpec(
+        hidden=config["intermediate_size"],
+        activation=activation(config.get("hidden_act", "silu")),
+        gated=True,
+        bias=config.get("mlp_bias", False),
+    )
+
+
+def decoder(config: Config, layers: tuple[LayerSpec, ...], final_norm: NormSpec) -> DecoderSpec:
+    """A decoder of these layers with the config's vocabulary."""
+    return DecoderSpec(
+        embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=config["hidden_size"]),
+        decoder=StackSpec(layers=layers, final_norm=final_norm),
+        head=HeadSpec(tied=config.get("tie_word_embeddings", False)),
+        context_length=config.get("max_position_embeddings"),
+    )
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    return keymap(config, *ATTENTION, *MLP, *PRE_NORMS)
+
+
+def keymap(config: Config, *rules: AnyRule, tied: bool = False) -> KeyMap:
+    """`rules`, with the names outside the layers that all these families share. `tied`: the default."""
+    head = Drop("lm_head.weight") if config.get("tie_word_embeddings", tied) else Rule("lm_head.*", "head.proj.*")
+    return KeyMap((*OUTER, head, *rules), aliases=TEXT_HALF)
+
+
+# The text half of a multimodal checkpoint, as transformers 4 and 5 name it, and a bare stack without a head.
+TEXT_HALF = (
+    ("", ""),
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+    ("language_model.", ""),
+    ("", "model."),
+)
+OUTER: tuple[AnyRule, ...] = (
+    Drop("model.layers.{i}.self_attn.rotary_emb.inv_freq"),
+    Rule("model.embed_tokens.*", "embedding.tokens.*"),
+    Rule("model.norm.*", "decoder.norm.*"),
+)
+ATTENTION = tuple(
+    Rule(f"model.layers.{{i}}.self_attn.{leaf}.*", f"decoder.layers.{{i}}.attention.{leaf}.*")
+    for leaf in ("q_proj", "k_proj", "v_proj", "o_proj")
+)
+MLP = tuple(
+    Rule(f"model.layers.{{i}}.mlp.{leaf}.*", f"decoder.layers.{{i}}.feed_forward.{leaf}.*")
+    for leaf in ("gate_proj", "up_proj", "down_proj")
+)
+PRE_NORMS = (
+    Rule("model.layers.{i}.input_layernorm.*", "decoder.layers.{i}.attention_norm.pre.*"),
+    Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.feed_forward_norm.pre.*"),
+)
+SANDWICH_NORMS = (
+    Rule("model.layers.{i}.input_layernorm.*", "decoder.layers.{i}.attention_norm.pre.*"),
+    Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.attention_norm.branch.*"),
+    Rule("model.layers.{i}.pre_feedforward_layernorm.*", "decoder.layers.{i}.feed_forward_norm.pre.*"),
+    Rule("model.layers.{i}.post_feedforward_layernorm.*", "decoder.layers.{i}.feed_forward_norm.branch.*"),
+)
+BRANCH_NORMS = (
+    Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.attention_norm.branch.*"),
+    Rule("model.layers.{i}.post_feedforward_layernorm.*", "decoder.layers.{i}.feed_forward_norm.branch.*"),
+)
+HEAD_QK_NORMS = (
+    Rule("model.layers.{i}.self_attn.q_norm.*", "decoder.layers.{i}.attention.q_head_norm.*"),
+    Rule("model.layers.{i}.self_attn.k_norm.*", "decoder.layers.{i}.attention.k_head_norm.*"),
+)
+PROJECTION_QK_NORMS = (
+    Rule("model.layers.{i}.self_attn.q_norm.*", "decoder.layers.{i}.attention.q_norm.*"),
+    Rule("model.layers.{i}.self_attn.k_norm.*", "decoder.layers.{i}.attention.k_norm.*"),
+)

@@ -1,0 +1,100 @@
+"""Llama 4 (text): chunked rotary layers, every fourth global and without positions, experts with a shared one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from macllm.nn.spec import (
+    AttentionSpec,
+    Causal,
+    Chunked,
+    DecoderSpec,
+    LayerSpec,
+    MLPSpec,
+    MoESpec,
+    QKNormSpec,
+    RoPESpec,
+    TemperatureSpec,
+)
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Split
+
+from . import llama
+from .config import Config, layer_types
+
+OURS = "decoder.layers.{i}.feed_forward."
+THEIRS = "model.layers.{i}.feed_forward."
+
+
+def spec(config: Config) -> DecoderSpec:
+    """The spec that `config` describes."""
+    count = config["num_hidden_layers"]
+    every = config.get("no_rope_layer_interval", 4)
+    turns = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
+    kinds = layer_types(config, ["chunked_attention" if turn else "full_attention" for turn in turns])
+    layers = tuple(
+        LayerSpec(
+            attention=attention(config, kind, bool(turn)),
+            feed_forward=feed_forward(config, i),
+            norm=llama.norm(config),
+        )
+        for i, (kind, turn) in enumerate(zip(kinds, turns, strict=True))
+    )
+    return llama.decoder(config, layers, llama.norm(config))
+
+
+def attention(config: Config, kind: str, turns: bool) -> AttentionSpec:
+    """Rotary with scale-free norms on queries and keys, or neither but a temperature that grows with position."""
+    base = llama.attention(config)
+    base = replace(base, mask=Chunked(config["attention_chunk_size"]) if kind == "chunked_attention" else Causal())
+    if not turns:
+        heat = TemperatureSpec(floor=config.get("floor_scale", 8192), scale=config.get("attn_scale", 0.1))
+        return replace(base, rope=None, temperature=heat if config.get("attn_temperature_tuning", True) else None)
+    assert isinstance(base.rope, RoPESpec)
+    unit = QKNormSpec(norm=replace(llama.norm(config), weight=False), over="head")
+    normed = config.get("use_qk_norm", True)
+    return replace(base, rope=replace(base.rope, interleaved=True), qk_norm=unit if normed else None)
+
+
+def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
+    """Experts where `moe_layers` says, or on every `interleave_moe_layer_step`-th layer."""
+    step = config.get("interleave_moe_layer_step", 1)
+    sparse = config.get("moe_layers") if config.get("moe_layers") is not None else None
+    if not (i in sparse if sparse is not None else i % step == step - 1):
+        return replace(llama.mlp(config), hidden=config["intermediate_size_mlp"])
+    return MoESpec(
+        expert=llama.mlp(config),
+        shared=llama.mlp(config),
+        num_experts=config["num_local_experts"],
+        top_k=config["num_experts_per_tok"],
+        router="sigmoid",
+        weigh="input",
+    )
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config; experts are stored (E, in, out), gate and up as one."""
+    hidden = config["intermediate_size"]
+    gate_up = tuple(f"{OURS}experts.{p}_proj.weight" for p in ("gate", "up"))
+    experts = (
+        Split(THEIRS + "experts.gate_up_proj", gate_up, (hidden, hidden), transpose=True),
+        Rule(THEIRS + "experts.down_proj", OURS + "experts.down_proj.weight", transpose=True),
+    )
+    return llama.keymap(config, *_shared(), *experts, *_eyes())
+
+
+def mlx_keys(config: Config) -> KeyMap:
+    """The same as mlx-lm writes them: experts apart and (E, out, in)."""
+    experts = (Rule(f"{THEIRS}experts.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
+    return llama.keymap(config, *_shared(), *experts, *_eyes())
+
+
+def _shared() -> tuple[AnyRule, ...]:
+    both = (("", ""), ("shared_expert.", "shared."))
+    mlps = tuple(
+        Rule(f"{THEIRS}{t}{p}_proj.*", f"{OURS}{o}{p}_proj.*") for t, o in both for p in ("gate", "up", "down")
+    )
+    return (*llama.ATTENTION, *llama.PRE_NORMS, *mlps, Rule(THEIRS + "router.*", OURS + "router.*"))
+
+
+def _eyes() -> tuple[AnyRule, ...]:
+    return tuple(Drop(f"{part}.**") for part in ("vision_model", "multi_modal_projector", "model.vision_model"))

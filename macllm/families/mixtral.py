@@ -1,0 +1,45 @@
+"""Mixtral: Mistral with eight experts, two to a token. arXiv:2401.04088."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from macllm.nn.spec import DecoderSpec, LayerSpec, MoESpec
+from macllm.weights.keymap import KeyMap, Rule, Stack
+
+from . import llama
+from .config import Config
+
+OURS = "decoder.layers.{i}.feed_forward."
+THEIRS = "model.layers.{i}.block_sparse_moe."
+
+
+def spec(config: Config) -> DecoderSpec:
+    """The spec that `config` describes."""
+    experts = MoESpec(
+        expert=llama.mlp(config),
+        num_experts=config["num_local_experts"],
+        top_k=config["num_experts_per_tok"],
+        router="softmax",
+        renormalize=True,
+    )
+    attention = replace(llama.attention(config), mask=llama.window(config))
+    layer = LayerSpec(attention=attention, feed_forward=experts, norm=llama.norm(config))
+    return llama.decoder(config, (layer,) * config["num_hidden_layers"], llama.norm(config))
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    names, count = (("gate", "w1"), ("up", "w3"), ("down", "w2")), config["num_local_experts"]
+    experts = (Stack(f"{THEIRS}experts.{{e}}.{w}.weight", f"{OURS}experts.{p}_proj.weight", count) for p, w in names)
+    return llama.keymap(
+        config, *llama.ATTENTION, *llama.PRE_NORMS, Rule(THEIRS + "gate.*", OURS + "router.*"), *experts
+    )
+
+
+def mlx_keys(config: Config) -> KeyMap:
+    """The same as mlx-lm writes them: experts stacked."""
+    experts = (Rule(f"{THEIRS}switch_mlp.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
+    return llama.keymap(
+        config, *llama.ATTENTION, *llama.PRE_NORMS, Rule(THEIRS + "gate.*", OURS + "router.*"), *experts
+    )

@@ -1,0 +1,61 @@
+"""Qwen 3 MoE: Qwen 3 with many small experts. arXiv:2505.09388."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from macllm.nn.spec import Causal, DecoderSpec, LayerSpec, MLPSpec, MoESpec, Sliding
+from macllm.weights.keymap import AnyRule, KeyMap, Rule, Stack
+
+from . import llama, qwen3
+from .config import Config
+
+OURS = "decoder.layers.{i}.feed_forward."
+THEIRS = "model.layers.{i}.mlp."
+
+
+def spec(config: Config) -> DecoderSpec:
+    """The spec that `config` describes."""
+    slides = config.get("use_sliding_window", False)
+    mask = Sliding(config["sliding_window"]) if slides and config.get("sliding_window") else Causal()
+    attention = replace(qwen3.attention(config), mask=mask)
+    layers = tuple(
+        LayerSpec(attention=attention, feed_forward=feed_forward(config, i), norm=llama.norm(config))
+        for i in range(config["num_hidden_layers"])
+    )
+    return llama.decoder(config, layers, llama.norm(config))
+
+
+def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
+    """Experts on every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
+    dense = i in config.get("mlp_only_layers", ()) or (i + 1) % config.get("decoder_sparse_step", 1) != 0
+    if dense or not config["num_experts"]:
+        return llama.mlp(config)
+    return MoESpec(
+        expert=replace(llama.mlp(config), hidden=config["moe_intermediate_size"]),
+        num_experts=config["num_experts"],
+        top_k=config["num_experts_per_tok"],
+        router="softmax",
+        renormalize=config.get("norm_topk_prob", False),
+    )
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    count = config["num_experts"]
+    experts = (
+        Stack(f"{THEIRS}experts.{{e}}.{p}_proj.weight", f"{OURS}experts.{p}_proj.weight", count)
+        for p in ("gate", "up", "down")
+    )
+    return llama.keymap(config, *_shared(), *experts)
+
+
+def mlx_keys(config: Config) -> KeyMap:
+    """The same as mlx-lm writes them: experts stacked."""
+    experts = (Rule(f"{THEIRS}switch_mlp.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
+    return llama.keymap(config, *_shared(), *experts)
+
+
+def _shared() -> tuple[AnyRule, ...]:
+    router = Rule(THEIRS + "gate.*", OURS + "router.*")
+    return (*llama.ATTENTION, *llama.MLP, *llama.PRE_NORMS, *llama.HEAD_QK_NORMS, router)

@@ -1,0 +1,28 @@
+"""RoBERTa: BERT whose positions begin after the padding token's. arXiv:1907.11692."""
+
+from __future__ import annotations
+
+from macllm.nn.spec import EncoderSpec, LearnedPositions
+from macllm.weights.keymap import Drop, KeyMap, Rule
+
+from . import bert
+from .config import Config
+
+
+def spec(config: Config) -> EncoderSpec:
+    """The spec that `config` describes."""
+    first = config.get("pad_token_id", 1) + 1
+    positions = LearnedPositions(count=config["max_position_embeddings"] - first, offset=first)
+    head = config.holds("lm_head.bias", otherwise=bert.architecture(config).endswith("MaskedLM"))
+    return bert.encoder(config, positions, head=head)
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    head = (
+        Rule("lm_head.dense.*", "head.transform.dense.*"),
+        Rule("lm_head.layer_norm.*", "head.transform.norm.*"),
+        Rule("lm_head.bias", "head.bias"),
+        Drop("lm_head.decoder.*"),
+    )
+    return KeyMap((*head, *bert.body("roberta.")), aliases=(("", ""), ("", "roberta.")))

@@ -1,0 +1,105 @@
+"""T5, T5 v1.1 and FLAN-T5: encoder and decoder, relative positions, unscaled scores. arXiv:1910.10683, arXiv:2210.11416."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from macllm.nn.spec import (
+    AttentionSpec,
+    Bidirectional,
+    Causal,
+    EmbeddingSpec,
+    EncoderDecoderSpec,
+    HeadSpec,
+    LayerSpec,
+    MLPSpec,
+    NormSpec,
+    RelativeBiasSpec,
+    StackSpec,
+)
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule
+
+from .config import Config, activation
+
+
+def spec(config: Config) -> EncoderDecoderSpec:
+    """The spec that `config` describes."""
+    embedding = EmbeddingSpec(vocab_size=config["vocab_size"], dim=config["d_model"])
+    return EncoderDecoderSpec(
+        source=embedding,
+        target=embedding,
+        encoder=stack(config, decoder=False),
+        decoder=stack(config, decoder=True),
+        head=HeadSpec(tied=is_tied(config), scale=config["d_model"] ** -0.5 if is_scaled(config) else 1.0),
+    )
+
+
+def is_scaled(config: Config) -> bool:
+    """v1.0 scales what its head reads; v1.1 says `tie_word_embeddings: false` and does not."""
+    return config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+
+
+def is_tied(config: Config) -> bool:
+    """Whether the head reads the token table: always in v1.0, else when the checkpoint holds no other."""
+    return is_scaled(config) or not config.holds("lm_head.weight", otherwise=True)
+
+
+def stack(config: Config, *, decoder: bool) -> StackSpec:
+    """The layers of one side."""
+    norm = NormSpec(kind="rms", eps=config.get("layer_norm_epsilon", 1e-6))
+    heads, depth = config["num_heads"], config["num_layers"]
+    sees_all = AttentionSpec(
+        num_heads=heads, num_kv_heads=heads, head_dim=config["d_kv"], scale=1.0, mask=Bidirectional()
+    )
+    gate, _, act = config.get("feed_forward_proj", "relu").rpartition("-")
+    layer = LayerSpec(
+        attention=replace(sees_all, mask=Causal()) if decoder else sees_all,
+        cross_attention=sees_all if decoder else None,
+        feed_forward=MLPSpec(
+            hidden=config["d_ff"],
+            activation="gelu_tanh" if gate and act == "gelu" else activation(act),
+            gated=gate == "gated",
+        ),
+        norm=norm,
+    )
+    return StackSpec(
+        layers=(layer,) * (config.get("num_decoder_layers", depth) if decoder else depth),
+        final_norm=norm,
+        relative_bias=RelativeBiasSpec(
+            num_buckets=config["relative_attention_num_buckets"],
+            max_distance=config.get("relative_attention_max_distance", 128),
+            num_heads=heads,
+            bidirectional=not decoder,
+        ),
+    )
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    head = Drop("lm_head.weight") if is_tied(config) else Rule("lm_head.*", "head.proj.*")
+    rules: list[AnyRule] = [Rule("shared.*", "embedding.tokens.*"), head]
+    for side, parts in (("encoder", ("attention", "mlp")), ("decoder", ("attention", "cross", "mlp"))):
+        bias = "layer.0.SelfAttention.relative_attention_bias"
+        rules += [
+            Drop(f"{side}.embed_tokens.weight"),
+            Rule(f"{side}.final_layer_norm.*", f"{side}.norm.*"),
+            Rule(f"{side}.block.0.{bias}.*", f"{side}.bias.embedding.*"),
+            # Early T5 checkpoints repeat the table in the cross-attention, where it is never read.
+            Drop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"),
+        ]
+        for n, part in enumerate(parts):
+            rules += _part(config, f"{side}.block.{{i}}.layer.{n}.", f"{side}.layers.{{i}}.", part)
+    return KeyMap(tuple(rules))
+
+
+def _part(config: Config, theirs: str, ours: str, part: str) -> list[AnyRule]:
+    """Names of one attention or feed-forward layer."""
+    if part != "mlp":
+        name = {"attention": "SelfAttention", "cross": "EncDecAttention"}[part]
+        norm = Rule(f"{theirs}layer_norm.*", f"{ours}{part}_norm.pre.*")
+        return [norm, *(Rule(f"{theirs}{name}.{p}.*", f"{ours}{part}.{p}_proj.*") for p in "qkvo")]
+    gated = config.get("feed_forward_proj", "relu").startswith("gated-")
+    up = {"wi_0": "gate_proj", "wi_1": "up_proj"} if gated else {"wi": "up_proj"}
+    norm = Rule(f"{theirs}layer_norm.*", f"{ours}feed_forward_norm.pre.*")
+    leaves = {**up, "wo": "down_proj"}
+    return [norm, *(Rule(f"{theirs}DenseReluDense.{a}.*", f"{ours}feed_forward.{b}.*") for a, b in leaves.items())]

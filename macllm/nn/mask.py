@@ -1,0 +1,98 @@
+"""Which keys a query may see."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from macllm.ops.attention import Mask
+
+from .position import RelativeBias, Span
+from .spec import Bidirectional, Causal, Chunked, Local, MaskSpec, Sliding
+
+
+def first_visible(spec: MaskSpec, span: Span) -> int:
+    """The oldest slot that any query from `span` on can see."""
+    match spec:
+        case Sliding(window):
+            return max(0, span.offset - window + 1)
+        case Chunked(size):
+            shifts = set(span.left_padding or (0,))
+            return max(0, min((span.offset - n) // size * size + n for n in shifts))
+    return 0
+
+
+def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> Mask:
+    """Who sees whom: queries are the slots of `span`, keys the slots `start` .. span.end.
+
+    None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, L, S). `lengths`
+    (B,) marks the keys of rows padded on the right. A padded query sees at least itself, so that no row
+    of scores is empty.
+    """
+    plain = lengths is None and span.left_padding is None
+    if plain and _needs_no_array(spec, span, start):
+        return None if span.length == 1 or isinstance(spec, Bidirectional | Local) else "causal"
+    q = mx.arange(span.offset, span.end)[:, None]
+    k = mx.arange(start, span.end)[None, :]
+    seen = _rule(spec, q, k, span)
+    if span.left_padding is not None:
+        real = k >= mx.array(span.left_padding)[:, None, None, None]
+        seen = (seen & real) | (k == q)
+    if lengths is not None:
+        seen = seen & (k < lengths[:, None, None, None])
+    return seen if seen.ndim == 4 else seen[None, None]
+
+
+def _needs_no_array(spec: MaskSpec, span: Span, start: int) -> bool:
+    """Whether causality, or nothing, is all that the mask says of the keys from `start` on."""
+    match spec:
+        case Sliding(window):
+            return span.end - 1 - start < window
+        case Chunked(size):
+            return start % size == 0 and (span.end - 1) // size * size == start
+        case Local(window):
+            return span.end - start <= window
+    return True
+
+
+def _rule(spec: MaskSpec, q: mx.array, k: mx.array, span: Span) -> mx.array:
+    """bool (L, S), or (B, 1, L, S) where padding moves the rows apart."""
+    match spec:
+        case Causal():
+            return k <= q
+        case Sliding(window):
+            return (k <= q) & (k > q - window)
+        case Chunked(size):
+            if span.left_padding is not None:
+                shift = mx.array(span.left_padding)[:, None, None, None]
+                # Floor division of a negative slot in padding stays out of the first block.
+                return (k <= q) & (mx.floor((k - shift) / size) == mx.floor((q - shift) / size))
+            return (k <= q) & (k // size == q // size)
+        case Local(window):
+            return mx.abs(k - q) < window
+        case Bidirectional():
+            return mx.ones((q.shape[0], k.shape[1]), dtype=mx.bool_)
+    raise TypeError(spec)
+
+
+class Masks:
+    """The masks of one forward pass, each distinct one made once, with a stack's relative bias folded in."""
+
+    def __init__(self, span: Span, lengths: mx.array | None = None, bias: RelativeBias | None = None):
+        self.span, self.lengths, self.bias = span, lengths, bias
+        self._made: dict[tuple[MaskSpec, int], Mask] = {}
+
+    def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype) -> Mask:
+        """What attention takes for `spec` when the first key is in slot `start`."""
+        key = (spec, start)
+        if key not in self._made:
+            seen = visible(spec, self.span, start, self.lengths)
+            self._made[key] = seen if self.bias is None else self._biased(seen, start, dtype)
+        return self._made[key]
+
+    def _biased(self, seen: Mask, start: int, dtype: mx.Dtype) -> mx.array:
+        assert self.bias is not None
+        q, k = mx.arange(self.span.offset, self.span.end), mx.arange(start, self.span.end)
+        bias = self.bias(q, k)
+        if isinstance(seen, str):
+            seen = k[None, :] <= q[:, None]
+        return (bias if seen is None else mx.where(seen, bias, -mx.inf)).astype(dtype)

@@ -1,0 +1,194 @@
+"""The three assemblies: decoder-only, encoder-only, encoder-decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm.errors import UsageError
+from macllm.ops.kv import Dense
+
+from .cache import Cache, make_layers
+from .position import Span
+from .spec import Bidirectional, DecoderSpec, EncoderDecoderSpec, EncoderSpec, Local, MaskSpec, ModelSpec, StackSpec
+from .transformer import Embedding, Head, Stack
+
+
+class DecoderLM(nn.Module):
+    """A causal language model."""
+
+    def __init__(self, spec: DecoderSpec):
+        super().__init__()
+        self.spec = spec
+        self.embedding = Embedding(spec.embedding)
+        self.decoder = Stack(spec.embedding.dim, spec.decoder)
+        self.head = Head(spec.head, spec.embedding)
+
+    def __call__(self, tokens: mx.array, cache: Cache | None = None, lengths: mx.array | None = None) -> mx.array:
+        """Logits of the next token: (B, L) -> (B, L, V). Advances `cache`."""
+        return self.logits(self.hidden(tokens, cache, lengths))
+
+    def hidden(self, tokens: mx.array, cache: Cache | None = None, lengths: mx.array | None = None) -> mx.array:
+        """What the head reads: (B, L) -> (B, L, D).
+
+        `lengths` (B,) of rows padded on the right matter only where a token sees later ones; padding of
+        a causal model is behind every real token.
+        """
+        span = Span(0, tokens.shape[1]) if cache is None else cache.span(tokens.shape[1])
+        x = self.embedding(tokens, span)
+        return self.decoder(x, span, cache.layers if cache else None, lengths)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(B, L, D) -> (B, L, V)."""
+        return self.head(hidden, self.embedding.tokens)
+
+    def make_cache(
+        self,
+        max_context: int | None = None,
+        kv_bits: int | None = None,
+        left_padding: Sequence[int] | None = None,
+    ) -> Cache:
+        """An empty cache. `left_padding` counts each row's pad tokens at the front.
+
+        `max_context` is a limit, and the length that length-dependent rotations are chosen for.
+        """
+        return _make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
+
+
+class EncoderLM(nn.Module):
+    """A bidirectional encoder."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__()
+        self.spec = spec
+        self.embedding = Embedding(spec.embedding)
+        self.encoder = Stack(spec.embedding.dim, spec.encoder)
+        if spec.pooler:
+            self.pooler = nn.Linear(spec.embedding.dim, spec.embedding.dim)
+        if spec.head is not None:
+            self.head = Head(spec.head, spec.embedding)
+
+    def __call__(self, tokens: mx.array, lengths: mx.array | None = None, types: mx.array | None = None) -> mx.array:
+        """Hidden states: (B, L), with rows of `lengths` (B,) padded on the right, segments (B, L) -> (B, L, D)."""
+        span = Span(0, tokens.shape[1])
+        return self.encoder(self.embedding(tokens, span, types=types), span, None, lengths)
+
+    hidden = __call__
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Logits of masked tokens: (B, L, D) -> (B, L, V). Raises UsageError on a model without that head."""
+        if self.spec.head is None:
+            raise UsageError("this encoder has no masked-language-model head", cause="its checkpoint holds none")
+        return self.head(hidden, self.embedding.tokens)
+
+    def pooled(self, hidden: mx.array) -> mx.array:
+        """tanh(dense(first token)): (B, L, D) -> (B, D). Raises UsageError on a model without a pooler."""
+        if not self.spec.pooler:
+            raise UsageError("this encoder has no pooler", cause="its checkpoint holds none")
+        return mx.tanh(self.pooler(hidden[:, 0]))
+
+
+class EncoderDecoderLM(nn.Module):
+    """Text to text. The tokens of a call are the decoder's; the encoder's are its `source`."""
+
+    def __init__(self, spec: EncoderDecoderSpec):
+        super().__init__()
+        self.spec = spec
+        self.embedding = Embedding(spec.source)
+        self.target_embedding = Embedding(spec.target, table=not spec.shared)
+        self.encoder = Stack(spec.source.dim, spec.encoder)
+        self.decoder = Stack(spec.target.dim, spec.decoder)
+        self.head = Head(spec.head, spec.target)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Cache | None = None,
+        *,
+        source: mx.array | None = None,
+        source_lengths: mx.array | None = None,
+    ) -> mx.array:
+        """Logits of the next token: (B, L) -> (B, L, V), for a `cache` that `start` made or a `source` (B, S)."""
+        return self.logits(self.hidden(tokens, cache, source=source, source_lengths=source_lengths))
+
+    def hidden(
+        self,
+        tokens: mx.array,
+        cache: Cache | None = None,
+        *,
+        source: mx.array | None = None,
+        source_lengths: mx.array | None = None,
+    ) -> mx.array:
+        """What the head reads: (B, L) -> (B, L, D)."""
+        if cache is not None:
+            span, memory, lengths, layers = cache.span(tokens.shape[1]), cache.cross, cache.source_lengths, cache.layers
+        elif source is not None:
+            span, lengths, layers = Span(0, tokens.shape[1]), source_lengths, None
+            memory = self._remember(self.encode(source, source_lengths))
+        else:
+            raise UsageError("an encoder-decoder needs a source, or a cache from model.start(source)")
+        x = self.target_embedding(tokens, span, table=self._target_table())
+        return self.decoder.decode(x, span, memory, _key_mask(lengths, memory), layers)
+
+    def encode(self, source: mx.array, source_lengths: mx.array | None = None) -> mx.array:
+        """The encoder's hidden states: (B, S) -> (B, S, D)."""
+        span = Span(0, source.shape[1])
+        return self.encoder(self.embedding(source, span), span, None, source_lengths)
+
+    def start(
+        self,
+        source: mx.array,
+        source_lengths: mx.array | None = None,
+        *,
+        max_context: int | None = None,
+        kv_bits: int | None = None,
+    ) -> Cache:
+        """A cache with the encoder run once over `source` (B, S), ready for `model(tokens, cache)`."""
+        cache = _make_cache(self.spec.decoder, max_context, kv_bits, None)
+        cache.cross = self._remember(self.encode(source, source_lengths))
+        cache.source_lengths = source_lengths
+        return cache
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(B, L, D) -> (B, L, V)."""
+        return self.head(hidden, self._target_table())
+
+    def _remember(self, memory: mx.array) -> list[Dense]:
+        return [layer.cross.remember(memory) for layer in self.decoder.layers]
+
+    def _target_table(self) -> nn.Embedding:
+        return self.embedding.tokens if self.spec.shared else self.target_embedding.tokens
+
+
+Model = DecoderLM | EncoderLM | EncoderDecoderLM
+
+
+def build(spec: ModelSpec) -> Model:
+    """A model with random weights for any spec."""
+    match spec:
+        case DecoderSpec():
+            return DecoderLM(spec)
+        case EncoderSpec():
+            return EncoderLM(spec)
+        case EncoderDecoderSpec():
+            return EncoderDecoderLM(spec)
+    raise TypeError(spec)
+
+
+def _make_cache(
+    stack: StackSpec, max_context: int | None, kv_bits: int | None, left_padding: Sequence[int] | None
+) -> Cache:
+    masks: list[MaskSpec] = [layer.attention.mask for layer in stack.layers]
+    if any(isinstance(mask, Bidirectional | Local) for mask in masks):
+        raise UsageError("this model sees both ways and cannot go token by token", remedy="call it without a cache")
+    padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
+    return Cache(make_layers(masks, kv_bits, padding), padding, max_context)
+
+
+def _key_mask(lengths: mx.array | None, memory: Sequence[Dense]) -> mx.array | None:
+    """(B, 1, 1, S) bool: the real tokens of the encoder's rows."""
+    if lengths is None:
+        return None
+    return (mx.arange(memory[0].keys.shape[2]) < lengths[:, None])[:, None, None]

@@ -1,0 +1,209 @@
+"""Where tokens stand: absolute, rotary and relative positions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from macllm.errors import DoesNotFitError
+from macllm.ops.rope import rope
+
+from .spec import (
+    BandScaling,
+    DynamicScaling,
+    LearnedPositions,
+    LinearScaling,
+    LongScaling,
+    RelativeBiasSpec,
+    RoPESpec,
+    SinusoidalPositions,
+    YarnScaling,
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The slots that a call fills: `length` of them after `offset`.
+
+    A row that was padded on the left by n sits n slots later, so its position is slot - n. `planned` is
+    the length that the whole sequence is known to reach, for rotations that depend on it.
+    """
+
+    offset: int
+    length: int
+    left_padding: tuple[int, ...] | None = None
+    planned: int | None = None
+
+    @property
+    def end(self) -> int:
+        """One past the last slot filled."""
+        return self.offset + self.length
+
+    @property
+    def reach(self) -> int:
+        """The sequence length that length-dependent rotations go by."""
+        shift = min(self.left_padding) if self.left_padding else 0
+        return max(self.end - shift, self.planned or 0)
+
+    def first(self) -> int | mx.array:
+        """Position of the first new token: one for all rows, or (B,). Negative in padding."""
+        return self.offset if self.left_padding is None else self.offset - mx.array(self.left_padding)
+
+    def positions(self) -> mx.array:
+        """Position of every new token, 0 in padding: (L,) or (B, L)."""
+        slots = mx.arange(self.offset, self.end)
+        if self.left_padding is None:
+            return slots
+        return mx.maximum(slots - mx.array(self.left_padding)[:, None], 0)
+
+
+class RoPE:
+    """Su et al. 2021, arXiv:2104.09864, with every way of stretching it. No module: its tables are not weights."""
+
+    def __init__(self, spec: RoPESpec):
+        self.spec = spec
+
+    def __call__(self, x: mx.array, span: Span) -> mx.array:
+        """Rotate (B, H, L, Dh) to the positions of `span`."""
+        s = self.spec
+        wavelengths, magnitude = rotation(s, _length_class(s, span.reach))
+        if magnitude != 1.0:
+            x = mx.concatenate([x[..., : s.dims] * magnitude, x[..., s.dims :]], axis=-1)
+        return rope(x, mx.array(wavelengths), span.first(), interleaved=s.interleaved)
+
+
+def _length_class(spec: RoPESpec, length: int) -> int:
+    """`length`, or one number for all lengths that rotate alike (so that tables are made once)."""
+    match spec.scaling:
+        case DynamicScaling(_, trained):
+            return max(length, trained)
+        case LongScaling(trained=trained):
+            return trained + 1 if length > trained else 0
+    return 0
+
+
+@lru_cache(maxsize=256)
+def rotation(spec: RoPESpec, length: int) -> tuple[np.ndarray, float]:
+    """Radians come at 1 / wavelengths[i] a position: float32 (dims / 2,), and what rotated dims are scaled by."""
+    exponent = np.arange(0, spec.dims, 2, dtype=np.float64) / spec.dims
+    plain = spec.base**exponent
+    match spec.scaling:
+        case None:
+            return plain.astype(np.float32), 1.0
+        case LinearScaling(factor):
+            return (plain * factor).astype(np.float32), 1.0
+        case DynamicScaling(factor, trained):
+            stretch = factor * max(length, trained) / trained - (factor - 1)
+            base = spec.base * stretch ** (spec.dims / (spec.dims - 2))
+            return (base**exponent).astype(np.float32), 1.0
+        case BandScaling() as band:
+            return _banded(plain, band).astype(np.float32), 1.0
+        case YarnScaling() as yarn:
+            return _yarn(plain, spec, yarn).astype(np.float32), yarn.magnitude
+        case LongScaling() as long:
+            factors = long.long if length > long.trained else long.short
+            return (plain * np.array(factors)).astype(np.float32), long.magnitude
+    raise TypeError(spec.scaling)
+
+
+def _banded(wavelengths: np.ndarray, s: BandScaling) -> np.ndarray:
+    turns = s.trained / (2 * math.pi * wavelengths)
+    keep = np.clip((turns - s.low) / (s.high - s.low), 0.0, 1.0)
+    return wavelengths / ((1 - keep) / s.factor + keep)
+
+
+def _yarn(wavelengths: np.ndarray, spec: RoPESpec, s: YarnScaling) -> np.ndarray:
+    """arXiv:2309.00071, 3.2: dims that turn more than `beta_fast` times are kept, fewer than `beta_slow` stretched."""
+
+    def dim_turning(turns: float) -> float:
+        return spec.dims * math.log(s.trained / (turns * 2 * math.pi)) / (2 * math.log(spec.base))
+
+    low, high = dim_turning(s.beta_fast), dim_turning(s.beta_slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, spec.dims - 1)
+    ramp = (np.arange(spec.dims // 2) - low) / (high - low if high != low else 0.001)
+    stretch = np.clip(ramp, 0.0, 1.0)
+    return wavelengths / (stretch / s.factor + (1 - stretch))
+
+
+class Learned(nn.Module):
+    """A table of positions, added to the embeddings."""
+
+    def __init__(self, dim: int, spec: LearnedPositions):
+        super().__init__()
+        self.count, self.offset = spec.count, spec.offset
+        self.weight = mx.random.normal((spec.count + spec.offset, dim), scale=0.02)
+
+    def __call__(self, span: Span) -> mx.array:
+        """(L, D), or (B, L, D) where rows are padded."""
+        _check_reach(span, self.count)
+        return self.weight[span.positions() + self.offset]
+
+
+class Sinusoidal:
+    """Vaswani et al. 2017, arXiv:1706.03762, 3.5: sin and cos of position / 10000^(2i/D). Holds no weights."""
+
+    def __init__(self, dim: int, spec: SinusoidalPositions):
+        self.spec = spec
+        angle = np.arange(spec.count)[:, None] / 10_000 ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+        pair = (np.sin(angle), np.cos(angle)[:, : dim // 2])
+        joined = np.stack(pair, axis=-1).reshape(spec.count, dim) if spec.interleaved else np.concatenate(pair, axis=-1)
+        self.table = joined.astype(np.float32)
+
+    def __call__(self, span: Span) -> mx.array:
+        """(L, D), or (B, L, D) where rows are padded."""
+        _check_reach(span, self.spec.count)
+        return mx.array(self.table)[span.positions()]
+
+
+def make_positions(dim: int, spec: LearnedPositions | SinusoidalPositions) -> Learned | Sinusoidal:
+    """The absolute positions that a spec asks for."""
+    match spec:
+        case LearnedPositions():
+            return Learned(dim, spec)
+        case SinusoidalPositions():
+            return Sinusoidal(dim, spec)
+    raise TypeError(spec)
+
+
+def _check_reach(span: Span, count: int) -> None:
+    shift = min(span.left_padding) if span.left_padding else 0
+    if span.end - shift > count:
+        raise DoesNotFitError(
+            f"{span.end - shift} tokens are more than the {count} positions this model has",
+            cause="its table of positions ends there",
+            remedy=f"shorten the input to {count} tokens",
+        )
+
+
+class RelativeBias(nn.Module):
+    """A learned bias for each head and bucket of distance, shared by a stack's layers (arXiv:1910.10683, 2.1)."""
+
+    def __init__(self, spec: RelativeBiasSpec):
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.num_buckets, spec.num_heads)
+
+    def __call__(self, query: mx.array, key: mx.array) -> mx.array:
+        """Slots (L,), (S,) -> (1, H, L, S), to be added to the scores."""
+        distance = key[None, :] - query[:, None]
+        return self.embedding(self._bucket(distance)).transpose(2, 0, 1)[None]
+
+    def _bucket(self, distance: mx.array) -> mx.array:
+        s, buckets, start = self.spec, self.spec.num_buckets, mx.zeros_like(distance)
+        if s.bidirectional:
+            buckets //= 2
+            start = (distance > 0).astype(distance.dtype) * buckets
+            distance = mx.abs(distance)
+        else:
+            distance = -mx.minimum(distance, 0)
+        exact = buckets // 2
+        ratio = mx.log(mx.maximum(distance, 1).astype(mx.float32) / exact) / math.log(s.max_distance / exact)
+        far = exact + (ratio * (buckets - exact)).astype(distance.dtype)
+        return start + mx.where(distance < exact, distance, mx.minimum(far, buckets - 1))

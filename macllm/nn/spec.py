@@ -1,0 +1,290 @@
+"""What a transformer is made of, as data.
+
+A `ModelSpec` says everything that the forward pass needs and nothing about where it came from: no model
+names, no checkpoint keys. `families/` turns a checkpoint's `config.json` into one of these;
+`nn/transformer.py` turns one of these into a module. The defaults are the plain modern decoder, except
+sizes, which have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "tanh"]
+Placement = Literal["pre", "post", "branch", "sandwich"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSpec:
+    """RMSNorm or LayerNorm over the last axis."""
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    weight: bool = True
+    unit_offset: bool = False  # scale by (1 + weight)
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation: positions divided by `factor` (arXiv:2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class DynamicScaling:
+    """NTK-aware base that grows with the length once it passes `trained` positions."""
+
+    factor: float
+    trained: int
+
+
+@dataclass(frozen=True)
+class BandScaling:
+    """Long wavelengths stretched by `factor`, short ones kept, a blend between (arXiv:2407.21783, 3.4)."""
+
+    factor: float
+    low: float
+    high: float
+    trained: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN (arXiv:2309.00071): interpolation by frequency band, and a temperature on the scores."""
+
+    factor: float
+    trained: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    magnitude: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongScaling:
+    """LongRoPE (arXiv:2402.13753): one searched stretch per frequency, another one past `trained` positions."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    trained: int
+    magnitude: float = 1.0
+
+
+RoPEScaling = LinearScaling | DynamicScaling | BandScaling | YarnScaling | LongScaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoPESpec:
+    """Rotary positions over the first `dims` of each head."""
+
+    dims: int
+    base: float = 10_000.0
+    interleaved: bool = False  # pairs (0,1),(2,3).. instead of (0,d/2),(1,d/2+1)..
+    scaling: RoPEScaling | None = None
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Every key up to the query's own."""
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """The newest `window` keys, the query's own included."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Keys up to the query's own, inside its block of `size` positions."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """Every key."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """Keys fewer than `window` positions away, on either side."""
+
+    window: int
+
+
+MaskSpec = Causal | Sliding | Chunked | Bidirectional | Local
+
+
+@dataclass(frozen=True, kw_only=True)
+class QKNormSpec:
+    """A norm on queries and keys before they rotate: over each head, or over the whole projection."""
+
+    norm: NormSpec
+    over: Literal["head", "projection"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureSpec:
+    """Queries grow with log position: 1 + scale * log(1 + floor((position + 1) / floor)) (arXiv:2501.19399)."""
+
+    floor: float
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """Multi-head, grouped-query (K < H) or multi-query (K = 1) attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    mask: MaskSpec
+    rope: RoPESpec | None = None
+    qk_norm: QKNormSpec | None = None
+    temperature: TemperatureSpec | None = None
+    logit_softcap: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPSpec:
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (arXiv:2002.05202)."""
+
+    hidden: int
+    activation: Activation
+    gated: bool
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoESpec:
+    """`top_k` of `num_experts` gated MLPs for each token, and an optional one that all tokens visit."""
+
+    expert: MLPSpec
+    num_experts: int
+    top_k: int
+    router: Literal["softmax", "sigmoid"]
+    renormalize: bool = False  # weights of the chosen sum to 1
+    weigh: Literal["output", "input"] = "output"
+    shared: MLPSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """Attention, cross-attention where there is one, feed-forward, and where their norms stand."""
+
+    attention: AttentionSpec
+    feed_forward: MLPSpec | MoESpec
+    norm: NormSpec
+    placement: Placement = "pre"
+    cross_attention: AttentionSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeBiasSpec:
+    """Bucketed relative positions added to the scores (arXiv:1910.10683, 2.1)."""
+
+    num_buckets: int
+    max_distance: int
+    num_heads: int
+    bidirectional: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackSpec:
+    """Layers in a row."""
+
+    layers: tuple[LayerSpec, ...]
+    final_norm: NormSpec | None
+    relative_bias: RelativeBiasSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPositions:
+    """A table of `count` positions; position 0 reads row `offset`."""
+
+    count: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidalPositions:
+    """Fixed sines and cosines (arXiv:1706.03762, 3.5): interleaved as in the paper, or all sines first."""
+
+    count: int
+    interleaved: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSpec:
+    """Tokens to vectors: a table, positions added, segments added, a norm."""
+
+    vocab_size: int
+    dim: int
+    scale: float = 1.0
+    positions: LearnedPositions | SinusoidalPositions | None = None
+    token_types: int | None = None
+    norm: NormSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformSpec:
+    """A dense layer, an activation and a norm before the vocabulary, as masked language models have."""
+
+    activation: Activation
+    norm: NormSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """Hidden states to logits."""
+
+    tied: bool
+    scale: float = 1.0
+    softcap: float | None = None
+    bias: bool = False
+    transform: TransformSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+    """A causal language model."""
+
+    embedding: EmbeddingSpec
+    decoder: StackSpec
+    head: HeadSpec
+    context_length: int | None = None  # positions it was made for; None: no limit known
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """A bidirectional encoder; `head` predicts masked tokens, `pooler` is a dense tanh layer on the first one."""
+
+    embedding: EmbeddingSpec
+    encoder: StackSpec
+    head: HeadSpec | None = None
+    pooler: bool = False
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderSpec:
+    """Text to text. `shared`: both sides read one token table."""
+
+    source: EmbeddingSpec
+    target: EmbeddingSpec
+    encoder: StackSpec
+    decoder: StackSpec
+    head: HeadSpec
+    shared: bool = True
+    context_length: int | None = None
+
+
+ModelSpec = DecoderSpec | EncoderSpec | EncoderDecoderSpec

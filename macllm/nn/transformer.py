@@ -1,0 +1,160 @@
+"""The parts that every assembly shares: blocks, stacks of them, embeddings and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm.ops.gate import activate
+from macllm.ops.kv import KV
+
+from .attention import CrossAttention, SelfAttention
+from .cache import LayerCache
+from .mask import Masks
+from .moe import make_feed_forward
+from .norm import ResidualNorm, make_norm
+from .position import RelativeBias, Span, make_positions
+from .spec import EmbeddingSpec, HeadSpec, LayerSpec, LearnedPositions, StackSpec, TransformSpec
+
+
+class Block(nn.Module):
+    """Attention, then cross-attention where a layer has it, then feed-forward."""
+
+    def __init__(self, dim: int, spec: LayerSpec):
+        super().__init__()
+        self.attention = SelfAttention(dim, spec.attention)
+        self.attention_norm = ResidualNorm(dim, spec.norm, spec.placement)
+        if spec.cross_attention is not None:
+            self.cross = CrossAttention(dim, spec.cross_attention)
+            self.cross_norm = ResidualNorm(dim, spec.norm, spec.placement)
+        self.feed_forward = make_feed_forward(dim, spec.feed_forward)
+        self.feed_forward_norm = ResidualNorm(dim, spec.norm, spec.placement)
+
+    def __call__(
+        self,
+        x: mx.array,
+        masks: Masks,
+        cache: LayerCache | None = None,
+        memory: KV | None = None,
+        memory_mask: mx.array | None = None,
+    ) -> mx.array:
+        """(B, L, D) -> (B, L, D)."""
+        norm = self.attention_norm
+        x = norm.join(x, self.attention(norm.pre(x), masks, cache))
+        if memory is not None:
+            norm = self.cross_norm
+            x = norm.join(x, self.cross(norm.pre(x), memory, memory_mask))
+        norm = self.feed_forward_norm
+        return norm.join(x, self.feed_forward(norm.pre(x)))
+
+
+class Stack(nn.Module):
+    """Layers in a row, and the norm after the last."""
+
+    def __init__(self, dim: int, spec: StackSpec):
+        super().__init__()
+        self.layers = [Block(dim, layer) for layer in spec.layers]
+        self.norm = make_norm(dim, spec.final_norm)
+        if spec.relative_bias is not None:
+            self.bias = RelativeBias(spec.relative_bias)
+
+    def __call__(
+        self,
+        x: mx.array,
+        span: Span,
+        caches: Sequence[LayerCache] | None = None,
+        lengths: mx.array | None = None,
+    ) -> mx.array:
+        """(B, L, D) -> (B, L, D)."""
+        masks = Masks(span, lengths, self.get("bias"))
+        for n, layer in enumerate(self.layers):
+            x = layer(x, masks, caches[n] if caches else None)
+        return self.norm(x)
+
+    def decode(
+        self,
+        x: mx.array,
+        span: Span,
+        memory: Sequence[KV],
+        memory_mask: mx.array | None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> mx.array:
+        """The same with each layer reading its `memory`: (B, L, D) -> (B, L, D)."""
+        masks = Masks(span, None, self.get("bias"))
+        for n, layer in enumerate(self.layers):
+            x = layer(x, masks, caches[n] if caches else None, memory[n], memory_mask)
+        return self.norm(x)
+
+
+class Embedding(nn.Module):
+    """Tokens to vectors, with positions and segments where a model has them."""
+
+    def __init__(self, spec: EmbeddingSpec, *, table: bool = True):
+        super().__init__()
+        self.scale = spec.scale
+        if table:
+            self.tokens = nn.Embedding(spec.vocab_size, spec.dim)
+        self.positions = make_positions(spec.dim, spec.positions) if spec.positions else None
+        if spec.token_types:
+            self.token_types = nn.Embedding(spec.token_types, spec.dim)
+        self.norm = make_norm(spec.dim, spec.norm)
+
+    def __call__(
+        self, tokens: mx.array, span: Span, *, table: nn.Embedding | None = None, types: mx.array | None = None
+    ) -> mx.array:
+        """(B, L) -> (B, L, D). `table` stands in for a token table of its own; segments are 0 unless given."""
+        x = (table or self.tokens)(tokens)
+        if self.scale != 1.0:
+            x = x * mx.array(self.scale, x.dtype)
+        if self.positions is not None:
+            x = x + self.positions(span).astype(x.dtype)
+        if "token_types" in self:
+            x = x + self.token_types(mx.zeros_like(tokens) if types is None else types)
+        return self.norm(x)
+
+
+class Transform(nn.Module):
+    """Dense, activation, norm: what masked language models do before the vocabulary (arXiv:1810.04805)."""
+
+    def __init__(self, dim: int, spec: TransformSpec):
+        super().__init__()
+        self.activation = spec.activation
+        self.dense = nn.Linear(dim, dim)
+        self.norm = make_norm(dim, spec.norm)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, D) -> (B, L, D)."""
+        return self.norm(activate(self.dense(x), self.activation))
+
+
+class Head(nn.Module):
+    """Hidden states to logits: (B, L, D) -> (B, L, V)."""
+
+    def __init__(self, spec: HeadSpec, embedding: EmbeddingSpec):
+        super().__init__()
+        self.spec = spec
+        if not spec.tied:
+            self.proj = nn.Linear(embedding.dim, embedding.vocab_size, bias=False)
+        if spec.bias:
+            self.bias = mx.zeros(embedding.vocab_size)
+        if spec.transform is not None:
+            self.transform = Transform(embedding.dim, spec.transform)
+
+    def __call__(self, x: mx.array, table: nn.Embedding) -> mx.array:
+        """(B, L, D) -> (B, L, V); `table` is the embedding that a tied head reads backwards."""
+        if self.spec.transform is not None:
+            x = self.transform(x)
+        if self.spec.scale != 1.0:
+            x = x * self.spec.scale
+        logits = table.as_linear(x) if self.spec.tied else self.proj(x)
+        if self.spec.bias:
+            logits = logits + self.bias
+        cap = self.spec.softcap
+        return logits if cap is None else cap * mx.tanh(logits / cap)
+
+
+def num_positions(spec: EmbeddingSpec) -> int | None:
+    """How many positions a table of them has; None where there is no such table."""
+    return spec.positions.count if isinstance(spec.positions, LearnedPositions) else None

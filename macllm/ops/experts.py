@@ -1,0 +1,29 @@
+"""Which experts a token visits, and matrix products with the chosen ones' weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import mlx.core as mx
+
+
+def route(
+    logits: mx.array, top_k: int, scores: Literal["softmax", "sigmoid"], *, renormalize: bool
+) -> tuple[mx.array, mx.array]:
+    """The `top_k` experts of each token and their weights: (..., E) -> int (..., T), float32 (..., T).
+
+    Softmax scores are taken over all experts (arXiv:2401.04088, 2.1); `renormalize` makes the chosen sum to 1.
+    """
+    logits = logits.astype(mx.float32)
+    chosen = mx.argpartition(-logits, kth=top_k - 1, axis=-1)[..., :top_k]
+    picked = mx.take_along_axis(logits, chosen, axis=-1)
+    if scores == "sigmoid":
+        weights = mx.sigmoid(picked)
+    else:
+        weights = mx.exp(picked - mx.logsumexp(logits, axis=-1, keepdims=True))
+    return chosen, weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights
+
+
+def gather_matmul(x: mx.array, weight: mx.array, chosen: mx.array) -> mx.array:
+    """x W_e^T for each chosen expert e: (..., 1, D), (E, F, D), int (..., T) -> (..., T, 1, F)."""
+    return mx.gather_mm(x, weight.swapaxes(-1, -2), rhs_indices=chosen)

@@ -1,0 +1,40 @@
+"""How keys and values lie in memory: the typed views that a cache hands to attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Keys and values as they are: (B, K, S, Dh) twice."""
+
+    keys: mx.array
+    values: mx.array
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Keys and values as `mx.quantize` packs them, (packed, scales, biases) each, in groups along the head.
+
+    `head_dim` is what a head had before it was padded to whole groups.
+    """
+
+    keys: tuple[mx.array, ...]
+    values: tuple[mx.array, ...]
+    bits: int
+    group_size: int
+    head_dim: int
+
+    def dense(self, dtype: mx.Dtype) -> Dense:
+        """The values that the packed ones stand for, in `dtype`."""
+        return Dense(self._unpack(self.keys, dtype), self._unpack(self.values, dtype))
+
+    def _unpack(self, packed: tuple[mx.array, ...], dtype: mx.Dtype) -> mx.array:
+        whole = mx.dequantize(*packed, group_size=self.group_size, bits=self.bits)
+        return whole[..., : self.head_dim].astype(dtype)
+
+
+KV = Dense | Quantized

@@ -1,0 +1,31 @@
+"""Norms over the last axis, computed in float32 and returned in the input's dtype."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """x / sqrt(mean(x^2) + eps) * weight: (..., D), (D,) -> (..., D). arXiv:1910.07467, eq. 4."""
+    return mx.fast.rms_norm(x, weight, eps)
+
+
+def rms_norm_reference(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """The same from its definition."""
+    wide = x.astype(mx.float32)
+    y = wide * mx.rsqrt(mx.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (y if weight is None else y * weight).astype(x.dtype)
+
+
+def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
+    """(x - mean) / sqrt(var + eps) * weight + bias: (..., D) -> (..., D). arXiv:1607.06450, eq. 4."""
+    return mx.fast.layer_norm(x, weight, bias, eps)
+
+
+def layer_norm_reference(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
+    """The same from its definition."""
+    wide = x.astype(mx.float32)
+    centred = wide - mx.mean(wide, axis=-1, keepdims=True)
+    y = centred * mx.rsqrt(mx.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias).astype(x.dtype)

@@ -1,0 +1,230 @@
+"""Checkpoint names to ours and back.
+
+A family lists its rules once; `to_ours` runs them forwards and `to_theirs` backwards, so an export cannot
+drift from an import. In a name `{i}` stands for a layer, `{e}` for an expert, a trailing `*` for whatever
+the leaf ends in (weight, bias, scales, biases), and a trailing `**` for anything at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import mlx.core as mx
+
+from macllm.errors import CheckpointError
+
+Weights = dict[str, mx.array]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor, renamed; `transpose` for checkpoints that store (in, out)."""
+
+    theirs: str
+    ours: str
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of their tensors is several of ours, side by side along the output axis."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    sizes: tuple[int, ...]
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One tensor for each expert of theirs (`{e}`) is one stacked tensor of ours."""
+
+    theirs: str
+    ours: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A (1, n) tensor of theirs is an (n,) tensor of ours."""
+
+    theirs: str
+    ours: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Something of theirs that can be computed, that another tensor repeats, or that is of another modality."""
+
+    theirs: str
+
+
+AnyRule = Rule | Split | Stack | Row | Drop
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Rules in order of precedence.
+
+    A name that begins with the first of an alias is read as if it began with the second; the first alias
+    that leads to a rule counts. `saved_as` is one more such pair, for writing.
+    """
+
+    rules: tuple[AnyRule, ...]
+    aliases: tuple[tuple[str, str], ...] = (("", ""),)
+    saved_as: tuple[str, str] = ("", "")
+
+    def written(self, name: str) -> str:
+        """A name in the rules as a checkpoint gets it."""
+        mine, theirs = self.saved_as
+        return theirs + name.removeprefix(mine) if name.startswith(mine) else name
+
+
+def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
+    """Raises CheckpointError naming every tensor that no rule covers, and every expert that is missing."""
+    ours: Weights = {}
+    stacks: dict[tuple[str, int], dict[int, mx.array]] = defaultdict(dict)
+    unknown: list[str] = []
+    for name, array in theirs.items():
+        found = _find(name, keymap)
+        if found is None:
+            unknown.append(name)
+            continue
+        rule, parts = found
+        match rule:
+            case Rule(_, to, transpose):
+                ours[_fill(to, parts)] = _turn(array, transpose)
+            case Split(_, to, sizes, transpose):
+                pieces = _pieces(name, _turn(array, transpose), sizes)
+                ours.update((_fill(part, parts), piece) for part, piece in zip(to, pieces, strict=True))
+            case Stack(_, to, count):
+                stacks[_fill(to, parts), count][int(parts["e"])] = array
+            case Row(_, to):
+                ours[_fill(to, parts)] = array.reshape(-1)
+            case Drop():
+                pass
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} tensors of this checkpoint are not known: {_listed(unknown)}",
+            cause="its config.json promises a model without them",
+            remedy="check that weights and config.json belong together",
+        )
+    for (name, count), experts in stacks.items():
+        absent = sorted(set(range(count)) - set(experts))
+        if absent or len(experts) != count:
+            raise CheckpointError(f"{name} has {len(experts)} experts, not {count}", cause=f"absent: {absent[:8]}")
+        ours[name] = mx.stack([experts[e] for e in range(count)])
+    return ours
+
+
+def to_theirs(ours: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
+    """The inverse of `to_ours`, but for what it dropped. Raises CheckpointError naming tensors no rule covers."""
+    theirs: Weights = {}
+    left = dict(ours)
+
+    def put(name: str, array: mx.array) -> None:
+        theirs[keymap.written(name)] = array
+
+    for rule in keymap.rules:
+        if isinstance(rule, Drop):
+            continue
+        first = rule.ours[0] if isinstance(rule, Split) else rule.ours
+        for name in [n for n in left if _pattern(first).fullmatch(n)]:
+            match = _pattern(first).fullmatch(name)
+            assert match is not None
+            _write_back(rule, match.groupdict(), left, put)
+    if left:
+        raise CheckpointError(f"no name is known for {len(left)} tensors of this model: {_listed(list(left))}")
+    return theirs
+
+
+def _write_back(rule: AnyRule, parts: dict[str, str], left: Weights, put: Callable[[str, mx.array], None]) -> None:
+    """Put under their name what `rule` made of it, and take it out of `left`."""
+    match rule:
+        case Rule(to, mine, transpose):
+            put(_fill(to, parts), _turn(left.pop(_fill(mine, parts)), transpose))
+        case Split(to, mine, _, transpose):
+            pieces = [left.pop(_fill(part, parts)) for part in mine]
+            joined = mx.concatenate(pieces, axis=_output_axis(pieces[0]))
+            put(_fill(to, parts), _turn(joined, transpose))
+        case Stack(to, mine, count):
+            stacked = left.pop(_fill(mine, parts))
+            for e in range(count):
+                put(_fill(to, parts | {"e": str(e)}), stacked[e])
+        case Row(to, mine):
+            put(_fill(to, parts), left.pop(_fill(mine, parts))[None])
+
+
+def their_modules(ours: str, keymap: KeyMap) -> list[tuple[str, AnyRule]]:
+    """The modules of theirs that hold our module `ours`, with the rules that say so."""
+    found: list[tuple[str, AnyRule]] = []
+    for rule in keymap.rules:
+        if isinstance(rule, Drop):
+            continue
+        for mine in rule.ours if isinstance(rule, Split) else (rule.ours,):
+            if match := _pattern(mine).fullmatch(ours + ".weight"):
+                theirs = _fill(rule.theirs, match.groupdict()).removesuffix(".weight")
+                found.append((keymap.written(theirs), rule))
+    return found
+
+
+def our_modules(theirs: str, keymap: KeyMap) -> list[str]:
+    """Our modules that their module `theirs` holds; [] for one that is not known."""
+    found = _find(theirs + ".weight", keymap)
+    if found is None or isinstance(found[0], Drop):
+        return []
+    rule, parts = found
+    names = rule.ours if isinstance(rule, Split) else (rule.ours,)
+    return [_fill(name, parts).removesuffix(".weight") for name in names]
+
+
+def _find(name: str, keymap: KeyMap) -> tuple[AnyRule, dict[str, str]] | None:
+    for theirs, read_as in keymap.aliases:
+        if not name.startswith(theirs):
+            continue
+        bare = read_as + name[len(theirs) :]
+        for rule in keymap.rules:
+            if match := _pattern(rule.theirs).fullmatch(bare):
+                return rule, match.groupdict()
+    return None
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    escaped = re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)")
+    escaped = escaped.replace(r"\*\*", r".+").replace(r"\*", r"(?P<leaf>[^.]+)")
+    return re.compile(escaped)
+
+
+def _fill(name: str, parts: Mapping[str, str]) -> str:
+    return (
+        name.replace("{i}", parts.get("i", "")).replace("{e}", parts.get("e", "")).replace("*", parts.get("leaf", ""))
+    )
+
+
+def _turn(array: mx.array, transpose: bool) -> mx.array:
+    return array.swapaxes(-1, -2) if transpose and array.ndim > 1 else array
+
+
+def _output_axis(array: mx.array) -> int:
+    return max(array.ndim - 2, 0)
+
+
+def _pieces(name: str, array: mx.array, sizes: tuple[int, ...]) -> list[mx.array]:
+    axis = _output_axis(array)
+    if array.shape[axis] != sum(sizes):
+        raise CheckpointError(
+            f"{name} has {array.shape[axis]} outputs, not {' + '.join(map(str, sizes))}",
+            cause="its config.json promises another size",
+        )
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
+    return mx.split(array, ends, axis=axis)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:8])
+    return shown if len(names) <= 8 else f"{shown}, and {len(names) - 8} more"
