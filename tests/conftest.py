@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Compiling takes seconds: the kernels that this machine has are shared by all tests.
+COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macllm" / "native"
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +17,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Keep each test's files and its hub cache in a folder of its own, and the hub out of reach."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MACLLM_HOME", str(home / "macllm"))
+    monkeypatch.setenv("MACLLM_NATIVE_CACHE", os.environ.get("MACLLM_NATIVE_CACHE") or str(COMPILED))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)

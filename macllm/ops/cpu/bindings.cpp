@@ -1,0 +1,226 @@
+// The kernels as MLX operations, and their Python module.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <tuple>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "primitive.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace macllm {
+namespace {
+
+Unary kind_of(const std::string& name) {
+  static const char* names[] = {"exp", "sigmoid", "silu", "gelu_tanh", "gelu"};
+  for (int i = 0; i < 5; i++)
+    if (name == names[i]) return Unary(i);
+  throw std::invalid_argument("[macllm] no such function: " + name);
+}
+
+int64_t columns(const mx::array& x) { return x.ndim() ? x.shape(-1) : 1; }
+int64_t rows(const mx::array& x) { return x.size() / std::max<int64_t>(columns(x), 1); }
+
+mx::Shape without_last(const mx::array& x) { return mx::Shape(x.shape().begin(), x.shape().end() - 1); }
+
+mx::array native_unary(const mx::array& x, const std::string& name) {
+  const Unary kind = kind_of(name);
+  auto forward = [kind](const Arrays& in, Arrays& out) { unary(kind, in[0].size(), Dense(in[0]), out[0].data<float>()); };
+  auto vjp = [kind](const Arrays& in, const Arrays& g, const Arrays&) {
+    auto backward = [kind](const Arrays& in, Arrays& out) {
+      unary_vjp(kind, in[0].size(), Dense(in[0]), Dense(in[1]), out[0].data<float>());
+    };
+    return make("unary_vjp", {in[0], g[0]}, {in[0].shape()}, backward);
+  };
+  return make("unary", {x}, {x.shape()}, forward, vjp)[0];
+}
+
+mx::array native_gate(const mx::array& x, const mx::array& up, const std::string& name) {
+  const Unary kind = kind_of(name);
+  if (x.shape() != up.shape()) throw std::invalid_argument("[macllm] gate and up differ in shape.");
+  auto forward = [kind](const Arrays& in, Arrays& out) {
+    gate(kind, in[0].size(), Dense(in[0]), Dense(in[1]), out[0].data<float>());
+  };
+  auto vjp = [kind](const Arrays& in, const Arrays& g, const Arrays&) {
+    auto backward = [kind](const Arrays& in, Arrays& out) {
+      gate_vjp(kind, in[0].size(), Dense(in[0]), Dense(in[1]), Dense(in[2]), out[0].data<float>(), out[1].data<float>());
+    };
+    return make("gate_vjp", {in[0], in[1], g[0]}, {in[0].shape(), in[0].shape()}, backward);
+  };
+  return make("gate", {x, up}, {x.shape()}, forward, vjp)[0];
+}
+
+mx::array native_softmax(const mx::array& x) {
+  auto forward = [](const Arrays& in, Arrays& out) {
+    softmax(rows(in[0]), columns(in[0]), Dense(in[0]), out[0].data<float>());
+  };
+  auto vjp = [](const Arrays&, const Arrays& g, const Arrays& out) {
+    auto backward = [](const Arrays& in, Arrays& out) {
+      softmax_vjp(rows(in[0]), columns(in[0]), Dense(in[0]), Dense(in[1]), out[0].data<float>());
+    };
+    return make("softmax_vjp", {out[0], g[0]}, {out[0].shape()}, backward);
+  };
+  return make("softmax", {x}, {x.shape()}, forward, vjp)[0];
+}
+
+mx::array native_logsumexp(const mx::array& x) {
+  auto forward = [](const Arrays& in, Arrays& out) {
+    logsumexp(rows(in[0]), columns(in[0]), Dense(in[0]), out[0].data<float>());
+  };
+  auto vjp = [](const Arrays& in, const Arrays& g, const Arrays& out) {
+    auto backward = [](const Arrays& in, Arrays& out) {
+      logsumexp_vjp(rows(in[0]), columns(in[0]), Dense(in[0]), Dense(in[1]), Dense(in[2]), out[0].data<float>());
+    };
+    return make("logsumexp_vjp", {in[0], out[0], g[0]}, {in[0].shape()}, backward);
+  };
+  return make("logsumexp", {x}, {without_last(x)}, forward, vjp)[0];
+}
+
+std::tuple<mx::array, mx::array> native_cross_entropy(const mx::array& logits, const mx::array& targets) {
+  if (without_last(logits) != targets.shape()) throw std::invalid_argument("[macllm] one target for each row of logits.");
+  auto forward = [](const Arrays& in, Arrays& out) {
+    cross_entropy(rows(in[0]), columns(in[0]), Dense(in[0]), Dense<int32_t>(in[1]), out[0].data<float>(), out[1].data<float>());
+  };
+  auto vjp = [](const Arrays& in, const Arrays& g, const Arrays& out) {
+    auto backward = [](const Arrays& in, Arrays& out) {
+      cross_entropy_vjp(rows(in[0]), columns(in[0]), Dense(in[0]), Dense<int32_t>(in[1]), Dense(in[2]), Dense(in[3]),
+                        Dense(in[4]), out[0].data<float>());
+    };
+    return make("cross_entropy_vjp", {in[0], in[1], out[1], g[0], g[1]}, {in[0].shape()}, backward);
+  };
+  auto both = make("cross_entropy", {logits, mx::astype(targets, mx::int32)}, {targets.shape(), targets.shape()}, forward, vjp);
+  return {both[0], both[1]};
+}
+
+mx::array native_rms_norm(const mx::array& x, const mx::array& weight, float eps) {
+  if (weight.ndim() != 1 || weight.shape(0) != columns(x)) throw std::invalid_argument("[macllm] one weight for each channel.");
+  auto forward = [eps](const Arrays& in, Arrays& out) {
+    rms_norm(rows(in[0]), columns(in[0]), eps, Dense(in[0]), Dense(in[1]), out[0].data<float>());
+  };
+  auto vjp = [eps](const Arrays& in, const Arrays& g, const Arrays&) {
+    auto backward = [eps](const Arrays& in, Arrays& out) {
+      rms_norm_vjp(rows(in[0]), columns(in[0]), eps, Dense(in[0]), Dense(in[1]), Dense(in[2]), out[0].data<float>(),
+                   out[1].data<float>());
+    };
+    return make("rms_norm_vjp", {in[0], in[1], g[0]}, {in[0].shape(), in[1].shape()}, backward);
+  };
+  return make("rms_norm", {x, weight}, {x.shape()}, forward, vjp)[0];
+}
+
+std::tuple<mx::array, mx::array, mx::array> native_adamw(const mx::array& p, const mx::array& g, const mx::array& m,
+                                                         const mx::array& v, const std::vector<mx::array>& scalars,
+                                                         float beta1, float beta2, float eps) {
+  if (scalars.size() != 4) throw std::invalid_argument("[macllm] scalars are scale, step, root and kept.");
+  Arrays inputs{p, g, m, v};
+  inputs.insert(inputs.end(), scalars.begin(), scalars.end());
+  auto forward = [beta1, beta2, eps](const Arrays& in, Arrays& out) {
+    auto scalar = [&](int i) { return in[i].data<float>()[0]; };
+    adamw(in[0].size(), {scalar(4), scalar(5), scalar(6), scalar(7), beta1, beta2, eps}, Dense(in[0]), Dense(in[1]),
+          Dense(in[2]), Dense(in[3]), out[0].data<float>(), out[1].data<float>(), out[2].data<float>());
+  };
+  auto all = make("adamw", inputs, {p.shape(), p.shape(), p.shape()}, forward);
+  return {all[0], all[1], all[2]};
+}
+
+// [B, heads, positions, Dh] of an array of that shape, or of one that lies [B, positions, heads, Dh].
+View view(const mx::array& x, bool positions_first = false) {
+  auto& s = x.strides();
+  return {x.data<float>(), s[0], s[positions_first ? 2 : 1], s[positions_first ? 1 : 2], s[3]};
+}
+
+mx::array heads_first(const mx::array& x) { return mx::transpose(x, {0, 2, 1, 3}); }
+
+mx::array native_rope(const mx::array& x, const mx::array& wavelengths, const mx::array& offset, bool interleaved, bool back) {
+  if (x.ndim() != 4) throw std::invalid_argument("[macllm] rope takes (B, H, L, Dh).");
+  auto forward = [interleaved, back](const Arrays& in, Arrays& out) {
+    auto& x = in[0];
+    Dense waves(in[1]);
+    Dense<int32_t> offsets(in[2]);
+    Rope r{x.shape(0), x.shape(1), x.shape(2), x.shape(3), 2 * int64_t(in[1].size()), interleaved, back,
+           waves, offsets, in[2].size() > 1 ? 1 : 0};
+    rope(r, view(x), out[0].data<float>());
+  };
+  auto vjp = [interleaved, back](const Arrays& in, const Arrays& g, const Arrays&) {
+    return Arrays{native_rope(heads_first(g[0]), in[1], in[2], interleaved, !back)};
+  };
+  mx::Shape shape{x.shape(0), x.shape(2), x.shape(1), x.shape(3)};
+  return heads_first(make("rope", {x, wavelengths, mx::astype(offset, mx::int32)}, {shape}, forward, vjp)[0]);
+}
+
+struct Rules {
+  float scale;
+  bool causal;
+  int64_t window;
+};
+
+Attention problem(const Arrays& in, const Rules& rules, bool masked) {
+  auto &q = in[0], &k = in[1];
+  Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), rules.scale, rules.causal,
+              rules.window, nullptr, {}};
+  if (masked) {
+    a.mask = in[3].data<bool>();
+    std::copy(in[3].strides().begin(), in[3].strides().end(), a.mask_strides);
+  }
+  return a;
+}
+
+Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out, Rules rules, bool masked) {
+  Arrays inputs = in;
+  inputs.insert(inputs.end(), {out[0], out[1], g[0]});
+  auto backward = [rules, masked](const Arrays& in, Arrays& result) {
+    const int at = masked ? 4 : 3;
+    Dense lse(in[at + 1]);
+    attention_vjp(problem(in, rules, masked), view(in[0]), view(in[1]), view(in[2]), view(in[at], true), lse,
+                  view(in[at + 2], true), result[0].data<float>(), result[1].data<float>(), result[2].data<float>());
+  };
+  auto swapped = [](const mx::array& x) { return mx::Shape{x.shape(0), x.shape(2), x.shape(1), x.shape(3)}; };
+  Arrays all = make("attention_vjp", inputs, {swapped(in[0]), swapped(in[1]), swapped(in[2])}, backward);
+  return {heads_first(all[0]), heads_first(all[1]), heads_first(all[2])};
+}
+
+mx::array native_attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, bool causal,
+                           int64_t window, const std::optional<mx::array>& mask) {
+  if (q.ndim() != 4 || k.ndim() != 4 || k.shape() != v.shape() || q.shape(3) != k.shape(3) || q.shape(1) % k.shape(1))
+    throw std::invalid_argument("[macllm] attention takes (B, H, T, Dh) and (B, K, S, Dh) twice.");
+  const Rules rules{scale, causal, window};
+  Arrays inputs{q, k, v};
+  const bool masked = mask.has_value();
+  if (masked) {
+    if (mask->dtype() != mx::bool_) throw std::invalid_argument("[macllm] attention takes a mask of bool.");
+    inputs.push_back(mx::broadcast_to(*mask, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)}));
+  }
+  auto forward = [rules, masked](const Arrays& in, Arrays& out) {
+    attention(problem(in, rules, masked), view(in[0]), view(in[1]), view(in[2]), out[0].data<float>(), out[1].data<float>());
+  };
+  auto vjp = [rules, masked](const Arrays& in, const Arrays& g, const Arrays& out) {
+    return native_attention_vjp(in, g, out, rules, masked);
+  };
+  mx::Shape out{q.shape(0), q.shape(2), q.shape(1), q.shape(3)}, lse{q.shape(0), q.shape(1), q.shape(2)};
+  return heads_first(make("attention", inputs, {out, lse}, forward, vjp)[0]);
+}
+
+}  // namespace
+}  // namespace macllm
+
+NB_MODULE(macllm_native, m) {
+  using namespace macllm;
+  m.def("set_threads", &set_threads, "count"_a);
+  m.def("threads", &threads);
+  m.def("unary", &native_unary, "x"_a, "kind"_a);
+  m.def("gate", &native_gate, "gate"_a, "up"_a, "kind"_a);
+  m.def("softmax", &native_softmax, "x"_a);
+  m.def("logsumexp", &native_logsumexp, "x"_a);
+  m.def("cross_entropy", &native_cross_entropy, "logits"_a, "targets"_a);
+  m.def("rms_norm", &native_rms_norm, "x"_a, "weight"_a, "eps"_a);
+  m.def("adamw", &native_adamw, "p"_a, "g"_a, "m"_a, "v"_a, "scalars"_a, "beta1"_a, "beta2"_a, "eps"_a);
+  m.def("rope", &native_rope, "x"_a, "wavelengths"_a, "offset"_a, "interleaved"_a = false, "back"_a = false);
+  m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
+        "mask"_a = nb::none());
+}

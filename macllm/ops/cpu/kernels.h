@@ -1,0 +1,73 @@
+// The kernels: float32, dense rows unless said otherwise, threaded inside. A `_vjp` takes what the forward kernel took
+// and the cotangent of its result, and gives the cotangents of the inputs.
+#pragma once
+
+#include <cstdint>
+
+namespace macllm {
+
+enum class Unary : int { exp, sigmoid, silu, gelu_tanh, gelu };
+
+void unary(Unary kind, int64_t n, const float* x, float* y);
+void unary_vjp(Unary kind, int64_t n, const float* x, const float* gy, float* gx);
+
+// y = f(gate) * up.
+void gate(Unary kind, int64_t n, const float* gate, const float* up, float* y);
+void gate_vjp(Unary kind, int64_t n, const float* gate, const float* up, const float* gy, float* ggate, float* gup);
+
+void softmax(int64_t rows, int64_t n, const float* x, float* y);
+void softmax_vjp(int64_t rows, int64_t n, const float* y, const float* gy, float* gx);
+void logsumexp(int64_t rows, int64_t n, const float* x, float* y);
+void logsumexp_vjp(int64_t rows, int64_t n, const float* x, const float* y, const float* gy, float* gx);
+
+// loss = lse - logits[target]; a negative target is ignored: loss and gradient 0.
+void cross_entropy(int64_t rows, int64_t n, const float* logits, const int32_t* targets, float* loss, float* lse);
+void cross_entropy_vjp(int64_t rows, int64_t n, const float* logits, const int32_t* targets, const float* lse,
+                       const float* gloss, const float* glse, float* glogits);
+
+void rms_norm(int64_t rows, int64_t n, float eps, const float* x, const float* weight, float* y);
+void rms_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* gy, float* gx,
+                  float* gweight);
+
+// p, m, v -> p_out, m_out, v_out, which may be the same memory:
+// p_out = kept p - step m_out / (root sqrt(v_out) + eps), the means taken over scale g.
+struct AdamW {
+  float scale, step, root, kept, beta1, beta2, eps;
+};
+void adamw(int64_t n, const AdamW& a, const float* p, const float* g, const float* m, const float* v, float* p_out,
+           float* m_out, float* v_out);
+
+// Element strides of one [B, heads, positions, Dh] array.
+struct View {
+  const float* data;
+  int64_t batch, head, position, channel;
+};
+
+struct Rope {
+  int64_t B, H, L, D, turned;  // the first `turned` channels turn, in pairs
+  bool interleaved;            // pairs are neighbours, else turned / 2 apart
+  bool back;                   // turn the other way: the transpose
+  const float* wavelengths;    // turned / 2
+  const int32_t* offsets;      // position of the first token, one or B
+  int64_t offset_stride;       // 0 for one
+};
+
+// out is [B, L, H, D] in memory.
+void rope(const Rope& r, const View& x, float* out);
+
+struct Attention {
+  int64_t B, H, K, T, S, D;  // H query heads share K key heads; T queries stand at the end of S positions
+  float scale;
+  bool causal;
+  int64_t window;  // a query sees at most this many positions up to itself; 0: no limit
+  const bool* mask;  // true where a query may look, or null
+  int64_t mask_strides[4];
+};
+
+// out is [B, T, H, D] in memory, lse [B, H, T].
+void attention(const Attention& a, const View& q, const View& k, const View& v, float* out, float* lse);
+// gq [B, T, H, D], gk and gv [B, S, K, D] in memory.
+void attention_vjp(const Attention& a, const View& q, const View& k, const View& v, const View& out, const float* lse,
+                   const View& gout, float* gq, float* gk, float* gv);
+
+}  // namespace macllm

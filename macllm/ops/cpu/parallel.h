@@ -1,0 +1,19 @@
+// A pool of threads that divides one loop at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace macllm {
+
+void set_threads(int count);
+int threads();
+
+// Run body(i) for every i < tasks, each once, on all threads; returns when all are done.
+void parallel(int64_t tasks, const std::function<void(int64_t)>& body);
+
+// Run body(first, last) over disjoint ranges that cover [0, count); `cost` is the rough number of vector
+// operations of one item, by which a loop too small to divide is recognised.
+void parallel_range(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body);
+
+}  // namespace macllm

@@ -1,0 +1,96 @@
+"""Native attention against its definition in float64 numpy, forward and every gradient."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+Array = np.ndarray
+
+
+class Case(NamedTuple):
+    B: int
+    H: int
+    K: int
+    T: int
+    S: int
+    D: int
+    causal: bool = False
+    window: int = 0
+    masked: bool = False
+
+
+CASES = [
+    Case(1, 1, 1, 1, 1, 1),
+    Case(1, 2, 1, 1, 17, 16),
+    Case(2, 4, 2, 5, 5, 20, causal=True),
+    Case(1, 3, 3, 7, 19, 33, causal=True),
+    Case(1, 2, 2, 70, 70, 64, causal=True),
+    Case(2, 4, 1, 33, 65, 8, causal=True, window=9),
+    Case(1, 2, 2, 129, 129, 16, causal=True, window=20),
+    Case(2, 2, 1, 31, 40, 24, masked=True),
+    Case(2, 2, 2, 18, 18, 16, causal=True, masked=True),
+    Case(1, 1, 1, 40, 2100, 16, causal=True),
+]
+
+
+def draw(case: Case) -> tuple[Array, Array, Array, Array, Array | None]:
+    random = np.random.default_rng(sum(case))
+    q, g = (random.standard_normal((case.B, case.H, case.T, case.D)).astype(np.float32) for _ in range(2))
+    k, v = (random.standard_normal((case.B, case.K, case.S, case.D)).astype(np.float32) for _ in range(2))
+    mask = random.random((case.B, 1, case.T, case.S)) < 0.6 if case.masked else None
+    if mask is not None and not case.causal:
+        mask[0, 0, 0] = False
+    return q, k, v, g, mask
+
+
+def expected(case: Case, scale: float) -> tuple[Array, Array, Array, Array]:
+    q, k, v, g, mask = (None if a is None else a.astype(np.float64) for a in draw(case))
+    group = case.H // case.K
+    wide_k, wide_v = np.repeat(k, group, 1), np.repeat(v, group, 1)
+    at, j = np.arange(case.S - case.T, case.S)[:, None], np.arange(case.S)
+    seen = np.ones((case.T, case.S), bool)
+    if case.causal:
+        seen &= j <= at
+    if case.window:
+        seen &= j > at - case.window
+    seen = seen[None, None] if mask is None else seen & (mask > 0)
+    scores = np.where(seen, scale * q @ wide_k.swapaxes(-1, -2), -np.inf)
+    top = np.where(seen.any(-1, keepdims=True), scores.max(-1, keepdims=True), 0)
+    p = np.exp(scores - top)
+    p /= np.maximum(p.sum(-1, keepdims=True), 1e-300)
+    out = p @ wide_v
+    gp = g @ wide_v.swapaxes(-1, -2)
+    gs = p * (gp - (g * out).sum(-1, keepdims=True)) * scale
+
+    def folded(x: Array) -> Array:
+        return x.reshape(case.B, case.K, group, case.S, case.D).sum(2)
+
+    return out, gs @ wide_k, folded(gs.swapaxes(-1, -2) @ q), folded(p.swapaxes(-1, -2) @ g)
+
+
+@pytest.mark.parametrize("positions_first", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
+def test_attention(kernels: ModuleType, case: Case, positions_first: bool) -> None:
+    scale = case.D**-0.5
+    q, k, v, g, mask = draw(case)
+
+    def laid_out(x: Array) -> mx.array:
+        return mx.array(x.swapaxes(1, 2).copy()).swapaxes(1, 2) if positions_first else mx.array(x)
+
+    def ours(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+        m = None if mask is None else mx.array(mask)
+        return [kernels.attention(q, k, v, scale, case.causal, case.window, m)]
+
+    outs, grads = mx.vjp(ours, [laid_out(x) for x in (q, k, v)], [laid_out(g)])
+    for got, want in zip([*outs, *grads], expected(case, scale), strict=True):
+        np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(want).max()))
+
+
+def test_a_query_that_sees_nothing_gives_zero(kernels: ModuleType) -> None:
+    q, mask = mx.ones((1, 1, 2, 4)), mx.array([[False, False], [True, False]])
+    assert kernels.attention(q, q, q, 1.0, mask=mask).tolist() == [[[[0] * 4, [1] * 4]]]

@@ -1,0 +1,169 @@
+"""Each native kernel against float64 numpy, or central differences of it, forward and every gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+Array = np.ndarray
+SHAPES = [(1,), (1, 1), (3, 5), (2, 16), (5, 17), (4, 33), (2, 3, 1000), (7, 4097)]
+
+erf = np.vectorize(math.erf)
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "exp": np.exp,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Array:
+    return (np.random.default_rng(seed + sum(shape)).standard_normal(shape) * scale).astype(np.float32)
+
+
+def close(got: mx.array, want: Array, tolerance: float = 2e-6) -> None:
+    np.testing.assert_allclose(np.array(got), want, rtol=tolerance, atol=tolerance * max(1.0, np.abs(want).max()))
+
+
+def derivative(f: Callable[[Array], Array], x: Array) -> Array:
+    wide, h = x.astype(np.float64), 1e-6
+    return (f(wide + h) - f(wide - h)) / (2 * h)
+
+
+def gradients(f: Callable[..., mx.array], cotangent: Array, *inputs: Array) -> list[mx.array]:
+    _, grads = mx.vjp(lambda *arrays: [f(*arrays)], [mx.array(i) for i in inputs], [mx.array(cotangent)])
+    return grads
+
+
+def softmax64(x: Array) -> Array:
+    e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def lse64(x: Array) -> Array:
+    top = x.max(-1, keepdims=True).astype(np.float64)
+    return np.log(np.exp(x - top).sum(-1)) + top[..., 0]
+
+
+def test_exp_is_within_two_ulp_everywhere(kernels: ModuleType) -> None:
+    x = np.concatenate([np.linspace(-103, 88.72, 400_001), np.linspace(-1, 1, 100_001)]).astype(np.float32)
+    want = np.exp(x.astype(np.float64))
+    ulp = np.spacing(want.astype(np.float32)).astype(np.float64)
+    assert (np.abs(np.array(kernels.unary(mx.array(x), "exp")) - want) / ulp).max() <= 2
+
+
+def test_exp_at_its_ends(kernels: ModuleType) -> None:
+    x = mx.array([-math.inf, -200.0, 0.0, 89.0, math.inf, math.nan])
+    np.testing.assert_array_equal(np.array(kernels.unary(x, "exp")), [0, 0, 1, math.inf, math.inf, math.nan])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_activations_and_gates(kernels: ModuleType, kind: str, shape: tuple[int, ...]) -> None:
+    f, x, up, g = FUNCTIONS[kind], draw(*shape, scale=3), draw(*shape, seed=1), draw(*shape, seed=2)
+    wide = x.astype(np.float64)
+    close(kernels.unary(mx.array(x), kind), f(wide))
+    close(gradients(lambda a: kernels.unary(a, kind), g, x)[0], g * derivative(f, x), 1e-5)
+    close(kernels.gate(mx.array(x), mx.array(up), kind), f(wide) * up)
+    got = gradients(lambda a, b: kernels.gate(a, b, kind), g, x, up)
+    close(got[0], g * up * derivative(f, x), 1e-5)
+    close(got[1], g * f(wide))
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+def test_activations_of_large_numbers_are_finite(kernels: ModuleType, kind: str) -> None:
+    x = mx.array([-1e4, -100.0, -20.0, 20.0, 100.0, 1e4])
+    np.testing.assert_allclose(np.array(kernels.unary(x, kind)), np.maximum(np.array(x), 0), atol=1e-6)
+    slope = mx.grad(lambda a: kernels.unary(a, kind).sum())(x)
+    np.testing.assert_allclose(np.array(slope), np.array(x) > 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_softmax_and_logsumexp(kernels: ModuleType, shape: tuple[int, ...]) -> None:
+    x, g = draw(*shape, scale=5), draw(*shape, seed=1)
+    p, gl = softmax64(x), draw(*shape[:-1], seed=2) if len(shape) > 1 else np.float32(0.7)
+    close(kernels.softmax(mx.array(x)), p)
+    close(gradients(kernels.softmax, g, x)[0], p * (g - (g * p).sum(-1, keepdims=True)), 1e-5)
+    close(kernels.logsumexp(mx.array(x)), lse64(x))
+    close(gradients(kernels.logsumexp, np.asarray(gl), x)[0], p * np.asarray(gl)[..., None], 1e-5)
+
+
+def test_logsumexp_of_infinities(kernels: ModuleType) -> None:
+    x = mx.array([[-math.inf, -math.inf], [-math.inf, 1.0], [math.inf, 1.0], [math.nan, 1.0]])
+    np.testing.assert_array_equal(np.array(kernels.logsumexp(x)), [-math.inf, 1.0, math.inf, math.nan])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 16), (2, 5, 33), (4, 4097)])
+def test_cross_entropy(kernels: ModuleType, shape: tuple[int, ...]) -> None:
+    x, g, gl = draw(*shape, scale=4), draw(*shape[:-1], seed=1), draw(*shape[:-1], seed=2)
+    targets = np.random.default_rng(3).integers(0, shape[-1], shape[:-1])
+    targets.flat[0] = -100
+    counted = targets >= 0
+    loss, lse = kernels.cross_entropy(mx.array(x), mx.array(targets))
+    picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], -1)[..., 0]
+    close(lse, lse64(x))
+    close(loss, np.where(counted, lse64(x) - picked, 0))
+    _, (got,) = mx.vjp(
+        lambda a: list(kernels.cross_entropy(a, mx.array(targets))), [mx.array(x)], [mx.array(g), mx.array(gl)]
+    )
+    hot = (np.arange(shape[-1]) == targets[..., None]) * 1.0
+    close(got, softmax64(x) * (g * counted + gl)[..., None] - hot * (g * counted)[..., None], 1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(kernels: ModuleType, shape: tuple[int, ...]) -> None:
+    x, w, g, eps = draw(*shape, scale=3), draw(shape[-1], seed=1), draw(*shape, seed=2), 1e-5
+    wide, n = x.astype(np.float64), shape[-1]
+    r = 1 / np.sqrt((wide**2).mean(-1, keepdims=True) + eps)
+    close(kernels.rms_norm(mx.array(x), mx.array(w), eps), wide * r * w)
+    gx, gw = gradients(lambda a, b: kernels.rms_norm(a, b, eps), g, x, w)
+    close(gx, r * (g * w - wide * r**2 * (g * w * wide).sum(-1, keepdims=True) / n), 1e-5)
+    close(gw, (g * wide * r).reshape(-1, n).sum(0), 1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 15, 1000, 20_001])
+def test_adamw(kernels: ModuleType, n: int) -> None:
+    p, g, m, v = draw(n), draw(n, seed=1), draw(n, seed=2), draw(n, seed=3) ** 2
+    scalars = [np.float32(x) for x in (0.5, 0.01, 1.2, 0.99)]
+    scale, step, root, kept = (float(s) for s in scalars)
+    m64 = 0.9 * m + 0.1 * scale * g.astype(np.float64)
+    v64 = 0.95 * v + 0.05 * (scale * g.astype(np.float64)) ** 2
+    want = p * kept - step * m64 / (np.sqrt(v64) * root + 1e-8)
+    got = kernels.adamw(*map(mx.array, (p, g, m, v)), [mx.array(s) for s in scalars], 0.9, 0.95, 1e-8)
+    for a, b in zip(got, (want, m64, v64), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("shape", "turned"), [((1, 1, 1, 2), 2), ((2, 3, 5, 20), 12), ((3, 2, 33, 64), 64)])
+@pytest.mark.parametrize("each", [False, True])
+def test_rope(kernels: ModuleType, shape: tuple[int, ...], turned: int, interleaved: bool, each: bool) -> None:
+    B, _, L, _ = shape
+    x, g = draw(*shape), draw(*shape, seed=1)
+    waves = (10_000 ** (np.arange(0, turned, 2) / turned)).astype(np.float32)
+    offset = np.arange(B) * 3 - 1 if each else np.array(7)
+    angle = (offset.reshape(-1, 1, 1, 1) + np.arange(L)[:, None]) / waves.astype(np.float64)
+
+    def turn(x: Array, angle: Array) -> Array:
+        first, second = (
+            (slice(0, turned, 2), slice(1, turned, 2))
+            if interleaved
+            else (slice(0, turned // 2), slice(turned // 2, turned))
+        )
+        y = x.astype(np.float64)
+        a, b = x[..., first], x[..., second]
+        y[..., first] = a * np.cos(angle) - b * np.sin(angle)
+        y[..., second] = a * np.sin(angle) + b * np.cos(angle)
+        return y
+
+    def ours(a: mx.array) -> mx.array:
+        return kernels.rope(a, mx.array(waves), mx.array(offset), interleaved)
+
+    close(ours(mx.array(x)), turn(x, angle), 5e-6)
+    close(gradients(ours, g, x)[0], turn(g, -angle), 5e-6)
