@@ -97,7 +97,7 @@ class TrainConfig:
     def load(cls, path: Path | str | None = None, sets: tuple[str, ...] = (), **keywords: Any) -> Self:
         """The config of a TOML file, changed by `key=value` strings, changed by keywords; a keyword of None is unset.
 
-        Paths in the file are relative to its folder. Raises UsageError on an unknown key or a wrong type.
+        What a file says to read lies relative to its folder. Raises UsageError on an unknown key or a wrong type.
         """
         values: dict[str, Any] = _read_toml(Path(path)) if path is not None else {}
         _check_names(cls, values, f"in {path}")
@@ -161,7 +161,8 @@ class PretrainConfig(TrainConfig):
     mask_prompt: Annotated[bool, "learn the assistant's turns and completions only, not the prompts"] = False
 
 
-_PATHS = frozenset({"data", "valid", "config", "tokenizer", "output", "adapter_path"})
+# What a run reads; what it writes goes where it was started.
+_PATHS = frozenset({"data", "valid", "config", "tokenizer"})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from macllm.errors import MacllmError
 
 from .config import TrainConfig
-from .data import Batch, Batches, Example, collate, in_order
+from .data import Batch, Batches, Dataset, collate, in_order
 from .events import Evaluated, Saved, Step, TrainEvent
 from .optim import AdamW, Arrays, clip_factor, global_norm, learning_rate
 from .snapshot import Snapshots, TrainState
@@ -25,20 +25,17 @@ Objective = Callable[[Any, Batch], tuple[mx.array, float, dict[str, float]]]
 def fit(
     model: nn.Module,
     objective: Objective,
-    batches: Batches,
     config: TrainConfig,
-    *,
-    valid: list[Example] | None = None,
+    rows: Dataset,
     snapshots: Snapshots | None = None,
-) -> Iterator[TrainEvent]:
+) -> Generator[TrainEvent]:
     """Train `model` in place, its trainable parameters only, and tell what happens.
 
-    Begins at the newest of `snapshots`, if there is one. Evaluates on `valid` before the first step, every
+    Begins at the newest of `snapshots`, if there is one. Evaluates before the first step, every
     `steps_per_eval` and after the last. However it ends (closed, interrupted, failed), the model holds the
     weights of the last whole step and a snapshot of them is on disk. The model is left in training mode.
     """
-    trainer = _Trainer(model, objective, batches, config, valid or [], snapshots)
-    return trainer.run()
+    return Trainer(model, objective, config, rows, snapshots).run()
 
 
 def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
@@ -60,29 +57,29 @@ class _Window:
     seconds: float = 0.0
 
 
-class _Trainer:
+class Trainer:
     """One run's unchanging parts, and its state: replaced whole after each step, never half."""
 
     def __init__(
         self,
         model: nn.Module,
         objective: Objective,
-        batches: Batches,
         config: TrainConfig,
-        valid: list[Example],
-        snapshots: Snapshots | None,
+        rows: Dataset,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.model = model
         self.objective = objective
-        self.batches = batches
         self.config = config
-        self.valid = valid
+        self.rows = rows
         self.snapshots = snapshots
-        self.steps = total_steps(config, batches.per_epoch)
+        self.batches = Batches(rows.train, config.batch_size, config.seed)
+        self.steps = total_steps(config, self.batches.per_epoch)
         self.optimizer = AdamW.of(config)
         self.gradient = nn.value_and_grad(model, lambda batch: objective(model, batch))
         self.state = self._begin()
         self.window = _Window()
+        self.last_loss = float("nan")  # of the last report
         self.saved_step = self.state.step if snapshots and self.state.step else -1
 
     def _begin(self) -> TrainState:
@@ -92,13 +89,14 @@ class _Trainer:
             mx.eval(weights)
             return TrainState(0, weights, self.optimizer.init(weights))
         assert state.weights.keys() == weights.keys(), "a snapshot of the same run has the same weights"
-        self._put(state.weights)
+        self.put(state.weights)
         return state
 
-    def _put(self, weights: Arrays) -> None:
+    def put(self, weights: Arrays) -> None:
+        """Make these the model's trainable parameters."""
         self.model.update(tree_unflatten(list(weights.items())))
 
-    def run(self) -> Iterator[TrainEvent]:
+    def run(self) -> Generator[TrainEvent]:
         """The events of the whole run; see `fit`."""
         mx.reset_peak_memory()
         self.model.train()
@@ -111,7 +109,7 @@ class _Trainer:
                 yield from self._after_step()
             yield from self._save()
         finally:
-            self._put(self.state.weights)
+            self.put(self.state.weights)
             for _ in self._save():
                 pass
 
@@ -144,7 +142,7 @@ class _Trainer:
                 remedy="a lower --learning-rate; the last good step is kept, --resume goes on from it",
             )
         self.state = replace(state, step=state.step + 1, weights=weights, optimizer=optimizer, eval_loss=None)
-        self._put(weights)
+        self.put(weights)
         window.numerator += numerator
         window.denominator += denominator
         window.norm += size
@@ -163,7 +161,7 @@ class _Trainer:
             tokens_per_second=window.tokens / max(window.seconds, 1e-9),
             peak_bytes=mx.get_peak_memory(),
         )
-        self.window = _Window()
+        self.window, self.last_loss = _Window(), event.loss
         yield event
 
     def _after_step(self) -> Iterator[TrainEvent]:
@@ -178,7 +176,7 @@ class _Trainer:
 
     def _evaluate(self) -> Iterator[Evaluated]:
         """The loss on the validation rows, dropout off."""
-        batches = in_order(self.valid, self.config.batch_size)
+        batches = in_order(self.rows.valid, self.config.batch_size)
         if self.config.val_batches >= 0:
             batches = batches[: self.config.val_batches]
         if not batches:

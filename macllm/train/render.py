@@ -123,20 +123,23 @@ def _render(row: Chat, count: int, tokenizer: TextTokenizer, answer_next: bool) 
 
 
 def _align(text: str, spans: list[tuple[int, int]], row: Chat, tokenizer: TextTokenizer) -> Example:
-    """`spans` of characters as spans of tokens of the whole text."""
+    """`spans` of characters as spans of tokens of the whole text: all tokens that reach into them."""
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    return _example(tokens, [(_count(text[:a], tokens, row, tokenizer), _count(text[:b], tokens, row, tokenizer))
-                             for a, b in spans], row.where)  # fmt: skip
+    reached = [
+        (_before(text[:start], tokens, row, tokenizer)[0], sum(_before(text[:stop], tokens, row, tokenizer)))
+        for start, stop in spans
+    ]
+    return _example(tokens, reached, row.where)
 
 
-def _count(text: str, tokens: list[int], row: Chat, tokenizer: TextTokenizer) -> int:
-    """How many of `tokens` lie wholly in `text`, their beginning; a token across its end belongs to what follows."""
+def _before(text: str, tokens: list[int], row: Chat, tokenizer: TextTokenizer) -> tuple[int, bool]:
+    """How many of `tokens` lie wholly in `text`, which they begin with, and whether the next reaches into it."""
     own = tokenizer.encode(text, add_special_tokens=False) if text else []
     same = next((n for n, (a, b) in enumerate(zip(own, tokens, strict=False)) if a != b), min(len(own), len(tokens)))
     if len(own) - same > 1:
         raise DataError(
-            f"{row.where}: a turn's end does not fall between two tokens",
-            cause="the tokenizer joins the prompt's end with the answer",
+            f"{row.where}: a turn does not begin or end near a token's end",
+            cause="the tokenizer joins it with what stands beside it",
             remedy="mask_prompt = false (learn every token)",
         )
-    return same
+    return same, len(own) > same

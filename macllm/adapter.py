@@ -1,0 +1,163 @@
+"""LoRA adapters on disk, in mlx-lm's form: `adapters.safetensors` beside `adapter_config.json`.
+
+Tensor names are the checkpoint's own, so that the key map of its family carries them both ways. Where one
+tensor of the checkpoint holds several of our maps side by side (fused queries, keys and values), their
+factors become one pair of higher rank: the As side by side, the Bs along a diagonal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
+from macllm.nn import lora
+from macllm.weights.keymap import KeyMap, Rule, Split, our_modules, their_modules
+from macllm.weights.safetensors import load_file, save_file
+
+_WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
+
+Factors = tuple[mx.array, mx.array]
+
+
+def save(model: nn.Module, keymap: KeyMap, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write the wraps of `model` to `folder`, atomically, the config last; `about` joins the config."""
+    wraps = lora.adapters(model)
+    if not wraps:
+        raise UsageError("the model has no adapter to save")
+    factors = {name: (wrap.lora_a, wrap.lora_b) for name, wrap in wraps.items()}
+    theirs = _to_theirs(model, factors, keymap)
+    rank = max(a.shape[1] for a, _ in theirs.values())
+    tensors: dict[str, mx.array] = {}
+    for name, (a, b) in theirs.items():
+        # mlx-lm knows one rank for all; columns of zeros change nothing.
+        tensors[f"{name}.lora_a"] = mx.pad(a, [(0, 0), (0, rank - a.shape[1])])
+        tensors[f"{name}.lora_b"] = mx.pad(b, [(0, rank - b.shape[0]), (0, 0)])
+    first = next(iter(wraps.values()))
+    config = {
+        **(about or {}),
+        "fine_tune_type": "lora",
+        "num_layers": -1,  # all: a layer without tensors keeps B = 0, the identity
+        "lora_parameters": {
+            "rank": rank,
+            "scale": first.scale,
+            "dropout": first.rate,
+            "keys": sorted({_within_layer(name) for name in theirs}),
+        },
+    }
+    save_file(tensors, folder / _WEIGHTS, {"format": "mlx"})
+    _write_json(folder / _CONFIG, config)
+
+
+def load(model: nn.Module, keymap: KeyMap, folder: Path) -> None:
+    """Wrap the linear maps of `model` that the adapter in `folder` changes, in place."""
+    config = read_config(folder)
+    tensors = load_file(folder / _WEIGHTS)
+    theirs: dict[str, dict[str, mx.array]] = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf not in ("lora_a", "lora_b"):
+            raise CheckpointError(f"{folder / _WEIGHTS}: {name} is not part of a LoRA adapter")
+        theirs.setdefault(module, {})[leaf] = tensor
+    factors: dict[str, Factors] = {}
+    for name, pair in theirs.items():
+        if pair.keys() != {"lora_a", "lora_b"}:
+            raise CheckpointError(f"{folder / _WEIGHTS}: {name} has one factor only")
+        factors |= _to_ours(model, name, (pair["lora_a"], pair["lora_b"]), keymap)
+    lora.attach(model, factors, config["lora_parameters"]["scale"])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`, checked. Raises ModelNotFoundError where there is no adapter."""
+    path = folder / _CONFIG
+    if not path.is_file() or not (folder / _WEIGHTS).is_file():
+        raise ModelNotFoundError(
+            f"no adapter in {folder}",
+            cause=f"it needs {_WEIGHTS} and {_CONFIG}",
+            remedy="macllm finetune --lora --model M --data train.jsonl",
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        scale = config["lora_parameters"]["scale"]
+        if not isinstance(scale, int | float) or isinstance(scale, bool):
+            raise ValueError("lora_parameters.scale is not a number")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a LoRA config", cause=str(error)) from error
+    if config.get("fine_tune_type", "lora") != "lora":
+        raise CheckpointError(f"{path} is of another kind", cause=f"fine_tune_type is {config['fine_tune_type']!r}")
+    return config
+
+
+def _to_theirs(model: nn.Module, factors: dict[str, Factors], keymap: KeyMap) -> dict[str, Factors]:
+    joined: dict[str, Factors] = {}
+    for ours in factors:
+        found = [name for name, rule in their_modules(ours, keymap) if isinstance(rule, Rule | Split)]
+        if not found:
+            raise CheckpointError(f"{ours} has no name in the checkpoint that an adapter could carry")
+        for name in found:
+            if name not in joined:
+                parts = our_modules(name, keymap)
+                joined[name] = _join([factors.get(part) for part in parts], [_shape(model, part) for part in parts])
+    return joined
+
+
+def _join(parts: list[Factors | None], shapes: list[tuple[int, int]]) -> Factors:
+    """One pair of factors for maps side by side; a map without a pair of its own is left alone."""
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0]
+    present = [p for p in parts if p is not None]
+    lora_a = mx.concatenate([a for a, _ in present], axis=1)
+    rows, before = [], 0
+    for part, (_, outputs) in zip(parts, shapes, strict=True):
+        width = part[1].shape[0] if part is not None else 0
+        above, below = before, lora_a.shape[1] - before - width
+        block = part[1] if part is not None else mx.zeros((0, outputs))
+        rows.append(mx.pad(block, [(above, below), (0, 0)]))
+        before += width
+    return lora_a, mx.concatenate(rows, axis=1)
+
+
+def _to_ours(model: nn.Module, theirs: str, factors: Factors, keymap: KeyMap) -> dict[str, Factors]:
+    parts = our_modules(theirs, keymap)
+    if not parts:
+        raise CheckpointError(f"the adapter changes {theirs}, which this model does not have")
+    if len(parts) == 1:
+        return {parts[0]: factors}
+    lora_a, lora_b = factors
+    outputs = [_shape(model, part)[1] for part in parts]
+    if lora_b.shape[1] != sum(outputs):
+        raise CheckpointError(f"the adapter's {theirs} has {lora_b.shape[1]} outputs, the model's {sum(outputs)}")
+    ends = [sum(outputs[: n + 1]) for n in range(len(outputs) - 1)]
+    return {part: (lora_a, b) for part, b in zip(parts, mx.split(lora_b, ends, axis=1), strict=True)}
+
+
+def _shape(model: nn.Module, name: str) -> tuple[int, int]:
+    modules = dict(model.named_modules())
+    module = modules.get(name)
+    if isinstance(module, lora.LoRALinear):
+        module = module.linear
+    if not isinstance(module, nn.Linear | nn.QuantizedLinear):
+        raise CheckpointError(f"the adapter changes {name}, which is no linear map of this model")
+    return lora.sizes(module)
+
+
+def _within_layer(theirs: str) -> str:
+    """`model.layers.3.self_attn.q_proj` -> `self_attn.q_proj`: what mlx-lm looks for inside a layer."""
+    words = theirs.split(".")
+    numbers = [i for i, word in enumerate(words) if word.isdigit()]
+    return ".".join(words[numbers[0] + 1 :]) if numbers else theirs
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temp.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temp.replace(path)

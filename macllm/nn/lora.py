@@ -1,0 +1,187 @@
+"""Low-rank adaptation: frozen linear maps with a small trainable detour (Hu et al. 2021, arXiv:2106.09685).
+
+A transform over the module tree: `apply` wraps linear layers, dense or quantized, in place; `remove` takes
+the wraps off again; `fuse` puts their sum where they were.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from macllm.errors import CheckpointError, UsageError
+
+_LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
+
+# Which expert a token visits is a choice, not a map to be nudged: it stays what it was unless a pattern names it.
+_LEFT_OUT = "*.router"
+
+
+class LoRALinear(nn.Module):
+    """linear(x) + scale * dropout(x) A B, with A (D, r) and B (r, F) trained and `linear` frozen."""
+
+    def __init__(self, linear: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, dropout: float = 0.0):
+        super().__init__()
+        self.linear = linear
+        self.linear.freeze()
+        self.scale, self.rate = scale, dropout
+        self.lora_a, self.lora_b = lora_a, lora_b
+        self.dropout = nn.Dropout(dropout)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., D) -> (..., F)."""
+        y = self.linear(x)
+        z = (self.dropout(x) @ self.lora_a) @ self.lora_b
+        return y + (self.scale * z).astype(y.dtype)
+
+    def delta(self) -> mx.array:
+        """What fusing adds to the weight: (F, D)."""
+        return self.scale * (self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32)).T
+
+    def fused(self, dequantize: bool = False) -> nn.Module:
+        """One linear map with the same outputs; quantized again like its base unless `dequantize`."""
+        linear, dense = self.linear, dense_weight(self.linear)
+        out = nn.Linear(dense.shape[1], dense.shape[0], bias="bias" in linear)
+        out.weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
+        if "bias" in linear:
+            out.bias = linear.bias
+        if isinstance(linear, nn.QuantizedLinear) and not dequantize:
+            return nn.QuantizedLinear.from_linear(out, linear.group_size, linear.bits, mode=linear.mode)
+        return out
+
+
+def dense_weight(linear: nn.Module) -> mx.array:
+    """The weight (F, D) of a linear layer, dequantized where it has to be."""
+    if not isinstance(linear, nn.QuantizedLinear):
+        return linear.weight
+    return mx.dequantize(
+        linear.weight,
+        linear.scales,
+        linear.get("biases"),
+        group_size=linear.group_size,
+        bits=linear.bits,
+        mode=linear.mode,
+    )
+
+
+def sizes(linear: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, quantized or not."""
+    outputs, inputs = linear.weight.shape
+    return (inputs * 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else inputs), outputs
+
+
+def apply(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    keys: Sequence[str] = (),
+    num_layers: int = -1,
+    seed: int = 0,
+) -> list[str]:
+    """Freeze `model` and wrap the linear maps of its layers, in place; the names of those wrapped.
+
+    `keys` are patterns of names (`*.attention.q_proj`; a bare `q_proj` matches the end of one), none meaning all;
+    of each stack the last `num_layers` count, -1 meaning all. A is drawn from U(-1/sqrt(D), 1/sqrt(D)) and B is 0,
+    so that nothing changes at first. Raises UsageError when no name matches.
+    """
+    chosen = targets(model, keys, num_layers)
+    if not chosen:
+        raise UsageError(
+            "no linear map to adapt",
+            cause=f"nothing matches {', '.join(keys)}" if keys else "the model has no linear maps in its layers",
+            remedy=f"patterns such as {', '.join(sorted({'*.' + n.rsplit('.', 1)[-1] for n in targets(model)}))}",
+        )
+    model.freeze()
+    wraps = {}
+    for name, key in zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True):
+        inputs, outputs = sizes(chosen[name])
+        bound = 1 / math.sqrt(inputs)
+        lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
+        wraps[name] = LoRALinear(chosen[name], lora_a, mx.zeros((rank, outputs)), alpha / rank, dropout)
+    _replace(model, wraps)
+    return list(wraps)
+
+
+def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) -> dict[str, nn.Module]:
+    """The linear layers that `apply` would wrap, by name, in order."""
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.QuantizedLinear) and _LAYER.match(name) and not name.endswith(".linear")
+    }
+    depth: dict[str, int] = {}
+    for name in linears:
+        stack, layer = _position(name)
+        depth[stack] = max(depth.get(stack, 0), layer + 1)
+    return {
+        name: linears[name]
+        for name in sorted(linears, key=lambda n: (_position(n), n))
+        if _wanted(name, keys) and (num_layers < 0 or _position(name)[1] >= depth[_position(name)[0]] - num_layers)
+    }
+
+
+def _wanted(name: str, keys: Sequence[str]) -> bool:
+    if not keys:
+        return not fnmatchcase(name, _LEFT_OUT)
+    return any(fnmatchcase(name, key) or fnmatchcase(name, f"*.{key}") for key in keys)
+
+
+def _position(name: str) -> tuple[str, int]:
+    """The stack that a name lies in, and its layer there."""
+    match = _LAYER.match(name)
+    assert match is not None, name
+    return match[1] or "", int(match[2])
+
+
+def adapters(model: nn.Module) -> dict[str, LoRALinear]:
+    """The wraps in `model`, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], scale: float) -> None:
+    """Freeze `model` and wrap the named linear maps with given A (D, r) and B (r, F), in place.
+
+    Raises CheckpointError for a name that is no linear map of the model, or a shape that does not fit it.
+    """
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)}
+    wraps = {}
+    for name, (lora_a, lora_b) in factors.items():
+        if name not in linears:
+            raise CheckpointError(
+                f"the adapter changes {name}, which is no linear map of this model",
+                remedy="the model that the adapter was made for",
+            )
+        inputs, outputs = sizes(linears[name])
+        if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[1] != lora_b.shape[0]:
+            raise CheckpointError(f"the adapter's {name} is not two factors: {lora_a.shape} and {lora_b.shape}")
+        if (lora_a.shape[0], lora_b.shape[1]) != (inputs, outputs):
+            raise CheckpointError(
+                f"the adapter's {name} maps {lora_a.shape[0]} to {lora_b.shape[1]}, the model's {inputs} to {outputs}",
+                remedy="the model that the adapter was made for",
+            )
+        wraps[name] = LoRALinear(linears[name], lora_a, lora_b, scale)
+    model.freeze()
+    _replace(model, wraps)
+
+
+def remove(model: nn.Module) -> None:
+    """Take every wrap off again, in place: the model as it was before `apply`."""
+    _replace(model, {name: wrap.linear for name, wrap in adapters(model).items()})
+
+
+def fuse(model: nn.Module, dequantize: bool = False) -> None:
+    """Put each wrap's sum in its place, in place."""
+    _replace(model, {name: wrap.fused(dequantize) for name, wrap in adapters(model).items()})
+
+
+def _replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    if modules:
+        model.update_modules(tree_unflatten(list(modules.items())))

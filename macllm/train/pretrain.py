@@ -1,0 +1,108 @@
+"""A model from random weights: config.json, tokenizer and rows in, a checkpoint out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+from macllm import families
+from macllm.errors import UsageError
+from macllm.families.config import Config
+from macllm.nn.models import DecoderLM, build
+from macllm.text.tokenizer import Tokenizer
+from macllm.weights.keymap import to_theirs
+from macllm.weights.safetensors import save_folder
+
+from . import data
+from .config import PretrainConfig
+from .events import TrainEvent
+from .initial import initialize
+from .loop import Trainer
+from .objectives.clm import clm
+from .run import Run, write_text
+
+
+def train(
+    config: PretrainConfig | None = None, *, on_event: Callable[[TrainEvent], None] | None = None, **keywords: Any
+) -> Path:
+    """Train from random weights; the run's folder, with the checkpoint in `model/`.
+
+    Takes a config or its fields as keywords. Interrupted, it leaves a snapshot and a checkpoint of the last
+    whole step, and goes on with `resume=True`.
+    """
+    config = config or PretrainConfig.load(**keywords)
+    with closing(events(config)) as stream:
+        for event in stream:
+            if on_event is not None:
+                on_event(event)
+    return Path(config.output)
+
+
+def events(config: PretrainConfig) -> Generator[TrainEvent]:
+    """What happens while `config` is trained. Closing the generator ends the run, saved."""
+    folder = Path(config.output)
+    Run.check(folder, config)
+    raw = _read_json(Path(config.config))
+    tokenizer = Tokenizer.from_folder(config.tokenizer)
+    rows = data.load(config, tokenizer)
+    model = new_model(raw, config)
+    _check_sizes(model, tokenizer, config)
+    with Run(folder, config, {"rows": rows.fingerprint(), "architecture": raw}) as run:
+        trainer = Trainer(model, clm, config, rows, run.snapshots)
+        yield from run.watch(trainer, lambda: _save(model, tokenizer, raw, folder / "model"), folder / "model")
+
+
+def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
+    """The model that a config.json describes, in float32, with random weights."""
+    if not families.is_known(raw):
+        raise UsageError(
+            f"{config.config} is of no family that can be trained",
+            cause=f"model_type is {raw.get('model_type')!r}",
+            remedy=f"one of {', '.join(families.FAMILIES)}",
+        )
+    model = build(families.spec(Config(families.text_config(raw))))
+    if not isinstance(model, DecoderLM):
+        raise UsageError(f"{config.config} is no causal language model", remedy="a decoder such as model_type llama")
+    initialize(model, config.init_std, config.seed)
+    return model
+
+
+def _save(model: DecoderLM, tokenizer: Tokenizer, raw: dict[str, Any], folder: Path) -> None:
+    """The checkpoint as transformers and mlx-lm open it."""
+    keymap = families.keys(Config(families.text_config(raw)))
+    save_folder(to_theirs(dict(tree_flatten(model.parameters())), keymap), folder)
+    tokenizer.save(folder)
+    write_text(folder / "config.json", json.dumps(raw | {"dtype": "float32"}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check_sizes(model: DecoderLM, tokenizer: Tokenizer, config: PretrainConfig) -> None:
+    rows, reach = model.spec.embedding.vocab_size, model.spec.context_length
+    if tokenizer.vocab_size > rows:
+        raise UsageError(
+            f"{config.config} has a vocabulary of {rows}, the tokenizer one of {tokenizer.vocab_size}",
+            remedy=f'"vocab_size": {tokenizer.vocab_size} in {config.config}',
+        )
+    if reach is not None and config.max_seq_length > reach + 1:
+        raise UsageError(
+            f"max_seq_length is {config.max_seq_length}, the model reaches {reach} tokens",
+            remedy=f"--max-seq-length {reach}, or max_position_embeddings in {config.config}",
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}", cause=error.strerror, remedy="--set config=path/to/config.json"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON", cause=str(error)) from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} is not a JSON object")
+    return raw

@@ -1,0 +1,143 @@
+"""A run's folder: what it was told, what it told, its snapshots, and one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+from macllm.errors import UsageError
+
+from .config import TrainConfig
+from .events import Finished, Prepared, Saved, TrainEvent
+from .loop import Trainer
+from .snapshot import Snapshots
+
+_SETTINGS, _METRICS = "run.json", "metrics.jsonl"
+
+
+class Run:
+    """The folder of one run, locked while the `with` block lasts.
+
+    Raises UsageError when it holds a run that is not to be resumed, or another process works in it.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self._config = config
+        self._lock: int | None = None
+        self.snapshots = Snapshots(folder / "snapshots", config.keep, {**config.trajectory(), **identity})
+
+    @staticmethod
+    def check(folder: Path, config: TrainConfig) -> None:
+        """Raise UsageError when `folder` holds something that this run would write over: before work is done."""
+        if config.resume or not folder.exists():
+            return
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is a file", remedy="another folder for the run")
+        for name in (_SETTINGS, "adapters.safetensors", "snapshots"):
+            if (folder / name).exists():
+                raise UsageError(
+                    f"{folder} holds a run already",
+                    cause=f"there is {folder / name}",
+                    remedy="--resume to go on with it, or another folder for this one",
+                )
+
+    def __enter__(self) -> Run:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise UsageError(
+                f"another process is training in {self.folder}", remedy="wait for it, or take another folder"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def watch(self, trainer: Trainer, hand_over: Callable[[], None], result: Path) -> Generator[TrainEvent]:
+        """The events of `trainer`, each written to `metrics.jsonl` as it passes.
+
+        However it ends, once there was a step, `hand_over` writes `result` from the model: with the best weights
+        where there is validation data and the config asks for them, else with those of the last step.
+        """
+        first_step = trainer.state.step
+        self._write(_SETTINGS, json.dumps(self._config.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        # What a process told of steps that it did not live to save is told again.
+        self._write(_METRICS, "".join(line for line in self._lines() if _step(line) <= first_step))
+        events = self._events(trainer, hand_over, result)
+        with closing(events), (self.folder / _METRICS).open("a", encoding="utf-8") as file:
+            for event in events:
+                file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
+                file.flush()
+                yield event
+
+    def _events(self, trainer: Trainer, hand_over: Callable[[], None], result: Path) -> Generator[TrainEvent]:
+        began, rows, loss = time.perf_counter(), trainer.rows, float("nan")
+        yield Prepared(
+            **asdict(rows.counts),
+            valid_rows=len(rows.valid),
+            parameters=_size(trainer.model.parameters()),
+            trained_parameters=_size(trainer.model.trainable_parameters()),
+            steps=trainer.steps,
+            first_step=trainer.state.step,
+        )
+        try:
+            yield from trainer.run()
+        finally:
+            if trainer.state.step:
+                loss = self._choose(trainer)
+                trainer.model.eval()
+                hand_over()
+        yield Saved(trainer.state.step, str(result))
+        yield Finished(trainer.state.step, loss, time.perf_counter() - began, str(self.folder))
+
+    def _choose(self, trainer: Trainer) -> float:
+        """Put the weights to hand over into the model; their loss."""
+        best = self.snapshots.best() if self._config.select == "best" and trainer.rows.valid else None
+        if best is None or best.eval_loss is None:
+            return trainer.last_loss if trainer.state.eval_loss is None else trainer.state.eval_loss
+        trainer.put(best.weights)
+        return best.eval_loss
+
+    def _lines(self) -> list[str]:
+        path = self.folder / _METRICS
+        return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+
+    def _write(self, name: str, text: str) -> None:
+        write_text(self.folder / name, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temp.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temp.replace(path)
+
+
+def _size(parameters: Any) -> int:
+    return sum(array.size for _, array in tree_flatten(parameters))
+
+
+def _step(line: str) -> int:
+    """The step that a line of metrics tells of; one that was cut off in the middle tells of none."""
+    try:
+        told = json.loads(line)
+        return int(told.get("step", told.get("first_step", 0)))
+    except (ValueError, TypeError, AttributeError):
+        return 2**63

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from macllm.errors import UsageError
+from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
+
+
+def test_keywords_win_over_sets_and_sets_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('data = "rows.jsonl"\nseed = 1\nrank = 4\nkeys = ["q_proj", "v_proj"]\n')
+    config = FinetuneConfig.load(tmp_path / "run.toml", ("seed=2", "batch_size=3"), seed=3, iters=None)
+    assert (config.seed, config.batch_size, config.rank, config.iters) == (3, 3, 4, 0)
+    assert config.keys == ("q_proj", "v_proj")
+
+
+def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('data = "rows.jsonl"\nconfig = "/abs/config.json"\n')
+    config = PretrainConfig.load(tmp_path / "run.toml", output="here")
+    assert config.data == str(tmp_path / "rows.jsonl")
+    assert (config.config, config.output) == ("/abs/config.json", "here")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learning_rat": 1.0}, "did you mean learning_rate?"),
+        ({"batch-sise": 1}, "did you mean batch_size?"),
+        ({"zzz": 1}, "one of data"),
+        ({"seed": "many"}, "a whole number"),
+        ({"seed": 1.5}, "a whole number"),
+        ({"seed": True}, "a whole number"),
+        ({"mask_prompt": "maybe"}, "true or false"),
+        ({"schedule": "cosin"}, "cosine"),
+        ({"keys": [1]}, "a list of texts"),
+        ({"model": 3}, "text"),
+        ({"batch_size": 0}, "between 1"),
+        ({"warmup": 1.5}, "between 0"),
+        ({"learning_rate": float("nan")}, "between 0"),
+        ({"data": ""}, "--data train.jsonl"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_would_be_right(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        FinetuneConfig.load(None, (), **({"data": "x"} | settings))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("sets", [("seed",), ("seed=x",), ("sed=1",)])
+def test_a_wrong_set_is_a_usage_error(sets: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        TrainConfig.load(None, sets, data="x")
+
+
+@pytest.mark.parametrize("text", ["seed = ", "seed = 1\nseed = 2", "\udcff"])
+def test_a_broken_file_is_a_usage_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_text(text, errors="surrogateescape")
+    with pytest.raises(UsageError, match=r"run\.toml"):
+        TrainConfig.load(tmp_path / "run.toml")
+    with pytest.raises(UsageError, match="cannot read"):
+        TrainConfig.load(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, FinetuneConfig, PretrainConfig])
+def test_every_setting_is_documented_in_one_line(kind: type[TrainConfig]) -> None:
+    for name, line in kind.documentation().items():
+        assert 10 < len(line) < 100, name
+        assert "\n" not in line
+
+
+def test_strings_of_a_command_line_become_the_types_of_the_settings() -> None:
+    config = FinetuneConfig.load(None, ("mask_prompt=false", "keys=q_proj, v_proj", "epochs=2"), data="x")
+    assert config.mask_prompt is False
+    assert config.keys == ("q_proj", "v_proj")
+    assert config.epochs == 2.0
+    assert isinstance(config.epochs, float)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macllm.errors import DataError
+from macllm.train import data
+from macllm.train.config import TrainConfig
+from macllm.train.order import Order
+from tests.train.toy import CharTokenizer, arithmetic_rows
+
+
+def folder(path: Path, train: list[dict[str, str]], valid: list[dict[str, str]] | None = None) -> str:
+    for name, some in (("train", train), ("valid", valid)):
+        if some is not None:
+            (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return str(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 400), size=st.integers(1, 9), seed=st.integers(0, 2**31), epoch=st.integers(0, 5))
+def test_every_row_comes_once_in_each_epoch(rows: int, size: int, seed: int, epoch: int) -> None:
+    order = Order(list(np.random.default_rng(0).integers(1, 99, rows)), size, seed)
+    first = epoch * order.batches_per_epoch
+    seen = [r for b in range(first, first + order.batches_per_epoch) for r in order.rows(b)]
+    assert sorted(seen) == list(range(rows))
+
+
+def test_a_batch_depends_on_nothing_but_seed_and_number() -> None:
+    lengths = list(range(100))
+    straight = [Order(lengths, 4, 7).rows(n) for n in range(60)]
+    shuffled = Order(lengths, 4, 7)
+    assert [shuffled.rows(n) for n in reversed(range(60))] == straight[::-1]
+    assert [Order(lengths, 4, 8).rows(n) for n in range(60)] != straight
+    assert straight[:25] != straight[25:50]
+
+
+def test_rows_of_a_batch_are_of_like_length() -> None:
+    lengths = np.random.default_rng(0).integers(10, 500, 640)
+    order = Order(list(lengths), 8, 0)
+    padding = sum(len(r) * max(lengths[list(r)]) - lengths[list(r)].sum() for r in map(order.rows, range(80)))
+    assert padding / lengths.sum() < 0.05
+
+
+def test_a_batch_holds_inputs_targets_and_weights_side_by_side() -> None:
+    rows = arithmetic_rows(5)
+    batch = data.collate(rows)
+    assert batch.inputs.shape == batch.targets.shape == batch.weights.shape
+    assert batch.inputs.shape[1] % 8 == 0
+    for i, row in enumerate(rows):
+        n = len(row) - 1
+        assert list(batch.inputs[i, :n]) == list(row.tokens[:-1])
+        assert list(batch.targets[i, :n]) == list(row.tokens[1:])
+        assert list(batch.weights[i, :n]) == list(row.learnt[1:])
+        assert not batch.weights[i, n:].any()
+    assert batch.learnt == sum(int(r.learnt.sum()) for r in rows)
+
+
+def test_long_rows_are_cut_in_the_open(tmp_path: Path) -> None:
+    path = folder(tmp_path, [{"text": "abcdefgh"}, {"text": "ab"}])
+    whole = [1, *b"abcdefgh", 0]
+    made = {
+        kind: data.load(TrainConfig(data=path, max_seq_length=4, long_rows=kind), CharTokenizer())
+        for kind in ("truncate", "split", "drop")
+    }
+    cut = made["truncate"]
+    assert [list(e.tokens) for e in cut.train] == [whole[:4], [1, 97, 98, 0]]
+    assert (cut.counts.truncated_rows, cut.counts.lost_tokens, cut.counts.tokens) == (1, 6, 8)
+    pieces = made["split"].train[:3]
+    assert [list(e.tokens) for e in pieces] == [whole[0:4], whole[3:7], whole[6:10]]
+    assert [t for e in pieces for t in e.tokens[e.learnt]] == whole[1:]
+    assert (made["split"].counts.split_rows, made["split"].counts.lost_tokens) == (1, 0)
+    assert (len(made["drop"].train), made["drop"].counts.dropped_rows) == (1, 1)
+    with pytest.raises(DataError, match=r"train\.jsonl:1 has 10 tokens"):
+        data.load(TrainConfig(data=path, max_seq_length=4, long_rows="error"), CharTokenizer())
+
+
+@pytest.mark.parametrize("length", range(2, 14))
+@pytest.mark.parametrize("most", [2, 3, 5, 8])
+def test_splitting_predicts_every_token_once(tmp_path: Path, length: int, most: int) -> None:
+    path = folder(tmp_path, [{"text": "x" * (length - 2)}])
+    made = data.load(TrainConfig(data=path, max_seq_length=most, long_rows="split"), CharTokenizer())
+    assert made.counts.supervised_tokens == length - 1
+    assert max(map(len, made.train)) <= most
+
+
+def test_rows_without_anything_to_learn_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "abcdefgh", "completion": "x"}, {"prompt": "a", "completion": "x"}]
+    config = TrainConfig(data=folder(tmp_path, rows), max_seq_length=5)
+    made = data.load(config, CharTokenizer())
+    assert (len(made.train), made.counts.unsupervised_rows, made.counts.truncated_rows) == (1, 1, 1)
+    with pytest.raises(DataError, match="nothing to learn"):
+        data.load(TrainConfig(data=folder(tmp_path, rows[:1]), max_seq_length=5), CharTokenizer())
+
+
+def test_held_out_rows_are_not_trained_on_and_depend_on_the_seed(tmp_path: Path) -> None:
+    path = folder(tmp_path, [{"text": chr(97 + i) * 3} for i in range(20)])
+    made = {seed: data.load(TrainConfig(data=path, valid_fraction=0.2, seed=seed), CharTokenizer()) for seed in (0, 1)}
+    assert (len(made[0].train), len(made[0].valid)) == (16, 4)
+    wheres = [{e.where for e in part} for part in (made[0].train, made[0].valid)]
+    assert not wheres[0] & wheres[1]
+    assert wheres[1] != {e.where for e in made[1].valid}
+
+
+def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
+    path = folder(tmp_path, [{"text": "a"}], [{"text": "b"}, {"text": "c"}])
+    made = data.load(TrainConfig(data=path, valid_fraction=0.5), CharTokenizer())
+    assert (len(made.train), len(made.valid)) == (1, 2)
+
+
+def test_the_fingerprint_tells_data_apart(tmp_path: Path) -> None:
+    rows = [{"prompt": "ab", "completion": "c"}]
+    seen = {
+        data.load(TrainConfig(data=folder(tmp_path, r), mask_prompt=m), CharTokenizer()).fingerprint()
+        for r in (rows, [*rows, *rows], [{"prompt": "a", "completion": "bc"}])
+        for m in (True, False)
+    }
+    assert len(seen) == 5  # without the mask, "ab" + "c" is "a" + "bc"

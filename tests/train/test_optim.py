@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm.train import optim
+from macllm.train.config import Schedule, TrainConfig
+
+SHAPES = {"a.weight": (8, 16), "a.bias": (16,), "embedding.tokens.weight": (5, 3), "norm.weight": (1,)}
+
+
+def arrays(random: np.random.Generator) -> dict[str, np.ndarray]:
+    return {k: random.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}
+
+
+def run(
+    adam: optim.AdamW, weights: dict[str, np.ndarray], gradients: list[dict[str, np.ndarray]], scale: float = 1.0
+) -> dict[str, np.ndarray]:
+    now = {k: mx.array(v) for k, v in weights.items()}
+    state = adam.init(now)
+    for i, g in enumerate(gradients):
+        now, state = adam.update(now, {k: mx.array(v) for k, v in g.items()}, state, 0.01 / (i + 1), mx.array(scale))
+    return {k: np.array(v) for k, v in now.items()}
+
+
+@pytest.fixture
+def twenty() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+    random = np.random.default_rng(0)
+    return arrays(random), [arrays(random) for _ in range(20)]
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_adamw_is_its_definition_in_float64(twenty, decay_all: bool) -> None:
+    weights, gradients = twenty
+    got = run(optim.AdamW(0.9, 0.95, 1e-8, 0.1, decay_all), weights, gradients, scale=0.5)
+    for name, w in weights.items():
+        w = w.astype(np.float64)
+        m, v = np.zeros_like(w), np.zeros_like(w)
+        decay = 0.1 if decay_all or name == "a.weight" else 0.0
+        for i, g in enumerate(gradients):
+            rate, g = 0.01 / (i + 1), g[name] * 0.5
+            m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+            w = w * (1 - rate * decay)
+            w -= rate * (m / (1 - 0.9 ** (i + 1))) / (np.sqrt(v / (1 - 0.95 ** (i + 1))) + 1e-8)
+        np.testing.assert_allclose(got[name], w, rtol=0, atol=1e-6)
+
+
+def test_the_first_step_is_as_long_as_the_learning_rate(twenty) -> None:
+    weights, gradients = twenty
+    got = run(optim.AdamW(0.9, 0.999, 1e-8, 0.0), weights, gradients[:1])
+    for name, w in weights.items():
+        np.testing.assert_allclose(np.abs(got[name] - w), 0.01, atol=1e-6)
+
+
+@pytest.mark.parity
+def test_adamw_is_that_of_torch(twenty) -> None:
+    import torch
+
+    weights, gradients = twenty
+    got = run(optim.AdamW(0.9, 0.999, 1e-8, 0.1, decay_all=True), weights, gradients)
+    tensors = {k: torch.nn.Parameter(torch.tensor(v.copy())) for k, v in weights.items()}
+    adam = torch.optim.AdamW(tensors.values(), weight_decay=0.1)
+    for i, g in enumerate(gradients):
+        for name, tensor in tensors.items():
+            tensor.grad = torch.tensor(g[name])
+        adam.param_groups[0]["lr"] = 0.01 / (i + 1)
+        adam.step()
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(got[name], tensor.detach().numpy(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("most", [0.1, 1.0, 1e4])
+def test_clipping_brings_the_norm_down_and_never_up(twenty, most: float) -> None:
+    gradients = {k: mx.array(v) for k, v in twenty[0].items()}
+    true = math.sqrt(sum(float((v.astype(np.float64) ** 2).sum()) for v in twenty[0].values()))
+    norm = optim.global_norm(gradients)
+    assert norm.item() == pytest.approx(true, rel=1e-6)
+    after = true * optim.clip_factor(norm, most).item()
+    assert after == pytest.approx(min(true, most), rel=1e-5)
+    assert optim.clip_factor(norm, 0.0).item() == 1.0
+
+
+@pytest.mark.parity
+def test_clipping_is_that_of_torch(twenty) -> None:
+    import torch
+
+    gradients = {k: mx.array(v) for k, v in twenty[0].items()}
+    factor = optim.clip_factor(optim.global_norm(gradients), 1.0)
+    tensors = {k: torch.nn.Parameter(torch.zeros(s)) for k, s in SHAPES.items()}
+    for k, t in tensors.items():
+        t.grad = torch.tensor(twenty[0][k])
+    torch.nn.utils.clip_grad_norm_(tensors.values(), 1.0)
+    for k, t in tensors.items():
+        np.testing.assert_allclose(np.array(gradients[k] * factor), t.grad.numpy(), rtol=1e-6, atol=0)
+
+
+def rates(schedule: str, steps: int, **settings: float) -> list[float]:
+    config = TrainConfig(data="x", schedule=schedule, learning_rate=1.0, **settings)  # type: ignore[arg-type]
+    return [optim.learning_rate(config, step, steps) for step in range(steps)]
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_a_schedule_rises_to_its_peak_and_falls_no_lower_than_its_floor(schedule: str, steps: int) -> None:
+    got = rates(schedule, steps, warmup=0.1, min_lr_ratio=0.1)
+    warm = math.ceil(0.1 * steps)
+    assert all(0 < r <= 1.0 for r in got)
+    assert got[:warm] == pytest.approx([(i + 1) / (warm + 1) for i in range(warm)])
+    assert all(a >= b for a, b in zip(got[warm:], got[warm + 1 :], strict=False))
+    assert all(r >= 0.1 for r in got[warm:])
+    if warm < steps:
+        assert got[warm] == 1.0
+
+
+def test_schedules_have_their_closed_forms() -> None:
+    half = 50
+    assert rates("constant", 100, warmup=0)[half] == 1.0
+    assert rates("linear", 100, warmup=0, min_lr_ratio=0.2)[half] == pytest.approx(0.6)
+    assert rates("cosine", 100, warmup=0, min_lr_ratio=0.2)[25] == pytest.approx(0.2 + 0.4 * (1 + math.sqrt(0.5)))
+    wsd = rates("wsd", 100, warmup=0, decay=0.2, min_lr_ratio=0.0)
+    assert wsd[:81] == [1.0] * 81
+    assert wsd[90] == pytest.approx(0.5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("steps", [9, 50])
+def test_schedules_are_those_of_transformers_one_step_on(steps: int) -> None:
+    """transformers' first step has a rate of 0; ours begins with its second."""
+    import torch
+    import transformers
+
+    warm = math.ceil(0.1 * steps)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = {
+        "constant": transformers.get_constant_schedule_with_warmup(optimizer, warm + 1),
+        "linear": transformers.get_linear_schedule_with_warmup(optimizer, warm + 1, steps + 1),
+        "cosine": transformers.get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, warm + 1, steps + 1, min_lr_rate=0.1
+        ),
+    }
+    floors = {"constant": 0.1, "linear": 0.0, "cosine": 0.1}
+    for name, schedule in theirs.items():
+        got = rates(name, steps, warmup=0.1, min_lr_ratio=floors[name])
+        assert got == pytest.approx([schedule.lr_lambdas[0](i + 1) for i in range(steps)], rel=1e-9), name

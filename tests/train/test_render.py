@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from macllm.errors import DataError, UsageError
+from macllm.train.render import Example, examples
+from macllm.train.rows import Chat, Completion, Text
+from tests.train.toy import CharTokenizer
+
+Messages = list[dict[str, Any]]
+
+
+def plain(messages: Messages, answer_next: bool) -> str:
+    return "".join(f"<{m['role'][0]}>{m['content']}$\n" for m in messages) + "<a>" * answer_next
+
+
+def forgetful(messages: Messages, answer_next: bool) -> str:
+    """Reasoning is written for the last answer only."""
+    last = len(messages) - 1
+    return plain(
+        [m | {"content": ("(hm)" if i == last and m["role"] == "assistant" else "") + m["content"]}
+         for i, m in enumerate(messages)], answer_next,
+    )  # fmt: skip
+
+
+def unstable(messages: Messages, answer_next: bool) -> str:
+    return f"{len(messages)}" + plain(messages, answer_next)
+
+
+def chat(*contents: str) -> Chat:
+    roles = ("user", "assistant")
+    return Chat([{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)], None, "f.jsonl:7")
+
+
+def learnt(example: Example) -> str:
+    return "".join(chr(t) if on else "_" for t, on in zip(example.tokens, example.learnt, strict=True))
+
+
+def test_every_assistant_turn_and_its_end_marker_is_learnt() -> None:
+    (example,) = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(plain), mask_prompt=True)
+    assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n"
+    assert [i for i, on in enumerate(example.learnt) if on] == [10, 11, 12, 24, 25, 26]
+
+
+def test_a_template_that_rewrites_old_turns_gives_one_example_a_turn() -> None:
+    first, second = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(forgetful), mask_prompt=True)
+    text = CharTokenizer().decode
+    assert text(list(first.tokens)) == "<u>hi$\n<a>(hm)yo$"
+    assert text(list(second.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>(hm)ok$"
+    assert learnt(first).strip("_") == "(hm)yo$"
+    assert learnt(second).strip("_") == "(hm)ok$"
+
+
+def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
+    with pytest.raises(DataError, match=r"f\.jsonl:7"):
+        examples(chat("hi", "yo"), CharTokenizer(unstable), mask_prompt=True)
+    (example,) = examples(chat("hi", "yo"), CharTokenizer(unstable), mask_prompt=False)
+    assert example.learnt[1:].all()
+
+
+def test_two_answers_in_a_row_are_both_learnt() -> None:
+    row = Chat([{"role": r, "content": "x"} for r in ("user", "assistant", "assistant")], None, "f:1")
+    (example,) = examples(row, CharTokenizer(plain), mask_prompt=True)
+    assert learnt(example).replace("_", "") == "x$x$"
+
+
+def test_a_conversation_may_begin_with_the_assistant() -> None:
+    row = Chat([{"role": "assistant", "content": "hello"}, {"role": "user", "content": "x"}], None, "f:1")
+    (example,) = examples(row, CharTokenizer(plain), mask_prompt=True)
+    assert learnt(example).replace("_", "") == "a>hello$"  # its first token has nothing to be predicted from
+
+
+def test_a_row_without_answers_has_nothing_to_learn() -> None:
+    (example,) = examples(chat("hi"), CharTokenizer(plain), mask_prompt=True)
+    assert not example.learnt.any()
+
+
+def test_a_chat_without_a_template_is_refused_and_told_where() -> None:
+    with pytest.raises(DataError, match=r"f\.jsonl:7"):
+        examples(chat("hi", "yo"), CharTokenizer(), mask_prompt=True)
+
+
+def test_what_a_template_refuses_is_told_with_its_line() -> None:
+    def refuses(messages: Messages, answer_next: bool) -> str:
+        raise UsageError("roles must alternate")
+
+    with pytest.raises(DataError, match=r"f\.jsonl:7: roles must alternate"):
+        examples(chat("hi", "yo"), CharTokenizer(refuses), mask_prompt=True)
+
+
+class Joining(CharTokenizer):
+    """`$\\n` is one token, as is `>y`: the second straddles the beginning of an answer."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return super().encode(text.replace("$\n", "\u0100").replace(">y", "\u0101"), add_special_tokens)
+
+
+def test_a_token_across_the_beginning_of_an_answer_is_learnt() -> None:
+    (example,) = examples(chat("hi", "yo", "so", "ok"), Joining(plain), mask_prompt=True)
+    assert learnt(example).replace("_", "") == "\u0101o\u0100ok\u0100"
+
+
+class Scrambling(CharTokenizer):
+    """Tokens change wholly with the length of the text."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(c) + len(text) for c in text]
+
+
+def test_a_boundary_that_the_tokenizer_hides_is_refused() -> None:
+    with pytest.raises(DataError, match="near a token"):
+        examples(chat("hi", "yo"), Scrambling(plain), mask_prompt=True)
+
+
+def test_text_is_learnt_whole_and_ends_once() -> None:
+    (example,) = examples(Text("abc", "f:1"), CharTokenizer(), mask_prompt=True)
+    assert list(example.tokens) == [1, 97, 98, 99, 0]
+    assert list(example.learnt) == [False, True, True, True, True]
+
+
+def test_a_completion_is_learnt_and_its_prompt_is_not() -> None:
+    row = Completion("ab", "cd", "f:1")
+    (example,) = examples(row, CharTokenizer(), mask_prompt=True)
+    assert list(example.tokens) == [1, 97, 98, 99, 100, 0]
+    assert list(example.learnt) == [False, False, False, True, True, True]
+    (everything,) = examples(row, CharTokenizer(), mask_prompt=False)
+    assert np.count_nonzero(everything.learnt) == 5
+
+
+def test_a_completion_goes_through_the_chat_template_where_there_is_one() -> None:
+    (example,) = examples(Completion("ab", "cd", "f:1"), CharTokenizer(plain), mask_prompt=True)
+    assert learnt(example).replace("_", "") == "cd$"

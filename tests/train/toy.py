@@ -1,0 +1,63 @@
+"""A language model of a few hundred weights, its tokenizer and its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from macllm.train.render import Example
+
+
+class ToyLM(nn.Module):
+    """Causal, with dropout and a tied head."""
+
+    def __init__(self, vocab_size: int = 32, dim: int = 16, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.mix = nn.Linear(dim, dim)
+        self.norm = nn.RMSNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        keys = mx.random.split(mx.random.key(seed), 3)
+        self.embedding.weight = mx.random.normal((vocab_size, dim), key=keys[0])
+        self.mix.weight = mx.random.normal((dim, dim), key=keys[1])
+        self.mix.bias = mx.random.normal((dim,), key=keys[2])
+
+    def hidden(self, tokens: mx.array) -> mx.array:
+        x = self.embedding(tokens)
+        return self.norm(x + mx.cumsum(self.dropout(nn.silu(self.mix(x))), axis=1) * 0.1)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        return self.embedding.as_linear(hidden)
+
+
+def arithmetic_rows(count: int, seed: int = 0, vocab_size: int = 32) -> list[Example]:
+    """Rows that count up by three, of 2 to 19 tokens, some with a masked beginning."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for n in random.integers(2, 20, count):
+        learnt = np.ones(n, dtype=bool)
+        learnt[: 1 + int(random.integers(0, n - 1))] = False
+        tokens = (np.arange(n) * 3 + random.integers(vocab_size)) % vocab_size
+        rows.append(Example(tokens.astype(np.int32), learnt, "here:1"))
+    return rows
+
+
+class CharTokenizer:
+    """One token a character; 0 ends a text. The template is given as a function of the messages."""
+
+    eos_token_id: int | None = 0
+
+    def __init__(self, template: Any = None) -> None:
+        self.chat_template = template
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [1] * add_special_tokens + [ord(c) for c in text]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(t) for t in tokens)
+
+    def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True, **variables: Any) -> str:
+        return self.chat_template(messages, add_generation_prompt)
