@@ -6,7 +6,8 @@ from typing import Literal
 
 import mlx.core as mx
 
-from .kv import KV, Quantized
+from .dispatch import choice, native
+from .kv import KV, Dense, Quantized
 
 Mask = mx.array | Literal["causal"] | None
 
@@ -19,9 +20,18 @@ def attention(q: mx.array, kv: KV, *, scale: float, mask: Mask = None, softcap: 
     Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2.
     """
     dense = kv.dense(q.dtype) if isinstance(kv, Quantized) else kv
-    if softcap is None:
+    if softcap is None and choice() != "reference":
+        kernels = native(q, dense.keys, dense.values) if _has_kernel(q, dense, mask) else None
+        if kernels is not None:
+            shown = mask if isinstance(mask, mx.array) else None
+            return kernels.attention(q, dense.keys, dense.values, scale, isinstance(mask, str), mask=shown)
         return mx.fast.scaled_dot_product_attention(q, dense.keys, dense.values, scale=scale, mask=mask)
     return attention_reference(q, dense.keys, dense.values, scale=scale, mask=mask, softcap=softcap)
+
+
+def _has_kernel(q: mx.array, kv: Dense, mask: Mask) -> bool:
+    plain = mask.dtype == mx.bool_ if isinstance(mask, mx.array) else True
+    return plain and kv.keys.shape == kv.values.shape and q.shape[3] == kv.keys.shape[3]
 
 
 def attention_reference(

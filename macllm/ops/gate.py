@@ -8,6 +8,8 @@ from functools import cache
 
 import mlx.core as mx
 
+from .dispatch import native
+
 
 def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
@@ -44,13 +46,22 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
+NATIVE = frozenset(("silu", "gelu", "gelu_tanh", "gelu_quick"))
+
+
 def activate(x: mx.array, activation: str) -> mx.array:
     """The named activation, elementwise. GELU exact, by tanh, or quick: arXiv:1606.08415, 2."""
+    kernels = native(x) if activation in NATIVE else None
+    if kernels is not None:
+        return kernels.unary(x, activation)
     return ACTIVATIONS[activation](x) if mx.default_device() == mx.cpu else _fused(activation)(x)
 
 
 def gated(gate: mx.array, up: mx.array, activation: str) -> mx.array:
     """act(gate) * up, elementwise: SwiGLU with "silu", GeGLU with "gelu"."""
+    kernels = native(gate, up) if activation in NATIVE else None
+    if kernels is not None:
+        return kernels.gate(gate, up, activation)
     if mx.default_device() == mx.cpu:
         return ACTIVATIONS[activation](gate) * up
     return _fused_gate(activation)(gate, up)

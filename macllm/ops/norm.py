@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from .dispatch import choice, native
+
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     """x / sqrt(mean(x^2) + eps) * weight: (..., D), (D,) -> (..., D). arXiv:1910.07467, eq. 4."""
+    if choice() == "reference":
+        return rms_norm_reference(x, weight, eps)
+    kernels = native(x, weight) if weight is not None else None
+    if kernels is not None:
+        return kernels.rms_norm(x, weight, eps)
     return mx.fast.rms_norm(x, weight, eps)
 
 
@@ -19,6 +26,8 @@ def rms_norm_reference(x: mx.array, weight: mx.array | None, eps: float) -> mx.a
 
 def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
     """(x - mean) / sqrt(var + eps) * weight + bias: (..., D) -> (..., D). arXiv:1607.06450, eq. 4."""
+    if choice() == "reference":
+        return layer_norm_reference(x, weight, bias, eps)
     return mx.fast.layer_norm(x, weight, bias, eps)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from .dispatch import choice, native
+
 
 def rope(x: mx.array, wavelengths: mx.array, offset: int | mx.array, *, interleaved: bool = False) -> mx.array:
     """Rotate the first 2n dims of every head: (B, H, L, Dh) with wavelengths (n,) -> (B, H, L, Dh).
@@ -11,6 +13,11 @@ def rope(x: mx.array, wavelengths: mx.array, offset: int | mx.array, *, interlea
     Pair i of the token at position p turns by p / wavelengths[i] radians. `offset` is the position of
     the first token, one for all rows or (B,). Pairs are neighbours when `interleaved`, else n apart.
     """
+    if choice() == "reference":
+        return rope_reference(x, wavelengths, offset, interleaved=interleaved)
+    kernels = native(x, wavelengths)
+    if kernels is not None:
+        return kernels.rope(x, wavelengths, mx.array(offset), interleaved)
     dims = 2 * wavelengths.shape[0]
     return mx.fast.rope(x, dims, traditional=interleaved, base=None, scale=1.0, offset=offset, freqs=wavelengths)
 

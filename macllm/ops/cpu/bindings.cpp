@@ -19,8 +19,8 @@ namespace macllm {
 namespace {
 
 Unary kind_of(const std::string& name) {
-  static const char* names[] = {"exp", "sigmoid", "silu", "gelu_tanh", "gelu"};
-  for (int i = 0; i < 5; i++)
+  static const char* names[] = {"exp", "sigmoid", "silu", "gelu_tanh", "gelu", "gelu_quick"};
+  for (int i = 0; i < 6; i++)
     if (name == names[i]) return Unary(i);
   throw std::invalid_argument("[macllm] no such function: " + name);
 }

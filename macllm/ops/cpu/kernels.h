@@ -6,7 +6,7 @@
 
 namespace macllm {
 
-enum class Unary : int { exp, sigmoid, silu, gelu_tanh, gelu };
+enum class Unary : int { exp, sigmoid, silu, gelu_tanh, gelu, gelu_quick };
 
 void unary(Unary kind, int64_t n, const float* x, float* y);
 void unary_vjp(Unary kind, int64_t n, const float* x, const float* gy, float* gx);

@@ -50,6 +50,15 @@ struct Gelu {
   }
 };
 
+struct GeluQuick {
+  static vf value(vf x) { return x * sigmoid(1.702f * x); }
+  static void both(vf x, vf& y, vf& dy) {
+    vf s = sigmoid(1.702f * x);
+    y = x * s;
+    dy = s * (1.f + 1.702f * x * (1.f - s));
+  }
+};
+
 template <class F>
 void chosen(Unary kind, F run) {
   switch (kind) {
@@ -58,6 +67,7 @@ void chosen(Unary kind, F run) {
     case Unary::silu: return run(Silu{});
     case Unary::gelu_tanh: return run(GeluTanh{});
     case Unary::gelu: return run(Gelu{});
+    case Unary::gelu_quick: return run(GeluQuick{});
   }
 }
 
