@@ -1,0 +1,62 @@
+"""What a chat is asked to be, and how it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from macllm.errors import UsageError
+from macllm.generate.request import Request, SamplingParams
+
+from .session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """The options of `macllm chat`. `sampling` holds only what the user set; the model's defaults fill the rest."""
+
+    model: str | None = None  # None: the bundled model
+    adapter: str | None = None
+    system: str | None = None
+    seed: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    plain: bool = False
+    max_tokens: int | None = None  # None: to the end of the context
+    verbose: bool = False
+
+    def request(self) -> Request:
+        """A request with what the user set, to be checked before a model is loaded."""
+        sampling = with_overrides(SamplingParams(), {"seed": self.seed, **self.sampling})
+        return Request(prompt=(), max_tokens=1 if self.max_tokens is None else self.max_tokens, sampling=sampling)
+
+    @property
+    def model_name(self) -> str:
+        """The model as it is shown before it is loaded."""
+        return (self.model or "maclet").rstrip("/").rsplit("/", 1)[-1]
+
+
+def open_session(options: ChatOptions) -> Session:
+    """Start the engine in its own process, wait for the model, and return the conversation.
+
+    Raises: MacllmError of whatever kept the model from loading.
+    """
+    from macllm.generate.engine import ProcessEngine
+
+    engine = ProcessEngine(options.model or "maclet", options.adapter)
+    try:
+        sampling = with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling})
+        return Session(engine, system=options.system, sampling=sampling, max_tokens=options.max_tokens)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def with_overrides(defaults: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:
+    """`defaults` with every override that is not None. Raises: UsageError for a name that sampling does not know."""
+    known = {item.name for item in fields(SamplingParams)}
+    for name in overrides:
+        if name not in known:
+            raise UsageError(f"Sampling has no setting {name!r}.", remedy=f"one of {', '.join(sorted(known))}")
+    return replace(defaults, **{name: value for name, value in overrides.items() if value is not None})

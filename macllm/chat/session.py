@@ -1,0 +1,202 @@
+"""A conversation with an engine: what was said, and the events of the answer being made.
+
+No terminal code: the full screen, the line mode and programs drive the same `Session`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from macllm.errors import UsageError
+from macllm.generate.defaults import LARGEST_SEED
+from macllm.generate.request import Delta, Done, Event, FinishReason, Request, SamplingParams, Timing, Usage
+
+if TYPE_CHECKING:
+    from macllm.generate.engine import Engine
+
+UNBOUNDED_ANSWER_TOKENS = 4096  # of an answer when neither the user nor the model states a limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One message of the conversation. What the model thought is kept apart from what it said.
+
+    `finish` is None for a user's turn; "failed" marks an answer that an error cut short.
+    """
+
+    role: Literal["user", "assistant"]
+    content: str
+    reasoning: str = ""
+    finish: FinishReason | Literal["failed"] | None = None
+    usage: Usage | None = None
+    timing: Timing | None = None
+    seed: int | None = None
+
+    def message(self) -> dict[str, str]:
+        """The turn as a chat template reads it."""
+        message = {"role": self.role, "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        return message
+
+
+@dataclass(frozen=True)
+class ContextUse:
+    """How full the context is, in tokens; `limit_tokens` is None where the model states none."""
+
+    used_tokens: int
+    limit_tokens: int | None
+
+
+class Session:
+    """One conversation. `reply` and `regenerate` may run in another thread than `stop` and the readers.
+
+    `max_tokens` bounds each answer; None lets it run to the end of the context. With a seed in
+    `sampling`, the n-th completion of the session draws from seed + n, so that a new attempt differs
+    while the session as a whole can be replayed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        sampling: SamplingParams | None = None,
+        max_tokens: int | None = None,
+        turns: tuple[Turn, ...] = (),
+    ) -> None:
+        self.engine = engine
+        self.system = system
+        self.sampling = engine.info.defaults if sampling is None else sampling
+        self.max_tokens = max_tokens
+        self._turns = turns
+        self._used_tokens = 0
+        self._completions = 0
+        self._stop = threading.Event()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What was said, oldest first; an answer joins it when it ends."""
+        return self._turns
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as a chat template reads it, system prompt first."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + [turn.message() for turn in self._turns]
+
+    @property
+    def context(self) -> ContextUse:
+        """Tokens that the newest completion held, grown live while one streams."""
+        return ContextUse(self._used_tokens, self.engine.info.context_length)
+
+    @property
+    def last_answer(self) -> Turn | None:
+        """The newest answer, or None."""
+        return next((turn for turn in reversed(self._turns) if turn.role == "assistant"), None)
+
+    def reply(self, text: str) -> Iterator[Event]:
+        """Say `text` and return the events of the answer.
+
+        However the iteration ends, what had been said of the answer stays in `turns`. If nothing was,
+        `turns` is as before and the caller still has the text.
+        Raises: UsageError for an empty text; while iterating, what the engine raises (DoesNotFitError when
+        the conversation is longer than the context: nothing is ever cut from it silently).
+        """
+        if not text.strip():
+            raise UsageError("The message is empty.", remedy="write something first")
+        return self._begin((*self._turns, Turn(role="user", content=text)))
+
+    def regenerate(self) -> Iterator[Event]:
+        """Answer the newest message again and return the events; the former answer goes once the new one has text.
+
+        Raises: UsageError when nothing was said yet.
+        """
+        turns = self._turns
+        while turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        if not turns:
+            raise UsageError("There is no message to answer again.", remedy="write one first")
+        return self._begin(turns)
+
+    def stop(self) -> None:
+        """End the running answer after its current step; its iterator then ends, and its text is kept."""
+        self._stop.set()
+        self.engine.cancel()
+
+    def clear(self) -> None:
+        """Forget what was said. System prompt and sampling stay."""
+        self._turns = ()
+        self._used_tokens = 0
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    def _begin(self, turns: tuple[Turn, ...]) -> Iterator[Event]:
+        # Cleared here and not in the generator, which a thread may start after stop() was called.
+        self._stop.clear()
+        return self._answer(turns)
+
+    def _answer(self, turns: tuple[Turn, ...]) -> Iterator[Event]:
+        before, used_before = self._turns, self._used_tokens
+        self._turns = turns
+        parts: dict[str, list[str]] = {"content": [], "reasoning": []}
+        finish: FinishReason | Literal["failed"] = "failed"
+        done: Done | None = None
+        try:
+            for event in self._events():
+                if isinstance(event, Delta):
+                    parts["reasoning" if event.kind == "reasoning" else "content"].append(event.text)
+                elif isinstance(event, Done):
+                    done = event
+                yield event
+            finish = done.finish_reason if done else "cancelled"
+        except (GeneratorExit, KeyboardInterrupt):
+            finish = "cancelled"
+            raise
+        finally:
+            content, reasoning = "".join(parts["content"]), "".join(parts["reasoning"])
+            if content or reasoning or finish not in ("failed", "cancelled"):
+                ending = {"usage": done.usage, "timing": done.timing, "seed": done.seed} if done else {}
+                answer = Turn(role="assistant", content=content, reasoning=reasoning, finish=finish, **ending)
+                self._turns = (*turns, answer)
+            else:
+                self._turns, self._used_tokens = before, used_before
+
+    def _events(self) -> Iterator[Event]:
+        request = self._request()
+        if self._stop.is_set():
+            return
+        cancelled = False
+        with closing(self.engine.submit(request)) as events:
+            for event in events:
+                if isinstance(event, Delta):
+                    self._used_tokens += len(event.tokens)
+                elif isinstance(event, Done):
+                    self._used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
+                yield event
+                if self._stop.is_set() and not cancelled:
+                    # stop() may have come before the engine had anything to cancel.
+                    cancelled = True
+                    self.engine.cancel()
+
+    def _request(self) -> Request:
+        prompt = self.engine.render(self.messages)
+        self._used_tokens = len(prompt)
+        sampling = self.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + self._completions) % (LARGEST_SEED + 1))
+        self._completions += 1
+        return Request(prompt=prompt, max_tokens=self._room(len(prompt)), sampling=sampling)
+
+    def _room(self, prompt_tokens: int) -> int:
+        """Tokens that the answer may take. A prompt that leaves none still asks for one: the engine refuses it."""
+        limit = self.engine.info.context_length
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return UNBOUNDED_ANSWER_TOKENS if limit is None else max(limit - prompt_tokens, 1)

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from macllm.chat.options import ChatOptions, with_overrides
+from macllm.chat.session import Session
+from macllm.errors import DoesNotFitError, EngineCrashedError, UsageError
+from macllm.generate.request import Delta, Done, Event, Prefill, SamplingParams
+from tests.chat.scripted_engine import ScriptedEngine, thinking
+
+
+def text_of(events: Iterator[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Delta))
+
+
+def test_an_answer_joins_the_conversation_with_what_it_took() -> None:
+    session = Session(ScriptedEngine(["Hel", "lo."]))
+    assert text_of(session.reply("Hi")) == "Hello."
+    user, answer = session.turns
+    assert (user.role, user.content, user.finish) == ("user", "Hi", None)
+    assert (answer.role, answer.content, answer.finish, answer.seed) == ("assistant", "Hello.", "stop", 7)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 2
+    assert answer.timing is not None
+
+
+def test_the_events_of_the_engine_pass_through_unchanged() -> None:
+    events = list(Session(ScriptedEngine([Prefill(1, 2), "a", "b"])).reply("Hi"))
+    assert [type(event) for event in events] == [Prefill, Delta, Delta, Done]
+
+
+def test_the_next_prompt_holds_system_history_and_message() -> None:
+    engine = ScriptedEngine(["one"], ["two"])
+    session = Session(engine, system="Be brief.")
+    text_of(session.reply("a"))
+    text_of(session.reply("b"))
+    assert [(m["role"], m["content"]) for m in engine.rendered[1]] == [
+        ("system", "Be brief."),
+        ("user", "a"),
+        ("assistant", "one"),
+        ("user", "b"),
+    ]
+
+
+def test_a_new_system_prompt_holds_from_the_next_reply_on() -> None:
+    engine = ScriptedEngine()
+    session = Session(engine)
+    session.system = "Rhyme."
+    text_of(session.reply("a"))
+    assert engine.rendered[0][0] == {"role": "system", "content": "Rhyme."}
+
+
+def test_reasoning_is_kept_apart_from_the_content() -> None:
+    engine = ScriptedEngine([thinking("hm "), thinking("so"), "Yes."], ["ok"])
+    session = Session(engine)
+    list(session.reply("a"))
+    assert (session.turns[1].content, session.turns[1].reasoning) == ("Yes.", "hm so")
+    list(session.reply("b"))
+    assert engine.rendered[1][1] == {"role": "assistant", "content": "Yes.", "reasoning_content": "hm so"}
+
+
+def test_an_answer_without_reasoning_is_rendered_without_the_key() -> None:
+    engine = ScriptedEngine()
+    session = Session(engine)
+    list(session.reply("a"))
+    assert session.messages[1] == {"role": "assistant", "content": "ok"}
+
+
+def test_closing_the_events_keeps_what_was_said() -> None:
+    session = Session(ScriptedEngine(["one ", "two ", "three"]))
+    events = session.reply("count")
+    assert next(events) == Delta("one ", tokens=(0,))
+    events.close()  # type: ignore[attr-defined]
+    assert session.turns[1].content == "one "
+    assert session.turns[1].finish == "cancelled"
+
+
+def test_stop_from_another_thread_keeps_what_was_said_and_what_it_took() -> None:
+    session = Session(ScriptedEngine(["one ", threading.Event(), "two"]))
+    events = session.reply("count")
+    next(events)
+    threading.Timer(0.02, session.stop).start()
+    assert text_of(events) == ""
+    assert (session.turns[1].content, session.turns[1].finish) == ("one ", "cancelled")
+    assert session.turns[1].usage is not None
+
+
+def test_a_stop_before_the_first_event_is_not_lost() -> None:
+    engine = ScriptedEngine(["one"])
+    session = Session(engine)
+    events = session.reply("count")
+    session.stop()
+    assert list(events) == []
+    assert engine.requests == []
+    assert session.turns == ()
+
+
+def test_a_stop_that_the_engine_missed_is_asked_for_again() -> None:
+    """stop() may fall between submit and the engine's own start, where cancel() finds nothing to cancel."""
+
+    class Deaf(ScriptedEngine):
+        def cancel(self) -> None:
+            if self.cancels > 0:
+                super().cancel()
+            self.cancels += 1
+
+    engine = Deaf([f"{n} " for n in range(1000)])
+    session = Session(engine)
+    events = session.reply("count")
+    next(events)
+    session.stop()
+    assert len(list(events)) == 1  # Done
+    assert session.turns[1].content == "0 "
+
+
+def test_a_reply_stopped_before_its_first_word_leaves_the_conversation_as_it_was() -> None:
+    session = Session(ScriptedEngine(["ok"], [Prefill(1, 9), threading.Event()]))
+    list(session.reply("a"))
+    before, used = session.turns, session.context.used_tokens
+    events = session.reply("b")
+    next(events)
+    session.stop()
+    list(events)
+    assert session.turns == before
+    assert session.context.used_tokens == used
+
+
+@pytest.mark.parametrize("error", [EngineCrashedError("gone"), ValueError("bug"), KeyboardInterrupt()])
+def test_an_error_after_some_text_keeps_the_text(error: BaseException) -> None:
+    session = Session(ScriptedEngine(["half ", error]))
+    with pytest.raises(type(error)):
+        list(session.reply("a"))
+    assert session.turns[0].content == "a"
+    assert session.turns[1].content == "half "
+    assert session.turns[1].finish == ("cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
+
+
+def test_an_error_before_any_text_leaves_the_conversation_as_it_was() -> None:
+    session = Session(ScriptedEngine(["ok"], [EngineCrashedError("gone")]))
+    list(session.reply("a"))
+    before = session.turns
+    with pytest.raises(EngineCrashedError):
+        list(session.reply("b"))
+    assert session.turns == before
+
+
+def test_an_empty_but_finished_answer_is_an_answer() -> None:
+    session = Session(ScriptedEngine([]))
+    list(session.reply("a"))
+    assert [turn.content for turn in session.turns] == ["a", ""]
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t"])
+def test_an_empty_message_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        Session(ScriptedEngine()).reply(text)
+
+
+def test_regenerate_replaces_the_last_answer() -> None:
+    engine = ScriptedEngine(["first"], ["second"])
+    session = Session(engine)
+    list(session.reply("a"))
+    assert text_of(session.regenerate()) == "second"
+    assert [turn.content for turn in session.turns] == ["a", "second"]
+    assert [m["content"] for m in engine.rendered[1]] == ["a"]
+
+
+@pytest.mark.parametrize("steps", [[EngineCrashedError("gone")], [threading.Event()]])
+def test_a_regeneration_that_comes_to_nothing_keeps_the_former_answer(steps: list[object]) -> None:
+    session = Session(ScriptedEngine(["first"], steps))  # type: ignore[arg-type]
+    list(session.reply("a"))
+    threading.Timer(0.02, session.stop).start()
+    with suppress(EngineCrashedError):
+        list(session.regenerate())
+    assert [turn.content for turn in session.turns] == ["a", "first"]
+
+
+def test_there_is_nothing_to_regenerate_at_first() -> None:
+    with pytest.raises(UsageError, match="no message"):
+        Session(ScriptedEngine()).regenerate()
+
+
+def test_clear_forgets_what_was_said_but_not_the_system_prompt() -> None:
+    session = Session(ScriptedEngine(), system="Be brief.")
+    list(session.reply("a"))
+    session.clear()
+    assert session.messages == [{"role": "system", "content": "Be brief."}]
+    assert session.context.used_tokens == 0
+
+
+def test_the_context_grows_with_prompt_and_answer() -> None:
+    session = Session(ScriptedEngine(["x", "y"], context_length=50))
+    events = session.reply("one two three")  # 4 tokens by the engine's count
+    next(events)
+    assert (session.context.used_tokens, session.context.limit_tokens) == (5, 50)
+    list(events)
+    assert session.context.used_tokens == 6
+
+
+def test_a_conversation_longer_than_the_context_is_refused_not_cut() -> None:
+    engine = ScriptedEngine(context_length=10)
+    session = Session(engine)
+    with pytest.raises(DoesNotFitError):
+        list(session.reply("word " * 30))
+    assert len(engine.requests[0].prompt) == 31
+    assert session.turns == ()
+
+
+def test_an_answer_may_run_to_the_end_of_the_context_unless_bounded() -> None:
+    engine = ScriptedEngine(context_length=100)
+    list(Session(engine).reply("a b c"))
+    list(Session(engine, max_tokens=7).reply("a b c"))
+    assert [request.max_tokens for request in engine.requests] == [96, 7]
+
+
+def test_without_a_known_context_an_answer_still_ends() -> None:
+    engine = ScriptedEngine(context_length=None)
+    session = Session(engine)
+    list(session.reply("a"))
+    assert engine.requests[0].max_tokens == 4096
+    assert session.context.limit_tokens is None
+
+
+def test_sampling_is_the_models_unless_given() -> None:
+    engine = ScriptedEngine()
+    list(Session(engine).reply("a"))
+    list(Session(engine, sampling=SamplingParams(temperature=0.1)).reply("a"))
+    assert [request.sampling.temperature for request in engine.requests] == [0.5, 0.1]
+
+
+def test_with_a_seed_every_attempt_draws_anew_and_the_session_repeats() -> None:
+    seeds = []
+    for _ in range(2):
+        engine = ScriptedEngine()
+        session = Session(engine, sampling=SamplingParams(seed=2**32 - 1))
+        list(session.reply("a"))
+        list(session.regenerate())
+        seeds.append([request.sampling.seed for request in engine.requests])
+    assert seeds[0] == seeds[1] == [2**32 - 1, 0]
+
+
+def test_overrides_change_only_what_they_name() -> None:
+    params = with_overrides(SamplingParams(temperature=0.3), {"top_k": 5, "seed": None})
+    assert params == SamplingParams(temperature=0.3, top_k=5)
+    with pytest.raises(UsageError, match="'heat'"):
+        with_overrides(SamplingParams(), {"heat": 1})
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"), [(None, "maclet"), ("org/name", "name"), ("./models/mine/", "mine"), ("x@main", "x@main")]
+)
+def test_a_model_is_shown_by_the_last_part_of_its_name(model: str | None, shown: str) -> None:
+    assert ChatOptions(model=model).model_name == shown
