@@ -39,6 +39,9 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "t5": ("t5", None),
 }
 
+# Families whose activations are known to pass 65504, the largest float16.
+OUTGROWS_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "t5"})
+
 Layout = Literal["hf", "mlx"]
 
 

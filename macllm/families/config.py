@@ -108,18 +108,16 @@ def rope_parameters(config: Config, kind: str | None = None) -> dict[str, Any]:
         given = dict(given[kind])
     given.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
     given.setdefault("rope_type", given.get("type", "default"))
-    given.setdefault("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     trained = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
     given["original_max_position_embeddings"] = trained or config.get("max_position_embeddings")
     return given
 
 
 def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None) -> RoPESpec:
-    """The rotary positions of heads of `head_dim`."""
+    """The rotary positions of heads of which `head_dim` dims rotate."""
     p = rope_parameters(config) if parameters is None else parameters
-    dims = int(head_dim * p["partial_rotary_factor"])
     try:
-        return RoPESpec(dims=dims, base=float(p["rope_theta"]), scaling=_scaling(config, p))
+        return RoPESpec(dims=head_dim, base=float(p["rope_theta"]), scaling=_scaling(config, p))
     except KeyError as missing:
         raise CheckpointError(f"rope parameters of type {p['rope_type']!r} have no {missing}") from None
 

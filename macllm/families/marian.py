@@ -1,4 +1,4 @@
-"""The Transformer of 2017 as Marian writes it: sinusoidal positions, norms after each sum. arXiv:1706.03762, arXiv:1804.00344."""
+"""Marian: the Transformer of 2017, sinusoidal positions, norms after each sum. arXiv:1706.03762, arXiv:1804.00344."""
 
 from __future__ import annotations
 

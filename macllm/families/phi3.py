@@ -23,7 +23,8 @@ def attention(config: Config) -> AttentionSpec:
     if parameters["rope_type"] in ("su", "yarn"):
         parameters["rope_type"] = "longrope"
     base = llama.attention(config.but(rope_parameters=None, rope_scaling=None))
-    return replace(base, mask=llama.window(config), rope=rope(config, base.head_dim, parameters))
+    share = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor", 1.0)
+    return replace(base, mask=llama.window(config), rope=rope(config, int(base.head_dim * share), parameters))
 
 
 def keys(config: Config) -> KeyMap:

@@ -29,20 +29,25 @@ def spec(config: Config) -> DecoderSpec:
 def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
     """Experts on every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
     dense = i in config.get("mlp_only_layers", ()) or (i + 1) % config.get("decoder_sparse_step", 1) != 0
-    if dense or not config["num_experts"]:
+    if dense:
         return llama.mlp(config)
     return MoESpec(
         expert=replace(llama.mlp(config), hidden=config["moe_intermediate_size"]),
-        num_experts=config["num_experts"],
+        num_experts=num_experts(config),
         top_k=config["num_experts_per_tok"],
         router="softmax",
         renormalize=config.get("norm_topk_prob", False),
     )
 
 
+def num_experts(config: Config) -> int:
+    """Which transformers 4 and 5 write under different names."""
+    return config.get("num_local_experts") or config["num_experts"]
+
+
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
-    count = config["num_experts"]
+    count = num_experts(config)
     experts = (
         Stack(f"{THEIRS}experts.{{e}}.{p}_proj.weight", f"{OURS}experts.{p}_proj.weight", count)
         for p in ("gate", "up", "down")

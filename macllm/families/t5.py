@@ -1,4 +1,4 @@
-"""T5, T5 v1.1 and FLAN-T5: encoder and decoder, relative positions, unscaled scores. arXiv:1910.10683, arXiv:2210.11416."""
+"""T5, T5 v1.1, FLAN-T5: relative positions, unscaled scores. arXiv:1910.10683, arXiv:2210.11416."""
 
 from __future__ import annotations
 

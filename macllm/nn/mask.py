@@ -25,9 +25,11 @@ def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = N
     """Who sees whom: queries are the slots of `span`, keys the slots `start` .. span.end.
 
     None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, L, S). `lengths`
-    (B,) marks the keys of rows padded on the right. A padded query sees at least itself, so that no row
-    of scores is empty.
+    (B,) marks the keys of rows padded on the right, which only queries that look ahead could see. A padded
+    query sees at least itself, so that no row of scores is empty.
     """
+    if not isinstance(spec, Bidirectional | Local):
+        lengths = None
     plain = lengths is None and span.left_padding is None
     if plain and _needs_no_array(spec, span, start):
         return None if span.length == 1 or isinstance(spec, Bidirectional | Local) else "causal"
@@ -38,7 +40,7 @@ def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = N
         real = k >= mx.array(span.left_padding)[:, None, None, None]
         seen = (seen & real) | (k == q)
     if lengths is not None:
-        seen = seen & (k < lengths[:, None, None, None])
+        seen = (seen & (k < lengths[:, None, None, None])) | (k == q)
     return seen if seen.ndim == 4 else seen[None, None]
 
 

@@ -1,0 +1,196 @@
+"""A folder <-> (model, tokenizer): weights and configs as the hub, transformers and mlx-lm lay them out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from macllm import families, hub
+from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
+from macllm.families.config import Config
+from macllm.nn import quantize
+from macllm.nn.models import Model, build
+from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
+from macllm.weights.safetensors import load_folder, read_metadata, save_folder
+
+if TYPE_CHECKING:
+    from macllm.text.tokenizer import Tokenizer
+
+# Apple GPUs before the third generation run bfloat16 in software.
+_EMULATES_BFLOAT16 = ("applegpu_g13", "applegpu_g14")
+_FLOATS = (mx.bfloat16, mx.float16, mx.float32)
+
+
+def load(
+    name: str | Path | None = None, adapter: str | Path | None = None, dtype: mx.Dtype | None = None
+) -> tuple[nn.Module, Tokenizer]:
+    """The model and the tokenizer of a folder, of "org/name@revision", or the bundled ones.
+
+    `adapter` is a folder with a LoRA adapter to lay over the weights. `dtype` is what floating-point
+    weights become: as stored on an Apple GPU (but float16 for bfloat16 where the chip only emulates it),
+    float32 on a CPU. Raises ModelNotFoundError, CheckpointError, NetworkError.
+    """
+    from macllm.text.tokenizer import Tokenizer
+
+    folder = hub.resolve(None if name is None else str(name))
+    model = load_model(folder, dtype)
+    if adapter is not None:
+        from macllm.adapter import attach
+
+        attach(model, Path(adapter))
+    return model, Tokenizer.from_folder(folder)
+
+
+def load_model(folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
+    """The model in `folder`, its weights in memory; mlx-lm's class for a `model_type` that no family reads."""
+    config = read_config(folder)
+    if not families.is_known(config):
+        from macllm.families.foreign import load_foreign
+
+        return _describe(load_foreign(folder, config), folder, config)
+    tensors = load_folder(folder)
+    text = families.text_config(config)
+    reader = Config(text, tensors)
+    quantization = config.get("quantization") or text.get("quantization")
+    keymap = families.keys(reader, _layout(folder, quantization))
+    ours = to_ours(tensors, keymap)
+    model = build(families.spec(reader))
+    if quantization:
+        overrides = {mine: value for theirs, value in quantization.items() for mine in our_modules(theirs, keymap)}
+        quantize.prepare(model, ours, quantization, overrides)
+    elif config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{folder} is quantized by {method!r}, which macllm does not read",
+            remedy="use the unquantized or the MLX-quantized copy of this model",
+        )
+    _fill(model, ours, folder, dtype or default_dtype(text["model_type"]))
+    return _describe(model, folder, text | ({"quantization": quantization} if quantization else {}))
+
+
+def default_dtype(model_type: str) -> mx.Dtype | None:
+    """What floating-point weights become on this machine; None: as stored."""
+    if mx.default_device() == mx.cpu:
+        return mx.float32
+    chip = str(mx.device_info().get("architecture", ""))
+    if chip.startswith(_EMULATES_BFLOAT16) and model_type not in families.OUTGROWS_FLOAT16:
+        return mx.float16
+    return None
+
+
+def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
+    """Write a checkpoint that mlx-lm and transformers open (a quantized one: mlx-lm). Returns the folder.
+
+    Raises UsageError for a model with an adapter laid over it, DoesNotFitError on a full disk.
+    """
+    folder = Path(folder)
+    config = dict(getattr(model, "config", {}))
+    if not families.is_known(config):
+        raise UsageError("only models of a known family can be saved", cause=f"model_type {config.get('model_type')!r}")
+    quantization = quantize.describe(model)
+    ours = dict(tree_flatten(model.parameters()))
+    if any(".lora_a" in name for name in ours):
+        raise UsageError("this model has an adapter laid over it", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
+    keymap = families.keys(Config(config, ()), "mlx" if quantization else "hf")
+    theirs = to_theirs(ours, keymap)
+    config.pop("quantization", None)
+    if quantization:
+        whole, parts = quantization
+        named = {name: value for path, value in parts.items() for name, _ in their_modules(path, keymap)}
+        config["quantization"] = whole | named
+    else:
+        config["dtype"] = str(next(iter(ours.values())).dtype).removeprefix("mlx.core.")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_folder(theirs, folder, {"format": "mlx" if quantization else "pt"})
+    _write_json(folder / "config.json", config)
+    if generation := dict(getattr(model, "generation_config", {})):
+        _write_json(folder / "generation_config.json", generation)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises ModelNotFoundError without one, CheckpointError for a broken one."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"{folder} is not a model: it has no config.json", remedy="macllm models ls, for those that are here"
+        )
+    return _read_json(path)
+
+
+def _layout(folder: Path, quantization: object) -> families.Layout:
+    if quantization:
+        return "mlx"
+    first = next(iter(sorted(folder.glob("*.safetensors"))), None)
+    return "mlx" if first and read_metadata(first).get("format") == "mlx" else "hf"
+
+
+def _fill(model: Model, ours: Weights, folder: Path, dtype: mx.Dtype | None) -> None:
+    """Put `ours` into the model one by one, so that a cast never holds more than one tensor twice."""
+    expected = dict(tree_flatten(model.parameters()))
+    missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
+    if missing or unknown:
+        which = ", ".join((missing or unknown)[:8])
+        raise CheckpointError(
+            f"{folder} {'lacks' if missing else 'has no use for'} {len(missing or unknown)} tensors: {which}",
+            cause="weights and config.json do not belong together, or a shard is missing",
+            remedy="download the checkpoint again",
+        )
+    for name, array in ours.items():
+        if array.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{folder}: {name} is {array.shape}, config.json promises {expected[name].shape}",
+                remedy="download the checkpoint again",
+            )
+    del expected
+    for name in list(ours):
+        array = ours.pop(name)
+        if dtype is not None and array.dtype in _FLOATS:
+            array = array.astype(dtype)
+        model.load_weights([(name, array)], strict=False)
+        mx.eval(array)
+
+
+def _describe(model: nn.Module, folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Attach what the checkpoint says beside its weights. Mapping proxies, so that no module takes them for weights."""
+    path = folder / "generation_config.json"
+    generation = _read_json(path) if path.is_file() else {}
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id"):
+        if generation.get(key) is None and config.get(key) is not None:
+            generation[key] = config[key]
+    model.config = MappingProxyType(dict(config))
+    model.generation_config = MappingProxyType(generation)
+    model.decoder_start_token_id = generation.get("decoder_start_token_id", generation.get("bos_token_id"))
+    model.eval()
+    return model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON", cause=str(error), remedy="download it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object", remedy="download it again")
+    return value
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,90 @@
+"""Weights in few bits: a transform over the module tree, for loading and for making."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from macllm.errors import CheckpointError, UsageError
+
+from .moe import QuantizedExpertLinear
+
+MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
+_AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+_AFFINE_GROUPS = (32, 64, 128)
+
+Recipe = dict[str, Any]  # bits, group_size, mode
+
+
+def prepare(model: nn.Module, names: Collection[str], whole: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Turn the layers whose scales are among `names` into quantized ones, ready for their weights.
+
+    `whole` is a checkpoint's recipe, `overrides` those of single modules by our path. Raises CheckpointError
+    for a recipe that MLX does not have.
+    """
+    default = _recipe(whole)
+
+    def choose(path: str, module: nn.Module) -> bool | Recipe:
+        if f"{path}.scales" not in names:
+            return False
+        own = overrides.get(path)
+        return _recipe(own) if isinstance(own, Mapping) else default
+
+    nn.quantize(model, class_predicate=choose)
+
+
+def apply(model: nn.Module, *, bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> None:
+    """Quantize every linear, embedding and expert layer whose rows are whole groups, in place.
+
+    A router stays as it is. Raises UsageError for a recipe that MLX does not have.
+    """
+    try:
+        recipe = _recipe({"bits": bits, "group_size": group_size, "mode": mode})
+    except CheckpointError as error:
+        raise UsageError(error.message) from None
+
+    def choose(path: str, module: nn.Module) -> bool | Recipe:
+        able = hasattr(module, "to_quantized") and module.weight.shape[-1] % recipe["group_size"] == 0
+        return recipe if able and not path.endswith((".router", ".positions", ".token_types")) else False
+
+    nn.quantize(model, class_predicate=choose)
+
+
+def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:
+    """The commonest recipe of a model's quantized layers, and the others by path; None when none is quantized."""
+    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    kinds = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
+    found = {path: _of(module) for path, module in leaves if isinstance(module, kinds)}
+    if not found:
+        return None
+    recipes = list(found.values())
+    whole = max(recipes, key=recipes.count)
+    return whole, {path: recipe for path, recipe in found.items() if recipe != whole}
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights."""
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()) if isinstance(array, mx.array))
+
+
+def _of(module: nn.Module) -> Recipe:
+    return {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+
+
+def _recipe(given: Mapping[str, Any]) -> Recipe:
+    mode = given.get("mode") or "affine"
+    if mode not in MODES:
+        raise CheckpointError(f"quantization mode {mode!r} is not one of {', '.join(MODES)}")
+    group, bits = given.get("group_size") or MODES[mode][0], given.get("bits") or MODES[mode][1]
+    if mode == "affine":
+        if bits not in _AFFINE_BITS or group not in _AFFINE_GROUPS:
+            raise CheckpointError(
+                f"{bits} bits in groups of {group} cannot be had: bits are {_AFFINE_BITS}, groups {_AFFINE_GROUPS}"
+            )
+    elif (group, bits) != MODES[mode]:
+        raise CheckpointError(f"{mode} has {MODES[mode][1]} bits in groups of {MODES[mode][0]}, not {bits} in {group}")
+    return {"group_size": group, "bits": bits, "mode": mode}
