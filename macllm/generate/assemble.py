@@ -1,0 +1,115 @@
+"""Tokens become events: text that is certain, cut at stop strings, sorted into answer, reasoning and tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .request import Delta, DeltaKind, TokenLogprob
+from .stop import StopStrings
+
+if TYPE_CHECKING:
+    from .decode import Sampled
+
+
+class Detokenizer(Protocol):
+    """Text of tokens, as far as it is certain."""
+
+    def add(self, token_id: int) -> str:
+        """The text that this token makes certain."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back."""
+        ...
+
+
+class Splitter(Protocol):
+    """Text sorted into parts, as far as that is certain."""
+
+    def add(self, text: str) -> Iterable[tuple[DeltaKind, str]]:
+        """The parts that this text makes certain."""
+        ...
+
+    def finish(self) -> Iterable[tuple[DeltaKind, str]]:
+        """What was held back."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Pending:
+    token: int
+    logprob: TokenLogprob | None
+    begins: int  # characters of text before it
+
+
+class Assembler:
+    """Turns the tokens of one completion into deltas; `shown` counts those that deltas have carried.
+
+    A token goes with the first text that became certain after it, so that the tokens of all deltas in order are
+    the completion's. Tokens of `hidden` have no text. Tokens that only make up a stop string are never carried.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        splitter: Splitter,
+        stop: Iterable[str] = (),
+        hidden: frozenset[int] = frozenset(),
+    ) -> None:
+        self._detokenizer, self._splitter, self._hidden = detokenizer, splitter, hidden
+        self._stop = StopStrings(tuple(stop))
+        self._pending: list[_Pending] = []
+        self._read = 0  # characters that the detokenizer has given
+        self._passed = 0  # characters before the stop string, or not held back for one
+        self._kind: DeltaKind = "content"
+        self.shown = 0
+        self.kinds: set[DeltaKind] = set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._stop.stopped
+
+    def add(self, sampled: Sampled) -> list[Delta]:
+        """What this token lets be shown."""
+        self._pending.append(_Pending(sampled.token, sampled.logprob, self._read))
+        text = "" if sampled.token in self._hidden else self._detokenizer.add(sampled.token)
+        self._read += len(text)
+        return self._show(self._stop.add(text))
+
+    def finish(self) -> list[Delta]:
+        """What is left to show when no token follows."""
+        deltas: list[Delta] = []
+        if not self.stopped:
+            text = self._detokenizer.finish()
+            self._read += len(text)
+            deltas = self._show(self._stop.add(text))
+        if not self.stopped:
+            deltas += self._show(self._stop.finish())
+        deltas += self._deltas(self._splitter.finish())
+        rest = [pending for pending in self._pending if not self.stopped or pending.begins < self._passed]
+        return [*deltas, self._carry(self._kind, "", rest)] if rest else deltas
+
+    def _show(self, text: str) -> list[Delta]:
+        self._passed += len(text)
+        return self._deltas(self._splitter.add(text)) if text else []
+
+    def _deltas(self, parts: Iterable[tuple[DeltaKind, str]]) -> list[Delta]:
+        """Deltas of the parts; the first takes the tokens whose text has begun to pass."""
+        deltas: list[Delta] = []
+        for kind, text in parts:
+            if text:
+                begun = [pending for pending in self._pending if pending.begins < self._passed]
+                deltas.append(self._carry(kind, text, begun))
+        return deltas
+
+    def _carry(self, kind: DeltaKind, text: str, begun: list[_Pending]) -> Delta:
+        tokens = tuple(pending.token for pending in begun)
+        logprobs = tuple(pending.logprob for pending in begun if pending.logprob is not None)
+        del self._pending[: len(begun)]
+        self.shown += len(tokens)
+        self._kind = kind
+        self.kinds.add(kind)
+        return Delta(text, kind, tokens, logprobs)

@@ -1,0 +1,129 @@
+"""The two loops of generation: the prompt into the cache, then one token after another."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from .request import Prefill, TokenLogprob
+from .sampler import Sampler, logprobs_of
+
+_CLEAR_EVERY = 256  # decoding steps after which buffers that no longer fit a growing context go back to the system
+
+
+class KeyValueCache(Protocol):
+    """What generation asks of a cache."""
+
+    @property
+    def offset(self) -> int:
+        """Slots filled."""
+        ...
+
+    @property
+    def trimmable(self) -> int:
+        """How many of the newest slots can still be dropped."""
+        ...
+
+    @property
+    def state(self) -> Any:
+        """The arrays to evaluate."""
+        ...
+
+    def trim(self, n: int) -> Any:
+        """Drop the newest n slots."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """What generation asks of a model with a vocabulary on top."""
+
+    spec: Any
+
+    def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> Any:
+        """An empty cache."""
+        ...
+
+    def hidden(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        """(B, L) -> (B, L, D)."""
+        ...
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(B, L, D) -> (B, L, V)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One token that was drawn, on the host."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+def prefill(
+    model: LanguageModel, cache: KeyValueCache, tokens: Sequence[int], step: int
+) -> Generator[Prefill, None, mx.array]:
+    """Put `tokens` after what `cache` holds, `step` at a time; returns the logits (V,) after the last.
+
+    Only the last position goes through the head. At least one token must be left to compute.
+    """
+    done, total = cache.offset, cache.offset + len(tokens)
+    hidden = None
+    for start in range(0, len(tokens), step):
+        chunk = mx.array([tokens[start : start + step]], dtype=mx.int32)
+        hidden = model.hidden(chunk, cache=cache)
+        done += chunk.shape[1]
+        if done < total:
+            mx.eval(cache.state)
+            mx.clear_cache()
+            yield Prefill(done, total)
+    assert hidden is not None
+    return model.logits(hidden[:, -1:])[0, -1]
+
+
+def decode(
+    model: LanguageModel,
+    cache: KeyValueCache,
+    logits: mx.array,
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    alternatives: int | None,
+) -> Iterator[Sampled]:
+    """The tokens of a completion that begins with `logits` (V,), each with its logprobs unless `alternatives` is None.
+
+    The step after a token is queued before the token is read, so that the device never waits for the reader:
+    when token n is yielded the cache holds it, except for the last of `max_tokens`, which nothing follows.
+    """
+    ahead = _Ahead(logits, sampler, 0, alternatives)
+    for step in range(1, max_tokens + 1):
+        ready = ahead
+        if step < max_tokens:
+            hidden = model.hidden(ready.token.reshape(1, 1), cache=cache)
+            ahead = _Ahead(model.logits(hidden)[0, -1], sampler, step, alternatives)
+        if step % _CLEAR_EVERY == 0:
+            mx.clear_cache()
+        yield ready.read()
+
+
+class _Ahead:
+    """A draw that has been queued and not been looked at."""
+
+    def __init__(self, logits: mx.array, sampler: Sampler, step: int, alternatives: int | None) -> None:
+        self.token: Any = sampler(logits, step)
+        self._logprobs: tuple[Any, ...] = () if alternatives is None else logprobs_of(logits, self.token, alternatives)
+        mx.async_eval(self.token, *self._logprobs)
+
+    def read(self) -> Sampled:
+        """Wait for it."""
+        token = int(self.token.item())
+        if not self._logprobs:
+            return Sampled(token)
+        logprob, *rivals = self._logprobs
+        ranked = sorted(zip(*map(np.array, rivals), strict=True), key=lambda rival: (-rival[1], rival[0]))
+        alternatives = tuple((int(rival), float(its_logprob)) for rival, its_logprob in ranked)
+        return Sampled(token, TokenLogprob(token, float(logprob.item()), alternatives))

@@ -1,0 +1,54 @@
+"""The last conversation's cache, kept so that its next turn computes only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from .decode import KeyValueCache
+
+
+class Prefix:
+    """The tokens that a cache holds, and that cache. One conversation at a time; whoever generates from it owns it."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._cache: KeyValueCache | None = None
+        self._kind: Hashable = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What is held."""
+        return tuple(self._tokens)
+
+    def take(
+        self, prompt: Sequence[int], kind: Hashable, make_cache: Callable[[], KeyValueCache]
+    ) -> tuple[KeyValueCache, int]:
+        """A cache with as much of `prompt` in it as can be reused, and how many tokens that is.
+
+        The last token of the prompt is never among them: its logits begin the completion. A cache of another
+        `kind`, or one that cannot be cut back to what is shared, is given up. Until `keep` nothing is held.
+        """
+        cache, tokens, self._cache = self._cache, self._tokens, None
+        self._tokens = []
+        if cache is not None and kind == self._kind:
+            shared = min(common_prefix(tokens, prompt), len(prompt) - 1)
+            surplus = len(tokens) - shared
+            if shared and surplus <= cache.trimmable:
+                cache.trim(surplus)
+                return cache, shared
+        self._kind = kind
+        return make_cache(), 0
+
+    def keep(self, tokens: Sequence[int], cache: KeyValueCache) -> None:
+        """Hold `cache` for the next turn; it is filled with the first of `tokens`."""
+        self._tokens, self._cache = list(tokens[: cache.offset]), cache
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    shared = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        shared += 1
+    return shared

@@ -1,0 +1,123 @@
+"""From logits to a token.
+
+Top-k, top-p and typical only ever drop tokens, so each of them hands on a shorter or sorted list of candidates
+and nothing is put back into vocabulary order: the draw is made among the candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from .penalties import CountPenalties, DryPenalty
+from .request import SamplingParams
+
+_TINY = 2.0**-126  # smallest normal float32: below it, top-p keeps the likeliest token alone
+
+
+class Sampler:
+    """Draws the tokens of one completion. The draw depends on the logits, the history, the seed and the step alone."""
+
+    def __init__(self, params: SamplingParams, seed: int, history: Sequence[int], vocab_size: int) -> None:
+        self._params = params
+        self._seed = seed
+        self._penalties: list[CountPenalties | DryPenalty] = []
+        if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+            self._penalties.append(CountPenalties(params, history, vocab_size))
+        if params.dry_multiplier:
+            self._penalties.append(DryPenalty(params, history, vocab_size))
+        self._bias: tuple[mx.array, mx.array] | None = None
+        if params.logit_bias:
+            tokens, amounts = zip(*params.logit_bias, strict=True)
+            self._bias = mx.array(tokens, dtype=mx.uint32), mx.array(amounts, dtype=mx.float32)
+
+    def __call__(self, logits: mx.array, step: int) -> mx.array:
+        """Token () drawn from logits (V,) as number `step` of the completion; it joins the history."""
+        if self._bias is not None or self._penalties:
+            logits = logits.astype(mx.float32)
+        if self._bias is not None:
+            logits = logits.at[self._bias[0]].add(self._bias[1])
+        for penalty in self._penalties:
+            logits = penalty(logits)
+        token = mx.argmax(logits) if self._params.temperature == 0 else self._draw(logits, step)
+        for penalty in self._penalties:
+            penalty.add(token)
+        return token
+
+    def _draw(self, logits: mx.array, step: int) -> mx.array:
+        params = self._params
+        # Threefry takes its key as two words: seed and step are one each, and any step can be replayed alone
+        key = mx.random.key((self._seed << 32) | step)
+        tokens = None
+        logits = logits.astype(mx.float32)
+        if 0 < params.top_k < logits.size:
+            logits, tokens = keep_top_k(logits, params.top_k)
+        if params.temperature != 1.0:
+            logits = logits / params.temperature
+        if params.top_p < 1:
+            logits, tokens = keep_top_p(logits, tokens, params.top_p)
+        if params.min_p > 0:
+            logits = keep_min_p(logits, params.min_p)
+        if params.typical_p < 1:
+            logits, tokens = keep_typical(logits, tokens, params.typical_p)
+        if params.xtc_probability > 0:
+            key, coin = mx.random.split(key)
+            tossed = mx.random.uniform(key=coin) < params.xtc_probability
+            logits = mx.where(tossed, drop_top_choices(logits, params.xtc_threshold), logits)
+        drawn = mx.random.categorical(logits, key=key)
+        return drawn if tokens is None else tokens[drawn]
+
+
+def keep_top_k(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k largest of logits (V,), in any order, and their tokens, both (k,) (arXiv:1805.04833, 5.4)."""
+    first = logits.size - k
+    tokens = mx.argpartition(logits, first)[first:]
+    return logits[tokens], tokens
+
+
+def keep_top_p(logits: mx.array, tokens: mx.array | None, p: float) -> tuple[mx.array, mx.array]:
+    """The fewest likeliest candidates that hold mass p, the rest at -inf, sorted (arXiv:1904.09751, 3.1)."""
+    order = mx.argsort(-logits)
+    logits = logits[order]
+    likelier = mx.cumsum(mx.softmax(logits), inclusive=False)
+    logits = mx.where(likelier < max(p, _TINY), logits, -mx.inf)
+    return logits, order if tokens is None else tokens[order]
+
+
+def keep_min_p(logits: mx.array, p: float) -> mx.array:
+    """Candidates at least p times as likely as the likeliest, the rest at -inf (arXiv:2407.01082, 3)."""
+    return mx.where(logits < mx.max(logits) + math.log(p), -mx.inf, logits)
+
+
+def keep_typical(logits: mx.array, tokens: mx.array | None, p: float) -> tuple[mx.array, mx.array]:
+    """The fewest candidates that hold mass p, surprises nearest the entropy first, sorted so (arXiv:2202.00666, 3)."""
+    logprobs = logits - mx.logsumexp(logits)
+    probabilities = mx.exp(logprobs)
+    entropy = -mx.sum(mx.where(probabilities > 0, probabilities * logprobs, 0.0))
+    order = mx.argsort(mx.abs(logprobs + entropy))
+    nearer = mx.cumsum(probabilities[order], inclusive=False)
+    logits = mx.where(nearer < max(p, _TINY), logits[order], -mx.inf)
+    return logits, order if tokens is None else tokens[order]
+
+
+def drop_top_choices(logits: mx.array, threshold: float) -> mx.array:
+    """All candidates but those above the least likely one that still has probability `threshold` (XTC)."""
+    choices = mx.softmax(logits) >= threshold
+    least = mx.min(mx.where(choices, logits, mx.inf))
+    return mx.where(choices & (logits > least), -mx.inf, logits)
+
+
+def logprobs_of(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...]:
+    """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,), unordered, and theirs (A,)."""
+    logits = logits.astype(mx.float32)
+    total = mx.logsumexp(logits)
+    chosen = logits[token] - total
+    if not alternatives:
+        return (chosen,)
+    if alternatives < logits.size:
+        rivals, tokens = keep_top_k(logits, alternatives)
+    else:
+        rivals, tokens = logits, mx.arange(logits.size)
+    return chosen, tokens, rivals - total

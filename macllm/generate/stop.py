@@ -1,0 +1,44 @@
+"""Stop strings in a stream of text: seen across any pieces it comes in, and never shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Passes text on as soon as it cannot be the beginning of a stop string.
+
+    The string that is complete first ends the stream; of two that end together, the one that began first.
+    The result does not depend on how the text was cut into pieces.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(string for string in strings if string)
+        self._held = ""
+        self.stopped = False
+
+    def add(self, text: str) -> str:
+        """What can be shown of the text so far and was not shown yet; nothing once `stopped`."""
+        if self.stopped or not text:
+            return ""
+        text = self._held + text
+        ends = [(at + len(s), at) for s in self._strings if (at := text.find(s)) >= 0]
+        if ends:
+            self.stopped, self._held = True, ""
+            return text[: min(ends)[1]]
+        keep = len(text) - self._beginning(text)
+        self._held = text[keep:]
+        return text[:keep]
+
+    def finish(self) -> str:
+        """What was held back in case it became a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _beginning(self, text: str) -> int:
+        """Length of the longest end of `text` that a stop string begins with."""
+        longest = max((len(string) for string in self._strings), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(string.startswith(text[-length:]) for string in self._strings):
+                return length
+        return 0

@@ -1,0 +1,325 @@
+"""A request becomes events: the whole of one completion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, TypedDict, Unpack
+
+import mlx.core as mx
+
+from macllm.errors import DoesNotFitError, UsageError
+from macllm.nn.spec import EncoderDecoderSpec, EncoderSpec
+from macllm.text.parts import PartSplitter
+from macllm.text.tokenizer import Tokenizer
+
+from .assemble import Assembler
+from .decode import KeyValueCache, LanguageModel, decode, prefill
+from .defaults import check, defaults, new_seed, stop_tokens
+from .prefix import Prefix
+from .request import Delta, Done, Event, FinishReason, Prefill, Request, SamplingParams, Timing, TokenLogprob, Usage
+from .sampler import Sampler
+
+Prompt = str | Sequence[Mapping[str, Any]] | Request
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `stream` and `generate`: fields of Request and SamplingParams, and what a chat template takes."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    xtc_probability: float
+    xtc_threshold: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_window: int
+    dry_breakers: Sequence[int]
+    logit_bias: Mapping[int, float]
+    seed: int
+    stop: str | Sequence[str]
+    stop_tokens: Sequence[int]
+    logprobs: int
+    kv_bits: int
+    max_context: int
+    prefill_step: int
+    tools: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """All of one completion; as a string, its answer."""
+
+    text: str
+    reasoning: str
+    tool_calls: tuple[str, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    seed: int
+    tokens: tuple[int, ...]  # those that were shown: without the one that ended it
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+    """The completion of a text, or the answer to messages. Takes the options of `stream`."""
+    texts: dict[str, list[str]] = {"content": [], "reasoning": [], "tool_call": []}
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    done: Done | None = None
+    for event in stream(model, tokenizer, prompt, **options):
+        if isinstance(event, Delta):
+            texts[event.kind].append(event.text)
+            tokens += event.tokens
+            logprobs += event.logprobs
+        elif isinstance(event, Done):
+            done = event
+    assert done is not None
+    return Completion(
+        text="".join(texts["content"]),
+        reasoning="".join(texts["reasoning"]),
+        tool_calls=tuple(call for call in texts["tool_call"] if call),
+        finish_reason=done.finish_reason,
+        usage=done.usage,
+        timing=done.timing,
+        seed=done.seed,
+        tokens=tuple(tokens),
+        logprobs=tuple(logprobs),
+    )
+
+
+def stream(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Event]:
+    """Events of a completion: Prefill as the prompt goes in, Delta as text becomes certain, Done at the end.
+
+    A text is continued; messages are answered, through the model's chat template (`tools` and `variables` are
+    for that). Options that are not given come from the checkpoint's generation_config.json, then from macllm.
+    Closing the iterator stops after the current step. Raises UsageError for options that cannot be taken and
+    DoesNotFitError for a prompt longer than the context.
+    """
+    if isinstance(prompt, Request):
+        if options:
+            raise UsageError("a Request already says everything; options go into it", cause=", ".join(options))
+        return run(model, tokenizer, prompt)
+    return run(model, tokenizer, make_request(model, tokenizer, prompt, options))
+
+
+def make_request(
+    model: Any, tokenizer: Tokenizer, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> Request:
+    """The request that `prompt` and `options` make for this model."""
+    options = dict(options)
+    tools, variables = options.pop("tools", None), options.pop("variables", None) or {}
+    if isinstance(prompt, str):
+        if tools or variables:
+            raise UsageError("tools and variables are for messages, not for a text")
+        tokens = tokenizer.encode(prompt) if prompt else []
+    else:
+        if not prompt:
+            raise UsageError("there are no messages to answer", remedy="send at least one user message")
+        tokens = tokenizer.encode_chat(list(prompt), tools=tools, **variables)
+    if isinstance(options.get("logit_bias"), Mapping):
+        options["logit_bias"] = tuple(options["logit_bias"].items())
+    if isinstance(options.get("stop"), str):
+        options["stop"] = (options["stop"],)
+    for name, kind in (("stop", tuple), ("dry_breakers", tuple), ("stop_tokens", frozenset)):
+        if name in options:
+            options[name] = kind(options[name])
+    sampling_names = {each.name for each in fields(SamplingParams)}
+    request_names = {each.name for each in fields(Request)} - {"prompt", "sampling"}
+    for name in options:
+        if name not in sampling_names | request_names:
+            close = get_close_matches(name, sampling_names | request_names, n=1)
+            raise UsageError(f"there is no option {name}", remedy=close[0] if close else None)
+    sampling = replace(
+        default_sampling(model), **{name: value for name, value in options.items() if name in sampling_names}
+    )
+    return Request(
+        prompt=tuple(tokens),
+        sampling=sampling,
+        **{name: value for name, value in options.items() if name in request_names},
+    )
+
+
+def default_sampling(model: Any) -> SamplingParams:
+    """How this model is sampled when nobody says."""
+    return defaults(_generation_config(model), encoder_decoder=_is_encoder_decoder(model))
+
+
+def run(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    request: Request,
+    *,
+    prefix: Prefix | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Events of `request`, beginning with what `prefix` still knows of the prompt and leaving it all of this one.
+
+    `cancelled` is asked after every step; once it says so, what was made so far is kept and Done follows. However
+    it ends, the cache that stays in `prefix` holds tokens that were shown and no others.
+    """
+    _check(model, request)
+    return _Run(model, tokenizer, request, prefix or Prefix(), cancelled).events()
+
+
+class _Run:
+    """One completion while it is made."""
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, request: Request, prefix: Prefix, cancelled: Callable[[], bool]
+    ) -> None:
+        self._model, self._request, self._prefix, self._cancelled = model, request, prefix, cancelled
+        self._seed = new_seed() if request.sampling.seed is None else request.sampling.seed
+        self._ends = request.stop_tokens | stop_tokens(_generation_config(model))
+        if tokenizer.eos_token_id is not None:
+            self._ends |= {tokenizer.eos_token_id}
+        splitter = PartSplitter.for_template(tokenizer.chat_template)
+        self._assembler = Assembler(tokenizer.detokenizer(), splitter, request.stop, tokenizer.special_ids)
+        self._drawn: list[int] = []
+
+    def events(self) -> Generator[Event, None, None]:
+        """Prefill, Delta, Done."""
+        mx.reset_peak_memory()
+        self._began = self._first = self._last = time.perf_counter()
+        cache, inputs, cached = self._begin()
+        total = len(self._request.prompt)
+        reason: FinishReason | None = None
+        failed = False
+        try:
+            yield Prefill(cached, total)
+            reason = yield from self._complete(cache, inputs, cached)
+            yield from self._assembler.finish()
+        except Exception:
+            failed = True
+            raise
+        finally:
+            if not failed:
+                self._settle(cache, inputs)
+        if reason == "stop" and "tool_call" in self._assembler.kinds:
+            reason = "tool_calls"
+        usage = Usage(total, len(self._drawn), cached)
+        timing = Timing(self._first - self._began, self._last - self._first, mx.get_peak_memory())
+        yield Done(reason, usage, timing, self._seed)
+
+    def _begin(self) -> tuple[KeyValueCache, Sequence[int], int]:
+        """A cache, the decoder's input, and how much of that the cache already holds."""
+        model, request = self._model, self._request
+        limits = {"max_context": request.max_context, "kv_bits": request.kv_bits}
+        if not _is_encoder_decoder(model):
+            cache, cached = self._prefix.take(
+                request.prompt, tuple(limits.values()), lambda: model.make_cache(**limits)
+            )
+            return cache, request.prompt, cached
+        forced = (_generation_config(model) or {}).get("forced_bos_token_id")
+        inputs = [model.decoder_start_token_id] + ([] if forced is None else [forced])
+        return model.start(mx.array([request.prompt], dtype=mx.int32), **limits), inputs, 0
+
+    def _complete(
+        self, cache: KeyValueCache, inputs: Sequence[int], cached: int
+    ) -> Generator[Event, None, FinishReason]:
+        """Everything between the first Prefill and the last of the text; says why it ended."""
+        model, request = self._model, self._request
+        reading = prefill(model, cache, inputs[cached:], request.prefill_step)
+        while True:
+            if self._cancelled():
+                return "cancelled"
+            try:
+                yield next(reading)
+            except StopIteration as end:
+                logits = end.value
+                break
+        sampler = Sampler(request.sampling, self._seed, inputs, logits.shape[-1])
+        room = _room(model, request)
+        tokens = decode(model, cache, logits, sampler, max_tokens=room, alternatives=request.logprobs)
+        for sampled in tokens:
+            self._last = time.perf_counter()
+            if not self._drawn:
+                self._first = self._last
+                yield Prefill(len(request.prompt), len(request.prompt))
+            self._drawn.append(sampled.token)
+            if sampled.token in self._ends:
+                return "stop"
+            yield from self._assembler.add(sampled)
+            if self._assembler.stopped:
+                return "stop"
+            if self._cancelled():
+                return "cancelled"
+        return "length"
+
+    def _settle(self, cache: KeyValueCache, inputs: Sequence[int]) -> None:
+        """Take back what was computed and not shown, and leave the cache for the next turn."""
+        if _is_encoder_decoder(self._model):
+            return
+        surplus = cache.offset - len(inputs) - self._assembler.shown
+        if 0 < surplus <= cache.trimmable:
+            cache.trim(surplus)
+        self._prefix.keep([*inputs, *self._drawn], cache)
+
+
+def context_length(model: Any) -> int | None:
+    """Positions the model was made for; None where no limit is known."""
+    return getattr(_spec(model), "context_length", None)
+
+
+def vocab_size(model: Any) -> int | None:
+    """How many tokens the model knows."""
+    embedding = getattr(_spec(model), "target", None) or getattr(_spec(model), "embedding", None)
+    return getattr(embedding, "vocab_size", None)
+
+
+def _is_encoder_decoder(model: Any) -> bool:
+    return isinstance(_spec(model), EncoderDecoderSpec)
+
+
+def _spec(model: Any) -> Any:
+    """The model's spec; None for one that mlx-lm describes."""
+    return getattr(model, "spec", None)
+
+
+def _generation_config(model: Any) -> Mapping[str, Any] | None:
+    return getattr(model, "generation_config", None)
+
+
+def _room(model: Any, request: Request) -> int:
+    """How many tokens can be drawn before `max_tokens` or the context ends."""
+    limit = request.max_context or context_length(model)
+    used = 0 if _is_encoder_decoder(model) else len(request.prompt)
+    return request.max_tokens if limit is None else min(request.max_tokens, limit - used)
+
+
+def _check(model: Any, request: Request) -> None:
+    """Raises UsageError for a request that no model or not this one can take, DoesNotFitError for a long prompt."""
+    vocabulary, made_for = vocab_size(model), context_length(model)
+    check(request, vocabulary)
+    if isinstance(_spec(model), EncoderSpec):
+        raise UsageError(
+            "this model encodes text and cannot generate any", remedy="macllm.embed(model, tokenizer, texts)"
+        )
+    if not request.prompt:
+        raise UsageError("the prompt is empty", remedy="give at least one word")
+    wrong = [token for token in request.prompt if token < 0 or (vocabulary is not None and token >= vocabulary)]
+    if wrong:
+        raise UsageError(f"the prompt has the token {wrong[0]}; this model's are from 0 to {(vocabulary or 0) - 1}")
+    if request.max_context and made_for and request.max_context > made_for:
+        raise UsageError(f"max_context is {request.max_context}; this model's context holds {made_for} tokens")
+    limit = request.max_context or made_for
+    if limit is not None and len(request.prompt) + (not _is_encoder_decoder(model)) > limit:
+        wider = f", a max_context of up to {made_for}" if request.max_context and made_for != limit else ""
+        raise DoesNotFitError(
+            f"the prompt has {len(request.prompt)} tokens; the context holds {limit}, the answer included",
+            remedy=f"a shorter prompt or a new conversation{wider}, or a model with a longer context",
+        )

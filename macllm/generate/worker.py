@@ -1,0 +1,60 @@
+"""The model, its tokenizer and the last conversation's cache, in the hands of the one thread that owns them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .engine import EngineInfo, MemoryUse
+from .prefix import Prefix
+from .request import Event, Request
+from .stream import context_length, default_sampling, run, vocab_size
+
+if TYPE_CHECKING:
+    from macllm.text.tokenizer import Tokenizer
+
+    from .engine import Messages
+
+
+class Worker:
+    """Answers an engine's calls, all on one thread."""
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, model_name: str) -> None:
+        self._model, self._tokenizer, self._model_name = model, tokenizer, model_name
+        self._prefix = Prefix()
+        # lazy arrays can be computed by the thread that made them only, and weights are cheapest to wait for now
+        mx.eval(model.parameters())
+
+    def info(self) -> EngineInfo:
+        """The model."""
+        arrays: list[tuple[str, Any]] = tree_flatten(self._model.parameters())  # type: ignore[assignment]
+        return EngineInfo(
+            model_name=self._model_name,
+            context_length=context_length(self._model),
+            vocab_size=vocab_size(self._model) or self._tokenizer.vocab_size,
+            weights_bytes=sum(array.nbytes for _, array in arrays),
+            has_chat_template=self._tokenizer.chat_template is not None,
+            defaults=default_sampling(self._model),
+        )
+
+    def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Event]:
+        """Events of a completion that goes on from the last one where the prompt does."""
+        return run(self._model, self._tokenizer, request, prefix=self._prefix, cancelled=cancelled)
+
+    def render(self, messages: Messages, variables: Mapping[str, Any]) -> tuple[int, ...]:
+        """The prompt tokens of a conversation."""
+        return tuple(self._tokenizer.encode_chat(messages, **variables))
+
+
+def memory_use() -> MemoryUse:
+    """What MLX holds; the limit is what a GPU wants to keep resident, else the machine's memory."""
+    limit = mx.device_info().get("max_recommended_working_set_size") or _physical_bytes()
+    return MemoryUse(mx.get_active_memory(), mx.get_peak_memory(), int(limit))
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
