@@ -1,0 +1,209 @@
+"""Native CPU kernels against MLX's own ops on the same BLAS, interleaved: `python tests/bench/bench_cpu_ops.py`.
+
+Milliseconds are medians; the last line is one JSON object. `stock` is MLX with OpenBLAS under its matmul, `reference
+BLAS` what the wheel brings. With `--torch`, a training step of the same model in transformers as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from macllm import families
+from macllm.nn.models import build
+from macllm.ops import attention, cpu, cross_entropy, gate, kv, norm, rope
+from macllm.ops.cpu import blas
+from macllm.ops.dispatch import using
+from macllm.train.optim import AdamW, clip_factor, global_norm
+
+Run = Callable[[], Any]
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 4096,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+MATMUL = """
+import time, statistics, mlx.core as mx
+import macllm.ops
+a, b = mx.random.normal((512, 512)), mx.random.normal((1536, 512))
+mx.eval(a, b, a @ b.T)
+def once():
+    begin = time.perf_counter()
+    mx.eval(a @ b.T)
+    return time.perf_counter() - begin
+print(statistics.median(once() for _ in range(7)) * 1e3)
+"""
+
+
+def once(run: Run) -> float:
+    """Milliseconds of one run."""
+    begin = time.perf_counter()
+    mx.eval(run())
+    return (time.perf_counter() - begin) * 1e3
+
+
+def versus(run: Run, repeats: int) -> dict[str, float]:
+    """Median milliseconds of a run with MLX's own ops and with the native ones, in turns."""
+    times: dict[str, list[float]] = {"stock": [], "native": []}
+    for turn in range(repeats + 1):
+        for name in ("stock", "native"):
+            with using(name):  # type: ignore[arg-type]
+                taken = once(run)
+            if turn:
+                times[name].append(taken)
+    result = {f"{name}_ms": round(statistics.median(taken), 3) for name, taken in times.items()}
+    ratios = [a / b for a, b in zip(times["stock"], times["native"], strict=True)]
+    return {**result, "speedup": round(statistics.median(ratios), 1)}
+
+
+def matmul() -> dict[str, float]:
+    """A product of 512x512 and 512x1536 in processes of their own."""
+
+    def measured(native: str) -> float:
+        environment = {**os.environ, "MACLLM_NATIVE": native}
+        done = subprocess.run(
+            [sys.executable, "-c", MATMUL], env=environment, capture_output=True, text=True, check=True
+        )
+        return float(done.stdout)
+
+    pairs = [(measured("0"), measured("1")) for _ in range(3)]
+    before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
+    flops = 2 * 512 * 512 * 1536
+    return {
+        "reference_blas_ms": round(before, 2),
+        "openblas_ms": round(after, 3),
+        "gflops": round(flops / after / 1e6, 1),
+        "speedup": round(before / after, 1),
+    }
+
+
+def small_ops() -> dict[str, Run]:
+    """Each op on its benchmark shape, forward, and forward with backward."""
+    x, y, w = mx.random.normal((512, 2048)), mx.random.normal((512, 2048)), mx.ones(2048)
+    logits, targets = mx.random.normal((256, 4096)), mx.random.randint(0, 4096, (256,))
+    q, k, v, g = (mx.random.normal((4, 4, 256, 64)) for _ in range(4))
+    waves = mx.array(10_000 ** (np.arange(0, 64, 2) / 64), mx.float32)
+    mx.eval(x, y, w, logits, targets, q, k, v, g, waves)
+
+    def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return attention.attention(q, kv.Dense(k, v), scale=0.125, mask="causal")
+
+    def both(f: Callable[..., mx.array], *inputs: mx.array) -> Run:
+        gradient = mx.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(inputs))))
+        return lambda: gradient(*inputs)
+
+    return {
+        "silu*up 1M": lambda: gate.gated(x, y, "silu"),
+        "silu*up 1M fwd+bwd": both(lambda a, b: gate.gated(a, b, "silu"), x, y),
+        "gelu 1M fwd+bwd": both(lambda a: gate.activate(a, "gelu"), x),
+        "rms_norm 1M fwd+bwd": both(lambda a, b: norm.rms_norm(a, b, 1e-5), x, w),
+        "rope 4x4x256x64 fwd+bwd": both(lambda a: rope.rope(a, waves, 0), q),
+        "cross_entropy 256x4096": lambda: cross_entropy.cross_entropy(logits, targets),
+        "cross_entropy 256x4096 fwd+bwd": both(lambda a: cross_entropy.cross_entropy(a, targets), logits),
+        "attention causal 4x4x256x64": lambda: attend(q, k, v),
+        "attention causal 4x4x256x64 fwd+bwd": both(lambda q, k, v: attend(q, k, v) * g, q, k, v),
+    }
+
+
+def softmax_1m(repeats: int) -> dict[str, float]:
+    """Softmax has no op of its own in `ops`: the kernel directly."""
+    x = mx.random.normal((512, 2048))
+    pairs = [(once(lambda: mx.softmax(x, axis=-1)), once(lambda: cpu.kernels().softmax(x))) for _ in range(repeats + 1)]
+    stock, native = (statistics.median(side) for side in zip(*pairs[1:], strict=True))
+    return {"stock_ms": round(stock, 3), "native_ms": round(native, 3), "speedup": round(stock / native, 1)}
+
+
+def training_step(rows: int, length: int) -> Run:
+    """One step of AdamW of a llama of 6 layers, 256 wide, on rows of `length` tokens."""
+    model = build(families.spec(CONFIG))
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    optimizer = AdamW(0.9, 0.95, 1e-8, 0.1)
+    state = optimizer.init(weights)
+    tokens = mx.random.randint(0, CONFIG["vocab_size"], (rows, length + 1))
+    mx.eval(weights, state.mean, state.square, tokens)
+
+    def loss(tokens: mx.array) -> mx.array:
+        return cross_entropy.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]).mean()
+
+    gradient = nn.value_and_grad(model, loss)
+
+    def step() -> list[Any]:
+        value, tree = gradient(tokens)
+        gradients = dict(tree_flatten(tree))
+        scale = clip_factor(global_norm(gradients), 1.0)
+        new, moved = optimizer.update(weights, gradients, state, 1e-3, scale)
+        model.update(tree_unflatten(list(weights.items())))
+        return [value, new, moved.mean, moved.square]
+
+    return step
+
+
+def torch_step(rows: int, length: int) -> Run:
+    """The same step in transformers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in CONFIG.items() if k != "model_type"}))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    tokens = torch.randint(0, CONFIG["vocab_size"], (rows, length))
+
+    def step() -> list[Any]:
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return []
+
+    return step
+
+
+def main() -> None:
+    """Run everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--only-step", action="store_true")
+    arguments = parser.parse_args()
+    cpu.available(lambda done, total: print(f"compiling {done}/{total}", file=sys.stderr))
+    rows, length = 8, 256
+    result: dict[str, Any] = {"blas": blas.install().name, "native": cpu.reason() or "yes"}
+    if not arguments.only_step:
+        result["matmul 512x512x1536"] = matmul()
+        result["softmax 1M"] = softmax_1m(arguments.repeats)
+        for name, run in small_ops().items():
+            result[name] = versus(run, arguments.repeats)
+    step = versus(training_step(rows, length), min(arguments.repeats, 3))
+    for name in ("stock", "native"):
+        step[f"{name}_tokens_per_second"] = round(rows * length / step[f"{name}_ms"] * 1e3)
+    if arguments.torch:
+        run = torch_step(rows, length)
+        taken = statistics.median([once(run) for _ in range(4)][1:])
+        step |= {"torch_ms": round(taken, 1), "torch_tokens_per_second": round(rows * length / taken * 1e3)}
+    result["training step"] = step
+    for name, values in result.items():
+        print(f"{name:<40} {values}", file=sys.stderr)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
