@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from macllm.errors import CheckpointError, MacllmError
+from macllm.train.config import TrainConfig
+from macllm.train.data import Batch, Counts, Dataset, collate
+from macllm.train.events import Evaluated, Saved, Step, TrainEvent
+from macllm.train.loop import Trainer, fit
+from macllm.train.objectives.clm import clm
+from macllm.train.optim import AdamState
+from macllm.train.snapshot import Snapshots, TrainState
+from tests.train.toy import ToyLM, arithmetic_rows
+
+ROWS = Dataset(arithmetic_rows(30), [], Counts())
+CONFIG = TrainConfig(
+    data="x", iters=12, batch_size=4, learning_rate=1e-2, warmup=0.2, steps_per_report=1, steps_per_eval=4, save_every=3
+)
+
+
+def digest(model: nn.Module) -> str:
+    seen = hashlib.sha256()
+    for name, array in sorted(tree_flatten(model.parameters())):
+        seen.update(name.encode() + np.array(array).tobytes())
+    return seen.hexdigest()
+
+
+def snapshots(folder: Path, config: TrainConfig = CONFIG) -> Snapshots:
+    return Snapshots(folder / "snapshots", config.keep, config.trajectory())
+
+
+def gradient(model: nn.Module, batches: list[Batch]) -> dict[str, np.ndarray]:
+    """Of the summed loss over the summed weight, as the loop does it."""
+    total, weight = None, 0.0
+    for batch in batches:
+        (_, w, _), tree = nn.value_and_grad(model, lambda b: clm(model, b))(batch)
+        flat = dict(tree_flatten(tree))
+        total = flat if total is None else {k: total[k] + g for k, g in flat.items()}
+        weight += w
+    assert total is not None
+    return {k: np.array(g) / weight for k, g in total.items()}
+
+
+def test_the_loss_is_its_definition_in_float64() -> None:
+    model, rows = ToyLM(), arithmetic_rows(6, seed=3)
+    batch = collate(rows)
+    logits = np.array(model.logits(model.hidden(mx.array(batch.inputs)))).astype(np.float64)
+    total = 0.0
+    for i, row in enumerate(rows):
+        for t in range(len(row) - 1):
+            if row.learnt[t + 1]:
+                total += np.log(np.exp(logits[i, t]).sum()) - logits[i, t, row.tokens[t + 1]]
+    loss, weight, _ = clm(model, batch)
+    assert weight == sum(int(r.learnt.sum()) for r in rows)
+    assert loss.item() == pytest.approx(total, rel=1e-6)
+
+
+def test_accumulated_gradients_are_those_of_one_batch() -> None:
+    model, rows = ToyLM(), arithmetic_rows(8, seed=1)
+    whole = gradient(model, [collate(rows)])
+    parts = gradient(model, [collate(rows[:1]), collate(rows[1:6]), collate(rows[6:])])
+    for name, g in whole.items():
+        np.testing.assert_allclose(parts[name], g, rtol=0, atol=1e-6 * np.abs(g).max())
+
+
+def test_a_mean_of_means_would_be_another_gradient() -> None:
+    model, rows = ToyLM(), arithmetic_rows(8, seed=1)
+    whole = gradient(model, [collate(rows)])
+    parts = [gradient(model, [collate(part)]) for part in (rows[:1], rows[1:6], rows[6:])]
+    name = "mix.weight"
+    wrong = sum(p[name] for p in parts) / 3
+    assert np.abs(wrong - whole[name]).max() > 0.1 * np.abs(whole[name]).max()
+
+
+def train(config: TrainConfig, dropout: float = 0.0, where: Path | None = None) -> tuple[ToyLM, list[TrainEvent]]:
+    model = ToyLM(dropout=dropout)
+    return model, list(fit(model, clm, config, ROWS, snapshots(where, config) if where else None))
+
+
+def test_micro_batches_do_not_change_what_is_learnt() -> None:
+    whole, _ = train(replace(CONFIG, batch_size=30))
+    parts, _ = train(replace(CONFIG, batch_size=5, grad_accumulation_steps=6))
+    for (_, a), (_, b) in zip(tree_flatten(whole.parameters()), tree_flatten(parts.parameters()), strict=True):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=0, atol=2e-5)
+
+
+def test_training_learns() -> None:
+    _, events = train(replace(CONFIG, iters=150))
+    losses = [e.loss for e in events if isinstance(e, Step)]
+    assert losses[0] > 3
+    assert sum(losses[-10:]) / 10 < losses[0] / 3
+    assert all(isinstance(e, Step) for e in events)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    assert digest(train(CONFIG, dropout=0.3)[0]) == digest(train(CONFIG, dropout=0.3)[0])
+    assert digest(train(CONFIG, dropout=0.3)[0]) != digest(train(replace(CONFIG, seed=1), dropout=0.3)[0])
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7, 11])
+def test_a_run_that_was_closed_ends_with_the_weights_of_one_that_was_not(tmp_path: Path, stop: int) -> None:
+    config = replace(CONFIG, grad_accumulation_steps=2)
+    straight, events = train(config, dropout=0.3)
+    stream = fit(ToyLM(dropout=0.3), clm, config, ROWS, snapshots(tmp_path, config))
+    for event in stream:
+        if isinstance(event, Step) and event.step == stop:
+            break
+    stream.close()
+    resumed = ToyLM(dropout=0.3, seed=99)
+    mx.random.seed(12345)
+    rest = list(fit(resumed, clm, config, ROWS, snapshots(tmp_path, config)))
+    assert digest(resumed) == digest(straight)
+    losses = {e.step: e.loss for e in events if isinstance(e, Step)}
+    assert {e.step: e.loss for e in rest if isinstance(e, Step)} == {s: losses[s] for s in losses if s > stop}
+
+
+def test_an_interrupt_anywhere_in_a_step_leaves_the_step_before(tmp_path: Path) -> None:
+    calls = 0
+
+    def interrupted(model: Any, batch: Batch) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return clm(model, batch)
+
+    config = replace(CONFIG, grad_accumulation_steps=2)
+    model = ToyLM()
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(model, interrupted, config, ROWS, snapshots(tmp_path, config)))
+    state = snapshots(tmp_path, config).latest()
+    assert state is not None
+    assert state.step == 2
+    assert all(bool(mx.array_equal(state.weights[k], v)) for k, v in tree_flatten(model.parameters()))
+    resumed = ToyLM(seed=5)
+    list(fit(resumed, clm, config, ROWS, snapshots(tmp_path, config)))
+    assert digest(resumed) == digest(train(config)[0])
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path: Path) -> None:
+    def breaks(model: Any, batch: Batch) -> Any:
+        loss, weight, metrics = clm(model, batch)
+        return loss * (math.nan if trainer.state.step == 4 else 1.0), weight, metrics
+
+    trainer = Trainer(ToyLM(), breaks, CONFIG, ROWS, snapshots(tmp_path))
+    with pytest.raises(MacllmError, match="step 5 has a gradient that is not finite"):
+        list(trainer.run())
+    assert all(bool(mx.isfinite(w).all()) for _, w in tree_flatten(trainer.model.parameters()))
+    saved = snapshots(tmp_path).latest()
+    assert saved is not None
+    assert saved.step == 4
+
+
+def test_evaluation_is_before_the_first_step_then_every_so_many_and_after_the_last() -> None:
+    rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
+    model = ToyLM(dropout=0.5)
+    first, _, _ = clm(ToyLM(), collate(rows.valid))
+    events = [e for e in fit(model, clm, replace(CONFIG, iters=10), rows) if isinstance(e, Evaluated)]
+    assert [e.step for e in events] == [0, 4, 8, 10]
+    assert events[0].tokens == sum(int(r.learnt.sum()) for r in rows.valid)
+    assert events[0].loss == pytest.approx(first.item() / events[0].tokens, rel=1e-6)  # dropout is off
+    assert [e.best for e in events][1] is True
+
+
+def test_evaluation_may_be_cut_to_some_batches() -> None:
+    rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
+    events = [
+        e
+        for count in (0, 1, -1)
+        for e in fit(ToyLM(), clm, replace(CONFIG, iters=1, val_batches=count), rows)
+        if isinstance(e, Evaluated) and e.step == 0
+    ]
+    assert len(events) == 2
+    assert events[0].tokens < events[1].tokens
+
+
+def state_of(step: int, loss: float | None = None) -> TrainState:
+    weights = {"w": mx.array([float(step), 1.0])}
+    zeros = {"w": mx.zeros(2)}
+    return TrainState(step, weights, AdamState(zeros, zeros, step), loss, loss)
+
+
+def test_the_newest_snapshots_and_the_best_one_are_kept(tmp_path: Path) -> None:
+    kept = snapshots(tmp_path)
+    for step, loss in enumerate([3.0, 1.0, 2.0, None, 2.5, 1.5], 1):
+        kept.save(state_of(step, loss))
+    assert sorted(p.name for p in kept.folder.iterdir()) == ["step-00000002", "step-00000005", "step-00000006"]
+    best, latest = kept.best(), kept.latest()
+    assert best is not None
+    assert latest is not None
+    assert (best.step, latest.step) == (2, 6)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "no manifest"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "mean.safetensors", "state.json"])
+def test_a_damaged_snapshot_is_passed_over_for_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
+    kept = snapshots(tmp_path)
+    kept.save(state_of(1))
+    folder = kept.save(state_of(2))
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    match damage:
+        case "truncate":
+            path.write_bytes(data[:-1])
+        case "flip":
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        case "remove":
+            path.unlink()
+        case "manifest":
+            (folder / "manifest.json").write_text("[]")
+        case _:
+            (folder / "manifest.json").unlink()
+    latest = kept.latest()
+    assert latest is not None
+    assert latest.step == 1
+    (kept.folder / "step-00000001" / name).unlink()
+    with pytest.raises(CheckpointError, match="whole"):
+        kept.latest()
+
+
+def test_a_folder_without_snapshots_has_none(tmp_path: Path) -> None:
+    assert snapshots(tmp_path).latest() is None
+    assert snapshots(tmp_path).best() is None
+
+
+def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
+    list(fit(ToyLM(), clm, CONFIG, ROWS, snapshots(tmp_path)))
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.01, is 0\.5"):
+        snapshots(tmp_path, replace(CONFIG, learning_rate=0.5)).latest()
+    assert snapshots(tmp_path, replace(CONFIG, save_every=1, resume=True)).latest() is not None
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = snapshots(tmp_path)
+    kept.save(state_of(1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MacllmError, match="No space left"):
+        kept.save(state_of(2))
+    assert [p.name for p in kept.folder.iterdir()] == ["step-00000001"]
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from dataclasses import replace
+from tests.train.test_loop import CONFIG, ROWS, ToyLM, clm, digest, fit, snapshots
+config = replace(CONFIG, iters=40, save_every=1)
+model = ToyLM(dropout=0.3)
+for event in fit(model, clm, config, ROWS, snapshots(Path(sys.argv[1]), config)):
+    print(event.step, flush=True)
+print(digest(model), flush=True)
+"""
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path, repository: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            worker.stdout.readline()  # it has begun
+            time.sleep(float(random.uniform(0, 0.05)))
+            worker.send_signal(signal.SIGKILL)
+    ended = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    config = replace(CONFIG, iters=40, save_every=1)
+    assert ended.stdout.split()[-1] == digest(train(config, dropout=0.3)[0])
+    assert not list((tmp_path / "snapshots").glob(".draft*"))
+
+
+def test_each_saved_event_names_a_snapshot_that_is_whole(tmp_path: Path) -> None:
+    for event in fit(ToyLM(), clm, CONFIG, ROWS, snapshots(tmp_path)):
+        if isinstance(event, Saved):
+            manifest = json.loads((Path(event.path) / "manifest.json").read_text())
+            assert {"weights.safetensors", "mean.safetensors", "square.safetensors", "state.json"} == set(manifest)
