@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from macllm.ops.cpu.build import cache_folder
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Compiling takes seconds: the kernels that this machine has are shared by all tests.
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macllm" / "native"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Keep compiled kernels where the user has them: a home of its own for each test would compile them anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MACLLM_NATIVE_CACHE", str(cache_folder()))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,7 @@ macllm runs, looks into and trains language models on your own machine.
 macllm --help lists every command.
 """
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 141
@@ -60,6 +61,17 @@ class LazyGroup(click.Group):
             return None
         return import_module(f"{__name__}.{cmd_name}").command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that `args` begin with. Raises: click.UsageError that names the nearest one."""
+        if args[0] in COMMANDS or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        from difflib import get_close_matches
+
+        near = get_close_matches(args[0], COMMANDS, n=1)
+        raise click.UsageError(f"No such command {args[0]!r}." + "".join(f" Did you mean {n!r}?" for n in near), ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands' lines without importing one of them."""
         with formatter.section("Commands"):
@@ -74,7 +86,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings=CONTEXT)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Say which.")
 @click.pass_context
 def program(ctx: click.Context) -> None:
@@ -119,10 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _invoke(arguments: list[str]) -> int:
     try:
         with program.make_context("macllm", arguments) as ctx:
-            program.invoke(ctx)
+            code = program.invoke(ctx)
     except click.exceptions.Exit as end:
         return end.exit_code
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _usage_error(error: click.UsageError) -> UsageError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -65,13 +66,14 @@ class Progress:
     label: str
     unit: str = "bytes"
     stream: TextIO = field(default_factory=lambda: sys.stderr)
-    _started: float = field(default_factory=time.monotonic)
-    _written: float = 0.0
-    _width: int = 0
+    clock: Callable[[], float] = time.monotonic
+    after_seconds: float = 0.0  # what is done sooner is silent on a terminal too
 
     def __post_init__(self) -> None:
         self._redraws = self.stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._written = self._started - REDRAW_SECONDS if self._redraws else self._started
+        self._width = 0
+        self._started = self.clock()
+        self._written = self._started + (self.after_seconds - REDRAW_SECONDS if self._redraws else 0.0)
 
     def __enter__(self) -> Progress:
         return self
@@ -79,13 +81,15 @@ class Progress:
     def __exit__(self, *_failure: object) -> None:
         self.close()
 
-    def update(self, done: float, total: float | None = None) -> None:
-        """Say that `done` of `total` is behind us; an unknown total is None."""
-        now = time.monotonic()
+    def update(self, done: float, total: float | None = None, per_second: float | None = None) -> None:
+        """Say that `done` of `total` is behind us; an unknown total is None, an unknown rate that since the start."""
+        now = self.clock()
         if now - self._written < (REDRAW_SECONDS if self._redraws else PLAIN_LINE_SECONDS):
             return
         self._written = now
-        self._write(self._line(done, total, now - self._started))
+        elapsed = now - self._started
+        rate = per_second if per_second is not None else done / elapsed if elapsed > 0 else 0.0
+        self._write(self._line(done, total, rate))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -94,14 +98,13 @@ class Progress:
             self.stream.flush()
         self._width = 0
 
-    def _line(self, done: float, total: float | None, seconds: float) -> str:
+    def _line(self, done: float, total: float | None, rate: float) -> str:
         parts = [f"{self.label} {self._amount(done)}"]
         if total:
             parts = [
                 f"{self.label} {min(100, int(100 * done / total))} %",
                 f"{self._amount(done)} of {self._amount(total)}",
             ]
-        rate = done / seconds if seconds > 0 else 0.0
         if rate > 0:
             parts.append(f"{self._amount(rate)}/s")
             if total and done < total:

@@ -1,0 +1,30 @@
+"""`macllm chat`: a conversation, on a full screen where there is a terminal and as plain lines where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .fetch import fetch
+from .sampling import model_options, sampling_options
+
+
+@click.command("chat")
+@click.argument("prompt", required=False)
+@model_options
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer; without it, to the end of the context.")
+@click.option("--plain", is_flag=True, help="Plain lines instead of the full screen.")
+@click.option("-v", "--verbose", is_flag=True, help="Say how fast it went, on stderr.")
+@sampling_options
+def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
+    """Talk to a model.
+
+    On a terminal this opens the chat and PROMPT is the first message. In a pipe the answer to PROMPT
+    goes to stdout, and what is piped in is attached to it: cat notes.txt | macllm chat "summarise".
+    """
+    from macllm.chat.options import ChatOptions
+    from macllm_tui import run_chat
+
+    fetch(flags["model"])
+    return run_chat(ChatOptions(prompt=prompt, seed=sampling.pop("seed", None), sampling=sampling, **flags))

@@ -1,0 +1,32 @@
+"""`macllm finetune`: a model, rows in, an adapter out."""
+
+from __future__ import annotations
+
+import click
+
+from macllm.train.config import FinetuneConfig
+
+from .fetch import fetch
+from .output import say
+from .settings import config_options
+from .training import tell
+
+
+@click.command("finetune")
+@click.option(
+    "--lora", is_flag=True, expose_value=False, help="Train a low-rank adapter: the default, and the only way."
+)
+@click.option("--config", "toml_file", metavar="FILE", help="A TOML file with any of the settings below.")
+@config_options(FinetuneConfig)
+def command(config: FinetuneConfig) -> None:
+    """Teach a model from your own rows.
+
+    A row is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter's
+    folder goes to stdout; macllm chat --adapter uses it, macllm fuse merges it.
+    """
+    fetch(config.model)
+    from macllm.train.finetune import events
+
+    path = tell(events(config), config.adapter_path)
+    model = "" if config.model == "maclet" else f" --model {config.model}"
+    say(f"try it: macllm chat{model} --adapter {path}")

@@ -1,0 +1,167 @@
+"""`macllm generate`: one prompt in, one completion on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from macllm.errors import UsageError
+
+from .fetch import fetch
+from .output import Progress, bytes_text, say
+from .sampling import model_options, sampling_options
+
+if TYPE_CHECKING:
+    from macllm.generate.request import Done, Event, TokenLogprob
+    from macllm.text.tokenizer import Tokenizer
+
+UNTOLD_PREFILL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    model: str | None
+    adapter: str | None
+    system: str | None
+    raw: bool
+    as_json: bool
+    verbose: bool
+    request: dict[str, Any]  # what the user set of Request and SamplingParams
+
+
+@click.command("generate")
+@click.argument("prompt")
+@model_options
+@click.option("-n", "--max-tokens", type=int, help="Longest completion, in tokens. [default: 256]")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
+@click.option("--raw", is_flag=True, help="Continue the text itself, without the model's chat template.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout when it is done.")
+@click.option("--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and N rivals.")
+@click.option("--kv-bits", type=int, metavar="4|8", help="Keep keys and values quantized.")
+@click.option("-v", "--verbose", is_flag=True, help="Say how fast it went, on stderr.")
+@sampling_options
+def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
+    """Complete PROMPT on stdout; - reads it from standard input.
+
+    A model with a chat template answers PROMPT as a user's message; --raw, or a model without one, continues it.
+    """
+    names = ("max_tokens", "stop", "logprobs", "kv_bits")
+    request = {name: value for name in names if (value := flags.pop(name)) not in (None, ())}
+    options = _Options(request=request | sampling, **flags)
+    if "logprobs" in request and not options.as_json:
+        raise UsageError("--logprobs has no place in plain text", remedy="add --json")
+    if options.raw and options.system:
+        raise UsageError("--system needs a chat template, --raw does without", remedy="leave one of the two away")
+    _run(_text(prompt), options)
+
+
+def _text(prompt: str) -> str:
+    """The prompt itself, or standard input. Raises: UsageError for what is not UTF-8."""
+    try:
+        raw = sys.stdin.buffer.read() if prompt == "-" else prompt.encode("utf-8", "surrogateescape")
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("the prompt is not UTF-8", cause=str(error)) from error
+
+
+def _run(text: str, options: _Options) -> None:
+    folder = fetch(options.model)
+    from macllm.checkpoint import load
+    from macllm.generate.stream import stream
+
+    model, tokenizer = load(folder, adapter=options.adapter)
+    with closing(stream(model, tokenizer, _prompt(text, tokenizer, options), **options.request)) as events:  # type: ignore[type-var]
+        done = _print_json(events, tokenizer, options) if options.as_json else _print_text(events)
+    if options.verbose and done:
+        _say_speed(done)
+
+
+def _prompt(text: str, tokenizer: Tokenizer, options: _Options) -> str | list[dict[str, str]]:
+    if options.raw:
+        return text
+    if tokenizer.chat_template is None:
+        if options.system:
+            raise UsageError("this model has no chat template to put --system into", remedy="write it into the prompt")
+        return text
+    system = [{"role": "system", "content": options.system}] if options.system else []
+    return [*system, {"role": "user", "content": text}]
+
+
+def _told(events: Iterator[Event]) -> Iterator[Event]:
+    """The events, while a long prompt's progress is shown."""
+    from macllm.generate.request import Prefill
+
+    with Progress("prompt", unit="tokens", after_seconds=UNTOLD_PREFILL_SECONDS) as progress:
+        for event in events:
+            if isinstance(event, Prefill):
+                progress.update(event.done, event.total)
+                continue
+            progress.close()
+            yield event
+
+
+def _print_text(events: Iterator[Event]) -> Done | None:
+    """Stream the answer to stdout, ended by exactly one newline; what the model thought stays out of it."""
+    from macllm.generate.request import Delta, Done
+
+    last = ""
+    done = None
+    try:
+        for event in _told(events):
+            if isinstance(event, Done):
+                done = event
+            elif isinstance(event, Delta) and event.kind != "reasoning" and event.text:
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+                last = event.text
+    finally:
+        if last and not last.endswith("\n"):
+            sys.stdout.write("\n")
+    return done
+
+
+def _print_json(events: Iterator[Event], tokenizer: Tokenizer, options: _Options) -> Done | None:
+    from macllm.generate.request import Delta, Done
+
+    texts = {"content": "", "reasoning": "", "tool_call": ""}
+    logprobs: list[TokenLogprob] = []
+    done = None
+    for event in _told(events):
+        if isinstance(event, Delta):
+            texts[event.kind] += event.text
+            logprobs += event.logprobs
+        elif isinstance(event, Done):
+            done = event
+    answer: dict[str, Any] = {"model": options.model or "maclet", "text": texts["content"]}
+    answer |= {kind: text for kind, text in texts.items() if kind != "content" and text}
+    if done:
+        answer |= asdict(done)
+    if "logprobs" in options.request:
+        answer["logprobs"] = [
+            _scored(tokenizer, each.token, each.logprob)
+            | {"alternatives": [_scored(tokenizer, *rival) for rival in each.alternatives]}
+            for each in logprobs
+        ]
+    click.echo(json.dumps(answer, ensure_ascii=False))
+    return done
+
+
+def _scored(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    """A token as JSON: it has no infinity, and null stands for a token that cannot be drawn."""
+    return {"token": token, "text": tokenizer.decode([token]), "logprob": logprob if math.isfinite(logprob) else None}
+
+
+def _say_speed(done: Done) -> None:
+    usage, timing = done.usage, done.timing
+    say(
+        f"prompt {usage.prompt_tokens} tokens in {timing.prefill_seconds:.2f} s, "
+        f"answer {usage.completion_tokens} tokens at {timing.tokens_per_second(usage.completion_tokens):.1f} tokens/s, "
+        f"peak {bytes_text(timing.peak_bytes)}, seed {done.seed}"
+    )

@@ -1,0 +1,107 @@
+"""`macllm models`: what is on this machine, and bringing, checking and removing it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from .fetch import get
+from .output import bytes_text, say
+
+NAME_HELP = "A model is org/name, org/name@revision or a folder."
+
+
+@click.group("models", epilog=NAME_HELP)
+def command() -> None:
+    """List, fetch, show, check and remove models."""
+
+
+@command.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
+def ls(as_json: bool) -> None:
+    """List the models on this machine."""
+    from macllm.hub import list_models
+
+    models = list_models()
+    if as_json:
+        click.echo(json.dumps([asdict(model) | {"path": str(model.path)} for model in models], indent=2))
+        return
+    rows = [(model.name, model.revision[:12], bytes_text(model.size_bytes), model.problem or "") for model in models]
+    _print_table([("name", "revision", "size", ""), *rows])
+
+
+@command.command("get")
+@click.argument("name")
+def get_model(name: str) -> None:
+    """Fetch a model, or what is new or missing of it; prints its folder."""
+    click.echo(get(name))
+
+
+@command.command("show")
+@click.argument("name", default="maclet")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def show(name: str, as_json: bool) -> None:
+    """Show what is known of a model, without fetching its weights."""
+    from macllm.hub import describe
+
+    found = describe(name)
+    if as_json:
+        facts = {"name": found.name, "revision": found.revision, "commit": found.commit, "config": dict(found.config)}
+        facts |= {"path": str(found.path) if found.path else None, "size_bytes": found.size_bytes}
+        facts |= {"missing_bytes": found.missing_bytes, "files": dict(found.files)}
+        click.echo(json.dumps(facts, indent=2))
+        return
+    config: dict[str, Any] = {**found.config, **found.config.get("text_config", {})}
+    facts = {
+        "name": found.name,
+        "revision": found.revision,
+        "commit": found.commit,
+        "folder": found.path or "not on this machine",
+        "size": bytes_text(found.size_bytes),
+        "to fetch": bytes_text(found.missing_bytes) if found.missing_bytes else "",
+        "family": config.get("model_type", ""),
+        "context": config.get("max_position_embeddings", ""),
+        "layers": config.get("num_hidden_layers", ""),
+        "vocabulary": config.get("vocab_size", ""),
+        "quantized": f"{bits} bits" if (bits := (config.get("quantization") or {}).get("bits")) else "",
+    }
+    _print_table([(name, str(value)) for name, value in facts.items() if value != ""])
+    click.echo("files")
+    _print_table([(f"  {file}", bytes_text(size)) for file, size in found.files])
+
+
+@command.command("verify")
+@click.argument("name")
+@click.option("--repair", is_flag=True, help="Fetch damaged and missing files again.")
+def verify(name: str, repair: bool) -> int:
+    """Check each file of a cached model against the hash it came with; ends with 1 if one is not as it was."""
+    from macllm import hub
+
+    wrong = 0
+    for checked in hub.verify(name, repair=repair):
+        wrong += checked.status in ("damaged", "missing")
+        click.echo(f"{checked.status:<8} {checked.file}")
+    if wrong and repair:
+        click.echo(get(name))
+        return 0
+    if wrong:
+        say(f"{wrong} files are not as they came; macllm models verify --repair {name} fetches them again")
+    return 1 if wrong else 0
+
+
+@command.command("rm")
+@click.argument("name")
+def rm(name: str) -> None:
+    """Remove a model, or with @revision one revision of it, from the cache."""
+    from macllm.hub import remove
+
+    say(f"freed {bytes_text(remove(name))}")
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,79 @@
+"""The flags that `chat` and `generate` share: which model, and how its next token is drawn."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from macllm.errors import UsageError
+
+Command = Callable[..., Any]
+
+SAMPLING: dict[str, tuple[type, str]] = {
+    "temperature": (float, "Flatten (> 1) or sharpen (< 1) the distribution; 0 takes the likeliest token."),
+    "top_k": (int, "Keep the K likeliest tokens; 0 keeps all."),
+    "top_p": (float, "Keep the likeliest tokens that together hold this probability."),
+    "min_p": (float, "Keep tokens at least this likely, relative to the likeliest."),
+    "typical_p": (float, "Keep the most typical tokens that together hold this probability."),
+    "xtc_probability": (float, "How often XTC drops the top choices."),
+    "xtc_threshold": (float, "Probability that makes a token a top choice of XTC."),
+    "repetition_penalty": (float, "Divide the logits of tokens already seen; 1 changes nothing."),
+    "presence_penalty": (float, "Subtract from the logits of tokens already seen."),
+    "frequency_penalty": (float, "Subtract so much for each time a token was seen."),
+    "penalty_window": (int, "How many of the newest tokens these three look at; 0: all."),
+    "dry_multiplier": (float, "Strength of DRY, which makes repeated sequences unlikely; 0: off."),
+    "dry_base": (float, "How the DRY penalty grows with the length of the repetition."),
+    "dry_allowed_length": (int, "Longest repetition that DRY leaves alone."),
+    "dry_window": (int, "How many of the newest tokens DRY looks at; 0: all."),
+    "seed": (int, "Draw the same tokens again."),
+}
+
+MODEL_HELP = "A folder, org/name or org/name@revision; without it, the bundled model."
+
+
+def model_options(function: Command) -> Command:
+    """Add --model, --adapter and --system."""
+    for option in (
+        click.option("-s", "--system", metavar="TEXT", help="What the model is told before the conversation."),
+        click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to run the model with."),
+        click.option("-m", "--model", metavar="NAME", help=MODEL_HELP),
+    ):
+        function = option(function)
+    return function
+
+
+def sampling_options(function: Command) -> Command:
+    """Add one flag for each field of SamplingParams, and hand what the user set to `function` as `sampling`."""
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **flags: Any) -> Any:
+        sampling = {name: value for name in SAMPLING if (value := flags.pop(name)) is not None}
+        if breakers := flags.pop("dry_breakers"):
+            sampling["dry_breakers"] = breakers
+        if biases := flags.pop("logit_bias"):
+            sampling["logit_bias"] = tuple(_bias(text) for text in biases)
+        return function(*args, sampling=sampling, **flags)
+
+    options = [
+        click.option(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+        for name, (kind, text) in SAMPLING.items()
+    ]
+    options += [
+        click.option("--dry-breakers", type=int, multiple=True, metavar="ID", help="A token that ends a repetition."),
+        click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to the logit of one token."),
+    ]
+    decorated: Command = gathered
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise UsageError(f"cannot read the logit bias {text!r}", remedy="--logit-bias 1234=-5") from error

@@ -1,0 +1,72 @@
+"""A run's config as flags: one for each field, named, typed and explained by the config itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import click
+
+if TYPE_CHECKING:
+    from macllm.train.config import TrainConfig
+
+SHORT = {"model": "-m", "data": "-d"}
+
+
+def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
+    """Decorate a command with --set and a flag for every field of `config`, and call it with the config.
+
+    The command's own parameter `toml_file` names the file that the flags change; it may be None.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def loaded(toml_file: str | None, sets: tuple[str, ...], **fields: Any) -> Any:
+            return function(config.load(toml_file, sets, **fields))
+
+        loaded.__doc__ = function.__doc__
+        decorated: Callable[..., Any] = loaded
+        for option in reversed(_options(config)):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def _options(config: type[TrainConfig]) -> list[Callable[..., Any]]:
+    hints = typing.get_type_hints(config)
+    explained = config.documentation()
+    options = [
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated."),
+    ]
+    for item in dataclasses.fields(config):
+        text = f"{_sentence(explained[item.name])} {_default(item.default)}"
+        options.append(
+            click.option(*_names(item.name, hints[item.name]), default=None, help=text, type=_type(hints[item.name]))
+        )
+    return options
+
+
+def _names(field: str, kind: Any) -> list[str]:
+    flag = field.replace("_", "-")
+    names = [f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", field]
+    return [SHORT[field], *names] if field in SHORT else names
+
+
+def _type(kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    return kind if kind in (int, float, bool) else str
+
+
+def _sentence(text: str) -> str:
+    capital = text[0].upper() if text.split()[0].isalpha() else text[0]
+    return f"{capital}{text[1:]}."
+
+
+def _default(value: Any) -> str:
+    if value in ("", ()):
+        return ""
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return f"[default: {shown}]"

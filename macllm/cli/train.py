@@ -1,0 +1,23 @@
+"""`macllm train`: a recipe in, a model trained from random weights out."""
+
+from __future__ import annotations
+
+import click
+
+from macllm.train.config import PretrainConfig
+
+from .settings import config_options
+from .training import tell
+
+
+@click.command("train")
+@click.argument("toml_file", metavar="RECIPE", type=click.Path())
+@config_options(PretrainConfig)
+def command(config: PretrainConfig) -> None:
+    """Train a model from random weights, as the TOML file RECIPE says; a flag changes what it says.
+
+    The recipe names a config.json, a tokenizer and rows. The run's folder goes to stdout.
+    """
+    from macllm.train.pretrain import events
+
+    tell(events(config), config.output)

@@ -1,0 +1,79 @@
+"""Flags cover what they set: every sampling parameter, every field of a run's config."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+import pytest
+
+from macllm.cli.sampling import sampling_options
+from macllm.cli.settings import config_options
+from macllm.errors import UsageError
+from macllm.generate.request import SamplingParams
+from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
+
+
+def invoke(decorator, arguments: list[str], key: str | None = None):
+    seen = []
+    command = click.command()(decorator(lambda *values, **named: seen.append(named[key] if key else values[0])))
+    if key is None:
+        command.params.insert(0, click.Option(["--file", "toml_file"]))
+    command.main(arguments, standalone_mode=False)
+    return seen[0]
+
+
+def test_every_sampling_parameter_has_a_flag() -> None:
+    arguments = [
+        "--temperature=0.5", "--top-k=7", "--top-p=0.9", "--min-p=0.1", "--typical-p=0.8", "--xtc-probability=0.2",
+        "--xtc-threshold=0.3", "--repetition-penalty=1.1", "--presence-penalty=0.4", "--frequency-penalty=0.6",
+        "--penalty-window=64", "--dry-multiplier=0.7", "--dry-base=1.5", "--dry-allowed-length=3", "--dry-window=128",
+        "--dry-breakers=5", "--dry-breakers=6", "--logit-bias=9=-1.5", "--seed=11",
+    ]  # fmt: skip
+    sampling = invoke(sampling_options, arguments, "sampling")
+    assert set(sampling) == {field.name for field in dataclasses.fields(SamplingParams)}
+    params = SamplingParams(**sampling)
+    assert (params.top_k, params.dry_breakers, params.logit_bias, params.seed) == (7, (5, 6), ((9, -1.5),), 11)
+
+
+def test_flags_that_were_not_given_leave_the_model_its_defaults() -> None:
+    assert invoke(sampling_options, [], "sampling") == {}
+    assert invoke(sampling_options, ["--temperature", "0"], "sampling") == {"temperature": 0.0}
+
+
+@pytest.mark.parametrize("text", ["", "5", "a=1", "5=b"])
+def test_a_logit_bias_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="logit bias"):
+        invoke(sampling_options, ["--logit-bias", text], "sampling")
+
+
+@pytest.mark.parametrize("config", [FinetuneConfig, PretrainConfig])
+def test_every_setting_has_a_flag_that_sets_it(config: type[TrainConfig]) -> None:
+    changed = {"data": "rows.jsonl"}
+    arguments = ["--data", "rows.jsonl"]
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            changed[field.name] = not field.default
+            arguments.append(flag if not field.default else flag.replace("--", "--no-", 1))
+        elif field.name in config._choices:
+            changed[field.name] = next(choice for choice in config._choices[field.name] if choice != field.default)
+            arguments += [flag, changed[field.name]]
+        elif isinstance(field.default, int | float):
+            changed[field.name] = 1 if field.default != 1 else 2
+            changed[field.name] = 0.5 if isinstance(field.default, float) else changed[field.name]
+            arguments += [flag, str(changed[field.name])]
+        elif field.name != "data":
+            changed[field.name] = ("a", "b") if field.default == () else "elsewhere"
+            arguments += [flag, "a,b" if field.default == () else "elsewhere"]
+    loaded = invoke(config_options(config), arguments)
+    assert {name: getattr(loaded, name) for name in changed} == changed
+    assert set(changed) == {field.name for field in dataclasses.fields(config)}
+
+
+def test_a_flag_wins_over_set_and_set_over_the_file(tmp_path) -> None:
+    (tmp_path / "run.toml").write_text('data = "rows.jsonl"\nrank = 2\nalpha = 3.0\nseed = 4\n')
+    arguments = ["--file", str(tmp_path / "run.toml"), "--set", "rank=5", "--set", "alpha=6", "--rank", "7"]
+    loaded = invoke(config_options(FinetuneConfig), arguments)
+    assert (loaded.rank, loaded.alpha, loaded.seed) == (7, 6.0, 4)
+    assert loaded.data == str(tmp_path / "rows.jsonl")

@@ -1,0 +1,96 @@
+"""Narration: errors and progress, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from macllm.cli import output
+from macllm.cli.output import Progress, bytes_text, duration_text
+from macllm.errors import UsageError
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (14_200_000, "14.2 MB"),
+        (4.1e9, "4.1 GB"),
+        (2.5e12, "2.5 TB"),
+        (9e15, "9000.0 TB"),
+    ],
+)
+def test_bytes_read_as_people_read_them(count: float, text: str) -> None:
+    assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_durations_read_as_people_read_them(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_a_terminal_gets_one_line_that_is_redrawn_and_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream, clock = Terminal(), Clock()
+    with Progress("model.safetensors", stream=stream, clock=clock) as progress:
+        clock.now += 2
+        progress.update(50_000_000, 200_000_000)
+        progress.update(50_000_001, 200_000_000)
+        clock.now += 6
+        progress.update(200_000_000, 200_000_000)
+    first, second, wiped, end = stream.getvalue().split("\r")[1:]
+    assert first == "model.safetensors 25 %, 50.0 MB of 200.0 MB, 25.0 MB/s, 6 s left"
+    assert second.rstrip() == "model.safetensors 100 %, 200.0 MB of 200.0 MB, 25.0 MB/s"
+    assert len(second) == len(first)
+    assert wiped.strip() == ""
+    assert end == ""
+
+
+def test_a_log_gets_a_line_now_and_then() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress("prompt", unit="tokens", stream=stream, clock=clock) as progress:
+        for done in range(1, 26):
+            clock.now += 1
+            progress.update(done * 100, 10_000)
+    assert stream.getvalue().splitlines() == [
+        "prompt 10 %, 1000 tokens of 10000 tokens, 100 tokens/s, 1 min 30 s left",
+        "prompt 20 %, 2000 tokens of 10000 tokens, 100 tokens/s, 1 min 20 s left",
+    ]
+
+
+def test_an_unknown_total_is_left_out() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress("rows", unit="rows", stream=stream, clock=clock)
+    clock.now += 20
+    progress.update(40)
+    assert stream.getvalue() == "rows 40 rows, 2 rows/s\n"
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_colour_is_left_out_when_it_is_not_wanted(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(output.sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    output.report(UsageError("no"))
+    monkeypatch.setenv(variable, value)
+    output.report(UsageError("no"))
+    assert stream.getvalue().splitlines() == ["\033[31merror\033[0m: no", "error: no"]
