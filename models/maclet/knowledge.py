@@ -1,0 +1,334 @@
+"""What maclet knows, read from `data/`, and how to ask for it at random."""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+KNOWLEDGE = ("tokens", "positions", "attention", "architecture", "training", "sampling", "inference", "macllm", "self")
+FACETS = ("what", "why", "how", "example", "cons")
+FOLLOW_UPS = ("why", "how", "example", "cons", "short", "again", "more")
+RESERVED_PERCENT = 8  # of the unknown things: never trained
+
+
+@dataclass
+class Topic:
+    """What is known about one thing: its names, answers by facet, own questions, and the words a right answer holds."""
+
+    kind: str  # concept, command, product, place, task, self
+    names: list[str]
+    keys: list[list[str]] = field(default_factory=list)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    ask: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The first name, which identifies the topic."""
+        return self.names[0]
+
+    def facet(self, facet: str, nothing: dict[str, list[str]]) -> list[str]:
+        """All accepted answers to a question about `facet`."""
+        if facet in self.answers:
+            return self.answers[facet]
+        if facet == "short":
+            return [first_sentence(answer) for answer in self.answers["what"][:1]]
+        return nothing.get(f"none.{facet}", self.answers["what"])
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with an answer, all accepted answers, and the topic that it leaves the conversation at."""
+
+    question: str
+    answer: str
+    accepted: tuple[str, ...]
+    topic: Topic | None
+    category: str
+    told: tuple[str, ...] = ()
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first full stop that ends a sentence."""
+    return re.split(r"(?<=[.!])\s", text, maxsplit=1)[0]
+
+
+def normalized(question: str) -> str:
+    """The question without case and punctuation: two questions that agree in this are the same question."""
+    return " ".join(re.findall(r"[a-z0-9#+*/<>@-]+", question.lower()))
+
+
+def reserved(text: str, percent: int) -> bool:
+    """Whether a question or thing belongs to the share that is kept out of training."""
+    return zlib.crc32(normalized(text).encode()) % 100 < percent
+
+
+def read_topics(path: Path) -> list[Topic]:
+    """Topics of one knowledge file; `#` opens a concept, `>` a task ("how do I ..."), `@` small talk."""
+    topics: list[Topic] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.strip():
+            continue
+        if line[:2] in ("# ", "> ", "@ "):
+            kind = {"#": "concept", ">": "task", "@": "self"}[line[0]]
+            topics.append(Topic(kind, [name.strip() for name in line[2:].split(" | ")]))
+            continue
+        label, _, value = line.partition(": ")
+        topic = topics[-1]
+        if label == "kind":
+            topic.kind = value
+        elif label == "key":
+            topic.keys = [part.split("|") for part in value.split(", ")]
+        elif label == "ask":
+            topic.ask += [question.strip() for question in value.split(" | ")]
+        elif label == "test":
+            topic.test.append(value)
+        else:
+            topic.answers.setdefault("what" if label == "say" else label, []).append(value)
+    return topics
+
+
+def read_sections(path: Path) -> dict[str, list[str]]:
+    """The lines under each `[name]` of a list file."""
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if re.fullmatch(r"\[[a-z.]+\]", line):
+            lines = sections.setdefault(line[1:-1], [])
+        elif line.strip():
+            lines.append(line.strip())
+    return sections
+
+
+def is_plural(name: str) -> bool:
+    """Whether a name takes "are"."""
+    return name.endswith("s") and not name.endswith(("ss", "is", "us", "bias", "loss", "`", "safetensors", "others"))
+
+
+class Guide:
+    """All knowledge and phrasings, and how to ask for them at random."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.topics = [topic for name in KNOWLEDGE for topic in read_topics(DATA / f"{name}.txt")]
+        self.concepts = [topic for topic in self.topics if topic.kind == "concept"]
+        self.frames = read_sections(DATA / "frames.txt")
+        self.outside = read_sections(DATA / "outside.txt")
+        self.countable = set(self.frames["countable"])
+        self.slots = {name: self._items(name) for name in ("thing", "near", "place", "person", "food", "company")}
+        self.slots |= {name: self._items(name) for name in ("command", "adjective", "noun")}
+        self.by_name = {name.lower(): topic for topic in self.topics for name in topic.names}
+        self.pairs = self._pairs()
+        known = {normalized(name) for name in self.by_name}
+        clash = [thing for name in ("thing", "near") for thing in self.slots[name] if normalized(thing) in known]
+        if clash:
+            raise ValueError(f"both known and unknown: {clash}")
+
+    def _items(self, name: str) -> list[str]:
+        return [item.strip() for line in self.outside[name] for item in line.split(",")]
+
+    def _pairs(self) -> list[tuple[str, str, str]]:
+        pairs = []
+        for line in (DATA / "compare.txt").read_text(encoding="utf-8").splitlines():
+            names, _, answer = line.partition(": ")
+            first, _, second = names.partition(" | ")
+            pairs.append((first, second, answer))
+        return pairs
+
+    # --- questions ---
+
+    def named(self, name: str) -> str:
+        """A name, with an article where one usually stands."""
+        if name in self.countable and self.rng.random() < 0.6:
+            return f"{'an' if name[0].lower() in 'aeiou' or name[:2] in ('LL', 'LM', 'RN', 'Mo') else 'a'} {name}"
+        return name
+
+    def frame(self, section: str, heldout: bool) -> str:
+        """A random phrasing; those marked `~` are for held-out questions only."""
+        frames = [frame for frame in self.frames.get(section) or self.outside[section]]
+        return self.rng.choice([frame.lstrip("~") for frame in frames if frame.startswith("~") == heldout])
+
+    def styled(self, turn: Turn) -> str:
+        """The question as somebody might type it: case, punctuation, a greeting before or a remark after."""
+        rng, question = self.rng, turn.question
+        alone = not turn.category.startswith(("then", "self"))
+        if alone and rng.random() < 0.08:
+            question = f"{rng.choice(self.frames['before'])} {question}"
+        if alone and rng.random() < 0.05:
+            question = f"{question.rstrip('?')}, {rng.choice(self.frames['after'])}"
+        if rng.random() < 0.45:
+            question = question.lower()
+            if rng.random() < 0.6:
+                question = question.rstrip("?.")
+        elif rng.random() < 0.7:
+            question = question[:1].upper() + question[1:]
+        if rng.random() < 0.05 and len(question) > 12:
+            question = self._misspelled(question)
+        return question
+
+    def _misspelled(self, question: str) -> str:
+        words = [match for match in re.finditer(r"[a-z]{5,}", question)]
+        if not words:
+            return question
+        at = self.rng.choice(words)
+        spot = at.start() + self.rng.randrange(1, len(at[0]) - 1)
+        if self.rng.random() < 0.5:
+            return question[:spot] + question[spot + 1 :]
+        return question[:spot] + question[spot + 1] + question[spot] + question[spot + 2 :]
+
+    # --- turns ---
+
+    def about(self, topic: Topic, facet: str = "", heldout: bool = False) -> Turn:
+        """A question about a topic; a random facet unless one is given."""
+        rng = self.rng
+        what = {"concept": "what"}.get(topic.kind, topic.kind)
+        if not facet:
+            absent = 0.12 if topic.kind == "concept" else 0
+            weights = [0.8 if name in topic.answers else absent for name in FACETS[1:]]
+            facet = rng.choices([*FACETS, "short"], [1.6, *weights, 2 * absent])[0]
+        if topic.kind == "self":
+            facet = "what"
+        if facet == "what" and topic.ask and not heldout and (topic.kind == "self" or rng.random() < 0.25):
+            question = rng.choice(topic.ask)
+        else:
+            name = rng.choice(topic.names)
+            if topic.kind in ("task", "place"):
+                facet = "what"
+            section = what if facet == "what" else facet
+            plural = is_plural(name)
+            if section == "what" and plural and rng.random() < 0.4:
+                section = "what.plural"
+            question = self.frame(section, heldout).replace("{x}", self.named(name))
+            if plural and what in ("what", "place"):
+                question = re.sub(r"\b(is|does) (?=" + re.escape(name) + ")", _agree, question)
+            elif what == "place":
+                question = question.replace("what are ", "what is ")
+        accepted = topic.facet(facet, self.frames)
+        return Turn(question, rng.choice(accepted), tuple(accepted), topic, f"{topic.kind}.{facet}")
+
+    def known(self, heldout: bool = False) -> Turn:
+        """A question that has an answer, about anything known."""
+        roll = self.rng.random()
+        if roll < 0.14:
+            return self.comparison(heldout)
+        if roll < 0.62 or heldout:
+            return self.about(self.rng.choice(self.topics if not heldout else self.asked_by_frame()), heldout=heldout)
+        if roll < 0.85:
+            return self.about(self.rng.choice([topic for topic in self.topics if topic.kind not in ("concept", "self")]))
+        return self.about(self.rng.choice([topic for topic in self.topics if topic.ask]), "what")
+
+    def asked_by_frame(self) -> list[Topic]:
+        """Topics that phrasings with a slot can ask for."""
+        return [topic for topic in self.topics if topic.kind != "self"]
+
+    def comparison(self, heldout: bool = False) -> Turn:
+        """A question on the difference between two things."""
+        first, second, answer = self.rng.choice(self.pairs)
+        x, y = self.rng.sample([self.alias(first), self.alias(second)], 2)
+        question = self.frame("compare", heldout).replace("{x}", x).replace("{y}", y)
+        return Turn(question, answer, (answer,), self.by_name.get(first.lower()), "compare", (answer,))
+
+    def alias(self, name: str) -> str:
+        """The name itself or another name of the same topic."""
+        topic = self.by_name.get(name.lower())
+        return self.rng.choice(topic.names) if topic and self.rng.random() < 0.4 else name
+
+    def unknown(self, heldout: bool = False) -> Turn:
+        """A question that must be refused."""
+        kinds = ["full", "live", "math", "write", "private", "thing", "near", "made_up", "place", "food", "known", "command"]
+        weights = [6, 5, 4, 7, 7, 16, 10, 16, 3, 3, 9, 3]
+        kind = self.rng.choices(kinds, weights)[0]
+        section = {"thing": "thing.frames", "near": "thing.frames", "made_up": "thing.frames"}.get(kind, kind)
+        if kind in ("place", "food", "known", "command"):
+            section = f"{kind}.frames"
+        question = self.frame(section, heldout)
+        if kind == "known":
+            question = question.replace("{x}", self.named(self.rng.choice(self.rng.choice(self.concepts).names)))
+        question = re.sub(r"\{(\w+)\}", lambda slot: self.slot(kind, slot[1], heldout), question)
+        named = {"known": "refusal.about"}.get(kind, f"refusal.{kind}")
+        if kind == "known" and re.search(r"\b(code|implement|poem)\b", question):
+            named = "refusal.write"
+        accepted = self.outside.get(named, self.outside["refusal"])
+        return Turn(question, self.rng.choice(accepted), tuple(accepted), None, f"unknown.{kind}")
+
+    def slot(self, kind: str, slot: str, heldout: bool) -> str:
+        """Something to ask for that is not known."""
+        rng = self.rng
+        if slot == "n":
+            return str(rng.choice([rng.randrange(2, 13), rng.randrange(10, 100), rng.randrange(100, 5000)]))
+        if slot != "thing" or kind != "made_up":
+            items = self.slots["near" if kind == "near" and slot == "thing" else slot]
+            return rng.choice([item for item in items if reserved(item, RESERVED_PERCENT) == heldout] or items)
+        roll = rng.random()
+        if roll < 0.3:
+            return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randrange(3, 5)))
+        if roll < 0.5:
+            known = rng.choice(["attention", "tokenizer", "sampling", "decoding", "norm", "positions", "model", "cache"])
+            return f"{rng.choice(self.slots['adjective'])} {known}"
+        if roll < 0.75:
+            return f"the {rng.choice(self.slots['adjective'])} {rng.choice(self.slots['noun'])}"
+        return made_up_word(rng)
+
+    def follow_up(self, last: Turn, heldout: bool = False) -> Turn:
+        """A question that only makes sense after the last turn."""
+        rng, topic = self.rng, last.topic
+        if last.category.startswith("unknown"):
+            accepted = self.frames["refused"]
+            return Turn(self.frame("then.refused", heldout), rng.choice(accepted), tuple(accepted), None, "then.refused")
+        if topic is None or topic.kind == "self":
+            return self.known(heldout)
+        here = [name in topic.answers or name in ("short", "again", "more", "example") for name in FOLLOW_UPS]
+        odds = [1.0 if fits or topic.kind == "concept" else 0 for fits in here]
+        facet = rng.choices(FOLLOW_UPS, [w * odd for w, odd in zip([4, 3, 4, 2, 2, 2, 3], odds, strict=True)])[0]
+        pairs = [pair for pair in self.pairs if topic.name in (self._id(pair[0]), self._id(pair[1]))]
+        pairs = [pair for pair in pairs if pair[2] not in last.told]
+        if pairs and rng.random() < 0.25:
+            first, second, answer = rng.choice(pairs)
+            other = second if self._id(first) == topic.name else first
+            question = self.frame("then.compare", heldout).replace("{y}", self.alias(other))
+            return Turn(question, answer, (answer,), topic, "then.compare", (*last.told, answer))
+        return self._more(last, topic, facet, heldout)
+
+    def _more(self, last: Turn, topic: Topic, facet: str, heldout: bool) -> Turn:
+        if facet == "short":
+            accepted = [first_sentence(last.answer)]
+        elif facet in ("again", "more"):
+            order = ["what"] if facet == "again" else ["how", "why", "example", "what", "cons"]
+            accepted = next((fresh for name in order if (fresh := self._untold(topic, name, last.told))), topic.answers["what"])
+        else:
+            accepted = topic.facet(facet, self.frames)
+        answer = self.rng.choice(accepted)
+        told = (*last.told, answer)
+        return Turn(self.frame(f"then.{facet}", heldout), answer, tuple(accepted), topic, f"then.{facet}", told)
+
+    def _untold(self, topic: Topic, facet: str, told: tuple[str, ...]) -> list[str]:
+        return [answer for answer in topic.answers.get(facet, []) if answer not in told]
+
+    def _id(self, name: str) -> str:
+        topic = self.by_name.get(name.lower())
+        return topic.name if topic else name
+
+    def turn_to(self) -> Turn:
+        """A short change of subject: "and what about ...?"."""
+        topic = self.rng.choice(self.concepts)
+        question = self.frame("then.about", heldout=False).replace("{y}", self.named(self.rng.choice(topic.names)))
+        accepted = topic.answers["what"]
+        return Turn(question, self.rng.choice(accepted), tuple(accepted), topic, "then.about")
+
+
+def _agree(match: re.Match[str]) -> str:
+    return {"is": "are ", "does": "do "}[match[1]]
+
+
+def made_up_word(rng: random.Random) -> str:
+    """A word that means nothing."""
+    syllables = [
+        rng.choice("b bl br c d dr f fl g gl gr h j k kr l m n p pl pr qu r s sk sn st t tr v w z".split())
+        + rng.choice("a e i o u oo ea ai".split())
+        for _ in range(rng.randrange(2, 4))
+    ]
+    return "".join(syllables) + rng.choice("n r x th ng ck st sm tron zation ing form".split())

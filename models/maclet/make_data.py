@@ -1,0 +1,159 @@
+"""Make maclet's training data from the hand-written texts in `data/`: `python models/maclet/make_data.py OUT`.
+
+Writes `train.jsonl` and `valid.jsonl` (rows `{"messages": ...}` or `{"text": ...}`) and `heldout.jsonl` (questions that
+occur nowhere in the other two, with what a right answer must hold). The same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from macllm_models.maclet.knowledge import FACETS, Guide, Turn, first_sentence, normalized, reserved
+
+CONVERSATIONS = 62_000
+VALIDATION = 600
+PASSAGES = 6  # of each concept
+HELDOUT_PERCENT = 4  # of all questions that phrasings and names can form: never trained
+
+Message = dict[str, str]
+
+
+def kept_out(turn: Turn, heldout: set[str]) -> bool:
+    """Whether training must not see this question."""
+    if normalized(turn.question) in heldout:
+        return True
+    return not turn.category.startswith(("then", "self")) and reserved(turn.question, HELDOUT_PERCENT)
+
+
+def next_turn(guide: Guide, turns: list[Turn]) -> Turn:
+    """What somebody may say next."""
+    roll = guide.rng.random()
+    if turns and roll < 0.6:
+        return guide.follow_up(turns[-1])
+    if turns and roll < 0.7:
+        return guide.turn_to()
+    return guide.unknown() if guide.rng.random() < 0.27 else guide.known()
+
+
+def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
+    """One to four turns, now and then with a system prompt, without any question of `heldout`."""
+    rng = guide.rng
+    turns: list[Turn] = []
+    count = rng.choices([1, 2, 3, 4], [50, 25, 16, 9])[0]
+    while len(turns) < count:
+        turn = next_turn(guide, turns)
+        typed = replace(turn, question=guide.styled(turn), told=turn.told or (turn.answer,))
+        if not kept_out(turn, heldout) and not kept_out(typed, heldout):
+            turns.append(typed)
+    messages: list[Message] = []
+    brief = rng.random() < 0.05
+    if brief or rng.random() < 0.08:
+        messages.append({"role": "system", "content": guide.frame("system.brief" if brief else "system", False)})
+    for turn in turns:
+        answer = first_sentence(turn.answer) if brief and "compare" not in turn.category else turn.answer
+        messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+def passages(guide: Guide) -> Iterator[str]:
+    """Plain text about every topic, for the part of training that is not a conversation."""
+    for topic in guide.concepts * PASSAGES:
+        parts = [guide.rng.choice(topic.answers[facet]) for facet in FACETS if facet in topic.answers]
+        yield f"{topic.name[:1].upper()}{topic.name[1:]}. {' '.join(parts)}"
+
+
+def item(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> dict[str, object]:
+    """One row of the held-out set: the conversation to answer and what tells a right answer."""
+    messages = []
+    for earlier in before:
+        messages.append({"role": "user", "content": earlier.question})
+        messages.append({"role": "assistant", "content": earlier.answer})
+    messages.append({"role": "user", "content": turn.question})
+    refuse = turn.category.startswith("unknown")
+    what = turn.category.endswith((".what", ".task", ".test"))
+    return {
+        "category": category,
+        "messages": messages,
+        "topic": turn.topic.name if turn.topic else None,
+        "keywords": turn.topic.keys if turn.topic and what else [],
+        "answers": list(dict.fromkeys(turn.accepted)),
+        "refuse": refuse,
+    }
+
+
+def heldout_items(guide: Guide) -> list[dict[str, object]]:
+    """Questions for the test, by category; none of them is ever trained."""
+    items: dict[str, dict[str, object]] = {}
+
+    def add(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> bool:
+        key = normalized((before[0] if before else turn).question)
+        return key not in items and bool(items.setdefault(key, item(turn, category, before)))
+
+    for topic in guide.topics:
+        accepted = tuple(answer for answers in topic.answers.values() for answer in answers)
+        for question in topic.test:
+            add(Turn(question, accepted[0], accepted, topic, f"{topic.kind}.test"), "own words")
+
+    def fill(category: str, count: int, draw: Callable[[], Turn]) -> None:
+        while count:
+            turn = draw()
+            count -= add(turn, category)
+
+    def chance(draw: Callable[[], Turn]) -> Callable[[], Turn]:
+        return lambda: next(turn for turn in iter(draw, None) if reserved(turn.question, HELDOUT_PERCENT))
+
+    fill("new phrasing", 160, lambda: guide.known(heldout=True))
+    fill("new pairing", 160, chance(guide.known))
+    fill("unknown, new", 120, lambda: guide.unknown(heldout=True))
+    fill("unknown, new pairing", 80, chance(guide.unknown))
+    asked = chance(lambda: guide.about(guide.rng.choice(guide.concepts), "what"))
+    for _ in range(80):
+        first = asked()
+        first = replace(first, told=(first.answer,))
+        add(guide.follow_up(first), "follow-up", (first,))
+    return list(items.values())
+
+
+def rows(guide: Guide, count: int, heldout: set[str], seen: set[str]) -> Iterator[str]:
+    """`count` conversations as JSON lines, none of which is in `seen`."""
+    while count:
+        line = json.dumps({"messages": conversation(guide, heldout)})
+        if line not in seen:
+            seen.add(line)
+            count -= 1
+            yield line
+
+
+def make(out: Path, seed: int = 0, conversations: int = CONVERSATIONS) -> None:
+    """Write the three files into the folder `out`."""
+    guide = Guide(random.Random(seed))
+    items = heldout_items(guide)
+    heldout = {normalized(message["content"]) for row in items for message in row["messages"][:1]}
+    seen: set[str] = set()
+    valid = list(rows(guide, min(VALIDATION, conversations), heldout, seen))
+    train = list(rows(guide, conversations, heldout, seen))
+    train += sorted({json.dumps({"text": text}) for text in passages(guide)})
+    guide.rng.shuffle(train)
+    out.mkdir(parents=True, exist_ok=True)
+    held = [json.dumps(row) for row in items]
+    for name, lines in (("train", train), ("valid", valid), ("heldout", held)):
+        (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line and make the data."""
+    parser = argparse.ArgumentParser(description="Make maclet's training data.")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--conversations", type=int, default=CONVERSATIONS)
+    options = parser.parse_args()
+    make(options.out, options.seed, options.conversations)
+
+
+if __name__ == "__main__":
+    main()
