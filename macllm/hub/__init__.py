@@ -1,0 +1,183 @@
+"""A model's name -> a folder on this machine: found in the Hugging Face cache, or fetched into it.
+
+No arrays and, until something has to be fetched, no network library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from macllm.errors import ModelNotFoundError, UsageError
+
+from . import cache
+from .cache import CachedModel, FileCheck
+from .names import BUNDLED, ModelName, bundled_folder, cache_folder, is_offline, local_folder, parse_name
+from .snapshot import DownloadProgress
+
+__all__ = [
+    "CachedModel",
+    "Description",
+    "DownloadProgress",
+    "FileCheck",
+    "ModelName",
+    "cache_folder",
+    "describe",
+    "download",
+    "list_models",
+    "parse_name",
+    "remove",
+    "resolve",
+    "verify",
+]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model; `path` is None where it is on the hub only.
+
+    `missing_bytes` is what a download would fetch. `config` is its config.json.
+    """
+
+    name: str
+    revision: str
+    commit: str
+    path: Path | None
+    files: tuple[tuple[str, int], ...]
+    missing_bytes: int
+    config: Mapping[str, Any]
+
+    @property
+    def size_bytes(self) -> int:
+        """The sum of the files."""
+        return sum(size for _, size in self.files)
+
+
+def resolve(
+    name: str | Path | None = None,
+    *,
+    offline: bool | None = None,
+    progress: Callable[[DownloadProgress], None] | None = None,
+) -> Path:
+    """The folder of a model: a folder, "org/name", "org/name@revision", or (None) the bundled model.
+
+    A model that is whole in the cache is taken as it is, without asking the hub (`download` asks). `offline`
+    None follows HF_HUB_OFFLINE. Raises UsageError, ModelNotFoundError, NetworkError, DoesNotFitError.
+    """
+    if name is None or name == BUNDLED:
+        return bundled_folder()
+    if folder := local_folder(str(name)):
+        return folder
+    parsed = parse_name(str(name))
+    found = cache.find(parsed)
+    if found is not None and found.problem is None:
+        return found.path
+    if is_offline() if offline is None else offline:
+        near = [other for other in cache.near_names(parsed.repo) if other != parsed.repo]
+        what = "is not complete on this machine" if found else "is not on this machine"
+        raise ModelNotFoundError(
+            f"{parsed} {what}, and the network is off",
+            cause=found.problem if found else f"it is not in {cache_folder()}",
+            remedy=f"run `macllm models get {parsed}` without --offline and HF_HUB_OFFLINE"
+            + (f", or use {' or '.join(near)}, which is here" if near else ""),
+        )
+    return download(parsed, progress=progress)
+
+
+def download(name: str | ModelName, *, progress: Callable[[DownloadProgress], None] | None = None) -> Path:
+    """The folder of a model, brought to what the hub has now; resumes what an earlier call left.
+
+    Raises ModelNotFoundError, NetworkError, DoesNotFitError; after an error or an interrupt call it again.
+    """
+    from .snapshot import fetch
+
+    return fetch(parse_name(name) if isinstance(name, str) else name, progress)
+
+
+def list_models() -> list[CachedModel]:
+    """The bundled model and all of the cache, unfinished downloads included (see `CachedModel.problem`)."""
+    try:
+        folder = bundled_folder()
+    except ModelNotFoundError:
+        return cache.models()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return [CachedModel(BUNDLED, "bundled", "", folder, size), *cache.models()]
+
+
+def remove(name: str) -> int:
+    """Delete a model from the cache, or only the revision that the name gives; the bytes freed.
+
+    Raises ModelNotFoundError, and UsageError for anything that is not in the cache.
+    """
+    if name == BUNDLED or local_folder(name) is not None:
+        raise UsageError(
+            f"{name} is not in the cache",
+            cause="only downloaded models are removed",
+            remedy="`macllm models ls` lists them; delete folders of your own by hand",
+        )
+    return cache.remove(parse_name(name), whole="@" not in name)
+
+
+def describe(name: str | None = None, *, offline: bool | None = None) -> Description:
+    """What is known of a model, from this machine or, where it is not here, from the hub; fetches no weights.
+
+    Raises as `resolve` does.
+    """
+    if name is None or name == BUNDLED:
+        return _described(BUNDLED, "bundled", "", bundled_folder())
+    if folder := local_folder(name):
+        return _described(str(folder), "", "", folder)
+    parsed = parse_name(name)
+    found = cache.find(parsed)
+    if found is not None and found.problem is None:
+        return _described(found.name, found.revision, found.commit, found.path)
+    if is_offline() if offline is None else offline:
+        resolve(name, offline=True)
+    from .snapshot import missing_bytes, plan
+
+    hub, listing, files = plan(parsed)
+    config = listing.files.get("config.json")
+    return Description(
+        parsed.repo,
+        parsed.revision,
+        listing.commit,
+        None,
+        tuple((file.name, file.size_bytes) for file in files),
+        missing_bytes(parsed, listing, files),
+        _config(hub.read(listing.commit, config)) if config else {},
+    )
+
+
+def verify(name: str, *, repair: bool = False) -> Iterator[FileCheck]:
+    """Each file of a cached model against the hash it came with, as it is read.
+
+    With `repair`, a damaged file is dropped from the cache, so that the next `download` fetches it.
+    Raises ModelNotFoundError, and UsageError for models without hashes (folders, the bundled one).
+    """
+    if name == BUNDLED or local_folder(name) is not None:
+        raise UsageError(
+            f"{name} has no hashes to check against", cause="only the cache keeps them", remedy="macllm models ls"
+        )
+    for checked, path in cache.check(parse_name(name)):
+        if repair and checked.status == "damaged":
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+        yield checked
+
+
+def _described(name: str, revision: str, commit: str, folder: Path) -> Description:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = tuple((str(path.relative_to(folder)), path.stat().st_size) for path in paths)
+    path = folder / "config.json"
+    return Description(name, revision, commit, folder, files, 0, _config(path.read_bytes()) if path.is_file() else {})
+
+
+def _config(content: bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

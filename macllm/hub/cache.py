@@ -1,0 +1,246 @@
+"""The Hugging Face cache on disk: what is there, whether it is whole, and how it goes.
+
+    models--org--name/blobs/<hash>  refs/<revision>  snapshots/<commit>/<file> -> ../../blobs/<hash>
+
+macllm adds `.macllm/<commit>.json`, the files that it needs of a commit, before the first of them is fetched:
+with it an interrupted download is known as such. Read without huggingface_hub, whose import takes longer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from macllm.errors import MacllmError, ModelNotFoundError, UsageError
+
+from .files import RepoFile, problem_of
+from .names import ModelName, cache_folder
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """One revision of a model on this machine.
+
+    `revision` is a branch or tag where one points here, else the commit. `size_bytes` counts what is on disk.
+    `problem` says what a later `resolve` would have to fetch; None: the model is whole.
+    """
+
+    name: str
+    revision: str
+    commit: str
+    path: Path
+    size_bytes: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """Whether a file still has the content it came with; "unknown" where nothing tells its hash."""
+
+    file: str
+    size_bytes: int
+    status: Literal["ok", "damaged", "missing", "unknown"]
+
+
+def repo_folder(repo: str) -> Path:
+    """Where the cache keeps a repository."""
+    return cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
+def commit_of(name: ModelName) -> str | None:
+    """The commit that the cache knows under this revision."""
+    if _COMMIT.fullmatch(name.revision):
+        return name.revision
+    with suppress(OSError, UnicodeDecodeError):
+        commit = (repo_folder(name.repo) / "refs" / name.revision).read_text("utf-8").strip()
+        if _COMMIT.fullmatch(commit):
+            return commit
+    return None
+
+
+def find(name: ModelName) -> CachedModel | None:
+    """The model as the cache has it, whole or not; None where nothing of it is there."""
+    if commit := commit_of(name):
+        snapshot = repo_folder(name.repo) / "snapshots" / commit
+        return _cached(name.repo, name.revision, snapshot) if snapshot.is_dir() else None
+    # A first download that was interrupted has no reference yet.
+    for commit, plan in _plans(repo_folder(name.repo)):
+        if plan.get("revision") == name.revision:
+            return _cached(name.repo, name.revision, repo_folder(name.repo) / "snapshots" / commit)
+    return None
+
+
+def models() -> list[CachedModel]:
+    """All models of the cache by name, unfinished ones included."""
+    found: list[CachedModel] = []
+    for folder in sorted(cache_folder().glob("models--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/")
+        known = _revisions(folder)
+        commits = {path.name for path in folder.glob("snapshots/*") if _COMMIT.fullmatch(path.name)}
+        for commit in sorted(commits | known.keys()):
+            found.append(_cached(repo, known.get(commit, commit), folder / "snapshots" / commit))
+    return found
+
+
+def near_names(repo: str) -> list[str]:
+    """Names of the cache that look like this one."""
+    names = sorted({model.name for model in models()})
+    by_tail = {name.rpartition("/")[2].lower(): name for name in names}
+    close = difflib.get_close_matches(repo, names, n=3, cutoff=0.7)
+    tails = difflib.get_close_matches(repo.rpartition("/")[2].lower(), list(by_tail), n=3, cutoff=0.7)
+    return list(dict.fromkeys([*close, *(by_tail[tail] for tail in tails)]))[:3]
+
+
+def write_plan(name: ModelName, commit: str, files: list[RepoFile]) -> None:
+    """Note what a whole snapshot of this commit has."""
+    plan = {"revision": name.revision, "files": {file.name: [file.size_bytes, file.digest] for file in files}}
+    write_text(repo_folder(name.repo) / ".macllm" / f"{commit}.json", json.dumps(plan, indent=1, sort_keys=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temp.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def remove(name: ModelName, whole: bool) -> int:
+    """Delete one revision, or all of a repository if `whole`; the bytes freed.
+
+    Raises ModelNotFoundError where nothing is there, UsageError where the place is not the cache's own.
+    """
+    folder = repo_folder(name.repo)
+    if not folder.exists() and not folder.is_symlink():
+        raise _not_cached(name)
+    if folder.is_symlink() or folder.resolve().parent != cache_folder().resolve():
+        raise UsageError(
+            f"{folder} is not the cache's own folder",
+            cause="it is a link to somewhere else",
+            remedy="remove the link by hand if you want that",
+        )
+    found = find(name)
+    if not whole and found is None:
+        raise _not_cached(name)
+    commit = found.commit if found else ""
+    others = {path.name for path in folder.glob("snapshots/*")} - {commit}
+    before = _tree_bytes(folder)
+    if whole or not others:
+        shutil.rmtree(folder)
+        shutil.rmtree(cache_folder() / ".locks" / folder.name, ignore_errors=True)
+        return before
+    for ref in [path for path in folder.glob("refs/**/*") if path.is_file()]:
+        if ref.read_text("utf-8").strip() == commit:
+            ref.unlink()
+    (folder / ".macllm" / f"{commit}.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "snapshots" / commit, ignore_errors=True)
+    used = {path.resolve() for path in folder.glob("snapshots/**/*") if path.is_file()}
+    for blob in folder.glob("blobs/*"):
+        if blob.resolve() not in used:
+            blob.unlink()
+    return before - _tree_bytes(folder)
+
+
+def check(name: ModelName) -> Iterator[tuple[FileCheck, Path]]:
+    """Every file of a cached model against the hash it came with, and its path in the snapshot."""
+    from .transfer import matches
+
+    model = find(name)
+    if model is None:
+        raise _not_cached(name)
+    plan = _plan(repo_folder(name.repo), model.commit)
+    present = {str(path.relative_to(model.path)) for path in model.path.rglob("*") if not path.is_dir()}
+    for file in sorted(present | plan.keys()):
+        path = model.path / file
+        if not path.is_file():
+            yield FileCheck(file, 0, "missing"), path
+            continue
+        digest = plan[file][1] if file in plan else path.readlink().name if path.is_symlink() else ""
+        size = path.stat().st_size
+        if not _DIGEST.fullmatch(digest):
+            yield FileCheck(file, size, "unknown"), path
+        else:
+            yield FileCheck(file, size, "ok" if matches(path, digest) else "damaged"), path
+
+
+def _cached(repo: str, revision: str, snapshot: Path) -> CachedModel:
+    folder = snapshot.parent.parent
+    files = [path for path in snapshot.rglob("*") if path.is_file()]
+    size = sum({path.resolve(): path.stat().st_size for path in files}.values())
+    plan = _plan(folder, snapshot.name)
+    if plan:
+        partial = [folder / "blobs" / f"{digest}.incomplete" for _, digest in plan.values()]
+        size += sum(path.stat().st_size for path in partial if path.is_file())
+        lacking = [name for name, (size_bytes, _) in plan.items() if not _has(snapshot / name, size_bytes)]
+        problem = f"{len(lacking)} of {len(plan)} files are missing" if lacking else None
+    else:
+        problem = problem_of(snapshot)
+    return CachedModel(repo, revision, snapshot.name, snapshot, size, problem)
+
+
+def _has(path: Path, size_bytes: int) -> bool:
+    try:
+        return path.stat().st_size == size_bytes
+    except OSError:
+        return False
+
+
+def _plan(folder: Path, commit: str) -> dict[str, tuple[int, str]]:
+    """File name -> (size, hash) of a whole snapshot, as noted when it was fetched; empty where that was not by us."""
+    try:
+        plan: Any = json.loads((folder / ".macllm" / f"{commit}.json").read_text("utf-8"))
+        return {str(name): (int(size), str(digest)) for name, (size, digest) in plan["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _plans(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(folder.glob(".macllm/*.json")):
+        with suppress(OSError, ValueError):
+            plan = json.loads(path.read_text("utf-8"))
+            if _COMMIT.fullmatch(path.stem) and isinstance(plan, dict):
+                yield path.stem, plan
+
+
+def _revisions(folder: Path) -> dict[str, str]:
+    """Commit -> the revision that names it."""
+    known: dict[str, str] = {}
+    for commit, plan in _plans(folder):
+        revision = str(plan.get("revision", commit))
+        known[commit] = commit if (folder / "refs" / revision).is_file() else revision
+    for ref in sorted(path for path in folder.glob("refs/**/*") if path.is_file()):
+        with suppress(OSError, UnicodeDecodeError):
+            commit = ref.read_text("utf-8").strip()
+            if _COMMIT.fullmatch(commit) and (folder / "snapshots" / commit).is_dir():
+                known[commit] = str(ref.relative_to(folder / "refs"))
+    return known
+
+
+def _tree_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _not_cached(name: ModelName) -> MacllmError:
+    near = near_names(name.repo)
+    return ModelNotFoundError(
+        f"{name} is not on this machine",
+        cause=f"it is not in {cache_folder()}",
+        remedy=f"did you mean {' or '.join(near)}?" if near else "macllm models ls",
+    )

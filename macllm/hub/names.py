@@ -1,0 +1,124 @@
+"""What a model is called, and the places and switches that the environment names."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from macllm.errors import ModelNotFoundError, UsageError
+
+BUNDLED = "maclet"
+DEFAULT_REVISION = "main"
+PUBLIC_ENDPOINT = "https://huggingface.co"
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
+_FILE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pth", ".json")
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model of the hub: `repo` is "org/name" (or an old "name"), `revision` a branch, tag or commit."""
+
+    repo: str
+    revision: str = DEFAULT_REVISION
+
+    def __str__(self) -> str:
+        """As `parse_name` takes it."""
+        return self.repo if self.revision == DEFAULT_REVISION else f"{self.repo}@{self.revision}"
+
+
+def parse_name(text: str) -> ModelName:
+    """The `ModelName` of "org/name", "org/name@revision" or the address of its page; raises UsageError."""
+    plain = text.strip()
+    for prefix in (f"{endpoint()}/", f"{PUBLIC_ENDPOINT}/", "hf.co/"):
+        plain = plain.removeprefix(prefix)
+    repo, at, revision = plain.partition("@")
+    segments = repo.split("/")
+    sound = len(segments) <= 2 and len(repo) <= 96 and all(_SEGMENT.fullmatch(segment) for segment in segments)
+    # The cache writes "/" as "--", and no hub allows either of these in a name.
+    if not sound or "--" in repo or ".." in repo:
+        raise UsageError(
+            f"{text!r} is not the name of a model",
+            cause="a name is org/name or org/name@revision; a folder is written with a slash or a dot in front",
+            remedy="macllm models ls",
+        )
+    if not at:
+        return ModelName(repo)
+    bad_part = any(part.startswith(".") or part.endswith((".", ".lock")) for part in revision.split("/"))
+    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision[-1] == "/" or bad_part:
+        raise UsageError(
+            f"{revision!r} is not a revision",
+            cause="a revision is a branch, a tag or a commit",
+            remedy=f"name one of those at {endpoint()}/{repo}/tree/main, or leave @… away",
+        )
+    return ModelName(repo, revision)
+
+
+def local_folder(text: str) -> Path | None:
+    """The folder that `text` names on this machine, or None where it is the name of a model.
+
+    A file of a model stands for its folder. Raises ModelNotFoundError where a path leads nowhere.
+    """
+    if not text.strip():
+        return None
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if _looks_like_path(text) or any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            return path.absolute()
+        return None
+    if path.is_file():
+        if path.suffix == ".safetensors" or path.name == "config.json":
+            return path.absolute().parent
+        raise UsageError(
+            f"{path} is not a model that macllm reads",
+            cause="macllm reads folders with config.json and safetensors",
+            remedy="name such a folder",
+        )
+    if _looks_like_path(text):
+        raise ModelNotFoundError(
+            f"there is no folder {path}", remedy="check the path; `macllm models ls` lists the models that are here"
+        )
+    return None
+
+
+def bundled_folder() -> Path:
+    """The folder of the model that comes with macllm; raises ModelNotFoundError where it was not installed."""
+    folder = Path(str(resources.files("macllm_models").joinpath(BUNDLED)))
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"the bundled model {BUNDLED} is not installed",
+            cause=f"there is no {folder / 'config.json'}",
+            remedy="install macllm again, or name another model with --model",
+        )
+    return folder
+
+
+def endpoint() -> str:
+    """The address of the hub: HF_ENDPOINT, else huggingface.co."""
+    return (os.environ.get("HF_ENDPOINT") or PUBLIC_ENDPOINT).rstrip("/")
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def cache_folder() -> Path:
+    """The Hugging Face cache: HF_HUB_CACHE, else HF_HOME/hub, else the user's cache folder."""
+    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if not chosen:
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        chosen = (os.environ.get("HF_HOME") or f"{caches}/huggingface") + "/hub"
+    return Path(os.path.expandvars(chosen)).expanduser()
+
+
+def _looks_like_path(text: str) -> bool:
+    if "://" in text or text.startswith("hf.co/"):
+        return False
+    deep = text.partition("@")[0].count("/") > 1
+    return text.startswith((".", "/", "~")) or deep or text.endswith(_FILE_SUFFIXES)

@@ -1,0 +1,214 @@
+"""Fetching a model into the cache: plan, check the disk, fetch what is missing, link, and only then name it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from macllm.errors import DoesNotFitError, MacllmError, ModelNotFoundError
+
+from .cache import near_names, repo_folder, write_plan, write_text
+from .files import INDEX_NAME, Listing, RepoFile, needed_files
+from .names import ModelName, cache_folder
+from .transfer import Hub
+
+_RATE_SECONDS = 5.0
+_EVENT_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class DownloadProgress:
+    """How far a download is: `done_bytes` of `total_bytes`, over all files and with what was there before."""
+
+    file: str
+    done_bytes: int
+    total_bytes: int
+    bytes_per_second: float
+
+
+Progress = Callable[[DownloadProgress], None]
+
+
+def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
+    """What a download of `name` would have to have in the end; nothing is written."""
+    hub = Hub(name)
+    try:
+        listing = hub.listing()
+    except ModelNotFoundError as error:
+        if near := near_names(name.repo):
+            remedy = f"on this machine is {' and '.join(near)}; {error.remedy}"
+            raise ModelNotFoundError(error.message, cause=error.cause, remedy=remedy) from error
+        raise
+    index = hub.read(listing.commit, listing.files[INDEX_NAME]) if INDEX_NAME in listing.files else None
+    return hub, listing, needed_files(name.repo, listing, index)
+
+
+def fetch(name: ModelName, progress: Progress | None) -> Path:
+    """Bring `name` into the cache and return its snapshot; the part that is there already is not fetched again.
+
+    Raises ModelNotFoundError, NetworkError, or DoesNotFitError before the first byte if the disk is too full.
+    """
+    hub, listing, files = plan(name)
+    folder = repo_folder(name.repo)
+    is_new = not folder.exists()
+    try:
+        with _disk_errors(name):
+            return _bring(hub, listing, files, progress)
+    except MacllmError:
+        # A refused download leaves no empty shell that would be listed as unfinished.
+        if is_new and not any(path.stat().st_size for path in folder.glob("blobs/*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def missing_bytes(name: ModelName, listing: Listing, files: list[RepoFile]) -> int:
+    """How much of `files` is still to be fetched."""
+    folder = repo_folder(name.repo)
+    missing = {file.digest: file for file in files if not _linked(folder / "snapshots" / listing.commit, file)}
+    return sum(file.size_bytes - _here(folder, file) for file in missing.values())
+
+
+def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress | None) -> Path:
+    name, folder = hub.name, repo_folder(hub.name.repo)
+    snapshot = folder / "snapshots" / listing.commit
+    (folder / "blobs").mkdir(parents=True, exist_ok=True)
+    to_fetch_bytes = missing_bytes(name, listing, files)
+    _check_disk(name, to_fetch_bytes)
+    write_plan(name, listing.commit, files)
+    meter = _Meter(files, to_fetch_bytes, progress)
+    for file in files:
+        if not _linked(snapshot, file):
+            meter.start(file.name, file.size_bytes - _here(folder, file))
+            blob = _fetch_blob(hub, listing.commit, file, meter)
+            _link(blob, snapshot / file.name)
+            meter.finish()
+    if name.revision != listing.commit:
+        write_text(folder / "refs" / name.revision, listing.commit)
+    return snapshot
+
+
+def _linked(snapshot: Path, file: RepoFile) -> bool:
+    path = snapshot / file.name
+    return path.is_file() and path.stat().st_size == file.size_bytes
+
+
+def _here(folder: Path, file: RepoFile) -> int:
+    """How many bytes of a file are in the cache already."""
+    for path in (folder / "blobs" / file.digest, folder / "blobs" / f"{file.digest}.incomplete"):
+        if path.is_file():
+            return min(path.stat().st_size, file.size_bytes)
+    return 0
+
+
+def _fetch_blob(hub: Hub, commit: str, file: RepoFile, meter: _Meter) -> Path:
+    folder = repo_folder(hub.name.repo)
+    blob = folder / "blobs" / file.digest
+    partial = blob.with_name(f"{file.digest}.incomplete")
+    with _locked(cache_folder() / ".locks" / folder.name / f"{file.digest}.lock"):
+        if not (blob.is_file() and blob.stat().st_size == file.size_bytes):
+            hub.fetch(commit, file, partial, meter.add)
+            partial.replace(blob)
+    return blob
+
+
+def _link(blob: Path, path: Path) -> None:
+    """Make `path` a link to the blob; where a file system has no links, the blob itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp.unlink(missing_ok=True)
+    try:
+        temp.symlink_to(os.path.relpath(blob, path.parent))
+    except OSError:
+        blob.replace(path)
+    else:
+        temp.replace(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """One process at a time; the lock is huggingface_hub's own, and the system drops it with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_disk(name: ModelName, missing_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(cache_folder()).free
+    if missing_bytes > free_bytes:
+        raise DoesNotFitError(
+            f"{name} does not fit on the disk",
+            cause=f"it needs {_size(missing_bytes)} more, and {_size(free_bytes)} are free at {cache_folder()}",
+            remedy="free some space (`macllm models rm NAME`), or set HF_HUB_CACHE to a folder on a larger disk",
+        )
+
+
+@contextmanager
+def _disk_errors(name: ModelName) -> Generator[None]:
+    try:
+        yield
+    except ConnectionError:
+        raise  # of whoever listens to the progress
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DoesNotFitError(
+                f"the disk is full; {name} is not complete",
+                cause=f"{error.strerror} at {cache_folder()}",
+                remedy=f"free some space, then run `macllm models get {name}`: what came is kept",
+            ) from error
+        raise MacllmError(
+            f"{name} cannot be written to the cache",
+            cause=str(error),
+            remedy=f"check {cache_folder()} and its permissions, or set HF_HUB_CACHE to another folder",
+        ) from error
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 10_000_000 else f"{size_bytes:,} bytes"
+
+
+class _Meter:
+    """Counts bytes and tells them at most ten times a second, and at the start and the end of every file."""
+
+    def __init__(self, files: list[RepoFile], missing_bytes: int, tell: Progress | None) -> None:
+        self.total_bytes = sum({file.digest: file.size_bytes for file in files}.values())
+        self.done_bytes = self.total_bytes - missing_bytes
+        self._tell = tell
+        self._file = ""
+        self._target_bytes = 0
+        self._told_at = 0.0
+        self._came: deque[tuple[float, int]] = deque()
+
+    def start(self, file: str, left_bytes: int) -> None:
+        self._file = file
+        self._target_bytes = self.done_bytes + left_bytes
+        self._report(time.monotonic())
+
+    def add(self, size_bytes: int) -> None:
+        now = time.monotonic()
+        self.done_bytes += size_bytes
+        if size_bytes > 0:
+            self._came.append((now, size_bytes))
+        if now - self._told_at >= _EVENT_SECONDS:
+            self._report(now)
+
+    def finish(self) -> None:
+        self.done_bytes = self._target_bytes  # another process may have fetched it meanwhile
+        self._report(time.monotonic())
+
+    def _report(self, now: float) -> None:
+        self._told_at = now
+        while self._came and now - self._came[0][0] > _RATE_SECONDS:
+            self._came.popleft()
+        if self._tell is not None:
+            span = now - self._came[0][0] if self._came else 0.0
+            rate = sum(size for _, size in self._came) / span if span > 0 else 0.0
+            self._tell(DownloadProgress(self._file, self.done_bytes, self.total_bytes, rate))

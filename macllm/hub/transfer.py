@@ -1,0 +1,255 @@
+"""Talking to a hub: what a repository holds, and its bytes, resumed and checked.
+
+Of `huggingface_hub` only the session (proxies, certificates, redirects that drop the token at other hosts) and
+the token are used: its downloads start again from zero in every process, and its headers cost a further request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from macllm.errors import ModelNotFoundError, NetworkError
+
+from .files import Listing, RepoFile, checked_listing
+from .names import ModelName, endpoint
+
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 30.0
+ATTEMPTS = 3
+DOWNLOAD_ATTEMPTS = 5
+RETRY_SECONDS = 1.0
+MAX_SMALL_BYTES = 100_000_000
+MAX_WAIT_SECONDS = 60.0
+PASSING_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
+
+
+class _RetryError(Exception):
+    """Something that passes: a dropped connection, a stall, a busy or failing hub."""
+
+    def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+
+
+class Hub:
+    """One hub, one model: listing and fetching with retries; every failure is one MacllmError."""
+
+    def __init__(self, name: ModelName) -> None:
+        from importlib.metadata import version
+
+        from huggingface_hub import get_session, get_token
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        self.name = name
+        self.endpoint = endpoint()
+        self._session: Any = get_session()
+        # Depending on its version, huggingface_hub brings httpx or httpx2.
+        self._http: Any = importlib.import_module(type(self._session).__module__.partition(".")[0])
+        self._offline_error = OfflineModeIsEnabled
+        token = None if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN") else get_token()
+        self.has_token = token is not None
+        self._headers = {"user-agent": f"macllm/{version('macllm')}", "accept-encoding": "identity"}
+        if token is not None:
+            self._headers["authorization"] = f"Bearer {token}"
+
+    def listing(self) -> Listing:
+        """All files of the revision, with sizes and hashes."""
+        address = (
+            f"{self.endpoint}/api/models/{self.name.repo}/revision/{quote(self.name.revision, safe='')}?blobs=true"
+        )
+
+        def ask() -> Listing:
+            with self._open(address) as response:
+                try:
+                    said = json.loads(response.read())
+                    return checked_listing(address, said["sha"], [_repo_file(file) for file in said["siblings"]])
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise NetworkError(
+                        f"{address} does not answer as a hub does", cause=repr(error), remedy="check HF_ENDPOINT"
+                    ) from error
+
+        return self._patiently(ask)
+
+    def read(self, commit: str, file: RepoFile) -> bytes:
+        """The content of a small file, checked against its hash."""
+        if file.size_bytes > MAX_SMALL_BYTES:
+            raise self._unlike(file, f"it has {file.size_bytes} bytes")
+
+        def ask() -> bytes:
+            with self._open(self._address(commit, file.name)) as response:
+                content: bytes = response.read()
+            hasher = _hasher(file.digest, len(content))
+            hasher.update(content)
+            if hasher.hexdigest() != file.digest:
+                raise self._unlike(file, "its hash is another one")
+            return content
+
+        return self._patiently(ask)
+
+    def fetch(self, commit: str, file: RepoFile, path: Path, on_bytes: Callable[[int], None]) -> None:
+        """Complete `path` to the content of `file`, whatever part of it is there already.
+
+        `on_bytes` gets the size of every piece as it lands, negative where a piece is thrown away. What came is
+        kept in `path` when this is interrupted or raises, except where it proved wrong.
+        """
+        resumed = path.exists() and path.stat().st_size > 0
+        self._complete(commit, file, path, on_bytes)
+        if not matches(path, file.digest):
+            on_bytes(-path.stat().st_size)
+            path.unlink()
+            if not resumed:
+                raise self._unlike(file, "its hash is another one")
+            # The part from before may have been damaged by a crash: once more, from the start.
+            self.fetch(commit, file, path, on_bytes)
+
+    def _complete(self, commit: str, file: RepoFile, path: Path, on_bytes: Callable[[int], None]) -> None:
+        with path.open("ab") as out:
+            if out.tell() > file.size_bytes:
+                on_bytes(-out.tell())
+                out.truncate(0)
+                out.seek(0)
+
+            def ask() -> None:
+                if out.tell() < file.size_bytes:
+                    self._append(self._address(commit, file.name), file, out, on_bytes)
+
+            self._patiently(ask, DOWNLOAD_ATTEMPTS, out.tell)
+            out.flush()
+            os.fsync(out.fileno())
+
+    def _append(self, address: str, file: RepoFile, out: BinaryIO, on_bytes: Callable[[int], None]) -> None:
+        start = out.tell()
+        headers = {"range": f"bytes={start}-"} if start else {}
+        with self._open(address, headers) as response:
+            if start and response.status_code != 206:
+                # This server sends everything, always.
+                on_bytes(-start)
+                out.truncate(0)
+                out.seek(0)
+            for chunk in response.iter_raw():
+                if out.tell() + len(chunk) > file.size_bytes:
+                    raise self._unlike(file, f"more than the {file.size_bytes} bytes listed came")
+                out.write(chunk)
+                out.flush()
+                on_bytes(len(chunk))
+        if out.tell() < file.size_bytes:
+            raise _RetryError(f"only {out.tell()} of {file.size_bytes} bytes of {file.name} came")
+
+    def _patiently(
+        self, ask: Callable[[], Any], attempts: int = ATTEMPTS, progress: Callable[[], int] = lambda: 0
+    ) -> Any:
+        """`ask()`, again after whatever passes, until `attempts` in a row brought nothing new."""
+        failures, reached = 0, progress()
+        while True:
+            try:
+                return ask()
+            except _RetryError as error:
+                failures, reached = (0 if progress() > reached else failures) + 1, max(reached, progress())
+                if failures >= attempts:
+                    raise NetworkError(
+                        f"{self.endpoint} could not deliver {self.name}",
+                        cause=str(error),
+                        remedy=f"check the network, then run `macllm models get {self.name}`: what came is kept",
+                    ) from error
+                time.sleep(max(RETRY_SECONDS * 2 ** (failures - 1), min(error.wait_seconds, MAX_WAIT_SECONDS)))
+
+    @contextmanager
+    def _open(self, address: str, headers: Mapping[str, str] | None = None) -> Generator[Any]:
+        timeout = self._http.Timeout(STALL_SECONDS, connect=CONNECT_SECONDS)
+        sent = {**self._headers, **(headers or {})}
+        try:
+            with self._session.stream("GET", address, headers=sent, timeout=timeout, follow_redirects=True) as response:
+                if response.status_code >= 400:
+                    raise self._refusal(response, address)
+                yield response
+        except (self._http.TimeoutException, self._http.NetworkError, self._http.RemoteProtocolError) as error:
+            raise _RetryError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+        except (self._http.HTTPError, self._http.InvalidURL, self._offline_error) as error:
+            raise NetworkError(
+                f"{self.endpoint} could not be asked for {self.name}",
+                cause=str(error) or type(error).__name__,
+                remedy="check HF_ENDPOINT, the proxy settings and HF_HUB_OFFLINE",
+            ) from error
+
+    def _address(self, commit: str, file_name: str) -> str:
+        return f"{self.endpoint}/{self.name.repo}/resolve/{commit}/{quote(file_name)}"
+
+    def _refusal(self, response: Any, address: str) -> Exception:
+        """The error that an answer of 400 and above means."""
+        status, code = response.status_code, response.headers.get("x-error-code", "")
+        said = response.headers.get("x-error-message") or f"{status} {response.reason_phrase}".strip()
+        page = f"{self.endpoint}/{self.name.repo}"
+        if status in PASSING_STATUSES:
+            wait = response.headers.get("retry-after", "")
+            return _RetryError(f"{address} answered {said}", float(wait) if wait.isdigit() else 0.0)
+        if code == "GatedRepo":
+            then = "wait for the approval" if self.has_token else "set HF_TOKEN to a token of that account"
+            return NetworkError(
+                f"{self.name.repo} is only given to those who accept its terms",
+                cause=said,
+                remedy=f"accept them at {page}, then {then}",
+            )
+        if code == "RevisionNotFound":
+            return ModelNotFoundError(
+                f"{self.name.repo} has no revision {self.name.revision!r}",
+                cause=f"{self.endpoint} does not know it",
+                remedy=f"look at {page}/tree/main, or leave @{self.name.revision} away",
+            )
+        if code == "EntryNotFound":
+            return ModelNotFoundError(
+                f"a file of {self.name} is gone from the hub", cause=address, remedy="choose another revision"
+            )
+        # A hub hides private models behind 401, and tells those without a token nothing else of missing ones.
+        if code == "RepoNotFound" or status in (404, 410) or (status == 401 and not self.has_token):
+            return ModelNotFoundError(
+                f"there is no model {self.name.repo} on the hub",
+                cause=f"{self.endpoint} answered {said}",
+                remedy="check the name; if it is private, set HF_TOKEN to a token that may read it",
+            )
+        if status in (401, 403):
+            return NetworkError(
+                f"{self.endpoint} refuses {self.name.repo}",
+                cause=said,
+                remedy="check HF_TOKEN: it may be mistyped, expired or not allowed to read this model",
+            )
+        return NetworkError(f"{self.endpoint} refuses {self.name.repo}", cause=said, remedy=f"look at {page}")
+
+    def _unlike(self, file: RepoFile, cause: str) -> NetworkError:
+        return NetworkError(
+            f"{file.name} of {self.name} came different from what the hub lists",
+            cause=cause,
+            remedy=f"run `macllm models get {self.name}` again; if it stays so, do not use HF_ENDPOINT={self.endpoint}",
+        )
+
+
+def matches(path: Path, digest: str) -> bool:
+    """Whether a file's content has this SHA-256 or git SHA-1."""
+    hasher = _hasher(digest, path.stat().st_size)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            hasher.update(piece)
+    return hasher.hexdigest() == digest
+
+
+def _hasher(digest: str, size_bytes: int) -> Any:
+    if len(digest) == 64:
+        return hashlib.sha256()
+    hasher = hashlib.sha1(usedforsecurity=False)
+    hasher.update(f"blob {size_bytes}\0".encode())
+    return hasher
+
+
+def _repo_file(sibling: Mapping[str, Any]) -> RepoFile:
+    large = sibling.get("lfs")
+    if large:
+        return RepoFile(str(sibling["rfilename"]), int(large["size"]), str(large["sha256"]))
+    return RepoFile(str(sibling["rfilename"]), int(sibling["size"]), str(sibling["blobId"]))
