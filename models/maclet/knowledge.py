@@ -12,6 +12,35 @@ DATA = Path(__file__).parent / "data"
 KNOWLEDGE = ("tokens", "positions", "attention", "architecture", "training", "sampling", "inference", "macllm", "self")
 FACETS = ("what", "why", "how", "example", "cons")
 FOLLOW_UPS = ("why", "how", "example", "cons", "short", "again", "more")
+UNKNOWN = {"full": 6, "live": 5, "math": 4, "write": 7, "private": 7, "thing": 16, "near": 10, "made_up": 16}
+UNKNOWN |= {"place": 3, "food": 3, "known": 9, "command": 3}  # weights
+NEIGHBOURS = ("attention", "tokenizer", "sampling", "decoding", "norm", "positions", "model", "cache")
+ONSETS = (
+    "b",
+    "bl",
+    "br",
+    "c",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "g",
+    "gl",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "kr",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pl",
+    "pr",
+)
+ONSETS += ("qu", "r", "s", "sk", "sn", "st", "t", "tr", "v", "w", "z")
+VOWELS = ("a", "e", "i", "o", "u", "oo", "ea", "ai")
+CODAS = ("n", "r", "x", "th", "ng", "ck", "st", "sm", "tron", "zation", "ing", "form")
 RESERVED_PERCENT = 8  # of the unknown things: never trained
 
 
@@ -218,7 +247,8 @@ class Guide:
         if roll < 0.62 or heldout:
             return self.about(self.rng.choice(self.topics if not heldout else self.asked_by_frame()), heldout=heldout)
         if roll < 0.85:
-            return self.about(self.rng.choice([topic for topic in self.topics if topic.kind not in ("concept", "self")]))
+            own = [topic for topic in self.topics if topic.kind not in ("concept", "self")]
+            return self.about(self.rng.choice(own))
         return self.about(self.rng.choice([topic for topic in self.topics if topic.ask]), "what")
 
     def asked_by_frame(self) -> list[Topic]:
@@ -239,9 +269,7 @@ class Guide:
 
     def unknown(self, heldout: bool = False) -> Turn:
         """A question that must be refused."""
-        kinds = ["full", "live", "math", "write", "private", "thing", "near", "made_up", "place", "food", "known", "command"]
-        weights = [6, 5, 4, 7, 7, 16, 10, 16, 3, 3, 9, 3]
-        kind = self.rng.choices(kinds, weights)[0]
+        kind = self.rng.choices(list(UNKNOWN), list(UNKNOWN.values()))[0]
         section = {"thing": "thing.frames", "near": "thing.frames", "made_up": "thing.frames"}.get(kind, kind)
         if kind in ("place", "food", "known", "command"):
             section = f"{kind}.frames"
@@ -267,8 +295,7 @@ class Guide:
         if roll < 0.3:
             return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randrange(3, 5)))
         if roll < 0.5:
-            known = rng.choice(["attention", "tokenizer", "sampling", "decoding", "norm", "positions", "model", "cache"])
-            return f"{rng.choice(self.slots['adjective'])} {known}"
+            return f"{rng.choice(self.slots['adjective'])} {rng.choice(NEIGHBOURS)}"
         if roll < 0.75:
             return f"the {rng.choice(self.slots['adjective'])} {rng.choice(self.slots['noun'])}"
         return made_up_word(rng)
@@ -278,7 +305,8 @@ class Guide:
         rng, topic = self.rng, last.topic
         if last.category.startswith("unknown"):
             accepted = self.frames["refused"]
-            return Turn(self.frame("then.refused", heldout), rng.choice(accepted), tuple(accepted), None, "then.refused")
+            question = self.frame("then.refused", heldout)
+            return Turn(question, rng.choice(accepted), tuple(accepted), None, "then.refused")
         if topic is None or topic.kind == "self":
             return self.known(heldout)
         here = [name in topic.answers or name in ("short", "again", "more", "example") for name in FOLLOW_UPS]
@@ -296,9 +324,10 @@ class Guide:
     def _more(self, last: Turn, topic: Topic, facet: str, heldout: bool) -> Turn:
         if facet == "short":
             accepted = [first_sentence(last.answer)]
-        elif facet in ("again", "more"):
-            order = ["what"] if facet == "again" else ["how", "why", "example", "what", "cons"]
-            accepted = next((fresh for name in order if (fresh := self._untold(topic, name, last.told))), topic.answers["what"])
+        elif facet in ("again", "more") or (facet == "how" and "how" not in topic.answers):
+            order = ("how", "why", "example", "what", "cons") if facet == "more" else ("what",)
+            fresh = (self._untold(topic, name, last.told) for name in order)
+            accepted = next((answers for answers in fresh if answers), topic.answers["what"])
         else:
             accepted = topic.facet(facet, self.frames)
         answer = self.rng.choice(accepted)
@@ -326,9 +355,5 @@ def _agree(match: re.Match[str]) -> str:
 
 def made_up_word(rng: random.Random) -> str:
     """A word that means nothing."""
-    syllables = [
-        rng.choice("b bl br c d dr f fl g gl gr h j k kr l m n p pl pr qu r s sk sn st t tr v w z".split())
-        + rng.choice("a e i o u oo ea ai".split())
-        for _ in range(rng.randrange(2, 4))
-    ]
-    return "".join(syllables) + rng.choice("n r x th ng ck st sm tron zation ing form".split())
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.randrange(2, 4))]
+    return "".join(syllables) + rng.choice(CODAS)
