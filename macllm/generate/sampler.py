@@ -50,24 +50,29 @@ class Sampler:
         params = self._params
         # Threefry takes its key as two words: seed and step are one each, and any step can be replayed alone
         key = mx.random.key((self._seed << 32) | step)
-        tokens = None
-        logits = logits.astype(mx.float32)
-        if 0 < params.top_k < logits.size:
-            logits, tokens = keep_top_k(logits, params.top_k)
-        if params.temperature != 1.0:
-            logits = logits / params.temperature
-        if params.top_p < 1:
-            logits, tokens = keep_top_p(logits, tokens, params.top_p)
-        if params.min_p > 0:
-            logits = keep_min_p(logits, params.min_p)
-        if params.typical_p < 1:
-            logits, tokens = keep_typical(logits, tokens, params.typical_p)
+        logits, tokens = candidates(logits.astype(mx.float32), params)
         if params.xtc_probability > 0:
             key, coin = mx.random.split(key)
             tossed = mx.random.uniform(key=coin) < params.xtc_probability
             logits = mx.where(tossed, drop_top_choices(logits, params.xtc_threshold), logits)
         drawn = mx.random.categorical(logits, key=key)
         return drawn if tokens is None else tokens[drawn]
+
+
+def candidates(logits: mx.array, params: SamplingParams) -> tuple[mx.array, mx.array | None]:
+    """What may be drawn: logits (C,) after temperature and filters, and their tokens (C,); None: in order."""
+    tokens = None
+    if 0 < params.top_k < logits.size:
+        logits, tokens = keep_top_k(logits, params.top_k)
+    if params.temperature != 1.0:  # leaves the order alone, so top-k need not wait for it
+        logits = logits / params.temperature
+    if params.top_p < 1:
+        logits, tokens = keep_top_p(logits, tokens, params.top_p)
+    if params.min_p > 0:
+        logits = keep_min_p(logits, params.min_p)
+    if params.typical_p < 1:
+        logits, tokens = keep_typical(logits, tokens, params.typical_p)
+    return logits, tokens
 
 
 def keep_top_k(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import sampling_reference as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macllm.generate.penalties import CountPenalties, DryPenalty
+from macllm.generate.request import SamplingParams
+
+V = 7
+LOGITS = np.array([3.0, -2.0, 0.0, 1.5, -0.5, 8.0, 2.5], dtype=np.float32)
+tokens = st.lists(st.integers(0, V - 1), max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=tokens,
+    drawn=tokens,
+    window=st.integers(0, 9),
+    repetition=st.sampled_from([0.5, 1.0, 1.3]),
+    presence=st.sampled_from([-1.0, 0.0, 0.7]),
+    frequency=st.sampled_from([0.0, 0.4]),
+)
+def test_count_penalties_equal_a_recount_of_the_window(prompt, drawn, window, repetition, presence, frequency) -> None:
+    params = SamplingParams(
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        penalty_window=window,
+    )
+    penalty = CountPenalties(params, prompt, V)
+    for n in range(len(drawn) + 1):
+        expected = reference.counted(
+            LOGITS, prompt + drawn[:n], repetition=repetition, presence=presence, frequency=frequency, window=window
+        )
+        np.testing.assert_allclose(np.array(penalty(mx.array(LOGITS))), expected, rtol=1e-5, atol=1e-5)
+        if n < len(drawn):
+            penalty.add(mx.array(drawn[n]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, 2), max_size=25),
+    drawn=st.lists(st.integers(0, 2), max_size=12),
+    window=st.integers(0, 9),
+    allowed=st.integers(1, 4),
+    breakers=st.sampled_from([(), (2,), (0, 2)]),
+    base=st.sampled_from([1.0, 1.75, 3.0]),
+)
+def test_dry_equals_a_literal_search_for_repeats(prompt, drawn, window, allowed, breakers, base) -> None:
+    params = SamplingParams(
+        dry_multiplier=0.8, dry_base=base, dry_allowed_length=allowed, dry_window=window, dry_breakers=breakers
+    )
+    penalty = DryPenalty(params, prompt, V)
+    for n in range(len(drawn) + 1):
+        expected = reference.dry(
+            LOGITS, prompt + drawn[:n], multiplier=0.8, base=base, allowed=allowed, window=window, breakers=breakers
+        )
+        np.testing.assert_allclose(np.array(penalty(mx.array(LOGITS))), expected, rtol=1e-4, atol=1e-5)
+        if n < len(drawn):
+            penalty.add(mx.array(drawn[n]))
+
+
+def test_dry_stays_finite_when_a_whole_book_repeats() -> None:
+    params = SamplingParams(dry_multiplier=5.0, dry_base=100.0)
+    penalty = DryPenalty(params, [1, 2] * 3000, V)
+    penalized = np.array(penalty(mx.array(LOGITS)))
+    assert np.isfinite(penalized).all()
+    assert penalized[1] < -1e20
+    assert (penalized[[0, 2, 3, 4, 5, 6]] == LOGITS[[0, 2, 3, 4, 5, 6]]).all()
+
+
+def test_a_long_prompt_is_searched_in_linear_time() -> None:
+    """Quadratic search would take minutes; the worst case of a naive one is a single token repeated."""
+    DryPenalty(SamplingParams(dry_multiplier=1.0), [3] * 100_000, V)
+
+
+@pytest.mark.parametrize("token", [0, V - 1])
+def test_penalties_take_tokens_that_are_not_computed_yet(token: int) -> None:
+    params = SamplingParams(frequency_penalty=1.0, dry_multiplier=1.0, penalty_window=1)
+    lazy = mx.argmax(mx.eye(V)[token])
+    counts, dry = CountPenalties(params, (), V), DryPenalty(params, (), V)
+    for _ in range(3):
+        counts.add(lazy)
+        dry.add(lazy)
+    expected = LOGITS.copy()
+    expected[token] -= 1.0
+    np.testing.assert_allclose(np.array(counts(mx.array(LOGITS))), expected)
+    assert np.array(dry(mx.array(LOGITS)))[token] == LOGITS[token] - 1.0  # repeat of two, two allowed
