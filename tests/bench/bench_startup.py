@@ -1,0 +1,70 @@
+"""How long until something is on the screen: the help, and the first token of the bundled model.
+
+Bound by imports: bare Python is the floor of the one, `import mlx.nn, tokenizers` that of the other. mlx-lm is run on
+the same checkpoint with the same prompt, greedily. Every run is a new process with warm file caches; the kernels that
+macllm compiles at first use are compiled already.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from timing import print_json, print_table, seconds_of, seconds_to_text, take_turns
+
+ROUNDS = 7
+PROMPT = "What is grouped-query attention?"
+
+
+def main() -> None:
+    """Measure, print two tables and a line of JSON."""
+    from macllm.hub import resolve
+
+    python, folder = sys.executable, str(resolve("maclet"))
+    helps = take_turns(
+        {
+            "bare python": lambda: seconds_of([python, "-c", "pass"]),
+            "macllm --help": lambda: seconds_of([python, "-m", "macllm", "--help"]),
+            "mlx_lm.generate --help": lambda: seconds_of([python, "-m", "mlx_lm", "generate", "--help"]),
+        },
+        ROUNDS,
+    )
+    ours = [python, "-m", "macllm", "generate", "--temperature", "0", "--max-tokens", "8", PROMPT]
+    theirs = [
+        python,
+        "-m",
+        "mlx_lm",
+        "generate",
+        "--model",
+        folder,
+        "--prompt",
+        PROMPT,
+        "--max-tokens",
+        "8",
+        "--temp",
+        "0",
+    ]
+    tokens = take_turns(
+        {
+            "macllm generate": lambda: seconds_to_text(ours),
+            # It prints a ruler first.
+            "mlx_lm.generate": lambda: seconds_to_text(theirs, b"==========\n"),
+        },
+        ROUNDS,
+    )
+    print_table(helps, "s")
+    print()
+    print_table(tokens, "s")
+    over_python = helps["macllm --help"].median - helps["bare python"].median
+    print_json(
+        Path(__file__).stem,
+        {"help_seconds": helps, "first_token_seconds": tokens},
+        {
+            "help_over_bare_python_seconds": over_python,
+            "first_token_mlx_lm_over_macllm": tokens["mlx_lm.generate"].median / tokens["macllm generate"].median,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
