@@ -138,6 +138,17 @@ def is_plural(name: str) -> bool:
     return name.endswith("s") and not name.endswith(("ss", "is", "us", "bias", "loss", "`", "safetensors", "others"))
 
 
+def kept_apart(frames: list[str]) -> tuple[list[str], list[str]]:
+    """Phrasings to train, and those marked `~`, which are for the test."""
+    return [frame for frame in frames if frame[0] != "~"], [frame[1:] for frame in frames if frame[0] == "~"]
+
+
+def reserve(items: list[str]) -> tuple[list[str], list[str]]:
+    """Unknown things to train, and those for the test; where none is drawn for it, all."""
+    trained = [item for item in items if not reserved(item, RESERVED_PERCENT)]
+    return trained, [item for item in items if item not in trained] or items
+
+
 class Guide:
     """All knowledge and phrasings, and how to ask for them at random."""
 
@@ -150,6 +161,8 @@ class Guide:
         self.countable = set(self.frames["countable"])
         self.slots = {name: self._items(name) for name in ("thing", "near", "place", "person", "food", "company")}
         self.slots |= {name: self._items(name) for name in ("command", "adjective", "noun")}
+        self._phrasings = {name: kept_apart(lines) for name, lines in (self.outside | self.frames).items()}
+        self._things = {name: reserve(items) for name, items in self.slots.items()}
         self.by_name = {name.lower(): topic for topic in self.topics for name in topic.names}
         self.pairs = self._pairs()
         known = {normalized(name) for name in self.by_name}
@@ -178,8 +191,7 @@ class Guide:
 
     def frame(self, section: str, heldout: bool) -> str:
         """A random phrasing; those marked `~` are for held-out questions only."""
-        frames = [frame for frame in self.frames.get(section) or self.outside[section]]
-        return self.rng.choice([frame.lstrip("~") for frame in frames if frame.startswith("~") == heldout])
+        return self.rng.choice(self._phrasings[section][heldout])
 
     def styled(self, turn: Turn) -> str:
         """The question as somebody might type it: case, punctuation, a greeting before or a remark after."""
@@ -289,8 +301,7 @@ class Guide:
         if slot == "n":
             return str(rng.choice([rng.randrange(2, 13), rng.randrange(10, 100), rng.randrange(100, 5000)]))
         if slot != "thing" or kind != "made_up":
-            items = self.slots["near" if kind == "near" and slot == "thing" else slot]
-            return rng.choice([item for item in items if reserved(item, RESERVED_PERCENT) == heldout] or items)
+            return rng.choice(self._things["near" if kind == "near" and slot == "thing" else slot][heldout])
         roll = rng.random()
         if roll < 0.3:
             return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randrange(3, 5)))

@@ -1,0 +1,171 @@
+"""What maclet is taught, and what it is asked that it was not taught."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macllm_models.maclet import evaluate, make_data
+from macllm_models.maclet.knowledge import DATA, Guide, made_up_word, normalized, read_sections
+
+FILES = ("train.jsonl", "valid.jsonl", "heldout.jsonl")
+# Follow-ups and small talk are common to all conversations; a held-out conversation differs in its first question.
+FEW = 2_500
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("maclet")
+    make_data.make(path, conversations=FEW)
+    return path
+
+
+@pytest.fixture(scope="module")
+def train(folder: Path) -> list[dict[str, Any]]:
+    return read(folder / "train.jsonl")
+
+
+@pytest.fixture(scope="module")
+def heldout(folder: Path) -> list[dict[str, Any]]:
+    return read(folder / "heldout.jsonl")
+
+
+@pytest.fixture(scope="module")
+def guide() -> Guide:
+    return Guide(random.Random(0))
+
+
+def test_the_same_seed_makes_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
+    def digests(name: str, seed: int) -> list[str]:
+        make_data.make(tmp_path / name, seed, conversations=300)
+        return [hashlib.sha256((tmp_path / name / file).read_bytes()).hexdigest() for file in FILES]
+
+    first = digests("first", 0)
+    assert digests("second", 0) == first
+    assert all(ours != theirs for ours, theirs in zip(digests("third", 1), first, strict=True))
+
+
+def test_no_heldout_question_is_trained_or_validated(
+    folder: Path, train: list[dict[str, Any]], heldout: list[dict[str, Any]]
+) -> None:
+    trained = {
+        normalized(message["content"])
+        for row in [*train, *read(folder / "valid.jsonl")]
+        for message in row.get("messages", ())
+        if message["role"] == "user"
+    }
+    assert len(heldout) > 600
+    assert [row for row in heldout if normalized(row["messages"][0]["content"]) in trained] == []
+
+
+def test_heldout_questions_are_all_different(heldout: list[dict[str, Any]]) -> None:
+    questions = [normalized(row["messages"][0]["content"]) for row in heldout]
+    assert len(set(questions)) == len(questions)
+
+
+def test_every_expected_answer_satisfies_its_own_score(heldout: list[dict[str, Any]]) -> None:
+    """Some accepted answer holds the keywords, and none of a known question counts as a refusal by mistake."""
+    for row in heldout:
+        scores = [evaluate.score(row, answer) for answer in row["answers"]]
+        assert any(score.right for score in scores), row
+        assert all(score.agreement == 1.0 for score in scores), row
+
+
+def test_accepted_answers_of_known_questions_are_trained(
+    guide: Guide, train: list[dict[str, Any]], heldout: list[dict[str, Any]]
+) -> None:
+    known = {answer for topic in guide.topics for answers in topic.answers.values() for answer in answers}
+    known |= {answer for *_, answer in guide.pairs}
+    for row in heldout:
+        if not row["refuse"] and row["category"] != "follow-up" and row["keywords"]:
+            assert known & set(row["answers"]), row
+    said = {
+        message["content"] for row in train for message in row.get("messages", ()) if message["role"] == "assistant"
+    }
+    assert len(known & said) > 0.9 * len(known)
+
+
+def test_unknown_questions_are_always_refused(guide: Guide) -> None:
+    for heldout in (False, True):
+        for _ in range(1_000):
+            turn = guide.unknown(heldout)
+            assert turn.topic is None
+            assert all(evaluate.refuses(answer) for answer in turn.accepted), turn
+
+
+def test_known_questions_are_never_refused(guide: Guide) -> None:
+    for topic in guide.topics:
+        for answers in topic.answers.values():
+            assert topic.kind == "self" or not any(evaluate.refuses(answer) for answer in answers), topic.name
+
+
+def test_nothing_is_both_known_and_unknown(guide: Guide) -> None:
+    unknown = {normalized(item) for name in ("thing", "near", "command") for item in guide.slots[name]}
+    unknown |= {word.removeprefix(article) for word in unknown for article in ("a ", "an ", "the ")}
+    assert unknown & {normalized(name) for name in guide.by_name} == set()
+
+
+def test_words_of_no_meaning_are_not_names_of_topics(guide: Guide) -> None:
+    rng = random.Random(1)
+    assert not {made_up_word(rng) for _ in range(2_000)} & set(guide.by_name)
+
+
+def test_every_topic_has_two_ways_to_say_what_it_is_and_keywords(guide: Guide) -> None:
+    for topic in guide.topics:
+        assert topic.keys, topic.name
+        if topic.kind != "self":
+            assert len(topic.answers["what"]) >= 2, topic.name
+            assert any(evaluate.holds(answer, topic.keys) for answer in topic.answers["what"]), topic.name
+        for answers in topic.answers.values():
+            assert all(len(answer.split()) <= 60 for answer in answers), topic.name
+
+
+def test_names_lead_to_one_topic_each(guide: Guide) -> None:
+    names = [name.lower() for topic in guide.topics for name in topic.names]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def test_compared_things_are_known_by_name_or_compared_twice(guide: Guide) -> None:
+    """At least one side of every comparison has a topic, so that follow-ups have something to refer to."""
+    assert [pair for pair in guide.pairs if not {pair[0].lower(), pair[1].lower()} & set(guide.by_name)] == []
+
+
+def test_every_facet_has_phrasings_kept_for_the_test() -> None:
+    sections = read_sections(DATA / "frames.txt")
+    kept = [name for name, frames in sections.items() if any(frame.startswith("~") for frame in frames)]
+    for name in ("what", "why", "how", "example", "cons", "short", "compare", "task", "command", "place"):
+        assert name in kept
+
+
+def test_conversations_alternate_and_end_with_an_answer(train: list[dict[str, Any]]) -> None:
+    for row in train:
+        roles = [message["role"] for message in row.get("messages", ())]
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        assert turns == ["user", "assistant"] * (len(turns) // 2)
+        assert all(message["content"].strip() == message["content"] != "" for message in row.get("messages", ()))
+
+
+def test_a_wrong_answer_and_a_mistaken_refusal_score_nothing(heldout: list[dict[str, Any]]) -> None:
+    row = next(row for row in heldout if row["keywords"])
+    assert not evaluate.score(row, "Bananas are yellow.").right
+    mistaken = evaluate.score(row, f"I do not know that. {row['answers'][0]}")
+    assert (mistaken.right, mistaken.refused) == (False, True)
+    unknown = next(row for row in heldout if row["refuse"])
+    assert not evaluate.score(unknown, "It is a river in Egypt.").right
+
+
+def test_the_report_counts_by_category(heldout: list[dict[str, Any]]) -> None:
+    rates = evaluate.report(heldout, [evaluate.score(row, row["answers"][0]) for row in heldout])
+    assert rates["all unknown"]["right"] == 1.0
+    assert rates["all known"]["refused"] == 0.0
+    assert rates["all known"]["questions"] + rates["all unknown"]["questions"] == len(heldout)
+    assert "all known" in evaluate.table(rates)
