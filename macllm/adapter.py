@@ -16,7 +16,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from macllm import families
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
+from macllm.families.config import Config
 from macllm.nn import lora
 from macllm.weights.keymap import KeyMap, Rule, Split, our_modules, their_modules
 from macllm.weights.safetensors import load_file, save_file
@@ -26,13 +28,13 @@ _WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
 Factors = tuple[mx.array, mx.array]
 
 
-def save(model: nn.Module, keymap: KeyMap, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write the wraps of `model` to `folder`, atomically, the config last; `about` joins the config."""
+def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write the wraps of a loaded `model` to `folder`, each file atomically; `about` joins the config."""
     wraps = lora.adapters(model)
     if not wraps:
         raise UsageError("the model has no adapter to save")
     factors = {name: (wrap.lora_a, wrap.lora_b) for name, wrap in wraps.items()}
-    theirs = _to_theirs(model, factors, keymap)
+    theirs = _to_theirs(model, factors, _keymap(model))
     rank = max(a.shape[1] for a, _ in theirs.values())
     tensors: dict[str, mx.array] = {}
     for name, (a, b) in theirs.items():
@@ -55,9 +57,12 @@ def save(model: nn.Module, keymap: KeyMap, folder: Path, about: Mapping[str, Any
     _write_json(folder / _CONFIG, config)
 
 
-def load(model: nn.Module, keymap: KeyMap, folder: Path) -> None:
-    """Wrap the linear maps of `model` that the adapter in `folder` changes, in place."""
-    config = read_config(folder)
+def attach(model: nn.Module, folder: Path) -> None:
+    """Wrap the linear maps of a loaded `model` that the adapter in `folder` changes, in place.
+
+    Raises ModelNotFoundError without an adapter there, CheckpointError for one that does not fit the model.
+    """
+    config, keymap = read_config(folder), _keymap(model)
     tensors = load_file(folder / _WEIGHTS)
     theirs: dict[str, dict[str, mx.array]] = {}
     for name, tensor in tensors.items():
@@ -71,6 +76,7 @@ def load(model: nn.Module, keymap: KeyMap, folder: Path) -> None:
             raise CheckpointError(f"{folder / _WEIGHTS}: {name} has one factor only")
         factors |= _to_ours(model, name, (pair["lora_a"], pair["lora_b"]), keymap)
     lora.attach(model, factors, config["lora_parameters"]["scale"])
+    model.eval()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -92,6 +98,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("fine_tune_type", "lora") != "lora":
         raise CheckpointError(f"{path} is of another kind", cause=f"fine_tune_type is {config['fine_tune_type']!r}")
     return config
+
+
+def _keymap(model: nn.Module) -> KeyMap:
+    """The names that mlx-lm gives the tensors of this model."""
+    config: Mapping[str, Any] = getattr(model, "config", {})
+    if not families.is_known(dict(config)):
+        raise UsageError(
+            "only models of a known family take adapters", cause=f"model_type {config.get('model_type')!r}"
+        )
+    return families.keys(Config(config, ()), "mlx")
 
 
 def _to_theirs(model: nn.Module, factors: dict[str, Factors], keymap: KeyMap) -> dict[str, Factors]:

@@ -12,7 +12,7 @@ import numpy as np
 from macllm.errors import DataError
 
 from . import rows
-from .config import TrainConfig
+from .config import LongRows, TrainConfig
 from .order import Order
 from .render import Example, TextTokenizer, examples
 
@@ -69,20 +69,24 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load(config: TrainConfig, tokenizer: TextTokenizer) -> Dataset:
-    """The rows that `config` names, as examples. Raises DataError when nothing is left to learn."""
+def load(config: TrainConfig, tokenizer: TextTokenizer, reach: int | None = None) -> Dataset:
+    """The rows that `config` names, as examples of at most `max_seq_length` tokens, nor more than a model's `reach`.
+
+    Raises DataError when nothing is left to learn.
+    """
     train_path, valid_path = rows.find_files(config.data, config.valid)
     train_rows = rows.read(train_path)
     valid_rows = rows.read(valid_path) if valid_path else []
     if not valid_rows and config.valid_fraction > 0:
         train_rows, valid_rows = _hold_out(train_rows, config.valid_fraction, config.seed, train_path)
-    train, counts = encode(train_rows, tokenizer, config)
-    valid, _ = encode(valid_rows, tokenizer, config)
+    limit = min(config.max_seq_length, reach or config.max_seq_length)
+    train, counts = encode(train_rows, tokenizer, config, limit)
+    valid, _ = encode(valid_rows, tokenizer, config, limit)
     if not train:
         raise DataError(
             f"nothing to learn in {train_path}",
             cause=f"of {counts.rows} rows {counts.unsupervised_rows} have no token to learn, "
-            f"{counts.dropped_rows} are longer than {config.max_seq_length} tokens",
+            f"{counts.dropped_rows} are longer than {limit} tokens",
             remedy="assistant turns or completions in the rows, or a larger max_seq_length",
         )
     return Dataset(train, valid, counts)
@@ -102,15 +106,17 @@ def _hold_out(
     )
 
 
-def encode(some: Sequence[rows.Row], tokenizer: TextTokenizer, config: TrainConfig) -> tuple[list[Example], Counts]:
-    """The examples of some rows, none longer than `max_seq_length`, and what became of each row."""
+def encode(
+    some: Sequence[rows.Row], tokenizer: TextTokenizer, config: TrainConfig, limit: int
+) -> tuple[list[Example], Counts]:
+    """The examples of some rows, none longer than `limit` tokens, and what became of each row."""
     kept: list[Example] = []
     counts = Counts(rows=len(some))
     for row in some:
         made = examples(row, tokenizer, config.mask_prompt)
         counts = replace(counts, expanded_rows=counts.expanded_rows + (len(made) > 1))
         for example in made:
-            fitting, counts = _fit(example, config, counts)
+            fitting, counts = _fit(example, config.long_rows, limit, counts)
             supervised = [e for e in fitting if e.learnt.any()]
             if not supervised:
                 counts = replace(counts, unsupervised_rows=counts.unsupervised_rows + bool(fitting))
@@ -119,18 +125,17 @@ def encode(some: Sequence[rows.Row], tokenizer: TextTokenizer, config: TrainConf
     return kept, replace(counts, tokens=tokens, supervised_tokens=learnt)
 
 
-def _fit(example: Example, config: TrainConfig, counts: Counts) -> tuple[list[Example], Counts]:
-    most = config.max_seq_length
+def _fit(example: Example, long_rows: LongRows, most: int, counts: Counts) -> tuple[list[Example], Counts]:
     if len(example) <= most:
         return [example], counts
-    if config.long_rows == "error":
+    if long_rows == "error":
         raise DataError(
-            f"{example.where} has {len(example)} tokens, more than max_seq_length = {most}",
+            f"{example.where} has {len(example)} tokens, more than {most}",
             remedy="--max-seq-length, or --set long_rows=truncate|split|drop",
         )
-    if config.long_rows == "drop":
+    if long_rows == "drop":
         return [], replace(counts, dropped_rows=counts.dropped_rows + 1)
-    if config.long_rows == "split" and example.splittable and most > 1:
+    if long_rows == "split" and example.splittable and most > 1:
         # Pieces share one token, so that every token but the first is predicted once.
         starts = range(0, len(example) - 1, most - 1)
         pieces = [_cut(example, start, start + most) for start in starts]

@@ -6,17 +6,14 @@ import json
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mlx.utils import tree_flatten
-
-from macllm import families
+from macllm import checkpoint, families
 from macllm.errors import UsageError
 from macllm.families.config import Config
 from macllm.nn.models import DecoderLM, build
 from macllm.text.tokenizer import Tokenizer
-from macllm.weights.keymap import to_theirs
-from macllm.weights.safetensors import save_folder
 
 from . import data
 from .config import PretrainConfig
@@ -24,7 +21,7 @@ from .events import TrainEvent
 from .initial import initialize
 from .loop import Trainer
 from .objectives.clm import clm
-from .run import Run, write_text
+from .run import Run
 
 
 def train(
@@ -49,12 +46,12 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     Run.check(folder, config)
     raw = _read_json(Path(config.config))
     tokenizer = Tokenizer.from_folder(config.tokenizer)
-    rows = data.load(config, tokenizer)
     model = new_model(raw, config)
-    _check_sizes(model, tokenizer, config)
+    _check_vocabulary(model, tokenizer, config)
+    rows = data.load(config, tokenizer, model.spec.context_length)
     with Run(folder, config, {"rows": rows.fingerprint(), "architecture": raw}) as run:
         trainer = Trainer(model, clm, config, rows, run.snapshots)
-        yield from run.watch(trainer, lambda: _save(model, tokenizer, raw, folder / "model"), folder / "model")
+        yield from run.watch(trainer, lambda: checkpoint.save(model, tokenizer, folder / "model"), folder / "model")
 
 
 def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
@@ -69,28 +66,16 @@ def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
     if not isinstance(model, DecoderLM):
         raise UsageError(f"{config.config} is no causal language model", remedy="a decoder such as model_type llama")
     initialize(model, config.init_std, config.seed)
+    model.config = MappingProxyType(raw)
     return model
 
 
-def _save(model: DecoderLM, tokenizer: Tokenizer, raw: dict[str, Any], folder: Path) -> None:
-    """The checkpoint as transformers and mlx-lm open it."""
-    keymap = families.keys(Config(families.text_config(raw)))
-    save_folder(to_theirs(dict(tree_flatten(model.parameters())), keymap), folder)
-    tokenizer.save(folder)
-    write_text(folder / "config.json", json.dumps(raw | {"dtype": "float32"}, indent=2, ensure_ascii=False) + "\n")
-
-
-def _check_sizes(model: DecoderLM, tokenizer: Tokenizer, config: PretrainConfig) -> None:
-    rows, reach = model.spec.embedding.vocab_size, model.spec.context_length
+def _check_vocabulary(model: DecoderLM, tokenizer: Tokenizer, config: PretrainConfig) -> None:
+    rows = model.spec.embedding.vocab_size
     if tokenizer.vocab_size > rows:
         raise UsageError(
             f"{config.config} has a vocabulary of {rows}, the tokenizer one of {tokenizer.vocab_size}",
             remedy=f'"vocab_size": {tokenizer.vocab_size} in {config.config}',
-        )
-    if reach is not None and config.max_seq_length > reach + 1:
-        raise UsageError(
-            f"max_seq_length is {config.max_seq_length}, the model reaches {reach} tokens",
-            remedy=f"--max-seq-length {reach}, or max_position_embeddings in {config.config}",
         )
 
 

@@ -1,0 +1,243 @@
+"""Adapters: the forward pass and gradients against peft, the files against mlx-lm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from macllm import adapter, families
+from macllm.checkpoint import load_model, save
+from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
+from macllm.families.config import Config
+from macllm.nn import lora, quantize
+from macllm.nn.models import build
+from macllm.train.data import collate
+from macllm.train.objectives.clm import clm
+from macllm.weights.keymap import their_modules
+from macllm.weights.safetensors import load_folder, save_folder
+from tests.families import oracles
+from tests.train.test_clm import DECODERS, rows
+
+LLAMA = {"model_type": "llama", "head_dim": 8, "tie_word_embeddings": True, **oracles.SMALL, "hidden_size": 64}
+PHI3 = {"model_type": "phi3", **oracles.SMALL, "hidden_size": 96, "num_attention_heads": 6}
+TOKENS = mx.array([[5, 9, 0, 44, 3, 17], [1, 2, 3, 4, 5, 6]])
+
+
+def make(config: dict[str, Any] = LLAMA) -> Any:
+    mx.random.seed(0)
+    model = build(families.spec(Config(config)))
+    model.config = config
+    return model
+
+
+def randomize(model: nn.Module) -> None:
+    """Give every B a value: at 0 an adapter changes nothing and hides every mistake."""
+    for wrap, key in zip(lora.adapters(model).values(), mx.random.split(mx.random.key(1), 999), strict=False):
+        wrap.lora_b = mx.random.normal(wrap.lora_b.shape, key=key) * 0.1
+
+
+def close(a: mx.array, b: mx.array, tolerance: float = 1e-5) -> bool:
+    return float(mx.abs(a - b).max()) <= tolerance * float(mx.abs(b).max())
+
+
+def test_a_new_adapter_changes_nothing_and_trains_only_itself() -> None:
+    model = make()
+    before = model(TOKENS)
+    wrapped = lora.apply(model, rank=4, alpha=8.0)
+    assert len(wrapped) == 4 * 7
+    assert bool(mx.array_equal(model(TOKENS), before))
+    trained = [name for name, _ in tree_flatten(model.trainable_parameters())]
+    assert sorted(trained) == sorted(f"{name}.{leaf}" for name in wrapped for leaf in ("lora_a", "lora_b"))
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_an_adapter_is_its_definition_in_float64(bits: int | None) -> None:
+    linear: nn.Module = nn.Linear(64, 32)
+    dense = linear
+    if bits:
+        linear = nn.QuantizedLinear.from_linear(linear, 32, bits)
+    a, b = mx.random.normal((64, 3)), mx.random.normal((3, 32))
+    x = mx.random.normal((2, 5, 64))
+    weight = np.array(lora.dense_weight(linear)).astype(np.float64)
+    got = lora.LoRALinear(linear, a, b, 0.7)(x)
+    x64, a64, b64 = (np.array(v).astype(np.float64) for v in (x, a, b))
+    want = x64 @ weight.T + np.array(dense.bias) + 0.7 * x64 @ a64 @ b64
+    np.testing.assert_allclose(np.array(got), want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_keys_and_layers_choose_what_is_adapted() -> None:
+    model = make()
+    names = lora.targets(model, ("q_proj", "*.0.feed_forward.up_proj"))
+    assert len(names) == 5
+    assert list(lora.targets(model, ("v_proj",), num_layers=1)) == ["decoder.layers.3.attention.v_proj"]
+    assert len(lora.targets(model, num_layers=2)) == 14
+    with pytest.raises(UsageError, match=r"\*\.q_proj"):
+        lora.apply(model, rank=2, alpha=2.0, keys=("query",))
+
+
+def test_a_router_is_adapted_only_when_it_is_named() -> None:
+    config = {"model_type": "mixtral", **oracles.SMALL, "num_local_experts": 3, "num_experts_per_tok": 2}
+    model = make(config)
+    assert not any("router" in name for name in lora.targets(model))
+    assert len(lora.targets(model, ("router",))) == 4
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_removing_gives_the_model_back_and_fusing_its_outputs(bits: int | None) -> None:
+    model = make()
+    if bits:
+        quantize.apply(model, bits=bits, group_size=32)
+    before = model(TOKENS)
+    lora.apply(model, rank=4, alpha=8.0)
+    randomize(model)
+    adapted = model(TOKENS)
+    assert not close(adapted, before, 1e-2)
+    lora.fuse(model, dequantize=True)
+    assert not lora.adapters(model)
+    assert close(model(TOKENS), adapted)
+    model = make()
+    before = model(TOKENS)
+    lora.apply(model, rank=4, alpha=8.0)
+    randomize(model)
+    lora.remove(model)
+    assert bool(mx.array_equal(model(TOKENS), before))
+
+
+@pytest.mark.parametrize("config", [LLAMA, PHI3], ids=["separate", "fused"])
+def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -> None:
+    model = make(config)
+    lora.apply(model, rank=4, alpha=8.0, keys=("q_proj", "v_proj", "down_proj"), num_layers=2)
+    randomize(model)
+    adapter.save(model, tmp_path, {"model": "m"})
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["model"] == "m"
+    again = make(config)
+    adapter.attach(again, tmp_path)
+    assert close(again(TOKENS), model(TOKENS))
+    assert not close(make(config)(TOKENS), model(TOKENS), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"lora_parameters": {}}, "not a LoRA config"),
+        ({"lora_parameters": {"scale": "x"}}, "not a LoRA config"),
+        ({"fine_tune_type": "dora"}, "another kind"),
+    ],
+)
+def test_a_config_that_is_no_lora_is_refused(tmp_path: Path, damage: dict[str, Any], said: str) -> None:
+    model = make()
+    lora.apply(model, rank=2, alpha=2.0)
+    adapter.save(model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(CheckpointError, match=said):
+        adapter.attach(make(), tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = make()
+    lora.apply(model, rank=2, alpha=2.0)
+    adapter.save(model, tmp_path)
+    with pytest.raises(CheckpointError, match="the model's 32 to"):
+        adapter.attach(make({**LLAMA, "hidden_size": 32}), tmp_path)
+    with pytest.raises(CheckpointError, match="no linear map"):
+        adapter.attach(make({**LLAMA, "num_hidden_layers": 2}), tmp_path)
+    with pytest.raises(ModelNotFoundError, match="no adapter in"):
+        adapter.attach(make(), tmp_path / "absent")
+
+
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+# Spelt as mlx-lm reads them; windows longer than the input, which it does not mask everywhere.
+READABLE: list[dict[str, Any]] = [
+    LLAMA,
+    PHI3,
+    {**LLAMA, "model_type": "mistral", "tie_word_embeddings": False},
+    {**oracles.SMALL, "model_type": "qwen2", "tie_word_embeddings": False},
+    {**LLAMA, "model_type": "qwen3"},
+    {**LLAMA, "model_type": "olmo2"},
+    {**oracles.GEMMA, "model_type": "gemma2", "sliding_window": 32, **CAPS},
+    {**oracles.GEMMA, "model_type": "gemma3_text", "sliding_window": 32, "sliding_window_pattern": 2},
+    {**oracles.GPT2, "model_type": "gpt2", "n_ctx": 64},
+    {**oracles.SMALL, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+]
+DETAILS = {
+    "rms_norm_eps": 1e-5,
+    "layer_norm_epsilon": 1e-5,
+    "rope_theta": 10000.0,
+    "rope_local_base_freq": 10000.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_traditional": False,
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("config", READABLE, ids=lambda c: c["model_type"])
+def test_an_adapter_opens_in_mlx_lm(config: dict[str, Any], tmp_path: Path) -> None:
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model as load_theirs
+
+    model = make(DETAILS | config)
+    save(model, None, tmp_path / "model")
+    if config["model_type"] == "gpt2":  # mlx-lm reads the names that the first such checkpoint had
+        tensors = load_folder(tmp_path / "model")
+        save_folder({name.removeprefix("transformer."): t for name, t in tensors.items()}, tmp_path / "model")
+    lora.apply(model, rank=3, alpha=6.0)
+    randomize(model)
+    adapter.save(model, tmp_path)
+    theirs, _ = load_theirs(tmp_path / "model")
+    plain = theirs(TOKENS)
+    load_adapters(theirs, str(tmp_path))
+    theirs.eval()
+    assert not close(theirs(TOKENS), plain, 1e-2)
+    assert close(model(TOKENS), theirs(TOKENS), 1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_logits_and_gradients_are_those_of_peft(tmp_path: Path) -> None:
+    import peft
+    import torch
+
+    case = next(c for c in DECODERS if c.name == "llama")
+    oracle = oracles.write(case, tmp_path)
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", lora_dropout=0.0)
+    oracle = peft.get_peft_model(oracle, settings)
+    model = load_model(tmp_path)
+    lora.apply(model, rank=4, alpha=6.0)
+    randomize(model)
+    keymap = families.keys(Config(model.config, ()), "mlx")
+    theirs = dict(oracle.named_parameters())
+    names = {
+        ours: f"base_model.model.{their_modules(ours, keymap)[0][0]}.lora_{{}}.default.weight"
+        for ours in lora.adapters(model)
+    }
+    with torch.no_grad():
+        for ours, wrap in lora.adapters(model).items():
+            theirs[names[ours].format("A")].copy_(torch.from_numpy(np.array(wrap.lora_a.T)))
+            theirs[names[ours].format("B")].copy_(torch.from_numpy(np.array(wrap.lora_b.T)))
+    some = rows(case.options["vocab_size"])
+    batch = collate(some)
+    tokens = torch.from_numpy(batch.inputs).long()
+    logits = oracle(tokens, use_cache=False).logits
+    np.testing.assert_allclose(
+        np.array(model(mx.array(batch.inputs))), logits.detach().numpy(), atol=2e-5 * float(logits.detach().abs().max())
+    )
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.from_numpy(batch.targets).long().flatten(), reduction="none"
+    )
+    (losses * torch.from_numpy(batch.weights).flatten()).sum().backward()
+    _, tree = nn.value_and_grad(model, lambda b: clm(model, b))(batch)
+    gradients = dict(tree_flatten(tree))
+    assert len(gradients) == 2 * len(names)
+    for ours, name in names.items():
+        for leaf, letter in (("lora_a", "A"), ("lora_b", "B")):
+            want = theirs[name.format(letter)].grad.numpy().T
+            got = np.array(gradients[f"{ours}.{leaf}"])
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=ours)

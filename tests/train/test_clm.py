@@ -1,0 +1,77 @@
+"""The causal objective against transformers: loss and every gradient, on padded rows with masked tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from macllm import families
+from macllm.checkpoint import load_model
+from macllm.families.config import Config
+from macllm.train.data import collate
+from macllm.train.objectives.clm import clm
+from macllm.train.render import Example
+from macllm.weights.keymap import to_theirs
+from macllm.weights.safetensors import load_folder
+from tests.families import oracles
+
+DECODERS = [c for c in oracles.CASES if c.main and c.kind == "decoder"]
+
+
+def rows(vocab_size: int) -> list[Example]:
+    """Unequal lengths, one row without anything to learn, token 0 among the real ones."""
+    random = np.random.default_rng(0)
+    made = []
+    for n, masked in ((17, 5), (2, 1), (11, 11), (23, 1), (9, 8)):
+        learnt = np.arange(n) >= masked
+        learnt[3:5] = False
+        made.append(Example(random.integers(0, vocab_size, n).astype(np.int32), learnt, "here:1"))
+    return made
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", DECODERS, ids=lambda c: c.name)
+def test_loss_and_every_gradient_are_those_of_transformers(case: oracles.Case, tmp_path: Path) -> None:
+    import torch
+
+    oracle = oracles.write(case, tmp_path)
+    oracle.get_input_embeddings().padding_idx = None  # torch would keep the gradient of token 0 from its table
+    some = rows(case.options["vocab_size"])
+    longest = max(map(len, some))
+    tokens, labels = np.zeros((len(some), longest), np.int64), np.full((len(some), longest), -100)
+    for i, row in enumerate(some):
+        tokens[i, : len(row)] = row.tokens
+        labels[i, : len(row)][row.learnt] = row.tokens[row.learnt]
+    real = torch.tensor([[t < len(row) for t in range(longest)] for row in some]).long()
+    loss = oracle(torch.tensor(tokens), attention_mask=real, labels=torch.tensor(labels), use_cache=False).loss
+    loss.backward()
+
+    model = load_model(tmp_path)
+    (total, weight, _), tree = nn.value_and_grad(model, lambda b: clm(model, b))(collate(some))
+    assert weight == (labels[:, 1:] != -100).sum()
+    assert total.item() / weight == pytest.approx(loss.item(), rel=2e-6)
+
+    keymap = families.keys(Config(model.config, ()), "hf")
+    ours = to_theirs({k: g / weight for k, g in tree_flatten(tree)}, keymap)
+    theirs = written_gradients(oracle, tmp_path / "gradients")
+    assert ours.keys() == theirs.keys()
+    for name, g in theirs.items():
+        largest = float(mx.abs(g).max())
+        assert float(mx.abs(ours[name] - g).max()) <= 5e-5 * largest + 1e-9, name
+
+
+def written_gradients(oracle: Any, folder: Path) -> dict[str, mx.array]:
+    """The gradients under the names that a checkpoint gives their weights, which are not those of the modules."""
+    import torch
+
+    with torch.no_grad():
+        for weight in oracle.parameters():
+            weight.copy_(weight.grad)
+    oracle.save_pretrained(folder)
+    return load_folder(folder)
