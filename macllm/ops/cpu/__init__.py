@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from . import build
-from .machine import physical_cores, wanted
+from . import blas, build
+from .machine import compute_threads, wanted
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def _load(progress: build.Progress | None) -> ModuleType | None:
         _reason = "MACLLM_NATIVE=0" if sys.platform == "linux" else "not Linux"
         return None
     module = _open(build.ensure(progress))
-    module.set_threads(physical_cores())
+    module.set_threads(compute_threads())
+    blas.divide(module)
     return module
 
 

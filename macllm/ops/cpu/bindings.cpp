@@ -213,6 +213,10 @@ NB_MODULE(macllm_native, m) {
   using namespace macllm;
   m.def("set_threads", &set_threads, "count"_a);
   m.def("threads", &threads);
+  m.def("divide_sgemm", [](uintptr_t single_threaded) {
+    set_sgemm(reinterpret_cast<Sgemm>(single_threaded));
+    return reinterpret_cast<uintptr_t>(&sgemm);
+  }, "single_threaded"_a);
   m.def("unary", &native_unary, "x"_a, "kind"_a);
   m.def("gate", &native_gate, "gate"_a, "up"_a, "kind"_a);
   m.def("softmax", &native_softmax, "x"_a);

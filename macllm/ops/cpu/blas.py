@@ -15,12 +15,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-from .machine import physical_cores, wanted
+from .machine import compute_threads, wanted
 
 DT_PLTRELSZ, DT_STRTAB, DT_SYMTAB, DT_JMPREL = 2, 5, 6, 23
 RELOCATION_BYTES, SYMBOL_BYTES = 24, 24
-THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,15 @@ def install() -> Blas:
     return _installed
 
 
+def divide(kernels: ModuleType) -> None:
+    """Let the threads of the native kernels cut MLX's products into blocks, each of them single-threaded OpenBLAS."""
+    if not _kept:
+        return
+    openblas = _kept[0]
+    if rebind("cblas_sgemm", kernels.divide_sgemm(_address(openblas.scipy_cblas_sgemm))) is None:
+        openblas.scipy_openblas_set_num_threads(1)
+
+
 def _install() -> Blas:
     if sys.platform != "linux":
         return Blas("the system's", 0)
@@ -66,8 +75,8 @@ def _install() -> Blas:
     if reason:
         return Blas("MLX's own", 1, reason)
     _kept.append(openblas)
-    if not any(name in os.environ for name in THREAD_VARIABLES):
-        openblas.scipy_openblas_set_num_threads(physical_cores())
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        openblas.scipy_openblas_set_num_threads(compute_threads())
     openblas.scipy_openblas_get_config.restype = ctypes.c_char_p
     name = " ".join(openblas.scipy_openblas_get_config().decode().split()[:2])
     return Blas(name, openblas.scipy_openblas_get_num_threads())

@@ -6,6 +6,13 @@
 
 namespace macllm {
 
+// The interface of cblas_sgemm.
+using Sgemm = void (*)(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda,
+                       const float* B, int ldb, float beta, float* C, int ldc);
+void set_sgemm(Sgemm single_threaded);
+void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda, const float* B, int ldb,
+           float beta, float* C, int ldc);
+
 enum class Unary : int { exp, sigmoid, silu, gelu_tanh, gelu, gelu_quick };
 
 void unary(Unary kind, int64_t n, const float* x, float* y);

@@ -12,6 +12,12 @@ def wanted() -> bool:
     return os.environ.get("MACLLM_NATIVE", "1") != "0"
 
 
+def compute_threads() -> int:
+    """Threads to compute with: OMP_NUM_THREADS if it is set, else all cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(asked)) if asked.isdigit() else physical_cores()
+
+
 def physical_cores() -> int:
     """Cores this process may compute on: its affinity and its container's quota, two hyperthreads counted once."""
     allowed = os.sched_getaffinity(0)

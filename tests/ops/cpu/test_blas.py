@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops import cpu
 from macllm.ops.cpu import blas, machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the Linux wheel's BLAS is the subject")
@@ -69,3 +70,21 @@ def test_a_missing_wheel_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_cores_are_at_least_one_and_at_most_what_is_allowed() -> None:
     assert 1 <= machine.physical_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 5, 3), (1, 2000, 3001), (301, 500, 700), (1000, 129, 97), (96, 3000, 200)]
+)
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_divided_product_is_right(m: int, k: int, n: int, transposed: tuple[bool, bool]) -> None:
+    assert cpu.available()
+    test_matmul_is_right(m, k, n, transposed)
+
+
+def test_products_in_a_batch_and_with_a_bias_are_right() -> None:
+    assert cpu.available()
+    a, b, c = (mx.random.normal(shape) for shape in ((3, 70, 33), (3, 33, 65), (65,)))
+    want = np.array(a).astype(np.float64) @ np.array(b) + np.array(c)
+    np.testing.assert_allclose(np.array(a @ b + c), want, atol=1e-4)
+    want = np.array(a[0]).astype(np.float64) @ np.array(b[0]) * 0.5 + 2 * np.array(c)
+    np.testing.assert_allclose(np.array(mx.addmm(c, a[0], b[0], alpha=0.5, beta=2.0)), want, atol=1e-4)

@@ -1,0 +1,71 @@
+// MLX's matrix product on our threads: cut into blocks that single-threaded BLAS calls do, each whenever a thread is
+// free. The BLAS's own threads wait for one another in the middle of a product, which on a busy machine costs half.
+#include <algorithm>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace macllm {
+namespace {
+
+constexpr int ROW_MAJOR = 101, TRANSPOSED = 112;
+constexpr double WORTH_DIVIDING = 4e6;  // operations
+constexpr int64_t SMALLEST_SIDE = 96;   // of a block: below, packing outweighs multiplying
+
+Sgemm serial = nullptr;
+
+// y[n] = alpha a . B[n] + beta y[n]: reads B once, as fast as memory gives it.
+void row_times_rows(int64_t N, int64_t K, float alpha, const float* a, const float* b, int64_t ldb, float beta, float* y) {
+  parallel_range(N, K / W + 4, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n++) {
+      float dot = alpha * accumulate(K, 0.f, [](vf x, vf w) { return x * w; }, a, b + n * ldb);
+      y[n] = beta == 0.f ? dot : dot + beta * y[n];
+    }
+  });
+}
+
+struct Grid {
+  int64_t rows, columns;
+};
+
+// How many blocks each side is cut into: some for every thread, as square as can be.
+Grid grid(int64_t M, int64_t N) {
+  Grid g{1, 1};
+  const int64_t enough = 3 * threads();
+  while (g.rows * g.columns < enough) {
+    const int64_t m = M / (g.rows + 1), n = N / (g.columns + 1);
+    if (std::max(m, n) < SMALLEST_SIDE) break;
+    if (M / g.rows >= N / g.columns && m >= SMALLEST_SIDE) {
+      g.rows++;
+    } else if (n >= SMALLEST_SIDE) {
+      g.columns++;
+    } else {
+      g.rows++;
+    }
+  }
+  return g;
+}
+
+}  // namespace
+
+void set_sgemm(Sgemm function) { serial = function; }
+
+void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda, const float* B, int ldb,
+           float beta, float* C, int ldc) {
+  const bool at = ta == TRANSPOSED, bt = tb == TRANSPOSED;
+  if (order == ROW_MAJOR && M == 1 && bt && (!at || lda == 1)) {
+    return row_times_rows(N, K, alpha, A, B, ldb, beta, C);
+  }
+  const Grid g = order == ROW_MAJOR && 2.0 * M * N * K > WORTH_DIVIDING ? grid(M, N) : Grid{1, 1};
+  parallel(g.rows * g.columns, [&](int64_t task) {
+    // Edges on multiples of 16, where no vector is cut.
+    auto edge = [](int64_t size, int64_t parts, int64_t i) { return i == parts ? size : size * i / parts / 16 * 16; };
+    const int64_t r = task / g.columns, c = task % g.columns;
+    const int64_t m = edge(M, g.rows, r), n = edge(N, g.columns, c);
+    serial(order, ta, tb, int(edge(M, g.rows, r + 1) - m), int(edge(N, g.columns, c + 1) - n), K, alpha,
+           A + (at ? m : m * lda), lda, B + (bt ? n * ldb : n), ldb, beta, C + m * ldc + n, ldc);
+  });
+}
+
+}  // namespace macllm
