@@ -32,8 +32,8 @@ def __getattr__(name: str) -> object:
     """The public name, imported from where it lives."""
     if name == "__version__":
         return import_module("importlib.metadata").version("macllm")
-    if name == "generate":  # the package of that name is the function as well
-        return import_module("macllm.generate")
+    if name == "generate":
+        return import_module("macllm.generate")  # a package that can be called
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'macllm' has no attribute {name!r}")

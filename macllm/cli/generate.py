@@ -59,7 +59,10 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
         raise UsageError("--logprobs has no place in plain text", remedy="add --json")
     if options.raw and options.system:
         raise UsageError("--system needs a chat template, --raw does without", remedy="leave one of the two away")
-    _run(_text(prompt), options)
+    text = _text(prompt)
+    if not (text if options.raw else text.strip()):
+        raise UsageError("the prompt is empty", remedy='macllm generate "What is a KV cache?"')
+    _run(text, options)
 
 
 def _text(prompt: str) -> str:

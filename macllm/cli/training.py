@@ -55,13 +55,13 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
 
 
 def _say_prepared(event: Prepared) -> None:
-    share = 100 * event.trained_parameters / max(1, event.parameters)
-    learnt = f"{event.supervised_tokens} of {event.tokens} tokens to learn"
-    say(f"{event.rows} rows, {learnt}; {event.valid_rows} rows to check with")
+    checked = f"; {event.valid_rows} rows to check with" if event.valid_rows else ""
+    say(f"{event.rows} rows, {event.supervised_tokens} of {event.tokens} tokens to learn{checked}")
     for name, what in ODD_ROWS.items():
         if count := getattr(event, name):
             say(f"  {count} rows {what}")
-    say(f"{event.trained_parameters} of {event.parameters} parameters to train ({share:.2g} %), {event.steps} steps")
+    share = f"{event.trained_parameters / max(1, event.parameters):.2%}"
+    say(f"{event.trained_parameters} of {event.parameters} parameters to train ({share}), {event.steps} steps")
     if event.first_step:
         say(f"going on after step {event.first_step}")
 

@@ -1,0 +1,234 @@
+"""The commands on a small model, as a user runs them: what is on stdout, what on stderr, and the code they end with."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from macllm import cli
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows, and a model that two steps of `macllm train` made of them."""
+    folder = tmp_path_factory.mktemp("made")
+    bundled = Path(__file__).resolve().parents[2] / "models/maclet"
+    (folder / "tokenizer").mkdir()
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(bundled / name, folder / "tokenizer")
+    bundled_config = json.loads((bundled / "config.json").read_text())
+    sizes = {name: bundled_config[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    (folder / "config.json").write_text(json.dumps(TINY | sizes))
+    with (folder / "rows.jsonl").open("w") as file:
+        for number in range(6):
+            turns = [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": "A number."}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    recipe = 'config = "config.json"\ntokenizer = "tokenizer"\ndata = "rows.jsonl"\noutput = "run"\nbatch_size = 2\n'
+    (folder / "recipe.toml").write_text(recipe)
+    assert cli.main(["train", str(folder / "recipe.toml"), "--iters", "2", "--output", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture
+def model(made: Path) -> Path:
+    return made / "run/model"
+
+
+def test_train_prints_its_folder_and_tells_the_rest_on_stderr(
+    made: Path, run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    ran = run("train", made / "recipe.toml", "--iters", 3, "--steps-per-report", 1, "--output", tmp_path / "run")
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'run'}\n")
+    assert "6 rows" in ran.err
+    assert [line.split()[1] for line in ran.err.splitlines() if "  loss " in line] == ["1/3", "2/3", "3/3"]
+
+
+def test_a_run_that_is_there_is_resumed_and_not_overwritten(
+    made: Path, run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    train = ("train", made / "recipe.toml", "--output", tmp_path / "run", "--schedule", "constant", "--warmup", 0)
+    assert run(*train, "--iters", 1).code == 0
+    again = run(*train, "--iters", 1)
+    assert again.code == 2
+    assert "--resume" in again.err
+
+
+def test_generate_ends_with_one_newline_and_is_replayed_by_its_seed(model: Path, run: Callable[..., Ran]) -> None:
+    first, second = (run("generate", "-m", model, "-n", 8, "--seed", 5, "hello") for _ in range(2))
+    assert first.code == 0
+    assert first.err == ""
+    assert first.out.strip()
+    assert first.out.endswith("\n")
+    assert not first.out.endswith("\n\n")
+    assert first == second
+    assert run("generate", "-m", model, "-n", 8, "--seed", 6, "hello").out != first.out
+
+
+def test_json_is_one_object_that_agrees_with_the_text(model: Path, run: Callable[..., Ran]) -> None:
+    text = run("generate", "-m", model, "-n", 8, "--seed", 5, "hello").out
+    ran = run("generate", "-m", model, "-n", 8, "--seed", 5, "--json", "--logprobs", 3, "hello")
+    answer = json.loads(ran.out)
+    assert answer["text"] == text.removesuffix("\n")
+    assert answer["seed"] == 5
+    assert answer["finish_reason"] in ("length", "stop")
+    assert len(answer["logprobs"]) == answer["usage"]["completion_tokens"] - (answer["finish_reason"] == "stop")
+    best = answer["logprobs"][0]["alternatives"]
+    assert [rival["logprob"] for rival in best] == sorted((rival["logprob"] for rival in best), reverse=True)
+    assert len(best) == 3
+
+
+def test_verbose_tells_the_speed_on_stderr(model: Path, run: Callable[..., Ran]) -> None:
+    ran = run("generate", "-m", model, "-n", 4, "-v", "hello")
+    assert "tokens/s" in ran.err
+    assert "tokens/s" not in ran.out
+
+
+def test_raw_continues_the_text_and_a_dash_reads_it_from_stdin(
+    model: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = run("generate", "-m", model, "-n", 5, "--temperature", 0, "--raw", "naïve 数")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("naïve 数".encode()), encoding="ascii"))
+    assert run("generate", "-m", model, "-n", 5, "--temperature", 0, "--raw", "-").out == given.out
+    usage = json.loads(run("generate", "-m", model, "-n", 1, "--json", "--raw", "hi").out)["usage"]
+    answered = json.loads(run("generate", "-m", model, "-n", 1, "--json", "hi").out)["usage"]
+    assert usage["prompt_tokens"] < answered["prompt_tokens"]
+
+
+def test_a_system_prompt_reaches_the_template(model: Path, run: Callable[..., Ran]) -> None:
+    plain = json.loads(run("generate", "-m", model, "-n", 1, "--json", "hi").out)["usage"]["prompt_tokens"]
+    told = run("generate", "-m", model, "-n", 1, "--json", "--system", "Answer in one word.", "hi")
+    assert json.loads(told.out)["usage"]["prompt_tokens"] > plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([""], 2, "prompt is empty"),
+        ([" \n"], 2, "prompt is empty"),
+        (["--raw", ""], 2, "prompt is empty"),
+        (["--temperature", "-1", "x"], 2, "temperature"),
+        (["--max-tokens", "0", "x"], 2, "max_tokens"),
+        (["--kv-bits", "3", "x"], 2, "kv_bits"),
+        (["--top-p", "2", "x"], 2, "top_p"),
+        (["--seed", "-1", "x"], 2, "seed"),
+        (["--logit-bias", "999999=1", "x"], 2, "logit_bias"),
+        (["--logprobs", "2", "x"], 2, "--json"),
+        (["--raw", "--system", "y", "x"], 2, "--system"),
+        (["--adapter", "nowhere", "x"], 3, "no adapter in nowhere"),
+        (["word " * 400], 4, "256"),
+        (["\udcff"], 2, "not UTF-8"),
+    ],
+    ids=lambda value: (
+        " ".join(value)[:30].strip().encode("ascii", "replace").decode() if isinstance(value, list) else None
+    ),
+)
+def test_what_generate_cannot_take_is_told(
+    arguments: list[str], code: int, words: str, model: Path, run: Callable[..., Ran]
+) -> None:
+    ran = run("generate", "-m", model, *arguments)
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith("error: ")
+    assert words in ran.err
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["chat", "x"], ["finetune", "--data", "rows.jsonl"]])
+@pytest.mark.parametrize("name", ["org/nothing", "./nowhere"])
+def test_a_model_that_is_not_here_ends_with_3_when_the_network_is_off(
+    command: list[str], name: str, run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(command[0], "--model", name, *command[1:])
+    assert (ran.code, ran.out) == (3, "")
+    assert "try: " in ran.err
+
+
+def test_an_adapter_is_trained_used_and_merged(
+    made: Path, model: Path, run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    adapter, fused = tmp_path / "adapter", tmp_path / "fused"
+    settings = ("--iters", 40, "--learning-rate", 0.02, "--batch-size", 6, "--rank", 8)
+    ran = run("finetune", "--lora", "-m", model, "-d", made / "rows.jsonl", "--adapter-path", adapter, *settings)
+    assert (ran.code, ran.out) == (0, f"{adapter}\n")
+    assert f"macllm chat --model {model} --adapter {adapter}" in ran.err
+
+    ask = ("-n", 6, "--temperature", 0, "What is 3?")
+    before = run("generate", "-m", model, *ask).out
+    adapted = run("generate", "-m", model, "--adapter", adapter, *ask).out
+    assert adapted == "A number.\n"
+    assert before != adapted
+
+    assert run("fuse", "--adapter", adapter, "--output", fused) == Ran(
+        0, f"{fused}\n", f"try it: macllm chat --model {fused}\n"
+    )
+    assert run("generate", "-m", fused, *ask).out == adapted
+    again = run("fuse", "--adapter", adapter, "--output", fused)
+    assert again.code == 2
+    assert "is there already" in again.err
+
+
+def test_models_ls_and_show_tell_of_the_bundled_model(run: Callable[..., Ran]) -> None:
+    listed = run("models", "ls").out.splitlines()
+    assert listed[0].split() == ["name", "revision", "size"]
+    assert listed[1].startswith("maclet")
+    (only,) = json.loads(run("models", "ls", "--json").out)
+    shown = json.loads(run("models", "show", "--json").out)
+    assert only["name"] == shown["name"] == "maclet"
+    assert only["path"] == shown["path"]
+    assert "family      llama" in run("models", "show").out
+    assert run("models", "get", "maclet").out.strip() == only["path"]
+
+
+@pytest.mark.parametrize("command", ["rm", "verify"])
+def test_the_bundled_model_cannot_be_removed_or_checked(command: str, run: Callable[..., Ran]) -> None:
+    ran = run("models", command, "maclet")
+    assert (ran.code, ran.out) == (2, "")
+    assert "only" in ran.err
+
+
+def test_doctor_says_the_same_to_people_and_to_programs(run: Callable[..., Ran]) -> None:
+    facts = json.loads(run("doctor", "--json").out)
+    assert facts["mlx"]["computes"] == "yes"
+    assert facts["machine"]["memory_bytes"] > 0
+    said = run("doctor").out
+    for group, values in facts.items():
+        assert f"{group}\n" in said
+        assert all(str(value) in said for name, value in values.items() if isinstance(value, str))
