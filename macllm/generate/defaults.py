@@ -103,6 +103,8 @@ def check(request: Request, vocab_size: int | None = None) -> None:
         )
     if request.kv_bits not in (None, 4, 8):
         raise UsageError(f"kv_bits is {request.kv_bits}; it can be 4, 8 or None (not quantized)")
+    if "" in request.stop:
+        raise UsageError("a stop string is empty", remedy="leave it out")
     for token, bias in sampling.logit_bias:
         if math.isnan(bias) or bias == math.inf:
             raise UsageError(f"logit_bias of token {token} is {bias}; it can be any finite number, or -inf to ban it")

@@ -13,7 +13,7 @@ class StopStrings:
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = tuple(string for string in strings if string)
+        self._strings = tuple(strings)
         self._held = ""
         self.stopped = False
 

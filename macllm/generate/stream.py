@@ -22,6 +22,8 @@ from .prefix import Prefix
 from .request import Delta, Done, Event, FinishReason, Prefill, Request, SamplingParams, Timing, TokenLogprob, Usage
 from .sampler import Sampler
 
+_TAG_TOKENS = 32  # more than any tag at the end of a prompt has
+
 Prompt = str | Sequence[Mapping[str, Any]] | Request
 
 
@@ -89,10 +91,15 @@ def generate(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack
         elif isinstance(event, Done):
             done = event
     assert done is not None
+    calls: list[str] = []
+    if texts["tool_call"]:  # deltas do not say where one call ends and the next begins; the whole text does
+        splitter = PartSplitter.for_template(tokenizer.chat_template)
+        parts = [*splitter.add(tokenizer.decode(tokens)), *splitter.finish()]
+        calls = [text.strip() for kind, text in parts if kind == "tool_call"]
     return Completion(
         text="".join(texts["content"]),
         reasoning="".join(texts["reasoning"]),
-        tool_calls=tuple(call for call in texts["tool_call"] if call),
+        tool_calls=tuple(calls),
         finish_reason=done.finish_reason,
         usage=done.usage,
         timing=done.timing,
@@ -187,8 +194,10 @@ class _Run:
         self._ends = request.stop_tokens | stop_tokens(_generation_config(model))
         if tokenizer.eos_token_id is not None:
             self._ends |= {tokenizer.eos_token_id}
-        splitter = PartSplitter.for_template(tokenizer.chat_template)
-        self._assembler = Assembler(tokenizer.detokenizer(), splitter, request.stop, tokenizer.special_ids)
+        named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        unseen = frozenset(token for token in named if token is not None)
+        splitter = part_splitter(tokenizer, request.prompt)
+        self._assembler = Assembler(tokenizer.detokenizer(), splitter, request.stop, unseen)
         self._drawn: list[int] = []
 
     def events(self) -> Generator[Event, None, None]:
@@ -247,10 +256,10 @@ class _Run:
         tokens = decode(model, cache, logits, sampler, max_tokens=room, alternatives=request.logprobs)
         for sampled in tokens:
             self._last = time.perf_counter()
-            if not self._drawn:
+            self._drawn.append(sampled.token)
+            if len(self._drawn) == 1:
                 self._first = self._last
                 yield Prefill(len(request.prompt), len(request.prompt))
-            self._drawn.append(sampled.token)
             if sampled.token in self._ends:
                 return "stop"
             yield from self._assembler.add(sampled)
@@ -268,6 +277,11 @@ class _Run:
         if 0 < surplus <= cache.trimmable:
             cache.trim(surplus)
         self._prefix.keep([*inputs, *self._drawn], cache)
+
+
+def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int]) -> PartSplitter:
+    """Sorts what follows `prompt`; a prompt may end inside a part, as templates that open the reasoning do."""
+    return PartSplitter.for_template(tokenizer.chat_template, prompt=tokenizer.decode(prompt[-_TAG_TOKENS:]))
 
 
 def context_length(model: Any) -> int | None:

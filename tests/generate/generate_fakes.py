@@ -1,0 +1,154 @@
+"""A model whose every logit depends on every token before, and a tokenizer of given pieces."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from macllm.errors import CheckpointError, MacllmError
+
+EOS = 256
+
+
+class FakeCache:
+    """Remembers the tokens it was fed."""
+
+    def __init__(self, trimmable: bool = True) -> None:
+        self.tokens = mx.zeros(0, dtype=mx.int32)
+        self._trims = trimmable
+
+    @property
+    def offset(self) -> int:
+        return self.tokens.size
+
+    @property
+    def trimmable(self) -> int:
+        return self.offset if self._trims else 0
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [self.tokens]
+
+    def trim(self, n: int) -> None:
+        if n > self.trimmable:
+            raise MacllmError("cannot trim")
+        self.tokens = self.tokens[: self.offset - n]
+
+
+class FakeModel(nn.Module):
+    """Logits are a row of a random table, chosen by a checksum of all tokens so far: one wrong token shows.
+
+    With a `script`, the tokens after a prompt of `prompt_size` are those, as long as they last.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 257,
+        *,
+        context_length: int | None = None,
+        script: Sequence[int] = (),
+        prompt_size: int = 1,
+        trimmable: bool = True,
+        delay_seconds: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        table = np.random.default_rng(seed).normal(size=(997, vocab_size)) * 3
+        if vocab_size > EOS:
+            table[:, EOS] = -30
+        self.table = mx.array(table.astype(np.float32))
+        self.spec = SimpleNamespace(context_length=context_length, embedding=SimpleNamespace(vocab_size=vocab_size))
+        self.generation_config: dict[str, Any] | None = None
+        self.caches: list[FakeCache] = []
+        self.positions = 0  # computed in all
+        self.crash_at: int | None = None
+        self._script, self._prompt_size, self._trims, self._delay = tuple(script), prompt_size, trimmable, delay_seconds
+
+    def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> FakeCache:
+        self.caches.append(FakeCache(self._trims))
+        return self.caches[-1]
+
+    def hidden(self, tokens: mx.array, cache: FakeCache | None = None) -> mx.array:
+        cache = cache or FakeCache()
+        before = cache.offset
+        cache.tokens = mx.concatenate([cache.tokens, tokens[0].astype(mx.int32)])
+        self.positions += tokens.size
+        if self.crash_at is not None and cache.offset >= self.crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self._delay)
+        weighed = (cache.tokens + 1) * (mx.arange(cache.offset) % 31 + 1)
+        rows = self.table[mx.cumsum(weighed)[before:] % 997]
+        for n in range(tokens.size):
+            at = before + n + 1 - self._prompt_size
+            if 0 <= at < len(self._script):
+                rows = rows.at[n, self._script[at]].add(1e4)
+        return rows[None]
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        return hidden
+
+    def __call__(self, tokens: mx.array, cache: FakeCache | None = None) -> mx.array:
+        return self.logits(self.hidden(tokens, cache))
+
+
+class FakeTokenizer:
+    """Token n is piece n; without pieces, byte n. `EOS` ends."""
+
+    def __init__(self, pieces: Sequence[bytes] | None = None, special: frozenset[int] = frozenset({EOS})) -> None:
+        self.pieces = [bytes([byte]) for byte in range(256)] if pieces is None else list(pieces)
+        self.special_ids = special
+        self.eos_token_id = EOS
+        self.bos_token_id = self.pad_token_id = None
+        self.chat_template = None
+        self.vocab_size = 257
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(self, messages: Sequence[Any], **variables: Any) -> list[int]:
+        return self.encode("".join(f"[{message['role']}]{message['content']}" for message in messages) + str(variables))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.pieces[index] for index in ids).decode(errors="replace")
+
+    def id_to_token(self, index: int) -> str | None:
+        return "<eos>" if index == EOS else str(self.pieces[index])
+
+    def detokenizer(self) -> FakeDetokenizer:
+        return FakeDetokenizer(self.pieces)
+
+
+class FakeDetokenizer:
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_id: int) -> str:
+        return self._decoder.decode(self._pieces[token_id])
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def load(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTokenizer]:
+    """What a ProcessEngine's child calls; the name says what shall happen."""
+    if model_name == "damaged":
+        raise CheckpointError("the checkpoint is damaged", cause="a test wants it", remedy="nothing")
+    if model_name == "bug":
+        raise ZeroDivisionError("a bug")
+    if model_name == "exits":
+        os.write(2, b"last words\n")
+        os._exit(9)
+    model = FakeModel(delay_seconds=0.02 if model_name == "slow" else 0.0, context_length=4096)
+    if model_name == "killed":
+        model.crash_at = 30
+    return model, FakeTokenizer()

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from generate_fakes import EOS, FakeModel, FakeTokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import macllm
+from macllm.errors import DoesNotFitError, UsageError
+from macllm.generate.prefix import Prefix
+from macllm.generate.request import Delta, Done, Event, Prefill, Request, SamplingParams
+from macllm.generate.stream import generate, run, stream
+
+GREEDY = SamplingParams(temperature=0.0)
+PROMPT = tuple(b"the prompt of a test")
+
+
+def plain_loop(model: FakeModel, prompt: tuple[int, ...], count: int) -> list[int]:
+    """Greedy tokens, every one from a full pass over everything before it."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(mx.argmax(model(mx.array([tokens]))[0, -1]).item()))
+    return tokens[len(prompt) :]
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) for token in event.tokens]
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Delta))
+
+
+def scripted(text: bytes, **options: Any) -> FakeModel:
+    return FakeModel(script=[*text, EOS], prompt_size=len(PROMPT), **options)
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 19, 20, 21, 512])
+def test_the_pipelined_loop_gives_the_tokens_of_the_plain_one(step: int) -> None:
+    model = FakeModel()
+    events = list(
+        run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=40, sampling=GREEDY, prefill_step=step))
+    )
+    assert tokens_of(events) == plain_loop(model, PROMPT, 40)
+    assert text_of(events) == FakeTokenizer().decode(tokens_of(events))
+
+
+def test_prefill_tells_how_far_it_is() -> None:
+    events = list(run(FakeModel(), FakeTokenizer(), Request(prompt=PROMPT, max_tokens=1, prefill_step=8)))
+    assert [(event.done, event.total) for event in events if isinstance(event, Prefill)] == [
+        (0, 20),
+        (8, 20),
+        (16, 20),
+        (20, 20),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_no_position_is_computed_that_the_length_does_not_need(count: int) -> None:
+    model = FakeModel()
+    events = list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=count)))
+    assert model.positions == len(PROMPT) + count - 1
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.usage.completion_tokens) == ("length", count)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), step=st.integers(1, 30))
+def test_a_reported_seed_replays_the_completion(seed: int, step: int) -> None:
+    model, tokenizer = FakeModel(), FakeTokenizer()
+    sampling = SamplingParams(temperature=1.3, top_p=0.9, xtc_probability=0.4, dry_multiplier=0.3, seed=seed)
+    first = list(run(model, tokenizer, Request(prompt=PROMPT, max_tokens=12, sampling=sampling)))
+    again = list(run(model, tokenizer, Request(prompt=PROMPT, max_tokens=12, sampling=sampling, prefill_step=step)))
+    assert tokens_of(first) == tokens_of(again)
+    assert first[-1].seed == seed
+
+
+def test_a_seed_nobody_chose_is_reported_and_replays() -> None:
+    model, tokenizer = FakeModel(), FakeTokenizer()
+    first = generate(model, tokenizer, "x", temperature=1.5, max_tokens=30)
+    second = generate(model, tokenizer, "x", temperature=1.5, max_tokens=30)
+    assert first.tokens != second.tokens
+    assert generate(model, tokenizer, "x", temperature=1.5, max_tokens=30, seed=first.seed).tokens == first.tokens
+
+
+@pytest.mark.parametrize("logprobs", [0, 3])
+def test_logprobs_are_of_the_unmodified_distribution(logprobs: int) -> None:
+    model = FakeModel(vocab_size=60)
+    tokenizer = FakeTokenizer([bytes([65 + n % 26]) for n in range(60)])
+    sampling = SamplingParams(temperature=3.0, top_k=5, logit_bias=((3, 5.0),), seed=1)
+    prompt = (1, 2, 3)
+    events = list(run(model, tokenizer, Request(prompt=prompt, max_tokens=10, sampling=sampling, logprobs=logprobs)))
+    tokens = tokens_of(events)
+    reported = [logprob for event in events if isinstance(event, Delta) for logprob in event.logprobs]
+    assert [each.token for each in reported] == tokens
+    logits = np.array(model(mx.array([[*prompt, *tokens]])))[0].astype(np.float64)
+    exact = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    for n, each in enumerate(reported):
+        row = exact[len(prompt) - 1 + n]
+        assert abs(each.logprob - row[each.token]) < 1e-5
+        best = np.argsort(-row)[:logprobs]
+        assert [token for token, _ in each.alternatives] == best.tolist()
+        np.testing.assert_allclose([value for _, value in each.alternatives], row[best], atol=1e-5)
+
+
+@pytest.mark.parametrize("end", ["tokenizer", "generation_config", "request"])
+def test_a_stop_token_ends_and_is_not_shown(end: str) -> None:
+    model, tokenizer = FakeModel(script=b"Hello!~more", prompt_size=len(PROMPT)), FakeTokenizer()
+    stop = frozenset()
+    if end == "tokenizer":
+        tokenizer.eos_token_id = ord("~")
+    elif end == "generation_config":
+        model.generation_config = {"eos_token_id": [3, ord("~")]}
+    else:
+        stop = frozenset({ord("~")})
+    prefix = Prefix()
+    events = list(run(model, tokenizer, Request(prompt=PROMPT, stop_tokens=stop, sampling=GREEDY), prefix=prefix))
+    assert text_of(events) == "Hello!"
+    assert events[-1].finish_reason == "stop"
+    assert events[-1].usage.completion_tokens == 7
+    assert bytes(prefix.tokens) == bytes(PROMPT) + b"Hello!"
+    assert model.caches[0].tokens.tolist() == list(prefix.tokens)
+
+
+def test_a_stop_string_over_several_tokens_is_never_shown_and_leaves_the_cache() -> None:
+    model, prefix = scripted(b"one two END three"), Prefix()
+    request = Request(prompt=PROMPT, stop=("END", "never"), sampling=GREEDY)
+    events = list(run(model, FakeTokenizer(), request, prefix=prefix))
+    assert text_of(events) == "one two "
+    assert events[-1].finish_reason == "stop"
+    assert bytes(prefix.tokens) == bytes(PROMPT) + b"one two "
+    assert model.caches[0].offset == len(prefix.tokens)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_text_equals_the_tokenizers_even_when_a_character_is_cut_off(length: int) -> None:
+    text = b"ok " + "🙂".encode()
+    out = generate(scripted(text), FakeTokenizer(), Request(prompt=PROMPT, max_tokens=3 + length, sampling=GREEDY))
+    assert out.text == text[: 3 + length].decode(errors="replace")
+    assert bytes(out.tokens) == text[: 3 + length]
+
+
+@pytest.mark.parametrize("trimmable", [True, False])
+@pytest.mark.parametrize("position", range(12))
+def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, trimmable: bool) -> None:
+    model, prefix = FakeModel(trimmable=trimmable), Prefix()
+    events = run(
+        model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY, prefill_step=8), prefix=prefix
+    )
+    seen = [next(events) for _ in range(position)]
+    events.close()
+    if not seen:
+        assert model.caches == []
+        return
+    computed = max(event.done for event in seen if isinstance(event, Prefill))
+    shown = tokens_of(seen)
+    cache = model.caches[0]
+    assert list(prefix.tokens) == [*PROMPT[:computed], *plain_loop(model, PROMPT, 9)[: cache.offset - computed]]
+    assert cache.tokens.tolist() == list(prefix.tokens)
+    if trimmable:
+        assert cache.offset == computed + len(shown) - (len(shown) == 9)
+
+
+@pytest.mark.parametrize("position", range(14))
+def test_cancelling_anywhere_keeps_what_was_made_and_says_so(position: int) -> None:
+    model, prefix, asked = FakeModel(), Prefix(), 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > position
+
+    request = Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY, prefill_step=8)
+    events = list(run(model, FakeTokenizer(), request, prefix=prefix, cancelled=cancelled))
+    shown, done = tokens_of(events), events[-1]
+    assert isinstance(done, Done)
+    assert done.finish_reason == ("length" if position >= 12 else "cancelled")
+    assert shown == plain_loop(model, PROMPT, 9)[: max(0, min(9, position - 2))]
+    assert done.usage.completion_tokens == len(shown)
+    assert model.caches[0].tokens.tolist() == list(prefix.tokens)
+    assert list(prefix.tokens) == [*PROMPT, *shown][: len(prefix.tokens)]
+    if shown:
+        assert len(prefix.tokens) == len(PROMPT) + len(shown) - (len(shown) == 9)
+
+
+def test_the_next_turn_reuses_the_last_and_answers_as_if_it_had_not() -> None:
+    model, tokenizer, prefix = FakeModel(), FakeTokenizer(), Prefix()
+    prompt, fresh = PROMPT, []
+    for turn in range(4):
+        request = Request(prompt=prompt, max_tokens=6, sampling=GREEDY, prefill_step=5)
+        before = model.positions
+        events = list(run(model, tokenizer, request, prefix=prefix))
+        cached = events[-1].usage.cached_tokens
+        assert model.positions - before == len(prompt) - cached + 5
+        assert cached == (0 if turn == 0 else len(fresh) - 1)
+        assert events[0] == Prefill(cached, len(prompt))
+        assert tokens_of(events) == plain_loop(model, prompt, 6)
+        fresh = [*prompt, *tokens_of(events)]
+        prompt = (*fresh, *b" next")
+
+
+def test_a_turn_that_is_edited_reuses_up_to_the_edit() -> None:
+    model, prefix = FakeModel(), Prefix()
+    list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=6, sampling=GREEDY), prefix=prefix))
+    edited = (*PROMPT[:11], *b"Words")
+    events = list(run(model, FakeTokenizer(), Request(prompt=edited, max_tokens=6, sampling=GREEDY), prefix=prefix))
+    assert events[-1].usage.cached_tokens == 11
+    assert tokens_of(events) == plain_loop(model, edited, 6)
+
+
+def test_the_same_prompt_again_computes_its_last_token_only() -> None:
+    model, prefix = FakeModel(), Prefix()
+    request = Request(prompt=PROMPT, max_tokens=6, sampling=GREEDY)
+    first = list(run(model, FakeTokenizer(), request, prefix=prefix))
+    again = list(run(model, FakeTokenizer(), request, prefix=prefix))
+    assert again[-1].usage.cached_tokens == len(PROMPT) - 1
+    assert tokens_of(first) == tokens_of(again)
+
+
+def test_a_failed_run_leaves_no_cache_behind() -> None:
+    class Broken(FakeModel):
+        def logits(self, hidden: mx.array) -> mx.array:
+            raise RuntimeError("no memory")
+
+    prefix = Prefix()
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(run(Broken(), FakeTokenizer(), Request(prompt=PROMPT), prefix=prefix))
+    assert prefix.tokens == ()
+
+
+@pytest.mark.parametrize("size", [32, 33, 500])
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(size: int) -> None:
+    with pytest.raises(DoesNotFitError, match=str(size)) as error:
+        stream(FakeModel(context_length=32), FakeTokenizer(), "x" * size)
+    assert "32" in error.value.message
+    assert error.value.remedy
+
+
+def test_an_answer_ends_where_the_context_does() -> None:
+    out = generate(FakeModel(context_length=32), FakeTokenizer(), "x" * 29, max_tokens=100)
+    assert (len(out.tokens), out.finish_reason) == (3, "length")
+    out = generate(FakeModel(), FakeTokenizer(), "x" * 29, max_tokens=100, max_context=30)
+    assert len(out.tokens) == 1
+    with pytest.raises(DoesNotFitError, match="max_context"):
+        stream(FakeModel(context_length=64), FakeTokenizer(), "x" * 29, max_context=29)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        ("", {}, "empty"),
+        ([], {}, "no messages"),
+        ("x", {"temprature": 1}, "temprature"),
+        ("x", {"temperature": -1}, "temperature is -1"),
+        ("x", {"tools": [{}]}, "messages"),
+        ("x", {"max_context": 100}, "32"),
+        ("x", {"stop": ""}, "empty"),
+        (Request(prompt=(1,)), {"max_tokens": 3}, "Request"),
+        (Request(prompt=(1, 999)), {}, "token 999"),
+        (Request(prompt=(-1,)), {}, "token -1"),
+        (Request(prompt=()), {}, "empty"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_computed(prompt: Any, options: dict, said: str) -> None:
+    model = FakeModel(context_length=32)
+    with pytest.raises(UsageError, match=said):
+        stream(model, FakeTokenizer(), prompt, **options)
+    assert model.positions == 0
+
+
+def test_a_misspelt_option_is_answered_with_the_right_one() -> None:
+    with pytest.raises(UsageError) as error:
+        stream(FakeModel(), FakeTokenizer(), "x", temprature=1)
+    assert error.value.remedy == "temperature"
+
+
+def test_options_win_over_the_checkpoint_and_the_checkpoint_over_us() -> None:
+    model = FakeModel()
+    model.generation_config = {"do_sample": False}
+    greedy = generate(model, FakeTokenizer(), "abc", max_tokens=5)
+    assert list(greedy.tokens) == plain_loop(model, tuple(b"abc"), 5)
+    assert generate(model, FakeTokenizer(), "abc", max_tokens=5, temperature=1.5).tokens != greedy.tokens
+
+
+def test_messages_go_through_the_chat_template() -> None:
+    tokenizer = FakeTokenizer()
+    messages = [{"role": "user", "content": "hi"}]
+    prompt = tokenizer.encode_chat(messages, tools=None, enable_thinking=False)
+    out = generate(FakeModel(), tokenizer, messages, max_tokens=4, variables={"enable_thinking": False}, temperature=0)
+    assert list(out.tokens) == plain_loop(FakeModel(), tuple(prompt), 4)
+    assert out.usage.prompt_tokens == len(prompt)
+
+
+class Template:
+    """A chat template that names the tags of reasoning and tool calls."""
+
+    sources = {"default": "<think> </think> <tool_call> </tool_call>"}  # noqa: RUF012
+
+
+def test_reasoning_and_tool_calls_are_kept_apart_from_the_answer() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.chat_template = Template()
+    script = b"<think>hm</think>Yes.<tool_call>{1}</tool_call><tool_call>{2}</tool_call>"
+    model = FakeModel(script=[*script, EOS], prompt_size=1)
+    out = generate(model, tokenizer, "x", temperature=0)
+    assert (out.reasoning, out.text, out.tool_calls) == ("hm", "Yes.", ("{1}", "{2}"))
+    assert out.finish_reason == "tool_calls"
+    assert bytes(out.tokens) == script
+
+
+def test_a_prompt_that_opens_the_reasoning_is_continued_inside_it() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.chat_template = Template()
+    prompt = "Why?<think>\n"
+    out = generate(
+        FakeModel(script=[*b"hm</think>So.", EOS], prompt_size=len(prompt)), tokenizer, prompt, temperature=0
+    )
+    assert (out.reasoning, out.text) == ("hm", "So.")
+
+
+def test_the_completion_is_its_text_and_says_where_the_time_went() -> None:
+    out = macllm.generate(scripted(b"Hello"), FakeTokenizer(), Request(prompt=PROMPT, sampling=GREEDY))
+    assert str(out) == f"{out}" == "Hello"
+    assert out.timing.prefill_seconds > 0
+    assert out.timing.decode_seconds > 0
+    assert out.timing.peak_bytes > 0
+    assert out.timing.tokens_per_second(out.usage.completion_tokens) > 0
+    assert out.usage.prompt_tokens == len(PROMPT)
+
+
+def test_the_stream_is_public() -> None:
+    assert [type(event) for event in macllm.stream(FakeModel(), FakeTokenizer(), "x", max_tokens=1, temperature=0)][
+        -1
+    ] is Done
