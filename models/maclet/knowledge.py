@@ -133,6 +133,12 @@ def read_sections(path: Path) -> dict[str, list[str]]:
     return sections
 
 
+def labelled(name: str) -> list[tuple[str, str]]:
+    """(label, text) of each line of a file with lines "label: text"."""
+    lines = (DATA / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [(label, text) for label, _, text in (line.partition(": ") for line in lines)]
+
+
 def is_plural(name: str) -> bool:
     """Whether a name takes "are"."""
     return name.endswith("s") and not name.endswith(("ss", "is", "us", "bias", "loss", "`", "safetensors", "others"))
@@ -165,6 +171,11 @@ class Guide:
         self._things = {name: reserve(items) for name, items in self.slots.items()}
         self.by_name = {name.lower(): topic for topic in self.topics for name in topic.names}
         self.pairs = self._pairs()
+        for name, questions in labelled("asks"):
+            self.by_name[name.lower()].ask += questions.split(" | ")
+        for label, answer in labelled("more"):
+            name, _, facet = label.partition(" / ")
+            self.by_name[name.lower()].answers.setdefault(facet, []).append(answer)
         known = {normalized(name) for name in self.by_name}
         clash = [thing for name in ("thing", "near") for thing in self.slots[name] if normalized(thing) in known]
         if clash:
@@ -175,8 +186,7 @@ class Guide:
 
     def _pairs(self) -> list[tuple[str, str, str]]:
         pairs = []
-        for line in (DATA / "compare.txt").read_text(encoding="utf-8").splitlines():
-            names, _, answer = line.partition(": ")
+        for names, answer in labelled("compare"):
             first, _, second = names.partition(" | ")
             pairs.append((first, second, answer))
         return pairs
@@ -233,7 +243,7 @@ class Guide:
             facet = rng.choices([*FACETS, "short"], [1.6, *weights, 2 * absent])[0]
         if topic.kind == "self":
             facet = "what"
-        if facet == "what" and topic.ask and not heldout and (topic.kind == "self" or rng.random() < 0.25):
+        if facet == "what" and topic.ask and not heldout and (topic.kind == "self" or rng.random() < 0.35):
             question = rng.choice(topic.ask)
         else:
             name = rng.choice(topic.names)
@@ -314,14 +324,14 @@ class Guide:
     def follow_up(self, last: Turn, heldout: bool = False) -> Turn:
         """A question that only makes sense after the last turn."""
         rng, topic = self.rng, last.topic
-        if last.category.startswith("unknown"):
+        if last.category.startswith("unknown") and (heldout or rng.random() < 0.4):
             accepted = self.frames["refused"]
             question = self.frame("then.refused", heldout)
             return Turn(question, rng.choice(accepted), tuple(accepted), None, "then.refused")
         if topic is None or topic.kind == "self":
             return self.known(heldout)
-        here = [name in topic.answers or name in ("short", "again", "more", "example") for name in FOLLOW_UPS]
-        odds = [1.0 if fits or topic.kind == "concept" else 0 for fits in here]
+        here = [name in topic.answers or name in ("short", "again", "more") for name in FOLLOW_UPS]
+        odds = [1.0 if fits else 0.3 if topic.kind == "concept" else 0.1 for fits in here]
         facet = rng.choices(FOLLOW_UPS, [w * odd for w, odd in zip([4, 3, 4, 2, 2, 2, 3], odds, strict=True)])[0]
         pairs = [pair for pair in self.pairs if topic.name in (self._id(pair[0]), self._id(pair[1]))]
         pairs = [pair for pair in pairs if pair[2] not in last.told]
