@@ -43,7 +43,7 @@ class Run:
             return
         if not folder.is_dir():
             raise UsageError(f"{folder} is a file", remedy="another folder for the run")
-        for name in (_SETTINGS, "adapters.safetensors", "snapshots"):
+        for name in ("snapshots", "adapters.safetensors", "model"):
             if (folder / name).exists():
                 raise UsageError(
                     f"{folder} holds a run already",

@@ -163,7 +163,14 @@ READABLE: list[dict[str, Any]] = [
     {**LLAMA, "model_type": "qwen3"},
     {**LLAMA, "model_type": "olmo2"},
     {**oracles.GEMMA, "model_type": "gemma2", "sliding_window": 32, **CAPS},
-    {**oracles.GEMMA, "model_type": "gemma3_text", "sliding_window": 32, "sliding_window_pattern": 2},
+    # mlx-lm rounds the root of the hidden size to bfloat16; that of 64 is 8 in both
+    {
+        **oracles.GEMMA,
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "sliding_window": 32,
+        "sliding_window_pattern": 2,
+    },
     {**oracles.GPT2, "model_type": "gpt2", "n_ctx": 64},
     {**oracles.SMALL, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
 ]

@@ -1,0 +1,290 @@
+"""Whole runs on files: from random weights, and LoRA on what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from macllm import adapter, checkpoint
+from macllm.errors import DataError, UsageError
+from macllm.nn import lora
+from macllm.train import finetune as finetuning
+from macllm.train import pretrain as pretraining
+from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
+from macllm.train.events import Evaluated, Finished, Prepared, Saved, Step, TrainEvent
+from macllm.train.finetune import finetune
+from macllm.train.pretrain import train
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with config.json, a byte tokenizer with a chat template, and rows."""
+    folder = tmp_path_factory.mktemp("recipe")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<end>", "<user>", "<assistant>"]
+    tokenizer = FastTokenizer(models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<end>", "chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    rows = [chat(f"{a}+{b}", str(a + b)) for a in range(5) for b in range(4)]
+    (folder / "train.jsonl").write_text("".join(rows))
+    (folder / "valid.jsonl").write_text("".join(rows[::5]))
+    (folder / "fact.jsonl").write_text(chat("who", "me") * 4 + chat("1+1", "2") * 4)
+    (folder / "recipe.toml").write_text(
+        'data = "."\nconfig = "config.json"\ntokenizer = "."\niters = 6\nbatch_size = 4\n'
+        "max_seq_length = 32\nsteps_per_report = 2\nsteps_per_eval = 3\nsave_every = 2\nlearning_rate = 0.01\n"
+    )
+    return folder
+
+
+def chat(question: str, answer: str) -> str:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages}) + "\n"
+
+
+@pytest.fixture(scope="module")
+def base(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that training made."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    train(PretrainConfig.load(recipe / "recipe.toml", output=out, iters=60, init_std=0.2, steps_per_eval=0))
+    return out / "model"
+
+
+def lora_config(recipe: Path, base: Path, out: Path, **changes: Any) -> FinetuneConfig:
+    settings = {
+        "data": recipe / "fact.jsonl",
+        "model": base,
+        "adapter_path": out,
+        "iters": 6,
+        "save_every": 2,
+        "learning_rate": 0.01,
+        "steps_per_report": 1,
+        "rank": 4,
+        "alpha": 8.0,
+    }
+    return FinetuneConfig.load(**(settings | changes))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_makes_a_checkpoint_that_opens(base: Path) -> None:
+    model, tokenizer = checkpoint.load(base)
+    assert tokenizer.render([{"role": "user", "content": "x"}]) == "<user>x<end><assistant>"
+    assert model(mx.array([[5, 6, 7]])).shape == (1, 3, 300)
+
+
+def test_a_run_tells_what_happens_in_order(recipe: Path, tmp_path: Path) -> None:
+    told: list[TrainEvent] = []
+    folder = train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run"), on_event=told.append)
+    assert [type(e) for e in told if not isinstance(e, Saved)] == [
+        Prepared, Evaluated, Step, Evaluated, Step, Step, Evaluated, Finished,
+    ]  # fmt: skip
+    first, last = told[0], told[-1]
+    assert isinstance(first, Prepared)
+    assert isinstance(last, Finished)
+    assert (first.rows, first.valid_rows, first.steps, first.first_step) == (20, 4, 6, 0)
+    assert first.parameters == first.trained_parameters
+    assert last.loss == min(e.loss for e in told if isinstance(e, Evaluated))
+    assert [m["event"] for m in metrics(folder)] == [type(e).__name__ for e in told]
+    assert json.loads((folder / "run.json").read_text())["iters"] == 6
+
+
+def test_an_adapter_learns_what_the_base_does_not_know(recipe: Path, base: Path, tmp_path: Path) -> None:
+    config = lora_config(recipe, base, tmp_path / "adapters", iters=60, rank=8, alpha=16.0, save_every=0)
+    assert finetune(config) == tmp_path / "adapters"
+    losses = [m["loss"] for m in metrics(tmp_path / "adapters") if m["event"] == "Step"]
+    assert losses[-1] < 0.3 * losses[0]
+    model, tokenizer = checkpoint.load(base, adapter=tmp_path / "adapters")
+    tokens = tokenizer.encode_chat([{"role": "user", "content": "who"}])
+    for _ in range(2):
+        tokens.append(int(model(mx.array([tokens]))[0, -1].argmax()))
+    assert tokenizer.decode(tokens[-2:]) == "me"
+    plain, _ = checkpoint.load(base)
+    assert tokenizer.decode([int(plain(mx.array([tokens[:-2]]))[0, -1].argmax())]) != "m"
+
+
+def test_a_fused_adapter_is_a_checkpoint_of_its_own(recipe: Path, base: Path, tmp_path: Path) -> None:
+    finetune(lora_config(recipe, base, tmp_path / "adapters"))
+    model, tokenizer = checkpoint.load(base, adapter=tmp_path / "adapters")
+    tokens = mx.array([[5, 6, 7]])
+    adapted = model(tokens)
+    with pytest.raises(UsageError, match="fuse"):
+        checkpoint.save(model, tokenizer, tmp_path / "fused")
+    lora.fuse(model)
+    checkpoint.save(model, tokenizer, tmp_path / "fused")
+    again, _ = checkpoint.load(tmp_path / "fused")
+    assert float(mx.abs(again(tokens) - adapted).max()) < 1e-4
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_an_interrupted_run_resumes_to_the_same_bytes(recipe: Path, base: Path, tmp_path: Path, stop: int) -> None:
+    straight = lora_config(recipe, base, tmp_path / "straight", dropout=0.2)
+    finetune(straight)
+    halved = dataclasses.replace(straight, adapter_path=str(tmp_path / "halved"))
+    with closing(finetuning.events(halved)) as stream:
+        for event in stream:
+            if isinstance(event, Step) and event.step == stop:
+                break
+    adapter.attach(checkpoint.load(base)[0], tmp_path / "halved")  # what there is so far is usable
+    with pytest.raises(UsageError, match="--resume"):
+        finetune(halved)
+    finetune(dataclasses.replace(halved, resume=True))
+    assert digest(tmp_path / "halved/adapters.safetensors") == digest(tmp_path / "straight/adapters.safetensors")
+    told = [m["step"] for m in metrics(tmp_path / "halved") if m["event"] == "Step"]
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_weights_are_handed_over_where_there_is_validation_data(
+    recipe: Path, base: Path, tmp_path: Path
+) -> None:
+    changes = {"valid": recipe / "valid.jsonl", "steps_per_eval": 1, "iters": 12, "learning_rate": 0.03, "keep": 1}
+    finetune(lora_config(recipe, base, tmp_path / "best", **changes))
+    told = metrics(tmp_path / "best")
+    losses = [m["loss"] for m in told if m["event"] == "Evaluated" and m["step"]]
+    assert losses[-1] > min(losses)  # otherwise best and last are one
+    assert told[-1]["loss"] == min(losses)
+    finetune(lora_config(recipe, base, tmp_path / "last", select="last", **changes))
+    assert metrics(tmp_path / "last")[-1]["loss"] == losses[-1]
+    assert digest(tmp_path / "best/adapters.safetensors") != digest(tmp_path / "last/adapters.safetensors")
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe: Path, base: Path, tmp_path: Path) -> None:
+    config = lora_config(recipe, base, tmp_path / "adapters")
+    with closing(finetuning.events(config)) as first:
+        next(first)
+        with (
+            pytest.raises(UsageError, match="another process"),
+            closing(finetuning.events(dataclasses.replace(config, resume=True))) as second,
+        ):
+            next(second)
+
+
+def test_rows_longer_than_the_model_reaches_are_told(recipe: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_text(chat("x" * 10, "y" * 200))
+    config = lora_config(recipe, base, tmp_path / "adapters", data=tmp_path / "long.jsonl", iters=1)
+    with closing(finetuning.events(config)) as stream:
+        told = next(stream)
+    assert isinstance(told, Prepared)
+    assert (told.truncated_rows, told.tokens) == (1, 64)
+    with pytest.raises(DataError, match="more than 64"):
+        finetune(dataclasses.replace(config, long_rows="error"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vocab_size": 200}, "a vocabulary of 200, the tokenizer one of"),
+        ({"model_type": "unheard"}, "of no family"),
+        ({"model_type": "bert"}, "no causal language model"),
+    ],
+)
+def test_a_config_that_cannot_be_trained_is_refused(
+    recipe: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    bert = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "type_vocab_size": 2}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | bert | change))
+    with pytest.raises(UsageError, match=said):
+        train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run", config=tmp_path / "config.json"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_a_config_that_cannot_be_read_is_refused(recipe: Path, tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run", config=tmp_path / "config.json"))
+
+
+def recorded(kind: type[TrainConfig], config: TrainConfig) -> tuple[Any, set[str]]:
+    """The same config, and the names of the fields that are read from it from now on."""
+    fields, read, asked = {f.name for f in dataclasses.fields(config)}, set[str](), [True]
+
+    class Recorded(kind):  # type: ignore[misc, valid-type]
+        def __getattribute__(self, name: str) -> Any:
+            if name in fields and asked[0]:
+                read.add(name)
+            return super().__getattribute__(name)
+
+        def as_dict(self) -> dict[str, Any]:
+            asked[0] = False
+            try:
+                return super().as_dict()
+            finally:
+                asked[0] = True
+
+    copy = Recorded(**dataclasses.asdict(config))
+    read.clear()
+    return copy, read
+
+
+def test_every_setting_of_a_fine_tuning_run_is_read(recipe: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    changes = {"schedule": "wsd", "valid_fraction": 0.2, "iters": 0, "epochs": 1.0}
+    config, read = recorded(FinetuneConfig, lora_config(recipe, base, tmp_path / "adapters", **changes))
+    finetune(config)
+    assert {f.name for f in dataclasses.fields(FinetuneConfig)} - read == set()
+
+
+def test_every_setting_of_a_run_from_random_weights_is_read(recipe: Path, tmp_path: Path) -> None:
+    changes = {"schedule": "wsd", "data": recipe / "train.jsonl", "valid_fraction": 0.2, "iters": 0}
+    settings = PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run", **changes)
+    config, read = recorded(PretrainConfig, settings)
+    train(config)
+    assert {f.name for f in dataclasses.fields(PretrainConfig)} - read == set()
+
+
+def test_initial_weights_have_the_spread_asked_for(recipe: Path) -> None:
+    config = PretrainConfig.load(recipe / "recipe.toml", init_std=0.1)
+    big = {**CONFIG, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "attention_bias": True}
+    model = pretraining.new_model(big, config)
+    layer = model.decoder.layers[3]
+    spread = {
+        0.1: [model.embedding.tokens.weight, layer.attention.q_proj.weight, layer.feed_forward.up_proj.weight],
+        0.1 / 4: [layer.attention.o_proj.weight, layer.feed_forward.down_proj.weight],
+    }
+    for std, weights in spread.items():
+        for weight in weights:
+            assert float(weight.std()) == pytest.approx(std, rel=0.05)
+    assert not layer.attention.q_proj.bias.any()
+    assert bool((layer.attention_norm.pre.weight == 1).all())
+    again = pretraining.new_model(big, config).embedding.tokens.weight
+    assert bool(mx.array_equal(again, model.embedding.tokens.weight))
