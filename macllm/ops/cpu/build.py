@@ -28,6 +28,7 @@ KERNELS = ("parallel", "pointwise", "rows", "rope", "attention", "sgemm")
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
+LINK = ("-shared", "-pthread")
 COMPILE_SECONDS = 600
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def _key() -> str:
     compiler = _compiler()
     stamp = Path(compiler).resolve().stat()
     facts = (importlib.metadata.version("mlx"), NANOBIND, sys.version, compiler, stamp.st_size, stamp.st_mtime_ns)
-    digest.update(repr((facts, COMMON, FAST, GLUE, platform.machine(), _cpu())).encode())
+    digest.update(repr((facts, COMMON, FAST, GLUE, LINK, platform.machine(), _cpu())).encode())
     return digest.hexdigest()[:24]
 
 
@@ -151,8 +152,8 @@ def _compile(target: Path, progress: Progress | None) -> None:
                 if progress:
                     progress(done, total)
         built = Path(folder) / target.name
-        libraries = [f"-L{_package('mlx') / 'lib'}", "-lmlx", "-pthread"]
-        _run([compiler, "-shared", "-Wl,-s", *map(str, commands), *libraries, "-o", str(built)])
+        libraries = [f"-L{_package('mlx') / 'lib'}", "-lmlx"]
+        _run([compiler, *LINK, *map(str, commands), *libraries, "-o", str(built)])
         built.replace(target)
     if progress:
         progress(total, total)
