@@ -1,0 +1,331 @@
+"""Decoders as streams: tokens in, text out as soon as it is certain.
+
+A decoder of the `tokenizers` library maps a whole list of tokens to a text. Each stage here maps the same list
+piece by piece and holds back only what a later token could still change, so that what it has given out and what
+it gives at the end together are the text that the library makes.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+_METASPACE = "\u2581"
+_WORDPIECE_CLEANUP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+TEXT_CLEANUP = tuple(pair for pair in _WORDPIECE_CLEANUP if pair[0] != " do not")
+
+
+class Stage(Protocol):
+    """One step of a decoder."""
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The pieces that `piece` makes certain."""
+        ...
+
+    def close(self) -> Iterable[str]:
+        """What was still held back."""
+        ...
+
+
+class PerToken:
+    """A stage that maps each token by itself."""
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The mapped token."""
+        return (piece,)
+
+    def close(self) -> Iterable[str]:
+        """Nothing: a token is done when it is pushed."""
+        return ()
+
+
+class ReplaceInToken(PerToken):
+    """Replaces a string inside each token."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The token with every `old` as `new`."""
+        return (piece.replace(self._old, self._new),)
+
+
+class ReplaceInText:
+    """`str.replace` over a text that arrives in pieces."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+        self._held = ""
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The text up to where a match could still begin."""
+        *done, rest = (self._held + piece).split(self._old)
+        keep = _overlap(rest, self._old)
+        cut = len(rest) - keep
+        self._held = rest[cut:]
+        return (self._new.join([*done, rest[:cut]]),)
+
+    def close(self) -> Iterable[str]:
+        """The unfinished match, as it is."""
+        held, self._held = self._held, ""
+        return (held,)
+
+
+def _overlap(text: str, pattern: str) -> int:
+    """How many last characters of `text` could begin `pattern`."""
+    for size in range(min(len(text), len(pattern) - 1), 0, -1):
+        if text.endswith(pattern[:size]):
+            return size
+    return 0
+
+
+class ByteFallback:
+    """Runs of byte tokens such as `<0xE2>` become text.
+
+    A run that is no valid UTF-8 becomes one U+FFFD a byte, all of it: so a run is held until it ends.
+    """
+
+    def __init__(self) -> None:
+        self._run = bytearray()
+
+    def push(self, piece: str) -> Iterable[str]:
+        """Nothing for a byte, else the run before and the token."""
+        value = byte_value(piece)
+        if value is None:
+            return (*self.close(), piece)
+        self._run.append(value)
+        return ()
+
+    def close(self) -> Iterable[str]:
+        """The text of the run."""
+        run = bytes(self._run)
+        self._run.clear()
+        try:
+            return (run.decode(),) if run else ()
+        except UnicodeDecodeError:
+            return ("\ufffd",) * len(run)
+
+
+def byte_value(token: str) -> int | None:
+    """The byte that a token such as `<0xE2>` stands for, None for other tokens."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return None
+    return None
+
+
+class ByteLevel:
+    """GPT-2's alphabet back to bytes, bytes to text; an incomplete character waits for its rest."""
+
+    def __init__(self) -> None:
+        self._bytes = byte_alphabet()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The characters that are complete."""
+        table = self._bytes
+        try:
+            raw = bytes([table[char] for char in piece])
+        except KeyError:
+            raw = piece.encode()
+        return (self._decoder.decode(raw),)
+
+    def close(self) -> Iterable[str]:
+        """U+FFFD for a character that never became complete."""
+        return (self._decoder.decode(b"", final=True),)
+
+
+@cache
+def byte_alphabet() -> Mapping[str, int]:
+    """The 256 printable characters that byte-level BPE writes bytes with (GPT-2), each with its byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+class StripEachToken(PerToken):
+    """Strips up to `left` and `right` times one character from each token."""
+
+    def __init__(self, char: str, left: int, right: int) -> None:
+        self._char, self._left, self._right = char, left, right
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The stripped token."""
+        start = _count(piece, self._char, self._left)
+        end = len(piece) - _count(piece[::-1], self._char, self._right)
+        return (piece[start:end] if start < end else "",)
+
+
+class StripText:
+    """Strips up to `left` times one character where the text begins and `right` times where it ends."""
+
+    def __init__(self, char: str, left: int, right: int) -> None:
+        self._char, self._left, self._right = char, left, right
+        self._held = ""
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The text without its beginning; what could be its end waits."""
+        if not piece:
+            return ()
+        if self._left:
+            cut = _count(piece, self._char, self._left)
+            self._left = self._left - cut if cut == len(piece) else 0
+            piece = piece[cut:]
+        if not self._right:
+            return (piece,)
+        text = self._held + piece
+        keep = _count(text[::-1], self._char, self._right)
+        self._held = text[len(text) - keep :]
+        return (text[: len(text) - keep],)
+
+    def close(self) -> Iterable[str]:
+        """Nothing: what was held is what is stripped."""
+        return ()
+
+
+def _count(text: str, char: str, most: int) -> int:
+    count = 0
+    while count < most and text[count : count + 1] == char:
+        count += 1
+    return count
+
+
+class Metaspace(PerToken):
+    """`▁` becomes a space, and nothing in the first token where encoding put one there."""
+
+    def __init__(self, mark: str, prefixed: bool) -> None:
+        self._mark = mark
+        self._first = "" if prefixed else " "
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The token with its spaces."""
+        space, self._first = self._first, " "
+        return (piece.replace(self._mark, space),)
+
+
+class WordPiece(PerToken):
+    """`##` continues a word, anything else begins one after a space."""
+
+    def __init__(self, prefix: str, cleanup: bool) -> None:
+        self._prefix = prefix
+        self._cleanup = _WORDPIECE_CLEANUP if cleanup else ()
+        self._first = True
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The word or its part."""
+        if not self._first:
+            piece = piece[len(self._prefix) :] if piece.startswith(self._prefix) else " " + piece
+        self._first = False
+        for old, new in self._cleanup:
+            piece = piece.replace(old, new)
+        return (piece,)
+
+
+class WordEnd:
+    """The suffix that ends a word becomes a space, and nothing in the last token, which therefore waits."""
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+        self._held: str | None = None
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The token before."""
+        held, self._held = self._held, piece
+        return () if held is None else (held.replace(self._suffix, " "),)
+
+    def close(self) -> Iterable[str]:
+        """The last token."""
+        return () if self._held is None else (self._held.replace(self._suffix, ""),)
+
+
+class JoinWithSpaces(PerToken):
+    """What a tokenizer without a decoder does."""
+
+    def __init__(self) -> None:
+        self._first = True
+
+    def push(self, piece: str) -> Iterable[str]:
+        """The token, after a space but for the first."""
+        first, self._first = self._first, False
+        return (piece if first else " " + piece,)
+
+
+def stages_of(decoder: Mapping[str, Any] | None) -> list[Stage] | None:
+    """The stages of a decoder as tokenizer.json writes it; None where one of its steps is not known here."""
+    if decoder is None:
+        return [JoinWithSpaces()]
+    stages: list[Stage] = []
+    fused = False
+    for step in _flat(decoder):
+        if step.get("type") == "Fuse":
+            fused = True
+            continue
+        stage = _stage(step, fused)
+        if stage is None:
+            return None
+        fused = fused or step.get("type") == "ByteLevel"
+        stages.append(stage)
+    return stages
+
+
+def _flat(decoder: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    if decoder.get("type") != "Sequence":
+        return (decoder,)
+    return [step for part in decoder.get("decoders", ()) for step in _flat(part)]
+
+
+def _stage(step: Mapping[str, Any], fused: bool) -> Stage | None:
+    kind = step.get("type")
+    if kind == "Replace":
+        pattern = step["pattern"].get("String")
+        if not pattern:
+            return None
+        return (ReplaceInText if fused else ReplaceInToken)(pattern, step["content"])
+    if kind == "Strip":
+        strip = StripText if fused else StripEachToken
+        return strip(step["content"], int(step["start"]), int(step["stop"]))
+    if kind == "ByteLevel":
+        return ByteLevel()
+    if fused:
+        return None
+    if kind == "ByteFallback":
+        return ByteFallback()
+    if kind == "Metaspace":
+        return Metaspace(step.get("replacement", _METASPACE), step.get("prepend_scheme", "always") != "never")
+    if kind == "WordPiece":
+        return WordPiece(step["prefix"], bool(step.get("cleanup", True)))
+    if kind == "BPEDecoder":
+        return WordEnd(step["suffix"])
+    return None
+
+
+def run_push(stages: Sequence[Stage], piece: str, start: int = 0) -> str:
+    """The text that `piece` makes certain, fed to the stages from `start` on."""
+    pieces = [piece]
+    for stage in stages[start:]:
+        pieces = [out for each in pieces for out in stage.push(each)]
+    return "".join(pieces)
+
+
+def run_close(stages: Sequence[Stage]) -> str:
+    """What the stages still held, each emptied through those behind it."""
+    out: list[str] = []
+    for index, stage in enumerate(stages):
+        out += [run_push(stages, piece, index + 1) for piece in stage.close()]
+    return "".join(out)

@@ -1,0 +1,257 @@
+"""How much a template may take: time, text, nesting; and what an operation will cost, known before it runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+MAX_TEXT = 8_000_000  # characters of one string
+MAX_WEIGHT = 300_000  # elements of one value, all levels; so many characters count as one more:
+CHARS_PER_ELEMENT = 64
+MAX_DEPTH = 100  # containers inside one another, and macros that call one another
+MAX_BITS = 8192  # of an integer
+MAX_WORK = 500_000  # characters for filters that go through a text in Python
+MAX_INDENT = 100
+MAX_NEEDLE = 100  # characters to look for where the search takes the product of both lengths
+TOTAL_TEXT = 64_000_000  # characters that all operations together may make
+_PRECISE = re.compile(r"\d+")
+
+
+class LimitError(Exception):
+    """A template went over a limit; the message names it."""
+
+
+@dataclass
+class Limits:
+    """Processor seconds and characters written that one rendering may take."""
+
+    seconds: float = 1.0
+    output_chars: int = MAX_TEXT
+
+
+class Budget:
+    """What one rendering has left."""
+
+    def __init__(self, limits: Limits, input_chars: int) -> None:
+        self._limits = limits
+        self._deadline = time.thread_time() + limits.seconds
+        self._text_left = TOTAL_TEXT + 8 * input_chars
+        self._depth = 0
+        self._known: dict[int, tuple[int, int, Any]] = {}
+        self.written = 0
+        self.spans: list[tuple[int, int]] = []
+
+    def step(self, text: int = 0) -> None:
+        """Pays for one operation that makes `text` characters."""
+        self._text_left -= text
+        if self._text_left < 0:
+            raise LimitError(f"it makes more than {TOTAL_TEXT:,} characters of text")
+        if time.thread_time() > self._deadline:
+            raise LimitError(f"it runs longer than {self._limits.seconds:g} s of processor time")
+
+    def write(self, chunk: str) -> None:
+        """Counts a chunk of the output."""
+        self.written += len(chunk)
+        self.step()
+        if self.written > self._limits.output_chars:
+            raise LimitError(f"it writes more than {self._limits.output_chars:,} characters")
+
+    @contextmanager
+    def deeper(self) -> Iterator[None]:
+        """One call inside another."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise LimitError(f"its macros call one another more than {MAX_DEPTH} deep")
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def admit(self, value: Any) -> Any:
+        """`value`, when it is small enough to be printed, compared or sorted."""
+        if isinstance(value, str):
+            self.allow_text(len(value))
+            self.step(len(value))
+        elif isinstance(value, int):
+            if value.bit_length() > MAX_BITS:
+                raise LimitError(f"it makes an integer of more than {MAX_BITS} bits")
+        elif isinstance(value, list | tuple | dict | set | frozenset):
+            self.weigh(value)
+            self.step(len(value))
+        return value
+
+    def allow_text(self, chars: int) -> None:
+        """Refuses a string of this length."""
+        if chars > MAX_TEXT:
+            raise LimitError(f"it makes a string of {chars:,} characters")
+
+    def weigh(self, value: Any, level: int = 0) -> tuple[int, int]:
+        """Elements of a value on all levels, shared ones as often as they show, and how deep it is.
+
+        Containers never change in the sandbox, so each is measured once; it is kept alive for its id to stay its own.
+        """
+        if isinstance(value, str):
+            return 1 + len(value) // CHARS_PER_ELEMENT, 0
+        if not isinstance(value, list | tuple | dict | set | frozenset):
+            return 1, 0
+        if id(value) in self._known:
+            return self._known[id(value)][:2]
+        if level > MAX_DEPTH:
+            raise LimitError(f"it nests containers more than {MAX_DEPTH} deep")
+        self.step()
+        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        weight, depth = 1, 0
+        for element in inside:
+            more, below = self.weigh(element, level + 1)
+            weight, depth = weight + more, max(depth, below)
+            if weight > MAX_WEIGHT:
+                raise LimitError(f"it makes a value of more than {MAX_WEIGHT:,} elements")
+        if depth >= MAX_DEPTH:
+            raise LimitError(f"it nests containers more than {MAX_DEPTH} deep")
+        self._known[id(value)] = (weight, depth + 1, value)
+        return weight, depth + 1
+
+
+_current: ContextVar[Budget | None] = ContextVar("macllm_template_budget", default=None)
+
+
+def budget() -> Budget:
+    """The budget of the rendering that runs."""
+    current = _current.get()
+    if current is None:
+        raise LimitError("it runs outside a rendering")
+    return current
+
+
+@contextmanager
+def spending(spent: Budget) -> Iterator[Budget]:
+    """Makes `spent` the budget of what runs inside."""
+    token = _current.set(spent)
+    try:
+        yield spent
+    finally:
+        _current.reset(token)
+
+
+def operator_limits(operator: str, left: Any, right: Any) -> None:
+    """Refuses an operator whose result would be too large."""
+    spent = budget()
+    spent.step()
+    if operator == "*":
+        _product_limits(spent, left, right)
+    elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+        spent.allow_text(len(left) + len(right))
+    elif operator == "%" and isinstance(left, str):
+        format_limits(left, right if isinstance(right, tuple) else (right,), "%")
+    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+        _allow(left.bit_length() * max(right, 1), MAX_BITS, "bits of an integer")
+
+
+def _product_limits(spent: Budget, left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        _allow(left.bit_length() + right.bit_length(), 2 * MAX_BITS, "bits of an integer")
+        return
+    times, value = (left, right) if isinstance(left, int) else (right, left)
+    if isinstance(times, int) and isinstance(value, str | bytes):
+        spent.allow_text(len(value) * max(times, 0))
+    elif isinstance(times, int):
+        _allow(spent.weigh(value)[0] * max(times, 0), MAX_WEIGHT, "elements")
+
+
+def _allow(amount: float, limit: int, what: str) -> None:
+    if amount > limit:
+        raise LimitError(f"it asks for {amount:,} {what}, more than {limit:,}")
+
+
+def format_limits(text: str, values: tuple[Any, ...], mark: str) -> None:
+    """Refuses a format whose fields, widths and values could make a huge text."""
+    spent = budget()
+    fields = text.count(mark)
+    widest = max((_written(spent, value) for value in values), default=0)
+    starred = sum(value for value in values if isinstance(value, int) and value > 0) if "*" in text or "{" in text else 0
+    widths = sum(int(number) if len(number) < 10 else MAX_TEXT + 1 for number in _PRECISE.findall(text))
+    spent.allow_text(len(text) + fields * widest + widths + (starred if _has_computed_width(text, mark) else 0))
+
+
+def _written(spent: Budget, value: Any) -> int:
+    """Characters that a value takes written out, at most about."""
+    return len(value) if isinstance(value, str) else CHARS_PER_ELEMENT * spent.weigh(value)[0]
+
+
+def _has_computed_width(text: str, mark: str) -> bool:
+    return "*" in text if mark == "%" else re.search(r"\{[^{}]*\{", text) is not None
+
+
+def method_limits(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a method of `text`, iterators read; refuses what would be huge or slow."""
+    spent = budget()
+    first = args[0] if args else None
+    if name in ("center", "ljust", "rjust", "zfill") and isinstance(first, int):
+        spent.allow_text(first)
+    elif name == "expandtabs":
+        spent.allow_text(len(text) + text.count("\t") * (first if isinstance(first, int) else 8))
+    elif name == "replace" and len(args) > 1 and isinstance(first, str) and isinstance(args[1], str):
+        spent.allow_text(len(text) + text.count(first) * len(args[1]))
+    elif name == "join" and args and not isinstance(first, str | list | tuple | dict):
+        args = (spent.admit(list(first)), *args[1:])
+    elif name in ("split", "rsplit", "splitlines"):
+        parts = text.count(first) if isinstance(first, str) and first else len(text) // 2
+        _allow(parts, MAX_WEIGHT, "elements")
+    if name == "join" and args and isinstance(args[0], str | list | tuple | dict):
+        spent.allow_text(len(text) * len(args[0]))
+    if name in ("rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip") and isinstance(first, str):
+        _allow(len(first), MAX_NEEDLE, "characters to look for")
+    return args
+
+
+def filter_limits(name: str, values: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A filter's value and arguments, iterators read; refuses what would be huge or slow."""
+    spent = budget()
+    value = values[0] if values else None
+
+    def argument(index: int, keyword: str, default: Any) -> Any:
+        return values[index] if len(values) > index else kwargs.get(keyword, default)
+
+    if name == "center":
+        spent.allow_text(_number(argument(1, "width", 80)))
+    elif name == "indent":
+        width = argument(1, "width", 4)
+        lines = str(value).count("\n") + 1
+        spent.allow_text(lines * (len(width) if isinstance(width, str) else _number(width)))
+    elif name == "format":
+        format_limits(str(value), (*values[1:], *kwargs.values()), "%")
+    elif name in ("batch", "slice"):
+        _allow(_number(argument(1, "linecount" if name == "batch" else "slices", 0)), MAX_WEIGHT // 3, "elements")
+    elif name == "replace":
+        old, new = str(argument(1, "old", "")), str(argument(2, "new", ""))
+        spent.allow_text(len(str(value)) + str(value).count(old) * len(new))
+    elif name == "join":
+        if not hasattr(value, "__len__"):
+            values = [spent.admit(list(value)), *values[1:]]
+        spent.allow_text(len(values[0]) * len(str(argument(1, "d", ""))))
+    elif name in ("title", "urlencode", "list", "unique", "sort"):
+        _allow(len(value) if isinstance(value, str) else 0, MAX_WORK, "characters")
+    elif name == "tojson":
+        _json_limits(spent, value, argument(2, "indent", None), argument(3, "separators", None))
+    elif name == "sum" and isinstance(argument(2, "start", 0), list | tuple | dict | str):
+        raise LimitError("it sums containers")
+    elif name == "trim" and isinstance(argument(1, "chars", None), str):
+        _allow(len(argument(1, "chars", "")), MAX_NEEDLE, "characters to look for")
+    return values, kwargs
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _json_limits(spent: Budget, value: Any, indent: Any, separators: Any) -> None:
+    weight, depth = spent.weigh(value)
+    width = len(indent) if isinstance(indent, str) else _number(indent)
+    _allow(width, MAX_INDENT, "characters of indent")
+    extra = sum(len(separator) for separator in separators) if isinstance(separators, list | tuple) else 0
+    spent.allow_text(weight * (max(width, 0) * depth + extra))

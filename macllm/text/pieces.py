@@ -1,0 +1,314 @@
+"""tokenizer.model: what `sentencepiece` runs, with the special tokens and spaces that transformers puts around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macllm.errors import CheckpointError
+
+from .decoding import (
+    TEXT_CLEANUP,
+    ByteFallback,
+    Metaspace,
+    ReplaceInText,
+    ReplaceInToken,
+    Stage,
+    StripText,
+    run_close,
+    run_push,
+)
+from .settings import AddedToken, TokenizerSettings
+
+if TYPE_CHECKING:
+    import sentencepiece
+
+_UNIGRAM, _BPE = 1, 2
+_CONTROL, _USER_DEFINED = 3, 4
+_SPACE = "\u2581"
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """What a sentencepiece model file says about itself."""
+
+    data: bytes
+    kind: int = _UNIGRAM
+    byte_fallback: bool = False
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    symbols: tuple[AddedToken, ...] = ()  # control and user-defined pieces
+
+    @classmethod
+    def read(cls, path: Path) -> SentencePieceModel:
+        """The model in a file. Raises `CheckpointError` where the file is not one."""
+        data = path.read_bytes()
+        try:
+            return _parse(data)
+        except (IndexError, ValueError) as error:
+            raise unreadable(path, error) from error
+
+    def processor(self, *, add_dummy_prefix: bool) -> sentencepiece.SentencePieceProcessor:
+        """A processor that does or does not put a space before the text."""
+        import sentencepiece
+
+        # A message appended to a protobuf is merged into it, the later value wins: normalizer_spec.add_dummy_prefix.
+        data = self.data + bytes([0x1A, 2, 0x18, int(add_dummy_prefix)])
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error for a sentencepiece file that is damaged or something else."""
+    return CheckpointError(
+        f"{path} is no sentencepiece model that can be read.",
+        cause=str(error) or type(error).__name__,
+        remedy="download the model again: macllm models get NAME",
+    )
+
+
+def _parse(data: bytes) -> SentencePieceModel:
+    """Reads the few fields of sentencepiece_model.proto that matter here (ModelProto: 1 pieces, 2 trainer, 3 normalizer)."""
+    model = SentencePieceModel(data)
+    symbols: list[AddedToken] = []
+    for field, value in _fields(data):
+        if field == 1 and isinstance(value, bytes):
+            piece = dict(_fields(value)) if value[-2:] in (b"\x18\x03", b"\x18\x04") else {}
+            kind, text = piece.get(3), piece.get(1)
+            if kind in (_CONTROL, _USER_DEFINED) and isinstance(text, bytes):
+                symbols.append(AddedToken(text.decode(), special=kind == _CONTROL))
+        elif field == 2 and isinstance(value, bytes):
+            trainer = dict(_fields(value))
+            model = replace(model, kind=trainer.get(3, _UNIGRAM), byte_fallback=bool(trainer.get(35, 0)))
+        elif field == 3 and isinstance(value, bytes):
+            rules = dict(_fields(value))
+            model = replace(
+                model, add_dummy_prefix=bool(rules.get(3, 1)), remove_extra_whitespaces=bool(rules.get(4, 1))
+            )
+    return replace(model, symbols=tuple(symbols))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message: number and value."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        wire = tag & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        size, at = _varint(data, at) if wire == 2 else ({1: 8, 5: 4}.get(wire, -1), at)
+        if size < 0 or at + size > len(data):
+            raise ValueError(f"broken message at byte {at}")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = data[at]
+    at += 1
+    if value < 0x80:
+        return value, at
+    value &= 0x7F
+    shift = 7
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError(f"broken number at byte {at}")
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """Where a space goes before a text: "always", "first" (only where the whole text begins) or "never".
+
+    `native` leaves a text that begins with spaces to sentencepiece; else those count as the space.
+    """
+
+    prefix: str
+    native: bool
+
+
+class SentencePieceBackend:
+    """Encodes through sentencepiece, decodes as transformers' converted tokenizers do."""
+
+    def __init__(self, path: Path, settings: TokenizerSettings) -> None:
+        self._path = path
+        self._model = SentencePieceModel.read(path)
+        self._family = _family(path, settings)
+        self._plain = self._load(add_dummy_prefix=False)
+        if self._family == "t5":
+            settings = settings.with_class_defaults("t5")
+        self.settings = settings = self._named_by_the_model(settings)
+        self._spacing = _spacing(self._family, self._model, settings)
+        self._added = self._added_tokens(settings)
+        self._added_by_id = {index: token for token, index in self._added.values()}
+        self.special_ids = frozenset(index for token, index in self._added.values() if token.special)
+        self._splitter = AddedTokenSplitter({token.content: token for token, _ in self._added.values()})
+        self._before, self._after = self._ends(settings)
+        self._cleanup = settings.flag("clean_up_tokenization_spaces", False) and self._model.kind != _BPE
+
+    def _load(self, *, add_dummy_prefix: bool) -> sentencepiece.SentencePieceProcessor:
+        try:
+            return self._model.processor(add_dummy_prefix=add_dummy_prefix)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise unreadable(self._path, error) from error
+
+    @cached_property
+    def _prefixing(self) -> sentencepiece.SentencePieceProcessor:
+        return self._load(add_dummy_prefix=True)
+
+    def _named_by_the_model(self, settings: TokenizerSettings) -> TokenizerSettings:
+        """The settings, completed by the begin, end and unknown pieces of the model itself."""
+        processor = self._plain
+        ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
+        return settings.with_defaults(**{name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0})
+
+    def _added_tokens(self, settings: TokenizerSettings) -> dict[str, tuple[AddedToken, int]]:
+        """Every added token with its id: the model's own symbols, then what the settings declare, in order."""
+        processor = self._plain
+        size = processor.get_piece_size()
+        added = {symbol.content: (symbol, processor.piece_to_id(symbol.content)) for symbol in self._model.symbols}
+        if self._family == "t5":
+            count = int(settings.values.get("extra_ids", 100))
+            names = [f"<extra_id_{index}>" for index in range(count - 1, -1, -1)]
+            added |= {name: (AddedToken(name, special=True), size + index) for index, name in enumerate(names)}
+            size += count
+        declared = {token.content: index for index, token in settings.added.items()}
+        for token in settings.tokens():
+            known = added.get(token.content)
+            index = known[1] if known else declared.get(token.content, processor.piece_to_id(token.content))
+            is_piece = 0 <= index < processor.get_piece_size()
+            if token.content not in declared and known is None and (
+                not is_piece or processor.id_to_piece(index) != token.content
+            ):
+                index = size = max(size, 1 + max((i for _, i in added.values()), default=0))
+            added[token.content] = (token, index)
+        return added
+
+    def _ends(self, settings: TokenizerSettings) -> tuple[list[int], list[int]]:
+        """The ids that encoding puts before and after a text."""
+        ends: dict[str, list[int]] = {}
+        for name in ("bos", "eos"):
+            token = settings.named.get(f"{name}_token")
+            wanted = settings.flag(f"add_{name}_token", self._family == "t5" and name == "eos")
+            index = self.token_to_id(token.content) if token and wanted else None
+            ends[name] = [] if index is None else [index]
+        return ends["bos"], ends["eos"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, added ones included."""
+        pieces = self._plain.get_piece_size()
+        return pieces + sum(index >= pieces for index in self._added_by_id)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of `text`."""
+        ids: list[int] = []
+        for chunk, token, at in self._splitter.split(text):
+            if token is not None:
+                ids.append(self._added[token][1])
+            elif chunk:
+                ids += self._encode_chunk(chunk, first=at == 0)
+        return [*self._before, *ids, *self._after] if add_special_tokens else ids
+
+    def _encode_chunk(self, chunk: str, *, first: bool) -> list[int]:
+        spacing = self._spacing
+        if spacing.prefix == "never" or (spacing.prefix == "first" and not first):
+            return self._plain.encode(chunk)
+        if not spacing.native and chunk[0] in (" ", _SPACE):
+            return self._plain.encode(chunk)
+        return self._prefixing.encode(chunk)
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of `ids`; ids that are no token are left out."""
+        stages = self.stages()
+        skip = self.special_ids if skip_special_tokens else frozenset()
+        tokens = [self.id_to_token(index) for index in ids if index not in skip]
+        text = "".join([run_push(stages, token) for token in tokens if token is not None])
+        return text + run_close(stages)
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token, None where there is no such token."""
+        if token in self._added:
+            return self._added[token][1]
+        index = self._plain.piece_to_id(token)
+        return index if index >= 0 and self._plain.id_to_piece(index) == token else None
+
+    def id_to_token(self, index: int) -> str | None:
+        """The token of an id, None where there is no such id."""
+        if index in self._added_by_id:
+            return self._added_by_id[index].content
+        return self._plain.id_to_piece(index) if 0 <= index < self._plain.get_piece_size() else None
+
+    def stages(self) -> list[Stage]:
+        """The decoder as fresh stages."""
+        if self._family == "t5":
+            stages: list[Stage] = [Metaspace(_SPACE, prefixed=True)]
+        else:
+            stages = [ReplaceInToken(_SPACE, " ")]
+            if self._model.byte_fallback:
+                stages.append(ByteFallback())
+            if self._spacing.prefix != "never":
+                stages.append(StripText(" ", 1, 0))
+        return [*stages, *(ReplaceInText(old, new) for old, new in TEXT_CLEANUP if self._cleanup)]
+
+
+def _family(path: Path, settings: TokenizerSettings) -> str:
+    """Whose conventions the model file follows: "llama", "gemma", "t5" or "sentencepiece" for its own."""
+    if not settings.family and path.name == "spiece.model":
+        return "t5"
+    return settings.family if settings.family in ("t5", "gemma", "llama") else "sentencepiece"
+
+
+def _spacing(family: str, model: SentencePieceModel, settings: TokenizerSettings) -> Spacing:
+    if family == "t5":
+        return Spacing("always", native=True)
+    default = {"gemma": False, "llama": True}.get(family, model.add_dummy_prefix)
+    if not settings.flag("add_prefix_space", default):
+        return Spacing("never", native=True)
+    if family == "sentencepiece" or model.remove_extra_whitespaces:
+        return Spacing("always", native=True)
+    legacy = settings.values.get("legacy", False)
+    return Spacing("always" if legacy else "first", native=False)
+
+
+class AddedTokenSplitter:
+    """Cuts a text at the added tokens in it, the longest where several begin at one place."""
+
+    def __init__(self, tokens: Mapping[str, AddedToken]) -> None:
+        self._tokens = tokens
+        contents = sorted((content for content in tokens if content), key=len, reverse=True)
+        self._find: Callable[[str, int], re.Match[str] | None] | None = None
+        if contents:
+            self._find = re.compile("|".join(re.escape(content) for content in contents)).search
+
+    def split(self, text: str) -> Iterator[tuple[str, str | None, int]]:
+        """Chunks in order: (text, None, position) for ordinary text, (content, content, position) for a token."""
+        start = at = 0
+        while self._find is not None and (match := self._find(text, at)) is not None:
+            token = self._tokens[match.group()]
+            left, right = match.span()
+            if token.single_word and (_is_word(text[left - 1 : left] if left else "") or _is_word(text[right : right + 1])):
+                at = right
+                continue
+            if token.lstrip:
+                left = start + len(text[start:left].rstrip())
+            if token.rstrip:
+                right = len(text) - len(text[right:].lstrip())
+            yield text[start:left], None, start
+            yield token.content, token.content, left
+            start = at = right
+        yield text[start:], None, start
+
+
+def _is_word(char: str) -> bool:
+    return char.isalnum() or char == "_"

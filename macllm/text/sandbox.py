@@ -1,0 +1,296 @@
+"""Jinja's immutable sandbox with a budget: no template can run long, grow large or reach what it was not given.
+
+The sandbox of Jinja keeps attributes and mutation away but not time and memory: `range` in `range`, a macro that
+calls itself, `'x' * 10**9`, `|center(10**9)` or `~` in a loop all hang or fill a machine. Here every loop turn,
+call, filter, test, comparison and operator draws on one `Budget`, and what could grow is measured before it is
+made. Nothing is interrupted from outside, so it works in any thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import update_wrapper
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.ext import loopcontrols as LoopControls  # noqa: N812
+from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.visitor import NodeTransformer
+
+from .limits import Budget, LimitError, budget, filter_limits, format_limits, method_limits, operator_limits
+
+# Filters of the web that no conversation needs and whose cost is hard to bound.
+_REMOVED_FILTERS = ("urlize", "pprint", "xmlattr", "striptags", "wordwrap", "wordcount", "filesizeformat")
+_REMOVED_GLOBALS = ("lipsum",)
+_STRING_METHODS = (
+    "capitalize casefold center count endswith expandtabs find format format_map index isalnum isalpha isascii"
+    " isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip"
+    " partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines"
+    " startswith strip swapcase title upper zfill"
+)
+_METHODS: dict[type, frozenset[str]] = {
+    str: frozenset(_STRING_METHODS.split()),
+    dict: frozenset({"copy", "get", "items", "keys", "values"}),
+    list: frozenset({"copy", "count", "index"}),
+    tuple: frozenset({"count", "index"}),
+    int: frozenset({"bit_length", "is_integer"}),
+    float: frozenset({"is_integer"}),
+}
+_CALLABLES = (Macro, LoopContext, BlockReference, Undefined, Cycler, Joiner)
+
+
+class RefusalError(jinja2.TemplateError):
+    """What a template says with `raise_exception`."""
+
+
+class SandboxEnvironment(ImmutableSandboxedEnvironment):
+    """The environment that chat templates are written for, as transformers sets it up, within a budget."""
+
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControls], finalize=_write, cache_size=0
+        )
+        for name in _REMOVED_FILTERS:
+            self.filters.pop(name, None)
+        for name in _REMOVED_GLOBALS:
+            self.globals.pop(name, None)
+        self.filters["tojson"] = _tojson
+        self.filters = {name: _guarded_filter(name, function) for name, function in self.filters.items()}
+        self.tests = {name: _guarded_test(function) for name, function in self.tests.items()}
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+        self.globals["namespace"] = TemplateNamespace
+        self._functions = frozenset(id(value) for value in self.globals.values())
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        """Compiles the template with its loops, literals, slices, `~` and comparisons on the budget."""
+        return super()._generate(_Instrument().visit(source), *args, **kwargs)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        """Refuses at once; Jinja would let the value be printed as nothing."""
+        raise jinja2.exceptions.SecurityError(
+            f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe."
+        )
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandboxed `str.format`, measured before it runs."""
+        inner = super().wrap_str_format(value)
+        if inner is None:
+            return None
+        text = value.__self__
+
+        def wrapper(*args: Any, **kwargs: Any) -> str:
+            format_limits(text, (*args, *kwargs.values()), "{")
+            return budget().admit(inner(*args, **kwargs))
+
+        self_call = update_wrapper(wrapper, inner)
+        self_call.macllm_allowed = True  # type: ignore[attr-defined]
+        return self_call
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+        """Calls what templates may call, on the budget."""
+        spent = budget()
+        spent.step()
+        if getattr(__obj, "__self__", None) is __self:  # put there by _Instrument; Jinja adds keywords of its own
+            return __obj(*args)
+        name, target = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
+        if not __self._may_call(__obj, name, target):
+            raise jinja2.exceptions.SecurityError(f"{name or type(__obj).__name__!r} may not be called by a template.")
+        if isinstance(target, str):
+            args = method_limits(target, name, args)
+        with spent.deeper():
+            return spent.admit(super().call(__context, __obj, *args, **kwargs))
+
+    def _may_call(self, obj: Any, name: str, target: Any) -> bool:
+        if isinstance(obj, _CALLABLES) or id(obj) in self._functions or getattr(obj, "macllm_allowed", False):
+            return True
+        if isinstance(target, LoopContext | Cycler | Joiner):
+            return True
+        return any(isinstance(target, kind) and name in names for kind, names in _METHODS.items())
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """The operator's result, measured before it is made."""
+        operator_limits(operator, left, right)
+        return budget().admit(super().call_binop(context, operator, left, right))
+
+    def step(self, written: int) -> str:
+        """Pays for one turn of a loop whose body writes `written` characters of its own."""
+        budget().step(written)
+        return ""
+
+    def checked(self, value: Any) -> Any:
+        """A literal container or an operand of a comparison, admitted."""
+        spent = budget()
+        spent.step()
+        return spent.admit(value)
+
+    def concatenated(self, *values: Any) -> str:
+        """What `~` makes."""
+        spent = budget()
+        texts = [_write(value) for value in values]
+        spent.allow_text(sum(map(len, texts)))
+        return spent.admit("".join(map(str, texts)))
+
+    def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
+        """What `value[start:stop:step]` makes."""
+        return budget().admit(value[start:stop:step])
+
+
+class TemplateNamespace(Namespace):
+    """A namespace that keeps underscored names out and never writes out what it holds, itself perhaps."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805
+        self, *rest = args
+        attributes = dict(*rest, **kwargs)
+        for name in attributes:
+            _check_name(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace may not hold the underscored name {name!r}.")
+
+
+class Generation(Extension):
+    """`{% generation %}` … `{% endgeneration %}`: what the assistant wrote, noted with its place in the text."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.CallBlock:
+        """The block, as a call with its body."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = nodes.Call(nodes.EnvironmentAttribute("noted"), [], [], None, None)
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        environment.extend(noted=_noted)
+
+
+def _noted(caller: Macro) -> str:
+    text = caller()
+    spent = budget()
+    spent.spans.append((spent.written, spent.written + len(text)))
+    return text
+
+
+_noted.macllm_allowed = True  # type: ignore[attr-defined]
+
+
+class _Instrument(NodeTransformer):
+    """Puts a step into every loop and sends what can grow through the environment."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
+        written = sum(len(data.data) for body in (node.body, node.else_) for part in body for data in _data(part))
+        self.generic_visit(node)
+        step = nodes.ExprStmt(_call("step", nodes.Const(written), line=node.lineno))
+        node.body.insert(0, step.set_lineno(node.lineno))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:  # noqa: N802
+        self.generic_visit(node)
+        return _call("concatenated", *node.nodes, line=node.lineno)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
+        self.generic_visit(node)
+        node.expr = _call("checked", node.expr, line=node.lineno)
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Call:  # noqa: N802
+        self.generic_visit(node)
+        return _call("checked", node, line=node.lineno)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Call:  # noqa: N802
+        self.generic_visit(node)
+        return _call("checked", node, line=node.lineno)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
+        self.generic_visit(node)
+        return _call("checked", node, line=node.lineno) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        ends = [part or nodes.Const(None) for part in (node.arg.start, node.arg.stop, node.arg.step)]
+        return _call("sliced", node.node, *ends, line=node.lineno)
+
+
+def _data(node: nodes.Node) -> Iterable[nodes.TemplateData]:
+    return [node] if isinstance(node, nodes.TemplateData) else node.find_all(nodes.TemplateData)
+
+
+def _call(name: str, *args: nodes.Expr, line: int) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None).set_lineno(line)
+
+
+def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        spent = budget()
+        spent.step()
+        values, kwargs = filter_limits(name, list(args[first:]), kwargs)
+        return spent.admit(function(*args[:first], *values, **kwargs))
+
+    return update_wrapper(guarded, function)
+
+
+def _guarded_test(function: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        budget().step()
+        return function(*args, **kwargs)
+
+    return update_wrapper(guarded, function)
+
+
+def _write(value: Any) -> Any:
+    """The text of an expression that is written out."""
+    spent = budget()
+    if not isinstance(value, str):
+        value = str(spent.admit(value))
+    spent.step(len(value))
+    return value
+
+
+def _raise_exception(message: Any = None) -> None:
+    raise RefusalError(message)
+
+
+def _strftime_now(form: str) -> str:
+    digits = sum(char.isdigit() for char in form)
+    if len(form) > 1000 or digits > 8:  # a C library takes a width: %1000000000d
+        raise LimitError("a date format may have 1000 characters and 8 digits")
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON for a model to read: unlike Jinja's own filter it escapes nothing for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+__all__ = ["Budget", "LimitError", "RefusalError", "SandboxEnvironment"]

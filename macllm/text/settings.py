@@ -1,0 +1,171 @@
+"""What the files beside a vocabulary say about it: named tokens, added tokens, flags, templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from macllm.errors import CheckpointError
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MAX_JSON_BYTES = 512 << 20
+_END = "<|endoftext|>"
+_BRACKETS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+_ANGLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_ROBERTA = {**_ANGLES, "sep_token": "</s>", "cls_token": "<s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+_GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
+# The tokens that a tokenizer class names when its config does not.
+_CLASS_TOKENS = {
+    "bert": _BRACKETS,
+    "roberta": _ROBERTA,
+    "gpt2": {"unk_token": _END, "bos_token": _END, "eos_token": _END},
+    "qwen2": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
+    "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "marian": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "gemma": _GEMMA,
+    "llama": _ANGLES,
+}
+_ALIASES = {
+    "bart": "roberta",
+    "longformer": "roberta",
+    "led": "roberta",
+    "mt5": "t5",
+    "umt5": "t5",
+    "codellama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+}
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A string that is one token wherever it stands in a text.
+
+    `lstrip` and `rstrip` swallow the white space around it, `single_word` asks for a word boundary on both
+    sides, `normalized` looks for it in the normalized text instead of the raw one.
+    """
+
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @classmethod
+    def read(cls, value: Any, *, special: bool) -> AddedToken:
+        """The token that a string or a dict of a JSON file means; `special` is the default of its flag."""
+        if isinstance(value, str):
+            return cls(value, special=special)
+        if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+            raise CheckpointError(f"An added token of the tokenizer has no text: {value!r}.", remedy=_REDOWNLOAD)
+        flags = {name: bool(value.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
+        is_special = bool(value.get("special", special))
+        normalized = bool(value.get("normalized", not is_special))
+        return cls(value["content"], special=is_special, normalized=normalized, **flags)
+
+
+_REDOWNLOAD = "download the model again: macllm models get NAME"
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """tokenizer_config.json, with special_tokens_map.json and added_tokens.json folded in."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, AddedToken] = field(default_factory=dict)
+    extra_special: tuple[AddedToken, ...] = ()
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+    model_type: str = ""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> TokenizerSettings:
+        """The settings of a model folder; all defaults where it has none of the files."""
+        values = read_json(folder / "tokenizer_config.json")
+        if "added_tokens_decoder" not in values:
+            values = {**values, **read_json(folder / "special_tokens_map.json")}
+        declared = values.get("added_tokens_decoder") or {}
+        added = {int(index): AddedToken.read(token, special=False) for index, token in declared.items()}
+        by_content = {token.content: token for token in added.values()}
+        named: dict[str, AddedToken] = {}
+        for name, value in values.items():
+            if value is not None and (name in NAMED_TOKENS or name.endswith("_token")) and _is_token(value):
+                token = AddedToken.read(value, special=True)
+                named[name] = replace(by_content.get(token.content, token), special=True)
+        extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
+        if isinstance(extra, Mapping):
+            named |= {name: AddedToken.read(value, special=True) for name, value in extra.items()}
+            extra = []
+        specials = tuple(AddedToken.read(value, special=True) for value in extra)
+        if not added:
+            known = {token.content for token in (*named.values(), *specials)}
+            for content, index in read_json(folder / "added_tokens.json").items():
+                is_special = content in known
+                added[int(index)] = AddedToken(content, special=is_special, normalized=not is_special)
+        model_type = str(read_json(folder / "config.json").get("model_type", ""))
+        return cls(values, named, specials, added, model_type)
+
+    @property
+    def tokenizer_class(self) -> str:
+        """The class name that wrote the files, without the suffix of transformers 4's fast classes."""
+        return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")
+
+    @property
+    def family(self) -> str:
+        """Whose conventions the tokenizer class (or the model type) follows, such as "bert"; empty for no known one."""
+        name = (self.tokenizer_class or self.model_type).lower()
+        for known in (*_CLASS_TOKENS, *_ALIASES):
+            if name.startswith(known):
+                return _ALIASES.get(known, known)
+        return ""
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean of tokenizer_config.json; null counts as missing."""
+        value = self.values.get(name)
+        return default if value is None else bool(value)
+
+    def tokens(self) -> Iterator[AddedToken]:
+        """Every token the settings name: declared by id first, then the named, then the extra ones."""
+        for index in sorted(self.added):
+            yield self.added[index]
+        yield from self.named.values()
+        yield from self.extra_special
+
+    def with_class_defaults(self, family: str) -> TokenizerSettings:
+        """The same settings where missing named tokens are those of a family's tokenizer class."""
+        return self.with_defaults(**_CLASS_TOKENS.get(family, {}))
+
+    def with_defaults(self, **contents: str) -> TokenizerSettings:
+        """The same settings where missing named tokens take the given texts."""
+        by_content = {token.content: token for token in self.added.values()}
+        missing = {
+            name: replace(by_content.get(content, AddedToken(content)), special=True)
+            for name, content in contents.items()
+            if name not in self.values and name not in self.named
+        }
+        return replace(self, named={**missing, **self.named})
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("content"), str))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no such file.
+
+    Raises `CheckpointError` for anything else than a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} is too large for a tokenizer file.", remedy=_REDOWNLOAD)
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON.", cause=str(error), remedy=_REDOWNLOAD) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object.", remedy=_REDOWNLOAD)
+    return value

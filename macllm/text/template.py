@@ -1,0 +1,250 @@
+"""Conversations as text, the way a model was trained to read them: its chat template (Jinja)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macllm.errors import UsageError
+
+from .settings import read_json
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from .limits import Budget
+
+MAX_SOURCE = 98_304  # characters; the longest template of a known model has half of it
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+
+class TemplateError(UsageError):
+    """A chat template that is wrong, was stopped, or refuses the conversation; `cause` says which way."""
+
+
+class ChatTemplate:
+    """One or several named Jinja templates, and the named tokens that they may write.
+
+    Rendering is limited: 1 s of processor time, 8 million characters, no attribute or call that could
+    leave the sandbox. Safe to share between threads.
+    """
+
+    def __init__(self, sources: str | Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
+        self.sources = {"default": sources} if isinstance(sources, str) else dict(sources)
+        self._tokens = dict(tokens or {})
+        self._compiled: dict[str, Template] = {}
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, config: Mapping[str, Any], tokens: Mapping[str, str]
+    ) -> ChatTemplate | None:
+        """The templates of a model folder, None where it has none.
+
+        chat_template.jinja and additional_chat_templates/*.jinja go before tokenizer_config.json, that before
+        chat_template.json.
+        """
+        sources: dict[str, str] = {}
+        if (folder / "chat_template.jinja").is_file():
+            sources["default"] = _read(folder / "chat_template.jinja")
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+            sources[path.stem] = _read(path)
+        if not sources:
+            sources = _declared(config.get("chat_template"))
+        if not sources:
+            sources = _declared(read_json(folder / "chat_template.json").get("chat_template"))
+        return cls(sources, tokens) if sources else None
+
+    @property
+    def source(self) -> str:
+        """The text of the template that is used when none is named."""
+        return self.sources.get("default") or next(iter(self.sources.values()))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The conversation as text. `template` among the variables names one of several templates.
+
+        Raises `TemplateError`.
+        """
+        return self._render(messages, tools, add_generation_prompt, variables)[0]
+
+    def render_with_spans(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation as text, and from where to where in it the assistant wrote (`{% generation %}`).
+
+        No spans where the template does not mark them (`marks_generation`).
+        """
+        text, budget = self._render(messages, tools, add_generation_prompt, variables)
+        return text, budget.spans
+
+    @property
+    def marks_generation(self) -> bool:
+        """Whether the template says which parts the assistant wrote."""
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: dict[str, Any],
+    ) -> tuple[str, Budget]:
+        from .limits import Budget, Limits, spending
+
+        if not messages:
+            raise TemplateError(
+                "An empty conversation has no text.", remedy='give a message: {"role": "user", "content": "..."}'
+            )
+        name = self._choose(variables.pop("template", None), tools)
+        data = {
+            **self._tokens,
+            **{key: _plain(value) for key, value in variables.items()},
+            "messages": [_message(message) for message in messages],
+            "tools": _plain(list(tools)) if tools is not None else None,
+            "documents": _plain(variables.get("documents")),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        budget = Budget(Limits(), input_chars=_chars(data))
+        chunks: list[str] = []
+        with spending(budget), _explained():
+            if name not in self._compiled:
+                self._compiled[name] = _compile(self.sources[name])
+            for chunk in self._compiled[name].generate(data):
+                budget.write(chunk)
+                chunks.append(chunk)
+        return "".join(chunks), budget
+
+    def _choose(self, name: str | None, tools: object) -> str:
+        if name is None:
+            name = "tool_use" if tools is not None and "tool_use" in self.sources else "default"
+            if name not in self.sources and len(self.sources) == 1:
+                name = next(iter(self.sources))
+        if name not in self.sources:
+            raise TemplateError(
+                f"The model has no chat template named {name!r}.",
+                cause=f"it has {', '.join(sorted(self.sources))}",
+                remedy="name one of them: template=...",
+            )
+        return name
+
+
+def _read(path: Path) -> str:
+    if path.stat().st_size > 4 * MAX_SOURCE:
+        raise _too_long()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{path} is not UTF-8 text.", cause=str(error), remedy=_OTHER) from error
+
+
+_OTHER = "use another model, or mend its chat_template.jinja"
+
+
+def _too_long() -> TemplateError:
+    return TemplateError(
+        "The model's chat template is too long.", cause=f"it may have {MAX_SOURCE:,} characters", remedy=_OTHER
+    )
+
+
+def _declared(value: Any) -> dict[str, str]:
+    """The templates in a JSON file: a text, a list of {"name", "template"}, or a name: text object."""
+    if isinstance(value, str):
+        return {"default": value} if value else {}
+    if isinstance(value, Mapping):
+        return {str(name): text for name, text in value.items() if isinstance(text, str)}
+    entries = [entry for entry in value or () if isinstance(entry, Mapping)]
+    return {str(e["name"]): e["template"] for e in entries if isinstance(e.get("template"), str) and "name" in e}
+
+
+def _compile(source: str) -> Template:
+    from .sandbox import SandboxEnvironment
+
+    if len(source) > MAX_SOURCE:
+        raise _too_long()
+    return SandboxEnvironment().from_string(source)
+
+
+class _explained:  # noqa: N801
+    """Turns whatever goes wrong in a template into a `TemplateError`."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, TemplateError):
+            raise _explain(error) from error
+
+
+def _explain(error: Exception) -> TemplateError:
+    from jinja2.exceptions import SecurityError, TemplateSyntaxError
+
+    from .limits import LimitError
+    from .sandbox import RefusalError
+
+    said = str(error)
+    if isinstance(error, RefusalError):
+        return TemplateError(
+            "The model's chat template refuses this conversation.",
+            cause=said,
+            remedy="change the conversation as the cause says, or use another model",
+        )
+    if isinstance(error, LimitError | RecursionError | MemoryError):
+        return TemplateError("The model's chat template was stopped.", cause=said or type(error).__name__, remedy=_OTHER)
+    if isinstance(error, SecurityError):
+        return TemplateError("The model's chat template tried what templates may not do.", cause=said, remedy=_OTHER)
+    if isinstance(error, TemplateSyntaxError):
+        cause = f"line {error.lineno}: {error.message}"
+        return TemplateError("The model's chat template is not valid Jinja.", cause=cause, remedy=_OTHER)
+    return TemplateError("The model's chat template failed.", cause=said or type(error).__name__, remedy=_OTHER)
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """The message as plain data without empty fields, its reasoning under the names that templates read."""
+    plain = _plain(message)
+    if not isinstance(plain, dict):
+        raise TemplateError(
+            f"A message of the conversation is {type(message).__name__}, not an object.",
+            remedy='write messages as {"role": "user", "content": "..."}',
+        )
+    # A missing field is what templates ask for; a null they would write out as "None".
+    plain = {name: value for name, value in plain.items() if value is not None}
+    reasoning = next((plain[name] for name in _REASONING_FIELDS if name in plain), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """A copy made of plain JSON types: no object with methods of its own reaches a template."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return f"<{type(value).__name__}>"
+
+
+def _chars(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_chars(item) for item in value.values())
+    return sum(map(_chars, value)) if isinstance(value, list) else 0

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import threading
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from macllm.errors import UsageError
+from macllm.text.template import ChatTemplate, TemplateError
+
+TEMPLATES = Path(__file__).parent / "templates"
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {}}}
+
+
+def template(name: str) -> ChatTemplate:
+    return ChatTemplate((TEMPLATES / f"{name}.jinja").read_text("utf-8"), TOKENS)
+
+
+def turns(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": f"text {index}"} for index, role in enumerate(roles)]
+
+
+RECORDED = [
+    (
+        "llama-3",
+        {"date_string": "26 Jul 2024"},
+        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024"
+        "\n\ntext 0<|eot_id|><|start_header_id|>user<|end_header_id|>\n\ntext 1<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    ("qwen-3", {}, "<|im_start|>system\ntext 0<|im_end|>\n<|im_start|>user\ntext 1<|im_end|>\n<|im_start|>assistant\n"),
+    (
+        "qwen-3",
+        {"enable_thinking": False},
+        "<|im_start|>system\ntext 0<|im_end|>\n<|im_start|>user\ntext 1<|im_end|>\n<|im_start|>assistant\n"
+        "<think>\n\n</think>\n\n",
+    ),
+    ("gemma-3", {}, "<s><start_of_turn>user\ntext 0\n\ntext 1<end_of_turn>\n<start_of_turn>model\n"),
+    ("mistral", {}, "<s>[INST] text 0\n\ntext 1[/INST]"),
+    (
+        "phi-4",
+        {},
+        "<|im_start|>system<|im_sep|>text 0<|im_end|><|im_start|>user<|im_sep|>text 1<|im_end|>"
+        "<|im_start|>assistant<|im_sep|>",
+    ),
+    ("phi-4-mini", {}, "<|system|>text 0<|end|><|user|>text 1<|end|><|assistant|>"),
+]
+
+
+@pytest.mark.parametrize(("name", "variables", "text"), RECORDED)
+def test_known_templates_write_what_their_models_were_trained_on(name: str, variables: dict, text: str) -> None:
+    assert template(name).render(turns("system", "user"), **variables) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "cause"),
+    [
+        ("gemma-3", ("user", "user"), "Conversation roles must alternate user/assistant/user/assistant/..."),
+        (
+            "mistral",
+            ("user", "user"),
+            "After the optional system message, conversation roles must alternate user/assistant/user/assistant/...",
+        ),
+    ],
+)
+def test_a_refusal_says_in_the_words_of_the_template_why(name: str, roles: tuple[str, ...], cause: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        template(name).render(turns(*roles))
+    assert caught.value.cause == cause
+    assert "refuses" in caught.value.message
+    assert isinstance(caught.value, UsageError)
+
+
+def test_json_in_templates_is_not_escaped_for_html() -> None:
+    text = ChatTemplate("{{ tools | tojson }}").render(HI, tools=[TOOL])
+    assert json.loads(text) == [TOOL]
+    assert "<é>" in text
+
+
+def test_the_date_is_that_of_the_clock() -> None:
+    before = datetime.now().strftime("%Y-%m-%d")
+    assert ChatTemplate("{{ strftime_now('%Y-%m-%d') }}").render(HI) in (before, datetime.now().strftime("%Y-%m-%d"))
+
+
+def test_variables_reach_the_template_and_go_before_named_tokens() -> None:
+    chat = ChatTemplate("{{ bos_token }}{{ mood }}{{ documents[0].text }}", TOKENS)
+    assert chat.render(HI, mood="calm", documents=[{"text": "D"}]) == "<s>calmD"
+    assert chat.render(HI, bos_token="!", documents=[{}]) == "!"
+
+
+def test_an_empty_field_counts_as_missing() -> None:
+    chat = ChatTemplate("{{ messages[0].tool_calls is defined }} {{ messages[0].content is defined }}")
+    assert chat.render([{"role": "user", "content": "x", "tool_calls": None}]) == "False True"
+
+
+def test_objects_reach_a_template_as_plain_data_only() -> None:
+    class Text(str):
+        def delete(self) -> str:
+            raise AssertionError
+
+    chat = ChatTemplate("{{ messages[0].content }} {{ messages[0].picture }} {{ messages[0].content.delete is defined }}")
+    assert chat.render([{"role": "user", "content": Text("x"), "picture": object()}]) == "x <object> False"
+
+
+def test_rendering_changes_no_message() -> None:
+    messages = [{"role": "assistant", "content": None, "thinking": "t"}]
+    ChatTemplate("{{ messages[0].reasoning_content }}").render(messages)
+    assert messages == [{"role": "assistant", "content": None, "thinking": "t"}]
+
+
+def test_spans_are_where_the_assistant_wrote() -> None:
+    chat = template("phi-4")
+    text, spans = chat.render_with_spans(turns("user", "assistant", "user", "assistant"))
+    assert [text[start:end] for start, end in spans] == [
+        "<|im_start|>assistant<|im_sep|>text 1<|im_end|>",
+        "<|im_start|>assistant<|im_sep|>text 3<|im_end|>",
+    ]
+    assert chat.marks_generation
+    assert not template("qwen-3").marks_generation
+
+
+def test_templates_are_found_in_every_place_that_models_keep_them(tmp_path: Path) -> None:
+    def found(config: dict) -> str | None:
+        chat = ChatTemplate.from_folder(tmp_path, config, {})
+        return chat.render(HI) if chat else None
+
+    assert found({}) is None
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "from json"}')
+    assert found({}) == "from json"
+    assert found({"chat_template": "from config"}) == "from config"
+    assert found({"chat_template": [{"name": "default", "template": "listed"}]}) == "listed"
+    (tmp_path / "chat_template.jinja").write_text("from file")
+    assert found({"chat_template": "from config"}) == "from file"
+
+
+def test_named_templates_are_chosen_by_tools_and_by_name(tmp_path: Path) -> None:
+    listed = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    chat = ChatTemplate.from_folder(tmp_path, {"chat_template": [*listed, {"name": "rag", "template": "rag"}]}, {})
+    assert chat is not None
+    assert chat.render(HI) == "plain"
+    assert chat.render(HI, tools=[TOOL]) == "tools"
+    assert chat.render(HI, template="rag") == "rag"
+    with pytest.raises(TemplateError, match="no chat template named 'x'") as caught:
+        chat.render(HI, template="x")
+    assert caught.value.cause == "it has default, rag, tool_use"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("file tools")
+    (tmp_path / "chat_template.jinja").write_text("file plain")
+    chat = ChatTemplate.from_folder(tmp_path, {}, {})
+    assert chat is not None
+    assert (chat.render(HI), chat.render(HI, tools=[])) == ("file plain", "file tools")
+
+
+@pytest.mark.parametrize("messages", [[], ["text"], [None], [["role", "user"]]])
+def test_what_is_no_conversation_is_an_error_with_an_example(messages: list) -> None:
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate("x").render(messages)
+    assert '"role": "user"' in (caught.value.remedy or "")
+
+
+def test_threads_render_with_one_template() -> None:
+    chat = ChatTemplate("{% for i in range(300) %}{% generation %}{{ messages[0].content }}{% endgeneration %}{% endfor %}")
+    found: dict[int, tuple[str, int]] = {}
+
+    def work(number: int) -> None:
+        text, spans = chat.render_with_spans([{"role": "user", "content": str(number)}])
+        found[number] = (text, len(spans))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: (str(number) * 300, 300) for number in range(8)}
+
+
+def test_a_long_conversation_is_no_reason_to_stop() -> None:
+    messages = turns(*("user", "assistant") * 400)
+    for message in messages:
+        message["content"] *= 600
+    for name in ("llama-3", "qwen-3", "gemma-3", "mistral", "phi-4", "phi-4-mini"):
+        assert len(template(name).render(messages)) > 800 * 6 * 600

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+from text_corpus import CORPUS
+
+from macllm.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.parity
+
+
+# The library behind transformers composes stacked combining marks otherwise than sentencepiece, which trained the model.
+SENTENCEPIECE_KNOWS_BETTER = {"t5_spiece.model": {"a\u0300\u0301\u0302b"}}
+
+
+def oracle(folder: Path):
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    path = folder / "tokenizer_config.json"
+    name = json.loads(path.read_text("utf-8"))["tokenizer_class"] if path.exists() else "AutoTokenizer"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(transformers, name).from_pretrained(folder)
+
+
+def as_sentencepiece(folder: Path, text: str) -> list[int]:
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model")).encode(text)
+
+
+def decoded(tokenizer, ids: list[int], skip: bool) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=skip)
+
+
+def test_ids_and_texts_equal_those_of_transformers(folder: Path, record_property) -> None:
+    theirs, ours = oracle(folder), Tokenizer.from_folder(folder)
+    random_ids = random.Random(0)
+    assert ours.vocab_size == len(theirs)
+    wrong = []
+    compared = 0
+    for text in CORPUS:
+        for special in (True, False):
+            expected = theirs.encode(text, add_special_tokens=special)
+            compared += 1
+            if text in SENTENCEPIECE_KNOWS_BETTER.get(folder.name, ()):
+                assert ours.encode(text, False) == as_sentencepiece(folder, text)
+            elif ours.encode(text, special) != expected:
+                wrong.append(("encode", text, special, ours.encode(text, special), expected))
+            cuts = [expected, expected[1:], expected[: len(expected) // 2]]
+            noise = [random_ids.randrange(ours.vocab_size) for _ in range(12)]
+            for ids in [*cuts, noise]:
+                for skip in (True, False):
+                    compared += 1
+                    if ours.decode(ids, skip) != decoded(theirs, ids, skip):
+                        wrong.append(("decode", ids, skip, ours.decode(ids, skip), decoded(theirs, ids, skip)))
+    print(f"{folder.name}: {len(CORPUS)} texts, {compared} comparisons, {len(wrong)} differ")
+    record_property("comparisons", compared)
+    assert wrong[:3] == []
+
+
+def test_named_tokens_equal_those_of_transformers(folder: Path) -> None:
+    theirs, ours = oracle(folder), Tokenizer.from_folder(folder)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert {index for index, token in theirs.added_tokens_decoder.items() if token.special} == ours.special_ids
