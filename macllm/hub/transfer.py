@@ -46,8 +46,8 @@ class Hub:
     def __init__(self, name: ModelName) -> None:
         from importlib.metadata import version
 
-        from huggingface_hub import get_session, get_token
         from huggingface_hub.errors import OfflineModeIsEnabled
+        from huggingface_hub.utils import get_session, get_token
 
         self.name = name
         self.endpoint = endpoint()

@@ -99,6 +99,7 @@ class LoopbackHub:
 
 class _Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     @property
     def hub(self) -> LoopbackHub:

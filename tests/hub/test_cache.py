@@ -252,11 +252,14 @@ def test_nothing_outside_the_cache_is_removed(hub, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     macllm_hub.cache_folder().mkdir(parents=True)
-    (macllm_hub.cache_folder() / "models--org--evil").symlink_to(tmp_path / "mine")
-    with pytest.raises(UsageError, match="link"):
-        macllm_hub.remove("org/evil")
+    kept = foreign_snapshot(macllm_hub.cache_folder(), model_files())
+    for name, target in (("evil", tmp_path / "mine"), ("alias", kept.parent.parent)):
+        (macllm_hub.cache_folder() / f"models--org--{name}").symlink_to(target)
+        with pytest.raises(UsageError, match="link"):
+            macllm_hub.remove(f"org/{name}")
     for name in (str(tmp_path / "mine"), "../../mine", "maclet"):
         with pytest.raises((UsageError, ModelNotFoundError)):
             macllm_hub.remove(name)
     assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert (kept / "model.safetensors").exists()
     shutil.rmtree(tmp_path / "mine")

@@ -135,10 +135,13 @@ def test_a_part_longer_than_the_file_is_thrown_away(hub):
 
 
 @pytest.mark.parametrize("content", [b"x" * 300_000, b"x" * 300_001, b"x" * 900_000])
-def test_other_content_than_listed_is_refused_and_not_kept_as_whole(hub, content):
+def test_other_content_than_listed_is_refused_and_not_kept_as_whole(hub, monkeypatch, content):
+    monkeypatch.setattr(snapshot, "_EVENT_SECONDS", 0.0)
     hub.faults.replace[WEIGHTS] = [content, content]
+    seen = []
     with pytest.raises(NetworkError, match="different from what the hub lists"):
-        macllm_hub.resolve("org/tiny")
+        macllm_hub.resolve("org/tiny", progress=seen.append)
+    assert all(event.done_bytes <= event.total_bytes for event in seen)
     with pytest.raises(ModelNotFoundError):
         macllm_hub.resolve("org/tiny", offline=True)
     hub.faults.replace.clear()
@@ -343,9 +346,15 @@ def test_ctrl_c_and_kill_leave_a_part_that_the_next_run_completes(hub):
     assert ranges == [None, f"bytes={first}-", f"bytes={second}-"]
 
 
-def test_two_processes_fetch_one_model_once(hub):
-    hub.faults.seconds_per_chunk = 0.02
-    processes = [subprocess.Popen([sys.executable, "-c", PROGRAM]) for _ in range(2)]
+def test_two_processes_fetch_one_model_once_and_both_reach_the_total(hub):
+    hub.faults.seconds_per_chunk = 0.05
+    program = """
+from macllm import hub
+events = []
+hub.resolve("org/tiny", progress=events.append)
+assert all(event.done_bytes == event.total_bytes for event in events[-1:]), events[-1]
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert hub.sent_bytes[WEIGHTS] == len(hub.repos["org/tiny"].files[WEIGHTS])
     assert whole(macllm_hub.resolve("org/tiny", offline=True), hub.repos["org/tiny"])

@@ -84,6 +84,11 @@ def test_huge_header_is_refused_before_it_is_read(tmp_path):
     path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
     with pytest.raises(CheckpointError, match="claims 4611686018427387904"):
         read_header(path)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001) + b"{}")
+        file.truncate(200_000_000)  # sparse: takes no space
+    with pytest.raises(CheckpointError, match="more than the 100000000 that the format allows"):
+        read_header(path)
     path.write_bytes(struct.pack("<Q", 50_000_000) + b"{}")
     with pytest.raises(CheckpointError, match="cut short"):
         read_header(path)
