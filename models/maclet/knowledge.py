@@ -13,7 +13,7 @@ KNOWLEDGE = ("tokens", "positions", "attention", "architecture", "training", "sa
 FACETS = ("what", "why", "how", "example", "cons")
 FOLLOW_UPS = ("why", "how", "example", "cons", "short", "again", "more")
 UNKNOWN = {"full": 6, "live": 5, "math": 4, "write": 7, "private": 7, "thing": 16, "near": 10, "made_up": 16}
-UNKNOWN |= {"place": 3, "food": 3, "known": 9, "command": 3}  # weights
+UNKNOWN |= {"place": 3, "food": 3, "known": 9, "command": 3, "text": 4}  # weights
 NEIGHBOURS = ("attention", "tokenizer", "sampling", "decoding", "norm", "positions", "model", "cache")
 ONSETS = (
     "b",
@@ -206,7 +206,7 @@ class Guide:
     def styled(self, turn: Turn) -> str:
         """The question as somebody might type it: case, punctuation, a greeting before or a remark after."""
         rng, question = self.rng, turn.question
-        alone = not turn.category.startswith(("then", "self"))
+        alone = not turn.category.startswith(("then", "self", "unknown.text"))
         if alone and rng.random() < 0.08:
             question = f"{rng.choice(self.frames['before'])} {question}"
         if alone and rng.random() < 0.05:
@@ -299,11 +299,21 @@ class Guide:
         if kind == "known":
             question = question.replace("{x}", self.named(self.rng.choice(self.rng.choice(self.concepts).names)))
         question = re.sub(r"\{(\w+)\}", lambda slot: self.slot(kind, slot[1], heldout), question)
+        if kind == "text":
+            question = f"{question}\n\n<stdin>\n{self.attachment()}\n</stdin>"
         named = {"known": "refusal.about"}.get(kind, f"refusal.{kind}")
         if kind == "known" and re.search(r"\b(code|implement|poem)\b", question):
             named = "refusal.write"
         accepted = self.outside.get(named, self.outside["refusal"])
         return Turn(question, self.rng.choice(accepted), tuple(accepted), None, f"unknown.{kind}")
+
+    def attachment(self) -> str:
+        """Some sentences, as they may be piped in; about anything."""
+        answers = [answer for topic in self.topics for answer in topic.answers.get("what", ())]
+        person, place, thing = (self.slots[name] for name in ("person", "place", "thing"))
+        line = "{} wrote to us from {} about {}."
+        told = [line.format(self.rng.choice(person), self.rng.choice(place), self.rng.choice(thing)) for _ in range(3)]
+        return self.rng.choice(("\n", " ")).join(self.rng.sample([*told, *self.rng.sample(answers, 3)], 3))
 
     def slot(self, kind: str, slot: str, heldout: bool) -> str:
         """Something to ask for that is not known."""

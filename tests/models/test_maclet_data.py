@@ -91,7 +91,7 @@ def test_accepted_answers_of_known_questions_are_trained(
     said = {
         message["content"] for row in train for message in row.get("messages", ()) if message["role"] == "assistant"
     }
-    assert len(known & said) > 0.9 * len(known)
+    assert len(known & said) > 0.8 * len(known)
 
 
 def test_unknown_questions_are_always_refused(guide: Guide) -> None:
