@@ -61,8 +61,12 @@ def _machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "compiler": shutil.which("clang++") or shutil.which("g++") or "none",
+        "compiler": _compiler() or "none",
     }
+
+
+def _compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("clang++")
 
 
 def _mlx() -> dict[str, Any]:
@@ -88,7 +92,7 @@ def _native_kernels() -> str:
     from macllm.ops import cpu
 
     if not cpu.built() and cpu.reason() is None:
-        return "not compiled yet; the first run does it"
+        return "not compiled yet; the first run does it" if _compiler() else "not used: no C++ compiler is installed"
     return "ready" if cpu.available() else f"not used: {cpu.reason()}"
 
 

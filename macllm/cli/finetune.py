@@ -7,6 +7,7 @@ import click
 from macllm.train.config import FinetuneConfig
 
 from .fetch import fetch
+from .native import compile_kernels
 from .output import say
 from .settings import config_options
 from .training import tell
@@ -25,6 +26,7 @@ def command(config: FinetuneConfig) -> None:
     folder goes to stdout; macllm chat --adapter uses it, macllm fuse merges it.
     """
     fetch(config.model)
+    compile_kernels()
     from macllm.train.finetune import events
 
     path = tell(events(config), config.adapter_path)

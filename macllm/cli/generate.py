@@ -15,6 +15,7 @@ import click
 from macllm.errors import UsageError
 
 from .fetch import fetch
+from .native import compile_kernels
 from .output import Progress, bytes_text, say
 from .sampling import model_options, sampling_options
 
@@ -76,6 +77,7 @@ def _text(prompt: str) -> str:
 
 def _run(text: str, options: _Options) -> None:
     folder = fetch(options.model)
+    compile_kernels()
     from macllm.checkpoint import load
     from macllm.generate.stream import stream
 
@@ -104,7 +106,8 @@ def _told(events: Iterator[Event]) -> Iterator[Event]:
     with Progress("prompt", unit="tokens", after_seconds=UNTOLD_PREFILL_SECONDS) as progress:
         for event in events:
             if isinstance(event, Prefill):
-                progress.update(event.done, event.total)
+                if event.done < event.total:
+                    progress.update(event.done, event.total)
                 continue
             progress.close()
             yield event

@@ -105,10 +105,10 @@ class Progress:
                 f"{self.label} {min(100, int(100 * done / total))} %",
                 f"{self._amount(done)} of {self._amount(total)}",
             ]
-        if rate > 0:
+        if rate >= 1:
             parts.append(f"{self._amount(rate)}/s")
-            if total and done < total:
-                parts.append(f"{duration_text((total - done) / rate)} left")
+        if rate > 0 and total and done < total:
+            parts.append(f"{duration_text((total - done) / rate)} left")
         return ", ".join(parts)
 
     def _amount(self, count: float) -> str:

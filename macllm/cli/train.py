@@ -6,6 +6,7 @@ import click
 
 from macllm.train.config import PretrainConfig
 
+from .native import compile_kernels
 from .settings import config_options
 from .training import tell
 
@@ -18,6 +19,7 @@ def command(config: PretrainConfig) -> None:
 
     The recipe names a config.json, a tokenizer and rows. The run's folder goes to stdout.
     """
+    compile_kernels()
     from macllm.train.pretrain import events
 
     tell(events(config), config.output)
