@@ -42,7 +42,7 @@ def open_session(options: ChatOptions) -> Session:
 
     Raises: MacllmError of whatever kept the model from loading.
     """
-    from macllm.generate.engine import ProcessEngine
+    from macllm.generate.process import ProcessEngine
 
     engine = ProcessEngine(options.model or "maclet", options.adapter)
     try:
