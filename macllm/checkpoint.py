@@ -55,12 +55,22 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
     if not families.is_known(config):
         from macllm.families.foreign import load_foreign
 
-        return _describe(load_foreign(folder, config), folder, config)
-    tensors = load_folder(folder)
+        model = load_foreign(folder, config)
+    else:
+        model = assemble(config, load_folder(folder), _layout(folder, config), dtype)
+        config = _own_config(config)
+    path = folder / "generation_config.json"
+    return _describe(model, config, _read_json(path) if path.is_file() else {})
+
+
+def assemble(
+    config: dict[str, Any], tensors: Weights, layout: families.Layout = "hf", dtype: mx.Dtype | None = None
+) -> Model:
+    """The model that `config` describes, holding `tensors`. Raises CheckpointError where the two differ."""
     text = families.text_config(config)
     reader = Config(text, tensors)
     quantization = config.get("quantization") or text.get("quantization")
-    keymap = families.keys(reader, _layout(folder, quantization))
+    keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap)
     model = build(families.spec(reader))
     if quantization:
@@ -69,11 +79,11 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
     elif config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise CheckpointError(
-            f"{folder} is quantized by {method!r}, which macllm does not read",
+            f"this checkpoint is quantized by {method!r}, which macllm does not read",
             remedy="use the unquantized or the MLX-quantized copy of this model",
         )
-    _fill(model, ours, folder, dtype or default_dtype(text["model_type"]))
-    return _describe(model, folder, text | ({"quantization": quantization} if quantization else {}))
+    _fill(model, ours, dtype or default_dtype(text["model_type"]))
+    return model
 
 
 def default_dtype(model_type: str) -> mx.Dtype | None:
@@ -128,28 +138,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
-def _layout(folder: Path, quantization: object) -> families.Layout:
-    if quantization:
+def _own_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The text half, which is all that is loaded, with its quantization."""
+    text = families.text_config(config)
+    return text | {"quantization": config["quantization"]} if "quantization" in config else text
+
+
+def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
+    if config.get("quantization"):
         return "mlx"
     first = next(iter(sorted(folder.glob("*.safetensors"))), None)
     return "mlx" if first and read_metadata(first).get("format") == "mlx" else "hf"
 
 
-def _fill(model: Model, ours: Weights, folder: Path, dtype: mx.Dtype | None) -> None:
+def _fill(model: Model, ours: Weights, dtype: mx.Dtype | None) -> None:
     """Put `ours` into the model one by one, so that a cast never holds more than one tensor twice."""
     expected = dict(tree_flatten(model.parameters()))
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
         which = ", ".join((missing or unknown)[:8])
         raise CheckpointError(
-            f"{folder} {'lacks' if missing else 'has no use for'} {len(missing or unknown)} tensors: {which}",
+            f"the checkpoint {'lacks' if missing else 'has no use for'} {len(missing or unknown)} tensors: {which}",
             cause="weights and config.json do not belong together, or a shard is missing",
             remedy="download the checkpoint again",
         )
     for name, array in ours.items():
         if array.shape != expected[name].shape:
             raise CheckpointError(
-                f"{folder}: {name} is {array.shape}, config.json promises {expected[name].shape}",
+                f"{name} is {array.shape}, config.json promises {expected[name].shape}",
                 remedy="download the checkpoint again",
             )
     del expected
@@ -161,10 +177,8 @@ def _fill(model: Model, ours: Weights, folder: Path, dtype: mx.Dtype | None) -> 
         mx.eval(array)
 
 
-def _describe(model: nn.Module, folder: Path, config: Mapping[str, Any]) -> nn.Module:
+def _describe(model: nn.Module, config: Mapping[str, Any], generation: dict[str, Any]) -> nn.Module:
     """Attach what the checkpoint says beside its weights. Mapping proxies, so that no module takes them for weights."""
-    path = folder / "generation_config.json"
-    generation = _read_json(path) if path.is_file() else {}
     for key in ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id"):
         if generation.get(key) is None and config.get(key) is not None:
             generation[key] = config[key]

@@ -98,7 +98,7 @@ def keys(config: Config) -> KeyMap:
     positions = tuple(
         Rule(f"model.{side}.{theirs}.*", f"{ours}.{leaf}.*")
         for side, ours in (("encoder", "embedding"), ("decoder", "target_embedding"))
-        for theirs, leaf in (("embed_positions", "positions"), ("layernorm_embedding", "norm"))
+        for theirs, leaf in (("embed_positions", "positions.table"), ("layernorm_embedding", "norm"))
     )
     tables = (
         Rule("model.shared.*", "embedding.tokens.*"),

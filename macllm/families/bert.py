@@ -90,7 +90,7 @@ def body(prefix: str) -> tuple[AnyRule, ...]:
     return (
         Drop(prefix + "embeddings.position_ids"),
         Rule(prefix + "embeddings.word_embeddings.*", "embedding.tokens.*"),
-        Rule(prefix + "embeddings.position_embeddings.weight", "embedding.positions.weight"),
+        Rule(prefix + "embeddings.position_embeddings.*", "embedding.positions.table.*"),
         Rule(prefix + "embeddings.token_type_embeddings.*", "embedding.token_types.*"),
         Rule(prefix + "embeddings.LayerNorm.*", "embedding.norm.*"),
         *(Rule(f"{theirs}attention.self.{p}.*", f"{ours}attention.{p[0]}_proj.*") for p in ("query", "key", "value")),

@@ -62,7 +62,7 @@ def spec(config: Config) -> DecoderSpec:
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
     rules = _rules(config, transpose=True)
-    return KeyMap(rules, aliases=(("", ""), ("", "transformer.")))
+    return KeyMap(rules, aliases=(("", ""), ("", "transformer.")), saved_as=("transformer.", ""))
 
 
 def mlx_keys(config: Config) -> KeyMap:
@@ -82,7 +82,7 @@ def _rules(config: Config, *, transpose: bool) -> tuple[AnyRule, ...]:
         Drop(theirs + "attn.masked_bias"),
         Drop("lm_head.weight") if tied else Rule("lm_head.*", "head.proj.*"),
         Rule("transformer.wte.*", "embedding.tokens.*"),
-        Rule("transformer.wpe.weight", "embedding.positions.weight"),
+        Rule("transformer.wpe.*", "embedding.positions.table.*"),
         Rule("transformer.ln_f.*", "decoder.norm.*"),
         Rule(theirs + "ln_1.*", ours + "attention_norm.pre.*"),
         Rule(theirs + "ln_2.*", ours + "feed_forward_norm.pre.*"),

@@ -149,6 +149,7 @@ class Cache:
     layers: list[LayerCache]
     left_padding: tuple[int, ...] | None = None
     max_context: int | None = None
+    kv_bits: int | None = None
     cross: list[Dense] = field(default_factory=list)  # keys and values of an encoder's output, one a layer
     source_lengths: mx.array | None = None
 

@@ -56,6 +56,8 @@ class DecoderLM(nn.Module):
         """
         return _make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
 
+    empty_cache = make_cache
+
 
 class EncoderLM(nn.Module):
     """A bidirectional encoder."""
@@ -146,10 +148,19 @@ class EncoderDecoderLM(nn.Module):
         kv_bits: int | None = None,
     ) -> Cache:
         """A cache with the encoder run once over `source` (B, S), ready for `model(tokens, cache)`."""
-        cache = _make_cache(self.spec.decoder, max_context, kv_bits, None)
+        cache = self.empty_cache(max_context, kv_bits)
         cache.cross = self._remember(self.encode(source, source_lengths))
         cache.source_lengths = source_lengths
         return cache
+
+    def empty_cache(
+        self,
+        max_context: int | None = None,
+        kv_bits: int | None = None,
+        left_padding: Sequence[int] | None = None,
+    ) -> Cache:
+        """A cache that knows no source yet; `start` makes one that does."""
+        return _make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(B, L, D) -> (B, L, V)."""
@@ -184,7 +195,7 @@ def _make_cache(
     if any(isinstance(mask, Bidirectional | Local) for mask in masks):
         raise UsageError("this model sees both ways and cannot go token by token", remedy="call it without a cache")
     padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
-    return Cache(make_layers(masks, kv_bits, padding), padding, max_context)
+    return Cache(make_layers(masks, kv_bits, padding), padding, max_context, kv_bits)
 
 
 def _key_mask(lengths: mx.array | None, memory: Sequence[Dense]) -> mx.array | None:

@@ -138,12 +138,12 @@ class Learned(nn.Module):
     def __init__(self, dim: int, spec: LearnedPositions):
         super().__init__()
         self.count, self.offset = spec.count, spec.offset
-        self.weight = mx.random.normal((spec.count + spec.offset, dim), scale=0.02)
+        self.table = nn.Embedding(spec.count + spec.offset, dim)
 
     def __call__(self, span: Span) -> mx.array:
         """(L, D), or (B, L, D) where rows are padded."""
         _check_reach(span, self.count)
-        return self.weight[span.positions() + self.offset]
+        return self.table(span.positions() + self.offset)
 
 
 class Sinusoidal:

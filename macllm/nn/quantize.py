@@ -49,7 +49,7 @@ def apply(model: nn.Module, *, bits: int | None = None, group_size: int | None =
 
     def choose(path: str, module: nn.Module) -> bool | Recipe:
         able = hasattr(module, "to_quantized") and module.weight.shape[-1] % recipe["group_size"] == 0
-        return recipe if able and not path.endswith((".router", ".positions", ".token_types")) else False
+        return recipe if able and not path.endswith((".router", ".positions.table", ".token_types")) else False
 
     nn.quantize(model, class_predicate=choose)
 

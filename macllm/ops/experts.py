@@ -15,7 +15,7 @@ def route(
     Softmax scores are taken over all experts (arXiv:2401.04088, 2.1); `renormalize` makes the chosen sum to 1.
     """
     logits = logits.astype(mx.float32)
-    chosen = mx.argpartition(-logits, kth=top_k - 1, axis=-1)[..., :top_k]
+    chosen = mx.stop_gradient(mx.argpartition(-logits, kth=top_k - 1, axis=-1)[..., :top_k])
     picked = mx.take_along_axis(logits, chosen, axis=-1)
     if scores == "sigmoid":
         weights = mx.sigmoid(picked)

@@ -6,9 +6,12 @@ the architecture allows it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SMALL = {
     "vocab_size": 97,
@@ -95,8 +98,6 @@ class Case:
     options: dict[str, Any]
     length: int = 23
     main: bool = False  # the one whose gradients and golden stand for the family
-    seed: int = 0
-    drop: tuple[str, ...] = field(default=())  # parameters of theirs that take no part in the loss
 
     @property
     def kind(self) -> str:
@@ -251,32 +252,52 @@ CASES = [
 ]
 
 
-def build(case: Case) -> Any:
-    """The transformers model, float32, in evaluation mode, with weights that matter."""
-    import torch
-    import transformers
+def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The same random weights for a name and a shape, always: float32."""
+    random = np.random.default_rng(zlib.crc32(f"{name} {shape}".encode()))
+    values = random.standard_normal(shape)
+    if "norm" in name.lower() or "ln_" in name:
+        values = (0.0 if name.endswith("bias") else 1.0) + 0.2 * values
+    else:
+        values *= 1.2 / shape[-1] ** 0.5 if len(shape) > 1 else 0.3
+    return values.astype(np.float32)
 
-    torch.manual_seed(case.seed)
-    config = getattr(transformers, case.config)(**case.options)
-    model = getattr(transformers, case.model)._from_config(config, attn_implementation="eager").float().eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if not weight.requires_grad:
-                continue
-            if "norm" in name.lower() or "ln_" in name:
-                weight.add_(torch.randn_like(weight) * 0.2)
-            elif weight.ndim > 1:
-                weight.normal_(0, 1.2 / weight.shape[-1] ** 0.5)
-            else:
-                weight.normal_(0, 0.3)
-        for name, buffer in model.named_buffers():
-            if name == "final_logits_bias":
-                buffer.normal_(0, 0.5)
-    return model
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of unequal length, one of a single token, padded on the right."""
+
+    tokens: np.ndarray  # (B, L)
+    lengths: np.ndarray  # (B,)
+    targets: np.ndarray  # (B, T), a decoder's input where the model has an encoder too
+
+    @property
+    def real(self) -> np.ndarray:
+        """True where there is a token: (B, L)."""
+        return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+
+def batch(case: Case) -> Batch:
+    """The input that is compared."""
+    random = np.random.default_rng(zlib.crc32(case.name.encode()))
+    lengths = np.array([case.length, 1, case.length - 6])
+    vocab_size = case.options["vocab_size"]
+    tokens = random.integers(3, vocab_size, (3, case.length))
+    real = np.arange(case.length) < lengths[:, None]
+    tokens = np.where(real, tokens, case.options.get("pad_token_id", 0))
+    targets = random.integers(3, case.options.get("decoder_vocab_size", vocab_size), (3, 11))
+    return Batch(tokens, lengths, targets)
 
 
 def write(case: Case, folder: Path) -> Any:
-    """The transformers model, also saved as a checkpoint in `folder`."""
-    model = build(case)
-    model.save_pretrained(folder)
-    return model
+    """A checkpoint in `folder` as transformers writes it, and the transformers model that reads it."""
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    config = getattr(transformers, case.config)(**case.options)
+    kind = getattr(transformers, case.model)
+    kind._from_config(config).save_pretrained(folder)
+    path = folder / "model.safetensors"
+    shapes = {name: array.shape for name, array in load_file(path).items()}
+    save_file({name: tensor(name, shape) for name, shape in shapes.items()}, path, {"format": "pt"})
+    return kind.from_pretrained(folder, attn_implementation="eager").float().eval()

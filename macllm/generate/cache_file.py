@@ -1,0 +1,83 @@
+"""A cache on disk: one safetensors file that the same model can take up again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from macllm.errors import CheckpointError, UsageError
+from macllm.nn.cache import Cache
+from macllm.ops.kv import Dense
+from macllm.weights.safetensors import load_file, read_metadata, save_file
+
+FORMAT = "macllm-cache-1"
+
+
+def save_cache(model: nn.Module, cache: Cache, path: str | Path, tokens: Sequence[int] = ()) -> None:
+    """Write `cache` and the `tokens` it was computed from, whole or not at all."""
+    tensors: dict[str, mx.array] = {"tokens": mx.array(np.array(tokens, dtype=np.int32))}
+    for i, layer in enumerate(cache.layers):
+        tensors |= {f"layers.{i}.{n}": part for n, part in enumerate(layer.held())}
+    for i, kv in enumerate(cache.cross):
+        tensors |= {f"cross.{i}.keys": kv.keys, f"cross.{i}.values": kv.values}
+    if cache.source_lengths is not None:
+        tensors["source_lengths"] = cache.source_lengths
+    about = {
+        "fingerprint": fingerprint(model),
+        "offset": cache.offset,
+        "head_dims": [layer.head_dim for layer in cache.layers],
+        "kv_bits": cache.kv_bits,
+        "left_padding": cache.left_padding,
+        "max_context": cache.max_context,
+    }
+    save_file(tensors, Path(path), {"format": FORMAT, "cache": json.dumps(about)})
+
+
+def load_cache(model: nn.Module, path: str | Path) -> tuple[Cache, list[int]]:
+    """The cache in `path` and the tokens it was computed from.
+
+    Raises CheckpointError for a file that is damaged or no cache, UsageError for another model's.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a saved cache")
+    tensors = load_file(path)
+    try:
+        about = json.loads(metadata["cache"])
+        if about["fingerprint"] != fingerprint(model):
+            raise UsageError(f"{path} was computed by another model", remedy="compute it again with this one")
+        cache = _rebuild(model, tensors, about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is a damaged cache", cause=repr(error), remedy="compute it again") from None
+    mx.eval(cache.state)
+    return cache, tensors["tokens"].tolist()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """What tells two models apart: their spec, and the first values of every weight."""
+    digest = hashlib.sha256(repr(model.spec).encode())
+    for name, weight in sorted(tree_flatten(model.parameters())):
+        first = np.array(weight.reshape(-1)[:4].astype(mx.float32))
+        digest.update(name.encode() + first.tobytes())
+    return digest.hexdigest()
+
+
+def _rebuild(model: nn.Module, tensors: dict[str, mx.array], about: dict[str, Any]) -> Cache:
+    padding = tuple(about["left_padding"]) if about["left_padding"] else None
+    cache = model.empty_cache(about["max_context"], about["kv_bits"], padding)
+    for i, layer in enumerate(cache.layers):
+        names = sorted(name for name in tensors if name.startswith(f"layers.{i}."))
+        layer.restore(tuple(tensors[name] for name in names), about["offset"], about["head_dims"][i])
+        if f"cross.{i}.keys" in tensors:
+            cache.cross.append(Dense(tensors[f"cross.{i}.keys"], tensors[f"cross.{i}.values"]))
+    cache.source_lengths = tensors.get("source_lengths")
+    return cache

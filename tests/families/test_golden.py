@@ -1,0 +1,128 @@
+"""Logits of every family and option against what transformers computed, and what must hold of key maps."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from macllm import families
+from macllm.errors import CheckpointError
+from macllm.families.config import Config
+from macllm.weights.keymap import Drop, to_ours, to_theirs
+from tests.families.golden import EVERY, golden
+from tests.families.oracles import CASES, Case, batch
+
+every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@every
+def test_logits_equal_what_transformers_computed(case: Case) -> None:
+    stored, b = golden(case.name), batch(case)
+    model, tokens, lengths = stored.model(), mx.array(b.tokens), mx.array(b.lengths)
+    real = b.real
+    if case.kind == "text-to-text":
+        got = model(mx.array(b.targets), source=tokens, source_lengths=lengths)
+        real = np.ones(b.targets.shape, bool)
+    elif case.kind == "encoder":
+        hidden = model(tokens, lengths=lengths)
+        got = model.logits(hidden) if model.spec.head else hidden
+    else:
+        got = model(tokens, lengths=lengths)
+    want = stored.logits[real]
+    error = np.abs(np.array(got)[..., ::EVERY][real] - want).max()
+    assert error <= 2e-5 * np.abs(want).max()
+
+
+def test_every_family_has_a_golden() -> None:
+    covered = {golden(case.name).config["model_type"] for case in CASES}
+    wrappers = {"gemma3", "llama4"}  # multimodal shells around a text config
+    assert covered == set(families.FAMILIES) - wrappers
+
+
+@every
+def test_names_go_to_ours_and_back_unchanged(case: Case) -> None:
+    stored = golden(case.name)
+    config = Config(stored.config, stored.shapes)
+    keymap = families.keys(config)
+    tensors = stored.tensors()
+    back = to_theirs(to_ours(tensors, keymap), keymap)
+    # A bare encoder's names come back as they are inside a model with a head; GPT-2's as the hub has them.
+    prefix = f"{case.name.split('-')[0]}." if case.name.endswith("pooled") else ""
+    renamed = {prefix + name.removeprefix("transformer."): array for name, array in tensors.items()}
+    assert back.keys() == renamed.keys()
+    assert all(mx.array_equal(back[name], renamed[name]) for name in back)
+
+
+@every
+def test_names_of_mlx_lm_go_to_ours_and_back_unchanged(case: Case) -> None:
+    stored = golden(case.name)
+    config = Config(stored.config, stored.shapes)
+    keymap = families.keys(config, "mlx")
+    ours = dict(tree_flatten(stored.model().parameters()))
+    again = to_ours(to_theirs(ours, keymap), keymap)
+    assert again.keys() == ours.keys()
+    assert all(mx.array_equal(again[name], ours[name]) for name in ours)
+
+
+def test_the_text_half_of_a_multimodal_checkpoint_loads_alone() -> None:
+    stored = golden("gemma3_text")
+    plain = stored.tensors()
+    want = np.array(stored.model()(mx.array([[5, 6, 7, 8, 9, 10, 11]])))
+    for head, body in (("language_model.", "language_model."), ("", "model.language_model.")):
+        whole = {"vision_tower.encoder.layers.0.weight": mx.zeros(3), "multi_modal_projector.norm.weight": mx.zeros(2)}
+        for name, array in plain.items():
+            bare = name.removeprefix("model.")
+            whole[f"{body}{'model.' if head else ''}{bare}" if name.startswith("model.") else head + name] = array
+        config = {"model_type": "gemma3", "text_config": stored.config, "vision_config": {}}
+        from macllm.checkpoint import assemble
+
+        got = np.array(assemble(config, whole)(mx.array([[5, 6, 7, 8, 9, 10, 11]])))
+        np.testing.assert_array_equal(got, want)
+
+
+@every
+def test_a_missing_tensor_is_named(case: Case) -> None:
+    from macllm.checkpoint import assemble
+
+    stored = golden(case.name)
+    tensors = stored.tensors()
+    config = Config(stored.config, stored.shapes)
+    needed = [n for n in tensors if not any(isinstance(r, Drop) and r.theirs == n for r in families.keys(config).rules)]
+    gone = needed[len(needed) // 2]
+    del tensors[gone]
+    with pytest.raises(CheckpointError, match=r"lacks|experts"):
+        assemble(stored.config, tensors)
+
+
+def test_an_unknown_tensor_is_named() -> None:
+    from macllm.checkpoint import assemble
+
+    stored = golden("llama")
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.surprise\.weight"):
+        assemble(stored.config, stored.tensors() | {"model.layers.0.surprise.weight": mx.zeros(3)})
+
+
+def test_a_wrong_shape_is_named() -> None:
+    from macllm.checkpoint import assemble
+
+    stored = golden("llama")
+    with pytest.raises(CheckpointError, match=r"decoder\.norm\.weight is \(47,\), config\.json promises \(48,\)"):
+        assemble(stored.config, stored.tensors() | {"model.norm.weight": mx.zeros(47)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, r"rope_type 'spiral' is not one of default"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "have no 'low_freq_factor'"),
+        ({"hidden_act": "sine"}, "activation 'sine' is not one of"),
+        ({"hidden_size": None}, "config.json has no 'hidden_size'"),
+    ],
+)
+def test_a_config_that_cannot_be_run_says_which_value(change: dict, message: str) -> None:
+    config = {**golden("llama").config, **change}
+    config = {key: value for key, value in config.items() if value is not None}
+    with pytest.raises(CheckpointError, match=message):
+        families.spec(Config(config))

@@ -1,0 +1,228 @@
+"""Decoding through a cache equals the full pass: every family, every kind of cache, any chunks, trims and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm.errors import CheckpointError, DoesNotFitError, MacllmError, UsageError
+from macllm.generate.cache_file import load_cache, save_cache
+from macllm.nn import attention as attention_module
+from macllm.nn import cache as cache_module
+from macllm.nn.cache import Cache, LayerCache, QuantizedCodec
+from macllm.nn.spec import Causal, Chunked, Sliding
+from macllm.ops.kv import Dense
+from tests.families.golden import golden
+from tests.families.oracles import CASES, Case
+
+DECODERS = [case for case in CASES if case.kind == "decoder" and "both-ways" not in case.name]
+PAIRS = [case for case in CASES if case.kind == "text-to-text"]
+decoder = pytest.mark.parametrize("case", DECODERS, ids=lambda case: case.name)
+pair = pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.name)
+LENGTH = 29  # past every window and chunk of the cases
+
+
+def tokens_for(case: Case, rows: int = 2, length: int = LENGTH, seed: int = 0) -> mx.array:
+    random = np.random.default_rng(seed)
+    return mx.array(random.integers(3, case.options.get("decoder_vocab_size", 90), (rows, length)))
+
+
+def chunks(length: int, seed: int) -> list[int]:
+    """Random cuts, some a single token."""
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 9))
+    return sorted(set(random.integers(1, length, count).tolist()))
+
+
+def in_chunks(model, tokens: mx.array, cache: Cache, cuts: list[int]) -> np.ndarray:
+    parts = mx.split(tokens, cuts, axis=1) if cuts else [tokens]
+    return np.concatenate([np.array(model(part, cache=cache)) for part in parts], axis=1)
+
+
+def close(got: np.ndarray, want: np.ndarray, bound: float = 2e-5) -> None:
+    assert np.abs(got - want).max() <= bound * np.abs(want).max()
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that move often, so that short sequences see every way they move."""
+    monkeypatch.setattr(cache_module, "GROW", 4)
+    monkeypatch.setattr(cache_module, "SLACK", 3)
+
+
+@decoder
+@pytest.mark.parametrize("seed", range(3))
+def test_any_chunks_equal_the_full_pass(case: Case, seed: int, small_buffers: None) -> None:
+    model, tokens = golden(case.name).model(), tokens_for(case)
+    cache = model.make_cache(max_context=LENGTH)
+    close(in_chunks(model, tokens, cache, chunks(LENGTH, seed)), np.array(model(tokens)))
+    assert cache.offset == LENGTH
+
+
+@decoder
+def test_one_token_at_a_time_equals_the_full_pass(case: Case) -> None:
+    model, tokens = golden(case.name).model(), tokens_for(case, rows=1)
+    got = in_chunks(model, tokens, model.make_cache(max_context=LENGTH), list(range(1, LENGTH)))
+    close(got, np.array(model(tokens)))
+
+
+@decoder
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_cache_equals_the_full_pass_over_quantized_keys(
+    case: Case, bits: int, small_buffers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = golden(case.name).model(), tokens_for(case)
+    cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
+    got = in_chunks(model, tokens, cache, chunks(LENGTH, bits))
+
+    def rounded(rows: mx.array) -> mx.array:
+        width = -(-rows.shape[-1] // 32) * 32
+        padded = np.zeros((*rows.shape[:-1], width), np.float32)
+        padded[..., : rows.shape[-1]] = np.array(rows)
+        group = 64 if rows.shape[-1] % 64 == 0 else 32
+        packed = mx.quantize(mx.array(padded), group_size=group, bits=bits)
+        return mx.dequantize(*packed, group_size=group, bits=bits)[..., : rows.shape[-1]]
+
+    monkeypatch.setattr(attention_module, "Dense", lambda k, v: Dense(rounded(k), rounded(v)))
+    # A value on the edge between two codes may fall either way in another order of sums.
+    close(got, np.array(model(tokens)), 0.02 if bits == 8 else 0.2)
+    exact = np.abs(got - np.array(model(tokens))).mean()
+    assert exact <= 2e-3 * np.abs(got).max()
+
+
+@decoder
+def test_left_padded_rows_equal_themselves_alone(case: Case, small_buffers: None) -> None:
+    model, padding = golden(case.name).model(), [0, 7, 3]
+    tokens = tokens_for(case, rows=3)
+    cache = model.make_cache(max_context=LENGTH, left_padding=padding)
+    got = in_chunks(model, tokens, cache, chunks(LENGTH, 4))
+    for row, n in enumerate(padding):
+        alone = model.make_cache(max_context=LENGTH)
+        want = np.array(model(tokens[row : row + 1, n:], cache=alone))
+        close(got[row, n:], want[0])
+
+
+@decoder
+def test_taking_tokens_back_leaves_no_trace(case: Case, small_buffers: None) -> None:
+    model, tokens, other = golden(case.name).model(), tokens_for(case), tokens_for(case, length=5, seed=9)
+    cache = model.make_cache(max_context=LENGTH + 5)
+    model(tokens[:, :21], cache=cache)
+    model(other, cache=cache)
+    taken = min(5, cache.trimmable)
+    cache.trim(taken)
+    kept = mx.concatenate([tokens[:, :21], other[:, : 5 - taken], tokens[:, 21:]], axis=1)
+    got = in_chunks(model, tokens[:, 21:], cache, [3])
+    fresh = model.make_cache(max_context=LENGTH + 5)
+    close(got, np.array(model(kept, cache=fresh))[:, 26 - taken :])
+
+
+@decoder
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_saved_cache_goes_on_where_it_stopped(case: Case, bits: int | None, tmp_path: Path) -> None:
+    model, tokens = golden(case.name).model(), tokens_for(case)
+    cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
+    model(tokens[:, :19], cache=cache)
+    save_cache(model, cache, tmp_path / "a.safetensors", tokens[0, :19].tolist())
+    again, remembered = load_cache(golden(case.name).model(), tmp_path / "a.safetensors")
+    assert remembered == tokens[0, :19].tolist()
+    want = in_chunks(model, tokens[:, 19:], cache, [1, 4])
+    close(in_chunks(model, tokens[:, 19:], again, [1, 4]), want)
+
+
+@pair
+@pytest.mark.parametrize("bits", [None, 8])
+def test_cross_attention_is_computed_once_and_equals_the_full_pass(case: Case, bits: int | None) -> None:
+    model, targets = golden(case.name).model(), tokens_for(case, rows=3, length=13)
+    source, lengths = tokens_for(case, rows=3, length=17, seed=2) % 80, mx.array([17, 1, 9])
+    want = np.array(model(targets, source=source, source_lengths=lengths))
+    cache = model.start(source, lengths, kv_bits=bits)
+    encoder = model.encoder
+    model.encoder = None  # whoever calls it again fails
+    got = in_chunks(model, targets, cache, [1, 2, 7])
+    model.encoder = encoder
+    close(got, want, 2e-5 if bits is None else 0.1)
+    cache.trim(4)
+    close(np.array(model(targets[:, 9:], cache=cache)), want[:, 9:], 2e-5 if bits is None else 0.1)
+
+
+@pair
+def test_a_saved_cache_of_an_encoder_decoder_goes_on(case: Case, tmp_path: Path) -> None:
+    model, targets = golden(case.name).model(), tokens_for(case, rows=2, length=9)
+    source, lengths = tokens_for(case, rows=2, length=7, seed=2) % 80, mx.array([7, 4])
+    cache = model.start(source, lengths)
+    model(targets[:, :5], cache=cache)
+    save_cache(model, cache, tmp_path / "a.safetensors")
+    again, _ = load_cache(model, tmp_path / "a.safetensors")
+    close(np.array(model(targets[:, 5:], cache=again)), np.array(model(targets[:, 5:], cache=cache)))
+
+
+def test_a_window_forgets_and_a_long_prompt_leaves_no_large_buffer() -> None:
+    layer = LayerCache(Sliding(8), cache_module.DenseCodec())
+    rows = mx.zeros((1, 2, 3000, 4))
+    layer.append(rows, rows)
+    layer.append(rows[:, :, :1], rows[:, :, :1])
+    assert layer.nbytes <= 2 * 2 * 4 * 4 * (8 + cache_module.SLACK + 2 * cache_module.GROW)
+
+
+@pytest.mark.parametrize("mask", [Causal(), Sliding(5), Chunked(6)])
+def test_the_view_of_a_cache_holds_the_rows_that_were_put_in(mask, small_buffers: None) -> None:
+    layer, random = LayerCache(mask, cache_module.DenseCodec()), np.random.default_rng(0)
+    rows = random.standard_normal((2, 3, 60, 4)).astype(np.float32)
+    at = 0
+    for n in [1, 7, 1, 1, 12, 3, 1, 1, 1, 20]:
+        new = mx.array(rows[:, :, at : at + n])
+        kv, start = layer.append(new, -new)
+        at += n
+        np.testing.assert_array_equal(np.array(kv.keys), rows[:, :, start:at])
+        np.testing.assert_array_equal(np.array(kv.values), -rows[:, :, start:at])
+
+
+def test_quantized_rows_are_what_numpy_makes_of_them() -> None:
+    rows = np.random.default_rng(0).standard_normal((1, 2, 3, 64)).astype(np.float32)
+    codec = QuantizedCodec(8)
+    view = codec.view(codec.encode(mx.array(rows)), codec.encode(mx.array(rows)), 64).dense(mx.float32)
+    step = (rows.astype(np.float64).max(-1) - rows.min(-1))[..., None] / 255
+    assert np.abs(np.array(view.keys) - rows).max() <= 0.51 * step.max()
+
+
+def test_a_window_cannot_give_back_what_it_forgot() -> None:
+    model, tokens = golden("mistral").model(), tokens_for(CASES[0], length=1000) % 90
+    cache = model.make_cache()
+    model(tokens, cache=cache)
+    model(tokens[:, :1], cache=cache)
+    with pytest.raises(MacllmError, match="cannot take back 900 tokens from this cache"):
+        cache.trim(900)
+    assert cache.offset == 1001
+
+
+def test_more_tokens_than_max_context_are_an_error_that_says_both_numbers() -> None:
+    model = golden("llama").model()
+    with pytest.raises(DoesNotFitError, match="9 tokens do not fit into the 8"):
+        model(mx.zeros((1, 9), mx.int32), cache=model.make_cache(max_context=8))
+
+
+def test_bits_that_no_cache_has_are_refused() -> None:
+    with pytest.raises(UsageError, match="kv_bits is 3"):
+        golden("llama").model().make_cache(kv_bits=3)
+
+
+def test_a_model_that_sees_both_ways_has_no_cache() -> None:
+    with pytest.raises(UsageError, match="sees both ways"):
+        golden("gemma3_text-both-ways").model().make_cache()
+
+
+def test_files_that_are_no_cache_of_this_model_are_refused(tmp_path: Path) -> None:
+    model = golden("llama").model()
+    cache = model.make_cache()
+    model(mx.array([[4, 5, 6]]), cache=cache)
+    path = tmp_path / "a.safetensors"
+    save_cache(model, cache, path)
+    with pytest.raises(UsageError, match="another model"):
+        load_cache(golden("qwen2").model(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    with pytest.raises(CheckpointError):
+        load_cache(model, path)
