@@ -68,7 +68,7 @@ class _Outbox:
     def put(self, item: Any) -> None:
         """Send one."""
         if isinstance(item, BaseException):
-            item = _portable(item)
+            item = portable(item)
         try:
             with self._lock:
                 self._pipe.send((self._number, item))
@@ -80,7 +80,7 @@ class _Outbox:
         raise TypeError("an outbox cannot be read")
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """The error as another process can see it: ours as they are, others with their traceback in a note."""
     if isinstance(error, MacllmError):
         return error

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
-import numpy as np
 
 from .request import Prefill, TokenLogprob
 from .sampler import Sampler, logprobs_of
@@ -123,7 +122,6 @@ class _Ahead:
         token = int(self.token.item())
         if not self._logprobs:
             return Sampled(token)
-        logprob, *rivals = self._logprobs
-        ranked = sorted(zip(*map(np.array, rivals), strict=True), key=lambda rival: (-rival[1], rival[0]))
-        alternatives = tuple((int(rival), float(its_logprob)) for rival, its_logprob in ranked)
-        return Sampled(token, TokenLogprob(token, float(logprob.item()), alternatives))
+        logprob, *rivals = (array.tolist() for array in self._logprobs)
+        ranked = sorted(zip(*rivals, strict=True), key=lambda rival: (-rival[1], rival[0]))
+        return Sampled(token, TokenLogprob(token, logprob, tuple(ranked)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +85,7 @@ def stop_tokens(generation_config: Mapping[str, Any] | None) -> frozenset[int]:
 
 def new_seed() -> int:
     """A seed nobody chose."""
-    return secrets.randbits(32)
+    return int.from_bytes(os.urandom(4))
 
 
 def check(request: Request, vocab_size: int | None = None) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .penalties import CountPenalties, DryPenalty
 from .request import SamplingParams
+
+if TYPE_CHECKING:
+    from .penalties import CountPenalties, DryPenalty
 
 _TINY = 2.0**-126  # smallest normal float32: below it, top-p keeps the likeliest token alone
 
@@ -23,11 +26,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, seed: int, history: Sequence[int], vocab_size: int) -> None:
         self._params = params
         self._seed = seed
-        self._penalties: list[CountPenalties | DryPenalty] = []
-        if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
-            self._penalties.append(CountPenalties(params, history, vocab_size))
-        if params.dry_multiplier:
-            self._penalties.append(DryPenalty(params, history, vocab_size))
+        self._penalties = _penalties(params, history, vocab_size)
         self._bias: tuple[mx.array, mx.array] | None = None
         if params.logit_bias:
             tokens, amounts = zip(*params.logit_bias, strict=True)
@@ -57,6 +56,16 @@ class Sampler:
             logits = mx.where(tossed, drop_top_choices(logits, params.xtc_threshold), logits)
         drawn = mx.random.categorical(logits, key=key)
         return drawn if tokens is None else tokens[drawn]
+
+
+def _penalties(params: SamplingParams, history: Sequence[int], vocab_size: int) -> list[CountPenalties | DryPenalty]:
+    counts = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+    if not counts and not params.dry_multiplier:
+        return []
+    from .penalties import CountPenalties, DryPenalty  # brings numpy, which a first token need not wait for
+
+    kinds = [CountPenalties] * bool(counts) + [DryPenalty] * bool(params.dry_multiplier)
+    return [kind(params, history, vocab_size) for kind in kinds]
 
 
 def candidates(logits: mx.array, params: SamplingParams) -> tuple[mx.array, mx.array | None]:

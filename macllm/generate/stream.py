@@ -218,6 +218,8 @@ class _Run:
         finally:
             if not failed:
                 self._settle(cache, inputs)
+        if not self._drawn:
+            self._first = self._last = time.perf_counter()
         if reason == "stop" and "tool_call" in self._assembler.kinds:
             reason = "tool_calls"
         usage = Usage(total, len(self._drawn), cached)

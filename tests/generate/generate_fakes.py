@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import signal
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -70,7 +69,6 @@ class FakeModel(nn.Module):
         self.generation_config: dict[str, Any] | None = None
         self.caches: list[FakeCache] = []
         self.positions = 0  # computed in all
-        self.crash_at: int | None = None
         self._script, self._prompt_size, self._trims, self._delay = tuple(script), prompt_size, trimmable, delay_seconds
 
     def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> FakeCache:
@@ -82,8 +80,6 @@ class FakeModel(nn.Module):
         before = cache.offset
         cache.tokens = mx.concatenate([cache.tokens, tokens[0].astype(mx.int32)])
         self.positions += tokens.size
-        if self.crash_at is not None and cache.offset >= self.crash_at:
-            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self._delay)
         weighed = (cache.tokens + 1) * (mx.arange(cache.offset) % 31 + 1)
         rows = self.table[mx.cumsum(weighed)[before:] % 997]
@@ -148,7 +144,4 @@ def load(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTo
     if model_name == "exits":
         os.write(2, b"last words\n")
         os._exit(9)
-    model = FakeModel(delay_seconds=0.02 if model_name == "slow" else 0.0, context_length=4096)
-    if model_name == "killed":
-        model.crash_at = 30
-    return model, FakeTokenizer()
+    return FakeModel(delay_seconds=0.02 if model_name == "slow" else 0.0, context_length=4096), FakeTokenizer()

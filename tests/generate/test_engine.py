@@ -1,0 +1,293 @@
+"""Both engines, by the same claims."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import generate_fakes as fakes
+import pytest
+
+from macllm.errors import CheckpointError, EngineCrashedError, UsageError
+from macllm.generate.child import portable
+from macllm.generate.defaults import OURS
+from macllm.generate.engine import Engine, EngineInfo, ThreadEngine
+from macllm.generate.process import ProcessEngine
+from macllm.generate.request import Delta, Done, Event, Request, SamplingParams
+from macllm.generate.stream import run
+
+GREEDY = SamplingParams(temperature=0.0)
+PROMPT = tuple(b"a prompt of some length for the engines")
+KINDS = ["thread", "process"]
+
+
+def make(kind: str, name: str = "quick") -> Engine:
+    if kind == "thread":
+        return ThreadEngine(lambda: fakes.load(name), name)
+    return ProcessEngine(name, loader="generate_fakes:load")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MACLLM_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(kind: str) -> Iterator[Engine]:
+    """Takes 20 ms a step. Shared by the tests, so each begins its conversation in its own way."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("MACLLM_HOME", folder)
+        engine = make(kind, "slow")
+    yield engine
+    engine.close()
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) for token in event.tokens]
+
+
+def expected(prompt: tuple[int, ...], count: int) -> list[int]:
+    model, tokenizer = fakes.load("quick")
+    return tokens_of(list(run(model, tokenizer, Request(prompt=prompt, max_tokens=count, sampling=GREEDY))))
+
+
+def test_the_engine_describes_its_model(engine: Engine) -> None:
+    table_bytes = 997 * 257 * 4
+    assert engine.info == EngineInfo("slow", 4096, 257, table_bytes, False, OURS)
+
+
+def test_many_turns_give_what_a_fresh_model_gives_and_reuse_what_they_can(engine: Engine) -> None:
+    prompt, held = (0, *PROMPT), 0
+    for _ in range(4):
+        events = list(engine.submit(Request(prompt=prompt, max_tokens=7, sampling=GREEDY)))
+        assert tokens_of(events) == expected(prompt, 7)
+        done = events[-1]
+        assert isinstance(done, Done)
+        assert done.usage.cached_tokens == held
+        held = len(prompt) + 6
+        prompt = (*prompt, *tokens_of(events), *b" and")
+
+
+def test_a_conversation_becomes_prompt_tokens(engine: Engine) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    assert engine.render(messages, enable_thinking=True) == tuple(b"[user]hi{'enable_thinking': True}")
+
+
+def test_memory_can_be_asked_during_a_completion(engine: Engine) -> None:
+    events = engine.submit(Request(prompt=PROMPT, max_tokens=200))
+    next(events)
+    began = time.perf_counter()
+    use = engine.usage()
+    assert time.perf_counter() - began < 1.0
+    assert 0 < use.active_bytes <= use.limit_bytes
+    assert use.peak_bytes > 0
+    events.close()
+
+
+@pytest.mark.parametrize("events_read", [0, 1, 2, 5])
+def test_a_closed_iterator_frees_the_engine_within_a_step(engine: Engine, events_read: int) -> None:
+    events = engine.submit(Request(prompt=PROMPT, max_tokens=3000, sampling=GREEDY))
+    for _ in range(events_read):
+        next(events)
+    events.close()
+    assert list(events) == []
+    began = time.perf_counter()
+    again = list(engine.submit(Request(prompt=PROMPT, max_tokens=4, sampling=GREEDY)))
+    assert time.perf_counter() - began < 2.0
+    assert tokens_of(again) == expected(PROMPT, 4)
+
+
+def test_an_iterator_that_is_dropped_is_closed(engine: Engine) -> None:
+    iterator = iter(engine.submit(Request(prompt=PROMPT, max_tokens=3000)))
+    next(iterator)
+    del iterator
+    assert len(tokens_of(list(engine.submit(Request(prompt=PROMPT, max_tokens=2))))) == 2
+
+
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.03, 0.1])
+def test_cancelling_at_any_moment_keeps_the_partial_answer(engine: Engine, delay_seconds: float) -> None:
+    events = engine.submit(Request(prompt=PROMPT, max_tokens=3000, sampling=GREEDY))
+    timer = threading.Timer(delay_seconds, engine.cancel)
+    timer.start()
+    made = list(events)
+    timer.join()
+    assert isinstance(made[-1], Done)
+    assert made[-1].finish_reason == "cancelled"
+    shown = tokens_of(made)
+    assert len(shown) < 60
+    assert shown == expected(PROMPT, 60)[: len(shown)]
+    following = list(engine.submit(Request(prompt=(*PROMPT, *shown, 7), max_tokens=2, sampling=GREEDY)))
+    assert tokens_of(following) == expected((*PROMPT, *shown, 7), 2)
+    if shown:
+        assert following[-1].usage.cached_tokens == len(PROMPT) + len(shown)
+
+
+def test_cancelling_nothing_does_nothing(engine: Engine) -> None:
+    engine.cancel()
+    assert tokens_of(list(engine.submit(Request(prompt=PROMPT, max_tokens=3, sampling=GREEDY)))) == expected(PROMPT, 3)
+
+
+def test_a_second_request_waits_for_the_first(engine: Engine) -> None:
+    first = engine.submit(Request(prompt=PROMPT, max_tokens=12, sampling=GREEDY))
+    second = engine.submit(Request(prompt=PROMPT[:9], max_tokens=5, sampling=GREEDY))
+    assert tokens_of(list(second)) == expected(PROMPT[:9], 5)
+    assert tokens_of(list(first)) == expected(PROMPT, 12)
+
+
+def test_a_request_that_cannot_be_taken_leaves_the_engine_alive(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="empty") as error:
+        list(engine.submit(Request(prompt=())))
+    assert error.value.remedy
+    assert len(tokens_of(list(engine.submit(Request(prompt=PROMPT, max_tokens=2))))) == 2
+
+
+def test_a_model_that_cannot_be_loaded_says_why_at_every_call(kind: str) -> None:
+    engine = make(kind, "damaged")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="damaged") as error:
+            list(engine.submit(Request(prompt=PROMPT)))
+        assert (error.value.cause, error.value.remedy) == ("a test wants it", "nothing")
+    with pytest.raises(CheckpointError):
+        _ = engine.info
+    engine.close()
+
+
+def test_a_closed_engine_says_so_and_leaves_no_empty_log(kind: str, home: Path) -> None:
+    engine = make(kind)
+    assert engine.info
+    engine.close()
+    engine.close()
+    with pytest.raises(UsageError, match="closed"):
+        engine.submit(Request(prompt=PROMPT))
+    assert list(home.rglob("*.log")) == []
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    engine = make("thread", "bug")
+    with pytest.raises(ZeroDivisionError) as error:
+        _ = engine.info
+    assert "generate_fakes.py" in str(error.traceback[-1].path)
+    abroad = pickle.loads(pickle.dumps(portable(error.value)))
+    assert isinstance(abroad, ZeroDivisionError)
+    assert "generate_fakes.py" in "".join(abroad.__notes__)
+    engine.close()
+
+
+def test_a_bug_that_cannot_travel_is_told_in_words() -> None:
+    class LocalError(Exception):
+        pass
+
+    abroad = pickle.loads(pickle.dumps(portable(LocalError("what happened"))))
+    assert str(abroad) == "LocalError: what happened"
+
+
+def test_closing_during_a_completion_ends_it(kind: str) -> None:
+    engine = make(kind, "slow")
+    events = engine.submit(Request(prompt=PROMPT, max_tokens=3000))
+    next(events)
+    began = time.perf_counter()
+    engine.close()
+    assert time.perf_counter() - began < 2.0
+    with suppress(UsageError):  # a process goes at once, a thread still tells what it has
+        assert isinstance(list(events)[-1], Done)
+
+
+def test_a_killed_child_is_an_error_and_the_next_call_starts_another() -> None:
+    engine = make("process", "slow")
+    events = engine.submit(Request(prompt=PROMPT, max_tokens=3000, sampling=GREEDY))
+    next(events)
+    os.kill(engine._child._process.pid, signal.SIGINT)  # the terminal's, which is not for the child
+    for _ in range(3):
+        next(events)
+    os.kill(engine._child._process.pid, signal.SIGKILL)
+    with pytest.raises(EngineCrashedError, match="slow") as error:
+        list(events)
+    assert "SIGKILL" in error.value.cause
+    assert error.value.remedy
+    again = list(engine.submit(Request(prompt=PROMPT, max_tokens=4, sampling=GREEDY)))
+    assert tokens_of(again) == expected(PROMPT, 4)
+    engine.close()
+
+
+def test_a_child_that_leaves_its_last_words_has_them_in_the_log(home: Path) -> None:
+    engine = make("process", "exits")
+    with pytest.raises(EngineCrashedError) as error:
+        _ = engine.info
+    assert "exit code 9" in error.value.cause
+    (log,) = (home / "logs").glob("engine-*.log")
+    assert str(log) in error.value.cause
+    assert log.read_text() == "last words\n"
+    engine.close()
+
+
+def program(kind: str, body: str) -> list[str]:
+    made = {
+        "thread": "ThreadEngine(lambda: __import__('generate_fakes').load('slow'), 'slow')",
+        "process": "ProcessEngine('slow', loader='generate_fakes:load')",
+    }
+    source = f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import os, signal
+        from macllm.generate.engine import ThreadEngine
+        from macllm.generate.process import ProcessEngine
+        from macllm.generate.request import Request
+        engine = {made[kind]}
+        events = engine.submit(Request(prompt=(1, 2, 3), max_tokens=3))
+    """
+    return [sys.executable, "-c", textwrap.dedent(source) + textwrap.dedent(body)]
+
+
+def ends(kind: str, bodies: list[str]) -> list[tuple[int, bytes]]:
+    """How programs end that do this, all at the same time."""
+    runs = [subprocess.Popen(program(kind, body), stderr=subprocess.PIPE) for body in bodies]
+    return [(each.communicate(timeout=100)[1], each.returncode)[::-1] for each in runs]
+
+
+BODIES = ["list(events)", "next(events)", "list(events); engine.close()", "del engine", ""]
+
+
+def test_a_program_ends_cleanly_whatever_it_leaves_open(kind: str) -> None:
+    assert ends(kind, BODIES[1:3]) == [(0, b"")] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", BODIES)
+def test_a_program_ends_cleanly_every_time(kind: str, body: str) -> None:
+    assert ends(kind, [body] * 10) == [(0, b"")] * 10
+
+
+def test_the_parent_needs_no_mlx_and_its_death_ends_the_child() -> None:
+    body = """
+        next(events)
+        assert not [name for name in sys.modules if name.startswith("mlx")]
+        print(engine._child._process.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    parent = subprocess.run(program("process", body), capture_output=True, check=False)
+    assert parent.returncode == -signal.SIGKILL
+    child, until = int(parent.stdout), time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if "\nState:\tZ" in (Path("/proc") / str(child) / "status").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child lives on")
