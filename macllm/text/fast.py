@@ -1,15 +1,17 @@
-"""Tokenizers that the `tokenizers` library runs: tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json + merges.txt."""
+"""What the `tokenizers` library runs: tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json + merges.txt."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from macllm.errors import CheckpointError
 
 from .decoding import TEXT_CLEANUP, ReplaceInText, Stage, stages_of
+from .json_data import REDOWNLOAD
 from .settings import AddedToken, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -30,16 +32,17 @@ class FastBackend:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
         _add_tokens(tokenizer, settings)
-        named = {token.content for token in settings.named.values()} if settings.family else set()
+        named = {token.content for token in settings.named.values()} if settings.family else set[str]()
         added = tokenizer.get_added_tokens_decoder()
         ordinary = [token.content for token in added.values() if not token.special and token.content in named]
         if ordinary:
-            tokenizer.add_special_tokens(ordinary)
+            tokenizer.add_special_tokens(ordinary)  # pyright: ignore[reportUnknownMemberType]
         self.special_ids = frozenset(i for i, token in added.items() if token.special or token.content in ordinary)
         model = type(tokenizer.model).__name__
         # Closing the gap before punctuation undoes WordPiece; in BPE the space was the model's own.
         self._cleanup = settings.flag("clean_up_tokenization_spaces", False) and (
-            model != "BPE" or settings.flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+            model != "BPE"
+            or settings.flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
         )
         self._decoder: dict[str, Any] | None = None
 
@@ -87,7 +90,8 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) ->
         if token.content not in known:
             missing.setdefault(token.content, token)
     if missing:
-        tokenizer.add_tokens([_library_token(token) for token in missing.values()])
+        tokens = [_library_token(token) for token in missing.values()]
+        tokenizer.add_tokens(tokens)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _library_token(token: AddedToken) -> tokenizers.AddedToken:
@@ -111,7 +115,7 @@ def _build(make: Any, path: Path) -> Any:
         raise CheckpointError(
             f"{path} is no tokenizer that can be read.",
             cause=str(error),
-            remedy="download the model again: macllm models get NAME",
+            remedy=REDOWNLOAD,
         ) from error
 
 
@@ -121,7 +125,9 @@ def load_json(path: Path, settings: TokenizerSettings) -> FastBackend:
 
     tokenizer = _build(lambda: tokenizers.Tokenizer.from_file(str(path)), path)
     complete = settings.with_class_defaults(settings.family)
-    present = {name: token for name, token in complete.named.items() if tokenizer.token_to_id(token.content) is not None}
+    present = {
+        name: token for name, token in complete.named.items() if tokenizer.token_to_id(token.content) is not None
+    }
     return FastBackend(tokenizer, replace(complete, named={**present, **settings.named}))
 
 
@@ -156,8 +162,8 @@ def load_byte_bpe(vocab: Path, merges: Path, settings: TokenizerSettings) -> Fas
 
     family = settings.family if settings.family in ("roberta", "qwen2") else "gpt2"
     settings = settings.with_class_defaults(family)
-    model = _build(lambda: models.BPE.from_file(str(vocab), str(merges)), merges)
-    tokenizer = Tokenizer(model)
+    read = cast("Callable[[str, str], models.BPE]", models.BPE.from_file)  # pyright: ignore[reportUnknownMemberType]
+    tokenizer = Tokenizer(_build(lambda: read(str(vocab), str(merges)), merges))
     prefix_space = settings.flag("add_prefix_space", False)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
@@ -170,8 +176,8 @@ def load_byte_bpe(vocab: Path, merges: Path, settings: TokenizerSettings) -> Fas
     if family == "roberta":
         first, last = (settings.named[name].content for name in ("cls_token", "sep_token"))
         tokenizer.post_processor = processors.RobertaProcessing(
-            (last, tokenizer.token_to_id(last)),
-            (first, tokenizer.token_to_id(first)),
+            (last, tokenizer.token_to_id(last) or 0),
+            (first, tokenizer.token_to_id(first) or 0),
             trim_offsets=settings.flag("trim_offsets", True),
             add_prefix_space=prefix_space,
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 MAX_TEXT = 8_000_000  # characters of one string
 MAX_WEIGHT = 300_000  # elements of one value, all levels; so many characters count as one more:
@@ -20,6 +20,9 @@ MAX_INDENT = 100
 MAX_NEEDLE = 100  # characters to look for where the search takes the product of both lengths
 TOTAL_TEXT = 64_000_000  # characters that all operations together may make
 _PRECISE = re.compile(r"\d+")
+
+
+_Container = list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any]
 
 
 class LimitError(Exception):
@@ -62,7 +65,7 @@ class Budget:
             raise LimitError(f"it writes more than {self._limits.output_chars:,} characters")
 
     @contextmanager
-    def deeper(self) -> Iterator[None]:
+    def deeper(self) -> Generator[None]:
         """One call inside another."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -80,7 +83,7 @@ class Budget:
         elif isinstance(value, int):
             if value.bit_length() > MAX_BITS:
                 raise LimitError(f"it makes an integer of more than {MAX_BITS} bits")
-        elif isinstance(value, list | tuple | dict | set | frozenset):
+        elif _is_container(value):
             self.weigh(value)
             self.step(len(value))
         return value
@@ -97,16 +100,19 @@ class Budget:
         """
         if isinstance(value, str):
             return 1 + len(value) // CHARS_PER_ELEMENT, 0
-        if not isinstance(value, list | tuple | dict | set | frozenset):
+        if not _is_container(value):
             return 1, 0
         if id(value) in self._known:
             return self._known[id(value)][:2]
         if level > MAX_DEPTH:
             raise LimitError(f"it nests containers more than {MAX_DEPTH} deep")
         self.step()
-        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        inside = [*value, *value.values()] if isinstance(value, Mapping) else value
         weight, depth = 1, 0
         for element in inside:
+            if isinstance(element, int | float):
+                weight += 1
+                continue
             more, below = self.weigh(element, level + 1)
             weight, depth = weight + more, max(depth, below)
             if weight > MAX_WEIGHT:
@@ -115,6 +121,10 @@ class Budget:
             raise LimitError(f"it nests containers more than {MAX_DEPTH} deep")
         self._known[id(value)] = (weight, depth + 1, value)
         return weight, depth + 1
+
+
+def _is_container(value: object) -> TypeGuard[_Container]:
+    return isinstance(value, list | tuple | dict | set | frozenset)
 
 
 _current: ContextVar[Budget | None] = ContextVar("macllm_template_budget", default=None)
@@ -129,7 +139,7 @@ def budget() -> Budget:
 
 
 @contextmanager
-def spending(spent: Budget) -> Iterator[Budget]:
+def spending(spent: Budget) -> Generator[Budget]:
     """Makes `spent` the budget of what runs inside."""
     token = _current.set(spent)
     try:
@@ -147,9 +157,13 @@ def operator_limits(operator: str, left: Any, right: Any) -> None:
     elif operator == "+" and isinstance(left, str) and isinstance(right, str):
         spent.allow_text(len(left) + len(right))
     elif operator == "%" and isinstance(left, str):
-        format_limits(left, right if isinstance(right, tuple) else (right,), "%")
+        format_limits(left, _values(right), "%")
     elif operator == "**" and isinstance(left, int) and isinstance(right, int):
         _allow(left.bit_length() * max(right, 1), MAX_BITS, "bits of an integer")
+
+
+def _values(value: Any) -> tuple[Any, ...]:
+    return tuple(cast("Iterable[Any]", value)) if isinstance(value, tuple | list) else (value,)
 
 
 def _product_limits(spent: Budget, left: Any, right: Any) -> None:
@@ -173,7 +187,9 @@ def format_limits(text: str, values: tuple[Any, ...], mark: str) -> None:
     spent = budget()
     fields = text.count(mark)
     widest = max((_written(spent, value) for value in values), default=0)
-    starred = sum(value for value in values if isinstance(value, int) and value > 0) if "*" in text or "{" in text else 0
+    starred = (
+        sum(value for value in values if isinstance(value, int) and value > 0) if "*" in text or "{" in text else 0
+    )
     widths = sum(int(number) if len(number) < 10 else MAX_TEXT + 1 for number in _PRECISE.findall(text))
     spent.allow_text(len(text) + fields * widest + widths + (starred if _has_computed_width(text, mark) else 0))
 
@@ -190,68 +206,85 @@ def _has_computed_width(text: str, mark: str) -> bool:
 def method_limits(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments of a method of `text`, iterators read; refuses what would be huge or slow."""
     spent = budget()
-    first = args[0] if args else None
-    if name in ("center", "ljust", "rjust", "zfill") and isinstance(first, int):
-        spent.allow_text(first)
+    first: Any = args[0] if args else None
+    if name in ("center", "ljust", "rjust", "zfill"):
+        spent.allow_text(_number(first))
     elif name == "expandtabs":
         spent.allow_text(len(text) + text.count("\t") * (first if isinstance(first, int) else 8))
-    elif name == "replace" and len(args) > 1 and isinstance(first, str) and isinstance(args[1], str):
-        spent.allow_text(len(text) + text.count(first) * len(args[1]))
-    elif name == "join" and args and not isinstance(first, str | list | tuple | dict):
-        args = (spent.admit(list(first)), *args[1:])
+    elif name == "replace" and len(args) > 1:
+        spent.allow_text(len(text) + text.count(str(first)) * len(str(args[1])))
+    elif name == "join" and args:
+        parts = _read(first)
+        spent.allow_text(len(text) * _size(parts))
+        args = (parts, *args[1:])
     elif name in ("split", "rsplit", "splitlines"):
         parts = text.count(first) if isinstance(first, str) and first else len(text) // 2
         _allow(parts, MAX_WEIGHT, "elements")
-    if name == "join" and args and isinstance(args[0], str | list | tuple | dict):
-        spent.allow_text(len(text) * len(args[0]))
     if name in ("rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip") and isinstance(first, str):
         _allow(len(first), MAX_NEEDLE, "characters to look for")
     return args
 
 
+def _read(values: Any) -> Any:
+    """The values with a length where they can have one: an iterator is read into a list."""
+    if hasattr(values, "__len__") or not isinstance(values, Iterable):
+        return values
+    return budget().admit(list(cast("Iterable[Any]", values)))
+
+
+def _size(values: Any) -> int:
+    return len(values) if hasattr(values, "__len__") else 0
+
+
 def filter_limits(name: str, values: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """A filter's value and arguments, iterators read; refuses what would be huge or slow."""
-    spent = budget()
-    value = values[0] if values else None
 
     def argument(index: int, keyword: str, default: Any) -> Any:
         return values[index] if len(values) > index else kwargs.get(keyword, default)
 
+    value: Any = values[0] if values else None
+    if name in ("center", "indent", "format", "replace"):
+        _text_filter_limits(name, str(value), argument, (*values[1:], *kwargs.values()))
+    elif name in ("batch", "slice"):
+        _allow(_number(argument(1, "linecount" if name == "batch" else "slices", 0)), MAX_WEIGHT // 3, "elements")
+    elif name == "join":
+        parts = _read(value)
+        budget().allow_text(_size(parts) * len(str(argument(1, "d", ""))))
+        values = [parts, *values[1:]]
+    elif name in ("title", "urlencode", "list", "unique", "sort"):
+        _allow(len(value) if isinstance(value, str) else 0, MAX_WORK, "characters")
+    elif name == "tojson":
+        _json_limits(value, argument(2, "indent", None), argument(3, "separators", None))
+    elif name == "sum" and not isinstance(argument(2, "start", 0), int | float):
+        raise LimitError("it sums what are no numbers")
+    elif name == "trim":
+        _allow(len(str(argument(1, "chars", ""))), MAX_NEEDLE, "characters to look for")
+    return values, kwargs
+
+
+def _text_filter_limits(
+    name: str, text: str, argument: Callable[[int, str, Any], Any], inserted: tuple[Any, ...]
+) -> None:
+    spent = budget()
     if name == "center":
         spent.allow_text(_number(argument(1, "width", 80)))
     elif name == "indent":
         width = argument(1, "width", 4)
-        lines = str(value).count("\n") + 1
-        spent.allow_text(lines * (len(width) if isinstance(width, str) else _number(width)))
+        spent.allow_text((text.count("\n") + 1) * (len(width) if isinstance(width, str) else _number(width)))
     elif name == "format":
-        format_limits(str(value), (*values[1:], *kwargs.values()), "%")
-    elif name in ("batch", "slice"):
-        _allow(_number(argument(1, "linecount" if name == "batch" else "slices", 0)), MAX_WEIGHT // 3, "elements")
+        format_limits(text, inserted, "%")
     elif name == "replace":
-        old, new = str(argument(1, "old", "")), str(argument(2, "new", ""))
-        spent.allow_text(len(str(value)) + str(value).count(old) * len(new))
-    elif name == "join":
-        if not hasattr(value, "__len__"):
-            values = [spent.admit(list(value)), *values[1:]]
-        spent.allow_text(len(values[0]) * len(str(argument(1, "d", ""))))
-    elif name in ("title", "urlencode", "list", "unique", "sort"):
-        _allow(len(value) if isinstance(value, str) else 0, MAX_WORK, "characters")
-    elif name == "tojson":
-        _json_limits(spent, value, argument(2, "indent", None), argument(3, "separators", None))
-    elif name == "sum" and isinstance(argument(2, "start", 0), list | tuple | dict | str):
-        raise LimitError("it sums containers")
-    elif name == "trim" and isinstance(argument(1, "chars", None), str):
-        _allow(len(argument(1, "chars", "")), MAX_NEEDLE, "characters to look for")
-    return values, kwargs
+        spent.allow_text(len(text) + text.count(str(argument(1, "old", ""))) * len(str(argument(2, "new", ""))))
 
 
 def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _json_limits(spent: Budget, value: Any, indent: Any, separators: Any) -> None:
+def _json_limits(value: Any, indent: Any, separators: Any) -> None:
+    spent = budget()
     weight, depth = spent.weigh(value)
     width = len(indent) if isinstance(indent, str) else _number(indent)
     _allow(width, MAX_INDENT, "characters of indent")
-    extra = sum(len(separator) for separator in separators) if isinstance(separators, list | tuple) else 0
+    extra = sum(len(str(separator)) for separator in _values(separators) if separators)
     spent.allow_text(weight * (max(width, 0) * depth + extra))

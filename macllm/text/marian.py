@@ -9,8 +9,9 @@ from pathlib import Path
 from macllm.errors import CheckpointError
 
 from .decoding import Stage, byte_value, run_close, run_push
+from .json_data import REDOWNLOAD, read_json
 from .pieces import AddedTokenSplitter, SentencePieceModel, unreadable
-from .settings import AddedToken, TokenizerSettings, read_json
+from .settings import AddedToken, TokenizerSettings
 
 _SPACE = "\u2581"
 
@@ -42,7 +43,7 @@ class MarianBackend:
         if content not in self._ids:
             raise CheckpointError(
                 f"{folder / 'vocab.json'} has no {json.dumps(content)}, its {name.replace('_', ' ')}.",
-                remedy="download the model again: macllm models get NAME",
+                remedy=REDOWNLOAD,
             )
         return self._ids[content]
 
@@ -70,7 +71,7 @@ class MarianBackend:
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text of `ids`; ids that are no token are left out."""
         stages = self.stages()
-        skip = self.special_ids if skip_special_tokens else frozenset()
+        skip = self.special_ids if skip_special_tokens else frozenset[int]()
         tokens = [self.id_to_token(index) for index in ids if index not in skip]
         text = "".join([run_push(stages, token) for token in tokens if token is not None])
         return text + run_close(stages)

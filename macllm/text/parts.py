@@ -69,7 +69,9 @@ class PartSplitter:
         `prompt` is the rendered conversation; where it ends inside an opened section (`…<think>\\n`), the
         answer begins there.
         """
-        source = template if isinstance(template, str) else "" if template is None else "\n".join(template.sources.values())
+        source = (
+            template if isinstance(template, str) else "" if template is None else "\n".join(template.sources.values())
+        )
         sections = tuple(section for section in (*_REASONING, *_TOOL_CALLS) if section.opening in source)
         # A template that drops old reasoning may name only the closing tag.
         named = {section.opening for section in sections}

@@ -22,6 +22,7 @@ from .decoding import (
     run_close,
     run_push,
 )
+from .json_data import REDOWNLOAD
 from .settings import AddedToken, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -66,12 +67,12 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path} is no sentencepiece model that can be read.",
         cause=str(error) or type(error).__name__,
-        remedy="download the model again: macllm models get NAME",
+        remedy=REDOWNLOAD,
     )
 
 
 def _parse(data: bytes) -> SentencePieceModel:
-    """Reads the few fields of sentencepiece_model.proto that matter here (ModelProto: 1 pieces, 2 trainer, 3 normalizer)."""
+    """The few fields of sentencepiece_model.proto that matter here (ModelProto: 1 pieces, 2 trainer, 3 normalizer)."""
     model = SentencePieceModel(data)
     symbols: list[AddedToken] = []
     for field, value in _fields(data):
@@ -170,7 +171,9 @@ class SentencePieceBackend:
         """The settings, completed by the begin, end and unknown pieces of the model itself."""
         processor = self._plain
         ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
-        return settings.with_defaults(**{name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0})
+        return settings.with_defaults(
+            **{name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0}
+        )
 
     def _added_tokens(self, settings: TokenizerSettings) -> dict[str, tuple[AddedToken, int]]:
         """Every added token with its id: the model's own symbols, then what the settings declare, in order."""
@@ -187,8 +190,10 @@ class SentencePieceBackend:
             known = added.get(token.content)
             index = known[1] if known else declared.get(token.content, processor.piece_to_id(token.content))
             is_piece = 0 <= index < processor.get_piece_size()
-            if token.content not in declared and known is None and (
-                not is_piece or processor.id_to_piece(index) != token.content
+            if (
+                token.content not in declared
+                and known is None
+                and (not is_piece or processor.id_to_piece(index) != token.content)
             ):
                 index = size = max(size, 1 + max((i for _, i in added.values()), default=0))
             added[token.content] = (token, index)
@@ -231,7 +236,7 @@ class SentencePieceBackend:
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text of `ids`; ids that are no token are left out."""
         stages = self.stages()
-        skip = self.special_ids if skip_special_tokens else frozenset()
+        skip = self.special_ids if skip_special_tokens else frozenset[int]()
         tokens = [self.id_to_token(index) for index in ids if index not in skip]
         text = "".join([run_push(stages, token) for token in tokens if token is not None])
         return text + run_close(stages)
@@ -297,7 +302,9 @@ class AddedTokenSplitter:
         while self._find is not None and (match := self._find(text, at)) is not None:
             token = self._tokens[match.group()]
             left, right = match.span()
-            if token.single_word and (_is_word(text[left - 1 : left] if left else "") or _is_word(text[right : right + 1])):
+            if token.single_word and (
+                _is_word(text[left - 1 : left] if left else "") or _is_word(text[right : right + 1])
+            ):
                 at = right
                 continue
             if token.lstrip:

@@ -28,7 +28,7 @@ from .limits import Budget, LimitError, budget, filter_limits, format_limits, me
 
 # Filters of the web that no conversation needs and whose cost is hard to bound.
 _REMOVED_FILTERS = ("urlize", "pprint", "xmlattr", "striptags", "wordwrap", "wordcount", "filesizeformat")
-_REMOVED_GLOBALS = ("lipsum",)
+_KEPT_GLOBALS = ("range", "dict", "cycler", "joiner")
 _STRING_METHODS = (
     "capitalize casefold center count endswith expandtabs find format format_map index isalnum isalpha isascii"
     " isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip"
@@ -61,15 +61,13 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         )
         for name in _REMOVED_FILTERS:
             self.filters.pop(name, None)
-        for name in _REMOVED_GLOBALS:
-            self.globals.pop(name, None)
         self.filters["tojson"] = _tojson
         self.filters = {name: _guarded_filter(name, function) for name, function in self.filters.items()}
         self.tests = {name: _guarded_test(function) for name, function in self.tests.items()}
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
-        self.globals["namespace"] = TemplateNamespace
-        self._functions = frozenset(id(value) for value in self.globals.values())
+        kept: dict[str, Any] = {name: self.globals[name] for name in _KEPT_GLOBALS}
+        kept |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "namespace": TemplateNamespace}
+        self.globals: dict[str, Any] = kept
+        self._functions = frozenset(id(value) for value in kept.values())
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         """Compiles the template with its loops, literals, slices, `~` and comparisons on the budget."""
@@ -96,7 +94,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         self_call.macllm_allowed = True  # type: ignore[attr-defined]
         return self_call
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Calls what templates may call, on the budget."""
         spent = budget()
         spent.step()
@@ -148,7 +146,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
 class TemplateNamespace(Namespace):
     """A namespace that keeps underscored names out and never writes out what it holds, itself perhaps."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805
+    def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
         attributes = dict(*rest, **kwargs)
         for name in attributes:
@@ -178,7 +176,9 @@ class Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = nodes.Call(nodes.EnvironmentAttribute("noted"), [], [], None, None)
-        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+        block = nodes.CallBlock(call, [], [], body)
+        block.set_lineno(line)
+        return block
 
     def __init__(self, environment: jinja2.Environment) -> None:
         super().__init__(environment)
@@ -239,7 +239,9 @@ def _data(node: nodes.Node) -> Iterable[nodes.TemplateData]:
 
 
 def _call(name: str, *args: nodes.Expr, line: int) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None).set_lineno(line)
+    call = nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
+    call.set_lineno(line)
+    return call
 
 
 def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

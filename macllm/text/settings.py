@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,13 +9,26 @@ from typing import Any
 
 from macllm.errors import CheckpointError
 
+from .json_data import REDOWNLOAD, is_object, list_in, object_in, read_json
+
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MAX_JSON_BYTES = 512 << 20
 _END = "<|endoftext|>"
-_BRACKETS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+_BRACKETS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 _ANGLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ROBERTA = {**_ANGLES, "sep_token": "</s>", "cls_token": "<s>", "pad_token": "<pad>", "mask_token": "<mask>"}
-_GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
+_GEMMA = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
 # The tokens that a tokenizer class names when its config does not.
 _CLASS_TOKENS = {
     "bert": _BRACKETS,
@@ -60,25 +72,22 @@ class AddedToken:
         """The token that a string or a dict of a JSON file means; `special` is the default of its flag."""
         if isinstance(value, str):
             return cls(value, special=special)
-        if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
-            raise CheckpointError(f"An added token of the tokenizer has no text: {value!r}.", remedy=_REDOWNLOAD)
+        if not is_object(value) or not isinstance(value.get("content"), str):
+            raise CheckpointError(f"An added token of the tokenizer has no text: {value!r}.", remedy=REDOWNLOAD)
         flags = {name: bool(value.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
         is_special = bool(value.get("special", special))
         normalized = bool(value.get("normalized", not is_special))
         return cls(value["content"], special=is_special, normalized=normalized, **flags)
 
 
-_REDOWNLOAD = "download the model again: macllm models get NAME"
-
-
 @dataclass(frozen=True)
 class TokenizerSettings:
     """tokenizer_config.json, with special_tokens_map.json and added_tokens.json folded in."""
 
-    values: Mapping[str, Any] = field(default_factory=dict)
-    named: Mapping[str, AddedToken] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    named: Mapping[str, AddedToken] = field(default_factory=dict[str, AddedToken])
     extra_special: tuple[AddedToken, ...] = ()
-    added: Mapping[int, AddedToken] = field(default_factory=dict)
+    added: Mapping[int, AddedToken] = field(default_factory=dict[int, AddedToken])
     model_type: str = ""
 
     @classmethod
@@ -87,7 +96,7 @@ class TokenizerSettings:
         values = read_json(folder / "tokenizer_config.json")
         if "added_tokens_decoder" not in values:
             values = {**values, **read_json(folder / "special_tokens_map.json")}
-        declared = values.get("added_tokens_decoder") or {}
+        declared = object_in(values.get("added_tokens_decoder"))
         added = {int(index): AddedToken.read(token, special=False) for index, token in declared.items()}
         by_content = {token.content: token for token in added.values()}
         named: dict[str, AddedToken] = {}
@@ -95,11 +104,10 @@ class TokenizerSettings:
             if value is not None and (name in NAMED_TOKENS or name.endswith("_token")) and _is_token(value):
                 token = AddedToken.read(value, special=True)
                 named[name] = replace(by_content.get(token.content, token), special=True)
-        extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-        if isinstance(extra, Mapping):
+        extra: Any = values.get("extra_special_tokens") or values.get("additional_special_tokens")
+        if is_object(extra):
             named |= {name: AddedToken.read(value, special=True) for name, value in extra.items()}
-            extra = []
-        specials = tuple(AddedToken.read(value, special=True) for value in extra)
+        specials = tuple(AddedToken.read(value, special=True) for value in list_in(extra))
         if not added:
             known = {token.content for token in (*named.values(), *specials)}
             for content, index in read_json(folder / "added_tokens.json").items():
@@ -150,22 +158,4 @@ class TokenizerSettings:
 
 
 def _is_token(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("content"), str))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file.
-
-    Raises `CheckpointError` for anything else than a JSON object.
-    """
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} is too large for a tokenizer file.", remedy=_REDOWNLOAD)
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON.", cause=str(error), remedy=_REDOWNLOAD) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.", remedy=_REDOWNLOAD)
-    return value
+    return isinstance(value, str) or isinstance(object_in(value).get("content"), str)

@@ -6,11 +6,11 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from macllm.errors import UsageError
 
-from .settings import read_json
+from .json_data import is_list, is_object, list_in, read_json
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -38,9 +38,7 @@ class ChatTemplate:
         self._compiled: dict[str, Template] = {}
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, config: Mapping[str, Any], tokens: Mapping[str, str]
-    ) -> ChatTemplate | None:
+    def from_folder(cls, folder: Path, config: Mapping[str, Any], tokens: Mapping[str, str]) -> ChatTemplate | None:
         """The templates of a model folder, None where it has none.
 
         chat_template.jinja and additional_chat_templates/*.jinja go before tokenizer_config.json, that before
@@ -164,9 +162,9 @@ def _declared(value: Any) -> dict[str, str]:
     """The templates in a JSON file: a text, a list of {"name", "template"}, or a name: text object."""
     if isinstance(value, str):
         return {"default": value} if value else {}
-    if isinstance(value, Mapping):
-        return {str(name): text for name, text in value.items() if isinstance(text, str)}
-    entries = [entry for entry in value or () if isinstance(entry, Mapping)]
+    if is_object(value):
+        return {name: text for name, text in value.items() if isinstance(text, str)}
+    entries = [entry for entry in list_in(value) if is_object(entry)]
     return {str(e["name"]): e["template"] for e in entries if isinstance(e.get("template"), str) and "name" in e}
 
 
@@ -203,7 +201,9 @@ def _explain(error: Exception) -> TemplateError:
             remedy="change the conversation as the cause says, or use another model",
         )
     if isinstance(error, LimitError | RecursionError | MemoryError):
-        return TemplateError("The model's chat template was stopped.", cause=said or type(error).__name__, remedy=_OTHER)
+        return TemplateError(
+            "The model's chat template was stopped.", cause=said or type(error).__name__, remedy=_OTHER
+        )
     if isinstance(error, SecurityError):
         return TemplateError("The model's chat template tried what templates may not do.", cause=said, remedy=_OTHER)
     if isinstance(error, TemplateSyntaxError):
@@ -215,7 +215,7 @@ def _explain(error: Exception) -> TemplateError:
 def _message(message: Any) -> dict[str, Any]:
     """The message as plain data without empty fields, its reasoning under the names that templates read."""
     plain = _plain(message)
-    if not isinstance(plain, dict):
+    if not is_object(plain):
         raise TemplateError(
             f"A message of the conversation is {type(message).__name__}, not an object.",
             remedy='write messages as {"role": "user", "content": "..."}',
@@ -230,13 +230,15 @@ def _plain(value: Any) -> Any:
     """A copy made of plain JSON types: no object with methods of its own reaches a template."""
     if value is None or type(value) in (str, int, float, bool):
         return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        items = cast("Mapping[Any, Any]", value)
+        return {_plain(key): _plain(items[key]) for key in items}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return f"<{type(value).__name__}>"
@@ -245,6 +247,6 @@ def _plain(value: Any) -> Any:
 def _chars(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, dict):
+    if is_object(value):
         return sum(_chars(item) for item in value.values())
-    return sum(map(_chars, value)) if isinstance(value, list) else 0
+    return sum(_chars(item) for item in value) if is_list(value) else 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from macllm.errors import ModelNotFoundError, UsageError
 
 from .detokenizer import Detokenizer
+from .json_data import REDOWNLOAD
 from .settings import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -39,15 +40,40 @@ _NO_LIMIT = 10**9  # transformers writes 10**30 for "no limit known"
 class Backend(Protocol):
     """What runs the vocabulary."""
 
-    special_ids: frozenset[int]
+    @property
+    def settings(self) -> TokenizerSettings:
+        """The settings, completed by the defaults of the format."""
+        ...
 
     @property
-    def vocab_size(self) -> int: ...
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
-    def token_to_id(self, token: str) -> int | None: ...
-    def id_to_token(self, index: int) -> str | None: ...
-    def stages(self) -> list[Stage] | None: ...
+    def special_ids(self) -> frozenset[int]:
+        """What `skip_special_tokens` leaves out."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, added ones included."""
+        ...
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of `text`."""
+        ...
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of `ids`; ids that are no token are left out."""
+        ...
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token, None where there is no such token."""
+        ...
+
+    def id_to_token(self, index: int) -> str | None:
+        """The token of an id, None where there is no such id."""
+        ...
+
+    def stages(self) -> list[Stage] | None:
+        """The decoder as fresh stages, None where it has a step that is not known."""
+        ...
 
 
 class Tokenizer:
@@ -56,9 +82,9 @@ class Tokenizer:
     Safe to share between threads for reading.
     """
 
-    def __init__(self, folder: Path, backend: Backend, settings: TokenizerSettings) -> None:
+    def __init__(self, folder: Path, backend: Backend) -> None:
         self.folder = folder
-        self.settings = settings
+        self.settings = backend.settings
         self._backend = backend
         self.special_ids = backend.special_ids
         self._template: ChatTemplate | None = None
@@ -73,9 +99,7 @@ class Tokenizer:
         Raises `ModelNotFoundError` where there is none of them, `CheckpointError` where one is damaged.
         """
         folder = Path(folder)
-        settings = TokenizerSettings.from_folder(folder)
-        backend, settings = _open(folder, settings)
-        return cls(folder, backend, settings)
+        return cls(folder, _open(folder, TokenizerSettings.from_folder(folder)))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process reads the files again."""
@@ -206,33 +230,31 @@ class Tokenizer:
                 _copy(source, folder / extra.name / source.name)
 
 
-def _open(folder: Path, settings: TokenizerSettings) -> tuple[Backend, TokenizerSettings]:
-    """The backend for the files in `folder`, and the settings completed by its defaults."""
+def _open(folder: Path, settings: TokenizerSettings) -> Backend:
+    """The backend for the files in `folder`."""
     from . import fast
 
     path = {name: folder / name for name in FILES}
     if path["tokenizer.json"].is_file():
-        backend: Any = fast.load_json(path["tokenizer.json"], settings)
-    elif path["source.spm"].is_file() and path["vocab.json"].is_file():
+        return fast.load_json(path["tokenizer.json"], settings)
+    if path["source.spm"].is_file() and path["vocab.json"].is_file():
         from .marian import MarianBackend
 
-        backend = MarianBackend(folder, settings)
-    elif path["tokenizer.model"].is_file() or path["spiece.model"].is_file():
-        from .pieces import SentencePieceBackend
+        return MarianBackend(folder, settings)
+    for name in ("tokenizer.model", "spiece.model"):
+        if path[name].is_file():
+            from .pieces import SentencePieceBackend
 
-        name = "tokenizer.model" if path["tokenizer.model"].is_file() else "spiece.model"
-        backend = SentencePieceBackend(path[name], settings)
-    elif path["vocab.json"].is_file() and path["merges.txt"].is_file():
-        backend = fast.load_byte_bpe(path["vocab.json"], path["merges.txt"], settings)
-    elif path["vocab.txt"].is_file():
-        backend = fast.load_wordpiece(path["vocab.txt"], settings)
-    else:
-        raise ModelNotFoundError(
-            f"{folder} has no tokenizer.",
-            cause="none of tokenizer.json, tokenizer.model, spiece.model, source.spm, vocab.json + merges.txt, vocab.txt",
-            remedy="download the model again: macllm models get NAME",
-        )
-    return backend, backend.settings
+            return SentencePieceBackend(path[name], settings)
+    if path["vocab.json"].is_file() and path["merges.txt"].is_file():
+        return fast.load_byte_bpe(path["vocab.json"], path["merges.txt"], settings)
+    if path["vocab.txt"].is_file():
+        return fast.load_wordpiece(path["vocab.txt"], settings)
+    raise ModelNotFoundError(
+        f"{folder} has no tokenizer.",
+        cause="none of tokenizer.json, tokenizer.model, spiece.model, source.spm, vocab.json, vocab.txt",
+        remedy=REDOWNLOAD,
+    )
 
 
 def _valid(text: str) -> str:
@@ -245,6 +267,7 @@ def _copy(source: Path, target: Path) -> None:
         try:
             with source.open("rb") as original:
                 shutil.copyfileobj(original, file)
+            shutil.copymode(source, file.name)
             file.flush()
             os.fsync(file.fileno())
             Path(file.name).replace(target)

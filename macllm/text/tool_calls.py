@@ -8,6 +8,8 @@ from typing import Any
 
 from macllm.errors import MacllmError
 
+from .json_data import is_list, is_object
+
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_ARGUMENTS = "[ARGS]"
 _BETWEEN = " \t\r\n;,"
@@ -22,7 +24,7 @@ class ToolCall:
     """A function to call with keyword arguments. `id` is the model's own, where it gave one."""
 
     name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
     id: str | None = None
 
 
@@ -41,7 +43,7 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
         if found:
             calls.append(_call({"name": name.strip(), "arguments": _values(arguments)[0]}))
         else:
-            calls += [_call(item) for value in _values(part) for item in (value if isinstance(value, list) else [value])]
+            calls += [_call(item) for value in _values(part) for item in (value if is_list(value) else [value])]
     return calls
 
 
@@ -66,16 +68,16 @@ def _values(text: str) -> list[Any]:
 
 
 def _call(value: Any) -> ToolCall:
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+    if is_object(value) and is_object(value.get("function")):
         value = {"id": value.get("id"), **value["function"]}
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+    if not is_object(value) or not isinstance(value.get("name"), str) or not value["name"]:
         raise _shape("it has no name", value)
-    arguments = value.get("arguments", value.get("parameters"))
+    arguments: Any = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
         arguments = _values(arguments)[0] if arguments.strip() else {}
     if arguments is None:
         arguments = {}
-    if not isinstance(arguments, dict):
+    if not is_object(arguments):
         raise _shape("its arguments are no object", value)
     identity = value.get("id")
     return ToolCall(value["name"], arguments, identity if isinstance(identity, str) else None)

@@ -68,7 +68,7 @@ def byte_level_json(folder: Path) -> None:
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     tokenizer = train_byte_level(["<|endoftext|>"])
-    split = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = r"(?i:'s|'t|'ll)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -222,9 +222,7 @@ def t5_json(folder: Path) -> None:
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     special = ["<pad>", "</s>", "<unk>", "<extra_id_1>", "<extra_id_0>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(TRAINING, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))

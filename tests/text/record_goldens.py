@@ -12,7 +12,12 @@ import tempfile
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
-RECORDED = ("byte-level tokenizer.json with bos", "llama tokenizer.model", "gemma tokenizer.json", "bert vocab.txt cased")
+RECORDED = (
+    "byte-level tokenizer.json with bos",
+    "llama tokenizer.model",
+    "gemma tokenizer.json",
+    "bert vocab.txt cased",
+)
 
 
 def main() -> None:

@@ -130,7 +130,24 @@ DECODERS = {
     "none": None,
     "unknown here": {"type": "CTC", "pad_token": "a", "word_delimiter_token": "b", "cleanup": True},
 }
-TOKENS = ["a", "b", "ab", "aa", "▁", "▁a", "##b", "b</w>", "</w>", "<0xE2>", "<0x82>", "<0xAC>", "<0x41>", "Ġ", "âĤ¬", "é"]
+TOKENS = [
+    "a",
+    "b",
+    "ab",
+    "aa",
+    "▁",
+    "▁a",
+    "##b",
+    "b</w>",
+    "</w>",
+    "<0xE2>",
+    "<0x82>",
+    "<0xAC>",
+    "<0x41>",
+    "Ġ",
+    "âĤ¬",
+    "é",
+]
 TOKENS += [".", "'", "n't", "do", "not", " ", "  a", ""]
 
 
@@ -151,7 +168,10 @@ def test_each_decoder_step_streams_what_the_library_decodes(name: str, tokens: l
 
 
 @settings(deadline=None)
-@given(pieces=st.lists(st.text("ab ", max_size=4), max_size=10), old=st.sampled_from(["a", "ab", "aab", "aa", "abab", " b"]))
+@given(
+    pieces=st.lists(st.text("ab ", max_size=4), max_size=10),
+    old=st.sampled_from(["a", "ab", "aab", "aa", "abab", " b"]),
+)
 def test_replacing_in_a_stream_is_replacing_in_the_text(pieces: list[str], old: str) -> None:
     stage = ReplaceInText(old, "X")
     out = [part for piece in pieces for part in stage.push(piece)] + list(stage.close())
@@ -159,9 +179,7 @@ def test_replacing_in_a_stream_is_replacing_in_the_text(pieces: list[str], old: 
 
 
 @settings(deadline=None)
-@given(
-    pieces=st.lists(st.text("ab", max_size=4), max_size=10), left=st.integers(0, 3), right=st.integers(0, 3)
-)
+@given(pieces=st.lists(st.text("ab", max_size=4), max_size=10), left=st.integers(0, 3), right=st.integers(0, 3))
 def test_stripping_a_stream_is_stripping_the_text(pieces: list[str], left: int, right: int) -> None:
     def stripped(text: str) -> str:
         text = text[min(left, len(text) - len(text.lstrip("a"))) :]

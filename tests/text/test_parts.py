@@ -44,10 +44,20 @@ CASES = [
     ("no tags at all", "", "<think>kept</think> ", [("content", "<think>kept</think> ")]),
     ("[TOOL_CALLS] [INST]", "", '[TOOL_CALLS] [{"name": "f"}]', [("tool_call", '[{"name": "f"}]')]),
     ("[THINK] [TOOL_CALLS]", "", "[THINK]hm[/THINK]yes", [("reasoning", "hm"), ("content", "yes")]),
-    ('ipython "parameters"', "", '\n{ "name" : "f", "parameters": {}}', [("tool_call", '{ "name" : "f", "parameters": {}}')]),
+    (
+        'ipython "parameters"',
+        "",
+        '\n{ "name" : "f", "parameters": {}}',
+        [("tool_call", '{ "name" : "f", "parameters": {}}')],
+    ),
     ('ipython "parameters"', "", '{"nam": 1} is JSON', [("content", '{"nam": 1} is JSON')]),
     ('ipython "parameters"', "", '{"n', [("content", '{"n')]),
-    ('ipython "parameters" <|python_tag|>', "", "x<|python_tag|>f.call()", [("content", "x"), ("tool_call", "f.call()")]),
+    (
+        'ipython "parameters" <|python_tag|>',
+        "",
+        "x<|python_tag|>f.call()",
+        [("content", "x"), ("tool_call", "f.call()")],
+    ),
     ("<|tool_call|>", "", '<|tool_call|>[{"name": "f"}]<|/tool_call|>', [("tool_call", '[{"name": "f"}]')]),
     ("content.split('</think>')", "", "<think>a</think>b", [("reasoning", "a"), ("content", "b")]),
 ]
@@ -64,7 +74,11 @@ def test_parts_are_the_same_however_the_text_arrives(
 
 
 @settings(deadline=None)
-@given(pieces=st.lists(st.sampled_from(["<think>", "</think>", "<th", "ink>", "<tool_call>", "</tool_call>", " ", "\n", "a", "</"])))
+@given(
+    pieces=st.lists(
+        st.sampled_from(["<think>", "</think>", "<th", "ink>", "<tool_call>", "</tool_call>", " ", "\n", "a", "</"])
+    )
+)
 def test_any_pieces_give_what_the_whole_gives(pieces: list[str]) -> None:
     whole = split(PartSplitter.for_template(QWEN), ["".join(pieces)])
     assert split(PartSplitter.for_template(QWEN), pieces) == whole
@@ -98,7 +112,11 @@ def test_calls_that_a_template_writes_are_read_back() -> None:
     function = {"name": "get_weather", "arguments": {"city": "Köln <b>", "days": 2}}
     messages = [
         {"role": "user", "content": "w"},
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "id": "abcdef123", "function": function}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "id": "abcdef123", "function": function}],
+        },
     ]
     for name, start, end in (
         ("qwen-3", "<|im_start|>assistant\n", "<|im_end|>"),
@@ -106,7 +124,9 @@ def test_calls_that_a_template_writes_are_read_back() -> None:
         ("mistral", "[/INST]", "</s>"),
     ):
         chat = template(name)
-        text = ChatTemplate(chat.sources, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages, add_generation_prompt=False)
+        text = ChatTemplate(chat.sources, {"bos_token": "<s>", "eos_token": "</s>"}).render(
+            messages, add_generation_prompt=False
+        )
         answer = text.rpartition(start)[2].partition(end)[0]
         parts = split(PartSplitter.for_template(chat), list(answer))
         (call,) = parse_tool_calls("".join(text for kind, text in parts if kind == "tool_call"))

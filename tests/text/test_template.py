@@ -28,8 +28,8 @@ RECORDED = [
     (
         "llama-3",
         {"date_string": "26 Jul 2024"},
-        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024"
-        "\n\ntext 0<|eot_id|><|start_header_id|>user<|end_header_id|>\n\ntext 1<|eot_id|>"
+        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\ntext 0<|eot_id|><|start_header_id|>user<|end_header_id|>\n\ntext 1<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     ("qwen-3", {}, "<|im_start|>system\ntext 0<|im_end|>\n<|im_start|>user\ntext 1<|im_end|>\n<|im_start|>assistant\n"),
@@ -102,7 +102,9 @@ def test_objects_reach_a_template_as_plain_data_only() -> None:
         def delete(self) -> str:
             raise AssertionError
 
-    chat = ChatTemplate("{{ messages[0].content }} {{ messages[0].picture }} {{ messages[0].content.delete is defined }}")
+    chat = ChatTemplate(
+        "{{ messages[0].content }} {{ messages[0].picture }} {{ messages[0].content.delete is defined }}"
+    )
     assert chat.render([{"role": "user", "content": Text("x"), "picture": object()}]) == "x <object> False"
 
 
@@ -163,7 +165,9 @@ def test_what_is_no_conversation_is_an_error_with_an_example(messages: list) -> 
 
 
 def test_threads_render_with_one_template() -> None:
-    chat = ChatTemplate("{% for i in range(300) %}{% generation %}{{ messages[0].content }}{% endgeneration %}{% endfor %}")
+    chat = ChatTemplate(
+        "{% for i in range(300) %}{% generation %}{{ messages[0].content }}{% endgeneration %}{% endfor %}"
+    )
     found: dict[int, tuple[str, int]] = {}
 
     def work(number: int) -> None:

@@ -43,7 +43,9 @@ def test_text_and_refusals_equal_those_of_transformers(path: Path, record_proper
             settings: dict[str, Any] = {"add_generation_prompt": False, **options}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                expected = outcome(lambda m=messages, s=settings: theirs.apply_chat_template(m, tokenize=False, **s), Exception)
+                expected = outcome(
+                    lambda m=messages, s=settings: theirs.apply_chat_template(m, tokenize=False, **s), Exception
+                )
             found = outcome(lambda m=messages, s=settings: ours.render(m, **s), TemplateError)
             assert found == expected or (not messages and found[0] == expected[0]), case
             compared += 1

@@ -13,7 +13,7 @@ from macllm.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.parity
 
 
-# The library behind transformers composes stacked combining marks otherwise than sentencepiece, which trained the model.
+# The library behind transformers composes stacked marks otherwise than sentencepiece, which trained the model.
 SENTENCEPIECE_KNOWS_BETTER = {"t5_spiece.model": {"a\u0300\u0301\u0302b"}}
 
 
@@ -69,3 +69,26 @@ def test_named_tokens_equal_those_of_transformers(folder: Path) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert {index for index, token in theirs.added_tokens_decoder.items() if token.special} == ours.special_ids
+
+
+def test_what_transformers_saves_is_read_back(folder: Path, tmp_path: Path) -> None:
+    theirs = oracle(folder)
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.from_folder(tmp_path)
+    for text in CORPUS:
+        if text not in SENTENCEPIECE_KNOWS_BETTER.get(folder.name, ()):
+            ids = theirs.encode(text)
+            assert ours.encode(text) == ids, text
+            assert ours.decode(ids) == theirs.decode(ids), text
+            assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True), text
+
+
+def test_what_we_save_transformers_opens_as_the_same(folder: Path, tmp_path: Path) -> None:
+    import transformers
+
+    ours = Tokenizer.from_folder(folder)
+    ours.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"} if "bare" in folder.name else {}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in CORPUS[::3]:
+        assert ours.encode(text) == theirs.encode(text), text

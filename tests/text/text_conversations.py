@@ -16,7 +16,10 @@ WEATHER = {
         },
     },
 }
-TIME = {"type": "function", "function": {"name": "time", "description": "Zeit: 'jetzt'", "parameters": {}, "return": {}}}
+TIME = {
+    "type": "function",
+    "function": {"name": "time", "description": "Zeit: 'jetzt'", "parameters": {}, "return": {}},
+}
 USER, SYSTEM, ANSWER = "user", "system", "assistant"
 
 
@@ -67,7 +70,11 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
         result("2", "aaaaaaaa2"),
     ],
     "arguments as text": [say(USER, "w"), calling(call("get_weather", '{"city": "Oslo"}')), result("3")],
-    "tool call with a short id": [say(USER, "w"), calling(call("get_weather", {"city": "Oslo"}, "1")), result("3", "1")],
+    "tool call with a short id": [
+        say(USER, "w"),
+        calling(call("get_weather", {"city": "Oslo"}, "1")),
+        result("3", "1"),
+    ],
     "tool result as list": [say(USER, "w"), calling(call("get_weather", {})), result([{"t": 1}, None, True])],
     "reasoning in the text": [say(USER, "a"), say(ANSWER, "<think>\nhm\n</think>\n\nb"), say(USER, "c")],
     "reasoning as a field": [say(USER, "a"), say(ANSWER, "b", reasoning_content="hm"), say(USER, "c")],

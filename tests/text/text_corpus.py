@@ -19,7 +19,7 @@ SENTENCES = [
     "สวัสดีชาวโลก ภาษาไทยไม่มีช่องว่างระหว่างคำ",
     "Tiếng Việt có nhiều dấu: ấ, ầ, ẩ, ẫ, ậ.",
     "def fib(n: int) -> int:\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n",
-    "for (int i = 0; i < 10; ++i) { printf(\"%d\\n\", i); } // done",
+    'for (int i = 0; i < 10; ++i) { printf("%d\\n", i); } // done',
     "SELECT name, COUNT(*) FROM users WHERE age >= 21 GROUP BY name;",
     '{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}',
     "Prices: 1,234.56 € or $99.99; 50% off until 2024-12-31 at 23:59.",
