@@ -1,0 +1,95 @@
+"""Running the app without a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from macllm.chat.session import Session
+from macllm.generate.engine import Engine
+from macllm_tui.app import ChatApp
+
+Scenario = Callable[["Stage"], Awaitable[None]]
+
+
+class Stage:
+    """The running app and what a person does with it."""
+
+    def __init__(self, app: ChatApp, pilot: Pilot[None]) -> None:
+        self.app, self.pilot = app, pilot
+
+    @property
+    def session(self) -> Session:
+        assert self.app.chat.session is not None
+        return self.app.chat.session
+
+    @property
+    def typed(self) -> str:
+        return self.app.chat.prompt.text
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+
+    async def type(self, text: str) -> None:
+        names = {" ": "space", "/": "slash", "\n": "ctrl+j", ".": "full_stop", "-": "minus", "_": "underscore"}
+        await self.pilot.press(*(names.get(character, character) for character in text))
+
+    async def say(self, text: str) -> None:
+        await self.type(text)
+        await self.pilot.press("enter")
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 10.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain; on the screen:\n{self.screen()}"
+            await self.pilot.pause(0.01)
+
+    async def sees(self, text: str) -> None:
+        await self.until(lambda: text in self.screen())
+
+    def screen(self) -> str:
+        """The lines on the screen."""
+        rows: dict[float, list[tuple[float, str]]] = {}
+        picture = self.app.export_screenshot(simplify=False)
+        pattern = r'<text class="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>'
+        for x, y, text in re.findall(pattern, picture, re.DOTALL):
+            rows.setdefault(float(y), []).append((float(x), html.unescape(text).replace("\xa0", " ")))
+        return "\n".join("".join(text for _, text in sorted(row)).rstrip() for _, row in sorted(rows.items()))
+
+    async def idle(self) -> None:
+        await self.until(lambda: self.app.chat.session is not None and self.app.chat._current is None)
+
+
+Play = Callable[..., ChatApp]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
+    """Run the app on an engine, or on a function that opens a session, through a scenario; return the app after it."""
+    monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+    monkeypatch.delenv("COLORFGBG", raising=False)
+
+    def run(
+        engine: Engine | Callable[[], Session],
+        scenario: Scenario,
+        size: tuple[int, int] = (80, 24),
+        prompt: str | None = None,
+    ) -> ChatApp:
+        opener = engine if callable(engine) else lambda: Session(engine)
+        app = ChatApp(opener, model_name="maclet", prompt=prompt)
+
+        async def main() -> None:
+            async with app.run_test(size=size) as pilot:
+                await scenario(Stage(app, pilot))
+
+        asyncio.run(main())
+        return app
+
+    return run

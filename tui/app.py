@@ -1,0 +1,92 @@
+"""The full-screen app."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from textual.app import App
+from textual.theme import Theme
+
+from macllm.chat.session import Session
+
+from .opening import Opening
+from .screens.chat import ChatScreen
+
+_CLOSING_SECONDS = 3.0  # what an engine gets to end before the app leaves without it
+
+THEMES = (
+    Theme(
+        name="macllm-dark",
+        primary="#82aaff",
+        accent="#82aaff",
+        foreground="#d9dce3",
+        background="#14161a",
+        surface="#14161a",
+        panel="#1d2026",
+        warning="#d9a657",
+        error="#e5786d",
+        success="#82aaff",
+        dark=True,
+    ),
+    Theme(
+        name="macllm-light",
+        primary="#2457c5",
+        accent="#2457c5",
+        foreground="#23262d",
+        background="#fbfaf8",
+        surface="#fbfaf8",
+        panel="#f0eee9",
+        warning="#8a5a00",
+        error="#b3261e",
+        success="#2457c5",
+        dark=False,
+    ),
+)
+
+
+class ChatApp(App[None]):
+    """Chats in the full screen. `open_session` may take its time: it runs in a thread, after the first paint.
+
+    However the app ends, the session is closed.
+    """
+
+    CSS_PATH = "macllm.tcss"
+    TITLE = "macllm"
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(
+        self, open_session: Callable[[], Session], *, model_name: str = "the model", prompt: str | None = None
+    ) -> None:
+        super().__init__()
+        self.opening = Opening(open_session)
+        self.chat = ChatScreen(self.opening, model_name=model_name, prompt=prompt)
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = preferred_theme()
+
+    def on_mount(self) -> None:
+        """Show the chat; a terminal that is closed or a SIGTERM ends the app like a key would."""
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self.exit, None, 128 + number)
+        self.push_screen(self.chat)
+
+    async def on_unmount(self) -> None:
+        """Close the engine."""
+        closing = threading.Thread(target=self.opening.close, name="macllm-close", daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, _CLOSING_SECONDS)
+
+
+def preferred_theme() -> str:
+    """The theme that fits the terminal: MACLLM_THEME, else what COLORFGBG says of its background, else dark."""
+    wanted = os.environ.get("MACLLM_THEME", "")
+    if wanted in ("dark", "light"):
+        return f"macllm-{wanted}"
+    background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
+    return "macllm-light" if background in ("7", "15") else "macllm-dark"

@@ -1,0 +1,37 @@
+"""Which chat fits: the full screen, lines on a terminal, or one answer through pipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import IO
+
+from macllm.chat.options import ChatOptions, open_session
+from macllm.chat.session import Session
+from macllm.generate import defaults
+
+Opener = Callable[[ChatOptions], Session]
+
+
+def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
+    """Chat and return the exit code. A terminal gets the full screen unless `plain`; pipes get one answer.
+
+    Raises: MacllmError of what kept a chat without a screen from being made.
+    """
+    defaults.check(options.request())
+    terminal = _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    if terminal and not options.plain and _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
+        from .app import ChatApp
+
+        app = ChatApp(lambda: opener(options), model_name=options.model_name, prompt=options.prompt)
+        app.run()
+        return app.return_code or 0
+    from .plain import LineChat
+
+    chat = LineChat(options, lambda: opener(options))
+    return chat.converse() if terminal else chat.answer_once()
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()

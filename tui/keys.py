@@ -1,0 +1,61 @@
+"""The keys: their names, what they do, and in which part. No Textual in here.
+
+Never bound, because terminals cannot tell them from Tab, Enter, Backspace and Escape: Ctrl+I, Ctrl+M,
+Ctrl+H, Ctrl+[. Nothing needs Cmd, Fn or an enhanced keyboard protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Key:
+    """One action and the keys that call it. `shown` is how help writes them; empty for keys that help leaves out."""
+
+    id: str
+    keys: str
+    action: str
+    help: str
+    shown: str = ""
+
+
+Part = Literal["chat", "prompt"]
+
+KEYS: dict[Part, tuple[Key, ...]] = {
+    "chat": (
+        Key("stop", "escape", "stop", "stop the answer and keep what is there", "Esc"),
+        Key("regenerate", "ctrl+r", "regenerate", "answer the last message again", "Ctrl+R"),
+        Key("reasoning", "ctrl+t", "toggle_reasoning", "fold or unfold what the model thought", "Ctrl+T"),
+        Key("help", "f1", "help", "commands and keys", "F1"),
+        Key("page_up", "pageup", "page(-1)", "scroll the conversation", "PgUp PgDn"),
+        Key("page_down", "pagedown", "page(1)", ""),
+        Key("line_up", "shift+up", "line(-1)", ""),
+        Key("line_down", "shift+down", "line(1)", ""),
+        Key("newest", "end,ctrl+end", "newest", "follow the newest line again", "End"),
+        Key("interrupt", "ctrl+c,super+c", "interrupt", "copy the selection, stop, clear; twice: quit", "Ctrl+C"),
+        Key("leave", "ctrl+d,ctrl+q", "leave", "quit (Ctrl+D: on an empty line)", "Ctrl+D Ctrl+Q"),
+    ),
+    "prompt": (
+        Key("send", "enter", "send", "send", "Enter"),
+        Key("newline", "shift+enter,alt+enter,ctrl+j", "newline", "new line", "Ctrl+J, Shift+Enter, Alt+Enter"),
+        Key("complete", "tab", "complete", "complete a command", "Tab"),
+        Key("history_back", "up,ctrl+p", "up", "earlier messages, from the first line", "Up Down"),
+        Key("history_forward", "down,ctrl+n", "down", ""),
+        Key("left", "left,ctrl+b", "cursor_left", ""),
+        Key("right", "right,ctrl+f", "cursor_right", ""),
+        # Ctrl+arrows switch desktops on a Mac, so words go by Option.
+        Key("word_left", "ctrl+left,alt+left,alt+b", "cursor_word_left", "by words", "Alt+B Alt+F"),
+        Key("word_right", "ctrl+right,alt+right,alt+f", "cursor_word_right", ""),
+        Key("delete_word_right", "alt+d,alt+delete", "delete_word_right", ""),
+        Key("end", "end", "end", ""),
+        Key("delete_or_leave", "ctrl+d", "delete_or_leave", ""),
+    ),
+}
+
+
+def help_lines() -> list[tuple[str, str]]:
+    """(keys, what they do) for help, typing first."""
+    parts: tuple[Part, ...] = ("prompt", "chat")
+    return [(key.shown, key.help) for part in parts for key in KEYS[part] if key.shown]

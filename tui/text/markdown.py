@@ -1,0 +1,183 @@
+"""Markdown as a flat list of parts, each ready to be laid out in any width. No Textual in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+Mark = Literal["strong", "em", "s", "code", "link"]
+PartKind = Literal["text", "heading", "code", "table", "rule"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Some text and how it is marked. `href` is where a link leads."""
+
+    text: str
+    marks: frozenset[Mark] = frozenset()
+    href: str = ""
+
+
+Runs = tuple[Run, ...]
+
+
+@dataclass
+class Part:
+    """One block. `first` and `rest` stand before its first and its other lines, `above` in the empty line over it.
+
+    `above` is None where no empty line is. A code part has its code in one run and its language in `language`;
+    a table has rows of cells, header first.
+    """
+
+    kind: PartKind
+    runs: Runs = ()
+    first: str = ""
+    rest: str = ""
+    above: str | None = None
+    level: int = 0  # of a heading
+    language: str = ""
+    rows: list[list[Runs]] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)  # columns that are aligned to the right
+    in_list: bool = False
+
+
+def parse(source: str) -> list[Part]:
+    """The parts of a document, in order."""
+    walk = _Walk()
+    for token in _PARSER.parse(source):
+        walk.take(token)
+    return walk.parts
+
+
+_PARSER = MarkdownIt("gfm-like")
+_BULLETS = ("• ", "◦ ", "▪ ")
+
+
+@dataclass
+class _Container:
+    """A list item or a quote: what it puts before the lines inside it."""
+
+    first: str
+    rest: str
+    used: bool = False
+
+
+class _Walk:
+    """Turns the tokens of the parser into parts."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self._containers: list[_Container] = []
+        self._lists: list[int | None] = []  # the next number of each open list; None: bullets
+        self._list_begins = False
+        self._hidden = False  # inside a paragraph of a tight list
+        self._heading = 0
+        self._rows: list[list[Runs]] = []
+        self._right: list[bool] = []
+
+    def take(self, token: Token) -> None:
+        """Take the next token."""
+        match token.type:
+            case "paragraph_open":
+                self._hidden = token.hidden
+            case "heading_open":
+                self._hidden, self._heading = False, int(token.tag[1:])
+            case "heading_close":
+                self._heading = 0
+            case "hr" | "fence" | "code_block" | "html_block":
+                self._hidden = False
+                self._add(_leaf(token))
+            case "inline" if self._rows:
+                self._rows[-1].append(_runs(token.children or []))
+            case "inline":
+                kind: PartKind = "heading" if self._heading else "text"
+                self._add(Part(kind, _runs(token.children or []), level=self._heading))
+            case "tr_open" | "th_open" | "table_close":
+                self._take_table(token)
+            case _:
+                self._take_container(token)
+
+    def _take_container(self, token: Token) -> None:
+        match token.type:
+            case "bullet_list_open" | "ordered_list_open":
+                self._list_begins = self._list_begins or not self._lists
+                self._lists.append(int(token.attrs.get("start", 1)) if token.type[0] == "o" else None)
+            case "bullet_list_close" | "ordered_list_close":
+                self._lists.pop()
+            case "list_item_open":
+                self._containers.append(self._item())
+            case "blockquote_open":
+                self._containers.append(_Container("▌ ", "▌ "))
+            case "list_item_close" | "blockquote_close":
+                if not self._containers[-1].used:  # an empty item still has its bullet
+                    self._hidden = bool(self._lists)
+                    self._add(Part("text"))
+                self._containers.pop()
+
+    def _take_table(self, token: Token) -> None:
+        match token.type:
+            case "tr_open":
+                self._rows.append([])
+            case "th_open":
+                self._right.append("right" in str(token.attrs.get("style", "")))
+            case "table_close":
+                self._hidden = False
+                self._add(Part("table", rows=self._rows, right=self._right))
+                self._rows, self._right = [], []
+
+    def _item(self) -> _Container:
+        number = self._lists[-1]
+        if number is None:
+            bullet = _BULLETS[min(sum(each is None for each in self._lists), len(_BULLETS)) - 1]
+        else:
+            bullet = f"{number}. "
+            self._lists[-1] = number + 1
+        return _Container(bullet, " " * len(bullet))
+
+    def _add(self, part: Part) -> None:
+        tight = self._hidden and not self._list_begins
+        if self.parts and not tight:
+            part.above = "".join(each.rest for each in self._containers if each.used).rstrip()
+        part.first = "".join(each.rest if each.used else each.first for each in self._containers)
+        part.rest = "".join(each.rest for each in self._containers)
+        part.in_list = bool(self._lists)
+        for each in self._containers:
+            each.used = True
+        self._list_begins = False
+        self.parts.append(part)
+
+
+def _leaf(token: Token) -> Part:
+    """The part of a block that has no inside."""
+    if token.type == "hr":
+        return Part("rule")
+    text = token.content.rstrip("\n")
+    if token.type == "html_block":
+        return Part("text", (Run(text),))
+    return Part("code", (Run(text),), language=token.info.split()[0] if token.info.strip() else "")
+
+
+def _runs(tokens: Iterable[Token]) -> Runs:
+    """The runs of an inline token's children."""
+    runs: list[Run] = []
+    open_marks: list[Mark] = []
+    href = ""
+    for token in tokens:
+        kind = token.type
+        if kind == "link_open":
+            href = str(token.attrs.get("href", ""))
+        elif kind == "link_close":
+            href = ""
+        elif kind.endswith("_open") and kind[:-5] in ("strong", "em", "s"):
+            open_marks.append(kind[:-5])  # type: ignore[arg-type]
+        elif kind.endswith("_close") and kind[:-6] in open_marks:
+            open_marks.remove(kind[:-6])  # type: ignore[arg-type]
+        else:
+            text = {"softbreak": " ", "hardbreak": "\n"}.get(kind, token.content)
+            marks = {*open_marks, *(["code"] if kind == "code_inline" else []), *(["link"] if href else [])}
+            runs.append(Run(text, frozenset(marks), href))  # type: ignore[arg-type]
+    return tuple(runs)

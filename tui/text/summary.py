@@ -1,0 +1,28 @@
+"""What an answer took, in one line."""
+
+from __future__ import annotations
+
+from macllm.chat.session import Turn
+
+from . import units
+
+
+def summarize(turn: Turn) -> str:
+    """What an answer took, in one line; empty where nothing is known."""
+    parts: list[str] = []
+    if turn.usage is not None and turn.timing is not None:
+        tokens = turn.usage.completion_tokens
+        parts.append(units.tokens(tokens))
+        if (speed := turn.timing.tokens_per_second(tokens)) > 0:
+            parts.append(units.rate(speed))
+        parts.append(f"first after {units.duration(turn.timing.prefill_seconds)}")
+        if turn.usage.cached_tokens:
+            parts.append(f"reused {units.count(turn.usage.cached_tokens)} of {units.count(turn.usage.prompt_tokens)}")
+    ending = {
+        "cancelled": "stopped",
+        "length": "cut at the token limit (/set max_tokens)",
+        "failed": "cut short by an error",
+    }
+    if turn.finish in ending:
+        parts.append(ending[turn.finish])
+    return " · ".join(parts)

@@ -1,0 +1,87 @@
+"""Parts of a Markdown document, laid out in lines of a width."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.highlight import highlight
+from textual.style import Style
+
+from ..text.markdown import Part, Run, Runs
+
+_NARROWEST = 8  # cells that any part gets, however deep its list is
+_GAP = 2  # between the columns of a table
+_STYLES = {"strong": "bold", "em": "italic", "s": "strike", "code": "on $foreground 12%", "link": "$accent underline"}
+
+
+def lines_of(part: Part, width: int) -> list[Content]:
+    """The lines of a part, none of them wider than `width`; an empty line above it where it has one."""
+    room = max(width - len(part.rest), _NARROWEST)
+    if part.kind == "rule":
+        body = [Content.styled("─" * room, "$foreground 25%")]
+    elif part.kind == "code":
+        body = _code(part, room)
+    elif part.kind == "table":
+        body = _table(part, room)
+    else:
+        text = _content(part.runs)
+        if part.kind == "heading":
+            text = text.stylize_before("bold $accent" if part.level == 1 else "bold")
+        body = text.wrap(room)
+    above = [] if part.above is None else [_prefix(part.above)]
+    first, rest = _prefix(part.first), _prefix(part.rest)
+    return above + [(rest if number else first) + line for number, line in enumerate(body)]
+
+
+def _prefix(text: str) -> Content:
+    return Content.styled(text, "$foreground 30%" if "▌" in text else "$accent")
+
+
+def _content(runs: Runs) -> Content:
+    return Content("").join([_run(run) for run in runs])
+
+
+def _run(run: Run) -> Content:
+    content = Content.styled(run.text.expandtabs(4), " ".join(_STYLES[mark] for mark in sorted(run.marks)))
+    if run.href.startswith(("https://", "http://")):  # a model's word is no reason to open anything else
+        content = content.stylize(Style.from_meta({"@click": f"link({run.href!r})"}))
+    return content
+
+
+def _code(part: Part, width: int) -> list[Content]:
+    """Code on a ground of its own; a long line is folded, so that nothing is hidden."""
+    code = highlight(part.runs[0].text, language=part.language or "text", tab_size=4)
+    inner = max(width - 4, 1)
+    folded = [piece for line in code.rstrip().split("\n", allow_blank=True) for piece in line.fold(inner)]
+    lines = [Content(""), *folded, Content("")]
+    return [_padded(line.pad_left(2), width).stylize_before("$foreground on $foreground 5%") for line in lines]
+
+
+def _table(part: Part, width: int) -> list[Content]:
+    """Columns apart by space alone; cells that are too wide are wrapped."""
+    columns = max(len(row) for row in part.rows)
+    rows = [[_content(cell) for cell in row] + [Content("")] * (columns - len(row)) for row in part.rows]
+    widths = [max(row[column].cell_length for row in rows) for column in range(columns)]
+    room = max(width - _GAP * (columns - 1), columns)
+    while sum(widths) > room:
+        widest = widths.index(max(widths))
+        second = max([*(each for each in widths if each < widths[widest]), 1])
+        widths[widest] = max(second, widths[widest] - (sum(widths) - room), 1)
+    lines: list[Content] = []
+    for number, row in enumerate(rows):
+        cells = [cell.wrap(max(size, 1)) for cell, size in zip(row, widths, strict=True)]
+        for level in range(max(len(cell) for cell in cells)):
+            pieces: list[Content] = []
+            for column, cell in enumerate(cells):
+                piece = cell[level] if level < len(cell) else Content("")
+                right = column < len(part.right) and part.right[column]
+                space = max(widths[column] - piece.cell_length, 0)
+                pieces.append(piece.pad_left(space) if right else piece.pad_right(space))
+            line = Content(" " * _GAP).join(pieces)
+            lines.append(line.stylize_before("$foreground 55%") if number == 0 else line)
+        if number == 0:
+            lines.append(Content.styled("─" * (sum(widths) + _GAP * (columns - 1)), "$foreground 20%"))
+    return lines
+
+
+def _padded(line: Content, width: int) -> Content:
+    return line.pad_right(max(width - line.cell_length, 0))

@@ -1,0 +1,96 @@
+"""One line that says what is going on, what it costs, and what to press."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.content import Content
+from textual.widgets import Static
+
+from macllm.chat.session import ContextUse
+
+from ..text import units
+
+_BAR_CELLS = 8
+
+
+@dataclass
+class Status:
+    """What the status line shows; None and empty fields are left out."""
+
+    model: str
+    activity: str = ""
+    context: ContextUse | None = None
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    hint: str = ""
+
+
+class StatusLine(Static):
+    """Shows a `Status` in the width there is: what matters most stays longest."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(markup=False)
+        self.status = status
+
+    def on_mount(self) -> None:
+        """Draw at once."""
+        self.redraw()
+
+    def on_resize(self) -> None:
+        """Draw for the new width."""
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the status as it is now."""
+        self.update(render(self.status, self.content_size.width or 80))
+
+
+def render(status: Status, width: int) -> Content:
+    """The status in `width` cells: shorter forms first, then fewer items, the hint on the right."""
+    for items in _forms(status):
+        left = Content("  ·  ").stylize("$foreground 30%").join(items)
+        if left.cell_length + len(status.hint) + 2 <= width and status.hint:
+            gap = " " * (width - left.cell_length - len(status.hint))
+            return Content.assemble(left, gap, (status.hint, "$foreground 45%"))
+        if left.cell_length <= width:
+            return left
+    return (Content(status.activity) if status.activity else Content(status.model)).truncate(width, ellipsis=True)
+
+
+def _forms(status: Status) -> list[list[Content]]:
+    """The same items from long to short."""
+    model = Content.styled(status.model, "$foreground 80%")
+    activity = [Content.styled(status.activity, "$accent")] if status.activity else []
+    context, short_context = _context(status.context)
+    memory = _memory(status)
+    return [
+        [model, *activity, *context, *memory],
+        [model, *activity, *short_context, *memory],
+        [model, *activity, *short_context],
+        [*activity, *short_context] if activity else [model, *short_context],
+        activity or [model],
+    ]
+
+
+def _context(context: ContextUse | None) -> tuple[list[Content], list[Content]]:
+    if context is None:
+        return [], []
+    used, limit = context.used_tokens, context.limit_tokens
+    if not limit:
+        text = f"context {units.count(used)}"
+        return [Content(text)], [Content(f"ctx {units.short_count(used)}")]
+    share = min(used / limit, 1.0)
+    style = "$error" if share >= 0.9 else "$warning" if share >= 0.7 else "$foreground 60%"
+    filled = min(round(share * _BAR_CELLS + 0.49), _BAR_CELLS) if used else 0
+    bar = Content.assemble(("━" * filled, style), ("━" * (_BAR_CELLS - filled), "$foreground 20%"))
+    long = Content.assemble(("context ", style), bar, (f" {units.count(used)}/{units.count(limit)}", style))
+    percent = "<1" if 0 < share < 0.01 else f"{share:.0%}"[:-1]
+    return [long], [Content.styled(f"ctx {percent} %", style)]
+
+
+def _memory(status: Status) -> list[Content]:
+    if not status.memory_bytes:
+        return []
+    limit = f"/{units.size(status.memory_limit_bytes)}" if status.memory_limit_bytes else ""
+    return [Content.styled(f"memory {units.size(status.memory_bytes)}{limit}", "$foreground 60%")]

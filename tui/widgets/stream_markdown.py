@@ -1,0 +1,107 @@
+"""Markdown that is drawn while it arrives."""
+
+from __future__ import annotations
+
+import re
+
+from textual.content import Content
+from textual.geometry import Size
+from textual.selection import Selection
+from textual.strip import Strip
+from textual.style import Style
+from textual.visual import Visual
+from textual.widget import Widget
+
+from ..text.markdown import Part, parse
+from ..text.splitter import BlockSplitter
+from .layout import lines_of
+
+_UNDERLINE_SO_FAR = re.compile(r"\n *[-=]+ *\Z")  # may become a list or a rule: not yet a heading's underline
+
+
+class StreamMarkdown(Widget):
+    """One widget for a whole document, so that a thousand list items cost no more than their lines.
+
+    A finished block is parsed and laid out once per width; only the tail is done again as it grows, and
+    only the lines that are in view are drawn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._splitter = BlockSplitter()
+        self._source: list[str] = []
+        self._last_block = ""
+        self._parts: list[Part] = []  # of finished blocks
+        self._lines: list[Content] = []  # of the first `_laid_out` of them, in `_width`
+        self._laid_out = 0
+        self._width = 0
+        self._tail: list[Content] | None = None  # None: to be laid out
+
+    @property
+    def source(self) -> str:
+        """All that was written."""
+        return "".join(self._source)
+
+    def write(self, text: str) -> None:
+        """Draw `text` after what is there."""
+        self._source.append(text)
+        for block in self._splitter.feed(text):
+            self._parts += self._continued(block)
+            self._last_block = block
+        self._tail = None
+        self.refresh(layout=True)
+
+    def finish(self) -> None:
+        """Draw the whole once more as one document: what only the whole tells (links, loose lists) is then right."""
+        self._splitter.finish()
+        self._parts = parse(self.source)
+        self._width, self._tail = 0, None
+        self.refresh(layout=True)
+
+    def lines(self, width: int) -> list[Content]:
+        """The document in lines of a width."""
+        if width != self._width:
+            self._width, self._laid_out, self._lines, self._tail = width, 0, [], None
+        for part in self._parts[self._laid_out :]:
+            self._lines += lines_of(part, width)
+        self._laid_out = len(self._parts)
+        if self._tail is None:
+            tail = _UNDERLINE_SO_FAR.sub("\n", self._splitter.tail)
+            self._tail = [line for part in self._continued(tail) for line in lines_of(part, width)]
+        return self._lines + self._tail
+
+    def _continued(self, block: str) -> list[Part]:
+        """The parts of a block that follows what is there: with an empty line above, except inside a tight list."""
+        parts = parse(block)
+        if parts and self._parts:
+            in_list = parts[0].in_list and self._parts[-1].in_list
+            parts[0].above = None if in_list and not self._last_block.endswith("\n\n") else ""
+        return parts
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """The number of lines."""
+        return len(self.lines(width)) if width else 0
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one line."""
+        width = self.content_size.width
+        lines = self.lines(width) if width else []
+        style = self.visual_style
+        if y >= len(lines):
+            return Strip.blank(width, style.rich_style)
+        line = lines[y]
+        if (selection := self.text_selection) is not None and (span := selection.get_span(y)) is not None:
+            start, end = span
+            selected = Style.from_styles(self.screen.get_component_styles("screen--selection"))
+            line = line.stylize(selected, start, len(line) if end == -1 else end)
+        strip = Visual.to_strips(self, line, width, 1, style, apply_selection=False)[0]
+        return strip.adjust_cell_length(width, style.rich_style).apply_offsets(0, y)
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """The selected text, as it is on the screen."""
+        text = "\n".join(line.plain for line in self.lines(self.content_size.width))
+        return selection.extract(text), "\n"
+
+    def action_link(self, href: str) -> None:
+        """Open a link that was clicked."""
+        self.app.open_url(href)

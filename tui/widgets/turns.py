@@ -1,0 +1,187 @@
+"""The blocks of a conversation: what the user said, what the model answers, what the app has to tell."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from textual.app import ComposeResult
+from textual.containers import VerticalGroup
+from textual.content import Content
+from textual.widgets import Static
+
+from macllm.chat.session import Turn
+from macllm.errors import MacllmError
+from macllm.generate.request import Delta
+
+from ..text import units
+from ..text.summary import summarize
+from ..text.visible import visible
+from .stream_markdown import StreamMarkdown
+
+_SHORTEST_PAUSE_SECONDS = 0.04
+_LONGEST_PAUSE_SECONDS = 1.0
+_DUTY = 3  # drawing takes at most one part in 1 + _DUTY of the time; the rest is for typing
+_LIVE_REASONING = 1200  # characters of the newest reasoning that are shown while it grows
+
+
+class UserTurn(Static):
+    """What the user said, as it was typed. Class -queued: not sent yet."""
+
+    def __init__(self, text: str, *, queued: bool = False) -> None:
+        super().__init__(Content(visible(text)), classes="-queued" if queued else "", markup=False)
+        self.text = text
+
+
+class Notice(Static):
+    """Something to tell that is no part of the conversation."""
+
+    def __init__(self, text: str | Content) -> None:
+        super().__init__(text if isinstance(text, Content) else Content(text), markup=False)
+
+
+class Failure(Static):
+    """An error: what failed, why, and what to try."""
+
+    def __init__(self, error: MacllmError) -> None:
+        lines = [Content.styled(error.message, "bold")]
+        if error.cause:
+            lines.append(Content(f"cause: {error.cause}"))
+        if error.remedy:
+            lines.append(Content(f"try: {error.remedy}"))
+        super().__init__(Content("\n").join(lines), markup=False)
+        self.error = error
+
+
+class ReasoningTitle(Static):
+    """The line that folds the reasoning."""
+
+
+class Reasoning(VerticalGroup):
+    """What the model thought: open while it thinks, folded once it answers, unless the user says otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self._tokens = 0
+        self._started = time.monotonic()
+        self._seconds: float | None = None
+        self._chosen = False
+
+    def compose(self) -> ComposeResult:
+        """Title and text."""
+        yield ReasoningTitle(markup=False)
+        yield Static(classes="thoughts", markup=False)
+
+    def on_mount(self) -> None:
+        """Draw what came before the widget was there."""
+        self._draw()
+
+    def write(self, text: str, tokens: int) -> None:
+        """Show more of it."""
+        self.text += text
+        self._tokens += tokens
+        self._draw()
+
+    def finish(self) -> None:
+        """The thinking is over."""
+        if self._seconds is None:
+            self._seconds = time.monotonic() - self._started
+            if not self._chosen:
+                self.add_class("-folded")
+            self._draw()
+
+    def toggle(self) -> None:
+        """Fold or unfold."""
+        self._chosen = True
+        self.toggle_class("-folded")
+        self._draw()
+
+    def on_click(self) -> None:
+        """A click folds like the key."""
+        self.toggle()
+
+    def _draw(self) -> None:
+        folded = self.has_class("-folded")
+        done = self._seconds is not None
+        told = f"thought for {units.duration(self._seconds)}" if self._seconds is not None else "thinking…"
+        counted = f" · {units.tokens(self._tokens)}" if self._tokens else ""
+        self.query_one(ReasoningTitle).update(Content(f"{'▸' if folded else '▾'} {told}{counted}"))
+        shown = self.text.strip()
+        if not done and len(shown) > _LIVE_REASONING:
+            shown = "…" + shown[-_LIVE_REASONING:]
+        self.query_one(".thoughts", Static).update(Content("" if folded else shown))
+
+
+class AnswerTurn(VerticalGroup):
+    """An answer while and after it is made. `feed` only collects; drawing comes at a pace that leaves time to type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[Delta] = []
+        self._drawing = asyncio.Lock()
+        self._timer_set = False
+        self._reasoning: Reasoning | None = None
+        self._body: StreamMarkdown | None = None
+
+    @property
+    def source(self) -> str:
+        """The Markdown that is drawn."""
+        return self._body.source if self._body else ""
+
+    def feed(self, delta: Delta) -> None:
+        """Take the next piece; it is drawn soon."""
+        self._waiting.append(delta)
+        if not self._timer_set:
+            self._timer_set = True
+            self.call_later(self._draw)
+
+    async def finish(self, turn: Turn | None) -> None:
+        """Draw the rest, the exact document, and below it what it took."""
+        async with self._drawing:
+            await self._draw_waiting()
+            if self._reasoning:
+                self._reasoning.finish()
+            if self._body:
+                self._body.finish()
+        if turn is not None and (summary := summarize(turn)):
+            await self.mount(Static(Content(summary), classes="summary", markup=False))
+
+    def toggle_reasoning(self) -> None:
+        """Fold or unfold the reasoning, if there is any."""
+        if self._reasoning:
+            self._reasoning.toggle()
+
+    async def _draw(self) -> None:
+        started = time.monotonic()
+        async with self._drawing:
+            await self._draw_waiting()
+        # Counted to after the refresh: layout and painting cost more than changing the widgets.
+        self.call_after_refresh(self._drawn, started)
+
+    def _drawn(self, started: float) -> None:
+        pause = min(max(_SHORTEST_PAUSE_SECONDS, _DUTY * (time.monotonic() - started)), _LONGEST_PAUSE_SECONDS)
+        self.set_timer(pause, self._draw_if_waiting)
+
+    async def _draw_if_waiting(self) -> None:
+        if self._waiting:
+            await self._draw()
+        else:
+            self._timer_set = False
+
+    async def _draw_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        thought = [delta for delta in waiting if delta.kind == "reasoning"]
+        said = visible("".join(delta.text for delta in waiting if delta.kind != "reasoning"))
+        if thought:
+            if self._reasoning is None:
+                self._reasoning = Reasoning()
+                await self.mount(self._reasoning, before=0)
+            self._reasoning.write(visible("".join(d.text for d in thought)), sum(len(d.tokens) for d in thought))
+        if said:
+            if self._reasoning and said.strip():
+                self._reasoning.finish()
+            if self._body is None:
+                self._body = StreamMarkdown()
+                await self.mount(self._body)
+            self._body.write(said)
