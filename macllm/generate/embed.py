@@ -1,0 +1,79 @@
+"""Texts to vectors: the hidden states of a model, pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from macllm.errors import DoesNotFitError, UsageError
+from macllm.text.tokenizer import Tokenizer
+
+Pooling = Literal["mean", "first", "last"]
+
+
+def embed(
+    model: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    pooling: Pooling = "mean",
+    normalize: bool = True,
+    batch_size: int = 32,
+) -> mx.array:
+    """One vector for each text, in order: (N, D) float32, of length 1 unless `normalize` is False.
+
+    `pooling` says what stands for a text: the mean of its tokens, its first ([CLS]) or its last one. Texts of like
+    length share a batch, padded on the right. Raises UsageError for a model or a pooling that cannot do it or an empty
+    text, DoesNotFitError for a text longer than the context: nothing is cut off silently.
+    """
+    if pooling not in _POOLS:
+        raise UsageError(f"there is no pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
+    if not hasattr(model, "hidden") or hasattr(model, "start"):
+        raise UsageError(
+            "this model has no hidden states for a single text", remedy="an encoder, or a decoder-only model"
+        )
+    if isinstance(texts, str):
+        raise UsageError("texts is one text", remedy="embed(model, tokenizer, [text])")
+    rows = [tokenizer.encode(text) for text in texts]
+    _check(rows, getattr(model.spec, "context_length", None))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    vectors: list[mx.array] = []
+    for start in range(0, len(order), batch_size):
+        vectors.append(_pooled(model, [rows[index] for index in order[start : start + batch_size]], pooling))
+        mx.eval(vectors[-1])
+    if not vectors:
+        return mx.zeros((0, model.spec.embedding.dim))
+    found = mx.concatenate(vectors)[mx.argsort(mx.array(order))]
+    return found / mx.maximum(mx.linalg.norm(found, axis=-1, keepdims=True), 1e-12) if normalize else found
+
+
+def _check(rows: list[list[int]], limit: int | None) -> None:
+    for number, row in enumerate(rows):
+        if not row:
+            raise UsageError(f"text {number} is empty")
+        if limit is not None and len(row) > limit:
+            raise DoesNotFitError(
+                f"text {number} has {len(row)} tokens; the model's context holds {limit}",
+                remedy="embed it in parts, or a model with a longer context",
+            )
+
+
+def _pooled(model: Any, rows: list[list[int]], pooling: Pooling) -> mx.array:
+    longest = max(len(row) for row in rows)
+    tokens = mx.array([row + [0] * (longest - len(row)) for row in rows], dtype=mx.int32)
+    lengths = mx.array([len(row) for row in rows], dtype=mx.int32)
+    return _POOLS[pooling](model.hidden(tokens, lengths=lengths).astype(mx.float32), lengths)
+
+
+def _mean(hidden: mx.array, lengths: mx.array) -> mx.array:
+    inside = mx.arange(hidden.shape[1]) < lengths[:, None]
+    return mx.where(inside[..., None], hidden, 0.0).sum(axis=1) / lengths[:, None]
+
+
+_POOLS: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
+    "mean": _mean,
+    "first": lambda hidden, lengths: hidden[:, 0],
+    "last": lambda hidden, lengths: hidden[mx.arange(hidden.shape[0]), lengths - 1],
+}

