@@ -195,9 +195,11 @@ class Guide:
 
     def named(self, name: str) -> str:
         """A name, with an article where one usually stands."""
-        if name in self.countable and self.rng.random() < 0.6:
+        roll = self.rng.random()
+        if name in self.countable and roll < 0.5:
             return f"{'an' if name[0].lower() in 'aeiou' or name[:2] in ('LL', 'LM', 'RN', 'Mo') else 'a'} {name}"
-        return name
+        article = name[0].islower() and roll > (0.75 if name in self.countable else 0.92)
+        return f"the {name}" if article and not name.startswith("the ") else name
 
     def frame(self, section: str, heldout: bool) -> str:
         """A random phrasing; those marked `~` are for held-out questions only."""
