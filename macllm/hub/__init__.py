@@ -146,7 +146,7 @@ def describe(name: str | None = None, *, offline: bool | None = None) -> Descrip
         listing.commit,
         None,
         tuple((file.name, file.size_bytes) for file in files),
-        missing_bytes(parsed, listing, files),
+        sum(missing_bytes(parsed, listing, files).values()),
         _config(hub.read(listing.commit, config)) if config else {},
     )
 

@@ -69,27 +69,26 @@ def fetch(name: ModelName, progress: Progress | None) -> Path:
         raise
 
 
-def missing_bytes(name: ModelName, listing: Listing, files: list[RepoFile]) -> int:
-    """How much of `files` is still to be fetched."""
+def missing_bytes(name: ModelName, listing: Listing, files: list[RepoFile]) -> dict[str, int]:
+    """Digest -> how much of that file of `files` is still to be fetched; whole ones are left out."""
     folder = repo_folder(name.repo)
-    missing = {file.digest: file for file in files if not _linked(folder / "snapshots" / listing.commit, file)}
-    return sum(file.size_bytes - _here(folder, file) for file in missing.values())
+    missing = [file for file in files if not _linked(folder / "snapshots" / listing.commit, file)]
+    return {file.digest: file.size_bytes - _here(folder, file) for file in missing}
 
 
 def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress | None) -> Path:
     name, folder = hub.name, repo_folder(hub.name.repo)
     snapshot = folder / "snapshots" / listing.commit
     (folder / "blobs").mkdir(parents=True, exist_ok=True)
-    to_fetch_bytes = missing_bytes(name, listing, files)
-    _check_disk(name, to_fetch_bytes)
+    missing = missing_bytes(name, listing, files)
+    _check_disk(name, sum(missing.values()))
     write_plan(name, listing.commit, files)
-    meter = _Meter(files, to_fetch_bytes, progress)
+    meter = _Meter(files, missing, progress)
     for file in files:
+        meter.start(file)
         if not _linked(snapshot, file):
-            meter.start(file.name, file.size_bytes - _here(folder, file))
-            blob = _fetch_blob(hub, listing.commit, file, meter)
-            _link(blob, snapshot / file.name)
-            meter.finish()
+            _link(_fetch_blob(hub, listing.commit, file, meter), snapshot / file.name)
+        meter.finish()
     if name.revision != listing.commit:
         write_text(folder / "refs" / name.revision, listing.commit)
     return snapshot
@@ -176,20 +175,21 @@ def _size(size_bytes: int) -> str:
 
 
 class _Meter:
-    """Counts bytes and tells them at most ten times a second, and at the start and the end of every file."""
+    """Counts bytes; tells them at most ten times a second, and at the start and the end of every file."""
 
-    def __init__(self, files: list[RepoFile], missing_bytes: int, tell: Progress | None) -> None:
+    def __init__(self, files: list[RepoFile], missing: dict[str, int], tell: Progress | None) -> None:
         self.total_bytes = sum({file.digest: file.size_bytes for file in files}.values())
-        self.done_bytes = self.total_bytes - missing_bytes
+        self.done_bytes = self.total_bytes - sum(missing.values())
+        self._missing = dict(missing)
         self._tell = tell
         self._file = ""
         self._target_bytes = 0
         self._told_at = 0.0
         self._came: deque[tuple[float, int]] = deque()
 
-    def start(self, file: str, left_bytes: int) -> None:
-        self._file = file
-        self._target_bytes = self.done_bytes + left_bytes
+    def start(self, file: RepoFile) -> None:
+        self._file = file.name
+        self._target_bytes = self.done_bytes + self._missing.pop(file.digest, 0)
         self._report(time.monotonic())
 
     def add(self, size_bytes: int) -> None:
