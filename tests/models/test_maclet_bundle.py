@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from macllm.weights.safetensors import save_folder
 from macllm_models.maclet.bundle import bundle
 
 SHAPE = {"model_type": "llama", "hidden_size": 4}
@@ -22,7 +23,7 @@ def checkpoint(folder: Path, tokenizer: bytes = b"pieces", **config: object) -> 
 
 def trained(folder: Path, **config: object) -> Path:
     checkpoint(folder, **config)  # type: ignore[arg-type]
-    mx.save_safetensors(str(folder / "model.safetensors"), {"norm.weight": mx.array([1.0, 0.1, -2.0, 3.0])})
+    save_folder({"norm.weight": mx.array([1.0, 0.1, -2.0, 3.0])}, folder)
     return folder
 
 
