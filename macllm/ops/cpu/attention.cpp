@@ -12,6 +12,7 @@
 namespace macllm {
 namespace {
 
+constexpr int64_t FEW_QUERIES = 8;
 constexpr int64_t BLOCK_FLOATS = 32768;  // of scores per block, 128 KiB: half of a small L2
 
 int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
@@ -143,6 +144,46 @@ void forward_block(const Attention& a, Head at, const Block& block, const View& 
   }
 }
 
+// The few queries of a decoding step on one key head: keys and values are read once, where they lie.
+void decode_head(const Attention& a, int64_t b, int64_t kh, const View& q, const View& k, const View& v, float* out,
+                 float* lse) {
+  const int64_t group = a.H / a.K, rows = group * a.T, Sp = padded(a.S), Dp = padded(a.D);
+  Scratch scratch(rows * (Sp + Dp));
+  float *scores = scratch.take(rows * Sp), *queries = scratch.take(rows * Dp);
+  for (int64_t r = 0; r < rows; r++) {
+    pack(a, q, b, kh * group + r / a.T, r % a.T, 1, queries + r * Dp);
+    std::fill(scores + r * Sp + a.S, scores + (r + 1) * Sp, -INFINITE);
+  }
+  auto product = [](vf x, vf y) { return x * y; };
+  const int64_t first = seen(a, 0).first, last = seen(a, a.T - 1).last;
+  for (int64_t s = first; s < last; s++) {
+    const float* key = row_of(k, b, kh, s);
+    for (int64_t r = 0; r < rows; r++) scores[r * Sp + s] = accumulate(a.D, 0.f, product, key, queries + r * Dp);
+  }
+  float factors[FEW_QUERIES];
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t h = kh * group + r / a.T, t = r % a.T;
+    hide(a, {0, rows, 0, Sp, a.S}, b, h, t, scores + r * Sp);
+    exponentiate(Sp, a.scale, scores + r * Sp, lse[(b * a.H + h) * a.T + t], factors[r]);
+  }
+  // The queries are used up: their memory takes the result.
+  if (a.D % W == 0) {
+    matmul(rows, a.D, last - first, {scores + first, Sp, 1}, row_of(v, b, kh, first), v.position, queries, Dp, false);
+  } else {
+    std::fill(queries, queries + rows * Dp, 0.f);
+    for (int64_t s = first; s < last; s++) {
+      const float* value = row_of(v, b, kh, s);
+      for (int64_t r = 0; r < rows; r++) {
+        const float weight = scores[r * Sp + s];
+        map(a.D, queries + r * Dp, [&](vf sum, vf x) { return sum + weight * x; }, queries + r * Dp, value);
+      }
+    }
+  }
+  for (int64_t r = 0; r < rows; r++) {
+    unpack(a, queries + r * Dp, 1, out + ((b * a.T + r % a.T) * a.H + kh * group + r / a.T) * a.D, 0, factors[r]);
+  }
+}
+
 struct Packed {
   const float *k, *kt, *vt;
   float *gk, *gv;
@@ -185,6 +226,13 @@ void backward_block(const Attention& a, Head at, const Block& block, const View&
 void attention(const Attention& a, const View& q, const View& k, const View& v, float* out, float* lse) {
   const int64_t Dp = padded(a.D), Sp = padded(a.S), group = a.H / a.K, rows = block_rows(a);
   const int64_t blocks = (a.T + rows - 1) / rows;
+  if (a.T * group <= FEW_QUERIES && k.channel == 1 && v.channel == 1) {
+    auto body = [&](int64_t task) { decode_head(a, task / a.K, task % a.K, q, k, v, out, lse); };
+    const int64_t cost = 4 * a.T * group * a.S * (a.D / W + 4);
+    return parallel_range(a.B * a.K, cost, [&](int64_t from, int64_t to) {
+      for (int64_t task = from; task < to; task++) body(task);
+    });
+  }
   // Every task packs the keys and values it reads, so a head is cut only as far as all threads need.
   const int64_t heads = a.B * a.K, parts = std::clamp<int64_t>(2 * threads() / std::max<int64_t>(heads, 1), 1, blocks);
   parallel(heads * parts, [&](int64_t task) {

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,8 +111,13 @@ def _key() -> str:
     compiler = _compiler()
     stamp = Path(compiler).resolve().stat()
     facts = (importlib.metadata.version("mlx"), NANOBIND, sys.version, compiler, stamp.st_size, stamp.st_mtime_ns)
-    digest.update(repr((facts, COMMON, FAST, GLUE, LINK, platform.machine(), _cpu())).encode())
+    digest.update(repr((facts, COMMON, FAST, GLUE, LINK, _extra(), platform.machine(), _cpu())).encode())
     return digest.hexdigest()[:24]
+
+
+def _extra() -> list[str]:
+    """What the user adds with $CXXFLAGS: another instruction set, a sanitizer."""
+    return shlex.split(os.environ.get("CXXFLAGS", ""))
 
 
 def _cpu() -> str:
@@ -140,7 +146,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
     nanobind = _package("nanobind") / "src" / "nb_combined.cpp"
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         jobs = [(HERE / "bindings.cpp", glue), (nanobind, glue)]
-        jobs += [(HERE / f"{name}.cpp", [*COMMON, *FAST]) for name in KERNELS]
+        jobs += [(HERE / f"{name}.cpp", [*COMMON, *FAST, *_extra()]) for name in KERNELS]
         commands = {Path(folder) / f"{source.stem}.o": [compiler, *flags, "-c", str(source)] for source, flags in jobs}
         total = len(commands) + 1
         log.info("compiling the CPU kernels for this machine, once (about 15 seconds)")
@@ -153,7 +159,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
                     progress(done, total)
         built = Path(folder) / target.name
         libraries = [f"-L{_package('mlx') / 'lib'}", "-lmlx"]
-        _run([compiler, *LINK, *map(str, commands), *libraries, "-o", str(built)])
+        _run([compiler, *LINK, *_extra(), *map(str, commands), *libraries, "-o", str(built)])
         built.replace(target)
     if progress:
         progress(total, total)

@@ -48,16 +48,30 @@ inline vf sqrt(vf v) {
   return v;
 }
 
+template <int N>
+struct Lanes {
+  typedef float type __attribute__((vector_size(N * 4)));
+};
+
+// Folds the lanes in halves: log2 N steps in a row instead of N.
+template <int N, class F>
+inline float fold(typename Lanes<N>::type v, F f) {
+  if constexpr (N == 2) {
+    return f(v[0], v[1]);
+  } else {
+    typename Lanes<N / 2>::type low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return fold<N / 2>(f(low, high), f);
+  }
+}
+
 inline float sum(vf v) {
-  float total = 0;
-  for (int i = 0; i < W; i++) total += v[i];
-  return total;
+  return fold<W>(v, [](auto a, auto b) { return a + b; });
 }
 
 inline float max(vf v) {
-  float best = v[0];
-  for (int i = 1; i < W; i++) best = v[i] > best ? v[i] : best;
-  return best;
+  return fold<W>(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 inline vf max(vf a, vf b) { return a > b ? a : b; }

@@ -34,6 +34,9 @@ CASES = [
     Case(1, 2, 2, 129, 129, 16, causal=True, window=20),
     Case(2, 2, 1, 31, 40, 24, masked=True),
     Case(2, 2, 2, 18, 18, 16, causal=True, masked=True),
+    Case(2, 4, 2, 1, 130, 64, causal=True, window=50),
+    Case(1, 8, 1, 1, 33, 80, causal=True),
+    Case(2, 4, 2, 3, 40, 20, causal=True, masked=True),
     Case(1, 1, 1, 40, 2100, 16, causal=True),
 ]
 
@@ -89,6 +92,13 @@ def test_attention(kernels: ModuleType, case: Case, positions_first: bool) -> No
     outs, grads = mx.vjp(ours, [laid_out(x) for x in (q, k, v)], [laid_out(g)])
     for got, want in zip([*outs, *grads], expected(case, scale), strict=True):
         np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(want).max()))
+
+
+def test_a_part_of_a_longer_cache(kernels: ModuleType) -> None:
+    buffer, q = mx.random.normal((2, 2, 64, 32)), mx.random.normal((2, 4, 1, 32))
+    part = buffer[:, :, 5:42]
+    want = kernels.attention(q, mx.array(np.array(part)), mx.array(np.array(part)), 0.3)
+    np.testing.assert_array_equal(np.array(kernels.attention(q, part, part, 0.3)), np.array(want))
 
 
 def test_a_query_that_sees_nothing_gives_zero(kernels: ModuleType) -> None:
