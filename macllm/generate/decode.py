@@ -17,6 +17,8 @@ _CLEAR_EVERY = 256  # decoding steps after which buffers that no longer fit a gr
 class KeyValueCache(Protocol):
     """What generation asks of a cache."""
 
+    max_context: int | None
+
     @property
     def offset(self) -> int:
         """Slots filled."""

@@ -10,14 +10,14 @@ from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
-from macllm.errors import DoesNotFitError, UsageError
-from macllm.nn.spec import EncoderDecoderSpec, EncoderSpec
+from macllm.errors import UsageError
 from macllm.text.parts import PartSplitter
 from macllm.text.tokenizer import Tokenizer
 
 from .assemble import Assembler
 from .decode import KeyValueCache, LanguageModel, decode, prefill
-from .defaults import check, defaults, new_seed, stop_tokens
+from .defaults import defaults, new_seed, stop_tokens
+from .limits import check, generation_config, is_encoder_decoder, length_class, room
 from .prefix import Prefix
 from .request import Delta, Done, Event, FinishReason, Prefill, Request, SamplingParams, Timing, TokenLogprob, Usage
 from .sampler import Sampler
@@ -163,7 +163,7 @@ def make_request(
 
 def default_sampling(model: Any) -> SamplingParams:
     """How this model is sampled when nobody says."""
-    return defaults(_generation_config(model), encoder_decoder=_is_encoder_decoder(model))
+    return defaults(generation_config(model), encoder_decoder=is_encoder_decoder(model))
 
 
 def run(
@@ -179,7 +179,7 @@ def run(
     `cancelled` is asked after every step; once it says so, what was made so far is kept and Done follows. However
     it ends, the cache that stays in `prefix` holds tokens that were shown and no others.
     """
-    _check(model, request)
+    check(model, request)
     return _Run(model, tokenizer, request, prefix or Prefix(), cancelled).events()
 
 
@@ -191,7 +191,7 @@ class _Run:
     ) -> None:
         self._model, self._request, self._prefix, self._cancelled = model, request, prefix, cancelled
         self._seed = new_seed() if request.sampling.seed is None else request.sampling.seed
-        self._ends = request.stop_tokens | stop_tokens(_generation_config(model))
+        self._ends = request.stop_tokens | stop_tokens(generation_config(model))
         if tokenizer.eos_token_id is not None:
             self._ends |= {tokenizer.eos_token_id}
         named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -206,18 +206,14 @@ class _Run:
         self._began = self._first = self._last = time.perf_counter()
         cache, inputs, cached = self._begin()
         total = len(self._request.prompt)
-        reason: FinishReason | None = None
-        failed = False
         try:
             yield Prefill(cached, total)
             reason = yield from self._complete(cache, inputs, cached)
             yield from self._assembler.finish()
-        except Exception:
-            failed = True
+        except GeneratorExit:  # closed between two steps; after any other exception the cache may be half a step ahead
+            self._settle(cache, inputs)
             raise
-        finally:
-            if not failed:
-                self._settle(cache, inputs)
+        self._settle(cache, inputs)
         if not self._drawn:
             self._first = self._last = time.perf_counter()
         if reason == "stop" and "tool_call" in self._assembler.kinds:
@@ -229,13 +225,17 @@ class _Run:
     def _begin(self) -> tuple[KeyValueCache, Sequence[int], int]:
         """A cache, the decoder's input, and how much of that the cache already holds."""
         model, request = self._model, self._request
-        limits = {"max_context": request.max_context, "kv_bits": request.kv_bits}
-        if not _is_encoder_decoder(model):
-            cache, cached = self._prefix.take(
-                request.prompt, tuple(limits.values()), lambda: model.make_cache(**limits)
-            )
+        limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": request.kv_bits}
+        if not is_encoder_decoder(model):
+            rotation = length_class(model, request)
+            if rotation is not None and request.max_context is None:
+                limits["max_context"] = len(request.prompt) + room(model, request)
+            kind = (request.max_context, request.kv_bits, rotation)
+            cache, cached = self._prefix.take(request.prompt, kind, lambda: model.make_cache(**limits))
+            if cached and rotation is not None:
+                cache.max_context = limits["max_context"]
             return cache, request.prompt, cached
-        forced = (_generation_config(model) or {}).get("forced_bos_token_id")
+        forced = generation_config(model).get("forced_bos_token_id")
         inputs = [model.decoder_start_token_id] + ([] if forced is None else [forced])
         return model.start(mx.array([request.prompt], dtype=mx.int32), **limits), inputs, 0
 
@@ -244,7 +244,9 @@ class _Run:
     ) -> Generator[Event, None, FinishReason]:
         """Everything between the first Prefill and the last of the text; says why it ended."""
         model, request = self._model, self._request
-        reading = prefill(model, cache, inputs[cached:], request.prefill_step)
+        # a decoder's one or two first tokens are no part of the prompt, and not worth a word
+        step = len(inputs) if is_encoder_decoder(model) else request.prefill_step
+        reading = prefill(model, cache, inputs[cached:], step)
         while True:
             if self._cancelled():
                 return "cancelled"
@@ -254,8 +256,8 @@ class _Run:
                 logits = end.value
                 break
         sampler = Sampler(request.sampling, self._seed, inputs, logits.shape[-1])
-        room = _room(model, request)
-        tokens = decode(model, cache, logits, sampler, max_tokens=room, alternatives=request.logprobs)
+        most = room(model, request)
+        tokens = decode(model, cache, logits, sampler, max_tokens=most, alternatives=request.logprobs)
         for sampled in tokens:
             self._last = time.perf_counter()
             self._drawn.append(sampled.token)
@@ -273,7 +275,7 @@ class _Run:
 
     def _settle(self, cache: KeyValueCache, inputs: Sequence[int]) -> None:
         """Take back what was computed and not shown, and leave the cache for the next turn."""
-        if _is_encoder_decoder(self._model):
+        if is_encoder_decoder(self._model):
             return
         surplus = cache.offset - len(inputs) - self._assembler.shown
         if 0 < surplus <= cache.trimmable:
@@ -284,58 +286,3 @@ class _Run:
 def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int]) -> PartSplitter:
     """Sorts what follows `prompt`; a prompt may end inside a part, as templates that open the reasoning do."""
     return PartSplitter.for_template(tokenizer.chat_template, prompt=tokenizer.decode(prompt[-_TAG_TOKENS:]))
-
-
-def context_length(model: Any) -> int | None:
-    """Positions the model was made for; None where no limit is known."""
-    return getattr(_spec(model), "context_length", None)
-
-
-def vocab_size(model: Any) -> int | None:
-    """How many tokens the model knows."""
-    embedding = getattr(_spec(model), "target", None) or getattr(_spec(model), "embedding", None)
-    return getattr(embedding, "vocab_size", None)
-
-
-def _is_encoder_decoder(model: Any) -> bool:
-    return isinstance(_spec(model), EncoderDecoderSpec)
-
-
-def _spec(model: Any) -> Any:
-    """The model's spec; None for one that mlx-lm describes."""
-    return getattr(model, "spec", None)
-
-
-def _generation_config(model: Any) -> Mapping[str, Any] | None:
-    return getattr(model, "generation_config", None)
-
-
-def _room(model: Any, request: Request) -> int:
-    """How many tokens can be drawn before `max_tokens` or the context ends."""
-    limit = request.max_context or context_length(model)
-    used = 0 if _is_encoder_decoder(model) else len(request.prompt)
-    return request.max_tokens if limit is None else min(request.max_tokens, limit - used)
-
-
-def _check(model: Any, request: Request) -> None:
-    """Raises UsageError for a request that no model or not this one can take, DoesNotFitError for a long prompt."""
-    vocabulary, made_for = vocab_size(model), context_length(model)
-    check(request, vocabulary)
-    if isinstance(_spec(model), EncoderSpec):
-        raise UsageError(
-            "this model encodes text and cannot generate any", remedy="macllm.embed(model, tokenizer, texts)"
-        )
-    if not request.prompt:
-        raise UsageError("the prompt is empty", remedy="give at least one word")
-    wrong = [token for token in request.prompt if token < 0 or (vocabulary is not None and token >= vocabulary)]
-    if wrong:
-        raise UsageError(f"the prompt has the token {wrong[0]}; this model's are from 0 to {(vocabulary or 0) - 1}")
-    if request.max_context and made_for and request.max_context > made_for:
-        raise UsageError(f"max_context is {request.max_context}; this model's context holds {made_for} tokens")
-    limit = request.max_context or made_for
-    if limit is not None and len(request.prompt) + (not _is_encoder_decoder(model)) > limit:
-        wider = f", a max_context of up to {made_for}" if request.max_context and made_for != limit else ""
-        raise DoesNotFitError(
-            f"the prompt has {len(request.prompt)} tokens; the context holds {limit}, the answer included",
-            remedy=f"a shorter prompt or a new conversation{wider}, or a model with a longer context",
-        )

@@ -10,9 +10,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .engine import EngineInfo, MemoryUse
+from .limits import context_length, vocab_size
 from .prefix import Prefix
 from .request import Event, Request
-from .stream import context_length, default_sampling, run, vocab_size
+from .stream import default_sampling, run
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer

@@ -21,6 +21,8 @@ EOS = 256
 class FakeCache:
     """Remembers the tokens it was fed."""
 
+    max_context: int | None = None
+
     def __init__(self, trimmable: bool = True) -> None:
         self.tokens = mx.zeros(0, dtype=mx.int32)
         self._trims = trimmable

@@ -1,0 +1,189 @@
+"""Completions of real transformers with random weights, against full passes without any cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from generate_fakes import FakeTokenizer
+from mlx.utils import tree_map
+
+from macllm.generate.engine import ThreadEngine
+from macllm.generate.prefix import Prefix
+from macllm.generate.request import Delta, Done, Event, Prefill, Request, SamplingParams
+from macllm.generate.stream import generate, run
+from macllm.nn.models import build
+from macllm.nn.spec import (
+    AttentionSpec,
+    Bidirectional,
+    Causal,
+    DecoderSpec,
+    DynamicScaling,
+    EmbeddingSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
+    HeadSpec,
+    LayerSpec,
+    LongScaling,
+    MLPSpec,
+    NormSpec,
+    RoPESpec,
+    Sliding,
+    StackSpec,
+)
+
+GREEDY = SamplingParams(temperature=0.0)
+PROMPT = (5, 17, 200, 3, 3, 90, 41, 8, 77, 5, 17)
+NORM = NormSpec(kind="rms", eps=1e-5)
+
+
+def layer(mask: Any, rope: RoPESpec | None, cross: bool = False) -> LayerSpec:
+    attention = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=8, scale=0.5, mask=mask, rope=rope)
+    return LayerSpec(
+        attention=attention,
+        feed_forward=MLPSpec(hidden=40, activation="silu", gated=True),
+        norm=NORM,
+        cross_attention=dataclasses.replace(attention, mask=Bidirectional(), rope=None) if cross else None,
+    )
+
+
+def stack(*masks: Any, rope: RoPESpec | None = None, cross: bool = False) -> StackSpec:
+    return StackSpec(layers=tuple(layer(mask, rope or RoPESpec(dims=8), cross) for mask in masks), final_norm=NORM)
+
+
+EMBEDDING = EmbeddingSpec(vocab_size=256, dim=32)
+HEAD = HeadSpec(tied=False)
+SCALED = {
+    "long": LongScaling(short=(1.0,) * 4, long=(1.0, 1.5, 2.0, 4.0), trained=20),
+    "dynamic": DynamicScaling(2.0, 20),
+}
+
+
+@lru_cache
+def model(kind: str) -> Any:
+    spec: Any = DecoderSpec(embedding=EMBEDDING, decoder=stack(Causal(), Causal()), head=HEAD, context_length=200)
+    if kind == "window":
+        spec = dataclasses.replace(spec, decoder=stack(Sliding(4), Causal(), Sliding(5)))
+    elif kind in SCALED:
+        spec = dataclasses.replace(spec, decoder=stack(Causal(), rope=RoPESpec(dims=8, scaling=SCALED[kind])))
+    elif kind == "encoder":
+        spec = EncoderSpec(embedding=EMBEDDING, encoder=stack(Bidirectional()))
+    elif kind == "text to text":
+        spec = EncoderDecoderSpec(
+            source=EMBEDDING,
+            target=EMBEDDING,
+            encoder=stack(Bidirectional()),
+            decoder=stack(Causal(), Causal(), cross=True),
+            head=HEAD,
+        )
+    mx.random.seed(4)
+    built = build(spec)
+    built.update(
+        tree_map(
+            lambda p: p if p.ndim < 2 else mx.random.normal(p.shape) * 1.5 / p.shape[-1] ** 0.5, built.parameters()
+        )
+    )
+    mx.eval(built.parameters())
+    built.decoder_start_token_id = 0
+    return built
+
+
+def plain_loop(lm: Any, prompt: tuple[int, ...], count: int, **source: Any) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(mx.argmax(lm(mx.array([tokens]), **source)[0, -1]).item()))
+    return tokens[len(prompt) :]
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) for token in event.tokens]
+
+
+@pytest.mark.parametrize("kind", ["plain", "window"])
+@pytest.mark.parametrize("step", [1, 3, 512])
+def test_greedy_tokens_are_those_of_full_passes(kind: str, step: int) -> None:
+    request = Request(prompt=PROMPT, max_tokens=25, sampling=GREEDY, prefill_step=step)
+    events = list(run(model(kind), FakeTokenizer(), request))
+    expected = plain_loop(model(kind), PROMPT, 25)
+    assert len(set(expected)) > 5
+    assert tokens_of(events) == expected
+
+
+@pytest.mark.parametrize("kind", ["plain", "window", "long", "dynamic"])
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_turns_with_a_reused_cache_equal_turns_without(kind: str, kv_bits: int | None) -> None:
+    """Grown, edited near the end, edited at the start, and repeated, past windows and lengths of training."""
+    prefix, prompt, reused = Prefix(), PROMPT, []
+    for turn in range(8):
+        request = Request(prompt=prompt, max_tokens=7, sampling=GREEDY, prefill_step=4, kv_bits=kv_bits)
+        fresh = list(run(model(kind), FakeTokenizer(), request))
+        events = list(run(model(kind), FakeTokenizer(), request, prefix=prefix))
+        assert tokens_of(events) == tokens_of(fresh)
+        reused.append(events[-1].usage.cached_tokens)
+        answer = tokens_of(events)
+        if turn == 3:
+            prompt = (*prompt[:-2], 9, 9)
+        elif turn == 5:
+            prompt = (1, *prompt[1:])
+        else:
+            prompt = (*prompt, *answer, 11, 12)
+    if kind in ("plain", "window"):
+        assert reused[1] == len(PROMPT) + 6
+        assert reused[6] == 0
+    if kind == "long":  # the class changes once, on the way past the length of training
+        assert reused[2] > 0
+    if kind == "dynamic":  # past it, every length rotates in its own way
+        assert reused[2] == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "window"])
+@pytest.mark.parametrize("position", [0, 1, 3, 4, 7, 11])
+def test_a_cancelled_turn_can_be_continued(kind: str, position: int) -> None:
+    prefix, asked = Prefix(), 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > position
+
+    request = Request(prompt=PROMPT, max_tokens=20, sampling=GREEDY, prefill_step=4)
+    shown = tokens_of(list(run(model(kind), FakeTokenizer(), request, prefix=prefix, cancelled=cancelled)))
+    assert list(prefix.tokens)[: len(PROMPT)] == list(PROMPT)[: len(prefix.tokens)]
+    following = (*PROMPT, *shown, 13)
+    request = dataclasses.replace(request, prompt=following)
+    events = list(run(model(kind), FakeTokenizer(), request, prefix=prefix))
+    assert tokens_of(events) == plain_loop(model(kind), following, 20)
+    assert events[-1].usage.cached_tokens == min(
+        len(prefix.tokens), 4 * position if position < 3 else len(PROMPT) + len(shown)
+    )
+
+
+@pytest.mark.parametrize("forced", [None, 42])
+def test_an_encoder_decoder_answers_its_source(forced: int | None) -> None:
+    lm = model("text to text")
+    lm.generation_config = {"forced_bos_token_id": forced}
+    out = generate(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=15, sampling=GREEDY, prefill_step=1))
+    start = (0,) if forced is None else (0, forced)
+    assert list(out.tokens) == plain_loop(lm, start, 15, source=mx.array([PROMPT]))
+    assert out.usage.prompt_tokens == len(PROMPT)
+    events = list(run(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=1, prefill_step=1)))
+    assert [(event.done, event.total) for event in events if isinstance(event, Prefill)] == [(0, 11), (11, 11)]
+
+
+def test_an_encoder_is_sent_to_embed() -> None:
+    from macllm.errors import UsageError
+
+    with pytest.raises(UsageError, match="encodes") as error:
+        generate(model("encoder"), FakeTokenizer(), Request(prompt=PROMPT))
+    assert "embed" in error.value.remedy
+
+
+def test_a_model_that_was_made_on_the_engines_thread_answers_as_one_made_here() -> None:
+    engine = ThreadEngine(lambda: (model.__wrapped__("window"), FakeTokenizer()))
+    events = list(engine.submit(Request(prompt=PROMPT, max_tokens=12, sampling=GREEDY)))
+    engine.close()
+    assert isinstance(events[-1], Done)
+    assert tokens_of(events) == plain_loop(model("window"), PROMPT, 12)
