@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +92,28 @@ def test_a_run_that_is_there_is_resumed_and_not_overwritten(
     again = run(*train, "--iters", 1)
     assert again.code == 2
     assert "--resume" in again.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_is_saved_and_goes_on(
+    number: signal.Signals, code: int, made: Path, run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    train = ["train", str(made / "recipe.toml"), "--output", str(tmp_path / "run"), "--iters", "100000"]
+    command = [sys.executable, "-m", "macllm", *train, "--steps-per-report", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        while "  loss " not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        told = process.stderr.read().splitlines()
+        assert process.stdout
+        assert process.stdout.read() == ""
+    assert process.returncode == code
+    assert told[-1] == "stopped; the same command with --resume goes on from there"
+    assert not [line for line in told if "Traceback" in line]
+    assert run("generate", "-m", tmp_path / "run/model", "-n", 2, "hi").code == 0
+    (snapshot,) = (tmp_path / "run/snapshots").iterdir()
+    assert int(snapshot.name.rpartition("-")[2]) >= 1
 
 
 def test_generate_ends_with_one_newline_and_is_replayed_by_its_seed(model: Path, run: Callable[..., Ran]) -> None:
