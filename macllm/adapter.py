@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from macllm import families
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
 from macllm.nn import lora
-from macllm.weights.keymap import KeyMap, Rule, Split, our_modules, their_modules
+from macllm.weights.keymap import Rule, Split, our_modules, their_modules
 from macllm.weights.safetensors import load_file, save_file
 
 _WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -34,7 +35,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
     if not wraps:
         raise UsageError("the model has no adapter to save")
     factors = {name: (wrap.lora_a, wrap.lora_b) for name, wrap in wraps.items()}
-    theirs = _to_theirs(model, factors, _keymap(model))
+    theirs = _to_theirs(model, factors, _names(model))
     rank = max(a.shape[1] for a, _ in theirs.values())
     tensors: dict[str, mx.array] = {}
     for name, (a, b) in theirs.items():
@@ -62,7 +63,7 @@ def attach(model: nn.Module, folder: Path) -> None:
 
     Raises ModelNotFoundError without an adapter there, CheckpointError for one that does not fit the model.
     """
-    config, keymap = read_config(folder), _keymap(model)
+    config, names = read_config(folder), _names(model)
     tensors = load_file(folder / _WEIGHTS)
     theirs: dict[str, dict[str, mx.array]] = {}
     for name, tensor in tensors.items():
@@ -74,7 +75,7 @@ def attach(model: nn.Module, folder: Path) -> None:
     for name, pair in theirs.items():
         if pair.keys() != {"lora_a", "lora_b"}:
             raise CheckpointError(f"{folder / _WEIGHTS}: {name} has one factor only")
-        factors |= _to_ours(model, name, (pair["lora_a"], pair["lora_b"]), keymap)
+        factors |= _to_ours(model, name, (pair["lora_a"], pair["lora_b"]), names)
     lora.attach(model, factors, config["lora_parameters"]["scale"])
     model.eval()
 
@@ -100,25 +101,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _keymap(model: nn.Module) -> KeyMap:
-    """The names that mlx-lm gives the tensors of this model."""
+@dataclass(frozen=True)
+class _Names:
+    """What mlx-lm calls our modules, and we call its: lists, as one of its may be several of ours."""
+
+    theirs: Callable[[str], list[str]]
+    ours: Callable[[str], list[str]]
+
+
+def _names(model: nn.Module) -> _Names:
     config: Mapping[str, Any] = getattr(model, "config", {})
-    if not families.is_known(dict(config)):
-        raise UsageError(
-            "only models of a known family take adapters", cause=f"model_type {config.get('model_type')!r}"
-        )
-    return families.keys(Config(config, ()), "mlx")
+    if not families.is_known(dict(config)):  # mlx-lm's own class, one level down
+        return _Names(lambda ours: [ours.removeprefix("model.")], lambda theirs: [f"model.{theirs}"])
+    keymap = families.keys(Config(config, ()), "mlx")
+    return _Names(
+        lambda ours: [name for name, rule in their_modules(ours, keymap) if isinstance(rule, Rule | Split)],
+        lambda theirs: our_modules(theirs, keymap),
+    )
 
 
-def _to_theirs(model: nn.Module, factors: dict[str, Factors], keymap: KeyMap) -> dict[str, Factors]:
+def _to_theirs(model: nn.Module, factors: dict[str, Factors], names: _Names) -> dict[str, Factors]:
     joined: dict[str, Factors] = {}
     for ours in factors:
-        found = [name for name, rule in their_modules(ours, keymap) if isinstance(rule, Rule | Split)]
+        found = names.theirs(ours)
         if not found:
             raise CheckpointError(f"{ours} has no name in the checkpoint that an adapter could carry")
         for name in found:
             if name not in joined:
-                parts = our_modules(name, keymap)
+                parts = names.ours(name)
                 joined[name] = _join([factors.get(part) for part in parts], [_shape(model, part) for part in parts])
     return joined
 
@@ -139,8 +149,8 @@ def _join(parts: list[Factors | None], shapes: list[tuple[int, int]]) -> Factors
     return lora_a, mx.concatenate(rows, axis=1)
 
 
-def _to_ours(model: nn.Module, theirs: str, factors: Factors, keymap: KeyMap) -> dict[str, Factors]:
-    parts = our_modules(theirs, keymap)
+def _to_ours(model: nn.Module, theirs: str, factors: Factors, names: _Names) -> dict[str, Factors]:
+    parts = names.ours(theirs)
     if not parts:
         raise CheckpointError(f"the adapter changes {theirs}, which this model does not have")
     if len(parts) == 1:

@@ -20,13 +20,16 @@ from macllm.errors import CheckpointError, UsageError
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
 # Which expert a token visits is a choice, not a map to be nudged: it stays what it was unless a pattern names it.
-_LEFT_OUT = "*.router"
+_LEFT_OUT = ("*.router", "*.gate")
+
+
+Linear = nn.Linear | nn.QuantizedLinear
 
 
 class LoRALinear(nn.Module):
     """linear(x) + scale * dropout(x) A B, with A (D, r) and B (r, F) trained and `linear` frozen."""
 
-    def __init__(self, linear: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, dropout: float = 0.0):
+    def __init__(self, linear: Linear, lora_a: mx.array, lora_b: mx.array, scale: float, dropout: float = 0.0):
         super().__init__()
         self.linear = linear
         self.linear.freeze()
@@ -56,7 +59,7 @@ class LoRALinear(nn.Module):
         return out
 
 
-def dense_weight(linear: nn.Module) -> mx.array:
+def dense_weight(linear: Linear) -> mx.array:
     """The weight (F, D) of a linear layer, dequantized where it has to be."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight
@@ -70,7 +73,7 @@ def dense_weight(linear: nn.Module) -> mx.array:
     )
 
 
-def sizes(linear: nn.Module) -> tuple[int, int]:
+def sizes(linear: Linear) -> tuple[int, int]:
     """Inputs and outputs of a linear layer, quantized or not."""
     outputs, inputs = linear.weight.shape
     return (inputs * 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else inputs), outputs
@@ -110,12 +113,12 @@ def apply(
     return list(wraps)
 
 
-def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) -> dict[str, nn.Module]:
+def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) -> dict[str, Linear]:
     """The linear layers that `apply` would wrap, by name, in order."""
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.QuantizedLinear) and _LAYER.match(name) and not name.endswith(".linear")
+        if isinstance(module, Linear) and _LAYER.match(name) and not name.endswith(".linear")
     }
     depth: dict[str, int] = {}
     for name in linears:
@@ -130,7 +133,7 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
 
 def _wanted(name: str, keys: Sequence[str]) -> bool:
     if not keys:
-        return not fnmatchcase(name, _LEFT_OUT)
+        return not any(fnmatchcase(name, pattern) for pattern in _LEFT_OUT)
     return any(fnmatchcase(name, key) or fnmatchcase(name, f"*.{key}") for key in keys)
 
 
@@ -151,7 +154,7 @@ def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], s
 
     Raises CheckpointError for a name that is no linear map of the model, or a shape that does not fit it.
     """
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)}
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, Linear)}
     wraps = {}
     for name, (lora_a, lora_b) in factors.items():
         if name not in linears:

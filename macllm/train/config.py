@@ -11,7 +11,7 @@ import tomllib
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from macllm.errors import UsageError
 
@@ -121,7 +121,8 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        values = dataclasses.asdict(self)
+        return {k: list(cast("tuple[str, ...]", v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def trajectory(self) -> dict[str, Any]:
         """The fields that decide which weights a run ends with."""
@@ -187,8 +188,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     """`value` as the field's type; strings of the command line are parsed, nothing else is bent."""
     wrong = UsageError(f"{name} cannot be {value!r}", cause=f"it has to be {_describe(kind)}")
     if get_origin(kind) is tuple:
-        items: list[Any] = [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else list(value)
-        if not all(isinstance(v, str) for v in items):
+        given: Any = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        if not isinstance(given, list | tuple):
+            raise wrong
+        items = cast("list[Any]", given)
+        if not all(isinstance(item, str) for item in items):
             raise wrong
         return tuple(items)
     if get_origin(kind) is Literal or kind is str:

@@ -7,12 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import mlx.nn as nn
-
 from macllm import adapter, checkpoint
 from macllm.errors import UsageError
 from macllm.nn import lora
-from macllm.nn.models import DecoderLM
+from macllm.nn.models import EncoderDecoderLM, EncoderLM
 
 from . import data
 from .config import FinetuneConfig
@@ -58,8 +56,8 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
         yield from run.watch(trainer, lambda: adapter.save(model, folder, _about(config)), folder)
 
 
-def _reach(model: nn.Module, config: FinetuneConfig) -> int | None:
-    if not isinstance(model, DecoderLM):
+def _reach(model: Any, config: FinetuneConfig) -> int | None:
+    if isinstance(model, EncoderLM | EncoderDecoderLM):
         raise UsageError(f"{config.model} is no causal language model", remedy="a model that macllm chat talks to")
     return model.spec.context_length
 

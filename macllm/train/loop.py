@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -55,6 +55,10 @@ class _Window:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+
+def _number(array: mx.array) -> float:
+    return cast("float", array.item())
 
 
 class Trainer:
@@ -126,7 +130,7 @@ class Trainer:
             gradients = dict(tree_flatten(tree))
             summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
             mx.eval(loss, summed)
-            numerator += loss.item()
+            numerator += _number(loss)
             denominator += weight
             window.tokens += batch.learnt
         norm = global_norm(summed) / denominator
@@ -134,7 +138,7 @@ class Trainer:
         scale = clip_factor(norm, config.max_grad_norm) / denominator
         weights, optimizer = self.optimizer.update(state.weights, summed, state.optimizer, rate, scale)
         mx.eval(weights, optimizer.mean, optimizer.square, norm)
-        size = norm.item()
+        size = _number(norm)
         if not size < float("inf"):
             raise MacllmError(
                 f"step {state.step + 1} has a gradient that is not finite",
@@ -185,7 +189,7 @@ class Trainer:
         self.model.eval()
         for some in batches:
             loss, weight, _ = self.objective(self.model, collate(some))
-            numerator += loss.item()
+            numerator += _number(loss)
             denominator += weight
         self.model.train()
         loss, before = numerator / denominator, self.state.best_loss

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -112,4 +114,9 @@ def _kernel(beta1: float, beta2: float, epsilon: float) -> Callable[..., tuple[m
         moved = weight.astype(mx.float32) * kept - step * mean / (mx.sqrt(square) * root + epsilon)
         return moved.astype(weight.dtype), mean, square
 
-    return mx.compile(update)
+    return mx.compile(update) if _compiles() else update
+
+
+def _compiles() -> bool:
+    """Whether MLX can fuse here: for a CPU under Linux it calls g++."""
+    return mx.default_device() != mx.cpu or sys.platform != "linux" or shutil.which("g++") is not None

@@ -1,15 +1,16 @@
 """Rows to tokens, and which of them are to be learnt.
 
 A token of a chat is learnt when it belongs to an assistant's turn, its end marker included. Where turns
-begin and end is read off the template itself: the conversation up to a turn, rendered, has to be the
-beginning of the conversation with it. A template that writes old turns otherwise than new ones (dropped
-reasoning) gives one example a turn instead, each as it would stand while chatting; one whose answers do
-not follow its own prompt is refused.
+begin and end the template says (`{% generation %}`), or it is read off what it writes: the conversation up
+to a turn, rendered, has to be the beginning of the conversation with it. A template that writes old turns
+otherwise than new ones (dropped reasoning) gives one example a turn instead, each as it would stand while
+chatting; one whose answers do not follow its own prompt is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,17 +24,23 @@ from .rows import Chat, Completion, Row, Text
 class TextTokenizer(Protocol):
     """What training asks of a tokenizer."""
 
-    eos_token_id: int | None
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the token that ends a text."""
+        ...
 
     @property
     def chat_template(self) -> Any:
         """The template, or None."""
+        ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
+        ...
 
     def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,11 @@ def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Ex
             f"{row.where} is a chat, and the model has no chat template",
             remedy='rows of {"prompt": ..., "completion": ...} or {"text": ...}',
         )
+    if mask_prompt and tokenizer.chat_template.marks_generation:
+        with _telling(row):
+            full, spans = tokenizer.chat_template.render_with_spans(row.messages, tools=row.tools)
+        yield _align(full, spans, row, tokenizer)
+        return
     full = _render(row, len(row.messages), tokenizer, answer_next=False)
     if not mask_prompt:
         tokens = tokenizer.encode(full, add_special_tokens=False)
@@ -114,10 +126,15 @@ def _turn(row: Chat, i: int, tokenizer: TextTokenizer) -> tuple[str, str]:
 
 
 def _render(row: Chat, count: int, tokenizer: TextTokenizer, answer_next: bool) -> str:
-    try:
+    with _telling(row):
         return tokenizer.render(row.messages[:count], tools=row.tools, add_generation_prompt=answer_next)
-    except DataError:
-        raise
+
+
+@contextmanager
+def _telling(row: Chat) -> Generator[None]:
+    """Tell of the row with whatever the template refuses."""
+    try:
+        yield
     except MacllmError as error:
         raise DataError(f"{row.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
 

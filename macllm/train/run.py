@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from macllm.errors import UsageError
@@ -67,7 +68,7 @@ class Run:
         if self._lock is not None:
             os.close(self._lock)
 
-    def watch(self, trainer: Trainer, hand_over: Callable[[], None], result: Path) -> Generator[TrainEvent]:
+    def watch(self, trainer: Trainer, hand_over: Callable[[], object], result: Path) -> Generator[TrainEvent]:
         """The events of `trainer`, each written to `metrics.jsonl` as it passes.
 
         However it ends, once there was a step, `hand_over` writes `result` from the model: with the best weights
@@ -84,7 +85,7 @@ class Run:
                 file.flush()
                 yield event
 
-    def _events(self, trainer: Trainer, hand_over: Callable[[], None], result: Path) -> Generator[TrainEvent]:
+    def _events(self, trainer: Trainer, hand_over: Callable[[], object], result: Path) -> Generator[TrainEvent]:
         began, rows, loss = time.perf_counter(), trainer.rows, float("nan")
         yield Prepared(
             **asdict(rows.counts),
@@ -131,7 +132,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _size(parameters: Any) -> int:
-    return sum(array.size for _, array in tree_flatten(parameters))
+    return sum(array.size for _, array in tree_flatten(parameters) if isinstance(array, mx.array))
 
 
 def _step(line: str) -> int:

@@ -34,6 +34,7 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
         ({"mask_prompt": "maybe"}, "true or false"),
         ({"schedule": "cosin"}, "cosine"),
         ({"keys": [1]}, "a list of texts"),
+        ({"keys": 1}, "a list of texts"),
         ({"model": 3}, "text"),
         ({"batch_size": 0}, "between 1"),
         ({"warmup": 1.5}, "between 0"),

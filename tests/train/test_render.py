@@ -61,6 +61,21 @@ def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
     assert example.learnt[1:].all()
 
 
+def marked(messages: Messages, answer_next: bool) -> str:
+    """Unstable, but it says what is the assistant's."""
+    turns = (
+        f"<{m['role'][0]}>" + ("\x02{}$\x03\n" if m["role"] == "assistant" else "{}$\n").format(m["content"])
+        for m in messages
+    )
+    return f"{len(messages)}" + "".join(turns) + "<a>" * answer_next
+
+
+def test_a_template_that_marks_the_answers_is_believed() -> None:
+    (example,) = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(marked, True), mask_prompt=True)
+    assert CharTokenizer().decode(list(example.tokens)) == "4<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n"
+    assert learnt(example).replace("_", "") == "yo$ok$"
+
+
 def test_two_answers_in_a_row_are_both_learnt() -> None:
     row = Chat([{"role": r, "content": "x"} for r in ("user", "assistant", "assistant")], None, "f:1")
     (example,) = examples(row, CharTokenizer(plain), mask_prompt=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -45,13 +46,29 @@ def arithmetic_rows(count: int, seed: int = 0, vocab_size: int = 32) -> list[Exa
     return rows
 
 
+class CharTemplate:
+    """A chat template that is a function of the messages; what it puts between \x02 and \x03 is the assistant's."""
+
+    def __init__(self, write: Callable[[Any, bool], str], marks_generation: bool) -> None:
+        self.write = write
+        self.marks_generation = marks_generation
+
+    def render_with_spans(self, messages: Any, *, tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
+        text, spans = "", []
+        for i, part in enumerate(self.write(messages, False).replace("\x03", "\x02").split("\x02")):
+            if i % 2:
+                spans.append((len(text), len(text) + len(part)))
+            text += part
+        return text, spans
+
+
 class CharTokenizer:
-    """One token a character; 0 ends a text. The template is given as a function of the messages."""
+    """One token a character; 0 ends a text."""
 
     eos_token_id: int | None = 0
 
-    def __init__(self, template: Any = None) -> None:
-        self.chat_template = template
+    def __init__(self, write: Any = None, marks_generation: bool = False) -> None:
+        self.chat_template = None if write is None else CharTemplate(write, marks_generation)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [1] * add_special_tokens + [ord(c) for c in text]
@@ -60,4 +77,5 @@ class CharTokenizer:
         return "".join(chr(t) for t in tokens)
 
     def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True, **variables: Any) -> str:
-        return self.chat_template(messages, add_generation_prompt)
+        assert self.chat_template is not None
+        return self.chat_template.write(messages, add_generation_prompt)
