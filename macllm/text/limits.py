@@ -19,6 +19,7 @@ MAX_WORK = 500_000  # characters for filters that go through a text in Python
 MAX_INDENT = 100
 MAX_NEEDLE = 100  # characters to look for where the search takes the product of both lengths
 TOTAL_TEXT = 64_000_000  # characters that all operations together may make
+_SCALARS = frozenset({int, float, bool, type(None)})
 _PRECISE = re.compile(r"\d+")
 
 
@@ -110,11 +111,11 @@ class Budget:
         inside = [*value, *value.values()] if isinstance(value, Mapping) else value
         weight, depth = 1, 0
         for element in inside:
-            if isinstance(element, int | float):
+            if type(element) in _SCALARS:
                 weight += 1
-                continue
-            more, below = self.weigh(element, level + 1)
-            weight, depth = weight + more, max(depth, below)
+            else:
+                more, below = self.weigh(element, level + 1)
+                weight, depth = weight + more, max(depth, below)
             if weight > MAX_WEIGHT:
                 raise LimitError(f"it makes a value of more than {MAX_WEIGHT:,} elements")
         if depth >= MAX_DEPTH:

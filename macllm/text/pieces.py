@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
+_SYMBOL_ENDS = (bytes([0x18, _CONTROL]), bytes([0x18, _USER_DEFINED]))  # field 3, the kind, comes last
 _SPACE = "\u2581"
 
 
@@ -74,13 +75,10 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 def _parse(data: bytes) -> SentencePieceModel:
     """The few fields of sentencepiece_model.proto that matter here (ModelProto: 1 pieces, 2 trainer, 3 normalizer)."""
     model = SentencePieceModel(data)
-    symbols: list[AddedToken] = []
-    for field, value in _fields(data):
+    symbols, start = _leading_pieces(data)
+    for field, value in _fields(data, start):
         if field == 1 and isinstance(value, bytes):
-            piece = dict(_fields(value)) if value[-2:] in (b"\x18\x03", b"\x18\x04") else {}
-            kind, text = piece.get(3), piece.get(1)
-            if kind in (_CONTROL, _USER_DEFINED) and isinstance(text, bytes):
-                symbols.append(AddedToken(text.decode(), special=kind == _CONTROL))
+            symbols += _symbol(value) if value[-2:] in _SYMBOL_ENDS else []
         elif field == 2 and isinstance(value, bytes):
             trainer = dict(_fields(value))
             model = replace(model, kind=trainer.get(3, _UNIGRAM), byte_fallback=bool(trainer.get(35, 0)))
@@ -92,9 +90,29 @@ def _parse(data: bytes) -> SentencePieceModel:
     return replace(model, symbols=tuple(symbols))
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: number and value."""
+def _leading_pieces(data: bytes) -> tuple[list[AddedToken], int]:
+    """The symbols among the short pieces that a file begins with, and where they end: 256,000 pieces take a moment."""
+    symbols: list[AddedToken] = []
     at = 0
+    while data[at : at + 1] == b"\n" and data[at + 1] < 0x80:
+        end = at + 2 + data[at + 1]
+        if data[end - 2 : end] in _SYMBOL_ENDS:
+            symbols += _symbol(data[at + 2 : end])
+        at = end
+    return symbols, at
+
+
+def _symbol(piece: bytes) -> list[AddedToken]:
+    """The added token that a control or user-defined piece (field 3) with a text (field 1) is."""
+    fields = dict(_fields(piece))
+    kind, text = fields.get(3), fields.get(1)
+    if kind not in (_CONTROL, _USER_DEFINED) or not isinstance(text, bytes):
+        return []
+    return [AddedToken(text.decode(), special=kind == _CONTROL)]
+
+
+def _fields(data: bytes, at: int = 0) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message from `at` on: number and value."""
     while at < len(data):
         tag, at = _varint(data, at)
         wire = tag & 7
@@ -146,8 +164,6 @@ class SentencePieceBackend:
         self._model = SentencePieceModel.read(path)
         self._family = _family(path, settings)
         self._plain = self._load(add_dummy_prefix=False)
-        if self._family == "t5":
-            settings = settings.with_class_defaults("t5")
         self.settings = settings = self._named_by_the_model(settings)
         self._spacing = _spacing(self._family, self._model, settings)
         self._added = self._added_tokens(settings)
@@ -168,12 +184,17 @@ class SentencePieceBackend:
         return self._load(add_dummy_prefix=True)
 
     def _named_by_the_model(self, settings: TokenizerSettings) -> TokenizerSettings:
-        """The settings, completed by the begin, end and unknown pieces of the model itself."""
+        """The settings, completed by the pieces that the model itself or its tokenizer class names."""
         processor = self._plain
         ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
-        return settings.with_defaults(
-            **{name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0}
-        )
+        pieces = {name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0}
+        settings = settings.with_defaults(**pieces)
+        complete = settings.with_class_defaults(self._family)
+        present = {name: token for name, token in complete.named.items() if self._is_piece(token.content)}
+        return replace(settings, named={**present, **settings.named})
+
+    def _is_piece(self, text: str) -> bool:
+        return self._plain.id_to_piece(self._plain.piece_to_id(text)) == text
 
     def _added_tokens(self, settings: TokenizerSettings) -> dict[str, tuple[AddedToken, int]]:
         """Every added token with its id: the model's own symbols, then what the settings declare, in order."""
@@ -187,15 +208,14 @@ class SentencePieceBackend:
             size += count
         declared = {token.content: index for index, token in settings.added.items()}
         for token in settings.tokens():
-            known = added.get(token.content)
-            index = known[1] if known else declared.get(token.content, processor.piece_to_id(token.content))
-            is_piece = 0 <= index < processor.get_piece_size()
-            if (
-                token.content not in declared
-                and known is None
-                and (not is_piece or processor.id_to_piece(index) != token.content)
-            ):
-                index = size = max(size, 1 + max((i for _, i in added.values()), default=0))
+            if token.content in added:
+                index = added[token.content][1]
+            elif token.content in declared:
+                index = declared[token.content]
+            elif self._is_piece(token.content):
+                index = processor.piece_to_id(token.content)
+            else:
+                index = max([size, *(1 + taken for _, taken in added.values())])
             added[token.content] = (token, index)
         return added
 

@@ -17,15 +17,16 @@ pytestmark = pytest.mark.parity
 SENTENCEPIECE_KNOWS_BETTER = {"t5_spiece.model": {"a\u0300\u0301\u0302b"}}
 
 
-def oracle(folder: Path):
+def oracle(folder: Path, name: str | None = None):
+    """The tokenizer class that the folder names, or another, opened on it."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     path = folder / "tokenizer_config.json"
-    name = json.loads(path.read_text("utf-8"))["tokenizer_class"] if path.exists() else "AutoTokenizer"
+    named = json.loads(path.read_text("utf-8"))["tokenizer_class"] if path.exists() else "AutoTokenizer"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return getattr(transformers, name).from_pretrained(folder)
+        return getattr(transformers, name or named).from_pretrained(folder)
 
 
 def as_sentencepiece(folder: Path, text: str) -> list[int]:
@@ -84,11 +85,10 @@ def test_what_transformers_saves_is_read_back(folder: Path, tmp_path: Path) -> N
 
 
 def test_what_we_save_transformers_opens_as_the_same(folder: Path, tmp_path: Path) -> None:
-    import transformers
-
     ours = Tokenizer.from_folder(folder)
     ours.save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"} if "bare" in folder.name else {}))
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for text in CORPUS[::3]:
-        assert ours.encode(text) == theirs.encode(text), text
+    theirs = oracle(tmp_path, "AutoTokenizer")
+    for text in CORPUS:
+        if text not in SENTENCEPIECE_KNOWS_BETTER.get(folder.name, ()):
+            assert ours.encode(text) == theirs.encode(text), text
