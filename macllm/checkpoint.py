@@ -66,12 +66,16 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
 def assemble(
     config: dict[str, Any], tensors: Weights, layout: families.Layout = "hf", dtype: mx.Dtype | None = None
 ) -> Model:
-    """The model that `config` describes, holding `tensors`. Raises CheckpointError where the two differ."""
+    """The model that `config` describes, holding `tensors`, which it takes: the dict is emptied.
+
+    Raises CheckpointError where the two differ.
+    """
     text = families.text_config(config)
     reader = Config(text, tensors)
     quantization = config.get("quantization") or text.get("quantization")
     keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap)
+    tensors.clear()  # or every expert would stay in memory beside the stack that it became part of
     model = build(families.spec(reader))
     if quantization:
         overrides = {mine: value for theirs, value in quantization.items() for mine in our_modules(theirs, keymap)}
@@ -82,18 +86,18 @@ def assemble(
             f"this checkpoint is quantized by {method!r}, which macllm does not read",
             remedy="use the unquantized or the MLX-quantized copy of this model",
         )
-    _fill(model, ours, dtype or default_dtype(text["model_type"]))
+    _fill(model, ours, default_casts(text["model_type"]) if dtype is None else dict.fromkeys(_FLOATS, dtype))
     return model
 
 
-def default_dtype(model_type: str) -> mx.Dtype | None:
-    """What floating-point weights become on this machine; None: as stored."""
+def default_casts(model_type: str) -> dict[mx.Dtype, mx.Dtype]:
+    """What floating-point weights of one dtype become on this machine; those not named stay as stored."""
     if mx.default_device() == mx.cpu:
-        return mx.float32
+        return dict.fromkeys(_FLOATS, mx.float32)
     chip = str(mx.device_info().get("architecture", ""))
     if chip.startswith(_EMULATES_BFLOAT16) and model_type not in families.OUTGROWS_FLOAT16:
-        return mx.float16
-    return None
+        return {mx.bfloat16: mx.float16}
+    return {}
 
 
 def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
@@ -151,7 +155,7 @@ def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
     return "mlx" if first and read_metadata(first).get("format") == "mlx" else "hf"
 
 
-def _fill(model: Model, ours: Weights, dtype: mx.Dtype | None) -> None:
+def _fill(model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype]) -> None:
     """Put `ours` into the model one by one, so that a cast never holds more than one tensor twice."""
     expected = dict(tree_flatten(model.parameters()))
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
@@ -171,8 +175,7 @@ def _fill(model: Model, ours: Weights, dtype: mx.Dtype | None) -> None:
     del expected
     for name in list(ours):
         array = ours.pop(name)
-        if dtype is not None and array.dtype in _FLOATS:
-            array = array.astype(dtype)
+        array = array.astype(casts.get(array.dtype, array.dtype))
         model.load_weights([(name, array)], strict=False)
         mx.eval(array)
 
