@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 AGREES = 0.5
-_REFUSAL = re.compile(r"I (do not know|cannot|do not do sums|only learned|did not understand)")
+_REFUSAL = re.compile(r"I (do not know|cannot|do not do sums|only learned|have not learned|did not understand)")
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,30 @@
-"""What maclet knows, read from `data/`, and how to ask for it at random."""
+"""Questions and answers about all that maclet knows, and about what it does not, drawn at random."""
 
 from __future__ import annotations
 
 import random
 import re
-import zlib
-from dataclasses import dataclass, field
-from pathlib import Path
 
-DATA = Path(__file__).parent / "data"
+from .topics import (
+    DATA,
+    Topic,
+    Turn,
+    first_sentence,
+    is_plural,
+    kept_apart,
+    labelled,
+    normalized,
+    read_sections,
+    read_topics,
+    reserve,
+)
+
 KNOWLEDGE = ("tokens", "positions", "attention", "architecture", "training", "sampling", "inference", "macllm", "self")
 FACETS = ("what", "why", "how", "example", "cons")
 FOLLOW_UPS = ("why", "how", "example", "cons", "short", "again", "more")
 UNKNOWN = {"full": 6, "live": 5, "math": 4, "write": 7, "private": 7, "thing": 16, "near": 10, "made_up": 16}
-UNKNOWN |= {"place": 3, "food": 3, "known": 9, "command": 3, "text": 4}  # weights
+UNKNOWN |= {"place": 3, "food": 3, "known": 9, "command": 3, "text": 4, "chore": 7, "pair": 4}  # weights
+KNOWN_FRAMES = ("what", "what", "what", "why", "how", "example", "cons", "short", "compare")
 NEIGHBOURS = ("attention", "tokenizer", "sampling", "decoding", "norm", "positions", "model", "cache")
 ONSETS = (
     "b",
@@ -41,118 +52,6 @@ ONSETS = (
 ONSETS += ("qu", "r", "s", "sk", "sn", "st", "t", "tr", "v", "w", "z")
 VOWELS = ("a", "e", "i", "o", "u", "oo", "ea", "ai")
 CODAS = ("n", "r", "x", "th", "ng", "ck", "st", "sm", "tron", "zation", "ing", "form")
-RESERVED_PERCENT = 8  # of the unknown things: never trained
-
-
-@dataclass
-class Topic:
-    """What is known about one thing: its names, answers by facet, own questions, and the words a right answer holds."""
-
-    kind: str  # concept, command, product, place, task, self
-    names: list[str]
-    keys: list[list[str]] = field(default_factory=list)
-    answers: dict[str, list[str]] = field(default_factory=dict)
-    ask: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The first name, which identifies the topic."""
-        return self.names[0]
-
-    def facet(self, facet: str, nothing: dict[str, list[str]]) -> list[str]:
-        """All accepted answers to a question about `facet`."""
-        if facet in self.answers:
-            return self.answers[facet]
-        if facet == "short":
-            return [first_sentence(answer) for answer in self.answers["what"][:1]]
-        return nothing.get(f"none.{facet}", self.answers["what"])
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One question with an answer, all accepted answers, and the topic that it leaves the conversation at."""
-
-    question: str
-    answer: str
-    accepted: tuple[str, ...]
-    topic: Topic | None
-    category: str
-    told: tuple[str, ...] = ()
-
-
-def first_sentence(text: str) -> str:
-    """The text up to its first full stop that ends a sentence."""
-    return re.split(r"(?<=[.!])\s", text, maxsplit=1)[0]
-
-
-def normalized(question: str) -> str:
-    """The question without case and punctuation: two questions that agree in this are the same question."""
-    return " ".join(re.findall(r"[a-z0-9#+*/<>@-]+", question.lower()))
-
-
-def reserved(text: str, percent: int) -> bool:
-    """Whether a question or thing belongs to the share that is kept out of training."""
-    return zlib.crc32(normalized(text).encode()) % 100 < percent
-
-
-def read_topics(path: Path) -> list[Topic]:
-    """Topics of one knowledge file; `#` opens a concept, `>` a task ("how do I ..."), `@` small talk."""
-    topics: list[Topic] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        if line[:2] in ("# ", "> ", "@ "):
-            kind = {"#": "concept", ">": "task", "@": "self"}[line[0]]
-            topics.append(Topic(kind, [name.strip() for name in line[2:].split(" | ")]))
-            continue
-        label, _, value = line.partition(": ")
-        topic = topics[-1]
-        if label == "kind":
-            topic.kind = value
-        elif label == "key":
-            topic.keys = [part.split("|") for part in value.split(", ")]
-        elif label == "ask":
-            topic.ask += [question.strip() for question in value.split(" | ")]
-        elif label == "test":
-            topic.test.append(value)
-        else:
-            topic.answers.setdefault("what" if label == "say" else label, []).append(value)
-    return topics
-
-
-def read_sections(path: Path) -> dict[str, list[str]]:
-    """The lines under each `[name]` of a list file."""
-    sections: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if re.fullmatch(r"\[[a-z.]+\]", line):
-            lines = sections.setdefault(line[1:-1], [])
-        elif line.strip():
-            lines.append(line.strip())
-    return sections
-
-
-def labelled(name: str) -> list[tuple[str, str]]:
-    """(label, text) of each line of a file with lines "label: text"."""
-    lines = (DATA / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    return [(label, text) for label, _, text in (line.partition(": ") for line in lines)]
-
-
-def is_plural(name: str) -> bool:
-    """Whether a name takes "are"."""
-    return name.endswith("s") and not name.endswith(("ss", "is", "us", "bias", "loss", "`", "safetensors", "others"))
-
-
-def kept_apart(frames: list[str]) -> tuple[list[str], list[str]]:
-    """Phrasings to train, and those marked `~`, which are for the test."""
-    return [frame for frame in frames if frame[0] != "~"], [frame[1:] for frame in frames if frame[0] == "~"]
-
-
-def reserve(items: list[str]) -> tuple[list[str], list[str]]:
-    """Unknown things to train, and those for the test; where none is drawn for it, all."""
-    trained = [item for item in items if not reserved(item, RESERVED_PERCENT)]
-    return trained, [item for item in items if item not in trained] or items
 
 
 class Guide:
@@ -166,7 +65,7 @@ class Guide:
         self.outside = read_sections(DATA / "outside.txt")
         self.countable = set(self.frames["countable"])
         self.slots = {name: self._items(name) for name in ("thing", "near", "place", "person", "food", "company")}
-        self.slots |= {name: self._items(name) for name in ("command", "adjective", "noun")}
+        self.slots |= {name: self._items(name) for name in ("command", "adjective", "noun", "chore")}
         self._phrasings = {name: kept_apart(lines) for name, lines in (self.outside | self.frames).items()}
         self._things = {name: reserve(items) for name, items in self.slots.items()}
         self.by_name = {name.lower(): topic for topic in self.topics for name in topic.names}
@@ -294,20 +193,35 @@ class Guide:
     def unknown(self, heldout: bool = False) -> Turn:
         """A question that must be refused."""
         kind = self.rng.choices(list(UNKNOWN), list(UNKNOWN.values()))[0]
-        section = {"thing": "thing.frames", "near": "thing.frames", "made_up": "thing.frames"}.get(kind, kind)
-        if kind in ("place", "food", "known", "command"):
-            section = f"{kind}.frames"
-        question = self.frame(section, heldout)
-        if kind == "known":
-            question = question.replace("{x}", self.named(self.rng.choice(self.rng.choice(self.concepts).names)))
-        question = re.sub(r"\{(\w+)\}", lambda slot: self.slot(kind, slot[1], heldout), question)
-        if kind == "text":
-            question = f"{question}\n\n<stdin>\n{self.attachment()}\n</stdin>"
+        question = self._unanswerable(kind, heldout)
         named = {"known": "refusal.about"}.get(kind, f"refusal.{kind}")
         if kind == "known" and re.search(r"\b(code|implement|poem)\b", question):
             named = "refusal.write"
         accepted = self.outside.get(named, self.outside["refusal"])
         return Turn(question, self.rng.choice(accepted), tuple(accepted), None, f"unknown.{kind}")
+
+    def _unanswerable(self, kind: str, heldout: bool) -> str:
+        if kind == "pair":
+            x, y = self.uncompared()
+            return self.frame("compare", heldout).replace("{x}", x).replace("{y}", y)
+        if kind == "text":
+            return f"{self.frame(kind, heldout)}\n\n<stdin>\n{self.attachment()}\n</stdin>"
+        if kind in ("thing", "near", "made_up"):
+            section = self.rng.choice(("thing.frames", self.rng.choice(KNOWN_FRAMES)))
+            question = self.frame(section, heldout).replace("{x}", "{thing}").replace("{y}", "{thing}")
+        else:
+            question = self.frame(f"{kind}.frames" if f"{kind}.frames" in self.outside else kind, heldout)
+        if kind == "known":
+            question = question.replace("{x}", self.named(self.rng.choice(self.rng.choice(self.concepts).names)))
+        return re.sub(r"\{(\w+)\}", lambda slot: self.slot(kind, slot[1], heldout), question)
+
+    def uncompared(self) -> tuple[str, str]:
+        """Names of two concepts that nothing is known to compare."""
+        compared = {frozenset((self._id(first), self._id(second))) for first, second, _ in self.pairs}
+        while True:
+            first, second = self.rng.sample(self.concepts, 2)
+            if frozenset((first.name, second.name)) not in compared:
+                return self.rng.choice(first.names), self.rng.choice(second.names)
 
     def attachment(self) -> str:
         """Some sentences, as they may be piped in; about anything."""
@@ -376,6 +290,11 @@ class Guide:
 
     def turn_to(self) -> Turn:
         """A short change of subject: "and what about ...?"."""
+        if self.rng.random() < 0.25:
+            thing = self.slot(self.rng.choice(("thing", "near", "made_up")), "thing", heldout=False)
+            accepted = self.outside["refusal"]
+            question = self.frame("then.about", heldout=False).replace("{y}", thing)
+            return Turn(question, self.rng.choice(accepted), tuple(accepted), None, "unknown.thing")
         topic = self.rng.choice(self.concepts)
         question = self.frame("then.about", heldout=False).replace("{y}", self.named(self.rng.choice(topic.names)))
         accepted = topic.answers["what"]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from macllm_models.maclet.knowledge import FACETS, Guide, Turn, first_sentence, normalized, reserved
+from macllm_models.maclet.knowledge import FACETS, Guide
+from macllm_models.maclet.topics import Turn, first_sentence, normalized, reserved
 
 CONVERSATIONS = 62_000
 VALIDATION = 600

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from macllm_models.maclet import evaluate, make_data
-from macllm_models.maclet.knowledge import DATA, Guide, made_up_word, normalized, read_sections
+from macllm_models.maclet.knowledge import Guide, made_up_word
+from macllm_models.maclet.topics import DATA, normalized, read_sections
 
 FILES = ("train.jsonl", "valid.jsonl", "heldout.jsonl")
 # Follow-ups and small talk are common to all conversations; a held-out conversation differs in its first question.

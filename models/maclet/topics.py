@@ -1,0 +1,122 @@
+"""What maclet knows, as it is written in `data/`."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+RESERVED_PERCENT = 8  # of the unknown things: never trained
+
+
+@dataclass
+class Topic:
+    """What is known about one thing: its names, answers by facet, own questions, and the words a right answer holds."""
+
+    kind: str  # concept, command, product, place, task, self
+    names: list[str]
+    keys: list[list[str]] = field(default_factory=list)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    ask: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The first name, which identifies the topic."""
+        return self.names[0]
+
+    def facet(self, facet: str, nothing: dict[str, list[str]]) -> list[str]:
+        """All accepted answers to a question about `facet`."""
+        if facet in self.answers:
+            return self.answers[facet]
+        if facet == "short":
+            return [first_sentence(answer) for answer in self.answers["what"][:1]]
+        return nothing.get(f"none.{facet}", self.answers["what"])
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with an answer, all accepted answers, and the topic that it leaves the conversation at."""
+
+    question: str
+    answer: str
+    accepted: tuple[str, ...]
+    topic: Topic | None
+    category: str
+    told: tuple[str, ...] = ()
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first full stop that ends a sentence."""
+    return re.split(r"(?<=[.!])\s", text, maxsplit=1)[0]
+
+
+def normalized(question: str) -> str:
+    """The question without case and punctuation: two questions that agree in this are the same question."""
+    return " ".join(re.findall(r"[a-z0-9#+*/<>@-]+", question.lower()))
+
+
+def reserved(text: str, percent: int) -> bool:
+    """Whether a question or thing belongs to the share that is kept out of training."""
+    return zlib.crc32(normalized(text).encode()) % 100 < percent
+
+
+def read_topics(path: Path) -> list[Topic]:
+    """Topics of one knowledge file; `#` opens a concept, `>` a task ("how do I ..."), `@` small talk."""
+    topics: list[Topic] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.strip():
+            continue
+        if line[:2] in ("# ", "> ", "@ "):
+            kind = {"#": "concept", ">": "task", "@": "self"}[line[0]]
+            topics.append(Topic(kind, [name.strip() for name in line[2:].split(" | ")]))
+            continue
+        label, _, value = line.partition(": ")
+        topic = topics[-1]
+        if label == "kind":
+            topic.kind = value
+        elif label == "key":
+            topic.keys = [part.split("|") for part in value.split(", ")]
+        elif label == "ask":
+            topic.ask += [question.strip() for question in value.split(" | ")]
+        elif label == "test":
+            topic.test.append(value)
+        else:
+            topic.answers.setdefault("what" if label == "say" else label, []).append(value)
+    return topics
+
+
+def read_sections(path: Path) -> dict[str, list[str]]:
+    """The lines under each `[name]` of a list file."""
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if re.fullmatch(r"\[[a-z.]+\]", line):
+            lines = sections.setdefault(line[1:-1], [])
+        elif line.strip():
+            lines.append(line.strip())
+    return sections
+
+
+def labelled(name: str) -> list[tuple[str, str]]:
+    """(label, text) of each line of a file with lines "label: text"."""
+    lines = (DATA / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [(label, text) for label, _, text in (line.partition(": ") for line in lines)]
+
+
+def is_plural(name: str) -> bool:
+    """Whether a name takes "are"."""
+    return name.endswith("s") and not name.endswith(("ss", "is", "us", "bias", "loss", "`", "safetensors", "others"))
+
+
+def kept_apart(frames: list[str]) -> tuple[list[str], list[str]]:
+    """Phrasings to train, and those marked `~`, which are for the test."""
+    return [frame for frame in frames if frame[0] != "~"], [frame[1:] for frame in frames if frame[0] == "~"]
+
+
+def reserve(items: list[str]) -> tuple[list[str], list[str]]:
+    """Unknown things to train, and those for the test; where none is drawn for it, all."""
+    trained = [item for item in items if not reserved(item, RESERVED_PERCENT)]
+    return trained, [item for item in items if item not in trained] or items
