@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import warnings
 from pathlib import Path
 
@@ -92,3 +93,12 @@ def test_what_we_save_transformers_opens_as_the_same(folder: Path, tmp_path: Pat
     for text in CORPUS:
         if text not in SENTENCEPIECE_KNOWS_BETTER.get(folder.name, ()):
             assert ours.encode(text) == theirs.encode(text), text
+
+
+def test_tokenizer_json_counts_as_written_whatever_class_the_config_names(folders, tmp_path: Path) -> None:
+    shutil.copytree(folders["llama tokenizer.json"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizerFast"}))
+    theirs, ours = oracle(tmp_path, "PreTrainedTokenizerFast"), Tokenizer.from_folder(tmp_path)
+    for text in CORPUS:
+        assert ours.encode(text) == theirs.encode(text), text
