@@ -34,6 +34,10 @@ class TextTokenizer(Protocol):
         """The template, or None."""
         ...
 
+    def id_to_token(self, index: int) -> str | None:
+        """A token as the vocabulary writes it."""
+        ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
         ...
@@ -104,9 +108,13 @@ def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Ex
         yield _example(tokens, [(0, len(tokens))], row.where)
         return
     turns = [_turn(row, i, tokenizer) for i, m in enumerate(row.messages) if m["role"] == "assistant"]
-    if all(full.startswith(after) for _, after in turns):
-        yield _align(full, [(len(before), len(after)) for before, after in turns], row, tokenizer)
-        return
+    # Some templates close the conversation, not the turn, with the end-of-sequence token: then it is not learnt.
+    end = tokenizer.eos_token_id
+    for closing in ("", "" if end is None else tokenizer.id_to_token(end) or ""):
+        inner = [(before, after.removesuffix(closing)) for before, after in turns]
+        if all(full.startswith(after) for _, after in inner):
+            yield _align(full, [(len(before), len(after)) for before, after in inner], row, tokenizer)
+            return
     for before, after in turns:
         yield _align(after, [(len(before), len(after))], row, tokenizer)
 

@@ -66,7 +66,9 @@ def test_an_adapter_is_its_definition_in_float64(bits: int | None) -> None:
     a, b = mx.random.normal((64, 3)), mx.random.normal((3, 32))
     x = mx.random.normal((2, 5, 64))
     weight = np.array(lora.dense_weight(linear)).astype(np.float64)
-    got = lora.LoRALinear(linear, a, b, 0.7)(x)
+    wrap = lora.LoRALinear(linear, a, b, 0.7)
+    assert wrap.trainable_parameters().keys() == {"lora_a", "lora_b"}
+    got = wrap(x)
     x64, a64, b64 = (np.array(v).astype(np.float64) for v in (x, a, b))
     want = x64 @ weight.T + np.array(dense.bias) + 0.7 * x64 @ a64 @ b64
     np.testing.assert_allclose(np.array(got), want, rtol=0, atol=1e-5 * np.abs(want).max())

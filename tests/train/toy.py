@@ -73,6 +73,9 @@ class CharTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [1] * add_special_tokens + [ord(c) for c in text]
 
+    def id_to_token(self, index: int) -> str | None:
+        return chr(index)
+
     def decode(self, tokens: list[int]) -> str:
         return "".join(chr(t) for t in tokens)
 

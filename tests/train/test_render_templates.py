@@ -1,0 +1,67 @@
+"""What is learnt of conversations written by the templates of real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from macllm.text.template import ChatTemplate
+from macllm.train.render import examples
+from macllm.train.rows import Chat
+from tests.train.toy import CharTokenizer
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+MESSAGES = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "First."},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "Second."},
+]
+
+
+class Templated(CharTokenizer):
+    def __init__(self, template: ChatTemplate) -> None:
+        self.chat_template = template  # type: ignore[assignment]
+
+    def id_to_token(self, index: int) -> str | None:
+        return TOKENS["eos_token"]
+
+    def render(self, messages, *, tools=None, add_generation_prompt=True, **variables) -> str:
+        return self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)  # type: ignore[union-attr]
+
+
+# The answers with their end markers, of each example that the conversation makes.
+LEARNT = {
+    "llama-3": [["First.<|eot_id|>", "Second.<|eot_id|>"]],
+    "gemma-3": [["First.<end_of_turn>", "Second.<end_of_turn>"]],
+    "mistral": [["First.</s>", "Second.</s>"]],
+    # It marks its answers itself, with their headers.
+    "phi-4": [[f"<|im_start|>assistant<|im_sep|>{text}.<|im_end|>" for text in ("First", "Second")]],
+    "phi-4-mini": [["First.<|end|>", "Second.<|end|>"]],
+    # Its last answer begins with an empty thought, its earlier ones do not.
+    "qwen-3": [["<think>\n\n</think>\n\nFirst.<|im_end|>"], ["<think>\n\n</think>\n\nSecond.<|im_end|>"]],
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_answers_and_their_end_markers_are_learnt_and_nothing_else(name: str, repository: Path) -> None:
+    source = (repository / "tests/text/templates" / f"{name}.jinja").read_text()
+    tokenizer = Templated(ChatTemplate(source, TOKENS))
+    made = examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)
+    got = []
+    for example in made:
+        text = "".join(chr(t) if on else "\0" for t, on in zip(example.tokens, example.learnt, strict=True))
+        got.append([part for part in text.split("\0") if part])
+    assert [[part.strip() for part in parts] for parts in got] == LEARNT[name]
+
+
+@pytest.mark.parametrize("name", sorted(LEARNT.keys() - {"phi-4"}))
+def test_an_example_begins_as_the_chat_would(name: str, repository: Path) -> None:
+    source = (repository / "tests/text/templates" / f"{name}.jinja").read_text()
+    tokenizer = Templated(ChatTemplate(source, TOKENS))
+    last = examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)[-1]
+    prompt = tokenizer.render(MESSAGES[:-1])
+    assert tokenizer.decode(list(last.tokens)).startswith(prompt)
+    assert not last.learnt[len(prompt) - 1]
+    assert last.learnt[len(prompt)]
