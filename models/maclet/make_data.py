@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from macllm_models.maclet.knowledge import FACETS, Guide
 from macllm_models.maclet.topics import Turn, first_sentence, normalized, reserved
@@ -68,7 +69,7 @@ def passages(guide: Guide) -> Iterator[str]:
         yield f"{topic.name[:1].upper()}{topic.name[1:]}. {' '.join(parts)}"
 
 
-def item(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> dict[str, object]:
+def item(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> dict[str, Any]:
     """One row of the held-out set: the conversation to answer and what tells a right answer."""
     messages = []
     for earlier in before:
@@ -87,9 +88,9 @@ def item(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> dict[str, 
     }
 
 
-def heldout_items(guide: Guide) -> list[dict[str, object]]:
+def heldout_items(guide: Guide) -> list[dict[str, Any]]:
     """Questions for the test, by category; none of them is ever trained."""
-    items: dict[str, dict[str, object]] = {}
+    items: dict[str, dict[str, Any]] = {}
 
     def add(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> bool:
         key = normalized((before[0] if before else turn).question)
