@@ -250,3 +250,32 @@ def test_logits_and_gradients_are_those_of_peft(tmp_path: Path) -> None:
             want = theirs[name.format(letter)].grad.numpy().T
             got = np.array(gradients[f"{ours}.{leaf}"])
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=ours)
+
+
+@pytest.mark.parity
+def test_a_model_that_mlx_lm_runs_takes_adapters_under_its_own_names(tmp_path: Path) -> None:
+    from mlx_lm.models import stablelm
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model as load_theirs
+    from mlx_lm.utils import save_model
+
+    config = {
+        **oracles.SMALL,
+        "model_type": "stablelm",
+        "use_qkv_bias": False,
+        "partial_rotary_factor": 0.5,
+        "layer_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+    }
+    save_model(tmp_path / "model", stablelm.Model(stablelm.ModelArgs.from_dict(config)))
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    model = load_model(tmp_path / "model")
+    assert len(lora.apply(model, rank=4, alpha=8.0)) == 4 * 7
+    randomize(model)
+    adapter.save(model, tmp_path)
+    theirs, _ = load_theirs(tmp_path / "model")
+    load_adapters(theirs, str(tmp_path))
+    again = load_model(tmp_path / "model")
+    adapter.attach(again, tmp_path)
+    assert close(theirs(TOKENS), model(TOKENS))
+    assert close(again(TOKENS), model(TOKENS))
