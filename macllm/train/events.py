@@ -27,7 +27,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Step:
-    """Means over the steps since the last report; `loss` in nats per supervised token."""
+    """Means over the steps since the last report; `loss` in nats per supervised token, and only those count as speed."""
 
     step: int
     loss: float
