@@ -8,7 +8,9 @@ import signal
 import threading
 from collections.abc import Callable
 
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App
+from textual.keys import Keys
 from textual.theme import Theme
 
 from macllm.chat.session import Session
@@ -62,6 +64,8 @@ class ChatApp(App[None]):
         self, open_session: Callable[[], Session], *, model_name: str = "the model", prompt: str | None = None
     ) -> None:
         super().__init__()
+        # Alt+Enter, and what Terminal.app sends for Shift+Enter. Textual takes it for Enter, which would send.
+        ANSI_SEQUENCES_KEYS["\x1b\r"] = (Keys.ControlJ,)
         self.opening = Opening(open_session)
         self.chat = ChatScreen(self.opening, model_name=model_name, prompt=prompt)
         for theme in THEMES:

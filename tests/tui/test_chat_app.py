@@ -582,7 +582,7 @@ def test_commands_that_change_the_conversation_wait_for_the_answer(play: Play) -
 def test_a_paste_of_several_lines_is_one_message(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.idle()
-        stage.app.post_message(Paste("one\ntwo\nthree"))
+        stage.app.post_message(Paste("one\rtwo\r\nthree"))
         await stage.until(lambda: stage.typed == "one\ntwo\nthree")
 
     play(ScriptedEngine(), scenario)

@@ -74,7 +74,7 @@ def test_no_block_is_cut_inside_a_fence(text: str) -> None:
         ("- a\n  - b\n  - c\n- d\n", ["- a\n  - b\n  - c\n", "- d\n"]),
         ("1. a\n\n   ```sh\n   ls\n   ```\n\n2. b\n", ["1. a\n\n   ```sh\n   ls\n   ```\n\n", "2. b\n"]),
         ("- a\n\n  more\n\ntext\n", ["- a\n\n  more\n\n", "text\n"]),
-        ("- a\nlazy\n\nend", ["- a\nlazy\n\n", "end"]),
+        ("- a\nlazy\n\nend\n", ["- a\nlazy\n\n", "end\n"]),
         ("in 1999\n2. that year\n", ["in 1999\n2. that year\n"]),
         ("say\n```\nx\n\ny\n```\nend", ["say\n", "```\nx\n\ny\n```\n", "end"]),
         ("````\n```\n````\n", ["````\n```\n````\n"]),

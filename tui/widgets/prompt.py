@@ -14,6 +14,16 @@ from ..messages import PromptChanged, PromptSubmitted
 from ..slash import completions
 
 
+def _actions() -> dict[str, str]:
+    """What each key does in the prompt: what it does in any text area, unless it is one of ours."""
+    bindings = [(binding.key, binding.action) for binding in TextArea.BINDINGS if isinstance(binding, Binding)]
+    ours = [(key.keys, key.action) for key in KEYS["prompt"]]
+    return {key: action for keys, action in bindings + ours for key in keys.split(",")}
+
+
+_ACTIONS = _actions()
+
+
 class Prompt(TextArea):
     """Several lines of text: Enter sends, Up and Down at the edge walk through what was sent before."""
 
@@ -34,12 +44,18 @@ class Prompt(TextArea):
         self._position = 0  # in the history; its length: the draft
         self._draft = ""
 
-    def on_key(self, event: events.Key) -> None:
-        """Send at Enter, which a text area would type."""
-        if event.key == "enter":
+    async def on_key(self, event: events.Key) -> None:
+        """Act on a key at once: a binding acts when the key has gone round the app, and later letters are in by then."""
+        action = _ACTIONS.get(event.key)
+        if action is not None and await self.app.run_action(action, default_namespace=self):
             event.prevent_default()
             event.stop()
-            self.action_send()
+
+    def on_paste(self, event: events.Paste) -> None:
+        """Insert a paste; terminals send its line ends as carriage returns."""
+        event.prevent_default()
+        event.stop()
+        self.insert(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         """Tell the screen, which shows what a command may become."""

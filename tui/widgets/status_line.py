@@ -48,14 +48,15 @@ class StatusLine(Static):
 
 def render(status: Status, width: int) -> Content:
     """The status in `width` cells: shorter forms first, then fewer items, the hint on the right."""
-    for items in _forms(status):
-        left = Content("  ·  ").stylize("$foreground 30%").join(items)
-        if left.cell_length + len(status.hint) + 2 <= width and status.hint:
-            gap = " " * (width - left.cell_length - len(status.hint))
-            return Content.assemble(left, gap, (status.hint, "$foreground 45%"))
-        if left.cell_length <= width:
+    hint = status.hint
+    forms = [Content("  ·  ").stylize("$foreground 30%").join(items) for items in _forms(status)]
+    for left in forms:
+        room = width - left.cell_length
+        if hint and len(hint) + 2 <= room:
+            return Content.assemble(left, " " * (room - len(hint)), (hint, "$foreground 45%"))
+        if not hint and room >= 0:
             return left
-    return (Content(status.activity) if status.activity else Content(status.model)).truncate(width, ellipsis=True)
+    return next((left for left in forms if left.cell_length <= width), forms[-1].truncate(width, ellipsis=True))
 
 
 def _forms(status: Status) -> list[list[Content]]:

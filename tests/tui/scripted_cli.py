@@ -1,0 +1,51 @@
+"""`macllm` with a scripted engine in place of a model: python scripted_cli.py ANSWERS ARGUMENTS…
+
+ANSWERS is JSON: for each answer a list of texts, seconds to wait (null: forever), or {"think": text}, {"crash": text}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import macllm.generate.process
+from macllm.cli import main
+from macllm.errors import EngineCrashedError, ModelNotFoundError
+from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
+
+
+def step(item: Any) -> Step:
+    if item is None:
+        return threading.Event()
+    if isinstance(item, dict):
+        return (
+            thinking(item["think"]) if "think" in item else EngineCrashedError(item["crash"], cause="why", remedy="x")
+        )
+    return item
+
+
+class Engine(ScriptedEngine):
+    def __init__(self, model_name: str, adapter: str | None = None) -> None:
+        if adapter == "missing":
+            raise ModelNotFoundError("There is no adapter missing.")
+        super().__init__(*[[step(item) for item in answer] for answer in json.loads(sys.argv[1])])
+
+    def submit(self, request: Any) -> Any:
+        if "--show-prompt" in sys.argv:
+            print(self.rendered[-1][-1]["content"], file=sys.stderr, flush=True)
+        return super().submit(request)
+
+    def close(self) -> None:
+        super().close()
+        print("engine closed", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    macllm.generate.process.ProcessEngine = Engine  # type: ignore[misc, assignment]
+    arguments = [argument for argument in sys.argv[2:] if argument != "--show-prompt"]
+    sys.exit(main(arguments))

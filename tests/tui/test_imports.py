@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"mlx.core", "textual", "rich", "tokenizers", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "loaded"),
+    [
+        ("macllm_tui", set()),
+        ("macllm_tui.front, macllm_tui.plain, macllm.chat.options, macllm.generate.process", set()),
+        ("macllm_tui.app, macllm_tui.front", {"textual", "rich"}),
+    ],
+)
+def test_the_process_of_the_screen_loads_no_model_and_lines_load_no_screen(modules: str, loaded: set[str]) -> None:
+    program = f"import sys, {modules}; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert HEAVY & set(found) == loaded

@@ -1,0 +1,103 @@
+"""The app in a real terminal: tmux draws it, types into it and says what is on the screen."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "scripted_cli.py"
+
+
+class Tmux:
+    """One window of a tmux server of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, *arguments: str) -> str:
+        command = ["tmux", "-S", str(self._folder / "tmux"), "-f", "/dev/null", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+
+    def start(self, command: str, width: int = 80, height: int = 24) -> None:
+        code = self._folder / "code"
+        self("new-session", "-d", "-x", str(width), "-y", str(height), f"{command}; echo $? > {code}; cat")
+
+    def screen(self) -> str:
+        return self("capture-pane", "-p")
+
+    def until(self, text: str, seconds: float = 30.0) -> str:
+        end = time.monotonic() + seconds
+        while text not in (screen := self.screen()):
+            assert time.monotonic() < end, f"waited for {text!r} in vain:\n{screen}"
+            time.sleep(0.05)
+        return screen
+
+    def exit_code(self, seconds: float = 30.0) -> int:
+        end = time.monotonic() + seconds
+        while not (self._folder / "code").exists() or not (self._folder / "code").read_text().strip():
+            assert time.monotonic() < end, f"it did not end:\n{self.screen()}"
+            time.sleep(0.05)
+        return int((self._folder / "code").read_text())
+
+
+@pytest.fixture
+def tmux(tmp_path: Path) -> Iterator[Tmux]:
+    window = Tmux(tmp_path)
+    yield window
+    window("kill-server")
+
+
+def chat(answers: object, *arguments: str) -> str:
+    return shlex.join([sys.executable, str(SCRIPT), json.dumps(answers), "chat", *arguments])
+
+
+def test_type_stream_stop_and_quit_in_a_terminal(tmux: Tmux) -> None:
+    tmux.start(chat([["The first ", "half", None], ["Line ", "two ", "came."]]))
+    tmux.until("Ask anything")
+    tmux("send-keys", "-l", "Hello there")
+    tmux.until("❯ Hello there")
+    tmux("send-keys", "Enter")
+    tmux.until("The first half")
+    tmux("send-keys", "Escape")
+    screen = tmux.until("stopped")
+    assert "The first half" in screen
+    tmux("send-keys", "-l", "one")
+    tmux("send-keys", "C-j")
+    tmux("send-keys", "-l", "two")
+    tmux("send-keys", "M-Enter")
+    tmux("set-buffer", "three\nfour")
+    tmux("paste-buffer", "-p")
+    tmux.until("four")
+    tmux("send-keys", "Enter")
+    screen = tmux.until("Line two came.")
+    assert [line.strip(" ▌") for line in screen.splitlines() if line.startswith("  ▌")][1:] == [
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
+    tmux("resize-window", "-x", "40", "-y", "12")
+    tmux.until("ctx")
+    tmux("send-keys", "C-d")
+    assert tmux.exit_code() == 0
+    assert "engine closed" in tmux.screen()
+    assert "Ask anything" not in tmux.screen()
+
+
+def test_control_c_twice_and_sigterm_leave_the_terminal_as_it_was(tmux: Tmux, tmp_path: Path) -> None:
+    tmux.start(chat([["half", None]], "A first question"))
+    tmux.until("half")
+    tmux("send-keys", "C-c")
+    tmux.until("stopped")
+    pid = int(tmux("display-message", "-p", "#{pane_pid}"))
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["kill", "-TERM", *children], check=True)
+    assert tmux.exit_code() == 143
+    assert tmux("display-message", "-p", "#{alternate_on} #{mouse_any_flag} #{cursor_flag}").split() == ["0", "0", "1"]
