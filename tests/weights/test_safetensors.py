@@ -325,3 +325,9 @@ def test_the_safetensors_library_reads_what_is_written_and_writes_what_is_read(t
     loaded = load_file(tmp_path / "theirs")
     for name, array in arrays.items():
         assert np.array_equal(np.array(loaded[name]), array)
+
+
+def test_a_file_that_mlx_saved_without_metadata_loads(tmp_path: Path) -> None:
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.arange(3)})
+    assert read_metadata(tmp_path / "model.safetensors") == {}
+    assert load_folder(tmp_path)["a"].tolist() == [0, 1, 2]
