@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from macllm.generate.stream import generate, stream
     from macllm.train.finetune import finetune
 
+    __version__: str
+
 __all__ = ["MacllmError", "__version__", "embed", "finetune", "generate", "load", "save", "stream"]
 
 _HOMES = {
