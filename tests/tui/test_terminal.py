@@ -27,7 +27,15 @@ class Tmux:
 
     def start(self, command: str, width: int = 80, height: int = 24) -> None:
         code = self._folder / "code"
-        self("new-session", "-d", "-x", str(width), "-y", str(height), f"{command}; echo $? > {code}; cat")
+        self(
+            "new-session",
+            "-d",
+            "-x",
+            str(width),
+            "-y",
+            str(height),
+            f"unset COLUMNS LINES; {command}; echo $? > {code}; cat",
+        )
 
     def screen(self) -> str:
         return self("capture-pane", "-p")

@@ -45,7 +45,7 @@ class Prompt(TextArea):
         self._draft = ""
 
     async def on_key(self, event: events.Key) -> None:
-        """Act on a key at once: a binding acts when the key has gone round the app, and later letters are in by then."""
+        """Act on a key at once: a binding acts when the key has gone round the app, and later letters may be in."""
         action = _ACTIONS.get(event.key)
         if action is not None and await self.app.run_action(action, default_namespace=self):
             event.prevent_default()
