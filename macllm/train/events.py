@@ -27,7 +27,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Step:
-    """Means over the steps since the last report; `loss` in nats per supervised token, and only those count as speed."""
+    """Means over the steps since the last report, of supervised tokens alone: `loss` in nats for each, and speed."""
 
     step: int
     loss: float

@@ -21,7 +21,6 @@ from macllm.nn.models import build
 from macllm.train.data import collate
 from macllm.train.objectives.clm import clm
 from macllm.weights.keymap import their_modules
-from macllm.weights.safetensors import load_folder, save_folder
 from tests.families import oracles
 from tests.train.test_clm import DECODERS, rows
 
@@ -67,7 +66,7 @@ def test_an_adapter_is_its_definition_in_float64(bits: int | None) -> None:
     x = mx.random.normal((2, 5, 64))
     weight = np.array(lora.dense_weight(linear)).astype(np.float64)
     wrap = lora.LoRALinear(linear, a, b, 0.7)
-    assert wrap.trainable_parameters().keys() == {"lora_a", "lora_b"}
+    assert sorted(name for name, _ in tree_flatten(wrap.trainable_parameters())) == ["lora_a", "lora_b"]
     got = wrap(x)
     x64, a64, b64 = (np.array(v).astype(np.float64) for v in (x, a, b))
     want = x64 @ weight.T + np.array(dense.bias) + 0.7 * x64 @ a64 @ b64
@@ -194,9 +193,6 @@ def test_an_adapter_opens_in_mlx_lm(config: dict[str, Any], tmp_path: Path) -> N
 
     model = make(DETAILS | config)
     save(model, None, tmp_path / "model")
-    if config["model_type"] == "gpt2":  # mlx-lm reads the names that the first such checkpoint had
-        tensors = load_folder(tmp_path / "model")
-        save_folder({name.removeprefix("transformer."): t for name, t in tensors.items()}, tmp_path / "model")
     lora.apply(model, rank=3, alpha=6.0)
     randomize(model)
     adapter.save(model, tmp_path)
