@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 # Apple GPUs before the third generation run bfloat16 in software.
 _EMULATES_BFLOAT16 = ("applegpu_g13", "applegpu_g14")
 _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
+# What older checkpoints say of generation in config.json.
+_GENERATION_KEYS = (
+    "eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "bad_words_ids",
+)
 
 
 def load(
@@ -182,7 +193,7 @@ def _fill(model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype]) -> No
 
 def _describe(model: nn.Module, config: Mapping[str, Any], generation: dict[str, Any]) -> nn.Module:
     """Attach what the checkpoint says beside its weights. Mapping proxies, so that no module takes them for weights."""
-    for key in ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id"):
+    for key in _GENERATION_KEYS:
         if generation.get(key) is None and config.get(key) is not None:
             generation[key] = config[key]
     model.config = MappingProxyType(dict(config))

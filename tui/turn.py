@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 from macllm.errors import MacllmError
-from macllm.generate.request import Event
+from macllm.generate.request import Event, Events
 
 
 class TurnThread(threading.Thread):
@@ -15,7 +15,7 @@ class TurnThread(threading.Thread):
 
     def __init__(
         self,
-        events: Iterator[Event],
+        events: Events,
         on_event: Callable[[Event], object],
         on_end: Callable[[MacllmError | None], object],
     ) -> None:
@@ -37,7 +37,7 @@ class TurnThread(threading.Thread):
             failure = unexpected("The answer failed.", error)
         finally:
             with suppress(Exception):
-                self._events.close()  # type: ignore[attr-defined]
+                self._events.close()
         self._on_end(failure)
 
 

@@ -6,14 +6,13 @@ No terminal code: the full screen, the line mode and programs drive the same `Se
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from macllm.errors import UsageError
 from macllm.generate.defaults import LARGEST_SEED
-from macllm.generate.request import Delta, Done, Event, FinishReason, Request, SamplingParams, Timing, Usage
+from macllm.generate.request import Delta, Done, Events, FinishReason, Request, SamplingParams, Timing, Usage
 
 if TYPE_CHECKING:
     from macllm.generate.engine import Engine
@@ -99,7 +98,7 @@ class Session:
         """The newest answer, or None."""
         return next((turn for turn in reversed(self._turns) if turn.role == "assistant"), None)
 
-    def reply(self, text: str) -> Iterator[Event]:
+    def reply(self, text: str) -> Events:
         """Say `text` and return the events of the answer.
 
         However the iteration ends, what had been said of the answer stays in `turns`. If nothing was,
@@ -111,7 +110,7 @@ class Session:
             raise UsageError("The message is empty.", remedy="write something first")
         return self._begin((*self._turns, Turn(role="user", content=text)))
 
-    def regenerate(self) -> Iterator[Event]:
+    def regenerate(self) -> Events:
         """Answer the newest message again and return the events; the former answer goes once the new one has text.
 
         Raises: UsageError when nothing was said yet.
@@ -137,12 +136,12 @@ class Session:
         """Close the engine."""
         self.engine.close()
 
-    def _begin(self, turns: tuple[Turn, ...]) -> Iterator[Event]:
+    def _begin(self, turns: tuple[Turn, ...]) -> Events:
         # Cleared here and not in the generator, which a thread may start after stop() was called.
         self._stop.clear()
         return self._answer(turns)
 
-    def _answer(self, turns: tuple[Turn, ...]) -> Iterator[Event]:
+    def _answer(self, turns: tuple[Turn, ...]) -> Events:
         before, used_before = self._turns, self._used_tokens
         self._turns = turns
         parts: dict[str, list[str]] = {"content": [], "reasoning": []}
@@ -168,7 +167,7 @@ class Session:
             else:
                 self._turns, self._used_tokens = before, used_before
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Events:
         request = self._request()
         if self._stop.is_set():
             return

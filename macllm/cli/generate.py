@@ -82,7 +82,7 @@ def _run(text: str, options: _Options) -> None:
     from macllm.generate.stream import stream
 
     model, tokenizer = load(folder, adapter=options.adapter)
-    with closing(stream(model, tokenizer, _prompt(text, tokenizer, options), **options.request)) as events:  # type: ignore[type-var]
+    with closing(stream(model, tokenizer, _prompt(text, tokenizer, options), **options.request)) as events:
         done = _print_json(events, tokenizer, options) if options.as_json else _print_text(events)
     if options.verbose and done:
         _say_speed(done)

@@ -59,19 +59,19 @@ def load_cache(model: nn.Module, path: str | Path) -> tuple[Cache, list[int]]:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged cache", cause=repr(error), remedy="compute it again") from None
     mx.eval(cache.state)
-    return cache, tensors["tokens"].tolist()
+    return cache, np.array(tensors["tokens"]).tolist()
 
 
 def fingerprint(model: nn.Module) -> str:
     """What tells two models apart: their spec, and the first values of every weight."""
     digest = hashlib.sha256(repr(model.spec).encode())
-    for name, weight in sorted(tree_flatten(model.parameters())):
+    for name, weight in sorted(dict(tree_flatten(model.parameters())).items()):
         first = np.array(weight.reshape(-1)[:4].astype(mx.float32))
         digest.update(name.encode() + first.tobytes())
     return digest.hexdigest()
 
 
-def _rebuild(model: nn.Module, tensors: dict[str, mx.array], about: dict[str, Any]) -> Cache:
+def _rebuild(model: Any, tensors: dict[str, mx.array], about: dict[str, Any]) -> Cache:
     padding = tuple(about["left_padding"]) if about["left_padding"] else None
     cache = model.empty_cache(about["max_context"], about["kv_bits"], padding)
     for i, layer in enumerate(cache.layers):

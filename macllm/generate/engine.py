@@ -9,14 +9,14 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
 from macllm.errors import UsageError
 
-from .request import Done, Event, Request, SamplingParams
+from .request import Done, Event, Events, Request, SamplingParams
 
 Messages = Sequence[Mapping[str, Any]]
 _LEAVE_SECONDS = 5.0  # how long the end of the program waits for the step in progress
@@ -51,7 +51,7 @@ class Engine(Protocol):
         """The model. Waits until it is loaded; raises what loading raised."""
         ...
 
-    def submit(self, request: Request) -> Iterator[Event]:
+    def submit(self, request: Request) -> Events:
         """Events of the completion, which begins at once. Closing the iterator stops it after the current step."""
         ...
 

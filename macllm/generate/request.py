@@ -6,8 +6,9 @@ unchanged. Terminal, server and library consume the same events.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 DeltaKind = Literal["content", "reasoning", "tool_call"]
@@ -116,3 +117,11 @@ class Done:
 
 
 Event = Prefill | Delta | Done
+
+
+class Events(Iterator[Event], Protocol):
+    """Events as they come. Closing them stops what makes them after the current step."""
+
+    def close(self) -> None:
+        """Want no more."""
+        ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, TypedDict, Unpack
@@ -19,7 +19,19 @@ from .decode import KeyValueCache, LanguageModel, decode, prefill
 from .defaults import defaults, new_seed, stop_tokens
 from .limits import check, generation_config, is_encoder_decoder, length_class, room
 from .prefix import Prefix
-from .request import Delta, Done, Event, FinishReason, Prefill, Request, SamplingParams, Timing, TokenLogprob, Usage
+from .request import (
+    Delta,
+    Done,
+    Event,
+    Events,
+    FinishReason,
+    Prefill,
+    Request,
+    SamplingParams,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
 from .sampler import Sampler
 
 _TAG_TOKENS = 32  # more than any tag at the end of a prompt has
@@ -109,7 +121,7 @@ def generate(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack
     )
 
 
-def stream(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Event]:
+def stream(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[Options]) -> Events:
     """Events of a completion: Prefill as the prompt goes in, Delta as text becomes certain, Done at the end.
 
     A text is continued; messages are answered, through the model's chat template (`tools` and `variables` are
@@ -173,7 +185,7 @@ def run(
     *,
     prefix: Prefix | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Event]:
+) -> Events:
     """Events of `request`, beginning with what `prefix` still knows of the prompt and leaving it all of this one.
 
     `cancelled` is asked after every step; once it says so, what was made so far is kept and Done follows. However

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from .engine import EngineInfo, MemoryUse
 from .limits import context_length, vocab_size
 from .prefix import Prefix
-from .request import Event, Request
+from .request import Events, Request
 from .stream import default_sampling, run
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Worker:
             defaults=default_sampling(self._model),
         )
 
-    def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Event]:
+    def run(self, request: Request, cancelled: Callable[[], bool]) -> Events:
         """Events of a completion that goes on from the last one where the prompt does."""
         return run(self._model, self._tokenizer, request, prefix=self._prefix, cancelled=cancelled)
 

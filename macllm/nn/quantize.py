@@ -48,7 +48,7 @@ def apply(model: nn.Module, *, bits: int | None = None, group_size: int | None =
         raise UsageError(error.message) from None
 
     def choose(path: str, module: nn.Module) -> bool | Recipe:
-        able = hasattr(module, "to_quantized") and module.weight.shape[-1] % recipe["group_size"] == 0
+        able = hasattr(module, "to_quantized") and module["weight"].shape[-1] % recipe["group_size"] == 0
         return recipe if able and not path.endswith((".router", ".positions.table", ".token_types")) else False
 
     nn.quantize(model, class_predicate=choose)
@@ -56,7 +56,7 @@ def apply(model: nn.Module, *, bits: int | None = None, group_size: int | None =
 
 def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:
     """The commonest recipe of a model's quantized layers, and the others by path; None when none is quantized."""
-    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    leaves = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)).items()
     kinds = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
     found = {path: _of(module) for path, module in leaves if isinstance(module, kinds)}
     if not found:
@@ -71,7 +71,7 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()) if isinstance(array, mx.array))
 
 
-def _of(module: nn.Module) -> Recipe:
+def _of(module: nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear) -> Recipe:
     return {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
 
 

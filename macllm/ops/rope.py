@@ -32,6 +32,6 @@ def rope_reference(
     angle = position / wavelengths
     cos, sin = mx.cos(angle), mx.sin(angle)
     a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else (turned[..., :n], turned[..., n:])
-    pair = (a * cos - b * sin, a * sin + b * cos)
+    pair = [a * cos - b * sin, a * sin + b * cos]
     y = mx.stack(pair, axis=-1).reshape(turned.shape) if interleaved else mx.concatenate(pair, axis=-1)
     return mx.concatenate([y.astype(x.dtype), rest], axis=-1)

@@ -75,8 +75,9 @@ def _checked(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise ModelNotFoundError(f"there is no file {path}", remedy="check the path") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read", cause=error.strerror, remedy="check its permissions") from error
-    metadata = header.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata  # mx.save_safetensors writes null where it was given none
+    # mx.save_safetensors writes null where it was given none.
+    metadata: Any = {} if header.get("__metadata__") is None else header["__metadata__"]
+    header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in cast("dict[str, Any]", metadata).values()):
         raise damaged(path, "__metadata__ is not a map from text to text")
     infos = [(name, _tensor_info(path, name, entry, data_start)) for name, entry in header.items()]

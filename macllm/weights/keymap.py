@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import mlx.core as mx
 
@@ -63,7 +64,8 @@ class Drop:
     theirs: str
 
 
-AnyRule = Rule | Split | Stack | Row | Drop
+Kept = Rule | Split | Stack | Row
+AnyRule = Kept | Drop
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
             case Stack(_, to, count):
                 stacks[_fill(to, parts), count][int(parts["e"])] = array
             case Row(_, to):
-                ours[_fill(to, parts)] = array.reshape(-1)
+                ours[_fill(to, parts)] = array.flatten()
             case Drop():
                 pass
     if unknown:
@@ -142,7 +144,7 @@ def to_theirs(ours: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
     return theirs
 
 
-def _write_back(rule: AnyRule, parts: dict[str, str], left: Weights, put: Callable[[str, mx.array], None]) -> None:
+def _write_back(rule: Kept, parts: dict[str, str], left: Weights, put: Callable[[str, mx.array], None]) -> None:
     """Put under their name what `rule` made of it, and take it out of `left`."""
     match rule:
         case Rule(to, mine, transpose):
@@ -159,9 +161,9 @@ def _write_back(rule: AnyRule, parts: dict[str, str], left: Weights, put: Callab
             put(_fill(to, parts), left.pop(_fill(mine, parts))[None])
 
 
-def their_modules(ours: str, keymap: KeyMap) -> list[tuple[str, AnyRule]]:
+def their_modules(ours: str, keymap: KeyMap) -> list[tuple[str, Kept]]:
     """The modules of theirs that hold our module `ours`, with the rules that say so."""
-    found: list[tuple[str, AnyRule]] = []
+    found: list[tuple[str, Kept]] = []
     for rule in keymap.rules:
         if isinstance(rule, Drop):
             continue
@@ -175,9 +177,11 @@ def their_modules(ours: str, keymap: KeyMap) -> list[tuple[str, AnyRule]]:
 def our_modules(theirs: str, keymap: KeyMap) -> list[str]:
     """Our modules that their module `theirs` holds; [] for one that is not known."""
     found = _find(theirs + ".weight", keymap)
-    if found is None or isinstance(found[0], Drop):
+    if found is None:
         return []
     rule, parts = found
+    if isinstance(rule, Drop):
+        return []
     names = rule.ours if isinstance(rule, Split) else (rule.ours,)
     return [_fill(name, parts).removesuffix(".weight") for name in names]
 
@@ -222,7 +226,7 @@ def _pieces(name: str, array: mx.array, sizes: tuple[int, ...]) -> list[mx.array
             cause="its config.json promises another size",
         )
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
-    return mx.split(array, ends, axis=axis)
+    return cast("list[mx.array]", mx.split(array, ends, axis=axis))
 
 
 def _listed(names: list[str]) -> str:
