@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import mlx.core as mx
+
+from macllm.ops.adamw import Scalars, adamw
 
 from .config import TrainConfig
 
@@ -88,35 +86,17 @@ class AdamW:
     ) -> tuple[Arrays, AdamState]:
         """Weights and state after one step along `scale` * gradients; the arguments stay as they are."""
         count = state.count + 1
-        step = mx.array(rate / (1 - self.beta1**count), mx.float32)
+        corrected = mx.array(rate / (1 - self.beta1**count), mx.float32)
         root = mx.array(1 / math.sqrt(1 - self.beta2**count), mx.float32)
-        kernel = _kernel(self.beta1, self.beta2, self.epsilon)
         new, mean, square = {}, {}, {}
         for name, weight in weights.items():
             kept = mx.array(1.0 - rate * self.weight_decay * self.decays(name, weight), mx.float32)
-            new[name], mean[name], square[name] = kernel(
-                weight, gradients[name], state.mean[name], state.square[name], scale, step, root, kept
+            new[name], mean[name], square[name] = adamw(
+                weight,
+                gradients[name],
+                (state.mean[name], state.square[name]),
+                Scalars(scale, corrected, root, kept),
+                (self.beta1, self.beta2),
+                self.epsilon,
             )
         return new, AdamState(mean, square, count)
-
-
-@cache
-def _kernel(beta1: float, beta2: float, epsilon: float) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
-    """The update of one tensor, fused: it is bound by memory, and unfused it reads everything several times."""
-
-    def update(
-        weight: mx.array, gradient: mx.array, mean: mx.array, square: mx.array, *scalars: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        scale, step, root, kept = scalars
-        g = gradient.astype(mx.float32) * scale
-        mean = beta1 * mean + (1 - beta1) * g
-        square = beta2 * square + (1 - beta2) * (g * g)
-        moved = weight.astype(mx.float32) * kept - step * mean / (mx.sqrt(square) * root + epsilon)
-        return moved.astype(weight.dtype), mean, square
-
-    return mx.compile(update) if _compiles() else update
-
-
-def _compiles() -> bool:
-    """Whether MLX can fuse here: for a CPU under Linux it calls g++."""
-    return mx.default_device() != mx.cpu or sys.platform != "linux" or shutil.which("g++") is not None

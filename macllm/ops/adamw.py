@@ -1,0 +1,59 @@
+"""One step of AdamW on one tensor."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from .dispatch import native
+
+Updated = tuple[mx.array, mx.array, mx.array]
+
+
+class Scalars(NamedTuple):
+    """What a step is scaled by, each a float32 scalar."""
+
+    gradient: mx.array  # the gradient's factor: clipping, and the mean over tokens
+    rate: mx.array  # the learning rate over the first moment's bias correction
+    root: mx.array  # the second moment's bias correction, under the root
+    kept: mx.array  # what weight decay leaves of the weight
+
+
+def adamw(
+    weight: mx.array,
+    gradient: mx.array,
+    moments: tuple[mx.array, mx.array],
+    by: Scalars,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> Updated:
+    """The weight and its two float32 moments after a step (Loshchilov and Hutter 2019, arXiv:1711.05101, alg. 2)."""
+    kernels = native(weight, gradient, *moments)
+    if kernels is not None:
+        return kernels.adamw(weight, gradient, *moments, list(by), *betas, epsilon)
+    return _fused(*betas, epsilon)(weight, gradient, *moments, *by)
+
+
+@cache
+def _fused(beta1: float, beta2: float, epsilon: float) -> Callable[..., Updated]:
+    """The update of one tensor in one pass: it is bound by memory, and unfused it reads everything several times."""
+
+    def update(weight: mx.array, gradient: mx.array, mean: mx.array, square: mx.array, *by: Any) -> Updated:
+        factor, rate, root, kept = by
+        g = gradient.astype(mx.float32) * factor
+        mean = beta1 * mean + (1 - beta1) * g
+        square = beta2 * square + (1 - beta2) * (g * g)
+        moved = weight.astype(mx.float32) * kept - rate * mean / (mx.sqrt(square) * root + epsilon)
+        return moved.astype(weight.dtype), mean, square
+
+    return mx.compile(update) if _compiles() else update
+
+
+def _compiles() -> bool:
+    """Whether MLX can fuse here: for a CPU under Linux it calls g++."""
+    return mx.default_device() != mx.cpu or sys.platform != "linux" or shutil.which("g++") is not None
