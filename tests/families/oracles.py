@@ -130,6 +130,7 @@ CASES = [
     _llama("llama-dynamic-short", length=11, max_position_embeddings=16, **_scaled(rope_type="dynamic", factor=2.0)),
     _llama("llama-llama3", **_scaled(**BAND, original_max_position_embeddings=16)),
     _llama("llama-yarn", length=40, **_scaled(**YARN)),
+    _llama("llama-yarn-wide", length=40, head_dim=34, **_scaled(**YARN)),
     _llama("llama-yarn-mscale", **_scaled(**YARN, mscale=1.0, mscale_all_dim=0.7, beta_fast=16, beta_slow=2)),
     _llama("llama-yarn-attention-factor", **_scaled(**YARN, attention_factor=1.3, truncate=False)),
     _llama("llama-longrope", length=37, **_scaled(**LONG, original_max_position_embeddings=16)),
