@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any, cast
 
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App
@@ -65,7 +66,7 @@ class ChatApp(App[None]):
     ) -> None:
         super().__init__()
         # Alt+Enter, and what Terminal.app sends for Shift+Enter. Textual takes it for Enter, which would send.
-        ANSI_SEQUENCES_KEYS["\x1b\r"] = (Keys.ControlJ,)
+        cast(dict[str, Any], ANSI_SEQUENCES_KEYS)["\x1b\r"] = (Keys.ControlJ,)
         self.opening = Opening(open_session)
         self.chat = ChatScreen(self.opening, model_name=model_name, prompt=prompt)
         for theme in THEMES:

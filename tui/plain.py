@@ -6,6 +6,7 @@ stdout gets the answer and nothing else (in a conversation: the labels too); all
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import queue
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session, Turn
 from macllm.errors import MacllmError, UsageError
-from macllm.generate.request import Delta, Event, Prefill
+from macllm.generate.request import Delta, Events, Prefill
 
 from . import clipboard, slash
 from .opening import Opening
@@ -114,7 +115,7 @@ class LineChat:
         else:
             self._narrator.say(outcome.text)
 
-    def _converse_once(self, session: Session, events: Iterator[Event]) -> None:
+    def _converse_once(self, session: Session, events: Events) -> None:
         before = session.last_answer
         try:
             if self._answer(session, events, before, label="macllm: ") == INTERRUPTED:
@@ -123,7 +124,7 @@ class LineChat:
         except KeyboardInterrupt:
             self._narrator.say("stopped.")
 
-    def _answer(self, session: Session, events: Iterator[Event], before: Turn | None, label: str = "") -> int:
+    def _answer(self, session: Session, events: Events, before: Turn | None, label: str = "") -> int:
         """Print one answer as it comes and return 0, or 130 when Ctrl-C stopped it. Raises: MacllmError."""
         self._printer.begin(label)
         thread = TurnThread(events, lambda event: self._inbox.put(("event", event)), self._put_end)
@@ -212,7 +213,7 @@ class Printer:
         self._begun = False
         self._label = ""
         self._terminal = sys.stdout.isatty()
-        if not self._terminal and hasattr(sys.stdout, "reconfigure"):
+        if not self._terminal and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
 
     def begin(self, label: str = "") -> None:

@@ -63,7 +63,7 @@ def test_a_wide_table_is_wrapped_into_the_width() -> None:
     assert " ".join(" ".join(lines).split()).count("long") == 8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.one_of(DOCUMENTS, NOISE), st.integers(10, 60))
 def test_no_line_is_wider_than_the_screen_and_no_word_is_lost(source: str, width: int) -> None:
     lines = [line for part in parse(source) for line in lines_of(part, width)]
@@ -71,13 +71,13 @@ def test_no_line_is_wider_than_the_screen_and_no_word_is_lost(source: str, width
     for part in parse(source):
         room = max(width, len(part.rest) + 8)
         assert all(line.cell_length <= room for line in lines_of(part, width))
-        text = "".join("".join(line.plain.split()) for line in lines_of(part, width))
+        text = "".join("".join(line.plain.replace("▌", "").split()) for line in lines_of(part, width))
         for run in part.runs:
             if part.kind == "text":
                 assert "".join(run.text.split())[:8] in text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.one_of(DOCUMENTS, NOISE), st.lists(st.integers(1, 9), max_size=20), st.integers(10, 60))
 def test_a_finished_document_is_what_it_would_be_drawn_at_once(source: str, cuts: list[int], width: int) -> None:
     widget, position = StreamMarkdown(), 0

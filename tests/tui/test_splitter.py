@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -41,6 +41,7 @@ def split(text: str, cuts: list[int]) -> list[str]:
     return blocks + splitter.feed(text[position:]) + splitter.finish()
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.one_of(DOCUMENTS, NOISE), st.lists(st.integers(0, 9), max_size=40))
 def test_the_blocks_are_the_text_and_do_not_depend_on_the_pieces(text: str, cuts: list[int]) -> None:
     blocks = split(text, cuts)
@@ -49,6 +50,7 @@ def test_the_blocks_are_the_text_and_do_not_depend_on_the_pieces(text: str, cuts
     assert all(blocks)
 
 
+@settings(max_examples=50, deadline=None)
 @given(SIMPLE)
 def test_blocks_drawn_alone_are_the_document_drawn_whole(text: str) -> None:
     """Lists are left out: an item alone is a list of its own until the document is finished."""
@@ -56,6 +58,7 @@ def test_blocks_drawn_alone_are_the_document_drawn_whole(text: str) -> None:
     assert "".join(markdown.render(block) for block in split(text, [])) == markdown.render(text)
 
 
+@settings(max_examples=50, deadline=None)
 @given(DOCUMENTS)
 def test_no_block_is_cut_inside_a_fence(text: str) -> None:
     for block in split(text, []):

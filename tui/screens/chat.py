@@ -41,11 +41,11 @@ class ChatScreen(Screen[None]):
         Binding(key.keys, key.action, key.help, id=f"chat.{key.id}", show=False, priority=key.id == "interrupt")
         for key in KEYS["chat"]
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (60, "-normal")]
-    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (16, "-tall")]
 
     def __init__(self, opening: Opening, *, model_name: str, prompt: str | None = None) -> None:
         super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-normal")]
+        self.VERTICAL_BREAKPOINTS = [(0, "-short"), (16, "-tall")]
         self.opening = opening
         self.session: Session | None = None
         self.failure: MacllmError | None = None  # what kept the model from loading

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_PICTURES |= {code: 0xFFFD for code in range(0x80, 0xA0)}  # C1: some terminals obey these too
-_PICTURES[ord("\r")] = None
+_PICTURES: dict[int, int | None] = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t\r"},
+    **{code: 0xFFFD for code in range(0x80, 0xA0)},  # C1: some terminals obey these too
+    0x7F: 0x2421,
+    ord("\r"): None,
+}
 
 
 def visible(text: str) -> str:
