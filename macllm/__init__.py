@@ -12,20 +12,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from macllm.checkpoint import load, save
     from macllm.errors import MacllmError
+    from macllm.generate.cache_file import load_cache, save_cache
     from macllm.generate.embed import embed
     from macllm.generate.stream import generate, stream
     from macllm.train.finetune import finetune
 
     __version__: str
 
-__all__ = ["MacllmError", "__version__", "embed", "finetune", "generate", "load", "save", "stream"]
+__all__ = [
+    "MacllmError",
+    "__version__",
+    "embed",
+    "finetune",
+    "generate",
+    "load",
+    "load_cache",
+    "save",
+    "save_cache",
+    "stream",
+]
 
 _HOMES = {
     "MacllmError": "macllm.errors",
     "embed": "macllm.generate.embed",
     "finetune": "macllm.train.finetune",
     "load": "macllm.checkpoint",
+    "load_cache": "macllm.generate.cache_file",
     "save": "macllm.checkpoint",
+    "save_cache": "macllm.generate.cache_file",
     "stream": "macllm.generate.stream",
 }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from macllm.errors import MacllmError, UsageError
+from macllm.errors import MacllmError, UnsupportedMachineError, UsageError
 
 from .output import report
 
@@ -117,6 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         report(_usage_error(error))
         code = UsageError.exit_code
+    except ImportError as error:
+        if not (error.name or "").startswith("mlx"):
+            raise
+        report(_unsupported(error))
+        code = UnsupportedMachineError.exit_code
     except BrokenPipeError:
         # What is still buffered has no reader; the interpreter would complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -135,6 +140,14 @@ def _invoke(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _unsupported(error: ImportError) -> UnsupportedMachineError:
+    return UnsupportedMachineError(
+        "this machine cannot run MLX",
+        cause=str(error),
+        remedy="macOS 14 or newer on Apple silicon with an arm64 Python, or Linux with pip install 'mlx[cpu]'",
+    )
 
 
 def _usage_error(error: click.UsageError) -> UsageError:

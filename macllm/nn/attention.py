@@ -5,14 +5,14 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm.ops.attention import attention
+from macllm.ops.attention import Mask, attention
 from macllm.ops.kv import KV, Dense
 
 from .cache import LayerCache
 from .mask import Masks
 from .norm import make_norm
 from .position import RoPE, Span
-from .spec import AttentionSpec, QKNormSpec
+from .spec import AttentionSpec, NormSpec, QKNormSpec
 
 
 class Projections(nn.Module):
@@ -38,7 +38,7 @@ class Projections(nn.Module):
         """(B, L, D) -> (B, K, L, Dh) twice; keys normed, not yet rotated."""
         return self.k_head_norm(self._heads(self.k_norm(self.k_proj(x)))), self._heads(self.v_proj(x))
 
-    def attend(self, q: mx.array, kv: KV, mask) -> mx.array:
+    def attend(self, q: mx.array, kv: KV, mask: Mask) -> mx.array:
         """(B, H, L, Dh) over `kv` -> (B, L, D)."""
         y = attention(q, kv, scale=self.spec.scale, mask=mask, softcap=self.spec.logit_softcap)
         return self.o_proj(y.transpose(0, 2, 1, 3).flatten(2))
@@ -89,7 +89,7 @@ class CrossAttention(Projections):
         return self.attend(self.queries(x), memory, mask)
 
 
-def _qk_norms(spec: QKNormSpec | None):
+def _qk_norms(spec: QKNormSpec | None) -> tuple[NormSpec | None, NormSpec | None]:
     if spec is None:
         return None, None
     return (spec.norm, None) if spec.over == "projection" else (None, spec.norm)

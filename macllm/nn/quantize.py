@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
@@ -64,11 +63,6 @@ def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:
     recipes = list(found.values())
     whole = max(recipes, key=recipes.count)
     return whole, {path: recipe for path, recipe in found.items() if recipe != whole}
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights."""
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()) if isinstance(array, mx.array))
 
 
 def _of(module: nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear) -> Recipe:

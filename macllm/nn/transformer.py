@@ -16,7 +16,7 @@ from .mask import Masks
 from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
 from .position import RelativeBias, Span, make_positions
-from .spec import EmbeddingSpec, HeadSpec, LayerSpec, LearnedPositions, StackSpec, TransformSpec
+from .spec import EmbeddingSpec, HeadSpec, LayerSpec, StackSpec, TransformSpec
 
 
 class Block(nn.Module):
@@ -153,8 +153,3 @@ class Head(nn.Module):
             logits = logits + self.bias
         cap = self.spec.softcap
         return logits if cap is None else cap * mx.tanh(logits / cap)
-
-
-def num_positions(spec: EmbeddingSpec) -> int | None:
-    """How many positions a table of them has; None where there is no such table."""
-    return spec.positions.count if isinstance(spec.positions, LearnedPositions) else None

@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from .cpu import blas
+from .dispatch import using
+
+__all__ = ["using"]
 
 blas.install()

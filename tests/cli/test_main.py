@@ -84,6 +84,12 @@ def test_an_interrupt_is_quiet(command, capsys) -> None:
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_machine_without_mlx_is_told_so(command, capsys) -> None:
+    command(raising(ImportError("libmlx.so: cannot open shared object file", name="mlx.core")))
+    assert cli.main(["probe"]) == 6
+    assert "error: this machine cannot run MLX\ncause: libmlx.so" in capsys.readouterr().err
+
+
 def test_a_bug_of_ours_keeps_its_traceback(command) -> None:
     command(raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
