@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from macllm.chat import transcript
+from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import UsageError
 from macllm.generate import defaults
@@ -101,7 +102,7 @@ def _copy(session: Session, argument: str) -> Outcome:
     if answer is None:
         raise UsageError("There is no answer to copy.")
     if argument == "all":
-        name = session.engine.info.model_name
+        name = short_name(session.engine.info.model_name)
         return Outcome(transcript.as_markdown(session.turns, model_name=name, system=session.system), "copy")
     if not argument:
         return Outcome(answer.content, "copy")
@@ -123,7 +124,7 @@ def _save(session: Session, argument: str) -> Outcome:
     if not session.turns:
         raise UsageError("There is nothing to save yet.")
     path = Path(os.path.expandvars(name)).expanduser()
-    model_name = session.engine.info.model_name
+    model_name = short_name(session.engine.info.model_name)
     text = transcript.as_markdown(session.turns, model_name=model_name, system=session.system)
     transcript.write(path, text, overwrite=force)
     return Outcome(f"Saved to {path}.")

@@ -34,7 +34,12 @@ class ChatOptions:
     @property
     def model_name(self) -> str:
         """The model as it is shown before it is loaded."""
-        return (self.model or "maclet").rstrip("/").rsplit("/", 1)[-1]
+        return short_name(self.model or "maclet")
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's name or folder, for places with little room."""
+    return model.rstrip("/").rsplit("/", 1)[-1] or model
 
 
 def open_session(options: ChatOptions) -> Session:

@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
+from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
 from macllm.generate.request import Delta, Done, Prefill
@@ -102,7 +103,7 @@ class ChatScreen(Screen[None]):
     def on_model_ready(self, message: ModelReady) -> None:
         """Use the model."""
         self.session = message.session
-        self._status.model = self.session.engine.info.model_name
+        self._status.model = short_name(self.session.engine.info.model_name)
         self._show_activity("")
         self._send_next()
 

@@ -20,7 +20,7 @@ def summarize(turn: Turn) -> str:
             parts.append(f"reused {units.count(turn.usage.cached_tokens)} of {units.count(turn.usage.prompt_tokens)}")
     ending = {
         "cancelled": "stopped",
-        "length": "cut at the token limit (/set max_tokens)",
+        "length": "cut at the token limit",
         "failed": "cut short by an error",
     }
     if turn.finish in ending:
