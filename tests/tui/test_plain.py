@@ -168,6 +168,7 @@ def test_on_a_terminal_plain_is_a_conversation_with_labels() -> None:
     terminal.type("/set top_k 4\n")
     terminal.until("top_k = 4")
     terminal.until("you: ")
+    time.sleep(0.3)  # readline looks for signals only once it waits for a key
     terminal.type("\x03")
     terminal.until("Ctrl-D ends")
     terminal.until("you: ")
