@@ -27,6 +27,7 @@ from .text.visible import visible
 from .turn import TurnThread
 
 _STOPPING_SECONDS = 3.0  # what an engine gets to acknowledge a stop
+_LISTEN_SECONDS = 0.2
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -161,11 +162,8 @@ class LineChat:
 
     def _print_until_end(self, patience_seconds: float | None = None) -> object:
         """Print what comes until the turn ends, or until nothing has come for `patience_seconds`; return its error."""
-        while True:
-            try:
-                kind, item = self._inbox.get(timeout=patience_seconds)
-            except queue.Empty:
-                return None
+        while (received := self._receive(patience_seconds)) is not None:
+            kind, item = received
             if kind == "end":
                 return item
             if isinstance(item, Prefill) and item.total > 1000:
@@ -175,6 +173,17 @@ class LineChat:
             elif isinstance(item, Delta):
                 self._narrator.clear()
                 self._printer.write(item.text)
+        return None
+
+    def _receive(self, patience_seconds: float | None = None) -> tuple[str, object] | None:
+        """What a thread says next; None when it says nothing for `patience_seconds`."""
+        waited = 0.0
+        while patience_seconds is None or waited < patience_seconds:
+            with contextlib.suppress(queue.Empty):
+                # Not for ever: a signal that comes just before the wait would not be heard until the wait ends.
+                return self._inbox.get(timeout=_LISTEN_SECONDS)
+            waited += _LISTEN_SECONDS
+        return None
 
     def _put_end(self, error: MacllmError | None) -> None:
         self._inbox.put(("end", error))
@@ -189,9 +198,11 @@ class LineChat:
 
     def _wait_until_open(self) -> Session:
         try:
-            _, item = self._inbox.get()
+            received = self._receive()
         finally:
             self._narrator.clear()
+        assert received is not None
+        item = received[1]
         if isinstance(item, Session):
             return item
         assert isinstance(item, MacllmError)
