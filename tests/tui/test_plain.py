@@ -97,7 +97,7 @@ def test_a_signal_keeps_what_was_said_and_ends_with_its_code(
 
 
 def test_a_reader_that_has_had_enough_ends_the_chat_quietly() -> None:
-    answer = ["line\n" * 1000 for _ in range(200)] + [None]  # more than a pipe holds
+    answer = ["line\n" * 400 for _ in range(45)] + [None]  # more than a pipe holds
     with subprocess.Popen(
         command([answer], "Hi"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     ) as process:
