@@ -30,7 +30,8 @@ def embed(
     """
     if pooling not in _POOLS:
         raise UsageError(f"there is no pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
-    if not hasattr(model, "hidden") or hasattr(model, "start"):
+    # An encoder-decoder starts from a source; of a class of mlx-lm only the logits can be had.
+    if hasattr(model, "start") or not hasattr(model.spec, "embedding"):
         raise UsageError(
             "this model has no hidden states for a single text", remedy="an encoder, or a decoder-only model"
         )

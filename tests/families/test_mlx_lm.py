@@ -8,7 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import macllm
 from macllm import checkpoint, families
+from macllm.errors import UsageError
 from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.nn.models import build
@@ -143,3 +145,5 @@ def test_a_type_that_only_mlx_lm_knows_runs_through_its_class_and_says_so(
     close(np.concatenate([first, np.array(ours(TOKENS[:, 3:], cache=cache))], axis=1), want)
     cache.trim(2)
     close(np.array(ours(TOKENS[:, 2:], cache=cache)), want[:, 2:])
+    with pytest.raises(UsageError, match="no hidden states"):
+        macllm.embed(ours, None, ["a"])
