@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell starts background jobs with interrupts ignored, and children inherit that; tests interrupt their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from macllm.ops.cpu.build import cache_folder
 
