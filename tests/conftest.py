@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from macllm.ops.cpu.build import cache_folder
+
 # A shell starts background jobs with interrupts ignored, and children inherit that; tests interrupt their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-from macllm.ops.cpu.build import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Compiling takes seconds: the kernels that this machine has are shared by all tests.
