@@ -102,7 +102,8 @@ def test_type_stream_stop_and_quit_in_a_terminal(tmux: Tmux) -> None:
     tmux.until("ctx")
     tmux("send-keys", "C-d")
     assert tmux.exit_code() == 0
-    assert "Ask anything" not in tmux.until("engine closed")
+    tmux.until_told("#{alternate_on}", "0")
+    assert "Ask anything" not in tmux.screen()
 
 
 def test_control_c_twice_and_sigterm_leave_the_terminal_as_it_was(tmux: Tmux, tmp_path: Path) -> None:
