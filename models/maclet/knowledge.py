@@ -7,6 +7,7 @@ import re
 
 from .topics import (
     DATA,
+    FACETS,
     Topic,
     Turn,
     first_sentence,
@@ -17,11 +18,14 @@ from .topics import (
     read_sections,
     read_topics,
     reserve,
+    split_label,
 )
 
 KNOWLEDGE = ("tokens", "positions", "attention", "architecture", "training", "sampling", "inference", "macllm", "self")
-FACETS = ("what", "why", "how", "example", "cons")
-FOLLOW_UPS = ("why", "how", "example", "cons", "short", "again", "more")
+FOLLOW_UPS = {"why": 4, "how": 3, "example": 4, "cons": 2, "short": 2, "again": 2, "more": 3, "all": 1}  # weights
+SWITCHES = ("what", "what", "why", "how", "example")
+OWN = 0.6  # of the questions about a topic that has questions of its own
+SMALL = frozenset(("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can"))
 UNKNOWN = {"full": 6, "live": 5, "math": 4, "write": 7, "private": 7, "thing": 16, "near": 10, "made_up": 16}
 UNKNOWN |= {"place": 3, "food": 3, "known": 9, "command": 3, "text": 4, "chore": 7, "pair": 4}  # weights
 KNOWN_FRAMES = ("what", "what", "what", "why", "how", "example", "cons", "short", "compare")
@@ -70,22 +74,34 @@ class Guide:
         self._things = {name: reserve(items) for name, items in self.slots.items()}
         self.by_name = {name.lower(): topic for topic in self.topics for name in topic.names}
         self.pairs = self._pairs()
-        for name, questions in labelled("asks"):
-            self.by_name[name.lower()].ask += questions.split(" | ")
-        for label, answer in labelled("more"):
-            name, _, facet = label.partition(" / ")
+        for label, answer in labelled(DATA / "more.txt"):
+            name, facet = split_label(label)
             self.by_name[name.lower()].answers.setdefault(facet, []).append(answer)
+        for label, questions in labelled(*sorted((DATA / "asks").glob("*.txt"))):
+            name, facet = split_label(label)
+            self._own(name, facet).ask.setdefault(facet, []).extend(questions.split(" | "))
+        for label, questions in labelled(DATA / "tests.txt"):
+            name, facet = split_label(label)
+            self._own(name, facet).test.extend((facet, question) for question in questions.split(" | "))
+        self.own = [(topic, facet, ask) for topic in self.topics for facet in topic.ask for ask in topic.ask[facet]]
         known = {normalized(name) for name in self.by_name}
         clash = [thing for name in ("thing", "near") for thing in self.slots[name] if normalized(thing) in known]
         if clash:
             raise ValueError(f"both known and unknown: {clash}")
+
+    def _own(self, name: str, facet: str) -> Topic:
+        """The topic that questions are written for; it must have an answer to them."""
+        topic = self.by_name.get(name.lower())
+        if topic is None or facet not in topic.answers:
+            raise ValueError(f"questions, but no answer: {name} / {facet}")
+        return topic
 
     def _items(self, name: str) -> list[str]:
         return [item.strip() for line in self.outside[name] for item in line.split(",")]
 
     def _pairs(self) -> list[tuple[str, str, str]]:
         pairs = []
-        for names, answer in labelled("compare"):
+        for names, answer in labelled(DATA / "compare.txt"):
             first, _, second = names.partition(" | ")
             pairs.append((first, second, answer))
         return pairs
@@ -118,9 +134,20 @@ class Guide:
                 question = question.rstrip("?.")
         elif rng.random() < 0.7:
             question = question[:1].upper() + question[1:]
-        if rng.random() < 0.05 and len(question) > 12:
+        if rng.random() < 0.08:
+            question = self._hasty(question)
+        if rng.random() < 0.06 and len(question) > 12:
             question = self._misspelled(question)
         return question
+
+    def _hasty(self, question: str) -> str:
+        """The question without one of its small words."""
+        words = question.split(" ")
+        small = [at for at, word in enumerate(words) if word.lower() in SMALL]
+        if len(words) < 4 or not small:
+            return question
+        at = self.rng.choice(small)
+        return " ".join(words[:at] + words[at + 1 :])
 
     def _misspelled(self, question: str) -> str:
         words = [match for match in re.finditer(r"[a-z]{5,}", question)]
@@ -141,15 +168,13 @@ class Guide:
         if not facet:
             absent = 0.12 if topic.kind == "concept" else 0
             weights = [0.8 if name in topic.answers else absent for name in FACETS[1:]]
-            facet = rng.choices([*FACETS, "short"], [1.6, *weights, 2 * absent])[0]
-        if topic.kind == "self":
+            facet = rng.choices([*FACETS, "short", "all"], [1.6, *weights, 2 * absent, 2 * absent])[0]
+        if topic.kind in ("self", "task", "place"):
             facet = "what"
-        if facet == "what" and topic.ask and not heldout and (topic.kind == "self" or rng.random() < 0.35):
-            question = rng.choice(topic.ask)
+        if facet in topic.ask and not heldout and (topic.kind == "self" or rng.random() < OWN):
+            question = rng.choice(topic.ask[facet])
         else:
             name = rng.choice(topic.names)
-            if topic.kind in ("task", "place"):
-                facet = "what"
             section = what if facet == "what" else facet
             plural = is_plural(name)
             if section == "what" and plural and rng.random() < 0.4:
@@ -159,20 +184,31 @@ class Guide:
                 question = re.sub(r"\b(is|does) (?=" + re.escape(name) + ")", _agree, question)
             elif what == "place":
                 question = question.replace("what are ", "what is ")
-        accepted = topic.facet(facet, self.frames)
-        return Turn(question, rng.choice(accepted), tuple(accepted), topic, f"{topic.kind}.{facet}")
+        return self._answered(question, topic, facet)
+
+    def _answered(self, question: str, topic: Topic, facet: str) -> Turn:
+        accepted = tuple(self._accepted(topic, facet))
+        return Turn(question, self.rng.choice(accepted), accepted, topic, f"{topic.kind}.{facet}")
+
+    def _accepted(self, topic: Topic, facet: str) -> list[str]:
+        return [self.everything(topic)] if facet == "all" else topic.facet(facet, self.frames)
+
+    def everything(self, topic: Topic) -> str:
+        """One answer of each facet, as one text."""
+        return " ".join(self.rng.choice(topic.answers[facet]) for facet in FACETS if facet in topic.answers)
 
     def known(self, heldout: bool = False) -> Turn:
         """A question that has an answer, about anything known."""
         roll = self.rng.random()
-        if roll < 0.14:
+        if roll < 0.12:
             return self.comparison(heldout)
-        if roll < 0.62 or heldout:
+        if roll < 0.5 or heldout:
             return self.about(self.rng.choice(self.topics if not heldout else self.asked_by_frame()), heldout=heldout)
-        if roll < 0.85:
+        if roll < 0.6:
             own = [topic for topic in self.topics if topic.kind not in ("concept", "self")]
             return self.about(self.rng.choice(own))
-        return self.about(self.rng.choice([topic for topic in self.topics if topic.ask]), "what")
+        topic, facet, question = self.rng.choice(self.own)
+        return self._answered(question, topic, facet)
 
     def asked_by_frame(self) -> list[Topic]:
         """Topics that phrasings with a slot can ask for."""
@@ -210,7 +246,11 @@ class Guide:
             section = self.rng.choice(("thing.frames", self.rng.choice(KNOWN_FRAMES)))
             question = self.frame(section, heldout).replace("{x}", "{thing}").replace("{y}", "{thing}")
         else:
-            question = self.frame(f"{kind}.frames" if f"{kind}.frames" in self.outside else kind, heldout)
+            known_alike = {"chore": "task", "command": "command"}.get(kind)
+            section = f"{kind}.frames" if f"{kind}.frames" in self.outside else kind
+            alike = known_alike and self.rng.random() < 0.5
+            question = self.frame(known_alike if alike else section, heldout)
+            question = question.replace("{x}", f"{{{kind}}}") if alike else question
         if kind == "known":
             question = question.replace("{x}", self.named(self.rng.choice(self.rng.choice(self.concepts).names)))
         return re.sub(r"\{(\w+)\}", lambda slot: self.slot(kind, slot[1], heldout), question)
@@ -256,9 +296,10 @@ class Guide:
             return Turn(question, rng.choice(accepted), tuple(accepted), None, "then.refused")
         if topic is None or topic.kind == "self":
             return self.known(heldout)
-        here = [name in topic.answers or name in ("short", "again", "more") for name in FOLLOW_UPS]
+        here = [name in topic.answers or name in ("short", "again", "more", "all") for name in FOLLOW_UPS]
         odds = [1.0 if fits else 0.3 if topic.kind == "concept" else 0.1 for fits in here]
-        facet = rng.choices(FOLLOW_UPS, [w * odd for w, odd in zip([4, 3, 4, 2, 2, 2, 3], odds, strict=True)])[0]
+        weights = [weight * odd for weight, odd in zip(FOLLOW_UPS.values(), odds, strict=True)]
+        facet = rng.choices(list(FOLLOW_UPS), weights)[0]
         pairs = [pair for pair in self.pairs if topic.name in (self._id(pair[0]), self._id(pair[1]))]
         pairs = [pair for pair in pairs if pair[2] not in last.told]
         if pairs and rng.random() < 0.25:
@@ -276,7 +317,7 @@ class Guide:
             fresh = (self._untold(topic, name, last.told) for name in order)
             accepted = next((answers for answers in fresh if answers), topic.answers["what"])
         else:
-            accepted = topic.facet(facet, self.frames)
+            accepted = self._accepted(topic, facet)
         answer = self.rng.choice(accepted)
         told = (*last.told, answer)
         return Turn(self.frame(f"then.{facet}", heldout), answer, tuple(accepted), topic, f"then.{facet}", told)
@@ -289,16 +330,18 @@ class Guide:
         return topic.name if topic else name
 
     def turn_to(self) -> Turn:
-        """A short change of subject: "and what about ...?"."""
-        if self.rng.random() < 0.25:
+        """A short change of subject: "and what about ...?", "why ...?"."""
+        if self.rng.random() < 0.2:
             thing = self.slot(self.rng.choice(("thing", "near", "made_up")), "thing", heldout=False)
             accepted = self.outside["refusal"]
             question = self.frame("then.about", heldout=False).replace("{y}", thing)
             return Turn(question, self.rng.choice(accepted), tuple(accepted), None, "unknown.thing")
         topic = self.rng.choice(self.concepts)
-        question = self.frame("then.about", heldout=False).replace("{y}", self.named(self.rng.choice(topic.names)))
-        accepted = topic.answers["what"]
-        return Turn(question, self.rng.choice(accepted), tuple(accepted), topic, "then.about")
+        facet = self.rng.choice([facet for facet in SWITCHES if facet in topic.answers])
+        section = "then.about" if facet == "what" and self.rng.random() < 0.6 else f"then.switch.{facet}"
+        question = self.frame(section, heldout=False).replace("{y}", self.named(self.rng.choice(topic.names)))
+        accepted = tuple(topic.answers[facet])
+        return Turn(question, self.rng.choice(accepted), accepted, topic, f"then.about.{facet}")
 
 
 def _agree(match: re.Match[str]) -> str:

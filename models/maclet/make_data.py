@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from macllm_models.maclet.knowledge import FACETS, Guide
+from macllm_models.maclet.knowledge import Guide
 from macllm_models.maclet.topics import Turn, first_sentence, normalized, reserved
 
-CONVERSATIONS = 62_000
+CONVERSATIONS = 150_000
 VALIDATION = 600
 PASSAGES = 6  # of each concept
+LONG = 900  # characters of answers, after which a conversation ends
 HELDOUT_PERCENT = 4  # of all questions that phrasings and names can form: never trained
 
 Message = dict[str, str]
@@ -35,9 +36,9 @@ def kept_out(turn: Turn, heldout: set[str]) -> bool:
 def next_turn(guide: Guide, turns: list[Turn]) -> Turn:
     """What somebody may say next."""
     roll = guide.rng.random()
-    if turns and roll < 0.6:
+    if turns and roll < 0.5:
         return guide.follow_up(turns[-1])
-    if turns and roll < 0.7:
+    if turns and roll < 0.65:
         return guide.turn_to()
     return guide.unknown() if guide.rng.random() < 0.27 else guide.known()
 
@@ -47,7 +48,7 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
     rng = guide.rng
     turns: list[Turn] = []
     count = rng.choices([1, 2, 3, 4], [50, 25, 16, 9])[0]
-    while len(turns) < count:
+    while len(turns) < count and sum(len(turn.answer) for turn in turns) < LONG:
         turn = next_turn(guide, turns)
         typed = replace(turn, question=guide.styled(turn), told=turn.told or (turn.answer,))
         if not kept_out(turn, heldout) and not kept_out(typed, heldout):
@@ -65,8 +66,7 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
 def passages(guide: Guide) -> Iterator[str]:
     """Plain text about every topic, for the part of training that is not a conversation."""
     for topic in guide.concepts * PASSAGES:
-        parts = [guide.rng.choice(topic.answers[facet]) for facet in FACETS if facet in topic.answers]
-        yield f"{topic.name[:1].upper()}{topic.name[1:]}. {' '.join(parts)}"
+        yield f"{topic.name[:1].upper()}{topic.name[1:]}. {guide.everything(topic)}"
 
 
 def item(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def item(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> dict[str, 
         messages.append({"role": "assistant", "content": earlier.answer})
     messages.append({"role": "user", "content": turn.question})
     refuse = turn.category.startswith("unknown")
-    what = turn.category.endswith((".what", ".task", ".test"))
+    what = turn.category.endswith(".what")
     return {
         "category": category,
         "messages": messages,
@@ -98,8 +98,8 @@ def heldout_items(guide: Guide) -> list[dict[str, Any]]:
 
     for topic in guide.topics:
         accepted = tuple(answer for answers in topic.answers.values() for answer in answers)
-        for question in topic.test:
-            add(Turn(question, accepted[0], accepted, topic, f"{topic.kind}.test"), "own words")
+        for facet, question in topic.test:
+            add(Turn(question, accepted[0], accepted, topic, f"{topic.kind}.test.{facet}"), "own words")
 
     def fill(category: str, count: int, draw: Callable[[], Turn]) -> None:
         while count:

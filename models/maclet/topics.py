@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
+FACETS = ("what", "why", "how", "example", "cons")
 RESERVED_PERCENT = 8  # of the unknown things: never trained
 
 
 @dataclass
 class Topic:
-    """What is known about one thing: its names, answers by facet, own questions, and the words a right answer holds."""
+    """What is known about one thing: its names, answers and own questions by facet, and the words a right answer holds."""
 
     kind: str  # concept, command, product, place, task, self
     names: list[str]
     keys: list[list[str]] = field(default_factory=list)
     answers: dict[str, list[str]] = field(default_factory=dict)
-    ask: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
+    ask: dict[str, list[str]] = field(default_factory=dict)
+    test: list[tuple[str, str]] = field(default_factory=list)  # (facet, question)
 
     @property
     def name(self) -> str:
@@ -80,9 +81,9 @@ def read_topics(path: Path) -> list[Topic]:
         elif label == "key":
             topic.keys = [part.split("|") for part in value.split(", ")]
         elif label == "ask":
-            topic.ask += [question.strip() for question in value.split(" | ")]
+            topic.ask.setdefault("what", []).extend(question.strip() for question in value.split(" | "))
         elif label == "test":
-            topic.test.append(value)
+            topic.test.append(("what", value))
         else:
             topic.answers.setdefault("what" if label == "say" else label, []).append(value)
     return topics
@@ -100,10 +101,16 @@ def read_sections(path: Path) -> dict[str, list[str]]:
     return sections
 
 
-def labelled(name: str) -> list[tuple[str, str]]:
-    """(label, text) of each line of a file with lines "label: text"."""
-    lines = (DATA / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+def labelled(*paths: Path) -> list[tuple[str, str]]:
+    """(label, text) of each line of files with lines "label: text"."""
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [(label, text) for label, _, text in (line.partition(": ") for line in lines)]
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """Name and facet of a label "name / facet"; without one, the facet is "what"."""
+    name, _, facet = label.rpartition(" / ")
+    return (name, facet) if facet in FACETS else (label, "what")
 
 
 def is_plural(name: str) -> bool:
