@@ -6,6 +6,7 @@ costs. `main` turns every way a run can end into an exit code and at most three 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from macllm.errors import MacllmError, UnsupportedMachineError, UsageError
+from macllm.errors import DoesNotFitError, MacllmError, UnsupportedMachineError, UsageError
 
 from .output import report
 
@@ -126,6 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is still buffered has no reader; the interpreter would complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
+    except OSError as error:
+        failure = _refused(error)
+        if failure is None:
+            raise
+        report(failure)
+        code = failure.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = TERMINATED if signals else INTERRUPTED
     finally:
@@ -140,6 +147,16 @@ def _invoke(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _refused(error: OSError) -> MacllmError | None:
+    """What the file system refused, as an error of the user's world; None for anything else."""
+    where = f" {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DoesNotFitError(f"the disk is full: cannot write{where}", cause=error.strerror, remedy="free some space")
+    if not where:
+        return None
+    return MacllmError(f"cannot use{where}", cause=error.strerror, remedy="check the path and its permissions")
 
 
 def _unsupported(error: ImportError) -> UnsupportedMachineError:

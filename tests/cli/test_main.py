@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -88,6 +90,19 @@ def test_a_machine_without_mlx_is_told_so(command, capsys) -> None:
     command(raising(ImportError("libmlx.so: cannot open shared object file", name="mlx.core")))
     assert cli.main(["probe"]) == 6
     assert "error: this machine cannot run MLX\ncause: libmlx.so" in capsys.readouterr().err
+
+
+def test_what_the_file_system_refuses_is_told_in_three_lines(command, capsys, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command(lambda: (tmp_path / "file" / "inside").mkdir())
+    assert cli.main(["probe"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: cannot use {tmp_path / 'file' / 'inside'}\ncause: Not a directory")
+    command(raising(OSError(errno.ENOSPC, "No space left on device")))
+    assert cli.main(["probe"]) == 4
+    assert capsys.readouterr().err.startswith("error: the disk is full")
+    command(raising(OSError(errno.EBADF, "Bad file descriptor")))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main(["probe"])
 
 
 def test_a_bug_of_ours_keeps_its_traceback(command) -> None:
