@@ -25,7 +25,9 @@ KNOWLEDGE = ("tokens", "positions", "attention", "architecture", "training", "sa
 FOLLOW_UPS = {"why": 4, "how": 3, "example": 4, "cons": 2, "short": 2, "again": 2, "more": 3, "all": 1}  # weights
 SWITCHES = ("what", "what", "why", "how", "example")
 OWN = 0.6  # of the questions about a topic that has questions of its own
-SMALL = frozenset(("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can"))
+SMALL = frozenset(
+    ("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can")
+)
 UNKNOWN = {"full": 6, "live": 5, "math": 4, "write": 7, "private": 7, "thing": 16, "near": 10, "made_up": 16}
 UNKNOWN |= {"place": 3, "food": 3, "known": 9, "command": 3, "text": 4, "chore": 7, "pair": 4}  # weights
 KNOWN_FRAMES = ("what", "what", "what", "why", "how", "example", "cons", "short", "compare")
@@ -138,7 +140,7 @@ class Guide:
             question = self._hasty(question)
         if rng.random() < 0.06 and len(question) > 12:
             question = self._misspelled(question)
-        return question
+        return question.strip()
 
     def _hasty(self, question: str) -> str:
         """The question without one of its small words."""

@@ -14,7 +14,7 @@ RESERVED_PERCENT = 8  # of the unknown things: never trained
 
 @dataclass
 class Topic:
-    """What is known about one thing: its names, answers and own questions by facet, and the words a right answer holds."""
+    """What is known about one thing: names, answers and own questions by facet, and words that a right answer holds."""
 
     kind: str  # concept, command, product, place, task, self
     names: list[str]

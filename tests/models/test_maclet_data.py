@@ -12,6 +12,7 @@ import pytest
 
 from macllm_models.maclet import evaluate, make_data
 from macllm_models.maclet.knowledge import Guide, made_up_word
+from macllm_models.maclet.nearest import Nearest
 from macllm_models.maclet.topics import DATA, normalized, read_sections
 
 FILES = ("train.jsonl", "valid.jsonl", "heldout.jsonl")
@@ -170,3 +171,11 @@ def test_the_report_counts_by_category(heldout: list[dict[str, Any]]) -> None:
     assert rates["all known"]["refused"] == 0.0
     assert rates["all known"]["questions"] + rates["all unknown"]["questions"] == len(heldout)
     assert "all known" in evaluate.table(rates)
+
+
+def test_the_nearest_question_shares_the_rarest_words() -> None:
+    asked = {"what is rope?": "positions", "what is bpe?": "tokens", "what is a head of rope?": "heads"}
+    nearest = Nearest(asked.items())
+    assert nearest.answer("BPE, what is it") == "tokens"
+    assert nearest.answer("rope what is") == "positions"
+    assert nearest.answer("a head") == "heads"
