@@ -1,0 +1,186 @@
+"""What a line that begins with a slash means, without a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from macllm.chat.session import Session, Turn
+from macllm.errors import UsageError
+from macllm_tui import slash
+from tests.chat.scripted_engine import ScriptedEngine
+
+
+def session(*answers: str) -> Session:
+    turns = [
+        turn for text in answers for turn in (Turn(role="user", content="q"), Turn(role="assistant", content=text))
+    ]
+    return Session(ScriptedEngine(), turns=tuple(turns))
+
+
+def run(chat: Session, line: str) -> slash.Outcome:
+    parsed = slash.parse(line)
+    assert parsed is not None
+    command, argument = parsed
+    assert command.run is not None
+    return command.run(chat, argument)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "argument"),
+    [
+        ("/help", "help", ""),
+        ("/clear  ", "clear", ""),
+        ("/CLEAR", "clear", ""),
+        ("/set  top_k   3 ", "set", "top_k   3"),
+        ("/save my chat.md\n", "save", "my chat.md"),
+        ("/save /tmp/chat.md", "save", "/tmp/chat.md"),
+    ],
+)
+def test_a_line_with_one_slash_is_a_command_and_its_argument(line: str, name: str, argument: str) -> None:
+    parsed = slash.parse(line)
+    assert parsed is not None
+    assert (parsed[0].name, parsed[1]) == (name, argument)
+
+
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        ("hello", "hello"),
+        (" /help", " /help"),
+        ("//help", "/help"),
+        ("///", "//"),
+        ("/usr/lib/x.py crashes", "/usr/lib/x.py crashes"),
+        ("/clear\nthe table", "/clear\nthe table"),
+        ("a // b", "a // b"),
+    ],
+)
+def test_any_other_line_is_a_text_and_two_slashes_stand_for_one(line: str, sent: str) -> None:
+    assert slash.parse(line) is None
+    assert slash.plain_text(line) == sent
+
+
+@pytest.mark.parametrize(
+    ("line", "near"), [("/sve x", "/save"), ("/Quti", "/quit"), ("/xyzzy", "/help"), ("/", "/help")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest(line: str, near: str) -> None:
+    with pytest.raises(UsageError, match="no command") as caught:
+        slash.parse(line)
+    assert near in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("/s", ["system", "save", "set"]),
+        ("/SY", ["system"]),
+        ("/quit", ["quit"]),
+        ("/quit ", []),
+        ("x/", []),
+        ("//", []),
+    ],
+)
+def test_a_half_typed_command_is_completed(line: str, names: list[str]) -> None:
+    assert [command.name for command in slash.completions(line)] == names
+
+
+CODE = "Run\n```sh\nls\n```\nor\n~~~~\n```\nx\n~~~\n~~~~\nand, open:\n  ```py\n  y = 1"
+
+
+@pytest.mark.parametrize(("argument", "copied"), [("", CODE), ("1", "ls\n"), ("2", "```\nx\n~~~\n")])
+def test_the_answer_or_one_of_its_code_blocks_is_copied(argument: str, copied: str) -> None:
+    outcome = run(session("an older answer", CODE), f"/copy {argument}")
+    assert (outcome.text, outcome.effect) == (copied, "copy")
+
+
+def test_the_whole_conversation_is_copied() -> None:
+    copied = run(session("one", "two"), "/copy all").text
+    assert copied.startswith("# Chat with scripted\n")
+    assert copied.index("one") < copied.index("two")
+
+
+@pytest.mark.parametrize("argument", ["0", "3", "-1", "x", "²"])
+def test_a_code_block_that_is_not_there_is_told_with_how_many_are(argument: str) -> None:
+    with pytest.raises(UsageError, match="no code block") as caught:
+        run(session(CODE), f"/copy {argument}")
+    assert "2 code blocks" in (caught.value.cause or "")
+    with pytest.raises(UsageError, match="no answer"):
+        run(session(), "/copy")
+
+
+def test_a_saved_conversation_is_replaced_only_by_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CHATS", str(tmp_path))
+    path = tmp_path / "my chat.md"
+    run(session("first"), "/save ~/my chat.md")
+    assert "first" in path.read_text()
+    with pytest.raises(UsageError, match="exists"):
+        run(session("second"), "/save $CHATS/my chat.md")
+    assert "first" in path.read_text()
+    run(session("second"), f"/save --force {path}")
+    assert "second" in path.read_text()
+    for line in ("/save", "/save --force", "/save --force  "):
+        with pytest.raises(UsageError, match="file name"):
+            run(session("third"), line)
+    with pytest.raises(UsageError, match="nothing to save"):
+        run(session(), f"/save {tmp_path / 'empty.md'}")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_system_prompt_is_set_shown_and_dropped() -> None:
+    chat = session("x")
+    assert "no system prompt" in run(chat, "/system").text
+    run(chat, "/system Answer in rhyme.  Always.")
+    assert chat.system == "Answer in rhyme.  Always."
+    assert "Answer in rhyme.  Always." in run(chat, "/system").text
+    run(chat, "/system none")
+    assert chat.system is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "value"),
+    [
+        ("temperature 0.25", "temperature", 0.25),
+        ("temperature=1", "temperature", 1.0),
+        ("top_k = 7", "top_k", 7),
+        ("top_p   0.5", "top_p", 0.5),
+        ("seed 0", "seed", 0),
+        ("seed none", "seed", None),
+    ],
+)
+def test_a_setting_takes_its_value_with_and_without_an_equals_sign(argument: str, name: str, value: object) -> None:
+    chat = session("x")
+    told = run(chat, f"/set {argument}").text
+    assert getattr(chat.sampling, name) == value
+    assert told == run(chat, f"/set {name}").text
+    assert told in run(chat, "/set").text.splitlines()
+
+
+def test_the_length_of_answers_is_set_and_freed() -> None:
+    chat = session("x")
+    assert run(chat, "/set max_tokens 12").text == "max_tokens = 12"
+    assert chat.max_tokens == 12
+    assert run(chat, "/set max_tokens none").text == "max_tokens = none"
+    assert chat.max_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("temperatur 1", "'temperatur'"),
+        ("temperature -1", "temperature is -1"),
+        ("temperature none", "a number"),
+        ("temperature nan", "temperature is nan"),
+        ("top_k 1.5", "a whole number"),
+        ("top_k 1 2", "a whole number"),
+        ("max_tokens 0", "max_tokens is 0"),
+        ("seed 4294967296", "seed is 4294967296"),
+    ],
+)
+def test_a_setting_that_cannot_be_taken_changes_nothing(argument: str, said: str) -> None:
+    chat = session("x")
+    before = chat.sampling, chat.max_tokens
+    with pytest.raises(UsageError, match=said):
+        run(chat, f"/set {argument}")
+    assert (chat.sampling, chat.max_tokens) == before
