@@ -6,9 +6,11 @@ from contextlib import suppress
 
 import pytest
 
-from macllm.chat.options import ChatOptions, with_overrides
+from macllm.chat.options import ChatOptions, open_session, with_overrides
 from macllm.chat.session import Session
-from macllm.errors import DoesNotFitError, EngineCrashedError, UsageError
+from macllm.errors import DoesNotFitError, EngineCrashedError, ModelNotFoundError, UsageError
+from macllm.generate import process
+from macllm.generate.engine import EngineInfo
 from macllm.generate.request import Delta, Done, Event, Prefill, SamplingParams
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 
@@ -139,6 +141,18 @@ def test_an_error_after_some_text_keeps_the_text(error: BaseException) -> None:
     assert session.turns[1].finish == ("cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
 
 
+def test_after_a_stop_the_next_message_is_answered_and_an_answer_is_made_again() -> None:
+    session = Session(ScriptedEngine(["half", threading.Event()], ["whole"], ["again"]))
+    events = session.reply("a")
+    next(events)
+    session.stop()
+    list(events)
+    assert text_of(session.reply("b")) == "whole"
+    session.stop()  # when nothing is being made
+    assert text_of(session.regenerate()) == "again"
+    assert [turn.content for turn in session.turns] == ["a", "half", "b", "again"]
+
+
 def test_an_error_before_any_text_leaves_the_conversation_as_it_was() -> None:
     session = Session(ScriptedEngine(["ok"], [EngineCrashedError("gone")]))
     list(session.reply("a"))
@@ -173,9 +187,10 @@ def test_regenerate_replaces_the_last_answer() -> None:
 def test_a_regeneration_that_comes_to_nothing_keeps_the_former_answer(steps: list[object]) -> None:
     session = Session(ScriptedEngine(["first"], steps))  # type: ignore[arg-type]
     list(session.reply("a"))
-    threading.Timer(0.02, session.stop).start()
+    events = session.regenerate()
+    threading.Timer(0.02, session.stop).start()  # not before regenerate(), which forgets earlier stops
     with suppress(EngineCrashedError):
-        list(session.regenerate())
+        list(events)
     assert [turn.content for turn in session.turns] == ["a", "first"]
 
 
@@ -241,6 +256,41 @@ def test_with_a_seed_every_attempt_draws_anew_and_the_session_repeats() -> None:
         list(session.regenerate())
         seeds.append([request.sampling.seed for request in engine.requests])
     assert seeds[0] == seeds[1] == [2**32 - 1, 0]
+
+
+class Unloadable:
+    """An engine whose model cannot be loaded; the newest one is `opened`."""
+
+    opened: Unloadable
+
+    def __init__(self, model: str, adapter: str | None) -> None:
+        self.closed = False
+        self.asked = model, adapter
+        Unloadable.opened = self
+
+    @property
+    def info(self) -> EngineInfo:
+        raise ModelNotFoundError(f"there is no {self.asked[0]}")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_engine_whose_model_cannot_be_loaded_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "ProcessEngine", Unloadable)
+    with pytest.raises(ModelNotFoundError, match="no org/x"):
+        open_session(ChatOptions(model="org/x", adapter="mine"))
+    assert Unloadable.opened.asked == ("org/x", "mine")
+    assert Unloadable.opened.closed
+
+
+def test_a_session_is_opened_with_what_the_user_set_and_the_models_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "ProcessEngine", lambda model, adapter: ScriptedEngine())
+    options = ChatOptions(system="Be brief.", seed=0, sampling={"top_k": 5, "top_p": None}, max_tokens=9)
+    session = open_session(options)
+    assert session.sampling == SamplingParams(temperature=0.5, top_k=5, seed=0)
+    assert (session.system, session.max_tokens) == ("Be brief.", 9)
+    assert options.request().sampling == SamplingParams(top_k=5, seed=0)
 
 
 def test_overrides_change_only_what_they_name() -> None:

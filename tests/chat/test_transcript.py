@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,36 @@ def test_a_transcript_says_who_said_what() -> None:
         "<details><summary>Reasoning</summary>\n\ngreet\n\n</details>\n\nHello.\n\n## You\n\nCount\n\n"
         "## maclet\n\n1 2\n\n*(stopped)*\n"
     )
+
+
+def test_what_an_answer_begins_with_is_kept_and_how_it_ended_is_said() -> None:
+    turns = [
+        Turn(role="assistant", content="\n    code = 1\n\nend  \n", finish="length"),
+        Turn(role="assistant", content=" \n", reasoning=" hm\n", finish="failed"),
+    ]
+    assert transcript.as_markdown(turns, model_name="m") == (
+        "# Chat with m\n\n## m\n\n    code = 1\n\nend  \n\n*(cut at the token limit)*\n\n"
+        "## m\n\n<details><summary>Reasoning</summary>\n\nhm\n\n</details>\n\n*(cut short by an error)*\n"
+    )
+
+
+def test_a_transcript_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced, sync = tmp_path / "chat.md", [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size, path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(transcript.os, "fsync", note)
+    transcript.write(path, "é\n")
+    assert synced == [(path.stat().st_ino, 3, False)]
+    assert path.read_bytes() == "é\n".encode()
+
+
+def test_a_transcript_can_be_read_by_whoever_may_read_the_users_files(tmp_path: Path) -> None:
+    transcript.write(tmp_path / "chat.md", "text")
+    transcript.write(tmp_path / "chat.md", "text", overwrite=True)
+    assert (tmp_path / "chat.md").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_is_never_overwritten_unasked(tmp_path: Path) -> None:

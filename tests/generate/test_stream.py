@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -86,6 +87,42 @@ def test_a_seed_nobody_chose_is_reported_and_replays() -> None:
     second = generate(model, tokenizer, "x", temperature=1.5, max_tokens=30)
     assert first.tokens != second.tokens
     assert generate(model, tokenizer, "x", temperature=1.5, max_tokens=30, seed=first.seed).tokens == first.tokens
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_the_prompt_counts_as_said_for_penalties_whether_it_is_computed_or_reused(reused: bool) -> None:
+    model, prefix = FakeModel(), Prefix()
+    if reused:
+        list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=3), prefix=prefix))
+    sampling = SamplingParams(temperature=0.0, presence_penalty=100.0)
+    said = [*PROMPT, *b" next"]
+    events = list(
+        run(model, FakeTokenizer(), Request(prompt=tuple(said), max_tokens=8, sampling=sampling), prefix=prefix)
+    )
+    assert (events[-1].usage.cached_tokens > 0) == reused
+    start = len(said)
+    for _ in range(8):
+        logits = np.array(model(mx.array([said]))[0, -1])
+        logits[said] -= 100.0
+        said.append(int(logits.argmax()))
+    assert tokens_of(events) == said[start:]
+
+
+@pytest.mark.parametrize("change", [{"kv_bits": 8}, {"max_context": 64}])
+def test_a_cache_of_another_precision_or_length_is_not_reused(change: dict[str, Any]) -> None:
+    model, prefix = FakeModel(), Prefix()
+    request = Request(prompt=PROMPT, max_tokens=2)
+    changed = replace(request, **change)
+    cached = [list(run(model, FakeTokenizer(), each, prefix=prefix))[-1].usage.cached_tokens
+              for each in (request, changed, changed, request)]  # fmt: skip
+    assert cached == [0, 0, len(PROMPT) - 1, 0]
+
+
+def test_tokens_that_frame_a_text_are_counted_and_have_no_text() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.bos_token_id, tokenizer.pad_token_id = ord("<"), ord("_")
+    out = generate(scripted(b"<a_b<"), tokenizer, Request(prompt=PROMPT, sampling=GREEDY))
+    assert (out.text, bytes(out.tokens)) == ("ab", b"<a_b<")
 
 
 @pytest.mark.parametrize("logprobs", [0, 3])

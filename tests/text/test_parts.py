@@ -108,6 +108,16 @@ def test_the_tags_come_from_the_template_of_the_model() -> None:
     assert split(PartSplitter.for_template(template("llama-3")), [call]) == [("tool_call", call)]
 
 
+def test_the_tags_of_every_named_template_count() -> None:
+    chat = ChatTemplate({"default": "<think>", "tool_use": "<tool_call> </tool_call>"})
+    answer = "<think>hm</think>x<tool_call>{}</tool_call>"
+    assert split(PartSplitter.for_template(chat), [answer]) == [
+        ("reasoning", "hm"),
+        ("content", "x"),
+        ("tool_call", "{}"),
+    ]
+
+
 def test_calls_that_a_template_writes_are_read_back() -> None:
     function = {"name": "get_weather", "arguments": {"city": "Köln <b>", "days": 2}}
     messages = [
