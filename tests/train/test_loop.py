@@ -16,13 +16,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm.errors import CheckpointError, MacllmError
 from macllm.train.config import TrainConfig
-from macllm.train.data import Batch, Counts, Dataset, collate
+from macllm.train.data import Batch, Batches, Counts, Dataset, collate
 from macllm.train.events import Evaluated, Saved, Step, TrainEvent
-from macllm.train.loop import Trainer, fit
+from macllm.train.loop import Trainer, fit, total_steps
 from macllm.train.objectives.clm import clm
 from macllm.train.optim import AdamState
 from macllm.train.snapshot import Snapshots, TrainState
@@ -98,6 +98,56 @@ def test_micro_batches_do_not_change_what_is_learnt() -> None:
     parts, _ = train(replace(CONFIG, batch_size=5, grad_accumulation_steps=6))
     for (_, a), (_, b) in zip(tree_flatten(whole.parameters()), tree_flatten(parts.parameters()), strict=True):
         np.testing.assert_allclose(np.array(a), np.array(b), rtol=0, atol=2e-5)
+
+
+def test_a_run_is_its_definition_in_float64() -> None:
+    """Accumulation, clipping, warm-up, cosine, AdamW and what is reported, with gradients as the only thing shared."""
+    config = replace(
+        CONFIG, iters=6, batch_size=3, grad_accumulation_steps=2, max_grad_norm=1.0, weight_decay=0.5,
+        warmup=0.3, min_lr_ratio=0.2, beta2=0.99, steps_per_report=2,
+    )  # fmt: skip
+    trained, events = train(config)
+    literal, batches = ToyLM(), Batches(ROWS.train, 3, config.seed)
+    weights = {k: np.array(w).astype(np.float64) for k, w in tree_flatten(literal.parameters())}
+    mean, square = ({k: np.zeros_like(w) for k, w in weights.items()} for _ in range(2))
+    losses, tokens, norms, rates = [], [], [], []
+    for step in range(6):
+        micro = [batches.batch(2 * step), batches.batch(2 * step + 1)]
+        losses.append(sum(clm(literal, batch)[0].item() for batch in micro))
+        tokens.append(sum(batch.learnt for batch in micro))
+        gradients = {k: g.astype(np.float64) for k, g in gradient(literal, micro).items()}
+        norms.append(math.sqrt(sum((g * g).sum() for g in gradients.values())))
+        rates.append(1e-2 * ((step + 1) / 3 if step < 2 else 0.2 + 0.4 * (1 + math.cos(math.pi * (step - 2) / 4))))
+        for name, g in gradients.items():
+            g = g / max(1.0, norms[-1])
+            mean[name] = 0.9 * mean[name] + 0.1 * g
+            square[name] = 0.99 * square[name] + 0.01 * g * g
+            weights[name] *= 1 - rates[-1] * 0.5 * (name == "mix.weight")
+            ahead, spread = mean[name] / (1 - 0.9 ** (step + 1)), square[name] / (1 - 0.99 ** (step + 1))
+            weights[name] -= rates[-1] * ahead / (np.sqrt(spread) + 1e-8)
+        literal.update(tree_unflatten([(k, mx.array(w.astype(np.float32))) for k, w in weights.items()]))
+    assert max(norms) > 1.5
+    for name, got in tree_flatten(trained.parameters()):
+        np.testing.assert_allclose(np.array(got), weights[name], rtol=0, atol=2e-5, err_msg=name)
+    assert [e.step for e in events] == [2, 4, 6]
+    for event, first in zip(events, (0, 2, 4), strict=True):
+        two = slice(first, first + 2)
+        assert event.loss == pytest.approx(sum(losses[two]) / sum(tokens[two]), rel=1e-5)
+        assert event.grad_norm == pytest.approx(sum(norms[two]) / 2, rel=1e-4)
+        assert event.learning_rate == pytest.approx(rates[first + 1], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"iters": 7, "epochs": 99.0, "grad_accumulation_steps": 4}, 7),
+        ({"iters": 0, "epochs": 2.0}, 16),
+        ({"iters": 0, "epochs": 2.5, "grad_accumulation_steps": 3}, 7),
+        ({"iters": 0, "epochs": 0.01}, 1),
+    ],
+)
+def test_the_length_of_a_run_is_in_steps_not_in_batches(settings: dict[str, Any], steps: int) -> None:
+    assert total_steps(replace(CONFIG, **settings), 8) == steps
 
 
 def test_training_learns() -> None:
@@ -188,6 +238,64 @@ def test_evaluation_may_be_cut_to_some_batches() -> None:
     ]
     assert len(events) == 2
     assert events[0].tokens < events[1].tokens
+
+
+def told(losses: dict[int, float]) -> tuple[Any, list[Trainer]]:
+    """An objective whose loss on validation rows is written down for each step, and where to put its trainer."""
+    trainers: list[Trainer] = []
+
+    def objective(model: Any, batch: Batch) -> Any:
+        loss, weight, metrics = clm(model, batch)
+        return (loss if model.training else mx.array(losses[trainers[-1].state.step] * weight)), weight, metrics
+
+    return objective, trainers
+
+
+def test_the_best_loss_is_known_to_every_snapshot_and_after_a_resumption(tmp_path: Path) -> None:
+    config = replace(CONFIG, iters=16, keep=99, save_every=3)
+    rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
+    losses = {0: 0.5, 4: 2.0, 8: 3.0, 12: 2.0, 16: 1.0}
+    objective, trainers = told(losses)
+    events: list[TrainEvent] = []
+    for end in (6, 99):
+        trainers.append(Trainer(ToyLM(), objective, config, rows, snapshots(tmp_path, config)))
+        stream = trainers[-1].run()
+        for event in stream:
+            events.append(event)
+            if isinstance(event, Step) and event.step == end:
+                break
+        stream.close()
+    evaluated = [(e.step, e.best) for e in events if isinstance(e, Evaluated)]
+    assert evaluated == [(0, True), (4, True), (8, False), (12, False), (16, True)]
+    known = {}
+    for path in sorted((tmp_path / "snapshots").iterdir()):
+        about = json.loads((path / "state.json").read_text())
+        known[about["step"]] = (about["eval_loss"], about["best_loss"])
+    assert known == {
+        3: (None, None), 4: (2.0, 2.0), 6: (None, 2.0), 9: (None, 2.0), 12: (2.0, 2.0), 15: (None, 2.0), 16: (1.0, 1.0),
+    }  # fmt: skip
+    best = snapshots(tmp_path, config).best()
+    assert best is not None
+    assert best.step == 16
+
+
+def test_a_snapshot_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, named, sync, rename = set[int](), list[set[int]](), os.fsync, Path.rename
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def name(draft: Path, target: Path) -> Path:
+        named.append({path.stat().st_ino for path in (draft, *draft.iterdir())} - synced)
+        return rename(draft, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", name)
+    kept = snapshots(tmp_path)
+    kept.save(state_of(1))
+    assert named == [set()]
+    assert kept.folder.stat().st_ino in synced
 
 
 def state_of(step: int, loss: float | None = None) -> TrainState:

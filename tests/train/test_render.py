@@ -148,3 +148,39 @@ def test_a_completion_is_learnt_and_its_prompt_is_not() -> None:
 def test_a_completion_goes_through_the_chat_template_where_there_is_one() -> None:
     (example,) = examples(Completion("ab", "cd", "f:1"), CharTokenizer(plain), mask_prompt=True)
     assert learnt(example).replace("_", "") == "cd$"
+
+
+@pytest.mark.parametrize("marks", [False, True])
+@pytest.mark.parametrize("mask_prompt", [False, True])
+def test_the_tools_of_a_row_reach_its_template(marks: bool, mask_prompt: bool) -> None:
+    tokenizer, tools = CharTokenizer(plain, marks), [{"name": "f"}]
+    seen: list[Any] = []
+    template: Any = tokenizer.chat_template
+
+    def render(messages: Messages, *, tools: Any = None, add_generation_prompt: bool = True) -> str:
+        seen.append(tools)
+        return plain(messages, add_generation_prompt)
+
+    def render_with_spans(messages: Messages, *, tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
+        return render(messages, tools=tools, add_generation_prompt=False), []
+
+    tokenizer.render, template.render_with_spans = render, render_with_spans  # type: ignore[method-assign]
+    examples(Chat(chat("hi", "yo").messages, tools, "f:1"), tokenizer, mask_prompt)
+    assert seen
+    assert all(given == tools for given in seen)
+
+
+def closing(messages: Messages, answer_next: bool) -> str:
+    """The conversation ends with the end token, as it stands nowhere inside it."""
+    return plain(messages, answer_next) + "\x00" * (not answer_next)
+
+
+def test_an_end_token_that_closes_the_conversation_parts_no_turn() -> None:
+    (example,) = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(closing), mask_prompt=True)
+    assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n\x00"
+    assert learnt(example).replace("_", "").replace("\n", "") in ("yo$ok$", "yo$ok$\x00")
+
+
+def test_a_chat_gets_no_begin_token_but_its_templates() -> None:
+    (example,) = examples(chat("hi", "yo"), CharTokenizer(plain), mask_prompt=False)
+    assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n"
