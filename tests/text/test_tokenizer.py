@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -8,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from text_corpus import CORPUS, EDGES, SENTENCES
 
 from macllm.errors import CheckpointError, MacllmError, ModelNotFoundError, UsageError
+from macllm.text.pieces import AddedTokenSplitter
+from macllm.text.settings import AddedToken
 from macllm.text.tokenizer import Tokenizer
 
 DATA = sorted(path for path in (Path(__file__).parent / "data").iterdir() if path.is_dir())
@@ -55,6 +60,63 @@ def test_sentencepiece_conventions_are_those_of_the_model_file(folders, tmp_path
             assert theirs.unk_id() in ids or ours.decode(ids) == theirs.decode(ids)
 
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "x\u2028y", "z\x85", "e", "E", "é", "É", "中", "文", "中文"]
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "tokens"),
+    [
+        ({}, "É 中文", ["e", "中", "文"]),
+        ({"strip_accents": False}, "É", ["é"]),
+        ({"do_lower_case": False}, "É E", ["É", "E"]),
+        ({"do_lower_case": False, "strip_accents": True}, "É", ["E"]),
+        ({"tokenize_chinese_chars": False}, "中文", ["中文"]),
+        ({"do_lower_case": False, "strip_accents": None, "tokenize_chinese_chars": None}, "É中", ["É", "中"]),
+    ],
+)
+def test_wordpiece_follows_its_config_and_ids_count_the_lines_of_its_file(
+    config: dict, text: str, tokens: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **config}))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode(text) == [WORDS.index(token) for token in ("[CLS]", *tokens, "[SEP]")]
+    assert tokenizer.vocab_size == len(WORDS)
+
+
+def test_added_tokens_get_the_ids_they_declare_in_whatever_order(folders, tmp_path: Path) -> None:
+    shutil.copytree(folders["gpt2 vocab.json"], tmp_path, dirs_exist_ok=True)
+    size = Tokenizer.from_folder(tmp_path).vocab_size
+    declared = {str(size + n): {"content": f"<t{n}>", "special": n == 1} for n in (2, 0, 1)}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": declared})
+    )
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("<t0><t1><t2>") == [size, size + 1, size + 2]
+    assert size + 1 in tokenizer.special_ids
+    assert not {size, size + 2} & tokenizer.special_ids
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.sampled_from(["<a>", "<a>b", "<w>", "<l>", "<r>", "<", "a", "_", "é", " ", "\n", "\u2003", "."]), max_size=9
+    )
+)
+def test_added_tokens_are_found_where_the_tokenizers_library_finds_them(pieces: list[str]) -> None:
+    import tokenizers
+
+    flags = {"<a>": {}, "<a>b": {}, "<w>": {"single_word": True}, "<l>": {"lstrip": True}, "<r>": {"rstrip": True}}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    library.add_special_tokens([tokenizers.AddedToken(name, normalized=False, **each) for name, each in flags.items()])
+    text = "".join(pieces)
+    encoding = library.encode(text)
+    spans = zip(encoding.ids, encoding.offsets, strict=True)
+    theirs = [library.id_to_token(index) if index else text[start:end] for index, (start, end) in spans]
+    splitter = AddedTokenSplitter({name: AddedToken(name, special=True, **each) for name, each in flags.items()})
+    assert [chunk for chunk, _, _ in splitter.split(text) if chunk] == theirs
+
+
 def test_tokens_and_ids_are_inverse(folders) -> None:
     for name in ("byte-level tokenizer.json", "llama tokenizer.model legacy", "t5 spiece.model", "marian"):
         tokenizer = Tokenizer.from_folder(folders[name])
@@ -92,6 +154,30 @@ def test_saved_files_give_the_same_tokenizer(folder: Path, tmp_path: Path) -> No
     tokenizer.save(folder)
     for text in CORPUS[::5]:
         assert copy.encode(text) == tokenizer.encode(text)
+
+
+def test_every_template_is_saved_and_on_the_disk_before_it_has_its_name(
+    folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    shutil.copytree(folders["gpt2 vocab.json"], source)
+    (source / "chat_template.jinja").write_text("default")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    synced, sync = set[int](), os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    Tokenizer.from_folder(source).save(copy)
+    files = {path.relative_to(copy): path for path in copy.rglob("*") if path.is_file()}
+    assert files.keys() == {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    assert synced == {path.stat().st_ino for path in files.values()}
+    saved = Tokenizer.from_folder(copy).chat_template
+    assert saved is not None
+    assert saved.sources == {"default": "default", "tool_use": "with tools"}
 
 
 def test_another_process_can_be_handed_a_tokenizer(folders) -> None:
