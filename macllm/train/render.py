@@ -111,7 +111,7 @@ def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Ex
     # Some templates close the conversation, not the turn, with the end-of-sequence token: then it is not learnt.
     end = tokenizer.eos_token_id
     for closing in ("", "" if end is None else tokenizer.id_to_token(end) or ""):
-        inner = [(before, after.removesuffix(closing)) for before, after in turns]
+        inner = [(before, before + after[len(before) :].removesuffix(closing).rstrip()) for before, after in turns]
         if all(full.startswith(after) for _, after in inner):
             yield _align(full, [(len(before), len(after)) for before, after in inner], row, tokenizer)
             return

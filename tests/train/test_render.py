@@ -178,7 +178,7 @@ def closing(messages: Messages, answer_next: bool) -> str:
 def test_an_end_token_that_closes_the_conversation_parts_no_turn() -> None:
     (example,) = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(closing), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n\x00"
-    assert learnt(example).replace("_", "").replace("\n", "") in ("yo$ok$", "yo$ok$\x00")
+    assert learnt(example).replace("_", "") == "yo$ok$"  # nor is the line break before it, which is never sampled
 
 
 def test_a_chat_gets_no_begin_token_but_its_templates() -> None:
