@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm import adapter, families
 from macllm.checkpoint import load_model, save
@@ -21,6 +21,7 @@ from macllm.nn.models import build
 from macllm.train.data import collate
 from macllm.train.objectives.clm import clm
 from macllm.weights.keymap import their_modules
+from macllm.weights.safetensors import load_file, save_file
 from tests.families import oracles
 from tests.train.test_clm import DECODERS, rows
 
@@ -111,6 +112,38 @@ def test_removing_gives_the_model_back_and_fusing_its_outputs(bits: int | None) 
     assert bool(mx.array_equal(model(TOKENS), before))
 
 
+BIASED = {**oracles.SMALL, "model_type": "qwen2", "tie_word_embeddings": False, "hidden_size": 64}
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_fusing_keeps_the_biases(bits: int | None) -> None:
+    model = make(BIASED)
+    biases = {name: bias + 1.5 for name, bias in tree_flatten(model.parameters()) if name.endswith("_proj.bias")}
+    assert biases
+    model.update(tree_unflatten(list(biases.items())))
+    if bits:
+        quantize.apply(model, bits=bits, group_size=32)
+    lora.apply(model, rank=4, alpha=8.0, keys=("q_proj", "v_proj"))
+    randomize(model)
+    adapted = model(TOKENS)
+    lora.fuse(model, dequantize=True)
+    assert close(model(TOKENS), adapted)
+    fused = dict(tree_flatten(model.parameters()))
+    assert all(bool(mx.array_equal(fused[name], bias)) for name, bias in biases.items())
+
+
+def test_a_fused_weight_is_rounded_once() -> None:
+    linear = nn.Linear(64, 48, bias=False)
+    linear.weight = linear.weight.astype(mx.bfloat16)
+    a, b = mx.random.normal((64, 3), key=mx.random.key(2)), mx.random.normal((3, 48), key=mx.random.key(3))
+    weight, a64, b64 = (np.array(v.astype(mx.float32)).astype(np.float64) for v in (linear.weight, a, b))
+    fused: Any = lora.LoRALinear(linear, a, b, 0.01).fused()
+    want = mx.array((weight + 0.01 * (a64 @ b64).T).astype(np.float32)).astype(mx.bfloat16)
+    assert fused.weight.dtype == mx.bfloat16
+    # float32 on the way to bfloat16 may tip a tie; a second rounding moves every tenth weight
+    assert float((fused.weight != want).astype(mx.float32).mean()) < 0.005
+
+
 @pytest.mark.parametrize("config", [LLAMA, PHI3], ids=["separate", "fused"])
 def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -> None:
     model = make(config)
@@ -129,6 +162,7 @@ def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -
     [
         ({"lora_parameters": {}}, "not a LoRA config"),
         ({"lora_parameters": {"scale": "x"}}, "not a LoRA config"),
+        ({"lora_parameters": {"scale": True}}, "not a LoRA config"),
         ({"fine_tune_type": "dora"}, "another kind"),
     ],
 )
@@ -140,6 +174,28 @@ def test_a_config_that_is_no_lora_is_refused(tmp_path: Path, damage: dict[str, A
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(CheckpointError, match=said):
         adapter.attach(make(), tmp_path)
+
+
+def test_tensors_that_are_no_adapter_are_refused_by_name(tmp_path: Path) -> None:
+    model = make(PHI3)
+    lora.apply(model, rank=2, alpha=2.0, keys=("q_proj", "k_proj", "v_proj"))
+    adapter.save(model, tmp_path)
+    good = load_file(tmp_path / "adapters.safetensors")
+    mx.eval(good)
+    first, second = sorted(good)[:2]
+    assert (first[-7:], second[-7:]) == (".lora_a", ".lora_b")
+    stem = first.removesuffix(".lora_a")
+    damages = {
+        "is not part of a LoRA adapter": {**good, f"{stem}.magnitude": good[first]},
+        "has one factor only": {name: tensor for name, tensor in good.items() if name != second},
+        "outputs, the model's": {**good, second: good[second][:, :-8]},
+        "two factors": {**good, second: good[second][:-1]},
+    }
+    for said, tensors in damages.items():
+        save_file(tensors, tmp_path / "adapters.safetensors")
+        with pytest.raises(CheckpointError, match=said) as caught:
+            adapter.attach(make(PHI3), tmp_path)
+        assert said == "two factors" or stem in caught.value.message
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
