@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -187,7 +188,17 @@ def test_a_tensor_that_is_not_where_the_index_says_is_named(sharded):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000]
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"t0": "model-00001-of-00003.safetensors", "t0": "model-00001-of-00003.safetensors"}}',
+        "[" * 100_000,
+    ],
 )
 def test_an_unsound_index_is_refused(sharded, text):
     (sharded / INDEX).write_text(text)
@@ -253,6 +264,67 @@ def test_only_weights_that_are_replaced_go(tmp_path):
     save_folder({"a": mx.zeros(10)}, tmp_path)
     kept = {"config.json", "adapters.safetensors", "model-mine.safetensors", "model.safetensors.old"}
     assert names(tmp_path) == kept | {"model.safetensors"}
+
+
+@pytest.mark.parametrize(("old_bytes", "new_bytes"), [(40, 10**9), (10**9, 40), (40, 80), (10**9, 10**9)])
+def test_a_save_interrupted_between_two_files_leaves_the_old_or_the_new(tmp_path, monkeypatch, old_bytes, new_bytes):
+    steps = 0
+
+    def interrupting(act, last):
+        def step(path, *args, **options):
+            nonlocal steps
+            steps += not path.name.endswith(".tmp") or act is replace
+            if steps == last:
+                raise KeyboardInterrupt
+            return act(path, *args, **options)
+
+        return step
+
+    replace, unlink = Path.replace, Path.unlink
+    found = []
+    for last in range(1, 20):
+        folder, steps = tmp_path / str(last), 0
+        save_folder({f"t{i}": mx.zeros(10) for i in range(3)}, folder, max_shard_bytes=old_bytes)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", interrupting(replace, last))
+            patch.setattr(Path, "unlink", interrupting(unlink, last))
+            try:
+                save_folder({f"t{i}": mx.ones(10) for i in range(3)}, folder, max_shard_bytes=new_bytes)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        read = load_folder(folder)
+        assert read.keys() == {"t0", "t1", "t2"}
+        (value,) = {float(tensor[0].item()) for tensor in read.values()}
+        found.append(value)
+    assert found == sorted(found)
+    assert found[0] == 0.0
+    assert last < 19
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 40])
+def test_weights_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch, shard_bytes):
+    synced, unready, sync, replace = set(), [], os.fsync, Path.replace
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def named(path, target):
+        if path.stat().st_ino not in synced:
+            unready.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "replace", named)
+    save_folder({f"t{i}": mx.ones(10) for i in range(3)}, tmp_path, max_shard_bytes=shard_bytes)
+    assert unready == []
+    assert tmp_path.stat().st_ino in synced
+    synced.clear()
+    save_file({"a": mx.ones(3)}, tmp_path / "cache.safetensors")
+    assert unready == []
+    assert tmp_path.stat().st_ino in synced
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4])
