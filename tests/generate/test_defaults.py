@@ -28,7 +28,7 @@ from macllm.generate.request import Request, SamplingParams
             SamplingParams(temperature=0.0, repetition_penalty=1.05),
         ),
         (
-            {"do_sample": True, "suppress_tokens": [3, 1], "bad_words_ids": [[9], [1, 2]]},
+            {"do_sample": True, "suppress_tokens": [3, 1], "bad_words_ids": [[9], [4, 2]]},
             SamplingParams(logit_bias=((1, -math.inf), (3, -math.inf), (9, -math.inf))),
         ),
     ],

@@ -144,6 +144,38 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
 
 
+def test_xtc_tosses_its_coin_apart_from_the_draw() -> None:
+    """Pearson's chi-square over 3000 steps against the mixture of both outcomes, 99.9 % quantile."""
+    logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5], dtype=np.float32)
+    kept = np.where(reference.xtc(logits, 0.15), logits.astype(np.float64), -np.inf)
+    expected = 0.5 * reference.softmax(logits.astype(np.float64)) + 0.5 * reference.softmax(kept)
+    sampler, steps = Sampler(SamplingParams(xtc_probability=0.5, xtc_threshold=0.15), 77, (), 6), 3000
+    drawn = np.array(mx.stack([sampler(mx.array(logits), step) for step in range(steps)]))
+    observed = np.bincount(drawn, minlength=6)
+    assert ((observed - expected * steps) ** 2 / (expected * steps)).sum() < 20.5
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.7, top_p=0.9),
+        SamplingParams(temperature=1.3, typical_p=0.8, min_p=0.001),
+        SamplingParams(temperature=0.0, logit_bias=((5, 0.013), (6, 0.011)), frequency_penalty=0.003),
+        SamplingParams(temperature=0.0, frequency_penalty=0.003),
+    ],
+)
+def test_logits_of_fewer_bits_draw_what_their_values_in_float32_draw(params: SamplingParams, dtype: mx.Dtype) -> None:
+    near = random_logits(3000, 8, 0.05) + 9.0 if params.temperature == 0 else random_logits(3000, 8, 1.0)
+    few = mx.array(near).astype(dtype)
+    drawn = []
+    for logits in (few, few.astype(mx.float32)):
+        sampler = Sampler(params, 5, (1, 2), 3000)
+        drawn.append([int(sampler(logits, step).item()) for step in range(50)])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 3
+
+
 def test_draws_of_neighbouring_steps_and_seeds_are_independent() -> None:
     logits = mx.zeros(2)
     table = np.array(

@@ -370,6 +370,15 @@ def test_the_completion_is_its_text_and_says_where_the_time_went() -> None:
     assert out.usage.prompt_tokens == len(PROMPT)
 
 
+def test_the_peak_of_memory_is_that_of_this_completion() -> None:
+    large = mx.zeros((64, 1 << 20))
+    mx.eval(large)
+    del large
+    mx.clear_cache()
+    out = generate(scripted(b"Hello"), FakeTokenizer(), Request(prompt=PROMPT, sampling=GREEDY))
+    assert 0 < out.timing.peak_bytes < 128 << 20
+
+
 def test_the_stream_is_public() -> None:
     assert [type(event) for event in macllm.stream(FakeModel(), FakeTokenizer(), "x", max_tokens=1, temperature=0)][
         -1

@@ -112,6 +112,20 @@ def test_greedy_tokens_are_those_of_full_passes(kind: str, step: int) -> None:
     assert tokens_of(events) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "reused"), [("plain", [0, 9, 9, 9]), ("long", [0, 9, 0, 9]), ("dynamic", [0, 9, 0, 0])]
+)
+def test_keys_are_computed_anew_only_where_the_length_turns_them_otherwise(kind: str, reused: list[int]) -> None:
+    """Requests that reach 19, 20, 21 and 22 positions of a model that was trained on 20."""
+    prefix, cached = Prefix(), []
+    for reach in (19, 20, 21, 22):
+        request = Request(prompt=PROMPT[:10], max_tokens=reach - 10, sampling=GREEDY)
+        events = list(run(model(kind), FakeTokenizer(), request, prefix=prefix))
+        cached.append(events[-1].usage.cached_tokens)
+        assert tokens_of(events) == tokens_of(list(run(model(kind), FakeTokenizer(), request)))
+    assert cached == reused
+
+
 @pytest.mark.parametrize("kind", ["plain", "window", "long", "dynamic"])
 @pytest.mark.parametrize("kv_bits", [None, 8])
 def test_turns_with_a_reused_cache_equal_turns_without(kind: str, kv_bits: int | None) -> None:
