@@ -15,6 +15,7 @@ import pytest
 from macllm import hub as macllm_hub
 from macllm.errors import DoesNotFitError, MacllmError, ModelNotFoundError, NetworkError
 from macllm.hub import snapshot, transfer
+from macllm.hub.files import RepoFile
 from tests.hub.conftest import CONFIG, model_files
 from tests.hub.loopback import COMMIT, OTHER_COMMIT, Repo, digest_of
 
@@ -166,6 +167,51 @@ def test_a_busy_hub_is_asked_again(hub, status):
     hub.faults.api = [(status, {})]
     hub.faults.files[WEIGHTS] = [(status, {"Retry-After": "0"})] * 2
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        ({}, 0.001),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "9999"}, 60.0),
+        ({"Retry-After": "Wed, 21 Oct"}, 0.001),
+    ],
+)
+def test_a_busy_hub_is_given_the_time_it_asks_for(hub, monkeypatch, headers, waited):
+    naps = []
+    monkeypatch.setattr(transfer.time, "sleep", naps.append)
+    hub.faults.api = [(429, headers)]
+    assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
+    assert naps == [waited]
+
+
+def test_a_token_that_is_not_to_be_sent_unasked_is_not_sent(hub, monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    macllm_hub.resolve("org/tiny")
+    assert hub.requests
+    assert not [path for _, path, headers in hub.requests if "authorization" in headers]
+
+
+def test_a_file_may_have_any_name(hub):
+    name = "additional_chat_templates/tool use? 50% #1 é.jinja"
+    hub.repos["org/tiny"].files[name] = b"{{ x }}"
+    assert (macllm_hub.resolve("org/tiny") / name).read_bytes() == b"{{ x }}"
+
+
+def test_the_speed_is_that_of_the_last_seconds(monkeypatch):
+    now, told = [100.0], []
+    monkeypatch.setattr(snapshot.time, "monotonic", lambda: now[0])
+    file = RepoFile("a", 10_000, "0" * 64)
+    meter = snapshot._Meter([file], {file.digest: 10_000}, told.append)
+    meter.start(file)
+    for seconds, size in ((1, 1000), (2, 1000), (20, 500), (1, 500), (1, 500)):
+        now[0] += seconds
+        meter.add(size)
+    assert told[0].bytes_per_second == 0.0
+    assert told[3].bytes_per_second == 0.0  # after a pause nothing is known yet
+    assert told[-1].bytes_per_second == 1500 / 2
+    assert told[-1].done_bytes == 3500
 
 
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/tiny is restricted."}

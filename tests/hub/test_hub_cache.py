@@ -152,6 +152,19 @@ def test_offline_is_taken_from_the_environment(hub, monkeypatch):
     assert hub.requests == []
 
 
+def test_what_the_caller_says_of_the_network_goes_before_the_environment(hub, monkeypatch):
+    import huggingface_hub.constants  # noqa: F401  it reads the environment once, for the whole process
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert macllm_hub.describe("org/tiny", offline=False).commit == COMMIT
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    before = len(hub.requests)
+    for ask in (macllm_hub.resolve, macllm_hub.describe):
+        with pytest.raises(ModelNotFoundError, match="network is off"):
+            ask("org/tiny", offline=True)
+    assert len(hub.requests) == before
+
+
 # List, describe, verify, remove
 
 
@@ -238,6 +251,32 @@ def test_removing_a_revision_keeps_what_another_one_uses(hub):
         macllm_hub.remove(f"org/tiny@{COMMIT}")
     macllm_hub.remove("org/tiny@main")
     assert models("org/tiny") == []
+
+
+def test_removing_a_revision_leaves_the_names_of_the_others(hub):
+    hub.repos["org/tiny"].revisions = ("main", "v1", "refs/pr/1")
+    macllm_hub.resolve("org/tiny@v1")
+    macllm_hub.resolve("org/tiny@refs/pr/1")
+    hub.repos["org/tiny"] = Repo(model_files(), OTHER_COMMIT)
+    new = macllm_hub.resolve("org/tiny")
+    folder = macllm_hub.cache_folder() / "models--org--tiny"
+    macllm_hub.remove("org/tiny@v1")
+    assert {path.name for path in folder.glob("refs/**/*") if path.is_file()} == {"main"}
+    assert macllm_hub.resolve("org/tiny", offline=True) == new
+    locks = macllm_hub.cache_folder() / ".locks" / folder.name
+    assert locks.exists()
+    macllm_hub.remove("org/tiny")
+    assert not folder.exists()
+    assert not locks.exists()
+
+
+def test_one_content_under_two_names_takes_its_room_once(hub):
+    hub.repos["org/tiny"].files["tokenizer_config.json"] = hub.repos["org/tiny"].files["config.json"]
+    macllm_hub.resolve("org/tiny")
+    files = hub.repos["org/tiny"].files
+    (tiny,) = models("org/tiny")
+    assert tiny.size_bytes == sum(len(files[name]) for name in ("config.json", "tokenizer.json", "model.safetensors"))
+    assert macllm_hub.describe("org/tiny").size_bytes == tiny.size_bytes + len(files["config.json"])
 
 
 def test_an_unfinished_download_can_be_removed(hub):
