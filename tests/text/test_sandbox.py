@@ -59,6 +59,11 @@ ENDLESS = {
     "shared tuples, hashed": growing("(1,)", "(ns.x, ns.x)", "{{ {ns.x: 1} }}"),
     "search backwards": "{{ ('a' * 8000000).rfind('ab' + 'a' * 4000000) }}",
     "strip": "{{ ('a' * 8000000).strip('b' * 4000000) }}",
+    "strip on the left": "{{ ('a' * 8000000).lstrip('b' * 4000000 ~ 'a') }}",
+    "strip on the right": "{{ ('a' * 8000000).rstrip('b' * 4000000 ~ 'a') }}",
+    "index backwards": "{{ ('a' * 8000000).rindex('ab' + 'a' * 4000000) }}",
+    "split backwards": "{{ ('a' * 8000000).rsplit('ab' + 'a' * 4000000) }}",
+    "part backwards": "{{ ('a' * 8000000).rpartition('ab' + 'a' * 4000000) }}",
     "trim": "{{ ('a' * 8000000)|trim('b' * 4000000) }}",
     "title": "{{ ('a ' * 3900000)|title }}",
     "sort": "{{ ('x ' * 900000).split(' ')|sort }}",
@@ -89,6 +94,8 @@ HUGE = {
     "center method": "{{ 'x'.center(1000000000) }}",
     "center by map": "{{ range(99999)|map('center', 7000000)|join }}",
     "zfill": "{{ 'x'.zfill(1000000000) }}",
+    "rjust": "{{ 'x'.rjust(1000000000) }}",
+    "ljust": "{{ 'x'.ljust(1000000000) }}",
     "ljust by name": "{{ ('x'|attr('ljust'))(1000000000) }}",
     "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
     "percent": "{{ '%1000000000d' % 1 }}",
@@ -170,6 +177,26 @@ def test_no_template_fills_the_memory() -> None:
     assert not [line for line in refusals if "MemoryError" in line]
     unit = 1024 if sys.platform == "linux" else 1
     assert int(grown) * unit < 256 << 20
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("{{ [1] * -400000 }}{{ -9999999 * 'x' }}", "[]"),
+        ("{{ 'a b c'.rsplit(' ', 1) }}{{ ' x '.strip() }}", "['a b', 'c']x"),
+        ("{{ '%05.1f|%s' % (2, [1]) }}{{ '{:>4}'.format('x') }}", "002.0|[1]   x"),
+        ("{% macro m(n) %}{{ n }}{% endmacro %}{% for i in range(300) %}{{ m(0) }}{% endfor %}", "0" * 300),
+        ("{{ 2 ** 100 }}{{ 'ab'|center(4) }}{{ {'a': [1]}|tojson(indent=1)|length }}", f"{2**100} ab 18"),
+    ],
+)
+def test_what_is_small_is_written(source: str, written: str) -> None:
+    assert ChatTemplate(source).render(MESSAGES) == written
+
+
+def test_every_value_is_measured_for_itself_even_where_another_one_was() -> None:
+    spent = limits.Budget(Limits(), 0)
+    for count in range(200):
+        assert spent.weigh([0] * count) == (count + 1, 1)  # at the place in memory that the one before it had
 
 
 def test_the_limits_hold_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,113 @@
+"""What stands on the screen in few characters, and what never reaches a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from macllm.chat.session import Turn
+from macllm.generate.request import Timing, Usage
+from macllm_tui.text import units
+from macllm_tui.text.markdown import parse
+from macllm_tui.text.summary import summarize
+from macllm_tui.text.visible import visible
+
+
+def test_every_control_character_but_line_break_and_tab_becomes_visible() -> None:
+    for code in range(0x110000):
+        if 0xD800 <= code < 0xE000 or chr(code) in "\n\t":
+            continue
+        shown = visible(chr(code))
+        if code < 0x20 or 0x7F <= code < 0xA0:
+            assert shown == "" if chr(code) == "\r" else shown.isprintable(), hex(code)
+        else:
+            assert shown == chr(code)
+    assert visible("a\x1b[2J\x9b1mb\r\n\tc\x7f") == "a␛[2J\ufffd1mb\n\tc␡"
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.0k"),
+        (9949, "9.9k"),
+        (9950, "10k"),
+        (9999, "10k"),
+        (32_768, "33k"),
+        (128_000, "128k"),
+        (1_000_000, "1.0M"),
+    ],
+)
+def test_a_short_count_has_five_characters_at_most(number: int, shown: str) -> None:
+    assert units.short_count(number) == shown
+    assert len(shown) <= 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "0.00 s"),
+        (0.314, "0.31 s"),
+        (4.1, "4.1 s"),
+        (60, "1 min 0 s"),
+        (119.7, "1 min 59 s"),
+        (3725, "62 min 5 s"),
+    ],
+)
+def test_a_time_span_has_no_sixty_seconds(seconds: float, shown: str) -> None:
+    assert units.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (15_800_000, "15.8 MB"), (999_960_000, "1.0 GB"), (5.1e9, "5.1 GB")],
+)
+def test_a_size_is_in_decimal_units(size_bytes: int, shown: str) -> None:
+    assert units.size(size_bytes) == shown
+
+
+def test_the_speed_is_of_the_tokens_that_came_in_the_last_two_seconds() -> None:
+    speed = units.Speed()
+    speed.add(100, 10.0)
+    assert speed.tokens_per_second is None
+    speed.add(1, 10.01)
+    assert speed.tokens_per_second is None  # too short a time to tell
+    speed.add(29, 11.0)
+    assert speed.tokens_per_second == pytest.approx(30.0)  # the first 100 came before the time began
+    speed.add(10, 12.5)
+    assert speed.tokens_per_second == pytest.approx(10 / 1.5)
+
+
+@pytest.mark.parametrize(
+    ("turn", "shown"),
+    [
+        (Turn(role="assistant", content="x"), ""),
+        (Turn(role="assistant", content="x", finish="failed"), "cut short by an error"),
+        (
+            Turn(role="assistant", content="x", finish="stop", usage=Usage(2000, 1, 1500), timing=Timing(0.5, 0.0, 1)),
+            "1 token · first after 0.50 s · reused 1,500 of 2,000",
+        ),
+        (
+            Turn(role="assistant", content="x", finish="length", usage=Usage(9, 5, 0), timing=Timing(2, 2.0, 1)),
+            "5 tokens · 2.0 tok/s · first after 2.0 s · cut at the token limit",
+        ),
+    ],
+)
+def test_an_answer_is_summed_up_in_one_line(turn: Turn, shown: str) -> None:
+    assert summarize(turn) == shown
+
+
+def test_marks_end_where_they_end_and_overlap_where_they_do() -> None:
+    (part,) = parse("a **b *c [d](http://x/?q) e* f** `g` ~~h~~ i\n")
+    runs = [(run.text, set(run.marks), run.href) for run in part.runs if run.text.strip()]
+    assert runs == [
+        ("a ", set(), ""),
+        ("b ", {"strong"}, ""),
+        ("c ", {"strong", "em"}, ""),
+        ("d", {"strong", "em", "link"}, "http://x/?q"),
+        (" e", {"strong", "em"}, ""),
+        (" f", {"strong"}, ""),
+        ("g", {"code"}, ""),
+        ("h", {"s"}, ""),
+        (" i", set(), ""),
+    ]
