@@ -23,6 +23,7 @@ from .header import DTYPE_BITS, HOW_TO_REPAIR, TensorInfo, damaged, read_header,
 __all__ = ["TensorInfo", "load_file", "load_folder", "read_header", "read_metadata", "save_file", "save_folder"]
 
 MAX_INDEX_BYTES = 100_000_000
+_MIXING = ".model.safetensors.mixing"  # is there while shards take the names of older ones
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -112,7 +113,8 @@ def save_folder(
     """Write a model's weights as transformers names them; the paths written, the index (if sharded) last.
 
     Every file is complete on disk before the first takes its name, and weight files that the new ones replace go
-    last: a reader finds the old or the new checkpoint. Tensors loaded lazily from `folder` itself are safe.
+    last: a reader finds the old or the new checkpoint, or is told, where shards replace shards of the same name,
+    that a save was interrupted. Tensors loaded lazily from `folder` itself are safe.
     Each tensor is evaluated as it is written. Raises DoesNotFitError on a full disk, with `folder` as it was.
     """
     folder = Path(folder)
@@ -128,10 +130,15 @@ def save_folder(
         if count > 1:
             _write_index(temps[-1], shards, names)
         written = [folder / name for name in names]
+        mixing = folder / _MIXING
+        if count > 1 and any(path.exists() for path in written[:count]):
+            mixing.touch()
+            _sync_folder(folder)
         for temp, path in zip(temps, written, strict=True):
             temp.replace(path)
         _remove_replaced(folder, frozenset(names))
         _sync_folder(folder)
+        mixing.unlink(missing_ok=True)
     return written
 
 
@@ -163,6 +170,12 @@ def _read_index(folder: Path) -> dict[str, str] | None:
 
 
 def _weight_files(folder: Path, index: dict[str, str] | None) -> list[Path]:
+    if (folder / _MIXING).exists():
+        raise CheckpointError(
+            f"{folder} holds weights of two checkpoints",
+            cause="saving over a sharded checkpoint was interrupted",
+            remedy="save it again",
+        )
     if index is not None:
         shards = [_shard_path(folder, name) for name in sorted(set(index.values()))]
         missing = [shard for shard in shards if not shard.is_file()]

@@ -303,6 +303,28 @@ def test_a_save_interrupted_between_two_files_leaves_the_old_or_the_new(tmp_path
     assert last < 19
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 4])
+def test_an_interrupted_save_over_shards_of_the_same_name_is_told_until_it_is_repeated(tmp_path, monkeypatch, last):
+    old, new = ({f"t{i}": value(10) for i in range(3)} for value in (mx.zeros, mx.ones))
+    save_folder(old, tmp_path, max_shard_bytes=40)
+    replace, steps = Path.replace, iter(range(1, 9))
+
+    def interrupting(path, target):
+        if next(steps) == last:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            save_folder(new, tmp_path, max_shard_bytes=40)
+    with pytest.raises(CheckpointError, match="holds weights of two checkpoints"):
+        load_folder(tmp_path)
+    save_folder(new, tmp_path, max_shard_bytes=40)
+    assert all(tensor.tolist() == [1.0] * 10 for tensor in load_folder(tmp_path).values())
+    assert len(names(tmp_path)) == 4
+
+
 @pytest.mark.parametrize("shard_bytes", [10**9, 40])
 def test_weights_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch, shard_bytes):
     synced, unready, sync, replace = set(), [], os.fsync, Path.replace
