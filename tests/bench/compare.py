@@ -1,7 +1,7 @@
 """macllm beside its peers on the same random weights: tokens per second of prompts and of decoding, and peak memory.
 
-`python tests/bench/compare.py [--shapes S,M,L] [--widths f32,q8,q4] [--rounds 5]`. Every measurement is a process of its
-own; in each round all contestants take their turn, and medians are compared. The last line is one JSON object.
+`python tests/bench/compare.py [--shapes S,M,L] [--widths f32,q8,q4] [--rounds 5]`. Every measurement is a process of
+its own; in each round all contestants take their turn, and medians are compared. The last line is one JSON object.
 
 - mlx-lm, and transformers with torch: `pip install macllm[parity]`.
 - llama.cpp: build `llama-bench` and `llama-quantize` (`cmake -B build -DGGML_NATIVE=ON && cmake --build build`), name

@@ -86,7 +86,7 @@ GGUF_WIDTHS = {"f16": "F16", "q8": "Q8_0", "q4": "Q4_0"}
 
 
 def checkpoint(name: str, width: str, cache: Path) -> Path:
-    """The folder of a shape in float32 ("f32"), bfloat16 ("bf16"), 8 or 4 bits ("q8", "q4"); made if it is not there."""
+    """The folder of a shape in "f32", "bf16", 8 or 4 bits ("q8", "q4"); made if it is not there."""
     folder = cache / f"{name}-{width}"
     if (folder / "config.json").exists():
         return folder
