@@ -30,6 +30,7 @@ COMMANDS = {
     "finetune": "Teach a model from your own rows.",
     "fuse": "Merge an adapter into its model.",
     "train": "Train a model from a recipe.",
+    "bench": "Measure a model on this machine.",
     "doctor": "Say what macllm finds on this machine.",
 }
 

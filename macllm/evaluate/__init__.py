@@ -1,0 +1,1 @@
+"""Measuring models: how fast they are here, and how well they do."""

@@ -1,0 +1,198 @@
+"""How fast a model is on this machine, and how near to what the machine allows."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from macllm.errors import UsageError
+from macllm.generate.decode import decode, prefill
+from macllm.generate.limits import context_length, is_encoder_decoder, vocab_size
+from macllm.generate.request import SamplingParams
+from macllm.generate.sampler import Sampler
+
+from .machine import operations_per_second, read_bytes_per_second
+
+_PREFILL_STEP = _PROMPT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured: a prompt of random tokens, a completion, and how often.
+
+    Without a number of prompt tokens it is 512, or what a smaller context leaves.
+    """
+
+    prompt_tokens: int | None = None
+    new_tokens: int = 64
+    repeats: int = 5
+    kv_bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of some measurements and half the distance of their quartiles."""
+
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Figure:
+        """The figure of at least one value."""
+        if len(values) < 2:
+            return cls(values[0], 0.0)
+        low, _, high = statistics.quantiles(values, n=4)
+        return cls(statistics.median(values), (high - low) / 2)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured. Shares are of what the machine could do at most, 1 being all of it."""
+
+    load_seconds: float
+    first_token: Figure  # seconds from prompt to first token
+    prefill: Figure  # tokens per second
+    decode: Figure  # tokens per second
+    prefill_share: float  # of the floating-point operations
+    decode_share: float  # of the memory bandwidth
+    weights_bytes: int
+    cache_bytes: int  # of prompt and completion
+    peak_bytes: int
+    read_bytes_per_second: float
+    operations_per_second: float
+
+
+def measure(
+    load: Callable[[], Any], workload: Workload, told: Callable[[int, int], object] = lambda done, total: None
+) -> Speed:
+    """The speed of the model that `load` returns; `told` hears of rounds done and rounds in all.
+
+    Raises UsageError for a model that does not write left to right, and for a workload beyond its context.
+    """
+    began = time.perf_counter()
+    model = load()
+    mx.eval(model.parameters())
+    load_seconds = time.perf_counter() - began
+    prompt = _prompt(model, workload)
+    mx.reset_peak_memory()
+    _round(model, prompt, workload)  # to warm up: kernels are compiled, buffers found
+    rounds: list[_Round] = []
+    for done in range(workload.repeats):
+        told(done, workload.repeats)
+        rounds.append(_round(model, prompt, workload))
+    peak = mx.get_peak_memory()
+    told(workload.repeats, workload.repeats)
+    matrices, weights = _read_per_token(model)
+    bandwidth = read_bytes_per_second()
+    operations = operations_per_second(_dtype(model))
+    prefills = Figure.of([len(prompt) / each.prefill_seconds for each in rounds])
+    decodes = Figure.of([(workload.new_tokens - 1) / each.decode_seconds for each in rounds])
+    return Speed(
+        load_seconds=load_seconds,
+        first_token=Figure.of([each.prefill_seconds for each in rounds]),
+        prefill=prefills,
+        decode=decodes,
+        prefill_share=2 * matrices * prefills.median / operations,
+        decode_share=(weights + rounds[-1].cache_bytes) * decodes.median / bandwidth,
+        weights_bytes=sum(array.nbytes for _, array in _arrays(model)),
+        cache_bytes=rounds[-1].cache_bytes,
+        peak_bytes=peak,
+        read_bytes_per_second=bandwidth,
+        operations_per_second=operations,
+    )
+
+
+@dataclass(frozen=True)
+class _Round:
+    prefill_seconds: float
+    decode_seconds: float
+    cache_bytes: int
+
+
+def _prompt(model: Any, workload: Workload) -> list[int]:
+    """Random tokens, the same every time."""
+    if is_encoder_decoder(model) or not hasattr(model, "make_cache"):
+        raise UsageError("this model does not continue a text", remedy="a decoder-only model")
+    most = context_length(model)
+    length = workload.prompt_tokens or min(
+        _PROMPT_TOKENS, (most or _PROMPT_TOKENS + workload.new_tokens) - workload.new_tokens
+    )
+    if length < 1 or (most and length + workload.new_tokens > most):
+        raise UsageError(
+            f"{max(length, 1)} + {workload.new_tokens} tokens are more than the model's context of {most}",
+            remedy="a smaller --prompt or --new",
+        )
+    return np.random.default_rng(0).integers(0, vocab_size(model) or 256, length).tolist()
+
+
+def _round(model: Any, prompt: list[int], workload: Workload) -> _Round:
+    """One prompt and one completion, greedily."""
+    cache = model.make_cache(kv_bits=workload.kv_bits)
+    greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, vocab_size(model) or 256)
+    began = time.perf_counter()
+    logits = _last(prefill(model, cache, prompt, _PREFILL_STEP))
+    tokens = decode(model, cache, logits, greedy, max_tokens=workload.new_tokens, alternatives=None)
+    next(tokens)
+    first = time.perf_counter()
+    for _ in tokens:
+        pass
+    return _Round(first - began, time.perf_counter() - first, cache.nbytes)
+
+
+def _last(steps: Any) -> mx.array:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def _arrays(model: Any) -> list[tuple[str, mx.array]]:
+    return tree_flatten(model.parameters())  # type: ignore[return-value]
+
+
+def _read_per_token(model: Any) -> tuple[int, int]:
+    """Weights that a token is multiplied with, and their bytes: of stacked experts the share that a token visits.
+
+    A table of embeddings counts only where the head reads it too.
+    """
+    arrays = _arrays(model)
+    tied = not any(name.startswith("head.proj") for name, _ in arrays)
+    count = size = 0.0
+    for name, array in arrays:
+        if name.startswith("embedding.") and not (tied and name.startswith("embedding.tokens.")):
+            continue
+        share = _visited(model, name)
+        size += array.nbytes * share
+        if array.ndim > 1 and not name.endswith((".scales", ".biases")):
+            packed = 32 // _bits(model, name) if array.dtype == mx.uint32 else 1
+            count += array.size * packed * share
+    return round(count), round(size)
+
+
+def _visited(model: Any, name: str) -> float:
+    found = re.match(r"decoder\.layers\.(\d+)\..*\bexperts\.", name)
+    if not found:
+        return 1.0
+    spec = model.spec.decoder.layers[int(found[1])].feed_forward
+    return spec.top_k / spec.num_experts
+
+
+def _bits(model: Any, name: str) -> int:
+    module = model
+    for part in name.split(".")[:-1]:
+        module = module[int(part)] if part.isdigit() else module[part]
+    return module.bits
+
+
+def _dtype(model: Any) -> mx.Dtype:
+    floats = [array.dtype for _, array in _arrays(model) if mx.issubdtype(array.dtype, mx.floating)]
+    return max(floats, key=floats.count) if floats else mx.float32

@@ -1,0 +1,177 @@
+"""Checkpoints of real shapes with random weights, in every form that a peer reads.
+
+A folder per shape and width under one cache folder: `*-f32`, `*-bf16` as transformers writes them, `*-q8`, `*-q4` as
+mlx-lm quantizes them (affine, groups of 64), `*-f16.gguf`, `*-q8_0.gguf`, `*-q4_0.gguf` for llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a decoder that decide its speed."""
+
+    family: str
+    vocab: int
+    dim: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int = 64
+
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return {
+            "architectures": ["LlamaForCausalLM" if self.family == "llama" else "Qwen2ForCausalLM"],
+            "model_type": self.family,
+            "vocab_size": self.vocab,
+            "hidden_size": self.dim,
+            "intermediate_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": 16384,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Its weights, float32, under transformers' names."""
+        rng = np.random.default_rng(0)
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        matrices = {
+            "self_attn.q_proj": (q, self.dim),
+            "self_attn.k_proj": (kv, self.dim),
+            "self_attn.v_proj": (kv, self.dim),
+            "self_attn.o_proj": (self.dim, q),
+            "mlp.gate_proj": (self.hidden, self.dim),
+            "mlp.up_proj": (self.hidden, self.dim),
+            "mlp.down_proj": (self.dim, self.hidden),
+        }
+        made = {"model.embed_tokens.weight": (self.vocab, self.dim), "model.norm.weight": (self.dim,)}
+        for i in range(self.layers):
+            made |= {f"model.layers.{i}.{name}.weight": shape for name, shape in matrices.items()}
+            made |= {f"model.layers.{i}.{n}_layernorm.weight": (self.dim,) for n in ("input", "post_attention")}
+            if self.family == "qwen2":
+                made |= {f"model.layers.{i}.self_attn.{n}_proj.bias": (q if n == "q" else kv,) for n in "qkv"}
+        return {
+            name: np.ones(shape, np.float32)
+            if name.endswith("norm.weight")
+            else rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
+            for name, shape in made.items()
+        }
+
+
+SHAPES = {
+    "S": Shape("llama", 8192, 512, 1536, 8, 8, 4),  # 30 million parameters
+    "M": Shape("llama", 49152, 576, 1536, 30, 9, 3),  # SmolLM-135M
+    "L": Shape("qwen2", 151936, 896, 4864, 24, 14, 2),  # Qwen2.5-0.5B
+}
+GGUF_WIDTHS = {"f16": "F16", "q8": "Q8_0", "q4": "Q4_0"}
+
+
+def checkpoint(name: str, width: str, cache: Path) -> Path:
+    """The folder of a shape in "f32", "bf16", 8 or 4 bits ("q8", "q4"); made if it is not there."""
+    folder = cache / f"{name}-{width}"
+    if (folder / "config.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config, arrays = SHAPES[name].config(), {k: mx.array(v) for k, v in SHAPES[name].tensors().items()}
+    if width == "bf16":
+        arrays = {k: v.astype(mx.bfloat16) for k, v in arrays.items()}
+    if width in ("q8", "q4"):
+        bits = int(width[1])
+        config["quantization"] = {"group_size": 64, "bits": bits}
+        packed: dict[str, mx.array] = {}
+        for key, value in arrays.items():
+            if value.ndim == 2:
+                stem = key.removesuffix(".weight")
+                parts = mx.quantize(value.astype(mx.bfloat16), group_size=64, bits=bits)
+                packed |= dict(zip((key, f"{stem}.scales", f"{stem}.biases"), parts, strict=True))
+            else:
+                packed[key] = value.astype(mx.bfloat16)
+        arrays = packed
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays, {"format": "pt"})
+    words = {f"w{i}": i for i in range(SHAPES[name].vocab)}
+    tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def gguf_file(name: str, width: str, cache: Path, llama_quantize: Path) -> Path:
+    """The same weights as a GGUF file in "f16", "q8" (Q8_0) or "q4" (Q4_0). Needs the package `gguf`."""
+    path = cache / f"{name}-{width}.gguf"
+    if path.exists():
+        return path
+    if width != "f16":
+        source = gguf_file(name, "f16", cache, llama_quantize)
+        command = [str(llama_quantize), str(source), str(path), GGUF_WIDTHS[width]]
+        subprocess.run(command, check=True, capture_output=True)
+        return path
+    from gguf import GGUFWriter
+
+    shape = SHAPES[name]
+    writer = GGUFWriter(path, shape.family)
+    writer.add_context_length(16384)
+    writer.add_embedding_length(shape.dim)
+    writer.add_feed_forward_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(1)
+    writer.add_vocab_size(shape.vocab)
+    writer.add_tokenizer_model("none")
+    for key, value in shape.tensors().items():
+        value = _in_pairs(value, shape) if shape.family == "llama" and ("q_proj" in key or "k_proj" in key) else value
+        writer.add_tensor(_gguf_name(key), value.astype(np.float16) if value.ndim == 2 else value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _in_pairs(weight: np.ndarray, shape: Shape) -> np.ndarray:
+    """Rows of each head so that channels that turn together are neighbours, as llama.cpp wants them of Llama."""
+    heads = weight.shape[0] // shape.head_dim
+    return weight.reshape(heads, 2, shape.head_dim // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _gguf_name(key: str) -> str:
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "model.layers": "blk",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    for theirs, ours in names.items():
+        key = key.replace(theirs, ours)
+    return key
