@@ -104,7 +104,8 @@ def assemble(
         _fill(model, ours, dict.fromkeys(_FLOATS, dtype))
     else:
         casts = default_casts(text["model_type"])
-        _fill(model, ours, casts, _as_stored(model) if casts.get(mx.float16) == mx.float32 else frozenset())
+        widens = mx.float32 in casts.values()
+        _fill(model, ours, casts, _as_stored(model) if widens else frozenset())
     return model
 
 

@@ -192,12 +192,13 @@ struct Rules {
   float scale;
   bool causal;
   int64_t window;
+  float softcap;
 };
 
 Attention problem(const Arrays& in, const Rules& rules, bool masked) {
   auto &q = in[0], &k = in[1];
   Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), rules.scale, rules.causal,
-              rules.window, nullptr, {}};
+              rules.window, nullptr, {}, rules.softcap};
   if (masked) {
     a.mask = in[3].data<bool>();
     std::copy(in[3].strides().begin(), in[3].strides().end(), a.mask_strides);
@@ -220,10 +221,10 @@ Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out
 }
 
 mx::array native_attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, bool causal,
-                           int64_t window, const std::optional<mx::array>& mask) {
+                           int64_t window, const std::optional<mx::array>& mask, float softcap) {
   if (q.ndim() != 4 || k.ndim() != 4 || k.shape() != v.shape() || q.shape(3) != k.shape(3) || q.shape(1) % k.shape(1))
     throw std::invalid_argument("[macllm] attention takes (B, H, T, Dh) and (B, K, S, Dh) twice.");
-  const Rules rules{scale, causal, window};
+  const Rules rules{scale, causal, window, softcap};
   Arrays inputs{q, k, v};
   const bool masked = mask.has_value();
   if (masked) {
@@ -262,7 +263,7 @@ NB_MODULE(macllm_native, m) {
   m.def("adamw", &native_adamw, "p"_a, "g"_a, "m"_a, "v"_a, "scalars"_a, "beta1"_a, "beta2"_a, "eps"_a);
   m.def("rope", &native_rope, "x"_a, "wavelengths"_a, "offset"_a, "interleaved"_a = false, "back"_a = false);
   m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
-        "mask"_a = nb::none());
+        "mask"_a = nb::none(), "softcap"_a = 0);
   bind_linear(m);
   bind_sampling(m);
 }

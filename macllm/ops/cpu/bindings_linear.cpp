@@ -2,6 +2,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 
+#include <functional>
+#include <numeric>
 #include <optional>
 
 #include "bindings.h"
@@ -17,8 +19,13 @@ constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
 
 bool is_half(const mx::array& w) { return w.dtype() == mx::bfloat16 || w.dtype() == mx::float16; }
 
+// How many there are of what the last axis holds, be it nothing.
+int64_t vectors(const mx::array& x) {
+  return std::accumulate(x.shape().begin(), x.shape().end() - 1, int64_t(1), std::multiplies<int64_t>());
+}
+
 HalfProduct half(const mx::array& x, const mx::array& w, const uint16_t* data) {
-  return {w.dtype() == mx::bfloat16 ? Half::bfloat16 : Half::float16, rows(x), w.shape(0), w.shape(1), data};
+  return {w.dtype() == mx::bfloat16 ? Half::bfloat16 : Half::float16, vectors(x), w.shape(0), w.shape(1), data};
 }
 
 mx::Shape with_last(const mx::array& x, int last) {
@@ -27,18 +34,19 @@ mx::Shape with_last(const mx::array& x, int last) {
   return shape;
 }
 
-mx::array flat(const mx::array& x) { return mx::reshape(x, {int(rows(x)), int(columns(x))}); }
+mx::array flat(const mx::array& x) { return mx::reshape(x, {int(vectors(x)), x.shape(-1)}); }
 
 void forward(const Arrays& in, Arrays& out) {
   auto &x = in[0], &w = in[1];
-  const int64_t M = rows(x), N = w.shape(0), K = w.shape(1);
+  const int64_t N = w.shape(0), K = w.shape(1), M = vectors(x);
   float* y = out[0].data<float>();
   if (M == 0 || N == 0) return;
   if (is_half(w)) {
     Dense<uint16_t> data(w);
     half_product(half(x, w, data), Dense(x), y);
   } else {
-    sgemm(ROW_MAJOR, PLAIN, TRANSPOSED, int(M), int(N), int(K), 1.f, Dense(x), int(K), Dense(w), int(K), 0.f, y, int(N));
+    sgemm(ROW_MAJOR, PLAIN, TRANSPOSED, int(M), int(N), int(K), 1.f, Dense(x), int(K), Dense(w), int(K), 0.f, y,
+          int(N));
   }
   if (in.size() > 2) add_to_rows(M, N, Dense(in[2]), y);
 }
@@ -48,7 +56,7 @@ void forward(const Arrays& in, Arrays& out) {
 Arrays linear_vjp(const Arrays& in, const Arrays& g, const Arrays&) {
   auto &x = in[0], &w = in[1];
   auto backward = [](const Arrays& in, Arrays& out) {
-    if (in[0].size() == 0) return;
+    if (out[0].size() == 0) return;
     Dense<uint16_t> data(in[1]);
     half_product_vjp(half(in[0], in[1], data), Dense(in[0]), out[0].data<float>());
   };

@@ -105,6 +105,7 @@ struct Attention {
   int64_t window;  // a query sees at most this many positions up to itself; 0: no limit
   const bool* mask;  // true where a query may look, or null
   int64_t mask_strides[4];
+  float softcap = 0;  // scores are bounded to +-softcap; 0: no limit
 };
 
 // out is [B, T, H, D] in memory, lse [B, H, T].

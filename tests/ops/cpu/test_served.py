@@ -18,8 +18,8 @@ SEEN = mx.array(np.random.default_rng(0).random((2, 1, 9, 9)) < 0.7) | mx.eye(9)
 BIAS = mx.array(np.random.default_rng(1).standard_normal((1, 4, 9, 9)), mx.float32)
 
 
-def _attend(mask: attention.Mask) -> Callable[[mx.array], mx.array]:
-    return lambda x: attention.attention(x, kv.Dense(x[:, ::2], x[:, ::2] * 2), scale=0.3, mask=mask)
+def _attend(mask: attention.Mask, softcap: float | None = None) -> Callable[[mx.array], mx.array]:
+    return lambda x: attention.attention(x, kv.Dense(x[:, ::2], x[:, ::2] * 2), scale=0.3, mask=mask, softcap=softcap)
 
 
 OPS: dict[str, tuple[str, Callable[[mx.array], mx.array]]] = {
@@ -36,6 +36,7 @@ OPS: dict[str, tuple[str, Callable[[mx.array], mx.array]]] = {
     "cross entropy": ("cross_entropy", lambda x: cross_entropy.cross_entropy(x, mx.zeros(x.shape[:-1], mx.int32))),
     "attention, causal": ("attention", _attend("causal")),
     "attention, masked": ("attention", _attend(SEEN)),
+    "attention, soft-capped": ("attention", _attend("causal", softcap=0.8)),
 }
 
 
