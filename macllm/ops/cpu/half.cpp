@@ -22,6 +22,8 @@ inline void dots(int64_t K, const float* x, int64_t ldx, const uint16_t* w, floa
   for (; k + W <= K; k += W) {
     vf right[N];
     for (int n = 0; n < N; n++) right[n] = load_half<T>(w + n * K + k);
+    // Rows are too short for the machine to see their pattern.
+    for (int n = 0; n < N; n++) __builtin_prefetch(w + (N + n) * K + k, 0, 2);
     for (int m = 0; m < M; m++) {
       vf left = load(x + m * ldx + k);
       for (int n = 0; n < N; n++) acc[m][n] += left * right[n];
