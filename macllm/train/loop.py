@@ -89,7 +89,8 @@ class Trainer:
     def _begin(self) -> TrainState:
         state = self.snapshots.latest() if self.snapshots else None
         # In float32, whatever they were loaded as: in 16 bits a small step would round away.
-        weights = {name: w.astype(mx.float32) for name, w in tree_flatten(self.model.trainable_parameters())}
+        loaded = dict(tree_flatten(self.model.trainable_parameters()))
+        weights = {name: weight.astype(mx.float32) for name, weight in loaded.items()}
         if state is None:
             mx.eval(weights)
             self.put(weights)
