@@ -17,7 +17,9 @@ from macllm import families, hub
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
 from macllm.nn import quantize
+from macllm.nn.linear import Linear, Table
 from macllm.nn.models import Model, build
+from macllm.ops.linear import HALVES, multiplies_halves
 from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
 from macllm.weights.safetensors import load_folder, read_metadata, save_folder
 
@@ -47,7 +49,8 @@ def load(
 
     `adapter` is a folder with a LoRA adapter to lay over the weights. `dtype` is what floating-point
     weights become: as stored on an Apple GPU (but float16 for bfloat16 where the chip only emulates it),
-    float32 on a CPU. Raises ModelNotFoundError, CheckpointError, NetworkError.
+    float32 on a CPU, except for 16-bit matrices of linear layers and token tables where a kernel reads
+    them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError.
     """
     from macllm.text.tokenizer import Tokenizer
 
@@ -97,7 +100,12 @@ def assemble(
             f"this checkpoint is quantized by {method!r}, which macllm does not read",
             remedy="use the unquantized or the MLX-quantized copy of this model",
         )
-    _fill(model, ours, default_casts(text["model_type"]) if dtype is None else dict.fromkeys(_FLOATS, dtype))
+    if dtype is not None:
+        _fill(model, ours, dict.fromkeys(_FLOATS, dtype))
+    else:
+        casts = default_casts(text["model_type"])
+        widens = mx.float32 in casts.values()
+        _fill(model, ours, casts, _as_stored(model) if widens else frozenset())
     return model
 
 
@@ -109,6 +117,13 @@ def default_casts(model_type: str) -> dict[mx.Dtype, mx.Dtype]:
     if chip.startswith(_EMULATES_BFLOAT16) and model_type not in families.OUTGROWS_FLOAT16:
         return {mx.bfloat16: mx.float16}
     return {}
+
+
+def _as_stored(model: Model) -> frozenset[str]:
+    """Names of the tensors that float32 activations meet in 16 bits: the same numbers in half the memory."""
+    if not multiplies_halves():
+        return frozenset()
+    return frozenset(f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Linear | Table))
 
 
 def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
@@ -132,7 +147,8 @@ def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> P
         named = {name: value for path, value in parts.items() for name, _ in their_modules(path, keymap)}
         config["quantization"] = whole | named
     else:
-        config["dtype"] = str(next(iter(ours.values())).dtype).removeprefix("mlx.core.")
+        theirs = _narrowed(theirs)
+        config["dtype"] = str(max(theirs.values(), key=lambda array: array.nbytes).dtype).removeprefix("mlx.core.")
     folder.mkdir(parents=True, exist_ok=True)
     save_folder(theirs, folder, {"format": "mlx" if quantization else "pt"})
     _write_json(folder / "config.json", config)
@@ -141,6 +157,20 @@ def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> P
     if tokenizer is not None:
         tokenizer.save(folder)
     return folder
+
+
+def _narrowed(tensors: Weights) -> Weights:
+    """The tensors in the 16-bit type that some of them have, wherever that is the same number to the last bit."""
+    halves = [array.dtype for array in tensors.values() if array.dtype in HALVES]
+    if not halves:
+        return tensors
+    dtype = max(set(halves), key=halves.count)
+    return {name: _exactly(array, dtype) for name, array in tensors.items()}
+
+
+def _exactly(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    narrow = array.astype(dtype)
+    return narrow if mx.array_equal(narrow.astype(array.dtype), array) else array
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -166,7 +196,9 @@ def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
     return "mlx" if first and read_metadata(first).get("format") == "mlx" else "hf"
 
 
-def _fill(model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype]) -> None:
+def _fill(
+    model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype], as_stored: frozenset[str] = frozenset()
+) -> None:
     """Put `ours` into the model one by one, so that a cast never holds more than one tensor twice."""
     expected = dict(tree_flatten(model.parameters()))
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
@@ -186,7 +218,8 @@ def _fill(model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype]) -> No
     del expected
     for name in list(ours):
         array = ours.pop(name)
-        array = array.astype(casts.get(array.dtype, array.dtype))
+        if name not in as_stored or array.dtype not in HALVES:
+            array = array.astype(casts.get(array.dtype, array.dtype))
         model.load_weights([(name, array)], strict=False)
         mx.eval(array)
 

@@ -1,7 +1,8 @@
 """From logits to a token.
 
 Top-k, top-p and typical only ever drop tokens, so each of them hands on a shorter or sorted list of candidates
-and nothing is put back into vocabulary order: the draw is made among the candidates.
+and nothing is put back into vocabulary order: the draw is made among the candidates. Where a kernel does all of it,
+it draws the same token.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+
+from macllm.ops.sampling import Filters, logsumexp, sample
 
 from .request import SamplingParams
 
@@ -47,6 +50,11 @@ class Sampler:
 
     def _draw(self, logits: mx.array, step: int) -> mx.array:
         params = self._params
+        if params.typical_p >= 1 and params.xtc_probability == 0:
+            filters = Filters(params.temperature, params.top_k, params.top_p, params.min_p)
+            token = sample(logits.astype(mx.float32), filters, self._seed, step)
+            if token is not None:
+                return token
         # Threefry takes its key as two words: seed and step are one each, and any step can be replayed alone
         key = mx.random.key((self._seed << 32) | step)
         logits, tokens = candidates(logits.astype(mx.float32), params)
@@ -85,10 +93,11 @@ def candidates(logits: mx.array, params: SamplingParams) -> tuple[mx.array, mx.a
 
 
 def keep_top_k(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """The k largest of logits (V,), in any order, and their tokens, both (k,) (arXiv:1805.04833, 5.4)."""
+    """The k largest of logits (V,), likeliest first, and their tokens, both (k,) (arXiv:1805.04833, 5.4)."""
     first = logits.size - k
-    tokens = mx.argpartition(logits, first)[first:]
-    return logits[tokens], tokens
+    tokens = mx.sort(mx.argpartition(logits, first)[first:])
+    order = mx.argsort(-logits[tokens])
+    return logits[tokens[order]], tokens[order]
 
 
 def keep_top_p(logits: mx.array, tokens: mx.array | None, p: float) -> tuple[mx.array, mx.array]:
@@ -124,9 +133,9 @@ def drop_top_choices(logits: mx.array, threshold: float) -> mx.array:
 
 
 def logprobs_of(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...]:
-    """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,), unordered, and theirs (A,)."""
+    """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,) and theirs (A,)."""
     logits = logits.astype(mx.float32)
-    total = mx.logsumexp(logits)
+    total = logsumexp(logits)
     chosen = logits[token] - total
     if not alternatives:
         return (chosen,)

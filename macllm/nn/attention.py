@@ -9,6 +9,7 @@ from macllm.ops.attention import Mask, attention
 from macllm.ops.kv import KV, Dense
 
 from .cache import LayerCache
+from .linear import Linear
 from .mask import Masks
 from .norm import make_norm
 from .position import RoPE, Span
@@ -21,10 +22,10 @@ class Projections(nn.Module):
     def __init__(self, dim: int, spec: AttentionSpec):
         super().__init__()
         self.spec = s = spec
-        self.q_proj = nn.Linear(dim, s.num_heads * s.head_dim, bias=s.qkv_bias)
-        self.k_proj = nn.Linear(dim, s.num_kv_heads * s.head_dim, bias=s.qkv_bias)
-        self.v_proj = nn.Linear(dim, s.num_kv_heads * s.head_dim, bias=s.qkv_bias)
-        self.o_proj = nn.Linear(s.num_heads * s.head_dim, dim, bias=s.out_bias)
+        self.q_proj = Linear(dim, s.num_heads * s.head_dim, bias=s.qkv_bias)
+        self.k_proj = Linear(dim, s.num_kv_heads * s.head_dim, bias=s.qkv_bias)
+        self.v_proj = Linear(dim, s.num_kv_heads * s.head_dim, bias=s.qkv_bias)
+        self.o_proj = Linear(s.num_heads * s.head_dim, dim, bias=s.out_bias)
         whole, head = _qk_norms(s.qk_norm)
         self.q_norm = make_norm(s.num_heads * s.head_dim, whole)
         self.k_norm = make_norm(s.num_kv_heads * s.head_dim, whole)

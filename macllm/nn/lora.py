@@ -17,6 +17,8 @@ from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
 
+from .linear import Linear as DenseLinear
+
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
 # Which expert a token visits is a choice, not a map to be nudged: it stays what it was unless a pattern names it.
@@ -50,7 +52,7 @@ class LoRALinear(nn.Module):
     def fused(self, dequantize: bool = False) -> nn.Module:
         """One linear map with the same outputs; quantized again like its base unless `dequantize`."""
         linear, dense = self.linear, dense_weight(self.linear)
-        out = nn.Linear(dense.shape[1], dense.shape[0], bias="bias" in linear)
+        out = DenseLinear(dense.shape[1], dense.shape[0], bias="bias" in linear)
         out.weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
         if "bias" in linear:
             out.bias = linear.bias

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from macllm.ops.gate import activate, gated
 
+from .linear import Linear
 from .spec import MLPSpec
 
 
@@ -17,9 +18,9 @@ class MLP(nn.Module):
         super().__init__()
         self.activation, self.is_gated = spec.activation, spec.gated
         if spec.gated:
-            self.gate_proj = nn.Linear(dim, spec.hidden, bias=spec.bias)
-        self.up_proj = nn.Linear(dim, spec.hidden, bias=spec.bias)
-        self.down_proj = nn.Linear(spec.hidden, dim, bias=spec.bias)
+            self.gate_proj = Linear(dim, spec.hidden, bias=spec.bias)
+        self.up_proj = Linear(dim, spec.hidden, bias=spec.bias)
+        self.down_proj = Linear(spec.hidden, dim, bias=spec.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., D)."""

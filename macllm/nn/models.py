@@ -11,6 +11,7 @@ from macllm.errors import UsageError
 from macllm.ops.kv import Dense
 
 from .cache import Cache, make_layers
+from .linear import Linear
 from .position import Span
 from .spec import Bidirectional, DecoderSpec, EncoderDecoderSpec, EncoderSpec, Local, MaskSpec, ModelSpec, StackSpec
 from .transformer import Embedding, Head, Stack
@@ -68,7 +69,7 @@ class EncoderLM(nn.Module):
         self.embedding = Embedding(spec.embedding)
         self.encoder = Stack(spec.embedding.dim, spec.encoder)
         if spec.pooler:
-            self.pooler = nn.Linear(spec.embedding.dim, spec.embedding.dim)
+            self.pooler = Linear(spec.embedding.dim, spec.embedding.dim)
         if spec.head is not None:
             self.head = Head(spec.head, spec.embedding)
 

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from macllm.ops.experts import gather_matmul, route
 from macllm.ops.gate import gated
 
+from .linear import Linear
 from .mlp import MLP
 from .spec import MLPSpec, MoESpec
 
@@ -83,7 +84,7 @@ class MoE(nn.Module):
     def __init__(self, dim: int, spec: MoESpec):
         super().__init__()
         self.spec = spec
-        self.router = nn.Linear(dim, spec.num_experts, bias=False)
+        self.router = Linear(dim, spec.num_experts, bias=False)
         self.experts = Experts(dim, spec.expert, spec.num_experts)
         if spec.shared is not None:
             self.shared = MLP(dim, spec.shared)

@@ -12,6 +12,7 @@ from macllm.ops.kv import KV
 
 from .attention import CrossAttention, SelfAttention
 from .cache import LayerCache
+from .linear import Linear, Table
 from .mask import Masks
 from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
@@ -95,10 +96,10 @@ class Embedding(nn.Module):
         super().__init__()
         self.scale = spec.scale
         if table:
-            self.tokens = nn.Embedding(spec.vocab_size, spec.dim)
+            self.tokens = Table(spec.vocab_size, spec.dim)
         self.positions = make_positions(spec.dim, spec.positions) if spec.positions else None
         if spec.token_types:
-            self.token_types = nn.Embedding(spec.token_types, spec.dim)
+            self.token_types = Table(spec.token_types, spec.dim)
         self.norm = make_norm(spec.dim, spec.norm)
 
     def __call__(
@@ -121,7 +122,7 @@ class Transform(nn.Module):
     def __init__(self, dim: int, spec: TransformSpec):
         super().__init__()
         self.activation = spec.activation
-        self.dense = nn.Linear(dim, dim)
+        self.dense = Linear(dim, dim)
         self.norm = make_norm(dim, spec.norm)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -136,7 +137,7 @@ class Head(nn.Module):
         super().__init__()
         self.spec = spec
         if not spec.tied:
-            self.proj = nn.Linear(embedding.dim, embedding.vocab_size, bias=False)
+            self.proj = Linear(embedding.dim, embedding.vocab_size, bias=False)
         if spec.bias:
             self.bias = mx.zeros(embedding.vocab_size)
         if spec.transform is not None:

@@ -20,11 +20,11 @@ def attention(q: mx.array, kv: KV, *, scale: float, mask: Mask = None, softcap: 
     Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2.
     """
     dense = kv.dense(q.dtype) if isinstance(kv, Quantized) else kv
+    kernels = native(q, dense.keys, dense.values) if _has_kernel(q, dense, mask) else None
+    if kernels is not None:
+        shown, causal = (mask, False) if isinstance(mask, mx.array) else (None, mask is not None)
+        return kernels.attention(q, dense.keys, dense.values, scale, causal, mask=shown, softcap=softcap or 0.0)
     if softcap is None and choice() != "reference":
-        kernels = native(q, dense.keys, dense.values) if _has_kernel(q, dense, mask) else None
-        if kernels is not None:
-            shown = mask if isinstance(mask, mx.array) else None
-            return kernels.attention(q, dense.keys, dense.values, scale, isinstance(mask, str), mask=shown)
         return mx.fast.scaled_dot_product_attention(q, dense.keys, dense.values, scale=scale, mask=mask)
     return attention_reference(q, dense.keys, dense.values, scale=scale, mask=mask, softcap=softcap)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from .dispatch import choice, native
@@ -28,6 +30,9 @@ def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps:
     """(x - mean) / sqrt(var + eps) * weight + bias: (..., D) -> (..., D). arXiv:1607.06450, eq. 4."""
     if choice() == "reference":
         return layer_norm_reference(x, weight, bias, eps)
+    kernels = native(x, weight, bias) if weight is not None else None
+    if kernels is not None:
+        return kernels.layer_norm(x, weight, bias, eps)
     return mx.fast.layer_norm(x, weight, bias, eps)
 
 
@@ -38,3 +43,11 @@ def layer_norm_reference(x: mx.array, weight: mx.array | None, bias: mx.array | 
     y = centred * mx.rsqrt(mx.mean(centred * centred, axis=-1, keepdims=True) + eps)
     y = y if weight is None else y * weight
     return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def norm(arrays: Sequence[mx.array]) -> mx.array:
+    """The Euclidean norm of all arrays together, in float32: ()."""
+    kernels = native(*arrays)
+    if kernels is not None:
+        return kernels.norm(arrays)
+    return mx.sqrt(mx.stack([mx.square(a.astype(mx.float32)).sum() for a in arrays]).sum())

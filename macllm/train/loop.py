@@ -88,9 +88,12 @@ class Trainer:
 
     def _begin(self) -> TrainState:
         state = self.snapshots.latest() if self.snapshots else None
-        weights = dict(tree_flatten(self.model.trainable_parameters()))
+        # In float32, whatever they were loaded as: in 16 bits a small step would round away.
+        loaded = dict(tree_flatten(self.model.trainable_parameters()))
+        weights = {name: weight.astype(mx.float32) for name, weight in loaded.items()}
         if state is None:
             mx.eval(weights)
+            self.put(weights)
             return TrainState(0, weights, self.optimizer.init(weights))
         assert state.weights.keys() == weights.keys(), "a snapshot of the same run has the same weights"
         self.put(state.weights)

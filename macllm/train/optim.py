@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from macllm.ops.adamw import Scalars, adamw
+from macllm.ops.norm import norm
 
 from .config import TrainConfig
 
@@ -39,8 +40,7 @@ def _progress(step: int, start: int, stop: int) -> float:
 
 def global_norm(gradients: Arrays) -> mx.array:
     """The Euclidean norm of all gradients together, in float32."""
-    squares = [mx.square(g.astype(mx.float32)).sum() for g in gradients.values()]
-    return mx.sqrt(mx.stack(squares).sum())
+    return norm(list(gradients.values()))
 
 
 def clip_factor(norm: mx.array, most: float) -> mx.array:

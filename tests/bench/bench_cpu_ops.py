@@ -22,8 +22,10 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm import families
+from macllm.generate.request import SamplingParams
+from macllm.generate.sampler import Sampler
 from macllm.nn.models import build
-from macllm.ops import attention, cpu, cross_entropy, gate, kv, norm, rope
+from macllm.ops import attention, cpu, cross_entropy, gate, kv, linear, norm, rope
 from macllm.ops.cpu import blas
 from macllm.ops.dispatch import using
 from macllm.train.optim import AdamW, clip_factor, global_norm
@@ -117,12 +119,59 @@ def small_ops() -> dict[str, Run]:
         "silu*up 1M fwd+bwd": both(lambda a, b: gate.gated(a, b, "silu"), x, y),
         "gelu 1M fwd+bwd": both(lambda a: gate.activate(a, "gelu"), x),
         "rms_norm 1M fwd+bwd": both(lambda a, b: norm.rms_norm(a, b, 1e-5), x, w),
+        "layer_norm 1M fwd+bwd": both(lambda a, b: norm.layer_norm(a, b, b, 1e-5), x, w),
         "rope 4x4x256x64 fwd+bwd": both(lambda a: rope.rope(a, waves, 0), q),
         "cross_entropy 256x4096": lambda: cross_entropy.cross_entropy(logits, targets),
         "cross_entropy 256x4096 fwd+bwd": both(lambda a: cross_entropy.cross_entropy(a, targets), logits),
         "attention causal 4x4x256x64": lambda: attend(q, k, v),
         "attention causal 4x4x256x64 fwd+bwd": both(lambda q, k, v: attend(q, k, v) * g, q, k, v),
     }
+
+
+def linears() -> dict[str, Run]:
+    """Linear maps of the 0.5B shape, weights in 16 and 32 bits, for a decoding step, a few and many rows."""
+    weight = mx.random.normal((4864, 896))
+    runs: dict[str, Run] = {}
+    for dtype in (mx.float32, mx.bfloat16, mx.float16):
+        w = weight.astype(dtype)
+        for count in (1, 4, 16, 512):
+            x = mx.random.normal((count, 896))
+            mx.eval(w, x)
+            runs[f"linear {count}x896x4864 {str(dtype)[9:]}"] = lambda x=x, w=w: linear.linear(x, w)
+        gradient = mx.grad(lambda x, w: linear.linear(x, w).sum(), argnums=(0, 1) if dtype == mx.float32 else 0)
+        runs[f"linear 512x896x4864 {str(dtype)[9:]} fwd+bwd"] = lambda x=x, w=w, gradient=gradient: gradient(x, w)
+    return runs
+
+
+def updates() -> dict[str, Run]:
+    """The norm of 5.2 M gradients that lie as a linear map's backward leaves them, and their AdamW step."""
+    shapes = [(4096, 256)] + [(256, 256)] * 24 + [(704, 256)] * 12 + [(256, 704)] * 6
+    weights = {str(n): mx.random.normal(shape) for n, shape in enumerate(shapes)}
+    gradients = {name: mx.random.normal(weight.shape) for name, weight in weights.items()}
+    optimizer, scale = AdamW(0.9, 0.95, 1e-8, 0.1), mx.array(0.5)
+    state = optimizer.init(weights)
+    mx.eval(weights, gradients, state.mean, state.square)
+
+    def step() -> list[Any]:
+        new, moved = optimizer.update(weights, gradients, state, 1e-3, scale)
+        return [new, moved.mean, moved.square]
+
+    return {"norm of 5.2M": lambda: global_norm(gradients), "adamw of 5.2M": step}
+
+
+def draws() -> dict[str, Run]:
+    """A token of a vocabulary of 151,936."""
+    logits = mx.random.normal((151_936,)) * 4
+    mx.eval(logits)
+    kinds = {
+        "temperature": SamplingParams(temperature=0.8),
+        "top-k 40": SamplingParams(top_k=40),
+        "top-p 0.95": SamplingParams(top_p=0.95),
+        "min-p 0.05": SamplingParams(min_p=0.05),
+        "all three": SamplingParams(temperature=0.7, top_k=40, top_p=0.95, min_p=0.05),
+    }
+    samplers = {name: Sampler(params, 1, (), logits.size) for name, params in kinds.items()}
+    return {f"draw by {name}": lambda sampler=sampler: sampler(logits, 7) for name, sampler in samplers.items()}
 
 
 def softmax_1m(repeats: int) -> dict[str, float]:
@@ -190,7 +239,7 @@ def main() -> None:
     if not arguments.only_step:
         result["matmul 512x512x1536"] = matmul()
         result["softmax 1M"] = softmax_1m(arguments.repeats)
-        for name, run in small_ops().items():
+        for name, run in (small_ops() | linears() | updates() | draws()).items():
             result[name] = versus(run, arguments.repeats)
     step = versus(training_step(rows, length), min(arguments.repeats, 3))
     for name in ("stock", "native"):

@@ -102,6 +102,27 @@ void hide(const Attention& a, const Block& block, int64_t b, int64_t h, int64_t 
     if (!mask[(block.first + j) * a.mask_strides[3]]) scores[j] = -INFINITE;
 }
 
+// Cephes' tanh: a polynomial near 0, where the other form would lose digits.
+vf tanh(vf x) {
+  const vf size = x < 0.f ? -x : x, z = x * x;
+  vf p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const vf large = 1.f - 2.f / (exp(2.f * size) + 1.f);
+  return size < 0.625f ? p * z * x + x : (x < 0.f ? -large : large);
+}
+
+// The products of queries and keys to softcap * tanh(scale * product / softcap), where scores are capped.
+void cap(const Attention& a, int64_t columns, float* scores) {
+  if (a.softcap <= 0) return;
+  const float share = a.scale / a.softcap;
+  for (int64_t j = 0; j < columns; j += W) store(scores + j, a.softcap * tanh(load(scores + j) * share));
+}
+
+// What is left to multiply with after `cap`.
+float scale_of(const Attention& a) { return a.softcap > 0 ? 1.f : a.scale; }
+
 // Scores to e^(score - max); the log-sum-exp and the factor that normalises.
 void exponentiate(int64_t columns, float scale, float* scores, float& lse, float& factor) {
   const float top = largest(columns, scores);
@@ -135,8 +156,9 @@ void forward_block(const Attention& a, Head at, const Block& block, const View& 
   float factors[64];
   for (int64_t i = 0; i < block.rows; i++) {
     float* row = scores + i * block.columns;
+    cap(a, block.columns, row);
     hide(a, block, at.b, at.h, i, row);
-    exponentiate(block.columns, a.scale, row, lse[(at.b * a.H + at.h) * a.T + block.t0 + i], factors[i]);
+    exponentiate(block.columns, scale_of(a), row, lse[(at.b * a.H + at.h) * a.T + block.t0 + i], factors[i]);
   }
   matmul(block.rows, Dp, block.end - block.first, {scores, block.columns, 1}, vp + block.first * Dp, Dp, result, Dp, false);
   for (int64_t i = 0; i < block.rows; i++) {
@@ -163,8 +185,9 @@ void decode_head(const Attention& a, int64_t b, int64_t kh, const View& q, const
   float factors[FEW_QUERIES];
   for (int64_t r = 0; r < rows; r++) {
     const int64_t h = kh * group + r / a.T, t = r % a.T;
+    cap(a, Sp, scores + r * Sp);
     hide(a, {0, rows, 0, Sp, a.S}, b, h, t, scores + r * Sp);
-    exponentiate(Sp, a.scale, scores + r * Sp, lse[(b * a.H + h) * a.T + t], factors[r]);
+    exponentiate(Sp, scale_of(a), scores + r * Sp, lse[(b * a.H + h) * a.T + t], factors[r]);
   }
   // The queries are used up: their memory takes the result.
   if (a.D % W == 0) {
@@ -203,6 +226,7 @@ void backward_block(const Attention& a, Head at, const Block& block, const View&
     float inner = 0;
     for (int64_t d = 0; d < a.D; d++) inner += o[d * out.channel] * g[i * Dp + d];
     float *row = scores + i * C, *grow = gscores + i * C;
+    cap(a, C, row);
     hide(a, block, at.b, at.h, i, row);
     if (shift == -INFINITE) {
       std::fill(row, row + C, 0.f);
@@ -210,9 +234,14 @@ void backward_block(const Attention& a, Head at, const Block& block, const View&
       continue;
     }
     for (int64_t j = 0; j < C; j += W) {
-      vf weight = exp(load(row + j) * a.scale - shift);
+      const vf score = load(row + j), weight = exp(score * scale_of(a) - shift);
+      vf slope = weight * (load(grow + j) - inner);
+      if (a.softcap > 0) {
+        const vf share = score / a.softcap;
+        slope = weight > 0.f ? slope * (1.f - share * share) : vf{};
+      }
       store(row + j, weight);
-      store(grow + j, weight * (load(grow + j) - inner));
+      store(grow + j, slope);
     }
   }
   matmul(seen_columns, Dp, block.rows, {scores, 1, C}, g, Dp, p.gv + block.first * Dp, Dp, true);

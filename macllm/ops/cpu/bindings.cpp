@@ -5,12 +5,13 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <optional>
 #include <tuple>
 
+#include "bindings.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "primitive.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -24,9 +25,6 @@ Unary kind_of(const std::string& name) {
     if (name == names[i]) return Unary(i);
   throw std::invalid_argument("[macllm] no such function: " + name);
 }
-
-int64_t columns(const mx::array& x) { return x.ndim() ? x.shape(-1) : 1; }
-int64_t rows(const mx::array& x) { return x.size() / std::max<int64_t>(columns(x), 1); }
 
 mx::Shape without_last(const mx::array& x) { return mx::Shape(x.shape().begin(), x.shape().end() - 1); }
 
@@ -114,6 +112,42 @@ mx::array native_rms_norm(const mx::array& x, const mx::array& weight, float eps
   return make("rms_norm", {x, weight}, {x.shape()}, forward, vjp)[0];
 }
 
+mx::array native_layer_norm(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, float eps) {
+  const mx::Shape channels{int(columns(x))};
+  if (weight.shape() != channels || (bias && bias->shape() != channels))
+    throw std::invalid_argument("[macllm] one weight and one bias for each channel.");
+  auto forward = [eps](const Arrays& in, Arrays& out) {
+    std::optional<Dense<>> bias;
+    if (in.size() > 2) bias.emplace(in[2]);
+    const float* shift = bias ? static_cast<const float*>(*bias) : nullptr;
+    layer_norm(rows(in[0]), columns(in[0]), eps, Dense(in[0]), Dense(in[1]), shift, out[0].data<float>());
+  };
+  auto vjp = [eps](const Arrays& in, const Arrays& g, const Arrays&) {
+    auto backward = [eps](const Arrays& in, Arrays& out) {
+      layer_norm_vjp(rows(in[0]), columns(in[0]), eps, Dense(in[0]), Dense(in[1]), Dense(in[2]), out[0].data<float>(),
+                     out[1].data<float>(), out[2].data<float>());
+    };
+    return make("layer_norm_vjp", {in[0], in[1], g[0]}, {in[0].shape(), in[1].shape(), in[1].shape()}, backward);
+  };
+  Arrays inputs{x, weight};
+  if (bias) inputs.push_back(*bias);
+  return make("layer_norm", inputs, {x.shape()}, forward, vjp)[0];
+}
+
+// The length of all arrays taken as one vector.
+mx::array native_norm(const std::vector<mx::array>& arrays) {
+  auto forward = [](const Arrays& in, Arrays& out) {
+    double total = 0;
+    for (auto& a : in) {
+      // The order of the elements does not matter, so a transposed array is read as it lies.
+      const bool dense = a.flags().contiguous && a.data_size() == a.size();
+      total += dense ? sum_of_squares(a.size(), a.data<float>()) : sum_of_squares(a.size(), Dense(a));
+    }
+    out[0].data<float>()[0] = float(std::sqrt(total));
+  };
+  return make("norm", arrays, {mx::Shape{}}, forward)[0];
+}
+
 std::tuple<mx::array, mx::array, mx::array> native_adamw(const mx::array& p, const mx::array& g, const mx::array& m,
                                                          const mx::array& v, const std::vector<mx::array>& scalars,
                                                          float beta1, float beta2, float eps) {
@@ -158,12 +192,13 @@ struct Rules {
   float scale;
   bool causal;
   int64_t window;
+  float softcap;
 };
 
 Attention problem(const Arrays& in, const Rules& rules, bool masked) {
   auto &q = in[0], &k = in[1];
   Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), rules.scale, rules.causal,
-              rules.window, nullptr, {}};
+              rules.window, nullptr, {}, rules.softcap};
   if (masked) {
     a.mask = in[3].data<bool>();
     std::copy(in[3].strides().begin(), in[3].strides().end(), a.mask_strides);
@@ -186,10 +221,10 @@ Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out
 }
 
 mx::array native_attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, bool causal,
-                           int64_t window, const std::optional<mx::array>& mask) {
+                           int64_t window, const std::optional<mx::array>& mask, float softcap) {
   if (q.ndim() != 4 || k.ndim() != 4 || k.shape() != v.shape() || q.shape(3) != k.shape(3) || q.shape(1) % k.shape(1))
     throw std::invalid_argument("[macllm] attention takes (B, H, T, Dh) and (B, K, S, Dh) twice.");
-  const Rules rules{scale, causal, window};
+  const Rules rules{scale, causal, window, softcap};
   Arrays inputs{q, k, v};
   const bool masked = mask.has_value();
   if (masked) {
@@ -223,8 +258,12 @@ NB_MODULE(macllm_native, m) {
   m.def("logsumexp", &native_logsumexp, "x"_a);
   m.def("cross_entropy", &native_cross_entropy, "logits"_a, "targets"_a);
   m.def("rms_norm", &native_rms_norm, "x"_a, "weight"_a, "eps"_a);
+  m.def("layer_norm", &native_layer_norm, "x"_a, "weight"_a, "bias"_a.none(), "eps"_a);
+  m.def("norm", &native_norm, "arrays"_a);
   m.def("adamw", &native_adamw, "p"_a, "g"_a, "m"_a, "v"_a, "scalars"_a, "beta1"_a, "beta2"_a, "eps"_a);
   m.def("rope", &native_rope, "x"_a, "wavelengths"_a, "offset"_a, "interleaved"_a = false, "back"_a = false);
   m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
-        "mask"_a = nb::none());
+        "mask"_a = nb::none(), "softcap"_a = 0);
+  bind_linear(m);
+  bind_sampling(m);
 }

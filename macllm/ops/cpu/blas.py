@@ -40,6 +40,7 @@ class _LinkMap(ctypes.Structure):
 
 _installed: Blas | None = None
 _kept: list[ctypes.CDLL] = []
+_divided = False
 
 
 def install() -> Blas:
@@ -54,9 +55,16 @@ def divide(kernels: ModuleType) -> None:
     """Let the threads of the native kernels cut MLX's products into blocks, each of them single-threaded OpenBLAS."""
     if not _kept:
         return
+    global _divided
     openblas = _kept[0]
+    _divided = True
     if rebind("cblas_sgemm", kernels.divide_sgemm(_address(openblas.scipy_cblas_sgemm))) is None:
         openblas.scipy_openblas_set_num_threads(1)
+
+
+def divided() -> bool:
+    """Whether the native kernels have a single-threaded sgemm of OpenBLAS to call."""
+    return _divided
 
 
 def _install() -> Blas:

@@ -12,6 +12,19 @@ using Sgemm = void (*)(int order, int ta, int tb, int M, int N, int K, float alp
 void set_sgemm(Sgemm single_threaded);
 void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda, const float* B, int ldb,
            float beta, float* C, int ldc);
+// The one that was set, or null.
+Sgemm serial_sgemm();
+
+enum class Half : int { bfloat16, float16 };
+
+// y = x w^T for x [M, K] and w [N, K] of 16-bit floats.
+struct HalfProduct {
+  Half kind;
+  int64_t M, N, K;
+  const uint16_t* w;
+};
+void half_product(const HalfProduct& p, const float* x, float* y);
+void half_product_vjp(const HalfProduct& p, const float* gy, float* gx);
 
 enum class Unary : int { exp, sigmoid, silu, gelu_tanh, gelu, gelu_quick };
 
@@ -35,6 +48,29 @@ void cross_entropy_vjp(int64_t rows, int64_t n, const float* logits, const int32
 void rms_norm(int64_t rows, int64_t n, float eps, const float* x, const float* weight, float* y);
 void rms_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* gy, float* gx,
                   float* gweight);
+
+// `bias` may be null.
+void layer_norm(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* bias, float* y);
+void layer_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* gy, float* gx,
+                    float* gweight, float* gbias);
+
+// The same whatever the number of threads.
+double sum_of_squares(int64_t n, const float* x);
+
+// y[row] += bias.
+void add_to_rows(int64_t rows, int64_t n, const float* bias, float* y);
+
+// Which of n logits to draw: the `top_k` largest, divided by the temperature, of these the fewest likeliest that hold
+// the mass `top_p`, of these those at least `min_p` times as likely as the likeliest; 0, 1 and 0 are all. The draw is the
+// largest sum with Gumbel noise, which MLX's generator gives for `key` and the place of a candidate: its index, or its
+// rank where candidates have been ranked.
+struct Sampling {
+  uint32_t key[2];
+  float temperature;
+  int64_t top_k;
+  float top_p, min_p;
+};
+int64_t sample(int64_t n, const float* logits, const Sampling& s);
 
 // p, m, v -> p_out, m_out, v_out, which may be the same memory:
 // p_out = kept p - step m_out / (root sqrt(v_out) + eps), the means taken over scale g.
@@ -69,6 +105,7 @@ struct Attention {
   int64_t window;  // a query sees at most this many positions up to itself; 0: no limit
   const bool* mask;  // true where a query may look, or null
   int64_t mask_strides[4];
+  float softcap = 0;  // scores are bounded to +-softcap; 0: no limit
 };
 
 // out is [B, T, H, D] in memory, lse [B, H, T].

@@ -61,12 +61,18 @@ class Native : public mx::Primitive {
   Vjp vjp_;
 };
 
+// For inputs of any type, which the caller has looked at.
+inline Arrays make_of(const char* name, const Arrays& inputs, std::vector<mx::Shape> shapes, Eval eval, Vjp vjp = nullptr,
+                      mx::Dtype type = mx::float32) {
+  auto primitive = std::make_shared<Native>(mx::to_stream({}), name, std::move(eval), std::move(vjp));
+  return mx::array::make_arrays(shapes, std::vector<mx::Dtype>(shapes.size(), type), primitive, inputs);
+}
+
 inline Arrays make(const char* name, const Arrays& inputs, std::vector<mx::Shape> shapes, Eval eval, Vjp vjp = nullptr) {
   for (auto& in : inputs)
     if (in.dtype() != mx::float32 && in.dtype() != mx::int32 && in.dtype() != mx::bool_)
       throw std::invalid_argument(std::string("[macllm] ") + name + " takes float32.");
-  auto primitive = std::make_shared<Native>(mx::to_stream({}), name, std::move(eval), std::move(vjp));
-  return mx::array::make_arrays(shapes, std::vector<mx::Dtype>(shapes.size(), mx::float32), primitive, inputs);
+  return make_of(name, inputs, std::move(shapes), std::move(eval), std::move(vjp));
 }
 
 // The elements of an array in row-major order: its own memory, or a copy for as long as this lives.

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "kernels.h"
@@ -95,6 +96,25 @@ float inverse_rms(int64_t n, float eps, const float* x) {
   return 1.f / std::sqrt(accumulate(n, 0.f, [](vf a) { return a * a; }, x) / n + eps);
 }
 
+// Runs row(r, sums) for every row, where `sums` are n floats each to add to, and puts the totals where `totals` point.
+// As many parts whatever the number of threads, so that the sum over rows is always the same.
+template <class F>
+void sum_over_rows(int64_t rows, int64_t n, const std::vector<float*>& totals, F row) {
+  const int64_t parts = std::clamp<int64_t>(rows * n / 4096, 1, std::clamp<int64_t>(rows, 1, 16)), kinds = totals.size();
+  std::vector<float> partial(parts * kinds * n, 0.f);
+  auto at = [&](int64_t part, int64_t kind) { return partial.data() + (part * kinds + kind) * n; };
+  parallel(parts, [&](int64_t part) {
+    std::vector<float*> sums;
+    for (int64_t kind = 0; kind < kinds; kind++) sums.push_back(at(part, kind));
+    for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; r++) row(r, sums);
+  });
+  for (int64_t kind = 0; kind < kinds; kind++) {
+    std::fill(totals[kind], totals[kind] + n, 0.f);
+    for (int64_t part = 0; part < parts; part++)
+      map(n, totals[kind], [](vf a, vf b) { return a + b; }, totals[kind], at(part, kind));
+  }
+}
+
 }  // namespace
 
 void rms_norm(int64_t rows, int64_t n, float eps, const float* x, const float* weight, float* y) {
@@ -108,24 +128,73 @@ void rms_norm(int64_t rows, int64_t n, float eps, const float* x, const float* w
 
 void rms_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* gy, float* gx,
                   float* gweight) {
-  // As many parts whatever the number of threads, so that the sum over rows is always the same.
-  const int64_t parts = std::clamp<int64_t>(rows * n / 4096, 1, std::min<int64_t>(rows, 16));
-  std::vector<float> partial(parts * n, 0.f);
-  parallel(parts, [&](int64_t part) {
-    float* gw = partial.data() + part * n;
-    for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; r++) {
-      const float *in = x + r * n, *g = gy + r * n;
-      float scale = inverse_rms(n, eps, in);
-      float inner = accumulate(n, 0.f, [](vf a, vf b, vf w) { return a * b * w; }, in, g, weight);
-      float back = inner * scale * scale / n;
-      map(n, gx + r * n, [&](vf a, vf b, vf w) { return scale * (b * w - a * back); }, in, g, weight);
-      map(n, gw, [&](vf sum, vf a, vf b) { return sum + a * b * scale; }, gw, in, g);
+  sum_over_rows(rows, n, {gweight}, [&](int64_t r, const std::vector<float*>& sums) {
+    const float *in = x + r * n, *g = gy + r * n;
+    float scale = inverse_rms(n, eps, in);
+    float inner = accumulate(n, 0.f, [](vf a, vf b, vf w) { return a * b * w; }, in, g, weight);
+    float back = inner * scale * scale / n;
+    map(n, gx + r * n, [&](vf a, vf b, vf w) { return scale * (b * w - a * back); }, in, g, weight);
+    map(n, sums[0], [&](vf sum, vf a, vf b) { return sum + a * b * scale; }, sums[0], in, g);
+  });
+}
+
+namespace {
+
+struct Moments {
+  float mean, scale;
+};
+
+Moments moments(int64_t n, float eps, const float* x) {
+  const float mean = accumulate(n, 0.f, [](vf a) { return a; }, x) / n;
+  const float variance = accumulate(n, mean, [&](vf a) { return (a - mean) * (a - mean); }, x) / n;
+  return {mean, 1.f / std::sqrt(variance + eps)};
+}
+
+}  // namespace
+
+void layer_norm(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* bias, float* y) {
+  parallel_range(rows, n / W * 6 + 16, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) {
+      const float* in = x + r * n;
+      const Moments m = moments(n, eps, in);
+      if (bias) {
+        map(n, y + r * n, [&](vf a, vf w, vf b) { return (a - m.mean) * m.scale * w + b; }, in, weight, bias);
+      } else {
+        map(n, y + r * n, [&](vf a, vf w) { return (a - m.mean) * m.scale * w; }, in, weight);
+      }
     }
   });
-  std::fill(gweight, gweight + n, 0.f);
-  for (int64_t part = 0; part < parts; part++) {
-    map(n, gweight, [](vf a, vf b) { return a + b; }, gweight, partial.data() + part * n);
-  }
+}
+
+void layer_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* gy, float* gx,
+                    float* gweight, float* gbias) {
+  sum_over_rows(rows, n, {gweight, gbias}, [&](int64_t r, const std::vector<float*>& sums) {
+    const float *in = x + r * n, *g = gy + r * n;
+    const Moments m = moments(n, eps, in);
+    const float mean = accumulate(n, 0.f, [](vf b, vf w) { return b * w; }, g, weight) / n;
+    auto along = [&](vf a, vf b, vf w) { return (a - m.mean) * m.scale * b * w; };
+    const float inner = accumulate(n, 0.f, along, in, g, weight) / n;
+    auto back = [&](vf a, vf b, vf w) { return m.scale * (b * w - mean - (a - m.mean) * m.scale * inner); };
+    map(n, gx + r * n, back, in, g, weight);
+    map(n, sums[0], [&](vf sum, vf a, vf b) { return sum + (a - m.mean) * m.scale * b; }, sums[0], in, g);
+    map(n, sums[1], [](vf sum, vf b) { return sum + b; }, sums[1], g);
+  });
+}
+
+double sum_of_squares(int64_t n, const float* x) {
+  constexpr int64_t SPAN = 16384;
+  std::vector<float> partial((n + SPAN - 1) / SPAN);
+  parallel_range(partial.size(), SPAN / W, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++)
+      partial[i] = accumulate(std::min(SPAN, n - i * SPAN), 0.f, [](vf a) { return a * a; }, x + i * SPAN);
+  });
+  return std::accumulate(partial.begin(), partial.end(), 0.);
+}
+
+void add_to_rows(int64_t rows, int64_t n, const float* bias, float* y) {
+  parallel_range(rows, n / W + 4, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) map(n, y + r * n, [](vf a, vf b) { return a + b; }, y + r * n, bias);
+  });
 }
 
 }  // namespace macllm

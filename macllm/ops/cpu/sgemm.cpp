@@ -51,6 +51,8 @@ Grid grid(int64_t M, int64_t N) {
 
 void set_sgemm(Sgemm function) { serial = function; }
 
+Sgemm serial_sgemm() { return serial; }
+
 void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda, const float* B, int ldb,
            float beta, float* C, int ldc) {
   const bool at = ta == TRANSPOSED, bt = tb == TRANSPOSED;

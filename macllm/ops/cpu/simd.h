@@ -130,6 +130,28 @@ inline vf exp(vf x) {
   return p * first * second;
 }
 
+// ln x of normal positive x within 2 ulp: x = 2^n (1 + f) with f about 0, and a polynomial in f (Moshier's).
+inline vf log(vf x) {
+  vi bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  vi whole = (bits - 0x3f3504f3) >> 23;  // 1 + f begins at sqrt(1/2)
+  bits -= whole << 23;
+  vf f, n = __builtin_convertvector(whole, vf);
+  std::memcpy(&f, &bits, sizeof f);
+  f -= 1.f;
+  vf p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  vf square = f * f;
+  vf y = p * f * square + n * -2.12194440e-4f - 0.5f * square;
+  return f + y + n * 0.693359375f;
+}
+
 inline vf sigmoid(vf x) { return 1.f / (1.f + exp(-x)); }
 
 // The normal distribution function: erfc(z) = e^(-z^2) times a polynomial in 1 / (1 + 0.3 z), z = |x| / sqrt 2,

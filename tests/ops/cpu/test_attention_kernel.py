@@ -22,6 +22,7 @@ class Case(NamedTuple):
     causal: bool = False
     window: int = 0
     masked: bool = False
+    softcap: float = 0.0
 
 
 CASES = [
@@ -38,11 +39,16 @@ CASES = [
     Case(1, 8, 1, 1, 33, 80, causal=True),
     Case(2, 4, 2, 3, 40, 20, causal=True, masked=True),
     Case(1, 1, 1, 40, 2100, 16, causal=True),
+    Case(1, 2, 1, 1, 17, 16, softcap=0.7),
+    Case(2, 4, 2, 1, 130, 64, causal=True, window=50, softcap=50.0),
+    Case(1, 2, 2, 70, 70, 33, causal=True, softcap=2.0),
+    Case(2, 2, 1, 31, 40, 24, masked=True, softcap=1.0),
+    Case(1, 2, 2, 129, 129, 16, causal=True, window=20, softcap=0.1),
 ]
 
 
 def draw(case: Case) -> tuple[Array, Array, Array, Array, Array | None]:
-    random = np.random.default_rng(sum(case))
+    random = np.random.default_rng(int(sum(case)))
     q, g = (random.standard_normal((case.B, case.H, case.T, case.D)).astype(np.float32) for _ in range(2))
     k, v = (random.standard_normal((case.B, case.K, case.S, case.D)).astype(np.float32) for _ in range(2))
     mask = random.random((case.B, 1, case.T, case.S)) < 0.6 if case.masked else None
@@ -62,13 +68,18 @@ def expected(case: Case, scale: float) -> tuple[Array, Array, Array, Array]:
     if case.window:
         seen &= j > at - case.window
     seen = seen[None, None] if mask is None else seen & (mask > 0)
-    scores = np.where(seen, scale * q @ wide_k.swapaxes(-1, -2), -np.inf)
+    scores = scale * q @ wide_k.swapaxes(-1, -2)
+    slope = np.ones_like(scores)
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+        slope = 1 - (scores / case.softcap) ** 2
+    scores = np.where(seen, scores, -np.inf)
     top = np.where(seen.any(-1, keepdims=True), scores.max(-1, keepdims=True), 0)
     p = np.exp(scores - top)
     p /= np.maximum(p.sum(-1, keepdims=True), 1e-300)
     out = p @ wide_v
     gp = g @ wide_v.swapaxes(-1, -2)
-    gs = p * (gp - (g * out).sum(-1, keepdims=True)) * scale
+    gs = p * (gp - (g * out).sum(-1, keepdims=True)) * slope * scale
 
     def folded(x: Array) -> Array:
         return x.reshape(case.B, case.K, group, case.S, case.D).sum(2)
@@ -87,7 +98,7 @@ def test_attention(kernels: ModuleType, case: Case, positions_first: bool) -> No
 
     def ours(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
         m = None if mask is None else mx.array(mask)
-        return [kernels.attention(q, k, v, scale, case.causal, case.window, m)]
+        return [kernels.attention(q, k, v, scale, case.causal, case.window, m, case.softcap)]
 
     outs, grads = mx.vjp(ours, [laid_out(x) for x in (q, k, v)], [laid_out(g)])
     for got, want in zip([*outs, *grads], expected(case, scale), strict=True):

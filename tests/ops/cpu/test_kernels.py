@@ -128,6 +128,39 @@ def test_rms_norm(kernels: ModuleType, shape: tuple[int, ...]) -> None:
     close(gw, (g * wide * r).reshape(-1, n).sum(0), 1e-5)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm(kernels: ModuleType, shape: tuple[int, ...], biased: bool) -> None:
+    x, w, g, eps, n = draw(*shape, scale=3) + 2, draw(shape[-1], seed=1), draw(*shape, seed=2), 1e-5, shape[-1]
+    b = draw(n, seed=3)
+    centred = x - x.astype(np.float64).mean(-1, keepdims=True)
+    r = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+    unit, gw = centred * r, g * w.astype(np.float64)
+    bias = mx.array(b) if biased else None
+    close(kernels.layer_norm(mx.array(x), mx.array(w), bias, eps), unit * w + b * biased, 5e-6)
+    inner = (gw * unit).mean(-1, keepdims=True)
+    want = [r * (gw - gw.mean(-1, keepdims=True) - unit * inner), g * unit, g.astype(np.float64)]
+    got = gradients(lambda *a: kernels.layer_norm(*a[:2], *(a[2:] or [None]), eps), g, x, w, *[b] * biased)
+    for a, exact, whole in zip(got, want, (True, False, False), strict=False):
+        close(a, exact if whole else exact.reshape(-1, n).sum(0), 2e-5)
+
+
+def test_layer_norm_of_large_means_keeps_its_digits(kernels: ModuleType) -> None:
+    x = mx.array(draw(3, 700) + 1000)
+    wide = np.array(x).astype(np.float64)
+    want = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    close(kernels.layer_norm(x, mx.ones(700), None, 1e-5), want, 1e-4)
+
+
+def test_the_norm_of_many_arrays_is_that_of_one_vector(kernels: ModuleType) -> None:
+    parts = [draw(1), draw(7, 33), draw(40_001, seed=4), draw(3, 5, 20, seed=5)]
+    odd = [mx.array(parts[0]), mx.array(parts[1].T.copy()).T, mx.array(parts[2])[::-1], mx.array(parts[3])[:, ::2]]
+    exact = np.linalg.norm(np.concatenate([np.array(a).ravel() for a in odd]).astype(np.float64))
+    assert abs(kernels.norm(odd).item() - exact) < 1e-5 * exact
+    assert np.isnan(kernels.norm([mx.ones(3), mx.array([np.nan])]).item())
+    assert np.isinf(kernels.norm([mx.ones(3), mx.array([np.inf])]).item())
+
+
 @pytest.mark.parametrize("n", [1, 15, 1000, 20_001])
 def test_adamw(kernels: ModuleType, n: int) -> None:
     p, g, m, v = draw(n), draw(n, seed=1), draw(n, seed=2), draw(n, seed=3) ** 2

@@ -10,25 +10,33 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops import attention, cpu, cross_entropy, dispatch, gate, kv, norm, rope
+from macllm.ops import attention, cpu, cross_entropy, dispatch, gate, kv, linear, norm, rope
 
 WAVES = mx.array(100 ** (np.arange(0, 16, 2) / 16), mx.float32)
+HALF = mx.array(np.random.default_rng(3).standard_normal((24, 16))).astype(mx.bfloat16)
 SEEN = mx.array(np.random.default_rng(0).random((2, 1, 9, 9)) < 0.7) | mx.eye(9).astype(mx.bool_)
 BIAS = mx.array(np.random.default_rng(1).standard_normal((1, 4, 9, 9)), mx.float32)
 
 
-def _attend(mask: attention.Mask) -> Callable[[mx.array], mx.array]:
-    return lambda x: attention.attention(x, kv.Dense(x[:, ::2], x[:, ::2] * 2), scale=0.3, mask=mask)
+def _attend(mask: attention.Mask, softcap: float | None = None) -> Callable[[mx.array], mx.array]:
+    return lambda x: attention.attention(x, kv.Dense(x[:, ::2], x[:, ::2] * 2), scale=0.3, mask=mask, softcap=softcap)
 
 
 OPS: dict[str, tuple[str, Callable[[mx.array], mx.array]]] = {
     "rms_norm": ("rms_norm", lambda x: norm.rms_norm(x, mx.arange(16) / 8, 1e-5)),
+    "layer_norm": ("layer_norm", lambda x: norm.layer_norm(x, mx.arange(16) / 8, mx.arange(16) / 4, 1e-5)),
+    "layer_norm, no bias": ("layer_norm", lambda x: norm.layer_norm(x, mx.arange(16) / 8, None, 1e-5)),
+    "norm": ("norm", lambda x: norm.norm([mx.stop_gradient(x), mx.ones(3)]) + 0 * x),
+    "linear": ("linear", lambda x: linear.linear(x, x[0, 0])),
+    "linear, 16 bits": ("linear", lambda x: linear.linear(x, HALF)),
+    "linear, biased": ("linear", lambda x: linear.linear(x, x[0, 0], mx.arange(9) / 4)),
     "silu": ("unary", lambda x: gate.activate(x, "silu")),
     "gelu gate": ("gate", lambda x: gate.gated(x, x + 1, "gelu")),
     "rope": ("rope", lambda x: rope.rope(x, WAVES, 3)),
     "cross entropy": ("cross_entropy", lambda x: cross_entropy.cross_entropy(x, mx.zeros(x.shape[:-1], mx.int32))),
     "attention, causal": ("attention", _attend("causal")),
     "attention, masked": ("attention", _attend(SEEN)),
+    "attention, soft-capped": ("attention", _attend("causal", softcap=0.8)),
 }
 
 

@@ -1,0 +1,149 @@
+"""16-bit checkpoints on a CPU: matrices stay as stored, everything else is float32, and nothing changes but memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from macllm import checkpoint
+from macllm.nn import lora
+from macllm.nn.linear import Linear, Table
+from macllm.ops import cpu
+from macllm.train.config import TrainConfig
+from macllm.train.data import Counts, Dataset
+from macllm.train.loop import Trainer
+from macllm.train.objectives.clm import clm
+from macllm.weights.safetensors import load_folder, save_folder
+from tests.families.golden import golden
+from tests.families.oracles import CASES
+from tests.train.toy import arithmetic_rows
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native kernels are for MLX's CPU backend on Linux")
+
+TYPES = pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+TOKENS = mx.array([[5, 6, 7, 8, 9, 10, 11], [9, 3, 4, 5, 6, 7, 8]])
+
+
+def stored(name: str, dtype: mx.Dtype) -> dict[str, mx.array]:
+    return {key: array.astype(dtype) for key, array in golden(name).tensors().items()}
+
+
+def weights(model: nn.Module) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
+
+
+def folder_of(name: str, dtype: mx.Dtype, folder: Path) -> Path:
+    golden(name).write(folder)
+    save_folder(stored(name, dtype), folder, {"format": "pt"})
+    return folder
+
+
+def outputs(model: nn.Module, kind: str) -> np.ndarray:
+    """Logits, or an encoder's hidden states."""
+    out = model(TOKENS, source=TOKENS[:, ::-1]) if kind == "text-to-text" else model(TOKENS)
+    assert out.dtype == mx.float32
+    return np.array(out)
+
+
+@TYPES
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kept_matrices_give_what_the_same_numbers_in_float32_give(case, dtype: mx.Dtype) -> None:
+    config = golden(case.name).config
+    kept = checkpoint.assemble(config, stored(case.name, dtype))
+    cast = checkpoint.assemble(config, stored(case.name, dtype), dtype=mx.float32)
+    assert {array.dtype for array in weights(cast).values()} == {mx.float32}
+    assert dtype in {array.dtype for array in weights(kept).values()}
+    got, want = outputs(kept, case.kind), outputs(cast, case.kind)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+@TYPES
+def test_matrices_stay_and_all_else_is_float32(dtype: mx.Dtype, tmp_path: Path) -> None:
+    model = checkpoint.load_model(folder_of("gpt2", dtype, tmp_path))
+    matrices = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, Linear | Table)}
+    for name, array in weights(model).items():
+        assert array.dtype == (dtype if name in matrices else mx.float32), name
+    cache = model.make_cache()
+    model(TOKENS, cache=cache)
+    assert {array.dtype for array in cache.state} == {mx.float32}
+
+
+def test_without_kernels_everything_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    model = checkpoint.assemble(golden("llama").config, stored("llama", mx.bfloat16))
+    assert {array.dtype for array in weights(model).values()} == {mx.float32}
+
+
+@TYPES
+def test_saved_again_it_is_the_same_file(dtype: mx.Dtype, tmp_path: Path) -> None:
+    model = checkpoint.load_model(folder_of("qwen3_moe", dtype, tmp_path / "a"))
+    checkpoint.save(model, None, tmp_path / "b")
+    before, after = load_folder(tmp_path / "a"), load_folder(tmp_path / "b")
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        assert (after[name].dtype, bool(mx.array_equal(after[name], array))) == (dtype, True), name
+    assert checkpoint.read_config(tmp_path / "b")["dtype"] == str(dtype).removeprefix("mlx.core.")
+
+
+def test_what_16_bits_cannot_hold_is_saved_in_float32(tmp_path: Path) -> None:
+    model = checkpoint.load_model(folder_of("llama", mx.bfloat16, tmp_path / "a"))
+    model.decoder.norm.weight = model.decoder.norm.weight + 1e-4
+    checkpoint.save(model, None, tmp_path / "b")
+    again = load_folder(tmp_path / "b")
+    assert again["model.norm.weight"].dtype == mx.float32
+    assert again["model.layers.0.self_attn.q_proj.weight"].dtype == mx.bfloat16
+    assert mx.array_equal(again["model.norm.weight"], model.decoder.norm.weight)
+
+
+@TYPES
+def test_a_fused_adapter_keeps_the_dtype(dtype: mx.Dtype, tmp_path: Path) -> None:
+    model = checkpoint.load_model(folder_of("llama", dtype, tmp_path / "a"))
+    lora.apply(model, rank=2, alpha=4)
+    for wrap in lora.adapters(model).values():
+        wrap.lora_b = mx.random.normal(wrap.lora_b.shape) * 0.1
+    want = outputs(model, "decoder")
+    lora.fuse(model)
+    np.testing.assert_allclose(outputs(model, "decoder"), want, atol=0.05 * np.abs(want).max())
+    checkpoint.save(model, None, tmp_path / "b")
+    assert {array.dtype for array in load_folder(tmp_path / "b").values()} == {dtype}
+
+
+@TYPES
+def test_an_adapter_over_kept_matrices_learns_as_over_float32(dtype: mx.Dtype) -> None:
+    config = golden("llama").config
+    gradients = []
+    for asked in (None, mx.float32):
+        model = checkpoint.assemble(config, stored("llama", dtype), dtype=asked)
+        lora.apply(model, rank=2, alpha=4, seed=3)
+        for wrap in lora.adapters(model).values():
+            wrap.lora_b = mx.ones_like(wrap.lora_b) * 0.1
+        found = nn.value_and_grad(model, lambda m: mx.square(m(TOKENS)).mean())(model)[1]
+        gradients.append(dict(tree_flatten(found)))
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, want in gradients[1].items():
+        assert gradients[0][name].dtype == mx.float32
+        largest = np.abs(np.array(want)).max()
+        np.testing.assert_allclose(np.array(gradients[0][name]), np.array(want), atol=2e-5 * largest)
+
+
+def test_what_trains_fully_is_float32() -> None:
+    model = checkpoint.assemble(golden("llama").config, stored("llama", mx.bfloat16))
+    rows = Dataset(arithmetic_rows(4), [], Counts())
+    trainer = Trainer(model, clm, TrainConfig(data="x"), rows)
+    assert {array.dtype for array in trainer.state.weights.values()} == {mx.float32}
+    assert {array.dtype for array in weights(model).values()} == {mx.float32}
+
+
+@TYPES
+def test_quantizing_kept_matrices_gives_a_model_that_works(dtype: mx.Dtype) -> None:
+    layer = Linear(64, 32)
+    layer.weight = layer.weight.astype(dtype)
+    x = mx.random.normal((3, 64))
+    packed = layer.to_quantized(group_size=32, bits=8)
+    np.testing.assert_allclose(np.array(packed(x).astype(mx.float32)), np.array(layer(x)), atol=0.05)
