@@ -16,6 +16,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace macllm {
+
+void bind_steps(nb::module_& m);
+
 namespace {
 
 Unary kind_of(const std::string& name) {
@@ -227,4 +230,5 @@ NB_MODULE(macllm_native, m) {
   m.def("rope", &native_rope, "x"_a, "wavelengths"_a, "offset"_a, "interleaved"_a = false, "back"_a = false);
   m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
         "mask"_a = nb::none());
+  bind_steps(m);
 }

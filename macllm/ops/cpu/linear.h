@@ -1,0 +1,21 @@
+// Linear maps of few rows: what a decoding step is made of, bound by reading every weight once.
+#pragma once
+
+#include <cstdint>
+
+namespace macllm {
+
+// y = x W^T + b, W [outputs, inputs]. A form of weights is whatever `linear` can multiply by.
+struct Linear {
+  const float* weight = nullptr;
+  const float* bias = nullptr;  // or none
+  int64_t outputs = 0, inputs = 0;
+};
+
+// y[m * stride + n] for every row m of x [rows, inputs] and n in [first, last).
+void linear(const Linear& map, int64_t rows, const float* x, int64_t first, int64_t last, float* y, int64_t stride);
+
+// Rough cost of one output, for `parallel_range`.
+inline int64_t linear_cost(const Linear& map, int64_t rows) { return map.inputs * (rows + 1) / 16 + 4; }
+
+}  // namespace macllm
