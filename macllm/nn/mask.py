@@ -93,7 +93,7 @@ class Masks:
     def __init__(self, span: Span, lengths: mx.array | None = None, bias: RelativeBias | None = None):
         self.span, self.lengths, self.bias = span, lengths, bias
         self._made: dict[tuple[MaskSpec, int], Mask] = {}
-        self._oldest: dict[MaskSpec, list[int]] = {}
+        self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
 
     def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype) -> Mask:
         """What attention takes for `spec` when the first key is in slot `start`."""
@@ -103,12 +103,12 @@ class Masks:
             self._made[key] = seen if self.bias is None else self._biased(seen, start, dtype)
         return self._made[key]
 
-    def oldest(self, spec: MaskSpec, rows: int) -> list[int]:
-        """The oldest slot that each row's one new query sees."""
-        made = self._oldest.get(spec)
+    def rows(self, spec: MaskSpec, count: int) -> tuple[list[int], list[int]]:
+        """For each of `count` rows with one new query, the oldest slot it sees, and its position."""
+        made = self._rows.get(spec)
         if made is None:
-            padding = self.span.left_padding or (0,) * rows
-            made = self._oldest[spec] = [oldest_seen(spec, self.span.offset, n) for n in padding]
+            slot, padding = self.span.offset, self.span.left_padding or (0,) * count
+            made = self._rows[spec] = [oldest_seen(spec, slot, n) for n in padding], [slot - n for n in padding]
         return made
 
     def _biased(self, seen: Mask, start: int, dtype: mx.Dtype) -> mx.array:

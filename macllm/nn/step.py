@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm.ops.step import (
-    MOST_ROWS,
-    NO_NORM,
-    AttentionNumbers,
-    Norm,
-    Residual,
-    Slots,
-    Weights,
-    attention_numbers,
-    attention_step,
-    mlp_numbers,
-    mlp_step,
-)
+from macllm.ops import step
+from macllm.ops.step import ACTIVATIONS, NO_NORM, Attention, Norm, Residual, Slots
 
 from .cache import LayerCache
 from .mask import Masks
@@ -29,9 +19,13 @@ from .norm import LayerNorm, ResidualNorm, RMSNorm
 if TYPE_CHECKING:
     from .attention import SelfAttention
 
+_LEAVES = ("weight", "bias")
 _NORMS = ("pre", "branch", "sum")
-_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj")
-_QK_NORMS = ("q_norm", "k_norm", "q_head_norm", "k_head_norm")
+_ATTENTION_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_ATTENTION_NORMS = ("q_norm", "k_norm", "q_head_norm", "k_head_norm")
+_MLP_MAPS = ("up_proj", "down_proj", "gate_proj")
+
+Leaf = tuple[str, str]
 
 
 class AttentionStep:
@@ -40,34 +34,34 @@ class AttentionStep:
     def __init__(self, attention: SelfAttention, norm: ResidualNorm):
         s = attention.spec
         heat = s.temperature
-        rest = AttentionNumbers(
+        numbers = Attention(
             s.num_heads,
             s.scale,
             s.logit_softcap or 0.0,
             heat.floor if heat else 0.0,
             heat.scale if heat else 0.0,
             s.rope is not None and s.rope.interleaved,
-            *(_numbers(attention[name]) for name in _QK_NORMS),
+            *(_numbers(attention[name]) for name in _ATTENTION_NORMS),
         )
-        self._numbers = attention_numbers(_residual(norm), rest)
+        self._norm_leaves, of_norm = _leaves(norm, _NORMS)
+        self._own_leaves, own = _leaves(attention, (*_ATTENTION_MAPS, *_ATTENTION_NORMS))
+        self._op = step.AttentionStep(_residual(norm), numbers, of_norm + own)
 
     def __call__(
         self, x: mx.array, attention: SelfAttention, norm: ResidualNorm, masks: Masks, cache: LayerCache
     ) -> mx.array | None:
         """(B, 1, D) -> (B, 1, D), appending to `cache`; None, and nothing done, where there is no op for it."""
-        weights = _norm_weights(norm, _NORMS)
-        if x.shape[0] > MOST_ROWS or masks.bias is not None or not _add_maps(weights, attention, _MAPS):
-            return None
-        free = cache.slot()
+        free = cache.slot() if masks.bias is None and _plain(attention, _ATTENTION_MAPS) else None
         if free is None:
             return None
-        weights += _norm_weights(attention, _QK_NORMS)
-        rows, span = x.shape[0], masks.span
-        first = [slot - cache.start for slot in masks.oldest(attention.spec.mask, rows)]
-        position = [span.offset - n for n in span.left_padding] if span.left_padding else [span.offset] * rows
+        weights = [norm[child][leaf] for child, leaf in self._norm_leaves]
+        weights += [attention[child][leaf] for child, leaf in self._own_leaves]
         keys, values, at, borrowed = free
-        rotation = attention.rotate.table(span) if attention.rotate is not None else (None, 1.0)
-        done = attention_step(x, Slots(keys, values, at, first, position, borrowed), rotation, weights, self._numbers)
+        oldest, position = masks.rows(attention.spec.mask, x.shape[0])
+        first = [slot - cache.start for slot in oldest] if cache.start else oldest
+        rotate = attention.rotate
+        wavelengths, magnitude = (None, 1.0) if rotate is None else rotate.table(masks.span)
+        done = self._op(x, Slots(keys, values, at, first, position, borrowed), wavelengths, magnitude, weights)
         if done is None:
             return None
         y, keys, values = done
@@ -79,17 +73,19 @@ class MLPStep:
     """`norm.join(x, mlp(norm.pre(x)))` for one new token a row."""
 
     def __init__(self, mlp: MLP, norm: ResidualNorm):
-        self._numbers = mlp_numbers(_residual(norm), mlp.activation)
-        self._maps = ("up_proj", "down_proj", "gate_proj") if mlp.is_gated else ("up_proj", "down_proj")
+        self._maps = _MLP_MAPS if mlp.is_gated else _MLP_MAPS[:2]
+        self._norm_leaves, of_norm = _leaves(norm, _NORMS)
+        self._own_leaves, own = _leaves(mlp, self._maps)
+        known = ACTIVATIONS.get(mlp.activation)
+        self._op = None if known is None else step.MLPStep(_residual(norm), [known], of_norm + own)
 
     def __call__(self, x: mx.array, mlp: MLP, norm: ResidualNorm) -> mx.array | None:
         """(B, 1, D) -> (B, 1, D); None where there is no op for it."""
-        weights = _norm_weights(norm, _NORMS)
-        if self._numbers is None or x.shape[0] > MOST_ROWS or not _add_maps(weights, mlp, self._maps):
+        if self._op is None or not _plain(mlp, self._maps):
             return None
-        if not mlp.is_gated:
-            weights += (None, None)
-        return mlp_step(x, weights, self._numbers)
+        weights = [norm[child][leaf] for child, leaf in self._norm_leaves]
+        weights += [mlp[child][leaf] for child, leaf in self._own_leaves]
+        return self._op(x, weights)
 
 
 def _residual(norm: ResidualNorm) -> Residual:
@@ -105,20 +101,14 @@ def _numbers(norm: nn.Module) -> Norm:
     return NO_NORM
 
 
-# Modules are dicts of what they hold, and read as such: by attribute it takes ten times as long.
-def _norm_weights(parent: nn.Module, names: tuple[str, ...]) -> Weights:
-    weights: Weights = []
-    for name in names:
-        norm = parent[name]
-        weights += (norm.get("weight"), norm.get("bias"))
-    return weights
+def _leaves(parent: nn.Module, names: Iterable[str]) -> tuple[list[Leaf], list[bool]]:
+    """The weights and biases that these children have, and whether they have each that they could have."""
+    every = [(name, leaf) for name in names for leaf in _LEAVES]
+    present = [leaf in parent[name] for name, leaf in every]
+    return [leaf for leaf, has in zip(every, present, strict=True) if has], present
 
 
-def _add_maps(weights: Weights, parent: nn.Module, names: tuple[str, ...]) -> bool:
-    """Append weight and bias of linear maps; False where one is no plain one."""
-    for name in names:
-        linear = parent[name]
-        if type(linear) is not nn.Linear:
-            return False
-        weights += (linear["weight"], linear.get("bias"))
-    return True
+def _plain(parent: nn.Module, maps: Iterable[str]) -> bool:
+    """Whether these linear maps are just that: not adapted, not quantized."""
+    # Modules are dicts of what they hold; by attribute it takes five times as long.
+    return all(type(parent[name]) is nn.Linear for name in maps)

@@ -7,7 +7,7 @@ these are made of. Nothing here has a gradient: arrays that are being differenti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -16,7 +16,6 @@ from .dispatch import native
 ACTIVATIONS = {"silu": 2, "gelu_tanh": 3, "gelu": 4, "gelu_quick": 5}  # as the kernels number them
 MOST_ROWS = 8
 
-Weights = list[mx.array | None]  # weight and bias of each norm and linear map; None for what a model has not
 Norm = tuple[float, float, float]  # 0 none, 1 RMS, 2 layer; epsilon; 1 where the scale is 1 + weight
 NO_NORM: Norm = (0.0, 0.0, 0.0)
 
@@ -29,8 +28,8 @@ class Residual(NamedTuple):
     sum: Norm
 
 
-class AttentionNumbers(NamedTuple):
-    """What an attention branch is, besides its weights: q, k, v, o and the four norms on queries and keys."""
+class Attention(NamedTuple):
+    """What an attention branch is, besides its weights."""
 
     num_heads: int
     scale: float
@@ -48,7 +47,7 @@ class Slots(NamedTuple):
     """Dense keys and values (B, K, S, Dh) and what of them a step touches.
 
     The new token's rows go into slot `at`. A row sees the slots from `first` on and stands at `position`. The buffers
-    are written where they lie unless they are `borrowed`: unless others hold them, or views of them.
+    are written where they lie unless they are `borrowed`: unless others may hold them, or views of them.
     """
 
     keys: mx.array
@@ -59,39 +58,47 @@ class Slots(NamedTuple):
     borrowed: bool
 
 
-def attention_numbers(residual: Residual, rest: AttentionNumbers) -> list[float]:
-    """Both as the kernel reads them."""
-    numbers: list[float] = [part for norm in residual for part in norm]
-    for value in rest:
-        numbers.extend(value if isinstance(value, tuple) else (float(value),))
-    return numbers
-
-
-def mlp_numbers(residual: Residual, activation: str) -> list[float] | None:
-    """Both as the kernel reads them; None for an activation that it does not have."""
-    if activation not in ACTIVATIONS:
-        return None
-    return [*(part for norm in residual for part in norm), float(ACTIVATIONS[activation])]
-
-
-def attention_step(
-    x: mx.array, slots: Slots, rotation: tuple[mx.array | None, float], weights: Weights, numbers: list[float]
-) -> tuple[mx.array, mx.array, mx.array] | None:
-    """The stream after attention, and the keys and values with the new token's: (B, 1, D) -> (B, 1, D).
-
-    `rotation` is the wavelengths of RoPE and what rotated dims are scaled by.
+class Step:
+    """One branch as an op. `present` says which of the weights that it can have it has: weight and bias of each
+    norm and linear map in turn. Calls take those that it has.
     """
-    kernels = native(x)
-    if kernels is None:
-        return None
-    place = (list(slots.first), list(slots.position), slots.at)
-    wavelengths, magnitude = rotation
-    return kernels.attention_step(
-        x, slots.keys, slots.values, wavelengths, weights, numbers, place, magnitude, slots.borrowed
-    )
+
+    def __init__(self, residual: Residual, numbers: Sequence[Any], present: Sequence[bool]) -> None:
+        flat = [part for each in (*residual, *numbers) for part in (each if isinstance(each, tuple) else (each,))]
+        self._numbers, self._present = [float(part) for part in flat], list(present)
+        self._plan: Any = None
+
+    def __deepcopy__(self, memo: object) -> Step:
+        return self
+
+    def _planned(self, kind: Any) -> Any:
+        if self._plan is None:
+            self._plan = kind(self._numbers, self._present)
+        return self._plan
 
 
-def mlp_step(x: mx.array, weights: Weights, numbers: list[float]) -> mx.array | None:
-    """The stream after the feed-forward layer; weights are up, down, and gate where there is one."""
-    kernels = native(x)
-    return None if kernels is None else kernels.mlp_step(x, weights, numbers)
+class AttentionStep(Step):
+    """The stream after attention. Weights: the residual's three norms, q, k, v, o, and the norms of `Attention`."""
+
+    def __call__(
+        self, x: mx.array, slots: Slots, wavelengths: mx.array | None, magnitude: float, weights: list[mx.array]
+    ) -> tuple[mx.array, mx.array, mx.array] | None:
+        """(B, 1, D) -> (B, 1, D), with the keys and values that hold the new token's.
+
+        Pairs turn by `wavelengths` if there are any, and are scaled by `magnitude` then.
+        """
+        kernels = native(x)
+        if kernels is None or x.shape[0] > MOST_ROWS:
+            return None
+        return kernels.attention_step(self._planned(kernels.AttentionPlan), x, *slots, wavelengths, magnitude, weights)
+
+
+class MLPStep(Step):
+    """The stream after the feed-forward layer. Weights: the residual's three norms, up, down, gate."""
+
+    def __call__(self, x: mx.array, weights: list[mx.array]) -> mx.array | None:
+        """(B, 1, D) -> (B, 1, D)."""
+        kernels = native(x)
+        if kernels is None or x.shape[0] > MOST_ROWS:
+            return None
+        return kernels.mlp_step(self._planned(kernels.MlpPlan), x, weights)

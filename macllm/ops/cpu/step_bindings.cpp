@@ -16,8 +16,9 @@ using namespace nb::literals;
 namespace macllm {
 namespace {
 
-using Optional = std::vector<std::optional<mx::array>>;
 using Numbers = std::vector<double>;
+using Flags = std::vector<bool>;
+using Indices = std::vector<int64_t>;
 
 // Reads numbers one after another, in the order in which ops/step.py lists them.
 class Reader {
@@ -46,45 +47,23 @@ class Reader {
   const double *at_, *end_;
 };
 
-// What a primitive is made of: its inputs, and where among them each weight is; -1 for one that a model has not.
-struct Gathered {
-  Arrays inputs;
-  std::vector<int> places;
-
-  explicit Gathered(Arrays first, const Optional& weights) : inputs(std::move(first)) {
-    for (auto& weight : weights) {
-      places.push_back(weight ? int(inputs.size()) : -1);
-      if (weight) inputs.push_back(*weight);
-    }
-  }
-
-  // Only plain float32 that nobody differentiates, vectorises or compiles.
-  bool served() const {
-    for (auto& in : inputs)
-      if (in.dtype() != mx::float32 || in.is_tracer()) return false;
-    return true;
-  }
-};
-
-// Hands weights out one after another, in the order in which ops/step.py lists them.
+// Hands weights out one after another, in the order in which ops/step.py lists them; null for one that is not present.
 class Weights {
  public:
-  Weights(const Arrays& inputs, const std::vector<int>& places) : inputs_(inputs), next_(places.data()) {
-    dense_.reserve(places.size());
+  Weights(const Arrays& inputs, size_t first, const Flags& present) : inputs_(inputs), next_(first), present_(present) {
+    dense_.reserve(inputs.size());
   }
   const float* next() {
-    const int place = *next_++;
-    if (place < 0) return nullptr;
-    last_ = &inputs_[place];
-    dense_.emplace_back(*last_);
+    if (!present_[flag_++]) return nullptr;
+    dense_.emplace_back(inputs_[next_++]);
     return dense_.back();
   }
-  bool has() const { return *next_ >= 0; }
   Linear linear() {
+    const auto& weight = inputs_[next_];
     Linear map;
+    map.outputs = weight.shape(0);
+    map.inputs = weight.shape(1);
     map.weight = next();
-    map.outputs = last_->shape(0);
-    map.inputs = last_->shape(1);
     map.bias = next();
     return map;
   }
@@ -100,102 +79,151 @@ class Weights {
 
  private:
   const Arrays& inputs_;
-  const int* next_;
-  const mx::array* last_ = nullptr;
+  size_t next_, flag_ = 0;
+  const Flags& present_;
   std::vector<Dense<float>> dense_;
 };
 
-constexpr size_t RESIDUAL_WEIGHTS = 6, ATTENTION_WEIGHTS = RESIDUAL_WEIGHTS + 4 * 2 + 4 * 2, MLP_WEIGHTS = RESIDUAL_WEIGHTS + 3 * 2;
-
 void check(bool fits) {
-  if (!fits) throw std::invalid_argument("[macllm] a step takes (B, 1, D), its numbers and its weights.");
+  if (!fits) throw std::invalid_argument("[macllm] a step takes (B, 1, D) and the weights it was planned with.");
+}
+
+// A branch but for its arrays.
+template <class Kind>
+struct Planned {
+  Kind step{};
+  Residual norms;
+  Flags present;
+  size_t weights = 0;
+
+  Planned(const Numbers& numbers, const Flags& flags) : present(flags) {
+    Reader reader(numbers);
+    norms = reader.residual();
+    read(reader, step);
+    for (bool flag : present) weights += flag;
+  }
+
+ private:
+  void read(Reader& reader, AttentionStep& s) {
+    s.H = int64_t(reader.next());
+    s.scale = float(reader.next()), s.softcap = float(reader.next());
+    s.heat_floor = float(reader.next()), s.heat_scale = float(reader.next());
+    s.turn.interleaved = reader.next() != 0;
+    for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) *norm = reader.norm();
+    check(present.size() == 22);
+  }
+  void read(Reader& reader, MlpStep& s) {
+    s.activation = Unary(int(reader.next()));
+    s.gated = present.size() > 10;
+    check(present.size() == (s.gated ? 12 : 10));
+  }
+};
+
+// Python's hold on a plan; the primitives have their own.
+template <class Kind>
+struct Plan {
+  std::shared_ptr<const Planned<Kind>> planned;
+  Plan(const Numbers& numbers, const Flags& present) : planned(std::make_shared<Planned<Kind>>(numbers, present)) {}
+};
+
+// Only plain float32 that nobody differentiates, vectorises or compiles.
+bool served(const Arrays& inputs) {
+  for (auto& in : inputs)
+    if (in.dtype() != mx::float32 || in.is_tracer()) return false;
+  return true;
 }
 
 std::shared_ptr<Native> primitive(const char* name, Eval eval, Reuse reuse = nullptr) {
   return std::make_shared<Native>(mx::to_stream({}), name, std::move(eval), nullptr, std::move(reuse));
 }
 
-struct Slots {
-  std::vector<int64_t> first, position;
+// What changes from step to step.
+struct Place {
   int64_t at;
+  Indices first, position;
   float magnitude;
-  bool borrowed;
 };
+
+void run_attention(const Planned<AttentionStep>& plan, const Place& place, bool turns, const Arrays& in, Arrays& out) {
+  AttentionStep s = plan.step;
+  Residual norms = plan.norms;
+  s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = in[1].shape(1), s.Dh = in[1].shape(3), s.capacity = in[1].shape(2);
+  Weights weights(in, turns ? 4 : 3, plan.present);
+  weights.residual(norms);
+  for (Linear* map : {&s.q, &s.k, &s.v, &s.o}) *map = weights.linear();
+  for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) weights.norm(*norm);
+  s.at = place.at, s.first = place.first.data(), s.position = place.position.data();
+  if (turns) {
+    s.turn.wavelengths = in[3].data<float>();
+    s.turn.pairs = int64_t(in[3].size());
+    s.turn.magnitude = place.magnitude;
+  }
+  for (int i : {1, 2}) {
+    if (in[i].data<float>() == out[i].data<float>()) continue;
+    Dense rows(in[i]);
+    std::copy_n(static_cast<const float*>(rows), in[i].size(), out[i].data<float>());
+  }
+  attention_step(s, norms, Dense(in[0]), out[1].data<float>(), out[2].data<float>(), out[0].data<float>());
+}
 
 // (y, keys, values), or nothing where this does not serve.
 std::optional<std::tuple<mx::array, mx::array, mx::array>> native_attention_step(
-    const mx::array& x, const mx::array& keys, const mx::array& values, const std::optional<mx::array>& wavelengths,
-    const Optional& weights, const Numbers& numbers, std::tuple<std::vector<int64_t>, std::vector<int64_t>, int64_t> place,
-    float magnitude, bool borrowed) {
-  Optional all{wavelengths};
-  all.insert(all.end(), weights.begin(), weights.end());
-  Gathered g({x, keys, values}, all);
-  if (!g.served()) return {};
-  check(x.ndim() == 3 && x.shape(1) == 1 && keys.ndim() == 4 && keys.shape() == values.shape() &&
-        weights.size() == ATTENTION_WEIGHTS);
-  Slots slots{std::get<0>(place), std::get<1>(place), std::get<2>(place), magnitude, borrowed};
-  const auto rows = size_t(x.shape(0));
-  check(slots.first.size() == rows && slots.position.size() == rows && slots.at < keys.shape(2));
-  auto eval = [places = g.places, numbers, slots](const Arrays& in, Arrays& out) {
-    Reader reader(numbers);
-    Weights weights(in, places);
-    AttentionStep s{};
-    Residual norms = reader.residual();
-    s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = in[1].shape(1), s.Dh = in[1].shape(3), s.capacity = in[1].shape(2);
-    s.H = int64_t(reader.next());
-    s.scale = float(reader.next()), s.softcap = float(reader.next());
-    s.heat_floor = float(reader.next()), s.heat_scale = float(reader.next());
-    s.turn.interleaved = reader.next() != 0, s.turn.magnitude = slots.magnitude;
-    for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) *norm = reader.norm();
-    s.turn.wavelengths = weights.next();
-    s.turn.pairs = s.turn.wavelengths ? int64_t(in[places[0]].size()) : 0;
-    weights.residual(norms);
-    for (Linear* map : {&s.q, &s.k, &s.v, &s.o}) *map = weights.linear();
-    for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) weights.norm(*norm);
-    s.at = slots.at, s.first = slots.first.data(), s.position = slots.position.data();
-    for (int i : {1, 2}) {
-      if (in[i].data<float>() == out[i].data<float>()) continue;
-      Dense rows(in[i]);
-      std::copy_n(static_cast<const float*>(rows), in[i].size(), out[i].data<float>());
-    }
-    attention_step(s, norms, Dense(in[0]), out[1].data<float>(), out[2].data<float>(), out[0].data<float>());
+    const Plan<AttentionStep>& plan, const mx::array& x, const mx::array& keys, const mx::array& values, int64_t at,
+    Indices first, Indices position, bool borrowed, const std::optional<mx::array>& wavelengths, float magnitude,
+    const Arrays& weights) {
+  const bool turns = wavelengths.has_value();
+  Arrays inputs;
+  inputs.reserve(4 + weights.size());
+  inputs.insert(inputs.end(), {x, keys, values});
+  if (turns) inputs.push_back(*wavelengths);
+  inputs.insert(inputs.end(), weights.begin(), weights.end());
+  if (!served(inputs)) return {};
+  const size_t rows = x.shape(0);
+  check(x.ndim() == 3 && x.shape(1) == 1 && keys.ndim() == 4 && keys.shape() == values.shape());
+  check(weights.size() == plan.planned->weights && first.size() == rows && position.size() == rows && at < keys.shape(2));
+  Place place{at, std::move(first), std::move(position), magnitude};
+  Eval eval = [planned = plan.planned, place = std::move(place), turns](const Arrays& in, Arrays& out) {
+    run_attention(*planned, place, turns, in, out);
   };
   Reuse reuse = [borrowed](const Arrays& in, Arrays& out) {
     for (int i : {1, 2})
       if (!borrowed && in[i].flags().row_contiguous) out[i].copy_shared_buffer(in[i]);
   };
   auto made = mx::array::make_arrays({x.shape(), keys.shape(), keys.shape()}, std::vector<mx::Dtype>(3, mx::float32),
-                                     primitive("attention_step", std::move(eval), std::move(reuse)), g.inputs);
+                                     primitive("attention_step", std::move(eval), std::move(reuse)), inputs);
   return std::make_tuple(made[0], made[1], made[2]);
 }
 
 // y, or nothing where this does not serve.
-std::optional<mx::array> native_mlp_step(const mx::array& x, const Optional& weights, const Numbers& numbers) {
-  Gathered g({x}, weights);
-  if (!g.served()) return {};
-  check(x.ndim() == 3 && x.shape(1) == 1 && weights.size() == MLP_WEIGHTS);
-  auto eval = [places = g.places, numbers](const Arrays& in, Arrays& out) {
-    Reader reader(numbers);
-    Weights weights(in, places);
-    MlpStep s{};
-    Residual norms = reader.residual();
+std::optional<mx::array> native_mlp_step(const Plan<MlpStep>& plan, const mx::array& x, const Arrays& weights) {
+  Arrays inputs;
+  inputs.reserve(1 + weights.size());
+  inputs.push_back(x);
+  inputs.insert(inputs.end(), weights.begin(), weights.end());
+  if (!served(inputs)) return {};
+  check(x.ndim() == 3 && x.shape(1) == 1 && weights.size() == plan.planned->weights);
+  auto eval = [planned = plan.planned](const Arrays& in, Arrays& out) {
+    MlpStep s = planned->step;
+    Residual norms = planned->norms;
     s.B = in[0].shape(0), s.D = in[0].shape(2);
-    s.activation = Unary(int(reader.next()));
+    Weights weights(in, 1, planned->present);
     weights.residual(norms);
     for (Linear* map : {&s.up, &s.down}) *map = weights.linear();
-    s.gated = weights.has();
     if (s.gated) s.gate = weights.linear();
     mlp_step(s, norms, Dense(in[0]), out[0].data<float>());
   };
-  return mx::array(x.shape(), mx::float32, primitive("mlp_step", std::move(eval)), g.inputs);
+  return mx::array(x.shape(), mx::float32, primitive("mlp_step", std::move(eval)), inputs);
 }
 
 }  // namespace
 
 void bind_steps(nb::module_& m) {
-  m.def("attention_step", &native_attention_step, "x"_a, "keys"_a, "values"_a, "wavelengths"_a.none(), "weights"_a,
-        "numbers"_a, "place"_a, "magnitude"_a, "borrowed"_a);
-  m.def("mlp_step", &native_mlp_step, "x"_a, "weights"_a, "numbers"_a);
+  nb::set_leak_warnings(false);  // a model may live until the interpreter ends, and its plans with it
+  nb::class_<Plan<AttentionStep>>(m, "AttentionPlan").def(nb::init<const Numbers&, const Flags&>());
+  nb::class_<Plan<MlpStep>>(m, "MlpPlan").def(nb::init<const Numbers&, const Flags&>());
+  m.def("attention_step", &native_attention_step, "plan"_a, "x"_a, "keys"_a, "values"_a, "at"_a, "first"_a, "position"_a,
+        "borrowed"_a, "wavelengths"_a.none(), "magnitude"_a, "weights"_a);
+  m.def("mlp_step", &native_mlp_step, "plan"_a, "x"_a, "weights"_a);
 }
 
 }  // namespace macllm
