@@ -21,18 +21,18 @@ inline void pause() {
 #endif
 }
 
-// Spins until ready() or until patience ends; others that want the core get it.
+// Spins until ready() or until patience ends. Does not yield: a busy scheduler gives the core back milliseconds later,
+// but one that sleeps and is woken gets it at once.
 template <class Ready>
 bool spin(Ready ready) {
   const auto end = std::chrono::steady_clock::now() + PATIENCE;
-  while (true) {
+  do {
     for (int i = 0; i < 64; i++) {
       if (ready()) return true;
       pause();
     }
-    if (std::chrono::steady_clock::now() > end) return false;
-    std::this_thread::yield();
-  }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
 }
 
 // A loop ends when its last task does: a helper that is asleep or has lost its core is not waited for. Helpers look out
