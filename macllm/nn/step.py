@@ -79,7 +79,7 @@ class MLPStep:
         known = ACTIVATIONS.get(mlp.activation)
         self._op = None if known is None else step.MLPStep(_residual(norm), [known], of_norm + own)
 
-    def __call__(self, x: mx.array, mlp: MLP, norm: ResidualNorm) -> mx.array | None:
+    def __call__(self, x: mx.array, mlp: nn.Module, norm: ResidualNorm) -> mx.array | None:
         """(B, 1, D) -> (B, 1, D); None where there is no op for it."""
         if self._op is None or not _plain(mlp, self._maps):
             return None

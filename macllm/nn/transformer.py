@@ -45,15 +45,15 @@ class Block(nn.Module):
         memory_mask: mx.array | None = None,
     ) -> mx.array:
         """(B, L, D) -> (B, L, D)."""
-        stepping = cache is not None and x.shape[1] == 1
+        stepping = cache if x.shape[1] == 1 else None
         norm = self.attention_norm
-        y = self.attention_step(x, self.attention, norm, masks, cache) if stepping else None
+        y = None if stepping is None else self.attention_step(x, self.attention, norm, masks, stepping)
         x = norm.join(x, self.attention(norm.pre(x), masks, cache)) if y is None else y
         if memory is not None:
             norm = self.cross_norm
             x = norm.join(x, self.cross(norm.pre(x), memory, memory_mask))
         norm = self.feed_forward_norm
-        y = self.mlp_step(x, self.feed_forward, norm) if stepping and self.mlp_step else None
+        y = None if stepping is None or self.mlp_step is None else self.mlp_step(x, self.feed_forward, norm)
         return norm.join(x, self.feed_forward(norm.pre(x))) if y is None else y
 
 
