@@ -17,7 +17,7 @@ from macllm.ops.kv import KV, Dense, Quantized
 
 from .mask import first_visible
 from .position import Span
-from .spec import MaskSpec
+from .spec import Causal, MaskSpec
 
 GROW = 256  # slots by which a buffer grows
 SLACK = 64  # slots that a window keeps beyond what it needs, so that a few tokens can be taken back
@@ -71,7 +71,18 @@ class LayerCache:
         self.offset = 0
         self.start = 0
         self.head_dim = 0
-        self.parts: tuple[mx.array, ...] = ()  # keys' then values', each (B, K, capacity, ...)
+        self._parts: Parts = ()  # keys' then values', each (B, K, capacity, ...)
+        self._lent = False  # whether others may hold them, or views of them
+
+    @property
+    def parts(self) -> Parts:
+        """Keys' then values' arrays, each (B, K, capacity, ...), of which the first slots are filled."""
+        self._lent = True
+        return self._parts
+
+    def __getstate__(self) -> dict[str, object]:
+        self._lent = True  # a copy holds the same arrays
+        return self.__dict__.copy()
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[KV, int]:
         """Store (B, K, L, Dh) twice; returns what the L new queries may look at, and the slot it begins with."""
@@ -81,10 +92,26 @@ class LayerCache:
         rows = (*self.codec.encode(keys), *self.codec.encode(values))
         self._make_room(needed, length, rows)
         at = self.offset - self.start
-        for part, new in zip(self.parts, rows, strict=True):
+        for part, new in zip(self._parts, rows, strict=True):
             part[:, :, at : at + length] = new
         self.offset += length
         return self._view(needed), needed
+
+    def slot(self) -> tuple[mx.array, mx.array, int, bool] | None:
+        """Keys' and values' arrays, the index there of the next slot, and whether others may hold the arrays.
+
+        For an op that writes rows itself and then calls `fill`. None where rows are not stored as they are, or none is.
+        """
+        if not self._parts or not isinstance(self.codec, DenseCodec):
+            return None
+        self._make_room(self._needed(self.offset), 1, self._parts)
+        keys, values = self._parts
+        return keys, values, self.offset - self.start, self._lent
+
+    def fill(self, keys: mx.array, values: mx.array) -> None:
+        """Become these arrays, which nobody else holds, with one slot more filled."""
+        self._parts, self._lent = (keys, values), False
+        self.offset += 1
 
     def trim(self, n: int) -> None:
         """Forget the newest `n` slots."""
@@ -103,7 +130,7 @@ class LayerCache:
     @property
     def nbytes(self) -> int:
         """Bytes reserved."""
-        return sum(part.nbytes for part in self.parts)
+        return sum(part.nbytes for part in self._parts)
 
     def held(self) -> Parts:
         """The slots still held, without spare room."""
@@ -111,11 +138,11 @@ class LayerCache:
 
     def restore(self, parts: Parts, offset: int, head_dim: int) -> None:
         """Become the cache that `held()` these parts at `offset`."""
-        self.parts, self.offset, self.head_dim = parts, offset, head_dim
+        self._parts, self._lent, self.offset, self.head_dim = parts, True, offset, head_dim
         self.start = offset - (parts[0].shape[2] if parts else 0)
 
     def _needed(self, offset: int) -> int:
-        return first_visible(self.mask, Span(offset, 1, self.left_padding))
+        return 0 if isinstance(self.mask, Causal) else first_visible(self.mask, Span(offset, 1, self.left_padding))
 
     def _view(self, first: int) -> KV:
         half = len(self.parts) // 2
@@ -126,11 +153,11 @@ class LayerCache:
         """Capacity for `length` more slots, moving to a new buffer when the old one is full or far too large."""
         keep = max(self.start, needed - SLACK) if needed > 0 else self.start
         size = self.offset - keep + length
-        capacity = self.parts[0].shape[2] if self.parts else 0
+        capacity = self._parts[0].shape[2] if self._parts else 0
         fits = self.offset - self.start + length <= capacity
         if fits and capacity <= 2 * (size + GROW):
             return
-        room = -(-(size + (GROW if self.parts else 0)) // GROW) * GROW
+        room = -(-(size + (GROW if self._parts else 0)) // GROW) * GROW
         held = self.held()
         moved = []
         for n, part in enumerate(like):
@@ -139,7 +166,7 @@ class LayerCache:
             if held:
                 fresh[:, :, : self.offset - keep] = held[n][:, :, keep - self.start :]
             moved.append(fresh)
-        self.parts, self.start = tuple(moved), keep
+        self._parts, self._lent, self.start = tuple(moved), False, keep
 
 
 @dataclass

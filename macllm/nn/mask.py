@@ -21,6 +21,17 @@ def first_visible(spec: MaskSpec, span: Span) -> int:
     return 0
 
 
+def oldest_seen(spec: MaskSpec, slot: int, padding: int) -> int:
+    """The oldest slot that a query in `slot` of a causal row sees, after so much padding; in padding, its own."""
+    oldest = padding
+    match spec:
+        case Sliding(window):
+            oldest = max(padding, slot - window + 1)
+        case Chunked(size):
+            oldest = max(padding, (slot - padding) // size * size + padding)
+    return min(oldest, slot)
+
+
 def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> Mask:
     """Who sees whom: queries are the slots of `span`, keys the slots `start` .. span.end.
 
@@ -82,6 +93,7 @@ class Masks:
     def __init__(self, span: Span, lengths: mx.array | None = None, bias: RelativeBias | None = None):
         self.span, self.lengths, self.bias = span, lengths, bias
         self._made: dict[tuple[MaskSpec, int], Mask] = {}
+        self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
 
     def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype) -> Mask:
         """What attention takes for `spec` when the first key is in slot `start`."""
@@ -90,6 +102,14 @@ class Masks:
             seen = visible(spec, self.span, start, self.lengths)
             self._made[key] = seen if self.bias is None else self._biased(seen, start, dtype)
         return self._made[key]
+
+    def rows(self, spec: MaskSpec, count: int) -> tuple[list[int], list[int]]:
+        """For each of `count` rows with one new query, the oldest slot it sees, and its position."""
+        made = self._rows.get(spec)
+        if made is None:
+            slot, padding = self.span.offset, self.span.left_padding or (0,) * count
+            made = self._rows[spec] = [oldest_seen(spec, slot, n) for n in padding], [slot - n for n in padding]
+        return made
 
     def _biased(self, seen: Mask, start: int, dtype: mx.Dtype) -> mx.array:
         assert self.bias is not None

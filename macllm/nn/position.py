@@ -67,14 +67,24 @@ class RoPE:
 
     def __init__(self, spec: RoPESpec):
         self.spec = spec
+        self._table: tuple[int, mx.array, float] | None = None  # the length class it is for, and what `table` gives
 
     def __call__(self, x: mx.array, span: Span) -> mx.array:
         """Rotate (B, H, L, Dh) to the positions of `span`."""
         s = self.spec
-        wavelengths, magnitude = rotation(s, _length_class(s, span.reach))
+        wavelengths, magnitude = self.table(span)
         if magnitude != 1.0:
             x = mx.concatenate([x[..., : s.dims] * magnitude, x[..., s.dims :]], axis=-1)
-        return rope(x, mx.array(wavelengths), span.first(), interleaved=s.interleaved)
+        return rope(x, wavelengths, span.first(), interleaved=s.interleaved)
+
+    def table(self, span: Span) -> tuple[mx.array, float]:
+        """Wavelengths (dims / 2,) for a sequence that reaches as far as `span`, and what rotated dims are scaled by."""
+        kind = _length_class(self.spec, span.reach)
+        made = self._table
+        if made is None or made[0] != kind:
+            wavelengths, magnitude = rotation(self.spec, kind)
+            made = self._table = kind, mx.array(wavelengths), magnitude
+        return made[1:]
 
 
 def _length_class(spec: RoPESpec, length: int) -> int:

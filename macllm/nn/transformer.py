@@ -14,10 +14,12 @@ from .attention import CrossAttention, SelfAttention
 from .cache import LayerCache
 from .linear import Linear, Table
 from .mask import Masks
+from .mlp import MLP
 from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
 from .position import RelativeBias, Span, make_positions
 from .spec import EmbeddingSpec, HeadSpec, LayerSpec, StackSpec, TransformSpec
+from .step import AttentionStep, MLPStep
 
 
 class Block(nn.Module):
@@ -32,6 +34,8 @@ class Block(nn.Module):
             self.cross_norm = ResidualNorm(dim, spec.norm, spec.placement)
         self.feed_forward = make_feed_forward(dim, spec.feed_forward)
         self.feed_forward_norm = ResidualNorm(dim, spec.norm, spec.placement)
+        self.attention_step = AttentionStep(self.attention, self.attention_norm)
+        self.mlp_step = MLPStep(self.feed_forward, self.feed_forward_norm) if type(self.feed_forward) is MLP else None
 
     def __call__(
         self,
@@ -42,13 +46,16 @@ class Block(nn.Module):
         memory_mask: mx.array | None = None,
     ) -> mx.array:
         """(B, L, D) -> (B, L, D)."""
+        stepping = cache if x.shape[1] == 1 else None
         norm = self.attention_norm
-        x = norm.join(x, self.attention(norm.pre(x), masks, cache))
+        y = None if stepping is None else self.attention_step(x, self.attention, norm, masks, stepping)
+        x = norm.join(x, self.attention(norm.pre(x), masks, cache)) if y is None else y
         if memory is not None:
             norm = self.cross_norm
             x = norm.join(x, self.cross(norm.pre(x), memory, memory_mask))
         norm = self.feed_forward_norm
-        return norm.join(x, self.feed_forward(norm.pre(x)))
+        y = None if stepping is None or self.mlp_step is None else self.mlp_step(x, self.feed_forward, norm)
+        return norm.join(x, self.feed_forward(norm.pre(x))) if y is None else y
 
 
 class Stack(nn.Module):

@@ -36,6 +36,7 @@ def native(*arrays: mx.array | None) -> ModuleType | None:
     """The native kernels if they can serve these arrays, all of them float32 on the CPU; else None."""
     if _choice.get() != "native" or mx.default_device() != mx.cpu:
         return None
-    if any(array is not None and array.dtype != mx.float32 for array in arrays):
-        return None
+    for array in arrays:
+        if array is not None and array.dtype != mx.float32:
+            return None
     return cpu.kernels() if cpu.available() else None

@@ -17,6 +17,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace macllm {
+
+void bind_steps(nb::module_& m);
+
 namespace {
 
 Unary kind_of(const std::string& name) {
@@ -266,4 +269,5 @@ NB_MODULE(macllm_native, m) {
         "mask"_a = nb::none(), "softcap"_a = 0);
   bind_linear(m);
   bind_sampling(m);
+  bind_steps(m);
 }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -10,70 +10,72 @@
 namespace macllm {
 namespace {
 
-constexpr int64_t WORTH_DIVIDING = 20000;  // vector operations: some tens of microseconds, what waking a thread costs
+constexpr int64_t WORTH_DIVIDING = 5000;  // vector operations: a few microseconds, what handing out a loop costs
+constexpr auto PATIENCE = std::chrono::microseconds(60);  // longer than what lies between the loops of one model
 
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  asm volatile("" ::: "memory");
+#endif
+}
+
+// Spins until ready() or until patience ends. Does not yield: a busy scheduler gives the core back milliseconds later,
+// but one that sleeps and is woken gets it at once.
+template <class Ready>
+bool spin(Ready ready) {
+  const auto end = std::chrono::steady_clock::now() + PATIENCE;
+  do {
+    for (int i = 0; i < 64; i++) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+// A loop ends when its last task does: a helper that is asleep or has lost its core is not waited for. Helpers look out
+// for the next loop a little while before they sleep, since a model is hundreds of short loops, one after another.
 class Pool {
  public:
   explicit Pool(int count) {
-    for (int i = 1; i < count; i++) helpers_.emplace_back([this] { serve(); });
+    for (int i = 1; i < count; i++) std::thread([this] { serve(); }).detach();
   }
-
-  ~Pool() {
-    {
-      std::lock_guard lock(mutex_);
-      closing_ = true;
-    }
-    wake_.notify_all();
-    for (auto& helper : helpers_) helper.join();
-  }
-
-  int size() const { return int(helpers_.size()) + 1; }
 
   void run(int64_t tasks, const std::function<void(int64_t)>& body) {
     std::lock_guard one_loop_at_a_time(loop_);
-    {
-      std::lock_guard lock(mutex_);
-      body_ = &body;
-      tasks_ = tasks;
-      next_ = 0;
-      busy_ = int(helpers_.size());
-      round_++;
-    }
-    wake_.notify_all();
+    body_ = &body;
+    unfinished_.store(int32_t(tasks), std::memory_order_relaxed);
+    unclaimed_.store(tasks);
+    round_.fetch_add(1);
+    round_.notify_all();  // a system call only if somebody sleeps
     work();
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    if (spin([&] { return unfinished_.load(std::memory_order_acquire) == 0; })) return;
+    for (int32_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) unfinished_.wait(left);
   }
 
  private:
+  // Whoever claims a task has seen the body it belongs to, which stays until all tasks are finished.
   void work() {
-    for (int64_t i; (i = next_.fetch_add(1)) < tasks_;) (*body_)(i);
-  }
-
-  void serve() {
-    uint64_t seen = 0;
-    while (true) {
-      {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return closing_ || round_ != seen; });
-        if (closing_) return;
-        seen = round_;
-      }
-      work();
-      std::lock_guard lock(mutex_);
-      if (--busy_ == 0) done_.notify_one();
+    for (int64_t task; unclaimed_.load() > 0 && (task = unclaimed_.fetch_sub(1)) > 0;) {
+      (*body_)(task - 1);
+      if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_all();
     }
   }
 
-  std::vector<std::thread> helpers_;
-  std::mutex loop_, mutex_;
-  std::condition_variable wake_, done_;
+  void serve() {
+    for (uint32_t seen = 0;; work()) {
+      if (!spin([&] { return round_.load() != seen; })) round_.wait(seen);
+      seen = round_.load();
+    }
+  }
+
+  std::mutex loop_;
   const std::function<void(int64_t)>* body_ = nullptr;
-  int64_t tasks_ = 0;
-  std::atomic<int64_t> next_{0};
-  int busy_ = 0;
-  uint64_t round_ = 0;
-  bool closing_ = false;
+  std::atomic<int64_t> unclaimed_{0};
+  std::atomic<int32_t> unfinished_{0};
+  std::atomic<uint32_t> round_{0};
 };
 
 std::atomic<int> wanted{1};

@@ -1,0 +1,54 @@
+// The residual branches of a decoding step: one new token in each of a few rows, from the stream to the stream again.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "linear.h"
+
+namespace macllm {
+
+struct Norm {
+  enum Kind : int { none, rms, layer } kind = none;
+  float eps = 0;
+  bool unit_offset = false;       // scale by 1 + weight
+  const float* weight = nullptr;  // or none
+  const float* bias = nullptr;
+};
+
+// Where the norms of a residual connection stand: sum(x + branch(f(pre(x)))).
+struct Residual {
+  Norm pre, branch, sum;
+};
+
+struct Turn {
+  const float* wavelengths = nullptr;  // of the pairs that turn
+  int64_t pairs = 0;
+  bool interleaved = false;
+  float magnitude = 1;
+};
+
+struct AttentionStep {
+  int64_t B, D, H, K, Dh;  // rows, model, query heads, key heads, head
+  float scale, softcap;    // softcap 0: none
+  float heat_floor, heat_scale;  // queries grow by 1 + heat_scale log(1 + floor((position + 1) / heat_floor)); 0: not
+  Turn turn;
+  Norm q_norm, k_norm, q_head_norm, k_head_norm;
+  Linear q, k, v, o;
+  int64_t capacity, at;  // slots of keys and values [B, K, capacity, Dh], and the one of the new token
+  const int64_t* first;  // for each row, the oldest slot it sees
+  const int64_t* position;
+};
+
+struct MlpStep {
+  int64_t B, D;
+  Unary activation;
+  bool gated;
+  Linear gate, up, down;
+};
+
+// x, out [B, D]. Writes slot `at` of keys and values.
+void attention_step(const AttentionStep& s, const Residual& norms, const float* x, float* keys, float* values, float* out);
+void mlp_step(const MlpStep& s, const Residual& norms, const float* x, float* out);
+
+}  // namespace macllm

@@ -1,0 +1,152 @@
+"""A decoding step in coarse ops: which layers it serves, that it equals the fine ones, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm.nn import cache as cache_module
+from macllm.nn import lora
+from macllm.nn import step as step_module
+from macllm.nn.mask import Masks, oldest_seen, visible
+from macllm.nn.position import Span
+from macllm.nn.spec import Causal, Chunked, MaskSpec, Sliding
+from macllm.ops import cpu
+from macllm.ops.dispatch import using
+from tests.families.golden import golden
+from tests.families.oracles import CASES, Case
+
+DECODERS = [case for case in CASES if case.kind == "decoder" and "both-ways" not in case.name]
+decoder = pytest.mark.parametrize("case", DECODERS, ids=lambda case: case.name)
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="there are no kernels here")
+
+LENGTH = 19
+PADDING = [0, 4]
+
+
+def decoded(model, tokens: mx.array, cache) -> np.ndarray:
+    return np.concatenate([np.array(model(tokens[:, t : t + 1], cache=cache)) for t in range(tokens.shape[1])], axis=1)
+
+
+def drawn(case: Case) -> mx.array:
+    return mx.array(np.random.default_rng(3).integers(3, 90, (2, LENGTH)))
+
+
+class Served:
+    """Which of a layer's branches were served by one op."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts = {"AttentionStep": 0, "MLPStep": 0}
+        for name in self.counts:
+            kind = getattr(step_module.step, name)
+            monkeypatch.setattr(kind, "__call__", self._counted(name, kind.__call__))
+
+    def _counted(self, name, call):
+        def counting(*args):
+            result = call(*args)
+            self.counts[name] += result is not None
+            return result
+
+        return counting
+
+
+@decoder
+def test_every_decoder_decodes_in_steps_that_equal_the_fine_ops(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "GROW", 4)
+    monkeypatch.setattr(cache_module, "SLACK", 3)
+    model, tokens, results = golden(case.name).model(), drawn(case), []
+    served = Served(monkeypatch)
+    for choice in ("stock", "native"):
+        cache = model.make_cache(max_context=LENGTH, left_padding=PADDING)
+        with using(choice):  # type: ignore[arg-type]
+            results.append(decoded(model, tokens, cache))
+    np.testing.assert_allclose(results[1], results[0], atol=2e-5 * np.abs(results[0]).max())
+    layers = model.spec.decoder.layers
+    assert served.counts["AttentionStep"] == (LENGTH - 1) * len(layers)  # nothing is stored before the first
+    dense = [layer for layer in layers if getattr(layer.feed_forward, "activation", None) in step_module.ACTIVATIONS]
+    assert served.counts["MLPStep"] == LENGTH * len(dense)
+
+
+def test_adapted_and_quantized_layers_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, model = Served(monkeypatch), golden("llama").model()
+    lora.apply(model, rank=2, alpha=4, keys=["up_proj", "k_proj"])
+    decoded(model, drawn(CASES[0])[:, :3], model.make_cache())
+    assert served.counts == {"AttentionStep": 0, "MLPStep": 0}
+    lora.remove(model)
+    decoded(model, drawn(CASES[0])[:, :3], model.make_cache(kv_bits=8))
+    assert served.counts["AttentionStep"] == 0
+    assert served.counts["MLPStep"] > 0
+
+
+def test_weights_may_be_exchanged_between_steps() -> None:
+    model, tokens = golden("llama").model(), drawn(CASES[0])
+    decoded(model, tokens, model.make_cache())
+    for layer in model.decoder.layers:
+        layer.feed_forward.up_proj.weight = layer.feed_forward.up_proj.weight * 2
+        layer.attention_norm.pre.weight = layer.attention_norm.pre.weight + 1
+    got = decoded(model, tokens, model.make_cache())
+    np.testing.assert_allclose(got, np.array(model(tokens)), atol=2e-5 * np.abs(got).max())
+
+
+def test_what_others_were_given_of_a_cache_stays_as_it_was() -> None:
+    model, tokens = golden("llama").model(), drawn(CASES[0])
+    cache = model.make_cache()
+    decoded(model, tokens[:, :6], cache)
+    fork = copy.deepcopy(cache)
+    state, held = cache.state, [part for layer in cache.layers for part in layer.held()]
+    mx.eval(state, held)
+    corner = state[0][:, :, 3:6]
+    before = [np.array(array) for array in (*state, *held, corner)]
+    cache.trim(3)
+    other = decoded(model, tokens[:, 10:16], cache)
+    for array, was in zip((*state, *held, corner), before, strict=True):
+        np.testing.assert_array_equal(np.array(array), was)
+    want = decoded(model, tokens[:, 6:9], fork)
+    full = np.array(model(tokens[:, :9]))
+    np.testing.assert_allclose(want, full[:, 6:], atol=2e-5 * np.abs(full).max())
+    again = np.array(model(mx.concatenate([tokens[:, :3], tokens[:, 10:16]], axis=1)))
+    np.testing.assert_allclose(other, again[:, 3:], atol=2e-5 * np.abs(again).max())
+
+
+def test_steps_that_are_queued_and_not_read_are_all_done_in_order() -> None:
+    model, tokens = golden("llama").model(), drawn(CASES[0])
+    cache = model.make_cache()
+    queued = [model(tokens[:, t : t + 1], cache=cache) for t in range(LENGTH)]
+    for logits in queued[::4]:
+        mx.async_eval(logits)
+    got = np.array(mx.concatenate(queued, axis=1))
+    np.testing.assert_allclose(got, np.array(model(tokens)), atol=2e-5 * np.abs(got).max())
+
+
+def test_a_step_has_the_gradient_of_the_fine_ops() -> None:
+    model, tokens = golden("llama").model(), drawn(CASES[0])
+
+    def loss(weight: mx.array) -> mx.array:
+        model.decoder.layers[0].feed_forward.up_proj.weight = weight
+        cache = model.make_cache()
+        model(tokens[:, :5], cache=cache)
+        return mx.square(model(tokens[:, 5:6], cache=cache)).sum()
+
+    weight = model.decoder.layers[0].feed_forward.up_proj.weight
+    slopes = []
+    for choice in ("stock", "native"):
+        with using(choice):  # type: ignore[arg-type]
+            slopes.append(np.array(mx.grad(loss)(weight)))
+    assert np.abs(slopes[0]).max() > 0
+    np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-4 * np.abs(slopes[0]).max())
+
+
+@pytest.mark.parametrize("spec", [Causal(), Sliding(1), Sliding(5), Chunked(1), Chunked(6)])
+@pytest.mark.parametrize("padding", [0, 1, 7])
+def test_the_oldest_slot_seen_is_the_first_of_the_mask(spec: MaskSpec, padding: int) -> None:
+    for slot in range(20):
+        mask = visible(spec, Span(slot, 1, (padding,)), 0)
+        assert isinstance(mask, mx.array)
+        seen = np.flatnonzero(np.array(mask).reshape(-1))
+        assert seen[-1] == slot
+        assert len(seen) == slot - seen[0] + 1
+        assert oldest_seen(spec, slot, padding) == seen[0]
+    assert Masks(Span(9, 1, (2, 3))).rows(spec, 2)[1] == [7, 6]

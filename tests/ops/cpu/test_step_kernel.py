@@ -1,0 +1,215 @@
+"""A decoding step's branches against float64 numpy, whatever norms, biases, turns and layouts they have."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm.ops.step import ACTIVATIONS, Attention, AttentionStep, MLPStep, Norm, Residual, Slots
+
+Array = np.ndarray
+NO, RMS, OFFSET, LAYER = (0.0, 0.0, 0.0), (1.0, 1e-5, 0.0), (1.0, 1e-6, 1.0), (2.0, 1e-5, 0.0)
+
+
+class Case(NamedTuple):
+    B: int
+    D: int
+    H: int
+    K: int
+    Dh: int
+    at: int  # slots before the new one
+    room: int = 3
+    norms: tuple[Norm, Norm, Norm] = (RMS, NO, NO)
+    qk: tuple[Norm, Norm] = (NO, NO)  # over projections, over heads
+    pairs: int = 0
+    interleaved: bool = False
+    magnitude: float = 1.0
+    softcap: float = 0.0
+    heat: tuple[float, float] = (0.0, 0.0)
+    bias: bool = False
+    padding: bool = False
+
+
+CASES = [
+    Case(1, 1, 1, 1, 1, 0),
+    Case(1, 16, 2, 1, 16, 5, pairs=8),
+    Case(2, 33, 6, 2, 20, 17, pairs=7, interleaved=True, bias=True),
+    Case(3, 40, 4, 4, 24, 70, norms=(LAYER, NO, NO), bias=True, padding=True),
+    Case(1, 64, 9, 3, 64, 1300, pairs=32),
+    Case(8, 70, 2, 2, 33, 40, norms=(OFFSET, OFFSET, NO), qk=(NO, OFFSET), softcap=3.0, pairs=16, padding=True),
+    Case(2, 48, 4, 2, 16, 600, norms=(NO, RMS, NO), qk=(RMS, NO), pairs=8, magnitude=1.3),
+    Case(5, 48, 4, 1, 16, 9, norms=(NO, NO, LAYER), heat=(4.0, 0.3), padding=True),
+    Case(1, 512, 8, 8, 64, 2000, pairs=32),
+]
+
+
+def draw(seed: int, *shape: int) -> Array:
+    scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def normed(norm: Norm, x: Array, weight: Array | None, bias: Array | None) -> Array:
+    kind, eps, offset = norm
+    if not kind:
+        return x
+    centred = x - x.mean(-1, keepdims=True) if kind == 2 else x
+    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+    y = y if weight is None else y * (weight + offset)
+    return y if bias is None else y + bias
+
+
+class Drawn:
+    """Weights in the order of a step, those that are there, in float32 for the op and float64 for numpy."""
+
+    def __init__(self) -> None:
+        self.present: list[bool] = []
+        self.arrays: list[mx.array] = []
+
+    def add(self, array: Array | None) -> Array | None:
+        self.present.append(array is not None)
+        if array is None:
+            return None
+        self.arrays.append(mx.array(array))
+        return array.astype(np.float64)
+
+    def norm(self, norm: Norm, n: int) -> tuple[Array | None, Array | None]:
+        seed = len(self.present)
+        weight = self.add(1 + draw(seed, n) / 4 if norm[0] else None)
+        return weight, self.add(draw(seed + 1, n) if norm[0] == 2 else None)
+
+    def linear(self, outputs: int, inputs: int, bias: bool) -> tuple[Array, Array]:
+        seed = len(self.present)
+        weight, shift = self.add(draw(seed, outputs, inputs)), self.add(draw(seed + 1, outputs) if bias else None)
+        assert weight is not None
+        return weight, np.zeros(outputs) if shift is None else shift
+
+
+def turned(case: Case, x: Array, position: int, waves: Array) -> Array:
+    n = case.pairs
+    angle = (np.float32(position) / waves).astype(np.float64)  # in float32, as everywhere
+    cos, sin, y = np.cos(angle) * case.magnitude, np.sin(angle) * case.magnitude, x.copy()
+    first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if case.interleaved else (slice(0, n), slice(n, 2 * n))
+    a, b = x[..., first], x[..., second]
+    y[..., first], y[..., second] = a * cos - b * sin, a * sin + b * cos
+    return y
+
+
+def attended(case: Case, q: Array, keys: Array, values: Array, scale: float) -> Array:
+    group, out = case.H // case.K, np.zeros((case.H, case.Dh))
+    for h in range(case.H):
+        scores = keys[h // group] @ q[h] * scale
+        if case.softcap:
+            scores = case.softcap * np.tanh(scores / case.softcap)
+        p = np.exp(scores - scores.max())
+        out[h] = p @ values[h // group] / p.sum()
+    return out
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.B}x{case.D}-{case.H}-{case.K}-{case.Dh}-{case.at}")
+def test_attention_step(kernels: ModuleType, case: Case, borrowed: bool) -> None:
+    c, drawn, scale = case, Drawn(), case.Dh**-0.6
+    norms = [drawn.norm(norm, c.D) for norm in c.norms]
+    maps = [drawn.linear(n * c.Dh, c.D, c.bias) for n in (c.H, c.K, c.K)]
+    o, o_bias = drawn.linear(c.D, c.H * c.Dh, c.bias)
+    whole, head = c.qk
+    qk = [drawn.norm(*each) for each in ((whole, c.H * c.Dh), (whole, c.K * c.Dh), (head, c.Dh), (head, c.Dh))]
+    x, waves = draw(90, c.B, 1, c.D), (3.0 ** np.arange(c.pairs)).astype(np.float32)
+    old = [draw(91 + i, c.B, c.K, c.at + c.room, c.Dh) for i in range(2)]
+    first = [min(c.at, 3 * b) for b in range(c.B)] if c.padding else [0] * c.B
+    position = [c.at - n for n in first]
+    numbers = Attention(c.H, scale, c.softcap, *c.heat, c.interleaved, whole, whole, head, head)
+    step = AttentionStep(Residual(*c.norms), numbers, drawn.present)
+    buffers = [mx.array(array) for array in old]
+    slots = Slots(*buffers, c.at, first, position, borrowed)
+    got = step(mx.array(x), slots, mx.array(waves) if c.pairs else None, c.magnitude, drawn.arrays)
+    assert got is not None
+    mx.eval(*got)
+
+    for b in range(c.B):
+        stream = x[b, 0].astype(np.float64)
+        read = normed(c.norms[0], stream, *norms[0])
+        q, k, v = (weight @ read + bias for weight, bias in maps)
+        q, k = normed(whole, q, *qk[0]).reshape(c.H, c.Dh), normed(whole, k, *qk[1]).reshape(c.K, c.Dh)
+        q, k = (turned(c, normed(head, y, *w), position[b], waves) for y, w in ((q, qk[2]), (k, qk[3])))
+        if c.heat[0]:
+            q = q * (1 + c.heat[1] * math.log1p(math.floor((position[b] + 1) / c.heat[0])))
+        rows = [array[b].astype(np.float64) for array in old]
+        rows[0][:, c.at], rows[1][:, c.at] = k, v.reshape(c.K, c.Dh)
+        y = attended(c, q, *(row[:, first[b] : c.at + 1] for row in rows), scale)
+        want = stream + normed(c.norms[1], o @ y.reshape(-1) + o_bias, *norms[1])
+        want = normed(c.norms[2], want, *norms[2])
+        np.testing.assert_allclose(np.array(got[0])[b, 0], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+        for result, row in zip(got[1:], rows, strict=True):
+            np.testing.assert_allclose(np.array(result)[b], row, rtol=1e-5, atol=1e-5)
+    if borrowed:
+        assert all(np.array_equal(np.array(array), before) for array, before in zip(buffers, old, strict=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("B", "D", "F", "norms"),
+    [
+        (1, 1, 1, (RMS, NO, NO)),
+        (3, 33, 70, (OFFSET, OFFSET, NO)),
+        (1, 256, 5000, (LAYER, NO, NO)),
+        (8, 17, 9, (NO, NO, LAYER)),
+    ],
+)
+def test_mlp_step(
+    kernels: ModuleType, activation: str, gated: bool, B: int, D: int, F: int, norms: tuple[Norm, Norm, Norm]
+) -> None:
+    drawn = Drawn()
+    residual = [drawn.norm(norm, D) for norm in norms]
+    up, down = drawn.linear(F, D, True), drawn.linear(D, F, True)
+    gate = drawn.linear(F, D, False) if gated else None
+    x = draw(7, B, 1, D)
+    got = MLPStep(Residual(*norms), [ACTIVATIONS[activation]], drawn.present)(mx.array(x), drawn.arrays)
+    wide = x[:, 0].astype(np.float64)
+    read = normed(norms[0], wide, *residual[0])
+    acting, hidden = (read @ gate[0].T, read @ up[0].T + up[1]) if gate else (read @ up[0].T + up[1], 1.0)
+    hidden = ACTING[activation](acting) * hidden
+    want = wide + normed(norms[1], hidden @ down[0].T + down[1], *residual[1])
+    want = normed(norms[2], want, *residual[2])
+    np.testing.assert_allclose(np.array(got)[:, 0], want, rtol=1e-5, atol=1e-5 * max(1, np.abs(want).max()))
+
+
+ACTING = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+    "gelu_quick": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+def test_what_is_differentiated_compiled_or_in_half_precision_is_not_served(kernels: ModuleType) -> None:
+    drawn = Drawn()
+    for norm in (RMS, NO, NO):
+        drawn.norm(norm, 4)
+    drawn.linear(6, 4, False)
+    drawn.linear(4, 6, False)
+    step, x = MLPStep(Residual(RMS, NO, NO), [2], [*drawn.present]), mx.ones((1, 1, 4))
+    assert step(x, drawn.arrays) is not None
+    assert step(x.astype(mx.bfloat16), drawn.arrays) is None
+    assert step(mx.ones((9, 1, 4)), drawn.arrays) is None
+    seen = []
+
+    def loss(x: mx.array) -> mx.array:
+        seen.append(step(x, drawn.arrays))
+        return x.sum()
+
+    mx.grad(loss)(x)
+    mx.compile(loss)(x)
+    assert seen == [None, None]
+
+
+def test_weights_that_were_not_planned_for_are_refused(kernels: ModuleType) -> None:
+    step = MLPStep(Residual(NO, NO, NO), [2], [False] * 6 + [True, False, True, False])
+    with pytest.raises(ValueError, match="planned"):
+        step(mx.ones((1, 1, 4)), [mx.ones((4, 4))])
