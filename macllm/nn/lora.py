@@ -17,6 +17,8 @@ from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
 
+from .quantize import QuantizedLinear
+
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
 # Which expert a token visits is a choice, not a map to be nudged: it stays what it was unless a pattern names it.
@@ -55,7 +57,7 @@ class LoRALinear(nn.Module):
         if "bias" in linear:
             out.bias = linear.bias
         if isinstance(linear, nn.QuantizedLinear) and not dequantize:
-            return nn.QuantizedLinear.from_linear(out, linear.group_size, linear.bits, mode=linear.mode)
+            return QuantizedLinear.from_linear(out, linear.group_size, linear.bits, mode=linear.mode)
         return out
 
 

@@ -8,6 +8,7 @@
 #include <optional>
 #include <tuple>
 
+#include "bindings.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "primitive.h"
@@ -227,4 +228,5 @@ NB_MODULE(macllm_native, m) {
   m.def("rope", &native_rope, "x"_a, "wavelengths"_a, "offset"_a, "interleaved"_a = false, "back"_a = false);
   m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
         "mask"_a = nb::none());
+  bind_quantized(m);
 }

@@ -1,0 +1,17 @@
+// What the files on packed matrices share.
+#pragma once
+
+#include "kernels.h"
+
+namespace macllm {
+
+// Values [first, first + count) of an array of scales or biases.
+void widen(Real type, const void* from, int64_t first, int64_t count, float* to);
+
+// q of one row for k in [first, last), multiples of 32.
+void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uint8_t* to);
+
+// quantized_matmul with every row of w read once, where it lies, and unpacked in registers.
+void quantized_few_rows(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y);
+
+}  // namespace macllm
