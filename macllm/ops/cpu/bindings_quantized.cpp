@@ -108,7 +108,8 @@ mx::array product(const Arrays& inputs, Wanted wanted) {
 
 mx::array native_quantized_matmul(const mx::array& x, const mx::array& words, const mx::array& scales,
                                   const mx::array& biases, int group, int bits, bool int8) {
-  const Wanted wanted{group, bits, false, int8};
+  // Where a gradient is taken, the product is what it is the gradient of.
+  const Wanted wanted{group, bits, false, int8 && !x.is_tracer()};
   check(x, words, scales, biases, wanted);
   if (words.ndim() != 2) throw std::invalid_argument("[macllm] quantized matmul: one matrix.");
   return product({x, words, scales, biases}, wanted);
@@ -116,7 +117,8 @@ mx::array native_quantized_matmul(const mx::array& x, const mx::array& words, co
 
 mx::array native_quantized_gather(const mx::array& x, const mx::array& words, const mx::array& scales,
                                   const mx::array& biases, const mx::array& chosen, int group, int bits, bool int8) {
-  const Wanted wanted{group, bits, false, int8};
+  // Where a gradient is taken, the product is what it is the gradient of.
+  const Wanted wanted{group, bits, false, int8 && !x.is_tracer()};
   check(x, words, scales, biases, wanted);
   const mx::Shape rows(x.shape().begin(), x.shape().end() - 1);
   if (words.ndim() != 3 || chosen.shape() != rows)

@@ -25,7 +25,17 @@ NAME = "macllm_native"
 NANOBIND = "3.1.0"
 """The one whose ABI tag MLX 0.32's own bindings carry; with others the module loads but does not know mlx arrays."""
 
-KERNELS = ("parallel", "pointwise", "rows", "rope", "attention", "sgemm", "quantized", "quantized_few")
+KERNELS = (
+    "parallel",
+    "pointwise",
+    "rows",
+    "rope",
+    "attention",
+    "sgemm",
+    "quantized",
+    "quantized_few",
+    "quantized_many",
+)
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")

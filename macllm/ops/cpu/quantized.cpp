@@ -1,5 +1,5 @@
-// Many rows of x against a packed matrix: a panel of it at a time is unpacked into floats that single-threaded BLAS
-// multiplies while they are in the cache. Few rows have their own file.
+// Many rows of x against a packed matrix: panels of it are unpacked into floats. Single-threaded BLAS multiplies each
+// while it is in the cache. Few rows have their own file.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -163,7 +163,9 @@ void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uin
 }
 
 void quantized_matmul(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y) {
-  if (M <= FEW || !single_threaded_sgemm()) return quantized_few_rows(w, M, x, int8 && M <= FEW, y);
+  if (M <= FEW) return quantized_few_rows(w, M, x, int8, y);
+  if (int8 && quantized_many_rows(w, M, x, y)) return;
+  if (!single_threaded_sgemm()) return quantized_few_rows(w, M, x, false, y);
   parallel_blocks(M, w.N, w.K, [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {
     block(w, {m, m_end}, {n, n_end}, x, y);
   });

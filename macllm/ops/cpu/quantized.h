@@ -14,4 +14,7 @@ void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uin
 // quantized_matmul with every row of w read once, where it lies, and unpacked in registers.
 void quantized_few_rows(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y);
 
+// quantized_matmul with x rounded to int8; false, and nothing done, where integers of w's width are not multiplied.
+bool quantized_many_rows(const PackedMatrix& w, int64_t M, const float* x, float* y);
+
 }  // namespace macllm

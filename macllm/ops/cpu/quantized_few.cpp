@@ -1,48 +1,18 @@
-// Few rows of x against a packed matrix, which is read once and never written out: lane l of a vector of words holds
-// 32 / bits neighbours of a row, so that masks and shifts give them, x lies in memory in that order, and scales and
+// Few rows of x against a packed matrix, which is read once and unpacked in registers. Lane l of a vector of words holds
+// 32 / bits neighbours of a row, so that masks and shifts give them; x lies in memory in that order, and scales and
 // biases are spread over the lanes of their groups. Either x is multiplied as it is, or rounded to int8 with a scale
 // for each lane of each chunk, and integers are multiplied four at a time.
 #include <algorithm>
 #include <memory>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
+#include "int8.h"
 #include "parallel.h"
 #include "quantized.h"
-#include "simd.h"
 
 namespace macllm {
 namespace {
 
 constexpr int64_t ROWS = 16;  // of w, whose scales are made ready together
-constexpr float ROUNDER = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
-constexpr float SMALLEST = 1e-30f;  // magnitudes below are 0, since 127 over them is not finite
-
-#if defined(__AVX512VNNI__)
-constexpr bool WHOLE_BYTES = true;  // dot4 takes unsigned bytes up to 255
-#else
-constexpr bool WHOLE_BYTES = false;
-#endif
-
-// sums[l] += the sum over the four bytes of lane l, u unsigned and below 128 unless WHOLE_BYTES, s signed.
-inline vi dot4(vi sums, vi u, vi s) {
-#if defined(__AVX512VNNI__)
-  return vi(_mm512_dpbusd_epi32(__m512i(sums), __m512i(u), __m512i(s)));
-#elif defined(__AVX512BW__)
-  return sums + vi(_mm512_madd_epi16(_mm512_maddubs_epi16(__m512i(u), __m512i(s)), _mm512_set1_epi16(1)));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-  return sums + vi(_mm256_madd_epi16(_mm256_maddubs_epi16(__m256i(u), __m256i(s)), _mm256_set1_epi16(1)));
-#elif defined(__ARM_FEATURE_DOTPROD)
-  return vi(vdotq_s32(int32x4_t(sums), int8x16_t(u), int8x16_t(s)));
-#else
-  for (int shift = 24; shift >= 0; shift -= 8) sums += ((u << shift >> 24) & 255) * (s << shift >> 24);
-  return sums;
-#endif
-}
 
 // p[index[l]] for each lane; may read p[W - 1] in any case.
 inline vf spread(const float* p, vi index) {
@@ -57,13 +27,7 @@ inline vf spread(const float* p, vi index) {
 #endif
 }
 
-inline vi load_words(const uint32_t* p) {
-  vi v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline vi load_words(const uint32_t* p, int64_t count) {
+inline vi load_first(const uint32_t* p, int64_t count) {
 #if defined(__AVX512F__)
   return vi(_mm512_maskz_loadu_epi32(__mmask16((1 << count) - 1), p));
 #else
@@ -73,17 +37,6 @@ inline vi load_words(const uint32_t* p, int64_t count) {
   std::memcpy(&v, all, sizeof v);
   return v;
 #endif
-}
-
-inline vf magnitude(vf x) { return x < 0.f ? -x : x; }
-
-inline vf as_float(vi v) { return __builtin_convertvector(v, vf); }
-
-template <class To, class From>
-inline To bits_of(From v) {
-  To to;
-  std::memcpy(&to, &v, sizeof to);
-  return to;
 }
 
 template <int BITS>
@@ -200,7 +153,7 @@ void one_row(const uint32_t* row, int64_t words, Groups g, const float* x, int64
   };
   const int64_t whole = words / W;
   for (int64_t c = 0; c < whole; c++) add(c, load_words(row + c * W));
-  if (words % W) add(whole, load_words(row + whole * W, words % W));
+  if (words % W) add(whole, load_first(row + whole * W, words % W));
   for (int m = 0; m < M; m++) y[m * N] = sum(scaled[m] + biased[m]);
 }
 

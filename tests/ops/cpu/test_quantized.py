@@ -19,7 +19,8 @@ BITS, GROUPS, DTYPES = (2, 3, 4, 5, 6, 8), (32, 64, 128), (mx.float32, mx.float1
 ROWS = (1, 2, 3, 7, 8, 9, 33)
 WIDTHS = {32: 5 * 32, 64: 7 * 64, 128: 3 * 128}  # not whole chunks of any kernel
 ROUNDING = 16 * 2.0**-24  # of a sum in float32, relative to the sum of magnitudes
-NEIGHBOURS = {2: 16, 4: 8, 8: 4, 3: 4, 5: 4, 6: 4}  # activations that share a scale when they are rounded
+# Activations that share a scale when they are rounded: of few rows, and of many.
+NEIGHBOURS, MANY_NEIGHBOURS = {2: 16, 4: 8, 8: 4, 3: 4, 5: 4, 6: 4}, 32
 
 
 class Case(NamedTuple):
@@ -60,7 +61,8 @@ def within(got: mx.array, want: Array, bound: Array) -> None:
 
 def rounding_of_activations(x: Array, bits: int) -> Array:
     """How far from an activation its int8 may be: half a step of the scale that it shares with its neighbours."""
-    shared = x.reshape(*x.shape[:-1], -1, NEIGHBOURS[bits])
+    neighbours = NEIGHBOURS[bits] if x.size // x.shape[-1] <= 8 else MANY_NEIGHBOURS
+    shared = x.reshape(*x.shape[:-1], -1, neighbours)
     top = np.abs(shared.astype(np.float64)).max(-1, keepdims=True)
     return np.broadcast_to(top / 127 * (0.5 + 1e-4), shared.shape).reshape(x.shape)
 
@@ -88,8 +90,7 @@ def test_rounded_activations_err_by_half_a_step_at_most(kernels: ModuleType, bit
         bound = np.abs(x) @ w.magnitude.T * ROUNDING
         rounded = kernels.quantized_matmul(mx.array(x), *w.packed, group, bits, int8=True)
         within(rounded, x @ w.value.T, bound + rounding_of_activations(x, bits) @ np.abs(w.value).T)
-        if rows <= 8:
-            assert np.abs(np.array(rounded) - x @ w.value.T).max() > bound.max(), "nothing was rounded"
+        assert np.abs(np.array(rounded) - x @ w.value.T).max() > bound.max(), "nothing was rounded"
 
 
 def test_the_bound_on_rounding_is_tight(kernels: ModuleType) -> None:
@@ -105,6 +106,9 @@ def test_the_bound_on_rounding_is_tight(kernels: ModuleType) -> None:
 @pytest.mark.parametrize("bits", [4, 8, 3])
 def test_a_matrix_larger_than_a_panel(kernels: ModuleType, bits: int) -> None:
     w = matrix(Case(bits, 64, mx.bfloat16, N=1061, K=13 * 64))
+    x = draw(40, 13 * 64)
+    bound = np.abs(x) @ w.magnitude.T * ROUNDING + rounding_of_activations(x, bits) @ np.abs(w.value).T
+    within(kernels.quantized_matmul(mx.array(x), *w.packed, 64, bits, True), x @ w.value.T, bound)
     for rows in (1, 40):
         x, g = draw(rows, 13 * 64), draw(rows, 1061)
         (y,), (gx,) = mx.vjp(lambda x: [kernels.quantized_matmul(x, *w.packed, 64, bits)], [mx.array(x)], [mx.array(g)])
@@ -115,6 +119,7 @@ def test_a_matrix_larger_than_a_panel(kernels: ModuleType, bits: int) -> None:
 def test_without_a_blas_it_is_still_right(kernels: ModuleType) -> None:
     w = matrix(Case(4, 32, N=530, K=480))
     x, g = draw(21, 480), draw(21, 530)
+    mx.eval(*w.packed)
     openblas = blas._kept[0]
     kernels.divide_sgemm(0)
     try:
@@ -168,21 +173,32 @@ def test_the_gradient_has_a_gradient(kernels: ModuleType) -> None:
     within(got, gg @ w.value.T, np.abs(gg) @ w.magnitude.T * ROUNDING)
 
 
+def test_where_a_gradient_is_taken_nothing_is_rounded(kernels: ModuleType) -> None:
+    w, x = matrix(Case(4, 32)), mx.array(draw(2, 160))
+    exact = kernels.quantized_matmul(x, *w.packed, 32, 4)
+    (traced,), _ = mx.vjp(lambda x: [kernels.quantized_matmul(x, *w.packed, 32, 4, True)], [x], [mx.ones((2, 37))])
+    np.testing.assert_array_equal(np.array(traced), np.array(exact))
+
+
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows(kernels: ModuleType, bad: float, int8: bool) -> None:
-    w, x = matrix(Case(4, 32)), draw(2, 160)
-    x[1, 150] = bad
-    y = np.array(kernels.quantized_matmul(mx.array(x), *w.packed, 32, 4, int8))
-    assert np.isfinite(y[0]).all()
-    assert not np.isfinite(y[1]).any()
+    w = matrix(Case(4, 32))
+    for rows in (2, 20):
+        x = draw(rows, 160)
+        x[1, 150] = bad
+        y = np.array(kernels.quantized_matmul(mx.array(x), *w.packed, 32, 4, int8))
+        assert np.isfinite(np.delete(y, 1, 0)).all()
+        assert not np.isfinite(y[1]).any()
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1e20])
 def test_activations_of_any_size(kernels: ModuleType, scale: float) -> None:
-    w, x = matrix(Case(4, 32)), (draw(2, 160) * scale).astype(np.float32)
-    bound = np.abs(x) @ w.magnitude.T * ROUNDING + rounding_of_activations(x, 4) @ np.abs(w.value).T + 1e-28
-    within(kernels.quantized_matmul(mx.array(x), *w.packed, 32, 4, True), x @ w.value.T, bound)
+    w = matrix(Case(4, 32))
+    for rows in (2, 20):
+        x = (draw(rows, 160) * scale).astype(np.float32)
+        bound = np.abs(x) @ w.magnitude.T * ROUNDING + rounding_of_activations(x, 4) @ np.abs(w.value).T + 1e-27
+        within(kernels.quantized_matmul(mx.array(x), *w.packed, 32, 4, True), x @ w.value.T, bound)
 
 
 def test_scales_in_half_precision_at_their_ends(kernels: ModuleType) -> None:
