@@ -15,7 +15,7 @@ namespace macllm {
 namespace {
 
 constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
-constexpr int64_t FEW = 8;  // rows of x
+constexpr int64_t FEW_ROUNDED = 12, FEW = 24;  // rows of x, up to which unpacking in registers is the faster way
 // Of a panel: wide, since BLAS packs x anew for each, and as deep as OpenBLAS multiplies at a time.
 constexpr int64_t PANEL_WIDTH = 512, PANEL_DEPTH = 384;
 constexpr int64_t STEP = 32;  // no group is smaller
@@ -163,7 +163,7 @@ void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uin
 }
 
 void quantized_matmul(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y) {
-  if (M <= FEW) return quantized_few_rows(w, M, x, int8, y);
+  if (M <= (int8 ? FEW_ROUNDED : FEW)) return quantized_few_rows(w, M, x, int8, y);
   if (int8 && quantized_many_rows(w, M, x, y)) return;
   if (!single_threaded_sgemm()) return quantized_few_rows(w, M, x, false, y);
   parallel_blocks(M, w.N, w.K, [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {

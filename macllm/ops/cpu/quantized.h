@@ -1,9 +1,27 @@
 // What the files on packed matrices share.
 #pragma once
 
+#include <new>
+
 #include "kernels.h"
 
 namespace macllm {
+
+// `count` zeros where no vector crosses a cache line.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : data_(new (LINE) T[count]()) {}
+  ~Aligned() { operator delete[](data_, LINE); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  T* data_;
+};
 
 // Values [first, first + count) of an array of scales or biases.
 void widen(Real type, const void* from, int64_t first, int64_t count, float* to);

@@ -3,7 +3,6 @@
 // biases are spread over the lanes of their groups. Either x is multiplied as it is, or rounded to int8 with a scale
 // for each lane of each chunk, and integers are multiplied four at a time.
 #include <algorithm>
-#include <memory>
 
 #include "int8.h"
 #include "parallel.h"
@@ -202,7 +201,7 @@ template <int BITS, template <int> class Form>
 void few_rows(const PackedMatrix& w, int64_t M, const float* x, float* y) {
   constexpr int VECTORS = Form<BITS>::VECTORS;
   const int64_t chunks = Layout<BITS>::chunks(w.K);
-  std::unique_ptr<float[]> ready(new float[M * chunks * VECTORS * W]);
+  const Aligned<float> ready(M * chunks * VECTORS * W);
   parallel_range(M * chunks, 8 * VECTORS, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
       const int64_t m = i / chunks, at = i % chunks * Layout<BITS>::CHUNK;
@@ -214,7 +213,7 @@ void few_rows(const PackedMatrix& w, int64_t M, const float* x, float* y) {
   const int64_t blocks = (w.N + ROWS - 1) / ROWS, scales = 2 * (ROWS * groups_ready<BITS>(w) + W);
   const int64_t bytes = BITS == w.bits ? 0 : ROWS * w.K / 4;
   parallel_range(blocks, ROWS * chunks * (VECTORS + 4) * M, [&](int64_t from, int64_t to) {
-    std::unique_ptr<float[]> scratch(new float[scales + bytes]());
+    const Aligned<float> scratch(scales + bytes);
     for (int64_t i = from; i < to; i++) {
       const int64_t first = i * ROWS, count = std::min(ROWS, w.N - first);
       block_of_rows<BITS, Form>(w, first, count, M, ready.get(), scratch.get(), y);

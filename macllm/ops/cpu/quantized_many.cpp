@@ -81,8 +81,8 @@ struct Strip {
   }
 
   int64_t group;
-  std::vector<uint32_t> words;
-  std::vector<float> scales, biases;
+  Aligned<uint32_t> words;
+  Aligned<float> scales, biases;
 
  private:
   std::vector<uint8_t> row_;

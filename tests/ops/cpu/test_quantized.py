@@ -16,7 +16,7 @@ from macllm.ops.quantized import Packed, activations, quantized_gather_matmul, q
 
 Array = np.ndarray
 BITS, GROUPS, DTYPES = (2, 3, 4, 5, 6, 8), (32, 64, 128), (mx.float32, mx.float16, mx.bfloat16)
-ROWS = (1, 2, 3, 7, 8, 9, 33)
+ROWS = (1, 2, 3, 7, 8, 9, 13, 33)
 WIDTHS = {32: 5 * 32, 64: 7 * 64, 128: 3 * 128}  # not whole chunks of any kernel
 ROUNDING = 16 * 2.0**-24  # of a sum in float32, relative to the sum of magnitudes
 # Activations that share a scale when they are rounded: of few rows, and of many.
@@ -61,7 +61,7 @@ def within(got: mx.array, want: Array, bound: Array) -> None:
 
 def rounding_of_activations(x: Array, bits: int) -> Array:
     """How far from an activation its int8 may be: half a step of the scale that it shares with its neighbours."""
-    neighbours = NEIGHBOURS[bits] if x.size // x.shape[-1] <= 8 else MANY_NEIGHBOURS
+    neighbours = NEIGHBOURS[bits] if x.size // x.shape[-1] <= 12 else MANY_NEIGHBOURS
     shared = x.reshape(*x.shape[:-1], -1, neighbours)
     top = np.abs(shared.astype(np.float64)).max(-1, keepdims=True)
     return np.broadcast_to(top / 127 * (0.5 + 1e-4), shared.shape).reshape(x.shape)
