@@ -12,6 +12,7 @@ namespace macllm {
 namespace {
 
 constexpr int64_t ROWS = 16;  // of w, whose scales are made ready together
+constexpr int64_t AHEAD = 512;  // words: the processor alone fetches too late, a core then reads at 7 of 9 GB/s
 
 // p[index[l]] for each lane; may read p[W - 1] in any case.
 inline vf spread(const float* p, vi index) {
@@ -151,7 +152,10 @@ void one_row(const uint32_t* row, int64_t words, Groups g, const float* x, int64
     }
   };
   const int64_t whole = words / W;
-  for (int64_t c = 0; c < whole; c++) add(c, load_words(row + c * W));
+  for (int64_t c = 0; c < whole; c++) {
+    __builtin_prefetch(row + c * W + AHEAD);
+    add(c, load_words(row + c * W));
+  }
   if (words % W) add(whole, load_first(row + whole * W, words % W));
   for (int m = 0; m < M; m++) y[m * N] = sum(scaled[m] + biased[m]);
 }
