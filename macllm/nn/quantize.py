@@ -85,7 +85,8 @@ def _transform(model: nn.Module, choose: Callable[[str, nn.Module], Recipe | Non
             return QuantizedLinear.from_linear(module, **recipe)
         if isinstance(module, nn.Embedding):
             return QuantizedEmbedding.from_embedding(module, **recipe)
-        return module.to_quantized(**recipe)
+        packed: nn.Module = module.to_quantized(**recipe)  # pyright: ignore[reportOptionalCall]
+        return packed
 
     model.update_modules(tree_map_with_path(quantized, model.leaf_modules(), is_leaf=nn.Module.is_module))
 
