@@ -96,9 +96,7 @@ def test_what_the_file_system_refuses_is_told_in_three_lines(command, capsys, tm
     (tmp_path / "file").write_text("")
     command(lambda: (tmp_path / "file" / "inside").mkdir())
     assert cli.main(["probe"]) == 1
-    assert capsys.readouterr().err.startswith(
-        f"error: cannot use {tmp_path / 'file' / 'inside'}\ncause: Not a directory"
-    )
+    assert capsys.readouterr().err.startswith(f"error: cannot use {tmp_path / 'file' / 'inside'}\ncause: Not a directory")
     command(raising(OSError(errno.ENOSPC, "No space left on device")))
     assert cli.main(["probe"]) == 4
     assert capsys.readouterr().err.startswith("error: the disk is full")
