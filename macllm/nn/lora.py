@@ -18,6 +18,7 @@ from mlx.utils import tree_unflatten
 from macllm.errors import CheckpointError, UsageError
 
 from .linear import Linear as DenseLinear
+from .quantize import QuantizedLinear
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
@@ -57,7 +58,7 @@ class LoRALinear(nn.Module):
         if "bias" in linear:
             out.bias = linear.bias
         if isinstance(linear, nn.QuantizedLinear) and not dequantize:
-            return nn.QuantizedLinear.from_linear(out, linear.group_size, linear.bits, mode=linear.mode)
+            return QuantizedLinear.from_linear(out, linear.group_size, linear.bits, mode=linear.mode)
         return out
 
 

@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from macllm.ops.experts import gather_matmul, route
 from macllm.ops.gate import gated
+from macllm.ops.quantized import Packed, quantized_gather_matmul
 
 from .linear import Linear
 from .mlp import MLP
@@ -49,17 +50,8 @@ class QuantizedExpertLinear(nn.Module):
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
         """(..., 1, D), int (..., T) -> (..., T, 1, F)."""
-        return mx.gather_qmm(
-            x,
-            self.weight,
-            self.scales,
-            self.get("biases"),
-            rhs_indices=chosen,
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
+        packed = Packed(self.weight, self.scales, self.get("biases"), self.group_size, self.bits, self.mode)
+        return quantized_gather_matmul(x, packed, chosen)
 
 
 class Experts(nn.Module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from macllm.errors import CheckpointError, UsageError
+from macllm.ops.quantized import Packed, quantized_matmul
 
 from .moe import QuantizedExpertLinear
 
@@ -19,6 +21,27 @@ _AFFINE_GROUPS = (32, 64, 128)
 Recipe = dict[str, Any]  # bits, group_size, mode
 
 
+class QuantizedLinear(nn.QuantizedLinear):
+    """MLX's layer with our product."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., D) -> (..., F)."""
+        y = quantized_matmul(x, _packed(self))
+        return y + self.bias if "bias" in self else y
+
+
+class QuantizedEmbedding(nn.QuantizedEmbedding):
+    """MLX's layer with our product."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """The head tied to these embeddings: (..., D) -> (..., V)."""
+        return quantized_matmul(x, _packed(self))
+
+
+def _packed(module: nn.QuantizedLinear | nn.QuantizedEmbedding) -> Packed:
+    return Packed(module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode)
+
+
 def prepare(model: nn.Module, names: Collection[str], whole: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """Turn the layers whose scales are among `names` into quantized ones, ready for their weights.
 
@@ -27,13 +50,13 @@ def prepare(model: nn.Module, names: Collection[str], whole: Mapping[str, Any], 
     """
     default = _recipe(whole)
 
-    def choose(path: str, module: nn.Module) -> bool | Recipe:
+    def choose(path: str, module: nn.Module) -> Recipe | None:
         if f"{path}.scales" not in names:
-            return False
+            return None
         own = overrides.get(path)
         return _recipe(own) if isinstance(own, Mapping) else default
 
-    nn.quantize(model, class_predicate=choose)
+    _transform(model, choose)
 
 
 def apply(model: nn.Module, *, bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> None:
@@ -46,11 +69,26 @@ def apply(model: nn.Module, *, bits: int | None = None, group_size: int | None =
     except CheckpointError as error:
         raise UsageError(error.message) from None
 
-    def choose(path: str, module: nn.Module) -> bool | Recipe:
+    def choose(path: str, module: nn.Module) -> Recipe | None:
         able = hasattr(module, "to_quantized") and module["weight"].shape[-1] % recipe["group_size"] == 0
-        return recipe if able and not path.endswith((".router", ".positions.table", ".token_types")) else False
+        return recipe if able and not path.endswith((".router", ".positions.table", ".token_types")) else None
 
-    nn.quantize(model, class_predicate=choose)
+    _transform(model, choose)
+
+
+def _transform(model: nn.Module, choose: Callable[[str, nn.Module], Recipe | None]) -> None:
+    def quantized(path: str, module: nn.Module) -> nn.Module:
+        recipe = choose(path, module)
+        if recipe is None:
+            return module
+        if isinstance(module, nn.Linear):
+            return QuantizedLinear.from_linear(module, **recipe)
+        if isinstance(module, nn.Embedding):
+            return QuantizedEmbedding.from_embedding(module, **recipe)
+        packed: nn.Module = module.to_quantized(**recipe)  # pyright: ignore[reportOptionalCall]
+        return packed
+
+    model.update_modules(tree_map_with_path(quantized, model.leaf_modules(), is_leaf=nn.Module.is_module))
 
 
 def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:

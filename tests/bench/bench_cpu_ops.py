@@ -25,7 +25,7 @@ from macllm import families
 from macllm.generate.request import SamplingParams
 from macllm.generate.sampler import Sampler
 from macllm.nn.models import build
-from macllm.ops import attention, cpu, cross_entropy, gate, kv, linear, norm, rope
+from macllm.ops import attention, cpu, cross_entropy, gate, kv, linear, norm, quantized, rope
 from macllm.ops.cpu import blas
 from macllm.ops.dispatch import using
 from macllm.train.optim import AdamW, clip_factor, global_norm
@@ -182,6 +182,48 @@ def softmax_1m(repeats: int) -> dict[str, float]:
     return {"stock_ms": round(stock, 3), "native_ms": round(native, 3), "speedup": round(stock / native, 1)}
 
 
+def read_bandwidth(repeats: int) -> dict[str, float]:
+    """What reading 512 MiB of floats once gives: a vector times the rows of a matrix."""
+    w, x = mx.zeros((1 << 17, 1 << 10)), mx.ones((1, 1 << 10))
+    mx.eval(w, x)
+    taken = statistics.median([once(lambda: x @ w.T) for _ in range(repeats + 1)][1:])
+    return {"ms": round(taken, 2), "gigabytes_per_second": round(w.nbytes / taken / 1e6, 1)}
+
+
+def quantized_product(rows: int, shape: tuple[int, int], bits: int, repeats: int) -> dict[str, float]:
+    """x W^T with W in `bits` bits: so many different W in a run that no cache holds them, for one row of x."""
+    count = 1 if rows > 1 else max(1, (1 << 27) // (shape[0] * shape[1] * bits // 8))
+    dense = mx.random.normal(shape).astype(mx.bfloat16)
+    made = [mx.quantize(dense + i, group_size=64, bits=bits) for i in range(count)]
+    x = mx.random.normal((rows, shape[1]))
+    mx.eval(made, x)
+    ours = [quantized.Packed(*packed, 64, bits) for packed in made]
+    wide = quantized.Packed(made[0][0], *(a.astype(mx.float32) for a in made[0][1:]), 64, bits)
+
+    def run(form: quantized.Activations) -> list[mx.array]:
+        with quantized.activations(form):
+            return [quantized.quantized_matmul(x, packed) for packed in ours]
+
+    def stock() -> mx.array:
+        with using("stock"):
+            return quantized.quantized_matmul(x[:16], wide)
+
+    runs: dict[str, Run] = {"stock": stock, "int8": lambda: run("int8"), "float": lambda: run("float")}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, timed in runs.items():
+            taken = once(timed)
+            if turn:
+                times[name].append(taken / (min(rows, 16) if name == "stock" else rows * count))
+    size, result = sum(a.nbytes for a in made[0]), {}
+    for name, taken in times.items():
+        milliseconds = statistics.median(taken)
+        result[f"{name}_gigabytes_per_second" if rows == 1 else f"{name}_gflops"] = round(
+            (size if rows == 1 else 2 * shape[0] * shape[1]) / milliseconds / 1e6, 2
+        )
+    return result
+
+
 def training_step(rows: int, length: int) -> Run:
     """One step of AdamW of a llama of 6 layers, 256 wide, on rows of `length` tokens."""
     model = build(families.spec(CONFIG))
@@ -241,6 +283,11 @@ def main() -> None:
         result["softmax 1M"] = softmax_1m(arguments.repeats)
         for name, run in (small_ops() | linears() | updates() | draws()).items():
             result[name] = versus(run, arguments.repeats)
+        result["read bandwidth"] = read_bandwidth(arguments.repeats)
+        for bits in (4, 8):
+            for rows, shape in ((1, (4864, 896)), (1, (151_936, 896)), (8, (4864, 896)), (512, (4864, 896))):
+                name = f"quantized {bits} bit, {rows} x {shape[1]} x {shape[0]}"
+                result[name] = quantized_product(rows, shape, bits, arguments.repeats)
     step = versus(training_step(rows, length), min(arguments.repeats, 3))
     for name in ("stock", "native"):
         step[f"{name}_tokens_per_second"] = round(rows * length / step[f"{name}_ms"] * 1e3)

@@ -17,9 +17,6 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace macllm {
-
-void bind_steps(nb::module_& m);
-
 namespace {
 
 Unary kind_of(const std::string& name) {
@@ -270,4 +267,5 @@ NB_MODULE(macllm_native, m) {
   bind_linear(m);
   bind_sampling(m);
   bind_steps(m);
+  bind_quantized(m);
 }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "bindings.h"
 #include "primitive.h"
 #include "step.h"
 

@@ -25,7 +25,21 @@ NAME = "macllm_native"
 NANOBIND = "3.1.0"
 """The one whose ABI tag MLX 0.32's own bindings carry; with others the module loads but does not know mlx arrays."""
 
-KERNELS = ("parallel", "pointwise", "rows", "rope", "attention", "sgemm", "half", "sample", "linear", "step")
+KERNELS = (
+    "parallel",
+    "pointwise",
+    "rows",
+    "rope",
+    "attention",
+    "sgemm",
+    "linear",
+    "half",
+    "quantized",
+    "quantized_few",
+    "quantized_many",
+    "sample",
+    "step",
+)
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
@@ -145,7 +159,7 @@ def _compile(target: Path, progress: Progress | None) -> None:
     glue = [*COMMON, *GLUE, *includes, *limited]
     nanobind = _package("nanobind") / "src" / "nb_combined.cpp"
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        jobs = [*((source, glue) for source in sorted(HERE.glob("bindings*.cpp"))), (nanobind, glue)]
+        jobs = [(source, glue) for source in (*sorted(HERE.glob("bindings*.cpp")), nanobind)]
         jobs += [(HERE / f"{name}.cpp", [*COMMON, *FAST, *_extra()]) for name in KERNELS]
         commands = {Path(folder) / f"{source.stem}.o": [compiler, *flags, "-c", str(source)] for source, flags in jobs}
         total = len(commands) + 1

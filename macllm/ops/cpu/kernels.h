@@ -114,4 +114,39 @@ void attention(const Attention& a, const View& q, const View& k, const View& v, 
 void attention_vjp(const Attention& a, const View& q, const View& k, const View& v, const View& out, const float* lse,
                    const View& gout, float* gq, float* gk, float* gv);
 
+enum class Real : int { float32, float16, bfloat16 };
+
+// A matrix [N, K] as MLX packs it: scale q + bias with q in `bits` bits, the first in the lowest bits of a word; a
+// scale and a bias for every `group` along a row.
+struct PackedMatrix {
+  const uint32_t* words;
+  const void *scales, *biases;
+  Real type;  // of scales and biases
+  int64_t N, K;
+  int bits, group;
+  int64_t stack = 1;  // how many such matrices lie on top of one another
+
+  int64_t words_per_row() const { return K * bits / 32; }
+  int64_t groups() const { return K / group; }
+  // Matrix `number` of the stack.
+  PackedMatrix at(int64_t number) const {
+    PackedMatrix one = *this;
+    const int64_t before = number * N * groups() * (type == Real::float32 ? 4 : 2);
+    one.words += number * N * words_per_row();
+    one.scales = static_cast<const char*>(scales) + before;
+    one.biases = static_cast<const char*>(biases) + before;
+    one.stack = 1;
+    return one;
+  }
+};
+
+// y [M, N] = x w^T for x [M, K]; `int8` allows few rows of x to be rounded to 8 bits.
+void quantized_matmul(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y);
+// y [M, K] = x w for x [M, N].
+void quantized_matmul_back(const PackedMatrix& w, int64_t M, const float* x, float* y);
+
+// The same with row i of x taking the matrix numbered chosen[i] of the stack; NaN where there is none.
+void quantized_gather(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, bool int8, float* y);
+void quantized_gather_back(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, float* y);
+
 }  // namespace macllm

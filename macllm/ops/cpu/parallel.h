@@ -16,4 +16,9 @@ void parallel(int64_t tasks, const std::function<void(int64_t)>& body);
 // operations of one item, by which a loop too small to divide is recognised.
 void parallel_range(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body);
 
+// Run body(first row, last row, first column, last column) over disjoint blocks that cover an M x N matrix, each
+// element of which takes K multiplications: as square as can be, some for every thread, edges on multiples of 32.
+using BlockBody = std::function<void(int64_t, int64_t, int64_t, int64_t)>;
+void parallel_blocks(int64_t M, int64_t N, int64_t K, const BlockBody& body);
+
 }  // namespace macllm

@@ -53,20 +53,25 @@ void set_sgemm(Sgemm function) { serial = function; }
 
 Sgemm serial_sgemm() { return serial; }
 
+void parallel_blocks(int64_t M, int64_t N, int64_t K, const BlockBody& body) {
+  const Grid g = 2.0 * M * N * K > WORTH_DIVIDING ? grid(M, N) : Grid{1, 1};
+  parallel(g.rows * g.columns, [&](int64_t task) {
+    auto edge = [](int64_t size, int64_t parts, int64_t i) { return i == parts ? size : size * i / parts / 32 * 32; };
+    const int64_t r = task / g.columns, c = task % g.columns;
+    body(edge(M, g.rows, r), edge(M, g.rows, r + 1), edge(N, g.columns, c), edge(N, g.columns, c + 1));
+  });
+}
+
 void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda, const float* B, int ldb,
            float beta, float* C, int ldc) {
   const bool at = ta == TRANSPOSED, bt = tb == TRANSPOSED;
   if (order == ROW_MAJOR && M == 1 && bt && (!at || lda == 1)) {
     return row_times_rows(N, K, alpha, A, B, ldb, beta, C);
   }
-  const Grid g = order == ROW_MAJOR && 2.0 * M * N * K > WORTH_DIVIDING ? grid(M, N) : Grid{1, 1};
-  parallel(g.rows * g.columns, [&](int64_t task) {
-    // Edges on multiples of 16, where no vector is cut.
-    auto edge = [](int64_t size, int64_t parts, int64_t i) { return i == parts ? size : size * i / parts / 16 * 16; };
-    const int64_t r = task / g.columns, c = task % g.columns;
-    const int64_t m = edge(M, g.rows, r), n = edge(N, g.columns, c);
-    serial(order, ta, tb, int(edge(M, g.rows, r + 1) - m), int(edge(N, g.columns, c + 1) - n), K, alpha,
-           A + (at ? m : m * lda), lda, B + (bt ? n * ldb : n), ldb, beta, C + m * ldc + n, ldc);
+  if (order != ROW_MAJOR) return serial(order, ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+  parallel_blocks(M, N, K, [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {
+    serial(order, ta, tb, int(m_end - m), int(n_end - n), K, alpha, A + (at ? m : m * lda), lda,
+           B + (bt ? n * ldb : n), ldb, beta, C + m * ldc + n, ldc);
   });
 }
 

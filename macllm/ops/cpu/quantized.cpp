@@ -1,0 +1,195 @@
+// Many rows of x against a packed matrix: panels of it are unpacked into floats. Single-threaded BLAS multiplies each
+// while it is in the cache. Few rows have their own file.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "matmul.h"
+#include "parallel.h"
+#include "quantized.h"
+
+namespace macllm {
+namespace {
+
+constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
+constexpr int64_t FEW_ROUNDED = 12, FEW = 24;  // rows of x, up to which unpacking in registers is the faster way
+// Of a panel: wide, since BLAS packs x anew for each, and as deep as OpenBLAS multiplies at a time.
+constexpr int64_t PANEL_WIDTH = 512, PANEL_DEPTH = 384;
+constexpr int64_t STEP = 32;  // no group is smaller
+
+template <int BITS>
+void unpack_bytes(const uint8_t* from, int64_t count, uint8_t* to) {
+  constexpr int PER_BYTE = 8 / BITS;
+  for (int64_t i = 0; i < count / PER_BYTE; i++)
+    for (int j = 0; j < PER_BYTE; j++) to[i * PER_BYTE + j] = (from[i] >> (BITS * j)) & ((1 << BITS) - 1);
+}
+
+// Eight numbers at a time fill BITS bytes.
+template <int BITS>
+void unpack_odd(const uint8_t* from, int64_t count, uint8_t* to) {
+  for (int64_t i = 0; i < count; i += 8, from += BITS) {
+    uint64_t eight = 0;
+    std::memcpy(&eight, from, BITS);
+    for (int j = 0; j < 8; j++) to[i + j] = (eight >> (BITS * j)) & ((1 << BITS) - 1);
+  }
+}
+
+// w[n, k] for n in [first, last) and k in [left, right), `left` and `right` multiples of STEP: rows without gaps.
+void dequantize(const PackedMatrix& w, int64_t first, int64_t last, int64_t left, int64_t right, float* to) {
+  const int64_t width = right - left, first_group = left / w.group, groups = (right - 1) / w.group + 1 - first_group;
+  std::vector<float> scales(groups), biases(groups);
+  std::vector<uint8_t> bytes(width);
+  for (int64_t n = first; n < last; n++) {
+    widen(w.type, w.scales, n * w.groups() + first_group, groups, scales.data());
+    widen(w.type, w.biases, n * w.groups() + first_group, groups, biases.data());
+    unpack(w, n, left, right, bytes.data());
+    for (int64_t k = 0; k < width; k += STEP, to += STEP) {
+      const int64_t group = (left + k) / w.group - first_group;
+      const float scale = scales[group], bias = biases[group];
+      for (int64_t i = 0; i < STEP; i++) to[i] = float(bytes[k + i]) * scale + bias;
+    }
+  }
+}
+
+struct Range {
+  int64_t first, last;
+  int64_t size() const { return last - first; }
+};
+
+// f of [first, last) in steps of `most`.
+template <class F>
+void each_part(Range range, int64_t most, F f) {
+  for (int64_t at = range.first; at < range.last; at += most) f(Range{at, std::min(at + most, range.last)});
+}
+
+// y[rows, columns] = x w^T there.
+void block(const PackedMatrix& w, Range rows, Range columns, const float* x, float* y) {
+  std::unique_ptr<float[]> panel(new float[std::min(columns.size(), PANEL_WIDTH) * std::min(w.K, PANEL_DEPTH)]);
+  each_part(columns, PANEL_WIDTH, [&](Range n) {
+    each_part({0, w.K}, PANEL_DEPTH, [&](Range k) {
+      dequantize(w, n.first, n.last, k.first, k.last, panel.get());
+      serial_sgemm()(ROW_MAJOR, PLAIN, TRANSPOSED, int(rows.size()), int(n.size()), int(k.size()), 1.f,
+                              x + rows.first * w.K + k.first, int(w.K), panel.get(), int(k.size()), k.first ? 1.f : 0.f,
+                              y + rows.first * w.N + n.first, int(w.N));
+    });
+  });
+}
+
+// y[rows, columns] = x w there.
+void block_back(const PackedMatrix& w, Range rows, Range columns, const float* x, float* y) {
+  std::unique_ptr<float[]> panel(new float[std::min(columns.size(), PANEL_WIDTH) * std::min(w.N, PANEL_DEPTH)]);
+  each_part(columns, PANEL_WIDTH, [&](Range k) {
+    each_part({0, w.N}, PANEL_DEPTH, [&](Range n) {
+      dequantize(w, n.first, n.last, k.first, k.last, panel.get());
+      const float* from = x + rows.first * w.N + n.first;
+      float* to = y + rows.first * w.K + k.first;
+      if (Sgemm multiply = serial_sgemm()) {
+        multiply(ROW_MAJOR, PLAIN, PLAIN, int(rows.size()), int(k.size()), int(n.size()), 1.f, from, int(w.N),
+                 panel.get(), int(k.size()), n.first ? 1.f : 0.f, to, int(w.K));
+      } else {
+        matmul(rows.size(), k.size(), n.size(), {from, w.N, 1}, panel.get(), k.size(), to, w.K, n.first > 0);
+      }
+    });
+  });
+}
+
+float from_half(uint16_t h) {
+  const uint32_t exponent_and_rest = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
+  float value;
+  std::memcpy(&value, &exponent_and_rest, 4);
+  value *= 0x1p112f;
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits |= sign | ((h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u);
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+float from_brain(uint16_t h) {
+  const uint32_t bits = uint32_t(h) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// The rows of x [M, from] by the matrix they take: run(matrix, rows, their x, their y [rows, to]).
+template <class F>
+void by_matrix(const PackedMatrix& w, int64_t M, const float* x, int64_t from, const int32_t* chosen, int64_t to,
+               float* y, F run) {
+  std::vector<int64_t> order(M);
+  std::iota(order.begin(), order.end(), int64_t(0));
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return chosen[a] < chosen[b]; });
+  std::vector<float> in, out;
+  for (int64_t begin = 0, end; begin < M; begin = end) {
+    const int64_t number = chosen[order[begin]];
+    for (end = begin; end < M && chosen[order[end]] == number; end++) {}
+    const int64_t count = end - begin;
+    in.resize(count * from);
+    out.assign(count * to, std::numeric_limits<float>::quiet_NaN());
+    for (int64_t i = 0; i < count; i++) std::copy_n(x + order[begin + i] * from, from, in.data() + i * from);
+    if (0 <= number && number < w.stack) run(w.at(number), count, in.data(), out.data());
+    for (int64_t i = 0; i < count; i++) std::copy_n(out.data() + i * to, to, y + order[begin + i] * to);
+  }
+}
+
+}  // namespace
+
+void widen(Real type, const void* from, int64_t first, int64_t count, float* to) {
+  if (type == Real::float32) {
+    std::copy_n(static_cast<const float*>(from) + first, count, to);
+    return;
+  }
+  auto half = static_cast<const uint16_t*>(from) + first;
+  if (type == Real::float16) {
+    for (int64_t i = 0; i < count; i++) to[i] = from_half(half[i]);
+  } else {
+    for (int64_t i = 0; i < count; i++) to[i] = from_brain(half[i]);
+  }
+}
+
+void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uint8_t* to) {
+  auto from = reinterpret_cast<const uint8_t*>(w.words + row * w.words_per_row()) + first * w.bits / 8;
+  switch (w.bits) {
+    case 2: return unpack_bytes<2>(from, last - first, to);
+    case 3: return unpack_odd<3>(from, last - first, to);
+    case 4: return unpack_bytes<4>(from, last - first, to);
+    case 5: return unpack_odd<5>(from, last - first, to);
+    case 6: return unpack_odd<6>(from, last - first, to);
+    default: std::copy_n(from, last - first, to);
+  }
+}
+
+void quantized_matmul(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y) {
+  if (M <= (int8 ? FEW_ROUNDED : FEW)) return quantized_few_rows(w, M, x, int8, y);
+  if (int8 && quantized_many_rows(w, M, x, y)) return;
+  if (!serial_sgemm()) return quantized_few_rows(w, M, x, false, y);
+  parallel_blocks(M, w.N, w.K, [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {
+    block(w, {m, m_end}, {n, n_end}, x, y);
+  });
+}
+
+void quantized_matmul_back(const PackedMatrix& w, int64_t M, const float* x, float* y) {
+  if (w.N == 0) std::fill_n(y, M * w.K, 0.f);
+  parallel_blocks(M, w.K, w.N, [&](int64_t m, int64_t m_end, int64_t k, int64_t k_end) {
+    block_back(w, {m, m_end}, {k, k_end}, x, y);
+  });
+}
+
+void quantized_gather(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, bool int8, float* y) {
+  auto run = [&](const PackedMatrix& one, int64_t count, const float* in, float* out) {
+    quantized_matmul(one, count, in, int8, out);
+  };
+  by_matrix(w, M, x, w.K, chosen, w.N, y, run);
+}
+
+void quantized_gather_back(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, float* y) {
+  auto run = [&](const PackedMatrix& one, int64_t count, const float* in, float* out) {
+    quantized_matmul_back(one, count, in, out);
+  };
+  by_matrix(w, M, x, w.N, chosen, w.K, y, run);
+}
+
+}  // namespace macllm

@@ -1,0 +1,38 @@
+// What the files on packed matrices share.
+#pragma once
+
+#include <new>
+
+#include "kernels.h"
+
+namespace macllm {
+
+// `count` zeros where no vector crosses a cache line.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : data_(new (LINE) T[count]()) {}
+  ~Aligned() { operator delete[](data_, LINE); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  T* data_;
+};
+
+// Values [first, first + count) of an array of scales or biases.
+void widen(Real type, const void* from, int64_t first, int64_t count, float* to);
+
+// q of one row for k in [first, last), multiples of 32.
+void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uint8_t* to);
+
+// quantized_matmul with every row of w read once, where it lies, and unpacked in registers.
+void quantized_few_rows(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y);
+
+// quantized_matmul with x rounded to int8; false, and nothing done, where integers of w's width are not multiplied.
+bool quantized_many_rows(const PackedMatrix& w, int64_t M, const float* x, float* y);
+
+}  // namespace macllm

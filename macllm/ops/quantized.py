@@ -1,0 +1,85 @@
+"""Matrix products with weights in few bits, as `mx.quantize` packs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import mlx.core as mx
+
+from .dispatch import choice, native
+
+Activations = Literal["int8", "float"]
+
+_activations: ContextVar[Activations] = ContextVar("activations", default="int8")
+
+
+@contextmanager
+def activations(form: Activations) -> Iterator[None]:
+    """In this block, whether a kernel may round the activations of a few tokens to 8 bits ("int8") or not ("float")."""
+    token = _activations.set(form)
+    try:
+        yield
+    finally:
+        _activations.reset(token)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix (F, D), or a stack of them (E, F, D), packed along D. None stands for the mode's own size."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    group_size: int | None
+    bits: int | None
+    mode: str = "affine"
+
+    def dequantized(self) -> mx.array:
+        """The matrix that the packed one stands for."""
+        return mx.dequantize(
+            self.weight, self.scales, self.biases, group_size=self.group_size, bits=self.bits, mode=self.mode
+        )
+
+
+def quantized_matmul(x: mx.array, w: Packed) -> mx.array:
+    """x W^T: (..., D) -> (..., F)."""
+    if choice() == "reference":
+        return x @ w.dequantized().T
+    kernels = _kernels(x, w)
+    if kernels is None:
+        return mx.quantized_matmul(
+            x, w.weight, w.scales, w.biases, transpose=True, group_size=w.group_size, bits=w.bits, mode=w.mode
+        )
+    y = kernels.quantized_matmul(x.astype(mx.float32), w.weight, w.scales, w.biases, w.group_size, w.bits, _int8())
+    return y.astype(mx.result_type(x, w.scales))
+
+
+def quantized_gather_matmul(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:
+    """x W_e^T for each chosen expert e: (..., 1 or T, 1, D), int (..., T) -> (..., T, 1, F)."""
+    if choice() == "reference":
+        return mx.gather_mm(x, w.dequantized().swapaxes(-1, -2), rhs_indices=chosen)
+    kernels = _kernels(x, w) if x.shape[-2] == 1 else None
+    if kernels is None:
+        layout = {"transpose": True, "group_size": w.group_size, "bits": w.bits, "mode": w.mode}
+        return mx.gather_qmm(x, w.weight, w.scales, w.biases, rhs_indices=chosen, **layout)
+    rows = mx.broadcast_to(x.astype(mx.float32).squeeze(-2), (*chosen.shape, x.shape[-1]))
+    y = kernels.quantized_gather(rows, w.weight, w.scales, w.biases, chosen, w.group_size, w.bits, _int8())
+    return y[..., None, :].astype(mx.result_type(x, w.scales))
+
+
+def _int8() -> bool:
+    return _activations.get() == "int8"
+
+
+def _kernels(x: mx.array, w: Packed) -> ModuleType | None:
+    """The native kernels, unless the matrix is packed in a way that they do not know."""
+    if w.mode != "affine" or w.group_size is None or w.bits is None:
+        return None
+    if w.biases is None or w.scales.dtype != w.biases.dtype:
+        return None
+    return native() if mx.issubdtype(x.dtype, mx.floating) and x.dtype != mx.float64 else None
