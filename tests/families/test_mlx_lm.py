@@ -14,6 +14,7 @@ from macllm.errors import UsageError
 from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.nn.models import build
+from macllm.ops.quantized import activations
 from tests.families.golden import golden
 
 pytestmark = pytest.mark.parity
@@ -34,6 +35,13 @@ WIDER = {
     "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "n_embd": 64, "n_head": 4, "query_pre_attn_scalar": 16,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def whole_activations():
+    """mlx-lm rounds no activations to 8 bits."""
+    with activations("float"):
+        yield
 
 
 def write(name: str, folder: Path) -> None:
