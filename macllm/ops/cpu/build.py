@@ -16,7 +16,6 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -153,6 +152,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _compile(target: Path, progress: Progress | None) -> None:
+    # Here, because its import fails in a thread that outlives the main one.
+    from concurrent.futures import ThreadPoolExecutor
+
     compiler = _compiler()
     includes = [flag for folder in _includes() for flag in ("-I", folder)]
     limited = ["-DPy_LIMITED_API=0x030C0000"] if _stable_abi() else []
