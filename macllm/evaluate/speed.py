@@ -122,9 +122,8 @@ def _prompt(model: Any, workload: Workload) -> list[int]:
     if is_encoder_decoder(model) or not hasattr(model, "make_cache"):
         raise UsageError("this model does not continue a text", remedy="a decoder-only model")
     most = context_length(model)
-    length = workload.prompt_tokens or min(
-        _PROMPT_TOKENS, (most or _PROMPT_TOKENS + workload.new_tokens) - workload.new_tokens
-    )
+    left = most - workload.new_tokens if most else _PROMPT_TOKENS
+    length = workload.prompt_tokens or min(_PROMPT_TOKENS, left)
     if length < 1 or (most and length + workload.new_tokens > most):
         raise UsageError(
             f"{max(length, 1)} + {workload.new_tokens} tokens are more than the model's context of {most}",

@@ -43,9 +43,9 @@ def global_norm(gradients: Arrays) -> mx.array:
     return norm(list(gradients.values()))
 
 
-def clip_factor(norm: mx.array, most: float) -> mx.array:
+def clip_factor(gradient_norm: mx.array, most: float) -> mx.array:
     """What to multiply gradients of this norm with, to bring it down to `most`; `most` = 0 never does."""
-    return mx.minimum(1.0, most / (norm + 1e-6)) if most > 0 else mx.array(1.0)
+    return mx.minimum(1.0, most / (gradient_norm + 1e-6)) if most > 0 else mx.array(1.0)
 
 
 @dataclass(frozen=True)

@@ -1,76 +1,18 @@
-// Products with matrices of 16-bit floats, which stay as they are. Few rows are bound by reading the weights: these are
-// converted in registers. Of many rows the weights are the smaller part: blocks of them become float32 for the BLAS.
+// Products with matrices of 16-bit floats, which stay as they are. Few rows are bound by reading the weights: linear.h.
+// Of many rows the weights are the smaller part: blocks of them become float32 for the BLAS.
 #include <algorithm>
 #include <memory>
 
 #include "half.h"
+#include "linear.h"
 #include "parallel.h"
 
 namespace macllm {
 namespace {
 
 constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
-constexpr int64_t FEW_ROWS = 8, SOME_ROWS = 24;          // above, a block is worth converting
-constexpr int64_t BLOCK_DEPTH = 512, BLOCK_WIDTH = 256;  // 512 KiB of float32
+constexpr int64_t BLOCK_DEPTH = 512, BLOCK_WIDTH = 256;  // of 16-bit weights made float32: 512 KiB
 constexpr int64_t LEAST_WIDTH = 64;
-
-// N weights' products with M rows: y[m, n] = x[m] . w[n].
-template <class T, int M, int N>
-inline void dots(int64_t K, const float* x, int64_t ldx, const uint16_t* w, float* y, int64_t ldy) {
-  vf acc[M][N] = {};
-  int64_t k = 0;
-  for (; k + W <= K; k += W) {
-    vf right[N];
-    for (int n = 0; n < N; n++) right[n] = load_half<T>(w + n * K + k);
-    // Rows are too short for the machine to see their pattern.
-    for (int n = 0; n < N; n++) __builtin_prefetch(w + (N + n) * K + k, 0, 2);
-    for (int m = 0; m < M; m++) {
-      vf left = load(x + m * ldx + k);
-      for (int n = 0; n < N; n++) acc[m][n] += left * right[n];
-    }
-  }
-  if (k < K) {
-    for (int n = 0; n < N; n++) {
-      vf right = load_half<T>(w + n * K + k, K - k);
-      for (int m = 0; m < M; m++) acc[m][n] += load(x + m * ldx + k, K - k, 0.f) * right;
-    }
-  }
-  for (int m = 0; m < M; m++)
-    for (int n = 0; n < N; n++) y[m * ldy + n] = sum(acc[m][n]);
-}
-
-template <class T, int M>
-void dots_of_rows(const HalfProduct& p, int64_t first, int64_t last, const float* x, float* y) {
-  constexpr int N = M <= 2 ? 4 : M <= 4 || W == 16 ? 2 : 1;
-  int64_t n = first;
-  for (; n + N <= last; n += N) dots<T, M, N>(p.K, x, p.K, p.w + n * p.K, y + n, p.N);
-  for (; n < last; n++) dots<T, M, 1>(p.K, x, p.K, p.w + n * p.K, y + n, p.N);
-}
-
-template <class T>
-void dots_of(int64_t M, const HalfProduct& p, int64_t first, int64_t last, const float* x, float* y) {
-  switch (M) {
-    case 1: return dots_of_rows<T, 1>(p, first, last, x, y);
-    case 2: return dots_of_rows<T, 2>(p, first, last, x, y);
-    case 3: return dots_of_rows<T, 3>(p, first, last, x, y);
-    case 4: return dots_of_rows<T, 4>(p, first, last, x, y);
-    case 5: return dots_of_rows<T, 5>(p, first, last, x, y);
-    case 6: return dots_of_rows<T, 6>(p, first, last, x, y);
-    case 7: return dots_of_rows<T, 7>(p, first, last, x, y);
-    default: return dots_of_rows<T, FEW_ROWS>(p, first, last, x, y);
-  }
-}
-
-// Every task reads its weights from memory once: of more rows than fit the registers, a few weights at a time.
-template <class T>
-void few_rows(const HalfProduct& p, const float* x, float* y) {
-  parallel_range(p.N, p.M * (p.K / W + 4), [&](int64_t first, int64_t last) {
-    const int64_t step = p.M <= FEW_ROWS ? last - first : 8;
-    for (int64_t n = first; n < last; n += step)
-      for (int64_t m = 0; m < p.M; m += FEW_ROWS)
-        dots_of<T>(std::min(FEW_ROWS, p.M - m), p, n, std::min(n + step, last), x + m * p.K, y + m * p.N);
-  });
-}
 
 // w[first row.., first column..] as [rows, columns] of float32.
 template <class T>
@@ -118,11 +60,8 @@ void many_rows(const HalfProduct& p, const float* x, float* y) {
 
 void half_product(const HalfProduct& p, const float* x, float* y) {
   if (p.K == 0) return std::fill(y, y + p.M * p.N, 0.f);
-  halves(p.kind, [&](auto type) {
-    using T = decltype(type);
-    if (p.M <= SOME_ROWS) return few_rows<T>(p, x, y);
-    many_rows<T>(p, x, y);
-  });
+  if (p.M <= FEW_ROWS) return linear({p.w, nullptr, p.N, p.K, p.kind}, p.M, x, y);
+  halves(p.kind, [&](auto type) { many_rows<decltype(type)>(p, x, y); });
 }
 
 void half_product_vjp(const HalfProduct& p, const float* gy, float* gx) {

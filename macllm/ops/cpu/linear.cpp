@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include "half.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace macllm {
@@ -30,6 +31,8 @@ void dots(const Linear& map, const float* x, int64_t n, float* y, int64_t stride
   for (; k + W <= K; k += W) {
     vf right[N];
     for (int j = 0; j < N; j++) right[j] = Form::read(w + j * K + k);
+    // Rows are too short for the machine to see their pattern.
+    for (int j = 0; j < N; j++) __builtin_prefetch(w + (N + j) * K + k, 0, 2);
     for (int i = 0; i < M; i++) {
       const vf left = load(x + i * K + k);
       for (int j = 0; j < N; j++) acc[i][j] += left * right[j];
@@ -65,6 +68,12 @@ void columns(const Linear& map, int64_t rows, const float* x, int64_t first, int
 void linear(const Linear& map, int64_t rows, const float* x, int64_t first, int64_t last, float* y, int64_t stride) {
   if (!map.half) return columns<Single>(map, rows, x, first, last, y, stride);
   halves(*map.half, [&](auto form) { columns<Halved<decltype(form)>>(map, rows, x, first, last, y, stride); });
+}
+
+void linear(const Linear& map, int64_t rows, const float* x, float* y) {
+  parallel_range(map.outputs, linear_cost(map, rows), [&](int64_t first, int64_t last) {
+    linear(map, rows, x, first, last, y, map.outputs);
+  });
 }
 
 }  // namespace macllm

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "linear.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -67,6 +68,10 @@ void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const fl
   const bool at = ta == TRANSPOSED, bt = tb == TRANSPOSED;
   if (order == ROW_MAJOR && M == 1 && bt && (!at || lda == 1)) {
     return row_times_rows(N, K, alpha, A, B, ldb, beta, C);
+  }
+  const bool dense = lda == K && ldb == K && ldc == N && alpha == 1.f && beta == 0.f;
+  if (order == ROW_MAJOR && M <= FEW_ROWS && !at && bt && dense && K > 0) {
+    return linear({B, nullptr, N, K}, M, A, C);
   }
   if (order != ROW_MAJOR) return serial(order, ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
   parallel_blocks(M, N, K, [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {
