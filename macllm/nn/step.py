@@ -1,40 +1,79 @@
-"""A decoding step through a layer in two ops: what they need to know, gathered from the layer's modules."""
+"""A decoding step: what its op needs to know, gathered from the modules of the branches it runs through."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from macllm.ops import step
-from macllm.ops.step import ACTIVATIONS, NO_NORM, Attention, Norm, Residual, Slots
+from macllm.ops.step import ACTIVATIONS, NO_NORM, NOT_PACKED, Attention, Branch, Norm, Packing, Residual, Slots
 
 from .cache import LayerCache
 from .linear import Linear
 from .mask import Masks
 from .mlp import MLP
 from .norm import LayerNorm, ResidualNorm, RMSNorm
+from .quantize import QuantizedLinear
 
 if TYPE_CHECKING:
     from .attention import SelfAttention
 
-_LEAVES = ("weight", "bias")
 _NORMS = ("pre", "branch", "sum")
 _ATTENTION_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _ATTENTION_NORMS = ("q_norm", "k_norm", "q_head_norm", "k_head_norm")
 _MLP_MAPS = ("up_proj", "down_proj", "gate_proj")
 
-Leaf = tuple[str, str]
+
+class Part(NamedTuple):
+    """A residual branch: how the stream goes through it in ordinary ops, and as part of a step.
+
+    `branch` gives None where there is no op for it, and does nothing but make room then. What it attends over is in
+    `cache`.
+    """
+
+    run: Callable[[mx.array], mx.array]
+    branch: Callable[[ModuleType], Branch | None] | None = None
+    cache: LayerCache | None = None
+
+
+def through(parts: Iterable[Part], x: mx.array) -> mx.array:
+    """(B, L, D) -> (B, L, D) after all parts, with as many neighbours in one op as can be."""
+    kernels = step.serving(x)
+    ready: list[tuple[Part, Branch]] = []
+    for part in parts:
+        branch = None if kernels is None or part.branch is None else part.branch(kernels)
+        if branch is None:
+            x = part.run(_through_steps(ready, x))
+            ready.clear()
+        else:
+            ready.append((part, branch))
+    return _through_steps(ready, x)
+
+
+def _through_steps(ready: Sequence[tuple[Part, Branch]], x: mx.array) -> mx.array:
+    done = step.steps(x, [branch for _, branch in ready]) if ready else None
+    if done is None:
+        for part, _ in ready:
+            x = part.run(x)
+        return x
+    x, rows = done
+    caches = [part.cache for part, branch in ready if branch.slots is not None]
+    for cache, keys, values in zip(caches, rows[::2], rows[1::2], strict=True):
+        assert cache is not None
+        cache.fill(keys, values)
+    return x
 
 
 class AttentionStep:
     """`norm.join(x, attention(norm.pre(x)))` for one new token a row."""
 
     def __init__(self, attention: SelfAttention, norm: ResidualNorm):
-        s = attention.spec
-        heat = s.temperature
+        s, heat = attention.spec, attention.spec.temperature
         numbers = Attention(
             s.num_heads,
             s.scale,
@@ -44,53 +83,81 @@ class AttentionStep:
             s.rope is not None and s.rope.interleaved,
             *(_numbers(attention[name]) for name in _ATTENTION_NORMS),
         )
-        self._norm_leaves, of_norm = _leaves(norm, _NORMS)
-        self._own_leaves, own = _leaves(attention, (*_ATTENTION_MAPS, *_ATTENTION_NORMS))
-        self._op = step.AttentionStep(_residual(norm), numbers, of_norm + own)
+        self._planned = _Planned(numbers, _ATTENTION_MAPS, _ATTENTION_NORMS)
 
-    def __call__(
-        self, x: mx.array, attention: SelfAttention, norm: ResidualNorm, masks: Masks, cache: LayerCache
-    ) -> mx.array | None:
-        """(B, 1, D) -> (B, 1, D), appending to `cache`; None, and nothing done, where there is no op for it."""
-        free = cache.slot() if masks.bias is None and _plain(attention, _ATTENTION_MAPS) else None
+    def branch(
+        self, kernels: ModuleType, attention: SelfAttention, norm: ResidualNorm, masks: Masks, cache: LayerCache | None
+    ) -> Branch | None:
+        """For the next token of `cache`; None where there is no op for it."""
+        if cache is None or masks.bias is not None or not self._planned.serves(kernels, attention, norm):
+            return None
+        free = cache.slot()
         if free is None:
             return None
-        weights = [norm[child][leaf] for child, leaf in self._norm_leaves]
-        weights += [attention[child][leaf] for child, leaf in self._own_leaves]
         keys, values, at, borrowed = free
-        oldest, position = masks.rows(attention.spec.mask, x.shape[0])
+        oldest, position = masks.rows(attention.spec.mask, keys.shape[0])
         first = [slot - cache.start for slot in oldest] if cache.start else oldest
         rotate = attention.rotate
         wavelengths, magnitude = (None, 1.0) if rotate is None else rotate.table(masks.span)
-        done = self._op(x, Slots(keys, values, at, first, position, borrowed), wavelengths, magnitude, weights)
-        if done is None:
-            return None
-        y, keys, values = done
-        cache.fill(keys, values)
-        return y
+        slots = Slots(keys, values, at, first, position, borrowed, wavelengths, magnitude)
+        return Branch(self._planned.plan, self._planned.weights(), slots)
 
 
 class MLPStep:
     """`norm.join(x, mlp(norm.pre(x)))` for one new token a row."""
 
-    def __init__(self, mlp: MLP, norm: ResidualNorm):
-        self._maps = _MLP_MAPS if mlp.is_gated else _MLP_MAPS[:2]
-        self._norm_leaves, of_norm = _leaves(norm, _NORMS)
-        self._own_leaves, own = _leaves(mlp, self._maps)
+    def __init__(self, mlp: MLP):
         known = ACTIVATIONS.get(mlp.activation)
-        self._op = None if known is None else step.MLPStep(_residual(norm), [known], of_norm + own)
+        maps = _MLP_MAPS if mlp.is_gated else _MLP_MAPS[:2]
+        self._planned = None if known is None else _Planned(step.MLP(known, mlp.is_gated), maps, ())
 
-    def __call__(self, x: mx.array, mlp: nn.Module, norm: ResidualNorm) -> mx.array | None:
-        """(B, 1, D) -> (B, 1, D); None where there is no op for it."""
-        if self._op is None or not _plain(mlp, self._maps):
+    def branch(self, kernels: ModuleType, mlp: nn.Module, norm: ResidualNorm) -> Branch | None:
+        """None where there is no op for it."""
+        if self._planned is None or not self._planned.serves(kernels, mlp, norm):
             return None
-        weights = [norm[child][leaf] for child, leaf in self._norm_leaves]
-        weights += [mlp[child][leaf] for child, leaf in self._own_leaves]
-        return self._op(x, weights)
+        return Branch(self._planned.plan, self._planned.weights())
 
 
-def _residual(norm: ResidualNorm) -> Residual:
-    return Residual(*(_numbers(norm[name]) for name in _NORMS))
+class _Planned:
+    """A branch's plan, made anew whenever another module has taken the place of one of its linear maps."""
+
+    def __init__(self, numbers: Attention | step.MLP, maps: Sequence[str], norms: Sequence[str]):
+        self._numbers, self._map_names, self._norm_names = numbers, maps, norms
+        self._maps: list[nn.Module] = []
+        self._leaves: list[tuple[nn.Module, str]] = []
+        self.plan: Any = None
+
+    def __deepcopy__(self, memo: object) -> _Planned:
+        return _Planned(self._numbers, self._map_names, self._norm_names)
+
+    def serves(self, kernels: ModuleType, parent: nn.Module, norm: ResidualNorm) -> bool:
+        """Whether there is an op for the modules as they are."""
+        # Modules are dicts of what they hold; by attribute it takes five times as long.
+        maps = [parent[name] for name in self._map_names]
+        if not self._maps or any(now is not before for now, before in zip(maps, self._maps, strict=True)):
+            self._maps = maps
+            self._make(kernels, parent, norm)
+        return self.plan is not None
+
+    def weights(self) -> list[mx.array]:
+        """The weights that there are."""
+        return [module[leaf] for module, leaf in self._leaves]
+
+    def _make(self, kernels: ModuleType, parent: nn.Module, norm: ResidualNorm) -> None:
+        packings = [_packing(module) for module in self._maps]
+        known = [packing for packing in packings if packing is not None]
+        if len(known) < len(packings):
+            self.plan = None
+            return
+        every = [
+            *product([norm[name] for name in _NORMS], ("weight", "bias")),
+            *product(self._maps, ("weight", "scales", "biases", "bias")),
+            *product([parent[name] for name in self._norm_names], ("weight", "bias")),
+        ]
+        present = [leaf in module for module, leaf in every]
+        self._leaves = [leaf for leaf, has in zip(every, present, strict=True) if has]
+        norms = Residual(*(_numbers(norm[name]) for name in _NORMS))
+        self.plan = step.plan(kernels, norms, self._numbers, known, present)
 
 
 def _numbers(norm: nn.Module) -> Norm:
@@ -102,14 +169,10 @@ def _numbers(norm: nn.Module) -> Norm:
     return NO_NORM
 
 
-def _leaves(parent: nn.Module, names: Iterable[str]) -> tuple[list[Leaf], list[bool]]:
-    """The weights and biases that these children have, and whether they have each that they could have."""
-    every = [(name, leaf) for name in names for leaf in _LEAVES]
-    present = [leaf in parent[name] for name, leaf in every]
-    return [leaf for leaf, has in zip(every, present, strict=True) if has], present
-
-
-def _plain(parent: nn.Module, maps: Iterable[str]) -> bool:
-    """Whether these linear maps are just that: not adapted, not quantized."""
-    # Modules are dicts of what they hold; by attribute it takes five times as long.
-    return all(type(parent[name]) is Linear for name in maps)
+def _packing(linear: nn.Module) -> Packing | None:
+    """None for what is no plain linear map: adapted, or packed in a way that the op does not know."""
+    if type(linear) is Linear:
+        return NOT_PACKED
+    if type(linear) is QuantizedLinear and linear.mode == "affine":
+        return float(linear.bits), float(linear.group_size)
+    return None

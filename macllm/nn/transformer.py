@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +21,7 @@ from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
 from .position import RelativeBias, Span, make_positions
 from .spec import EmbeddingSpec, HeadSpec, LayerSpec, StackSpec, TransformSpec
-from .step import AttentionStep, MLPStep
+from .step import AttentionStep, MLPStep, Part, through
 
 
 class Block(nn.Module):
@@ -35,27 +37,33 @@ class Block(nn.Module):
         self.feed_forward = make_feed_forward(dim, spec.feed_forward)
         self.feed_forward_norm = ResidualNorm(dim, spec.norm, spec.placement)
         self.attention_step = AttentionStep(self.attention, self.attention_norm)
-        self.mlp_step = MLPStep(self.feed_forward, self.feed_forward_norm) if type(self.feed_forward) is MLP else None
+        self.mlp_step = MLPStep(self.feed_forward) if type(self.feed_forward) is MLP else None
 
-    def __call__(
+    def parts(
         self,
-        x: mx.array,
         masks: Masks,
         cache: LayerCache | None = None,
         memory: KV | None = None,
         memory_mask: mx.array | None = None,
-    ) -> mx.array:
-        """(B, L, D) -> (B, L, D)."""
-        stepping = cache if x.shape[1] == 1 else None
-        norm = self.attention_norm
-        y = None if stepping is None else self.attention_step(x, self.attention, norm, masks, stepping)
-        x = norm.join(x, self.attention(norm.pre(x), masks, cache)) if y is None else y
+    ) -> Iterator[Part]:
+        """Its residual branches in turn."""
+        norm, mlp = self.attention_norm, self.mlp_step
+
+        def attend(x: mx.array) -> mx.array:
+            return norm.join(x, self.attention(norm.pre(x), masks, cache))
+
+        def cross(x: mx.array, kv: KV) -> mx.array:
+            return self.cross_norm.join(x, self.cross(self.cross_norm.pre(x), kv, memory_mask))
+
+        def feed(x: mx.array) -> mx.array:
+            return self.feed_forward_norm.join(x, self.feed_forward(self.feed_forward_norm.pre(x)))
+
+        yield Part(
+            attend, lambda kernels: self.attention_step.branch(kernels, self.attention, norm, masks, cache), cache
+        )
         if memory is not None:
-            norm = self.cross_norm
-            x = norm.join(x, self.cross(norm.pre(x), memory, memory_mask))
-        norm = self.feed_forward_norm
-        y = None if stepping is None or self.mlp_step is None else self.mlp_step(x, self.feed_forward, norm)
-        return norm.join(x, self.feed_forward(norm.pre(x))) if y is None else y
+            yield Part(partial(cross, kv=memory))
+        yield Part(feed, mlp and (lambda kernels: mlp.branch(kernels, self.feed_forward, self.feed_forward_norm)))
 
 
 class Stack(nn.Module):
@@ -76,10 +84,7 @@ class Stack(nn.Module):
         lengths: mx.array | None = None,
     ) -> mx.array:
         """(B, L, D) -> (B, L, D)."""
-        masks = Masks(span, lengths, self.get("bias"))
-        for n, layer in enumerate(self.layers):
-            x = layer(x, masks, caches[n] if caches else None)
-        return self.norm(x)
+        return self._through(x, Masks(span, lengths, self.get("bias")), caches or repeat(None), repeat(None))
 
     def decode(
         self,
@@ -90,10 +95,19 @@ class Stack(nn.Module):
         caches: Sequence[LayerCache] | None = None,
     ) -> mx.array:
         """The same with each layer reading its `memory`: (B, L, D) -> (B, L, D)."""
-        masks = Masks(span, None, self.get("bias"))
-        for n, layer in enumerate(self.layers):
-            x = layer(x, masks, caches[n] if caches else None, memory[n], memory_mask)
-        return self.norm(x)
+        return self._through(x, Masks(span, None, self.get("bias")), caches or repeat(None), memory, memory_mask)
+
+    def _through(
+        self,
+        x: mx.array,
+        masks: Masks,
+        caches: Iterable[LayerCache | None],
+        memory: Iterable[KV | None],
+        memory_mask: mx.array | None = None,
+    ) -> mx.array:
+        layers = zip(self.layers, caches, memory, strict=False)
+        parts = (part for layer, cache, kv in layers for part in layer.parts(masks, cache, kv, memory_mask))
+        return self.norm(through(parts, x))
 
 
 class Embedding(nn.Module):

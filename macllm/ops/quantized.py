@@ -55,7 +55,7 @@ def quantized_matmul(x: mx.array, w: Packed) -> mx.array:
         return mx.quantized_matmul(
             x, w.weight, w.scales, w.biases, transpose=True, group_size=w.group_size, bits=w.bits, mode=w.mode
         )
-    y = kernels.quantized_matmul(x.astype(mx.float32), w.weight, w.scales, w.biases, w.group_size, w.bits, _int8())
+    y = kernels.quantized_matmul(x.astype(mx.float32), w.weight, w.scales, w.biases, w.group_size, w.bits, rounds())
     return y.astype(mx.result_type(x, w.scales))
 
 
@@ -68,11 +68,12 @@ def quantized_gather_matmul(x: mx.array, w: Packed, chosen: mx.array) -> mx.arra
         layout = {"transpose": True, "group_size": w.group_size, "bits": w.bits, "mode": w.mode}
         return mx.gather_qmm(x, w.weight, w.scales, w.biases, rhs_indices=chosen, **layout)
     rows = mx.broadcast_to(x.astype(mx.float32).squeeze(-2), (*chosen.shape, x.shape[-1]))
-    y = kernels.quantized_gather(rows, w.weight, w.scales, w.biases, chosen, w.group_size, w.bits, _int8())
+    y = kernels.quantized_gather(rows, w.weight, w.scales, w.biases, chosen, w.group_size, w.bits, rounds())
     return y[..., None, :].astype(mx.result_type(x, w.scales))
 
 
-def _int8() -> bool:
+def rounds() -> bool:
+    """Whether a kernel may round the activations of a few tokens to 8 bits."""
     return _activations.get() == "int8"
 
 

@@ -1,23 +1,28 @@
-"""The residual branches of a decoding step, each in one op: one new token in each of a few rows.
+"""Residual branches of a decoding step, one after another in one op: one new token in each of a few rows.
 
 Where there is no such op for the device, the dtype or the model, the result is None and the caller takes the ops that
-these are made of. Nothing here has a gradient: arrays that are being differentiated are not served either.
+it is made of. Nothing here has a gradient: arrays that are being differentiated are not served either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from .dispatch import native
+from .quantized import rounds
 
 ACTIVATIONS = {"silu": 2, "gelu_tanh": 3, "gelu": 4, "gelu_quick": 5}  # as the kernels number them
 MOST_ROWS = 8
 
 Norm = tuple[float, float, float]  # 0 none, 1 RMS, 2 layer; epsilon; 1 where the scale is 1 + weight
 NO_NORM: Norm = (0.0, 0.0, 0.0)
+
+Packing = tuple[float, float]  # bits and group of a quantized matrix
+NOT_PACKED: Packing = (0.0, 0.0)
 
 
 class Residual(NamedTuple):
@@ -29,7 +34,7 @@ class Residual(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """What an attention branch is, besides its weights."""
+    """An attention branch. Weights: the residual's three norms; q, k, v, o; the norms below."""
 
     num_heads: int
     scale: float
@@ -43,11 +48,19 @@ class Attention(NamedTuple):
     k_head_norm: Norm
 
 
+class MLP(NamedTuple):
+    """A feed-forward branch. Weights: the residual's three norms; up, down, and gate if gated."""
+
+    activation: int
+    gated: bool
+
+
 class Slots(NamedTuple):
     """Dense keys and values (B, K, S, Dh) and what of them a step touches.
 
     The new token's rows go into slot `at`. A row sees the slots from `first` on and stands at `position`. The buffers
-    are written where they lie unless they are `borrowed`: unless others may hold them, or views of them.
+    are written where they lie unless they are `borrowed`: unless others may hold them, or views of them. Pairs turn by
+    `wavelengths` if there are any, and are scaled by `magnitude` then.
     """
 
     keys: mx.array
@@ -56,49 +69,43 @@ class Slots(NamedTuple):
     first: Sequence[int]
     position: Sequence[int]
     borrowed: bool
+    wavelengths: mx.array | None = None
+    magnitude: float = 1.0
 
 
-class Step:
-    """One branch as an op. `present` says which of the weights that it can have it has: weight and bias of each
-    norm and linear map in turn. Calls take those that it has.
+class Branch(NamedTuple):
+    """One branch: what `plan` made of it, its weights, and for attention what it attends over."""
+
+    plan: Any
+    weights: list[mx.array]
+    slots: Slots | None = None
+
+
+def serving(x: mx.array) -> ModuleType | None:
+    """The kernels, if they take a stream like x (B, L, D) through steps."""
+    return native(x) if x.shape[1] == 1 and x.shape[0] <= MOST_ROWS else None
+
+
+def plan(
+    kernels: ModuleType,
+    norms: Residual,
+    branch: Attention | MLP,
+    packings: Sequence[Packing],
+    present: Sequence[bool],
+) -> Any:
+    """All of a branch but its arrays. `packings` are those of its linear maps in turn.
+
+    `present` says which of the weights it can have it has: weight and bias of each norm; weight, scales, biases and
+    bias of each linear map. Calls take those that it has, in the same order.
     """
-
-    def __init__(self, residual: Residual, numbers: Sequence[Any], present: Sequence[bool]) -> None:
-        flat = [part for each in (*residual, *numbers) for part in (each if isinstance(each, tuple) else (each,))]
-        self._numbers, self._present = [float(part) for part in flat], list(present)
-        self._plan: Any = None
-
-    def __deepcopy__(self, memo: object) -> Step:
-        return self
-
-    def _planned(self, kind: Any) -> Any:
-        if self._plan is None:
-            self._plan = kind(self._numbers, self._present)
-        return self._plan
+    parts = (*norms, *branch, *packings)
+    numbers = [float(n) for part in parts for n in (part if isinstance(part, tuple) else (part,))]
+    make = kernels.attention_plan if isinstance(branch, Attention) else kernels.mlp_plan
+    return make(numbers, list(present))
 
 
-class AttentionStep(Step):
-    """The stream after attention. Weights: the residual's three norms, q, k, v, o, and the norms of `Attention`."""
-
-    def __call__(
-        self, x: mx.array, slots: Slots, wavelengths: mx.array | None, magnitude: float, weights: list[mx.array]
-    ) -> tuple[mx.array, mx.array, mx.array] | None:
-        """(B, 1, D) -> (B, 1, D), with the keys and values that hold the new token's.
-
-        Pairs turn by `wavelengths` if there are any, and are scaled by `magnitude` then.
-        """
-        kernels = native(x)
-        if kernels is None or x.shape[0] > MOST_ROWS:
-            return None
-        return kernels.attention_step(self._planned(kernels.AttentionPlan), x, *slots, wavelengths, magnitude, weights)
-
-
-class MLPStep(Step):
-    """The stream after the feed-forward layer. Weights: the residual's three norms, up, down, gate."""
-
-    def __call__(self, x: mx.array, weights: list[mx.array]) -> mx.array | None:
-        """(B, 1, D) -> (B, 1, D)."""
-        kernels = native(x)
-        if kernels is None or x.shape[0] > MOST_ROWS:
-            return None
-        return kernels.mlp_step(self._planned(kernels.MlpPlan), x, weights)
+def steps(x: mx.array, branches: list[Branch]) -> tuple[mx.array, list[mx.array]] | None:
+    """The stream (B, 1, D) after the branches, and each attention's keys and values with those of the new token."""
+    kernels = serving(x)
+    done = None if kernels is None else kernels.steps(x, rounds(), branches)
+    return None if done is None else (done[0], done[1:])

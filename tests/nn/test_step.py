@@ -8,14 +8,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm import families
+from macllm.families.config import Config
 from macllm.nn import cache as cache_module
-from macllm.nn import lora
+from macllm.nn import lora, quantize
 from macllm.nn import step as step_module
 from macllm.nn.mask import Masks, oldest_seen, visible
+from macllm.nn.models import build
 from macllm.nn.position import Span
 from macllm.nn.spec import Causal, Chunked, MaskSpec, Sliding
 from macllm.ops import cpu
 from macllm.ops.dispatch import using
+from macllm.ops.quantized import Activations, activations
 from tests.families.golden import golden
 from tests.families.oracles import CASES, Case
 
@@ -36,21 +40,21 @@ def drawn(case: Case) -> mx.array:
 
 
 class Served:
-    """Which of a layer's branches were served by one op."""
+    """How many of each kind of branch were served, and in how many ops."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.counts = {"AttentionStep": 0, "MLPStep": 0}
-        for name in self.counts:
-            kind = getattr(step_module.step, name)
-            monkeypatch.setattr(kind, "__call__", self._counted(name, kind.__call__))
+        self.attention = self.mlp = self.ops = 0
+        steps = step_module.step.steps
 
-    def _counted(self, name, call):
-        def counting(*args):
-            result = call(*args)
-            self.counts[name] += result is not None
-            return result
+        def counting(x, branches):
+            done = steps(x, branches)
+            if done is not None:
+                attention = sum(branch.slots is not None for branch in branches)
+                self.attention, self.mlp = self.attention + attention, self.mlp + len(branches) - attention
+                self.ops += 1
+            return done
 
-        return counting
+        monkeypatch.setattr(step_module.step, "steps", counting)
 
 
 @decoder
@@ -65,20 +69,68 @@ def test_every_decoder_decodes_in_steps_that_equal_the_fine_ops(case: Case, monk
             results.append(decoded(model, tokens, cache))
     np.testing.assert_allclose(results[1], results[0], atol=2e-5 * np.abs(results[0]).max())
     layers = model.spec.decoder.layers
-    assert served.counts["AttentionStep"] == (LENGTH - 1) * len(layers)  # nothing is stored before the first
+    assert served.attention == (LENGTH - 1) * len(layers)  # nothing is stored before the first
     dense = [layer for layer in layers if getattr(layer.feed_forward, "activation", None) in step_module.ACTIVATIONS]
-    assert served.counts["MLPStep"] == LENGTH * len(dense)
+    assert served.mlp == LENGTH * len(dense)
+    if len(dense) == len(layers):
+        assert served.ops == LENGTH - 1 + len(layers)
 
 
-def test_adapted_and_quantized_layers_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapted_layers_and_quantized_caches_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     served, model = Served(monkeypatch), golden("llama").model()
     lora.apply(model, rank=2, alpha=4, keys=["up_proj", "k_proj"])
     decoded(model, drawn(CASES[0])[:, :3], model.make_cache())
-    assert served.counts == {"AttentionStep": 0, "MLPStep": 0}
+    assert served.ops == 0
     lora.remove(model)
     decoded(model, drawn(CASES[0])[:, :3], model.make_cache(kv_bits=8))
-    assert served.counts["AttentionStep"] == 0
-    assert served.counts["MLPStep"] > 0
+    assert served.attention == 0
+    assert served.mlp > 0
+
+
+def divisible(family: str):
+    """A model whose matrices are whole groups of 32, with random biases where the family has some."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"model_type": family, "num_hidden_layers": 3, "vocab_size": 96, "rms_norm_eps": 1e-5, **sizes}
+    mx.random.seed(0)
+    model = build(families.spec(Config({**config, "max_position_embeddings": 64})))
+    for layer in model.decoder.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            if "bias" in layer.attention[name]:
+                layer.attention[name].bias = mx.random.normal(layer.attention[name].bias.shape)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("bits", [4, 8, 6])
+@pytest.mark.parametrize("form", ["int8", "float"])
+def test_quantized_layers_decode_in_steps_that_equal_the_fine_ops(
+    family: str, bits: int, form: Activations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens, results = divisible(family), drawn(CASES[0]), []
+    dense = decoded(model, tokens, model.make_cache(left_padding=PADDING))  # plans are made, and have to be made anew
+    quantize.apply(model, bits=bits, group_size=32)
+    served = Served(monkeypatch)
+    with activations(form):
+        for fine in (True, False):
+            with monkeypatch.context() as patch:
+                if fine:
+                    patch.setattr(step_module.step, "serving", lambda x: None)
+                results.append(decoded(model, tokens, model.make_cache(left_padding=PADDING)))
+    apart, largest = np.abs(results[1] - results[0]), np.abs(results[0]).max()
+    assert np.quantile(apart, 0.9) < 2e-5 * largest
+    assert (
+        apart.max() < (2e-5 if form == "float" else 1e-2) * largest
+    )  # a value between two of 8 bits may fall either way
+    assert (served.attention, served.mlp) == ((LENGTH - 1) * 3, LENGTH * 3)
+    error = np.abs(results[1] - dense).max() / np.abs(dense).max()
+    assert 1e-3 < error < {4: 0.5, 6: 0.1, 8: 0.03}[bits]
+
+
+def test_a_mode_that_the_op_does_not_know_takes_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, model = Served(monkeypatch), divisible("llama")
+    quantize.apply(model, mode="mxfp4")
+    decoded(model, drawn(CASES[0])[:, :2], model.make_cache())
+    assert served.ops == 0
 
 
 def test_weights_may_be_exchanged_between_steps() -> None:

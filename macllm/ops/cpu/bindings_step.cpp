@@ -1,14 +1,17 @@
-// The branches of a decoding step as MLX operations. Keys and values are written where they lie: the caller owns them.
+// Branches of a decoding step, one after another, as one MLX operation. Keys and values are written where they lie: the
+// caller owns them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <optional>
 #include <tuple>
+#include <variant>
 
 #include "bindings.h"
-#include "primitive.h"
+#include "packed.h"
 #include "step.h"
 
 namespace nb = nanobind;
@@ -20,6 +23,10 @@ namespace {
 using Numbers = std::vector<double>;
 using Flags = std::vector<bool>;
 using Indices = std::vector<int64_t>;
+
+void check(bool fits) {
+  if (!fits) throw std::invalid_argument("[macllm] a step takes (B, 1, D) and the weights it was planned with.");
+}
 
 // Reads numbers one after another, in the order in which ops/step.py lists them.
 class Reader {
@@ -43,199 +50,293 @@ class Reader {
     r.sum = norm();
     return r;
   }
+  // Of each linear map; of no bits where it is not packed.
+  std::vector<Packing> packings(int maps) {
+    std::vector<Packing> all;
+    for (int i = 0; i < maps; i++) {
+      const int bits = int(next());
+      all.push_back({int(next()), bits});
+    }
+    return all;
+  }
 
  private:
   const double *at_, *end_;
 };
 
+// A branch but for its arrays.
+struct Plan {
+  std::variant<AttentionStep, MlpStep> step;
+  Residual norms;
+  std::vector<Packing> packings;
+  Flags present;  // of the weights that it could have
+  size_t weights = 0;
+};
+using SharedPlan = std::shared_ptr<const Plan>;
+
+Plan finished(Plan plan, Reader& reader, int maps, int norms, const Flags& present) {
+  plan.packings = reader.packings(maps);
+  plan.present = present;
+  for (bool flag : present) plan.weights += flag;
+  check(int(present.size()) == 4 * maps + 2 * norms);
+  return plan;
+}
+
+Plan attention_plan(const Numbers& numbers, const Flags& present) {
+  Reader reader(numbers);
+  Plan plan;
+  plan.norms = reader.residual();
+  AttentionStep s{};
+  s.H = int64_t(reader.next());
+  s.scale = float(reader.next()), s.softcap = float(reader.next());
+  s.heat_floor = float(reader.next()), s.heat_scale = float(reader.next());
+  s.turn.interleaved = reader.next() != 0;
+  for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) *norm = reader.norm();
+  plan.step = s;
+  return finished(std::move(plan), reader, 4, 7, present);
+}
+
+Plan mlp_plan(const Numbers& numbers, const Flags& present) {
+  Reader reader(numbers);
+  Plan plan;
+  plan.norms = reader.residual();
+  MlpStep s{};
+  s.activation = Unary(int(reader.next()));
+  s.gated = reader.next() != 0;
+  plan.step = s;
+  return finished(std::move(plan), reader, s.gated ? 3 : 2, 3, present);
+}
+
+// Python's hold on a plan; the primitives have their own.
+struct PlanHandle {
+  SharedPlan plan;
+};
+
 // Hands weights out one after another, in the order in which ops/step.py lists them; null for one that is not present.
 class Weights {
  public:
-  Weights(const Arrays& inputs, size_t first, const Flags& present) : inputs_(inputs), next_(first), present_(present) {
-    dense_.reserve(inputs.size());
-  }
-  const float* next() {
-    if (!present_[flag_++]) return nullptr;
-    dense_.emplace_back(inputs_[next_++]);
-    return dense_.back();
-  }
+  Weights(const Arrays& inputs, size_t first, const Plan& plan, Held& held)
+      : inputs_(inputs), held_(held), plan_(plan), next_(first) {}
+
+  const float* next() { return plan_.present[flag_++] ? held_.operator()<float>(inputs_[next_++]) : nullptr; }
+
   Linear linear() {
     const auto& weight = inputs_[next_];
+    const Packing packing = plan_.packings[map_++];
     Linear map;
-    map.outputs = weight.shape(0);
-    map.inputs = weight.shape(1);
-    if (weight.dtype() == mx::float32) {
-      map.weight = next();
+    if (packing.bits) {
+      map.packed = packed(weight, inputs_[next_ + 1], inputs_[next_ + 2], packing, held_);
+      map.outputs = map.packed->N, map.inputs = map.packed->K;
+      next_ += 3;
     } else {
-      map.half = weight.dtype() == mx::bfloat16 ? Half::bfloat16 : Half::float16;
-      halves_.emplace_back(weight);
-      map.weight = halves_.back();
-      flag_++, next_++;
+      map.outputs = weight.shape(0), map.inputs = weight.shape(1);
+      if (weight.dtype() == mx::float32) {
+        map.weight = held_.operator()<float>(weight);
+      } else {
+        map.half = weight.dtype() == mx::bfloat16 ? Half::bfloat16 : Half::float16;
+        map.weight = held_.operator()<uint16_t>(weight);
+      }
+      next_ += 1;
     }
+    flag_ += 3;
     map.bias = next();
     return map;
   }
+
   void norm(Norm& norm) {
     norm.weight = next();
     norm.bias = next();
   }
-  void residual(Residual& norms) {
-    norm(norms.pre);
-    norm(norms.branch);
-    norm(norms.sum);
+  Residual residual() {
+    Residual norms = plan_.norms;
+    for (Norm* each : {&norms.pre, &norms.branch, &norms.sum}) norm(*each);
+    return norms;
   }
 
  private:
   const Arrays& inputs_;
-  size_t next_, flag_ = 0;
-  const Flags& present_;
-  std::vector<Dense<float>> dense_;
-  std::vector<Dense<uint16_t>> halves_;
+  Held& held_;
+  const Plan& plan_;
+  size_t next_, flag_ = 0, map_ = 0;
 };
 
-void check(bool fits) {
-  if (!fits) throw std::invalid_argument("[macllm] a step takes (B, 1, D) and the weights it was planned with.");
-}
-
-// A branch but for its arrays.
-template <class Kind>
-struct Planned {
-  Kind step{};
-  Residual norms;
-  Flags present;
-  size_t weights = 0;
-
-  Planned(const Numbers& numbers, const Flags& flags) : present(flags) {
-    Reader reader(numbers);
-    norms = reader.residual();
-    read(reader, step);
-    for (bool flag : present) weights += flag;
-  }
-
- private:
-  void read(Reader& reader, AttentionStep& s) {
-    s.H = int64_t(reader.next());
-    s.scale = float(reader.next()), s.softcap = float(reader.next());
-    s.heat_floor = float(reader.next()), s.heat_scale = float(reader.next());
-    s.turn.interleaved = reader.next() != 0;
-    for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) *norm = reader.norm();
-    check(present.size() == 22);
-  }
-  void read(Reader& reader, MlpStep& s) {
-    s.activation = Unary(int(reader.next()));
-    s.gated = present.size() > 10;
-    check(present.size() == (s.gated ? 12 : 10));
-  }
-};
-
-// Python's hold on a plan; the primitives have their own.
-template <class Kind>
-struct Plan {
-  std::shared_ptr<const Planned<Kind>> planned;
-  Plan(const Numbers& numbers, const Flags& present) : planned(std::make_shared<Planned<Kind>>(numbers, present)) {}
-};
-
-// Only plain float32, and matrices of 16 bits from `weights` on, that nobody differentiates, vectorises or compiles.
-bool served(const Arrays& inputs, size_t weights) {
-  for (size_t i = 0; i < inputs.size(); i++) {
-    const auto& in = inputs[i];
-    const bool half = (in.dtype() == mx::float16 || in.dtype() == mx::bfloat16) && in.ndim() == 2 && i >= weights;
-    if (!(in.dtype() == mx::float32 || half) || in.is_tracer()) return false;
-  }
-  return true;
-}
-
-std::shared_ptr<Native> primitive(const char* name, Eval eval, Reuse reuse = nullptr) {
-  return std::make_shared<Native>(mx::to_stream({}), name, std::move(eval), nullptr, std::move(reuse));
-}
-
-// What changes from step to step.
+// What a step through attention touches, and what of that changes from step to step.
 struct Place {
   int64_t at;
   Indices first, position;
   float magnitude;
+  bool borrowed;
 };
 
-void run_attention(const Planned<AttentionStep>& plan, const Place& place, bool turns, const Arrays& in, Arrays& out) {
-  AttentionStep s = plan.step;
-  Residual norms = plan.norms;
-  s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = in[1].shape(1), s.Dh = in[1].shape(3), s.capacity = in[1].shape(2);
-  Weights weights(in, turns ? 4 : 3, plan.present);
-  weights.residual(norms);
+struct Stage {
+  SharedPlan plan;
+  size_t weights;  // the first of its inputs that is one
+  std::optional<Place> place;
+  size_t keys = 0, wavelengths = 0;  // its inputs; 0: none. Values follow keys
+  size_t rows = 0;                   // the output that its keys become
+};
+
+// Cosines and sines, which most layers share.
+class Turns {
+ public:
+  void set(Turn& turn, const mx::array& wavelengths, const Place& place) {
+    const float* waves = wavelengths.data<float>();
+    turn.pairs = int64_t(wavelengths.size());
+    if (waves != waves_ || place.magnitude != magnitude_ || place.position != position_) make(turn.pairs, waves, place);
+    turn.cosine = cosine_.data(), turn.sine = sine_.data();
+  }
+
+ private:
+  void make(int64_t pairs, const float* waves, const Place& place) {
+    waves_ = waves, magnitude_ = place.magnitude, position_ = place.position;
+    cosine_.clear(), sine_.clear();
+    for (int64_t position : position_) {
+      for (int64_t i = 0; i < pairs; i++) {
+        const float angle = float(position) / waves[i];
+        cosine_.push_back(std::cos(angle) * magnitude_);
+        sine_.push_back(std::sin(angle) * magnitude_);
+      }
+    }
+  }
+
+  const float* waves_ = nullptr;
+  float magnitude_ = 0;
+  Indices position_;
+  std::vector<float> cosine_, sine_;
+};
+
+void run_attention(const Stage& stage, bool int8, Turns& turns, const Arrays& in, Arrays& out, const float* x, float* y) {
+  AttentionStep s = std::get<AttentionStep>(stage.plan->step);
+  const mx::array* rows = &in[stage.keys];
+  s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = rows->shape(1), s.Dh = rows->shape(3), s.capacity = rows->shape(2);
+  Held held;
+  Weights weights(in, stage.weights, *stage.plan, held);
+  const Residual norms = weights.residual();
   for (Linear* map : {&s.q, &s.k, &s.v, &s.o}) *map = weights.linear();
   for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) weights.norm(*norm);
-  s.at = place.at, s.first = place.first.data(), s.position = place.position.data();
-  if (turns) {
-    s.turn.wavelengths = in[3].data<float>();
-    s.turn.pairs = int64_t(in[3].size());
-    s.turn.magnitude = place.magnitude;
+  s.at = stage.place->at, s.first = stage.place->first.data(), s.position = stage.place->position.data();
+  if (stage.wavelengths) turns.set(s.turn, in[stage.wavelengths], *stage.place);
+  float* kept[2];
+  for (int i : {0, 1}) {
+    kept[i] = out[stage.rows + i].data<float>();
+    if (rows[i].data<float>() != kept[i]) std::copy_n(held.operator()<float>(rows[i]), rows[i].size(), kept[i]);
   }
-  for (int i : {1, 2}) {
-    if (in[i].data<float>() == out[i].data<float>()) continue;
-    Dense rows(in[i]);
-    std::copy_n(static_cast<const float*>(rows), in[i].size(), out[i].data<float>());
-  }
-  attention_step(s, norms, Dense(in[0]), out[1].data<float>(), out[2].data<float>(), out[0].data<float>());
+  attention_step(s, norms, int8, x, kept[0], kept[1], y);
 }
 
-// (y, keys, values), or nothing where this does not serve.
-std::optional<std::tuple<mx::array, mx::array, mx::array>> native_attention_step(
-    const Plan<AttentionStep>& plan, const mx::array& x, const mx::array& keys, const mx::array& values, int64_t at,
-    Indices first, Indices position, bool borrowed, const std::optional<mx::array>& wavelengths, float magnitude,
-    const Arrays& weights) {
-  const bool turns = wavelengths.has_value();
-  Arrays inputs;
-  inputs.reserve(4 + weights.size());
-  inputs.insert(inputs.end(), {x, keys, values});
-  if (turns) inputs.push_back(*wavelengths);
-  inputs.insert(inputs.end(), weights.begin(), weights.end());
-  if (!served(inputs, inputs.size() - weights.size())) return {};
-  const size_t rows = x.shape(0);
-  check(x.ndim() == 3 && x.shape(1) == 1 && keys.ndim() == 4 && keys.shape() == values.shape());
-  check(weights.size() == plan.planned->weights && first.size() == rows && position.size() == rows && at < keys.shape(2));
-  Place place{at, std::move(first), std::move(position), magnitude};
-  Eval eval = [planned = plan.planned, place = std::move(place), turns](const Arrays& in, Arrays& out) {
-    run_attention(*planned, place, turns, in, out);
-  };
-  Reuse reuse = [borrowed](const Arrays& in, Arrays& out) {
-    for (int i : {1, 2})
-      if (!borrowed && in[i].flags().row_contiguous) out[i].copy_shared_buffer(in[i]);
-  };
-  auto made = mx::array::make_arrays({x.shape(), keys.shape(), keys.shape()}, std::vector<mx::Dtype>(3, mx::float32),
-                                     primitive("attention_step", std::move(eval), std::move(reuse)), inputs);
-  return std::make_tuple(made[0], made[1], made[2]);
+void run_mlp(const Stage& stage, bool int8, const Arrays& in, const float* x, float* y) {
+  MlpStep s = std::get<MlpStep>(stage.plan->step);
+  s.B = in[0].shape(0), s.D = in[0].shape(2);
+  Held held;
+  Weights weights(in, stage.weights, *stage.plan, held);
+  const Residual norms = weights.residual();
+  for (Linear* map : {&s.up, &s.down}) *map = weights.linear();
+  if (s.gated) s.gate = weights.linear();
+  mlp_step(s, norms, int8, x, y);
 }
 
-// y, or nothing where this does not serve.
-std::optional<mx::array> native_mlp_step(const Plan<MlpStep>& plan, const mx::array& x, const Arrays& weights) {
-  Arrays inputs;
-  inputs.reserve(1 + weights.size());
-  inputs.push_back(x);
-  inputs.insert(inputs.end(), weights.begin(), weights.end());
-  if (!served(inputs, 1)) return {};
-  check(x.ndim() == 3 && x.shape(1) == 1 && weights.size() == plan.planned->weights);
-  auto eval = [planned = plan.planned](const Arrays& in, Arrays& out) {
-    MlpStep s = planned->step;
-    Residual norms = planned->norms;
-    s.B = in[0].shape(0), s.D = in[0].shape(2);
-    Weights weights(in, 1, planned->present);
-    weights.residual(norms);
-    for (Linear* map : {&s.up, &s.down}) *map = weights.linear();
-    if (s.gated) s.gate = weights.linear();
-    mlp_step(s, norms, Dense(in[0]), out[0].data<float>());
+void run(const std::vector<Stage>& stages, bool int8, const Arrays& in, Arrays& out) {
+  const Dense stream(in[0]);
+  const float* x = stream;
+  const std::unique_ptr<float[]> space[2] = {std::unique_ptr<float[]>(new float[in[0].size()]),
+                                             std::unique_ptr<float[]>(new float[in[0].size()])};
+  Turns turns;
+  for (size_t i = 0; i < stages.size(); i++) {
+    float* y = i + 1 == stages.size() ? out[0].data<float>() : space[i % 2].get();
+    if (stages[i].place) {
+      run_attention(stages[i], int8, turns, in, out, x, y);
+    } else {
+      run_mlp(stages[i], int8, in, x, y);
+    }
+    x = y;
+  }
+}
+
+// Float32 that nobody differentiates, vectorises or compiles; a linear map may be of 16 bits or packed.
+bool served(const mx::array& a, bool weight) {
+  const bool half = a.dtype() == mx::float16 || a.dtype() == mx::bfloat16;
+  const bool known = a.dtype() == mx::float32 || (weight && a.ndim() == 2 && (half || a.dtype() == mx::uint32));
+  return known && !a.is_tracer();
+}
+
+// (keys, values, at, first, position, borrowed, wavelengths, magnitude)
+using Slots = std::tuple<mx::array, mx::array, int64_t, Indices, Indices, bool, std::optional<mx::array>, float>;
+
+// The branches' inputs put behind x.
+struct Inputs {
+  Arrays arrays;
+  std::vector<mx::Shape> shapes;  // of the outputs
+  std::vector<Stage> stages;
+  bool served;
+
+  explicit Inputs(const mx::array& x) : arrays{x}, shapes{x.shape()}, served(macllm::served(x, false)) {}
+
+  void add(const PlanHandle& handle, const Arrays& weights, const std::optional<Slots>& slots) {
+    Stage stage{handle.plan, 0, {}};
+    check(weights.size() == stage.plan->weights && slots.has_value() == (stage.plan->step.index() == 0));
+    if (slots) {
+      const auto& [keys, values, at, first, position, borrowed, wavelengths, magnitude] = *slots;
+      const size_t rows = arrays[0].shape(0);
+      check(keys.ndim() == 4 && keys.shape() == values.shape() && at < keys.shape(2));
+      check(first.size() == rows && position.size() == rows);
+      stage.place = Place{at, first, position, magnitude, borrowed};
+      stage.keys = arrays.size(), stage.rows = shapes.size();
+      put(keys, false), put(values, false);
+      shapes.insert(shapes.end(), 2, keys.shape());
+      if (wavelengths) {
+        stage.wavelengths = arrays.size();
+        put(*wavelengths, false);
+      }
+    }
+    stage.weights = arrays.size();
+    for (const mx::array& weight : weights) put(weight, true);
+    stages.push_back(std::move(stage));
+  }
+
+ private:
+  void put(const mx::array& a, bool weight) {
+    served = served && macllm::served(a, weight);
+    arrays.push_back(a);
+  }
+};
+
+// y and every attention's keys and values, or nothing where this does not serve. A branch is (plan, weights, slots or None).
+std::optional<Arrays> native_steps(const mx::array& x, bool int8, const nb::list& branches) {
+  check(x.ndim() == 3 && x.shape(1) == 1 && branches.size() > 0);
+  Inputs inputs(x);
+  for (nb::handle branch : branches) {
+    inputs.add(nb::cast<const PlanHandle&>(branch[0]), nb::cast<Arrays>(branch[1]),
+               nb::cast<std::optional<Slots>>(branch[2]));
+  }
+  if (!inputs.served) return {};
+  auto stages = std::make_shared<const std::vector<Stage>>(std::move(inputs.stages));
+  Eval eval = [stages, int8](const Arrays& in, Arrays& out) { run(*stages, int8, in, out); };
+  Reuse reuse = [stages](const Arrays& in, Arrays& out) {
+    for (const Stage& stage : *stages) {
+      for (size_t i = 0; stage.place && !stage.place->borrowed && i < 2; i++) {
+        const auto& rows = in[stage.keys + i];
+        if (rows.flags().row_contiguous) out[stage.rows + i].copy_shared_buffer(rows);
+      }
+    }
   };
-  return mx::array(x.shape(), mx::float32, primitive("mlp_step", std::move(eval)), inputs);
+  auto primitive = std::make_shared<Native>(mx::to_stream({}), "steps", std::move(eval), nullptr, std::move(reuse));
+  return mx::array::make_arrays(inputs.shapes, std::vector<mx::Dtype>(inputs.shapes.size(), mx::float32), primitive,
+                                inputs.arrays);
 }
 
 }  // namespace
 
 void bind_steps(nb::module_& m) {
   nb::set_leak_warnings(false);  // a model may live until the interpreter ends, and its plans with it
-  nb::class_<Plan<AttentionStep>>(m, "AttentionPlan").def(nb::init<const Numbers&, const Flags&>());
-  nb::class_<Plan<MlpStep>>(m, "MlpPlan").def(nb::init<const Numbers&, const Flags&>());
-  m.def("attention_step", &native_attention_step, "plan"_a, "x"_a, "keys"_a, "values"_a, "at"_a, "first"_a, "position"_a,
-        "borrowed"_a, "wavelengths"_a.none(), "magnitude"_a, "weights"_a);
-  m.def("mlp_step", &native_mlp_step, "plan"_a, "x"_a, "weights"_a);
+  nb::class_<PlanHandle>(m, "StepPlan");
+  auto handle = [](Plan (*make)(const Numbers&, const Flags&)) {
+    return [make](const Numbers& numbers, const Flags& present) {
+      return PlanHandle{std::make_shared<const Plan>(make(numbers, present))};
+    };
+  };
+  m.def("attention_plan", handle(attention_plan), "numbers"_a, "present"_a);
+  m.def("mlp_plan", handle(mlp_plan), "numbers"_a, "present"_a);
+  m.def("steps", &native_steps, "x"_a, "int8"_a, "branches"_a);
 }
 
 }  // namespace macllm

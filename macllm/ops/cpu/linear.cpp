@@ -63,16 +63,32 @@ void columns(const Linear& map, int64_t rows, const float* x, int64_t first, int
   for (; n < last; n++) rows_of<Form, 1>(map, rows, x, n, y, stride);
 }
 
-}  // namespace
-
-void linear(const Linear& map, int64_t rows, const float* x, int64_t first, int64_t last, float* y, int64_t stride) {
+// A map with `weight`.
+void plain(const Linear& map, int64_t rows, const float* x, int64_t first, int64_t last, float* y, int64_t stride) {
   if (!map.half) return columns<Single>(map, rows, x, first, last, y, stride);
   halves(*map.half, [&](auto form) { columns<Halved<decltype(form)>>(map, rows, x, first, last, y, stride); });
 }
 
+}  // namespace
+
+void Rows::prepare(const Linear& map) {
+  if (!map.packed) return;
+  auto& ready = ready_[ReadyRows::layout(map.packed->bits)];
+  if (!ready) ready = std::make_unique<ReadyRows>(map.packed->bits, int8_, count, width, x);
+}
+
+void linear(const Linear& map, const Rows& x, int64_t first, int64_t last, float* y, int64_t stride) {
+  if (!map.packed) return plain(map, x.count, x.x, first, last, y, stride);
+  quantized_columns(*map.packed, x.ready(*map.packed), first, last, y, stride);
+  for (int64_t m = 0; map.bias && m < x.count; m++)
+    for (int64_t n = first; n < last; n++) y[m * stride + n] += map.bias[n];
+}
+
 void linear(const Linear& map, int64_t rows, const float* x, float* y) {
+  Rows in(rows, map.inputs, x);
+  in.prepare(map);
   parallel_range(map.outputs, linear_cost(map, rows), [&](int64_t first, int64_t last) {
-    linear(map, rows, x, first, last, y, map.outputs);
+    linear(map, in, first, last, y, map.outputs);
   });
 }
 

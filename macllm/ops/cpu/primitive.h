@@ -110,4 +110,19 @@ class Dense {
   std::unique_ptr<T[]> copy_;
 };
 
+// The same of several arrays, for as long as this lives.
+class Held {
+ public:
+  template <class T>
+  const T* operator()(const mx::array& a) {
+    if (a.flags().row_contiguous) return a.data<T>();
+    auto copy = std::make_shared<Dense<T>>(a);
+    copies_.push_back(copy);
+    return *copy;
+  }
+
+ private:
+  std::vector<std::shared_ptr<void>> copies_;
+};
+
 }  // namespace macllm

@@ -29,7 +29,28 @@ void widen(Real type, const void* from, int64_t first, int64_t count, float* to)
 // q of one row for k in [first, last), multiples of 32.
 void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uint8_t* to);
 
-// quantized_matmul with every row of w read once, where it lies, and unpacked in registers.
+// A few rows of x as they are multiplied with packed matrices, which is the same for widths of one layout.
+class ReadyRows {
+ public:
+  static constexpr int LAYOUTS = 3;
+  static int layout(int bits) { return bits == 2 ? 0 : bits == 4 ? 1 : 2; }
+
+  // x [M, K]; `int8` rounds it to 8 bits.
+  ReadyRows(int bits, bool int8, int64_t M, int64_t K, const float* x);
+
+  const bool int8;
+  const int64_t M;
+  const float* data() const { return data_.get(); }
+
+ private:
+  Aligned<float> data_;
+};
+
+// y[m * stride + n] of x w^T for every row m of x and n in [first, last): w is read once, where it lies, and unpacked in
+// registers.
+void quantized_columns(const PackedMatrix& w, const ReadyRows& x, int64_t first, int64_t last, float* y, int64_t stride);
+
+// All of it.
 void quantized_few_rows(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y);
 
 // quantized_matmul with x rounded to int8; false, and nothing done, where integers of w's width are not multiplied.

@@ -136,13 +136,13 @@ struct Groups {
   int shift;  // log2 of the elements in a group
 };
 
-// y[m * N] = row . x[m].
+// y[m * next] = row . x[m].
 template <int BITS, int M, template <int> class Form>
-void one_row(const uint32_t* row, int64_t words, Groups g, const float* x, int64_t stride, float* y, int64_t N) {
+void one_row(const uint32_t* row, int64_t words, Groups g, const float* x, int64_t stride, float* y, int64_t next) {
   vf scaled[M] = {}, biased[M] = {};
-  auto add = [&](int64_t chunk, vi w) {
+  auto add = [&](int64_t chunk, vi w, auto shown) {
     const int64_t group = chunk * Layout<BITS>::CHUNK >> g.shift;
-    const vf scale = spread(g.scales + group, g.index), bias = spread(g.biases + group, g.index);
+    const vf scale = shown(spread(g.scales + group, g.index)), bias = shown(spread(g.biases + group, g.index));
     const float* at = x + chunk * Form<BITS>::VECTORS * W;
     vf dots[M];
     Form<BITS>::template dots<M>(w, at, stride, dots);
@@ -154,34 +154,33 @@ void one_row(const uint32_t* row, int64_t words, Groups g, const float* x, int64
   const int64_t whole = words / W;
   for (int64_t c = 0; c < whole; c++) {
     __builtin_prefetch(row + c * W + AHEAD);
-    add(c, load_words(row + c * W));
+    add(c, load_words(row + c * W), [](vf v) { return v; });
   }
-  if (words % W) add(whole, load_first(row + whole * W, words % W));
-  for (int m = 0; m < M; m++) y[m * N] = sum(scaled[m] + biased[m]);
+  if (words % W) {  // beyond the row are the groups of the next
+    const int32_t left = int32_t(words % W);
+    vi lanes;
+    for (int l = 0; l < W; l++) lanes[l] = l;
+    add(whole, load_first(row + whole * W, left), [&](vf v) { return bits_of<vf>(bits_of<vi>(v) & (lanes < left)); });
+  }
+  for (int m = 0; m < M; m++) y[m * next] = sum(scaled[m] + biased[m]);
 }
 
-// Groups in a row of w when it is filled up to whole chunks.
-template <int BITS>
-int64_t groups_ready(const PackedMatrix& w) {
-  return (Layout<BITS>::chunks(w.K) * Layout<BITS>::CHUNK + w.group - 1) / w.group;
-}
+// Room for the scales of a block, or for its biases.
+int64_t room(const PackedMatrix& w) { return ROWS * w.groups() + W; }
 
 // Rows [first, first + count) of w, count <= ROWS; `scratch` is zero where nothing of w was written to it.
 template <int BITS, template <int> class Form>
-void block_of_rows(const PackedMatrix& w, int64_t first, int64_t count, int64_t M, const float* x, float* scratch, float* y) {
-  const int64_t G = groups_ready<BITS>(w), room = ROWS * G + W;
-  const int64_t stride = Layout<BITS>::chunks(w.K) * Form<BITS>::VECTORS * W;
-  const int64_t step = G == w.groups() ? count : 1;  // rows in one go, unless there is a gap after each
-  for (int64_t i = 0; i < count; i += step) {
-    widen(w.type, w.scales, (first + i) * w.groups(), step * w.groups(), scratch + i * G);
-    widen(w.type, w.biases, (first + i) * w.groups(), step * w.groups(), scratch + room + i * G);
-  }
-  Groups g{scratch, scratch + room, {}, __builtin_ctz(w.group)};
+void block_of_rows(const PackedMatrix& w, int64_t first, int64_t count, const ReadyRows& x, float* scratch, float* y,
+                   int64_t next) {
+  const int64_t G = w.groups(), stride = Layout<BITS>::chunks(w.K) * Form<BITS>::VECTORS * W;
+  widen(w.type, w.scales, first * G, count * G, scratch);
+  widen(w.type, w.biases, first * G, count * G, scratch + room(w));
+  Groups g{scratch, scratch + room(w), {}, __builtin_ctz(w.group)};
   for (int l = 0; l < W; l++) g.index[l] = l * Layout<BITS>::PER_LANE >> g.shift;
   const int64_t words = w.K * BITS / 32;
   const uint32_t* rows = w.words + first * words;
   if (BITS != w.bits) {
-    auto bytes = reinterpret_cast<uint8_t*>(scratch + 2 * room);
+    auto bytes = reinterpret_cast<uint8_t*>(scratch + 2 * room(w));
     for (int64_t i = 0; i < count; i++) unpack(w, first + i, 0, w.K, bytes + i * w.K);
     rows = reinterpret_cast<const uint32_t*>(bytes);
   }
@@ -192,51 +191,73 @@ void block_of_rows(const PackedMatrix& w, int64_t first, int64_t count, int64_t 
   int64_t m = 0;
   auto take = [&]<int TAKEN>() {
     each([&](const uint32_t* row, Groups of, int64_t i) {
-      one_row<BITS, TAKEN, Form>(row, words, of, x + m * stride, stride, y + m * w.N + first + i, w.N);
+      one_row<BITS, TAKEN, Form>(row, words, of, x.data() + m * stride, stride, y + m * next + first + i, next);
     });
     m += TAKEN;
   };
-  while (m + 4 <= M) take.template operator()<4>();
-  while (m + 2 <= M) take.template operator()<2>();
-  if (m < M) take.template operator()<1>();
+  while (m + 4 <= x.M) take.template operator()<4>();
+  while (m + 2 <= x.M) take.template operator()<2>();
+  if (m < x.M) take.template operator()<1>();
 }
 
 template <int BITS, template <int> class Form>
-void few_rows(const PackedMatrix& w, int64_t M, const float* x, float* y) {
+void make_ready(int64_t M, int64_t K, const float* x, float* to) {
   constexpr int VECTORS = Form<BITS>::VECTORS;
-  const int64_t chunks = Layout<BITS>::chunks(w.K);
-  const Aligned<float> ready(M * chunks * VECTORS * W);
-  parallel_range(M * chunks, 8 * VECTORS, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++) {
+  const int64_t chunks = Layout<BITS>::chunks(K);
+  parallel_range(M * chunks, 8 * VECTORS, [&](int64_t from, int64_t last) {
+    for (int64_t i = from; i < last; i++) {
       const int64_t m = i / chunks, at = i % chunks * Layout<BITS>::CHUNK;
       vf elements[Layout<BITS>::PER_LANE];
-      gather_chunk<BITS>(x + m * w.K + at, std::min<int64_t>(w.K - at, Layout<BITS>::CHUNK), elements);
-      Form<BITS>::ready(elements, ready.get() + i * VECTORS * W);
-    }
-  });
-  const int64_t blocks = (w.N + ROWS - 1) / ROWS, scales = 2 * (ROWS * groups_ready<BITS>(w) + W);
-  const int64_t bytes = BITS == w.bits ? 0 : ROWS * w.K / 4;
-  parallel_range(blocks, ROWS * chunks * (VECTORS + 4) * M, [&](int64_t from, int64_t to) {
-    const Aligned<float> scratch(scales + bytes);
-    for (int64_t i = from; i < to; i++) {
-      const int64_t first = i * ROWS, count = std::min(ROWS, w.N - first);
-      block_of_rows<BITS, Form>(w, first, count, M, ready.get(), scratch.get(), y);
+      gather_chunk<BITS>(x + m * K + at, std::min<int64_t>(K - at, Layout<BITS>::CHUNK), elements);
+      Form<BITS>::ready(elements, to + i * VECTORS * W);
     }
   });
 }
 
-template <template <int> class Form>
-void any_bits(const PackedMatrix& w, int64_t M, const float* x, float* y) {
-  if (w.bits == 2) return few_rows<2, Form>(w, M, x, y);
-  if (w.bits == 4) return few_rows<4, Form>(w, M, x, y);
-  few_rows<8, Form>(w, M, x, y);
+template <int BITS, template <int> class Form>
+void columns(const PackedMatrix& w, const ReadyRows& x, int64_t first, int64_t last, float* y, int64_t next) {
+  const int64_t scales = 2 * room(w), bytes = BITS == w.bits ? 0 : ROWS * w.K / 4;
+  const Aligned<float> scratch(scales + bytes);
+  for (int64_t n = first; n < last; n += ROWS)
+    block_of_rows<BITS, Form>(w, n, std::min(ROWS, last - n), x, scratch.get(), y, next);
+}
+
+// f with the width in which a matrix is read and the form of x.
+template <class F>
+auto in_form(int bits, bool int8, F f) {
+  auto form = [&]<int BITS>() {
+    if (int8) return f.template operator()<BITS, Bytes>();
+    return f.template operator()<BITS, Floats>();
+  };
+  if (bits == 2) return form.template operator()<2>();
+  if (bits == 4) return form.template operator()<4>();
+  return form.template operator()<8>();
+}
+
+// Floats that M rows take when they are ready.
+int64_t floats(int bits, bool int8, int64_t M, int64_t K) {
+  return in_form(bits, int8, [&]<int BITS, template <int> class Form>() {
+    return M * Layout<BITS>::chunks(K) * Form<BITS>::VECTORS * W;
+  });
 }
 
 }  // namespace
 
+ReadyRows::ReadyRows(int bits, bool int8, int64_t M, int64_t K, const float* x)
+    : int8(int8), M(M), data_(floats(bits, int8, M, K)) {
+  in_form(bits, int8, [&]<int BITS, template <int> class Form>() { make_ready<BITS, Form>(M, K, x, data_.get()); });
+}
+
+void quantized_columns(const PackedMatrix& w, const ReadyRows& x, int64_t first, int64_t last, float* y, int64_t stride) {
+  in_form(w.bits, x.int8, [&]<int BITS, template <int> class Form>() { columns<BITS, Form>(w, x, first, last, y, stride); });
+}
+
 void quantized_few_rows(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y) {
-  if (int8) return any_bits<Bytes>(w, M, x, y);
-  any_bits<Floats>(w, M, x, y);
+  const ReadyRows ready(w.bits, int8, M, w.K, x);
+  const int64_t blocks = (w.N + ROWS - 1) / ROWS;
+  parallel_range(blocks, ROWS * w.K / 16 * (M + 1), [&](int64_t from, int64_t to) {
+    quantized_columns(w, ready, from * ROWS, std::min(to * ROWS, w.N), y, w.N);
+  });
 }
 
 }  // namespace macllm

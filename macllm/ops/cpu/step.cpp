@@ -12,7 +12,8 @@
 namespace macllm {
 namespace {
 
-constexpr int64_t CHUNK = 512;  // slots that one task attends over
+// Slots that one task attends over: few enough that there is work for all threads, not so few that sums are most of it.
+constexpr int64_t LEAST_CHUNK = 64, MOST_CHUNK = 512;
 constexpr int64_t SPAN = 1024;  // elements that `unary` and `gate` do not divide again
 
 using Floats = std::unique_ptr<float[]>;
@@ -44,12 +45,13 @@ const float* read(const Norm& norm, int64_t rows, int64_t n, const float* x, flo
 }
 
 // The stream with the branch's last map added.
-void join(const Residual& norms, const Linear& last, int64_t rows, const float* y, const float* x, float* out) {
-  const int64_t D = last.outputs;
+void join(const Residual& norms, const Linear& last, Rows in, const float* x, float* out) {
+  const int64_t D = last.outputs, rows = in.count;
   const bool plain = norms.branch.kind == Norm::none;
   auto add = [](vf a, vf b) { return a + b; };
+  in.prepare(last);
   parallel_range(D, linear_cost(last, rows), [&](int64_t from, int64_t to) {
-    linear(last, rows, y, from, to, out, D);
+    linear(last, in, from, to, out, D);
     for (int64_t r = 0; plain && r < rows; r++) map(to - from, out + r * D + from, add, out + r * D + from, x + r * D + from);
   });
   normalize(norms.branch, rows, D, out);
@@ -57,8 +59,10 @@ void join(const Residual& norms, const Linear& last, int64_t rows, const float* 
   normalize(norms.sum, rows, D, out);
 }
 
-void turn(const Turn& t, int64_t heads, int64_t Dh, const float* cosine, const float* sine, float* x) {
+// The heads of row b.
+void turn(const Turn& t, int64_t b, int64_t heads, int64_t Dh, float* x) {
   const int64_t n = t.pairs, gap = t.interleaved ? 1 : n, next = t.interleaved ? 2 : 1;
+  const float *cosine = t.cosine + b * n, *sine = t.sine + b * n;
   for (int64_t h = 0; h < heads; h++, x += Dh) {
     for (int64_t i = 0; i < n; i++) {
       const float a = x[i * next], b = x[i * next + gap];
@@ -74,20 +78,12 @@ void place(const AttentionStep& s, int64_t b, float* q, float* k) {
   normalize(s.k_norm, 1, s.K * s.Dh, k);
   normalize(s.q_head_norm, s.H, s.Dh, q);
   normalize(s.k_head_norm, s.K, s.Dh, k);
-  const float position = float(s.position[b]);
-  if (s.turn.pairs) {
-    std::vector<float> cosine(s.turn.pairs), sine(s.turn.pairs);
-    for (int64_t i = 0; i < s.turn.pairs; i++) {
-      const float angle = position / s.turn.wavelengths[i];
-      cosine[i] = std::cos(angle) * s.turn.magnitude;
-      sine[i] = std::sin(angle) * s.turn.magnitude;
-    }
-    turn(s.turn, s.H, s.Dh, cosine.data(), sine.data(), q);
-    turn(s.turn, s.K, s.Dh, cosine.data(), sine.data(), k);
-  }
+  turn(s.turn, b, s.H, s.Dh, q);
+  turn(s.turn, b, s.K, s.Dh, k);
   float factor = s.scale;
   if (s.heat_floor > 0) {
-    factor *= 1.f + s.heat_scale * std::log1p(std::floor((std::max(position, 0.f) + 1.f) / s.heat_floor));
+    const float position = std::max(float(s.position[b]), 0.f);
+    factor *= 1.f + s.heat_scale * std::log1p(std::floor((position + 1.f) / s.heat_floor));
   }
   map(s.H * s.Dh, q, [&](vf a) { return a * factor; }, q);
 }
@@ -113,7 +109,7 @@ void attend(const AttentionStep& s, int64_t slots, const float* q, const float* 
             float* sums) {
   const int64_t group = s.H / s.K;
   Floats scores = floats(group * slots);
-  linear({keys, nullptr, slots, s.Dh}, group, q, 0, slots, scores.get(), slots);
+  linear({keys, nullptr, slots, s.Dh}, {group, s.Dh, q}, 0, slots, scores.get(), slots);
   for (int64_t r = 0; r < group; r++)
     exponentiate(slots, s.softcap, scores.get() + r * slots, parts[r].top, parts[r].total);
   if (s.Dh % W == 0) return matmul(group, s.Dh, slots, {scores.get(), slots, 1}, values, s.Dh, sums, s.Dh, false);
@@ -140,15 +136,16 @@ void merge(int64_t chunks, int64_t heads, int64_t Dh, const Part* parts, const f
 
 // One row's queries over all it may see: (H, Dh) -> (H, Dh).
 void attend_row(const AttentionStep& s, int64_t b, const float* q, const float* keys, const float* values, float* out) {
-  const int64_t group = s.H / s.K, first = s.first[b], count = s.at + 1 - first, chunks = (count + CHUNK - 1) / CHUNK;
+  const int64_t group = s.H / s.K, first = s.first[b], count = s.at + 1 - first;
+  const int64_t chunk = std::clamp(count * s.K / (threads() * 4), LEAST_CHUNK, MOST_CHUNK), chunks = (count + chunk - 1) / chunk;
   Floats sums = floats(chunks * s.H * s.Dh);
   std::vector<Part> parts(chunks * s.H);
-  const int64_t cost = std::min(count, CHUNK) * group * (s.Dh / 8 + 8);
+  const int64_t cost = std::min(count, chunk) * group * (s.Dh / 8 + 8);
   parallel_range(chunks * s.K, cost, [&](int64_t from, int64_t to) {
     for (int64_t task = from; task < to; task++) {
-      const int64_t c = task % chunks, kh = task / chunks, h = kh * group, slot = first + c * CHUNK;
+      const int64_t c = task % chunks, kh = task / chunks, h = kh * group, slot = first + c * chunk;
       const int64_t row = (b * s.K + kh) * s.capacity + slot, at = c * s.H + h;
-      attend(s, std::min(CHUNK, s.at + 1 - slot), q + h * s.Dh, keys + row * s.Dh, values + row * s.Dh, &parts[at],
+      attend(s, std::min(chunk, s.at + 1 - slot), q + h * s.Dh, keys + row * s.Dh, values + row * s.Dh, &parts[at],
              sums.get() + at * s.Dh);
     }
   });
@@ -157,14 +154,16 @@ void attend_row(const AttentionStep& s, int64_t b, const float* q, const float* 
 
 }  // namespace
 
-void attention_step(const AttentionStep& s, const Residual& norms, const float* x, float* keys, float* values, float* out) {
+void attention_step(const AttentionStep& s, const Residual& norms, bool int8, const float* x, float* keys, float* values,
+                    float* out) {
   const int64_t heads = s.H * s.Dh, kv_heads = s.K * s.Dh;
   Floats space = floats(s.B * s.D), q = floats(s.B * heads), k = floats(s.B * kv_heads), v = floats(s.B * kv_heads);
-  const float* in = read(norms.pre, s.B, s.D, x, space.get());
+  Rows in(s.B, s.D, read(norms.pre, s.B, s.D, x, space.get()), int8);
+  for (const Linear* map : {&s.q, &s.k, &s.v}) in.prepare(*map);
   parallel_range(heads + 2 * kv_heads, linear_cost(s.q, s.B), [&](int64_t from, int64_t to) {
     auto part = [&](const Linear& map, int64_t begin, float* y) {
       const int64_t first = std::max(from - begin, int64_t(0)), last = std::min(to - begin, map.outputs);
-      if (first < last) linear(map, s.B, in, first, last, y, map.outputs);
+      if (first < last) linear(map, in, first, last, y, map.outputs);
     };
     part(s.q, 0, q.get());
     part(s.k, heads, k.get());
@@ -180,16 +179,17 @@ void attention_step(const AttentionStep& s, const Residual& norms, const float* 
     }
     attend_row(s, b, q.get() + b * heads, keys, values, mixed.get() + b * heads);
   }
-  join(norms, s.o, s.B, mixed.get(), x, out);
+  join(norms, s.o, {s.B, heads, mixed.get(), int8}, x, out);
 }
 
-void mlp_step(const MlpStep& s, const Residual& norms, const float* x, float* out) {
+void mlp_step(const MlpStep& s, const Residual& norms, bool int8, const float* x, float* out) {
   const int64_t F = s.up.outputs;
   Floats space = floats(s.B * s.D), gates = floats(s.gated ? s.B * F : 0), hidden = floats(s.B * F);
-  const float* in = read(norms.pre, s.B, s.D, x, space.get());
+  Rows in(s.B, s.D, read(norms.pre, s.B, s.D, x, space.get()), int8);
+  for (const Linear* map : {&s.up, &s.gate}) in.prepare(*map);
   parallel_range(F, linear_cost(s.up, s.B) * (s.gated ? 2 : 1), [&](int64_t from, int64_t to) {
-    linear(s.up, s.B, in, from, to, hidden.get(), F);
-    if (s.gated) linear(s.gate, s.B, in, from, to, gates.get(), F);
+    linear(s.up, in, from, to, hidden.get(), F);
+    if (s.gated) linear(s.gate, in, from, to, gates.get(), F);
     for (int64_t r = 0; r < s.B; r++) {
       for (int64_t i = r * F + from; i < r * F + to; i += SPAN) {
         const int64_t count = std::min(SPAN, r * F + to - i);
@@ -198,7 +198,7 @@ void mlp_step(const MlpStep& s, const Residual& norms, const float* x, float* ou
       }
     }
   });
-  join(norms, s.down, s.B, hidden.get(), x, out);
+  join(norms, s.down, {s.B, F, hidden.get(), int8}, x, out);
 }
 
 }  // namespace macllm

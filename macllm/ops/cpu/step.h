@@ -21,11 +21,11 @@ struct Residual {
   Norm pre, branch, sum;
 };
 
+// How pairs of channels turn.
 struct Turn {
-  const float* wavelengths = nullptr;  // of the pairs that turn
+  const float *cosine = nullptr, *sine = nullptr;  // [B, pairs], times their magnitude
   int64_t pairs = 0;
   bool interleaved = false;
-  float magnitude = 1;
 };
 
 struct AttentionStep {
@@ -47,8 +47,9 @@ struct MlpStep {
   Linear gate, up, down;
 };
 
-// x, out [B, D]. Writes slot `at` of keys and values.
-void attention_step(const AttentionStep& s, const Residual& norms, const float* x, float* keys, float* values, float* out);
-void mlp_step(const MlpStep& s, const Residual& norms, const float* x, float* out);
+// x, out [B, D], not the same memory. Writes slot `at` of keys and values. `int8` allows to round what packed maps read.
+void attention_step(const AttentionStep& s, const Residual& norms, bool int8, const float* x, float* keys, float* values,
+                    float* out);
+void mlp_step(const MlpStep& s, const Residual& norms, bool int8, const float* x, float* out);
 
 }  // namespace macllm

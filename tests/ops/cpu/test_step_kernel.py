@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops.step import ACTIVATIONS, Attention, AttentionStep, MLPStep, Norm, Residual, Slots
+from macllm.ops.quantized import activations
+from macllm.ops.step import ACTIVATIONS, MLP, NOT_PACKED, Attention, Branch, Norm, Packing, Residual, Slots, plan, steps
 
 Array = np.ndarray
 NO, RMS, OFFSET, LAYER = (0.0, 0.0, 0.0), (1.0, 1e-5, 0.0), (1.0, 1e-6, 1.0), (2.0, 1e-5, 0.0)
@@ -33,6 +34,7 @@ class Case(NamedTuple):
     heat: tuple[float, float] = (0.0, 0.0)
     bias: bool = False
     padding: bool = False
+    packing: Packing = NOT_PACKED
 
 
 CASES = [
@@ -45,6 +47,9 @@ CASES = [
     Case(2, 48, 4, 2, 16, 600, norms=(NO, RMS, NO), qk=(RMS, NO), pairs=8, magnitude=1.3),
     Case(5, 48, 4, 1, 16, 9, norms=(NO, NO, LAYER), heat=(4.0, 0.3), padding=True),
     Case(1, 512, 8, 8, 64, 2000, pairs=32),
+    Case(1, 96, 3, 1, 64, 7, pairs=32, bias=True, packing=(4, 32)),
+    Case(3, 128, 4, 2, 32, 90, norms=(LAYER, RMS, NO), padding=True, packing=(8, 64)),
+    Case(2, 160, 6, 3, 32, 20, pairs=16, packing=(3, 32)),
 ]
 
 
@@ -66,7 +71,9 @@ def normed(norm: Norm, x: Array, weight: Array | None, bias: Array | None) -> Ar
 class Drawn:
     """Weights in the order of a step, those that are there, in float32 for the op and float64 for numpy."""
 
-    def __init__(self) -> None:
+    def __init__(self, packing: Packing = NOT_PACKED) -> None:
+        self.packing = packing
+        self.packings: list[Packing] = []
         self.present: list[bool] = []
         self.arrays: list[mx.array] = []
 
@@ -83,10 +90,16 @@ class Drawn:
         return weight, self.add(draw(seed + 1, n) if norm[0] == 2 else None)
 
     def linear(self, outputs: int, inputs: int, bias: bool) -> tuple[Array, Array]:
-        seed = len(self.present)
-        weight, shift = self.add(draw(seed, outputs, inputs)), self.add(draw(seed + 1, outputs) if bias else None)
-        assert weight is not None
-        return weight, np.zeros(outputs) if shift is None else shift
+        seed, (bits, group) = len(self.present), self.packing
+        weight, packed = draw(seed, outputs, inputs), bits > 0
+        layout = {"bits": int(bits), "group_size": int(group)}
+        parts = mx.quantize(mx.array(weight), **layout) if packed else [mx.array(weight)]
+        self.packings.append(self.packing)
+        self.present += [True, packed, packed]
+        self.arrays += parts
+        wide = np.array(mx.dequantize(*parts, **layout) if packed else parts[0]).astype(np.float64)
+        shift = self.add(draw(seed + 1, outputs) if bias else None)
+        return wide, np.zeros(outputs) if shift is None else shift
 
 
 def turned(case: Case, x: Array, position: int, waves: Array) -> Array:
@@ -113,7 +126,7 @@ def attended(case: Case, q: Array, keys: Array, values: Array, scale: float) -> 
 @pytest.mark.parametrize("borrowed", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.B}x{case.D}-{case.H}-{case.K}-{case.Dh}-{case.at}")
 def test_attention_step(kernels: ModuleType, case: Case, borrowed: bool) -> None:
-    c, drawn, scale = case, Drawn(), case.Dh**-0.6
+    c, drawn, scale = case, Drawn(case.packing), case.Dh**-0.6
     norms = [drawn.norm(norm, c.D) for norm in c.norms]
     maps = [drawn.linear(n * c.Dh, c.D, c.bias) for n in (c.H, c.K, c.K)]
     o, o_bias = drawn.linear(c.D, c.H * c.Dh, c.bias)
@@ -124,11 +137,13 @@ def test_attention_step(kernels: ModuleType, case: Case, borrowed: bool) -> None
     first = [min(c.at, 3 * b) for b in range(c.B)] if c.padding else [0] * c.B
     position = [c.at - n for n in first]
     numbers = Attention(c.H, scale, c.softcap, *c.heat, c.interleaved, whole, whole, head, head)
-    step = AttentionStep(Residual(*c.norms), numbers, drawn.present)
     buffers = [mx.array(array) for array in old]
-    slots = Slots(*buffers, c.at, first, position, borrowed)
-    got = step(mx.array(x), slots, mx.array(waves) if c.pairs else None, c.magnitude, drawn.arrays)
-    assert got is not None
+    slots = Slots(*buffers, c.at, first, position, borrowed, mx.array(waves) if c.pairs else None, c.magnitude)
+    planned = plan(kernels, Residual(*c.norms), numbers, drawn.packings, drawn.present)
+    with activations("float"):
+        done = steps(mx.array(x), [Branch(planned, drawn.arrays, slots)])
+    assert done is not None
+    got = (done[0], *done[1])
     mx.eval(*got)
 
     for b in range(c.B):
@@ -154,23 +169,36 @@ def test_attention_step(kernels: ModuleType, case: Case, borrowed: bool) -> None
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
-    ("B", "D", "F", "norms"),
+    ("shape", "norms", "packing"),
     [
-        (1, 1, 1, (RMS, NO, NO)),
-        (3, 33, 70, (OFFSET, OFFSET, NO)),
-        (1, 256, 5000, (LAYER, NO, NO)),
-        (8, 17, 9, (NO, NO, LAYER)),
+        ((1, 1, 1), (RMS, NO, NO), NOT_PACKED),
+        ((3, 33, 70), (OFFSET, OFFSET, NO), NOT_PACKED),
+        ((1, 256, 5000), (LAYER, NO, NO), NOT_PACKED),
+        ((8, 17, 9), (NO, NO, LAYER), NOT_PACKED),
+        ((1, 576, 1536), (RMS, NO, NO), (4, 64)),
+        ((3, 256, 1024), (RMS, NO, NO), (2, 128)),
+        ((8, 64, 160), (LAYER, NO, NO), (8, 32)),
     ],
 )
 def test_mlp_step(
-    kernels: ModuleType, activation: str, gated: bool, B: int, D: int, F: int, norms: tuple[Norm, Norm, Norm]
+    kernels: ModuleType,
+    activation: str,
+    gated: bool,
+    shape: tuple[int, int, int],
+    norms: tuple[Norm, Norm, Norm],
+    packing: Packing,
 ) -> None:
-    drawn = Drawn()
+    (B, D, F), drawn = shape, Drawn(packing)
     residual = [drawn.norm(norm, D) for norm in norms]
     up, down = drawn.linear(F, D, True), drawn.linear(D, F, True)
     gate = drawn.linear(F, D, False) if gated else None
     x = draw(7, B, 1, D)
-    got = MLPStep(Residual(*norms), [ACTIVATIONS[activation]], drawn.present)(mx.array(x), drawn.arrays)
+    branch = MLP(ACTIVATIONS[activation], gated)
+    planned = plan(kernels, Residual(*norms), branch, drawn.packings, drawn.present)
+    with activations("float"):
+        done = steps(mx.array(x), [Branch(planned, drawn.arrays)])
+    assert done is not None
+    got = done[0]
     wide = x[:, 0].astype(np.float64)
     read = normed(norms[0], wide, *residual[0])
     acting, hidden = (read @ gate[0].T, read @ up[0].T + up[1]) if gate else (read @ up[0].T + up[1], 1.0)
@@ -188,20 +216,40 @@ ACTING = {
 }
 
 
+def test_branches_run_one_after_another_each_on_what_the_one_before_it_gave(kernels: ModuleType) -> None:
+    x, branches, want = draw(1, 2, 1, 12), [], None
+    for n in range(5):
+        drawn = Drawn()
+        for norm in (RMS, NO, NO):
+            drawn.norm(norm, 12)
+        for outputs, inputs in ((20 + n, 12), (12, 20 + n)):
+            drawn.linear(outputs, inputs, True)
+        planned = plan(kernels, Residual(RMS, NO, NO), MLP(2, False), drawn.packings, drawn.present)
+        branches.append(Branch(planned, drawn.arrays))
+    want = mx.array(x)
+    for branch in branches:
+        alone = steps(want, [branch])
+        assert alone is not None
+        want = alone[0]
+    together = steps(mx.array(x), branches)
+    assert together is not None
+    np.testing.assert_array_equal(np.array(together[0]), np.array(want))
+
+
 def test_what_is_differentiated_compiled_or_in_half_precision_is_not_served(kernels: ModuleType) -> None:
     drawn = Drawn()
     for norm in (RMS, NO, NO):
         drawn.norm(norm, 4)
     drawn.linear(6, 4, False)
     drawn.linear(4, 6, False)
-    step, x = MLPStep(Residual(RMS, NO, NO), [2], [*drawn.present]), mx.ones((1, 1, 4))
-    assert step(x, drawn.arrays) is not None
-    assert step(x.astype(mx.bfloat16), drawn.arrays) is None
-    assert step(mx.ones((9, 1, 4)), drawn.arrays) is None
-    seen = []
+    planned = plan(kernels, Residual(RMS, NO, NO), MLP(2, False), drawn.packings, drawn.present)
+    branches, x, seen = [Branch(planned, drawn.arrays)], mx.ones((1, 1, 4)), []
+    assert steps(x, branches) is not None
+    assert steps(x.astype(mx.bfloat16), branches) is None
+    assert steps(mx.ones((9, 1, 4)), branches) is None
 
     def loss(x: mx.array) -> mx.array:
-        seen.append(step(x, drawn.arrays))
+        seen.append(steps(x, branches))
         return x.sum()
 
     mx.grad(loss)(x)
@@ -210,6 +258,7 @@ def test_what_is_differentiated_compiled_or_in_half_precision_is_not_served(kern
 
 
 def test_weights_that_were_not_planned_for_are_refused(kernels: ModuleType) -> None:
-    step = MLPStep(Residual(NO, NO, NO), [2], [False] * 6 + [True, False, True, False])
+    present = [False] * 6 + [True, False, False, False] * 2
+    planned = plan(kernels, Residual(NO, NO, NO), MLP(2, False), [NOT_PACKED] * 2, present)
     with pytest.raises(ValueError, match="planned"):
-        step(mx.ones((1, 1, 4)), [mx.ones((4, 4))])
+        steps(mx.ones((1, 1, 4)), [Branch(planned, [mx.ones((4, 4))])])
