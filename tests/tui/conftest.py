@@ -82,8 +82,9 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
         size: tuple[int, int] = (80, 24),
         prompt: str | None = None,
     ) -> ChatApp:
-        opener = engine if callable(engine) else lambda: Session(engine)
-        app = ChatApp(opener, model_name="maclet", prompt=prompt)
+        app = ChatApp(
+            lambda tell: engine() if callable(engine) else Session(engine), model_name="maclet", prompt=prompt
+        )
 
         async def main() -> None:
             async with app.run_test(size=size) as pilot:
