@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from macllm.chat.session import Session
-from macllm.generate.engine import Engine
+from macllm.generate.engine import Engine, Tell
 from macllm_tui.app import ChatApp
 
 Scenario = Callable[["Stage"], Awaitable[None]]
@@ -77,13 +77,13 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     monkeypatch.delenv("COLORFGBG", raising=False)
 
     def run(
-        engine: Engine | Callable[[], Session],
+        engine: Engine | Callable[[Tell], Session],
         scenario: Scenario,
         size: tuple[int, int] = (80, 24),
         prompt: str | None = None,
     ) -> ChatApp:
         app = ChatApp(
-            lambda tell: engine() if callable(engine) else Session(engine), model_name="maclet", prompt=prompt
+            lambda tell: engine(tell) if callable(engine) else Session(engine), model_name="maclet", prompt=prompt
         )
 
         async def main() -> None:

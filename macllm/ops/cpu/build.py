@@ -119,7 +119,7 @@ def compiler() -> str:
         path = shutil.which(name) if name else None
         if path:
             return path
-    raise BuildError("there is no C++ compiler", "install g++ or clang++ (Debian: apt install g++)")
+    raise BuildError("there is no C++ compiler", "install g++, on Debian with apt install g++")
 
 
 def flags() -> list[str]:
@@ -157,7 +157,7 @@ def _includes() -> list[str]:
         )
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").exists():
-        raise BuildError("Python's headers are not installed", "Debian: apt install python3-dev")
+        raise BuildError("Python's headers are not installed", "install them, on Debian with apt install python3-dev")
     nanobind = _package("nanobind")
     return [
         str(p) for p in (python, _package("mlx") / "include", nanobind / "include", nanobind / "ext/robin_map/include")
