@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from .output import Progress, say
 
@@ -15,9 +16,21 @@ def compile_kernels() -> None:
         return
     from macllm.ops import cpu
 
-    if cpu.pending():
-        say(COMPILING)
     with Progress("compiling", unit="steps") as progress:
-        notice = cpu.prepare(progress.update)
+        notice = cpu.prepare(_announced(progress))
     if notice:
         say(notice)
+
+
+def _announced(progress: Progress) -> Callable[[int, int], None]:
+    """The progress, once it is said what it is that goes on."""
+    said = False
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if not said:
+            say(COMPILING)
+        said = True
+        progress.update(done, total)
+
+    return tell

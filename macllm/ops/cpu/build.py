@@ -47,6 +47,7 @@ GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasi
 LINK = ("-shared", "-pthread")
 COMPILE_SECONDS = 600
 LOOK_SECONDS = 0.02
+ANOTHER_FOLDER = "set MACLLM_NATIVE_CACHE to a folder that can be written"
 HASH_BYTES = 32  # at the end of a module, of all that is before them
 INSTRUCTION_SETS = {
     "__AVX512VNNI__": "AVX-512 VNNI",
@@ -108,7 +109,7 @@ def ensure(progress: Progress | None = None) -> Path:
     except OSError as error:
         raise BuildError(
             f"cannot write {error.filename or target.parent}: {error.strerror}",
-            "set MACLLM_NATIVE_CACHE to a folder that can be written",
+            ANOTHER_FOLDER,
         ) from error
     return target
 
@@ -244,46 +245,52 @@ def _stable_abi() -> bool:
 
 def _run_all(arguments: Mapping[Path, list[str]], tell: Callable[[int], object]) -> None:
     """Compile each file from its arguments, as many at a time as there are cores. None of them outlives this call."""
-    waiting, running = list(arguments), dict[Path, subprocess.Popen[bytes]]()
+    waiting, running = list(arguments), list[_Compiler]()
     end = time.monotonic() + COMPILE_SECONDS
     try:
         while waiting or running:
             while waiting and len(running) < len(os.sched_getaffinity(0)):
-                running[waiting[0]] = _start([*arguments[waiting[0]], "-o", str(waiting[0])], waiting[0])
-                del waiting[0]
-            for out in [out for out, process in running.items() if process.poll() is not None]:
-                if running.pop(out).returncode:
-                    raise _failure(_log_of(out).read_text(errors="replace"))
+                out = waiting.pop(0)
+                running.append(_Compiler([*arguments[out], "-o", str(out)], out.parent))
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                if (told := one.end()) is not None:
+                    raise _failure(told)
             if time.monotonic() > end:
                 raise BuildError(f"the compiler took more than {COMPILE_SECONDS} s")
             tell(len(arguments) - len(waiting) - len(running))
             time.sleep(LOOK_SECONDS)
     finally:
-        for process in running.values():
+        for one in running:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                os.killpg(one.process.pid, signal.SIGKILL)
+            one.end()
 
 
-def _start(arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
-    with _log_of(out).open("wb") as log_file:
-        return subprocess.Popen(
+class _Compiler:
+    """A compiler at work, with its own files in `folder`."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self._log = open(os.memfd_create("compiler"), "w+b")  # noqa: PTH123, SIM115  # the disk may be full
+        self.process = subprocess.Popen(
             [compiler(), *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
-            env={**os.environ, "LC_ALL": "C", "TMPDIR": str(out.parent)},
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)},
             process_group=0,  # a compiler is several processes, which have to be ended together
         )
 
-
-def _log_of(out: Path) -> Path:
-    return out.with_suffix(".log")
+    def end(self) -> str | None:
+        """Wait for its end; what it wrote if it failed."""
+        with self._log:
+            failed = self.process.wait() != 0
+            self._log.seek(0)
+            return self._log.read().decode(errors="replace") if failed else None
 
 
 def _failure(told: str) -> BuildError:
     lines = [line for line in told.splitlines() if "error" in line.lower()] or told.splitlines()
-    return BuildError(
-        f"the compiler failed: {lines[0] if lines else 'it does not say why'}",
-        "set CXX to another compiler, or MACLLM_NATIVE=0 to go without",
-    )
+    why = lines[0] if lines else "it does not say why"
+    remedy = "set CXX to another compiler, or MACLLM_NATIVE=0 to go without"
+    return BuildError(f"the compiler failed: {why}", ANOTHER_FOLDER if "No space left" in why else remedy)
