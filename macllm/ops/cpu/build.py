@@ -45,7 +45,7 @@ COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
 LINK = ("-shared", "-pthread")
-COMPILE_SECONDS = 600
+COMPILE_SECONDS = 3600
 LOOK_SECONDS = 0.02
 ANOTHER_FOLDER = "set MACLLM_NATIVE_CACHE to a folder that can be written"
 HASH_BYTES = 32  # at the end of a module, of all that is before them

@@ -7,11 +7,11 @@ using namespace macllm;
 
 namespace {
 
-// Rows of D channels in memory, for each row, head and position.
-struct Rows {
+// Heads of D channels in memory, for each row, head and position.
+struct Heads {
   Floats data;
   View view;
-  Rows(int64_t B, int64_t H, int64_t L, int64_t D, bool heads_first)
+  Heads(int64_t B, int64_t H, int64_t L, int64_t D, bool heads_first)
       : data(random_floats(B * H * L * D)),
         view(heads_first ? View{data, H * L * D, L * D, D, 1} : View{data, L * H * D, D, H * D, 1}) {}
   double at(int64_t b, int64_t h, int64_t l, int64_t d) const {
@@ -31,7 +31,7 @@ struct Reference {
   Doubles out, lse, gq, gk, gv;
 };
 
-Reference reference(const Attention& a, const Rows& q, const Rows& k, const Rows& v, const Rows& g) {
+Reference reference(const Attention& a, const Heads& q, const Heads& k, const Heads& v, const Heads& g) {
   Reference r{Doubles(a.B * a.T * a.H * a.D), Doubles(a.B * a.H * a.T), {}, {}, {}};
   r.gq.resize(a.B * a.T * a.H * a.D), r.gk.resize(a.B * a.S * a.K * a.D), r.gv = r.gk;
   for (int64_t b = 0; b < a.B; b++)
@@ -75,8 +75,8 @@ Reference reference(const Attention& a, const Rows& q, const Rows& k, const Rows
 void check(Attention a, bool heads_first, bool masked) {
   const std::string name = "attention T " + std::to_string(a.T) + " S " + std::to_string(a.S) + " D " +
                            std::to_string(a.D) + (a.causal ? " causal" : "") + (masked ? " masked" : "");
-  const Rows q(a.B, a.H, a.T, a.D, heads_first), k(a.B, a.K, a.S, a.D, !heads_first), v(a.B, a.K, a.S, a.D, heads_first);
-  const Rows g(a.B, a.H, a.T, a.D, !heads_first);
+  const Heads q(a.B, a.H, a.T, a.D, heads_first), k(a.B, a.K, a.S, a.D, !heads_first), v(a.B, a.K, a.S, a.D, heads_first);
+  const Heads g(a.B, a.H, a.T, a.D, !heads_first);
   Exact<bool> mask(a.B * a.T * a.S);
   for (bool& each : mask) each = below(3) > 0;
   if (masked) {
