@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .machine import physical_cores
+
 HERE = Path(__file__).parent
 NAME = "macllm_native"
 NANOBIND = "3.1.0"
@@ -249,7 +251,7 @@ def _run_all(arguments: Mapping[Path, list[str]], tell: Callable[[int], object])
     end = time.monotonic() + COMPILE_SECONDS
     try:
         while waiting or running:
-            while waiting and len(running) < len(os.sched_getaffinity(0)):
+            while waiting and len(running) < physical_cores():
                 out = waiting.pop(0)
                 running.append(_Compiler([*arguments[out], "-o", str(out)], out.parent))
             for one in [one for one in running if one.process.poll() is not None]:
