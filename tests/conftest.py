@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from macllm.ops import cpu
+from macllm.ops.cpu import build
 from macllm.ops.cpu.build import cache_folder
+from tests.compiling import make_compiler
 
 # A shell starts background jobs with interrupts ignored, and children inherit that; tests interrupt their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,3 +49,19 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 def repository() -> Path:
     """The folder of the source tree."""
     return REPOSITORY
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Path]:
+    """Put a compiler that takes so many seconds for a file before an empty cache; what it returns is its log."""
+    if sys.platform != "linux":
+        pytest.skip("kernels are compiled on Linux")
+    cpu.kernels()
+    module = build.library()
+
+    def install(seconds: float) -> Path:
+        monkeypatch.setenv("CXX", str(make_compiler(tmp_path, module, seconds)))
+        monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "kernels"))
+        return tmp_path / "compiled"
+
+    return install

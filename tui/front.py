@@ -10,8 +10,9 @@ from typing import IO
 from macllm.chat.options import ChatOptions, open_session
 from macllm.chat.session import Session
 from macllm.generate import defaults
+from macllm.generate.engine import Tell
 
-Opener = Callable[[ChatOptions], Session]
+Opener = Callable[[ChatOptions, Tell], Session]
 
 
 def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
@@ -24,12 +25,12 @@ def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
     if terminal and not options.plain and _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
         from .app import ChatApp
 
-        app = ChatApp(lambda: opener(options), model_name=options.model_name, prompt=options.prompt)
+        app = ChatApp(lambda tell: opener(options, tell), model_name=options.model_name, prompt=options.prompt)
         app.run()
         return app.return_code or 0
     from .plain import LineChat
 
-    chat = LineChat(options, lambda: opener(options))
+    chat = LineChat(options, lambda tell: opener(options, tell))
     return chat.converse() if terminal else chat.answer_once()
 
 

@@ -8,6 +8,7 @@ from textual.message import Message
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
+from macllm.generate.engine import News
 from macllm.generate.request import Event
 
 
@@ -23,6 +24,13 @@ class ModelFailed(Message):
     """The model could not be loaded."""
 
     error: MacllmError
+
+
+@dataclass
+class EngineNews(Message):
+    """The engine says something of itself."""
+
+    news: News
 
 
 @dataclass

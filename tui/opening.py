@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
+from macllm.generate.engine import Tell
 
 from .turn import unexpected
 
@@ -14,15 +15,18 @@ from .turn import unexpected
 class Opening:
     """Opens sessions in the background. After `close`, a session that is still being opened is closed as it arrives."""
 
-    def __init__(self, open_session: Callable[[], Session]) -> None:
+    def __init__(self, open_session: Callable[[Tell], Session]) -> None:
         self._open_session = open_session
         self._session: Session | None = None
         self._closed = False
         self._lock = threading.Lock()
 
-    def start(self, on_ready: Callable[[Session], object], on_failure: Callable[[MacllmError], object]) -> None:
-        """Open one; one of the two is called in the thread that did."""
-        threading.Thread(target=self._run, args=(on_ready, on_failure), name="macllm-open", daemon=True).start()
+    def start(
+        self, on_ready: Callable[[Session], object], on_failure: Callable[[MacllmError], object], on_news: Tell
+    ) -> None:
+        """Open one; one of the first two is called in the thread that did, the third in any, at any time."""
+        arguments = (on_ready, on_failure, on_news)
+        threading.Thread(target=self._run, args=arguments, name="macllm-open", daemon=True).start()
 
     def close(self) -> None:
         """Close what is open and whatever is still to come. May take as long as the engine takes to end."""
@@ -32,9 +36,11 @@ class Opening:
         if session is not None:
             session.close()
 
-    def _run(self, on_ready: Callable[[Session], object], on_failure: Callable[[MacllmError], object]) -> None:
+    def _run(
+        self, on_ready: Callable[[Session], object], on_failure: Callable[[MacllmError], object], on_news: Tell
+    ) -> None:
         try:
-            session = self._open_session()
+            session = self._open_session(on_news)
         except MacllmError as error:
             on_failure(error)
             return

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session, Turn
 from macllm.errors import MacllmError, UsageError
+from macllm.generate.engine import News, Tell
 from macllm.generate.request import Delta, Events, Prefill
 
 from . import clipboard, slash
@@ -35,11 +36,12 @@ TERMINATED = 143
 class LineChat:
     """A chat without a screen: `answer_once` for pipes, `converse` for a terminal. Both return the exit code."""
 
-    def __init__(self, options: ChatOptions, open_session: Callable[[], Session]) -> None:
+    def __init__(self, options: ChatOptions, open_session: Callable[[Tell], Session]) -> None:
         self.options = options
         self._opening = Opening(open_session)
         self._narrator = Narrator()
         self._printer = Printer()
+        self._waiting = False
         self._inbox: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
     def answer_once(self) -> int:
@@ -181,7 +183,11 @@ class LineChat:
         while patience_seconds is None or waited < patience_seconds:
             with contextlib.suppress(queue.Empty):
                 # Not for ever: a signal that comes just before the wait would not be heard until the wait ends.
-                return self._inbox.get(timeout=_LISTEN_SECONDS)
+                kind, item = self._inbox.get(timeout=_LISTEN_SECONDS)
+                if not isinstance(item, News):
+                    return kind, item
+                self._tell_news(item)
+                continue
             waited += _LISTEN_SECONDS
         return None
 
@@ -193,8 +199,21 @@ class LineChat:
     def _start_opening(self) -> None:
         self._narrator.show(f"loading {self.options.model_name}…")
         self._opening.start(
-            lambda session: self._inbox.put(("ready", session)), lambda error: self._inbox.put(("failed", error))
+            lambda session: self._inbox.put(("ready", session)),
+            lambda error: self._inbox.put(("failed", error)),
+            lambda news: self._inbox.put(("news", news)),
         )
+
+    def _tell_news(self, news: News) -> None:
+        if not news.passing:
+            self._narrator.say(news.text)
+        elif not news.text:
+            self._narrator.clear()
+        elif self._narrator.terminal:
+            self._narrator.show(news.text)
+        elif not self._waiting:
+            self._waiting = True  # a log gets the first remark only
+            self._narrator.say(news.text)
 
     def _wait_until_open(self) -> Session:
         try:
@@ -262,12 +281,12 @@ class Narrator:
     """Tells on stderr; passing remarks only on a terminal, where they are wiped again."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._shown = ""
 
     def show(self, text: str) -> None:
         """A passing remark."""
-        if self._terminal and text != self._shown:
+        if self.terminal and text != self._shown:
             self._shown = text
             self._put(f"\r\x1b[K{text}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from macllm.errors import UsageError
+from macllm.generate.engine import Tell
 from macllm.generate.request import Request, SamplingParams
 
 from .session import Session
@@ -42,14 +43,15 @@ def short_name(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1] or model
 
 
-def open_session(options: ChatOptions) -> Session:
+def open_session(options: ChatOptions, tell: Tell | None = None) -> Session:
     """Start the engine in its own process, wait for the model, and return the conversation.
 
+    `tell` is called in another thread with what the engine says of itself.
     Raises: MacllmError of whatever kept the model from loading.
     """
     from macllm.generate.process import ProcessEngine
 
-    engine = ProcessEngine(options.model or "maclet", options.adapter)
+    engine = ProcessEngine(options.model or "maclet", options.adapter, tell=tell)
     try:
         sampling = with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling})
         return Session(engine, system=options.system, sampling=sampling, max_tokens=options.max_tokens)

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from .fetch import fetch
-from .native import compile_kernels
 from .sampling import model_options, sampling_options
 
 
@@ -28,5 +27,4 @@ def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
     from macllm_tui import run_chat
 
     fetch(flags["model"])
-    compile_kernels()
     return run_chat(ChatOptions(prompt=prompt, seed=sampling.pop("seed", None), sampling=sampling, **flags))

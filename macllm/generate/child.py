@@ -6,6 +6,7 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import traceback
 import weakref
@@ -16,33 +17,77 @@ from typing import Any
 
 from macllm.errors import MacllmError
 
-from .engine import Call, Calls, Job, own
+from .engine import Call, Calls, Job, News, own
+
+_CLEARING_SECONDS = 1.0  # what a compilation gets to end its compilers and remove its files
 
 
 def main(descriptor: int, options: dict[str, Any]) -> None:
     """Load the model and answer until the parent says so, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe = Connection(descriptor)
+    pipe, lock = Connection(descriptor), threading.Lock()
     calls: Calls = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(pipe, calls), name="calls", daemon=True).start()
-    own(partial(_load, options), options["model_name"], calls)
+    kernels = _Kernels(_Outbox(pipe, lock, -1))
+    threading.Thread(target=_read, args=(pipe, lock, calls, kernels), name="calls", daemon=True).start()
+    own(partial(_load, options, kernels), options["model_name"], calls)
 
 
-def _load(options: dict[str, Any]) -> tuple[Any, Any]:
+def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
+    kernels.prepare()
     module, _, function = options["loader"].partition(":")
     return getattr(import_module(module), function)(options["model_name"], adapter=options["adapter"])
 
 
-def _read(pipe: Connection, calls: Calls) -> None:
+class _Kernels:
+    """The CPU kernels of this machine, compiled before the model is loaded; the parent is told how far that is."""
+
+    def __init__(self, news: _Outbox) -> None:
+        self._news = news
+        self._told = ""
+        self._wanted = True
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def prepare(self) -> None:
+        """Make them ready, or say why they cannot be."""
+        if sys.platform != "linux":
+            return
+        from macllm.ops import cpu
+
+        self._idle.clear()
+        try:
+            notice = cpu.prepare(self._tell)
+        finally:
+            self._idle.set()
+        if self._told:
+            self._news.put(News("", passing=True))
+        if notice:
+            self._news.put(News(notice, passing=False))
+
+    def end(self) -> None:
+        """Leave nothing of a compilation behind."""
+        self._wanted = False
+        self._idle.wait(_CLEARING_SECONDS)
+
+    def _tell(self, done: int, total: int) -> None:
+        if not self._wanted:
+            raise SystemExit
+        text = f"compiling the CPU kernels, once: {done} of {total}"
+        if text != self._told:
+            self._told = text
+            self._news.put(News(text, passing=True))
+
+
+def _read(pipe: Connection, lock: threading.Lock, calls: Calls, kernels: _Kernels) -> None:
     """The reader's thread: queue calls, but answer at once what must not wait for a completion."""
     jobs: weakref.WeakValueDictionary[int, Job] = weakref.WeakValueDictionary()
-    lock = threading.Lock()
     while True:
         try:
             method, number, arguments = pipe.recv()
         except (EOFError, OSError):
             method, number, arguments = "end", -1, ()
         if method == "end":
+            kernels.end()
             os._exit(0)  # nothing here outlives the parent's wish: no file is open, and a step may take long
         outbox = _Outbox(pipe, lock, number)
         if method == "cancel":

@@ -43,6 +43,17 @@ class MemoryUse:
     limit_bytes: int
 
 
+@dataclass(frozen=True)
+class News:
+    """What an engine says of itself: in passing, while it works on something, or to be kept in sight."""
+
+    text: str  # in passing, "" is the end of it
+    passing: bool
+
+
+Tell = Callable[[News], object]
+
+
 class Engine(Protocol):
     """Makes one completion at a time; a second request waits for the first."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from macllm.errors import EngineCrashedError
 
-from .engine import EngineInfo, EventStream, Job, MemoryUse, Messages, closed_error
+from .engine import EngineInfo, EventStream, Job, MemoryUse, Messages, News, Tell, closed_error
 from .request import Done, Event, Request
 
 _GRACE_SECONDS = 2.0
@@ -28,9 +28,20 @@ _LOGS_KEPT = 20
 class ProcessEngine:
     """A model in a child process. It is started at once, and again by the first call after it crashed."""
 
-    def __init__(self, model_name: str, adapter: str | None = None, *, loader: str = "macllm.checkpoint:load") -> None:
-        """`loader` is `module:function`; in the child it is called with the name and `adapter=`."""
+    def __init__(
+        self,
+        model_name: str,
+        adapter: str | None = None,
+        *,
+        loader: str = "macllm.checkpoint:load",
+        tell: Tell | None = None,
+    ) -> None:
+        """`loader` is `module:function`; in the child it is called with the name and `adapter=`.
+
+        `tell` is called in a thread with what there is to know before the model is loaded.
+        """
         self._model_name = model_name
+        self._tell = tell
         self._options = {"loader": loader, "model_name": model_name, "adapter": adapter}
         self._lock = threading.Lock()
         self._closed = False
@@ -77,7 +88,7 @@ class ProcessEngine:
             return self._child.call(method, arguments)
 
     def _start(self) -> _Child:
-        child = _Child(self._options)
+        child = _Child(self._options, self._tell)
         weakref.finalize(self, child.end)  # also when the program ends
         return child
 
@@ -88,8 +99,9 @@ class ProcessEngine:
 class _Child:
     """One life of the process, and the calls it has not answered."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], tell: Tell | None) -> None:
         self._model_name = options["model_name"]
+        self._tell = tell
         self._log = _open_log()
         self._pipe, theirs = Pipe()
         program = (
@@ -159,6 +171,10 @@ class _Child:
         with suppress(EOFError, OSError):
             while True:
                 number, value = self._pipe.recv()
+                if isinstance(value, News):
+                    if self._tell:
+                        self._tell(value)
+                    continue
                 with self._lock:
                     job = self._jobs.get(number)
                     if job is not None and (isinstance(value, Done) or not isinstance(value, Event)):

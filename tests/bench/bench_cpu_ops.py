@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--only-step", action="store_true")
     arguments = parser.parse_args()
-    cpu.available(lambda done, total: print(f"compiling {done}/{total}", file=sys.stderr))
+    cpu.available()
     rows, length = 8, 256
     result: dict[str, Any] = {"blas": blas.install().name, "native": cpu.reason() or "yes"}
     if not arguments.only_step:

@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from macllm.chat.session import Session
-from macllm.generate.engine import Engine
+from macllm.generate.engine import Engine, Tell
 from macllm_tui.app import ChatApp
 
 Scenario = Callable[["Stage"], Awaitable[None]]
@@ -77,13 +77,14 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     monkeypatch.delenv("COLORFGBG", raising=False)
 
     def run(
-        engine: Engine | Callable[[], Session],
+        engine: Engine | Callable[[Tell], Session],
         scenario: Scenario,
         size: tuple[int, int] = (80, 24),
         prompt: str | None = None,
     ) -> ChatApp:
-        opener = engine if callable(engine) else lambda: Session(engine)
-        app = ChatApp(opener, model_name="maclet", prompt=prompt)
+        app = ChatApp(
+            lambda tell: engine(tell) if callable(engine) else Session(engine), model_name="maclet", prompt=prompt
+        )
 
         async def main() -> None:
             async with app.run_test(size=size) as pilot:

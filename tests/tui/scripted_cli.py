@@ -30,7 +30,7 @@ def step(item: Any) -> Step:
 
 
 class Engine(ScriptedEngine):
-    def __init__(self, model_name: str, adapter: str | None = None) -> None:
+    def __init__(self, model_name: str, adapter: str | None = None, tell: Any = None) -> None:
         if adapter == "missing":
             raise ModelNotFoundError("There is no adapter missing.")
         super().__init__(*[[step(item) for item in answer] for answer in json.loads(sys.argv[1])])

@@ -8,6 +8,7 @@ from textual.events import Paste
 
 from macllm.chat.session import Session
 from macllm.errors import EngineCrashedError, ModelNotFoundError
+from macllm.generate.engine import News, Tell
 from macllm.generate.request import Delta, Prefill
 from macllm_tui.widgets.stream_markdown import StreamMarkdown
 from macllm_tui.widgets.turns import AnswerTurn, Failure, UserTurn
@@ -47,7 +48,7 @@ def test_the_first_paint_does_not_wait_for_the_model_and_typing_neither(play: Pl
     gate = threading.Event()
     engine = ScriptedEngine(["Hello."])
 
-    def open_slowly() -> Session:
+    def open_slowly(tell: Tell) -> Session:
         gate.wait(10)
         return Session(engine)
 
@@ -59,6 +60,33 @@ def test_the_first_paint_does_not_wait_for_the_model_and_typing_neither(play: Pl
         gate.set()
         await stage.sees("Hello.")
         assert not stage.app.chat.query_one(UserTurn).has_class("-queued")
+
+    play(open_slowly, scenario)
+
+
+def test_what_is_done_before_the_model_is_loaded_is_in_the_status_line_and_a_notice_stays(play: Play) -> None:
+    steps = [threading.Event() for _ in range(3)]
+
+    def open_slowly(tell: Tell) -> Session:
+        tell(News("compiling, 1 of 2", passing=True))
+        steps[0].wait(10)
+        tell(News("", passing=True))
+        steps[1].wait(10)
+        tell(News("slower than it could be", passing=False))
+        steps[2].wait(10)
+        return Session(ScriptedEngine(["Hello."]))
+
+    async def scenario(stage: Stage) -> None:
+        await stage.sees("compiling, 1 of 2")
+        await stage.say("Early")
+        steps[0].set()
+        await stage.sees("loading maclet…")
+        assert "compiling" not in stage.screen()
+        steps[1].set()
+        await stage.sees("slower than it could be")
+        steps[2].set()
+        await stage.sees("Hello.")
+        assert "slower than it could be" in stage.screen()
 
     play(open_slowly, scenario)
 
@@ -151,7 +179,7 @@ def test_reasoning_is_shown_while_it_is_thought_and_folded_when_the_answer_comes
 
 
 def test_a_model_that_cannot_be_loaded_is_told_with_cause_and_remedy(play: Play) -> None:
-    def fail() -> Session:
+    def fail(tell: Tell) -> Session:
         raise ModelNotFoundError("There is no model org/x.", cause="404 from the hub", remedy="macllm models ls")
 
     async def scenario(stage: Stage) -> None:
@@ -166,7 +194,7 @@ def test_a_model_that_cannot_be_loaded_is_told_with_cause_and_remedy(play: Play)
 def test_a_message_is_not_lost_when_the_model_cannot_be_loaded_and_sending_tries_again(play: Play) -> None:
     attempts: list[int] = []
 
-    def fail_once() -> Session:
+    def fail_once(tell: Tell) -> Session:
         attempts.append(1)
         if len(attempts) == 1:
             raise ModelNotFoundError("There is no model yet.")
@@ -181,7 +209,7 @@ def test_a_message_is_not_lost_when_the_model_cannot_be_loaded_and_sending_tries
 
 
 def test_a_bug_while_loading_is_told_like_an_error(play: Play) -> None:
-    def fail() -> Session:
+    def fail(tell: Tell) -> Session:
         raise KeyError("weights")
 
     async def scenario(stage: Stage) -> None:
@@ -346,7 +374,7 @@ def test_the_engine_is_closed_even_when_it_arrives_after_the_app_has_gone(play: 
     gate, engine = threading.Event(), ScriptedEngine()
     opened: list[Session] = []
 
-    def open_slowly() -> Session:
+    def open_slowly(tell: Tell) -> Session:
         gate.wait(10)
         opened.append(Session(engine))
         return opened[0]

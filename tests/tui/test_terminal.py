@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.compiling import alive, cached, wait_for
 
 SCRIPT = Path(__file__).parent / "scripted_cli.py"
 
@@ -104,6 +107,24 @@ def test_type_stream_stop_and_quit_in_a_terminal(tmux: Tmux) -> None:
     assert tmux.exit_code() == 0
     tmux.until_told("#{alternate_on}", "0")
     assert "Ask anything" not in tmux.screen()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
+def test_the_screen_is_there_while_the_kernels_are_compiled_and_leaving_leaves_nothing(
+    tmux: Tmux, compiler: Callable[[float], Path]
+) -> None:
+    log = compiler(60)
+    settings = [f"{name}={os.environ[name]}" for name in ("CXX", "MACLLM_NATIVE_CACHE", "MACLLM_HOME")]
+    tmux.start(shlex.join(["env", *settings, sys.executable, "-m", "macllm", "chat", "Hello there"]))
+    screen = tmux.until("compiling the CPU kernels, once: 0 of")
+    assert "Hello there" in screen
+    wait_for(lambda: alive(log))
+    tmux("send-keys", "C-c")
+    tmux.until("Ctrl+C again quits")
+    tmux("send-keys", "C-c")
+    assert tmux.exit_code() == 0
+    wait_for(lambda: not alive(log))
+    assert cached() == ["lock"]
 
 
 def test_control_c_twice_and_sigterm_leave_the_terminal_as_it_was(tmux: Tmux, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from macllm.generate.request import Delta, Done, Prefill
 
 from .. import clipboard, slash
 from ..keys import KEYS, help_lines
-from ..messages import ModelFailed, ModelReady, PromptChanged, PromptSubmitted, TurnEnded, TurnEvent
+from ..messages import EngineNews, ModelFailed, ModelReady, PromptChanged, PromptSubmitted, TurnEnded, TurnEvent
 from ..opening import Opening
 from ..running import Running
 from ..text import units
@@ -93,12 +93,25 @@ class ChatScreen(Screen[None]):
 
     # The model
 
+    @property
+    def _loading(self) -> str:
+        return f"loading {self._status.model}…"
+
     def _open(self) -> None:
         self.failure = None
-        self._show_activity(f"loading {self._status.model}…")
+        self._show_activity(self._loading)
         self.opening.start(
-            lambda session: self.post_message(ModelReady(session)), lambda error: self.post_message(ModelFailed(error))
+            lambda session: self.post_message(ModelReady(session)),
+            lambda error: self.post_message(ModelFailed(error)),
+            lambda news: self.post_message(EngineNews(news)),
         )
+
+    def on_engine_news(self, message: EngineNews) -> None:
+        """Show it, below the welcome if that is still there."""
+        if not message.news.passing:
+            self.turns.mount(Notice(message.news.text))
+        elif self.session is None and self.failure is None:
+            self._show_activity(message.news.text or self._loading)
 
     def on_model_ready(self, message: ModelReady) -> None:
         """Use the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -15,21 +16,39 @@ log = logging.getLogger(__name__)
 
 _module: ModuleType | None = None
 _reason: str | None = None
+_lock = threading.Lock()
 
 
-def available(progress: build.Progress | None = None) -> bool:
+def available() -> bool:
     """Whether the native kernels can be used, compiling them if need be (seconds, once per machine).
 
     Says once, in the log, why not; `reason` keeps it.
     """
-    global _module, _reason
-    if _module is None and _reason is None:
-        try:
-            _module = _load(progress)
-        except build.BuildError as error:
-            _reason = str(error)
-            log.warning("without native CPU kernels, slower: %s", _reason)
+    if notice := prepare():
+        log.warning(notice)
     return _module is not None
+
+
+def prepare(progress: build.Progress | None = None) -> str | None:
+    """Load the kernels, compiled if need be; what the user should know where that failed, told only once."""
+    with _lock:
+        return _prepare(progress) if _module is None and _reason is None else None
+
+
+def _prepare(progress: build.Progress | None) -> str | None:
+    global _module, _reason
+    if sys.platform != "linux" or not wanted():
+        _reason = "MACLLM_NATIVE=0" if sys.platform == "linux" else "not Linux"
+        return None
+    try:
+        module = _open(build.ensure(progress))
+    except build.BuildError as error:
+        _reason = str(error)
+        return f"without native CPU kernels, slower: {_reason}" + (f" ({error.remedy})" if error.remedy else "")
+    module.set_threads(compute_threads())
+    blas.divide(module)
+    _module = module
+    return None
 
 
 def reason() -> str | None:
@@ -37,10 +56,10 @@ def reason() -> str | None:
     return _reason
 
 
-def built() -> bool:
-    """Whether the kernels for this machine are compiled already."""
+def pending() -> bool:
+    """Whether the kernels are wanted and have yet to be compiled, as far as can be seen without doing it."""
     try:
-        return sys.platform == "linux" and build.library().exists()
+        return sys.platform == "linux" and wanted() and not build.whole(build.library())
     except build.BuildError:
         return False
 
@@ -50,17 +69,6 @@ def kernels() -> ModuleType:
     if not available() or _module is None:
         raise RuntimeError(_reason)
     return _module
-
-
-def _load(progress: build.Progress | None) -> ModuleType | None:
-    global _reason
-    if sys.platform != "linux" or not wanted():
-        _reason = "MACLLM_NATIVE=0" if sys.platform == "linux" else "not Linux"
-        return None
-    module = _open(build.ensure(progress))
-    module.set_threads(compute_threads())
-    blas.divide(module)
-    return module
 
 
 def _open(path: Path) -> ModuleType:

@@ -11,13 +11,17 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .machine import physical_cores
 
 HERE = Path(__file__).parent
 NAME = "macllm_native"
@@ -40,19 +44,35 @@ KERNELS = (
     "step",
 )
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
-FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
 LINK = ("-shared", "-pthread")
-COMPILE_SECONDS = 600
+COMPILE_SECONDS = 3600
+LOOK_SECONDS = 0.02
+ANOTHER_FOLDER = "set MACLLM_NATIVE_CACHE to a folder that can be written"
+HASH_BYTES = 32  # at the end of a module, of all that is before them
+INSTRUCTION_SETS = {
+    "__AVX512VNNI__": "AVX-512 VNNI",
+    "__AVX512F__": "AVX-512",
+    "__AVX2__": "AVX2",
+    "__AVX__": "AVX",
+    "__ARM_FEATURE_DOTPROD": "NEON with dot products",
+    "__ARM_NEON": "NEON",
+}
+"""What the kernels have code for, the best first, by the macro with which a compiler says that it may use it."""
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with the steps done and the steps in all."""
+Progress = Callable[[int, int], object]
+"""Called many times a second with the steps done and the steps in all; what it raises gives the compilation up."""
 
 
 class BuildError(Exception):
-    """Why the kernels cannot be compiled here, in one line."""
+    """Why the kernels cannot be compiled here, in one line, and what the user can do about it."""
+
+    def __init__(self, message: str, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 def cache_folder() -> Path:
@@ -68,39 +88,79 @@ def library() -> Path:
     return cache_folder() / _key() / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
+def whole(module: Path) -> bool:
+    """Whether a file is a module as it was compiled: the loader would run what is left of a damaged one, and crash."""
+    try:
+        content = module.read_bytes()
+    except OSError:
+        return False
+    return len(content) > HASH_BYTES and _hash(content[:-HASH_BYTES]) == content[-HASH_BYTES:]
+
+
 def ensure(progress: Progress | None = None) -> Path:
     """The compiled module, compiled now if it is not there; several processes may ask at once. Raises: BuildError."""
     target = library()
-    if target.exists():
+    if whole(target):
         return target
+    tell = progress or (lambda done, total: None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent / "lock"):
-            if not target.exists():
-                _compile(target, progress)
+        with _locked(target.parent / "lock", tell):
+            if not whole(target):
+                _compile(target, tell)
     except OSError as error:
-        raise BuildError(f"{error.strerror}: {error.filename}") from error
+        raise BuildError(
+            f"cannot write {error.filename or target.parent}: {error.strerror}",
+            ANOTHER_FOLDER,
+        ) from error
     return target
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """The path of the C++ compiler: $CXX, g++ or clang++. Raises: BuildError."""
     for name in (os.environ.get("CXX"), "g++", "clang++"):
         path = shutil.which(name) if name else None
         if path:
             return path
-    raise BuildError("no C++ compiler: g++ or clang++ (Debian: apt install g++)")
+    raise BuildError("there is no C++ compiler", "install g++, on Debian with apt install g++")
+
+
+def flags() -> list[str]:
+    """How kernels are compiled: $MACLLM_NATIVE_ARCH is the CPU, else this one; $MACLLM_NATIVE_FLAGS come last."""
+    architecture = os.environ.get("MACLLM_NATIVE_ARCH") or "native"
+    return [*COMMON, *FAST, f"-march={architecture}", *_extra()]
+
+
+def instruction_set() -> str:
+    """The best of the instructions that kernels compiled now would use. Raises: BuildError."""
+    command = [compiler(), *flags(), "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+    if done.returncode:
+        raise _failure(done.stderr)
+    macros = {line.split()[1] for line in done.stdout.splitlines()}
+    return next((name for macro, name in INSTRUCTION_SETS.items() if macro in macros), "plain")
+
+
+def _extra() -> list[str]:
+    return shlex.split(os.environ.get("MACLLM_NATIVE_FLAGS", ""))
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _includes() -> list[str]:
     """Header folders of Python, MLX and nanobind."""
     if importlib.util.find_spec("nanobind") is None:
-        raise BuildError(f"nanobind is not installed: pip install nanobind=={NANOBIND}")
+        raise BuildError("nanobind is not installed", f"pip install nanobind=={NANOBIND}")
     version = importlib.metadata.version("nanobind")
     if version != NANOBIND:
-        raise BuildError(f"nanobind is {version}, not the {NANOBIND} that MLX was built with")
+        raise BuildError(
+            f"nanobind is {version}, not the {NANOBIND} that MLX was built with", f"pip install nanobind=={NANOBIND}"
+        )
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").exists():
-        raise BuildError("Python's headers are not installed (Debian: apt install python3-dev)")
+        raise BuildError("Python's headers are not installed", "install them, on Debian with apt install python3-dev")
     nanobind = _package("nanobind")
     return [
         str(p) for p in (python, _package("mlx") / "include", nanobind / "include", nanobind / "ext/robin_map/include")
@@ -110,7 +170,7 @@ def _includes() -> list[str]:
 def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise BuildError(f"{name} is not installed")
+        raise BuildError(f"{name} is not installed", f"pip install {name}")
     folders = [Path(folder) for folder in spec.submodule_search_locations]
     # `mlx` is a namespace: the folder that counts is the one with the library in it.
     return next((folder for folder in folders if (folder / "lib").is_dir()), folders[0])
@@ -121,16 +181,10 @@ def _key() -> str:
     digest = hashlib.sha256()
     for path in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")]):
         digest.update(path.name.encode() + path.read_bytes())
-    compiler = _compiler()
-    stamp = Path(compiler).resolve().stat()
-    facts = (importlib.metadata.version("mlx"), NANOBIND, sys.version, compiler, stamp.st_size, stamp.st_mtime_ns)
-    digest.update(repr((facts, COMMON, FAST, GLUE, LINK, _extra(), platform.machine(), _cpu())).encode())
+    stamp = Path(compiler()).resolve().stat()
+    facts = (importlib.metadata.version("mlx"), NANOBIND, sys.version, compiler(), stamp.st_size, stamp.st_mtime_ns)
+    digest.update(repr((facts, flags(), GLUE, LINK, platform.machine(), _cpu())).encode())
     return digest.hexdigest()[:24]
-
-
-def _extra() -> list[str]:
-    """What the user adds with $CXXFLAGS: another instruction set, a sanitizer."""
-    return shlex.split(os.environ.get("CXXFLAGS", ""))
 
 
 def _cpu() -> str:
@@ -144,41 +198,45 @@ def _cpu() -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, tell: Progress) -> Iterator[None]:
     """One process at a time; the lock goes when the process does, however it ends."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                tell(0, len(KERNELS))
+                time.sleep(LOOK_SECONDS)
         yield
 
 
-def _compile(target: Path, progress: Progress | None) -> None:
-    # Here, because its import fails in a thread that outlives the main one.
-    from concurrent.futures import ThreadPoolExecutor
-
-    compiler = _compiler()
+def _compile(target: Path, tell: Progress) -> None:
+    for left in target.parent.glob("tmp*"):  # of a process that was killed: nobody else is here
+        shutil.rmtree(left, ignore_errors=True)
     includes = [flag for folder in _includes() for flag in ("-I", folder)]
     limited = ["-DPy_LIMITED_API=0x030C0000"] if _stable_abi() else []
-    glue = [*COMMON, *GLUE, *includes, *limited]
+    glue = [*COMMON, *GLUE, *includes, *limited, *_extra()]
     nanobind = _package("nanobind") / "src" / "nb_combined.cpp"
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        jobs = [(source, glue) for source in (*sorted(HERE.glob("bindings*.cpp")), nanobind)]
-        jobs += [(HERE / f"{name}.cpp", [*COMMON, *FAST, *_extra()]) for name in KERNELS]
-        commands = {Path(folder) / f"{source.stem}.o": [compiler, *flags, "-c", str(source)] for source, flags in jobs}
-        total = len(commands) + 1
-        log.info("compiling the CPU kernels for this machine, once (about 15 seconds)")
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            running = [pool.submit(_run, [*command, "-o", str(out)]) for out, command in commands.items()]
-            for done, job in enumerate(running, 1):
-                job.result()
-                log.debug("compiled %d of %d", done, total)
-                if progress:
-                    progress(done, total)
-        built = Path(folder) / target.name
+    with tempfile.TemporaryDirectory(prefix="tmp", dir=target.parent) as name:
+        folder = Path(name)
+        # The kernels first: if it is the flags that are wrong, they show it.
+        jobs = [(HERE / f"{name}.cpp", flags()) for name in KERNELS]
+        jobs += [(source, glue) for source in (*sorted(HERE.glob("bindings*.cpp")), nanobind)]
+        objects = {folder / f"{source.stem}.o": ["-c", str(source), *of_source] for source, of_source in jobs}
+        built = folder / target.name
+        total = len(objects) + 1
+        log.info("compiling the CPU kernels for this machine, once")
+        _run_all(objects, lambda done: tell(done, total))
         libraries = [f"-L{_package('mlx') / 'lib'}", "-lmlx"]
-        _run([compiler, *LINK, *_extra(), *map(str, commands), *libraries, "-o", str(built)])
+        link = {built: [*LINK, *_extra(), *map(str, objects), *libraries]}
+        _run_all(link, lambda done: tell(len(objects) + done, total))
+        content = built.read_bytes()
+        with built.open("ab") as file:
+            file.write(_hash(content))
+            file.flush()
+            os.fsync(file.fileno())
         built.replace(target)
-    if progress:
-        progress(total, total)
 
 
 def _stable_abi() -> bool:
@@ -187,11 +245,54 @@ def _stable_abi() -> bool:
     return spec is not None and ".abi3." in str(spec.origin)
 
 
-def _run(command: list[str]) -> None:
+def _run_all(arguments: Mapping[Path, list[str]], tell: Callable[[int], object]) -> None:
+    """Compile each file from its arguments, as many at a time as there are cores. None of them outlives this call."""
+    waiting, running = list(arguments), list[_Compiler]()
+    end = time.monotonic() + COMPILE_SECONDS
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
-        raise BuildError(f"the compiler failed: {lines[0] if lines else error.returncode}") from error
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"the compiler took more than {COMPILE_SECONDS} s") from error
+        while waiting or running:
+            while waiting and len(running) < physical_cores():
+                out = waiting.pop(0)
+                running.append(_Compiler([*arguments[out], "-o", str(out)], out.parent))
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                if (told := one.end()) is not None:
+                    raise _failure(told)
+            if time.monotonic() > end:
+                raise BuildError(f"the compiler took more than {COMPILE_SECONDS} s")
+            tell(len(arguments) - len(waiting) - len(running))
+            time.sleep(LOOK_SECONDS)
+    finally:
+        for one in running:
+            with suppress(ProcessLookupError):
+                os.killpg(one.process.pid, signal.SIGKILL)
+            one.end()
+
+
+class _Compiler:
+    """A compiler at work, with its own files in `folder`."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self._log = open(os.memfd_create("compiler"), "w+b")  # noqa: PTH123, SIM115  # the disk may be full
+        self.process = subprocess.Popen(
+            [compiler(), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)},
+            process_group=0,  # a compiler is several processes, which have to be ended together
+        )
+
+    def end(self) -> str | None:
+        """Wait for its end; what it wrote if it failed."""
+        with self._log:
+            failed = self.process.wait() != 0
+            self._log.seek(0)
+            return self._log.read().decode(errors="replace") if failed else None
+
+
+def _failure(told: str) -> BuildError:
+    lines = [line for line in told.splitlines() if "error" in line.lower()] or told.splitlines()
+    why = lines[0] if lines else "it does not say why"
+    remedy = "set CXX to another compiler, or MACLLM_NATIVE=0 to go without"
+    return BuildError(f"the compiler failed: {why}", ANOTHER_FOLDER if "No space left" in why else remedy)

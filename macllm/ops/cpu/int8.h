@@ -25,8 +25,14 @@ inline vi dot4(vi sums, vi u, vi s) {
   return sums + vi(_mm512_madd_epi16(_mm512_maddubs_epi16(__m512i(u), __m512i(s)), _mm512_set1_epi16(1)));
 #elif defined(__AVX2__) && !defined(__AVX512F__)
   return sums + vi(_mm256_madd_epi16(_mm256_maddubs_epi16(__m256i(u), __m256i(s)), _mm256_set1_epi16(1)));
+#elif defined(__SSSE3__) && !defined(__AVX__)
+  return sums + vi(_mm_madd_epi16(_mm_maddubs_epi16(__m128i(u), __m128i(s)), _mm_set1_epi16(1)));
 #elif defined(__ARM_FEATURE_DOTPROD)
   return vi(vdotq_s32(int32x4_t(sums), int8x16_t(u), int8x16_t(s)));
+#elif defined(__aarch64__)
+  const int16x8_t low = vmull_s8(vget_low_s8(int8x16_t(u)), vget_low_s8(int8x16_t(s)));
+  const int16x8_t high = vmull_high_s8(int8x16_t(u), int8x16_t(s));
+  return sums + vi(vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
 #else
   for (int shift = 24; shift >= 0; shift -= 8) sums += ((u << shift >> 24) & 255) * (s << shift >> 24);
   return sums;

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops import cpu, dispatch
+from macllm.ops import dispatch
 from macllm.ops.cpu import build
 
 
@@ -85,18 +85,6 @@ def test_the_environment_variable_turns_kernels_off_silently() -> None:
     assert not done.stderr
 
 
-def test_without_a_compiler_there_is_one_notice() -> None:
-    done = _run(SHOW + "; cpu.available()", PATH="/nowhere", CXX="")
-    assert "False no C++ compiler" in done.stdout
-    assert done.stderr.count("without native CPU kernels") == 1
-
-
-def test_a_read_only_cache_is_told(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert "False Not a directory" in _run(SHOW, MACLLM_NATIVE_CACHE=str(blocked)).stdout
-
-
 def test_each_home_has_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", "")
     monkeypatch.setenv("MACLLM_HOME", "/a/home")
@@ -106,26 +94,8 @@ def test_each_home_has_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.cache_folder() == Path("/a/cache/macllm/native")
 
 
-def test_compiled_once_and_found_again(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cpu.built()
-    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert build.ensure() == build.library()
-
-
 def test_a_changed_source_is_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = build.library()
     (tmp_path / "new.cpp").write_text("int x;")
     monkeypatch.setattr(build, "HERE", tmp_path)
     assert build.library() != before
-
-
-def test_a_failing_compiler_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("bindings", *build.KERNELS):
-        (tmp_path / f"{name}.cpp").write_text("#error no such luck\n")
-    monkeypatch.setattr(build, "HERE", tmp_path)
-    monkeypatch.setattr(build, "_package", lambda name: tmp_path)
-    monkeypatch.setattr(build, "_includes", list)
-    monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(build.BuildError, match="the compiler failed"):
-        build.ensure()
-    assert not build.library().exists()

@@ -1,0 +1,58 @@
+"""A compiler that takes as long as a test wants, and what it leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from macllm.ops.cpu import build
+
+# It leaves its process id in a log, and links what is compiled already.
+COMPILER = """\
+#!/bin/sh
+for word; do [ "$word" = -dM ] && echo "#define __AVX2__ 1" && exit; done
+echo $$ >> {folder}/compiled
+sleep $(cat {folder}/seconds)
+while [ $# -gt 0 ]; do
+  case $1 in -c) object=1 ;; -o) out=$2 ;; esac
+  shift
+done
+if [ "$object" ]; then : > "$out"; else cp {module} "$out"; fi
+"""
+
+
+def make_compiler(folder: Path, module: Path, seconds: float) -> Path:
+    """A compiler in `folder` that takes so many seconds for a file; if it is there, only the time is changed."""
+    path = folder / "c++"
+    (folder / "seconds").write_text(str(seconds))
+    (folder / "compiled").touch()
+    if not path.exists():
+        path.write_text(COMPILER.format(folder=folder, module=module))
+        path.chmod(0o755)
+    return path
+
+
+def cached() -> list[str]:
+    """What is in the cache of kernels, without the names of keys."""
+    return sorted(path.name for folder in build.cache_folder().iterdir() for path in folder.iterdir())
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(log: Path) -> list[int]:
+    """Compilers, or what they started, that still run; each is the leader of a process group."""
+    groups, found = set(log.read_text().split()), []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if group in groups and state != "Z":
+                found.append(int(group))
+    return found
