@@ -45,7 +45,7 @@ void check_mlp(int64_t B, int64_t D, int64_t F) {
   Floats x = random_floats(B * D), weight = random_floats(D), out = unwritten(B * D);
   Residual norms;
   norms.pre = {Norm::rms, 1e-3f, false, weight, nullptr};
-  mlp_step({B, D, Unary::silu, true, gate.linear, up.linear, down.linear}, norms, x, out);
+  mlp_step({B, D, Unary::silu, true, gate.linear, up.linear, down.linear}, norms, false, x, out);
   const Doubles in = rms(wide(x), weight, 1e-3f), gates = gate(in);
   Doubles hidden = up(in);
   for (size_t i = 0; i < hidden.size(); i++) hidden[i] *= gates[i] / (1 + std::exp(-gates[i]));
@@ -75,12 +75,17 @@ void check_attention(int64_t B, int64_t H, int64_t K, int64_t Dh, int64_t at) {
   for (int64_t b = 0; b < B; b++) first[b] = std::min(at, b * 2), position[b] = at - first[b];
   AttentionStep s{};
   s.B = B, s.D = D, s.H = H, s.K = K, s.Dh = Dh, s.scale = 0.3f;
-  s.turn.wavelengths = waves, s.turn.pairs = waves.size();
+  Floats cosine(B * waves.size()), sine(B * waves.size());
+  for (int64_t i = 0; i < B * waves.size(); i++) {
+    const double angle = position[i / waves.size()] / double(waves[i % waves.size()]);
+    cosine[i] = float(std::cos(angle)), sine[i] = float(std::sin(angle));
+  }
+  s.turn.cosine = cosine, s.turn.sine = sine, s.turn.pairs = waves.size();
   s.q = q.linear, s.k = k.linear, s.v = v.linear, s.o = o.linear;
   s.capacity = capacity, s.at = at, s.first = first, s.position = position;
   Residual norms;
   norms.pre = {Norm::rms, 1e-3f, false, weight, nullptr};
-  attention_step(s, norms, x, keys, values, out);
+  attention_step(s, norms, false, x, keys, values, out);
 
   const Doubles in = rms(wide(x), weight, 1e-3f), v_now = v(in);
   Doubles q_now = q(in), k_now = k(in), mixed(B * H * Dh);
