@@ -1,11 +1,14 @@
-"""macllm beside its peers on the same random weights: tokens per second of prompts and of decoding, and peak memory.
+"""macllm beside its peers on the same random weights: inference, LoRA and full training, growth with the context.
 
-`python tests/bench/compare.py [--shapes S,M,L] [--widths f32,q8,q4] [--rounds 5]`. Every measurement is a process of
-its own; in each round all contestants take their turn, and medians are compared. The last line is one JSON object.
+`python tests/bench/compare.py [--shapes S,M,L] [--widths f32,bf16,q8,q4] [--tasks inference,lora,full,growth]
+[--peers ...] [--rounds 3]`. Every measurement is a process of its own; in each round all contestants take their turn,
+and medians are compared. The last line is one JSON object.
 
-- mlx-lm, and transformers with torch: `pip install macllm[parity]`.
+- mlx-lm, and transformers with torch and peft: `pip install macllm[parity]`. mlx-lm computes less, see `load_of`, in
+  few rounds; the peak of its training is that of the whole batch with OpenBLAS under MLX.
 - llama.cpp: build `llama-bench` and `llama-quantize` (`cmake -B build -DGGML_NATIVE=ON && cmake --build build`), name
-  their folder with --llama-cpp, and `pip install gguf`.
+  their folder with --llama-cpp, and `pip install gguf`. Beside float32 and bfloat16 stands its f16, beside 8 and 4
+  bits its Q8_0 and Q4_0, the tied head as well.
 
 A peer that is not there is a row that says so.
 """
@@ -18,34 +21,20 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from compare_table import DECODE, PEAK, PEERS, PROMPT, TASKS, WIDTHS, Load, Table, goals, line, load_of, ratios
 from shapes import SHAPES, checkpoint, gguf_file
 from timing import Series, machine
 
-PEERS = ("macllm", "mlx-lm", "torch", "llama.cpp")
-# What a peer calls a width; none where it has no such thing.
-WIDTHS = {"f32": {"llama.cpp": "f16"}, "bf16": {"llama.cpp": "f16"}, "q8": {"torch": ""}, "q4": {"torch": ""}}
-MEASURES = ("prompt tokens/s", "decode tokens/s", "peak MB")
-
-
-@dataclass(frozen=True)
-class Load:
-    """How much is computed, and for whom it is too much: tokens of the prompt and of the completion."""
-
-    prompt: int
-    new: int
-
-
-def work(peer: str, width: str, load: Load) -> Load:
-    """The load, cut down for stock MLX's quantized products, which take seconds for a token."""
-    slow = peer == "mlx-lm" and width in ("q8", "q4")
-    return Load(min(load.prompt, 16), min(load.new, 4)) if slow else load
+Run = Callable[[], dict[str, float]]
+STOCK_ROUNDS = {"S": 2, "M": 1, "L": 1}
 
 
 def measured(command: list[str]) -> dict[str, float]:
@@ -56,20 +45,43 @@ def measured(command: list[str]) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def python_worker(peer: str, folder: Path, load: Load) -> dict[str, float]:
+def worker(job: dict[str, Any]) -> dict[str, float]:
     """One measurement of macllm, mlx-lm or torch."""
-    worker = Path(__file__).with_name("compare_worker.py")
-    return measured([sys.executable, str(worker), peer, str(folder), str(load.prompt), str(load.new)])
+    return measured([sys.executable, str(Path(__file__).with_name("compare_worker.py")), json.dumps(job)])
+
+
+def stock_training(job: dict[str, Any], whole: Load) -> dict[str, float]:
+    """One measurement of mlx-lm's training: the speed of little, the memory of the whole."""
+    blas = {**job, "with_blas": True, "load": {**asdict(whole), "seconds": 0.0}}
+    return {**worker(job), PEAK: worker(blas)[PEAK]}
 
 
 def llama_bench(tools: Path, file: Path, load: Load) -> dict[str, float]:
     """One measurement of llama.cpp."""
-    command = [str(tools / "llama-bench"), "-m", str(file), "-t", str(cores()), "-r", "1", "-o", "json"]
+    command = [str(tools / "llama-bench"), "-m", str(file), "-t", str(cores()), "-r", "2", "-o", "json"]
     command += ["-p", str(load.prompt), "-n", str(load.new)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = json.loads(done.stdout)
-    speeds = {("decode" if row["n_gen"] else "prompt"): row["avg_ts"] for row in rows}
-    return {"prompt tokens/s": speeds["prompt"], "decode tokens/s": speeds["decode"]}
+    peak = 0
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            peak = max(peak, peak_of(process.pid))
+            time.sleep(0.02)
+        if process.returncode:
+            raise RuntimeError(f"llama-bench ended with {process.returncode}")
+        said.seek(0)
+        rows = json.load(said)
+    speeds = {(DECODE if row["n_gen"] else PROMPT): row["avg_ts"] for row in rows}
+    return {**speeds, **({PEAK: peak / 1e6} if peak else {})}
+
+
+def peak_of(process: int) -> int:
+    """The most bytes of memory a process has had so far; 0 where that cannot be seen."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    value = status.partition("VmHWM:")[2].split()
+    return 1024 * int(value[0]) if value else 0
 
 
 def cores() -> int:
@@ -77,85 +89,105 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def contestant(
-    peer: str, name: str, width: str, options: argparse.Namespace
-) -> tuple[Callable[[], dict[str, float]] | None, str]:
-    """What runs one measurement of a peer, or why there is none."""
-    theirs = WIDTHS[width].get(peer, width)
-    load = work(peer, width, Load(options.prompt, options.new))
-    if not theirs:
-        return None, f"has no {width}"
+def contestant(peer: str, table: Table, options: argparse.Namespace) -> tuple[Run | None, str]:
+    """What runs one measurement of a peer, or none; and a remark."""
+    load = load_of(peer, table, options.load)
     if peer == "llama.cpp":
+        if table.task != "inference":
+            return None, "does not train"
         if options.llama_cpp is None or not (options.llama_cpp / "llama-bench").exists():
             return None, "not installed: see --llama-cpp"
         if find_spec("gguf") is None:
             return None, "not installed: pip install gguf"
-        file = gguf_file(name, theirs, options.cache, options.llama_cpp / "llama-quantize")
-        return partial(llama_bench, options.llama_cpp, file, load), theirs
-    package = {"macllm": "macllm", "mlx-lm": "mlx_lm", "torch": "torch"}[peer]
-    if find_spec(package) is None:
-        return None, f"not installed: pip install {peer}"
-    return partial(python_worker, peer, checkpoint(name, theirs, options.cache), load), theirs
+        width = {"q8": "Q8_0", "q4": "Q4_0"}.get(table.width, "F16")
+        file = gguf_file(table.shape, width, options.cache, options.llama_cpp / "llama-quantize")
+        return partial(llama_bench, options.llama_cpp, file, load), width
+    if peer == "torch" and table.width in ("q8", "q4"):
+        return None, f"has no {table.width}"
+    for package in {"macllm": ["macllm"], "mlx-lm": ["mlx_lm"], "torch": ["torch", "transformers", "peft"]}[peer]:
+        if find_spec(package) is None:
+            return None, f"not installed: pip install {package}"
+    folder = checkpoint(table.shape, table.width, options.cache)
+    job = {"peer": peer, "task": table.task, "folder": str(folder), "load": asdict(load)}
+    if peer == "mlx-lm" and table.task != "inference":
+        return partial(stock_training, job, options.load), f"{load.batch} x {load.length} tokens"
+    cut = load != options.load
+    return partial(worker, job), f"prompt of {load.prompt}, {load.new} new" if cut else ""
 
 
-def compare(name: str, width: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The table of one shape and width, printed and as numbers."""
-    print(f"\n{name} {width}: prompt of {options.prompt}, {options.new} new tokens", flush=True)
-    found = {peer: contestant(peer, name, width, options) for peer in options.peers}
-    runs: dict[str, dict[str, list[float]]] = {peer: {} for peer in options.peers}
+def compare(table: Table, options: argparse.Namespace) -> tuple[dict[str, dict[str, Series]], dict[str, str]]:
+    """The rows of a table, and who is absent and why; printed."""
+    load = options.load
+    amount = f"prompt of {load.prompt}, {load.new} new tokens"
+    print(f"\n{table.title}" + (f": {amount}" if table.task == "inference" else ""), flush=True)
+    peers = [peer for peer in options.peers if table.task != "growth" or peer == "macllm"]
+    found = {peer: contestant(peer, table, options) for peer in peers}
+    notes = {peer: note for peer, (_, note) in found.items()}
     absent = {peer: note for peer, (run, note) in found.items() if run is None}
-    for _ in range(options.rounds):
+    runs: dict[str, dict[str, list[float]]] = {peer: {} for peer in peers}
+    for turn in range(options.rounds):
         for peer, (run, _note) in found.items():
-            if run is None or peer in absent:
+            if run is None or peer in absent or (peer == "mlx-lm" and turn >= STOCK_ROUNDS[table.shape]):
                 continue
             try:
                 result = run()
-            except (RuntimeError, subprocess.CalledProcessError) as error:
+            except RuntimeError as error:
                 absent[peer] = f"failed: {error}"
                 continue
             for measure, value in result.items():
                 runs[peer].setdefault(measure, []).append(value)
-    rows: dict[str, Any] = {}
-    for peer in options.peers:
-        if peer in absent:
-            print(f"{peer:<10} {absent[peer]}")
-            rows[peer] = absent[peer]
-            continue
-        series = {measure: Series(tuple(values)) for measure, values in runs[peer].items()}
-        shown = (f"{m} {series[m].median:9.1f} ±{series[m].spread:3.0%}" for m in MEASURES if m in series)
-        print(f"{peer:<10} {'   '.join(shown)}", flush=True)
-        rows[peer] = {m: {"median": s.median, "spread": s.spread} for m, s in series.items()}
-    return rows
+    rows = {p: {m: Series(tuple(v)) for m, v in runs[p].items()} for p in peers if p not in absent}
+    for peer in peers:
+        print(line(peer, rows.get(peer, {}), notes[peer] if peer in rows else absent[peer]), flush=True)
+    return rows, absent
 
 
-def ratios(tables: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """macllm over each peer, by table and measure."""
-    found = {}
-    for table, rows in tables.items():
-        ours = rows.get("macllm")
-        for peer, theirs in rows.items():
-            if peer != "macllm" and isinstance(ours, dict) and isinstance(theirs, dict):
-                for measure in MEASURES[:2]:
-                    ratio = ours[measure]["median"] / theirs[measure]["median"]
-                    found[f"{table}, {measure}, macllm over {peer}"] = ratio
-    return found
+def read_bandwidth() -> float:
+    """Bytes a second that this machine reads."""
+    from macllm.evaluate.machine import read_bytes_per_second
+
+    return read_bytes_per_second()
 
 
 def main() -> None:
-    """Read the command line, measure, print the tables and a line of JSON."""
+    """Read the command line, measure, print the tables, what is reached, and a line of JSON."""
     parser = argparse.ArgumentParser(description="macllm beside its peers.")
-    parser.add_argument("--shapes", type=lambda text: text.split(","), default=list(SHAPES))
-    parser.add_argument("--widths", type=lambda text: text.split(","), default=["f32", "q8", "q4"])
-    parser.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--new", type=int, default=64)
+    for name, all_of_them in (("shapes", tuple(SHAPES)), ("widths", WIDTHS), ("tasks", TASKS), ("peers", PEERS)):
+        parser.add_argument(f"--{name}", type=lambda text: text.split(","), default=list(all_of_them))
+    parser.add_argument("--rounds", type=int, default=3)
+    for name, value in asdict(Load()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--llama-cpp", type=Path, help="folder with llama-bench and llama-quantize")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "macllm-bench")
     options = parser.parse_args()
+    options.load = replace(Load(), **{name: getattr(options, name) for name in asdict(Load())})
     options.cache.mkdir(parents=True, exist_ok=True)
-    tables = {f"{name} {width}": compare(name, width, options) for name in options.shapes for width in options.widths}
-    print(json.dumps({"bench": Path(__file__).stem, **machine(), "results": tables, "ratios": ratios(tables)}))
+    every = (Table(s, w, t) for s in options.shapes for t in options.tasks for w in options.widths)
+    asked = [table for table in every if table.exists]
+    results = {table: compare(table, options) for table in asked}
+    bandwidth = read_bandwidth() if any(t.shape == "L" and t.task == "inference" for t in asked) else None
+    reached = [goal for table in asked for goal in goals(table, results[table][0], bandwidth)]
+    print("\nMust reach:", *reached, sep="\n")
+    print(
+        json.dumps(
+            {
+                "bench": Path(__file__).stem,
+                **machine(),
+                "read_bytes_per_second": bandwidth,
+                "results": {
+                    t.title: {
+                        p: {m: {"median": s.median, "spread": s.spread} for m, s in r.items()} for p, r in rows.items()
+                    }
+                    | absent
+                    for t, (rows, absent) in results.items()
+                },
+                "goals": {
+                    g.name: {"value": g.value, "spread": g.spread, "bound": g.bound, "met": g.met} for g in reached
+                },
+                "ratios": {k: v for t, (rows, _) in results.items() for k, v in ratios(t, rows).items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

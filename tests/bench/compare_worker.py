@@ -1,26 +1,33 @@
-"""One measurement for compare.py: `compare_worker.py PEER FOLDER PROMPT NEW` prints speeds and peak memory as JSON.
+"""One measurement for compare.py: `compare_worker.py JOB`, both ways JSON: speeds and the peak of memory.
 
-Each peer runs its own greedy loop over its own cache, after a first round to warm up.
+Each peer runs its own loops: greedily over its own cache, or training steps as its users take them.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from compare_table import CACHE, DECODE, LONG, PEAK, PROMPT, SHORT, TRAIN, WEIGHTS, Load
+
+Job = dict[str, Any]
 
 
 def macllm(folder: str, prompt: list[int], new: int) -> Callable[[], Iterator[object]]:
     """macllm's loop."""
-    from macllm.checkpoint import load
+    from macllm.checkpoint import load_model
     from macllm.generate.decode import decode, prefill
     from macllm.generate.request import SamplingParams
     from macllm.generate.sampler import Sampler
 
-    model, _ = load(folder)
+    model: Any = load_model(Path(folder))
 
     def run() -> Iterator[object]:
         cache = model.make_cache()
@@ -39,8 +46,6 @@ def macllm(folder: str, prompt: list[int], new: int) -> Callable[[], Iterator[ob
 
 def mlx_lm(folder: str, prompt: list[int], new: int) -> Callable[[], Iterator[object]]:
     """mlx-lm's loop."""
-    from pathlib import Path
-
     import mlx.core as mx
     from mlx_lm.generate import generate_step
     from mlx_lm.utils import load_model
@@ -67,21 +72,87 @@ def torch(folder: str, prompt: list[int], new: int) -> Callable[[], Iterator[obj
     return run
 
 
+def inference(job: Job, load: Load) -> dict[str, float]:
+    """Speeds of reading a prompt, to the first token, and of decoding."""
+    prompt = [(i * 7919 + 13) % 8000 for i in range(load.prompt)]
+    run = {"macllm": macllm, "mlx-lm": mlx_lm, "torch": torch}[job["peer"]](job["folder"], prompt, load.new)
+    if load.seconds:
+        list(islice(run(), 3))
+    firsts, rests, end = [], [], time.perf_counter() + load.seconds
+    while not firsts or time.perf_counter() < end:
+        began, tokens = time.perf_counter(), iter(run())
+        next(tokens)
+        first = time.perf_counter()
+        count = sum(1 for _ in tokens)
+        firsts.append(load.prompt / (first - began))
+        rests.append(count / (time.perf_counter() - first))
+    weights = sum(path.stat().st_size for path in Path(job["folder"]).glob("*.safetensors")) / 1e6
+    return {PROMPT: statistics.median(firsts), DECODE: statistics.median(rests), WEIGHTS: weights}
+
+
+def growth(job: Job, load: Load) -> dict[str, float]:
+    """Milliseconds of a step of macllm after few and after many tokens with keys of 8 bits, and the bytes between."""
+    import mlx.core as mx
+
+    from macllm.checkpoint import load_model
+
+    model: Any = load_model(Path(job["folder"]))
+    attention, layers = model.spec.decoder.layers[0].attention, len(model.spec.decoder.layers)
+    token, held, caches = mx.array([[7]]), {}, {}
+    for context in (0, 256, 8192):  # 0 to warm up
+        cache = caches[context] = model.make_cache(kv_bits=8)
+        for layer in cache.layers if context else []:
+            rows = mx.random.normal((1, attention.num_kv_heads, context, attention.head_dim))
+            layer.restore((*layer.codec.encode(rows), *layer.codec.encode(rows)), context, attention.head_dim)
+        mx.eval(model(token, cache=cache), cache.state)
+        mx.synchronize()
+        held[context] = mx.get_active_memory()
+    taken: dict[int, list[float]] = {256: [], 8192: []}
+    end = time.perf_counter() + load.seconds
+    while len(taken[256]) < 9 or time.perf_counter() < end:
+        for context, times in taken.items():
+            began = time.perf_counter()
+            mx.eval(model(token, cache=caches[context]))
+            times.append(time.perf_counter() - began)
+    # 8 bits a number, and a float32 scale and bias for every 64 of them; buffers grow by 256 slots.
+    slot = 2 * layers * attention.num_kv_heads * (attention.head_dim + 8 * attention.head_dim // 64)
+    return {
+        SHORT: statistics.median(taken[256]) * 1e3,
+        LONG: statistics.median(taken[8192]) * 1e3,
+        CACHE: (held[8192] - held[256]) / (slot * (8192 + 256)),
+    }
+
+
+def training(job: Job, load: Load) -> dict[str, float]:
+    """Tokens a second of training steps."""
+    import compare_training
+
+    if job.get("with_blas"):
+        compare_training.put_blas_under_mlx()
+    step = compare_training.STEPS[job["peer"]](job["folder"], job["task"] == "lora", load)
+    if load.seconds:
+        step()
+    taken, end = [], time.perf_counter() + load.seconds
+    while not taken or time.perf_counter() < end:
+        began = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - began)
+    return {TRAIN: load.batch * load.length / statistics.median(taken)}
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had; getrusage would tell of its parent's as well."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 def main() -> None:
-    """Read the command line and measure."""
-    peer, folder, prompt_tokens, new = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    prompt = [(i * 7919 + 13) % 8000 for i in range(prompt_tokens)]
-    run = {"macllm": macllm, "mlx-lm": mlx_lm, "torch": torch}[peer](folder, prompt, new)
-    list(islice(run(), 2))
-    began = time.perf_counter()
-    tokens = run()
-    next(tokens)
-    first = time.perf_counter()
-    count = sum(1 for _ in tokens)
-    last = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform == "linux" else 1e6)
-    speeds = {"prompt tokens/s": prompt_tokens / (first - began), "decode tokens/s": count / (last - first)}
-    print(json.dumps({**speeds, "peak MB": peak}))
+    """Read the job and do it."""
+    job = json.loads(sys.argv[1])
+    measure = {"inference": inference, "growth": growth}.get(job["task"], training)
+    print(json.dumps({**measure(job, Load(**job["load"])), PEAK: peak_bytes() / 1e6}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Checkpoints of real shapes with random weights, in every form that a peer reads.
 
 A folder per shape and width under one cache folder: `*-f32`, `*-bf16` as transformers writes them, `*-q8`, `*-q4` as
-mlx-lm quantizes them (affine, groups of 64), `*-f16.gguf`, `*-q8_0.gguf`, `*-q4_0.gguf` for llama.cpp.
+mlx-lm quantizes them (affine, groups of 64), `*-F16.gguf`, `*-Q8_0.gguf`, `*-Q4_0.gguf` for llama.cpp.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +84,14 @@ SHAPES = {
     "M": Shape("llama", 49152, 576, 1536, 30, 9, 3),  # SmolLM-135M
     "L": Shape("qwen2", 151936, 896, 4864, 24, 14, 2),  # Qwen2.5-0.5B
 }
-GGUF_WIDTHS = {"f16": "F16", "q8": "Q8_0", "q4": "Q4_0"}
 
 
 def checkpoint(name: str, width: str, cache: Path) -> Path:
     """The folder of a shape in "f32", "bf16", 8 or 4 bits ("q8", "q4"); made if it is not there."""
-    folder = cache / f"{name}-{width}"
-    if (folder / "config.json").exists():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    done = cache / f"{name}-{width}"
+    if (done / "config.json").exists():
+        return done
+    folder = Path(tempfile.mkdtemp(dir=cache))
     config, arrays = SHAPES[name].config(), {k: mx.array(v) for k, v in SHAPES[name].tensors().items()}
     if width == "bf16":
         arrays = {k: v.astype(mx.bfloat16) for k, v in arrays.items()}
@@ -112,22 +113,27 @@ def checkpoint(name: str, width: str, cache: Path) -> Path:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return folder.rename(done)
 
 
 def gguf_file(name: str, width: str, cache: Path, llama_quantize: Path) -> Path:
-    """The same weights as a GGUF file in "f16", "q8" (Q8_0) or "q4" (Q4_0). Needs the package `gguf`."""
-    path = cache / f"{name}-{width}.gguf"
-    if path.exists():
-        return path
-    if width != "f16":
-        source = gguf_file(name, "f16", cache, llama_quantize)
-        command = [str(llama_quantize), str(source), str(path), GGUF_WIDTHS[width]]
+    """The same weights as a GGUF file in "F16", "Q8_0" or "Q4_0", all matrices alike. Needs the package `gguf`."""
+    done = cache / f"{name}-{width}.gguf"
+    if done.exists():
+        return done
+    path = done.with_suffix(f".{os.getpid()}")
+    if width == "F16":
+        _write_gguf(SHAPES[name], path)
+    else:
+        source = gguf_file(name, "F16", cache, llama_quantize)
+        command = [str(llama_quantize), "--pure", str(source), str(path), width]
         subprocess.run(command, check=True, capture_output=True)
-        return path
+    return path.rename(done)
+
+
+def _write_gguf(shape: Shape, path: Path) -> None:
     from gguf import GGUFWriter
 
-    shape = SHAPES[name]
     writer = GGUFWriter(path, shape.family)
     writer.add_context_length(16384)
     writer.add_embedding_length(shape.dim)
@@ -148,7 +154,6 @@ def gguf_file(name: str, width: str, cache: Path, llama_quantize: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _in_pairs(weight: np.ndarray, shape: Shape) -> np.ndarray:
