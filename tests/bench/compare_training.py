@@ -98,10 +98,11 @@ def torch(folder: str, adapts: bool, load: Load) -> Step:
     learnt = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = pt.optim.AdamW(learnt, RATE, BETAS, weight_decay=DECAY, fused=True)
     rows = pt.from_numpy(tokens(load))
+    inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = model(input_ids=rows[:, :-1], labels=rows[:, 1:], shift_labels=rows[:, 1:], use_cache=False).loss
+        loss = model(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
         loss.backward()
         pt.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
