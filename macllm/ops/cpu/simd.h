@@ -6,6 +6,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace macllm {
 
 #if defined(__AVX512F__)
@@ -29,6 +33,16 @@ inline vf load(const float* p) {
 
 inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
+inline vf splat(float x) { return x - vf{}; }
+
+// The same of the first `count` lanes; the others are `rest`, or stay.
+#if defined(__AVX512F__)
+inline __mmask16 first(int64_t count) { return __mmask16((1u << count) - 1); }
+
+inline vf load(const float* p, int64_t count, float rest) { return _mm512_mask_loadu_ps(splat(rest), first(count), p); }
+
+inline void store(float* p, vf v, int64_t count) { _mm512_mask_storeu_ps(p, first(count), v); }
+#else
 inline vf load(const float* p, int64_t count, float rest) {
   float all[W];
   for (int i = 0; i < W; i++) all[i] = i < count ? p[i] : rest;
@@ -40,8 +54,7 @@ inline void store(float* p, vf v, int64_t count) {
   store(all, v);
   for (int i = 0; i < count; i++) p[i] = all[i];
 }
-
-inline vf splat(float x) { return x - vf{}; }
+#endif
 
 inline vf sqrt(vf v) {
   for (int i = 0; i < W; i++) v[i] = std::sqrt(v[i]);
