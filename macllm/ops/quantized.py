@@ -11,6 +11,7 @@ from typing import Literal
 
 import mlx.core as mx
 
+from . import cpu
 from .dispatch import choice, native
 
 Activations = Literal["int8", "float"]
@@ -57,6 +58,21 @@ def quantized_matmul(x: mx.array, w: Packed) -> mx.array:
         )
     y = kernels.quantized_matmul(x.astype(mx.float32), w.weight, w.scales, w.biases, w.group_size, w.bits, _int8())
     return y.astype(mx.result_type(x, w.scales))
+
+
+def quantized_rows(w: Packed, tokens: mx.array) -> mx.array:
+    """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
+    wide = mx.default_device() == mx.cpu and mx.issubdtype(w.scales.dtype, mx.floating)
+    scales, biases = (
+        found.astype(mx.float32) if wide and found is not None else found
+        for found in (w.scales[tokens], None if w.biases is None else w.biases[tokens])
+    )
+    return Packed(w.weight[tokens], scales, biases, w.group_size, w.bits, w.mode).dequantized()
+
+
+def reads_half_scales() -> bool:
+    """Whether a kernel here multiplies float32 by matrices whose scales have 16 bits."""
+    return mx.default_device() == mx.cpu and cpu.available()
 
 
 def quantized_gather_matmul(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:
