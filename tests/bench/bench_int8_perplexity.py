@@ -1,9 +1,9 @@
 """What rounding activations to 8 bits does to the perplexity of the bundled model, token by token.
 
-Over maclet's validation rows: the model in 4 and 8 bits, with activations as they are and rounded, a whole row at a time
-(the kernel of many rows) and eight tokens at a time over a cache (the kernel of few). Over all tokens, and over those of
-answers, which the model was trained on and knows nearly by heart. The change is the mean of the differences of the same
-token's loss; its standard error counts a conversation as one draw.
+Over maclet's validation rows: the model in 4 and 8 bits, with activations as they are and rounded, a whole row at a
+time (the kernel of many rows) and eight tokens at a time over a cache (the kernel of few). Over all tokens, and over
+those of answers, which the model was trained on and knows nearly by heart. The change is the mean of the differences of
+the same token's loss; its standard error counts a conversation as one draw.
 `python tests/bench/bench_int8_perplexity.py [conversations]`.
 """
 

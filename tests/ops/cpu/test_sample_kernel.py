@@ -68,11 +68,9 @@ def logits_of(size: int, spread: float = 4.0, seed: int = 0) -> mx.array:
 
 
 def label(params: SamplingParams) -> str:
-    names = {"top_k": "k", "top_p": "p", "min_p": "m", "typical_p": "t", "xtc_probability": "x", "xtc_threshold": "xt"}
-    changed = {name: getattr(params, name) for name in ("temperature", *names)}
-    return (
-        "-".join(f"{names.get(n, n[:4])}{v}" for n, v in changed.items() if v != getattr(SamplingParams(), n)) or "all"
-    )
+    fields = ("temperature", "top_k", "top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
+    changed = {name: getattr(params, name) for name in fields}
+    return "-".join(f"{n[:5]}{v}" for n, v in changed.items() if v != getattr(SamplingParams(), n)) or "all"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 15, 16, 17, 33, 1000, 9001])
