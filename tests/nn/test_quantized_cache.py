@@ -1,8 +1,8 @@
 """Decoding over quantized keys and values against a decoder in float64 numpy that reads the same packed rows.
 
-What a code is decides rounding, and rounding decides codes: two computations that differ in the last bit may quantize a
-row differently, and their logits then differ by a step of a scale. Read from the cache itself, codes are no question, and
-all that is left is float32's rounding. That the codes are those of the rows is checked by themselves.
+What a code is decides rounding, and rounding decides codes: two computations that differ in the last bit may quantize
+a row differently, and their logits then differ by a step of a scale. Read from the cache itself, codes are no question,
+and all that is left is the rounding of float32. That the codes are those of the rows is checked by themselves.
 """
 
 from __future__ import annotations
