@@ -19,6 +19,7 @@ from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.nn.linear import Linear, Table
 from macllm.nn.models import Model, build
+from macllm.nn.moe import ExpertLinear
 from macllm.ops.linear import HALVES, multiplies_halves
 from macllm.ops.quantized import reads_half_scales
 from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
@@ -50,8 +51,8 @@ def load(
 
     `adapter` is a folder with a LoRA adapter to lay over the weights. `dtype` is what floating-point
     weights become: as stored on an Apple GPU (but float16 for bfloat16 where the chip only emulates it),
-    float32 on a CPU, except for 16-bit matrices of linear layers and token tables, and 16-bit scales of
-    quantized ones, where a kernel reads them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError.
+    float32 on a CPU, except for 16-bit matrices of linear layers, experts and token tables, and 16-bit scales
+    of quantized ones, where a kernel reads them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError.
     """
     from macllm.text.tokenizer import Tokenizer
 
@@ -125,7 +126,7 @@ def _as_stored(model: Model) -> frozenset[str]:
     names: list[str] = []
     matrices, scales = multiplies_halves(), reads_half_scales()
     for path, module in model.named_modules():
-        if isinstance(module, Linear | Table) and matrices:
+        if isinstance(module, Linear | Table | ExpertLinear) and matrices:
             names.append(f"{path}.weight")
         if isinstance(module, quantize.QUANTIZED) and module.mode == "affine" and scales:
             names += [f"{path}.scales", f"{path}.biases"]
