@@ -33,7 +33,7 @@ class Sampler:
         looks_at = _windows(params)
         kept = 0 if 0 in looks_at else max(looks_at, default=0)
         self._draw_at_once = Draw(_rules(params, kept), params.logit_bias, params.dry_breakers)
-        self._history = mx.array(history[-kept:], dtype=mx.uint32) if looks_at else None  # -0: everything
+        self._history = mx.array(list(history[-kept:]), dtype=mx.uint32) if looks_at else None  # -0: everything
         self._penalties: list[CountPenalties | DryPenalty] = []  # where filters go one by one
         self._bias: tuple[mx.array, mx.array] | None = None
 

@@ -62,12 +62,10 @@ def quantized_matmul(x: mx.array, w: Packed) -> mx.array:
 
 def quantized_rows(w: Packed, tokens: mx.array) -> mx.array:
     """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
-    wide = mx.default_device() == mx.cpu and mx.issubdtype(w.scales.dtype, mx.floating)
-    scales, biases = (
-        found.astype(mx.float32) if wide and found is not None else found
-        for found in (w.scales[tokens], None if w.biases is None else w.biases[tokens])
-    )
-    return Packed(w.weight[tokens], scales, biases, w.group_size, w.bits, w.mode).dequantized()
+    weight, scales, biases = w.weight[tokens], w.scales[tokens], None if w.biases is None else w.biases[tokens]
+    if mx.default_device() == mx.cpu and biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    return Packed(weight, scales, biases, w.group_size, w.bits, w.mode).dequantized()
 
 
 def reads_half_scales() -> bool:
