@@ -168,6 +168,12 @@ def test_noise_is_that_of_mlx() -> None:
             assert int(sampler(mx.zeros(size), step).item()) == want
 
 
+def test_what_just_misses_the_threshold_is_no_top_choice() -> None:
+    logits = mx.log(mx.array([0.5, 0.2004, 0.2, 0.0996]))
+    sampler = Sampler(SamplingParams(xtc_probability=1.0, xtc_threshold=0.1), 2, (), 4)
+    assert {int(sampler(logits, step).item()) for step in range(60)} == {2, 3}
+
+
 @pytest.mark.parametrize("size", [2, 5, 16, 1023, 1024, 1025, 151_936])
 def test_the_likeliest_is_the_first_of_the_largest(size: int) -> None:
     greedy = Sampler(SamplingParams(temperature=0.0), 0, (), size)
