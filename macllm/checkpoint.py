@@ -19,7 +19,9 @@ from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.nn.linear import Linear, Table
 from macllm.nn.models import Model, build
+from macllm.nn.moe import ExpertLinear
 from macllm.ops.linear import HALVES, multiplies_halves
+from macllm.ops.quantized import reads_half_scales
 from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
 from macllm.weights.safetensors import load_folder, read_metadata, save_folder
 
@@ -49,8 +51,8 @@ def load(
 
     `adapter` is a folder with a LoRA adapter to lay over the weights. `dtype` is what floating-point
     weights become: as stored on an Apple GPU (but float16 for bfloat16 where the chip only emulates it),
-    float32 on a CPU, except for 16-bit matrices of linear layers and token tables where a kernel reads
-    them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError.
+    float32 on a CPU, except for 16-bit matrices of linear layers, experts and token tables, and 16-bit scales
+    of quantized ones, where a kernel reads them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError.
     """
     from macllm.text.tokenizer import Tokenizer
 
@@ -121,9 +123,14 @@ def default_casts(model_type: str) -> dict[mx.Dtype, mx.Dtype]:
 
 def _as_stored(model: Model) -> frozenset[str]:
     """Names of the tensors that float32 activations meet in 16 bits: the same numbers in half the memory."""
-    if not multiplies_halves():
-        return frozenset()
-    return frozenset(f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Linear | Table))
+    names: list[str] = []
+    matrices, scales = multiplies_halves(), reads_half_scales()
+    for path, module in model.named_modules():
+        if isinstance(module, Linear | Table | ExpertLinear) and matrices:
+            names.append(f"{path}.weight")
+        if isinstance(module, quantize.QUANTIZED) and module.mode == "affine" and scales:
+            names += [f"{path}.scales", f"{path}.biases"]
+    return frozenset(names)
 
 
 def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
@@ -141,13 +148,13 @@ def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> P
         raise UsageError("this model has an adapter laid over it", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
     keymap = families.keys(Config(config, ()), "mlx" if quantization else "hf")
     theirs = to_theirs(ours, keymap)
+    theirs = _narrowed(theirs)
     config.pop("quantization", None)
     if quantization:
         whole, parts = quantization
         named = {name: value for path, value in parts.items() for name, _ in their_modules(path, keymap)}
         config["quantization"] = whole | named
     else:
-        theirs = _narrowed(theirs)
         config["dtype"] = str(max(theirs.values(), key=lambda array: array.nbytes).dtype).removeprefix("mlx.core.")
     folder.mkdir(parents=True, exist_ok=True)
     save_folder(theirs, folder, {"format": "mlx" if quantization else "pt"})
@@ -165,7 +172,7 @@ def _narrowed(tensors: Weights) -> Weights:
     if not halves:
         return tensors
     dtype = max(set(halves), key=halves.count)
-    return {name: _exactly(array, dtype) for name, array in tensors.items()}
+    return {n: _exactly(array, dtype) if array.dtype in _FLOATS else array for n, array in tensors.items()}
 
 
 def _exactly(array: mx.array, dtype: mx.Dtype) -> mx.array:

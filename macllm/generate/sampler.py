@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from macllm.ops.sampling import Filters, logsumexp, sample
+from macllm.ops.sampling import Draw, Rules, logprobs
 
 from .request import SamplingParams
 
@@ -29,18 +29,23 @@ class Sampler:
     def __init__(self, params: SamplingParams, seed: int, history: Sequence[int], vocab_size: int) -> None:
         self._params = params
         self._seed = seed
-        self._penalties = _penalties(params, history, vocab_size)
+        self._vocab_size = vocab_size
+        looks_at = _windows(params)
+        kept = 0 if 0 in looks_at else max(looks_at, default=0)
+        self._draw_at_once = Draw(_rules(params, kept), params.logit_bias, params.dry_breakers)
+        self._history = mx.array(list(history[-kept:]), dtype=mx.uint32) if looks_at else None  # -0: everything
+        self._penalties: list[CountPenalties | DryPenalty] = []  # where filters go one by one
         self._bias: tuple[mx.array, mx.array] | None = None
-        if params.logit_bias:
-            tokens, amounts = zip(*params.logit_bias, strict=True)
-            self._bias = mx.array(tokens, dtype=mx.uint32), mx.array(amounts, dtype=mx.float32)
 
     def __call__(self, logits: mx.array, step: int) -> mx.array:
         """Token () drawn from logits (V,) as number `step` of the completion; it joins the history."""
-        if self._bias is not None or self._penalties:
-            logits = logits.astype(mx.float32)
-        if self._bias is not None:
-            logits = logits.at[self._bias[0]].add(self._bias[1])
+        drawn = None if self._penalties else self._draw_at_once(logits, self._history, self._seed, step)
+        if drawn is not None:
+            token, self._history = drawn
+            return token
+        if self._history is not None and not self._penalties:
+            self._penalties = _penalties(self._params, self._history, self._vocab_size)
+        logits = self._biased(logits)
         for penalty in self._penalties:
             logits = penalty(logits)
         token = mx.argmax(logits) if self._params.temperature == 0 else self._draw(logits, step)
@@ -48,13 +53,16 @@ class Sampler:
             penalty.add(token)
         return token
 
+    def _biased(self, logits: mx.array) -> mx.array:
+        if self._params.logit_bias and self._bias is None:
+            tokens, amounts = zip(*self._params.logit_bias, strict=True)
+            self._bias = mx.array(tokens, dtype=mx.uint32), mx.array(amounts, dtype=mx.float32)
+        if self._bias is not None or self._penalties:
+            logits = logits.astype(mx.float32)
+        return logits if self._bias is None else logits.at[self._bias[0]].add(self._bias[1])
+
     def _draw(self, logits: mx.array, step: int) -> mx.array:
         params = self._params
-        if params.typical_p >= 1 and params.xtc_probability == 0:
-            filters = Filters(params.temperature, params.top_k, params.top_p, params.min_p)
-            token = sample(logits.astype(mx.float32), filters, self._seed, step)
-            if token is not None:
-                return token
         # Threefry takes its key as two words: seed and step are one each, and any step can be replayed alone
         key = mx.random.key((self._seed << 32) | step)
         logits, tokens = candidates(logits.astype(mx.float32), params)
@@ -66,13 +74,22 @@ class Sampler:
         return drawn if tokens is None else tokens[drawn]
 
 
-def _penalties(params: SamplingParams, history: Sequence[int], vocab_size: int) -> list[CountPenalties | DryPenalty]:
+def _rules(params: SamplingParams, kept: int) -> Rules:
+    return Rules(**{name: getattr(params, name) for name in Rules._fields if name != "kept"}, kept=kept)
+
+
+def _windows(params: SamplingParams) -> list[int]:
+    """The windows of the penalties that there are."""
     counts = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    if not counts and not params.dry_multiplier:
-        return []
+    return [params.penalty_window] * bool(counts) + [params.dry_window] * bool(params.dry_multiplier)
+
+
+def _penalties(params: SamplingParams, recent: mx.array, vocab_size: int) -> list[CountPenalties | DryPenalty]:
     from .penalties import CountPenalties, DryPenalty  # brings numpy, which a first token need not wait for
 
+    counts = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
     kinds = [CountPenalties] * bool(counts) + [DryPenalty] * bool(params.dry_multiplier)
+    history: list[int] = recent.tolist()  # type: ignore[assignment]
     return [kind(params, history, vocab_size) for kind in kinds]
 
 
@@ -127,15 +144,18 @@ def keep_typical(logits: mx.array, tokens: mx.array | None, p: float) -> tuple[m
 
 def drop_top_choices(logits: mx.array, threshold: float) -> mx.array:
     """All candidates but those above the least likely one that still has probability `threshold` (XTC)."""
-    choices = mx.softmax(logits) >= threshold
+    choices = (mx.softmax(logits) >= threshold) & (logits > -mx.inf)
     least = mx.min(mx.where(choices, logits, mx.inf))
     return mx.where(choices & (logits > least), -mx.inf, logits)
 
 
 def logprobs_of(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...]:
     """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,) and theirs (A,)."""
+    found = logprobs(logits, token, min(alternatives, logits.size))
+    if found is not None:
+        return found if alternatives else found[:1]
     logits = logits.astype(mx.float32)
-    total = logsumexp(logits)
+    total = mx.logsumexp(logits)
     chosen = logits[token] - total
     if not alternatives:
         return (chosen,)

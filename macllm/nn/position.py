@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from macllm.errors import DoesNotFitError
 from macllm.ops.rope import rope
@@ -98,36 +99,36 @@ def _length_class(spec: RoPESpec, length: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def rotation(spec: RoPESpec, length: int) -> tuple[np.ndarray, float]:
-    """Radians come at 1 / wavelengths[i] a position: float32 (dims / 2,), and what rotated dims are scaled by."""
-    exponent = np.arange(0, spec.dims, 2, dtype=np.float64) / spec.dims
-    plain = spec.base**exponent
+def rotation(spec: RoPESpec, length: int) -> tuple[tuple[float, ...], float]:
+    """Radians come at 1 / wavelengths[i] a position: dims / 2 of them, and what rotated dims are scaled by."""
+    exponents = [i / spec.dims for i in range(0, spec.dims, 2)]
+    plain = [spec.base**exponent for exponent in exponents]
     match spec.scaling:
         case None:
-            return plain.astype(np.float32), 1.0
+            return tuple(plain), 1.0
         case LinearScaling(factor):
-            return (plain * factor).astype(np.float32), 1.0
+            return tuple(wave * factor for wave in plain), 1.0
         case DynamicScaling(factor, trained):
             stretch = factor * max(length, trained) / trained - (factor - 1)
             base = spec.base * stretch ** (spec.dims / (spec.dims - 2))
-            return (base**exponent).astype(np.float32), 1.0
+            return tuple(base**exponent for exponent in exponents), 1.0
         case BandScaling() as band:
-            return _banded(plain, band).astype(np.float32), 1.0
+            return tuple(_banded(wave, band) for wave in plain), 1.0
         case YarnScaling() as yarn:
-            return _yarn(plain, spec, yarn).astype(np.float32), yarn.magnitude
+            return tuple(_yarn(plain, spec, yarn)), yarn.magnitude
         case LongScaling() as long:
             factors = long.long if length > long.trained else long.short
-            return (plain * np.array(factors)).astype(np.float32), long.magnitude
+            return tuple(wave * factor for wave, factor in zip(plain, factors, strict=True)), long.magnitude
     raise TypeError(spec.scaling)
 
 
-def _banded(wavelengths: np.ndarray, s: BandScaling) -> np.ndarray:
-    turns = s.trained / (2 * math.pi * wavelengths)
-    keep = np.clip((turns - s.low) / (s.high - s.low), 0.0, 1.0)
-    return wavelengths / ((1 - keep) / s.factor + keep)
+def _banded(wavelength: float, s: BandScaling) -> float:
+    turns = s.trained / (2 * math.pi * wavelength)
+    keep = _share((turns - s.low) / (s.high - s.low))
+    return wavelength / ((1 - keep) / s.factor + keep)
 
 
-def _yarn(wavelengths: np.ndarray, spec: RoPESpec, s: YarnScaling) -> np.ndarray:
+def _yarn(wavelengths: list[float], spec: RoPESpec, s: YarnScaling) -> Iterator[float]:
     """arXiv:2309.00071, 3.2: dims that turn more than `beta_fast` times are kept, fewer than `beta_slow` stretched."""
 
     def dim_turning(turns: float) -> float:
@@ -137,9 +138,13 @@ def _yarn(wavelengths: np.ndarray, spec: RoPESpec, s: YarnScaling) -> np.ndarray
     if s.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, spec.dims - 1)
-    ramp = (np.arange(spec.dims // 2) - low) / (high - low if high != low else 0.001)
-    stretch = np.clip(ramp, 0.0, 1.0)
-    return wavelengths / (stretch / s.factor + (1 - stretch))
+    for i, wavelength in enumerate(wavelengths):
+        stretch = _share((i - low) / (high - low if high != low else 0.001))
+        yield wavelength / (stretch / s.factor + (1 - stretch))
+
+
+def _share(x: float) -> float:
+    return min(max(x, 0.0), 1.0)
 
 
 class Learned(nn.Module):
@@ -161,15 +166,21 @@ class Sinusoidal:
 
     def __init__(self, dim: int, spec: SinusoidalPositions):
         self.spec = spec
-        angle = np.arange(spec.count)[:, None] / 10_000 ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-        pair = (np.sin(angle), np.cos(angle)[:, : dim // 2])
-        joined = np.stack(pair, axis=-1).reshape(spec.count, dim) if spec.interleaved else np.concatenate(pair, axis=-1)
-        self.table = joined.astype(np.float32)
+        self.table = _sinusoids(dim, spec)
 
     def __call__(self, span: Span) -> mx.array:
         """(L, D), or (B, L, D) where rows are padded."""
         _check_reach(span, self.spec.count)
         return mx.array(self.table)[span.positions()]
+
+
+def _sinusoids(dim: int, spec: SinusoidalPositions) -> Any:
+    import numpy as np  # in float64, which MLX lacks on a GPU; other models need not wait for it
+
+    angle = np.arange(spec.count)[:, None] / 10_000 ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    pair = (np.sin(angle), np.cos(angle)[:, : dim // 2])
+    joined = np.stack(pair, axis=-1).reshape(spec.count, dim) if spec.interleaved else np.concatenate(pair, axis=-1)
+    return joined.astype(np.float32)
 
 
 def make_positions(dim: int, spec: LearnedPositions | SinusoidalPositions) -> Learned | Sinusoidal:

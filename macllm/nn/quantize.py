@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from macllm.errors import CheckpointError, UsageError
-from macllm.ops.quantized import Packed, quantized_matmul
+from macllm.ops.quantized import Packed, quantized_matmul, quantized_rows
 
 from .moe import QuantizedExpertLinear
 
@@ -19,6 +19,9 @@ _AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 _AFFINE_GROUPS = (32, 64, 128)
 
 Recipe = dict[str, Any]  # bits, group_size, mode
+
+QUANTIZED = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
+"""What `describe` finds: every layer that holds packed weights."""
 
 
 class QuantizedLinear(nn.QuantizedLinear):
@@ -32,6 +35,10 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
     """MLX's layer with our product."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        """int (...) -> (..., D)."""
+        return quantized_rows(_packed(self), tokens)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """The head tied to these embeddings: (..., D) -> (..., V)."""
@@ -94,8 +101,7 @@ def _transform(model: nn.Module, choose: Callable[[str, nn.Module], Recipe | Non
 def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:
     """The commonest recipe of a model's quantized layers, and the others by path; None when none is quantized."""
     leaves = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)).items()
-    kinds = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
-    found = {path: _of(module) for path, module in leaves if isinstance(module, kinds)}
+    found = {path: _of(module) for path, module in leaves if isinstance(module, QUANTIZED)}
     if not found:
         return None
     recipes = list(found.values())

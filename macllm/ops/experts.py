@@ -6,6 +6,10 @@ from typing import Literal
 
 import mlx.core as mx
 
+from .cpu import blas
+from .dispatch import native
+from .linear import HALVES
+
 
 def route(
     logits: mx.array, top_k: int, scores: Literal["softmax", "sigmoid"], *, renormalize: bool
@@ -25,5 +29,14 @@ def route(
 
 
 def gather_matmul(x: mx.array, weight: mx.array, chosen: mx.array) -> mx.array:
-    """x W_e^T for each chosen expert e: (..., 1, D), (E, F, D), int (..., T) -> (..., T, 1, F)."""
+    """x W_e^T for each chosen expert e: (..., 1 or T, 1, D), (E, F, D), int (..., T) -> (..., T, 1, F).
+
+    Weights of 16 bits leave float32 activations what they are.
+    """
+    half = x.dtype == mx.float32 and weight.dtype in HALVES
+    kernels = native() if half and x.shape[-2] == 1 else None
+    if kernels is not None and blas.divided():
+        rows = mx.broadcast_to(x.squeeze(-2), (*chosen.shape, x.shape[-1]))
+        return kernels.linear_gather(rows, weight, chosen)[..., None, :]
+    weight = weight.astype(mx.float32) if half else weight
     return mx.gather_mm(x, weight.swapaxes(-1, -2), rhs_indices=chosen)

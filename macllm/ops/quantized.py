@@ -11,6 +11,7 @@ from typing import Literal
 
 import mlx.core as mx
 
+from . import cpu
 from .dispatch import choice, native
 
 Activations = Literal["int8", "float"]
@@ -57,6 +58,19 @@ def quantized_matmul(x: mx.array, w: Packed) -> mx.array:
         )
     y = kernels.quantized_matmul(x.astype(mx.float32), w.weight, w.scales, w.biases, w.group_size, w.bits, rounds())
     return y.astype(mx.result_type(x, w.scales))
+
+
+def quantized_rows(w: Packed, tokens: mx.array) -> mx.array:
+    """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
+    weight, scales, biases = w.weight[tokens], w.scales[tokens], None if w.biases is None else w.biases[tokens]
+    if mx.default_device() == mx.cpu and biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    return Packed(weight, scales, biases, w.group_size, w.bits, w.mode).dequantized()
+
+
+def reads_half_scales() -> bool:
+    """Whether a kernel here multiplies float32 by matrices whose scales have 16 bits."""
+    return mx.default_device() == mx.cpu and cpu.available()
 
 
 def quantized_gather_matmul(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:

@@ -1,33 +1,73 @@
-"""Drawing a token from logits."""
+"""Drawing a token from logits, all of it in one op where a kernel serves."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from .dispatch import native
 
+_LARGEST = 2**53  # a whole number that the kernels are told
 
-class Filters(NamedTuple):
-    """What may be drawn; see `generate.request.SamplingParams`."""
+
+class Rules(NamedTuple):
+    """How tokens are drawn, under the names of `generate.request.SamplingParams`, in the order of the kernel.
+
+    `kept` is how many of the newest tokens any window looks at; 0: all.
+    """
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
+    xtc_probability: float
+    xtc_threshold: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_window: int
+    kept: int
 
 
-def sample(logits: mx.array, filters: Filters, seed: int, step: int) -> mx.array | None:
-    """The token () drawn from float32 logits (V,) in one pass; None where no kernel serves and filters go one by one.
+class Draw:
+    """The draws of one completion, each one op from logits to token."""
 
-    Seed and step are the words of the random key. The noise of a candidate is that of its place among the candidates.
+    def __init__(self, rules: Rules, bias: Sequence[tuple[int, float]], breakers: Sequence[int]) -> None:
+        self._arguments = (
+            [float(min(number, _LARGEST)) for number in rules],
+            [token for token, _ in bias],
+            [amount for _, amount in bias],
+            list(breakers),
+        )
+        self._plan: Any = None
+
+    def __call__(
+        self, logits: mx.array, history: mx.array | None, seed: int, step: int
+    ) -> tuple[mx.array, mx.array | None] | None:
+        """The token () drawn from logits (V,), and `history` (N,) uint32 with it; None where no kernel serves.
+
+        Seed and step are the words of the random key. The noise of a candidate is that of its place among the
+        candidates. Without penalties no history is needed.
+        """
+        kernels = native()
+        if kernels is None:
+            return None
+        if self._plan is None:
+            self._plan = kernels.DrawPlan(*self._arguments)
+        return kernels.draw(self._plan, logits.astype(mx.float32), history, seed, step)
+
+
+def logprobs(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...] | None:
+    """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,), in order, and theirs (A,).
+
+    None where no kernel serves.
     """
-    kernels = native(logits)
-    return None if kernels is None else kernels.sample(logits, seed, step, *filters)
-
-
-def logsumexp(logits: mx.array) -> mx.array:
-    """log sum e^x over the last axis: (..., V) -> (...)."""
-    kernels = native(logits)
-    return mx.logsumexp(logits, axis=-1) if kernels is None else kernels.logsumexp(logits)
+    kernels = native()
+    return None if kernels is None else kernels.logprobs(logits.astype(mx.float32), token, alternatives)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-import numpy as np
 
 from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
 
@@ -146,6 +145,8 @@ def save_folder(
 
 
 def _read_now(path: Path, info: TensorInfo) -> mx.array:
+    import numpy as np  # which a start need not wait for
+
     count = prod(info.shape)
     array = np.fromfile(path, dtype=_NUMPY[info.dtype], count=count, offset=info.offset_bytes).reshape(info.shape)
     if info.dtype == "F64":

@@ -36,6 +36,12 @@ def test_nothing_heavy_is_loaded_by(case: str) -> None:
     assert modules_after(CASES[case]) & HEAVY == set()
 
 
+def test_a_first_token_waits_for_no_numpy() -> None:
+    statement = "import macllm.cli; macllm.cli.main(['generate', '--max-tokens', '1', 'Hello'])"
+    assert modules_after(statement) & HEAVY >= {"mlx"}
+    assert "numpy" not in modules_after(statement)
+
+
 def test_the_probe_sees_what_is_loaded() -> None:
     assert modules_after("import numpy") & HEAVY == {"numpy"}
 

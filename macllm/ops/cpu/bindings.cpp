@@ -264,6 +264,7 @@ NB_MODULE(macllm_native, m) {
   m.def("rope", &native_rope, "x"_a, "wavelengths"_a, "offset"_a, "interleaved"_a = false, "back"_a = false);
   m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
         "mask"_a = nb::none(), "softcap"_a = 0);
+  bind_experts(m);
   bind_linear(m);
   bind_sampling(m);
   bind_steps(m);

@@ -41,6 +41,7 @@ KERNELS = (
     "quantized_few",
     "quantized_many",
     "sample",
+    "penalties",
     "step",
 )
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")

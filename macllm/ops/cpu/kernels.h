@@ -60,18 +60,6 @@ double sum_of_squares(int64_t n, const float* x);
 // y[row] += bias.
 void add_to_rows(int64_t rows, int64_t n, const float* bias, float* y);
 
-// Which of n logits to draw: the `top_k` largest, divided by the temperature, of these the fewest likeliest that hold
-// the mass `top_p`, of these those at least `min_p` times as likely as the likeliest; 0, 1 and 0 are all. The draw is the
-// largest sum with Gumbel noise, which MLX's generator gives for `key` and the place of a candidate: its index, or its
-// rank where candidates have been ranked.
-struct Sampling {
-  uint32_t key[2];
-  float temperature;
-  int64_t top_k;
-  float top_p, min_p;
-};
-int64_t sample(int64_t n, const float* logits, const Sampling& s);
-
 // p, m, v -> p_out, m_out, v_out, which may be the same memory:
 // p_out = kept p - step m_out / (root sqrt(v_out) + eps), the means taken over scale g.
 struct AdamW {

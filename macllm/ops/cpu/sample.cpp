@@ -4,14 +4,11 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels.h"
 #include "parallel.h"
-#include "simd.h"
+#include "sample.h"
 
 namespace macllm {
 namespace {
-
-typedef uint32_t vu __attribute__((vector_size(W * 4)));
 
 constexpr int64_t BLOCK = 16;          // logits that share a maximum
 constexpr int64_t FIRST_GUESS = 256;   // likeliest tokens that mostly hold the mass of top-p
@@ -47,8 +44,6 @@ class Blocks {
     for (int64_t b = 0; b < int64_t(tops_.size()); b++) tops_[b] = largest(std::min(BLOCK, n - b * BLOCK), x + b * BLOCK);
   }
 
-  float top() const { return *std::max_element(tops_.begin(), tops_.end()); }
-
   // The k largest in order.
   std::vector<uint64_t> largest_of(int64_t k) const {
     float least = -INFINITE;  // there are k logits of at least this size: each of k blocks has one
@@ -74,52 +69,122 @@ class Blocks {
   std::vector<float> tops_;
 };
 
-// Two words of Threefry-2x32 with 20 rounds (Salmon et al. 2011), as MLX's generator has them.
-void threefry(const uint32_t key[2], vu& a, vu& b) {
-  static constexpr int rotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
-  const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA};
-  a += keys[0];
-  b += keys[1];
-  for (uint32_t i = 0; i < 5; i++) {
-    for (int r : rotations[i % 2]) {
-      a += b;
-      b = (b << r | b >> (32 - r)) ^ a;
-    }
-    a += keys[(i + 1) % 3];
-    b += keys[(i + 2) % 3] + i + 1;
-  }
-}
-
-// Gumbel noise at places [first, first + W) of an array of `count` that MLX would draw with this key.
-vf gumbel(const uint32_t key[2], uint32_t count, uint32_t first) {
-  const uint32_t half = count / 2, odd = count % 2;
-  vu place;
-  for (int i = 0; i < W; i++) place[i] = first + i;
-  // A hash makes the words of one place in either half; the middle of an odd count has a hash of its own.
-  const vu low = (vu)(place < half), middle = (vu)(place == half) & -odd;
-  vu a = (low & place) | (middle & half) | (~low & ~middle & (place - half - odd));
-  vu b = ~middle & (a + half + odd);
-  threefry(key, a, b);
-  const vu word = ((low | middle) & a) | (~low & ~middle & b);
-  vf uniform = __builtin_convertvector(word, vf) * 0x1p-32f;
-  uniform = uniform < 1.f ? uniform : splat(0x1.fffffep-1f);
-  const vf noise = -log(-log(uniform > 0.f ? uniform : splat(1.f - 0x1p-24f)));
-  return uniform > 0.f ? noise : splat(-INFINITE);
-}
-
 struct Best {
   float value = -INFINITE;
   int64_t place = 0;
 };
 
-Best better(Best a, Best b) { return b.value > a.value || (b.value == a.value && b.place < a.place) ? b : a; }
+// The first place of the largest number; 0 where there is none.
+int64_t likeliest(int64_t n, const float* x) {
+  constexpr int64_t SPAN = 1024;
+  Best best;
+  for (int64_t i = 0; i < n; i += SPAN) {
+    const float top = largest(std::min(SPAN, n - i), x + i);
+    if (top > best.value) best = {top, i};
+  }
+  for (int64_t i = best.place; i < std::min(n, best.place + SPAN); i++)
+    if (x[i] == best.value) return i;
+  return 0;
+}
 
-Best best_of(int64_t n, const float* logits, const Sampling& s, int64_t count, int64_t first, int64_t last) {
-  Best best{-INFINITE, n};
+// What may be drawn. Logits stand in the order of their places; those of later places cannot be drawn.
+struct Candidates {
+  std::vector<float> logits;
+  std::vector<uint32_t> tokens;  // empty: each in its own place
+  int64_t places = 0;
+
+  const float* data() const { return logits.data(); }
+  int64_t size() const { return int64_t(logits.size()); }
+
+  // Only these places of now, in this order.
+  void keep(const std::vector<uint64_t>& ranks, int64_t count) {
+    std::vector<float> values;
+    std::vector<uint32_t> names;
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t place = index_of(ranks[i]);
+      values.push_back(logits[place]);
+      names.push_back(tokens.empty() ? uint32_t(place) : tokens[place]);
+    }
+    logits.assign(values.begin(), values.end());
+    tokens.swap(names);
+  }
+};
+
+void take(int64_t n, const float* logits, const Filters& f, Candidates& c) {
+  c.tokens.clear();
+  if (f.top_k > 0 && f.top_k < n) {
+    c.logits.clear();
+    for (uint64_t rank : Blocks(n, logits).largest_of(f.top_k)) {
+      c.tokens.push_back(uint32_t(index_of(rank)));
+      c.logits.push_back(logits[c.tokens.back()] / f.temperature);
+    }
+  } else {
+    c.logits.resize(n);
+    map(n, c.logits.data(), [&](vf x) { return x / f.temperature; }, logits);
+  }
+  c.places = c.size();
+}
+
+struct Mass {
+  float top;
+  double total;  // of e^(logit - top)
+
+  explicit Mass(const Candidates& c) : top(largest(c.size(), c.data())) {
+    total = accumulate(c.size(), -INFINITE, [&](vf x) { return exp(x - top); }, c.data());
+  }
+  float share(float logit) const { return std::exp(logit - top); }
+};
+
+// The fewest candidates, those of the largest keys first, that hold the share p of the mass; all where they do not.
+void keep_nucleus(Candidates& c, const float* keys, const Mass& mass, float p) {
+  const Blocks blocks(c.size(), keys);
+  for (int64_t guess = FIRST_GUESS;; guess *= 16) {
+    const auto ranks = blocks.largest_of(std::min(guess, c.size()));
+    double held = 0;
+    size_t kept = 0;
+    while (kept < ranks.size() && !(held >= std::max(p, SMALLEST) * mass.total))
+      held += mass.share(c.logits[index_of(ranks[kept++])]);
+    if (held >= p * mass.total || guess >= c.size()) return c.keep(ranks, kept);
+  }
+}
+
+void keep_min_p(Candidates& c, float p) {
+  const float least = largest(c.size(), c.data()) + float(std::log(double(p)));
+  map(c.size(), c.logits.data(), [&](vf x) { return x < least ? splat(-INFINITE) : x; }, c.data());
+}
+
+// Surprises nearest the entropy first.
+void keep_typical(Candidates& c, float p) {
+  const Mass mass(c);
+  const float all = mass.top + float(std::log(mass.total));
+  auto surprise = [&](vf x) { return x > -INFINITE ? exp(x - all) * (all - x) : vf{}; };
+  const float entropy = accumulate(c.size(), -INFINITE, surprise, c.data());
+  std::vector<float> keys(c.size());
+  map(c.size(), keys.data(), [&](vf x) {
+    const vf apart = all - x - entropy;
+    return apart < 0.f ? apart : -apart;
+  }, c.data());
+  keep_nucleus(c, keys.data(), mass, p);
+}
+
+// Drops those above the least likely one that reaches the threshold.
+void drop_top_choices(Candidates& c, float threshold) {
+  const Mass mass(c);
+  const float near = mass.top + float(std::log(threshold * mass.total)) - 0.01f;
+  float least = INFINITE;
+  for (float x : c.logits)
+    if (x >= near && x > -INFINITE && x < least && mass.share(x) / float(mass.total) >= threshold) least = x;
+  map(c.size(), c.logits.data(), [&](vf x) { return x > least ? splat(-INFINITE) : x; }, c.data());
+}
+
+// The best of places [first, last); logits below `least` cannot win.
+Best best_of(const Candidates& c, Key key, float least, int64_t first, int64_t last) {
+  Best best{-INFINITE, c.size()};
   for (int64_t i = first; i < last; i += W) {
     const int64_t left = last - i;
-    const vf x = left >= W ? load(logits + i) : load(logits + i, left, -INFINITE);
-    const vf sum = x + gumbel(s.key, uint32_t(count), uint32_t(i));
+    const vf x = left >= W ? load(c.data() + i) : load(c.data() + i, left, -INFINITE);
+    if (!(max(x) >= least)) continue;
+    const vf sum = x + gumbel(key, uint32_t(c.places), uint32_t(i));
     const float top = max(sum);
     if (!(top > best.value)) continue;
     for (int lane = W - 1; lane >= 0; lane--)
@@ -128,83 +193,44 @@ Best best_of(int64_t n, const float* logits, const Sampling& s, int64_t count, i
   return best;
 }
 
-// The place of the largest of n logits with noise, the first ones of `count` places.
-int64_t draw(int64_t n, const float* logits, const Sampling& s, int64_t count) {
+// The place of the largest logit with noise.
+int64_t draw(const Candidates& c, Key key) {
   constexpr int64_t SPAN = 4096;
+  const int64_t n = c.size(), start = likeliest(n, c.data());
+  const float least = c.logits[start] + gumbel(key, uint32_t(c.places), uint32_t(start))[0] - MOST_GUMBEL;
   std::vector<Best> found((n + SPAN - 1) / SPAN);
-  parallel_range(found.size(), SPAN / W * 120, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++)
-      found[i] = best_of(n, logits, s, count, i * SPAN, std::min(n, (i + 1) * SPAN));
+  parallel_range(found.size(), SPAN / W * 20, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) found[i] = best_of(c, key, least, i * SPAN, std::min(n, (i + 1) * SPAN));
   });
-  Best best{-INFINITE, n};
-  for (auto& one : found) best = better(best, one);
-  return best.place < n ? best.place : 0;
-}
-
-// How many of the first candidates hold the mass p of `total`; all of them where they do not.
-int64_t nucleus(const std::vector<float>& candidates, float top, double total, float p) {
-  double mass = 0;
-  for (size_t i = 0; i < candidates.size(); i++) {
-    if (mass >= std::max(p, SMALLEST) * total) return i;
-    mass += std::exp(candidates[i] - top);
-  }
-  return mass >= p * total ? candidates.size() : -1;
-}
-
-std::vector<float> values_of(const std::vector<uint64_t>& ranks, const float* x) {
-  std::vector<float> values;
-  for (uint64_t rank : ranks) values.push_back(x[index_of(rank)]);
-  return values;
-}
-
-void keep_min_p(std::vector<float>& values, float p) {
-  if (p <= 0 || values.empty()) return;
-  const float least = largest(values.size(), values.data()) + float(std::log(double(p)));
-  for (float& value : values) value = value < least ? -INFINITE : value;
-}
-
-int64_t draw_ranked(const std::vector<uint64_t>& ranks, std::vector<float> values, const Sampling& s, int64_t count) {
-  keep_min_p(values, s.min_p);
-  return index_of(ranks[draw(values.size(), values.data(), s, count)]);
-}
-
-int64_t sample_top_k(int64_t n, const float* logits, const Sampling& s) {
-  const auto ranks = Blocks(n, logits).largest_of(s.top_k);
-  auto values = values_of(ranks, logits);
-  for (float& value : values) value /= s.temperature;
-  if (s.top_p < 1) {
-    double total = 0;
-    for (float value : values) total += std::exp(value - values[0]);
-    const int64_t kept = nucleus(values, values[0], total, s.top_p);
-    if (kept >= 0) values.resize(kept);
-  }
-  return draw_ranked(ranks, values, s, s.top_k);
-}
-
-int64_t sample_top_p(int64_t n, const float* scaled, const Sampling& s) {
-  const Blocks blocks(n, scaled);
-  const float top = blocks.top();
-  const double total = accumulate(n, -INFINITE, [&](vf x) { return exp(x - top); }, scaled);
-  for (int64_t guess = FIRST_GUESS;; guess *= 16) {
-    const auto ranks = blocks.largest_of(std::min(guess, n));
-    auto values = values_of(ranks, scaled);
-    const int64_t kept = nucleus(values, top, total, s.top_p);
-    if (kept < 0 && guess < n) continue;
-    if (kept >= 0) values.resize(kept);
-    return draw_ranked(ranks, values, s, n);
-  }
+  Best best{-INFINITE, 0};
+  for (auto& one : found)
+    if (one.value > best.value) best = one;
+  return best.place;
 }
 
 }  // namespace
 
-int64_t sample(int64_t n, const float* logits, const Sampling& s) {
-  if (s.top_k > 0 && s.top_k < n) return sample_top_k(n, logits, s);
-  static thread_local std::vector<float> scaled;
-  scaled.resize(n);
-  map(n, scaled.data(), [&](vf x) { return x / s.temperature; }, logits);
-  if (s.top_p < 1) return sample_top_p(n, scaled.data(), s);
-  keep_min_p(scaled, s.min_p);
-  return draw(n, scaled.data(), s, n);
+int64_t sample(int64_t n, const float* logits, const Filters& f, Key key) {
+  if (f.temperature == 0) return likeliest(n, logits);
+  static thread_local Candidates c;  // so that its memory is there already
+  take(n, logits, f, c);
+  if (f.top_p < 1) keep_nucleus(c, c.data(), Mass(c), f.top_p);
+  if (f.min_p > 0) keep_min_p(c, f.min_p);
+  if (f.typical_p < 1) keep_typical(c, f.typical_p);
+  if (f.xtc_probability > 0) {
+    Key coin;
+    split(key, key, coin);
+    if (uniform(coin, 1, 0)[0] < f.xtc_probability) drop_top_choices(c, f.xtc_threshold);
+  }
+  const int64_t place = draw(c, key);
+  return c.tokens.empty() ? place : c.tokens[place];
+}
+
+void largest_logits(int64_t n, const float* logits, int64_t k, uint32_t* tokens, float* values) {
+  for (uint64_t rank : Blocks(n, logits).largest_of(k)) {
+    *tokens = uint32_t(index_of(rank));
+    *values++ = logits[*tokens++];
+  }
 }
 
 }  // namespace macllm

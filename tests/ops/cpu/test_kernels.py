@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 Array = np.ndarray
-SHAPES = [(1,), (1, 1), (3, 5), (2, 16), (5, 17), (4, 33), (2, 3, 1000), (7, 4097)]
+SHAPES = [(1,), (1, 1), (3, 5), (2, 16), (5, 17), (4, 33), (2, 3, 1000), (7, 4097), (50, 700)]
 
 erf = np.vectorize(math.erf)
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {

@@ -15,7 +15,7 @@ from macllm.ops.linear import linear, rows
 TYPES = [mx.float32, mx.bfloat16, mx.float16]
 # (outputs, inputs): one, unaligned, wider than a vector, several blocks deep and wide.
 SIZES = [(1, 1), (3, 5), (17, 33), (64, 96), (130, 1), (5, 1030), (700, 530)]
-ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 24, 25, 70]
+ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 24, 25, 70, 200]
 
 Array = np.ndarray
 
@@ -91,6 +91,20 @@ def test_nothing_in_nothing_out(kernels: ModuleType) -> None:
     assert kernels.linear(mx.zeros((0, 4)), w).shape == (0, 3)
     assert kernels.linear(mx.zeros((2, 0)), mx.zeros((3, 0), mx.float16)).tolist() == [[0, 0, 0]] * 2
     assert mx.grad(lambda x: kernels.linear(x, w).sum())(mx.zeros((0, 4))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("count", [2, 300])
+def test_a_sum_of_nothing_is_zero_whatever_the_memory_held(kernels: ModuleType, count: int, dtype: mx.Dtype) -> None:
+    def used(*shape: int) -> None:
+        mx.eval([mx.full(shape, 7.0) for _ in range(4)])
+
+    used(count, 50)
+    no_inputs = kernels.linear(mx.zeros((count, 0)), mx.zeros((50, 0), dtype))
+    np.testing.assert_array_equal(np.array(no_inputs), np.zeros((count, 50)))
+    used(count, 50)
+    no_outputs = mx.grad(lambda x: kernels.linear(x, mx.zeros((0, 50), dtype)).sum())(mx.ones((count, 50)))
+    np.testing.assert_array_equal(np.array(no_outputs), np.zeros((count, 50)))
 
 
 def test_what_does_not_fit_is_refused(kernels: ModuleType) -> None:
