@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
-from macllm.ops.kv import KV, Dense, Quantized
+from macllm.ops.kv import KV, Dense, Quantized, write, write_quantized
 
 from .mask import first_visible
 from .position import Span
@@ -23,15 +23,20 @@ GROW = 256  # slots by which a buffer grows
 SLACK = 64  # slots that a window keeps beyond what it needs, so that a few tokens can be taken back
 
 Parts = tuple[mx.array, ...]
+Form = tuple[int, mx.Dtype]
 
 
 @dataclass(frozen=True)
 class DenseCodec:
     """Rows as they are."""
 
-    def encode(self, rows: mx.array) -> Parts:
-        """(B, K, L, Dh) -> what is stored."""
-        return (rows,)
+    def forms(self, rows: mx.array) -> list[Form]:
+        """The last dimension and the type of each array that stores such rows."""
+        return [(rows.shape[-1], rows.dtype)]
+
+    def write(self, parts: Parts, keys: mx.array, values: mx.array, at: int) -> Parts:
+        """Keys' and values' parts with these rows (B, K, L, Dh) in the slots from `at` on; the old ones are used up."""
+        return write(parts, (keys, values), at)
 
     def view(self, keys: Parts, values: Parts, head_dim: int) -> KV:
         """What attention reads."""
@@ -44,12 +49,15 @@ class QuantizedCodec:
 
     bits: int
 
-    def encode(self, rows: mx.array) -> Parts:
-        """(B, K, L, Dh) -> packed, scales, biases."""
-        group = self.group_size(rows.shape[-1])
-        short = -rows.shape[-1] % group
-        padded = mx.pad(rows, [(0, 0)] * 3 + [(0, short)]) if short else rows
-        return tuple(mx.quantize(padded, group_size=group, bits=self.bits))
+    def forms(self, rows: mx.array) -> list[Form]:
+        """The last dimension and the type of each array that stores such rows: packed, scales, biases."""
+        size = self.group_size(rows.shape[-1])
+        groups = -(-rows.shape[-1] // size)
+        return [(groups * size * self.bits // 32, mx.uint32), (groups, rows.dtype), (groups, rows.dtype)]
+
+    def write(self, parts: Parts, keys: mx.array, values: mx.array, at: int) -> Parts:
+        """Keys' and values' parts with these rows (B, K, L, Dh) in the slots from `at` on; the old ones are used up."""
+        return write_quantized(parts, keys, values, at, self.bits, self.group_size(keys.shape[-1]))
 
     def view(self, keys: Parts, values: Parts, head_dim: int) -> KV:
         """What attention reads."""
@@ -89,11 +97,8 @@ class LayerCache:
         length = keys.shape[2]
         self.head_dim = keys.shape[-1]
         needed = self._needed(self.offset)
-        rows = (*self.codec.encode(keys), *self.codec.encode(values))
-        self._make_room(needed, length, rows)
-        at = self.offset - self.start
-        for part, new in zip(self._parts, rows, strict=True):
-            part[:, :, at : at + length] = new
+        self._make_room(needed, length, keys.shape[:2], [*self.codec.forms(keys), *self.codec.forms(values)])
+        self._parts = self.codec.write(self._parts, keys, values, self.offset - self.start)
         self.offset += length
         return self._view(needed), needed
 
@@ -104,7 +109,8 @@ class LayerCache:
         """
         if not self._parts or not isinstance(self.codec, DenseCodec):
             return None
-        self._make_room(self._needed(self.offset), 1, self._parts)
+        forms = [(part.shape[3], part.dtype) for part in self._parts]
+        self._make_room(self._needed(self.offset), 1, self._parts[0].shape[:2], forms)
         keys, values = self._parts
         return keys, values, self.offset - self.start, self._lent
 
@@ -149,7 +155,7 @@ class LayerCache:
         rows = tuple(part[:, :, first - self.start : self.offset - self.start] for part in self.parts)
         return self.codec.view(rows[:half], rows[half:], self.head_dim)
 
-    def _make_room(self, needed: int, length: int, like: Parts) -> None:
+    def _make_room(self, needed: int, length: int, heads: tuple[int, ...], forms: list[Form]) -> None:
         """Capacity for `length` more slots, moving to a new buffer when the old one is full or far too large."""
         keep = max(self.start, needed - SLACK) if needed > 0 else self.start
         size = self.offset - keep + length
@@ -160,9 +166,8 @@ class LayerCache:
         room = -(-(size + (GROW if self._parts else 0)) // GROW) * GROW
         held = self.held()
         moved = []
-        for n, part in enumerate(like):
-            shape = (*part.shape[:2], room, part.shape[3])
-            fresh = mx.zeros(shape, dtype=part.dtype)
+        for n, (width, dtype) in enumerate(forms):
+            fresh = mx.zeros((*heads, room, width), dtype=dtype)
             if held:
                 fresh[:, :, : self.offset - keep] = held[n][:, :, keep - self.start :]
             moved.append(fresh)

@@ -1,0 +1,228 @@
+// Attention, and writing into a quantized cache, as MLX operations.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "attention.h"
+#include "bindings.h"
+#include "parallel.h"
+#include "primitive.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace macllm {
+namespace {
+
+struct Rules {
+  float scale, softcap;
+  bool causal;
+  int64_t window;
+};
+
+// What inputs there are: q, then keys and values in so many arrays each, sinks, a mask.
+struct Layout {
+  size_t parts;
+  bool sunk, masked;
+  size_t sinks() const { return 1 + 2 * parts; }
+  size_t mask() const { return sinks() + sunk; }
+  size_t count() const { return mask() + masked; }
+};
+
+[[noreturn]] void refuse(const char* why) { throw std::invalid_argument(std::string("[macllm] attention: ") + why); }
+
+// What does not depend on the form of keys and values; positions are what the second dimension from the end counts.
+Attention problem(const Arrays& in, const Rules& rules, const Layout& layout) {
+  auto &q = in[0], &k = in[1];
+  Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), rules.scale, rules.causal,
+              rules.window, nullptr, {}, rules.softcap};
+  if (layout.sunk) a.sinks = in[layout.sinks()].data<float>();
+  if (layout.masked) {
+    auto& mask = in[layout.mask()];
+    a.mask = mask.data<bool>();
+    std::copy(mask.strides().begin(), mask.strides().end(), a.mask_strides);
+  }
+  return a;
+}
+
+void add_rules(Arrays& inputs, const std::optional<mx::array>& sinks, const std::optional<mx::array>& mask) {
+  auto &q = inputs[0], &k = inputs[1];
+  if (q.ndim() != 4 || k.ndim() != 4 || q.shape(0) != k.shape(0) || k.shape(1) == 0 || q.shape(1) % k.shape(1))
+    refuse("queries are (B, H, T, Dh), keys and values (B, K, S, Dh).");
+  const mx::Shape scores{q.shape(0), q.shape(1), q.shape(2), k.shape(2)};
+  if (sinks) {
+    if (sinks->shape() != mx::Shape{q.shape(1)}) refuse("one sink for each head.");
+    inputs.push_back(mx::contiguous(*sinks));
+  }
+  if (mask) {
+    if (mask->dtype() != mx::bool_) refuse("a mask is of bool.");
+    inputs.push_back(mx::broadcast_to(*mask, scores));
+  }
+}
+
+mx::Shape swapped(const mx::array& x) { return {x.shape(0), x.shape(2), x.shape(1), x.shape(3)}; }
+
+Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out, Rules rules, Layout layout) {
+  Arrays inputs = in;
+  inputs.insert(inputs.end(), {out[0], out[1], g[0]});
+  auto backward = [rules, layout](const Arrays& in, Arrays& to) {
+    const size_t at = layout.count();
+    Dense lse(in[at + 1]);
+    attention_vjp(problem(in, rules, layout), view(in[0]), view(in[1]), view(in[2]), view(in[at], true), lse,
+                  view(in[at + 2], true),
+                  {to[0].data<float>(), to[1].data<float>(), to[2].data<float>(), layout.sunk ? to[3].data<float>() : nullptr});
+  };
+  std::vector<mx::Shape> shapes{swapped(in[0]), swapped(in[1]), swapped(in[2])};
+  if (layout.sunk) shapes.push_back(in[3].shape());
+  Arrays all = make("attention_vjp", inputs, shapes, backward);
+  for (int i = 0; i < 3; i++) all[i] = heads_first(all[i]);
+  return all;
+}
+
+mx::array native_attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, bool causal,
+                           int64_t window, const std::optional<mx::array>& mask, float softcap,
+                           const std::optional<mx::array>& sinks) {
+  if (k.shape() != v.shape() || q.ndim() != k.ndim() || q.shape(-1) != k.shape(-1)) refuse("heads of one width.");
+  const Rules rules{scale, softcap, causal, window};
+  const Layout layout{1, sinks.has_value(), mask.has_value()};
+  Arrays inputs{q, k, v};
+  add_rules(inputs, sinks, mask);
+  auto forward = [rules, layout](const Arrays& in, Arrays& out) {
+    attention(problem(in, rules, layout), view(in[0]), {view(in[1])}, {view(in[2])}, out[0].data<float>(), out[1].data<float>());
+  };
+  auto vjp = [rules, layout](const Arrays& in, const Arrays& g, const Arrays& out) {
+    return native_attention_vjp(in, g, out, rules, layout);
+  };
+  const mx::Shape lse{q.shape(0), q.shape(1), q.shape(2)};
+  return heads_first(make("attention", inputs, {swapped(q), lse}, forward, vjp)[0]);
+}
+
+// Words, scales and biases of keys or of values: where they lie if the rows of a head follow one another, else copied.
+class PackedView {
+ public:
+  PackedView(const mx::array& words, const mx::array& scales, const mx::array& biases, int bits, int group) {
+    rows_.bits = bits, rows_.group = group, rows_.groups = scales.shape(-1);
+    rows_.batch = stride(scales, 0), rows_.head = stride(scales, 1);
+    if (lies(words, rows_.words_per_row()) && lies(scales, rows_.groups) && lies(biases, rows_.groups)) {
+      rows_.words = words.data<uint32_t>(), rows_.scales = scales.data<float>(), rows_.biases = biases.data<float>();
+      return;
+    }
+    rows_.head = scales.shape(2), rows_.batch = rows_.head * scales.shape(1);
+    rows_.words = words_.emplace(words);
+    rows_.scales = scales_.emplace(scales);
+    rows_.biases = biases_.emplace(biases);
+  }
+  Rows rows() const { return {{}, rows_}; }
+
+ private:
+  // In rows; that of a dimension of one does not matter.
+  int64_t stride(const mx::array& a, int axis) const { return a.shape(axis) > 1 ? a.strides()[axis] / a.shape(-1) : 0; }
+  bool lies(const mx::array& a, int64_t width) const {
+    const auto& s = a.strides();
+    const bool close = (a.shape(3) == 1 || s[3] == 1) && (a.shape(2) == 1 || s[2] == width);
+    return close && (a.shape(1) == 1 || s[1] == rows_.head * width) && (a.shape(0) == 1 || s[0] == rows_.batch * width);
+  }
+
+  PackedRows rows_;
+  std::optional<Dense<uint32_t>> words_;
+  std::optional<Dense<float>> scales_, biases_;
+};
+
+void check_packed(const Arrays& parts, int bits, int group, int64_t head_dim) {
+  if ((bits != 4 && bits != 8) || (group != 32 && group != 64 && group != 128)) refuse("4 or 8 bits, groups of 32, 64 or 128.");
+  if (parts.size() != 6) refuse("words, scales and biases of keys, then of values.");
+  const int64_t groups = (head_dim + group - 1) / group;
+  for (size_t i = 0; i < 6; i++) {
+    mx::Shape expected = parts[0].shape();
+    if (expected.size() != 4) refuse("packed keys and values are (B, K, S, words).");
+    expected[3] = int(i % 3 ? groups : groups * group * bits / 32);
+    if (parts[i].shape() != expected || parts[i].dtype() != (i % 3 ? mx::float32 : mx::uint32)) refuse("packed otherwise.");
+  }
+}
+
+// Nothing where a gradient is taken.
+std::optional<mx::array> native_attention_packed(const mx::array& q, const Arrays& parts, int bits, int group, float scale,
+                                                 bool causal, const std::optional<mx::array>& mask, float softcap,
+                                                 const std::optional<mx::array>& sinks) {
+  check_packed(parts, bits, group, q.shape(-1));
+  const Rules rules{scale, softcap, causal, 0};
+  const Layout layout{3, sinks.has_value(), mask.has_value()};
+  Arrays inputs{q};
+  inputs.insert(inputs.end(), parts.begin(), parts.end());
+  add_rules(inputs, sinks, mask);
+  for (auto& in : inputs)
+    if (in.is_tracer()) return {};
+  auto forward = [rules, layout, bits, group](const Arrays& in, Arrays& out) {
+    const PackedView k(in[1], in[2], in[3], bits, group), v(in[4], in[5], in[6], bits, group);
+    Scratch lse(in[0].size() / std::max(in[0].shape(3), 1));
+    attention(problem(in, rules, layout), view(in[0]), k.rows(), v.rows(), out[0].data<float>(), lse.take(0));
+  };
+  return heads_first(make_of("attention_packed", inputs, {swapped(q)}, forward)[0]);
+}
+
+// What of a cache's part is written, and how.
+struct Target {
+  int64_t at;
+  int bits, group;
+};
+
+void write_rows(const mx::array& x, Target target, mx::array* parts) {
+  const int64_t K = x.shape(1), L = x.shape(2), D = x.shape(3), capacity = parts[0].shape(2);
+  const int64_t words = parts[0].shape(3), groups = parts[1].shape(3);
+  const View rows = view(x);
+  parallel_range(x.shape(0) * K * L, D, [&](int64_t first, int64_t last) {
+    Scratch row(D);
+    float* dense = row.take(0);
+    for (int64_t i = first; i < last; i++) {
+      pack(rows, D, {i / L / K, i / L % K}, i % L, 1, dense, D);
+      const int64_t to = i / L * capacity + target.at + i % L;
+      pack_row(dense, D, {parts[0].data<uint32_t>() + to * words, parts[1].data<float>() + to * groups,
+                          parts[2].data<float>() + to * groups, groups, target.bits, target.group});
+    }
+  });
+}
+
+// The parts with rows `at`, at + 1, ... replaced by keys and values (B, K, L, Dh): in place where nobody else has them.
+// Nothing where a gradient is taken.
+std::optional<Arrays> native_append_packed(const mx::array& keys, const mx::array& values, const Arrays& parts, int64_t at,
+                                           int bits, int group) {
+  if (keys.is_tracer() || values.is_tracer()) return {};
+  check_packed(parts, bits, group, keys.shape(-1));
+  const mx::Shape expected{parts[0].shape(0), parts[0].shape(1), keys.shape(-2), keys.shape(-1)};
+  if (keys.shape() != expected || values.shape() != expected || at < 0 || at + keys.shape(2) > parts[0].shape(2))
+    refuse("as many rows as there is room for.");
+  Arrays inputs{keys, values};
+  inputs.insert(inputs.end(), parts.begin(), parts.end());
+  Eval eval = [target = Target{at, bits, group}](const Arrays& in, Arrays& out) {
+    for (int i = 0; i < 6; i++) {
+      if (in[i + 2].data<uint32_t>() == out[i].data<uint32_t>()) continue;
+      Dense<uint32_t> before(in[i + 2]);  // floats too: they are only moved
+      std::copy_n(static_cast<const uint32_t*>(before), out[i].size(), out[i].data<uint32_t>());
+    }
+    write_rows(in[0], target, out.data());
+    write_rows(in[1], target, out.data() + 3);
+  };
+  Reuse reuse = [](const Arrays& in, Arrays& out) {
+    for (int i = 0; i < 6; i++)
+      if (in[i + 2].is_donatable() && in[i + 2].flags().row_contiguous) out[i].copy_shared_buffer(in[i + 2]);
+  };
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> types;
+  for (auto& part : parts) shapes.push_back(part.shape()), types.push_back(part.dtype());
+  auto primitive = std::make_shared<Native>(mx::to_stream({}), "append_packed", std::move(eval), nullptr, std::move(reuse));
+  return mx::array::make_arrays(shapes, types, primitive, inputs);
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& m) {
+  m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
+        "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
+  m.def("attention_packed", &native_attention_packed, "q"_a, "parts"_a, "bits"_a, "group"_a, "scale"_a,
+        "causal"_a = false, "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
+  m.def("append_packed", &native_append_packed, "keys"_a, "values"_a, "parts"_a, "at"_a, "bits"_a, "group"_a);
+}
+
+}  // namespace macllm
