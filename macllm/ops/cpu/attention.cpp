@@ -96,65 +96,58 @@ void finish(const Attention& a, int64_t h, Part part, const float* sums, float* 
   if (lse) *lse = part.top + std::log(part.total);
 }
 
-// matmul with all columns of C that registers hold for each load of A.
-template <int M>
-void few_rows(int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  constexpr int WIDE = TILE == 8 || M < 3 ? 4 : 2;
-  int64_t n = 0;
-  for (; n + WIDE * W <= N; n += WIDE * W) tile<M, WIDE>(K, {a, lda, 1}, b + n, ldb, c + n, ldc, add);
-  for (; n + 2 * W <= N; n += 2 * W) tile<M, 2>(K, {a, lda, 1}, b + n, ldb, c + n, ldc, add);
-  if (n < N) tile<M, 1>(K, {a, lda, 1}, b + n, ldb, c + n, ldc, add);
-}
-
-void few_rows(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-              int64_t ldc, bool add) {
-  for (; M >= 4; M -= 4, a += 4 * lda, c += 4 * ldc) few_rows<4>(N, K, a, lda, b, ldb, c, ldc, add);
-  if (M == 3) few_rows<3>(N, K, a, lda, b, ldb, c, ldc, add);
-  if (M == 2) few_rows<2>(N, K, a, lda, b, ldb, c, ldc, add);
-  if (M == 1) few_rows<1>(N, K, a, lda, b, ldb, c, ldc, add);
-}
-
 // Whether a row is `width` floats in a piece.
 bool plain(const Rows& rows, int64_t D, int64_t width) {
   return rows.floats.data && rows.floats.channel == 1 && D == width;
 }
 
-// The queries [group * T, width] of one key head over positions [first, first + count).
-void attend(const Problem& p, Head at, Span span, const float* queries, Part* parts, float* sums) {
-  const Attention& a = p.a;
-  const int64_t R = p.group() * a.T, width = p.width(), count = span.last - span.first, columns = padded(count);
-  Scratch scratch(R * CHUNK + FEW_SLOTS * width);
-  float *scores = scratch.take(R * CHUNK), *tile = scratch.take(0);
-  const View &keys = p.k.floats, &values = p.v.floats;
+// Scores of the queries of one key head over positions [first, first + count), and their weighted sums of values.
+void scores_of(const Problem& p, Head at, Span span, const float* queries, float* scores) {
+  const int64_t R = p.group() * p.a.T, width = p.width(), count = span.last - span.first;
+  if (!p.k.floats.data) {
+    return packed_scores(p.k.packed.from(at.b, at.h, span.first), count, R, queries, scores, CHUNK);
+  }
+  const bool direct = plain(p.k, p.a.D, width) && p.k.floats.position == width;
+  Scratch tile(direct ? 0 : FEW_SLOTS * width);
   for (int64_t s = 0; s < count; s += FEW_SLOTS) {
     const int64_t n = std::min(FEW_SLOTS, count - s);
-    if (!keys.data) {
-      key_tile(p.k, a.D, at, span.first + s, n, tile, FEW_SLOTS);
-      few_rows(R, padded(n), a.D, queries, width, tile, FEW_SLOTS, scores + s, CHUNK, false);
-    } else {
-      const float* rows = row_of(keys, at.b, at.h, span.first + s);
-      if (!plain(p.k, a.D, width) || keys.position != width) {
-        row_tile(p.k, a.D, at, span.first + s, n, tile, width);
-        rows = tile;
-      }
-      linear({rows, nullptr, n, width}, R, queries, 0, n, scores + s, CHUNK);
-    }
+    const float* rows = direct ? row_of(p.k.floats, at.b, at.h, span.first + s) : tile.take(0);
+    if (!direct) row_tile(p.k, p.a.D, at, span.first + s, n, tile.take(0), width);
+    linear({rows, nullptr, n, width}, R, queries, 0, n, scores + s, CHUNK);
   }
-  for (int64_t r = 0; r < R; r++) {
+}
+
+void sums_of(const Problem& p, Head at, Span span, const float* weights, float* sums) {
+  const int64_t R = p.group() * p.a.T, width = p.width(), count = span.last - span.first;
+  if (count == 0) return std::fill(sums, sums + R * width, 0.f);
+  if (!p.v.floats.data) {
+    return packed_sums(p.v.packed.from(at.b, at.h, span.first), count, R, weights, CHUNK, {sums, width, false});
+  }
+  const bool direct = plain(p.v, p.a.D, width);
+  Scratch tile(direct ? 0 : FEW_SLOTS * width);
+  for (int64_t s = 0; s < count; s += FEW_SLOTS) {
+    const int64_t n = std::min(FEW_SLOTS, count - s);
+    const float* rows = direct ? row_of(p.v.floats, at.b, at.h, span.first + s) : tile.take(0);
+    if (!direct) row_tile(p.v, p.a.D, at, span.first + s, n, tile.take(0), width);
+    few_rows(R, width, n, weights + s, CHUNK, rows, direct ? p.v.floats.position : width, sums, width, s > 0);
+  }
+}
+
+// The queries of one key head over positions [first, first + count).
+void attend(const Problem& p, Head at, Span span, const float* queries, Part* parts, float* sums) {
+  const Attention& a = p.a;
+  const int64_t count = span.last - span.first, columns = padded(count);
+  Scratch scratch(p.group() * a.T * CHUNK);
+  float* scores = scratch.take(0);
+  scores_of(p, at, span, queries, scores);
+  for (int64_t r = 0; r < p.group() * a.T; r++) {
     float* row = scores + r * CHUNK;
     cap(a.softcap, columns, row);
     hide(a, {at.b, at.h * p.group() + r / a.T}, r % a.T, span.first, count, row);
     std::fill(row + count, row + columns, -INFINITE);
-    absorb(columns, row, parts[r], width, sums + r * width);
+    absorb(columns, row, parts[r], 0, nullptr);
   }
-  for (int64_t s = 0; s < count; s += FEW_SLOTS) {
-    const int64_t n = std::min(FEW_SLOTS, count - s);
-    const bool direct = plain(p.v, a.D, width);
-    if (!direct) row_tile(p.v, a.D, at, span.first + s, n, tile, width);
-    const float* rows = direct ? row_of(values, at.b, at.h, span.first + s) : tile;
-    few_rows(R, width, n, scores + s, CHUNK, rows, direct ? values.position : width, sums, width, s > 0);
-  }
-  if (count == 0) std::fill(sums, sums + R * width, 0.f);
+  sums_of(p, at, span, scores, sums);
 }
 
 // Queries [t0, t0 + count) of the heads of one key head.
@@ -228,14 +221,20 @@ void attention_few(const Attention& a, const View& q, const Rows& k, const Rows&
   const Problem p{a, q, k, v};
   const int64_t R = p.group() * a.T, width = p.width(), first = seen(a, 0).first, last = seen(a, a.T - 1).last;
   const int64_t chunks = std::max<int64_t>((last - first + CHUNK - 1) / CHUNK, 1), heads = a.B * a.K;
-  Scratch scratch((heads + heads * chunks) * R * width);
-  float *queries = scratch.take(heads * R * width), *sums = scratch.take(0);
+  const int64_t size = k.floats.data ? width : ready_floats(k.packed);
+  Scratch scratch(heads * R * (width + size) + heads * chunks * R * width);
+  float *dense = scratch.take(heads * R * width), *queries = dense;
+  for (int64_t i = 0; i < heads; i++) take_queries(p, {{i / a.K, i % a.K}, 0, a.T}, dense + i * R * width);
+  if (!k.floats.data) {
+    queries = scratch.take(heads * R * size);
+    for (int64_t i = 0; i < heads * R; i++) ready_query(k.packed, a.D, dense + i * width, queries + i * size);
+  }
+  float* sums = scratch.take(0);
   std::vector<Part> parts(heads * chunks * R);
-  for (int64_t i = 0; i < heads; i++) take_queries(p, {{i / a.K, i % a.K}, 0, a.T}, queries + i * R * width);
   parallel_range(heads * chunks, std::min(last - first, CHUNK) * (R + 2) * (width / W + 2), [&](int64_t from, int64_t to) {
     for (int64_t task = from; task < to; task++) {
       const int64_t i = task / chunks, s = first + task % chunks * CHUNK;
-      attend(p, {i / a.K, i % a.K}, {s, std::min(last, s + CHUNK)}, queries + i * R * width, &parts[task * R],
+      attend(p, {i / a.K, i % a.K}, {s, std::min(last, s + CHUNK)}, queries + i * R * size, &parts[task * R],
              sums + task * R * width);
     }
   });

@@ -34,6 +34,7 @@ KERNELS = (
     "rows",
     "rope",
     "kv",
+    "kv_few",
     "attention",
     "attention_vjp",
     "sgemm",

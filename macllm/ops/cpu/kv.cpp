@@ -4,63 +4,27 @@
 #include <cmath>
 #include <vector>
 
-#include "int8.h"
-#include "transpose.h"
+#include "kv_lanes.h"
 
 namespace macllm {
 namespace {
-
-constexpr int64_t AHEAD = 2048;  // bytes of words that are fetched before they are needed
-
-typedef uint8_t vb __attribute__((vector_size(W)));
-
-// For W rows, one a lane: what belongs to their group `g`.
-inline vf of_group(const float* p, int64_t groups, int64_t g, int64_t count) {
-  if (groups == 1 && count >= W) return load(p);
-  float all[W];
-  for (int64_t l = 0; l < W; l++) all[l] = p[std::min(l, count - 1) * groups + g];
-  return load(all);
-}
 
 // W rows at a time become W lanes; P words of each are transposed together, all of one group.
 template <int BITS, int P>
 void transposed(const PackedRows& rows, int64_t count, float* to, int64_t stride) {
   constexpr int PER = 32 / BITS;
   const int64_t words = rows.words_per_row();
+  const Numbers numbers(rows, count);
   for (int64_t s = 0; s < count; s += W, to += W) {
     for (int64_t w = 0; w < words; w += P) {
       vi block[P];
-      for (int i = 0; i < P; i++) {
-        for (int part = 0; part < W / P; part++) {
-          const uint32_t* from = rows.words + std::min(s + part * P + i, count - 1) * words + w;
-          std::memcpy(reinterpret_cast<uint32_t*>(block + i) + part * P, from, 4 * P);
-          __builtin_prefetch(reinterpret_cast<const char*>(from) + AHEAD);
-        }
-      }
-      transpose<P>(block);
+      columns_of<P>(rows.words + s * words + w, words, count - s, block);
       const int64_t g = w * PER / rows.group;
-      const vf scale = of_group(rows.scales + s * rows.groups, rows.groups, g, count - s);
-      const vf bias = of_group(rows.biases + s * rows.groups, rows.groups, g, count - s);
+      const vf scale = numbers.scales(g, s), bias = numbers.biases(g, s);
       for (int i = 0; i < P; i++)
         for (int j = 0; j < PER; j++)
           store(to + ((w + i) * PER + j) * stride, as_float((block[i] >> (BITS * j)) & ((1 << BITS) - 1)) * scale + bias);
     }
-  }
-}
-
-// Elements [at, at + W) of a row.
-template <int BITS>
-inline vi codes(const uint32_t* words, int64_t at) {
-  if constexpr (BITS == 8) {
-    vb bytes;
-    std::memcpy(&bytes, reinterpret_cast<const char*>(words) + at, W);
-    return __builtin_convertvector(bytes, vi);
-  } else {
-    vi shift, lane;
-    for (int l = 0; l < W; l++) shift[l] = 4 * (l % 8), lane[l] = l;
-    vi word = vi{} + int32_t(words[at / 8] >> (4 * (at % 8)));
-    if constexpr (W > 8) word = lane < 8 ? word : vi{} + int32_t(words[at / 8 + 1]);
-    return (word >> shift) & 15;
   }
 }
 
@@ -81,8 +45,9 @@ void in_order(const PackedRows& rows, int64_t count, float* to, int64_t stride) 
 template <int BITS>
 void pack_group(int group, const float* x, uint8_t* to, float& scale, float& bias) {
   constexpr float MOST = (1 << BITS) - 1;
-  float low = x[0], high = x[0];
-  for (int i = 1; i < group; i++) low = std::min(low, x[i]), high = std::max(high, x[i]);
+  vf lowest = load(x), highest = lowest;
+  for (int i = W; i < group; i += W) lowest = -max(-lowest, -load(x + i)), highest = max(highest, load(x + i));
+  const float low = -max(-lowest), high = max(highest);
   const bool down = std::abs(low) > std::abs(high);
   const float edge = down ? low : high, width = std::max((high - low) / MOST, 1e-7f), steps = std::rint(edge / (down ? width : -width));
   // The edge that is farther from 0 is met exactly.
@@ -109,13 +74,9 @@ void unpack(const PackedRows& rows, int64_t count, float* to, int64_t stride) {
 }
 
 void unpack_transposed(const PackedRows& rows, int64_t count, float* to, int64_t stride) {
-  const int64_t together = rows.group * rows.bits / 32;
-  auto run = [&]<int P>() {
+  with_words(rows, [&]<int P>() {
     rows.bits == 8 ? transposed<8, P>(rows, count, to, stride) : transposed<4, P>(rows, count, to, stride);
-  };
-  if (W >= 16 && together >= 16) return run.template operator()<std::min(W, 16)>();
-  if (W >= 8 && together >= 8) return run.template operator()<std::min(W, 8)>();
-  run.template operator()<4>();
+  });
 }
 
 void pack_row(const float* x, int64_t D, const PackedRow& to) {

@@ -32,6 +32,21 @@ void unpack(const PackedRows& rows, int64_t count, float* to, int64_t stride);
 // The same as to[d * stride + s]; to[d * stride] is written up to a multiple of W, with anything finite beyond `count`.
 void unpack_transposed(const PackedRows& rows, int64_t count, float* to, int64_t stride);
 
+// What `packed_scores` reads of a query: so many floats, made of q [D].
+int64_t ready_floats(const PackedRows& rows);
+void ready_query(const PackedRows& rows, int64_t D, const float* q, float* to);
+
+// to[m * stride + s] = query m . row s for s < count; written up to a multiple of W, with anything finite beyond `count`.
+void packed_scores(const PackedRows& rows, int64_t count, int64_t queries, const float* ready, float* to, int64_t stride);
+
+// data[m * stride + d] (+)= the sum over s < count of weights[m * stride + s] row_s[d].
+struct Sums {
+  float* data;
+  int64_t stride;
+  bool add;
+};
+void packed_sums(const PackedRows& rows, int64_t count, int64_t queries, const float* weights, int64_t stride, Sums to);
+
 // Where one row is written.
 struct PackedRow {
   uint32_t* words;
