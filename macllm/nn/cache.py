@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
-from macllm.ops.kv import KV, Dense, Quantized, write, write_quantized
+from macllm.ops.kv import KV, Dense, Quantized, quantize
 
 from .mask import first_visible
 from .position import Span
@@ -23,20 +23,15 @@ GROW = 256  # slots by which a buffer grows
 SLACK = 64  # slots that a window keeps beyond what it needs, so that a few tokens can be taken back
 
 Parts = tuple[mx.array, ...]
-Form = tuple[int, mx.Dtype]
 
 
 @dataclass(frozen=True)
 class DenseCodec:
     """Rows as they are."""
 
-    def forms(self, rows: mx.array) -> list[Form]:
-        """The last dimension and the type of each array that stores such rows."""
-        return [(rows.shape[-1], rows.dtype)]
-
-    def write(self, parts: Parts, keys: mx.array, values: mx.array, at: int) -> Parts:
-        """Keys' and values' parts with these rows (B, K, L, Dh) in the slots from `at` on; the old ones are used up."""
-        return write(parts, (keys, values), at)
+    def encode(self, rows: mx.array) -> Parts:
+        """(B, K, L, Dh) -> what is stored."""
+        return (rows,)
 
     def view(self, keys: Parts, values: Parts, head_dim: int) -> KV:
         """What attention reads."""
@@ -49,15 +44,9 @@ class QuantizedCodec:
 
     bits: int
 
-    def forms(self, rows: mx.array) -> list[Form]:
-        """The last dimension and the type of each array that stores such rows: packed, scales, biases."""
-        size = self.group_size(rows.shape[-1])
-        groups = -(-rows.shape[-1] // size)
-        return [(groups * size * self.bits // 32, mx.uint32), (groups, rows.dtype), (groups, rows.dtype)]
-
-    def write(self, parts: Parts, keys: mx.array, values: mx.array, at: int) -> Parts:
-        """Keys' and values' parts with these rows (B, K, L, Dh) in the slots from `at` on; the old ones are used up."""
-        return write_quantized(parts, keys, values, at, self.bits, self.group_size(keys.shape[-1]))
+    def encode(self, rows: mx.array) -> Parts:
+        """(B, K, L, Dh) -> packed, scales, biases."""
+        return quantize(rows, self.bits, self.group_size(rows.shape[-1]))
 
     def view(self, keys: Parts, values: Parts, head_dim: int) -> KV:
         """What attention reads."""
@@ -97,8 +86,11 @@ class LayerCache:
         length = keys.shape[2]
         self.head_dim = keys.shape[-1]
         needed = self._needed(self.offset)
-        self._make_room(needed, length, keys.shape[:2], [*self.codec.forms(keys), *self.codec.forms(values)])
-        self._parts = self.codec.write(self._parts, keys, values, self.offset - self.start)
+        rows = (*self.codec.encode(keys), *self.codec.encode(values))
+        self._make_room(needed, length, rows)
+        at = self.offset - self.start
+        for part, new in zip(self._parts, rows, strict=True):
+            part[:, :, at : at + length] = new
         self.offset += length
         return self._view(needed), needed
 
@@ -109,8 +101,7 @@ class LayerCache:
         """
         if not self._parts or not isinstance(self.codec, DenseCodec):
             return None
-        forms = [(part.shape[3], part.dtype) for part in self._parts]
-        self._make_room(self._needed(self.offset), 1, self._parts[0].shape[:2], forms)
+        self._make_room(self._needed(self.offset), 1, self._parts)
         keys, values = self._parts
         return keys, values, self.offset - self.start, self._lent
 
@@ -155,7 +146,7 @@ class LayerCache:
         rows = tuple(part[:, :, first - self.start : self.offset - self.start] for part in self.parts)
         return self.codec.view(rows[:half], rows[half:], self.head_dim)
 
-    def _make_room(self, needed: int, length: int, heads: tuple[int, ...], forms: list[Form]) -> None:
+    def _make_room(self, needed: int, length: int, like: Parts) -> None:
         """Capacity for `length` more slots, moving to a new buffer when the old one is full or far too large."""
         keep = max(self.start, needed - SLACK) if needed > 0 else self.start
         size = self.offset - keep + length
@@ -166,8 +157,9 @@ class LayerCache:
         room = -(-(size + (GROW if self._parts else 0)) // GROW) * GROW
         held = self.held()
         moved = []
-        for n, (width, dtype) in enumerate(forms):
-            fresh = mx.zeros((*heads, room, width), dtype=dtype)
+        for n, part in enumerate(like):
+            shape = (*part.shape[:2], room, part.shape[3])
+            fresh = mx.zeros(shape, dtype=part.dtype)
             if held:
                 fresh[:, :, : self.offset - keep] = held[n][:, :, keep - self.start :]
             moved.append(fresh)

@@ -40,30 +40,14 @@ class Quantized:
 
 
 def quantize(rows: mx.array, bits: int, group_size: int) -> tuple[mx.array, ...]:
-    """(..., Dh) -> packed, scales, biases, in groups along the head, filled up with zeros to whole groups."""
+    """(B, K, L, Dh) -> packed, scales, biases, in groups along the head, filled up with zeros to whole groups."""
+    kernels = native(rows)
+    packed = None if kernels is None else kernels.pack(rows, bits, group_size)
+    if packed is not None:
+        return tuple(packed)
     short = -rows.shape[-1] % group_size
     padded = mx.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, short)]) if short else rows
     return tuple(mx.quantize(padded, group_size=group_size, bits=bits))
-
-
-def write_quantized(
-    parts: tuple[mx.array, ...], keys: mx.array, values: mx.array, at: int, bits: int, group_size: int
-) -> tuple[mx.array, ...]:
-    """The parts of packed keys, then of values, with these rows (B, K, L, Dh) in the slots from `at` on."""
-    kernels = native(keys, values, parts[1])
-    if kernels is not None:
-        written = kernels.append_packed(keys, values, list(parts), at, bits, group_size)
-        if written is not None:
-            return tuple(written)
-    rows = (*quantize(keys, bits, group_size), *quantize(values, bits, group_size))
-    return write(parts, rows, at)
-
-
-def write(parts: tuple[mx.array, ...], rows: tuple[mx.array, ...], at: int) -> tuple[mx.array, ...]:
-    """Parts (B, K, S, ...), changed, with rows (B, K, L, ...) in the slots from `at` on."""
-    for part, new in zip(parts, rows, strict=True):
-        part[:, :, at : at + new.shape[2]] = new
-    return parts
 
 
 KV = Dense | Quantized

@@ -150,6 +150,28 @@ void attend(const Problem& p, Head at, Span span, const float* queries, Part* pa
   sums_of(p, at, span, scores, sums);
 }
 
+void keep(const Newest& n, const float* rows, const Buffer& to) {
+  for (int64_t kh = 0; kh < n.K; kh++, rows += n.D) {
+    const int64_t slot = (n.b * n.K + kh) * n.capacity + n.at;
+    if (to.floats) {
+      std::copy(rows, rows + n.D, to.floats + slot * n.D);
+      continue;
+    }
+    PackedRow row = to.packed;
+    row.words += slot * row.groups * row.group * row.bits / 32, row.scales += slot * row.groups, row.biases += slot * row.groups;
+    pack_row(rows, n.D, row);
+  }
+}
+
+// What of a buffer the token sees.
+Rows seen_of(const Newest& n, const Buffer& buffer) {
+  const int64_t before = n.b * n.K * n.capacity + n.first;
+  if (buffer.floats) return {{buffer.floats + before * n.D, 0, n.capacity * n.D, n.D, 1}, {}};
+  const PackedRow& row = buffer.packed;
+  const PackedRows all{row.words, row.scales, row.biases, 0, n.capacity, row.groups, row.bits, row.group};
+  return {{}, all.from(0, 0, before)};
+}
+
 // Queries [t0, t0 + count) of the heads of one key head.
 struct Task {
   Head at;
@@ -251,6 +273,13 @@ void attention_few(const Attention& a, const View& q, const Rows& k, const Rows&
     }
     finish(a, h, all, total, out + ((b * a.T + t) * a.H + h) * a.D, lse ? lse + (b * a.H + h) * a.T + t : nullptr);
   }
+}
+
+void keep_and_attend(const Newest& n, const Fresh& rows, const Buffer& keys, const Buffer& values, float* out) {
+  keep(n, rows.k, keys);
+  keep(n, rows.v, values);
+  Attention a{1, n.H, n.K, 1, n.at + 1 - n.first, n.D, 1.f, false, 0, nullptr, {}, n.softcap, n.sinks};
+  attention_few(a, {rows.q, 0, n.D, 0, 1}, seen_of(n, keys), seen_of(n, values), out, nullptr);
 }
 
 void attention(const Attention& a, const View& q, const Rows& k, const Rows& v, float* out, float* lse) {

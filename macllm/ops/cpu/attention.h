@@ -33,6 +33,25 @@ void attention(const Attention& a, const View& q, const Rows& k, const Rows& v, 
 // The same for so few queries that reading keys and values is what takes the time.
 void attention_few(const Attention& a, const View& q, const Rows& k, const Rows& v, float* out, float* lse);
 
+// A layer's buffer of keys or of values, [B, K, capacity, D]: floats, or packed where there are none.
+struct Buffer {
+  float* floats = nullptr;
+  PackedRow packed{};  // the first row
+};
+
+// One new token of row b of a batch: where its rows go, and what it sees, slots [first, at].
+struct Newest {
+  int64_t b, H, K, D, capacity, at, first;
+  float softcap = 0;
+  const float* sinks = nullptr;
+};
+
+// Writes k and v [K, D] into their slot and attends: q [H, D], which the scale is part of, -> out [H, D].
+struct Fresh {
+  const float *q, *k, *v;
+};
+void keep_and_attend(const Newest& n, const Fresh& rows, const Buffer& keys, const Buffer& values, float* out);
+
 // gq [B, T, H, D], gk and gv [B, S, K, D] in memory; gsinks [H] where there are sinks.
 struct Gradients {
   float *q, *k, *v, *sinks;

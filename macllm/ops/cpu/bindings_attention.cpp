@@ -162,57 +162,29 @@ std::optional<mx::array> native_attention_packed(const mx::array& q, const Array
   return heads_first(make_of("attention_packed", inputs, {swapped(q)}, forward)[0]);
 }
 
-// What of a cache's part is written, and how.
-struct Target {
-  int64_t at;
-  int bits, group;
-};
-
-void write_rows(const mx::array& x, Target target, mx::array* parts) {
-  const int64_t K = x.shape(1), L = x.shape(2), D = x.shape(3), capacity = parts[0].shape(2);
-  const int64_t words = parts[0].shape(3), groups = parts[1].shape(3);
-  const View rows = view(x);
-  parallel_range(x.shape(0) * K * L, D, [&](int64_t first, int64_t last) {
-    Scratch row(D);
-    float* dense = row.take(0);
-    for (int64_t i = first; i < last; i++) {
-      pack(rows, D, {i / L / K, i / L % K}, i % L, 1, dense, D);
-      const int64_t to = i / L * capacity + target.at + i % L;
-      pack_row(dense, D, {parts[0].data<uint32_t>() + to * words, parts[1].data<float>() + to * groups,
-                          parts[2].data<float>() + to * groups, groups, target.bits, target.group});
-    }
-  });
-}
-
-// The parts with rows `at`, at + 1, ... replaced by keys and values (B, K, L, Dh): in place where nobody else has them.
-// Nothing where a gradient is taken.
-std::optional<Arrays> native_append_packed(const mx::array& keys, const mx::array& values, const Arrays& parts, int64_t at,
-                                           int bits, int group) {
-  if (keys.is_tracer() || values.is_tracer()) return {};
-  check_packed(parts, bits, group, keys.shape(-1));
-  const mx::Shape expected{parts[0].shape(0), parts[0].shape(1), keys.shape(-2), keys.shape(-1)};
-  if (keys.shape() != expected || values.shape() != expected || at < 0 || at + keys.shape(2) > parts[0].shape(2))
-    refuse("as many rows as there is room for.");
-  Arrays inputs{keys, values};
-  inputs.insert(inputs.end(), parts.begin(), parts.end());
-  Eval eval = [target = Target{at, bits, group}](const Arrays& in, Arrays& out) {
-    for (int i = 0; i < 6; i++) {
-      if (in[i + 2].data<uint32_t>() == out[i].data<uint32_t>()) continue;
-      Dense<uint32_t> before(in[i + 2]);  // floats too: they are only moved
-      std::copy_n(static_cast<const uint32_t*>(before), out[i].size(), out[i].data<uint32_t>());
-    }
-    write_rows(in[0], target, out.data());
-    write_rows(in[1], target, out.data() + 3);
+// (B, K, L, Dh) as mx.quantize packs it, filled up to whole groups: words, scales, biases. Nothing where a gradient is
+// taken.
+std::optional<Arrays> native_pack(const mx::array& x, int bits, int group) {
+  if (x.ndim() != 4 || x.dtype() != mx::float32) refuse("rows to pack are (B, K, L, Dh) of float32.");
+  if (x.is_tracer()) return {};
+  const int groups = (x.shape(3) + group - 1) / group;
+  mx::Shape words = x.shape(), numbers = x.shape();
+  words[3] = groups * group * bits / 32, numbers[3] = groups;
+  Eval eval = [bits, group, groups](const Arrays& in, Arrays& out) {
+    const int64_t K = in[0].shape(1), L = in[0].shape(2), D = in[0].shape(3);
+    const View rows = view(in[0]);
+    parallel_range(in[0].shape(0) * K * L, D, [&](int64_t first, int64_t last) {
+      Scratch scratch(D);
+      float* row = scratch.take(0);
+      for (int64_t i = first; i < last; i++) {
+        pack(rows, D, {i / L / K, i / L % K}, i % L, 1, row, D);
+        pack_row(row, D, {out[0].data<uint32_t>() + i * groups * group * bits / 32, out[1].data<float>() + i * groups,
+                          out[2].data<float>() + i * groups, groups, bits, group});
+      }
+    });
   };
-  Reuse reuse = [](const Arrays& in, Arrays& out) {
-    for (int i = 0; i < 6; i++)
-      if (in[i + 2].is_donatable() && in[i + 2].flags().row_contiguous) out[i].copy_shared_buffer(in[i + 2]);
-  };
-  std::vector<mx::Shape> shapes;
-  std::vector<mx::Dtype> types;
-  for (auto& part : parts) shapes.push_back(part.shape()), types.push_back(part.dtype());
-  auto primitive = std::make_shared<Native>(mx::to_stream({}), "append_packed", std::move(eval), nullptr, std::move(reuse));
-  return mx::array::make_arrays(shapes, types, primitive, inputs);
+  auto primitive = std::make_shared<Native>(mx::to_stream({}), "pack", std::move(eval), nullptr);
+  return mx::array::make_arrays({words, numbers, numbers}, {mx::uint32, mx::float32, mx::float32}, primitive, {x});
 }
 
 }  // namespace
@@ -222,7 +194,7 @@ void bind_attention(nb::module_& m) {
         "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
   m.def("attention_packed", &native_attention_packed, "q"_a, "parts"_a, "bits"_a, "group"_a, "scale"_a,
         "causal"_a = false, "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
-  m.def("append_packed", &native_append_packed, "keys"_a, "values"_a, "parts"_a, "at"_a, "bits"_a, "group"_a);
+  m.def("pack", &native_pack, "x"_a, "bits"_a, "group"_a);
 }
 
 }  // namespace macllm
