@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 import mlx.core as mx
 
 from .dispatch import choice, native
-from .kv import KV, Dense, Quantized
+from .kv import KV, Quantized
 
 Mask = mx.array | Literal["causal"] | None
 
