@@ -14,7 +14,8 @@ namespace macllm {
 namespace {
 
 constexpr int64_t FEW_QUERIES = 8;  // on one key head: with more, tiles of unpacked keys pay
-constexpr int64_t CHUNK = 512;      // positions that one task of few queries attends over
+constexpr int64_t CHUNK = 512;      // positions that one task of few queries attends over, at most and at least
+constexpr int64_t LEAST_CHUNK = 64;
 constexpr int64_t FEW_SLOTS = 64;   // positions of a tile, for few queries and for many: what L1 and L2 hold
 constexpr int64_t SLOTS = 128;
 constexpr int64_t QUERIES = 256;  // that go over a tile before the next is made
@@ -23,7 +24,7 @@ constexpr int64_t TOGETHER = 32;  // queries whose scores of a tile are there at
 struct Problem {
   const Attention& a;
   const View& q;
-  const Rows &k, &v;
+  const Stored &k, &v;
 
   int64_t group() const { return a.H / a.K; }
   // Floats of a row in tiles, zeros beyond D.
@@ -36,7 +37,7 @@ struct Part {
 };
 
 // Rows [first, first + count) of keys, transposed: to[d * stride + s].
-void key_tile(const Rows& rows, int64_t D, Head at, int64_t first, int64_t count, float* to, int64_t stride) {
+void key_tile(const Stored& rows, int64_t D, Head at, int64_t first, int64_t count, float* to, int64_t stride) {
   if (!rows.floats.data) return unpack_transposed(rows.packed.from(at.b, at.h, first), count, to, stride);
   for (int64_t s = 0; s < count; s += W) {
     for (int64_t d = 0; d < D; d += W) {
@@ -57,8 +58,8 @@ void key_tile(const Rows& rows, int64_t D, Head at, int64_t first, int64_t count
   }
 }
 
-// Rows of keys or values as they are: to[s * stride + d].
-void row_tile(const Rows& rows, int64_t D, Head at, int64_t first, int64_t count, float* to, int64_t stride) {
+// Stored of keys or values as they are: to[s * stride + d].
+void row_tile(const Stored& rows, int64_t D, Head at, int64_t first, int64_t count, float* to, int64_t stride) {
   if (rows.floats.data) return pack(rows.floats, D, at, first, count, to, stride);
   unpack(rows.packed.from(at.b, at.h, first), count, to, stride);
 }
@@ -97,7 +98,7 @@ void finish(const Attention& a, int64_t h, Part part, const float* sums, float* 
 }
 
 // Whether a row is `width` floats in a piece.
-bool plain(const Rows& rows, int64_t D, int64_t width) {
+bool plain(const Stored& rows, int64_t D, int64_t width) {
   return rows.floats.data && rows.floats.channel == 1 && D == width;
 }
 
@@ -113,7 +114,7 @@ void scores_of(const Problem& p, Head at, Span span, const float* queries, float
     const int64_t n = std::min(FEW_SLOTS, count - s);
     const float* rows = direct ? row_of(p.k.floats, at.b, at.h, span.first + s) : tile.take(0);
     if (!direct) row_tile(p.k, p.a.D, at, span.first + s, n, tile.take(0), width);
-    linear({rows, nullptr, n, width}, R, queries, 0, n, scores + s, CHUNK);
+    linear({rows, nullptr, n, width}, {R, width, queries}, 0, n, scores + s, CHUNK);
   }
 }
 
@@ -164,7 +165,7 @@ void keep(const Newest& n, const float* rows, const Buffer& to) {
 }
 
 // What of a buffer the token sees.
-Rows seen_of(const Newest& n, const Buffer& buffer) {
+Stored seen_of(const Newest& n, const Buffer& buffer) {
   const int64_t before = n.b * n.K * n.capacity + n.first;
   if (buffer.floats) return {{buffer.floats + before * n.D, 0, n.capacity * n.D, n.D, 1}, {}};
   const PackedRow& row = buffer.packed;
@@ -239,10 +240,12 @@ void attend_many(const Problem& p, const Task& task, float* out, float* lse) {
 
 }  // namespace
 
-void attention_few(const Attention& a, const View& q, const Rows& k, const Rows& v, float* out, float* lse) {
+void attention_few(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse) {
   const Problem p{a, q, k, v};
   const int64_t R = p.group() * a.T, width = p.width(), first = seen(a, 0).first, last = seen(a, a.T - 1).last;
-  const int64_t chunks = std::max<int64_t>((last - first + CHUNK - 1) / CHUNK, 1), heads = a.B * a.K;
+  const int64_t heads = a.B * a.K;
+  const int64_t chunk = std::clamp(padded((last - first) * heads / (threads() * 4)), LEAST_CHUNK, CHUNK);
+  const int64_t chunks = std::max<int64_t>((last - first + chunk - 1) / chunk, 1);
   const int64_t size = k.floats.data ? width : ready_floats(k.packed);
   Scratch scratch(heads * R * (width + size) + heads * chunks * R * width);
   float *dense = scratch.take(heads * R * width), *queries = dense;
@@ -253,10 +256,10 @@ void attention_few(const Attention& a, const View& q, const Rows& k, const Rows&
   }
   float* sums = scratch.take(0);
   std::vector<Part> parts(heads * chunks * R);
-  parallel_range(heads * chunks, std::min(last - first, CHUNK) * (R + 2) * (width / W + 2), [&](int64_t from, int64_t to) {
+  parallel_range(heads * chunks, std::min(last - first, chunk) * (R + 2) * (width / W + 2), [&](int64_t from, int64_t to) {
     for (int64_t task = from; task < to; task++) {
-      const int64_t i = task / chunks, s = first + task % chunks * CHUNK;
-      attend(p, {i / a.K, i % a.K}, {s, std::min(last, s + CHUNK)}, queries + i * R * size, &parts[task * R],
+      const int64_t i = task / chunks, s = first + task % chunks * chunk;
+      attend(p, {i / a.K, i % a.K}, {s, std::min(last, s + chunk)}, queries + i * R * size, &parts[task * R],
              sums + task * R * width);
     }
   });
@@ -282,7 +285,7 @@ void keep_and_attend(const Newest& n, const Fresh& rows, const Buffer& keys, con
   attention_few(a, {rows.q, 0, n.D, 0, 1}, seen_of(n, keys), seen_of(n, values), out, nullptr);
 }
 
-void attention(const Attention& a, const View& q, const Rows& k, const Rows& v, float* out, float* lse) {
+void attention(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse) {
   const Problem p{a, q, k, v};
   if (p.group() * a.T <= FEW_QUERIES) return attention_few(a, q, k, v, out, lse);
   // Every task makes the tiles it reads, so heads are cut only as far as all threads need.

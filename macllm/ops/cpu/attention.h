@@ -23,15 +23,15 @@ struct Attention {
 };
 
 // Keys or values: `floats` where these have data, else packed.
-struct Rows {
+struct Stored {
   View floats{};
   PackedRows packed{};
 };
 
 // out is [B, T, H, D] in memory, lse [B, H, T] or null.
-void attention(const Attention& a, const View& q, const Rows& k, const Rows& v, float* out, float* lse);
+void attention(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse);
 // The same for so few queries that reading keys and values is what takes the time.
-void attention_few(const Attention& a, const View& q, const Rows& k, const Rows& v, float* out, float* lse);
+void attention_few(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse);
 
 // A layer's buffer of keys or of values, [B, K, capacity, D]: floats, or packed where there are none.
 struct Buffer {

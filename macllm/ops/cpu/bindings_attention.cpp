@@ -114,7 +114,7 @@ class PackedView {
     rows_.scales = scales_.emplace(scales);
     rows_.biases = biases_.emplace(biases);
   }
-  Rows rows() const { return {{}, rows_}; }
+  Stored rows() const { return {{}, rows_}; }
 
  private:
   // In rows; that of a dimension of one does not matter.
