@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
-from macllm.ops.kv import KV, Dense, Quantized
+from macllm.ops.kv import KV, Dense, Quantized, quantize
 
 from .mask import first_visible
 from .position import Span
@@ -46,10 +46,7 @@ class QuantizedCodec:
 
     def encode(self, rows: mx.array) -> Parts:
         """(B, K, L, Dh) -> packed, scales, biases."""
-        group = self.group_size(rows.shape[-1])
-        short = -rows.shape[-1] % group
-        padded = mx.pad(rows, [(0, 0)] * 3 + [(0, short)]) if short else rows
-        return tuple(mx.quantize(padded, group_size=group, bits=self.bits))
+        return quantize(rows, self.bits, self.group_size(rows.shape[-1]))
 
     def view(self, keys: Parts, values: Parts, head_dim: int) -> KV:
         """What attention reads."""

@@ -2,40 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from types import ModuleType
+from typing import Literal, TypedDict
 
 import mlx.core as mx
 
 from .dispatch import choice, native
-from .kv import KV, Dense, Quantized
+from .kv import KV, Quantized
 
 Mask = mx.array | Literal["causal"] | None
 
 
-def attention(q: mx.array, kv: KV, *, scale: float, mask: Mask = None, softcap: float | None = None) -> mx.array:
+def attention(
+    q: mx.array,
+    kv: KV,
+    *,
+    scale: float,
+    mask: Mask = None,
+    softcap: float | None = None,
+    sinks: mx.array | None = None,
+) -> mx.array:
     """Attention of H query heads over K key/value heads (H a multiple of K): (B, H, L, Dh) -> (B, H, L, Dh).
 
     `mask` broadcasts to (B, H, L, S): bool (True is seen), or added to the scores; "causal" aligns the
-    last query with the last key. `softcap` bounds the scores to +-softcap before the mask.
-    Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2.
+    last query with the last key. `softcap` bounds the scores to +-softcap before the mask. `sinks` (H,) are
+    scores of a key that every query of a head sees and whose value is 0.
+    Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2;
+    sinks: arXiv:2508.10925, 2.2.
     """
+    rules: Rules = {"scale": scale, "mask": mask, "softcap": softcap, "sinks": sinks}
+    kernels = native(q, sinks) if not isinstance(mask, mx.array) or mask.dtype == mx.bool_ else None
+    y = None if kernels is None else _native(kernels, q, kv, rules)
+    if y is not None:
+        return y
     dense = kv.dense(q.dtype) if isinstance(kv, Quantized) else kv
-    kernels = native(q, dense.keys, dense.values) if _has_kernel(q, dense, mask) else None
-    if kernels is not None:
-        shown, causal = (mask, False) if isinstance(mask, mx.array) else (None, mask is not None)
-        return kernels.attention(q, dense.keys, dense.values, scale, causal, mask=shown, softcap=softcap or 0.0)
     if softcap is None and choice() != "reference":
-        return mx.fast.scaled_dot_product_attention(q, dense.keys, dense.values, scale=scale, mask=mask)
-    return attention_reference(q, dense.keys, dense.values, scale=scale, mask=mask, softcap=softcap)
+        return mx.fast.scaled_dot_product_attention(q, dense.keys, dense.values, scale=scale, mask=mask, sinks=sinks)
+    return attention_reference(q, dense.keys, dense.values, **rules)
 
 
-def _has_kernel(q: mx.array, kv: Dense, mask: Mask) -> bool:
-    plain = mask.dtype == mx.bool_ if isinstance(mask, mx.array) else True
-    return plain and kv.keys.shape == kv.values.shape and q.shape[3] == kv.keys.shape[3]
+class Rules(TypedDict):
+    """How scores become weights."""
+
+    scale: float
+    mask: Mask
+    softcap: float | None
+    sinks: mx.array | None
+
+
+def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules) -> mx.array | None:
+    """The kernels' result; None where they do not know these keys and values."""
+    mask = rules["mask"]
+    options = {
+        "causal": isinstance(mask, str),
+        "mask": mask if isinstance(mask, mx.array) else None,
+        "softcap": rules["softcap"] or 0.0,
+        "sinks": rules["sinks"],
+    }
+    if isinstance(kv, Quantized):
+        if kv.keys[1].dtype != mx.float32:
+            return None
+        return kernels.attention_packed(q, [*kv.keys, *kv.values], kv.bits, kv.group_size, rules["scale"], **options)
+    plain = kv.keys.dtype == kv.values.dtype == mx.float32 and kv.keys.shape == kv.values.shape
+    if not plain or q.shape[3] != kv.keys.shape[3]:
+        return None
+    return kernels.attention(q, kv.keys, kv.values, rules["scale"], **options)
 
 
 def attention_reference(
-    q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Mask, softcap: float | None
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: Mask,
+    softcap: float | None,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """The same from its definition, with all scores in memory; softmax in float32."""
     B, H, L, Dh = q.shape
@@ -48,5 +90,8 @@ def attention_reference(
     if mask is not None:
         grouped = mx.broadcast_to(mask, (B, H, L, S)).reshape(scores.shape)
         scores = mx.where(grouped, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + grouped
-    weights = mx.softmax(scores, axis=-1, precise=True)
+    if sinks is not None:
+        sunk = mx.broadcast_to(sinks.reshape(1, K, -1, 1, 1), (*scores.shape[:-1], 1)).astype(scores.dtype)
+        scores = mx.concatenate([scores, sunk], axis=-1)
+    weights = mx.softmax(scores, axis=-1, precise=True)[..., :S]
     return (weights @ v[:, :, None]).reshape(B, H, L, v.shape[-1])

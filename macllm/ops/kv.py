@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .dispatch import native
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -35,6 +37,17 @@ class Quantized:
     def _unpack(self, packed: tuple[mx.array, ...], dtype: mx.Dtype) -> mx.array:
         whole = mx.dequantize(*packed, group_size=self.group_size, bits=self.bits)
         return whole[..., : self.head_dim].astype(dtype)
+
+
+def quantize(rows: mx.array, bits: int, group_size: int) -> tuple[mx.array, ...]:
+    """(B, K, L, Dh) -> packed, scales, biases, in groups along the head, filled up with zeros to whole groups."""
+    kernels = native(rows)
+    packed = None if kernels is None else kernels.pack(rows, bits, group_size)
+    if packed is not None:
+        return tuple(packed)
+    short = -rows.shape[-1] % group_size
+    padded = mx.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, short)]) if short else rows
+    return tuple(mx.quantize(padded, group_size=group_size, bits=bits))
 
 
 KV = Dense | Quantized

@@ -1,301 +1,300 @@
-// Attention of a block of queries at a time: the block's scores against all positions it may see fit the cache, so that
-// the softmax is exact in one go and the T x S matrix never exists. Backward recomputes the scores from the saved
-// log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1 and algorithm 4).
-#include <algorithm>
-#include <cmath>
-#include <memory>
+// Attention in one pass over keys and values, a tile at a time, with a running maximum (Dao et al. 2022,
+// "FlashAttention", algorithm 1): neither the T x S matrix nor unpacked or transposed keys exist beyond a tile.
+#include "attention.h"
 
-#include "kernels.h"
+#include <cmath>
+#include <vector>
+
+#include "linear.h"
 #include "matmul.h"
 #include "parallel.h"
+#include "transpose.h"
 
 namespace macllm {
 namespace {
 
-constexpr int64_t FEW_QUERIES = 8;
-constexpr int64_t BLOCK_FLOATS = 32768;  // of scores per block, 128 KiB: half of a small L2
+constexpr int64_t FEW_QUERIES = 8;  // on one key head: with more, tiles of unpacked keys pay
+constexpr int64_t CHUNK = 512;      // positions that one task of few queries attends over, at most and at least
+constexpr int64_t LEAST_CHUNK = 64;
+constexpr int64_t FEW_SLOTS = 64;   // positions of a tile, for few queries and for many: what L1 and L2 hold
+constexpr int64_t SLOTS = 128;
+constexpr int64_t QUERIES = 256;  // that go over a tile before the next is made
+constexpr int64_t TOGETHER = 32;  // queries whose scores of a tile are there at once
 
-int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
+struct Problem {
+  const Attention& a;
+  const View& q;
+  const Stored &k, &v;
 
-// Uninitialised floats for one task.
-class Scratch {
- public:
-  explicit Scratch(int64_t n) : data_(new float[n + W]), next_(data_.get()) {}
-  float* take(int64_t n) {
-    float* at = next_;
-    next_ += n;
-    return at;
-  }
-
- private:
-  std::unique_ptr<float[]> data_;
-  float* next_;
+  int64_t group() const { return a.H / a.K; }
+  // Floats of a row in tiles, zeros beyond D.
+  int64_t width() const { return std::max({padded(a.D), k.packed.width(), v.packed.width()}); }
 };
 
-const float* row_of(const View& x, int64_t b, int64_t h, int64_t t) {
-  return x.data + b * x.batch + h * x.head + t * x.position;
-}
-
-// Rows [first, first + count) of one head as [count, padded(D)], zeros beyond D.
-void pack(const Attention& a, const View& x, int64_t b, int64_t h, int64_t first, int64_t count, float* to) {
-  const int64_t Dp = padded(a.D);
-  for (int64_t t = 0; t < count; t++, to += Dp) {
-    const float* from = row_of(x, b, h, first + t);
-    for (int64_t d = 0; d < a.D; d++) to[d] = from[d * x.channel];
-    std::fill(to + a.D, to + Dp, 0.f);
-  }
-}
-
-// One head's rows transposed: [D, padded(S)], zeros beyond S.
-void pack_transposed(const Attention& a, const View& x, int64_t b, int64_t h, float* to) {
-  const int64_t Sp = padded(a.S);
-  for (int64_t d = 0; d < a.D; d++) std::fill(to + d * Sp + a.S, to + (d + 1) * Sp, 0.f);
-  for (int64_t s0 = 0; s0 < a.S; s0 += 16) {
-    const int64_t s1 = std::min(a.S, s0 + 16);
-    for (int64_t d = 0; d < a.D; d++)
-      for (int64_t s = s0; s < s1; s++) to[d * Sp + s] = row_of(x, b, h, s)[d * x.channel];
-  }
-}
-
-void unpack(const Attention& a, const float* from, int64_t count, float* to, int64_t row_stride, float factor) {
-  for (int64_t t = 0; t < count; t++, from += padded(a.D), to += row_stride)
-    for (int64_t d = 0; d < a.D; d++) to[d] = from[d] * factor;
-}
-
-// Query t sees positions [first, last).
-struct Span {
-  int64_t first, last;
+// What is known after some positions: the largest score, the sum of e^(score - top); values are summed elsewhere.
+struct Part {
+  float top = -INFINITE, total = 0;
 };
 
-Span seen(const Attention& a, int64_t t) {
-  const int64_t at = a.S - a.T + t;
-  Span span{0, a.causal ? std::clamp<int64_t>(at + 1, 0, a.S) : a.S};
-  if (a.window > 0) span.first = std::clamp<int64_t>(at + 1 - a.window, 0, span.last);
-  return span;
-}
-
-// What one block of queries works on; columns are counted from `first`, a multiple of W.
-struct Block {
-  int64_t t0, rows, first, columns, end;
-};
-
-int64_t block_rows(const Attention& a) { return std::clamp<int64_t>(BLOCK_FLOATS / padded(a.S), TILE, 64); }
-
-Block block_at(const Attention& a, int64_t t0) {
-  Block block{t0, std::min(block_rows(a), a.T - t0), 0, 0, 0};
-  block.first = seen(a, t0).first / W * W;
-  block.end = std::max(seen(a, t0 + block.rows - 1).last, block.first);
-  block.columns = padded(block.end - block.first);
-  return block;
-}
-
-// Scores of row i of a block, scaled, with -inf wherever it may not look; columns up to block.columns.
-void hide(const Attention& a, const Block& block, int64_t b, int64_t h, int64_t i, float* scores) {
-  const int64_t t = block.t0 + i;
-  const Span span = seen(a, t);
-  const int64_t from = span.first - block.first, to = span.last - block.first;
-  for (int64_t j = 0; j < std::min(from, block.columns); j++) scores[j] = -INFINITE;
-  for (int64_t j = std::max<int64_t>(to, 0); j < block.columns; j++) scores[j] = -INFINITE;
-  if (!a.mask) return;
-  const bool* mask = a.mask + b * a.mask_strides[0] + h * a.mask_strides[1] + t * a.mask_strides[2];
-  for (int64_t j = from; j < to; j++)
-    if (!mask[(block.first + j) * a.mask_strides[3]]) scores[j] = -INFINITE;
-}
-
-// Cephes' tanh: a polynomial near 0, where the other form would lose digits.
-vf tanh(vf x) {
-  const vf size = x < 0.f ? -x : x, z = x * x;
-  vf p = z * -5.70498872745e-3f + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
-  const vf large = 1.f - 2.f / (exp(2.f * size) + 1.f);
-  return size < 0.625f ? p * z * x + x : (x < 0.f ? -large : large);
-}
-
-// The products of queries and keys to softcap * tanh(scale * product / softcap), where scores are capped.
-void cap(const Attention& a, int64_t columns, float* scores) {
-  if (a.softcap <= 0) return;
-  const float share = a.scale / a.softcap;
-  for (int64_t j = 0; j < columns; j += W) store(scores + j, a.softcap * tanh(load(scores + j) * share));
-}
-
-// What is left to multiply with after `cap`.
-float scale_of(const Attention& a) { return a.softcap > 0 ? 1.f : a.scale; }
-
-// Scores to e^(score - max); the log-sum-exp and the factor that normalises.
-void exponentiate(int64_t columns, float scale, float* scores, float& lse, float& factor) {
-  const float top = largest(columns, scores);
-  if (top == -INFINITE) {
-    std::fill(scores, scores + columns, 0.f);
-    lse = -INFINITE;
-    factor = 0;
-    return;
+// Rows [first, first + count) of keys, transposed: to[d * stride + s].
+void key_tile(const Stored& rows, int64_t D, Head at, int64_t first, int64_t count, float* to, int64_t stride) {
+  if (!rows.floats.data) return unpack_transposed(rows.packed.from(at.b, at.h, first), count, to, stride);
+  for (int64_t s = 0; s < count; s += W) {
+    for (int64_t d = 0; d < D; d += W) {
+      vi block[W];
+      for (int64_t i = 0; i < W; i++) {
+        const float* from = row_of(rows.floats, at.b, at.h, first + std::min(s + i, count - 1)) + d * rows.floats.channel;
+        vf row;
+        if (rows.floats.channel != 1) {
+          for (int64_t l = 0; l < W; l++) row[l] = d + l < D ? from[l * rows.floats.channel] : 0.f;
+        } else {
+          row = d + W <= D ? load(from) : load(from, D - d, 0.f);
+        }
+        std::memcpy(block + i, &row, sizeof row);
+      }
+      transpose<W>(block);
+      for (int64_t i = 0; i < std::min<int64_t>(W, D - d); i++) std::memcpy(to + (d + i) * stride + s, block + i, sizeof(vf));
+    }
   }
+}
+
+// Stored of keys or values as they are: to[s * stride + d].
+void row_tile(const Stored& rows, int64_t D, Head at, int64_t first, int64_t count, float* to, int64_t stride) {
+  if (rows.floats.data) return pack(rows.floats, D, at, first, count, to, stride);
+  unpack(rows.packed.from(at.b, at.h, first), count, to, stride);
+}
+
+// Scores to weights e^(score - top); what was summed before shrinks when the maximum grows.
+void absorb(int64_t columns, float* scores, Part& part, int64_t width, float* sums) {
+  const float peak = largest(columns, scores);
+  if (peak > part.top) {
+    const float factor = std::exp(part.top - peak);
+    if (part.total > 0) map(width, sums, [&](vf a) { return a * factor; }, sums);
+    part.total *= factor;
+    part.top = peak;
+  }
+  if (part.top == -INFINITE) return std::fill(scores, scores + columns, 0.f);
   vf total{};
   for (int64_t j = 0; j < columns; j += W) {
-    vf e = exp((load(scores + j) - top) * scale);
+    const vf e = exp(load(scores + j) - part.top);
     store(scores + j, e);
     total += e;
   }
-  const float all = sum(total);
-  lse = top * scale + std::log(all);
-  factor = 1.f / all;
+  part.total += sum(total);
 }
 
-struct Head {
-  int64_t b, h;
-};
-
-void forward_block(const Attention& a, Head at, const Block& block, const View& q, const float* kt, const float* vp,
-                   float* space, float* out, float* lse) {
-  const int64_t Dp = padded(a.D), Sp = padded(a.S);
-  float *queries = space, *result = queries + block.rows * Dp, *scores = result + block.rows * Dp;
-  pack(a, q, at.b, at.h, block.t0, block.rows, queries);
-  matmul(block.rows, block.columns, a.D, {queries, Dp, 1}, kt + block.first, Sp, scores, block.columns, false);
-  float factors[64];
-  for (int64_t i = 0; i < block.rows; i++) {
-    float* row = scores + i * block.columns;
-    cap(a, block.columns, row);
-    hide(a, block, at.b, at.h, i, row);
-    exponentiate(block.columns, scale_of(a), row, lse[(at.b * a.H + at.h) * a.T + block.t0 + i], factors[i]);
-  }
-  matmul(block.rows, Dp, block.end - block.first, {scores, block.columns, 1}, vp + block.first * Dp, Dp, result, Dp, false);
-  for (int64_t i = 0; i < block.rows; i++) {
-    unpack(a, result + i * Dp, 1, out + ((at.b * a.T + block.t0 + i) * a.H + at.h) * a.D, 0, factors[i]);
-  }
-}
-
-// The few queries of a decoding step on one key head: keys and values are read once, where they lie.
-void decode_head(const Attention& a, int64_t b, int64_t kh, const View& q, const View& k, const View& v, float* out,
-                 float* lse) {
-  const int64_t group = a.H / a.K, rows = group * a.T, Sp = padded(a.S), Dp = padded(a.D);
-  Scratch scratch(rows * (Sp + Dp));
-  float *scores = scratch.take(rows * Sp), *queries = scratch.take(rows * Dp);
-  for (int64_t r = 0; r < rows; r++) {
-    pack(a, q, b, kh * group + r / a.T, r % a.T, 1, queries + r * Dp);
-    std::fill(scores + r * Sp + a.S, scores + (r + 1) * Sp, -INFINITE);
-  }
-  auto product = [](vf x, vf y) { return x * y; };
-  const int64_t first = seen(a, 0).first, last = seen(a, a.T - 1).last;
-  for (int64_t s = first; s < last; s++) {
-    const float* key = row_of(k, b, kh, s);
-    for (int64_t r = 0; r < rows; r++) scores[r * Sp + s] = accumulate(a.D, 0.f, product, key, queries + r * Dp);
-  }
-  float factors[FEW_QUERIES];
-  for (int64_t r = 0; r < rows; r++) {
-    const int64_t h = kh * group + r / a.T, t = r % a.T;
-    cap(a, Sp, scores + r * Sp);
-    hide(a, {0, rows, 0, Sp, a.S}, b, h, t, scores + r * Sp);
-    exponentiate(Sp, scale_of(a), scores + r * Sp, lse[(b * a.H + h) * a.T + t], factors[r]);
-  }
-  // The queries are used up: their memory takes the result.
-  if (a.D % W == 0) {
-    matmul(rows, a.D, last - first, {scores + first, Sp, 1}, row_of(v, b, kh, first), v.position, queries, Dp, false);
+// Sums to the result, with the head's sink in the softmax.
+void finish(const Attention& a, int64_t h, Part part, const float* sums, float* out, float* lse) {
+  const float sink = a.sinks ? a.sinks[h] : -INFINITE, top = std::max(part.top, sink);
+  if (top == -INFINITE) {
+    std::fill(out, out + a.D, 0.f);
   } else {
-    std::fill(queries, queries + rows * Dp, 0.f);
-    for (int64_t s = first; s < last; s++) {
-      const float* value = row_of(v, b, kh, s);
-      for (int64_t r = 0; r < rows; r++) {
-        const float weight = scores[r * Sp + s];
-        map(a.D, queries + r * Dp, [&](vf sum, vf x) { return sum + weight * x; }, queries + r * Dp, value);
-      }
-    }
+    const float total = part.total * std::exp(part.top - top) + (a.sinks ? std::exp(sink - top) : 0.f);
+    const float factor = std::exp(part.top - top) / total;
+    map(a.D, out, [&](vf x) { return x * factor; }, sums);
+    part = {top, total};
   }
-  for (int64_t r = 0; r < rows; r++) {
-    unpack(a, queries + r * Dp, 1, out + ((b * a.T + r % a.T) * a.H + kh * group + r / a.T) * a.D, 0, factors[r]);
+  if (lse) *lse = part.top + std::log(part.total);
+}
+
+// Whether a row is `width` floats in a piece.
+bool plain(const Stored& rows, int64_t D, int64_t width) {
+  return rows.floats.data && rows.floats.channel == 1 && D == width;
+}
+
+// Scores of the queries of one key head over positions [first, first + count), and their weighted sums of values.
+void scores_of(const Problem& p, Head at, Span span, const float* queries, float* scores) {
+  const int64_t R = p.group() * p.a.T, width = p.width(), count = span.last - span.first;
+  if (!p.k.floats.data) {
+    return packed_scores(p.k.packed.from(at.b, at.h, span.first), count, R, queries, scores, CHUNK);
+  }
+  const bool direct = plain(p.k, p.a.D, width) && p.k.floats.position == width;
+  Scratch tile(direct ? 0 : FEW_SLOTS * width);
+  for (int64_t s = 0; s < count; s += FEW_SLOTS) {
+    const int64_t n = std::min(FEW_SLOTS, count - s);
+    const float* rows = direct ? row_of(p.k.floats, at.b, at.h, span.first + s) : tile.take(0);
+    if (!direct) row_tile(p.k, p.a.D, at, span.first + s, n, tile.take(0), width);
+    linear({rows, nullptr, n, width}, {R, width, queries}, 0, n, scores + s, CHUNK);
   }
 }
 
-struct Packed {
-  const float *k, *kt, *vt;
-  float *gk, *gv;
-};
+void sums_of(const Problem& p, Head at, Span span, const float* weights, float* sums) {
+  const int64_t R = p.group() * p.a.T, width = p.width(), count = span.last - span.first;
+  if (count == 0) return std::fill(sums, sums + R * width, 0.f);
+  if (!p.v.floats.data) {
+    return packed_sums(p.v.packed.from(at.b, at.h, span.first), count, R, weights, CHUNK, {sums, width, false});
+  }
+  const bool direct = plain(p.v, p.a.D, width);
+  Scratch tile(direct ? 0 : FEW_SLOTS * width);
+  for (int64_t s = 0; s < count; s += FEW_SLOTS) {
+    const int64_t n = std::min(FEW_SLOTS, count - s);
+    const float* rows = direct ? row_of(p.v.floats, at.b, at.h, span.first + s) : tile.take(0);
+    if (!direct) row_tile(p.v, p.a.D, at, span.first + s, n, tile.take(0), width);
+    few_rows(R, width, n, weights + s, CHUNK, rows, direct ? p.v.floats.position : width, sums, width, s > 0);
+  }
+}
 
-void backward_block(const Attention& a, Head at, const Block& block, const View& q, const View& out, const float* lse,
-                    const View& gout, const Packed& p, float* space, float* gq) {
-  const int64_t Dp = padded(a.D), Sp = padded(a.S), C = block.columns, seen_columns = block.end - block.first;
-  float *queries = space, *g = queries + block.rows * Dp, *result = g + block.rows * Dp;
-  float *scores = result + block.rows * Dp, *gscores = scores + block.rows * C;
-  pack(a, q, at.b, at.h, block.t0, block.rows, queries);
-  pack(a, gout, at.b, at.h, block.t0, block.rows, g);
-  matmul(block.rows, C, a.D, {queries, Dp, 1}, p.kt + block.first, Sp, scores, C, false);
-  matmul(block.rows, C, a.D, {g, Dp, 1}, p.vt + block.first, Sp, gscores, C, false);
-  for (int64_t i = 0; i < block.rows; i++) {
-    const float *o = row_of(out, at.b, at.h, block.t0 + i), shift = lse[(at.b * a.H + at.h) * a.T + block.t0 + i];
-    float inner = 0;
-    for (int64_t d = 0; d < a.D; d++) inner += o[d * out.channel] * g[i * Dp + d];
-    float *row = scores + i * C, *grow = gscores + i * C;
-    cap(a, C, row);
-    hide(a, block, at.b, at.h, i, row);
-    if (shift == -INFINITE) {
-      std::fill(row, row + C, 0.f);
-      std::fill(grow, grow + C, 0.f);
+// The queries of one key head over positions [first, first + count).
+void attend(const Problem& p, Head at, Span span, const float* queries, Part* parts, float* sums) {
+  const Attention& a = p.a;
+  const int64_t count = span.last - span.first, columns = padded(count);
+  Scratch scratch(p.group() * a.T * CHUNK);
+  float* scores = scratch.take(0);
+  scores_of(p, at, span, queries, scores);
+  for (int64_t r = 0; r < p.group() * a.T; r++) {
+    float* row = scores + r * CHUNK;
+    cap(a.softcap, columns, row);
+    hide(a, {at.b, at.h * p.group() + r / a.T}, r % a.T, span.first, count, row);
+    std::fill(row + count, row + columns, -INFINITE);
+    absorb(columns, row, parts[r], 0, nullptr);
+  }
+  sums_of(p, at, span, scores, sums);
+}
+
+void keep(const Newest& n, const float* rows, const Buffer& to) {
+  for (int64_t kh = 0; kh < n.K; kh++, rows += n.D) {
+    const int64_t slot = (n.b * n.K + kh) * n.capacity + n.at;
+    if (to.floats) {
+      std::copy(rows, rows + n.D, to.floats + slot * n.D);
       continue;
     }
-    for (int64_t j = 0; j < C; j += W) {
-      const vf score = load(row + j), weight = exp(score * scale_of(a) - shift);
-      vf slope = weight * (load(grow + j) - inner);
-      if (a.softcap > 0) {
-        const vf share = score / a.softcap;
-        slope = weight > 0.f ? slope * (1.f - share * share) : vf{};
-      }
-      store(row + j, weight);
-      store(grow + j, slope);
-    }
+    PackedRow row = to.packed;
+    row.words += slot * row.groups * row.group * row.bits / 32, row.scales += slot * row.groups, row.biases += slot * row.groups;
+    pack_row(rows, n.D, row);
   }
-  matmul(seen_columns, Dp, block.rows, {scores, 1, C}, g, Dp, p.gv + block.first * Dp, Dp, true);
-  matmul(seen_columns, Dp, block.rows, {gscores, 1, C}, queries, Dp, p.gk + block.first * Dp, Dp, true);
-  matmul(block.rows, Dp, seen_columns, {gscores, C, 1}, p.k + block.first * Dp, Dp, result, Dp, false);
-  unpack(a, result, block.rows, gq + ((at.b * a.T + block.t0) * a.H + at.h) * a.D, a.H * a.D, a.scale);
+}
+
+// What of a buffer the token sees.
+Stored seen_of(const Newest& n, const Buffer& buffer) {
+  const int64_t before = n.b * n.K * n.capacity + n.first;
+  if (buffer.floats) return {{buffer.floats + before * n.D, 0, n.capacity * n.D, n.D, 1}, {}};
+  const PackedRow& row = buffer.packed;
+  const PackedRows all{row.words, row.scales, row.biases, 0, n.capacity, row.groups, row.bits, row.group};
+  return {{}, all.from(0, 0, before)};
+}
+
+// Queries [t0, t0 + count) of the heads of one key head.
+struct Task {
+  Head at;
+  int64_t t0, count;
+};
+
+// Where a task's queries, [group, count, width], are and how far they have come.
+struct Progress {
+  const float* queries;
+  float* sums;
+  Part* parts;
+  float *keys, *values, *scores;  // one tile
+};
+
+void take_queries(const Problem& p, const Task& task, float* to) {
+  const int64_t width = p.width();
+  for (int64_t g = 0; g < p.group(); g++, to += task.count * width) {
+    pack(p.q, p.a.D, {task.at.b, task.at.h * p.group() + g}, task.t0, task.count, to, width);
+    map(task.count * width, to, [&](vf x) { return x * p.a.scale; }, to);
+  }
+}
+
+// Queries [i, i + m) of the task, all of one head, over the tile of positions [first, last).
+void visit(const Problem& p, const Task& task, Span tile, int64_t i, int64_t m, const Progress& at) {
+  const Attention& a = p.a;
+  const int64_t width = p.width(), g = i / task.count, t = task.t0 + i % task.count;
+  const int64_t end = std::min(tile.last, seen(a, t + m - 1).last), columns = padded(end - tile.first);
+  if (end <= tile.first || seen(a, t).first >= end) return;
+  matmul(m, columns, a.D, {at.queries + i * width, width, 1}, at.keys, SLOTS, at.scores, SLOTS, false);
+  for (int64_t r = 0; r < m; r++) {
+    float* row = at.scores + r * SLOTS;
+    const Span span = seen(a, t + r);
+    cap(a.softcap, columns, row);
+    if (a.mask || span.first > tile.first || span.last < tile.first + columns)
+      hide(a, {task.at.b, task.at.h * p.group() + g}, t + r, tile.first, end - tile.first, row);
+    std::fill(row + end - tile.first, row + columns, -INFINITE);
+    absorb(columns, row, at.parts[i + r], width, at.sums + (i + r) * width);
+  }
+  matmul(m, width, end - tile.first, {at.scores, SLOTS, 1}, at.values, width, at.sums + i * width, width, true);
+}
+
+void attend_many(const Problem& p, const Task& task, float* out, float* lse) {
+  const Attention& a = p.a;
+  const int64_t width = p.width(), rows = p.group() * task.count;
+  Scratch scratch(2 * rows * width + 2 * SLOTS * width + TOGETHER * SLOTS);
+  std::vector<Part> parts(rows);
+  float *queries = scratch.take(rows * width), *sums = scratch.take(rows * width), *keys = scratch.take(SLOTS * width);
+  const Progress progress{queries, sums, parts.data(), keys, scratch.take(SLOTS * width), scratch.take(0)};
+  take_queries(p, task, queries);
+  std::fill(sums, sums + rows * width, 0.f);
+  const int64_t first = seen(a, task.t0).first, last = seen(a, task.t0 + task.count - 1).last;
+  for (int64_t s = first; s < last; s += SLOTS) {
+    const Span tile{s, std::min(last, s + SLOTS)};
+    key_tile(p.k, a.D, task.at, s, tile.last - s, progress.keys, SLOTS);
+    row_tile(p.v, a.D, task.at, s, tile.last - s, progress.values, width);
+    for (int64_t g = 0; g < p.group(); g++)
+      for (int64_t i = 0; i < task.count; i += TOGETHER)
+        visit(p, task, tile, g * task.count + i, std::min(TOGETHER, task.count - i), progress);
+  }
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t b = task.at.b, h = task.at.h * p.group() + r / task.count, t = task.t0 + r % task.count;
+    finish(a, h, parts[r], sums + r * width, out + ((b * a.T + t) * a.H + h) * a.D, lse + (b * a.H + h) * a.T + t);
+  }
 }
 
 }  // namespace
 
-void attention(const Attention& a, const View& q, const View& k, const View& v, float* out, float* lse) {
-  const int64_t Dp = padded(a.D), Sp = padded(a.S), group = a.H / a.K, rows = block_rows(a);
-  const int64_t blocks = (a.T + rows - 1) / rows;
-  if (a.T * group <= FEW_QUERIES && k.channel == 1 && v.channel == 1) {
-    auto body = [&](int64_t task) { decode_head(a, task / a.K, task % a.K, q, k, v, out, lse); };
-    const int64_t cost = 4 * a.T * group * a.S * (a.D / W + 4);
-    return parallel_range(a.B * a.K, cost, [&](int64_t from, int64_t to) {
-      for (int64_t task = from; task < to; task++) body(task);
-    });
+void attention_few(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse) {
+  const Problem p{a, q, k, v};
+  const int64_t R = p.group() * a.T, width = p.width(), first = seen(a, 0).first, last = seen(a, a.T - 1).last;
+  const int64_t heads = a.B * a.K;
+  const int64_t chunk = std::clamp(padded((last - first) * heads / (threads() * 4)), LEAST_CHUNK, CHUNK);
+  const int64_t chunks = std::max<int64_t>((last - first + chunk - 1) / chunk, 1);
+  const int64_t size = k.floats.data ? width : ready_floats(k.packed);
+  Scratch scratch(heads * R * (width + size) + heads * chunks * R * width);
+  float *dense = scratch.take(heads * R * width), *queries = dense;
+  for (int64_t i = 0; i < heads; i++) take_queries(p, {{i / a.K, i % a.K}, 0, a.T}, dense + i * R * width);
+  if (!k.floats.data) {
+    queries = scratch.take(heads * R * size);
+    for (int64_t i = 0; i < heads * R; i++) ready_query(k.packed, a.D, dense + i * width, queries + i * size);
   }
-  // Every task packs the keys and values it reads, so a head is cut only as far as all threads need.
-  const int64_t heads = a.B * a.K, parts = std::clamp<int64_t>(2 * threads() / std::max<int64_t>(heads, 1), 1, blocks);
-  parallel(heads * parts, [&](int64_t task) {
-    const int64_t b = task / parts / a.K, kh = task / parts % a.K, part = task % parts;
-    Scratch scratch(a.D * Sp + a.S * Dp + 2 * rows * Dp + rows * Sp);
-    float *kt = scratch.take(a.D * Sp), *vp = scratch.take(a.S * Dp), *space = scratch.take(0);
-    pack_transposed(a, k, b, kh, kt);
-    pack(a, v, b, kh, 0, a.S, vp);
-    for (int64_t h = kh * group; h < (kh + 1) * group; h++)
-      for (int64_t i = part; i < blocks; i += parts)
-        forward_block(a, {b, h}, block_at(a, i * rows), q, kt, vp, space, out, lse);
+  float* sums = scratch.take(0);
+  std::vector<Part> parts(heads * chunks * R);
+  parallel_range(heads * chunks, std::min(last - first, chunk) * (R + 2) * (width / W + 2), [&](int64_t from, int64_t to) {
+    for (int64_t task = from; task < to; task++) {
+      const int64_t i = task / chunks, s = first + task % chunks * chunk;
+      attend(p, {i / a.K, i % a.K}, {s, std::min(last, s + chunk)}, queries + i * R * size, &parts[task * R],
+             sums + task * R * width);
+    }
   });
+  for (int64_t i = 0; i < heads * R; i++) {
+    const int64_t b = i / R / a.K, h = i / R % a.K * p.group() + i % R / a.T, t = i % a.T, at = i / R * chunks * R + i % R;
+    Part all = parts[at];
+    float* total = sums + at * width;
+    for (int64_t c = 1; c < chunks; c++) {
+      const Part& part = parts[at + c * R];
+      const float top = std::max(all.top, part.top), mine = top == -INFINITE ? 0.f : std::exp(all.top - top);
+      const float other = top == -INFINITE ? 0.f : std::exp(part.top - top);
+      map(width, total, [&](vf x, vf y) { return x * mine + y * other; }, total, sums + (at + c * R) * width);
+      all = {top, all.total * mine + part.total * other};
+    }
+    finish(a, h, all, total, out + ((b * a.T + t) * a.H + h) * a.D, lse ? lse + (b * a.H + h) * a.T + t : nullptr);
+  }
 }
 
-void attention_vjp(const Attention& a, const View& q, const View& k, const View& v, const View& out, const float* lse,
-                   const View& gout, float* gq, float* gk, float* gv) {
-  const int64_t Dp = padded(a.D), Sp = padded(a.S), group = a.H / a.K, rows = block_rows(a);
-  parallel(a.B * a.K, [&](int64_t task) {
-    const int64_t b = task / a.K, kh = task % a.K;
-    Scratch scratch(2 * a.D * Sp + 3 * a.S * Dp + 3 * rows * Dp + 2 * rows * Sp);
-    float *kt = scratch.take(a.D * Sp), *vt = scratch.take(a.D * Sp), *kp = scratch.take(a.S * Dp);
-    float *gkp = scratch.take(a.S * Dp), *gvp = scratch.take(a.S * Dp), *space = scratch.take(0);
-    pack_transposed(a, k, b, kh, kt);
-    pack_transposed(a, v, b, kh, vt);
-    pack(a, k, b, kh, 0, a.S, kp);
-    std::fill(gkp, gkp + a.S * Dp, 0.f);
-    std::fill(gvp, gvp + a.S * Dp, 0.f);
-    const Packed packed{kp, kt, vt, gkp, gvp};
-    for (int64_t h = kh * group; h < (kh + 1) * group; h++)
-      for (int64_t t0 = 0; t0 < a.T; t0 += rows)
-        backward_block(a, {b, h}, block_at(a, t0), q, out, lse, gout, packed, space, gq);
-    const int64_t at = (b * a.S * a.K + kh) * a.D;
-    unpack(a, gkp, a.S, gk + at, a.K * a.D, a.scale);
-    unpack(a, gvp, a.S, gv + at, a.K * a.D, 1.f);
+void keep_and_attend(const Newest& n, const Fresh& rows, const Buffer& keys, const Buffer& values, float* out) {
+  keep(n, rows.k, keys);
+  keep(n, rows.v, values);
+  Attention a{1, n.H, n.K, 1, n.at + 1 - n.first, n.D, 1.f, false, 0, nullptr, {}, n.softcap, n.sinks};
+  attention_few(a, {rows.q, 0, n.D, 0, 1}, seen_of(n, keys), seen_of(n, values), out, nullptr);
+}
+
+void attention(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse) {
+  const Problem p{a, q, k, v};
+  if (p.group() * a.T <= FEW_QUERIES) return attention_few(a, q, k, v, out, lse);
+  // Every task makes the tiles it reads, so heads are cut only as far as all threads need.
+  const int64_t heads = a.B * a.K, enough = (a.T * heads + 4 * threads() - 1) / (4 * threads());
+  const int64_t most = std::max(QUERIES / p.group(), TOGETHER);
+  const int64_t count = std::clamp<int64_t>((enough + TILE - 1) / TILE * TILE, TILE, most), cuts = (a.T + count - 1) / count;
+  parallel(heads * cuts, [&](int64_t task) {
+    const int64_t i = task / cuts, t0 = task % cuts * count;
+    attend_many(p, {{i / a.K, i % a.K}, t0, std::min(count, a.T - t0)}, out, lse);
   });
 }
 

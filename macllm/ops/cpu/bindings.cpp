@@ -163,14 +163,6 @@ std::tuple<mx::array, mx::array, mx::array> native_adamw(const mx::array& p, con
   return {all[0], all[1], all[2]};
 }
 
-// [B, heads, positions, Dh] of an array of that shape, or of one that lies [B, positions, heads, Dh].
-View view(const mx::array& x, bool positions_first = false) {
-  auto& s = x.strides();
-  return {x.data<float>(), s[0], s[positions_first ? 2 : 1], s[positions_first ? 1 : 2], s[3]};
-}
-
-mx::array heads_first(const mx::array& x) { return mx::transpose(x, {0, 2, 1, 3}); }
-
 mx::array native_rope(const mx::array& x, const mx::array& wavelengths, const mx::array& offset, bool interleaved, bool back) {
   if (x.ndim() != 4) throw std::invalid_argument("[macllm] rope takes (B, H, L, Dh).");
   auto forward = [interleaved, back](const Arrays& in, Arrays& out) {
@@ -186,59 +178,6 @@ mx::array native_rope(const mx::array& x, const mx::array& wavelengths, const mx
   };
   mx::Shape shape{x.shape(0), x.shape(2), x.shape(1), x.shape(3)};
   return heads_first(make("rope", {x, wavelengths, mx::astype(offset, mx::int32)}, {shape}, forward, vjp)[0]);
-}
-
-struct Rules {
-  float scale;
-  bool causal;
-  int64_t window;
-  float softcap;
-};
-
-Attention problem(const Arrays& in, const Rules& rules, bool masked) {
-  auto &q = in[0], &k = in[1];
-  Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), rules.scale, rules.causal,
-              rules.window, nullptr, {}, rules.softcap};
-  if (masked) {
-    a.mask = in[3].data<bool>();
-    std::copy(in[3].strides().begin(), in[3].strides().end(), a.mask_strides);
-  }
-  return a;
-}
-
-Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out, Rules rules, bool masked) {
-  Arrays inputs = in;
-  inputs.insert(inputs.end(), {out[0], out[1], g[0]});
-  auto backward = [rules, masked](const Arrays& in, Arrays& result) {
-    const int at = masked ? 4 : 3;
-    Dense lse(in[at + 1]);
-    attention_vjp(problem(in, rules, masked), view(in[0]), view(in[1]), view(in[2]), view(in[at], true), lse,
-                  view(in[at + 2], true), result[0].data<float>(), result[1].data<float>(), result[2].data<float>());
-  };
-  auto swapped = [](const mx::array& x) { return mx::Shape{x.shape(0), x.shape(2), x.shape(1), x.shape(3)}; };
-  Arrays all = make("attention_vjp", inputs, {swapped(in[0]), swapped(in[1]), swapped(in[2])}, backward);
-  return {heads_first(all[0]), heads_first(all[1]), heads_first(all[2])};
-}
-
-mx::array native_attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, bool causal,
-                           int64_t window, const std::optional<mx::array>& mask, float softcap) {
-  if (q.ndim() != 4 || k.ndim() != 4 || k.shape() != v.shape() || q.shape(3) != k.shape(3) || q.shape(1) % k.shape(1))
-    throw std::invalid_argument("[macllm] attention takes (B, H, T, Dh) and (B, K, S, Dh) twice.");
-  const Rules rules{scale, causal, window, softcap};
-  Arrays inputs{q, k, v};
-  const bool masked = mask.has_value();
-  if (masked) {
-    if (mask->dtype() != mx::bool_) throw std::invalid_argument("[macllm] attention takes a mask of bool.");
-    inputs.push_back(mx::broadcast_to(*mask, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)}));
-  }
-  auto forward = [rules, masked](const Arrays& in, Arrays& out) {
-    attention(problem(in, rules, masked), view(in[0]), view(in[1]), view(in[2]), out[0].data<float>(), out[1].data<float>());
-  };
-  auto vjp = [rules, masked](const Arrays& in, const Arrays& g, const Arrays& out) {
-    return native_attention_vjp(in, g, out, rules, masked);
-  };
-  mx::Shape out{q.shape(0), q.shape(2), q.shape(1), q.shape(3)}, lse{q.shape(0), q.shape(1), q.shape(2)};
-  return heads_first(make("attention", inputs, {out, lse}, forward, vjp)[0]);
 }
 
 }  // namespace
@@ -262,8 +201,7 @@ NB_MODULE(macllm_native, m) {
   m.def("norm", &native_norm, "arrays"_a);
   m.def("adamw", &native_adamw, "p"_a, "g"_a, "m"_a, "v"_a, "scalars"_a, "beta1"_a, "beta2"_a, "eps"_a);
   m.def("rope", &native_rope, "x"_a, "wavelengths"_a, "offset"_a, "interleaved"_a = false, "back"_a = false);
-  m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
-        "mask"_a = nb::none(), "softcap"_a = 0);
+  bind_attention(m);
   bind_experts(m);
   bind_linear(m);
   bind_sampling(m);

@@ -86,22 +86,6 @@ struct Rope {
 // out is [B, L, H, D] in memory.
 void rope(const Rope& r, const View& x, float* out);
 
-struct Attention {
-  int64_t B, H, K, T, S, D;  // H query heads share K key heads; T queries stand at the end of S positions
-  float scale;
-  bool causal;
-  int64_t window;  // a query sees at most this many positions up to itself; 0: no limit
-  const bool* mask;  // true where a query may look, or null
-  int64_t mask_strides[4];
-  float softcap = 0;  // scores are bounded to +-softcap; 0: no limit
-};
-
-// out is [B, T, H, D] in memory, lse [B, H, T].
-void attention(const Attention& a, const View& q, const View& k, const View& v, float* out, float* lse);
-// gq [B, T, H, D], gk and gv [B, S, K, D] in memory.
-void attention_vjp(const Attention& a, const View& q, const View& k, const View& v, const View& out, const float* lse,
-                   const View& gout, float* gq, float* gk, float* gv);
-
 enum class Real : int { float32, float16, bfloat16 };
 
 // A matrix [N, K] as MLX packs it: scale q + bias with q in `bits` bits, the first in the lowest bits of a word; a

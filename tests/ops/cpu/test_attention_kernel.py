@@ -23,6 +23,7 @@ class Case(NamedTuple):
     window: int = 0
     masked: bool = False
     softcap: float = 0.0
+    sunk: bool = False
 
 
 CASES = [
@@ -44,6 +45,14 @@ CASES = [
     Case(1, 2, 2, 70, 70, 33, causal=True, softcap=2.0),
     Case(2, 2, 1, 31, 40, 24, masked=True, softcap=1.0),
     Case(1, 2, 2, 129, 129, 16, causal=True, window=20, softcap=0.1),
+    Case(2, 4, 2, 300, 300, 72, causal=True),
+    Case(1, 6, 2, 90, 1100, 96, causal=True, window=600),
+    Case(1, 3, 1, 1, 1100, 72, causal=True),
+    Case(2, 4, 2, 1, 1, 64, sunk=True),
+    Case(1, 4, 2, 1, 1100, 80, causal=True, window=700, sunk=True),
+    Case(2, 4, 2, 150, 150, 20, causal=True, softcap=2.0, sunk=True),
+    Case(2, 2, 1, 31, 40, 24, masked=True, sunk=True),
+    Case(1, 2, 1, 9, 5, 16, causal=True, sunk=True),
 ]
 
 
@@ -57,7 +66,11 @@ def draw(case: Case) -> tuple[Array, Array, Array, Array, Array | None]:
     return q, k, v, g, mask
 
 
-def expected(case: Case, scale: float) -> tuple[Array, Array, Array, Array]:
+def sinks_of(case: Case) -> Array:
+    return np.random.default_rng(5).standard_normal(case.H).astype(np.float32) * 3
+
+
+def expected(case: Case, scale: float) -> list[Array]:
     q, k, v, g, mask = (None if a is None else a.astype(np.float64) for a in draw(case))
     group = case.H // case.K
     wide_k, wide_v = np.repeat(k, group, 1), np.repeat(v, group, 1)
@@ -74,9 +87,12 @@ def expected(case: Case, scale: float) -> tuple[Array, Array, Array, Array]:
         scores = case.softcap * np.tanh(scores / case.softcap)
         slope = 1 - (scores / case.softcap) ** 2
     scores = np.where(seen, scores, -np.inf)
-    top = np.where(seen.any(-1, keepdims=True), scores.max(-1, keepdims=True), 0)
-    p = np.exp(scores - top)
-    p /= np.maximum(p.sum(-1, keepdims=True), 1e-300)
+    sinks = (sinks_of(case) if case.sunk else np.full(case.H, -np.inf))[None, :, None, None]
+    top = np.maximum(scores.max(-1, keepdims=True), sinks)
+    top = np.where(np.isfinite(top), top, 0)
+    p, sunk = np.exp(scores - top), np.exp(sinks - top)
+    total = np.maximum(p.sum(-1, keepdims=True) + sunk, 1e-300)
+    p, sunk = p / total, sunk / total
     out = p @ wide_v
     gp = g @ wide_v.swapaxes(-1, -2)
     gs = p * (gp - (g * out).sum(-1, keepdims=True)) * slope * scale
@@ -84,7 +100,8 @@ def expected(case: Case, scale: float) -> tuple[Array, Array, Array, Array]:
     def folded(x: Array) -> Array:
         return x.reshape(case.B, case.K, group, case.S, case.D).sum(2)
 
-    return out, gs @ wide_k, folded(gs.swapaxes(-1, -2) @ q), folded(p.swapaxes(-1, -2) @ g)
+    slopes = [gs @ wide_k, folded(gs.swapaxes(-1, -2) @ q), folded(p.swapaxes(-1, -2) @ g)]
+    return [out, *slopes, *([-(sunk * g * out).sum((0, 2, 3))] if case.sunk else [])]
 
 
 @pytest.mark.parametrize("positions_first", [False, True])
@@ -96,13 +113,38 @@ def test_attention(kernels: ModuleType, case: Case, positions_first: bool) -> No
     def laid_out(x: Array) -> mx.array:
         return mx.array(x.swapaxes(1, 2).copy()).swapaxes(1, 2) if positions_first else mx.array(x)
 
-    def ours(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+    def ours(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array | None = None) -> list[mx.array]:
         m = None if mask is None else mx.array(mask)
-        return [kernels.attention(q, k, v, scale, case.causal, case.window, m, case.softcap)]
+        return [kernels.attention(q, k, v, scale, case.causal, case.window, m, case.softcap, sinks)]
 
-    outs, grads = mx.vjp(ours, [laid_out(x) for x in (q, k, v)], [laid_out(g)])
+    inputs = [laid_out(x) for x in (q, k, v)] + ([mx.array(sinks_of(case))] if case.sunk else [])
+    outs, grads = mx.vjp(ours, inputs, [laid_out(g)])
     for got, want in zip([*outs, *grads], expected(case, scale), strict=True):
         np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(want).max()))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
+def test_sinks_as_torch_derives_them(kernels: ModuleType, heads: tuple[int, int]) -> None:
+    import torch
+
+    case = Case(2, *heads, 13, 21, 40, causal=True, sunk=True)
+    q, k, v, g, _ = draw(case)
+    leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (q, k, v, sinks_of(case))]
+    wide = [x.repeat_interleave(case.H // case.K, 1) for x in leaves[1:3]]
+    hidden = torch.ones(case.T, case.S).tril(case.S - case.T) == 0
+    scores = (0.3 * leaves[0] @ wide[0].transpose(-1, -2)).masked_fill(hidden, -torch.inf)
+    scores = torch.cat([scores, leaves[3].view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], -1)
+    out = scores.softmax(-1)[..., :-1] @ wide[1]
+    (out * torch.tensor(g)).sum().backward()
+
+    def ours(*x: mx.array) -> list[mx.array]:
+        return [kernels.attention(*x[:3], 0.3, True, sinks=x[3])]
+
+    outs, grads = mx.vjp(ours, [mx.array(x) for x in (q, k, v, sinks_of(case))], [mx.array(g)])
+    wants = [out.detach(), *(leaf.grad for leaf in leaves)]
+    for got, want in zip([*outs, *grads], wants, strict=True):
+        np.testing.assert_allclose(np.array(got), want, rtol=1e-4, atol=2e-5)
 
 
 def test_a_part_of_a_longer_cache(kernels: ModuleType) -> None:
