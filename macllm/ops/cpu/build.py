@@ -30,6 +30,7 @@ KERNELS = (
     "rows",
     "rope",
     "attention",
+    "gemm",
     "sgemm",
     "linear",
     "half",
