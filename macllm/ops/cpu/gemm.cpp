@@ -9,6 +9,7 @@
 
 #include "half.h"
 #include "parallel.h"
+#include "parts.h"
 #include "scratch.h"
 #include "transpose.h"
 
@@ -29,14 +30,6 @@ constexpr int64_t ROWS = 1024;            // of `a` that are packed together
 constexpr int64_t PACKED = 1 << 20;       // floats of `a` that are packed together, shared by all threads
 
 int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
-
-// [0, size) in as few even parts as are no larger than `most`.
-struct Parts {
-  int64_t size, count;
-  Parts(int64_t size, int64_t most) : size(size), count(parts_of(size, most)) {}
-  int64_t begin(int64_t i) const { return size * i / count; }
-  int64_t length(int64_t i) const { return begin(i + 1) - begin(i); }
-};
 
 template <class T>
 struct Reader {

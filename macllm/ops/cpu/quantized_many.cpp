@@ -4,6 +4,7 @@
 
 #include "int8.h"
 #include "parallel.h"
+#include "parts.h"
 #include "quantized.h"
 #include "scratch.h"
 #include "transpose.h"
@@ -22,37 +23,54 @@ constexpr int STRIP = WIDE * W;       // rows of w
 constexpr int64_t DEPTH = 512;        // of a strip, which stays in the first cache: whole groups of any size
 constexpr int64_t ROWS = 2048;        // of x that are rounded together
 
-// A group of x in int8.
-struct Bytes {
-  alignas(64) int8_t q[GROUP];
-  float scale, sum;  // of what the integers stand for
-};
-
-Bytes rounded(const float* x) {
-  Bytes b;
-  vf top{}, unsound{}, total{};
-  for (int64_t i = 0; i < GROUP; i += W) {
-    top = max(magnitude(load(x + i)), top);
-    unsound += load(x + i) * 0.f;  // NaN where an element is not finite
-  }
-  const float most = max(top), inverse = most > SMALLEST ? 127.f / most : 0.f;
-  int32_t bits[GROUP];
-  for (int64_t i = 0; i < GROUP; i += W) {
-    const vf integer = load(x + i) * inverse + ROUNDER;
-    total += integer - ROUNDER;
-    std::memcpy(bits + i, &integer, sizeof integer);
-  }
-  for (int64_t i = 0; i < GROUP; i++) b.q[i] = int8_t(bits[i]);
-  b.scale = (most > SMALLEST ? most / 127 : 0.f) + sum(unsound);
-  b.sum = sum(total) * b.scale;
-  return b;
+// Lane i of the result is `fold` over the lanes of v[i].
+template <class F>
+inline vf folded(vf* v, F fold) {
+  transpose(v);
+  for (int i = 1; i < W; i++) v[0] = fold(v[0], v[i]);
+  return v[0];
 }
+
+// W groups of x at a time, so that what is one number of a group is a lane of a vector: what is not finite makes the
+// group's scale NaN.
+struct Rounding {
+  vf scales, sums;  // sums of what the integers stand for
+
+  // put(i, four neighbours each) of the group at x[i].
+  template <class Put>
+  Rounding(const float* const* x, Put put) {
+    vf each[W];
+    for (int i = 0; i < W; i++) {
+      each[i] = magnitude(load(x[i]));
+      for (int64_t k = W; k < GROUP; k += W) each[i] = max(magnitude(load(x[i] + k)), each[i]);
+    }
+    const vf most = folded(each, [](vf a, vf b) { return max(a, b); });
+    const vf inverse = most > SMALLEST ? 127.f / most : vf{};
+    for (int i = 0; i < W; i++) {
+      int8_t bytes[GROUP];
+      each[i] = vf{};
+      for (int64_t k = 0; k < GROUP; k += W) {
+        const vf integer = load(x[i] + k) * inverse[i] + ROUNDER;
+        each[i] += integer - ROUNDER;
+        const auto narrow = __builtin_convertvector(bits_of<vi>(integer), vb);
+        std::memcpy(bytes + k, &narrow, sizeof narrow);
+      }
+      put(i, bytes);
+    }
+    sums = folded(each, [](vf a, vf b) { return a + b; });
+    scales = (most > SMALLEST ? most * (1 / 127.f) : vf{}) + sums * 0.f;
+    sums *= scales;
+  }
+
+ private:
+  typedef int8_t vb __attribute__((vector_size(W)));
+};
 
 // Rows of x in panels of up to TALL, each in the order in which a tile reads it: four bytes of every row, then the next
 // four. A scale of every row for each group of x, a sum for each group of w.
 class Panels {
  public:
-  Panels(const PackedMatrix& w, int64_t M) : count((M + TALL - 1) / TALL), M_(M), K_(w.K), group_(w.group) {
+  Panels(const PackedMatrix& w, int64_t M) : rows(M, TALL), K_(w.K), group_(w.group) {
     static thread_local Scratch<int32_t> q;
     static thread_local Scratch<float> numbers;
     q_ = q.room(M * K_ / 4);
@@ -60,31 +78,46 @@ class Panels {
     sums_ = scales_ + M * (K_ / GROUP);
   }
 
-  int64_t row(int64_t panel) const { return M_ * panel / count; }
-  int64_t height(int64_t panel) const { return row(panel + 1) - row(panel); }
-  // What a panel holds from column k on.
-  int32_t* words(int64_t panel, int64_t k) const { return q_ + row(panel) * (K_ / 4) + k / 4 * height(panel); }
-  float* scales(int64_t panel, int64_t k) const { return scales_ + row(panel) * (K_ / GROUP) + k / GROUP * height(panel); }
-  float* sums(int64_t panel, int64_t k) const { return sums_ + row(panel) * (K_ / group_) + k / group_ * height(panel); }
+  // What a panel holds, column after column.
+  int32_t* words(int64_t panel) const { return q_ + rows.begin(panel) * (K_ / 4); }
+  float* scales(int64_t panel) const { return scales_ + rows.begin(panel) * (K_ / GROUP); }
+  float* sums(int64_t panel) const { return sums_ + rows.begin(panel) * (K_ / group_); }
 
   void fill(int64_t panel, const float* x) const {
-    const int64_t H = height(panel);
-    std::fill_n(sums(panel, 0), K_ / group_ * H, 0.f);
-    for (int64_t r = 0; r < H; r++) {
-      for (int64_t k = 0; k < K_; k += GROUP) {
-        const Bytes b = rounded(x + (row(panel) + r) * K_ + k);
-        int32_t* to = words(panel, k) + r;
-        for (int64_t i = 0; i < WORDS; i++) std::memcpy(to + i * H, b.q + i * 4, 4);
-        scales(panel, k)[r] = b.scale;
-        sums(panel, k)[r] += b.sum;
+    const int64_t H = rows.length(panel), groups = K_ / GROUP * H;  // all rows' first, then all rows' second, ...
+    const int64_t each = group_ / GROUP;
+    int32_t* q = words(panel);
+    float *scale = scales(panel), *total = sums(panel);
+    x += rows.begin(panel) * K_;
+    std::fill_n(total, K_ / group_ * H, 0.f);
+    int64_t r = 0, g = 0, left = each;  // the next group's row and number, and groups of x in the group of w
+    for (int64_t first = 0; first < groups; first += W) {
+      const int64_t count = std::min<int64_t>(W, groups - first);
+      const float* from[W];
+      int32_t* to[W];
+      float* sum[W];
+      for (int i = 0; i < W; i++) {
+        from[i] = i < count ? x + r * K_ + g * GROUP : x;
+        to[i] = q + g * WORDS * H + r;
+        sum[i] = total + r;
+        if (++r < H) continue;
+        r = 0, g++;
+        if (--left == 0) left = each, total += H;
+      }
+      const Rounding done(from, [&](int i, const int8_t* bytes) {
+        for (int64_t word = 0; word < WORDS && i < count; word++) std::memcpy(to[i] + word * H, bytes + word * 4, 4);
+      });
+      for (int64_t i = 0; i < count; i++) {
+        scale[first + i] = done.scales[i];
+        *sum[i] += done.sums[i];
       }
     }
   }
 
-  int64_t count;
+  const Parts rows;
 
  private:
-  int64_t M_, K_, group_;
+  int64_t K_, group_;
   int32_t* q_;
   float *scales_, *sums_;
 };
@@ -188,11 +221,13 @@ void columns_of(const PackedMatrix& w, const Panels& panels, int64_t n, float* y
   for (int64_t k = 0; k < w.K; k += DEPTH) {
     const int64_t end = std::min(w.K, k + DEPTH);
     strip.fill(w, n, k, end);
-    for (int64_t p = 0; p < panels.count; p++) {
-      const int64_t height = panels.height(p);
-      float staged[TALL * STRIP], *to = y + panels.row(p) * w.N + n;
+    const int64_t group = k / w.group;
+    for (int64_t p = 0; p < panels.rows.count; p++) {
+      const int64_t height = panels.rows.length(p);
+      float staged[TALL * STRIP], *to = y + panels.rows.begin(p) * w.N + n;
       const bool whole = columns == STRIP;
-      Rows rows{panels.words(p, k), panels.scales(p, k), panels.sums(p, k), whole ? to : staged, whole ? w.N : STRIP};
+      Rows rows{panels.words(p) + k / 4 * height, panels.scales(p) + k / GROUP * height, panels.sums(p) + group * height,
+                whole ? to : staged, whole ? w.N : STRIP};
       auto copy = [&](bool in) {
         for (int64_t m = 0; m < height && !whole; m++)
           in ? std::copy_n(to + m * w.N, columns, staged + m * STRIP) : std::copy_n(staged + m * STRIP, columns, to + m * w.N);
@@ -214,7 +249,7 @@ bool quantized_many_rows(const PackedMatrix& w, int64_t M, const float* x, float
   if (w.bits == 8 && !WHOLE_BYTES) return false;
   for (int64_t done = 0; done < M; done += ROWS) {
     const Panels panels(w, std::min(ROWS, M - done));
-    parallel_range(panels.count, w.K / W * 4 * TALL, [&](int64_t first, int64_t last) {
+    parallel_range(panels.rows.count, w.K / W * 4 * TALL, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; p++) panels.fill(p, x + done * w.K);
     });
     // Rows of x are cheap to read again, a strip is dear to make: whole columns of the result, then.
