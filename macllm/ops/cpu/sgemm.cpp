@@ -1,5 +1,6 @@
-// MLX's matrix product on our threads: cut into blocks that single-threaded BLAS calls do, each whenever a thread is
-// free. The BLAS's own threads wait for one another in the middle of a product, which on a busy machine costs half.
+// MLX's matrix product on our threads. Small ones and those with one side of a few elements are cut into blocks that
+// single-threaded BLAS calls do. The BLAS's own threads wait for one another in the middle of a product, which on a busy
+// machine costs half.
 #include <algorithm>
 
 #include "gemm.h"
