@@ -37,6 +37,7 @@ KERNELS = (
     "kv_few",
     "attention",
     "attention_vjp",
+    "gemm",
     "sgemm",
     "linear",
     "half",

@@ -20,11 +20,24 @@ constexpr int64_t FEW_ROUNDED = 12, FEW = 24;  // rows of x, up to which unpacki
 constexpr int64_t PANEL_WIDTH = 512, PANEL_DEPTH = 384;
 constexpr int64_t STEP = 32;  // no group is smaller
 
-template <int BITS>
+template <class T, int N>
+struct Whole {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+
+// Of 32 numbers at a time each byte becomes an integer as wide as what it holds takes in bytes, and is spread over it.
+template <class Wide, int BITS>
 void unpack_bytes(const uint8_t* from, int64_t count, uint8_t* to) {
-  constexpr int PER_BYTE = 8 / BITS;
-  for (int64_t i = 0; i < count / PER_BYTE; i++)
-    for (int j = 0; j < PER_BYTE; j++) to[i * PER_BYTE + j] = (from[i] >> (BITS * j)) & ((1 << BITS) - 1);
+  constexpr int N = 32 / sizeof(Wide);
+  constexpr Wide MASK = Wide(0x0101010101010101u) * ((1 << BITS) - 1);
+  for (int64_t i = 0; i < count; i += 32, from += N) {
+    typename Whole<uint8_t, N>::type bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    auto wide = __builtin_convertvector(bytes, typename Whole<Wide, N>::type), all = wide;
+    for (int j = 1; j < 8 / BITS; j++) all |= wide << ((8 - BITS) * j);
+    all &= MASK;
+    std::memcpy(to + i, &all, sizeof all);
+  }
 }
 
 // Eight numbers at a time fill BITS bytes.
@@ -153,9 +166,9 @@ void widen(Real type, const void* from, int64_t first, int64_t count, float* to)
 void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uint8_t* to) {
   auto from = reinterpret_cast<const uint8_t*>(w.words + row * w.words_per_row()) + first * w.bits / 8;
   switch (w.bits) {
-    case 2: return unpack_bytes<2>(from, last - first, to);
+    case 2: return unpack_bytes<uint32_t, 2>(from, last - first, to);
     case 3: return unpack_odd<3>(from, last - first, to);
-    case 4: return unpack_bytes<4>(from, last - first, to);
+    case 4: return unpack_bytes<uint16_t, 4>(from, last - first, to);
     case 5: return unpack_odd<5>(from, last - first, to);
     case 6: return unpack_odd<6>(from, last - first, to);
     default: std::copy_n(from, last - first, to);

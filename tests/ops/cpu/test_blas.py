@@ -73,7 +73,17 @@ def test_cores_are_at_least_one_and_at_most_what_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("m", "k", "n"), [(1, 5, 3), (1, 2000, 3001), (301, 500, 700), (1000, 129, 97), (96, 3000, 200)]
+    ("m", "k", "n"),
+    [
+        (1, 5, 3),
+        (1, 2000, 3001),
+        (301, 500, 700),
+        (1000, 129, 97),
+        (96, 3000, 200),
+        (4, 40000, 16),  # the smallest result that is not a BLAS's
+        (27, 390, 257),  # panels of 13 and 14 rows, a strip of one column, a second panel 6 deep
+        (1025, 1100, 33),  # more rows than are packed together, and more columns
+    ],
 )
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
 def test_a_divided_product_is_right(m: int, k: int, n: int, transposed: tuple[bool, bool]) -> None:
@@ -88,3 +98,11 @@ def test_products_in_a_batch_and_with_a_bias_are_right() -> None:
     np.testing.assert_allclose(np.array(a @ b + c), want, atol=1e-4)
     want = np.array(a[0]).astype(np.float64) @ np.array(b[0]) * 0.5 + 2 * np.array(c)
     np.testing.assert_allclose(np.array(mx.addmm(c, a[0], b[0], alpha=0.5, beta=2.0)), want, atol=1e-4)
+
+
+def test_a_large_product_is_added_to_what_is_there() -> None:
+    assert cpu.available()
+    a, b, c = (mx.random.normal(shape) for shape in ((211, 801), (801, 97), (211, 97)))
+    for beta in (1.0, 0.5):
+        want = np.array(a).astype(np.float64) @ np.array(b) + beta * np.array(c)
+        np.testing.assert_allclose(np.array(mx.addmm(c, a, b, beta=beta)), want, atol=1e-3)

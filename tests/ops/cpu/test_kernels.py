@@ -201,3 +201,12 @@ def test_rope(kernels: ModuleType, shape: tuple[int, ...], turned: int, interlea
 
     close(ours(mx.array(x)), turn(x, angle), 5e-6)
     close(gradients(ours, g, x)[0], turn(g, -angle), 5e-6)
+
+
+def test_rope_takes_no_angles_of_the_call_before(kernels: ModuleType) -> None:
+    for length, offset, factor in [(3, 2, 1), (3, 4, 1), (4, 4, 1), (4, [4, 4], 1), (4, [4, 5], 1), (4, [4, 5], 2)]:
+        x, waves = draw(2, 1, length, 4), np.array([1.0, 30.0], np.float32) * factor
+        angle = (np.reshape(offset, (-1, 1, 1, 1)) + np.arange(length)[:, None]) / waves.astype(np.float64)
+        a, b = x[..., :2].astype(np.float64), x[..., 2:]
+        want = np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
+    close(kernels.rope(mx.array(x), mx.array(waves), mx.array(offset)), want, 5e-6)

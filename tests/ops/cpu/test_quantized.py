@@ -116,6 +116,13 @@ def test_a_matrix_larger_than_a_panel(kernels: ModuleType, bits: int) -> None:
         within(gx, g @ w.value, np.abs(g) @ w.magnitude * ROUNDING)
 
 
+def test_more_rows_than_are_rounded_together(kernels: ModuleType) -> None:
+    w = matrix(Case(4, 32, N=33, K=96))
+    x = draw(2051, 96)
+    bound = np.abs(x) @ w.magnitude.T * ROUNDING + rounding_of_activations(x, 4) @ np.abs(w.value).T
+    within(kernels.quantized_matmul(mx.array(x), *w.packed, 32, 4, True), x @ w.value.T, bound)
+
+
 def test_without_a_blas_it_is_still_right(kernels: ModuleType) -> None:
     w = matrix(Case(4, 32, N=530, K=480))
     x, g = draw(21, 480), draw(21, 530)

@@ -46,7 +46,8 @@ int main(int count, char** arguments) {
     void (*run)();
   } checks[] = {{"pointwise", check_pointwise}, {"rows", check_rows},           {"linear", check_linear},
                 {"sampling", check_sampling},   {"attention", check_attention}, {"quantized", check_quantized},
-                {"steps", check_steps},         {"two callers", check_two_callers}};
+                {"gemm", check_gemm},           {"steps", check_steps},
+                {"two callers", check_two_callers}};
   for (auto& check : checks) {
     const int before = failures;
     check.run();

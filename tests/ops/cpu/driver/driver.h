@@ -106,5 +106,6 @@ void check_linear();
 void check_sampling();
 void check_attention();
 void check_quantized();
+void check_gemm();
 void check_steps();
 void check_two_callers();

@@ -4,6 +4,7 @@
 
 #include "driver.h"
 #include "linear.h"
+#include "sample.h"
 
 using namespace macllm;
 
@@ -80,7 +81,7 @@ void check_draws(int64_t n) {
   std::vector<float> sorted(logits.begin(), logits.end());
   std::sort(sorted.rbegin(), sorted.rend());
   for (uint32_t seed = 0; seed < 20; seed++) {
-    auto draw = [&](int64_t k, float p, float least) { return sample(n, logits, {{seed, 1}, 0.8f, k, p, least}); };
+    auto draw = [&](int64_t k, float p, float least) { return sample(n, logits, {0.8f, k, p, least}, {seed, 1}); };
     auto known = [&](int64_t drawn) { return 0 <= drawn && drawn < n; };
     const std::string name = "a draw of " + std::to_string(n);
     expect(name + ", the likeliest by top-k", draw(1, 1, 0) == (n > 1 ? best : 0));
@@ -88,8 +89,46 @@ void check_draws(int64_t n) {
     expect(name + ", the likeliest by min-p", draw(0, 1, 1) == best);
     const int64_t all = draw(0, 1, 0), some = draw(7, 1, 0), mass = draw(0, 0.9f, 0), every = draw(9, 0.5f, 0.01f);
     expect(name, known(all) && known(some) && known(mass) && known(every));
+    const int64_t typical = sample(n, logits, {0.8f, 0, 1, 0, 0.7f}, {seed, 1});
+    const int64_t rest = sample(n, logits, {0.8f, 20, 0.95f, 0.01f, 0.9f, 0.5f, 0.05f}, {seed, 1});
+    expect(name + ", typical or without the likeliest", known(typical) && known(rest));
+    expect(name + ", at temperature 0", sample(n, logits, {0.f}, {seed, 1}) == best);
     if (known(some)) expect(name + ", of seven", logits[some] >= sorted[std::min<int64_t>(n, 7) - 1]);
   }
+}
+
+void check_largest(int64_t n, int64_t k) {
+  Floats logits = random_floats(n), values = unwritten(k);
+  Exact<uint32_t> tokens(k);
+  largest_logits(n, logits, k, tokens, values);
+  std::vector<float> sorted(logits.begin(), logits.end());
+  std::sort(sorted.rbegin(), sorted.rend());
+  for (int64_t i = 0; i < k; i++)
+    expect("the largest of " + std::to_string(n), tokens[i] < n && values[i] == sorted[i] && logits[tokens[i]] == sorted[i]);
+}
+
+// A token is divided (or multiplied) and lowered once for all its occurrences in the window.
+void check_penalties(int64_t n, int64_t length, int64_t window) {
+  Floats logits = random_floats(n);
+  Exact<uint32_t> history(length);
+  for (auto& each : history) each = uint32_t(below(n + 2));  // some are beyond the vocabulary
+  Penalties p;
+  p.repetition = 1.3f, p.presence = 0.2f, p.frequency = 0.1f, p.window = window;
+  p.biased = {0, uint32_t(n)}, p.biases = {0.5f, 1.f};
+  Doubles want(logits.begin(), logits.end());
+  want[0] += 0.5;
+  for (int64_t token = 0; token < n; token++) {
+    const int64_t first = window ? std::max<int64_t>(0, length - window) : 0;
+    const auto count = std::count(history.begin() + first, history.end(), uint32_t(token));
+    if (count) want[token] = (want[token] > 0 ? want[token] / 1.3 : want[token] * 1.3) - 0.1 * count - 0.2;
+  }
+  Floats again(n);
+  std::copy(logits.begin(), logits.end(), again.begin());
+  penalize(p, history, length, n, logits);
+  expect("penalties", logits, want, 1e-6, 1);
+  p.dry_multiplier = 0.8f, p.dry_base = 1.75f, p.dry_allowed = 1, p.dry_breakers = {1, uint32_t(n + 1)};
+  penalize(p, history, length, n, again);
+  for (int64_t i = 0; i < n; i++) expect("dry only lowers", again[i] <= logits[i]);
 }
 
 }  // namespace
@@ -105,4 +144,9 @@ void check_linear() {
 
 void check_sampling() {
   for (int64_t n : {1, 2, 15, 16, 17, 300, 5000, 20003}) check_draws(n);
+  for (int64_t n : {1, 2, 17, 300, 5000})
+    for (int64_t k : {1, 5, 300}) check_largest(n, std::min(n, k));
+  for (int64_t n : {2, 40, 500})
+    for (int64_t length : {0, 1, 2, 60, 700})
+      for (int64_t window : {0, 20}) check_penalties(n, length, window);
 }
