@@ -37,6 +37,10 @@ class DenseCodec:
         """What attention reads."""
         return Dense(keys[0], values[0])
 
+    def packing(self, head_dim: int) -> tuple[int, int]:
+        """Bits and group; 0 where rows are not packed."""
+        return 0, 0
+
 
 @dataclass(frozen=True)
 class QuantizedCodec:
@@ -51,6 +55,10 @@ class QuantizedCodec:
     def view(self, keys: Parts, values: Parts, head_dim: int) -> KV:
         """What attention reads."""
         return Quantized(keys, values, self.bits, self.group_size(head_dim), head_dim)
+
+    def packing(self, head_dim: int) -> tuple[int, int]:
+        """Bits and group."""
+        return self.bits, self.group_size(head_dim)
 
     def group_size(self, head_dim: int) -> int:
         """64 where a head has whole groups of it, else 32."""
@@ -94,20 +102,19 @@ class LayerCache:
         self.offset += length
         return self._view(needed), needed
 
-    def slot(self) -> tuple[mx.array, mx.array, int, bool] | None:
-        """Keys' and values' arrays, the index there of the next slot, and whether others may hold the arrays.
+    def slot(self) -> tuple[Parts, int, bool] | None:
+        """The arrays of keys then values, the index there of the next slot, and whether others may hold the arrays.
 
-        For an op that writes rows itself and then calls `fill`. None where rows are not stored as they are, or none is.
+        For an op that writes rows itself and then calls `fill`. None where there are no arrays yet.
         """
-        if not self._parts or not isinstance(self.codec, DenseCodec):
+        if not self._parts:
             return None
         self._make_room(self._needed(self.offset), 1, self._parts)
-        keys, values = self._parts
-        return keys, values, self.offset - self.start, self._lent
+        return self._parts, self.offset - self.start, self._lent
 
-    def fill(self, keys: mx.array, values: mx.array) -> None:
+    def fill(self, parts: Parts) -> None:
         """Become these arrays, which nobody else holds, with one slot more filled."""
-        self._parts, self._lent = (keys, values), False
+        self._parts, self._lent = parts, False
         self.offset += 1
 
     def trim(self, n: int) -> None:

@@ -61,11 +61,12 @@ def _through_steps(ready: Sequence[tuple[Part, Branch]], x: mx.array) -> mx.arra
         for part, _ in ready:
             x = part.run(x)
         return x
-    x, rows = done
-    caches = [part.cache for part, branch in ready if branch.slots is not None]
-    for cache, keys, values in zip(caches, rows[::2], rows[1::2], strict=True):
-        assert cache is not None
-        cache.fill(keys, values)
+    x, parts = done
+    for part, branch in ready:
+        if part.cache is not None and branch.slots is not None:
+            count = len(branch.slots.parts)
+            part.cache.fill(tuple(parts[:count]))
+            del parts[:count]
     return x
 
 
@@ -94,12 +95,13 @@ class AttentionStep:
         free = cache.slot()
         if free is None:
             return None
-        keys, values, at, borrowed = free
-        oldest, position = masks.rows(attention.spec.mask, keys.shape[0])
+        parts, at, borrowed = free
+        oldest, position = masks.rows(attention.spec.mask, parts[0].shape[0])
         first = [slot - cache.start for slot in oldest] if cache.start else oldest
         rotate = attention.rotate
         wavelengths, magnitude = (None, 1.0) if rotate is None else rotate.table(masks.span)
-        slots = Slots(keys, values, at, first, position, borrowed, wavelengths, magnitude)
+        packing = cache.codec.packing(attention.spec.head_dim)
+        slots = Slots(parts, at, first, position, borrowed, wavelengths, magnitude, *packing)
         return Branch(self._planned.plan, self._planned.weights(), slots)
 
 

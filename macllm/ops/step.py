@@ -56,21 +56,23 @@ class MLP(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Dense keys and values (B, K, S, Dh) and what of them a step touches.
+    """The arrays in which a layer keeps keys and values, and what of them a step touches.
 
-    The new token's rows go into slot `at`. A row sees the slots from `first` on and stands at `position`. The buffers
+    Keys and values (B, K, S, Dh), or for `bits` the packed words, scales and biases of each, in groups of `group`.
+    The new token's rows go into slot `at`. A row sees the slots from `first` on and stands at `position`. The arrays
     are written where they lie unless they are `borrowed`: unless others may hold them, or views of them. Pairs turn by
     `wavelengths` if there are any, and are scaled by `magnitude` then.
     """
 
-    keys: mx.array
-    values: mx.array
+    parts: Sequence[mx.array]
     at: int
     first: Sequence[int]
     position: Sequence[int]
     borrowed: bool
     wavelengths: mx.array | None = None
     magnitude: float = 1.0
+    bits: int = 0
+    group: int = 0
 
 
 class Branch(NamedTuple):
@@ -105,7 +107,7 @@ def plan(
 
 
 def steps(x: mx.array, branches: list[Branch]) -> tuple[mx.array, list[mx.array]] | None:
-    """The stream (B, 1, D) after the branches, and each attention's keys and values with those of the new token."""
+    """The stream (B, 1, D) after the branches, and the parts of each attention's keys and values with the new token."""
     kernels = serving(x)
     done = None if kernels is None else kernels.steps(x, rounds(), branches)
     return None if done is None else (done[0], done[1:])

@@ -76,15 +76,33 @@ def test_every_decoder_decodes_in_steps_that_equal_the_fine_ops(case: Case, monk
         assert served.ops == LENGTH - 1 + len(layers)
 
 
-def test_adapted_layers_and_quantized_caches_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapted_layers_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     served, model = Served(monkeypatch), golden("llama").model()
     lora.apply(model, rank=2, alpha=4, keys=["up_proj", "k_proj"])
     decoded(model, drawn(CASES[0])[:, :3], model.make_cache())
     assert served.ops == 0
     lora.remove(model)
-    decoded(model, drawn(CASES[0])[:, :3], model.make_cache(kv_bits=8))
-    assert served.attention == 0
-    assert served.mlp > 0
+    decoded(model, drawn(CASES[0])[:, :3], model.make_cache())
+    assert served.attention > 0
+
+
+@decoder
+@pytest.mark.parametrize("bits", [4, 8])
+def test_steps_fill_quantized_caches_as_the_fine_ops_do(case: Case, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "GROW", 4)
+    monkeypatch.setattr(cache_module, "SLACK", 3)
+    model, tokens, results = golden(case.name).model(), drawn(case), []
+    served = Served(monkeypatch)
+    for fine in (True, False):
+        with monkeypatch.context() as patch:
+            if fine:
+                patch.setattr(step_module.step, "serving", lambda x: None)
+            cache = model.make_cache(max_context=LENGTH, left_padding=PADDING, kv_bits=bits)
+            results.append(decoded(model, tokens, cache))
+    assert served.attention == (LENGTH - 1) * len(model.spec.decoder.layers)
+    apart, largest = np.abs(results[1] - results[0]), np.abs(results[0]).max()
+    assert np.median(apart) < 2e-5 * largest
+    assert apart.max() < {4: 0.1, 8: 0.01}[bits] * largest  # a value between two codes may fall either way
 
 
 def divisible(family: str):

@@ -187,36 +187,6 @@ std::optional<Arrays> native_pack(const mx::array& x, int bits, int group) {
   return mx::array::make_arrays({words, numbers, numbers}, {mx::uint32, mx::float32, mx::float32}, primitive, {x});
 }
 
-Buffer buffer_of(Arrays& parts, size_t first, int bits, int group) {
-  if (!bits) return {parts[first].data<float>(), {}};
-  return {nullptr, {parts[first].data<uint32_t>(), parts[first + 1].data<float>(), parts[first + 2].data<float>(),
-                    parts[first + 1].shape(3), bits, group}};
-}
-
-// (out, parts with the new rows) of one token a row: q (B, H, Dh), k and v (B, K, Dh), `first` the oldest slot of each.
-Arrays native_keep_and_attend(const mx::array& q, const mx::array& k, const mx::array& v, const Arrays& parts, int64_t at,
-                              const std::vector<int64_t>& first, int bits, int group, float softcap, const mx::array& sinks) {
-  Arrays inputs{q, k, v, sinks};
-  inputs.insert(inputs.end(), parts.begin(), parts.end());
-  std::vector<mx::Shape> shapes{q.shape()};
-  std::vector<mx::Dtype> types{mx::float32};
-  for (auto& part : parts) shapes.push_back(part.shape()), types.push_back(part.dtype());
-  Eval eval = [at, first, bits, group, softcap](const Arrays& in, Arrays& out) {
-    Arrays kept(out.begin() + 1, out.end());
-    for (size_t i = 0; i < kept.size(); i++)
-      std::copy_n(static_cast<const uint32_t*>(Dense<uint32_t>(in[i + 4])), kept[i].size(), kept[i].data<uint32_t>());
-    const Buffer keys = buffer_of(kept, 0, bits, group), values = buffer_of(kept, kept.size() / 2, bits, group);
-    const Dense q(in[0]), k(in[1]), v(in[2]), sinks(in[3]);
-    const int64_t H = in[0].shape(1), K = in[1].shape(1), D = in[0].shape(2);
-    for (int64_t b = 0; b < in[0].shape(0); b++) {
-      const Newest n{b, H, K, D, kept[0].shape(2), at, first[b], softcap, sinks};
-      keep_and_attend(n, {q + b * H * D, k + b * K * D, v + b * K * D}, keys, values, out[0].data<float>() + b * H * D);
-    }
-  };
-  auto primitive = std::make_shared<Native>(mx::to_stream({}), "keep_and_attend", std::move(eval), nullptr);
-  return mx::array::make_arrays(shapes, types, primitive, inputs);
-}
-
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -224,8 +194,6 @@ void bind_attention(nb::module_& m) {
         "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
   m.def("attention_packed", &native_attention_packed, "q"_a, "parts"_a, "bits"_a, "group"_a, "scale"_a,
         "causal"_a = false, "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
-  m.def("keep_and_attend", &native_keep_and_attend, "q"_a, "k"_a, "v"_a, "parts"_a, "at"_a, "first"_a, "bits"_a, "group"_a,
-        "softcap"_a, "sinks"_a);
   m.def("pack", &native_pack, "x"_a, "bits"_a, "group"_a);
 }
 

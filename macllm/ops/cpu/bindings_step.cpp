@@ -164,16 +164,17 @@ class Weights {
 struct Place {
   int64_t at;
   Indices first, position;
-  float magnitude;
   bool borrowed;
+  float magnitude;
+  Packing packing;  // of keys and values; of no bits where they are floats
 };
 
 struct Stage {
   SharedPlan plan;
   size_t weights;  // the first of its inputs that is one
   std::optional<Place> place;
-  size_t keys = 0, wavelengths = 0;  // its inputs; 0: none. Values follow keys
-  size_t rows = 0;                   // the output that its keys become
+  size_t parts = 0, wavelengths = 0;  // its inputs; 0: none
+  size_t kept = 0, count = 0;         // the first output that its parts become, and how many they are
 };
 
 // Cosines and sines, which most layers share.
@@ -205,23 +206,36 @@ class Turns {
   std::vector<float> cosine_, sine_;
 };
 
+// A buffer of `count` arrays, as they come out.
+Buffer buffer(const Stage& stage, Held& held, const Arrays& in, Arrays& out, size_t first, size_t count) {
+  for (size_t i = first; i < first + count; i++) {
+    const auto &from = in[stage.parts + i], &to = out[stage.kept + i];
+    if (from.data<uint32_t>() != to.data<uint32_t>())
+      std::copy_n(held.operator()<uint32_t>(from), from.size(), out[stage.kept + i].data<uint32_t>());
+  }
+  auto numbers = [&](size_t i) { return out[stage.kept + first + i].data<float>(); };
+  if (count == 1) return {numbers(0), {}};
+  const auto [group, bits] = stage.place->packing;
+  auto* words = out[stage.kept + first].data<uint32_t>();
+  return {nullptr, {words, numbers(1), numbers(2), out[stage.kept + first + 1].shape(3), bits, group}};
+}
+
 void run_attention(const Stage& stage, bool int8, Turns& turns, const Arrays& in, Arrays& out, const float* x, float* y) {
   AttentionStep s = std::get<AttentionStep>(stage.plan->step);
-  const mx::array* rows = &in[stage.keys];
-  s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = rows->shape(1), s.Dh = rows->shape(3), s.capacity = rows->shape(2);
+  const auto& rows = in[stage.parts];
+  s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = rows.shape(1), s.capacity = rows.shape(2);
   Held held;
   Weights weights(in, stage.weights, *stage.plan, held);
   const Residual norms = weights.residual();
   for (Linear* map : {&s.q, &s.k, &s.v, &s.o}) *map = weights.linear();
   for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) weights.norm(*norm);
+  s.Dh = s.k.outputs / s.K;
   s.at = stage.place->at, s.first = stage.place->first.data(), s.position = stage.place->position.data();
   if (stage.wavelengths) turns.set(s.turn, in[stage.wavelengths], *stage.place);
-  float* kept[2];
-  for (int i : {0, 1}) {
-    kept[i] = out[stage.rows + i].data<float>();
-    if (rows[i].data<float>() != kept[i]) std::copy_n(held.operator()<float>(rows[i]), rows[i].size(), kept[i]);
-  }
-  attention_step(s, norms, int8, x, kept[0], kept[1], y);
+  const size_t half = stage.count / 2;
+  s.keys = buffer(stage, held, in, out, 0, half);
+  s.values = buffer(stage, held, in, out, half, half);
+  attention_step(s, norms, int8, x, y);
 }
 
 void run_mlp(const Stage& stage, bool int8, const Arrays& in, const float* x, float* y) {
@@ -259,30 +273,35 @@ bool served(const mx::array& a, bool weight) {
   return known && !a.is_tracer();
 }
 
-// (keys, values, at, first, position, borrowed, wavelengths, magnitude)
-using Slots = std::tuple<mx::array, mx::array, int64_t, Indices, Indices, bool, std::optional<mx::array>, float>;
+// (parts, at, first, position, borrowed, wavelengths, magnitude, bits, group)
+using Slots = std::tuple<Arrays, int64_t, Indices, Indices, bool, std::optional<mx::array>, float, int, int>;
 
 // The branches' inputs put behind x.
 struct Inputs {
   Arrays arrays;
   std::vector<mx::Shape> shapes;  // of the outputs
+  std::vector<mx::Dtype> types;
   std::vector<Stage> stages;
   bool served;
 
-  explicit Inputs(const mx::array& x) : arrays{x}, shapes{x.shape()}, served(macllm::served(x, false)) {}
+  explicit Inputs(const mx::array& x) : arrays{x}, shapes{x.shape()}, types{mx::float32}, served(macllm::served(x, false)) {}
 
   void add(const PlanHandle& handle, const Arrays& weights, const std::optional<Slots>& slots) {
     Stage stage{handle.plan, 0, {}};
     check(weights.size() == stage.plan->weights && slots.has_value() == (stage.plan->step.index() == 0));
     if (slots) {
-      const auto& [keys, values, at, first, position, borrowed, wavelengths, magnitude] = *slots;
+      const auto& [parts, at, first, position, borrowed, wavelengths, magnitude, bits, group] = *slots;
       const size_t rows = arrays[0].shape(0);
-      check(keys.ndim() == 4 && keys.shape() == values.shape() && at < keys.shape(2));
-      check(first.size() == rows && position.size() == rows);
-      stage.place = Place{at, first, position, magnitude, borrowed};
-      stage.keys = arrays.size(), stage.rows = shapes.size();
-      put(keys, false), put(values, false);
-      shapes.insert(shapes.end(), 2, keys.shape());
+      check(parts.size() == (bits ? 6 : 2) && first.size() == rows && position.size() == rows);
+      stage.place = Place{at, first, position, borrowed, magnitude, {group, bits}};
+      stage.parts = arrays.size(), stage.kept = shapes.size(), stage.count = parts.size();
+      for (size_t i = 0; i < parts.size(); i++) {
+        const mx::array& part = parts[i];
+        check(part.ndim() == 4 && part.shape(1) == parts[0].shape(1) && part.shape(2) == parts[0].shape(2) && at < part.shape(2));
+        served = served && part.dtype() == (bits && i % 3 == 0 ? mx::uint32 : mx::float32) && !part.is_tracer();
+        arrays.push_back(part);
+        shapes.push_back(part.shape()), types.push_back(part.dtype());
+      }
       if (wavelengths) {
         stage.wavelengths = arrays.size();
         put(*wavelengths, false);
@@ -300,7 +319,7 @@ struct Inputs {
   }
 };
 
-// y and every attention's keys and values, or nothing where this does not serve. A branch is (plan, weights, slots or None).
+// y and the parts of every attention's keys and values, or nothing where this does not serve. A branch is (plan, weights, slots or None).
 std::optional<Arrays> native_steps(const mx::array& x, bool int8, const nb::list& branches) {
   check(x.ndim() == 3 && x.shape(1) == 1 && branches.size() > 0);
   Inputs inputs(x);
@@ -313,15 +332,14 @@ std::optional<Arrays> native_steps(const mx::array& x, bool int8, const nb::list
   Eval eval = [stages, int8](const Arrays& in, Arrays& out) { run(*stages, int8, in, out); };
   Reuse reuse = [stages](const Arrays& in, Arrays& out) {
     for (const Stage& stage : *stages) {
-      for (size_t i = 0; stage.place && !stage.place->borrowed && i < 2; i++) {
-        const auto& rows = in[stage.keys + i];
-        if (rows.flags().row_contiguous) out[stage.rows + i].copy_shared_buffer(rows);
+      for (size_t i = 0; i < stage.count && !stage.place->borrowed; i++) {
+        const auto& part = in[stage.parts + i];
+        if (part.flags().row_contiguous) out[stage.kept + i].copy_shared_buffer(part);
       }
     }
   };
   auto primitive = std::make_shared<Native>(mx::to_stream({}), "steps", std::move(eval), nullptr, std::move(reuse));
-  return mx::array::make_arrays(inputs.shapes, std::vector<mx::Dtype>(inputs.shapes.size(), mx::float32), primitive,
-                                inputs.arrays);
+  return mx::array::make_arrays(inputs.shapes, inputs.types, primitive, inputs.arrays);
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+// Rows of keys and values packed and unpacked.
 #include "kv.h"
 
 #include <algorithm>

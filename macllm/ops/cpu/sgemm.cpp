@@ -1,9 +1,7 @@
-// MLX's matrix product on our threads. Small ones and those with one side of a few elements are cut into blocks that
-// single-threaded BLAS calls do. The BLAS's own threads wait for one another in the middle of a product, which on a busy
-// machine costs half.
+// MLX's matrix product on our threads: cut into blocks that single-threaded BLAS calls do, each whenever a thread is
+// free. The BLAS's own threads wait for one another in the middle of a product, which on a busy machine costs half.
 #include <algorithm>
 
-#include "gemm.h"
 #include "kernels.h"
 #include "linear.h"
 #include "parallel.h"
@@ -14,7 +12,6 @@ namespace {
 
 constexpr int ROW_MAJOR = 101, TRANSPOSED = 112;
 constexpr double WORTH_DIVIDING = 4e6;  // operations
-constexpr int64_t LEAST_ROWS = 4, LEAST_COLUMNS = 16;  // of a result whose tiles are not mostly empty
 constexpr int64_t SMALLEST_SIDE = 96;   // of a block: below, packing outweighs multiplying
 
 Sgemm serial = nullptr;
@@ -75,11 +72,6 @@ void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const fl
   const bool dense = lda == K && ldb == K && ldc == N && alpha == 1.f && beta == 0.f;
   if (order == ROW_MAJOR && M <= FEW_ROWS && !at && bt && dense && K > 0) {
     return linear({B, nullptr, N, K}, M, A, C);
-  }
-  if (order == ROW_MAJOR && alpha == 1.f && (beta == 0.f || beta == 1.f) && M >= LEAST_ROWS && N >= LEAST_COLUMNS &&
-      2.0 * M * N * K > WORTH_DIVIDING) {
-    const Operand a = at ? Operand{A, 1, lda} : Operand{A, lda, 1}, b = bt ? Operand{B, ldb, 1} : Operand{B, 1, ldb};
-    return gemm({M, N, K, a, b, C, ldc, beta == 1.f});
   }
   if (order != ROW_MAJOR) return serial(order, ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
   parallel_blocks(M, N, K, [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {

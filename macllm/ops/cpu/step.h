@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention.h"
 #include "kernels.h"
 #include "linear.h"
 
@@ -35,7 +36,8 @@ struct AttentionStep {
   Turn turn;
   Norm q_norm, k_norm, q_head_norm, k_head_norm;
   Linear q, k, v, o;
-  int64_t capacity, at;  // slots of keys and values [B, K, capacity, Dh], and the one of the new token
+  Buffer keys, values;
+  int64_t capacity, at;  // slots of keys and values, and the one of the new token
   const int64_t* first;  // for each row, the oldest slot it sees
   const int64_t* position;
 };
@@ -48,8 +50,7 @@ struct MlpStep {
 };
 
 // x, out [B, D], not the same memory. Writes slot `at` of keys and values. `int8` allows to round what packed maps read.
-void attention_step(const AttentionStep& s, const Residual& norms, bool int8, const float* x, float* keys, float* values,
-                    float* out);
+void attention_step(const AttentionStep& s, const Residual& norms, bool int8, const float* x, float* out);
 void mlp_step(const MlpStep& s, const Residual& norms, bool int8, const float* x, float* out);
 
 }  // namespace macllm

@@ -80,9 +80,9 @@ def test_cores_are_at_least_one_and_at_most_what_is_allowed() -> None:
         (301, 500, 700),
         (1000, 129, 97),
         (96, 3000, 200),
-        (4, 40000, 16),  # the smallest result that is not a BLAS's
-        (27, 390, 257),  # panels of 13 and 14 rows, a strip of one column, a second panel 6 deep
-        (1025, 1100, 33),  # more rows than are packed together, and more columns
+        (4, 40000, 16),
+        (27, 390, 257),
+        (1025, 1100, 33),
     ],
 )
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])

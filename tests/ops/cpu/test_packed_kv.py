@@ -177,31 +177,3 @@ def test_a_gradient_is_taken_by_mlx() -> None:
     with dispatch.using("reference"):
         want = mx.grad(lambda q: mx.square(attention(q, rows, scale=0.3, mask=mask)).sum())(q)
     np.testing.assert_allclose(np.array(slope), np.array(want), rtol=2e-4, atol=2e-5)
-
-
-@pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("head_dim", [64, 80, 72])
-def test_a_new_token_is_kept_and_attends(kernels: ModuleType, head_dim: int, bits: int | None) -> None:
-    B, H, K, capacity, at, first, group = 2, 6, 2, 700, 650, [40, 3], group_of(head_dim)
-    random = np.random.default_rng(0)
-    rows = [random.standard_normal((B, K, capacity, head_dim)).astype(np.float32) for _ in range(2)]
-    q, k, v = (mx.array(random.standard_normal((B, n, head_dim)).astype(np.float32)) for n in (H, K, K))
-    parts = [mx.array(x) for x in rows]
-    if bits:
-        parts = [part for x in parts for part in kv.quantize(x, bits, group)]
-    sinks = mx.array(random.standard_normal(H).astype(np.float32))
-    out, *kept = kernels.keep_and_attend(q, k, v, parts, at, first, bits or 0, group, 1.5, sinks)
-    for row, new in zip(rows, (k, v), strict=True):
-        row[:, :, at] = np.array(new)
-    want = [mx.array(x) for x in rows]
-    if bits:
-        want = [part for x in want for part in kv.quantize(x, bits, group)]
-    for got, expected in zip(kept, want, strict=True):
-        assert mx.array_equal(got.view(mx.uint32), expected.view(mx.uint32)).item()
-    half = len(want) // 2
-    for b in range(B):
-        one = [part[b : b + 1, :, first[b] : at + 1] for part in want]
-        seen = kv.Quantized(tuple(one[:half]), tuple(one[half:]), bits, group, head_dim) if bits else kv.Dense(*one)
-        with dispatch.using("reference"):
-            alone = attention(q[b : b + 1, :, None], seen, scale=1.0, softcap=1.5, sinks=sinks)
-        np.testing.assert_allclose(np.array(out[b]), np.array(alone[0, :, 0]), rtol=1e-4, atol=1e-5)

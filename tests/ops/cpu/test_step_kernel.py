@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops.kv import quantize
 from macllm.ops.quantized import activations
 from macllm.ops.step import ACTIVATIONS, MLP, NOT_PACKED, Attention, Branch, Norm, Packing, Residual, Slots, plan, steps
 
@@ -35,6 +36,7 @@ class Case(NamedTuple):
     bias: bool = False
     padding: bool = False
     packing: Packing = NOT_PACKED
+    kv_bits: int = 0
 
 
 CASES = [
@@ -50,6 +52,9 @@ CASES = [
     Case(1, 96, 3, 1, 64, 7, pairs=32, bias=True, packing=(4, 32)),
     Case(3, 128, 4, 2, 32, 90, norms=(LAYER, RMS, NO), padding=True, packing=(8, 64)),
     Case(2, 160, 6, 3, 32, 20, pairs=16, packing=(3, 32)),
+    Case(1, 48, 9, 3, 64, 700, pairs=32, kv_bits=8),
+    Case(2, 33, 4, 2, 80, 150, pairs=40, softcap=2.0, padding=True, kv_bits=4),
+    Case(3, 40, 2, 2, 20, 3, kv_bits=8, padding=True),
 ]
 
 
@@ -124,7 +129,9 @@ def attended(case: Case, q: Array, keys: Array, values: Array, scale: float) -> 
 
 
 @pytest.mark.parametrize("borrowed", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.B}x{case.D}-{case.H}-{case.K}-{case.Dh}-{case.at}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.B}x{case.D}-{case.H}-{case.K}-{case.Dh}-{case.at}-{case.kv_bits}"
+)
 def test_attention_step(kernels: ModuleType, case: Case, borrowed: bool) -> None:
     c, drawn, scale = case, Drawn(case.packing), case.Dh**-0.6
     norms = [drawn.norm(norm, c.D) for norm in c.norms]
@@ -137,14 +144,24 @@ def test_attention_step(kernels: ModuleType, case: Case, borrowed: bool) -> None
     first = [min(c.at, 3 * b) for b in range(c.B)] if c.padding else [0] * c.B
     position = [c.at - n for n in first]
     numbers = Attention(c.H, scale, c.softcap, *c.heat, c.interleaved, whole, whole, head, head)
+    group = 64 if c.Dh % 64 == 0 else 32
+    layout = (c.kv_bits, group if c.kv_bits else 0)
     buffers = [mx.array(array) for array in old]
-    slots = Slots(*buffers, c.at, first, position, borrowed, mx.array(waves) if c.pairs else None, c.magnitude)
+    if c.kv_bits:
+        buffers = [part for array in buffers for part in quantize(array, *layout)]
+    before, count = [np.array(part) for part in buffers], len(buffers) // 2
+    turns = mx.array(waves) if c.pairs else None
+    slots = Slots(buffers, c.at, first, position, borrowed, turns, c.magnitude, *layout)
     planned = plan(kernels, Residual(*c.norms), numbers, drawn.packings, drawn.present)
     with activations("float"):
         done = steps(mx.array(x), [Branch(planned, drawn.arrays, slots)])
     assert done is not None
-    got = (done[0], *done[1])
-    mx.eval(*got)
+    mx.eval(*done[1])
+    kept = [rows_of(c, done[1][:count], group), rows_of(c, done[1][count:], group)]
+    step_of_codes = [largest_step(c, done[1][:count]), largest_step(c, done[1][count:])]
+    others = np.arange(c.at + c.room) != c.at
+    for part, was in zip(done[1], before, strict=True):
+        np.testing.assert_array_equal(np.array(part)[:, :, others], was[:, :, others])
 
     for b in range(c.B):
         stream = x[b, 0].astype(np.float64)
@@ -154,16 +171,32 @@ def test_attention_step(kernels: ModuleType, case: Case, borrowed: bool) -> None
         q, k = (turned(c, normed(head, y, *w), position[b], waves) for y, w in ((q, qk[2]), (k, qk[3])))
         if c.heat[0]:
             q = q * (1 + c.heat[1] * math.log1p(math.floor((position[b] + 1) / c.heat[0])))
-        rows = [array[b].astype(np.float64) for array in old]
-        rows[0][:, c.at], rows[1][:, c.at] = k, v.reshape(c.K, c.Dh)
+        rows = [array[b] for array in kept]
+        for row, new, apart in zip(rows, (k, v.reshape(c.K, c.Dh)), step_of_codes, strict=True):
+            np.testing.assert_allclose(
+                row[:, c.at], new, rtol=1e-5, atol=1e-5 + 1.01 * apart
+            )  # the nearer edge may be cut off
         y = attended(c, q, *(row[:, first[b] : c.at + 1] for row in rows), scale)
         want = stream + normed(c.norms[1], o @ y.reshape(-1) + o_bias, *norms[1])
         want = normed(c.norms[2], want, *norms[2])
-        np.testing.assert_allclose(np.array(got[0])[b, 0], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
-        for result, row in zip(got[1:], rows, strict=True):
-            np.testing.assert_allclose(np.array(result)[b], row, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.array(done[0])[b, 0], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
     if borrowed:
-        assert all(np.array_equal(np.array(array), before) for array, before in zip(buffers, old, strict=True))
+        assert all(np.array_equal(np.array(array), was) for array, was in zip(buffers, before, strict=True))
+
+
+def rows_of(case: Case, parts: list[mx.array], group: int) -> Array:
+    """The keys or the values that are kept: (B, K, S, Dh), float64."""
+    if not case.kv_bits:
+        return np.array(parts[0]).astype(np.float64)
+    codes = np.array(parts[0]).view(np.uint8)
+    codes = codes if case.kv_bits == 8 else np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], -1)
+    scales, biases = (np.repeat(np.array(part).astype(np.float64), group, -1) for part in parts[1:])
+    return (codes * scales + biases)[..., : case.Dh]
+
+
+def largest_step(case: Case, parts: list[mx.array]) -> float:
+    """How far apart codes are, at most; 0 where there are none."""
+    return float(mx.abs(parts[1]).max()) if case.kv_bits else 0.0
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

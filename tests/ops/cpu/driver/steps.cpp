@@ -82,10 +82,10 @@ void check_attention(int64_t B, int64_t H, int64_t K, int64_t Dh, int64_t at) {
   }
   s.turn.cosine = cosine, s.turn.sine = sine, s.turn.pairs = waves.size();
   s.q = q.linear, s.k = k.linear, s.v = v.linear, s.o = o.linear;
-  s.capacity = capacity, s.at = at, s.first = first, s.position = position;
+  s.keys = {keys, {}}, s.values = {values, {}}, s.capacity = capacity, s.at = at, s.first = first, s.position = position;
   Residual norms;
   norms.pre = {Norm::rms, 1e-3f, false, weight, nullptr};
-  attention_step(s, norms, false, x, keys, values, out);
+  attention_step(s, norms, false, x, out);
 
   const Doubles in = rms(wide(x), weight, 1e-3f), v_now = v(in);
   Doubles q_now = q(in), k_now = k(in), mixed(B * H * Dh);
