@@ -78,10 +78,13 @@ class LayerCache:
         self.head_dim = 0
         self._parts: Parts = ()  # keys' then values', each (B, K, capacity, ...)
         self._lent = False  # whether others may hold them, or views of them
+        self._written: mx.array | None = None  # what an op that writes into them gives, until they are read
 
     @property
     def parts(self) -> Parts:
         """Keys' then values' arrays, each (B, K, capacity, ...), of which the first slots are filled."""
+        if self._written is not None:
+            self._parts, self._written = tuple(mx.depends(list(self._parts), [self._written])), None
         self._lent = True
         return self._parts
 
@@ -97,24 +100,26 @@ class LayerCache:
         rows = (*self.codec.encode(keys), *self.codec.encode(values))
         self._make_room(needed, length, rows)
         at = self.offset - self.start
-        for part, new in zip(self._parts, rows, strict=True):
+        for part, new in zip(self.parts, rows, strict=True):
             part[:, :, at : at + length] = new
         self.offset += length
         return self._view(needed), needed
 
-    def slot(self) -> tuple[Parts, int, bool] | None:
-        """The arrays of keys then values, the index there of the next slot, and whether others may hold the arrays.
+    def slot(self) -> tuple[Parts, int, mx.array | None] | None:
+        """The arrays of keys then values, the index there of the next slot, and what must be computed before.
 
-        For an op that writes rows itself and then calls `fill`. None where there are no arrays yet.
+        For an op that writes a row into them where they lie and then calls `fill`. None where there are none yet.
         """
         if not self._parts:
             return None
         self._make_room(self._needed(self.offset), 1, self._parts)
-        return self._parts, self.offset - self.start, self._lent
+        if self._lent:
+            self._move(self._parts[0].shape[2], self.start, self._parts)
+        return self._parts, self.offset - self.start, self._written
 
-    def fill(self, parts: Parts) -> None:
-        """Become these arrays, which nobody else holds, with one slot more filled."""
-        self._parts, self._lent = parts, False
+    def fill(self, written: mx.array) -> None:
+        """One slot more is filled as soon as `written` is computed."""
+        self._written = written
         self.offset += 1
 
     def trim(self, n: int) -> None:
@@ -142,7 +147,8 @@ class LayerCache:
 
     def restore(self, parts: Parts, offset: int, head_dim: int) -> None:
         """Become the cache that `held()` these parts at `offset`."""
-        self._parts, self._lent, self.offset, self.head_dim = parts, True, offset, head_dim
+        self._parts, self._lent, self._written = parts, True, None
+        self.offset, self.head_dim = offset, head_dim
         self.start = offset - (parts[0].shape[2] if parts else 0)
 
     def _needed(self, offset: int) -> int:
@@ -161,7 +167,10 @@ class LayerCache:
         fits = self.offset - self.start + length <= capacity
         if fits and capacity <= 2 * (size + GROW):
             return
-        room = -(-(size + (GROW if self._parts else 0)) // GROW) * GROW
+        self._move(-(-(size + (GROW if self._parts else 0)) // GROW) * GROW, keep, like)
+
+    def _move(self, room: int, keep: int, like: Parts) -> None:
+        """To new arrays with `room` slots, of which there are more than are filled, for those from `keep` on."""
         held = self.held()
         moved = []
         for n, part in enumerate(like):

@@ -61,13 +61,10 @@ def _through_steps(ready: Sequence[tuple[Part, Branch]], x: mx.array) -> mx.arra
         for part, _ in ready:
             x = part.run(x)
         return x
-    x, parts = done
     for part, branch in ready:
         if part.cache is not None and branch.slots is not None:
-            count = len(branch.slots.parts)
-            part.cache.fill(tuple(parts[:count]))
-            del parts[:count]
-    return x
+            part.cache.fill(done)
+    return done
 
 
 class AttentionStep:
@@ -95,13 +92,13 @@ class AttentionStep:
         free = cache.slot()
         if free is None:
             return None
-        parts, at, borrowed = free
+        parts, at, after = free
         oldest, position = masks.rows(attention.spec.mask, parts[0].shape[0])
         first = [slot - cache.start for slot in oldest] if cache.start else oldest
         rotate = attention.rotate
         wavelengths, magnitude = (None, 1.0) if rotate is None else rotate.table(masks.span)
         packing = cache.codec.packing(attention.spec.head_dim)
-        slots = Slots(parts, at, first, position, borrowed, wavelengths, magnitude, *packing)
+        slots = Slots(parts, at, first, position, after, wavelengths, magnitude, *packing)
         return Branch(self._planned.plan, self._planned.weights(), slots)
 
 

@@ -59,16 +59,17 @@ class Slots(NamedTuple):
     """The arrays in which a layer keeps keys and values, and what of them a step touches.
 
     Keys and values (B, K, S, Dh), or for `bits` the packed words, scales and biases of each, in groups of `group`.
-    The new token's rows go into slot `at`. A row sees the slots from `first` on and stands at `position`. The arrays
-    are written where they lie unless they are `borrowed`: unless others may hold them, or views of them. Pairs turn by
-    `wavelengths` if there are any, and are scaled by `magnitude` then.
+    The new token's rows go into slot `at`, written into the very arrays, which nobody else may hold, nor views of them:
+    whoever reads them must depend on the step's result. So does a step itself on the one before it: `after`. A row sees
+    the slots from `first` on and stands at `position`. Pairs turn by `wavelengths` if there are any, and are scaled by
+    `magnitude` then.
     """
 
     parts: Sequence[mx.array]
     at: int
     first: Sequence[int]
     position: Sequence[int]
-    borrowed: bool
+    after: mx.array | None = None
     wavelengths: mx.array | None = None
     magnitude: float = 1.0
     bits: int = 0
@@ -106,8 +107,7 @@ def plan(
     return make(numbers, list(present))
 
 
-def steps(x: mx.array, branches: list[Branch]) -> tuple[mx.array, list[mx.array]] | None:
-    """The stream (B, 1, D) after the branches, and the parts of each attention's keys and values with the new token."""
+def steps(x: mx.array, branches: list[Branch]) -> mx.array | None:
+    """The stream after the branches: (B, 1, D) -> (B, 1, D)."""
     kernels = serving(x)
-    done = None if kernels is None else kernels.steps(x, rounds(), branches)
-    return None if done is None else (done[0], done[1:])
+    return None if kernels is None else kernels.steps(x, rounds(), branches)

@@ -1,5 +1,5 @@
-// Branches of a decoding step, one after another, as one MLX operation. Keys and values are written where they lie: the
-// caller owns them.
+// Branches of a decoding step, one after another, as one MLX operation. It has one result: keys and values are written
+// into inputs, which the caller owns, since MLX takes a time that grows with the square of the number of results.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
@@ -164,7 +164,6 @@ class Weights {
 struct Place {
   int64_t at;
   Indices first, position;
-  bool borrowed;
   float magnitude;
   Packing packing;  // of keys and values; of no bits where they are floats
 };
@@ -173,8 +172,8 @@ struct Stage {
   SharedPlan plan;
   size_t weights;  // the first of its inputs that is one
   std::optional<Place> place;
-  size_t parts = 0, wavelengths = 0;  // its inputs; 0: none
-  size_t kept = 0, count = 0;         // the first output that its parts become, and how many they are
+  size_t parts = 0, count = 0;  // its inputs that keep keys and values, from the first, and how many
+  size_t wavelengths = 0;       // the input that these are; 0: none
 };
 
 // Cosines and sines, which most layers share.
@@ -206,21 +205,16 @@ class Turns {
   std::vector<float> cosine_, sine_;
 };
 
-// A buffer of `count` arrays, as they come out.
-Buffer buffer(const Stage& stage, Held& held, const Arrays& in, Arrays& out, size_t first, size_t count) {
-  for (size_t i = first; i < first + count; i++) {
-    const auto &from = in[stage.parts + i], &to = out[stage.kept + i];
-    if (from.data<uint32_t>() != to.data<uint32_t>())
-      std::copy_n(held.operator()<uint32_t>(from), from.size(), out[stage.kept + i].data<uint32_t>());
-  }
-  auto numbers = [&](size_t i) { return out[stage.kept + first + i].data<float>(); };
-  if (count == 1) return {numbers(0), {}};
+// Of the arrays from `first` on, which lie without gaps: the cache made them.
+Buffer buffer(const Stage& stage, const Arrays& in, size_t first) {
+  auto numbers = [&](size_t i) { return const_cast<float*>(in[first + i].data<float>()); };
   const auto [group, bits] = stage.place->packing;
-  auto* words = out[stage.kept + first].data<uint32_t>();
-  return {nullptr, {words, numbers(1), numbers(2), out[stage.kept + first + 1].shape(3), bits, group}};
+  if (!bits) return {numbers(0), {}};
+  auto* words = const_cast<uint32_t*>(in[first].data<uint32_t>());
+  return {nullptr, {words, numbers(1), numbers(2), in[first + 1].shape(3), bits, group}};
 }
 
-void run_attention(const Stage& stage, bool int8, Turns& turns, const Arrays& in, Arrays& out, const float* x, float* y) {
+void run_attention(const Stage& stage, bool int8, Turns& turns, const Arrays& in, const float* x, float* y) {
   AttentionStep s = std::get<AttentionStep>(stage.plan->step);
   const auto& rows = in[stage.parts];
   s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = rows.shape(1), s.capacity = rows.shape(2);
@@ -232,9 +226,8 @@ void run_attention(const Stage& stage, bool int8, Turns& turns, const Arrays& in
   s.Dh = s.k.outputs / s.K;
   s.at = stage.place->at, s.first = stage.place->first.data(), s.position = stage.place->position.data();
   if (stage.wavelengths) turns.set(s.turn, in[stage.wavelengths], *stage.place);
-  const size_t half = stage.count / 2;
-  s.keys = buffer(stage, held, in, out, 0, half);
-  s.values = buffer(stage, held, in, out, half, half);
+  s.keys = buffer(stage, in, stage.parts);
+  s.values = buffer(stage, in, stage.parts + stage.count / 2);
   attention_step(s, norms, int8, x, y);
 }
 
@@ -258,7 +251,7 @@ void run(const std::vector<Stage>& stages, bool int8, const Arrays& in, Arrays& 
   for (size_t i = 0; i < stages.size(); i++) {
     float* y = i + 1 == stages.size() ? out[0].data<float>() : space[i % 2].get();
     if (stages[i].place) {
-      run_attention(stages[i], int8, turns, in, out, x, y);
+      run_attention(stages[i], int8, turns, in, x, y);
     } else {
       run_mlp(stages[i], int8, in, x, y);
     }
@@ -273,34 +266,36 @@ bool served(const mx::array& a, bool weight) {
   return known && !a.is_tracer();
 }
 
-// (parts, at, first, position, borrowed, wavelengths, magnitude, bits, group)
-using Slots = std::tuple<Arrays, int64_t, Indices, Indices, bool, std::optional<mx::array>, float, int, int>;
+// (parts, at, first, position, after, wavelengths, magnitude, bits, group)
+using MaybeArray = std::optional<mx::array>;
+using Slots = std::tuple<Arrays, int64_t, Indices, Indices, MaybeArray, MaybeArray, float, int, int>;
 
 // The branches' inputs put behind x.
 struct Inputs {
   Arrays arrays;
-  std::vector<mx::Shape> shapes;  // of the outputs
-  std::vector<mx::Dtype> types;
   std::vector<Stage> stages;
   bool served;
 
-  explicit Inputs(const mx::array& x) : arrays{x}, shapes{x.shape()}, types{mx::float32}, served(macllm::served(x, false)) {}
+  explicit Inputs(const mx::array& x) : arrays{x}, served(macllm::served(x, false)) {}
 
   void add(const PlanHandle& handle, const Arrays& weights, const std::optional<Slots>& slots) {
     Stage stage{handle.plan, 0, {}};
     check(weights.size() == stage.plan->weights && slots.has_value() == (stage.plan->step.index() == 0));
     if (slots) {
-      const auto& [parts, at, first, position, borrowed, wavelengths, magnitude, bits, group] = *slots;
+      const auto& [parts, at, first, position, after, wavelengths, magnitude, bits, group] = *slots;
       const size_t rows = arrays[0].shape(0);
       check(parts.size() == (bits ? 6 : 2) && first.size() == rows && position.size() == rows);
-      stage.place = Place{at, first, position, borrowed, magnitude, {group, bits}};
-      stage.parts = arrays.size(), stage.kept = shapes.size(), stage.count = parts.size();
+      stage.place = Place{at, first, position, magnitude, {group, bits}};
+      stage.parts = arrays.size(), stage.count = parts.size();
       for (size_t i = 0; i < parts.size(); i++) {
         const mx::array& part = parts[i];
         check(part.ndim() == 4 && part.shape(1) == parts[0].shape(1) && part.shape(2) == parts[0].shape(2) && at < part.shape(2));
         served = served && part.dtype() == (bits && i % 3 == 0 ? mx::uint32 : mx::float32) && !part.is_tracer();
         arrays.push_back(part);
-        shapes.push_back(part.shape()), types.push_back(part.dtype());
+      }
+      if (after && (before_ == 0 || arrays[before_].id() != after->id())) {
+        before_ = arrays.size();
+        put(*after, false);
       }
       if (wavelengths) {
         stage.wavelengths = arrays.size();
@@ -313,14 +308,16 @@ struct Inputs {
   }
 
  private:
+  size_t before_ = 0;  // the last input that is there only to be computed before
+
   void put(const mx::array& a, bool weight) {
     served = served && macllm::served(a, weight);
     arrays.push_back(a);
   }
 };
 
-// y and the parts of every attention's keys and values, or nothing where this does not serve. A branch is (plan, weights, slots or None).
-std::optional<Arrays> native_steps(const mx::array& x, bool int8, const nb::list& branches) {
+// y, or nothing where this does not serve. A branch is (plan, weights, slots or None).
+std::optional<mx::array> native_steps(const mx::array& x, bool int8, const nb::list& branches) {
   check(x.ndim() == 3 && x.shape(1) == 1 && branches.size() > 0);
   Inputs inputs(x);
   for (nb::handle branch : branches) {
@@ -330,16 +327,8 @@ std::optional<Arrays> native_steps(const mx::array& x, bool int8, const nb::list
   if (!inputs.served) return {};
   auto stages = std::make_shared<const std::vector<Stage>>(std::move(inputs.stages));
   Eval eval = [stages, int8](const Arrays& in, Arrays& out) { run(*stages, int8, in, out); };
-  Reuse reuse = [stages](const Arrays& in, Arrays& out) {
-    for (const Stage& stage : *stages) {
-      for (size_t i = 0; i < stage.count && !stage.place->borrowed; i++) {
-        const auto& part = in[stage.parts + i];
-        if (part.flags().row_contiguous) out[stage.kept + i].copy_shared_buffer(part);
-      }
-    }
-  };
-  auto primitive = std::make_shared<Native>(mx::to_stream({}), "steps", std::move(eval), nullptr, std::move(reuse));
-  return mx::array::make_arrays(inputs.shapes, inputs.types, primitive, inputs.arrays);
+  auto primitive = std::make_shared<Native>(mx::to_stream({}), "steps", std::move(eval), nullptr);
+  return mx::array(x.shape(), mx::float32, primitive, std::move(inputs.arrays));
 }
 
 }  // namespace

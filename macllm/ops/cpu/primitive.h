@@ -22,20 +22,16 @@ using Arrays = std::vector<mx::array>;
 using Eval = std::function<void(const Arrays& inputs, Arrays& outputs)>;
 // (inputs, cotangents, outputs) -> the cotangent of each input that has one, in order.
 using Vjp = std::function<Arrays(const Arrays& inputs, const Arrays& cotangents, const Arrays& outputs)>;
-// Gives outputs memory of inputs, before the others get their own.
-using Reuse = std::function<void(const Arrays& inputs, Arrays& outputs)>;
 
 class Native : public mx::Primitive {
  public:
-  Native(mx::Stream stream, std::string name, Eval eval, Vjp vjp, Reuse reuse = nullptr)
-      : Primitive(stream), name_(std::move(name)), eval_(std::move(eval)), vjp_(std::move(vjp)), reuse_(std::move(reuse)) {}
+  Native(mx::Stream stream, std::string name, Eval eval, Vjp vjp)
+      : Primitive(stream), name_(std::move(name)), eval_(std::move(eval)), vjp_(std::move(vjp)) {}
 
   const char* name() const override { return name_.c_str(); }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    if (reuse_) reuse_(inputs, outputs);
-    for (auto& out : outputs)
-      if (!out.data_shared_ptr()) out.set_data(mx::allocator::malloc(out.nbytes()));
+    for (auto& out : outputs) out.set_data(mx::allocator::malloc(out.nbytes()));
     auto weak = [](const Arrays& arrays) {
       Arrays copies;
       for (auto& a : arrays) copies.push_back(mx::array::unsafe_weak_copy(a));
@@ -62,7 +58,6 @@ class Native : public mx::Primitive {
   std::string name_;
   Eval eval_;
   Vjp vjp_;
-  Reuse reuse_;
 };
 
 // For inputs of any type, which the caller has looked at.
