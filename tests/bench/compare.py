@@ -57,21 +57,22 @@ def stock_training(job: dict[str, Any], whole: Load) -> dict[str, float]:
 
 
 def llama_bench(tools: Path, file: Path, load: Load) -> dict[str, float]:
-    """One measurement of llama.cpp."""
+    """One measurement of llama.cpp: of a prompt, and of decoding after one."""
     command = [str(tools / "llama-bench"), "-m", str(file), "-t", str(cores()), "-r", "2", "-o", "json"]
-    command += ["-p", str(load.prompt), "-n", str(load.new)]
+    measured: dict[str, float] = {}
     peak = 0
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            peak = max(peak, peak_of(process.pid))
-            time.sleep(0.02)
-        if process.returncode:
-            raise RuntimeError(f"llama-bench ended with {process.returncode}")
-        said.seek(0)
-        rows = json.load(said)
-    speeds = {(DECODE if row["n_gen"] else PROMPT): row["avg_ts"] for row in rows}
-    return {**speeds, **({PEAK: peak / 1e6} if peak else {})}
+    for measure, work in ((PROMPT, (load.prompt, 0, 0)), (DECODE, (0, load.new, load.prompt))):
+        amounts = [part for flag, amount in zip(("-p", "-n", "-d"), work, strict=True) for part in (flag, str(amount))]
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen([*command, *amounts], stdout=said, stderr=subprocess.DEVNULL)
+            while process.poll() is None:
+                peak = max(peak, peak_of(process.pid))
+                time.sleep(0.02)
+            if process.returncode:
+                raise RuntimeError(f"llama-bench ended with {process.returncode}")
+            said.seek(0)
+            measured[measure] = json.load(said)[0]["avg_ts"]
+    return {**measured, **({PEAK: peak / 1e6} if peak else {})}
 
 
 def peak_of(process: int) -> int:

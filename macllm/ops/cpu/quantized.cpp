@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "half.h"
 #include "matmul.h"
 #include "parallel.h"
 #include "quantized.h"
@@ -109,25 +110,6 @@ void block_back(const PackedMatrix& w, Range rows, Range columns, const float* x
   });
 }
 
-float from_half(uint16_t h) {
-  const uint32_t exponent_and_rest = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
-  float value;
-  std::memcpy(&value, &exponent_and_rest, 4);
-  value *= 0x1p112f;
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  bits |= sign | ((h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u);
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-float from_brain(uint16_t h) {
-  const uint32_t bits = uint32_t(h) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
 // The rows of x [M, from] by the matrix they take: run(matrix, rows, their x, their y [rows, to]).
 template <class F>
 void by_matrix(const PackedMatrix& w, int64_t M, const float* x, int64_t from, const int32_t* chosen, int64_t to,
@@ -156,11 +138,12 @@ void widen(Real type, const void* from, int64_t first, int64_t count, float* to)
     return;
   }
   auto half = static_cast<const uint16_t*>(from) + first;
-  if (type == Real::float16) {
-    for (int64_t i = 0; i < count; i++) to[i] = from_half(half[i]);
-  } else {
-    for (int64_t i = 0; i < count; i++) to[i] = from_brain(half[i]);
-  }
+  halves(type == Real::float16 ? Half::float16 : Half::bfloat16, [&](auto kind) {
+    using T = decltype(kind);
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(to + i, load_half<T>(half + i));
+    if (i < count) store(to + i, load_half<T>(half + i, count - i), count - i);
+  });
 }
 
 void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uint8_t* to) {
