@@ -191,6 +191,22 @@ def test_steps_that_are_queued_and_not_read_are_all_done_in_order() -> None:
     np.testing.assert_allclose(got, np.array(model(tokens)), atol=2e-5 * np.abs(got).max())
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_cache_that_is_read_before_its_step_is_computed_has_the_new_row(bits: int | None) -> None:
+    model, tokens, held = golden("llama").model(), drawn(CASES[0]), []
+    for waits in (True, False):
+        cache = model.make_cache(kv_bits=bits)
+        decoded(model, tokens[:, :4], cache)
+        logits = model(tokens[:, 4:5], cache=cache)
+        if waits:
+            mx.eval(logits)
+        del logits  # nobody else asks for it
+        held.append([np.array(part) for layer in cache.layers for part in layer.held()])
+    for late, early in zip(*held, strict=True):
+        assert late.shape[2] == 5
+        np.testing.assert_array_equal(early, late)
+
+
 def test_a_step_has_the_gradient_of_the_fine_ops() -> None:
     model, tokens = golden("llama").model(), drawn(CASES[0])
 
