@@ -46,6 +46,7 @@ class Blocks {
 
   // The k largest in order.
   std::vector<uint64_t> largest_of(int64_t k) const {
+    if (k == 0) return {};
     float least = -INFINITE;  // there are k logits of at least this size: each of k blocks has one
     if (k <= int64_t(tops_.size())) {
       auto tops = tops_;
