@@ -39,7 +39,7 @@ class Table(NamedTuple):
             case "full":
                 return self.width == "f32" and self.shape != "L"
             case "growth":
-                return self.width == "f32" and self.shape == "M"
+                return self.shape == "M" and self.width != "q8"
         return True
 
 

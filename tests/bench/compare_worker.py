@@ -99,11 +99,15 @@ def growth(job: Job, load: Load) -> dict[str, float]:
     model: Any = load_model(Path(job["folder"]))
     attention, layers = model.spec.decoder.layers[0].attention, len(model.spec.decoder.layers)
     token, held, caches = mx.array([[7]]), {}, {}
+
+    def fill(layer: Any, context: int) -> None:
+        rows = mx.random.normal((1, attention.num_kv_heads, context, attention.head_dim))
+        layer.restore((*layer.codec.encode(rows), *layer.codec.encode(rows)), context, attention.head_dim)
+
     for context in (0, 256, 8192):  # 0 to warm up
         cache = caches[context] = model.make_cache(kv_bits=8)
         for layer in cache.layers if context else []:
-            rows = mx.random.normal((1, attention.num_kv_heads, context, attention.head_dim))
-            layer.restore((*layer.codec.encode(rows), *layer.codec.encode(rows)), context, attention.head_dim)
+            fill(layer, context)
         mx.eval(model(token, cache=cache), cache.state)
         mx.synchronize()
         held[context] = mx.get_active_memory()
@@ -114,12 +118,13 @@ def growth(job: Job, load: Load) -> dict[str, float]:
             began = time.perf_counter()
             mx.eval(model(token, cache=caches[context]))
             times.append(time.perf_counter() - began)
-    # 8 bits a number, and a float32 scale and bias for every 64 of them; buffers grow by 256 slots.
+    # 8 bits a number, and a float32 scale and bias for every 64 of them.
     slot = 2 * layers * attention.num_kv_heads * (attention.head_dim + 8 * attention.head_dim // 64)
+    slots = caches[8192].layers[0].parts[0].shape[2]
     return {
         SHORT: statistics.median(taken[256]) * 1e3,
         LONG: statistics.median(taken[8192]) * 1e3,
-        CACHE: (held[8192] - held[256]) / (slot * (8192 + 256)),
+        CACHE: (held[8192] - held[256]) / (slot * slots),
     }
 
 

@@ -50,12 +50,14 @@ def found(
     }
 
 
+BESIDE_LLAMA = {
+    "macllm": {PROMPT: 100.0, DECODE: 30.0, WEIGHTS: 1.0},
+    "llama_cpp": {PROMPT: 80.0, DECODE: 40.0},
+}
+
+
 def test_dense_weights_have_to_reach_the_better_of_torch_and_llama() -> None:
-    some = rows(
-        macllm={PROMPT: 100.0, DECODE: 30.0, WEIGHTS: 1.0},
-        torch={PROMPT: 400.0, DECODE: 20.0},
-        llama_cpp={PROMPT: 80.0, DECODE: 40.0},
-    )
+    some = rows(**BESIDE_LLAMA, torch={PROMPT: 400.0, DECODE: 20.0})
     assert found(Table("S", "bf16", "inference"), some) == {
         f"{DECODE} over llama.cpp": (0.75, False),
         f"{PROMPT} over llama.cpp": (1.25, True),
@@ -63,11 +65,7 @@ def test_dense_weights_have_to_reach_the_better_of_torch_and_llama() -> None:
 
 
 def test_four_bits_have_to_be_a_hundred_times_stock_and_reach_llama() -> None:
-    some = rows(
-        macllm={PROMPT: 100.0, DECODE: 30.0, WEIGHTS: 1.0},
-        mlx_lm={PROMPT: 1.0, DECODE: 0.5},
-        llama_cpp={PROMPT: 80.0, DECODE: 40.0},
-    )
+    some = rows(**BESIDE_LLAMA, mlx_lm={PROMPT: 1.0, DECODE: 0.5})
     assert found(Table("M", "q4", "inference"), some) == {
         f"{DECODE} over mlx-lm": (60.0, False),
         f"{PROMPT} over mlx-lm": (100.0, True),
