@@ -53,7 +53,8 @@ void key_tile(const Stored& rows, int64_t D, Head at, int64_t first, int64_t cou
         std::memcpy(block + i, &row, sizeof row);
       }
       transpose<W>(block);
-      for (int64_t i = 0; i < std::min<int64_t>(W, D - d); i++) std::memcpy(to + (d + i) * stride + s, block + i, sizeof(vf));
+      for (int64_t i = 0; i < std::min<int64_t>(W, D - d); i++)
+        std::memcpy(to + (d + i) * stride + s, block + i, sizeof(vf));
     }
   }
 }
@@ -159,7 +160,8 @@ void keep(const Newest& n, const float* rows, const Buffer& to) {
       continue;
     }
     PackedRow row = to.packed;
-    row.words += slot * row.groups * row.group * row.bits / 32, row.scales += slot * row.groups, row.biases += slot * row.groups;
+    row.words += slot * row.groups * row.group * row.bits / 32;
+    row.scales += slot * row.groups, row.biases += slot * row.groups;
     pack_row(rows, n.D, row);
   }
 }

@@ -112,7 +112,8 @@ inline Span seen(const Attention& a, int64_t t) {
 // Scores of query t of a head at positions first, first + 1, ... to -inf wherever it may not look.
 inline void hide(const Attention& a, Head of, int64_t t, int64_t first, int64_t columns, float* scores) {
   const Span span = seen(a, t);
-  const int64_t from = std::clamp<int64_t>(span.first - first, 0, columns), to = std::clamp<int64_t>(span.last - first, from, columns);
+  const int64_t from = std::clamp<int64_t>(span.first - first, 0, columns);
+  const int64_t to = std::clamp<int64_t>(span.last - first, from, columns);
   std::fill(scores, scores + from, -INFINITE);
   std::fill(scores + to, scores + columns, -INFINITE);
   if (!a.mask) return;

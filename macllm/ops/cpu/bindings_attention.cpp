@@ -72,7 +72,8 @@ Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out
     Dense lse(in[at + 1]);
     attention_vjp(problem(in, rules, layout), view(in[0]), view(in[1]), view(in[2]), view(in[at], true), lse,
                   view(in[at + 2], true),
-                  {to[0].data<float>(), to[1].data<float>(), to[2].data<float>(), layout.sunk ? to[3].data<float>() : nullptr});
+                  {to[0].data<float>(), to[1].data<float>(), to[2].data<float>(),
+                   layout.sunk ? to[3].data<float>() : nullptr});
   };
   std::vector<mx::Shape> shapes{swapped(in[0]), swapped(in[1]), swapped(in[2])};
   if (layout.sunk) shapes.push_back(in[3].shape());
@@ -90,7 +91,8 @@ mx::array native_attention(const mx::array& q, const mx::array& k, const mx::arr
   Arrays inputs{q, k, v};
   add_rules(inputs, sinks, mask);
   auto forward = [rules, layout](const Arrays& in, Arrays& out) {
-    attention(problem(in, rules, layout), view(in[0]), {view(in[1])}, {view(in[2])}, out[0].data<float>(), out[1].data<float>());
+    attention(problem(in, rules, layout), view(in[0]), {view(in[1])}, {view(in[2])}, out[0].data<float>(),
+              out[1].data<float>());
   };
   auto vjp = [rules, layout](const Arrays& in, const Arrays& g, const Arrays& out) {
     return native_attention_vjp(in, g, out, rules, layout);
@@ -131,7 +133,8 @@ class PackedView {
 };
 
 void check_packed(const Arrays& parts, int bits, int group, int64_t head_dim) {
-  if ((bits != 4 && bits != 8) || (group != 32 && group != 64 && group != 128)) refuse("4 or 8 bits, groups of 32, 64 or 128.");
+  if ((bits != 4 && bits != 8) || (group != 32 && group != 64 && group != 128))
+    refuse("4 or 8 bits, groups of 32, 64 or 128.");
   if (parts.size() != 6) refuse("words, scales and biases of keys, then of values.");
   const int64_t groups = (head_dim + group - 1) / group;
   for (size_t i = 0; i < 6; i++) {

@@ -2,11 +2,10 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
-#include <limits>
-#include <numeric>
 #include <vector>
 
 #include "bindings.h"
+#include "chosen.h"
 #include "kernels.h"
 
 namespace nb = nanobind;
@@ -17,38 +16,16 @@ namespace {
 
 constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
 
-// Calls run(expert, its rows) for every expert that was chosen; rows of experts that do not exist are left out.
-template <class F>
-void by_expert(int64_t rows, const int32_t* chosen, int64_t experts, F run) {
-  std::vector<int64_t> order(rows);
-  std::iota(order.begin(), order.end(), int64_t(0));
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return chosen[a] < chosen[b]; });
-  for (int64_t begin = 0, end; begin < rows; begin = end) {
-    const int64_t expert = chosen[order[begin]];
-    for (end = begin; end < rows && chosen[order[end]] == expert; end++) {}
-    if (0 <= expert && expert < experts) run(expert, std::vector<int64_t>(order.begin() + begin, order.begin() + end));
-  }
-}
-
-std::vector<float> gathered(const std::vector<int64_t>& rows, int64_t width, const float* x) {
-  std::vector<float> all(rows.size() * width);
-  for (size_t i = 0; i < rows.size(); i++) std::copy_n(x + rows[i] * width, width, all.data() + i * width);
-  return all;
-}
-
 // x w_e^T, or with `back` x w_e, for each row's expert e; NaN where there is none.
 void product(const mx::array& x, const mx::array& w, const mx::array& chosen, bool back, float* y) {
   const int64_t E = w.shape(0), N = w.shape(1), K = w.shape(2), from = back ? N : K, to = back ? K : N;
   const Half kind = w.dtype() == mx::bfloat16 ? Half::bfloat16 : Half::float16;
   const Dense<uint16_t> weights(w);
   const Dense in(x);
-  std::fill_n(y, chosen.size() * to, std::numeric_limits<float>::quiet_NaN());
-  by_expert(chosen.size(), Dense<int32_t>(chosen), E, [&](int64_t expert, const std::vector<int64_t>& rows) {
-    const auto mine = gathered(rows, from, in);
-    std::vector<float> out(rows.size() * to);
-    const HalfProduct p{kind, int64_t(rows.size()), N, K, weights + expert * N * K};
-    back ? half_product_vjp(p, mine.data(), out.data()) : half_product(p, mine.data(), out.data());
-    for (size_t i = 0; i < rows.size(); i++) std::copy_n(out.data() + i * to, to, y + rows[i] * to);
+  map_by_matrix(chosen.size(), Dense<int32_t>(chosen), E, {from, to}, in, y,
+                [&](int64_t expert, int64_t rows, const float* mine, float* out) {
+    const HalfProduct p{kind, rows, N, K, weights + expert * N * K};
+    back ? half_product_vjp(p, mine, out) : half_product(p, mine, out);
   });
 }
 
@@ -57,7 +34,7 @@ void weight_vjp(const mx::array& x, const mx::array& g, const mx::array& chosen,
   const int64_t N = columns(g), K = columns(x);
   const Dense in(x), slopes(g);
   std::fill_n(gw, experts * N * K, 0.f);
-  by_expert(chosen.size(), Dense<int32_t>(chosen), experts, [&](int64_t expert, const std::vector<int64_t>& rows) {
+  by_matrix(chosen.size(), Dense<int32_t>(chosen), experts, [&](int64_t expert, const std::vector<int64_t>& rows) {
     const auto mine = gathered(rows, K, in), theirs = gathered(rows, N, slopes);
     sgemm(ROW_MAJOR, TRANSPOSED, PLAIN, int(N), int(K), int(rows.size()), 1.f, theirs.data(), int(N), mine.data(), int(K),
           0.f, gw + expert * N * K, int(K));

@@ -289,7 +289,8 @@ struct Inputs {
       stage.parts = arrays.size(), stage.count = parts.size();
       for (size_t i = 0; i < parts.size(); i++) {
         const mx::array& part = parts[i];
-        check(part.ndim() == 4 && part.shape(1) == parts[0].shape(1) && part.shape(2) == parts[0].shape(2) && at < part.shape(2));
+        check(part.ndim() == 4 && at < part.shape(2));
+        check(part.shape(1) == parts[0].shape(1) && part.shape(2) == parts[0].shape(2));
         served = served && part.dtype() == (bits && i % 3 == 0 ? mx::uint32 : mx::float32) && !part.is_tracer();
         arrays.push_back(part);
       }

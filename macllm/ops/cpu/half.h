@@ -11,7 +11,6 @@
 namespace macllm {
 
 typedef uint16_t vh __attribute__((vector_size(W * 2)));
-typedef uint32_t vu __attribute__((vector_size(W * 4)));
 
 inline vf bits_to_float(vu bits) {
   vf v;

@@ -50,7 +50,8 @@ void pack_group(int group, const float* x, uint8_t* to, float& scale, float& bia
   for (int i = W; i < group; i += W) lowest = -max(-lowest, -load(x + i)), highest = max(highest, load(x + i));
   const float low = -max(-lowest), high = max(highest);
   const bool down = std::abs(low) > std::abs(high);
-  const float edge = down ? low : high, width = std::max((high - low) / MOST, 1e-7f), steps = std::rint(edge / (down ? width : -width));
+  const float edge = down ? low : high, width = std::max((high - low) / MOST, 1e-7f);
+  const float steps = std::rint(edge / (down ? width : -width));
   // The edge that is farther from 0 is met exactly.
   scale = steps != 0 ? edge / steps : down ? width : -width;
   bias = steps != 0 ? edge : 0.f;

@@ -161,7 +161,8 @@ void packed_scores(const PackedRows& rows, int64_t count, int64_t queries, const
     for (int64_t s = 0; s < count; s += TILE_ROWS) {
       const int64_t n = std::min(TILE_ROWS, count - s);
       unpack_transposed(rows.from(0, 0, s), n, tile.data(), TILE_ROWS);
-      few_rows(queries, (n + W - 1) / W * W, rows.width(), ready, rows.width(), tile.data(), TILE_ROWS, to + s, stride, false);
+      few_rows(queries, (n + W - 1) / W * W, rows.width(), ready, rows.width(), tile.data(), TILE_ROWS, to + s, stride,
+               false);
     }
     return;
   }

@@ -52,7 +52,8 @@ inline void matmul(int64_t M, int64_t N, int64_t K, Left a, const float* b, int6
 
 // matmul with all columns of C that registers hold for each load of A.
 template <int M>
-inline void few_rows(int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+inline void few_rows(int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+                     bool add) {
   constexpr int WIDE = TILE == 8 || M < 3 ? 4 : 2;
   int64_t n = 0;
   for (; n + WIDE * W <= N; n += WIDE * W) tile<M, WIDE>(K, {a, lda, 1}, b + n, ldb, c + n, ldc, add);
@@ -61,7 +62,7 @@ inline void few_rows(int64_t N, int64_t K, const float* a, int64_t lda, const fl
 }
 
 inline void few_rows(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-              int64_t ldc, bool add) {
+                     int64_t ldc, bool add) {
   for (; M >= 4; M -= 4, a += 4 * lda, c += 4 * ldc) few_rows<4>(N, K, a, lda, b, ldb, c, ldc, add);
   if (M == 3) few_rows<3>(N, K, a, lda, b, ldb, c, ldc, add);
   if (M == 2) few_rows<2>(N, K, a, lda, b, ldb, c, ldc, add);

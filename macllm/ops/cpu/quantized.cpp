@@ -2,11 +2,10 @@
 // while it is in the cache. Few rows have their own file.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <memory>
-#include <numeric>
 #include <vector>
 
+#include "chosen.h"
 #include "half.h"
 #include "matmul.h"
 #include "parallel.h"
@@ -110,26 +109,6 @@ void block_back(const PackedMatrix& w, Range rows, Range columns, const float* x
   });
 }
 
-// The rows of x [M, from] by the matrix they take: run(matrix, rows, their x, their y [rows, to]).
-template <class F>
-void by_matrix(const PackedMatrix& w, int64_t M, const float* x, int64_t from, const int32_t* chosen, int64_t to,
-               float* y, F run) {
-  std::vector<int64_t> order(M);
-  std::iota(order.begin(), order.end(), int64_t(0));
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return chosen[a] < chosen[b]; });
-  std::vector<float> in, out;
-  for (int64_t begin = 0, end; begin < M; begin = end) {
-    const int64_t number = chosen[order[begin]];
-    for (end = begin; end < M && chosen[order[end]] == number; end++) {}
-    const int64_t count = end - begin;
-    in.resize(count * from);
-    out.assign(count * to, std::numeric_limits<float>::quiet_NaN());
-    for (int64_t i = 0; i < count; i++) std::copy_n(x + order[begin + i] * from, from, in.data() + i * from);
-    if (0 <= number && number < w.stack) run(w.at(number), count, in.data(), out.data());
-    for (int64_t i = 0; i < count; i++) std::copy_n(out.data() + i * to, to, y + order[begin + i] * to);
-  }
-}
-
 }  // namespace
 
 void widen(Real type, const void* from, int64_t first, int64_t count, float* to) {
@@ -175,17 +154,15 @@ void quantized_matmul_back(const PackedMatrix& w, int64_t M, const float* x, flo
 }
 
 void quantized_gather(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, bool int8, float* y) {
-  auto run = [&](const PackedMatrix& one, int64_t count, const float* in, float* out) {
-    quantized_matmul(one, count, in, int8, out);
-  };
-  by_matrix(w, M, x, w.K, chosen, w.N, y, run);
+  map_by_matrix(M, chosen, w.stack, {w.K, w.N}, x, y, [&](int64_t matrix, int64_t rows, const float* in, float* out) {
+    quantized_matmul(w.at(matrix), rows, in, int8, out);
+  });
 }
 
 void quantized_gather_back(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, float* y) {
-  auto run = [&](const PackedMatrix& one, int64_t count, const float* in, float* out) {
-    quantized_matmul_back(one, count, in, out);
-  };
-  by_matrix(w, M, x, w.N, chosen, w.K, y, run);
+  map_by_matrix(M, chosen, w.stack, {w.N, w.K}, x, y, [&](int64_t matrix, int64_t rows, const float* in, float* out) {
+    quantized_matmul_back(w.at(matrix), rows, in, out);
+  });
 }
 
 }  // namespace macllm

@@ -230,7 +230,8 @@ void columns_of(const PackedMatrix& w, const Panels& panels, int64_t n, float* y
                 whole ? to : staged, whole ? w.N : STRIP};
       auto copy = [&](bool in) {
         for (int64_t m = 0; m < height && !whole; m++)
-          in ? std::copy_n(to + m * w.N, columns, staged + m * STRIP) : std::copy_n(staged + m * STRIP, columns, to + m * w.N);
+          in ? std::copy_n(to + m * w.N, columns, staged + m * STRIP)
+             : std::copy_n(staged + m * STRIP, columns, to + m * w.N);
       };
       if (k > 0) copy(true);
       auto run = [&]<int M>(auto self) {

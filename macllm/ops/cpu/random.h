@@ -5,8 +5,6 @@
 
 namespace macllm {
 
-typedef uint32_t vu __attribute__((vector_size(W * 4)));
-
 struct Key {
   uint32_t words[2];
 };

@@ -25,7 +25,8 @@ class Angles {
   static int64_t rows(const Rope& r) { return r.offset_stride ? r.B : 1; }
 
   bool are_of(const Rope& r) const {
-    return length_ == r.L && std::equal(wavelengths_.begin(), wavelengths_.end(), r.wavelengths, r.wavelengths + r.turned / 2) &&
+    return length_ == r.L &&
+           std::equal(wavelengths_.begin(), wavelengths_.end(), r.wavelengths, r.wavelengths + r.turned / 2) &&
            std::equal(offsets_.begin(), offsets_.end(), r.offsets, r.offsets + rows(r));
   }
 

@@ -22,6 +22,7 @@ constexpr int W = 4;
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef uint32_t vu __attribute__((vector_size(W * 4)));
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 

@@ -47,7 +47,8 @@ void join(const Residual& norms, const Linear& last, Rows in, const float* x, fl
   in.prepare(last);
   parallel_range(D, linear_cost(last, rows), [&](int64_t from, int64_t to) {
     linear(last, in, from, to, out, D);
-    for (int64_t r = 0; plain && r < rows; r++) map(to - from, out + r * D + from, add, out + r * D + from, x + r * D + from);
+    for (int64_t r = 0; plain && r < rows; r++)
+      map(to - from, out + r * D + from, add, out + r * D + from, x + r * D + from);
   });
   normalize(norms.branch, rows, D, out);
   if (!plain) map(rows * D, out, add, out, x);
