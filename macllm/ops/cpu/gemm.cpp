@@ -24,10 +24,13 @@ constexpr int64_t TALL = 6;
 #endif
 constexpr int WIDE = 2;
 constexpr int64_t STRIP = WIDE * W;
-constexpr int64_t DEPTH = 384;            // of a panel, which stays in the first cache
-constexpr int64_t WIDTH = 4 * STRIP;      // of the part of `b` that a task keeps in the second
-constexpr int64_t ROWS = 1024;            // of `a` that are packed together
-constexpr int64_t PACKED = 1 << 20;       // floats of `a` that are packed together, shared by all threads
+constexpr int64_t DEPTH = 1024;       // of a panel and of a strip: fewer passes over the result are worth more than
+                                      // having a panel in the first cache, since both are read in order
+constexpr int64_t WIDEST = 4;         // strips that a task keeps in the second cache
+constexpr int64_t ROWS = 1024;        // of `a` that are packed together
+constexpr int64_t AHEAD = 8;          // steps by which a strip is fetched before it is needed
+constexpr int64_t CHUNK = 16;         // of columns that are packed at a time: so many lines of the first cache
+constexpr int64_t PACKED = 1 << 20;   // floats of `a` that are packed together, shared by all threads
 
 int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
@@ -45,23 +48,10 @@ struct Reader<float> {
   static vf read(const float* p, int64_t count) { return load(p, count, 0.f); }
 };
 
-// Where some rows go: element (r, k) to to[k * stride + r], `lanes` of them, k < depth. If they are `alone` in the
-// stride, whole vectors may be stored while there is room: what they hold too much the next ones overwrite.
-struct Place {
-  float* to;
-  int64_t stride, lanes;
-  bool alone;
-  int64_t depth;
-
-  void put(int64_t k, vf v) const {
-    const bool whole = lanes == W || (alone && (depth - k) * stride >= W);
-    whole ? store(to + k * stride, v) : store(to + k * stride, v, lanes);
-  }
-};
-
-// Up to W rows of [first row.., k..], `depth` deep, of a matrix whose rows lie in one piece.
+// Up to W rows of [first row.., k..], `depth` deep, of a matrix whose rows lie in one piece: element (r, k) to
+// to[k * stride + r], zeros beyond the rows.
 template <class R>
-void pack_rows(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, Place place) {
+void pack_rows(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, float* to, int64_t stride) {
   const auto* data = static_cast<const typename R::Stored*>(from.data) + first * from.row + k;
   for (int64_t i = 0; i < depth; i += W) {
     vf v[W];
@@ -71,46 +61,58 @@ void pack_rows(const Operand& from, int64_t first, int64_t rows, int64_t k, int6
       v[r] = r >= rows ? vf{} : count == W ? R::read(row) : R::read(row, count);
     }
     transpose<W>(v);
-    for (int64_t j = 0; j < count; j++) place.put(i + j, v[j]);
+    for (int64_t j = 0; j < count; j++) store(to + (i + j) * stride, v[j]);
   }
 }
 
 // The same of a matrix whose columns lie in one piece.
 template <class R>
-void pack_columns(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, Place place) {
+void pack_columns(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, float* to, int64_t stride) {
   const auto* data = static_cast<const typename R::Stored*>(from.data) + first + k * from.step;
-  for (int64_t i = 0; i < depth; i++, data += from.step)
-    place.put(i, rows == W ? R::read(data) : R::read(data, rows));
+  if (rows == W) {
+    for (int64_t i = 0; i < depth; i++) store(to + i * stride, R::read(data + i * from.step));
+  } else {
+    for (int64_t i = 0; i < depth; i++) store(to + i * stride, R::read(data + i * from.step, rows));
+  }
 }
 
-// Rows [first, first + rows) of `from` as [depth, width], zeros beyond the rows.
+// Rows [first, first + rows) of `from` as [depth, width]. Only whole vectors are written: what one holds too much, up to
+// W - 1 numbers after the last, the next ones overwrite.
 void pack(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, int64_t width, float* to) {
   auto run = [&]<class R>(R) {
-    for (int64_t r = 0; r < width; r += W) {
-      const int64_t left = std::clamp<int64_t>(rows - r, 0, W);
-      auto some = from.step == 1 ? pack_rows<R> : pack_columns<R>;
-      some(from, first + (left ? r : 0), left, k, depth, {to + r, width, std::min<int64_t>(W, width - r), width <= W, depth});
-    }
+    auto some = from.step == 1 ? pack_rows<R> : pack_columns<R>;
+    for (int64_t r = (rows - 1) / W * W; r >= 0; r -= W)
+      some(from, first + r, std::min<int64_t>(W, rows - r), k, depth, to + r, width);
   };
   if (!from.half) return run(Reader<float>{});
   halves(*from.half, [&](auto type) { run(Reader<decltype(type)>{}); });
 }
 
-// A tile [M, columns] of the result.
+// A tile [M, columns] of the result. GCC keeps sums in registers only where every index is a constant.
 template <int M>
 void tile(int64_t depth, const float* panel, const float* strip, float* c, int64_t ldc, int64_t columns, bool add) {
-  vf sums[M][WIDE]{};
+  vf sums[M][WIDE];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) {
+    for (int n = 0; n < WIDE; n++) sums[m][n] = vf{};
+    if (add) __builtin_prefetch(c + m * ldc, 1), __builtin_prefetch(c + m * ldc + W, 1);
+  }
   for (int64_t k = 0; k < depth; k++) {
     vf right[WIDE];
-    for (int n = 0; n < WIDE; n++) right[n] = load(strip + k * STRIP + n * W);
+    for (int n = 0; n < WIDE; n++) {
+      right[n] = load(strip + k * STRIP + n * W);
+      __builtin_prefetch(strip + (k + AHEAD) * STRIP + n * W);
+    }
+#pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
-      vf left = splat(panel[k * M + m]);
+      vf left = splat(panel[k * TALL + m]);
 #if defined(__AVX512F__)
       asm("" : "+v"(left));  // in a register: GCC would read it from memory once for each vector of the strip
 #endif
       for (int n = 0; n < WIDE; n++) sums[m][n] += left * right[n];
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
     for (int n = 0; n < WIDE; n++) {
       float* to = c + m * ldc + n * W;
@@ -138,39 +140,82 @@ float* strips(int64_t count) {
   return kept.room(count);
 }
 
-// Columns [first, first + width) of the result from packed rows of `a`.
-void columns(const Product& p, const Parts& rows, const Parts& depths, const float* panels, int64_t first, int64_t width) {
+// Calls pack(k, depth) for all of [k, k + depth) in turn: at once, or where columns lie in one piece, for a few rows of
+// the memory at a time, which all panels share before they leave the cache.
+template <class F>
+void in_chunks(const Operand& of, int64_t k, int64_t depth, F pack) {
+  const int64_t most = of.step == 1 ? depth : CHUNK;
+  for (int64_t i = 0; i < depth; i += most) pack(k + i, std::min(most, depth - i));
+}
+
+// All of `a` in panels: by depth, by rows.
+struct Panels {
+  Parts rows, depths;
+  float* data = nullptr;
+
+  int64_t size() const { return start(depths.count, 0); }
+  float* at(int64_t d, int64_t r) const { return data + start(d, r); }
+
+ private:
+  int64_t start(int64_t d, int64_t r) const {
+    const int64_t before = rows.count * (depths.begin(d) * TALL + d * W);
+    return r ? before + r * (depths.length(d) * TALL + W) : before;
+  }
+};
+
+// Columns [first, first + width) of the result.
+void columns(const Product& p, const Panels& panels, int64_t first, int64_t width) {
+  const auto& [rows, depths, _] = panels;
   float* packed = strips(parts_of(width, STRIP) * STRIP * std::min(DEPTH, p.K));
   for (int64_t d = 0; d < depths.count; d++) {
-    const int64_t k = depths.begin(d), depth = depths.length(d);
-    for (int64_t n = 0; n < width; n += STRIP)
-      pack(p.b, first + n, std::min(STRIP, width - n), k, depth, STRIP, packed + n * depth);
+    const int64_t begin = depths.begin(d), depth = depths.length(d);
+    in_chunks(p.b, begin, depth, [&](int64_t k, int64_t some) {
+      for (int64_t n = 0; n < width; n += STRIP)
+        pack(p.b, first + n, std::min(STRIP, width - n), k, some, STRIP, packed + n * depth + (k - begin) * STRIP);
+    });
     for (int64_t r = 0; r < rows.count; r++) {
       const int64_t m = rows.begin(r), height = rows.length(r);
       for (int64_t n = 0; n < width; n += STRIP)
-        TILES[height - 1](depth, panels + k * p.M + m * depth, packed + n * depth, p.c + m * p.ldc + first + n, p.ldc,
-                          width - n, p.add || d > 0);
+        TILES[height - 1](depth, panels.at(d, r), packed + n * depth, p.c + m * p.ldc + first + n, p.ldc, width - n,
+                          p.add || d > 0);
     }
   }
+}
+
+void pack_panels(const Operand& a, const Panels& panels, int64_t first, int64_t last) {
+  const auto& [rows, depths, _] = panels;
+  for (int64_t d = 0; d < depths.count; d++) {
+    const int64_t begin = depths.begin(d), depth = depths.length(d);
+    in_chunks(a, begin, depth, [&](int64_t k, int64_t some) {
+      for (int64_t r = first; r < last; r++)
+        pack(a, rows.begin(r), rows.length(r), k, some, TALL, panels.at(d, r) + (k - begin) * TALL);
+    });
+  }
+}
+
+// Of how many strips a task is, so that all threads end together and a slow one can be helped.
+int64_t wide(int64_t strips) {
+  int64_t best = 1, least = strips;
+  for (int64_t width = 1; width <= WIDEST; width++) {
+    const int64_t tasks = parts_of(strips, width), longest = parts_of(tasks, threads()) * width;
+    if (width > 1 && (tasks < 3 * threads() || longest > least)) continue;
+    best = width, least = longest;
+  }
+  return best;
 }
 
 // A product whose `a` is packed at once.
 void block(const Product& p) {
   static thread_local Kept<float> kept;
-  float* panels = kept.room(p.M * p.K);
-  const Parts rows(p.M, TALL), depths(p.K, DEPTH);
-  parallel_range(rows.count, TALL * p.K / W * 4, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; r++)
-      for (int64_t d = 0; d < depths.count; d++) {
-        const int64_t k = depths.begin(d), depth = depths.length(d), m = rows.begin(r), height = rows.length(r);
-        pack(p.a, m, height, k, depth, height, panels + k * p.M + m * depth);
-      }
+  Panels panels{Parts(p.M, TALL), Parts(p.K, DEPTH)};
+  panels.data = kept.room(panels.size());
+  parallel_range(panels.rows.count, TALL * p.K / W * 4, [&](int64_t first, int64_t last) {
+    pack_panels(p.a, panels, first, last);
   });
   // Strips are cheap to share out and dear to pack twice: rows are not divided.
-  const int64_t strips = parts_of(p.N, STRIP);
-  const int64_t width = std::clamp<int64_t>(strips / (4 * threads()), 1, WIDTH / STRIP) * STRIP;
+  const int64_t width = wide(parts_of(p.N, STRIP)) * STRIP;
   parallel(parts_of(p.N, width), [&](int64_t task) {
-    columns(p, rows, depths, panels, task * width, std::min(width, p.N - task * width));
+    columns(p, panels, task * width, std::min(width, p.N - task * width));
   });
 }
 

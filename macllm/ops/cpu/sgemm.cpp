@@ -1,7 +1,9 @@
-// MLX's matrix product on our threads: cut into blocks that single-threaded BLAS calls do, each whenever a thread is
-// free. The BLAS's own threads wait for one another in the middle of a product, which on a busy machine costs half.
+// MLX's matrix product on our threads. Large ones are our own; narrow ones are cut into blocks that single-threaded BLAS
+// calls do, each whenever a thread is free. The BLAS's own threads wait for one another in the middle of a product, which
+// on a busy machine costs half.
 #include <algorithm>
 
+#include "gemm.h"
 #include "kernels.h"
 #include "linear.h"
 #include "parallel.h"
@@ -13,6 +15,7 @@ namespace {
 constexpr int ROW_MAJOR = 101, TRANSPOSED = 112;
 constexpr double WORTH_DIVIDING = 4e6;  // operations
 constexpr int64_t SMALLEST_SIDE = 96;   // of a block: below, packing outweighs multiplying
+constexpr int NARROW = 32;              // a tile of our own would be mostly padding
 
 Sgemm serial = nullptr;
 
@@ -72,6 +75,10 @@ void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const fl
   const bool dense = lda == K && ldb == K && ldc == N && alpha == 1.f && beta == 0.f;
   if (order == ROW_MAJOR && M <= FEW_ROWS && !at && bt && dense && K > 0) {
     return linear({B, nullptr, N, K}, M, A, C);
+  }
+  if (order == ROW_MAJOR && std::min({M, N, K}) >= NARROW && alpha == 1.f && (beta == 0.f || beta == 1.f)) {
+    const Operand a{A, at ? 1 : lda, at ? lda : 1}, b{B, bt ? ldb : 1, bt ? 1 : ldb};
+    return gemm({M, N, K, a, b, C, ldc, beta == 1.f});
   }
   if (order != ROW_MAJOR) return serial(order, ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
   parallel_blocks(M, N, K, [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {
