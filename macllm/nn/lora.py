@@ -16,6 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
+from macllm.ops.linear import low_rank
 
 from .linear import Linear as DenseLinear
 from .quantize import QuantizedLinear
@@ -42,9 +43,7 @@ class LoRALinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., F)."""
-        y = self.linear(x)
-        z = (self.dropout(x) @ self.lora_a) @ self.lora_b
-        return y + (self.scale * z).astype(y.dtype)
+        return low_rank(self.linear(x), self.dropout(x), self.lora_a, self.lora_b, self.scale)
 
     def delta(self) -> mx.array:
         """What fusing adds to the weight: (F, D)."""
