@@ -126,11 +126,12 @@ def test_tables_that_nobody_asks_for() -> None:
     asked = {
         table.title
         for s in "SML"
-        for w in ("f32", "q8")
-        for t in ("full", "growth")
+        for w in ("f32", "bf16", "q8")
+        for t in ("lora", "full", "growth")
         if (table := Table(s, w, t)).exists
     }
-    assert asked == {"S f32 full", "M f32 full", "M f32 growth"}
+    adapters = {"S f32 lora", "M f32 lora", "L f32 lora", "S bf16 lora"}
+    assert asked == adapters | {"S f32 full", "M f32 full", "M f32 growth", "M bf16 growth"}
 
 
 def test_a_row_shows_medians_and_spread_or_why_there_is_none() -> None:
