@@ -16,7 +16,6 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
-from macllm.ops.linear import low_rank
 
 from .linear import Linear as DenseLinear
 from .quantize import QuantizedLinear
@@ -43,7 +42,8 @@ class LoRALinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., F)."""
-        return low_rank(self.linear(x), self.dropout(x), self.lora_a, self.lora_b, self.scale)
+        y = self.linear(x)
+        return mx.addmm(y, self.dropout(x) @ self.lora_a, self.lora_b, alpha=self.scale).astype(y.dtype)
 
     def delta(self) -> mx.array:
         """What fusing adds to the weight: (F, D)."""

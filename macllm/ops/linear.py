@@ -21,14 +21,6 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.ar
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
-def low_rank(y: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:
-    """y + scale x A B, what an adapter makes of a map's output: (..., F), (..., D), (D, r), (r, F) -> (..., F)."""
-    kernels = native(y, x, a, b) if x.size else None
-    if kernels is not None and blas.divided():
-        return kernels.low_rank(y, x, a, b, scale)
-    return y + (scale * ((x @ a) @ b)).astype(y.dtype)
-
-
 def rows(table: mx.array, tokens: mx.array) -> mx.array:
     """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
     found = table[tokens]

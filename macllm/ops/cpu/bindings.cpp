@@ -35,7 +35,7 @@ mx::array native_unary(const mx::array& x, const std::string& name) {
     auto backward = [kind](const Arrays& in, Arrays& out) {
       unary_vjp(kind, in[0].size(), Dense(in[0]), Dense(in[1]), out[0].data<float>());
     };
-    return make("unary_vjp", {in[0], g[0]}, {in[0].shape()}, backward, nullptr, over({{0, 0}, {1, 0}}));
+    return make("unary_vjp", {in[0], g[0]}, {in[0].shape()}, backward);
   };
   return make("unary", {x}, {x.shape()}, forward, vjp)[0];
 }
@@ -50,8 +50,7 @@ mx::array native_gate(const mx::array& x, const mx::array& up, const std::string
     auto backward = [kind](const Arrays& in, Arrays& out) {
       gate_vjp(kind, in[0].size(), Dense(in[0]), Dense(in[1]), Dense(in[2]), out[0].data<float>(), out[1].data<float>());
     };
-    const std::vector<mx::Shape> shapes{in[0].shape(), in[0].shape()};
-    return make("gate_vjp", {in[0], in[1], g[0]}, shapes, backward, nullptr, over({{0, 0}, {1, 1}}));
+    return make("gate_vjp", {in[0], in[1], g[0]}, {in[0].shape(), in[0].shape()}, backward);
   };
   return make("gate", {x, up}, {x.shape()}, forward, vjp)[0];
 }
@@ -85,25 +84,21 @@ mx::array native_logsumexp(const mx::array& x) {
 std::tuple<mx::array, mx::array> native_cross_entropy(const mx::array& logits, const mx::array& targets) {
   if (without_last(logits) != targets.shape()) throw std::invalid_argument("[macllm] one target for each row of logits.");
   auto forward = [](const Arrays& in, Arrays& out) {
-    cross_entropy(rows(in[0]), columns(in[0]), Dense(in[0]), Dense<int32_t>(in[1]), out[0].data<float>(),
-                  out[1].data<float>());
+    cross_entropy(rows(in[0]), columns(in[0]), Dense(in[0]), Dense<int32_t>(in[1]), out[0].data<float>(), out[1].data<float>());
   };
   auto vjp = [](const Arrays& in, const Arrays& g, const Arrays& out) {
     auto backward = [](const Arrays& in, Arrays& out) {
       cross_entropy_vjp(rows(in[0]), columns(in[0]), Dense(in[0]), Dense<int32_t>(in[1]), Dense(in[2]), Dense(in[3]),
                         Dense(in[4]), out[0].data<float>());
     };
-    const Arrays all{in[0], in[1], out[1], g[0], g[1]};
-    return make("cross_entropy_vjp", all, {in[0].shape()}, backward, nullptr, over({{0, 0}}));
+    return make("cross_entropy_vjp", {in[0], in[1], out[1], g[0], g[1]}, {in[0].shape()}, backward);
   };
-  const mx::Shape shape = targets.shape();
-  auto both = make("cross_entropy", {logits, mx::astype(targets, mx::int32)}, {shape, shape}, forward, vjp);
+  auto both = make("cross_entropy", {logits, mx::astype(targets, mx::int32)}, {targets.shape(), targets.shape()}, forward, vjp);
   return {both[0], both[1]};
 }
 
 mx::array native_rms_norm(const mx::array& x, const mx::array& weight, float eps) {
-  if (weight.ndim() != 1 || weight.shape(0) != columns(x))
-    throw std::invalid_argument("[macllm] one weight for each channel.");
+  if (weight.ndim() != 1 || weight.shape(0) != columns(x)) throw std::invalid_argument("[macllm] one weight for each channel.");
   auto forward = [eps](const Arrays& in, Arrays& out) {
     rms_norm(rows(in[0]), columns(in[0]), eps, Dense(in[0]), Dense(in[1]), out[0].data<float>());
   };
@@ -112,8 +107,7 @@ mx::array native_rms_norm(const mx::array& x, const mx::array& weight, float eps
       rms_norm_vjp(rows(in[0]), columns(in[0]), eps, Dense(in[0]), Dense(in[1]), Dense(in[2]), out[0].data<float>(),
                    out[1].data<float>());
     };
-    const std::vector<mx::Shape> shapes{in[0].shape(), in[1].shape()};
-    return make("rms_norm_vjp", {in[0], in[1], g[0]}, shapes, backward, nullptr, over({{2, 0}}));
+    return make("rms_norm_vjp", {in[0], in[1], g[0]}, {in[0].shape(), in[1].shape()}, backward);
   };
   return make("rms_norm", {x, weight}, {x.shape()}, forward, vjp)[0];
 }
@@ -133,8 +127,7 @@ mx::array native_layer_norm(const mx::array& x, const mx::array& weight, const s
       layer_norm_vjp(rows(in[0]), columns(in[0]), eps, Dense(in[0]), Dense(in[1]), Dense(in[2]), out[0].data<float>(),
                      out[1].data<float>(), out[2].data<float>());
     };
-    const std::vector<mx::Shape> shapes{in[0].shape(), in[1].shape(), in[1].shape()};
-    return make("layer_norm_vjp", {in[0], in[1], g[0]}, shapes, backward, nullptr, over({{2, 0}}));
+    return make("layer_norm_vjp", {in[0], in[1], g[0]}, {in[0].shape(), in[1].shape(), in[1].shape()}, backward);
   };
   Arrays inputs{x, weight};
   if (bias) inputs.push_back(*bias);
@@ -170,8 +163,7 @@ std::tuple<mx::array, mx::array, mx::array> native_adamw(const mx::array& p, con
   return {all[0], all[1], all[2]};
 }
 
-mx::array native_rope(const mx::array& x, const mx::array& wavelengths, const mx::array& offset, bool interleaved,
-                      bool back) {
+mx::array native_rope(const mx::array& x, const mx::array& wavelengths, const mx::array& offset, bool interleaved, bool back) {
   if (x.ndim() != 4) throw std::invalid_argument("[macllm] rope takes (B, H, L, Dh).");
   auto forward = [interleaved, back](const Arrays& in, Arrays& out) {
     auto& x = in[0];

@@ -1,12 +1,10 @@
-// Linear maps as one MLX operation, whatever the type of the weights, and what an adapter of low rank adds to them.
+// Linear maps as one MLX operation, whatever the type of the weights.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 
-#include <algorithm>
 #include <functional>
 #include <numeric>
 #include <optional>
-#include <vector>
 
 #include "bindings.h"
 #include "kernels.h"
@@ -83,56 +81,8 @@ mx::array native_linear(const mx::array& x, const mx::array& w, const std::optio
   return make_of("linear", inputs, {with_last(x, w.shape(0))}, forward, linear_vjp)[0];
 }
 
-// y [M, F] + scale x [M, D] a [D, R] b [R, F].
-struct Detour {
-  int M, F, D, R;
-  float scale;
-  Detour(const mx::array& x, const mx::array& a, const mx::array& b, float scale)
-      : M(int(vectors(x))), F(b.shape(1)), D(a.shape(0)), R(a.shape(1)), scale(scale) {}
-};
-
-// Outputs: the sum, and scale x a, which the gradient of b needs.
-void detour(const Arrays& in, Arrays& out, float scale) {
-  const Detour s(in[1], in[2], in[3], scale);
-  float *sum = out[0].data<float>(), *inner = out[1].data<float>();
-  Dense y(in[0]), x(in[1]), a(in[2]), b(in[3]);
-  if (y != sum) std::copy_n(static_cast<const float*>(y), out[0].size(), sum);
-  sgemm(ROW_MAJOR, PLAIN, PLAIN, s.M, s.R, s.D, scale, x, s.D, a, s.R, 0.f, inner, s.R);
-  sgemm(ROW_MAJOR, PLAIN, PLAIN, s.M, s.F, s.R, 1.f, inner, s.R, b, s.F, 1.f, sum, s.F);
-}
-
-Arrays detour_vjp(const Arrays& in, const Arrays& g, const Arrays& out, float scale) {
-  auto backward = [scale](const Arrays& in, Arrays& out) {
-    const Detour s(in[0], in[1], in[2], scale);
-    Dense x(in[0]), a(in[1]), b(in[2]), inner(in[3]), g(in[4]);
-    std::vector<float> back(size_t(s.M) * s.R);
-    sgemm(ROW_MAJOR, PLAIN, TRANSPOSED, s.M, s.R, s.F, scale, g, s.F, b, s.F, 0.f, back.data(), s.R);
-    sgemm(ROW_MAJOR, PLAIN, TRANSPOSED, s.M, s.D, s.R, 1.f, back.data(), s.R, a, s.R, 0.f, out[0].data<float>(), s.D);
-    sgemm(ROW_MAJOR, TRANSPOSED, PLAIN, s.D, s.R, s.M, 1.f, x, s.D, back.data(), s.R, 0.f, out[1].data<float>(), s.R);
-    sgemm(ROW_MAJOR, TRANSPOSED, PLAIN, s.R, s.F, s.M, 1.f, inner, s.R, g, s.F, 0.f, out[2].data<float>(), s.F);
-  };
-  const std::vector<mx::Shape> shapes{in[1].shape(), in[2].shape(), in[3].shape()};
-  auto made = make("low_rank_vjp", {in[1], in[2], in[3], out[1], g[0]}, shapes, backward);
-  return {g[0], made[0], made[1], made[2]};
-}
-
-mx::array native_low_rank(const mx::array& y, const mx::array& x, const mx::array& a, const mx::array& b, float scale) {
-  if (a.ndim() != 2 || b.ndim() != 2 || a.size() == 0 || b.size() == 0 || a.shape(1) != b.shape(0))
-    throw std::invalid_argument("[macllm] low_rank takes factors (D, R) and (R, F).");
-  if (x.size() == 0 || x.shape(-1) != a.shape(0) || y.shape() != with_last(x, b.shape(1)))
-    throw std::invalid_argument("[macllm] low_rank takes (..., F) and (..., D), and factors (D, R) and (R, F).");
-  if (!serial_sgemm()) throw std::invalid_argument("[macllm] low_rank needs OpenBLAS.");
-  auto forward = [scale](const Arrays& in, Arrays& out) { detour(in, out, scale); };
-  auto vjp = [scale](const Arrays& in, const Arrays& g, const Arrays& out) { return detour_vjp(in, g, out, scale); };
-  const mx::Shape inner{int(vectors(x)), a.shape(1)};
-  return make("low_rank", {y, x, a, b}, {y.shape(), inner}, forward, vjp, over({{0, 0}}))[0];
-}
-
 }  // namespace
 
-void bind_linear(nb::module_& m) {
-  m.def("linear", &native_linear, "x"_a, "weight"_a, "bias"_a = nb::none());
-  m.def("low_rank", &native_low_rank, "y"_a, "x"_a, "a"_a, "b"_a, "scale"_a);
-}
+void bind_linear(nb::module_& m) { m.def("linear", &native_linear, "x"_a, "weight"_a, "bias"_a = nb::none()); }
 
 }  // namespace macllm

@@ -1,6 +1,5 @@
 // The kernels: float32, dense rows unless said otherwise, threaded inside. A `_vjp` takes what the forward kernel took
-// and the cotangent of its result, and gives the cotangents of the inputs. Gradients of points and norms may be written
-// over the cotangent, those of points, gates and losses over the inputs.
+// and the cotangent of its result, and gives the cotangents of the inputs.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "mlx/allocator.h"
@@ -24,20 +23,15 @@ using Eval = std::function<void(const Arrays& inputs, Arrays& outputs)>;
 // (inputs, cotangents, outputs) -> the cotangent of each input that has one, in order.
 using Vjp = std::function<Arrays(const Arrays& inputs, const Arrays& cotangents, const Arrays& outputs)>;
 
-// Gives some outputs the memory of inputs that nobody needs any more; the others get their own.
-using Reuse = std::function<void(const Arrays& inputs, Arrays& outputs)>;
-
 class Native : public mx::Primitive {
  public:
-  Native(mx::Stream stream, std::string name, Eval eval, Vjp vjp = nullptr, Reuse reuse = nullptr)
-      : Primitive(stream), name_(std::move(name)), eval_(std::move(eval)), vjp_(std::move(vjp)), reuse_(std::move(reuse)) {}
+  Native(mx::Stream stream, std::string name, Eval eval, Vjp vjp)
+      : Primitive(stream), name_(std::move(name)), eval_(std::move(eval)), vjp_(std::move(vjp)) {}
 
   const char* name() const override { return name_.c_str(); }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    if (reuse_) reuse_(inputs, outputs);
-    for (auto& out : outputs)
-      if (!out.data_shared_ptr()) out.set_data(mx::allocator::malloc(out.nbytes()));
+    for (auto& out : outputs) out.set_data(mx::allocator::malloc(out.nbytes()));
     auto weak = [](const Arrays& arrays) {
       Arrays copies;
       for (auto& a : arrays) copies.push_back(mx::array::unsafe_weak_copy(a));
@@ -64,32 +58,20 @@ class Native : public mx::Primitive {
   std::string name_;
   Eval eval_;
   Vjp vjp_;
-  Reuse reuse_;
 };
 
 // For inputs of any type, which the caller has looked at.
 inline Arrays make_of(const char* name, const Arrays& inputs, std::vector<mx::Shape> shapes, Eval eval, Vjp vjp = nullptr,
-                      mx::Dtype type = mx::float32, Reuse reuse = nullptr) {
-  auto primitive = std::make_shared<Native>(mx::to_stream({}), name, std::move(eval), std::move(vjp), std::move(reuse));
+                      mx::Dtype type = mx::float32) {
+  auto primitive = std::make_shared<Native>(mx::to_stream({}), name, std::move(eval), std::move(vjp));
   return mx::array::make_arrays(shapes, std::vector<mx::Dtype>(shapes.size(), type), primitive, inputs);
 }
 
-inline Arrays make(const char* name, const Arrays& inputs, std::vector<mx::Shape> shapes, Eval eval, Vjp vjp = nullptr,
-                   Reuse reuse = nullptr) {
+inline Arrays make(const char* name, const Arrays& inputs, std::vector<mx::Shape> shapes, Eval eval, Vjp vjp = nullptr) {
   for (auto& in : inputs)
     if (in.dtype() != mx::float32 && in.dtype() != mx::int32 && in.dtype() != mx::bool_)
       throw std::invalid_argument(std::string("[macllm] ") + name + " takes float32.");
-  return make_of(name, inputs, std::move(shapes), std::move(eval), std::move(vjp), mx::float32, std::move(reuse));
-}
-
-// For kernels that may write output `to` over input `from`, of the same shape.
-inline Reuse over(std::vector<std::pair<int, int>> from_to) {
-  return [from_to](const Arrays& in, Arrays& out) {
-    for (auto [from, to] : from_to)
-      if (!out[to].data_shared_ptr() && in[from].is_donatable() && in[from].flags().row_contiguous &&
-          in[from].nbytes() == out[to].nbytes())
-        out[to].copy_shared_buffer(in[from]);
-  };
+  return make_of(name, inputs, std::move(shapes), std::move(eval), std::move(vjp));
 }
 
 // The elements of an array in row-major order: its own memory, or a copy for as long as this lives.

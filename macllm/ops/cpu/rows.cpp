@@ -133,8 +133,8 @@ void rms_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const floa
     float scale = inverse_rms(n, eps, in);
     float inner = accumulate(n, 0.f, [](vf a, vf b, vf w) { return a * b * w; }, in, g, weight);
     float back = inner * scale * scale / n;
-    map(n, sums[0], [&](vf sum, vf a, vf b) { return sum + a * b * scale; }, sums[0], in, g);
     map(n, gx + r * n, [&](vf a, vf b, vf w) { return scale * (b * w - a * back); }, in, g, weight);
+    map(n, sums[0], [&](vf sum, vf a, vf b) { return sum + a * b * scale; }, sums[0], in, g);
   });
 }
 
@@ -175,9 +175,9 @@ void layer_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const fl
     auto along = [&](vf a, vf b, vf w) { return (a - m.mean) * m.scale * b * w; };
     const float inner = accumulate(n, 0.f, along, in, g, weight) / n;
     auto back = [&](vf a, vf b, vf w) { return m.scale * (b * w - mean - (a - m.mean) * m.scale * inner); };
+    map(n, gx + r * n, back, in, g, weight);
     map(n, sums[0], [&](vf sum, vf a, vf b) { return sum + (a - m.mean) * m.scale * b; }, sums[0], in, g);
     map(n, sums[1], [](vf sum, vf b) { return sum + b; }, sums[1], g);
-    map(n, gx + r * n, back, in, g, weight);
   });
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from macllm.nn.linear import Linear, Table
 from macllm.ops import cpu, dispatch
-from macllm.ops.linear import linear, low_rank, rows
+from macllm.ops.linear import linear, rows
 
 TYPES = [mx.float32, mx.bfloat16, mx.float16]
 # (outputs, inputs): one, unaligned, wider than a vector, several blocks deep and wide.
@@ -144,41 +144,6 @@ def test_rows_of_a_table_are_float32() -> None:
     assert (found.shape, found.dtype) == ((1, 2, 4), mx.float32)
     np.testing.assert_array_equal(np.array(found[0]), np.array(table.weight.astype(mx.float32))[[2, 8]])
     assert table.as_linear(found).shape == (1, 2, 9)
-
-
-@pytest.mark.parametrize(("count", "D", "R", "F"), [(1, 5, 1, 3), (7, 33, 8, 20), (130, 64, 4, 192), (900, 70, 16, 65)])
-def test_low_rank(kernels: ModuleType, count: int, D: int, R: int, F: int) -> None:
-    y, x, g = draw(count, F), draw(count, D, seed=1), draw(count, F, seed=2)
-    a, b = draw(D, R, seed=3) / D**0.5, draw(R, F, seed=4)
-    primals = [mx.array(v) for v in (y, x, a, b)]
-    (out,), grads = mx.vjp(lambda *p: [kernels.low_rank(*p, 0.7)], primals, [mx.array(g)])
-    y, x, a, b, g = (v.astype(np.float64) for v in (y, x, a, b, g))
-    close(out, y + 0.7 * x @ a @ b, 64)
-    wanted = (g, 0.7 * g @ b.T @ a.T, 0.7 * x.T @ (g @ b.T), 0.7 * (x @ a).T @ g)
-    for ours, theirs in zip(grads, wanted, strict=True):
-        np.testing.assert_allclose(np.array(ours), theirs, rtol=1e-5, atol=2e-6 * np.abs(theirs).max())
-
-
-def test_low_rank_writes_over_what_nobody_else_holds(kernels: ModuleType) -> None:
-    y, x, a, b = (mx.array(draw(*shape)) for shape in [(2, 3, 9), (2, 3, 4), (4, 2), (2, 9)])
-    before = np.array(y)
-    ours = low_rank(y, x, a, b, 2.0)
-    mx.eval(ours)
-    np.testing.assert_array_equal(np.array(y), before)
-    with dispatch.using("stock"):
-        want = np.array(low_rank(y, x, a, b, 2.0))
-    close(ours, want, 8)
-    close(low_rank(y * 1, x, a, b, 2.0), want, 8)
-    turned = mx.array(np.ascontiguousarray(before.swapaxes(0, 2))).swapaxes(0, 2)
-    close(low_rank(turned, x, a, b, 2.0), want, 8)
-
-
-@pytest.mark.parametrize(
-    "shapes", [((2, 3), (2, 4), (5, 1), (1, 3)), ((2, 3), (2, 4), (4, 2), (1, 3)), ((1, 3), (2, 4), (4, 1), (1, 3))]
-)
-def test_low_rank_of_shapes_that_do_not_fit_is_an_error(kernels: ModuleType, shapes: list[tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match="low_rank takes"):
-        kernels.low_rank(*map(mx.zeros, shapes), 1.0)
 
 
 # Sides about the tile's and the vectors' sizes, more rows and depth than are packed together, and every layout.
