@@ -29,7 +29,8 @@ def wide(array: mx.array) -> Array:
 
 
 def close(got: mx.array, want: Array, depth: int) -> None:
-    np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=2e-6 * depth**0.5)
+    """Within the rounding of float32, `depth` products of about 1 being added one after another."""
+    np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=2e-6 * depth**0.5 + 6e-8 * depth)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -157,6 +158,6 @@ def test_large_products_in_every_layout(kernels: ModuleType, sizes: tuple[int, i
     left = mx.array(a) if layout[0] == "N" else mx.array(np.ascontiguousarray(a.T)).T
     right = mx.array(b) if layout[1] == "N" else mx.array(np.ascontiguousarray(b.T)).T
     want = a.astype(np.float64) @ b
-    close(left @ right, want, 4 * K)  # sums of up to 1024 numbers one after another
+    close(left @ right, want, K)
     start = draw(M, N, seed=2)
-    close(mx.addmm(mx.array(start), left, right), want + start, 4 * K)
+    close(mx.addmm(mx.array(start), left, right), want + start, K)
