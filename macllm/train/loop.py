@@ -16,8 +16,10 @@ from macllm.errors import MacllmError
 from .config import TrainConfig
 from .data import Batch, Batches, Dataset, collate, in_order
 from .events import Evaluated, Saved, Step, TrainEvent
-from .optim import AdamW, Arrays, clip_factor, global_norm, learning_rate
+from .optim import AdamState, AdamW, Arrays, clip_factor, global_norm, learning_rate
 from .snapshot import Snapshots, TrainState
+
+_TOGETHER_BYTES = 1 << 26  # of new weights and moments that are computed before anybody waits
 
 Objective = Callable[[Any, Batch], tuple[mx.array, float, dict[str, float]]]
 
@@ -59,6 +61,17 @@ class _Window:
 
 def _number(array: mx.array) -> float:
     return cast("float", array.item())
+
+
+def _compute(weights: Arrays, optimizer: AdamState) -> None:
+    """Evaluate some weights at a time, so that their gradients' memory is free before all of the others are there."""
+    waiting: list[mx.array] = []
+    for name, weight in weights.items():
+        waiting += [weight, optimizer.mean[name], optimizer.square[name]]
+        if sum(array.nbytes for array in waiting) >= _TOGETHER_BYTES:
+            mx.eval(waiting)
+            waiting = []
+    mx.eval(waiting)
 
 
 class Trainer:
@@ -125,22 +138,14 @@ class Trainer:
         window = self.window
         began, state, config = time.perf_counter(), self.state, self.config
         mx.random.seed((config.seed << 32) + state.step)
-        summed: Arrays = {}
-        numerator = denominator = 0.0
-        for micro in range(config.grad_accumulation_steps):
-            batch = self.batches.batch(state.step * config.grad_accumulation_steps + micro)
-            (loss, weight, _), tree = self.gradient(batch)
-            gradients = dict(tree_flatten(tree))
-            summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
-            mx.eval(loss, summed)
-            numerator += _number(loss)
-            denominator += weight
-            window.tokens += batch.learnt
-        norm = global_norm(summed) / denominator
+        gradients, numerator, denominator = self._gradients()
+        norm = global_norm(gradients) / denominator
         rate = learning_rate(config, state.step, self.steps)
         scale = clip_factor(norm, config.max_grad_norm) / denominator
-        weights, optimizer = self.optimizer.update(state.weights, summed, state.optimizer, rate, scale)
-        mx.eval(weights, optimizer.mean, optimizer.square, norm)
+        weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
+        del gradients  # each is held by nothing but what is computed from it
+        mx.eval(norm)
+        _compute(weights, optimizer)
         size = _number(norm)
         if not size < float("inf"):
             raise MacllmError(
@@ -155,6 +160,22 @@ class Trainer:
         window.norm += size
         window.steps += 1
         window.seconds += time.perf_counter() - began
+
+    def _gradients(self) -> tuple[Arrays, float, float]:
+        """Of the losses' sum over a step's micro-batches; that sum, and the weight of its tokens."""
+        steps = self.config.grad_accumulation_steps
+        summed: Arrays = {}
+        numerator = denominator = 0.0
+        for micro in range(self.state.step * steps, (self.state.step + 1) * steps):
+            batch = self.batches.batch(micro)
+            (loss, weight, _), tree = self.gradient(batch)
+            gradients = dict(tree_flatten(tree))
+            summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
+            mx.eval(loss, summed)
+            numerator += _number(loss)
+            denominator += weight
+            self.window.tokens += batch.learnt
+        return summed, numerator, denominator
 
     def _report(self) -> Iterator[TrainEvent]:
         step, window = self.state.step, self.window

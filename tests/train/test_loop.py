@@ -19,6 +19,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm.errors import CheckpointError, MacllmError
+from macllm.train import loop
 from macllm.train.config import TrainConfig
 from macllm.train.data import Batch, Batches, Counts, Dataset, collate
 from macllm.train.events import Evaluated, Saved, Step, TrainEvent
@@ -401,3 +402,17 @@ def test_each_saved_event_names_a_snapshot_that_is_whole(tmp_path: Path) -> None
         if isinstance(event, Saved):
             manifest = json.loads((Path(event.path) / "manifest.json").read_text())
             assert {"weights.safetensors", "mean.safetensors", "square.safetensors", "state.json"} == set(manifest)
+
+
+def test_a_step_holds_old_and_new_weights_but_not_all_gradients_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_TOGETHER_BYTES", 1 << 20)
+    model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(24)))
+    x = mx.ones((1, 256))
+    trainer = Trainer(model, lambda m, _: (m(x).sum(), 1.0, {}), CONFIG, ROWS)
+    trainer._step()
+    weights = sum(array.nbytes for array in trainer.state.weights.values())
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    trainer._step()
+    assert 2.9 * weights < mx.get_peak_memory() - before < 3.4 * weights
