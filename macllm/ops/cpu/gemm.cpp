@@ -26,6 +26,7 @@ constexpr int WIDE = 2;
 constexpr int64_t STRIP = WIDE * W;
 constexpr int64_t DEPTH = 1024;       // of a panel and of a strip: fewer passes over the result are worth more than
                                       // having a panel in the first cache, since both are read in order
+constexpr int64_t RUN = 384;          // of products that a register adds up one after another, for the rounding's sake
 constexpr int64_t WIDEST = 4;         // strips that a task keeps in the second cache
 constexpr int64_t ROWS = 1024;        // of `a` that are packed together
 constexpr int64_t AHEAD = 8;          // steps by which a strip is fetched before it is needed
@@ -173,11 +174,16 @@ void columns(const Product& p, const Panels& panels, int64_t first, int64_t widt
       for (int64_t n = 0; n < width; n += STRIP)
         pack(p.b, first + n, std::min(STRIP, width - n), k, some, STRIP, packed + n * depth + (k - begin) * STRIP);
     });
+    const Parts runs(depth, RUN);
     for (int64_t r = 0; r < rows.count; r++) {
       const int64_t m = rows.begin(r), height = rows.length(r);
       for (int64_t n = 0; n < width; n += STRIP)
-        TILES[height - 1](depth, panels.at(d, r), packed + n * depth, p.c + m * p.ldc + first + n, p.ldc, width - n,
-                          p.add || d > 0);
+        for (int64_t i = 0; i < runs.count; i++) {
+          const float* panel = panels.at(d, r) + runs.begin(i) * TALL;
+          const float* strip = packed + n * depth + runs.begin(i) * STRIP;
+          float* c = p.c + m * p.ldc + first + n;
+          TILES[height - 1](runs.length(i), panel, strip, c, p.ldc, width - n, p.add || d + i > 0);
+        }
     }
   }
 }

@@ -29,8 +29,7 @@ def wide(array: mx.array) -> Array:
 
 
 def close(got: mx.array, want: Array, depth: int) -> None:
-    """Within the rounding of float32, `depth` products of about 1 being added one after another."""
-    np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=2e-6 * depth**0.5 + 6e-8 * depth)
+    np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=2e-6 * depth**0.5)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
