@@ -141,11 +141,6 @@ class Trainer:
         gradients, numerator, denominator = self._gradients()
         norm = global_norm(gradients) / denominator
         rate = learning_rate(config, state.step, self.steps)
-        scale = clip_factor(norm, config.max_grad_norm) / denominator
-        weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
-        del gradients  # each is held by nothing but what is computed from it
-        mx.eval(norm)
-        _compute(weights, optimizer)
         size = _number(norm)
         if not size < float("inf"):
             raise MacllmError(
@@ -153,6 +148,10 @@ class Trainer:
                 cause=f"loss {numerator / denominator:.4g}, learning rate {rate:.3g}",
                 remedy="a lower --learning-rate; the last good step is kept, --resume goes on from it",
             )
+        scale = clip_factor(norm, config.max_grad_norm) / denominator
+        weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
+        del gradients  # each is held by nothing but what is computed from it
+        _compute(weights, optimizer)
         self.state = replace(state, step=state.step + 1, weights=weights, optimizer=optimizer, eval_loss=None)
         self.put(weights)
         window.numerator += numerator
