@@ -32,14 +32,10 @@ class Table(NamedTuple):
 
     @property
     def exists(self) -> bool:
-        """Whether it is asked for.
-
-        Full training of L is not: weights, gradients and moments alone are 8 GB. Nor are adapters over larger models of
-        16 bits, which torch multiplies too slowly here to be waited for.
-        """
+        """Whether it is asked for. Full training of L is not: weights, gradients and moments alone are 8 GB."""
         match self.task:
             case "lora":
-                return self.width == "f32" or (self.width == "bf16" and self.shape == "S")
+                return self.width in ("f32", "bf16")
             case "full":
                 return self.width == "f32" and self.shape != "L"
             case "growth":

@@ -118,9 +118,10 @@ def growth(job: Job, load: Load) -> dict[str, float]:
             began = time.perf_counter()
             mx.eval(model(token, cache=caches[context]))
             times.append(time.perf_counter() - began)
-    # 8 bits a number, and a float32 scale and bias for every 64 of them.
+    # 8 bits a number, and a float32 scale and bias for every 64 of them. A full buffer makes room for the new token and
+    # 256 more, in whole 256s.
     slot = 2 * layers * attention.num_kv_heads * (attention.head_dim + 8 * attention.head_dim // 64)
-    slots = caches[8192].layers[0].parts[0].shape[2]
+    slots = -(-(8192 + 1 + 256) // 256) * 256
     return {
         SHORT: statistics.median(taken[256]) * 1e3,
         LONG: statistics.median(taken[8192]) * 1e3,

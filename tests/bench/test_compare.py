@@ -130,7 +130,7 @@ def test_tables_that_nobody_asks_for() -> None:
         for t in ("lora", "full", "growth")
         if (table := Table(s, w, t)).exists
     }
-    adapters = {"S f32 lora", "M f32 lora", "L f32 lora", "S bf16 lora"}
+    adapters = {f"{s} {w} lora" for s in "SML" for w in ("f32", "bf16")}
     assert asked == adapters | {"S f32 full", "M f32 full", "M f32 growth", "M bf16 growth"}
 
 
