@@ -52,7 +52,7 @@ def install() -> Blas:
 
 
 def divide(kernels: ModuleType) -> None:
-    """Let the threads of the native kernels cut MLX's products into blocks, each of them single-threaded OpenBLAS."""
+    """Let the native kernels multiply for MLX; what is narrow they cut into blocks of single-threaded OpenBLAS."""
     if not _kept:
         return
     global _divided

@@ -83,6 +83,9 @@ def test_cores_are_at_least_one_and_at_most_what_is_allowed() -> None:
         (4, 40000, 16),
         (27, 390, 257),
         (1025, 1100, 33),
+        (1025, 1100, 31),
+        (2000, 8, 700),
+        (16, 3000, 900),
     ],
 )
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
