@@ -150,10 +150,12 @@ class Trainer:
             )
         scale = clip_factor(norm, config.max_grad_norm) / denominator
         weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
-        del gradients  # each is held by nothing but what is computed from it
-        _compute(weights, optimizer)
+        # From here on the new weights count, computed or not: nothing but what is still to be computed holds an old one
+        # or a gradient, and an interruption leaves the rest to whoever reads it.
         self.state = replace(state, step=state.step + 1, weights=weights, optimizer=optimizer, eval_loss=None)
         self.put(weights)
+        del state, gradients
+        _compute(weights, optimizer)
         window.numerator += numerator
         window.denominator += denominator
         window.norm += size
