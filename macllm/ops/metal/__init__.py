@@ -1,0 +1,113 @@
+"""Metal kernels: a file each, and the one way to run them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+HERE = Path(__file__).parent
+LANES = 32
+"""Threads of a simdgroup."""
+
+Triple = tuple[int, int, int]
+Input = mx.array | int | float
+
+
+@dataclass(frozen=True)
+class Call:
+    """One dispatch of a kernel: `kernel` is its file without `.metal`, `grid` counts threads.
+
+    Inputs and outputs (shape and type) are in the order of the kernel's buffers, under the names that its source uses.
+    Inputs are read through their strides; the last axis of an array lies in one piece.
+    """
+
+    kernel: str
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, tuple[tuple[int, ...], mx.Dtype]]
+    grid: Triple
+    threadgroup: Triple
+    template: Mapping[str, int | bool | mx.Dtype] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a grid that is not made of whole threadgroups, which Metal would cut short."""
+        if any(whole % part or part < 1 for whole, part in zip(self.grid, self.threadgroup, strict=True)):
+            raise ValueError(f"{self.kernel}: a grid of {self.grid} threads is not made of groups of {self.threadgroup}")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What MLX's kernel takes beside its text."""
+        return {
+            "inputs": list(self.inputs.values()),
+            "template": list(self.template.items()),
+            "grid": self.grid,
+            "threadgroup": self.threadgroup,
+            "output_shapes": [shape for shape, _ in self.outputs.values()],
+            "output_dtypes": [dtype for _, dtype in self.outputs.values()],
+        }
+
+
+@dataclass(frozen=True)
+class Text:
+    """A kernel's text: functions, and the lines that MLX makes a kernel of."""
+
+    header: str
+    source: str
+
+
+@cache
+def text(kernel: str) -> Text:
+    """The text of `<kernel>.metal` and of what it includes. Lines that begin with `//:` are the source."""
+    lines = _lines(kernel)
+    source = [line.removeprefix("//:").removeprefix(" ") for line in lines if line.startswith("//:")]
+    return Text("\n".join(line for line in lines if not line.startswith("//:")) + "\n", "\n".join(source))
+
+
+def _lines(kernel: str) -> list[str]:
+    lines: list[str] = []
+    for line in (HERE / f"{kernel}.metal").read_text(encoding="ascii").splitlines():
+        included = re.fullmatch(r'#include "(\w+).metal"', line)
+        lines += _lines(included[1]) if included else [line]
+    return lines
+
+
+def launch(call: Call) -> list[mx.array]:
+    """The outputs of a dispatch."""
+    return _executor.get()(call)
+
+
+@contextmanager
+def executed_by(executor: Callable[[Call], list[mx.array]]) -> Iterator[None]:
+    """Let something else than the GPU run kernels in this block."""
+    token = _executor.set(executor)
+    try:
+        yield
+    finally:
+        _executor.reset(token)
+
+
+@cache
+def compiled(kernel: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Callable[..., list[mx.array]]:
+    """MLX's kernel of a file, for buffers of these names."""
+    return mx.fast.metal_kernel(
+        name=kernel,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        header=text(kernel).header,
+        source=text(kernel).source,
+        ensure_row_contiguous=False,
+    )
+
+
+def _on_gpu(call: Call) -> list[mx.array]:
+    return compiled(call.kernel, tuple(call.inputs), tuple(call.outputs))(**call.arguments)
+
+
+_executor: ContextVar[Callable[[Call], list[mx.array]]] = ContextVar("executor", default=_on_gpu)

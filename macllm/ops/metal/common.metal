@@ -1,0 +1,3 @@
+// What every kernel needs.
+#include <metal_stdlib>
+using namespace metal;

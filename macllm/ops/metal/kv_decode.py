@@ -1,0 +1,109 @@
+"""How attention of a few queries over a cache is dispatched: kv_decode or kv_decode_packed, and kv_combine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from . import LANES, Call, Input, launch
+
+MOST_QUERIES = 16
+MOST_DIMS = 256
+CHUNK = 256
+"""Keys that a threadgroup takes."""
+_EIGHT = 8  # numbers of a key that a lane owns
+_ROWS = 2  # of a simdgroup: their queries and sums stay in registers
+_MOST_TILES, _SIMDGROUPS = 8, 8
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who sees what, and how scores become weights; `first` (B,) or (1,) is the first slot that is no padding."""
+
+    scale: float
+    causal: bool
+    first: mx.array
+    window: int = 0
+    softcap: float = 0.0
+    sinks: mx.array | None = None
+
+
+def serves(q: mx.array) -> bool:
+    """Whether there are kernels for these queries (B, H, L, D)."""
+    return q.shape[2] <= MOST_QUERIES and q.shape[3] <= MOST_DIMS and q.shape[3] % _EIGHT == 0
+
+
+def run(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0) -> mx.array:
+    """(B, H, L, D) over `parts`, keys and values or what they are packed into -> (B, H, L, D)."""
+    call = decode(q, parts, rules, key_bits=key_bits, value_bits=value_bits)
+    out, stats = launch(call)
+    return out if stats.shape[3] == 1 else launch(combine(q, out, stats, rules))[0]
+
+
+def decode(
+    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
+) -> Call:
+    """The chunks' sums, or all if there is one chunk: parts are (B, K, S, ...)."""
+    (batch, heads, length, dim), (_, kv_heads, count, _) = q.shape, next(iter(parts.values())).shape
+    # What a window has left behind is not read.
+    low = max(0, count - length + 1 - rules.window) if rules.window else 0
+    chunks = -(-(count - low) // CHUNK)
+    group = heads // kv_heads
+    tiles = min(_MOST_TILES, -(-group * length // _ROWS))
+    blocks = -(-group * length // (_ROWS * tiles))
+    splits = max(1, _SIMDGROUPS // tiles)
+    whole = chunks == 1
+    inputs: dict[str, Input] = {
+        "q": mx.contiguous(q),
+        **parts,
+        "first": rules.first,
+        "sinks": q if rules.sinks is None else rules.sinks,
+        "scale": rules.scale,
+        "softcap": rules.softcap,
+        "window": rules.window,
+        "low": low,
+    }
+    template: dict[str, int | bool | mx.Dtype] = {
+        "T": q.dtype,
+        "D": dim,
+        "K": kv_heads,
+        "G": group,
+        "PARTS": 1 << (dim // _EIGHT - 1).bit_length(),
+        "R": _ROWS,
+        "TILES": tiles,
+        "SPLITS": splits,
+        "CHUNK": CHUNK,
+        "FIRSTS": int(rules.first.size > 1),
+        "CAUSAL": rules.causal,
+        "CAPPED": rules.softcap > 0,
+        "SUNK": rules.sinks is not None,
+        "WHOLE": whole,
+    }
+    if key_bits:
+        width = parts["k_words"].shape[3] * 32 // key_bits
+        template |= {"S": parts["k_scales"].dtype, "K_BITS": key_bits, "V_BITS": value_bits}
+        template["GROUP"] = width // parts["k_scales"].shape[3]
+    out = (q.shape, q.dtype) if whole else ((batch, heads, length, chunks, dim), mx.float32)
+    return Call(
+        "kv_decode_packed" if key_bits else "kv_decode",
+        inputs,
+        {"out": out, "stats": ((batch, heads, length, chunks, 2), mx.float32)},
+        (chunks * LANES, blocks * kv_heads * tiles * splits, batch),
+        (LANES, tiles * splits, 1),
+        template,
+    )
+
+
+def combine(q: mx.array, sums: mx.array, stats: mx.array, rules: Rules) -> Call:
+    """(B, H, L, D) of the chunks' sums."""
+    batch, heads, length, dim = q.shape
+    return Call(
+        "kv_combine",
+        {"sums": sums, "stats": stats, "sinks": q if rules.sinks is None else rules.sinks},
+        {"out": (q.shape, q.dtype)},
+        (LANES, batch * heads * length, 1),
+        (LANES, 1, 1),
+        {"T": q.dtype, "D": dim, "H": heads, "SUNK": rules.sinks is not None},
+    )

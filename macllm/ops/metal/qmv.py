@@ -1,0 +1,176 @@
+"""How products of few rows with packed matrices are dispatched, with what comes before and after them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from . import LANES, Call, Input, launch
+
+MOST_ROWS = 8
+ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
+_OUTPUTS, _SIMDGROUPS = 4, 2  # numbers of a simdgroup, and simdgroups of a threadgroup
+_TOGETHER = 4  # rows that share what is read of the matrix
+
+
+class Matrix(NamedTuple):
+    """(N, K), or a stack (E, N, K), as mx.quantize packs it."""
+
+    words: mx.array
+    scales: mx.array
+    biases: mx.array
+    bits: int
+    group_size: int
+
+
+class Norm(NamedTuple):
+    """RMS norm before the product: weight (K,) to which `shift` is added."""
+
+    weight: mx.array
+    eps: float
+    shift: float = 0.0
+
+
+class Adapter(NamedTuple):
+    """alpha x A B: a (K, R), b (N, R), which may be views."""
+
+    a: mx.array
+    b: mx.array
+    alpha: float
+
+
+def serves(x: mx.array, w: Matrix) -> bool:
+    """Whether there is a kernel for x (rows, K)."""
+    dtypes = (mx.float32, mx.float16, mx.bfloat16)
+    return x.shape[0] <= MOST_ROWS and w.bits in (2, 4, 8) and w.group_size >= 32 and x.dtype in dtypes
+
+
+def product(
+    x: mx.array,
+    w: Matrix,
+    *,
+    norm: Norm | None = None,
+    up: Matrix | None = None,
+    activation: str | None = None,
+    bias: mx.array | None = None,
+    residual: mx.array | None = None,
+    adapter: Adapter | None = None,
+) -> mx.array:
+    """(rows, K) -> (rows, N): act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' the norm of x."""
+    low = None if adapter is None else launch(down(x, adapter, norm))[0]
+    return launch(fused(x, w, low, norm=norm, up=up, activation=activation, bias=bias, residual=residual, adapter=adapter))[0]
+
+
+def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> Call:
+    """(rows, R) float32: the first half of an adapter."""
+    rank = adapter.a.shape[1]
+    inputs: dict[str, Input] = {"x": x, "norm": x if norm is None else norm.weight, "a": adapter.a}
+    return Call(
+        "lora_down",
+        inputs | _numbers(norm),
+        {"low": ((x.shape[0], rank), mx.float32)},
+        (LANES, rank, x.shape[0]),
+        (LANES, 1, 1),
+        {"T": x.dtype, "RANK": rank, "NORMED": norm is not None},
+    )
+
+
+def fused(
+    x: mx.array,
+    w: Matrix,
+    low: mx.array | None,
+    *,
+    norm: Norm | None,
+    up: Matrix | None,
+    activation: str | None,
+    bias: mx.array | None,
+    residual: mx.array | None,
+    adapter: Adapter | None,
+) -> Call:
+    """The product and all that comes along; `low` is what `down` gave for the adapter."""
+    (rows, _), count = x.shape, w.words.shape[0]
+    together = min(_TOGETHER, rows)
+    second = up or w
+    inputs: dict[str, Input] = {
+        "x": x,
+        "norm": x if norm is None else norm.weight,
+        "words": w.words,
+        "scales": w.scales,
+        "biases": w.biases,
+        "up_words": second.words,
+        "up_scales": second.scales,
+        "up_biases": second.biases,
+        "bias": x if bias is None else bias,
+        "residual": x if residual is None else residual,
+        "b": x if adapter is None else adapter.b,
+        "low": x if low is None else low,
+        "alpha": 0.0 if adapter is None else adapter.alpha,
+    }
+    return Call(
+        "qmv",
+        inputs | _numbers(norm),
+        {"out": ((rows, count), x.dtype)},
+        (LANES, _whole(count), -(-rows // together)),
+        (LANES, _SIMDGROUPS, 1),
+        {
+            "T": x.dtype,
+            "BITS": w.bits,
+            "GROUP": w.group_size,
+            "VALUES": 16 if together <= 2 or w.bits == 2 else 8,
+            "ROWS": _OUTPUTS,
+            "M": together,
+            "NORMED": norm is not None,
+            "GATED": up is not None,
+            "ACTIVATION": ACTIVATIONS[activation],
+            "BIASED": bias is not None,
+            "ADDED": residual is not None,
+            "RANK": 0 if adapter is None else adapter.a.shape[1],
+        },
+    )
+
+
+def gate_up(x: mx.array, gate: Matrix, up: Matrix, chosen: mx.array, activation: str) -> Call:
+    """(tokens, K), chosen (tokens, T) -> (tokens, T, N): act(x G_e^T) (x U_e^T)."""
+    tokens, top = chosen.shape
+    count = gate.words.shape[1]
+    inputs: dict[str, Input] = {"x": x, "chosen": chosen}
+    for name, matrix in (("gate", gate), ("up", up)):
+        inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
+    return Call(
+        "moe_gate_up",
+        inputs,
+        {"out": ((tokens, top, count), x.dtype)},
+        (LANES, _whole(count), tokens * top),
+        (LANES, _SIMDGROUPS, 1),
+        _packing(x, gate) | {"TOP": top, "ACTIVATION": ACTIVATIONS[activation]},
+    )
+
+
+def down_combine(h: mx.array, w: Matrix, chosen: mx.array, weights: mx.array, residual: mx.array | None = None) -> Call:
+    """(tokens, T, K), chosen and weights (tokens, T) -> (tokens, N): the experts' weighted sum."""
+    tokens, top = chosen.shape
+    count = w.words.shape[1]
+    inputs: dict[str, Input] = {"h": h, "chosen": chosen, "weights": weights}
+    inputs |= {"words": w.words, "scales": w.scales, "biases": w.biases, "residual": h if residual is None else residual}
+    return Call(
+        "moe_down_combine",
+        inputs,
+        {"out": ((tokens, count), h.dtype)},
+        (LANES, _whole(count), tokens),
+        (LANES, _SIMDGROUPS, 1),
+        _packing(h, w) | {"TOP": top, "ADDED": residual is not None},
+    )
+
+
+def _packing(x: mx.array, w: Matrix) -> dict[str, int | bool | mx.Dtype]:
+    return {"T": x.dtype, "BITS": w.bits, "GROUP": w.group_size, "VALUES": 16, "ROWS": _OUTPUTS}
+
+
+def _whole(count: int) -> int:
+    """Simdgroups for so many numbers, in whole threadgroups."""
+    return -(-count // (_OUTPUTS * _SIMDGROUPS)) * _SIMDGROUPS
+
+
+def _numbers(norm: Norm | None) -> dict[str, Input]:
+    return {"eps": 0.0 if norm is None else norm.eps, "shift": 0.0 if norm is None else norm.shift}

@@ -1,0 +1,82 @@
+// Rows of keys or values, as they are or packed: eight numbers of a row at a time, `part` says which.
+
+constant constexpr int EIGHT = 8;
+
+template <typename T>
+struct Plain {
+  const device T* numbers;
+  long step;  // numbers from a row to the next
+};
+
+// As mx.quantize packs them. Codes are multiplied where they stand in a word, so what they multiply must be scaled down
+// (`unshifted`) once instead of shifting every code.
+template <typename T, int BITS, int GROUP>
+struct Packed {
+  const device uint* words;
+  const device T* scales;
+  const device T* biases;
+  long word_step, scale_step, bias_step;
+};
+
+template <typename T>
+inline float unshifted(const thread Plain<T>& rows, int i) {
+  return 1.0f;
+}
+template <typename T, int BITS, int GROUP>
+inline float unshifted(const thread Packed<T, BITS, GROUP>& rows, int i) {
+  return 1.0f / float(1u << (BITS * (i % (32 / BITS))));
+}
+
+template <int BITS>
+inline float code_in_place(uint word, int i) {
+  return float(word & (((1u << BITS) - 1u) << (BITS * i)));
+}
+
+// The dot product of eight numbers of a row with q, unshifted, whose sum is q_sum.
+template <typename T>
+inline float dot_eight(const thread Plain<T>& rows, long row, int part, const thread float* q, float q_sum) {
+  const device T* x = rows.numbers + row * rows.step + EIGHT * part;
+  float sum = 0.0f;
+  for (int i = 0; i < EIGHT; i++) sum += q[i] * float(x[i]);
+  return sum;
+}
+template <typename T, int BITS, int GROUP>
+inline float dot_eight(
+    const thread Packed<T, BITS, GROUP>& rows, long row, int part, const thread float* q, float q_sum) {
+  constexpr int PER_WORD = 32 / BITS, WORDS = EIGHT / PER_WORD;
+  const device uint* words = rows.words + row * rows.word_step + part * WORDS;
+  const int group = EIGHT * part / GROUP;
+  float sum = 0.0f;
+  for (int w = 0; w < WORDS; w++) {
+    const uint word = words[w];
+    for (int i = 0; i < PER_WORD; i++) sum += q[w * PER_WORD + i] * code_in_place<BITS>(word, i);
+  }
+  return float(rows.scales[row * rows.scale_step + group]) * sum + float(rows.biases[row * rows.bias_step + group]) * q_sum;
+}
+
+// Adds weight * eight numbers of a row to R sums: to o, which is to be unshifted, and to what all of them get.
+template <int R, typename T, typename S>
+inline void add_eight(const thread Plain<T>& rows, long row, int part, const thread float* weights, thread S* sums) {
+  const device T* x = rows.numbers + row * rows.step + EIGHT * part;
+  for (int i = 0; i < EIGHT; i++) {
+    const float number = float(x[i]);
+    for (int r = 0; r < R; r++) sums[r].o[i] += weights[r] * number;
+  }
+}
+template <int R, typename T, int BITS, int GROUP, typename S>
+inline void add_eight(
+    const thread Packed<T, BITS, GROUP>& rows, long row, int part, const thread float* weights, thread S* sums) {
+  constexpr int PER_WORD = 32 / BITS, WORDS = EIGHT / PER_WORD;
+  const device uint* words = rows.words + row * rows.word_step + part * WORDS;
+  const int group = EIGHT * part / GROUP;
+  const float scale = float(rows.scales[row * rows.scale_step + group]);
+  const float bias = float(rows.biases[row * rows.bias_step + group]);
+  for (int r = 0; r < R; r++) sums[r].all += weights[r] * bias;
+  for (int w = 0; w < WORDS; w++) {
+    const uint word = words[w];
+    for (int i = 0; i < PER_WORD; i++) {
+      const float number = scale * code_in_place<BITS>(word, i);
+      for (int r = 0; r < R; r++) sums[r].o[w * PER_WORD + i] += weights[r] * number;
+    }
+  }
+}

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm.ops.metal import sample as plan
+from macllm.ops.metal.sample import Filters
+from tests.simulator.intercept import simulated
+
+
+def kept(logits: np.ndarray, f: Filters) -> np.ndarray:
+    """Tokens that may be drawn, likeliest first, from the definition in float64."""
+    order = np.lexsort((np.arange(len(logits)), -logits))
+    weights = np.exp((logits[order] - logits.max()) / f.temperature)
+    if f.top_k:
+        order, weights = order[: f.top_k], weights[: f.top_k]
+    before = np.cumsum(weights) - weights
+    may = (before < f.top_p * weights.sum()) & (weights >= f.min_p)
+    may[0] = True
+    return order[may & (weights > 0)]
+
+
+def drawn(logits: np.ndarray, uniform: np.ndarray, f: Filters, dtype: mx.Dtype = mx.float32) -> list[np.ndarray]:
+    with simulated() as log:
+        out = plan.draw(mx.array(logits).astype(dtype), mx.array(uniform, mx.float32), f)
+    assert log.faults == []
+    return [np.array(x) for x in out]
+
+
+def likely(vocabulary: int, rows: int, seed: int = 0) -> np.ndarray:
+    return 3 * np.random.default_rng(seed).normal(size=(rows, vocabulary)).astype(np.float32)
+
+
+FILTERS = [
+    Filters(1.0, top_k=1),
+    Filters(0.7, top_k=20),
+    Filters(1.3, top_p=0.6),
+    Filters(0.5, min_p=0.1),
+    Filters(0.9, top_k=40, top_p=0.8, min_p=0.02),
+]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+@pytest.mark.parametrize("vocabulary", [5000, 2048, 77, 33, 1])
+def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) -> None:
+    rows = 9
+    logits = likely(vocabulary, rows)
+    uniform = np.linspace(0, 0.999, rows).astype(np.float32)
+    tokens, logprobs, escaped = drawn(logits, uniform, filters)
+    assert not escaped.any()
+    wide = logits.astype(np.float64)
+    for row, token in enumerate(tokens):
+        may = kept(wide[row], filters)
+        weights = np.exp((wide[row, may] - wide[row].max()) / filters.temperature)
+        reached = np.cumsum(weights) / weights.sum()
+        place = int(np.flatnonzero(may == token)[0])
+        assert reached[place] >= uniform[row] - 1e-5
+        assert reached[place] - weights[place] / weights.sum() <= uniform[row] + 1e-5
+        total = wide[row].max() + np.log(np.exp(wide[row] - wide[row].max()).sum())
+        assert logprobs[row] == pytest.approx(wide[row, token] - total, abs=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [3000, 70, 5])
+def test_without_filters_the_whole_vocabulary_is_drawn_from(vocabulary: int) -> None:
+    rows, heat = 9, 1.7
+    logits = likely(vocabulary, rows)
+    uniform = np.linspace(0, 0.999, rows).astype(np.float32)
+    tokens, _, escaped = drawn(logits, uniform, Filters(heat))
+    assert not escaped.any()
+    wide = logits.astype(np.float64)
+    weights = np.exp((wide - wide.max(-1, keepdims=True)) / heat)
+    reached = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
+    for row, token in enumerate(tokens):
+        assert reached[row, token] >= uniform[row] - 1e-5
+        assert (reached[row, token - 1] if token else 0) <= uniform[row] + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_logits_of_16_bits_have_equals_that_go_by_index(dtype: mx.Dtype) -> None:
+    logits = np.array(mx.array(likely(600, 4)).astype(dtype).astype(mx.float32))
+    filters = Filters(1.0, top_k=5)
+    uniform = np.array([0.0, 0.3, 0.6, 0.99], np.float32)
+    tokens = drawn(logits, uniform, filters, dtype)[0]
+    for row, token in enumerate(tokens):
+        assert token in kept(logits[row].astype(np.float64), filters)
+
+
+def test_masked_tokens_are_never_drawn() -> None:
+    logits = likely(500, 6)
+    logits[:, 7:] = -np.inf
+    logits[3, 2] = np.nan
+    for filters in (Filters(1.0, top_k=50), Filters(1.0), Filters(2.0, top_p=0.99)):
+        tokens, _, escaped = drawn(logits, np.linspace(0, 0.9999, 6).astype(np.float32), filters)
+        assert (tokens < 7).all()
+        assert tokens[3] != 2
+        assert not escaped.any()
+
+
+def test_a_choice_that_reaches_beyond_the_candidates_says_so() -> None:
+    flat = np.zeros((2, 64 * 40), np.float32) - 0.001 * np.arange(64 * 40, dtype=np.float32)
+    assert drawn(flat, np.array([0.5, 0.9], np.float32), Filters(1.0, top_p=0.99))[2].tolist() == [1, 1]
+    assert drawn(flat, np.array([0.5, 0.9], np.float32), Filters(1.0, top_k=30))[2].tolist() == [0, 0]

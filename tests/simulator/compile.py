@@ -1,0 +1,98 @@
+"""Programs that run one kernel each, kept for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from macllm.ops.cpu import build
+
+from .text import cpp
+
+HERE = Path(__file__).parent / "msl"
+Build = Literal["fast", "checked", "sanitized"]
+
+COMMON = ("-std=c++20", "-g", "-pthread", "-fno-pie", "-fno-thread-jumps", f"-I{HERE}")
+OF_A_BUILD: dict[Build, tuple[str, ...]] = {
+    "fast": ("-O2",),
+    # The sanitizer's calls lead to hooks.cpp. Locals begin as what no kernel expects.
+    "checked": (
+        "-Werror=uninitialized",
+        "-Werror=maybe-uninitialized",
+        "-O1",
+        "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero",
+        "-fsanitize-undefined-trap-on-error",
+        "-ftrivial-auto-var-init=pattern",
+        "--param=tsan-instrument-func-entry-exit=0",
+    ),
+    "sanitized": (
+        "-O1",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-ftrivial-auto-var-init=pattern",
+    ),
+}
+MACHINE = ("fiber", "machine", "memory", "main")
+
+
+class CompileError(Exception):
+    """What the compiler says of a kernel."""
+
+
+def program(text: str, how: Build = "checked", flags: tuple[str, ...] = ()) -> Path:
+    """The program for a captured kernel. Raises: CompileError."""
+    code = cpp(text)
+    options = (*COMMON, *OF_A_BUILD[how], *flags)
+    name = hashlib.sha256(repr((code, options, _sources())).encode()).hexdigest()[:24]
+    out = _folder() / name
+    if not out.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as work:
+            source, made = Path(work) / "kernel.cpp", Path(work) / "kernel"
+            source.write_text(code)
+            run = [build.compiler(), *options, "-c", str(source), "-o", f"{made}.o"]
+            _call(run)
+            sanitized = ["-fsanitize=address,undefined"] if how == "sanitized" else []
+            _call([build.compiler(), "-pthread", "-no-pie", *sanitized, f"{made}.o", *_machine(how), "-o", str(made)])
+            made.replace(out)
+    return out
+
+
+def _folder() -> Path:
+    folder = build.cache_folder().parent / "simulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def _sources() -> str:
+    content = [path.name.encode() + path.read_bytes() for path in sorted(HERE.iterdir())]
+    return hashlib.sha256(b"".join(content)).hexdigest()
+
+
+@cache
+def _machine(how: Build) -> tuple[str, ...]:
+    """The objects of the machine itself, which is not instrumented."""
+    objects = []
+    for name in (*MACHINE, "hooks" if how == "checked" else "plain"):
+        out = _folder() / f"{_sources()[:16]}-{name}.o"
+        if not out.exists():
+            with tempfile.TemporaryDirectory(dir=_folder()) as work:
+                made = Path(work) / "made.o"
+                _call([build.compiler(), *COMMON, "-O2", "-c", str(HERE / f"{name}.cpp"), "-o", str(made)])
+                made.replace(out)
+        objects.append(str(out))
+    return tuple(objects)
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    if done.returncode:
+        lines = [
+            line for line in done.stderr.splitlines() if "error" in line or "undefined" in line
+        ] or done.stderr.splitlines()
+        raise CompileError("\n".join(lines[:8]))

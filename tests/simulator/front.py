@@ -1,0 +1,68 @@
+"""A front end that knows memories: what Metal would refuse of a kernel and a C++ compiler would not see."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .compile import HERE
+from .text import INSTANCE, SIGNATURE, signature
+
+COMMAND = ("clang++", "-x", "clcpp", "-cl-std=clc++2021", "-Xclang", "-cl-no-stdinc", "-fsyntax-only")
+WARNINGS = ("-Wall", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal", "-Wdouble-promotion")
+MOST = 8
+
+_TEMPLATE = re.compile(r"template <([^<>]*)>\s*(?=\[\[kernel\]\])")
+
+
+def there() -> bool:
+    """Whether this machine has it."""
+    return shutil.which(COMMAND[0]) is not None
+
+
+def complaints(text: str) -> list[str]:
+    """What is wrong with a captured kernel; nothing if all is well. Raises FileNotFoundError where there is no clang."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.metal"
+        path.write_text(opencl(text))
+        command = [*COMMAND, *WARNINGS, f"-I{HERE}", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    found = [line for line in done.stderr.splitlines() if re.search(r"(?:error|warning): ", line)]
+    return [line.removeprefix(folder).lstrip("/") for line in found][:MOST]
+
+
+def opencl(text: str) -> str:
+    """A captured kernel in C++ for OpenCL, whose kernels are no templates and take neither references nor attributes."""
+    known = signature(text)
+    values = re.search(r"<(.*)>$", known.instance)
+    template = _TEMPLATE.search(text)
+    constants = []
+    if template and values:
+        for one, value in zip(template[1].split(","), values[1].split(","), strict=True):
+            kind, name = one.split()
+            constants.append(
+                f"typedef {value} {name};" if kind == "typename" else f"constant constexpr {kind} {name} ={value};"
+            )
+    parameters, locals_ = [], []
+    for one in known.parameters:
+        if isinstance(one, str):
+            kind, call = ("uint", "any_index()") if one in _indices(text) else ("uint3", "any_position()")
+            locals_.append(f"const {kind} {one} = {call};")
+        else:
+            kind = f"{'const ' if one.is_const else ''}{one.space} {one.type}"
+            parameters.append(f"{kind}* {one.name}{'_' if one.is_reference else ''}")
+            if one.is_reference:
+                locals_.append(f"{kind}& {one.name} = *{one.name}_;")
+    head = f"__kernel void simulated({', '.join(parameters)}) {{ {' '.join(locals_)}"
+    body = INSTANCE.sub("", text)
+    body = _TEMPLATE.sub("", body)
+    begin = SIGNATURE.search(body)
+    assert begin is not None
+    return "\n".join(['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, head, body[begin.end() :]])
+
+
+def _indices(text: str) -> set[str]:
+    return set(re.findall(r"\buint (\w+) \[\[\1\]\]", text))

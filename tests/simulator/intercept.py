@@ -1,0 +1,68 @@
+"""Kernels that run in the simulator wherever a program asks MLX for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import mlx.core as mx
+import numpy as np
+
+from macllm.ops.metal import Call, compiled, executed_by
+
+from .run import How, Result, run_orders, run_text
+from .text import captured
+
+
+@dataclass
+class Log:
+    """What was dispatched, in order: the kernel's name and what the run came to."""
+
+    dispatches: list[tuple[str, Result]] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[str]:
+        """Each kernel's faults, under its name."""
+        return [f"{name}: {fault}" for name, result in self.dispatches for fault in result.faults]
+
+
+@contextmanager
+def simulated(how: How | None = None) -> Iterator[Log]:
+    """In this block `mx.fast.metal_kernel`, and macllm's own kernels, run in the simulator, in every order unless told how."""
+    log, made_by_mlx = Log(), mx.fast.metal_kernel
+
+    def run(name: str, kernel: Callable[..., Any], arguments: dict[str, Any]) -> list[mx.array]:
+        text = captured(kernel, arguments)
+        result = run_text(text, arguments, how) if how else run_orders(text, arguments)
+        log.dispatches.append((name, result))
+        dtypes, shapes = arguments["output_dtypes"], arguments["output_shapes"]
+        outputs = result.outputs or [np.zeros(shape, np.uint8) for shape in shapes]
+        return [as_array(out, dtype) for out, dtype in zip(outputs, dtypes, strict=True)]
+
+    def make(
+        name: str, input_names: list[str], output_names: list[str], **options: Any
+    ) -> Callable[..., list[mx.array]]:
+        kernel = made_by_mlx(name=name, input_names=input_names, output_names=output_names, **options)
+        contiguous = options.get("ensure_row_contiguous", True)
+
+        def call(**arguments: Any) -> list[mx.array]:
+            given = arguments["inputs"]
+            if contiguous:
+                given = [mx.contiguous(one) if isinstance(one, mx.array) else one for one in given]
+            return run(name, kernel, {**arguments, "inputs": given})
+
+        return call
+
+    def execute(call: Call) -> list[mx.array]:
+        return run(call.kernel, compiled(call.kernel, tuple(call.inputs), tuple(call.outputs)), call.arguments)
+
+    with patch.object(mx.fast, "metal_kernel", make), executed_by(execute):
+        yield log
+
+
+def as_array(values: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    """An output of the simulator as MLX's array."""
+    return mx.array(values).view(dtype) if dtype == mx.bfloat16 else mx.array(values).astype(dtype)

@@ -1,0 +1,112 @@
+// A threadgroup on one thread of the operating system: a fiber for each lane, run in turn until they have to meet.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "memory.h"
+
+namespace simulator {
+
+// What the lanes of a simdgroup bring to an operation that they do together, and take from it.
+struct Meeting {
+  std::array<const unsigned char*, LANES> in;
+  std::array<unsigned char*, LANES> out;
+  uint32_t active;  // bit for each lane
+  uint32_t argument;
+
+  bool has(int lane) const { return active >> lane & 1; }
+  template <class T>
+  T get(int lane) const {
+    T value;
+    std::memcpy(&value, in[lane], sizeof value);
+    return value;
+  }
+  template <class T>
+  void put(int lane, const T& value) const {
+    std::memcpy(out[lane], &value, sizeof value);
+  }
+};
+using Meet = void (*)(const Meeting&);
+
+enum class Order { forward, reverse, random };
+
+struct Dispatch {
+  std::array<uint32_t, 3> grid, threadgroup;  // in threads
+  Order order = Order::forward;
+  uint64_t seed = 0;
+  bool relaxed = false;    // lanes that have ended or gone elsewhere are left out of what the others do together
+  bool scrambled = false;  // elements of a matrix lie in other lanes than they do on Apple's GPUs
+};
+
+struct Counts {
+  uint64_t simd = 0, matrix = 0, barriers = 0;
+};
+
+class Machine {
+ public:
+  // `kernel` runs one lane, whose place `place` tells.
+  Machine(Dispatch dispatch, Memory& memory, void (*kernel)());
+  void run();
+
+  // For the kernel, about the lane that is running.
+  struct Place {
+    std::array<uint32_t, 3> in_grid, in_group, group, group_size, groups;
+    uint32_t lane, simdgroup, simdgroups, index;
+  };
+  const Place& place() const { return lanes_[current_].place; }
+  void meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument);
+  void simdgroup_barrier(uint32_t flags, const void* site);
+  void threadgroup_barrier(uint32_t flags, const void* site);
+  bool overflows(const void* at) const;  // whether a lane that touches this address is at the end of its stack
+
+  Memory& memory;
+  const Dispatch dispatch;
+  Counts counts;
+
+  static Machine* running;
+
+ private:
+  static constexpr size_t MOST_BYTES = 256;
+  enum class State { running, meeting, simdgroup_barrier, threadgroup_barrier, ended };
+  struct Lane {
+    State state = State::running;
+    const void* site = nullptr;
+    Meet how = nullptr;
+    uint32_t argument = 0, flags = 0;
+    void* stack = nullptr;
+    Place place{};
+    alignas(16) unsigned char in[MOST_BYTES], out[MOST_BYTES];
+  };
+
+  static void begin();
+  void run_group(std::array<uint32_t, 3> group);
+  bool run_simdgroup(uint32_t simdgroup);  // false when nothing more can be done before the others have come
+  bool meet_up(uint32_t simdgroup);
+  bool release();
+  void wait(State state, const void* site);
+  void fail(const char* kind, const void* site, const std::string& message);
+  std::vector<uint32_t> shuffled(uint32_t count);
+
+  void (*kernel_)();
+  std::vector<Lane> lanes_;
+  std::vector<std::unique_ptr<Stack>> stacks_;
+  struct Ordered {
+    uint32_t device = 0, group = 0;
+    void count(uint32_t flags);
+  };
+  std::vector<Ordered> steps_;  // barriers of each simdgroup alone
+  Ordered epoch_;               // barriers of the threadgroup
+  uint32_t current_ = 0, group_ = 0;
+  void* scheduler_ = nullptr;
+  bool broken_ = false;
+  std::mt19937_64 random_;
+};
+
+}  // namespace simulator

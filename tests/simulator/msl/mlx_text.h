@@ -1,0 +1,40 @@
+// The part of what MLX puts before a kernel's text that kernels call.
+#pragma once
+
+#include "msl_simd.h"
+
+#define METAL_FUNC inline
+
+namespace simulator {
+
+// An array in the threadgroup's memory: the same one for all its threads.
+template <class T>
+__attribute__((no_sanitize("thread"))) T& shared(int site) {
+  return *reinterpret_cast<T*>(Machine::running->memory.shared(site, sizeof(T), alignof(T)));
+}
+
+}  // namespace simulator
+
+template <class T>
+struct Limits {
+  static constexpr T max = std::numeric_limits<T>::max(), min = std::numeric_limits<T>::min();
+  static constexpr T finite_max = max, finite_min = std::numeric_limits<T>::lowest();
+};
+template <>
+struct Limits<float> {
+  static constexpr float max = INFINITY, min = -INFINITY;
+  static constexpr float finite_max = std::numeric_limits<float>::max(), finite_min = std::numeric_limits<float>::lowest();
+};
+
+template <class T>
+inline T ceildiv(T n, T by) {
+  return (n + by - 1) / by;
+}
+
+// Where the element with a number lies in an array with these strides.
+template <class I = int64_t>
+inline I elem_to_loc(I element, const int* shape, const int64_t* strides, int ndim) {
+  I at = 0;
+  for (int i = ndim - 1; i >= 0 && element > 0; i--) at += element % shape[i] * I(strides[i]), element /= shape[i];
+  return at;
+}

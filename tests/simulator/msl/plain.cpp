@@ -1,0 +1,6 @@
+// A kernel that is not watched.
+#include "kernel.h"
+
+namespace simulator {
+const bool INSTRUMENTED = false;
+}

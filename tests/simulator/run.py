@@ -1,0 +1,238 @@
+"""One dispatch of a Metal kernel on the CPU: what it computes, what it does wrong, what it reads and writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+
+from macllm.ops.metal import Call, compiled
+
+from . import compile as programs
+from .text import Buffer, Signature, captured, signature
+
+Order = Literal["forward", "reverse", "random"]
+MOST_BUFFERS, MOST_THREADS = 31, 1024
+LINES = 1 << 16  # a smaller number is no address, but a line
+_WIDE: dict[mx.Dtype, np.dtype[Any]] = {mx.bfloat16: np.dtype(np.uint16)}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that a kernel must not do: its kind, what happened, and the line of the text."""
+
+    kind: str
+    message: str
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}" + (f" ({self.line})" if self.line else "")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Of one buffer: bytes and lines of 128 bytes that instructions ask for, and lines touched at all."""
+
+    read_bytes: int
+    written_bytes: int
+    read_lines: int
+    written_lines: int
+    lines: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a dispatch came to."""
+
+    outputs: list[np.ndarray]
+    faults: list[Fault]
+    traffic: Mapping[str, Traffic]
+    simd_operations: int
+    barriers: int
+    threadgroup_bytes: int
+
+
+@dataclass(frozen=True)
+class How:
+    """The way in which a dispatch is run."""
+
+    build: programs.Build = "checked"
+    order: Order = "forward"
+    seed: int = 0
+    relaxed: bool = False
+    scrambled: bool = False
+    flags: tuple[str, ...] = ()
+
+
+def run(call: Call, how: How = How()) -> Result:  # noqa: B008  # frozen
+    """A dispatch of one of macllm's kernels. Raises: CompileError."""
+    kernel = compiled(call.kernel, tuple(call.inputs), tuple(call.outputs))
+    return run_text(captured(kernel, call.arguments), call.arguments, how)
+
+
+def run_text(text: str, arguments: dict[str, Any], how: How) -> Result:
+    """A dispatch of any kernel whose text MLX has told, with the arguments of its call."""
+    known = signature(text)
+    if faults := limits(known, arguments):
+        return Result([], faults, {}, 0, 0, 0)
+    program = programs.program(text, how.build, how.flags)
+    outputs = list(zip(arguments["output_shapes"], arguments["output_dtypes"], strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        job, results = Path(folder) / "job", Path(folder) / "results"
+        job.write_bytes(_job(known, arguments, how))
+        done = subprocess.run([str(program), str(job), str(results)], capture_output=True, text=True)
+        told = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
+        if "buffers" not in told:  # it did not come to an end
+            said = [line for line in done.stderr.splitlines() if "ERROR" in line or "runtime error" in line]
+            crash = Fault("crash", said[0] if said else f"exit {done.returncode}")
+            return Result([], _faults(program, told) or [crash], {}, 0, 0, 0)
+        content = results.read_bytes()
+    arrays, at = [], 0
+    for shape, dtype in outputs:
+        kind = numpy_type(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays.append(np.frombuffer(content, kind, count, at).reshape(shape))
+        at += count * kind.itemsize
+    traffic = {b.pop("name"): Traffic(**b) for b in told["buffers"]}
+    counts = told["simd_operations"], told["barriers"], told["threadgroup_bytes"]
+    return Result(arrays, _faults(program, told), traffic, *counts)
+
+
+def check(call: Call) -> Result:
+    """A dispatch of one of macllm's kernels as `run_orders` does it. Raises: CompileError."""
+    kernel = compiled(call.kernel, tuple(call.inputs), tuple(call.outputs))
+    return run_orders(captured(kernel, call.arguments), call.arguments)
+
+
+def run_orders(text: str, arguments: dict[str, Any], how: How = How()) -> Result:  # noqa: B008
+    """A dispatch in every order, and with its matrices' lanes turned about; all must agree bit for bit."""
+    first = run_text(text, arguments, how)
+    for order, seed, scrambled in (("reverse", 0, False), ("random", 1, False), ("random", 2, True)):
+        again = run_text(text, arguments, replace(how, order=order, seed=seed, scrambled=scrambled))
+        same = len(again.outputs) == len(first.outputs) and all(
+            a.tobytes() == b.tobytes() for a, b in zip(first.outputs, again.outputs, strict=True)
+        )
+        kind = "lane-map" if scrambled else "schedule-dependent"
+        new = [] if same else [Fault(kind, f"in {order} order the outputs are others")]
+        first = replace(first, faults=[*first.faults, *(f for f in [*again.faults, *new] if f not in first.faults)])
+    return first
+
+
+def limits(known: Signature, arguments: dict[str, Any]) -> list[Fault]:
+    """What Metal would not run at all."""
+    faults = []
+    if len(known.buffers) > MOST_BUFFERS:
+        faults.append(Fault("limit", f"{len(known.buffers)} buffers, of {MOST_BUFFERS}"))
+    threads = int(np.prod(arguments["threadgroup"]))
+    if threads > MOST_THREADS:
+        faults.append(Fault("limit", f"{threads} threads in a group, of {MOST_THREADS}"))
+    return faults
+
+
+def numpy_type(dtype: mx.Dtype) -> np.dtype[Any]:
+    """How an array of MLX lies in numpy's memory; 16-bit brains are integers there."""
+    return _WIDE.get(dtype) or np.dtype(str(dtype).removeprefix("mlx.core.").replace("bool", "bool_"))
+
+
+def _job(known: Signature, arguments: dict[str, Any], how: How) -> bytes:
+    head = [
+        "grid " + " ".join(map(str, arguments["grid"])),
+        "threadgroup " + " ".join(map(str, arguments["threadgroup"])),
+        f"order {how.order} {how.seed}",
+        f"relaxed {int(how.relaxed)}",
+        f"scrambled {int(how.scrambled)}",
+    ]
+    body = []
+    named = dict(zip(_input_names(known, arguments), arguments["inputs"], strict=True))
+    outputs = iter(zip(arguments["output_shapes"], arguments["output_dtypes"], strict=True))
+    begins_with = arguments.get("init_value")
+    for buffer in known.buffers:
+        memory = _given(buffer, named)
+        is_input, begun = memory is not None, False
+        if memory is None:
+            shape, dtype = next(outputs)
+            if begins_with is not None:
+                memory, begun = Memory.of(view(mx.full(shape, begins_with, dtype))), True
+        size = memory.size if memory else int(np.prod(shape, dtype=np.int64)) * numpy_type(dtype).itemsize
+        segments = memory.segments if memory else np.empty((0, 2), np.uint64)
+        head.append(f"buffer {buffer.name} {size} {int(is_input)} {len(segments)} {int(begun)}")
+        body += [segments.tobytes(), memory.content if memory else b""]
+    return "\n".join([*head, "end", ""]).encode() + b"".join(body)
+
+
+def _input_names(known: Signature, arguments: dict[str, Any]) -> list[str]:
+    """Names of the inputs: the buffers that are constant and no shapes, strides or numbers of axes."""
+    extra = ("_shape", "_strides", "_ndim")
+    names = [b.name for b in known.buffers if b.is_const]
+    kept = [n for n in names if not any(n.endswith(e) and n.removesuffix(e) in names for e in extra)]
+    return kept[: len(arguments["inputs"])]
+
+
+def _given(buffer: Buffer, named: Mapping[str, Any]) -> Memory | None:
+    """What an input holds, or what MLX tells of its shape; nothing for an output."""
+    if buffer.name in named:
+        return Memory.of(view(named[buffer.name]))
+    owner, _, part = buffer.name.rpartition("_")
+    if owner not in named or part not in ("shape", "strides", "ndim"):
+        return None
+    seen = view(named[owner])
+    steps = [s // seen.itemsize for s in seen.strides]
+    told = {
+        "shape": np.array(seen.shape, np.int32),
+        "strides": np.array(steps, np.int64),
+        "ndim": np.array(seen.ndim, np.int32),
+    }
+    return Memory.of(told[part])
+
+
+@dataclass(frozen=True)
+class Memory:
+    """From a view's first element to its last: how many bytes, which of them it shows, and those, one after another."""
+
+    size: int
+    segments: np.ndarray  # (n, 2) uint64: from, to before
+    content: bytes
+
+    @classmethod
+    def of(cls, seen: np.ndarray) -> Memory:
+        """The memory of an array, whatever its strides, none of them negative."""
+        inner, run = seen.ndim, seen.itemsize
+        while inner and (seen.shape[inner - 1] == 1 or seen.strides[inner - 1] == run):
+            run *= seen.shape[inner - 1]
+            inner -= 1
+        begins = np.zeros(1, np.uint64)
+        for count, step in zip(seen.shape[:inner], seen.strides[:inner], strict=True):
+            begins = (begins[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(step)).reshape(-1)
+        runs = np.ascontiguousarray(seen).view(np.uint8).reshape(len(begins), run)
+        begins, first = np.unique(begins, return_index=True)  # an axis without a step shows the same memory again
+        size = int(begins[-1]) + run if len(begins) else 0
+        return cls(size, np.stack([begins, begins + np.uint64(run)], 1), runs[first].tobytes())
+
+
+def view(value: mx.array | np.ndarray | float) -> np.ndarray:
+    """A numpy view of an input's memory, with its strides; numbers become what MLX makes of them."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, mx.array):
+        return np.array(value.view(mx.uint16) if value.dtype == mx.bfloat16 else value, copy=False)
+    return np.array(value, np.bool_ if isinstance(value, bool) else np.int32 if isinstance(value, int) else np.float32)
+
+
+def _faults(program: Path, told: dict[str, Any]) -> list[Fault]:
+    return [Fault(f["kind"], f["message"], _line(program, f["site"])) for f in told.get("faults", [])]
+
+
+def _line(program: Path, site: int) -> str:
+    if not site:
+        return ""
+    if site < LINES:
+        return f"kernel.metal:{site}"
+    done = subprocess.run(["addr2line", "-e", str(program), hex(site - 1)], capture_output=True, text=True)
+    return done.stdout.strip().rsplit("/", 1)[-1]
