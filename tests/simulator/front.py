@@ -11,8 +11,8 @@ from pathlib import Path
 from .compile import HERE
 from .text import INSTANCE, SIGNATURE, signature
 
-COMMAND = ("clang++", "-x", "clcpp", "-cl-std=clc++2021", "-Xclang", "-cl-no-stdinc", "-fsyntax-only")
-WARNINGS = ("-Wall", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal", "-Wdouble-promotion")
+COMMAND = ("clang++", "-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-fsyntax-only")
+WARNINGS = ("-Wall", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal")
 MOST = 8
 
 _TEMPLATE = re.compile(r"template <([^<>]*)>\s*(?=\[\[kernel\]\])")

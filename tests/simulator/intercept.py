@@ -42,17 +42,16 @@ def simulated(how: How | None = None) -> Iterator[Log]:
         outputs = result.outputs or [np.zeros(shape, np.uint8) for shape in shapes]
         return [as_array(out, dtype) for out, dtype in zip(outputs, dtypes, strict=True)]
 
-    def make(
-        name: str, input_names: list[str], output_names: list[str], **options: Any
-    ) -> Callable[..., list[mx.array]]:
-        kernel = made_by_mlx(name=name, input_names=input_names, output_names=output_names, **options)
+    def make(*given: Any, **options: Any) -> Callable[..., list[mx.array]]:
+        options |= dict(zip(("name", "input_names", "output_names", "source", "header"), given, strict=False))
+        kernel = made_by_mlx(**options)
         contiguous = options.get("ensure_row_contiguous", True)
 
         def call(**arguments: Any) -> list[mx.array]:
             given = arguments["inputs"]
             if contiguous:
                 given = [mx.contiguous(one) if isinstance(one, mx.array) else one for one in given]
-            return run(name, kernel, {**arguments, "inputs": given})
+            return run(options["name"], kernel, {**arguments, "inputs": given})
 
         return call
 

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 from macllm.ops.metal import Call, compiled
 
 from . import compile as programs
+from . import front
 from .text import Buffer, Signature, captured, signature
 
 Order = Literal["forward", "reverse", "random"]
@@ -114,6 +116,7 @@ def check(call: Call) -> Result:
 def run_orders(text: str, arguments: dict[str, Any], how: How = How()) -> Result:  # noqa: B008
     """A dispatch in every order, and with its matrices' lanes turned about; all must agree bit for bit."""
     first = run_text(text, arguments, how)
+    first = replace(first, faults=[*(Fault("front", line) for line in _complaints(text)), *first.faults])
     for order, seed, scrambled in (("reverse", 0, False), ("random", 1, False), ("random", 2, True)):
         again = run_text(text, arguments, replace(how, order=order, seed=seed, scrambled=scrambled))
         same = len(again.outputs) == len(first.outputs) and all(
@@ -123,6 +126,11 @@ def run_orders(text: str, arguments: dict[str, Any], how: How = How()) -> Result
         new = [] if same else [Fault(kind, f"in {order} order the outputs are others")]
         first = replace(first, faults=[*first.faults, *(f for f in [*again.faults, *new] if f not in first.faults)])
     return first
+
+
+@cache
+def _complaints(text: str) -> list[str]:
+    return front.complaints(text) if front.there() else []
 
 
 def limits(known: Signature, arguments: dict[str, Any]) -> list[Fault]:
