@@ -8,12 +8,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .compile import HERE
 from .text import INSTANCE, SIGNATURE, signature
 
 COMMAND = ("clang++", "-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-fsyntax-only")
 WARNINGS = ("-Wall", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal")
 MOST = 8
+HERE = Path(__file__).parent / "clcpp"
 
 _TEMPLATE = re.compile(r"template <([^<>]*)>\s*(?=\[\[kernel\]\])")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from macllm.ops.metal import Call, compiled
+from macllm.ops.metal import Call, options
 
 from . import compile as programs
 from . import front
@@ -75,7 +75,7 @@ class How:
 
 def run(call: Call, how: How = How()) -> Result:  # noqa: B008  # frozen
     """A dispatch of one of macllm's kernels. Raises: CompileError."""
-    kernel = compiled(call.kernel, tuple(call.inputs), tuple(call.outputs))
+    kernel = mx.fast.metal_kernel(**options(call))
     return run_text(captured(kernel, call.arguments), call.arguments, how)
 
 
@@ -109,7 +109,7 @@ def run_text(text: str, arguments: dict[str, Any], how: How) -> Result:
 
 def check(call: Call) -> Result:
     """A dispatch of one of macllm's kernels as `run_orders` does it. Raises: CompileError."""
-    kernel = compiled(call.kernel, tuple(call.inputs), tuple(call.outputs))
+    kernel = mx.fast.metal_kernel(**options(call))
     return run_orders(captured(kernel, call.arguments), call.arguments)
 
 

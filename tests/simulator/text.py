@@ -135,7 +135,8 @@ def cpp(text: str) -> str:
 
 def _shared(kind: str, name: str, site: int) -> str:
     bare, _, size = name.partition("[")
-    return f"auto& {bare.strip()} = simulator::shared<{kind}{'[' + size if size else ''}>({site});"
+    whole = kind + (f"[{size}" if size else "")
+    return f"using shared_{site} = {whole}; auto& {bare.strip()} = simulator::shared<shared_{site}>({site});"
 
 
 def _argument(parameter: Buffer | str) -> str:

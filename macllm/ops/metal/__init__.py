@@ -93,21 +93,26 @@ def executed_by(executor: Callable[[Call], list[mx.array]]) -> Iterator[None]:
         _executor.reset(token)
 
 
-@cache
-def compiled(kernel: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Callable[..., list[mx.array]]:
-    """MLX's kernel of a file, for buffers of these names."""
-    return mx.fast.metal_kernel(
-        name=kernel,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        header=text(kernel).header,
-        source=text(kernel).source,
-        ensure_row_contiguous=False,
-    )
+def options(call: Call) -> dict[str, Any]:
+    """What `mx.fast.metal_kernel` makes a call's kernel of."""
+    return {
+        "name": call.kernel,
+        "input_names": list(call.inputs),
+        "output_names": list(call.outputs),
+        "header": text(call.kernel).header,
+        "source": text(call.kernel).source,
+        "ensure_row_contiguous": False,
+    }
+
+
+_compiled: dict[tuple[str, ...], Callable[..., list[mx.array]]] = {}
 
 
 def _on_gpu(call: Call) -> list[mx.array]:
-    return compiled(call.kernel, tuple(call.inputs), tuple(call.outputs))(**call.arguments)
+    key = (call.kernel, *call.inputs, *call.outputs)
+    if key not in _compiled:
+        _compiled[key] = mx.fast.metal_kernel(**options(call))
+    return _compiled[key](**call.arguments)
 
 
 _executor: ContextVar[Callable[[Call], list[mx.array]]] = ContextVar("executor", default=_on_gpu)

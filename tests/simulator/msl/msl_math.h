@@ -10,6 +10,9 @@
 #undef INFINITY
 #define INFINITY (__builtin_inff())
 #define M_PI_F 3.14159274101257f
+#define M_LOG2E_F 1.44269504088896f
+#define M_LN2_F 0.693147180559945f
+#define M_SQRT2_F 1.41421356237310f
 
 namespace metal {
 
