@@ -29,6 +29,9 @@ ATTRIBUTES = {
 }
 """What Metal tells a thread about itself, in C++."""
 
+INCLUDED = ("metal_stdlib", "mlx_text.h", "kernel.h")
+"""What a kernel's C++ begins with."""
+
 SIGNATURE = re.compile(r"\[\[kernel\]\] void (\w+)\((.*?)\)\s*\{", re.DOTALL)
 _BUFFER = re.compile(r"(const )?(device|constant) (.+?)([*&]) (\w+) \[\[buffer\((\d+)\)\]\]")
 _ATTRIBUTE = re.compile(r"\w+ (\w+) \[\[\w+\]\]")
@@ -117,9 +120,7 @@ def cpp(text: str) -> str:
     body = _SPACES.sub("", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", text))))
     return "\n".join(
         [
-            '#include "metal_stdlib"',
-            '#include "mlx_text.h"',
-            '#include "kernel.h"',
+            *(f'#include "{name}"' for name in INCLUDED),
             '#line 1 "kernel.metal"',
             body,
             '#line 1 "entry"',

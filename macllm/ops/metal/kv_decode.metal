@@ -18,8 +18,8 @@
 //: const long rows = (long(batch) * K + own) * G * length;
 //: const Seen seen = {length, count - 1, first[batch * FIRSTS], window, softcap};
 //: const int begin = low + chunk * CHUNK, end = min(count, begin + CHUNK);
-//: const Plain<T> k = {keys + batch * keys_strides[0] + own * keys_strides[1], keys_strides[2]};
-//: const Plain<T> v = {values + batch * values_strides[0] + own * values_strides[1], values_strides[2]};
+//: const auto k = plain_rows(keys + batch * keys_strides[0] + own * keys_strides[1], keys_strides[2]);
+//: const auto v = plain_rows(values + batch * values_strides[0] + own * values_strides[1], values_strides[2]);
 //: decode<G, D, PARTS, R, TILES, SPLITS, CAUSAL, CAPPED, WHOLE, SUNK>(
 //:     q + rows * D, k, v, seen, scale, sinks + own * G, begin, end, chunk, chunks, block * TILES * R, simdgroup, lane, held,
 //:     out + rows * chunks * D, stats + rows * chunks * 2);

@@ -83,7 +83,7 @@ def decode(
     }
     if key_bits:
         width = parts["k_words"].shape[3] * 32 // key_bits
-        template |= {"S": parts["k_scales"].dtype, "K_BITS": key_bits, "V_BITS": value_bits}
+        template |= {"K_BITS": key_bits, "V_BITS": value_bits}
         template["GROUP"] = width // parts["k_scales"].shape[3]
     out = (q.shape, q.dtype) if whole else ((batch, heads, length, chunks, dim), mx.float32)
     return Call(

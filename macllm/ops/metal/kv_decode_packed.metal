@@ -16,12 +16,12 @@
 //: const long rows = (long(batch) * K + own) * G * length;
 //: const Seen seen = {length, count - 1, first[batch * FIRSTS], window, softcap};
 //: const int begin = low + chunk * CHUNK, end = min(count, begin + CHUNK);
-//: const Packed<S, K_BITS, GROUP> k = {
+//: const auto k = packed_rows<K_BITS, GROUP>(
 //:     k_words + batch * k_words_strides[0] + own * k_words_strides[1], k_scales + batch * k_scales_strides[0] + own * k_scales_strides[1],
-//:     k_biases + batch * k_biases_strides[0] + own * k_biases_strides[1], k_words_strides[2], k_scales_strides[2], k_biases_strides[2]};
-//: const Packed<S, V_BITS, GROUP> v = {
+//:     k_biases + batch * k_biases_strides[0] + own * k_biases_strides[1], k_words_strides[2], k_scales_strides[2], k_biases_strides[2]);
+//: const auto v = packed_rows<V_BITS, GROUP>(
 //:     v_words + batch * v_words_strides[0] + own * v_words_strides[1], v_scales + batch * v_scales_strides[0] + own * v_scales_strides[1],
-//:     v_biases + batch * v_biases_strides[0] + own * v_biases_strides[1], v_words_strides[2], v_scales_strides[2], v_biases_strides[2]};
+//:     v_biases + batch * v_biases_strides[0] + own * v_biases_strides[1], v_words_strides[2], v_scales_strides[2], v_biases_strides[2]);
 //: decode<G, D, PARTS, R, TILES, SPLITS, CAUSAL, CAPPED, WHOLE, SUNK>(
 //:     q + rows * D, k, v, seen, scale, sinks + own * G, begin, end, chunk, chunks, block * TILES * R, simdgroup, lane, held,
 //:     out + rows * chunks * D, stats + rows * chunks * 2);

@@ -8,7 +8,7 @@
 #include "matvec.metal"
 
 //: const int lane = int(thread_index_in_simdgroup), rank = int(thread_position_in_grid.y), K = x_shape[1];
-//: const device T* row = x + long(thread_position_in_grid.z) * K;
+//: const auto row = x + long(thread_position_in_grid.z) * K;
 //: const float inverse = NORMED ? inverse_rms(row, K, eps, lane) : 1.0f;
 //: float sum = 0.0f;
 //: for (int k = lane; k < K; k += 32) {

@@ -1,8 +1,10 @@
 // Dot products of a few rows of x with rows of a packed matrix: a simdgroup goes along K, each lane VALUES numbers at a time.
 
-// VALUES numbers of row `m` of x from `k` on, scaled, and their sum; zeros after the end. `norm` points anywhere.
-template <bool NORMED, int VALUES, typename T, typename Norm>
-inline float read_values(const device T* x, Norm norm, float shift, float scale, int k, int K, thread float* values) {
+// What little there is may lie in constant memory: pointers are what they are.
+
+// VALUES numbers of a row of x from `k` on, scaled, and their sum; zeros after the end.
+template <bool NORMED, int VALUES, typename Row, typename Norm>
+inline float read_values(Row x, Norm norm, float shift, float scale, int k, int K, thread float* values) {
   float sum = 0.0f;
   for (int i = 0; i < VALUES; i++) {
     float value = k < K ? scale * float(x[k + i]) : 0.0f;
@@ -14,8 +16,8 @@ inline float read_values(const device T* x, Norm norm, float shift, float scale,
 }
 
 // 1 / sqrt(mean(x^2) + eps) of a row, in every lane.
-template <typename T>
-inline float inverse_rms(const device T* x, int K, float eps, int lane) {
+template <typename Row>
+inline float inverse_rms(Row x, int K, float eps, int lane) {
   float squares = 0.0f;
   for (int k = lane; k < K; k += 32) squares += float(x[k]) * float(x[k]);
   return precise::rsqrt(simd_sum(squares) / float(K) + eps);
@@ -23,13 +25,13 @@ inline float inverse_rms(const device T* x, int K, float eps, int lane) {
 
 // Adds the products of VALUES numbers of a row of the matrix with those of M rows of x. Codes are multiplied where they
 // stand in their word: x is scaled down instead (exactly, by powers of two).
-template <int BITS, int GROUP, int VALUES, int M, typename T>
+template <int BITS, int GROUP, int VALUES, int M, typename Words, typename Scales>
 inline void add_products(
-    const device uint* words, const device T* scales, const device T* biases, long row, int k, int K,
+    Words words, Scales scales, Scales biases, long row, int k, int K,
     const thread float (*x)[VALUES], const thread float* x_sums, thread float* sums) {
   if (k >= K) return;
   constexpr int PER_WORD = 32 / BITS;
-  const device uint* own = words + row * (K / PER_WORD) + k / PER_WORD;
+  const Words own = words + row * (K / PER_WORD) + k / PER_WORD;
   const long group = row * (K / GROUP) + k / GROUP;
   const float scale = float(scales[group]), bias = float(biases[group]);
   float dots[M];

@@ -13,7 +13,7 @@
 //: float values[1][VALUES], sums[ROWS];
 //: for (int r = 0; r < ROWS; r++) sums[r] = 0.0f;
 //: for (int slot = token * TOP; slot < (token + 1) * TOP; slot++) {
-//:   const device T* row = h + long(slot) * K;
+//:   const auto row = h + long(slot) * K;
 //:   const long expert = long(chosen[slot]) * N;
 //:   const float weight = float(weights[slot]);
 //:   for (int k = lane * VALUES; k < K; k += 32 * VALUES) {

@@ -11,7 +11,7 @@
 //: const int lane = int(thread_index_in_simdgroup), n = int(thread_position_in_grid.y) * ROWS;
 //: const int K = x_shape[1], N = gate_words_shape[1], slot = int(thread_position_in_grid.z);
 //: const long expert = long(chosen[slot]) * N;
-//: const device T* row = x + long(slot / TOP) * K;
+//: const auto row = x + long(slot / TOP) * K;
 //: float values[1][VALUES], sums[ROWS], ups[ROWS];
 //: for (int r = 0; r < ROWS; r++) sums[r] = ups[r] = 0.0f;
 //: for (int k = lane * VALUES; k < K; k += 32 * VALUES) {

@@ -2,28 +2,39 @@
 
 constant constexpr int EIGHT = 8;
 
-template <typename T>
+// What little there is may lie in constant memory: pointers are what they are.
+template <typename Numbers>
 struct Plain {
-  const device T* numbers;
+  Numbers numbers;
   long step;  // numbers from a row to the next
 };
 
+template <typename Numbers>
+inline Plain<Numbers> plain_rows(Numbers numbers, long step) {
+  return {numbers, step};
+}
+
 // As mx.quantize packs them. Codes are multiplied where they stand in a word, so what they multiply must be scaled down
 // (`unshifted`) once instead of shifting every code.
-template <typename T, int BITS, int GROUP>
+template <int BITS, int GROUP, typename Words, typename Scales>
 struct Packed {
-  const device uint* words;
-  const device T* scales;
-  const device T* biases;
+  Words words;
+  Scales scales, biases;
   long word_step, scale_step, bias_step;
 };
 
-template <typename T>
-inline float unshifted(const thread Plain<T>& rows, int i) {
+template <int BITS, int GROUP, typename Words, typename Scales>
+inline Packed<BITS, GROUP, Words, Scales> packed_rows(
+    Words words, Scales scales, Scales biases, long word_step, long scale_step, long bias_step) {
+  return {words, scales, biases, word_step, scale_step, bias_step};
+}
+
+template <typename Numbers>
+inline float unshifted(const thread Plain<Numbers>& rows, int i) {
   return 1.0f;
 }
-template <typename T, int BITS, int GROUP>
-inline float unshifted(const thread Packed<T, BITS, GROUP>& rows, int i) {
+template <int BITS, int GROUP, typename Words, typename Scales>
+inline float unshifted(const thread Packed<BITS, GROUP, Words, Scales>& rows, int i) {
   return 1.0f / float(1u << (BITS * (i % (32 / BITS))));
 }
 
@@ -33,18 +44,18 @@ inline float code_in_place(uint word, int i) {
 }
 
 // The dot product of eight numbers of a row with q, unshifted, whose sum is q_sum.
-template <typename T>
-inline float dot_eight(const thread Plain<T>& rows, long row, int part, const thread float* q, float q_sum) {
-  const device T* x = rows.numbers + row * rows.step + EIGHT * part;
+template <typename Numbers>
+inline float dot_eight(const thread Plain<Numbers>& rows, long row, int part, const thread float* q, float q_sum) {
+  const Numbers x = rows.numbers + row * rows.step + EIGHT * part;
   float sum = 0.0f;
   for (int i = 0; i < EIGHT; i++) sum += q[i] * float(x[i]);
   return sum;
 }
-template <typename T, int BITS, int GROUP>
+template <int BITS, int GROUP, typename Words, typename Scales>
 inline float dot_eight(
-    const thread Packed<T, BITS, GROUP>& rows, long row, int part, const thread float* q, float q_sum) {
+    const thread Packed<BITS, GROUP, Words, Scales>& rows, long row, int part, const thread float* q, float q_sum) {
   constexpr int PER_WORD = 32 / BITS, WORDS = EIGHT / PER_WORD;
-  const device uint* words = rows.words + row * rows.word_step + part * WORDS;
+  const Words words = rows.words + row * rows.word_step + part * WORDS;
   const int group = EIGHT * part / GROUP;
   float sum = 0.0f;
   for (int w = 0; w < WORDS; w++) {
@@ -55,19 +66,19 @@ inline float dot_eight(
 }
 
 // Adds weight * eight numbers of a row to R sums: to o, which is to be unshifted, and to what all of them get.
-template <int R, typename T, typename S>
-inline void add_eight(const thread Plain<T>& rows, long row, int part, const thread float* weights, thread S* sums) {
-  const device T* x = rows.numbers + row * rows.step + EIGHT * part;
+template <int R, typename Numbers, typename S>
+inline void add_eight(const thread Plain<Numbers>& rows, long row, int part, const thread float* weights, thread S* sums) {
+  const Numbers x = rows.numbers + row * rows.step + EIGHT * part;
   for (int i = 0; i < EIGHT; i++) {
     const float number = float(x[i]);
     for (int r = 0; r < R; r++) sums[r].o[i] += weights[r] * number;
   }
 }
-template <int R, typename T, int BITS, int GROUP, typename S>
+template <int R, int BITS, int GROUP, typename Words, typename Scales, typename S>
 inline void add_eight(
-    const thread Packed<T, BITS, GROUP>& rows, long row, int part, const thread float* weights, thread S* sums) {
+    const thread Packed<BITS, GROUP, Words, Scales>& rows, long row, int part, const thread float* weights, thread S* sums) {
   constexpr int PER_WORD = 32 / BITS, WORDS = EIGHT / PER_WORD;
-  const device uint* words = rows.words + row * rows.word_step + part * WORDS;
+  const Words words = rows.words + row * rows.word_step + part * WORDS;
   const int group = EIGHT * part / GROUP;
   const float scale = float(rows.scales[row * rows.scale_step + group]);
   const float bias = float(rows.biases[row * rows.bias_step + group]);
