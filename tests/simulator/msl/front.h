@@ -26,6 +26,7 @@ typedef unsigned long uint64_t;
 #define INFINITY (__builtin_inff())
 #define NAN (__builtin_nanf(""))
 #define M_PI_F 3.14159274101257f
+#define M_LOG2E_F 1.44269502162933f
 
 namespace metal {
 

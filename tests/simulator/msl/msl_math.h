@@ -10,6 +10,7 @@
 #undef INFINITY
 #define INFINITY (__builtin_inff())
 #define M_PI_F 3.14159274101257f
+#define M_LOG2E_F 1.44269502162933f
 
 namespace metal {
 
