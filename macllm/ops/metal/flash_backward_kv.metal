@@ -1,4 +1,4 @@
-// The gradients of attention's keys and values, each summed by one threadgroup over the queries that see it, without atomics;
+// The gradients of attention's keys and values, each summed by one threadgroup over the queries that see it, without atomics:
 // tiles of queries that see no key of a tile are not read.
 //
 // Layout. q, out, dout (B, H, L, D), keys and values (B, K, S, D), lse and delta (B, H, L); q, keys and values with strides.
