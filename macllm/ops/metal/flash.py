@@ -19,8 +19,8 @@ _MOST_BYTES = 32768  # of a threadgroup's memory
 class Rules(kv_decode.Rules):
     """Who sees what. A window reaches both ways where rules are not causal; the 0 of a window or a chunk is none.
 
-    Chunks of keys, of which a query sees its own, begin at `first`, which is negative where a cache has let go of the
-    first keys. `segments` (B, S) int32 never fall along a row; queries then are the last of the keys, and see their own.
+    Chunks of keys, of which a query sees its own, begin at `first`, which is negative where a cache has let go of
+    the first keys. `segments` (B, S) int32 never fall along a row; queries are the last of the keys, and see their own.
     """
 
     chunk: int = 0
@@ -35,7 +35,7 @@ def serves(q: mx.array) -> bool:
 def run(
     q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
 ) -> list[mx.array]:
-    """(B, H, L, D) over `parts`, keys and values or what they are packed into -> (B, H, L, D), and logsumexp (B, H, L)."""
+    """(B, H, L, D) over `parts`, keys and values or their packed form -> (B, H, L, D), and logsumexp (B, H, L)."""
     return launch(forward(q, parts, rules, key_bits=key_bits, value_bits=value_bits))
 
 

@@ -82,7 +82,7 @@ def attention(q: mx.array, k: np.ndarray, v: np.ndarray, rules: plan.Rules, dout
         bent = np.tanh(scores / rules.softcap)
         scores, slope = rules.softcap * bent, rules.scale * (1 - bent * bent)
     sunk = np.full(size.heads, -np.inf) if rules.sinks is None else wide(rules.sinks)
-    sunk = np.broadcast_to(sunk[:, None, None], scores.shape[:3] + (1,))
+    sunk = np.broadcast_to(sunk[:, None, None], (*scores.shape[:3], 1))
     scores = np.concatenate([np.where(seen(size, rules), scores, -np.inf), sunk], axis=-1)
     most = np.maximum(scores.max(-1, keepdims=True), -1e30)
     total = np.exp(scores - most).sum(-1, keepdims=True)
@@ -92,8 +92,10 @@ def attention(q: mx.array, k: np.ndarray, v: np.ndarray, rules: plan.Rules, dout
     out = weights @ v64
     along = dout64 @ v64.swapaxes(-1, -2)
     dscores = weights * (along - (dout64 * out).sum(-1, keepdims=True)) * slope
-    shared = [x.reshape(size.batch, size.kv_heads, group, size.count, -1).sum(2) for x in
-              (dscores.swapaxes(-1, -2) @ q64, weights.swapaxes(-1, -2) @ dout64)]
+    shared = [
+        x.reshape(size.batch, size.kv_heads, group, size.count, -1).sum(2)
+        for x in (dscores.swapaxes(-1, -2) @ q64, weights.swapaxes(-1, -2) @ dout64)
+    ]
     return Attention(out, lse, [dscores @ k64, *shared])
 
 
