@@ -37,6 +37,7 @@ struct bfloat {
   explicit bfloat(half);
   explicit bfloat(int);
   explicit bfloat(uint);
+  bfloat(const bfloat&) = default;
   bfloat(const __constant bfloat&);
   operator float() const;
   operator float() const __constant;
