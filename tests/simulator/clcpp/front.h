@@ -39,6 +39,7 @@ struct bfloat {
   explicit bfloat(half);
   explicit bfloat(int);
   explicit bfloat(uint);
+  bfloat(const bfloat&) = default;
   bfloat(const __constant bfloat&);
   operator float() const;
   operator float() const __constant;
@@ -54,6 +55,7 @@ struct vec<T, 2> {
   vec() = default;
   vec(T);
   vec(T, T);
+  vec(const vec&) = default;
   vec(const __constant vec&);
   template <class U>
   explicit vec(vec<U, 2>);
@@ -66,6 +68,7 @@ struct vec<T, 3> {
   vec() = default;
   vec(T);
   vec(T, T, T);
+  vec(const vec&) = default;
   vec(const __constant vec&);
   template <class U>
   explicit vec(vec<U, 3>);
@@ -79,6 +82,7 @@ struct vec<T, 4> {
   vec(T);
   vec(T, T, T, T);
   vec(vec<T, 2>, vec<T, 2>);
+  vec(const vec&) = default;
   vec(const __constant vec&);
   template <class U>
   explicit vec(vec<U, 4>);

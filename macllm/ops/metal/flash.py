@@ -1,0 +1,163 @@
+"""How attention of many queries, and its gradients, are dispatched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+
+import mlx.core as mx
+
+from . import LANES, Call, Input, kv_decode, launch
+
+MOST_DIMS = 256
+_EIGHT = 8  # rows and columns of a matrix
+_MOST_BYTES = 32768  # of a threadgroup's memory
+
+
+@dataclass(frozen=True)
+class Rules(kv_decode.Rules):
+    """Who sees what. A window reaches both ways where rules are not causal; the 0 of a window or a chunk is none.
+
+    Chunks of keys, of which a query sees its own, begin at `first`, which is negative where a cache has let go of
+    the first keys. `segments` (B, S) int32 never fall along a row; queries are the last of the keys, and see their own.
+    """
+
+    chunk: int = 0
+    segments: mx.array | None = None
+
+
+def serves(q: mx.array) -> bool:
+    """Whether there are kernels for these queries (B, H, L, D)."""
+    return q.shape[3] <= MOST_DIMS and q.shape[3] % _EIGHT == 0
+
+
+def run(
+    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
+) -> list[mx.array]:
+    """(B, H, L, D) over `parts`, keys and values or their packed form -> (B, H, L, D), and logsumexp (B, H, L)."""
+    return launch(forward(q, parts, rules, key_bits=key_bits, value_bits=value_bits))
+
+
+def run_vjp(arrays: Mapping[str, mx.array], rules: Rules) -> list[mx.array]:
+    """Gradients of q, keys and values, of `arrays`: those three, `out` and `lse` as `run` gives them, and `dout`."""
+    given = {**arrays, "dout": mx.contiguous(arrays["dout"])}
+    (given["delta"],) = launch(delta(given.pop("out"), given["dout"]))
+    return [*launch(gradient_q(given, rules)), *launch(gradient_kv(given, rules))]
+
+
+def forward(
+    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
+) -> Call:
+    """Attention, and each row's logsumexp: parts are (B, K, S, ...)."""
+    batch, heads, length, _ = q.shape
+    form = _form(q, kept=1, sums=1)
+    template = _template(q, rules, form) | {"SUNK": rules.sinks is not None}
+    if key_bits:
+        width = parts["k_words"].shape[3] * 32 // key_bits
+        template |= {"S": parts["k_scales"].dtype, "K_BITS": key_bits, "V_BITS": value_bits}
+        template["GROUP"] = width // parts["k_scales"].shape[3]
+    sinks = q if rules.sinks is None else rules.sinks
+    return Call(
+        "flash_prefill_packed" if key_bits else "flash_prefill",
+        {"q": q, **parts, **_scalars(rules), "sinks": sinks},
+        {"out": (q.shape, q.dtype), "lse": ((batch, heads, length), mx.float32)},
+        *_grid(form, length, heads, batch),
+        template,
+    )
+
+
+def delta(out: mx.array, dout: mx.array) -> Call:
+    """(B, H, L) of (B, H, L, D), both in one piece."""
+    rows = out.size // out.shape[3]
+    return Call(
+        "flash_backward_delta",
+        {"out": out, "dout": dout},
+        {"delta": (out.shape[:3], mx.float32)},
+        (LANES, rows, 1),
+        (LANES, gcd(rows, 8), 1),
+        {"D": out.shape[3]},
+    )
+
+
+def gradient_q(arrays: Mapping[str, mx.array], rules: Rules) -> Call:
+    """Of q, from q, keys, values, lse, dout and delta."""
+    q = arrays["q"]
+    batch, heads, length, _ = q.shape
+    form = _form(q, kept=2, sums=1)
+    return Call(
+        "flash_backward_q",
+        {**arrays, **_scalars(rules)},
+        {"dq": (q.shape, q.dtype)},
+        *_grid(form, length, heads, batch),
+        _template(q, rules, form),
+    )
+
+
+def gradient_kv(arrays: Mapping[str, mx.array], rules: Rules) -> Call:
+    """Of keys and values, from the same."""
+    q, keys = arrays["q"], arrays["keys"]
+    batch, kv_heads, count, _ = keys.shape
+    form = _form(q, kept=2, sums=2)
+    return Call(
+        "flash_backward_kv",
+        {**arrays, **_scalars(rules)},
+        {"dk": (keys.shape, q.dtype), "dv": (keys.shape, q.dtype)},
+        *_grid(form, count, kv_heads, batch),
+        _template(q, rules, form),
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of a threadgroup: blocks of eight rows, simdgroups that share a block, and rows of the others at a time."""
+
+    blocks: int
+    sides: int
+    others: int
+
+
+def _form(q: mx.array, *, kept: int, sums: int) -> Form:
+    """The largest threadgroup that has room for `kept` tiles of its own rows, and for `sums` of them in registers."""
+    dim, size = q.shape[3], q.dtype.size
+    sides = 1 << (-(-sums * dim // 128) - 1).bit_length()  # so that a lane's sums are at most 32 floats
+    width = -(-dim // (_EIGHT * sides)) * _EIGHT * sides
+    most = 32 if dim <= 64 else 16
+    for blocks, others in ((4, most), (2, most), (1, most), (1, 8)):
+        rows = _EIGHT * blocks
+        numbers = (kept * rows + others) * (width * size + 16)
+        floats = kept * rows * (others + 4) + max(rows, 2 * others)
+        if numbers + 4 * floats <= _MOST_BYTES:
+            break
+    return Form(blocks, sides, others)
+
+
+def _grid(form: Form, rows: int, heads: int, batch: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    simdgroups = form.blocks * form.sides
+    return (-(-rows // (_EIGHT * form.blocks)) * LANES, heads * simdgroups, batch), (LANES, simdgroups, 1)
+
+
+def _template(q: mx.array, rules: Rules, form: Form) -> dict[str, int | bool | mx.Dtype]:
+    return {
+        "T": q.dtype,
+        "D": q.shape[3],
+        "BLOCKS": form.blocks,
+        "SIDES": form.sides,
+        "N": form.others,
+        "FIRSTS": int(rules.first.size > 1),
+        "CAUSAL": rules.causal,
+        "SEGMENTED": rules.segments is not None,
+        "CAPPED": rules.softcap > 0,
+    }
+
+
+def _scalars(rules: Rules) -> dict[str, Input]:
+    """What rules are to a kernel, segments among them."""
+    return {
+        "first": rules.first,
+        "segments": rules.first if rules.segments is None else mx.contiguous(rules.segments),
+        "scale": rules.scale,
+        "softcap": rules.softcap,
+        "window": rules.window,
+        "chunk": rules.chunk,
+    }
