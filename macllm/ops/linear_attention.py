@@ -79,10 +79,11 @@ def random_projection(features: int, dim: int, *, seed: int) -> mx.array:
     """(M, D) float32: rows of normal numbers, each D of them at right angles to one another. arXiv:2009.14794, 2.4."""
     blocks = -(-features // dim)
     directions_key, lengths_key = mx.random.split(mx.random.key(seed))
-    normal = mx.random.normal((blocks, dim, dim), key=directions_key)
-    directions = mx.linalg.qr(normal, stream=mx.cpu)[0].reshape(blocks * dim, dim)[:features]
+    q, r = mx.linalg.qr(mx.random.normal((blocks, dim, dim), key=directions_key), stream=mx.cpu)
+    # With r's diagonal positive, every direction is as likely.
+    directions = q * mx.sign(mx.diagonal(r, axis1=-2, axis2=-1))[:, None]
     lengths = mx.linalg.norm(mx.random.normal((features, dim), key=lengths_key), axis=-1, keepdims=True)
-    return directions * lengths
+    return directions.reshape(blocks * dim, dim)[:features] * lengths
 
 
 def softmax_features(

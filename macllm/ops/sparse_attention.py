@@ -49,13 +49,12 @@ class Pattern:
         if row < self.global_blocks:
             return list(range(end))
         seen = {*range(self.global_blocks), *range(max(0, row - self.window), min(end, row + self.window + 1))}
-        others = [block for block in range(end) if block not in seen]
+        wanted = min(len(seen) + self.random_blocks, end)
         # Of Python's generator, random() alone draws the same in every version.
         draw = Random((self.seed << 32) + row).random
-        for i in range(min(self.random_blocks, len(others))):
-            j = i + int(draw() * (len(others) - i))
-            others[i], others[j] = others[j], others[i]
-        return sorted(seen.union(others[: self.random_blocks]))
+        while len(seen) < wanted:
+            seen.add(int(draw() * end))
+        return sorted(seen)
 
     def lists(self, blocks: int) -> tuple[Lists, Lists]:
         """The key blocks of each of so many query blocks, and the query blocks that see each key block."""

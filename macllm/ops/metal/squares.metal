@@ -30,10 +30,10 @@ inline void clear(thread Square* squares) {
 // Eight numbers of each of eight rows, `step` apart; TURNED, rows become columns.
 template <bool TURNED, typename T>
 inline Square read_square(const device T* from, int step) {
-  simdgroup_matrix<T, 8, 8> read;
-  simdgroup_load(read, from, step, ulong2(0), TURNED);
+  simdgroup_matrix<T, 8, 8> narrow;
+  simdgroup_load(narrow, from, step, ulong2(0), TURNED);
   Square wide;
-  for (int e = 0; e < 2; e++) wide.thread_elements()[e] = float(read.thread_elements()[e]);
+  for (int e = 0; e < 2; e++) wide.thread_elements()[e] = float(narrow.thread_elements()[e]);
   return wide;
 }
 
