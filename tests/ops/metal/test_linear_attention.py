@@ -122,6 +122,13 @@ def test_numbers_of_16_bits(dtype: mx.Dtype, values: mx.Dtype, causal: bool) -> 
     compared((1, 2, 70, 16, 24), causal, dtype, values)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_many_chunks(dtype: mx.Dtype, causal: bool) -> None:
+    compared((1, 2, 401, 256, 128), causal, dtype, dtype)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("size", CASES[:3])
 def test_the_reference_is_what_the_definition_says(size: Size, causal: bool) -> None:
