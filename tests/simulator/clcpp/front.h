@@ -54,6 +54,7 @@ struct vec<T, 2> {
   vec() = default;
   vec(T);
   vec(T, T);
+  vec(const vec&) = default;
   vec(const __constant vec&);
   template <class U>
   explicit vec(vec<U, 2>);
@@ -66,6 +67,7 @@ struct vec<T, 3> {
   vec() = default;
   vec(T);
   vec(T, T, T);
+  vec(const vec&) = default;
   vec(const __constant vec&);
   template <class U>
   explicit vec(vec<U, 3>);
@@ -79,6 +81,7 @@ struct vec<T, 4> {
   vec(T);
   vec(T, T, T, T);
   vec(vec<T, 2>, vec<T, 2>);
+  vec(const vec&) = default;
   vec(const __constant vec&);
   template <class U>
   explicit vec(vec<U, 4>);
