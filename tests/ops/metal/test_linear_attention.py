@@ -12,11 +12,8 @@ from macllm.ops.linear_attention import (
     random_projection,
     softmax_features,
 )
-from macllm.ops.metal import Call, compiled, text
 from macllm.ops.metal import linear_attention as plan
-from tests.simulator import front, lint
 from tests.simulator.intercept import simulated
-from tests.simulator.text import captured
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
 ROUNDING = {mx.float32: 2.0**-18, mx.float16: 2.0**-9, mx.bfloat16: 2.0**-6}
@@ -252,30 +249,3 @@ def test_features_and_their_bound_from_the_definition() -> None:
     # Keys that come later are measured by the bound of the first.
     later = softmax_features(q[:, :, 3:], k[:, :, 3:], projection, bound=bound)
     np.testing.assert_allclose(later[1], of_k[:, :, 3:], rtol=1e-5)
-
-
-def complaints(call: Call) -> list[str]:
-    """What Metal would say against a kernel, as far as rules and clang know."""
-    own = text(call.kernel)
-    found = [str(one) for one in lint.findings(own.header + own.source, own.source)]
-    whole = captured(compiled(call.kernel, tuple(call.inputs), tuple(call.outputs)), call.arguments)
-    return found + (front.complaints(whole) if front.there() else [])
-
-
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_metal_would_take_the_text(dtype: mx.Dtype) -> None:
-    size = (1, 2, 128, 16, 24)
-    q, k, v = inputs(size, dtype)
-    state, extra, direct = begun(size), random(1, 2, 128), random(*v.shape)
-    before = random(1, 2, 2, 16, 24), random(1, 2, 2, 16)
-    calls = [
-        plan.states(k, v, *state, causal=True),
-        plan.states(q, direct, *state, causal=True, extra=extra),
-        plan.attend(q, k, v, *before, causal=True),
-        plan.gradient((direct, v, k), extra, before, dtype, causal=True, side=1),
-        plan.gradient((v, direct, q), extra, before, dtype, causal=True, side=2),
-        plan.gradient((k, q, direct), extra, before, dtype, causal=True, side=0),
-        plan.decode(q[:, :, :1], k[:, :, :1], v[:, :, :1], *state),
-    ]
-    for call in calls:
-        assert complaints(call) == []
