@@ -72,7 +72,7 @@ def _kernels(q: mx.array, k: mx.array, v: mx.array, state: State, causal: bool) 
 
 def elu_features(x: mx.array) -> mx.array:
     """elu(x) + 1, elementwise: x + 1 above 0, exp(x) below. arXiv:2006.16236, eq. 7."""
-    return mx.where(x > 0, x + 1, mx.exp(mx.minimum(x, 0)))
+    return mx.where(x > 0, x + 1, mx.exp(mx.where(x > 0, 0, x)))
 
 
 def random_projection(features: int, dim: int, *, seed: int) -> mx.array:
