@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -20,9 +20,10 @@ class State(NamedTuple):
     norm: mx.array
 
     @classmethod
-    def empty(cls, batch: int, heads: int, features: int, dim: int) -> State:
-        """Of no keys."""
-        return cls(mx.zeros((batch, heads, features, dim)), mx.zeros((batch, heads, features)))
+    def before(cls, q: mx.array, v: mx.array) -> State:
+        """Of no keys, for features (B, H, L, M) and values (B, H, L, D)."""
+        batch, heads, _, features = q.shape
+        return cls(mx.zeros((batch, heads, features, v.shape[3])), mx.zeros((batch, heads, features)))
 
 
 def linear_attention(
@@ -35,7 +36,7 @@ def linear_attention(
     sees none gets 0.
     Katharopoulos et al. 2020, arXiv:2006.16236, eqs. 7 to 12 and 16 to 20.
     """
-    start = state or State.empty(*q.shape[:2], q.shape[3], v.shape[3])
+    start = state or State.before(q, v)
     if choice() == "metal" and plan.serves(q, k, v):
         return _kernels(q, k, v, start, causal)
     return linear_attention_reference(q, k, v, causal=causal, state=start)
@@ -46,7 +47,7 @@ def linear_attention_reference(
 ) -> tuple[mx.array, State]:
     """The same from its definition, with all weights in memory; in float32."""
     queries, keys, values = (x.astype(mx.float32) for x in (q, k, v))
-    sums, norm = state or State.empty(*q.shape[:2], q.shape[3], v.shape[3])
+    sums, norm = state or State.before(q, v)
     weights = queries @ keys.swapaxes(-1, -2)
     weights = mx.tril(weights) if causal else weights
     totals = weights.sum(-1, keepdims=True) + queries @ norm[..., None]
@@ -56,16 +57,16 @@ def linear_attention_reference(
 
 
 def _kernels(q: mx.array, k: mx.array, v: mx.array, state: State, causal: bool) -> tuple[mx.array, State]:
-    @mx.custom_function
-    def attend(*arrays: mx.array) -> tuple[mx.array, ...]:
+    def run(*arrays: mx.array) -> tuple[mx.array, ...]:
         return plan.run(*arrays, causal=causal)
 
-    @attend.vjp
     def gradients(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
         return tuple(plan.gradients(primals, cotangents, outputs[0], outputs[3], causal=causal))
 
+    attend: Any = mx.custom_function(run)
+    attend.vjp(gradients)
     y, sums, norm, _ = attend(q, k, v, *state)
     return y, State(sums, norm)
 

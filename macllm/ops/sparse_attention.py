@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -122,15 +122,16 @@ def _kernels(
     lists = pattern.lists(-(-length // pattern.block))
     rules = plan.Rules(pattern.block, *lists, counts, scale, pattern.causal)
 
-    @mx.custom_function
-    def attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+    def run(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
         return plan.run(q, k, v, rules)
 
-    @attend.vjp
     def gradients(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
-        arrays = dict(zip(("q", "k", "v", "out", "lse", "slopes"), (*primals, *outputs, cotangents[0]), strict=True))
+        (q, k, v), (out, lse) = primals, outputs
+        arrays = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "slopes": cotangents[0]}
         return tuple(plan.gradients(arrays, cotangents[1], rules))
 
+    attend: Any = mx.custom_function(run)
+    attend.vjp(gradients)
     return attend(q, k, v)[0]

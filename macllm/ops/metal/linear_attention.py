@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 
 import mlx.core as mx
@@ -40,7 +41,7 @@ def run(
 
 
 def gradients(
-    primals: list[mx.array], slopes: list[mx.array], out: mx.array, totals: mx.array, *, causal: bool
+    primals: Sequence[mx.array], slopes: Sequence[mx.array], out: mx.array, totals: mx.array, *, causal: bool
 ) -> list[mx.array]:
     """Those of q, k, v, sums and norm; `slopes` are out's and the state's, `totals` what `run` divided by."""
     q, k, v, sums, norm = (mx.contiguous(x) for x in primals)
