@@ -15,7 +15,6 @@ WARNINGS = ("-Wall", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-int
 MOST = 8
 HERE = Path(__file__).parent / "clcpp"
 
-_INCLUDE = re.compile(r"^#include <\w+>$", re.MULTILINE)
 _TEMPLATE = re.compile(r"template <([^<>]*)>\s*(?=\[\[kernel\]\])")
 
 
@@ -58,7 +57,7 @@ def opencl(text: str) -> str:
             if one.is_reference:
                 locals_.append(f"{kind}& {one.name} = *{one.name}_;")
     head = f"__kernel void simulated({', '.join(parameters)}) {{ {' '.join(locals_)}"
-    body = _TEMPLATE.sub("", _INCLUDE.sub("", INSTANCE.sub("", text)))  # front.h is all headers
+    body = _TEMPLATE.sub("", INSTANCE.sub("", text))
     begin = SIGNATURE.search(body)
     assert begin is not None
     return "\n".join(['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, head, body[begin.end() :]])
