@@ -64,7 +64,7 @@ def _number(array: mx.array) -> float:
 
 
 def _compute(weights: Arrays, optimizer: AdamState) -> None:
-    """Evaluate some weights at a time, so that their gradients' memory is free before all of the others are there."""
+    """Evaluate some weights at a time, so that the memory of old ones and gradients is free for the next."""
     waiting: list[mx.array] = []
     for name, weight in weights.items():
         waiting += [weight, optimizer.mean[name], optimizer.square[name]]
