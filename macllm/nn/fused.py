@@ -6,7 +6,7 @@ Every function gives None where the ordinary ops should do it. Nothing here has 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -73,17 +73,17 @@ def feed_forward(layer: nn.Module, norm: ResidualNorm, x: mx.array) -> mx.array 
 
 
 def _mixture(source: Source, layer: MoE, norm: ResidualNorm) -> mx.array | None:
-    stacks = [layer.experts[name] for name in ("gate_proj", "up_proj", "down_proj")]
-    known = [_packed(stack) for stack in stacks if type(stack) is QuantizedExpertLinear]
-    if len(known) < len(stacks):
+    stacks: list[nn.Module] = [layer.experts[name] for name in ("gate_proj", "up_proj", "down_proj")]
+    if any(type(stack) is not QuantizedExpertLinear for stack in stacks):
         return None
+    gate, up, down = (_packed(stack) for stack in stacks)
     residual = source.x if _only_adds(norm) else None
     if "shared" in layer:
         shared = layer.shared
         residual = _project(Source(_gated(source, shared)), shared.down_proj, residual)
     s, x = layer.spec, source.normed
     chosen, weights = route(layer.router(x), s.top_k, s.router, renormalize=s.renormalize)
-    y = ops.experts(x, Experts(*known, layer.experts.activation), chosen, weights, residual)
+    y = ops.experts(x, Experts(gate, up, down, layer.experts.activation), chosen, weights, residual)
     return y if y is None or _only_adds(norm) else norm.join(source.x, y)
 
 
@@ -121,5 +121,5 @@ def _project(source: Source, linear: nn.Module, residual: mx.array | None = None
     return y if residual is None else residual + y
 
 
-def _packed(module: nn.Module) -> Packed:
+def _packed(module: Any) -> Packed:
     return Packed(module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode)
