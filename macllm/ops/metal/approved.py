@@ -19,12 +19,17 @@ from macllm.ops.cpu.build import cache_folder
 from . import HERE
 
 
-def is_approved(op: str, dtype: mx.Dtype) -> bool:
+def bucket(size: int) -> str:
+    """The sizes of an op for which one decision holds."""
+    return "1" if size == 1 else "to 16" if size <= 16 else "to 1024" if size <= 1024 else "more"
+
+
+def is_approved(op: str, dtype: mx.Dtype, size: int) -> bool:
     """Whether the doctor has approved of an op's kernels here; MACLLM_METAL=1 and 0 are answers for all of them."""
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
         return asked == "1"
-    return _decisions().get(f"{op} {dtype}") is True
+    return _decisions().get(f"{op} {str(dtype).removeprefix('mlx.core.')} {bucket(size)}") is True
 
 
 def remember(decisions: dict[str, bool]) -> Path:
