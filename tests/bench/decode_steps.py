@@ -29,12 +29,9 @@ BITS, GROUP, ROOM = 4, 64, 256
 DTYPE = mx.bfloat16
 
 _QWEN3: dict[str, Any] = {
-    "head_dim": 128,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "vocab_size": 151936,
-    "hidden_act": "silu",
-}
+    "num_attention_heads": 32, "head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "vocab_size": 151936,
+    "max_position_embeddings": 40960, "hidden_act": "silu",
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "Llama-3.2-1B": {
         "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192,
@@ -48,13 +45,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "Qwen3-4B": _QWEN3 | {
         "model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 40960, "tie_word_embeddings": True,
+        "num_key_value_heads": 8, "tie_word_embeddings": True,
     },
     "Qwen3-30B-A3B": _QWEN3 | {
         "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "intermediate_size": 6144,
-        "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 40960, "tie_word_embeddings": False,
-        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
-        "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "num_key_value_heads": 4, "tie_word_embeddings": False, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
     },
 }  # fmt: skip
 """config.json of the models, as far as it matters."""

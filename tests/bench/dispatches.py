@@ -1,10 +1,11 @@
 """What MLX's Metal backend dispatches for a graph, and what each dispatch reads and writes.
 
-The rules are those of MLX's sources at 846d1762 (August 2026, 0.32.2), in mlx/backend; the file is named beside each.
-Bytes count once in a dispatch however often its threads ask for them, so they are a lower bound, for every graph by the
-same rules: a view counts what it shows, memory behind a broadcast counts once, a gather counts the rows that it takes, an
-update in place counts the update. `again_bytes` is what a dispatch asks for beyond that because separate threadgroups go
-over the same matrix or the same keys: a cache may or may not have kept it.
+The rules are those of MLX's sources at 846d1762 (August 2026, 0.32.2 in the making), in mlx/backend; the file is named
+beside each. Views dispatch nothing (layouts.py). Bytes count once in a dispatch however often its threads ask for them,
+so they are a lower bound, by the same rules for every graph: a view counts what it shows, memory behind a broadcast
+counts once, a gather counts the rows that it takes, an update in place counts the update. `again_bytes` is what a
+dispatch asks for beyond that because separate threadgroups go over the same matrix or the same keys: a cache may or may
+not have kept it.
 
 What depends on the chip is counted for a large one (M-series Max, whose architecture's name ends in "s").
 """
@@ -16,10 +17,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
+from layouts import SHAPES, Layout, views_of
 from primitives import ELEMENTWISE, Array, Graph, Node
 
-SPARE_BYTES = 16384  # common/utils.h, donation_extra: so much larger may a buffer be than what it is taken over for
 VECTOR_QUERIES = 8  # scaled_dot_product_attention.cpp: so many queries go to the kernels for decoding
 TWO_PASSES = 1024  # the same, on a large chip: keys from which decoding takes two dispatches
 SPLIT_ROWS = (
@@ -35,52 +35,6 @@ _ATTENTION = {
     "flash_prefill_packed",
 }
 _AFTER_SCORES = {"Softmax", "Select", "Copy"}
-
-# gpu/primitives.cpp: these share their input's buffer.
-_SAME = {"Copy", "CustomTransforms", "Depends", "StopGradient"}
-_SHAPES = {"Flatten", "Reshape", "Unflatten"}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an array lies in memory: a numpy view that is never read, and which buffer holds it."""
-
-    view: np.ndarray
-    buffer: str
-    buffer_bytes: int
-    cached: bool = False  # keys or values of earlier tokens
-
-    @classmethod
-    def fresh(cls, array: Array, cached: bool = False) -> Layout:
-        """In a buffer of its own."""
-        size, strides = array.dtype.size, []
-        for n in reversed(array.shape):
-            strides.insert(0, size)
-            size *= n
-        one = np.empty(1, np.dtype((np.void, array.dtype.size)))
-        return cls(np.lib.stride_tricks.as_strided(one, array.shape, strides), array.name, array.nbytes, cached)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that it shows."""
-        shown = (n for n, step in zip(self.view.shape, self.view.strides, strict=True) if step)
-        return math.prod(shown) * self.view.itemsize
-
-    @property
-    def in_order(self) -> bool:
-        """MLX's flags().row_contiguous."""
-        return bool(self.view.flags.c_contiguous)
-
-    @property
-    def in_rows(self) -> bool:
-        """Whether the last two axes lie in one piece (quantized.cpp, ensure_row_contiguous_matrix)."""
-        return bool(self.view[(0,) * (self.view.ndim - 2)].flags.c_contiguous)
-
-    @property
-    def whole(self) -> bool:
-        """MLX's flags().contiguous: no gaps, the axes in any order."""
-        order = np.argsort([-step for step in self.view.strides], kind="stable")
-        return bool(self.view.transpose(order).flags.c_contiguous)
 
 
 @dataclass(frozen=True)
@@ -127,7 +81,7 @@ class _Walk:
 
     def _lay_out(self, number: int, node: Node) -> None:
         ins = [self.layouts[a.name] for a in node.inputs]
-        views = _views(node, ins)
+        views = views_of(node, ins)
         if views is None:
             self.copied.add(number)
             views = [Layout.fresh(out) for out in node.outputs]
@@ -142,7 +96,7 @@ class _Walk:
     def _of(self, number: int, node: Node) -> Iterator[Dispatch]:
         if number not in self.copied:
             return
-        if node.name in _SHAPES or node.name in ("Contiguous", "View"):
+        if node.name in SHAPES or node.name in ("Contiguous", "View"):
             yield from self._simple(replace(node, name="Copy"))
         elif node.name in ("SliceUpdate", "Scatter", "ScatterAxis", "DynamicSliceUpdate"):
             yield from self._update(number, node)
@@ -270,9 +224,9 @@ class _Walk:
         return sum(a.nbytes // a.shape[0] * min(count, a.shape[0]) for a in {a.name: a for a in stacks}.values())
 
     def _attention(self, node: Node) -> Iterator[Dispatch]:
-        """scaled_dot_product_attention.cpp: a pass over the keys for each head, or blocks of them for a group, and a sum."""
+        """scaled_dot_product_attention.cpp: a pass over the keys for each head; or one for a group, and a sum."""
         q, k, v = node.inputs[:3]
-        (batch, heads, length, dim), (out,) = q.shape, node.outputs
+        (batch, heads, length, _), (out,) = q.shape, node.outputs
         if length > VECTOR_QUERIES:
             raise KeyError("attention of many queries")
         turned = self.layouts[q.name].view.swapaxes(1, 2).flags.c_contiguous and batch == 1
@@ -308,43 +262,6 @@ class _Walk:
 
 def _is_ours(node: Node) -> bool:
     return bool(node.arguments) and str(node.arguments[0]).startswith("custom_kernel_")
-
-
-def _views(node: Node, ins: list[Layout]) -> list[Layout] | None:
-    """Layouts of outputs that share their input's buffer; None where there is something to compute."""
-
-    def like(view: np.ndarray, source: Layout = ins[0] if ins else None) -> Layout:  # type: ignore[assignment]
-        return replace(source, view=view)
-
-    match node.name:
-        case name if name in _SAME:
-            return ins[: len(node.outputs)]
-        case "Broadcast" | "BroadcastAxes":
-            return [like(np.broadcast_to(ins[0].view, node.outputs[0].shape))]
-        case "Transpose":
-            return [like(ins[0].view.transpose(node.arguments[0]))]
-        case "ExpandDims":
-            return [like(np.expand_dims(ins[0].view, tuple(node.arguments[0])))]
-        case "Squeeze":
-            return [like(np.squeeze(ins[0].view, tuple(node.arguments[0])))]
-        case "Slice":
-            return [like(ins[0].view[tuple(slice(*ends) for ends in zip(*node.arguments, strict=True))])]
-        case "Split":
-            return [like(part) for part in np.split(ins[0].view, node.arguments[0], node.arguments[1])]
-        case name if name in _SHAPES:
-            try:
-                return [like(ins[0].view.reshape(node.outputs[0].shape, copy=False))]
-            except ValueError:
-                return None
-        case "Contiguous":
-            kept = ins[0].buffer_bytes <= node.outputs[0].nbytes + SPARE_BYTES
-            return [ins[0]] if kept and ins[0].in_order else None
-        case "View":
-            same = node.inputs[0].dtype.size == node.outputs[0].dtype.size
-            return [ins[0]] if same else None
-        case "NumberOfElements":
-            return [Layout.fresh(node.outputs[0])]
-    return None
 
 
 _RULES: dict[str, Callable[[_Walk, Node], Iterator[Dispatch]]] = {

@@ -1,8 +1,8 @@
 """What a function asks of MLX: its primitives in order, told by MLX itself, without computing anything.
 
-`mx.export_function` with a callback gives every primitive with its shapes, types and attributes. MLX without Metal takes
-`mx.fast` apart into the operations that it falls back to, and shows what `mx.compile` joins one by one; here both are
-one node, as they are one on a Mac.
+`mx.export_function` with a callback gives every primitive with its shapes, types and attributes. MLX without Metal
+takes `mx.fast` apart into the operations that it falls back to, and a trace shows what `mx.compile` joins one by one;
+here each is one node, as it is one on a Mac.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import mlx.core as mx
 from macllm.ops.metal import HERE
 
 UNARY = {
-    "Abs", "ArcCos", "ArcCosh", "ArcSin", "ArcSinh", "ArcTan", "ArcTanh", "AsType", "Ceil", "Cos", "Cosh", "Erf", "ErfInv",
-    "Exp", "Expm1", "Floor", "Log", "Log1p", "LogicalNot", "Negative", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt",
-    "Square", "Tan", "Tanh", "BitwiseInvert",
+    "Abs", "ArcCos", "ArcCosh", "ArcSin", "ArcSinh", "ArcTan", "ArcTanh", "AsType", "BitwiseInvert", "Ceil", "Cos",
+    "Cosh", "Erf", "ErfInv", "Exp", "Expm1", "Floor", "Log", "Log1p", "LogicalNot", "Negative", "Round", "Sigmoid",
+    "Sign", "Sin", "Sinh", "Sqrt", "Square", "Tan", "Tanh",
 }  # fmt: skip
 BINARY = {
     "Add", "ArcTan2", "BitwiseBinary", "Divide", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "LogAddExp",
@@ -138,6 +138,7 @@ def as_on_a_mac() -> Iterator[None]:
         enter(patch.object(mx.fast, "scaled_dot_product_attention", _attention))
         enter(patch.object(mx, "dequantize", _dequantize))
         enter(patch.object(mx, "contiguous", _contiguous))
+        enter(patch.object(mx, "custom_function", _WithoutGradient))
         enter(patch.object(mx, "default_device", lambda: mx.Device(mx.gpu, 0)))
         enter(patch.object(mx.metal, "is_available", lambda: True))
         enter(patch.object(mx, "compile", _Compiling(mx.compile)))
@@ -196,6 +197,19 @@ class _Chain:
         return instead[0] if isinstance(made, mx.array) else instead
 
 
+@dataclass(frozen=True)
+class _WithoutGradient:
+    """Stands for `mx.custom_function`, which dispatches nothing of its own."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.function(*args, **options)
+
+    def vjp(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
+        return gradient
+
+
 def _rms_norm(x: mx.array, weight: mx.array | None, eps: float, **_: Any) -> mx.array:
     del eps
     return stand_in("RMSNorm", [x] if weight is None else [x, weight], [(x.shape, x.dtype)])[0]
@@ -216,12 +230,17 @@ def _contiguous(x: mx.array, *_: Any, **__: Any) -> mx.array:
 
 
 def _dequantize(
-    w: mx.array, scales: mx.array, biases: mx.array | None = None, group_size: int | None = None, bits: int | None = None,
-    *_: Any, dtype: mx.Dtype | None = None, **__: Any,
-) -> mx.array:  # fmt: skip
-    inputs = [w, scales] if biases is None else [w, scales, biases]
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array | None = None,
+    group_size: int | None = None,
+    bits: int | None = None,
+    **options: Any,
+) -> mx.array:
     del group_size
-    return stand_in("Quantize", inputs, [((*w.shape[:-1], w.shape[-1] * 32 // (bits or 4)), dtype or scales.dtype)])[0]
+    inputs = [w, scales] if biases is None else [w, scales, biases]
+    shape = (*w.shape[:-1], w.shape[-1] * 32 // (bits or 4))
+    return stand_in("Quantize", inputs, [(shape, options.get("dtype") or scales.dtype)])[0]
 
 
 def _attention(
