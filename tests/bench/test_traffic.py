@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from decode_steps import CONFIGS, macllm_step, mlx_lm_step
 from dispatches import Dispatch, dispatches
 from primitives import trace
-from traffic import Count, Row, goals, line, row_of
+from traffic import PAGE, Count, Row, goals, line, page, row_of
 
 from macllm.ops.metal import kv_decode, launch, qmv
 
@@ -253,6 +253,13 @@ def test_a_step_of_llama_is_fewer_dispatches_and_reads_little_more_than_it_must(
     rows = [row_of("Llama-3.2-1B", context, bits) for context in (256, 8192, 32768) for bits in (4, None)]
     fewer, near, asked, _ = goals(rows)
     assert (fewer.missed, near.missed, asked.missed) == ((), (), ())
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_counted() -> None:
+    written = PAGE.read_text(encoding="utf-8")
+    for told in page([row_of("Qwen3-30B-A3B", 8192, 4)]).splitlines():
+        assert f"\n{told}\n" in written
 
 
 @pytest.mark.slow

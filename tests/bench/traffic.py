@@ -3,7 +3,8 @@
 No GPU is needed: both steps are traced, not computed, and counted by the same rules (primitives.py, dispatches.py).
 Weights of 4 bits in groups of 64; keys and values of 4 bits in groups of 64, or bfloat16. Bytes count once in each
 dispatch. Attention has a second count, "asked": threadgroups that go over the same keys each count, as caches may keep
-them and may not. `python tests/bench/traffic.py [Llama-3.2-1B Qwen3-4B Qwen3-30B-A3B]`.
+them and may not. `python tests/bench/traffic.py [Llama-3.2-1B Qwen3-4B Qwen3-30B-A3B]`; `--write` puts all of it into
+models/METAL.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from decode_steps import CONFIGS, Step, macllm_step, mlx_lm_step
 from timing import machine
@@ -20,6 +22,8 @@ CONTEXTS = (256, 8192, 32768)
 BITS = (4, None)
 MOST_OVER_LEAST = 1.05
 LONG, TIMES_LESS = 8192, 3.0
+PAGE = Path(__file__).resolve().parents[2] / "models" / "METAL.md"
+BEGIN, END = "<!-- tests/bench/traffic.py writes this -->\n", "<!-- until here -->\n"
 
 
 @dataclass(frozen=True)
@@ -80,20 +84,37 @@ class Goal:
 
 def main() -> None:
     """Count, print the table, the goals and a line of JSON."""
+    models = [name for name in sys.argv[1:] if not name.startswith("-")]
     rows = []
     print(_HEAD)
-    for row in measured(sys.argv[1:] or list(CONFIGS)):
+    for row in measured(models or list(CONFIGS)):
         print(line(row), flush=True)
         rows.append(row)
     print()
     reached = goals(rows)
     print(*reached, sep="\n")
+    if "--write" in sys.argv:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(before + BEGIN + page(rows) + END + rest.partition(END)[2], encoding="utf-8")
     named = {row.title: asdict(row) for row in rows}
-    print(
-        json.dumps(
-            {"bench": "traffic", **machine(), "results": named, "goals": {g.name: not g.missed for g in reached}}
-        )
-    )
+    met = {goal.name: not goal.missed for goal in reached}
+    print(json.dumps({"bench": "traffic", **machine(), "results": named, "goals": met}))
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    head = "model|cache|context|dispatches|mlx-lm|MB|mlx-lm|least|attention asks for, MB|mlx-lm|touches, MB|mlx-lm"
+    lines = [head.split("|"), ["---"] * 2 + ["--:"] * 10]
+    for row in rows:
+        cache = "bfloat16" if row.bits is None else f"{row.bits} bit"
+        ours, theirs = row.ours, row.theirs
+        sizes = (ours.nbytes, theirs.nbytes, row.least_bytes, ours.asked_bytes, theirs.asked_bytes)
+        megabytes = [
+            f"{size / 1e6:#.4g}".rstrip(".") for size in (*sizes, ours.attention_bytes, theirs.attention_bytes)
+        ]
+        counts = [str(row.context), str(ours.dispatches), str(theirs.dispatches)]
+        lines.append([row.model, cache, *counts, *megabytes])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def measured(models: Sequence[str]) -> Iterator[Row]:
