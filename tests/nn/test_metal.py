@@ -25,8 +25,8 @@ from tests.simulator.intercept import Log, simulated
 from tests.simulator.run import How
 
 ONCE = How()  # in one order: every order is tried where kernels are tested alone
-WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2}
-WIDE |= {"intermediate_size": 96, "moe_intermediate_size": 32, "intermediate_size_mlp": 64, "tie_word_embeddings": True}
+WIDE = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 5}
+WIDE |= {"intermediate_size": 96, "moe_intermediate_size": 32, "intermediate_size_mlp": 64}
 
 DECODERS = [case for case in CASES if case.kind == "decoder" and case.main and "gpt2" not in case.name]
 FIRST = {"qwen3_moe", "bert", "bart"}
@@ -65,8 +65,7 @@ def test_logits_equal_what_transformers_computed(case: Case) -> None:
 def wide(case: Case) -> Model:
     """A model of a family, wide enough for packed products, with weights from a seed."""
     mx.random.seed(5)
-    config = Config({**golden(case.name).config, **WIDE, "sliding_window": 5, "rope_scaling": None})
-    model = build(families.spec(config))
+    model = build(families.spec(Config({**golden(case.name).config, **WIDE})))
     # Norms that are all ones would hide a norm that is left out.
     vectors = [(name, x) for name, x in tree_flatten(model.parameters()) if x.ndim == 1]
     model.load_weights([(name, x + 0.3 * mx.random.normal(x.shape)) for name, x in vectors], strict=False)
@@ -97,7 +96,8 @@ def test_decoding_with_packed_weights(case: Case, kv_bits: int | None) -> None:
         got = in_steps(model, kv_bits)
     kinds = counted(log)
     packed = "_packed" if kv_bits else ""
-    assert {f"kv_decode{packed}", f"qkv_post{packed}", "qmv"} <= kinds.keys()
+    assert {f"kv_decode{packed}", "qmv"} <= kinds.keys()
+    assert f"qkv_post{packed}" in kinds or case.name == "llama4_text"  # whose norms have no weights
     if case.name in ("qwen3_moe", "mixtral"):
         assert kinds["moe_gate_up"] == kinds["moe_down_combine"] > 0
     # A number on the edge of two codes may fall to either side.
