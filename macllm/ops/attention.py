@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import mlx.core as mx
 
 from .dispatch import choice, native
+from .flash import flash
 from .kv import KV, Quantized
-
-Mask = mx.array | Literal["causal"] | None
+from .sight import Mask, Sight
 
 
 def attention(
@@ -18,18 +18,23 @@ def attention(
     kv: KV,
     *,
     scale: float,
-    mask: Mask = None,
+    mask: Mask | Sight = None,
     softcap: float | None = None,
     sinks: mx.array | None = None,
 ) -> mx.array:
     """Attention of H query heads over K key/value heads (H a multiple of K): (B, H, L, Dh) -> (B, H, L, Dh).
 
-    `mask` broadcasts to (B, H, L, S): bool (True is seen), or added to the scores; "causal" aligns the
-    last query with the last key. `softcap` bounds the scores to +-softcap before the mask. `sinks` (H,) are
-    scores of a key that every query of a head sees and whose value is 0.
+    `mask` broadcasts to (B, H, L, S): bool (True is seen), or added to the scores; "causal" aligns the last query with
+    the last key; a `Sight` says in numbers what a mask would. `softcap` bounds the scores to +-softcap before the mask.
+    `sinks` (H,) are scores of a key that every query of a head sees and whose value is 0.
     Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2;
     sinks: arXiv:2508.10925, 2.2.
     """
+    told = Sight.of(mask)
+    y = None if told is None else flash(q, kv, told, scale=scale, softcap=softcap or 0.0, sinks=sinks)
+    if y is not None:
+        return y
+    mask = mask.as_mask if isinstance(mask, Sight) else mask
     rules: Rules = {"scale": scale, "mask": mask, "softcap": softcap, "sinks": sinks}
     kernels = native(q, sinks) if not isinstance(mask, mx.array) or mask.dtype == mx.bool_ else None
     y = None if kernels is None else _native(kernels, q, kv, rules)

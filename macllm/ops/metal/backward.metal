@@ -16,9 +16,9 @@ inline float2 again(float product, float along, float lse, float delta, float sc
 }
 
 // a_products = a x^T and b_products = b y^T, for rows of x and y from `row` to before `end` that go through `tile`.
-template <typename F, typename T>
+template <typename F, typename T, typename X, typename Y>
 inline void multiply_both(
-    const threadgroup T* a, const threadgroup T* b, const thread Plain<T>& x, const thread Plain<T>& y, int row, int end,
+    const threadgroup T* a, const threadgroup T* b, const thread X& x, const thread Y& y, int row, int end,
     const thread Place& place, threadgroup T* tile, threadgroup float* a_products, threadgroup float* b_products) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   read_tile<F, F::N>(x, row, end, place.index, tile);

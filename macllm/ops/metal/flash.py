@@ -55,7 +55,7 @@ def forward(
     template = _template(q, rules, form) | {"SUNK": rules.sinks is not None}
     if key_bits:
         width = parts["k_words"].shape[3] * 32 // key_bits
-        template |= {"S": parts["k_scales"].dtype, "K_BITS": key_bits, "V_BITS": value_bits}
+        template |= {"K_BITS": key_bits, "V_BITS": value_bits}
         template["GROUP"] = width // parts["k_scales"].shape[3]
     sinks = q if rules.sinks is None else rules.sinks
     return Call(

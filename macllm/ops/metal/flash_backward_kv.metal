@@ -9,9 +9,10 @@
 #include "common.metal"
 #include "backward.metal"
 
-template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Ids, typename Stats>
+template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Keys, typename Values, typename Queries,
+          typename Grads, typename Ids, typename Stats>
 inline void gradient_kv(
-    const thread Plain<T>& keys, const thread Plain<T>& values, Plain<T> queries, Plain<T> grads, long head_step, int group,
+    const thread Keys& keys, const thread Values& values, Queries queries, Grads grads, long head_step, int group,
     const thread Sight& sight, Ids ids, Stats lse, Stats delta, float scale, float softcap, int first_key, int simdgroup, int lane,
     threadgroup T* own, threadgroup T* own_values, threadgroup T* tile, threadgroup float* held, threadgroup float* held_grads,
     threadgroup float* stats, device T* dk, device T* dv) {
@@ -71,9 +72,10 @@ inline void gradient_kv(
 //: const int group = heads / kv_heads, head = kv_head * group;
 //: const long rows = (long(batch) * heads + head) * length, keys_before = (long(batch) * kv_heads + kv_head) * count;
 //: const Sight sight = {length, count, first[batch * FIRSTS], window, chunk};
-//: const Plain<T> queries = {q + batch * q_strides[0] + head * q_strides[1], q_strides[2]}, grads = {dout + rows * D, D};
-//: const Plain<T> k = {keys + batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]};
-//: const Plain<T> v = {values + batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]};
+//: const auto queries = plain_rows(q + batch * q_strides[0] + head * q_strides[1], q_strides[2]);
+//: const auto grads = plain_rows(dout + rows * D, long(D));
+//: const auto k = plain_rows(keys + batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]);
+//: const auto v = plain_rows(values + batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]);
 //: gradient_kv<F, CAUSAL, SEGMENTED, CAPPED>(
 //:     k, v, queries, grads, q_strides[1], group, sight, segments + long(batch) * count, lse + rows, delta + rows, scale,
 //:     softcap, F::ROWS * int(threadgroup_position_in_grid.x), int(simdgroup_index_in_threadgroup), int(thread_index_in_simdgroup),

@@ -8,9 +8,10 @@
 #include "common.metal"
 #include "backward.metal"
 
-template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Ids, typename Stats>
+template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Queries, typename Grads, typename Keys,
+          typename Values, typename Ids, typename Stats>
 inline void gradient_q(
-    const thread Plain<T>& queries, const thread Plain<T>& grads, const thread Plain<T>& keys, const thread Plain<T>& values,
+    const thread Queries& queries, const thread Grads& grads, const thread Keys& keys, const thread Values& values,
     const thread Sight& sight, Ids ids, Stats lse, Stats delta, float scale, float softcap, int first_row, int simdgroup, int lane,
     threadgroup T* own, threadgroup T* own_grads, threadgroup T* tile, threadgroup float* held, threadgroup float* held_grads,
     device T* dq) {
@@ -52,9 +53,10 @@ inline void gradient_q(
 //: const int heads = q_shape[1], length = q_shape[2], count = keys_shape[2], kv_head = head / (heads / keys_shape[1]);
 //: const long rows = (long(batch) * heads + head) * length;
 //: const Sight sight = {length, count, first[batch * FIRSTS], window, chunk};
-//: const Plain<T> queries = {q + batch * q_strides[0] + head * q_strides[1], q_strides[2]}, grads = {dout + rows * D, D};
-//: const Plain<T> k = {keys + batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]};
-//: const Plain<T> v = {values + batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]};
+//: const auto queries = plain_rows(q + batch * q_strides[0] + head * q_strides[1], q_strides[2]);
+//: const auto grads = plain_rows(dout + rows * D, long(D));
+//: const auto k = plain_rows(keys + batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]);
+//: const auto v = plain_rows(values + batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]);
 //: gradient_q<F, CAUSAL, SEGMENTED, CAPPED>(
 //:     queries, grads, k, v, sight, segments + long(batch) * count, lse + rows, delta + rows, scale, softcap, row,
 //:     int(simdgroup_index_in_threadgroup), int(thread_index_in_simdgroup), own, own_grads, tile, held, held_grads, dq + rows * D);

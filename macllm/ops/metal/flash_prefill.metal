@@ -18,9 +18,9 @@
 //: const int heads = q_shape[1], length = q_shape[2], count = keys_shape[2], kv_head = head / (heads / keys_shape[1]);
 //: const long rows = (long(batch) * heads + head) * length;
 //: const Sight sight = {length, count, first[batch * FIRSTS], window, chunk};
-//: const Plain<T> queries = {q + batch * q_strides[0] + head * q_strides[1], q_strides[2]};
-//: const Plain<T> k = {keys + batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]};
-//: const Plain<T> v = {values + batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]};
+//: const auto queries = plain_rows(q + batch * q_strides[0] + head * q_strides[1], q_strides[2]);
+//: const auto k = plain_rows(keys + batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]);
+//: const auto v = plain_rows(values + batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]);
 //: prefill<F, CAUSAL, SEGMENTED, CAPPED>(
 //:     queries, k, v, sight, segments + long(batch) * count, scale, softcap, SUNK ? float(sinks[head]) * M_LOG2E_F : LOWEST,
 //:     SUNK ? 1.0f : 0.0f, row, int(simdgroup_index_in_threadgroup), int(thread_index_in_simdgroup), own, tile, held, factors,

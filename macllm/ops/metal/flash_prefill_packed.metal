@@ -15,13 +15,13 @@
 //: const int heads = q_shape[1], length = q_shape[2], count = k_words_shape[2], kv_head = head / (heads / k_words_shape[1]);
 //: const long rows = (long(batch) * heads + head) * length;
 //: const Sight sight = {length, count, first[batch * FIRSTS], window, chunk};
-//: const Plain<T> queries = {q + batch * q_strides[0] + head * q_strides[1], q_strides[2]};
-//: const Packed<S, K_BITS, GROUP> k = {
+//: const auto queries = plain_rows(q + batch * q_strides[0] + head * q_strides[1], q_strides[2]);
+//: const auto k = packed_rows<K_BITS, GROUP>(
 //:     k_words + batch * k_words_strides[0] + kv_head * k_words_strides[1], k_scales + batch * k_scales_strides[0] + kv_head * k_scales_strides[1],
-//:     k_biases + batch * k_biases_strides[0] + kv_head * k_biases_strides[1], k_words_strides[2], k_scales_strides[2], k_biases_strides[2]};
-//: const Packed<S, V_BITS, GROUP> v = {
+//:     k_biases + batch * k_biases_strides[0] + kv_head * k_biases_strides[1], k_words_strides[2], k_scales_strides[2], k_biases_strides[2]);
+//: const auto v = packed_rows<V_BITS, GROUP>(
 //:     v_words + batch * v_words_strides[0] + kv_head * v_words_strides[1], v_scales + batch * v_scales_strides[0] + kv_head * v_scales_strides[1],
-//:     v_biases + batch * v_biases_strides[0] + kv_head * v_biases_strides[1], v_words_strides[2], v_scales_strides[2], v_biases_strides[2]};
+//:     v_biases + batch * v_biases_strides[0] + kv_head * v_biases_strides[1], v_words_strides[2], v_scales_strides[2], v_biases_strides[2]);
 //: prefill<F, CAUSAL, SEGMENTED, CAPPED>(
 //:     queries, k, v, sight, segments + long(batch) * count, scale, softcap, SUNK ? float(sinks[head]) * M_LOG2E_F : LOWEST,
 //:     SUNK ? 1.0f : 0.0f, row, int(simdgroup_index_in_threadgroup), int(thread_index_in_simdgroup), own, tile, held, factors,

@@ -35,7 +35,9 @@ def serves(q: mx.array) -> bool:
     return q.shape[2] <= MOST_QUERIES and q.shape[3] <= MOST_DIMS and q.shape[3] % _EIGHT == 0
 
 
-def run(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0) -> mx.array:
+def run(
+    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
+) -> mx.array:
     """(B, H, L, D) over `parts`, keys and values or what they are packed into -> (B, H, L, D)."""
     call = decode(q, parts, rules, key_bits=key_bits, value_bits=value_bits)
     out, stats = launch(call)

@@ -32,9 +32,10 @@ inline float weigh(
 }
 
 // Queries from `first_row` on of one head. Before any key a row has the weight `total` at the score `most`, for a sink.
-template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Keys, typename Values, typename Ids>
+template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Queries, typename Keys, typename Values,
+          typename Ids>
 inline void prefill(
-    const thread Plain<T>& queries, const thread Keys& keys, const thread Values& values, const thread Sight& sight, Ids ids,
+    const thread Queries& queries, const thread Keys& keys, const thread Values& values, const thread Sight& sight, Ids ids,
     float scale, float softcap, float most, float total, int first_row, int simdgroup, int lane, threadgroup T* own,
     threadgroup T* tile, threadgroup float* held, threadgroup float* factors, device T* out, device float* lse) {
   const Place place = place_of<F>(simdgroup, lane);

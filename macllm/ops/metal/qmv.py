@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import LANES, Call, Input, launch
+from . import DTYPES, LANES, Call, Input, launch
 
 MOST_ROWS = 8
+BITS = (2, 4, 8)
 ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
 _OUTPUTS, _SIMDGROUPS = 4, 2  # numbers of a simdgroup, and simdgroups of a threadgroup
 _TOGETHER = 4  # rows that share what is read of the matrix
@@ -40,26 +42,30 @@ class Adapter(NamedTuple):
     alpha: float
 
 
+@dataclass(frozen=True)
+class Around:
+    """What comes with a product x W^T: act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' the norm of x.
+
+    U has the form of W; bias (N,), residual (rows, N).
+    """
+
+    norm: Norm | None = None
+    up: Matrix | None = None
+    activation: str | None = None
+    bias: mx.array | None = None
+    residual: mx.array | None = None
+    adapter: Adapter | None = None
+
+
 def serves(x: mx.array, w: Matrix) -> bool:
     """Whether there is a kernel for x (rows, K)."""
-    dtypes = (mx.float32, mx.float16, mx.bfloat16)
-    return x.shape[0] <= MOST_ROWS and w.bits in (2, 4, 8) and w.group_size >= 32 and x.dtype in dtypes
+    return x.shape[0] <= MOST_ROWS and w.bits in BITS and w.group_size >= 32 and x.dtype in DTYPES
 
 
-def product(
-    x: mx.array,
-    w: Matrix,
-    *,
-    norm: Norm | None = None,
-    up: Matrix | None = None,
-    activation: str | None = None,
-    bias: mx.array | None = None,
-    residual: mx.array | None = None,
-    adapter: Adapter | None = None,
-) -> mx.array:
-    """(rows, K) -> (rows, N): act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' the norm of x."""
-    low = None if adapter is None else launch(down(x, adapter, norm))[0]
-    return launch(fused(x, w, low, norm=norm, up=up, activation=activation, bias=bias, residual=residual, adapter=adapter))[0]
+def product(x: mx.array, w: Matrix, around: Around = Around()) -> mx.array:
+    """(rows, K) -> (rows, N), with what is around it."""
+    low = None if around.adapter is None else launch(down(x, around.adapter, around.norm))[0]
+    return launch(fused(x, w, around, low))[0]
 
 
 def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> Call:
@@ -76,22 +82,12 @@ def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> Call:
     )
 
 
-def fused(
-    x: mx.array,
-    w: Matrix,
-    low: mx.array | None,
-    *,
-    norm: Norm | None,
-    up: Matrix | None,
-    activation: str | None,
-    bias: mx.array | None,
-    residual: mx.array | None,
-    adapter: Adapter | None,
-) -> Call:
-    """The product and all that comes along; `low` is what `down` gave for the adapter."""
+def fused(x: mx.array, w: Matrix, around: Around, low: mx.array | None = None) -> Call:
+    """The product and what is around it; `low` is what `down` gave for the adapter."""
     (rows, _), count = x.shape, w.words.shape[0]
     together = min(_TOGETHER, rows)
-    second = up or w
+    norm, adapter, second = around.norm, around.adapter, around.up or w
+    # What is not there is not read either: anything stands for it.
     inputs: dict[str, Input] = {
         "x": x,
         "norm": x if norm is None else norm.weight,
@@ -101,8 +97,8 @@ def fused(
         "up_words": second.words,
         "up_scales": second.scales,
         "up_biases": second.biases,
-        "bias": x if bias is None else bias,
-        "residual": x if residual is None else residual,
+        "bias": x if around.bias is None else around.bias,
+        "residual": x if around.residual is None else around.residual,
         "b": x if adapter is None else adapter.b,
         "low": x if low is None else low,
         "alpha": 0.0 if adapter is None else adapter.alpha,
@@ -121,10 +117,10 @@ def fused(
             "ROWS": _OUTPUTS,
             "M": together,
             "NORMED": norm is not None,
-            "GATED": up is not None,
-            "ACTIVATION": ACTIVATIONS[activation],
-            "BIASED": bias is not None,
-            "ADDED": residual is not None,
+            "GATED": around.up is not None,
+            "ACTIVATION": ACTIVATIONS[around.activation],
+            "BIASED": around.bias is not None,
+            "ADDED": around.residual is not None,
             "RANK": 0 if adapter is None else adapter.a.shape[1],
         },
     )
@@ -152,7 +148,8 @@ def down_combine(h: mx.array, w: Matrix, chosen: mx.array, weights: mx.array, re
     tokens, top = chosen.shape
     count = w.words.shape[1]
     inputs: dict[str, Input] = {"h": h, "chosen": chosen, "weights": weights}
-    inputs |= {"words": w.words, "scales": w.scales, "biases": w.biases, "residual": h if residual is None else residual}
+    inputs |= {"words": w.words, "scales": w.scales, "biases": w.biases}
+    inputs["residual"] = h if residual is None else residual
     return Call(
         "moe_down_combine",
         inputs,

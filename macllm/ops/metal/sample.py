@@ -26,8 +26,10 @@ class Filters(NamedTuple):
 
 
 def draw(logits: mx.array, uniform: mx.array, filters: Filters) -> list[mx.array]:
-    """Of logits (B, V) and numbers (B,) in [0, 1): tokens (B,) int32, their log-probabilities (B,) under all logits, and
-    whether (B,) int32 the choice could reach beyond the candidates, so that it must be made by another way."""
+    """Of logits (B, V) and numbers (B,) in [0, 1): tokens, their log-probabilities under all logits, and `escaped`, (B,).
+
+    `escaped` is 1 where the choice could reach beyond the candidates, so that it must be made by another way.
+    """
     values, indices, sums = launch(blocks(logits, filters))
     return launch(choose(logits, values, indices, sums, uniform, filters))
 

@@ -46,15 +46,15 @@ inline Elements elements_of(threadgroup float* held, int index) {
 }
 
 // Eight numbers of a row.
-template <typename T>
-inline void eight_of(const thread Plain<T>& rows, long row, int part, thread float* x) {
-  const device T* from = rows.numbers + row * rows.step + EIGHT * part;
+template <typename Numbers>
+inline void eight_of(const thread Plain<Numbers>& rows, long row, int part, thread float* x) {
+  const Numbers from = rows.numbers + row * rows.step + EIGHT * part;
   for (int i = 0; i < EIGHT; i++) x[i] = float(from[i]);
 }
-template <typename T, int BITS, int GROUP>
-inline void eight_of(const thread Packed<T, BITS, GROUP>& rows, long row, int part, thread float* x) {
+template <int BITS, int GROUP, typename Words, typename Scales>
+inline void eight_of(const thread Packed<BITS, GROUP, Words, Scales>& rows, long row, int part, thread float* x) {
   constexpr int PER_WORD = 32 / BITS, WORDS = EIGHT / PER_WORD;
-  const device uint* words = rows.words + row * rows.word_step + part * WORDS;
+  const Words words = rows.words + row * rows.word_step + part * WORDS;
   const float scale = float(rows.scales[row * rows.scale_step + EIGHT * part / GROUP]);
   const float bias = float(rows.biases[row * rows.bias_step + EIGHT * part / GROUP]);
   for (int w = 0; w < WORDS; w++) {

@@ -282,6 +282,10 @@ struct atomic {
 };
 typedef atomic<int> atomic_int;
 typedef atomic<uint> atomic_uint;
+typedef atomic<float> atomic_float;
+template struct atomic<int>;  // a kernel's parameters are complete
+template struct atomic<uint>;
+template struct atomic<float>;
 MSL_IN(__global)
 MSL_IN(__local)
 #undef MSL_IN
