@@ -71,6 +71,11 @@ def normal(*shape: int, dtype: mx.Dtype, seed: int) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
 
 
+def group_size(head_dim: int) -> int:
+    """Numbers of a head that are packed together, as a cache packs them."""
+    return 64 if head_dim % 64 == 0 else 32
+
+
 def widened(given: Arrays) -> dict[str, mx.array]:
     """The same numbers in float32; integers as they are."""
     return {name: x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x for name, x in given.items()}

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import mlx.core as mx
-
-from . import cases_attention, cases_efficient, cases_heads, cases_products
+from . import DTYPES, cases_attention, cases_efficient, cases_heads, cases_products
 from .case import Case
-
-DTYPES = (mx.float16, mx.bfloat16, mx.float32)
 
 
 def cases() -> Iterator[Case]:

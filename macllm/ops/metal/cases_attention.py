@@ -10,9 +10,9 @@ import mlx.core as mx
 from macllm.ops.attention import attention_reference
 
 from . import flash, kv_decode
-from .case import Arrays, Case, normal, widened
+from .case import Arrays, Case, group_size, normal, widened
 
-BITS, GROUP = 4, 32
+BITS = 4
 ROOM = 64  # slots that a cache has beside those that are filled
 
 
@@ -77,7 +77,8 @@ MANY = (
     Shape(1, 1, 1, 1, 1, 64),
     Shape(2, 4, 2, 37, 50, 96, window=20, padded=(0, 5)),
     Shape(1, 2, 1, 70, 70, 64, segment=32, softcap=20.0),
-    Shape(1, 16, 4, 512, 512, window=256, timed=True),
+    Shape(1, 16, 4, 512, 512, timed=True),
+    Shape(1, 16, 4, 2048, 2048, timed=True),
     Shape(1, 16, 4, 2048, 2048, window=512, timed=True),
 )
 
@@ -100,7 +101,11 @@ def _given(shape: Shape, dtype: mx.Dtype, seed: int, *, packed: bool) -> dict[st
         rows = normal(*room, dtype=dtype, seed=seed + 1 + i)
         parts = {name: rows}
         if packed:
-            named = zip(("words", "scales", "biases"), mx.quantize(rows, group_size=GROUP, bits=BITS), strict=True)
+            named = zip(
+                ("words", "scales", "biases"),
+                mx.quantize(rows, group_size=group_size(shape.dim), bits=BITS),
+                strict=True,
+            )
             parts = {f"{name[0]}_{part}": x for part, x in named}
         mx.eval(parts)  # or a view of what is not there yet would be made as large as it is
         arrays |= {part: x[:, :, : shape.count] for part, x in parts.items()}
@@ -120,7 +125,8 @@ def _dense(given: Arrays) -> tuple[mx.array, mx.array]:
     if "keys" in given:
         return given["keys"], given["values"]
     parts = ([given[f"{name}_{part}"] for part in ("words", "scales", "biases")] for name in "kv")
-    keys, values = (mx.dequantize(*each, group_size=GROUP, bits=BITS) for each in parts)
+    group = group_size(given["q"].shape[3])
+    keys, values = (mx.dequantize(*each, group_size=group, bits=BITS) for each in parts)
     return keys, values
 
 

@@ -10,9 +10,9 @@ import mlx.core as mx
 from macllm.ops.qkv_post import Rules, qkv_post_reference
 
 from . import launch, qkv_post
-from .case import Arrays, Case, normal, widened
+from .case import Arrays, Case, group_size, normal, widened
 
-AT, BITS, GROUP = 41, 4, 32
+AT, BITS = 41, 4
 
 
 class Shape(NamedTuple):
@@ -45,6 +45,8 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
     for shape in SHAPES:
         yield _dense(shape, dtype)
         yield _packed(shape, dtype)
+        if not shape.timed:
+            yield _gradients(shape, dtype)
 
 
 def _given(shape: Shape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
@@ -107,8 +109,10 @@ def _dense(shape: Shape, dtype: mx.Dtype) -> Case:
 
 
 def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
+    group = group_size(shape.dim)
+
     def ours(given: Arrays) -> list[mx.array]:
-        return launch(qkv_post.packed(*_qkv(given), _rules(given), mx.array([AT]), BITS, GROUP))
+        return launch(qkv_post.packed(*_qkv(given), _rules(given), mx.array([AT]), BITS, group))
 
     def right(given: Arrays) -> list[mx.array]:
         q, *rows = _right(given)
@@ -138,20 +142,56 @@ def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
     )
 
 
+def _gradients(shape: Shape, dtype: mx.Dtype) -> Case:
+    names = ("q", "k", "v", "q_norm", "k_norm")
+
+    def given(seed: int) -> Arrays:
+        arrays = _given(shape, dtype, seed)
+        slopes = {
+            f"d{name}": normal(*x.shape, dtype=dtype, seed=seed + 5 + i) for i, (name, x) in enumerate(arrays.items())
+        }
+        heads = {name: slopes[name].reshape(*slopes[name].shape[:2], -1, shape.dim) for name in ("dq", "dk", "dv")}
+        return {**arrays, **{name: mx.contiguous(x.swapaxes(1, 2)) for name, x in heads.items()}}
+
+    def ours(given: Arrays) -> list[mx.array]:
+        arrays = {name: given[name] for name in ("q", "k", "dq", "dk", "dv")}
+        *gradients, parts = launch(qkv_post.backward(arrays, _rules(given), mx.array([AT])))
+        sums = parts.sum(0)
+        return [*gradients, sums[: shape.heads].sum(0), sums[shape.heads :].sum(0)]
+
+    def right(given: Arrays) -> list[mx.array]:
+        wide = widened(given)
+
+        def run(*arrays: mx.array) -> list[mx.array]:
+            named = dict(zip(names, arrays, strict=True))
+            return list(qkv_post_reference(*_qkv(named), _rules(named), AT))
+
+        return mx.vjp(run, [wide[name] for name in names], [wide[name] for name in ("dq", "dk", "dv")])[1]
+
+    return Case(
+        "qkv_post",
+        f"{shape}, gradients",
+        dtype,
+        shape.batch * shape.length,
+        given,
+        ours,
+        right,
+        right,
+        lambda given, results: {**given, "q": results[0]},
+    )
+
+
 def _beyond(rows: mx.array, packed: list[mx.array]) -> mx.array:
     """By how much each group of packed numbers misses its numbers by more than mx.quantize misses them."""
-    step = (_groups(rows).max(-1) - _groups(rows).min(-1)) / (2**BITS - 1)
-    missed, allowed = (
-        mx.abs(_groups(_unpacked(one) - rows)).max(-1)
-        for one in (packed, list(mx.quantize(rows, group_size=GROUP, bits=BITS)))
-    )
-    return mx.repeat(mx.maximum(missed - 1.1 * allowed - 0.1 * step, 0), GROUP, axis=-1)
+    group = group_size(rows.shape[-1])
 
+    def grouped(x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:-1], -1, group)
 
-def _groups(rows: mx.array) -> mx.array:
-    return rows.reshape(*rows.shape[:-1], -1, GROUP)
+    def missed(words: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+        parts = (x.astype(mx.float32) for x in (scales, biases))
+        return mx.abs(grouped(mx.dequantize(words, *parts, group_size=group, bits=BITS) - rows)).max(-1)
 
-
-def _unpacked(packed: list[mx.array]) -> mx.array:
-    words, scales, biases = packed[0], *(x.astype(mx.float32) for x in packed[1:])
-    return mx.dequantize(words, scales, biases, group_size=GROUP, bits=BITS)
+    step = (grouped(rows).max(-1) - grouped(rows).min(-1)) / (2**BITS - 1)
+    allowed = 1.1 * missed(*mx.quantize(rows, group_size=group, bits=BITS)) + 0.1 * step
+    return mx.repeat(mx.maximum(missed(*packed) - allowed, 0), group, axis=-1)

@@ -58,7 +58,7 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
 
 
 def _product(x: mx.array, w: qmv.Matrix, **around: Any) -> mx.array:
-    return qmv.product(x, w, **around)
+    return qmv.product(x, w, qmv.Around(**around))
 
 
 def _matrix(given: Arrays, name: str) -> qmv.Matrix:
