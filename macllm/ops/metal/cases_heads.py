@@ -120,7 +120,7 @@ def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
 
     def stock(given: Arrays) -> list[mx.array]:
         q, *rows = _stock(given)
-        return [q, *(part for one in rows for part in mx.quantize(one, group_size=GROUP, bits=BITS))]
+        return [q, *(part for one in rows for part in mx.quantize(one, group_size=group, bits=BITS))]
 
     def seen(given: Arrays, results: list[mx.array]) -> list[mx.array]:
         q, *packed = results
