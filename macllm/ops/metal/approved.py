@@ -9,7 +9,9 @@ import platform
 import plistlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -33,6 +35,9 @@ class Kept:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
+_supposed: ContextVar[Kept | None] = ContextVar("supposed", default=None)
+
+
 def bucket(size: int) -> str:
     """The sizes of an op for which one decision holds."""
     return "1" if size == 1 else "to 16" if size <= 16 else "to 1024" if size <= 1024 else "more"
@@ -48,8 +53,18 @@ def is_approved(op: str, dtype: mx.Dtype, size: int) -> bool:
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
         return asked == "1"
-    found = kept()
+    found = _supposed.get() or kept()
     return found is not None and found.decisions.get(key(op, dtype, size)) is True
+
+
+@contextmanager
+def supposing(decided: Kept) -> Iterator[None]:
+    """Let these decisions hold in this block."""
+    token = _supposed.set(decided)
+    try:
+        yield
+    finally:
+        _supposed.reset(token)
 
 
 def remember(decided: Kept) -> Path:

@@ -27,6 +27,7 @@ _WITH = {"flash_prefill": ("flash_backward",)}
 """What serves together with an op: its gradients."""
 
 Clock = Callable[[], float]
+"""What tells seconds."""
 
 
 @dataclass(frozen=True)
@@ -156,25 +157,29 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:300].removesuffix(": ")
 
 
+def compared(ours: Clock, stock: Clock) -> Timing:
+    """Of two that tell how long they took: in the order A B B A, so that a machine that tires favours neither."""
+    ours()
+    stock()
+    times, stock_times, ratios = [], [], []
+    for _ in range(TURNS):
+        first, *others = ours(), stock(), stock()
+        pair = first + ours()
+        times.append(pair / 2)
+        stock_times.append(sum(others) / 2)
+        ratios.append(sum(others) / pair)
+    _, lowest, *_, highest, _ = sorted(ratios)
+    return Timing(statistics.median(times), statistics.median(stock_times), statistics.median(ratios), lowest, highest)
+
+
 def _timing(case: Case, clock: Clock) -> Timing:
-    """Turns in the order A B B A, so that a machine that warms up or tires favours neither; medians of the turns."""
     sets = _sets(case)
     together = _together(case, sets, clock)
 
-    def seconds(run: Run) -> float:
-        return _seconds(case, run, sets, together, clock)
+    def timed(run: Run) -> Clock:
+        return lambda: _seconds(case, run, sets, together, clock)
 
-    for run in (case.ours, case.stock):
-        seconds(run)
-    ours, stock, ratios = [], [], []
-    for _ in range(TURNS):
-        first, *others = seconds(case.ours), seconds(case.stock), seconds(case.stock)
-        pair = first + seconds(case.ours)
-        ours.append(pair / 2)
-        stock.append(sum(others) / 2)
-        ratios.append(sum(others) / pair)
-    _, lowest, *_, highest, _ = sorted(ratios)
-    return Timing(statistics.median(ours), statistics.median(stock), statistics.median(ratios), lowest, highest)
+    return compared(timed(case.ours), timed(case.stock))
 
 
 def _sets(case: Case) -> list[Arrays]:
