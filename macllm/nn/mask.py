@@ -55,9 +55,7 @@ def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = N
     return seen if seen.ndim == 4 else seen[None, None]
 
 
-def sight(
-    spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None, *, is_cached: bool = False
-) -> Sight:
+def sight(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None, *, is_cached: bool = False) -> Sight:
     """What `visible` says, in numbers."""
     looks_ahead = isinstance(spec, Bidirectional | Local)
     padding, window, chunk = span.left_padding or (0,), 0, 0

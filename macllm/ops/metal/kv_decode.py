@@ -44,9 +44,7 @@ def run(
     return out if stats.shape[3] == 1 else launch(combine(q, out, stats, rules))[0]
 
 
-def decode(
-    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
-) -> Call:
+def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0) -> Call:
     """The chunks' sums, or all if there is one chunk: parts are (B, K, S, ...)."""
     (batch, heads, length, dim), (_, kv_heads, count, _) = q.shape, next(iter(parts.values())).shape
     # What a window has left behind is not read.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -64,6 +64,9 @@ def serves(x: mx.array, w: Matrix) -> bool:
 
 def product(x: mx.array, w: Matrix, around: Around = Around()) -> mx.array:
     """(rows, K) -> (rows, N), with what is around it."""
+    x = mx.contiguous(x)
+    if around.residual is not None:
+        around = replace(around, residual=mx.contiguous(around.residual))
     low = None if around.adapter is None else launch(down(x, around.adapter, around.norm))[0]
     return launch(fused(x, w, around, low))[0]
 
@@ -130,7 +133,7 @@ def gate_up(x: mx.array, gate: Matrix, up: Matrix, chosen: mx.array, activation:
     """(tokens, K), chosen (tokens, T) -> (tokens, T, N): act(x G_e^T) (x U_e^T)."""
     tokens, top = chosen.shape
     count = gate.words.shape[1]
-    inputs: dict[str, Input] = {"x": x, "chosen": chosen}
+    inputs: dict[str, Input] = {"x": mx.contiguous(x), "chosen": chosen}
     for name, matrix in (("gate", gate), ("up", up)):
         inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
     return Call(
@@ -149,7 +152,7 @@ def down_combine(h: mx.array, w: Matrix, chosen: mx.array, weights: mx.array, re
     count = w.words.shape[1]
     inputs: dict[str, Input] = {"h": h, "chosen": chosen, "weights": weights}
     inputs |= {"words": w.words, "scales": w.scales, "biases": w.biases}
-    inputs["residual"] = h if residual is None else residual
+    inputs["residual"] = h if residual is None else mx.contiguous(residual)
     return Call(
         "moe_down_combine",
         inputs,

@@ -109,7 +109,7 @@ def test_experts(tokens: int, top: int, hidden: int, bits: int, dtype: mx.Dtype)
     x, rng = random(tokens, 128, dtype=dtype), np.random.default_rng(5)
     gate, up = (packed(9, hidden, 128, bits=bits, group=32, dtype=dtype, seed=s) for s in (1, 2))
     w = packed(9, 21, hidden, bits=bits, group=32, dtype=dtype, seed=3)
-    chosen = mx.array(np.stack([rng.permutation(9)[:top] for _ in range(tokens)]).astype(np.int32))
+    chosen = mx.array(np.stack([rng.permutation(9) for _ in range(tokens)]).astype(np.int32))[:, :top]
     weights, residual = mx.softmax(random(tokens, top, seed=4)), random(tokens, 21, dtype=dtype, seed=6)
     with simulated() as log:
         h = launch(plan.gate_up(x, gate, up, chosen, "silu"))[0]
