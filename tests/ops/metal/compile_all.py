@@ -1,4 +1,4 @@
-"""Every Metal kernel as MLX would hand it to Apple's compiler, compiled: `python -m tests.ops.metal.compile_all FOLDER`.
+"""Every Metal kernel as MLX hands it to Apple's compiler, compiled: `python -m tests.ops.metal.compile_all FOLDER`.
 
 The texts of all that `macllm doctor --kernels` tries are written into FOLDER. Where there is `xcrun`, each is compiled
 for every version of the language that it knows; `--dry` leaves that out and looks for what Metal would refuse, on any
