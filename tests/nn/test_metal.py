@@ -96,7 +96,8 @@ def test_decoding_with_packed_weights(case: Case, kv_bits: int | None) -> None:
         got = in_steps(model, kv_bits)
     kinds = counted(log)
     packed = "_packed" if kv_bits else ""
-    assert {f"kv_decode{packed}", f"qkv_post{packed}", "qmv"} <= kinds.keys()
+    assert {f"kv_decode{packed}", "qmv"} <= kinds.keys()
+    assert f"qkv_post{packed}" in kinds or case.name == "llama4_text"  # whose norms have no weights
     if case.name in ("qwen3_moe", "mixtral"):
         assert kinds["moe_gate_up"] == kinds["moe_down_combine"] > 0
     # A number on the edge of two codes may fall to either side.
