@@ -12,7 +12,7 @@ from .case import Arrays, Case, normal, widened
 
 BITS, GROUP, EPS = 4, 64, 1e-5
 EXPERTS, RANK = 16, 16
-FILTERS = sample.Filters(0.8, top_k=20)
+FILTERS = sample.Filters(0.8, top_k=20, top_p=0.95)
 
 
 class Shape(NamedTuple):
@@ -246,7 +246,9 @@ def _draw(batch: int, vocabulary: int, timed: bool, dtype: mx.Dtype) -> Case:
         some = mx.take_along_axis(logits, best, axis=-1)
         order = mx.argsort(-some, axis=-1)
         best, some = (mx.take_along_axis(x, order, axis=-1) for x in (best, some))
-        reached = mx.cumsum(mx.softmax(some / FILTERS.temperature, axis=-1), axis=-1)
+        weights = mx.softmax(some / FILTERS.temperature, axis=-1)
+        weights = mx.where(mx.cumsum(weights, axis=-1) - weights < FILTERS.top_p, weights, 0)
+        reached = mx.cumsum(weights, axis=-1) / weights.sum(-1, keepdims=True)
         place = mx.minimum((reached <= given["uniform"][:, None]).sum(-1, keepdims=True), kept - 1)
         token, logit = (mx.take_along_axis(x, place, axis=-1)[:, 0] for x in (best, some))
         return [token, logit - mx.logsumexp(logits, axis=-1)]
@@ -259,7 +261,7 @@ def _draw(batch: int, vocabulary: int, timed: bool, dtype: mx.Dtype) -> Case:
 
     return Case(
         "sample",
-        f"{batch} x {vocabulary} logits, top-k {FILTERS.top_k}",
+        f"{batch} x {vocabulary} logits, top-k {FILTERS.top_k}, top-p {FILTERS.top_p}",
         dtype,
         vocabulary,
         given,
