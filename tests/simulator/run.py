@@ -70,6 +70,7 @@ class How:
     seed: int = 0
     relaxed: bool = False
     scrambled: bool = False
+    flushed: bool = False
     flags: tuple[str, ...] = ()
 
 
@@ -156,6 +157,7 @@ def _job(known: Signature, arguments: dict[str, Any], how: How) -> bytes:
         f"order {how.order} {how.seed}",
         f"relaxed {int(how.relaxed)}",
         f"scrambled {int(how.scrambled)}",
+        f"flushed {int(how.flushed)}",
     ]
     body = []
     named = dict(zip(_input_names(known, arguments), arguments["inputs"], strict=True))

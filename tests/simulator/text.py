@@ -19,7 +19,7 @@ ATTRIBUTES = {
     "threads_per_threadgroup": "uint3(p.group_size[0], p.group_size[1], p.group_size[2])",
     "dispatch_threads_per_threadgroup": "uint3(p.group_size[0], p.group_size[1], p.group_size[2])",
     "threadgroups_per_grid": "uint3(p.groups[0], p.groups[1], p.groups[2])",
-    "threads_per_grid": "uint3(d.grid[0], d.grid[1], d.grid[2])",
+    "threads_per_grid": "uint3(p.grid[0], p.grid[1], p.grid[2])",
     "thread_index_in_simdgroup": "p.lane",
     "thread_index_in_threadgroup": "p.index",
     "simdgroup_index_in_threadgroup": "p.simdgroup",
@@ -29,7 +29,7 @@ ATTRIBUTES = {
 }
 """What Metal tells a thread about itself, in C++."""
 
-INCLUDED = ("metal_stdlib", "mlx_text.h", "kernel.h")
+INCLUDED = ("metal_stdlib", "mlx_text.h")
 """What a kernel's C++ begins with."""
 
 SIGNATURE = re.compile(r"\[\[kernel\]\] void (\w+)\((.*?)\)\s*\{", re.DOTALL)
@@ -125,8 +125,7 @@ def cpp(text: str) -> str:
             body,
             '#line 1 "entry"',
             'extern "C" __attribute__((no_sanitize("thread"))) void simulator_kernel() {',
-            "  [[maybe_unused]] const auto& p = simulator::Machine::running->place();",
-            "  [[maybe_unused]] const auto& d = simulator::Machine::running->dispatch;",
+            "  [[maybe_unused]] const auto& p = *simulator::own_place;",
             f"  {known.instance}({', '.join(map(_argument, known.parameters))});",
             "}",
             "",

@@ -14,7 +14,7 @@
 
 namespace simulator {
 
-std::vector<uint8_t*> buffers;
+uint8_t* buffers[MOST_BUFFERS];
 
 namespace {
 
@@ -55,13 +55,15 @@ Dispatch read_job(const char* path, Memory& memory) {
     if (what == "threadgroup") words >> d.threadgroup[0] >> d.threadgroup[1] >> d.threadgroup[2];
     if (what == "order") words >> name >> d.seed, d.order = order_of(name);
     if (what == "relaxed") words >> d.relaxed;
-    if (what == "scrambled") words >> d.scrambled;
+    if (what == "scrambled") words >> scrambled;
+    if (what == "flushed") words >> d.flushed;
     if (what == "buffer") {
       Buffer b;
       words >> b.name >> b.size >> b.in >> b.segments >> b.begun;
       all.push_back(b);
     }
   }
+  int number = 0;
   for (auto& b : all) {
     std::vector<Segment> shown(b.segments);
     read_into(file, shown.data(), b.segments);
@@ -69,7 +71,7 @@ Dispatch read_job(const char* path, Memory& memory) {
     for (auto& s : shown) read_into(file, region.data + s.begin, s.end - s.begin);
     if (b.begun)
       for (auto& byte : region.shadow) byte.written = byte.begun = true;
-    buffers.push_back(region.data);
+    buffers[number++] = region.data;
   }
   return d;
 }

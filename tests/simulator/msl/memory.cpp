@@ -1,3 +1,4 @@
+// Every touch of memory, and whether it may be.
 #include "memory.h"
 
 #include <sys/mman.h>

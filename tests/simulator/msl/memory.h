@@ -7,10 +7,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernel.h"
+
 namespace simulator {
 
-constexpr int LANES = 32;         // in a simdgroup
-constexpr uint64_t LINE = 128;    // bytes that come from memory together
+constexpr uint64_t LINE = 128;  // bytes that come from memory together
 
 // Who touches memory, and since when: epochs grow at barriers that order this kind of memory.
 struct Toucher {
@@ -74,7 +75,6 @@ class Memory {
 
  private:
   void check(Region& region, uint64_t at, uint64_t bytes, bool writes, bool atomic, const void* site);
-  void count(Region& region, uint64_t at, bool writes, const void* site);
 
   struct Asked {
     const void* site;
