@@ -60,7 +60,9 @@ def opencl(text: str) -> str:
     body = _TEMPLATE.sub("", INSTANCE.sub("", text))
     begin = SIGNATURE.search(body)
     assert begin is not None
-    return "\n".join(['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, head, body[begin.end() :]])
+    return "\n".join(
+        ['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, head, body[begin.end() :]]
+    )
 
 
 def _indices(text: str) -> set[str]:

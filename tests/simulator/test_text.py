@@ -66,7 +66,12 @@ def test_kernels_keep_the_rules(path: Path, repository: Path) -> None:
 def text_of(source: str, header: str = "") -> str:
     kernel = mx.fast.metal_kernel("kernel", ["x"], ["y"], source, header)
     arguments: dict[str, Any] = {"inputs": [mx.zeros(32)], "template": [("T", mx.float32)]}
-    arguments |= {"grid": (32, 1, 1), "threadgroup": (32, 1, 1), "output_shapes": [(32,)], "output_dtypes": [mx.float32]}
+    arguments |= {
+        "grid": (32, 1, 1),
+        "threadgroup": (32, 1, 1),
+        "output_shapes": [(32,)],
+        "output_dtypes": [mx.float32],
+    }
     return captured(kernel, arguments)
 
 
@@ -80,7 +85,11 @@ SOURCE = """
 HEADER = "inline float double_of(const device float* from, uint i) { return 2.0f * from[i]; }\n"
 MEMORIES = {
     "a pointer to other memory": ("double_of(x, i)", "double_of(held, i)", "no matching function"),
-    "threadgroup memory in a function": ("held[i] = ", "{ threadgroup float other[4]; other[0] = 1.0f; } held[i] = ", ""),
+    "threadgroup memory in a function": (
+        "held[i] = ",
+        "{ threadgroup float other[4]; other[0] = 1.0f; } held[i] = ",
+        "",
+    ),
     "a write to what is constant": ("y[i] = T", "x[i] = T", "read-only"),
     "a threadgroup's array with values": ("held[32];", "held[32] = {0.0f};", "initializer"),
     "a cast between memories": ("T(held[31 - i])", "*(device float*)(&held[31 - i])", "address space"),

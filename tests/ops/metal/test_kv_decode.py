@@ -99,7 +99,9 @@ def test_who_sees_what(rules: plan.Rules, count: int) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(("key_bits", "value_bits", "group"), [(4, 4, 64), (8, 8, 32), (8, 4, 64), (4, 8, 128)])
-@pytest.mark.parametrize(("size", "count", "dim"), [((1, 4, 2, 1), 300, 128), ((2, 3, 1, 4), 21, 40), ((1, 2, 2, 2), 5, 64)])
+@pytest.mark.parametrize(
+    ("size", "count", "dim"), [((1, 4, 2, 1), 300, 128), ((2, 3, 1, 4), 21, 40), ((1, 2, 2, 2), 5, 64)]
+)
 def test_packed_keys_and_values(
     size: tuple[int, int, int, int], count: int, dim: int, key_bits: int, value_bits: int, group: int, dtype: mx.Dtype
 ) -> None:
@@ -107,7 +109,9 @@ def test_packed_keys_and_values(
     q, rules = random(batch, heads, length, dim, dtype=dtype), plan.Rules(dim**-0.5, True, NOTHING, window=250)
     parts, dense = {}, []
     for name, bits, seed in (("k", key_bits, 1), ("v", value_bits, 2)):
-        rows = mx.pad(random(batch, kv_heads, count + 3, dim, dtype=dtype, seed=seed), [(0, 0)] * 3 + [(0, -dim % group)])
+        rows = mx.pad(
+            random(batch, kv_heads, count + 3, dim, dtype=dtype, seed=seed), [(0, 0)] * 3 + [(0, -dim % group)]
+        )
         packed = [cached(x, count) for x in mx.quantize(rows, group_size=group, bits=bits)]
         parts |= dict(zip((f"{name}_words", f"{name}_scales", f"{name}_biases"), packed, strict=True))
         as_floats = [packed[0], *(x.astype(mx.float32) for x in packed[1:])]
@@ -122,6 +126,6 @@ def test_a_window_leaves_the_rest_unread() -> None:
     q, k, v = random(1, 2, 1, 64), random(1, 2, 1000, 64, seed=1), random(1, 2, 1000, 64, seed=2)
     with simulated() as log:
         plan.run(q, {"keys": k, "values": v}, plan.Rules(0.1, True, NOTHING, window=100))
-    (_, result), = log.dispatches
+    ((_, result),) = log.dispatches
     assert result.traffic["keys"].lines * 128 == 2 * 100 * 64 * 4
     passed(log)

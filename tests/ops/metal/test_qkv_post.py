@@ -100,7 +100,9 @@ def test_gradients_are_those_of_the_reference(
 ) -> None:
     given = projected(size, heads, rules.head_dim, mx.float32)
     norms = [n for n in (rules.q_norm, rules.k_norm) if n is not None]
-    cotangents = [random(size[0], n, size[1], rules.head_dim, seed=20 + n + i) for i, n in enumerate((*heads, heads[1]))]
+    cotangents = [
+        random(size[0], n, size[1], rules.head_dim, seed=20 + n + i) for i, n in enumerate((*heads, heads[1]))
+    ]
 
     def run(q: mx.array, k: mx.array, v: mx.array, *norms: mx.array) -> list[mx.array]:
         named = dict(zip(("q_norm", "k_norm"), norms, strict=False))

@@ -53,7 +53,9 @@ def near(got: mx.array, want: np.ndarray) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 32), (4, 128), (2, 32)])
-@pytest.mark.parametrize(("rows", "count", "width"), [(1, 1, 128), (1, 37, 640), (2, 8, 1024), (5, 9, 256), (8, 16, 128)])
+@pytest.mark.parametrize(
+    ("rows", "count", "width"), [(1, 1, 128), (1, 37, 640), (2, 8, 1024), (5, 9, 256), (8, 16, 128)]
+)
 def test_products(rows: int, count: int, width: int, bits: int, group: int, dtype: mx.Dtype) -> None:
     x, w = random(rows, width, dtype=dtype), packed(count, width, bits=bits, group=group, dtype=dtype, seed=1)
     with simulated() as log:

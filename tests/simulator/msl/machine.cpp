@@ -41,7 +41,7 @@ uint8_t* shared_memory(int site, uint64_t size, uint64_t alignment) {
   return Machine::running->memory.shared(site, size, alignment);
 }
 void touched_atomically(const void* at, uint64_t bytes, bool writes, const void* site) {
-  Machine::running->memory.touch(at, bytes, writes, true, site);
+  if (INSTRUMENTED) Machine::running->memory.touch(at, bytes, writes, true, site);
 }
 
 Faults& faults() {
@@ -140,8 +140,8 @@ bool Machine::meet_up(uint32_t simdgroup) {
   const uint32_t all = uint32_t(__builtin_popcount(active));
   if (all < count && !dispatch.relaxed) {
     fail("divergent-simd", leader->site,
-         std::to_string(all) + " of " + std::to_string(count) + " lanes meet, " + std::to_string(ended) + " have ended and " +
-             std::to_string(elsewhere) + " wait at a barrier");
+         std::to_string(all) + " of " + std::to_string(count) + " lanes meet, " + std::to_string(ended) +
+             " have ended and " + std::to_string(elsewhere) + " wait at a barrier");
     return false;
   }
   memory.flush(simdgroup);
@@ -197,7 +197,8 @@ void Machine::wait(State state, const void* site) {
   simulator_switch(&lane.stack, scheduler_);
 }
 
-void Machine::meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument) {
+void Machine::meet(
+    Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument) {
   Lane& lane = lanes_[current_];
   lane.how = how, lane.argument = argument;
   std::memcpy(lane.in, in, in_bytes);

@@ -57,6 +57,7 @@ Dispatch read_job(const char* path, Memory& memory) {
     if (what == "relaxed") words >> d.relaxed;
     if (what == "scrambled") words >> scrambled;
     if (what == "flushed") words >> d.flushed;
+    if (what == "counted") words >> memory.counting;
     if (what == "buffer") {
       Buffer b;
       words >> b.name >> b.size >> b.in >> b.segments >> b.begun;
@@ -69,6 +70,7 @@ Dispatch read_job(const char* path, Memory& memory) {
     read_into(file, shown.data(), b.segments);
     Region& region = memory.add(b.name, b.size, shown, !b.in);
     for (auto& s : shown) read_into(file, region.data + s.begin, s.end - s.begin);
+    memory.fence(region);
     if (b.begun)
       for (auto& byte : region.shadow) byte.written = byte.begun = true;
     buffers[number++] = region.data;
@@ -82,7 +84,8 @@ void look_for_unwritten(Memory& memory) {
     for (uint64_t i = 0; i < region.shadow.size(); i++)
       if (!region.shadow[i].written && missing++ == 0) first = i;
     if (missing)
-      faults().add("unwritten", region.data, std::to_string(missing) + " bytes of " + region.name + " from " + std::to_string(first));
+      faults().add("unwritten", region.data,
+                   std::to_string(missing) + " bytes of " + region.name + " from " + std::to_string(first));
   }
 }
 
@@ -117,7 +120,8 @@ void crashed(int signal, siginfo_t* info, void*) {
   Machine& machine = *Machine::running;
   machine.memory.watching = false;
   if (signal == SIGILL || signal == SIGFPE) {
-    faults().add("undefined", info->si_addr, "an index, a shift, a division or an alignment that the language gives no meaning");
+    faults().add("undefined", info->si_addr,
+                 "an index, an overflow, a shift, a division or an alignment that the language gives no meaning");
   } else if (machine.overflows(info->si_addr)) {
     faults().add("limit", nullptr, "a lane's variables need more than its stack");
   } else if (faults().all.empty()) {

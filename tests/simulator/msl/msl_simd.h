@@ -188,8 +188,9 @@ inline simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
 inline void nothing_done(const Meeting&) {}
 
 template <class T, class P>
-inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const P* from, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
-                           SIMULATOR_HERE) {
+inline void simdgroup_load(
+    simdgroup_matrix<T, 8, 8>& m, const P* from, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
+    SIMULATOR_HERE) {
   together(nothing_done, here, 0);
   const Fragment at = fragment_of(int(simulator::own_place->lane));
   for (int i = 0; i < 2; i++) {
@@ -199,8 +200,9 @@ inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const P* from, ulong st
 }
 
 template <class T, class P>
-inline void simdgroup_store(const simdgroup_matrix<T, 8, 8>& m, P* to, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
-                           SIMULATOR_HERE) {
+inline void simdgroup_store(
+    const simdgroup_matrix<T, 8, 8>& m, P* to, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
+    SIMULATOR_HERE) {
   together(nothing_done, here, 0);
   const Fragment at = fragment_of(int(simulator::own_place->lane));
   for (int i = 0; i < 2; i++) {
@@ -236,15 +238,15 @@ inline void multiplied(const Meeting& m) {
   }
 }
 template <class D, class A, class B, class C>
-SIMULATOR_TOGETHER inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
-                                                             const simdgroup_matrix<B, 8, 8>& b, const simdgroup_matrix<C, 8, 8>& c,
-                                                             SIMULATOR_HERE) {
+SIMULATOR_TOGETHER inline void simdgroup_multiply_accumulate(
+    simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a, const simdgroup_matrix<B, 8, 8>& b,
+    const simdgroup_matrix<C, 8, 8>& c, SIMULATOR_HERE) {
   const Operands<D, A, B, C> all{a.elements, b.elements, c.elements, {}};
   d.elements = together(multiplied<D, A, B, C>, here, all).d;
 }
 template <class D, class A, class B>
-inline void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a, const simdgroup_matrix<B, 8, 8>& b,
-                                SIMULATOR_HERE) {
+inline void simdgroup_multiply(
+    simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a, const simdgroup_matrix<B, 8, 8>& b, SIMULATOR_HERE) {
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, 8, 8>(D(0)), here);
 }
 
@@ -288,7 +290,8 @@ SIMULATOR_TOGETHER inline void atomic_store_explicit(atomic<T>* at, V given, mem
   at->value = T(given);
 }
 template <class T, class V>
-SIMULATOR_TOGETHER inline bool atomic_compare_exchange_weak_explicit(atomic<T>* at, T* expected, V given, memory_order, memory_order) {
+SIMULATOR_TOGETHER inline bool atomic_compare_exchange_weak_explicit(
+    atomic<T>* at, T* expected, V given, memory_order, memory_order) {
   touched(at, true);
   const bool same = at->value == *expected;
   if (same) at->value = T(given); else *expected = at->value;
