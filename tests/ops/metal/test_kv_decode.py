@@ -1,3 +1,8 @@
+"""Attention of a few queries over a cache, against its definition in float64.
+
+Slow: all sizes, types and packings together.
+"""
+
 from __future__ import annotations
 
 import mlx.core as mx
@@ -5,6 +10,7 @@ import numpy as np
 import pytest
 
 from macllm.ops.metal import kv_decode as plan
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -61,8 +67,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("size", "count", "dim"), SIZES)
+@pytest.mark.parametrize(("size", "count", "dim", "dtype"), sweep(SIZES, TYPES))
 def test_dense_keys_and_values(size: tuple[int, int, int, int], count: int, dim: int, dtype: mx.Dtype) -> None:
     batch, heads, kv_heads, length = size
     q = random(batch, heads, length, dim, dtype=dtype)
@@ -97,11 +102,14 @@ def test_who_sees_what(rules: plan.Rules, count: int) -> None:
     passed(log)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("key_bits", "value_bits", "group"), [(4, 4, 64), (8, 8, 32), (8, 4, 64), (4, 8, 128)])
-@pytest.mark.parametrize(
-    ("size", "count", "dim"), [((1, 4, 2, 1), 300, 128), ((2, 3, 1, 4), 21, 40), ((1, 2, 2, 2), 5, 64)]
+PACKINGS = sweep(
+    [((1, 4, 2, 1), 300, 128), ((2, 3, 1, 4), 21, 40), ((1, 2, 2, 2), 5, 64)],
+    [(4, 4, 64), (8, 8, 32), (8, 4, 64), (4, 8, 128)],
+    TYPES,
 )
+
+
+@pytest.mark.parametrize(("size", "count", "dim", "key_bits", "value_bits", "group", "dtype"), PACKINGS)
 def test_packed_keys_and_values(
     size: tuple[int, int, int, int], count: int, dim: int, key_bits: int, value_bits: int, group: int, dtype: mx.Dtype
 ) -> None:

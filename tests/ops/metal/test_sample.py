@@ -1,3 +1,5 @@
+"""Draws against the definition in float64. Slow: all filters over vocabularies of all sizes."""
+
 from __future__ import annotations
 
 import mlx.core as mx
@@ -6,6 +8,7 @@ import pytest
 
 from macllm.ops.metal import sample as plan
 from macllm.ops.metal.sample import Filters
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import simulated
 
 
@@ -41,8 +44,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("filters", FILTERS, ids=str)
-@pytest.mark.parametrize("vocabulary", [5000, 2048, 77, 33, 1])
+@pytest.mark.parametrize(("filters", "vocabulary"), sweep(FILTERS, [2048, 5000, 77, 33, 1]))
 def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) -> None:
     rows = 9
     logits = likely(vocabulary, rows)

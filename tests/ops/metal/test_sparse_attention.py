@@ -1,3 +1,5 @@
+"""Block-sparse attention and its gradients, against their definitions in float64. Slow: many blocks."""
+
 from __future__ import annotations
 
 import mlx.core as mx
