@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SCALARS = r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float|size_t|int32_t|uint32_t|int64_t|uint64_t|float16_t|bfloat16_t)"
+SCALARS = (
+    r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float|size_t|"
+    r"int32_t|uint32_t|int64_t|uint64_t|float16_t|bfloat16_t)"
+)
 SPACE = r"(?:device|constant|threadgroup|thread|metal::thread)"
 TRANSCENDENTAL = (
     "exp",
@@ -82,6 +85,11 @@ def findings(text: str, source: str = "") -> list[Finding]:
     if source:
         found += [Finding(0, rule, source) for rule in _of_source(source)]
     return found
+
+
+def without_prefixes(text: str) -> str:
+    """The text with the lines that macllm's files mark as a kernel's source (`//:`) as code."""
+    return re.sub(r"^//:", "   ", text, flags=re.MULTILINE)
 
 
 def without_comments(text: str) -> str:

@@ -211,7 +211,7 @@ BUGS = [
         "who comes first",
         COUNTED,
         "uint(x[thread_position_in_grid.x])",
-        "uint(x[thread_position_in_grid.x]) * 0 + 1 + uint(atomic_load_explicit(&y[0], memory_order_relaxed) * thread_position_in_grid.x % 3)",
+        "uint(1 + atomic_load_explicit(&y[0], memory_order_relaxed) * thread_position_in_grid.x % 3)",
     ),
     Bug(
         "lane-map",

@@ -12,6 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .lint import without_comments
+
 ATTRIBUTES = {
     "thread_position_in_grid": "uint3(p.in_grid[0], p.in_grid[1], p.in_grid[2])",
     "thread_position_in_threadgroup": "uint3(p.in_group[0], p.in_group[1], p.in_group[2])",
@@ -91,6 +93,7 @@ def captured(kernel: Callable[..., Any], arguments: dict[str, Any]) -> str:
 
 def signature(text: str) -> Signature:
     """How a captured kernel is called. Raises ValueError where that is not seen."""
+    text = without_comments(text)
     found = SIGNATURE.search(text)
     if found is None:
         raise ValueError("there is no kernel in this text")
@@ -117,7 +120,7 @@ def cpp(text: str) -> str:
         kind, names = found.groups()
         return " ".join(_shared(kind, name.strip(), next(sites)) for name in re.split(r",(?![^\[]*\])", names))
 
-    body = _SPACES.sub("", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", text))))
+    body = _SPACES.sub("", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", without_comments(text)))))
     return "\n".join(
         [
             *(f'#include "{name}"' for name in INCLUDED),
