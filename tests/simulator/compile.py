@@ -27,7 +27,7 @@ OF_A_BUILD: dict[Build, tuple[str, ...]] = {
         "-Werror=uninitialized",
         "-Werror=maybe-uninitialized",
         "-O1",
-        "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero,signed-integer-overflow",
+        "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero",
         "-fsanitize-undefined-trap-on-error",
         "-ftrivial-auto-var-init=pattern",
         "--param=tsan-instrument-func-entry-exit=0",

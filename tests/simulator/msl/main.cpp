@@ -121,7 +121,7 @@ void crashed(int signal, siginfo_t* info, void*) {
   machine.memory.watching = false;
   if (signal == SIGILL || signal == SIGFPE) {
     faults().add("undefined", info->si_addr,
-                 "an index, an overflow, a shift, a division or an alignment that the language gives no meaning");
+                 "an index, a shift, a division or an alignment that the language gives no meaning");
   } else if (machine.overflows(info->si_addr)) {
     faults().add("limit", nullptr, "a lane's variables need more than its stack");
   } else if (faults().all.empty()) {
