@@ -92,11 +92,11 @@ def without_prefixes(text: str) -> str:
     return re.sub(r"^//:", "   ", text, flags=re.MULTILINE)
 
 
-def without_comments(text: str) -> str:
-    """The text with blanks for its comments and strings."""
+def without_comments(text: str, *, strings: bool = False) -> str:
+    """The text with blanks for its comments, and for its strings unless they are kept."""
 
     def blank(found: re.Match[str]) -> str:
-        return re.sub(r"[^\n]", " ", found[0])
+        return found[0] if strings and found[0].startswith('"') else re.sub(r"[^\n]", " ", found[0])
 
     return re.sub(r'//[^\n]*|/\*.*?\*/|"[^"\n]*"', blank, text, flags=re.DOTALL)
 

@@ -93,7 +93,7 @@ def captured(kernel: Callable[..., Any], arguments: dict[str, Any]) -> str:
 
 def signature(text: str) -> Signature:
     """How a captured kernel is called. Raises ValueError where that is not seen."""
-    text = without_comments(text)
+    text = without_comments(text, strings=True)
     found = SIGNATURE.search(text)
     if found is None:
         raise ValueError("there is no kernel in this text")
@@ -120,7 +120,9 @@ def cpp(text: str) -> str:
         kind, names = found.groups()
         return " ".join(_shared(kind, name.strip(), next(sites)) for name in re.split(r",(?![^\[]*\])", names))
 
-    body = _SPACES.sub("", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", without_comments(text)))))
+    body = _SPACES.sub(
+        "", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", without_comments(text, strings=True))))
+    )
     return "\n".join(
         [
             *(f'#include "{name}"' for name in INCLUDED),
