@@ -1,11 +1,11 @@
 """Tiled attention and its gradients, against their definitions in float64.
 
-Slow: heads of any width, all sizes in all types, and all packings.
+Slow: heads of any width, all sizes in all types, all packings, and gradients of rules that others are made of.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -277,7 +277,13 @@ def test_gradients_of_heads_of_any_width(size: Size, dtype: mx.Dtype) -> None:
     gradients_are_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
 
 
-@pytest.mark.parametrize("rules", RULES)
+def slow_where_others_do(case: Any) -> Any:
+    """The case, slow if its rules are made of those of other cases."""
+    both_ways = ("chunks that begin elsewhere", "chunks both ways", "segments both ways", "a window in segments")
+    return pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if case.id in both_ways else [])
+
+
+@pytest.mark.parametrize("rules", map(slow_where_others_do, RULES))
 def test_gradients_of_who_sees_what(rules: plan.Rules) -> None:
     gradients_are_right(Size(2 if rules.segments is None else 1, 2, 1, 45, 75), rules)
 
