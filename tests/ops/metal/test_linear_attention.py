@@ -1,3 +1,5 @@
+"""Linear attention and its gradients, against their definitions in float64. Slow: many chunks."""
+
 from __future__ import annotations
 
 import mlx.core as mx

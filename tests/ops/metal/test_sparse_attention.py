@@ -1,3 +1,5 @@
+"""Block-sparse attention and its gradients, against their definitions in float64. Slow: many blocks, large ones."""
+
 from __future__ import annotations
 
 import mlx.core as mx
@@ -91,10 +93,10 @@ CAUSAL = Pattern(16, window=2, global_blocks=1, random_blocks=1, causal=True)
 WIDE = Pattern(32, window=1, random_blocks=1, causal=True)
 CASES = [
     pytest.param((1, 1, 1, 1, 8), LONG, None, id="one of everything"),
-    pytest.param((2, 2, 1, 131, 40), BIG, None, id="an odd length, an odd head"),
-    pytest.param((1, 4, 2, 96, 64), LOCAL, None, id="each block by itself"),
-    pytest.param((2, 3, 1, 100, 64), CAUSAL, mx.array([100, 37]), id="causal, and padding"),
-    pytest.param((1, 2, 2, 130, 128), WIDE, mx.array([97]), id="large blocks of large heads"),
+    pytest.param((1, 2, 1, 83, 40), BIG, None, id="an odd length, an odd head"),
+    pytest.param((1, 4, 2, 64, 32), LOCAL, None, id="each block by itself"),
+    pytest.param((2, 3, 1, 52, 24), CAUSAL, mx.array([52, 37]), id="causal, and padding"),
+    pytest.param((1, 2, 2, 130, 128), WIDE, mx.array([97]), id="large blocks of large heads", marks=pytest.mark.slow),
     pytest.param((2, 1, 1, 70, 16), LONG, mx.array([0, 64]), id="a row of padding alone"),
 ]
 
