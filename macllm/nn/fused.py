@@ -56,7 +56,8 @@ def attention(
     if cache is None or not ops.serving(x):
         return None
     source = Source(x, norm.pre)
-    q, k, v = (_project(source, layer[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    linears = [layer[name] for name in ("q_proj", "k_proj", "v_proj")]
+    q, k, v = _project_three(source, linears) or [_project(source, linear) for linear in linears]
     return _join(norm, x, Source(layer.mix((q, k, v), masks, cache)), layer["o_proj"])
 
 
@@ -105,6 +106,16 @@ def _join(norm: ResidualNorm, x: mx.array, source: Source, linear: nn.Module) ->
 
 def _only_adds(norm: ResidualNorm) -> bool:
     return isinstance(norm.branch, nn.Identity) and isinstance(norm.sum, nn.Identity)
+
+
+def _project_three(source: Source, linears: list[nn.Module]) -> list[mx.array] | None:
+    """Each of the three of norm(x): (B, L, D) -> (B, L, F)."""
+    biased = ["bias" in linear for linear in linears]
+    if any(type(linear) is not QuantizedLinear for linear in linears) or any(biased) != all(biased):
+        return None
+    x, norm = source.parts
+    biases = [linear["bias"] for linear in linears] if all(biased) else None
+    return ops.three_products(x, [_packed(linear) for linear in linears], norm, biases)
 
 
 def _project(source: Source, linear: nn.Module, residual: mx.array | None = None) -> mx.array:
