@@ -1,4 +1,4 @@
-"""Products of a few rows with packed matrices, with what comes before and after them, in one op where a kernel serves."""
+"""Products of a few rows with packed matrices, and what comes before and after, in one op where a kernel serves."""
 
 from __future__ import annotations
 

@@ -71,9 +71,7 @@ def test_products(rows: int, count: int, width: int, bits: int, group: int, dtyp
     assert log.faults == []
 
 
-@pytest.mark.parametrize(
-    ("rows", "bits", "group", "dtype"), sweep([1, 3, 8], [(4, 64), (8, 32), (2, 32)], TYPES)
-)
+@pytest.mark.parametrize(("rows", "bits", "group", "dtype"), sweep([1, 3, 8], [(4, 64), (8, 32), (2, 32)], TYPES))
 @pytest.mark.parametrize("normed_too", [True, False])
 def test_three_products(rows: int, bits: int, group: int, dtype: mx.Dtype, normed_too: bool) -> None:
     x = random(rows, 192, dtype=dtype)

@@ -94,7 +94,7 @@ def test_masked_tokens_are_never_drawn() -> None:
         tokens, _ = drawn(logits, np.linspace(0, 0.9999, 6).astype(np.float32), filters)
         assert (tokens < 7).all()
         assert tokens[3] != 2
-    
+
 
 FLAT = -0.001 * np.arange(64 * 40, dtype=np.float32)
 BEYOND = [
