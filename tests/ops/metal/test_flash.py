@@ -283,7 +283,7 @@ def slow_where_others_do(case: Any) -> Any:
     return pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if case.id in both_ways else [])
 
 
-@pytest.mark.parametrize("rules", map(slow_where_others_do, RULES))
+@pytest.mark.parametrize("rules", list(map(slow_where_others_do, RULES)))
 def test_gradients_of_who_sees_what(rules: plan.Rules) -> None:
     gradients_are_right(Size(2 if rules.segments is None else 1, 2, 1, 45, 75), rules)
 
