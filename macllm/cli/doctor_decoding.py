@@ -51,6 +51,7 @@ def decoding() -> Decoding:
     from macllm.ops.dispatch import using
     from macllm.ops.metal.trial import TURNS, compared
 
+    model: Any
     model, tokenizer = load()
     quantize.apply(model, bits=BITS, group_size=GROUP)
     mx.eval(model.parameters())

@@ -86,5 +86,5 @@ def _apart(ours: mx.array, right: mx.array, rounding: float) -> float:
         return float("inf")
     wide = right.astype(mx.float32)
     bound = rounding * mx.maximum(1.0, mx.abs(wide).max())
-    difference = (mx.abs(ours.astype(mx.float32) - wide).max() / bound).item()
-    return float(difference) if difference == difference else float("inf")
+    difference = mx.abs(ours.astype(mx.float32) - wide).max() / bound
+    return float("inf") if mx.isnan(difference).item() else float(difference)

@@ -143,7 +143,7 @@ def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
 
 
 def _gradients(shape: Shape, dtype: mx.Dtype) -> Case:
-    names = ("q", "k", "v", "q_norm", "k_norm")
+    names: tuple[str, ...] = ("q", "k", "v", "q_norm", "k_norm")
 
     def given(seed: int) -> Arrays:
         arrays = _given(shape, dtype, seed)
@@ -163,7 +163,7 @@ def _gradients(shape: Shape, dtype: mx.Dtype) -> Case:
         wide = widened(given)
 
         def run(*arrays: mx.array) -> list[mx.array]:
-            named = dict(zip(names, arrays, strict=True))
+            named: Arrays = dict(zip(names, arrays, strict=True))
             return list(qkv_post_reference(*_qkv(named), _rules(named), AT))
 
         return mx.vjp(run, [wide[name] for name in names], [wide[name] for name in ("dq", "dk", "dv")])[1]

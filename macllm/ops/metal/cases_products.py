@@ -16,15 +16,15 @@ FILTERS = sample.Filters(0.8, top_k=20, top_p=0.95)
 
 
 class Shape(NamedTuple):
-    """Of x (rows, width) and what it becomes (rows, count)."""
+    """Of x (rows, width) and what it becomes (rows, outputs)."""
 
     rows: int
     width: int
-    count: int
+    outputs: int
     timed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.rows} x {self.width} to {self.count}"
+        return f"{self.rows} x {self.width} to {self.outputs}"
 
 
 SHAPES = (
@@ -35,7 +35,7 @@ SHAPES = (
     Shape(1, 4096, 4096, timed=True),
     Shape(4, 2048, 8192, timed=True),
 )
-OF_EXPERTS = (  # count is what an expert's hidden numbers are
+OF_EXPERTS = (  # outputs are an expert's hidden numbers
     Shape(1, 128, 64),
     Shape(3, 192, 128),
     Shape(1, 2048, 768, timed=True),
@@ -63,7 +63,8 @@ def _product(x: mx.array, w: qmv.Matrix, **around: Any) -> mx.array:
 
 
 def _matrix(given: Arrays, name: str) -> qmv.Matrix:
-    return qmv.Matrix(*(given[f"{name}_{part}"] for part in ("words", "scales", "biases")), BITS, GROUP)
+    words, scales, biases = (given[f"{name}_{part}"] for part in ("words", "scales", "biases"))
+    return qmv.Matrix(words, scales, biases, BITS, GROUP)
 
 
 def _packed(name: str, *shape: int, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
