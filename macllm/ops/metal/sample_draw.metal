@@ -28,7 +28,7 @@ inline float sum_before(float x, threadgroup float* held, int lane, int simdgrou
 //: const int simdgroup = int(simdgroup_index_in_threadgroup), batch = int(threadgroup_position_in_grid.y), V = logits_shape[1];
 //: const int size = (V + BLOCKS - 1) / BLOCKS;
 //: const float heat = M_LOG2E_F / temperature;
-//: const device float* own = sums + long(batch) * BLOCKS * 3;
+//: const auto own = sums + long(batch) * BLOCKS * 3;
 //: float most = -1e30f;
 //: for (int b = lane; b < BLOCKS; b += 32) most = max(most, own[3 * b]);
 //: most = simd_max(most);
