@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.simulator.compile import CompileError
-from tests.simulator.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, run
+from tests.simulator.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, N, run
+from tests.simulator.run import How, usually
 
 
 @pytest.mark.parametrize("kernel", WITHOUT_BUGS)
@@ -24,6 +25,16 @@ def test_a_planted_bug_is_seen(bug: Bug) -> None:
 
 def test_every_class_has_a_bug() -> None:
     assert {bug.fault for bug in BUGS} == CLASSES.keys()
+
+
+def test_others_may_do_without_lanes_that_have_gone() -> None:
+    (bug,) = (bug for bug in BUGS if bug.what == "half of the lanes")
+    with usually(How(relaxed=True)):
+        result = run(SUMMED, bug.source)
+    assert result.faults == []
+    numbers = np.arange(N, dtype=np.float32) + 1
+    want = numbers.reshape(4, 32)[:, :16].sum(1, keepdims=True) * (np.arange(32) < 16) + np.arange(32)
+    assert np.array_equal(result.outputs[0], want.reshape(-1))
 
 
 def test_more_threads_than_a_group_has_are_a_fault() -> None:
