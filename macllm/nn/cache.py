@@ -94,10 +94,13 @@ class LayerCache:
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[KV, int]:
         """Store (B, K, L, Dh) twice; returns what the L new queries may look at, and the slot it begins with."""
-        length = keys.shape[2]
-        self.head_dim = keys.shape[-1]
+        return self.store((*self.codec.encode(keys), *self.codec.encode(values)), keys.shape[-1])
+
+    def store(self, rows: Parts, head_dim: int) -> tuple[KV, int]:
+        """The same for keys and values as the codec encodes heads of `head_dim`."""
+        length = rows[0].shape[2]
+        self.head_dim = head_dim
         needed = self._needed(self.offset)
-        rows = (*self.codec.encode(keys), *self.codec.encode(values))
         self._make_room(needed, length, rows)
         at = self.offset - self.start
         for part, new in zip(self.parts, rows, strict=True):

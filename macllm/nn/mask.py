@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from macllm.ops.attention import Mask
+from macllm.ops.sight import Mask, Sight
 
 from .position import RelativeBias, Span
 from .spec import Bidirectional, Causal, Chunked, Local, MaskSpec, Sliding
@@ -55,6 +55,29 @@ def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = N
     return seen if seen.ndim == 4 else seen[None, None]
 
 
+def sight(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None, *, is_cached: bool = False) -> Sight:
+    """What `visible` says, in numbers."""
+    looks_ahead = isinstance(spec, Bidirectional | Local)
+    padding, window, chunk = span.left_padding or (0,), 0, 0
+    match spec:
+        case Sliding(width) | Local(width):
+            window = width
+        case Chunked(size):
+            chunk = size
+    if span.length == 1 and not looks_ahead:  # one query's keys need no rule, only a first
+        window = chunk = 0
+        padding = tuple(oldest_seen(spec, span.offset, n) for n in padding)
+    return Sight(
+        not looks_ahead,
+        lambda: visible(spec, span, start, lengths),
+        window,
+        chunk,
+        tuple(slot - start for slot in padding),
+        lengths if looks_ahead else None,
+        is_cached,
+    )
+
+
 def _needs_no_array(spec: MaskSpec, span: Span, start: int) -> bool:
     """Whether causality, or nothing, is all that the mask says of the keys from `start` on."""
     match spec:
@@ -92,15 +115,17 @@ class Masks:
 
     def __init__(self, span: Span, lengths: mx.array | None = None, bias: RelativeBias | None = None):
         self.span, self.lengths, self.bias = span, lengths, bias
-        self._made: dict[tuple[MaskSpec, int], Mask] = {}
+        self._made: dict[tuple[MaskSpec, int], Mask | Sight] = {}
         self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
 
-    def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype) -> Mask:
-        """What attention takes for `spec` when the first key is in slot `start`."""
+    def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype, *, is_cached: bool = False) -> Mask | Sight:
+        """What attention takes for `spec` when the first key is in slot `start`, of a cache or not."""
         key = (spec, start)
         if key not in self._made:
-            seen = visible(spec, self.span, start, self.lengths)
-            self._made[key] = seen if self.bias is None else self._biased(seen, start, dtype)
+            if self.bias is None:
+                self._made[key] = sight(spec, self.span, start, self.lengths, is_cached=is_cached)
+            else:
+                self._made[key] = self._biased(visible(spec, self.span, start, self.lengths), start, dtype)
         return self._made[key]
 
     def rows(self, spec: MaskSpec, count: int) -> tuple[list[int], list[int]]:

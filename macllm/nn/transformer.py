@@ -12,6 +12,7 @@ import mlx.nn as nn
 from macllm.ops.gate import activate
 from macllm.ops.kv import KV
 
+from . import fused
 from .attention import CrossAttention, SelfAttention
 from .cache import LayerCache
 from .linear import Linear, Table
@@ -50,13 +51,16 @@ class Block(nn.Module):
         norm, mlp = self.attention_norm, self.mlp_step
 
         def attend(x: mx.array) -> mx.array:
-            return norm.join(x, self.attention(norm.pre(x), masks, cache))
+            y = fused.attention(self.attention, norm, x, masks, cache)
+            return norm.join(x, self.attention(norm.pre(x), masks, cache)) if y is None else y
 
         def cross(x: mx.array, kv: KV) -> mx.array:
             return self.cross_norm.join(x, self.cross(self.cross_norm.pre(x), kv, memory_mask))
 
         def feed(x: mx.array) -> mx.array:
-            return self.feed_forward_norm.join(x, self.feed_forward(self.feed_forward_norm.pre(x)))
+            layer, norm = self.feed_forward, self.feed_forward_norm
+            y = None if cache is None else fused.feed_forward(layer, norm, x)
+            return norm.join(x, layer(norm.pre(x))) if y is None else y
 
         yield Part(
             attend, lambda kernels: self.attention_step.branch(kernels, self.attention, norm, masks, cache), cache

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Literal, TypedDict
+from typing import Any, TypedDict
 
 import mlx.core as mx
 
 from .dispatch import choice, native
+from .flash import flash
 from .kv import KV, Quantized
-
-Mask = mx.array | Literal["causal"] | None
+from .sight import Mask, Sight
 
 
 def attention(
@@ -18,47 +18,48 @@ def attention(
     kv: KV,
     *,
     scale: float,
-    mask: Mask = None,
+    mask: Mask | Sight = None,
     softcap: float | None = None,
     sinks: mx.array | None = None,
 ) -> mx.array:
     """Attention of H query heads over K key/value heads (H a multiple of K): (B, H, L, Dh) -> (B, H, L, Dh).
 
-    `mask` broadcasts to (B, H, L, S): bool (True is seen), or added to the scores; "causal" aligns the
-    last query with the last key. `softcap` bounds the scores to +-softcap before the mask. `sinks` (H,) are
-    scores of a key that every query of a head sees and whose value is 0.
+    `mask` broadcasts to (B, H, L, S): bool (True is seen), or added to the scores; "causal" aligns the last query with
+    the last key; a `Sight` says in numbers what a mask would. `softcap` bounds the scores to +-softcap before the mask.
+    `sinks` (H,) are scores of a key that every query of a head sees and whose value is 0.
     Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2;
     sinks: arXiv:2508.10925, 2.2.
     """
-    rules: Rules = {"scale": scale, "mask": mask, "softcap": softcap, "sinks": sinks}
-    kernels = native(q, sinks) if not isinstance(mask, mx.array) or mask.dtype == mx.bool_ else None
-    y = None if kernels is None else _native(kernels, q, kv, rules)
+    told = Sight.of(mask)
+    y = None if told is None else flash(q, kv, told, scale=scale, softcap=softcap or 0.0, sinks=sinks)
     if y is not None:
         return y
+    rules: Rules = {"scale": scale, "softcap": softcap, "sinks": sinks}
+    kernels = native(q, sinks)
+    y = None if kernels is None else _native(kernels, q, kv, rules, mask if told is None else told)
+    if y is not None:
+        return y
+    mask = mask.as_mask if isinstance(mask, Sight) else mask
     dense = kv.dense(q.dtype) if isinstance(kv, Quantized) else kv
     if softcap is None and choice() != "reference":
         return mx.fast.scaled_dot_product_attention(q, dense.keys, dense.values, scale=scale, mask=mask, sinks=sinks)
-    return attention_reference(q, dense.keys, dense.values, **rules)
+    return attention_reference(q, dense.keys, dense.values, mask=mask, **rules)
 
 
 class Rules(TypedDict):
     """How scores become weights."""
 
     scale: float
-    mask: Mask
     softcap: float | None
     sinks: mx.array | None
 
 
-def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules) -> mx.array | None:
-    """The kernels' result; None where they do not know these keys and values."""
-    mask = rules["mask"]
-    options = {
-        "causal": isinstance(mask, str),
-        "mask": mask if isinstance(mask, mx.array) else None,
-        "softcap": rules["softcap"] or 0.0,
-        "sinks": rules["sinks"],
-    }
+def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules, mask: Mask | Sight) -> mx.array | None:
+    """The kernels' result; None where they do not know these keys and values, or masks."""
+    seen = _native_mask(mask)
+    if seen is None:
+        return None
+    options = {**seen, "softcap": rules["softcap"] or 0.0, "sinks": rules["sinks"]}
     if isinstance(kv, Quantized):
         if kv.keys[1].dtype != mx.float32:
             return None
@@ -67,6 +68,16 @@ def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules) -> mx.array 
     if not plain or q.shape[3] != kv.keys.shape[3]:
         return None
     return kernels.attention(q, kv.keys, kv.values, rules["scale"], **options)
+
+
+def _native_mask(mask: Mask | Sight) -> dict[str, Any] | None:
+    """How the kernels are told: in numbers if one row is like the next, so that no mask takes memory."""
+    if isinstance(mask, Sight):
+        if mask.lengths is None and len(mask.first) == 1 and mask.first[0] <= 0:
+            return {"causal": mask.causal, "window": mask.window, "chunk": mask.chunk, "begin": mask.first[0]}
+        array = mask.as_mask
+        return None if isinstance(array, str) else {"mask": array}
+    return {"mask": mask} if isinstance(mask, mx.array) and mask.dtype == mx.bool_ else None
 
 
 def attention_reference(

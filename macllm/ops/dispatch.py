@@ -11,15 +11,20 @@ from typing import Literal
 import mlx.core as mx
 
 from . import cpu
+from .metal import DTYPES
 
-Choice = Literal["reference", "stock", "native"]
+Choice = Literal["reference", "stock", "native", "metal"]
 
 _choice: ContextVar[Choice] = ContextVar("choice", default="native")
 
 
 @contextmanager
 def using(choice: Choice) -> Iterator[None]:
-    """Serve ops with nothing better than `choice` in this block: for tests and comparisons."""
+    """Serve ops with nothing better than `choice` in this block: for tests and comparisons.
+
+    "native", what serves otherwise, is the best that this machine has: on a CPU our kernels, on an Apple GPU those of
+    our Metal kernels that `macllm doctor --kernels` has approved. "metal" is all Metal kernels, whatever the machine.
+    """
     token = _choice.set(choice)
     try:
         yield
@@ -40,3 +45,16 @@ def native(*arrays: mx.array | None) -> ModuleType | None:
         if array is not None and array.dtype != mx.float32:
             return None
     return cpu.kernels() if cpu.available() else None
+
+
+def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
+    """Whether our Metal kernels serve an op on numbers of this type; `metal.approved` says which sizes count."""
+    if dtype not in DTYPES or _choice.get() not in ("metal", "native"):
+        return False
+    if _choice.get() == "metal":
+        return True
+    if not mx.metal.is_available() or mx.default_device() != mx.gpu:
+        return False
+    from .metal import approved  # what it reads, other machines need not
+
+    return approved.is_approved(op, dtype, size)

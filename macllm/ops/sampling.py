@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from . import dispatch
 from .dispatch import native
+from .metal import sample
 
 _LARGEST = 2**53  # a whole number that the kernels are told
 
@@ -40,6 +42,7 @@ class Draw:
     """The draws of one completion, each one op from logits to token."""
 
     def __init__(self, rules: Rules, bias: Sequence[tuple[int, float]], breakers: Sequence[int]) -> None:
+        self._filters = None if bias else _filters(rules)
         self._arguments = (
             [float(min(number, _LARGEST)) for number in rules],
             [token for token, _ in bias],
@@ -56,12 +59,22 @@ class Draw:
         Seed and step are the words of the random key. The noise of a candidate is that of its place among the
         candidates. Without penalties no history is needed.
         """
+        if self._filters is not None and dispatch.metal("sample", logits.dtype, logits.size):
+            place = mx.random.uniform(shape=(1,), key=mx.random.key((seed << 32) | step))
+            return sample.draw(logits[None], place, self._filters)[0].squeeze(0), history
         kernels = native()
         if kernels is None:
             return None
         if self._plan is None:
             self._plan = kernels.DrawPlan(*self._arguments)
         return kernels.draw(self._plan, logits.astype(mx.float32), history, seed, step)
+
+
+def _filters(rules: Rules) -> sample.Filters | None:
+    """What is done to logits, if that is all; None where more is, or nothing drawn."""
+    filters = sample.Filters(rules.temperature, min(rules.top_k, 2**31 - 1), rules.top_p, rules.min_p)
+    nothing = Rules(*rules[:4], 1.0, 0.0, rules.xtc_threshold, 1.0, 0.0, 0.0, rules.penalty_window, 0.0, *rules[12:])
+    return filters if rules == nothing and rules.temperature > 0 else None
 
 
 def logprobs(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...] | None:

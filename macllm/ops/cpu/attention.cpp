@@ -283,7 +283,7 @@ void attention_few(const Attention& a, const View& q, const Stored& k, const Sto
 void keep_and_attend(const Newest& n, const Fresh& rows, const Buffer& keys, const Buffer& values, float* out) {
   keep(n, rows.k, keys);
   keep(n, rows.v, values);
-  Attention a{1, n.H, n.K, 1, n.at + 1 - n.first, n.D, 1.f, false, 0, nullptr, {}, n.softcap, n.sinks};
+  Attention a{1, n.H, n.K, 1, n.at + 1 - n.first, n.D, 1.f, false, 0, 0, 0, nullptr, {}, n.softcap, n.sinks};
   attention_few(a, {rows.q, 0, n.D, 0, 1}, seen_of(n, keys), seen_of(n, values), out, nullptr);
 }
 

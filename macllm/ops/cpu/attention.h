@@ -15,7 +15,8 @@ struct Attention {
   int64_t B, H, K, T, S, D;  // H query heads share K key heads; T queries stand at the end of S positions
   float scale;
   bool causal;
-  int64_t window;  // a query sees at most this many positions up to itself; 0: no limit
+  int64_t window;  // a query sees nothing so many positions away; 0: no limit
+  int64_t chunk, begin;  // a query sees its own chunk of positions, the first from `begin` <= 0 on; 0: all is one
   const bool* mask;  // true where a query may look, or null
   int64_t mask_strides[4];
   float softcap = 0;             // scores are bounded to +-softcap; 0: no limit
@@ -104,8 +105,14 @@ struct Span {
 
 inline Span seen(const Attention& a, int64_t t) {
   const int64_t at = a.S - a.T + t;
-  Span span{0, a.causal ? std::clamp<int64_t>(at + 1, 0, a.S) : a.S};
-  if (a.window > 0) span.first = std::clamp<int64_t>(at + 1 - a.window, 0, span.last);
+  Span span{0, a.causal ? at + 1 : a.S};
+  if (a.window > 0) span = {at + 1 - a.window, std::min(span.last, at + a.window)};
+  if (a.chunk > 0) {
+    const int64_t from = std::max<int64_t>(at - a.begin, 0) / a.chunk * a.chunk + a.begin;
+    span = {std::max(span.first, from), std::min(span.last, from + a.chunk)};
+  }
+  span.last = std::clamp<int64_t>(span.last, 0, a.S);
+  span.first = std::clamp<int64_t>(span.first, 0, span.last);
   return span;
 }
 

@@ -19,7 +19,7 @@ namespace {
 struct Rules {
   float scale, softcap;
   bool causal;
-  int64_t window;
+  int64_t window, chunk, begin;
 };
 
 // What inputs there are: q, then keys and values in so many arrays each, sinks, a mask.
@@ -37,7 +37,7 @@ struct Layout {
 Attention problem(const Arrays& in, const Rules& rules, const Layout& layout) {
   auto &q = in[0], &k = in[1];
   Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), rules.scale, rules.causal,
-              rules.window, nullptr, {}, rules.softcap};
+              rules.window, rules.chunk, rules.begin, nullptr, {}, rules.softcap};
   if (layout.sunk) a.sinks = in[layout.sinks()].data<float>();
   if (layout.masked) {
     auto& mask = in[layout.mask()];
@@ -83,10 +83,10 @@ Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out
 }
 
 mx::array native_attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, bool causal,
-                           int64_t window, const std::optional<mx::array>& mask, float softcap,
-                           const std::optional<mx::array>& sinks) {
+                           int64_t window, int64_t chunk, int64_t begin, const std::optional<mx::array>& mask,
+                           float softcap, const std::optional<mx::array>& sinks) {
   if (k.shape() != v.shape() || q.ndim() != k.ndim() || q.shape(-1) != k.shape(-1)) refuse("heads of one width.");
-  const Rules rules{scale, softcap, causal, window};
+  const Rules rules{scale, softcap, causal, window, chunk, begin};
   const Layout layout{1, sinks.has_value(), mask.has_value()};
   Arrays inputs{q, k, v};
   add_rules(inputs, sinks, mask);
@@ -147,10 +147,11 @@ void check_packed(const Arrays& parts, int bits, int group, int64_t head_dim) {
 
 // Nothing where a gradient is taken.
 std::optional<mx::array> native_attention_packed(const mx::array& q, const Arrays& parts, int bits, int group, float scale,
-                                                 bool causal, const std::optional<mx::array>& mask, float softcap,
+                                                 bool causal, int64_t window, int64_t chunk, int64_t begin,
+                                                 const std::optional<mx::array>& mask, float softcap,
                                                  const std::optional<mx::array>& sinks) {
   check_packed(parts, bits, group, q.shape(-1));
-  const Rules rules{scale, softcap, causal, 0};
+  const Rules rules{scale, softcap, causal, window, chunk, begin};
   const Layout layout{3, sinks.has_value(), mask.has_value()};
   Arrays inputs{q};
   inputs.insert(inputs.end(), parts.begin(), parts.end());
@@ -194,9 +195,10 @@ std::optional<Arrays> native_pack(const mx::array& x, int bits, int group) {
 
 void bind_attention(nb::module_& m) {
   m.def("attention", &native_attention, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false, "window"_a = 0,
-        "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
+        "chunk"_a = 0, "begin"_a = 0, "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
   m.def("attention_packed", &native_attention_packed, "q"_a, "parts"_a, "bits"_a, "group"_a, "scale"_a,
-        "causal"_a = false, "mask"_a = nb::none(), "softcap"_a = 0, "sinks"_a = nb::none());
+        "causal"_a = false, "window"_a = 0, "chunk"_a = 0, "begin"_a = 0, "mask"_a = nb::none(), "softcap"_a = 0,
+        "sinks"_a = nb::none());
   m.def("pack", &native_pack, "x"_a, "bits"_a, "group"_a);
 }
 

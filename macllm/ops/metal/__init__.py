@@ -16,6 +16,8 @@ import mlx.core as mx
 HERE = Path(__file__).parent
 LANES = 32
 """Threads of a simdgroup."""
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+"""Types of numbers that kernels compute with."""
 
 Triple = tuple[int, int, int]
 Input = mx.array | int | float
@@ -39,7 +41,7 @@ class Call:
     def __post_init__(self) -> None:
         """Raises ValueError for a grid that is not made of whole threadgroups, which Metal would cut short."""
         if any(whole % part or part < 1 for whole, part in zip(self.grid, self.threadgroup, strict=True)):
-            raise ValueError(f"{self.kernel}: a grid of {self.grid} threads is not made of groups of {self.threadgroup}")
+            raise ValueError(f"{self.kernel}: a grid of {self.grid} is not made of threadgroups of {self.threadgroup}")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -111,7 +113,8 @@ _compiled: dict[tuple[str, ...], Callable[..., list[mx.array]]] = {}
 def _on_gpu(call: Call) -> list[mx.array]:
     key = (call.kernel, *call.inputs, *call.outputs)
     if key not in _compiled:
-        _compiled[key] = mx.fast.metal_kernel(**options(call))
+        made: Any = mx.fast.metal_kernel(**options(call))
+        _compiled[key] = made
     return _compiled[key](**call.arguments)
 
 

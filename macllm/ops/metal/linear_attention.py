@@ -7,7 +7,7 @@ from math import gcd
 
 import mlx.core as mx
 
-from . import LANES, Call, Input, launch
+from . import DTYPES, LANES, Call, Input, launch
 
 CHUNK = 64
 """Rows that attend to one another directly; what came before them is a state."""
@@ -19,8 +19,7 @@ _DECODED = 32  # columns of a threadgroup that decodes
 
 def serves(q: mx.array, k: mx.array, v: mx.array) -> bool:
     """Whether there are kernels for these features (B, H, L, M) and values (B, H, L, D)."""
-    dtypes = (mx.float32, mx.float16, mx.bfloat16)
-    return all(x.dtype in dtypes and x.shape[3] % 8 == 0 for x in (q, k, v)) and q.shape == k.shape
+    return all(x.dtype in DTYPES and x.shape[3] % 8 == 0 for x in (q, k, v)) and q.shape == k.shape
 
 
 def run(

@@ -2,7 +2,7 @@
 // all experts, so that it is TOP times as long as one expert's, whose few numbers would leave most of a simdgroup idle.
 //
 // Layout. h (tokens, TOP, K); words (E, N, K * BITS / 32), scales and biases (E, N, K / GROUP); chosen and weights (tokens,
-// TOP); residual (tokens, N). Out: (tokens, N).
+// TOP), rows a stride apart; residual (tokens, N). Out: (tokens, N).
 // Grid. A simdgroup for each ROWS numbers of a token: (32, ceil(N / ROWS), tokens) threads in groups of (32, 2, 1).
 // Traffic. Each chosen expert's rows are read once; no sums between are written.
 #include "common.metal"
@@ -12,10 +12,10 @@
 //: const int K = h_shape[2], N = words_shape[1], token = int(thread_position_in_grid.z);
 //: float values[1][VALUES], sums[ROWS];
 //: for (int r = 0; r < ROWS; r++) sums[r] = 0.0f;
-//: for (int slot = token * TOP; slot < (token + 1) * TOP; slot++) {
-//:   const auto row = h + long(slot) * K;
-//:   const long expert = long(chosen[slot]) * N;
-//:   const float weight = float(weights[slot]);
+//: for (int e = 0; e < TOP; e++) {
+//:   const auto row = h + (long(token) * TOP + e) * K;
+//:   const long expert = long(chosen[token * chosen_strides[0] + e]) * N;
+//:   const float weight = float(weights[token * weights_strides[0] + e]);
 //:   for (int k = lane * VALUES; k < K; k += 32 * VALUES) {
 //:     const float value_sum = read_values<false, VALUES>(row, row, 0.0f, weight, k, K, values[0]);
 //:     for (int r = 0; r < ROWS; r++)

@@ -1,7 +1,7 @@
 // h = act(x G_e^T) . (x U_e^T) for each expert e that a token has chosen: gate, up and gating in one dispatch, not three.
 //
 // Layout. x (tokens, K); gate and up words (E, N, K * BITS / 32), scales and biases (E, N, K / GROUP); chosen (tokens, TOP)
-// int32. Out: (tokens, TOP, N).
+// integers, rows a stride apart. Out: (tokens, TOP, N).
 // Grid. A simdgroup for each ROWS numbers of a token's expert: (32, ceil(N / ROWS), tokens * TOP) threads in groups of
 // (32, 2, 1). Gate and up rows share the lane's numbers of x.
 // Traffic. Each chosen expert's rows are read once a token; x once a simdgroup, from the cache.
@@ -10,7 +10,7 @@
 
 //: const int lane = int(thread_index_in_simdgroup), n = int(thread_position_in_grid.y) * ROWS;
 //: const int K = x_shape[1], N = gate_words_shape[1], slot = int(thread_position_in_grid.z);
-//: const long expert = long(chosen[slot]) * N;
+//: const long expert = long(chosen[slot / TOP * chosen_strides[0] + slot % TOP]) * N;
 //: const auto row = x + long(slot / TOP) * K;
 //: float values[1][VALUES], sums[ROWS], ups[ROWS];
 //: for (int r = 0; r < ROWS; r++) sums[r] = ups[r] = 0.0f;

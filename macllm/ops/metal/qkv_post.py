@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from . import LANES, Call, Input
+from . import DTYPES, LANES, Call, Input
 
 if TYPE_CHECKING:
     from macllm.ops.qkv_post import Rules
@@ -21,14 +21,14 @@ _GROUPED = 8  # simdgroups of a threadgroup, at most
 
 def serves(q: mx.array, k: mx.array, rules: Rules) -> bool:
     """Whether there is a kernel for these."""
-    return q.dtype == k.dtype and q.dtype in (mx.float32, mx.float16, mx.bfloat16) and rules.head_dim <= MOST_DIMS
+    return q.dtype == k.dtype and q.dtype in DTYPES and rules.head_dim <= MOST_DIMS
 
 
 def forward(q: mx.array, k: mx.array, v: mx.array, rules: Rules, offset: mx.array) -> Call:
     """q (B, H, L, D), k and v (B, K, L, D)."""
-    heads, shapes = _heads(q, k, rules), _shapes(q, k, rules)
+    shapes = _shapes(q, k, rules)
     outputs = {f"{name}_out": (shape, q.dtype) for name, shape in shapes.items()}
-    return _call("qkv_post", {"q": q, "k": k, "v": v}, outputs, rules, offset, heads, {})
+    return _call("qkv_post", {"q": q, "k": k, "v": v}, outputs, rules, offset, {})
 
 
 def packed(q: mx.array, k: mx.array, v: mx.array, rules: Rules, offset: mx.array, bits: int, group_size: int) -> Call:
@@ -41,7 +41,7 @@ def packed(q: mx.array, k: mx.array, v: mx.array, rules: Rules, offset: mx.array
         outputs[f"{name}_words"] = (*rows, width * bits // 32), mx.uint32
         outputs[f"{name}_scales"] = outputs[f"{name}_biases"] = (*rows, width // group_size), q.dtype
     packing = {"BITS": bits, "GROUP": group_size, "W": width, "HEADS": _grouped(heads)}
-    return _call("qkv_post_packed", {"q": q, "k": k, "v": v}, outputs, rules, offset, heads, packing)
+    return _call("qkv_post_packed", {"q": q, "k": k, "v": v}, outputs, rules, offset, packing)
 
 
 def backward(arrays: Mapping[str, mx.array], rules: Rules, offset: mx.array) -> Call:
@@ -55,7 +55,7 @@ def backward(arrays: Mapping[str, mx.array], rules: Rules, offset: mx.array) -> 
         "v_out": (k.shape, q.dtype),
         "parts": ((chunks, sum(heads), rules.head_dim), mx.float32),
     }
-    return _call("qkv_post_vjp", arrays, outputs, rules, offset, heads, {"ROWS": ROWS}, chunks)
+    return _call("qkv_post_vjp", arrays, outputs, rules, offset, {"ROWS": ROWS})
 
 
 def _heads(q: mx.array, k: mx.array, rules: Rules) -> tuple[int, int]:
@@ -79,11 +79,10 @@ def _call(
     outputs: Mapping[str, tuple[tuple[int, ...], mx.Dtype]],
     rules: Rules,
     offset: mx.array,
-    heads: tuple[int, int],
     template: Mapping[str, int],
-    rows: int | None = None,
 ) -> Call:
     q = arrays["q"]
+    heads, tokens = _heads(q, arrays["k"], rules), q.shape[0] * q.shape[1]
     inputs: dict[str, Input] = {name: mx.contiguous(array) for name, array in arrays.items()}
     # What is not there is not read either: anything stands for it.
     inputs["q_norm"] = q if rules.q_norm is None else rules.q_norm
@@ -94,7 +93,7 @@ def _call(
         kernel,
         inputs,
         outputs,
-        (LANES, heads[0] + 2 * heads[1], q.shape[0] * q.shape[1] if rows is None else rows),
+        (LANES, heads[0] + 2 * heads[1], -(-tokens // template.get("ROWS", 1))),
         (LANES, _grouped(heads), 1),
         {
             "T": q.dtype,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import LANES, Call, Input, launch
+from . import DTYPES, LANES, Call, Input, launch
 
 MOST_ROWS = 8
+BITS = (2, 4, 8)
 ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
 _OUTPUTS, _SIMDGROUPS = 4, 2  # numbers of a simdgroup, and simdgroups of a threadgroup
 _TOGETHER = 4  # rows that share what is read of the matrix
@@ -40,26 +43,33 @@ class Adapter(NamedTuple):
     alpha: float
 
 
+@dataclass(frozen=True)
+class Around:
+    """What comes with a product x W^T: act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' the norm of x.
+
+    U has the form of W; bias (N,), residual (rows, N).
+    """
+
+    norm: Norm | None = None
+    up: Matrix | None = None
+    activation: str | None = None
+    bias: mx.array | None = None
+    residual: mx.array | None = None
+    adapter: Adapter | None = None
+
+
 def serves(x: mx.array, w: Matrix) -> bool:
     """Whether there is a kernel for x (rows, K)."""
-    dtypes = (mx.float32, mx.float16, mx.bfloat16)
-    return x.shape[0] <= MOST_ROWS and w.bits in (2, 4, 8) and w.group_size >= 32 and x.dtype in dtypes
+    return x.shape[0] <= MOST_ROWS and w.bits in BITS and w.group_size >= 32 and x.dtype in DTYPES
 
 
-def product(
-    x: mx.array,
-    w: Matrix,
-    *,
-    norm: Norm | None = None,
-    up: Matrix | None = None,
-    activation: str | None = None,
-    bias: mx.array | None = None,
-    residual: mx.array | None = None,
-    adapter: Adapter | None = None,
-) -> mx.array:
-    """(rows, K) -> (rows, N): act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' the norm of x."""
-    low = None if adapter is None else launch(down(x, adapter, norm))[0]
-    return launch(fused(x, w, low, norm=norm, up=up, activation=activation, bias=bias, residual=residual, adapter=adapter))[0]
+def product(x: mx.array, w: Matrix, around: Around = Around()) -> mx.array:
+    """(rows, K) -> (rows, N), with what is around it."""
+    x = mx.contiguous(x)
+    if around.residual is not None:
+        around = replace(around, residual=mx.contiguous(around.residual))
+    low = None if around.adapter is None else launch(down(x, around.adapter, around.norm))[0]
+    return launch(fused(x, w, around, low))[0]
 
 
 def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> Call:
@@ -76,22 +86,12 @@ def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> Call:
     )
 
 
-def fused(
-    x: mx.array,
-    w: Matrix,
-    low: mx.array | None,
-    *,
-    norm: Norm | None,
-    up: Matrix | None,
-    activation: str | None,
-    bias: mx.array | None,
-    residual: mx.array | None,
-    adapter: Adapter | None,
-) -> Call:
-    """The product and all that comes along; `low` is what `down` gave for the adapter."""
+def fused(x: mx.array, w: Matrix, around: Around, low: mx.array | None = None) -> Call:
+    """The product and what is around it; `low` is what `down` gave for the adapter."""
     (rows, _), count = x.shape, w.words.shape[0]
     together = min(_TOGETHER, rows)
-    second = up or w
+    norm, adapter, second = around.norm, around.adapter, around.up or w
+    # What is not there is not read either: anything stands for it.
     inputs: dict[str, Input] = {
         "x": x,
         "norm": x if norm is None else norm.weight,
@@ -101,8 +101,8 @@ def fused(
         "up_words": second.words,
         "up_scales": second.scales,
         "up_biases": second.biases,
-        "bias": x if bias is None else bias,
-        "residual": x if residual is None else residual,
+        "bias": x if around.bias is None else around.bias,
+        "residual": x if around.residual is None else around.residual,
         "b": x if adapter is None else adapter.b,
         "low": x if low is None else low,
         "alpha": 0.0 if adapter is None else adapter.alpha,
@@ -121,11 +121,39 @@ def fused(
             "ROWS": _OUTPUTS,
             "M": together,
             "NORMED": norm is not None,
-            "GATED": up is not None,
-            "ACTIVATION": ACTIVATIONS[activation],
-            "BIASED": bias is not None,
-            "ADDED": residual is not None,
+            "GATED": around.up is not None,
+            "ACTIVATION": ACTIVATIONS[around.activation],
+            "BIASED": around.bias is not None,
+            "ADDED": around.residual is not None,
             "RANK": 0 if adapter is None else adapter.a.shape[1],
+        },
+    )
+
+
+def three(
+    x: mx.array, matrices: Sequence[Matrix], norm: Norm | None = None, biases: Sequence[mx.array] | None = None
+) -> Call:
+    """(rows, K) -> three of (rows, N): products of x', the norm of x, with matrices packed alike, and their biases."""
+    rows, w = x.shape[0], matrices[0]
+    together = min(_TOGETHER, rows)
+    inputs: dict[str, Input] = {"x": x, "norm": x if norm is None else norm.weight}
+    for name, matrix, bias in zip("qkv", matrices, biases or (x, x, x), strict=True):
+        inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
+        inputs[f"{name}_bias"] = bias
+    return Call(
+        "qmv_three",
+        inputs | _numbers(norm),
+        {f"{n}_out": ((rows, m.words.shape[0]), x.dtype) for n, m in zip("qkv", matrices, strict=True)},
+        (LANES, sum(_whole(m.words.shape[0]) for m in matrices), -(-rows // together)),
+        (LANES, _SIMDGROUPS, 1),
+        {
+            "BITS": w.bits,
+            "GROUP": w.group_size,
+            "VALUES": 16 if together <= 2 or w.bits == 2 else 8,
+            "ROWS": _OUTPUTS,
+            "M": together,
+            "NORMED": norm is not None,
+            "BIASED": biases is not None,
         },
     )
 
@@ -134,7 +162,7 @@ def gate_up(x: mx.array, gate: Matrix, up: Matrix, chosen: mx.array, activation:
     """(tokens, K), chosen (tokens, T) -> (tokens, T, N): act(x G_e^T) (x U_e^T)."""
     tokens, top = chosen.shape
     count = gate.words.shape[1]
-    inputs: dict[str, Input] = {"x": x, "chosen": chosen}
+    inputs: dict[str, Input] = {"x": mx.contiguous(x), "chosen": chosen}
     for name, matrix in (("gate", gate), ("up", up)):
         inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
     return Call(
@@ -152,7 +180,8 @@ def down_combine(h: mx.array, w: Matrix, chosen: mx.array, weights: mx.array, re
     tokens, top = chosen.shape
     count = w.words.shape[1]
     inputs: dict[str, Input] = {"h": h, "chosen": chosen, "weights": weights}
-    inputs |= {"words": w.words, "scales": w.scales, "biases": w.biases, "residual": h if residual is None else residual}
+    inputs |= {"words": w.words, "scales": w.scales, "biases": w.biases}
+    inputs["residual"] = h if residual is None else mx.contiguous(residual)
     return Call(
         "moe_down_combine",
         inputs,

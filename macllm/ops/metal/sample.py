@@ -26,8 +26,7 @@ class Filters(NamedTuple):
 
 
 def draw(logits: mx.array, uniform: mx.array, filters: Filters) -> list[mx.array]:
-    """Of logits (B, V) and numbers (B,) in [0, 1): tokens (B,) int32, their log-probabilities (B,) under all logits, and
-    whether (B,) int32 the choice could reach beyond the candidates, so that it must be made by another way."""
+    """Of logits (B, V) and numbers (B,) in [0, 1): tokens (B,) uint32, and their log-probabilities under all logits."""
     values, indices, sums = launch(blocks(logits, filters))
     return launch(choose(logits, values, indices, sums, uniform, filters))
 
@@ -53,7 +52,7 @@ def blocks(logits: mx.array, filters: Filters) -> Call:
 def choose(
     logits: mx.array, values: mx.array, indices: mx.array, sums: mx.array, uniform: mx.array, filters: Filters
 ) -> Call:
-    """The token of each row, its log-probability, and whether it is certain."""
+    """The token of each row, and its log-probability."""
     batch, vocabulary = logits.shape
     count = _count(vocabulary)
     inputs: dict[str, Input] = {"logits": mx.contiguous(logits), "values": values, "indices": indices, "sums": sums}
@@ -61,7 +60,7 @@ def choose(
     return Call(
         "sample_draw",
         inputs,
-        {"token": ((batch,), mx.int32), "logprob": ((batch,), mx.float32), "escaped": ((batch,), mx.int32)},
+        {"token": ((batch,), mx.uint32), "logprob": ((batch,), mx.float32)},
         (1024, batch, 1),
         (1024, 1, 1),
         {"BLOCKS": count, "COUNT": 1 << (count * _RANKED - 1).bit_length(), "FILTERED": filters.any},

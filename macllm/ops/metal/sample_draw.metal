@@ -1,25 +1,15 @@
 // The second half of a draw: a token by a number between 0 and 1, from the top_k largest logits, of these the fewest likeliest
 // that hold the mass top_p, of these those at least min_p times as likely as the likeliest; and the log-probability that all
-// logits give it. Candidates are those of sample_blocks; if the choice could reach beyond them, `escaped` says so.
+// logits give it. Candidates are those of sample_blocks; a choice that could reach beyond them goes over all logits instead.
 //
-// Layout. As sample_blocks writes; logits (B, V), uniform (B). Out: token (B) int32, logprob (B) float32, escaped (B) int32.
+// Layout. As sample_blocks writes; logits (B, V), uniform (B). Out: token (B) uint32, logprob (B) float32.
 // Grid. A threadgroup of 1024 for each row: (1024, B) threads. Candidates are sorted in threadgroup memory (Batcher 1968);
 // without filters a block is drawn by its sum, and a token in it.
-// Traffic. Candidates are read once, or one block of logits.
+// Traffic. Candidates are read once, or one block of logits; beyond the candidates, all logits some seventy times, which
+// takes a distribution so flat that of one block of the vocabulary more than 32 tokens are kept.
 #include "common.metal"
 #include "rank.metal"
-
-// The sum of x over the threads before this one, and over all of them in `total`.
-inline float sum_before(float x, threadgroup float* held, int lane, int simdgroup, thread float& total) {
-  const float own = simd_prefix_exclusive_sum(x);
-  if (lane == 31) held[simdgroup] = own + x;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  const float part = held[lane], start = simd_prefix_exclusive_sum(part);
-  total = simd_sum(part);
-  const float before = simd_shuffle(start, ushort(simdgroup));
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  return before + own;
-}
+#include "boundary.metal"
 
 //: threadgroup float values_held[FILTERED ? COUNT : 1];
 //: threadgroup int indices_held[FILTERED ? COUNT : 1];
@@ -40,7 +30,7 @@ inline float sum_before(float x, threadgroup float* held, int lane, int simdgrou
 //: plain = simd_sum(plain);
 //: heated = simd_sum(heated);
 //: int chosen = 0;
-//: float logit = 0.0f, beyond = 0.0f;
+//: float logit = 0.0f;
 //: if (FILTERED) {
 //:   float bound = -INFINITY;
 //:   if (size > 32) for (int b = lane; b < BLOCKS; b += 32) bound = max(bound, values[(long(batch) * BLOCKS + b) * 32 + 31]);
@@ -84,10 +74,9 @@ inline float sum_before(float x, threadgroup float* held, int lane, int simdgrou
 //:     kept += weights[e];
 //:     if (keeps && values_held[min(i, COUNT - 1)] <= bound) reaches = 1.0f;
 //:   }
-//:   float total = 0.0f, reached = 0.0f;
+//:   float total = 0.0f, beyond = 0.0f;
 //:   float at = sum_before(kept, parts, lane, simdgroup, total);
-//:   sum_before(reaches, parts, lane, simdgroup, reached);
-//:   beyond = reached;
+//:   sum_before(reaches, parts, lane, simdgroup, beyond);
 //:   float passed = 0.0f, all_passed = 0.0f;
 //:   for (int e = 0; e < EACH; e++) {
 //:     at += weights[e];
@@ -99,7 +88,12 @@ inline float sum_before(float x, threadgroup float* held, int lane, int simdgrou
 //:   sum_before(held_back, parts, lane, simdgroup, candidates);
 //:   const int rank = min(int(all_passed), int(candidates) - 1);
 //:   chosen = indices_held[rank];
-//:   logit = values_held[rank];
+//:   if (beyond > 0.0f) {
+//:     const auto row = row_of(logits + long(batch) * V, V, most, heat);
+//:     const Boundary last = boundary(row, top_k, top_p, heated, parts, thread_, lane, simdgroup);
+//:     chosen = drawn_by_index(row, last, min_p, uniform[batch], parts, thread_, lane, simdgroup);
+//:   }
+//:   logit = number(logits[long(batch) * V + chosen]);
 //: } else {
 //:   float running = 0.0f, target = uniform[batch] * heated, block_start = 0.0f;
 //:   int block = BLOCKS - 1;
@@ -123,7 +117,6 @@ inline float sum_before(float x, threadgroup float* held, int lane, int simdgrou
 //:   logit = number(logits[long(batch) * V + chosen]);
 //: }
 //: if (thread_ == 0) {
-//:   token[batch] = chosen;
+//:   token[batch] = uint(chosen);
 //:   logprob[batch] = logit - most - precise::log(plain);
-//:   escaped[batch] = int(beyond > 0.0f);
 //: }

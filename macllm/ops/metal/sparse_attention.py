@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from . import LANES, Call, Input, launch
+from . import DTYPES, LANES, Call, Input, launch
 
 if TYPE_CHECKING:
     from macllm.ops.sparse_attention import Lists
@@ -32,9 +32,8 @@ class Rules(NamedTuple):
 
 def serves(q: mx.array, k: mx.array, v: mx.array) -> bool:
     """Whether there are kernels for these."""
-    dtypes = (mx.float32, mx.float16, mx.bfloat16)
     dim = q.shape[3]
-    return q.dtype == k.dtype == v.dtype and q.dtype in dtypes and dim == v.shape[3] <= MOST_DIMS and dim % 8 == 0
+    return q.dtype == k.dtype == v.dtype and q.dtype in DTYPES and dim == v.shape[3] <= MOST_DIMS and dim % 8 == 0
 
 
 def run(q: mx.array, k: mx.array, v: mx.array, rules: Rules) -> tuple[mx.array, mx.array]:

@@ -1,87 +1,213 @@
-"""Each kernel against MLX's own operations on this machine: is it right, and is it faster?"""
+"""Each kernel against its definition and MLX's own operations on this machine: is it right, and is it faster?"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from .cases import Case, cases
+from .approved import Kept
+from .case import Arrays, Case, Run
+from .cases import cases
 
-TOGETHER = 64  # dispatches that are timed as one
-TURNS = 5
+TOGETHER = 64
+"""Dispatches that are timed as one, one after another: fewer where they take long."""
+TURNS, ROUNDS = 7, 2
 WORTH = 1.03  # a kernel that is not faster by 3 % is not worth a difference
+_ENOUGH_SECONDS = 0.2
+_LEAST_TOGETHER = 4
+_ROTATED_BYTES = 256 << 20  # more than twice what any chip keeps near
+
+_WITH = {"flash_prefill": ("flash_backward",)}
+"""What serves together with an op: its gradients."""
+
+Clock = Callable[[], float]
+"""What tells seconds."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a dispatch, and MLX's over ours: medians of turns; and from where to where the latter lies.
+
+    Of the turns the two farthest out do not count: something else may have come between.
+    """
+
+    seconds: float
+    stock_seconds: float
+    speedup: float
+    lowest: float
+    highest: float
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it was faster in every turn, and by enough to be worth it."""
+        return self.speedup > WORTH and self.lowest > 1
+
+    def __str__(self) -> str:
+        kind = "no difference beyond noise" if self.lowest <= 1 <= self.highest else "not faster by 3 %"
+        kind = "slower" if self.highest < 1 else "faster" if self.is_faster else kind
+        return f"{kind}: {self.speedup:.2f} times MLX's speed ({self.lowest:.2f} to {self.highest:.2f})"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a case: how far apart the results are (1 is allowed), and MLX's time over ours, twice."""
+    """What became of a case: how far the kernel's results lie from what is right (1 is allowed), and its timings."""
 
     op: str
     label: str
     dtype: str
-    apart: float | None
-    speedups: tuple[float, ...] = ()
+    bucket: str
+    timed: bool
+    apart: float | None = None
+    timings: tuple[Timing, ...] = ()
+    traffic_bytes: int | None = None
     error: str | None = None
 
     @property
+    def key(self) -> str:
+        """What the decision is kept under."""
+        return f"{self.op} {self.dtype} {self.bucket}"
+
+    @property
     def is_right(self) -> bool:
-        """Whether the kernel ran and gave what MLX's operations give."""
-        return self.apart is not None and self.apart <= 1
+        """Whether the kernel ran and gave what its definition gives."""
+        return self.error is None and self.apart is not None and self.apart <= 1
 
     @property
     def is_faster(self) -> bool:
-        """Whether it was faster each time; what is not timed does not object."""
-        return all(speedup > WORTH for speedup in self.speedups)
+        """Whether it was timed, and faster each time."""
+        return bool(self.timings) and all(timing.is_faster for timing in self.timings)
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """What is moved at least in the time it takes."""
+        if not self.timings or not self.traffic_bytes:
+            return None
+        return self.traffic_bytes / min(timing.seconds for timing in self.timings)
+
+    @property
+    def objection(self) -> str | None:
+        """Why this case speaks against the kernel; None where it does not."""
+        if self.error is not None:
+            return self.error
+        if self.apart is None or math.isinf(self.apart):
+            return "results are no numbers"
+        if self.apart > 1:
+            return f"results lie {self.apart:.3g} times as far off as is allowed"
+        if not self.timed or self.is_faster:
+            return None
+        return str(min(self.timings, key=lambda timing: timing.speedup)) if self.timings else "not timed"
 
     def facts(self) -> dict[str, Any]:
         """All of it, for a report."""
-        return {**asdict(self), "right": self.is_right, "faster": self.is_faster if self.speedups else None}
+        infinite = self.apart is not None and math.isinf(self.apart)
+        told = {"apart": None if infinite else self.apart, "bytes_per_second": self.bytes_per_second}
+        return {**asdict(self), **told, "right": self.is_right, "objection": self.objection}
 
 
-def trials() -> Iterator[Verdict]:
-    """Every case, one after another."""
-    for case in cases():
-        yield tried(case)
+def trials(some: Iterable[Case] | None = None, *, clock: Clock | None = time.perf_counter) -> Iterator[Verdict]:
+    """Every case, one after another; without a clock none is timed."""
+    for case in cases() if some is None else some:
+        yield tried(case, clock)
 
 
-def tried(case: Case) -> Verdict:
+def tried(case: Case, clock: Clock | None = time.perf_counter) -> Verdict:
     """One case; whatever the kernel does wrong is in the verdict."""
-    name = str(case.dtype).removeprefix("mlx.core.")
+    dtype = str(case.dtype).removeprefix("mlx.core.")
+    about = {"op": case.op, "label": case.label, "dtype": dtype, "bucket": case.bucket, "timed": case.timed}
     try:
         apart = case.apart()
-    except (RuntimeError, ValueError) as error:
-        return Verdict(case.op, case.label, name, None, error=str(error).strip().splitlines()[0])
-    speedups = (_speedup(case), _speedup(case)) if case.timed and apart <= 1 else ()
-    return Verdict(case.op, case.label, name, apart, speedups)
+        if apart > 1 or not case.timed or clock is None:
+            return Verdict(**about, apart=apart)
+        timings = tuple(_timing(case, clock) for _ in range(ROUNDS))
+        return Verdict(**about, apart=apart, timings=timings, traffic_bytes=case.traffic_bytes())
+    except Exception as error:  # whatever a kernel does, the others are tried
+        return Verdict(**about, error=_told(error))
 
 
-def decisions(verdicts: list[Verdict]) -> dict[str, bool]:
-    """By op and type: whether its kernels are right everywhere and faster wherever they were timed."""
-    found: dict[str, bool] = {}
-    for verdict in verdicts:
-        key = f"{verdict.op} mlx.core.{verdict.dtype}"
-        found[key] = found.get(key, True) and verdict.is_right and verdict.is_faster
-    return found
+def decisions(verdicts: Iterable[Verdict]) -> Kept:
+    """By op, type and bucket: whether its kernels are right in every bucket, and faster wherever this one was timed."""
+    known = list(verdicts)
+    wrong: dict[tuple[str, str], Verdict] = {}
+    for verdict in known:
+        if not verdict.is_right:
+            wrong.setdefault((verdict.op, verdict.dtype), verdict)
+    decided: dict[str, bool] = {}
+    reasons: dict[str, str] = {}
+    for verdict in known:
+        if not verdict.timed:
+            continue
+        ops = verdict.op, *_WITH.get(verdict.op, ())
+        worst = next((wrong[op, verdict.dtype] for op in ops if (op, verdict.dtype) in wrong), verdict)
+        decided[verdict.key] = decided.get(verdict.key, True) and worst.objection is None
+        if worst.objection is not None:
+            reasons.setdefault(verdict.key, f"{worst.label}: {worst.objection}")
+    return Kept(decided, reasons)
 
 
-def _speedup(case: Case) -> float:
-    """MLX's time over ours: medians of turns in the order A B B A, so that a machine that warms up favours neither."""
-    for run in (case.ours, case.stock):
-        _seconds(run)
-    ours, stock = [], []
+def _told(error: Exception) -> str:
+    """An error in a line: the first that speaks of one, as compilers tell of much else."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    return f"{type(error).__name__}: {first}"[:300].removesuffix(": ")
+
+
+def compared(ours: Clock, stock: Clock) -> Timing:
+    """Of two that tell how long they took: in the order A B B A, so that a machine that tires favours neither."""
+    ours()
+    stock()
+    times, stock_times, ratios = [], [], []
     for _ in range(TURNS):
-        ours.append(_seconds(case.ours))
-        stock += [_seconds(case.stock), _seconds(case.stock)]
-        ours.append(_seconds(case.ours))
-    return statistics.median(stock) / statistics.median(ours)
+        first, *others = ours(), stock(), stock()
+        pair = first + ours()
+        times.append(pair / 2)
+        stock_times.append(sum(others) / 2)
+        ratios.append(sum(others) / pair)
+    _, lowest, *_, highest, _ = sorted(ratios)
+    return Timing(statistics.median(times), statistics.median(stock_times), statistics.median(ratios), lowest, highest)
 
 
-def _seconds(run: Callable[[], list[mx.array]]) -> float:
-    began = time.perf_counter()
-    mx.eval([run() for _ in range(TOGETHER)])
-    return time.perf_counter() - began
+def _timing(case: Case, clock: Clock) -> Timing:
+    sets = _sets(case)
+    together = _together(case, sets, clock)
+
+    def timed(run: Run) -> Clock:
+        return lambda: _seconds(case, run, sets, together, clock)
+
+    return compared(timed(case.ours), timed(case.stock))
+
+
+def _sets(case: Case) -> list[Arrays]:
+    """The work on so much memory that none of it is still near when its turn comes again."""
+    first = case.given(0)
+    size = sum(array.nbytes for array in first.values())
+    count = max(1, min(TOGETHER, -(-_ROTATED_BYTES // max(size, 1))))
+    sets = [first, *(case.given(10 * seed) for seed in range(1, count))]
+    mx.eval(*(list(one.values()) for one in sets))
+    return sets
+
+
+def _together(case: Case, sets: list[Arrays], clock: Clock) -> int:
+    """How many are timed as one."""
+    _seconds(case, case.ours, sets, 1, clock)  # to compile it
+    one = max(_seconds(case, run, sets, _LEAST_TOGETHER, clock) for run in (case.ours, case.stock))
+    return max(_LEAST_TOGETHER, min(TOGETHER, int(_ENOUGH_SECONDS / max(one, 1e-9))))
+
+
+def _seconds(case: Case, run: Run, sets: list[Arrays], together: int, clock: Clock) -> float:
+    """Of one of `together` dispatches, each of which waits for what the one before it has made."""
+    mx.synchronize()
+    began = clock()
+    work, results = sets[0], []
+    for i in range(together):
+        results = run(work)
+        results = mx.depends(results, results)  # so that none is left out
+        made, other = case.then(work, results), sets[(i + 1) % len(sets)]
+        work = {name: made[name] if made[name] is not work[name] else other[name] for name in made}
+    mx.eval(results)
+    return (clock() - began) / together

@@ -24,6 +24,8 @@ class Case(NamedTuple):
     masked: bool = False
     softcap: float = 0.0
     sunk: bool = False
+    chunk: int = 0
+    begin: int = 0
 
 
 CASES = [
@@ -53,6 +55,13 @@ CASES = [
     Case(2, 4, 2, 150, 150, 20, causal=True, softcap=2.0, sunk=True),
     Case(2, 2, 1, 31, 40, 24, masked=True, sunk=True),
     Case(1, 2, 1, 9, 5, 16, causal=True, sunk=True),
+    Case(1, 2, 1, 129, 129, 16, window=20),
+    Case(2, 4, 2, 33, 300, 24, window=70, softcap=2.0),
+    Case(1, 2, 1, 1, 50, 16, window=9),
+    Case(1, 2, 2, 150, 150, 16, causal=True, chunk=64),
+    Case(2, 4, 2, 90, 1100, 24, causal=True, chunk=300, begin=-77, window=200),
+    Case(1, 2, 1, 65, 65, 8, chunk=30, begin=-7, sunk=True),
+    Case(1, 2, 1, 3, 41, 8, causal=True, chunk=16),
 ]
 
 
@@ -79,7 +88,9 @@ def expected(case: Case, scale: float) -> list[Array]:
     if case.causal:
         seen &= j <= at
     if case.window:
-        seen &= j > at - case.window
+        seen &= np.abs(j - at) < case.window
+    if case.chunk:
+        seen &= (j - case.begin) // case.chunk == (at - case.begin) // case.chunk
     seen = seen[None, None] if mask is None else seen & (mask > 0)
     scores = scale * q @ wide_k.swapaxes(-1, -2)
     slope = np.ones_like(scores)
@@ -115,7 +126,8 @@ def test_attention(kernels: ModuleType, case: Case, positions_first: bool) -> No
 
     def ours(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array | None = None) -> list[mx.array]:
         m = None if mask is None else mx.array(mask)
-        return [kernels.attention(q, k, v, scale, case.causal, case.window, m, case.softcap, sinks)]
+        told = {"causal": case.causal, "window": case.window, "chunk": case.chunk, "begin": case.begin}
+        return [kernels.attention(q, k, v, scale, **told, mask=m, softcap=case.softcap, sinks=sinks)]
 
     inputs = [laid_out(x) for x in (q, k, v)] + ([mx.array(sinks_of(case))] if case.sunk else [])
     outs, grads = mx.vjp(ours, inputs, [laid_out(g)])

@@ -138,7 +138,8 @@ def test_attention_over_packed_rows(kernels: ModuleType, case: Case, bits: int) 
     q, rows, mask, sinks = problem(case, bits)
     causal, seen = isinstance(mask, str), mask if isinstance(mask, mx.array) else None
     parts, group = [*rows.keys, *rows.values], rows.group_size
-    got = kernels.attention_packed(q, parts, bits, group, 0.3, causal, seen, case.softcap or 0.0, sinks)
+    options = {"mask": seen, "softcap": case.softcap or 0.0, "sinks": sinks}
+    got = kernels.attention_packed(q, parts, bits, group, 0.3, causal, **options)
     np.testing.assert_allclose(np.array(got), expected(case, bits), rtol=1e-5, atol=1e-5)
 
 

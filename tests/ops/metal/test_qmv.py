@@ -71,6 +71,20 @@ def test_products(rows: int, count: int, width: int, bits: int, group: int, dtyp
     assert log.faults == []
 
 
+@pytest.mark.parametrize(("rows", "bits", "group", "dtype"), sweep([1, 3, 8], [(4, 64), (8, 32), (2, 32)], TYPES))
+@pytest.mark.parametrize("normed_too", [True, False])
+def test_three_products(rows: int, bits: int, group: int, dtype: mx.Dtype, normed_too: bool) -> None:
+    x = random(rows, 192, dtype=dtype)
+    matrices = [packed(n, 192, bits=bits, group=group, dtype=dtype, seed=n) for n in (21, 9, 16)]
+    norm = plan.Norm(random(192, dtype=dtype, seed=3), 1e-5, 1.0) if normed_too else None
+    biases = None if normed_too else [random(n, dtype=dtype, seed=n + 1) for n in (21, 9, 16)]
+    with simulated() as log:
+        got = launch(plan.three(x, matrices, norm, biases))
+    assert log.faults == []
+    for n, (one, matrix) in enumerate(zip(got, matrices, strict=True)):
+        near(one, normed(x, norm) @ dense(matrix).T + (0 if biases is None else wide(biases[n])))
+
+
 def adapter(rows: int, width: int, count: int, rank: int) -> plan.Adapter:
     """As training leaves it: B lies turned in memory."""
     return plan.Adapter(random(width, rank, seed=8), random(rank, count, seed=9).T, 0.5)
@@ -99,7 +113,7 @@ def test_what_comes_along(extras: dict[str, Any], rows: int) -> None:
     if "residual" in options:
         options["residual"] = random(rows, 21, seed=6)
     with simulated() as log:
-        got = plan.product(x, w, **options)
+        got = plan.product(x, w, plan.Around(**options))
     y = normed(x, options.get("norm"))
     want = active(y @ dense(w).T, options.get("activation"))
     if "up" in options:
@@ -120,7 +134,7 @@ def test_experts(tokens: int, top: int, hidden: int, bits: int, dtype: mx.Dtype)
     x, rng = random(tokens, 128, dtype=dtype), np.random.default_rng(5)
     gate, up = (packed(9, hidden, 128, bits=bits, group=32, dtype=dtype, seed=s) for s in (1, 2))
     w = packed(9, 21, hidden, bits=bits, group=32, dtype=dtype, seed=3)
-    chosen = mx.array(np.stack([rng.permutation(9)[:top] for _ in range(tokens)]).astype(np.int32))
+    chosen = mx.array(np.stack([rng.permutation(9) for _ in range(tokens)]).astype(np.int32))[:, :top]
     weights, residual = mx.softmax(random(tokens, top, seed=4)), random(tokens, 21, dtype=dtype, seed=6)
     with simulated() as log:
         h = launch(plan.gate_up(x, gate, up, chosen, "silu"))[0]

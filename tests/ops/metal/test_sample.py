@@ -49,8 +49,7 @@ def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) 
     rows = 5
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
-    tokens, logprobs, escaped = drawn(logits, uniform, filters)
-    assert not escaped.any()
+    tokens, logprobs = drawn(logits, uniform, filters)
     wide = logits.astype(np.float64)
     for row, token in enumerate(tokens):
         may = kept(wide[row], filters)
@@ -68,8 +67,7 @@ def test_without_filters_the_whole_vocabulary_is_drawn_from(vocabulary: int) -> 
     rows, heat = 5, 1.7
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
-    tokens, _, escaped = drawn(logits, uniform, Filters(heat))
-    assert not escaped.any()
+    tokens, _ = drawn(logits, uniform, Filters(heat))
     wide = logits.astype(np.float64)
     weights = np.exp((wide - wide.max(-1, keepdims=True)) / heat)
     reached = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
@@ -99,13 +97,44 @@ def test_masked_tokens_are_never_drawn() -> None:
     logits[:, 7:] = -np.inf
     logits[3, 2] = np.nan
     for filters in (Filters(1.0, top_k=50), Filters(1.0), Filters(2.0, top_p=0.99)):
-        tokens, _, escaped = drawn(logits, np.linspace(0, 0.9999, 6).astype(np.float32), filters)
+        tokens, _ = drawn(logits, np.linspace(0, 0.9999, 6).astype(np.float32), filters)
         assert (tokens < 7).all()
         assert tokens[3] != 2
-        assert not escaped.any()
 
 
-def test_a_choice_that_reaches_beyond_the_candidates_says_so() -> None:
-    flat = np.zeros((2, 64 * 40), np.float32) - 0.001 * np.arange(64 * 40, dtype=np.float32)
-    assert drawn(flat, np.array([0.5, 0.9], np.float32), Filters(1.0, top_p=0.99))[2].tolist() == [1, 1]
-    assert drawn(flat, np.array([0.5, 0.9], np.float32), Filters(1.0, top_k=30))[2].tolist() == [0, 0]
+FLAT = -0.001 * np.arange(64 * 40, dtype=np.float32)
+BEYOND = [
+    pytest.param(FLAT, Filters(1.0, top_p=0.99), id="the mass"),
+    pytest.param(FLAT, Filters(0.9, top_k=2300), id="the count"),
+    pytest.param(FLAT[::-1].copy(), Filters(1.2, top_k=2400, top_p=0.9, min_p=0.2), id="all filters"),
+    pytest.param(FLAT, Filters(1.0, min_p=0.1), id="the likelihood"),
+    pytest.param(0 * FLAT, Filters(1.0, top_k=2100), id="equals, of which the first count"),
+    pytest.param(np.where(FLAT < -1, -3.0, 0.0), Filters(1.0, top_p=0.97), id="the mass ends among equals"),
+]
+
+
+@pytest.mark.parametrize(("logits", "filters"), BEYOND)
+def test_a_choice_that_reaches_beyond_the_candidates_goes_over_all(logits: np.ndarray, filters: Filters) -> None:
+    rows = 5
+    uniform = np.linspace(0, 0.999, rows).astype(np.float32)
+    tokens, logprobs = drawn(np.tile(logits.astype(np.float32), (rows, 1)), uniform, filters)
+    may = np.sort(kept(logits.astype(np.float64), filters))  # by index
+    assert len(may) > 2048 // 2
+    weights = np.exp((logits[may].astype(np.float64) - logits.max()) / filters.temperature)
+    reached = np.cumsum(weights) / weights.sum()
+    total = np.log(np.exp(logits.astype(np.float64)).sum())
+    for row, token in enumerate(tokens):
+        place = int(np.flatnonzero(may == token)[0])
+        assert reached[place] >= uniform[row] - 1e-5
+        assert reached[place] - weights[place] / weights.sum() <= uniform[row] + 1e-5
+        assert logprobs[row] == pytest.approx(logits[token] - total, abs=1e-5)
+    assert tokens[0] == may[0]
+    assert tokens[-1] > may[-1] - 40  # where 0.999 of the mass ends
+
+
+def test_few_candidates_are_enough_where_few_are_kept() -> None:
+    logits = np.tile(FLAT, (2, 1))
+    with simulated() as log:
+        plan.draw(mx.array(logits), mx.array([0.5, 0.9]), Filters(1.0, top_k=30))
+    assert log.faults == []
+    assert log.dispatches[1][1].traffic["logits"].lines == 2  # of the chosen

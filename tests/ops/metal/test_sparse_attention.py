@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops import using
 from macllm.ops.metal import sparse_attention as plan
 from macllm.ops.sparse_attention import Pattern, sparse_attention, sparse_attention_reference
 from tests.simulator.intercept import simulated
@@ -162,7 +163,7 @@ def test_the_reference_is_what_the_definition_says(
         near(one, want)
 
 
-def test_the_public_op_is_the_kernel_where_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_public_op_is_the_kernel_where_it_is_chosen() -> None:
     q, k, v = inputs((2, 4, 2, 50, 16))
     lengths, slopes = mx.array([50, 20]), random(2, 4, 50, 16, seed=9)
 
@@ -170,8 +171,7 @@ def test_the_public_op_is_the_kernel_where_it_is_chosen(monkeypatch: pytest.Monk
         return sparse_attention(*arrays, CAUSAL, scale=0.3, lengths=lengths)
 
     wants, want_gradients = mx.vjp(run, [q, k, v], [slopes])
-    monkeypatch.setattr("macllm.ops.sparse_attention.choice", lambda: "metal")
-    with simulated() as log:
+    with simulated() as log, using("metal"):
         gots, got_gradients = mx.vjp(run, [q, k, v], [slopes])
         mx.eval(gots, got_gradients)
     assert log.faults == []

@@ -1,0 +1,114 @@
+"""Tokens of a whole model with Metal kernels and without: what is faster alone need not be faster in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .output import Progress
+
+if TYPE_CHECKING:
+    from macllm.ops.metal.trial import Timing
+
+PROMPT = "A language model predicts"
+NEW_TOKENS = 64
+BITS, GROUP = 4, 64
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Tokens a second of the bundled model, 4 bit, greedily, and which token is the first that is another one."""
+
+    dtype: str
+    new_tokens: int
+    tokens_per_second: float
+    stock_tokens_per_second: float
+    timing: Timing
+    first_other_token: int | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        agree = "the tokens are the same"
+        if self.first_other_token is not None:
+            agree = f"the tokens are the same up to token {self.first_other_token}, where rounding may decide"
+        return [
+            f"Decoding with the bundled model, {BITS} bit, {self.dtype}, {self.new_tokens} tokens:",
+            f"  with kernels  {self.tokens_per_second:.0f} tokens/s",
+            f"  without       {self.stock_tokens_per_second:.0f} tokens/s",
+            f"  {self.timing}; {agree}",
+        ]
+
+
+def decoding() -> Decoding:
+    """The bundled model, quantized in memory, with MLX's operations and with the kernels that serve, in turn."""
+    import mlx.core as mx
+
+    from macllm.checkpoint import load
+    from macllm.nn import quantize
+    from macllm.ops.dispatch import using
+    from macllm.ops.metal.trial import TURNS, compared
+
+    model: Any
+    model, tokenizer = load()
+    quantize.apply(model, bits=BITS, group_size=GROUP)
+    mx.eval(model.parameters())
+    prompt = tokenizer.encode(PROMPT)
+    wrote: dict[str, list[int]] = {}
+
+    with Progress("decoding", unit="rounds") as progress:
+        done = 0
+
+        def run(name: str, how: Callable[[], AbstractContextManager[None]]) -> Callable[[], float]:
+            def once() -> float:
+                nonlocal done
+                progress.update(done, 2 + 4 * TURNS)
+                done += 1
+                with how():
+                    wrote[name], seconds = _written(model, prompt)
+                return seconds
+
+            return once
+
+        timing = compared(run("ours", _as_decided), run("stock", lambda: using("stock")))
+    others = (i for i, (a, b) in enumerate(zip(wrote["ours"], wrote["stock"], strict=True)) if a != b)
+    return Decoding(
+        str(model.hidden(mx.array([prompt])).dtype).removeprefix("mlx.core."),
+        NEW_TOKENS,
+        1 / timing.seconds,
+        1 / timing.stock_seconds,
+        timing,
+        next(others, None),
+    )
+
+
+def _as_decided() -> AbstractContextManager[None]:
+    """Whatever serves on this machine."""
+    from macllm.ops.dispatch import using
+
+    return using("native")
+
+
+def _written(model: Any, prompt: list[int]) -> tuple[list[int], float]:
+    """The likeliest tokens, and seconds for each but the first."""
+    from macllm.generate.decode import decode, prefill
+    from macllm.generate.limits import vocab_size
+    from macllm.generate.request import SamplingParams
+    from macllm.generate.sampler import Sampler
+
+    cache = model.make_cache()
+    greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, vocab_size(model) or 256)
+    steps = prefill(model, cache, prompt, len(prompt))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            logits = end.value
+            break
+    tokens = decode(model, cache, logits, greedy, max_tokens=NEW_TOKENS, alternatives=None)
+    written = [next(tokens).token]
+    began = time.perf_counter()
+    written += [each.token for each in tokens]
+    return written, (time.perf_counter() - began) / (NEW_TOKENS - 1)

@@ -1,0 +1,203 @@
+"""What `macllm doctor` finds of the machine: memory, disk, terminal, MLX, and which kernels serve."""
+
+from __future__ import annotations
+
+import locale
+import os
+import platform
+import re
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("macllm", "mlx", "mlx-lm", "tokenizers", "sentencepiece", "textual", "huggingface-hub", "numpy")
+TRY_KERNELS = "macllm doctor --kernels"
+
+Facts = dict[str, Any]
+
+
+def facts() -> dict[str, Facts]:
+    """All of it, by title."""
+    from macllm.ops.cpu import blas
+
+    blas.install()  # readies the machine's matrix products, before MLX is first used
+    return {
+        "versions": _versions(),
+        "machine": machine(),
+        "memory": _memory(),
+        "mlx": _mlx(),
+        "kernels": _kernels(),
+        "metal": _metal(),
+        "disk": _disk(),
+        "paths": _paths(),
+        "terminal": _terminal(),
+    }
+
+
+def _versions() -> Facts:
+    found: Facts = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def machine() -> Facts:
+    """What it is."""
+    system = (
+        f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else f"{platform.system()} {platform.release()}"
+    )
+    return {
+        "system": system,
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _memory() -> Facts:
+    """How much of it a model may take."""
+    import mlx.core as mx
+
+    found: Facts = {}
+    if mx.metal.is_available():
+        info = mx.device_info()
+        found["gpu_recommended_bytes"] = info.get("max_recommended_working_set_size")
+        found["gpu_largest_array_bytes"] = info.get("max_buffer_length")
+    if (available := _number("/proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")) is not None:
+        found["available_bytes"] = available << 10
+    if (limit := _number("/sys/fs/cgroup/memory.max", r"^(\d+)$")) is not None:
+        found["container_limit_bytes"] = limit
+    return {**found, "used_by_mlx_bytes": mx.get_active_memory()}
+
+
+def _number(path: str, pattern: str) -> int | None:
+    """A number in a file of the system's, where there is such a file and it says one."""
+    try:
+        found = re.search(pattern, Path(path).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+def _mlx() -> Facts:
+    import mlx.core as mx
+
+    device = mx.default_device()
+    found: Facts = {"backend": "Metal" if mx.metal.is_available() else "CPU", "device": str(device)}
+    if mx.metal.is_available():
+        info = mx.device_info()
+        found["chip"] = info.get("device_name")
+        found["architecture"] = info.get("architecture")
+    found["computes"] = "yes" if mx.sum(mx.arange(4)).item() == 6 else "no: 0 + 1 + 2 + 3 is not 6"
+    return found
+
+
+def _kernels() -> Facts:
+    """What computes where MLX has no Metal: the BLAS under its products, and the kernels compiled for this machine."""
+    if sys.platform != "linux":
+        return {"used": "no: they are for Linux"}
+    from macllm.ops import cpu
+    from macllm.ops.cpu import blas, build
+    from macllm.ops.cpu.machine import compute_threads, wanted
+
+    matmul = blas.install()
+    found: Facts = {
+        "matmul": f"{matmul.name}, {matmul.threads} threads" + (f" ({matmul.reason})" if matmul.reason else ""),
+        "used": "no: MACLLM_NATIVE=0",
+        "threads": compute_threads(),
+        "turned_off_by": "MACLLM_NATIVE=0",
+    }
+    try:
+        found |= {
+            "compiler": build.compiler(),
+            "flags": " ".join(build.flags()),
+            "instruction_set": build.instruction_set(),
+            "module": str(build.library()),
+        }
+        if wanted():
+            found["used"] = "not compiled yet: the first run does it, or macllm doctor --build"
+            if not cpu.pending():
+                found["used"] = "yes" if cpu.available() else f"no: {cpu.reason()}"
+    except build.BuildError as error:
+        found["used"] = f"no: {error}" + (f" ({error.remedy})" if error.remedy else "")
+    return found
+
+
+def _metal() -> Facts:
+    """Whether they have been tried here, and what they serve."""
+    import mlx.core as mx
+
+    from macllm.ops.metal import approved
+
+    if not mx.metal.is_available():
+        return {"used": "no: they need a Mac" if sys.platform != "darwin" else "no: MLX finds no Metal here"}
+    asked = os.environ.get("MACLLM_METAL")
+    if asked in ("0", "1"):
+        return {"used": f"{'all' if asked == '1' else 'no'}: MACLLM_METAL={asked}"}
+    kept = approved.kept()
+    if kept is None:
+        return {"used": f"no: not tried on this system with these versions ({TRY_KERNELS} does it, in some minutes)"}
+    serving = [name for name, used in kept.decisions.items() if used]
+    return {
+        "used": f"for {len(serving)} of {len(kept.decisions)} kinds of work; {TRY_KERNELS} tries them anew",
+        "serving": serving,
+        "not_serving": {name: kept.reasons.get(name, "") for name, used in kept.decisions.items() if not used},
+    }
+
+
+def _disk() -> Facts:
+    from macllm.hub import cache_folder
+
+    cache = cache_folder()
+    nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    usage = shutil.disk_usage(nearest)
+    return {"free_bytes": usage.free, "size_bytes": usage.total}
+
+
+def _paths() -> Facts:
+    from macllm.hub import cache_folder, list_models
+    from macllm.hub.names import BUNDLED, endpoint, is_offline
+    from macllm.ops.cpu.build import cache_folder as kernel_cache
+
+    models = [model for model in list_models() if model.name != BUNDLED]
+    return {
+        "model_cache": str(cache_folder()),
+        "cached_models": len(models),
+        "cached_bytes": sum(model.size_bytes for model in models),
+        "kernel_cache": str(kernel_cache()),
+        "hub": "off" if is_offline() else endpoint(),
+        "hub_token": "set" if os.environ.get("HF_TOKEN") else "not set",
+    }
+
+
+def _terminal() -> Facts:
+    """What chat has to draw on."""
+    streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
+    terminals = [name for name, stream in streams.items() if stream is not None and stream.isatty()]
+    columns, rows = shutil.get_terminal_size((0, 0)) if terminals else (0, 0)
+    return {
+        "terminals": ", ".join(terminals) or "none",
+        "size": f"{columns} x {rows}" if columns else None,
+        "kind": os.environ.get("TERM") or None,
+        "program": os.environ.get("TERM_PROGRAM") or None,
+        "colours": _colours(),
+        "encoding": getattr(sys.stdout, "encoding", None) or locale.getpreferredencoding(False),
+        "inside": ", ".join(name for name, sign in (("tmux", "TMUX"), ("ssh", "SSH_TTY")) if os.environ.get(sign))
+        or "-",
+    }
+
+
+def _colours() -> str:
+    kind = os.environ.get("TERM", "")
+    if os.environ.get("NO_COLOR"):
+        return "none: NO_COLOR is set"
+    if kind in ("", "dumb"):
+        return "none: TERM names no terminal"
+    if os.environ.get("COLORTERM") in ("truecolor", "24bit"):
+        return "16 million"
+    return "256" if "256" in kind else "16"

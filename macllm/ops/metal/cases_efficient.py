@@ -1,0 +1,133 @@
+"""What sparse and linear attention are tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from macllm.ops.linear_attention import State, linear_attention_reference
+from macllm.ops.sparse_attention import Pattern, sparse_attention_reference
+
+from . import linear_attention, sparse_attention
+from .case import Arrays, Case, normal, widened
+
+
+class Shape(NamedTuple):
+    """Of queries, keys and values; linear attention has `dim` features."""
+
+    batch: int
+    heads: int
+    length: int
+    dim: int
+    timed: bool = False
+
+    def __str__(self) -> str:
+        return f"B {self.batch} H {self.heads} L {self.length} D {self.dim}"
+
+
+SPARSE = (
+    Shape(1, 1, 1, 64),
+    Shape(2, 2, 75, 40),
+    Shape(1, 16, 512, 64, timed=True),
+    Shape(1, 16, 2048, 64, timed=True),
+)
+LINEAR = (
+    Shape(1, 1, 1, 64),
+    Shape(2, 2, 75, 40),
+    Shape(1, 16, 1, 64, timed=True),
+    Shape(1, 16, 512, 64, timed=True),
+    Shape(1, 16, 2048, 64, timed=True),
+)
+PATTERN = Pattern(block=32, window=2, global_blocks=1, random_blocks=1)
+
+
+def cases(dtype: mx.Dtype) -> Iterator[Case]:
+    """Both, and their gradients."""
+    for shape in SPARSE:
+        yield _sparse(shape, dtype)
+    for shape in LINEAR:
+        yield _linear(shape, dtype)
+
+
+def _given(shape: Shape, dtype: mx.Dtype, seed: int, names: str) -> dict[str, mx.array]:
+    size = shape[:4]
+    return {name: normal(*size, dtype=dtype, seed=seed + i) for i, name in enumerate(names)}
+
+
+def _sparse(shape: Shape, dtype: mx.Dtype) -> Case:
+    scale = shape.dim**-0.5
+
+    def ours(given: Arrays) -> list[mx.array]:
+        lists = PATTERN.lists(-(-shape.length // PATTERN.block))
+        rules = sparse_attention.Rules(PATTERN.block, *lists, mx.array([shape.length]), scale, PATTERN.causal)
+        out, lse = sparse_attention.run(given["q"], given["k"], given["v"], rules)
+        arrays = {**given, "out": out, "lse": lse}
+        return [out, *sparse_attention.gradients(arrays, mx.zeros_like(lse), rules)]
+
+    def by_mlx(given: Arrays, exactly: bool) -> list[mx.array]:
+        def run(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+            if exactly:
+                return sparse_attention_reference(q, k, v, PATTERN, scale=scale)
+            mask = PATTERN.mask(shape.length)
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+        outs, gradients = mx.vjp(run, [given["q"], given["k"], given["v"]], [given["slopes"]])
+        return [*outs, *gradients]
+
+    return Case(
+        "sparse_attention",
+        f"{shape}, window, global and random blocks, with gradients",
+        dtype,
+        shape.length,
+        lambda seed: _given(shape, dtype, seed, "qkv") | {"slopes": normal(*shape[:4], dtype=dtype, seed=seed + 3)},
+        ours,
+        lambda given: by_mlx(widened(given), exactly=True),
+        lambda given: by_mlx(given, exactly=False),
+        lambda given, results: {**given, "q": results[0]},
+        shape.timed,
+    )
+
+
+def _linear(shape: Shape, dtype: mx.Dtype) -> Case:
+    def given(seed: int) -> Arrays:
+        arrays = _given(shape, dtype, seed, "qkv")
+        features = {name: mx.abs(arrays[name]) + 0.1 for name in "qk"}
+        return {**arrays, **features, "slopes": normal(*shape[:4], dtype=dtype, seed=seed + 3)}
+
+    def ours(given: Arrays) -> list[mx.array]:
+        q, k, v = given["q"], given["k"], given["v"]
+        start = State.before(q, v)
+        out, sums, norm, totals = linear_attention.run(q, k, v, *start, causal=True)
+        if shape.length == 1:
+            return [out, sums, norm]
+        slopes = given["slopes"], mx.zeros_like(sums), mx.zeros_like(norm)
+        gradients = linear_attention.gradients((q, k, v, *start), slopes, out, totals, causal=True)
+        return [out, sums, norm, *gradients[:3]]
+
+    def by_definition(given: Arrays) -> list[mx.array]:
+        def run(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+            out, state = linear_attention_reference(q, k, v)
+            return [out, *state]
+
+        given_qkv = [given["q"], given["k"], given["v"]]
+        if shape.length == 1:
+            return run(*given_qkv)
+        outs = run(*given_qkv)
+        slopes = [given["slopes"], mx.zeros_like(outs[1]), mx.zeros_like(outs[2])]
+        outs, gradients = mx.vjp(run, given_qkv, slopes)
+        return [*outs, *gradients]
+
+    return Case(
+        "linear_attention",
+        f"{shape}, {'a token' if shape.length == 1 else 'causal, with gradients'}",
+        dtype,
+        shape.length,
+        given,
+        ours,
+        lambda given: by_definition(widened(given)),
+        by_definition,
+        lambda given, results: {**given, "v": results[0]},
+        shape.timed,
+    )

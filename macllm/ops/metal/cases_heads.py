@@ -1,0 +1,197 @@
+"""What qkv_post is tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from macllm.ops.qkv_post import Rules, qkv_post_reference
+
+from . import launch, qkv_post
+from .case import Arrays, Case, group_size, normal, widened
+
+AT, BITS = 41, 4
+
+
+class Shape(NamedTuple):
+    """Of queries, keys and values."""
+
+    batch: int
+    length: int
+    heads: int
+    kv_heads: int
+    dim: int
+    timed: bool = False
+
+    def __str__(self) -> str:
+        return f"B {self.batch} L {self.length} H {self.heads}/{self.kv_heads} D {self.dim}"
+
+
+SHAPES = (
+    Shape(1, 1, 1, 1, 64),
+    Shape(2, 7, 3, 1, 96),
+    Shape(1, 33, 4, 2, 256),
+    Shape(1, 1, 32, 8, 128, timed=True),
+    Shape(1, 16, 32, 8, 128, timed=True),
+    Shape(1, 512, 32, 8, 128, timed=True),
+    Shape(1, 2048, 32, 8, 128, timed=True),
+)
+
+
+def cases(dtype: mx.Dtype) -> Iterator[Case]:
+    """Norm, rotation and transposition, with and without packing."""
+    for shape in SHAPES:
+        yield _dense(shape, dtype)
+        yield _packed(shape, dtype)
+        if not shape.timed:
+            yield _gradients(shape, dtype)
+
+
+def _given(shape: Shape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
+    widths = {"q": shape.heads, "k": shape.kv_heads, "v": shape.kv_heads}
+    rows = {
+        name: normal(shape.batch, shape.length, n * shape.dim, dtype=dtype, seed=seed + i)
+        for i, (name, n) in enumerate(widths.items())
+    }
+    return rows | {f"{name}_norm": normal(shape.dim, dtype=dtype, seed=3 + i) for i, name in enumerate("qk")}
+
+
+def _rules(given: Arrays) -> Rules:
+    dim = given["q_norm"].size
+    waves = 10000.0 ** (mx.arange(dim // 2) / (dim // 2))
+    return Rules(dim, given["q_norm"], given["k_norm"], wavelengths=waves)
+
+
+def _qkv(given: Arrays) -> tuple[mx.array, mx.array, mx.array]:
+    return given["q"], given["k"], given["v"]
+
+
+def _right(given: Arrays) -> list[mx.array]:
+    wide = widened(given)
+    return list(qkv_post_reference(*_qkv(wide), _rules(wide), AT))
+
+
+def _stock(given: Arrays) -> list[mx.array]:
+    rules, heads = _rules(given), []
+    for x, norm in zip(_qkv(given), (rules.q_norm, rules.k_norm, None), strict=True):
+        one = x.reshape(*x.shape[:2], -1, rules.head_dim).transpose(0, 2, 1, 3)
+        if norm is not None:
+            one = mx.fast.rms_norm(one, norm, rules.eps)
+            options = {"traditional": False, "base": None, "scale": 1.0, "offset": AT, "freqs": rules.wavelengths}
+            one = mx.fast.rope(one, rules.head_dim, **options)
+        heads.append(one)
+    return heads
+
+
+def _then(given: Arrays, results: list[mx.array]) -> Arrays:
+    q = results[0]
+    return {**given, "q": q.swapaxes(1, 2).reshape(given["q"].shape)}
+
+
+def _dense(shape: Shape, dtype: mx.Dtype) -> Case:
+    def ours(given: Arrays) -> list[mx.array]:
+        return launch(qkv_post.forward(*_qkv(given), _rules(given), mx.array([AT])))
+
+    return Case(
+        "qkv_post",
+        str(shape),
+        dtype,
+        shape.batch * shape.length,
+        lambda seed: _given(shape, dtype, seed),
+        ours,
+        _right,
+        _stock,
+        _then,
+        shape.timed,
+    )
+
+
+def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
+    group = group_size(shape.dim)
+
+    def ours(given: Arrays) -> list[mx.array]:
+        return launch(qkv_post.packed(*_qkv(given), _rules(given), mx.array([AT]), BITS, group))
+
+    def right(given: Arrays) -> list[mx.array]:
+        q, *rows = _right(given)
+        return [q, *(mx.zeros_like(one) for one in rows)]
+
+    def stock(given: Arrays) -> list[mx.array]:
+        q, *rows = _stock(given)
+        return [q, *(part for one in rows for part in mx.quantize(one, group_size=group, bits=BITS))]
+
+    def seen(given: Arrays, results: list[mx.array]) -> list[mx.array]:
+        q, *packed = results
+        _, *rows = _right(given)
+        return [q, *(_beyond(one, packed[3 * i : 3 * i + 3]) for i, one in enumerate(rows))]
+
+    return Case(
+        "qkv_post_packed",
+        f"{shape}, {BITS} bit",
+        dtype,
+        shape.batch * shape.length,
+        lambda seed: _given(shape, dtype, seed),
+        ours,
+        right,
+        stock,
+        _then,
+        shape.timed,
+        seen,
+    )
+
+
+def _gradients(shape: Shape, dtype: mx.Dtype) -> Case:
+    names: tuple[str, ...] = ("q", "k", "v", "q_norm", "k_norm")
+
+    def given(seed: int) -> Arrays:
+        arrays = _given(shape, dtype, seed)
+        slopes = {
+            f"d{name}": normal(*x.shape, dtype=dtype, seed=seed + 5 + i) for i, (name, x) in enumerate(arrays.items())
+        }
+        heads = {name: slopes[name].reshape(*slopes[name].shape[:2], -1, shape.dim) for name in ("dq", "dk", "dv")}
+        return {**arrays, **{name: mx.contiguous(x.swapaxes(1, 2)) for name, x in heads.items()}}
+
+    def ours(given: Arrays) -> list[mx.array]:
+        arrays = {name: given[name] for name in ("q", "k", "dq", "dk", "dv")}
+        *gradients, parts = launch(qkv_post.backward(arrays, _rules(given), mx.array([AT])))
+        sums = parts.sum(0)
+        return [*gradients, sums[: shape.heads].sum(0), sums[shape.heads :].sum(0)]
+
+    def right(given: Arrays) -> list[mx.array]:
+        wide = widened(given)
+
+        def run(*arrays: mx.array) -> list[mx.array]:
+            named: Arrays = dict(zip(names, arrays, strict=True))
+            return list(qkv_post_reference(*_qkv(named), _rules(named), AT))
+
+        return mx.vjp(run, [wide[name] for name in names], [wide[name] for name in ("dq", "dk", "dv")])[1]
+
+    return Case(
+        "qkv_post",
+        f"{shape}, gradients",
+        dtype,
+        shape.batch * shape.length,
+        given,
+        ours,
+        right,
+        right,
+        lambda given, results: {**given, "q": results[0]},
+    )
+
+
+def _beyond(rows: mx.array, packed: list[mx.array]) -> mx.array:
+    """By how much each group of packed numbers misses its numbers by more than mx.quantize misses them."""
+    group = group_size(rows.shape[-1])
+
+    def grouped(x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:-1], -1, group)
+
+    def missed(words: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+        parts = (x.astype(mx.float32) for x in (scales, biases))
+        return mx.abs(grouped(mx.dequantize(words, *parts, group_size=group, bits=BITS) - rows)).max(-1)
+
+    step = (grouped(rows).max(-1) - grouped(rows).min(-1)) / (2**BITS - 1)
+    allowed = 1.1 * missed(*mx.quantize(rows, group_size=group, bits=BITS)) + 0.1 * step
+    return mx.repeat(mx.maximum(missed(*packed) - allowed, 0), group, axis=-1)

@@ -1,0 +1,279 @@
+"""`macllm doctor --kernels`: without Metal it says so; with it, here the simulator, it tries, decides and reports."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from macllm.cli import doctor_decoding, doctor_trials, main
+from macllm.cli.doctor_decoding import Decoding
+from macllm.cli.doctor_kernels import Report, withdrawn
+from macllm.cli.doctor_trials import trials
+from macllm.ops.dispatch import using
+from macllm.ops.metal import approved
+from macllm.ops.metal.approved import Kept
+from macllm.ops.metal.case import Case
+from macllm.ops.metal.cases import cases
+from macllm.ops.metal.trial import Timing, Verdict, tried
+from tests.simulator.intercept import Log, simulated
+from tests.simulator.run import How
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the simulator is Linux's")
+
+FASTER = Timing(0.001, 0.0015, 1.5, 1.4, 1.6)
+SLOWER = Timing(0.002, 0.0015, 0.75, 0.7, 0.8)
+KINDS = ("moe", "qmv", "sample")
+
+
+def some() -> list[Case]:
+    """Small work, as if it had the shapes of real models."""
+    return [
+        replace(
+            next(case for case in cases() if case.op == op and case.dtype == mx.float16 and not case.timed), timed=True
+        )
+        for op in KINDS
+    ]
+
+
+def by_the_simulator(talk: Connection, log: str, numbers: list[int]) -> None:
+    """Kernels run in the simulator, whose time says nothing: qmv is said to be slower, the others to be faster."""
+    for number in numbers:
+        case = some()[number]
+        with simulated(How(build="fast")):
+            verdict = tried(case, None)
+        timing = SLOWER if case.op == "qmv" else FASTER
+        talk.send(replace(verdict, timings=(timing, FASTER), traffic_bytes=1 << 20))
+
+
+def that_crashes(talk: Connection, log: str, numbers: list[int]) -> None:
+    for number in numbers:
+        if some()[number].op == "qmv":
+            Path(log).write_text(f"libc++abi: terminating\n[METAL] out of bounds in {Path.home()}/kernel.metal\n")
+            os.abort()
+        talk.send(verdict_of(some()[number]))
+
+
+def that_never_ends(talk: Connection, log: str, numbers: list[int]) -> None:
+    for number in numbers:
+        if some()[number].op == "moe":
+            time.sleep(600)
+        talk.send(verdict_of(some()[number]))
+
+
+def verdict_of(case: Case) -> Verdict:
+    return Verdict(case.op, case.label, "float16", case.bucket, timed=True, apart=0.5, timings=(FASTER, FASTER))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "macllm", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of the decisions, not there yet."""
+    path = tmp_path / "cache" / "metal.json"
+    monkeypatch.setattr(approved, "_path", lambda: path)
+    monkeypatch.delenv("MACLLM_METAL", raising=False)
+    approved.kept.cache_clear()
+    yield path
+    approved.kept.cache_clear()
+
+
+@pytest.fixture
+def on_a_mac(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Metal is there, with three pieces of work, and a model that decodes as fast as ever."""
+    monkeypatch.setattr("mlx.core.metal.is_available", lambda: True)
+    monkeypatch.setattr("macllm.ops.metal.cases.cases", some)
+    monkeypatch.setattr(doctor_trials, "try_cases", by_the_simulator)
+    monkeypatch.setattr("macllm.evaluate.machine.read_bytes_per_second", lambda: 1e9)
+    monkeypatch.setattr(doctor_decoding, "decoding", lambda: decoded())
+    return kept
+
+
+def decoded(timing: Timing = FASTER, *, other: int | None = None) -> Decoding:
+    return Decoding("float16", 64, 1 / timing.seconds, 1 / timing.stock_seconds, timing, other)
+
+
+def test_without_metal_it_says_so_and_what_there_is_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "cache" / "native"))
+    done = run("--kernels")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Nothing was tried, timed or decided: Metal kernels need a Mac with Apple silicon." in done.stdout
+    assert "python -m tests.simulator FILE" in done.stdout
+    assert approved.kernels_hash() in done.stdout
+    done = run("--kernels", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = json.loads(done.stdout)
+    assert facts["metal"] is False
+    assert facts["lacking"] == "Metal kernels need a Mac with Apple silicon"
+    assert facts["texts"]["kernels"] > 20
+    assert not {"verdicts", "decisions", "decoding"} & set(facts)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_it_is_about_one_system_at_a_time() -> None:
+    done = run("--kernels", "--build")
+    assert done.returncode == 2
+    assert "one at a time" in done.stderr
+
+
+def test_on_a_mac_kernels_are_tried_decided_and_kept(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--kernels"]) == 0
+    printed = capsys.readouterr()
+    rows = [line.split(maxsplit=6) for line in printed.out.splitlines()]
+    assert ["moe", "float16", "1.50x", "yes"] in [row[:2] + row[3:4] + row[5:6] for row in rows]
+    assert ["qmv", "float16", "0.75x", "no"] in [row[:2] + row[3:4] + row[5:6] for row in rows]
+    assert "  used      moe float16 1\n" in printed.out
+    assert "  not used  qmv float16 1: 1 x 64 to 1, bias and residual: slower: 0.75 times MLX's speed" in printed.out
+    assert "the tokens are the same" in printed.out
+    assert printed.err.endswith(f"kept in {on_a_mac}\n")
+    decided = approved.kept()
+    assert decided is not None
+    assert decided.decisions == {"moe float16 1": True, "qmv float16 1": False, "sample float16 to 1024": True}
+    assert approved.is_approved("moe", mx.float16, 1)
+
+
+def test_json_has_all_of_it(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--kernels", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["metal"] is True
+    assert [verdict["op"] for verdict in facts["verdicts"]] == list(KINDS)
+    assert all(verdict["right"] for verdict in facts["verdicts"])
+    assert facts["verdicts"][0]["bytes_per_second"] == pytest.approx((1 << 20) / 0.001)
+    assert facts["decisions"]["moe float16 1"] is True
+    assert facts["reasons"].keys() == {"qmv float16 1"}
+    assert facts["decoding"]["tokens_per_second"] == pytest.approx(1000)
+    assert facts["decoding"]["first_other_token"] is None
+    assert facts["machine"]["chip"] == approved.machine()["chip"]
+
+
+def test_plain_doctor_says_what_was_decided(
+    on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def metal() -> dict[str, Any]:
+        assert main(["doctor", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["metal"]
+
+    assert metal()["used"].startswith("no: not tried on this system with these versions (macllm doctor --kernels does")
+    approved.remember(Kept({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
+    found = metal()
+    assert found["used"].startswith("for 1 of 2 kinds of work")
+    assert (found["serving"], found["not_serving"]) == (["moe float16 1"], {"qmv float16 1": "slower"})
+    assert main(["doctor"]) == 0
+    assert "    qmv float16 1: slower\n" in capsys.readouterr().out
+    monkeypatch.setenv("MACLLM_METAL", "1")
+    assert metal() == {"used": "all: MACLLM_METAL=1"}
+
+
+def test_a_kernel_that_brings_its_process_down_is_not_used(
+    on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_trials, "try_cases", that_crashes)
+    assert main(["doctor", "--kernels"]) == 0
+    printed = capsys.readouterr()
+    assert "its process crashed: [METAL] out of bounds in ~/kernel.metal" in printed.out
+    assert "libc++abi" not in printed.err
+    decided = approved.kept()
+    assert decided is not None
+    assert decided.decisions == {"moe float16 1": True, "qmv float16 1": False, "sample float16 to 1024": True}
+
+
+def test_what_never_ends_is_left_and_the_rest_of_its_op_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_trials, "WAIT_SECONDS", 4.0)
+    known = some()
+    known.insert(1, replace(known[0], label="more of it"))
+    found = trials([known[0], *known[2:], known[1]], that_never_ends)
+    assert [(verdict.op, verdict.error) for verdict in found] == [
+        ("moe", "its process crashed: it did not end in 4 s"),
+        ("qmv", None),
+        ("sample", None),
+    ]
+
+
+def test_an_interrupt_keeps_nothing_and_leaves_no_process(
+    on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_trials, "try_cases", that_never_ends)
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    assert main(["doctor", "--kernels"]) == 130
+    assert time.monotonic() - began < 60
+    assert capsys.readouterr().out == ""
+    assert not on_a_mac.exists()
+    children = subprocess.run(["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    assert "spawn_main" not in children
+
+
+def test_kernels_that_make_a_whole_model_slower_are_not_used(
+    on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_decoding, "decoding", lambda: decoded(SLOWER, other=7))
+    assert main(["doctor", "--kernels"]) == 0
+    printed = capsys.readouterr().out
+    assert "the tokens are the same up to token 7" in printed
+    assert (
+        "not used  moe float16 1: faster alone, but a whole model with it is slower: 0.75 times MLX's speed" in printed
+    )
+    assert not approved.is_approved("moe", mx.float16, 1)
+    others = Kept(
+        {"moe bfloat16 1": True, "flash_prefill float16 more": True, "lora float16 1": False}, {"lora float16 1": "x"}
+    )
+    assert withdrawn(others, decoded(SLOWER)) == others
+    assert withdrawn(others, decoded(replace(SLOWER, highest=1.1))) == others
+
+
+def test_a_report_has_no_names_and_no_home_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/Users/jo")
+    monkeypatch.setattr(getpass, "getuser", lambda: "jo")
+    error = "open: /Users/jo/Library/x /private/tmp/jo/y /Users/joan/z jo: no such file"
+    verdict = Verdict("qmv", "odd", "float16", "1", timed=True, error=error)
+    decided = Kept({"qmv float16 1": False}, {"qmv float16 1": f"odd: {error}"})
+    report = Report({"system": "macOS 26.1"}, {}, None, (verdict,), decided)
+    for told in (report.text(), json.dumps(report.facts())):
+        assert "open: ~/Library/x /private/tmp/user/y /Users/joan/z jo: no such file" in told
+        assert "/Users/jo/" not in told
+
+
+def test_a_table_without_timings_has_no_speed() -> None:
+    verdict = Verdict("qmv", "odd", "float16", "1", timed=False, apart=0.25)
+    report = Report({"memory_bytes": 16e9}, {}, None, (verdict,), Kept({}, {}))
+    assert "  memory         16.0 GB\n" in report.text()
+    assert ["qmv", "float16", "0.25", "-", "-", "-", "odd"] in [line.split() for line in report.text().splitlines()]
+    assert "No kernel serves: decoding is MLX's." in report.text()
+
+
+@pytest.mark.slow
+def test_the_bundled_model_decodes_the_same_with_kernels_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log()
+
+    def both_once(ours: Callable[[], float], stock: Callable[[], float]) -> Timing:
+        with simulated(How(build="fast")) as dispatched:
+            ours()
+        log.dispatches += dispatched.dispatches
+        stock()
+        return FASTER
+
+    monkeypatch.setattr(doctor_decoding, "NEW_TOKENS", 3)
+    monkeypatch.setattr(doctor_decoding, "_as_decided", lambda: using("metal"))
+    monkeypatch.setattr("macllm.ops.metal.trial.compared", both_once)
+    found = doctor_decoding.decoding()
+    assert (found.dtype, found.new_tokens, found.first_other_token) == ("float32", 3, None)
+    assert log.faults == []
+    names = {name for name, _ in log.dispatches}
+    assert {"qkv_post", "qmv", "kv_decode"} <= names
+    assert "64 tokens" not in "\n".join(found.lines())

@@ -1,0 +1,369 @@
+"""What the doctor's trials find: right kernels, wrong ones and why, and which are faster beyond noise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from macllm.ops import metal
+from macllm.ops.metal import DTYPES, approved
+from macllm.ops.metal.approved import Kept
+from macllm.ops.metal.case import Arrays, Case
+from macllm.ops.metal.cases import cases
+from macllm.ops.metal.trial import Timing, Verdict, decisions, trials, tried
+from tests.simulator.intercept import simulated
+from tests.simulator.run import How
+
+FAST = How(build="fast")
+OPS = (
+    "qkv_post",
+    "qkv_post_packed",
+    "kv_decode",
+    "kv_decode_packed",
+    "flash_prefill",
+    "flash_prefill_packed",
+    "flash_backward",
+    "qmv",
+    "qmv_gated",
+    "qmv_three",
+    "lora",
+    "moe",
+    "sample",
+    "sparse_attention",
+    "linear_attention",
+)
+ALL = list(cases())
+SMALL = [case for case in ALL if not case.timed]
+
+
+def first(op: str, dtype: mx.Dtype = mx.bfloat16) -> Case:
+    return next(case for case in SMALL if case.op == op and case.dtype == dtype)
+
+
+def simulate(case: Case) -> Verdict:
+    with simulated(FAST) as log:
+        verdict = tried(case, None)
+    assert log.faults == []
+    return verdict
+
+
+def is_right(case: Case) -> None:
+    verdict = simulate(case)
+    assert verdict.objection is None
+    assert verdict.apart is not None
+    assert verdict.is_right
+    assert case.difference(case.stock) < 8, "what MLX does instead is other work"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_kernel_is_right_in_the_simulator(op: str) -> None:
+    is_right(first(op))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.dtype} {case.op} {case.label}")
+def test_all_that_is_not_timed_is_right_in_the_simulator(case: Case) -> None:
+    is_right(case)
+
+
+def test_every_op_is_tried_in_every_type_and_timed_where_it_is_used() -> None:
+    assert {(case.op, case.dtype) for case in SMALL} == {(op, dtype) for op in OPS for dtype in DTYPES}
+    timed: dict[str, set[str]] = {}
+    for case in ALL:
+        if case.timed:
+            timed.setdefault(case.op, set()).add(case.bucket)
+    assert {op: sorted(buckets) for op, buckets in timed.items()} == {
+        "qkv_post": ["1", "more", "to 1024", "to 16"],
+        "qkv_post_packed": ["1", "more", "to 1024", "to 16"],
+        "kv_decode": ["more", "to 1024", "to 16"],
+        "kv_decode_packed": ["more", "to 1024", "to 16"],
+        "flash_prefill": ["more", "to 1024"],
+        "flash_prefill_packed": ["more", "to 1024"],
+        "flash_backward": ["more", "to 1024"],
+        "qmv": ["1", "to 16"],
+        "qmv_gated": ["1", "to 16"],
+        "qmv_three": ["1", "to 16"],
+        "lora": ["1", "to 16"],
+        "moe": ["1", "to 16"],
+        "sample": ["more"],
+        "sparse_attention": ["more", "to 1024"],
+        "linear_attention": ["1", "more", "to 1024"],
+    }
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """Put another text in place of one that a kernel has."""
+    folder = tmp_path / "kernels"
+    shutil.copytree(metal.HERE, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.setattr(metal, "HERE", folder)
+    metal.text.cache_clear()
+
+    def spoil(kernel: str, old: str, new: str) -> None:
+        path = folder / f"{kernel}.metal"
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+
+    yield spoil  # type: ignore[misc]
+    metal.text.cache_clear()
+
+
+PRODUCT = "if (BIASED) y += float(bias[column]);"
+BUGS = {
+    "a bias that is left out": ("", r"results lie \d.* times as far off as is allowed"),
+    "no numbers": ("y = y / 0.0f * 0.0f;", "results are no numbers"),
+    "a text that does not compile": (f"{PRODUCT} y += missing;", "CompileError: .*error: .*missing"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), BUGS.values(), ids=BUGS)
+def test_a_wrong_kernel_is_not_used_and_the_reason_is_told(
+    text: str, reason: str, spoiled: Callable[[str, str, str], None]
+) -> None:
+    spoiled("qmv", PRODUCT, text)
+    case = first("qmv")
+    verdict = simulate(case)
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(verdict.objection)
+    assert not verdict.is_right
+    assert verdict.timings == ()
+    found = decisions([verdict, faster("qmv"), faster("lora")])
+    assert found.decisions == {"qmv bfloat16 1": False, "lora bfloat16 1": True}
+    assert found.reasons == {"qmv bfloat16 1": f"{case.label}: {verdict.objection}"}
+    assert simulate(first("moe")).is_right
+
+
+def test_whatever_is_raised_is_a_verdict_and_an_interrupt_is_not() -> None:
+    def refuse(error: BaseException) -> Callable[[metal.Call], list[mx.array]]:
+        def execute(call: metal.Call) -> list[mx.array]:
+            raise error
+
+        return execute
+
+    with metal.executed_by(refuse(RuntimeError("[metal_kernel] 1 warning\nprogram_source:3:1: error: no such word\n"))):
+        assert tried(first("moe"), None).objection == "RuntimeError: program_source:3:1: error: no such word"
+    with metal.executed_by(refuse(KeyError())):
+        assert tried(first("moe"), None).objection == "KeyError"
+    with metal.executed_by(refuse(KeyboardInterrupt())), pytest.raises(KeyboardInterrupt):
+        tried(first("moe"), None)
+
+
+class Bench:
+    """Work whose time is made up: a clock that goes on by what each way of doing it takes."""
+
+    def __init__(self, ours: list[float], stock: list[float]) -> None:
+        self.now, self.done = 0.0, ""
+        self.ours, self.stock = ours, stock
+
+    def clock(self) -> float:
+        return self.now
+
+    def run(self, kind: str, seconds: list[float]) -> Callable[[Arrays], list[mx.array]]:
+        def run(given: Arrays) -> list[mx.array]:
+            self.now += seconds[self.done.count(kind) % len(seconds)]
+            self.done += kind
+            return [given["x"] + 1]
+
+        return run
+
+    def case(self) -> Case:
+        ours, stock = self.run("A", self.ours), self.run("B", self.stock)
+        given = {"x": mx.zeros(1 << 20)}
+        return Case(
+            "qmv",
+            "made up",
+            mx.float32,
+            1,
+            lambda seed: given,
+            ours,
+            lambda given: [given["x"] + 1],
+            stock,
+            lambda given, results: {"x": results[0]},
+            timed=True,
+        )
+
+
+def timed(ours: list[float], stock: list[float]) -> tuple[Verdict, Bench]:
+    bench = Bench(ours, stock)
+    return tried(bench.case(), bench.clock), bench
+
+
+def test_a_faster_kernel_is_used_and_its_traffic_is_told() -> None:
+    verdict, bench = timed([0.01], [0.02])
+    assert verdict.objection is None
+    assert [round(timing.speedup, 6) for timing in verdict.timings] == [2.0, 2.0]
+    assert verdict.traffic_bytes == 2 * 4 << 20
+    assert verdict.bytes_per_second == pytest.approx((8 << 20) / 0.01)
+    assert decisions([verdict]).decisions == {"qmv float32 1": True}
+    runs = [(kind, len(list(some))) for kind, some in _runs(bench.done)]
+    turn = next(count for kind, count in runs[4:] if kind == "B") // 2
+    assert f"{'A' * turn}{'B' * 2 * turn}{'A' * turn}" in bench.done
+    assert 4 <= turn <= 64
+
+
+def _runs(text: str) -> list[tuple[str, str]]:
+    from itertools import groupby
+
+    return [(kind, "".join(some)) for kind, some in groupby(text)]
+
+
+def test_many_dispatches_are_timed_as_one_where_they_are_short() -> None:
+    _, bench = timed([0.0001], [0.0001])
+    assert max(len(some) for _, some in _runs(bench.done)) == 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "why"),
+    [
+        ([0.01], [0.008], "slower: 0.80 times MLX's speed (0.80 to 0.80)"),
+        ([0.01], [0.0102], "not faster by 3 %: 1.02 times MLX's speed (1.02 to 1.02)"),
+    ],
+    ids=["slower", "too little"],
+)
+def test_what_is_not_faster_is_not_used(ours: list[float], stock: list[float], why: str) -> None:
+    verdict, _ = timed(ours, stock)
+    assert verdict.objection == why
+    assert decisions([verdict]).decisions == {"qmv float32 1": False}
+
+
+def test_what_is_not_faster_beyond_noise_is_not_used() -> None:
+    verdict, _ = timed([0.01] * 70 + [0.03] * 30, [0.02])  # twice as fast most of the time
+    assert max(timing.speedup for timing in verdict.timings) > 1.5
+    assert verdict.objection is not None
+    assert verdict.objection.startswith("no difference beyond noise: ")
+    assert decisions([verdict]).decisions == {"qmv float32 1": False}
+
+
+def test_one_turn_that_something_came_between_does_not_count() -> None:
+    verdict, bench = timed([0.01], [0.02])
+    at = bench.done.rindex("A") - bench.done.count("B")
+    verdict, _ = timed([*[0.01] * (at - 1), 1.0], [0.02])
+    assert verdict.objection is None
+    assert verdict.timings[1].lowest == pytest.approx(2)
+
+
+def faster(op: str, *, speedup: float = 1.5, bucket: str = "1") -> Verdict:
+    timing = Timing(0.01, 0.01 * speedup, speedup, speedup - 0.01, speedup + 0.01)
+    return Verdict(op, "real", "bfloat16", bucket, timed=True, apart=0.5, timings=(timing, timing))
+
+
+def wrong(op: str) -> Verdict:
+    return Verdict(op, "odd", "bfloat16", "to 16", timed=False, apart=float("inf"))
+
+
+def test_a_decision_holds_for_a_bucket_and_a_wrong_case_for_all() -> None:
+    right = Verdict("qmv", "odd", "bfloat16", "to 16", timed=False, apart=1.0)
+    some = [right, faster("qmv"), faster("qmv", speedup=0.9, bucket="to 16")]
+    assert decisions(some).decisions == {"qmv bfloat16 1": True, "qmv bfloat16 to 16": False}
+    assert decisions([*some, wrong("qmv")]).decisions == {"qmv bfloat16 1": False, "qmv bfloat16 to 16": False}
+    assert decisions([right]) == Kept()
+    both = [faster("qmv"), faster("qmv", speedup=1.0)]
+    assert decisions(both).decisions == decisions(both[::-1]).decisions == {"qmv bfloat16 1": False}
+    assert decisions([faster("flash_prefill"), wrong("flash_backward")]).decisions == {
+        "flash_prefill bfloat16 1": False
+    }
+
+
+def test_facts_are_json_and_have_no_number_that_is_none() -> None:
+    facts = json.loads(json.dumps([wrong("moe").facts(), faster("moe").facts()], allow_nan=False))
+    assert facts[0]["apart"] is None
+    assert facts[0]["objection"] == "results are no numbers"
+    assert facts[1]["timings"][0]["speedup"] == 1.5
+
+
+def test_trials_go_through_all_that_they_are_given() -> None:
+    with simulated(FAST):
+        assert [verdict.op for verdict in trials([first("qmv"), first("moe")], clock=None)] == ["qmv", "moe"]
+
+
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where decisions are kept, with none there."""
+    monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "cache" / "native"))
+    monkeypatch.delenv("MACLLM_METAL", raising=False)
+    approved.kept.cache_clear()
+    yield tmp_path / "cache" / "metal.json"  # type: ignore[misc]
+    approved.kept.cache_clear()
+
+
+def test_decisions_are_kept_by_op_type_and_bucket(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert approved.kept() is None
+    assert not approved.is_approved("qmv", mx.float16, 1)
+    decided = Kept({"qmv float16 1": True, "qmv float16 to 16": False}, {"qmv float16 to 16": "slower"})
+    assert approved.remember(decided) == unknown
+    assert approved.kept() == decided
+    assert approved.is_approved("qmv", mx.float16, 1)
+    assert not approved.is_approved("qmv", mx.float16, 2)
+    assert not approved.is_approved("qmv", mx.bfloat16, 1)
+    assert not approved.is_approved("moe", mx.float16, 1)
+    assert [path.name for path in unknown.parent.iterdir()] == ["metal.json"]
+    for asked, answer in (("0", False), ("1", True)):
+        monkeypatch.setenv("MACLLM_METAL", asked)
+        assert approved.is_approved("qmv", mx.float16, 1) is answer
+        assert approved.is_approved("moe", mx.float16, 1) is answer
+
+
+@pytest.mark.parametrize(
+    "size", [(1, "1"), (2, "to 16"), (16, "to 16"), (17, "to 1024"), (1024, "to 1024"), (1025, "more")]
+)
+def test_buckets(size: tuple[int, str]) -> None:
+    assert approved.bucket(size[0]) == size[1]
+
+
+DAMAGES: dict[str, Callable[[str], str | bytes]] = {
+    "nothing in it": lambda text: "",
+    "half of it": lambda text: text[: len(text) // 2],
+    "no text": lambda text: b"\xff\xfe\x00",
+    "a list": lambda text: "[]",
+    "too deep": lambda text: "[" * 100_000,
+    "a number for decisions": lambda text: text.replace('"decisions": {', '"decisions": 3, "others": {'),
+    "a word for a decision": lambda text: text.replace("true", '"yes"'),
+    "no reasons": lambda text: text.replace('"reasons"', '"others"'),
+    "another chip": lambda text: text.replace('"chip": "', '"chip": "another '),
+    "another system": lambda text: text.replace('"system": "', '"system": "another '),
+    "another MLX": lambda text: text.replace('"mlx": "', '"mlx": "1'),
+    "other kernels": lambda text: text.replace('"kernels": "', '"kernels": "0'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_that_is_damaged_or_of_another_machine_is_none(
+    unknown: Path, damage: Callable[[str], str | bytes]
+) -> None:
+    approved.remember(Kept({"qmv float16 1": True}))
+    spoilt = damage(unknown.read_text())
+    assert spoilt != unknown.read_text()
+    unknown.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+    approved.kept.cache_clear()
+    assert approved.kept() is None
+    assert not approved.is_approved("qmv", mx.float16, 1)
+
+
+def test_what_was_kept_stays_where_writing_fails(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    approved.remember(Kept({"qmv float16 1": True}))
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        approved.remember(Kept({"qmv float16 1": False}))
+    approved.kept.cache_clear()
+    assert approved.is_approved("qmv", mx.float16, 1)
+    assert [path.name for path in unknown.parent.iterdir()] == ["metal.json"]
+
+
+def test_the_hash_is_that_of_the_kernels(
+    spoiled: Callable[[str, str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approved, "HERE", metal.HERE)
+    before = approved.kernels_hash()
+    assert approved.kernels_hash() == before
+    spoiled("qmv", PRODUCT, "")
+    assert approved.kernels_hash() != before
