@@ -209,6 +209,15 @@ def test_a_faster_kernel_is_used_and_its_traffic_is_told() -> None:
     assert turn == 4
 
 
+def test_experts_that_are_not_visited_are_not_read() -> None:
+    case = next(case for case in ALL if case.op == "moe" and case.timed)
+    given = case.given(0)
+    words = sum(given[f"{name}_words"].nbytes for name in ("gate", "up", "down"))
+    packed = words + words // 4  # 4 bit in groups of 64, whose scale and bias have 32
+    with metal.executed_by(lambda call: [mx.zeros(shape, dtype) for shape, dtype in call.outputs.values()]):
+        assert packed * 8 / 16 < case.traffic_bytes() < 1.01 * packed * 8 / 16
+
+
 def _runs(text: str) -> list[tuple[str, str]]:
     from itertools import groupby
 
