@@ -6,7 +6,7 @@ Every function gives None where the ordinary ops should do it. Nothing here has 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,7 +56,8 @@ def attention(
     if cache is None or not ops.serving(x):
         return None
     source = Source(x, norm.pre)
-    q, k, v = (_project(source, layer[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    linears = [layer[name] for name in ("q_proj", "k_proj", "v_proj")]
+    q, k, v = _project_three(source, linears) or [_project(source, linear) for linear in linears]
     return _join(norm, x, Source(layer.mix((q, k, v), masks, cache)), layer["o_proj"])
 
 
@@ -73,17 +74,17 @@ def feed_forward(layer: nn.Module, norm: ResidualNorm, x: mx.array) -> mx.array 
 
 
 def _mixture(source: Source, layer: MoE, norm: ResidualNorm) -> mx.array | None:
-    stacks = [layer.experts[name] for name in ("gate_proj", "up_proj", "down_proj")]
-    known = [_packed(stack) for stack in stacks if type(stack) is QuantizedExpertLinear]
-    if len(known) < len(stacks):
+    stacks: list[nn.Module] = [layer.experts[name] for name in ("gate_proj", "up_proj", "down_proj")]
+    if any(type(stack) is not QuantizedExpertLinear for stack in stacks):
         return None
+    gate, up, down = (_packed(stack) for stack in stacks)
     residual = source.x if _only_adds(norm) else None
     if "shared" in layer:
         shared = layer.shared
         residual = _project(Source(_gated(source, shared)), shared.down_proj, residual)
     s, x = layer.spec, source.normed
     chosen, weights = route(layer.router(x), s.top_k, s.router, renormalize=s.renormalize)
-    y = ops.experts(x, Experts(*known, layer.experts.activation), chosen, weights, residual)
+    y = ops.experts(x, Experts(gate, up, down, layer.experts.activation), chosen, weights, residual)
     return y if y is None or _only_adds(norm) else norm.join(source.x, y)
 
 
@@ -107,6 +108,16 @@ def _only_adds(norm: ResidualNorm) -> bool:
     return isinstance(norm.branch, nn.Identity) and isinstance(norm.sum, nn.Identity)
 
 
+def _project_three(source: Source, linears: list[nn.Module]) -> list[mx.array] | None:
+    """Each of the three of norm(x): (B, L, D) -> (B, L, F)."""
+    biased = ["bias" in linear for linear in linears]
+    if any(type(linear) is not QuantizedLinear for linear in linears) or any(biased) != all(biased):
+        return None
+    x, norm = source.parts
+    biases = [linear["bias"] for linear in linears] if all(biased) else None
+    return ops.three_products(x, [_packed(linear) for linear in linears], norm, biases)
+
+
 def _project(source: Source, linear: nn.Module, residual: mx.array | None = None) -> mx.array:
     """residual + linear(norm(x)): (B, L, D) -> (B, L, F)."""
     adapter, inner = None, linear
@@ -121,5 +132,5 @@ def _project(source: Source, linear: nn.Module, residual: mx.array | None = None
     return y if residual is None else residual + y
 
 
-def _packed(module: nn.Module) -> Packed:
+def _packed(module: Any) -> Packed:
     return Packed(module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode)

@@ -54,7 +54,7 @@ class Rules(TypedDict):
     sinks: mx.array | None
 
 
-def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules, mask: mx.array | Sight) -> mx.array | None:
+def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules, mask: Mask | Sight) -> mx.array | None:
     """The kernels' result; None where they do not know these keys and values, or masks."""
     seen = _native_mask(mask)
     if seen is None:
@@ -70,14 +70,14 @@ def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules, mask: mx.arr
     return kernels.attention(q, kv.keys, kv.values, rules["scale"], **options)
 
 
-def _native_mask(mask: mx.array | Sight) -> dict[str, Any] | None:
+def _native_mask(mask: Mask | Sight) -> dict[str, Any] | None:
     """How the kernels are told: in numbers if one row is like the next, so that no mask takes memory."""
     if isinstance(mask, Sight):
         if mask.lengths is None and len(mask.first) == 1 and mask.first[0] <= 0:
             return {"causal": mask.causal, "window": mask.window, "chunk": mask.chunk, "begin": mask.first[0]}
         array = mask.as_mask
         return None if isinstance(array, str) else {"mask": array}
-    return {"mask": mask} if mask.dtype == mx.bool_ else None
+    return {"mask": mask} if isinstance(mask, mx.array) and mask.dtype == mx.bool_ else None
 
 
 def attention_reference(

@@ -19,13 +19,14 @@ def route(
     Softmax scores are taken over all experts (arXiv:2401.04088, 2.1); `renormalize` makes the chosen sum to 1.
     """
     logits = logits.astype(mx.float32)
-    chosen = mx.stop_gradient(mx.argpartition(-logits, kth=top_k - 1, axis=-1)[..., :top_k])
+    chosen = mx.stop_gradient(mx.argpartition(logits, kth=-top_k, axis=-1)[..., -top_k:])
     picked = mx.take_along_axis(logits, chosen, axis=-1)
     if scores == "sigmoid":
         weights = mx.sigmoid(picked)
-    else:
-        weights = mx.exp(picked - mx.logsumexp(logits, axis=-1, keepdims=True))
-    return chosen, weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights
+        return chosen, weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights
+    if renormalize:  # what all experts' exponentials add up to would be divided out again
+        return chosen, mx.softmax(picked, axis=-1)
+    return chosen, mx.exp(picked - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
 def gather_matmul(x: mx.array, weight: mx.array, chosen: mx.array) -> mx.array:

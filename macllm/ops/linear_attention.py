@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .dispatch import choice
+from . import dispatch
 from .metal import linear_attention as plan
 
 _LEAST = 1e-6  # of a feature, so that keys far below the bound still count alike
@@ -37,7 +37,7 @@ def linear_attention(
     Katharopoulos et al. 2020, arXiv:2006.16236, eqs. 7 to 12 and 16 to 20.
     """
     start = state or State.before(q, v)
-    if choice() == "metal" and plan.serves(q, k, v):
+    if dispatch.metal("linear_attention", q.dtype, q.shape[2]) and plan.serves(q, k, v):
         return _kernels(q, k, v, start, causal)
     return linear_attention_reference(q, k, v, causal=causal, state=start)
 

@@ -1,7 +1,8 @@
-"""Products of a few rows with packed matrices, with what comes before and after them, in one op where a kernel serves."""
+"""Products of a few rows with packed matrices, and what comes before and after, in one op where a kernel serves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from .metal import launch, qmv
 from .metal.qmv import Adapter, Around, Norm
 from .quantized import Packed
 
-__all__ = ["Adapter", "Around", "Experts", "Norm", "experts", "gated_product", "product", "serving"]
+__all__ = ["Adapter", "Around", "Experts", "Norm", "experts", "gated_product", "product", "serving", "three_products"]
 
 
 def serving(x: mx.array) -> bool:
@@ -35,6 +36,21 @@ def gated_product(x: mx.array, gate: Packed, up: Packed, activation: str, norm: 
     if not alike or beside is None or activation not in qmv.ACTIVATIONS:
         return None
     return _run("qmv_gated", x, _matrix(gate), Around(norm, beside, activation))
+
+
+def three_products(
+    x: mx.array, matrices: Sequence[Packed], norm: Norm | None, biases: Sequence[mx.array] | None
+) -> list[mx.array] | None:
+    """x' W^T + bias for each of three matrices, x' the norm of x: (..., D) -> three of (..., F).
+
+    None where no kernel does it. No gradient.
+    """
+    rows = mx.contiguous(x.reshape(-1, x.shape[-1]))
+    known = [m for m in map(_matrix, matrices) if m is not None and qmv.serves(rows, m)]
+    alike = len({(m.bits, m.group_size) for m in known}) == 1 and len(known) == len(matrices)
+    if not alike or not dispatch.metal("qmv_three", x.dtype, rows.shape[0]):
+        return None
+    return [y.reshape(*x.shape[:-1], -1) for y in launch(qmv.three(rows, known, norm, biases))]
 
 
 def _run(op: str, x: mx.array, w: qmv.Matrix | None, around: Around) -> mx.array | None:

@@ -55,10 +55,10 @@ def qkv_post(
     def gradients(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], _: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
-        q, k, _, *norms = primals
-        arrays = dict(zip(("q", "k", "dq", "dk", "dv"), (q, k, *cotangents), strict=True))
+        arrays: dict[str, mx.array] = {"q": primals[0], "k": primals[1]}
+        arrays |= zip(("dq", "dk", "dv"), cotangents, strict=True)
         dq, dk, dv, parts = launch(plan.backward(arrays, rules, at))
-        heads, sums = q.shape[2] // rules.head_dim, parts.sum(0)
+        heads, sums, norms = primals[0].shape[2] // rules.head_dim, parts.sum(0), primals[3:]
         of_norms = {"q_norm": sums[:heads].sum(0), "k_norm": sums[heads:].sum(0)}
         return dq, dk, dv, *(of_norms[name].astype(norm.dtype) for name, norm in zip(names, norms, strict=True))
 

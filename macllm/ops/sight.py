@@ -16,8 +16,8 @@ Mask = mx.array | Literal["causal"] | None
 class Sight:
     """Who sees whom, in the numbers that kernels go by; `mask` makes the mask that says the same.
 
-    The last query stands at the last key. Queries see no later key if `causal`, none that is `window` or more away, none
-    of another `chunk`; 0 is no window and no chunk. `first` (rows, or one for all) is a row's first key that is no
+    The last query stands at the last key. Queries see no later key if `causal`, none that is `window` or more away,
+    none of another `chunk`; 0 is no window and no chunk. `first` (rows, or one for all) is a row's first key that is no
     padding, where its chunks begin, too: negative where the cache has let the first keys go. Of rows padded on the
     right, `lengths` (B,) keys count. What padding sees is left open.
     """

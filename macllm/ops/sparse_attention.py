@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .dispatch import choice
+from . import dispatch
 from .metal import sparse_attention as plan
 
 
@@ -93,7 +93,7 @@ def sparse_attention(
     (B, H, L, D) and twice (B, K, L, D) -> (B, H, L, D). Of each batch row the first `lengths` (B,) positions count:
     what comes after is seen by nobody, and its results are 0. Time and memory grow with the blocks that are listed.
     """
-    if choice() == "metal" and plan.serves(q, k, v):
+    if dispatch.metal("sparse_attention", q.dtype, q.shape[2]) and plan.serves(q, k, v):
         return _kernels(q, k, v, pattern, scale, lengths)
     return sparse_attention_reference(q, k, v, pattern, scale=scale, lengths=lengths)
 

@@ -1,7 +1,7 @@
-"""`python -m tests.simulator FILE...`: what is wrong with Metal kernels, and what they read and write.
+"""What is wrong with Metal kernels, and what they read and write, told on any computer.
 
-A Python FILE is run; each kernel that it asks `mx.fast.metal_kernel` for, or that macllm dispatches, runs in the simulator.
-A `.metal` FILE is looked through for what Metal's compiler would refuse. Ends with 1 if anything is wrong.
+A Python FILE is run: each kernel that it asks `mx.fast.metal_kernel` for, and each that macllm dispatches, runs in the
+simulator. A .metal FILE is looked through for what Metal's compiler would refuse.
 """
 
 from __future__ import annotations
@@ -11,52 +11,93 @@ import runpy
 import sys
 from pathlib import Path
 
-from .intercept import simulated
-from .lint import findings
-from .run import Result
+from .compile import CompileError
+from .intercept import Log, simulated
+from .lint import findings, without_prefixes
+from .run import How, Result
+
+AFTER = """\
+A dispatch runs forwards, backwards and in two random orders, one of them with the lanes of matrices turned about;
+--quick runs it once. Faults have a kind, what happened, and the line of the kernel's text.
+
+Ends with 0 if all is well, 1 if anything is wrong, 2 if FILE cannot be run.
+"""
 
 
-def main() -> int:
-    """Read the arguments and look at each file."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__.partition("\n")[0])
+def main(arguments: list[str] | None = None) -> int:
+    """Look at each file and say what came of it."""
+    parser = argparse.ArgumentParser(
+        "python -m tests.simulator",
+        description=__doc__,
+        epilog=AFTER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a Python script, or a .metal file")
-    wrong = False
-    for path in parser.parse_args().files:
-        wrong |= _read(path) if path.suffix == ".metal" else _run(path)
-    return int(wrong)
+    parser.add_argument("--quick", action="store_true", help="one order only")
+    parser.add_argument("--no-traffic", action="store_true", help="leave out what each buffer is read and written")
+    given = parser.parse_args(arguments)
+    for path in given.files:
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
+    results = [_read(path) if path.suffix == ".metal" else _run(path, given) for path in given.files]
+    return max(results)
 
 
-def _read(path: Path) -> bool:
-    found = findings(path.read_text(encoding="utf-8"))
-    print(f"{path}: {'passes' if not found else 'breaks rules'}")
+def _read(path: Path) -> int:
+    found = findings(without_prefixes(path.read_text(encoding="utf-8")))
+    print(f"{path}: {_verdict(len(found), 'rule')}")
     for finding in found:
         print(f"  {finding}")
-    return bool(found)
+    return int(bool(found))
 
 
-def _run(path: Path) -> bool:
-    sys.argv = [str(path)]
-    with simulated() as log:
-        runpy.run_path(str(path), run_name="__main__")
+def _run(path: Path, given: argparse.Namespace) -> int:
+    kept, sys.argv = sys.argv, [str(path)]
+    error, log = None, Log()
+    try:
+        with simulated(How() if given.quick else None) as log:
+            runpy.run_path(str(path), run_name="__main__")
+    except CompileError as refused:
+        error = f"a kernel does not compile\n{refused}"
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    finally:
+        sys.argv = kept
     for name, result in log.dispatches:
-        print(f"{name}: {'FAILS' if result.faults else 'passes'}: {_counts(result)}")
-        for fault in result.faults:
-            print(f"  {fault}")
-        for buffer, traffic in result.traffic.items():
-            print(
-                f"  {buffer:<16} reads {traffic.read_bytes:>12,} bytes, writes {traffic.written_bytes:>12,}, "
-                f"touches {traffic.lines:>9,} lines of 128"
-            )
+        _tell(name, result, not given.no_traffic)
+    if error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return 1 if error.startswith("a kernel") or log.faults else 2
     if not log.dispatches:
-        print(f"{path}: no kernel was dispatched")
-    return bool(log.faults) or not log.dispatches
+        print(f"{path}: no kernel was dispatched", file=sys.stderr)
+        return 2
+    print(f"{path}: {_count(len(log.dispatches), 'dispatch')}, {_verdict(len(log.faults), 'fault')}")
+    return int(bool(log.faults))
 
 
-def _counts(result: Result) -> str:
-    return (
-        f"{result.simd_operations:,} simd operations, {result.barriers:,} barriers, "
-        f"{result.threadgroup_bytes:,} bytes of threadgroup memory"
+def _tell(name: str, result: Result, with_traffic: bool) -> None:
+    print(f"{name}: {_verdict(len(result.faults), 'fault')}")
+    for fault in result.faults:
+        print(f"  {fault}")
+    if not result.traffic:
+        return
+    print(
+        f"  {_count(result.simd_operations, 'simd operation')}, {_count(result.barriers, 'barrier')}, "
+        f"{_count(result.threadgroup_bytes, 'byte')} of threadgroup memory"
     )
+    if with_traffic:
+        print(f"  {'buffer':<16} {'bytes read':>14} {'bytes written':>14} {'lines of 128':>14}")
+        for buffer, traffic in result.traffic.items():
+            numbers = traffic.read_bytes, traffic.written_bytes, traffic.lines
+            print(f"  {buffer:<16} " + " ".join(f"{number:>14,}" for number in numbers))
+
+
+def _verdict(wrong: int, kind: str) -> str:
+    return f"FAILS, {_count(wrong, kind)}" if wrong else "passes"
+
+
+def _count(count: int, kind: str) -> str:
+    return f"{count:,} {kind}{'' if count == 1 else 'es' if kind.endswith('ch') else 's'}"
 
 
 if __name__ == "__main__":

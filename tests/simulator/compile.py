@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -18,7 +19,7 @@ from .text import INCLUDED, cpp
 HERE = Path(__file__).parent / "msl"
 Build = Literal["fast", "checked", "sanitized"]
 
-COMMON = ("-std=c++20", "-g", "-pthread", "-fno-pie", "-fno-thread-jumps", f"-I{HERE}")
+COMMON = ("-std=c++20", "-g1", "-pthread", "-fno-pie", "-fno-thread-jumps", "-ffp-contract=off", f"-I{HERE}")
 OF_A_BUILD: dict[Build, tuple[str, ...]] = {
     "fast": ("-O2",),
     # The sanitizer's calls lead to hooks.cpp. Locals begin as what no kernel expects.
@@ -58,10 +59,16 @@ def program(text: str, how: Build = "checked", flags: tuple[str, ...] = ()) -> P
             known = ["-include", str(_precompiled(options))]
             run = [build.compiler(), *options, *known, "-c", str(source), "-o", f"{made}.o"]
             _call(run)
-            sanitized = ["-fsanitize=address,undefined"] if how == "sanitized" else []
-            _call([build.compiler(), "-pthread", "-no-pie", *sanitized, f"{made}.o", *_machine(how), "-o", str(made)])
+            linked = [*_linker(), *(["-fsanitize=address,undefined"] if how == "sanitized" else [])]
+            _call([build.compiler(), "-pthread", "-no-pie", *linked, f"{made}.o", *_machine(how), "-o", str(made)])
             made.replace(out)
     return out
+
+
+@cache
+def _linker() -> tuple[str, ...]:
+    """The faster of two, where this machine has it."""
+    return ("-fuse-ld=gold",) if shutil.which("ld.gold") else ()
 
 
 def _folder() -> Path:

@@ -24,7 +24,7 @@ def there() -> bool:
 
 
 def complaints(text: str) -> list[str]:
-    """What is wrong with a captured kernel; nothing if all is well. Raises FileNotFoundError where there is no clang."""
+    """What is wrong with a captured kernel; nothing if all is well. Raises: FileNotFoundError without clang."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.metal"
         path.write_text(opencl(text))
@@ -35,7 +35,7 @@ def complaints(text: str) -> list[str]:
 
 
 def opencl(text: str) -> str:
-    """A captured kernel in C++ for OpenCL, whose kernels are no templates and take neither references nor attributes."""
+    """A captured kernel in C++ for OpenCL, whose kernels are no templates and take no references or attributes."""
     known = signature(text)
     values = re.search(r"<(.*)>$", known.instance)
     template = _TEMPLATE.search(text)
@@ -60,7 +60,9 @@ def opencl(text: str) -> str:
     body = _TEMPLATE.sub("", INSTANCE.sub("", text))
     begin = SIGNATURE.search(body)
     assert begin is not None
-    return "\n".join(['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, head, body[begin.end() :]])
+    return "\n".join(
+        ['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, head, body[begin.end() :]]
+    )
 
 
 def _indices(text: str) -> set[str]:

@@ -31,7 +31,7 @@ class Log:
 
 @contextmanager
 def simulated(how: How | None = None) -> Iterator[Log]:
-    """In this block `mx.fast.metal_kernel`, and macllm's own kernels, run in the simulator, in every order unless told how."""
+    """In this block `mx.fast.metal_kernel` and macllm's own kernels run in the simulator, in every order or as told."""
     log, made_by_mlx = Log(), mx.fast.metal_kernel
 
     def run(name: str, kernel: Callable[..., Any], arguments: dict[str, Any]) -> list[mx.array]:

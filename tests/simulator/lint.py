@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SCALARS = r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float|size_t|int32_t|uint32_t|int64_t|uint64_t|float16_t|bfloat16_t)"
+SCALARS = (
+    r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float|size_t|"
+    r"int32_t|uint32_t|int64_t|uint64_t|float16_t|bfloat16_t)"
+)
 SPACE = r"(?:device|constant|threadgroup|thread|metal::thread)"
 TRANSCENDENTAL = (
     "exp",
@@ -84,11 +87,16 @@ def findings(text: str, source: str = "") -> list[Finding]:
     return found
 
 
-def without_comments(text: str) -> str:
-    """The text with blanks for its comments and strings."""
+def without_prefixes(text: str) -> str:
+    """The text with the lines that macllm's files mark as a kernel's source (`//:`) as code."""
+    return re.sub(r"^//:", "   ", text, flags=re.MULTILINE)
+
+
+def without_comments(text: str, *, strings: bool = False) -> str:
+    """The text with blanks for its comments, and for its strings unless they are kept."""
 
     def blank(found: re.Match[str]) -> str:
-        return re.sub(r"[^\n]", " ", found[0])
+        return found[0] if strings and found[0].startswith('"') else re.sub(r"[^\n]", " ", found[0])
 
     return re.sub(r'//[^\n]*|/\*.*?\*/|"[^"\n]*"', blank, text, flags=re.DOTALL)
 

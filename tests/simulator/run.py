@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -70,13 +73,28 @@ class How:
     seed: int = 0
     relaxed: bool = False
     scrambled: bool = False
+    flushed: bool = False
+    counted: bool = True
     flags: tuple[str, ...] = ()
 
 
-def run(call: Call, how: How = How()) -> Result:  # noqa: B008  # frozen
+_usual: ContextVar[How] = ContextVar("usual", default=How())  # noqa: B039  # frozen
+
+
+@contextmanager
+def usually(how: How) -> Iterator[None]:
+    """In this block dispatches that are not told otherwise run in this way."""
+    token = _usual.set(how)
+    try:
+        yield
+    finally:
+        _usual.reset(token)
+
+
+def run(call: Call, how: How | None = None) -> Result:
     """A dispatch of one of macllm's kernels. Raises: CompileError."""
     kernel = mx.fast.metal_kernel(**options(call))
-    return run_text(captured(kernel, call.arguments), call.arguments, how)
+    return run_text(captured(kernel, call.arguments), call.arguments, how or _usual.get())
 
 
 def run_text(text: str, arguments: dict[str, Any], how: How) -> Result:
@@ -92,9 +110,7 @@ def run_text(text: str, arguments: dict[str, Any], how: How) -> Result:
         done = subprocess.run([str(program), str(job), str(results)], capture_output=True, text=True)
         told = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
         if "buffers" not in told:  # it did not come to an end
-            said = [line for line in done.stderr.splitlines() if "ERROR" in line or "runtime error" in line]
-            crash = Fault("crash", said[0] if said else f"exit {done.returncode}")
-            return Result([], _faults(program, told) or [crash], {}, 0, 0, 0)
+            return Result([], _faults(program, told) or [_crash(done)], {}, 0, 0, 0)
         content = results.read_bytes()
     arrays, at = [], 0
     for shape, dtype in outputs:
@@ -113,12 +129,13 @@ def check(call: Call) -> Result:
     return run_orders(captured(kernel, call.arguments), call.arguments)
 
 
-def run_orders(text: str, arguments: dict[str, Any], how: How = How()) -> Result:  # noqa: B008
+def run_orders(text: str, arguments: dict[str, Any], how: How | None = None) -> Result:
     """A dispatch in every order, and with its matrices' lanes turned about; all must agree bit for bit."""
+    how = how or _usual.get()
     first = run_text(text, arguments, how)
     first = replace(first, faults=[*(Fault("front", line) for line in _complaints(text)), *first.faults])
     for order, seed, scrambled in (("reverse", 0, False), ("random", 1, False), ("random", 2, True)):
-        again = run_text(text, arguments, replace(how, order=order, seed=seed, scrambled=scrambled))
+        again = run_text(text, arguments, replace(how, order=order, seed=seed, scrambled=scrambled, counted=False))
         same = len(again.outputs) == len(first.outputs) and all(
             a.tobytes() == b.tobytes() for a, b in zip(first.outputs, again.outputs, strict=True)
         )
@@ -156,6 +173,8 @@ def _job(known: Signature, arguments: dict[str, Any], how: How) -> bytes:
         f"order {how.order} {how.seed}",
         f"relaxed {int(how.relaxed)}",
         f"scrambled {int(how.scrambled)}",
+        f"flushed {int(how.flushed)}",
+        f"counted {int(how.counted)}",
     ]
     body = []
     named = dict(zip(_input_names(known, arguments), arguments["inputs"], strict=True))
@@ -235,6 +254,17 @@ def view(value: mx.array | np.ndarray | float) -> np.ndarray:
 
 def _faults(program: Path, told: dict[str, Any]) -> list[Fault]:
     return [Fault(f["kind"], f["message"], _line(program, f["site"])) for f in told.get("faults", [])]
+
+
+def _crash(done: subprocess.CompletedProcess[str]) -> Fault:
+    """Why a program did not come to an end: a sanitizer tells, and in which line."""
+    for kind, mark in (("undefined", "runtime error: "), ("address", "AddressSanitizer: ")):
+        for line in done.stderr.splitlines():
+            if mark in line:
+                before, _, message = line.partition(mark)
+                where = re.search(r"kernel\.metal:\d+", before if kind == "undefined" else done.stderr)
+                return Fault(kind, message, where[0] if where else "")
+    return Fault("crash", f"exit {done.returncode}")
 
 
 def _line(program: Path, site: int) -> str:

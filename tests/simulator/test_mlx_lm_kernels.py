@@ -189,7 +189,7 @@ def test_bitlinear(log: Log, inverted: bool) -> None:
 
 
 def ordered(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Kernels of the losses with a barrier more where lanes write what others may still read, and with one that orders."""
+    """Kernels of the losses with a barrier more where lanes write what others may still read, and one that orders."""
 
     def kernel(source: str, **options: Any) -> Any:
         barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);"

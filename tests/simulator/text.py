@@ -12,6 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .lint import without_comments
+
 ATTRIBUTES = {
     "thread_position_in_grid": "uint3(p.in_grid[0], p.in_grid[1], p.in_grid[2])",
     "thread_position_in_threadgroup": "uint3(p.in_group[0], p.in_group[1], p.in_group[2])",
@@ -19,7 +21,7 @@ ATTRIBUTES = {
     "threads_per_threadgroup": "uint3(p.group_size[0], p.group_size[1], p.group_size[2])",
     "dispatch_threads_per_threadgroup": "uint3(p.group_size[0], p.group_size[1], p.group_size[2])",
     "threadgroups_per_grid": "uint3(p.groups[0], p.groups[1], p.groups[2])",
-    "threads_per_grid": "uint3(d.grid[0], d.grid[1], d.grid[2])",
+    "threads_per_grid": "uint3(p.grid[0], p.grid[1], p.grid[2])",
     "thread_index_in_simdgroup": "p.lane",
     "thread_index_in_threadgroup": "p.index",
     "simdgroup_index_in_threadgroup": "p.simdgroup",
@@ -29,7 +31,7 @@ ATTRIBUTES = {
 }
 """What Metal tells a thread about itself, in C++."""
 
-INCLUDED = ("metal_stdlib", "mlx_text.h", "kernel.h")
+INCLUDED = ("metal_stdlib", "mlx_text.h")
 """What a kernel's C++ begins with."""
 
 SIGNATURE = re.compile(r"\[\[kernel\]\] void (\w+)\((.*?)\)\s*\{", re.DOTALL)
@@ -91,6 +93,7 @@ def captured(kernel: Callable[..., Any], arguments: dict[str, Any]) -> str:
 
 def signature(text: str) -> Signature:
     """How a captured kernel is called. Raises ValueError where that is not seen."""
+    text = without_comments(text, strings=True)
     found = SIGNATURE.search(text)
     if found is None:
         raise ValueError("there is no kernel in this text")
@@ -117,7 +120,9 @@ def cpp(text: str) -> str:
         kind, names = found.groups()
         return " ".join(_shared(kind, name.strip(), next(sites)) for name in re.split(r",(?![^\[]*\])", names))
 
-    body = _SPACES.sub("", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", text))))
+    body = _SPACES.sub(
+        "", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", without_comments(text, strings=True))))
+    )
     return "\n".join(
         [
             *(f'#include "{name}"' for name in INCLUDED),
@@ -125,8 +130,7 @@ def cpp(text: str) -> str:
             body,
             '#line 1 "entry"',
             'extern "C" __attribute__((no_sanitize("thread"))) void simulator_kernel() {',
-            "  [[maybe_unused]] const auto& p = simulator::Machine::running->place();",
-            "  [[maybe_unused]] const auto& d = simulator::Machine::running->dispatch;",
+            "  [[maybe_unused]] const auto& p = *simulator::own_place;",
             f"  {known.instance}({', '.join(map(_argument, known.parameters))});",
             "}",
             "",

@@ -113,7 +113,8 @@ _compiled: dict[tuple[str, ...], Callable[..., list[mx.array]]] = {}
 def _on_gpu(call: Call) -> list[mx.array]:
     key = (call.kernel, *call.inputs, *call.outputs)
     if key not in _compiled:
-        _compiled[key] = mx.fast.metal_kernel(**options(call))
+        made: Any = mx.fast.metal_kernel(**options(call))
+        _compiled[key] = made
     return _compiled[key](**call.arguments)
 
 

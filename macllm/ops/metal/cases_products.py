@@ -50,6 +50,7 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
     for shape in SHAPES:
         yield _plain(shape, dtype)
         yield _gated(shape, dtype)
+        yield _three(shape, dtype)
         yield _adapted(shape, dtype)
     for shape in OF_EXPERTS:
         yield _experts(shape, dtype)
@@ -139,6 +140,39 @@ def _gated(shape: Shape, dtype: mx.Dtype) -> Case:
     return Case(
         "qmv_gated",
         f"{shape}, norm and SwiGLU",
+        dtype,
+        rows,
+        given,
+        ours,
+        lambda given: stock(widened(given)),
+        stock,
+        lambda given, results: {**given, "x": _filled(results[0], given["x"])},
+        timed,
+    )
+
+
+def _three(shape: Shape, dtype: mx.Dtype) -> Case:
+    """Norm, and the projections of queries, keys and values, a quarter as many each of these."""
+    rows, width, count, timed = shape
+    counts = {"q": count, "k": -(-count // 4), "v": -(-count // 4)}
+
+    def given(seed: int) -> Arrays:
+        arrays = {"x": normal(rows, width, dtype=dtype, seed=seed), "norm": normal(width, dtype=dtype, seed=seed + 1)}
+        for i, (name, own) in enumerate(counts.items()):
+            arrays |= _packed(name, own, width, dtype=dtype, seed=seed + 2 + i)
+        return arrays
+
+    def ours(given: Arrays) -> list[mx.array]:
+        matrices = [_matrix(given, name) for name in counts]
+        return launch(qmv.three(given["x"], matrices, qmv.Norm(given["norm"], EPS)))
+
+    def stock(given: Arrays) -> list[mx.array]:
+        y = mx.fast.rms_norm(given["x"], given["norm"], EPS)
+        return [_stock_product(y, _matrix(given, name)) for name in counts]
+
+    return Case(
+        "qmv_three",
+        f"{shape}, norm",
         dtype,
         rows,
         given,

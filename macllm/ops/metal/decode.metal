@@ -46,9 +46,10 @@ inline void attend(
   const bool counts = lane % PARTS == part;
   for (int base = begin; base < end; base += stride) {
     const int key = base + lane / PARTS, there = min(key, end - 1);
-    float weights[R];
+    float scores[R], weights[R];
+    dot_eight<R>(keys, there, part, q, q_sums, scores);
     for (int r = 0; r < R; r++) {
-      float score = counts ? dot_eight(keys, there, part, q[r], q_sums[r]) : 0.0f;
+      float score = counts ? scores[r] : 0.0f;
       for (int by = 1; by < PARTS; by *= 2) score += simd_shuffle_xor(score, ushort(by));
       if (CAPPED) score = seen.softcap * precise::tanh(score / seen.softcap);
       const bool seen_here = key < end && sees(seen, CAUSAL, (row + r) % seen.length, key);

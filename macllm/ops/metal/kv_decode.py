@@ -11,8 +11,9 @@ from . import LANES, Call, Input, launch
 
 MOST_QUERIES = 16
 MOST_DIMS = 256
-CHUNK = 256
-"""Keys that a threadgroup takes."""
+_CHUNKS = (1024, 512, 256)
+"""Keys that a threadgroup takes: the more, the fewer sums there are to write and to bring together."""
+_ENOUGH = 128  # threadgroups, to have work for all of a large GPU
 _EIGHT = 8  # numbers of a key that a lane owns
 _ROWS = 2  # of a simdgroup: their queries and sums stay in registers
 _MOST_TILES, _SIMDGROUPS = 8, 8
@@ -49,7 +50,8 @@ def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits
     (batch, heads, length, dim), (_, kv_heads, count, _) = q.shape, next(iter(parts.values())).shape
     # What a window has left behind is not read.
     low = max(0, count - length + 1 - rules.window) if rules.window else 0
-    chunks = -(-(count - low) // CHUNK)
+    chunk = chunk_size(count - low, kv_heads * batch)
+    chunks = -(-(count - low) // chunk)
     group = heads // kv_heads
     tiles = min(_MOST_TILES, -(-group * length // _ROWS))
     blocks = -(-group * length // (_ROWS * tiles))
@@ -74,7 +76,7 @@ def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits
         "R": _ROWS,
         "TILES": tiles,
         "SPLITS": splits,
-        "CHUNK": CHUNK,
+        "CHUNK": chunk,
         "FIRSTS": int(rules.first.size > 1),
         "CAUSAL": rules.causal,
         "CAPPED": rules.softcap > 0,
@@ -94,6 +96,11 @@ def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits
         (LANES, tiles * splits, 1),
         template,
     )
+
+
+def chunk_size(count: int, heads: int) -> int:
+    """Keys of a chunk, of `count` in each of so many heads."""
+    return next((chunk for chunk in _CHUNKS if count * heads >= _ENOUGH * chunk), _CHUNKS[-1])
 
 
 def combine(q: mx.array, sums: mx.array, stats: mx.array, rules: Rules) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -125,6 +126,34 @@ def fused(x: mx.array, w: Matrix, around: Around, low: mx.array | None = None) -
             "BIASED": around.bias is not None,
             "ADDED": around.residual is not None,
             "RANK": 0 if adapter is None else adapter.a.shape[1],
+        },
+    )
+
+
+def three(
+    x: mx.array, matrices: Sequence[Matrix], norm: Norm | None = None, biases: Sequence[mx.array] | None = None
+) -> Call:
+    """(rows, K) -> three of (rows, N): products of x', the norm of x, with matrices packed alike, and their biases."""
+    rows, w = x.shape[0], matrices[0]
+    together = min(_TOGETHER, rows)
+    inputs: dict[str, Input] = {"x": x, "norm": x if norm is None else norm.weight}
+    for name, matrix, bias in zip("qkv", matrices, biases or (x, x, x), strict=True):
+        inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
+        inputs[f"{name}_bias"] = bias
+    return Call(
+        "qmv_three",
+        inputs | _numbers(norm),
+        {f"{n}_out": ((rows, m.words.shape[0]), x.dtype) for n, m in zip("qkv", matrices, strict=True)},
+        (LANES, sum(_whole(m.words.shape[0]) for m in matrices), -(-rows // together)),
+        (LANES, _SIMDGROUPS, 1),
+        {
+            "BITS": w.bits,
+            "GROUP": w.group_size,
+            "VALUES": 16 if together <= 2 or w.bits == 2 else 8,
+            "ROWS": _OUTPUTS,
+            "M": together,
+            "NORMED": norm is not None,
+            "BIASED": biases is not None,
         },
     )
 

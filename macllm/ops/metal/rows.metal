@@ -43,26 +43,36 @@ inline float code_in_place(uint word, int i) {
   return float(word & (((1u << BITS) - 1u) << (BITS * i)));
 }
 
-// The dot product of eight numbers of a row with q, unshifted, whose sum is q_sum.
-template <typename Numbers>
-inline float dot_eight(const thread Plain<Numbers>& rows, long row, int part, const thread float* q, float q_sum) {
+// The dot products of eight numbers of a row with R rows of q, unshifted, whose sums are q_sums: what is read serves all.
+template <int R, typename Numbers>
+inline void dot_eight(
+    const thread Plain<Numbers>& rows, long row, int part, const thread float (*q)[EIGHT], const thread float* q_sums,
+    thread float* products) {
   const Numbers x = rows.numbers + row * rows.step + EIGHT * part;
-  float sum = 0.0f;
-  for (int i = 0; i < EIGHT; i++) sum += q[i] * float(x[i]);
-  return sum;
+  for (int r = 0; r < R; r++) products[r] = 0.0f;
+  for (int i = 0; i < EIGHT; i++) {
+    const float number = float(x[i]);
+    for (int r = 0; r < R; r++) products[r] += q[r][i] * number;
+  }
 }
-template <int BITS, int GROUP, typename Words, typename Scales>
-inline float dot_eight(
-    const thread Packed<BITS, GROUP, Words, Scales>& rows, long row, int part, const thread float* q, float q_sum) {
+template <int R, int BITS, int GROUP, typename Words, typename Scales>
+inline void dot_eight(
+    const thread Packed<BITS, GROUP, Words, Scales>& rows, long row, int part, const thread float (*q)[EIGHT],
+    const thread float* q_sums, thread float* products) {
   constexpr int PER_WORD = 32 / BITS, WORDS = EIGHT / PER_WORD;
   const Words words = rows.words + row * rows.word_step + part * WORDS;
   const int group = EIGHT * part / GROUP;
-  float sum = 0.0f;
+  const float scale = float(rows.scales[row * rows.scale_step + group]);
+  const float bias = float(rows.biases[row * rows.bias_step + group]);
+  for (int r = 0; r < R; r++) products[r] = 0.0f;
   for (int w = 0; w < WORDS; w++) {
     const uint word = words[w];
-    for (int i = 0; i < PER_WORD; i++) sum += q[w * PER_WORD + i] * code_in_place<BITS>(word, i);
+    for (int i = 0; i < PER_WORD; i++) {
+      const float number = code_in_place<BITS>(word, i);
+      for (int r = 0; r < R; r++) products[r] += q[r][w * PER_WORD + i] * number;
+    }
   }
-  return float(rows.scales[row * rows.scale_step + group]) * sum + float(rows.biases[row * rows.bias_step + group]) * q_sum;
+  for (int r = 0; r < R; r++) products[r] = scale * products[r] + bias * q_sums[r];
 }
 
 // Adds weight * eight numbers of a row to R sums: to o, which is to be unshifted, and to what all of them get.

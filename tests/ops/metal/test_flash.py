@@ -1,6 +1,11 @@
+"""Tiled attention and its gradients, against their definitions in float64.
+
+Slow: heads of any width, all sizes in all types, all packings, and gradients of rules that others are made of.
+"""
+
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -9,6 +14,7 @@ import pytest
 from macllm.ops.attention import attention_reference
 from macllm.ops.metal import Call
 from macllm.ops.metal import flash as plan
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -130,7 +136,7 @@ def gradients_are_right(size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.floa
 ODD = [
     pytest.param(Size(1, 1, 1, 1, 1, 8), id="one of everything"),
     pytest.param(Size(2, 4, 2, 37, 37), id="a few tiles"),
-    pytest.param(Size(1, 2, 1, 33, 50, 128), id="a prompt after others", marks=pytest.mark.slow),
+    pytest.param(Size(1, 2, 1, 33, 50, 128), id="a prompt after others"),
 ]
 WIDTHS = [
     pytest.param(Size(1, 3, 1, 5, 70, 80), id="few queries"),
@@ -141,8 +147,7 @@ WIDTHS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize(("size", "dtype"), sweep(ODD, TYPES))
 def test_attention(size: Size, dtype: mx.Dtype) -> None:
     forward_is_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
 
@@ -185,11 +190,10 @@ def test_how_scores_become_weights(rules: plan.Rules) -> None:
     forward_is_right(Size(2, 4, 2, 33, 75), rules, by=8.0 if rules.scale > 1 else 1.0)
 
 
-@pytest.mark.parametrize(
-    ("bits", "group", "dtype"),
-    [((4, 4), 64, mx.float16), ((8, 8), 32, mx.float32), ((8, 4), 64, mx.bfloat16), ((4, 8), 128, mx.float32)],
-)
-@pytest.mark.parametrize("dim", [64, 40])
+PACKINGS = [((4, 4), 64, mx.float16), ((8, 8), 32, mx.float32), ((8, 4), 64, mx.bfloat16), ((4, 8), 128, mx.float32)]
+
+
+@pytest.mark.parametrize(("dim", "bits", "group", "dtype"), sweep([64, 40], PACKINGS))
 def test_packed_keys_and_values(dim: int, bits: tuple[int, int], group: int, dtype: mx.Dtype) -> None:
     q, k, v = given(Size(2, 3, 1, 40, 66, dim), dtype)
     rules = plan.Rules(dim**-0.5, True, mx.array([0, 9]), window=50)
@@ -261,8 +265,7 @@ def test_no_output_grows_with_the_square_of_the_length() -> None:
     assert [shape for shape, _ in made.values()] == [(1, 1, 150, 8), (1, 1, 150)]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize(("size", "dtype"), sweep(ODD, TYPES))
 def test_gradients(size: Size, dtype: mx.Dtype) -> None:
     gradients_are_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
 
@@ -274,7 +277,13 @@ def test_gradients_of_heads_of_any_width(size: Size, dtype: mx.Dtype) -> None:
     gradients_are_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
 
 
-@pytest.mark.parametrize("rules", RULES)
+def slow_where_others_do(case: Any) -> Any:
+    """The case, slow if its rules are made of those of other cases."""
+    both_ways = ("chunks that begin elsewhere", "chunks both ways", "segments both ways", "a window in segments")
+    return pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if case.id in both_ways else [])
+
+
+@pytest.mark.parametrize("rules", list(map(slow_where_others_do, RULES)))
 def test_gradients_of_who_sees_what(rules: plan.Rules) -> None:
     gradients_are_right(Size(2 if rules.segments is None else 1, 2, 1, 45, 75), rules)
 

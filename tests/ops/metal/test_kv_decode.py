@@ -1,3 +1,8 @@
+"""Attention of a few queries over a cache, against its definition in float64.
+
+Slow: all sizes, types and packings together.
+"""
+
 from __future__ import annotations
 
 import mlx.core as mx
@@ -5,6 +10,7 @@ import numpy as np
 import pytest
 
 from macllm.ops.metal import kv_decode as plan
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -55,14 +61,14 @@ SIZES = [
     pytest.param((1, 1, 1, 1), 1, 8, id="one of everything"),
     pytest.param((2, 4, 2, 1), 37, 64, id="a token over a few"),
     pytest.param((1, 3, 1, 1), 300, 40, id="an odd head, two chunks"),
-    pytest.param((1, 8, 2, 5), 513, 128, id="a few tokens over three chunks"),
+    pytest.param((1, 4, 2, 3), 513, 64, id="a few tokens over three chunks"),
     pytest.param((1, 2, 2, 16), 20, 256, id="most tokens, the widest head"),
     pytest.param((1, 20, 1, 3), 70, 32, id="many heads on one"),
+    pytest.param((1, 8, 2, 5), 513, 128, id="a whole model's heads", marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("size", "count", "dim"), SIZES)
+@pytest.mark.parametrize(("size", "count", "dim", "dtype"), sweep(SIZES, TYPES))
 def test_dense_keys_and_values(size: tuple[int, int, int, int], count: int, dim: int, dtype: mx.Dtype) -> None:
     batch, heads, kv_heads, length = size
     q = random(batch, heads, length, dim, dtype=dtype)
@@ -97,9 +103,14 @@ def test_who_sees_what(rules: plan.Rules, count: int) -> None:
     passed(log)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("key_bits", "value_bits", "group"), [(4, 4, 64), (8, 8, 32), (8, 4, 64), (4, 8, 128)])
-@pytest.mark.parametrize(("size", "count", "dim"), [((1, 4, 2, 1), 300, 128), ((2, 3, 1, 4), 21, 40), ((1, 2, 2, 2), 5, 64)])
+PACKINGS = sweep(
+    [((1, 4, 2, 1), 300, 128), ((2, 3, 1, 4), 21, 40), ((1, 2, 2, 2), 5, 64)],
+    [(4, 4, 64), (8, 8, 32), (8, 4, 64), (4, 8, 128)],
+    TYPES,
+)
+
+
+@pytest.mark.parametrize(("size", "count", "dim", "key_bits", "value_bits", "group", "dtype"), PACKINGS)
 def test_packed_keys_and_values(
     size: tuple[int, int, int, int], count: int, dim: int, key_bits: int, value_bits: int, group: int, dtype: mx.Dtype
 ) -> None:
@@ -107,7 +118,9 @@ def test_packed_keys_and_values(
     q, rules = random(batch, heads, length, dim, dtype=dtype), plan.Rules(dim**-0.5, True, NOTHING, window=250)
     parts, dense = {}, []
     for name, bits, seed in (("k", key_bits, 1), ("v", value_bits, 2)):
-        rows = mx.pad(random(batch, kv_heads, count + 3, dim, dtype=dtype, seed=seed), [(0, 0)] * 3 + [(0, -dim % group)])
+        rows = mx.pad(
+            random(batch, kv_heads, count + 3, dim, dtype=dtype, seed=seed), [(0, 0)] * 3 + [(0, -dim % group)]
+        )
         packed = [cached(x, count) for x in mx.quantize(rows, group_size=group, bits=bits)]
         parts |= dict(zip((f"{name}_words", f"{name}_scales", f"{name}_biases"), packed, strict=True))
         as_floats = [packed[0], *(x.astype(mx.float32) for x in packed[1:])]
@@ -122,6 +135,6 @@ def test_a_window_leaves_the_rest_unread() -> None:
     q, k, v = random(1, 2, 1, 64), random(1, 2, 1000, 64, seed=1), random(1, 2, 1000, 64, seed=2)
     with simulated() as log:
         plan.run(q, {"keys": k, "values": v}, plan.Rules(0.1, True, NOTHING, window=100))
-    (_, result), = log.dispatches
+    ((_, result),) = log.dispatches
     assert result.traffic["keys"].lines * 128 == 2 * 100 * 64 * 4
     passed(log)

@@ -1,9 +1,12 @@
+"""Linear attention and its gradients, against their definitions in float64. Slow: many chunks."""
+
 from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops import using
 from macllm.ops.linear_attention import (
     State,
     elu_features,
@@ -148,10 +151,9 @@ def test_the_reference_is_what_the_definition_says(size: Size, causal: bool) -> 
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_tokens_one_by_one_are_the_whole(monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype) -> None:
-    monkeypatch.setattr("macllm.ops.linear_attention.choice", lambda: "metal")
+def test_tokens_one_by_one_are_the_whole(dtype: mx.Dtype) -> None:
     q, k, v = inputs((2, 2, 21, 24, 40), dtype)
-    with simulated() as log:
+    with simulated() as log, using("metal"):
         parts, state = [], None
         for begin, end in ((0, 9), (9, 18), (18, 19), (19, 20), (20, 21)):
             y, state = linear_attention(*(x[:, :, begin:end] for x in (q, k, v)), state=state)
@@ -165,7 +167,7 @@ def test_tokens_one_by_one_are_the_whole(monkeypatch: pytest.MonkeyPatch, dtype:
 
 
 @pytest.mark.parametrize("length", [1, 30])
-def test_the_public_op_has_the_gradients_of_the_reference(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+def test_the_public_op_has_the_gradients_of_the_reference(length: int) -> None:
     arrays = inputs((1, 2, length, 8, 16))
 
     def loss(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -173,8 +175,7 @@ def test_the_public_op_has_the_gradients_of_the_reference(monkeypatch: pytest.Mo
         return mx.square(y).sum() + state.sums.sum()
 
     want, wants = mx.value_and_grad(loss, argnums=(0, 1, 2))(*arrays)
-    monkeypatch.setattr("macllm.ops.linear_attention.choice", lambda: "metal")
-    with simulated() as log:
+    with simulated() as log, using("metal"):
         value, got = mx.value_and_grad(loss, argnums=(0, 1, 2))(*arrays)
         mx.eval(value, got)
     assert log.faults == []
@@ -184,11 +185,10 @@ def test_the_public_op_has_the_gradients_of_the_reference(monkeypatch: pytest.Mo
         near(one, wide(other))
 
 
-def test_keys_without_features_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("macllm.ops.linear_attention.choice", lambda: "metal")
+def test_keys_without_features_are_not_there() -> None:
     q, k, v = inputs((1, 1, 20, 8, 8))
     k = mx.where(mx.arange(20)[:, None] < 11, 0, k)
-    with simulated() as log:
+    with simulated() as log, using("metal"):
         y, state = linear_attention(q, k, v)
         last, _ = linear_attention(q[:, :, 11:], k[:, :, 11:], v[:, :, 11:])
     assert log.faults == []

@@ -1,3 +1,8 @@
+"""What comes between projections and attention, against its definition, `mx.quantize` and the reference's gradients.
+
+Slow: all sizes in all types, and all packings of all heads.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,6 +13,7 @@ import pytest
 
 from macllm.ops.metal import qkv_post as plan
 from macllm.ops.qkv_post import Rules, qkv_post_reference
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import as_array
 from tests.simulator.run import check
 
@@ -60,8 +66,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("size", "heads", "rules", "offset"), CASES)
+@pytest.mark.parametrize(("size", "heads", "rules", "offset", "dtype"), sweep(CASES, TYPES))
 def test_heads_are_what_the_definitions_say(
     size: tuple[int, int], heads: tuple[int, int], rules: Rules, offset: list[int], dtype: mx.Dtype
 ) -> None:
@@ -78,9 +83,9 @@ def test_heads_are_what_the_definitions_say(
         np.testing.assert_allclose(wide(same), want, **bound)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64), (4, 64), (8, 128), (2, 32)])
-@pytest.mark.parametrize("dim", [64, 40, 128])
+@pytest.mark.parametrize(
+    ("dim", "bits", "group", "dtype"), sweep([64, 40, 128], [(4, 32), (8, 64), (4, 64), (8, 128), (2, 32)], TYPES)
+)
 def test_packed_keys_and_values_are_those_of_mlx(dim: int, bits: int, group: int, dtype: mx.Dtype) -> None:
     q, k, v = projected((2, 3), (4, 2), dim, dtype)
     rules, offset = made(dim, dim // 2), mx.array([4])
@@ -100,7 +105,9 @@ def test_gradients_are_those_of_the_reference(
 ) -> None:
     given = projected(size, heads, rules.head_dim, mx.float32)
     norms = [n for n in (rules.q_norm, rules.k_norm) if n is not None]
-    cotangents = [random(size[0], n, size[1], rules.head_dim, seed=20 + n + i) for i, n in enumerate((*heads, heads[1]))]
+    cotangents = [
+        random(size[0], n, size[1], rules.head_dim, seed=20 + n + i) for i, n in enumerate((*heads, heads[1]))
+    ]
 
     def run(q: mx.array, k: mx.array, v: mx.array, *norms: mx.array) -> list[mx.array]:
         named = dict(zip(("q_norm", "k_norm"), norms, strict=False))

@@ -1,3 +1,8 @@
+"""Products with packed matrices and what comes along, against float64.
+
+Slow: all shapes, packings and types together.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,6 +13,7 @@ import pytest
 
 from macllm.ops.metal import launch
 from macllm.ops.metal import qmv as plan
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import simulated
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -51,15 +57,32 @@ def near(got: mx.array, want: np.ndarray) -> None:
     np.testing.assert_allclose(wide(got), want, rtol=0, atol=ROUNDING[got.dtype] * max(1.0, np.abs(want).max()))
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 32), (4, 128), (2, 32)])
-@pytest.mark.parametrize(("rows", "count", "width"), [(1, 1, 128), (1, 37, 640), (2, 8, 1024), (5, 9, 256), (8, 16, 128)])
+SHAPES = [(1, 1, 128), (1, 37, 640), (2, 8, 1024), (5, 9, 256), (8, 16, 128)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "width", "bits", "group", "dtype"), sweep(SHAPES, [(4, 64), (8, 32), (4, 128), (2, 32)], TYPES)
+)
 def test_products(rows: int, count: int, width: int, bits: int, group: int, dtype: mx.Dtype) -> None:
     x, w = random(rows, width, dtype=dtype), packed(count, width, bits=bits, group=group, dtype=dtype, seed=1)
     with simulated() as log:
         got = plan.product(x, w)
     near(got, wide(x) @ dense(w).T)
     assert log.faults == []
+
+
+@pytest.mark.parametrize(("rows", "bits", "group", "dtype"), sweep([1, 3, 8], [(4, 64), (8, 32), (2, 32)], TYPES))
+@pytest.mark.parametrize("normed_too", [True, False])
+def test_three_products(rows: int, bits: int, group: int, dtype: mx.Dtype, normed_too: bool) -> None:
+    x = random(rows, 192, dtype=dtype)
+    matrices = [packed(n, 192, bits=bits, group=group, dtype=dtype, seed=n) for n in (21, 9, 16)]
+    norm = plan.Norm(random(192, dtype=dtype, seed=3), 1e-5, 1.0) if normed_too else None
+    biases = None if normed_too else [random(n, dtype=dtype, seed=n + 1) for n in (21, 9, 16)]
+    with simulated() as log:
+        got = launch(plan.three(x, matrices, norm, biases))
+    assert log.faults == []
+    for n, (one, matrix) in enumerate(zip(got, matrices, strict=True)):
+        near(one, normed(x, norm) @ dense(matrix).T + (0 if biases is None else wide(biases[n])))
 
 
 def adapter(rows: int, width: int, count: int, rank: int) -> plan.Adapter:
@@ -81,8 +104,9 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7])
-@pytest.mark.parametrize("extras", list(EXTRAS.values()), ids=list(EXTRAS))
+@pytest.mark.parametrize(
+    ("extras", "rows"), sweep([pytest.param(extras, id=name) for name, extras in EXTRAS.items()], [1, 3, 7])
+)
 def test_what_comes_along(extras: dict[str, Any], rows: int) -> None:
     x, w = random(rows, 128), packed(21, 128, seed=1)
     options = dict(extras)
@@ -103,8 +127,9 @@ def test_what_comes_along(extras: dict[str, Any], rows: int) -> None:
     assert log.faults == []
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("tokens", "top", "hidden", "bits"), [(1, 2, 64, 4), (3, 3, 96, 8), (1, 8, 32, 4)])
+@pytest.mark.parametrize(
+    ("tokens", "top", "hidden", "bits", "dtype"), sweep([(1, 2, 64, 4), (3, 3, 96, 8), (1, 8, 32, 4)], TYPES)
+)
 def test_experts(tokens: int, top: int, hidden: int, bits: int, dtype: mx.Dtype) -> None:
     x, rng = random(tokens, 128, dtype=dtype), np.random.default_rng(5)
     gate, up = (packed(9, hidden, 128, bits=bits, group=32, dtype=dtype, seed=s) for s in (1, 2))

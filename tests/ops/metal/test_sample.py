@@ -1,3 +1,5 @@
+"""Draws against the definition in float64. Slow: all filters over vocabularies of all sizes."""
+
 from __future__ import annotations
 
 import mlx.core as mx
@@ -6,6 +8,7 @@ import pytest
 
 from macllm.ops.metal import sample as plan
 from macllm.ops.metal.sample import Filters
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import simulated
 
 
@@ -41,10 +44,9 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("filters", FILTERS, ids=str)
-@pytest.mark.parametrize("vocabulary", [5000, 2048, 77, 33, 1])
+@pytest.mark.parametrize(("filters", "vocabulary"), sweep(FILTERS, [700, 5000, 77, 33, 1]))
 def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) -> None:
-    rows = 9
+    rows = 5
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
     tokens, logprobs = drawn(logits, uniform, filters)
@@ -62,7 +64,7 @@ def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) 
 
 @pytest.mark.parametrize("vocabulary", [3000, 70, 5])
 def test_without_filters_the_whole_vocabulary_is_drawn_from(vocabulary: int) -> None:
-    rows, heat = 9, 1.7
+    rows, heat = 5, 1.7
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
     tokens, _ = drawn(logits, uniform, Filters(heat))
@@ -92,7 +94,7 @@ def test_masked_tokens_are_never_drawn() -> None:
         tokens, _ = drawn(logits, np.linspace(0, 0.9999, 6).astype(np.float32), filters)
         assert (tokens < 7).all()
         assert tokens[3] != 2
-    
+
 
 FLAT = -0.001 * np.arange(64 * 40, dtype=np.float32)
 BEYOND = [

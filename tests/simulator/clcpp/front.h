@@ -290,8 +290,8 @@ MSL_IN(__global)
 MSL_IN(__local)
 #undef MSL_IN
 template <class D, class A, class B, class C>
-void simdgroup_multiply_accumulate(__private simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>,
-                                   simdgroup_matrix<C, 8, 8>);
+void simdgroup_multiply_accumulate(
+    __private simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>, simdgroup_matrix<C, 8, 8>);
 template <class D, class A, class B>
 void simdgroup_multiply(__private simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>);
 

@@ -14,7 +14,6 @@ constexpr int SAVED = 6;  // (x86-64) words before the address to go on at
 // Saves what a called function must keep, and the stack, at *from; goes on with what was saved at `to`.
 extern "C" void simulator_switch(void** from, void* to);
 
-
 // A stack with an inaccessible page below it.
 class Stack {
  public:

@@ -1,6 +1,8 @@
+// Lanes go on until they meet; what is wrong about that is a fault.
 #include "machine.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "report.h"
@@ -12,9 +14,35 @@ uint32_t parts(uint32_t size, uint32_t of) { return (size + of - 1) / of; }
 
 constexpr uint32_t ORDERS_DEVICE = 1, ORDERS_GROUP = 2;  // mem_flags
 
+// Of this thread of the operating system, and so of all its fibers.
+void flush_small_numbers() {
+#if defined(__x86_64__)
+  constexpr uint32_t RESULTS = 1 << 15, OPERANDS = 1 << 6;  // of MXCSR
+  __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | RESULTS | OPERANDS);
+#elif defined(__aarch64__)
+  uint64_t control;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  asm volatile("msr fpcr, %0" ::"r"(control | 1 << 24));
+#endif
+}
+
 }  // namespace
 
 Machine* Machine::running = nullptr;
+const Place* own_place = nullptr;
+bool scrambled = false;
+
+void meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument) {
+  Machine::running->meet(how, site, in, in_bytes, out, out_bytes, argument);
+}
+void simdgroup_barrier(uint32_t flags, const void* site) { Machine::running->simdgroup_barrier(flags, site); }
+void threadgroup_barrier(uint32_t flags, const void* site) { Machine::running->threadgroup_barrier(flags, site); }
+uint8_t* shared_memory(int site, uint64_t size, uint64_t alignment) {
+  return Machine::running->memory.shared(site, size, alignment);
+}
+void touched_atomically(const void* at, uint64_t bytes, bool writes, const void* site) {
+  if (INSTRUMENTED) Machine::running->memory.touch(at, bytes, writes, true, site);
+}
 
 Faults& faults() {
   static Faults all;
@@ -40,7 +68,8 @@ std::vector<uint32_t> Machine::shuffled(uint32_t count) {
 bool Machine::overflows(const void* at) const { return current_ < stacks_.size() && stacks_[current_]->ends_at(at); }
 
 void Machine::run() {
-  std::array<uint32_t, 3> groups;
+  if (dispatch.flushed) flush_small_numbers();
+  Three groups;
   uint32_t count = 1;
   for (int i = 0; i < 3; i++) count *= groups[i] = parts(dispatch.grid[i], dispatch.threadgroup[i]);
   for (uint32_t n : shuffled(count)) {
@@ -49,8 +78,8 @@ void Machine::run() {
   }
 }
 
-void Machine::run_group(std::array<uint32_t, 3> group) {
-  std::array<uint32_t, 3> size, groups;
+void Machine::run_group(Three group) {
+  Three size, groups;
   for (int i = 0; i < 3; i++) {
     groups[i] = parts(dispatch.grid[i], dispatch.threadgroup[i]);
     size[i] = std::min(dispatch.threadgroup[i], dispatch.grid[i] - group[i] * dispatch.threadgroup[i]);
@@ -67,7 +96,7 @@ void Machine::run_group(std::array<uint32_t, 3> group) {
     Place& p = lane.place;
     p.in_group = {i % size[0], i / size[0] % size[1], i / size[0] / size[1]};
     for (int d = 0; d < 3; d++) p.in_grid[d] = group[d] * dispatch.threadgroup[d] + p.in_group[d];
-    p.group = group, p.group_size = size, p.groups = groups;
+    p.group = group, p.group_size = size, p.groups = groups, p.grid = dispatch.grid;
     p.lane = i % LANES, p.simdgroup = i / LANES, p.simdgroups = simdgroups, p.index = i;
   }
   do {
@@ -82,7 +111,7 @@ bool Machine::run_simdgroup(uint32_t simdgroup) {
   for (uint32_t i : shuffled(count)) {
     Lane& lane = lanes_[first + i];
     if (lane.state != State::running) continue;
-    current_ = first + i;
+    current_ = first + i, own_place = &lane.place;
     memory.now = {group_, simdgroup, current_, epoch_.device, steps_[simdgroup].device};
     memory.now_in_group = {group_, simdgroup, current_, epoch_.group, steps_[simdgroup].group};
     memory.watching = true;
@@ -111,8 +140,8 @@ bool Machine::meet_up(uint32_t simdgroup) {
   const uint32_t all = uint32_t(__builtin_popcount(active));
   if (all < count && !dispatch.relaxed) {
     fail("divergent-simd", leader->site,
-         std::to_string(all) + " of " + std::to_string(count) + " lanes meet, " + std::to_string(ended) + " have ended and " +
-             std::to_string(elsewhere) + " wait at a barrier");
+         std::to_string(all) + " of " + std::to_string(count) + " lanes meet, " + std::to_string(ended) +
+             " have ended and " + std::to_string(elsewhere) + " wait at a barrier");
     return false;
   }
   memory.flush(simdgroup);
@@ -168,7 +197,8 @@ void Machine::wait(State state, const void* site) {
   simulator_switch(&lane.stack, scheduler_);
 }
 
-void Machine::meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument) {
+void Machine::meet(
+    Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument) {
   Lane& lane = lanes_[current_];
   lane.how = how, lane.argument = argument;
   std::memcpy(lane.in, in, in_bytes);

@@ -1,52 +1,30 @@
 // A threadgroup on one thread of the operating system: a fiber for each lane, run in turn until they have to meet.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "fiber.h"
+#include "kernel.h"
 #include "memory.h"
 
 namespace simulator {
 
-// What the lanes of a simdgroup bring to an operation that they do together, and take from it.
-struct Meeting {
-  std::array<const unsigned char*, LANES> in;
-  std::array<unsigned char*, LANES> out;
-  uint32_t active;  // bit for each lane
-  uint32_t argument;
-
-  bool has(int lane) const { return active >> lane & 1; }
-  template <class T>
-  T get(int lane) const {
-    T value;
-    std::memcpy(&value, in[lane], sizeof value);
-    return value;
-  }
-  template <class T>
-  void put(int lane, const T& value) const {
-    std::memcpy(out[lane], &value, sizeof value);
-  }
-};
-using Meet = void (*)(const Meeting&);
-
 enum class Order { forward, reverse, random };
 
 struct Dispatch {
-  std::array<uint32_t, 3> grid, threadgroup;  // in threads
+  Three grid, threadgroup;  // in threads
   Order order = Order::forward;
   uint64_t seed = 0;
-  bool relaxed = false;    // lanes that have ended or gone elsewhere are left out of what the others do together
-  bool scrambled = false;  // elements of a matrix lie in other lanes than they do on Apple's GPUs
+  bool relaxed = false;  // lanes that have ended or gone elsewhere are left out of what the others do together
+  bool flushed = false;  // what is too small for a normal float counts as 0
 };
 
 struct Counts {
-  uint64_t simd = 0, matrix = 0, barriers = 0;
+  uint64_t simd = 0, barriers = 0;
 };
 
 class Machine {
@@ -55,12 +33,7 @@ class Machine {
   Machine(Dispatch dispatch, Memory& memory, void (*kernel)());
   void run();
 
-  // For the kernel, about the lane that is running.
-  struct Place {
-    std::array<uint32_t, 3> in_grid, in_group, group, group_size, groups;
-    uint32_t lane, simdgroup, simdgroups, index;
-  };
-  const Place& place() const { return lanes_[current_].place; }
+  // For the kernel, from the lane that is running.
   void meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument);
   void simdgroup_barrier(uint32_t flags, const void* site);
   void threadgroup_barrier(uint32_t flags, const void* site);
@@ -86,7 +59,7 @@ class Machine {
   };
 
   static void begin();
-  void run_group(std::array<uint32_t, 3> group);
+  void run_group(Three group);
   bool run_simdgroup(uint32_t simdgroup);  // false when nothing more can be done before the others have come
   bool meet_up(uint32_t simdgroup);
   bool release();

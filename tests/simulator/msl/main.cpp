@@ -14,7 +14,7 @@
 
 namespace simulator {
 
-std::vector<uint8_t*> buffers;
+uint8_t* buffers[MOST_BUFFERS];
 
 namespace {
 
@@ -55,21 +55,25 @@ Dispatch read_job(const char* path, Memory& memory) {
     if (what == "threadgroup") words >> d.threadgroup[0] >> d.threadgroup[1] >> d.threadgroup[2];
     if (what == "order") words >> name >> d.seed, d.order = order_of(name);
     if (what == "relaxed") words >> d.relaxed;
-    if (what == "scrambled") words >> d.scrambled;
+    if (what == "scrambled") words >> scrambled;
+    if (what == "flushed") words >> d.flushed;
+    if (what == "counted") words >> memory.counting;
     if (what == "buffer") {
       Buffer b;
       words >> b.name >> b.size >> b.in >> b.segments >> b.begun;
       all.push_back(b);
     }
   }
+  int number = 0;
   for (auto& b : all) {
     std::vector<Segment> shown(b.segments);
     read_into(file, shown.data(), b.segments);
     Region& region = memory.add(b.name, b.size, shown, !b.in);
     for (auto& s : shown) read_into(file, region.data + s.begin, s.end - s.begin);
+    memory.fence(region);
     if (b.begun)
       for (auto& byte : region.shadow) byte.written = byte.begun = true;
-    buffers.push_back(region.data);
+    buffers[number++] = region.data;
   }
   return d;
 }
@@ -80,7 +84,8 @@ void look_for_unwritten(Memory& memory) {
     for (uint64_t i = 0; i < region.shadow.size(); i++)
       if (!region.shadow[i].written && missing++ == 0) first = i;
     if (missing)
-      faults().add("unwritten", region.data, std::to_string(missing) + " bytes of " + region.name + " from " + std::to_string(first));
+      faults().add("unwritten", region.data,
+                   std::to_string(missing) + " bytes of " + region.name + " from " + std::to_string(first));
   }
 }
 
@@ -115,7 +120,8 @@ void crashed(int signal, siginfo_t* info, void*) {
   Machine& machine = *Machine::running;
   machine.memory.watching = false;
   if (signal == SIGILL || signal == SIGFPE) {
-    faults().add("undefined", info->si_addr, "an index, a shift, a division or an alignment that the language gives no meaning");
+    faults().add("undefined", info->si_addr,
+                 "an index, a shift, a division or an alignment that the language gives no meaning");
   } else if (machine.overflows(info->si_addr)) {
     faults().add("limit", nullptr, "a lane's variables need more than its stack");
   } else if (faults().all.empty()) {

@@ -1,3 +1,4 @@
+// Every touch of memory, and whether it may be.
 #include "memory.h"
 
 #include <sys/mman.h>
@@ -7,6 +8,12 @@
 #include <new>
 
 #include "report.h"
+
+// Of the address sanitizer, in programs that are built with it.
+extern "C" {
+__attribute__((weak)) void __asan_poison_memory_region(const volatile void* at, size_t bytes);
+__attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* at, size_t bytes);
+}
 
 namespace simulator {
 namespace {
@@ -46,8 +53,8 @@ bool unordered(const Toucher& before, const Toucher& now) {
 
 void Shadow::read_by(const Toucher& now) {
   if (!unordered(reader, now)) {
-    const bool same = reader.group == now.group && reader.lane == now.lane && reader.epoch == now.epoch && reader.step == now.step;
-    several = several && same;
+    const bool together = reader.epoch == now.epoch && reader.step == now.step;
+    several = several && together && reader.group == now.group && reader.lane == now.lane;
     reader = now;
     if (!unordered(other, now)) other = {};
   } else if (reader.group == now.group && reader.simdgroup == now.simdgroup) {
@@ -65,7 +72,8 @@ const Toucher* Shadow::crossed_by(const Toucher& now) const {
 }
 
 bool Region::shows(uint64_t at, uint64_t bytes) const {
-  const auto after = std::upper_bound(shown.begin(), shown.end(), at, [](uint64_t x, const Segment& s) { return x < s.begin; });
+  const auto earlier = [](uint64_t x, const Segment& s) { return x < s.begin; };
+  const auto after = std::upper_bound(shown.begin(), shown.end(), at, earlier);
   return after != shown.begin() && at + bytes <= std::prev(after)->end;
 }
 
@@ -92,12 +100,24 @@ Region& Memory::add(std::string name, uint64_t size, std::vector<Segment> shown,
   return regions.back();
 }
 
+void Memory::fence(const Region& region) const {
+  if (!__asan_poison_memory_region) return;
+  uint64_t after = 0;
+  for (auto& s : region.shown) {
+    __asan_poison_memory_region(region.data + after, s.begin - after);
+    after = s.end;
+  }
+  if (region.writable) after = region.size;
+  __asan_poison_memory_region(region.data + after, up(region.size, PAGE) + PAGE - after);  // into the guard's page
+}
+
 uint8_t* Memory::shared(int site, uint64_t size, uint64_t alignment) {
   if (!group.data) {
     group.name = "threadgroup memory", group.data = guarded(2 * GROUP_BYTES), group.size = 2 * GROUP_BYTES;
     group.writable = true;
     group.shadow.resize(group.size), group.lines.resize(group.size / LINE + 2);
     std::memset(group.data, POISON, group.size);
+    if (__asan_poison_memory_region) __asan_poison_memory_region(group.data, group.size);
   }
   auto [found, fresh] = sites_.emplace(site, 0);
   if (fresh) {
@@ -105,6 +125,7 @@ uint8_t* Memory::shared(int site, uint64_t size, uint64_t alignment) {
     const uint64_t before = group.shown.empty() ? 0 : group.shown.back().end + GAP;
     found->second = up(before, std::max<uint64_t>(alignment, 16));
     group.shown.push_back({found->second, found->second + size});
+    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(group.data + found->second, size);
     shared_bytes_ = up(shared_bytes_, alignment) + size;
     if (shared_bytes_ > GROUP_BYTES) {
       faults().add("limit", nullptr, std::to_string(shared_bytes_) + " bytes of threadgroup memory, of 32768");
@@ -118,19 +139,22 @@ void Memory::begin_group(uint32_t simdgroups) {
   if (asked_.size() < simdgroups) asked_.resize(simdgroups), turns_.resize(simdgroups * LANES);
   if (!group.data) return;
   const uint64_t used = group.shown.empty() ? 0 : group.shown.back().end;
-  std::memset(group.data, POISON, used);
+  for (auto& s : group.shown) std::memset(group.data + s.begin, POISON, s.end - s.begin);
   std::fill_n(group.shadow.begin(), used, Shadow{});
 }
 
 void Memory::touch(const void* at, uint64_t bytes, bool writes, bool atomic, const void* site) {
   if (!watching || bytes == 0) return;
-  if (group.data && group.near(at)) return check(group, static_cast<const uint8_t*>(at) - group.data, bytes, writes, atomic, site);
+  if (group.data && group.near(at)) {
+    return check(group, static_cast<const uint8_t*>(at) - group.data, bytes, writes, atomic, site);
+  }
   for (size_t i = 0; i < regions.size(); i++) {
     Region& region = regions[i];
     if (!region.near(at)) continue;
     const uint64_t offset = static_cast<const uint8_t*>(at) - region.data;
     check(region, offset, bytes, writes, atomic, site);
     if (region.holds(at, bytes)) {
+      if (!counting) return;
       (writes ? region.written_bytes : region.read_bytes) += bytes;
       for (uint64_t line = offset / LINE; line <= (offset + bytes - 1) / LINE; line++) {
         region.lines[line] = true;
@@ -157,26 +181,24 @@ void Memory::flush(uint32_t simdgroup) {
 }
 
 void Memory::check(Region& region, uint64_t at, uint64_t bytes, bool writes, bool atomic, const void* site) {
-  const char* verb = writes ? "writes " : "reads ";
   const Toucher& now = &region == &group ? now_in_group : this->now;
+  const auto wrong = [&](const char* kind, const std::string& more = "") {
+    faults().add(kind, site, lane(now) + (writes ? " writes " : " reads ") + place(region, at, bytes) + more);
+  };
   if (int64_t(at) < 0 || at + bytes > region.size || (&region == &group && !region.shows(at, bytes)))
-    return faults().add("out-of-bounds", site, lane(now) + " " + verb + place(region, at, bytes));
-  if (at % std::min<uint64_t>(bytes, 16) && (bytes & (bytes - 1)) == 0)
-    faults().add("unaligned", site, lane(now) + " " + verb + place(region, at, bytes));
-  if (writes && !region.writable) return faults().add("read-only", site, lane(now) + " writes " + place(region, at, bytes));
-  if (!region.writable && !region.shows(at, bytes))
-    return faults().add("stale-view", site, lane(now) + " reads " + place(region, at, bytes) + ", which the view does not show");
+    return wrong("out-of-bounds");
+  if (at % std::min<uint64_t>(bytes, 16) && (bytes & (bytes - 1)) == 0) wrong("unaligned");
+  if (writes && !region.writable) return wrong("read-only");
+  if (!region.writable && !region.shows(at, bytes)) return wrong("stale-view", ", which the view does not show");
   for (uint64_t i = at; region.writable && i < at + bytes; i++) {
     Shadow& byte = region.shadow[i];
     const bool alone = atomic && byte.atomic;
-    if (!writes && !byte.written)
-      return faults().add("uninitialised", site, lane(now) + " reads " + place(region, at, bytes) + " before anybody writes it");
+    if (!writes && !byte.written) return wrong("uninitialised", " before anybody writes it");
     if (byte.written && !alone && unordered(byte.writer, now))
-      return faults().add("race", site, lane(now) + " " + verb + place(region, at, bytes) + ", which " + lane(byte.writer) + " wrote without a barrier between");
+      return wrong("race", ", which " + lane(byte.writer) + " wrote without a barrier between");
     if (const Toucher* reader = writes && !alone ? byte.crossed_by(now) : nullptr)
-      return faults().add("race", site, lane(now) + " writes " + place(region, at, bytes) + ", which " + lane(*reader) + " read without a barrier between");
-    if (writes && byte.written && !byte.begun && !atomic && &region != &group)
-      faults().add("written-twice", site, lane(now) + " writes " + place(region, at, bytes) + " again");
+      return wrong("race", ", which " + lane(*reader) + " read without a barrier between");
+    if (writes && byte.written && !byte.begun && !atomic && &region != &group) wrong("written-twice", " again");
     if (writes) byte.written = true, byte.begun = false, byte.writer = now, byte.atomic = atomic;
     else byte.read_by(now);
   }

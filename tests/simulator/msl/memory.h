@@ -7,10 +7,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernel.h"
+
 namespace simulator {
 
-constexpr int LANES = 32;         // in a simdgroup
-constexpr uint64_t LINE = 128;    // bytes that come from memory together
+constexpr uint64_t LINE = 128;  // bytes that come from memory together
 
 // Who touches memory, and since when: epochs grow at barriers that order this kind of memory.
 struct Toucher {
@@ -58,6 +59,8 @@ class Memory {
  public:
   // A buffer of a kernel that may be read where `shown` says; one that may be written is poisoned.
   Region& add(std::string name, uint64_t size, std::vector<Segment> shown, bool writable);
+  // Tells the compiler's address sanitizer, where a program has it, what of a buffer may be touched.
+  void fence(const Region& region) const;
   // An array in the threadgroup's memory, the same for all its lanes.
   uint8_t* shared(int site, uint64_t size, uint64_t alignment);
   uint64_t shared_bytes() const { return shared_bytes_; }
@@ -70,11 +73,11 @@ class Memory {
   Region group;  // threadgroup memory
   Toucher now, now_in_group;  // whose turn it is, for buffers and for threadgroup memory: barriers may order one alone
   bool watching = false;
+  bool counting = true;  // bytes and lines
   const void* stray = nullptr;  // where a lane last touched what is in no buffer: its own variables, or what it must not
 
  private:
   void check(Region& region, uint64_t at, uint64_t bytes, bool writes, bool atomic, const void* site);
-  void count(Region& region, uint64_t at, bool writes, const void* site);
 
   struct Asked {
     const void* site;

@@ -10,7 +10,7 @@ namespace simulator {
 // An array in the threadgroup's memory: the same one for all its threads.
 template <class T>
 __attribute__((no_sanitize("thread"))) T& shared(int site) {
-  return *reinterpret_cast<T*>(Machine::running->memory.shared(site, sizeof(T), alignof(T)));
+  return *reinterpret_cast<T*>(shared_memory(site, sizeof(T), alignof(T)));
 }
 
 }  // namespace simulator

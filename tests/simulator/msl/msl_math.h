@@ -1,7 +1,6 @@
 // Mathematical functions of the Metal Shading Language, in float32; 16-bit arguments give 16-bit results.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -16,22 +15,25 @@
 
 namespace metal {
 
-// With SIMULATOR_ULP, functions that Metal need not round well are that many units in the last place away.
+// With SIMULATOR_ULP, functions that Metal need not round well are up to that many units in the last place away, up or down.
 inline float loosely(float x) {
 #ifdef SIMULATOR_ULP
-  if (x == 0 || !std::isfinite(x)) return x;
-  return as_type<float>(as_type<uint>(x) + uint(SIMULATOR_ULP));
+  if (x == 0 || !std::isnormal(x)) return x;
+  const uint word = as_type<uint>(x), turned = (word ^ word >> 15) * 2654435761u;
+  const float moved = as_type<float>(word + turned % uint(2 * SIMULATOR_ULP + 1) - uint(SIMULATOR_ULP));
+  return std::isnormal(moved) ? moved : x;
 #else
   return x;
 #endif
 }
 
-#define MSL_FUNCTION(name, expression)                           \
+#define MSL_FUNCTION(name, expression) MSL_EXACT_FUNCTION(name, loosely(expression))
+#define MSL_EXACT_FUNCTION(name, expression)                     \
   namespace precise {                                            \
   inline float name(float x) { return expression; }              \
   }                                                              \
   namespace fast {                                               \
-  inline float name(float x) { return loosely(expression); }     \
+  inline float name(float x) { return expression; }              \
   }                                                              \
   inline float name(float x) { return expression; }              \
   inline half name(half x) { return half(name(float(x))); }      \
@@ -53,24 +55,25 @@ MSL_FUNCTION(cosh, std::cosh(x))
 MSL_FUNCTION(asin, std::asin(x))
 MSL_FUNCTION(acos, std::acos(x))
 MSL_FUNCTION(atan, std::atan(x))
-MSL_FUNCTION(fabs, std::fabs(x))
-MSL_FUNCTION(floor, std::floor(x))
-MSL_FUNCTION(ceil, std::ceil(x))
-MSL_FUNCTION(rint, std::nearbyint(x))
-MSL_FUNCTION(round, std::round(x))
-MSL_FUNCTION(trunc, std::trunc(x))
-MSL_FUNCTION(sign, float((x > 0) - (x < 0)))
+MSL_EXACT_FUNCTION(fabs, std::fabs(x))
+MSL_EXACT_FUNCTION(floor, std::floor(x))
+MSL_EXACT_FUNCTION(ceil, std::ceil(x))
+MSL_EXACT_FUNCTION(rint, std::nearbyint(x))
+MSL_EXACT_FUNCTION(round, std::round(x))
+MSL_EXACT_FUNCTION(trunc, std::trunc(x))
+MSL_EXACT_FUNCTION(sign, float((x > 0) - (x < 0)))
 #undef MSL_FUNCTION
+#undef MSL_EXACT_FUNCTION
 
 namespace precise {
-inline float pow(float x, float y) { return std::pow(x, y); }
+inline float pow(float x, float y) { return loosely(std::pow(x, y)); }
 inline float divide(float x, float y) { return x / y; }
 }  // namespace precise
 namespace fast {
 inline float pow(float x, float y) { return loosely(std::pow(x, y)); }
 inline float divide(float x, float y) { return loosely(x / y); }
 }  // namespace fast
-inline float pow(float x, float y) { return std::pow(x, y); }
+inline float pow(float x, float y) { return loosely(std::pow(x, y)); }
 
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline half fma(half a, half b, half c) { return half(std::fma(float(a), float(b), float(c))); }

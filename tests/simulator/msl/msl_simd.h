@@ -1,7 +1,7 @@
 // What lanes do together: shuffles, reductions, matrices, barriers; and atomics.
 #pragma once
 
-#include "machine.h"
+#include "kernel.h"
 #include "msl_math.h"
 
 #define SIMULATOR_TOGETHER __attribute__((noinline, no_sanitize("thread", "address", "undefined")))
@@ -15,10 +15,10 @@ enum class mem_flags : uint { mem_none = 0, mem_device = 1, mem_threadgroup = 2,
 inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(uint(a) | uint(b)); }
 
 SIMULATOR_TOGETHER inline void threadgroup_barrier(mem_flags flags, SIMULATOR_HERE) {
-  simulator::Machine::running->threadgroup_barrier(uint32_t(flags), here);
+  simulator::threadgroup_barrier(uint32_t(flags), here);
 }
 SIMULATOR_TOGETHER inline void simdgroup_barrier(mem_flags flags, SIMULATOR_HERE) {
-  simulator::Machine::running->simdgroup_barrier(uint32_t(flags), here);
+  simulator::simdgroup_barrier(uint32_t(flags), here);
 }
 
 using simulator::LANES;
@@ -27,7 +27,7 @@ using simulator::Meeting;
 template <class T>
 SIMULATOR_TOGETHER inline T together(simulator::Meet how, const void* site, T x, uint argument = 0) {
   T result;
-  simulator::Machine::running->meet(how, site, &x, sizeof x, &result, sizeof result, argument);
+  simulator::meet(how, site, &x, sizeof x, &result, sizeof result, argument);
   return result;
 }
 
@@ -157,7 +157,7 @@ struct Fragment {
   int row, column;
 };
 inline Fragment fragment_of(int lane) {
-  if (simulator::Machine::running->dispatch.scrambled) lane = (lane * 11 + 5) % LANES;
+  if (simulator::scrambled) lane = (lane * 11 + 5) % LANES;
   const int q = lane / 4;
   return {(q & 4) + lane / 2 % 4, (q & 2) * 2 + lane % 2 * 2};
 }
@@ -168,7 +168,7 @@ struct simdgroup_matrix {
   vec<T, 2> elements;
   simdgroup_matrix() = default;
   explicit simdgroup_matrix(T diagonal) {
-    const Fragment at = fragment_of(int(simulator::Machine::running->place().lane));
+    const Fragment at = fragment_of(int(simulator::own_place->lane));
     elements = {at.row == at.column ? diagonal : T(0), at.row == at.column + 1 ? diagonal : T(0)};
   }
   vec<T, 2>& thread_elements() { return elements; }
@@ -188,10 +188,11 @@ inline simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
 inline void nothing_done(const Meeting&) {}
 
 template <class T, class P>
-inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const P* from, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
-                           SIMULATOR_HERE) {
+inline void simdgroup_load(
+    simdgroup_matrix<T, 8, 8>& m, const P* from, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
+    SIMULATOR_HERE) {
   together(nothing_done, here, 0);
-  const Fragment at = fragment_of(int(simulator::Machine::running->place().lane));
+  const Fragment at = fragment_of(int(simulator::own_place->lane));
   for (int i = 0; i < 2; i++) {
     const ulong row = turned ? at.column + i : at.row, column = turned ? at.row : at.column + i;
     m.elements[i] = T(from[(origin.y + row) * stride + origin.x + column]);
@@ -199,10 +200,11 @@ inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const P* from, ulong st
 }
 
 template <class T, class P>
-inline void simdgroup_store(const simdgroup_matrix<T, 8, 8>& m, P* to, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
-                           SIMULATOR_HERE) {
+inline void simdgroup_store(
+    const simdgroup_matrix<T, 8, 8>& m, P* to, ulong stride = 8, vec<ulong, 2> origin = 0, bool turned = false,
+    SIMULATOR_HERE) {
   together(nothing_done, here, 0);
-  const Fragment at = fragment_of(int(simulator::Machine::running->place().lane));
+  const Fragment at = fragment_of(int(simulator::own_place->lane));
   for (int i = 0; i < 2; i++) {
     const ulong row = turned ? at.column + i : at.row, column = turned ? at.row : at.column + i;
     to[(origin.y + row) * stride + origin.x + column] = P(m.elements[i]);
@@ -224,7 +226,6 @@ inline void multiplied(const Meeting& m) {
     const Fragment at = fragment_of(i);
     for (int e = 0; e < 2; e++) a[at.row][at.column + e] = float(all.a[e]), b[at.row][at.column + e] = float(all.b[e]);
   }
-  simulator::Machine::running->counts.matrix++;
   for (int i = 0; i < LANES; i++) {
     auto all = m.get<Operands<D, A, B, C>>(i);
     const Fragment at = fragment_of(i);
@@ -237,15 +238,15 @@ inline void multiplied(const Meeting& m) {
   }
 }
 template <class D, class A, class B, class C>
-SIMULATOR_TOGETHER inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
-                                                             const simdgroup_matrix<B, 8, 8>& b, const simdgroup_matrix<C, 8, 8>& c,
-                                                             SIMULATOR_HERE) {
+SIMULATOR_TOGETHER inline void simdgroup_multiply_accumulate(
+    simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a, const simdgroup_matrix<B, 8, 8>& b,
+    const simdgroup_matrix<C, 8, 8>& c, SIMULATOR_HERE) {
   const Operands<D, A, B, C> all{a.elements, b.elements, c.elements, {}};
   d.elements = together(multiplied<D, A, B, C>, here, all).d;
 }
 template <class D, class A, class B>
-inline void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a, const simdgroup_matrix<B, 8, 8>& b,
-                                SIMULATOR_HERE) {
+inline void simdgroup_multiply(
+    simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a, const simdgroup_matrix<B, 8, 8>& b, SIMULATOR_HERE) {
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, 8, 8>(D(0)), here);
 }
 
@@ -260,7 +261,7 @@ typedef atomic<float> atomic_float;
 
 template <class T>
 SIMULATOR_TOGETHER inline void touched(const atomic<T>* at, bool writes) {
-  simulator::Machine::running->memory.touch(at, sizeof(T), writes, true, __builtin_return_address(0));
+  simulator::touched_atomically(at, sizeof(T), writes, __builtin_return_address(0));
 }
 
 #define MSL_ATOMIC(name, expression)                                                                \
@@ -289,7 +290,8 @@ SIMULATOR_TOGETHER inline void atomic_store_explicit(atomic<T>* at, V given, mem
   at->value = T(given);
 }
 template <class T, class V>
-SIMULATOR_TOGETHER inline bool atomic_compare_exchange_weak_explicit(atomic<T>* at, T* expected, V given, memory_order, memory_order) {
+SIMULATOR_TOGETHER inline bool atomic_compare_exchange_weak_explicit(
+    atomic<T>* at, T* expected, V given, memory_order, memory_order) {
   touched(at, true);
   const bool same = at->value == *expected;
   if (same) at->value = T(given); else *expected = at->value;

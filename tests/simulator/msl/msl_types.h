@@ -58,7 +58,8 @@ struct Common {
 };
 
 template <class A, class B>
-concept Mixed = (is_small<A> || is_small<B>) && (is_small<A> || std::is_arithmetic_v<A>) && (is_small<B> || std::is_arithmetic_v<B>);
+concept Mixed = (is_small<A> || is_small<B>) && (is_small<A> || std::is_arithmetic_v<A>) &&
+                (is_small<B> || std::is_arithmetic_v<B>);
 
 #define MSL_ARITHMETIC(op)                                                                  \
   template <class A, class B>                                                               \

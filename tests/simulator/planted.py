@@ -1,0 +1,328 @@
+"""Bugs put into macllm's own kernels: `python -m tests.simulator.planted` runs them all.
+
+Prints a table of what each one is caught by: a fault, or numbers that are not those of the kernel without it.
+Ends with 1 if one is not caught.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+from unittest.mock import patch
+
+import mlx.core as mx
+import numpy as np
+
+from macllm.ops import metal
+from macllm.ops.linear_attention import State, elu_features
+from macllm.ops.metal import Text, flash, kv_decode, launch, linear_attention, qkv_post, qmv, sample, sparse_attention
+from macllm.ops.qkv_post import Rules as HeadRules
+from macllm.ops.sparse_attention import Pattern
+
+from .intercept import Log, simulated
+
+Case = Callable[[], list[mx.array]]
+APART = 1e-4  # of the largest number: more than any rounding
+
+
+def random(*shape: int, seed: int = 0) -> mx.array:
+    """Numbers of a normal distribution."""
+    return mx.array(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def _cache(count: int, dim: int) -> dict[str, mx.array]:
+    return {name: random(2, 2, count + 3, dim, seed=s)[:, :, :count] for s, name in enumerate(("keys", "values"), 1)}
+
+
+def _prefill() -> list[mx.array]:
+    rules = flash.Rules(0.3, True, mx.array([0, 4]), window=20)
+    return flash.run(random(2, 4, 45, 16), _cache(60, 16), rules)
+
+
+def _prefill_backward() -> list[mx.array]:
+    q, cache, rules = (
+        random(1, 4, 37, 16),
+        {n: x[:1] for n, x in _cache(37, 16).items()},
+        flash.Rules(0.3, True, mx.array([0])),
+    )
+    arrays = {"q": q, **cache, "out": 0.1 * q, "lse": mx.ones(q.shape[:3]) * 3, "dout": random(*q.shape, seed=3)}
+    return flash.run_vjp(arrays, rules)
+
+
+def _decode() -> list[mx.array]:
+    rules = kv_decode.Rules(0.3, True, mx.array([0, 30]), window=300)
+    return [kv_decode.run(random(2, 6, 3, 16), _cache(561, 16), rules)]
+
+
+def _decode_token() -> list[mx.array]:
+    return [kv_decode.run(random(2, 4, 1, 16), _cache(60, 16), kv_decode.Rules(0.3, True, mx.array([0])))]
+
+
+def _packed() -> list[mx.array]:
+    parts = {}
+    for name, rows in zip("kv", _cache(41, 64).values(), strict=True):
+        packed = mx.quantize(rows, group_size=32, bits=4)
+        parts |= dict(zip((f"{name}_words", f"{name}_scales", f"{name}_biases"), packed, strict=True))
+    rules = kv_decode.Rules(0.2, True, mx.array([0]))
+    return [kv_decode.run(random(2, 4, 2, 64), parts, rules, key_bits=4, value_bits=4)]
+
+
+def _heads() -> list[mx.array]:
+    rules = HeadRules(40, random(40, seed=7), random(40, seed=8), 1e-5, wavelengths=mx.arange(1, 17, dtype=mx.float32))
+    q, k, v = (random(2, 3, n * 40, seed=n) for n in (4, 2, 2))
+    grads = (random(2, n, 3, 40, seed=n) for n in (4, 2, 2))
+    arrays = {"q": q, "k": k, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
+    forward = launch(qkv_post.forward(q, k, v, rules, mx.array([5])))
+    return [*forward, *launch(qkv_post.backward(arrays, rules, mx.array([5])))]
+
+
+def _matrix(*shape: int, seed: int) -> qmv.Matrix:
+    return qmv.Matrix(*mx.quantize(random(*shape, seed=seed), group_size=32, bits=4), 4, 32)
+
+
+def _product() -> list[mx.array]:
+    norm = qmv.Norm(random(96, seed=3), 1e-5)
+    return [
+        qmv.product(random(3, 96), _matrix(21, 96, seed=1), norm=norm, up=_matrix(21, 96, seed=2), activation="silu")
+    ]
+
+
+def _experts() -> list[mx.array]:
+    chosen, weights = mx.array([[1, 4, 0], [3, 1, 2]]), mx.softmax(random(2, 3, seed=4))
+    h = launch(qmv.gate_up(random(2, 96), _matrix(5, 64, 96, seed=1), _matrix(5, 64, 96, seed=2), chosen, "silu"))[0]
+    return [h, *launch(qmv.down_combine(h, _matrix(5, 21, 64, seed=3), chosen, weights))]
+
+
+def _draw() -> list[mx.array]:
+    logits, uniform = 3 * random(4, 5000), mx.array([0.0, 0.3, 0.6, 0.99])
+    return sample.draw(logits, uniform, sample.Filters(0.9, 40, 0.9, 0.01))[:2]
+
+
+def _sparse() -> list[mx.array]:
+    pattern = Pattern(16, window=1, global_blocks=1)
+    lists, lengths = pattern.lists(4), mx.array([50])
+    rules = sparse_attention.Rules(16, *lists, lengths, 0.3, False)
+    q, k, v = (random(1, 2, 50, 16, seed=s) for s in range(3))
+    out, lse = sparse_attention.run(q, k, v, rules)
+    arrays = {"q": q, "k": k, "v": v, "out": 0.1 * q, "lse": mx.ones(lse.shape) * 3, "slopes": random(*q.shape, seed=9)}
+    return [out, lse, *sparse_attention.gradients(arrays, mx.zeros(lse.shape), rules)]
+
+
+def _linear() -> list[mx.array]:
+    q, k = (elu_features(random(1, 2, 130, 16, seed=s)) for s in (0, 1))
+    state = State(mx.ones((1, 2, 16, 24)), mx.ones((1, 2, 16)))
+    return list(linear_attention.run(q, k, random(1, 2, 130, 24, seed=2), *state, causal=True))
+
+
+class Planted(NamedTuple):
+    """A part of a kernel's text, once, that something else is put in for, and the work that shows it."""
+
+    kernel: str
+    what: str
+    part: str
+    other: str
+    case: Case
+
+
+_BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+PLANTED = [
+    Planted(
+        "flash_prefill",
+        "no barrier before the tile is overwritten",
+        f"    {_BARRIER}    read_tile<F, F::N>(values",
+        "    read_tile<F, F::N>(values",
+        _prefill,
+    ),
+    Planted(
+        "flash_prefill",
+        "the last tile is as long as the others",
+        "read_tile<F, F::N>(keys, key, end,",
+        "read_tile<F, F::N>(keys, key, key + F::N,",
+        _prefill,
+    ),
+    Planted("flash_prefill", "a window of one more", "at - sight.window + 1", "at - sight.window", _prefill),
+    Planted(
+        "flash_prefill",
+        "sums are not rescaled when a larger score comes",
+        "    scale_rows<F>(block_factors, elements, sums);\n    add_tile",
+        "    add_tile",
+        _prefill,
+    ),
+    Planted(
+        "flash_prefill",
+        "a lane's place in a matrix by heart",
+        "own.column[e] = int(numbers.thread_elements()[e]) % 8;",
+        "own.column[e] = (index % 2) * 2 + index % 16 / 8 * 4 + e;",
+        _prefill,
+    ),
+    Planted(
+        "flash_prefill",
+        "a matrix product by the simdgroups that have queries",
+        "multiply_tile<F>(block, tile,",
+        "if (lane < 16) multiply_tile<F>(block, tile,",
+        _prefill,
+    ),
+    Planted(
+        "flash_backward_q", "a sign of softmax's gradient", "(along - delta)", "(along + delta)", _prefill_backward
+    ),
+    Planted(
+        "flash_backward_kv", "each head takes the first one's deltas", "delta += sight.length;", "", _prefill_backward
+    ),
+    Planted(
+        "flash_backward_kv",
+        "a barrier that orders other memory",
+        f"    {_BARRIER}      add_tile<F>(products, tile",
+        "    threadgroup_barrier(mem_flags::mem_device);\n      add_tile<F>(products, tile",
+        _prefill_backward,
+    ),
+    Planted("kv_decode", "a window of one more", "at - key < seen.window", "at - key <= seen.window", _decode),
+    Planted(
+        "kv_decode", "the last chunk is as long as the others", "min(count, begin + CHUNK)", "begin + CHUNK", _decode
+    ),
+    Planted(
+        "kv_decode",
+        "the view's stride is not read",
+        "keys_strides[1], keys_strides",
+        "long(count) * D, keys_strides",
+        _decode,
+    ),
+    Planted(
+        "kv_decode",
+        "lanes without a key stay away from the sum",
+        "for (int by = 1; by < PARTS; by *= 2) score +=",
+        "for (int by = 1; key < end && by < PARTS; by *= 2) score +=",
+        _decode,
+    ),
+    Planted(
+        "kv_decode",
+        "simdgroups' sums are taken before they are there",
+        f"own[3 + i] = x[r].o[i];\n    {_BARRIER}",
+        "own[3 + i] = x[r].o[i];\n",
+        _decode_token,
+    ),
+    Planted("kv_decode", "rows after the last are written", "|| row + r >= rows) continue", ") continue", _decode),
+    Planted("kv_combine", "chunks are not rescaled", "fast::exp2(own[2 * c] - most) * sums", "sums", _decode),
+    Planted(
+        "kv_decode_packed",
+        "the other group's bias",
+        "rows.bias_step + group]) * q_sum",
+        "rows.bias_step]) * q_sum",
+        _packed,
+    ),
+    Planted("qkv_post", "a turn the wrong way", "a * c - b * s", "a * c + b * s", _heads),
+    Planted(
+        "qkv_post_vjp", "the norm's gradient has no second part", "g.rest[i] - along * x.rest[i]", "g.rest[i]", _heads
+    ),
+    Planted(
+        "qkv_post_vjp",
+        "a sign of the turn back",
+        "turn_head(wavelengths, -position",
+        "turn_head(wavelengths, position",
+        _heads,
+    ),
+    Planted(
+        "qmv", "a row more than there is", "const long row = min(n + r, N - 1)", "const long row = n + r", _product
+    ),
+    Planted(
+        "qmv",
+        "the mean of the squares of a part",
+        "for (int k = lane; k < K; k += 32) squares",
+        "for (int k = lane; k < K - 32; k += 32) squares",
+        _product,
+    ),
+    Planted(
+        "qmv",
+        "an activation after gating",
+        "activated<ACTIVATION>(simd_sum(sums[r][m]))",
+        "simd_sum(sums[r][m])",
+        _product,
+    ),
+    Planted(
+        "moe_down_combine", "an expert without its weight", "row, row, 0.0f, weight,", "row, row, 0.0f, 1.0f,", _experts
+    ),
+    Planted("moe_gate_up", "the slot is taken for the token", "long(slot / TOP) * K", "long(slot) * K", _experts),
+    Planted(
+        "sample_draw", "sorting without a barrier", f"    {_BARRIER}      for (int pair", "      for (int pair", _draw
+    ),
+    Planted("sample_draw", "the likeliest is left out", "i == 0 || (weights", "(i != 0) && (weights", _draw),
+    Planted(
+        "sample_blocks",
+        "what a simdgroup held is lost",
+        "for (int s = 1; s < 8; s++) top",
+        "for (int s = 2; s < 8; s++) top",
+        _draw,
+    ),
+    Planted("sparse_attention", "padding is seen", "key < length && ", "", _sparse),
+    Planted(
+        "sparse_attention",
+        "a simdgroup's strip is read while it is written",
+        "    simdgroup_barrier(mem_flags::mem_threadgroup);\n    float above",
+        "    float above",
+        _sparse,
+    ),
+    Planted("linear_attention", "a row sees the one after it", "other <= row)", "other <= row + 1)", _linear),
+    Planted(
+        "linear_states",
+        "the state begins with nothing",
+        "simdgroup_load(sums[i], first_sums + corner + 8 * i, D)",
+        "sums[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f)",
+        _linear,
+    ),
+]
+
+
+@contextmanager
+def planted(bug: Planted) -> Iterator[None]:
+    """In this block the kernel has the bug."""
+    made = metal.text
+
+    def text(kernel: str) -> Text:
+        whole = made(kernel)
+        if kernel != bug.kernel:
+            return whole
+        assert (whole.header + whole.source).count(bug.part) >= 1, f"{bug.kernel} has no {bug.part!r}"
+        header, source = (one.replace(bug.part, bug.other, 1) for one in (whole.header, whole.source))
+        return replace(whole, header=header, source=source if header == whole.header else whole.source)
+
+    with patch.object(metal, "text", text):
+        yield
+
+
+def work(case: Case) -> tuple[list[np.ndarray], Log]:
+    """What a case gives, and what the simulator says of it."""
+    with simulated() as log:
+        arrays = case()
+    return [np.array(one).astype(np.float64) for one in arrays], log
+
+
+def caught_by(bug: Planted, right: list[np.ndarray]) -> list[str]:
+    """The kinds of faults, and whether numbers differ from those of the kernel without the bug."""
+    with planted(bug):
+        got, log = work(bug.case)
+    kinds = {fault.kind for _, result in log.dispatches for fault in result.faults}
+    same = all(
+        a.shape == b.shape and np.allclose(a, b, rtol=0, atol=APART * max(1.0, np.abs(b[np.isfinite(b)]).max()))
+        for a, b in zip(got, right, strict=True)
+    )
+    return sorted(kinds - {"front"}) + ([] if same else ["other numbers"])
+
+
+def main() -> int:
+    """Put each bug into its kernel, and print what it is caught by."""
+    missed, right = 0, {}
+    print("| Kernel | Planted bug | Caught by |")
+    print("|---|---|---|")
+    for bug in PLANTED:
+        if bug.case not in right:
+            right[bug.case], _ = work(bug.case)
+        found = caught_by(bug, right[bug.case])
+        missed += not found
+        print(f"| `{bug.kernel}` | {bug.what} | {', '.join(found) or '**nothing**'} |", flush=True)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

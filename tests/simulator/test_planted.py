@@ -1,0 +1,28 @@
+"""Bugs in macllm's own kernels are caught, by a fault or by other numbers. All of it is slow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.simulator.planted import PLANTED, Case, Planted, caught_by, work
+
+pytestmark = pytest.mark.slow
+_right: dict[Case, list[np.ndarray]] = {}
+
+
+def right(case: Case) -> list[np.ndarray]:
+    if case not in _right:
+        _right[case], log = work(case)
+        assert log.faults == []
+    return _right[case]
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: f"{bug.kernel}: {bug.what}")
+def test_a_bug_in_a_kernel_is_caught(bug: Planted) -> None:
+    assert caught_by(bug, right(bug.case))
+
+
+def test_every_family_of_kernels_has_a_bug() -> None:
+    families = {"flash", "kv", "qkv", "qmv", "moe", "sample", "sparse", "linear"}
+    assert {bug.kernel.partition("_")[0] for bug in PLANTED} == families
