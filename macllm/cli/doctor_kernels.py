@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .doctor_decoding import Decoding
 
 SIMULATOR = "python -m tests.simulator FILE"
-DECODES = ("qkv_post", "qkv_post_packed", "kv_decode", "kv_decode_packed", "qmv", "qmv_gated", "lora", "moe", "sample")
-"""Ops of a decoding step."""
+APART = ("flash_prefill", "flash_prefill_packed", "flash_backward", "sparse_attention", "linear_attention")
+"""Ops that are no part of a decoding step of the bundled model."""
 COLUMNS = ("kernel", "type", "error", "speed", "of memory", "used", "case")
 
 
@@ -158,8 +158,10 @@ def withdrawn(decided: Kept, found: Decoding) -> Kept:
     """Decisions without the kernels of decoding, in the model's type, where they make a whole model slower."""
     if found.timing.highest >= 1:
         return decided
-    withdraws = tuple(f"{op} {found.dtype} " for op in DECODES)
-    keys = [key for key, used in decided.decisions.items() if used and key.startswith(withdraws)]
+    keys = []
+    for key, used in decided.decisions.items():
+        op, dtype, _ = key.split(" ", 2)
+        keys += [key] if used and dtype == found.dtype and op not in APART else []
     reasons = dict.fromkeys(keys, f"faster alone, but a whole model with it is {found.timing}")
     return replace(
         decided,

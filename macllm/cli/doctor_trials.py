@@ -28,7 +28,9 @@ Worker = Callable[[Connection, str, list[int]], None]
 def try_cases(talk: Connection, log: str, numbers: list[int]) -> None:
     """What the process does: the cases of these numbers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
+    said = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     import mlx.core as mx
 
     from macllm.ops.metal.cases import cases
