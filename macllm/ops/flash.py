@@ -23,6 +23,10 @@ def flash(
         return None
     segments = sight.segments(_count(kv))
     rules = prefill.Rules(scale, sight.causal, sight.firsts, sight.window, softcap, sinks, sight.chunk, segments)
+    return dispatch.attempt(op, lambda: _run(op, q, kv, rules))
+
+
+def _run(op: str, q: mx.array, kv: KV, rules: prefill.Rules) -> mx.array:
     if isinstance(kv, Dense):
         if op == "flash_prefill":
             return _differentiable(q, kv, rules)
