@@ -62,7 +62,7 @@ def attempt(op: str, run: Callable[[], Result]) -> Result | None:
         return run()
     except KernelError as error:
         refused[op] = str(error)
-        log.warning("%s is left to MLX: %s", op, error)
+        log.info("%s is left to MLX: %s", op, error)
         return None
 
 

@@ -38,7 +38,7 @@ def test_a_model_goes_on_without_them(name: str, kv_bits: int | None, caplog: py
 
     with using("stock"):
         want = decoded()
-    with caplog.at_level(logging.WARNING), executed_by(refuse), using("metal"):
+    with caplog.at_level(logging.INFO), executed_by(refuse), using("metal"):
         got, again = decoded(), decoded()
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(again, want)
