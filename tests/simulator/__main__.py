@@ -17,8 +17,8 @@ from .lint import findings, without_prefixes
 from .run import How, Result
 
 AFTER = """\
-A dispatch runs forwards, backwards and in two random orders, one of them with the lanes of matrices turned about;
---quick runs it once. Faults have a kind, what happened, and the line of the kernel's text.
+A dispatch runs forwards, backwards, in a random order, and once more with the lanes of matrices turned about; --quick
+runs it once. Faults have a kind, what happened, and the line of the kernel's text.
 
 Ends with 0 if all is well, 1 if anything is wrong, 2 if FILE cannot be run.
 """

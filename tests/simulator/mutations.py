@@ -130,10 +130,15 @@ class Bug(NamedTuple):
     part: str
     other: str
 
+    @property
+    def source(self) -> str:
+        """The kernel with the bug."""
+        assert self.part in self.kernel.source
+        return self.kernel.source.replace(self.part, self.other)
+
     def found(self) -> list[Fault]:
         """What the simulator says of it. Raises: CompileError."""
-        assert self.part in self.kernel.source
-        return run(self.kernel, self.kernel.source.replace(self.part, self.other)).faults
+        return run(self.kernel, self.source).faults
 
 
 BUGS = [

@@ -1,4 +1,4 @@
-"""`python -m tests.simulator`: what it prints, and how it ends."""
+"""`python -m tests.simulator`: what it prints, and how it ends. Slow: the table of planted bugs."""
 
 from __future__ import annotations
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from tests.simulator.compile import CompileError
-from tests.simulator.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, run
+from tests.simulator.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, N, run
+from tests.simulator.run import How, run_orders, usually
+from tests.simulator.text import captured
 
 
 @pytest.mark.parametrize("kernel", WITHOUT_BUGS)
@@ -26,8 +31,28 @@ def test_every_class_has_a_bug() -> None:
     assert {bug.fault for bug in BUGS} == CLASSES.keys()
 
 
+def test_others_may_do_without_lanes_that_have_gone() -> None:
+    (bug,) = (bug for bug in BUGS if bug.what == "half of the lanes")
+    with usually(How(relaxed=True)):
+        result = run(SUMMED, bug.source)
+    assert result.faults == []
+    numbers = np.arange(N, dtype=np.float32) + 1
+    want = numbers.reshape(4, 32)[:, :16].sum(1, keepdims=True) * (np.arange(32) < 16) + np.arange(32)
+    assert np.array_equal(result.outputs[0], want.reshape(-1))
+
+
 def test_more_threads_than_a_group_has_are_a_fault() -> None:
     assert [fault.kind for fault in run(SUMMED, SUMMED.source, 2048).faults] == ["limit"]
+
+
+def test_more_buffers_than_metal_has_are_a_fault() -> None:
+    names = [f"x{i}" for i in range(31)]
+    source = "uint i = thread_position_in_grid.x; y[i] = " + " + ".join(f"{name}[i]" for name in names) + ";"
+    kernel = mx.fast.metal_kernel("many", names, ["y"], source)
+    arguments: dict[str, Any] = {"inputs": [mx.ones(32)] * 31, "grid": (32, 1, 1), "threadgroup": (32, 1, 1)}
+    arguments |= {"output_shapes": [(32,)], "output_dtypes": [mx.float32]}
+    faults = run_orders(captured(kernel, arguments), arguments).faults
+    assert [str(fault) for fault in faults] == ["limit: 32 buffers, of 31"]
 
 
 def test_a_local_that_nobody_set_does_not_compile() -> None:

@@ -1,4 +1,7 @@
-"""Kernels that others wrote for Apple's GPUs, unmodified, against the same in MLX's own operations."""
+"""Kernels that others wrote for Apple's GPUs, unmodified, against the same in MLX's own operations.
+
+Slow: all kinds, widths and types together.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -52,8 +56,7 @@ def rms(x: mx.array, eps: float = 1e-5) -> mx.array:
     return x * mx.rsqrt((x * x).mean(-1, keepdims=True) + eps)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("dim", [64, 40])
+@pytest.mark.parametrize(("dim", "dtype"), sweep([64, 40], TYPES))
 def test_qk_norm(log: Log, dtype: mx.Dtype, dim: int) -> None:
     qkvg = random(3, 5, 12 * dim, dtype=dtype)
     sizes: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": dim, "eps": 1e-5, "query_scale": 0.5}
@@ -69,8 +72,7 @@ def test_qk_norm(log: Log, dtype: mx.Dtype, dim: int) -> None:
     assert log.faults == []
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("width", [96, 1000])
+@pytest.mark.parametrize(("width", "dtype"), sweep([96, 1000], TYPES))
 def test_norm_add_norm(log: Log, dtype: mx.Dtype, width: int) -> None:
     kernels = fresh("mlx_lm.kernels.norm_add_norm")
     branch, stream = random(2, 3, width, dtype=dtype), random(2, 3, width, seed=1)
@@ -199,8 +201,7 @@ def ordered(make: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-@pytest.mark.parametrize("vocabulary", [5000, 4096])
-@pytest.mark.parametrize("loss", ["kl_div_loss", "js_div_loss"])
+@pytest.mark.parametrize(("loss", "vocabulary"), sweep(["kl_div_loss", "js_div_loss"], [5000, 4096]))
 def test_losses_race_and_are_right_once_they_do_not(log: Log, loss: str, vocabulary: int) -> None:
     q, p = random(2, vocabulary), random(2, vocabulary, seed=1)
 

@@ -6,7 +6,7 @@
 #include "common.metal"
 
 //: const int row = int(thread_position_in_grid.y), lane = int(thread_index_in_simdgroup), chunks = stats_shape[3];
-//: const device float* own = stats + long(row) * chunks * 2;
+//: const auto own = stats + long(row) * chunks * 2;
 //: float most = SUNK ? float(sinks[row / stats_shape[2] % H]) * M_LOG2E_F : -1e30f;
 //: for (int c = lane; c < chunks; c += 32) most = max(most, own[2 * c]);
 //: most = simd_max(most);

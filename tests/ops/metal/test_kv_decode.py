@@ -62,6 +62,7 @@ SIZES = [
     pytest.param((2, 4, 2, 1), 37, 64, id="a token over a few"),
     pytest.param((1, 3, 1, 1), 300, 40, id="an odd head, two chunks"),
     pytest.param((1, 4, 2, 3), 513, 64, id="a few tokens over three chunks"),
+    pytest.param((1, 1, 1, 1), 300, 8, id="two chunks of one row, whose few sums lie in constant memory"),
     pytest.param((1, 2, 2, 16), 20, 256, id="most tokens, the widest head"),
     pytest.param((1, 20, 1, 3), 70, 32, id="many heads on one"),
     pytest.param((1, 8, 2, 5), 513, 128, id="a whole model's heads", marks=pytest.mark.slow),
@@ -80,19 +81,18 @@ def test_dense_keys_and_values(size: tuple[int, int, int, int], count: int, dim:
     passed(log)
 
 
-@pytest.mark.parametrize(
-    "rules",
-    [
-        pytest.param(plan.Rules(0.2, False, NOTHING), id="all see all"),
-        pytest.param(plan.Rules(0.2, True, NOTHING, window=7), id="a window"),
-        pytest.param(plan.Rules(0.2, True, NOTHING, window=290), id="a window over chunks"),
-        pytest.param(plan.Rules(0.2, True, mx.array([3, 400]), softcap=3.0), id="padding, and a cap"),
-        pytest.param(plan.Rules(0.2, True, mx.array([0, 402]), sinks=random(4, seed=9)), id="sinks"),
-        pytest.param(plan.Rules(0.2, True, mx.array([400, 403])), id="rows that see nothing"),
-        pytest.param(plan.Rules(30.0, True, NOTHING), id="scores far apart"),
-    ],
-)
-@pytest.mark.parametrize("count", [401, 100])
+RULES = [
+    pytest.param(plan.Rules(0.2, False, NOTHING), id="all see all"),
+    pytest.param(plan.Rules(0.2, True, NOTHING, window=7), id="a window"),
+    pytest.param(plan.Rules(0.2, True, NOTHING, window=290), id="a window over chunks"),
+    pytest.param(plan.Rules(0.2, True, mx.array([3, 400]), softcap=3.0), id="padding, and a cap"),
+    pytest.param(plan.Rules(0.2, True, mx.array([0, 402]), sinks=random(4, seed=9)), id="sinks"),
+    pytest.param(plan.Rules(0.2, True, mx.array([400, 403])), id="rows that see nothing"),
+    pytest.param(plan.Rules(30.0, True, NOTHING), id="scores far apart"),
+]
+
+
+@pytest.mark.parametrize(("rules", "count"), sweep(RULES, [401, 100]))
 def test_who_sees_what(rules: plan.Rules, count: int) -> None:
     q = random(2, 4, 3, 64)
     k, v = random(2, 2, count, 64, seed=1), random(2, 2, count, 64, seed=2)

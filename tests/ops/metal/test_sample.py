@@ -76,6 +76,12 @@ def test_without_filters_the_whole_vocabulary_is_drawn_from(vocabulary: int) -> 
         assert (reached[row, token - 1] if token else 0) <= uniform[row] + 1e-5
 
 
+@pytest.mark.parametrize("filters", [FILTERS[0], Filters(1.0)], ids=["filters", "none"])
+def test_a_single_token_lies_in_constant_memory_and_is_drawn(filters: Filters) -> None:
+    tokens, logprobs, _ = drawn(likely(1, 1), np.zeros(1, np.float32), filters)
+    assert (tokens.tolist(), logprobs.tolist()) == ([0], [0.0])
+
+
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_logits_of_16_bits_have_equals_that_go_by_index(dtype: mx.Dtype) -> None:
     logits = np.array(mx.array(likely(600, 4)).astype(dtype).astype(mx.float32))
