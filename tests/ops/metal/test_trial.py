@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from macllm.ops import metal
+from macllm.ops import dispatch, metal
 from macllm.ops.metal import DTYPES, approved
 from macllm.ops.metal.approved import Kept
 from macllm.ops.metal.case import Arrays, Case
@@ -320,6 +320,25 @@ def test_decisions_are_kept_by_op_type_and_bucket(unknown: Path, monkeypatch: py
         monkeypatch.setenv("MACLLM_METAL", asked)
         assert approved.is_approved("qmv", mx.float16, 1) is answer
         assert approved.is_approved("moe", mx.float16, 1) is answer
+
+
+def test_dispatch_follows_decisions_on_a_gpu_alone(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    approved.remember(Kept({"qmv float16 1": True, "qmv float16 to 16": False}))
+    assert not dispatch.metal("qmv", mx.float16, 1), "there is no GPU"
+    here = approved.machine()
+    monkeypatch.setattr(approved, "machine", lambda: here)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    assert dispatch.metal("qmv", mx.float16, 1)
+    assert not dispatch.metal("qmv", mx.float16, 4)
+    assert not dispatch.metal("qmv", mx.bfloat16, 1)
+    with approved.supposing(Kept({"qmv float16 to 16": True})):
+        assert dispatch.metal("qmv", mx.float16, 4)
+        assert not dispatch.metal("qmv", mx.float16, 1)
+    with dispatch.using("stock"):
+        assert not dispatch.metal("qmv", mx.float16, 1)
+    with dispatch.using("metal"):
+        assert dispatch.metal("qmv", mx.float16, 4)
 
 
 @pytest.mark.parametrize(
