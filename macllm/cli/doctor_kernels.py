@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .doctor_decoding import Decoding
 
 SIMULATOR = "python -m tests.simulator FILE"
-APART = ("flash_prefill", "flash_prefill_packed", "flash_backward", "sparse_attention", "linear_attention")
-"""Ops that are no part of a decoding step of the bundled model."""
+APART = ("flash_", "sparse_attention", "linear_attention")
+"""How ops begin that are no part of a decoding step of the bundled model."""
 COLUMNS = ("kernel", "type", "error", "speed", "of memory", "used", "case")
 
 
@@ -161,7 +161,7 @@ def withdrawn(decided: Kept, found: Decoding) -> Kept:
     keys = []
     for key, used in decided.decisions.items():
         op, dtype, _ = key.split(" ", 2)
-        keys += [key] if used and dtype == found.dtype and op not in APART else []
+        keys += [key] if used and dtype == found.dtype and not op.startswith(APART) else []
     reasons = dict.fromkeys(keys, f"faster alone, but a whole model with it is {found.timing}")
     return replace(
         decided,

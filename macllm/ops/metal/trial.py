@@ -23,9 +23,6 @@ _ENOUGH_SECONDS = 0.06
 _LEAST_TOGETHER = 4
 _ROTATED_BYTES, _MOST_SETS = 256 << 20, 64  # more than twice what any chip keeps near
 
-_WITH = {"flash_prefill": ("flash_backward",)}
-"""What serves together with an op: its gradients."""
-
 Clock = Callable[[], float]
 """What tells seconds."""
 
@@ -142,8 +139,7 @@ def decisions(verdicts: Iterable[Verdict]) -> Kept:
     for verdict in known:
         if not verdict.timed:
             continue
-        ops = verdict.op, *_WITH.get(verdict.op, ())
-        worst = next((wrong[op, verdict.dtype] for op in ops if (op, verdict.dtype) in wrong), verdict)
+        worst = wrong.get((verdict.op, verdict.dtype), verdict)
         decided[verdict.key] = decided.get(verdict.key, True) and worst.objection is None
         if worst.objection is not None:
             reasons.setdefault(verdict.key, f"{worst.label}: {worst.objection}")

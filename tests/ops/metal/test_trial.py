@@ -26,8 +26,11 @@ OPS = (
     "kv_decode",
     "kv_decode_packed",
     "flash_prefill",
+    "flash_prefill_masked",
     "flash_prefill_packed",
+    "flash_prefill_packed_masked",
     "flash_backward",
+    "flash_backward_masked",
     "qmv",
     "qmv_gated",
     "qmv_three",
@@ -83,8 +86,11 @@ def test_every_op_is_tried_in_every_type_and_timed_where_it_is_used() -> None:
         "kv_decode": ["more", "to 1024", "to 16"],
         "kv_decode_packed": ["more", "to 1024", "to 16"],
         "flash_prefill": ["more", "to 1024"],
+        "flash_prefill_masked": ["more", "to 1024"],
         "flash_prefill_packed": ["more", "to 1024"],
+        "flash_prefill_packed_masked": ["more", "to 1024"],
         "flash_backward": ["more", "to 1024"],
+        "flash_backward_masked": ["more", "to 1024"],
         "qmv": ["1", "to 16"],
         "qmv_gated": ["1", "to 16"],
         "qmv_three": ["1", "to 16"],
@@ -278,9 +284,6 @@ def test_a_decision_holds_for_a_bucket_and_a_wrong_case_for_all() -> None:
     assert decisions([right]) == Kept()
     both = [faster("qmv"), faster("qmv", speedup=1.0)]
     assert decisions(both).decisions == decisions(both[::-1]).decisions == {"qmv bfloat16 1": False}
-    assert decisions([faster("flash_prefill"), wrong("flash_backward")]).decisions == {
-        "flash_prefill bfloat16 1": False
-    }
 
 
 def test_facts_are_json_and_have_no_number_that_is_none() -> None:
