@@ -84,10 +84,8 @@ def _matrix(*shape: int, seed: int) -> qmv.Matrix:
 
 
 def _product() -> list[mx.array]:
-    norm = qmv.Norm(random(96, seed=3), 1e-5)
-    return [
-        qmv.product(random(3, 96), _matrix(21, 96, seed=1), norm=norm, up=_matrix(21, 96, seed=2), activation="silu")
-    ]
+    around = qmv.Around(qmv.Norm(random(96, seed=3), 1e-5), _matrix(21, 96, seed=2), "silu")
+    return [qmv.product(random(3, 96), _matrix(21, 96, seed=1), around)]
 
 
 def _experts() -> list[mx.array]:
@@ -208,8 +206,8 @@ PLANTED = [
     Planted(
         "kv_decode_packed",
         "the other group's bias",
-        "rows.bias_step + group]) * q_sum",
-        "rows.bias_step]) * q_sum",
+        "rows.bias_step + group]);",
+        "rows.bias_step]);",
         _packed,
     ),
     Planted("qkv_post", "a turn the wrong way", "a * c - b * s", "a * c + b * s", _heads),

@@ -114,7 +114,7 @@ def test_qmv(data: Any) -> None:
     norm, up = data.draw(st.sampled_from([None, norm])), data.draw(st.sampled_from([None, up]))
     activation = data.draw(st.sampled_from([None, "silu", "gelu_tanh"]))
     with simulated() as log:
-        got = qmv.plan.product(x, w, norm=norm, up=up, activation=activation)
+        got = qmv.plan.product(x, w, qmv.plan.Around(norm, up, activation))
     assert log.faults == []
     y = qmv.normed(x, norm)
     want = qmv.active(y @ qmv.dense(w).T, activation)
