@@ -24,7 +24,8 @@ struct Heads {
 bool sees(const Attention& a, int64_t b, int64_t h, int64_t t, int64_t s) {
   const int64_t at = a.S - a.T + t;
   if (a.causal && s > at) return false;
-  if (a.window > 0 && s <= at - a.window) return false;
+  if (a.window > 0 && std::abs(s - at) >= a.window) return false;
+  if (a.chunk > 0 && (s - a.begin) / a.chunk != (at - a.begin) / a.chunk) return false;
   const int64_t* m = a.mask_strides;
   return !a.mask || a.mask[b * m[0] + h * m[1] + t * m[2] + s * m[3]];
 }
@@ -144,20 +145,24 @@ void check_attention() {
       for (int64_t D : {1, 5, 16, 40, 64})
         for (int64_t T : {1, 2, 7, 33}) {
           const float scale = 1 / std::sqrt(float(D));
-          check({2, 4, 2, T, T, D, scale, causal, 0, nullptr, {}}, causal, masked);
-          check({1, 6, 1, T, T + 18, D, scale, causal, causal ? 9 : 0, nullptr, {}}, !causal, masked);
-          check({1, 2, 2, T, T + 3, D, scale, causal, 0, nullptr, {}, 3.f}, causal, masked);
+          check({2, 4, 2, T, T, D, scale, causal, 0, 0, 0, nullptr, {}}, causal, masked);
+          check({1, 6, 1, T, T + 18, D, scale, causal, causal ? 9 : 0, 0, 0, nullptr, {}}, !causal, masked);
+          check({1, 2, 2, T, T + 3, D, scale, causal, 0, 0, 0, nullptr, {}, 3.f}, causal, masked);
+          check({1, 2, 1, T, T + 18, D, scale, causal, 6, 0, 0, nullptr, {}}, causal, masked);
+          check({1, 2, 1, T, T + 25, D, scale, causal, 0, 16, -5, nullptr, {}}, !causal, masked);
         }
   Floats sinks = random_floats(4);
   for (int64_t T : {1, 3, 20}) {
-    check({2, 4, 2, T, T + 5, 24, 0.3f, true, 0, nullptr, {}, 0, sinks}, true, false);
-    check({1, 4, 1, T, T + 40, 16, 0.3f, true, 7, nullptr, {}, 2.f, sinks}, false, true);
+    check({2, 4, 2, T, T + 5, 24, 0.3f, true, 0, 0, 0, nullptr, {}, 0, sinks}, true, false);
+    check({1, 4, 1, T, T + 40, 16, 0.3f, true, 7, 0, 0, nullptr, {}, 2.f, sinks}, false, true);
     for (int bits : {4, 8})
       for (int64_t D : {16, 40, 64, 128}) {
-        check_packed({2, 4, 2, T, T + 37, D, 0.02f, true, 0, nullptr, {}}, bits, 32);
-        check_packed({1, 4, 1, T, T + 600, D, 0.02f, true, 300, nullptr, {}, 0, sinks}, bits, 64);
+        check_packed({2, 4, 2, T, T + 37, D, 0.02f, true, 0, 0, 0, nullptr, {}}, bits, 32);
+        check_packed({1, 4, 1, T, T + 600, D, 0.02f, true, 300, 0, 0, nullptr, {}, 0, sinks}, bits, 64);
       }
   }
-  check({1, 3, 1, 150, 517, 24, 0.2f, true, 100, nullptr, {}}, true, false);
-  check({1, 8, 1, 1, 1100, 64, 0.1f, true, 0, nullptr, {}}, true, false);
+  check({1, 2, 1, 130, 400, 24, 0.2f, false, 60, 100, -30, nullptr, {}}, true, false);
+  check_packed({1, 4, 1, 20, 500, 64, 0.02f, true, 150, 128, -7, nullptr, {}}, 4, 32);
+  check({1, 3, 1, 150, 517, 24, 0.2f, true, 100, 0, 0, nullptr, {}}, true, false);
+  check({1, 8, 1, 1, 1100, 64, 0.1f, true, 0, 0, 0, nullptr, {}}, true, false);
 }
