@@ -1,4 +1,7 @@
-"""Draws against the definition in float64. Slow: all filters over vocabularies of all sizes, and beyond all candidates."""
+"""Draws against the definition in float64.
+
+Slow: all filters over vocabularies of all sizes, and most that reach beyond all candidates.
+"""
 
 from __future__ import annotations
 
