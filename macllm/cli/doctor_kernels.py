@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
     from .doctor_decoding import Decoding
 
 SIMULATOR = "python -m tests.simulator FILE"
-DECODES = ("qkv_post", "qkv_post_packed", "kv_decode", "kv_decode_packed", "qmv", "qmv_gated", "lora", "moe", "sample")
-"""Ops of a decoding step."""
+APART = ("flash_", "sparse_attention", "linear_attention")
+"""How ops begin that are no part of a decoding step of the bundled model."""
 COLUMNS = ("kernel", "type", "error", "speed", "of memory", "used", "case")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. Without Metal nothing is tried or timed: `lacking` says why."""
+    """What was found. `lacking` says why nothing is decided, where that is so; without Metal nothing is tried."""
 
     machine: Mapping[str, Any]
-    texts: Mapping[str, int | str]
+    texts: Mapping[str, Any]
     lacking: str | None = None
     verdicts: tuple[Verdict, ...] = ()
     decided: Kept | None = None
@@ -42,74 +43,75 @@ class Report:
 
     def facts(self) -> dict[str, Any]:
         """All of it, for programs."""
-        found: dict[str, Any] = {
-            "machine": dict(self.machine),
-            "texts": dict(self.texts),
-            "metal": self.lacking is None,
-        }
-        if self.decided is None:
-            found |= {"lacking": self.lacking, "simulator": SIMULATOR}
+        found: dict[str, Any] = {"machine": dict(self.machine), "texts": dict(self.texts), "lacking": self.lacking}
+        if self.verdicts:
+            found["verdicts"] = [verdict.facts() for verdict in self.verdicts]
         else:
-            found |= {
-                "read_bytes_per_second": self.read_bytes_per_second,
-                "verdicts": [verdict.facts() for verdict in self.verdicts],
-                "decisions": dict(self.decided.decisions),
-                "reasons": dict(self.decided.reasons),
-                "decoding": asdict(self.decoding) if self.decoding else None,
-            }
+            found["simulator"] = SIMULATOR
+        if self.decided is not None:
+            found["read_bytes_per_second"] = self.read_bytes_per_second
+            found["decisions"], found["reasons"] = dict(self.decided.decisions), dict(self.decided.reasons)
+            found["decoding"] = asdict(self.decoding) if self.decoding else None
         return self._without_names(found)
 
     def text(self) -> str:
         """All of it, for people."""
         lines = ["macllm doctor --kernels", ""]
-        lines += [f"  {name.removesuffix('_bytes'):<14} {_plain(name, value)}" for name, value in self.machine.items()]
-        lines += [f"  {name.replace('_', ' '):<14} {value}" for name, value in self.texts.items()]
-        lines += ["", *(self._tried() if self.decided is not None else self._untried())]
+        for name, value in [*self.machine.items(), *self.texts.items()]:
+            lines.append(f"  {name.removesuffix('_bytes').replace('_', ' '):<16} {_plain(name, value)}")
+        lines += ["", *self._table(), ""] if self.verdicts else [""]
+        lines += self._decisions() if self.decided is not None else self._without_decisions()
         return self._without_names("\n".join(lines) + "\n")
 
-    def _untried(self) -> list[str]:
-        return [
-            f"Nothing was tried, timed or decided: {self.lacking}.",
-            "In a checkout, the simulator runs the same texts on any machine and finds what is wrong with them:",
-            f"  {SIMULATOR}     a .metal file is looked through, a Python script's kernels are run",
-            "  python -m pytest tests/ops/metal tests/simulator",
-        ]
-
-    def _tried(self) -> list[str]:
-        assert self.decided is not None
-        decided = self.decided
-        rows = [COLUMNS, *(self._row(verdict) for verdict in self.verdicts)]
+    def _table(self) -> list[str]:
+        ops = list(dict.fromkeys((verdict.dtype, verdict.op) for verdict in self.verdicts))
+        ordered = sorted(self.verdicts, key=lambda verdict: ops.index((verdict.dtype, verdict.op)))
+        rows = [COLUMNS, *(self._row(verdict) for verdict in ordered)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
         lines = ["  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
         lines += ["", "error: of what is allowed. speed: times that of MLX's own operations, the worse of two rounds."]
         if self.read_bytes_per_second:
-            bandwidth = bytes_text(self.read_bytes_per_second)
-            lines.append(
-                f"of memory: the least bytes that must move, of the {bandwidth}/s that were measured, roughly."
-            )
-        serving = [name for name, used in decided.decisions.items() if used]
-        lines += ["", f"Kernels serve {len(serving)} of {len(decided.decisions)} kinds of work; MLX serves the others."]
-        lines += [f"  used      {name}" for name in serving]
-        lines += [
-            f"  not used  {name}: {decided.reasons.get(name)}" for name in decided.decisions if name not in serving
-        ]
-        return [*lines, "", *(self.decoding.lines() if self.decoding else ["No kernel serves: decoding is MLX's."])]
+            measured = bytes_text(self.read_bytes_per_second)
+            lines.append(f"of memory: the least that must move, of the {measured}/s that were measured, roughly.")
+        return lines
 
     def _row(self, verdict: Verdict) -> tuple[str, ...]:
-        assert self.decided is not None
         worst = min(verdict.timings, key=lambda timing: timing.speedup, default=None)
         rate = verdict.bytes_per_second
         share = f"{rate / self.read_bytes_per_second:.0%}" if rate and self.read_bytes_per_second else "-"
-        used = {True: "yes", False: "no", None: "-"}[self.decided.decisions.get(verdict.key) if verdict.timed else None]
+        decision = self.decided.decisions.get(verdict.key) if self.decided and verdict.timed else None
         return (
             verdict.op,
             verdict.dtype,
             "-" if verdict.apart is None else f"{verdict.apart:.2g}",
             f"{worst.speedup:.2f}x" if worst else "-",
             share,
-            used,
+            {True: "yes", False: "no", None: "-"}[decision],
             verdict.label + (f": {verdict.objection}" if verdict.objection else ""),
         )
+
+    def _decisions(self) -> list[str]:
+        assert self.decided is not None
+        names, reasons = self.decided.decisions, self.decided.reasons
+        serving = [name for name, used in names.items() if used]
+        return [
+            f"Kernels serve {len(serving)} of {len(names)} kinds of work; MLX serves the others.",
+            *(f"  used      {name}" for name in serving),
+            *(f"  not used  {name}: {reasons.get(name)}" for name in names if name not in serving),
+            "",
+            *(self.decoding.lines() if self.decoding else ["No kernel serves: decoding is MLX's."]),
+        ]
+
+    def _without_decisions(self) -> list[str]:
+        if self.verdicts:
+            wrong = sum(not verdict.is_right for verdict in self.verdicts)
+            return [f"{wrong} of {len(self.verdicts)} are wrong. Nothing was timed, decided or kept: {self.lacking}."]
+        return [
+            f"Nothing was tried, timed or decided: {self.lacking}.",
+            "In a checkout, the simulator runs the same texts on any machine and finds what is wrong with them:",
+            f"  {SIMULATOR}     looks through a .metal file, runs a Python script's kernels",
+            "  python -m pytest tests/ops/metal tests/simulator",
+        ]
 
     def _without_names(self, told: Any) -> Any:
         """The same without what tells whose machine it is."""
@@ -131,12 +133,16 @@ def examine() -> Report:
     from macllm.ops.metal.cases import cases
     from macllm.ops.metal.trial import decisions
 
+    about: dict[str, Any] = {**machine(), "mlx": version("mlx")}
     if not mx.metal.is_available():
         why = "Metal kernels need a Mac with Apple silicon" if sys.platform != "darwin" else "MLX finds no Metal here"
-        return Report(machine(), _texts(), why)
+        return Report(about, _texts(), why)
+    about = {"chip": approved.machine()["chip"], **about, "system": approved.machine()["system"]}
     known = list(cases())
     say(f"trying {len(known)} pieces of work; nothing is kept before the end")
     verdicts = doctor_trials.trials(known, doctor_trials.try_cases)
+    if doctor_trials.is_validated():
+        return Report(about, _texts(), "Metal checks what kernels do, which takes time", tuple(verdicts))
     decided, found = decisions(verdicts), None
     if any(decided.decisions.values()):
         say("decoding with the bundled model, with kernels and without")
@@ -145,8 +151,6 @@ def examine() -> Report:
         decided = withdrawn(decided, found)
     bandwidth = read_bytes_per_second()
     say(f"kept in {approved.remember(decided)}")
-    ours = approved.machine()
-    about = {"chip": ours["chip"], **machine(), "system": ours["system"], "mlx": ours["mlx"]}
     return Report(about, _texts(), None, tuple(verdicts), decided, found, bandwidth)
 
 
@@ -154,10 +158,10 @@ def withdrawn(decided: Kept, found: Decoding) -> Kept:
     """Decisions without the kernels of decoding, in the model's type, where they make a whole model slower."""
     if found.timing.highest >= 1:
         return decided
-    names = {f"{op} {found.dtype}" for op in DECODES}
-    keys = [
-        key for key, used in decided.decisions.items() if used and key.split(" ", 2)[:2] in [n.split() for n in names]
-    ]
+    keys = []
+    for key, used in decided.decisions.items():
+        op, dtype, _ = key.split(" ", 2)
+        keys += [key] if used and dtype == found.dtype and not op.startswith(APART) else []
     reasons = dict.fromkeys(keys, f"faster alone, but a whole model with it is {found.timing}")
     return replace(
         decided,
@@ -166,13 +170,18 @@ def withdrawn(decided: Kept, found: Decoding) -> Kept:
     )
 
 
-def _texts() -> dict[str, int | str]:
-    """How many kernels there are, and which: all of their texts have been read."""
+def _texts() -> dict[str, Any]:
+    """How many kernels there are, which, and which of their texts cannot be read."""
     from macllm.ops.metal import HERE, approved, text
 
-    names = sorted(path.stem for path in HERE.glob("*.metal"))
-    kernels = [name for name in names if text(name).source]
-    return {"kernels": len(kernels), "hash_of_kernels": approved.kernels_hash()}
+    kernels, unreadable = 0, []
+    for path in sorted(HERE.glob("*.metal")):
+        try:
+            kernels += bool(text(path.stem).source)
+        except (OSError, ValueError):
+            unreadable.append(path.stem)
+    found: dict[str, Any] = {"kernels": kernels, "hash_of_kernels": approved.kernels_hash()}
+    return found | ({"unreadable": unreadable} if unreadable else {})
 
 
 def hidden() -> tuple[tuple[str, str], ...]:
@@ -184,4 +193,6 @@ def hidden() -> tuple[tuple[str, str], ...]:
 
 
 def _plain(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
     return bytes_text(value) if name.endswith("_bytes") else str(value)

@@ -67,6 +67,8 @@ def sight(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = Non
     if span.length == 1 and not looks_ahead:  # one query's keys need no rule, only a first
         window = chunk = 0
         padding = tuple(oldest_seen(spec, span.offset, n) for n in padding)
+    elif span.left_padding is None and _needs_no_array(spec, span, start):
+        window = chunk = 0
     return Sight(
         not looks_ahead,
         lambda: visible(spec, span, start, lengths),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import mlx.core as mx
 
 from . import cpu
-from .metal import DTYPES
+from .metal import DTYPES, KernelError
 
 Choice = Literal["reference", "stock", "native", "metal"]
+
+log = logging.getLogger(__name__)
 
 _choice: ContextVar[Choice] = ContextVar("choice", default="native")
 
@@ -47,9 +50,25 @@ def native(*arrays: mx.array | None) -> ModuleType | None:
     return cpu.kernels() if cpu.available() else None
 
 
+refused: dict[str, str] = {}
+"""Ops whose Metal kernels failed in this process, and how."""
+
+Result = TypeVar("Result")
+
+
+def attempt(op: str, run: Callable[[], Result]) -> Result | None:
+    """What an op's Metal kernels give; None if Metal does not take them, after which others serve the op."""
+    try:
+        return run()
+    except KernelError as error:
+        refused[op] = str(error)
+        log.info("%s is left to MLX: %s", op, error)
+        return None
+
+
 def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
     """Whether our Metal kernels serve an op on numbers of this type; `metal.approved` says which sizes count."""
-    if dtype not in DTYPES or _choice.get() not in ("metal", "native"):
+    if dtype not in DTYPES or _choice.get() not in ("metal", "native") or op in refused:
         return False
     if _choice.get() == "metal":
         return True

@@ -19,27 +19,33 @@ def flash(
 ) -> mx.array | None:
     """`attention` by our Metal kernels: (B, H, L, D) -> (B, H, L, D); None where none serves."""
     op, size = _op(q, kv, sight)
-    if not dispatch.metal(op, q.dtype, size) or not _fits(q, kv):
+    also = [op.replace("prefill", "backward")] if isinstance(kv, Dense) and not sight.is_cached else []
+    if not all(dispatch.metal(each, q.dtype, size) for each in (op, *also)) or not _fits(q, kv):
         return None
     segments = sight.segments(_count(kv))
     rules = prefill.Rules(scale, sight.causal, sight.firsts, sight.window, softcap, sinks, sight.chunk, segments)
+    return dispatch.attempt(op, lambda: _run(op, q, kv, rules))
+
+
+def _run(op: str, q: mx.array, kv: KV, rules: prefill.Rules) -> mx.array:
     if isinstance(kv, Dense):
-        if op == "flash_prefill":
+        if op.startswith("flash"):
             return _differentiable(q, kv, rules)
         return decode.run(q, {"keys": kv.keys, "values": kv.values}, rules)
     names = ("words", "scales", "biases")
     parts = {f"k_{name}": part for name, part in zip(names, kv.keys, strict=True)}
     parts |= {f"v_{name}": part for name, part in zip(names, kv.values, strict=True)}
-    if op == "flash_prefill_packed":
+    if op.startswith("flash"):
         return prefill.run(q, parts, rules, key_bits=kv.bits, value_bits=kv.bits)[0]
     return decode.run(q, parts, rules, key_bits=kv.bits, value_bits=kv.bits)
 
 
 def _op(q: mx.array, kv: KV, sight: Sight) -> tuple[str, int]:
-    """The kernel's name for `dispatch`, and the size that counts."""
-    few = sight.is_cached and not sight.chunk and sight.lengths is None and decode.serves(q)
-    op, size = ("kv_decode", _count(kv)) if few else ("flash_prefill", q.shape[2])
-    return (op if isinstance(kv, Dense) else f"{op}_packed"), size
+    """The op's name for `dispatch`, and the size that counts. What MLX needs a mask for is an op of its own."""
+    packed = "" if isinstance(kv, Dense) else "_packed"
+    if sight.is_cached and not sight.chunk and sight.lengths is None and decode.serves(q):
+        return f"kv_decode{packed}", _count(kv)
+    return f"flash_prefill{packed}{'_masked' if sight.is_masked else ''}", q.shape[2]
 
 
 def _count(kv: KV) -> int:

@@ -38,7 +38,9 @@ def linear_attention(
     """
     start = state or State.before(q, v)
     if dispatch.metal("linear_attention", q.dtype, q.shape[2]) and plan.serves(q, k, v):
-        return _kernels(q, k, v, start, causal)
+        done = dispatch.attempt("linear_attention", lambda: _kernels(q, k, v, start, causal))
+        if done is not None:
+            return done
     return linear_attention_reference(q, k, v, causal=causal, state=start)
 
 

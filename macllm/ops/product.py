@@ -18,7 +18,8 @@ __all__ = ["Adapter", "Around", "Experts", "Norm", "experts", "gated_product", "
 def serving(x: mx.array) -> bool:
     """Whether there may be a kernel for rows like those of x (..., D)."""
     rows = x.size // x.shape[-1]
-    return rows <= qmv.MOST_ROWS and dispatch.metal("qmv", x.dtype, rows)
+    ops = "qmv", "qmv_gated", "qmv_three", "lora", "moe"
+    return rows <= qmv.MOST_ROWS and any(dispatch.metal(op, x.dtype, rows) for op in ops)
 
 
 def product(x: mx.array, w: Packed, around: Around) -> mx.array | None:
@@ -50,14 +51,16 @@ def three_products(
     alike = len({(m.bits, m.group_size) for m in known}) == 1 and len(known) == len(matrices)
     if not alike or not dispatch.metal("qmv_three", x.dtype, rows.shape[0]):
         return None
-    return [y.reshape(*x.shape[:-1], -1) for y in launch(qmv.three(rows, known, norm, biases))]
+    made = dispatch.attempt("qmv_three", lambda: launch(qmv.three(rows, known, norm, biases)))
+    return made and [y.reshape(*x.shape[:-1], -1) for y in made]
 
 
 def _run(op: str, x: mx.array, w: qmv.Matrix | None, around: Around) -> mx.array | None:
     rows = x.reshape(-1, x.shape[-1])
     if w is None or not qmv.serves(rows, w) or not dispatch.metal(op, x.dtype, rows.shape[0]):
         return None
-    return qmv.product(rows, w, around).reshape(*x.shape[:-1], -1)
+    y = dispatch.attempt(op, lambda: qmv.product(rows, w, around))
+    return None if y is None else y.reshape(*x.shape[:-1], -1)
 
 
 class Experts(NamedTuple):
@@ -83,9 +86,14 @@ def experts(
         return None
     gate, up, down = known
     picked, shares = (array.reshape(rows.shape[0], -1) for array in (chosen, weights))
-    hidden = launch(qmv.gate_up(rows, gate, up, picked, e.activation))[0]
     added = None if residual is None else residual.reshape(rows.shape)
-    return launch(qmv.down_combine(hidden, down, picked, shares, added))[0].reshape(x.shape)
+
+    def run() -> mx.array:
+        hidden = launch(qmv.gate_up(rows, gate, up, picked, e.activation))[0]
+        return launch(qmv.down_combine(hidden, down, picked, shares, added))[0]
+
+    y = dispatch.attempt("moe", run)
+    return None if y is None else y.reshape(x.shape)
 
 
 def _matrix(w: Packed) -> qmv.Matrix | None:

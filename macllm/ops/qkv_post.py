@@ -64,7 +64,7 @@ def qkv_post(
 
     made: Any = mx.custom_function(run)
     made.vjp(gradients)
-    return tuple(made(q, k, v, *(getattr(rules, name) for name in names)))
+    return dispatch.attempt("qkv_post", lambda: tuple(made(q, k, v, *(getattr(rules, name) for name in names))))
 
 
 def qkv_post_packed(
@@ -74,8 +74,9 @@ def qkv_post_packed(
     bits, group_size = packing
     if not _serves("qkv_post_packed", q, k, rules):
         return None
-    queries, *rows = launch(plan.packed(q, k, v, rules, mx.array(offset).reshape(-1), bits, group_size))
-    return Packed(queries, tuple(rows[:3]), tuple(rows[3:]))
+    call = plan.packed(q, k, v, rules, mx.array(offset).reshape(-1), bits, group_size)
+    made = dispatch.attempt("qkv_post_packed", lambda: launch(call))
+    return None if made is None else Packed(made[0], tuple(made[1:4]), tuple(made[4:]))
 
 
 def _serves(op: str, q: mx.array, k: mx.array, rules: Rules) -> bool:

@@ -59,9 +59,12 @@ class Draw:
         Seed and step are the words of the random key. The noise of a candidate is that of its place among the
         candidates. Without penalties no history is needed.
         """
-        if self._filters is not None and dispatch.metal("sample", logits.dtype, logits.size):
+        filters = self._filters
+        if filters is not None and dispatch.metal("sample", logits.dtype, logits.size):
             place = mx.random.uniform(shape=(1,), key=mx.random.key((seed << 32) | step))
-            return sample.draw(logits[None], place, self._filters)[0].squeeze(0), history
+            drawn = dispatch.attempt("sample", lambda: sample.draw(logits[None], place, filters))
+            if drawn is not None:
+                return drawn[0].squeeze(0), history
         kernels = native()
         if kernels is None:
             return None

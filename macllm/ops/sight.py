@@ -38,6 +38,11 @@ class Sight:
             return None
         return mask if isinstance(mask, Sight) else cls(mask == "causal", lambda: mask)
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether it takes more than causality, or nothing, to say who sees whom."""
+        return bool(self.window or self.chunk) or self.lengths is not None or max(self.first) > 0
+
     @cached_property
     def as_mask(self) -> Mask:
         """The mask, made once."""

@@ -94,7 +94,9 @@ def sparse_attention(
     what comes after is seen by nobody, and its results are 0. Time and memory grow with the blocks that are listed.
     """
     if dispatch.metal("sparse_attention", q.dtype, q.shape[2]) and plan.serves(q, k, v):
-        return _kernels(q, k, v, pattern, scale, lengths)
+        done = dispatch.attempt("sparse_attention", lambda: _kernels(q, k, v, pattern, scale, lengths))
+        if done is not None:
+            return done
     return sparse_attention_reference(q, k, v, pattern, scale=scale, lengths=lengths)
 
 

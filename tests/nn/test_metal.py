@@ -106,6 +106,42 @@ def test_decoding_with_packed_weights(case: Case, kv_bits: int | None) -> None:
     assert np.median(apart) <= 1e-5 * np.abs(want).max()
 
 
+def layers_in_steps(model: Model, dtype: mx.Dtype) -> mx.array:
+    """What the layers make of numbers of a type, which on a CPU tokens would not be."""
+    x = mx.array(np.random.default_rng(2).standard_normal((2, 12, 64)).astype(np.float32)).astype(dtype)
+    cache = model.make_cache()
+    made, at = [], 0
+    for length in (9, 1, 2):
+        made.append(model.decoder(x[:, at : at + length], cache.span(length), cache.layers))
+        at += length
+        mx.eval(made)
+    return mx.concatenate(made, axis=1)
+
+
+# Neither experts nor packed caches: a rounding that makes another choice is no error, and as large as one.
+DENSE = [case for case in DECODERS if case.name in ("gemma2", "qwen2", "qwen3")]
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+@pytest.mark.parametrize("case", by_kind(DENSE, {"qwen3"}))
+def test_layers_of_16_bits_round_no_more_than_those_of_mlx(case: Case, dtype: mx.Dtype) -> None:
+    model = wide(case)
+    quantize.apply(model, bits=4, group_size=32)
+    model.set_dtype(dtype)
+    with simulated(ONCE) as log, using("metal"):
+        got = layers_in_steps(model, dtype)
+    assert {"qmv", "qmv_three"} <= counted(log).keys()
+    assert got.dtype == dtype
+    with using("stock"):
+        stock = layers_in_steps(model, dtype)
+    model.set_dtype(mx.float32)
+    with using("reference"):
+        want = np.array(layers_in_steps(model, mx.float32))
+    ours, theirs = (np.abs(np.array(y.astype(mx.float32)) - want) for y in (got, stock))
+    assert np.median(ours) <= 1.2 * np.median(theirs)
+    assert ours.max() <= 1.5 * theirs.max()
+
+
 def test_decoding_with_adapters() -> None:
     model = wide(CASES[[case.name for case in CASES].index("llama")])
     quantize.apply(model, bits=4, group_size=32)

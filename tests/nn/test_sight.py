@@ -50,6 +50,18 @@ def test_numbers_say_what_the_mask_says(spec: MaskSpec, span: Span, start: int) 
     np.testing.assert_allclose(np.array(got)[where], np.array(want)[where], rtol=0, atol=2e-6)
 
 
+def test_only_what_takes_a_mask_is_said_to() -> None:
+    masked = [Span(0, 20), Span(13, 4)]
+    assert [sight(Sliding(7), span, 0).is_masked for span in masked] == [True, True]
+    assert [sight(Sliding(40), span, 0).is_masked for span in masked] == [False, False]
+    assert [sight(Chunked(6), span, 0).is_masked for span in masked] == [True, True]
+    assert not sight(Chunked(20), Span(0, 20), 0).is_masked
+    assert not sight(Sliding(7), Span(13, 1), 7).is_masked
+    assert sight(Causal(), Span(0, 4, (0, 2)), 0).is_masked
+    assert sight(Bidirectional(), Span(0, 4), 0, mx.array([2, 4])).is_masked
+    assert not sight(Bidirectional(), Span(0, 4), 0).is_masked
+
+
 def peak(spec: MaskSpec, length: int, *, backwards: bool) -> int:
     """Bytes held at most beyond what there was before."""
     q, k, v = heads(1, length, length)

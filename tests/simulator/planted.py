@@ -152,8 +152,9 @@ PLANTED = [
     Planted(
         "flash_prefill",
         "a lane's place in a matrix by heart",
-        "own.column[e] = int(numbers.thread_elements()[e]) % 8;",
-        "own.column[e] = (index % 2) * 2 + index % 16 / 8 * 4 + e;",
+        "const Elements own = elements_in(held);",
+        "Elements own = elements_in(held);"
+        "for (int e = 0; e < 2; e++) own.column[e] = (index % 2) * 2 + index % 16 / 8 * 4 + e;",
         _prefill,
     ),
     Planted(

@@ -80,8 +80,12 @@ def _lines(kernel: str) -> list[str]:
     return lines
 
 
+class KernelError(RuntimeError):
+    """Metal does not take a kernel."""
+
+
 def launch(call: Call) -> list[mx.array]:
-    """The outputs of a dispatch."""
+    """The outputs of a dispatch. Raises KernelError where Metal does not take the kernel."""
     return _executor.get()(call)
 
 
@@ -108,6 +112,7 @@ def options(call: Call) -> dict[str, Any]:
 
 
 _compiled: dict[tuple[str, ...], Callable[..., list[mx.array]]] = {}
+_proven: set[tuple[object, ...]] = set()
 
 
 def _on_gpu(call: Call) -> list[mx.array]:
@@ -115,7 +120,24 @@ def _on_gpu(call: Call) -> list[mx.array]:
     if key not in _compiled:
         made: Any = mx.fast.metal_kernel(**options(call))
         _compiled[key] = made
-    return _compiled[key](**call.arguments)
+    outputs = _compiled[key](**call.arguments)
+    if mx.metal.is_available():
+        _prove(call, outputs)
+    return outputs
+
+
+def _prove(call: Call, outputs: list[mx.array]) -> None:
+    """Compute the first outputs of each form of a kernel at once: what fails must do so before others build on it."""
+    form = call.kernel, call.threadgroup, *call.template.values()
+    if form in _proven:
+        return
+    try:
+        mx.eval(outputs)
+    except ValueError:  # within a transformation of functions nothing can be computed
+        return
+    except RuntimeError as error:
+        raise KernelError(f"{call.kernel}: {str(error).strip()}") from error
+    _proven.add(form)
 
 
 _executor: ContextVar[Callable[[Call], list[mx.array]]] = ContextVar("executor", default=_on_gpu)

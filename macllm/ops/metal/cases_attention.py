@@ -39,6 +39,11 @@ class Shape:
         told = [name if value is True else f"{name} {value:g}" for name, value in extras.items() if value]
         return ", ".join([size, *told, *(["padding"] if any(self.padded) else [])])
 
+    @property
+    def masked(self) -> str:
+        """What the op's name ends in: MLX needs a mask where more than causality is to be said."""
+        return "_masked" if self.window or self.segment or any(self.padded) else ""
+
     def rules(self, given: Arrays) -> flash.Rules:
         """The same for kernels."""
         return flash.Rules(
@@ -75,10 +80,12 @@ FEW = (
 )
 MANY = (
     Shape(1, 1, 1, 1, 1, 64),
+    Shape(2, 4, 2, 37, 50, 96, softcap=20.0),
     Shape(2, 4, 2, 37, 50, 96, window=20, padded=(0, 5)),
     Shape(1, 2, 1, 70, 70, 64, segment=32, softcap=20.0),
     Shape(1, 16, 4, 512, 512, timed=True),
     Shape(1, 16, 4, 2048, 2048, timed=True),
+    Shape(1, 16, 4, 512, 512, window=256, timed=True),
     Shape(1, 16, 4, 2048, 2048, window=512, timed=True),
 )
 
@@ -146,8 +153,7 @@ def _right(shape: Shape, given: Arrays) -> mx.array:
 
 def _stock(shape: Shape, given: Arrays) -> mx.array:
     q, (keys, values), scale = given["q"], _dense(given), shape.dim**-0.5
-    bare = not (shape.window or shape.segment or any(shape.padded))
-    mask = "causal" if bare else shape.mask()
+    mask = shape.mask() if shape.masked else "causal"
     sinks = given.get("sinks")
     if shape.softcap:
         softcap = shape.softcap
@@ -186,7 +192,7 @@ def _many(shape: Shape, dtype: mx.Dtype, *, packed: bool) -> Case:
         return flash.run(given["q"], _parts(given), shape.rules(given), **bits)[:1]
 
     return Case(
-        "flash_prefill_packed" if packed else "flash_prefill",
+        f"flash_prefill{'_packed' if packed else ''}{shape.masked}",
         f"{shape}, {BITS} bit" if packed else str(shape),
         dtype,
         shape.length,
@@ -221,7 +227,7 @@ def _backward(shape: Shape, dtype: mx.Dtype) -> Case:
         return [*outs, *gradients]
 
     return Case(
-        "flash_backward",
+        f"flash_backward{shape.masked}",
         str(shape),
         dtype,
         shape.length,

@@ -261,7 +261,15 @@ def _experts(shape: Shape, dtype: mx.Dtype) -> Case:
         stock,
         lambda given, results: {**given, "x": results[0]},
         timed,
+        unread_bytes=_of_others,
     )
+
+
+def _of_others(given: Arrays) -> int:
+    """Bytes of the experts that no token visits."""
+    visited = int(mx.any(given["chosen"].reshape(-1, 1) == mx.arange(EXPERTS), axis=0).sum())
+    matrices = sum(array.nbytes for array in given.values() if array.shape[0] == EXPERTS)
+    return matrices * (EXPERTS - visited) // EXPERTS
 
 
 def _draw(batch: int, vocabulary: int, timed: bool, dtype: mx.Dtype) -> Case:

@@ -9,7 +9,7 @@
 template <int P, int U, int W, bool WITHIN, bool REVERSE, bool TURNED, int SIDE, typename X, typename Y, typename V>
 inline void attend_chunk(
     const device X* x, const device Y* y, const device V* values, const device float* extra, const device float* state,
-    const device float* norm, int own, int begin, int end, const thread Places& at, thread Square& total, thread Square* sums) {
+    const device float* norm, int own, int begin, int end, const thread Elements& at, thread Square& total, thread Square* sums) {
   clear<W / 8>(sums);
   clear<1>(&total);
   for (int p = 0; p < P; p += 8) {

@@ -18,7 +18,7 @@
 //:   numbers[lane + 32] = float(lane + 32);
 //: }
 //: threadgroup_barrier(mem_flags::mem_threadgroup);
-//: const Places at = places_in_square(numbers);
+//: const Elements at = elements_in(numbers);
 //: if (own < L) {
 //:   const long rows = long(head) * L, state = (long(head) * states_shape[2] + chunk) * M;
 //:   Square sums[W / 8], total;

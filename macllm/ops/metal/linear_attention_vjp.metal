@@ -17,7 +17,7 @@
 //:   numbers[lane + 32] = float(lane + 32);
 //: }
 //: threadgroup_barrier(mem_flags::mem_threadgroup);
-//: const Places at = places_in_square(numbers);
+//: const Elements at = elements_in(numbers);
 //: if (own < L) {
 //:   const long rows = long(head) * L, state = long(head) * states_shape[2] + chunk;
 //:   const int begin = REVERSE ? own : chunk * CHUNK, end = REVERSE ? min(L, (chunk + 1) * CHUNK) : own + 8;

@@ -15,7 +15,7 @@ inline bool sees(int query, int key, int length) {
 template <int BLOCK, int D, bool CAUSAL, typename T, typename Others>
 inline void attend_blocks(
     const device T* q, const device T* k, const device T* v, Others others, int count, int first, int length, float scale,
-    const thread Places& at, int lane, threadgroup float* strip, device T* out, device float* lse) {
+    const thread Elements& at, int lane, threadgroup float* strip, device T* out, device float* lse) {
   constexpr int N = BLOCK / 8, STEP = BLOCK + 4;
   Square sums[D / 8], total, scores[N];
   clear<D / 8>(sums);
@@ -67,7 +67,7 @@ inline void attend_blocks(
 template <int BLOCK, int D, bool CAUSAL, typename T, typename Others>
 inline void add_query_slopes(
     const device T* q, const device T* k, const device T* v, const device T* slopes, const device float* lse,
-    const device float* delta, Others others, int count, int first, int length, float scale, const thread Places& at,
+    const device float* delta, Others others, int count, int first, int length, float scale, const thread Elements& at,
     thread Square* sums) {
   constexpr int N = BLOCK / 8;
   Square scores[N], weighted[N];
@@ -94,7 +94,7 @@ inline void add_query_slopes(
 template <int BLOCK, int D, bool CAUSAL, typename T, typename Others>
 inline void add_key_slopes(
     const device T* own, const device T* across, const device T* rows, const device float* lse, const device float* delta,
-    Others others, int count, int first, int length, float scale, bool of_keys, const thread Places& at,
+    Others others, int count, int first, int length, float scale, bool of_keys, const thread Elements& at,
     threadgroup float* strip, thread Square* sums) {
   constexpr int N = BLOCK / 8, STEP = BLOCK + 4;
   Square scores[N];

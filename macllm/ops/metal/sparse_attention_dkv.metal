@@ -16,7 +16,7 @@
 //: const int block = int(threadgroup_position_in_grid.z);
 //: if (simdgroup < 2) numbers[32 * simdgroup + lane] = float(32 * simdgroup + lane);
 //: threadgroup_barrier(mem_flags::mem_threadgroup);
-//: const Places at = places_in_square(numbers);
+//: const Elements at = elements_in(numbers);
 //: const int H = q_shape[1], K = k_shape[1], L = q_shape[2], tile = simdgroup % (BLOCK / 8), first = block * BLOCK + 8 * tile;
 //: const bool of_keys = simdgroup >= BLOCK / 8;
 //: const int length = lengths[batch * LENGTHS], count = block * BLOCK < length ? starts[block + 1] - starts[block] : 0;

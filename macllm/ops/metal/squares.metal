@@ -1,26 +1,9 @@
 // Squares of 8 x 8 numbers that a simdgroup holds, two a lane, and products of rows of them. What is read is widened to
 // float32 at once: Apple's matrix units are as fast with either.
 
-#define UNROLLED _Pragma("clang loop unroll(full)")
+#include "elements.metal"
 
 typedef simdgroup_matrix<float, 8, 8> Square;
-
-// Where a lane's two numbers lie. The language leaves that open, so a square that holds 0 to 63 is asked.
-struct Places {
-  int row[2], column[2];
-};
-
-inline Places places_in_square(const threadgroup float* numbers) {
-  Square asked;
-  simdgroup_load(asked, numbers, 8);
-  Places at;
-  for (int e = 0; e < 2; e++) {
-    const int number = int(asked.thread_elements()[e]);
-    at.row[e] = number / 8;
-    at.column[e] = number % 8;
-  }
-  return at;
-}
 
 template <int N>
 inline void clear(thread Square* squares) {
@@ -39,7 +22,7 @@ inline Square read_square(const device T* from, int step) {
 
 // Writes W columns of eight rows, `step` apart.
 template <int W, typename T>
-inline void write_rows(thread Square* squares, const thread Places& at, int step, device T* to) {
+inline void write_rows(thread Square* squares, const thread Elements& at, int step, device T* to) {
   UNROLLED for (int i = 0; i < W / 8; i++) {
     for (int e = 0; e < 2; e++) to[at.row[e] * step + 8 * i + at.column[e]] = T(squares[i].thread_elements()[e]);
   }

@@ -1,9 +1,8 @@
 // Rows in threadgroup memory, and products of them. A threadgroup has rows of its own, 8 to a block, and goes through others
 // N at a time; SIDES simdgroups share a block and divide the columns of its products. Heads are filled with zeros up to W.
 // Matrices are 8 x 8. Which of their elements a lane has is asked, never known.
+#include "elements.metal"
 #include "rows.metal"
-
-#define UNROLLED _Pragma("clang loop unroll(full)")
 
 template <typename T, int D_, int BLOCKS, int SIDES_, int N_>
 struct Form {
@@ -25,23 +24,13 @@ inline Place place_of(int simdgroup, int lane) {
   return Place{32 * simdgroup + lane, simdgroup / F::SIDES, side, side * (8 / F::SIDES) + lane / F::PARTS, lane % F::PARTS};
 }
 
-// Which elements of a matrix a lane has: read off one that holds their numbers.
-struct Elements {
-  int row[2], column[2];
-};
-
+// Which elements of a matrix a lane has.
 template <typename F>
 inline Elements elements_of(threadgroup float* held, int index) {
   for (int i = index; i < 64; i += F::THREADS) held[i] = float(i);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  simdgroup_float8x8 numbers;
-  simdgroup_load(numbers, held, 8);
+  const Elements own = elements_in(held);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  Elements own;
-  UNROLLED for (int e = 0; e < 2; e++) {
-    own.row[e] = int(numbers.thread_elements()[e]) / 8;
-    own.column[e] = int(numbers.thread_elements()[e]) % 8;
-  }
   return own;
 }
 
