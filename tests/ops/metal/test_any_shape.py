@@ -154,13 +154,10 @@ def test_sample(data: Any) -> None:
     logits[rng.random(logits.shape) < data.draw(st.sampled_from([0.0, 0.5]))] = -np.inf
     logits[:, rng.integers(vocabulary)] = 1.0
     uniform = rng.random(rows).astype(np.float32)
-    tokens, _, escaped = sample.drawn(logits, uniform, filters)
+    tokens, _ = sample.drawn(logits, uniform, filters)
     wide = logits.astype(np.float64)
     for row, token in enumerate(tokens):
         may = sample.kept(wide[row], filters)
-        if escaped[row]:
-            assert len(may) > 32  # all that a block of the vocabulary tells of
-            continue
         weights = np.exp((wide[row, may] - wide[row].max()) / filters.temperature)
         reached = np.sort(np.concatenate([[0.0], np.cumsum(weights) / weights.sum()]))
         if filters.any:
