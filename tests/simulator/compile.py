@@ -39,6 +39,8 @@ OF_A_BUILD: dict[Build, tuple[str, ...]] = {
         "-ftrivial-auto-var-init=pattern",
     ),
 }
+MOST_BYTES = 1 << 30
+"""Of programs that are kept."""
 MACHINE = ("fiber", "machine", "memory", "main")
 
 
@@ -52,17 +54,36 @@ def program(text: str, how: Build = "checked", flags: tuple[str, ...] = ()) -> P
     options = (*COMMON, *OF_A_BUILD[how], *flags)
     name = hashlib.sha256(repr((code, options, _sources())).encode()).hexdigest()[:24]
     out = _folder() / name
-    if not out.exists():
-        with tempfile.TemporaryDirectory(dir=_folder()) as work:
-            source, made = Path(work) / "kernel.cpp", Path(work) / "kernel"
-            source.write_text(code)
-            known = ["-include", str(_precompiled(options))]
-            run = [build.compiler(), *options, *known, "-c", str(source), "-o", f"{made}.o"]
-            _call(run)
-            linked = [*_linker(), *(["-fsanitize=address,undefined"] if how == "sanitized" else [])]
-            _call([build.compiler(), "-pthread", "-no-pie", *linked, f"{made}.o", *_machine(how), "-o", str(made)])
-            made.replace(out)
+    with suppress(FileNotFoundError):
+        os.utime(out)  # used last, gone last
+        return out
+    _make_room()
+    with tempfile.TemporaryDirectory(dir=_folder()) as work:
+        source, made = Path(work) / "kernel.cpp", Path(work) / "kernel"
+        source.write_text(code)
+        known = ["-include", str(_precompiled(options))]
+        run = [build.compiler(), *options, *known, "-c", str(source), "-o", f"{made}.o"]
+        _call(run)
+        linked = [*_linker(), *(["-fsanitize=address,undefined"] if how == "sanitized" else [])]
+        _call([build.compiler(), "-pthread", "-no-pie", *linked, f"{made}.o", *_machine(how), "-o", str(made)])
+        made.replace(out)
     return out
+
+
+def _make_room() -> None:
+    """Remove the programs that have not been used for longest, beyond what all may take together."""
+    found = []
+    for path in _folder().iterdir():
+        with suppress(FileNotFoundError):  # another process makes room, too
+            about = path.stat()
+            if path.is_file() and not path.suffix:
+                found.append((about.st_mtime, about.st_size, path))
+    spare = sum(size for _, size, _ in found) - MOST_BYTES
+    for _, size, path in sorted(found):
+        if spare <= 0:
+            return
+        path.unlink(missing_ok=True)
+        spare -= size
 
 
 @cache

@@ -88,6 +88,11 @@ def _product() -> list[mx.array]:
     return [qmv.product(random(3, 96), _matrix(21, 96, seed=1), around)]
 
 
+def _three() -> list[mx.array]:
+    matrices = [_matrix(n, 96, seed=n) for n in (21, 9, 12)]
+    return launch(qmv.three(random(5, 96), matrices, qmv.Norm(random(96, seed=3), 1e-5)))
+
+
 def _experts() -> list[mx.array]:
     chosen, weights = mx.array([[1, 4, 0], [3, 1, 2]]), mx.softmax(random(2, 3, seed=4))
     h = launch(qmv.gate_up(random(2, 96), _matrix(5, 64, 96, seed=1), _matrix(5, 64, 96, seed=2), chosen, "silu"))[0]
@@ -97,6 +102,12 @@ def _experts() -> list[mx.array]:
 def _draw() -> list[mx.array]:
     logits, uniform = 3 * random(4, 5000), mx.array([0.0, 0.3, 0.6, 0.99])
     return sample.draw(logits, uniform, sample.Filters(0.9, 40, 0.9, 0.01))[:2]
+
+
+def _draw_beyond() -> list[mx.array]:
+    """Of so many equals that the candidates are too few, and the mass ends among them."""
+    logits = mx.broadcast_to(-3.0 * (mx.arange(2560) >= 1200), (2, 2560))
+    return sample.draw(logits, mx.array([0.4, 0.999]), sample.Filters(0.9, 0, 0.97))
 
 
 def _sparse() -> list[mx.array]:
@@ -239,6 +250,8 @@ PLANTED = [
         "simd_sum(sums[r][m])",
         _product,
     ),
+    Planted("qmv_three", "values begin where keys do", "(own - k_end) * ROWS", "(own - q_end) * ROWS", _three),
+    Planted("qmv_three", "rows after the last are written", "first + m >= rows || n + r", "n + r", _three),
     Planted(
         "moe_down_combine", "an expert without its weight", "row, row, 0.0f, weight,", "row, row, 0.0f, 1.0f,", _experts
     ),
@@ -247,6 +260,10 @@ PLANTED = [
         "sample_draw", "sorting without a barrier", f"    {_BARRIER}      for (int pair", "      for (int pair", _draw
     ),
     Planted("sample_draw", "the likeliest is left out", "i == 0 || (weights", "(i != 0) && (weights", _draw),
+    Planted("sample_draw", "no equal of the last is left out", "seen < from.equals", "seen >= 0.0f", _draw_beyond),
+    Planted(
+        "sample_draw", "equals are not counted before", "float seen = equals_before", "float seen = 0.0f", _draw_beyond
+    ),
     Planted(
         "sample_blocks",
         "what a simdgroup held is lost",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.simulator import mutations
+from tests.simulator import compile, mutations
 
 SCRIPT = """
 import mlx.core as mx
@@ -92,3 +93,13 @@ def test_the_table_of_bugs_has_a_row_for_each(capsys: pytest.CaptureFixture[str]
     assert rows[0] == "| Class | Planted bug | Caught by |"
     assert len(rows) == len(mutations.BUGS) + 2
     assert all(row.count("|") == 4 for row in rows)
+
+
+def test_programs_that_were_not_used_for_long_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age, name in enumerate(("newest", "older", "oldest", "machine.o")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    monkeypatch.setattr(compile, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(compile, "MOST_BYTES", 250)
+    compile._make_room()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["machine.o", "newest", "older"]

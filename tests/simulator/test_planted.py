@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.simulator import page
 from tests.simulator.planted import PLANTED, Case, Planted, caught_by, work
 
 pytestmark = pytest.mark.slow
@@ -26,3 +27,8 @@ def test_a_bug_in_a_kernel_is_caught(bug: Planted) -> None:
 def test_every_family_of_kernels_has_a_bug() -> None:
     families = {"flash", "kv", "qkv", "qmv", "moe", "sample", "sparse", "linear"}
     assert {bug.kernel.partition("_")[0] for bug in PLANTED} == families
+
+
+def test_the_page_says_what_is_caught() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.written(text) == text, "python -m tests.simulator.page writes it"

@@ -122,6 +122,23 @@ def test_qmv(data: Any) -> None:
 
 
 @of_any_shape
+def test_qmv_three(data: Any) -> None:
+    bits, dtype = data.draw(st.sampled_from([2, 4, 8])), data.draw(TYPES)
+    rows, width = some(data, 1, 8), some(data, 1, 5, 64)
+    counts = [some(data, 1, 40) for _ in range(3)]
+    x = qmv.random(rows, width, dtype=dtype)
+    matrices = [qmv.packed(n, width, bits=bits, dtype=dtype, seed=i) for i, n in enumerate(counts)]
+    norm = data.draw(st.sampled_from([None, qmv.plan.Norm(qmv.random(width, seed=3), 1e-5)]))
+    biases = [qmv.random(n, dtype=dtype, seed=7) for n in counts] if data.draw(FLAGS) else None
+    with simulated() as log:
+        got = launch(qmv.plan.three(x, matrices, norm, biases))
+    assert log.faults == []
+    for i, matrix in enumerate(matrices):
+        extra = 0 if biases is None else qmv.wide(biases[i])
+        qmv.near(got[i], qmv.normed(x, norm) @ qmv.dense(matrix).T + extra)
+
+
+@of_any_shape
 def test_moe(data: Any) -> None:
     bits, dtype, experts = data.draw(st.sampled_from([4, 8])), data.draw(TYPES), some(data, 4, 7)
     tokens, top, width, hidden = some(data, 1, 4), some(data, 1, 4), some(data, 1, 5, 32), some(data, 1, 4, 32)

@@ -1,0 +1,29 @@
+"""What the simulator catches, for `models/METAL.md`: `python -m tests.simulator.page` plants every bug and writes both tables."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from . import mutations, planted
+
+PAGE = Path(__file__).parents[2] / "models" / "METAL.md"
+TABLES: dict[str, Callable[[], int]] = {"mutations": mutations.main, "planted": planted.main}
+
+
+def written(text: str) -> str:
+    """The page with the tables as they are now."""
+    for name, main in TABLES.items():
+        begin, end = f"<!-- python -m tests.simulator.{name} -->\n", f"<!-- end of {name} -->\n"
+        before, _, rest = text.partition(begin)
+        table = io.StringIO()
+        with contextlib.redirect_stdout(table):
+            main()
+        text = before + begin + table.getvalue() + end + rest.partition(end)[2]
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
