@@ -1,4 +1,4 @@
-"""What the simulator catches, for `models/METAL.md`: `python -m tests.simulator.page` plants every bug and writes both tables."""
+"""Tables of what is caught, in `models/METAL.md`: `python -m tests.simulator.page` plants every bug and writes them."""
 
 from __future__ import annotations
 
