@@ -47,7 +47,8 @@ def test_numbers_say_what_the_mask_says(spec: MaskSpec, span: Span, start: int) 
     want = attention_reference(q, k, v, scale=0.3, mask=told.as_mask, softcap=None)
     real = np.arange(span.offset, span.end) >= np.array(span.left_padding or (0, 0))[:, None]
     where = np.broadcast_to(real[:, None, :, None], got.shape)
-    np.testing.assert_allclose(np.array(got)[where], np.array(want)[where], rtol=0, atol=2e-6)
+    near = 2e-6 if mx.default_device() == mx.cpu else 2e-5  # a GPU's exponentials are less exact
+    np.testing.assert_allclose(np.array(got)[where], np.array(want)[where], rtol=0, atol=near)
 
 
 def test_only_what_takes_a_mask_is_said_to() -> None:
