@@ -119,7 +119,7 @@ void print(const Machine& machine, const Memory& memory) {
 void crashed(int signal, siginfo_t* info, void*) {
   Machine& machine = *Machine::running;
   machine.memory.watching = false;
-  if (signal == SIGILL || signal == SIGFPE) {
+  if (signal == SIGILL || signal == SIGTRAP || signal == SIGFPE) {
     faults().add("undefined", info->si_addr,
                  "an index, a shift, a division or an alignment that the language gives no meaning");
   } else if (machine.overflows(info->si_addr)) {
@@ -148,7 +148,7 @@ int main(int, char** arguments) {
   sigaltstack(&alternative, nullptr);
   struct sigaction action {};
   action.sa_sigaction = crashed, action.sa_flags = SA_ONSTACK | SA_SIGINFO;
-  for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigaction(signal, &action, nullptr);
+  for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP}) sigaction(signal, &action, nullptr);
   Memory memory;
   Machine machine(read_job(arguments[1], memory), memory, simulator_kernel);
   Machine::running = &machine;

@@ -15,15 +15,21 @@ typedef unsigned long ulong;
 
 namespace metal {
 
+#if defined(__aarch64__) && __GNUC__ < 13
+typedef __fp16 Number16;  // older compilers for ARM know it by this name alone
+#else
+typedef _Float16 Number16;
+#endif
+
 // A float of 16 bits: every operation is done in float32 and rounded once, to the nearest, ties to even.
 struct half {
   half() = default;
-  half(float x) : value(_Float16(x)) {}
+  half(float x) : value(Number16(x)) {}
   template <class I>
     requires std::is_integral_v<I>
-  half(I x) : value(_Float16(float(x))) {}
+  half(I x) : value(Number16(float(x))) {}
   operator float() const { return float(value); }
-  _Float16 value;
+  Number16 value;
 };
 
 // Metal converts to it from float32 only where the text says so.

@@ -1,0 +1,66 @@
+"""The simulator on an emulated ARM: the same bugs are seen, the same kernels are right. All of it is slow."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from macllm.ops.cpu import build
+from tests.simulator import compile as programs
+from tests.simulator import mutations, planted
+from tests.simulator.mutations import BUGS, Bug
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="this is for machines that are no ARM"),
+    pytest.mark.skipif(not (shutil.which(COMPILER) and shutil.which(EMULATOR)), reason="no compiler, or no emulator"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where programs for ARM are, all of them."""
+    return tmp_path_factory.mktemp("arm")
+
+
+@pytest.fixture(autouse=True)
+def emulated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs for ARM, each started by the emulator."""
+    native = programs.program
+
+    def program(text: str, how: programs.Build = "checked", flags: tuple[str, ...] = ()) -> Path:
+        script = tmp_path / "program"
+        script.write_text(f'#!/bin/sh\nexec {EMULATOR} {native(text, how, flags)} "$@"\n')
+        script.chmod(0o755)
+        return script
+
+    monkeypatch.setattr(build, "compiler", lambda: COMPILER)
+    monkeypatch.setattr(programs, "COMMON", (*programs.COMMON, "-static"))
+    monkeypatch.setattr(programs, "_linker", lambda: ("-static",))
+    monkeypatch.setattr(programs, "program", program)
+    monkeypatch.setattr(programs, "_folder", lambda: folder)
+    for kept in (programs._precompiled, programs._machine):
+        kept.cache_clear()
+    yield
+    for kept in (programs._precompiled, programs._machine):
+        kept.cache_clear()
+
+
+def test_a_kernel_without_a_bug_passes() -> None:
+    for kernel in mutations.WITHOUT_BUGS:
+        assert mutations.run(kernel, kernel.source).faults == []
+
+
+@pytest.mark.parametrize("bug", BUGS[::4], ids=lambda bug: bug.what)
+def test_planted_bugs_are_seen(bug: Bug) -> None:
+    assert bug.fault in {fault.kind for fault in bug.found()}
+
+
+@pytest.mark.parametrize("case", [planted._prefill, planted._product, planted._heads], ids=lambda case: case.__name__)
+def test_our_kernels_pass(case: planted.Case) -> None:
+    assert planted.work(case)[1].faults == []
