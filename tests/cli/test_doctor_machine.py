@@ -88,7 +88,8 @@ def test_a_terminal_has_a_size() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
     command = [sys.executable, "-m", "macllm", "doctor"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    told = "COLUMNS", "LINES", "NO_COLOR", "COLORTERM"
+    environment = {name: value for name, value in os.environ.items() if name not in told}
     process = subprocess.Popen(
         command, env=environment | {"TERM": "xterm-256color"}, stdin=theirs, stdout=theirs, stderr=theirs
     )
