@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from macllm.checkpoint import load, save
     from macllm.errors import MacllmError
-    from macllm.generate.cache_file import load_cache, save_cache
-    from macllm.generate.embed import embed
-    from macllm.generate.stream import generate, stream
+    from macllm.generation.cache_file import load_cache, save_cache
+    from macllm.generation.embed import embed
+    from macllm.generation.stream import generate, stream
     from macllm.train.finetune import finetune
 
     __version__: str
@@ -34,13 +34,14 @@ __all__ = [
 
 _HOMES = {
     "MacllmError": "macllm.errors",
-    "embed": "macllm.generate.embed",
+    "embed": "macllm.generation.embed",
     "finetune": "macllm.train.finetune",
+    "generate": "macllm.generation.stream",
     "load": "macllm.checkpoint",
-    "load_cache": "macllm.generate.cache_file",
+    "load_cache": "macllm.generation.cache_file",
     "save": "macllm.checkpoint",
-    "save_cache": "macllm.generate.cache_file",
-    "stream": "macllm.generate.stream",
+    "save_cache": "macllm.generation.cache_file",
+    "stream": "macllm.generation.stream",
 }
 
 
@@ -48,8 +49,6 @@ def __getattr__(name: str) -> object:
     """The public name, imported from where it lives."""
     if name == "__version__":
         return import_module("importlib.metadata").version("macllm")
-    if name == "generate":
-        return import_module("macllm.generate")  # a package that can be called
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'macllm' has no attribute {name!r}")

@@ -9,8 +9,8 @@ from typing import IO
 
 from macllm.chat.options import ChatOptions, open_session
 from macllm.chat.session import Session
-from macllm.generate import defaults
-from macllm.generate.engine import Tell
+from macllm.generation import defaults
+from macllm.generation.engine import Tell
 
 Opener = Callable[[ChatOptions, Tell], Session]
 

@@ -8,8 +8,8 @@ from textual.message import Message
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.generate.engine import News
-from macllm.generate.request import Event
+from macllm.generation.engine import News
+from macllm.generation.request import Event
 
 
 @dataclass

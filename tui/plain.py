@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session, Turn
 from macllm.errors import MacllmError, UsageError
-from macllm.generate.engine import News, Tell
-from macllm.generate.request import Delta, Events, Prefill
+from macllm.generation.engine import News, Tell
+from macllm.generation.request import Delta, Events, Prefill
 
 from . import clipboard, slash
 from .opening import Opening

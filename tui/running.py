@@ -11,7 +11,7 @@ from textual.message import Message
 
 from macllm.chat.session import Session, Turn
 from macllm.errors import MacllmError
-from macllm.generate.request import Event
+from macllm.generation.request import Event
 
 from .messages import TurnEnded, TurnEvent
 from .text.units import Speed
@@ -19,7 +19,7 @@ from .turn import TurnThread
 from .widgets.turns import AnswerTurn, UserTurn
 
 if TYPE_CHECKING:
-    from macllm.generate.engine import MemoryUse
+    from macllm.generation.engine import MemoryUse
 
 
 _MEASURE_SECONDS = 1.0

@@ -18,8 +18,8 @@ from macllm.chat import transcript
 from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import UsageError
-from macllm.generate import defaults
-from macllm.generate.request import Request, SamplingParams
+from macllm.generation import defaults
+from macllm.generation.request import Request, SamplingParams
 
 SETTINGS = (
     "max_tokens",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from macllm.errors import MacllmError
-from macllm.generate.request import Event, Events
+from macllm.generation.request import Event, Events
 
 
 class TurnThread(threading.Thread):

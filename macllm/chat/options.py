@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from macllm.errors import UsageError
-from macllm.generate.engine import Tell
-from macllm.generate.request import Request, SamplingParams
+from macllm.generation.engine import Tell
+from macllm.generation.request import Request, SamplingParams
 
 from .session import Session
 
@@ -49,7 +49,7 @@ def open_session(options: ChatOptions, tell: Tell | None = None) -> Session:
     `tell` is called in another thread with what the engine says of itself.
     Raises: MacllmError of whatever kept the model from loading.
     """
-    from macllm.generate.process import ProcessEngine
+    from macllm.generation.process import ProcessEngine
 
     engine = ProcessEngine(options.model or "maclet", options.adapter, tell=tell)
     try:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from macllm.errors import UsageError
-from macllm.generate.defaults import LARGEST_SEED
-from macllm.generate.request import Delta, Done, Events, FinishReason, Request, SamplingParams, Timing, Usage
+from macllm.generation.defaults import LARGEST_SEED
+from macllm.generation.request import Delta, Done, Events, FinishReason, Request, SamplingParams, Timing, Usage
 
 if TYPE_CHECKING:
-    from macllm.generate.engine import Engine
+    from macllm.generation.engine import Engine
 
 UNBOUNDED_ANSWER_TOKENS = 4096  # of an answer when neither the user nor the model states a limit
 

@@ -93,10 +93,10 @@ def _as_decided() -> AbstractContextManager[None]:
 
 def _written(model: Any, prompt: list[int]) -> tuple[list[int], float]:
     """The likeliest tokens, and seconds for each but the first."""
-    from macllm.generate.decode import decode, prefill
-    from macllm.generate.limits import vocab_size
-    from macllm.generate.request import SamplingParams
-    from macllm.generate.sampler import Sampler
+    from macllm.generation.decode import decode, prefill
+    from macllm.generation.limits import vocab_size
+    from macllm.generation.request import SamplingParams
+    from macllm.generation.sampler import Sampler
 
     cache = model.make_cache()
     greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, vocab_size(model) or 256)

@@ -20,7 +20,7 @@ from .output import Progress, bytes_text, say
 from .sampling import model_options, sampling_options
 
 if TYPE_CHECKING:
-    from macllm.generate.request import Done, Event, TokenLogprob
+    from macllm.generation.request import Done, Event, TokenLogprob
     from macllm.text.tokenizer import Tokenizer
 
 UNTOLD_PREFILL_SECONDS = 1.0
@@ -79,7 +79,7 @@ def _run(text: str, options: _Options) -> None:
     folder = fetch(options.model)
     compile_kernels()
     from macllm.checkpoint import load
-    from macllm.generate.stream import stream
+    from macllm.generation.stream import stream
 
     model, tokenizer = load(folder, adapter=options.adapter)
     with closing(stream(model, tokenizer, _prompt(text, tokenizer, options), **options.request)) as events:
@@ -101,7 +101,7 @@ def _prompt(text: str, tokenizer: Tokenizer, options: _Options) -> str | list[di
 
 def _told(events: Iterator[Event]) -> Iterator[Event]:
     """The events, while a long prompt's progress is shown."""
-    from macllm.generate.request import Prefill
+    from macllm.generation.request import Prefill
 
     with Progress("prompt", unit="tokens", after_seconds=UNTOLD_PREFILL_SECONDS) as progress:
         for event in events:
@@ -115,7 +115,7 @@ def _told(events: Iterator[Event]) -> Iterator[Event]:
 
 def _print_text(events: Iterator[Event]) -> Done | None:
     """Stream the answer to stdout, ended by exactly one newline; what the model thought stays out of it."""
-    from macllm.generate.request import Delta, Done
+    from macllm.generation.request import Delta, Done
 
     last = ""
     done = None
@@ -134,7 +134,7 @@ def _print_text(events: Iterator[Event]) -> Done | None:
 
 
 def _print_json(events: Iterator[Event], tokenizer: Tokenizer, options: _Options) -> Done | None:
-    from macllm.generate.request import Delta, Done
+    from macllm.generation.request import Delta, Done
 
     texts = {"content": "", "reasoning": "", "tool_call": ""}
     logprobs: list[TokenLogprob] = []

@@ -14,10 +14,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from macllm.errors import UsageError
-from macllm.generate.decode import decode, prefill
-from macllm.generate.limits import context_length, is_encoder_decoder, vocab_size
-from macllm.generate.request import SamplingParams
-from macllm.generate.sampler import Sampler
+from macllm.generation.decode import decode, prefill
+from macllm.generation.limits import context_length, is_encoder_decoder, vocab_size
+from macllm.generation.request import SamplingParams
+from macllm.generation.sampler import Sampler
 
 from .machine import operations_per_second, read_bytes_per_second
 

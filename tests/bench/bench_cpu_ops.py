@@ -22,8 +22,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm import families
-from macllm.generate.request import SamplingParams
-from macllm.generate.sampler import Sampler
+from macllm.generation.request import SamplingParams
+from macllm.generation.sampler import Sampler
 from macllm.nn.models import build
 from macllm.ops import attention, cpu, cross_entropy, gate, kv, linear, norm, quantized, rope
 from macllm.ops.cpu import blas

@@ -167,9 +167,9 @@ class Ours:
 
     def decode(self, count: int) -> float:
         """Seconds for `count` tokens after a short prompt."""
-        from macllm.generate.decode import decode
-        from macllm.generate.request import SamplingParams
-        from macllm.generate.sampler import Sampler
+        from macllm.generation.decode import decode
+        from macllm.generation.request import SamplingParams
+        from macllm.generation.sampler import Sampler
 
         cache = self._model.make_cache()
         logits = self._prefilled(cache, PROMPT)
@@ -206,7 +206,7 @@ class Ours:
     def _prefilled(self, cache: Any, count: int) -> Any:
         import mlx.core as mx
 
-        from macllm.generate.decode import prefill
+        from macllm.generation.decode import prefill
 
         reading = prefill(self._model, cache, [5 + n % 1000 for n in range(count)], 512)
         while True:

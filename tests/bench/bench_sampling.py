@@ -63,8 +63,8 @@ def drawn(setting: str, choice: str, size: int, steps: int) -> list[Any]:
     import mlx.core as mx
     import numpy as np
 
-    from macllm.generate.request import SamplingParams
-    from macllm.generate.sampler import Sampler, logprobs_of
+    from macllm.generation.request import SamplingParams
+    from macllm.generation.sampler import Sampler, logprobs_of
     from macllm.ops.dispatch import using
 
     options = dict(SETTINGS[setting])

@@ -23,9 +23,9 @@ Job = dict[str, Any]
 def macllm(folder: str, prompt: list[int], new: int) -> Callable[[], Iterator[object]]:
     """macllm's loop."""
     from macllm.checkpoint import load_model
-    from macllm.generate.decode import decode, prefill
-    from macllm.generate.request import SamplingParams
-    from macllm.generate.sampler import Sampler
+    from macllm.generation.decode import decode, prefill
+    from macllm.generation.request import SamplingParams
+    from macllm.generation.sampler import Sampler
 
     model: Any = load_model(Path(folder))
 

@@ -19,8 +19,8 @@ from primitives import trace
 
 from macllm import families
 from macllm.families.config import Config
-from macllm.generate.request import SamplingParams
-from macllm.generate.sampler import Sampler
+from macllm.generation.request import SamplingParams
+from macllm.generation.sampler import Sampler
 from macllm.nn import quantize
 from macllm.nn.models import build
 from macllm.ops import dispatch
@@ -151,7 +151,7 @@ def mlx_lm_step(config: dict[str, Any], context: int, bits: int | None) -> Step:
 
 
 def macllm_step(config: dict[str, Any], context: int, bits: int | None) -> Step:
-    """As macllm.generate.decode does it with Metal kernels, greedily: the token, the cache."""
+    """As macllm.generation.decode does it with Metal kernels, greedily: the token, the cache."""
     model: Any = build(families.spec(Config(config, ())))
     model.set_dtype(DTYPE)
     quantize.prepare(model, _packed(model), {"bits": BITS, "group_size": GROUP}, _routers(model))

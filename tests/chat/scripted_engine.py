@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from macllm.errors import DoesNotFitError, EngineCrashedError
-from macllm.generate.engine import EngineInfo, MemoryUse
-from macllm.generate.request import Delta, Done, Event, Prefill, Request, SamplingParams, Timing, Usage
+from macllm.generation.engine import EngineInfo, MemoryUse
+from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams, Timing, Usage
 
 Step = str | Delta | Prefill | float | BaseException | threading.Event
 

@@ -10,7 +10,7 @@ import pytest
 from macllm.cli.sampling import sampling_options
 from macllm.cli.settings import config_options
 from macllm.errors import UsageError
-from macllm.generate.request import SamplingParams
+from macllm.generation.request import SamplingParams
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
 
 

@@ -18,7 +18,7 @@ HEAVY = {"mlx", "textual", "rich", "tokenizers", "sentencepiece", "transformers"
 
 CASES = {
     "import macllm": "import macllm",
-    "import errors": "import macllm.errors, macllm.generate.request",
+    "import errors": "import macllm.errors, macllm.generation.request",
     "macllm": "import macllm.cli; macllm.cli.main([])",
     "macllm --help": "import macllm.cli; macllm.cli.main(['--help'])",
     "macllm --version": "import macllm.cli; macllm.cli.main(['--version'])",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from macllm.errors import CheckpointError, DoesNotFitError, MacllmError, UsageError
-from macllm.generate.cache_file import load_cache, save_cache
+from macllm.generation.cache_file import load_cache, save_cache
 from macllm.nn import attention as attention_module
 from macllm.nn import cache as cache_module
 from macllm.nn.cache import Cache, LayerCache, QuantizedCodec

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import macllm.generate.process
+import macllm.generation.process
 from macllm.cli import main
 from macllm.errors import EngineCrashedError, ModelNotFoundError
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
@@ -46,6 +46,6 @@ class Engine(ScriptedEngine):
 
 
 if __name__ == "__main__":
-    macllm.generate.process.ProcessEngine = Engine  # type: ignore[misc, assignment]
+    macllm.generation.process.ProcessEngine = Engine  # type: ignore[misc, assignment]
     arguments = [argument for argument in sys.argv[2:] if argument != "--show-prompt"]
     sys.exit(main(arguments))

@@ -8,8 +8,8 @@ from textual.events import Paste
 
 from macllm.chat.session import Session
 from macllm.errors import EngineCrashedError, ModelNotFoundError
-from macllm.generate.engine import News, Tell
-from macllm.generate.request import Delta, Prefill
+from macllm.generation.engine import News, Tell
+from macllm.generation.request import Delta, Prefill
 from macllm_tui.widgets.stream_markdown import StreamMarkdown
 from macllm_tui.widgets.turns import AnswerTurn, Failure, UserTurn
 from tests.chat.scripted_engine import ScriptedEngine, thinking

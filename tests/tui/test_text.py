@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from macllm.chat.session import Turn
-from macllm.generate.request import Timing, Usage
+from macllm.generation.request import Timing, Usage
 from macllm_tui.text import units
 from macllm_tui.text.markdown import parse
 from macllm_tui.text.summary import summarize

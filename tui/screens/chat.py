@@ -16,7 +16,7 @@ from textual.widgets import Static
 from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
-from macllm.generate.request import Delta, Done, Prefill
+from macllm.generation.request import Delta, Done, Prefill
 
 from .. import clipboard, slash
 from ..keys import KEYS, help_lines

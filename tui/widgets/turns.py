@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from macllm.chat.session import Turn
 from macllm.errors import MacllmError
-from macllm.generate.request import Delta
+from macllm.generation.request import Delta
 
 from ..text import units
 from ..text.summary import summarize

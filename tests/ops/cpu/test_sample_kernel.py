@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.generate.request import SamplingParams
-from macllm.generate.sampler import Sampler, logprobs_of
+from macllm.generation.request import SamplingParams
+from macllm.generation.sampler import Sampler, logprobs_of
 from macllm.ops import dispatch
 
 FILTERS = [

@@ -19,12 +19,12 @@ import generate_fakes as fakes
 import pytest
 
 from macllm.errors import CheckpointError, EngineCrashedError, UsageError
-from macllm.generate.child import portable
-from macllm.generate.defaults import OURS
-from macllm.generate.engine import Engine, EngineInfo, ThreadEngine
-from macllm.generate.process import ProcessEngine
-from macllm.generate.request import Delta, Done, Event, Request, SamplingParams
-from macllm.generate.stream import run
+from macllm.generation.child import portable
+from macllm.generation.defaults import OURS
+from macllm.generation.engine import Engine, EngineInfo, ThreadEngine
+from macllm.generation.process import ProcessEngine
+from macllm.generation.request import Delta, Done, Event, Request, SamplingParams
+from macllm.generation.stream import run
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = tuple(b"a prompt of some length for the engines")
@@ -244,9 +244,9 @@ def program(kind: str, body: str) -> list[str]:
     source = f"""
         import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         import os, signal
-        from macllm.generate.engine import ThreadEngine
-        from macllm.generate.process import ProcessEngine
-        from macllm.generate.request import Request
+        from macllm.generation.engine import ThreadEngine
+        from macllm.generation.process import ProcessEngine
+        from macllm.generation.request import Request
         engine = {made[kind]}
         events = engine.submit(Request(prompt=(1, 2, 3), max_tokens=3))
     """

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macllm.generate.stop import StopStrings
+from macllm.generation.stop import StopStrings
 
 texts = st.text(alphabet="abc", max_size=30)
 stops = st.lists(st.text(alphabet="abc", min_size=1, max_size=5), max_size=3)

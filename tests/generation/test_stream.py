@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import macllm
 from macllm.errors import DoesNotFitError, UsageError
-from macllm.generate.prefix import Prefix
-from macllm.generate.request import Delta, Done, Event, Prefill, Request, SamplingParams
-from macllm.generate.stream import generate, run, stream
+from macllm.generation.prefix import Prefix
+from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
+from macllm.generation.stream import generate, run, stream
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = tuple(b"the prompt of a test")

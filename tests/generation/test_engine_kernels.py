@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from macllm.generate.engine import News
-from macllm.generate.process import ProcessEngine
+from macllm.generation.engine import News
+from macllm.generation.process import ProcessEngine
 from macllm.ops.cpu import build
 from tests.compiling import alive, cached, wait_for
 
@@ -65,7 +65,7 @@ def test_closing_during_the_compilation_leaves_no_files_and_no_compilers(compile
 def test_the_parents_death_ends_the_compilation(compiler: Compiler) -> None:
     log = compiler(60)
     code = f"""if True:
-        from macllm.generate.process import ProcessEngine
+        from macllm.generation.process import ProcessEngine
         engine = ProcessEngine("quick", loader="{LOADER}")
         engine.info
     """

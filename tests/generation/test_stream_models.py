@@ -11,10 +11,10 @@ import pytest
 from generate_fakes import FakeTokenizer
 from mlx.utils import tree_map
 
-from macllm.generate.engine import ThreadEngine
-from macllm.generate.prefix import Prefix
-from macllm.generate.request import Delta, Done, Event, Prefill, Request, SamplingParams
-from macllm.generate.stream import generate, run
+from macllm.generation.engine import ThreadEngine
+from macllm.generation.prefix import Prefix
+from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
+from macllm.generation.stream import generate, run
 from macllm.nn.models import build
 from macllm.nn.spec import (
     AttentionSpec,

@@ -6,7 +6,7 @@ from generate_fakes import FakeCache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macllm.generate.prefix import Prefix, common_prefix
+from macllm.generation.prefix import Prefix, common_prefix
 
 
 def filled(tokens: list[int], trimmable: bool = True) -> FakeCache:

@@ -8,10 +8,10 @@ from generate_fakes import EOS, FakeDetokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macllm.generate.assemble import Assembler
-from macllm.generate.decode import Sampled
-from macllm.generate.request import Delta, TokenLogprob
-from macllm.generate.stop import StopStrings
+from macllm.generation.assemble import Assembler
+from macllm.generation.decode import Sampled
+from macllm.generation.request import Delta, TokenLogprob
+from macllm.generation.stop import StopStrings
 
 
 class Whole:

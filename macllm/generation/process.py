@@ -106,7 +106,7 @@ class _Child:
         self._pipe, theirs = Pipe()
         program = (
             f"import sys; sys.path[:] = {[path for path in sys.path if isinstance(path, str)]!r}; "
-            f"from macllm.generate.child import main; main({theirs.fileno()}, {options!r})"
+            f"from macllm.generation.child import main; main({theirs.fileno()}, {options!r})"
         )
         output: Any = self._log.open("ab") if self._log else subprocess.DEVNULL
         try:

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.generate.request import SamplingParams
-from macllm.generate.sampler import Sampler, candidates
+from macllm.generation.request import SamplingParams
+from macllm.generation.sampler import Sampler, candidates
 from macllm.ops import using
 from tests.simulator.intercept import simulated
 from tests.simulator.run import How

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.generate.penalties import CountPenalties
-from macllm.generate.request import SamplingParams
-from macllm.generate.sampler import candidates
+from macllm.generation.penalties import CountPenalties
+from macllm.generation.request import SamplingParams
+from macllm.generation.sampler import candidates
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

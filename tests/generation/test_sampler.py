@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import sampling_reference as reference
 
-from macllm.generate.request import SamplingParams
-from macllm.generate.sampler import Sampler, candidates, drop_top_choices, logprobs_of
+from macllm.generation.request import SamplingParams
+from macllm.generation.sampler import Sampler, candidates, drop_top_choices, logprobs_of
 from macllm.ops import dispatch
 
 SIZES = [1, 2, 3, 17, 9001]

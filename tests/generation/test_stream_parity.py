@@ -8,7 +8,7 @@ import pytest
 from generate_fakes import FakeTokenizer
 
 from macllm import checkpoint
-from macllm.generate.stream import Request, SamplingParams, generate
+from macllm.generation.stream import Request, SamplingParams, generate
 from tests.families.oracles import CASES, Case, write
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]

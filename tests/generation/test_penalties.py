@@ -7,8 +7,8 @@ import sampling_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macllm.generate.penalties import CountPenalties, DryPenalty
-from macllm.generate.request import SamplingParams
+from macllm.generation.penalties import CountPenalties, DryPenalty
+from macllm.generation.request import SamplingParams
 
 V = 7
 LOGITS = np.array([3.0, -2.0, 0.0, 1.5, -0.5, 8.0, 2.5], dtype=np.float32)

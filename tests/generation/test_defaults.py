@@ -6,8 +6,8 @@ import math
 import pytest
 
 from macllm.errors import UsageError
-from macllm.generate.defaults import OURS, check, defaults, stop_tokens
-from macllm.generate.request import Request, SamplingParams
+from macllm.generation.defaults import OURS, check, defaults, stop_tokens
+from macllm.generation.request import Request, SamplingParams
 
 
 @pytest.mark.parametrize(

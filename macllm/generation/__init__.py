@@ -1,0 +1,1 @@
+"""Generation: a request in, events out."""
