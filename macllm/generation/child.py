@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import queue
-import signal
 import sys
 import threading
-import traceback
 import weakref
 from functools import partial
 from importlib import import_module
-from multiprocessing.connection import Connection
 from typing import Any
 
-from macllm.errors import MacllmError
+from macllm.child import Parent, portable
 
 from .engine import Call, Calls, Job, News, own
 
 _CLEARING_SECONDS = 1.0  # what a compilation gets to end its compilers and remove its files
 
 
-def main(descriptor: int, options: dict[str, Any]) -> None:
-    """Load the model and answer until the parent says so, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe, lock = Connection(descriptor), threading.Lock()
+def answer(parent: Parent, options: dict[str, Any]) -> None:
+    """Load the model and answer until the parent wants the end, or has ended."""
     calls: Calls = queue.SimpleQueue()
-    kernels = _Kernels(_Outbox(pipe, lock, -1))
-    threading.Thread(target=_read, args=(pipe, lock, calls, kernels), name="calls", daemon=True).start()
+    kernels = _Kernels(_Outbox(parent, -1))
+    threading.Thread(target=_read, args=(parent, calls, kernels), name="calls", daemon=True).start()
     own(partial(_load, options, kernels), options["model_name"], calls)
 
 
@@ -78,18 +71,16 @@ class _Kernels:
             self._news.put(News(text, passing=True))
 
 
-def _read(pipe: Connection, lock: threading.Lock, calls: Calls, kernels: _Kernels) -> None:
+def _read(parent: Parent, calls: Calls, kernels: _Kernels) -> None:
     """The reader's thread: queue calls, but answer at once what must not wait for a completion."""
     jobs: weakref.WeakValueDictionary[int, Job] = weakref.WeakValueDictionary()
     while True:
         try:
-            method, number, arguments = pipe.recv()
-        except (EOFError, OSError):
-            method, number, arguments = "end", -1, ()
-        if method == "end":
+            method, number, arguments = parent.receive()
+        except EOFError:
             kernels.end()
-            os._exit(0)  # nothing here outlives the parent's wish: no file is open, and a step may take long
-        outbox = _Outbox(pipe, lock, number)
+            parent.leave()  # nothing here outlives the parent's wish: no file is open, and a step may take long
+        outbox = _Outbox(parent, number)
         if method == "cancel":
             job = jobs.get(number)
             if job is not None:
@@ -107,32 +98,13 @@ def _read(pipe: Connection, lock: threading.Lock, calls: Calls, kernels: _Kernel
 class _Outbox:
     """Results on their way to the parent."""
 
-    def __init__(self, pipe: Connection, lock: threading.Lock, number: int) -> None:
-        self._pipe, self._lock, self._number = pipe, lock, number
+    def __init__(self, parent: Parent, number: int) -> None:
+        self._parent, self._number = parent, number
 
     def put(self, item: Any) -> None:
         """Send one."""
-        if isinstance(item, BaseException):
-            item = portable(item)
-        try:
-            with self._lock:
-                self._pipe.send((self._number, item))
-        except OSError:
-            os._exit(0)
+        self._parent.send((self._number, portable(item) if isinstance(item, BaseException) else item))
 
     def get(self) -> Any:
         """Results do not come back."""
         raise TypeError("an outbox cannot be read")
-
-
-def portable(error: BaseException) -> BaseException:
-    """The error as another process can see it: ours as they are, others with their traceback in a note."""
-    if isinstance(error, MacllmError):
-        return error
-    story = "".join(traceback.format_exception(error))
-    try:
-        error = pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(story)
-    return error

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import weakref
-from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Pipe
-from pathlib import Path
 from typing import Any
 
+from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
 from .engine import EngineInfo, EventStream, Job, MemoryUse, Messages, News, Tell, closed_error
 from .request import Done, Event, Request
-
-_GRACE_SECONDS = 2.0
-_LOGS_KEPT = 20
 
 
 class ProcessEngine:
@@ -102,39 +92,21 @@ class _Child:
     def __init__(self, options: dict[str, Any], tell: Tell | None) -> None:
         self._model_name = options["model_name"]
         self._tell = tell
-        self._log = _open_log()
-        self._pipe, theirs = Pipe()
-        program = (
-            f"import sys; sys.path[:] = {[path for path in sys.path if isinstance(path, str)]!r}; "
-            f"from macllm.generation.child import main; main({theirs.fileno()}, {options!r})"
-        )
-        output: Any = self._log.open("ab") if self._log else subprocess.DEVNULL
-        try:
-            # its own process group: Ctrl-C in the terminal is for us, who then say what the child shall do
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", program],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[theirs.fileno()],
-                process_group=0,
-            )
-        finally:
-            theirs.close()
-            if self._log:
-                output.close()
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._ending = threading.Event()
-        self._gone = threading.Event()
-        self._reader = threading.Thread(target=self._read, name=f"events of {self._model_name}", daemon=True)
-        self._reader.start()
+        self.process = ChildProcess(
+            "macllm.generation.child:answer",
+            options,
+            on_message=self._receive,
+            on_exit=self._fail,
+            log_prefix="engine",
+        )
 
     @property
     def crashed(self) -> bool:
-        """Whether the process is no more."""
-        return self._gone.is_set()
+        """The process has ended."""
+        return self.process.exit is not None
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Job:
         """Ask for something; the job gets what the child answers, or the news of its end."""
@@ -142,95 +114,48 @@ class _Child:
         with self._lock:
             number = next(self._numbers)
             self._jobs[number] = job
-            with suppress(OSError):  # it is gone: the reader sees that too and tells the job
-                self._pipe.send((method, number, arguments))
-            if self._gone.is_set():
-                self._tell_all(self._reason())
+        self.process.send((method, number, arguments))
+        if self.process.exit is not None:
+            self._fail(self.process.exit)
         return job
 
     def cancel(self, job: Job | None) -> None:
         """Tell the child that nobody wants this job any more, or any."""
-        with self._lock, suppress(OSError):
-            for number, each in self._jobs.items():
-                if job is None or each is job:
-                    self._pipe.send(("cancel", number, ()))
+        with self._lock:
+            numbers = [number for number, each in self._jobs.items() if job is None or each is job]
+        for number in numbers:
+            self.process.send(("cancel", number, ()))
 
     def end(self) -> None:
         """End the process and wait for its end."""
-        self._ending.set()
-        with self._lock, suppress(OSError):
-            self._pipe.send(("end", -1, ()))
-        try:
-            self._process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._reader.join()
+        self.process.end()
 
-    def _read(self) -> None:
-        """The reader's thread: hand out answers until the child is gone."""
-        with suppress(EOFError, OSError):
-            while True:
-                number, value = self._pipe.recv()
-                if isinstance(value, News):
-                    if self._tell:
-                        self._tell(value)
-                    continue
-                with self._lock:
-                    job = self._jobs.get(number)
-                    if job is not None and (isinstance(value, Done) or not isinstance(value, Event)):
-                        del self._jobs[number]
-                if job is not None:
-                    job.results.put(value)
-        self._process.wait()
+    def _receive(self, message: tuple[int, Any]) -> None:
+        """Hand out what the child sent."""
+        number, value = message
+        if isinstance(value, News):
+            if self._tell:
+                self._tell(value)
+            return
         with self._lock:
-            self._gone.set()
-            self._tell_all(self._reason())
-            self._pipe.close()
-        if self._log is not None and self._log.exists() and self._log.stat().st_size == 0:
-            self._log.unlink()
+            job = self._jobs.get(number)
+            if job is not None and (isinstance(value, Done) or not isinstance(value, Event)):
+                del self._jobs[number]
+        if job is not None:
+            job.results.put(value)
 
-    def _tell_all(self, reason: Exception) -> None:
-        for job in self._jobs.values():
-            job.results.put(reason)
-        self._jobs.clear()
+    def _fail(self, exit: Exit) -> None:
+        """Tell every job why there will be no more answers."""
+        with self._lock:
+            for job in self._jobs.values():
+                job.results.put(self._reason(exit))
+            self._jobs.clear()
 
-    def _reason(self) -> Exception:
-        """Why there will be no more answers."""
-        if self._ending.is_set():
+    def _reason(self, exit: Exit) -> Exception:
+        if exit.asked:
             return closed_error()
-        code = self._process.returncode
-        cause = f"its process ended with exit code {code}"
-        if code < 0:
-            name = signal.Signals(-code).name
-            cause = f"its process was ended by {name}"
-            cause += ", most often because the machine ran out of memory" if name == "SIGKILL" else ""
-        wrote = self._log is not None and self._log.exists() and self._log.stat().st_size > 0
-        log = f"; its last words are in {self._log}" if wrote else ""
         return EngineCrashedError(
             f"the engine of {self._model_name} crashed",
-            cause=cause + log,
+            cause=exit.cause,
             remedy="ask again, the model is then loaded anew; or take a smaller model or context",
         )
-
-
-def log_folder() -> Path:
-    """Where engines write what they would have written on the terminal: $MACLLM_HOME, else XDG's state folder."""
-    if home := os.environ.get("MACLLM_HOME"):
-        return Path(home) / "logs"
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "macllm" / "logs"
-
-
-def _open_log() -> Path | None:
-    """A new log file, the oldest making room for it; None where none can be written."""
-    try:
-        folder = log_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        logs = sorted(folder.glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
-        for old in logs[: -_LOGS_KEPT + 1]:
-            old.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(prefix="engine-", suffix=".log", dir=folder)
-        os.close(handle)
-    except OSError:
-        return None
-    return Path(name)

@@ -18,8 +18,8 @@ from pathlib import Path
 import generate_fakes as fakes
 import pytest
 
+from macllm.child import portable
 from macllm.errors import CheckpointError, EngineCrashedError, UsageError
-from macllm.generation.child import portable
 from macllm.generation.defaults import OURS
 from macllm.generation.engine import Engine, EngineInfo, ThreadEngine
 from macllm.generation.process import ProcessEngine
@@ -212,10 +212,10 @@ def test_a_killed_child_is_an_error_and_the_next_call_starts_another() -> None:
     engine = make("process", "slow")
     events = engine.submit(Request(prompt=PROMPT, max_tokens=3000, sampling=GREEDY))
     next(events)
-    os.kill(engine._child._process.pid, signal.SIGINT)  # the terminal's, which is not for the child
+    os.kill(engine._child.process.pid, signal.SIGINT)  # the terminal's, which is not for the child
     for _ in range(3):
         next(events)
-    os.kill(engine._child._process.pid, signal.SIGKILL)
+    os.kill(engine._child.process.pid, signal.SIGKILL)
     with pytest.raises(EngineCrashedError, match="slow") as error:
         list(events)
     assert "SIGKILL" in error.value.cause
@@ -276,7 +276,7 @@ def test_the_parent_needs_no_mlx_and_its_death_ends_the_child() -> None:
     body = """
         next(events)
         assert not [name for name in sys.modules if name.startswith("mlx")]
-        print(engine._child._process.pid, flush=True)
+        print(engine._child.process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     parent = subprocess.run(program("process", body), capture_output=True, check=False)

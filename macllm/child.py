@@ -1,0 +1,279 @@
+"""A child process: a process group and a log file of its own, messages both ways, and the story of its end.
+
+The parent makes a `ChildProcess`. In the child, `target` is called with a `Parent` and the arguments; when it returns,
+the child ends. Messages are values that pickle, best frozen ones. The pipe between the two is a lease: when the parent
+ends, however it does, `Parent.receive` raises.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from .errors import MacllmError
+
+_GRACE_SECONDS = 2.0
+_KILL_SECONDS = 1.0
+_LOOK_SECONDS = 0.01
+_LOGS_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The end of a child process."""
+
+    code: int  # negative: the number of the signal that ended it
+    asked: bool  # by `ChildProcess.end`
+    log: Path | None  # its output; None: it wrote nothing
+
+    @property
+    def cause(self) -> str:
+        """The end as the cause of an error."""
+        cause = f"its process ended with exit code {self.code}"
+        if self.code < 0:
+            name = signal.Signals(-self.code).name
+            cause = f"its process was ended by {name}"
+            cause += ", most often because the machine ran out of memory" if name == "SIGKILL" else ""
+        return cause + (f"; its last words are in {self.log}" if self.log else "")
+
+
+class ChildProcess:
+    """A running child process. It leads a process group, which ends with it, and never reads or writes the terminal."""
+
+    def __init__(
+        self,
+        target: str,
+        *arguments: Any,
+        on_message: Callable[[Any], object],
+        on_exit: Callable[[Exit], object] = lambda exit: None,
+        log_prefix: str = "child",
+    ) -> None:
+        """Start `target`, which is "module:function", with `arguments`, which pickle.
+
+        `on_message` is called with each message of the child and `on_exit` once after the last, in a thread.
+        Raises: OSError where no process can be started.
+        """
+        self._target, self._arguments = target, arguments
+        self._on_message, self._on_exit = on_message, on_exit
+        self._log = _open_log(log_prefix)
+        self._pipe, self._theirs = Pipe()
+        self._sending = threading.Lock()
+        self._asked = False
+        self._exit: Exit | None = None
+        self._failure: OSError | None = None
+        self._started = threading.Event()
+        # Signal handlers run in the main thread only: a child that another thread starts is never half started.
+        self._reader = threading.Thread(target=self._live, name=f"messages of {target}", daemon=True)
+        atexit.register(self.end)
+        try:
+            self._reader.start()
+            self._started.wait()
+        except BaseException:
+            self.end()
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def pid(self) -> int:
+        """The number of the process and of its group."""
+        return self._process.pid
+
+    @property
+    def exit(self) -> Exit | None:
+        """The end of the process; None while it runs."""
+        return self._exit
+
+    def send(self, message: Any) -> None:
+        """Send a message; it is lost if the child has ended, which `on_exit` tells."""
+        with self._sending, suppress(OSError):
+            self._pipe.send(message)
+
+    def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:
+        """Ask the child to end, kill it and its group after `grace_seconds`, and wait for that."""
+        self._asked = True
+        if self._reader.ident is None:
+            return
+        self._started.wait()
+        self.send(_End())
+        if threading.current_thread() is self._reader:
+            return
+        self._reader.join(grace_seconds)
+        if self._reader.is_alive():
+            self._kill()
+            self._reader.join()
+
+    def _live(self) -> None:
+        """The reader's thread: start the child, hand out its messages, see it end."""
+        try:
+            self._process = self._start()
+        except OSError as error:
+            self._failure = error
+            atexit.unregister(self.end)
+            _kept(self._log)
+            return
+        finally:
+            self._theirs.close()
+            self._started.set()
+        self.send(self._arguments)
+        with suppress(EOFError, OSError):
+            while True:
+                self._on_message(self._pipe.recv())
+        code = self._process.wait()
+        self._kill()  # whatever it started and left
+        with self._sending:
+            self._pipe.close()
+        atexit.unregister(self.end)
+        self._exit = Exit(code, self._asked, _kept(self._log))
+        self._on_exit(self._exit)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = [each for each in sys.path if isinstance(each, str)]
+        program = (
+            f"import sys; sys.path[:] = {path!r}; "
+            f"from macllm.child import main; main({self._theirs.fileno()}, {self._target!r})"
+        )
+        output: Any = self._log.open("ab") if self._log else subprocess.DEVNULL
+        try:
+            # its own process group: Ctrl-C in the terminal is for the parent, which then says what the child shall do
+            return subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[self._theirs.fileno()],
+                process_group=0,
+            )
+        finally:
+            if self._log:
+                output.close()
+
+    def _kill(self) -> None:
+        """Kill the group and wait until nobody of it is left but the child itself, for its parent to see."""
+        end = time.monotonic() + _KILL_SECONDS
+        with suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError for what only waits to be seen
+            os.killpg(self._process.pid, signal.SIGKILL)
+            while self._process.returncode is not None and time.monotonic() < end:
+                os.killpg(self._process.pid, 0)
+                time.sleep(_LOOK_SECONDS)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The parent wants the end."""
+
+
+class Parent:
+    """The parent of this process, as `target` sees it. Any thread may send, one receives."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._sending = pipe, threading.Lock()
+        self._gone = False
+
+    def send(self, message: Any) -> None:
+        """Send a message. Ends this process if the parent has ended."""
+        try:
+            with self._sending:
+                self._pipe.send(message)
+        except OSError:
+            self._gone = True
+            self.leave()
+
+    def receive(self) -> Any:
+        """Wait for the next message. Raises: EOFError when the parent wants the end, or has ended itself."""
+        try:
+            message = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._gone = True
+            raise EOFError from error
+        if isinstance(message, _End):
+            raise EOFError
+        return message
+
+    def leave(self) -> None:
+        """End this process at once, from any thread."""
+        self.sweep()
+        os._exit(0)
+
+    def sweep(self) -> None:
+        """Kill this process and its group if the parent, who would, has ended."""
+        if self._gone:
+            os.killpg(0, signal.SIGKILL)
+
+
+def main(descriptor: int, target: str) -> None:
+    """Be the child: call `target` with the parent at the other end of a pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_inheritable(descriptor, False)
+    parent = Parent(Connection(descriptor))
+    try:
+        arguments = parent.receive()
+    except EOFError:
+        return
+    module, _, function = target.partition(":")
+    try:
+        getattr(import_module(module), function)(parent, *arguments)
+    finally:
+        parent.sweep()
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error as another process can see it: ours as they are, others with their traceback in a note."""
+    if isinstance(error, MacllmError):
+        return error
+    story = "".join(traceback.format_exception(error))
+    try:
+        error = pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(story)
+    return error
+
+
+def log_folder() -> Path:
+    """The folder of children's logs: in $MACLLM_HOME, else in XDG's state folder."""
+    if home := os.environ.get("MACLLM_HOME"):
+        return Path(home) / "logs"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "macllm" / "logs"
+
+
+def _open_log(prefix: str) -> Path | None:
+    """A new log file, the oldest making room for it; None where none can be written."""
+    try:
+        folder = log_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        logs = sorted(folder.glob(f"{prefix}-*.log"), key=lambda path: path.stat().st_mtime)
+        for old in logs[: -_LOGS_KEPT + 1]:
+            old.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{prefix}-", suffix=".log", dir=folder)
+        os.close(handle)
+    except OSError:
+        return None
+    return Path(name)
+
+
+def _kept(log: Path | None) -> Path | None:
+    """The log if there is anything in it; an empty one is removed."""
+    try:
+        if log is None or log.stat().st_size:
+            return log
+        log.unlink()
+    except OSError:
+        return None
+    return None

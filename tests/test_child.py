@@ -1,0 +1,187 @@
+"""A child process: messages both ways, the story of its end, and nobody left behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macllm.child import ChildProcess, Exit, portable
+from macllm.errors import UsageError
+from tests import child_targets
+from tests.compiling import wait_for
+
+
+class Talk:
+    """A child of these tests and what it said."""
+
+    def __init__(self, target: str, *arguments: Any) -> None:
+        self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.exits: queue.SimpleQueue[Exit] = queue.SimpleQueue()
+        self.process = ChildProcess(
+            f"tests.child_targets:{target}",
+            *arguments,
+            on_message=self.messages.put,
+            on_exit=self.exits.put,
+            log_prefix="test",
+        )
+
+    def message(self) -> Any:
+        return self.messages.get(timeout=30)
+
+    def exit(self) -> Exit:
+        return self.exits.get(timeout=30)
+
+
+def runs(pid: int) -> bool:
+    with suppress(OSError):
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_messages_go_both_ways_in_order() -> None:
+    talk = Talk("echo", child_targets.Note("hello"))
+    assert talk.message() == child_targets.Note("hello")
+    for number in range(50):
+        talk.process.send(number)
+    assert [talk.message() for _ in range(50)] == list(range(50))
+    talk.process.end()
+    assert talk.exit() == Exit(0, asked=True, log=None)
+
+
+def test_the_end_comes_after_the_last_message_and_is_told_once() -> None:
+    talk = Talk("count", 1000)
+    assert talk.exit() == Exit(0, asked=False, log=None)
+    assert talk.messages.qsize() == 1000
+    talk.process.end()
+    assert talk.exits.empty()
+    assert talk.process.exit is not None
+
+
+def test_a_crash_tells_its_signal_and_a_failure_its_log(own_home: Path) -> None:
+    killed = Talk("echo", None)
+    assert killed.message() is None
+    os.kill(killed.process.pid, signal.SIGKILL)
+    assert "SIGKILL, most often because the machine ran out of memory" in killed.exit().cause
+    failed = Talk("fail", "last words")
+    exit = failed.exit()
+    assert exit.code == 1
+    assert exit.log is not None
+    assert exit.log.parent == own_home / "macllm" / "logs"
+    assert "ValueError: last words" in exit.log.read_text()
+    assert str(exit.log) in exit.cause
+    assert list(exit.log.parent.iterdir()) == [exit.log]
+
+
+def test_what_the_child_started_ends_with_it() -> None:
+    for how in ("end", "kill", "return"):
+        talk = Talk("start_sleeper", how == "return")
+        sleeper = talk.message()
+        if how == "end":
+            talk.process.end()
+        if how == "kill":
+            os.kill(talk.process.pid, signal.SIGKILL)
+        talk.exit()
+        assert not runs(sleeper), how
+
+
+def test_a_child_that_does_not_listen_is_killed() -> None:
+    talk = Talk("sleep_deaf")
+    sleeper = talk.message()
+    began = time.monotonic()
+    talk.process.end(grace_seconds=0.2)
+    assert time.monotonic() - began < 5
+    assert talk.exit().code == -signal.SIGKILL
+    assert not runs(sleeper)
+
+
+def test_an_interrupt_of_the_terminal_is_not_for_the_child() -> None:
+    talk = Talk("echo", "here")
+    assert talk.message() == "here"
+    os.killpg(talk.process.pid, signal.SIGINT)
+    talk.process.send("still here")
+    assert talk.message() == "still here"
+    talk.process.end()
+
+
+PROGRAM = """
+import os, sys, time
+from macllm.child import ChildProcess
+child = ChildProcess("tests.child_targets:start_sleeper", False, on_message=lambda pid: print(pid, flush=True))
+{body}
+"""
+
+
+@pytest.mark.parametrize("body", ["time.sleep(60)", "sys.stdin.read()"])
+def test_the_parents_death_ends_the_child_and_what_it_started(body: str) -> None:
+    path = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", PROGRAM.format(body=body)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **pipes) as parent:
+        assert parent.stdout is not None
+        sleeper = int(parent.stdout.readline())
+        if "stdin" in body:
+            assert parent.stdin is not None
+            parent.stdin.close()
+            parent.wait(30)
+            assert not runs(sleeper)
+        parent.kill()
+    wait_for(lambda: not runs(sleeper))
+
+
+def test_a_signal_while_the_child_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of a signal handler between the start and its record used to leave a process that nobody knew."""
+    popen, pids = subprocess.Popen, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        process = popen(*arguments, **options)
+        pids.append(process.pid)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Talk("sleep_deaf")
+    (pid,) = pids
+    assert not runs(pid)
+
+
+def test_a_child_that_cannot_be_started_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(OSError, match="nowhere"):
+        Talk("echo", None)
+
+
+def test_ending_twice_and_from_a_callback_does_no_harm() -> None:
+    ended = threading.Event()
+    process: list[ChildProcess] = []
+
+    def end(message: Any) -> None:
+        process[0].end()
+
+    process.append(ChildProcess("tests.child_targets:echo", 1, on_message=end, on_exit=lambda exit: ended.set()))
+    assert ended.wait(30)
+    process[0].end()
+    process[0].end()
+
+
+def test_a_bug_keeps_its_traceback_and_an_error_of_ours_its_parts() -> None:
+    ours = UsageError("no", cause="because", remedy="do")
+    assert portable(ours) is ours
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError as error:
+        abroad = pickle.loads(pickle.dumps(portable(error)))
+    assert isinstance(abroad, ZeroDivisionError)
+    assert "test_child.py" in "".join(abroad.__notes__)
