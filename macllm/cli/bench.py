@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macllm.units import bytes_text
+
 from .fetch import fetch
 from .native import compile_kernels
-from .output import Progress, bytes_text
+from .output import Progress
 
 if TYPE_CHECKING:
     from macllm.evaluate.speed import Figure, Speed

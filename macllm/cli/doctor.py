@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from macllm.errors import UnsupportedMachineError, UsageError
+from macllm.units import bytes_text
 
-from .output import Progress, bytes_text, say
+from .output import Progress, say
 
 
 @click.command("doctor")

@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from macllm.units import bytes_text
+
 from . import doctor_decoding, doctor_trials
 from .doctor_machine import machine
-from .output import bytes_text, say
+from .output import say
 
 if TYPE_CHECKING:
     from macllm.ops.metal.approved import Kept

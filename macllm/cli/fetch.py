@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .output import Progress, bytes_text, say
+from macllm.units import bytes_text
+
+from .output import Progress, say
 
 if TYPE_CHECKING:
     from macllm.hub import DownloadProgress

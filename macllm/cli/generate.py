@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macllm.errors import UsageError
+from macllm.units import bytes_text
 
 from .fetch import fetch
 from .native import compile_kernels
-from .output import Progress, bytes_text, say
+from .output import Progress, say
 from .sampling import model_options, sampling_options
 
 if TYPE_CHECKING:

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from macllm.units import bytes_text
+
 from .fetch import get
-from .output import bytes_text, say
+from .output import say
 
 NAME_HELP = "A model is org/name, org/name@revision or a folder."
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from macllm.errors import MacllmError
+from macllm.units import bytes_text, duration_text
 
 REDRAW_SECONDS = 0.1
 PLAIN_LINE_SECONDS = 10.0
@@ -35,24 +36,6 @@ def _one_line(text: str) -> str:
 def _tint(word: str, code: str) -> str:
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
     return word if plain else f"\033[{code}m{word}\033[0m"
-
-
-def bytes_text(count: float) -> str:
-    """A size as people read it: 512 B, 14.2 MB, 4.1 GB (powers of ten, as disks are sold)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as people read it: 42 s, 3 min 05 s, 2 h 07 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 @dataclass

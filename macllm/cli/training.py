@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .output import bytes_text, duration_text, say
+from macllm.units import bytes_text, duration_text
+
+from .output import say
 
 if TYPE_CHECKING:
     from macllm.train.events import Prepared, Step, TrainEvent

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from macllm.errors import DoesNotFitError, MacllmError, ModelNotFoundError
+from macllm.units import bytes_text
 
 from .cache import near_names, repo_folder, write_plan, write_text
 from .files import INDEX_NAME, Listing, RepoFile, needed_files
@@ -145,7 +146,7 @@ def _check_disk(name: ModelName, missing_bytes: int) -> None:
     if missing_bytes > free_bytes:
         raise DoesNotFitError(
             f"{name} does not fit on the disk",
-            cause=f"it needs {_size(missing_bytes)} more, and {_size(free_bytes)} are free at {cache_folder()}",
+            cause=f"it needs {bytes_text(missing_bytes)} more, and {bytes_text(free_bytes)} are free at {cache_folder()}",
             remedy="free some space (`macllm models rm NAME`), or set HF_HUB_CACHE to a folder on a larger disk",
         )
 
@@ -168,12 +169,6 @@ def _disk_errors(name: ModelName) -> Generator[None]:
             cause=str(error),
             remedy=f"check {cache_folder()} and its permissions, or set HF_HUB_CACHE to another folder",
         ) from error
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes >= 1e9:
-        return f"{size_bytes / 1e9:.2f} GB"
-    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes:,} bytes"
 
 
 class _Meter:

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from macllm.cli import output
-from macllm.cli.output import Progress, bytes_text, duration_text
+from macllm.cli.output import Progress
 from macllm.errors import UsageError
 
 
@@ -21,30 +21,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (14_200_000, "14.2 MB"),
-        (4.1e9, "4.1 GB"),
-        (2.5e12, "2.5 TB"),
-        (9e15, "9000.0 TB"),
-    ],
-)
-def test_bytes_read_as_people_read_them(count: float, text: str) -> None:
-    assert bytes_text(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
-)
-def test_durations_read_as_people_read_them(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
 
 
 def test_a_terminal_gets_one_line_that_is_redrawn_and_wiped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,29 +43,6 @@ def test_a_short_count_has_five_characters_at_most(number: int, shown: str) -> N
     assert len(shown) <= 5
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0.0, "0.00 s"),
-        (0.314, "0.31 s"),
-        (4.1, "4.1 s"),
-        (60, "1 min 0 s"),
-        (119.7, "1 min 59 s"),
-        (3725, "62 min 5 s"),
-    ],
-)
-def test_a_time_span_has_no_sixty_seconds(seconds: float, shown: str) -> None:
-    assert units.duration(seconds) == shown
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "shown"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (15_800_000, "15.8 MB"), (999_960_000, "1.0 GB"), (5.1e9, "5.1 GB")],
-)
-def test_a_size_is_in_decimal_units(size_bytes: int, shown: str) -> None:
-    assert units.size(size_bytes) == shown
-
-
 def test_the_speed_is_of_the_tokens_that_came_in_the_last_two_seconds() -> None:
     speed = units.Speed()
     speed.add(100, 10.0)

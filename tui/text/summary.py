@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from macllm.chat.session import Turn
+from macllm.units import duration_text
 
 from . import units
 
@@ -15,7 +16,7 @@ def summarize(turn: Turn) -> str:
         parts.append(units.tokens(tokens))
         if (speed := turn.timing.tokens_per_second(tokens)) > 0:
             parts.append(units.rate(speed))
-        parts.append(f"first after {units.duration(turn.timing.prefill_seconds)}")
+        parts.append(f"first after {duration_text(turn.timing.prefill_seconds, fine=True)}")
         if turn.usage.cached_tokens:
             parts.append(f"reused {units.count(turn.usage.cached_tokens)} of {units.count(turn.usage.prompt_tokens)}")
     ending = {

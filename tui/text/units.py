@@ -26,23 +26,6 @@ def short_count(number: int) -> str:
     return f"{number / 1_000_000:.1f}M"
 
 
-def size(size_bytes: int) -> str:
-    """Bytes in decimal units, as disks and macOS count them: 15.8 MB, 5.1 GB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor * 0.9995:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes} B"
-
-
-def duration(seconds: float) -> str:
-    """A time span: 0.31 s, 4.1 s, 2 min 5 s."""
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-
-
 def rate(tokens_per_second: float) -> str:
     """A speed with three figures at most: 61.4 tok/s, 312 tok/s."""
     digits = 0 if tokens_per_second >= 100 else 1

@@ -8,6 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from macllm.chat.session import ContextUse
+from macllm.units import bytes_text
 
 from ..text import units
 
@@ -93,5 +94,5 @@ def _context(context: ContextUse | None) -> tuple[list[Content], list[Content]]:
 def _memory(status: Status) -> list[Content]:
     if not status.memory_bytes:
         return []
-    limit = f"/{units.size(status.memory_limit_bytes)}" if status.memory_limit_bytes else ""
-    return [Content.styled(f"memory {units.size(status.memory_bytes)}{limit}", "$foreground 60%")]
+    limit = f"/{bytes_text(status.memory_limit_bytes)}" if status.memory_limit_bytes else ""
+    return [Content.styled(f"memory {bytes_text(status.memory_bytes)}{limit}", "$foreground 60%")]

@@ -13,6 +13,7 @@ from textual.widgets import Static
 from macllm.chat.session import Turn
 from macllm.errors import MacllmError
 from macllm.generation.request import Delta
+from macllm.units import duration_text
 
 from ..text import units
 from ..text.summary import summarize
@@ -104,7 +105,7 @@ class Reasoning(VerticalGroup):
     def _draw(self) -> None:
         folded = self.has_class("-folded")
         done = self._seconds is not None
-        told = f"thought for {units.duration(self._seconds)}" if self._seconds is not None else "thinking…"
+        told = f"thought for {duration_text(self._seconds, fine=True)}" if self._seconds is not None else "thinking…"
         counted = f" · {units.tokens(self._tokens)}" if self._tokens else ""
         self.query_one(ReasoningTitle).update(Content(f"{'▸' if folded else '▾'} {told}{counted}"))
         shown = self.text.strip()

@@ -1,0 +1,27 @@
+"""Quantities as text, in the units and with the digits that people read."""
+
+from __future__ import annotations
+
+
+def bytes_text(size_bytes: float) -> str:
+    """A size in decimal units, as disks and macOS count them: 512 B, 14.2 MB, 4.1 GB."""
+    if size_bytes < 999.5:
+        return f"{size_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        size_bytes /= 1000
+        if size_bytes < 999.95:
+            return f"{size_bytes:.1f} {unit}"
+    return f"{size_bytes / 1000:.1f} TB"
+
+
+def duration_text(seconds: float, *, fine: bool = False) -> str:
+    """A time span: 42 s, 3 min 05 s, 2 h 07 min; `fine` ones are 0.31 s and 4.1 s below a minute."""
+    if fine and seconds < 0.995:
+        return f"{seconds:.2f} s"
+    if fine and seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
