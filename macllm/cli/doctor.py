@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
 import click
@@ -34,7 +35,8 @@ def command(build: bool, kernels: bool, as_json: bool) -> None:
             raise UsageError("--kernels is about Metal, --build about Linux: one at a time")
         from .doctor_kernels import examine
 
-        report = examine()
+        with closing(_Narrator()) as narrator:
+            report = examine(narrator)
         click.echo(json.dumps(report.facts(), indent=2, allow_nan=False) if as_json else report.text(), nl=as_json)
         return
     if build:
@@ -52,6 +54,28 @@ def command(build: bool, kernels: bool, as_json: bool) -> None:
         click.echo(title)
         for name, value in group.items():
             click.echo(f"  {name.removesuffix('_bytes').replace('_', ' '):<18} {_shown(name, value)}")
+
+
+class _Narrator:
+    """Narration on stderr: a line of progress for each stage, and lines between them."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        self.close()
+        say(text)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if self._progress is None or self._progress.label != stage:
+            self.close()
+            self._progress = Progress(stage, unit="steps")
+        self._progress.update(done, total)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
 
 
 def _build() -> str:

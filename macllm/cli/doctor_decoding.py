@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .output import Progress
-
 if TYPE_CHECKING:
     from macllm.ops.metal.trial import Timing
 
@@ -42,8 +40,11 @@ class Decoding:
         ]
 
 
-def decoding() -> Decoding:
-    """The bundled model, quantized in memory, with MLX's operations and with the kernels that serve, in turn."""
+def decoding(progress: Callable[[int, int], None] = lambda done, total: None) -> Decoding:
+    """Decode with the bundled model, quantized in memory: MLX's operations and the kernels that serve, in turn.
+
+    `progress` gets the rounds done and the rounds in all.
+    """
     import mlx.core as mx
 
     from macllm.checkpoint import load
@@ -57,22 +58,20 @@ def decoding() -> Decoding:
     mx.eval(model.parameters())
     prompt = tokenizer.encode(PROMPT)
     wrote: dict[str, list[int]] = {}
+    done = 0
 
-    with Progress("decoding", unit="rounds") as progress:
-        done = 0
+    def run(name: str, how: Callable[[], AbstractContextManager[None]]) -> Callable[[], float]:
+        def once() -> float:
+            nonlocal done
+            progress(done, 2 + 4 * TURNS)
+            done += 1
+            with how():
+                wrote[name], seconds = _written(model, prompt)
+            return seconds
 
-        def run(name: str, how: Callable[[], AbstractContextManager[None]]) -> Callable[[], float]:
-            def once() -> float:
-                nonlocal done
-                progress.update(done, 2 + 4 * TURNS)
-                done += 1
-                with how():
-                    wrote[name], seconds = _written(model, prompt)
-                return seconds
+        return once
 
-            return once
-
-        timing = compared(run("ours", _as_decided), run("stock", lambda: using("stock")))
+    timing = compared(run("ours", _as_decided), run("stock", lambda: using("stock")))
     others = (i for i, (a, b) in enumerate(zip(wrote["ours"], wrote["stock"], strict=True)) if a != b)
     return Decoding(
         str(model.hidden(mx.array([prompt])).dtype).removeprefix("mlx.core."),

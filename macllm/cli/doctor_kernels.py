@@ -8,15 +8,15 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from macllm.units import bytes_text
 
 from . import doctor_decoding, doctor_trials
 from .doctor_machine import machine
-from .output import say
 
 if TYPE_CHECKING:
     from macllm.ops.metal.approved import Kept
@@ -126,7 +126,17 @@ class Report:
         return [self._without_names(one) for one in told] if isinstance(told, list | tuple) else told
 
 
-def examine() -> Report:
+class Narrator(Protocol):
+    """Listener of an examination, which takes minutes."""
+
+    def say(self, text: str) -> None:
+        """Take one line of narration."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Take the number of steps done of a stage, and of all its steps."""
+
+
+def examine(narrator: Narrator) -> Report:
     """Try all kernels and keep what is decided, at the end and at once."""
     import mlx.core as mx
 
@@ -141,18 +151,18 @@ def examine() -> Report:
         return Report(about, _texts(), why)
     about = {"chip": approved.machine()["chip"], **about, "system": approved.machine()["system"]}
     known = list(cases())
-    say(f"trying {len(known)} pieces of work; nothing is kept before the end")
-    verdicts = doctor_trials.trials(known, doctor_trials.try_cases)
+    narrator.say(f"trying {len(known)} pieces of work; nothing is kept before the end")
+    verdicts = doctor_trials.trials(known, doctor_trials.try_cases, partial(narrator.progress, "kernels"))
     if doctor_trials.is_validated():
         return Report(about, _texts(), "Metal checks what kernels do, which takes time", tuple(verdicts))
     decided, found = decisions(verdicts), None
     if any(decided.decisions.values()):
-        say("decoding with the bundled model, with kernels and without")
+        narrator.say("decoding with the bundled model, with kernels and without")
         with approved.supposing(decided):
-            found = doctor_decoding.decoding()
+            found = doctor_decoding.decoding(partial(narrator.progress, "decoding"))
         decided = withdrawn(decided, found)
     bandwidth = read_bytes_per_second()
-    say(f"kept in {approved.remember(decided)}")
+    narrator.say(f"kept in {approved.remember(decided)}")
     return Report(about, _texts(), None, tuple(verdicts), decided, found, bandwidth)
 
 

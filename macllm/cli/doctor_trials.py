@@ -12,8 +12,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .output import Progress
-
 if TYPE_CHECKING:
     from macllm.ops.metal.case import Case
     from macllm.ops.metal.trial import Verdict
@@ -48,14 +46,19 @@ def is_validated() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("MTL_SHADER_VALIDATION", "MTL_DEBUG_LAYER"))
 
 
-def trials(known: list[Case], worker: Worker) -> list[Verdict]:
-    """A verdict of each case. Of an op whose kernels bring a process down, or never end, the rest is left out."""
+def trials(
+    known: list[Case], worker: Worker, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Verdict]:
+    """A verdict of each case. Of an op whose kernels bring a process down, or never end, the rest is left out.
+
+    `progress` gets the cases done and the cases in all.
+    """
     left, found = list(range(len(known))), dict[int, "Verdict"]()
-    with tempfile.TemporaryDirectory() as folder, Progress("kernels", unit="cases") as progress:
+    with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         while left:
             log.write_text("")
-            for verdict in _verdicts(worker, str(log), left, progress, len(known)):
+            for verdict in _verdicts(worker, str(log), left, lambda left: progress(len(known) - left, len(known))):
                 found[left.pop(0)] = verdict
             if left:
                 failed = known[left.pop(0)]
@@ -64,7 +67,7 @@ def trials(known: list[Case], worker: Worker) -> list[Verdict]:
     return [found[i] for i in sorted(found)]
 
 
-def _verdicts(worker: Worker, log: str, left: list[int], progress: Progress, total: int) -> Iterator[Verdict]:
+def _verdicts(worker: Worker, log: str, left: list[int], remaining: Callable[[int], None]) -> Iterator[Verdict]:
     """What a process sends until it ends, well or not."""
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -73,7 +76,7 @@ def _verdicts(worker: Worker, log: str, left: list[int], progress: Progress, tot
     theirs.close()
     try:
         while left:
-            progress.update(total - len(left), total)
+            remaining(len(left))
             if not ours.poll(WAIT_SECONDS):
                 Path(log).write_text(f"it did not end in {WAIT_SECONDS:.0f} s")
                 return

@@ -102,7 +102,7 @@ def on_a_mac(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("macllm.ops.metal.cases.cases", some)
     monkeypatch.setattr(doctor_trials, "try_cases", by_the_simulator)
     monkeypatch.setattr("macllm.evaluate.machine.read_bytes_per_second", lambda: 1e9)
-    monkeypatch.setattr(doctor_decoding, "decoding", lambda: decoded())
+    monkeypatch.setattr(doctor_decoding, "decoding", lambda progress: decoded())
     return kept
 
 
@@ -254,7 +254,7 @@ def test_an_interrupt_keeps_nothing_and_leaves_no_process(
 def test_kernels_that_make_a_whole_model_slower_are_not_used(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_decoding, "decoding", lambda: decoded(SLOWER, other=7))
+    monkeypatch.setattr(doctor_decoding, "decoding", lambda progress: decoded(SLOWER, other=7))
     assert main(["doctor", "--kernels"]) == 0
     printed = capsys.readouterr().out
     assert "the tokens are the same up to token 7" in printed
