@@ -33,7 +33,7 @@ def command(build: bool, kernels: bool, as_json: bool) -> None:
     if kernels:
         if build:
             raise UsageError("--kernels is about Metal, --build about Linux: one at a time")
-        from .doctor_kernels import examine
+        from macllm.doctor.kernels import examine
 
         with closing(_Narrator()) as narrator:
             report = examine(narrator)
@@ -44,7 +44,7 @@ def command(build: bool, kernels: bool, as_json: bool) -> None:
         if not as_json:
             click.echo(path)
             return
-    from .doctor_machine import facts
+    from macllm.doctor.machine import facts
 
     found = facts()
     if as_json:

@@ -146,7 +146,7 @@ def _check_disk(name: ModelName, missing_bytes: int) -> None:
     if missing_bytes > free_bytes:
         raise DoesNotFitError(
             f"{name} does not fit on the disk",
-            cause=f"it needs {bytes_text(missing_bytes)} more, and {bytes_text(free_bytes)} are free at {cache_folder()}",
+            cause=f"it needs {bytes_text(missing_bytes)} more; {bytes_text(free_bytes)} are free at {cache_folder()}",
             remedy="free some space (`macllm models rm NAME`), or set HF_HUB_CACHE to a folder on a larger disk",
         )
 

@@ -315,7 +315,7 @@ def test_a_hostile_listing_writes_nothing(hub, change):
 def test_a_disk_too_small_is_told_with_both_numbers_before_the_first_byte(hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(snapshot.shutil, "disk_usage", lambda path: usage(0, 0, 200_000))
-    with pytest.raises(DoesNotFitError, match=r"needs 300\.\d kB more, and 200\.0 kB are free") as caught:
+    with pytest.raises(DoesNotFitError, match=r"needs 300\.\d kB more; 200\.0 kB are free") as caught:
         macllm_hub.resolve("org/tiny")
     assert caught.value.exit_code == 4
     assert hub.sent_bytes == {}

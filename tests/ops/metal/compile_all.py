@@ -16,9 +16,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from macllm.doctor.case import Case
+from macllm.doctor.cases import cases
 from macllm.ops.metal import Call, executed_by, options
-from macllm.ops.metal.case import Case
-from macllm.ops.metal.cases import cases
 from tests.simulator import front
 from tests.simulator.lint import findings
 from tests.simulator.text import captured

@@ -7,9 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from macllm.doctor.case import Case
+from macllm.doctor.cases import cases
 from macllm.ops.metal import HERE, text
-from macllm.ops.metal.case import Case
-from macllm.ops.metal.cases import cases
 from tests.ops.metal import compile_all
 from tests.ops.metal.compile_all import main, texts
 

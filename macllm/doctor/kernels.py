@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from macllm.units import bytes_text
 
-from . import doctor_decoding, doctor_trials
-from .doctor_machine import machine
+from . import decoding, subprocess
+from .machine import machine
 
 if TYPE_CHECKING:
     from macllm.ops.metal.approved import Kept
-    from macllm.ops.metal.trial import Verdict
 
-    from .doctor_decoding import Decoding
+    from .benchmark import Verdict
+    from .decoding import Decoding
 
 SIMULATOR = "python -m tests.simulator FILE"
 APART = ("flash_", "sparse_attention", "linear_attention")
@@ -142,8 +142,9 @@ def examine(narrator: Narrator) -> Report:
 
     from macllm.evaluate.machine import read_bytes_per_second
     from macllm.ops.metal import approved
-    from macllm.ops.metal.cases import cases
-    from macllm.ops.metal.trial import decisions
+
+    from .benchmark import decisions
+    from .cases import cases
 
     about: dict[str, Any] = {**machine(), "mlx": version("mlx")}
     if not mx.metal.is_available():
@@ -152,14 +153,14 @@ def examine(narrator: Narrator) -> Report:
     about = {"chip": approved.machine()["chip"], **about, "system": approved.machine()["system"]}
     known = list(cases())
     narrator.say(f"trying {len(known)} pieces of work; nothing is kept before the end")
-    verdicts = doctor_trials.trials(known, doctor_trials.try_cases, partial(narrator.progress, "kernels"))
-    if doctor_trials.is_validated():
+    verdicts = subprocess.trials(known, subprocess.try_cases, partial(narrator.progress, "kernels"))
+    if subprocess.is_validated():
         return Report(about, _texts(), "Metal checks what kernels do, which takes time", tuple(verdicts))
     decided, found = decisions(verdicts), None
     if any(decided.decisions.values()):
         narrator.say("decoding with the bundled model, with kernels and without")
         with approved.supposing(decided):
-            found = doctor_decoding.decoding(partial(narrator.progress, "decoding"))
+            found = decoding.decoding(partial(narrator.progress, "decoding"))
         decided = withdrawn(decided, found)
     bandwidth = read_bytes_per_second()
     narrator.say(f"kept in {approved.remember(decided)}")

@@ -10,12 +10,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from macllm.doctor.benchmark import Timing, Verdict, decisions, trials, tried
+from macllm.doctor.case import Arrays, Case
+from macllm.doctor.cases import cases
 from macllm.ops import dispatch, metal
 from macllm.ops.metal import DTYPES, approved
 from macllm.ops.metal.approved import Kept
-from macllm.ops.metal.case import Arrays, Case
-from macllm.ops.metal.cases import cases
-from macllm.ops.metal.trial import Timing, Verdict, decisions, trials, tried
 from tests.simulator.intercept import simulated
 from tests.simulator.run import How
 

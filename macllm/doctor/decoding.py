@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from macllm.ops.metal.trial import Timing
+    from macllm.doctor.benchmark import Timing
 
 PROMPT = "A language model predicts"
 NEW_TOKENS = 64
@@ -48,9 +48,9 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
     import mlx.core as mx
 
     from macllm.checkpoint import load
+    from macllm.doctor.benchmark import TURNS, compared
     from macllm.nn import quantize
     from macllm.ops.dispatch import using
-    from macllm.ops.metal.trial import TURNS, compared
 
     model: Any
     model, tokenizer = load()

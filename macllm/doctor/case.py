@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .approved import bucket, key
+from macllm.ops.metal.approved import bucket, key
 
 Arrays = Mapping[str, mx.array]
 Run = Callable[[Arrays], list[mx.array]]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from macllm.ops.attention import attention_reference
+from macllm.ops.metal import flash, kv_decode
 
-from . import flash, kv_decode
 from .case import Arrays, Case, group_size, normal, widened
 
 BITS = 4

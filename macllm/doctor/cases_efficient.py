@@ -8,9 +8,9 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from macllm.ops.linear_attention import State, linear_attention_reference
+from macllm.ops.metal import linear_attention, sparse_attention
 from macllm.ops.sparse_attention import Pattern, sparse_attention_reference
 
-from . import linear_attention, sparse_attention
 from .case import Arrays, Case, normal, widened
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from macllm.cli import doctor_machine, main
+from macllm.cli import main
+from macllm.doctor import machine as doctor_machine
 
 
 def told(**environment: str) -> dict[str, Any]:

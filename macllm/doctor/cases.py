@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import DTYPES, cases_attention, cases_efficient, cases_heads, cases_products
+from macllm.ops.metal import DTYPES
+
+from . import cases_attention, cases_efficient, cases_heads, cases_matmul
 from .case import Case
 
 
 def cases() -> Iterator[Case]:
     """Every one, by type; each makes its arrays when it is tried."""
     for dtype in DTYPES:
-        for family in (cases_heads, cases_attention, cases_products, cases_efficient):
+        for family in (cases_heads, cases_attention, cases_matmul, cases_efficient):
             yield from family.cases(dtype)

@@ -20,16 +20,18 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from macllm.cli import doctor_decoding, doctor_trials, main
-from macllm.cli.doctor_decoding import Decoding
-from macllm.cli.doctor_kernels import Report, withdrawn
-from macllm.cli.doctor_trials import trials
+from macllm.cli import main
+from macllm.doctor import decoding as doctor_decoding
+from macllm.doctor import subprocess as doctor_subprocess
+from macllm.doctor.benchmark import Timing, Verdict, tried
+from macllm.doctor.case import Case
+from macllm.doctor.cases import cases
+from macllm.doctor.decoding import Decoding
+from macllm.doctor.kernels import Report, withdrawn
+from macllm.doctor.subprocess import trials
 from macllm.ops.dispatch import using
 from macllm.ops.metal import approved
 from macllm.ops.metal.approved import Kept
-from macllm.ops.metal.case import Case
-from macllm.ops.metal.cases import cases
-from macllm.ops.metal.trial import Timing, Verdict, tried
 from tests.simulator.intercept import Log, simulated
 from tests.simulator.run import How
 
@@ -99,8 +101,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def on_a_mac(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Metal is there, with three pieces of work, and a model that decodes as fast as ever."""
     monkeypatch.setattr("mlx.core.metal.is_available", lambda: True)
-    monkeypatch.setattr("macllm.ops.metal.cases.cases", some)
-    monkeypatch.setattr(doctor_trials, "try_cases", by_the_simulator)
+    monkeypatch.setattr("macllm.doctor.cases.cases", some)
+    monkeypatch.setattr(doctor_subprocess, "try_cases", by_the_simulator)
     monkeypatch.setattr("macllm.evaluate.machine.read_bytes_per_second", lambda: 1e9)
     monkeypatch.setattr(doctor_decoding, "decoding", lambda progress: decoded())
     return kept
@@ -171,7 +173,7 @@ def test_under_metals_own_checks_nothing_is_timed_or_kept(
     assert "0 of 3 are wrong. Nothing was timed, decided or kept: Metal checks what kernels do" in printed
     assert not on_a_mac.exists()
     monkeypatch.setenv("MTL_SHADER_VALIDATION", "0")
-    assert not doctor_trials.is_validated()
+    assert not doctor_subprocess.is_validated()
 
 
 def test_a_text_that_cannot_be_read_is_named(
@@ -207,7 +209,7 @@ def test_plain_doctor_says_what_was_decided(
 def test_a_kernel_that_brings_its_process_down_is_not_used(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_trials, "try_cases", that_crashes)
+    monkeypatch.setattr(doctor_subprocess, "try_cases", that_crashes)
     assert main(["doctor", "--kernels"]) == 0
     printed = capsys.readouterr()
     assert "its process crashed: [METAL] out of bounds in ~/kernel.metal" in printed.out
@@ -218,7 +220,7 @@ def test_a_kernel_that_brings_its_process_down_is_not_used(
 
 
 def test_what_never_ends_is_left_and_the_rest_of_its_op_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_trials, "WAIT_SECONDS", 4.0)
+    monkeypatch.setattr(doctor_subprocess, "WAIT_SECONDS", 4.0)
     known = some()
     known.insert(1, replace(known[0], label="more of it"))
     found = trials([known[0], *known[2:], known[1]], that_never_ends)
@@ -232,7 +234,7 @@ def test_what_never_ends_is_left_and_the_rest_of_its_op_too(monkeypatch: pytest.
 def test_the_real_worker_says_nothing_on_our_streams(capfd: pytest.CaptureFixture[str]) -> None:
     """Off a Mac MLX refuses to run a kernel; the verdict says so."""
     known = list(cases())
-    (verdict,) = trials(known[:1], doctor_trials.try_cases)
+    (verdict,) = trials(known[:1], doctor_subprocess.try_cases)
     assert (verdict.op, verdict.is_right) == (known[0].op, False)
     assert verdict.error == "RuntimeError: [metal_kernel] No Metal back-end."
     assert capfd.readouterr().out == ""
@@ -241,7 +243,7 @@ def test_the_real_worker_says_nothing_on_our_streams(capfd: pytest.CaptureFixtur
 def test_an_interrupt_keeps_nothing_and_leaves_no_process(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_trials, "try_cases", that_never_ends)
+    monkeypatch.setattr(doctor_subprocess, "try_cases", that_never_ends)
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     assert main(["doctor", "--kernels"]) == 130
@@ -302,7 +304,7 @@ def test_the_bundled_model_decodes_the_same_with_kernels_and_without(monkeypatch
 
     monkeypatch.setattr(doctor_decoding, "NEW_TOKENS", 3)
     monkeypatch.setattr(doctor_decoding, "_as_decided", lambda: using("metal"))
-    monkeypatch.setattr("macllm.ops.metal.trial.compared", both_once)
+    monkeypatch.setattr("macllm.doctor.benchmark.compared", both_once)
     found = doctor_decoding.decoding()
     assert (found.dtype, found.new_tokens, found.first_other_token) == ("float32", 3, None)
     assert log.faults == []

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from . import launch, qmv, sample
+from macllm.ops.metal import launch, qmv, sample
+
 from .case import Arrays, Case, normal, widened
 
 BITS, GROUP, EPS = 4, 64, 1e-5

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from macllm.ops.metal import launch, qkv_post
 from macllm.ops.qkv_post import Rules, qkv_post_reference
 
-from . import launch, qkv_post
 from .case import Arrays, Case, group_size, normal, widened
 
 AT, BITS = 41, 4

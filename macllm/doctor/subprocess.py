@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from macllm.ops.metal.case import Case
-    from macllm.ops.metal.trial import Verdict
+    from .benchmark import Verdict
+    from .case import Case
 
 WAIT_SECONDS = 300.0
 """What a case may take."""
@@ -31,8 +31,8 @@ def try_cases(talk: Connection, log: str, numbers: list[int]) -> None:
     os.dup2(said, 2)
     import mlx.core as mx
 
-    from macllm.ops.metal.cases import cases
-    from macllm.ops.metal.trial import tried
+    from .benchmark import tried
+    from .cases import cases
 
     known = list(cases())
     clock = None if is_validated() else time.perf_counter
@@ -90,7 +90,7 @@ def _verdicts(worker: Worker, log: str, left: list[int], remaining: Callable[[in
 
 
 def _crashed(case: Case, log: Path) -> Verdict:
-    from macllm.ops.metal.trial import Verdict
+    from .benchmark import Verdict
 
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     dtype = str(case.dtype).removeprefix("mlx.core.")

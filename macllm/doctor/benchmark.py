@@ -11,7 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .approved import Kept
+from macllm.ops.metal.approved import Kept
+
 from .case import Arrays, Case, Run
 from .cases import cases
 

@@ -1,0 +1,1 @@
+"""The self-test: what this machine is, which kernels are right on it, and which of them pay."""
