@@ -50,6 +50,11 @@ class Budget:
         self.written = 0
         self.spans: list[tuple[int, int]] = []
 
+    def begin(self) -> None:
+        """Nothing is written yet; what earlier attempts spent stays spent."""
+        self.written = 0
+        self.spans = []
+
     def step(self, text: int = 0) -> None:
         """Pays for one operation that makes `text` characters."""
         self._text_left -= text

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from macllm.errors import UsageError
 
 from .json_data import is_list, is_object, list_in, read_json
+from .messages import plain, read_messages, read_tools
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
     from .limits import Budget
+    from .sandbox import SandboxEnvironment
 
 MAX_SOURCE = 98_304  # characters; the longest template of a known model has half of it
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 class TemplateError(UsageError):
@@ -36,6 +36,7 @@ class ChatTemplate:
         self.sources = {"default": sources} if isinstance(sources, str) else dict(sources)
         self._tokens = dict(tokens or {})
         self._compiled: dict[str, Template] = {}
+        self._asks_for_null: dict[str, bool] = {}
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any], tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -101,30 +102,43 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: dict[str, Any],
     ) -> tuple[str, Budget]:
+        from .forms import write_conversation
         from .limits import Budget, Limits, spending
 
-        if not messages:
-            raise TemplateError(
-                "An empty conversation has no text.", remedy='give a message: {"role": "user", "content": "..."}'
-            )
+        conversation, tools = read_messages(messages), read_tools(tools)
         name = self._choose(variables.pop("template", None), tools)
         data = {
             **self._tokens,
-            **{key: _plain(value) for key, value in variables.items()},
-            "messages": [_message(message) for message in messages],
-            "tools": _plain(list(tools)) if tools is not None else None,
-            "documents": _plain(variables.get("documents")),
+            **{key: plain(value) for key, value in variables.items()},
+            "messages": conversation,
+            "tools": tools,
+            "documents": plain(variables.get("documents")),
             "add_generation_prompt": add_generation_prompt,
         }
         budget = Budget(Limits(), input_chars=_chars(data))
-        chunks: list[str] = []
-        with spending(budget), _explained():
-            if name not in self._compiled:
-                self._compiled[name] = _compile(self.sources[name])
-            for chunk in self._compiled[name].generate(data):
-                budget.write(chunk)
-                chunks.append(chunk)
-        return "".join(chunks), budget
+
+        def write(messages: list[dict[str, Any]]) -> str:
+            budget.begin()
+            chunks: list[str] = []
+            with _explained():
+                if name not in self._compiled:
+                    self._compiled[name] = _environment(self.sources[name]).from_string(self.sources[name])
+                for chunk in self._compiled[name].generate({**data, "messages": messages}):
+                    budget.write(chunk)
+                    chunks.append(chunk)
+            return "".join(chunks)
+
+        with spending(budget):
+            return write_conversation(conversation, write, lambda: self._wants_null(name)), budget
+
+    def _wants_null(self, name: str) -> bool:
+        from .forms import asks_for_null
+
+        if name not in self._asks_for_null:
+            with _explained():
+                parsed = _environment(self.sources[name]).parse(self.sources[name])
+                self._asks_for_null[name] = asks_for_null(parsed)
+        return self._asks_for_null[name]
 
     def _choose(self, name: str | None, tools: object) -> str:
         if name is None:
@@ -168,12 +182,13 @@ def _declared(value: Any) -> dict[str, str]:
     return {str(e["name"]): e["template"] for e in entries if isinstance(e.get("template"), str) and "name" in e}
 
 
-def _compile(source: str) -> Template:
+def _environment(source: str) -> SandboxEnvironment:
+    """What a template is parsed and run in. Raises `TemplateError` for one that is too long."""
     from .sandbox import SandboxEnvironment
 
     if len(source) > MAX_SOURCE:
         raise _too_long()
-    return SandboxEnvironment().from_string(source)
+    return SandboxEnvironment()
 
 
 class _explained:  # noqa: N801
@@ -210,38 +225,6 @@ def _explain(error: Exception) -> TemplateError:
         cause = f"line {error.lineno}: {error.message}"
         return TemplateError("The model's chat template is not valid Jinja.", cause=cause, remedy=_OTHER)
     return TemplateError("The model's chat template failed.", cause=said or type(error).__name__, remedy=_OTHER)
-
-
-def _message(message: Any) -> dict[str, Any]:
-    """The message as plain data without empty fields, its reasoning under the names that templates read."""
-    plain = _plain(message)
-    if not is_object(plain):
-        raise TemplateError(
-            f"A message of the conversation is {type(message).__name__}, not an object.",
-            remedy='write messages as {"role": "user", "content": "..."}',
-        )
-    # A missing field is what templates ask for; a null they would write out as "None".
-    plain = {name: value for name, value in plain.items() if value is not None}
-    reasoning = next((plain[name] for name in _REASONING_FIELDS if name in plain), None)
-    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
-
-
-def _plain(value: Any) -> Any:
-    """A copy made of plain JSON types: no object with methods of its own reaches a template."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int | float):
-        return int(value) if isinstance(value, int) else float(value)
-    if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value)
-        return {_plain(key): _plain(items[key]) for key in items}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("Sequence[Any]", value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return f"<{type(value).__name__}>"
 
 
 def _chars(value: Any) -> int:

@@ -159,7 +159,7 @@ def test_named_templates_are_chosen_by_tools_and_by_name(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("messages", [[], ["text"], [None], [["role", "user"]]])
 def test_what_is_no_conversation_is_an_error_with_an_example(messages: list) -> None:
-    with pytest.raises(TemplateError) as caught:
+    with pytest.raises(UsageError) as caught:
         ChatTemplate("x").render(messages)
     assert '"role": "user"' in (caught.value.remedy or "")
 

@@ -1,0 +1,259 @@
+"""The form of a conversation that a chat template can write: templates differ in what they expect.
+
+Some write `content` as it is, some go through its parts; some tell a call by `content is none`, some would write
+"None"; some write `arguments` as a text, some as JSON, some go through its items. A template is watched while it
+writes the conversation at hand, and given another form where the first went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeGuard
+
+from jinja2 import nodes
+
+from macllm.errors import UsageError
+
+from .json_data import is_list, is_object
+from .messages import arguments_in
+
+_NULL = re.compile(r"\b(?:None|null)\b")
+Messages = list[dict[str, Any]]
+Render = Callable[[Messages], str]
+
+
+def write_conversation(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
+    """The text that `render` makes of the messages, in the first form in which it loses and garbles nothing.
+
+    `messages` are as `read_messages` returns them; `asks_for_null` says whether the template tells messages by
+    `content is none`. Raises what `render` raises for the first form where it can write none of them.
+    """
+    error: UsageError | None = None
+    calls = any("tool_calls" in message for message in messages)
+    for form in (_as_objects, _as_texts)[: 1 + calls]:
+        try:
+            return _with_nulls(form(messages), render, asks_for_null)
+        except UsageError as raised:
+            error = error or raised
+    assert error is not None
+    for at, message in enumerate(messages):
+        for number, call in enumerate(message.get("tool_calls", ())):
+            text = call["function"]["arguments"]
+            if isinstance(text, str) and arguments_in(text) is None:
+                raise UsageError(
+                    f"messages[{at}].tool_calls[{number}] has arguments that are no JSON object: {text[:80]!r}.",
+                    cause=f"the model's chat template writes only objects ({error.cause})",
+                    remedy="mend the JSON text, or give the arguments as an object",
+                ) from error
+    raise error
+
+
+class Arguments(dict[str, Any]):
+    """The arguments of a call: an object for those who go through it, its JSON text for those who write it."""
+
+    def __init__(self, values: dict[str, Any], text: str) -> None:
+        super().__init__(values)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _as_objects(messages: Messages) -> Messages:
+    """The messages with the arguments of their calls as objects; a text that holds no object stays a text."""
+
+    def convert(arguments: Any) -> Any:
+        if is_object(arguments):
+            return Arguments(arguments, _json(arguments))
+        values = arguments_in(arguments)
+        return arguments if values is None else Arguments(values, arguments)
+
+    return _convert_arguments(messages, convert)
+
+
+def _as_texts(messages: Messages) -> Messages:
+    """The messages with the arguments of their calls as JSON texts."""
+    return _convert_arguments(messages, lambda arguments: _json(arguments) if is_object(arguments) else arguments)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _convert_arguments(messages: Messages, convert: Callable[[Any], Any]) -> Messages:
+    def call(value: dict[str, Any]) -> dict[str, Any]:
+        function = value["function"]
+        return {**value, "function": {**function, "arguments": convert(function["arguments"])}}
+
+    return [
+        {**message, "tool_calls": [call(value) for value in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def _with_nulls(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
+    """The text where null contents are kept, left out or empty: the form that writes all calls and no null."""
+    nulls = [message for message in messages if message.get("content") is None]
+    if not nulls:
+        return _with_texts(messages, render)
+    names = [call["function"]["name"] for message in nulls for call in message.get("tool_calls", ())]
+    texts: list[str] = []
+    error: UsageError | None = None
+    for fields in [{"content": None}] * asks_for_null() + [{}, {"content": ""}]:
+        form = [
+            {**{name: value for name, value in message.items() if name != "content"}, **fields}
+            if message.get("content") is None
+            else message
+            for message in messages
+        ]
+        try:
+            texts.append(_with_texts(form, render))
+        except UsageError as raised:
+            error = error or raised
+            continue
+        if not _NULL.search(texts[-1]) and all(texts[-1].count(name) >= names.count(name) for name in names):
+            return texts[-1]
+    if not texts:
+        assert error is not None
+        raise error
+    return min(texts, key=lambda text: (len(_NULL.findall(text)), -sum(text.count(name) for name in set(names))))
+
+
+def asks_for_null(template: nodes.Template) -> bool:
+    """Whether a template tests the content of a message for null, under whatever name it gives it."""
+    names = {"content"}
+    assignments = [
+        (each.target.name, each.node) for each in template.find_all(nodes.Assign) if isinstance(each.target, nodes.Name)
+    ]
+    for _ in assignments:
+        found = {name for name, value in assignments if _mentions(value, names)}
+        if found <= names:
+            break
+        names |= found
+    tested = [test.node for test in template.find_all(nodes.Test) if test.name == "none"]
+    for compare in template.find_all(nodes.Compare):
+        sides = [compare.expr, *(operand.expr for operand in compare.ops)]
+        if any(isinstance(side, nodes.Const) and side.value is None for side in sides):
+            tested += sides
+    return any(_mentions(node, names) for node in tested)
+
+
+def _mentions(node: nodes.Node, names: set[str]) -> bool:
+    def each(node: nodes.Node) -> Iterator[nodes.Node]:
+        yield node
+        yield from node.find_all((nodes.Name, nodes.Getattr, nodes.Const))
+
+    for part in each(node):
+        if isinstance(part, nodes.Name) and part.name in names:
+            return True
+        if isinstance(part, nodes.Getattr) and part.attr == "content":
+            return True
+        if isinstance(part, nodes.Const) and part.value == "content":
+            return True
+    return False
+
+
+class _Part(dict[str, Any]):
+    """A part of a content; `taken` once somebody took its text."""
+
+    taken = False
+
+    def __getitem__(self, name: str) -> Any:
+        self.taken = self.taken or name == "text"
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.taken = self.taken or name == "text"
+        return super().get(name, default)
+
+
+class _Parts(list[_Part]):
+    """A content in parts; `written` once somebody took the whole for a text."""
+
+    written = False
+
+    def __str__(self) -> str:
+        self.written = True
+        return _joined(self)
+
+    __repr__ = __str__
+
+
+def _is_parts(content: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether a content is parts, and neither a text nor the list that a tool returned."""
+    return is_list(content) and all(is_object(part) and part.get("type") in ("text", "thinking") for part in content)
+
+
+def _joined(parts: Iterable[dict[str, Any]]) -> str:
+    return "".join(str(dict(part).get("text", "")) for part in parts)
+
+
+def _walked(parts: _Parts) -> bool:
+    """Whether somebody went through all parts for their texts, and nobody took the whole for a text."""
+    return not parts.written and all(part.taken or "text" not in part for part in parts)
+
+
+def _with_texts(messages: Messages, render: Render) -> str:
+    """The text; a template that knows no texts as contents, only parts, gets parts."""
+    error = None
+    text = ""
+    try:
+        text = _with_parts(messages, render)
+    except UsageError as raised:
+        error = raised
+    contents = [message.get("content") for message in messages if message["role"] == "user"]
+    said = [content.strip() for content in contents if isinstance(content, str)]
+    if error is not None or any(content not in text for content in said):
+        form = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]}
+            if isinstance(message.get("content"), str)
+            else message
+            for message in messages
+        ]
+        try:
+            in_parts = _with_parts(form, render)
+        except UsageError:
+            in_parts = ""
+        if in_parts and all(content in in_parts for content in said):
+            return in_parts
+    if error is not None:
+        raise error
+    return text
+
+
+def _with_parts(messages: Messages, render: Render) -> str:
+    """The text; contents in parts are joined where the template does not go through them.
+
+    A rendering that fails says only that something was wrong: then the role of the first content that nobody had
+    gone through is joined.
+    """
+    left = {at for at, message in enumerate(messages) if _is_parts(message.get("content"))}
+    form = [
+        {**message, "content": _Parts(_Part(part) for part in message["content"])} if at in left else message
+        for at, message in enumerate(messages)
+    ]
+    text = None
+    while True:
+        try:
+            text = render(form)
+        except UsageError:
+            if not left or text is not None:
+                if text is not None:
+                    return text
+                raise
+            first = min((at for at in left if not _walked(form[at]["content"])), default=min(left))
+            wrong = {at for at in left if messages[at]["role"] == messages[first]["role"]}
+        else:
+            wrong = {at for at in left if not _walked(form[at]["content"])}
+            if not wrong:
+                return text
+        left -= wrong
+        for at in wrong:
+            form[at] = {**messages[at], "content": _joined(messages[at]["content"])}

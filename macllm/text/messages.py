@@ -1,0 +1,235 @@
+"""Messages and tools as clients send them, checked and brought to one form.
+
+The form is that of OpenAI's chat completions, in plain JSON types: `content` is a text, a list of parts or None,
+`tool_calls` a list of {"type": "function", "function": {"name", "arguments"}}. Reading it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from macllm.errors import UsageError
+
+from .json_data import is_list, is_object, list_in, object_in
+
+_EXAMPLE = 'write messages as [{"role": "user", "content": "..."}]'
+_CALL_EXAMPLE = 'write a call as {"type": "function", "function": {"name": "...", "arguments": {...}}}'
+_TOOL_EXAMPLE = (
+    'write tools as [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}]'
+)
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_RESULT_ROLES = ("tool", "tool_results", "tool_response", "ipython", "function", "observation")  # content of any shape
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_THOUGHT_PARTS = ("thinking", "reasoning")
+
+
+def read_messages(messages: Any) -> list[dict[str, Any]]:
+    """The conversation in the form that this module describes; the given one stays as it is.
+
+    Fields that are null count as not given. Text parts under other names are "text" parts, `function_call` is one
+    of the `tool_calls`. Pydantic objects and dataclasses are read as the objects that they are in JSON.
+    Raises `UsageError` with the place of whatever cannot be taken, such as `messages[2]`.
+    """
+    if isinstance(messages, str | bytes):
+        raise UsageError("The conversation is a text, not a list of messages.", remedy=_EXAMPLE)
+    if isinstance(messages, Mapping):
+        raise UsageError(
+            "The conversation is one object, not a list of messages.", remedy="put the message into a list"
+        )
+    if not isinstance(messages, Iterable) or _is_model(messages):
+        raise UsageError(f"The conversation is {_kind(messages)}, not a list of messages.", remedy=_EXAMPLE)
+    read = [_message(message, f"messages[{at}]") for at, message in enumerate(cast("Iterable[Any]", messages))]
+    if not read:
+        raise UsageError("The conversation has no messages.", remedy='send one: {"role": "user", "content": "..."}')
+    return read
+
+
+def read_tools(tools: Any) -> list[dict[str, Any]] | None:
+    """The tools as {"type": "function", "function": {"name", …}} each, None where none are given.
+
+    The function's schema may stand bare, as {"name", "description", "parameters"}.
+    Raises `UsageError` with the place of whatever cannot be taken, such as `tools[0]`.
+    """
+    if tools is None:
+        return None
+    if isinstance(tools, Mapping) or _is_model(tools):
+        raise UsageError("tools is one object, not a list of them.", remedy="put the tool into a list: tools=[...]")
+    if isinstance(tools, str | bytes) or not isinstance(tools, Iterable):
+        raise UsageError(f"tools is {_kind(tools)}, not a list.", remedy=_TOOL_EXAMPLE)
+    return [_tool(tool, f"tools[{at}]") for at, tool in enumerate(cast("Iterable[Any]", tools))]
+
+
+def plain(value: Any) -> Any:
+    """A copy made of plain JSON types: no object with methods of its own reaches a template."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value)
+        return {plain(key): plain(items[key]) for key in items}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in cast("Sequence[Any]", value)]
+    if _is_model(value):
+        return plain(value.model_dump())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return f"<{type(value).__name__}>"
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a value is an object of pydantic, as OpenAI's client returns them."""
+    return not isinstance(value, type) and callable(getattr(value, "model_dump", None))
+
+
+def _kind(value: Any) -> str:
+    """The kind of a value, for an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    names = {"NoneType": "null", "int": "a number", "float": "a number", "bool": "a truth value", "str": "a text"}
+    names |= {"list": "a list", "dict": "an object"}
+    return names.get(type(value).__name__, f"of type {type(value).__name__}")
+
+
+def _object(value: Any, place: str, remedy: str) -> dict[str, Any]:
+    """The plain object that a value is, without fields that are null."""
+    try:
+        read = plain(value)
+    except RecursionError as error:
+        raise UsageError(f"{place} holds itself, or nests too deep.", remedy=remedy) from error
+    if not is_object(read):
+        raise UsageError(f"{place} is {_kind(value)}, not an object.", remedy=remedy)
+    return {name: field for name, field in read.items() if field is not None}
+
+
+def _message(value: Any, place: str) -> dict[str, Any]:
+    message = _object(value, place, _EXAMPLE)
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        found = "has no role" if role is None else f"has a role that is {_kind(role) if role != '' else 'empty'}"
+        raise UsageError(f"{place} {found}.", remedy='roles are "system", "user", "assistant" and "tool"')
+    if "function_call" in message and not message.get("tool_calls"):  # OpenAI's form before tool_calls
+        message["tool_calls"] = [{"type": "function", "function": message["function_call"]}]
+    message.pop("function_call", None)
+    calls = message.pop("tool_calls", [])
+    if not is_list(calls):
+        raise UsageError(f"{place} has tool_calls that are {_kind(calls)}, not a list.", remedy=_CALL_EXAMPLE)
+    if calls:
+        message["tool_calls"] = [_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(calls)]
+    thought = _content(message, role, place)
+    reasoning = next((message[name] for name in _REASONING_FIELDS if name in message), thought)
+    if message["content"] is None and not calls and reasoning is None:
+        raise UsageError(f"{place} has neither content nor tool calls.", remedy='give it "content", which may be ""')
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _content(message: dict[str, Any], role: str, place: str) -> str | None:
+    """Puts the content of a message into its form; the reasoning among its parts."""
+    content = message.get("content")
+    if is_object(content) and "type" in content and role not in _RESULT_ROLES:
+        content = [content]
+    if is_list(content) and (role not in _RESULT_ROLES or _are_parts(content)):
+        parts = [_part(part, f"{place}.content[{at}]") for at, part in enumerate(content)]
+        message["content"] = parts or None
+        thoughts = [str(part["thinking"]) for part in parts if part["type"] == "thinking"]
+        return "".join(thoughts) if thoughts else None
+    if content is not None and not isinstance(content, str) and (role not in _RESULT_ROLES or _is_scalar(content)):
+        raise UsageError(
+            f"{place} has content that is {_kind(content)}, not a text.",
+            remedy='give a text, or parts: [{"type": "text", "text": "..."}]',
+        )
+    message["content"] = content
+    return None
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _are_parts(content: list[Any]) -> bool:
+    """Whether a tool's result is parts, and no list of the tool's own."""
+    known = {*_TEXT_PARTS, *_THOUGHT_PARTS, "image", "image_url", "input_image"}
+    return all(is_object(part) and part.get("type") in known for part in content)
+
+
+def _part(part: Any, place: str) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not is_object(part):
+        raise UsageError(f"{place} is {_kind(part)}, not a part.", remedy='write {"type": "text", "text": "..."}')
+    kind = part.get("type", "text" if "text" in part else None)
+    if kind in _THOUGHT_PARTS:
+        inside = part.get("thinking", part.get("text", ""))
+        texts = [str(object_in(each).get("text", "")) if is_object(each) else str(each) for each in list_in(inside)]
+        return {"type": "thinking", "thinking": inside if isinstance(inside, str) else "".join(texts)}
+    if kind not in _TEXT_PARTS:
+        raise UsageError(
+            f"{place} is {f'a part of type {kind!r}' if isinstance(kind, str) else 'a part without a type'}, not text.",
+            cause="models are run here on text alone",
+            remedy='leave it out, or say in words what it shows: {"type": "text", "text": "..."}',
+        )
+    text = part.get(_TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        raise UsageError(f"{place} is a text part whose text is {_kind(text)}.", remedy="give its text")
+    return {**part, "type": "text", "text": text}
+
+
+def _call(value: Any, place: str) -> dict[str, Any]:
+    call = _object(value, place, _CALL_EXAMPLE)
+    if "function" in call:
+        function = _object(call["function"], f"{place}.function", _CALL_EXAMPLE)
+    else:
+        function = {name: call.pop(name) for name in ("name", "arguments", "parameters") if name in call}
+    if "arguments" not in function and is_object(function.get("parameters")):
+        function["arguments"] = function.pop("parameters")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise UsageError(f"{place} names no function.", remedy=_CALL_EXAMPLE)
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, str) and not is_object(arguments):
+        raise UsageError(
+            f"{place} has arguments that are {_kind(arguments)}, not an object or its JSON text.", remedy=_CALL_EXAMPLE
+        )
+    function["arguments"] = {} if isinstance(arguments, str) and not arguments.strip() else arguments
+    return _as_function(call, function)
+
+
+def arguments_in(text: str) -> dict[str, Any] | None:
+    """The object that the JSON text of a call's arguments holds, None where it holds none."""
+    try:
+        value = json.loads(text, strict=False)  # models write line breaks inside strings
+    except (ValueError, RecursionError):
+        return None
+    return value if is_object(value) else None
+
+
+def _tool(value: Any, place: str) -> dict[str, Any]:
+    if callable(value) and not _is_model(value):
+        raise UsageError(
+            f"{place} is {_kind(value)}, not the description of a function.",
+            cause="a function is described to a model by its JSON schema",
+            remedy=_TOOL_EXAMPLE,
+        )
+    tool = _object(value, place, _TOOL_EXAMPLE)
+    if "function" not in tool and "name" in tool:  # bare, or OpenAI's flat form of the Responses API
+        tool = {"type": "function", "function": {name: tool[name] for name in tool if name != "type"}}
+    if "function" not in tool:
+        kind = tool.get("type")
+        said = f"has the type {kind!r} and no function" if isinstance(kind, str) else "describes no function"
+        raise UsageError(f"{place} {said}.", remedy=_TOOL_EXAMPLE)
+    function = _object(tool["function"], f"{place}.function", _TOOL_EXAMPLE)
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise UsageError(f"{place} is a function without a name.", remedy=_TOOL_EXAMPLE)
+    if "parameters" in function and not is_object(function["parameters"]):
+        found = _kind(function["parameters"])
+        raise UsageError(f"{place} has parameters that are {found}, not a JSON schema.", remedy=_TOOL_EXAMPLE)
+    return _as_function(tool, function)
+
+
+def _as_function(outer: dict[str, Any], function: dict[str, Any]) -> dict[str, Any]:
+    """A tool or a call around its function, its fields in the order given: templates write them as they come."""
+    return {**({} if "type" in outer else {"type": "function"}), **outer, "function": function}
