@@ -14,6 +14,7 @@ from typing import Any
 
 PACKAGES = ("macllm", "mlx", "mlx-lm", "tokenizers", "sentencepiece", "textual", "huggingface-hub", "numpy")
 TRY_KERNELS = "macllm doctor --kernels"
+NOT_COMPILED = "not compiled yet: the first run does it, or macllm doctor --build"
 
 Facts = dict[str, Any]
 
@@ -98,38 +99,41 @@ def _mlx() -> Facts:
 
 
 def _kernels() -> Facts:
-    """What computes where MLX has no Metal: the BLAS under its products, and the kernels compiled for this machine."""
+    """The BLAS under MLX's products where it has no Metal, and the kernels compiled for this machine."""
     if sys.platform != "linux":
         return {"used": "no: they are for Linux"}
-    from macllm.ops import cpu
-    from macllm.ops.cpu import blas, build
+    from macllm.ops.cpu import blas
     from macllm.ops.cpu.machine import compute_threads, wanted
 
     matmul = blas.install()
-    found: Facts = {
-        "matmul": f"{matmul.name}, {matmul.threads} threads" + (f" ({matmul.reason})" if matmul.reason else ""),
-        "used": "no: MACLLM_NATIVE=0",
-        "threads": compute_threads(),
-        "turned_off_by": "MACLLM_NATIVE=0",
-    }
+    threads = f"{matmul.threads} thread{'s' * (matmul.threads != 1)}"
+    found: Facts = {"matmul": f"{matmul.name}, {threads}" + (f" ({matmul.reason})" if matmul.reason else "")}
+    if not wanted():
+        return {"used": "no: MACLLM_NATIVE=0", **found}
+    return {**_compiled(), **found, "threads": compute_threads(), **_ignored("MACLLM_NATIVE")}
+
+
+def _compiled() -> Facts:
+    """The kernels that are wanted here: whether they serve, and with what they are compiled."""
+    from macllm.ops import cpu
+    from macllm.ops.cpu import build
+
+    found: Facts = {}
     try:
-        found |= {
-            "compiler": build.compiler(),
-            "flags": " ".join(build.flags()),
-            "instruction_set": build.instruction_set(),
-            "module": str(build.library()),
-        }
-        if wanted():
-            found["used"] = "not compiled yet: the first run does it, or macllm doctor --build"
-            if not cpu.pending():
-                found["used"] = "yes" if cpu.available() else f"no: {cpu.reason()}"
+        found["compiler"] = build.compiler()
+        found["flags"] = " ".join(build.flags())
+        found["instruction_set"] = build.instruction_set()
+        module = str(build.library())
+        if cpu.pending():
+            return {"used": NOT_COMPILED, **found}
+        serve = cpu.available()
+        return {"used": "yes" if serve else f"no: {cpu.reason()}", **found, "module": module}
     except build.BuildError as error:
-        found["used"] = f"no: {error}" + (f" ({error.remedy})" if error.remedy else "")
-    return found
+        return {"used": f"no: {error}" + (f" ({error.remedy})" if error.remedy else ""), **found}
 
 
 def _metal() -> Facts:
-    """Whether they have been tried here, and what they serve."""
+    """Whether our Metal kernels have been tried here, and what they serve."""
     import mlx.core as mx
 
     from macllm.ops.metal import approved
@@ -138,16 +142,24 @@ def _metal() -> Facts:
         return {"used": "no: they need a Mac" if sys.platform != "darwin" else "no: MLX finds no Metal here"}
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
-        return {"used": f"{'all' if asked == '1' else 'no'}: MACLLM_METAL={asked}"}
-    kept = approved.kept()
+        return {"used": f"{'all, tried or not' if asked == '1' else 'no'}: MACLLM_METAL={asked}"}
+    ignored, kept = _ignored("MACLLM_METAL"), approved.kept()
     if kept is None:
-        return {"used": f"no: not tried on this system with these versions ({TRY_KERNELS} does it, in some minutes)"}
+        used = f"no: not tried on this system with these versions ({TRY_KERNELS} does it, in some minutes)"
+        return {"used": used, **ignored}
     serving = [name for name, used in kept.decisions.items() if used]
     return {
         "used": f"for {len(serving)} of {len(kept.decisions)} kinds of work; {TRY_KERNELS} tries them anew",
+        **ignored,
         "serving": serving,
         "not_serving": {name: kept.reasons.get(name, "") for name, used in kept.decisions.items() if not used},
     }
+
+
+def _ignored(switch: str) -> Facts:
+    """A switch of the environment that is set to something else than 0 and 1, which changes nothing."""
+    asked = os.environ.get(switch) or "1"
+    return {} if asked in ("0", "1") else {"ignored": f"{switch}={asked}: neither 0 nor 1"}
 
 
 def _disk() -> Facts:
@@ -171,8 +183,17 @@ def _paths() -> Facts:
         "cached_bytes": sum(model.size_bytes for model in models),
         "kernel_cache": str(kernel_cache()),
         "hub": "off" if is_offline() else endpoint(),
-        "hub_token": "set" if os.environ.get("HF_TOKEN") else "not set",
+        "hub_token": _hub_token(),
     }
+
+
+def _hub_token() -> str:
+    """The token that downloads send, from the environment or from Hugging Face's file."""
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        return "not used: HF_HUB_DISABLE_IMPLICIT_TOKEN"
+    from huggingface_hub import get_token
+
+    return "set" if get_token() else "not set"
 
 
 def _terminal() -> Facts:

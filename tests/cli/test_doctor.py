@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from macllm.doctor import machine
 from macllm.ops.cpu import build
 from tests.compiling import cached
 
@@ -30,7 +31,7 @@ def kernels(**environment: str) -> dict[str, str]:
     return json.loads(done.stdout)["kernels"]
 
 
-def test_what_serves_how_it_is_compiled_and_how_to_turn_it_off() -> None:
+def test_what_serves_and_how_it_is_compiled() -> None:
     found = kernels(MACLLM_NATIVE_ARCH="")
     assert found["used"] == "yes"
     assert found["matmul"].startswith("OpenBLAS")
@@ -38,15 +39,50 @@ def test_what_serves_how_it_is_compiled_and_how_to_turn_it_off() -> None:
     assert "-march=native" in found["flags"]
     assert found["instruction_set"] == build.instruction_set()
     assert found["module"] == str(build.library())
-    assert found["turned_off_by"] == "MACLLM_NATIVE=0"
-    off = kernels(MACLLM_NATIVE="0")
-    assert off["used"] == "no: MACLLM_NATIVE=0"
-    assert off["matmul"] == "MLX's own, 1 threads (MACLLM_NATIVE=0)"
+    assert "MACLLM_NATIVE" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("more", [{}, {"PATH": "/nowhere", "CXX": ""}], ids=["compiler", "no compiler"])
+def test_kernels_that_are_turned_off_are_all_that_is_said_of_them(more: dict[str, str]) -> None:
+    off = {"used": "no: MACLLM_NATIVE=0", "matmul": "MLX's own, 1 thread (MACLLM_NATIVE=0)"}
+    assert kernels(MACLLM_NATIVE="0", **more) == off
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_a_switch_that_is_on_is_not_said_to_be_off(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACLLM_NATIVE", value)
+    found = machine.facts()["kernels"]
+    assert found["used"] == "yes"
+    assert "MACLLM_NATIVE" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("value", ["off", "false", "2"])
+def test_a_switch_that_means_nothing_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACLLM_NATIVE", value)
+    found = machine.facts()["kernels"]
+    assert found["used"] == "yes"
+    assert found["ignored"] == f"MACLLM_NATIVE={value}: neither 0 nor 1"
+
+
+def test_kernels_that_fail_when_they_are_loaded_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macllm.ops.cpu.available", lambda: False)
+    monkeypatch.setattr("macllm.ops.cpu.reason", lambda: "the compiled kernels do not fit this MLX")
+    assert machine.facts()["kernels"]["used"] == "no: the compiled kernels do not fit this MLX"
+
+
+def test_on_a_mac_nothing_is_said_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("platform.mac_ver", lambda: ("26.1", ("", "", ""), "arm64"))
+    found = machine.facts()
+    assert found["kernels"] == {"used": "no: they are for Linux"}
+    assert found["metal"] == {"used": "no: MLX finds no Metal here"}
 
 
 def test_it_compiles_only_when_it_is_asked_to_and_says_where(compiler: Compiler) -> None:
     log = compiler(0)
-    assert kernels()["used"] == "not compiled yet: the first run does it, or macllm doctor --build"
+    waiting = kernels()
+    assert waiting["used"] == machine.NOT_COMPILED
+    assert "module" not in waiting
     assert not log.read_text()
     first, again = doctor("--build"), doctor("--build")
     assert first.stdout == again.stdout == f"{build.library()}\n"

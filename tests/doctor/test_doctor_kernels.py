@@ -202,8 +202,13 @@ def test_plain_doctor_says_what_was_decided(
     assert (found["serving"], found["not_serving"]) == (["moe float16 1"], {"qmv float16 1": "slower"})
     assert main(["doctor"]) == 0
     assert "    qmv float16 1: slower\n" in capsys.readouterr().out
-    monkeypatch.setenv("MACLLM_METAL", "1")
-    assert metal() == {"used": "all: MACLLM_METAL=1"}
+    for value, used in (("1", "all, tried or not"), ("0", "no")):
+        monkeypatch.setenv("MACLLM_METAL", value)
+        assert metal() == {"used": f"{used}: MACLLM_METAL={value}"}
+    monkeypatch.setenv("MACLLM_METAL", "")
+    assert metal() == found
+    monkeypatch.setenv("MACLLM_METAL", "no")
+    assert metal() == found | {"ignored": "MACLLM_METAL=no: neither 0 nor 1"}
 
 
 def test_a_kernel_that_brings_its_process_down_is_not_used(

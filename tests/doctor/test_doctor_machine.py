@@ -114,3 +114,23 @@ def test_help_tells_what_each_option_costs(capsys: pytest.CaptureFixture[str]) -
     text = " ".join(capsys.readouterr().out.split())
     for word in ("put it into a bug report", "Takes some minutes", "no names, no paths", "(Linux)", "One JSON object"):
         assert word in text
+
+
+def test_a_token_is_found_where_downloads_find_it(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+
+    def said() -> str:
+        return doctor_machine.facts()["paths"]["hub_token"]
+
+    assert said() == "not set"
+    (tmp_path / "token").write_text("hf_secret\n")
+    assert said() == "set"
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    assert said() == "not used: HF_HUB_DISABLE_IMPLICIT_TOKEN"
+    (tmp_path / "token").unlink()
+    monkeypatch.delenv("HF_HUB_DISABLE_IMPLICIT_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    assert said() == "set"
