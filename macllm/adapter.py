@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,6 +21,7 @@ from macllm import families
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
 from macllm.nn import lora
+from macllm.nn.info import ModelInfo
 from macllm.weights.keymap import Rule, Split, our_modules, their_modules
 from macllm.weights.safetensors import load_file, save_file
 
@@ -110,7 +111,7 @@ class _Names:
 
 
 def _names(model: nn.Module) -> _Names:
-    config: Mapping[str, Any] = getattr(model, "config", {})
+    config = cast(ModelInfo, model.info).config
     if not families.is_known(dict(config)):  # mlx-lm's own class, one level down
         return _Names(lambda ours: [ours.removeprefix("model.")], lambda theirs: [f"model.{theirs}"])
     keymap = families.keys(Config(config, ()), "mlx")

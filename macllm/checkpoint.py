@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from macllm import families, hub
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
 from macllm.nn import quantize
+from macllm.nn.info import ModelInfo
 from macllm.nn.linear import Linear, Table
 from macllm.nn.models import Model, build
 from macllm.nn.moe import ExpertLinear
@@ -26,6 +27,7 @@ from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, 
 from macllm.weights.safetensors import load_folder, read_metadata, save_folder
 
 if TYPE_CHECKING:
+    from macllm.families.foreign import ForeignLM
     from macllm.text.tokenizer import Tokenizer
 
 # Apple GPUs before the third generation run bfloat16 in software.
@@ -46,7 +48,7 @@ _GENERATION_KEYS = (
 
 def load(
     name: str | Path | None = None, adapter: str | Path | None = None, dtype: mx.Dtype | None = None
-) -> tuple[nn.Module, Tokenizer]:
+) -> tuple[Any, Tokenizer]:
     """The model and the tokenizer of a folder, of "org/name@revision", or the bundled ones.
 
     `adapter` is a folder with a LoRA adapter to lay over the weights. `dtype` is what floating-point
@@ -65,7 +67,7 @@ def load(
     return model, Tokenizer.from_folder(folder)
 
 
-def load_model(folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
+def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM:
     """The model in `folder`, its weights in memory; mlx-lm's class for a `model_type` that no family reads."""
     config = read_config(folder)
     if not families.is_known(config):
@@ -76,7 +78,9 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
         model = assemble(config, load_folder(folder), _layout(folder, config), dtype)
         config = _own_config(config)
     path = folder / "generation_config.json"
-    return _describe(model, config, _read_json(path) if path.is_file() else {})
+    model.info = _described(model.info, config, _read_json(path) if path.is_file() else {})
+    model.eval()
+    return model
 
 
 def assemble(
@@ -133,13 +137,13 @@ def _as_stored(model: Model) -> frozenset[str]:
     return frozenset(names)
 
 
-def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
+def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
     """Write a checkpoint that mlx-lm and transformers open (a quantized one: mlx-lm). Returns the folder.
 
     Raises UsageError for a model with an adapter laid over it, DoesNotFitError on a full disk.
     """
     folder = Path(folder)
-    config = dict(getattr(model, "config", {}))
+    config = dict(model.info.config)
     if not families.is_known(config):
         raise UsageError("only models of a known family can be saved", cause=f"model_type {config.get('model_type')!r}")
     quantization = quantize.describe(model)
@@ -159,7 +163,7 @@ def save(model: nn.Module, tokenizer: Tokenizer | None, folder: str | Path) -> P
     folder.mkdir(parents=True, exist_ok=True)
     save_folder(theirs, folder, {"format": "mlx" if quantization else "pt"})
     _write_json(folder / "config.json", config)
-    if generation := dict(getattr(model, "generation_config", {})):
+    if generation := dict(model.info.generation_config):
         _write_json(folder / "generation_config.json", generation)
     if tokenizer is not None:
         tokenizer.save(folder)
@@ -231,16 +235,19 @@ def _fill(
         mx.eval(array)
 
 
-def _describe(model: nn.Module, config: Mapping[str, Any], generation: dict[str, Any]) -> nn.Module:
-    """Attach what the checkpoint says beside its weights. Mapping proxies, so that no module takes them for weights."""
+def _described(info: ModelInfo, config: Mapping[str, Any], generation: dict[str, Any]) -> ModelInfo:
+    """The model's facts with those that its checkpoint states beside the weights."""
     for key in _GENERATION_KEYS:
         if generation.get(key) is None and config.get(key) is not None:
             generation[key] = config[key]
-    model.config = MappingProxyType(dict(config))
-    model.generation_config = MappingProxyType(generation)
-    model.decoder_start_token_id = generation.get("decoder_start_token_id", generation.get("bos_token_id"))
-    model.eval()
-    return model
+    ends = generation.get("eos_token_id")
+    return replace(
+        info,
+        config=MappingProxyType(dict(config)),
+        generation_config=MappingProxyType(generation),
+        eos=frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends]),
+        decoder_start=generation.get("decoder_start_token_id", generation.get("bos_token_id")),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

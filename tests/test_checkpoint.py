@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -50,6 +51,19 @@ def test_what_the_config_said_beside_the_architecture_is_kept(tmp_path: Path) ->
     assert json.loads((tmp_path / "b" / "config.json").read_text())["somebody_elses_key"] == [1, {"x": None}]
     kept = json.loads((tmp_path / "b" / "generation_config.json").read_text())
     assert (kept["temperature"], kept["eos_token_id"]) == (0.3, [2, 7])
+
+
+@pytest.mark.parametrize(
+    ("generation", "ends"),
+    [(None, {2}), ({"eos_token_id": 7}, {7}), ({"eos_token_id": [2, 7]}, {2, 7}), ({"temperature": 1.0}, {2})],
+)
+def test_end_tokens_are_one_or_many_and_the_configs_where_nothing_else_names_them(
+    generation: dict | None, ends: set[int], tmp_path: Path
+) -> None:
+    folder = golden("llama").write(tmp_path)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert checkpoint.load_model(folder).info.eos == ends
 
 
 @pytest.mark.parametrize(
@@ -162,7 +176,7 @@ def test_loading_never_holds_much_more_than_the_weights(tmp_path: Path) -> None:
 
     model = build(families.spec(Config(config, ())))
     model.set_dtype(mx.float16)
-    model.config = config
+    model.info = replace(model.info, config=config)
     checkpoint.save(model, None, tmp_path)
     size = (tmp_path / "model.safetensors").stat().st_size
     out = subprocess.run(

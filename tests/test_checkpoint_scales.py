@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def folder_of(config: dict[str, Any], dtype: mx.Dtype, folder: Path, mode: str =
     model: Any = build(families.spec(Config(config)))
     model.set_dtype(dtype)
     quantize.apply(model, group_size=32, bits=4, mode=mode)
-    model.config = config
+    model.info = replace(model.info, config=config)
     return checkpoint.save(model, None, folder)
 
 

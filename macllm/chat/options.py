@@ -30,7 +30,7 @@ class ChatOptions:
     def request(self) -> Request:
         """A request with what the user set, to be checked before a model is loaded."""
         sampling = with_overrides(SamplingParams(), {"seed": self.seed, **self.sampling})
-        return Request(prompt=(), max_tokens=1 if self.max_tokens is None else self.max_tokens, sampling=sampling)
+        return Request(max_tokens=self.max_tokens, sampling=sampling)
 
     @property
     def model_name(self) -> str:

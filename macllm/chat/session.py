@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 from macllm.errors import UsageError
 from macllm.generation.defaults import LARGEST_SEED
-from macllm.generation.request import Delta, Done, Events, FinishReason, Request, SamplingParams, Timing, Usage
+from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill, Request, SamplingParams, Timing, Usage
 
 if TYPE_CHECKING:
     from macllm.generation.engine import Engine
-
-UNBOUNDED_ANSWER_TOKENS = 4096  # of an answer when neither the user nor the model states a limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,9 @@ class Session:
         cancelled = False
         with closing(self.engine.submit(request)) as events:
             for event in events:
-                if isinstance(event, Delta):
+                if isinstance(event, Prefill):
+                    self._used_tokens = event.total
+                elif isinstance(event, Delta):
                     self._used_tokens += len(event.tokens)
                 elif isinstance(event, Done):
                     self._used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
@@ -185,17 +185,8 @@ class Session:
                     self.engine.cancel()
 
     def _request(self) -> Request:
-        prompt = self.engine.render(self.messages)
-        self._used_tokens = len(prompt)
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + self._completions) % (LARGEST_SEED + 1))
         self._completions += 1
-        return Request(prompt=prompt, max_tokens=self._room(len(prompt)), sampling=sampling)
-
-    def _room(self, prompt_tokens: int) -> int:
-        """Tokens that the answer may take. A prompt that leaves none still asks for one: the engine refuses it."""
-        limit = self.engine.info.context_length
-        if self.max_tokens is not None:
-            return self.max_tokens
-        return UNBOUNDED_ANSWER_TOKENS if limit is None else max(limit - prompt_tokens, 1)
+        return Request(messages=tuple(self.messages), max_tokens=self.max_tokens, sampling=sampling)

@@ -83,21 +83,19 @@ def _run(text: str, options: _Options) -> None:
     from macllm.generation.stream import stream
 
     model, tokenizer = load(folder, adapter=options.adapter)
-    with closing(stream(model, tokenizer, _prompt(text, tokenizer, options), **options.request)) as events:
+    prompt = _prompt(text, tokenizer, options)
+    with closing(stream(model, tokenizer, prompt, raw=options.raw, **options.request)) as events:
         done = _print_json(events, tokenizer, options) if options.as_json else _print_text(events)
     if options.verbose and done:
         _say_speed(done)
 
 
 def _prompt(text: str, tokenizer: Tokenizer, options: _Options) -> str | list[dict[str, str]]:
-    if options.raw:
+    if not options.system:
         return text
     if tokenizer.chat_template is None:
-        if options.system:
-            raise UsageError("this model has no chat template to put --system into", remedy="write it into the prompt")
-        return text
-    system = [{"role": "system", "content": options.system}] if options.system else []
-    return [*system, {"role": "user", "content": text}]
+        raise UsageError("this model has no chat template to put --system into", remedy="write it into the prompt")
+    return [{"role": "system", "content": options.system}, {"role": "user", "content": text}]
 
 
 def _told(events: Iterator[Event]) -> Iterator[Event]:

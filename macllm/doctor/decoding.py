@@ -93,12 +93,11 @@ def _as_decided() -> AbstractContextManager[None]:
 def _written(model: Any, prompt: list[int]) -> tuple[list[int], float]:
     """The likeliest tokens, and seconds for each but the first."""
     from macllm.generation.decode import decode, prefill
-    from macllm.generation.limits import vocab_size
     from macllm.generation.request import SamplingParams
     from macllm.generation.sampler import Sampler
 
     cache = model.make_cache()
-    greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, vocab_size(model) or 256)
+    greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, model.info.vocab_size or 256)
     steps = prefill(model, cache, prompt, len(prompt))
     while True:
         try:

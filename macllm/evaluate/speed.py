@@ -15,7 +15,6 @@ from mlx.utils import tree_flatten
 
 from macllm.errors import UsageError
 from macllm.generation.decode import decode, prefill
-from macllm.generation.limits import context_length, is_encoder_decoder, vocab_size
 from macllm.generation.request import SamplingParams
 from macllm.generation.sampler import Sampler
 
@@ -119,9 +118,9 @@ class _Round:
 
 def _prompt(model: Any, workload: Workload) -> list[int]:
     """Random tokens, the same every time."""
-    if is_encoder_decoder(model) or not hasattr(model, "make_cache"):
+    if model.info.kind != "decoder":
         raise UsageError("this model does not continue a text", remedy="a decoder-only model")
-    most = context_length(model)
+    most = model.info.context_length
     left = most - workload.new_tokens if most else _PROMPT_TOKENS
     length = workload.prompt_tokens or min(_PROMPT_TOKENS, left)
     if length < 1 or (most and length + workload.new_tokens > most):
@@ -129,13 +128,13 @@ def _prompt(model: Any, workload: Workload) -> list[int]:
             f"{max(length, 1)} + {workload.new_tokens} tokens are more than the model's context of {most}",
             remedy="a smaller --prompt or --new",
         )
-    return np.random.default_rng(0).integers(0, vocab_size(model) or 256, length).tolist()
+    return np.random.default_rng(0).integers(0, model.info.vocab_size or 256, length).tolist()
 
 
 def _round(model: Any, prompt: list[int], workload: Workload) -> _Round:
     """One prompt and one completion, greedily."""
     cache = model.make_cache(kv_bits=workload.kv_bits)
-    greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, vocab_size(model) or 256)
+    greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, model.info.vocab_size or 256)
     began = time.perf_counter()
     logits = _last(prefill(model, cache, prompt, _PREFILL_STEP))
     tokens = decode(model, cache, logits, greedy, max_tokens=workload.new_tokens, alternatives=None)

@@ -12,24 +12,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macllm.errors import CheckpointError, MacllmError, UsageError
+from macllm.nn.info import ModelInfo
 
 log = logging.getLogger("macllm")
-
-
-@dataclass(frozen=True)
-class ForeignSpec:
-    """All that is known of such a model: its type and the context that its config names."""
-
-    model_type: str
-    context_length: int | None
 
 
 class ForeignLM(nn.Module):
     """A causal language model of mlx-lm. Its head cannot be told from its body: `hidden` gives logits already."""
 
-    def __init__(self, model: nn.Module, spec: ForeignSpec):
+    def __init__(self, model: nn.Module, info: ModelInfo):
         super().__init__()
-        self.model, self.spec = model, spec
+        self.model, self.info = model, info
 
     def __call__(
         self, tokens: mx.array, cache: ForeignCache | None = None, lengths: mx.array | None = None
@@ -112,4 +105,4 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
             cause=str(error).splitlines()[0],
             remedy="macllm models ls, for those that are here",
         ) from error
-    return ForeignLM(model, ForeignSpec(kind, config.get("max_position_embeddings")))
+    return ForeignLM(model, ModelInfo(context_length=config.get("max_position_embeddings")))

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from macllm.nn.info import ModelInfo
+
 from .request import Prefill, TokenLogprob
 from .sampler import Sampler, logprobs_of
 
@@ -42,7 +44,7 @@ class KeyValueCache(Protocol):
 class LanguageModel(Protocol):
     """What generation asks of a model with a vocabulary on top."""
 
-    spec: Any
+    info: ModelInfo
 
     def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> Any:
         """An empty cache."""

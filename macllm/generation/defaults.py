@@ -51,8 +51,8 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "prefill_step": (1, True, math.inf),
     "seed": (0, True, LARGEST_SEED),
 }
-_OPTIONAL = {"seed", "logprobs", "max_context"}
-_WHOLE = {"top_k", "penalty_window", "dry_allowed_length", "dry_window", "max_tokens", "prefill_step"} | _OPTIONAL
+_OPTIONAL = {"seed", "logprobs", "max_context", "max_tokens"}
+_WHOLE = {"top_k", "penalty_window", "dry_allowed_length", "dry_window", "prefill_step"} | _OPTIONAL
 _COLDEST = 1e-4  # colder than this, logits / temperature can leave float32
 
 
@@ -75,12 +75,6 @@ def defaults(generation_config: Mapping[str, Any] | None, *, encoder_decoder: bo
         params = dataclasses.replace(OURS, **named)
     banned = sorted(_banned(file))
     return dataclasses.replace(params, logit_bias=tuple((token, -math.inf) for token in banned)) if banned else params
-
-
-def stop_tokens(generation_config: Mapping[str, Any] | None) -> frozenset[int]:
-    """The tokens that end a completion according to `generation_config.json`."""
-    ends = (generation_config or {}).get("eos_token_id")
-    return frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
 
 
 def new_seed() -> int:

@@ -30,22 +30,21 @@ def embed(
     """
     if pooling not in _POOLS:
         raise UsageError(f"there is no pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
-    # An encoder-decoder starts from a source; of a class of mlx-lm only the logits can be had.
-    if hasattr(model, "start") or not hasattr(model.spec, "embedding"):
+    if model.info.hidden_size is None:  # an encoder-decoder starts from a source; a class of mlx-lm gives logits only
         raise UsageError(
             "this model has no hidden states for a single text", remedy="an encoder, or a decoder-only model"
         )
     if isinstance(texts, str):
         raise UsageError("texts is one text", remedy="embed(model, tokenizer, [text])")
     rows = [tokenizer.encode(text) for text in texts]
-    _check(rows, getattr(model.spec, "context_length", None))
+    _check(rows, model.info.context_length)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     vectors: list[mx.array] = []
     for start in range(0, len(order), batch_size):
         vectors.append(_pooled(model, [rows[index] for index in order[start : start + batch_size]], pooling))
         mx.eval(vectors[-1])
     if not vectors:
-        return mx.zeros((0, model.spec.embedding.dim))
+        return mx.zeros((0, model.info.hidden_size))
     found = mx.concatenate(vectors)[mx.argsort(mx.array(order))]
     return found / mx.maximum(mx.linalg.norm(found, axis=-1, keepdims=True), 1e-12) if normalize else found
 

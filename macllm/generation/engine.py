@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -18,7 +18,6 @@ from macllm.errors import UsageError
 
 from .request import Done, Event, Events, Request, SamplingParams
 
-Messages = Sequence[Mapping[str, Any]]
 _LEAVE_SECONDS = 5.0  # how long the end of the program waits for the step in progress
 
 
@@ -64,10 +63,6 @@ class Engine(Protocol):
 
     def submit(self, request: Request) -> Events:
         """Events of the completion, which begins at once. Closing the iterator stops it after the current step."""
-        ...
-
-    def render(self, messages: Messages, **variables: Any) -> tuple[int, ...]:
-        """The prompt tokens of a conversation."""
         ...
 
     def usage(self) -> MemoryUse:
@@ -172,10 +167,6 @@ class ThreadEngine:
         job = self._call(Call("run", (request,)))
         return EventStream(job, partial(self._stop, job))
 
-    def render(self, messages: Messages, **variables: Any) -> tuple[int, ...]:
-        """The prompt tokens of a conversation. Waits for the completion in progress."""
-        return self._call(Call("render", (messages, variables))).result()
-
     def usage(self) -> MemoryUse:
         """Memory, at any moment."""
         from .worker import memory_use
@@ -208,9 +199,9 @@ class ThreadEngine:
 
 @dataclass(frozen=True)
 class Call:
-    """A method of `Worker` to call; `run` gives many results, the others one."""
+    """A method of `Worker` to call; `run` gives many results, `info` one."""
 
-    method: Literal["info", "run", "render"]
+    method: Literal["info", "run"]
     arguments: tuple[Any, ...] = ()
     job: Job = field(default_factory=Job)
 

@@ -11,7 +11,7 @@ from typing import Any
 from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
-from .engine import EngineInfo, EventStream, Job, MemoryUse, Messages, News, Tell, closed_error
+from .engine import EngineInfo, EventStream, Job, MemoryUse, News, Tell, closed_error
 from .request import Done, Event, Request
 
 
@@ -50,10 +50,6 @@ class ProcessEngine:
         """Events of the completion, which begins at once. Closing the iterator stops it after the current step."""
         job = self._call("run", request)
         return EventStream(job, partial(self._stop, job))
-
-    def render(self, messages: Messages, **variables: Any) -> tuple[int, ...]:
-        """The prompt tokens of a conversation. Waits for the completion in progress."""
-        return self._call("render", messages, variables).result()
 
     def usage(self) -> MemoryUse:
         """Memory of the child, at any moment."""

@@ -6,9 +6,9 @@ unchanged. Terminal, server and library consume the same events.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 DeltaKind = Literal["content", "reasoning", "tool_call"]
@@ -44,10 +44,18 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One completion to make: prompt tokens in, at most `max_tokens` out."""
+    """One completion to make, of a prompt or of messages.
 
-    prompt: tuple[int, ...]
-    max_tokens: int = 256
+    `prompt` is tokens, or a text. A text is one user message, answered through the model's chat template where there
+    is one; `raw` continues it instead. `messages`, `tools` and `variables` are what the chat template takes.
+    """
+
+    prompt: tuple[int, ...] | str = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    raw: bool = False
+    max_tokens: int | None = 256  # None: to the end of the context
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import mlx.core as mx
 
 from macllm.errors import UsageError
+from macllm.nn.info import ModelInfo
 from macllm.text.parts import PartSplitter
 from macllm.text.tokenizer import Tokenizer
 
 from .assemble import Assembler
 from .decode import KeyValueCache, LanguageModel, decode, prefill
-from .defaults import defaults, new_seed, stop_tokens
-from .limits import check, generation_config, is_encoder_decoder, length_class, room
+from .defaults import defaults, new_seed
+from .limits import check, room
 from .prefix import Prefix
+from .prompt import encode_prompt
 from .request import (
     Delta,
     Done,
@@ -39,38 +40,6 @@ _TAG_TOKENS = 32  # more than any tag at the end of a prompt has
 Prompt = str | Sequence[Mapping[str, Any]] | Request
 
 
-class Options(TypedDict, total=False):
-    """The keywords of `stream` and `generate`: fields of Request and SamplingParams, and what a chat template takes."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    xtc_probability: float
-    xtc_threshold: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    penalty_window: int
-    dry_multiplier: float
-    dry_base: float
-    dry_allowed_length: int
-    dry_window: int
-    dry_breakers: Sequence[int]
-    logit_bias: Mapping[int, float]
-    seed: int
-    stop: str | Sequence[str]
-    stop_tokens: Sequence[int]
-    logprobs: int
-    kv_bits: int
-    max_context: int
-    prefill_step: int
-    tools: Sequence[Mapping[str, Any]]
-    variables: Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Completion:
     """All of one completion; as a string, its answer."""
@@ -89,13 +58,124 @@ class Completion:
         return self.text
 
 
-def generate(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[Options]) -> Completion:
-    """The completion of a text, or the answer to messages. Takes the options of `stream`."""
+def generate(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    raw: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    typical_p: float | None = None,
+    xtc_probability: float | None = None,
+    xtc_threshold: float | None = None,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    penalty_window: int | None = None,
+    dry_multiplier: float | None = None,
+    dry_base: float | None = None,
+    dry_allowed_length: int | None = None,
+    dry_window: int | None = None,
+    dry_breakers: Sequence[int] | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_tokens: Sequence[int] | None = None,
+    logprobs: int | None = None,
+    kv_bits: int | None = None,
+    max_context: int | None = None,
+    prefill_step: int | None = None,
+) -> Completion:
+    """The whole completion: the answer to a text or to messages. Takes and raises what `stream` does."""
+    return _collected(stream(**locals()), tokenizer)
+
+
+def stream(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    raw: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    typical_p: float | None = None,
+    xtc_probability: float | None = None,
+    xtc_threshold: float | None = None,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    penalty_window: int | None = None,
+    dry_multiplier: float | None = None,
+    dry_base: float | None = None,
+    dry_allowed_length: int | None = None,
+    dry_window: int | None = None,
+    dry_breakers: Sequence[int] | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_tokens: Sequence[int] | None = None,
+    logprobs: int | None = None,
+    kv_bits: int | None = None,
+    max_context: int | None = None,
+    prefill_step: int | None = None,
+) -> Events:
+    """Events of a completion: Prefill as the prompt goes in, Delta as text becomes certain, Done at the end.
+
+    A text is one user message, answered through the model's chat template where there is one; `raw` continues it
+    instead. Messages are answered; `tools` and `variables` are for their template. What is None comes from the
+    checkpoint's generation_config.json, then from `Request` and `SamplingParams`. Closing the iterator stops after
+    the current step. Raises UsageError for options that cannot be taken and DoesNotFitError for a prompt longer
+    than the context.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "prompt")}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    if isinstance(prompt, Request):
+        if given:
+            raise UsageError("a Request already says everything; options go into it", cause=", ".join(given))
+        return run(model, tokenizer, prompt)
+    return run(model, tokenizer, make_request(model, prompt, given))
+
+
+def make_request(
+    model: LanguageModel, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> Request:
+    """The request that `prompt` and the options given make for this model."""
+    options = dict(options)
+    if isinstance(options.get("logit_bias"), Mapping):
+        options["logit_bias"] = tuple(options["logit_bias"].items())
+    if isinstance(options.get("stop"), str):
+        options["stop"] = (options["stop"],)
+    for name, kind in (("stop", tuple), ("dry_breakers", tuple), ("stop_tokens", frozenset), ("tools", tuple)):
+        if name in options:
+            options[name] = kind(options[name])
+    if isinstance(prompt, str):
+        options["prompt"] = prompt
+    elif not prompt:
+        raise UsageError("there are no messages to answer", remedy="send at least one user message")
+    else:
+        options["messages"] = tuple(prompt)
+    sampling_names = {each.name for each in fields(SamplingParams)}
+    drawn = {name: options.pop(name) for name in sampling_names & options.keys()}
+    return Request(sampling=replace(default_sampling(model.info), **drawn), **options)
+
+
+def _collected(events: Events, tokenizer: Tokenizer) -> Completion:
     texts: dict[str, list[str]] = {"content": [], "reasoning": [], "tool_call": []}
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
     done: Done | None = None
-    for event in stream(model, tokenizer, prompt, **options):
+    for event in events:
         if isinstance(event, Delta):
             texts[event.kind].append(event.text)
             tokens += event.tokens
@@ -121,61 +201,9 @@ def generate(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack
     )
 
 
-def stream(model: Any, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[Options]) -> Events:
-    """Events of a completion: Prefill as the prompt goes in, Delta as text becomes certain, Done at the end.
-
-    A text is continued; messages are answered, through the model's chat template (`tools` and `variables` are
-    for that). Options that are not given come from the checkpoint's generation_config.json, then from macllm.
-    Closing the iterator stops after the current step. Raises UsageError for options that cannot be taken and
-    DoesNotFitError for a prompt longer than the context.
-    """
-    if isinstance(prompt, Request):
-        if options:
-            raise UsageError("a Request already says everything; options go into it", cause=", ".join(options))
-        return run(model, tokenizer, prompt)
-    return run(model, tokenizer, make_request(model, tokenizer, prompt, options))
-
-
-def make_request(
-    model: Any, tokenizer: Tokenizer, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> Request:
-    """The request that `prompt` and `options` make for this model."""
-    options = dict(options)
-    tools, variables = options.pop("tools", None), options.pop("variables", None) or {}
-    if isinstance(prompt, str):
-        if tools or variables:
-            raise UsageError("tools and variables are for messages, not for a text")
-        tokens = tokenizer.encode(prompt) if prompt else []
-    else:
-        if not prompt:
-            raise UsageError("there are no messages to answer", remedy="send at least one user message")
-        tokens = tokenizer.encode_chat(list(prompt), tools=tools, **variables)
-    if isinstance(options.get("logit_bias"), Mapping):
-        options["logit_bias"] = tuple(options["logit_bias"].items())
-    if isinstance(options.get("stop"), str):
-        options["stop"] = (options["stop"],)
-    for name, kind in (("stop", tuple), ("dry_breakers", tuple), ("stop_tokens", frozenset)):
-        if name in options:
-            options[name] = kind(options[name])
-    sampling_names = {each.name for each in fields(SamplingParams)}
-    request_names = {each.name for each in fields(Request)} - {"prompt", "sampling"}
-    for name in options:
-        if name not in sampling_names | request_names:
-            close = get_close_matches(name, sampling_names | request_names, n=1)
-            raise UsageError(f"there is no option {name}", remedy=close[0] if close else None)
-    sampling = replace(
-        default_sampling(model), **{name: value for name, value in options.items() if name in sampling_names}
-    )
-    return Request(
-        prompt=tuple(tokens),
-        sampling=sampling,
-        **{name: value for name, value in options.items() if name in request_names},
-    )
-
-
-def default_sampling(model: Any) -> SamplingParams:
-    """How this model is sampled when nobody says."""
-    return defaults(generation_config(model), encoder_decoder=is_encoder_decoder(model))
+def default_sampling(info: ModelInfo) -> SamplingParams:
+    """Default sampling parameters of a model."""
+    return defaults(info.generation_config, encoder_decoder=info.kind == "encoder-decoder")
 
 
 def run(
@@ -191,24 +219,34 @@ def run(
     `cancelled` is asked after every step; once it says so, what was made so far is kept and Done follows. However
     it ends, the cache that stays in `prefix` holds tokens that were shown and no others.
     """
-    check(model, request)
-    return _Run(model, tokenizer, request, prefix or Prefix(), cancelled).events()
+    prompt = encode_prompt(tokenizer, request)
+    check(model.info, request, prompt)
+    return _Run(model, tokenizer, request, prompt, prefix or Prefix(), cancelled).events()
 
 
 class _Run:
     """One completion while it is made."""
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, request: Request, prefix: Prefix, cancelled: Callable[[], bool]
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        request: Request,
+        prompt: tuple[int, ...],
+        prefix: Prefix,
+        cancelled: Callable[[], bool],
     ) -> None:
-        self._model, self._request, self._prefix, self._cancelled = model, request, prefix, cancelled
+        self._model, self._request, self._prompt = model, request, prompt
+        self._prefix, self._cancelled = prefix, cancelled
+        self._info: ModelInfo = model.info
+        self._room = room(self._info, request, len(prompt))
         self._seed = new_seed() if request.sampling.seed is None else request.sampling.seed
-        self._ends = request.stop_tokens | stop_tokens(generation_config(model))
+        self._ends = request.stop_tokens | self._info.eos
         if tokenizer.eos_token_id is not None:
             self._ends |= {tokenizer.eos_token_id}
         named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         unseen = frozenset(token for token in named if token is not None)
-        splitter = part_splitter(tokenizer, request.prompt)
+        splitter = part_splitter(tokenizer, prompt)
         self._assembler = Assembler(tokenizer.detokenizer(), splitter, request.stop, unseen)
         self._drawn: list[int] = []
 
@@ -217,7 +255,7 @@ class _Run:
         mx.reset_peak_memory()
         self._began = self._first = self._last = time.perf_counter()
         cache, inputs, cached = self._begin()
-        total = len(self._request.prompt)
+        total = len(self._prompt)
         try:
             yield Prefill(cached, total)
             reason = yield from self._complete(cache, inputs, cached)
@@ -238,18 +276,19 @@ class _Run:
         """A cache, the decoder's input, and how much of that the cache already holds."""
         model, request = self._model, self._request
         limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": request.kv_bits}
-        if not is_encoder_decoder(model):
-            rotation = length_class(model, request)
-            if rotation is not None and request.max_context is None:
-                limits["max_context"] = len(request.prompt) + room(model, request)
-            kind = (request.max_context, request.kv_bits, rotation)
-            cache, cached = self._prefix.take(request.prompt, kind, lambda: model.make_cache(**limits))
-            if cached and rotation is not None:
-                cache.max_context = limits["max_context"]
-            return cache, request.prompt, cached
-        forced = generation_config(model).get("forced_bos_token_id")
-        inputs = [model.decoder_start_token_id] + ([] if forced is None else [forced])
-        return model.start(mx.array([request.prompt], dtype=mx.int32), **limits), inputs, 0
+        if self._info.kind == "encoder-decoder":
+            forced = self._info.generation_config.get("forced_bos_token_id")
+            inputs = [token for token in (self._info.decoder_start, forced) if token is not None]
+            return model.start(mx.array([self._prompt], dtype=mx.int32), **limits), inputs, 0
+        reach = request.max_context or len(self._prompt) + self._room
+        rotation = self._info.rotation_class(reach)
+        if rotation is not None:
+            limits["max_context"] = reach
+        kind = (request.max_context, request.kv_bits, rotation)
+        cache, cached = self._prefix.take(self._prompt, kind, lambda: model.make_cache(**limits))
+        if cached and rotation is not None:
+            cache.max_context = reach
+        return cache, self._prompt, cached
 
     def _complete(
         self, cache: KeyValueCache, inputs: Sequence[int], cached: int
@@ -257,7 +296,7 @@ class _Run:
         """Everything between the first Prefill and the last of the text; says why it ended."""
         model, request = self._model, self._request
         # a decoder's one or two first tokens are no part of the prompt, and not worth a word
-        step = len(inputs) if is_encoder_decoder(model) else request.prefill_step
+        step = len(inputs) if self._info.kind == "encoder-decoder" else request.prefill_step
         reading = prefill(model, cache, inputs[cached:], step)
         while True:
             if self._cancelled():
@@ -268,14 +307,13 @@ class _Run:
                 logits = end.value
                 break
         sampler = Sampler(request.sampling, self._seed, inputs, logits.shape[-1])
-        most = room(model, request)
-        tokens = decode(model, cache, logits, sampler, max_tokens=most, alternatives=request.logprobs)
+        tokens = decode(model, cache, logits, sampler, max_tokens=self._room, alternatives=request.logprobs)
         for sampled in tokens:
             self._last = time.perf_counter()
             self._drawn.append(sampled.token)
             if len(self._drawn) == 1:
                 self._first = self._last
-                yield Prefill(len(request.prompt), len(request.prompt))
+                yield Prefill(len(self._prompt), len(self._prompt))
             if sampled.token in self._ends:
                 return "stop"
             yield from self._assembler.add(sampled)
@@ -287,7 +325,7 @@ class _Run:
 
     def _settle(self, cache: KeyValueCache, inputs: Sequence[int]) -> None:
         """Take back what was computed and not shown, and leave the cache for the next turn."""
-        if is_encoder_decoder(self._model):
+        if self._info.kind == "encoder-decoder":
             return
         surplus = cache.offset - len(inputs) - self._assembler.shown
         if 0 < surplus <= cache.trimmable:

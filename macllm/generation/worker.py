@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .engine import EngineInfo, MemoryUse
-from .limits import context_length, vocab_size
 from .prefix import Prefix
 from .request import Events, Request
 from .stream import default_sampling, run
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
-
-    from .engine import Messages
 
 
 class Worker:
@@ -35,20 +32,16 @@ class Worker:
         arrays: list[tuple[str, Any]] = tree_flatten(self._model.parameters())  # type: ignore[assignment]
         return EngineInfo(
             model_name=self._model_name,
-            context_length=context_length(self._model),
-            vocab_size=vocab_size(self._model) or self._tokenizer.vocab_size,
+            context_length=self._model.info.context_length,
+            vocab_size=self._model.info.vocab_size or self._tokenizer.vocab_size,
             weights_bytes=sum(array.nbytes for _, array in arrays),
             has_chat_template=self._tokenizer.chat_template is not None,
-            defaults=default_sampling(self._model),
+            defaults=default_sampling(self._model.info),
         )
 
     def run(self, request: Request, cancelled: Callable[[], bool]) -> Events:
         """Events of a completion that goes on from the last one where the prompt does."""
         return run(self._model, self._tokenizer, request, prefix=self._prefix, cancelled=cancelled)
-
-    def render(self, messages: Messages, variables: Mapping[str, Any]) -> tuple[int, ...]:
-        """The prompt tokens of a conversation."""
-        return tuple(self._tokenizer.encode_chat(messages, **variables))
 
 
 def memory_use() -> MemoryUse:

@@ -11,6 +11,7 @@ from macllm.errors import UsageError
 from macllm.ops.kv import Dense
 
 from .cache import Cache, make_layers
+from .info import describe
 from .linear import Linear
 from .position import Span
 from .spec import Bidirectional, DecoderSpec, EncoderDecoderSpec, EncoderSpec, Local, MaskSpec, ModelSpec, StackSpec
@@ -23,6 +24,7 @@ class DecoderLM(nn.Module):
     def __init__(self, spec: DecoderSpec):
         super().__init__()
         self.spec = spec
+        self.info = describe(spec)
         self.embedding = Embedding(spec.embedding)
         self.decoder = Stack(spec.embedding.dim, spec.decoder)
         self.head = Head(spec.head, spec.embedding)
@@ -66,6 +68,7 @@ class EncoderLM(nn.Module):
     def __init__(self, spec: EncoderSpec):
         super().__init__()
         self.spec = spec
+        self.info = describe(spec)
         self.embedding = Embedding(spec.embedding)
         self.encoder = Stack(spec.embedding.dim, spec.encoder)
         if spec.pooler:
@@ -99,6 +102,7 @@ class EncoderDecoderLM(nn.Module):
     def __init__(self, spec: EncoderDecoderSpec):
         super().__init__()
         self.spec = spec
+        self.info = describe(spec)
         self.embedding = Embedding(spec.source)
         self.target_embedding = Embedding(spec.target, table=not spec.shared)
         self.encoder = Stack(spec.source.dim, spec.encoder)

@@ -80,22 +80,12 @@ class RoPE:
 
     def table(self, span: Span) -> tuple[mx.array, float]:
         """Wavelengths (dims / 2,) for a sequence that reaches as far as `span`, and what rotated dims are scaled by."""
-        kind = _length_class(self.spec, span.reach)
+        kind = self.spec.length_class(span.reach)
         made = self._table
         if made is None or made[0] != kind:
             wavelengths, magnitude = rotation(self.spec, kind)
             made = self._table = kind, mx.array(wavelengths), magnitude
         return made[1:]
-
-
-def _length_class(spec: RoPESpec, length: int) -> int:
-    """`length`, or one number for all lengths that rotate alike (so that tables are made once)."""
-    match spec.scaling:
-        case DynamicScaling(_, trained):
-            return max(length, trained)
-        case LongScaling(trained=trained):
-            return trained + 1 if length > trained else 0
-    return 0
 
 
 @lru_cache(maxsize=256)

@@ -85,6 +85,21 @@ class RoPESpec:
     interleaved: bool = False  # pairs (0,1),(2,3).. instead of (0,d/2),(1,d/2+1)..
     scaling: RoPEScaling | None = None
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the angles of a position depend on the length of its sequence."""
+        return isinstance(self.scaling, DynamicScaling | LongScaling)
+
+    def length_class(self, length: int) -> int:
+        """`length`, or one number for all lengths that rotate alike (so that tables are made once)."""
+        match self.scaling:
+            case DynamicScaling(_, trained):
+                return max(length, trained)
+            case LongScaling(trained=trained):
+                return trained + 1 if length > trained else 0
+            case _:
+                return 0
+
 
 @dataclass(frozen=True)
 class Causal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 from macllm import adapter, checkpoint
 from macllm.errors import UsageError
 from macllm.nn import lora
-from macllm.nn.models import EncoderDecoderLM, EncoderLM
 
 from . import data
-from .config import FinetuneConfig
+from .config import FinetuneConfig, LongRows, Schedule, Select
 from .events import TrainEvent
 from .loop import Trainer
 from .objectives.clm import clm
@@ -21,13 +20,55 @@ from .run import Run
 
 
 def finetune(
-    config: FinetuneConfig | None = None, *, on_event: Callable[[TrainEvent], None] | None = None, **keywords: Any
+    config: FinetuneConfig | None = None,
+    *,
+    on_event: Callable[[TrainEvent], None] | None = None,
+    model: str | None = None,
+    adapter_path: str | None = None,
+    num_layers: int | None = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    dropout: float | None = None,
+    keys: Sequence[str] | None = None,
+    data: str | None = None,
+    valid: str | None = None,
+    valid_fraction: float | None = None,
+    max_seq_length: int | None = None,
+    long_rows: LongRows | None = None,
+    mask_prompt: bool | None = None,
+    batch_size: int | None = None,
+    grad_accumulation_steps: int | None = None,
+    iters: int | None = None,
+    epochs: float | None = None,
+    seed: int | None = None,
+    learning_rate: float | None = None,
+    schedule: Schedule | None = None,
+    warmup: float | None = None,
+    decay: float | None = None,
+    min_lr_ratio: float | None = None,
+    beta1: float | None = None,
+    beta2: float | None = None,
+    epsilon: float | None = None,
+    weight_decay: float | None = None,
+    decay_all: bool | None = None,
+    max_grad_norm: float | None = None,
+    steps_per_report: int | None = None,
+    steps_per_eval: int | None = None,
+    val_batches: int | None = None,
+    save_every: int | None = None,
+    keep: int | None = None,
+    select: Select | None = None,
+    resume: bool | None = None,
 ) -> Path:
     """Train a LoRA adapter; the run's folder, which mlx-lm takes as an adapter as well.
 
-    Takes a config or its fields as keywords. Interrupted, it leaves a snapshot and an adapter of the last whole
-    step, and goes on with `resume=True`.
+    Takes a config, or its fields as keywords (`FinetuneConfig` documents each). Interrupted, it leaves a snapshot and
+    an adapter of the last whole step, and goes on with `resume=True`. Raises UsageError for values that cannot be
+    taken.
     """
+    keywords = {name: value for name, value in locals().items() if name not in ("config", "on_event")}
+    if config is not None and (given := [name for name, value in keywords.items() if value is not None]):
+        raise UsageError("a config already says everything; keywords go into it", cause=", ".join(given))
     config = config or FinetuneConfig.load(**keywords)
     with closing(events(config)) as stream:
         for event in stream:
@@ -57,9 +98,9 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
 
 
 def _reach(model: Any, config: FinetuneConfig) -> int | None:
-    if isinstance(model, EncoderLM | EncoderDecoderLM):
+    if model.info.kind != "decoder":
         raise UsageError(f"{config.model} is no causal language model", remedy="a model that macllm chat talks to")
-    return model.spec.context_length
+    return model.info.context_length
 
 
 def _about(config: FinetuneConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,7 +49,7 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     model = new_model(raw, config)
     _check_vocabulary(model, tokenizer, config)
-    rows = data.load(config, tokenizer, model.spec.context_length)
+    rows = data.load(config, tokenizer, model.info.context_length)
     with Run(folder, config, {"rows": rows.fingerprint(), "architecture": raw}) as run:
         trainer = Trainer(model, clm, config, rows, run.snapshots)
         yield from run.watch(trainer, lambda: checkpoint.save(model, tokenizer, folder / "model"), folder / "model")
@@ -66,7 +67,7 @@ def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
     if not isinstance(model, DecoderLM):
         raise UsageError(f"{config.config} is no causal language model", remedy="a decoder such as model_type llama")
     initialize(model, config.init_std, config.seed)
-    model.config = MappingProxyType(raw)
+    model.info = replace(model.info, config=MappingProxyType(raw))
     return model
 
 

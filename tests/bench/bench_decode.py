@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def write(config: dict[str, Any], folder: Path) -> None:
     mx.random.seed(0)
     config = {**COMMON, **config}
     model: Any = build(families.spec(Config(config, ())))
-    model.config = config
+    model.info = replace(model.info, config=config)
     checkpoint.save(model, None, folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from macllm.errors import DoesNotFitError, EngineCrashedError
@@ -27,24 +27,23 @@ class ScriptedEngine:
         self.closed = False
         self._cancelled = threading.Event()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> tuple[int, ...]:
-        self.rendered.append([dict(message) for message in messages])
-        return tuple(range(sum(len(message["content"].split()) + 1 for message in messages)))
-
     def submit(self, request: Request) -> Iterator[Event]:
         if self.closed:
             raise EngineCrashedError("the engine is closed")
         self._cancelled.clear()
         self.requests.append(request)
+        self.rendered.append([dict(message) for message in request.messages])
+        prompt = sum(len(message["content"].split()) + 1 for message in request.messages)
         limit = self.info.context_length
-        if limit is not None and len(request.prompt) >= limit:
-            raise DoesNotFitError(
-                f"the prompt has {len(request.prompt)} tokens; the context holds {limit}", remedy="less"
-            )
+        if limit is not None and prompt >= limit:
+            raise DoesNotFitError(f"the prompt has {prompt} tokens; the context holds {limit}", remedy="less")
         steps = self.answers.pop(0) if self.answers else ["ok"]
-        return self._events(request, steps)
+        return self._events(request, prompt, steps)
 
-    def _events(self, request: Request, steps: Sequence[Step]) -> Iterator[Event]:
+    def _events(self, request: Request, prompt: int, steps: Sequence[Step]) -> Iterator[Event]:
+        limit = self.info.context_length
+        room = 10_000 if limit is None else limit - prompt
+        most = room if request.max_tokens is None else request.max_tokens
         count = 0
         for step in steps:
             if self._waits(step) or self._cancelled.is_set():
@@ -56,10 +55,10 @@ class ScriptedEngine:
             if isinstance(step, Delta | Prefill):
                 count += isinstance(step, Delta)
                 yield step
-            if count >= request.max_tokens:
+            if count >= most:
                 break
-        reason = "cancelled" if self._cancelled.is_set() else "length" if count >= request.max_tokens else "stop"
-        yield Done(reason, Usage(len(request.prompt), count), Timing(0.25, 0.5, 5_000_000), request.sampling.seed or 7)
+        reason = "cancelled" if self._cancelled.is_set() else "length" if count >= most else "stop"
+        yield Done(reason, Usage(prompt, count), Timing(0.25, 0.5, 5_000_000), request.sampling.seed or 7)
 
     def _waits(self, step: Step) -> bool:
         """Wait as a step asks; whether the answer was cancelled meanwhile."""

@@ -208,10 +208,12 @@ def test_clear_forgets_what_was_said_but_not_the_system_prompt() -> None:
 
 
 def test_the_context_grows_with_prompt_and_answer() -> None:
-    session = Session(ScriptedEngine(["x", "y"], context_length=50))
+    session = Session(ScriptedEngine([Prefill(0, 4), "x", "y"], context_length=50))
     events = session.reply("one two three")  # 4 tokens by the engine's count
     next(events)
-    assert (session.context.used_tokens, session.context.limit_tokens) == (5, 50)
+    assert (session.context.used_tokens, session.context.limit_tokens) == (4, 50)
+    next(events)
+    assert session.context.used_tokens == 5
     list(events)
     assert session.context.used_tokens == 6
 
@@ -221,7 +223,7 @@ def test_a_conversation_longer_than_the_context_is_refused_not_cut() -> None:
     session = Session(engine)
     with pytest.raises(DoesNotFitError):
         list(session.reply("word " * 30))
-    assert len(engine.requests[0].prompt) == 31
+    assert len(engine.rendered[0][0]["content"].split()) == 30
     assert session.turns == ()
 
 
@@ -229,14 +231,12 @@ def test_an_answer_may_run_to_the_end_of_the_context_unless_bounded() -> None:
     engine = ScriptedEngine(context_length=100)
     list(Session(engine).reply("a b c"))
     list(Session(engine, max_tokens=7).reply("a b c"))
-    assert [request.max_tokens for request in engine.requests] == [96, 7]
+    assert [request.max_tokens for request in engine.requests] == [None, 7]
 
 
-def test_without_a_known_context_an_answer_still_ends() -> None:
-    engine = ScriptedEngine(context_length=None)
-    session = Session(engine)
+def test_a_context_without_a_known_limit_is_told_so() -> None:
+    session = Session(ScriptedEngine(context_length=None))
     list(session.reply("a"))
-    assert engine.requests[0].max_tokens == 4096
     assert session.context.limit_tokens is None
 
 

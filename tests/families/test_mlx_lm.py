@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -59,7 +60,7 @@ def write(name: str, folder: Path) -> None:
         config["num_experts"] = config["num_local_experts"]
     mx.random.seed(0)
     model = build(families.spec(Config(config, ())))
-    model.config = config
+    model.info = replace(model.info, config=config)
     checkpoint.save(model, None, folder)
 
 

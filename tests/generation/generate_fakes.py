@@ -6,7 +6,6 @@ import codecs
 import os
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from macllm.errors import CheckpointError, MacllmError
+from macllm.nn.info import ModelInfo
 
 EOS = 256
 
@@ -67,8 +67,7 @@ class FakeModel(nn.Module):
         if vocab_size > EOS:
             table[:, EOS] = -30
         self.table = mx.array(table.astype(np.float32))
-        self.spec = SimpleNamespace(context_length=context_length, embedding=SimpleNamespace(vocab_size=vocab_size))
-        self.generation_config: dict[str, Any] | None = None
+        self.info = ModelInfo(vocab_size=vocab_size, context_length=context_length)
         self.caches: list[FakeCache] = []
         self.positions = 0  # computed in all
         self._script, self._prompt_size, self._trims, self._delay = tuple(script), prompt_size, trimmable, delay_seconds

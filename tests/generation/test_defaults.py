@@ -6,7 +6,7 @@ import math
 import pytest
 
 from macllm.errors import UsageError
-from macllm.generation.defaults import OURS, check, defaults, stop_tokens
+from macllm.generation.defaults import OURS, check, defaults
 from macllm.generation.request import Request, SamplingParams
 
 
@@ -42,13 +42,6 @@ def test_the_checkpoint_decides_and_where_it_is_silent_we_do(file: dict | None, 
 )
 def test_an_encoder_decoder_is_greedy_unless_its_checkpoint_samples(file: dict | None, temperature: float) -> None:
     assert defaults(file, encoder_decoder=True).temperature == temperature
-
-
-@pytest.mark.parametrize(
-    ("file", "ends"), [(None, set()), ({"eos_token_id": 2}, {2}), ({"eos_token_id": [2, 7]}, {2, 7}), ({}, set())]
-)
-def test_end_tokens_are_one_or_many(file: dict | None, ends: set[int]) -> None:
-    assert stop_tokens(file) == ends
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,6 +10,7 @@ import pytest
 
 import macllm
 from macllm.errors import DoesNotFitError, UsageError
+from macllm.nn.info import ModelInfo
 
 TEXTS = [
     "Attention is all you need.",
@@ -21,7 +21,6 @@ TEXTS = [
 ]
 
 
-@dataclass
 class Letters:
     """A tokenizer of letters."""
 
@@ -29,21 +28,10 @@ class Letters:
         return [ord(letter) % 50 + 1 for letter in text]
 
 
-@dataclass
-class Embedding:
-    dim: int = 6
-
-
-@dataclass
-class Spec:
-    embedding: Embedding
-    context_length: int | None = 40
-
-
 class Counting:
     """A model whose hidden state of a token is known: its one-hot, scaled by its position."""
 
-    spec = Spec(Embedding(51))
+    info = ModelInfo(kind="encoder", vocab_size=51, context_length=40, hidden_size=51)
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []

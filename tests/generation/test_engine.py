@@ -84,9 +84,12 @@ def test_many_turns_give_what_a_fresh_model_gives_and_reuse_what_they_can(engine
         prompt = (*prompt, *tokens_of(events), *b" and")
 
 
-def test_a_conversation_becomes_prompt_tokens(engine: Engine) -> None:
-    messages = [{"role": "user", "content": "hi"}]
-    assert engine.render(messages, enable_thinking=True) == tuple(b"[user]hi{'enable_thinking': True}")
+def test_messages_are_rendered_by_the_owner_of_the_tokenizer(engine: Engine) -> None:
+    messages = ({"role": "user", "content": "hi"},)
+    request = Request(messages=messages, variables={"enable_thinking": True}, max_tokens=1)
+    *_, done = engine.submit(request)
+    assert isinstance(done, Done)
+    assert done.usage.prompt_tokens == len("[user]hi{'tools': None, 'enable_thinking': True}")
 
 
 def test_memory_can_be_asked_during_a_completion(engine: Engine) -> None:

@@ -44,7 +44,7 @@ def test_why_there_are_no_kernels_is_told_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", "/proc/kernels")
     news: list[News] = []
     engine = ProcessEngine("quick", loader=LOADER, tell=news.append)
-    assert engine.render([{"role": "user", "content": "hi"}])
+    assert engine.info.model_name == "quick"
     engine.close()
     (only,) = news
     assert not only.passing

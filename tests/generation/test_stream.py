@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 from typing import Any
 
 import mlx.core as mx
@@ -145,14 +146,14 @@ def test_logprobs_are_of_the_unmodified_distribution(logprobs: int) -> None:
         np.testing.assert_allclose([value for _, value in each.alternatives], row[best], atol=1e-5)
 
 
-@pytest.mark.parametrize("end", ["tokenizer", "generation_config", "request"])
+@pytest.mark.parametrize("end", ["tokenizer", "model", "request"])
 def test_a_stop_token_ends_and_is_not_shown(end: str) -> None:
     model, tokenizer = FakeModel(script=b"Hello!~more", prompt_size=len(PROMPT)), FakeTokenizer()
     stop = frozenset()
     if end == "tokenizer":
         tokenizer.eos_token_id = ord("~")
-    elif end == "generation_config":
-        model.generation_config = {"eos_token_id": [3, ord("~")]}
+    elif end == "model":
+        model.info = replace(model.info, eos=frozenset({3, ord("~")}))
     else:
         stop = frozenset({ord("~")})
     prefix = Prefix()
@@ -292,9 +293,8 @@ def test_an_answer_ends_where_the_context_does() -> None:
     [
         ("", {}, "empty"),
         ([], {}, "no messages"),
-        ("x", {"temprature": 1}, "temprature"),
         ("x", {"temperature": -1}, "temperature is -1"),
-        ("x", {"tools": [{}]}, "messages"),
+        ("x", {"tools": [{}]}, "chat template"),
         ("x", {"max_context": 100}, "32"),
         ("x", {"stop": ""}, "empty"),
         (Request(prompt=(1,)), {"max_tokens": 3}, "Request"),
@@ -310,15 +310,46 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_computed(prompt: Any
     assert model.positions == 0
 
 
-def test_a_misspelt_option_is_answered_with_the_right_one() -> None:
-    with pytest.raises(UsageError) as error:
-        stream(FakeModel(), FakeTokenizer(), "x", temprature=1)
-    assert error.value.remedy == "temperature"
+def test_generate_and_stream_take_the_same_options_which_are_all_that_a_request_has() -> None:
+    options = {
+        name: parameter
+        for name, parameter in inspect.signature(macllm.stream).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert inspect.signature(macllm.generate).parameters == inspect.signature(macllm.stream).parameters
+    carried = {field.name for owner in (Request, SamplingParams) for field in fields(owner)}
+    assert options.keys() == carried - {"prompt", "messages", "sampling"}
+    assert all(parameter.default in (None, False) for parameter in options.values())
+
+
+def test_none_stands_for_an_option_that_is_not_given() -> None:
+    names = inspect.signature(stream).parameters.keys() - {"model", "tokenizer", "prompt", "raw", "max_tokens"}
+    model, tokenizer = FakeModel(), FakeTokenizer()
+    model.info = replace(model.info, generation_config={"do_sample": False})
+    plain = generate(model, tokenizer, "abc", max_tokens=5)
+    assert generate(model, tokenizer, "abc", max_tokens=5, **dict.fromkeys(names)).tokens == plain.tokens
+
+
+def test_a_text_is_answered_through_the_chat_template_and_raw_continues_it() -> None:
+    tokenizer = FakeTokenizer()
+    assert generate(FakeModel(), tokenizer, "hi", max_tokens=1).usage.prompt_tokens == 2
+    tokenizer.chat_template = "a template"
+    answered = generate(FakeModel(), tokenizer, "hi", max_tokens=1)
+    asked = generate(FakeModel(), tokenizer, [{"role": "user", "content": "hi"}], max_tokens=1)
+    assert answered.usage == asked.usage
+    assert answered.usage.prompt_tokens > 2
+    assert generate(FakeModel(), tokenizer, "hi", max_tokens=1, raw=True).usage.prompt_tokens == 2
+
+
+def test_without_a_limit_on_tokens_the_answer_ends_with_the_context() -> None:
+    request = Request(prompt=PROMPT, max_tokens=None, sampling=GREEDY)
+    done = list(run(FakeModel(context_length=len(PROMPT) + 9), FakeTokenizer(), request))[-1]
+    assert (done.finish_reason, done.usage.completion_tokens) == ("length", 9)
 
 
 def test_options_win_over_the_checkpoint_and_the_checkpoint_over_us() -> None:
     model = FakeModel()
-    model.generation_config = {"do_sample": False}
+    model.info = replace(model.info, generation_config={"do_sample": False})
     greedy = generate(model, FakeTokenizer(), "abc", max_tokens=5)
     assert list(greedy.tokens) == plain_loop(model, tuple(b"abc"), 5)
     assert generate(model, FakeTokenizer(), "abc", max_tokens=5, temperature=1.5).tokens != greedy.tokens
@@ -344,7 +375,7 @@ def test_reasoning_and_tool_calls_are_kept_apart_from_the_answer() -> None:
     tokenizer.chat_template = Template()
     script = b"<think>hm</think>Yes.<tool_call>{1}</tool_call><tool_call>{2}</tool_call>"
     model = FakeModel(script=[*script, EOS], prompt_size=1)
-    out = generate(model, tokenizer, "x", temperature=0)
+    out = generate(model, tokenizer, "x", temperature=0, raw=True)
     assert (out.reasoning, out.text, out.tool_calls) == ("hm", "Yes.", ("{1}", "{2}"))
     assert out.finish_reason == "tool_calls"
     assert bytes(out.tokens) == script
@@ -354,9 +385,8 @@ def test_a_prompt_that_opens_the_reasoning_is_continued_inside_it() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.chat_template = Template()
     prompt = "Why?<think>\n"
-    out = generate(
-        FakeModel(script=[*b"hm</think>So.", EOS], prompt_size=len(prompt)), tokenizer, prompt, temperature=0
-    )
+    model = FakeModel(script=[*b"hm</think>So.", EOS], prompt_size=len(prompt))
+    out = generate(model, tokenizer, prompt, temperature=0, raw=True)
     assert (out.reasoning, out.text) == ("hm", "So.")
 
 

@@ -87,7 +87,7 @@ def model(kind: str) -> Any:
         )
     )
     mx.eval(built.parameters())
-    built.decoder_start_token_id = 0
+    built.info = dataclasses.replace(built.info, decoder_start=0)
     return built
 
 
@@ -178,7 +178,7 @@ def test_a_cancelled_turn_can_be_continued(kind: str, position: int) -> None:
 @pytest.mark.parametrize("forced", [None, 42])
 def test_an_encoder_decoder_answers_its_source(forced: int | None) -> None:
     lm = model("text to text")
-    lm.generation_config = {"forced_bos_token_id": forced}
+    lm.info = dataclasses.replace(lm.info, generation_config={"forced_bos_token_id": forced})
     out = generate(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=15, sampling=GREEDY, prefill_step=1))
     start = (0,) if forced is None else (0, forced)
     assert list(out.tokens) == plain_loop(lm, start, 15, source=mx.array([PROMPT]))

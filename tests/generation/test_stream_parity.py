@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_greedy_completions_equal_transformers(case: Case, penalty: float, tmp_p
     )[0].tolist()
     expected = out[1:] if case.kind == "text-to-text" else out[len(prompt) :]
     model = checkpoint.load_model(tmp_path)
-    model.generation_config = {}
+    model.info = replace(model.info, generation_config={}, eos=frozenset())
     sampling = SamplingParams(temperature=0.0, repetition_penalty=penalty)
     made = generate(model, FakeTokenizer(), Request(prompt=prompt, max_tokens=20, sampling=sampling))
     assert len(set(expected)) > 2 or penalty < 2

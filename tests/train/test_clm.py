@@ -57,7 +57,7 @@ def test_loss_and_every_gradient_are_those_of_transformers(case: oracles.Case, t
     assert weight == (labels[:, 1:] != -100).sum()
     assert total.item() / weight == pytest.approx(loss.item(), rel=2e-6)
 
-    keymap = families.keys(Config(model.config, ()), "hf")
+    keymap = families.keys(Config(model.info.config, ()), "hf")
     ours = {name: g / weight for name, g in tree_flatten(tree)}
     theirs = to_ours(written_gradients(oracle, tmp_path / "gradients"), keymap)
     assert ours.keys() == theirs.keys()

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+import macllm
 from macllm.errors import UsageError
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
 
@@ -76,3 +80,18 @@ def test_strings_of_a_command_line_become_the_types_of_the_settings() -> None:
     assert config.keys == ("q_proj", "v_proj")
     assert config.epochs == 2.0
     assert isinstance(config.epochs, float)
+
+
+def test_finetune_takes_every_field_of_its_config_as_a_keyword() -> None:
+    parameters = inspect.signature(macllm.finetune).parameters
+    types = get_type_hints(FinetuneConfig)
+    keywords = {name: one for name, one in get_type_hints(macllm.finetune).items() if name in types}
+    assert parameters.keys() - {"config", "on_event"} == types.keys() - {"_free", "_choices"}
+    for name, kind in keywords.items():
+        field = Sequence[str] if name == "keys" else types[name]
+        assert kind == field | None, name
+
+
+def test_finetune_refuses_a_config_with_keywords_beside_it() -> None:
+    with pytest.raises(UsageError, match="keywords go into it"):
+        macllm.finetune(FinetuneConfig(data="x.jsonl"), rank=4)

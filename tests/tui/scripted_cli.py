@@ -37,7 +37,7 @@ class Engine(ScriptedEngine):
 
     def submit(self, request: Any) -> Any:
         if "--show-prompt" in sys.argv:
-            print(self.rendered[-1][-1]["content"], file=sys.stderr, flush=True)
+            print(request.messages[-1]["content"], file=sys.stderr, flush=True)
         return super().submit(request)
 
     def close(self) -> None:

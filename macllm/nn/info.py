@@ -1,0 +1,72 @@
+"""Facts about a loaded model that the rest of macllm asks for. No arrays in here."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from .spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, LayerSpec, ModelSpec, RoPESpec
+
+ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
+
+
+def _empty() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A model's kind, vocabulary, context and end tokens, and the configs of its checkpoint.
+
+    `vocab_size` counts the tokens that the model predicts; `source_vocab_size` those that an encoder-decoder
+    reads, where its encoder has a table of its own. None stands for an unknown number.
+    """
+
+    kind: ModelKind = "decoder"
+    vocab_size: int | None = None
+    source_vocab_size: int | None = None
+    context_length: int | None = None  # tokens, prompt and completion together
+    hidden_size: int | None = None  # None: no hidden states can be had
+    eos: frozenset[int] = frozenset()
+    decoder_start: int | None = None
+    rotations: frozenset[RoPESpec] = frozenset()
+    config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
+    generation_config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
+
+    @property
+    def prompt_vocab_size(self) -> int | None:
+        """Tokens that a prompt can consist of."""
+        return self.source_vocab_size or self.vocab_size
+
+    def rotation_class(self, length: int) -> Hashable:
+        """Equal for lengths (in tokens) whose rotary angles are equal at every position; None if all are.
+
+        Keys that were rotated for one class are wrong in another.
+        """
+        return frozenset((rope, rope.length_class(length)) for rope in self.rotations) or None
+
+
+def describe(spec: ModelSpec) -> ModelInfo:
+    """The facts that a spec holds by itself."""
+    match spec:
+        case DecoderSpec():
+            kind, embedding, layers = "decoder", spec.embedding, spec.decoder.layers
+        case EncoderSpec():
+            kind, embedding, layers = "encoder", spec.embedding, ()
+        case EncoderDecoderSpec():
+            kind, embedding, layers = "encoder-decoder", spec.target, spec.decoder.layers
+    return ModelInfo(
+        kind=kind,
+        vocab_size=embedding.vocab_size,
+        source_vocab_size=spec.source.vocab_size if isinstance(spec, EncoderDecoderSpec) else None,
+        context_length=spec.context_length,
+        hidden_size=None if kind == "encoder-decoder" else embedding.dim,
+        rotations=frozenset(rope for layer in layers if (rope := _length_dependent(layer)) is not None),
+    )
+
+
+def _length_dependent(layer: LayerSpec) -> RoPESpec | None:
+    rope = layer.attention.rope
+    return rope if rope is not None and rope.depends_on_length else None
