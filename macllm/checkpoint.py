@@ -16,15 +16,18 @@ from mlx.utils import tree_flatten
 from macllm import families, hub
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
+from macllm.families.generation import generation_config
 from macllm.nn import quantize
 from macllm.nn.info import ModelInfo
 from macllm.nn.linear import Linear, Table
 from macllm.nn.models import Model, build
 from macllm.nn.moe import ExpertLinear
+from macllm.nn.spec import EncoderDecoderSpec
 from macllm.ops.linear import HALVES, multiplies_halves
 from macllm.ops.quantized import reads_half_scales
 from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
 from macllm.weights.safetensors import load_folder, read_metadata, save_folder
+from macllm.weights.ties import settle
 
 if TYPE_CHECKING:
     from macllm.families.foreign import ForeignLM
@@ -33,17 +36,6 @@ if TYPE_CHECKING:
 # Apple GPUs before the third generation run bfloat16 in software.
 _EMULATES_BFLOAT16 = ("applegpu_g13", "applegpu_g14")
 _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
-# What older checkpoints say of generation in config.json.
-_GENERATION_KEYS = (
-    "eos_token_id",
-    "bos_token_id",
-    "pad_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "suppress_tokens",
-    "bad_words_ids",
-)
 
 
 def load(
@@ -73,12 +65,13 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM
     if not families.is_known(config):
         from macllm.families.foreign import load_foreign
 
-        model = load_foreign(folder, config)
+        model, own = load_foreign(folder, config), config
     else:
         model = assemble(config, load_folder(folder), _layout(folder, config), dtype)
-        config = _own_config(config)
+        own = _own_config(config, model)
     path = folder / "generation_config.json"
-    model.info = _described(model.info, config, _read_json(path) if path.is_file() else {})
+    file = _read_json(path) if path.is_file() else None
+    model.info = _described(model.info, own, generation_config(config, file, str(own.get("model_type"))))
     model.eval()
     return model
 
@@ -91,14 +84,16 @@ def assemble(
     Raises CheckpointError where the two differ.
     """
     text = families.text_config(config)
+    quantization: dict[str, Any] | None = config.get("quantization") or text.get("quantization")
+    renamed = settle(tensors, families.keys(Config(text, tensors), layout))
     reader = Config(text, tensors)
-    quantization = config.get("quantization") or text.get("quantization")
     keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap)
     tensors.clear()  # or every expert would stay in memory beside the stack that it became part of
     model = build(families.spec(reader))
     if quantization:
-        overrides = {mine: value for theirs, value in quantization.items() for mine in our_modules(theirs, keymap)}
+        named = {renamed.get(theirs, theirs): value for theirs, value in quantization.items()}
+        overrides = {mine: value for theirs, value in named.items() for mine in our_modules(theirs, keymap)}
         quantize.prepare(model, ours, quantization, overrides)
     elif config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
@@ -150,7 +145,7 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
     ours = dict(tree_flatten(model.parameters()))
     if any(".lora_a" in name for name in ours):
         raise UsageError("this model has an adapter laid over it", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
-    keymap = families.keys(Config(config, ()), "mlx" if quantization else "hf")
+    keymap = families.keys(Config(config, ours), "mlx" if quantization else "hf")
     theirs = to_theirs(ours, keymap)
     theirs = _narrowed(theirs)
     config.pop("quantization", None)
@@ -194,10 +189,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
-def _own_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The text half, which is all that is loaded, with its quantization."""
-    text = families.text_config(config)
-    return text | {"quantization": config["quantization"]} if "quantization" in config else text
+def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The text half, which is all that is loaded, with its quantization, and untied where the file has two matrices."""
+    text = dict(families.text_config(config))
+    if "quantization" in config:
+        text["quantization"] = config["quantization"]
+    spec = model.spec
+    # An encoder-decoder's flag says more than that: how T5 scales.
+    untied = not isinstance(spec, EncoderDecoderSpec) and spec.head is not None and not spec.head.tied
+    if untied and Config(text).get("tie_word_embeddings"):
+        text["tie_word_embeddings"] = False
+    return text
 
 
 def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
@@ -237,16 +239,14 @@ def _fill(
 
 def _described(info: ModelInfo, config: Mapping[str, Any], generation: dict[str, Any]) -> ModelInfo:
     """The model's facts with those that its checkpoint states beside the weights."""
-    for key in _GENERATION_KEYS:
-        if generation.get(key) is None and config.get(key) is not None:
-            generation[key] = config[key]
     ends = generation.get("eos_token_id")
+    starts = (generation.get(f"{name}_token_id") for name in ("decoder_start", "bos", "pad"))
     return replace(
         info,
         config=MappingProxyType(dict(config)),
         generation_config=MappingProxyType(generation),
         eos=frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends]),
-        decoder_start=generation.get("decoder_start_token_id", generation.get("bos_token_id")),
+        decoder_start=next((token for token in starts if token is not None), None),
     )
 
 

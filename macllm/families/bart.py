@@ -18,9 +18,9 @@ from macllm.nn.spec import (
     SinusoidalPositions,
     StackSpec,
 )
-from macllm.weights.keymap import AnyRule, Drop, KeyMap, Row, Rule
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Row, Rule, Tie
 
-from .config import Config, activation
+from .config import Config, activation, is_tied
 
 
 def spec(config: Config) -> EncoderDecoderSpec:
@@ -28,7 +28,7 @@ def spec(config: Config) -> EncoderDecoderSpec:
     # The table begins with two rows that no position reads.
     positions = LearnedPositions(count=config["max_position_embeddings"], offset=2)
     embedding = embed(config, positions, NORM)
-    return text_to_text(config, embedding, embedding, shared=True)
+    return text_to_text(config, embedding, embedding)
 
 
 NORM = NormSpec(kind="layer", eps=1e-5, bias=True)
@@ -51,15 +51,15 @@ def embed(
     )
 
 
-def text_to_text(config: Config, source: EmbeddingSpec, target: EmbeddingSpec, *, shared: bool) -> EncoderDecoderSpec:
+def text_to_text(config: Config, source: EmbeddingSpec, target: EmbeddingSpec) -> EncoderDecoderSpec:
     """Both stacks over these embeddings."""
     return EncoderDecoderSpec(
         source=source,
         target=target,
         encoder=stack(config, decoder=False),
         decoder=stack(config, decoder=True),
-        head=HeadSpec(tied=config.get("tie_word_embeddings", True), bias=True),
-        shared=shared,
+        head=HeadSpec(tied=is_tied(config), bias=config.holds("final_logits_bias", otherwise=True)),
+        shared=not has_two_tables(config),
         context_length=config["max_position_embeddings"],
     )
 
@@ -100,20 +100,44 @@ def keys(config: Config) -> KeyMap:
         for side, ours in (("encoder", "embedding"), ("decoder", "target_embedding"))
         for theirs, leaf in (("embed_positions", "positions.table"), ("layernorm_embedding", "norm"))
     )
-    tables = (
-        Rule("model.shared.*", "embedding.tokens.*"),
-        Drop("model.encoder.embed_tokens.weight"),
-        Drop("model.decoder.embed_tokens.weight"),
+    return KeyMap((*tables(config), *positions, *layers()), aliases=ALIASES, ties=(shared_table(config),))
+
+
+ALIASES = (("", ""), ("", "model."))
+
+
+def has_two_tables(config: Config) -> bool:
+    """True where encoder and decoder read different token tables, in a checkpoint's names or ours."""
+    names = ("decoder.embed_tokens.weight", "target_embedding.tokens.weight")
+    separate = not config.get("share_encoder_decoder_embeddings", True)
+    return separate or any(config.holds(name, otherwise=False) for name in names)
+
+
+def tables(config: Config, prefix: str = "model.") -> tuple[AnyRule, ...]:
+    """Names of the one token table, or of two and the head."""
+    head = Rule("lm_head.*", "head.proj.*")
+    if not has_two_tables(config):
+        return Rule(f"{prefix}shared.*", "embedding.tokens.*"), head
+    return (
+        Rule(f"{prefix}encoder.embed_tokens.*", "embedding.tokens.*"),
+        Rule(f"{prefix}decoder.embed_tokens.*", "target_embedding.tokens.*"),
+        head,
     )
-    return KeyMap((*tables, *positions, *layers(config)), aliases=(("", ""), ("", "model.")))
 
 
-def layers(config: Config) -> tuple[AnyRule, ...]:
-    """Names of both stacks and the head."""
-    tied = config.get("tie_word_embeddings", True)
+def shared_table(config: Config, prefix: str = "model.") -> Tie:
+    """The tie of both token tables, and of the head where the config says so."""
+    head = ("lm_head",) if config.get("tie_word_embeddings") else ()
+    tables = (f"{prefix}encoder.embed_tokens", f"{prefix}decoder.embed_tokens")
+    return Tie(source=f"{prefix}shared", tables=tables, heads=head)
+
+
+def layers() -> tuple[AnyRule, ...]:
+    """Names of both stacks."""
     rules: list[AnyRule] = [
-        Drop("lm_head.weight") if tied else Rule("lm_head.*", "head.proj.*"),
         Row("final_logits_bias", "head.bias"),
+        Drop("model.encoder.version"),
+        Drop("model.decoder.version"),
     ]
     for side, parts in (("encoder", ("attention",)), ("decoder", ("attention", "cross"))):
         theirs, ours = f"model.{side}.layers.{{i}}.", f"{side}.layers.{{i}}."

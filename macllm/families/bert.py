@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from macllm.nn.spec import (
+    Activation,
     AttentionSpec,
     Bidirectional,
     EmbeddingSpec,
@@ -15,16 +16,16 @@ from macllm.nn.spec import (
     StackSpec,
     TransformSpec,
 )
-from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Tie
 
-from .config import Config, activation, refuse
+from .config import Config, activation, is_tied, refuse
 
 
 def spec(config: Config) -> EncoderSpec:
     """The spec that `config` describes."""
     positions = LearnedPositions(count=config["max_position_embeddings"])
-    head = config.holds("cls.predictions.bias", otherwise=architecture(config).endswith("MaskedLM"))
-    return encoder(config, positions, head=head)
+    act = activation(config.get("hidden_act", "gelu"))
+    return encoder(config, positions, masked_head(config, "cls.predictions", act))
 
 
 def architecture(config: Config) -> str:
@@ -32,13 +33,12 @@ def architecture(config: Config) -> str:
     return (config.get("architectures") or [""])[0]
 
 
-def encoder(config: Config, positions: LearnedPositions, *, head: bool) -> EncoderSpec:
-    """An encoder with these positions, and a masked-language-model head where it has one."""
+def encoder(config: Config, positions: LearnedPositions, head: HeadSpec | None) -> EncoderSpec:
+    """An encoder with these positions and this head for masked tokens."""
     refuse(config, is_decoder=True, add_cross_attention=True)
     refuse(config, position_embedding_type="relative_key")
     refuse(config, position_embedding_type="relative_key_query")
     dim, heads = config["hidden_size"], config["num_attention_heads"]
-    norm = NormSpec(kind="layer", eps=config.get("layer_norm_eps", 1e-12), bias=True)
     attention = AttentionSpec(
         num_heads=heads,
         num_kv_heads=heads,
@@ -50,26 +50,39 @@ def encoder(config: Config, positions: LearnedPositions, *, head: bool) -> Encod
     )
     act = activation(config.get("hidden_act", "gelu"))
     mlp = MLPSpec(hidden=config["intermediate_size"], activation=act, gated=False, bias=True)
-    layer = LayerSpec(attention=attention, feed_forward=mlp, norm=norm, placement="post")
+    layer = LayerSpec(attention=attention, feed_forward=mlp, norm=norm(config), placement="post")
     return EncoderSpec(
         embedding=EmbeddingSpec(
             vocab_size=config["vocab_size"],
             dim=dim,
             positions=positions,
             token_types=config["type_vocab_size"],
-            norm=norm,
+            norm=norm(config),
         ),
         encoder=StackSpec(layers=(layer,) * config["num_hidden_layers"], final_norm=None),
-        head=_head(config, norm) if head else None,
+        head=head,
         pooler=config.holds("pooler.dense.weight", otherwise=architecture(config).endswith("Model")),
         context_length=positions.count,
     )
 
 
-def _head(config: Config, norm: NormSpec) -> HeadSpec:
-    # RoBERTa's head is always GELU; BERT's is the body's activation.
-    act = activation(config.get("hidden_act", "gelu")) if config["model_type"] == "bert" else "gelu"
-    return HeadSpec(tied=True, bias=True, transform=TransformSpec(activation=act, norm=norm))
+def norm(config: Config) -> NormSpec:
+    """LayerNorm with the config's epsilon."""
+    return NormSpec(kind="layer", eps=config.get("layer_norm_eps", 1e-12), bias=True)
+
+
+def masked_head(config: Config, name: str, activation: Activation) -> HeadSpec | None:
+    """The head for masked tokens whose tensors begin with `name`; None where the checkpoint has none."""
+    if not config.holds(f"{name}.bias", otherwise=architecture(config).endswith("MaskedLM")):
+        return None
+    transform = TransformSpec(activation=activation, norm=norm(config))
+    return HeadSpec(tied=is_tied(config, f"{name}.decoder"), bias=True, transform=transform)
+
+
+def head_ties(config: Config, table: str, head: str) -> tuple[Tie, ...]:
+    """The ties of a masked-language-model head: its bias always, its matrix as the config says."""
+    bias = Tie(source=f"{head}.bias", tables=(f"{head}.decoder.bias",), leaves=("",))
+    return (bias, Tie(source=table, heads=(f"{head}.decoder",))) if config.get("tie_word_embeddings") else (bias,)
 
 
 def keys(config: Config) -> KeyMap:
@@ -78,10 +91,11 @@ def keys(config: Config) -> KeyMap:
         Rule("cls.predictions.transform.dense.*", "head.transform.dense.*"),
         Rule("cls.predictions.transform.LayerNorm.*", "head.transform.norm.*"),
         Rule("cls.predictions.bias", "head.bias"),
-        Drop("cls.predictions.decoder.*"),
+        Rule("cls.predictions.decoder.*", "head.proj.*"),
         Drop("cls.seq_relationship.*"),
     )
-    return KeyMap((*head, *body("bert.")), aliases=(("", ""), ("", "bert.")))
+    ties = head_ties(config, "bert.embeddings.word_embeddings", "cls.predictions")
+    return KeyMap((*head, *body("bert.")), aliases=(("", ""), ("", "bert.")), ties=ties)
 
 
 def body(prefix: str) -> tuple[AnyRule, ...]:
@@ -89,6 +103,7 @@ def body(prefix: str) -> tuple[AnyRule, ...]:
     theirs, ours = prefix + "encoder.layer.{i}.", "encoder.layers.{i}."
     return (
         Drop(prefix + "embeddings.position_ids"),
+        Drop(prefix + "embeddings.token_type_ids"),
         Rule(prefix + "embeddings.word_embeddings.*", "embedding.tokens.*"),
         Rule(prefix + "embeddings.position_embeddings.*", "embedding.positions.table.*"),
         Rule(prefix + "embeddings.token_type_embeddings.*", "embedding.token_types.*"),

@@ -22,6 +22,8 @@ from macllm.nn.spec import (
     YarnScaling,
 )
 
+from .defaults import complete
+
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -37,14 +39,14 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Config(Mapping[str, Any]):
-    """A `config.json` whose missing values are errors that name them.
+    """A `config.json` with the defaults of its class (`defaults`), whose missing values are errors that name them.
 
     `names` are the tensors of the checkpoint it came with, where there is one: some parts (a pooler, a
     head) are only to be seen there.
     """
 
     def __init__(self, raw: Mapping[str, Any], names: Iterable[str] | None = None):
-        self._raw = dict(raw)
+        self._raw = complete(raw)
         self.names = None if names is None else frozenset(names)
 
     def __getitem__(self, key: str) -> Any:
@@ -91,8 +93,13 @@ def refuse(config: Config, **unsupported: Any) -> None:
             raise CheckpointError(f"{key} = {value!r} of config.json is not supported for {config['model_type']}")
 
 
+def is_tied(config: Config, head: str = "lm_head") -> bool:
+    """True where the config ties the head to the token table and the checkpoint holds no other matrix for it."""
+    return config.get("tie_word_embeddings", False) and not config.holds(f"{head}.weight", otherwise=False)
+
+
 def layer_types(config: Config, default: list[str]) -> list[str]:
-    """The kind of each layer's attention, as listed or else by `default`."""
+    """The kind of each layer's attention, as listed or else by `default`; each is among those of `default` or known."""
     listed = config.get("layer_types", default)
     if len(listed) != config["num_hidden_layers"]:
         raise CheckpointError(

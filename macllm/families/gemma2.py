@@ -19,7 +19,7 @@ from macllm.nn.spec import (
 from macllm.weights.keymap import KeyMap
 
 from . import llama
-from .config import Config, activation, layer_types, refuse
+from .config import Config, activation, is_tied, layer_types, refuse
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -58,11 +58,11 @@ def decoder(config: Config, layers: tuple[LayerSpec, ...]) -> DecoderSpec:
     return DecoderSpec(
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=dim, scale=dim**0.5),
         decoder=StackSpec(layers=layers, final_norm=norm(config)),
-        head=HeadSpec(tied=config.get("tie_word_embeddings", True), softcap=config.get("final_logit_softcapping")),
+        head=HeadSpec(tied=is_tied(config), softcap=config.get("final_logit_softcapping")),
         context_length=config.get("max_position_embeddings"),
     )
 
 
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
-    return llama.keymap(config, *llama.ATTENTION, *llama.MLP, *llama.SANDWICH_NORMS, tied=True)
+    return llama.keymap(config, *llama.ATTENTION, *llama.MLP, *llama.SANDWICH_NORMS)

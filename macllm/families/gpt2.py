@@ -16,9 +16,9 @@ from macllm.nn.spec import (
     NormSpec,
     StackSpec,
 )
-from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Split
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Split, Tie
 
-from .config import Config, activation, refuse
+from .config import Config, activation, is_tied, refuse
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -54,7 +54,7 @@ def spec(config: Config) -> DecoderSpec:
     return DecoderSpec(
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=dim, positions=positions),
         decoder=StackSpec(layers=layers, final_norm=norm),
-        head=HeadSpec(tied=config.get("tie_word_embeddings", True)),
+        head=HeadSpec(tied=is_tied(config)),
         context_length=config["n_positions"],
     )
 
@@ -62,25 +62,31 @@ def spec(config: Config) -> DecoderSpec:
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
     rules = _rules(config, transpose=True)
-    return KeyMap(rules, aliases=(("", ""), ("", "transformer.")), saved_as=("transformer.", ""))
+    return KeyMap(rules, aliases=(("", ""), ("", "transformer.")), saved_as=("transformer.", ""), ties=_ties(config))
 
 
 def mlx_keys(config: Config) -> KeyMap:
     """The same as mlx-lm writes them: under "model." and (out, in)."""
     rules = _rules(config, transpose=False)
     return KeyMap(
-        rules, aliases=(("model.", "transformer."), ("", ""), ("", "transformer.")), saved_as=("transformer.", "model.")
+        rules,
+        aliases=(("model.", "transformer."), ("", ""), ("", "transformer.")),
+        saved_as=("transformer.", "model."),
+        ties=_ties(config),
     )
+
+
+def _ties(config: Config) -> tuple[Tie, ...]:
+    return (Tie(source="transformer.wte", heads=("lm_head",)),) if config.get("tie_word_embeddings") else ()
 
 
 def _rules(config: Config, *, transpose: bool) -> tuple[AnyRule, ...]:
     theirs, ours, dim = "transformer.h.{i}.", "decoder.layers.{i}.", config["n_embd"]
     qkv = tuple(f"{ours}attention.{p}_proj.*" for p in "qkv")
-    tied = config.get("tie_word_embeddings", True)
     return (
         Drop(theirs + "attn.bias"),
         Drop(theirs + "attn.masked_bias"),
-        Drop("lm_head.weight") if tied else Rule("lm_head.*", "head.proj.*"),
+        Rule("lm_head.*", "head.proj.*"),
         Rule("transformer.wte.*", "embedding.tokens.*"),
         Rule("transformer.wpe.*", "embedding.positions.table.*"),
         Rule("transformer.ln_f.*", "decoder.norm.*"),

@@ -15,9 +15,9 @@ from macllm.nn.spec import (
     Sliding,
     StackSpec,
 )
-from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Tie
 
-from .config import Config, activation, rope
+from .config import Config, activation, is_tied, rope
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -67,7 +67,7 @@ def decoder(config: Config, layers: tuple[LayerSpec, ...], final_norm: NormSpec)
     return DecoderSpec(
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=config["hidden_size"]),
         decoder=StackSpec(layers=layers, final_norm=final_norm),
-        head=HeadSpec(tied=config.get("tie_word_embeddings", False)),
+        head=HeadSpec(tied=is_tied(config)),
         context_length=config.get("max_position_embeddings"),
     )
 
@@ -77,10 +77,10 @@ def keys(config: Config) -> KeyMap:
     return keymap(config, *ATTENTION, *MLP, *PRE_NORMS)
 
 
-def keymap(config: Config, *rules: AnyRule, tied: bool = False) -> KeyMap:
-    """`rules`, with the names outside the layers that all these families share. `tied`: the default."""
-    head = Drop("lm_head.weight") if config.get("tie_word_embeddings", tied) else Rule("lm_head.*", "head.proj.*")
-    return KeyMap((*OUTER, head, *rules), aliases=TEXT_HALF)
+def keymap(config: Config, *rules: AnyRule) -> KeyMap:
+    """`rules`, with the names outside the layers that all these families share."""
+    ties = (Tie(source="model.embed_tokens", heads=("lm_head",)),) if config.get("tie_word_embeddings") else ()
+    return KeyMap((*OUTER, *rules), aliases=TEXT_HALF, ties=ties)
 
 
 # The text half of a multimodal checkpoint, as transformers 4 and 5 name it, and a bare stack without a head.
@@ -93,8 +93,10 @@ TEXT_HALF = (
 )
 OUTER: tuple[AnyRule, ...] = (
     Drop("model.layers.{i}.self_attn.rotary_emb.inv_freq"),
+    Drop("model.rotary_emb.inv_freq"),
     Rule("model.embed_tokens.*", "embedding.tokens.*"),
     Rule("model.norm.*", "decoder.norm.*"),
+    Rule("lm_head.*", "head.proj.*"),
 )
 ATTENTION = tuple(
     Rule(f"model.layers.{{i}}.self_attn.{leaf}.*", f"decoder.layers.{{i}}.attention.{leaf}.*")

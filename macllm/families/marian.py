@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from macllm.nn.spec import EncoderDecoderSpec, SinusoidalPositions
-from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule
+from typing import Any
+
+from macllm.nn.position import sinusoids
+from macllm.nn.spec import EncoderDecoderSpec, LearnedPositions, SinusoidalPositions
+from macllm.weights.keymap import Computed, KeyMap, Rule, Tie
 
 from . import bart
 from .config import Config
@@ -12,25 +15,37 @@ from .config import Config
 def spec(config: Config) -> EncoderDecoderSpec:
     """The spec that `config` describes."""
     # Unlike the paper's, its sines all come before its cosines.
-    positions = SinusoidalPositions(count=config["max_position_embeddings"], interleaved=False)
-    target_size = config.get("decoder_vocab_size", config["vocab_size"])
-    source, target = bart.embed(config, positions, None), bart.embed(config, positions, None, target_size)
-    return bart.text_to_text(config, source, target, shared=config.get("share_encoder_decoder_embeddings", True))
+    sines = _sines(config)
+    # A table in the file that is not those sines is read, as transformers does.
+    learned = {side: config.holds(f"{side}.embed_positions.weight", otherwise=False) for side in ("encoder", "decoder")}
+    table = LearnedPositions(count=sines.count)
+    target_size = None if config["share_encoder_decoder_embeddings"] else config.get("decoder_vocab_size")
+    source = bart.embed(config, table if learned["encoder"] else sines, None)
+    target = bart.embed(config, table if learned["decoder"] else sines, None, target_size)
+    return bart.text_to_text(config, source, target)
+
+
+def _sines(config: Config) -> SinusoidalPositions:
+    return SinusoidalPositions(count=config["max_position_embeddings"], interleaved=False)
 
 
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
-    tables: tuple[AnyRule, ...]
-    if config.get("share_encoder_decoder_embeddings", True):
-        tables = (
-            Rule("model.shared.*", "embedding.tokens.*"),
-            Drop("model.encoder.embed_tokens.weight"),
-            Drop("model.decoder.embed_tokens.weight"),
-        )
+    if config["share_encoder_decoder_embeddings"]:
+        ties: tuple[Tie, ...] = (bart.shared_table(config),)
     else:
-        tables = (
-            Rule("model.encoder.embed_tokens.*", "embedding.tokens.*"),
-            Rule("model.decoder.embed_tokens.*", "target_embedding.tokens.*"),
+        ties = (
+            (Tie(source="model.decoder.embed_tokens", heads=("lm_head",)),) if config.get("tie_word_embeddings") else ()
         )
-    sines = (Drop("model.encoder.embed_positions.weight"), Drop("model.decoder.embed_positions.weight"))
-    return KeyMap((*tables, *sines, *bart.layers(config)), aliases=(("", ""), ("", "model.")))
+    both = (("encoder", "embedding"), ("decoder", "target_embedding"))
+    positions = tuple(Rule(f"model.{side}.embed_positions.*", f"{ours}.positions.table.*") for side, ours in both)
+
+    def sines() -> Any:
+        return sinusoids(config["d_model"], _sines(config))
+
+    return KeyMap(
+        (*bart.tables(config), *positions, *bart.layers()),
+        aliases=bart.ALIASES,
+        ties=ties,
+        computed=tuple(Computed(f"model.{side}.embed_positions.weight", sines) for side, _ in both),
+    )

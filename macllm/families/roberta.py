@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from macllm.nn.spec import EncoderSpec, LearnedPositions
-from macllm.weights.keymap import Drop, KeyMap, Rule
+from macllm.weights.keymap import KeyMap, Rule
 
 from . import bert
 from .config import Config
@@ -13,8 +13,7 @@ def spec(config: Config) -> EncoderSpec:
     """The spec that `config` describes."""
     first = config.get("pad_token_id", 1) + 1
     positions = LearnedPositions(count=config["max_position_embeddings"] - first, offset=first)
-    head = config.holds("lm_head.bias", otherwise=bert.architecture(config).endswith("MaskedLM"))
-    return bert.encoder(config, positions, head=head)
+    return bert.encoder(config, positions, bert.masked_head(config, "lm_head", "gelu"))  # whatever the body's is
 
 
 def keys(config: Config) -> KeyMap:
@@ -23,6 +22,7 @@ def keys(config: Config) -> KeyMap:
         Rule("lm_head.dense.*", "head.transform.dense.*"),
         Rule("lm_head.layer_norm.*", "head.transform.norm.*"),
         Rule("lm_head.bias", "head.bias"),
-        Drop("lm_head.decoder.*"),
+        Rule("lm_head.decoder.*", "head.proj.*"),
     )
-    return KeyMap((*head, *bert.body("roberta.")), aliases=(("", ""), ("", "roberta.")))
+    ties = bert.head_ties(config, "roberta.embeddings.word_embeddings", "lm_head")
+    return KeyMap((*head, *bert.body("roberta.")), aliases=(("", ""), ("", "roberta.")), ties=ties)

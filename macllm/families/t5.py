@@ -19,6 +19,7 @@ from macllm.nn.spec import (
 )
 from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule
 
+from . import bart
 from .config import Config, activation
 
 
@@ -31,17 +32,18 @@ def spec(config: Config) -> EncoderDecoderSpec:
         encoder=stack(config, decoder=False),
         decoder=stack(config, decoder=True),
         head=HeadSpec(tied=is_tied(config), scale=config["d_model"] ** -0.5 if is_scaled(config) else 1.0),
+        shared=not bart.has_two_tables(config),
     )
 
 
 def is_scaled(config: Config) -> bool:
     """v1.0 scales what its head reads; v1.1 says `tie_word_embeddings: false` and does not."""
-    return config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    return config.get("scale_decoder_outputs", config["tie_word_embeddings"])
 
 
 def is_tied(config: Config) -> bool:
-    """Whether the head reads the token table: always in v1.0, else when the checkpoint holds no other."""
-    return is_scaled(config) or not config.holds("lm_head.weight", otherwise=True)
+    """True where the checkpoint has no matrix of the head's own; for a new model as its version does."""
+    return not config.holds("lm_head.weight", otherwise=not is_scaled(config))
 
 
 def stack(config: Config, *, decoder: bool) -> StackSpec:
@@ -76,12 +78,10 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
 
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
-    head = Drop("lm_head.weight") if is_tied(config) else Rule("lm_head.*", "head.proj.*")
-    rules: list[AnyRule] = [Rule("shared.*", "embedding.tokens.*"), head]
+    rules: list[AnyRule] = [*bart.tables(config, "")]
     for side, parts in (("encoder", ("attention", "mlp")), ("decoder", ("attention", "cross", "mlp"))):
         bias = "layer.0.SelfAttention.relative_attention_bias"
         rules += [
-            Drop(f"{side}.embed_tokens.weight"),
             Rule(f"{side}.final_layer_norm.*", f"{side}.norm.*"),
             Rule(f"{side}.block.0.{bias}.*", f"{side}.bias.embedding.*"),
             # Early T5 checkpoints repeat the table in the cross-attention, where it is never read.
@@ -89,7 +89,8 @@ def keys(config: Config) -> KeyMap:
         ]
         for n, part in enumerate(parts):
             rules += _part(config, f"{side}.block.{{i}}.layer.{n}.", f"{side}.layers.{{i}}.", part)
-    return KeyMap(tuple(rules))
+    # `tie_word_embeddings` says how the head is scaled; tied are the matrices of one file either way.
+    return KeyMap(tuple(rules), ties=(bart.shared_table(config.but(tie_word_embeddings=True), ""),))
 
 
 def _part(config: Config, theirs: str, ours: str, part: str) -> list[AnyRule]:

@@ -156,7 +156,7 @@ class Sinusoidal:
 
     def __init__(self, dim: int, spec: SinusoidalPositions):
         self.spec = spec
-        self.table = _sinusoids(dim, spec)
+        self.table = sinusoids(dim, spec)
 
     def __call__(self, span: Span) -> mx.array:
         """(L, D), or (B, L, D) where rows are padded."""
@@ -164,7 +164,8 @@ class Sinusoidal:
         return mx.array(self.table)[span.positions()]
 
 
-def _sinusoids(dim: int, spec: SinusoidalPositions) -> Any:
+def sinusoids(dim: int, spec: SinusoidalPositions) -> Any:
+    """The table of sines and cosines as a numpy array, float32 (count, D)."""
     import numpy as np  # in float64, which MLX lacks on a GPU; other models need not wait for it
 
     angle = np.arange(spec.count)[:, None] / 10_000 ** (np.arange(0, dim, 2, dtype=np.float64) / dim)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -68,17 +68,52 @@ Kept = Rule | Split | Stack | Row
 AnyRule = Kept | Drop
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tie:
+    """Modules of theirs (tensors, where `leaves` is ("",)) that hold one matrix, unless the file says otherwise.
+
+    `tables` are read as token tables; without any the source itself is, and with some it only names what they
+    share, as `model.shared` of BART. `heads` are read as heads. One that is not stored is the source.
+    """
+
+    source: str
+    tables: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ("weight", "scales", "biases")
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A tensor of theirs that `make` computes; one that is stored and has other numbers is read."""
+
+    theirs: str
+    make: Callable[[], Any]
+
+
+# Endings of TensorFlow's names, which the first BERT checkpoints kept.
+_OLD_ENDINGS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+
+
 @dataclass(frozen=True)
 class KeyMap:
     """Rules in order of precedence.
 
     A name that begins with the first of an alias is read as if it began with the second; the first alias
-    that leads to a rule counts. `saved_as` is one more such pair, for writing.
+    that leads to a rule counts. `saved_as` is one more such pair, for writing. `ties` are brought to one form, and
+    `computed` tensors left out, before the rules run (`weights.ties`).
     """
 
     rules: tuple[AnyRule, ...]
     aliases: tuple[tuple[str, str], ...] = (("", ""),)
     saved_as: tuple[str, str] = ("", "")
+    ties: tuple[Tie, ...] = ()
+    computed: tuple[Computed, ...] = ()
+
+    def spellings(self, name: str) -> Iterator[str]:
+        """Every spelling that the aliases read as `name`."""
+        for theirs, read_as in self.aliases:
+            if name.startswith(read_as):
+                yield theirs + name[len(read_as) :]
 
     def written(self, name: str) -> str:
         """A name in the rules as a checkpoint gets it."""
@@ -87,8 +122,11 @@ class KeyMap:
 
 
 def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
-    """Raises CheckpointError naming every tensor that no rule covers, and every expert that is missing."""
+    """The tensors under our names. Raises CheckpointError naming every tensor that no rule covers, every expert that
+    is missing, and two tensors that differ and have one place in the model.
+    """
     ours: Weights = {}
+    source: dict[str, str] = {}
     stacks: dict[tuple[str, int], dict[int, mx.array]] = defaultdict(dict)
     unknown: list[str] = []
     for name, array in theirs.items():
@@ -97,18 +135,17 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
             unknown.append(name)
             continue
         rule, parts = found
-        match rule:
-            case Rule(_, to, transpose):
-                ours[_fill(to, parts)] = _turn(array, transpose)
-            case Split(_, to, sizes, transpose):
-                pieces = _pieces(name, _turn(array, transpose), sizes)
-                ours.update((_fill(part, parts), piece) for part, piece in zip(to, pieces, strict=True))
-            case Stack(_, to, count):
-                stacks[_fill(to, parts), count][int(parts["e"])] = array
-            case Row(_, to):
-                ours[_fill(to, parts)] = array.flatten()
-            case Drop():
-                pass
+        if isinstance(rule, Stack):
+            stacks[_fill(rule.ours, parts), rule.count][int(parts["e"])] = array
+            continue
+        for to, piece in _read(rule, parts, name, array):
+            if to in ours and not mx.array_equal(ours[to], piece):
+                raise CheckpointError(
+                    f"the tensors {source[to]} and {name} of this checkpoint differ and have one place in the model",
+                    cause="weights of two checkpoints lie in one file or folder",
+                    remedy="download the checkpoint again",
+                )
+            ours[to], source[to] = piece, name
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors of this checkpoint are not known: {_listed(unknown)}",
@@ -121,6 +158,22 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
             raise CheckpointError(f"{name} has {len(experts)} experts, not {count}", cause=f"absent: {absent[:8]}")
         ours[name] = mx.stack([experts[e] for e in range(count)])
     return ours
+
+
+def _read(
+    rule: Rule | Split | Row | Drop, parts: dict[str, str], name: str, array: mx.array
+) -> list[tuple[str, mx.array]]:
+    """Our tensors that one of theirs, `name`, is."""
+    match rule:
+        case Rule(_, to, transpose):
+            return [(_fill(to, parts), _turn(array, transpose))]
+        case Split(_, to, sizes, transpose):
+            pieces = _pieces(name, _turn(array, transpose), sizes)
+            return [(_fill(part, parts), piece) for part, piece in zip(to, pieces, strict=True)]
+        case Row(_, to):
+            return [(_fill(to, parts), array.flatten())]
+        case Drop():
+            return []
 
 
 def to_theirs(ours: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
@@ -187,6 +240,9 @@ def our_modules(theirs: str, keymap: KeyMap) -> list[str]:
 
 
 def _find(name: str, keymap: KeyMap) -> tuple[AnyRule, dict[str, str]] | None:
+    for old, new in _OLD_ENDINGS:
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
     for theirs, read_as in keymap.aliases:
         if not name.startswith(theirs):
             continue

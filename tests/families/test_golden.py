@@ -118,7 +118,8 @@ def test_a_wrong_shape_is_named() -> None:
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, r"rope_type 'spiral' is not one of default"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "have no 'low_freq_factor'"),
         ({"hidden_act": "sine"}, "activation 'sine' is not one of"),
-        ({"hidden_size": None}, "config.json has no 'hidden_size'"),
+        ({"hidden_size": 48.5}, r"hidden_size of config.json is 48.5, not a whole number"),
+        ({"hidden_size": "wide"}, r"hidden_size of config.json is 'wide', not a whole number"),
     ],
 )
 def test_a_config_that_cannot_be_run_says_which_value(change: dict, message: str) -> None:

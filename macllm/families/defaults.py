@@ -1,0 +1,154 @@
+"""Values that a config.json leaves out, as its class has them for defaults, and odd spellings of numbers.
+
+The table holds the defaults of transformers 5.24's config classes, as far as a model depends on them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from macllm.errors import CheckpointError
+
+log = logging.getLogger("macllm")
+
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "rope_theta": 10_000.0,
+    "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+_MISTRAL = _LLAMA | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_QWEN: dict[str, Any] = _LLAMA | {
+    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768,
+    "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+_GEMMA: dict[str, Any] = {
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    "tie_word_embeddings": True, "rope_theta": 10_000.0, "attention_bias": False, "query_pre_attn_scalar": 256.0,
+    "sliding_window": 4096, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+}  # fmt: skip
+_BERT: dict[str, Any] = {
+    "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12, "pad_token_id": 0, "tie_word_embeddings": True,
+}  # fmt: skip
+_BART: dict[str, Any] = {
+    "vocab_size": 50265, "max_position_embeddings": 1024, "encoder_layers": 12, "encoder_ffn_dim": 4096,
+    "encoder_attention_heads": 16, "decoder_layers": 12, "decoder_ffn_dim": 4096, "decoder_attention_heads": 16,
+    "activation_function": "gelu", "d_model": 1024, "scale_embedding": False, "pad_token_id": 1, "bos_token_id": 0,
+    "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2, "tie_word_embeddings": True,
+}  # fmt: skip
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bart": _BART,
+    "bert": _BERT,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA | {
+        "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6, "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+    },
+    "gpt2": {
+        "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+        "bos_token_id": 50256, "eos_token_id": 50256, "tie_word_embeddings": True,
+    },
+    "llama": _LLAMA,
+    "llama4_text": _LLAMA | {
+        "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
+        "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "num_experts_per_tok": 1, "num_local_experts": 16,
+        "interleave_moe_layer_step": 1, "use_qk_norm": True, "rope_theta": 500_000.0, "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192.0, "attn_scale": 0.1,
+    },
+    "marian": _BART | {
+        "vocab_size": 58101, "decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0,
+        "bos_token_id": None, "forced_eos_token_id": 0, "share_encoder_decoder_embeddings": True,
+    },
+    "mistral": _MISTRAL | {"sliding_window": 4096},
+    "mixtral": _MISTRAL | {
+        "rms_norm_eps": 1e-5, "num_experts_per_tok": 2, "num_local_experts": 8, "rope_theta": 1_000_000.0,
+    },
+    "olmo2": _LLAMA | {
+        "vocab_size": 50304, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 50279, "rms_norm_eps": 1e-5,
+    },
+    "phi3": _LLAMA | {
+        "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "eos_token_id": 32000, "pad_token_id": 32000,
+    },
+    "qwen2": _QWEN,
+    "qwen3": _QWEN | {"head_dim": 128},
+    "qwen3_moe": _QWEN | {
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_key_value_heads": 4,
+        "decoder_sparse_step": 1, "moe_intermediate_size": 768, "num_experts_per_tok": 8, "num_experts": 128,
+        "norm_topk_prob": False, "mlp_only_layers": (),
+    },
+    "roberta": _BERT | {"vocab_size": 50265, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+    "t5": {
+        "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "relu", "pad_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+# Keys whose null means something else than their default: no window, no cap, as many as there are heads.
+_NULLABLE = frozenset(
+    ("sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping", "head_dim",
+     "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+     "forced_eos_token_id")
+)  # fmt: skip
+# Keys that hold whole numbers and are in no class's defaults.
+_WHOLE = frozenset(("n_inner", "num_decoder_layers", "decoder_vocab_size", "num_key_value_heads", "head_dim"))
+_LONGEST = 2**31 - 1  # no sequence is longer: MLX counts along an axis in 32 bits
+
+
+def complete(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with its class's defaults where a key is absent, or null where null says nothing.
+
+    Numbers that are written as text, or whole ones as floats, become numbers.
+    Raises CheckpointError for a size that is not a whole number.
+    """
+    defaults = DEFAULTS.get(str(raw.get("model_type")), {})
+    given = {key: value for key, value in raw.items() if value is not None or key in _NULLABLE}
+    return defaults | {key: _number(key, value, defaults.get(key)) for key, value in given.items()}
+
+
+def _number(key: str, value: Any, default: Any) -> Any:
+    """`value` as the kind of number that its key holds."""
+    if key.endswith("_token_id"):
+        return value
+    if key in _WHOLE or type(default) is int:
+        value = whole(key, value)
+        if key == "max_position_embeddings" and value is not None and value > _LONGEST:
+            log.warning("max_position_embeddings of config.json is %s: taken as no limit", value)
+            return None
+        return value
+    if type(default) is float and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            raise CheckpointError(f"{key} of config.json is {value!r}, not a number") from None
+        log.warning("%s of config.json is the text %r: taken as %s", key, value, number)
+        return number
+    return value
+
+
+def whole(key: str, value: Any) -> Any:
+    """A whole number that is written 20.0 or "20" as an int; None stays. Raises CheckpointError for anything else."""
+    if value is None or type(value) is int:
+        return value
+    try:
+        number = float(value)
+        if isinstance(value, bool) or number != int(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise CheckpointError(
+            f"{key} of config.json is {value!r}, not a whole number", remedy="download the checkpoint again"
+        ) from None
+    log.warning("%s of config.json is %r: taken as %d", key, value, int(number))
+    return int(number)

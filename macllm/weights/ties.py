@@ -1,0 +1,76 @@
+"""Matrices that a checkpoint stores once, under any of several names, or more than once.
+
+A tensor is left out only where its numbers are those of the tensor that stands in for it: a head that a config calls
+tied and that differs in the file is kept, as transformers 5 does (`PreTrainedModel.tie_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from .keymap import KeyMap, Tie, Weights
+
+
+def settle(tensors: Weights, keymap: KeyMap) -> dict[str, str]:
+    """Bring the ties of `keymap` to one form, in place: the source alone where all are equal, else what differs apart.
+
+    Tensors that can be computed are left out where they are what would be computed.
+
+    Returns the new names of renamed modules by their old ones.
+    """
+    for computed in keymap.computed:
+        for name in [at for at in keymap.spellings(computed.theirs) if at in tensors]:
+            if _is_near(tensors[name], mx.array(computed.make())):
+                del tensors[name]
+    renamed: dict[str, str] = {}
+    for tie in keymap.ties:
+        names = (tie.source, *tie.tables, *tie.heads)
+        stored = {name: found for name in names if (found := _stored(name, tie, tensors, keymap))}
+        if not stored:
+            continue
+        values = {name: {leaf: tensors.pop(at) for leaf, at in found.items()} for name, found in stored.items()}
+        for role, name in _roles(tie, values).items():
+            tensors.update({_joined(role, leaf): array for leaf, array in values[name].items()})
+            renamed |= {at.removesuffix(".weight"): role for at in stored[name].values() if at.endswith(".weight")}
+    return renamed
+
+
+def _roles(tie: Tie, stored: Mapping[str, Weights]) -> dict[str, str]:
+    """Name in the settled form -> the stored module that it is."""
+    first = next(iter(stored))  # the source, else the first of the others that is there
+    tables = {table: table if table in stored else first for table in tie.tables or (tie.source,)}
+    heads = {head: head if head in stored else first for head in tie.heads}
+    shared = next(iter(tables.values()))
+    if not all(_equal(stored[shared], stored[name]) for name in tables.values()):
+        return tables | heads
+    return {tie.source: shared} | {h: name for h, name in heads.items() if not _equal(stored[shared], stored[name])}
+
+
+def _stored(name: str, tie: Tie, tensors: Mapping[str, mx.array], keymap: KeyMap) -> dict[str, str]:
+    """Leaf -> the name under which the checkpoint stores it; {} for a module that it does not store."""
+    found: dict[str, str] = {}
+    for leaf in tie.leaves:
+        spelled = [at for at in keymap.spellings(_joined(name, leaf)) if at in tensors]
+        found |= {leaf: spelled[0]} if spelled else {}
+    return found
+
+
+def _joined(name: str, leaf: str) -> str:
+    return f"{name}.{leaf}" if leaf else name
+
+
+def _equal(one: Mapping[str, mx.array], other: Mapping[str, mx.array]) -> bool:
+    if one is other:
+        return True
+    same = one.keys() == other.keys() and all(array.shape == other[leaf].shape for leaf, array in one.items())
+    return same and all(bool(mx.array_equal(array, other[leaf], equal_nan=True)) for leaf, array in one.items())
+
+
+def _is_near(stored: mx.array, computed: mx.array) -> bool:
+    """True for equal numbers but for the rounding of the stored dtype."""
+    if stored.shape != computed.shape:
+        return False
+    tolerance = 1e-6 if stored.dtype == mx.float32 else 2.0**-8
+    return bool(mx.allclose(stored.astype(mx.float32), computed, rtol=0, atol=tolerance))
