@@ -12,7 +12,8 @@ class Detokenizer:
 
     Everything that `add` and `finish` return, concatenated, is what `Tokenizer.decode` makes of all the tokens.
     One token costs the time of its own text, however long the list is. A decoder that is not known here
-    (`stages` None) is asked at the end, through `decode`.
+    (`stages` None) is asked at the end, through `decode`. `after` are tokens that the list goes on from: their own
+    text is left out, and a space between it and the first token stays.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Detokenizer:
         *,
         skip: frozenset[int] = frozenset(),
         decode: Callable[[list[int]], str],
+        after: Sequence[int] = (),
     ) -> None:
         self._token_of = token_of
         self._stages = stages
@@ -29,6 +31,11 @@ class Detokenizer:
         self._decode = decode
         self._waiting: list[int] = []
         self._finished = False
+        self._owed = 0  # characters of the text before that have not come out yet
+        if after:
+            given = sum(len(self.add(token_id)) for token_id in after)
+            held = decode(list(after))[given:]
+            self._owed = len(held.rstrip("\ufffd"))  # an unfinished character is of those who finish it
 
     def add(self, token_id: int) -> str:
         """The text that this token makes certain; often empty inside a character or a run of bytes."""
@@ -40,11 +47,17 @@ class Detokenizer:
         if token_id in self._skip:
             return ""
         token = self._token_of(token_id)
-        return "" if token is None else run_push(self._stages, token)
+        return "" if token is None else self._own(run_push(self._stages, token))
 
     def finish(self) -> str:
         """What was held back, U+FFFD for a character that stayed incomplete. Ends the list."""
         if self._finished:
             return ""
         self._finished = True
-        return self._decode(self._waiting) if self._stages is None else run_close(self._stages)
+        return self._own(self._decode(self._waiting) if self._stages is None else run_close(self._stages))
+
+    def _own(self, text: str) -> str:
+        """The text without what is left in it of the text before."""
+        cut = min(self._owed, len(text))
+        self._owed -= cut
+        return text[cut:]

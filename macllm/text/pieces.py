@@ -32,6 +32,11 @@ _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
 _SYMBOL_ENDS = (bytes([0x18, _CONTROL]), bytes([0x18, _USER_DEFINED]))  # field 3, the kind, comes last
 _SPACE = "\u2581"
+# Models whose files name Llama's tokenizer class, but whose texts transformers cuts as sentencepiece itself does.
+_AS_TRAINED = (
+    "fuyu internlm2 internlm3 jamba llava llava_next minicpm3 ministral ministral3 mistral mistral3 mixtral nemotron"
+    " persimmon phi3 phi3_v phimoe pixtral voxtral"
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class SentencePieceModel:
         except (IndexError, ValueError) as error:
             raise unreadable(path, error) from error
 
-    def processor(self, *, add_dummy_prefix: bool) -> sentencepiece.SentencePieceProcessor:
-        """A processor that does or does not put a space before the text."""
+    def processor(self, *, add_dummy_prefix: bool, normalized: bool = True) -> sentencepiece.SentencePieceProcessor:
+        """A processor that does or does not put a space before the text, and normalize the text at all."""
         import sentencepiece
 
-        # A message appended to a protobuf is merged into it, the later value wins: normalizer_spec.add_dummy_prefix.
-        data = self.data + bytes([0x1A, 2, 0x18, int(add_dummy_prefix)])
-        return sentencepiece.SentencePieceProcessor(model_proto=data)
+        # A message appended to a protobuf is merged into it, the later value wins: normalizer_spec.add_dummy_prefix,
+        # and for no normalization an empty precompiled_charsmap and no remove_extra_whitespaces.
+        rules = [0x18, int(add_dummy_prefix), *([] if normalized else [0x12, 0, 0x20, 0])]
+        return sentencepiece.SentencePieceProcessor(model_proto=self.data + bytes([0x1A, len(rules), *rules]))
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -149,7 +155,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 class Spacing:
     """Where a space goes before a text: "always", "first" (only where the whole text begins) or "never".
 
-    `native` leaves a text that begins with spaces to sentencepiece; else those count as the space.
+    A text that begins with spaces gets one more where it is `native`; else those count as the space.
     """
 
     prefix: str
@@ -169,13 +175,14 @@ class SentencePieceBackend:
         self._added = self._added_tokens(settings)
         self._added_by_id = {index: token for token, index in self._added.values()}
         self.special_ids = frozenset(index for token, index in self._added.values() if token.special)
-        self._splitter = AddedTokenSplitter({token.content: token for token, _ in self._added.values()})
+        self._splitter = AddedTokenSplitter(self._cut_out(settings))
         self._before, self._after = self._ends(settings)
         self._cleanup = settings.flag("clean_up_tokenization_spaces", False) and self._model.kind != _BPE
 
     def _load(self, *, add_dummy_prefix: bool) -> sentencepiece.SentencePieceProcessor:
         try:
-            return self._model.processor(add_dummy_prefix=add_dummy_prefix)
+            normalized = self._family not in ("llama", "gemma")  # whose classes take a text as it is
+            return self._model.processor(add_dummy_prefix=add_dummy_prefix, normalized=normalized)
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(self._path, error) from error
 
@@ -219,6 +226,15 @@ class SentencePieceBackend:
             added[token.content] = (token, index)
         return added
 
+    def _cut_out(self, settings: TokenizerSettings) -> dict[str, AddedToken]:
+        """The added tokens that are looked for in a text before sentencepiece sees it."""
+        tokens = {token.content: token for token, _ in self._added.values()}
+        if self._family == "sentencepiece":  # which finds the user-defined ones itself
+            declared = {token.content for token in settings.tokens()}
+            own = {symbol.content for symbol in self._model.symbols if not symbol.special} - declared
+            tokens = {content: token for content, token in tokens.items() if content not in own}
+        return tokens
+
     def _ends(self, settings: TokenizerSettings) -> tuple[list[int], list[int]]:
         """The ids that encoding puts before and after a text."""
         ends: dict[str, list[int]] = {}
@@ -247,6 +263,8 @@ class SentencePieceBackend:
 
     def _encode_chunk(self, chunk: str, *, first: bool) -> list[int]:
         spacing = self._spacing
+        if self._family == "t5":
+            chunk = " ".join(chunk.split())
         if spacing.prefix == "never" or (spacing.prefix == "first" and not first):
             return self._plain.encode(chunk)
         if not spacing.native and chunk[0] in (" ", _SPACE):
@@ -289,21 +307,24 @@ class SentencePieceBackend:
 
 def _family(path: Path, settings: TokenizerSettings) -> str:
     """Whose conventions the model file follows: "llama", "gemma", "t5" or "sentencepiece" for its own."""
-    if not settings.family and path.name == "spiece.model":
+    family = settings.family
+    if not family and path.name == "spiece.model":
         return "t5"
-    return settings.family if settings.family in ("t5", "gemma", "llama") else "sentencepiece"
+    if family == "llama" and (not settings.tokenizer_class or settings.model_type in _AS_TRAINED.split()):
+        return "sentencepiece"
+    return family if family in ("t5", "gemma", "llama") else "sentencepiece"
 
 
 def _spacing(family: str, model: SentencePieceModel, settings: TokenizerSettings) -> Spacing:
     if family == "t5":
         return Spacing("always", native=True)
-    default = {"gemma": False, "llama": True}.get(family, model.add_dummy_prefix)
-    if not settings.flag("add_prefix_space", default):
+    if family == "sentencepiece":
+        legacy = settings.flag("legacy", True)
+        prefix = ("always" if legacy else "first") if model.add_dummy_prefix else "never"
+        return Spacing(prefix, native=legacy or model.remove_extra_whitespaces)
+    if not settings.flag("add_prefix_space", family == "llama"):
         return Spacing("never", native=True)
-    if family == "sentencepiece" or model.remove_extra_whitespaces:
-        return Spacing("always", native=True)
-    legacy = settings.values.get("legacy", False)
-    return Spacing("always" if legacy else "first", native=False)
+    return Spacing("always" if settings.flag("legacy", False) else "first", native=False)
 
 
 class AddedTokenSplitter:

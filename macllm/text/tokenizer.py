@@ -34,6 +34,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_TAIL_TOKENS = 64  # of a text that goes on; how its end is decoded depends on no more
 _NO_LIMIT = 10**9  # transformers writes 10**30 for "no limit known"
 
 
@@ -161,13 +162,19 @@ class Tokenizer:
         """A token as the vocabulary writes it, None where it has no such id."""
         return self._backend.id_to_token(index) if 0 <= index < 1 << 32 else None
 
-    def detokenizer(self, skip_special_tokens: bool = False) -> Detokenizer:
-        """A fresh stream of text, exact: all its pieces together are `decode` of all the tokens."""
+    def detokenizer(self, skip_special_tokens: bool = False, *, after: Sequence[int] = ()) -> Detokenizer:
+        """A fresh stream of text, exact: all its pieces together are `decode` of all the tokens.
+
+        `after` are the tokens of a text that the stream continues: with them in front the pieces are what `decode`
+        adds to that text, a space before the first word too. Special tokens among them are no text.
+        """
+        tail = [index for index in after[-_TAIL_TOKENS:] if index not in self.special_ids]
         return Detokenizer(
             self.id_to_token,
             self._backend.stages(),
             skip=self.special_ids if skip_special_tokens else frozenset(),
             decode=lambda ids: self.decode(ids, skip_special_tokens),
+            after=tail,
         )
 
     @property
