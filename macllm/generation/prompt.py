@@ -21,10 +21,8 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     """
     if request.messages and request.prompt:
         raise UsageError("a request has a prompt and messages", remedy="leave one of the two away")
-    messages: tuple[Mapping[str, Any], ...] = request.messages
-    if isinstance(request.prompt, str) and request.prompt and not request.raw and tokenizer.chat_template is not None:
-        messages = ({"role": "user", "content": request.prompt},)
-    if messages:
+    if not continues(tokenizer, request):
+        messages: tuple[Mapping[str, Any], ...] = request.messages or ({"role": "user", "content": request.prompt},)
         return tuple(tokenizer.encode_chat(messages, tools=request.tools or None, **request.variables))
     if request.tools or request.variables:
         raise UsageError(
@@ -33,3 +31,11 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     if isinstance(request.prompt, str):
         return tuple(tokenizer.encode(request.prompt)) if request.prompt else ()
     return request.prompt
+
+
+def continues(tokenizer: Tokenizer, request: Request) -> bool:
+    """Whether the completion goes on with the prompt, instead of answering it."""
+    if request.messages:
+        return False
+    answered = isinstance(request.prompt, str) and request.prompt and not request.raw
+    return not answered or tokenizer.chat_template is None

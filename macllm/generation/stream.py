@@ -19,7 +19,7 @@ from .decode import KeyValueCache, LanguageModel, decode, prefill
 from .defaults import defaults, new_seed
 from .limits import check, room
 from .prefix import Prefix
-from .prompt import encode_prompt
+from .prompt import continues, encode_prompt
 from .request import (
     Delta,
     Done,
@@ -247,7 +247,9 @@ class _Run:
         named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         unseen = frozenset(token for token in named if token is not None)
         splitter = part_splitter(tokenizer, prompt)
-        self._assembler = Assembler(tokenizer.detokenizer(), splitter, request.stop, unseen)
+        continued = self._info.kind == "decoder" and continues(tokenizer, request)
+        detokenizer = tokenizer.detokenizer(after=prompt if continued else ())
+        self._assembler = Assembler(detokenizer, splitter, request.stop, unseen)
         self._drawn: list[int] = []
 
     def events(self) -> Generator[Event, None, None]:

@@ -107,6 +107,7 @@ class FakeTokenizer:
         self.bos_token_id = self.pad_token_id = None
         self.chat_template = None
         self.vocab_size = 257
+        self.continued: tuple[int, ...] | None = None  # what the last detokenizer was to go on from
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -120,7 +121,8 @@ class FakeTokenizer:
     def id_to_token(self, index: int) -> str | None:
         return "<eos>" if index == EOS else str(self.pieces[index])
 
-    def detokenizer(self) -> FakeDetokenizer:
+    def detokenizer(self, *, after: Sequence[int] = ()) -> FakeDetokenizer:
+        self.continued = tuple(after)
         return FakeDetokenizer(self.pieces)
 
 

@@ -51,6 +51,22 @@ def test_the_pipelined_loop_gives_the_tokens_of_the_plain_one(step: int) -> None
     assert text_of(events) == FakeTokenizer().decode(tokens_of(events))
 
 
+def test_only_a_text_that_goes_on_lends_its_end_to_the_completion() -> None:
+    plain, chat = FakeTokenizer(), FakeTokenizer()
+    chat.chat_template = ""  # that there is one is all that matters
+    for tokenizer, request, continued in (
+        (plain, Request(prompt="text"), True),
+        (plain, Request(prompt=PROMPT), True),
+        (chat, Request(prompt="text", raw=True), True),
+        (chat, Request(prompt=PROMPT), True),
+        (chat, Request(prompt="question"), False),
+        (chat, Request(messages=({"role": "user", "content": "question"},)), False),
+    ):
+        list(run(FakeModel(), tokenizer, replace(request, max_tokens=1)))
+        text = PROMPT if request.prompt == PROMPT else tuple(b"text")
+        assert tokenizer.continued == (text if continued else ()), request
+
+
 def test_prefill_tells_how_far_it_is() -> None:
     events = list(run(FakeModel(), FakeTokenizer(), Request(prompt=PROMPT, max_tokens=1, prefill_step=8)))
     assert [(event.done, event.total) for event in events if isinstance(event, Prefill)] == [

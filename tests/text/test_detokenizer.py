@@ -82,6 +82,47 @@ def test_an_unfinished_character_ends_as_replacement_characters(opened: dict[str
     assert stream(tokenizer, ids) == ["a", "", "", "\ufffd\ufffd"]
 
 
+CUT_IN_CHARACTERS = {  # whose text at a token's end is what it will be once the text goes on
+    *("llama tokenizer.json", "llama tokenizer.model", "llama tokenizer.model legacy", "gemma tokenizer.model"),
+    *("byte-level tokenizer.json", "gpt2 vocab.json", "t5 spiece.model", "bert vocab.txt"),
+}
+
+
+def test_a_text_that_goes_on_and_its_continuation_are_the_decoding_of_all_tokens(opened: dict[str, Tokenizer]) -> None:
+    for name in sorted(CUT_IN_CHARACTERS):
+        tokenizer = opened[name]
+        for text in CORPUS[::3]:
+            ids = tokenizer.encode(text[:200])
+            for cut in range(1, len(ids), 3):
+                head = ids[:cut]
+                if tokenizer.special_ids.issuperset(head) or "\ufffd" in tokenizer.decode(head):
+                    continue
+                detokenizer = tokenizer.detokenizer(after=head)
+                rest = "".join(detokenizer.add(index) for index in ids[cut:]) + detokenizer.finish()
+                assert tokenizer.decode(head) + rest == tokenizer.decode(ids), (name, text, cut)
+
+
+def test_the_space_before_a_word_belongs_to_a_continuation_and_not_to_an_answer(opened: dict[str, Tokenizer]) -> None:
+    for name in ("llama tokenizer.model", "llama tokenizer.json", "t5 spiece.model", "t5 tokenizer.json"):
+        tokenizer = opened[name]
+        word = tokenizer.encode("the quick", add_special_tokens=False)
+        begin = [index for index in (tokenizer.bos_token_id,) if index is not None]
+        before = tokenizer.encode("Paris is", add_special_tokens=False)
+        for after, space in (((), ""), (begin, ""), (before, " "), ([*begin, *before], " "), (before * 50, " ")):
+            detokenizer = tokenizer.detokenizer(after=after)
+            assert "".join(map(detokenizer.add, word)) + detokenizer.finish() == f"{space}the quick", (name, after)
+
+
+def test_a_continuation_finishes_the_character_that_a_text_ended_in(opened: dict[str, Tokenizer]) -> None:
+    for name in ("byte-level tokenizer.json", "llama tokenizer.model"):
+        tokenizer = opened[name]
+        ids = tokenizer.encode("x \U0001f9ff", add_special_tokens=False)
+        detokenizer = tokenizer.detokenizer(after=ids[:-2])
+        assert "".join(map(detokenizer.add, ids[-2:])) + detokenizer.finish() == "\U0001f9ff"
+    detokenizer = Detokenizer(str, None, decode=lambda ids: "-".join(map(str, ids)), after=[1, 2])
+    assert detokenizer.add(3) + detokenizer.finish() == "-3"
+
+
 def test_text_comes_as_soon_as_it_is_certain(opened: dict[str, Tokenizer]) -> None:
     tokenizer = opened["byte-level tokenizer.json"]
     ids = tokenizer.encode("The quick brown fox jumps.", add_special_tokens=False)
