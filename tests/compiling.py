@@ -9,17 +9,17 @@ from pathlib import Path
 
 from macllm.ops.cpu import build
 
-# It leaves its process id in a log, and links what is compiled already.
+# It leaves its process group in a log, and links what is compiled already.
 COMPILER = """\
 #!/bin/sh
 for word; do [ "$word" = -dM ] && echo "#define __AVX2__ 1" && exit; done
-echo $$ >> {folder}/compiled
+cut -d ' ' -f 5 /proc/$$/stat >> {folder}/compiled
 sleep $(cat {folder}/seconds)
 while [ $# -gt 0 ]; do
   case $1 in -c) object=1 ;; -o) out=$2 ;; esac
   shift
 done
-if [ "$object" ]; then : > "$out"; else cp {module} "$out"; fi
+if [ "$object" ]; then cp {folder}/seconds "$out"; else cp {module} "$out"; fi
 """
 
 
@@ -35,8 +35,15 @@ def make_compiler(folder: Path, module: Path, seconds: float) -> Path:
 
 
 def cached() -> list[str]:
-    """What is in the cache of kernels, without the names of keys."""
-    return sorted(path.name for folder in build.cache_folder().iterdir() for path in folder.iterdir())
+    """Files in the folders of modules, without the names of keys."""
+    return sorted(
+        path.name for folder in build.cache_folder().iterdir() if folder.name != "objects" for path in folder.iterdir()
+    )
+
+
+def kept() -> list[str]:
+    """Sources whose object files are in the cache."""
+    return sorted(path.name.rpartition("-")[0] for path in (build.cache_folder() / "objects").glob("*"))
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -48,7 +55,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def alive(log: Path) -> list[int]:
-    """Compilers, or what they started, that still run; each is the leader of a process group."""
+    """Processes that still run of the groups that compilers were in."""
     groups, found = set(log.read_text().split()), []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -28,6 +28,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macllm" / "native"
 
 
+def pytest_sessionstart() -> None:
+    """Compile the kernels of this machine before the first test, once: tests ask which implementation serves."""
+    if cpu.pending():
+        print("compiling the CPU kernels for this machine, once: about a minute", file=sys.__stderr__)
+        cpu.prepare(lambda done, total: None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
     """Keep compiled kernels where the user has them: a home of its own for each test would compile them anew."""

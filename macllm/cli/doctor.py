@@ -81,6 +81,7 @@ class _Narrator:
 def _build() -> str:
     """Compile the kernels unless they are there; their path."""
     from macllm.ops.cpu import build
+    from macllm.ops.cpu.compilation import ensure
     from macllm.ops.cpu.machine import wanted
 
     if sys.platform != "linux":
@@ -91,7 +92,7 @@ def _build() -> str:
         there = build.whole(build.library())
         start = time.monotonic()
         with Progress("compiling", unit="steps") as progress:
-            path = build.ensure(progress.update)
+            path = ensure(progress.update)
         took = "compiled before" if there else f"compiled in {time.monotonic() - start:.0f} s"
         say(f"{took}, for {build.instruction_set()}")
     except build.BuildError as error:

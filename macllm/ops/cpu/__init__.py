@@ -1,4 +1,8 @@
-"""Native kernels for MLX's CPU backend on Linux, float32: compiled at first use, with gradients."""
+"""Native kernels for MLX's CPU backend on Linux, float32, with gradients: compiled once, beside what needs them.
+
+While they are compiled MLX's own operations serve. The kernels are taken when they are there and no completion is in
+progress (`held`): the implementation never changes in the middle of one.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,138 @@ import importlib.util
 import logging
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from . import blas, build
-from .machine import compute_threads, wanted
+from . import blas, build, estimate
+from .compilation import Compilation, Progress
+from .machine import compute_threads, physical_cores, wanted
 
 log = logging.getLogger(__name__)
 
 _module: ModuleType | None = None
 _reason: str | None = None
+_compilation: Compilation | None = None
+_completions = 0
 _lock = threading.Lock()
 
 
-def available() -> bool:
-    """Whether the native kernels can be used, compiling them if need be (seconds, once per machine).
+@dataclass(frozen=True)
+class Compiling:
+    """State of a compilation, in files made of all: `beside` other work or waited for; `over` once it has ended."""
 
-    Says once, in the log, why not; `reason` keeps it.
+    done: int
+    total: int
+    beside: bool
+    over: bool
+    notice: str | None = None  # what the user should know where there will be no kernels
+
+
+_watch: Callable[[Compiling], object] | None = None
+
+
+def available() -> bool:
+    """The native kernels serve. Never waits: where they are missing their compilation is begun, beside.
+
+    Why they cannot be had is told once, to the watcher or in the log; `reason` keeps it.
     """
-    if notice := prepare():
-        log.warning(notice)
+    if _module is None and _reason is None:
+        _announce(begin())
     return _module is not None
 
 
-def prepare(progress: build.Progress | None = None) -> str | None:
-    """Load the kernels, compiled if need be; what the user should know where that failed, told only once."""
-    with _lock:
-        return _prepare(progress) if _module is None and _reason is None else None
+def begin() -> str | None:
+    """Take the kernels if they are there and nothing keeps them off, else see to it that they are being compiled.
 
-
-def _prepare(progress: build.Progress | None) -> str | None:
-    global _module, _reason
-    if sys.platform != "linux" or not wanted():
-        _reason = "MACLLM_NATIVE=0" if sys.platform == "linux" else "not Linux"
+    Returns what the user should know where they cannot be had, once.
+    """
+    global _compilation
+    if _compilation is not None and (not _compilation.over.is_set() or _completions):
         return None
-    try:
-        module = _open(build.ensure(progress))
-    except build.BuildError as error:
-        _reason = str(error)
-        return f"without native CPU kernels, slower: {_reason}" + (f" ({error.remedy})" if error.remedy else "")
-    module.set_threads(compute_threads())
-    blas.divide(module)
-    _module = module
+    with _lock:
+        if _module is not None or _reason is not None or not _allowed():
+            return None
+        try:
+            if _compilation is None and not build.whole(build.library()):
+                _compilation = Compilation(_told, beside=True)
+            elif _compilation is None or _compilation.over.is_set():
+                _take(build.library() if _compilation is None else _compilation.result())
+        except build.BuildError as error:
+            return _refuse(error)
     return None
+
+
+def prepare(progress: Progress | None = None) -> str | None:
+    """Wait for the kernels and take them; what the user should know where they cannot be had, told only once."""
+    global _compilation
+    with _lock:
+        if _module is not None or _reason is not None or not _allowed():
+            return None
+        try:
+            if not build.whole(build.library()) and (_compilation is None or _compilation.beside):
+                if _compilation is not None:
+                    _compilation.end()  # what it has made is kept
+                if progress is None and _watch is None:
+                    log.warning("compiling the CPU kernels for this machine, once: about a minute")
+                _compilation = Compilation(_told, beside=False)
+        except build.BuildError as error:
+            return _refuse(error)
+    if _compilation is not None:
+        _compilation.wait(progress)
+    return begin()
+
+
+def prepare_for(floats: int, packed: int) -> None:
+    """Make ready for a model of so many parameters: wait for the kernels unless MLX's operations answer sooner.
+
+    `packed` are those of quantized matrices. What the user should know is told as by `available`.
+    """
+    if _module is not None or _reason is not None:
+        return
+    waits = False
+    with suppress(build.BuildError):
+        if pending():
+            cores, parts = physical_cores(), build.objects()
+            missing = sum(not build.whole(part.path) for part in parts) + 1
+            compiling = estimate.compile_seconds(missing, len(parts) + 1, cores=cores)
+            openblas = blas.install().reason is None
+            answering = estimate.answer_seconds(floats, packed, cores=cores, openblas=openblas)
+            waits = answering > compiling or not estimate.fits(floats)
+    _announce(prepare() if waits else begin())
+
+
+def watch(watcher: Callable[[Compiling], object] | None) -> None:
+    """Have `watcher` called, in any thread, when a compilation begins, at its steps and at its end."""
+    global _watch
+    _watch = watcher
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let nothing but what serves now serve until the end of this block, which is a completion."""
+    global _completions
+    available()
+    with _lock:
+        _completions += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _completions -= 1
+
+
+def end() -> None:
+    """End a compilation, and leave nothing of it but what it has finished."""
+    if _compilation is not None:
+        _compilation.end()
+
+
+def compiling() -> Compiling | None:
+    """State of the compilation beside; None where there is none."""
+    return None if _compilation is None else _state(_compilation)
 
 
 def reason() -> str | None:
@@ -57,7 +150,7 @@ def reason() -> str | None:
 
 
 def pending() -> bool:
-    """Whether the kernels are wanted and have yet to be compiled, as far as can be seen without doing it."""
+    """The kernels are wanted and have yet to be compiled, as far as can be seen without doing it."""
     try:
         return sys.platform == "linux" and wanted() and not build.whole(build.library())
     except build.BuildError:
@@ -67,8 +160,46 @@ def pending() -> bool:
 def kernels() -> ModuleType:
     """The compiled module. Raises: RuntimeError where `available()` is false."""
     if not available() or _module is None:
-        raise RuntimeError(_reason)
+        raise RuntimeError(_reason or "the kernels are being compiled")
     return _module
+
+
+def _allowed() -> bool:
+    global _reason
+    if sys.platform != "linux" or not wanted():
+        _reason = "MACLLM_NATIVE=0" if sys.platform == "linux" else "not Linux"
+    return _reason is None
+
+
+def _take(path: Path) -> None:
+    """Let the kernels serve from now on."""
+    global _module
+    module = _open(path)
+    module.set_threads(compute_threads())
+    blas.divide(module)
+    _module = module
+
+
+def _refuse(error: build.BuildError) -> str:
+    global _reason
+    _reason = str(error)
+    return f"without native CPU kernels, slower: {_reason}" + (f" ({error.remedy})" if error.remedy else "")
+
+
+def _announce(notice: str | None) -> None:
+    if notice is not None and _watch is not None:
+        _watch(Compiling(0, 0, beside=True, over=True, notice=notice))
+    elif notice is not None:
+        log.warning(notice)
+
+
+def _told(compilation: Compilation) -> None:
+    if _watch is not None:
+        _watch(_state(compilation))
+
+
+def _state(compilation: Compilation) -> Compiling:
+    return Compiling(compilation.done, compilation.total, compilation.beside, compilation.over.is_set())
 
 
 def _open(path: Path) -> ModuleType:

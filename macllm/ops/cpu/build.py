@@ -1,27 +1,19 @@
-"""Compile the native kernels for this machine, once, into the cache directory."""
+"""The native kernels for this machine as files: their place in the cache, and the commands that make them."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-
-from .machine import physical_cores
 
 HERE = Path(__file__).parent
 NAME = "macllm_native"
@@ -53,9 +45,8 @@ FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
 LINK = ("-shared", "-pthread")
 COMPILE_SECONDS = 3600
-LOOK_SECONDS = 0.02
 ANOTHER_FOLDER = "set MACLLM_NATIVE_CACHE to a folder that can be written"
-HASH_BYTES = 32  # at the end of a module, of all that is before them
+HASH_BYTES = 32  # at the end of a module or object file, of all that is before them
 INSTRUCTION_SETS = {
     "__AVX512VNNI__": "AVX-512 VNNI",
     "__AVX512F__": "AVX-512",
@@ -66,11 +57,6 @@ INSTRUCTION_SETS = {
 }
 """What the kernels have code for, the best first, by the macro with which a compiler says that it may use it."""
 
-log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], object]
-"""Called many times a second with the steps done and the steps in all; what it raises gives the compilation up."""
-
 
 class BuildError(Exception):
     """Why the kernels cannot be compiled here, in one line, and what the user can do about it."""
@@ -78,6 +64,18 @@ class BuildError(Exception):
     def __init__(self, message: str, remedy: str | None = None) -> None:
         super().__init__(message)
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the remedy when the error crosses a process boundary."""
+        return (BuildError, (str(self), self.remedy))
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object file: its place in the cache, and the compiler's arguments but for that."""
+
+    path: Path
+    arguments: tuple[str, ...]
 
 
 def cache_folder() -> Path:
@@ -93,32 +91,13 @@ def library() -> Path:
     return cache_folder() / _key() / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def whole(module: Path) -> bool:
-    """Whether a file is a module as it was compiled: the loader would run what is left of a damaged one, and crash."""
+def whole(path: Path) -> bool:
+    """Whether a file is as it was sealed: the loader would run what is left of a damaged module, and crash."""
     try:
-        content = module.read_bytes()
+        content = path.read_bytes()
     except OSError:
         return False
     return len(content) > HASH_BYTES and _hash(content[:-HASH_BYTES]) == content[-HASH_BYTES:]
-
-
-def ensure(progress: Progress | None = None) -> Path:
-    """The compiled module, compiled now if it is not there; several processes may ask at once. Raises: BuildError."""
-    target = library()
-    if whole(target):
-        return target
-    tell = progress or (lambda done, total: None)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent / "lock", tell):
-            if not whole(target):
-                _compile(target, tell)
-    except OSError as error:
-        raise BuildError(
-            f"cannot write {error.filename or target.parent}: {error.strerror}",
-            ANOTHER_FOLDER,
-        ) from error
-    return target
 
 
 def compiler() -> str:
@@ -141,7 +120,7 @@ def instruction_set() -> str:
     command = [compiler(), *flags(), "-dM", "-E", "-x", "c++", os.devnull]
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     if done.returncode:
-        raise _failure(done.stderr)
+        raise failure(done.stderr)
     macros = {line.split()[1] for line in done.stdout.splitlines()}
     return next((name for macro, name in INSTRUCTION_SETS.items() if macro in macros), "plain")
 
@@ -183,13 +162,27 @@ def _package(name: str) -> Path:
 
 def _key() -> str:
     """A name for what the module depends on."""
+    sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
+    return _digest(sources, (*_compiler_facts(), *_interface_facts(), flags(), GLUE, LINK))
+
+
+def _digest(files: list[Path], facts: tuple[object, ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")]):
+    for path in files:
         digest.update(path.name.encode() + path.read_bytes())
-    stamp = Path(compiler()).resolve().stat()
-    facts = (importlib.metadata.version("mlx"), NANOBIND, sys.version, compiler(), stamp.st_size, stamp.st_mtime_ns)
-    digest.update(repr((facts, flags(), GLUE, LINK, platform.machine(), _cpu())).encode())
+    digest.update(repr(facts).encode())
     return digest.hexdigest()[:24]
+
+
+def _compiler_facts() -> tuple[object, ...]:
+    """The compiler and the CPU that it compiles for."""
+    stamp = Path(compiler()).resolve().stat()
+    return compiler(), stamp.st_size, stamp.st_mtime_ns, platform.machine(), _cpu()
+
+
+def _interface_facts() -> tuple[object, ...]:
+    """The versions whose headers the bindings include."""
+    return importlib.metadata.version("mlx"), NANOBIND, sys.version
 
 
 def _cpu() -> str:
@@ -202,46 +195,35 @@ def _cpu() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(names)))
 
 
-@contextmanager
-def _locked(path: Path, tell: Progress) -> Iterator[None]:
-    """One process at a time; the lock goes when the process does, however it ends."""
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                tell(0, len(KERNELS))
-                time.sleep(LOOK_SECONDS)
-        yield
-
-
-def _compile(target: Path, tell: Progress) -> None:
-    for left in target.parent.glob("tmp*"):  # of a process that was killed: nobody else is here
-        shutil.rmtree(left, ignore_errors=True)
+def objects() -> list[Object]:
+    """The object files of the module, kernels first: where the flags are wrong, those show it. Raises: BuildError."""
     includes = [flag for folder in _includes() for flag in ("-I", folder)]
     limited = ["-DPy_LIMITED_API=0x030C0000"] if _stable_abi() else []
     glue = [*COMMON, *GLUE, *includes, *limited, *_extra()]
     nanobind = _package("nanobind") / "src" / "nb_combined.cpp"
-    with tempfile.TemporaryDirectory(prefix="tmp", dir=target.parent) as name:
-        folder = Path(name)
-        # The kernels first: if it is the flags that are wrong, they show it.
-        jobs = [(HERE / f"{name}.cpp", flags()) for name in KERNELS]
-        jobs += [(source, glue) for source in (*sorted(HERE.glob("bindings*.cpp")), nanobind)]
-        objects = {folder / f"{source.stem}.o": ["-c", str(source), *of_source] for source, of_source in jobs}
-        built = folder / target.name
-        total = len(objects) + 1
-        log.info("compiling the CPU kernels for this machine, once")
-        _run_all(objects, lambda done: tell(done, total))
-        libraries = [f"-L{_package('mlx') / 'lib'}", "-lmlx"]
-        link = {built: [*LINK, *_extra(), *map(str, objects), *libraries]}
-        _run_all(link, lambda done: tell(len(objects) + done, total))
-        content = built.read_bytes()
-        with built.open("ab") as file:
-            file.write(_hash(content))
-            file.flush()
-            os.fsync(file.fileno())
-        built.replace(target)
+    headers, folder = sorted(HERE.glob("*.h")), cache_folder() / "objects"
+    kernels = [(HERE / f"{name}.cpp", flags(), ()) for name in KERNELS]
+    bindings = [(source, glue, _interface_facts()) for source in (*sorted(HERE.glob("bindings*.cpp")), nanobind)]
+    made: list[Object] = []
+    for source, options, facts in (*kernels, *bindings):
+        key = _digest([*headers, source], (*_compiler_facts(), *facts, options))
+        made.append(Object(folder / f"{source.stem}-{key}.o", ("-c", str(source), *options)))
+    return made
+
+
+def link_arguments(objects: list[Object]) -> list[str]:
+    """The compiler's arguments that make a module of object files, but for its place."""
+    libraries = [f"-L{_package('mlx') / 'lib'}", "-lmlx"]
+    return [*LINK, *_extra(), *(str(each.path) for each in objects), *libraries]
+
+
+def seal(path: Path) -> None:
+    """Put the hash of a module or object file behind it, where no linker or loader looks, and both onto the disk."""
+    content = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(_hash(content))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _stable_abi() -> bool:
@@ -250,53 +232,8 @@ def _stable_abi() -> bool:
     return spec is not None and ".abi3." in str(spec.origin)
 
 
-def _run_all(arguments: Mapping[Path, list[str]], tell: Callable[[int], object]) -> None:
-    """Compile each file from its arguments, as many at a time as there are cores. None of them outlives this call."""
-    waiting, running = list(arguments), list[_Compiler]()
-    end = time.monotonic() + COMPILE_SECONDS
-    try:
-        while waiting or running:
-            while waiting and len(running) < physical_cores():
-                out = waiting.pop(0)
-                running.append(_Compiler([*arguments[out], "-o", str(out)], out.parent))
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                if (told := one.end()) is not None:
-                    raise _failure(told)
-            if time.monotonic() > end:
-                raise BuildError(f"the compiler took more than {COMPILE_SECONDS} s")
-            tell(len(arguments) - len(waiting) - len(running))
-            time.sleep(LOOK_SECONDS)
-    finally:
-        for one in running:
-            with suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGKILL)
-            one.end()
-
-
-class _Compiler:
-    """A compiler at work, with its own files in `folder`."""
-
-    def __init__(self, arguments: list[str], folder: Path) -> None:
-        self._log = open(os.memfd_create("compiler"), "w+b")  # noqa: PTH123, SIM115  # the disk may be full
-        self.process = subprocess.Popen(
-            [compiler(), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env={**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)},
-            process_group=0,  # a compiler is several processes, which have to be ended together
-        )
-
-    def end(self) -> str | None:
-        """Wait for its end; what it wrote if it failed."""
-        with self._log:
-            failed = self.process.wait() != 0
-            self._log.seek(0)
-            return self._log.read().decode(errors="replace") if failed else None
-
-
-def _failure(told: str) -> BuildError:
+def failure(told: str) -> BuildError:
+    """The error that a compiler's words stand for."""
     lines = [line for line in told.splitlines() if "error" in line.lower()] or told.splitlines()
     why = lines[0] if lines else "it does not say why"
     remedy = "set CXX to another compiler, or MACLLM_NATIVE=0 to go without"

@@ -13,12 +13,18 @@ from pathlib import Path
 import pytest
 
 from macllm.ops.cpu import build
-from tests.compiling import alive, cached, wait_for
+from tests.compiling import alive, cached, kept, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
 
 Compiler = Callable[[float], Path]
-SHOW = "import sys; from macllm.ops import cpu; print(cpu.available(), cpu.available(), cpu.reason())"
+SHOW = """if True:
+    from macllm.ops import cpu
+    notice = cpu.prepare(lambda done, total: None)
+    if notice:
+        cpu.log.warning(notice)
+    print(cpu.available(), cpu.available(), cpu.reason())
+"""
 SERVED = "True True None\n"
 NOTICE = "without native CPU kernels, slower: "
 
@@ -55,7 +61,7 @@ def test_two_processes_at_once_compile_once(compiler: Compiler) -> None:
 def test_a_damaged_module_is_compiled_anew(damage: str, compiler: Compiler) -> None:
     log = compiler(0)
     run()
-    module, before = build.library(), len(log.read_text())
+    module, before = build.library(), len(log.read_text().split())
     content = module.read_bytes()
     half = len(content) // 2
     damaged = {"cut": content[:half], "emptied": b"", "changed": content[:half] + b"?" * 99 + content[half + 99 :]}
@@ -63,7 +69,25 @@ def test_a_damaged_module_is_compiled_anew(damage: str, compiler: Compiler) -> N
     assert not build.whole(module)
     assert run() == (SERVED, "")
     assert module.read_bytes() == content
-    assert len(log.read_text()) == 2 * before
+    assert len(log.read_text().split()) == before + 1  # the linker
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "sealed"])
+def test_a_damaged_object_file_is_compiled_anew(damage: str, compiler: Compiler) -> None:
+    """Also one that was damaged before it was sealed, which only the linker sees."""
+    log, script = compiler(0), Path(os.environ["CXX"])
+    links = 'grep -qs xyzzy -- "$@" && { echo error: not an object >&2; exit 1; }'
+    script.write_text(script.read_text().replace("sleep", f"{links}\nsleep"))
+    run()
+    before, path = len(log.read_text().split()), build.objects()[3].path
+    content = path.read_bytes()
+    damaged = {"cut": content[:-1], "emptied": b"", "changed": b"?" + content[1:], "sealed": b"xyzzy"}
+    path.write_bytes(damaged[damage])
+    if damage == "sealed":
+        build.seal(path)
+    build.library().unlink()
+    assert run() == (SERVED, "")
+    assert len(log.read_text().split()) == before + (2 if damage != "sealed" else before + 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -80,23 +104,48 @@ def test_a_stopped_command_leaves_no_files_and_no_compilers(number: signal.Signa
     assert cached() == ["lock"]
 
 
-def test_what_a_killed_process_left_goes_with_the_next(compiler: Compiler) -> None:
+def test_a_killed_process_takes_its_compilers_along_and_what_it_left_goes_with_the_next(compiler: Compiler) -> None:
     log = compiler(60)
     with start() as process:
         wait_for(lambda: alive(log))
         process.kill()
-    assert len(cached()) == 2
-    for group in alive(log):
-        os.killpg(group, signal.SIGKILL)
+    wait_for(lambda: not alive(log) and cached() == ["lock"])
+    (build.library().parent / "tmpleft").mkdir()
     compiler(0)
     assert run() == (SERVED, "")
     assert cached() == ["lock", build.library().name]
 
 
+def test_what_was_finished_is_kept_and_the_next_goes_on_from_there(compiler: Compiler) -> None:
+    log = compiler(0.2)
+    with start() as process:
+        wait_for(lambda: len(kept()) > 3)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+    done, made = len(kept()), len(log.read_text().split())
+    assert not alive(log)
+    assert cached() == ["lock"]
+    compiler(0)
+    assert run() == (SERVED, "")
+    assert len(log.read_text().split()) - made == len(build.objects()) + 1 - done
+    assert kept() == sorted(Path(part.arguments[1]).stem for part in build.objects())
+
+
+def test_old_object_files_of_a_source_go(compiler: Compiler) -> None:
+    compiler(0)
+    folder = build.objects()[0].path.parent
+    folder.mkdir(parents=True)
+    for number in range(5):
+        (folder / f"rope-{number}.o").touch()
+        os.utime(folder / f"rope-{number}.o", (number, number))
+    run()
+    assert sorted(path.name for path in folder.glob("rope-?.o")) == ["rope-3.o", "rope-4.o"]
+
+
 def test_a_failing_compiler_is_told_once_and_stops_the_others(compiler: Compiler) -> None:
     log = compiler(60)
     path = Path(os.environ["CXX"])
-    fails = "case $* in *rope.cpp*) echo oh, an error >&2; exit 1;; esac"
+    fails = "case $* in *parallel.cpp*) echo oh, an error >&2; exit 1;; esac"
     path.write_text(path.read_text().replace("sleep", f"{fails}\nsleep"))
     out, told = run()
     assert out == "False False the compiler failed: oh, an error\n"
@@ -130,7 +179,9 @@ def test_a_full_disk_is_told_once(tmp_path: Path, compiler: Compiler) -> None:
     assert "No space left on device" in done.stdout
     assert done.stdout.startswith("False False")
     assert done.stderr.count(NOTICE) == 1
-    assert done.stdout.endswith("\nlock\n")
+    left = done.stdout.split("\n", 1)[1].replace(str(small), "")
+    assert ".so" not in left
+    assert "tmp" not in left
 
 
 def test_a_read_only_cache_serves_what_is_in_it(tmp_path: Path, compiler: Compiler) -> None:

@@ -1,0 +1,103 @@
+"""A compilation of the kernels, as those who wait for it see it: it goes on in a child process and ends with them."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from macllm.child import ChildProcess, Exit
+
+from .build import ANOTHER_FOLDER, BuildError, library, objects, whole
+from .compilers import LOOK_SECONDS, Failed, Steps
+
+log = logging.getLogger(__name__)
+
+END_SECONDS = 0.5
+
+Progress = Callable[[int, int], object]
+"""Called many times a second with the steps done and the steps in all; what it raises gives the compilation up."""
+
+
+class Compilation:
+    """The kernels while they are compiled. Object files that are finished are kept, however it ends."""
+
+    def __init__(self, tell: Callable[[Compilation], object] = lambda compilation: None, *, beside: bool) -> None:
+        """Begin, `beside` other work that must not be slowed.
+
+        `tell` is called now and, in a thread, at each step and the end. Raises: BuildError for what is seen at once.
+        """
+        self.target = library()
+        parts = objects()
+        self.done, self.total = sum(whole(part.path) for part in parts), len(parts) + 1
+        self.beside = beside
+        self.error: BuildError | None = None
+        self.over = threading.Event()
+        self._tell = tell
+        self._folder = self.target.parent / f"tmp{secrets.token_hex(4)}"
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            with (self.target.parent / "lock").open("a"):
+                pass
+            self._process = ChildProcess(
+                "macllm.ops.cpu.compilers:compile_kernels",
+                self.target,
+                self._folder,
+                beside,
+                on_message=self._receive,
+                on_exit=self._finish,
+                log_prefix="kernels",
+            )
+        except OSError as error:
+            raise BuildError(
+                f"cannot write {error.filename or self.target.parent}: {error.strerror}", ANOTHER_FOLDER
+            ) from error
+        tell(self)
+
+    def wait(self, progress: Progress | None = None) -> None:
+        """Wait for the end. What `progress` raises ends the compilation."""
+        try:
+            while not self.over.wait(LOOK_SECONDS):
+                if progress:
+                    progress(self.done, self.total)
+        except BaseException:
+            self.end()
+            raise
+
+    def result(self) -> Path:
+        """The module, once it is over. Raises: BuildError."""
+        if self.error:
+            raise self.error
+        return self.target
+
+    def end(self) -> None:
+        """End it now: compilers stop, what they had not finished goes."""
+        self._process.end(END_SECONDS)
+
+    def _receive(self, message: object) -> None:
+        if isinstance(message, Failed):
+            self.error = message.error
+        if isinstance(message, Steps) and message.total:
+            self.done, self.total = message.done, message.total
+            self._tell(self)
+
+    def _finish(self, exit: Exit) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self.error is None and not whole(self.target):
+            self.error = BuildError("the compilation was ended" if exit.asked else f"compiling crashed: {exit.cause}")
+        self.over.set()
+        self._tell(self)
+
+
+def ensure(progress: Progress | None = None) -> Path:
+    """The compiled module, compiled now if it is not there; several processes may ask at once. Raises: BuildError."""
+    target = library()
+    if not whole(target):
+        log.info("compiling the CPU kernels for this machine, once")
+        compilation = Compilation(beside=False)
+        compilation.wait(progress)
+        return compilation.result()
+    return target
