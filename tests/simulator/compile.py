@@ -14,7 +14,10 @@ from typing import Literal
 
 from macllm.ops.cpu import build
 
-from .text import INCLUDED, cpp
+from .spelling import Constants
+from .text import INCLUDED, CompileError, cpp
+
+__all__ = ["Build", "CompileError", "program"]
 
 HERE = Path(__file__).parent / "msl"
 Build = Literal["fast", "checked", "sanitized"]
@@ -44,13 +47,9 @@ MOST_BYTES = 1 << 30
 MACHINE = ("fiber", "machine", "memory", "main")
 
 
-class CompileError(Exception):
-    """What the compiler says of a kernel."""
-
-
-def program(text: str, how: Build = "checked", flags: tuple[str, ...] = ()) -> Path:
+def program(text: str, how: Build = "checked", flags: tuple[str, ...] = (), constants: Constants | None = None) -> Path:
     """The program for a captured kernel. Raises: CompileError."""
-    code = cpp(text)
+    code = cpp(text, constants)
     options = (*COMMON, *OF_A_BUILD[how], *flags)
     name = hashlib.sha256(repr((code, options, _sources())).encode()).hexdigest()[:24]
     out = _folder() / name

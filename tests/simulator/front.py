@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .text import INSTANCE, SIGNATURE, signature
+from .brackets import without_comments
+from .spelling import with_any_constants, with_parts
+from .text import INSTANCE, Attribute, head, signature
 
 COMMAND = ("clang++", "-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-fsyntax-only")
 WARNINGS = ("-Wall", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal")
@@ -38,7 +40,7 @@ def opencl(text: str) -> str:
     """A captured kernel in C++ for OpenCL, whose kernels are no templates and take no references or attributes."""
     known = signature(text)
     values = re.search(r"<(.*)>$", known.instance)
-    template = _TEMPLATE.search(text)
+    template = _TEMPLATE.search(without_comments(text, strings=True))
     constants = []
     if template and values:
         for one, value in zip(template[1].split(","), values[1].split(","), strict=True):
@@ -48,22 +50,19 @@ def opencl(text: str) -> str:
             )
     parameters, locals_ = [], []
     for one in known.parameters:
-        if isinstance(one, str):
-            kind, call = ("uint", "any_index()") if one in _indices(text) else ("uint3", "any_position()")
-            locals_.append(f"const {kind} {one} = {call};")
+        if isinstance(one, Attribute):
+            call = "any_position()" if one.type == "uint3" else f"{one.type}(any_index())"
+            locals_.append(f"const {one.type} {one.name} = {call};")
         else:
             kind = f"{'const ' if one.is_const else ''}{one.space} {one.type}"
             parameters.append(f"{kind}* {one.name}{'_' if one.is_reference else ''}")
             if one.is_reference:
                 locals_.append(f"{kind}& {one.name} = *{one.name}_;")
-    head = f"__kernel void simulated({', '.join(parameters)}) {{ {' '.join(locals_)}"
-    body = _TEMPLATE.sub("", INSTANCE.sub("", text))
-    begin = SIGNATURE.search(body)
+    begins = f"__kernel void simulated({', '.join(parameters)}) {{ {' '.join(locals_)}"
+    body = _TEMPLATE.sub("", INSTANCE.sub("", without_comments(text, strings=True)))
+    body = with_parts(with_any_constants(body))
+    begin = head(body)
     assert begin is not None
     return "\n".join(
-        ['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, head, body[begin.end() :]]
+        ['#include "front.h"', '#line 1 "kernel.metal"', body[: begin.start()], *constants, begins, body[begin.end() :]]
     )
-
-
-def _indices(text: str) -> set[str]:
-    return set(re.findall(r"\buint (\w+) \[\[\1\]\]", text))

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .brackets import without_comments
+from .memories import refused
+
 SCALARS = (
     r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float|size_t|"
     r"int32_t|uint32_t|int64_t|uint64_t|float16_t|bfloat16_t)"
@@ -52,7 +55,6 @@ PATTERNS = {
     r"\[[&=]?\]\s*\(": "lambdas need Metal 3.2",
     r"\bauto\s*&?\s*\[": "structured bindings need C++17",
     r"\(\s*\.\.\.\s*[-+*|&,]|[-+*|&,]\s*\.\.\.\s*\)": "fold expressions need C++17",
-    r"\.(?=[xyzw]{2}|[rgba]+\b)[xyzwrgba]+\b": "of a vector only x, y, z and w are used here",
     r"(?<![\w.])(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])": "a number without f or h is a double",
     r"\b(?:" + "|".join(TAKEN) + r")\s*\([^;]*\)\s*\{": "MLX's own text has a function of this name",
 }
@@ -81,6 +83,7 @@ def findings(text: str, source: str = "") -> list[Finding]:
     lines = bare.splitlines()
     for number, line in enumerate(lines, 1):
         found += [Finding(number, rule, line) for rule in _of_line(line)]
+    found += [Finding(one.line, one.rule, one.text) for one in refused(text, everywhere=True)]
     found += [Finding(0, f"{name} calls itself", name) for name in _recursive(bare)]
     if source:
         found += [Finding(0, rule, source) for rule in _of_source(source)]
@@ -90,15 +93,6 @@ def findings(text: str, source: str = "") -> list[Finding]:
 def without_prefixes(text: str) -> str:
     """The text with the lines that macllm's files mark as a kernel's source (`//:`) as code."""
     return re.sub(r"^//:", "   ", text, flags=re.MULTILINE)
-
-
-def without_comments(text: str, *, strings: bool = False) -> str:
-    """The text with blanks for its comments, and for its strings unless they are kept."""
-
-    def blank(found: re.Match[str]) -> str:
-        return found[0] if strings and found[0].startswith('"') else re.sub(r"[^\n]", " ", found[0])
-
-    return re.sub(r'//[^\n]*|/\*.*?\*/|"[^"\n]*"', blank, text, flags=re.DOTALL)
 
 
 def _of_line(line: str) -> Iterator[str]:

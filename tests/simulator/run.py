@@ -76,7 +76,11 @@ class How:
     flushed: bool = False
     counted: bool = True
     flags: tuple[str, ...] = ()
+    constants: tuple[tuple[int, bool | int | float], ...] = ()  # of functions, by number
 
+
+ONCE = How(counted=False)
+"""For tests that ask many questions of one kernel, whose other orders others try."""
 
 _usual: ContextVar[How] = ContextVar("usual", default=How())  # noqa: B039  # frozen
 
@@ -102,7 +106,7 @@ def run_text(text: str, arguments: dict[str, Any], how: How) -> Result:
     known = signature(text)
     if faults := limits(known, arguments):
         return Result([], faults, {}, 0, 0, 0)
-    program = programs.program(text, how.build, how.flags)
+    program = programs.program(text, how.build, how.flags, dict(how.constants))
     outputs = list(zip(arguments["output_shapes"], arguments["output_dtypes"], strict=True))
     with tempfile.TemporaryDirectory() as folder:
         job, results = Path(folder) / "job", Path(folder) / "results"

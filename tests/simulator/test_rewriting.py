@@ -23,7 +23,11 @@ RULES = {
     "float y = rsqrt(x) + 1.0f;": "precise:: or fast::",
     "float* p = out;": "which memory",
     "void f(float& x) {}": "which memory",
-    "float3 y = x.xzy;": "only x, y, z and w",
+    "threadgroup float x[32] = {0};": "takes no initializer",
+    "threadgroup int n = 0;": "takes no initializer",
+    "typedef threadgroup float Shared;": "a name for a type",
+    "struct S { threadgroup float x[3]; };": "a member of a struct",
+    "static float x[3];": "static",
     "float y = std::exp(x);": "metal::",
     "float f(int n) { return n < 2 ? 1.0f : f(n - 1); }": "calls itself",
     "float g(float x); float f(float x) { return g(x); } float g(float x) { return f(x); }": "calls itself",
@@ -38,7 +42,7 @@ inline float f(const device T* x, P p, thread float& y, threadgroup float (*z)[8
   y = precise::exp(1.5e-3f) + fast::log2(2.0f) + float(x[0]) * float(p[1]) + .5f;
   const thread float* q = &y;
   const float4 v = float4(y);
-  return v.x + (*q) * 2.0f;
+  return v.zyx.x + (*q) * 2.0f;
 }
 """
 

@@ -12,20 +12,31 @@ from typing import Any
 
 import mlx.core as mx
 
-from .lint import without_comments
+from .brackets import parted, without_comments
+from .memories import Shared, declarations, refused
+from .spelling import Constants, unclear, with_constants, with_parts, without_spaces
 
-ATTRIBUTES = {
-    "thread_position_in_grid": "uint3(p.in_grid[0], p.in_grid[1], p.in_grid[2])",
-    "thread_position_in_threadgroup": "uint3(p.in_group[0], p.in_group[1], p.in_group[2])",
-    "threadgroup_position_in_grid": "uint3(p.group[0], p.group[1], p.group[2])",
-    "threads_per_threadgroup": "uint3(p.group_size[0], p.group_size[1], p.group_size[2])",
-    "dispatch_threads_per_threadgroup": "uint3(p.group_size[0], p.group_size[1], p.group_size[2])",
-    "threadgroups_per_grid": "uint3(p.groups[0], p.groups[1], p.groups[2])",
-    "threads_per_grid": "uint3(p.grid[0], p.grid[1], p.grid[2])",
+_POSITIONS = {
+    "thread_position_in_grid": "in_grid",
+    "thread_position_in_threadgroup": "in_group",
+    "threadgroup_position_in_grid": "group",
+    "threads_per_threadgroup": "group_size",
+    "dispatch_threads_per_threadgroup": "whole_size",
+    "threadgroups_per_grid": "groups",
+    "threads_per_grid": "grid",
+    "grid_size": "grid",
+    "grid_origin": "origin",
+}
+_INDICES = {
     "thread_index_in_simdgroup": "p.lane",
+    "thread_index_in_quadgroup": "p.lane % 4",
     "thread_index_in_threadgroup": "p.index",
     "simdgroup_index_in_threadgroup": "p.simdgroup",
+    "quadgroup_index_in_threadgroup": "p.index / 4",
     "simdgroups_per_threadgroup": "p.simdgroups",
+    "quadgroups_per_threadgroup": "(p.group_size[0] * p.group_size[1] * p.group_size[2] + 3) / 4",
+    "dispatch_simdgroups_per_threadgroup": "(p.whole_size[0] * p.whole_size[1] * p.whole_size[2] + 31) / 32",
+    "dispatch_quadgroups_per_threadgroup": "(p.whole_size[0] * p.whole_size[1] * p.whole_size[2] + 3) / 4",
     "threads_per_simdgroup": "32u",
     "thread_execution_width": "32u",
 }
@@ -34,12 +45,15 @@ ATTRIBUTES = {
 INCLUDED = ("metal_stdlib", "mlx_text.h")
 """What a kernel's C++ begins with."""
 
-SIGNATURE = re.compile(r"\[\[kernel\]\] void (\w+)\((.*?)\)\s*\{", re.DOTALL)
-_BUFFER = re.compile(r"(const )?(device|constant) (.+?)([*&]) (\w+) \[\[buffer\((\d+)\)\]\]")
-_ATTRIBUTE = re.compile(r"\w+ (\w+) \[\[\w+\]\]")
+KERNEL = r"(?:\[\[\s*kernel\b(?:[^\[\]]|\([^()]*\))*\]\]|\bkernel)\s+void\s+"
+"""What stands before a kernel's name."""
 INSTANCE = re.compile(r"^template \[\[host_name.*?decltype\((.*)\) \1;$", re.MULTILINE | re.DOTALL)
-_SHARED = re.compile(r"\bthreadgroup\s+([\w:<>, ]+?)\s+(\w+\s*(?:\[[^;]*?\])?(?:\s*,\s*\w+\s*(?:\[[^;]*?\])?)*)\s*;")
-_SPACES = re.compile(r"\b(?:device|constant|threadgroup|thread)\b")
+_BUFFER = re.compile(r"([^*&]+)([*&])\s*(\w+)\s*\[\[\s*buffer\((\d+)\)[^\]]*\]\]", re.DOTALL)
+_ATTRIBUTE = re.compile(r"(?:const\s+)?(\w+)\s+(\w+)\s*\[\[\s*(\w+)\s*\]\]")
+
+
+class CompileError(Exception):
+    """Why a kernel does not compile."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +69,30 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A parameter of a kernel that tells a thread about itself."""
+
+    name: str
+    type: str
+    says: str
+
+    @property
+    def value(self) -> str:
+        """In C++, from a lane's place `p`. Raises: CompileError."""
+        if self.says in _INDICES:
+            return f"{self.type}({_INDICES[self.says]})"
+        if self.says not in _POSITIONS:
+            raise CompileError(f"nothing is known of [[{self.says}]]")
+        count = int(self.type[-1]) if self.type[-1] in "23" else 1
+        return f"{self.type}({', '.join(f'p.{_POSITIONS[self.says]}[{i}]' for i in range(count))})"
+
+
+@dataclass(frozen=True)
 class Signature:
     """What MLX has made of a kernel: its name, with template arguments, and its parameters."""
 
     instance: str
-    parameters: tuple[Buffer | str, ...]  # a string is an attribute
+    parameters: tuple[Buffer | Attribute, ...]
 
     @property
     def buffers(self) -> list[Buffer]:
@@ -88,65 +121,91 @@ def captured(kernel: Callable[..., Any], arguments: dict[str, Any]) -> str:
             os.dup2(kept, 1)
             os.close(kept)
         said.seek(0)
-        return said.read().decode("ascii").partition("```\n")[2].rpartition("```")[0]
+        return said.read().decode("utf-8", errors="replace").partition("```\n")[2].rpartition("```")[0]
+
+
+def head(text: str) -> re.Match[str] | None:
+    """Where a captured kernel's name, parameters and opening brace are, in a text without comments."""
+    instance = INSTANCE.search(text)
+    name = re.escape(instance[1].partition("<")[0]) if instance else r"\w+"
+    return re.search(rf"{KERNEL}({name})\s*\((.*?)\)\s*\{{", text, re.DOTALL)
 
 
 def signature(text: str) -> Signature:
-    """How a captured kernel is called. Raises ValueError where that is not seen."""
+    """How a captured kernel is called. Raises: CompileError."""
     text = without_comments(text, strings=True)
-    found = SIGNATURE.search(text)
+    found = head(text)
     if found is None:
-        raise ValueError("there is no kernel in this text")
+        raise CompileError("there is no kernel in this text")
     name, listed = found.groups()
-    parameters: list[Buffer | str] = []
-    for one in re.split(r",\s*(?![^<]*>)", listed.strip()):
+    parameters: list[Buffer | Attribute] = []
+    for one in parted(listed.strip()):
         if buffer := _BUFFER.fullmatch(one.strip()):
-            const, space, kind, mark, called, number = buffer.groups()
-            parameters.append(Buffer(called, space, kind, mark == "&", const is not None, int(number)))
+            parameters.append(_buffer(*buffer.groups()))
         elif attribute := _ATTRIBUTE.fullmatch(one.strip()):
-            parameters.append(attribute[1])
+            kind, called, says = attribute.groups()
+            parameters.append(Attribute(called, kind, says))
         else:
-            raise ValueError(f"{name} takes what nobody knows: {one}")
+            raise CompileError(f"{name} takes what nobody knows: {' '.join(one.split())}")
     instance = INSTANCE.search(text)
     return Signature(instance[1] if instance else name, tuple(parameters))
 
 
-def cpp(text: str) -> str:
-    """C++ with a function `simulator_kernel` that is one thread of a captured kernel."""
+def _buffer(declared: str, mark: str, name: str, number: str) -> Buffer:
+    words = declared.split()
+    space = "constant" if "constant" in words else "device"
+    kind = " ".join(word for word in words if word not in ("const", "device", "constant", "volatile"))
+    return Buffer(name, space, kind, mark == "&", space == "constant" or "const" in words, int(number))
+
+
+def cpp(text: str, constants: Constants | None = None) -> str:
+    """C++ with a function `simulator_kernel` that is one thread of a captured kernel. Raises: CompileError."""
     known = signature(text)
-    sites = iter(range(10**6))
-
-    def shared(found: re.Match[str]) -> str:
-        kind, names = found.groups()
-        return " ".join(_shared(kind, name.strip(), next(sites)) for name in re.split(r",(?![^\[]*\])", names))
-
-    body = _SPACES.sub(
-        "", re.sub(r"\[\[.*?\]\]", "", _SHARED.sub(shared, INSTANCE.sub("", without_comments(text, strings=True))))
+    bare = INSTANCE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), without_comments(text, strings=True))
+    if wrong := [*map(str, refused(bare)), *unclear(bare)]:
+        raise CompileError("\n".join(wrong))
+    shared = [one for one in declarations(bare) if isinstance(one, Shared)]
+    sites = sum(len(one.names) for one in shared)
+    for one in reversed(shared):
+        sites -= len(one.names)
+        lines = "\n" * bare.count("\n", one.begin, one.end)
+        bare = bare[: one.begin] + _made(one, sites) + lines + bare[one.end :]
+    bare = without_spaces(
+        with_parts(re.sub(r"\[\[.*?\]\]", "", with_constants(bare, constants or {}), flags=re.DOTALL))
     )
     return "\n".join(
         [
             *(f'#include "{name}"' for name in INCLUDED),
             '#line 1 "kernel.metal"',
-            body,
+            bare,
             '#line 1 "entry"',
             'extern "C" __attribute__((no_sanitize("thread"))) void simulator_kernel() {',
             "  [[maybe_unused]] const auto& p = *simulator::own_place;",
-            f"  {known.instance}({', '.join(map(_argument, known.parameters))});",
+            f"  {known.instance}({_arguments(known)});",
             "}",
             "",
         ]
     )
 
 
-def _shared(kind: str, name: str, site: int) -> str:
-    bare, _, size = name.partition("[")
-    whole = kind + (f"[{size}" if size else "")
-    return f"using shared_{site} = {whole}; auto& {bare.strip()} = simulator::shared<shared_{site}>({site});"
+def _made(shared: Shared, site: int) -> str:
+    made = []
+    for i, (name, size) in enumerate(shared.names, site):
+        alignment = f", {shared.alignment}" if shared.alignment else ""
+        made.append(
+            f"using shared_{i} = {shared.type}{size}; auto& {name} = simulator::shared<shared_{i}>({i}{alignment});"
+        )
+    return " ".join(made)
 
 
-def _argument(parameter: Buffer | str) -> str:
-    if isinstance(parameter, str):
-        return ATTRIBUTES[parameter]
-    const = "const " if parameter.is_const else ""
-    pointer = f"({const}{parameter.type}*)simulator::buffers[{parameter.number}]"
-    return f"*{pointer}" if parameter.is_reference else pointer
+def _arguments(known: Signature) -> str:
+    values, number = [], 0
+    for parameter in known.parameters:
+        if isinstance(parameter, Attribute):
+            values.append(parameter.value)
+            continue
+        const = "const " if parameter.is_const else ""
+        pointer = f"({const}{parameter.type}*)simulator::buffers[{number}]"
+        values.append(f"*{pointer}" if parameter.is_reference else pointer)
+        number += 1
+    return ", ".join(values)

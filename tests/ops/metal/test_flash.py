@@ -16,6 +16,7 @@ from macllm.ops.metal import Call
 from macllm.ops.metal import flash as plan
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
+from tests.simulator.run import How
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
 ROUNDING = {mx.float32: 2.0**-18, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
@@ -110,9 +111,11 @@ def near(got: mx.array, want: np.ndarray, *, by: float = 1.0) -> None:
     np.testing.assert_allclose(wide(got), want, rtol=0, atol=bound)
 
 
-def forward_is_right(size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.float32, *, by: float = 1.0) -> None:
+def forward_is_right(
+    size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.float32, *, by: float = 1.0, how: How | None = None
+) -> None:
     q, k, v = given(size, dtype)
-    with simulated() as log:
+    with simulated(how) as log:
         out, lse = plan.run(q, {"keys": k, "values": v}, rules)
     assert log.faults == []
     want = attention(q, wide(k), wide(v), rules)
@@ -120,12 +123,12 @@ def forward_is_right(size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.float32
     np.testing.assert_allclose(wide(lse), want.lse, rtol=1e-5, atol=1e-5)
 
 
-def gradients_are_right(size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.float32) -> Log:
+def gradients_are_right(size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.float32, *, how: How | None = None) -> Log:
     q, k, v = given(size, dtype)
     dout = random(*q.shape, dtype=dtype, seed=3)
     want = attention(q, wide(k), wide(v), rules, dout)
     made = {"out": mx.array(want.out).astype(dtype), "lse": mx.array(want.lse).astype(mx.float32)}
-    with simulated() as log:
+    with simulated(how) as log:
         gradients = plan.run_vjp({"q": q, "keys": k, "values": v, "dout": dout, **made}, rules)
     assert log.faults == []
     for got, one in zip(gradients, want.gradients, strict=True):

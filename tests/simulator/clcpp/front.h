@@ -1,138 +1,9 @@
 // What a kernel calls, declared for clang's C++ for OpenCL, which tells memories apart as Metal does. Nothing is defined.
 #pragma once
 
-#pragma OPENCL EXTENSION cl_khr_fp16 : enable
-#pragma OPENCL EXTENSION cl_khr_int64_base_atomics : enable
-
-typedef unsigned char uchar;
-typedef unsigned short ushort;
-typedef unsigned int uint;
-typedef unsigned long ulong;
-typedef unsigned long size_t;
-typedef signed char int8_t;
-typedef unsigned char uint8_t;
-typedef short int16_t;
-typedef unsigned short uint16_t;
-typedef int int32_t;
-typedef unsigned int uint32_t;
-typedef long int64_t;
-typedef unsigned long uint64_t;
-
-#define device __global
-#define constant __constant
-#define threadgroup __local
-#define thread __private
-#define METAL_FUNC inline
-#define INFINITY (__builtin_inff())
-#define NAN (__builtin_nanf(""))
-#define M_PI_F 3.14159274101257f
-#define M_LOG2E_F 1.44269504088896f
-#define M_LN2_F 0.693147180559945f
-#define M_SQRT2_F 1.41421356237310f
+#include "front_traits.h"
 
 namespace metal {
-
-// Made of a float only where the text says so.
-struct bfloat {
-  bfloat() = default;
-  explicit bfloat(float);
-  explicit bfloat(half);
-  explicit bfloat(int);
-  explicit bfloat(uint);
-  bfloat(const bfloat&) = default;
-  bfloat(const __constant bfloat&);
-  operator float() const;
-  operator float() const __constant;
-  ushort bits;
-};
-
-template <class T, int N>
-struct vec;
-
-template <class T>
-struct vec<T, 2> {
-  T x, y;
-  vec() = default;
-  vec(T);
-  vec(T, T);
-  vec(const vec&) = default;
-  vec(const __constant vec&);
-  template <class U>
-  explicit vec(vec<U, 2>);
-  __generic T& operator[](int);
-  T operator[](int) const;
-};
-template <class T>
-struct vec<T, 3> {
-  T x, y, z;
-  vec() = default;
-  vec(T);
-  vec(T, T, T);
-  vec(const vec&) = default;
-  vec(const __constant vec&);
-  template <class U>
-  explicit vec(vec<U, 3>);
-  __generic T& operator[](int);
-  T operator[](int) const;
-};
-template <class T>
-struct vec<T, 4> {
-  T x, y, z, w;
-  vec() = default;
-  vec(T);
-  vec(T, T, T, T);
-  vec(vec<T, 2>, vec<T, 2>);
-  vec(const vec&) = default;
-  vec(const __constant vec&);
-  template <class U>
-  explicit vec(vec<U, 4>);
-  __generic T& operator[](int);
-  T operator[](int) const;
-};
-
-template <class T>
-struct same {
-  typedef T type;
-};
-
-#define MSL_BY_ELEMENT(op)                                              \
-  template <class T, int N>                                             \
-  vec<T, N> operator op(vec<T, N>, vec<T, N>);                          \
-  template <class T, int N>                                             \
-  vec<T, N> operator op(vec<T, N>, typename same<T>::type);             \
-  template <class T, int N>                                             \
-  vec<T, N> operator op(typename same<T>::type, vec<T, N>);             \
-  template <class T, int N>                                             \
-  vec<T, N> operator op##=(__private vec<T, N>&, vec<T, N>);            \
-  template <class T, int N>                                             \
-  vec<T, N> operator op##=(__private vec<T, N>&, typename same<T>::type);
-MSL_BY_ELEMENT(+)
-MSL_BY_ELEMENT(-)
-MSL_BY_ELEMENT(*)
-MSL_BY_ELEMENT(/)
-MSL_BY_ELEMENT(&)
-MSL_BY_ELEMENT(|)
-MSL_BY_ELEMENT(>>)
-MSL_BY_ELEMENT(<<)
-#undef MSL_BY_ELEMENT
-template <class T, int N>
-T dot(vec<T, N>, vec<T, N>);
-
-#define MSL_VECTORS(type)       \
-  typedef vec<type, 2> type##2; \
-  typedef vec<type, 3> type##3; \
-  typedef vec<type, 4> type##4;
-MSL_VECTORS(char)
-MSL_VECTORS(uchar)
-MSL_VECTORS(short)
-MSL_VECTORS(ushort)
-MSL_VECTORS(int)
-MSL_VECTORS(uint)
-MSL_VECTORS(long)
-MSL_VECTORS(ulong)
-MSL_VECTORS(half)
-MSL_VECTORS(float)
-#undef MSL_VECTORS
 
 template <class To, class From>
 To as_type(From);
@@ -140,12 +11,18 @@ To as_type(From);
 #define MSL_FUNCTION(name)         \
   namespace precise {              \
   float name(float);               \
+  template <class T, int N>        \
+  vec<T, N> name(vec<T, N>);       \
   }                                \
   namespace fast {                 \
   float name(float);               \
+  template <class T, int N>        \
+  vec<T, N> name(vec<T, N>);       \
   }                                \
   float name(float);               \
-  half name(half);
+  half name(half);                 \
+  template <class T, int N>        \
+  vec<T, N> name(vec<T, N>);
 MSL_FUNCTION(exp)
 MSL_FUNCTION(exp2)
 MSL_FUNCTION(exp10)
@@ -158,6 +35,19 @@ MSL_FUNCTION(sin)
 MSL_FUNCTION(cos)
 MSL_FUNCTION(tan)
 MSL_FUNCTION(tanh)
+MSL_FUNCTION(sinh)
+MSL_FUNCTION(cosh)
+MSL_FUNCTION(asin)
+MSL_FUNCTION(acos)
+MSL_FUNCTION(atan)
+MSL_FUNCTION(asinh)
+MSL_FUNCTION(acosh)
+MSL_FUNCTION(atanh)
+MSL_FUNCTION(sinpi)
+MSL_FUNCTION(cospi)
+MSL_FUNCTION(tanpi)
+MSL_FUNCTION(fract)
+MSL_FUNCTION(saturate)
 MSL_FUNCTION(fabs)
 MSL_FUNCTION(floor)
 MSL_FUNCTION(ceil)
@@ -166,14 +56,33 @@ MSL_FUNCTION(round)
 MSL_FUNCTION(trunc)
 MSL_FUNCTION(sign)
 #undef MSL_FUNCTION
-namespace precise {
-float pow(float, float);
-float divide(float, float);
-}  // namespace precise
-namespace fast {
-float pow(float, float);
-float divide(float, float);
-}  // namespace fast
+#define MSL_TWO(name)          \
+  namespace precise {          \
+  float name(float, float);    \
+  }                            \
+  namespace fast {             \
+  float name(float, float);    \
+  }                            \
+  float name(float, float);    \
+  template <class T, int N>    \
+  vec<T, N> name(vec<T, N>, vec<T, N>);
+MSL_TWO(pow)
+MSL_TWO(powr)
+MSL_TWO(divide)
+MSL_TWO(atan2)
+MSL_TWO(fmod)
+MSL_TWO(copysign)
+MSL_TWO(fdim)
+MSL_TWO(step)
+MSL_TWO(fmax)
+MSL_TWO(fmin)
+#undef MSL_TWO
+float ldexp(float, int);
+float smoothstep(float, float, float);
+bool isnormal(float);
+bool signbit(float);
+template <class T>
+T mix(T, T, T);
 
 template <class T>
 T abs(T);
@@ -185,6 +94,14 @@ template <class T>
 T clamp(T, T, T);
 template <class T>
 T select(T, T, bool);
+template <class T, int N>
+vec<T, N> select(vec<T, N>, vec<T, N>, vec<bool, N>);
+template <class T, int N>
+vec<T, N> max(vec<T, N>, typename same<T>::type);
+template <class T, int N>
+vec<T, N> min(vec<T, N>, typename same<T>::type);
+template <class T, int N>
+vec<T, N> clamp(vec<T, N>, typename same<T>::type, typename same<T>::type);
 template <class T>
 T fma(T, T, T);
 template <class T>
@@ -199,8 +116,26 @@ template <class T>
 bool isinf(T);
 template <class T>
 bool isfinite(T);
-uint reverse_bits(uint);
-uint mulhi(uint, uint);
+template <class T>
+T reverse_bits(T);
+template <class T>
+T rotate(T, T);
+template <class T>
+T mulhi(T, T);
+template <class T>
+T addsat(T, T);
+template <class T>
+T hadd(T, T);
+template <class T>
+T rhadd(T, T);
+template <class T>
+make_unsigned_t<T> absdiff(T, T);
+template <class T>
+T subsat(T, T);
+template <class T>
+T extract_bits(T, uint, uint);
+template <class T>
+T insert_bits(T, T, uint, uint);
 
 enum class mem_flags : uint { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
 mem_flags operator|(mem_flags, mem_flags);
@@ -222,9 +157,42 @@ MSL_TOGETHER(simd_prefix_inclusive_sum)
 MSL_TOGETHER(simd_prefix_exclusive_sum)
 MSL_TOGETHER(simd_prefix_inclusive_product)
 MSL_TOGETHER(simd_prefix_exclusive_product)
+MSL_TOGETHER(quad_sum)
+MSL_TOGETHER(quad_product)
+MSL_TOGETHER(quad_max)
+MSL_TOGETHER(quad_min)
+MSL_TOGETHER(quad_and)
+MSL_TOGETHER(quad_or)
+MSL_TOGETHER(quad_xor)
+MSL_TOGETHER(quad_broadcast_first)
+MSL_TOGETHER(quad_prefix_inclusive_sum)
+MSL_TOGETHER(quad_prefix_exclusive_sum)
+MSL_TOGETHER(quad_prefix_inclusive_product)
+MSL_TOGETHER(quad_prefix_exclusive_product)
 #undef MSL_TOGETHER
 bool simd_any(bool);
 bool simd_all(bool);
+bool quad_any(bool);
+bool quad_all(bool);
+bool simd_is_first();
+struct simd_vote {
+  explicit operator ulong() const;
+  bool all() const;
+  bool any() const;
+};
+simd_vote simd_ballot(bool);
+simd_vote simd_active_threads_mask();
+
+#define MSL_FILL(name)               \
+  template <class T>                 \
+  T name(T, T, ushort);              \
+  template <class T>                 \
+  T name(T, T, ushort, ushort);
+MSL_FILL(simd_shuffle_and_fill_up)
+MSL_FILL(simd_shuffle_and_fill_down)
+MSL_FILL(quad_shuffle_and_fill_up)
+MSL_FILL(quad_shuffle_and_fill_down)
+#undef MSL_FILL
 
 #define MSL_MOVE(name) \
   template <class T>   \
@@ -236,8 +204,13 @@ MSL_MOVE(simd_shuffle_down)
 MSL_MOVE(simd_shuffle_xor)
 MSL_MOVE(simd_shuffle_rotate_up)
 MSL_MOVE(simd_shuffle_rotate_down)
-MSL_MOVE(quad_shuffle_xor)
 MSL_MOVE(quad_broadcast)
+MSL_MOVE(quad_shuffle)
+MSL_MOVE(quad_shuffle_up)
+MSL_MOVE(quad_shuffle_down)
+MSL_MOVE(quad_shuffle_xor)
+MSL_MOVE(quad_shuffle_rotate_up)
+MSL_MOVE(quad_shuffle_rotate_down)
 #undef MSL_MOVE
 
 template <class T, int R, int C>
@@ -272,6 +245,10 @@ simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T);
   template <class T, class V>                                                                                         \
   T atomic_fetch_and_explicit(space atomic<T>*, V, memory_order);                                              \
   template <class T, class V>                                                                                         \
+  T atomic_exchange_explicit(space atomic<T>*, V, memory_order);                                               \
+  template <class T, class V>                                                                                         \
+  T atomic_fetch_xor_explicit(space atomic<T>*, V, memory_order);                                              \
+  template <class T, class V>                                                                                         \
   T atomic_fetch_max_explicit(space atomic<T>*, V, memory_order);                                              \
   template <class T, class V>                                                                                         \
   T atomic_fetch_min_explicit(space atomic<T>*, V, memory_order);
@@ -280,9 +257,12 @@ template <class T>
 struct atomic {
   T value;
 };
-typedef atomic<int> atomic_int;
-typedef atomic<uint> atomic_uint;
-typedef atomic<float> atomic_float;
+// OpenCL has types of these names.
+#define atomic_int atomic<int>
+#define atomic_uint atomic<uint>
+#define atomic_float atomic<float>
+#define atomic_bool atomic<bool>
+#define atomic_ulong atomic<ulong>
 template struct atomic<int>;  // a kernel's parameters are complete
 template struct atomic<uint>;
 template struct atomic<float>;
@@ -294,13 +274,6 @@ void simdgroup_multiply_accumulate(
     __private simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>, simdgroup_matrix<C, 8, 8>);
 template <class D, class A, class B>
 void simdgroup_multiply(__private simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>);
-
-template <class T>
-struct numeric_limits {
-  static T max();
-  static T lowest();
-  static T infinity();
-};
 
 uint3 any_position();
 uint any_index();
@@ -315,7 +288,7 @@ template <class T>
 struct Limits {
   static constant constexpr float max = INFINITY, min = -INFINITY, finite_max = 3.40282347e38f, finite_min = -3.40282347e38f;
 };
-template <class T>
-T ceildiv(T, T);
+template <class T, class U>
+T ceildiv(T, U);
 template <class I = int64_t>
 I elem_to_loc(I, const constant int*, const constant int64_t*, int);

@@ -18,6 +18,7 @@ struct Three {
 // What a lane is told about itself.
 struct Place {
   Three in_grid, in_group, group, group_size, groups, grid;
+  Three whole_size, origin;  // of a threadgroup that is not at the edge; and where grids begin, which is at 0
   uint32_t lane, simdgroup, simdgroups, index;
 };
 
@@ -52,6 +53,7 @@ void meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out
 void simdgroup_barrier(uint32_t flags, const void* site);
 void threadgroup_barrier(uint32_t flags, const void* site);
 uint8_t* shared_memory(int site, uint64_t size, uint64_t alignment);
+[[noreturn]] void unset(const char* constant, const void* site);
 void touched_atomically(const void* at, uint64_t bytes, bool writes, const void* site);
 
 }  // namespace simulator

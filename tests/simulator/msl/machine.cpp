@@ -40,6 +40,10 @@ void threadgroup_barrier(uint32_t flags, const void* site) { Machine::running->t
 uint8_t* shared_memory(int site, uint64_t size, uint64_t alignment) {
   return Machine::running->memory.shared(site, size, alignment);
 }
+void unset(const char* constant, const void* site) {
+  faults().add("unset", site, std::string(constant) + " has no value, and MLX gives none to a kernel of this kind");
+  give_up();
+}
 void touched_atomically(const void* at, uint64_t bytes, bool writes, const void* site) {
   if (INSTRUMENTED) Machine::running->memory.touch(at, bytes, writes, true, site);
 }
@@ -97,6 +101,7 @@ void Machine::run_group(Three group) {
     p.in_group = {i % size[0], i / size[0] % size[1], i / size[0] / size[1]};
     for (int d = 0; d < 3; d++) p.in_grid[d] = group[d] * dispatch.threadgroup[d] + p.in_group[d];
     p.group = group, p.group_size = size, p.groups = groups, p.grid = dispatch.grid;
+    p.whole_size = dispatch.threadgroup, p.origin = {};
     p.lane = i % LANES, p.simdgroup = i / LANES, p.simdgroups = simdgroups, p.index = i;
   }
   do {

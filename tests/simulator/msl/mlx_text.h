@@ -9,9 +9,16 @@ namespace simulator {
 
 // An array in the threadgroup's memory: the same one for all its threads.
 template <class T>
-__attribute__((no_sanitize("thread"))) T& shared(int site) {
-  return *reinterpret_cast<T*>(shared_memory(site, sizeof(T), alignof(T)));
+__attribute__((no_sanitize("thread"))) T& shared(int site, uint64_t alignment = alignof(T)) {
+  return *reinterpret_cast<T*>(shared_memory(site, sizeof(T), alignment));
 }
+
+// A constant of a function that has no value.
+template <class T>
+struct Unset {
+  const char* name;
+  operator T() const { unset(name, __builtin_return_address(0)); }
+};
 
 }  // namespace simulator
 
@@ -26,8 +33,8 @@ struct Limits<float> {
   static constexpr float finite_max = std::numeric_limits<float>::max(), finite_min = std::numeric_limits<float>::lowest();
 };
 
-template <class T>
-inline T ceildiv(T n, T by) {
+template <class T, class U>
+inline T ceildiv(T n, U by) {
   return (n + by - 1) / by;
 }
 

@@ -1,0 +1,108 @@
+"""Where sight ends: windows, chunks, padding and segments that just cover a key or miss it, for several queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.ops.metal import test_flash as flash
+from tests.ops.metal import test_kv_decode as decode
+from tests.simulator.intercept import simulated
+from tests.simulator.run import ONCE
+
+LENGTH, COUNT = 3, 20
+OFFSET = COUNT - LENGTH  # the position of the first query
+SIZE = flash.Size(2, 2, 1, 12, 28, 16)
+FIRST_QUERY = SIZE.count - SIZE.length
+
+
+def decoded(rules: decode.plan.Rules, count: int = COUNT, length: int = LENGTH) -> None:
+    """Whether queries see what the definition says, of keys that outweigh all others when they are seen."""
+    q, k, v = decode.random(2, 4, length, 16), decode.random(2, 2, count, 16, seed=1), decode.random(2, 2, count, 16)
+    with simulated(ONCE) as log:
+        got = decode.plan.run(q, {"keys": k, "values": v}, rules)
+    assert log.faults == []
+    decode.near(got, decode.attention(q, decode.wide(k), decode.wide(v), rules))
+
+
+@pytest.mark.parametrize("window", [OFFSET, OFFSET + 1, OFFSET + 2, COUNT - 1, COUNT])
+def test_a_window_of_a_few_queries_ends_at_the_first_key(window: int) -> None:
+    decoded(decode.plan.Rules(0.2, True, mx.array([0, 0]), window=window))
+
+
+@pytest.mark.parametrize("window", [OFFSET - 3, OFFSET - 2, COUNT - 4, COUNT - 3])
+def test_a_window_of_a_few_queries_ends_where_padding_does(window: int) -> None:
+    decoded(decode.plan.Rules(0.2, True, mx.array([3, 4]), window=window))
+
+
+@pytest.mark.parametrize("window", [298, 299, 300])
+def test_a_window_of_a_few_queries_ends_between_chunks(window: int) -> None:
+    decoded(decode.plan.Rules(0.2, True, mx.array([0, 1]), window=window), count=301)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_of_one_query_covers_all_keys_or_all_but_the_first(causal: bool) -> None:
+    for window in (COUNT - 1, COUNT):
+        decoded(decode.plan.Rules(0.2, causal, mx.array([0, 0]), window=window), length=1)
+
+
+@pytest.mark.parametrize("sinks", [False, True], ids=["no sinks", "sinks"])
+def test_a_row_whose_window_is_padding_sees_nothing(sinks: bool) -> None:
+    sunk = decode.random(4, seed=9) if sinks else None
+    decoded(decode.plan.Rules(0.2, True, mx.array([0, COUNT - 1]), window=2, sinks=sunk))
+
+
+@pytest.mark.parametrize("count", [COUNT, 301], ids=["one chunk", "two chunks"])
+def test_each_key_head_has_sinks_of_its_own(count: int) -> None:
+    decoded(decode.plan.Rules(0.2, True, mx.array([0, 0]), sinks=mx.array([-1.0, 0.5, 3.0, 6.0])), count=count)
+
+
+def prefilled(rules: flash.plan.Rules, size: flash.Size = SIZE) -> None:
+    flash.forward_is_right(size, rules, how=ONCE)
+    flash.gradients_are_right(size, rules, how=ONCE)
+
+
+def sight(first: list[int], **options: Any) -> flash.plan.Rules:
+    return flash.plan.Rules(0.2, options.pop("causal", True), mx.array(first), **options)
+
+
+@pytest.mark.parametrize("first", [[0, 0], [3, 4]], ids=["no padding", "padding"])
+@pytest.mark.parametrize("from_edge", [0, 1, 2, SIZE.length - 1])
+def test_a_window_of_many_queries_ends_at_the_first_key(from_edge: int, first: list[int]) -> None:
+    prefilled(sight(first, window=FIRST_QUERY - first[0] + from_edge))
+
+
+@pytest.mark.parametrize("from_edge", [0, 1, 2, SIZE.length - 1])
+def test_a_window_both_ways_ends_at_the_last_key(from_edge: int) -> None:
+    prefilled(sight([0, 0], window=from_edge + 1, causal=False))
+
+
+@pytest.mark.parametrize("chunk", [FIRST_QUERY, FIRST_QUERY + 1, SIZE.count - 1])
+@pytest.mark.parametrize("first", [[0, 0], [1, -2]], ids=["from the first key", "from elsewhere"])
+def test_a_chunk_begins_between_two_queries(chunk: int, first: list[int]) -> None:
+    prefilled(sight(first, chunk=chunk))
+
+
+@pytest.mark.parametrize("window", [FIRST_QUERY - 5, FIRST_QUERY - 4, FIRST_QUERY - 3])
+def test_a_window_reaches_beyond_a_chunk_or_ends_in_it(window: int) -> None:
+    prefilled(sight([0, 2], chunk=FIRST_QUERY - 4, window=window))
+
+
+def test_each_row_of_a_batch_has_segments_of_its_own() -> None:
+    ids = [[0] * 10 + [1] * 18, [0] * FIRST_QUERY + [2] * 5 + [7] * 7]
+    for window in (0, FIRST_QUERY - 10 + 1):
+        prefilled(sight([0, 0], segments=mx.array(ids, mx.int32), window=window))
+
+
+def test_each_head_has_a_sink_of_its_own() -> None:
+    prefilled(sight([0, 0], sinks=mx.array([-1.0, 0.5, 3.0, 6.0])), SIZE._replace(heads=4, kv_heads=2))
+
+
+def test_the_first_key_counts_where_it_is_seen() -> None:
+    """The definition itself: of keys that all but one count nothing, a row gives the one's value or 0."""
+    seen = flash.seen(SIZE, sight([0, 0], window=FIRST_QUERY + 1))
+    assert seen[0, 0, :, 0].tolist() == [True] + [False] * (SIZE.length - 1)
+    assert np.array_equal(seen[0, 0, 0], np.arange(SIZE.count) <= FIRST_QUERY)

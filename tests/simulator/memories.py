@@ -1,0 +1,156 @@
+"""Where a kernel's text declares memory of a threadgroup, and what Metal would refuse of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .brackets import CLOSERS, OPENERS, around, parted, without_comments
+
+REFUSED = {
+    "initialised": "a variable in threadgroup memory takes no initializer",
+    "global": "a variable outside of functions is constant",
+    "member": "a member of a struct lies in no memory of its own: its variable does",
+    "alias": "a name for a type in threadgroup memory is not told apart: write threadgroup where a variable is made",
+    "static": "a variable that is static is constant, too",
+    "unknown": "what is threadgroup here is not understood",
+}
+"""Kinds of declarations that become no memory that all lanes share."""
+
+_OTHERS = re.compile(
+    r"\bstatic\b[^;{}()]*(?=[;={])"
+    r"|\b(?:bool|u?char|u?short|u?int|u?long|half|bfloat|float)[234]?\s+\w+\s*(?:\[[^\]]*\]\s*)*(?=[;=])"
+)
+_WORD = re.compile(r"\bthreadgroup\b")
+_BEFORE = re.compile(r"\s*(?:(?:const|volatile|static|constexpr)\b|alignas\s*\(([^()]*)\)|template\s*<[^<>]*>)")
+_DECLARATOR = re.compile(r"\s*(?:const\b\s*)?(\w+)\s*((?:\[[^\[\]]*\]\s*)*)")
+_CLASS = re.compile(r"\b(?:struct|class|union)\b[^;{}()=]*$")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A declaration, from `begin` to before `end` of the text: its type, and names with what stands in brackets."""
+
+    begin: int
+    end: int
+    type: str
+    names: tuple[tuple[str, str], ...]
+    alignment: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A declaration that Metal does not take, or that is not understood."""
+
+    line: int
+    kind: str
+    text: str
+
+    @property
+    def rule(self) -> str:
+        """What Metal says of it."""
+        return REFUSED[self.kind]
+
+    def __str__(self) -> str:
+        return f"kernel.metal:{self.line}: {self.rule}: {' '.join(self.text.split())}"
+
+
+def declarations(text: str, *, everywhere: bool = False) -> list[Shared | Refused]:
+    """Of variables in threadgroup memory, in order; pointers and references to it are left alone.
+
+    `everywhere` is for text that has lines of a kernel outside of its function.
+    """
+    bare = re.sub(r"\[\[.*?\]\]", lambda found: " " * len(found[0]), without_comments(text), flags=re.DOTALL)
+    bare = re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", _blank_unless_shared, bare, flags=re.MULTILINE)
+    return [one for found in _WORD.finditer(bare) if (one := _declared(bare, found.start(), everywhere))]
+
+
+def refused(text: str, *, everywhere: bool = False) -> list[Refused]:
+    """Declarations that would be another memory here than on a GPU; `everywhere` as for `declarations`."""
+    found = [one for one in declarations(text, everywhere=everywhere) if isinstance(one, Refused)]
+    bare = without_comments(text)
+    for other in _OTHERS.finditer(bare):
+        begin = max(bare.rfind(mark, 0, other.start()) for mark in ";{}") + 1
+        statement = bare[begin : other.end()]
+        if re.search(r"\b(?:constant|constexpr|typedef|using|threadgroup|template|struct|operator)\b|#", statement):
+            continue
+        line = bare.count("\n", 0, other.start()) + 1
+        if other[0].startswith("static"):
+            found.append(Refused(line, "static", statement))
+        elif not everywhere and not around(bare, other.start()):
+            found.append(Refused(line, "global", statement))
+    return found
+
+
+def _blank_unless_shared(line: re.Match[str]) -> str:
+    """Nothing of a preprocessor's line, unless a macro stands for a variable in threadgroup memory."""
+    kept = _WORD.search(line[0]) is not None and not re.search(r"\bthreadgroup\b[^*&]*[*&]", line[0])
+    return line[0] if kept else re.sub(r"[^\n]", " ", line[0])
+
+
+def _declared(bare: str, at: int, everywhere: bool) -> Shared | Refused | None:
+    open_ = around(bare, at)
+    if open_ and bare[open_[-1]] != "{":
+        return None  # a parameter, a cast or an operand: all of them point
+    begin = max(bare.rfind(mark, 0, at) for mark in ";{}") + 1
+    before = bare[begin:at]
+    end = _end(bare, at)
+    whole = bare[begin:end]
+    line = bare.count("\n", 0, at) + 1
+    if before.lstrip().startswith("#"):
+        return Refused(line, "alias", before + bare[at:].partition("\n")[0])
+    if before.count("<") > before.count(">") or _points(bare[at + len("threadgroup") : end]):
+        return None
+    if re.match(r"\s*(?:typedef|using)\b", before):
+        return Refused(line, "alias", whole)
+    if open_ and _CLASS.search(bare[: open_[-1]]):
+        return Refused(line, "member", whole)
+    if not open_ and not everywhere:
+        return Refused(line, "global", whole)
+    prefix, alignment = before, ""
+    while found := _BEFORE.match(prefix):
+        prefix, alignment = prefix[found.end() :], found[1] or alignment
+    return _variables(bare, (begin, at, end), prefix.strip(), alignment.strip()) or Refused(
+        line, "initialised" if re.search(r"[={(]", bare[at:end]) else "unknown", whole
+    )
+
+
+def _variables(bare: str, place: tuple[int, int, int], prefix: str, alignment: str) -> Shared | None:
+    """The variables of a declaration; nothing where anything else is part of it."""
+    begin, at, end = place
+    parts = parted(bare[at + len("threadgroup") : end])
+    first = re.fullmatch(r"(.*?)(\w+\s*(?:\[[^\[\]]*\]\s*)*)", f"{prefix} {parts[0]}".strip(), re.DOTALL)
+    if first is None or not first[1].strip() or "=" in first[1] or bare[end : end + 1] != ";":
+        return None
+    kind = re.sub(r"\b(?:const|volatile|static|constexpr)\b", "", first[1]).strip()
+    names = []
+    for part in (first[2], *parts[1:]):
+        found = _DECLARATOR.fullmatch(part)
+        if found is None:
+            return None
+        names.append((found[1], found[2].strip()))
+    return Shared(begin, end + 1, kind, tuple(names), alignment)
+
+
+def _end(bare: str, at: int) -> int:
+    """Where a declaration's semicolon is, or the brace that begins a function's body."""
+    depth = 0
+    for i in range(at, len(bare)):
+        if bare[i] in OPENERS:
+            if bare[i] == "{" and depth == 0 and bare[:i].rstrip().endswith(")"):
+                return i
+            depth += 1
+        depth -= bare[i] in CLOSERS
+        if depth < 0 or (depth == 0 and bare[i] == ";"):
+            return i
+    return len(bare)
+
+
+def _points(tail: str) -> bool:
+    """Whether what comes after the word makes a pointer or a reference, to a single one or an array."""
+    plain = tail
+    while (less := re.sub(r"<[^<>]*>", " ", plain)) != plain:
+        plain = less
+    return (
+        re.match(r"[\w\s:,]*(?:[*&]|\(\s*[*&])", plain) is not None and re.match(r"[^,;=\[{]*[*&]", plain) is not None
+    )

@@ -1,0 +1,87 @@
+"""Metal's spellings that C++ does not have: parts of vectors, and constants that are set when a kernel is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from .brackets import around
+
+_COMPONENTS = ("xyzw", "rgba")
+_HALVES = ("lo", "hi", "even", "odd")
+_PART = re.compile(r"(\.|->)\s*([xyzw]{2,4}|[rgba]{2,4}|lo|hi|even|odd)\b(?!\s*\()")
+_WRITTEN = re.compile(r"\s*(?:=(?!=)|[-+*/%&|^]=|<<=|>>=)")
+_SET = re.compile(
+    r"\b(?:const\s+)?constant\s+(?:const\s+)?([\w:]+)\s+(\w+)\s*\[\[\s*function_constant\((\d+)\)\s*\]\]\s*;"
+)
+_CLASS = re.compile(r"\b(?:struct|class|union)\b[^;{}()=]*$")
+_NUMBER = r"\s*[-+]?(?:true|\d+\.?\d*[fhuU]?|\.\d+[fh]?)\s*"
+_TYPE = r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float)[234]"
+_ONE_IN_BRACES = re.compile(rf"\b{_TYPE}(?:\s+\w+\s*=?)?\s*\{{({_NUMBER})\}}")
+
+Constants = Mapping[int, bool | int | float]
+
+
+def with_parts(bare: str) -> str:
+    """Parts of vectors (`.xy`, `.bgra`, `.hi`) as calls: of what is read a vector, of what is written its elements."""
+    members = {word for word in {found[2] for found in _PART.finditer(bare)} if _is_member(bare, word)}
+
+    def call(found: re.Match[str]) -> str:
+        if found[2] in members:
+            return found[0]
+        written = "set_" if _WRITTEN.match(bare, found.end()) else ""
+        if found[2] in _HALVES:
+            return f"{found[1]}{written}{found[2]}()"
+        (letters,) = (one for one in _COMPONENTS if set(found[2]) <= set(one))
+        places = ", ".join(str(letters.index(letter)) for letter in found[2])
+        return f"{found[1]}template {written}parts<{places}>()"
+
+    return _PART.sub(call, bare)
+
+
+def _is_member(bare: str, word: str) -> bool:
+    """Whether a struct of the text has a member of this name."""
+    for found in re.finditer(rf"(?<![.>\w])(?<!->){word}\s*[;,=\[{{]", bare):
+        open_ = around(bare, found.start())
+        if open_ and bare[open_[-1]] == "{" and _CLASS.search(bare[: open_[-1]]):
+            return True
+    return False
+
+
+def with_constants(bare: str, values: Constants) -> str:
+    """Constants of functions with their values; to read one that has none is a fault."""
+    names: dict[str, bool] = {}
+
+    def constant(found: re.Match[str]) -> str:
+        kind, name, number = found.groups()
+        names[name] = int(number) in values
+        if names[name]:
+            value = values[int(number)]
+            return f"constexpr {kind} {name} = {kind}({str(value).lower()});"
+        return f'constexpr simulator::Unset<{kind}> {name}{{"{name}"}};'
+
+    bare = _SET.sub(constant, bare)
+    for name, known in names.items():
+        bare = re.sub(rf"\bis_function_constant_defined\(\s*{name}\s*\)", str(known).lower(), bare)
+    return bare
+
+
+def with_any_constants(bare: str) -> str:
+    """Constants of functions as some that are known, for one who only asks of their types."""
+    bare = re.sub(r"\bis_function_constant_defined\(\s*\w+\s*\)", "true", bare)
+    return _SET.sub(lambda found: f"constant constexpr {found[1]} {found[2]} = {found[1]}(1);", bare)
+
+
+def without_spaces(bare: str) -> str:
+    """The text without memories' names; what is constant is not written."""
+    bare = re.sub(r"\b(?:const\s+constant|constant\s+const|constant(?!\s+constexpr))\b", "const", bare)
+    return re.sub(r"\b(?:device|constant|threadgroup|thread)\b(?!\s*\()", "", bare)
+
+
+def unclear(bare: str) -> list[str]:
+    """Vectors that are made of one number in braces: the language does not say whether it is for all components."""
+    return [
+        f"one number in braces for more than one component: {found[0]}"
+        for found in _ONE_IN_BRACES.finditer(bare)
+        if float(found[1].strip(" fhuU+-tre") or 1) != 0
+    ]
