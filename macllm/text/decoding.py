@@ -131,7 +131,12 @@ def byte_value(token: str) -> int | None:
 
 
 class ByteLevel:
-    """GPT-2's alphabet back to bytes, bytes to text; an incomplete character waits for its rest."""
+    """GPT-2's alphabet back to bytes, bytes to text; an incomplete character waits for its rest.
+
+    `literal` are tokens that stand for their own text, although they could be bytes.
+    """
+
+    literal: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self._bytes = byte_alphabet()
@@ -141,7 +146,7 @@ class ByteLevel:
         """The characters that are complete."""
         table = self._bytes
         try:
-            raw = bytes([table[char] for char in piece])
+            raw = piece.encode() if piece in self.literal else bytes([table[char] for char in piece])
         except KeyError:
             raw = piece.encode()
         return (self._decoder.decode(raw),)

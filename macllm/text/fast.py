@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from macllm.errors import CheckpointError
 
-from .decoding import TEXT_CLEANUP, ReplaceInText, Stage, stages_of
+from .agreement import agree_on_decoder, agree_on_ends, declared_ids, misread_tokens, moved_ids
+from .decoding import TEXT_CLEANUP, ByteLevel, ReplaceInText, Stage, run_close, run_push, stages_of
 from .json_data import REDOWNLOAD
 from .settings import AddedToken, TokenizerSettings
 
@@ -25,19 +26,30 @@ _QWEN2_SPLIT = (
 class FastBackend:
     """Encodes and decodes through a `tokenizers.Tokenizer`."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings, declared: Mapping[str, int] | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self.settings = settings
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
         _add_tokens(tokenizer, settings)
+        ids = {token.content: index for index, token in settings.added.items()}
+        # Ids of the library, and those that the files declare for the same tokens, where they differ.
+        self._moved = moved_ids(tokenizer, {**ids, **(declared or {})})
+        self._library = {index: own for own, index in self._moved.items()}
         named = {token.content for token in settings.named.values()} if settings.family else set[str]()
+        named |= {token.content for token in settings.added.values() if token.special}
         added = tokenizer.get_added_tokens_decoder()
         ordinary = [token.content for token in added.values() if not token.special and token.content in named]
         if ordinary:
             tokenizer.add_special_tokens(ordinary)  # pyright: ignore[reportUnknownMemberType]
-        self.special_ids = frozenset(i for i, token in added.items() if token.special or token.content in ordinary)
+        self.special_ids = frozenset(
+            self._moved.get(index, index)
+            for index, token in added.items()
+            if token.special or token.content in ordinary
+        )
         model = type(tokenizer.model).__name__
         # Closing the gap before punctuation undoes WordPiece; in BPE the space was the model's own.
         self._cleanup = settings.flag("clean_up_tokenization_spaces", False) and (
@@ -45,6 +57,7 @@ class FastBackend:
             or settings.flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
         )
         self._decoder: dict[str, Any] | None = None
+        self._literal = misread_tokens(tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -53,10 +66,17 @@ class FastBackend:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The token ids of `text`."""
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return [self._moved.get(index, index) for index in ids] if self._moved else ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text of `ids`; ids that are no token are left out."""
+        if self._literal and (stages := self.stages()) is not None:
+            kept = [index for index in ids if not skip_special_tokens or index not in self.special_ids]
+            pieces = [run_push(stages, token) for index in kept if (token := self.id_to_token(index)) is not None]
+            return "".join(pieces) + run_close(stages)
+        if self._moved:
+            ids = [own for index in ids if (own := self._own(index)) is not None]
         text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         for old, new in TEXT_CLEANUP if self._cleanup else ():
             text = text.replace(old, new)
@@ -64,11 +84,17 @@ class FastBackend:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, None where there is no such token."""
-        return self._tokenizer.token_to_id(token)
+        index = self._tokenizer.token_to_id(token)
+        return index if index is None else self._moved.get(index, index)
 
     def id_to_token(self, index: int) -> str | None:
         """The token of an id, None where there is no such id."""
-        return self._tokenizer.id_to_token(index)
+        own = self._own(index)
+        return own if own is None else self._tokenizer.id_to_token(own)
+
+    def _own(self, index: int) -> int | None:
+        """The library's id of a token, None for one that the library alone gives."""
+        return self._library.get(index, None if index in self._moved else index)
 
     def stages(self) -> list[Stage] | None:
         """The decoder as fresh stages, None where it has a step that is not known here."""
@@ -77,18 +103,31 @@ class FastBackend:
             # The library tells a decoder's parameters only by pickling it, to the JSON of tokenizer.json.
             self._decoder = {"state": json.loads(decoder.__getstate__()) if decoder is not None else None}
         stages = stages_of(self._decoder["state"])
+        for stage in stages or ():
+            if isinstance(stage, ByteLevel):
+                stage.literal = self._literal
         if stages is None or not self._cleanup:
             return stages
         return [*stages, *(ReplaceInText(old, new) for old, new in TEXT_CLEANUP)]
 
 
 def _add_tokens(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
-    """Adds what the settings name and the tokenizer does not know yet, in the order of the ids they declare."""
+    """Adds what the settings name and the tokenizer does not know yet, in the order of the ids they declare.
+
+    A token that nobody has declared and for which the model has no row is none: its text is cut like any other.
+    """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    declared = {token.content for token in settings.added.values()}
     missing: dict[str, AddedToken] = {}
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
     for token in settings.tokens():
-        if token.content not in known:
-            missing.setdefault(token.content, token)
+        if token.content in known or token.content in missing:
+            continue
+        new = tokenizer.token_to_id(token.content) is None
+        if new and token.content not in declared and size >= (settings.rows or size + 1):
+            continue
+        missing[token.content] = token
+        size += new
     if missing:
         tokens = [_library_token(token) for token in missing.values()]
         tokenizer.add_tokens(tokens)  # pyright: ignore[reportUnknownMemberType]
@@ -123,12 +162,18 @@ def load_json(path: Path, settings: TokenizerSettings) -> FastBackend:
     """The tokenizer that tokenizer.json describes in full."""
     import tokenizers
 
-    tokenizer = _build(lambda: tokenizers.Tokenizer.from_file(str(path)), path)
+    tokenizer: tokenizers.Tokenizer = _build(lambda: tokenizers.Tokenizer.from_file(str(path)), path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    agree_on_decoder(tokenizer)
     complete = settings.with_class_defaults(settings.family)
     present = {
         name: token for name, token in complete.named.items() if tokenizer.token_to_id(token.content) is not None
     }
-    return FastBackend(tokenizer, replace(complete, named={**present, **settings.named}))
+    complete = replace(complete, named={**present, **settings.named})
+    backend = FastBackend(tokenizer, complete, declared_ids(path))
+    agree_on_ends(tokenizer, backend.token_to_id)
+    return backend
 
 
 def load_wordpiece(path: Path, settings: TokenizerSettings) -> FastBackend:

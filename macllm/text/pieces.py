@@ -223,6 +223,8 @@ class SentencePieceBackend:
                 index = processor.piece_to_id(token.content)
             else:
                 index = max([size, *(1 + taken for _, taken in added.values())])
+                if index >= (settings.rows or index + 1):
+                    continue  # nobody has declared it, and the model has no row for it
             added[token.content] = (token, index)
         return added
 

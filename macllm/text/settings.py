@@ -89,6 +89,7 @@ class TokenizerSettings:
     extra_special: tuple[AddedToken, ...] = ()
     added: Mapping[int, AddedToken] = field(default_factory=dict[int, AddedToken])
     model_type: str = ""
+    rows: int | None = None  # of the model's embedding, as config.json counts them
 
     @classmethod
     def from_folder(cls, folder: Path) -> TokenizerSettings:
@@ -97,11 +98,11 @@ class TokenizerSettings:
         if "added_tokens_decoder" not in values:
             values = {**values, **read_json(folder / "special_tokens_map.json")}
         declared = object_in(values.get("added_tokens_decoder"))
-        added = {int(index): AddedToken.read(token, special=False) for index, token in declared.items()}
+        added = {_id(index): AddedToken.read(token, special=False) for index, token in declared.items()}
         by_content = {token.content: token for token in added.values()}
         named: dict[str, AddedToken] = {}
         for name, value in values.items():
-            if value is not None and (name in NAMED_TOKENS or name.endswith("_token")) and _is_token(value):
+            if name.endswith("_token") and not name.startswith("add_") and _is_token(value):
                 token = AddedToken.read(value, special=True)
                 named[name] = replace(by_content.get(token.content, token), special=True)
         extra: Any = values.get("extra_special_tokens") or values.get("additional_special_tokens")
@@ -112,9 +113,11 @@ class TokenizerSettings:
             known = {token.content for token in (*named.values(), *specials)}
             for content, index in read_json(folder / "added_tokens.json").items():
                 is_special = content in known
-                added[int(index)] = AddedToken(content, special=is_special, normalized=not is_special)
-        model_type = str(read_json(folder / "config.json").get("model_type", ""))
-        return cls(values, named, specials, added, model_type)
+                added[_id(index)] = AddedToken(content, special=is_special, normalized=not is_special)
+        config = read_json(folder / "config.json")
+        rows = config.get("vocab_size", object_in(config.get("text_config")).get("vocab_size"))
+        rows = rows if isinstance(rows, int) and rows > 0 else None
+        return cls(values, named, specials, added, str(config.get("model_type", "")), rows)
 
     @property
     def tokenizer_class(self) -> str:
@@ -133,6 +136,8 @@ class TokenizerSettings:
     def flag(self, name: str, default: bool) -> bool:
         """A boolean of tokenizer_config.json; null counts as missing."""
         value = self.values.get(name)
+        if isinstance(value, str):
+            return value.strip().lower() in ("true", "1", "yes")
         return default if value is None else bool(value)
 
     def tokens(self) -> Iterator[AddedToken]:
@@ -155,6 +160,15 @@ class TokenizerSettings:
             if name not in self.values and name not in self.named
         }
         return replace(self, named={**missing, **self.named})
+
+
+def _id(index: Any) -> int:
+    try:
+        return int(index)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"An added token of the tokenizer has the number {index!r}.", remedy=REDOWNLOAD
+        ) from error
 
 
 def _is_token(value: Any) -> bool:

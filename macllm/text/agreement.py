@@ -1,0 +1,182 @@
+"""A tokenizer.json whose parts contradict each other: what cuts a text counts, the rest is brought in line.
+
+Converters copy parts from other models: a decoder that knows nothing of the vocabulary's alphabet, a begin token
+whose number is another token's, added tokens whose numbers the library does not keep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .decoding import byte_alphabet
+from .json_data import is_list, is_object, list_in, object_in
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_PROBES = (
+    "hello world",
+    " two  spaces",
+    "The quick brown fox, isn't it?",
+    "naïve café 😀",
+    "日本語\n\ttab",
+)
+_HEAD_BYTES = 4 << 20  # added tokens stand before the vocabulary in tokenizer.json
+_SPACE = "\u2581"
+
+
+def agree_on_decoder(tokenizer: tokenizers.Tokenizer) -> None:
+    """Gives the tokenizer a decoder for what its pre-tokenizer, normalizer and model write, where its own is none.
+
+    The decoder that gives back more of a few texts wins, the derived one where both give back as many.
+    """
+    derived = _derived_decoder(tokenizer)
+    if derived is None:
+        return
+    own = tokenizer.decoder
+    before = _given_back(tokenizer)
+    tokenizer.decoder = derived
+    if _given_back(tokenizer) < before:
+        tokenizer.decoder = own
+
+
+def _given_back(tokenizer: tokenizers.Tokenizer) -> int:
+    """The number of probes that decoding gives back as they were, but for their case."""
+    texts = [tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids) for probe in _PROBES]
+    return sum(text.casefold() == probe.casefold() for text, probe in zip(texts, _PROBES, strict=True))
+
+
+def _derived_decoder(tokenizer: tokenizers.Tokenizer) -> Any:
+    """A decoder for the way in which the tokenizer writes spaces and bytes; None where its own knows it, or nobody."""
+    from tokenizers import decoders
+
+    steps = [*_steps(tokenizer.normalizer), *_steps(tokenizer.pre_tokenizer)]
+    own = list(_steps(tokenizer.decoder))
+    kinds = {str(step.get("type")) for step in own}
+    model: Any = tokenizer.model
+    if any(step.get("type") == "ByteLevel" for step in steps):
+        return None if "ByteLevel" in kinds and kinds <= {"ByteLevel", "ByteFallback", "Fuse"} else decoders.ByteLevel()
+    mark = next((mark for step in steps if (mark := _mark_of(step))), None)
+    if mark is not None:
+        by_bytes = bool(getattr(model, "byte_fallback", False))
+        known = "Metaspace" in kinds or any(mark in str(step.get("pattern")) for step in own)
+        if known and not kinds & {"ByteLevel", "WordPiece", "BPEDecoder"} and ("ByteFallback" in kinds or not by_bytes):
+            return None
+        stages: list[Any] = [decoders.Replace(mark, " "), *([decoders.ByteFallback()] if by_bytes else [])]
+        stages.append(decoders.Fuse())
+        if any(_prepends(step) for step in steps):
+            stages.append(decoders.Strip(" ", 1, 0))
+        return decoders.Sequence(stages)
+    if type(model).__name__ == "WordPiece":
+        return None if "WordPiece" in kinds else decoders.WordPiece(prefix=model.continuing_subword_prefix)
+    suffix = getattr(model, "end_of_word_suffix", None)
+    if suffix and "BPEDecoder" not in kinds and not any(suffix in str(step.get("pattern")) for step in own):
+        return decoders.BPEDecoder(suffix=suffix)
+    return None
+
+
+def _steps(component: Any) -> Iterable[Mapping[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer, decoder or post-processor as tokenizer.json writes them."""
+    return _flat(json.loads(component.__getstate__())) if component is not None else ()
+
+
+def _flat(state: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    if state.get("type") != "Sequence":
+        return (state,)
+    parts = [part for value in state.values() for part in list_in(value) if is_object(part)]
+    return [step for part in parts for step in _flat(part)]
+
+
+def _mark_of(step: Mapping[str, Any]) -> str | None:
+    """The character that a step writes for a space, None for a step that does not."""
+    if step.get("type") == "Metaspace":
+        return str(step.get("replacement", _SPACE))
+    if step.get("type") == "Replace" and object_in(step.get("pattern")).get("String") == " ":
+        return str(step.get("content")).strip() or None
+    return None
+
+
+def _prepends(step: Mapping[str, Any]) -> bool:
+    if step.get("type") == "Metaspace":
+        return step.get("prepend_scheme", "always") != "never"
+    return step.get("type") == "Prepend"
+
+
+def agree_on_ends(tokenizer: tokenizers.Tokenizer, id_of: Callable[[str], int | None]) -> None:
+    """Makes the post-processor put the tokens that it names, where the numbers beside the names are others'."""
+    processor: Any = tokenizer.post_processor
+    if processor is None:
+        return
+    state = json.loads(processor.__getstate__())
+    if _renumber(state, id_of):
+        processor.__setstate__(json.dumps(state).encode())
+        tokenizer.post_processor = processor
+
+
+def _renumber(state: Mapping[str, Any], id_of: Callable[[str], int | None]) -> bool:
+    """Puts the right numbers into a post-processor's description; whether there were wrong ones."""
+    wrong = False
+    for step in _flat(state):
+        for special in object_in(step.get("special_tokens")).values():
+            right = [id_of(token) for token in special["tokens"]]
+            if None not in right and right != special["ids"]:
+                special["ids"] = right
+                wrong = True
+        for end in (step.get("sep"), step.get("cls")):  # of BertProcessing and RobertaProcessing: [text, number]
+            right = id_of(end[0]) if is_list(end) else None
+            if end is not None and right is not None and right != end[1]:
+                end[1] = right
+                wrong = True
+    return wrong
+
+
+def misread_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[str]:
+    """Added tokens that a byte-level decoder takes for bytes: those of its alphabet beyond ASCII, such as `<|é|>`."""
+    if not any(step.get("type") == "ByteLevel" for step in _steps(tokenizer.decoder)):
+        return frozenset()
+    model: Any = tokenizer.model
+    alphabet = byte_alphabet().keys()
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    mixed = [content for content in added if not content.isascii() and alphabet >= set(content)]
+    return frozenset(content for content in mixed if model.token_to_id(content) is None)
+
+
+def declared_ids(path: Path) -> dict[str, int]:
+    """The added tokens of a tokenizer.json with the numbers that it gives them."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode("utf-8", "ignore")
+    start = head.find("[", head.find('"added_tokens"'))
+    try:
+        tokens = json.JSONDecoder().raw_decode(head, start)[0]
+    except (ValueError, RecursionError):
+        return {}
+    pairs = [(token.get("content"), token.get("id")) for token in list_in(tokens) if is_object(token)]
+    return {content: index for content, index in pairs if isinstance(content, str) and isinstance(index, int)}
+
+
+def moved_ids(tokenizer: tokenizers.Tokenizer, declared: Mapping[str, int]) -> dict[int, int]:
+    """The numbers that the library gives to added tokens, each with the declared one; only where these differ.
+
+    The library numbers added tokens on from the size of the vocabulary, whatever is declared. A declared number that
+    is another token's is not taken.
+    """
+    model: Any = tokenizer.model
+    added = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
+    moved = {
+        index: declared[content]
+        for content, index in added.items()
+        if 0 <= declared.get(content, index) != index and model.token_to_id(content) is None
+    }
+    while True:
+        targets = list(moved.values())
+        kept = {
+            index: target
+            for index, target in moved.items()
+            if targets.count(target) == 1 and (target in moved or tokenizer.id_to_token(target) is None)
+        }
+        if kept == moved:
+            return moved
+        moved = kept
