@@ -23,6 +23,7 @@ from macllm.nn.linear import Linear, Table
 from macllm.nn.models import Model, build
 from macllm.nn.moe import ExpertLinear
 from macllm.nn.spec import EncoderDecoderSpec
+from macllm.ops import cpu
 from macllm.ops.linear import HALVES, multiplies_halves
 from macllm.ops.quantized import reads_half_scales
 from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
@@ -101,6 +102,8 @@ def assemble(
             f"this checkpoint is quantized by {method!r}, which macllm does not read",
             remedy="use the unquantized or the MLX-quantized copy of this model",
         )
+    if mx.default_device() == mx.cpu:
+        cpu.prepare_for(*_parameters(ours, quantization))
     if dtype is not None:
         _fill(model, ours, dict.fromkeys(_FLOATS, dtype))
     else:
@@ -108,6 +111,13 @@ def assemble(
         widens = mx.float32 in casts.values()
         _fill(model, ours, casts, _as_stored(model) if widens else frozenset())
     return model
+
+
+def _parameters(weights: Weights, quantization: Mapping[str, Any] | None) -> tuple[int, int]:
+    """The number of parameters in floats and in packed matrices."""
+    bits = (quantization or {}).get("bits", 4)
+    floats = sum(array.size for array in weights.values() if array.dtype in _FLOATS)
+    return floats, sum(array.nbytes * 8 // bits for array in weights.values() if array.dtype == mx.uint32)
 
 
 def default_casts(model_type: str) -> dict[mx.Dtype, mx.Dtype]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ from macllm.errors import UsageError
 from macllm.units import bytes_text
 
 from .fetch import fetch
-from .native import compile_kernels
+from .native import answering
 from .output import Progress, say
 from .sampling import model_options, sampling_options
 
@@ -78,16 +79,20 @@ def _text(prompt: str) -> str:
 
 def _run(text: str, options: _Options) -> None:
     folder = fetch(options.model)
-    compile_kernels()
+    with answering():
+        done = _answer(folder, text, options)
+    if options.verbose and done:
+        _say_speed(done)
+
+
+def _answer(folder: Path, text: str, options: _Options) -> Done | None:
     from macllm.checkpoint import load
     from macllm.generation.stream import stream
 
     model, tokenizer = load(folder, adapter=options.adapter)
     prompt = _prompt(text, tokenizer, options)
     with closing(stream(model, tokenizer, prompt, raw=options.raw, **options.request)) as events:
-        done = _print_json(events, tokenizer, options) if options.as_json else _print_text(events)
-    if options.verbose and done:
-        _say_speed(done)
+        return _print_json(events, tokenizer, options) if options.as_json else _print_text(events)
 
 
 def _prompt(text: str, tokenizer: Tokenizer, options: _Options) -> str | list[dict[str, str]]:

@@ -1,11 +1,16 @@
-"""The CPU kernels of Linux, compiled before the run that needs them and in the open: it takes up to a minute, once."""
+"""The CPU kernels of Linux on the command line: waited for in the open, or compiled beside an answer."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .output import Progress, say
+
+if TYPE_CHECKING:
+    from macllm.ops.cpu import Compiling
 
 COMPILING = "compiling the CPU kernels for this machine, once"
 
@@ -20,6 +25,37 @@ def compile_kernels() -> None:
         notice = cpu.prepare(_announced(progress))
     if notice:
         say(notice)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Tell of kernels that a model waits for in this block, and at its end of those that came too late for it."""
+    if sys.platform != "linux":
+        yield
+        return
+    from macllm.ops import cpu
+
+    with Progress("compiling", unit="steps") as progress:
+        tell = _announced(progress)
+
+        def watch(state: Compiling) -> None:
+            if state.notice is not None:
+                say(state.notice)
+            elif state.over:
+                progress.close()
+            elif not state.beside:
+                tell(state.done, state.total)
+
+        cpu.watch(watch)
+        try:
+            yield
+        finally:
+            cpu.watch(None)
+            state = cpu.compiling()
+            cpu.end()
+    if state is not None and state.beside and not state.over:
+        told = f"CPU kernels: {state.done} of {state.total} files compiled"
+        say(f"{told}; the next command goes on from there, macllm doctor --build does it all")
 
 
 def _announced(progress: Progress) -> Callable[[int, int], None]:

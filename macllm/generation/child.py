@@ -8,67 +8,60 @@ import threading
 import weakref
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from macllm.child import Parent, portable
 
 from .engine import Call, Calls, Job, News, own
 
-_CLEARING_SECONDS = 1.0  # what a compilation gets to end its compilers and remove its files
+if TYPE_CHECKING:
+    from macllm.ops.cpu import Compiling
 
 
 def answer(parent: Parent, options: dict[str, Any]) -> None:
     """Load the model and answer until the parent wants the end, or has ended."""
     calls: Calls = queue.SimpleQueue()
-    kernels = _Kernels(_Outbox(parent, -1))
+    kernels = _Kernels(_Outbox(parent, -1), calls)
     threading.Thread(target=_read, args=(parent, calls, kernels), name="calls", daemon=True).start()
     own(partial(_load, options, kernels), options["model_name"], calls)
 
 
 def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
-    kernels.prepare()
+    kernels.watch()
     module, _, function = options["loader"].partition(":")
     return getattr(import_module(module), function)(options["model_name"], adapter=options["adapter"])
 
 
 class _Kernels:
-    """The CPU kernels of this machine, compiled before the model is loaded; the parent is told how far that is."""
+    """The CPU kernels while they are compiled: the parent is told how far that is, the owner when they are there."""
 
-    def __init__(self, news: _Outbox) -> None:
-        self._news = news
+    def __init__(self, news: _Outbox, calls: Calls) -> None:
+        self._news, self._calls = news, calls
         self._told = ""
-        self._wanted = True
-        self._idle = threading.Event()
-        self._idle.set()
 
-    def prepare(self) -> None:
-        """Make them ready, or say why they cannot be."""
-        if sys.platform != "linux":
-            return
+    def watch(self) -> None:
+        """Tell of whatever is compiled from now on."""
         from macllm.ops import cpu
 
-        self._idle.clear()
-        try:
-            notice = cpu.prepare(self._tell)
-        finally:
-            self._idle.set()
-        if self._told:
-            self._news.put(News("", passing=True))
-        if notice:
-            self._news.put(News(notice, passing=False))
+        cpu.watch(self._tell)
 
     def end(self) -> None:
-        """Leave nothing of a compilation behind."""
-        self._wanted = False
-        self._idle.wait(_CLEARING_SECONDS)
+        """Leave nothing of a compilation behind but the files that it finished."""
+        if "macllm.ops.cpu" in sys.modules:
+            from macllm.ops import cpu
 
-    def _tell(self, done: int, total: int) -> None:
-        if not self._wanted:
-            raise SystemExit
-        text = f"compiling the CPU kernels, once: {done} of {total}"
+            cpu.end()
+
+    def _tell(self, state: Compiling) -> None:
+        if state.notice is not None:
+            self._news.put(News(state.notice, passing=False))
+            return
+        text = "" if state.over else f"compiling the CPU kernels, once: {state.done} of {state.total}"
         if text != self._told:
             self._told = text
             self._news.put(News(text, passing=True))
+        if state.over:
+            self._calls.put(Call("renew"))
 
 
 def _read(parent: Parent, calls: Calls, kernels: _Kernels) -> None:

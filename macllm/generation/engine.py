@@ -10,6 +10,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -199,9 +200,9 @@ class ThreadEngine:
 
 @dataclass(frozen=True)
 class Call:
-    """A method of `Worker` to call; `run` gives many results, `info` one."""
+    """A method of `Worker` to call; `run` gives many results, `info` one. `renew` only takes kernels that have come."""
 
-    method: Literal["info", "run"]
+    method: Literal["info", "run", "renew"]
     arguments: tuple[Any, ...] = ()
     job: Job = field(default_factory=Job)
 
@@ -213,6 +214,8 @@ def own(load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls) -> N
     """Be the thread that owns the model: load it, then answer calls until None comes."""
     import mlx.core as mx
 
+    from macllm.ops import cpu
+
     from .worker import Worker
 
     worker: Worker | None = None
@@ -221,8 +224,15 @@ def own(load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls) -> N
         worker = Worker(*load(), model_name)
     except BaseException as error:
         failure = error
+    native = cpu.available()
     while (call := calls.get()) is not None:
         try:
+            if worker is not None and cpu.available() and not native:
+                native = True
+                with suppress(Exception):  # the model that is here goes on serving, if its files are gone
+                    worker = Worker(*load(), model_name)  # anew: kernels take weights as they are stored
+            if call.method == "renew":
+                continue
             if worker is None:
                 call.job.results.put(failure)
             elif call.method == "run":

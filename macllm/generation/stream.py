@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo
+from macllm.ops import cpu
 from macllm.text.parts import PartSplitter
 from macllm.text.tokenizer import Tokenizer
 
@@ -221,7 +222,13 @@ def run(
     """
     prompt = encode_prompt(tokenizer, request)
     check(model.info, request, prompt)
-    return _Run(model, tokenizer, request, prompt, prefix or Prefix(), cancelled).events()
+    return _held(_Run(model, tokenizer, request, prompt, prefix or Prefix(), cancelled).events())
+
+
+def _held(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    """The events, all made by the same implementation of the ops."""
+    with cpu.held():
+        yield from events
 
 
 class _Run:

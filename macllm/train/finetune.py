@@ -10,6 +10,7 @@ from typing import Any
 from macllm import adapter, checkpoint
 from macllm.errors import UsageError
 from macllm.nn import lora
+from macllm.ops import cpu
 
 from . import data
 from .config import FinetuneConfig, LongRows, Schedule, Select
@@ -81,6 +82,7 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     """What happens while `config` is trained. Closing the generator ends the run, saved."""
     folder = Path(config.adapter_path)
     Run.check(folder, config)
+    cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
     rows = data.load(config, tokenizer, _reach(model, config))
     wrapped = lora.apply(

@@ -14,6 +14,7 @@ from macllm import checkpoint, families
 from macllm.errors import UsageError
 from macllm.families.config import Config
 from macllm.nn.models import DecoderLM, build
+from macllm.ops import cpu
 from macllm.text.tokenizer import Tokenizer
 
 from . import data
@@ -45,6 +46,7 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     """What happens while `config` is trained. Closing the generator ends the run, saved."""
     folder = Path(config.output)
     Run.check(folder, config)
+    cpu.wait()
     raw = _read_json(Path(config.config))
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     model = new_model(raw, config)

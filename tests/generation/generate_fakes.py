@@ -6,6 +6,7 @@ import codecs
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import numpy as np
 
 from macllm.errors import CheckpointError, MacllmError
 from macllm.nn.info import ModelInfo
+from macllm.ops import cpu
 
 EOS = 256
 
@@ -148,3 +150,25 @@ def load(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTo
         os.write(2, b"last words\n")
         os._exit(9)
     return FakeModel(delay_seconds=0.02 if model_name == "slow" else 0.0, context_length=4096), FakeTokenizer()
+
+
+def load_small(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTokenizer]:
+    """A model that answers sooner than kernels are compiled. `$LOADS` gets what serves at each load."""
+    return _load_of_size(1000, model_name, adapter)
+
+
+def load_large(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTokenizer]:
+    """A model that waits for kernels."""
+    return _load_of_size(10**12, model_name, adapter)
+
+
+def _load_of_size(parameters: int, model_name: str, adapter: str | None) -> tuple[FakeModel, FakeTokenizer]:
+    cpu.prepare_for(parameters, 0)
+    if path := os.environ.get("LOADS"):
+        seen = Path(path)
+        again = seen.exists()
+        with seen.open("a") as file:
+            file.write("native\n" if cpu.available() else "stock\n")
+        if model_name == "once" and again:
+            raise CheckpointError("the checkpoint is gone")
+    return load(model_name, adapter)

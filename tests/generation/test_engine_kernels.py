@@ -1,4 +1,4 @@
-"""The kernels are compiled by the engine's process, which tells how far it is and leaves nothing when it is ended."""
+"""An engine answers while its kernels are compiled, tells how far that is, and leaves nothing when it is ended."""
 
 from __future__ import annotations
 
@@ -13,47 +13,99 @@ import pytest
 
 from macllm.generation.engine import News
 from macllm.generation.process import ProcessEngine
+from macllm.generation.request import Delta, Request, SamplingParams
 from macllm.ops.cpu import build
 from tests.compiling import alive, cached, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
 
 Compiler = Callable[[float], Path]
-LOADER = "generate_fakes:load"
 
 
-def test_the_model_is_loaded_after_the_kernels_and_the_parent_sees_them_come(compiler: Compiler) -> None:
-    compiler(0.02)
+def loads(folder: Path) -> list[str]:
+    """The implementation that served at each load of the model, in the engine's process."""
+    path = folder / "loads"
+    return path.read_text().split() if path.exists() else []
+
+
+def answer(engine: ProcessEngine, prompt: tuple[int, ...] = (1, 2, 3)) -> list[int]:
+    events = engine.submit(Request(prompt=prompt, max_tokens=5, sampling=SamplingParams(temperature=0.0)))
+    return [token for event in events if isinstance(event, Delta) for token in event.tokens]
+
+
+def test_a_model_answers_while_the_kernels_are_compiled_beside(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two completions, when they are there, the model is loaded anew for them, and answers the same."""
+    monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
+    compiler(0.05)
     news: list[News] = []
-    engine = ProcessEngine("quick", loader=LOADER, tell=news.append)
-    assert engine.info.model_name == "quick"
+    engine = ProcessEngine("quick", loader="generate_fakes:load_small", tell=news.append)
+    first = answer(engine)
+    assert loads(tmp_path) == ["stock"]
+    wait_for(lambda: len(loads(tmp_path)) == 2)
+    assert loads(tmp_path) == ["stock", "native"]
+    assert answer(engine) == first
     engine.close()
     assert all(each.passing for each in news)
     texts = [each.text for each in news]
-    total = len(build.KERNELS) + len(list(build.HERE.glob("bindings*.cpp"))) + 2
+    total = len(build.objects()) + 1
     assert texts[0] == f"compiling the CPU kernels, once: 0 of {total}"
     assert texts[-2:] == [f"compiling the CPU kernels, once: {total} of {total}", ""]
     news.clear()
-    engine = ProcessEngine("quick", loader=LOADER, tell=news.append)
-    assert engine.info.model_name == "quick"
+    engine = ProcessEngine("quick", loader="generate_fakes:load_small", tell=news.append)
+    assert answer(engine) == first
     engine.close()
     assert not news
+    assert loads(tmp_path) == ["stock", "native", "native"]
 
 
-def test_why_there_are_no_kernels_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MACLLM_NATIVE_CACHE", "/proc/kernels")
+def test_a_model_that_would_take_longer_without_kernels_waits_for_them(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
+    compiler(0.02)
     news: list[News] = []
-    engine = ProcessEngine("quick", loader=LOADER, tell=news.append)
+    engine = ProcessEngine("quick", loader="generate_fakes:load_large", tell=news.append)
     assert engine.info.model_name == "quick"
+    assert loads(tmp_path) == ["native"]
     engine.close()
-    (only,) = news
+    assert [each.text for each in news][-1] == ""
+
+
+def test_a_model_whose_files_went_away_goes_on_serving(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
+    compiler(0.02)
+    news: list[News] = []
+    engine = ProcessEngine("once", loader="generate_fakes:load_small", tell=news.append)
+    first = answer(engine)
+    wait_for(lambda: len(loads(tmp_path)) == 2)
+    assert answer(engine) == first
+    engine.close()
+
+
+@pytest.mark.parametrize("variable", ["MACLLM_NATIVE_CACHE", "CXX"])
+def test_why_there_are_no_kernels_is_told_once(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setenv(variable, "/proc/kernels")
+    monkeypatch.setenv("PATH", "/nowhere")
+    if variable == "MACLLM_NATIVE_CACHE":
+        monkeypatch.setenv("CXX", sys.executable)
+    news: list[News] = []
+    engine = ProcessEngine("quick", loader="generate_fakes:load_small", tell=news.append)
+    assert answer(engine)
+    engine.close()
+    (only,) = [each for each in news if each.text]
     assert not only.passing
-    assert only.text.startswith("without native CPU kernels, slower: cannot write /proc/kernels")
+    assert only.text.startswith("without native CPU kernels, slower: ")
 
 
-def test_closing_during_the_compilation_leaves_no_files_and_no_compilers(compiler: Compiler) -> None:
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_closing_during_the_compilation_leaves_no_files_and_no_compilers(size: str, compiler: Compiler) -> None:
     log = compiler(60)
-    engine = ProcessEngine("quick", loader=LOADER)
+    engine = ProcessEngine("quick", loader=f"generate_fakes:load_{size}")
     wait_for(lambda: alive(log))
     start = time.monotonic()
     engine.close()
@@ -62,12 +114,15 @@ def test_closing_during_the_compilation_leaves_no_files_and_no_compilers(compile
     assert cached() == ["lock"]
 
 
-def test_the_parents_death_ends_the_compilation(compiler: Compiler) -> None:
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_the_parents_death_ends_the_compilation(size: str, compiler: Compiler) -> None:
     log = compiler(60)
     code = f"""if True:
+        import time
         from macllm.generation.process import ProcessEngine
-        engine = ProcessEngine("quick", loader="{LOADER}")
+        engine = ProcessEngine("quick", loader="generate_fakes:load_{size}")
         engine.info
+        time.sleep(60)
     """
     folder = str(Path(__file__).parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *sys.path])}

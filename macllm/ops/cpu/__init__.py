@@ -94,6 +94,11 @@ def prepare(progress: Progress | None = None) -> str | None:
     return begin()
 
 
+def wait() -> None:
+    """Wait for the kernels before long work. What the user should know is told as by `available`."""
+    _announce(prepare())
+
+
 def prepare_for(floats: int, packed: int) -> None:
     """Make ready for a model of so many parameters: wait for the kernels unless MLX's operations answer sooner.
 

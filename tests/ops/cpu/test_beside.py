@@ -1,0 +1,167 @@
+"""Kernels that are compiled beside what needs them: nobody waits who need not, and nothing changes in a completion."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from macllm import checkpoint
+from macllm.ops import cpu
+from macllm.ops.cpu import build, estimate
+from macllm.weights.header import read_header
+from tests.compiling import alive, cached, kept
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
+
+Compiler = Callable[[float], Path]
+
+
+def run(code: str, **environment: str) -> tuple[str, str]:
+    command = [sys.executable, "-c", "import time\nfrom macllm.ops import cpu\n" + code]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_whoever_asks_for_missing_kernels_does_not_wait_and_leaves_nothing(compiler: Compiler) -> None:
+    log = compiler(60)
+    code = """
+began = time.monotonic()
+print(cpu.available(), cpu.reason(), time.monotonic() - began < 2)
+time.sleep(1)
+print(cpu.available(), cpu.compiling().beside, cpu.compiling().over)
+"""
+    assert run(code) == ("False None True\nFalse True False\n", "")
+    assert not alive(log)
+    assert cached() == ["lock"]
+
+
+def test_kernels_that_come_during_a_completion_serve_after_it(compiler: Compiler) -> None:
+    compiler(0)
+    code = """
+with cpu.held(), cpu.held():
+    while not cpu.compiling().over:
+        time.sleep(0.05)
+    print(cpu.available())
+print(cpu.available())
+"""
+    assert run(code) == ("False\nTrue\n", "")
+
+
+def test_what_is_being_generated_keeps_its_implementation(compiler: Compiler) -> None:
+    """Two completions of the library that are read in turn; the third gets the kernels."""
+    compiler(0)
+    code = """
+import macllm
+from macllm.ops import dispatch
+model, tokenizer = macllm.load()
+def start():
+    return iter(macllm.stream(model, tokenizer, "What is a KV cache?", temperature=0, max_tokens=12))
+def served():
+    import mlx.core as mx
+    return dispatch.native(mx.zeros(1)) is not None
+first = start()
+next(first)
+while not cpu.compiling().over:
+    time.sleep(0.05)
+second = start()
+next(second)
+print(served())
+texts = ["".join(event.text for event in each if hasattr(event, "text")) for each in (first, second)]
+print(texts[0] == texts[1])
+third = start()
+next(third)
+print(served())
+third.close()
+"""
+    assert run(code) == ("False\nTrue\nTrue\n", "")
+
+
+def test_waiting_takes_over_what_was_begun_beside(compiler: Compiler) -> None:
+    log = compiler(0.02)
+    code = """
+cpu.available()
+while cpu.compiling().done < 3:
+    time.sleep(0.02)
+print(cpu.prepare(lambda done, total: None), cpu.available())
+"""
+    assert run(code) == ("None True\n", "")
+    assert cached() == ["lock", build.library().name]
+    ended = len(log.read_text().split()) - len(build.objects()) - 1
+    assert 0 <= ended <= os.cpu_count()
+    assert len(kept()) == len(build.objects())
+
+
+def test_a_wait_without_anybody_to_tell_is_logged(compiler: Compiler) -> None:
+    compiler(0)
+    out, told = run("cpu.prepare_for(10**12, 0); print(cpu.available())")
+    assert out == "True\n"
+    assert told == "compiling the CPU kernels for this machine, once: about a minute\n"
+    assert run("cpu.prepare_for(10**12, 0); print(cpu.available())") == ("True\n", "")
+
+
+def test_a_watcher_hears_of_the_beginning_the_steps_and_the_end(compiler: Compiler) -> None:
+    compiler(0)
+    code = """
+cpu.watch(lambda state: print(state.done, state.total, state.beside, state.over))
+cpu.prepare_for(1000, 0)
+while not cpu.compiling().over:
+    time.sleep(0.05)
+time.sleep(0.2)
+"""
+    lines = run(code)[0].splitlines()
+    total = len(build.objects()) + 1
+    assert lines[0] == f"0 {total} True False"
+    assert lines[-1] == f"{total} {total} True True"
+
+
+def test_a_crash_of_the_compiler_beside_is_told_when_it_is_over(compiler: Compiler) -> None:
+    compiler(0)
+    path = Path(os.environ["CXX"])
+    path.write_text(
+        path.read_text().replace("sleep", "case $* in *rows.cpp*) echo error: no >&2; exit 1;; esac\nsleep")
+    )
+    code = """
+cpu.available()
+while not cpu.compiling().over:
+    time.sleep(0.05)
+print(cpu.available(), cpu.available(), cpu.reason())
+"""
+    out, told = run(code)
+    assert out == "False False the compiler failed: error: no\n"
+    assert told.count("without native CPU kernels, slower: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("floats", "packed", "waits"),
+    [(10**7, 0, False), (135 * 10**6, 0, False), (7 * 10**9, 0, True), (0, 10**7, False), (0, 10**9, True)],
+)
+def test_a_model_waits_if_compiling_is_the_shorter_way(floats: int, packed: int, waits: bool) -> None:
+    answer = estimate.answer_seconds(floats, packed, cores=2, openblas=True)
+    assert (answer > estimate.compile_seconds(27, 27, cores=2)) == waits
+    assert answer > estimate.compile_seconds(0, 27, cores=2)
+    assert estimate.answer_seconds(floats, packed, cores=2, openblas=False) >= answer
+
+
+def test_the_estimate_is_given_the_numbers_of_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(cpu, "prepare_for", lambda *numbers: told.append(numbers))
+    folder = repository / "models" / "maclet"
+    checkpoint.load_model(folder)
+    infos = read_header(folder / "model.safetensors").values()
+    (found,) = told
+    assert sum(found) == sum(estimate_size(info.shape) for info in infos)
+
+
+def estimate_size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for each in shape:
+        size *= each
+    return size
