@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from macllm import families, hub
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
+from macllm.families import packing
 from macllm.families.config import Config
 from macllm.families.generation import generation_config
 from macllm.nn import quantize
@@ -27,7 +28,7 @@ from macllm.ops import cpu
 from macllm.ops.linear import HALVES, multiplies_halves
 from macllm.ops.quantized import reads_half_scales
 from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
-from macllm.weights.safetensors import load_folder, read_metadata, save_folder
+from macllm.weights.safetensors import load_folder, read_metadata, save_folder, weight_files
 from macllm.weights.ties import settle
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def load(
 def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM:
     """The model in `folder`, its weights in memory; mlx-lm's class for a `model_type` that no family reads."""
     config = read_config(folder)
+    # Before anything is read: tensors of another tool have dtypes and names that no model has.
+    packing.refuse(config, frozenset() if families.is_known(config) else packing.OF_MLX_LM)
     if not families.is_known(config):
         from macllm.families.foreign import load_foreign
 
@@ -85,7 +88,11 @@ def assemble(
     Raises CheckpointError where the two differ.
     """
     text = families.text_config(config)
-    quantization: dict[str, Any] | None = config.get("quantization") or text.get("quantization")
+    quantization = packing.recipe(config)
+    if quantization is None:
+        packing.refuse(config)
+        packing.refuse_names(tensors)
+    packing.drop_cache_scales(tensors)
     renamed = settle(tensors, families.keys(Config(text, tensors), layout))
     reader = Config(text, tensors)
     keymap = families.keys(reader, layout)
@@ -96,12 +103,6 @@ def assemble(
         named = {renamed.get(theirs, theirs): value for theirs, value in quantization.items()}
         overrides = {mine: value for theirs, value in named.items() for mine in our_modules(theirs, keymap)}
         quantize.prepare(model, ours, quantization, overrides)
-    elif config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(
-            f"this checkpoint is quantized by {method!r}, which macllm does not read",
-            remedy="use the unquantized or the MLX-quantized copy of this model",
-        )
     if mx.default_device() == mx.cpu:
         cpu.prepare_for(*_parameters(ours, quantization))
     if dtype is not None:
@@ -202,8 +203,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
     """The text half, which is all that is loaded, with its quantization, and untied where the file has two matrices."""
     text = dict(families.text_config(config))
-    if "quantization" in config:
-        text["quantization"] = config["quantization"]
+    if quantization := packing.recipe(config):
+        text["quantization"] = quantization
     spec = model.spec
     # An encoder-decoder's flag says more than that: how T5 scales.
     untied = not isinstance(spec, EncoderDecoderSpec) and spec.head is not None and not spec.head.tied
@@ -213,10 +214,9 @@ def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
-    if config.get("quantization"):
+    if packing.recipe(config):
         return "mlx"
-    first = next(iter(sorted(folder.glob("*.safetensors"))), None)
-    return "mlx" if first and read_metadata(first).get("format") == "mlx" else "hf"
+    return "mlx" if read_metadata(weight_files(folder)[0]).get("format") == "mlx" else "hf"
 
 
 def _fill(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from macllm.errors import UsageError
+from macllm.hub.files import is_stray
 
 from .fetch import fetch
 from .output import say
@@ -23,7 +24,7 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     The checkpoint's folder goes to stdout.
     """
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not is_stray(Path(path.name)) for path in folder.iterdir())):
         raise UsageError(f"{folder} is there already", remedy=f"macllm fuse --output {folder}-2")
     from macllm.adapter import read_config
 

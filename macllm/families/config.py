@@ -98,9 +98,17 @@ def is_tied(config: Config, head: str = "lm_head") -> bool:
     return config.get("tie_word_embeddings", False) and not config.holds(f"{head}.weight", otherwise=False)
 
 
-def layer_types(config: Config, default: list[str]) -> list[str]:
-    """The kind of each layer's attention, as listed or else by `default`; each is among those of `default` or known."""
+def layer_types(config: Config, default: list[str], known: Iterable[str]) -> list[str]:
+    """The kind of each layer's attention, as listed or else by `default`.
+
+    Raises CheckpointError for one that is not `known`, or another number of layers.
+    """
     listed = config.get("layer_types", default)
+    kinds = sorted(known)
+    if odd := [kind for kind in listed if kind not in kinds]:
+        raise CheckpointError(
+            f"layer_types of config.json has {odd[0]!r}; a {config['model_type']} has {', '.join(kinds)}"
+        )
     if len(listed) != config["num_hidden_layers"]:
         raise CheckpointError(
             f"layer_types lists {len(listed)} layers, num_hidden_layers says {config['num_hidden_layers']}"
@@ -110,14 +118,25 @@ def layer_types(config: Config, default: list[str]) -> list[str]:
 
 def rope_parameters(config: Config, kind: str | None = None) -> dict[str, Any]:
     """The rotary parameters of layers of one `kind`, in the newer spelling, with `rope_theta` filled in."""
-    given: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    if kind is not None and isinstance(given.get(kind), Mapping):
-        given = dict(given[kind])
+    said: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(said, Mapping):
+        raise CheckpointError(f"the rope parameters of config.json are {said!r}, not an object")
+    if kind is not None and isinstance(said.get(kind), Mapping):
+        said = said[kind]
+    given = {key: _as_number(value) for key, value in said.items() if value is not None}
     given.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
     given.setdefault("rope_type", given.get("type", "default"))
     trained = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
     given["original_max_position_embeddings"] = trained or config.get("max_position_embeddings")
     return given
+
+
+def _as_number(value: Any) -> Any:
+    """A number that is written as text as a number; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None) -> RoPESpec:

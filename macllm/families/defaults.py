@@ -104,6 +104,11 @@ _NULLABLE = frozenset(
 )  # fmt: skip
 # Keys that hold whole numbers and are in no class's defaults.
 _WHOLE = frozenset(("n_inner", "num_decoder_layers", "decoder_vocab_size", "num_key_value_heads", "head_dim"))
+_POSITIVE = frozenset(
+    ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "n_embd", "n_head",
+     "d_model", "d_kv", "num_heads", "encoder_attention_heads", "decoder_attention_heads", "sliding_window_pattern",
+     "no_rope_layer_interval", "interleave_moe_layer_step", "decoder_sparse_step", "moe_intermediate_size")
+)  # fmt: skip
 _LONGEST = 2**31 - 1  # no sequence is longer: MLX counts along an axis in 32 bits
 
 
@@ -124,6 +129,8 @@ def _number(key: str, value: Any, default: Any) -> Any:
         return value
     if key in _WHOLE or type(default) is int:
         value = whole(key, value)
+        if key in _POSITIVE and value is not None and value < 1:
+            raise CheckpointError(f"{key} of config.json is {value}; it has to be at least 1")
         if key == "max_position_embeddings" and value is not None and value > _LONGEST:
             log.warning("max_position_embeddings of config.json is %s: taken as no limit", value)
             return None

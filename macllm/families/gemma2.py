@@ -26,8 +26,8 @@ def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
     refuse(config, use_bidirectional_attention=True)
     count = config["num_hidden_layers"]
-    kinds = layer_types(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(count)])
     masks = {"full_attention": Causal(), "sliding_attention": Sliding(config["sliding_window"])}
+    kinds = layer_types(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(count)], masks)
     return decoder(config, tuple(layer(config, replace(attention(config), mask=masks[kind])) for kind in kinds))
 
 

@@ -21,7 +21,7 @@ def spec(config: Config) -> DecoderSpec:
     }
     every, count = config.get("sliding_window_pattern", 6), config["num_hidden_layers"]
     pattern = layer_types(
-        config, ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(count)]
+        config, ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(count)], kinds
     )
     return gemma2.decoder(config, tuple(gemma2.layer(config, kinds[kind]) for kind in pattern))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from macllm.errors import CheckpointError
 from macllm.nn.spec import (
     AttentionSpec,
     Causal,
@@ -30,7 +31,11 @@ def spec(config: Config) -> DecoderSpec:
     count = config["num_hidden_layers"]
     every = config.get("no_rope_layer_interval", 4)
     turns = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
-    kinds = layer_types(config, ["chunked_attention" if turn else "full_attention" for turn in turns])
+    if len(turns) != count:
+        raise CheckpointError(f"no_rope_layers lists {len(turns)} layers, num_hidden_layers says {count}")
+    chunked = "chunked_attention" if config.get("attention_chunk_size") else "full_attention"
+    default = [chunked if turn else "full_attention" for turn in turns]
+    kinds = layer_types(config, default, {chunked, "full_attention"})
     layers = tuple(
         LayerSpec(
             attention=attention(config, kind, bool(turn)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from macllm.errors import CheckpointError
 from macllm.nn.spec import DecoderSpec, LayerSpec, MoESpec
 from macllm.weights.keymap import KeyMap, Rule, Stack
 
@@ -16,6 +17,10 @@ THEIRS = "model.layers.{i}.block_sparse_moe."
 
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
+    if not config["num_local_experts"]:
+        raise CheckpointError(
+            "config.json gives this mixtral no experts", cause="num_local_experts is 0", remedy="use a mistral's config"
+        )
     experts = MoESpec(
         expert=llama.mlp(config),
         num_experts=config["num_local_experts"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from macllm.nn.spec import AttentionSpec, Causal, DecoderSpec, LayerSpec, Sliding
+from macllm.nn.spec import AttentionSpec, Causal, DecoderSpec, LayerSpec
 
 from . import llama
 from .config import Config, layer_types
@@ -19,12 +19,13 @@ def spec(config: Config) -> DecoderSpec:
 
 def decoder(config: Config, attention: AttentionSpec) -> DecoderSpec:
     """A decoder with this attention, its later layers behind a sliding window where the config says so."""
-    count, slides = config["num_hidden_layers"], config.get("use_sliding_window", False)
+    window = llama.window(config)
+    count, slides = config["num_hidden_layers"], config["use_sliding_window"] and window != Causal()
     first = config.get("max_window_layers", 28)
+    masks = {"full_attention": Causal(), "sliding_attention": window}
     kinds = layer_types(
-        config, ["sliding_attention" if slides and i >= first else "full_attention" for i in range(count)]
+        config, ["sliding_attention" if slides and i >= first else "full_attention" for i in range(count)], masks
     )
-    masks = {"full_attention": Causal(), "sliding_attention": Sliding(config.get("sliding_window", 4096))}
     layers = tuple(
         LayerSpec(
             attention=replace(attention, mask=masks[kind]),

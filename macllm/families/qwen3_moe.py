@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from macllm.nn.spec import Causal, DecoderSpec, LayerSpec, MLPSpec, MoESpec, Sliding
+from macllm.nn.spec import Causal, DecoderSpec, LayerSpec, MLPSpec, MoESpec
 from macllm.weights.keymap import AnyRule, KeyMap, Rule, Stack
 
 from . import llama, qwen3
@@ -16,8 +16,7 @@ THEIRS = "model.layers.{i}.mlp."
 
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
-    slides = config.get("use_sliding_window", False)
-    mask = Sliding(config["sliding_window"]) if slides and config.get("sliding_window") else Causal()
+    mask = llama.window(config) if config["use_sliding_window"] else Causal()
     attention = replace(qwen3.attention(config), mask=mask)
     layers = tuple(
         LayerSpec(attention=attention, feed_forward=feed_forward(config, i), norm=llama.norm(config))
@@ -27,9 +26,9 @@ def spec(config: Config) -> DecoderSpec:
 
 
 def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
-    """Experts on every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
-    dense = i in config.get("mlp_only_layers", ()) or (i + 1) % config.get("decoder_sparse_step", 1) != 0
-    if dense:
+    """Experts, where there are any, on every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
+    dense = i in config["mlp_only_layers"] or (i + 1) % config["decoder_sparse_step"] != 0
+    if dense or not num_experts(config):
         return llama.mlp(config)
     return MoESpec(
         expert=replace(llama.mlp(config), hidden=config["moe_intermediate_size"]),
@@ -42,7 +41,7 @@ def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
 
 def num_experts(config: Config) -> int:
     """Which transformers 4 and 5 write under different names."""
-    return config.get("num_local_experts") or config["num_experts"]
+    return config.get("num_local_experts", config["num_experts"])
 
 
 def keys(config: Config) -> KeyMap:

@@ -15,6 +15,7 @@ from macllm.errors import ModelNotFoundError, UsageError
 
 from . import cache
 from .cache import CachedModel, FileCheck
+from .files import is_stray
 from .names import BUNDLED, ModelName, bundled_folder, cache_folder, is_offline, local_folder, parse_name
 from .snapshot import DownloadProgress
 
@@ -169,7 +170,7 @@ def verify(name: str, *, repair: bool = False) -> Iterator[FileCheck]:
 
 
 def _described(name: str, revision: str, commit: str, folder: Path) -> Description:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_stray(path.relative_to(folder)))
     files = tuple((str(path.relative_to(folder)), path.stat().st_size) for path in paths)
     path = folder / "config.json"
     return Description(name, revision, commit, folder, files, 0, _config(path.read_bytes()) if path.is_file() else {})

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
 
-from .files import RepoFile, problem_of
+from .files import RepoFile, is_stray, problem_of
 from .names import ModelName, cache_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -84,7 +84,7 @@ def find(name: ModelName) -> CachedModel | None:
 def models() -> list[CachedModel]:
     """All models of the cache by name, unfinished ones included."""
     found: list[CachedModel] = []
-    for folder in sorted(cache_folder().glob("models--*")):
+    for folder in sorted(path for path in cache_folder().glob("models--*") if path.is_dir()):
         repo = folder.name.removeprefix("models--").replace("--", "/")
         known = _revisions(folder)
         commits = {path.name for path in folder.glob("snapshots/*") if _COMMIT.fullmatch(path.name)}
@@ -140,20 +140,20 @@ def remove(name: ModelName, whole: bool) -> int:
     if not whole and found is None:
         raise _not_cached(name)
     commit = found.commit if found else ""
-    others = {path.name for path in folder.glob("snapshots/*")} - {commit}
+    others = {path.name for path in folder.glob("snapshots/*") if _COMMIT.fullmatch(path.name)} - {commit}
     before = _tree_bytes(folder)
     if whole or not others:
         shutil.rmtree(folder)
         shutil.rmtree(cache_folder() / ".locks" / folder.name, ignore_errors=True)
         return before
-    for ref in [path for path in folder.glob("refs/**/*") if path.is_file()]:
-        if ref.read_text("utf-8").strip() == commit:
+    for ref in _refs(folder):
+        if ref.read_bytes().strip() == commit.encode():
             ref.unlink()
     (folder / ".macllm" / f"{commit}.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "snapshots" / commit, ignore_errors=True)
     used = {path.resolve() for path in folder.glob("snapshots/**/*") if path.is_file()}
     for blob in folder.glob("blobs/*"):
-        if blob.resolve() not in used:
+        if blob.is_file() and blob.resolve() not in used:
             blob.unlink()
     return before - _tree_bytes(folder)
 
@@ -166,7 +166,8 @@ def check(name: ModelName) -> Iterator[tuple[FileCheck, Path]]:
     if model is None:
         raise _not_cached(name)
     plan = _plan(repo_folder(name.repo), model.commit)
-    present = {str(path.relative_to(model.path)) for path in model.path.rglob("*") if not path.is_dir()}
+    inside = {path.relative_to(model.path) for path in model.path.rglob("*") if not path.is_dir()}
+    present = {str(path) for path in inside if not is_stray(path)}
     for file in sorted(present | plan.keys()):
         path = model.path / file
         if not path.is_file():
@@ -225,12 +226,17 @@ def _revisions(folder: Path) -> dict[str, str]:
     for commit, plan in _plans(folder):
         revision = str(plan.get("revision", commit))
         known[commit] = commit if (folder / "refs" / revision).is_file() else revision
-    for ref in sorted(path for path in folder.glob("refs/**/*") if path.is_file()):
+    for ref in _refs(folder):
         with suppress(OSError, UnicodeDecodeError):
             commit = ref.read_text("utf-8").strip()
             if _COMMIT.fullmatch(commit) and (folder / "snapshots" / commit).is_dir():
                 known[commit] = str(ref.relative_to(folder / "refs"))
     return known
+
+
+def _refs(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("refs/**/*") if path.is_file()]
+    return sorted(path for path in found if not is_stray(path.relative_to(folder)))
 
 
 def _tree_bytes(folder: Path) -> int:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from macllm.errors import MacllmError, ModelNotFoundError, NetworkError
@@ -23,10 +23,22 @@ _SMALL = _TOKENIZERS | frozenset(
      "merges.txt", "target.spm", "chat_template.json", "chat_template.jinja", "adapter_config.json", "modules.json",
      "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 )  # fmt: skip
-_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+_TEMPLATE = re.compile(r"additional_chat_templates/[^/.][^/]*\.jinja")
 _ADAPTERS = ("adapter_model.safetensors", "adapters.safetensors")
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+# What Finder, Explorer and notebooks leave beside the files of others.
+_STRAYS = frozenset(
+    (".DS_Store", ".ipynb_checkpoints", "__MACOSX", ".Spotlight-V100", ".Trashes", ".fseventsd", "Thumbs.db",
+     "desktop.ini")
+)  # fmt: skip
+
+
+def is_stray(path: PurePath) -> bool:
+    """True for a file that belongs to no model: an AppleDouble companion (`._name`, RFC 1740), or one in `_STRAYS`."""
+    return any(part.startswith("._") or part in _STRAYS for part in path.parts)
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,8 @@ def _unindexed(names: Iterable[str]) -> list[str]:
     found = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     if SINGLE_NAME in found:
         return [SINGLE_NAME]
+    if shards := [name for name in found if name.startswith("model-") and _NUMBERED.fullmatch(name)]:
+        return shards
     for prefix in ("model", "weights"):
         if chosen := [name for name in found if name.startswith(prefix)]:
             return chosen
@@ -133,12 +147,11 @@ def _indexed(index: bytes) -> list[str]:
 
 def _numbered(folder: Path) -> list[str]:
     """All names of a numbered set of which the folder has at least one."""
-    for path in sorted(folder.glob("model*.safetensors")):
-        if match := _NUMBERED.fullmatch(path.name):
-            stem, _, count = match.groups()
-            return [f"{stem}-{i:05d}-of-{count}.safetensors" for i in range(1, int(count) + 1)]
-        return [path.name]
-    return []
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    for match in filter(None, map(_NUMBERED.fullmatch, names)):
+        stem, _, count = match.groups()
+        return [f"{stem}-{i:05d}-of-{count}.safetensors" for i in range(1, int(count) + 1)]
+    return names[:1]
 
 
 def _strange(address: str, what: str) -> NetworkError:

@@ -114,7 +114,8 @@ def rotation(spec: RoPESpec, length: int) -> tuple[tuple[float, ...], float]:
 
 def _banded(wavelength: float, s: BandScaling) -> float:
     turns = s.trained / (2 * math.pi * wavelength)
-    keep = _share((turns - s.low) / (s.high - s.low))
+    # Equal bounds leave nothing between to blend.
+    keep = _share((turns - s.low) / (s.high - s.low)) if s.high > s.low else float(turns >= s.low)
     return wavelength / ((1 - keep) / s.factor + keep)
 
 

@@ -48,7 +48,7 @@ class ChatTemplate:
         sources: dict[str, str] = {}
         if (folder / "chat_template.jinja").is_file():
             sources["default"] = _read(folder / "chat_template.jinja")
-        for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        for path in sorted((folder / "additional_chat_templates").glob("[!.]*.jinja")):
             sources[path.stem] = _read(path)
         if not sources:
             sources = _declared(config.get("chat_template"))

@@ -233,7 +233,7 @@ class Tokenizer:
         extra = self.folder / "additional_chat_templates"
         if extra.is_dir() and extra.resolve() != (folder / extra.name).resolve():
             (folder / extra.name).mkdir(exist_ok=True)
-            for source in sorted(extra.glob("*.jinja")):
+            for source in sorted(extra.glob("[!.]*.jinja")):
                 _copy(source, folder / extra.name / source.name)
 
 

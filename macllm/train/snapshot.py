@@ -109,7 +109,7 @@ class Snapshots:
         }
         (draft / "state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         manifest = {}
-        for path in sorted(draft.iterdir()):
+        for path in sorted(draft.glob("[!.]*")):  # on some volumes macOS adds a `._name` to each, and rewrites it
             _sync(path)
             manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")

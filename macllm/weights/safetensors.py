@@ -19,7 +19,16 @@ from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
 
 from .header import DTYPE_BITS, HOW_TO_REPAIR, TensorInfo, damaged, read_header, read_metadata, unique_keys
 
-__all__ = ["TensorInfo", "load_file", "load_folder", "read_header", "read_metadata", "save_file", "save_folder"]
+__all__ = [
+    "TensorInfo",
+    "load_file",
+    "load_folder",
+    "read_header",
+    "read_metadata",
+    "save_file",
+    "save_folder",
+    "weight_files",
+]
 
 MAX_INDEX_BYTES = 100_000_000
 _MIXING = ".model.safetensors.mixing"  # is there while shards take the names of older ones
@@ -88,6 +97,12 @@ def load_folder(folder: str | Path) -> dict[str, mx.array]:
                 remedy=HOW_TO_REPAIR,
             )
     return tensors
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files that `load_folder` reads. Raises as it does."""
+    folder = Path(folder)
+    return _weight_files(folder, _read_index(folder))
 
 
 def save_file(tensors: Mapping[str, mx.array], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -192,6 +207,8 @@ def _weight_files(folder: Path, index: dict[str, str] | None) -> list[Path]:
         index.clear()
     if (folder / SINGLE_NAME).is_file():
         return [folder / SINGLE_NAME]
+    if shards := sorted(path for path in folder.glob("model-*.safetensors") if _SHARD.fullmatch(path.name)):
+        return shards  # and no copies of them, as "model-00001-of-00002 2.safetensors"
     for pattern in ("model*.safetensors", "weights*.safetensors"):
         if found := sorted(folder.glob(pattern)):
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from macllm import checkpoint
+from macllm import checkpoint, families
+from macllm.families.config import Config
 from tests.families.oracles import CASES, batch, write
 from tests.families.test_parity import compared, our_logits, theirs_logits
 
@@ -138,3 +140,101 @@ def test_a_bart_without_a_bias_of_its_logits_has_none(tmp_path: Path) -> None:
         tensors.pop("final_logits_bias", None)
 
     assert difference("bart", tmp_path, change) <= 2e-5
+
+
+CLASSES = {
+    "bart": "BartConfig",
+    "bert": "BertConfig",
+    "gemma2": "Gemma2Config",
+    "gemma3_text": "Gemma3TextConfig",
+    "gpt2": "GPT2Config",
+    "llama": "LlamaConfig",
+    "llama4_text": "Llama4TextConfig",
+    "marian": "MarianConfig",
+    "mistral": "MistralConfig",
+    "mixtral": "MixtralConfig",
+    "olmo2": "Olmo2Config",
+    "phi3": "Phi3Config",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "qwen3_moe": "Qwen3MoeConfig",
+    "roberta": "RobertaConfig",
+    "t5": "T5Config",
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_config_that_leaves_out_defaults_describes_what_its_class_describes(kind: str) -> None:
+    import transformers
+
+    made = getattr(transformers, CLASSES[kind])
+    for changes in ({}, *CHANGES.get(kind, ())):
+        raw = {"model_type": kind, **changes}
+        whole = made(**changes).to_dict()
+        assert families.spec(Config(raw)) == families.spec(Config(whole)), changes
+
+
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+CHANGES: dict[str, list[dict[str, Any]]] = {
+    # gemma-3-4b's text half, to the letter
+    "gemma3_text": [
+        {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": LINEAR,
+            "sliding_window": 1024,
+        },
+        {"sliding_window_pattern": 2, "rope_theta": 5e5, "num_hidden_layers": 4},
+    ],
+    "gemma2": [{"num_hidden_layers": 3, "final_logit_softcapping": None}],
+    "llama": [{"num_attention_heads": 16}, {"head_dim": 64, "rope_scaling": LINEAR}, {"num_key_value_heads": None}],
+    "llama4_text": [
+        {"num_hidden_layers": 6, "interleave_moe_layer_step": 2},
+        {"num_hidden_layers": 5, "moe_layers": [1, 3], "no_rope_layers": []},
+        {"num_hidden_layers": 5, "attention_chunk_size": None},
+    ],
+    "mistral": [{"sliding_window": None}, {"head_dim": None, "num_attention_heads": 16}],
+    "mixtral": [{"sliding_window": 128}],
+    "qwen2": [{"use_sliding_window": True}, {"use_sliding_window": True, "max_window_layers": 3}],
+    "qwen3": [{"use_sliding_window": True, "sliding_window": None}],
+    "qwen3_moe": [
+        {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+        {"num_experts": 0},
+        {"use_sliding_window": True},
+    ],
+    "phi3": [{"num_hidden_layers": 2, "sliding_window": 99}],
+    "t5": [{"num_layers": 3}, {"tie_word_embeddings": False}, {"feed_forward_proj": "gated-gelu"}],
+    "marian": [{"decoder_vocab_size": 7, "share_encoder_decoder_embeddings": False}, {"decoder_vocab_size": 7}],
+    "gpt2": [{"n_inner": 100}],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_experts": 0},
+        {"mlp_only_layers": [0, 1, 2, 3]},
+        {"decoder_sparse_step": 9},
+    ],
+)
+def test_a_qwen3_moe_whose_layers_are_all_dense_runs(changes: dict, tmp_path: Path) -> None:
+    case = dataclasses.replace(BY_NAME["qwen3_moe"], options={**BY_NAME["qwen3_moe"].options, **changes})
+    b = batch(case)
+    want = theirs_logits(case, write(case, tmp_path), b).detach().numpy()[b.real]
+    got = np.array(our_logits(case, checkpoint.load_model(tmp_path), b))[b.real]
+    assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
+
+
+SCOUT = {"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "rope_type": "llama3"}
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (4.0, 4.0), (4.0, 1.0)])
+def test_band_scaling_with_equal_bounds_is_a_step(bounds: tuple[float, float], tmp_path: Path) -> None:
+    low, high = bounds
+    scaling = {**SCOUT, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": 32}
+
+    def change(tensors: Tensors, config: dict) -> None:
+        config["rope_parameters"] = {**scaling, "rope_theta": 10000.0}
+
+    assert difference("llama", tmp_path, change) <= 2e-5
