@@ -17,6 +17,7 @@ from macllm import families, hub
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families import packing
 from macllm.families.config import Config
+from macllm.families.defaults import DEFAULTS
 from macllm.families.generation import generation_config
 from macllm.nn import quantize
 from macllm.nn.info import ModelInfo
@@ -93,8 +94,9 @@ def assemble(
         packing.refuse(config)
         packing.refuse_names(tensors)
     packing.drop_cache_scales(tensors)
-    renamed = settle(tensors, families.keys(Config(text, tensors), layout))
-    reader = Config(text, tensors)
+    stored = Config(text, tensors)
+    renamed = settle(tensors, families.keys(stored, layout))
+    reader = Config(stored, tensors)
     keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap)
     tensors.clear()  # or every expert would stay in memory beside the stack that it became part of
@@ -208,7 +210,7 @@ def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
     spec = model.spec
     # An encoder-decoder's flag says more than that: how T5 scales.
     untied = not isinstance(spec, EncoderDecoderSpec) and spec.head is not None and not spec.head.tied
-    if untied and Config(text).get("tie_word_embeddings"):
+    if untied and (DEFAULTS[text["model_type"]] | text)["tie_word_embeddings"]:
         text["tie_word_embeddings"] = False
     return text
 

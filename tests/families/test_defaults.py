@@ -106,6 +106,7 @@ def test_odd_numbers_are_taken_with_a_note(changes: dict, tmp_path: Path, caplog
     (folder / "config.json").write_text(json.dumps(config))
     with caplog.at_level(logging.WARNING, logger="macllm"):
         model = checkpoint.load_model(folder)
+    assert len(caplog.messages) == len(set(caplog.messages))
     np.testing.assert_allclose(np.array(model(TOKENS)), want, atol=1e-6)
     if "max_position_embeddings" in changes:
         assert model.info.context_length is None
