@@ -30,24 +30,70 @@ def write_conversation(messages: Messages, render: Render, asks_for_null: Callab
     `messages` are as `read_messages` returns them; `asks_for_null` says whether the template tells messages by
     `content is none`. Raises what `render` raises for the first form where it can write none of them.
     """
+    names = [call["function"]["name"] for message in messages for call in message.get("tool_calls", ())]
+    nulls = any(message.get("content") is None for message in messages)
+    texts: list[str] = []
     error: UsageError | None = None
-    calls = any("tool_calls" in message for message in messages)
-    for form in (_as_objects, _as_texts)[: 1 + calls]:
+    for form in _forms(messages, bool(names), nulls, asks_for_null):
         try:
-            return _with_nulls(form(messages), render, asks_for_null)
+            texts.append(_with_texts(form, render))
         except UsageError as raised:
             error = error or raised
+            continue
+        complete = all(texts[-1].count(name) >= names.count(name) for name in set(names))
+        if complete and not (nulls and _NULL.search(texts[-1])):
+            return texts[-1]
+    if texts:
+        # what is null in the conversation itself stands in every form
+        found = [(len(_NULL.findall(text)), -sum(text.count(name) for name in set(names))) for text in texts]
+        return texts[found.index(min(found))]
     assert error is not None
+    raise _named(messages, error) from error
+
+
+def _named(messages: Messages, error: UsageError) -> UsageError:
+    """The error, or the one that names the arguments that hold no object, which may be why nothing can be written."""
     for at, message in enumerate(messages):
         for number, call in enumerate(message.get("tool_calls", ())):
             text = call["function"]["arguments"]
             if isinstance(text, str) and arguments_in(text) is None:
-                raise UsageError(
+                return UsageError(
                     f"messages[{at}].tool_calls[{number}] has arguments that are no JSON object: {text[:80]!r}.",
                     cause=f"the model's chat template writes only objects ({error.cause})",
                     remedy="mend the JSON text, or give the arguments as an object",
-                ) from error
-    raise error
+                )
+    return error
+
+
+def _forms(messages: Messages, calls: bool, nulls: bool, asks_for_null: Callable[[], bool]) -> Iterator[Messages]:
+    """The messages with arguments as objects, then as texts; in each null content kept, left out, empty.
+
+    A call with an empty content is last taken for one with none.
+    """
+    fields: list[dict[str, Any]] = [{}]
+    if nulls:
+        fields = [*([{"content": None}] if asks_for_null() else []), {}, {"content": ""}]
+    for form in (_as_objects, _as_texts)[: 1 + calls]:
+        converted = form(messages)
+        for field in fields:
+            yield [
+                _with_content(message, field) if message.get("content") is None else message for message in converted
+            ]
+        if any(map(_is_empty_call, converted)) and asks_for_null():
+            none = {"content": None}
+            yield [
+                _with_content(each, none) if each.get("content") is None or _is_empty_call(each) else each
+                for each in converted
+            ]
+
+
+def _is_empty_call(message: dict[str, Any]) -> bool:
+    return "tool_calls" in message and message.get("content") == ""
+
+
+def _with_content(message: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
+    """The message with this field as its content, or with none."""
+    return {**{name: value for name, value in message.items() if name != "content"}, **field}
 
 
 class Arguments(dict[str, Any]):
@@ -62,6 +108,12 @@ class Arguments(dict[str, Any]):
 
     def __repr__(self) -> str:
         return self._text
+
+    def __add__(self, other: str) -> str:
+        return self._text + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._text
 
 
 def _as_objects(messages: Messages) -> Messages:
@@ -96,34 +148,6 @@ def _convert_arguments(messages: Messages, convert: Callable[[Any], Any]) -> Mes
         else message
         for message in messages
     ]
-
-
-def _with_nulls(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
-    """The text where null contents are kept, left out or empty: the form that writes all calls and no null."""
-    nulls = [message for message in messages if message.get("content") is None]
-    if not nulls:
-        return _with_texts(messages, render)
-    names = [call["function"]["name"] for message in nulls for call in message.get("tool_calls", ())]
-    texts: list[str] = []
-    error: UsageError | None = None
-    for fields in [{"content": None}] * asks_for_null() + [{}, {"content": ""}]:
-        form = [
-            {**{name: value for name, value in message.items() if name != "content"}, **fields}
-            if message.get("content") is None
-            else message
-            for message in messages
-        ]
-        try:
-            texts.append(_with_texts(form, render))
-        except UsageError as raised:
-            error = error or raised
-            continue
-        if not _NULL.search(texts[-1]) and all(texts[-1].count(name) >= names.count(name) for name in names):
-            return texts[-1]
-    if not texts:
-        assert error is not None
-        raise error
-    return min(texts, key=lambda text: (len(_NULL.findall(text)), -sum(text.count(name) for name in set(names))))
 
 
 def asks_for_null(template: nodes.Template) -> bool:

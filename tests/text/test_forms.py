@@ -136,6 +136,12 @@ def test_null_content_is_kept_left_out_or_empty_as_the_template_asks(how: str) -
     assert render(each(body), absent) == expected
 
 
+def test_a_call_with_empty_content_is_one_with_none_where_the_template_asks_for_none() -> None:
+    empty = [{**message, "content": message["content"] or ""} for message in CALLING]
+    assert render(each(BY_NULL), empty) == "hi;<CALL>weather;42;"
+    assert render(each("{{ 'x' if m.content is none }}[{{ m.content }}]" + NAMES), empty) == "[hi][]<CALL>weather[42]"
+
+
 ARGUMENTS = {
     "as JSON": ("{{ f.arguments | tojson }}", '{"city": "Paris", "days": 2}'),
     "the function as JSON": ("{{ f | tojson }}", '{"name": "weather", "arguments": {"city": "Paris", "days": 2}}'),
@@ -172,6 +178,20 @@ def test_arguments_as_text_or_object_are_written_alike(how: str, given: Any) -> 
     chat = each("{% for c in m.tool_calls %}{% set f = c.function %}" + body + "{% endfor %}")
     call = {"type": "function", "function": {"name": "weather", "arguments": given}}
     assert render(chat, [{"role": "assistant", "tool_calls": [call]}]) == expected
+
+
+@pytest.mark.parametrize("given", [{"city": "Paris"}, '{"city": "Paris"}'])
+@pytest.mark.parametrize("strip", ["", ".strip()"])
+def test_a_call_by_null_content_whose_arguments_are_a_text_is_written(given: Any, strip: str) -> None:
+    arguments = f"c['function']['arguments']{strip}"
+    chat = each(
+        "{% if m['content'] is none %}{% for c in m['tool_calls'] %}{{ '<' + c['function']['name'] + ' ' + "
+        + arguments
+        + " + '>' }}{% endfor %}{% else %}{{ m['content'] }}{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "weather", "arguments": given}}
+    conversation = [CALLING[0], {"role": "assistant", "content": None, "tool_calls": [call]}, CALLING[2]]
+    assert render(chat, conversation) == 'hi<weather {"city": "Paris"}>42'
 
 
 def test_a_text_of_arguments_is_written_as_it_was() -> None:
