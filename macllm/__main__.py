@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from macllm.files import occupy_standard_descriptors
+
 
 def run() -> int:
     """Run the command line; an interrupt is quiet even while it is still being imported."""
+    for descriptor in occupy_standard_descriptors():
+        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[descriptor]
+        setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     try:
         from macllm.cli import INTERRUPTED, main
     except KeyboardInterrupt:

@@ -125,13 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report(_unsupported(error))
         code = UnsupportedMachineError.exit_code
     except BrokenPipeError:
-        # What is still buffered has no reader; the interpreter would complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = BROKEN_PIPE
     except OSError as error:
         failure = _refused(error)
         if failure is None:
             raise
+        if error.errno == errno.EBADF:
+            _drop_output()
         report(failure)
         code = failure.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -150,11 +151,18 @@ def _invoke(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _drop_output() -> None:
+    """Write nowhere from now on: what is still buffered has no reader, and the interpreter would complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _refused(error: OSError) -> MacllmError | None:
     """What the file system refused, as an error of the user's world; None for anything else."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DoesNotFitError(f"the disk is full: cannot write{where}", cause=error.strerror, remedy="free some space")
+    if error.errno == errno.EBADF and not where:
+        return MacllmError("standard output is closed", remedy="send it somewhere, as with > answer.txt")
     if not where:
         return None
     return MacllmError(f"cannot use{where}", cause=error.strerror, remedy="check the path and its permissions")

@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from macllm.errors import CheckpointError, MacllmError
+from macllm.files import occupy_standard_descriptors
 
 from .optim import AdamState, Arrays
 
@@ -163,6 +164,7 @@ def _name(step: int) -> str:
 
 
 def _load(path: Path) -> Arrays:
+    occupy_standard_descriptors()
     arrays = mx.load(str(path))
     if not isinstance(arrays, dict):
         raise _DamagedError(f"{path} holds no named tensors")

@@ -16,6 +16,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
+from macllm.files import occupy_standard_descriptors
 
 from .header import DTYPE_BITS, HOW_TO_REPAIR, TensorInfo, damaged, read_header, read_metadata, unique_keys
 
@@ -54,6 +55,7 @@ def load_file(path: str | Path) -> dict[str, mx.array]:
     F64 becomes float32, for which that file is read at once. Raises CheckpointError, also for 4- to 8-bit floats.
     """
     path = Path(path)
+    occupy_standard_descriptors()
     infos = read_header(path)
     for name, info in infos.items():
         if info.dtype in _UNREADABLE:
