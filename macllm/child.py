@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import MacllmError
 
@@ -205,7 +205,7 @@ class Parent:
             raise EOFError
         return message
 
-    def leave(self) -> None:
+    def leave(self) -> NoReturn:
         """End this process at once, from any thread."""
         self.sweep()
         os._exit(0)

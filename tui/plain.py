@@ -42,6 +42,7 @@ class LineChat:
         self._narrator = Narrator()
         self._printer = Printer()
         self._waiting = False
+        self._opened = False
         self._inbox: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
     def answer_once(self) -> int:
@@ -207,6 +208,8 @@ class LineChat:
     def _tell_news(self, news: News) -> None:
         if not news.passing:
             self._narrator.say(news.text)
+        elif self._opened:
+            return  # there is one line for the answer and for what passes: it is the answer's
         elif not news.text:
             self._narrator.clear()
         elif self._narrator.terminal:
@@ -223,6 +226,7 @@ class LineChat:
         assert received is not None
         item = received[1]
         if isinstance(item, Session):
+            self._opened = True
             return item
         assert isinstance(item, MacllmError)
         raise item

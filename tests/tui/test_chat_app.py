@@ -91,6 +91,28 @@ def test_what_is_done_before_the_model_is_loaded_is_in_the_status_line_and_a_not
     play(open_slowly, scenario)
 
 
+def test_what_goes_on_beside_the_conversation_is_in_the_status_line_and_holds_nothing_up(play: Play) -> None:
+    tellers: list[Tell] = []
+
+    def open_at_once(tell: Tell) -> Session:
+        tell(News("compiling, 1 of 4", passing=True))
+        tellers.append(tell)
+        return Session(ScriptedEngine(["Hello."]))
+
+    async def scenario(stage: Stage) -> None:
+        await stage.sees("compiling, 1 of 4")
+        await stage.idle()
+        await stage.say("Now")
+        await stage.sees("Hello.")
+        tellers[0](News("compiling, 2 of 4", passing=True))
+        await stage.sees("compiling, 2 of 4")
+        tellers[0](News("", passing=True))
+        await stage.idle()
+        await stage.until(lambda: "compiling" not in stage.screen())
+
+    play(open_at_once, scenario)
+
+
 def test_a_prompt_from_the_command_line_is_the_first_message(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.sees("Hello.")

@@ -110,8 +110,12 @@ class ChatScreen(Screen[None]):
         """Show it, below the welcome if that is still there."""
         if not message.news.passing:
             self.turns.mount(Notice(message.news.text))
-        elif self.session is None and self.failure is None:
+            return
+        self._status.remark = message.news.text
+        if self.session is None and self.failure is None:
             self._show_activity(message.news.text or self._loading)
+        else:
+            self._refresh_status()
 
     def on_model_ready(self, message: ModelReady) -> None:
         """Use the model."""

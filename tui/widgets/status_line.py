@@ -21,6 +21,7 @@ class Status:
 
     model: str
     activity: str = ""
+    remark: str = ""  # of the engine, on something that goes on beside; an activity comes first
     context: ContextUse | None = None
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
@@ -64,11 +65,12 @@ def _forms(status: Status) -> list[list[Content]]:
     """The same items from long to short."""
     model = Content.styled(status.model, "$foreground 80%")
     activity = [Content.styled(status.activity, "$accent")] if status.activity else []
+    remark = [Content.styled(status.remark, "$foreground 45%")] if status.remark and not activity else []
     context, short_context = _context(status.context)
     memory = _memory(status)
     return [
-        [model, *activity, *context, *memory],
-        [model, *activity, *short_context, *memory],
+        [model, *activity, *remark, *context, *memory],
+        [model, *activity, *remark, *short_context, *memory],
         [model, *activity, *short_context],
         [*activity, *short_context] if activity else [model, *short_context],
         activity or [model],
