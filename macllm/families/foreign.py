@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,63 @@ import mlx.nn as nn
 from macllm.errors import CheckpointError, MacllmError, UsageError
 from macllm.nn.info import ModelInfo
 
+from . import spellings
+from .foreign_layout import KNOWN_WRONG, rearranged, respelled_for
+from .foreign_mend import OBEYED, mend
+from .foreign_rope import set_rotations
+
 log = logging.getLogger("macllm")
+
+# model_type -> mlx-lm's word for it, where its own table has none
+MODULES = {
+    "gemma3n_text": "gemma3n",
+    "muse_glimmer_text": "muse_glimmer",
+    "qwen3_5_moe_text": "qwen3_5_moe",
+    "qwen3_5_text": "qwen3_5",
+    "youtu": "youtu_llm",
+}
+# Type of a language model -> module and class of mlx-lm's that read its config, where this is not `ModelArgs`
+TEXT_CLASSES = {
+    "gemma3n_text": ("gemma3n", "TextConfig"),
+    "gemma4_unified_text": ("gemma4_text", "ModelArgs"),
+    "mistral": ("llama", "ModelArgs"),
+    "qwen2_5_vl_text": ("qwen2", "ModelArgs"),
+    "qwen2_vl_text": ("qwen2", "ModelArgs"),
+    "qwen3_5_moe_text": ("qwen3_5", "TextModelArgs"),
+    "qwen3_5_text": ("qwen3_5", "TextModelArgs"),
+    "qwen3_vl_moe_text": ("qwen3_moe", "ModelArgs"),
+    "qwen3_vl_text": ("qwen3", "ModelArgs"),
+}
+# Types whose class wants its config under `text_config` even where the checkpoint holds the language model alone
+_WRAPPED = frozenset({"gemma3n_text", "qwen3_5_moe_text", "qwen3_5_text"})
+
+
+# Types whose layers hand their keys on to others through caches only
+_NEED_CACHES = frozenset({"gemma3n", "gemma3n_text"})
 
 
 class ForeignLM(nn.Module):
     """A causal language model of mlx-lm. Its head cannot be told from its body: `hidden` gives logits already."""
 
-    def __init__(self, model: nn.Module, info: ModelInfo):
+    def __init__(self, model: nn.Module, kind: str, info: ModelInfo):
         super().__init__()
-        self.model, self.info = model, info
+        self.model, self.kind, self.info = model, kind, info
 
     def __call__(
         self, tokens: mx.array, cache: ForeignCache | None = None, lengths: mx.array | None = None
     ) -> mx.array:
-        """Logits of the next token: (B, L) -> (B, L, V). Rows may be padded on the right."""
-        if cache is None:
-            return self.model(tokens)
-        cache.offset += tokens.shape[1]
-        return self.model(tokens, cache=cache.layers)
+        """Logits of the next token: (B, L) -> (B, L, V). Rows may be padded on the right.
+
+        Raises CheckpointError for whatever mlx-lm's class raises.
+        """
+        if cache is not None:
+            cache.offset += tokens.shape[1]
+        elif self.kind in _NEED_CACHES:
+            cache = self.make_cache()
+        try:
+            return self.model(tokens) if cache is None else self.model(tokens, cache=cache.layers)
+        except (Exception, SystemExit) as error:
+            raise _failed(self.kind, "runs", error) from error
 
     hidden = __call__
 
@@ -92,17 +132,100 @@ class ForeignCache:
 
 
 def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
-    """The model of a folder whose `model_type` only mlx-lm knows; says so in the log."""
+    """The model of a folder whose `model_type` only mlx-lm knows; says so in the log.
+
+    Raises CheckpointError for a type that it does not know, for a config that its class would not obey, and for
+    a class whose logits are known to be wrong.
+    """
     kind = str(config.get("model_type"))
+    if kind in KNOWN_WRONG:
+        raise CheckpointError(
+            f"model_type {kind!r} is not supported",
+            cause=KNOWN_WRONG[kind],
+            remedy="a checkpoint of another family: macllm models ls, for those that are here",
+        )
     log.warning("%s is not a family of macllm's: mlx-lm's class runs it, with stock kernels", kind)
     from mlx_lm.utils import load_model
 
+    text = text_config(config)
     try:
-        model, _ = load_model(folder, lazy=False, strict=True)
-    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"model_type {kind!r} is known neither to macllm nor, as this checkpoint has it, to mlx-lm",
-            cause=str(error).splitlines()[0],
-            remedy="macllm models ls, for those that are here",
-        ) from error
-    return ForeignLM(model, ModelInfo(context_length=config.get("max_position_embeddings")))
+        translated = _translated(config, text)
+        model, _ = load_model(
+            folder, lazy=False, strict=True, model_config=translated, get_model_classes=_classes(config, text)
+        )
+    except MacllmError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failed(kind, "loads", error) from error
+    size = text.get("vocab_size") or spellings.completed(text).get("vocab_size")
+    return ForeignLM(model, kind, ModelInfo(vocab_size=size, context_length=spellings.context_length(text)))
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that describes the language model, with its own `model_type`."""
+    nested = config.get("text_config")
+    if not isinstance(nested, dict):
+        return config
+    kept = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    return {"model_type": f"{config.get('model_type')}_text", **kept, **nested}
+
+
+def args_class(kind: str) -> type:
+    """mlx-lm's class that reads the config of a language model of this type. Raises ValueError for none."""
+    from mlx_lm.utils import _get_classes
+
+    if kind in TEXT_CLASSES:
+        module, name = TEXT_CLASSES[kind]
+        return getattr(import_module(f"mlx_lm.models.{module}"), name)
+    return _get_classes({"model_type": MODULES.get(kind, kind)})[1]
+
+
+def _reads(kind: str) -> frozenset[str]:
+    import dataclasses
+
+    return frozenset(field.name for field in dataclasses.fields(args_class(kind)))
+
+
+def _translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    """The whole config, its language model spelled as mlx-lm's class reads it."""
+    kind = text["model_type"]
+    made = respelled_for(kind, text, _reads(kind) | OBEYED.get(kind, frozenset()))
+    if text is not config:
+        # Gemma 4's outer class takes this size from outside.
+        return {**config, "text_config": made, "vocab_size": made.get("vocab_size")}
+    if kind in _WRAPPED:
+        return {"model_type": MODULES[kind], "text_config": made}
+    return {**made, "model_type": MODULES.get(kind, kind)}
+
+
+def _classes(config: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
+    """What mlx-lm asks for a model's classes: its own, with weights rearranged and rotations set."""
+    from mlx_lm.utils import _get_classes
+
+    def classes(config: dict[str, Any]) -> tuple[Callable[[Any], nn.Module], type]:
+        model_class, reader = _get_classes(config)
+
+        def build(args: Any) -> nn.Module:
+            model = model_class(args)
+            set_rotations(model, text)
+            mend(model, text["model_type"], text)
+            sanitize = getattr(model, "sanitize", dict)
+            model.sanitize = lambda weights: rearranged(weights, model, text, sanitize)
+            return model
+
+        return build, reader
+
+    return classes
+
+
+def _failed(kind: str, does: str, error: BaseException) -> CheckpointError:
+    """Our error for one of theirs."""
+    lines = str(error).strip().splitlines()
+    said = " ".join(line.strip() for line in lines[:4])
+    if not said or isinstance(error, KeyError | SystemExit | AssertionError | AttributeError | IndexError):
+        said = f"{type(error).__name__}: {said}".rstrip(": ")
+    return CheckpointError(
+        f"model_type {kind!r} is no family of macllm's, and mlx-lm's class for it fails as it {does}",
+        cause=said,
+        remedy="a checkpoint of another family: macllm models ls, for those that are here",
+    )

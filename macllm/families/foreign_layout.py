@@ -1,0 +1,236 @@
+"""Particulars of single classes of mlx-lm's: words that they want, tensors laid out otherwise, known faults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from macllm.errors import CheckpointError
+
+from . import spellings
+
+# Types that load and answer wrongly, or cannot be read, and why.
+KNOWN_WRONG: dict[str, str] = {
+    "bailing_hybrid": "mlx-lm's class of that name has Lightning attention, transformers' has Kimi's delta rule",
+    "minimax": "mlx-lm's class of that name is MiniMax M2's, without Lightning attention",
+    "olmo_hybrid": "mlx-lm's class gives other logits than the model has",
+    "olmo": "mlx-lm's class needs the package ai2-olmo and reads that package's checkpoints only",
+}
+
+
+def respelled_for(kind: str, config: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
+    """`spellings.respell`, and what one class alone wants."""
+    made = spellings.respell(config, reads)
+    if kind in _WORDS and made.get("layer_types"):
+        made["layer_types"] = [_WORDS[kind].get(word, word) for word in made["layer_types"]]
+    return made | (_PARTICULAR[kind](config, made) if kind in _PARTICULAR else {})
+
+
+_MAMBA = {"linear_attention": "mamba", "full_attention": "attention"}
+_WORDS = {"granitemoehybrid": _MAMBA}
+
+
+def _exaone4(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = spellings.layer_kinds(config)
+    pattern = "".join("L" if kind == "sliding_attention" else "G" for kind in kinds) if kinds else None
+    return {"sliding_window_pattern": pattern or made.get("sliding_window_pattern"), "head_dim": _head(made)}
+
+
+def _kimi_linear(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """No layer of it rotates, as the newer spelling takes for granted."""
+    return {"rope_theta": made.get("rope_theta") or 10_000.0, "mla_use_nope": made.get("mla_use_nope", True)}
+
+
+def _head(config: Mapping[str, Any]) -> int:
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def _mimo(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the remote code's config, which transformers has in other words or takes for granted."""
+    sinks = "attention_sink_bias"
+    told = {
+        "moe_layer_freq": [int(kind == "sparse") for kind in config.get("mlp_layer_types") or ()],
+        "add_swa_attention_sink_bias": config.get(f"add_swa_{sinks}", True),
+        "add_full_attention_sink_bias": config.get(f"add_full_{sinks}", False),
+        "n_shared_experts": None,
+        **_DEEPSEEK_ROUTER,
+        "swa_num_key_value_heads": 2 * made["num_key_value_heads"],
+        **{f"swa_{key}": made[key] for key in ("num_attention_heads", "head_dim", "v_head_dim")},
+    }
+    return {key: value for key, value in told.items() if key not in config}
+
+
+def _minicpm3(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """Its class stretches always: by one, where the config says nothing."""
+    if made.get("rope_scaling"):
+        return {}
+    length = made["max_position_embeddings"]
+    return {"rope_scaling": {"short_factor": 1.0, "long_factor": 1.0, "original_max_position_embeddings": length}}
+
+
+def _absent(**values: Any) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
+    """What a class wants and transformers takes for granted."""
+    return lambda config, made: {key: value for key, value in values.items() if made.get(key) is None}
+
+
+_DEEPSEEK_ROUTER = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+_PARTICULAR: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]] = {
+    "apertus": _absent(mlp_bias=False, post_norm=False, qk_norm=True),
+    "deepseek_v2": _absent(rope_scaling={"factor": 1.0}),
+    "exaone4": _exaone4,
+    "glm_moe_dsa": _absent(moe_layer_freq=1, **_DEEPSEEK_ROUTER),
+    "kimi_linear": _kimi_linear,
+    "lfm2": lambda config, made: {"block_dim": made.get("block_dim") or made["hidden_size"]},
+    "longcat_flash": _absent(
+        attention_method="MLA", zero_expert_type="identity", mla_scale_q_lora=True, mla_scale_kv_lora=True
+    ),
+    "mimo_v2_flash": _mimo,
+    "minicpm3": _minicpm3,
+    "minimax_m2": _absent(shared_intermediate_size=0),
+    "solar_open": _absent(first_k_dense_replace=0, partial_rotary_factor=1.0),
+}
+
+
+def rearranged(
+    weights: dict[str, mx.array],
+    model: nn.Module,
+    config: Mapping[str, Any],
+    sanitize: Callable[[dict[str, mx.array]], dict[str, mx.array]],
+) -> dict[str, mx.array]:
+    """The tensors under the names of mlx-lm's class, whatever spelling of them the checkpoint has.
+
+    Raises CheckpointError for a head of its own that the class would leave out.
+    """
+    kind = config.get("model_type")
+    if kind in _TENSORS:
+        weights = _TENSORS[kind](weights, config)
+    given = dict(weights)
+    made = sanitize(weights)
+    wanted = dict(tree_flatten(model.parameters()))
+    made |= {name: value for name, value in _filled(given, wanted, config) if name not in made}
+    head = next((name for name in wanted if name.endswith("lm_head.weight")), None)
+    if head is not None and head not in made and config.get("tie_word_embeddings") is not False:
+        table = next((name for name in made if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+        for part in ("weight", "scales", "biases"):
+            source = table.replace("weight", part) if table else ""
+            if source in made:
+                made[head.replace("weight", part)] = made[source]
+    _check_head(given, wanted, made)
+    return made
+
+
+def _filled(
+    given: dict[str, mx.array], wanted: dict[str, Any], config: Mapping[str, Any]
+) -> Iterator[tuple[str, mx.array]]:
+    """Tensors that `sanitize` leaves out, and such as stand in a class unused."""
+    kind, shared = config.get("model_type"), config.get("num_kv_shared_layers") or 0
+    first_shared = (config.get("num_hidden_layers") or 0) - shared
+    for name, array in wanted.items():
+        if name.endswith(".selection_bias"):  # of ERNIE's experts, see foreign_mend
+            source = name.replace(".selection_bias", ".moe_statics.e_score_correction_bias")
+            yield name, given[source].flatten() if source in given else mx.zeros(array.shape)
+        layer = re.search(r"layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)", name)
+        if kind == "gemma3n_text" and shared and layer and int(layer[1]) >= first_shared:
+            yield name, mx.zeros(array.shape)  # these layers take the keys and values of others
+
+
+def _check_head(given: dict[str, mx.array], wanted: dict[str, Any], made: dict[str, mx.array]) -> None:
+    """Raise CheckpointError where the checkpoint's head is neither used nor the same as its token table."""
+    head = next((name for name in given if name.endswith("lm_head.weight")), None)
+    if head is None or any(name.endswith("lm_head.weight") for name in (*wanted, *made)):
+        return
+    table = next((n for n in given if n.endswith(("embed_tokens.weight", "embeddings.weight", "wte.weight"))), None)
+    if table is not None and (given[table].shape != given[head].shape or not mx.array_equal(given[table], given[head])):
+        raise CheckpointError(
+            f"{head} differs from {table}",
+            cause="mlx-lm's class computes logits with the token table and would leave the head out",
+            remedy="a checkpoint of another family, or one with tied embeddings",
+        )
+
+
+Tensors = dict[str, mx.array]
+Rearrange = Callable[[Tensors, Mapping[str, Any]], Tensors]
+
+
+def _falcon_h1(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """The class folds two of the multipliers into no matrix; tensors that it wrote itself are left alone."""
+    conv = weights.get("model.layers.0.mamba.conv1d.weight")
+    if conv is None or conv.shape[-1] <= conv.shape[1]:
+        return weights
+    factors = {"k_proj.weight": config.get("key_multiplier", 1.0), "v_proj.weight": config.get("attention_in_multiplier", 1.0)}
+    return {
+        name: array * next((factor for end, factor in factors.items() if name.endswith(end)), 1.0)
+        for name, array in weights.items()
+    }
+
+
+def _longcat(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Experts that hand on their input have matrices in the checkpoint, which nothing reads."""
+    first, last = config["n_routed_experts"], config["n_routed_experts"] + config.get("zero_expert_num", 0)
+    unused = tuple(f".experts.{i}." for i in range(first, last))
+    return {name: array for name, array in weights.items() if not any(part in name for part in unused)}
+
+
+def _gpt_oss(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Experts of transformers 5 as 16-bit stacks: (E, in, out), gates and ups in turn along out."""
+    made: dict[str, mx.array] = {}
+    for name, array in weights.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            name, array = f"{name}.weight", array.swapaxes(1, 2)
+        made[name] = array
+    return made
+
+
+def _renamed(*pairs: tuple[str, str]) -> Rearrange:
+    """Tensors under other names: each pattern replaced in turn."""
+
+    def rename(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
+        made: dict[str, mx.array] = {}
+        for name, array in weights.items():
+            for pattern, other in pairs:
+                name = re.sub(pattern, other, name)
+            made[name] = array
+        return made
+
+    return rename
+
+
+def _stacked(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Experts one by one, as transformers saves them, in stacks."""
+    made, experts = {}, {}
+    for name, array in weights.items():
+        if found := re.fullmatch(r"(.*\.mlp)\.experts\.(\d+)\.(\w+)\.weight", name):
+            experts.setdefault((found[1], found[3]), {})[int(found[2])] = array
+        else:
+            made[name] = array
+    for (prefix, part), parts in experts.items():
+        made[f"{prefix}.switch_mlp.{part}.weight"] = mx.stack([parts[i] for i in sorted(parts)])
+    return made
+
+
+_TENSORS: dict[Any, Rearrange] = {
+    "falcon_h1": _falcon_h1,
+    "longcat_flash": _longcat,
+    "gemma3n_text": _renamed((r"^model\.(?!language_model\.)", "model.language_model.")),
+    "gpt_oss": _gpt_oss,
+    "kimi_linear": _renamed((r"block_sparse_moe\.(gate|up|down)_proj\.", r"mlp.\1_proj.")),
+    "nanochat": _renamed(
+        (r"^model\.embed_tokens", "transformer.wte"),
+        (r"^model\.layers", "transformer.h"),
+        (r"self_attn\.([qkv])_proj", r"attn.c_\1"),
+        (r"self_attn\.o_proj", "attn.c_proj"),
+        (r"mlp\.fc1", "mlp.c_fc"),
+        (r"mlp\.fc2", "mlp.c_proj"),
+    ),
+    "olmo_hybrid": _renamed(
+        (r"\.attention_layer_norm\.", ".input_layernorm."),
+        (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
+    ),
+    "qwen3_5_moe": _stacked,
+    "qwen3_5_moe_text": _stacked,
+}

@@ -1,0 +1,110 @@
+"""Rotary positions of mlx-lm's classes, set to what the config says where the class does otherwise.
+
+Its classes round YaRN's range always, take LongRoPE's long factors at any length, leave out given attention
+factors, and some read no stretching at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm.errors import CheckpointError
+from macllm.nn.position import rotation
+from macllm.nn.spec import DynamicScaling, LongScaling, RoPESpec
+
+from . import spellings
+from .config import Config, rope
+
+# Classes of mlx-lm's, by name, that stretch rotations, and the attribute that holds their dims.
+_STRETCHED = {
+    "DeepseekV2YarnRotaryEmbedding": "",
+    "DynamicNTKScalingRoPE": "dims",
+    "Llama3RoPE": "dims",
+    "SuScaledRoPE": "dim",
+    "YarnRoPE": "dims",
+}
+_OWN = frozenset({"DynamicNTKAlphaRoPE", "ProportionalRoPE"})  # right as they are
+_TYPES = frozenset({"default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"})
+
+
+class Rotation(nn.Module):
+    """Rotary positions of one `RoPESpec`, called as mlx-lm calls them."""
+
+    def __init__(self, spec: RoPESpec):
+        super().__init__()
+        self.dims, self.traditional = spec.dims, spec.interleaved
+        self._spec = spec
+        self._made: tuple[int, mx.array, float] | None = None
+
+    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
+        """Rotate (B, H, L, Dh) from position `offset` on."""
+        wavelengths, magnitude = self._table(x.shape[-2], offset)
+        if magnitude != 1.0:
+            x = mx.concatenate([x[..., : self.dims] * magnitude, x[..., self.dims :]], axis=-1)
+        return mx.fast.rope(
+            x, self.dims, traditional=self.traditional, base=None, scale=1.0, offset=offset, freqs=wavelengths
+        )
+
+    def _table(self, length: int, offset: int | mx.array) -> tuple[mx.array, float]:
+        """The wavelengths for a sequence that ends `length` after `offset`; made once where it does not matter."""
+        kind = 0
+        if isinstance(scaling := self._spec.scaling, DynamicScaling | LongScaling):
+            end = length + (int(offset.max().item()) if isinstance(offset, mx.array) else offset)
+            kind = max(end, scaling.trained) if isinstance(scaling, DynamicScaling) else end
+        if self._made is None or self._made[0] != kind:
+            wavelengths, magnitude = rotation(self._spec, kind)
+            self._made = kind, mx.array(wavelengths), magnitude
+        return self._made[1:]
+
+
+def set_rotations(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Put right the rotations of a model of mlx-lm's that its class does otherwise than `config` says.
+
+    Raises CheckpointError for a kind of stretching that is not known.
+    """
+    found = spellings.rotations(config)
+    for parameters in found.values():
+        if parameters["rope_type"] not in _TYPES:
+            raise CheckpointError(
+                f"rope_type {parameters['rope_type']!r} of config.json is not supported",
+                cause=f"known are {', '.join(sorted(_TYPES))}",
+                remedy="a checkpoint of another family",
+            )
+    kinds = spellings.layer_kinds(config) or []
+    modules = [(path, parent, name, child) for path, parent in model.named_modules() for name, child in _ropes(parent)]
+    some_stretch = any(type(child).__name__ in _STRETCHED for *_, child in modules)
+    for path, parent, name, child in modules:
+        layer = re.search(r"layers\.(\d+)", f"{path}.{name}")
+        kind = kinds[int(layer[1])] if layer and int(layer[1]) < len(kinds) else None
+        parameters = found.get(kind, found.get(None))
+        if parameters is None or (isinstance(child, nn.RoPE) and some_stretch and None in found):
+            continue  # a class that stretches some layers alone knows which
+        setattr(parent, name, _right(child, config, parameters))
+
+
+def _ropes(parent: nn.Module) -> list[tuple[str, nn.Module]]:
+    children = parent.children() if isinstance(parent, nn.Module) else {}
+    return [(n, c) for n, c in children.items() if isinstance(c, nn.RoPE) or type(c).__name__ in _STRETCHED]
+
+
+def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any]) -> nn.Module:
+    """The module itself where it does what `parameters` say, else one of ours."""
+    plain = isinstance(module, nn.RoPE)
+    dims = module.dims if plain else getattr(module, _STRETCHED[type(module).__name__], 0) or 2 * module._freqs.size
+    share, head = parameters.get("partial_rotary_factor"), config.get("head_dim")
+    if share and head and dims == head:
+        dims = int(head * share)
+    if parameters["rope_type"] in ("default", "proportional") and plain:
+        module.dims = dims
+        return module
+    reader = Config(config)
+    trained = reader.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings")
+    given = {**parameters, "original_max_position_embeddings": trained or reader.get("max_position_embeddings")}
+    spec = rope(reader, dims, given)
+    interleaved = getattr(module, "traditional", type(module).__name__ == "DeepseekV2YarnRotaryEmbedding")
+    return Rotation(RoPESpec(dims=dims, base=spec.base, interleaved=interleaved, scaling=spec.scaling))
