@@ -162,7 +162,10 @@ def _falcon_h1(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
     conv = weights.get("model.layers.0.mamba.conv1d.weight")
     if conv is None or conv.shape[-1] <= conv.shape[1]:
         return weights
-    factors = {"k_proj.weight": config.get("key_multiplier", 1.0), "v_proj.weight": config.get("attention_in_multiplier", 1.0)}
+    factors = {
+        "k_proj.weight": config.get("key_multiplier", 1.0),
+        "v_proj.weight": config.get("attention_in_multiplier", 1.0),
+    }
     return {
         name: array * next((factor for end, factor in factors.items() if name.endswith(end)), 1.0)
         for name, array in weights.items()

@@ -54,7 +54,7 @@ class Rotation(nn.Module):
         """The wavelengths for a sequence that ends `length` after `offset`; made once where it does not matter."""
         kind = 0
         if isinstance(scaling := self._spec.scaling, DynamicScaling | LongScaling):
-            end = length + (int(offset.max().item()) if isinstance(offset, mx.array) else offset)
+            end = length + (offset if isinstance(offset, int) else int(mx.max(offset).item()))
             kind = max(end, scaling.trained) if isinstance(scaling, DynamicScaling) else end
         if self._made is None or self._made[0] != kind:
             wavelengths, magnitude = rotation(self._spec, kind)

@@ -57,7 +57,7 @@ _NESTED = ("full_attention", "sliding_attention", "chunked_attention", "linear_a
 @cache
 def class_defaults() -> Mapping[str, Mapping[str, Any]]:
     """Type -> what its config.json may leave out, as transformers fills it in."""
-    text = files(__package__).joinpath("class_defaults.json").read_text(encoding="utf-8")
+    text = files("macllm.families").joinpath("class_defaults.json").read_text(encoding="utf-8")
     return json.loads(text)["types"]
 
 
@@ -172,7 +172,7 @@ def _respelled_rotations(config: Mapping[str, Any], reads: Collection[str]) -> d
     scaling = {k: v for k, v in main.items() if k not in plain or main["rope_type"] == "proportional"}
     named = {kind: {**parameters, "type": parameters["rope_type"]} for kind, parameters in found.items()}
     values: dict[str, Any] = {
-        "rope_parameters": named[None] if None in named else named,
+        "rope_parameters": named.get(None, named),
         "rope_scaling": {**scaling, "type": main["rope_type"]} if stretched else None,
         **dict.fromkeys(BASES, main["rope_theta"]),
         **dict.fromkeys(LOCAL_BASES, local["rope_theta"]),
@@ -289,6 +289,11 @@ def _linear_attention(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _turned(count: int, interval: int) -> list[int]:
+    """1 for each layer that rotates, 0 for every nth, which does not."""
+    return [int((i + 1) % interval != 0) for i in range(count)]
+
+
 def _is(key: str, word: str) -> Callable[[Mapping[str, Any]], list[int]]:
     return lambda config: [int(kind == word) for kind in config[key]]
 
@@ -310,7 +315,9 @@ RULES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] = {
     "num_global_key_value_heads": (("per_layer_config",), _of_full_layers("num_key_value_heads")),
     "no_rope_layers": (
         ("no_rope_layer_interval",),
-        lambda config: [int((i + 1) % config["no_rope_layer_interval"] != 0) for i in range(config["num_hidden_layers"])],
+        lambda config: [
+            int((i + 1) % config["no_rope_layer_interval"] != 0) for i in range(config["num_hidden_layers"])
+        ],
     ),
 }
 # Keys that are not worked out again where a config has them.

@@ -1,0 +1,132 @@
+"""Models of mlx-lm's classes give transformers' logits, or are refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm import checkpoint
+from macllm.errors import CheckpointError, UsageError
+from macllm.generation.limits import check
+from macllm.generation.request import Request, SamplingParams
+from tests.families.foreign import CASES, REFUSED, write
+from tests.families.foreign_table import row
+
+pytestmark = pytest.mark.parity
+TOKENS = np.random.default_rng(1).integers(3, 90, (1, 60))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED])
+def test_a_class_of_mlx_lm_gives_transformers_logits_past_1024_positions_and_through_caches(name: str) -> None:
+    found = row(name)
+    assert found.right, found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_class_that_would_be_wrong_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    write(name, tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        checkpoint.load_model(tmp_path)
+    assert REFUSED[name] in (raised.value.cause or "")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change values of config.json; None removes."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def off(folder: Path, want: np.ndarray) -> float:
+    got = np.array(checkpoint.load_model(folder)(mx.array(TOKENS)).astype(mx.float32))[0]
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+def logits(model) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS)).logits[0].float().numpy()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["glm", "phi", "stablelm", "cohere2", "granite-yarn", "starcoder2-yarn-untruncated"])
+def test_older_spellings_of_rotations_and_absent_ones_mean_the_same(name: str, tmp_path: Path) -> None:
+    want = logits(write(name, tmp_path))
+    given = json.loads((tmp_path / "config.json").read_text())["rope_parameters"]
+    flat = {key: given[key] for key in ("rope_theta", "partial_rotary_factor") if key in given}
+    scaling = {key: value for key, value in given.items() if key not in flat and key != "rope_type"}
+    scaling = {**scaling, "type": given["rope_type"]} if given["rope_type"] != "default" else None
+    edit(tmp_path, rope_parameters=None, rope_scaling=scaling, **flat)
+    assert off(tmp_path, want) < 1e-4
+    if name == "glm":  # whose class turns half of a head, and mlx-lm's all of it
+        edit(tmp_path, partial_rotary_factor=None)
+        assert off(tmp_path, want) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_values_that_a_config_leaves_out_are_those_of_transformers_class(tmp_path: Path) -> None:
+    model = write("starcoder2", tmp_path)
+    edit(tmp_path, norm_epsilon=None, hidden_act=None, tie_word_embeddings=None, rope_parameters=None)
+    assert off(tmp_path, logits(model)) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("cohere2", {"hidden_act": "gelu"}, "hidden_act"),
+        ("olmoe", {"clip_qkv": 1.0}, "clip_qkv"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("granite", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "spiral"),
+        ("qwen3_next", {"layer_types": ["full_attention", "linear_attention"] * 2}, "layer_types"),
+    ],
+)
+def test_what_a_class_would_not_obey_is_refused_by_name(name: str, changes: dict, named: str, tmp_path: Path) -> None:
+    write(name, tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=named):
+        checkpoint.load_model(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_that_differs_from_the_table_is_not_left_out(tmp_path: Path) -> None:
+    write("cohere", tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = mx.load(str(path))
+    mx.save_safetensors(str(path), weights | {"lm_head.weight": weights["model.embed_tokens.weight"] * 2})
+    with pytest.raises(CheckpointError, match="lm_head"):
+        checkpoint.load_model(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_vocabulary_and_context_are_known_and_checked(tmp_path: Path) -> None:
+    write("stablelm", tmp_path)
+    model = checkpoint.load_model(tmp_path)
+    assert (model.info.vocab_size, model.info.context_length) == (96, 2048)
+    with pytest.raises(UsageError, match="96"):
+        check(model.info, Request(prompt=(5, 96)), (5, 96))
+    with pytest.raises(UsageError, match="96"):
+        check(model.info, Request(prompt=(5,), sampling=SamplingParams(logit_bias=((96, 1.0),))), (5,))
+    edit(tmp_path, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0})
+    assert checkpoint.load_model(tmp_path).info.context_length == 8192
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_a_class_raises_as_it_runs_is_our_error(tmp_path: Path) -> None:
+    write("stablelm", tmp_path)
+    model = checkpoint.load_model(tmp_path)
+    for error in (SystemExit(2), AssertionError(), AttributeError("no such thing"), RuntimeError("x")):
+
+        def fail(*args: object, error: BaseException = error, **kwargs: object) -> None:
+            raise error
+
+        model.model = fail
+        with pytest.raises(CheckpointError, match="stablelm"):
+            model(mx.array(TOKENS))

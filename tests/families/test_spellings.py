@@ -1,0 +1,100 @@
+"""Configs of three generations say the same to a reader, whichever keys it knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from macllm.errors import CheckpointError
+from macllm.families import spellings
+
+FLAT = {"rope_theta": 5e5, "partial_rotary_factor": 0.5, "rope_scaling": {"type": "linear", "factor": 4.0}}
+NEW = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "partial_rotary_factor": 0.5, "factor": 4.0}}
+
+
+@pytest.mark.parametrize("config", [FLAT, NEW])
+def test_rotations_are_read_from_either_spelling(config: dict) -> None:
+    assert spellings.rotations(config) == {None: NEW["rope_parameters"]}
+
+
+@pytest.mark.parametrize("config", [FLAT, NEW])
+def test_rotations_are_written_under_the_keys_that_are_read(config: dict) -> None:
+    made = spellings.respell(config, {"rope_theta", "rope_scaling", "rotary_pct"})
+    assert (made["rope_theta"], made["rotary_pct"]) == (5e5, 0.5)
+    assert made["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 4.0}
+    assert spellings.respell(config, {"rope_parameters"})["rope_parameters"]["rope_type"] == "linear"
+
+
+def test_rotations_of_each_kind_of_layer_are_told_apart() -> None:
+    nested = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    for config in ({"rope_parameters": nested}, {"rope_theta": 1e6, "rope_local_base_freq": 1e4}):
+        made = spellings.respell(config, {"rope_theta", "swa_rope_theta"})
+        assert (made["rope_theta"], made["swa_rope_theta"]) == (1e6, 1e4)
+
+
+def test_a_share_that_is_left_out_is_the_one_of_the_class() -> None:
+    for config in ({"rope_theta": 1e4}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, {}):
+        assert spellings.rotations({"model_type": "glm", **config})[None]["partial_rotary_factor"] == 0.5
+
+
+def test_kinds_of_layers_come_from_lists_periods_and_letters() -> None:
+    want = ["sliding_attention"] * 3 + ["full_attention"]
+    assert spellings.layer_kinds({"layer_types": want}) == want
+    assert spellings.layer_kinds({"sliding_window_pattern": 4, "num_hidden_layers": 4}) == want
+    assert spellings.layer_kinds({"sliding_window_pattern": "LLLG", "num_hidden_layers": 4}) == want
+    hybrid = {"full_attention_interval": 2, "num_hidden_layers": 2}
+    assert spellings.layer_kinds(hybrid) == ["linear_attention", "full_attention"]
+    assert spellings.layer_kinds({"layer_types": ["mamba", "attention"]}) == ["linear_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        ({"layer_types": ["linear_attention", "full_attention"] * 2}, "full_attention_interval", 2),
+        ({"layer_types": ["conv", "full_attention"] * 2}, "full_attn_idxs", [1, 3]),
+        ({"mlp_layer_types": ["dense", "sparse", "sparse"]}, "first_k_dense_replace", 1),
+        ({"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_only_layers", [1]),
+        ({"mlp_layer_types": ["dense", "sparse"]}, "is_moe_layer", [0, 1]),
+        ({"num_local_experts": 4}, "num_experts", 4),
+        ({"n_routed_experts": 4}, "num_local_experts", 4),
+        ({"per_layer_config": {"1": {"head_dim": 32}}}, "global_head_dim", 32),
+        ({"per_layer_config": {"1": {"num_key_value_heads": 1}}}, "num_global_key_value_heads", 1),
+        ({"layer_types": ["linear_attention", "full_attention"], "linear_num_heads": 4, "linear_head_dim": 8,
+          "linear_conv_kernel_dim": 4}, "linear_attn_config",
+         {"kda_layers": [1], "full_attn_layers": [2], "num_heads": 4, "head_dim": 8, "short_conv_kernel_size": 4}),
+        ({"no_rope_layer_interval": 2, "num_hidden_layers": 4}, "no_rope_layers", [1, 0, 1, 0]),
+    ],
+)  # fmt: skip
+def test_a_key_is_worked_out_from_the_ones_that_say_the_same(config: dict, key: str, value: object) -> None:
+    assert spellings.respell(config, {key})[key] == value
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"layer_types": ["full_attention", "linear_attention"] * 2}, "full_attention_interval"),
+        ({"mlp_layer_types": ["sparse", "dense"]}, "first_k_dense_replace"),
+        ({"per_layer_config": {"0": {"head_dim": 32}, "1": {"head_dim": 16}}}, "global_head_dim"),
+    ],
+)
+def test_what_a_key_cannot_say_is_refused(config: dict, key: str) -> None:
+    with pytest.raises(CheckpointError, match="of config.json is not supported"):
+        spellings.respell(config, {key})
+
+
+def test_numbers_that_json_lacks_are_read() -> None:
+    made = spellings.completed({"time_step_limit": [0.0, {"__float__": "Infinity"}]})
+    assert made["time_step_limit"] == [0.0, float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "length"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"rope_type": "linear", "factor": 2.0}, 2000),
+        ({"rope_type": "dynamic", "factor": 2.0}, 2000),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 256}, 1000),
+        ({"rope_type": "default"}, 1000),
+    ],
+)
+def test_the_context_of_stretched_rotations_is_counted_as_vllm_counts_it(parameters: dict, length: int) -> None:
+    assert spellings.context_length({"max_position_embeddings": 1000, "rope_parameters": parameters}) == length
