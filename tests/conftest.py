@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The simulator of Metal kernels is made by GNU's compiler. On a Mac, `macllm doctor --kernels` tries them in earnest.
 SIMULATED = ["simulator/*", "ops/metal/*", "doctor/test_doctor_kernels.py", "doctor/test_benchmark.py"]
-SIMULATED += ["bench/test_traffic*.py", "generation/test_metal_draw.py", "nn/test_metal.py"]
+SIMULATED += ["doctor/test_quick.py", "bench/test_traffic*.py", "generation/test_metal_draw.py", "nn/test_metal.py"]
 collect_ignore_glob = [] if sys.platform == "linux" else SIMULATED
 
 REPOSITORY = Path(__file__).resolve().parent.parent

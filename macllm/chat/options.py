@@ -12,6 +12,9 @@ from macllm.generation.request import Request, SamplingParams
 
 from .session import Session
 
+TRIAL = "macllm.doctor.quick:QuickTrial"
+"""Trial of Metal kernels while an answer is read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
@@ -51,7 +54,7 @@ def open_session(options: ChatOptions, tell: Tell | None = None) -> Session:
     """
     from macllm.generation.process import ProcessEngine
 
-    engine = ProcessEngine(options.model or "maclet", options.adapter, tell=tell)
+    engine = ProcessEngine(options.model or "maclet", options.adapter, trial=TRIAL, tell=tell)
     try:
         sampling = with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling})
         return Session(engine, system=options.system, sampling=sampling, max_tokens=options.max_tokens)

@@ -18,14 +18,25 @@ from .cases import cases
 
 TOGETHER = 256
 """Dispatches that are timed as one, one after another: fewer where they take long."""
-TURNS, ROUNDS = 7, 2
 WORTH = 1.03  # a kernel that is not faster by 3 % is not worth a difference
-_ENOUGH_SECONDS = 0.06
 _LEAST_TOGETHER = 4
 _ROTATED_BYTES, _MOST_SETS = 256 << 20, 64  # more than twice what any chip keeps near
 
 Clock = Callable[[], float]
 """What tells seconds."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Thoroughness of the timing of a case."""
+
+    rounds: int  # each is a `Timing`
+    turns: int  # ours, stock, stock, ours
+    enough_seconds: float  # dispatches are timed together until they take as long
+
+
+WHOLE = Effort(rounds=2, turns=7, enough_seconds=0.06)
+QUICK = Effort(rounds=1, turns=5, enough_seconds=0.03)
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def trials(some: Iterable[Case] | None = None, *, clock: Clock | None = time.per
         yield tried(case, clock)
 
 
-def tried(case: Case, clock: Clock | None = time.perf_counter) -> Verdict:
+def tried(case: Case, clock: Clock | None = time.perf_counter, effort: Effort = WHOLE) -> Verdict:
     """One case; whatever the kernel does wrong is in the verdict."""
     dtype = str(case.dtype).removeprefix("mlx.core.")
     about = {"op": case.op, "label": case.label, "dtype": dtype, "bucket": case.bucket, "timed": case.timed}
@@ -122,7 +133,7 @@ def tried(case: Case, clock: Clock | None = time.perf_counter) -> Verdict:
         apart = case.apart()
         if apart > 1 or not case.timed or clock is None:
             return Verdict(**about, apart=apart)
-        timings = tuple(_timing(case, clock) for _ in range(ROUNDS))
+        timings = tuple(_timing(case, clock, effort) for _ in range(effort.rounds))
         return Verdict(**about, apart=apart, timings=timings, traffic_bytes=case.traffic_bytes())
     except Exception as error:  # whatever a kernel does, the others are tried
         return Verdict(**about, error=_told(error))
@@ -154,12 +165,12 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:300].removesuffix(": ")
 
 
-def compared(ours: Clock, stock: Clock) -> Timing:
+def compared(ours: Clock, stock: Clock, turns: int = WHOLE.turns) -> Timing:
     """Of two that tell how long they took: in the order A B B A, so that a machine that tires favours neither."""
     ours()
     stock()
     times, stock_times, ratios = [], [], []
-    for _ in range(TURNS):
+    for _ in range(turns):
         first, *others = ours(), stock(), stock()
         pair = first + ours()
         times.append(pair / 2)
@@ -169,14 +180,14 @@ def compared(ours: Clock, stock: Clock) -> Timing:
     return Timing(statistics.median(times), statistics.median(stock_times), statistics.median(ratios), lowest, highest)
 
 
-def _timing(case: Case, clock: Clock) -> Timing:
+def _timing(case: Case, clock: Clock, effort: Effort) -> Timing:
     sets = _sets(case)
-    together = _together(case, sets, clock)
+    together = _together(case, sets, clock, effort)
 
     def timed(run: Run) -> Clock:
         return lambda: _seconds(case, run, sets, together, clock)
 
-    return compared(timed(case.ours), timed(case.stock))
+    return compared(timed(case.ours), timed(case.stock), effort.turns)
 
 
 def _sets(case: Case) -> list[Arrays]:
@@ -189,11 +200,11 @@ def _sets(case: Case) -> list[Arrays]:
     return sets
 
 
-def _together(case: Case, sets: list[Arrays], clock: Clock) -> int:
+def _together(case: Case, sets: list[Arrays], clock: Clock, effort: Effort) -> int:
     """How many are timed as one."""
     _seconds(case, case.ours, sets, 1, clock)  # to compile it
     one = max(_seconds(case, run, sets, _LEAST_TOGETHER, clock) for run in (case.ours, case.stock))
-    return max(_LEAST_TOGETHER, min(TOGETHER, int(_ENOUGH_SECONDS / max(one, 1e-9))))
+    return max(_LEAST_TOGETHER, min(TOGETHER, int(effort.enough_seconds / max(one, 1e-9))))
 
 
 def _seconds(case: Case, run: Run, sets: list[Arrays], together: int, clock: Clock) -> float:

@@ -48,7 +48,7 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
     import mlx.core as mx
 
     from macllm.checkpoint import load
-    from macllm.doctor.benchmark import TURNS, compared
+    from macllm.doctor.benchmark import WHOLE, compared
     from macllm.nn import quantize
     from macllm.ops.dispatch import using
 
@@ -63,7 +63,7 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
     def run(name: str, how: Callable[[], AbstractContextManager[None]]) -> Callable[[], float]:
         def once() -> float:
             nonlocal done
-            progress(done, 2 + 4 * TURNS)
+            progress(done, 2 + 4 * WHOLE.turns)
             done += 1
             with how():
                 wrote[name], seconds = _written(model, prompt)

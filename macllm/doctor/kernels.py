@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from macllm.ops.metal.approved import Kept
 
     from .benchmark import Verdict
+    from .case import Case
     from .decoding import Decoding
 
 SIMULATOR = "python -m tests.simulator FILE"
@@ -140,10 +141,8 @@ def examine(narrator: Narrator) -> Report:
     """Try all kernels and keep what is decided, at the end and at once."""
     import mlx.core as mx
 
-    from macllm.evaluate.machine import read_bytes_per_second
     from macllm.ops.metal import approved
 
-    from .benchmark import decisions
     from .cases import cases
 
     about: dict[str, Any] = {**machine(), "mlx": version("mlx")}
@@ -152,8 +151,22 @@ def examine(narrator: Narrator) -> Report:
         return Report(about, _texts(), why)
     about = {"chip": approved.machine()["chip"], **about, "system": approved.machine()["system"]}
     known = list(cases())
+    with approved.alone(wait=False) as alone:
+        if alone:
+            return _examined(known, about, narrator)
+    narrator.say("waiting for another trial of kernels on this machine")
+    with approved.alone(wait=True):
+        return _examined(known, about, narrator)
+
+
+def _examined(known: Sequence[Case], about: Mapping[str, Any], narrator: Narrator) -> Report:
+    from macllm.evaluate.machine import read_bytes_per_second
+    from macllm.ops.metal import approved
+
+    from .benchmark import WHOLE, decisions
+
     narrator.say(f"trying {len(known)} pieces of work; nothing is kept before the end")
-    verdicts = subprocess.trials(known, subprocess.try_cases, partial(narrator.progress, "kernels"))
+    verdicts = subprocess.trials(known, WHOLE, partial(narrator.progress, "kernels"))
     if subprocess.is_validated():
         return Report(about, _texts(), "Metal checks what kernels do, which takes time", tuple(verdicts))
     decided, found = decisions(verdicts), None

@@ -14,6 +14,10 @@ from typing import Any
 
 PACKAGES = ("macllm", "mlx", "mlx-lm", "tokenizers", "sentencepiece", "textual", "huggingface-hub", "numpy")
 TRY_KERNELS = "macllm doctor --kernels"
+NOT_TRIED = (
+    "no: not tried on this system with these versions. Chat tries what its model needs once it has answered; "
+    f"{TRY_KERNELS} tries everything, in some minutes"
+)
 NOT_COMPILED = "not compiled yet: the first run does it, or macllm doctor --build"
 
 Facts = dict[str, Any]
@@ -145,11 +149,14 @@ def _metal() -> Facts:
         return {"used": f"{'all, tried or not' if asked == '1' else 'no'}: MACLLM_METAL={asked}"}
     ignored, kept = _ignored("MACLLM_METAL"), approved.kept()
     if kept is None:
-        used = f"no: not tried on this system with these versions ({TRY_KERNELS} does it, in some minutes)"
-        return {"used": used, **ignored}
+        return {"used": NOT_TRIED, **ignored}
     serving = [name for name, used in kept.decisions.items() if used]
+    tried = f"{TRY_KERNELS} tries them anew"
+    if kept.quick:
+        how = "all" if len(kept.quick) == len(kept.decisions) else f"{len(kept.quick)}"
+        tried = f"{how} after a quick trial; {TRY_KERNELS} tries everything at length"
     return {
-        "used": f"for {len(serving)} of {len(kept.decisions)} kinds of work; {TRY_KERNELS} tries them anew",
+        "used": f"for {len(serving)} of {len(kept.decisions)} kinds of work; {tried}",
         **ignored,
         "serving": serving,
         "not_serving": {name: kept.reasons.get(name, "") for name, used in kept.decisions.items() if not used},

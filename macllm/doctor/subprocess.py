@@ -1,34 +1,29 @@
-"""Trials of kernels in a process of their own: a kernel that brings its process down is a finding, not the end."""
+"""Trials of kernels in a child process: a kernel that brings its process down is a finding, not the end."""
 
 from __future__ import annotations
 
 import os
-import signal
-import tempfile
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from macllm.child import ChildProcess, Exit, Parent
+
 if TYPE_CHECKING:
-    from .benchmark import Verdict
+    from .benchmark import Effort, Verdict
     from .case import Case
 
+TARGET = "macllm.doctor.subprocess:try_cases"
 WAIT_SECONDS = 300.0
-"""What a case may take."""
-
-Worker = Callable[[Connection, str, list[int]], None]
-"""Sends a verdict for each of these cases, in order; what it says besides goes into a file."""
+"""Time that a case may take."""
 
 
-def try_cases(talk: Connection, log: str, numbers: list[int]) -> None:
-    """What the process does: the cases of these numbers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    said = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+def try_cases(parent: Parent, numbers: Sequence[int], effort: Effort) -> None:
+    """Try the cases of these numbers, in the child, and send a verdict for each, in order."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import mlx.core as mx
 
     from .benchmark import tried
@@ -37,8 +32,15 @@ def try_cases(talk: Connection, log: str, numbers: list[int]) -> None:
     known = list(cases())
     clock = None if is_validated() else time.perf_counter
     for number in numbers:
-        talk.send(tried(known[number], clock))
+        parent.send(tried(known[number], clock, effort))
         mx.clear_cache()
+
+
+def _end_with(parent: Parent) -> None:
+    """End this process when the parent wants that, or ends itself, even in the middle of a kernel."""
+    with suppress(EOFError):
+        parent.receive()
+    parent.leave()
 
 
 def is_validated() -> bool:
@@ -46,53 +48,72 @@ def is_validated() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("MTL_SHADER_VALIDATION", "MTL_DEBUG_LAYER"))
 
 
+class TrialProcess:
+    """A child process that tries cases, as its parent sees it."""
+
+    def __init__(self, numbers: Sequence[int], effort: Effort) -> None:
+        """Begin with the first. Raises: OSError where no process can be started."""
+        self._arrived: queue.SimpleQueue[Verdict | Exit | None] = queue.SimpleQueue()
+        self._child = ChildProcess(
+            TARGET,
+            list(numbers),
+            effort,
+            on_message=self._arrived.put,
+            on_exit=self._arrived.put,
+            log_prefix="trial",
+        )
+
+    def next(self, timeout_seconds: float) -> Verdict | Exit | None:
+        """Wait for the next verdict. The end of the process comes in its place; None where the time is over."""
+        with suppress(queue.Empty):
+            return self._arrived.get(timeout=max(timeout_seconds, 0.0))
+        return None
+
+    def interrupt(self) -> None:
+        """Let `next` return None at once, in whatever thread it waits."""
+        self._arrived.put(None)
+
+    def end(self) -> None:
+        """End the process now, whatever it does."""
+        self._child.end(grace_seconds=0.0)
+
+
 def trials(
-    known: list[Case], worker: Worker, progress: Callable[[int, int], None] = lambda done, total: None
+    known: Sequence[Case], effort: Effort, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Verdict]:
     """A verdict of each case. Of an op whose kernels bring a process down, or never end, the rest is left out.
 
     `progress` gets the cases done and the cases in all.
     """
     left, found = list(range(len(known))), dict[int, "Verdict"]()
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        while left:
-            log.write_text("")
-            for verdict in _verdicts(worker, str(log), left, lambda left: progress(len(known) - left, len(known))):
-                found[left.pop(0)] = verdict
-            if left:
-                failed = known[left.pop(0)]
-                found[known.index(failed)] = _crashed(failed, log)
-                left = [i for i in left if (known[i].op, known[i].dtype) != (failed.op, failed.dtype)]
+    while left:
+        process = TrialProcess(left, effort)
+        try:
+            came = None
+            while left:
+                progress(len(known) - len(left), len(known))
+                came = process.next(WAIT_SECONDS)
+                if came is None or isinstance(came, Exit):
+                    break
+                found[left.pop(0)] = came
+        finally:
+            process.end()
+        if left:
+            number = left.pop(0)
+            failed = known[number]
+            found[number] = crashed(failed, came, WAIT_SECONDS)
+            left = [i for i in left if (known[i].op, known[i].dtype) != (failed.op, failed.dtype)]
     return [found[i] for i in sorted(found)]
 
 
-def _verdicts(worker: Worker, log: str, left: list[int], remaining: Callable[[int], None]) -> Iterator[Verdict]:
-    """What a process sends until it ends, well or not."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=worker, args=(theirs, log, list(left)), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        while left:
-            remaining(len(left))
-            if not ours.poll(WAIT_SECONDS):
-                Path(log).write_text(f"it did not end in {WAIT_SECONDS:.0f} s")
-                return
-            yield ours.recv()
-    except EOFError:
-        return
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-
-
-def _crashed(case: Case, log: Path) -> Verdict:
+def crashed(case: Case, exit: object, waited_seconds: float) -> Verdict:
+    """The verdict of a case that its process did not survive, or (no `exit`) that did not end in time."""
     from .benchmark import Verdict
 
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    why = f"it did not end in {waited_seconds:.0f} s"
+    if isinstance(exit, Exit):
+        log = exit.log.read_text(errors="replace") if exit.log and exit.log.exists() else ""
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        why = f"its process crashed{f': {lines[-1][:300]}' if lines else ''}"
     dtype = str(case.dtype).removeprefix("mlx.core.")
-    why = f"its process crashed{f': {lines[-1][:300]}' if lines else ''}"
     return Verdict(case.op, case.label, dtype, case.bucket, case.timed, error=why)

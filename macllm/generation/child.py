@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from macllm.child import Parent, portable
 
 from .engine import Call, Calls, Job, News, own
+from .idle import KernelTrial
 
 if TYPE_CHECKING:
     from macllm.ops.cpu import Compiling
@@ -23,7 +24,9 @@ def answer(parent: Parent, options: dict[str, Any]) -> None:
     calls: Calls = queue.SimpleQueue()
     kernels = _Kernels(_Outbox(parent, -1), calls)
     threading.Thread(target=_read, args=(parent, calls, kernels), name="calls", daemon=True).start()
-    own(partial(_load, options, kernels), options["model_name"], calls)
+    trial = options["trial"]
+    idle = KernelTrial(trial, _Outbox(parent, -1).put) if trial else None
+    own(partial(_load, options, kernels), options["model_name"], calls, idle)
 
 
 def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:

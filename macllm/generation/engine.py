@@ -19,6 +19,8 @@ from macllm.errors import UsageError
 
 from .request import Done, Event, Events, Request, SamplingParams
 
+QUIET_SECONDS = 1.0
+"""Time without a call after which an engine is idle."""
 _LEAVE_SECONDS = 5.0  # how long the end of the program waits for the step in progress
 
 
@@ -76,6 +78,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the model up, after the current step. Calls after this raise UsageError."""
+        ...
+
+
+class IdleWork(Protocol):
+    """Work that an engine has done while nobody waits for it, once it has made a completion."""
+
+    def resume(self) -> None:
+        """Begin or go on, in a thread or a process of its own."""
+        ...
+
+    def pause(self) -> None:
+        """Stop at once: somebody waits. Called after each `resume`."""
         ...
 
 
@@ -142,15 +156,17 @@ class EventStream:
 class ThreadEngine:
     """A model in a thread of this process."""
 
-    def __init__(self, load: Callable[[], tuple[Any, Any]], model_name: str = "model") -> None:
-        """`load` returns model and tokenizer; it is called on the engine's own thread, at once."""
+    def __init__(
+        self, load: Callable[[], tuple[Any, Any]], model_name: str = "model", idle: IdleWork | None = None
+    ) -> None:
+        """`load` returns model and tokenizer; it is called on the engine's own thread, at once, as `idle` is later."""
         self._calls: Calls = queue.SimpleQueue()
         self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._info: EngineInfo | None = None
         # a daemon, so that a program can end without close(); the finalizer then ends the thread as MLX needs it
         self._thread = threading.Thread(
-            target=own, args=(load, model_name, self._calls), name=f"engine of {model_name}", daemon=True
+            target=own, args=(load, model_name, self._calls, idle), name=f"engine of {model_name}", daemon=True
         )
         self._thread.start()
         self._end = weakref.finalize(self, _end, self._calls, self._jobs, self._thread)
@@ -210,7 +226,7 @@ class Call:
 Calls = queue.SimpleQueue[Call | None]
 
 
-def own(load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls) -> None:
+def own(load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls, idle: IdleWork | None = None) -> None:
     """Be the thread that owns the model: load it, then answer calls until None comes."""
     import mlx.core as mx
 
@@ -220,12 +236,13 @@ def own(load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls) -> N
 
     worker: Worker | None = None
     failure: BaseException | None = None
+    answered = False
     try:
         worker = Worker(*load(), model_name)
     except BaseException as error:
         failure = error
     native = cpu.available()
-    while (call := calls.get()) is not None:
+    while (call := _next(calls, idle if answered else None)) is not None:
         try:
             if worker is not None and cpu.available() and not native:
                 native = True
@@ -239,6 +256,7 @@ def own(load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls) -> N
                 (request,) = call.arguments
                 for event in worker.run(request, call.job.cancelled.is_set):
                     call.job.results.put(event)
+                answered = True
             else:
                 call.job.results.put(getattr(worker, call.method)(*call.arguments))
         except BaseException as error:
@@ -247,6 +265,19 @@ def own(load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls) -> N
     del worker
     mx.synchronize()
     mx.clear_streams()  # a thread that used MLX and ends without this aborts the process at exit
+
+
+def _next(calls: Calls, idle: IdleWork | None) -> Call | None:
+    """Wait for a call; idle work goes on until one comes."""
+    if idle is None:
+        return calls.get()
+    with suppress(queue.Empty):
+        return calls.get(timeout=QUIET_SECONDS)
+    idle.resume()
+    try:
+        return calls.get()
+    finally:
+        idle.pause()
 
 
 def closed_error() -> UsageError:

@@ -24,15 +24,17 @@ class ProcessEngine:
         adapter: str | None = None,
         *,
         loader: str = "macllm.checkpoint:load",
+        trial: str | None = None,
         tell: Tell | None = None,
     ) -> None:
         """`loader` is `module:function`; in the child it is called with the name and `adapter=`.
 
+        So is `trial`, which tries the Metal kernels that the model asked for; it returns an `IdleWork`.
         `tell` is called in a thread with what there is to know before the model is loaded.
         """
         self._model_name = model_name
         self._tell = tell
-        self._options = {"loader": loader, "model_name": model_name, "adapter": adapter}
+        self._options = {"loader": loader, "trial": trial, "model_name": model_name, "adapter": adapter}
         self._lock = threading.Lock()
         self._closed = False
         self._info: EngineInfo | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ def using(choice: Choice) -> Iterator[None]:
     """Serve ops with nothing better than `choice` in this block: for tests and comparisons.
 
     "native", what serves otherwise, is the best that this machine has: on a CPU our kernels, on an Apple GPU those of
-    our Metal kernels that `macllm doctor --kernels` has approved. "metal" is all Metal kernels, whatever the machine.
+    our Metal kernels that a trial on this machine has approved. "metal" is all Metal kernels, whatever the machine.
     """
     token = _choice.set(choice)
     try:
@@ -53,6 +54,9 @@ def native(*arrays: mx.array | None) -> ModuleType | None:
 refused: dict[str, str] = {}
 """Ops whose Metal kernels failed in this process, and how."""
 
+undecided: Counter[str] = Counter()
+"""Decisions (`metal.approved.key`) that this process has asked for in vain, and how often."""
+
 Result = TypeVar("Result")
 
 
@@ -67,7 +71,24 @@ def attempt(op: str, run: Callable[[], Result]) -> Result | None:
 
 
 def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
-    """Whether our Metal kernels serve an op on numbers of this type; `metal.approved` says which sizes count."""
+    """Whether our Metal kernels serve an op on numbers of this type; `metal.approved` says which sizes count.
+
+    Where that is not decided they do not, and `undecided` counts the question.
+    """
+    decided = _decision(op, dtype, size)
+    if decided is None:
+        from .metal.approved import key
+
+        undecided[key(op, dtype, size)] += 1
+    return decided is True
+
+
+def metal_possible(op: str, dtype: mx.Dtype, size: int) -> bool:
+    """Whether `metal` may be true, now or once that is decided."""
+    return _decision(op, dtype, size) is not False
+
+
+def _decision(op: str, dtype: mx.Dtype, size: int) -> bool | None:
     if dtype not in DTYPES or _choice.get() not in ("metal", "native") or op in refused:
         return False
     if _choice.get() == "metal":
@@ -76,4 +97,4 @@ def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
         return False
     from .metal import approved  # what it reads, other machines need not
 
-    return approved.is_approved(op, dtype, size)
+    return approved.decision(op, dtype, size)

@@ -20,7 +20,7 @@ def flash(
     """`attention` by our Metal kernels: (B, H, L, D) -> (B, H, L, D); None where none serves."""
     op, size = _op(q, kv, sight)
     also = [op.replace("prefill", "backward")] if isinstance(kv, Dense) and not sight.is_cached else []
-    if not all(dispatch.metal(each, q.dtype, size) for each in (op, *also)) or not _fits(q, kv):
+    if not _fits(q, kv) or not all([dispatch.metal(each, q.dtype, size) for each in (op, *also)]):
         return None
     segments = sight.segments(_count(kv))
     rules = prefill.Rules(scale, sight.causal, sight.firsts, sight.window, softcap, sinks, sight.chunk, segments)

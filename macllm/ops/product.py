@@ -19,7 +19,7 @@ def serving(x: mx.array) -> bool:
     """Whether there may be a kernel for rows like those of x (..., D)."""
     rows = x.size // x.shape[-1]
     ops = "qmv", "qmv_gated", "qmv_three", "lora", "moe"
-    return rows <= qmv.MOST_ROWS and any(dispatch.metal(op, x.dtype, rows) for op in ops)
+    return rows <= qmv.MOST_ROWS and any(dispatch.metal_possible(op, x.dtype, rows) for op in ops)
 
 
 def product(x: mx.array, w: Packed, around: Around) -> mx.array | None:

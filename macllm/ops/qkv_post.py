@@ -80,7 +80,7 @@ def qkv_post_packed(
 
 
 def _serves(op: str, q: mx.array, k: mx.array, rules: Rules) -> bool:
-    return dispatch.metal(op, q.dtype, q.shape[0] * q.shape[1]) and plan.serves(q, k, rules)
+    return plan.serves(q, k, rules) and dispatch.metal(op, q.dtype, q.shape[0] * q.shape[1])
 
 
 def qkv_post_reference(

@@ -93,7 +93,7 @@ def sparse_attention(
     (B, H, L, D) and twice (B, K, L, D) -> (B, H, L, D). Of each batch row the first `lengths` (B,) positions count:
     what comes after is seen by nobody, and its results are 0. Time and memory grow with the blocks that are listed.
     """
-    if dispatch.metal("sparse_attention", q.dtype, q.shape[2]) and plan.serves(q, k, v):
+    if plan.serves(q, k, v) and dispatch.metal("sparse_attention", q.dtype, q.shape[2]):
         done = dispatch.attempt("sparse_attention", lambda: _kernels(q, k, v, pattern, scale, lengths))
         if done is not None:
             return done

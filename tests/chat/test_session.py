@@ -263,7 +263,7 @@ class Unloadable:
 
     opened: Unloadable
 
-    def __init__(self, model: str, adapter: str | None, tell: object) -> None:
+    def __init__(self, model: str, adapter: str | None, **options: object) -> None:
         self.closed = False
         self.asked = model, adapter
         Unloadable.opened = self
@@ -285,7 +285,7 @@ def test_an_engine_whose_model_cannot_be_loaded_is_closed(monkeypatch: pytest.Mo
 
 
 def test_a_session_is_opened_with_what_the_user_set_and_the_models_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "ProcessEngine", lambda model, adapter, tell: ScriptedEngine())
+    monkeypatch.setattr(process, "ProcessEngine", lambda model, adapter, **options: ScriptedEngine())
     options = ChatOptions(system="Be brief.", seed=0, sampling={"top_k": 5, "top_p": None}, max_tokens=9)
     session = open_session(options)
     assert session.sampling == SamplingParams(temperature=0.5, top_k=5, seed=0)

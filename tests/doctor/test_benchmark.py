@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -310,19 +311,19 @@ def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_decisions_are_kept_by_op_type_and_bucket(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert approved.kept() is None
-    assert not approved.is_approved("qmv", mx.float16, 1)
+    assert not approved.decision("qmv", mx.float16, 1)
     decided = Kept({"qmv float16 1": True, "qmv float16 to 16": False}, {"qmv float16 to 16": "slower"})
     assert approved.remember(decided) == unknown
     assert approved.kept() == decided
-    assert approved.is_approved("qmv", mx.float16, 1)
-    assert not approved.is_approved("qmv", mx.float16, 2)
-    assert not approved.is_approved("qmv", mx.bfloat16, 1)
-    assert not approved.is_approved("moe", mx.float16, 1)
+    assert approved.decision("qmv", mx.float16, 1)
+    assert not approved.decision("qmv", mx.float16, 2)
+    assert not approved.decision("qmv", mx.bfloat16, 1)
+    assert not approved.decision("moe", mx.float16, 1)
     assert [path.name for path in unknown.parent.iterdir()] == ["metal.json"]
     for asked, answer in (("0", False), ("1", True)):
         monkeypatch.setenv("MACLLM_METAL", asked)
-        assert approved.is_approved("qmv", mx.float16, 1) is answer
-        assert approved.is_approved("moe", mx.float16, 1) is answer
+        assert approved.decision("qmv", mx.float16, 1) is answer
+        assert approved.decision("moe", mx.float16, 1) is answer
 
 
 def test_dispatch_follows_decisions_on_a_gpu_alone(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +345,73 @@ def test_dispatch_follows_decisions_on_a_gpu_alone(unknown: Path, monkeypatch: p
         assert dispatch.metal("qmv", mx.float16, 4)
 
 
+def test_what_is_asked_for_in_vain_is_counted_where_there_is_a_gpu(
+    unknown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "undecided", Counter())
+    assert not dispatch.metal("qmv", mx.float16, 1)
+    assert not dispatch.metal_possible("qmv", mx.float16, 1), "there is no GPU"
+    assert not dispatch.undecided
+    approved.remember(Kept({"qmv float16 1": True, "moe float16 1": False}))
+    here = approved.machine()
+    monkeypatch.setattr(approved, "machine", lambda: here)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    for _ in range(3):
+        assert not dispatch.metal("qmv", mx.float16, 4)
+    assert not dispatch.metal("lora", mx.bfloat16, 1)
+    asked = {"qmv float16 to 16": 3, "lora bfloat16 1": 1}
+    dispatch.metal("qmv", mx.float16, 1), dispatch.metal("moe", mx.float16, 1), dispatch.metal("lora", mx.int32, 1)
+    assert dispatch.undecided == asked
+    assert dispatch.metal_possible("lora", mx.bfloat16, 1)
+    assert dispatch.metal_possible("qmv", mx.float16, 1)
+    assert not dispatch.metal_possible("moe", mx.float16, 1)
+    for value in ("0", "1"):
+        monkeypatch.setenv("MACLLM_METAL", value)
+        assert dispatch.metal("sample", mx.float32, 1) is dispatch.metal_possible("sample", mx.float32, 1)
+    with dispatch.using("stock"):
+        assert not dispatch.metal("sample", mx.float32, 1)
+    assert dispatch.undecided == asked
+
+
+def test_a_quick_trial_adds_decisions_and_changes_none_of_the_whole_test(unknown: Path) -> None:
+    approved.add(Kept({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
+    assert approved.kept() == Kept(
+        {"moe float16 1": True, "qmv float16 1": False},
+        {"qmv float16 1": "slower"},
+        frozenset({"moe float16 1", "qmv float16 1"}),
+    )
+    approved.add(Kept({"moe float16 1": False, "lora float16 1": True}, {"moe float16 1": "wrong"}))
+    approved.kept.cache_clear()
+    first = approved.kept()
+    assert first is not None
+    assert first.decisions == {"moe float16 1": False, "qmv float16 1": False, "lora float16 1": True}
+    assert first.reasons == {"qmv float16 1": "slower", "moe float16 1": "wrong"}
+    approved.remember(Kept({"qmv float16 1": True}))
+    approved.add(Kept({"qmv float16 1": False, "lora float16 1": True}, {"qmv float16 1": "slower"}))
+    approved.kept.cache_clear()
+    whole = Kept({"qmv float16 1": True, "lora float16 1": True}, {}, frozenset({"lora float16 1"}))
+    assert approved.kept() == whole
+
+
+def test_decisions_of_another_system_are_not_added_to(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    approved.add(Kept({"moe float16 1": True}))
+    here = approved.machine()
+    monkeypatch.setattr(approved, "machine", lambda: here | {"system": "macOS 27.0 26A1"})
+    approved.kept.cache_clear()
+    assert approved.kept() is None
+    approved.add(Kept({"qmv float16 1": True}))
+    approved.kept.cache_clear()
+    assert approved.kept() == Kept({"qmv float16 1": True}, {}, frozenset({"qmv float16 1"}))
+
+
+def test_one_process_of_a_machine_times_kernels_at_a_time(unknown: Path) -> None:
+    with approved.alone(wait=False) as first, approved.alone(wait=False) as second:
+        assert (first, second) == (True, False)
+    with approved.alone(wait=False) as third:
+        assert third
+
+
 @pytest.mark.parametrize(
     "size", [(1, "1"), (2, "to 16"), (16, "to 16"), (17, "to 1024"), (1024, "to 1024"), (1025, "more")]
 )
@@ -359,6 +427,7 @@ DAMAGES: dict[str, Callable[[str], str | bytes]] = {
     "too deep": lambda text: "[" * 100_000,
     "a number for decisions": lambda text: text.replace('"decisions": {', '"decisions": 3, "others": {'),
     "a word for a decision": lambda text: text.replace("true", '"yes"'),
+    "a word for the quick ones": lambda text: text.replace('"quick": []', '"quick": "x"'),
     "no reasons": lambda text: text.replace('"reasons"', '"others"'),
     "another chip": lambda text: text.replace('"chip": "', '"chip": "another '),
     "another system": lambda text: text.replace('"system": "', '"system": "another '),
@@ -377,7 +446,7 @@ def test_a_file_that_is_damaged_or_of_another_machine_is_none(
     unknown.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
     approved.kept.cache_clear()
     assert approved.kept() is None
-    assert not approved.is_approved("qmv", mx.float16, 1)
+    assert not approved.decision("qmv", mx.float16, 1)
 
 
 def test_what_was_kept_stays_where_writing_fails(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +459,7 @@ def test_what_was_kept_stays_where_writing_fails(unknown: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         approved.remember(Kept({"qmv float16 1": False}))
     approved.kept.cache_clear()
-    assert approved.is_approved("qmv", mx.float16, 1)
+    assert approved.decision("qmv", mx.float16, 1)
     assert [path.name for path in unknown.parent.iterdir()] == ["metal.json"]
 
 

@@ -12,18 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from multiprocessing import active_children
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from macllm.child import Parent
 from macllm.cli import main
 from macllm.doctor import decoding as doctor_decoding
+from macllm.doctor import machine as doctor_machine
 from macllm.doctor import subprocess as doctor_subprocess
-from macllm.doctor.benchmark import Timing, Verdict, tried
+from macllm.doctor.benchmark import WHOLE, Effort, Timing, Verdict, tried
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.decoding import Decoding
@@ -52,29 +52,29 @@ def some() -> list[Case]:
     ]
 
 
-def by_the_simulator(talk: Connection, log: str, numbers: list[int]) -> None:
+def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None:
     """Kernels run in the simulator, whose time says nothing: qmv is said to be slower, the others to be faster."""
     for number in numbers:
         case = some()[number]
         with simulated(How(build="fast")):
             verdict = tried(case, None)
         timing = SLOWER if case.op == "qmv" else FASTER
-        talk.send(replace(verdict, timings=(timing, FASTER), traffic_bytes=1 << 20))
+        parent.send(replace(verdict, timings=(timing, FASTER), traffic_bytes=1 << 20))
 
 
-def that_crashes(talk: Connection, log: str, numbers: list[int]) -> None:
+def that_crashes(parent: Parent, numbers: list[int], effort: Effort) -> None:
     for number in numbers:
         if some()[number].op == "qmv":
-            Path(log).write_text(f"libc++abi: terminating\n[METAL] out of bounds in {Path.home()}/kernel.metal\n")
+            os.write(2, f"libc++abi: terminating\n[METAL] out of bounds in {Path.home()}/kernel.metal\n".encode())
             os.abort()
-        talk.send(verdict_of(some()[number]))
+        parent.send(verdict_of(some()[number]))
 
 
-def that_never_ends(talk: Connection, log: str, numbers: list[int]) -> None:
+def that_never_ends(parent: Parent, numbers: list[int], effort: Effort) -> None:
     for number in numbers:
         if some()[number].op == "moe":
             time.sleep(600)
-        talk.send(verdict_of(some()[number]))
+        parent.send(verdict_of(some()[number]))
 
 
 def verdict_of(case: Case) -> Verdict:
@@ -102,7 +102,7 @@ def on_a_mac(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Metal is there, with three pieces of work, and a model that decodes as fast as ever."""
     monkeypatch.setattr("mlx.core.metal.is_available", lambda: True)
     monkeypatch.setattr("macllm.doctor.cases.cases", some)
-    monkeypatch.setattr(doctor_subprocess, "try_cases", by_the_simulator)
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:by_the_simulator")
     monkeypatch.setattr("macllm.evaluate.machine.read_bytes_per_second", lambda: 1e9)
     monkeypatch.setattr(doctor_decoding, "decoding", lambda progress: decoded())
     return kept
@@ -147,7 +147,27 @@ def test_on_a_mac_kernels_are_tried_decided_and_kept(on_a_mac: Path, capsys: pyt
     decided = approved.kept()
     assert decided is not None
     assert decided.decisions == {"moe float16 1": True, "qmv float16 1": False, "sample float16 to 1024": True}
-    assert approved.is_approved("moe", mx.float16, 1)
+    assert approved.decision("moe", mx.float16, 1)
+
+
+def test_it_waits_for_a_trial_that_is_going_on(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with approved.alone(wait=False):
+            held.set()
+            over.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(10)
+    threading.Timer(0.5, over.set).start()
+    began = time.monotonic()
+    assert main(["doctor", "--kernels"]) == 0
+    assert time.monotonic() - began > 0.4
+    assert capsys.readouterr().err.startswith("waiting for another trial of kernels on this machine\n")
+    assert on_a_mac.exists()
+    holder.join()
 
 
 def test_json_has_all_of_it(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +215,10 @@ def test_plain_doctor_says_what_was_decided(
         assert main(["doctor", "--json"]) == 0
         return json.loads(capsys.readouterr().out)["metal"]
 
-    assert metal()["used"].startswith("no: not tried on this system with these versions (macllm doctor --kernels does")
+    assert metal() == {"used": doctor_machine.NOT_TRIED}
+    approved.add(Kept({"moe float16 1": True}))
+    approved.kept.cache_clear()
+    assert metal()["used"].startswith("for 1 of 1 kinds of work; all after a quick trial; macllm doctor --kernels")
     approved.remember(Kept({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
     found = metal()
     assert found["used"].startswith("for 1 of 2 kinds of work")
@@ -214,7 +237,7 @@ def test_plain_doctor_says_what_was_decided(
 def test_a_kernel_that_brings_its_process_down_is_not_used(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_subprocess, "try_cases", that_crashes)
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:that_crashes")
     assert main(["doctor", "--kernels"]) == 0
     printed = capsys.readouterr()
     assert "its process crashed: [METAL] out of bounds in ~/kernel.metal" in printed.out
@@ -226,11 +249,12 @@ def test_a_kernel_that_brings_its_process_down_is_not_used(
 
 def test_what_never_ends_is_left_and_the_rest_of_its_op_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_subprocess, "WAIT_SECONDS", 4.0)
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:that_never_ends")
     known = some()
     known.insert(1, replace(known[0], label="more of it"))
-    found = trials([known[0], *known[2:], known[1]], that_never_ends)
+    found = trials([known[0], *known[2:], known[1]], WHOLE)
     assert [(verdict.op, verdict.error) for verdict in found] == [
-        ("moe", "its process crashed: it did not end in 4 s"),
+        ("moe", "it did not end in 4 s"),
         ("qmv", None),
         ("sample", None),
     ]
@@ -239,7 +263,7 @@ def test_what_never_ends_is_left_and_the_rest_of_its_op_too(monkeypatch: pytest.
 def test_the_real_worker_says_nothing_on_our_streams(capfd: pytest.CaptureFixture[str]) -> None:
     """Off a Mac MLX refuses to run a kernel; the verdict says so."""
     known = list(cases())
-    (verdict,) = trials(known[:1], doctor_subprocess.try_cases)
+    (verdict,) = trials(known[:1], WHOLE)
     assert (verdict.op, verdict.is_right) == (known[0].op, False)
     assert verdict.error == "RuntimeError: [metal_kernel] No Metal back-end."
     assert capfd.readouterr().out == ""
@@ -248,14 +272,14 @@ def test_the_real_worker_says_nothing_on_our_streams(capfd: pytest.CaptureFixtur
 def test_an_interrupt_keeps_nothing_and_leaves_no_process(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_subprocess, "try_cases", that_never_ends)
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:that_never_ends")
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     assert main(["doctor", "--kernels"]) == 130
     assert time.monotonic() - began < 60
     assert capsys.readouterr().out == ""
     assert not on_a_mac.exists()
-    assert active_children() == []
+    assert not [thread for thread in threading.enumerate() if "messages of" in thread.name]
 
 
 def test_kernels_that_make_a_whole_model_slower_are_not_used(
@@ -268,7 +292,7 @@ def test_kernels_that_make_a_whole_model_slower_are_not_used(
     assert (
         "not used  moe float16 1: faster alone, but a whole model with it is slower: 0.75 times MLX's speed" in printed
     )
-    assert not approved.is_approved("moe", mx.float16, 1)
+    assert not approved.decision("moe", mx.float16, 1)
     others = Kept(
         {"moe bfloat16 1": True, "flash_prefill float16 more": True, "lora float16 1": False}, {"lora float16 1": "x"}
     )

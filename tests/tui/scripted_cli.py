@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import macllm.generation.process
 from macllm.cli import main
 from macllm.errors import EngineCrashedError, ModelNotFoundError
+from macllm.generation.engine import News
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
 
 
@@ -30,12 +31,17 @@ def step(item: Any) -> Step:
 
 
 class Engine(ScriptedEngine):
-    def __init__(self, model_name: str, adapter: str | None = None, tell: Any = None) -> None:
+    """What it says of its own work once it is open is nothing for a chat without a screen."""
+
+    def __init__(self, model_name: str, adapter: str | None = None, trial: str | None = None, tell: Any = None) -> None:
+        self.tell = tell
         if adapter == "missing":
             raise ModelNotFoundError("There is no adapter missing.")
         super().__init__(*[[step(item) for item in answer] for answer in json.loads(sys.argv[1])])
 
     def submit(self, request: Any) -> Any:
+        for text in ("trying something", ""):
+            self.tell(News(text, passing=True))
         if "--show-prompt" in sys.argv:
             print(request.messages[-1]["content"], file=sys.stderr, flush=True)
         return super().submit(request)

@@ -113,6 +113,29 @@ def test_what_goes_on_beside_the_conversation_is_in_the_status_line_and_holds_no
     play(open_at_once, scenario)
 
 
+def test_work_of_an_idle_engine_is_in_the_status_line_and_keeps_nobody_from_asking(play: Play) -> None:
+    tells: list[Tell] = []
+
+    def open_at_once(tell: Tell) -> Session:
+        tells.append(tell)
+        return Session(ScriptedEngine(["Hello."], ["Again."]))
+
+    async def scenario(stage: Stage) -> None:
+        await stage.say("First")
+        await stage.sees("Hello.")
+        await stage.idle()
+        tells[0](News("trying Metal kernels", passing=True))
+        await stage.sees("trying Metal kernels")
+        await stage.say("Second")
+        await stage.sees("Again.")
+        tells[0](News("", passing=True))
+        await stage.idle()
+        await stage.say("/help")
+        assert "trying Metal kernels" not in stage.screen()
+
+    play(open_at_once, scenario)
+
+
 def test_a_prompt_from_the_command_line_is_the_first_message(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.sees("Hello.")

@@ -206,6 +206,8 @@ class ChatScreen(Screen[None]):
         self._refresh_status()
         self._current = None
         self._clock.pause()
+        if message.error is not None:
+            self._status.remark = ""  # an engine that crashed does not say that its work has ended
         self._show_activity("")
         if message.error is not None:
             self._tell(Failure(message.error), after=running.answer if running.answer.is_attached else None)

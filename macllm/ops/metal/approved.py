@@ -1,7 +1,8 @@
-"""Which kernels serve on this machine: those that `macllm doctor --kernels` has found right and faster than MLX's."""
+"""Which kernels serve on this machine: those that a trial on it has found right and faster than MLX's."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -29,10 +30,14 @@ _SYSTEM = Path("/System/Library/CoreServices/SystemVersion.plist")
 
 @dataclass(frozen=True)
 class Kept:
-    """What the doctor has decided here, by op, type and bucket, and why not where it was not."""
+    """Decisions made on this machine, by op, type and bucket, and the reason for each that is against a kernel.
+
+    Those named in `quick` come from a quick trial and give way to the whole test's.
+    """
 
     decisions: Mapping[str, bool] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    quick: frozenset[str] = frozenset()
 
 
 _supposed: ContextVar[Kept | None] = ContextVar("supposed", default=None)
@@ -48,13 +53,13 @@ def key(op: str, dtype: mx.Dtype, size: int) -> str:
     return f"{op} {str(dtype).removeprefix('mlx.core.')} {bucket(size)}"
 
 
-def is_approved(op: str, dtype: mx.Dtype, size: int) -> bool:
-    """Whether the doctor has approved of an op's kernels here; MACLLM_METAL=1 and 0 are answers for all of them."""
+def decision(op: str, dtype: mx.Dtype, size: int) -> bool | None:
+    """The decision on an op's kernels here, None where there is none; MACLLM_METAL=1 and 0 decide on all of them."""
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
         return asked == "1"
     found = _supposed.get() or kept()
-    return found is not None and found.decisions.get(key(op, dtype, size)) is True
+    return None if found is None else found.decisions.get(key(op, dtype, size))
 
 
 @contextmanager
@@ -68,10 +73,69 @@ def supposing(decided: Kept) -> Iterator[None]:
 
 
 def remember(decided: Kept) -> Path:
-    """Keep the doctor's decisions for machines, systems, MLX and kernels like these; the file, whole or not there."""
+    """Keep the whole test's decisions for machines, systems, MLX and kernels like these; returns the file."""
+    path = _write(decided)
+    kept.cache_clear()
+    return path
+
+
+def add(found: Kept) -> Path:
+    """Keep decisions of a quick trial beside those that are kept; of the whole test's none is changed.
+
+    They hold in this process once `kept.cache_clear` is called, which is for a moment without a completion.
+    """
+    before = _read() or Kept()
+    whole = {name: used for name, used in before.decisions.items() if name not in before.quick}
+    decisions = {**before.decisions, **found.decisions, **whole}
+    reasons = {**before.reasons, **found.reasons}
+    against = {name: reasons[name] for name, used in decisions.items() if not used and name in reasons}
+    return _write(Kept(decisions, against, frozenset(decisions.keys() - whole.keys())))
+
+
+@contextmanager
+def alone(*, wait: bool) -> Iterator[bool]:
+    """Keep other processes of this machine from timing kernels in this block; False where one does, unless `wait`."""
+    path = _path().with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@cache
+def kept() -> Kept | None:
+    """Decisions made here; None where there are none, or for another machine, system, MLX or kernels."""
+    return _read()
+
+
+def _read() -> Kept | None:
+    try:
+        content = json.loads(_path().read_text(encoding="utf-8"))
+        if content["machine"] != machine():
+            return None
+        quick = content["quick"]
+        found = Kept(content["decisions"], content["reasons"], frozenset(quick))
+        texts = [*found.reasons.values(), *quick]
+        whole = all(isinstance(one, bool) for one in found.decisions.values()) and isinstance(quick, list)
+        return found if whole and all(isinstance(one, str) for one in texts) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _write(decided: Kept) -> Path:
+    """Write the file, whole or not at all."""
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "decisions": dict(decided.decisions), "reasons": dict(decided.reasons)}
+    content = {
+        "machine": machine(),
+        "decisions": dict(decided.decisions),
+        "reasons": dict(decided.reasons),
+        "quick": sorted(decided.quick),
+    }
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as draft:
         try:
             json.dump(content, draft, indent=2)
@@ -81,22 +145,7 @@ def remember(decided: Kept) -> Path:
         except BaseException:
             Path(draft.name).unlink(missing_ok=True)
             raise
-    kept.cache_clear()
     return path
-
-
-@cache
-def kept() -> Kept | None:
-    """What has been decided here; None where the doctor has not run, or on another machine, system, MLX or kernels."""
-    try:
-        content = json.loads(_path().read_text(encoding="utf-8"))
-        if content["machine"] != machine():
-            return None
-        found = Kept(content["decisions"], content["reasons"])
-        whole = all(isinstance(one, bool) for one in found.decisions.values())
-        return found if whole and all(isinstance(one, str) for one in found.reasons.values()) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""The quick trial of Metal kernels: the forms that the model at hand asked for, tried while its engine is idle.
+
+A form is an op, a type and sizes (`approved.key`). Each is tried in a child process as `macllm doctor --kernels` tries
+it, correctness first and then speed, but for less time. Its decision is kept as soon as it is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from macllm.child import Exit
+from macllm.generation.engine import News, Tell
+from macllm.ops import dispatch
+from macllm.ops.metal import approved
+from macllm.ops.metal.approved import Kept
+
+from .benchmark import QUICK, Effort, Verdict
+from .case import Case
+from .cases import cases
+from .subprocess import TrialProcess, crashed, is_validated
+
+BUDGET_SECONDS = 30.0
+"""Time that all trials of an engine may take together."""
+CASE_SECONDS = 10.0
+"""Time that a case may take."""
+NEWS = "trying Metal kernels"
+
+log = logging.getLogger(__name__)
+
+
+class Process(Protocol):
+    """Process that tries cases: `TrialProcess`."""
+
+    def next(self, timeout_seconds: float) -> Verdict | Exit | None:
+        """Wait for the next verdict. The end of the process comes in its place; None where the time is over."""
+
+    def interrupt(self) -> None:
+        """Let `next` return None at once."""
+
+    def end(self) -> None:
+        """End the process now."""
+
+
+class QuickTrial:
+    """Trials of what `dispatch.undecided` names. `resume` and `pause` are called by the thread that owns the model."""
+
+    def __init__(
+        self,
+        tell: Tell = lambda news: None,
+        *,
+        start: Callable[[Sequence[int], Effort], Process] = TrialProcess,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`start` begins to try the cases of these numbers, which are places in `cases`; `clock` tells seconds."""
+        self._tell, self._start, self._clock = tell, start, clock
+        self._left_seconds = BUDGET_SECONDS
+        self._known: list[Case] = []
+        self._found: dict[int, Verdict] = {}
+        self._decided: dict[str, bool] = {}
+        self._wanted: list[str] = []
+        self._changed = False  # decisions that do not hold in this process yet
+        self._paused = threading.Event()
+        self._process: Process | None = None
+        self._thread: threading.Thread | None = None
+
+    def resume(self) -> None:
+        """Go on where the last trial stopped, in a thread, if anything is left to try and the budget allows it."""
+        busy = self._thread is not None and self._thread.is_alive()
+        if busy or self._left_seconds <= 0 or not dispatch.undecided or is_validated():
+            return
+        approved.kept.cache_clear()  # another process may have decided
+        self._known = self._known or list(cases())
+        kept = approved.kept() or Kept()
+        self._wanted = [key for key, _ in dispatch.undecided.most_common() if key not in kept.decisions]
+        self._paused.clear()
+        if self._needed():
+            self._thread = threading.Thread(target=self._run, name="trial of Metal kernels", daemon=True)
+            self._thread.start()
+
+    def pause(self) -> None:
+        """Stop at once, without waiting for it, and let the decisions made so far hold."""
+        self._paused.set()
+        if (process := self._process) is not None:
+            process.interrupt()
+        if self._changed:
+            self._changed = False
+            approved.kept.cache_clear()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for the end of the trial in progress; whether it has come."""
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self) -> None:
+        """The trial's thread."""
+        try:
+            with approved.alone(wait=False) as alone:
+                if not alone:
+                    return
+                self._tell(News(NEWS, passing=True))
+                try:
+                    while not self._paused.is_set() and self._left_seconds > 0 and (numbers := self._needed()):
+                        self._try(numbers)
+                finally:
+                    self._tell(News("", passing=True))
+        except OSError as error:  # no process, or nowhere to keep what is found: nothing is gained by trying on
+            log.warning("no Metal kernel can be tried: %s", error)
+            self._left_seconds = 0.0
+
+    def _try(self, numbers: Sequence[int]) -> None:
+        """Try cases in one process until all are, one speaks against its kernel, the budget is spent, or a pause."""
+        began, budget = self._clock(), self._left_seconds
+        process = self._process = self._start(numbers, QUICK)
+        try:
+            for number in numbers:
+                if self._paused.is_set():
+                    return
+                patience = min(CASE_SECONDS, budget - (self._clock() - began))
+                came = process.next(patience)
+                if isinstance(came, Verdict):
+                    self._found[number] = came
+                elif self._paused.is_set() or (came is None and patience < CASE_SECONDS):
+                    return
+                else:
+                    self._found[number] = crashed(self._known[number], came, CASE_SECONDS)
+                self._decide()
+                if not self._found[number].is_right:
+                    return  # the rest of its op need not be tried, and may not be if the process is gone
+        finally:
+            self._process = None
+            process.end()
+            self._left_seconds = budget - (self._clock() - began)
+
+    def _needed(self) -> list[int]:
+        """Places of the cases that are left to try: those of the form that was asked for most often first."""
+        numbers = [n for key in self._wanted if key not in self._decided for n in self._cases(key)]
+        return [n for n in dict.fromkeys(numbers) if n not in self._found]
+
+    def _cases(self, key: str) -> list[int]:
+        """Places of a form's cases: small ones of all sizes, then its own timed ones. [] where none is timed."""
+        timed = [n for n, case in enumerate(self._known) if case.timed and case.key == key]
+        alike = {(self._known[n].op, self._known[n].dtype) for n in timed}
+        return [n for n, case in enumerate(self._known) if not case.timed and (case.op, case.dtype) in alike] + timed
+
+    def _decide(self) -> None:
+        """Keep the decision of each form on which enough is known."""
+        decided: dict[str, bool] = {}
+        reasons: dict[str, str] = {}
+        wrong = [verdict for verdict in self._found.values() if not verdict.is_right]
+        for key in self._wanted:
+            tried = [self._found[n] for n in self._cases(key) if n in self._found]
+            alike = [verdict for verdict in wrong if key.startswith(f"{verdict.op} {verdict.dtype} ")]
+            against = next((verdict for verdict in [*alike, *tried] if verdict.objection is not None), None)
+            if against is not None:
+                decided[key], reasons[key] = False, f"{against.label}: {against.objection}"
+            elif tried and len(tried) == len(self._cases(key)):
+                decided[key] = True
+        decided = {key: used for key, used in decided.items() if self._decided.get(key) != used}
+        if decided:
+            approved.add(Kept(decided, {key: reasons[key] for key in decided if key in reasons}))
+            self._decided |= decided
+            self._changed = True

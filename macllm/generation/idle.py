@@ -1,0 +1,41 @@
+"""Work that an engine does while nobody waits for it: the trial of Metal kernels that its model asked for."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import Any
+
+from .engine import Tell
+
+log = logging.getLogger(__name__)
+
+
+class KernelTrial:
+    """A trial of kernels, loaded by its name once ops have asked for kernels on which nothing is decided."""
+
+    def __init__(self, name: str, tell: Tell) -> None:
+        """`name` is `module:function`; what it returns for `tell` is an `IdleWork`."""
+        self._name, self._tell = name, tell
+        self._work: Any = None
+        self._failed = False
+
+    def resume(self) -> None:
+        """Go on trying."""
+        from macllm.ops import dispatch
+
+        if not dispatch.undecided or self._failed:
+            return
+        try:
+            if self._work is None:
+                module, _, function = self._name.partition(":")
+                self._work = getattr(import_module(module), function)(self._tell)
+            self._work.resume()
+        except Exception:  # an engine that answers without those kernels is better than none
+            self._failed = True
+            log.exception("no Metal kernel can be tried")
+
+    def pause(self) -> None:
+        """Stop at once."""
+        if self._work is not None:
+            self._work.pause()

@@ -1,0 +1,427 @@
+"""The quick trial of Metal kernels: what it tries, decides and keeps, what stops it, and where it goes on."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import macllm
+from macllm.child import Exit, Parent
+from macllm.doctor import quick
+from macllm.doctor import subprocess as doctor_subprocess
+from macllm.doctor.benchmark import QUICK, Effort, Timing, Verdict, tried
+from macllm.doctor.case import Case
+from macllm.doctor.cases import cases
+from macllm.doctor.quick import BUDGET_SECONDS, CASE_SECONDS, QuickTrial
+from macllm.generation.engine import News
+from macllm.nn import quantize
+from macllm.ops import dispatch
+from macllm.ops.metal import approved
+from macllm.ops.metal.approved import Kept
+from macllm.ops.product import Around, product, serving
+from macllm.ops.quantized import Packed
+from tests.compiling import wait_for
+from tests.simulator.intercept import simulated
+from tests.simulator.run import How
+
+FASTER = Timing(0.001, 0.0015, 1.5, 1.4, 1.6)
+SLOWER = Timing(0.002, 0.0015, 0.75, 0.7, 0.8)
+BASE = next(cases())
+
+
+def case(op: str, size: int, *, timed: bool, label: str = "") -> Case:
+    return replace(BASE, op=op, dtype=mx.float16, size=size, timed=timed, label=label or f"{op} of {size}")
+
+
+KNOWN = [
+    case("qmv", 1, timed=False, label="odd"),
+    case("qmv", 1, timed=True),
+    case("qmv", 4, timed=True),
+    case("moe", 1, timed=False, label="few"),
+    case("moe", 1, timed=True),
+    case("sample", 100, timed=False),
+]
+QMV, FOUR, MOE, SAMPLE = "qmv float16 1", "qmv float16 to 16", "moe float16 1", "sample float16 to 1024"
+
+
+def verdict(number: int, *, apart: float = 0.5, timing: Timing = FASTER) -> Verdict:
+    one = KNOWN[number]
+    return Verdict(one.op, one.label, "float16", one.bucket, one.timed, apart, (timing,) if one.timed else ())
+
+
+@dataclass
+class Lab:
+    """A made-up clock, and processes that take a second for a case unless told otherwise."""
+
+    seconds: dict[int, float] = field(default_factory=dict)
+    answers: dict[int, Verdict | Exit] = field(default_factory=dict)
+    stops_at: int | None = None  # the case during which a request arrives
+    now: float = 0.0
+    started: list[list[int]] = field(default_factory=list)
+    ended: int = 0
+    news: list[News] = field(default_factory=list)
+    reached: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, numbers: Sequence[int], effort: Effort) -> Process:
+        assert effort == QUICK
+        self.started.append(list(numbers))
+        return Process(self, list(numbers))
+
+    def trial(self) -> QuickTrial:
+        return QuickTrial(self.news.append, start=self.start, clock=lambda: self.now)
+
+    def tried(self, trial: QuickTrial | None = None) -> QuickTrial:
+        """A trial that went on until it stopped by itself."""
+        trial = trial or self.trial()
+        trial.resume()
+        assert trial.wait(10)
+        return trial
+
+
+@dataclass
+class Process:
+    lab: Lab
+    numbers: list[int]
+    interrupted: threading.Event = field(default_factory=threading.Event)
+
+    def next(self, timeout_seconds: float) -> Verdict | Exit | None:
+        number = self.numbers.pop(0)
+        if number == self.lab.stops_at:
+            self.lab.reached.set()
+            assert self.interrupted.wait(10)
+            self.lab.now += 1
+            return None
+        took = self.lab.seconds.get(number, 1.0)
+        self.lab.now += min(took, timeout_seconds)
+        return None if took > timeout_seconds else self.lab.answers.get(number) or verdict(number)
+
+    def interrupt(self) -> None:
+        self.interrupted.set()
+
+    def end(self) -> None:
+        self.lab.ended += 1
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of the decisions, not there yet; these cases are all there are."""
+    path = tmp_path / "cache" / "metal.json"
+    monkeypatch.setattr(approved, "_path", lambda: path)
+    monkeypatch.setattr(quick, "cases", lambda: iter(KNOWN))
+    monkeypatch.delenv("MACLLM_METAL", raising=False)
+    approved.kept.cache_clear()
+    yield path
+    approved.kept.cache_clear()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the model have asked for these, the first most often."""
+
+    def ask(*keys: str) -> None:
+        monkeypatch.setattr(dispatch, "undecided", Counter({key: 100 - n for n, key in enumerate(keys)}))
+
+    return ask
+
+
+def decided() -> dict[str, bool]:
+    approved.kept.cache_clear()
+    found = approved.kept()
+    return {} if found is None else dict(found.decisions)
+
+
+def test_only_what_was_asked_for_is_tried_and_most_asked_comes_first(asked: Callable[..., None]) -> None:
+    asked(MOE, QMV)
+    lab = Lab()
+    lab.tried()
+    assert lab.started == [[3, 4, 0, 1]], "small cases come before timed ones; nobody asked for four rows"
+    assert decided() == {MOE: True, QMV: True}
+    assert lab.news == [News("trying Metal kernels", passing=True), News("", passing=True)]
+    assert lab.ended == 1
+
+
+def test_without_a_question_nothing_is_started(asked: Callable[..., None], kept: Path) -> None:
+    """As on Linux, where nothing is ever asked for in vain."""
+    asked()
+    lab = Lab()
+    lab.tried()
+    assert (lab.started, lab.news, kept.parent.exists()) == ([], [], False)
+
+
+def test_sizes_that_no_case_times_are_left_alone(asked: Callable[..., None]) -> None:
+    asked(SAMPLE, "qmv float16 to 1024", "no_such_op float16 1", "qmv bfloat16 1")
+    lab = Lab()
+    lab.tried()
+    assert (lab.started, decided()) == ([], {})
+
+
+def test_a_slower_kernel_is_not_used_and_the_reason_is_kept(asked: Callable[..., None]) -> None:
+    asked(QMV, MOE)
+    Lab(answers={1: verdict(1, timing=SLOWER)}).tried()
+    assert decided() == {QMV: False, MOE: True}
+    found = approved.kept()
+    assert found is not None
+    assert found.reasons == {QMV: "qmv of 1: slower: 0.75 times MLX's speed (0.70 to 0.80)"}
+    assert found.quick == {QMV, MOE}
+
+
+def test_a_wrong_kernel_serves_no_size_not_even_those_that_were_approved(asked: Callable[..., None]) -> None:
+    asked(QMV, FOUR, MOE)
+    lab = Lab(answers={2: verdict(2, apart=3.0)})
+    lab.tried()
+    assert decided() == {QMV: False, FOUR: False, MOE: True}
+    asked(QMV, FOUR, MOE)
+    approved.remember(Kept())
+    lab = Lab(answers={0: verdict(0, apart=float("inf"))})
+    lab.tried()
+    assert decided() == {QMV: False, FOUR: False, MOE: True}
+    assert lab.started == [[0, 1, 2, 3, 4], [3, 4]], "the rest of the op is not tried"
+
+
+def test_a_crash_is_a_finding_and_not_the_end(asked: Callable[..., None], tmp_path: Path) -> None:
+    asked(QMV, MOE)
+    (tmp_path / "log").write_text("libc++abi: terminating\nout of bounds\n")
+    lab = Lab(answers={0: Exit(-6, False, tmp_path / "log")})
+    lab.tried()
+    assert lab.started == [[0, 1, 3, 4], [3, 4]]
+    assert decided() == {QMV: False, MOE: True}
+    found = approved.kept()
+    assert found is not None
+    assert found.reasons == {QMV: "odd: its process crashed: out of bounds"}
+
+
+def test_a_case_that_does_not_end_speaks_against_its_kernel(asked: Callable[..., None]) -> None:
+    asked(QMV, MOE)
+    lab = Lab(seconds={1: CASE_SECONDS + 1})
+    lab.tried()
+    assert decided() == {QMV: False, MOE: True}
+    assert lab.now == CASE_SECONDS + 3
+    assert lab.ended == len(lab.started) == 2
+
+
+def test_the_budget_ends_a_trial_in_the_middle_of_a_case_and_for_good(asked: Callable[..., None]) -> None:
+    asked(QMV, MOE, FOUR)
+    lab = Lab(seconds=dict.fromkeys(range(5), 9.0))
+    trial = lab.tried()
+    assert lab.now == BUDGET_SECONDS
+    assert decided() == {QMV: True}, "moe was not decided in time"
+    assert lab.ended == len(lab.started) == 1
+    lab.tried(trial)
+    assert (lab.now, len(lab.started)) == (BUDGET_SECONDS, 1)
+    lab = Lab()
+    lab.tried()
+    assert lab.started == [[3, 4, 0, 2]], "another engine tries what is left"
+    assert decided() == {QMV: True, MOE: True, FOUR: True}
+
+
+def test_a_request_stops_the_trial_at_once_and_it_goes_on_where_it_stopped(asked: Callable[..., None]) -> None:
+    asked(MOE, QMV)
+    lab = Lab(stops_at=0)
+    trial = lab.trial()
+    trial.resume()
+    assert lab.reached.wait(10)
+    began = time.monotonic()
+    trial.pause()
+    assert time.monotonic() - began < 1
+    assert trial.wait(10)
+    assert lab.ended == 1
+    assert lab.news[-1] == News("", passing=True)
+    assert decided() == {MOE: True}
+    lab.stops_at = None
+    lab.tried(trial)
+    assert lab.started == [[3, 4, 0, 1], [0, 1]]
+    assert decided() == {MOE: True, QMV: True}
+    lab.tried(trial)
+    assert len(lab.started) == 2, "nothing is left"
+
+
+def test_time_before_a_request_counts(asked: Callable[..., None]) -> None:
+    asked(QMV)
+    lab = Lab(stops_at=0, seconds={1: 9.0})
+    trial = lab.trial()
+    for _ in range(int(BUDGET_SECONDS) - 2):
+        lab.reached.clear()
+        trial.resume()
+        assert lab.reached.wait(10)
+        trial.pause()
+        assert trial.wait(10)
+    lab.stops_at = None
+    lab.tried(trial)
+    assert (lab.now, decided()) == (BUDGET_SECONDS, {})
+
+
+def test_decisions_hold_from_the_next_pause_on(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the middle of a completion: whoever owns the model pauses the trial before it makes one."""
+    asked(MOE)
+    trial = Lab().tried()
+    assert approved.decision("moe", mx.float16, 1) is None
+    trial.pause()
+    assert approved.decision("moe", mx.float16, 1) is True
+
+
+def test_the_whole_test_wins(asked: Callable[..., None]) -> None:
+    asked(QMV, MOE)
+    approved.remember(Kept({QMV: False}, {QMV: "slower"}))
+    lab = Lab()
+    trial = lab.tried()
+    assert lab.started == [[3, 4]]
+    assert decided() == {QMV: False, MOE: True}
+    approved.remember(Kept({QMV: True, MOE: False}, {MOE: "slower"}))
+    lab.tried(trial)
+    assert decided() == {QMV: True, MOE: False}
+
+
+def test_another_build_of_the_system_is_tried_anew(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked(MOE)
+    Lab().tried()
+    lab = Lab()
+    lab.tried()
+    assert lab.started == []
+    here = approved.machine()
+    monkeypatch.setattr(approved, "machine", lambda: here | {"system": "macOS 26.2 25C56"})
+    lab = Lab(answers={4: verdict(4, timing=SLOWER)})
+    lab.tried()
+    assert lab.started == [[3, 4]]
+    assert decided() == {MOE: False}
+
+
+def test_while_another_process_tries_nothing_is_timed(asked: Callable[..., None]) -> None:
+    asked(MOE)
+    lab = Lab()
+    with approved.alone(wait=False):
+        trial = lab.tried()
+    assert (lab.started, lab.news) == ([], [])
+    lab.tried(trial)
+    assert decided() == {MOE: True}
+
+
+def test_without_a_place_for_decisions_nothing_is_tried_again(
+    asked: Callable[..., None], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked(MOE)
+    monkeypatch.setattr(approved, "_path", lambda: Path("/proc/macllm/metal.json"))
+    lab = Lab()
+    trial = lab.tried()
+    assert lab.started == []
+    monkeypatch.setattr(approved, "_path", lambda: kept)
+    lab.tried(trial)
+    assert lab.started == []
+
+
+def test_under_metals_own_checks_nothing_is_tried(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked(MOE)
+    monkeypatch.setenv("MTL_SHADER_VALIDATION", "1")
+    lab = Lab()
+    lab.tried()
+    assert lab.started == []
+
+
+def few() -> list[Case]:
+    """Two real cases, one of them as if it had the shape of a real model."""
+    one = next(one for one in cases() if (one.op, one.dtype, one.size, one.timed) == ("moe", mx.float16, 1, False))
+    return [one, replace(one, timed=True)]
+
+
+def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None:
+    """Kernels run in the simulator, whose time says nothing: all are said to be faster."""
+    for number in numbers:
+        with simulated(How(build="fast")):
+            found = tried(few()[number], None)
+        parent.send(replace(found, timings=(FASTER,) * few()[number].timed))
+
+
+def that_hangs(parent: Parent, numbers: list[int], effort: Effort) -> None:
+    threading.Thread(target=doctor_subprocess._end_with, args=(parent,), daemon=True).start()
+    os.write(2, f"{os.getpid()}\n".encode())
+    time.sleep(600)
+
+
+def test_real_kernels_are_checked_in_a_real_process(
+    asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "cases", few)
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_quick:by_the_simulator")
+    asked(MOE)
+    trial = QuickTrial()
+    trial.resume()
+    assert trial.wait(60)
+    assert decided() == {MOE: True}
+
+
+def test_a_request_leaves_no_process_behind(
+    asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch, own_home: Path
+) -> None:
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_quick:that_hangs")
+    asked(MOE)
+    trial = QuickTrial()
+    trial.resume()
+    wait_for(lambda: any(log.read_text().endswith("\n") for log in own_home.rglob("trial-*.log")))
+    (log,) = own_home.rglob("trial-*.log")
+    pid = int(log.read_text())
+    began = time.monotonic()
+    trial.pause()
+    assert time.monotonic() - began < 0.5
+    assert trial.wait(10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert decided() == {}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX says that there is one; arrays are still made where they can be."""
+    here = approved.machine()
+    monkeypatch.setattr(approved, "machine", lambda: here)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(dispatch, "undecided", Counter())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_a_trial_approves_of_serves_the_next_completion() -> None:
+    x = mx.random.normal((1, 64)).astype(mx.float16)
+    matrix = mx.random.normal((32, 64)).astype(mx.float16)
+    packed = Packed(*mx.quantize(matrix, group_size=64, bits=4), 64, 4, "affine")
+    assert serving(x)
+    assert product(x, packed, Around()) is None
+    assert dispatch.undecided == {QMV: 1}
+    trial = Lab().tried()
+    assert product(x, packed, Around()) is None
+    trial.pause()
+    with simulated(How(build="fast")) as log:
+        y = product(x, packed, Around())
+        assert y is not None
+        right = x @ packed.dequantized().T
+        assert mx.allclose(y, right, rtol=1e-2, atol=1e-2).item()
+    assert [name for name, _ in log.dispatches] == ["qmv"]
+    approved.add(Kept({f"{op} float16 1": False for op in ("qmv", "qmv_gated", "qmv_three", "lora", "moe")}))
+    approved.kept.cache_clear()
+    assert not serving(x)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_model_asks_for_the_forms_that_it_has_and_answers_the_same_meanwhile(
+    bits: int | None, request: pytest.FixtureRequest
+) -> None:
+    model, tokenizer = macllm.load()
+    model.set_dtype(mx.bfloat16)
+    if bits:
+        quantize.apply(model, bits=bits, group_size=64)
+
+    def answer() -> str:
+        return macllm.generate(model, tokenizer, "Who are you?", raw=True, max_tokens=4, temperature=0.0).text
+
+    with dispatch.using("stock"):
+        stock = answer()
+    request.getfixturevalue("gpu")
+    assert answer() == stock
+    asked = {key.removesuffix(f"bfloat16 {key.split(maxsplit=2)[2]}").strip() for key in dispatch.undecided}
+    assert asked == {"qkv_post", "kv_decode"} | ({"qmv", "qmv_gated", "qmv_three"} if bits else set())

@@ -1,0 +1,172 @@
+"""Work that an engine does while nobody waits: when it begins, what stops it, and what becomes of its failures."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import generate_fakes as fakes
+import pytest
+
+from macllm.generation import engine as engines
+from macllm.generation.engine import News, ThreadEngine
+from macllm.generation.idle import KernelTrial
+from macllm.generation.process import ProcessEngine
+from macllm.generation.request import Request, SamplingParams
+from macllm.ops import dispatch
+
+GREEDY = SamplingParams(temperature=0.0)
+QUIET = 0.05
+
+
+class Work:
+    """Idle work that tells what is asked of it, and when."""
+
+    def __init__(self) -> None:
+        self.told: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+
+    def resume(self) -> None:
+        self.told.put(("resume", time.monotonic()))
+
+    def pause(self) -> None:
+        self.told.put(("pause", time.monotonic()))
+
+    def next(self) -> tuple[str, float]:
+        return self.told.get(timeout=10)
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def engine(work: Work, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadEngine]:
+    monkeypatch.setattr(engines, "QUIET_SECONDS", QUIET)
+    engine = ThreadEngine(lambda: fakes.load("slow"), "slow", work)
+    yield engine
+    engine.close()
+
+
+def ask(engine: ThreadEngine, tokens: int = 2) -> None:
+    for _ in engine.submit(Request(prompt=(1, 2), max_tokens=tokens, sampling=GREEDY)):
+        pass
+
+
+def test_it_begins_after_the_first_answer_and_a_moment_of_quiet(engine: ThreadEngine, work: Work) -> None:
+    assert engine.info.model_name == "slow"
+    with pytest.raises(queue.Empty):
+        work.told.get(timeout=4 * QUIET)
+    ask(engine)
+    answered = time.monotonic()
+    word, at = work.next()
+    assert (word, at > answered + QUIET / 2) == ("resume", True)
+    with pytest.raises(queue.Empty):
+        work.told.get(timeout=4 * QUIET)
+
+
+def test_a_request_stops_it_before_anything_is_computed(engine: ThreadEngine, work: Work) -> None:
+    ask(engine)
+    assert work.next()[0] == "resume"
+    asked = time.monotonic()
+    ask(engine, tokens=20)
+    answered = time.monotonic()
+    word, at = work.next()
+    assert word == "pause"
+    assert asked <= at < (asked + answered) / 2
+    assert work.next()[0] == "resume"
+
+
+def test_requests_that_follow_each_other_leave_it_no_time(engine: ThreadEngine, work: Work) -> None:
+    streams = [engine.submit(Request(prompt=(1, n), max_tokens=2, sampling=GREEDY)) for n in range(4)]
+    for stream in streams:
+        assert [*stream]
+    answered = time.monotonic()
+    word, at = work.next()
+    assert (word, at > answered) == ("resume", True)
+
+
+def test_closing_stops_it(engine: ThreadEngine, work: Work) -> None:
+    ask(engine)
+    assert work.next()[0] == "resume"
+    engine.close()
+    assert work.next()[0] == "pause"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model have asked for a kernel on which nothing is decided."""
+    monkeypatch.setattr(dispatch, "undecided", Counter({"qmv float16 1": 3}))
+
+
+WORK = Work()
+NEWS = News("trying", passing=True)
+
+
+def make_work(tell: engines.Tell) -> Work:
+    tell(NEWS)
+    return WORK
+
+
+def fail_to_make(tell: engines.Tell) -> Work:
+    raise OSError("no such thing")
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_trial_is_loaded_by_its_name_once() -> None:
+    news: list[News] = []
+    trial = KernelTrial("test_idle:make_work", news.append)
+    trial.pause()
+    for _ in range(2):
+        trial.resume()
+        trial.pause()
+    assert [WORK.next()[0] for _ in range(4)] == ["resume", "pause"] * 2
+    assert news == [NEWS]
+
+
+def test_a_trial_of_nothing_is_not_even_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "undecided", Counter())
+    trial = KernelTrial("no.such.module:at_all", lambda news: pytest.fail("nothing to tell"))
+    trial.resume()
+    trial.pause()
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("name", ["no.such.module:at_all", "test_idle:nothing", "test_idle:fail_to_make"])
+def test_a_trial_that_fails_is_logged_once_and_the_engine_goes_on(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines, "QUIET_SECONDS", 0.0)
+    engine = ThreadEngine(lambda: fakes.load("quick"), "quick", KernelTrial(name, lambda news: None))
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            ask(engine)
+            time.sleep(0.05)
+        engine.close()
+    assert [record.message for record in caplog.records] == ["no Metal kernel can be tried"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="on a Mac there are kernels to try")
+def test_on_linux_an_engine_never_loads_its_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its process would tell: the trial's module ends it."""
+    (tmp_path / "deadly.py").write_text("import os\nos._exit(9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    engine = ProcessEngine("quick", loader="generate_fakes:load", trial="deadly:trial")
+    for _ in range(2):
+        assert [*engine.submit(Request(prompt=(1, 2), max_tokens=2, sampling=GREEDY))]
+        time.sleep(1.3)
+    assert engine.usage().limit_bytes > 0
+    engine.close()
+
+
+def test_chat_names_a_trial_that_there_is() -> None:
+    code = "from macllm.chat.options import TRIAL; from importlib import import_module as load; "
+    code += "module, _, name = TRIAL.partition(':'); print(getattr(load(module), name)(print).pause())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("None\n", "")
