@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from macllm.errors import UsageError
-from macllm.generation.defaults import LARGEST_SEED
+from macllm.generation.ranges import LARGEST_SEED
 from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill, Request, SamplingParams, Timing, Usage
 
 if TYPE_CHECKING:

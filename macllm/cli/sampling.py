@@ -28,7 +28,18 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "dry_base": (float, "How the DRY penalty grows with the length of the repetition."),
     "dry_allowed_length": (int, "Longest repetition that DRY leaves alone."),
     "dry_window": (int, "How many of the newest tokens DRY looks at; 0: all."),
+    "no_repeat_ngram_size": (int, "Never say N tokens in a row twice; 0: off."),
+    "encoder_no_repeat_ngram_size": (int, "Never say N tokens in a row that the prompt has; 0: off."),
+    "min_length": (int, "Tokens, the prompt's included, before an answer may end."),
+    "min_new_tokens": (int, "Tokens before an answer may end."),
+    "forced_bos_token_id": (int, "The first token of a text-to-text model's answer."),
     "seed": (int, "Draw the same tokens again."),
+}
+TOKENS: dict[str, str] = {
+    "dry_breakers": "A token that ends a repetition.",
+    "suppress_tokens": "A token never to say.",
+    "begin_suppress_tokens": "A token not to begin with.",
+    "forced_eos_token_id": "The token to end with where --max-tokens ends the answer.",
 }
 
 MODEL_HELP = "A folder, org/name or org/name@revision; without it, the bundled model."
@@ -51,10 +62,13 @@ def sampling_options(function: Command) -> Command:
     @functools.wraps(function)
     def gathered(*args: Any, **flags: Any) -> Any:
         sampling = {name: value for name in SAMPLING if (value := flags.pop(name)) is not None}
-        if breakers := flags.pop("dry_breakers"):
-            sampling["dry_breakers"] = breakers
+        sampling |= {name: tokens for name in TOKENS if (tokens := flags.pop(name))}
         if biases := flags.pop("logit_bias"):
             sampling["logit_bias"] = tuple(_bias(text) for text in biases)
+        if biases := flags.pop("sequence_bias"):
+            sampling["sequence_bias"] = tuple(_sequence_bias(text) for text in biases)
+        if words := flags.pop("bad_words_ids"):
+            sampling["bad_words_ids"] = tuple(_sequence(text, "--bad-words-ids 12,34") for text in words)
         return function(*args, sampling=sampling, **flags)
 
     options = [
@@ -62,8 +76,13 @@ def sampling_options(function: Command) -> Command:
         for name, (kind, text) in SAMPLING.items()
     ]
     options += [
-        click.option("--dry-breakers", type=int, multiple=True, metavar="ID", help="A token that ends a repetition."),
+        click.option(f"--{name.replace('_', '-')}", type=int, multiple=True, metavar="ID", help=text)
+        for name, text in TOKENS.items()
+    ]
+    options += [
         click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to the logit of one token."),
+        click.option("--sequence-bias", multiple=True, metavar="ID,…=BIAS", help="The same of the last of several."),
+        click.option("--bad-words-ids", multiple=True, metavar="ID,…", help="Tokens never to say one after another."),
     ]
     decorated: Command = gathered
     for option in reversed(options):
@@ -77,3 +96,18 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError as error:
         raise UsageError(f"cannot read the logit bias {text!r}", remedy="--logit-bias 1234=-5") from error
+
+
+def _sequence_bias(text: str) -> tuple[tuple[int, ...], float]:
+    tokens, _, bias = text.partition("=")
+    try:
+        return _sequence(tokens, "--sequence-bias 12,34=-5"), float(bias)
+    except ValueError as error:
+        raise UsageError(f"cannot read the sequence bias {text!r}", remedy="--sequence-bias 12,34=-5") from error
+
+
+def _sequence(text: str, remedy: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(token) for token in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"cannot read the tokens {text!r}", remedy=remedy) from error

@@ -1,80 +1,46 @@
-"""What is sampled with when nobody says: the checkpoint's own wishes, then ours. And what can be said at all."""
+"""Default sampling parameters: the checkpoint's own wishes, then ours. And the check of a request's values."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from macllm.errors import UsageError
 
+from . import wishes
+from .options import read_bad_words, read_biases, read_sequence_biases, read_stop, read_tokens
+from .ranges import COLDEST, OPTIONAL, RANGES, check_range
 from .request import Request, SamplingParams
 
 # For a checkpoint that says nothing: cooler than its own distribution, and without the tail that sampling
 # token after token would sooner or later step into.
 OURS = SamplingParams(temperature=0.7, min_p=0.05)
-LARGEST_SEED = 2**32 - 1
-
-_FROM_FILE = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-
-# name: smallest, whether that itself is allowed, largest
-_RANGES: dict[str, tuple[float, bool, float]] = {
-    "temperature": (0, True, 100),
-    "top_k": (0, True, math.inf),
-    "top_p": (0, True, 1),
-    "min_p": (0, True, 1),
-    "typical_p": (0, True, 1),
-    "xtc_probability": (0, True, 1),
-    "xtc_threshold": (0, True, 1),
-    "repetition_penalty": (0, False, 100),
-    "presence_penalty": (-100, True, 100),
-    "frequency_penalty": (-100, True, 100),
-    "penalty_window": (0, True, math.inf),
-    "dry_multiplier": (0, True, 100),
-    "dry_base": (1, True, 100),
-    "dry_allowed_length": (1, True, math.inf),
-    "dry_window": (0, True, math.inf),
-    "max_tokens": (1, True, math.inf),
-    "logprobs": (0, True, math.inf),
-    "max_context": (1, True, math.inf),
-    "prefill_step": (1, True, math.inf),
-    "seed": (0, True, LARGEST_SEED),
-}
-_OPTIONAL = {"seed", "logprobs", "max_context", "max_tokens"}
-_WHOLE = {"top_k", "penalty_window", "dry_allowed_length", "dry_window", "prefill_step"} | _OPTIONAL
-_COLDEST = 1e-4  # colder than this, logits / temperature can leave float32
+_FILTERS = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p"})
 
 
-def defaults(generation_config: Mapping[str, Any] | None, *, encoder_decoder: bool = False) -> SamplingParams:
-    """How a checkpoint wants to be sampled: its `generation_config.json`, and where that says nothing, ours.
+def defaults(
+    generation_config: Mapping[str, Any] | None, *, encoder_decoder: bool = False, vocab_size: int | None = None
+) -> SamplingParams:
+    """The sampling that a checkpoint wants: its `generation_config.json`, and where that says nothing, ours.
 
     A file that names any filter or temperature is taken as it is, nothing of ours mixed in. One that says
     `do_sample: false`, and an encoder-decoder whose file does not ask for sampling, get the likeliest token.
+    Values that cannot be taken are left out (`wishes.read` has notes on them).
     """
-    file = dict(generation_config or {})
-    named = {name: file[name] for name in _FROM_FILE if file.get(name) is not None}
-    if named.get("top_k") == -1:  # as other programs write "all"
-        named["top_k"] = 0
+    file = generation_config or {}
+    named = wishes.read(file, vocab_size).sampling
     samples = file.get("do_sample")
-    if samples is False or (encoder_decoder and not samples):
-        params = dataclasses.replace(SamplingParams(temperature=0.0), **_only_penalties(named))
-    elif named.keys() - {"repetition_penalty", "presence_penalty", "frequency_penalty"} or samples:
-        params = SamplingParams(**named)
-    else:
-        params = dataclasses.replace(OURS, **named)
-    banned = sorted(_banned(file))
-    return dataclasses.replace(params, logit_bias=tuple((token, -math.inf) for token in banned)) if banned else params
+    if isinstance(samples, str):
+        samples = samples.lower() == "true"
+    if (samples is not None and not samples) or (encoder_decoder and not samples):
+        kept = {name: value for name, value in named.items() if name not in _FILTERS}
+        return SamplingParams(temperature=0.0, **kept)
+    if samples or not _FILTERS.isdisjoint(named):
+        return SamplingParams(**named)
+    return dataclasses.replace(OURS, **named)
 
 
 def new_seed() -> int:
@@ -83,55 +49,52 @@ def new_seed() -> int:
 
 
 def check(request: Request, vocab_size: int | None = None) -> None:
-    """Raises UsageError for a value outside its range, naming both."""
-    for owner in (request, request.sampling):
-        for field in dataclasses.fields(owner):
-            value = getattr(owner, field.name)
-            if field.name in _RANGES and not (value is None and field.name in _OPTIONAL):
-                _check_range(field.name, value)
+    """Raise UsageError for a value of a wrong type or outside its range, naming both."""
+    _check_fields(request)
+    _check_fields(request.sampling)
     sampling = request.sampling
-    if 0 < sampling.temperature < _COLDEST:
+    if 0 < sampling.temperature < COLDEST:
         raise UsageError(
-            f"temperature is {sampling.temperature}; it can be 0, or from {_COLDEST:g} to 100",
+            f"temperature is {sampling.temperature}; it can be 0, or from {COLDEST:g} to 100",
             remedy="temperature 0 takes the likeliest token",
         )
-    if request.kv_bits not in (None, 4, 8):
-        raise UsageError(f"kv_bits is {request.kv_bits}; it can be 4, 8 or None (not quantized)")
-    if "" in request.stop:
+    if isinstance(request.kv_bits, bool) or request.kv_bits not in (None, 4, 8):
+        raise UsageError(f"kv_bits is {request.kv_bits!r}; it can be 4, 8 or None (not quantized)")
+    if "" in read_stop(request.stop):
         raise UsageError("a stop string is empty", remedy="leave it out")
-    for token, bias in sampling.logit_bias:
-        if math.isnan(bias) or bias == math.inf:
-            raise UsageError(f"logit_bias of token {token} is {bias}; it can be any finite number, or -inf to ban it")
-    named = {
-        "logit_bias": [token for token, _ in sampling.logit_bias],
-        "dry_breakers": sampling.dry_breakers,
-        "stop_tokens": request.stop_tokens,
-    }
-    for name, tokens in named.items():
+    _check_biases("logit_bias", read_biases(sampling.logit_bias))
+    _check_biases("sequence_bias", read_sequence_biases(sampling.sequence_bias))
+    for name, tokens in _named_tokens(request):
         for token in tokens:
             if token < 0 or (vocab_size is not None and token >= vocab_size):
                 below = "" if vocab_size is None else f" from 0 to {vocab_size - 1}"
                 raise UsageError(f"{name} has the token {token}; this model's tokens are{below or ' not negative'}")
 
 
-def _check_range(name: str, value: Any) -> None:
-    low, low_allowed, high = _RANGES[name]
-    whole = name in _WHOLE
-    if isinstance(value, int if whole else int | float) and not isinstance(value, bool):
-        number = float(value)
-        if (number >= low if low_allowed else number > low) and number <= high:
-            return
-    kind = "a whole number" if whole else "a number"
-    lower = f"from {low:g}" if low_allowed else f"above {low:g}"
-    upper = "" if high == math.inf else f" to {high:.10g}" if low_allowed else f" and at most {high:.10g}"
-    raise UsageError(f"{name} is {value!r}; it can be {kind} {lower}{upper}")
+def _check_fields(owner: Request | SamplingParams) -> None:
+    for field in dataclasses.fields(owner):
+        value = getattr(owner, field.name)
+        several = isinstance(field.default, tuple | frozenset) and field.name != "prompt"
+        if several and not isinstance(value, tuple | list | frozenset | set):
+            raise UsageError(f"{field.name} is {value!r}; in a {type(owner).__name__} it can be a tuple")
+        if field.name in RANGES and not (value is None and field.name in OPTIONAL):
+            check_range(field.name, value)
 
 
-def _only_penalties(named: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in named.items() if name.endswith("_penalty")}
+def _check_biases(name: str, biases: Iterable[tuple[object, float]]) -> None:
+    for key, bias in biases:
+        if math.isnan(bias) or bias == math.inf:
+            raise UsageError(f"{name} of {key} is {bias}; it can be any finite number, or -inf to ban it")
 
 
-def _banned(file: Mapping[str, Any]) -> set[int]:
-    """Tokens that the checkpoint must never say: `suppress_tokens`, and the `bad_words_ids` of one token."""
-    single = {words[0] for words in file.get("bad_words_ids") or () if len(words) == 1}
-    return single | set(file.get("suppress_tokens") or ())
+def _named_tokens(request: Request) -> Iterator[tuple[str, Iterable[int]]]:
+    """The tokens that options name, by the option."""
+    sampling = request.sampling
+    yield "logit_bias", (token for token, _ in read_biases(sampling.logit_bias))
+    yield "sequence_bias", (token for tokens, _ in read_sequence_biases(sampling.sequence_bias) for token in tokens)
+    yield "bad_words_ids", (token for words in read_bad_words(sampling.bad_words_ids) for token in words)
+    yield "stop_tokens", read_tokens("stop_tokens", request.stop_tokens)
+    if sampling.forced_bos_token_id is not None:
+        yield "forced_bos_token_id", (sampling.forced_bos_token_id,)
+    for name in ("dry_breakers", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
+        yield name, read_tokens(name, getattr(sampling, name))

@@ -18,8 +18,8 @@ DeltaKind = Literal["content", "reasoning", "tool_call"]
 class SamplingParams:
     """How the next token is drawn. The defaults draw from the model's own distribution.
 
-    Applied in this order: logit bias, penalties, temperature, then the filters top-k, top-p, min-p,
-    typical and XTC. A temperature of 0 takes the likeliest token.
+    Applied in this order: biases and what must or must not come, penalties, temperature, then the filters top-k,
+    top-p, min-p, typical and XTC. A temperature of 0 takes the likeliest token.
     """
 
     temperature: float = 1.0
@@ -39,6 +39,17 @@ class SamplingParams:
     dry_window: int = 0  # 0: all
     dry_breakers: tuple[int, ...] = ()  # tokens that end a repeated sequence
     logit_bias: tuple[tuple[int, float], ...] = ()
+    # The next ten are those of transformers' GenerationConfig, lengths counted as there
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()  # added to the last token where the rest came before
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # sequences that must not come
+    suppress_tokens: tuple[int, ...] = ()  # tokens that must not come
+    begin_suppress_tokens: tuple[int, ...] = ()  # tokens that must not come first
+    no_repeat_ngram_size: int = 0  # no n tokens in a row twice, prompt included; 0: off
+    encoder_no_repeat_ngram_size: int = 0  # no n tokens in a row that the prompt has; 0: off
+    min_length: int = 0  # tokens before an end may come: those of the prompt count, not those of an encoder's
+    min_new_tokens: int = 0  # the same without the prompt's; wins over min_length
+    forced_bos_token_id: int | None = None  # the token after a beginning of one token
+    forced_eos_token_id: tuple[int, ...] = ()  # what the last of max_tokens must be
     seed: int | None = None  # None: drawn once and reported, so that every completion can be replayed
 
 

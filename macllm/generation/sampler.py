@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from macllm.ops.sampling import Draw, Rules, logprobs
 
+from .constraints import Bounds, Constraints, biases
 from .request import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,19 +27,37 @@ _TINY = 2.0**-126  # smallest normal float32: below it, top-p keeps the likelies
 class Sampler:
     """Draws the tokens of one completion. The draw depends on the logits, the history, the seed and the step alone."""
 
-    def __init__(self, params: SamplingParams, seed: int, history: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: int,
+        history: Sequence[int],
+        vocab_size: int,
+        bounds: Bounds | None = None,
+    ) -> None:
         self._params = params
         self._seed = seed
         self._vocab_size = vocab_size
         looks_at = _windows(params)
         kept = 0 if 0 in looks_at else max(looks_at, default=0)
-        self._draw_at_once = Draw(_rules(params, kept), params.logit_bias, params.dry_breakers)
+        bounds = bounds or Bounds()
+        self._biases = biases(params, bounds, vocab_size)
+        constrained = Constraints.needed(params)
+        self._constraints = Constraints(params, history, bounds, vocab_size) if constrained else None
+        self._draw_at_once = Draw(_rules(params, kept), self._biases, params.dry_breakers, filters_only=not constrained)
         self._history = mx.array(list(history[-kept:]), dtype=mx.uint32) if looks_at else None  # -0: everything
         self._penalties: list[CountPenalties | DryPenalty] = []  # where filters go one by one
         self._bias: tuple[mx.array, mx.array] | None = None
 
     def __call__(self, logits: mx.array, step: int) -> mx.array:
         """Token () drawn from logits (V,) as number `step` of the completion; it joins the history."""
+        if self._constraints is None:
+            return self._next(logits, step)
+        token = self._next(self._constraints(logits), step)
+        self._constraints.add(token)
+        return token
+
+    def _next(self, logits: mx.array, step: int) -> mx.array:
         drawn = None if self._penalties else self._draw_at_once(logits, self._history, self._seed, step)
         if drawn is not None:
             token, self._history = drawn
@@ -54,8 +73,8 @@ class Sampler:
         return token
 
     def _biased(self, logits: mx.array) -> mx.array:
-        if self._params.logit_bias and self._bias is None:
-            tokens, amounts = zip(*self._params.logit_bias, strict=True)
+        if self._biases and self._bias is None:
+            tokens, amounts = zip(*self._biases, strict=True)
             self._bias = mx.array(tokens, dtype=mx.uint32), mx.array(amounts, dtype=mx.float32)
         if self._bias is not None or self._penalties:
             logits = logits.astype(mx.float32)

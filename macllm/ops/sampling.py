@@ -41,8 +41,16 @@ class Rules(NamedTuple):
 class Draw:
     """The draws of one completion, each one op from logits to token."""
 
-    def __init__(self, rules: Rules, bias: Sequence[tuple[int, float]], breakers: Sequence[int]) -> None:
-        self._filters = None if bias else _filters(rules)
+    def __init__(
+        self,
+        rules: Rules,
+        bias: Sequence[tuple[int, float]],
+        breakers: Sequence[int],
+        *,
+        filters_only: bool = True,
+    ) -> None:
+        """Without `filters_only`, something else than the rules may have put logits at -inf before the draw."""
+        self._filters = _filters(rules) if filters_only and not bias else None
         self._arguments = (
             [float(min(number, _LARGEST)) for number in rules],
             [token for token, _ in bias],

@@ -28,12 +28,17 @@ def test_every_sampling_parameter_has_a_flag() -> None:
         "--temperature=0.5", "--top-k=7", "--top-p=0.9", "--min-p=0.1", "--typical-p=0.8", "--xtc-probability=0.2",
         "--xtc-threshold=0.3", "--repetition-penalty=1.1", "--presence-penalty=0.4", "--frequency-penalty=0.6",
         "--penalty-window=64", "--dry-multiplier=0.7", "--dry-base=1.5", "--dry-allowed-length=3", "--dry-window=128",
-        "--dry-breakers=5", "--dry-breakers=6", "--logit-bias=9=-1.5", "--seed=11",
+        "--dry-breakers=5", "--dry-breakers=6", "--logit-bias=9=-1.5", "--seed=11", "--no-repeat-ngram-size=3",
+        "--encoder-no-repeat-ngram-size=4", "--min-length=5", "--min-new-tokens=6", "--forced-bos-token-id=7",
+        "--forced-eos-token-id=8", "--suppress-tokens=1", "--suppress-tokens=2", "--begin-suppress-tokens=3",
+        "--sequence-bias=1,2=0.5", "--bad-words-ids=3,4", "--bad-words-ids=5",
     ]  # fmt: skip
     sampling = invoke(sampling_options, arguments, "sampling")
     assert set(sampling) == {field.name for field in dataclasses.fields(SamplingParams)}
     params = SamplingParams(**sampling)
     assert (params.top_k, params.dry_breakers, params.logit_bias, params.seed) == (7, (5, 6), ((9, -1.5),), 11)
+    assert (params.suppress_tokens, params.bad_words_ids) == ((1, 2), ((3, 4), (5,)))
+    assert params.sequence_bias == (((1, 2), 0.5),)
 
 
 def test_flags_that_were_not_given_leave_the_model_its_defaults() -> None:
@@ -45,6 +50,12 @@ def test_flags_that_were_not_given_leave_the_model_its_defaults() -> None:
 def test_a_logit_bias_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="logit bias"):
         invoke(sampling_options, ["--logit-bias", text], "sampling")
+
+
+@pytest.mark.parametrize("flag", ["--sequence-bias=1,2", "--sequence-bias=a=1", "--bad-words-ids=1,b"])
+def test_tokens_that_cannot_be_read_are_refused(flag: str) -> None:
+    with pytest.raises(UsageError, match="cannot read the"):
+        invoke(sampling_options, [flag], "sampling")
 
 
 @pytest.mark.parametrize("config", [FinetuneConfig, PretrainConfig])

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from macllm.errors import UsageError
-from macllm.generation.defaults import OURS, check, defaults
+from macllm.generation import wishes
+from macllm.generation.defaults import OURS, check, defaults, stop_tokens
 from macllm.generation.request import Request, SamplingParams
 
 
@@ -29,12 +30,104 @@ from macllm.generation.request import Request, SamplingParams
         ),
         (
             {"do_sample": True, "suppress_tokens": [3, 1], "bad_words_ids": [[9], [4, 2]]},
-            SamplingParams(logit_bias=((1, -math.inf), (3, -math.inf), (9, -math.inf))),
+            SamplingParams(suppress_tokens=(3, 1), bad_words_ids=((9,), (4, 2))),
+        ),
+        ({"do_sample": True, "bad_words_ids": [[9], [2]], "eos_token_id": [2]}, SamplingParams(bad_words_ids=((9,),))),
+        ({"min_length": 5, "no_repeat_ngram_size": 3}, dataclasses.replace(OURS, min_length=5, no_repeat_ngram_size=3)),
+        ({"do_sample": False, "min_new_tokens": 5}, SamplingParams(temperature=0.0, min_new_tokens=5)),
+        (
+            {"do_sample": False, "forced_bos_token_id": 0, "forced_eos_token_id": 2},
+            SamplingParams(temperature=0.0, forced_bos_token_id=0, forced_eos_token_id=(2,)),
+        ),
+        (
+            {"do_sample": True, "sequence_bias": [[[1, 2], -1.5], [[1, 2], 3]], "begin_suppress_tokens": [220, 7]},
+            SamplingParams(sequence_bias=(((1, 2), 3.0),), begin_suppress_tokens=(220, 7)),
         ),
     ],
 )
 def test_the_checkpoint_decides_and_where_it_is_silent_we_do(file: dict | None, expected: SamplingParams) -> None:
     assert defaults(file) == expected
+
+
+ODD = [
+    ({"temperature": 1e-6}, {"temperature": 0.0}),
+    ({"temperature": 1e-5}, {"temperature": 0.0}),
+    ({"temperature": 0}, {"temperature": 0.0}),
+    ({"temperature": "0.7"}, {"temperature": 0.7}),
+    ({"temperature": -1}, {}),
+    ({"temperature": "hot"}, {}),
+    ({"temperature": True}, {}),
+    ({"temperature": math.nan}, {}),
+    ({"temperature": math.inf}, {}),
+    ({"temperature": [0.5]}, {}),
+    ({"top_k": 20.0}, {"top_k": 20}),
+    ({"top_k": "20"}, {"top_k": 20}),
+    ({"top_k": 0}, {}),
+    ({"top_k": -1}, {}),
+    ({"top_k": 2.5}, {}),
+    ({"top_k": -5}, {}),
+    ({"top_p": 1.1}, {}),
+    ({"top_p": 0}, {"top_p": 0.0}),
+    ({"top_p": -0.1}, {}),
+    ({"min_p": 2}, {}),
+    ({"typical_p": 1.5}, {}),
+    ({"repetition_penalty": 0}, {}),
+    ({"repetition_penalty": "1.1"}, {"repetition_penalty": 1.1}),
+    ({"suppress_tokens": [5, 600]}, {"suppress_tokens": (5,)}),
+    ({"suppress_tokens": [-1]}, {}),
+    ({"suppress_tokens": []}, {}),
+    ({"suppress_tokens": 5}, {"suppress_tokens": (5,)}),
+    ({"suppress_tokens": "none"}, {}),
+    ({"suppress_tokens": [5.0, None]}, {"suppress_tokens": (5,)}),
+    ({"bad_words_ids": [[5, 600], [7.0], [], 3]}, {"bad_words_ids": ((7,),)}),
+    ({"bad_words_ids": {"a": 1}}, {}),
+    ({"sequence_bias": [[[5], "x"], [[600], 1.0], 3]}, {}),
+    ({"no_repeat_ngram_size": 3.0}, {"no_repeat_ngram_size": 3}),
+    ({"no_repeat_ngram_size": -3}, {}),
+    ({"min_length": None}, {}),
+    ({"forced_bos_token_id": 600}, {}),
+    ({"forced_eos_token_id": [5, 600]}, {"forced_eos_token_id": (5,)}),
+]
+
+
+@pytest.mark.parametrize(("file", "taken"), ODD, ids=[str(file) for file, _ in ODD])
+def test_an_odd_value_of_the_checkpoint_is_mended_or_left_out_and_is_no_error(file: dict, taken: dict) -> None:
+    params = defaults({"do_sample": True, **file}, vocab_size=512)
+    assert params == SamplingParams(**taken)
+    check(Request(prompt=(1,), sampling=params), vocab_size=512)
+
+
+@pytest.mark.parametrize("value", ["true", "True", True, 1])
+def test_a_wish_to_sample_is_read_however_it_is_written(value: object) -> None:
+    assert defaults({"do_sample": value}) == SamplingParams()
+    assert defaults({"do_sample": "false"}).temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "notes"),
+    [
+        ({}, []),
+        ({"num_beams": 1, "guidance_scale": 1.0, "diversity_penalty": 0.0, "token_healing": False}, []),
+        ({"temperature": 0.6, "top_k": 20.0, "top_p": 0, "eos_token_id": [2], "max_new_tokens": 9}, []),
+        ({"use_cache": True, "transformers_version": "4", "pad_token_id": 0, "length_penalty": 2.0}, []),
+        ({"num_beams": 4}, ["generation_config.json asks for num_beams = 4, which macllm does not obey"]),
+        (
+            {"penalty_alpha": 0.6, "max_time": 3},
+            ["generation_config.json asks for penalty_alpha = 0.6, max_time = 3, which macllm does not obey"],
+        ),
+        ({"epsilon_cutoff": 0.1}, []),  # nothing is drawn
+        (
+            {"epsilon_cutoff": 0.1, "do_sample": True},
+            ["generation_config.json asks for epsilon_cutoff = 0.1, which macllm does not obey"],
+        ),
+        ({"temperature": 1e-6}, ["generation_config.json: temperature = 1e-06 is taken as 0, the likeliest token"]),
+        ({"top_p": 3}, ["generation_config.json: top_p = 3 is left out"]),
+        ({"suppress_tokens": [5, 600]}, ["generation_config.json: 600 of suppress_tokens is left out"]),
+    ],
+    ids=str,
+)
+def test_what_is_mended_or_not_obeyed_is_named(file: dict, notes: list[str]) -> None:
+    assert wishes.read(file, 512).notes == notes
 
 
 @pytest.mark.parametrize(

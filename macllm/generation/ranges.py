@@ -1,0 +1,72 @@
+"""Allowed values of the numbers in a request."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from macllm.errors import UsageError
+
+LARGEST_SEED = 2**32 - 1
+
+# name: smallest, whether that itself is allowed, largest
+RANGES: dict[str, tuple[float, bool, float]] = {
+    "temperature": (0, True, 100),
+    "top_k": (0, True, math.inf),
+    "top_p": (0, True, 1),
+    "min_p": (0, True, 1),
+    "typical_p": (0, True, 1),
+    "xtc_probability": (0, True, 1),
+    "xtc_threshold": (0, True, 1),
+    "repetition_penalty": (0, False, 100),
+    "presence_penalty": (-100, True, 100),
+    "frequency_penalty": (-100, True, 100),
+    "penalty_window": (0, True, math.inf),
+    "dry_multiplier": (0, True, 100),
+    "dry_base": (1, True, 100),
+    "dry_allowed_length": (1, True, math.inf),
+    "dry_window": (0, True, math.inf),
+    "no_repeat_ngram_size": (0, True, math.inf),
+    "encoder_no_repeat_ngram_size": (0, True, math.inf),
+    "min_length": (0, True, math.inf),
+    "min_new_tokens": (0, True, math.inf),
+    "forced_bos_token_id": (0, True, math.inf),
+    "max_tokens": (1, True, math.inf),
+    "logprobs": (0, True, math.inf),
+    "max_context": (1, True, math.inf),
+    "prefill_step": (1, True, math.inf),
+    "seed": (0, True, LARGEST_SEED),
+}
+OPTIONAL = frozenset({"seed", "logprobs", "max_context", "max_tokens", "forced_bos_token_id"})
+WHOLE = OPTIONAL | {
+    "top_k",
+    "penalty_window",
+    "dry_allowed_length",
+    "dry_window",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+    "prefill_step",
+}
+COLDEST = 1e-4  # colder than this, logits / temperature can leave float32
+
+
+def allows(name: str, value: Any) -> bool:
+    """Whether the option `name` can have this value."""
+    low, low_allowed, high = RANGES[name]
+    if not isinstance(value, int if name in WHOLE else int | float) or isinstance(value, bool):
+        return False
+    number = float(value)
+    return (number >= low if low_allowed else number > low) and number <= high
+
+
+def check_range(name: str, value: Any) -> None:
+    """Raise UsageError, with the range, for a value that the option `name` cannot have."""
+    if allows(name, value):
+        return
+    low, low_allowed, high = RANGES[name]
+    kind = "a whole number" if name in WHOLE else "a number"
+    lower = f"from {low:g}" if low_allowed else f"above {low:g}"
+    upper = "" if high == math.inf else f" to {high:.10g}" if low_allowed else f" and at most {high:.10g}"
+    raise UsageError(f"{name} is {value!r}; it can be {kind} {lower}{upper}")
