@@ -148,6 +148,29 @@ def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None
         raise CheckpointError(f"rope parameters of type {p['rope_type']!r} have no {missing}") from None
 
 
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The positions that a model with rotary positions is made for, its RoPE scaling included, as vLLM counts them.
+
+    YaRN: the length before scaling * factor. Linear and dynamic: max_position_embeddings * factor. Others state the
+    length that they reach.
+    """
+    trained = config.get("max_position_embeddings")
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    by_kind = [value for value in scaling.values() if isinstance(value, Mapping)]
+    reached = [_scaled(config, each, trained) for each in by_kind or [scaling]]
+    return max((length for length in reached if length is not None), default=None)
+
+
+def _scaled(config: Mapping[str, Any], scaling: Mapping[str, Any], trained: int | None) -> int | None:
+    kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
+    if kind == "yarn":
+        before = scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        trained = before if before and factor else trained
+    elif kind not in ("linear", "dynamic"):
+        return trained
+    return trained and int(trained * float(factor or 1))
+
+
 def _scaling(config: Config, p: dict[str, Any]) -> RoPEScaling | None:
     trained = p["original_max_position_embeddings"]
     match p["rope_type"]:

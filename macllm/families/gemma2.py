@@ -19,7 +19,7 @@ from macllm.nn.spec import (
 from macllm.weights.keymap import KeyMap
 
 from . import llama
-from .config import Config, activation, is_tied, layer_types, refuse
+from .config import Config, activation, context_length, is_tied, layer_types, refuse
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -59,7 +59,7 @@ def decoder(config: Config, layers: tuple[LayerSpec, ...]) -> DecoderSpec:
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=dim, scale=dim**0.5),
         decoder=StackSpec(layers=layers, final_norm=norm(config)),
         head=HeadSpec(tied=is_tied(config), softcap=config.get("final_logit_softcapping")),
-        context_length=config.get("max_position_embeddings"),
+        context_length=context_length(config),
     )
 
 

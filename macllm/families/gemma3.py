@@ -23,7 +23,9 @@ def spec(config: Config) -> DecoderSpec:
     pattern = layer_types(
         config, ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(count)], kinds
     )
-    return gemma2.decoder(config, tuple(gemma2.layer(config, kinds[kind]) for kind in pattern))
+    decoder = gemma2.decoder(config, tuple(gemma2.layer(config, kinds[kind]) for kind in pattern))
+    # This family's max_position_embeddings is what its scaled RoPE reaches.
+    return replace(decoder, context_length=config.get("max_position_embeddings"))
 
 
 def _masks(config: Config) -> dict[str, MaskSpec]:

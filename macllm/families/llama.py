@@ -17,7 +17,7 @@ from macllm.nn.spec import (
 )
 from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Tie
 
-from .config import Config, activation, is_tied, rope
+from .config import Config, activation, context_length, is_tied, rope
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -68,7 +68,7 @@ def decoder(config: Config, layers: tuple[LayerSpec, ...], final_norm: NormSpec)
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=config["hidden_size"]),
         decoder=StackSpec(layers=layers, final_norm=final_norm),
         head=HeadSpec(tied=is_tied(config)),
-        context_length=config.get("max_position_embeddings"),
+        context_length=context_length(config),
     )
 
 

@@ -14,7 +14,9 @@ from .config import Config, rope, rope_parameters
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
     layer = LayerSpec(attention=attention(config), feed_forward=llama.mlp(config), norm=llama.norm(config))
-    return llama.decoder(config, (layer,) * config["num_hidden_layers"], llama.norm(config))
+    decoder = llama.decoder(config, (layer,) * config["num_hidden_layers"], llama.norm(config))
+    # What this family calls "yarn" is LongRoPE, which max_position_embeddings counts already.
+    return replace(decoder, context_length=config.get("max_position_embeddings"))
 
 
 def attention(config: Config) -> AttentionSpec:
