@@ -22,7 +22,7 @@ from typing import Any, Literal
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
 
 from .files import RepoFile, is_stray, problem_of
-from .names import ModelName, cache_folder
+from .names import BUNDLED, ModelName, cache_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -94,8 +94,8 @@ def models() -> list[CachedModel]:
 
 
 def near_names(repo: str) -> list[str]:
-    """Names of the cache that look like this one."""
-    names = sorted({model.name for model in models()})
+    """The names of models on this machine that look like this one."""
+    names = sorted({BUNDLED, *(model.name for model in models())})
     by_tail = {name.rpartition("/")[2].lower(): name for name in names}
     close = difflib.get_close_matches(repo, names, n=3, cutoff=0.7)
     tails = difflib.get_close_matches(repo.rpartition("/")[2].lower(), list(by_tail), n=3, cutoff=0.7)

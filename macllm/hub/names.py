@@ -79,8 +79,10 @@ def local_folder(text: str) -> Path | None:
             remedy="name such a folder",
         )
     if _looks_like_path(text):
+        bundled = f"; the bundled model is {BUNDLED}, without a path" if path.name.lower() == BUNDLED else ""
         raise ModelNotFoundError(
-            f"there is no folder {path}", remedy="check the path; `macllm models ls` lists the models that are here"
+            f"there is no folder {path}",
+            remedy=f"check the path{bundled}; `macllm models ls` lists the models that are here",
         )
     return None
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from macllm.errors import DoesNotFitError, MacllmError, ModelNotFoundError
+from macllm.errors import DoesNotFitError, MacllmError, ModelNotFoundError, NetworkError
 from macllm.units import bytes_text
 
 from .cache import near_names, repo_folder, write_plan, write_text
 from .files import INDEX_NAME, Listing, RepoFile, needed_files
-from .names import ModelName, cache_folder
+from .names import BUNDLED, ModelName, cache_folder
 from .transfer import Hub
 
 _RATE_SECONDS = 5.0
@@ -43,10 +43,11 @@ def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
     hub = Hub(name)
     try:
         listing = hub.listing()
-    except ModelNotFoundError as error:
-        if near := near_names(name.repo):
-            remedy = f"on this machine is {' and '.join(near)}; {error.remedy}"
-            raise ModelNotFoundError(error.message, cause=error.cause, remedy=remedy) from error
+    except (ModelNotFoundError, NetworkError) as error:
+        near = [each for each in near_names(name.repo) if each == BUNDLED or isinstance(error, ModelNotFoundError)]
+        if near:
+            remedy = f"did you mean {' or '.join(near)}, which is here? Else {error.remedy}"
+            raise type(error)(error.message, cause=error.cause, remedy=remedy) from error
         raise
     index = hub.read(listing.commit, listing.files[INDEX_NAME]) if INDEX_NAME in listing.files else None
     return hub, listing, needed_files(name.repo, listing, index)

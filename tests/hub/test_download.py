@@ -265,6 +265,24 @@ def test_an_unknown_name_suggests_those_that_are_here(hub):
             macllm_hub.resolve(name, offline=True)
 
 
+@pytest.mark.parametrize("name", ["maclat", "Maclet", "mackelt", "macllm/maclet", "maclet-chat"])
+def test_a_name_near_the_bundled_models_suggests_it(hub, monkeypatch, name):
+    for offline in (True, False):
+        with pytest.raises(ModelNotFoundError) as error:
+            macllm_hub.resolve(name, offline=offline)
+        assert "maclet, which is here" in error.value.remedy
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(NetworkError) as unreachable:
+        macllm_hub.resolve(name)
+    assert "did you mean maclet, which is here?" in unreachable.value.remedy
+
+
+def test_a_path_that_ends_like_the_bundled_model_tells_its_name(hub):
+    with pytest.raises(ModelNotFoundError) as error:
+        macllm_hub.resolve("./maclet")
+    assert "the bundled model is maclet" in error.value.remedy
+
+
 def test_an_unknown_revision_is_named(hub):
     with pytest.raises(ModelNotFoundError, match="no revision 'v9'"):
         macllm_hub.resolve("org/tiny@v9")
