@@ -12,7 +12,7 @@ from macllm.units import bytes_text
 
 from .fetch import fetch
 from .native import compile_kernels
-from .output import Progress
+from .output import Progress, say
 
 if TYPE_CHECKING:
     from macllm.evaluate.speed import Figure, Speed
@@ -78,6 +78,8 @@ def _print(speed: Speed) -> None:
     ]
     for name, value, note in rows:
         click.echo(f"{name:<12}{value:>14}  {note}")
+    for note in speed.notes:
+        say(note)
 
 
 def _spread(figure: Figure) -> str:

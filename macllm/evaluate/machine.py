@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 
-_READ_BYTES = 256 << 20  # more than any cache
+READ_BYTES = 256 << 20  # more than any cache
 _PRODUCT = 2048
 _CPU_PRODUCT = 1024
 
@@ -20,13 +20,13 @@ def read_bytes_per_second(repeats: int = 5) -> float:
 
     Decoding a token reads every weight once, so this over the size of the weights bounds tokens per second.
     """
-    matrix = mx.random.normal((_READ_BYTES // 4 // 4096, 4096))
+    matrix = mx.random.normal((READ_BYTES // 4 // 4096, 4096))
     vector = mx.random.normal((1, 4096))
     mx.eval(matrix, vector)
     seconds = _fastest(lambda: mx.eval(vector @ matrix.T), repeats)
     if mx.default_device() == mx.cpu:
         seconds = min(seconds, _numpy_read_seconds(repeats))
-    return _READ_BYTES / seconds
+    return READ_BYTES / seconds
 
 
 def operations_per_second(dtype: mx.Dtype, repeats: int = 5) -> float:
@@ -46,7 +46,7 @@ def operations_per_second(dtype: mx.Dtype, repeats: int = 5) -> float:
 
 
 def _numpy_read_seconds(repeats: int) -> float:
-    data = np.ones(_READ_BYTES // 4, np.float32)
+    data = np.ones(READ_BYTES // 4, np.float32)
     parts = np.array_split(data, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     with ThreadPoolExecutor(len(parts)) as threads:
         return _fastest(lambda: list(threads.map(np.max, parts)), repeats)

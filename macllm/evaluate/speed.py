@@ -17,8 +17,9 @@ from macllm.errors import UsageError
 from macllm.generation.decode import decode, prefill
 from macllm.generation.request import SamplingParams
 from macllm.generation.sampler import Sampler
+from macllm.ops.quantized import rounds as rounds_to_integers
 
-from .machine import operations_per_second, read_bytes_per_second
+from .machine import READ_BYTES, operations_per_second, read_bytes_per_second
 
 _PREFILL_STEP = _PROMPT_TOKENS = 512
 
@@ -67,6 +68,7 @@ class Speed:
     peak_bytes: int
     read_bytes_per_second: float
     operations_per_second: float
+    notes: tuple[str, ...] = ()  # on each share above 1
 
 
 def measure(
@@ -94,19 +96,39 @@ def measure(
     operations = operations_per_second(_dtype(model))
     prefills = Figure.of([len(prompt) / each.prefill_seconds for each in rounds])
     decodes = Figure.of([(workload.new_tokens - 1) / each.decode_seconds for each in rounds])
+    head = _head_weights(model)  # which only the last token of the prompt meets
+    prefill_share = 2 * ((matrices - head) + head / len(prompt)) * prefills.median / operations
+    decode_share = (weights + rounds[-1].cache_bytes) * decodes.median / bandwidth
     return Speed(
         load_seconds=load_seconds,
         first_token=Figure.of([each.prefill_seconds for each in rounds]),
         prefill=prefills,
         decode=decodes,
-        prefill_share=2 * matrices * prefills.median / operations,
-        decode_share=(weights + rounds[-1].cache_bytes) * decodes.median / bandwidth,
+        prefill_share=prefill_share,
+        decode_share=decode_share,
         weights_bytes=sum(array.nbytes for _, array in _arrays(model)),
         cache_bytes=rounds[-1].cache_bytes,
         peak_bytes=peak,
         read_bytes_per_second=bandwidth,
         operations_per_second=operations,
+        notes=_notes(model, prefill_share, decode_share, weights + rounds[-1].cache_bytes),
     )
+
+
+def _notes(model: Any, prefill_share: float, decode_share: float, read_bytes: int) -> tuple[str, ...]:
+    """The reason for each share above 1."""
+    notes: list[str] = []
+    busy = "other work slowed the machine while its limit was measured"
+    if prefill_share > 1:
+        packed = any(array.dtype == mx.uint32 for _, array in _arrays(model))
+        by_integers = packed and mx.default_device() == mx.cpu and rounds_to_integers()
+        reason = "packed weights are multiplied as 8-bit integers, and the limit is of float32" if by_integers else busy
+        notes.append(f"prompt: above 100%, because {reason}")
+    if decode_share > 1:
+        cached = read_bytes < READ_BYTES  # the limit is of reading so much that no cache holds it
+        reason = "the processor's caches hold part of the model, and the limit is of main memory" if cached else busy
+        notes.append(f"decode: above 100%, because {reason}")
+    return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -174,6 +196,16 @@ def _read_per_token(model: Any) -> tuple[int, int]:
             packed = 32 // _bits(model, name) if array.dtype == mx.uint32 else 1
             count += array.size * packed * share
     return round(count), round(size)
+
+
+def _head_weights(model: Any) -> int:
+    """Weights of the matrix that gives logits."""
+    arrays = dict(_arrays(model))
+    name = next((name for name in ("head.proj.weight", "embedding.tokens.weight") if name in arrays), None)
+    if name is None:
+        return 0
+    packed = 32 // _bits(model, name) if arrays[name].dtype == mx.uint32 else 1
+    return arrays[name].size * packed
 
 
 def _visited(model: Any, name: str) -> float:

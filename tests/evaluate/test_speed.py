@@ -80,9 +80,32 @@ def test_speeds_follow_from_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.prefill.median == 20 / 0.2
     assert result.decode.median == 4 / 0.4
     assert result.first_token.median == 0.2
-    assert result.prefill_share == pytest.approx(2 * count * 100 / 1e10)
+    head = 320 * 64  # only the last of the 20 tokens meets it
+    assert result.prefill_share == pytest.approx(2 * (count - head + head / 20) * 100 / 1e10)
     assert result.decode_share == pytest.approx((size + 100) * 10 / 1e9)
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("shares", "notes"),
+    [
+        ((1.0, 1.0, 1000), ()),
+        ((0.5, 1.2, 1000), ("decode: above 100%, because the processor's caches hold part of the model",)),
+        ((0.5, 1.2, 10**9), ("decode: above 100%, because other work slowed the machine",)),
+        ((1.2, 0.4, 1000), ("prompt: above 100%, because other work slowed the machine",)),
+    ],
+)
+def test_a_share_above_all_says_why(shares: tuple[float, float, int], notes: tuple[str, ...]) -> None:
+    found = speed._notes(model(LLAMA), *shares)
+    assert len(found) == len(notes)
+    assert all(note.startswith(expected) for note, expected in zip(found, notes, strict=True))
+
+
+def test_a_packed_models_prompt_above_all_is_put_down_to_integers() -> None:
+    made = model(LLAMA)
+    nn.quantize(made, group_size=32, bits=4)
+    (note,) = speed._notes(made, 1.5, 0.5, 1000)
+    assert ("8-bit integers" if mx.default_device() == mx.cpu else "other work") in note
 
 
 def test_a_real_round_fills_the_cache_and_takes_time() -> None:
