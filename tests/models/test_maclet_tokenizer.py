@@ -12,6 +12,9 @@ import jinja2.sandbox
 import pytest
 import sentencepiece
 
+from macllm.generation import wishes
+from macllm.generation.defaults import defaults
+from macllm.generation.request import SamplingParams
 from macllm_models.maclet import make_data, make_tokenizer
 from macllm_models.maclet.knowledge import Guide
 
@@ -72,6 +75,13 @@ def test_special_tokens_are_single_pieces_where_the_configs_say(pieces: sentence
     assert (model["eos_token_id"], model["pad_token_id"]) == (2, 1)
     assert generation["eos_token_id"] == [2]
     assert model["vocab_size"] == pieces.vocab_size() == make_tokenizer.VOCABULARY
+
+
+def test_maclet_answers_greedily_as_its_card_measures_it() -> None:
+    generation = json.loads((HOME / "generation_config.json").read_text(encoding="utf-8"))
+    params = defaults(generation)
+    assert params == SamplingParams(temperature=0.0)
+    assert wishes.read(generation).notes == []
 
 
 @pytest.mark.parametrize(
