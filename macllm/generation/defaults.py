@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from macllm.errors import UsageError
+from macllm.nn.info import ModelInfo
 
 from . import wishes
 from .options import read_bad_words, read_biases, read_sequence_biases, read_stop, read_tokens
 from .ranges import COLDEST, OPTIONAL, RANGES, check_range
 from .request import Request, SamplingParams
 
+log = logging.getLogger("macllm")
+
+MAX_TOKENS = 256  # of a completion, where neither the user nor the checkpoint says
 # For a checkpoint that says nothing: cooler than its own distribution, and without the tail that sampling
 # token after token would sooner or later step into.
 OURS = SamplingParams(temperature=0.7, min_p=0.05)
+_told: deque[Mapping[str, Any]] = deque(maxlen=16)  # the generation configs whose notes were logged
 _FILTERS = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p"})
 
 
@@ -41,6 +48,29 @@ def defaults(
     if samples or not _FILTERS.isdisjoint(named):
         return SamplingParams(**named)
     return dataclasses.replace(OURS, **named)
+
+
+def default_sampling(info: ModelInfo) -> SamplingParams:
+    """Default sampling parameters of a model. What its checkpoint wishes in vain is logged once."""
+    if not any(file is info.generation_config for file in _told):
+        _told.append(info.generation_config)
+        for note in wishes.read(info.generation_config, info.vocab_size).notes:
+            log.warning("%s", note)
+    text_to_text = info.kind == "encoder-decoder"
+    return defaults(info.generation_config, encoder_decoder=text_to_text, vocab_size=info.vocab_size)
+
+
+def default_max_tokens(info: ModelInfo) -> int:
+    """Most tokens of a completion that nobody bounds: ours, or fewer where the checkpoint wishes so.
+
+    A `max_length` counts where it is the answer's, in an encoder-decoder.
+    """
+    wished = wishes.read(info.generation_config)
+    most = wished.max_new_tokens
+    if most is None and wished.max_length is not None and info.kind == "encoder-decoder":
+        forced = "forced_bos_token_id" in wished.sampling
+        most = max(wished.max_length - 1 - forced, 1)
+    return MAX_TOKENS if most is None else min(most, MAX_TOKENS)
 
 
 def new_seed() -> int:

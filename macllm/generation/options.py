@@ -15,7 +15,7 @@ from .request import Request, SamplingParams
 TokenId = Callable[[str], int | None]
 
 SAMPLING_NAMES = frozenset(each.name for each in fields(SamplingParams))
-REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - {"prompt", "sampling"}
+REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - {"prompt", "messages", "sampling"}
 _TOKENS = {"stop_tokens", "dry_breakers", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"}
 
 
@@ -49,6 +49,12 @@ def _converted(name: str, value: Any, token_id: TokenId | None) -> Any:
             return read_bad_words(value)
         case "sequence_bias":
             return read_sequence_biases(value)
+        case "tools":
+            return _listed(name, value, "a list of tools")
+        case "variables" if not isinstance(value, Mapping):
+            raise UsageError(f"variables is {value!r}; it can be a mapping from names to values for the chat template")
+        case "raw" if not isinstance(value, bool):
+            raise UsageError(f"raw is {value!r}; it can be True or False")
         case "forced_bos_token_id" if isinstance(value, str):
             return _token(name, value, token_id)
     return _plain(value)

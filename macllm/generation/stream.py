@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,10 +15,14 @@ from macllm.ops import cpu
 from macllm.text.parts import PartSplitter
 from macllm.text.tokenizer import Tokenizer
 
+from . import wishes
 from .assemble import Assembler
+from .constraints import Bounds
 from .decode import KeyValueCache, LanguageModel, decode, prefill
-from .defaults import defaults, new_seed
+from .defaults import default_max_tokens, default_sampling, new_seed
 from .limits import check, room
+from .options import SAMPLING_NAMES
+from .options import read as read_options
 from .prefix import Prefix
 from .prompt import continues, encode_prompt
 from .request import (
@@ -29,7 +33,6 @@ from .request import (
     FinishReason,
     Prefill,
     Request,
-    SamplingParams,
     Timing,
     TokenLogprob,
     Usage,
@@ -83,11 +86,21 @@ def generate(
     dry_base: float | None = None,
     dry_allowed_length: int | None = None,
     dry_window: int | None = None,
-    dry_breakers: Sequence[int] | None = None,
+    dry_breakers: Sequence[int | str] | None = None,
     logit_bias: Mapping[int, float] | None = None,
+    sequence_bias: Sequence[tuple[Sequence[int], float]] | None = None,
+    bad_words_ids: Sequence[Sequence[int]] | None = None,
+    suppress_tokens: Sequence[int | str] | None = None,
+    begin_suppress_tokens: Sequence[int | str] | None = None,
+    no_repeat_ngram_size: int | None = None,
+    encoder_no_repeat_ngram_size: int | None = None,
+    min_length: int | None = None,
+    min_new_tokens: int | None = None,
+    forced_bos_token_id: int | str | None = None,
+    forced_eos_token_id: int | str | Sequence[int | str] | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
-    stop_tokens: Sequence[int] | None = None,
+    stop_tokens: int | str | Sequence[int | str] | None = None,
     logprobs: int | None = None,
     kv_bits: int | None = None,
     max_context: int | None = None,
@@ -121,11 +134,21 @@ def stream(
     dry_base: float | None = None,
     dry_allowed_length: int | None = None,
     dry_window: int | None = None,
-    dry_breakers: Sequence[int] | None = None,
+    dry_breakers: Sequence[int | str] | None = None,
     logit_bias: Mapping[int, float] | None = None,
+    sequence_bias: Sequence[tuple[Sequence[int], float]] | None = None,
+    bad_words_ids: Sequence[Sequence[int]] | None = None,
+    suppress_tokens: Sequence[int | str] | None = None,
+    begin_suppress_tokens: Sequence[int | str] | None = None,
+    no_repeat_ngram_size: int | None = None,
+    encoder_no_repeat_ngram_size: int | None = None,
+    min_length: int | None = None,
+    min_new_tokens: int | None = None,
+    forced_bos_token_id: int | str | None = None,
+    forced_eos_token_id: int | str | Sequence[int | str] | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
-    stop_tokens: Sequence[int] | None = None,
+    stop_tokens: int | str | Sequence[int | str] | None = None,
     logprobs: int | None = None,
     kv_bits: int | None = None,
     max_context: int | None = None,
@@ -139,35 +162,36 @@ def stream(
     the current step. Raises UsageError for options that cannot be taken and DoesNotFitError for a prompt longer
     than the context.
     """
-    options = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "prompt")}
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    given = _given(locals())
     if isinstance(prompt, Request):
         if given:
             raise UsageError("a Request already says everything; options go into it", cause=", ".join(given))
         return run(model, tokenizer, prompt)
-    return run(model, tokenizer, make_request(model, prompt, given))
+    return run(model, tokenizer, make_request(model, tokenizer, prompt, given))
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among the arguments of `stream` that were given."""
+    options = {name: value for name, value in arguments.items() if name not in ("model", "tokenizer", "prompt")}
+    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def make_request(
-    model: LanguageModel, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
 ) -> Request:
-    """The request that `prompt` and the options given make for this model."""
-    options = dict(options)
-    if isinstance(options.get("logit_bias"), Mapping):
-        options["logit_bias"] = tuple(options["logit_bias"].items())
-    if isinstance(options.get("stop"), str):
-        options["stop"] = (options["stop"],)
-    for name, kind in (("stop", tuple), ("dry_breakers", tuple), ("stop_tokens", frozenset), ("tools", tuple)):
-        if name in options:
-            options[name] = kind(options[name])
+    """The request that `prompt` and the options given make for this model. Raises UsageError for what is no option."""
+    options = read_options(options, tokenizer.token_to_id)
+    options.setdefault("max_tokens", default_max_tokens(model.info))
     if isinstance(prompt, str):
         options["prompt"] = prompt
     elif not prompt:
         raise UsageError("there are no messages to answer", remedy="send at least one user message")
     else:
         options["messages"] = tuple(prompt)
-    sampling_names = {each.name for each in fields(SamplingParams)}
-    drawn = {name: options.pop(name) for name in sampling_names & options.keys()}
+    drawn = {name: options.pop(name) for name in SAMPLING_NAMES & options.keys()}
     return Request(sampling=replace(default_sampling(model.info), **drawn), **options)
 
 
@@ -200,11 +224,6 @@ def _collected(events: Events, tokenizer: Tokenizer) -> Completion:
         tokens=tuple(tokens),
         logprobs=tuple(logprobs),
     )
-
-
-def default_sampling(info: ModelInfo) -> SamplingParams:
-    """Default sampling parameters of a model."""
-    return defaults(info.generation_config, encoder_decoder=info.kind == "encoder-decoder")
 
 
 def run(
@@ -256,7 +275,8 @@ class _Run:
         splitter = part_splitter(tokenizer, prompt)
         continued = self._info.kind == "decoder" and continues(tokenizer, request)
         detokenizer = tokenizer.detokenizer(after=prompt if continued else ())
-        self._assembler = Assembler(detokenizer, splitter, request.stop, unseen)
+        stop = (*request.stop, *wishes.read(self._info.generation_config).stop)
+        self._assembler = Assembler(detokenizer, splitter, stop, unseen)
         self._drawn: list[int] = []
 
     def events(self) -> Generator[Event, None, None]:
@@ -299,6 +319,17 @@ class _Run:
             cache.max_context = reach
         return cache, self._prompt, cached
 
+    def _forced_bos(self) -> int | None:
+        """The token that a decoder begins with after its start, as requested or else as its checkpoint wishes."""
+        requested = self._request.sampling.forced_bos_token_id
+        wished = wishes.read(self._info.generation_config, self._info.vocab_size).sampling
+        return wished.get("forced_bos_token_id") if requested is None else requested
+
+    def _sampler(self, inputs: Sequence[int], vocab_size: int) -> Sampler:
+        given = len(inputs) - 1 if self._info.kind == "encoder-decoder" else 0
+        bounds = Bounds(prompt=self._prompt, given=given, ends=self._ends, max_tokens=self._room)
+        return Sampler(self._request.sampling, self._seed, inputs, vocab_size, bounds)
+
     def _complete(
         self, cache: KeyValueCache, inputs: Sequence[int], cached: int
     ) -> Generator[Event, None, FinishReason]:
@@ -315,7 +346,7 @@ class _Run:
             except StopIteration as end:
                 logits = end.value
                 break
-        sampler = Sampler(request.sampling, self._seed, inputs, logits.shape[-1])
+        sampler = self._sampler(inputs, logits.shape[-1])
         tokens = decode(model, cache, logits, sampler, max_tokens=self._room, alternatives=request.logprobs)
         for sampled in tokens:
             self._last = time.perf_counter()
@@ -324,7 +355,8 @@ class _Run:
                 self._first = self._last
                 yield Prefill(len(self._prompt), len(self._prompt))
             if sampled.token in self._ends:
-                return "stop"
+                at_limit = bool(request.sampling.forced_eos_token_id) and len(self._drawn) == self._room
+                return "length" if at_limit else "stop"
             yield from self._assembler.add(sampled)
             if self._assembler.stopped:
                 return "stop"

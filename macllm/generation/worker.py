@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from .defaults import default_sampling
 from .engine import EngineInfo, MemoryUse
 from .prefix import Prefix
 from .request import Events, Request
-from .stream import default_sampling, run
+from .stream import run
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer

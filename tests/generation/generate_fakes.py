@@ -123,6 +123,9 @@ class FakeTokenizer:
     def id_to_token(self, index: int) -> str | None:
         return "<eos>" if index == EOS else str(self.pieces[index])
 
+    def token_to_id(self, token: str) -> int | None:
+        return EOS if token == "<eos>" else None
+
     def detokenizer(self, *, after: Sequence[int] = ()) -> FakeDetokenizer:
         self.continued = tuple(after)
         return FakeDetokenizer(self.pieces)

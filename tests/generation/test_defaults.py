@@ -7,7 +7,7 @@ import pytest
 
 from macllm.errors import UsageError
 from macllm.generation import wishes
-from macllm.generation.defaults import OURS, check, defaults, stop_tokens
+from macllm.generation.defaults import OURS, check, defaults
 from macllm.generation.request import Request, SamplingParams
 
 
