@@ -16,27 +16,16 @@ from .defaults import DEFAULTS, whole
 
 log = logging.getLogger("macllm")
 
-_TOKENS = (
-    "eos_token_id",
-    "bos_token_id",
-    "pad_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
+_TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 _LISTED = frozenset(("eos_token_id", "forced_eos_token_id"))
-# What else older checkpoints say of generation in config.json.
-_LIMITS = (
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "bad_words_ids",
-    "sequence_bias",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "repetition_penalty",
-    "min_length",
-    "min_new_tokens",
-    "num_beams",
+# What else older checkpoints say of generation in config.json, where they have no generation_config.json.
+_WISHES = (
+    *("do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty"),
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens"),
+    *("num_beams", "diversity_penalty", "penalty_alpha", "encoder_repetition_penalty", "num_return_sequences"),
 )
 _HALVES = ("decoder", "generator", "text_config")
 
@@ -51,11 +40,11 @@ def generation_config(config: Mapping[str, Any], file: Mapping[str, Any] | None,
     if file is None:
         sources.append(DEFAULTS.get(kind, {}))
     made = dict(file or {})
-    for key in (*_TOKENS, *_LIMITS):
+    for key in (*_TOKENS, *(() if file is not None else (*_FORCED, *_WISHES))):
         found = next((source[key] for source in sources if source.get(key) is not None), None)
         if found is not None:
             made[key] = found
-    for key in _TOKENS:
+    for key in (*_TOKENS, *_FORCED):
         if key in made and (made[key] is not None):
             made[key] = _ids(key, made[key])
     return {key: value for key, value in made.items() if value is not None or (file is not None and key in file)}
