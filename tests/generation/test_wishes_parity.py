@@ -44,7 +44,7 @@ WISHES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("wish", WISHES, ids=lambda wish: "+".join(wish) or "nothing")
 @pytest.mark.parametrize("ends_soon", [False, True], ids=["runs-on", "ends-soon"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bart", "t5"])
+@pytest.mark.parametrize("name", ["llama", "bart", "t5"])
 def test_completions_under_wishes_equal_transformers(name: str, wish: dict, ends_soon: bool, tmp_path: Path) -> None:
     _compare(name, wish, tmp_path, bias={"sequence_bias": [[[2], 1e4]]} if ends_soon else {})
 
@@ -67,6 +67,7 @@ def _compare(name: str, wish: dict, folder: Path, *, bias: dict, old: bool = Fal
     from transformers import GenerationConfig
 
     case, written, theirs = _written(name)
+    theirs.generation_config = GenerationConfig()  # else what its class wishes would fill the gaps
     shutil.copytree(written, folder, dirs_exist_ok=True)
     start = theirs.config.decoder_start_token_id if case.kind == "text-to-text" else None
     file = TOKENS | ({} if start is None else {"decoder_start_token_id": start}) | wish
@@ -74,12 +75,12 @@ def _compare(name: str, wish: dict, folder: Path, *, bias: dict, old: bool = Fal
         file["sequence_bias"] = [*wish.get("sequence_bias", []), *bias["sequence_bias"]]
     if old:
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **file}))
+        (folder / "config.json").write_text(json.dumps({**config, "forced_eos_token_id": None, **file}))
         (folder / "generation_config.json").unlink()
     else:
         (folder / "generation_config.json").write_text(json.dumps(file))
     config = GenerationConfig(**file, do_sample=False, num_beams=1, max_new_tokens=20)
-    out = theirs.generate(torch.tensor([PROMPT]), generation_config=config)[0].tolist()
+    out = theirs.generate(torch.tensor([PROMPT]), generation_config=config, use_cache=name != "t5")[0].tolist()
     model = checkpoint.load_model(folder)
     wanted = out[1:] if start is not None else out[len(PROMPT) :]
     if start is not None and "forced_bos_token_id" in wish:
