@@ -1,7 +1,8 @@
 """The part of a checkpoint's configs that says how its answers begin and end.
 
 The order is that of transformers' `GenerationConfig.from_model_config`: generation_config.json, the outer config.json,
-its text half, and, only where there is no generation_config.json, the defaults of the config's class.
+its text half, and, only where there is no generation_config.json, the defaults of the config's class. A
+generation_config.json leaves only tokens to the other files, no wishes.
 """
 
 from __future__ import annotations

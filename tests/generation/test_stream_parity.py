@@ -9,7 +9,8 @@ import pytest
 from generate_fakes import FakeTokenizer
 
 from macllm import checkpoint
-from macllm.generation.stream import Request, SamplingParams, generate
+from macllm.generation.request import Request, SamplingParams
+from macllm.generation.stream import generate
 from tests.families.oracles import CASES, Case, write
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
