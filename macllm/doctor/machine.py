@@ -18,7 +18,7 @@ NOT_TRIED = (
     "no: not tried on this system with these versions. Chat tries what its model needs once it has answered; "
     f"{TRY_KERNELS} tries everything, in some minutes"
 )
-NOT_COMPILED = "not compiled yet: it is done beside the first answers, or by macllm doctor --build"
+NOT_COMPILED = "not compiled yet: the first run does it, or macllm doctor --build"
 
 Facts = dict[str, Any]
 

@@ -28,11 +28,11 @@ class Detokenizer(Protocol):
 class Splitter(Protocol):
     """Text sorted into parts, as far as that is certain."""
 
-    def add(self, text: str) -> Iterable[tuple[DeltaKind, str]]:
+    def add(self, text: str) -> Iterable[tuple[DeltaKind, str, int | None]]:
         """The parts that this text makes certain."""
         ...
 
-    def finish(self) -> Iterable[tuple[DeltaKind, str]]:
+    def finish(self) -> Iterable[tuple[DeltaKind, str, int | None]]:
         """What was held back."""
         ...
 
@@ -63,7 +63,7 @@ class Assembler:
         self._pending: list[_Pending] = []
         self._read = 0  # characters that the detokenizer has given
         self._passed = 0  # characters before the stop string, or not held back for one
-        self._kind: DeltaKind = "content"
+        self._last: tuple[DeltaKind, int | None] = ("content", None)
         self.shown = 0
         self.kinds: set[DeltaKind] = set()
 
@@ -90,26 +90,26 @@ class Assembler:
             deltas += self._show(self._stop.finish())
         deltas += self._deltas(self._splitter.finish())
         rest = [pending for pending in self._pending if not self.stopped or pending.begins < self._passed]
-        return [*deltas, self._carry(self._kind, "", rest)] if rest else deltas
+        return [*deltas, self._carry("", *self._last, rest)] if rest else deltas
 
     def _show(self, text: str) -> list[Delta]:
         self._passed += len(text)
         return self._deltas(self._splitter.add(text)) if text else []
 
-    def _deltas(self, parts: Iterable[tuple[DeltaKind, str]]) -> list[Delta]:
+    def _deltas(self, parts: Iterable[tuple[DeltaKind, str, int | None]]) -> list[Delta]:
         """Deltas of the parts; the first takes the tokens whose text has begun to pass."""
         deltas: list[Delta] = []
-        for kind, text in parts:
+        for kind, text, call in parts:
             if text:
                 begun = [pending for pending in self._pending if pending.begins < self._passed]
-                deltas.append(self._carry(kind, text, begun))
+                deltas.append(self._carry(text, kind, call, begun))
         return deltas
 
-    def _carry(self, kind: DeltaKind, text: str, begun: list[_Pending]) -> Delta:
+    def _carry(self, text: str, kind: DeltaKind, call: int | None, begun: list[_Pending]) -> Delta:
         tokens = tuple(pending.token for pending in begun)
         logprobs = tuple(pending.logprob for pending in begun if pending.logprob is not None)
         del self._pending[: len(begun)]
         self.shown += len(tokens)
-        self._kind = kind
+        self._last = (kind, call)
         self.kinds.add(kind)
-        return Delta(text, kind, tokens, logprobs)
+        return Delta(text, kind, tokens, logprobs, call)

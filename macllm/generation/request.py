@@ -117,12 +117,16 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Delta:
-    """Text that has become certain, and the tokens that made it."""
+    """Text that has become certain, and the tokens that made it.
+
+    `call` numbers the tool call that the text belongs to, from 0; None for any other text.
+    """
 
     text: str
     kind: DeltaKind = "content"
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    call: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,22 @@ class Done:
 
 
 Event = Prefill | Delta | Done
+
+
+class CallLines:
+    """Text of an answer's deltas for a reader: each tool call is a paragraph of its own."""
+
+    def __init__(self) -> None:
+        self._call: int | None = None
+        self._said = False
+
+    def text(self, delta: Delta) -> str:
+        """The delta's text, after a blank line where a call begins or ends."""
+        if not delta.text:
+            return ""
+        begins = delta.call != self._call and self._said
+        self._call, self._said = delta.call, True
+        return ("\n\n" if begins else "") + delta.text
 
 
 class Events(Iterator[Event], Protocol):

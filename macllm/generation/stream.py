@@ -12,7 +12,7 @@ import mlx.core as mx
 from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo
 from macllm.ops import cpu
-from macllm.text.parts import PartSplitter
+from macllm.text.parts import part_splitter
 from macllm.text.tokenizer import Tokenizer
 
 from . import wishes
@@ -24,7 +24,7 @@ from .limits import check, room
 from .options import SAMPLING_NAMES
 from .options import read as read_options
 from .prefix import Prefix
-from .prompt import check_pair, continues, encode_prompt, read_prompt
+from .prompt import continues, encode_prompt
 from .request import (
     Delta,
     Done,
@@ -38,8 +38,6 @@ from .request import (
     Usage,
 )
 from .sampler import Sampler
-
-_TAG_TOKENS = 32  # more than any tag at the end of a prompt has
 
 Prompt = str | Sequence[Mapping[str, Any]] | Request
 
@@ -107,7 +105,7 @@ def generate(
     prefill_step: int | None = None,
 ) -> Completion:
     """The whole completion: the answer to a text or to messages. Takes and raises what `stream` does."""
-    return _collected(stream(**locals()), tokenizer)
+    return _collected(stream(**locals()))
 
 
 def stream(
@@ -163,7 +161,6 @@ def stream(
     than the context.
     """
     given = _given(locals())
-    check_pair(model, tokenizer)
     if isinstance(prompt, Request):
         if given:
             raise UsageError("a Request already says everything; options go into it", cause=", ".join(given))
@@ -186,34 +183,38 @@ def make_request(
     """The request that `prompt` and the options given make for this model. Raises UsageError for what is no option."""
     options = read_options(options, tokenizer.token_to_id)
     options.setdefault("max_tokens", default_max_tokens(model.info))
-    read = read_prompt(prompt)
-    options["prompt" if isinstance(read, str) else "messages"] = read
+    if isinstance(prompt, str):
+        options["prompt"] = prompt
+    elif not prompt:
+        raise UsageError("there are no messages to answer", remedy="send at least one user message")
+    else:
+        options["messages"] = tuple(prompt)
     drawn = {name: options.pop(name) for name in SAMPLING_NAMES & options.keys()}
     return Request(sampling=replace(default_sampling(model.info), **drawn), **options)
 
 
-def _collected(events: Events, tokenizer: Tokenizer) -> Completion:
-    texts: dict[str, list[str]] = {"content": [], "reasoning": [], "tool_call": []}
+def _collected(events: Events) -> Completion:
+    texts: dict[str, list[str]] = {"content": [], "reasoning": []}
+    calls: list[list[str]] = []
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
     done: Done | None = None
     for event in events:
         if isinstance(event, Delta):
-            texts[event.kind].append(event.text)
+            if event.call is None:
+                texts[event.kind].append(event.text)
+            else:
+                calls += [[] for _ in range(event.call + 1 - len(calls))]
+                calls[event.call].append(event.text)
             tokens += event.tokens
             logprobs += event.logprobs
         elif isinstance(event, Done):
             done = event
     assert done is not None
-    calls: list[str] = []
-    if texts["tool_call"]:  # deltas do not say where one call ends and the next begins; the whole text does
-        splitter = PartSplitter.for_template(tokenizer.chat_template)
-        parts = [*splitter.add(tokenizer.decode(tokens)), *splitter.finish()]
-        calls = [text.strip() for kind, text in parts if kind == "tool_call"]
     return Completion(
         text="".join(texts["content"]),
         reasoning="".join(texts["reasoning"]),
-        tool_calls=tuple(calls),
+        tool_calls=tuple("".join(call) for call in calls),
         finish_reason=done.finish_reason,
         usage=done.usage,
         timing=done.timing,
@@ -269,7 +270,7 @@ class _Run:
             self._ends |= {tokenizer.eos_token_id}
         named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         unseen = frozenset(token for token in named if token is not None)
-        splitter = part_splitter(tokenizer, prompt)
+        splitter = part_splitter(tokenizer, prompt, request.tools)
         continued = self._info.kind == "decoder" and continues(tokenizer, request)
         detokenizer = tokenizer.detokenizer(after=prompt if continued else ())
         stop = (*request.stop, *wishes.read(self._info.generation_config).stop)
@@ -369,8 +370,3 @@ class _Run:
         if 0 < surplus <= cache.trimmable:
             cache.trim(surplus)
         self._prefix.keep([*inputs, *self._drawn], cache)
-
-
-def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int]) -> PartSplitter:
-    """Sorts what follows `prompt`; a prompt may end inside a part, as templates that open the reasoning do."""
-    return PartSplitter.for_template(tokenizer.chat_template, prompt=tokenizer.decode(prompt[-_TAG_TOKENS:]))

@@ -2,90 +2,59 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from itertools import chain
 
-from macllm.errors import MacllmError
+from .formats.call import Element, Scan, ToolCall, ToolCallError, Tools
+from .formats.readers import refuse
+from .formats.shape import Literals
+from .formats.table import ELEMENTS, FUNCTION_GEMMA, GEMMA, SECTIONS
+from .formats.typed import names_of
 
-from .json_data import is_list, is_object
+__all__ = ["ToolCall", "ToolCallError", "parse_tool_calls"]
 
-_MISTRAL = "[TOOL_CALLS]"
-_MISTRAL_ARGUMENTS = "[ARGS]"
-_BETWEEN = " \t\r\n;,"
-
-
-class ToolCallError(MacllmError):
-    """A tool call that does not say what to call; `cause` says where it breaks."""
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A function to call with keyword arguments. `id` is the model's own, where it gave one."""
-
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
-    id: str | None = None
+_BETWEEN = re.compile(r"[\s,;\]]*")
+_NAME = re.compile(r"\s*([\w.\-]+)\s*")
+_TAGS = Literals(chain.from_iterable((*each.openings, *each.closings, *each.between) for each in SECTIONS))
 
 
-def parse_tool_calls(text: str) -> list[ToolCall]:
-    """The calls in a "tool_call" part, in order.
+def parse_tool_calls(text: str, tools: Tools = None) -> list[ToolCall]:
+    """The calls in one "tool_call" part or several, in order, in any format that is known, tags around or not.
 
-    Reads JSON objects one after another or in a list, with "arguments" (Hermes, Qwen, Mistral, Phi) or
-    "parameters" (Llama 3), and Mistral's `name[ARGS]{…}`. Raises `ToolCallError`: no call is left out silently.
+    Formats that write arguments as raw text take their types from the schemas of `tools`; an argument without a
+    type stays text, as does one that is not of its type. Raises `ToolCallError`: no call is left out silently.
     """
     calls: list[ToolCall] = []
-    for part in text.split(_MISTRAL):
-        part = part.strip(_BETWEEN)
-        if not part:
-            continue
-        name, found, arguments = part.partition(_MISTRAL_ARGUMENTS)
-        if found:
-            calls.append(_call({"name": name.strip(), "arguments": _values(arguments)[0]}))
-        else:
-            calls += [_call(item) for value in _values(part) for item in (value if is_list(value) else [value])]
+    at = _skip(text, 0)
+    while at < len(text):
+        found = _element(text, at)
+        if found is None:
+            name = _NAME.fullmatch(text, at)
+            if name is None or (tools and name[1] not in names_of(tools)) or calls:
+                refuse("no known format begins there", text[at:])
+            return [ToolCall(name[1])]
+        element, at = found
+        end, _ = Scan(element, () if element.brackets else _TAGS.all).read(text, at, final=True)
+        calls.append(element.read(text[at:end], tools))
+        at = _skip(text, end)
     return calls
 
 
-def _values(text: str) -> list[Any]:
-    """The JSON values that stand one after another in `text`, at least one."""
-    decoder = json.JSONDecoder(strict=False)  # models write line breaks inside strings
-    values: list[Any] = []
-    at = len(text) - len(text.lstrip(_BETWEEN))
-    while at < len(text) or not values:
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise ToolCallError(
-                "The model wrote a tool call that is not valid JSON.",
-                cause=f"{error} in {text[:200]!r}",
-                remedy="ask again, at a lower temperature",
-            ) from error
-        values.append(value)
-        while at < len(text) and text[at] in _BETWEEN:
-            at += 1
-    return values
+def _element(text: str, at: int) -> tuple[Element, int] | None:
+    """The way of writing that the call at `at` has, and its beginning."""
+    for element in ELEMENTS:
+        if element.shape.end(text, at) is not None:
+            start = element.lead_shape.end(text, at) or at
+            return (FUNCTION_GEMMA if element is GEMMA and "<escape>" in text else element), start
+    return None
 
 
-def _call(value: Any) -> ToolCall:
-    if is_object(value) and is_object(value.get("function")):
-        value = {"id": value.get("id"), **value["function"]}
-    if not is_object(value) or not isinstance(value.get("name"), str) or not value["name"]:
-        raise _shape("it has no name", value)
-    arguments: Any = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = _values(arguments)[0] if arguments.strip() else {}
-    if arguments is None:
-        arguments = {}
-    if not is_object(arguments):
-        raise _shape("its arguments are no object", value)
-    identity = value.get("id")
-    return ToolCall(value["name"], arguments, identity if isinstance(identity, str) else None)
-
-
-def _shape(cause: str, value: Any) -> ToolCallError:
-    return ToolCallError(
-        "The model wrote a tool call that cannot be read.",
-        cause=f"{cause}: {json.dumps(value, ensure_ascii=False)[:200]}",
-        remedy="ask again, at a lower temperature",
-    )
+def _skip(text: str, at: int) -> int:
+    """The place after white space, commas and tags."""
+    while True:
+        space = _BETWEEN.match(text, at)
+        at = space.end() if space else at
+        tag = _TAGS.match(text, at)
+        if tag is None:
+            return at
+        at = tag.end()

@@ -17,10 +17,10 @@ from macllm.generation.stop import StopStrings
 class Whole:
     """Everything is content."""
 
-    def add(self, text: str) -> Iterator[tuple[str, str]]:
-        yield "content", text
+    def add(self, text: str) -> Iterator[tuple[str, str, int | None]]:
+        yield "content", text, None
 
-    def finish(self) -> Iterator[tuple[str, str]]:
+    def finish(self) -> Iterator[tuple[str, str, int | None]]:
         yield from ()
 
 
@@ -29,12 +29,12 @@ class Angles(Whole):
 
     kind = "content"
 
-    def add(self, text: str) -> Iterator[tuple[str, str]]:
+    def add(self, text: str) -> Iterator[tuple[str, str, int | None]]:
         for char in text:
             if char in "<>":
                 self.kind = "reasoning" if char == "<" else "content"
             else:
-                yield self.kind, char
+                yield self.kind, char, None
 
 
 def assemble(pieces: list[bytes], stop: tuple[str, ...] = (), splitter: Whole | None = None) -> tuple[list[Delta], int]:

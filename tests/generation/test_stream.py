@@ -389,12 +389,39 @@ class Template:
 def test_reasoning_and_tool_calls_are_kept_apart_from_the_answer() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.chat_template = Template()
-    script = b"<think>hm</think>Yes.<tool_call>{1}</tool_call><tool_call>{2}</tool_call>"
+    script = b'<think>hm</think>Yes.<tool_call>{"name": "a"}</tool_call><tool_call>{"name": "b"}</tool_call>'
     model = FakeModel(script=[*script, EOS], prompt_size=1)
     out = generate(model, tokenizer, "x", temperature=0, raw=True)
-    assert (out.reasoning, out.text, out.tool_calls) == ("hm", "Yes.", ("{1}", "{2}"))
+    assert (out.reasoning, out.text, out.tool_calls) == ("hm", "Yes.", ('{"name": "a"}', '{"name": "b"}'))
     assert out.finish_reason == "tool_calls"
     assert bytes(out.tokens) == script
+
+
+def test_deltas_say_which_call_they_belong_to() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.chat_template = Template()
+    script = b'Yes.<tool_call>{"name": "a"}</tool_call>\n<tool_call>{"name": "b"}</tool_call>'
+    model = FakeModel(script=[*script, EOS], prompt_size=1)
+    deltas = [event for event in stream(model, tokenizer, "x", temperature=0, raw=True) if isinstance(event, Delta)]
+    texts: dict[int | None, str] = {}
+    for delta in deltas:
+        texts[delta.call] = texts.get(delta.call, "") + delta.text
+        assert (delta.kind == "tool_call") == (delta.call is not None)
+    assert texts == {None: "Yes.", 0: '{"name": "a"}', 1: '{"name": "b"}'}
+    assert bytes(token for delta in deltas for token in delta.tokens) == script
+
+
+def test_bare_json_is_a_call_of_a_tool_that_the_request_offers() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.chat_template = type("Llama", (), {"sources": {"default": "ipython"}})()
+    text = '{"name": "f", "parameters": {}}'
+    for tools, found in ((), ()), (({"name": "f"},), (text,)), (({"name": "g"},), ()):
+        messages = [{"role": "user", "content": "x"}]
+        size = len(tokenizer.encode_chat(messages, tools=tools or None))
+        model = FakeModel(script=[*text.encode(), EOS], prompt_size=size)
+        out = generate(model, tokenizer, messages, tools=list(tools), temperature=0)
+        assert out.tool_calls == found
+        assert out.text == ("" if found else text)
 
 
 def test_a_prompt_that_opens_the_reasoning_is_continued_inside_it() -> None:

@@ -1,0 +1,109 @@
+"""Bare JSON as an answer: a tool call, or the JSON that was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum, auto
+
+from ..json_data import is_object
+from .shape import NAME, SPACE, Shape
+
+_ARGUMENTS = ("parameters", "arguments")
+_KEYS = ("name", "type", "id", "function", *_ARGUMENTS)
+_STRING = re.compile(r'"((?:[^"\\]|\\.){0,128})(")?')
+_WHOLE_STRING = re.compile(r'"((?:[^"\\]|\\.){0,128})"')
+_IDENTITY = re.compile(r'"(?:[^"\\]|\\.){0,128}"|\d{1,32}(?=\D)|null')
+_SPACE = re.compile(r"\s*")
+
+
+class Verdict(Enum):
+    """What the text so far shows: a call, no call, too little, or that only the whole object can tell."""
+
+    CALL = auto()
+    TEXT = auto()
+    MORE = auto()
+    WHOLE = auto()
+
+
+def judge_json(text: str, at: int, names: frozenset[str]) -> Verdict:
+    """The verdict on the object that begins at `at`, by its keys and the name of the tool."""
+    named = False
+    at = _skip(text, at + 1)
+    while True:
+        key, at = _key(text, at)
+        if isinstance(key, Verdict):
+            return key
+        if key in _ARGUMENTS:
+            if text[at] != "{":
+                return Verdict.TEXT
+            return Verdict.CALL if named else Verdict.WHOLE
+        if key == "function" and text[at] == "{":
+            return Verdict.WHOLE
+        value = (_IDENTITY if key == "id" else _WHOLE_STRING).match(text, at)
+        if value is None:
+            return _unfinished(text, at, key, names)
+        if key == "name" and value[1] not in names:
+            return Verdict.TEXT
+        named = named or key == "name"
+        at = _skip(text, value.end())
+        if at < len(text) and text[at] != ",":
+            return Verdict.TEXT
+        at = _skip(text, at + 1)
+        if at >= len(text):
+            return Verdict.MORE
+
+
+def _key(text: str, at: int) -> tuple[str | Verdict, int]:
+    """The key at `at` and the beginning of its value, or the verdict where they are not there."""
+    key = _STRING.match(text, at)
+    if key is None or key[2] is None:
+        begun, unfinished = (key[1], key.end() == len(text)) if key else ("", at == len(text))
+        possible = unfinished and any(each.startswith(begun) for each in _KEYS)
+        return (Verdict.MORE if possible else Verdict.TEXT), at
+    if key[1] not in _KEYS:
+        return Verdict.TEXT, at
+    at = _skip(text, key.end())
+    if at < len(text) and text[at] != ":":
+        return Verdict.TEXT, at
+    at = _skip(text, at + 1)
+    return (key[1] if at < len(text) else Verdict.MORE), at
+
+
+def _unfinished(text: str, at: int, key: str, names: frozenset[str]) -> Verdict:
+    """The verdict on a value that is not there in full, or of another type than its key asks for."""
+    begun = text[at + 1 :]
+    if len(begun) > 128 or not (text[at] == '"' or (key == "id" and text[at] in "0123456789n")):
+        return Verdict.TEXT
+    if key == "name" and not any(name.startswith(begun) for name in names):
+        return Verdict.TEXT
+    return Verdict.MORE
+
+
+def is_call(text: str, names: frozenset[str]) -> bool:
+    """Tell if a whole JSON object is a call of one of these tools."""
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    if is_object(value) and is_object(value.get("function")):
+        value = value["function"]
+    if not is_object(value) or value.get("name") not in names or not set(value) <= set(_KEYS):
+        return False
+    return any(is_object(value.get(key)) for key in _ARGUMENTS)
+
+
+def judge_python(text: str, at: int, names: frozenset[str]) -> Verdict:
+    """The verdict on a call that begins at `at`, by its name."""
+    end = _PYTHON.end(text, at)
+    if end is not None:
+        return Verdict.CALL if text[at : end - 1].strip() in names else Verdict.TEXT
+    return Verdict.MORE if _PYTHON.may_begin(text, at) else Verdict.TEXT
+
+
+_PYTHON = Shape(NAME, SPACE, "(")
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at

@@ -1,0 +1,105 @@
+"""Calls written as Python, `name(key="value", n=2)`: literals only, nothing is ever run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from typing import Any
+
+from .call import ToolCall, Tools
+from .readers import refuse
+from .typed import properties_of
+
+_HEAD = re.compile(r"\s*(?P<name>[^\s(){}\[\]\"',=]+)\s*\(")
+_KEY = re.compile(r"\s*(?P<key>[^\s(){}\[\]\"',=]+)\s*=(?!=)")
+# A quote ends a string only before what may follow a value: templates write strings without escaping their quotes.
+_STRING = re.compile("|".join(rf"{q}(?:\\.|[^{q}\\]|{q}(?!\s*(?:[,)\]}}:]|\Z)))*{q}" for q in ("'", '"')), re.DOTALL)
+_TOKEN = re.compile(rf"{_STRING.pattern}|[()\[\]{{}}]|,", re.DOTALL)
+_UNSAFE = re.compile(r"\\.|['\"\r\n]", re.DOTALL)
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+def read_python(raw: str, tools: Tools) -> ToolCall:
+    """The call. Positional arguments take the names of the tool's schema, in order. Raises ToolCallError."""
+    head = _HEAD.match(raw)
+    if head is None:
+        refuse("it has no name", raw)
+    pieces, end = _split(raw, head.end())
+    if end is None or raw[end:].strip():
+        refuse("it breaks off or something stands after it", raw)
+    name = head["name"].removesuffix(".call")
+    order = list(properties_of(tools, name))
+    arguments: dict[str, Any] = {}
+    for index, piece in enumerate(pieces):
+        key = _KEY.match(piece)
+        if key is None and index >= len(order):
+            refuse(f"argument {index + 1} has no name", raw)
+        arguments[key["key"] if key else order[index]] = _value(piece[key.end() :] if key else piece, raw)
+    return ToolCall(name, arguments)
+
+
+def _split(raw: str, at: int) -> tuple[list[str], int | None]:
+    """The arguments after an opening parenthesis, and the place after the closing one, None where there is none."""
+    pieces: list[str] = []
+    depth, start = 0, at
+    for token in _TOKEN.finditer(raw, at):
+        text = token.group()
+        if text in "([{":
+            depth += 1
+        elif text in ")]}":
+            depth -= 1
+        if depth < 0 or (text == "," and depth == 0):
+            if raw[start : token.start()].strip():
+                pieces.append(raw[start : token.start()])
+            start = token.end()
+        if depth < 0:
+            return pieces, token.end()
+    return pieces, None
+
+
+def _value(text: str, raw: str) -> Any:
+    """A Python or JSON literal; line breaks may stand in its strings."""
+    text = _STRING.sub(lambda match: _escaped(match.group()), text).strip()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unknown escapes
+            return _literal(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        refuse("an argument is no literal", raw)
+
+
+def _escaped(string: str) -> str:
+    """The string literal with its inner quotes and line breaks escaped."""
+    inner = _UNSAFE.sub(lambda match: _ESCAPES.get(match.group(), match.group()), string[1:-1])
+    return string[0] + inner + string[0]
+
+
+_ESCAPES = {"'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r"}
+
+
+def _literal(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=str() as text):
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case ast.Constant(value=bool() | int() | float() | None as value):
+            return value
+        case ast.Name(id=name) if name in _WORDS:
+            return _WORDS[name]
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [_literal(item) for item in items]
+        case ast.Dict(keys=keys, values=values):
+            return {_key(key): _literal(value) for key, value in zip(keys, values, strict=True)}
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.UnaryOp(op=ast.UAdd(), operand=ast.Constant(value=int() | float() as value)):
+            return value
+        case _:
+            raise ValueError(ast.dump(node))
+
+
+def _key(node: ast.expr | None) -> str:
+    if node is None:
+        raise ValueError("** is no literal")
+    value = _literal(node)
+    return value if isinstance(value, str) else str(value)

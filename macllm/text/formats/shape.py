@@ -1,0 +1,93 @@
+"""Patterns that also know which texts could still become a match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Run:
+    """Between `least` and `most` characters of a class, as in `[...]` of a regular expression."""
+
+    characters: str
+    least: int = 0
+    most: int = 64
+
+
+SPACE = Run(r"\s")
+NAME = Run(r"^\s<>\"'{}()\[\]=,|｜", 1, 128)
+
+Atom = str | tuple[str, ...] | Run
+
+
+class Shape:
+    """A sequence of literals, alternative literals and runs, all of bounded length."""
+
+    def __init__(self, *atoms: Atom) -> None:
+        self._whole = re.compile("".join(map(_whole, atoms)))
+        beginning = ""
+        for atom in reversed(atoms):
+            beginning = rf"(?:{_beginning(atom)}\Z|{_whole(atom)}{beginning})" if beginning else _beginning(atom)
+        self._beginning = re.compile(rf"{beginning}\Z")
+
+    def end(self, text: str, at: int = 0) -> int | None:
+        """The end of a match that begins at `at`, None where there is none."""
+        match = self._whole.match(text, at)
+        return match.end() if match else None
+
+    def may_begin(self, text: str, at: int = 0) -> bool:
+        """Tell if more text after `text[at:]` could make it match."""
+        return self._beginning.match(text, at) is not None
+
+
+class Literals:
+    """A set of literals to look for in a text that arrives in pieces."""
+
+    def __init__(self, literals: Iterable[str]) -> None:
+        self.all = tuple(sorted({each for each in literals if each}, key=len, reverse=True))
+        self._any = re.compile("|".join(map(re.escape, self.all))) if self.all else None
+        self._beginnings = {each[:size] for each in self.all for size in range(1, len(each))}
+        self._longest = max(map(len, self._beginnings), default=0)
+
+    def search(self, text: str, at: int) -> re.Match[str] | None:
+        """The first literal from `at` on, the longest of those that begin there."""
+        return self._any.search(text, at) if self._any else None
+
+    def match(self, text: str, at: int) -> re.Match[str] | None:
+        """The longest literal that stands at `at`."""
+        return self._any.match(text, at) if self._any else None
+
+    def may_begin(self, text: str, at: int) -> bool:
+        """Tell if `text[at:]` is the proper beginning of a literal."""
+        return len(text) - at <= self._longest and text[at:] in self._beginnings
+
+    def tail(self, text: str, at: int) -> int:
+        """Where in `text[at:]` the longest ending starts that could begin a literal; the length if none could."""
+        for start in range(max(at, len(text) - self._longest), len(text)):
+            if text[start:] in self._beginnings:
+                return start
+        return len(text)
+
+
+def _whole(atom: Atom) -> str:
+    if isinstance(atom, Run):
+        return f"[{atom.characters}]{{{atom.least},{atom.most}}}"
+    if isinstance(atom, tuple):
+        return f"(?:{'|'.join(map(re.escape, atom))})"
+    return re.escape(atom)
+
+
+def _beginning(atom: Atom) -> str:
+    """A pattern of every beginning of the atom, the empty one included."""
+    if isinstance(atom, Run):
+        return f"[{atom.characters}]{{0,{atom.most}}}"
+    pattern = ""
+    for literal in (atom,) if isinstance(atom, str) else atom:
+        nested = ""
+        for character in reversed(literal):
+            nested = f"(?:{re.escape(character)}{nested})?"
+        pattern += ("|" if pattern else "") + nested
+    # the longest alternative first would not do: each is tried up to the end of the text
+    return f"(?:{pattern})"
