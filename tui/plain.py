@@ -18,7 +18,7 @@ from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session, Turn
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.engine import News, Tell
-from macllm.generation.request import Delta, Events, Prefill
+from macllm.generation.request import CallLines, Delta, Events, Prefill
 
 from . import clipboard, slash
 from .opening import Opening
@@ -165,6 +165,7 @@ class LineChat:
 
     def _print_until_end(self, patience_seconds: float | None = None) -> object:
         """Print what comes until the turn ends, or until nothing has come for `patience_seconds`; return its error."""
+        lines = CallLines()
         while (received := self._receive(patience_seconds)) is not None:
             kind, item = received
             if kind == "end":
@@ -175,7 +176,7 @@ class LineChat:
                 self._narrator.show("thinking…")
             elif isinstance(item, Delta):
                 self._narrator.clear()
-                self._printer.write(item.text)
+                self._printer.write(lines.text(item))
         return None
 
     def _receive(self, patience_seconds: float | None = None) -> tuple[str, object] | None:

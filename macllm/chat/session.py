@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Literal
 
 from macllm.errors import UsageError
 from macllm.generation.ranges import LARGEST_SEED
-from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill, Request, SamplingParams, Timing, Usage
+from macllm.generation.request import (
+    CallLines,
+    Delta,
+    Done,
+    Events,
+    FinishReason,
+    Prefill,
+    Request,
+    SamplingParams,
+    Timing,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from macllm.generation.engine import Engine
@@ -143,12 +154,16 @@ class Session:
         before, used_before = self._turns, self._used_tokens
         self._turns = turns
         parts: dict[str, list[str]] = {"content": [], "reasoning": []}
+        lines = CallLines()
         finish: FinishReason | Literal["failed"] = "failed"
         done: Done | None = None
         try:
             for event in self._events():
                 if isinstance(event, Delta):
-                    parts["reasoning" if event.kind == "reasoning" else "content"].append(event.text)
+                    if event.kind == "reasoning":
+                        parts["reasoning"].append(event.text)
+                    else:
+                        parts["content"].append(lines.text(event))
                 elif isinstance(event, Done):
                     done = event
                 yield event

@@ -13,7 +13,6 @@ import click
 from macllm.errors import UnsupportedMachineError, UsageError
 from macllm.units import bytes_text
 
-from .native import announced
 from .output import Progress, say
 
 
@@ -93,7 +92,7 @@ def _build() -> str:
         there = build.whole(build.library())
         start = time.monotonic()
         with Progress("compiling", unit="steps") as progress:
-            path = ensure(announced(progress))
+            path = ensure(progress.update)
         took = "compiled before" if there else f"compiled in {time.monotonic() - start:.0f} s"
         say(f"{took}, for {build.instruction_set()}")
     except build.BuildError as error:

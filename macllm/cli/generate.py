@@ -119,16 +119,16 @@ def _told(events: Iterator[Event]) -> Iterator[Event]:
 
 def _print_text(events: Iterator[Event]) -> Done | None:
     """Stream the answer to stdout, ended by exactly one newline; what the model thought stays out of it."""
-    from macllm.generation.request import Delta, Done
+    from macllm.generation.request import CallLines, Delta, Done
 
-    last = ""
+    last, lines = "", CallLines()
     done = None
     try:
         for event in _told(events):
             if isinstance(event, Done):
                 done = event
             elif isinstance(event, Delta) and event.kind != "reasoning" and event.text:
-                sys.stdout.write(event.text)
+                sys.stdout.write(lines.text(event))
                 sys.stdout.flush()
                 last = event.text
     finally:
@@ -140,17 +140,22 @@ def _print_text(events: Iterator[Event]) -> Done | None:
 def _print_json(events: Iterator[Event], tokenizer: Tokenizer, options: _Options) -> Done | None:
     from macllm.generation.request import Delta, Done
 
-    texts = {"content": "", "reasoning": "", "tool_call": ""}
+    texts = {"content": "", "reasoning": ""}
+    calls: dict[int, str] = {}
     logprobs: list[TokenLogprob] = []
     done = None
     for event in _told(events):
         if isinstance(event, Delta):
-            texts[event.kind] += event.text
+            if event.call is None:
+                texts[event.kind] += event.text
+            else:
+                calls[event.call] = calls.get(event.call, "") + event.text
             logprobs += event.logprobs
         elif isinstance(event, Done):
             done = event
     answer: dict[str, Any] = {"model": options.model or "maclet", "text": texts["content"]}
-    answer |= {kind: text for kind, text in texts.items() if kind != "content" and text}
+    answer |= {"reasoning": texts["reasoning"]} if texts["reasoning"] else {}
+    answer |= {"tool_calls": list(calls.values())} if calls else {}
     if done:
         answer |= asdict(done)
     if "logprobs" in options.request:

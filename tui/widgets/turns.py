@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from macllm.chat.session import Turn
 from macllm.errors import MacllmError
-from macllm.generation.request import Delta
+from macllm.generation.request import CallLines, Delta
 from macllm.units import duration_text
 
 from ..text import units
@@ -120,6 +120,7 @@ class AnswerTurn(VerticalGroup):
     def __init__(self) -> None:
         super().__init__()
         self._waiting: list[Delta] = []
+        self._lines = CallLines()
         self._drawing = asyncio.Lock()
         self._timer_set = False
         self._reasoning: Reasoning | None = None
@@ -173,7 +174,7 @@ class AnswerTurn(VerticalGroup):
     async def _draw_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         thought = [delta for delta in waiting if delta.kind == "reasoning"]
-        said = visible("".join(delta.text for delta in waiting if delta.kind != "reasoning"))
+        said = visible("".join(self._lines.text(delta) for delta in waiting if delta.kind != "reasoning"))
         if thought:
             if self._reasoning is None:
                 self._reasoning = Reasoning()
