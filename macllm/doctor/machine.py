@@ -16,9 +16,9 @@ PACKAGES = ("macllm", "mlx", "mlx-lm", "tokenizers", "sentencepiece", "textual",
 TRY_KERNELS = "macllm doctor --kernels"
 NOT_TRIED = (
     "no: not tried on this system with these versions. Chat tries what its model needs once it has answered; "
-    f"{TRY_KERNELS} tries everything, in some minutes"
+    f"{TRY_KERNELS} tries everything, in some minutes. With MACLLM_METAL=0 nothing is tried or used"
 )
-NOT_COMPILED = "not compiled yet: the first run does it, or macllm doctor --build"
+NOT_COMPILED = "not compiled yet: that begins with the first run, or with macllm doctor --build"
 
 Facts = dict[str, Any]
 

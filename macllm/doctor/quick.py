@@ -14,6 +14,7 @@ from typing import Protocol
 
 from macllm.child import Exit
 from macllm.generation.engine import News, Tell
+from macllm.generation.worker import memory_use
 from macllm.ops import dispatch
 from macllm.ops.metal import approved
 from macllm.ops.metal.approved import Kept
@@ -26,7 +27,9 @@ from .subprocess import TrialProcess, crashed, is_validated
 BUDGET_SECONDS = 30.0
 """Time that all trials of an engine may take together."""
 CASE_SECONDS = 10.0
-"""Time that a case may take."""
+"""Time that a case may take; the first of a process has as much again, for MLX to be loaded."""
+ROOM_BYTES = 2 << 30
+"""Memory that must be left beside the model, for a trial's arrays."""
 NEWS = "trying Metal kernels"
 
 log = logging.getLogger(__name__)
@@ -70,7 +73,7 @@ class QuickTrial:
     def resume(self) -> None:
         """Go on where the last trial stopped, in a thread, if anything is left to try and the budget allows it."""
         busy = self._thread is not None and self._thread.is_alive()
-        if busy or self._left_seconds <= 0 or not dispatch.undecided or is_validated():
+        if busy or self._left_seconds <= 0 or not dispatch.undecided or is_validated() or not _has_room():
             return
         approved.kept.cache_clear()  # another process may have decided
         self._known = self._known or list(cases())
@@ -120,14 +123,15 @@ class QuickTrial:
             for number in numbers:
                 if self._paused.is_set():
                     return
-                patience = min(CASE_SECONDS, budget - (self._clock() - began))
+                longest = CASE_SECONDS * (2 if number == numbers[0] else 1)
+                patience = min(longest, budget - (self._clock() - began))
                 came = process.next(patience)
                 if isinstance(came, Verdict):
                     self._found[number] = came
-                elif self._paused.is_set() or (came is None and patience < CASE_SECONDS):
+                elif self._paused.is_set() or (came is None and patience < longest):
                     return
                 else:
-                    self._found[number] = crashed(self._known[number], came, CASE_SECONDS)
+                    self._found[number] = crashed(self._known[number], came, longest)
                 self._decide()
                 if not self._found[number].is_right:
                     return  # the rest of its op need not be tried, and may not be if the process is gone
@@ -148,20 +152,31 @@ class QuickTrial:
         return [n for n, case in enumerate(self._known) if not case.timed and (case.op, case.dtype) in alike] + timed
 
     def _decide(self) -> None:
-        """Keep the decision of each form on which enough is known."""
+        """Keep the decision of each form on which enough is known. A wrong kernel takes along what it was good for."""
         decided: dict[str, bool] = {}
         reasons: dict[str, str] = {}
-        wrong = [verdict for verdict in self._found.values() if not verdict.is_right]
-        for key in self._wanted:
-            tried = [self._found[n] for n in self._cases(key) if n in self._found]
-            alike = [verdict for verdict in wrong if key.startswith(f"{verdict.op} {verdict.dtype} ")]
-            against = next((verdict for verdict in [*alike, *tried] if verdict.objection is not None), None)
-            if against is not None:
+        for key in dict.fromkeys([*self._wanted, *(approved.kept() or Kept()).quick]):
+            if (against := self._against(key)) is not None:
                 decided[key], reasons[key] = False, f"{against.label}: {against.objection}"
-            elif tried and len(tried) == len(self._cases(key)):
+            elif (needed := self._cases(key)) and all(n in self._found for n in needed):
                 decided[key] = True
         decided = {key: used for key, used in decided.items() if self._decided.get(key) != used}
         if decided:
             approved.add(Kept(decided, {key: reasons[key] for key in decided if key in reasons}))
             self._decided |= decided
             self._changed = True
+
+    def _against(self, key: str) -> Verdict | None:
+        """A verdict that speaks against a form: its kernel is wrong for any size, or no faster for these."""
+        own = {self._found[n] for n in self._cases(key) if n in self._found}
+        for verdict in self._found.values():
+            alike = key.startswith(f"{verdict.op} {verdict.dtype} ")
+            if (alike and not verdict.is_right) or (verdict in own and verdict.objection is not None):
+                return verdict
+        return None
+
+
+def _has_room() -> bool:
+    """Whether the model leaves enough memory that a trial slows nobody down."""
+    use = memory_use()
+    return use.limit_bytes - use.active_bytes >= ROOM_BYTES

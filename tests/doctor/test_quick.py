@@ -21,7 +21,7 @@ from macllm.doctor.benchmark import QUICK, Effort, Timing, Verdict, tried
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.quick import BUDGET_SECONDS, CASE_SECONDS, QuickTrial
-from macllm.generation.engine import News
+from macllm.generation.engine import MemoryUse, News
 from macllm.nn import quantize
 from macllm.ops import dispatch
 from macllm.ops.metal import approved
@@ -186,6 +186,34 @@ def test_a_wrong_kernel_serves_no_size_not_even_those_that_were_approved(asked: 
     assert lab.started == [[0, 1, 2, 3, 4], [3, 4]], "the rest of the op is not tried"
 
 
+def test_a_wrong_kernel_takes_along_what_an_earlier_trial_approved_of(asked: Callable[..., None]) -> None:
+    asked(QMV, MOE)
+    Lab().tried()
+    assert decided() == {QMV: True, MOE: True}
+    asked(FOUR)
+    Lab(answers={2: verdict(2, timing=SLOWER)}).tried()
+    assert decided() == {QMV: True, MOE: True, FOUR: False}, "slower for some sizes is not wrong"
+    approved.remember(Kept())
+    asked(QMV, MOE)
+    Lab().tried()
+    asked(FOUR)
+    Lab(answers={2: verdict(2, apart=2.0)}).tried()
+    assert decided() == {QMV: False, MOE: True, FOUR: False}
+
+
+def test_a_model_that_fills_the_memory_is_left_alone(
+    asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked(MOE)
+    lab = Lab()
+    monkeypatch.setattr(quick, "memory_use", lambda: MemoryUse(15 << 30, 15 << 30, 16 << 30))
+    trial = lab.tried()
+    assert lab.started == []
+    monkeypatch.setattr(quick, "memory_use", lambda: MemoryUse(9 << 30, 15 << 30, 16 << 30))
+    lab.tried(trial)
+    assert decided() == {MOE: True}
+
+
 def test_a_crash_is_a_finding_and_not_the_end(asked: Callable[..., None], tmp_path: Path) -> None:
     asked(QMV, MOE)
     (tmp_path / "log").write_text("libc++abi: terminating\nout of bounds\n")
@@ -204,7 +232,11 @@ def test_a_case_that_does_not_end_speaks_against_its_kernel(asked: Callable[...,
     lab.tried()
     assert decided() == {QMV: False, MOE: True}
     assert lab.now == CASE_SECONDS + 3
-    assert lab.ended == len(lab.started) == 2
+    asked("sample float16 1", QMV, MOE)
+    approved.remember(Kept())
+    lab = Lab(seconds={0: 2 * CASE_SECONDS - 1})
+    lab.tried()
+    assert decided() == {QMV: True, MOE: True}, "the first case waits for MLX"
 
 
 def test_the_budget_ends_a_trial_in_the_middle_of_a_case_and_for_good(asked: Callable[..., None]) -> None:
@@ -224,7 +256,7 @@ def test_the_budget_ends_a_trial_in_the_middle_of_a_case_and_for_good(asked: Cal
 
 def test_a_request_stops_the_trial_at_once_and_it_goes_on_where_it_stopped(asked: Callable[..., None]) -> None:
     asked(MOE, QMV)
-    lab = Lab(stops_at=0)
+    lab = Lab(stops_at=1)
     trial = lab.trial()
     trial.resume()
     assert lab.reached.wait(10)
@@ -237,7 +269,7 @@ def test_a_request_stops_the_trial_at_once_and_it_goes_on_where_it_stopped(asked
     assert decided() == {MOE: True}
     lab.stops_at = None
     lab.tried(trial)
-    assert lab.started == [[3, 4, 0, 1], [0, 1]]
+    assert lab.started == [[3, 4, 0, 1], [1]]
     assert decided() == {MOE: True, QMV: True}
     lab.tried(trial)
     assert len(lab.started) == 2, "nothing is left"
