@@ -40,15 +40,19 @@ def write_conversation(messages: Messages, render: Render, asks_for_null: Callab
         except UsageError as raised:
             error = error or raised
             continue
-        complete = all(texts[-1].count(name) >= names.count(name) for name in set(names))
-        if complete and not (nulls and _NULL.search(texts[-1])):
+        if _written(names, texts[-1]) == len(names) and not (nulls and _NULL.search(texts[-1])):
             return texts[-1]
     if texts:
-        # what is null in the conversation itself stands in every form
-        found = [(len(_NULL.findall(text)), -sum(text.count(name) for name in set(names))) for text in texts]
+        # what is null in the conversation itself stands in every form that writes all calls
+        found = [(-_written(names, text), len(_NULL.findall(text)) if nulls else 0) for text in texts]
         return texts[found.index(min(found))]
     assert error is not None
     raise _named(messages, error) from error
+
+
+def _written(names: list[str], text: str) -> int:
+    """The number of calls whose function's name stands in the text."""
+    return sum(min(text.count(name), names.count(name)) for name in set(names))
 
 
 def _named(messages: Messages, error: UsageError) -> UsageError:
@@ -234,7 +238,7 @@ def _with_texts(messages: Messages, render: Render) -> str:
         error = raised
     contents = [message.get("content") for message in messages if message["role"] == "user"]
     said = [content.strip() for content in contents if isinstance(content, str)]
-    if error is not None or any(content not in text for content in said):
+    if error is not None or not _stand_in(said, text):
         form = [
             {**message, "content": [{"type": "text", "text": message["content"]}]}
             if isinstance(message.get("content"), str)
@@ -245,11 +249,22 @@ def _with_texts(messages: Messages, render: Render) -> str:
             in_parts = _with_parts(form, render)
         except UsageError:
             in_parts = ""
-        if in_parts and all(content in in_parts for content in said):
+        if in_parts and _stand_in(said, in_parts):
             return in_parts
     if error is not None:
         raise error
     return text
+
+
+def _stand_in(contents: list[str], text: str) -> bool:
+    """Whether all contents stand in a text, in whatever order."""
+    at = 0
+    for content in contents:  # mostly one after another, which makes it one way through a long text
+        found = text.find(content, at)
+        if found < 0 and content not in text:
+            return False
+        at = max(at, found)
+    return True
 
 
 def _with_parts(messages: Messages, render: Render) -> str:

@@ -136,6 +136,16 @@ def test_null_content_is_kept_left_out_or_empty_as_the_template_asks(how: str) -
     assert render(each(body), absent) == expected
 
 
+def test_a_call_with_null_among_its_arguments_is_not_given_up_for_a_text_without_null() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": None}}}
+    conversation = [CALLING[0], {"role": "assistant", "content": None, "tool_calls": [call]}, CALLING[2]]
+    chat = each(BY_NULL.replace("c.function.name", "c.function.name ~ c.function.arguments"))
+    assert render(chat, conversation) == 'hi;<CALL>weather{"city": null};42;'
+    assert render(
+        each("[{{ m.content }}]{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"), conversation
+    ) == ('[hi][]{"name": "weather", "arguments": {"city": null}}[42]')
+
+
 def test_a_call_with_empty_content_is_one_with_none_where_the_template_asks_for_none() -> None:
     empty = [{**message, "content": message["content"] or ""} for message in CALLING]
     assert render(each(BY_NULL), empty) == "hi;<CALL>weather;42;"
