@@ -125,6 +125,8 @@ class LineChat:
             if self._answer(session, events, before, label="macllm: ") == INTERRUPTED:
                 said = session.last_answer is not before
                 self._narrator.say("stopped." if said else "stopped before the first word; the message is not kept.")
+            elif (warning := session.take_warning()) is not None:
+                self._narrator.say(warning)
         except KeyboardInterrupt:
             self._narrator.say("stopped.")
 

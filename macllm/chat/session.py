@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from macllm.errors import UsageError
+from macllm.errors import DoesNotFitError, UsageError
 from macllm.generation.ranges import LARGEST_SEED
 from macllm.generation.request import (
     CallLines,
@@ -52,12 +52,28 @@ class Turn:
         return message
 
 
+FULL_SHARE = 0.8  # of the context, from which on it counts as filling up
+_WAYS_OUT = "a shorter message, /clear in a longer conversation, or a model with a longer context"
+
+
 @dataclass(frozen=True)
 class ContextUse:
-    """How full the context is, in tokens; `limit_tokens` is None where the model states none."""
+    """Tokens of the context that are used; `limit_tokens` is None where the model states none."""
 
     used_tokens: int
     limit_tokens: int | None
+
+    @property
+    def fills_up(self) -> bool:
+        """True from 80 % on."""
+        return bool(self.limit_tokens) and self.used_tokens >= FULL_SHARE * self.limit_tokens
+
+    @property
+    def warning(self) -> str:
+        """A sentence with both numbers and the way out, to be told where the context fills up."""
+        share = self.used_tokens / self.limit_tokens if self.limit_tokens else 0.0
+        numbers = f"{self.used_tokens:,} of {self.limit_tokens or 0:,} tokens"
+        return f"{min(share, 1):.0%} of the context is used ({numbers}); /clear begins a new conversation."
 
 
 class Session:
@@ -84,6 +100,7 @@ class Session:
         self._turns = turns
         self._used_tokens = 0
         self._completions = 0
+        self._warned = False
         self._stop = threading.Event()
 
     @property
@@ -101,6 +118,13 @@ class Session:
     def context(self) -> ContextUse:
         """Tokens that the newest completion held, grown live while one streams."""
         return ContextUse(self._used_tokens, self.engine.info.context_length)
+
+    def take_warning(self) -> str | None:
+        """The warning of a context that has begun to fill up; once in a conversation."""
+        if self._warned or not self.context.fills_up:
+            return None
+        self._warned = True
+        return self.context.warning
 
     @property
     def last_answer(self) -> Turn | None:
@@ -140,6 +164,7 @@ class Session:
         """Forget what was said. System prompt and sampling stay."""
         self._turns = ()
         self._used_tokens = 0
+        self._warned = False
 
     def close(self) -> None:
         """Close the engine."""
@@ -171,6 +196,8 @@ class Session:
         except (GeneratorExit, KeyboardInterrupt):
             finish = "cancelled"
             raise
+        except DoesNotFitError as error:
+            raise DoesNotFitError(error.message, cause=error.cause, remedy=_WAYS_OUT) from error
         finally:
             content, reasoning = "".join(parts["content"]), "".join(parts["reasoning"])
             if content or reasoning or finish not in ("failed", "cancelled"):

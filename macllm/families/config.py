@@ -149,26 +149,28 @@ def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """The positions that a model with rotary positions is made for, its RoPE scaling included, as vLLM counts them.
-
-    YaRN: the length before scaling * factor. Linear and dynamic: max_position_embeddings * factor. Others state the
-    length that they reach.
-    """
-    trained = config.get("max_position_embeddings")
+    """The positions that a model with rotary positions is made for, its RoPE scaling included."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     by_kind = [value for value in scaling.values() if isinstance(value, Mapping)]
-    reached = [_scaled(config, each, trained) for each in by_kind or [scaling]]
-    return max((length for length in reached if length is not None), default=None)
+    before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
+    return scaled_length(config.get("max_position_embeddings"), [before | dict(each) for each in by_kind or [scaling]])
 
 
-def _scaled(config: Mapping[str, Any], scaling: Mapping[str, Any], trained: int | None) -> int | None:
-    kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
-    if kind == "yarn":
-        before = scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        trained = before if before and factor else trained
-    elif kind not in ("linear", "dynamic"):
-        return trained
-    return trained and int(trained * float(factor or 1))
+def scaled_length(length: int | None, rotations: Iterable[Mapping[str, Any]]) -> int | None:
+    """The positions that the longest of these rotations reaches, of a model with `length` in its config.
+
+    As vLLM counts them (its `config/model.py`): YaRN reaches the length before scaling * factor, linear and dynamic
+    scaling `length` * factor; others state the length that they reach.
+    """
+    if not length:
+        return None
+    reached = [length]
+    for scaling in rotations:
+        kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
+        if kind in ("yarn", "linear", "dynamic") and factor:
+            before = scaling.get("original_max_position_embeddings") if kind == "yarn" else None
+            reached.append(int((before or length) * float(factor)))
+    return max(reached[1:], default=length)
 
 
 def _scaling(config: Config, p: dict[str, Any]) -> RoPEScaling | None:

@@ -22,6 +22,8 @@ from .foreign_rope import set_rotations
 
 log = logging.getLogger("macllm")
 
+_LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")  # types whose class has a table of positions
+
 # model_type -> mlx-lm's word for it, where its own table has none
 MODULES = {
     "gemma3n_text": "gemma3n",
@@ -158,7 +160,9 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
     except (Exception, SystemExit) as error:
         raise _failed(kind, "loads", error) from error
     size = text.get("vocab_size") or spellings.completed(text).get("vocab_size")
-    return ForeignLM(model, kind, ModelInfo(vocab_size=size, context_length=spellings.context_length(text)))
+    length = spellings.context_length(text)
+    table = length if kind in _LEARNED_POSITIONS else None
+    return ForeignLM(model, kind, ModelInfo(vocab_size=size, context_length=length, position_count=table))
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

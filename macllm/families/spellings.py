@@ -15,6 +15,8 @@ from typing import Any
 
 from macllm.errors import CheckpointError
 
+from .config import scaled_length
+
 # Names of one and the same number.
 ALIASES: tuple[tuple[str, ...], ...] = (
     ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
@@ -325,12 +327,6 @@ ONCE_TOLD = frozenset({"layer_types", "no_rope_layers", "linear_attn_config", "g
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """Positions that a model was made for: stretched rotations count as vLLM counts them (its `config/model.py`)."""
-    full = completed(config)
-    length = _first(full, next(names for names in ALIASES if "n_positions" in names))
-    for parameters in rotations(config).values():
-        factor = parameters.get("factor")
-        if parameters["rope_type"] in ("linear", "dynamic", "yarn") and factor and length:
-            trained = parameters.get("original_max_position_embeddings") if parameters["rope_type"] == "yarn" else None
-            return int((trained or length) * factor)
-    return length
+    """Positions that a model was made for, its RoPE scaling included."""
+    length = _first(completed(config), next(names for names in ALIASES if "n_positions" in names))
+    return scaled_length(length, rotations(config).values())

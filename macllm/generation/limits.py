@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 
 from macllm.errors import DoesNotFitError, UsageError
 from macllm.nn.info import ModelInfo
 
 from . import defaults
 from .request import Request
+
+log = logging.getLogger("macllm")
 
 UNBOUNDED_ANSWER_TOKENS = 4096  # of a completion for which neither the request nor the model states a limit
 
@@ -25,16 +29,40 @@ def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
     wrong = [token for token in prompt if token < 0 or (known is not None and token >= known)]
     if wrong:
         raise UsageError(f"the prompt has the token {wrong[0]}; this model's are from 0 to {(known or 0) - 1}")
-    made_for = info.context_length
-    if request.max_context and made_for and request.max_context > made_for:
-        raise UsageError(f"max_context is {request.max_context}; this model's context holds {made_for} tokens")
-    limit = request.max_context or made_for
+    _check_max_context(info, request.max_context)
+    limit = request.max_context or info.context_length
     if limit is not None and len(prompt) + (info.kind == "decoder") > limit:
-        wider = f", a max_context of up to {made_for}" if request.max_context and made_for != limit else ""
         raise DoesNotFitError(
             f"the prompt has {len(prompt)} tokens; the context holds {limit}, the answer included",
-            remedy=f"a shorter prompt or a new conversation{wider}, or a model with a longer context",
+            remedy=f"a shorter prompt, a new conversation{_wider(info, limit)}, or a model with a longer context",
         )
+
+
+def _check_max_context(info: ModelInfo, wanted: int | None) -> None:
+    """Raise UsageError beyond a table of positions; log a warning, once, beyond the length that a model is made for."""
+    if wanted is None:
+        return
+    if info.position_count is not None and wanted > info.position_count:
+        raise UsageError(
+            f"max_context is {wanted}; this model has {info.position_count} positions",
+            cause="its positions are a table, which ends there",
+            remedy=f"a max_context of at most {info.position_count}, or a model with a longer context",
+        )
+    if info.context_length is not None and wanted > info.context_length:
+        _warn_beyond(wanted, info.context_length)
+
+
+@lru_cache
+def _warn_beyond(wanted: int, made_for: int) -> None:
+    log.warning("max_context is %d, and the model is made for %d tokens: answers beyond may be poor", wanted, made_for)
+
+
+def _wider(info: ModelInfo, limit: int) -> str:
+    """What a larger max_context can do, as part of a list of ways out."""
+    most = info.position_count or info.context_length
+    if most is not None and most > limit:
+        return f", a max_context of up to {most}"
+    return "" if info.position_count is not None else f", a max_context above {limit} (answers may be poor)"
 
 
 def room(info: ModelInfo, request: Request, prompt_tokens: int) -> int:

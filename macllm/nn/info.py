@@ -28,6 +28,7 @@ class ModelInfo:
     vocab_size: int | None = None
     source_vocab_size: int | None = None
     context_length: int | None = None  # tokens, prompt and completion together
+    position_count: int | None = None  # rows of a table of positions, beyond which there is nothing; None: no table
     hidden_size: int | None = None  # None: no hidden states can be had
     eos: frozenset[int] = frozenset()
     decoder_start: int | None = None
@@ -62,6 +63,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
         vocab_size=embedding.vocab_size,
         source_vocab_size=spec.source.vocab_size if isinstance(spec, EncoderDecoderSpec) else None,
         context_length=spec.context_length,
+        position_count=None if embedding.positions is None else embedding.positions.count,
         hidden_size=None if kind == "encoder-decoder" else embedding.dim,
         rotations=frozenset(rope for layer in layers if (rope := _length_dependent(layer)) is not None),
     )

@@ -227,6 +227,43 @@ def test_a_conversation_longer_than_the_context_is_refused_not_cut() -> None:
     assert session.turns == ()
 
 
+def test_a_full_context_names_the_ways_out() -> None:
+    session = Session(ScriptedEngine(context_length=10))
+    list(session.reply("word"))
+    with pytest.raises(DoesNotFitError, match="the context holds 10") as error:
+        list(session.reply("word " * 30))
+    assert "/clear" in error.value.remedy
+    assert "a model with a longer context" in error.value.remedy
+
+
+@pytest.mark.parametrize(("words", "fills_up"), [(30, False), (38, False), (39, True), (45, True)])
+def test_a_context_that_fills_up_is_warned_of_once(words: int, fills_up: bool) -> None:
+    session = Session(ScriptedEngine([Prefill(0, words), "x"], [Prefill(0, words), "y"], context_length=50))
+    list(session.reply("word " * (words - 1)))
+    assert session.context.fills_up == fills_up
+    warning = session.take_warning()
+    assert (warning is not None) == fills_up
+    if warning is not None:
+        assert "of 50 tokens" in warning
+        assert "/clear" in warning
+    assert session.take_warning() is None
+
+
+def test_a_new_conversation_is_warned_of_anew() -> None:
+    session = Session(ScriptedEngine([Prefill(0, 45), "x"], [Prefill(0, 45), "y"], context_length=50))
+    for _ in range(2):
+        list(session.reply("word " * 44))
+        assert session.take_warning() is not None
+        session.clear()
+        assert session.take_warning() is None
+
+
+def test_a_context_without_a_limit_never_fills_up() -> None:
+    session = Session(ScriptedEngine([Prefill(0, 10**6), "x"], context_length=None))
+    list(session.reply("a"))
+    assert session.take_warning() is None
+
+
 def test_an_answer_may_run_to_the_end_of_the_context_unless_bounded() -> None:
     engine = ScriptedEngine(context_length=100)
     list(Session(engine).reply("a b c"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import macllm
 from macllm.errors import DoesNotFitError, UsageError
+from macllm.generation import limits
 from macllm.generation.prefix import Prefix
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
 from macllm.generation.stream import generate, run, stream
@@ -304,6 +305,93 @@ def test_an_answer_ends_where_the_context_does() -> None:
         stream(FakeModel(context_length=64), FakeTokenizer(), "x" * 29, max_context=29)
 
 
+def test_a_context_beyond_the_trained_one_is_given_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    limits._warn_beyond.cache_clear()
+    model = FakeModel(context_length=32)
+    for _ in range(2):
+        out = generate(model, FakeTokenizer(), "x" * 40, max_tokens=5, max_context=64)
+        assert len(out.tokens) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "max_context is 64, and the model is made for 32 tokens: answers beyond may be poor"
+    ]
+
+
+def test_a_context_beyond_a_table_of_positions_is_refused() -> None:
+    model = FakeModel(context_length=32)
+    model.info = replace(model.info, position_count=48)
+    assert generate(model, FakeTokenizer(), "x" * 40, max_tokens=5, max_context=48).usage.completion_tokens == 5
+    with pytest.raises(UsageError, match="max_context is 49; this model has 48 positions"):
+        generate(model, FakeTokenizer(), "x", max_context=49)
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "way"),
+    [
+        (None, None, "a max_context above 32 (answers may be poor)"),
+        (32, None, "a shorter prompt, a new conversation, or a model with a longer context"),
+        (32, 20, "a max_context of up to 32"),
+        (None, 20, "a max_context of up to 32"),
+    ],
+)
+def test_a_full_context_names_the_ways_out(rows: int | None, asked: int | None, way: str) -> None:
+    model = FakeModel(context_length=32)
+    model.info = replace(model.info, position_count=rows)
+    with pytest.raises(DoesNotFitError) as error:
+        stream(model, FakeTokenizer(), "x" * 40, max_context=asked)
+    assert way in (error.value.remedy or "")
+
+
+WISHING = {"do_sample": False, "eos_token_id": [EOS]}
+
+
+def wishing(**wishes: Any) -> FakeModel:
+    """A model that would say abcabcab… and whose checkpoint has wishes."""
+    model = FakeModel(script=[*b"abcabcabcabc", EOS])
+    model.info = replace(model.info, generation_config={**WISHING, **wishes}, eos=frozenset({EOS}))
+    return model
+
+
+def test_a_wish_of_the_checkpoint_is_obeyed_unless_the_user_says_otherwise() -> None:
+    model = wishing(no_repeat_ngram_size=2)
+    text = generate(model, FakeTokenizer(), "x").text
+    assert (text[:4], text[4] != "b") == ("abca", True)
+    assert generate(model, FakeTokenizer(), "x", no_repeat_ngram_size=0).text == "abcabcabcabc"
+    assert generate(wishing(suppress_tokens=[97]), FakeTokenizer(), "x", max_tokens=3).text[0] != "a"
+
+
+def test_a_bias_of_the_user_leaves_what_the_checkpoint_suppresses_suppressed() -> None:
+    out = generate(wishing(suppress_tokens=[97]), FakeTokenizer(), "x", max_tokens=1, logit_bias={"97": 100, 98: 1e5})
+    assert out.text == "b"
+
+
+def test_stop_strings_of_the_checkpoint_end_an_answer() -> None:
+    assert generate(wishing(stop_strings=["cab"]), FakeTokenizer(), "x").text == "ab"
+    assert generate(wishing(stop_strings="bca"), FakeTokenizer(), "x", stop=["c"]).text == "ab"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "options", "count"),
+    [({"max_new_tokens": 5}, {}, 5), ({"max_new_tokens": 5}, {"max_tokens": 7}, 7), ({"max_new_tokens": 999}, {}, 12)],
+)
+def test_fewer_tokens_are_made_where_the_checkpoint_wishes_so(wishes: dict, options: dict, count: int) -> None:
+    assert len(generate(wishing(**wishes), FakeTokenizer(), "x", **options).tokens) == count
+
+
+def test_a_forced_end_counts_as_the_limit_that_it_is() -> None:
+    out = generate(wishing(forced_eos_token_id=EOS), FakeTokenizer(), "x", max_tokens=4)
+    assert (out.text, out.finish_reason, out.usage.completion_tokens) == ("abc", "length", 4)
+
+
+def test_wishes_that_are_not_obeyed_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = wishing(num_beams=4, top_p=7, temperature=0.0)
+    for _ in range(3):
+        generate(model, FakeTokenizer(), "x", max_tokens=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "generation_config.json: top_p = 7 is left out",
+        "generation_config.json asks for num_beams = 4, which macllm does not obey",
+    ]
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "said"),
     [
@@ -311,7 +399,6 @@ def test_an_answer_ends_where_the_context_does() -> None:
         ([], {}, "no messages"),
         ("x", {"temperature": -1}, "temperature is -1"),
         ("x", {"tools": [{}]}, "chat template"),
-        ("x", {"max_context": 100}, "32"),
         ("x", {"stop": ""}, "empty"),
         (Request(prompt=(1,)), {"max_tokens": 3}, "Request"),
         (Request(prompt=(1, 999)), {}, "token 999"),

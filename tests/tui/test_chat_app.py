@@ -253,6 +253,15 @@ def test_a_message_is_not_lost_when_the_model_cannot_be_loaded_and_sending_tries
     play(fail_once, scenario, prompt="Hello")
 
 
+def test_a_context_that_fills_up_is_told_with_the_way_out(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.say("Hello")
+        await stage.sees("of the context is used")
+        await stage.sees("/clear")
+
+    play(ScriptedEngine(["x"], context_length=3), scenario)
+
+
 def test_a_bug_while_loading_is_told_like_an_error(play: Play) -> None:
     def fail(tell: Tell) -> Session:
         raise KeyError("weights")

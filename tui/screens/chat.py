@@ -211,6 +211,8 @@ class ChatScreen(Screen[None]):
         self._show_activity("")
         if message.error is not None:
             self._tell(Failure(message.error), after=running.answer if running.answer.is_attached else None)
+        elif self.session is not None and (warning := self.session.take_warning()) is not None:
+            self._tell(Notice(warning))
         if turn is None and running.user_turn is not None:
             self._queue.insert(0, running.user_turn)
         if message.error is not None or turn is None or turn.finish == "cancelled":

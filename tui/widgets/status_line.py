@@ -85,7 +85,7 @@ def _context(context: ContextUse | None) -> tuple[list[Content], list[Content]]:
         text = f"context {units.count(used)}"
         return [Content(text)], [Content(f"ctx {units.short_count(used)}")]
     share = min(used / limit, 1.0)
-    style = "$error" if share >= 0.9 else "$warning" if share >= 0.7 else "$foreground 60%"
+    style = "$error" if share >= 0.9 else "$warning" if context.fills_up else "$foreground 60%"
     filled = min(round(share * _BAR_CELLS + 0.49), _BAR_CELLS) if used else 0
     bar = Content.assemble(("━" * filled, style), ("━" * (_BAR_CELLS - filled), "$foreground 20%"))
     long = Content.assemble(("context ", style), bar, (f" {units.count(used)}/{units.count(limit)}", style))
