@@ -29,7 +29,7 @@ OF_A_BUILD: dict[Build, tuple[str, ...]] = {
     "checked": (
         "-Werror=uninitialized",
         "-Werror=maybe-uninitialized",
-        "-O1",
+        "-Og",  # a kernel runs for less time than it takes to compile
         "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero",
         "-fsanitize-undefined-trap-on-error",
         "-ftrivial-auto-var-init=pattern",

@@ -7,10 +7,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from .text import Buffer, Signature, captured, signature
 
 Order = Literal["forward", "reverse", "random"]
 MOST_BUFFERS, MOST_THREADS = 31, 1024
+_TOGETHER = 2  # programs that run at a time
 LINES = 1 << 16  # a smaller number is no address, but a line
 _WIDE: dict[mx.Dtype, np.dtype[Any]] = {mx.bfloat16: np.dtype(np.uint16)}
 
@@ -101,30 +103,46 @@ def run(call: Call, how: How | None = None) -> Result:
     return run_text(captured(kernel, call.arguments), call.arguments, how or _usual.get())
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A dispatch that can be run: its program, its outputs, and the job but for the way of running it."""
+
+    program: Path
+    outputs: list[tuple[tuple[int, ...], np.dtype[Any]]]
+    job: tuple[list[str], bytes]
+
+
 def run_text(text: str, arguments: dict[str, Any], how: How) -> Result:
-    """A dispatch of any kernel whose text MLX has told, with the arguments of its call."""
-    known = signature(text)
-    if faults := limits(known, arguments):
+    """A dispatch of any kernel whose text MLX has told, with the arguments of its call. Raises: CompileError."""
+    if faults := limits(signature(text), arguments):
         return Result([], faults, {}, 0, 0, 0)
+    return _run(_ready(text, arguments, how), how)
+
+
+def _ready(text: str, arguments: dict[str, Any], how: How) -> _Ready:
     program = programs.program(text, how.build, how.flags, dict(how.constants))
-    outputs = list(zip(arguments["output_shapes"], arguments["output_dtypes"], strict=True))
+    shapes, dtypes = arguments["output_shapes"], map(numpy_type, arguments["output_dtypes"])
+    return _Ready(program, list(zip(shapes, dtypes, strict=True)), _job(signature(text), arguments))
+
+
+def _run(ready: _Ready, how: How) -> Result:
+    lines, body = ready.job
     with tempfile.TemporaryDirectory() as folder:
         job, results = Path(folder) / "job", Path(folder) / "results"
-        job.write_bytes(_job(known, arguments, how))
-        done = subprocess.run([str(program), str(job), str(results)], capture_output=True, text=True)
+        job.write_bytes("\n".join([*_told(how), *lines, "end", ""]).encode() + body)
+        done = subprocess.run([str(ready.program), str(job), str(results)], capture_output=True, text=True)
         told = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
         if "buffers" not in told:  # it did not come to an end
-            return Result([], _faults(program, told) or [_crash(done)], {}, 0, 0, 0)
+            return Result([], _faults(ready.program, told) or [_crash(done)], {}, 0, 0, 0)
         content = results.read_bytes()
     arrays, at = [], 0
-    for shape, dtype in outputs:
-        kind = numpy_type(dtype)
+    for shape, kind in ready.outputs:
         count = int(np.prod(shape, dtype=np.int64))
         arrays.append(np.frombuffer(content, kind, count, at).reshape(shape))
         at += count * kind.itemsize
     traffic = {b.pop("name"): Traffic(**b) for b in told["buffers"]}
     counts = told["simd_operations"], told["barriers"], told["threadgroup_bytes"]
-    return Result(arrays, _faults(program, told), traffic, *counts)
+    return Result(arrays, _faults(ready.program, told), traffic, *counts)
 
 
 def check(call: Call) -> Result:
@@ -136,16 +154,23 @@ def check(call: Call) -> Result:
 def run_orders(text: str, arguments: dict[str, Any], how: How | None = None) -> Result:
     """A dispatch in every order, and with its matrices' lanes turned about; all must agree bit for bit."""
     how = how or _usual.get()
-    first = run_text(text, arguments, how)
-    first = replace(first, faults=[*(Fault("front", line) for line in _complaints(text)), *first.faults])
-    for order, seed, scrambled in (("reverse", 0, False), ("random", 1, False), ("forward", 0, True)):
-        again = run_text(text, arguments, replace(how, order=order, seed=seed, scrambled=scrambled, counted=False))
-        same = len(again.outputs) == len(first.outputs) and all(
-            a.tobytes() == b.tobytes() for a, b in zip(first.outputs, again.outputs, strict=True)
+    others = {
+        order: replace(how, order=order, seed=seed, scrambled=scrambled, counted=False)
+        for order, seed, scrambled in (("reverse", 0, False), ("random", 1, False), ("forward", 0, True))
+    }
+    if faults := limits(signature(text), arguments):
+        return Result([], faults, {}, 0, 0, 0)
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        complaints = pool.submit(_complaints, text)
+        first, *again = pool.map(partial(_run, _ready(text, arguments, how)), [how, *others.values()])
+    first = replace(first, faults=[*(Fault("front", line) for line in complaints.result()), *first.faults])
+    for (order, other), result in zip(others.items(), again, strict=True):
+        same = len(result.outputs) == len(first.outputs) and all(
+            a.tobytes() == b.tobytes() for a, b in zip(first.outputs, result.outputs, strict=True)
         )
-        kind, where = ("lane-map", "other lanes") if scrambled else ("schedule-dependent", f"{order} order")
+        kind, where = ("lane-map", "other lanes") if other.scrambled else ("schedule-dependent", f"{order} order")
         new = [] if same else [Fault(kind, f"in {where} the outputs are others")]
-        first = replace(first, faults=[*first.faults, *(f for f in [*again.faults, *new] if f not in first.faults)])
+        first = replace(first, faults=[*first.faults, *(f for f in [*result.faults, *new] if f not in first.faults)])
     return first
 
 
@@ -170,15 +195,21 @@ def numpy_type(dtype: mx.Dtype) -> np.dtype[Any]:
     return _WIDE.get(dtype) or np.dtype(str(dtype).removeprefix("mlx.core.").replace("bool", "bool_"))
 
 
-def _job(known: Signature, arguments: dict[str, Any], how: How) -> bytes:
-    head = [
-        "grid " + " ".join(map(str, arguments["grid"])),
-        "threadgroup " + " ".join(map(str, arguments["threadgroup"])),
+def _told(how: How) -> list[str]:
+    return [
         f"order {how.order} {how.seed}",
         f"relaxed {int(how.relaxed)}",
         f"scrambled {int(how.scrambled)}",
         f"flushed {int(how.flushed)}",
         f"counted {int(how.counted)}",
+    ]
+
+
+def _job(known: Signature, arguments: dict[str, Any]) -> tuple[list[str], bytes]:
+    """Lines of a dispatch and its buffers, and what inputs hold."""
+    head = [
+        "grid " + " ".join(map(str, arguments["grid"])),
+        "threadgroup " + " ".join(map(str, arguments["threadgroup"])),
     ]
     body = []
     named = dict(zip(_input_names(known, arguments), arguments["inputs"], strict=True))
@@ -195,7 +226,7 @@ def _job(known: Signature, arguments: dict[str, Any], how: How) -> bytes:
         segments = memory.segments if memory else np.empty((0, 2), np.uint64)
         head.append(f"buffer {buffer.name} {size} {int(is_input)} {len(segments)} {int(begun)}")
         body += [segments.tobytes(), memory.content if memory else b""]
-    return "\n".join([*head, "end", ""]).encode() + b"".join(body)
+    return head, b"".join(body)
 
 
 def _input_names(known: Signature, arguments: dict[str, Any]) -> list[str]:

@@ -47,7 +47,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
 }
 FLUSHED = How(flushed=True)
 OF_X86 = ("-mfma",) if platform.machine() == "x86_64" else ()
-FUSED = How(flags=("-ffp-contract=fast", "-fexpensive-optimizations", *OF_X86))
+FUSED = How(flags=("-O1", "-ffp-contract=fast", "-fexpensive-optimizations", *OF_X86))
 LOOSE = How(flags=("-DSIMULATOR_ULP=2",))
 MACHINES = {
     "small numbers are 0": FLUSHED,

@@ -60,6 +60,25 @@ def test_each_key_head_has_sinks_of_its_own(count: int) -> None:
     decoded(decode.plan.Rules(0.2, True, mx.array([0, 0]), sinks=mx.array([-1.0, 0.5, 3.0, 6.0])), count=count)
 
 
+def test_a_window_over_packed_keys_ends_at_the_first_one() -> None:
+    size = SIZE._replace(dim=64)
+    q, k, v = flash.given(size)
+    parts, dense = {}, []
+    for name, rows in (("k", k), ("v", v)):
+        packed = mx.quantize(rows, group_size=32, bits=8)
+        parts |= dict(zip((f"{name}_words", f"{name}_scales", f"{name}_biases"), packed, strict=True))
+        dense.append(flash.wide(mx.dequantize(*packed, group_size=32, bits=8)))
+    for window in (FIRST_QUERY, FIRST_QUERY + 1):
+        rules = sight([0, 2], window=window)
+        few = decode.plan.Rules(rules.scale, True, rules.first, window=window)
+        with simulated(ONCE) as log:
+            out, _ = flash.plan.run(q, parts, rules, key_bits=8, value_bits=8)
+            decoded = decode.plan.run(q, parts, few, key_bits=8, value_bits=8)
+        assert log.faults == []
+        for got in (out, decoded):
+            flash.near(got, flash.attention(q, *dense, rules).out)
+
+
 def prefilled(rules: flash.plan.Rules, size: flash.Size = SIZE) -> None:
     flash.forward_is_right(size, rules, how=ONCE)
     flash.gradients_are_right(size, rules, how=ONCE)
@@ -82,7 +101,7 @@ def test_a_window_both_ways_ends_at_the_last_key(from_edge: int) -> None:
 
 @pytest.mark.parametrize("chunk", [FIRST_QUERY, FIRST_QUERY + 1, SIZE.count - 1])
 @pytest.mark.parametrize("first", [[0, 0], [1, -2]], ids=["from the first key", "from elsewhere"])
-def test_a_chunk_begins_between_two_queries(chunk: int, first: list[int]) -> None:
+def test_a_chunk_begins_between_two_queries(first: list[int], chunk: int) -> None:
     prefilled(sight(first, chunk=chunk))
 
 

@@ -13,6 +13,7 @@ from macllm.ops.metal import sample as plan
 from macllm.ops.metal.sample import Filters
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import simulated
+from tests.simulator.run import ONCE, How
 
 
 def kept(logits: np.ndarray, f: Filters) -> np.ndarray:
@@ -27,8 +28,10 @@ def kept(logits: np.ndarray, f: Filters) -> np.ndarray:
     return order[may & (weights > 0)]
 
 
-def drawn(logits: np.ndarray, uniform: np.ndarray, f: Filters, dtype: mx.Dtype = mx.float32) -> list[np.ndarray]:
-    with simulated() as log:
+def drawn(
+    logits: np.ndarray, uniform: np.ndarray, f: Filters, dtype: mx.Dtype = mx.float32, how: How | None = None
+) -> list[np.ndarray]:
+    with simulated(how) as log:
         out = plan.draw(mx.array(logits).astype(dtype), mx.array(uniform, mx.float32), f)
     assert log.faults == []
     return [np.array(x) for x in out]
@@ -49,7 +52,7 @@ FILTERS = [
 
 @pytest.mark.parametrize(("filters", "vocabulary"), sweep(FILTERS, [700, 5000, 77, 33, 1]))
 def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) -> None:
-    rows = 5
+    rows = 3
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
     tokens, logprobs = drawn(logits, uniform, filters)
@@ -65,9 +68,29 @@ def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) 
         assert logprobs[row] == pytest.approx(wide[row, token] - total, abs=1e-5)
 
 
+STEPS = -0.001 * np.arange(100, dtype=np.float32)
+MASSES = [
+    pytest.param(np.concatenate([STEPS, np.full(200, -0.5, np.float32)]), Filters(1.0, 40, 0.5), id="of the top_k"),
+    pytest.param(np.concatenate([STEPS, np.full(200, -0.5, np.float32)]), Filters(1.0, 0, 0.25), id="of few logits"),
+    pytest.param(
+        np.concatenate([STEPS, np.full(2460, -3.0, np.float32)]), Filters(1.0, 0, 0.3), id="of more than candidates"
+    ),
+    pytest.param(
+        np.concatenate([STEPS, np.full(2460, -3.0, np.float32)]), Filters(1.7, 90, 0.3, 0.01), id="of all filters"
+    ),
+]
+
+
+@pytest.mark.parametrize(("logits", "filters"), MASSES)
+def test_the_mass_that_is_kept_is_a_part_of_the_right_one(logits: np.ndarray, filters: Filters) -> None:
+    logits = np.roll(logits, 7)
+    (token,), _ = drawn(logits[None], np.array([0.9999], np.float32), filters, how=ONCE)
+    assert token == kept(logits.astype(np.float64), filters)[-1]
+
+
 @pytest.mark.parametrize("vocabulary", [3000, 70, 5])
 def test_without_filters_the_whole_vocabulary_is_drawn_from(vocabulary: int) -> None:
-    rows, heat = 5, 1.7
+    rows, heat = 3, 1.7
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
     tokens, _ = drawn(logits, uniform, Filters(heat))
@@ -118,7 +141,7 @@ BEYOND = [
 
 @pytest.mark.parametrize(("logits", "filters"), BEYOND)
 def test_a_choice_that_reaches_beyond_the_candidates_goes_over_all(logits: np.ndarray, filters: Filters) -> None:
-    rows = 5
+    rows = 3
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
     tokens, logprobs = drawn(np.tile(logits.astype(np.float32), (rows, 1)), uniform, filters)
     may = np.sort(kept(logits.astype(np.float64), filters))  # by index

@@ -71,8 +71,7 @@ Dispatch read_job(const char* path, Memory& memory) {
     Region& region = memory.add(b.name, b.size, shown, !b.in);
     for (auto& s : shown) read_into(file, region.data + s.begin, s.end - s.begin);
     memory.fence(region);
-    if (b.begun)
-      for (auto& byte : region.shadow) byte.written = byte.begun = true;
+    if (b.begun) region.shadow.begin_all();
     buffers[number++] = region.data;
   }
   return d;
@@ -80,9 +79,8 @@ Dispatch read_job(const char* path, Memory& memory) {
 
 void look_for_unwritten(Memory& memory) {
   for (auto& region : memory.regions) {
-    uint64_t missing = 0, first = 0;
-    for (uint64_t i = 0; i < region.shadow.size(); i++)
-      if (!region.shadow[i].written && missing++ == 0) first = i;
+    if (!region.writable) continue;
+    const auto [missing, first] = region.shadow.unwritten();
     if (missing)
       faults().add("unwritten", region.data,
                    std::to_string(missing) + " bytes of " + region.name + " from " + std::to_string(first));

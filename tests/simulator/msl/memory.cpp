@@ -71,6 +71,25 @@ const Toucher* Shadow::crossed_by(const Toucher& now) const {
   return several && together ? &reader : nullptr;
 }
 
+std::pair<uint64_t, uint64_t> Shadows::unwritten() const {
+  uint64_t missing = 0, first = 0;
+  for (uint64_t i = 0; i < bytes_; i++) {
+    const uint32_t parts = parts_of_[i / 4];
+    if (!(parts ? parts_[parts - 1][i % 4] : words_[i / 4]).written && missing++ == 0) first = i;
+  }
+  return {missing, first};
+}
+
+void Shadows::clear(uint64_t bytes) {
+  std::fill_n(words_.begin(), bytes / 4 + 1, Shadow{});
+  std::fill_n(parts_of_.begin(), bytes / 4 + 1, 0u);
+  parts_.clear();
+}
+
+void Shadows::begin_all() {
+  for (auto& word : words_) word.written = word.begun = true;
+}
+
 bool Region::shows(uint64_t at, uint64_t bytes) const {
   const auto earlier = [](uint64_t x, const Segment& s) { return x < s.begin; };
   const auto after = std::upper_bound(shown.begin(), shown.end(), at, earlier);
@@ -140,7 +159,7 @@ void Memory::begin_group(uint32_t simdgroups) {
   if (!group.data) return;
   const uint64_t used = group.shown.empty() ? 0 : group.shown.back().end;
   for (auto& s : group.shown) std::memset(group.data + s.begin, POISON, s.end - s.begin);
-  std::fill_n(group.shadow.begin(), used, Shadow{});
+  group.shadow.clear(used);
 }
 
 void Memory::touch(const void* at, uint64_t bytes, bool writes, bool atomic, const void* site) {
@@ -190,18 +209,23 @@ void Memory::check(Region& region, uint64_t at, uint64_t bytes, bool writes, boo
   if (at % std::min<uint64_t>(bytes, 16) && (bytes & (bytes - 1)) == 0) wrong("unaligned");
   if (writes && !region.writable) return wrong("read-only");
   if (!region.writable && !region.shows(at, bytes)) return wrong("stale-view", ", which the view does not show");
-  for (uint64_t i = at; region.writable && i < at + bytes; i++) {
-    Shadow& byte = region.shadow[i];
-    const bool alone = atomic && byte.atomic;
-    if (!writes && !byte.written) return wrong("uninitialised", " before anybody writes it");
-    if (byte.written && !alone && unordered(byte.writer, now))
-      return wrong("race", ", which " + lane(byte.writer) + " wrote without a barrier between");
-    if (const Toucher* reader = writes && !alone ? byte.crossed_by(now) : nullptr)
-      return wrong("race", ", which " + lane(*reader) + " read without a barrier between");
-    if (writes && byte.written && !byte.begun && !atomic && &region != &group) wrong("written-twice", " again");
-    if (writes) byte.written = true, byte.begun = false, byte.writer = now, byte.atomic = atomic;
-    else byte.read_by(now);
-  }
+  if (!region.writable) return;
+  region.shadow.each(at, bytes, [&](Shadow& part) {
+    const bool alone = atomic && part.atomic;
+    const auto wrong_here = [&](const char* kind, const std::string& more) {
+      wrong(kind, more);
+      return false;
+    };
+    if (!writes && !part.written) return wrong_here("uninitialised", " before anybody writes it");
+    if (part.written && !alone && unordered(part.writer, now))
+      return wrong_here("race", ", which " + lane(part.writer) + " wrote without a barrier between");
+    if (const Toucher* reader = writes && !alone ? part.crossed_by(now) : nullptr)
+      return wrong_here("race", ", which " + lane(*reader) + " read without a barrier between");
+    if (writes && part.written && !part.begun && !atomic && &region != &group) wrong("written-twice", " again");
+    if (writes) part.written = true, part.begun = false, part.writer = now, part.atomic = atomic;
+    else part.read_by(now);
+    return true;
+  });
 }
 
 }  // namespace simulator

@@ -1,10 +1,12 @@
 // What a kernel may touch: buffers that end at a guard page, and a threadgroup's memory. Every access is looked at.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kernel.h"
@@ -22,7 +24,7 @@ struct Toucher {
   uint32_t step = 0;       // barriers of the simdgroup alone so far
 };
 
-// Of a byte that may be written.
+// Of bytes that may be written.
 struct Shadow {
   Toucher writer, reader, other;  // the last of each; `other` reads in the same epoch from another simdgroup
   bool written = false, atomic = false;
@@ -32,6 +34,41 @@ struct Shadow {
   void read_by(const Toucher& now);
   // Who read it and may do so only after, or before, what is written now; null if nobody.
   const Toucher* crossed_by(const Toucher& now) const;
+};
+
+// Shadows of bytes; of four that are always touched together there is one.
+class Shadows {
+ public:
+  void resize(uint64_t bytes) {
+    bytes_ = bytes, words_.resize(bytes / 4 + 1), parts_of_.resize(bytes / 4 + 1);
+  }
+  // f of each shadow of some bytes, until it says no.
+  template <class F>
+  void each(uint64_t at, uint64_t bytes, F f) {
+    for (uint64_t i = at, end = at + bytes; i < end;) {
+      const bool together = i % 4 == 0 && end - i >= 4 && !parts_of_[i / 4];
+      if (!f(together ? words_[i / 4] : part(i))) return;
+      i += together ? 4 : 1;
+    }
+  }
+  // How many bytes nobody has written, and the first of them.
+  std::pair<uint64_t, uint64_t> unwritten() const;
+  void clear(uint64_t bytes);  // from the beginning
+  void begin_all();            // all hold what every element of the buffer begins with
+
+ private:
+  Shadow& part(uint64_t at) {
+    uint32_t& number = parts_of_[at / 4];
+    if (!number) {
+      const Shadow& whole = words_[at / 4];
+      parts_.push_back({whole, whole, whole, whole}), number = uint32_t(parts_.size());
+    }
+    return parts_[number - 1][at % 4];
+  }
+  uint64_t bytes_ = 0;
+  std::vector<Shadow> words_;
+  std::vector<uint32_t> parts_of_;  // from 1; 0 is none
+  std::vector<std::array<Shadow, 4>> parts_;
 };
 
 // Bytes from `begin` to before `end`.
@@ -45,7 +82,7 @@ struct Region {
   uint64_t size = 0;
   bool writable = false;
   std::vector<Segment> shown;    // in order, what a view shows of what is behind it
-  std::vector<Shadow> shadow;    // by byte, where it may be written
+  Shadows shadow;                // where it may be written
   std::vector<bool> lines;       // touched at all
   uint64_t read_bytes = 0, written_bytes = 0, read_lines = 0, written_lines = 0;  // as instructions ask for them
 

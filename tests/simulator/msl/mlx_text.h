@@ -45,3 +45,20 @@ inline I elem_to_loc(I element, const int* shape, const int64_t* strides, int nd
   for (int i = ndim - 1; i >= 0 && element > 0; i--) at += element % shape[i] * I(strides[i]), element /= shape[i];
   return at;
 }
+
+inline float log1p(float x) { return __builtin_log1pf(x); }
+inline float expm1(float x) { return __builtin_expm1f(x); }
+inline float hypot(float x, float y) { return __builtin_hypotf(x, y); }
+
+// A number of two parts.
+struct complex64_t {
+  float real, imag;
+  complex64_t() = default;
+  complex64_t(float real, float imag = 0) : real(real), imag(imag) {}
+  friend complex64_t operator+(complex64_t a, complex64_t b) { return {a.real + b.real, a.imag + b.imag}; }
+  friend complex64_t operator-(complex64_t a, complex64_t b) { return {a.real - b.real, a.imag - b.imag}; }
+  friend complex64_t operator*(complex64_t a, complex64_t b) {
+    return {a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real};
+  }
+  friend bool operator==(complex64_t a, complex64_t b) { return a.real == b.real && a.imag == b.imag; }
+};

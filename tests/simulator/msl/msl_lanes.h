@@ -4,7 +4,7 @@
 #include "kernel.h"
 #include "msl_integer.h"
 
-#define SIMULATOR_TOGETHER __attribute__((noinline, no_sanitize("thread", "address", "undefined")))
+#define SIMULATOR_TOGETHER __attribute__((noinline)) SIMULATOR_APART
 
 // The line of the text that calls, by which lanes know that they do the same thing: a compiler may have made copies of it.
 #define SIMULATOR_HERE const void* here = reinterpret_cast<const void*>(uintptr_t(__builtin_LINE()))
@@ -33,40 +33,40 @@ SIMULATOR_TOGETHER inline T together(simulator::Meet how, const void* site, T x,
 
 // One after another in halves, as a tree adds: of each SIZE lanes alone.
 template <int SIZE, class T, class F>
-inline void lanes_folded(const Meeting& m, T nothing, F f) {
+SIMULATOR_APART inline void lanes_folded(const Meeting& m, T nothing, F f) {
   T all[LANES];
   for (int i = 0; i < LANES; i++) all[i] = m.has(i) ? m.get<T>(i) : nothing;
   for (int n = SIZE / 2; n; n /= 2)
-    for (int i = 0; i < LANES; i++)
-      if (i % SIZE < n) all[i] = f(all[i], all[i + n]);
+    for (int first = 0; first < LANES; first += SIZE)
+      for (int i = first; i < first + n; i++) all[i] = f(all[i], all[i + n]);
   for (int i = 0; i < LANES; i++)
     if (m.has(i)) m.put(i, all[i / SIZE * SIZE]);
 }
 
 // For numbers, and vectors of them.
 template <class T>
-inline T lane_lowest() {
+SIMULATOR_APART inline T lane_lowest() {
   return T(numeric_limits<typename VecElement<T>::type>::lowest());
 }
 template <class T>
-inline T lane_highest() {
+SIMULATOR_APART inline T lane_highest() {
   return T(numeric_limits<typename VecElement<T>::type>::max());
 }
 template <class T>
-inline T lane_larger(const T& a, const T& b) {
+SIMULATOR_APART inline T lane_larger(const T& a, const T& b) {
   if constexpr (vec_is<T>) return vec_by_element([](auto x, auto y) { return x > y ? x : y; }, a, b);
   else return a > b ? a : b;
 }
 template <class T>
-inline T lane_smaller(const T& a, const T& b) {
+SIMULATOR_APART inline T lane_smaller(const T& a, const T& b) {
   if constexpr (vec_is<T>) return vec_by_element([](auto x, auto y) { return x < y ? x : y; }, a, b);
   else return a < b ? a : b;
 }
 
 #define MSL_REDUCTION(name, nothing, expression)                                                   \
   template <int SIZE, class T>                                                                     \
-  inline void name##_of(const Meeting& m) {                                                        \
-    lanes_folded<SIZE, T>(m, nothing, [](T a, T b) { return T(expression); });                           \
+  SIMULATOR_APART inline void name##_of(const Meeting& m) {                                                        \
+    lanes_folded<SIZE, T>(m, nothing, [](T a, T b) SIMULATOR_APART { return T(expression); });                           \
   }                                                                                                \
   template <class T>                                                                               \
   SIMULATOR_TOGETHER inline T simd_##name(T x, SIMULATOR_HERE) {                                   \
@@ -86,12 +86,12 @@ MSL_REDUCTION(xor, T(0), a ^ b)
 #undef MSL_REDUCTION
 
 template <int SIZE>
-inline void any_of(const Meeting& m) {
-  lanes_folded<SIZE, bool>(m, false, [](bool a, bool b) { return a || b; });
+SIMULATOR_APART inline void any_of(const Meeting& m) {
+  lanes_folded<SIZE, bool>(m, false, [](bool a, bool b) SIMULATOR_APART { return a || b; });
 }
 template <int SIZE>
-inline void all_of(const Meeting& m) {
-  lanes_folded<SIZE, bool>(m, true, [](bool a, bool b) { return a && b; });
+SIMULATOR_APART inline void all_of(const Meeting& m) {
+  lanes_folded<SIZE, bool>(m, true, [](bool a, bool b) SIMULATOR_APART { return a && b; });
 }
 SIMULATOR_TOGETHER inline bool simd_any(bool x, SIMULATOR_HERE) { return together(any_of<LANES>, here, x); }
 SIMULATOR_TOGETHER inline bool simd_all(bool x, SIMULATOR_HERE) { return together(all_of<LANES>, here, x); }
@@ -105,7 +105,7 @@ struct simd_vote {
   bool all() const { return bits == 0xffffffffu; }
   bool any() const { return bits != 0; }
 };
-inline void ballot_of(const Meeting& m) {
+SIMULATOR_APART inline void ballot_of(const Meeting& m) {
   ulong bits = 0;
   for (int i = 0; i < LANES; i++)
     if (m.has(i) && m.get<ulong>(i)) bits |= 1ul << i;
@@ -124,7 +124,7 @@ SIMULATOR_TOGETHER inline bool simd_is_first(SIMULATOR_HERE) {
 
 // Lane i takes what lane `from` has; its own where that is no lane, or none that is here.
 template <class T, class From>
-inline void moved(const Meeting& m, From from) {
+SIMULATOR_APART inline void moved(const Meeting& m, From from) {
   for (int i = 0; i < LANES; i++) {
     if (!m.has(i)) continue;
     const int j = from(i, int(m.argument));
@@ -133,12 +133,12 @@ inline void moved(const Meeting& m, From from) {
 }
 
 // A lane of the same quad, or none.
-inline int lane_in_quad(int own, int other) { return other >> 2 == own >> 2 ? other : -1; }
+SIMULATOR_APART inline int lane_in_quad(int own, int other) { return other >> 2 == own >> 2 ? other : -1; }
 
 #define MSL_MOVE(name, expression)                                                                  \
   template <class T>                                                                                \
-  inline void name##_of(const Meeting& m) {                                                         \
-    moved<T>(m, [](int i, int by) { return expression; });                                          \
+  SIMULATOR_APART inline void name##_of(const Meeting& m) {                                                         \
+    moved<T>(m, [](int i, int by) SIMULATOR_APART { return expression; });                                          \
   }                                                                                                 \
   template <class T>                                                                                \
   SIMULATOR_TOGETHER inline T name(T x, ushort by, SIMULATOR_HERE) {                                                \
@@ -164,7 +164,7 @@ struct Sent {
   uint from;
 };
 template <class T, int SIZE>
-inline void shuffled(const Meeting& m) {
+SIMULATOR_APART inline void shuffled(const Meeting& m) {
   for (int i = 0; i < LANES; i++) {
     if (!m.has(i)) continue;
     const int j = (SIZE < LANES ? i / SIZE * SIZE : 0) + int(m.get<Sent<T>>(i).from);
@@ -198,7 +198,7 @@ struct LanesFilled {
   ushort modulo;
 };
 template <class T, int SIGN>
-inline void lanes_filled(const Meeting& m) {
+SIMULATOR_APART inline void lanes_filled(const Meeting& m) {
   for (int i = 0; i < LANES; i++) {
     if (!m.has(i)) continue;
     auto own = m.get<LanesFilled<T>>(i);
@@ -225,7 +225,7 @@ MSL_FILL(quad_shuffle_and_fill_down, 1, 4)
 
 #define MSL_SCAN(name, nothing, expression)                                                         \
   template <class T, bool INCLUSIVE, int SIZE>                                                      \
-  inline void name##_scanned(const Meeting& m) {                                                    \
+  SIMULATOR_APART inline void name##_scanned(const Meeting& m) {                                                    \
     T total = nothing;                                                                              \
     for (int i = 0; i < LANES; i++) {                                                               \
       if (i % SIZE == 0) total = nothing;                                                           \

@@ -1,9 +1,6 @@
 // Mathematical functions of the Metal Shading Language, in float32; 16-bit arguments give 16-bit results.
 #pragma once
 
-#include <bit>
-#include <cmath>
-
 #include "msl_vectors.h"
 
 #undef INFINITY
@@ -18,10 +15,10 @@ namespace metal {
 // With SIMULATOR_ULP, functions that Metal need not round well are up to that many units in the last place away, up or down.
 inline float loosely(float x) {
 #ifdef SIMULATOR_ULP
-  if (x == 0 || !std::isnormal(x)) return x;
+  if (x == 0 || !__builtin_isnormal(x)) return x;
   const uint word = as_type<uint>(x), turned = (word ^ word >> 15) * 2654435761u;
   const float moved = as_type<float>(word + turned % uint(2 * SIMULATOR_ULP + 1) - uint(SIMULATOR_ULP));
-  return std::isnormal(moved) ? moved : x;
+  return __builtin_isnormal(moved) ? moved : x;
 #else
   return x;
 #endif
@@ -46,37 +43,37 @@ inline float loosely(float x) {
   MSL_OF_VECTORS(name)                                           \
   inline half name(half x) { return half(name(float(x))); }      \
   inline float name(bfloat x) { return name(float(x)); }
-MSL_FUNCTION(exp, std::exp(x))
-MSL_FUNCTION(exp2, std::exp2(x))
-MSL_FUNCTION(exp10, std::pow(10.f, x))
-MSL_FUNCTION(log, std::log(x))
-MSL_FUNCTION(log2, std::log2(x))
-MSL_FUNCTION(log10, std::log10(x))
-MSL_FUNCTION(sqrt, std::sqrt(x))
-MSL_FUNCTION(rsqrt, 1.f / std::sqrt(x))
-MSL_FUNCTION(sin, std::sin(x))
-MSL_FUNCTION(cos, std::cos(x))
-MSL_FUNCTION(tan, std::tan(x))
-MSL_FUNCTION(tanh, std::tanh(x))
-MSL_FUNCTION(sinh, std::sinh(x))
-MSL_FUNCTION(cosh, std::cosh(x))
-MSL_FUNCTION(asin, std::asin(x))
-MSL_FUNCTION(acos, std::acos(x))
-MSL_FUNCTION(atan, std::atan(x))
-MSL_FUNCTION(asinh, std::asinh(x))
-MSL_FUNCTION(acosh, std::acosh(x))
-MSL_FUNCTION(atanh, std::atanh(x))
-MSL_FUNCTION(sinpi, std::sin(3.14159274101257f * x))
-MSL_FUNCTION(cospi, std::cos(3.14159274101257f * x))
-MSL_FUNCTION(tanpi, std::tan(3.14159274101257f * x))
-MSL_EXACT_FUNCTION(fabs, std::fabs(x))
-MSL_EXACT_FUNCTION(floor, std::floor(x))
-MSL_EXACT_FUNCTION(ceil, std::ceil(x))
-MSL_EXACT_FUNCTION(rint, std::nearbyint(x))
-MSL_EXACT_FUNCTION(round, std::round(x))
-MSL_EXACT_FUNCTION(trunc, std::trunc(x))
+MSL_FUNCTION(exp, __builtin_expf(x))
+MSL_FUNCTION(exp2, __builtin_exp2f(x))
+MSL_FUNCTION(exp10, __builtin_powf(10.f, x))
+MSL_FUNCTION(log, __builtin_logf(x))
+MSL_FUNCTION(log2, __builtin_log2f(x))
+MSL_FUNCTION(log10, __builtin_log10f(x))
+MSL_FUNCTION(sqrt, __builtin_sqrtf(x))
+MSL_FUNCTION(rsqrt, 1.f / __builtin_sqrtf(x))
+MSL_FUNCTION(sin, __builtin_sinf(x))
+MSL_FUNCTION(cos, __builtin_cosf(x))
+MSL_FUNCTION(tan, __builtin_tanf(x))
+MSL_FUNCTION(tanh, __builtin_tanhf(x))
+MSL_FUNCTION(sinh, __builtin_sinhf(x))
+MSL_FUNCTION(cosh, __builtin_coshf(x))
+MSL_FUNCTION(asin, __builtin_asinf(x))
+MSL_FUNCTION(acos, __builtin_acosf(x))
+MSL_FUNCTION(atan, __builtin_atanf(x))
+MSL_FUNCTION(asinh, __builtin_asinhf(x))
+MSL_FUNCTION(acosh, __builtin_acoshf(x))
+MSL_FUNCTION(atanh, __builtin_atanhf(x))
+MSL_FUNCTION(sinpi, __builtin_sinf(3.14159274101257f * x))
+MSL_FUNCTION(cospi, __builtin_cosf(3.14159274101257f * x))
+MSL_FUNCTION(tanpi, __builtin_tanf(3.14159274101257f * x))
+MSL_EXACT_FUNCTION(fabs, __builtin_fabsf(x))
+MSL_EXACT_FUNCTION(floor, __builtin_floorf(x))
+MSL_EXACT_FUNCTION(ceil, __builtin_ceilf(x))
+MSL_EXACT_FUNCTION(rint, __builtin_nearbyintf(x))
+MSL_EXACT_FUNCTION(round, __builtin_roundf(x))
+MSL_EXACT_FUNCTION(trunc, __builtin_truncf(x))
 MSL_EXACT_FUNCTION(sign, float((x > 0) - (x < 0)))
-MSL_EXACT_FUNCTION(fract, std::min(x - std::floor(x), 0x1.fffffep-1f))
+MSL_EXACT_FUNCTION(fract, x - __builtin_floorf(x) < 1 ? x - __builtin_floorf(x) : 0x1.fffffep-1f)
 MSL_EXACT_FUNCTION(saturate, x > 0 ? (x < 1 ? x : 1.f) : 0.f)
 #undef MSL_FUNCTION
 #undef MSL_EXACT_FUNCTION
@@ -103,12 +100,12 @@ inline auto vec_by_pair(F f, const A& a, const B& b) {
   MSL_TWO(name, expression)                  \
   }                                          \
   MSL_TWO(name, expression)
-MSL_TWO_WAYS(pow, loosely(std::pow(x, y)))
-MSL_TWO_WAYS(powr, loosely(std::pow(x, y)))
-MSL_TWO_WAYS(atan2, loosely(std::atan2(x, y)))
-MSL_TWO_WAYS(fmod, std::fmod(x, y))
-MSL_TWO_WAYS(copysign, std::copysign(x, y))
-MSL_TWO_WAYS(fdim, std::fdim(x, y))
+MSL_TWO_WAYS(pow, loosely(__builtin_powf(x, y)))
+MSL_TWO_WAYS(powr, loosely(__builtin_powf(x, y)))
+MSL_TWO_WAYS(atan2, loosely(__builtin_atan2f(x, y)))
+MSL_TWO_WAYS(fmod, __builtin_fmodf(x, y))
+MSL_TWO_WAYS(copysign, __builtin_copysignf(x, y))
+MSL_TWO_WAYS(fdim, __builtin_fdimf(x, y))
 MSL_TWO_WAYS(step, y < x ? 0.f : 1.f)
 #undef MSL_TWO_WAYS
 namespace precise {
@@ -118,15 +115,15 @@ namespace fast {
 inline float divide(float x, float y) { return loosely(x / y); }
 }  // namespace fast
 inline float divide(float x, float y) { return x / y; }
-inline float ldexp(float x, int by) { return std::ldexp(x, by); }
-inline float frexp(float x, int& by) { return std::frexp(x, &by); }
-inline float modf(float x, float& whole) { return std::modf(x, &whole); }
-inline int ilogb(float x) { return std::ilogb(x); }
+inline float ldexp(float x, int by) { return __builtin_ldexpf(x, by); }
+inline float frexp(float x, int& by) { return __builtin_frexpf(x, &by); }
+inline float modf(float x, float& whole) { return __builtin_modff(x, &whole); }
+inline int ilogb(float x) { return __builtin_ilogbf(x); }
 inline float sincos(float x, float& c) {
   c = cos(x);
   return sin(x);
 }
-inline bool signbit(float x) { return std::signbit(x); }
+inline bool signbit(float x) { return __builtin_signbit(x); }
 template <class T>
 inline auto mix(const T& x, const T& y, const T& a) {
   return x + (y - x) * a;
@@ -137,8 +134,8 @@ inline T smoothstep(T low, T high, T x) {
   return t * t * (T(3) - T(2) * t);
 }
 
-inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
-inline half fma(half a, half b, half c) { return half(std::fma(float(a), float(b), float(c))); }
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline half fma(half a, half b, half c) { return half(__builtin_fmaf(float(a), float(b), float(c))); }
 template <class T, int N>
 inline vec<T, N> fma(const vec<T, N>& a, const vec<T, N>& b, const vec<T, N>& c) {
   return vec_by_element([](T x, T y, T z) { return fma(x, y, z); }, a, b, c);
@@ -150,7 +147,7 @@ template <class T>
 inline T abs(T x) {
   return x < T(0) ? T(-x) : x;
 }
-inline float abs(float x) { return std::fabs(x); }
+inline float abs(float x) { return __builtin_fabsf(x); }
 template <class T, int N>
 inline vec<T, N> abs(const vec<T, N>& v) {
   return vec_by_element([](T x) { return abs(x); }, v);
@@ -214,9 +211,9 @@ inline vec<T, N> select(const vec<T, N>& no, const vec<T, N>& yes, const vec<boo
     return vec_by_element([](T x) { return name(x); }, v);            \
   }
 MSL_TOLD(isnan, x != x)
-MSL_TOLD(isinf, std::isinf(x))
-MSL_TOLD(isfinite, std::isfinite(x))
-MSL_TOLD(isnormal, std::isnormal(x))
+MSL_TOLD(isinf, __builtin_isinf(x))
+MSL_TOLD(isfinite, __builtin_isfinite(x))
+MSL_TOLD(isnormal, __builtin_isnormal(x))
 #undef MSL_TOLD
 
 template <int N>

@@ -9,7 +9,7 @@ namespace metal {
 struct Fragment {
   int row, column;
 };
-inline Fragment fragment_of(int lane) {
+SIMULATOR_APART inline Fragment fragment_of(int lane) {
   if (simulator::scrambled) lane = (lane * 11 + 5) % LANES;
   const int q = lane / 4;
   return {(q & 4) + lane / 2 % 4, (q & 2) * 2 + lane % 2 * 2};
@@ -72,7 +72,7 @@ struct Operands {
   vec<D, 2> d;
 };
 template <class D, class A, class B, class C>
-inline void multiplied(const Meeting& m) {
+SIMULATOR_APART inline void multiplied(const Meeting& m) {
   float a[8][8], b[8][8];
   for (int i = 0; i < LANES; i++) {
     const auto all = m.get<Operands<D, A, B, C>>(i);

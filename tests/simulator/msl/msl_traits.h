@@ -75,13 +75,13 @@ struct SmallLimits {
   static constexpr bool has_infinity = true, has_quiet_NaN = true;
   static constexpr int digits = DIGITS, radix = 2, min_exponent = LEAST, max_exponent = MOST;
   static T made(float x) { return T(x); }
-  static T min() { return made(std::ldexp(1.f, LEAST - 1)); }
-  static T max() { return made(std::ldexp(2.f - std::ldexp(1.f, 1 - DIGITS), MOST - 1)); }
+  static T min() { return made(__builtin_ldexpf(1.f, LEAST - 1)); }
+  static T max() { return made(__builtin_ldexpf(2.f - __builtin_ldexpf(1.f, 1 - DIGITS), MOST - 1)); }
   static T lowest() { return made(-float(max())); }
-  static T epsilon() { return made(std::ldexp(1.f, 1 - DIGITS)); }
+  static T epsilon() { return made(__builtin_ldexpf(1.f, 1 - DIGITS)); }
   static T infinity() { return made(__builtin_inff()); }
   static T quiet_NaN() { return made(__builtin_nanf("")); }
-  static T denorm_min() { return made(std::ldexp(1.f, LEAST - DIGITS)); }
+  static T denorm_min() { return made(__builtin_ldexpf(1.f, LEAST - DIGITS)); }
 };
 template <>
 struct numeric_limits<half> : SmallLimits<half, 11, -13, 16> {};

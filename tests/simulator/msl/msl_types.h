@@ -1,7 +1,6 @@
 // The scalar, vector and address types of the Metal Shading Language that C++ does not have.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
