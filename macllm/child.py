@@ -73,7 +73,7 @@ class ChildProcess:
         self._log = _open_log(log_prefix)
         self._pipe, self._theirs = Pipe()
         self._sending = threading.Lock()
-        self._asked = False
+        self._asked, self._parent = False, os.getpid()
         self._exit: Exit | None = None
         self._failure: OSError | None = None
         self._started = threading.Event()
@@ -107,7 +107,7 @@ class ChildProcess:
     def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Ask the child to end, kill it and its group after `grace_seconds`, and wait for that."""
         self._asked = True
-        if self._reader.ident is None:
+        if self._reader.ident is None or self._parent != os.getpid():  # it never started, or this is a fork
             return
         self._started.wait()
         self.send(_End())

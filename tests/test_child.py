@@ -157,6 +157,21 @@ def test_a_signal_while_the_child_is_started_leaves_none(monkeypatch: pytest.Mon
     assert not runs(pid)
 
 
+def test_a_fork_of_the_parent_ends_no_child() -> None:
+    code = """
+import os, sys
+from macllm.child import ChildProcess
+child = ChildProcess("tests.child_targets:echo", 1, on_message=lambda message: None)
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(child.exit)
+"""
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"None\n", b"")
+
+
 def test_a_child_that_cannot_be_started_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(OSError, match="nowhere"):

@@ -70,7 +70,8 @@ def begin() -> str | None:
             elif _compilation is None or _compilation.over.is_set():
                 _take(build.library() if _compilation is None else _compilation.result())
         except build.BuildError as error:
-            return _refuse(error)
+            notice = _refuse(error)
+            return None if _compilation is not None and _compilation.ended else notice
     return None
 
 

@@ -35,6 +35,7 @@ class Compilation:
         self.done, self.total = sum(whole(part.path) for part in parts), len(parts) + 1
         self.beside = beside
         self.error: BuildError | None = None
+        self.ended = False  # by `end`, before there was a module
         self.over = threading.Event()
         self._tell = tell
         self._folder = self.target.parent / f"tmp{secrets.token_hex(4)}"
@@ -87,6 +88,7 @@ class Compilation:
     def _finish(self, exit: Exit) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         if self.error is None and not whole(self.target):
+            self.ended = exit.asked
             self.error = BuildError("the compilation was ended" if exit.asked else f"compiling crashed: {exit.cause}")
         self.over.set()
         self._tell(self)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import macllm
 from macllm import checkpoint
 from macllm.ops import cpu
 from macllm.ops.cpu import build, estimate
@@ -118,6 +119,24 @@ time.sleep(0.2)
     total = len(build.objects()) + 1
     assert lines[0] == f"0 {total} True False"
     assert lines[-1] == f"{total} {total} True True"
+
+
+def test_a_compilation_that_was_ended_is_nothing_to_tell(compiler: Compiler) -> None:
+    compiler(60)
+    code = "print(cpu.available()); cpu.end(); print(cpu.available(), cpu.reason())"
+    assert run(code) == ("False\nFalse the compilation was ended\n", "")
+
+
+def test_a_run_of_training_waits_for_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class WaitedError(Exception):
+        pass
+
+    def wait() -> None:
+        raise WaitedError
+
+    monkeypatch.setattr(cpu, "wait", wait)
+    with pytest.raises(WaitedError):
+        macllm.finetune(data=str(tmp_path), adapter_path=str(tmp_path / "run"), model="maclet")
 
 
 def test_a_crash_of_the_compiler_beside_is_told_when_it_is_over(compiler: Compiler) -> None:
