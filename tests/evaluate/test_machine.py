@@ -9,7 +9,7 @@ from macllm.evaluate import machine
 
 
 def test_bandwidth_and_arithmetic_are_what_was_done_over_the_time_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_READ_BYTES", 1 << 22)
+    monkeypatch.setattr(machine, "READ_BYTES", 1 << 22)
     monkeypatch.setattr(machine, "_PRODUCT", 128)
     monkeypatch.setattr(machine, "_CPU_PRODUCT", 128)
     monkeypatch.setattr(machine, "_fastest", lambda run, repeats: (run(), 0.5)[1])
