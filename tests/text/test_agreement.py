@@ -88,43 +88,42 @@ def test_a_sentencepiece_vocabulary_gives_texts_back_whatever_decoder_its_file_h
         assert [comes_back(tokenizer, text) for text in texts] == texts
 
 
-@pytest.mark.parametrize("decoder", ["none", "Metaspace", "ByteLevel", "BPEDecoder", "sentencepiece"])
-def test_a_wordpiece_vocabulary_joins_its_words_whatever_decoder_its_file_has(decoder: str, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer as Library
-    from tokenizers import models, pre_tokenizers
-
-    vocab = {token: index for index, token in enumerate(wordpiece_vocab())}
-    library = Library(models.WordPiece(vocab, unk_token="[UNK]"))
-    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer = opened(tmp_path, {**json.loads(library.to_str()), "decoder": DECODERS[decoder]})
-    assert comes_back(tokenizer, "the quick brown foxes") == "the quick brown foxes"
-
-
-@pytest.mark.parametrize("decoder", ["none", "Metaspace", "ByteLevel", "sentencepiece"])
-def test_words_that_end_in_a_suffix_are_joined_whatever_decoder_the_file_has(decoder: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def words() -> dict[str, dict[str, Any]]:
+    """Tokenizers whose tokens say where a word goes on (WordPiece) or ends (BPE with a suffix)."""
     from tokenizers import Tokenizer as Library
     from tokenizers import models, pre_tokenizers, trainers
 
-    library = Library(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
-    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
-    )
-    library.train_from_iterator(TRAINING, trainer)
-    tokenizer = opened(tmp_path, {**json.loads(library.to_str()), "decoder": DECODERS[decoder]})
+    vocab = {token: index for index, token in enumerate(wordpiece_vocab())}
+    pieces = Library(models.WordPiece(vocab, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = Library(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    ends.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    options = {"special_tokens": ["<unk>"], "end_of_word_suffix": "</w>", "show_progress": False}
+    ends.train_from_iterator(TRAINING, trainers.BpeTrainer(vocab_size=400, **options))
+    return {"WordPiece": json.loads(pieces.to_str()), "BPEDecoder": json.loads(ends.to_str())}
+
+
+@pytest.mark.parametrize("decoder", ["none", "Metaspace", "ByteLevel", "sentencepiece", "WordPiece", "BPEDecoder"])
+@pytest.mark.parametrize("kind", ["WordPiece", "BPEDecoder"])
+def test_parts_of_words_are_joined_whatever_decoder_the_file_has(
+    kind: str, decoder: str, words: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    tokenizer = opened(tmp_path, {**words[kind], "decoder": DECODERS[decoder]})
     assert comes_back(tokenizer, "the quick brown foxes") == "the quick brown foxes"
 
 
-def test_a_decoder_that_its_vocabulary_needs_stays_as_the_file_has_it(folder: Path) -> None:
-    if (folder / "tokenizer.json").exists():
-        from tokenizers import Tokenizer as Library
+@pytest.mark.parametrize("kind", ["byte-level", "byte-level {} with bos", "llama", "gemma", "t5"])
+def test_a_decoder_that_its_vocabulary_needs_stays_as_the_file_has_it(kind: str, folders) -> None:
+    from tokenizers import Tokenizer as Library
 
-        library, ours = Library.from_file(str(folder / "tokenizer.json")), Tokenizer.from_folder(folder)
-        library.no_truncation()
-        library.no_padding()
-        for text in TEXTS:
-            ids = library.encode(text, add_special_tokens=False).ids
-            assert ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+    folder = folders[kind.format("tokenizer.json") if "{}" in kind else f"{kind} tokenizer.json"]
+    library, ours = Library.from_file(str(folder / "tokenizer.json")), Tokenizer.from_folder(folder)
+    library.no_truncation()
+    library.no_padding()
+    for text in TEXTS:
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
 
 
 @pytest.mark.parametrize(
