@@ -28,7 +28,7 @@ from macllm.nn.spec import EncoderDecoderSpec
 from macllm.ops import cpu
 from macllm.ops.linear import HALVES, multiplies_halves
 from macllm.ops.quantized import reads_half_scales
-from macllm.weights.keymap import Weights, our_modules, their_modules, to_ours, to_theirs
+from macllm.weights.keymap import KeyMap, Weights, our_modules, their_modules, to_ours, to_theirs
 from macllm.weights.safetensors import load_folder, read_metadata, save_folder, weight_files
 from macllm.weights.ties import settle
 
@@ -105,6 +105,7 @@ def assemble(
         named = {renamed.get(theirs, theirs): value for theirs, value in quantization.items()}
         overrides = {mine: value for theirs, value in named.items() for mine in our_modules(theirs, keymap)}
         quantize.prepare(model, ours, quantization, overrides)
+    _check(model, ours, keymap)
     if mx.default_device() == mx.cpu:
         cpu.prepare_for(*_parameters(ours, quantization))
     if dtype is not None:
@@ -221,14 +222,12 @@ def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
     return "mlx" if read_metadata(weight_files(folder)[0]).get("format") == "mlx" else "hf"
 
 
-def _fill(
-    model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype], as_stored: frozenset[str] = frozenset()
-) -> None:
-    """Put `ours` into the model one by one, so that a cast never holds more than one tensor twice."""
+def _check(model: Model, ours: Weights, keymap: KeyMap) -> None:
+    """Raises CheckpointError, in the checkpoint's names, where `ours` are not the tensors that the model has."""
     expected = dict(tree_flatten(model.parameters()))
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
-        which = ", ".join((missing or unknown)[:8])
+        which = ", ".join(_their_name(name, keymap) for name in (missing or unknown)[:8])
         raise CheckpointError(
             f"the checkpoint {'lacks' if missing else 'has no use for'} {len(missing or unknown)} tensors: {which}",
             cause="weights and config.json do not belong together, or a shard is missing",
@@ -237,10 +236,22 @@ def _fill(
     for name, array in ours.items():
         if array.shape != expected[name].shape:
             raise CheckpointError(
-                f"{name} is {array.shape}, config.json promises {expected[name].shape}",
+                f"{_their_name(name, keymap)} is {array.shape}, config.json promises {expected[name].shape}",
                 remedy="download the checkpoint again",
             )
-    del expected
+
+
+def _their_name(ours: str, keymap: KeyMap) -> str:
+    """One of our tensors as the checkpoint calls it, or the tensor that holds it there."""
+    module, _, leaf = ours.rpartition(".")
+    theirs = [name for name, _ in their_modules(module, keymap)]
+    return f"{theirs[0]}.{leaf}" if theirs else ours
+
+
+def _fill(
+    model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype], as_stored: frozenset[str] = frozenset()
+) -> None:
+    """Put `ours` into the model one by one, so that a cast never holds more than one tensor twice."""
     for name in list(ours):
         array = ours.pop(name)
         if name not in as_stored or array.dtype not in HALVES:

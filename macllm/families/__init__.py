@@ -11,6 +11,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Literal
 
+from macllm.errors import CheckpointError
 from macllm.nn.spec import ModelSpec
 from macllm.weights.keymap import KeyMap
 
@@ -55,9 +56,13 @@ def text_config(config: dict) -> dict:
     nested = FAMILIES[config["model_type"]][1]
     if nested is None:
         return config
-    # Older multimodal configs leave out of their text half what equals the defaults of its class.
-    kept = {"tie_word_embeddings": config.get("tie_word_embeddings")} if "tie_word_embeddings" in config else {}
-    return {"model_type": f"{config['model_type']}_text", **kept, **config.get(nested, {})}
+    inner = config.get(nested) or {}
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"{nested} of config.json is {inner!r}, not an object", remedy="download it again")
+    # transformers 4 asks the text half whether the head is tied, transformers 5 the whole.
+    said = [half["tie_word_embeddings"] for half in (config, inner) if half.get("tie_word_embeddings") is not None]
+    tied = {"tie_word_embeddings": any(said)} if said else {}
+    return {"model_type": f"{config['model_type']}_text", **inner, **tied}
 
 
 def spec(config: Config) -> ModelSpec:

@@ -15,6 +15,7 @@ from macllm.nn.spec import (
     Activation,
     BandScaling,
     DynamicScaling,
+    HeadSpec,
     LinearScaling,
     LongScaling,
     RoPEScaling,
@@ -96,6 +97,15 @@ def refuse(config: Config, **unsupported: Any) -> None:
 def is_tied(config: Config, head: str = "lm_head") -> bool:
     """True where the config ties the head to the token table and the checkpoint holds no other matrix for it."""
     return config.get("tie_word_embeddings", False) and not config.holds(f"{head}.weight", otherwise=False)
+
+
+def decoder_head(config: Config, softcap: float | None = None) -> HeadSpec | None:
+    """The head for the next token; None for a bare stack (`LlamaModel`), as models for embeddings are stored."""
+    if not config.get("tie_word_embeddings") and not config.holds("lm_head.weight", otherwise=True):
+        name = str((config.get("architectures") or [""])[0])
+        if name.endswith("Model") and not name.endswith("LMHeadModel"):
+            return None
+    return HeadSpec(tied=is_tied(config), softcap=softcap)
 
 
 def layer_types(config: Config, default: list[str], known: Iterable[str]) -> list[str]:

@@ -126,7 +126,7 @@ def complete(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _number(key: str, value: Any, default: Any) -> Any:
     """`value` as the kind of number that its key holds."""
     if key.endswith("_token_id"):
-        return value
+        return int(value) if isinstance(value, str | float) and str(value).removesuffix(".0").isdigit() else value
     if key in _WHOLE or type(default) is int:
         value = whole(key, value)
         if key in _POSITIVE and value is not None and value < 1:

@@ -9,7 +9,6 @@ from macllm.nn.spec import (
     Causal,
     DecoderSpec,
     EmbeddingSpec,
-    HeadSpec,
     LayerSpec,
     MLPSpec,
     NormSpec,
@@ -19,7 +18,7 @@ from macllm.nn.spec import (
 from macllm.weights.keymap import KeyMap
 
 from . import llama
-from .config import Config, activation, context_length, is_tied, layer_types, refuse
+from .config import Config, activation, context_length, decoder_head, layer_types, refuse
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -58,7 +57,7 @@ def decoder(config: Config, layers: tuple[LayerSpec, ...]) -> DecoderSpec:
     return DecoderSpec(
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=dim, scale=dim**0.5),
         decoder=StackSpec(layers=layers, final_norm=norm(config)),
-        head=HeadSpec(tied=is_tied(config), softcap=config.get("final_logit_softcapping")),
+        head=decoder_head(config, config.get("final_logit_softcapping")),
         context_length=context_length(config),
     )
 

@@ -9,7 +9,6 @@ from macllm.nn.spec import (
     Causal,
     DecoderSpec,
     EmbeddingSpec,
-    HeadSpec,
     LayerSpec,
     LearnedPositions,
     MLPSpec,
@@ -18,7 +17,7 @@ from macllm.nn.spec import (
 )
 from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Split, Tie
 
-from .config import Config, activation, is_tied, refuse
+from .config import Config, activation, decoder_head, refuse
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -54,7 +53,7 @@ def spec(config: Config) -> DecoderSpec:
     return DecoderSpec(
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=dim, positions=positions),
         decoder=StackSpec(layers=layers, final_norm=norm),
-        head=HeadSpec(tied=is_tied(config)),
+        head=decoder_head(config),
         context_length=config["n_positions"],
     )
 

@@ -7,7 +7,6 @@ from macllm.nn.spec import (
     Causal,
     DecoderSpec,
     EmbeddingSpec,
-    HeadSpec,
     LayerSpec,
     MaskSpec,
     MLPSpec,
@@ -17,7 +16,7 @@ from macllm.nn.spec import (
 )
 from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Tie
 
-from .config import Config, activation, context_length, is_tied, rope
+from .config import Config, activation, context_length, decoder_head, rope
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -67,7 +66,7 @@ def decoder(config: Config, layers: tuple[LayerSpec, ...], final_norm: NormSpec)
     return DecoderSpec(
         embedding=EmbeddingSpec(vocab_size=config["vocab_size"], dim=config["hidden_size"]),
         decoder=StackSpec(layers=layers, final_norm=final_norm),
-        head=HeadSpec(tied=is_tied(config)),
+        head=decoder_head(config),
         context_length=context_length(config),
     )
 

@@ -53,7 +53,9 @@ def describe(spec: ModelSpec) -> ModelInfo:
     """The facts that a spec holds by itself."""
     match spec:
         case DecoderSpec():
-            kind, embedding, layers = "decoder", spec.embedding, spec.decoder.layers
+            # a stack without a head generates nothing: all it can do is to encode
+            kind = "encoder" if spec.head is None else "decoder"
+            embedding, layers = spec.embedding, spec.decoder.layers
         case EncoderSpec():
             kind, embedding, layers = "encoder", spec.embedding, ()
         case EncoderDecoderSpec():

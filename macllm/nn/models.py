@@ -27,7 +27,8 @@ class DecoderLM(nn.Module):
         self.info = describe(spec)
         self.embedding = Embedding(spec.embedding)
         self.decoder = Stack(spec.embedding.dim, spec.decoder)
-        self.head = Head(spec.head, spec.embedding)
+        if spec.head is not None:
+            self.head = Head(spec.head, spec.embedding)
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None, lengths: mx.array | None = None) -> mx.array:
         """Logits of the next token: (B, L) -> (B, L, V). Advances `cache`."""
@@ -44,7 +45,13 @@ class DecoderLM(nn.Module):
         return self.decoder(x, span, cache.layers if cache else None, lengths)
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """(B, L, D) -> (B, L, V)."""
+        """(B, L, D) -> (B, L, V). Raises UsageError on a model without a head."""
+        if self.spec.head is None:
+            raise UsageError(
+                "this model has no head and cannot generate text",
+                cause="its checkpoint holds none",
+                remedy="macllm.embed(model, tokenizer, texts)",
+            )
         return self.head(hidden, self.embedding.tokens)
 
     def make_cache(

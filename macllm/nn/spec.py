@@ -270,11 +270,11 @@ class HeadSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
-    """A causal language model."""
+    """A causal language model; without a `head` it gives hidden states only."""
 
     embedding: EmbeddingSpec
     decoder: StackSpec
-    head: HeadSpec
+    head: HeadSpec | None
     context_length: int | None = None  # positions it was made for; None: no limit known
 
 

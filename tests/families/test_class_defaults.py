@@ -130,6 +130,28 @@ def test_a_number_that_is_none_is_named(changes: dict, message: str) -> None:
         families.spec(Config({**golden("llama").config, **changes}))
 
 
+@pytest.mark.parametrize("half", [None, {}])
+def test_a_text_half_that_says_nothing_is_its_class(half: dict | None) -> None:
+    text = families.text_config({"model_type": "llama4", "text_config": half})
+    assert families.spec(Config(text)) == spec("llama4_text")
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "tied"),
+    [({}, {}, True), ({"tie_word_embeddings": False}, {}, False), ({}, {"tie_word_embeddings": False}, False),
+     ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}, True),
+     ({"tie_word_embeddings": False}, {"tie_word_embeddings": True}, True)],
+)  # fmt: skip
+def test_a_head_is_tied_where_either_half_says_so(outer: dict, inner: dict, tied: bool) -> None:
+    text = families.text_config({"model_type": "gemma3", "text_config": inner, **outer})
+    assert families.spec(Config(text)).head.tied is tied
+
+
+def test_a_text_half_that_is_no_object_is_named() -> None:
+    with pytest.raises(CheckpointError, match="text_config of config"):
+        families.text_config({"model_type": "gemma3", "text_config": [1]})
+
+
 def test_an_unknown_kind_of_layer_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"layer_types of config\.json has 'mamba'; a qwen2 has full_attention"):
         spec("qwen2", num_hidden_layers=2, layer_types=["mamba", "full_attention"])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -238,3 +239,22 @@ def test_band_scaling_with_equal_bounds_is_a_step(bounds: tuple[float, float], t
         config["rope_parameters"] = {**scaling, "rope_theta": 10000.0}
 
     assert difference("llama", tmp_path, change) <= 2e-5
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2", "gemma2"])
+def test_a_model_without_a_head_gives_the_hidden_states_of_transformers(case: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    made, b = BY_NAME[case], batch(BY_NAME[case])
+    write(made, tmp_path / "whole")
+    kind = getattr(transformers, made.model.removesuffix("ForCausalLM") + "Model")
+    theirs = kind.from_pretrained(tmp_path / "whole", attn_implementation="eager").float().eval()
+    theirs.config.tie_word_embeddings = False
+    theirs.save_pretrained(tmp_path / "bare")
+    with torch.no_grad():
+        seen = torch.tensor(b.real.astype(int))
+        want = theirs(torch.tensor(b.tokens), attention_mask=seen).last_hidden_state.numpy()[b.real]
+    ours: Any = checkpoint.load_model(tmp_path / "bare")
+    got = np.array(ours.hidden(mx.array(b.tokens), lengths=mx.array(b.lengths)))[b.real]
+    assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()

@@ -108,7 +108,7 @@ def test_a_wrong_shape_is_named() -> None:
     from macllm.checkpoint import assemble
 
     stored = golden("llama")
-    with pytest.raises(CheckpointError, match=r"decoder\.norm\.weight is \(47,\), config\.json promises \(48,\)"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is \(47,\), config\.json promises \(48,\)"):
         assemble(stored.config, stored.tensors() | {"model.norm.weight": mx.zeros(47)})
 
 

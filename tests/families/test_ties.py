@@ -13,7 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from macllm import checkpoint
-from macllm.errors import CheckpointError
+from macllm.errors import CheckpointError, UsageError
 from macllm.weights.safetensors import load_file, save_folder
 from tests.families.golden import golden
 
@@ -94,8 +94,27 @@ def test_a_quantized_table_is_read_under_the_heads_name() -> None:
 def test_a_head_that_is_not_tied_and_not_there_is_named() -> None:
     tensors = golden("llama").tensors()
     del tensors[HEAD]
-    with pytest.raises(CheckpointError, match="lacks 1 tensors: head"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors: lm_head\.weight"):
         checkpoint.assemble(golden("llama").config, tensors)
+
+
+def test_a_bare_stack_gives_hidden_states_and_says_why_no_text(tmp_path: Path) -> None:
+    folder = golden("llama").write(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors.pop(HEAD)
+    bare = {name.removeprefix("model."): array + 0 for name, array in tensors.items()}
+    save_folder(bare, folder, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    model: Any = checkpoint.load_model(folder)
+    whole = golden("llama").model()
+    np.testing.assert_array_equal(np.array(model.hidden(TOKENS)), np.array(whole.hidden(TOKENS)))
+    assert mx.allclose(model.hidden(TOKENS) @ head.T, whole(TOKENS), atol=1e-4)
+    with pytest.raises(UsageError, match="has no head"):
+        model(TOKENS)
+    assert model.info.kind == "encoder"  # so that a request to generate is refused with the way out
+    checkpoint.save(model, None, tmp_path / "again")
+    assert HEAD not in load_file(tmp_path / "again" / "model.safetensors")
 
 
 @pytest.mark.parametrize(
