@@ -48,7 +48,7 @@ Layout = Literal["hf", "mlx"]
 
 def is_known(config: dict) -> bool:
     """Whether a family of ours reads this config.json."""
-    return config.get("model_type") in FAMILIES
+    return str(config.get("model_type")) in FAMILIES
 
 
 def text_config(config: dict) -> dict:
@@ -66,8 +66,15 @@ def text_config(config: dict) -> dict:
 
 
 def spec(config: Config) -> ModelSpec:
-    """The spec that a text config describes."""
-    return _family(config).spec(config)
+    """The spec that a text config describes. Raises CheckpointError for values that describe no model."""
+    try:
+        return _family(config).spec(config)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json describes no {config['model_type']}",
+            cause=f"{type(error).__name__}: {error}",
+            remedy="download the checkpoint again",
+        ) from error
 
 
 def keys(config: Config, layout: Layout = "hf") -> KeyMap:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from macllm.errors import CheckpointError
+from macllm.nn.position import rotation
 from macllm.nn.spec import (
     Activation,
     BandScaling,
@@ -82,7 +83,7 @@ class Config(Mapping[str, Any]):
 
 def activation(name: str) -> Activation:
     """Our word for theirs. Raises CheckpointError for one we do not have."""
-    if name not in ACTIVATIONS:
+    if str(name) not in ACTIVATIONS:
         raise CheckpointError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
@@ -152,10 +153,20 @@ def _as_number(value: Any) -> Any:
 def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None) -> RoPESpec:
     """The rotary positions of heads of which `head_dim` dims rotate."""
     p = rope_parameters(config) if parameters is None else parameters
+    kind = p["rope_type"]
     try:
-        return RoPESpec(dims=head_dim, base=float(p["rope_theta"]), scaling=_scaling(config, p))
+        made = RoPESpec(dims=head_dim, base=float(p["rope_theta"]), scaling=_scaling(config, p))
+        # made here once, so that numbers that cannot be are told at loading
+        for length in (0, 2**31):
+            waves, _ = rotation(made, made.length_class(length))
+            if not all(0 < wave < math.inf for wave in waves):
+                raise ValueError("a wavelength is not above 0")
     except KeyError as missing:
-        raise CheckpointError(f"rope parameters of type {p['rope_type']!r} have no {missing}") from None
+        raise CheckpointError(f"rope parameters of type {kind!r} have no {missing}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        said = {key: value for key, value in p.items() if not isinstance(value, list)}
+        raise CheckpointError(f"rope parameters of type {kind!r} cannot be used: {said}", cause=str(error)) from None
+    return made
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

@@ -135,6 +135,12 @@ def _number(key: str, value: Any, default: Any) -> Any:
             log.warning("max_position_embeddings of config.json is %s: taken as no limit", value)
             return None
         return value
+    if type(default) is bool and type(value) is not bool:
+        taken = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+        if taken is None:
+            raise CheckpointError(f"{key} of config.json is {value!r}, not true or false")
+        log.warning("%s of config.json is %r: taken as %s", key, value, taken)
+        return taken
     if type(default) is float and isinstance(value, str):
         try:
             number = float(value)
