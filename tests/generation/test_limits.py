@@ -1,0 +1,30 @@
+"""Prompts against what a model reads, tokens of options against what it predicts."""
+
+from __future__ import annotations
+
+import pytest
+
+from macllm.errors import UsageError
+from macllm.generation.limits import check
+from macllm.generation.request import Request, SamplingParams
+from tests.families.golden import golden
+
+
+def test_a_prompt_is_checked_against_the_encoders_vocabulary() -> None:
+    """A Marian with two tables: its encoder reads 97 tokens, its decoder predicts 83."""
+    info = golden("marian-two-tables").model().info
+    assert (info.prompt_vocab_size, info.vocab_size) == (97, 83)
+    check(info, Request(prompt=[96, 90, 0]), [96, 90, 0])
+    with pytest.raises(UsageError, match="the prompt has the token 97; this model's are from 0 to 96"):
+        check(info, Request(prompt=[97]), [97])
+    biased = Request(prompt=[96], sampling=SamplingParams(logit_bias=((90, 1.0),)))
+    with pytest.raises(UsageError, match="from 0 to 82"):
+        check(info, biased, [96])
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "marian", "bart"])
+def test_one_table_is_one_vocabulary(name: str) -> None:
+    info = golden(name).model().info
+    assert (info.prompt_vocab_size, info.vocab_size) == (97, 97)
+    with pytest.raises(UsageError, match="from 0 to 96"):
+        check(info, Request(prompt=[97]), [97])
