@@ -98,7 +98,7 @@ def assemble(
     renamed = settle(tensors, families.keys(stored, layout))
     reader = Config(stored, tensors)
     keymap = families.keys(reader, layout)
-    ours = to_ours(tensors, keymap)
+    ours = to_ours(tensors, keymap, written_by=families.architecture(config))
     tensors.clear()  # or every expert would stay in memory beside the stack that it became part of
     model = build(families.spec(reader))
     if quantization:

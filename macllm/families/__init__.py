@@ -15,7 +15,9 @@ from macllm.errors import CheckpointError
 from macllm.nn.spec import ModelSpec
 from macllm.weights.keymap import KeyMap
 
-from .config import Config
+from .config import Config, architecture
+
+__all__ = ["FAMILIES", "OUTGROWS_FLOAT16", "Layout", "architecture", "is_known", "keys", "spec", "text_config"]
 
 # model_type -> (module, key of the nested text config of a multimodal checkpoint)
 FAMILIES: dict[str, tuple[str, str | None]] = {

@@ -18,7 +18,7 @@ from macllm.nn.spec import (
 )
 from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Tie
 
-from .config import Config, activation, is_tied, refuse
+from .config import Config, activation, architecture, is_tied, refuse
 
 
 def spec(config: Config) -> EncoderSpec:
@@ -26,11 +26,6 @@ def spec(config: Config) -> EncoderSpec:
     positions = LearnedPositions(count=config["max_position_embeddings"])
     act = activation(config.get("hidden_act", "gelu"))
     return encoder(config, positions, masked_head(config, "cls.predictions", act))
-
-
-def architecture(config: Config) -> str:
-    """The class that wrote the checkpoint, "" when not told."""
-    return (config.get("architectures") or [""])[0]
 
 
 def encoder(config: Config, positions: LearnedPositions, head: HeadSpec | None) -> EncoderSpec:

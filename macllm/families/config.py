@@ -100,10 +100,16 @@ def is_tied(config: Config, head: str = "lm_head") -> bool:
     return config.get("tie_word_embeddings", False) and not config.holds(f"{head}.weight", otherwise=False)
 
 
+def architecture(config: Mapping[str, Any]) -> str:
+    """The class that wrote the checkpoint, "" when not told."""
+    names: Any = config.get("architectures") or ""
+    return names if isinstance(names, str) else str(names[0])
+
+
 def decoder_head(config: Config, softcap: float | None = None) -> HeadSpec | None:
     """The head for the next token; None for a bare stack (`LlamaModel`), as models for embeddings are stored."""
     if not config.get("tie_word_embeddings") and not config.holds("lm_head.weight", otherwise=True):
-        name = str((config.get("architectures") or [""])[0])
+        name = architecture(config)
         if name.endswith("Model") and not name.endswith("LMHeadModel"):
             return None
     return HeadSpec(tied=is_tied(config), softcap=softcap)

@@ -50,7 +50,8 @@ def refuse(config: Mapping[str, Any], readable: frozenset[str] = frozenset()) ->
         for key in ("quantization_config", "quantization", "compression_config"):
             said = half.get(key)
             method = (_named(said) or "unknown") if isinstance(said, Mapping) else said
-            if said and method not in readable:
+            empty = isinstance(said, Mapping) and not any(said.values())
+            if said and not empty and method not in readable:
                 raise _packed(str(method))
 
 

@@ -121,7 +121,7 @@ class KeyMap:
         return theirs + name.removeprefix(mine) if name.startswith(mine) else name
 
 
-def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
+def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = "") -> Weights:
     """The tensors under our names. Raises CheckpointError naming every tensor that no rule covers, every expert that
     is missing, and two tensors that differ and have one place in the model.
     """
@@ -149,7 +149,7 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors of this checkpoint are not known: {_listed(unknown)}",
-            cause="its config.json promises a model without them",
+            cause="its config.json promises a model without them" + (f"; {written_by} wrote it" if written_by else ""),
             remedy="check that weights and config.json belong together",
         )
     for (name, count), experts in stacks.items():

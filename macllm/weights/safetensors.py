@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import struct
@@ -30,6 +31,8 @@ __all__ = [
     "save_folder",
     "weight_files",
 ]
+
+log = logging.getLogger("macllm")
 
 MAX_INDEX_BYTES = 100_000_000
 _MIXING = ".model.safetensors.mixing"  # is there while shards take the names of older ones
@@ -76,7 +79,8 @@ def load_folder(folder: str | Path) -> dict[str, mx.array]:
     """Name -> array of all weights of a model folder, lazily (see `load_file`).
 
     Takes the shards of `model.safetensors.index.json`, else `model.safetensors`, else every `model*.safetensors`,
-    else `weights*.safetensors`. Raises ModelNotFoundError without weights, CheckpointError where they are unsound.
+    else `weights*.safetensors`. A tensor that only the index has is noted.
+    Raises ModelNotFoundError without weights, CheckpointError where they are unsound.
     """
     folder = Path(folder)
     index = _read_index(folder)
@@ -92,7 +96,10 @@ def load_folder(folder: str | Path) -> dict[str, mx.array]:
                 )
             home[name], tensors[name] = path.name, array
     for name, shard in (index or {}).items():
-        if home.get(name) != shard:
+        if name not in home:
+            # An index may still list the second name of a tied matrix; a model that needs the tensor says so.
+            log.warning("%s: tensor %r is not in %s", folder / INDEX_NAME, name, shard)
+        elif home[name] != shard:
             raise CheckpointError(
                 f"{folder / INDEX_NAME}: tensor {name!r} is not in {shard}",
                 cause="the index and the shards are not of one checkpoint",

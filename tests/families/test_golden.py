@@ -104,6 +104,16 @@ def test_an_unknown_tensor_is_named() -> None:
         assemble(stored.config, stored.tensors() | {"model.layers.0.surprise.weight": mx.zeros(3)})
 
 
+def test_a_head_for_another_task_is_named_with_the_class_that_wrote_it() -> None:
+    from macllm.checkpoint import assemble
+
+    stored = golden("bert")
+    config = stored.config | {"architectures": ["BertForSequenceClassification"]}
+    with pytest.raises(CheckpointError, match=r"classifier\.weight") as raised:
+        assemble(config, stored.tensors() | {"classifier.weight": mx.zeros((2, 48))})
+    assert "BertForSequenceClassification wrote it" in raised.value.cause
+
+
 def test_a_wrong_shape_is_named() -> None:
     from macllm.checkpoint import assemble
 

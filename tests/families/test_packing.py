@@ -71,7 +71,10 @@ def test_the_method_is_known_from_names_where_no_config_tells(
         checkpoint.load_model(folder)
 
 
-@pytest.mark.parametrize("nothing", [None, {}, {"quantization_config": None}, {"quantization": {}}])
+@pytest.mark.parametrize(
+    "nothing",
+    [None, {}, {"quantization_config": None}, {"quantization": {}}, {"quantization_config": {"quant_method": None}}],
+)
 def test_a_config_that_names_no_method_is_not_quantized(nothing: dict | None, tmp_path: Path) -> None:
     folder = folder_with(tmp_path, nothing or {})
     np.testing.assert_array_equal(
