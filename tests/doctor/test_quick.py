@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
 import macllm
+from macllm.chat.options import TRIAL
 from macllm.child import Exit, Parent
 from macllm.doctor import quick
 from macllm.doctor import subprocess as doctor_subprocess
@@ -22,6 +26,8 @@ from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.quick import BUDGET_SECONDS, CASE_SECONDS, QuickTrial
 from macllm.generation.engine import MemoryUse, News
+from macllm.generation.process import ProcessEngine
+from macllm.generation.request import Request, SamplingParams
 from macllm.nn import quantize
 from macllm.ops import dispatch
 from macllm.ops.metal import approved
@@ -457,3 +463,86 @@ def test_a_model_asks_for_the_forms_that_it_has_and_answers_the_same_meanwhile(
     assert answer() == stock
     asked = {key.removesuffix(f"bfloat16 {key.split(maxsplit=2)[2]}").strip() for key in dispatch.undecided}
     assert asked == {"qkv_post", "kv_decode"} | ({"qmv", "qmv_gated", "qmv_three"} if bits else set())
+
+
+def all_faster(parent: Parent, numbers: list[int], effort: Effort) -> None:
+    known = list(cases())
+    for n in numbers:
+        one = known[n]
+        timings = (FASTER,) if one.timed else ()
+        parent.send(Verdict(one.op, one.label, "float16", one.bucket, one.timed, 0.5, timings))
+
+
+def load_on_a_mac(name: str, adapter: str | None = None) -> tuple[Any, Any]:
+    """A model that asks for a kernel, in a process that believes in a GPU; its name is that of the trial's target."""
+    import generate_fakes
+
+    class Model(generate_fakes.FakeModel):
+        def hidden(self, tokens: mx.array, cache: Any = None) -> mx.array:
+            dispatch.metal("moe", mx.float16, 1)
+            return super().hidden(tokens, cache)
+
+    here = approved.machine()
+    approved.machine = lambda: here
+    mx.metal.is_available = lambda: True
+    mx.default_device = lambda: mx.gpu
+    doctor_subprocess.TARGET = f"test_quick:{name}"
+    return Model(context_length=4096), generate_fakes.FakeTokenizer()
+
+
+@pytest.fixture
+def engine_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], ProcessEngine]]:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "generation")
+    monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "cache" / "native"))
+    monkeypatch.setenv("MACLLM_NATIVE", "0")
+    engines: list[ProcessEngine] = []
+
+    def make(name: str) -> ProcessEngine:
+        engines.append(ProcessEngine(name, loader="test_quick:load_on_a_mac", trial=TRIAL, tell=NEWS.put))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+NEWS: queue.SimpleQueue[News] = queue.SimpleQueue()
+
+
+def ask(engine: ProcessEngine) -> float:
+    """Seconds that an answer took."""
+    began = time.monotonic()
+    request = Request(prompt=(1, 2), max_tokens=2, sampling=SamplingParams(temperature=0.0))
+    assert len([*engine.submit(request)]) >= 2
+    return time.monotonic() - began
+
+
+def test_an_engines_process_tries_what_its_model_asked_for(
+    engine_of: Callable[[str], ProcessEngine], kept: Path
+) -> None:
+    engine = engine_of("all_faster")
+    ask(engine)
+    assert NEWS.get(timeout=30) == News("trying Metal kernels", passing=True)
+    assert NEWS.get(timeout=30) == News("", passing=True)
+    assert json.loads(kept.read_text())["decisions"] == {MOE: True}
+    ask(engine)
+    with pytest.raises(queue.Empty):
+        NEWS.get(timeout=1.5)
+
+
+def test_an_engine_answers_at_once_and_leaves_nothing_of_a_trial_behind(
+    engine_of: Callable[[str], ProcessEngine], kept: Path, own_home: Path
+) -> None:
+    def trials() -> list[int]:
+        return [int(log.read_text()) for log in own_home.rglob("trial-*.log") if log.read_text().endswith("\n")]
+
+    engine = engine_of("that_hangs")
+    ask(engine)
+    wait_for(trials)
+    (first,) = trials()
+    assert ask(engine) < 5
+    wait_for(lambda: not Path(f"/proc/{first}").exists())
+    wait_for(lambda: len(trials()) == 2)
+    engine.close()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in trials()))
+    assert not kept.exists()
