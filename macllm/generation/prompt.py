@@ -34,7 +34,7 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
 
 
 def continues(tokenizer: Tokenizer, request: Request) -> bool:
-    """Whether the completion goes on with the prompt, instead of answering it."""
+    """True for a request whose completion goes on with the prompt instead of answering it."""
     if request.messages:
         return False
     answered = isinstance(request.prompt, str) and request.prompt and not request.raw

@@ -117,7 +117,7 @@ def agree_on_ends(tokenizer: tokenizers.Tokenizer, id_of: Callable[[str], int | 
 
 
 def _renumber(state: Mapping[str, Any], id_of: Callable[[str], int | None]) -> bool:
-    """Puts the right numbers into a post-processor's description; whether there were wrong ones."""
+    """Puts the right numbers into a post-processor's description; True where there were wrong ones."""
     wrong = False
     for step in _flat(state):
         for special in object_in(step.get("special_tokens")).values():

@@ -1,4 +1,4 @@
-"""What the `tokenizers` library runs: tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json + merges.txt."""
+"""Tokenizers of the `tokenizers` library: tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json and merges.txt."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _convert_arguments(messages: Messages, convert: Callable[[Any], Any]) -> Mes
 
 
 def asks_for_null(template: nodes.Template) -> bool:
-    """Whether a template tests the content of a message for null, under whatever name it gives it."""
+    """True for a template that tests the content of a message for null, under any name."""
     names = {"content"}
     assignments = [
         (each.target.name, each.node) for each in template.find_all(nodes.Assign) if isinstance(each.target, nodes.Name)
@@ -215,7 +215,7 @@ class _Parts(list[_Part]):
 
 
 def _is_parts(content: object) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether a content is parts, and neither a text nor the list that a tool returned."""
+    """True for a content in parts; False for a text, and for the list that a tool returned."""
     return is_list(content) and all(is_object(part) and part.get("type") in ("text", "thinking") for part in content)
 
 
@@ -224,7 +224,7 @@ def _joined(parts: Iterable[dict[str, Any]]) -> str:
 
 
 def _walked(parts: _Parts) -> bool:
-    """Whether somebody went through all parts for their texts, and nobody took the whole for a text."""
+    """True once the texts of all parts were taken, and the whole never for a text."""
     return not parts.written and all(part.taken or "text" not in part for part in parts)
 
 
@@ -257,7 +257,7 @@ def _with_texts(messages: Messages, render: Render) -> str:
 
 
 def _stand_in(contents: list[str], text: str) -> bool:
-    """Whether all contents stand in a text, in whatever order."""
+    """True for a text in which all contents stand, in any order."""
     at = 0
     for content in contents:  # mostly one after another, which makes it one way through a long text
         found = text.find(content, at)

@@ -83,7 +83,7 @@ def plain(value: Any) -> Any:
 
 
 def _is_model(value: Any) -> bool:
-    """Whether a value is an object of pydantic, as OpenAI's client returns them."""
+    """True for an object of pydantic, as OpenAI's client returns them."""
     return not isinstance(value, type) and callable(getattr(value, "model_dump", None))
 
 
@@ -152,7 +152,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _are_parts(content: list[Any]) -> bool:
-    """Whether a tool's result is parts, and no list of the tool's own."""
+    """True for a tool's result in parts; False for a list of the tool's own."""
     known = {*_TEXT_PARTS, *_THOUGHT_PARTS, "image", "image_url", "input_image"}
     return all(is_object(part) and part.get("type") in known for part in content)
 

@@ -41,7 +41,7 @@ _AS_TRAINED = (
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a sentencepiece model file says about itself."""
+    """The description that a sentencepiece model file holds of itself."""
 
     data: bytes
     kind: int = _UNIGRAM
@@ -153,7 +153,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Spacing:
-    """Where a space goes before a text: "always", "first" (only where the whole text begins) or "never".
+    """The places that get a space before a text: "always", "first" (only where the whole text begins) or "never".
 
     A text that begins with spaces gets one more where it is `native`; else those count as the space.
     """
@@ -308,7 +308,7 @@ class SentencePieceBackend:
 
 
 def _family(path: Path, settings: TokenizerSettings) -> str:
-    """Whose conventions the model file follows: "llama", "gemma", "t5" or "sentencepiece" for its own."""
+    """The conventions that the model file follows: "llama", "gemma", "t5" or "sentencepiece" for its own."""
     family = settings.family
     if not family and path.name == "spiece.model":
         return "t5"

@@ -1,4 +1,4 @@
-"""What the files beside a vocabulary say about it: named tokens, added tokens, flags, templates."""
+"""Settings in the files beside a vocabulary: named tokens, added tokens, flags, templates."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TokenizerSettings:
 
     @property
     def family(self) -> str:
-        """Whose conventions the tokenizer class (or the model type) follows, such as "bert"; empty for no known one."""
+        """The conventions that the tokenizer class (or the model type) follows, such as "bert"; empty for others."""
         name = (self.tokenizer_class or self.model_type).lower()
         for known in (*_CLASS_TOKENS, *_ALIASES):
             if name.startswith(known):

@@ -92,7 +92,7 @@ class ChatTemplate:
 
     @property
     def marks_generation(self) -> bool:
-        """Whether the template says which parts the assistant wrote."""
+        """True for a template that marks the parts that the assistant wrote."""
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
     def _render(
@@ -183,7 +183,7 @@ def _declared(value: Any) -> dict[str, str]:
 
 
 def _environment(source: str) -> SandboxEnvironment:
-    """What a template is parsed and run in. Raises `TemplateError` for one that is too long."""
+    """The environment to parse and run a template in. Raises `TemplateError` for one that is too long."""
     from .sandbox import SandboxEnvironment
 
     if len(source) > MAX_SOURCE:
