@@ -342,3 +342,10 @@ def test_overrides_change_only_what_they_name() -> None:
 )
 def test_a_model_is_shown_by_the_last_part_of_its_name(model: str | None, shown: str) -> None:
     assert ChatOptions(model=model).model_name == shown
+
+
+def test_each_tool_call_is_a_paragraph_of_the_answer_that_is_kept() -> None:
+    steps = [Delta("Let me look."), Delta("f(", "tool_call", call=0), Delta("a=1)", "tool_call", call=0)]
+    session = Session(ScriptedEngine([*steps, Delta("g()", "tool_call", call=1), Delta("Done.")]))
+    list(session.reply("hi"))
+    assert session.turns[-1].content == "Let me look.\n\nf(a=1)\n\ng()\n\nDone."

@@ -140,6 +140,26 @@ def test_json_is_one_object_that_agrees_with_the_text(model: Path, run: Callable
     assert len(best) == 3
 
 
+def test_tool_calls_are_listed_as_json_and_paragraphs_of_the_text(
+    model: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from macllm.generation import stream
+    from macllm.generation.request import Delta, Events
+
+    def calling(*arguments: object, **options: object) -> Events:
+        yield Delta("hm", "reasoning")
+        yield Delta("Let me look.")
+        for call, text in enumerate(('{"name": "f"}', '{"name": "g"}')):
+            yield Delta(text[:5], "tool_call", call=call)
+            yield Delta(text[5:], "tool_call", call=call)
+
+    monkeypatch.setattr(stream, "stream", calling)
+    answer = json.loads(run("generate", "-m", model, "--json", "hello").out)
+    assert (answer["text"], answer["reasoning"]) == ("Let me look.", "hm")
+    assert answer["tool_calls"] == ['{"name": "f"}', '{"name": "g"}']
+    assert run("generate", "-m", model, "hello").out == 'Let me look.\n\n{"name": "f"}\n\n{"name": "g"}\n'
+
+
 def test_verbose_tells_the_speed_on_stderr(model: Path, run: Callable[..., Ran]) -> None:
     ran = run("generate", "-m", model, "-n", 4, "-v", "hello")
     assert "tokens/s" in ran.err

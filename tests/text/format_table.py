@@ -69,9 +69,9 @@ class Probe:
     reasoning: str = ""
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
 
-    def message(self, *, as_text: bool) -> dict[str, Any]:
-        """The answer as a chat template reads it."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+    def message(self, *, as_text: bool, as_null: bool) -> dict[str, Any]:
+        """The answer as a chat template reads it; templates differ in how they ask for arguments and no content."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content or (None if as_null else "")}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
         if self.calls:
@@ -152,7 +152,7 @@ def outcome(template: ChatTemplate, source: str, probe: Probe) -> str:
     written = _write(template, probe)
     if written is None:
         return "-"
-    prompt, opened, answer, variables, as_text = written
+    prompt, opened, answer, variables, way = written
     splitter = splitter_for(source, tools=TOOLS, prompt=opened[-400:])
     texts: dict[str, str] = {"content": "", "reasoning": ""}
     raw: dict[int, str] = {}
@@ -175,26 +175,27 @@ def outcome(template: ChatTemplate, source: str, probe: Probe) -> str:
         return f"reasoning not seen: {texts} of {answer!r}"
     again = Probe(texts["content"].strip(), texts["reasoning"], tuple((call.name, call.arguments) for call in calls))
     once = prompt + answer
-    twice = _rendered(template, again.message(as_text=as_text), variables)
+    twice = _rendered(template, again.message(**way), variables)
     return (
         "ok" if twice is not None and twice.startswith(once) else f"written again it differs: {twice!r} from {once!r}"
     )
 
 
-def _write(template: ChatTemplate, probe: Probe) -> tuple[str, str, str, dict[str, Any], bool] | None:
+def _write(template: ChatTemplate, probe: Probe) -> tuple[str, str, str, dict[str, Any], dict[str, bool]] | None:
     """What stands before the answer, the prompt, the answer as the template writes it, and the way; None for none."""
     wanted = [*(name for name, _ in probe.calls), probe.content, probe.reasoning]
-    ways = [(as_text, variables) for as_text in (False, True) for variables in VARIANTS]
+    flags = (False, True)
+    ways = [({"as_text": text, "as_null": null}, each) for text in flags for null in flags for each in VARIANTS]
     for exact in (True, False):  # past turns may lack the empty reasoning of a prompt
-        for as_text, variables in ways:
+        for way, variables in ways:
             prompt = _rendered(template, None, variables)
-            whole = _rendered(template, probe.message(as_text=as_text), variables)
+            whole = _rendered(template, probe.message(**way), variables)
             if prompt is None or whole is None or (exact and not whole.startswith(prompt)):
                 continue
             before = prompt if exact else _PIECE.sub("", _common(prompt, whole))
             answer = _LAST.sub("", _END.split(whole[len(before) :])[0])
             if all(text in answer for text in wanted):
-                return before, prompt if probe.reasoning else before, answer, variables, as_text
+                return before, prompt if probe.reasoning else before, answer, variables, way
     return None
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -40,7 +42,7 @@ A_TEXT, B_TEXT = '{"x": 1}', '{"y": ["é", null]}'
         ("<function=a>\n</function>", [ToolCall("a")]),
         ("<function=a>\n<parameter=x>\n1\n</parameter>\n</function>", [ToolCall("a", {"x": "1"})]),
         ("<function=a>\n<parameter=x>\n\n a\n\n</parameter>\n</function>", [ToolCall("a", {"x": "\n a\n"})]),
-        ("<function=a>\n<parameter=x>1</parameter>\n<parameter=y>\n</parameter></function>", [ToolCall("a", {"x": "1", "y": "\n"})]),  # noqa: E501
+        ("<function=a>\n<parameter=x>1</parameter>\n<parameter=y>\n</parameter></function>", [ToolCall("a", {"x": "1", "y": ""})]),  # noqa: E501
         (f"<function=a>{A_TEXT}</function><function=b>{B_TEXT}</function>", [A, B]),
         ("a\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n", [A]),
         ("a<arg_key>x</arg_key><arg_value>1 < 2</arg_value>", [ToolCall("a", {"x": "1 < 2"})]),
@@ -101,6 +103,9 @@ def test_calls_are_read_in_every_format(text: str, calls: list[ToolCall]) -> Non
         "functions.a:0<|tool_call_argument_begin|>",
         "import math",
         "two words",
+        "call:a{x:" + "1" * 5000 + "}",
+        '{"name": "a", "arguments": {"x": ' + "1" * 5000 + "}}",
+        "a(x=" + "1" * 5000 + ")",
     ],
 )
 def test_a_call_that_cannot_be_read_is_an_error_that_shows_it(text: str) -> None:
@@ -171,3 +176,20 @@ def test_a_bare_name_is_a_call_of_a_tool_that_there_is() -> None:
     assert parse_tool_calls("now", [{"name": "now"}]) == [ToolCall("now")]
     with pytest.raises(ToolCallError):
         parse_tool_calls("now", [{"name": "then"}])
+
+
+@pytest.mark.parametrize(
+    "unit", ["'x", '"', "<parameter=a>", "</parameter>", "{", "call:f{a:", "to=", "<arg_key>", "[f(a=", "\\"]
+)
+def test_a_long_call_that_breaks_off_is_refused_at_once(unit: str) -> None:
+    for head in (
+        "f(a='",
+        "<function=f>\n<parameter=a>",
+        "f<arg_key>a</arg_key><arg_value>",
+        "call:f{a:",
+        "to=f <|message|>",
+    ):
+        started = time.process_time()
+        with contextlib.suppress(ToolCallError):
+            parse_tool_calls(head + unit * 50_000)
+        assert time.process_time() - started < 2

@@ -10,7 +10,8 @@ from ..json_data import is_object
 from .shape import NAME, SPACE, Shape
 
 _ARGUMENTS = ("parameters", "arguments")
-_KEYS = ("name", "type", "id", "function", *_ARGUMENTS)
+_NAMES = ("name", "function")
+_KEYS = ("type", "id", *_NAMES, *_ARGUMENTS)
 _STRING = re.compile(r'"((?:[^"\\]|\\.){0,128})(")?')
 _WHOLE_STRING = re.compile(r'"((?:[^"\\]|\\.){0,128})"')
 _IDENTITY = re.compile(r'"(?:[^"\\]|\\.){0,128}"|\d{1,32}(?=\D)|null')
@@ -43,9 +44,9 @@ def judge_json(text: str, at: int, names: frozenset[str]) -> Verdict:
         value = (_IDENTITY if key == "id" else _WHOLE_STRING).match(text, at)
         if value is None:
             return _unfinished(text, at, key, names)
-        if key == "name" and value[1] not in names:
+        if key in _NAMES and value[1] not in names:
             return Verdict.TEXT
-        named = named or key == "name"
+        named = named or key in _NAMES
         at = _skip(text, value.end())
         if at < len(text) and text[at] != ",":
             return Verdict.TEXT
@@ -75,7 +76,7 @@ def _unfinished(text: str, at: int, key: str, names: frozenset[str]) -> Verdict:
     begun = text[at + 1 :]
     if len(begun) > 128 or not (text[at] == '"' or (key == "id" and text[at] in "0123456789n")):
         return Verdict.TEXT
-    if key == "name" and not any(name.startswith(begun) for name in names):
+    if key in _NAMES and not any(name.startswith(begun) for name in names):
         return Verdict.TEXT
     return Verdict.MORE
 
@@ -88,9 +89,10 @@ def is_call(text: str, names: frozenset[str]) -> bool:
         return False
     if is_object(value) and is_object(value.get("function")):
         value = value["function"]
-    if not is_object(value) or value.get("name") not in names or not set(value) <= set(_KEYS):
+    if not is_object(value) or not set(value) <= set(_KEYS):
         return False
-    return any(is_object(value.get(key)) for key in _ARGUMENTS)
+    name = value.get("name", value.get("function"))
+    return isinstance(name, str) and name in names and any(is_object(value.get(key)) for key in _ARGUMENTS)
 
 
 def judge_python(text: str, at: int, names: frozenset[str]) -> Verdict:

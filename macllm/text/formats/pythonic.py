@@ -15,7 +15,7 @@ _HEAD = re.compile(r"\s*(?P<name>[^\s(){}\[\]\"',=]+)\s*\(")
 _KEY = re.compile(r"\s*(?P<key>[^\s(){}\[\]\"',=]+)\s*=(?!=)")
 # A quote ends a string only before what may follow a value: templates write strings without escaping their quotes.
 _STRING = re.compile("|".join(rf"{q}(?:\\.|[^{q}\\]|{q}(?!\s*(?:[,)\]}}:]|\Z)))*{q}" for q in ("'", '"')), re.DOTALL)
-_TOKEN = re.compile(rf"{_STRING.pattern}|[()\[\]{{}}]|,", re.DOTALL)
+_MARK = re.compile(r"['\"()\[\]{},]")
 _UNSAFE = re.compile(r"\\.|['\"\r\n]", re.DOTALL)
 _WORDS = {"true": True, "false": False, "null": None}
 
@@ -43,18 +43,23 @@ def _split(raw: str, at: int) -> tuple[list[str], int | None]:
     """The arguments after an opening parenthesis, and the place after the closing one, None where there is none."""
     pieces: list[str] = []
     depth, start = 0, at
-    for token in _TOKEN.finditer(raw, at):
-        text = token.group()
-        if text in "([{":
+    while token := _MARK.search(raw, at):
+        text, at = token.group(), token.end()
+        if text in ("'", '"'):
+            string = _STRING.match(raw, token.start())
+            if string is None:
+                break
+            at = string.end()
+        elif text in "([{":
             depth += 1
         elif text in ")]}":
             depth -= 1
         if depth < 0 or (text == "," and depth == 0):
             if raw[start : token.start()].strip():
                 pieces.append(raw[start : token.start()])
-            start = token.end()
+            start = at
         if depth < 0:
-            return pieces, token.end()
+            return pieces, at
     return pieces, None
 
 

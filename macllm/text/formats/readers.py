@@ -43,7 +43,7 @@ def read_json(raw: str, tools: Tools) -> ToolCall:
         ((name, arguments),) = value.items()
         if is_object(arguments) and (not tools or name in names_of(tools)):
             return ToolCall(name, arguments)
-    name = value.get("name", value.get("tool_name"))
+    name = value.get("name", value.get("tool_name", value.get("function")))
     if not isinstance(name, str) or not name:
         refuse("it has no name", raw)
     identity = value.get("id", value.get("tool_call_id"))
@@ -118,8 +118,8 @@ class Tagged:
         if not self.tail.match(raw, at):
             refuse("it breaks off or says something between its arguments", raw)
         schemas = properties_of(tools, name)
-        if self.lines and all(text.startswith("\n") and text.endswith("\n") and len(text) > 1 for _, text in found):
-            found = [(opening, text[1:-1]) for opening, text in found]
+        if self.lines:
+            found = [(m, text[1:-1] if text[:1] == text[-1:] == "\n" else text) for m, text in found]
         return ToolCall(name, {m["key"]: self._value(m, text, schemas.get(m["key"])) for m, text in found})
 
     def _end(self, raw: str, at: int) -> int | None:
@@ -162,8 +162,8 @@ class Braces:
             refuse("it has no name", raw)
         try:
             value, at = self._object(raw.strip(), match.end())
-        except RecursionError:
-            refuse("it is nested too deeply", raw)
+        except (RecursionError, ValueError):
+            refuse("it is nested too deeply, or a number is too long", raw)
         if raw.strip()[at:]:
             refuse("something stands after it", raw)
         return ToolCall(match["name"], value)

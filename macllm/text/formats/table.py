@@ -281,6 +281,7 @@ WRAPPERS = (
     Wrapper("<|START_TEXT|>", "<|END_TEXT|>"),
     Wrapper("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
     Wrapper("<response>", "</response>"),
+    Wrapper("<answer>", "</answer>"),
     Wrapper("<|begin_of_solution|>", "<|end_of_solution|>"),
     Wrapper("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),
     Wrapper("<|begin|>assistant<|content|>", "<|end|>"),
@@ -293,7 +294,8 @@ SECTIONS = (
     Section("Qwen3-Coder", ("<tool_call>", ""), ("</tool_call>",), (FUNCTION, FUNCTION_JSON), needs=("<function=",)),
     Section("GLM", ("<tool_call>",), ("</tool_call>",), (GLM,), needs=("<arg_key>",)),
     Section("LongCat", ("<longcat_tool_call>",), ("</longcat_tool_call>",), (LONGCAT,)),
-    Section("function calls", ("<function_calls>",), ("</function_calls>",), (MINIMAX,)),
+    Section("function calls", ("<function_calls>",), ("</function_calls>",), (MINIMAX, PYTHON)),
+    Section("InternLM", ("<|action_start|><|plugin|>", "<|action_start|> <|plugin|>"), ("<|action_end|>",), (JSON,)),
     Section("Seed-OSS", ("<seed:tool_call>",), ("</seed:tool_call>",), (FUNCTION,)),
     Section("MiniMax", ("<minimax:tool_call>",), ("</minimax:tool_call>",), (MINIMAX,)),
     Section("Muse", ("<atem:function_calls>",), ("</atem:function_calls>",), (MUSE,)),
@@ -338,6 +340,7 @@ SECTIONS = (
     Section("Llama 3 tag", ("<|python_tag|>",), (), (JSON, PYTHON, CODE)),
     Section("Llama 4 tags", ("<|python_start|>",), ("<|python_end|>",), (JSON, PYTHON)),
     Section("Llama 3", (), (), (JSON, PYTHON), needs=("ipython",), bare=True),
+    Section("Llama 3 without code", (), (), (JSON,), needs=('{"name": function name, "parameters"',), bare=True),
     Section("Python list", (), (), (PYTHON,), needs=("[func_name1(",), bare=True),
 )
 
