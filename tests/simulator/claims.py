@@ -96,6 +96,7 @@ def _of_strides() -> Iterator[Broken]:
 
 
 ROWS = "long(batch) * heads * length * D"
+SINK = "float(sinks[row / stats_shape[2] % H]"
 FIRST = "at - sight.window + 1"
 IN_WINDOW = "at - key < seen.window)"
 WINDOWS = edges.test_a_window_over_packed_keys_ends_at_the_first_one
@@ -151,8 +152,8 @@ BROKEN = [
     Broken(
         "flash_backward_kv",
         "a chunk of one more",
-        "end = min(end, from + sight.chunk)",
-        "end = min(end, from + sight.chunk + 1)",
+        "if (from > sight.first) begin = max(begin, from);\n    end = min(end, from + sight.chunk)",
+        "if (from > sight.first) begin = max(begin, from);\n    end = min(end, from + sight.chunk + 1)",
         CHUNKS,
     ),
     *(
@@ -160,7 +161,7 @@ BROKEN = [
         for kernel in ("flash_prefill", "flash_backward_q", "flash_backward_kv")
     ),
     Broken("kv_decode", "each key head has the first one's sinks", "sinks + own * G", "sinks", SINKS),
-    Broken("kv_combine", "heads have sinks in turn", "sinks[row / stats_shape[2] % H]", "sinks[row % H]", SINKS),
+    Broken("kv_combine", "heads have sinks in turn", f"exp2({SINK}", "exp2(float(sinks[row % H]", SINKS),
     Broken(
         "flash_prefill",
         "heads that share keys share a sink",

@@ -9,6 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.ops.layouts import CACHED, PROJECTED, TURNED, WIDENED, Layout, apart, laid
+
 Array = np.ndarray
 
 
@@ -133,6 +135,49 @@ def test_attention(kernels: ModuleType, case: Case, positions_first: bool) -> No
     outs, grads = mx.vjp(ours, inputs, [laid_out(g)])
     for got, want in zip([*outs, *grads], expected(case, scale), strict=True):
         np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(want).max()))
+
+
+LAYOUTS = [
+    pytest.param(PROJECTED, CACHED, TURNED, id="values turned"),
+    pytest.param(WIDENED, TURNED, CACHED, id="keys turned"),
+    pytest.param(TURNED, WIDENED, PROJECTED, id="values out of a projection"),
+]
+
+
+@pytest.mark.parametrize(("q_layout", "k_layout", "v_layout"), LAYOUTS)
+@pytest.mark.parametrize("queries", [1, 5, 90])
+def test_queries_keys_and_values_are_read_where_they_lie(
+    kernels: ModuleType, queries: int, q_layout: Layout, k_layout: Layout, v_layout: Layout
+) -> None:
+    case = Case(2, 4, 2, queries, 90, 16, causal=True)
+    q, k, v, g, _ = (None if x is None else mx.array(x) for x in draw(case))
+    given = [laid(x, layout) for x, layout in zip((q, k, v), (q_layout, k_layout, v_layout), strict=True)]
+    assert apart(*given[1:])
+
+    def ours(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+        return [kernels.attention(q, k, v, 0.25, True)]
+
+    outs, grads = mx.vjp(ours, given, [laid(g, v_layout)])
+    for got, want in zip([*outs, *grads], expected(case, 0.25), strict=True):
+        np.testing.assert_allclose(np.array(got), want, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(want).max()))
+
+
+def edges() -> list[Case]:
+    """Windows and chunks that just cover the first or the last key, or just miss it, for some of the queries."""
+    cases = []
+    for T, S in ((1, 20), (3, 20), (70, 100), (3, 600)):
+        first = S - T  # the position of the first query
+        windows = {first, first + 1, first + 2, S - 1, S} - {0}
+        cases += [Case(2, 4, 2, T, S, 16, causal=True, window=window) for window in windows]
+        cases += [Case(1, 2, 1, T, S, 16, window=window) for window in (1, 2, T, T + 1)]
+        cases += [Case(1, 2, 1, T, S, 16, causal=True, chunk=chunk) for chunk in (first, first + 1, S - 1)]
+        cases += [Case(1, 2, 1, T, S, 16, causal=True, chunk=first, begin=begin) for begin in (1, -1)]
+    return cases
+
+
+@pytest.mark.parametrize("case", edges(), ids=lambda c: "-".join(map(str, c)))
+def test_sight_ends_where_it_should(kernels: ModuleType, case: Case) -> None:
+    test_attention(kernels, case, positions_first=False)
 
 
 @pytest.mark.parity

@@ -11,6 +11,7 @@ import pytest
 
 from macllm.ops import dispatch, kv
 from macllm.ops.attention import Mask, attention
+from tests.ops.layouts import Layout, laid
 
 Array = np.ndarray
 
@@ -158,6 +159,22 @@ def test_parts_that_lie_otherwise_are_read_all_the_same(kernels: ModuleType) -> 
     turned = [mx.contiguous(part.swapaxes(1, 2)).swapaxes(1, 2) for part in (*rows.keys, *rows.values)]
     got = kernels.attention_packed(q, turned, 8, 64, 0.3, True)
     np.testing.assert_allclose(np.array(got), expected(CASES[2], 8), rtol=1e-5, atol=1e-5)
+
+
+ROOMS = [Layout((0, 0, 3, 0), (0, 1, 2, 3)), Layout((0, 1, 8, 0), (0, 1, 2, 3))]
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[8], CASES[11]], ids=lambda c: "-".join(map(str, c)))
+def test_keys_and_values_may_lie_in_caches_of_their_own(kernels: ModuleType, case: Case) -> None:
+    q, rows, _, _ = problem(case, 8)
+    keys, values = (
+        [laid(part, room) for part in parts] for parts, room in zip((rows.keys, rows.values), ROOMS, strict=True)
+    )
+    got = kernels.attention_packed(q, [*keys, *values], 8, group_of(case.D), 0.3, True)
+    np.testing.assert_allclose(np.array(got), expected(case, 8), rtol=1e-5, atol=1e-5)
+    mixed = [keys[0], laid(rows.keys[1], ROOMS[1]), keys[2], *values]  # scales apart from their words
+    got = kernels.attention_packed(q, mixed, 8, group_of(case.D), 0.3, True)
+    np.testing.assert_allclose(np.array(got), expected(case, 8), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 40])

@@ -10,6 +10,7 @@ import pytest
 
 from macllm.ops.metal import launch
 from macllm.ops.sparse_attention import Pattern
+from tests.ops.layouts import CACHED, LAYOUTS, PROJECTED, TURNED, WIDENED, Layout, apart, laid
 from tests.ops.metal import test_flash as flash
 from tests.ops.metal import test_kv_decode as decode
 from tests.ops.metal import test_linear_attention as linear
@@ -17,7 +18,6 @@ from tests.ops.metal import test_qkv_post as heads
 from tests.ops.metal import test_qmv as qmv
 from tests.ops.metal import test_sample as sample
 from tests.ops.metal import test_sparse_attention as sparse
-from tests.ops.metal.layouts import CACHED, LAYOUTS, PROJECTED, TURNED, WIDENED, Layout, apart, laid
 from tests.simulator.intercept import as_array, simulated
 from tests.simulator.run import ONCE, check
 
