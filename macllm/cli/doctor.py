@@ -13,6 +13,7 @@ import click
 from macllm.errors import UnsupportedMachineError, UsageError
 from macllm.units import bytes_text
 
+from .native import announced
 from .output import Progress, say
 
 
@@ -92,7 +93,7 @@ def _build() -> str:
         there = build.whole(build.library())
         start = time.monotonic()
         with Progress("compiling", unit="steps") as progress:
-            path = ensure(progress.update)
+            path = ensure(announced(progress))
         took = "compiled before" if there else f"compiled in {time.monotonic() - start:.0f} s"
         say(f"{took}, for {build.instruction_set()}")
     except build.BuildError as error:

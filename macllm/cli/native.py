@@ -22,7 +22,7 @@ def compile_kernels() -> None:
     from macllm.ops import cpu
 
     with Progress("compiling", unit="steps") as progress:
-        notice = cpu.prepare(_announced(progress))
+        notice = cpu.prepare(announced(progress))
     if notice:
         say(notice)
 
@@ -36,7 +36,7 @@ def answering() -> Iterator[None]:
     from macllm.ops import cpu
 
     with Progress("compiling", unit="steps") as progress:
-        tell = _announced(progress)
+        tell = announced(progress)
 
         def watch(state: Compiling) -> None:
             if state.notice is not None:
@@ -58,7 +58,7 @@ def answering() -> Iterator[None]:
         say(f"{told}; the next command goes on from there, macllm doctor --build does it all")
 
 
-def _announced(progress: Progress) -> Callable[[int, int], None]:
+def announced(progress: Progress) -> Callable[[int, int], None]:
     """The progress, once it is said what it is that goes on."""
     said = False
 

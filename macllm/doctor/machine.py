@@ -18,7 +18,7 @@ NOT_TRIED = (
     "no: not tried on this system with these versions. Chat tries what its model needs once it has answered; "
     f"{TRY_KERNELS} tries everything, in some minutes. With MACLLM_METAL=0 nothing is tried or used"
 )
-NOT_COMPILED = "not compiled yet: that begins with the first run, or with macllm doctor --build"
+NOT_COMPILED = "not compiled yet: it is done beside the first answers, or by macllm doctor --build"
 
 Facts = dict[str, Any]
 

@@ -86,7 +86,9 @@ def test_it_compiles_only_when_it_is_asked_to_and_says_where(compiler: Compiler)
     assert not log.read_text()
     first, again = doctor("--build"), doctor("--build")
     assert first.stdout == again.stdout == f"{build.library()}\n"
-    assert first.stderr.startswith("compiled in ")
+    said, took = first.stderr.splitlines()
+    assert said == "compiling the CPU kernels for this machine, once"
+    assert took.startswith("compiled in ")
     assert again.stderr == "compiled before, for AVX2\n"
     assert cached() == ["lock", build.library().name]
     assert kernels()["used"] == "yes"

@@ -6,6 +6,7 @@ import logging
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .compilers import LOOK_SECONDS, Failed, Steps
 log = logging.getLogger(__name__)
 
 END_SECONDS = 0.5
+TELL_SECONDS = 0.5
 
 Progress = Callable[[int, int], object]
 """Called many times a second with the steps done and the steps in all; what it raises gives the compilation up."""
@@ -60,10 +62,14 @@ class Compilation:
 
     def wait(self, progress: Progress | None = None) -> None:
         """Wait for the end. What `progress` raises ends the compilation."""
+        told = time.monotonic()
         try:
             while not self.over.wait(LOOK_SECONDS):
                 if progress:
                     progress(self.done, self.total)
+                elif time.monotonic() - told > TELL_SECONDS:  # who waits sees that it goes on
+                    told = time.monotonic()
+                    self._tell(self)
         except BaseException:
             self.end()
             raise

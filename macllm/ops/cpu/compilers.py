@@ -32,7 +32,7 @@ from .machine import physical_cores
 
 LOOK_SECONDS = 0.02
 END_SECONDS = 0.5
-LOWEST_PRIORITY = 19
+LOW_PRIORITY = 10  # a tenth of a core that something else wants; the lowest would never end on a busy machine
 KEPT_OBJECTS = 3  # of one source: those of other environments and of the version before
 
 
@@ -66,7 +66,7 @@ def compile_kernels(parent: Parent, target: Path, folder: Path, beside: bool) ->
     `folder` is made for what is unfinished, and removed.
     """
     if beside:
-        os.nice(LOWEST_PRIORITY)
+        os.nice(LOW_PRIORITY)
     ended = threading.Event()
     threading.Thread(target=_listen, args=(parent, ended), name="parent", daemon=True).start()
 
