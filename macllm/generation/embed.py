@@ -8,7 +8,10 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from macllm.errors import DoesNotFitError, UsageError
+from macllm.text.messages import kind_of
 from macllm.text.tokenizer import Tokenizer
+
+from .prompt import check_pair
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -28,6 +31,7 @@ def embed(
     length share a batch, padded on the right. Raises UsageError for a model or a pooling that cannot do it or an empty
     text, DoesNotFitError for a text longer than the context: nothing is cut off silently.
     """
+    check_pair(model, tokenizer)
     if pooling not in _POOLS:
         raise UsageError(f"there is no pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
     if model.info.hidden_size is None:  # an encoder-decoder starts from a source; a class of mlx-lm gives logits only
@@ -36,6 +40,11 @@ def embed(
         )
     if isinstance(texts, str):
         raise UsageError("texts is one text", remedy="embed(model, tokenizer, [text])")
+    if not isinstance(texts, Sequence):
+        raise UsageError(f"texts is {kind_of(texts)}, not a list of texts", remedy="embed(model, tokenizer, [text])")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UsageError(f"text {number} is {kind_of(text)}, not a text")
     rows = [tokenizer.encode(text) for text in texts]
     _check(rows, model.info.context_length)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))

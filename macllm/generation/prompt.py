@@ -6,19 +6,48 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from macllm.errors import UsageError
+from macllm.text.messages import kind_of, read_messages
 
 from .request import Request
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
 
+_CALL = "generate(model, tokenizer, prompt), with model, tokenizer = macllm.load(NAME)"
+_OWN_VARIABLES = ("messages", "tools")  # of the template, which the request gives by themselves
+
+
+def check_pair(model: Any, tokenizer: Any) -> None:
+    """Raises UsageError where a model and a tokenizer are swapped, or one of them is something else."""
+    if not hasattr(model, "info"):
+        if hasattr(tokenizer, "info"):
+            raise UsageError("The model and the tokenizer are swapped.", remedy=_CALL)
+        raise UsageError(f"The model is {kind_of(model)}, not a model of macllm.", remedy=_CALL)
+    if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
+        raise UsageError(f"The tokenizer is {kind_of(tokenizer)}, not a tokenizer of macllm.", remedy=_CALL)
+
+
+def read_prompt(prompt: Any) -> str | tuple[dict[str, Any], ...]:
+    """A text as it is, or messages in the form of `macllm.text.messages`.
+
+    Raises UsageError for anything else, and for a message that cannot be taken, with its place.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if prompt is None or isinstance(prompt, int | float) or hasattr(prompt, "encode") or hasattr(prompt, "info"):
+        raise UsageError(f"The prompt is {kind_of(prompt)}, neither a text nor messages.", remedy=_CALL)
+    if isinstance(prompt, list | tuple) and prompt and all(isinstance(each, int) for each in prompt):
+        raise UsageError("The prompt is a list of tokens.", remedy="put them into a request: Request(prompt=(...))")
+    return tuple(read_messages(prompt))
+
 
 def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     """The tokens of a request's prompt, text or messages.
 
-    Raises UsageError for a request that has both, or tools without a chat template; TemplateError where the template
-    refuses.
+    Raises UsageError for a request that has both, tools without a chat template, or messages that cannot be taken;
+    TemplateError where the template refuses.
     """
+    _check_variables(request.variables)
     if request.messages and request.prompt:
         raise UsageError("a request has a prompt and messages", remedy="leave one of the two away")
     if not continues(tokenizer, request):
@@ -30,7 +59,20 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
         )
     if isinstance(request.prompt, str):
         return tuple(tokenizer.encode(request.prompt)) if request.prompt else ()
-    return request.prompt
+    if not isinstance(request.prompt, list | tuple):
+        raise UsageError(f"The prompt is {kind_of(request.prompt)}, neither a text nor tokens.")
+    return tuple(request.prompt)
+
+
+def _check_variables(variables: Any) -> None:
+    if not isinstance(variables, Mapping):
+        raise UsageError(
+            f"variables is {kind_of(variables)}; it can be a mapping from names to values for the chat template"
+        )
+    for name in variables:
+        if not isinstance(name, str) or name in _OWN_VARIABLES:
+            remedy = f"{name}=..." if name in _OWN_VARIABLES else "names are texts"
+            raise UsageError(f"variables has {name!r}, which is no variable of a chat template", remedy=remedy)
 
 
 def continues(tokenizer: Tokenizer, request: Request) -> bool:

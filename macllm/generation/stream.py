@@ -24,7 +24,7 @@ from .limits import check, room
 from .options import SAMPLING_NAMES
 from .options import read as read_options
 from .prefix import Prefix
-from .prompt import continues, encode_prompt
+from .prompt import check_pair, continues, encode_prompt, read_prompt
 from .request import (
     Delta,
     Done,
@@ -161,6 +161,7 @@ def stream(
     than the context.
     """
     given = _given(locals())
+    check_pair(model, tokenizer)
     if isinstance(prompt, Request):
         if given:
             raise UsageError("a Request already says everything; options go into it", cause=", ".join(given))
@@ -183,12 +184,8 @@ def make_request(
     """The request that `prompt` and the options given make for this model. Raises UsageError for what is no option."""
     options = read_options(options, tokenizer.token_to_id)
     options.setdefault("max_tokens", default_max_tokens(model.info))
-    if isinstance(prompt, str):
-        options["prompt"] = prompt
-    elif not prompt:
-        raise UsageError("there are no messages to answer", remedy="send at least one user message")
-    else:
-        options["messages"] = tuple(prompt)
+    read = read_prompt(prompt)
+    options["prompt" if isinstance(read, str) else "messages"] = read
     drawn = {name: options.pop(name) for name in SAMPLING_NAMES & options.keys()}
     return Request(sampling=replace(default_sampling(model.info), **drawn), **options)
 

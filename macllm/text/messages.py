@@ -40,7 +40,7 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
             "The conversation is one object, not a list of messages.", remedy="put the message into a list"
         )
     if not isinstance(messages, Iterable) or _is_model(messages):
-        raise UsageError(f"The conversation is {_kind(messages)}, not a list of messages.", remedy=_EXAMPLE)
+        raise UsageError(f"The conversation is {kind_of(messages)}, not a list of messages.", remedy=_EXAMPLE)
     read = [_message(message, f"messages[{at}]") for at, message in enumerate(cast("Iterable[Any]", messages))]
     if not read:
         raise UsageError("The conversation has no messages.", remedy='send one: {"role": "user", "content": "..."}')
@@ -58,7 +58,7 @@ def read_tools(tools: Any) -> list[dict[str, Any]] | None:
     if isinstance(tools, Mapping) or _is_model(tools):
         raise UsageError("tools is one object, not a list of them.", remedy="put the tool into a list: tools=[...]")
     if isinstance(tools, str | bytes) or not isinstance(tools, Iterable):
-        raise UsageError(f"tools is {_kind(tools)}, not a list.", remedy=_TOOL_EXAMPLE)
+        raise UsageError(f"tools is {kind_of(tools)}, not a list.", remedy=_TOOL_EXAMPLE)
     return [_tool(tool, f"tools[{at}]") for at, tool in enumerate(cast("Iterable[Any]", tools))]
 
 
@@ -87,8 +87,8 @@ def _is_model(value: Any) -> bool:
     return not isinstance(value, type) and callable(getattr(value, "model_dump", None))
 
 
-def _kind(value: Any) -> str:
-    """The kind of a value, for an error."""
+def kind_of(value: Any) -> str:
+    """The kind of a value in words, for an error."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     names = {"NoneType": "null", "int": "a number", "float": "a number", "bool": "a truth value", "str": "a text"}
@@ -103,7 +103,7 @@ def _object(value: Any, place: str, remedy: str) -> dict[str, Any]:
     except RecursionError as error:
         raise UsageError(f"{place} holds itself, or nests too deep.", remedy=remedy) from error
     if not is_object(read):
-        raise UsageError(f"{place} is {_kind(value)}, not an object.", remedy=remedy)
+        raise UsageError(f"{place} is {kind_of(value)}, not an object.", remedy=remedy)
     return {name: field for name, field in read.items() if field is not None}
 
 
@@ -111,14 +111,14 @@ def _message(value: Any, place: str) -> dict[str, Any]:
     message = _object(value, place, _EXAMPLE)
     role = message.get("role")
     if not isinstance(role, str) or not role:
-        found = "has no role" if role is None else f"has a role that is {_kind(role) if role != '' else 'empty'}"
+        found = "has no role" if role is None else f"has a role that is {kind_of(role) if role != '' else 'empty'}"
         raise UsageError(f"{place} {found}.", remedy='roles are "system", "user", "assistant" and "tool"')
     if "function_call" in message and not message.get("tool_calls"):  # OpenAI's form before tool_calls
         message["tool_calls"] = [{"type": "function", "function": message["function_call"]}]
     message.pop("function_call", None)
     calls = message.pop("tool_calls", [])
     if not is_list(calls):
-        raise UsageError(f"{place} has tool_calls that are {_kind(calls)}, not a list.", remedy=_CALL_EXAMPLE)
+        raise UsageError(f"{place} has tool_calls that are {kind_of(calls)}, not a list.", remedy=_CALL_EXAMPLE)
     if calls:
         message["tool_calls"] = [_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(calls)]
     thought = _content(message, role, place)
@@ -140,7 +140,7 @@ def _content(message: dict[str, Any], role: str, place: str) -> str | None:
         return "".join(thoughts) if thoughts else None
     if content is not None and not isinstance(content, str) and (role not in _RESULT_ROLES or _is_scalar(content)):
         raise UsageError(
-            f"{place} has content that is {_kind(content)}, not a text.",
+            f"{place} has content that is {kind_of(content)}, not a text.",
             remedy='give a text, or parts: [{"type": "text", "text": "..."}]',
         )
     message["content"] = content
@@ -161,7 +161,7 @@ def _part(part: Any, place: str) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not is_object(part):
-        raise UsageError(f"{place} is {_kind(part)}, not a part.", remedy='write {"type": "text", "text": "..."}')
+        raise UsageError(f"{place} is {kind_of(part)}, not a part.", remedy='write {"type": "text", "text": "..."}')
     kind = part.get("type", "text" if "text" in part else None)
     if kind in _THOUGHT_PARTS:
         inside = part.get("thinking", part.get("text", ""))
@@ -175,7 +175,7 @@ def _part(part: Any, place: str) -> dict[str, Any]:
         )
     text = part.get(_TEXT_PARTS[kind])
     if not isinstance(text, str):
-        raise UsageError(f"{place} is a text part whose text is {_kind(text)}.", remedy="give its text")
+        raise UsageError(f"{place} is a text part whose text is {kind_of(text)}.", remedy="give its text")
     return {**part, "type": "text", "text": text}
 
 
@@ -192,7 +192,8 @@ def _call(value: Any, place: str) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if not isinstance(arguments, str) and not is_object(arguments):
         raise UsageError(
-            f"{place} has arguments that are {_kind(arguments)}, not an object or its JSON text.", remedy=_CALL_EXAMPLE
+            f"{place} has arguments that are {kind_of(arguments)}, not an object or its JSON text.",
+            remedy=_CALL_EXAMPLE,
         )
     function["arguments"] = {} if isinstance(arguments, str) and not arguments.strip() else arguments
     return _as_function(call, function)
@@ -210,7 +211,7 @@ def arguments_in(text: str) -> dict[str, Any] | None:
 def _tool(value: Any, place: str) -> dict[str, Any]:
     if callable(value) and not _is_model(value):
         raise UsageError(
-            f"{place} is {_kind(value)}, not the description of a function.",
+            f"{place} is {kind_of(value)}, not the description of a function.",
             cause="a function is described to a model by its JSON schema",
             remedy=_TOOL_EXAMPLE,
         )
@@ -225,7 +226,7 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise UsageError(f"{place} is a function without a name.", remedy=_TOOL_EXAMPLE)
     if "parameters" in function and not is_object(function["parameters"]):
-        found = _kind(function["parameters"])
+        found = kind_of(function["parameters"])
         raise UsageError(f"{place} has parameters that are {found}, not a JSON schema.", remedy=_TOOL_EXAMPLE)
     return _as_function(tool, function)
 
