@@ -160,6 +160,11 @@ def asks_for_null(template: nodes.Template) -> bool:
     assignments = [
         (each.target.name, each.node) for each in template.find_all(nodes.Assign) if isinstance(each.target, nodes.Name)
     ]
+    macros = {macro.name: macro for macro in template.find_all(nodes.Macro)}
+    for call in template.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name in macros:
+            named = zip(macros[call.node.name].args, call.args, strict=False)
+            assignments += [(argument.name, value) for argument, value in named]
     for _ in assignments:
         found = {name for name, value in assignments if _mentions(value, names)}
         if found <= names:

@@ -97,6 +97,14 @@ NULL = {
         "{% set c = m.content %}{% set d = c %}" + BY_NULL.replace("m.content is", "d is"),
         "hi;<CALL>weather;42;",
     ),
+    "asks in a macro": (
+        "{% macro show(c) %}{% if c is none %}-{% else %}{{ c }}{% endif %}{% endmacro %}{{ show(m.content) }}" + NAMES,
+        "hi-<CALL>weather42",
+    ),
+    "asks with get": (
+        "{% if m.get('content') is none %}-{% else %}{{ m.content }}{% endif %}" + NAMES,
+        "hi-<CALL>weather42",
+    ),
     "asks and joins": (
         "{% if m['content'] is not none %}{{ '' + m['content'] }}{% endif %}" + NAMES,
         "hi<CALL>weather42",
