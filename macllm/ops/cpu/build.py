@@ -21,25 +21,26 @@ NANOBIND = "3.1.0"
 """The one whose ABI tag MLX 0.32's own bindings carry; with others the module loads but does not know mlx arrays."""
 
 KERNELS = (
-    "parallel",
-    "pointwise",
-    "rows",
+    "penalties",
     "rope",
+    "sgemm",
+    "parallel",
+    "half",
+    "step",
     "kv",
     "kv_few",
-    "attention",
     "attention_vjp",
+    "pointwise",
+    "quantized_many",
+    "rows",
+    "sample",
     "gemm",
-    "sgemm",
-    "linear",
-    "half",
+    "attention",
     "quantized",
     "quantized_few",
-    "quantized_many",
-    "sample",
-    "penalties",
-    "step",
+    "linear",
 )
+"""What compiles fastest first: of a command that ends early, most files are kept."""
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
