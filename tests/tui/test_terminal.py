@@ -110,7 +110,7 @@ def test_type_stream_stop_and_quit_in_a_terminal(tmux: Tmux) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
-def test_the_screen_is_there_while_the_kernels_are_compiled_and_leaving_leaves_nothing(
+def test_the_chat_answers_while_the_kernels_are_compiled_and_leaving_leaves_nothing(
     tmux: Tmux, compiler: Callable[[float], Path]
 ) -> None:
     log = compiler(60)
@@ -119,6 +119,8 @@ def test_the_screen_is_there_while_the_kernels_are_compiled_and_leaving_leaves_n
     screen = tmux.until("compiling the CPU kernels, once: 0 of")
     assert "Hello there" in screen
     wait_for(lambda: alive(log))
+    screen = tmux.until("tok/s")
+    assert "compiling the CPU kernels, once: 0 of" in screen
     tmux("send-keys", "C-c")
     tmux.until("Ctrl+C again quits")
     tmux("send-keys", "C-c")

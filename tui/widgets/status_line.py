@@ -71,6 +71,7 @@ def _forms(status: Status) -> list[list[Content]]:
     return [
         [model, *activity, *remark, *context, *memory],
         [model, *activity, *remark, *short_context, *memory],
+        *([[model, *remark, *short_context]] if remark else []),
         [model, *activity, *short_context],
         [*activity, *short_context] if activity else [model, *short_context],
         activity or [model],
