@@ -40,7 +40,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         values = np.log(np.abs(values) + 0.5)
     elif len(shape) == 0 or name.endswith(("per_expert_scale", "layer_scalar")):
         values = 1.0 + 0.1 * values
-    elif len(shape) == 1 or "norm" in name.lower():
+    elif len(shape) == 1 or "norm" in ".".join(name.split(".")[-2:]).lower():
         values = (0.0 if name.endswith("bias") else 1.0) + 0.2 * values
     else:
         values *= 1.2 / math.sqrt(shape[-1])
@@ -65,6 +65,7 @@ def write(name: str, folder: Path) -> Any:
     with torch.no_grad():
         for key, value in model.state_dict().items():
             if value.is_floating_point() and "decay" not in key and "slope" not in key:
-                value.copy_(torch.from_numpy(tensor(key, tuple(value.shape))))
+                centred = value.ndim == 1 and not value.any() and "bias" not in key  # a norm's weight beside 1
+                value.copy_(torch.from_numpy(tensor(key, tuple(value.shape)) - centred))
     model.save_pretrained(folder)
     return model

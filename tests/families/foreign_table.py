@@ -68,17 +68,25 @@ def row(name: str) -> Row:
     )
 
 
-def show(rows: list[Row]) -> None:
-    """Print a Markdown table, and how many are right."""
+def line(r: Row) -> str:
+    """One row of a Markdown table."""
+    cells = (f"{value:.0e}" if r.refused is None else "" for value in (r.short, r.long, r.cached))
+    says = "no" if r.refused else "yes" if r.right else "WRONG"
+    return f"| {r.name} | {says} | {' | '.join(cells)} | {r.refused or ''} |"
+
+
+def show(names: list[str]) -> bool:
+    """Print a Markdown table row by row, and how many are right; True where none is wrong."""
     print("| family | loads | 13 positions | 1,100 positions | caches | why refused |")
     print("|---|---|---|---|---|---|")
-    for r in rows:
-        cells = (f"{value:.0e}" if r.refused is None else "" for value in (r.short, r.long, r.cached))
-        says = "no" if r.refused else "yes" if r.right else "WRONG"
-        print(f"| {r.name} | {says} | {' | '.join(cells)} | {r.refused or ''} |")
+    rows = []
+    for name in names:
+        rows.append(row(name))
+        print(line(rows[-1]), flush=True)
     first = [r for r in rows if r.name in FIRST]
     print(f"\n{sum(r.right for r in first)} of {len(first)} of the first families are right,")
     print(f"{sum(r.right for r in rows)} of {len(rows)} of all; {sum(bool(r.refused) for r in rows)} are refused.")
+    return all(r.right or r.refused for r in rows)
 
 
 if __name__ == "__main__":
@@ -88,6 +96,5 @@ if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    found = [row(name) for name in (sys.argv[1:] or [*FIRST, *(name for name in CASES if name not in FIRST)])]
-    show(found)
-    sys.exit(any(r.refused is None and not r.right for r in found))
+    wanted = sys.argv[1:] or [*FIRST, *(name for name in CASES if name not in FIRST)]
+    sys.exit(not show(wanted))
