@@ -24,6 +24,7 @@ from macllm.nn.spec import (
     YarnScaling,
 )
 
+from . import spellings
 from .defaults import complete
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -141,8 +142,9 @@ def rope_parameters(config: Config, kind: str | None = None) -> dict[str, Any]:
     if kind is not None and isinstance(said.get(kind), Mapping):
         said = said[kind]
     given = {key: _as_number(value) for key, value in said.items() if value is not None}
-    given.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
-    given.setdefault("rope_type", given.get("type", "default"))
+    base = spellings.first(config, spellings.BASES)
+    given.setdefault("rope_theta", 10_000.0 if base is None else base)
+    given["rope_type"] = spellings.rope_type(given)
     trained = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
     given["original_max_position_embeddings"] = trained or config.get("max_position_embeddings")
     return given

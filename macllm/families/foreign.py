@@ -18,7 +18,7 @@ from macllm.nn.info import ModelInfo
 from . import spellings
 from .foreign_layout import KNOWN_WRONG, rearranged, respelled_for
 from .foreign_mend import OBEYED, mend
-from .foreign_rope import set_rotations
+from .foreign_rope import context_length, set_rotations
 
 log = logging.getLogger("macllm")
 
@@ -36,6 +36,8 @@ MODULES = {
 TEXT_CLASSES = {
     "gemma3n_text": ("gemma3n", "TextConfig"),
     "gemma4_unified_text": ("gemma4_text", "ModelArgs"),
+    "kimi_k25_text": ("kimi_k25", "TextConfig"),
+    "minimax_m3_vl_text": ("minimax_m3_vl", "TextArgs"),
     "mistral": ("llama", "ModelArgs"),
     "qwen2_5_vl_text": ("qwen2", "ModelArgs"),
     "qwen2_vl_text": ("qwen2", "ModelArgs"),
@@ -151,16 +153,14 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
 
     text = text_config(config)
     try:
-        translated = _translated(config, text)
-        model, _ = load_model(
-            folder, lazy=False, strict=True, model_config=translated, get_model_classes=_classes(config, text)
-        )
+        spelled, classes = translated(config, text), _classes(config, text)
+        model, _ = load_model(folder, lazy=False, strict=True, model_config=spelled, get_model_classes=classes)
     except MacllmError:
         raise
     except (Exception, SystemExit) as error:
         raise _failed(kind, "loads", error) from error
     size = text.get("vocab_size") or spellings.completed(text).get("vocab_size")
-    length = spellings.context_length(text)
+    length = context_length(text)
     table = length if kind in _LEARNED_POSITIONS else None
     return ForeignLM(model, kind, ModelInfo(vocab_size=size, context_length=length, position_count=table))
 
@@ -171,7 +171,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(nested, dict):
         return config
     kept = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
-    return {"model_type": f"{config.get('model_type')}_text", **kept, **nested}
+    return {"model_type": f"{config.get('model_type')}_text", **nested, **kept}
 
 
 def args_class(kind: str) -> type:
@@ -190,7 +190,7 @@ def _reads(kind: str) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(args_class(kind)))
 
 
-def _translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     """The whole config, its language model spelled as mlx-lm's class reads it."""
     kind = text["model_type"]
     made = respelled_for(kind, text, _reads(kind) | OBEYED.get(kind, frozenset()))
@@ -202,7 +202,7 @@ def _translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     return {**made, "model_type": MODULES.get(kind, kind)}
 
 
-def _classes(config: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
+def _classes(whole: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
     """What mlx-lm asks for a model's classes: its own, with weights rearranged and rotations set."""
     from mlx_lm.utils import _get_classes
 
@@ -214,7 +214,8 @@ def _classes(config: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], t
             set_rotations(model, text)
             mend(model, text["model_type"], text)
             sanitize = getattr(model, "sanitize", dict)
-            model.sanitize = lambda weights: rearranged(weights, model, text, sanitize)
+            tied = any(part.get("tie_word_embeddings") is not False for part in (whole, text))
+            model.sanitize = lambda weights: rearranged(weights, model, {**text, "tie_word_embeddings": tied}, sanitize)
             return model
 
         return build, reader

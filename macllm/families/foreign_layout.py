@@ -92,8 +92,15 @@ _PARTICULAR: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str
     "mimo_v2_flash": _mimo,
     "minicpm3": _minicpm3,
     "minimax_m2": _absent(shared_intermediate_size=0),
+    "qwen3_vl_moe_text": _absent(norm_topk_prob=True),
     "solar_open": _absent(first_k_dense_replace=0, partial_rotary_factor=1.0),
 }
+
+
+# Tensors of a multimodal checkpoint beside its language model's.
+_OTHER_SENSES = re.compile(
+    r"(model\.)?(visual|vision_\w+|audio_\w+|embed_(vision|audio)|multi_modal_projector|mm_projector|patch_merge_mlp)\."
+)
 
 
 def rearranged(
@@ -107,6 +114,7 @@ def rearranged(
     Raises CheckpointError for a head of its own that the class would leave out.
     """
     kind = config.get("model_type")
+    weights = {name: array for name, array in weights.items() if not _OTHER_SENSES.match(name)}
     if kind in _TENSORS:
         weights = _TENSORS[kind](weights, config)
     given = dict(weights)

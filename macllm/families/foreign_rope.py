@@ -18,7 +18,7 @@ from macllm.nn.position import rotation
 from macllm.nn.spec import DynamicScaling, LongScaling, RoPESpec
 
 from . import spellings
-from .config import Config, rope
+from .config import Config, rope, scaled_length
 
 # Classes of mlx-lm's, by name, that stretch rotations, and the attribute that holds their dims.
 _STRETCHED = {
@@ -28,7 +28,6 @@ _STRETCHED = {
     "SuScaledRoPE": "dim",
     "YarnRoPE": "dims",
 }
-_OWN = frozenset({"DynamicNTKAlphaRoPE", "ProportionalRoPE"})  # right as they are
 _TYPES = frozenset({"default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"})
 
 
@@ -108,3 +107,11 @@ def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any]) -
     spec = rope(reader, dims, given)
     interleaved = getattr(module, "traditional", type(module).__name__ == "DeepseekV2YarnRotaryEmbedding")
     return Rotation(RoPESpec(dims=dims, base=spec.base, interleaved=interleaved, scaling=spec.scaling))
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Positions that a model of mlx-lm's was made for, whichever key names them, its stretched rotations included."""
+    names = next(names for names in spellings.ALIASES if "max_position_embeddings" in names)
+    before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
+    stretched = [before | parameters for parameters in spellings.rotations(config).values()]
+    return scaled_length(spellings.first(spellings.completed(config), names), stretched)

@@ -15,8 +15,6 @@ from typing import Any
 
 from macllm.errors import CheckpointError
 
-from .config import scaled_length
-
 # Names of one and the same number.
 ALIASES: tuple[tuple[str, ...], ...] = (
     ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
@@ -87,7 +85,7 @@ def rotations(config: Mapping[str, Any]) -> dict[str | None, dict[str, Any]]:
     """
     default = class_defaults().get(str(config.get("model_type")), {}).get("rope_parameters") or {}
     given = config.get("rope_scaling") or config.get("rope_parameters")
-    base, share, local = _first(config, BASES), _first(config, SHARES), _first(config, LOCAL_BASES)
+    base, share, local = first(config, BASES), first(config, SHARES), first(config, LOCAL_BASES)
     if not given and base is None and not default:
         return {}
     given = given or (default if base is None or _nested(default) else {})
@@ -103,11 +101,16 @@ def rotations(config: Mapping[str, Any]) -> dict[str | None, dict[str, Any]]:
         if "partial_rotary_factor" not in own:
             factor = inner.get("partial_rotary_factor") if share is None else share
             own |= {} if factor is None else {"partial_rotary_factor": factor}
-        name = own.pop("type", None)
-        named = own.get("rope_type") or name or "default"
-        own["rope_type"] = ROPE_TYPES.get(named, named)
+        own["rope_type"] = rope_type(own)
+        own.pop("type", None)
         made[kind] = own
     return made
+
+
+def rope_type(parameters: Mapping[str, Any]) -> str:
+    """The name of a way to stretch rotations, as transformers has it."""
+    name = parameters.get("rope_type") or parameters.get("type") or "default"
+    return ROPE_TYPES.get(name, name)
 
 
 def _nested(parameters: Mapping[str, Any]) -> list[str]:
@@ -115,16 +118,17 @@ def _nested(parameters: Mapping[str, Any]) -> list[str]:
     return [key for key in parameters if key in _NESTED and isinstance(parameters[key], Mapping | None)]
 
 
-def _first(config: Mapping[str, Any], names: Collection[str]) -> Any:
+def first(config: Mapping[str, Any], names: Collection[str]) -> Any:
+    """The value under the first of these names that has one, or None."""
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
 def layer_kinds(config: Mapping[str, Any]) -> list[str] | None:
     """The kind of each layer in transformers' words, from whichever key tells it."""
-    listed = _first(config, ("layer_types", "layers_block_type"))
+    listed = first(config, ("layer_types", "layers_block_type"))
     if listed is not None:
         return [next((words[0] for words in LAYER_WORDS if kind in words), kind) for kind in listed]
-    count = _first(config, ("num_hidden_layers", "num_layers"))
+    count = first(config, ("num_hidden_layers", "num_layers"))
     period = config.get("sliding_window_pattern") or config.get("full_attention_interval")
     other = "sliding_attention" if config.get("sliding_window_pattern") else "linear_attention"
     if isinstance(period, str) and count and other == "sliding_attention":
@@ -143,7 +147,7 @@ def respell(config: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]
     made = dict(full)
     used = set(ROTATION_KEYS)
     for names in ALIASES:
-        value = _first(full, [n for n in names if n in full])
+        value = first(full, [n for n in names if n in full])
         for name in names if value is not None else ():
             if name in reads and made.get(name) is None:
                 made[name] = value
@@ -188,7 +192,7 @@ def _respelled_rotations(config: Mapping[str, Any], reads: Collection[str]) -> d
 
 
 def _head(config: Mapping[str, Any]) -> int | None:
-    width, heads = _first(config, ("hidden_size", "n_embd")), _first(config, ("num_attention_heads", "n_head"))
+    width, heads = first(config, ("hidden_size", "n_embd")), first(config, ("num_attention_heads", "n_head"))
     return width // heads if width and heads else None
 
 
@@ -324,9 +328,3 @@ RULES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] = {
 }
 # Keys that are not worked out again where a config has them.
 ONCE_TOLD = frozenset({"layer_types", "no_rope_layers", "linear_attn_config", "global_head_dim"})
-
-
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Positions that a model was made for, its RoPE scaling included."""
-    length = _first(completed(config), next(names for names in ALIASES if "n_positions" in names))
-    return scaled_length(length, rotations(config).values())

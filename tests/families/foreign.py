@@ -66,6 +66,6 @@ def write(name: str, folder: Path) -> Any:
         for key, value in model.state_dict().items():
             if value.is_floating_point() and "decay" not in key and "slope" not in key:
                 centred = value.ndim == 1 and not value.any() and "bias" not in key  # a norm's weight beside 1
-                value.copy_(torch.from_numpy(tensor(key, tuple(value.shape)) - centred))
+                value.copy_(torch.from_numpy(np.asarray(tensor(key, tuple(value.shape)) - np.float32(centred))))
     model.save_pretrained(folder)
     return model

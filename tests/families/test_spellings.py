@@ -6,6 +6,8 @@ import pytest
 
 from macllm.errors import CheckpointError
 from macllm.families import spellings
+from macllm.families.config import Config, rope_parameters
+from macllm.families.foreign_rope import context_length
 
 FLAT = {"rope_theta": 5e5, "partial_rotary_factor": 0.5, "rope_scaling": {"type": "linear", "factor": 4.0}}
 NEW = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "partial_rotary_factor": 0.5, "factor": 4.0}}
@@ -81,6 +83,12 @@ def test_what_a_key_cannot_say_is_refused(config: dict, key: str) -> None:
         spellings.respell(config, {key})
 
 
+def test_a_native_family_reads_the_same_names_of_stretching() -> None:
+    said = {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}
+    config = Config({"model_type": "llama", "rope_scaling": said, "max_position_embeddings": 8})
+    assert rope_parameters(config)["rope_type"] == spellings.rotations({"rope_scaling": said})[None]["rope_type"]
+
+
 def test_numbers_that_json_lacks_are_read() -> None:
     made = spellings.completed({"time_step_limit": [0.0, {"__float__": "Infinity"}]})
     assert made["time_step_limit"] == [0.0, float("inf")]
@@ -97,4 +105,4 @@ def test_numbers_that_json_lacks_are_read() -> None:
     ],
 )
 def test_the_context_of_stretched_rotations_is_counted_as_vllm_counts_it(parameters: dict, length: int) -> None:
-    assert spellings.context_length({"max_position_embeddings": 1000, "rope_parameters": parameters}) == length
+    assert context_length({"max_position_embeddings": 1000, "rope_parameters": parameters}) == length
