@@ -1,1 +1,1 @@
-"""The self-test: what this machine is, which kernels are right on it, and which of them pay."""
+"""The self-test: facts of this machine, and Metal kernels checked and timed on it."""

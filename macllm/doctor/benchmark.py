@@ -1,4 +1,4 @@
-"""Each kernel against its definition and MLX's own operations on this machine: is it right, and is it faster?"""
+"""Verdicts on kernels: each against its definition and, in time, against MLX's own operations on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEAST_TOGETHER = 4
 _ROTATED_BYTES, _MOST_SETS = 256 << 20, 64  # more than twice what any chip keeps near
 
 Clock = Callable[[], float]
-"""What tells seconds."""
+"""Source of seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Timing:
 
     @property
     def is_faster(self) -> bool:
-        """Whether it was faster in every turn, and by enough to be worth it."""
+        """Faster in every turn, and by enough to be worth it."""
         return self.speedup > WORTH and self.lowest > 1
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a case: how far the kernel's results lie from what is right (1 is allowed), and its timings."""
+    """Outcome of a case: how far the kernel's results lie from what is right (1 is allowed), and its timings."""
 
     op: str
     label: str
@@ -79,22 +79,22 @@ class Verdict:
 
     @property
     def key(self) -> str:
-        """What the decision is kept under."""
+        """Key of the decision (`approved.key`)."""
         return f"{self.op} {self.dtype} {self.bucket}"
 
     @property
     def is_right(self) -> bool:
-        """Whether the kernel ran and gave what its definition gives."""
+        """The kernel ran and gave what its definition gives."""
         return self.error is None and self.apart is not None and self.apart <= 1
 
     @property
     def is_faster(self) -> bool:
-        """Whether it was timed, and faster each time."""
+        """Timed, and faster each time."""
         return bool(self.timings) and all(timing.is_faster for timing in self.timings)
 
     @property
     def bytes_per_second(self) -> float | None:
-        """What is moved at least in the time it takes."""
+        """Bytes that must be moved at least, over the time it takes."""
         if not self.timings or not self.traffic_bytes:
             return None
         return self.traffic_bytes / min(timing.seconds for timing in self.timings)
@@ -113,7 +113,7 @@ class Verdict:
         return str(min(self.timings, key=lambda timing: timing.speedup)) if self.timings else "not timed"
 
     def facts(self) -> dict[str, Any]:
-        """All of it, for a report."""
+        """The verdict as a JSON object, for a report."""
         infinite = self.apart is not None and math.isinf(self.apart)
         told = {"apart": None if infinite else self.apart, "bytes_per_second": self.bytes_per_second}
         return {**asdict(self), **told, "right": self.is_right, "objection": self.objection}
@@ -201,7 +201,7 @@ def _sets(case: Case) -> list[Arrays]:
 
 
 def _together(case: Case, sets: list[Arrays], clock: Clock, effort: Effort) -> int:
-    """How many are timed as one."""
+    """Number of dispatches that are timed as one."""
     _seconds(case, case.ours, sets, 1, clock)  # to compile it
     one = max(_seconds(case, run, sets, _LEAST_TOGETHER, clock) for run in (case.ours, case.stock))
     return max(_LEAST_TOGETHER, min(TOGETHER, int(effort.enough_seconds / max(one, 1e-9))))

@@ -15,12 +15,12 @@ Next = Callable[[Arrays, list[mx.array]], Arrays]
 Seen = Callable[[Arrays, list[mx.array]], list[mx.array]]
 
 ROUNDING = {mx.float32: 2.0**-16, mx.float16: 2.0**-9, mx.bfloat16: 2.0**-6}
-"""How far results may lie apart, of the largest number."""
+"""Allowed distance of results, relative to the largest number."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What `given` makes of a seed is the work; `ours` and `right`, its definition in float32, give the same arrays.
+    """Work that `given` makes of a seed; `ours` and `right`, its definition in float32, give the same arrays.
 
     `stock` is what serves where the kernel does not. `then` is the work that comes after, made of results, so that one
     waits for the other as in a model. `size` is what a decision depends on, `timed` cases have the shapes of real
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """What the decision on this case is kept under."""
+        """Key of the decision on this case (`approved.key`)."""
         return key(self.op, self.dtype, self.size)
 
     @property
@@ -56,7 +56,7 @@ class Case:
         return self.difference(self.ours)
 
     def difference(self, run: Run) -> float:
-        """The same for any way of doing the work."""
+        """The largest difference between `run` and the definition, of what is allowed."""
         given = self.given(0)
         ours = self.seen(given, run(given))
         with mx.stream(mx.cpu):  # a GPU may multiply float32 in fewer bits
@@ -65,7 +65,7 @@ class Case:
         return max(_apart(a, b, ROUNDING[self.dtype]) for a, b in zip(ours, right, strict=True))
 
     def traffic_bytes(self) -> int:
-        """What must be read and written at least: what is given, and all results, once."""
+        """Bytes that must be read and written at least: what is given, and all results, once."""
         given = self.given(0)
         return sum(array.nbytes for array in [*given.values(), *self.ours(given)]) - self.unread_bytes(given)
 
@@ -81,7 +81,7 @@ def group_size(head_dim: int) -> int:
 
 
 def widened(given: Arrays) -> dict[str, mx.array]:
-    """The same numbers in float32; integers as they are."""
+    """Numbers in float32; integers as they are."""
     return {name: x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x for name, x in given.items()}
 
 

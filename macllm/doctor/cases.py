@@ -1,4 +1,4 @@
-"""All that kernels are tried on: shapes of 1, odd ones, more than one threadgroup; those of real models are timed."""
+"""Cases of all kernels: shapes of 1, odd ones, more than one threadgroup; those of real models are timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attention is tried on: of few queries over a cache, of many, and its gradients."""
+"""Cases of attention: few queries over a cache, many, and gradients."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Shape:
 
     @property
     def masked(self) -> str:
-        """What the op's name ends in: MLX needs a mask where more than causality is to be said."""
+        """End of the op's name: MLX needs a mask where more than causality is to be said."""
         return "_masked" if self.window or self.segment or any(self.padded) else ""
 
     def rules(self, given: Arrays) -> flash.Rules:
-        """The same for kernels."""
+        """Rules for the prefill kernels."""
         return flash.Rules(
             self.dim**-0.5,
             True,
@@ -57,7 +57,7 @@ class Shape:
         )
 
     def decode_rules(self, given: Arrays) -> kv_decode.Rules:
-        """The same for kernels of few queries."""
+        """Rules for the kernels of few queries."""
         options = {"window": self.window, "softcap": self.softcap, "sinks": given.get("sinks")}
         return kv_decode.Rules(self.dim**-0.5, True, mx.array(self.padded), **options)
 

@@ -1,4 +1,4 @@
-"""What sparse and linear attention are tried on."""
+"""Cases of sparse and linear attention."""
 
 from __future__ import annotations
 

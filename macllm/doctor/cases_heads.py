@@ -1,4 +1,4 @@
-"""What qkv_post is tried on."""
+"""Cases of heads' norm, rotation and packing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What products with packed matrices, experts and the draw of a token are tried on."""
+"""Cases of products with packed matrices, of experts and of the draw of a token."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
 
 
 def _as_decided() -> AbstractContextManager[None]:
-    """Whatever serves on this machine."""
+    """The implementation that serves on this machine."""
     from macllm.ops.dispatch import using
 
     return using("native")

@@ -1,4 +1,4 @@
-"""`macllm doctor --kernels`: every Metal kernel tried on this Mac, what is decided of it, and a report to share."""
+"""The whole test of Metal kernels: every one tried on this Mac, decisions, and a report to share."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 SIMULATOR = "python -m tests.simulator FILE"
 APART = ("flash_", "sparse_attention", "linear_attention")
-"""How ops begin that are no part of a decoding step of the bundled model."""
+"""Beginnings of ops that are no part of a decoding step of the bundled model."""
 COLUMNS = ("kernel", "type", "error", "speed", "of memory", "used", "case")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. `lacking` says why nothing is decided, where that is so; without Metal nothing is tried."""
+    """Findings of an examination; `lacking` says why nothing is decided. Without Metal nothing is tried."""
 
     machine: Mapping[str, Any]
     texts: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Report:
     hidden: tuple[tuple[str, str], ...] = field(default_factory=lambda: hidden())
 
     def facts(self) -> dict[str, Any]:
-        """All of it, for programs."""
+        """The report for programs."""
         found: dict[str, Any] = {"machine": dict(self.machine), "texts": dict(self.texts), "lacking": self.lacking}
         if self.verdicts:
             found["verdicts"] = [verdict.facts() for verdict in self.verdicts]
@@ -58,7 +58,7 @@ class Report:
         return self._without_names(found)
 
     def text(self) -> str:
-        """All of it, for people."""
+        """The report for people."""
         lines = ["macllm doctor --kernels", ""]
         for name, value in [*self.machine.items(), *self.texts.items()]:
             lines.append(f"  {name.removesuffix('_bytes').replace('_', ' '):<16} {_plain(name, value)}")
@@ -117,7 +117,7 @@ class Report:
         ]
 
     def _without_names(self, told: Any) -> Any:
-        """The same without what tells whose machine it is."""
+        """`told` without names and home folders."""
         if isinstance(told, str):
             for pattern, instead in self.hidden:
                 told = re.sub(pattern, instead, told)
@@ -197,7 +197,7 @@ def withdrawn(decided: Kept, found: Decoding) -> Kept:
 
 
 def _texts() -> dict[str, Any]:
-    """How many kernels there are, which, and which of their texts cannot be read."""
+    """The number of kernels, their hash, and the names of texts that cannot be read."""
     from macllm.ops.metal import HERE, approved, text
 
     kernels, unreadable = 0, []
@@ -211,7 +211,7 @@ def _texts() -> dict[str, Any]:
 
 
 def hidden() -> tuple[tuple[str, str], ...]:
-    """What of paths tells whose machine this is, as patterns, and what stands for it."""
+    """Patterns of names in paths, and what stands for them."""
     found = [(rf"{re.escape(str(Path.home()))}(?![\w.-])", "~")] if len(Path.home().parts) > 1 else []
     with suppress(OSError, KeyError):
         found.append((rf"(?<=[/\\]){re.escape(getpass.getuser())}(?![\w.-])", "user"))

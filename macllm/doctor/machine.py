@@ -1,4 +1,4 @@
-"""What `macllm doctor` finds of the machine: memory, disk, terminal, MLX, and which kernels serve."""
+"""Facts of this machine: versions, memory, disk, terminal, MLX, and the kernels that serve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Facts = dict[str, Any]
 
 
 def facts() -> dict[str, Facts]:
-    """All of it, by title."""
+    """All facts, by title."""
     from macllm.ops.cpu import blas
 
     blas.install()  # readies the machine's matrix products, before MLX is first used
@@ -52,7 +52,7 @@ def _versions() -> Facts:
 
 
 def machine() -> Facts:
-    """What it is."""
+    """System, architecture, cores and memory."""
     system = (
         f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else f"{platform.system()} {platform.release()}"
     )
@@ -65,7 +65,7 @@ def machine() -> Facts:
 
 
 def _memory() -> Facts:
-    """How much of it a model may take."""
+    """Memory that a model may take."""
     import mlx.core as mx
 
     found: Facts = {}
@@ -137,7 +137,7 @@ def _compiled() -> Facts:
 
 
 def _metal() -> Facts:
-    """Whether our Metal kernels have been tried here, and what they serve."""
+    """Our Metal kernels: trials made here, and what they serve."""
     import mlx.core as mx
 
     from macllm.ops.metal import approved
@@ -204,7 +204,7 @@ def _hub_token() -> str:
 
 
 def _terminal() -> Facts:
-    """What chat has to draw on."""
+    """The terminal that chat draws on."""
     streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
     terminals = [name for name, stream in streams.items() if stream is not None and stream.isatty()]
     columns, rows = shutil.get_terminal_size((0, 0)) if terminals else (0, 0)

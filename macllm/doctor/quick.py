@@ -177,6 +177,6 @@ class QuickTrial:
 
 
 def _has_room() -> bool:
-    """Whether the model leaves enough memory that a trial slows nobody down."""
+    """The model leaves enough memory for a trial."""
     use = memory_use()
     return use.limit_bytes - use.active_bytes >= ROOM_BYTES

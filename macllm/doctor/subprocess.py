@@ -44,7 +44,7 @@ def _end_with(parent: Parent) -> None:
 
 
 def is_validated() -> bool:
-    """Whether Metal checks all that kernels do: each access to memory, or each call. Times mean nothing then."""
+    """Metal checks all that kernels do: each access to memory, or each call. Times mean nothing then."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("MTL_SHADER_VALIDATION", "MTL_DEBUG_LAYER"))
 
 

@@ -1,4 +1,4 @@
-"""Which implementation serves an op: our kernels, MLX's own, or the reference."""
+"""Choice of the implementation that serves an op: our kernels, MLX's own, or the reference."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Result = TypeVar("Result")
 
 
 def attempt(op: str, run: Callable[[], Result]) -> Result | None:
-    """What an op's Metal kernels give; None if Metal does not take them, after which others serve the op."""
+    """Results of an op's Metal kernels; None if Metal does not take them, after which others serve the op."""
     try:
         return run()
     except KernelError as error:
@@ -71,7 +71,7 @@ def attempt(op: str, run: Callable[[], Result]) -> Result | None:
 
 
 def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
-    """Whether our Metal kernels serve an op on numbers of this type; `metal.approved` says which sizes count.
+    """Our Metal kernels serve an op on numbers of this type; `metal.approved` says which sizes count.
 
     Where that is not decided they do not, and `undecided` counts the question.
     """
@@ -84,7 +84,7 @@ def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
 
 
 def metal_possible(op: str, dtype: mx.Dtype, size: int) -> bool:
-    """Whether `metal` may be true, now or once that is decided."""
+    """`metal` may be true, now or once that is decided."""
     return _decision(op, dtype, size) is not False
 
 

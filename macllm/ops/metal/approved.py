@@ -1,4 +1,4 @@
-"""Which kernels serve on this machine: those that a trial on it has found right and faster than MLX's."""
+"""Metal kernels that serve on this machine: those that a trial on it has found right and faster than MLX's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bucket(size: int) -> str:
 
 
 def key(op: str, dtype: mx.Dtype, size: int) -> str:
-    """What a decision is kept under."""
+    """Key of a decision."""
     return f"{op} {str(dtype).removeprefix('mlx.core.')} {bucket(size)}"
 
 
@@ -149,7 +149,7 @@ def _write(decided: Kept) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """What the decisions hold for."""
+    """Chip, system, MLX and kernels for which decisions hold."""
     return {
         "chip": mx.device_info().get("device_name") if mx.metal.is_available() else platform.machine(),
         "system": _system_build(),
