@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -40,8 +40,9 @@ def embed(
         )
     if isinstance(texts, str):
         raise UsageError("texts is one text", remedy="embed(model, tokenizer, [text])")
-    if not isinstance(texts, Sequence):
+    if not isinstance(texts, Iterable):
         raise UsageError(f"texts is {kind_of(texts)}, not a list of texts", remedy="embed(model, tokenizer, [text])")
+    texts = list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise UsageError(f"text {number} is {kind_of(text)}, not a text")
