@@ -14,6 +14,7 @@ from macllm.units import bytes_text, duration_text
 
 REDRAW_SECONDS = 0.1
 PLAIN_LINE_SECONDS = 10.0
+FIRST_LINE_SECONDS = 1.5
 
 
 def say(text: str) -> None:
@@ -43,7 +44,7 @@ class Progress:
     """A line that says how far something is: redrawn on a terminal, a sparse log elsewhere.
 
     `update` may be called as often as the work likes. On a terminal the line is wiped by `close`; in a
-    log a line appears every ten seconds, so that work which is done before the first is silent.
+    log a line appears after 1.5 seconds and then every ten, so that shorter work is silent.
     """
 
     label: str
@@ -56,7 +57,8 @@ class Progress:
         self._redraws = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self._width = 0
         self._started = self.clock()
-        self._written = self._started + (self.after_seconds - REDRAW_SECONDS if self._redraws else 0.0)
+        first = self.after_seconds - REDRAW_SECONDS if self._redraws else FIRST_LINE_SECONDS - PLAIN_LINE_SECONDS
+        self._written = self._started + first
 
     def __enter__(self) -> Progress:
         return self

@@ -12,12 +12,13 @@ from .training import tell
 
 
 @click.command("train")
-@click.argument("toml_file", metavar="RECIPE", type=click.Path())
+@click.argument("toml_file", metavar="[RECIPE]", type=click.Path(), required=False)
 @config_options(PretrainConfig)
 def command(config: PretrainConfig) -> None:
     """Train a model from random weights, as the TOML file RECIPE says; a flag changes what it says.
 
-    The recipe names a config.json, a tokenizer and rows. The run's folder goes to stdout.
+    The recipe names a config.json, a tokenizer and rows. The run's folder goes to stdout. --resume with --output goes
+    on with a run, by the settings that its folder holds.
     """
     compile_kernels()
     from macllm.train.pretrain import events

@@ -10,11 +10,13 @@ import click
 
 from macllm.units import bytes_text, duration_text
 
-from .output import say
+from .output import Progress, say
 
 if TYPE_CHECKING:
-    from macllm.train.events import Prepared, Step, TrainEvent
+    from macllm.train.events import Advanced, Prepared, Step, TrainEvent
 
+UNITS = {"reading": "rows", "training": "steps", "evaluating": "batches"}
+LITTLE = 0.1  # a share of the first loss
 # What became of rows that did not go in as they were, in the order of their counts in Prepared.
 ODD_ROWS = {
     "truncated_rows": "cut to the longest length",
@@ -27,16 +29,22 @@ ODD_ROWS = {
 
 def tell(events: Generator[TrainEvent], folder: str) -> str:
     """Run to the end, a line for each event, and return the path of what was made; an interrupt says how to go on."""
-    from macllm.train.events import Evaluated, Finished, Prepared, Saved, Step
+    from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step
 
     steps, path = 0, folder
-    with closing(events) as stream:
+    losses: list[float] = []
+    with closing(events) as stream, _Underway() as underway:
         try:
             for event in stream:
+                if isinstance(event, Advanced):
+                    underway.update(event)
+                    continue
+                underway.close()
                 if isinstance(event, Prepared):
                     steps = event.steps
                     _say_prepared(event)
                 elif isinstance(event, Step):
+                    losses.append(event.loss)
                     _say_step(event, steps)
                 elif isinstance(event, Evaluated):
                     say(
@@ -47,6 +55,7 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
                 elif isinstance(event, Finished):
                     path = event.path
                     say(f"done in {duration_text(event.seconds)}, loss {event.loss:.4f}")
+                    _say_if_little_was_learnt(losses)
         except KeyboardInterrupt:
             stream.close()
             if steps:
@@ -54,6 +63,37 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
             raise
     click.echo(path)
     return path
+
+
+class _Underway:
+    """The progress line of the work between two events."""
+
+    def __init__(self) -> None:
+        self._work: str | None = None
+        self._line = Progress("")
+
+    def __enter__(self) -> _Underway:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
+
+    def update(self, event: Advanced) -> None:
+        """Show how far it is, on a line of its own for each kind of work."""
+        if event.work != self._work:
+            self.close()
+            self._work, self._line = event.work, Progress(event.work, unit=UNITS[event.work])
+        self._line.update(event.done, event.total)
+
+    def close(self) -> None:
+        """Wipe the line."""
+        self._line.close()
+
+
+def _say_if_little_was_learnt(losses: list[float]) -> None:
+    if len(losses) > 1 and (fell := 1 - losses[-1] / losses[0]) < LITTLE:
+        changed = f"fell by {fell:.0%} only" if fell > 0 else "did not fall"
+        say(f"the loss {changed}, so little was learnt: try more --epochs, or another --learning-rate")
 
 
 def _say_prepared(event: Prepared) -> None:

@@ -15,9 +15,10 @@ from macllm.errors import ModelNotFoundError, UsageError
 
 from . import cache
 from .cache import CachedModel, FileCheck
-from .files import is_stray
+from .files import model_files
 from .names import BUNDLED, ModelName, bundled_folder, cache_folder, is_offline, local_folder, parse_name
 from .snapshot import DownloadProgress
+from .transfer import UnreachableError
 
 __all__ = [
     "CachedModel",
@@ -77,15 +78,26 @@ def resolve(
     if found is not None and found.problem is None:
         return found.path
     if is_offline() if offline is None else offline:
-        near = [other for other in cache.near_names(parsed.repo) if other != parsed.repo]
         what = "is not complete on this machine" if found else "is not on this machine"
         raise ModelNotFoundError(
             f"{parsed} {what}, and the network is off",
             cause=found.problem if found else f"it is not in {cache_folder()}",
-            remedy=f"run `macllm models get {parsed}` without --offline and HF_HUB_OFFLINE"
-            + (f", or use {' or '.join(near)}, which is here" if near else ""),
+            remedy=f"{_here(parsed.repo)}; or run `macllm models get {parsed}` without HF_HUB_OFFLINE",
         )
-    return download(parsed, progress=progress)
+    try:
+        return download(parsed, progress=progress)
+    except UnreachableError as error:
+        raise UnreachableError(
+            error.message, cause=error.cause, remedy=f"{error.remedy}; or {_here(parsed.repo)}"
+        ) from error
+
+
+def _here(repo: str) -> str:
+    """Advice to take a model that is on this machine: those with names like this one, else any."""
+    near = [name for name in cache.near_names(repo) if name != repo]
+    whole = [model.name for model in list_models() if model.problem is None and model.name != repo]
+    names = near or list(dict.fromkeys(whole))[:3]
+    return f"use {' or '.join(names)}, which {'is' if len(names) == 1 else 'are'} here" if names else "no model is here"
 
 
 def download(name: str | ModelName, *, progress: Callable[[DownloadProgress], None] | None = None) -> Path:
@@ -104,7 +116,7 @@ def list_models() -> list[CachedModel]:
         folder = bundled_folder()
     except ModelNotFoundError:
         return cache.models()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(size for _, size in model_files(folder))
     return [CachedModel(BUNDLED, "bundled", "", folder, size), *cache.models()]
 
 
@@ -170,8 +182,7 @@ def verify(name: str, *, repair: bool = False) -> Iterator[FileCheck]:
 
 
 def _described(name: str, revision: str, commit: str, folder: Path) -> Description:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_stray(path.relative_to(folder)))
-    files = tuple((str(path.relative_to(folder)), path.stat().st_size) for path in paths)
+    files = tuple(model_files(folder))
     path = folder / "config.json"
     return Description(name, revision, commit, folder, files, 0, _config(path.read_bytes()) if path.is_file() else {})
 

@@ -97,6 +97,23 @@ def needed_files(repo: str, listing: Listing, index: bytes | None) -> list[RepoF
     return [listing.files[name] for name in sorted(small) + weights]
 
 
+def model_files(folder: Path) -> list[tuple[str, int]]:
+    """The files of a folder that belong to its model, by name, with their sizes in bytes."""
+    found = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not is_stray(path.relative_to(folder))
+    }
+    names = [name for name in found if name in _SMALL or _TEMPLATE.fullmatch(name)]
+    try:
+        shards = _indexed((folder / INDEX_NAME).read_bytes()) if INDEX_NAME in found else []
+    except MacllmError:
+        shards = []
+    shards = [name for name in shards if name in found]
+    weights = [INDEX_NAME, *shards] if shards else _unindexed(found)
+    return [(name, found[name]) for name in sorted({*names, *weights})]
+
+
 def problem_of(folder: Path) -> str | None:
     """What a model folder of unknown origin lacks, or None where it is whole, as far as its names tell."""
     if (folder / "adapter_config.json").is_file() and any((folder / name).is_file() for name in _ADAPTERS):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -21,6 +22,13 @@ from macllm.errors import ModelNotFoundError, NetworkError
 
 from .files import Listing, RepoFile, checked_listing
 from .names import ModelName, endpoint
+
+log = logging.getLogger(__name__)
+
+
+class UnreachableError(NetworkError):
+    """A hub that does not answer, however often it is asked."""
+
 
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 30.0
@@ -155,11 +163,13 @@ class Hub:
             except _RetryError as error:
                 failures, reached = (0 if progress() > reached else failures) + 1, max(reached, progress())
                 if failures >= attempts:
-                    raise NetworkError(
+                    raise UnreachableError(
                         f"{self.endpoint} could not deliver {self.name}",
                         cause=str(error),
                         remedy=f"check the network, then run `macllm models get {self.name}`: what came is kept",
                     ) from error
+                if failures == 1:
+                    log.warning("%s does not answer (%s); trying again", self.endpoint, error)
                 time.sleep(max(RETRY_SECONDS * 2 ** (failures - 1), min(error.wait_seconds, MAX_WAIT_SECONDS)))
 
     @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_
 from macllm.errors import UsageError
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
+SETTINGS_NAME = "run.json"  # in a run's folder
 LongRows = Literal["truncate", "split", "drop", "error"]
 Select = Literal["best", "last"]
 
@@ -57,8 +59,9 @@ class TrainConfig:
     save_every: Annotated[int, "steps between two snapshots; 0: only at the end"] = 100
     keep: Annotated[int, "newest snapshots that are kept; the best one is kept besides"] = 2
     select: Annotated[Select, "which weights to hand over: best on validation data (else last), or last"] = "best"
-    resume: Annotated[bool, "go on with the run that its folder already holds"] = False
+    resume: Annotated[bool, "go on with the run that its folder already holds, with the settings it has there"] = False
 
+    _folder: ClassVar[str]  # the field that names the run's folder
     # What may change between the halves of a resumed run without changing the weights it ends with.
     _free: ClassVar[frozenset[str]] = frozenset(
         {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path"}
@@ -78,7 +81,7 @@ class TrainConfig:
             if not low <= value <= high:
                 raise UsageError(f"{name} cannot be {value}", cause=f"it has to lie between {low} and {high}")
         if not self.data:
-            raise UsageError("no training data", remedy="--data train.jsonl")
+            raise UsageError("no training data", remedy="--data train.jsonl, or --resume with the folder of a run")
 
     def _ranges(self) -> list[tuple[str, float, float]]:
         most = float(2**31)
@@ -110,8 +113,26 @@ class TrainConfig:
             values[name.strip()] = value.strip()
         values |= {k: v for k, v in keywords.items() if v is not None}
         _check_names(cls, values, "given")
+        values = {**cls._of_run(values), **values}
         types = typing.get_type_hints(cls)
         return cls(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+
+    @classmethod
+    def _of_run(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of the run that `values` resume; none where they resume none or its folder holds none."""
+        if not values.get("resume") or _convert("resume", values["resume"], bool) is False:
+            return {}
+        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+        path = Path(values.get(cls._folder, defaults[cls._folder])) / SETTINGS_NAME
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the settings of the run in {path.parent}", cause=str(error)) from error
+        return {
+            name: value for name, value in settings.items() if name in defaults and name not in ("resume", cls._folder)
+        }
 
     @classmethod
     def documentation(cls) -> dict[str, str]:
@@ -140,6 +161,17 @@ class FinetuneConfig(TrainConfig):
     alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
     keys: Annotated[tuple[str, ...], "which linear maps to adapt, as patterns (*.attention.q_proj); empty: all"] = ()
+    learning_rate: Annotated[float, "peak learning rate; 0: 2e-4, for a model below 50 million parameters 1e-3"] = 0.0
+    epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, for a model so small 10"] = 0.0
+
+    _folder: ClassVar[str] = "adapter_path"
+
+    def fitted(self, parameters: int) -> Self:
+        """The config with a learning rate and epochs for a model of so many parameters, where it leaves them open."""
+        rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
+        return dataclasses.replace(
+            self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
+        )
 
     def _ranges(self) -> list[tuple[str, float, float]]:
         own: list[tuple[str, float, float]] = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("dropout", 0.0, 0.99)]
@@ -161,7 +193,10 @@ class PretrainConfig(TrainConfig):
     epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 1.0
     mask_prompt: Annotated[bool, "learn the assistant's turns and completions only, not the prompts"] = False
 
+    _folder: ClassVar[str] = "output"
 
+
+_SMALL_PARAMETERS = 50_000_000
 # What a run reads; what it writes goes where it was started.
 _PATHS = frozenset({"data", "valid", "config", "tokenizer"})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from macllm.errors import DataError
 
 from . import rows
 from .config import LongRows, TrainConfig
+from .events import Advanced
 from .order import Order
 from .render import Example, TextTokenizer, examples
 
@@ -70,9 +71,21 @@ class Dataset:
 
 
 def load(config: TrainConfig, tokenizer: TextTokenizer, reach: int | None = None) -> Dataset:
+    """The dataset that `loading` returns."""
+    work = loading(config, tokenizer, reach)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def loading(
+    config: TrainConfig, tokenizer: TextTokenizer, reach: int | None = None
+) -> Generator[Advanced, None, Dataset]:
     """The rows that `config` names, as examples of at most `max_seq_length` tokens, nor more than a model's `reach`.
 
-    Raises DataError when nothing is left to learn.
+    Yields how far it is. Raises DataError when nothing is left to learn.
     """
     train_path, valid_path = rows.find_files(config.data, config.valid)
     train_rows = rows.read(train_path)
@@ -80,8 +93,15 @@ def load(config: TrainConfig, tokenizer: TextTokenizer, reach: int | None = None
     if not valid_rows and config.valid_fraction > 0:
         train_rows, valid_rows = _hold_out(train_rows, config.valid_fraction, config.seed, train_path)
     limit = min(config.max_seq_length, reach or config.max_seq_length)
-    train, counts = encode(train_rows, tokenizer, config, limit)
-    valid, _ = encode(valid_rows, tokenizer, config, limit)
+    total = len(train_rows) + len(valid_rows)
+    made: list[tuple[list[Example], Counts]] = []
+    for some, before in ((train_rows, 0), (valid_rows, len(train_rows))):
+        encoding = _Encoding(tokenizer, config, limit)
+        for number, row in enumerate(some):
+            yield Advanced("reading", before + number, total)
+            encoding.add(row)
+        made.append((encoding.kept, encoding.counted()))
+    (train, counts), (valid, _) = made
     if not train:
         raise DataError(
             f"nothing to learn in {train_path}",
@@ -106,23 +126,34 @@ def _hold_out(
     )
 
 
-def encode(
-    some: Sequence[rows.Row], tokenizer: TextTokenizer, config: TrainConfig, limit: int
-) -> tuple[list[Example], Counts]:
-    """The examples of some rows, none longer than `limit` tokens, and what became of each row."""
-    kept: list[Example] = []
-    counts = Counts(rows=len(some))
-    for row in some:
-        made = examples(row, tokenizer, config.mask_prompt)
-        counts = replace(counts, expanded_rows=counts.expanded_rows + (len(made) > 1))
+class _Encoding:
+    """The examples of the rows added, none longer than `limit` tokens, and what became of each row."""
+
+    def __init__(self, tokenizer: TextTokenizer, config: TrainConfig, limit: int) -> None:
+        self._tokenizer, self._config, self._limit = tokenizer, config, limit
+        self.kept: list[Example] = []
+        self._counts = Counts()
+
+    def add(self, row: rows.Row) -> None:
+        """Tokenize a row. Raises DataError for one that cannot be, or that is too long for the config."""
+        made = examples(row, self._tokenizer, self._config.mask_prompt)
+        counts = replace(
+            self._counts,
+            rows=self._counts.rows + 1,
+            expanded_rows=self._counts.expanded_rows + (len(made) > 1),
+        )
         for example in made:
-            fitting, counts = _fit(example, config.long_rows, limit, counts)
+            fitting, counts = _fit(example, self._config.long_rows, self._limit, counts)
             supervised = [e for e in fitting if e.learnt.any()]
             if not supervised:
                 counts = replace(counts, unsupervised_rows=counts.unsupervised_rows + bool(fitting))
-            kept += supervised
-    tokens, learnt = sum(map(len, kept)), sum(int(e.learnt.sum()) for e in kept)
-    return kept, replace(counts, tokens=tokens, supervised_tokens=learnt)
+            self.kept += supervised
+        self._counts = counts
+
+    def counted(self) -> Counts:
+        """The counts with the tokens of all that was kept."""
+        tokens, learnt = sum(map(len, self.kept)), sum(int(e.learnt.sum()) for e in self.kept)
+        return replace(self._counts, tokens=tokens, supervised_tokens=learnt)
 
 
 def _fit(example: Example, long_rows: LongRows, most: int, counts: Counts) -> tuple[list[Example], Counts]:

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """Progress between two other events: rows made into tokens, steps, batches of an evaluation. Not kept on disk."""
+
+    work: Literal["reading", "training", "evaluating"]
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -65,4 +75,4 @@ class Finished:
     path: str
 
 
-TrainEvent = Prepared | Step | Evaluated | Saved | Finished
+TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished

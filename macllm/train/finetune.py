@@ -7,6 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
 from macllm import adapter, checkpoint
 from macllm.errors import UsageError
 from macllm.nn import lora
@@ -84,7 +87,8 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     Run.check(folder, config)
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
-    rows = data.load(config, tokenizer, _reach(model, config))
+    config = config.fitted(_parameters(model))
+    rows = yield from data.loading(config, tokenizer, _reach(model, config))
     wrapped = lora.apply(
         model,
         rank=config.rank,
@@ -103,6 +107,12 @@ def _reach(model: Any, config: FinetuneConfig) -> int | None:
     if model.info.kind != "decoder":
         raise UsageError(f"{config.model} is no causal language model", remedy="a model that macllm chat talks to")
     return model.info.context_length
+
+
+def _parameters(model: Any) -> int:
+    """Roughly, the model's parameters: packed words count as if each held eight."""
+    arrays = (array for _, array in tree_flatten(model.parameters()))
+    return sum(array.size * (8 if array.dtype == mx.uint32 else 1) for array in arrays)
 
 
 def _about(config: FinetuneConfig) -> dict[str, Any]:

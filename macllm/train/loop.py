@@ -15,7 +15,7 @@ from macllm.errors import MacllmError
 
 from .config import TrainConfig
 from .data import Batch, Batches, Dataset, collate, in_order
-from .events import Evaluated, Saved, Step, TrainEvent
+from .events import Advanced, Evaluated, Saved, Step, TrainEvent
 from .optim import AdamState, AdamW, Arrays, clip_factor, global_norm, learning_rate
 from .snapshot import Snapshots, TrainState
 
@@ -125,6 +125,7 @@ class Trainer:
                 yield from self._evaluate()
             while self.state.step < self.steps:
                 self._step()
+                yield Advanced("training", self.state.step, self.steps)
                 yield from self._report()
                 yield from self._after_step()
             yield from self._save()
@@ -198,12 +199,12 @@ class Trainer:
         improved = False
         if step == self.steps or (config.steps_per_eval and step % config.steps_per_eval == 0):
             for event in self._evaluate():
-                improved = event.best
+                improved = isinstance(event, Evaluated) and event.best
                 yield event
         if improved or (config.save_every and step % config.save_every == 0):
             yield from self._save()
 
-    def _evaluate(self) -> Iterator[Evaluated]:
+    def _evaluate(self) -> Iterator[Advanced | Evaluated]:
         """The loss on the validation rows, dropout off."""
         batches = in_order(self.rows.valid, self.config.batch_size)
         if self.config.val_batches >= 0:
@@ -212,11 +213,14 @@ class Trainer:
             return
         numerator = denominator = 0.0
         self.model.eval()
-        for some in batches:
-            loss, weight, _ = self.objective(self.model, collate(some))
-            numerator += _number(loss)
-            denominator += weight
-        self.model.train()
+        try:
+            for number, some in enumerate(batches):
+                yield Advanced("evaluating", number, len(batches))
+                loss, weight, _ = self.objective(self.model, collate(some))
+                numerator += _number(loss)
+                denominator += weight
+        finally:
+            self.model.train()
         loss, before = numerator / denominator, self.state.best_loss
         best = before is None or loss < before
         if self.state.step:  # what is untrained is no candidate

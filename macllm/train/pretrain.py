@@ -51,7 +51,7 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     model = new_model(raw, config)
     _check_vocabulary(model, tokenizer, config)
-    rows = data.load(config, tokenizer, model.info.context_length)
+    rows = yield from data.loading(config, tokenizer, model.info.context_length)
     with Run(folder, config, {"rows": rows.fingerprint(), "architecture": raw}) as run:
         trainer = Trainer(model, clm, config, rows, run.snapshots)
         yield from run.watch(trainer, lambda: checkpoint.save(model, tokenizer, folder / "model"), folder / "model")

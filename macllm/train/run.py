@@ -17,12 +17,12 @@ from mlx.utils import tree_flatten
 
 from macllm.errors import UsageError
 
-from .config import TrainConfig
-from .events import Finished, Prepared, Saved, TrainEvent
+from .config import SETTINGS_NAME, TrainConfig
+from .events import Advanced, Finished, Prepared, Saved, TrainEvent
 from .loop import Trainer
 from .snapshot import Snapshots
 
-_SETTINGS, _METRICS = "run.json", "metrics.jsonl"
+_METRICS = "metrics.jsonl"
 
 
 class Run:
@@ -75,12 +75,15 @@ class Run:
         where there is validation data and the config asks for them, else with those of the last step.
         """
         first_step = trainer.state.step
-        self._write(_SETTINGS, json.dumps(self._config.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        self._write(SETTINGS_NAME, json.dumps(self._config.as_dict(), indent=2, ensure_ascii=False) + "\n")
         # What a process told of steps that it did not live to save is told again.
         self._write(_METRICS, "".join(line for line in self._lines() if _step(line) <= first_step))
         events = self._events(trainer, hand_over, result)
         with closing(events), (self.folder / _METRICS).open("a", encoding="utf-8") as file:
             for event in events:
+                if isinstance(event, Advanced):
+                    yield event
+                    continue
                 file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
                 file.flush()
                 yield event

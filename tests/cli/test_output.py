@@ -47,8 +47,9 @@ def test_a_log_gets_a_line_now_and_then() -> None:
             clock.now += 1
             progress.update(done * 100, 10_000)
     assert stream.getvalue().splitlines() == [
-        "prompt 10 %, 1000 tokens of 10000 tokens, 100 tokens/s, 1 min 30 s left",
-        "prompt 20 %, 2000 tokens of 10000 tokens, 100 tokens/s, 1 min 20 s left",
+        "prompt 2 %, 200 tokens of 10000 tokens, 100 tokens/s, 1 min 38 s left",
+        "prompt 12 %, 1200 tokens of 10000 tokens, 100 tokens/s, 1 min 28 s left",
+        "prompt 22 %, 2200 tokens of 10000 tokens, 100 tokens/s, 1 min 18 s left",
     ]
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_type_hints
@@ -86,7 +88,7 @@ def test_finetune_takes_every_field_of_its_config_as_a_keyword() -> None:
     parameters = inspect.signature(macllm.finetune).parameters
     types = get_type_hints(FinetuneConfig)
     keywords = {name: one for name, one in get_type_hints(macllm.finetune).items() if name in types}
-    assert parameters.keys() - {"config", "on_event"} == types.keys() - {"_free", "_choices"}
+    assert parameters.keys() - {"config", "on_event"} == types.keys() - {"_free", "_choices", "_folder"}
     for name, kind in keywords.items():
         field = Sequence[str] if name == "keys" else types[name]
         assert kind == field | None, name
@@ -95,3 +97,27 @@ def test_finetune_takes_every_field_of_its_config_as_a_keyword() -> None:
 def test_finetune_refuses_a_config_with_keywords_beside_it() -> None:
     with pytest.raises(UsageError, match="keywords go into it"):
         macllm.finetune(FinetuneConfig(data="x.jsonl"), rank=4)
+
+
+def test_a_resumed_run_knows_its_settings_and_what_is_given_wins(tmp_path: Path) -> None:
+    first = FinetuneConfig.load(data="rows.jsonl", rank=4, iters=7, keys=("q_proj",), adapter_path=str(tmp_path))
+    (tmp_path / "run.json").write_text(json.dumps(first.as_dict()))
+    resumed = FinetuneConfig.load(adapter_path=str(tmp_path), resume=True, keep=5)
+    assert resumed == dataclasses.replace(first, resume=True, keep=5)
+    assert FinetuneConfig.load(None, ("resume=true", f"adapter_path={tmp_path}")).data == "rows.jsonl"
+    with pytest.raises(UsageError, match="no training data"):
+        FinetuneConfig.load(adapter_path=str(tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UsageError, match="settings of the run"):
+        FinetuneConfig.load(adapter_path=str(tmp_path), resume=True)
+
+
+def test_learning_rate_and_epochs_follow_the_size_of_the_model_unless_they_are_given() -> None:
+    config = FinetuneConfig(data="x.jsonl")
+    assert [(c.learning_rate, c.epochs) for c in (config.fitted(3_000_000), config.fitted(135_000_000))] == [
+        (1e-3, 10),
+        (2e-4, 3),
+    ]
+    given = FinetuneConfig(data="x.jsonl", learning_rate=5e-5, epochs=2)
+    assert given.fitted(3_000_000) == given
+    assert FinetuneConfig(data="x.jsonl", iters=9).fitted(3_000_000).iters == 9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from macllm.nn import lora
 from macllm.train import finetune as finetuning
 from macllm.train import pretrain as pretraining
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
-from macllm.train.events import Evaluated, Finished, Prepared, Saved, Step, TrainEvent
+from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
 from macllm.train.finetune import finetune
 from macllm.train.pretrain import train
 
@@ -114,6 +115,10 @@ def test_a_run_makes_a_checkpoint_that_opens(base: Path) -> None:
 def test_a_run_tells_what_happens_in_order(recipe: Path, tmp_path: Path) -> None:
     told: list[TrainEvent] = []
     folder = train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run"), on_event=told.append)
+    read = [e for e in told if isinstance(e, Advanced) and e.work == "reading"]
+    assert [(e.done, e.total) for e in read] == [(done, 24) for done in range(24)]
+    assert [e.done for e in told if isinstance(e, Advanced) and e.work == "training"] == [1, 2, 3, 4, 5, 6]
+    told = [e for e in told if not isinstance(e, Advanced)]
     assert [type(e) for e in told if not isinstance(e, Saved)] == [
         Prepared, Evaluated, Step, Evaluated, Step, Step, Evaluated, Finished,
     ]  # fmt: skip
@@ -186,22 +191,26 @@ def test_the_best_weights_are_handed_over_where_there_is_validation_data(
     assert digest(tmp_path / "best/adapters.safetensors") != digest(tmp_path / "last/adapters.safetensors")
 
 
+def _prepared(stream: Iterator[TrainEvent]) -> TrainEvent:
+    return next(event for event in stream if isinstance(event, Prepared))
+
+
 def test_two_processes_do_not_train_in_one_folder(recipe: Path, base: Path, tmp_path: Path) -> None:
     config = lora_config(recipe, base, tmp_path / "adapters")
     with closing(finetuning.events(config)) as first:
-        next(first)
+        _prepared(first)
         with (
             pytest.raises(UsageError, match="another process"),
             closing(finetuning.events(dataclasses.replace(config, resume=True))) as second,
         ):
-            next(second)
+            _prepared(second)
 
 
 def test_rows_longer_than_the_model_reaches_are_told(recipe: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "long.jsonl").write_text(chat("x" * 10, "y" * 200))
     config = lora_config(recipe, base, tmp_path / "adapters", data=tmp_path / "long.jsonl", iters=1)
     with closing(finetuning.events(config)) as stream:
-        told = next(stream)
+        told = _prepared(stream)
     assert isinstance(told, Prepared)
     assert (told.truncated_rows, told.tokens) == (1, 64)
     with pytest.raises(DataError, match="more than 64"):
