@@ -10,6 +10,7 @@ import pytest
 
 from macllm import families
 from macllm.families.config import Config
+from macllm.nn.info import describe
 
 LLAMA = {
     "model_type": "llama",
@@ -63,6 +64,28 @@ SPELLED: list[tuple[dict[str, Any], int | None]] = [
 @pytest.mark.parametrize(("config", "length"), SPELLED, ids=[str(config) for config, _ in SPELLED])
 def test_the_context_is_what_scaled_rope_reaches(config: dict[str, Any], length: int | None) -> None:
     assert families.spec(Config({**LLAMA, **config})).context_length == length
+
+
+GPT2 = {"model_type": "gpt2", "vocab_size": 97, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 32}
+SEQ2SEQ = {"vocab_size": 97, "d_model": 48, "max_position_embeddings": 40} | {
+    f"{side}_{name}": size
+    for side in ("encoder", "decoder")
+    for name, size in (("layers", 2), ("ffn_dim", 80), ("attention_heads", 4))
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (LLAMA, None),
+        (GPT2, 32),
+        ({**SEQ2SEQ, "model_type": "bart"}, 40),
+        ({**SEQ2SEQ, "model_type": "marian"}, 40),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else str(value),
+)
+def test_only_a_table_of_positions_has_an_end(config: dict[str, Any], count: int | None) -> None:
+    assert describe(families.spec(Config(config))).position_count == count
 
 
 SCALED = {
