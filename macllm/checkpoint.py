@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,6 +36,8 @@ from macllm.weights.ties import settle
 if TYPE_CHECKING:
     from macllm.families.foreign import ForeignLM
     from macllm.text.tokenizer import Tokenizer
+
+log = logging.getLogger("macllm")
 
 # Apple GPUs before the third generation run bfloat16 in software.
 _EMULATES_BFLOAT16 = ("applegpu_g13", "applegpu_g14")
@@ -75,7 +78,11 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM
         model = assemble(config, load_folder(folder), _layout(folder, config), dtype)
         own = _own_config(config, model)
     path = folder / "generation_config.json"
-    file = _read_json(path) if path.is_file() else None
+    try:
+        file = _read_json(path) if path.is_file() else None
+    except CheckpointError as error:  # the weights are whole, and config.json says most of it
+        log.warning("%s, and is left out", error.message)
+        file = None
     model.info = _described(model.info, own, generation_config(config, file, str(own.get("model_type"))))
     model.eval()
     return model
@@ -275,7 +282,7 @@ def _described(info: ModelInfo, config: Mapping[str, Any], generation: dict[str,
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON", cause=str(error), remedy="download it again") from None
     if not isinstance(value, dict):

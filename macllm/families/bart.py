@@ -26,7 +26,7 @@ from .config import Config, activation, is_tied
 def spec(config: Config) -> EncoderDecoderSpec:
     """The spec that `config` describes."""
     # The table begins with two rows that no position reads.
-    positions = LearnedPositions(count=config["max_position_embeddings"], offset=2)
+    positions = LearnedPositions(count=config.positions("encoder.embed_positions.weight", 2), offset=2)
     embedding = embed(config, positions, NORM)
     return text_to_text(config, embedding, embedding)
 
@@ -60,7 +60,7 @@ def text_to_text(config: Config, source: EmbeddingSpec, target: EmbeddingSpec) -
         decoder=stack(config, decoder=True),
         head=HeadSpec(tied=is_tied(config), bias=config.holds("final_logits_bias", otherwise=True)),
         shared=not has_two_tables(config),
-        context_length=config["max_position_embeddings"],
+        context_length=source.positions.count if source.positions else None,
     )
 
 

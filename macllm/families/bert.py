@@ -23,7 +23,7 @@ from .config import Config, activation, architecture, is_tied, refuse
 
 def spec(config: Config) -> EncoderSpec:
     """The spec that `config` describes."""
-    positions = LearnedPositions(count=config["max_position_embeddings"])
+    positions = LearnedPositions(count=config.positions("position_embeddings.weight"))
     act = activation(config.get("hidden_act", "gelu"))
     return encoder(config, positions, masked_head(config, "cls.predictions", act))
 

@@ -25,7 +25,7 @@ from macllm.nn.spec import (
 )
 
 from . import spellings
-from .defaults import complete
+from .defaults import DEFAULTS, complete
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -41,6 +41,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+_POSITION_TABLES = ("embed_positions.weight", "position_embeddings.weight")
+
+
 class Config(Mapping[str, Any]):
     """A `config.json` with the defaults of its class (`defaults`), whose missing values are errors that name them.
 
@@ -48,9 +51,12 @@ class Config(Mapping[str, Any]):
     head) are only to be seen there.
     """
 
-    def __init__(self, raw: Mapping[str, Any], names: Iterable[str] | None = None):
+    def __init__(self, raw: Mapping[str, Any], names: Iterable[str] | Mapping[str, Any] | None = None):
         self._raw = complete(raw)
         self.names = None if names is None else frozenset(names)
+        # by value: whoever reads a checkpoint empties its dict
+        tensors = names.items() if isinstance(names, Mapping) else ()
+        self._rows = {name: array.shape[0] for name, array in tensors if name.endswith(_POSITION_TABLES)}
 
     def __getitem__(self, key: str) -> Any:
         try:
@@ -70,6 +76,14 @@ class Config(Mapping[str, Any]):
     def holds(self, ending: str, *, otherwise: bool) -> bool:
         """Whether the checkpoint has a tensor whose name ends so; `otherwise` where there is no checkpoint."""
         return otherwise if self.names is None else any(name.endswith(ending) for name in self.names)
+
+    def positions(self, table: str, offset: int = 0) -> int:
+        """Positions that the config states, else those of the checkpoint's `table` after `offset` rows."""
+        stated = self.get("max_position_embeddings")
+        if stated is not None:
+            return stated
+        rows = (count - offset for name, count in self._rows.items() if name.endswith(table))
+        return next(rows, DEFAULTS[self["model_type"]]["max_position_embeddings"])
 
     def but(self, **changes: Any) -> Config:
         """The same with other values."""

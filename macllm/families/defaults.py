@@ -127,13 +127,13 @@ def _number(key: str, value: Any, default: Any) -> Any:
     """`value` as the kind of number that its key holds."""
     if key.endswith("_token_id"):
         return int(value) if isinstance(value, str | float) and str(value).removesuffix(".0").isdigit() else value
+    if key == "max_position_embeddings" and isinstance(value, int | float) and value > _LONGEST:
+        log.warning("max_position_embeddings of config.json is %s: taken as no limit", value)
+        return None
     if key in _WHOLE or type(default) is int:
         value = whole(key, value)
         if key in _POSITIVE and value is not None and value < 1:
             raise CheckpointError(f"{key} of config.json is {value}; it has to be at least 1")
-        if key == "max_position_embeddings" and value is not None and value > _LONGEST:
-            log.warning("max_position_embeddings of config.json is %s: taken as no limit", value)
-            return None
         return value
     if type(default) is bool and type(value) is not bool:
         taken = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())

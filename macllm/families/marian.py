@@ -26,7 +26,7 @@ def spec(config: Config) -> EncoderDecoderSpec:
 
 
 def _sines(config: Config) -> SinusoidalPositions:
-    return SinusoidalPositions(count=config["max_position_embeddings"], interleaved=False)
+    return SinusoidalPositions(count=config.positions("encoder.embed_positions.weight"), interleaved=False)
 
 
 def keys(config: Config) -> KeyMap:

@@ -12,7 +12,7 @@ from .config import Config
 def spec(config: Config) -> EncoderSpec:
     """The spec that `config` describes."""
     first = config.get("pad_token_id", 1) + 1
-    positions = LearnedPositions(count=config["max_position_embeddings"] - first, offset=first)
+    positions = LearnedPositions(count=config.positions("position_embeddings.weight") - first, offset=first)
     return bert.encoder(config, positions, bert.masked_head(config, "lm_head", "gelu"))  # whatever the body's is
 
 

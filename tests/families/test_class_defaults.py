@@ -115,6 +115,32 @@ def test_odd_numbers_are_taken_with_a_note(changes: dict, tmp_path: Path, caplog
         assert "which is no token" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "bart"])
+@pytest.mark.parametrize("limit", [None, 1e30])
+def test_positions_without_a_stated_limit_are_those_of_the_table(name: str, limit: Any, tmp_path: Path) -> None:
+    folder = golden(name).write(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    stated = checkpoint.load_model(folder).info.context_length
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": limit}))
+    assert checkpoint.load_model(folder).info.context_length == stated
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_broken_generation_config_is_left_out_with_a_note(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = golden("llama").write(tmp_path)
+    (folder / "generation_config.json").write_text(text)
+    assert checkpoint.load_model(folder).info.eos == {2}
+    assert "generation_config.json is not" in caplog.text
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    folder = golden("llama").write(tmp_path)
+    (folder / "config.json").write_text((folder / "config.json").read_text(), encoding="utf-8-sig")
+    assert checkpoint.load_model(folder).spec == golden("llama").model().spec
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -44,7 +44,7 @@ def test_every_family_has_a_golden() -> None:
 @every
 def test_names_go_to_ours_and_back_unchanged(case: Case) -> None:
     stored = golden(case.name)
-    config = Config(stored.config, stored.shapes)
+    config = Config(stored.config, stored.tensors())
     keymap = families.keys(config)
     tensors = stored.tensors()
     back = to_theirs(to_ours(tensors, keymap), keymap)
@@ -58,7 +58,7 @@ def test_names_go_to_ours_and_back_unchanged(case: Case) -> None:
 @every
 def test_names_of_mlx_lm_go_to_ours_and_back_unchanged(case: Case) -> None:
     stored = golden(case.name)
-    config = Config(stored.config, stored.shapes)
+    config = Config(stored.config, stored.tensors())
     keymap = families.keys(config, "mlx")
     ours = dict(tree_flatten(stored.model().parameters()))
     again = to_ours(to_theirs(ours, keymap), keymap)
@@ -88,7 +88,7 @@ def test_a_missing_tensor_is_named(case: Case) -> None:
 
     stored = golden(case.name)
     tensors = stored.tensors()
-    config = Config(stored.config, stored.shapes)
+    config = Config(stored.config, stored.tensors())
     needed = [n for n in tensors if not any(isinstance(r, Drop) and r.theirs == n for r in families.keys(config).rules)]
     gone = needed[len(needed) // 2]
     del tensors[gone]
