@@ -7,6 +7,7 @@ costs. `main` turns every way a run can end into an exit code and at most three 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import sys
@@ -156,12 +157,20 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _output_is_closed() -> bool:
+    """The command was started with a closed standard output, in whose place there is one that cannot be written."""
+    try:
+        return fcntl.fcntl(sys.stdout.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    except OSError:
+        return False
+
+
 def _refused(error: OSError) -> MacllmError | None:
     """What the file system refused, as an error of the user's world; None for anything else."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DoesNotFitError(f"the disk is full: cannot write{where}", cause=error.strerror, remedy="free some space")
-    if error.errno == errno.EBADF and not where:
+    if error.errno == errno.EBADF and _output_is_closed():
         return MacllmError("standard output is closed", remedy="send it somewhere, as with > answer.txt")
     if not where:
         return None
