@@ -111,8 +111,8 @@ def _reach(model: Any, config: FinetuneConfig) -> int | None:
 
 def _parameters(model: Any) -> int:
     """Roughly, the model's parameters: packed words count as if each held eight."""
-    arrays = (array for _, array in tree_flatten(model.parameters()))
-    return sum(array.size * (8 if array.dtype == mx.uint32 else 1) for array in arrays)
+    arrays: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    return sum(array.size * (8 if array.dtype == mx.uint32 else 1) for _, array in arrays)
 
 
 def _about(config: FinetuneConfig) -> dict[str, Any]:
