@@ -24,7 +24,8 @@ __all__ = ["Kind", "Part", "Splitter", "TagSplitter", "part_splitter", "splitter
 
 _PROMPT_TOKENS = 4096  # of its end that are searched for an open part
 _SPACES = re.compile(r"\s*")
-_BETWEEN = re.compile(r"[\s,;\]]*")
+_BETWEEN = re.compile(r"[\s,;]*")
+_BETWEEN_LISTED = re.compile(r"[\s,;\]]*")
 _LIST_BEGIN = re.compile(r"\[?\s*")
 _LIST_END = re.compile(r"[\s\]]*")
 _SEPARATOR = re.compile(r"(?:[;,]\s*)?")
@@ -251,7 +252,8 @@ class TagSplitter:
         assert section is not None
         if section.bare:
             return self._between_bare(section, final)
-        self._at = _past(_BETWEEN, text, self._at)
+        listed = any(element.lead for element in section.elements)
+        self._at = _past(_BETWEEN_LISTED if listed else _BETWEEN, text, self._at)
         if self._at == len(text):
             return False
         found = self._ends.match(text, self._at)

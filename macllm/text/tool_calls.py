@@ -13,7 +13,7 @@ from .formats.typed import names_of
 
 __all__ = ["ToolCall", "ToolCallError", "parse_tool_calls"]
 
-_BETWEEN = re.compile(r"[\s,;\]]*")
+_BETWEEN = re.compile(r"(?:[\s,;]|\](?!<\]))*")
 _NAME = re.compile(r"\s*([\w.\-]+)\s*")
 _TAGS = Literals(chain.from_iterable((*each.openings, *each.closings, *each.between) for each in SECTIONS))
 
@@ -34,7 +34,8 @@ def parse_tool_calls(text: str, tools: Tools = None) -> list[ToolCall]:
                 refuse("no known format begins there", text[at:])
             return [ToolCall(name[1])]
         element, at = found
-        end, _ = Scan(element, () if element.brackets else _TAGS.all).read(text, at, final=True)
+        ends_itself = element.brackets or (element.closing and text.find(element.closing, at) >= 0)
+        end, _ = Scan(element, () if ends_itself else _TAGS.all).read(text, at, final=True)
         calls.append(element.read(text[at:end], tools))
         at = _skip(text, end)
     return calls

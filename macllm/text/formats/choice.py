@@ -70,6 +70,6 @@ def _written(tag: str, source: str) -> bool:
     return len(tokens) > 1 and all(token in source for token in tokens)
 
 
-_MARKERS = ("｜DSML｜", ":opensource")  # templates hold them in variables
+_MARKERS = ("｜DSML｜", ":opensource", "]<]minimax[>[")  # templates hold them in variables
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"<\|[^|>]*\|>")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .call import Element, Quote
+from .nested import Nested
 from .pythonic import read_python
 from .readers import Braces, Named, Tagged, read_json, refuse_code
 from .shape import NAME, SPACE, Run
@@ -231,6 +232,8 @@ KIMI_K3 = Element(
     ),
     closing="<|close|>call<|sep|>",
 )
+_M3 = "]<]minimax[>["  # one token
+MINIMAX_M3 = Element("MiniMax M3", start=(f'{_M3}<invoke name="',), read=Nested(_M3), closing=f"{_M3}</invoke>")
 MINIMAX, DSML, MUSE, INVOKE = (
     _invoke("MiniMax M2", ""),
     _invoke("DeepSeek V3.2", "｜DSML｜"),
@@ -247,6 +250,7 @@ ELEMENTS = (
     INVOKE,
     DSML,
     MUSE,
+    MINIMAX_M3,
     MINICPM,
     KIMI_K3,
     GEMMA,
@@ -298,6 +302,7 @@ SECTIONS = (
     Section("InternLM", ("<|action_start|><|plugin|>", "<|action_start|> <|plugin|>"), ("<|action_end|>",), (JSON,)),
     Section("Seed-OSS", ("<seed:tool_call>",), ("</seed:tool_call>",), (FUNCTION,)),
     Section("MiniMax", ("<minimax:tool_call>",), ("</minimax:tool_call>",), (MINIMAX,)),
+    Section("MiniMax M3", (f"{_M3}<tool_call>",), (f"{_M3}</tool_call>",), (MINIMAX_M3,)),
     Section("Muse", ("<atem:function_calls>",), ("</atem:function_calls>",), (MUSE,)),
     Section("DeepSeek V3.2", ("<｜DSML｜function_calls>",), ("</｜DSML｜function_calls>",), (DSML,)),
     Section("DeepSeek V4", ("<｜DSML｜tool_calls>",), ("</｜DSML｜tool_calls>",), (DSML,)),
