@@ -25,12 +25,15 @@ KNOWN_WRONG: dict[str, str] = {
 
 def respelled_for(kind: str, config: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
     """`spellings.respell`, and what one class alone wants."""
-    made = spellings.respell(config, reads)
+    own = _TELLS.get(kind, frozenset())
+    made = spellings.respell({key: config[key] for key in config if key not in own}, frozenset(reads) - own)
     if kind in _WORDS and made.get("layer_types"):
         made["layer_types"] = [_WORDS[kind].get(word, word) for word in made["layer_types"]]
     return made | (_PARTICULAR[kind](config, made) if kind in _PARTICULAR else {})
 
 
+# Keys that a class means otherwise than `spellings`, worked out by `_PARTICULAR`.
+_TELLS = {"exaone4": frozenset({"sliding_window_pattern"})}
 _MAMBA = {"linear_attention": "mamba", "full_attention": "attention"}
 _WORDS = {"granitemoehybrid": _MAMBA}
 

@@ -34,8 +34,10 @@ _TYPES = frozenset({"default", "linear", "dynamic", "llama3", "yarn", "longrope"
 class Rotation(nn.Module):
     """Rotary positions of one `RoPESpec`, called as mlx-lm calls them."""
 
-    def __init__(self, spec: RoPESpec):
+    def __init__(self, spec: RoPESpec, magnitudes: tuple[float, float] | None = None):
+        """`magnitudes` are what rotated dims are scaled by within and past the trained length, where a config says."""
         super().__init__()
+        self._magnitudes = magnitudes
         self.dims, self.traditional = spec.dims, spec.interleaved
         self._spec = spec
         self._made: tuple[int, mx.array, float] | None = None
@@ -57,6 +59,8 @@ class Rotation(nn.Module):
             kind = max(end, scaling.trained) if isinstance(scaling, DynamicScaling) else end
         if self._made is None or self._made[0] != kind:
             wavelengths, magnitude = rotation(self._spec, kind)
+            if self._magnitudes and isinstance(scaling, LongScaling):
+                magnitude = self._magnitudes[kind > scaling.trained]
             self._made = kind, mx.array(wavelengths), magnitude
         return self._made[1:]
 
@@ -106,7 +110,9 @@ def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any]) -
     given = {**parameters, "original_max_position_embeddings": trained or reader.get("max_position_embeddings")}
     spec = rope(reader, dims, given)
     interleaved = getattr(module, "traditional", type(module).__name__ == "DeepseekV2YarnRotaryEmbedding")
-    return Rotation(RoPESpec(dims=dims, base=spec.base, interleaved=interleaved, scaling=spec.scaling))
+    short, long = parameters.get("short_mscale"), parameters.get("long_mscale")
+    magnitudes = None if short is None or long is None else (short, long)
+    return Rotation(RoPESpec(dims=dims, base=spec.base, interleaved=interleaved, scaling=spec.scaling), magnitudes)
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

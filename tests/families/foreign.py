@@ -55,12 +55,14 @@ def write(name: str, folder: Path) -> Any:
     kind, options = name.partition("-")[0], CASES[name]
     config = transformers.CONFIG_MAPPING[kind](**(options if "text_config" in options else SMALL | options))
     config.dtype = torch.float32
-    try:
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    except ValueError:  # has no place in that table
+    kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+    found = next((auto for auto in kinds if type(config) in auto._model_mapping), None)
+    if found is not None:
+        model = found.from_config(config, attn_implementation="eager")
+    else:
         wanted = f"{kind.replace('_', '').removesuffix('text')}forcausallm"
-        found = next(cls for cls in dir(transformers) if cls.lower() == wanted)
-        model = getattr(transformers, found)._from_config(config, attn_implementation="eager")
+        name = next(cls for cls in dir(transformers) if cls.lower() == wanted)
+        model = getattr(transformers, name)._from_config(config, attn_implementation="eager")
     model = model.float().eval()
     with torch.no_grad():
         for key, value in model.state_dict().items():

@@ -153,3 +153,15 @@ def test_a_checkpoint_that_mlx_lm_quantized_runs_as_it_does_there(name: str, tmp
     here = checkpoint.load_model(tmp_path / "b")
     got, want = np.array(here(mx.array(TOKENS))), np.array(there(mx.array(TOKENS)))
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_table_of_defaults_is_that_of_transformers_classes() -> None:
+    import transformers
+
+    from tests.families.foreign_defaults import PATH, table
+
+    kept = json.loads(PATH.read_text(encoding="utf-8"))
+    if kept["transformers"] != transformers.__version__:
+        pytest.skip(f"made from transformers {kept['transformers']}")
+    assert kept["types"] == json.loads(json.dumps(table()))
