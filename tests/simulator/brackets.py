@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import lru_cache
 
 OPENERS, CLOSERS = "([{", ")]}"
 
 
-def around(bare: str, at: int) -> list[int]:
-    """Places of the brackets that are open at a place, the outermost first."""
-    open_: list[int] = []
-    for found in re.finditer(r"[(\[{)\]}]", bare[:at]):
-        if found[0] in OPENERS:
-            open_.append(found.start())
+@dataclass(frozen=True)
+class _Nesting:
+    """Places of all brackets, those that are open behind each, and where each is closed."""
+
+    places: list[int]
+    open: list[tuple[int, ...]]
+    closed: dict[int, int]
+
+
+@lru_cache(maxsize=4)
+def _nesting(bare: str) -> _Nesting:
+    found = _Nesting([], [()], {})
+    open_: tuple[int, ...] = ()
+    for one in re.finditer(r"[(\[{)\]}]", bare):
+        if one[0] in OPENERS:
+            open_ = (*open_, one.start())
         elif open_:
-            open_.pop()
-    return open_
+            found.closed[open_[-1]] = one.start()
+            open_ = open_[:-1]
+        found.places.append(one.start())
+        found.open.append(open_)
+    return found
+
+
+def around(bare: str, at: int) -> tuple[int, ...]:
+    """Places of the brackets that are open at a place, the outermost first."""
+    nesting = _nesting(bare)
+    return nesting.open[bisect_left(nesting.places, at)]
+
+
+def closed(bare: str, at: int) -> int:
+    """Where the bracket at a place is closed; the end if it is not."""
+    return _nesting(bare).closed.get(at, len(bare))
 
 
 def parted(bare: str) -> list[str]:

@@ -17,7 +17,7 @@ from macllm.ops.cpu import build
 from .spelling import Constants
 from .text import INCLUDED, CompileError, cpp
 
-__all__ = ["Build", "CompileError", "program"]
+__all__ = ["Build", "CompileError", "program", "understood"]
 
 HERE = Path(__file__).parent / "msl"
 Build = Literal["fast", "checked", "sanitized"]
@@ -67,6 +67,15 @@ def program(text: str, how: Build = "checked", flags: tuple[str, ...] = (), cons
         _call([build.compiler(), "-pthread", "-no-pie", *linked, f"{made}.o", *_machine(how), "-o", str(made)])
         made.replace(out)
     return out
+
+
+def understood(code: str) -> None:
+    """Look at functions in C++ without making a program of them. Raises: CompileError."""
+    options = (*COMMON, *OF_A_BUILD["checked"])
+    with tempfile.TemporaryDirectory(dir=_folder()) as work:
+        source = Path(work) / "functions.cpp"
+        source.write_text(code)
+        _call([build.compiler(), *options, "-include", str(_precompiled(options)), "-fsyntax-only", str(source)])
 
 
 def _make_room() -> None:

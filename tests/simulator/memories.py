@@ -77,7 +77,7 @@ def refused(text: str, *, everywhere: bool = False) -> list[Refused]:
         line = bare.count("\n", 0, other.start()) + 1
         if other[0].startswith("static"):
             found.append(Refused(line, "static", statement))
-        elif not everywhere and not around(bare, other.start()):
+        elif not everywhere and statement.lstrip().startswith(other[0]) and not around(bare, other.start()):
             found.append(Refused(line, "global", statement))
     return found
 
@@ -99,6 +99,8 @@ def _declared(bare: str, at: int, everywhere: bool) -> Shared | Refused | None:
     line = bare.count("\n", 0, at) + 1
     if before.lstrip().startswith("#"):
         return Refused(line, "alias", before + bare[at:].partition("\n")[0])
+    if re.search(r"\)\s*(?:const\s*)?$", before) and re.match(r"threadgroup\s*[{;]", bare[at:]):
+        return None  # of a member function's object
     if before.count("<") > before.count(">") or _points(bare[at + len("threadgroup") : end]):
         return None
     if re.match(r"\s*(?:typedef|using)\b", before):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from .brackets import around
+from .brackets import around, closed
 
 _COMPONENTS = ("xyzw", "rgba")
 _HALVES = ("lo", "hi", "even", "odd")
 _PART = re.compile(r"(\.|->)\s*([xyzw]{2,4}|[rgba]{2,4}|lo|hi|even|odd)\b(?!\s*\()")
 _WRITTEN = re.compile(r"\s*(?:=(?!=)|[-+*/%&|^]=|<<=|>>=)")
 _SET = re.compile(
-    r"\b(?:const\s+)?constant\s+(?:const\s+)?([\w:]+)\s+(\w+)\s*\[\[\s*function_constant\((\d+)\)\s*\]\]\s*;"
+    r"\b(?:(?:const|constant|constexpr|static|[A-Z][A-Z_]+)\s+)+([\w:]+)\s+(\w+)\s*"
+    r"\[\[\s*function_constant\((\d+)\)\s*\]\]\s*;"
 )
 _CLASS = re.compile(r"\b(?:struct|class|union)\b[^;{}()=]*$")
 _NUMBER = r"\s*[-+]?(?:true|\d+\.?\d*[fhuU]?|\.\d+[fh]?)\s*"
 _TYPE = r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float)[234]"
 _ONE_IN_BRACES = re.compile(rf"\b{_TYPE}(?:\s+\w+\s*=?)?\s*\{{({_NUMBER})\}}")
+
+_SPACE = r"\b(?:device|constant|threadgroup|thread)\b(?!\s*\()"
 
 Constants = Mapping[int, bool | int | float]
 
@@ -73,9 +76,31 @@ def with_any_constants(bare: str) -> str:
 
 
 def without_spaces(bare: str) -> str:
-    """The text without memories' names; what is constant is not written."""
+    """The text without memories' names; what is constant is not written.
+
+    Of definitions that differ in a memory alone, one is left.
+    """
+    bare = _without_twins(bare)
     bare = re.sub(r"\b(?:const\s+constant|constant\s+const|constant(?!\s+constexpr))\b", "const", bare)
-    return re.sub(r"\b(?:device|constant|threadgroup|thread)\b(?!\s*\()", "", bare)
+    return re.sub(_SPACE, "", bare)
+
+
+def _without_twins(bare: str) -> str:
+    seen: set[tuple[int, str]] = set()
+    for found in re.finditer(r"([^;{}]*)([;{}])", bare):
+        if found[2] != "{" or not re.search(_SPACE, found[1]):
+            continue
+        end = closed(bare, found.end() - 1) + 1
+        end += bare[end : end + 1] == ";"
+        whole = bare[found.start() : end]
+        if re.match(r"\s*(?:if|for|while|switch|else)\b", whole):
+            continue
+        open_ = around(bare, found.start())
+        key = (open_[-1] if open_ else -1, " ".join(re.sub(_SPACE, " ", whole).split()))
+        if key in seen:
+            bare = bare[: found.start()] + re.sub(r"[^\n]", " ", whole) + bare[end:]
+        seen.add(key)
+    return bare
 
 
 def unclear(bare: str) -> list[str]:

@@ -48,7 +48,7 @@ INCLUDED = ("metal_stdlib", "mlx_text.h")
 KERNEL = r"(?:\[\[\s*kernel\b(?:[^\[\]]|\([^()]*\))*\]\]|\bkernel)\s+void\s+"
 """What stands before a kernel's name."""
 INSTANCE = re.compile(r"^template \[\[host_name.*?decltype\((.*)\) \1;$", re.MULTILINE | re.DOTALL)
-_BUFFER = re.compile(r"([^*&]+)([*&])\s*(\w+)\s*\[\[\s*buffer\((\d+)\)[^\]]*\]\]", re.DOTALL)
+_BUFFER = re.compile(r"([^*&]+)([*&])\s*(\w+)\s*(?:\[\[\s*buffer\(\d+\)[^\]]*\]\])?", re.DOTALL)
 _ATTRIBUTE = re.compile(r"(?:const\s+)?(\w+)\s+(\w+)\s*\[\[\s*(\w+)\s*\]\]")
 
 
@@ -65,7 +65,6 @@ class Buffer:
     type: str
     is_reference: bool
     is_const: bool
-    number: int
 
 
 @dataclass(frozen=True)
@@ -151,28 +150,17 @@ def signature(text: str) -> Signature:
     return Signature(instance[1] if instance else name, tuple(parameters))
 
 
-def _buffer(declared: str, mark: str, name: str, number: str) -> Buffer:
+def _buffer(declared: str, mark: str, name: str) -> Buffer:
     words = declared.split()
     space = "constant" if "constant" in words else "device"
     kind = " ".join(word for word in words if word not in ("const", "device", "constant", "volatile"))
-    return Buffer(name, space, kind, mark == "&", space == "constant" or "const" in words, int(number))
+    return Buffer(name, space, kind, mark == "&", space == "constant" or "const" in words)
 
 
 def cpp(text: str, constants: Constants | None = None) -> str:
     """C++ with a function `simulator_kernel` that is one thread of a captured kernel. Raises: CompileError."""
     known = signature(text)
-    bare = INSTANCE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), without_comments(text, strings=True))
-    if wrong := [*map(str, refused(bare)), *unclear(bare)]:
-        raise CompileError("\n".join(wrong))
-    shared = [one for one in declarations(bare) if isinstance(one, Shared)]
-    sites = sum(len(one.names) for one in shared)
-    for one in reversed(shared):
-        sites -= len(one.names)
-        lines = "\n" * bare.count("\n", one.begin, one.end)
-        bare = bare[: one.begin] + _made(one, sites) + lines + bare[one.end :]
-    bare = without_spaces(
-        with_parts(re.sub(r"\[\[.*?\]\]", "", with_constants(bare, constants or {}), flags=re.DOTALL))
-    )
+    bare = translated(INSTANCE.sub(_blanks, without_comments(text, strings=True)), constants)
     return "\n".join(
         [
             *(f'#include "{name}"' for name in INCLUDED),
@@ -186,6 +174,24 @@ def cpp(text: str, constants: Constants | None = None) -> str:
             "",
         ]
     )
+
+
+def translated(bare: str, constants: Constants | None = None) -> str:
+    """Functions of a text without comments in C++, line by line. Raises: CompileError."""
+    if wrong := [*map(str, refused(bare)), *unclear(bare)]:
+        raise CompileError("\n".join(wrong))
+    shared = [one for one in declarations(bare) if isinstance(one, Shared)]
+    sites = sum(len(one.names) for one in shared)
+    for one in reversed(shared):
+        sites -= len(one.names)
+        lines = "\n" * bare.count("\n", one.begin, one.end)
+        bare = bare[: one.begin] + _made(one, sites) + lines + bare[one.end :]
+    bare = re.sub(r"\[\[.*?\]\]", _blanks, with_constants(bare, constants or {}), flags=re.DOTALL)
+    return without_spaces(with_parts(bare))
+
+
+def _blanks(found: re.Match[str]) -> str:
+    return re.sub(r"[^\n\\]", " ", found[0])  # macros go on over lines
 
 
 def _made(shared: Shared, site: int) -> str:
@@ -204,8 +210,6 @@ def _arguments(known: Signature) -> str:
         if isinstance(parameter, Attribute):
             values.append(parameter.value)
             continue
-        const = "const " if parameter.is_const else ""
-        pointer = f"({const}{parameter.type}*)simulator::buffers[{number}]"
-        values.append(f"*{pointer}" if parameter.is_reference else pointer)
+        values.append(f"simulator::{'Whole' if parameter.is_reference else 'First'}{{simulator::buffers[{number}]}}")
         number += 1
     return ", ".join(values)

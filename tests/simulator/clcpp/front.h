@@ -222,7 +222,7 @@ struct simdgroup_matrix {
 };
 typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
-template <class T, int R, int C>
+template <class T, int R, int C = R>
 simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T);
 
 #define MSL_IN(space)                                                                                                 \

@@ -4,6 +4,7 @@
 #include "msl_simd.h"
 
 #define METAL_FUNC inline
+#define MLX_MTL_PRAGMA_UNROLL
 
 namespace simulator {
 
@@ -12,6 +13,22 @@ template <class T>
 __attribute__((no_sanitize("thread"))) T& shared(int site, uint64_t alignment = alignof(T)) {
   return *reinterpret_cast<T*>(shared_memory(site, sizeof(T), alignment));
 }
+
+// A buffer, which becomes what a kernel takes: a pointer to the first of its elements, or a reference to the only one.
+struct First {
+  uint8_t* data;
+  template <class T>
+  operator T*() const {
+    return reinterpret_cast<T*>(data);
+  }
+};
+struct Whole {
+  uint8_t* data;
+  template <class T>
+  operator T&() const {
+    return *reinterpret_cast<T*>(data);
+  }
+};
 
 // A constant of a function that has no value.
 template <class T>
@@ -38,6 +55,26 @@ inline T ceildiv(T n, U by) {
   return (n + by - 1) / by;
 }
 
+template <bool CONDITION, class T, class U>
+struct ConditionalType {
+  typedef U type;
+};
+template <class T, class U>
+struct ConditionalType<true, T, U> {
+  typedef T type;
+};
+
+template <class U, class T>
+inline U cast_to(T x) {
+  return U(x);
+}
+
+// Elements that a thread takes.
+template <class T>
+struct WorkPerThread {
+  static constexpr int n = sizeof(T) < 8 ? 8 / int(sizeof(T)) : 1;
+};
+
 // Where the element with a number lies in an array with these strides.
 template <class I = int64_t>
 inline I elem_to_loc(I element, const int* shape, const int64_t* strides, int ndim) {
@@ -51,14 +88,21 @@ inline float expm1(float x) { return __builtin_expm1f(x); }
 inline float hypot(float x, float y) { return __builtin_hypotf(x, y); }
 
 // A number of two parts.
-struct complex64_t {
-  float real, imag;
-  complex64_t() = default;
-  complex64_t(float real, float imag = 0) : real(real), imag(imag) {}
-  friend complex64_t operator+(complex64_t a, complex64_t b) { return {a.real + b.real, a.imag + b.imag}; }
-  friend complex64_t operator-(complex64_t a, complex64_t b) { return {a.real - b.real, a.imag - b.imag}; }
-  friend complex64_t operator*(complex64_t a, complex64_t b) {
+template <class T>
+struct complex_t {
+  T real, imag;
+  complex_t() = default;
+  constexpr complex_t(T real, T imag = 0) : real(real), imag(imag) {}
+  friend complex_t operator+(complex_t a, complex_t b) { return {a.real + b.real, a.imag + b.imag}; }
+  friend complex_t operator-(complex_t a, complex_t b) { return {a.real - b.real, a.imag - b.imag}; }
+  friend complex_t operator*(complex_t a, complex_t b) {
     return {a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real};
   }
-  friend bool operator==(complex64_t a, complex64_t b) { return a.real == b.real && a.imag == b.imag; }
+  friend complex_t operator/(complex_t a, complex_t b) {
+    const T size = b.real * b.real + b.imag * b.imag;
+    return {(a.real * b.real + a.imag * b.imag) / size, (a.imag * b.real - a.real * b.imag) / size};
+  }
+  friend complex_t operator-(complex_t a) { return {-a.real, -a.imag}; }
+  friend bool operator==(complex_t a, complex_t b) { return a.real == b.real && a.imag == b.imag; }
 };
+typedef complex_t<float> complex64_t;

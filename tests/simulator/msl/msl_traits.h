@@ -10,6 +10,7 @@ using std::bool_constant;
 using std::conditional;
 using std::conditional_t;
 using std::decay_t;
+using std::negation;
 using std::enable_if;
 using std::enable_if_t;
 using std::false_type;
@@ -19,7 +20,6 @@ using std::is_base_of_v;
 using std::is_class_v;
 using std::is_const_v;
 using std::is_convertible_v;
-using std::is_empty_v;
 using std::is_enum_v;
 using std::is_integral;
 using std::is_integral_v;
@@ -41,7 +41,6 @@ using std::remove_pointer_t;
 using std::remove_reference_t;
 using std::true_type;
 using std::underlying_type_t;
-using std::void_t;
 
 template <class T>
 struct is_floating_point : bool_constant<std::is_floating_point_v<T> || is_small<remove_cv_t<T>>> {};
@@ -59,6 +58,10 @@ template <class T>
 struct is_signed : bool_constant<std::is_signed_v<T> || is_small<remove_cv_t<T>>> {};
 template <class T>
 inline constexpr bool is_signed_v = is_signed<T>::value;
+template <class... T>
+using _disjunction = std::disjunction<T...>;
+template <class... T>
+using _conjunction = std::conjunction<T...>;
 template <class T>
 struct remove_addrspace {
   typedef T type;
