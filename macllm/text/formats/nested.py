@@ -34,7 +34,7 @@ class Nested:
         arguments, at = self._value(pieces, 0, "invoke", schema, 0)
         if at != len(pieces):
             refuse("something stands after it", raw)
-        return ToolCall(head["name"], arguments if isinstance(arguments, dict) else {})
+        return ToolCall(head["name"], object_in(arguments))
 
     def _value(self, pieces: list[str], at: int, name: str, schema: Any, depth: int) -> tuple[Any, int]:
         """The value of the element whose opening tag is piece `at`, and the piece after its closing tag."""
@@ -49,7 +49,7 @@ class Nested:
             refuse(f"{name} has no end", self.marker.join(pieces))
         at += 1
         if not values:
-            return ({} if name == "invoke" else typed(text, schema, guess=depth > 1)), at
+            return typed(text, schema, guess=depth > 1), at
         if all(key == _ITEM for key, _ in values):
             return [value for _, value in values], at
         return dict(values), at
