@@ -166,6 +166,12 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
             (0, "<function=f>\n<parameter=a>\n1\n</parameter>\n</function>"),
         ],
     ),
+    "Qwen3-Coder, its own tags in a value": (
+        CODER,
+        "",
+        "<tool_call>\n<function=f>\n<parameter=a>\n</parameter> x </tool_call>\n</parameter>\n</function>\n</tool_call>",
+        [(0, "<function=f>\n<parameter=a>\n</parameter> x </tool_call>\n</parameter>\n</function>")],
+    ),
     "a function in prose": (
         CODER,
         "",
