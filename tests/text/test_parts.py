@@ -169,7 +169,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
     "Qwen3-Coder, its own tags in a value": (
         CODER,
         "",
-        "<tool_call>\n<function=f>\n<parameter=a>\n</parameter> x </tool_call>\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call><function=f>\n<parameter=a>\n</parameter> x </tool_call>\n</parameter>\n</function>\n</tool_call>",
         [(0, "<function=f>\n<parameter=a>\n</parameter> x </tool_call>\n</parameter>\n</function>")],
     ),
     "a function in prose": (

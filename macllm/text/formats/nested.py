@@ -65,4 +65,4 @@ def _schema_of(schema: Any, name: str) -> Any:
         return object_in(schema)["items"]
     options = [schema, *(each for key in ("anyOf", "oneOf") for each in list_in(object_in(schema).get(key)))]
     properties = [object_in(object_in(each).get("properties")) for each in options]
-    return next((each[name] for each in properties if name in each), {})
+    return next((each[name] for each in properties if name in each), None)
