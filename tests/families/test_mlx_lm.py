@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import macllm
-from macllm import checkpoint, families
+from macllm import checkpoint, families, hub
 from macllm.errors import UsageError
 from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.nn.models import build
 from macllm.ops.quantized import activations
+from macllm.text.tokenizer import Tokenizer
 from tests.families.golden import golden
 
 pytestmark = pytest.mark.parity
@@ -155,4 +156,4 @@ def test_a_type_that_only_mlx_lm_knows_runs_through_its_class_and_says_so(
     cache.trim(2)
     close(np.array(ours(TOKENS[:, 2:], cache=cache)), want[:, 2:])
     with pytest.raises(UsageError, match="no hidden states"):
-        macllm.embed(ours, None, ["a"])
+        macllm.embed(ours, Tokenizer.from_folder(hub.resolve(None)), ["a"])
