@@ -160,7 +160,8 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
     except (Exception, SystemExit) as error:
         raise _failed(kind, "loads", error) from error
     size = text.get("vocab_size") or spellings.completed(text).get("vocab_size")
-    length = context_length(text)
+    known = context_length(text), spellings.unread_window(text, _reads(text["model_type"]))
+    length = min((n for n in known if n), default=None)
     table = length if kind in _LEARNED_POSITIONS else None
     return ForeignLM(model, kind, ModelInfo(vocab_size=size, context_length=length, position_count=table))
 

@@ -191,6 +191,14 @@ def _respelled_rotations(config: Mapping[str, Any], reads: Collection[str]) -> d
     return {key: value for key, value in values.items() if key in reads}
 
 
+def unread_window(config: Mapping[str, Any], reads: Collection[str]) -> int | None:
+    """The attention window of a model whose class knows none: up to so many tokens it is right all the same."""
+    names = next(names for names in ALIASES if "sliding_window" in names)
+    window, kinds = first(config, names), layer_kinds(config)
+    off = config.get("use_sliding_window") is False or (kinds is not None and "sliding_attention" not in kinds)
+    return None if off or any(name in reads for name in names) else window
+
+
 def _head(config: Mapping[str, Any]) -> int | None:
     width, heads = first(config, ("hidden_size", "n_embd")), first(config, ("num_attention_heads", "n_head"))
     return width // heads if width and heads else None
@@ -201,7 +209,7 @@ def _check_read(config: Mapping[str, Any], reads: Collection[str], used: Collect
     kind = str(config.get("model_type"))
     for key, default in {**class_defaults().get(kind, {}), **BUILT_IN.get(kind, {})}.items():
         value = config.get(key, default)
-        if key in reads or key in used or key in _SHAPES or value == default or value in (None, [], {}):
+        if key in reads or key in used or key in _SHAPES | _WINDOWS or value == default or value in (None, [], {}):
             continue
         raise CheckpointError(
             f"{key} = {value!r} of config.json is not supported for {config.get('model_type')!r}",
@@ -212,6 +220,8 @@ def _check_read(config: Mapping[str, Any], reads: Collection[str], used: Collect
 
 # What classes of mlx-lm have built in where this is not transformers' default.
 BUILT_IN: dict[str, dict[str, Any]] = {"nanochat": {"rms_norm_eps": 1e-5}}
+# What a class does not know of windows, `unread_window` tells.
+_WINDOWS = frozenset({"max_window_layers", "sliding_window", "use_sliding_window"})
 # Seen from the shapes of the weights, which must fit, or settled where weights are read.
 _SHAPES = frozenset({
     "attention_bias", "head_dim", "intermediate_size", "lm_head_bias", "max_position_embeddings", "mlp_bias",

@@ -120,6 +120,14 @@ def test_vocabulary_and_context_are_known_and_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_class_without_windows_serves_as_far_as_the_window_reaches(tmp_path: Path) -> None:
+    want = logits(write("starcoder2", tmp_path))
+    edit(tmp_path, sliding_window=TOKENS.shape[1])
+    assert off(tmp_path, want) < 1e-4
+    assert checkpoint.load_model(tmp_path).info.context_length == TOKENS.shape[1]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_whatever_a_class_raises_as_it_runs_is_our_error(tmp_path: Path) -> None:
     write("stablelm", tmp_path)
     model = checkpoint.load_model(tmp_path)

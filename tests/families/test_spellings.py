@@ -106,3 +106,15 @@ def test_numbers_that_json_lacks_are_read() -> None:
 )
 def test_the_context_of_stretched_rotations_is_counted_as_vllm_counts_it(parameters: dict, length: int) -> None:
     assert context_length({"max_position_embeddings": 1000, "rope_parameters": parameters}) == length
+
+
+def test_a_window_that_a_class_does_not_know_limits_it_where_it_is_on() -> None:
+    known, unknown = {"sliding_window"}, {"hidden_size"}
+    assert spellings.unread_window({"sliding_window": 8}, unknown) == 8
+    assert spellings.unread_window({"sliding_window": 8}, known) is None
+    assert spellings.unread_window({"sliding_window": 8, "use_sliding_window": False}, unknown) is None
+    assert spellings.unread_window({"sliding_window": 8, "layer_types": ["full_attention"]}, unknown) is None
+    spellings.respell(
+        {"model_type": "qwen2_moe", "sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 21},
+        known,
+    )
