@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -153,7 +153,7 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
 
     text = text_config(config)
     try:
-        spelled, classes = translated(config, text), _classes(config, text)
+        spelled, classes = translated(config, text), cast(Any, _classes(config, text))
         model, _ = load_model(folder, lazy=False, strict=True, model_config=spelled, get_model_classes=classes)
     except MacllmError:
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -100,7 +100,7 @@ def _minicpm3(config: Mapping[str, Any]) -> Callable[..., mx.array]:
     factor = config.get("dim_model_base", 256) / config.get("hidden_size", 2560)
 
     def call(self: Any, inputs: mx.array, mask: mx.array | None = None, cache: Any = None) -> mx.array:
-        logits = Model.__call__(self, inputs, mask, cache)
+        logits = Model.__call__(self, inputs, cast(mx.array, mask), cache)
         return logits * factor if self.args.tie_word_embeddings else logits
 
     return call

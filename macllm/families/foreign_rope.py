@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -55,7 +55,7 @@ class Rotation(nn.Module):
         """The wavelengths for a sequence that ends `length` after `offset`; made once where it does not matter."""
         kind = 0
         if isinstance(scaling := self._spec.scaling, DynamicScaling | LongScaling):
-            end = length + (offset if isinstance(offset, int) else int(mx.max(offset).item()))
+            end = length + (offset if isinstance(offset, int) else int(cast(int, mx.max(offset).item())))
             kind = max(end, scaling.trained) if isinstance(scaling, DynamicScaling) else end
         if self._made is None or self._made[0] != kind:
             wavelengths, magnitude = rotation(self._spec, kind)
@@ -91,7 +91,7 @@ def set_rotations(model: nn.Module, config: Mapping[str, Any]) -> None:
 
 
 def _ropes(parent: nn.Module) -> list[tuple[str, nn.Module]]:
-    children = parent.children() if isinstance(parent, nn.Module) else {}
+    children: dict[str, Any] = parent.children() if isinstance(parent, nn.Module) else {}
     return [(n, c) for n, c in children.items() if isinstance(c, nn.RoPE) or type(c).__name__ in _STRETCHED]
 
 

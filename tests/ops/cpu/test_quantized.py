@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from macllm.ops import dispatch
-from macllm.ops.cpu import blas
+from macllm.ops.cpu import blas, build
 from macllm.ops.quantized import Packed, activations, quantized_gather_matmul, quantized_matmul
 
 Array = np.ndarray
@@ -20,6 +20,7 @@ ROWS = (1, 2, 3, 7, 8, 9, 13, 33)
 WIDTHS = {32: 5 * 32, 64: 7 * 64, 128: 3 * 128}  # not whole chunks of any kernel
 ROUNDING = 16 * 2.0**-24  # of a sum in float32, relative to the sum of magnitudes
 # Activations that share a scale when they are rounded: of few rows, and of many.
+FEW_ROUNDED = 12
 NEIGHBOURS, MANY_NEIGHBOURS = {2: 16, 4: 8, 8: 4, 3: 4, 5: 4, 6: 4}, 32
 
 
@@ -61,7 +62,7 @@ def within(got: mx.array, want: Array, bound: Array) -> None:
 
 def rounding_of_activations(x: Array, bits: int) -> Array:
     """How far from an activation its int8 may be: half a step of the scale that it shares with its neighbours."""
-    neighbours = NEIGHBOURS[bits] if x.size // x.shape[-1] <= 12 else MANY_NEIGHBOURS
+    neighbours = NEIGHBOURS[bits] if x.size // x.shape[-1] <= FEW_ROUNDED else MANY_NEIGHBOURS
     shared = x.reshape(*x.shape[:-1], -1, neighbours)
     top = np.abs(shared.astype(np.float64)).max(-1, keepdims=True)
     return np.broadcast_to(top / 127 * (0.5 + 1e-4), shared.shape).reshape(x.shape)
@@ -90,7 +91,9 @@ def test_rounded_activations_err_by_half_a_step_at_most(kernels: ModuleType, bit
         bound = np.abs(x) @ w.magnitude.T * ROUNDING
         rounded = kernels.quantized_matmul(mx.array(x), *w.packed, group, bits, int8=True)
         within(rounded, x @ w.value.T, bound + rounding_of_activations(x, bits) @ np.abs(w.value).T)
-        assert np.abs(np.array(rounded) - x @ w.value.T).max() > bound.max(), "nothing was rounded"
+        # Bytes of 128 and more are multiplied by AVX-512 VNNI alone: elsewhere many rows keep their floats.
+        if bits < 8 or rows <= FEW_ROUNDED or build.instruction_set() == "AVX-512 VNNI":
+            assert np.abs(np.array(rounded) - x @ w.value.T).max() > bound.max(), "nothing was rounded"
 
 
 def test_the_bound_on_rounding_is_tight(kernels: ModuleType) -> None:
