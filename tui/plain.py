@@ -29,6 +29,7 @@ from .turn import TurnThread
 
 _STOPPING_SECONDS = 3.0  # what an engine gets to acknowledge a stop
 _LISTEN_SECONDS = 0.2
+_LOADING_SECONDS = 1.5  # after which a log is told that a model is being loaded
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -223,7 +224,10 @@ class LineChat:
 
     def _wait_until_open(self) -> Session:
         try:
-            received = self._receive()
+            received = self._receive(_LOADING_SECONDS)
+            if received is None and not self._narrator.terminal:
+                self._narrator.say(f"loading {self.options.model_name}")
+            received = received or self._receive()
         finally:
             self._narrator.clear()
         assert received is not None

@@ -12,7 +12,7 @@ from macllm.units import bytes_text
 
 from .fetch import fetch
 from .native import compile_kernels
-from .output import Progress, say
+from .output import Progress, say, working
 
 if TYPE_CHECKING:
     from macllm.evaluate.speed import Figure, Speed
@@ -54,7 +54,8 @@ def command(
     workload = Workload(prompt_tokens, new_tokens, repeats, int(kv_bits) if kv_bits else None)
 
     def opened() -> object:
-        opened_model, _ = load(folder, adapter=adapter)
+        with working("loading the model"):
+            opened_model, _ = load(folder, adapter=adapter)
         return opened_model
 
     with Progress("bench", unit="rounds") as progress:

@@ -10,7 +10,7 @@ from macllm.errors import UsageError
 from macllm.hub.files import is_stray
 
 from .fetch import fetch
-from .output import say
+from .output import say, working
 
 
 @click.command("fuse")
@@ -33,8 +33,9 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     from macllm.checkpoint import load, save
     from macllm.nn.lora import fuse
 
-    merged, tokenizer = load(source, adapter=adapter)
-    fuse(merged, dequantize=dequantize)
-    save(merged, tokenizer, folder)
+    with working("merging"):
+        merged, tokenizer = load(source, adapter=adapter)
+        fuse(merged, dequantize=dequantize)
+        save(merged, tokenizer, folder)
     say(f"try it: macllm chat --model {folder}")
     click.echo(folder)

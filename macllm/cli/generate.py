@@ -18,7 +18,7 @@ from macllm.units import bytes_text
 
 from .fetch import fetch
 from .native import answering
-from .output import Progress, say
+from .output import Progress, say, working
 from .sampling import model_options, sampling_options
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def _answer(folder: Path, text: str, options: _Options) -> Done | None:
     from macllm.checkpoint import load
     from macllm.generation.stream import stream
 
-    model, tokenizer = load(folder, adapter=options.adapter)
+    with working("loading the model"):
+        model, tokenizer = load(folder, adapter=options.adapter)
     prompt = _prompt(text, tokenizer, options)
     with closing(stream(model, tokenizer, prompt, raw=options.raw, **options.request)) as events:
         return _print_json(events, tokenizer, options) if options.as_json else _print_text(events)

@@ -11,7 +11,7 @@ import click
 from macllm.units import bytes_text
 
 from .fetch import get
-from .output import say
+from .output import say, working
 
 NAME_HELP = "A model is org/name, org/name@revision or a folder."
 
@@ -83,7 +83,12 @@ def verify(name: str, repair: bool) -> int:
     from macllm import hub
 
     wrong = 0
-    for checked in hub.verify(name, repair=repair):
+    checks = hub.verify(name, repair=repair)
+    while True:
+        with working("checking"):
+            checked = next(checks, None)
+        if checked is None:
+            break
         wrong += checked.status in ("damaged", "missing")
         click.echo(f"{checked.status:<8} {checked.file}")
     if wrong and repair:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -106,3 +108,31 @@ class Progress:
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
+
+
+@contextmanager
+def working(text: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Show that the block still works at `text`: the seconds so far on a terminal, a line now and then in a log."""
+    out = stream or sys.stderr
+    redraws = out.isatty() and os.environ.get("TERM") != "dumb"
+    over, began, width = threading.Event(), time.monotonic(), 0
+
+    def tell() -> None:
+        nonlocal width
+        wait = FIRST_LINE_SECONDS
+        while not over.wait(wait):
+            line = f"{text}, {duration_text(time.monotonic() - began)}"
+            out.write("\r" + line.ljust(width) if redraws else line + "\n")
+            out.flush()
+            width, wait = len(line) if redraws else 0, 1.0 if redraws else PLAIN_LINE_SECONDS
+
+    teller = threading.Thread(target=tell, name=text, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+        if width:
+            out.write("\r" + " " * width + "\r")
+            out.flush()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
 
 from macllm.units import bytes_text, duration_text
 
-from .output import Progress, say
+from .output import Progress, say, working
 
 if TYPE_CHECKING:
     from macllm.train.events import Advanced, Prepared, Step, TrainEvent
@@ -35,7 +36,7 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
     losses: list[float] = []
     with closing(events) as stream, _Underway() as underway:
         try:
-            for event in stream:
+            for event in chain(_first(stream), stream):
                 if isinstance(event, Advanced):
                     underway.update(event)
                     continue
@@ -63,6 +64,14 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
             raise
     click.echo(path)
     return path
+
+
+def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
+    """The first event, which the loading of the model precedes."""
+    with working("loading the model"):
+        first = next(events, None)
+    if first is not None:
+        yield first
 
 
 class _Underway:

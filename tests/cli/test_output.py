@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
 from macllm.cli import output
-from macllm.cli.output import Progress
+from macllm.cli.output import Progress, working
 from macllm.errors import UsageError
 
 
@@ -71,3 +72,25 @@ def test_colour_is_left_out_when_it_is_not_wanted(variable: str, value: str, mon
     monkeypatch.setenv(variable, value)
     output.report(UsageError("no"))
     assert stream.getvalue().splitlines() == ["\033[31merror\033[0m: no", "error: no"]
+
+
+def test_work_that_lasts_says_so_in_a_log_and_work_that_does_not_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "FIRST_LINE_SECONDS", 0.02)
+    stream = io.StringIO()
+    with working("loading the model", stream):
+        time.sleep(0.2)
+    assert stream.getvalue().splitlines() == ["loading the model, 0 s"]
+    monkeypatch.setattr(output, "FIRST_LINE_SECONDS", 60.0)
+    with working("loading the model", stream):
+        pass
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_a_terminal_is_left_as_it_was_by_work_that_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "FIRST_LINE_SECONDS", 0.02)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with working("merging", stream):
+        time.sleep(0.2)
+    shown = "merging, 0 s"
+    assert stream.getvalue() == f"\r{shown}\r{' ' * len(shown)}\r"
