@@ -204,7 +204,7 @@ def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _classes(whole: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
-    """What mlx-lm asks for a model's classes: its own, with weights rearranged and rotations set."""
+    """A callback for mlx-lm's loader: its own classes, with weights rearranged and rotations set."""
     from mlx_lm.utils import _get_classes
 
     def classes(config: dict[str, Any]) -> tuple[Callable[[Any], nn.Module], type]:

@@ -77,7 +77,7 @@ def _minicpm3(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, A
 
 
 def _absent(**values: Any) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
-    """What a class wants and transformers takes for granted."""
+    """Values that a class requires and that transformers implies."""
     return lambda config, made: {key: value for key, value in values.items() if made.get(key) is None}
 
 

@@ -21,7 +21,7 @@ class Detokenizer(Protocol):
         ...
 
     def finish(self) -> str:
-        """What was held back."""
+        """The parts held back."""
         ...
 
 
@@ -33,7 +33,7 @@ class Splitter(Protocol):
         ...
 
     def finish(self) -> Iterable[tuple[DeltaKind, str, int | None]]:
-        """What was held back."""
+        """The text held back."""
         ...
 
 
@@ -69,18 +69,18 @@ class Assembler:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has come."""
+        """True once a stop string has come."""
         return self._stop.stopped
 
     def add(self, sampled: Sampled) -> list[Delta]:
-        """What this token lets be shown."""
+        """The deltas that this token makes certain."""
         self._pending.append(_Pending(sampled.token, sampled.logprob, self._read))
         text = "" if sampled.token in self._hidden else self._detokenizer.add(sampled.token)
         self._read += len(text)
         return self._show(self._stop.add(text))
 
     def finish(self) -> list[Delta]:
-        """What is left to show when no token follows."""
+        """The deltas left when no token follows."""
         deltas: list[Delta] = []
         if not self.stopped:
             text = self._detokenizer.finish()

@@ -29,7 +29,7 @@ class Bounds:
 
 
 def biases(params: SamplingParams, bounds: Bounds, vocab_size: int) -> list[tuple[int, float]]:
-    """What is added to the logits of single tokens, at every step."""
+    """Biases on single tokens, added to the logits at every step."""
     singles = {tokens[0]: bias for tokens, bias in params.sequence_bias if len(tokens) == 1}
     bad = {words[0] for words in params.bad_words_ids if len(words) == 1} - bounds.ends
     banned = sorted(bad.union(params.suppress_tokens))
@@ -55,7 +55,7 @@ class Constraints:
 
     @staticmethod
     def needed(params: SamplingParams) -> bool:
-        """Whether these parameters have any such rule."""
+        """True where these parameters have any such rule."""
         longer = any(len(tokens) > 1 for tokens, _ in params.sequence_bias)
         return bool(
             longer

@@ -26,7 +26,7 @@ _LEAVE_SECONDS = 5.0  # how long the end of the program waits for the step in pr
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What a program has to know about the model before it asks for anything."""
+    """Facts about the engine's model."""
 
     model_name: str
     context_length: int | None  # tokens, prompt and completion together; None: no limit known
@@ -47,7 +47,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class News:
-    """What an engine says of itself: in passing, while it works on something, or to be kept in sight."""
+    """A status message from the engine, transient or persistent."""
 
     text: str  # in passing, "" is the end of it
     passing: bool

@@ -58,7 +58,7 @@ def _warn_beyond(wanted: int, made_for: int) -> None:
 
 
 def _wider(info: ModelInfo, limit: int) -> str:
-    """What a larger max_context can do, as part of a list of ways out."""
+    """Advice on a larger max_context, as part of a list of ways out."""
     most = info.position_count or info.context_length
     if most is not None and most > limit:
         return f", a max_context of up to {most}"

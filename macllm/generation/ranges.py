@@ -53,7 +53,7 @@ COLDEST = 1e-4  # colder than this, logits / temperature can leave float32
 
 
 def allows(name: str, value: Any) -> bool:
-    """Whether the option `name` can have this value."""
+    """True where the option `name` can have this value."""
     low, low_allowed, high = RANGES[name]
     if not isinstance(value, int if name in WHOLE else int | float) or isinstance(value, bool):
         return False

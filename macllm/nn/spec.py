@@ -87,7 +87,7 @@ class RoPESpec:
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether the angles of a position depend on the length of its sequence."""
+        """True where the angles of a position depend on the length of its sequence."""
         return isinstance(self.scaling, DynamicScaling | LongScaling)
 
     def length_class(self, length: int) -> int:

@@ -1,4 +1,4 @@
-"""How long a fresh machine takes to its first token: an empty home, no kernels compiled, no network.
+"""Seconds to the first token of a fresh machine: an empty home, no kernels compiled, no network.
 
 Every run is a new process with the bundled model and warm file caches. Bound by imports and one pass of MLX's
 operations over the prompt; compilers run beside it at the lowest priority. The limit is 3 s on two idle cores. The load

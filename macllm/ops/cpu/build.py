@@ -40,7 +40,7 @@ KERNELS = (
     "quantized_few",
     "linear",
 )
-"""What compiles fastest first: of a command that ends early, most files are kept."""
+"""Sources in the order of compilation, the fastest first, so that a command that ends early keeps most files."""
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
@@ -93,7 +93,7 @@ def library() -> Path:
 
 
 def whole(path: Path) -> bool:
-    """Whether a file is as it was sealed: the loader would run what is left of a damaged module, and crash."""
+    """True for a file with an intact seal: the loader would run what is left of a damaged module, and crash."""
     try:
         content = path.read_bytes()
     except OSError:

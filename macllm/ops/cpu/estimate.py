@@ -1,4 +1,4 @@
-"""Which answers sooner on a machine whose kernels have yet to be compiled: MLX's own operations, or the kernels.
+"""An estimate of the sooner answer where kernels have yet to be compiled: by MLX's own operations, or by kernels.
 
 The rates are of one core of a server of 2021 or later; a rate that is off by half moves the size of model that waits
 by half, which costs nobody more than the compilation itself.

@@ -19,7 +19,7 @@ _SPACE = re.compile(r"\s*")
 
 
 class Verdict(Enum):
-    """What the text so far shows: a call, no call, too little, or that only the whole object can tell."""
+    """A verdict on the text so far: a call, no call, too little, or undecided until the object is whole."""
 
     CALL = auto()
     TEXT = auto()

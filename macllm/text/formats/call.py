@@ -66,7 +66,7 @@ class Element:
 
     @cached_property
     def lead_shape(self) -> Shape:
-        """What may stand before the call."""
+        """Text that may stand before the call."""
         return Shape(*self.lead)
 
 

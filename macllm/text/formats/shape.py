@@ -64,7 +64,7 @@ class Literals:
         return len(text) - at <= self._longest and text[at:] in self._beginnings
 
     def tail(self, text: str, at: int) -> int:
-        """Where in `text[at:]` the longest ending starts that could begin a literal; the length if none could."""
+        """The start in `text[at:]` of the longest ending that could begin a literal; the length if none could."""
         for start in range(max(at, len(text) - self._longest), len(text)):
             if text[start:] in self._beginnings:
                 return start
