@@ -119,8 +119,8 @@ def test_the_chat_answers_while_the_kernels_are_compiled_and_leaving_leaves_noth
     screen = tmux.until("compiling the CPU kernels, once: 0 of")
     assert "Hello there" in screen
     wait_for(lambda: alive(log))
-    screen = tmux.until("tok/s")
-    assert "compiling the CPU kernels, once: 0 of" in screen
+    tmux.until("tok/s")
+    tmux.until("compiling the CPU kernels, once: 0 of")  # still, once the answer, whose speed comes first, has ended
     tmux("send-keys", "C-c")
     tmux.until("Ctrl+C again quits")
     tmux("send-keys", "C-c")
