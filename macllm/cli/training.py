@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import chain
@@ -14,7 +15,7 @@ from macllm.units import bytes_text, duration_text
 from .output import Progress, say, working
 
 if TYPE_CHECKING:
-    from macllm.train.events import Advanced, Prepared, Step, TrainEvent
+    from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
 UNITS = {"reading": "rows", "training": "steps", "evaluating": "batches"}
 LITTLE = 0.1  # a share of the first loss
@@ -55,8 +56,7 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
                     say(f"step {event.step}/{steps}  saved {event.path}")
                 elif isinstance(event, Finished):
                     path = event.path
-                    say(f"done in {duration_text(event.seconds)}, loss {event.loss:.4f}")
-                    _say_if_little_was_learnt(losses)
+                    _say_finished(event, losses)
         except KeyboardInterrupt:
             stream.close()
             if steps:
@@ -99,7 +99,9 @@ class _Underway:
         self._line.close()
 
 
-def _say_if_little_was_learnt(losses: list[float]) -> None:
+def _say_finished(event: Finished, losses: list[float]) -> None:
+    loss = "nothing was left to train" if math.isnan(event.loss) else f"loss {event.loss:.4f}"
+    say(f"done in {duration_text(event.seconds)}, {loss}")
     if len(losses) > 1 and (fell := 1 - losses[-1] / losses[0]) < LITTLE:
         changed = f"fell by {fell:.0%} only" if fell > 0 else "did not fall"
         say(f"the loss {changed}, so little was learnt: try more --epochs, or another --learning-rate")

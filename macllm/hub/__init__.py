@@ -87,6 +87,8 @@ def resolve(
     try:
         return download(parsed, progress=progress)
     except UnreachableError as error:
+        if "which is here" in (error.remedy or ""):  # a near name has been found already
+            raise
         raise UnreachableError(
             error.message, cause=error.cause, remedy=f"{error.remedy}; or {_here(parsed.repo)}"
         ) from error
