@@ -6,6 +6,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,9 @@ def emulated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """Programs for ARM, each started by the emulator."""
     native = programs.program
 
-    def program(text: str, how: programs.Build = "checked", flags: tuple[str, ...] = ()) -> Path:
+    def program(*arguments: Any, **options: Any) -> Path:
         script = tmp_path / "program"
-        script.write_text(f'#!/bin/sh\nexec {EMULATOR} {native(text, how, flags)} "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {EMULATOR} {native(*arguments, **options)} "$@"\n')
         script.chmod(0o755)
         return script
 
