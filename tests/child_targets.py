@@ -1,4 +1,4 @@
-"""What children of the tests do."""
+"""Targets of the child processes that tests start."""
 
 from __future__ import annotations
 

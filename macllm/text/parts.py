@@ -133,7 +133,7 @@ class TagSplitter:
         return self._output.take()
 
     def finish(self) -> list[Part]:
-        """What was held back."""
+        """The parts held back."""
         while self._state(True):
             pass
         self._output.end()

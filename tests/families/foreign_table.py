@@ -26,7 +26,7 @@ CHUNKS = (5, 1, 1000, 1, 1, 30, 1)  # past position 1,024 with single tokens
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one family: differences over the largest logit, or the reason of a refusal."""
+    """The result of one family: differences over the largest logit, or the reason of a refusal."""
 
     name: str
     short: float = 0.0

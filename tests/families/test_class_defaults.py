@@ -1,4 +1,4 @@
-"""What a config.json leaves out, and numbers that it writes another way."""
+"""Defaults that a config.json leaves out, and numbers that it writes another way."""
 
 from __future__ import annotations
 

@@ -48,6 +48,6 @@ def strides(x: mx.array) -> tuple[int, ...]:
 
 
 def apart(*arrays: mx.array) -> bool:
-    """Whether no two arrays have a stride in common, but for that of the last axis."""
+    """True where no two arrays have a stride in common, but for that of the last axis."""
     together = zip(*(strides(x)[:-1] for x in arrays), strict=True)
     return all(len(set(steps)) == len(arrays) for steps in together)

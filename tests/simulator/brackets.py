@@ -41,7 +41,7 @@ def around(bare: str, at: int) -> tuple[int, ...]:
 
 
 def closed(bare: str, at: int) -> int:
-    """Where the bracket at a place is closed; the end if it is not."""
+    """The place where the bracket at another is closed; the end if it is not."""
     return _nesting(bare).closed.get(at, len(bare))
 
 

@@ -31,7 +31,7 @@ class Broken(NamedTuple):
     claim: Claim
 
     def seen(self) -> bool:
-        """Whether the claim does not hold with the bug."""
+        """True where the claim fails with the bug."""
         with planted(Planted(self.kernel, self.what, self.part, self.other, lambda: [])):
             try:
                 self.claim()

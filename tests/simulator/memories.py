@@ -1,4 +1,4 @@
-"""Where a kernel's text declares memory of a threadgroup, and what Metal would refuse of it."""
+"""Declarations of threadgroup memory in a kernel's text, and those that Metal refuses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Refused:
 
     @property
     def rule(self) -> str:
-        """What Metal says of it."""
+        """Metal's objection."""
         return REFUSED[self.kind]
 
     def __str__(self) -> str:
@@ -135,7 +135,7 @@ def _variables(bare: str, place: tuple[int, int, int], prefix: str, alignment: s
 
 
 def _end(bare: str, at: int) -> int:
-    """Where a declaration's semicolon is, or the brace that begins a function's body."""
+    """The place of a declaration's semicolon, or of the brace that begins a function's body."""
     depth = 0
     for i in range(at, len(bare)):
         if bare[i] in OPENERS:
@@ -149,7 +149,7 @@ def _end(bare: str, at: int) -> int:
 
 
 def _points(tail: str) -> bool:
-    """Whether what comes after the word makes a pointer or a reference, to a single one or an array."""
+    """True where the declarator after the word is a pointer or a reference, to a single one or an array."""
     plain = tail
     while (less := re.sub(r"<[^<>]*>", " ", plain)) != plain:
         plain = less

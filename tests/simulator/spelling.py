@@ -43,7 +43,7 @@ def with_parts(bare: str) -> str:
 
 
 def _is_member(bare: str, word: str) -> bool:
-    """Whether a struct of the text has a member of this name."""
+    """True where a struct of the text has a member of this name."""
     for found in re.finditer(rf"(?<![.>\w])(?<!->){word}\s*[;,=\[{{]", bare):
         open_ = around(bare, found.start())
         if open_ and bare[open_[-1]] == "{" and _CLASS.search(bare[: open_[-1]]):

@@ -25,7 +25,7 @@ def ran(source: str, header: str = "", how: How | None = None, **more: Any) -> R
 
 
 def said(line: str, header: str = "", **more: Any) -> np.ndarray:
-    """What y is of x, once nothing is wrong."""
+    """The output y for the input x of a run without faults."""
     result = ran(line, header, **more)
     assert result.faults == []
     return result.outputs[0]
@@ -104,7 +104,7 @@ def test_what_is_no_vector_is_refused(line: str, says: str) -> None:
 
 
 def shifted(values: np.ndarray, fill: np.ndarray, by: int, size: int = 32) -> np.ndarray:
-    """What lanes take from `by` lanes before them, or after them if negative, and there from the fill's other end."""
+    """Values of `by` lanes before (after if negative), filled in from the other end of `fill`."""
     both = [np.concatenate([f, v, f]) for v, f in zip(values.reshape(-1, size), fill.reshape(-1, size), strict=True)]
     return np.concatenate([one[size - by : 2 * size - by] for one in both])
 

@@ -21,7 +21,7 @@ from tests.simulator.text import translated
 INCLUDE = Path(mx.__file__).parent / "include"
 KERNELS = INCLUDE / "mlx/backend/metal/kernels"
 OURS = {"utils.h", "bf16.h", "bf16_math.h", "complex.h", "logging.h"}
-"""What MLX puts before every kernel: mlx_text.h stands for these."""
+"""Headers that MLX puts before every kernel: mlx_text.h stands for these."""
 
 
 def text_of(*names: str) -> str:

@@ -148,7 +148,7 @@ def row(name: str, source: str) -> Row:
 
 
 def outcome(template: ChatTemplate, source: str, probe: Probe) -> str:
-    """What became of one probe: "ok", "-", or what went wrong."""
+    """The result of one probe: "ok", "-", or the fault."""
     written = _write(template, probe)
     if written is None:
         return "-"
@@ -182,7 +182,7 @@ def outcome(template: ChatTemplate, source: str, probe: Probe) -> str:
 
 
 def _write(template: ChatTemplate, probe: Probe) -> tuple[str, str, str, dict[str, Any], dict[str, bool]] | None:
-    """What stands before the answer, the prompt, the answer as the template writes it, and the way; None for none."""
+    """The text before the answer, the prompt, the answer as the template writes it, and the way; None for none."""
     wanted = [*(name for name, _ in probe.calls), probe.content, probe.reasoning]
     flags = (False, True)
     ways = [({"as_text": text, "as_null": null}, each) for text in flags for null in flags for each in VARIANTS]

@@ -1,4 +1,4 @@
-"""Where sight ends: windows, chunks, padding and segments that just cover a key or miss it, for several queries."""
+"""Edges of attention masks: windows, chunks, padding and segments that just cover or miss a key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST_QUERY = SIZE.count - SIZE.length
 
 
 def decoded(rules: decode.plan.Rules, count: int = COUNT, length: int = LENGTH) -> None:
-    """Whether queries see what the definition says, of keys that outweigh all others when they are seen."""
+    """Compare with the definition, over keys that outweigh all others where they are visible."""
     q, k, v = decode.random(2, 4, length, 16), decode.random(2, 2, count, 16, seed=1), decode.random(2, 2, count, 16)
     with simulated(ONCE) as log:
         got = decode.plan.run(q, {"keys": k, "values": v}, rules)
