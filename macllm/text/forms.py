@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
 from jinja2 import nodes
@@ -18,9 +18,9 @@ from macllm.errors import UsageError
 
 from .json_data import is_list, is_object
 from .messages import arguments_in
+from .roles import Messages, joined, with_short_ids
 
 _NULL = re.compile(r"\b(?:None|null)\b")
-Messages = list[dict[str, Any]]
 Render = Callable[[Messages], str]
 
 
@@ -30,6 +30,46 @@ def write_conversation(messages: Messages, render: Render, asks_for_null: Callab
     `messages` are as `read_messages` returns them; `asks_for_null` says whether the template tells messages by
     `content is none`. Raises what `render` raises for the first form where it can write none of them.
     """
+    try:
+        return _with_results(messages, render, asks_for_null)
+    except UsageError:
+        numbered = with_short_ids(messages)
+        if numbered == messages:
+            raise
+        try:
+            return _with_results(numbered, render, asks_for_null)
+        except UsageError:  # the ids were not what was wrong
+            pass
+        raise
+
+
+def _with_results(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
+    """The text; what a tool returned as an object or a list stands there as JSON, whoever writes it."""
+    results = {at: _json(content) for at, content in enumerate(map(_content, messages)) if _is_structure(content)}
+    if not results:
+        return _with_calls(messages, render, asks_for_null)
+
+    def form(make: Callable[[Any, str], Any]) -> Messages:
+        return [
+            {**message, "content": make(message["content"], results[at])} if at in results else message
+            for at, message in enumerate(messages)
+        ]
+
+    try:
+        text = _with_calls(form(_structure), render, asks_for_null)
+    except UsageError:
+        text = ""
+    if text and all(result in text for result in results.values()):
+        return text
+    return _with_calls(form(lambda _, result: result), render, asks_for_null)
+
+
+def _content(message: dict[str, Any]) -> Any:
+    return message.get("content")
+
+
+def _with_calls(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
+    """The text in the form that loses no call and writes no null."""
     names = [call["function"]["name"] for message in messages for call in message.get("tool_calls", ())]
     nulls = any(message.get("content") is None for message in messages)
     texts: list[str] = []
@@ -100,12 +140,10 @@ def _with_content(message: dict[str, Any], field: dict[str, Any]) -> dict[str, A
     return {**{name: value for name, value in message.items() if name != "content"}, **field}
 
 
-class Arguments(dict[str, Any]):
-    """The arguments of a call: an object for those who go through it, its JSON text for those who write it."""
+class _Written:
+    """A JSON value for those who go through it, its JSON text for those who write it."""
 
-    def __init__(self, values: dict[str, Any], text: str) -> None:
-        super().__init__(values)
-        self._text = text
+    _text: str
 
     def __str__(self) -> str:
         return self._text
@@ -120,14 +158,39 @@ class Arguments(dict[str, Any]):
         return other + self._text
 
 
+class WrittenObject(_Written, dict[str, Any]):
+    """The arguments of a call, or an object that a tool returned."""
+
+    def __init__(self, values: dict[str, Any], text: str) -> None:
+        super().__init__(values)
+        self._text = text
+
+
+class WrittenList(_Written, list[Any]):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A list that a tool returned."""
+
+    def __init__(self, values: list[Any], text: str) -> None:
+        super().__init__(values)
+        self._text = text
+
+
+def _structure(value: Any, text: str) -> Any:
+    return WrittenObject(value, text) if is_object(value) else WrittenList(value, text)
+
+
+def _is_structure(content: Any) -> bool:
+    """True for the object or list that a tool returned."""
+    return is_object(content) or (is_list(content) and not _is_parts(content))
+
+
 def _as_objects(messages: Messages) -> Messages:
     """The messages with the arguments of their calls as objects; a text that holds no object stays a text."""
 
     def convert(arguments: Any) -> Any:
         if is_object(arguments):
-            return Arguments(arguments, _json(arguments))
+            return WrittenObject(arguments, _json(arguments))
         values = arguments_in(arguments)
-        return arguments if values is None else Arguments(values, arguments)
+        return arguments if values is None else WrittenObject(values, arguments)
 
     return _convert_arguments(messages, convert)
 
@@ -137,7 +200,7 @@ def _as_texts(messages: Messages) -> Messages:
     return _convert_arguments(messages, lambda arguments: _json(arguments) if is_object(arguments) else arguments)
 
 
-def _json(value: dict[str, Any]) -> str:
+def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -214,7 +277,7 @@ class _Parts(list[_Part]):
 
     def __str__(self) -> str:
         self.written = True
-        return _joined(self)
+        return joined(self)
 
     __repr__ = __str__
 
@@ -222,10 +285,6 @@ class _Parts(list[_Part]):
 def _is_parts(content: object) -> TypeGuard[list[dict[str, Any]]]:
     """True for a content in parts; False for a text, and for the list that a tool returned."""
     return is_list(content) and all(is_object(part) and part.get("type") in ("text", "thinking") for part in content)
-
-
-def _joined(parts: Iterable[dict[str, Any]]) -> str:
-    return "".join(str(dict(part).get("text", "")) for part in parts)
 
 
 def _walked(parts: _Parts) -> bool:
@@ -300,4 +359,4 @@ def _with_parts(messages: Messages, render: Render) -> str:
                 return text
         left -= wrong
         for at in wrong:
-            form[at] = {**messages[at], "content": _joined(messages[at]["content"])}
+            form[at] = {**messages[at], "content": joined(messages[at]["content"])}

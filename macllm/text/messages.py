@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from macllm.errors import UsageError
 
@@ -30,7 +30,8 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
     """The conversation in the form that this module describes; the given one stays as it is.
 
     Fields that are null count as not given. Text parts under other names are "text" parts, `function_call` is one
-    of the `tool_calls`. Pydantic objects and dataclasses are read as the objects that they are in JSON.
+    of the `tool_calls`, a message of the role "function" the result of a tool. Pydantic objects and dataclasses are
+    read as the objects that they are in JSON.
     Raises `UsageError` with the place of whatever cannot be taken, such as `messages[2]`.
     """
     if isinstance(messages, str | bytes):
@@ -79,7 +80,11 @@ def plain(value: Any) -> Any:
         return plain(value.model_dump())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return f"<{type(value).__name__}>"
+    return Foreign(f"<{type(value).__name__}>")
+
+
+class Foreign(str):
+    """The name of a type that JSON does not have, in the place of its object. No content, name or text is one."""
 
 
 def _is_model(value: Any) -> bool:
@@ -89,6 +94,8 @@ def _is_model(value: Any) -> bool:
 
 def kind_of(value: Any) -> str:
     """The kind of a value in words, for an error."""
+    if isinstance(value, Foreign):
+        return f"of type {value[1:-1]}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
     names = {"NoneType": "null", "int": "a number", "float": "a number", "bool": "a truth value", "str": "a text"}
@@ -121,6 +128,8 @@ def _message(value: Any, place: str) -> dict[str, Any]:
         raise UsageError(f"{place} has tool_calls that are {kind_of(calls)}, not a list.", remedy=_CALL_EXAMPLE)
     if calls:
         message["tool_calls"] = [_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(calls)]
+    if role == "function":  # OpenAI's name for a result before tool_calls
+        message["role"] = role = "tool"
     thought = _content(message, role, place)
     reasoning = next((message[name] for name in _REASONING_FIELDS if name in message), thought)
     if message["content"] is None and not calls and reasoning is None:
@@ -138,7 +147,7 @@ def _content(message: dict[str, Any], role: str, place: str) -> str | None:
         message["content"] = parts or None
         thoughts = [str(part["thinking"]) for part in parts if part["type"] == "thinking"]
         return "".join(thoughts) if thoughts else None
-    if content is not None and not isinstance(content, str) and (role not in _RESULT_ROLES or _is_scalar(content)):
+    if content is not None and not _is_text(content) and (role not in _RESULT_ROLES or not _is_structure(content)):
         raise UsageError(
             f"{place} has content that is {kind_of(content)}, not a text.",
             remedy='give a text, or parts: [{"type": "text", "text": "..."}]',
@@ -147,8 +156,12 @@ def _content(message: dict[str, Any], role: str, place: str) -> str | None:
     return None
 
 
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and not isinstance(value, Foreign)
+
+
+def _is_structure(value: Any) -> bool:
+    return is_object(value) or is_list(value)
 
 
 def _are_parts(content: list[Any]) -> bool:
@@ -158,7 +171,7 @@ def _are_parts(content: list[Any]) -> bool:
 
 
 def _part(part: Any, place: str) -> dict[str, Any]:
-    if isinstance(part, str):
+    if _is_text(part):
         return {"type": "text", "text": part}
     if not is_object(part):
         raise UsageError(f"{place} is {kind_of(part)}, not a part.", remedy='write {"type": "text", "text": "..."}')
@@ -174,7 +187,7 @@ def _part(part: Any, place: str) -> dict[str, Any]:
             remedy='leave it out, or say in words what it shows: {"type": "text", "text": "..."}',
         )
     text = part.get(_TEXT_PARTS[kind])
-    if not isinstance(text, str):
+    if not _is_text(text):
         raise UsageError(f"{place} is a text part whose text is {kind_of(text)}.", remedy="give its text")
     return {**part, "type": "text", "text": text}
 
@@ -225,6 +238,8 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
     function = _object(tool["function"], f"{place}.function", _TOOL_EXAMPLE)
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise UsageError(f"{place} is a function without a name.", remedy=_TOOL_EXAMPLE)
+    if "parameters" not in function and "input_schema" in function:  # Anthropic's name for it
+        function = {("parameters" if name == "input_schema" else name): each for name, each in function.items()}
     if "parameters" in function and not is_object(function["parameters"]):
         found = kind_of(function["parameters"])
         raise UsageError(f"{place} has parameters that are {found}, not a JSON schema.", remedy=_TOOL_EXAMPLE)

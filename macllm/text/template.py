@@ -104,9 +104,11 @@ class ChatTemplate:
     ) -> tuple[str, Budget]:
         from .forms import write_conversation
         from .limits import Budget, Limits, spending
+        from .roles import with_known_roles
 
         conversation, tools = read_messages(messages), read_tools(tools)
         name = self._choose(variables.pop("template", None), tools)
+        conversation = with_known_roles(conversation, self.sources[name])
         data = {
             **self._tokens,
             **{key: plain(value) for key, value in variables.items()},

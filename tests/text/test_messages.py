@@ -39,6 +39,17 @@ REFUSED: dict[str, tuple[Any, str]] = {
         [HI, {"role": "tool", "content": 5.5}],
         r"messages\[1\] has content that is a number",
     ),
+    "content of bytes": ([{"role": "user", "content": b"hi"}], r"messages\[0\] has content that is of type bytes"),
+    "a result of bytes": ([HI, {"role": "tool", "content": b"hi"}], r"messages\[1\] has content that is of type bytes"),
+    "a picture": ([{"role": "user", "content": object()}], r"messages\[0\] has content that is of type object"),
+    "a picture among the parts": (
+        [{"role": "user", "content": ["hi", object()]}],
+        r"messages\[0\]\.content\[1\] is of type object",
+    ),
+    "a part whose text is bytes": (
+        [{"role": "user", "content": [{"type": "text", "text": b"hi"}]}],
+        r"content\[0\] is a text part whose text is of type bytes",
+    ),
     "content that is true": ([{"role": "user", "content": True}], r"messages\[0\] has content that is a truth value"),
     "content that is an object": (
         [{"role": "user", "content": {"a": 1}}],
@@ -171,6 +182,10 @@ def test_tools_are_read_with_or_without_their_wrapping() -> None:
         assert read_tools([tool]) == [TOOL]
     assert read_tools((TOOL,)) == [TOOL]
     assert read_tools(None) is None
+    schema = {"type": "object", "properties": {"a": {}}}
+    assert read_tools([{"name": "f", "input_schema": schema}]) == [
+        {"type": "function", "function": {"name": "f", "parameters": schema}}
+    ]
     assert read_tools([]) == []
     assert list((read_tools([{"function": TOOL["function"], "type": "function"}]) or [{}])[0]) == ["function", "type"]
 

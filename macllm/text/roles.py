@@ -1,0 +1,64 @@
+"""The roles of messages and the ids of calls, as a chat template knows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from .json_data import is_list
+
+Messages = list[dict[str, Any]]
+
+
+def joined(parts: Iterable[dict[str, Any]]) -> str:
+    """The text of a content in parts."""
+    return "".join(str(dict(part).get("text", "")) for part in parts)
+
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def with_short_ids(messages: Messages) -> Messages:
+    """The messages with ids of nine letters and digits, as Mistral's templates ask for, wherever others stand or none.
+
+    A result without an id belongs to the first call before it that has no result yet.
+    """
+    short: dict[str, str] = {}
+    waiting: list[str] = []
+
+    def convert(identity: Any) -> str:
+        known = identity if isinstance(identity, str) else f"call {len(short)}"
+        return short.setdefault(known, known if _SHORT_ID.fullmatch(known) else f"{len(short):09d}")
+
+    numbered: Messages = []
+    for message in messages:
+        if "tool_calls" in message:
+            calls = [{**call, "id": convert(call.get("id"))} for call in message["tool_calls"]]
+            waiting = [call["id"] for call in calls]
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool" and (waiting or "tool_call_id" in message):
+            given = convert(message["tool_call_id"]) if "tool_call_id" in message else waiting[0]
+            waiting = [each for each in waiting if each != given]
+            message = {**message, "tool_call_id": given}
+        numbered.append(message)
+    return numbered
+
+
+def with_known_roles(messages: Messages, source: str) -> Messages:
+    """The messages with those of the developer as the system's, for a template whose source knows no developer.
+
+    Where several begin the conversation they are one: most templates read the first message alone as the system's.
+    """
+    if _DEVELOPER.search(source) or all(message["role"] != "developer" for message in messages):
+        return messages
+    known = [{**each, "role": "system"} if each["role"] == "developer" else each for each in messages]
+    begins = next((at for at, each in enumerate(known) if each["role"] != "system"), len(known))
+    if begins < 2 or all(each["role"] == "system" for each in messages[:begins]):
+        return known
+    contents = [each["content"] or "" for each in known[:begins]]
+    text = "\n\n".join(joined(each) if is_list(each) else str(each) for each in contents)
+    return [{**known[0], "content": text}, *known[begins:]]
+
+
+_DEVELOPER = re.compile(r"""['"]developer['"]""")
