@@ -25,7 +25,7 @@ from macllm.nn.info import ModelInfo
 from macllm.nn.linear import Linear, Table
 from macllm.nn.models import Model, build
 from macllm.nn.moe import ExpertLinear
-from macllm.nn.spec import EncoderDecoderSpec
+from macllm.nn.spec import EncoderDecoderSpec, ModelSpec
 from macllm.ops import cpu
 from macllm.ops.linear import HALVES, multiplies_halves
 from macllm.ops.quantized import reads_half_scales
@@ -107,7 +107,7 @@ def assemble(
     keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap, written_by=families.architecture(config))
     tensors.clear()  # or every expert would stay in memory beside the stack that it became part of
-    model = build(families.spec(reader))
+    model = _built(families.spec(reader), str(text["model_type"]))
     if quantization:
         named = {renamed.get(theirs, theirs): value for theirs, value in quantization.items()}
         overrides = {mine: value for theirs, value in named.items() for mine in our_modules(theirs, keymap)}
@@ -122,6 +122,18 @@ def assemble(
         widens = mx.float32 in casts.values()
         _fill(model, ours, casts, _as_stored(model) if widens else frozenset())
     return model
+
+
+def _built(spec: ModelSpec, kind: str) -> Model:
+    """The modules of a spec. Raises CheckpointError for sizes of which no array can be made."""
+    try:
+        return build(spec)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"config.json describes no {kind} that can be made",
+            cause=str(error),
+            remedy="download the checkpoint again",
+        ) from error
 
 
 def _parameters(weights: Weights, quantization: Mapping[str, Any] | None) -> tuple[int, int]:
@@ -201,13 +213,21 @@ def _exactly(array: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises ModelNotFoundError without one, CheckpointError for a broken one."""
+    """The folder's config.json. Raises ModelNotFoundError without one, CheckpointError for a broken or nameless one."""
     path = folder / "config.json"
     if not path.is_file():
         raise ModelNotFoundError(
             f"{folder} is not a model: it has no config.json", remedy="macllm models ls, for those that are here"
         )
-    return _read_json(path)
+    config = _read_json(path)
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise CheckpointError(
+            f"{path} does not say of which family the model is",
+            cause="it has no model_type" if kind is None else f"its model_type is {kind!r}, not a name",
+            remedy="download the model again, or add the value",
+        )
+    return config
 
 
 def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:

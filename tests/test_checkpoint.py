@@ -107,6 +107,49 @@ def test_a_broken_config_is_one_clear_error(text: str, tmp_path: Path) -> None:
         checkpoint.load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": None}, "no model_type"),
+        ({"model_type": ["llama"]}, "not a name"),
+        ({"quantization": [4]}, "quantized by"),
+        ({"quantization_config": "q4"}, "quantized by 'q4'"),
+        ({"hidden_size": 10**30}, "hidden_size"),
+        ({"vocab_size": 1e30}, "vocab_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"head_dim": 10**9}, "head_dim"),
+        ({"num_attention_heads": 10**9, "num_key_value_heads": 10**9}, "can be made"),
+        ({"intermediate_size": -3}, "can be made"),
+        ({"rms_norm_eps": [1]}, "rms_norm_eps"),
+    ],
+    ids=str,
+)
+def test_a_config_of_which_no_model_can_be_made_is_one_clear_error(changes: dict, said: str, tmp_path: Path) -> None:
+    folder = golden("llama").write(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load_model(folder)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("length", [-5, 0, 10**25])
+def test_an_impossible_context_is_taken_as_no_limit(length: int, tmp_path: Path) -> None:
+    folder = golden("llama").write(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": length}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert checkpoint.load_model(folder).info.context_length is None
+
+
+def test_a_family_that_nobody_knows_is_not_said_to_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = golden("llama").write(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "frobnicate"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="'frobnicate' is not supported"):
+        checkpoint.load_model(folder)
+    assert "runs it" not in caplog.text
+
+
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="is not a model"):
         checkpoint.load_model(tmp_path)

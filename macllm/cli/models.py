@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,9 +17,12 @@ from .output import say, working
 NAME_HELP = "A model is org/name, org/name@revision or a folder."
 
 
-@click.group("models", epilog=NAME_HELP)
-def command() -> None:
+@click.group("models", epilog=NAME_HELP, invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """List, fetch, show, check and remove models."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @command.command("ls")
@@ -56,7 +60,7 @@ def show(name: str, as_json: bool) -> None:
         facts |= {"missing_bytes": found.missing_bytes, "files": dict(found.files)}
         click.echo(json.dumps(facts, indent=2))
         return
-    config: dict[str, Any] = {**found.config, **found.config.get("text_config", {})}
+    config: dict[str, Any] = {**found.config, **_part(found.config, "text_config")}
     facts = {
         "name": found.name,
         "revision": found.revision,
@@ -68,11 +72,17 @@ def show(name: str, as_json: bool) -> None:
         "context": config.get("max_position_embeddings", ""),
         "layers": config.get("num_hidden_layers", ""),
         "vocabulary": config.get("vocab_size", ""),
-        "quantized": f"{bits} bits" if (bits := (config.get("quantization") or {}).get("bits")) else "",
+        "quantized": f"{bits} bits" if (bits := _part(config, "quantization").get("bits")) else "",
     }
     _print_table([(name, str(value)) for name, value in facts.items() if value != ""])
     click.echo("files")
     _print_table([(f"  {file}", bytes_text(size)) for file, size in found.files])
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object within a config, which may hold anything."""
+    part = config.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 @command.command("verify")

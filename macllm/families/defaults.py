@@ -110,6 +110,16 @@ _POSITIVE = frozenset(
      "no_rope_layer_interval", "interleave_moe_layer_step", "decoder_sparse_step", "moe_intermediate_size")
 )  # fmt: skip
 _LONGEST = 2**31 - 1  # no sequence is longer: MLX counts along an axis in 32 bits
+# Whole numbers of which a larger one than any sequence means no more than that one.
+_REACHES = frozenset(
+    ("sliding_window", "attention_chunk_size", "max_window_layers", "original_max_position_embeddings")
+)
+# Layers, and the width of a head: counted out before a tensor is compared with them.
+_SMALL = frozenset(
+    ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers",
+     "head_dim", "d_kv")
+)  # fmt: skip
+_MOST = 100_000  # of these; the largest models have some hundreds
 
 
 def complete(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,13 +137,19 @@ def _number(key: str, value: Any, default: Any) -> Any:
     """`value` as the kind of number that its key holds."""
     if key.endswith("_token_id"):
         return int(value) if isinstance(value, str | float) and str(value).removesuffix(".0").isdigit() else value
-    if key == "max_position_embeddings" and isinstance(value, int | float) and value > _LONGEST:
+    if key == "max_position_embeddings" and isinstance(value, int | float) and not 1 <= value <= _LONGEST:
         log.warning("max_position_embeddings of config.json is %s: taken as no limit", value)
         return None
     if key in _WHOLE or type(default) is int:
         value = whole(key, value)
         if key in _POSITIVE and value is not None and value < 1:
             raise CheckpointError(f"{key} of config.json is {value}; it has to be at least 1")
+        if key in _REACHES:
+            return None if value is None else min(value, _LONGEST)
+        if value is not None and value > (most := _MOST if key in _SMALL else _LONGEST):
+            raise CheckpointError(
+                f"{key} of config.json is {value}; it can be at most {most}", remedy="download the checkpoint again"
+            )
         return value
     if type(default) is bool and type(value) is not bool:
         taken = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
@@ -141,6 +157,8 @@ def _number(key: str, value: Any, default: Any) -> Any:
             raise CheckpointError(f"{key} of config.json is {value!r}, not true or false")
         log.warning("%s of config.json is %r: taken as %s", key, value, taken)
         return taken
+    if type(default) is float and (isinstance(value, bool) or not isinstance(value, int | float | str)):
+        raise CheckpointError(f"{key} of config.json is {value!r}, not a number")
     if type(default) is float and isinstance(value, str):
         try:
             number = float(value)

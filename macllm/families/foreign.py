@@ -148,8 +148,17 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
             cause=KNOWN_WRONG[kind],
             remedy="a checkpoint of another family: macllm models ls, for those that are here",
         )
+    from mlx_lm.utils import _get_classes, load_model
+
+    try:
+        _get_classes({**config, "model_type": MODULES.get(kind, kind)})
+    except ValueError as error:
+        raise CheckpointError(
+            f"model_type {kind!r} is not supported",
+            cause="neither macllm nor mlx-lm has a class for it",
+            remedy="a checkpoint of another family: macllm models ls, for those that are here",
+        ) from error
     log.warning("%s is not a family of macllm's: mlx-lm's class runs it, with stock kernels", kind)
-    from mlx_lm.utils import load_model
 
     text = text_config(config)
     try:

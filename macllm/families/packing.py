@@ -49,10 +49,10 @@ def refuse(config: Mapping[str, Any], readable: frozenset[str] = frozenset()) ->
     for half in _halves(config):
         for key in ("quantization_config", "quantization", "compression_config"):
             said = half.get(key)
-            method = (_named(said) or "unknown") if isinstance(said, Mapping) else said
+            method = (_named(said) or "unknown") if isinstance(said, Mapping) else str(said)
             empty = isinstance(said, Mapping) and not any(said.values())
             if said and not empty and method not in readable:
-                raise _packed(str(method))
+                raise _packed(method)
 
 
 def refuse_names(names: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from macllm.nn.info import ModelInfo
 
 from . import wishes
 from .options import read_bad_words, read_biases, read_sequence_biases, read_stop, read_tokens
-from .ranges import COLDEST, OPTIONAL, RANGES, check_range
+from .ranges import COLDEST, OPTIONAL, RANGES, check_range, shown
 from .request import Request, SamplingParams
 
 log = logging.getLogger("macllm")
@@ -88,8 +88,8 @@ def check(request: Request, vocab_size: int | None = None) -> None:
             f"temperature is {sampling.temperature}; it can be 0, or from {COLDEST:g} to 100",
             remedy="temperature 0 takes the likeliest token",
         )
-    if isinstance(request.kv_bits, bool) or request.kv_bits not in (None, 4, 8):
-        raise UsageError(f"kv_bits is {request.kv_bits!r}; it can be 4, 8 or None (not quantized)")
+    if request.kv_bits is not None and (type(request.kv_bits) is not int or request.kv_bits not in (4, 8)):
+        raise UsageError(f"kv_bits is {shown(request.kv_bits)}; it can be 4, 8 or None (not quantized)")
     if "" in read_stop(request.stop):
         raise UsageError("a stop string is empty", remedy="leave it out")
     _check_biases("logit_bias", read_biases(sampling.logit_bias))
@@ -98,7 +98,9 @@ def check(request: Request, vocab_size: int | None = None) -> None:
         for token in tokens:
             if token < 0 or (vocab_size is not None and token >= vocab_size):
                 below = "" if vocab_size is None else f" from 0 to {vocab_size - 1}"
-                raise UsageError(f"{name} has the token {token}; this model's tokens are{below or ' not negative'}")
+                raise UsageError(
+                    f"{name} has the token {shown(token)}; this model's tokens are{below or ' not negative'}"
+                )
 
 
 def _check_fields(owner: Request | SamplingParams) -> None:
@@ -106,7 +108,7 @@ def _check_fields(owner: Request | SamplingParams) -> None:
         value = getattr(owner, field.name)
         several = isinstance(field.default, tuple | frozenset) and field.name != "prompt"
         if several and not isinstance(value, tuple | list | frozenset | set):
-            raise UsageError(f"{field.name} is {value!r}; in a {type(owner).__name__} it can be a tuple")
+            raise UsageError(f"{field.name} is {shown(value)}; in a {type(owner).__name__} it can be a tuple")
         if field.name in RANGES and not (value is None and field.name in OPTIONAL):
             check_range(field.name, value)
 

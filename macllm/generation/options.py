@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -10,6 +11,7 @@ from typing import Any
 
 from macllm.errors import UsageError
 
+from .ranges import shown
 from .request import Request, SamplingParams
 
 TokenId = Callable[[str], int | None]
@@ -52,9 +54,11 @@ def _converted(name: str, value: Any, token_id: TokenId | None) -> Any:
         case "tools":
             return _listed(name, value, "a list of tools")
         case "variables" if not isinstance(value, Mapping):
-            raise UsageError(f"variables is {value!r}; it can be a mapping from names to values for the chat template")
+            raise UsageError(
+                f"variables is {shown(value)}; it can be a mapping from names to values for the chat template"
+            )
         case "raw" if not isinstance(value, bool):
-            raise UsageError(f"raw is {value!r}; it can be True or False")
+            raise UsageError(f"raw is {shown(value)}; it can be True or False")
         case "forced_bos_token_id" if isinstance(value, str):
             return _token(name, value, token_id)
     return _plain(value)
@@ -65,7 +69,7 @@ def read_stop(value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else _listed("stop", value, "a text or a list of texts")
     for text in strings:
         if not isinstance(text, str):
-            raise UsageError(f"stop has {text!r}; it can be a text or a list of texts")
+            raise UsageError(f"stop has {shown(text)}; it can be a text or a list of texts")
     return tuple(strings)
 
 
@@ -88,12 +92,12 @@ def read_biases(value: Any) -> tuple[tuple[int, float], ...]:
     biases: list[tuple[int, float]] = []
     for pair in value.items() if isinstance(value, Mapping) else _listed("logit_bias", value, allowed):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UsageError(f"logit_bias has {pair!r}; it can be {allowed}")
+            raise UsageError(f"logit_bias has {shown(pair)}; it can be {allowed}")
         token, bias = pair
         if isinstance(token, str) and token.strip().isdecimal():
             token = int(token)
         if not _is_whole(token):
-            raise UsageError(f"logit_bias has the key {token!r}; it can be {allowed}")
+            raise UsageError(f"logit_bias has the key {shown(token)}; it can be {allowed}")
         biases.append((int(token), _bias("logit_bias", token, bias)))
     return tuple(biases)
 
@@ -104,7 +108,7 @@ def read_sequence_biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...
     biases: list[tuple[tuple[int, ...], float]] = []
     for pair in value.items() if isinstance(value, Mapping) else _listed("sequence_bias", value, allowed):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UsageError(f"sequence_bias has {pair!r}; it can be {allowed}")
+            raise UsageError(f"sequence_bias has {shown(pair)}; it can be {allowed}")
         tokens = _sequence("sequence_bias", pair[0])
         biases.append((tokens, _bias("sequence_bias", list(tokens), pair[1])))
     return tuple(biases)
@@ -112,8 +116,11 @@ def read_sequence_biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...
 
 def _bias(name: str, key: Any, bias: Any) -> float:
     if isinstance(bias, bool) or not isinstance(bias, Real):
-        raise UsageError(f"{name} of {key} is {bias!r}; it can be a number")
-    return float(bias)
+        raise UsageError(f"{name} of {key} is {shown(bias)}; it can be a number")
+    try:
+        return float(bias)
+    except OverflowError:
+        raise UsageError(f"{name} of {key} is {shown(bias)}; it can be any finite number") from None
 
 
 def _sequence(name: str, value: Any) -> tuple[int, ...]:
@@ -127,18 +134,19 @@ def _token(name: str, token: Any, token_id: TokenId | None) -> int:
     if isinstance(token, str) and token_id is not None:
         found = token_id(token)
         if found is None:
-            raise UsageError(f"{name} has the text {token!r}, which is not a token of this model")
+            raise UsageError(f"{name} has the text {shown(token)}, which is not a token of this model")
         return found
     if not _is_whole(token):
         kinds = "token ids" if token_id is None else "token ids, or tokens as text"
-        raise UsageError(f"{name} has {token!r}; it can be {kinds}")
+        raise UsageError(f"{name} has {shown(token)}; it can be {kinds}")
     return int(token)
 
 
 def _listed(name: str, value: Any, allowed: str) -> tuple[Any, ...]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise UsageError(f"{name} is {value!r}; it can be {allowed}")
-    return tuple(value)
+    if not isinstance(value, str | bytes | Mapping) and isinstance(value, Iterable):
+        with suppress(TypeError):  # an array without axes is iterable by its type alone
+            return tuple(value)
+    raise UsageError(f"{name} is {shown(value)}; it can be {allowed}")
 
 
 def _plain(value: Any) -> Any:

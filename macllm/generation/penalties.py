@@ -14,6 +14,7 @@ import numpy as np
 
 from .request import SamplingParams
 
+_LONGEST = 2**31 - 1  # no history is longer: MLX counts along an axis in 32 bits
 _LARGEST_PENALTY = 1e30  # finite, so that a vocabulary of nothing but repeats still has a distribution
 
 
@@ -59,7 +60,8 @@ class DryPenalty:
     def __init__(self, params: SamplingParams, history: Sequence[int], vocab_size: int) -> None:
         self._params = params
         self._vocab_size = vocab_size
-        self._window = params.dry_window
+        self._window = min(params.dry_window, _LONGEST)
+        self._allowed = min(params.dry_allowed_length, _LONGEST)
         recent = np.asarray(history[-self._window :], dtype=np.int64)
         breaks = np.zeros(vocab_size, dtype=bool)
         breaks[[token for token in params.dry_breakers if token < vocab_size]] = True
@@ -77,11 +79,11 @@ class DryPenalty:
         following, size = self._tokens[1:], self._tokens.size
         # a match may not begin before the window does
         lengths = mx.minimum(self._lengths[:-1], mx.arange(1, size, dtype=mx.int32))
-        exponents = (lengths - params.dry_allowed_length).astype(mx.float32)
+        exponents = (lengths - self._allowed).astype(mx.float32)
         if self._largest_exponent is not None:
             exponents = mx.minimum(exponents, self._largest_exponent)
         penalties = mx.minimum(params.dry_multiplier * mx.power(params.dry_base, exponents), _LARGEST_PENALTY)
-        applies = (lengths >= params.dry_allowed_length) & ~self._breaks[following]
+        applies = (lengths >= self._allowed) & ~self._breaks[following]
         penalties = mx.where(applies, penalties, 0.0)
         return logits - mx.zeros(self._vocab_size).at[following].maximum(penalties)
 

@@ -57,8 +57,7 @@ def allows(name: str, value: Any) -> bool:
     low, low_allowed, high = RANGES[name]
     if not isinstance(value, int if name in WHOLE else int | float) or isinstance(value, bool):
         return False
-    number = float(value)
-    return (number >= low if low_allowed else number > low) and number <= high
+    return (value >= low if low_allowed else value > low) and value <= high
 
 
 def check_range(name: str, value: Any) -> None:
@@ -69,4 +68,13 @@ def check_range(name: str, value: Any) -> None:
     kind = "a whole number" if name in WHOLE else "a number"
     lower = f"from {low:g}" if low_allowed else f"above {low:g}"
     upper = "" if high == math.inf else f" to {high:.10g}" if low_allowed else f" and at most {high:.10g}"
-    raise UsageError(f"{name} is {value!r}; it can be {kind} {lower}{upper}")
+    raise UsageError(f"{name} is {shown(value)}; it can be {kind} {lower}{upper}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it, in at most 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write whole numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -15,7 +15,7 @@ from macllm.errors import ModelNotFoundError, UsageError
 
 from . import cache
 from .cache import CachedModel, FileCheck
-from .files import model_files
+from .files import model_files, refuse_pointers
 from .names import BUNDLED, ModelName, bundled_folder, cache_folder, is_offline, local_folder, parse_name
 from .snapshot import DownloadProgress
 from .transfer import UnreachableError
@@ -72,6 +72,7 @@ def resolve(
     if name is None or name == BUNDLED:
         return bundled_folder()
     if folder := local_folder(str(name)):
+        refuse_pointers(folder)
         return folder
     parsed = parse_name(str(name))
     found = cache.find(parsed)
@@ -144,6 +145,10 @@ def describe(name: str | None = None, *, offline: bool | None = None) -> Descrip
     if name is None or name == BUNDLED:
         return _described(BUNDLED, "bundled", "", bundled_folder())
     if folder := local_folder(name):
+        if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise ModelNotFoundError(
+                f"{folder} is not a model: it has no config.json", remedy="macllm models ls, for those that are here"
+            )
         return _described(str(folder), "", "", folder)
     parsed = parse_name(name)
     found = cache.find(parsed)

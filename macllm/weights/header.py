@@ -67,6 +67,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for whoever writes into it
+        raise CheckpointError(f"{path} is not a file", remedy="copy the model again from its source")
     try:
         with path.open("rb") as file:
             file_bytes = os.fstat(file.fileno()).st_size

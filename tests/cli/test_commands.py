@@ -276,3 +276,20 @@ def test_doctor_says_the_same_to_people_and_to_programs(run: Callable[..., Ran])
     for group, values in facts.items():
         assert f"{group}\n" in said
         assert all(str(value) in said for name, value in values.items() if isinstance(value, str))
+
+
+@pytest.mark.parametrize(
+    "config",
+    ['{"text_config": null, "quantization": [4]}', '{"text_config": [1]}', '{"quantization": "q4"}', "[1]", "{"],
+)
+def test_models_show_takes_any_config(config: str, tmp_path: Path, run: Callable[..., Ran]) -> None:
+    (tmp_path / "config.json").write_text(config)
+    shown = run("models", "show", tmp_path)
+    assert (shown.code, shown.err) == (0, "")
+    assert "config.json" in shown.out
+
+
+def test_models_alone_lists_its_commands(run: Callable[..., Ran]) -> None:
+    alone = run("models")
+    assert (alone.code, alone.err) == (0, "")
+    assert "verify" in alone.out

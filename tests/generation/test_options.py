@@ -109,12 +109,27 @@ def test_none_is_not_given(name: str) -> None:
         {"prefill_step": "x"},
         {"no_repeat_ngram_size": -1},
         {"min_new_tokens": "3"},
+        {"kv_bits": np.array([4, 8])},
+        {"stop": np.array(3)},
+        {"suppress_tokens": np.array(3)},
+        {"logit_bias": np.array(3)},
+        {"temperature": 10**400},
+        {"seed": -(10**400)},
+        {"suppress_tokens": [10**5000]},
+        {"logit_bias": {5: 10**400}},
+        {"dry_base": 10**5000},
     ],
-    ids=str,
+    ids=lambda option: next(iter(option)),
 )
 def test_a_wrong_type_is_a_usage_error_that_names_the_option(option: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(option))):
+    with pytest.raises(UsageError, match=next(iter(option))) as error:
         check(request_of(read(option, TOKENS.get)), vocab_size=10)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["top_k", "max_tokens", "dry_window", "penalty_window", "min_new_tokens"])
+def test_a_whole_number_without_an_upper_limit_may_have_any_size(name: str) -> None:
+    check(request_of(read({name: 10**400})), vocab_size=10)
 
 
 def test_an_unknown_option_is_told_with_the_nearest_known() -> None:

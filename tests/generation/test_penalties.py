@@ -90,3 +90,16 @@ def test_penalties_take_tokens_that_are_not_computed_yet(token: int) -> None:
     expected[token] -= 1.0
     np.testing.assert_allclose(np.array(counts(mx.array(LOGITS))), expected)
     assert np.array(dry(mx.array(LOGITS)))[token] == LOGITS[token] - 1.0  # repeat of two, two allowed
+
+
+@pytest.mark.parametrize("number", [2**31, 2**32, 2**63, 10**30])
+@pytest.mark.parametrize("name", ["penalty_window", "dry_window", "dry_allowed_length"])
+def test_a_number_beyond_any_history_does_what_the_longest_history_does(name: str, number: int) -> None:
+    outcomes = []
+    for value in (1000, number):
+        params = SamplingParams(dry_multiplier=1.0, presence_penalty=0.5, **{name: value})
+        both = CountPenalties(params, [1, 2, 1, 2, 1], V), DryPenalty(params, [1, 2, 1, 2, 1], V)
+        for penalty in both:
+            penalty.add(mx.array(2, dtype=mx.uint32))
+        outcomes.append([np.array(penalty(mx.array(LOGITS))) for penalty in both])
+    np.testing.assert_array_equal(outcomes[0], outcomes[1])

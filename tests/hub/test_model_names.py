@@ -132,3 +132,19 @@ def test_what_is_here_is_found_without_network_and_array_libraries(tmp_path):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith(str(snapshot))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_a_clone_without_git_lfs_is_told_as_what_it_is(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 10\n")
+    with pytest.raises(ModelNotFoundError, match="pointer of Git LFS") as error:
+        hub.resolve(str(tmp_path))
+    assert "lfs pull" in error.value.remedy
+
+
+@pytest.mark.parametrize("text", [".", "/"])
+def test_a_folder_that_is_no_model_is_not_described(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="not a model"):
+        hub.describe(text)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -127,3 +128,9 @@ def test_a_flipped_header_bit_is_refused_or_seen_in_what_the_header_says(tmp_pat
 def test_a_missing_file_is_a_missing_model(tmp_path):
     with pytest.raises(ModelNotFoundError):
         read_header(tmp_path / "none.safetensors")
+
+
+def test_a_pipe_in_place_of_weights_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is not a file"):
+        read_header(tmp_path / "model.safetensors")
