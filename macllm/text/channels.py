@@ -6,7 +6,7 @@ import re
 
 from .formats.shape import SPACE, Literals, Shape
 from .formats.table import Channels
-from .output import Kind, Output, Part
+from .output import Cutter, Kind, Output
 
 _HEADER_CHARS = 256
 _ROLE = re.compile(r"^\s*assistant\b")
@@ -14,10 +14,11 @@ _UNFINISHED = re.compile(r"(?:<\|\w+\|>|to=[^\s<]*+|\w++|\s++){0,16}(?:<\|?\w*\|
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 
 
-class ChannelSplitter:
+class ChannelSplitter(Cutter):
     """Cuts the messages of an answer into parts. A tag that no header follows is text."""
 
     def __init__(self, channels: Channels) -> None:
+        super().__init__(self._head)
         self._format = channels
         self._marks = Literals((*channels.ends, channels.start, channels.channel))
         self._name = re.compile(re.escape(channels.channel) + r"\s*(\w+)")
@@ -29,11 +30,8 @@ class ChannelSplitter:
         self._after[channels.start] = Shape(channels.start, ("assistant",))
         self._after[channels.channel] = Shape(channels.channel, SPACE, ("analysis", "commentary", "final"))
         self._over = {tag: Shape(tag, SPACE) for tag in channels.ends}
-        self._text, self._at = "", 0
-        self._state = self._head
         self._kind: Kind = "content"
         self._calls = -1
-        self._output = Output()
 
     def open_by(self, prompt: str) -> None:
         """Go on where the prompt ends: in a header, or in a message whose header it has written."""
@@ -44,20 +42,6 @@ class ChannelSplitter:
             self._output = Output()
             self._output.tag()
             self._kind = said
-
-    def add(self, text: str) -> list[Part]:
-        """The parts that `text` makes certain."""
-        self._text, self._at = self._text[self._at :] + text, 0
-        while self._state(False):
-            pass
-        return self._output.take()
-
-    def finish(self) -> list[Part]:
-        """The parts held back."""
-        while self._state(True):
-            pass
-        self._output.end()
-        return self._output.take()
 
     def _say(self, end: int) -> None:
         call = self._calls if self._kind == "tool_call" else None

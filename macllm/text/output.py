@@ -1,8 +1,9 @@
-"""Parts of an answer on their way out, without the white space that belongs to tags."""
+"""Parts of an answer on their way out, without the white space that belongs to tags, and how text is cut into them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 Kind = Literal["content", "reasoning", "tool_call"]
@@ -60,6 +61,33 @@ class Output:
             groups[-1][1].append(part.text)
         self._parts.clear()
         return [first._replace(text="".join(texts)) for first, texts in groups]
+
+
+class Cutter:
+    """Cuts text that arrives in pieces, in states that each read on from where the last one left off.
+
+    A state takes whether no more text comes, and tells if another is to read on at once.
+    """
+
+    def __init__(self, first: Callable[[bool], bool]) -> None:
+        self._state = first
+        self._text: str = ""
+        self._at: int = 0
+        self._output = Output()
+
+    def add(self, text: str) -> list[Part]:
+        """The parts that `text` makes certain, neighbours of one kind as one."""
+        self._text, self._at = self._text[self._at :] + text, 0
+        while self._state(False):
+            pass
+        return self._output.take()
+
+    def finish(self) -> list[Part]:
+        """The parts held back."""
+        while self._state(True):
+            pass
+        self._output.end()
+        return self._output.take()
 
 
 class CodeSpans:

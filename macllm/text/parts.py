@@ -14,7 +14,7 @@ from .formats.choice import Formats, choose
 from .formats.shape import SPACE, Literals, Shape
 from .formats.table import JSON, PYTHON, Section, Thinking, Wrapper
 from .formats.typed import names_of
-from .output import CodeSpans, Kind, Output, Part
+from .output import CodeSpans, Cutter, Kind, Part
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
@@ -48,7 +48,7 @@ class _Opening:
         )
 
 
-class TagSplitter:
+class TagSplitter(Cutter):
     """Cuts streamed text into parts by the tags of a model's formats, tags left out.
 
     A tag counts only where what it announces begins: a call after the tag of a call, reasoning before the answer.
@@ -58,6 +58,7 @@ class TagSplitter:
     """
 
     def __init__(self, formats: Formats, tools: Tools = None) -> None:
+        super().__init__(self._content)
         self._names = names_of(tools)
         self._bare = tuple(each for each in formats.sections if each.bare) if self._names else ()
         self._openings: dict[str, list[_Opening]] = {}
@@ -76,12 +77,9 @@ class TagSplitter:
         self._thinking = formats.thinking
         self._wrappers = formats.wrappers
 
-        self._text, self._at = "", 0
-        self._state = self._content
         self._fresh = True  # nothing was answered yet
         self._wrapper = ""  # the tag that closes the answer
         self._code = CodeSpans()
-        self._output = Output()
         self._closing = Literals(())
         self._before = ""  # the last character of reasoning
         self._calls = -1
@@ -124,20 +122,10 @@ class TagSplitter:
                 self._text = prompt[len(end) - len(tag) :]
 
     def add(self, text: str) -> list[Part]:
-        """The parts that `text` makes certain, neighbours of one kind as one."""
+        """The parts that `text` makes certain; all of it where the model has no tags."""
         if self._plain:
             return [Part("content", text)] if text else []
-        self._text, self._at = self._text[self._at :] + text, 0
-        while self._state(False):
-            pass
-        return self._output.take()
-
-    def finish(self) -> list[Part]:
-        """The parts held back."""
-        while self._state(True):
-            pass
-        self._output.end()
-        return self._output.take()
+        return super().add(text)
 
     def _say(self, end: int) -> None:
         """Answer with the text up to `end`."""
