@@ -117,6 +117,11 @@ class CodeSpans:
         self._settle()
         return bool(self._span or self._fence)
 
+    @property
+    def within_line(self) -> bool:
+        """Tell if other text than space stands before on the same line."""
+        return self._begun or bool(self._ticks)
+
     def _settle(self) -> None:
         ticks, self._ticks = self._ticks, 0
         if not ticks:

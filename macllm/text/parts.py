@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .channels import ChannelSplitter
-from .formats.bare import Verdict, is_call, judge_json, judge_python
-from .formats.call import Element, Scan, Tools
+from .formats.call import Tools
 from .formats.choice import Formats, choose
-from .formats.shape import SPACE, Literals, Shape
-from .formats.table import JSON, PYTHON, Section, Thinking, Wrapper
-from .formats.typed import names_of
-from .output import CodeSpans, Cutter, Kind, Part
+from .formats.shape import Literals
+from .output import Kind, Part
+from .tags import TagSplitter
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
@@ -23,325 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Kind", "Part", "Splitter", "TagSplitter", "part_splitter", "splitter_for"]
 
 _PROMPT_TOKENS = 4096  # of its end that are searched for an open part
-_SPACES = re.compile(r"\s*")
-_BETWEEN = re.compile(r"[\s,;]*")
-_BETWEEN_LISTED = re.compile(r"[\s,;\]]*")
-_LIST_BEGIN = re.compile(r"\[?\s*")
-_LIST_END = re.compile(r"[\s\]]*")
-_SEPARATOR = re.compile(r"(?:[;,]\s*)?")
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """A place in the text where a part begins: `shape` has matched up to `end` of the tag itself."""
-
-    shape: Shape
-    tag: Shape
-    leads_to: Thinking | Wrapper | Section
-    element: Element | None = None
-
-    @property
-    def begins_answers(self) -> bool:
-        """Tell if it counts only before all else."""
-        return isinstance(self.leads_to, Wrapper) or (
-            isinstance(self.leads_to, Thinking) and not self.leads_to.anywhere
-        )
-
-
-class TagSplitter(Cutter):
-    """Cuts streamed text into parts by the tags of a model's formats, tags left out.
-
-    A tag counts only where what it announces begins: a call after the tag of a call, reasoning before the answer.
-    Anything else that looks like a tag is text, as is a tag within code. Text that could become a tag is held back
-    until it is certain. A part that is never closed lasts until the end. The parts do not depend on how the text
-    is cut into pieces; the time is linear in its length.
-    """
-
-    def __init__(self, formats: Formats, tools: Tools = None) -> None:
-        super().__init__(self._content)
-        self._names = names_of(tools)
-        self._bare = tuple(each for each in formats.sections if each.bare) if self._names else ()
-        self._openings: dict[str, list[_Opening]] = {}
-        for each in (*formats.thinking, *formats.wrappers):
-            tag = Shape(each.opening)
-            self._openings.setdefault(each.opening, []).append(_Opening(tag, tag, each))
-        for section in formats.sections:
-            self._add_section(section)
-        self._silent = formats.silent
-        self._closings = {wrapper.closing for wrapper in formats.wrappers}
-        later = {tag for tag, openings in self._openings.items() if not all(each.begins_answers for each in openings)}
-        self._stray = {each.closing for each in formats.thinking}
-        self._first = Literals((*self._openings, *self._silent, *self._closings, *self._stray))
-        self._later = Literals((*later, *self._silent, *self._closings))
-        self._plain = not self._first.all and not self._bare
-        self._thinking = formats.thinking
-        self._wrappers = formats.wrappers
-
-        self._fresh = True  # nothing was answered yet
-        self._wrapper = ""  # the tag that closes the answer
-        self._code = CodeSpans()
-        self._closing = Literals(())
-        self._before = ""  # the last character of reasoning
-        self._calls = -1
-        self._section: Section | None = None
-        self._ends = Literals(())
-        self._scan: Scan | None = None
-        self._doubted: list[str] = []
-
-    def _add_section(self, section: Section) -> None:
-        for opening in section.openings:
-            for element in section.elements:
-                lead = (opening, SPACE, (*section.between, ""), SPACE, *element.lead)
-                lead = lead if opening else element.lead
-                first = opening or element.start[0]
-                if isinstance(first, str):
-                    found = _Opening(Shape(*lead, *element.start), Shape(*lead), section, element)
-                    self._openings.setdefault(first, []).append(found)
-
-    def open_by(self, prompt: str) -> None:
-        """Go on where the prompt ends: within reasoning or a wrapper that it has opened, or behind a call's tag."""
-        within = max(
-            (
-                (at, each)
-                for each in self._thinking
-                if (at := prompt.rfind(each.opening.rstrip())) >= 0 and prompt.find(each.closing, at) < 0
-            ),
-            key=lambda found: found[0],
-            default=None,
-        )
-        if within is not None:
-            self._enter_thinking(within[1])
-            return
-        end = prompt.rstrip()
-        for wrapper in self._wrappers:
-            if end.endswith(wrapper.opening):
-                self._wrapper = wrapper.closing
-                self._output.tag()
-        for tag, openings in self._openings.items():
-            if end.endswith(tag) and isinstance(openings[0].leads_to, Section):
-                self._text = prompt[len(end) - len(tag) :]
-
-    def add(self, text: str) -> list[Part]:
-        """The parts that `text` makes certain; all of it where the model has no tags."""
-        if self._plain:
-            return [Part("content", text)] if text else []
-        return super().add(text)
-
-    def _say(self, end: int) -> None:
-        """Answer with the text up to `end`."""
-        text = self._text[self._at : end]
-        self._at = end
-        self._code.feed(text)
-        self._output.text("content", text)
-        if self._fresh and text.strip():
-            self._fresh = False
-
-    def _content(self, final: bool) -> bool:
-        if self._fresh and self._bare:
-            begun = self._begin_bare(final)
-            if begun is not None:
-                return begun
-        literals = self._first if self._fresh else self._later
-        found = literals.search(self._text, self._at)
-        if found is None:
-            self._say(len(self._text) if final else literals.tail(self._text, self._at))
-            return False
-        self._say(found.start())
-        tag = found.group()
-        # reasoning that never began may be closed before the answer
-        stray = tag in self._stray and self._fresh and not self._code.open
-        if stray or tag == self._wrapper or tag in self._silent:
-            self._wrapper = "" if tag == self._wrapper else self._wrapper
-            self._at = found.end()
-            self._output.tag()
-            return True
-        for opening in self._openings.get(tag, ()):
-            if opening.begins_answers and not self._fresh:
-                continue
-            if isinstance(opening.leads_to, Section) and self._code.open:
-                continue
-            if opening.shape.end(self._text, self._at) is not None:
-                self._enter(opening)
-                return True
-            if not final and opening.shape.may_begin(self._text, self._at):
-                return False
-        self._say(self._at + 1)
-        return True
-
-    def _enter(self, opening: _Opening) -> None:
-        self._at = opening.tag.end(self._text, self._at) or self._at
-        self._output.tag()
-        match opening.leads_to:
-            case Thinking() as thinking:
-                self._enter_thinking(thinking)
-            case Wrapper(closing=closing):
-                self._wrapper = closing
-            case Section() as section:
-                assert opening.element is not None
-                self._enter_section(section)
-                self._begin(opening.element)
-
-    def _enter_thinking(self, thinking: Thinking) -> None:
-        self._closing = Literals((thinking.closing,))
-        self._before = ""
-        self._state = self._reasoning
-        self._output.tag()
-
-    def _reasoning(self, final: bool) -> bool:
-        text = self._text
-        found = self._closing.search(text, self._at)
-        if found is None:
-            self._think(len(text) if final else self._closing.tail(text, self._at))
-            return False
-        self._think(found.start())
-        if self._before == "`":  # a tag between ticks is spoken of
-            if found.end() == len(text) and not final:
-                return False
-            if text.startswith("`", found.end()):
-                self._think(found.end())
-                return True
-        self._at = found.end()
-        self._output.tag()
-        self._state = self._content
-        return True
-
-    def _think(self, end: int) -> None:
-        self._output.text("reasoning", self._text[self._at : end])
-        self._before = self._text[end - 1] if end > self._at else self._before
-        self._at = end
-
-    def _enter_section(self, section: Section) -> None:
-        self._section = section
-        self._ends = Literals((*section.closings, *section.between))
-
-    def _begin(self, element: Element) -> None:
-        """Read a call from here on."""
-        section = self._section
-        assert section is not None
-        stops = [*section.closings, *section.openings, *(tag for tag in section.between if tag.startswith("<"))]
-        self._scan = Scan(element, tuple(filter(None, stops)))
-        self._calls += 1
-        self._output.tag()
-        self._state = self._call
-
-    def _call(self, final: bool) -> bool:
-        assert self._scan is not None
-        end, ended = self._scan.read(self._text, self._at, final)
-        self._output.text("tool_call", self._text[self._at : end], self._calls)
-        self._at = end
-        if ended:
-            self._output.tag()
-            self._state = self._between
-        return ended
-
-    def _between(self, final: bool) -> bool:
-        """Find the next call of a section, or its end."""
-        section, text = self._section, self._text
-        assert section is not None
-        if section.bare:
-            return self._between_bare(section, final)
-        listed = any(element.lead for element in section.elements)
-        self._at = _past(_BETWEEN_LISTED if listed else _BETWEEN, text, self._at)
-        if self._at == len(text):
-            return False
-        found = self._ends.match(text, self._at)
-        if found:
-            self._at = found.end()
-            if found.group() in section.closings:
-                self._state = self._content
-            return True
-        if not final and self._ends.may_begin(text, self._at):
-            return False
-        for element in section.elements:
-            if element.shape.end(text, self._at) is not None:
-                self._at = element.lead_shape.end(text, self._at) or self._at
-                self._begin(element)
-                return True
-            if not final and element.shape.may_begin(text, self._at):
-                return False
-        self._state = self._content
-        return True
-
-    def _between_bare(self, section: Section, final: bool) -> bool:
-        """Find the next call without tags; what is none goes on as the answer."""
-        text = self._text
-        self._at = _past(_LIST_END, text, self._at)
-        next_at = _past(_SEPARATOR, text, self._at)
-        if next_at == len(text) and not final:
-            return False
-        verdict = self._try_bare(section, next_at, final, in_list=True)
-        if verdict is Verdict.MORE:
-            return False
-        if verdict is Verdict.TEXT:
-            self._state = self._content
-            return self._at < len(text)
-        return True
-
-    def _begin_bare(self, final: bool) -> bool | None:
-        """Decide if the answer begins with a call without tags; None where it does not."""
-        first = _past(_SPACES, self._text, self._at)
-        if first == len(self._text) or self._text[first] not in "{[":
-            return None
-        for section in self._bare:
-            verdict = self._try_bare(section, first, final, in_list=False)
-            if verdict is not Verdict.TEXT:
-                return verdict is not Verdict.MORE
-        return None
-
-    def _try_bare(self, section: Section, at: int, final: bool, *, in_list: bool) -> Verdict:
-        """Begin a call without tags at `at` if there is one."""
-        text = self._text
-        start = _past(_LIST_BEGIN, text, at)
-        if start == len(text):
-            return Verdict.TEXT if final else Verdict.MORE
-        if JSON in section.elements and text[start] == "{":
-            element, verdict = JSON, judge_json(text, start, self._names)
-        elif PYTHON in section.elements and (in_list or start > at):
-            element, verdict = PYTHON, judge_python(text, start, self._names)
-        else:
-            return Verdict.TEXT
-        if verdict is Verdict.MORE and final:
-            return Verdict.TEXT
-        if verdict is Verdict.CALL:
-            self._enter_section(section)
-            self._at = start
-            self._begin(element)
-        elif verdict is Verdict.WHOLE:
-            self._enter_section(section)
-            self._scan = Scan(element)
-            self._state = self._doubt
-        return verdict
-
-    def _doubt(self, final: bool) -> bool:
-        """Keep an object that only its end can tell to be a call."""
-        assert self._scan is not None
-        end, ended = self._scan.read(self._text, self._at, final)
-        self._doubted.append(self._text[self._at : end])
-        self._at = end
-        if not ended and not final:
-            return False
-        whole = "".join(self._doubted)
-        self._doubted.clear()
-        call = whole[max(0, whole.find("{")) :]
-        if is_call(call, self._names):
-            self._calls += 1
-            self._output.tag()
-            self._output.text("tool_call", call, self._calls)
-            self._output.tag()
-            self._state = self._between
-        else:
-            self._code.feed(whole)
-            self._output.text("content", whole)
-            self._fresh = False
-            self._state = self._content
-        return True
-
-
-def _past(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """The end of what a pattern that always matches finds at `at`."""
-    match = pattern.match(text, at)
-    return match.end() if match else at
-
 
 Splitter = TagSplitter | ChannelSplitter
 
@@ -362,7 +39,8 @@ def splitter_for(
 
 def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int], tools: Tools = None) -> Splitter:
     """The splitter for what follows the tokens of a prompt, in a request that offers these tools."""
-    formats = _formats(tokenizer.chat_template, tokenizer)
+    template = tokenizer.chat_template
+    formats = _formats(template, tokenizer)
     start, tags = len(prompt), "\n".join(formats.tags)
     while start > max(0, len(prompt) - _PROMPT_TOKENS):
         token = prompt[start - 1]
@@ -370,7 +48,10 @@ def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int], tools: Tools = No
             break  # the turn begins here
         start -= 1
     tail = tokenizer.decode(prompt[start:])
-    return splitter_for(tokenizer.chat_template, tools=tools, prompt=tail, tokenizer=tokenizer)
+    heading = Literals(formats.tags).before(template.heading) if template else ""
+    if heading.strip():  # what the user said of tags opens nothing
+        tail = tail[max(0, tail.rfind(heading)) :]
+    return splitter_for(template, tools=tools, prompt=tail, tokenizer=tokenizer)
 
 
 def _formats(template: ChatTemplate | str | None, tokenizer: Tokenizer | None) -> Formats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,15 @@ class ChatTemplate:
         """
         text, budget = self._render(messages, tools, add_generation_prompt, variables)
         return text, budget.spans
+
+    @cached_property
+    def heading(self) -> str:
+        """The text between what a user said and the answer, empty for a template that cannot tell."""
+        said = "user's words"
+        try:
+            return self.render([{"role": "user", "content": said}]).rpartition(said)[2]
+        except TemplateError:
+            return ""
 
     @property
     def marks_generation(self) -> bool:

@@ -24,6 +24,7 @@ DEEPSEEK = "<think> <｜tool▁calls▁begin｜>"
 LFM = "<think> <|tool_call_start|>"
 MINIMAX = "<think> <minimax:tool_call>"
 COHERE = "<|START_THINKING|> <|START_RESPONSE|> <|START_ACTION|>"
+COMMAND_R = 'Action: ```json "tool_name"'
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "get_weather")]
 A, B = '{"name": "a", "arguments": {}}', '{"name": "b", "arguments": {"x": "}</tool_call>\\""}}'
 F = '{"name": "f", "parameters": {"x": 1}}'
@@ -60,6 +61,24 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
     "no thought": (QWEN, "", "<think>\n\n</think>\n\nAnswer", said("Answer")),
     "plain text": (QWEN, "", "  no tags < at <thin all ", said("  no tags < at <thin all ")),
     "opened": (QWEN, "…assistant\n<think>\n", "hm\n</think>\n\nyes", [("reasoning", "hm"), ("content", "yes")]),
+    "opened twice": (
+        QWEN,
+        "assistant\n<think>\n",
+        "\n<think>\nhm\n</think>\nyes",
+        [("reasoning", "hm"), ("content", "yes")],
+    ),
+    "opened and spoken of": (
+        QWEN,
+        "assistant\n<think>\n",
+        "The <think> tag</think>yes",
+        [("reasoning", "The <think> tag"), ("content", "yes")],
+    ),
+    "Gemma's, asked for in the prompt": (
+        GEMMA + " <|think|>",
+        "<|turn>system\n<|think|><turn|>\n<|turn>model\n",
+        "<|channel>thought\nhm\n<channel|>yes",
+        [("reasoning", "hm"), ("content", "yes")],
+    ),
     "opened and begun": (
         QWEN,
         "assistant\n<think>\nLet",
@@ -308,6 +327,41 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
     ),
     "Phi": ("<|tool_call|>", "", f"<|tool_call|>[{A}]<|/tool_call|>", [(0, A)]),
     "Granite": ("<|tool_call|>", "", f"<|tool_call|>[{A}]", [(0, A)]),
+    "Command R": (
+        COMMAND_R,
+        "",
+        'I do.\nAction:\n```json\n[\n  {"tool_name": "f", "parameters": {"x": "]```"}},\n  {"tool_name": "g"}\n]```\n',
+        [("content", "I do."), (0, '{"tool_name": "f", "parameters": {"x": "]```"}}'), (1, '{"tool_name": "g"}')],
+    ),
+    "Command R in one line": (
+        COMMAND_R,
+        "",
+        'Action: ```json\n[{"tool_name": "f", "parameters": {}}]\n```',
+        [(0, '{"tool_name": "f", "parameters": {}}')],
+    ),
+    "an action without calls": (COMMAND_R, "", "Action: ```json is spoken of", said("Action: ```json is spoken of")),
+    "Firefunction": ("functools[", "", f" functools[{A}, {B}]", [(0, A), (1, B)]),
+    "functools spoken of": ("functools[", "", "import functools[1]", said("import functools[1]")),
+    "JSON as Python writes it": (
+        QWEN,
+        "",
+        "<tool_call>\n{'name': 'a', 'arguments': {'x': '}</tool_call>\"'}}\n</tool_call>",
+        [(0, "{'name': 'a', 'arguments': {'x': '}</tool_call>\"'}}")],
+    ),
+    "a word between the tags": (
+        GLM,
+        "",
+        "Write <tool_call>NAME</tool_call> here.",
+        said("Write <tool_call>NAME</tool_call> here."),
+    ),
+    "a tool between the tags": (GLM, "", "Now <tool_call>f</tool_call>", [("content", "Now"), (0, "f")]),
+    "an unknown tool on its own line": (GLM, "", "Now\n<tool_call>g</tool_call>", [("content", "Now"), (0, "g")]),
+    "Python in long quotes": (
+        LFM,
+        "",
+        '<|tool_call_start|>[f(x="""a "b")]<|tool_call_end|>\n""", y=\'\')]<|tool_call_end|>',
+        [(0, 'f(x="""a "b")]<|tool_call_end|>\n""", y=\'\')')],
+    ),
     # Harmony
     "analysis and final": (
         HARMONY,
@@ -502,7 +556,7 @@ def test_the_tags_of_every_named_template_count() -> None:
 class Words:
     """A tokenizer of tags: what its template does not say, its tokens do."""
 
-    chat_template = "{{ messages }}"
+    chat_template = ChatTemplate("{{ messages }}")
 
     def __init__(self, *tokens: str) -> None:
         self.tokens = tokens
@@ -534,3 +588,26 @@ def test_tokens_tell_what_the_template_does_not() -> None:
     assert split(part_splitter(tokenizer, [0, *map(ord, "a <think> b"), 1, 0]), ["x </think>"]) == [
         ("content", "x </think>")
     ]
+
+
+SPOKEN = ("What is <think>?", "<think>", "<think>\nis that a tag", "Explain <|channel>thought", "a [assistant] <think>")
+
+
+@pytest.mark.parametrize("question", SPOKEN)
+@pytest.mark.parametrize("opens", ["", "<think>\n"])
+def test_a_tag_that_the_user_speaks_of_opens_no_reasoning(question: str, opens: str) -> None:
+    from macllm.text.parts import part_splitter
+
+    tokenizer: Any = Words()
+    tokenizer.chat_template = ChatTemplate(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]"
+        + opens
+        + "{# <think> </think> <|channel>thought <channel|> #}"
+    )
+    messages = [{"role": "assistant", "content": "a <think> b"}, {"role": "user", "content": question}]
+    prompt = [*map(ord, tokenizer.chat_template.render(messages))]
+    head = [("reasoning", "hm")] if opens else []
+    text = "hm</think>A tag." if opens else "A tag."
+    assert split(part_splitter(tokenizer, prompt), [text]) == [*head, ("content", "A tag.")]
+    begun = [*prompt, *map(ord, "I" if opens else "<think>I")]
+    assert split(part_splitter(tokenizer, begun), [" see</think>yes"]) == [("reasoning", "see"), ("content", "yes")]

@@ -32,6 +32,10 @@ A_TEXT, B_TEXT = '{"x": 1}', '{"y": ["é", null]}'
         ('{"name": "a"}', [ToolCall("a")]),
         ('{"name": "a", "arguments": ""}', [ToolCall("a")]),
         ('{"name": "a", "arguments": {"x": "line\nbreak"}}', [ToolCall("a", {"x": "line\nbreak"})]),
+        ("{'name': 'a', 'arguments': {'x': 1}}", [A]),
+        ("<tool_call>{'arguments': {'y': ['é', None]}, 'name': \"b\"}</tool_call>", [B]),
+        ('Action: ```json\n[\n  {"tool_name": "a", "parameters": {"x": 1}}\n]\n```', [A]),
+        (f'functools[{{"name": "a", "arguments": {A_TEXT}}}, {{"name": "b", "arguments": {B_TEXT}}}]', [A, B]),
         # Mistral
         ('[TOOL_CALLS] [{"name": "a", "arguments": {"x": 1}}]', [A]),
         (f"[TOOL_CALLS]a[ARGS]{A_TEXT}[TOOL_CALLS]b[ARGS]{B_TEXT}", [A, B]),
@@ -44,6 +48,9 @@ A_TEXT, B_TEXT = '{"x": 1}', '{"y": ["é", null]}'
         ("<function=a>\n<parameter=x>\n\n a\n\n</parameter>\n</function>", [ToolCall("a", {"x": "\n a\n"})]),
         ("<function=a>\n<parameter=x>1</parameter>\n<parameter=y>\n</parameter></function>", [ToolCall("a", {"x": "1", "y": ""})]),  # noqa: E501
         (f"<function=a>{A_TEXT}</function><function=b>{B_TEXT}</function>", [A, B]),
+        ("<function=a>\n<parameter=x>\n1</parameter>\n</function>", [ToolCall("a", {"x": "1"})]),
+        ("<function=a>\n<parameter=x>1\n</parameter>\n</function>", [ToolCall("a", {"x": "1\n"})]),
+        ("<function=a>\r\n<parameter=x>\r\n1\r\n 2\r\n</parameter>\r\n</function>", [ToolCall("a", {"x": "1\r\n 2"})]),
         ("a\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n", [A]),
         ("a<arg_key>x</arg_key><arg_value>1 < 2</arg_value>", [ToolCall("a", {"x": "1 < 2"})]),
         ("<tool_call>a</tool_call>", [ToolCall("a")]),
@@ -56,6 +63,7 @@ A_TEXT, B_TEXT = '{"x": 1}', '{"y": ["é", null]}'
         ("a(x=1) b(y=['é', null])", [A, B]),
         ("""[f(a='it\\'s', b="x, y)", c={"d": [true, -1.5]}, from=None)]""", [ToolCall("f", {"a": "it's", "b": "x, y)", "c": {"d": [True, -1.5]}, "from": None})]),  # noqa: E501
         ("f(a='say 'no' to\nit', b='2')", [ToolCall("f", {"a": "say 'no' to\nit", "b": "2"})]),
+        ('f(a="""say "no" \\\\\nto""", b=\'\'\'it\'s\'\'\', c="")', [ToolCall("f", {"a": 'say "no" \\\nto', "b": "it's", "c": ""})]),  # noqa: E501
         ("brave_search.call(query='x')", [ToolCall("brave_search", {"query": "x"})]),
         # tokens
         ('call:a{x:1}', [A]),
@@ -178,8 +186,17 @@ def test_a_bare_name_is_a_call_of_a_tool_that_there_is() -> None:
         parse_tool_calls("now", [{"name": "then"}])
 
 
+def test_no_arguments_at_all_are_none_for_a_tool_that_has_none() -> None:
+    tools = [{"name": "now"}, {"name": "a", "parameters": {"properties": {"x": {}}}}]
+    assert parse_tool_calls("commentary to=functions.now<|message|>", tools) == [ToolCall("now")]
+    assert parse_tool_calls("now[ARGS]", tools) == [ToolCall("now")]
+    for text, known in (("a[ARGS]", tools), ("now[ARGS]", None), ("then[ARGS]", tools)):
+        with pytest.raises(ToolCallError):
+            parse_tool_calls(text, known)
+
+
 @pytest.mark.parametrize(
-    "unit", ["'x", '"', "<parameter=a>", "</parameter>", "{", "call:f{a:", "to=", "<arg_key>", "[f(a=", "\\"]
+    "unit", ["'x", '"""', '"', "<parameter=a>", "</parameter>", "{", "call:f{a:", "to=", "<arg_key>", "[f(a=", "\\"]
 )
 def test_a_long_call_that_breaks_off_is_refused_at_once(unit: str) -> None:
     for head in (

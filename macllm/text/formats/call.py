@@ -94,6 +94,8 @@ class Scan:
         found = self._outside.search(text, at)
         if found is None:
             return (len(text) if final else self._outside.tail(text, at)), False
+        if not final and self._outside.may_begin(text, found.start()):
+            return found.start(), False  # of one quote or of three
         literal = found.group()
         if literal in self._quotes:
             self._quote = self._quotes[literal]

@@ -47,7 +47,8 @@ def choose(source: str, has_token: Callable[[str], bool] = lambda token: False) 
             # a template that drops old reasoning may name only the closing tag
             each
             for each in THINKING
-            if known(each.opening) or (each.closing not in _SHARED_ENDS and _written(each.closing, source))
+            if (known(each.opening) and (each.closing not in _SHARED_ENDS or known(each.closing)))
+            or (each.closing not in _SHARED_ENDS and _written(each.closing, source))
         ),
         wrappers=tuple(each for each in WRAPPERS if _written(each.opening, source)),
         sections=tuple(

@@ -14,7 +14,15 @@ from .typed import properties_of
 _HEAD = re.compile(r"\s*(?P<name>[^\s(){}\[\]\"',=]+)\s*\(")
 _KEY = re.compile(r"\s*(?P<key>[^\s(){}\[\]\"',=]+)\s*=(?!=)")
 # A quote ends a string only before what may follow a value: templates write strings without escaping their quotes.
-_STRING = re.compile("|".join(rf"{q}(?:\\.|[^{q}\\]|{q}(?!\s*(?:[,)\]}}:]|\Z)))*{q}" for q in ("'", '"')), re.DOTALL)
+_STRING = re.compile(
+    "|".join(
+        (
+            *(rf"{q}(?:\\.|(?!{q})[^\\])*{q}" for q in ("'''", '"""')),
+            *(rf"{q}(?:\\.|[^{q}\\]|{q}(?!\s*(?:[,)\]}}:]|\Z)))*{q}" for q in ("'", '"')),
+        )
+    ),
+    re.DOTALL,
+)
 _MARK = re.compile(r"['\"()\[\]{},]")
 _UNSAFE = re.compile(r"\\.|['\"\r\n]", re.DOTALL)
 _WORDS = {"true": True, "false": False, "null": None}
@@ -76,10 +84,12 @@ def _value(text: str, raw: str) -> Any:
 
 def _escaped(string: str) -> str:
     """The string literal with its inner quotes and line breaks escaped."""
-    inner = _UNSAFE.sub(lambda match: _ESCAPES.get(match.group(), match.group()), string[1:-1])
+    width = 3 if string[:3] in _LONG and len(string) >= 6 else 1
+    inner = _UNSAFE.sub(lambda match: _ESCAPES.get(match.group(), match.group()), string[width:-width])
     return string[0] + inner + string[0]
 
 
+_LONG = ("'''", '"""')
 _ESCAPES = {"'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r"}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from ..json_data import is_object
 from .call import ToolCall, ToolCallError, Tools
-from .typed import names_of, properties_of, typed
+from .typed import MISSING, literal, names_of, properties_of, typed
 
 _AGAIN = "ask again, at a lower temperature"
 _OWN_KEYS = {"name", "tool_name", "arguments", "parameters", "function", "id", "type", "tool_call_id"}
@@ -23,10 +23,13 @@ def refuse(cause: str, raw: str) -> NoReturn:
 
 
 def json_value(text: str) -> Any:
-    """The one JSON value that `text` is, line breaks in strings allowed. Raises ToolCallError."""
+    """The one JSON value that `text` is, line breaks in strings allowed, or a Python literal. Raises ToolCallError."""
     try:
         return json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
+        value = literal(text.strip())
+        if value is not MISSING:
+            return value
         raise ToolCallError(
             "The model wrote a tool call that is not valid JSON.", cause=f"{error} in {text[:200]!r}", remedy=_AGAIN
         ) from error
@@ -75,12 +78,23 @@ class Named:
         match = self.pattern.fullmatch(raw.strip())
         if match is None:
             refuse("its name or arguments are missing", raw)
-        arguments = match["arguments"].strip()
+        name, arguments = match["name"].strip(), match["arguments"].strip()
+        nothing = not arguments and name in names_of(tools) and not properties_of(tools, name)
         return ToolCall(
-            match["name"].strip(),
-            _arguments(json_value(arguments), raw),
+            name,
+            {} if nothing else _arguments(json_value(arguments), raw),
             match.groupdict().get("id") or None,
         )
+
+
+def _own_lines(text: str) -> str:
+    """A value that begins on a line of its own, without the line breaks around it."""
+    first = _LINE_BREAK.match(text)
+    return text if first is None else _LAST_BREAK.sub("", text[first.end() :])
+
+
+_LINE_BREAK = re.compile(r"\r?\n")
+_LAST_BREAK = re.compile(r"\r?\n\Z")
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,7 @@ class Tagged:
             refuse("it breaks off or says something between its arguments", raw)
         schemas = properties_of(tools, name)
         if self.lines:
-            found = [(m, text[1:-1] if text[:1] == text[-1:] == "\n" else text) for m, text in found]
+            found = [(m, _own_lines(text)) for m, text in found]
         return ToolCall(name, {m["key"]: self._value(m, text, schemas.get(m["key"])) for m, text in found})
 
     def _end(self, raw: str, at: int) -> int | None:

@@ -59,6 +59,11 @@ class Literals:
         """The longest literal that stands at `at`."""
         return self._any.match(text, at) if self._any else None
 
+    def before(self, text: str) -> str:
+        """The text before the first literal, all of it where there is none."""
+        found = self.search(text, 0)
+        return text if found is None else text[: found.start()]
+
     def may_begin(self, text: str, at: int) -> bool:
         """Tell if `text[at:]` is the proper beginning of a literal."""
         return len(text) - at <= self._longest and text[at:] in self._beginnings

@@ -108,9 +108,9 @@ _DELIMITERS = (",", ")", "]", "}", ":")
 JSON = Element(
     "JSON object",
     lead=(("[", ""), SPACE),
-    start=("{", SPACE, ('"', "}")),
+    start=("{", SPACE, ('"', "'", "}")),
     read=read_json,
-    quotes=(_STRING,),
+    quotes=(_STRING, Quote("'", "'", escape="\\")),  # some write it as Python would
     brackets="{}",
 )
 PYTHON = Element(
@@ -118,7 +118,7 @@ PYTHON = Element(
     lead=(("[", ""), SPACE),
     start=(NAME, SPACE, "("),
     read=read_python,
-    quotes=tuple(Quote(mark, mark, escape="\\", follow=_DELIMITERS) for mark in ("'", '"')),
+    quotes=tuple(Quote(mark, mark, escape="\\", follow=_DELIMITERS) for mark in ("'''", '"""', "'", '"')),
     brackets="([{)]}",
 )
 MISTRAL = Element(
@@ -326,6 +326,8 @@ SECTIONS = (
     Section("Gemma", ("<|tool_call>",), ("<tool_call|>",), (GEMMA,)),
     Section("FunctionGemma", ("<start_function_call>",), ("<end_function_call>",), (FUNCTION_GEMMA,)),
     Section("Phi and Granite", ("<|tool_call|>",), ("<|/tool_call|>",), (JSON,)),
+    Section("Firefunction", ("functools",), (), (JSON,), needs=("functools[",)),
+    Section("Command R", ("Action:",), ("```",), (JSON,), between=("```json",), needs=("tool_name", "```json")),
     Section("Cohere", ("<|START_ACTION|>",), ("<|END_ACTION|>",), (JSON,)),
     Section("Apertus", ("<|tools_prefix|>",), ("<|tools_suffix|>",), (JSON,)),
     Section("Nemotron Nano", ("<TOOLCALL>",), ("</TOOLCALL>",), (JSON,)),

@@ -10,7 +10,7 @@ from typing import Any
 from ..json_data import is_list, is_object, list_in, object_in
 from .call import Tools
 
-_MISSING = object()
+MISSING = object()
 _NESTING = 8  # schemas that refer to schemas
 
 
@@ -41,11 +41,11 @@ def typed(text: str, schema: Any, *, guess: bool = False) -> Any:
     if not types and choices:
         return next((choice for choice in choices if text in (str(choice), json.dumps(choice))), text)
     if not types:
-        return _literal(text) if guess and _literal(text) is not _MISSING else text
+        return literal(text) if guess and literal(text) is not MISSING else text
     if types <= {"string"}:
         return text
-    value = _literal(text.strip())
-    if value is not _MISSING and _is_any_of(value, types):
+    value = literal(text.strip())
+    if value is not MISSING and _is_any_of(value, types):
         return int(value) if isinstance(value, float) and _only_whole(types) else value
     # a number that the model wrote for a nullable or unknown type is still better than its text
     return value if value is None and "string" not in types else text
@@ -86,14 +86,14 @@ def _resolved(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
     }
 
 
-def _literal(text: str) -> Any:
-    """A JSON value, or a Python literal as templates without a JSON filter write it; _MISSING for neither."""
+def literal(text: str) -> Any:
+    """A JSON value, or a Python literal as templates without a JSON filter write it; MISSING for neither."""
     try:
         return json.loads(text, strict=False)
     except (ValueError, RecursionError):
         pass
     if text[:1] not in ("{", "[", "T", "F", "N"):
-        return _MISSING
+        return MISSING
     try:
         value: Any = ast.literal_eval(text)
         json.dumps(value)
@@ -103,7 +103,7 @@ def _literal(text: str) -> Any:
 
 
 def _lower(text: str) -> Any:
-    return {"TRUE": True, "FALSE": False, "NULL": None}.get(text, _MISSING)
+    return {"TRUE": True, "FALSE": False, "NULL": None}.get(text, MISSING)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
