@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("macllm")
 
+_CALL = 'macllm.load(), macllm.load("org/name") or macllm.load("folder", adapter="folder")'
 # Apple GPUs before the third generation run bfloat16 in software.
 _EMULATES_BFLOAT16 = ("applegpu_g13", "applegpu_g14")
 _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
@@ -52,10 +53,12 @@ def load(
     `adapter` is a folder with a LoRA adapter to lay over the weights. `dtype` is what floating-point
     weights become: as stored on an Apple GPU (but float16 for bfloat16 where the chip only emulates it),
     float32 on a CPU, except for 16-bit matrices of linear layers, experts and token tables, and 16-bit scales
-    of quantized ones, where a kernel reads them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError.
+    of quantized ones, where a kernel reads them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError,
+    and UsageError for arguments of wrong types.
     """
     from macllm.text.tokenizer import Tokenizer
 
+    _check_arguments(name, adapter, dtype)
     folder = hub.resolve(None if name is None else str(name))
     model = load_model(folder, dtype)
     if adapter is not None:
@@ -63,6 +66,16 @@ def load(
 
         attach(model, Path(adapter))
     return model, Tokenizer.from_folder(folder)
+
+
+def _check_arguments(name: object, adapter: object, dtype: object) -> None:
+    from macllm.text.messages import kind_of
+
+    for what, value in (("name", name), ("adapter", adapter)):
+        if value is not None and not isinstance(value, str | Path):
+            raise UsageError(f"The {what} is {kind_of(value)}, not a text or a path.", remedy=_CALL)
+    if dtype is not None and not isinstance(dtype, mx.Dtype):
+        raise UsageError(f"The dtype is {kind_of(dtype)}, not a type of MLX's.", remedy="dtype=mx.float16, for example")
 
 
 def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM:

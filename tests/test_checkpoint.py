@@ -229,3 +229,13 @@ def test_loading_never_holds_much_more_than_the_weights(tmp_path: Path) -> None:
     print(f"\nload: {allocated / size:.3f}x allocated, {resident / size:.3f}x resident, of {size / 1e6:.0f} MB")
     assert allocated <= 1.1 * size
     assert resident <= 1.1 * size + 60e6  # and what MLX itself maps
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"name": 5}, {"name": b"maclet"}, {"name": ["maclet"]}, {"adapter": 5}, {"adapter": b"x"}, {"dtype": "float16"}],
+    ids=str,
+)
+def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
+    with pytest.raises(UsageError, match=f"The {next(iter(wrong))} is"):
+        checkpoint.load(**wrong)

@@ -10,7 +10,7 @@ from .fetch import fetch
 from .native import compile_kernels
 from .output import say
 from .settings import config_options
-from .training import tell
+from .training import check, tell
 
 
 @click.command("finetune")
@@ -25,6 +25,7 @@ def command(config: FinetuneConfig) -> None:
     A row is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter's
     folder goes to stdout; macllm chat --adapter uses it, macllm fuse merges it.
     """
+    check(config)
     fetch(config.model)
     compile_kernels()
     from macllm.train.finetune import events

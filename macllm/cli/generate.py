@@ -47,6 +47,7 @@ class _Options:
 @click.option("--raw", is_flag=True, help="Continue the text itself, without the model's chat template.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout when it is done.")
 @click.option("--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and N rivals.")
+@click.option("--max-context", type=int, metavar="N", help="Longest prompt and answer together, in tokens.")
 @click.option("--kv-bits", type=int, metavar="4|8", help="Keep keys and values quantized.")
 @click.option("-v", "--verbose", is_flag=True, help="Say how fast it went, on stderr.")
 @sampling_options
@@ -55,17 +56,29 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
 
     A model with a chat template answers PROMPT as a user's message; --raw, or a model without one, continues it.
     """
-    names = ("max_tokens", "stop", "logprobs", "kv_bits")
+    names = ("max_tokens", "stop", "logprobs", "max_context", "kv_bits")
     request = {name: value for name in names if (value := flags.pop(name)) not in (None, ())}
     options = _Options(request=request | sampling, **flags)
     if "logprobs" in request and not options.as_json:
         raise UsageError("--logprobs has no place in plain text", remedy="add --json")
     if options.raw and options.system:
         raise UsageError("--system needs a chat template, --raw does without", remedy="leave one of the two away")
+    _check(options.request)
     text = _text(prompt)
     if not (text if options.raw else text.strip()):
         raise UsageError("the prompt is empty", remedy='macllm generate "What is a KV cache?"')
     _run(text, options)
+
+
+def _check(request: dict[str, Any]) -> None:
+    """Raise UsageError for what no model can take, before one is loaded."""
+    from macllm.generation import defaults
+    from macllm.generation.options import SAMPLING_NAMES, read
+    from macllm.generation.request import Request, SamplingParams
+
+    given = read(request)
+    sampling = {name: given.pop(name) for name in SAMPLING_NAMES & given.keys()}
+    defaults.check(Request(sampling=SamplingParams(**sampling), **given))
 
 
 def _text(prompt: str) -> str:

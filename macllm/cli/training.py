@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,10 +16,12 @@ from macllm.units import bytes_text, duration_text
 from .output import Progress, say, working
 
 if TYPE_CHECKING:
+    from macllm.train.config import TrainConfig
     from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
 UNITS = {"reading": "rows", "training": "steps", "evaluating": "batches"}
 LITTLE = 0.1  # a share of the first loss
+KNOWN = 0.1  # a loss below which the rows are known, and little is left to learn
 # What became of rows that did not go in as they were, in the order of their counts in Prepared.
 ODD_ROWS = {
     "truncated_rows": "cut to the longest length",
@@ -29,11 +32,18 @@ ODD_ROWS = {
 }
 
 
+def check(config: TrainConfig) -> None:
+    """Refuse what a run could not read or would write over, before anybody waits for kernels or a model."""
+    from macllm.train.run import Run
+
+    Run.check(Path(config.folder), config)
+
+
 def tell(events: Generator[TrainEvent], folder: str) -> str:
     """Run to the end, a line for each event, and return the path of what was made; an interrupt says how to go on."""
     from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step
 
-    steps, path = 0, folder
+    steps, path, resumed = 0, folder, False
     losses: list[float] = []
     with closing(events) as stream, _Underway() as underway:
         try:
@@ -43,7 +53,7 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
                     continue
                 underway.close()
                 if isinstance(event, Prepared):
-                    steps = event.steps
+                    steps, resumed = event.steps, event.first_step > 0
                     _say_prepared(event)
                 elif isinstance(event, Step):
                     losses.append(event.loss)
@@ -56,7 +66,7 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
                     say(f"step {event.step}/{steps}  saved {event.path}")
                 elif isinstance(event, Finished):
                     path = event.path
-                    _say_finished(event, losses)
+                    _say_finished(event, [] if resumed else losses)
         except KeyboardInterrupt:
             stream.close()
             if steps:
@@ -102,7 +112,7 @@ class _Underway:
 def _say_finished(event: Finished, losses: list[float]) -> None:
     loss = "nothing was left to train" if math.isnan(event.loss) else f"loss {event.loss:.4f}"
     say(f"done in {duration_text(event.seconds)}, {loss}")
-    if len(losses) > 1 and (fell := 1 - losses[-1] / losses[0]) < LITTLE:
+    if len(losses) > 1 and losses[-1] > KNOWN and (fell := 1 - losses[-1] / losses[0]) < LITTLE:
         changed = f"fell by {fell:.0%} only" if fell > 0 else "did not fall"
         say(f"the loss {changed}, so little was learnt: try more --epochs, or another --learning-rate")
 

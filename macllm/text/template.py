@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macllm.errors import UsageError
+from macllm.errors import DoesNotFitError, UsageError
 
 from .json_data import is_list, is_object, list_in, read_json
 from .messages import plain, read_messages, read_tools
@@ -127,7 +127,7 @@ class ChatTemplate:
             "documents": plain(variables.get("documents")),
             "add_generation_prompt": add_generation_prompt,
         }
-        budget = Budget(Limits(), input_chars=_chars(data))
+        budget = Budget(Limits(), input_chars=_checked_length(data))
 
         def write(messages: list[dict[str, Any]]) -> str:
             budget.begin()
@@ -237,6 +237,19 @@ def _explain(error: Exception) -> TemplateError:
         cause = f"line {error.lineno}: {error.message}"
         return TemplateError("The model's chat template is not valid Jinja.", cause=cause, remedy=_OTHER)
     return TemplateError("The model's chat template failed.", cause=said or type(error).__name__, remedy=_OTHER)
+
+
+def _checked_length(data: Any) -> int:
+    """Characters of what a template is given. Raises DoesNotFitError for more than a text may have."""
+    from .limits import MAX_TEXT
+
+    chars = _chars(data)
+    if chars > MAX_TEXT:
+        raise DoesNotFitError(
+            f"the conversation has {chars:,} characters; a chat template takes {MAX_TEXT:,}",
+            remedy="a shorter message, or a part of it at a time",
+        )
+    return chars
 
 
 def _chars(value: Any) -> int:

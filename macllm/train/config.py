@@ -79,7 +79,8 @@ class TrainConfig:
         for name, low, high in self._ranges():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UsageError(f"{name} cannot be {value}", cause=f"it has to lie between {low} and {high}")
+                between = f"it has to lie between {low:.10g} and {high:.10g}"
+                raise UsageError(f"{name} cannot be {value}", cause=between)
         if not self.data:
             raise UsageError("no training data", remedy="--data train.jsonl, or --resume with the folder of a run")
 
@@ -127,12 +128,24 @@ class TrainConfig:
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return {}
+            if values.get("data"):  # a script that always says --resume begins with a new run
+                return {}
+            flag = f"--{cls._folder.replace('_', '-')}"
+            raise UsageError(
+                f"{path.parent} holds no run to go on with",
+                cause=f"there is no {path}",
+                remedy=f"{flag} with the folder of a run, or --data train.jsonl for a new one",
+            ) from None
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the settings of the run in {path.parent}", cause=str(error)) from error
         return {
             name: value for name, value in settings.items() if name in defaults and name not in ("resume", cls._folder)
         }
+
+    @property
+    def folder(self) -> str:
+        """The run's folder."""
+        return getattr(self, self._folder)
 
     @classmethod
     def documentation(cls) -> dict[str, str]:
@@ -166,6 +179,13 @@ class FinetuneConfig(TrainConfig):
 
     _folder: ClassVar[str] = "adapter_path"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_layers == 0:
+            raise UsageError(
+                "num_layers cannot be 0", cause="there would be nothing to train", remedy="-1 for all layers"
+            )
+
     def fitted(self, parameters: int) -> Self:
         """The config with a learning rate and epochs for a model of so many parameters, where it leaves them open."""
         rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
@@ -174,7 +194,7 @@ class FinetuneConfig(TrainConfig):
         )
 
     def _ranges(self) -> list[tuple[str, float, float]]:
-        own: list[tuple[str, float, float]] = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("dropout", 0.0, 0.99)]
+        own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", 0.0, 1e6), ("dropout", 0.0, 0.99)]
         return [*super()._ranges(), *own]
 
 
@@ -194,6 +214,9 @@ class PretrainConfig(TrainConfig):
     mask_prompt: Annotated[bool, "learn the assistant's turns and completions only, not the prompts"] = False
 
     _folder: ClassVar[str] = "output"
+
+    def _ranges(self) -> list[tuple[str, float, float]]:
+        return [*super()._ranges(), ("init_std", 0.0, 1e3)]
 
 
 _SMALL_PARAMETERS = 50_000_000
@@ -248,7 +271,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         raise wrong
     try:
         return kind(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise wrong from error
 
 

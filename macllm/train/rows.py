@@ -57,12 +57,21 @@ def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
     return path / "train.jsonl", given or (beside if beside.is_file() else None)
 
 
-def read(path: Path) -> list[Row]:
-    """Every row of a .jsonl file. Raises DataError with file and line."""
+def check(data: str, valid: str) -> None:
+    """Raise DataError where the files that `find_files` names are not there, or do not begin with a row."""
+    for path in find_files(data, valid):
+        if path is not None:
+            read(path, most=1)
+
+
+def read(path: Path, most: int | None = None) -> list[Row]:
+    """Every row of a .jsonl file, or the first `most`. Raises DataError with file and line."""
     rows: list[Row] = []
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if len(rows) == most:
+                    break
                 if line.strip():
                     rows.append(_parse(line, f"{path}:{number}"))
     except OSError as error:

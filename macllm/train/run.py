@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from macllm.errors import UsageError
 
+from . import rows
 from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Finished, Prepared, Saved, TrainEvent
 from .loop import Trainer
@@ -39,7 +40,11 @@ class Run:
 
     @staticmethod
     def check(folder: Path, config: TrainConfig) -> None:
-        """Raise UsageError when `folder` holds something that this run would write over: before work is done."""
+        """Refuse, before work is done, what this run could not read or would write over.
+
+        Raises DataError for data that are not there or begin with no row, UsageError for a folder that holds something.
+        """
+        rows.check(config.data, config.valid)
         if config.resume or not folder.exists():
             return
         if not folder.is_dir():

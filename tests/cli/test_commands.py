@@ -199,6 +199,8 @@ def test_a_system_prompt_reaches_the_template(model: Path, run: Callable[..., Ra
         (["--raw", "--system", "y", "x"], 2, "--system"),
         (["--adapter", "nowhere", "x"], 3, "no adapter in nowhere"),
         (["word " * 400], 4, "256"),
+        (["--max-context", "20", "word " * 40], 4, "20"),
+        (["--max-context", "0", "x"], 2, "max_context"),
         (["\udcff"], 2, "not UTF-8"),
     ],
     ids=lambda value: (
@@ -220,6 +222,7 @@ def test_a_model_that_is_not_here_ends_with_3_when_the_network_is_off(
     command: list[str], name: str, run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     ran = run(command[0], "--model", name, *command[1:])
     assert (ran.code, ran.out) == (3, "")
     assert "try: " in ran.err
@@ -293,3 +296,13 @@ def test_models_alone_lists_its_commands(run: Callable[..., Ran]) -> None:
     alone = run("models")
     assert (alone.code, alone.err) == (0, "")
     assert "verify" in alone.out
+
+
+@pytest.mark.parametrize("wrong", [["-n", "0"], ["--temperature", "nan"], ["--kv-bits", "3"], ["--stop", ""]])
+def test_generate_refuses_wrong_values_before_it_loads_anything(
+    wrong: list[str], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macllm.cli.generate.fetch", lambda name: pytest.fail("a model was looked for"))
+    ran = run("generate", "hello", *wrong)
+    assert ran.code == 2
+    assert "it can be" in ran.err or "is empty" in ran.err

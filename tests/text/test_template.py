@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from macllm.errors import UsageError
+from macllm.errors import DoesNotFitError, UsageError
 from macllm.text.template import ChatTemplate, TemplateError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -188,3 +188,9 @@ def test_a_long_conversation_is_no_reason_to_stop() -> None:
         message["content"] *= 600
     for name in ("llama-3", "qwen-3", "gemma-3", "mistral", "phi-4", "phi-4-mini"):
         assert len(template(name).render(messages)) > 800 * 6 * 600
+
+
+def test_a_text_beyond_every_template_is_told_as_too_long_and_not_as_the_templates_fault() -> None:
+    too_long = [{"role": "user", "content": "word " * 2_000_000}]
+    with pytest.raises(DoesNotFitError, match="the conversation has 10,000,0"):
+        template("qwen-3").render(too_long)

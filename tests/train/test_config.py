@@ -121,3 +121,35 @@ def test_learning_rate_and_epochs_follow_the_size_of_the_model_unless_they_are_g
     given = FinetuneConfig(data="x.jsonl", learning_rate=5e-5, epochs=2)
     assert given.fitted(3_000_000) == given
     assert FinetuneConfig(data="x.jsonl", iters=9).fitted(3_000_000).iters == 9
+
+
+@pytest.mark.parametrize("kind", [FinetuneConfig, PretrainConfig])
+def test_resuming_where_no_run_is_says_so_and_not_that_data_are_missing(
+    kind: type[TrainConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="holds no run to go on with"):
+        kind.load(resume=True, **{kind._folder: str(tmp_path / "nowhere")})
+    begun = kind.load(resume=True, data="rows.jsonl", **{kind._folder: str(tmp_path / "nowhere")})
+    assert begun.data == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"alpha": float("nan")},
+        {"alpha": float("inf")},
+        {"num_layers": 0},
+        {"learning_rate": 10**400},
+        {"epochs": float("nan")},
+        {"dropout": 1},
+    ],
+    ids=str,
+)
+def test_a_number_that_would_spoil_the_run_is_refused_by_name(setting: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(setting))} cannot be"):
+        FinetuneConfig.load(data="rows.jsonl", **setting)
+
+
+def test_initial_weights_are_of_finite_size() -> None:
+    with pytest.raises(UsageError, match="init_std cannot be nan"):
+        PretrainConfig.load(data="rows.jsonl", init_std=float("nan"))

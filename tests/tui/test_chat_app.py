@@ -396,6 +396,26 @@ def test_control_c_stops_and_twice_quits(play: Play, monkeypatch: pytest.MonkeyP
     assert engine.closed
 
 
+def test_control_c_after_a_new_message_stops_its_answer_and_does_not_quit(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macllm_tui.screens.chat._AGAIN_SECONDS", 60.0)
+    engine = ScriptedEngine(["half", threading.Event()])
+
+    async def scenario(stage: Stage) -> None:
+        await stage.idle()
+        await stage.type("never sent")
+        await stage.press("ctrl+c")
+        await stage.say("Go")
+        await stage.sees("half")
+        await stage.press("ctrl+c")
+        await stage.idle()
+        await stage.sees("half")
+        assert stage.session.turns[-1].content == "half"
+
+    play(engine, scenario)
+
+
 def test_control_c_clears_the_prompt_but_remembers_it(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.idle()

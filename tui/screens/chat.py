@@ -140,6 +140,7 @@ class ChatScreen(Screen[None]):
         except UsageError as error:
             self._tell(Failure(error))
             return
+        self._interrupted = -_AGAIN_SECONDS  # what is sent now is not to be quit by the second of two Ctrl+C
         self.prompt.remember(message.text)
         self.prompt.put("")
         if found is None:
@@ -212,7 +213,7 @@ class ChatScreen(Screen[None]):
         if message.error is not None:
             self._tell(Failure(message.error), after=running.answer if running.answer.is_attached else None)
         elif self.session is not None and (warning := self.session.take_warning()) is not None:
-            self._tell(Notice(warning))
+            self._tell(Notice(warning), after=running.answer)
         if turn is None and running.user_turn is not None:
             self._queue.insert(0, running.user_turn)
         if message.error is not None or turn is None or turn.finish == "cancelled":

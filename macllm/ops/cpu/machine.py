@@ -12,10 +12,13 @@ def wanted() -> bool:
     return os.environ.get("MACLLM_NATIVE", "1") != "0"
 
 
+_MOST_THREADS = 1024  # more than any machine's cores, and few enough for every system to start
+
+
 def compute_threads() -> int:
     """Threads to compute with: OMP_NUM_THREADS if it is set, else all cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(asked)) if asked.isdigit() else physical_cores()
+    return max(1, min(int(asked), _MOST_THREADS)) if asked.isdecimal() else physical_cores()
 
 
 def physical_cores() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from macllm.ops.cpu import build
+from macllm.ops.cpu import build, machine
 from tests.compiling import alive, cached, kept, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
@@ -246,3 +246,23 @@ def test_the_answer_is_the_same_without_a_compiler_and_where_it_cannot_write() -
         got, told = answer(**environment)
         assert got["text"] == want["text"]
         assert len(told.splitlines()) == told.count(NOTICE) == notices, told
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads"),
+    [
+        ("3", 3),
+        ("0", 1),
+        ("100000", 1024),
+        ("1" + "0" * 30, 1024),
+        ("-3", None),
+        ("²", None),
+        ("abc", None),
+        ("", None),
+    ],
+)
+def test_threads_are_as_many_as_asked_for_but_no_more_than_a_system_starts(
+    asked: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert machine.compute_threads() == (machine.physical_cores() if threads is None else threads)
