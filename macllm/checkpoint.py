@@ -120,7 +120,7 @@ def assemble(
     keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap, written_by=families.architecture(config))
     tensors.clear()  # or every expert would stay in memory beside the stack that it became part of
-    model = _built(families.spec(reader), str(text["model_type"]))
+    model = build_model(families.spec(reader), str(text["model_type"]))
     if quantization:
         named = {renamed.get(theirs, theirs): value for theirs, value in quantization.items()}
         overrides = {mine: value for theirs, value in named.items() for mine in our_modules(theirs, keymap)}
@@ -137,7 +137,7 @@ def assemble(
     return model
 
 
-def _built(spec: ModelSpec, kind: str) -> Model:
+def build_model(spec: ModelSpec, kind: str) -> Model:
     """The modules of a spec. Raises CheckpointError for sizes of which no array can be made."""
     try:
         return build(spec)

@@ -127,6 +127,8 @@ class TrainConfig:
         path = Path(values.get(cls._folder, defaults[cls._folder])) / SETTINGS_NAME
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(settings, dict):
+                raise ValueError(f"{SETTINGS_NAME} is not a JSON object")
         except FileNotFoundError:
             if values.get("data"):  # a script that always says --resume begins with a new run
                 return {}
@@ -136,7 +138,7 @@ class TrainConfig:
                 cause=f"there is no {path}",
                 remedy=f"{flag} with the folder of a run, or --data train.jsonl for a new one",
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"cannot read the settings of the run in {path.parent}", cause=str(error)) from error
         return {
             name: value for name, value in settings.items() if name in defaults and name not in ("resume", cls._folder)
@@ -229,7 +231,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the config {path}", cause=error.strerror) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML", cause=str(error)) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from macllm import checkpoint, families
 from macllm.errors import UsageError
 from macllm.families.config import Config
-from macllm.nn.models import DecoderLM, build
+from macllm.nn.models import DecoderLM
 from macllm.ops import cpu
 from macllm.text.tokenizer import Tokenizer
 
@@ -65,7 +65,8 @@ def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
             cause=f"model_type is {raw.get('model_type')!r}",
             remedy=f"one of {', '.join(families.FAMILIES)}",
         )
-    model = build(families.spec(Config(families.text_config(raw))))
+    text = families.text_config(raw)
+    model = checkpoint.build_model(families.spec(Config(text)), text["model_type"])
     if not isinstance(model, DecoderLM):
         raise UsageError(f"{config.config} is no causal language model", remedy="a decoder such as model_type llama")
     initialize(model, config.init_std, config.seed)
@@ -84,12 +85,12 @@ def _check_vocabulary(model: DecoderLM, tokenizer: Tokenizer, config: PretrainCo
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"cannot read {path}", cause=error.strerror, remedy="--set config=path/to/config.json"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON", cause=str(error)) from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path} is not a JSON object")

@@ -45,6 +45,13 @@ def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
     """The training file and the validation file, if there is one, of a .jsonl or a folder."""
     path = Path(data)
     given = Path(valid) if valid else None
+    for odd in (path, given):
+        if odd is not None and odd.exists() and not odd.is_dir() and not odd.is_file():
+            raise DataError(
+                f"{odd} is not a file",
+                cause="rows are read more than once, which no pipe allows",
+                remedy="write them into a .jsonl file first",
+            )
     if given is not None and not given.is_file():
         raise DataError(f"no file {given}", remedy="--valid a .jsonl file")
     if not path.is_dir():
@@ -84,7 +91,7 @@ def read(path: Path, most: int | None = None) -> list[Row]:
 def _parse(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON", cause=str(error), remedy="one JSON object a line, in UTF-8") from error
     if not isinstance(row, dict):
         raise DataError(f"{where} is not a JSON object", remedy=_KINDS)

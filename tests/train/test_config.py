@@ -153,3 +153,19 @@ def test_a_number_that_would_spoil_the_run_is_refused_by_name(setting: dict[str,
 def test_initial_weights_are_of_finite_size() -> None:
     with pytest.raises(UsageError, match="init_std cannot be nan"):
         PretrainConfig.load(data="rows.jsonl", init_std=float("nan"))
+
+
+@pytest.mark.parametrize(
+    "settings", ["[1]", "{", "[" * 100_000, '{"seed": ' + "1" * 5000 + "}"], ids=["list", "cut", "deep", "long"]
+)
+def test_settings_of_a_run_that_cannot_be_read_are_a_usage_error(settings: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(settings)
+    with pytest.raises(UsageError, match="cannot read the settings"):
+        FinetuneConfig.load(resume=True, adapter_path=str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["seed = " + "1" * 5000, "a = " + "[" * 100_000], ids=["long", "deep"])
+def test_toml_that_python_cannot_hold_is_a_usage_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UsageError, match="is not TOML"):
+        FinetuneConfig.load(tmp_path / "run.toml")

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from macllm import adapter, checkpoint
-from macllm.errors import DataError, UsageError
+from macllm.errors import CheckpointError, DataError, UsageError
 from macllm.nn import lora
 from macllm.train import finetune as finetuning
 from macllm.train import pretrain as pretraining
@@ -297,3 +297,12 @@ def test_initial_weights_have_the_spread_asked_for(recipe: Path) -> None:
     assert bool((layer.attention_norm.pre.weight == 1).all())
     again = pretraining.new_model(big, config).embedding.tokens.weight
     assert bool(mx.array_equal(again, model.embedding.tokens.weight))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": 10**30}, {"num_attention_heads": 10**9}, {"intermediate_size": -3}]
+)
+def test_a_config_of_which_no_model_can_be_made_is_told_before_training(recipe: Path, changes: dict[str, int]) -> None:
+    config = PretrainConfig.load(recipe / "recipe.toml")
+    with pytest.raises(CheckpointError):
+        pretraining.new_model({**CONFIG, **changes}, config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def test_the_three_kinds_of_rows_are_told_apart(tmp_path: Path) -> None:
         '{"messages": [{"role": "assistant", "content": null}]}',
         '{"messages": [{"role": "user", "content": "x"}], "tools": {}}',
         "[" * 100_000,
+        '{"text": ' + "1" * 5000 + "}",
     ],
+    ids=lambda line: line[:40],
 )
 def test_a_bad_row_is_named_with_file_and_line(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "fine"}', line)
@@ -80,3 +83,18 @@ def test_a_folder_gives_its_training_and_validation_files(tmp_path: Path) -> Non
         rows.find_files(str(tmp_path / "absent"), "")
     with pytest.raises(DataError):
         rows.find_files(str(train), str(tmp_path / "absent"))
+
+
+def test_a_pipe_is_told_as_what_it_is_and_not_as_missing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    good = write(tmp_path / "a.jsonl", '{"text": "t"}')
+    for data, valid in ((tmp_path / "pipe", ""), (good, tmp_path / "pipe")):
+        with pytest.raises(DataError, match="is not a file"):
+            rows.find_files(str(data), str(valid))
+
+
+def test_only_the_first_row_is_looked_at_before_work_is_done(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "", '{"text": "t"}', "odd")
+    rows.check(str(path), "")
+    with pytest.raises(DataError, match=":3"):
+        rows.read(path)
