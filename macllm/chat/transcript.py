@@ -35,6 +35,10 @@ def write(path: Path, text: str, *, overwrite: bool = False) -> None:
 
     Raises: UsageError when the file exists and `overwrite` is false; MacllmError when it cannot be written.
     """
+    if path.is_dir():
+        raise UsageError(
+            f"{path} is a folder.", cause="the conversation becomes one file", remedy=f"/save {path / 'chat.md'}"
+        )
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:

@@ -78,7 +78,14 @@ def test_without_hard_links_a_file_is_still_not_overwritten(tmp_path: Path, monk
     assert path.read_text() == "first\n"
 
 
-@pytest.mark.parametrize("name", ["missing/chat.md", "file/chat.md", "folder"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_is_not_said_to_give_way_to_force(force: bool, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder") as caught:
+        transcript.write(tmp_path, "text", overwrite=force)
+    assert caught.value.remedy == f"/save {tmp_path / 'chat.md'}"
+
+
+@pytest.mark.parametrize("name", ["missing/chat.md", "file/chat.md"])
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()

@@ -416,6 +416,26 @@ def test_control_c_after_a_new_message_stops_its_answer_and_does_not_quit(
     play(engine, scenario)
 
 
+def test_control_c_takes_back_a_message_that_waits_for_the_model(play: Play) -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine(["Hello."])
+
+    def open_slowly(tell: Tell) -> Session:
+        gate.wait(10)
+        return Session(engine)
+
+    async def scenario(stage: Stage) -> None:
+        await stage.sees("loading maclet…")
+        await stage.say("Too early")
+        await stage.press("ctrl+c")
+        assert stage.typed == "Too early"
+        gate.set()
+        await stage.idle()
+        assert engine.requests == []
+
+    play(open_slowly, scenario)
+
+
 def test_control_c_clears_the_prompt_but_remembers_it(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.idle()

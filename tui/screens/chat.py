@@ -307,7 +307,7 @@ class ChatScreen(Screen[None]):
             self.action_leave()
             return
         self._interrupted = now
-        if self._current is not None:
+        if self._current is not None or self._queue:
             self.action_stop()
         elif self.prompt.text:
             self.prompt.remember(self.prompt.text)
