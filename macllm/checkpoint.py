@@ -183,6 +183,10 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
 
     Raises UsageError for a model with an adapter laid over it, DoesNotFitError on a full disk.
     """
+    from macllm.text.tokenizer import Tokenizer
+
+    if isinstance(model, Tokenizer):
+        raise UsageError("The model and the tokenizer are swapped.", remedy="macllm.save(model, tokenizer, folder)")
     folder = Path(folder)
     config = dict(model.info.config)
     if not families.is_known(config):

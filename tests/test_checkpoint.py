@@ -181,6 +181,13 @@ def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) 
     assert not (tmp_path / "b").exists()
 
 
+def test_a_model_and_a_tokenizer_that_are_swapped_are_said_to_be(tmp_path: Path) -> None:
+    model, tokenizer = checkpoint.load()
+    with pytest.raises(UsageError, match="are swapped"):
+        checkpoint.save(tokenizer, model, tmp_path / "b")  # type: ignore[arg-type]
+    assert not (tmp_path / "b").exists()
+
+
 def test_quantizing_leaves_routers_and_odd_rows_alone() -> None:
     model = golden("mixtral").model()
     quantize.apply(model, bits=4, group_size=32)

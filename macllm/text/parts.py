@@ -11,9 +11,9 @@ from .formats.choice import Formats, choose
 from .formats.shape import Literals
 from .output import Kind, Part
 from .tags import TagSplitter
+from .template import ChatTemplate
 
 if TYPE_CHECKING:
-    from .template import ChatTemplate
     from .tokenizer import Tokenizer
 
 __all__ = ["Kind", "Part", "Splitter", "TagSplitter", "part_splitter", "splitter_for"]
@@ -48,7 +48,7 @@ def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int], tools: Tools = No
             break  # the turn begins here
         start -= 1
     tail = tokenizer.decode(prompt[start:])
-    heading = Literals(formats.tags).before(template.heading) if template else ""
+    heading = Literals(formats.tags).before(template.heading) if isinstance(template, ChatTemplate) else ""
     if heading.strip():  # what the user said of tags opens nothing
         tail = tail[max(0, tail.rfind(heading)) :]
     return splitter_for(template, tools=tools, prompt=tail, tokenizer=tokenizer)

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +14,7 @@ from macllm.errors import ModelNotFoundError, UsageError
 
 from .detokenizer import Detokenizer
 from .json_data import REDOWNLOAD
+from .messages import kind_of
 from .settings import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -145,13 +147,20 @@ class Tokenizer:
         """The token ids of `text`; an added token in the text is that token.
 
         `add_special_tokens` puts what the model expects around a text, such as the begin token.
-        A lone surrogate, which no UTF-8 text has, counts as U+FFFD.
+        A lone surrogate, which no UTF-8 text has, counts as U+FFFD. Raises `UsageError` for anything but a text.
         """
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"encode takes one text, and this is {kind_of(text)}.", remedy="tokenizer.encode(text)")
         return self._backend.encode(_valid(text), add_special_tokens)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids; ids beyond the vocabulary have none."""
-        known = [index for index in map(int, ids) if 0 <= index < 1 << 32]
+        """The text of token ids; ids beyond the vocabulary have none. Raises `UsageError` for what are no ids."""
+        try:
+            known = [each for each in map(index, ids) if 0 <= each < 1 << 32]
+        except TypeError as error:
+            raise UsageError(
+                f"decode takes token ids, and this is {kind_of(ids)}.", cause=str(error), remedy="tokenizer.decode([1])"
+            ) from error
         return self._backend.decode(known, skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from itertools import chain
 
+from macllm.errors import UsageError
+
 from .formats.call import Element, Scan, ToolCall, ToolCallError, Tools
 from .formats.readers import refuse
 from .formats.shape import Literals
 from .formats.table import ELEMENTS, FUNCTION_GEMMA, GEMMA, SECTIONS
 from .formats.typed import names_of
+from .messages import kind_of
 
 __all__ = ["ToolCall", "ToolCallError", "parse_tool_calls"]
 
@@ -24,6 +27,11 @@ def parse_tool_calls(text: str, tools: Tools = None) -> list[ToolCall]:
     Formats that write arguments as raw text take their types from the schemas of `tools`; an argument without a
     type stays text, as does one that is not of its type. Raises `ToolCallError`: no call is left out silently.
     """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"parse_tool_calls reads one text, and this is {kind_of(text)}.",
+            remedy="for each: [call for text in completion.tool_calls for call in parse_tool_calls(text, tools)]",
+        )
     calls: list[ToolCall] = []
     at = _skip(text, 0)
     while at < len(text):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -132,6 +133,16 @@ def test_ids_beyond_the_vocabulary_have_no_text(folder: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder)
     ids = tokenizer.encode("The quick brown fox", add_special_tokens=False)
     assert tokenizer.decode([-1, *ids, 10**6, 2**40]) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"text", ["text"]])
+def test_what_is_no_text_and_what_are_no_ids_is_one_clear_error(wrong: Any, folders) -> None:
+    tokenizer = Tokenizer.from_folder(folders["byte-level tokenizer.json with bos"])
+    with pytest.raises(UsageError, match="encode takes one text, and this is"):
+        tokenizer.encode(wrong)
+    for ids in (None, 5, "text", [1.5], ["1"], [None]):
+        with pytest.raises(UsageError, match="decode takes token ids, and this is"):
+            tokenizer.decode(ids)  # type: ignore[arg-type]
 
 
 def test_a_long_text_is_not_cut_by_the_truncation_that_the_file_asks_for(folders) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from macllm.errors import UsageError
 from macllm.text.tool_calls import ToolCall, ToolCallError, parse_tool_calls
 
 A, B = ToolCall("a", {"x": 1}), ToolCall("b", {"y": ["é", None]})
@@ -150,6 +151,19 @@ SCHEMAS: list[tuple[dict[str, Any], str, Any]] = [
     ({"enum": [1, 2, "x"]}, "2", 2),
     ({"$ref": "#/$defs/count"}, "7", 7),
     ({}, "7", "7"),
+    # names of types in other languages
+    ({"type": "int"}, "7", 7),
+    ({"type": "FLOAT"}, "1.5", 1.5),
+    ({"type": "bool"}, "true", True),
+    ({"type": "BOOLEAN"}, "True", True),
+    ({"type": "dict"}, '{"a": 1}', {"a": 1}),
+    ({"type": ["list", "none"]}, "[1]", [1]),
+    ({"type": "str"}, "7", "7"),
+    ({"const": 7}, "7", 7),
+    ({"const": "7"}, "7", "7"),
+    # what JSON cannot say
+    ({"type": "number"}, "NaN", "NaN"),
+    ({"type": "number"}, "-Infinity", "-Infinity"),
 ]
 
 
@@ -184,6 +198,12 @@ def test_a_bare_name_is_a_call_of_a_tool_that_there_is() -> None:
     assert parse_tool_calls("now", [{"name": "now"}]) == [ToolCall("now")]
     with pytest.raises(ToolCallError):
         parse_tool_calls("now", [{"name": "then"}])
+
+
+@pytest.mark.parametrize("wrong", [None, ("a", "b"), ["a"], b"a", {"name": "a"}])
+def test_what_is_no_text_is_named(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="reads one text, and this is"):
+        parse_tool_calls(wrong)
 
 
 def test_no_arguments_at_all_are_none_for_a_tool_that_has_none() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ..json_data import is_list, is_object, list_in, object_in
 from .call import Tools
@@ -37,7 +37,9 @@ def typed(text: str, schema: Any, *, guess: bool = False) -> Any:
     Without types in the schema, `guess` reads JSON where it is JSON.
     """
     types = set(_types(schema))
-    choices = list_in(object_in(schema).get("enum"))
+    choices = list_in(object_in(schema).get("enum")) or [
+        each for name, each in object_in(schema).items() if name == "const"
+    ]
     if not types and choices:
         return next((choice for choice in choices if text in (str(choice), json.dumps(choice))), text)
     if not types:
@@ -56,7 +58,9 @@ def _types(schema: Any, depth: int = 0) -> Iterator[str]:
     if not is_object(schema) or depth > _NESTING:
         return
     named = schema.get("type")
-    yield from [named] if isinstance(named, str) else [each for each in list_in(named) if isinstance(each, str)]
+    for each in [named] if isinstance(named, str) else list_in(named):
+        if isinstance(each, str):
+            yield _NAMES.get(each.lower(), each.lower())
     if schema.get("nullable") is True:
         yield "null"
     if named is None and "properties" in schema:
@@ -89,7 +93,7 @@ def _resolved(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
 def literal(text: str) -> Any:
     """A JSON value, or a Python literal as templates without a JSON filter write it; MISSING for neither."""
     try:
-        return json.loads(text, strict=False)
+        return json.loads(text, strict=False, parse_constant=_refuse)
     except (ValueError, RecursionError):
         pass
     if text[:1] not in ("{", "[", "T", "F", "N"):
@@ -102,10 +106,29 @@ def literal(text: str) -> Any:
     return value
 
 
+def _refuse(constant: str) -> NoReturn:
+    """Raise ValueError for NaN and Infinity, which JSON does not have."""
+    raise ValueError(constant)
+
+
 def _lower(text: str) -> Any:
     return {"TRUE": True, "FALSE": False, "NULL": None}.get(text, MISSING)
 
 
+# of Python and other languages, which tools without a generator of schemas use
+_NAMES = {
+    "str": "string",
+    "text": "string",
+    "int": "integer",
+    "long": "integer",
+    "float": "number",
+    "double": "number",
+    "bool": "boolean",
+    "dict": "object",
+    "list": "array",
+    "tuple": "array",
+    "none": "null",
+}
 _KINDS: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
     "boolean": (bool,),
@@ -121,7 +144,7 @@ def _is_any_of(value: Any, types: set[str]) -> bool:
         return "boolean" in types
     if isinstance(value, float) and value.is_integer() and "integer" in types:
         return True
-    return any(isinstance(value, _KINDS.get(name.lower(), ())) for name in types)
+    return any(isinstance(value, _KINDS.get(name, ())) for name in types)
 
 
 def _only_whole(types: set[str]) -> bool:
