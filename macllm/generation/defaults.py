@@ -7,7 +7,8 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from macllm.errors import UsageError
@@ -60,17 +61,31 @@ def default_sampling(info: ModelInfo) -> SamplingParams:
     return defaults(info.generation_config, encoder_decoder=text_to_text, vocab_size=info.vocab_size)
 
 
-def default_max_tokens(info: ModelInfo) -> int:
+def default_max_tokens(info: ModelInfo, request: Request, prompt_tokens: Callable[[], int]) -> int:
     """Most tokens of a completion that nobody bounds: ours, or fewer where the checkpoint wishes so.
 
-    A `max_length` counts where it is the answer's, in an encoder-decoder.
+    As in transformers `max_new_tokens` goes before `max_length`, which counts what the new tokens follow too: the
+    prompt (`prompt_tokens`, counted only if needed) or the first tokens of an encoder-decoder's decoder.
     """
     wished = wishes.read(info.generation_config)
     most = wished.max_new_tokens
-    if most is None and wished.max_length is not None and info.kind == "encoder-decoder":
-        forced = "forced_bos_token_id" in wished.sampling
-        most = max(wished.max_length - 1 - forced, 1)
+    if most is None and wished.max_length is not None:
+        if info.kind == "encoder-decoder":
+            before = 1 + (request.sampling.forced_bos_token_id is not None)
+        else:
+            before = prompt_tokens()
+        most = wished.max_length - before
+        if most < 1:
+            _tell_too_short(wished.max_length, before)
+            most = None
     return MAX_TOKENS if most is None else min(most, MAX_TOKENS)
+
+
+@lru_cache
+def _tell_too_short(max_length: int, before: int) -> None:
+    log.warning(
+        "generation_config.json: max_length = %d is left out: %d tokens come before the answer", max_length, before
+    )
 
 
 def new_seed() -> int:

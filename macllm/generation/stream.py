@@ -183,11 +183,14 @@ def make_request(
 ) -> Request:
     """The request that `prompt` and the options given make for this model. Raises UsageError for what is no option."""
     options = read_options(options, tokenizer.token_to_id)
-    options.setdefault("max_tokens", default_max_tokens(model.info))
     read = read_prompt(prompt)
     options["prompt" if isinstance(read, str) else "messages"] = read
     drawn = {name: options.pop(name) for name in SAMPLING_NAMES & options.keys()}
-    return Request(sampling=replace(default_sampling(model.info), **drawn), **options)
+    request = Request(sampling=replace(default_sampling(model.info), **drawn), **options)
+    if "max_tokens" in options:
+        return request
+    most = default_max_tokens(model.info, request, lambda: len(encode_prompt(tokenizer, request)))
+    return replace(request, max_tokens=most)
 
 
 def _collected(events: Events) -> Completion:
@@ -301,8 +304,7 @@ class _Run:
         model, request = self._model, self._request
         limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": request.kv_bits}
         if self._info.kind == "encoder-decoder":
-            forced = self._info.generation_config.get("forced_bos_token_id")
-            inputs = [token for token in (self._info.decoder_start, forced) if token is not None]
+            inputs = [token for token in (self._info.decoder_start, self._forced_bos()) if token is not None]
             return model.start(mx.array([self._prompt], dtype=mx.int32), **limits), inputs, 0
         reach = request.max_context or len(self._prompt) + self._room
         rotation = self._info.rotation_class(reach)

@@ -371,7 +371,15 @@ def test_stop_strings_of_the_checkpoint_end_an_answer() -> None:
 
 @pytest.mark.parametrize(
     ("wishes", "options", "count"),
-    [({"max_new_tokens": 5}, {}, 5), ({"max_new_tokens": 5}, {"max_tokens": 7}, 7), ({"max_new_tokens": 999}, {}, 12)],
+    [
+        ({"max_new_tokens": 5}, {}, 5),
+        ({"max_new_tokens": 5}, {"max_tokens": 7}, 7),
+        ({"max_new_tokens": 999}, {}, 12),
+        ({"max_length": 6}, {}, 5),  # the prompt's token counts
+        ({"max_length": 6}, {"max_tokens": 7}, 7),
+        ({"max_length": 6, "max_new_tokens": 3}, {}, 3),
+        ({"max_length": 1}, {}, 12),
+    ],
 )
 def test_fewer_tokens_are_made_where_the_checkpoint_wishes_so(wishes: dict, options: dict, count: int) -> None:
     assert len(generate(wishing(**wishes), FakeTokenizer(), "x", **options).tokens) == count

@@ -54,6 +54,11 @@ def test_a_decoder_that_starts_with_padding_obeys_them_too(wish: dict, tmp_path:
     _compare("t5", wish, tmp_path, bias={})
 
 
+@pytest.mark.parametrize("wish", [{}, {"forced_bos_token_id": 11}], ids=["alone", "before-the-file"])
+def test_a_decoder_begins_with_the_token_that_the_user_forces(wish: dict, tmp_path: Path) -> None:
+    _compare("bart", wish, tmp_path, bias={}, user={"forced_bos_token_id": 20, "no_repeat_ngram_size": 1})
+
+
 @pytest.mark.parametrize("wish", [{"no_repeat_ngram_size": 2}, {"forced_eos_token_id": 2}, {"min_length": 9}], ids=str)
 def test_wishes_in_config_json_hold_where_there_is_no_other_file(wish: dict, tmp_path: Path) -> None:
     _compare("bart", wish, tmp_path, bias={}, old=True)
@@ -66,8 +71,9 @@ def _written(name: str) -> tuple[Case, Path, Any]:
     return case, folder, write(case, folder)
 
 
-def _compare(name: str, wish: dict, folder: Path, *, bias: dict, old: bool = False) -> None:
+def _compare(name: str, wish: dict, folder: Path, *, bias: dict, old: bool = False, user: dict | None = None) -> None:
     """One prompt, 20 new tokens. A bias on the end makes a model end at its first chance."""
+    user = user or {}
     import torch
     from transformers import GenerationConfig
 
@@ -85,15 +91,15 @@ def _compare(name: str, wish: dict, folder: Path, *, bias: dict, old: bool = Fal
         (folder / "generation_config.json").unlink()
     else:
         (folder / "generation_config.json").write_text(json.dumps(file))
-    config = GenerationConfig(**file, do_sample=False, num_beams=1, max_new_tokens=20)
+    config = GenerationConfig(**file | user, do_sample=False, num_beams=1, max_new_tokens=20)
     out = theirs.generate(torch.tensor([PROMPT]), generation_config=config, use_cache=name != "t5")[0].tolist()
     model = checkpoint.load_model(folder)
     wanted = out[1:] if start is not None else out[len(PROMPT) :]
-    if start is not None and "forced_bos_token_id" in wish:
-        assert wanted.pop(0) == wish["forced_bos_token_id"]
+    if start is not None and "forced_bos_token_id" in wish | user:
+        assert wanted.pop(0) == (wish | user)["forced_bos_token_id"]
     wanted = wanted[: wanted.index(2)] if 2 in wanted else wanted
-    most = 20 - (start is not None and "forced_bos_token_id" in wish)
-    sampling = default_sampling(model.info)
+    most = 20 - (start is not None and "forced_bos_token_id" in wish | user)
+    sampling = dataclasses.replace(default_sampling(model.info), **user)
     if start is None:
         sampling = dataclasses.replace(sampling, temperature=0.0, min_p=0.0)
     made = generate(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=most, sampling=sampling))
