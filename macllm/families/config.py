@@ -192,11 +192,15 @@ def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """The positions that a model with rotary positions is made for, its RoPE scaling included."""
+    """The positions that a model with rotary positions is made for, its RoPE scaling included.
+
+    A `model_max_length` goes before `max_position_embeddings`, as in vLLM: Command R is trained on more than that says.
+    """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     by_kind = [value for value in scaling.values() if isinstance(value, Mapping)]
     before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
-    return scaled_length(config.get("max_position_embeddings"), [before | dict(each) for each in by_kind or [scaling]])
+    length = config.get("model_max_length") or config.get("max_position_embeddings")
+    return scaled_length(length, [before | dict(each) for each in by_kind or [scaling]])
 
 
 def scaled_length(length: int | None, rotations: Iterable[Mapping[str, Any]]) -> int | None:

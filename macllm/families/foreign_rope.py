@@ -120,4 +120,5 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     names = next(names for names in spellings.ALIASES if "max_position_embeddings" in names)
     before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
     stretched = [before | parameters for parameters in spellings.rotations(config).values()]
-    return scaled_length(spellings.first(spellings.completed(config), names), stretched)
+    full = spellings.completed(config)
+    return scaled_length(full.get("model_max_length") or spellings.first(full, names), stretched)

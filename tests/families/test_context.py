@@ -30,6 +30,8 @@ GEMMA3 = {"model_type": "gemma3_text", "head_dim": 12, "sliding_window": 16, "qu
 SPELLED: list[tuple[dict[str, Any], int | None]] = [
     ({}, 64),
     ({"max_position_embeddings": None}, None),
+    ({"model_max_length": 128}, 128),  # Command R's
+    ({"model_max_length": 128, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 256),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, 256),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}, 128),
     ({"rope_scaling": {"type": "yarn", "factor": 4}}, 256),
