@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from macllm.chat.options import ChatOptions
-from macllm.chat.session import Session, Turn
+from macllm.chat.session import ContextUse, Session, Turn
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.engine import News, Tell
 from macllm.generation.request import CallLines, Delta, Events, Prefill
@@ -155,16 +155,17 @@ class LineChat:
         if isinstance(error, MacllmError):
             raise error
         latest = session.last_answer
-        self._conclude(None if latest is before else latest)
+        self._conclude(None if latest is before else latest, session.context)
         return INTERRUPTED if stopped else 0
 
-    def _conclude(self, turn: Turn | None) -> None:
+    def _conclude(self, turn: Turn | None, context: ContextUse) -> None:
         if turn is None:
             return
         if self.options.verbose:
             self._narrator.say(f"stats: {summarize(turn)}")
         elif turn.finish == "length":
-            self._narrator.say("The answer is cut at the token limit (--max-tokens).")
+            where = "end of the context" if context.is_full else "token limit (--max-tokens)"
+            self._narrator.say(f"The answer is cut at the {where}.")
 
     def _print_until_end(self, patience_seconds: float | None = None) -> object:
         """Print what comes until the turn ends, or until nothing has come for `patience_seconds`; return its error."""

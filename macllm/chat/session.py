@@ -69,6 +69,11 @@ class ContextUse:
         return bool(self.limit_tokens) and self.used_tokens >= FULL_SHARE * self.limit_tokens
 
     @property
+    def is_full(self) -> bool:
+        """True where not one token more has room."""
+        return self.limit_tokens is not None and self.used_tokens >= self.limit_tokens
+
+    @property
     def warning(self) -> str:
         """A sentence with both numbers and the way out, to be told where the context fills up."""
         share = self.used_tokens / self.limit_tokens if self.limit_tokens else 0.0

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from macllm.chat.options import ChatOptions
+from macllm.chat.session import ContextUse, Turn
 from macllm.errors import UsageError
-from macllm_tui.plain import message
+from macllm_tui.plain import LineChat, message
 
 SCRIPT = Path(__file__).parent / "scripted_cli.py"
 
@@ -55,6 +57,22 @@ def test_the_token_limit_is_told() -> None:
     code, out, err = chat([["a", "b", "c"]], "Hi", "--max-tokens", "2")
     assert (code, out) == (0, b"ab\n")
     assert "--max-tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [
+        (ContextUse(40, 512), "cut at the token limit (--max-tokens)"),
+        (ContextUse(512, 512), "cut at the end of the context"),
+        (ContextUse(40, None), "cut at the token limit (--max-tokens)"),
+    ],
+)
+def test_an_answer_that_ends_with_the_context_is_not_said_to_end_at_a_limit_that_nobody_set(
+    context: ContextUse, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = LineChat(ChatOptions(), lambda _: pytest.fail("no model is needed"))
+    chat._conclude(Turn(role="assistant", content="half", finish="length"), context)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
