@@ -8,6 +8,7 @@ factors become one pair of higher rank: the As side by side, the Bs along a diag
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import mlx.nn as nn
 from macllm import families
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
+from macllm.hub.files import refuse_pointers
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
 from macllm.weights.keymap import Rule, Split, our_modules, their_modules
@@ -90,12 +92,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             cause=f"it needs {_WEIGHTS} and {_CONFIG}",
             remedy="macllm finetune --lora --model M --data train.jsonl",
         )
+    refuse_pointers(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         scale = config["lora_parameters"]["scale"]
-        if not isinstance(scale, int | float) or isinstance(scale, bool):
-            raise ValueError("lora_parameters.scale is not a number")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+            raise ValueError("lora_parameters.scale is not a finite number")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a LoRA config", cause=str(error)) from error
     if config.get("fine_tune_type", "lora") != "lora":
         raise CheckpointError(f"{path} is of another kind", cause=f"fine_tune_type is {config['fine_tune_type']!r}")

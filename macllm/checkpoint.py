@@ -233,6 +233,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises ModelNotFoundError without one, CheckpointError for a broken or nameless one."""
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelNotFoundError(
+                f"{folder} is an adapter, not a model",
+                remedy=f"--adapter {folder}, and --model with what it was trained on if that is not maclet",
+            )
         raise ModelNotFoundError(
             f"{folder} is not a model: it has no config.json", remedy="macllm models ls, for those that are here"
         )

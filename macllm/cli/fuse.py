@@ -28,7 +28,8 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
         raise UsageError(f"{folder} is there already", remedy=f"macllm fuse --output {folder}-2")
     from macllm.adapter import read_config
 
-    base = model or read_config(Path(adapter)).get("model")
+    told = read_config(Path(adapter)).get("model")
+    base = model or (told if isinstance(told, str) else None)
     source = fetch(base)
     from macllm.checkpoint import load, save
     from macllm.nn.lora import fuse

@@ -168,6 +168,9 @@ def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -
         ({"lora_parameters": {}}, "not a LoRA config"),
         ({"lora_parameters": {"scale": "x"}}, "not a LoRA config"),
         ({"lora_parameters": {"scale": True}}, "not a LoRA config"),
+        ({"lora_parameters": {"scale": float("nan")}}, "not a LoRA config"),
+        ({"lora_parameters": {"scale": float("inf")}}, "not a LoRA config"),
+        ({"lora_parameters": {"scale": 10**400}}, "not a LoRA config"),
         ({"fine_tune_type": "dora"}, "another kind"),
     ],
 )
@@ -178,6 +181,24 @@ def test_a_config_that_is_no_lora_is_refused(tmp_path: Path, damage: dict[str, A
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(CheckpointError, match=said):
+        adapter.attach(make(), tmp_path)
+
+
+def test_an_adapter_in_place_of_a_model_is_told_as_one(tmp_path: Path) -> None:
+    model = make()
+    lora.apply(model, rank=2, alpha=2.0)
+    adapter.save(model, tmp_path)
+    with pytest.raises(ModelNotFoundError, match="is an adapter, not a model") as error:
+        load_model(tmp_path)
+    assert f"--adapter {tmp_path}" in str(error.value.remedy)
+
+
+def test_a_pointer_of_git_lfs_in_place_of_an_adapter_is_told_as_one(tmp_path: Path) -> None:
+    model = make()
+    lora.apply(model, rank=2, alpha=2.0)
+    adapter.save(model, tmp_path)
+    (tmp_path / "adapters.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 10\n")
+    with pytest.raises(ModelNotFoundError, match="pointer of Git LFS"):
         adapter.attach(make(), tmp_path)
 
 
