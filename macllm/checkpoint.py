@@ -20,6 +20,7 @@ from macllm.families import packing
 from macllm.families.config import Config
 from macllm.families.defaults import DEFAULTS
 from macllm.families.generation import generation_config
+from macllm.files import stand_in
 from macllm.nn import quantize
 from macllm.nn.info import ModelInfo
 from macllm.nn.linear import Linear, Table
@@ -326,7 +327,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON", cause=str(error), remedy="download it again") from None
+        cause, remedy = stand_in(path) or (str(error), "download it again")
+        raise CheckpointError(f"{path} is not JSON", cause=cause, remedy=remedy) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object", remedy="download it again")
     return value

@@ -246,3 +246,18 @@ def test_loading_never_holds_much_more_than_the_weights(tmp_path: Path) -> None:
 def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
     with pytest.raises(UsageError, match=f"The {next(iter(wrong))} is"):
         checkpoint.load(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "told"),
+    [(None, "names no model_type"), (["llama"], "is no name"), ("spiral", "'spiral' is not supported")],
+)
+def test_a_model_type_that_nothing_reads_is_told_apart_from_one_that_fails(
+    model_type: object, told: str, tmp_path: Path
+) -> None:
+    folder = golden("llama").write(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": model_type}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=told) as raised:
+        checkpoint.load_model(folder)
+    assert raised.value.cause

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import mlx.core as mx
@@ -14,8 +16,10 @@ import mlx.nn as nn
 
 from macllm.errors import CheckpointError, MacllmError, UsageError
 from macllm.nn.info import ModelInfo
+from macllm.weights.header import read_header
+from macllm.weights.safetensors import load_folder, weight_files
 
-from . import spellings
+from . import packing, spellings
 from .foreign_layout import KNOWN_WRONG, rearranged, respelled_for
 from .foreign_mend import OBEYED, mend
 from .foreign_rope import context_length, set_rotations
@@ -141,7 +145,13 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
     Raises CheckpointError for a type that it does not know, for a config that its class would not obey, and for
     a class whose logits are known to be wrong.
     """
-    kind = str(config.get("model_type"))
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise CheckpointError(
+            "config.json names no model_type" if kind is None else f"model_type {kind!r} of config.json is no name",
+            cause="without it nothing says what the weights are for",
+            remedy="take config.json from the model's source",
+        )
     if kind in KNOWN_WRONG:
         raise CheckpointError(
             f"model_type {kind!r} is not supported",
@@ -162,14 +172,19 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
 
     text = text_config(config)
     try:
-        spelled, classes = translated(config, text), cast(Any, _classes(config, text))
-        model, _ = load_model(folder, lazy=False, strict=True, model_config=spelled, get_model_classes=classes)
+        spelled, classes = translated(config, text), cast(Any, _classes(config, text, folder))
+        with _blank(folder) as blank:
+            model, _ = load_model(blank, lazy=False, strict=True, model_config=spelled, get_model_classes=classes)
     except MacllmError:
         raise
     except (Exception, SystemExit) as error:
-        raise _failed(kind, "loads", error) from error
+        failed = _failed(kind, "loads", error)
+        names = [name for path in weight_files(folder) for name in read_header(path)]
+        packing.explain(config, names, str(failed.cause))
+        raise failed from error
     size = text.get("vocab_size") or spellings.completed(text).get("vocab_size")
-    known = context_length(text), spellings.unread_window(text, _reads(text["model_type"]))
+    obeyed = _reads(text["model_type"]) - spellings.unread(text["model_type"])
+    known = context_length(text), spellings.unread_window(text, obeyed)
     length = min((n for n in known if n), default=None)
     table = length if kind in _LEARNED_POSITIONS else None
     return ForeignLM(model, kind, ModelInfo(vocab_size=size, context_length=length, position_count=table))
@@ -203,7 +218,8 @@ def _reads(kind: str) -> frozenset[str]:
 def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     """The whole config, its language model spelled as mlx-lm's class reads it."""
     kind = text["model_type"]
-    made = respelled_for(kind, text, _reads(kind) | OBEYED.get(kind, frozenset()))
+    mended = OBEYED.get(kind, frozenset())
+    made = respelled_for(kind, text, _reads(kind) | mended, spellings.unread(kind) - mended)
     if text is not config:
         # Gemma 4's outer class takes this size from outside.
         return {**config, "text_config": made, "vocab_size": made.get("vocab_size")}
@@ -212,8 +228,26 @@ def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     return {**made, "model_type": MODULES.get(kind, kind)}
 
 
-def _classes(whole: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
-    """A callback for mlx-lm's loader: its own classes, with weights rearranged and rotations set."""
+@contextmanager
+def _blank(folder: Path) -> Iterator[Path]:
+    """A folder in which mlx-lm's loader finds a checkpoint without tensors: the weights are read here.
+
+    Left to itself it reads every file named model*.safetensors, copies and remains of other checkpoints among them.
+    """
+    with TemporaryDirectory(prefix="macllm-") as name:
+        blank = Path(name)
+        (blank / "config.json").write_text("{}", encoding="utf-8")
+        mx.save_safetensors(str(blank / "model.safetensors"), {})
+        beside = folder / "hf_quant_config.json"
+        if beside.is_file():
+            (blank / beside.name).write_bytes(beside.read_bytes())
+        yield blank
+
+
+def _classes(
+    whole: dict[str, Any], text: dict[str, Any], folder: Path
+) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
+    """A callback for mlx-lm's loader: its own classes, with the folder's weights rearranged and rotations set."""
     from mlx_lm.utils import _get_classes
 
     def classes(config: dict[str, Any]) -> tuple[Callable[[Any], nn.Module], type]:
@@ -225,7 +259,10 @@ def _classes(whole: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], tu
             mend(model, text["model_type"], text)
             sanitize = getattr(model, "sanitize", dict)
             tied = any(part.get("tie_word_embeddings") is not False for part in (whole, text))
-            model.sanitize = lambda weights: rearranged(weights, model, {**text, "tie_word_embeddings": tied}, sanitize)
+            said = (part.get("tie_word_embeddings") for part in (text, whole, spellings.completed(text)))
+            sure = next((value for value in said if value is not None), None) is True
+            spoken = {**text, "tie_word_embeddings": tied, "surely_tied": sure}
+            model.sanitize = lambda _: rearranged(load_folder(folder, small_floats=True), model, spoken, sanitize)
             return model
 
         return build, reader
@@ -235,6 +272,12 @@ def _classes(whole: dict[str, Any], text: dict[str, Any]) -> Callable[[dict], tu
 
 def _failed(kind: str, does: str, error: BaseException) -> CheckpointError:
     """Our error for one of theirs."""
+    if str(error).startswith("Model type ") and str(error).endswith(" not supported."):
+        return CheckpointError(
+            f"model_type {kind!r} is not supported",
+            cause="neither macllm nor mlx-lm has a class for it",
+            remedy="a checkpoint of another family: macllm models ls, for those that are here",
+        )
     lines = str(error).strip().splitlines()
     said = " ".join(line.strip() for line in lines[:4])
     if not said or isinstance(error, KeyError | SystemExit | AssertionError | AttributeError | IndexError):

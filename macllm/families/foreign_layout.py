@@ -23,10 +23,19 @@ KNOWN_WRONG: dict[str, str] = {
 }
 
 
-def respelled_for(kind: str, config: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
+def respelled_for(
+    kind: str, config: Mapping[str, Any], reads: Collection[str], ignored: Collection[str] = ()
+) -> dict[str, Any]:
     """`spellings.respell`, and what one class alone wants."""
     own = _TELLS.get(kind, frozenset())
-    made = spellings.respell({key: config[key] for key in config if key not in own}, frozenset(reads) - own)
+    given = {key: config[key] for key in config if key not in own}
+    made = spellings.respell(given, frozenset(reads) - own, ignored)
+    if kind in _ONE_UNSCALED and spellings.first(made, ("num_experts_per_tok", "num_experts_per_token")) == 1:
+        raise CheckpointError(
+            f"num_experts_per_tok = 1 of config.json is not supported for {kind!r}",
+            cause="mlx-lm's class renormalizes the weights of several experts only",
+            remedy="a checkpoint of another family, or one with several experts a token",
+        )
     if kind in _WORDS and made.get("layer_types"):
         made["layer_types"] = [_WORDS[kind].get(word, word) for word in made["layer_types"]]
     return made | (_PARTICULAR[kind](config, made) if kind in _PARTICULAR else {})
@@ -34,6 +43,8 @@ def respelled_for(kind: str, config: Mapping[str, Any], reads: Collection[str]) 
 
 # Keys that a class means otherwise than `spellings`, worked out by `_PARTICULAR`.
 _TELLS = {"exaone4": frozenset({"sliding_window_pattern"})}
+# Types whose class leaves the weight of a single expert as it is; DeepSeek's router is mended.
+_ONE_UNSCALED = frozenset({"afmoe", "kimi_linear"})
 _MAMBA = {"linear_attention": "mamba", "full_attention": "attention"}
 _WORDS = {"granitemoehybrid": _MAMBA}
 
@@ -117,13 +128,19 @@ def rearranged(
     Raises CheckpointError for a head of its own that the class would leave out.
     """
     kind = config.get("model_type")
-    weights = {name: array for name, array in weights.items() if not _OTHER_SENSES.match(name)}
+    wanted = dict(tree_flatten(model.parameters()))
+    weights = {
+        name: array
+        for name, array in weights.items()
+        if not _OTHER_SENSES.match(name) and (name in wanted or not name.endswith("rotary_emb.inv_freq"))
+    }
     if kind in _TENSORS:
         weights = _TENSORS[kind](weights, config)
     given = dict(weights)
     made = sanitize(weights)
-    wanted = dict(tree_flatten(model.parameters()))
     made |= {name: value for name, value in _filled(given, wanted, config) if name not in made}
+    if config.get("surely_tied"):
+        _table_of_head(given, wanted, made)
     head = next((name for name in wanted if name.endswith("lm_head.weight")), None)
     if head is not None and head not in made and config.get("tie_word_embeddings") is not False:
         table = next((name for name in made if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
@@ -133,6 +150,20 @@ def rearranged(
                 made[head.replace("weight", part)] = made[source]
     _check_head(given, wanted, made)
     return made
+
+
+def _table_of_head(given: dict[str, mx.array], wanted: dict[str, Any], made: dict[str, mx.array]) -> None:
+    """Make the token table of tied matrices that the checkpoint has under the head's name alone."""
+    table = next((name for name in wanted if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    head = next((name for name in given if name.endswith("lm_head.weight")), None)
+    if table is None or head is None or table in made:
+        return
+    for part in ("weight", "scales", "biases"):
+        source, target = head.removesuffix("weight") + part, table.removesuffix("weight") + part
+        if source in given:
+            made[target] = given[source]
+        if source in made and source not in wanted:
+            del made[source]
 
 
 def _filled(
@@ -200,6 +231,19 @@ def _gpt_oss(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
     return made
 
 
+def _gpt_bigcode(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Rows of a head's query, key and value follow one another where heads have keys of their own."""
+    if config.get("multi_query") is not False:
+        return weights
+    heads = config.get("n_head") or config.get("num_attention_heads") or 12
+    made = dict(weights)
+    for name, array in weights.items():
+        if ".attn.c_attn." in name:
+            parts = array.reshape(heads, 3, -1, *array.shape[1:])
+            made[name] = parts.swapaxes(0, 1).reshape(array.shape)
+    return made
+
+
 def _renamed(*pairs: tuple[str, str]) -> Rearrange:
     """Tensors under other names: each pattern replaced in turn."""
 
@@ -231,6 +275,7 @@ _TENSORS: dict[Any, Rearrange] = {
     "falcon_h1": _falcon_h1,
     "longcat_flash": _longcat,
     "gemma3n_text": _renamed((r"^model\.(?!language_model\.)", "model.language_model.")),
+    "gpt_bigcode": _gpt_bigcode,
     "gpt_oss": _gpt_oss,
     "kimi_linear": _renamed((r"block_sparse_moe\.(gate|up|down)_proj\.", r"mlp.\1_proj.")),
     "nanochat": _renamed(

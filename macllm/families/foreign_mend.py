@@ -16,7 +16,9 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu_new": nn.gelu_approx,
     "gelu_pytorch_tanh": nn.gelu_approx,
     "relu": nn.relu,
+    "relu2": nn.relu2,
     "silu": nn.silu,
+    "swish": nn.silu,
 }
 
 
@@ -28,6 +30,10 @@ def mend(model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
             if type(module).__name__ == name:
                 module.__class__ = type(name, (type(module),), {"__call__": call})
     for path, module in model.named_modules():
+        if type(module).__name__ in _ROUTERS and all(hasattr(module, key) for key in _ROUTED_BY):
+            module.__class__ = type("Router", (type(module),), {"__call__": _route})
+        if kind == "mamba2" and isinstance(module, nn.RMSNorm):
+            module.eps = config.get("layer_norm_epsilon", 1e-5)
         if kind in _INDEXED and path.endswith("indexer.k_norm"):
             module.eps = 1e-6
         if kind == "ernie4_5_moe" and type(module).__name__ == "Ernie4_5_MoeMLP":
@@ -53,8 +59,8 @@ def _plain_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
 
 def _gemma_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
     """The class has exact GELU; checkpoints that say "gelu" mean its approximation (transformers#29402)."""
-    name = config.get("hidden_activation") or "gelu_pytorch_tanh"
-    act = _activation({"hidden_act": name})
+    name = config.get("hidden_act") or "gelu"
+    act = _activation({"hidden_act": "gelu_pytorch_tanh" if name == "gelu" else name})
     return lambda self, x: self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -75,6 +81,41 @@ def _neox_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
     """The class has approximate GELU, whatever the config says."""
     act = _activation({"hidden_act": config.get("hidden_act") or "gelu"})
     return lambda self, x: self.dense_4h_to_h(act(self.dense_h_to_4h(x)))
+
+
+def _nemotron_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
+    """The class has the square of ReLU, whatever the config says."""
+    act = _activation({"hidden_act": config.get("hidden_act") or "relu2"})
+    return lambda self, x: self.down_proj(act(self.up_proj(x)))
+
+
+@mx.compile
+def _chosen(
+    scores: mx.array, bias: mx.array, k: int, groups: int, kept: int, factor: float, renormalize: bool
+) -> tuple[mx.array, mx.array]:
+    """Experts of each token and their weights: (..., E) -> (..., k) twice.
+
+    Experts of groups left out are never chosen, and the weights of one expert are renormalized like those of many:
+    arXiv:2412.19437 section 2.1.2, as transformers' DeepseekV3TopkRouter computes it.
+    """
+    scores = mx.sigmoid(scores.astype(mx.float32))
+    biased = scores + bias
+    if groups > 1:
+        grouped = mx.unflatten(biased, -1, (groups, -1))
+        best = mx.topk(grouped, 2, axis=-1).sum(axis=-1, keepdims=True)
+        worst = mx.argpartition(best, kth=groups - kept - 1, axis=-2)[..., : groups - kept, :]
+        grouped = mx.put_along_axis(grouped, mx.stop_gradient(worst), mx.array(-mx.inf), axis=-2)
+        biased = mx.flatten(grouped, -2, -1)
+    chosen = mx.stop_gradient(mx.argpartition(-biased, kth=k - 1, axis=-1)[..., :k])
+    weights = mx.take_along_axis(scores, chosen, axis=-1)
+    if renormalize:
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+    return chosen, weights * factor
+
+
+def _route(self: Any, x: mx.array) -> tuple[mx.array, mx.array]:
+    """The class scores experts of groups left out with 0, which beats a negative bias, and never renormalizes one."""
+    return _chosen(x @ self.weight.T, self.e_score_correction_bias, *(getattr(self, key) for key in _ROUTED_BY))
 
 
 def _ernie_experts(config: Mapping[str, Any]) -> Callable[..., mx.array]:
@@ -108,7 +149,7 @@ def _minicpm3(config: Mapping[str, Any]) -> Callable[..., mx.array]:
 
 def _mamba2_norm(config: Mapping[str, Any]) -> Callable[..., mx.array]:
     """The class norms all channels together; Mamba 2 each group of them."""
-    groups = config.get("n_groups", 8)
+    groups = config.get("mamba_n_groups", 1) if "mamba_n_heads" in config else config.get("n_groups", 8)
 
     def call(self: Any, hidden: mx.array, gate: mx.array | None = None) -> mx.array:
         if gate is not None:
@@ -123,18 +164,24 @@ def _mamba2_norm(config: Mapping[str, Any]) -> Callable[..., mx.array]:
 _MENDS: dict[str, dict[str, Callable[[Mapping[str, Any]], Callable[..., mx.array]]]] = {
     "ernie4_5_moe": {"Ernie4_5_MoeMLP": _ernie_experts},
     "gemma": {"MLP": _gemma_mlp},
+    "granitemoehybrid": {"GraniteMoeHybridRMSNormGated": _mamba2_norm},
     "gpt_neox": {"MLP": _neox_mlp},
     "gpt_bigcode": {"MLP": _plain_mlp},
     "jamba": {"JambaSparseMoeBlock": _jamba_experts},
     "mamba2": {"MambaRMSNormGated": _mamba2_norm},
     "minicpm3": {"Model": _minicpm3},
+    "nemotron": {"MLP": _nemotron_mlp},
     "starcoder2": {"MLP": _plain_mlp},
 }
+# DeepSeek's router under its names in mlx-lm, and what it goes by, in the order of `_chosen`.
+_ROUTERS = frozenset({"MoEGate", "Dots1TopkRouter"})
+_ROUTED_BY = ("top_k", "n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob")
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})  # their keys are normed with 1e-6
 # Config keys that a mend obeys, beside those that the class reads.
 OBEYED: dict[str, frozenset[str]] = {
     "gemma": frozenset({"hidden_act"}),
     "gpt_bigcode": frozenset({"activation_function"}),
     "gpt_neox": frozenset({"hidden_act"}),
+    "nemotron": frozenset({"hidden_act"}),
     "starcoder2": frozenset({"hidden_act"}),
 }

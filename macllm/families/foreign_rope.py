@@ -28,6 +28,11 @@ _STRETCHED = {
     "SuScaledRoPE": "dim",
     "YarnRoPE": "dims",
 }
+# Types whose rotations pair neighbouring dims.
+_NEIGHBOURS = frozenset({
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "ernie4_5", "ernie4_5_moe", "glm4_moe_lite", "glm_moe_dsa",
+    "longcat_flash", "mistral4", "youtu",
+})  # fmt: skip
 _TYPES = frozenset({"default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"})
 
 
@@ -87,7 +92,7 @@ def set_rotations(model: nn.Module, config: Mapping[str, Any]) -> None:
         parameters = found.get(kind, found.get(None))
         if parameters is None or (isinstance(child, nn.RoPE) and some_stretch and None in found):
             continue  # a class that stretches some layers alone knows which
-        setattr(parent, name, _right(child, config, parameters))
+        setattr(parent, name, _right(child, config, parameters, f"{path}.{name}"))
 
 
 def _ropes(parent: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -95,7 +100,7 @@ def _ropes(parent: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(n, c) for n, c in children.items() if isinstance(c, nn.RoPE) or type(c).__name__ in _STRETCHED]
 
 
-def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any]) -> nn.Module:
+def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any], path: str) -> nn.Module:
     """The module itself where it does what `parameters` say, else one of ours."""
     plain = isinstance(module, nn.RoPE)
     dims = module.dims if plain else getattr(module, _STRETCHED[type(module).__name__], 0) or 2 * module._freqs.size
@@ -109,10 +114,18 @@ def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any]) -
     trained = reader.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings")
     given = {**parameters, "original_max_position_embeddings": trained or reader.get("max_position_embeddings")}
     spec = rope(reader, dims, given)
-    interleaved = getattr(module, "traditional", type(module).__name__ == "DeepseekV2YarnRotaryEmbedding")
+    interleaved = getattr(module, "traditional", _interleaved(config, path))
     short, long = parameters.get("short_mscale"), parameters.get("long_mscale")
     magnitudes = None if short is None or long is None else (short, long)
     return Rotation(RoPESpec(dims=dims, base=spec.base, interleaved=interleaved, scaling=spec.scaling), magnitudes)
+
+
+def _interleaved(config: Mapping[str, Any], path: str) -> bool:
+    """The pairing of a stretched rotation that does not say it: neighbours instead of halves."""
+    kind = config.get("model_type")
+    if ".indexer." in path:
+        return bool(config.get("indexer_rope_interleave", kind == "glm_moe_dsa"))
+    return kind in _NEIGHBOURS and config.get("rope_interleave") is not False
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

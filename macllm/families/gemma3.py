@@ -13,7 +13,9 @@ from .config import Config, layer_types, rope, rope_parameters
 
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
-    attention = replace(gemma2.attention(config), qk_norm=QKNormSpec(norm=gemma2.norm(config), over="head"))
+    # Scores are not capped: transformers' class keeps attn_logit_softcapping and never passes it on.
+    normed = QKNormSpec(norm=gemma2.norm(config), over="head")
+    attention = replace(gemma2.attention(config), qk_norm=normed, logit_softcap=None)
     parameters = {"full_attention": rope_parameters(config, "full_attention"), "sliding_attention": _local(config)}
     kinds = {
         kind: replace(attention, mask=mask, rope=rope(config, attention.head_dim, parameters[kind]))

@@ -11,11 +11,13 @@ from macllm.nn.spec import (
     Chunked,
     DecoderSpec,
     LayerSpec,
+    LongScaling,
     MLPSpec,
     MoESpec,
     QKNormSpec,
     RoPESpec,
     TemperatureSpec,
+    YarnScaling,
 )
 from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Split
 
@@ -56,8 +58,13 @@ def attention(config: Config, kind: str, turns: bool) -> AttentionSpec:
         return replace(base, rope=None, temperature=heat if config.get("attn_temperature_tuning", True) else None)
     assert isinstance(base.rope, RoPESpec)
     unit = QKNormSpec(norm=replace(llama.norm(config), weight=False), over="head")
-    normed = config.get("use_qk_norm", True)
-    return replace(base, rope=replace(base.rope, interleaved=True), qk_norm=unit if normed else None)
+    rope = replace(base.rope, interleaved=True)
+    if not config.get("use_qk_norm", True):
+        return replace(base, rope=rope)
+    if isinstance(rope.scaling, YarnScaling | LongScaling):
+        # The norm comes after the rotation and takes its magnitude away; here it comes before.
+        rope = replace(rope, scaling=replace(rope.scaling, magnitude=1.0))
+    return replace(base, rope=rope, qk_norm=unit)
 
 
 def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:

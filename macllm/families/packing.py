@@ -44,15 +44,21 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def refuse(config: Mapping[str, Any], readable: frozenset[str] = frozenset()) -> None:
     """Raise CheckpointError for a checkpoint that its config.json says another tool quantized, unless `readable`."""
-    if recipe(config) is not None:
-        return
-    for half in _halves(config):
-        for key in ("quantization_config", "quantization", "compression_config"):
-            said = half.get(key)
-            method = (_named(said) or "unknown") if isinstance(said, Mapping) else str(said)
-            empty = isinstance(said, Mapping) and not any(said.values())
-            if said and not empty and method not in readable:
-                raise _packed(method)
+    if any(method not in readable for method in _methods(config)):
+        raise _packed(next(method for method in _methods(config) if method not in readable))
+
+
+def explain(config: Mapping[str, Any], names: Iterable[str], cause: str) -> None:
+    """Raise CheckpointError that names the tool's method where a loader that reads some failed because of `cause`."""
+    held = list(names)
+    signs = (method for sign, method in _SIGNS if any(sign.search(name) for name in held))
+    method = next(iter(_methods(config)), None) or next(signs, None)
+    if method is not None:
+        raise CheckpointError(
+            f"this checkpoint is quantized by {method!r}, in a form that nothing here reads",
+            cause=cause,
+            remedy="use the unquantized or the MLX-quantized copy of this model",
+        )
 
 
 def refuse_names(names: Iterable[str]) -> None:
@@ -75,6 +81,19 @@ def drop_cache_scales(tensors: MutableMapping[str, Any]) -> None:
 def _halves(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     inner = config.get("text_config")
     return [config, inner] if isinstance(inner, Mapping) else [config]
+
+
+def _methods(config: Mapping[str, Any]) -> list[str]:
+    """The methods of other tools that a config names."""
+    if recipe(config) is not None:
+        return []
+    found: list[str] = []
+    for half in _halves(config):
+        for key in ("quantization_config", "quantization", "compression_config"):
+            said = half.get(key)
+            if said and not (isinstance(said, Mapping) and not any(said.values())):
+                found.append(str((_named(said) or "unknown") if isinstance(said, Mapping) else said))
+    return found
 
 
 def _named(said: Mapping[str, Any]) -> str | None:

@@ -54,11 +54,19 @@ ROTATION_KEYS = frozenset({"rope_parameters", "rope_scaling", "rotary_dim", *BAS
 _NESTED = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention", "main", "compress")
 
 
-@cache
 def class_defaults() -> Mapping[str, Mapping[str, Any]]:
     """Type -> what its config.json may leave out, as transformers fills it in."""
-    text = files("macllm.families").joinpath("class_defaults.json").read_text(encoding="utf-8")
-    return json.loads(text)["types"]
+    return _table()["types"]
+
+
+def unread(kind: str) -> frozenset[str]:
+    """Keys that mlx-lm's class for this type takes and does not obey."""
+    return frozenset(_table()["unread"].get(kind, ()))
+
+
+@cache
+def _table() -> Mapping[str, Any]:
+    return json.loads(files("macllm.families").joinpath("class_defaults.json").read_text(encoding="utf-8"))
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +96,8 @@ def rotations(config: Mapping[str, Any]) -> dict[str | None, dict[str, Any]]:
     base, share, local = first(config, BASES), first(config, SHARES), first(config, LOCAL_BASES)
     if not given and base is None and not default:
         return {}
-    given = given or (default if base is None or _nested(default) else {})
+    stretched = rope_type(default) != "default"
+    given = given or (default if base is None or stretched or _nested(default) else {})
     flat_default = {} if _nested(default) else default
     made: dict[str | None, dict[str, Any]] = {}
     kinds = {kind: given[kind] for kind in _nested(given) if given[kind]} or {None: given}
@@ -138,8 +147,8 @@ def layer_kinds(config: Mapping[str, Any]) -> list[str] | None:
     return None
 
 
-def respell(config: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
-    """The config as a class reads it that knows the keys `reads`.
+def respell(config: Mapping[str, Any], reads: Collection[str], ignored: Collection[str] = ()) -> dict[str, Any]:
+    """The config as a class reads it that knows the keys `reads` and obeys them but for those `ignored`.
 
     Raises CheckpointError, naming the key, for a value that such a class would not obey.
     """
@@ -161,7 +170,7 @@ def respell(config: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]
             made[target] = value
             used |= set(sources)
     made |= _respelled_rotations(full, reads)
-    _check_read(full, reads, used)
+    _check_read(full, frozenset(reads) - frozenset(ignored), used)
     return made
 
 

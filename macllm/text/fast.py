@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from macllm.errors import CheckpointError
+from macllm.files import stand_in
 
 from .agreement import agree_on_decoder, agree_on_ends, declared_ids, misread_tokens, moved_ids
 from .decoding import TEXT_CLEANUP, ByteLevel, ReplaceInText, Stage, run_close, run_push, stages_of
@@ -151,11 +152,8 @@ def _build(make: Any, path: Path) -> Any:
     try:
         return make()
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(
-            f"{path} is no tokenizer that can be read.",
-            cause=str(error),
-            remedy=REDOWNLOAD,
-        ) from error
+        cause, remedy = stand_in(path) or (str(error), REDOWNLOAD)
+        raise CheckpointError(f"{path} is no tokenizer that can be read.", cause=cause, remedy=remedy) from error
 
 
 def load_json(path: Path, settings: TokenizerSettings) -> FastBackend:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from macllm.errors import CheckpointError
+from macllm.files import stand_in
 
 REDOWNLOAD = "download the model again: macllm models get NAME"
 _MAX_BYTES = 512 << 20
@@ -44,7 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON.", cause=str(error), remedy=REDOWNLOAD) from error
+        cause, remedy = stand_in(path) or (str(error), REDOWNLOAD)
+        raise CheckpointError(f"{path} is not valid JSON.", cause=cause, remedy=remedy) from error
     if not is_object(value):
         raise CheckpointError(f"{path} holds no JSON object.", remedy=REDOWNLOAD)
     return value

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from macllm.errors import CheckpointError, ModelNotFoundError
+from macllm.files import stand_in
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 2**31 - 1  # MLX counts along an axis in 32 bits
@@ -53,7 +54,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def damaged(path: Path, cause: str) -> CheckpointError:
     """The error for a file that is not what a safetensors file has to be."""
-    return CheckpointError(f"{path} is not a sound safetensors file", cause=cause, remedy=HOW_TO_REPAIR)
+    cause, remedy = stand_in(path) or (cause, HOW_TO_REPAIR)
+    return CheckpointError(f"{path} is not a sound safetensors file", cause=cause, remedy=remedy)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -52,16 +52,17 @@ _NUMPY = {
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
-def load_file(path: str | Path) -> dict[str, mx.array]:
+def load_file(path: str | Path, small_floats: bool = False) -> dict[str, mx.array]:
     """Name -> array of one safetensors file; data are read when an array is first evaluated.
 
-    F64 becomes float32, for which that file is read at once. Raises CheckpointError, also for 4- to 8-bit floats.
+    F64 becomes float32, for which that file is read at once. Raises CheckpointError, also for 4- to 8-bit floats
+    unless `small_floats`, which gives their bytes.
     """
     path = Path(path)
     occupy_standard_descriptors()
     infos = read_header(path)
     for name, info in infos.items():
-        if info.dtype in _UNREADABLE:
+        if info.dtype in _UNREADABLE and not small_floats:
             raise CheckpointError(
                 f"{path}: tensor {name!r} is stored as {info.dtype}, which macllm does not read",
                 cause="such floats mean nothing without the scales of the tool that wrote them",
@@ -75,7 +76,7 @@ def load_file(path: str | Path) -> dict[str, mx.array]:
         raise damaged(path, str(error)) from error
 
 
-def load_folder(folder: str | Path) -> dict[str, mx.array]:
+def load_folder(folder: str | Path, small_floats: bool = False) -> dict[str, mx.array]:
     """Name -> array of all weights of a model folder, lazily (see `load_file`).
 
     Takes the shards of `model.safetensors.index.json`, else `model.safetensors`, else every `model*.safetensors`,
@@ -87,7 +88,7 @@ def load_folder(folder: str | Path) -> dict[str, mx.array]:
     tensors: dict[str, mx.array] = {}
     home: dict[str, str] = {}
     for path in _weight_files(folder, index):
-        for name, array in load_file(path).items():
+        for name, array in load_file(path, small_floats).items():
             if name in home:
                 raise CheckpointError(
                     f"{folder}: tensor {name!r} is in two files, {home[name]} and {path.name}",

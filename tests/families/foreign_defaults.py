@@ -8,8 +8,13 @@ macllm/families/spellings.py.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import json
+import sys
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,8 @@ OTHER = {
     "num_hidden_layers": 11, "hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 12,
     "n_layer": 11, "num_layers": 11, "head_dim": 96, "qk_rope_head_dim": 48, "qk_nope_head_dim": 48,
 }  # fmt: skip
+# Keys that a class reads and does not obey as transformers' does.
+OTHERWISE = {"ministral3": {"sliding_window"}, "phimoe": {"num_experts_per_tok"}}
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -48,20 +55,59 @@ def table() -> dict[str, dict[str, Any]]:
         try:
             reads = reads_of(kind)
             plain = CONFIG_MAPPING[kind]().to_dict()
-            other = CONFIG_MAPPING[kind](**{key: value for key, value in OTHER.items() if key in plain}).to_dict()
         except (Exception, SystemExit):  # no class here, or none there
             continue
+        other = changed(kind, plain)
         own = {
             key: value
             for key, value in plain.items()
             if key not in INERT
             and (key in OTHER or value == other.get(key))
             and not (isinstance(value, dict | list) and value and key not in ("rope_parameters", "time_step_limit"))
-            and reads.get(key, dataclasses.MISSING) != value
+            and (key in unread(kind) or reads.get(key, dataclasses.MISSING) != value)
         }
         if own:
             found[kind] = own
     return found
+
+
+def changed(kind: str, plain: dict[str, Any]) -> dict[str, Any]:
+    """A config of this type with the values of OTHER, as far as they go together."""
+    from transformers import CONFIG_MAPPING
+
+    given = {key: value for key, value in OTHER.items() if key in plain}
+    for options in (given, {"num_hidden_layers": OTHER["num_hidden_layers"]}):
+        try:
+            return CONFIG_MAPPING[kind](**options).to_dict()
+        except Exception:
+            continue
+    return plain
+
+
+@cache
+def unread(kind: str) -> frozenset[str]:
+    """The fields that mlx-lm's class for `kind` declares and that no code of its module, or of its bases', reads."""
+    found, seen, todo = set(OTHERWISE.get(kind, ())), set(), [args_class(kind).__module__]
+    named = {"model_type"}
+    while todo:
+        module = import_module(todo.pop())
+        seen.add(module.__name__)
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                named.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named.add(node.value)
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                todo += [f"mlx_lm.models.{name}" for name in names if f"mlx_lm.models.{name}" in sys.modules]
+                todo = [name for name in todo if name not in seen]
+    fields = {field.name for field in dataclasses.fields(args_class(kind))}
+    return frozenset(found | (fields - named) - INERT)
+
+
+def all_unread() -> dict[str, list[str]]:
+    """The fields that a class does not obey, for every type in the table that has some."""
+    return {kind: sorted(unread(kind)) for kind in table() if unread(kind)}
 
 
 def reads_of(kind: str) -> dict[str, Any]:
@@ -73,6 +119,6 @@ def reads_of(kind: str) -> dict[str, Any]:
 if __name__ == "__main__":
     import transformers
 
-    value = {"transformers": transformers.__version__, "types": table()}
+    value = {"transformers": transformers.__version__, "types": table(), "unread": all_unread()}
     PATH.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{len(value['types'])} types in {PATH}")

@@ -18,6 +18,10 @@ from tests.families.foreign import CASES, REFUSED, write
 from tests.families.foreign_table import row
 
 pytestmark = pytest.mark.parity
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 2.5, 3.0],
+}  # fmt: skip
 TOKENS = np.random.default_rng(1).integers(3, 90, (1, 60))
 
 
@@ -85,6 +89,11 @@ def test_values_that_a_config_leaves_out_are_those_of_transformers_class(tmp_pat
         ("cohere2", {"hidden_act": "gelu"}, "hidden_act"),
         ("olmoe", {"clip_qkv": 1.0}, "clip_qkv"),
         ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("phimoe", {"num_experts_per_tok": 4}, "num_experts_per_tok"),
+        ("mamba2", {"hidden_act": "relu"}, "hidden_act"),
+        ("nemotron_h", {"time_step_min": 0.5}, "time_step_min"),
+        ("kimi_linear", {"num_experts_per_token": 1}, "num_experts_per_tok"),
+        ("afmoe", {"num_experts_per_tok": 1}, "num_experts_per_tok"),
         ("granite", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "spiral"),
         ("qwen3_next", {"layer_types": ["full_attention", "linear_attention"] * 2}, "layer_types"),
     ],
@@ -120,8 +129,9 @@ def test_vocabulary_and_context_are_known_and_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_class_without_windows_serves_as_far_as_the_window_reaches(tmp_path: Path) -> None:
-    want = logits(write("starcoder2", tmp_path))
+@pytest.mark.parametrize("name", ["starcoder2", "ministral3"])
+def test_a_class_without_windows_serves_as_far_as_the_window_reaches(name: str, tmp_path: Path) -> None:
+    want = logits(write(name, tmp_path))
     edit(tmp_path, sliding_window=TOKENS.shape[1])
     assert off(tmp_path, want) < 1e-4
     assert checkpoint.load_model(tmp_path).info.context_length == TOKENS.shape[1]
@@ -167,9 +177,49 @@ def test_a_checkpoint_that_mlx_lm_quantized_runs_as_it_does_there(name: str, tmp
 def test_the_table_of_defaults_is_that_of_transformers_classes() -> None:
     import transformers
 
-    from tests.families.foreign_defaults import PATH, table
+    from tests.families.foreign_defaults import PATH, all_unread, table
 
     kept = json.loads(PATH.read_text(encoding="utf-8"))
     if kept["transformers"] != transformers.__version__:
         pytest.skip(f"made from transformers {kept['transformers']}")
     assert kept["types"] == json.loads(json.dumps(table()))
+    assert kept["unread"] == all_unread()
+
+
+ROUTERS = ["deepseek_v3", "glm4_moe", "glm4_moe_lite", "dots1", "exaone_moe", "nemotron_h", "mimo_v2_flash"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        # Every expert of the groups that are kept, some with a negative score: 0 for the others would beat it.
+        ("deepseek_v3", {"num_experts_per_tok": 4}),
+        # One expert, whose weight is renormalized to 1.
+        *[(name, {"num_experts_per_tok": 1}) for name in ROUTERS],
+        ("gemma", {"hidden_act": "silu"}),
+        ("nemotron", {"hidden_act": "gelu"}),
+        ("mamba2", {"layer_norm_epsilon": 1e-3}),
+        ("gpt_bigcode", {"multi_query": False}),
+        ("granitemoehybrid", {"mamba_n_groups": 2}),
+        ("deepseek_v3", {"rope_parameters": LONG}),
+        ("glm4_moe_lite", {"rope_parameters": LONG}),
+    ],
+)
+def test_an_option_that_a_class_overlooks_is_obeyed(
+    name: str, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CASES, name, CASES[name] | options)
+    want = logits(write(name, tmp_path))
+    assert off(tmp_path, want) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["apertus"])
+def test_no_stretching_named_is_that_of_the_class(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    write(name, tmp_path)
+    edit(tmp_path, rope_parameters=None, rope_theta=1e4)
+    want = logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager"))
+    assert off(tmp_path, want) < 1e-4

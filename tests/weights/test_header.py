@@ -134,3 +134,20 @@ def test_a_pipe_in_place_of_weights_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="is not a file"):
         read_header(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "web page"),
+        (b"PK\x03\x04" + bytes(60), "zip archive"),
+        (b"GGUF\x03\0\0\0" + bytes(60), "GGUF"),
+    ],
+)
+def test_a_file_that_stands_in_for_the_wanted_one_is_named(start: bytes, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(start)
+    with pytest.raises(CheckpointError) as raised:
+        read_header(path)
+    assert what in (raised.value.cause or "")
