@@ -173,6 +173,7 @@ CASES = [
     _lm("gemma2-uncapped", "Gemma2", GEMMA, attn_logit_softcapping=None, final_logit_softcapping=None),
     _lm("gemma3_text", "Gemma3", GEMMA, main=True, layer_types=["sliding_attention"] * 3 + ["full_attention"]),
     _lm("gemma3_text-both-ways", "Gemma3", GEMMA, use_bidirectional_attention=True, final_logit_softcapping=5.0),
+    _lm("gemma3_text-capped", "Gemma3", GEMMA, attn_logit_softcapping=0.5),
     _lm(
         "gemma3_text-scaled",
         "Gemma3",
@@ -196,6 +197,13 @@ CASES = [
     _lm("olmo2", "Olmo2", SMALL, main=True),
     _lm("olmo2-biased", "Olmo2", SMALL, attention_bias=True, num_key_value_heads=3),
     _lm("llama4_text", "Llama4", LLAMA4, main=True),
+    _lm(
+        "llama4_text-yarn",
+        "Llama4",
+        LLAMA4,
+        length=37,
+        **_scaled(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
+    ),
     _lm(
         "llama4_text-plain",
         "Llama4",
