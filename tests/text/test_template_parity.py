@@ -16,11 +16,14 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 # What transformers renders only in another form of the same conversation: it writes lists and null out in Python's
-# notation, leaves content out where it is null, and writes arguments that are a text as a text in JSON.
+# notation, leaves content out where it is null, and writes arguments that are a text as a text in JSON. A template
+# that asks for ids of nine letters refuses all others.
 CALL = {"name": "get_weather", "arguments": {"city": "Oslo"}}
 OTHER_FORMS: dict[str, list[dict[str, Any]]] = {
     "content parts": [say("system", "S"), say("user", " hi ")],
     "arguments as text": [say("user", "w"), calling(call(**CALL)), result("3")],
+    "tool result as list": [say("user", "w"), calling(call("get_weather", {})), result('[{"t": 1}, null, true]')],
+    "tool call with a short id": [say("user", "w"), calling(call(**CALL, id="0" * 9)), result("3", "0" * 9)],
 }
 REFUSED = {
     "image part",
