@@ -250,7 +250,7 @@ def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "told"),
-    [(None, "names no model_type"), (["llama"], "is no name"), ("spiral", "'spiral' is not supported")],
+    [(None, "of which family"), (["llama"], "of which family"), ("spiral", "'spiral' is not supported")],
 )
 def test_a_model_type_that_nothing_reads_is_told_apart_from_one_that_fails(
     model_type: object, told: str, tmp_path: Path
