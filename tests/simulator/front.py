@@ -12,8 +12,17 @@ from .brackets import without_comments
 from .spelling import with_any_constants, with_parts
 from .text import INSTANCE, Attribute, head, signature
 
-COMMAND = ("clang++", "-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-fsyntax-only")
-WARNINGS = ("-Wall", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal")
+COMMAND = (
+    "clang++",
+    "-x",
+    "clcpp",
+    "-cl-std=clc++2021",
+    "-cl-no-stdinc",
+    "-cl-single-precision-constant",
+    "-fsyntax-only",
+)
+# What another lane sets of threadgroup memory, a lane alone does not see set.
+WARNINGS = ("-Wall", "-Wno-sometimes-uninitialized", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal")
 MOST = 8
 HERE = Path(__file__).parent / "clcpp"
 

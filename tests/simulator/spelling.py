@@ -23,6 +23,7 @@ _ONE_IN_BRACES = re.compile(rf"\b{_TYPE}(?:\s+\w+\s*=?)?\s*\{{({_NUMBER})\}}")
 _SPACE = r"\b(?:device|constant|threadgroup|thread)\b(?!\s*\()"
 
 Constants = Mapping[int, bool | int | float]
+_LITERAL = re.compile(r"(?<![\w.])((?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)([hH])?(?![\w.])")
 
 
 def with_parts(bare: str) -> str:
@@ -40,6 +41,11 @@ def with_parts(bare: str) -> str:
         return f"{found[1]}template {written}parts<{places}>()"
 
     return _PART.sub(call, bare)
+
+
+def with_literals(bare: str) -> str:
+    """Numbers with a point as Metal reads them: float without a suffix, half with h. C++ would reckon in double."""
+    return _LITERAL.sub(lambda found: f"half({found[1]}f)" if found[2] else f"{found[1]}f", bare)
 
 
 def _is_member(bare: str, word: str) -> bool:

@@ -88,7 +88,33 @@ def test_members_that_are_called_like_parts_are_members() -> None:
     assert np.array_equal(said("Pair p = {x[i], 3}; p.lo += 1; y[i] = p.lo + p.xy;", header), X + 4)
 
 
+ONE = np.float32(1)
+LITERALS = {
+    "1.0/3.0*x[i]+.3": ONE / 3 * X + np.float32(0.3),
+    "x[i] / (1e0 + x[i]) - exp(0.*x[i])": X / (ONE + X) - ONE,
+    "x[i] * TENTH + 0x1.8p1f + 0x1e3": X * np.float32(0.1) + 3 + 0x1E3,
+    "half(x[i]) * 1.5h + 1.H + .5h": 1.5 * X + 1.5,
+    "(half(x[i]) + 2048.0h) - 2048.0h": (X.astype(np.float16) + np.float16(2048)) - np.float16(2048),
+    "w[i % 2]": np.where(LANES % 2, np.float16(0.1), np.float16(20)).astype(np.float32),
+}
+
+
+def test_a_number_without_a_suffix_is_a_float_and_one_with_h_a_half() -> None:
+    header = "#define TENTH 0.1\nconstant half w[2] = {2e1h, 0.1h};\n"
+    gots = all_said([f"y[i] = float({line});" for line in LITERALS], header)
+    assert [
+        line for got, (line, want) in zip(gots, LITERALS.items(), strict=True) if not np.array_equal(got, want)
+    ] == []
+
+
+def test_a_number_of_a_threadgroup_is_set_by_one_lane_and_read_by_all() -> None:
+    line = "threadgroup float s; if (i == 3) s = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = s;"
+    assert np.array_equal(said(line), np.full(32, 4))
+
+
 REFUSED = {
+    "a double": ("double d = x[i]; y[i] = d;", "there is no double"),
+    "a cast to double": ("y[i] = float(double(x[i]) / 3);", "there is no double"),
     "one number in braces": ("float4 v = float4{1.0f}; y[i] = v.x;", "float4{1.0f}"),
     "a component that is not there": ("float2 v = x[i]; y[i] = v.xyz.x;", "no such component"),
     "a component written twice": ("float2 v = 0; v.xx = float2(1, 2); y[i] = v.x;", "written twice"),
@@ -98,7 +124,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("line", "says"), REFUSED.values(), ids=list(REFUSED))
-def test_what_is_no_vector_is_refused(line: str, says: str) -> None:
+def test_what_metal_has_not_is_refused(line: str, says: str) -> None:
     with pytest.raises(CompileError, match=says):
         ran(line)
 
@@ -139,6 +165,7 @@ TOGETHER = {
     "quad_prefix_exclusive_sum(x[i])": (Q.cumsum(1) - Q).reshape(-1),
     "simd_prefix_exclusive_product(i < 4 ? 2.0f : 1.0f)": np.minimum(2 ** np.minimum(LANES, 4), 16),
     "popcount(ulong(simd_ballot(i % 3 == 0)))": np.full(32, 11),
+    "popcount((simd_vote::vote_t)simd_ballot(i % 3 == 1))": np.full(32, 11),
     "simd_is_first()": LANES == 0,
     "thread_index_in_quadgroup + 10 * quadgroup_index_in_threadgroup": LANES % 4 + 10 * (LANES // 4),
     "quadgroups_per_threadgroup + 100 * dispatch_simdgroups_per_threadgroup": np.full(32, 108),
@@ -176,6 +203,9 @@ NUMBERS = {
     "hadd(uchar(255), uchar(254))": 254,
     "select(1.0f, 2.0f, true)": 2,
     "clz(1u) + popcount(uint2(3, 8)).x": 33,
+    "min3(2.0f, 1.0f, 3.0f) + 10 * max3(1, 3, 2) + 100 * median3(float3(5, 1, 3), float3(4), float3(9)).y": 431,
+    "isnan(NAN)": 1,
+    "distance(float2(0, 1), float2(3, 5))": 5,
 }
 
 
@@ -185,6 +215,7 @@ def test_numbers() -> None:
 
 
 TRAITS = [
+    "is_same_v<remove_cv_t<const int>, int> && is_same_v<remove_const_t<float>, float>",
     "is_same_v<half, float16_t>",
     "!metal::is_same_v<half, float>",
     "metal::is_floating_point_v<half> && is_floating_point_v<bfloat>",

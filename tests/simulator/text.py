@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from .brackets import parted, without_comments
 from .memories import Shared, declarations, refused
-from .spelling import Constants, unclear, with_constants, with_parts, without_spaces
+from .spelling import Constants, unclear, with_constants, with_literals, with_parts, without_spaces
 
 _POSITIONS = {
     "thread_position_in_grid": "in_grid",
@@ -178,7 +178,8 @@ def cpp(text: str, constants: Constants | None = None) -> str:
 
 def translated(bare: str, constants: Constants | None = None) -> str:
     """Functions of a text without comments in C++, line by line. Raises: CompileError."""
-    if wrong := [*map(str, refused(bare)), *unclear(bare)]:
+    doubles = [f"there is no double: {line.strip()}" for line in bare.splitlines() if re.search(r"\bdouble\b", line)]
+    if wrong := [*map(str, refused(bare)), *unclear(bare), *doubles]:
         raise CompileError("\n".join(wrong))
     shared = [one for one in declarations(bare) if isinstance(one, Shared)]
     sites = sum(len(one.names) for one in shared)
@@ -187,7 +188,7 @@ def translated(bare: str, constants: Constants | None = None) -> str:
         lines = "\n" * bare.count("\n", one.begin, one.end)
         bare = bare[: one.begin] + _made(one, sites) + lines + bare[one.end :]
     bare = re.sub(r"\[\[.*?\]\]", _blanks, with_constants(bare, constants or {}), flags=re.DOTALL)
-    return without_spaces(with_parts(bare))
+    return without_spaces(with_parts(with_literals(bare)))
 
 
 def _blanks(found: re.Match[str]) -> str:

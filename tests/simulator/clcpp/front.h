@@ -91,6 +91,12 @@ T max(T, T);
 template <class T>
 T min(T, T);
 template <class T>
+T min3(T, T, T);
+template <class T>
+T max3(T, T, T);
+template <class T>
+T median3(T, T, T);
+template <class T>
 T clamp(T, T, T);
 template <class T>
 T select(T, T, bool);
@@ -176,6 +182,7 @@ bool quad_any(bool);
 bool quad_all(bool);
 bool simd_is_first();
 struct simd_vote {
+  typedef ulong vote_t;
   explicit operator ulong() const;
   bool all() const;
   bool any() const;

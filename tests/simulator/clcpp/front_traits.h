@@ -71,6 +71,21 @@ MSL_ASKED(is_pointer)
 #undef MSL_ASKED
 template <class A, class B>
 constant constexpr bool is_same_v = is_same<A, B>::value;
+#define MSL_WITHOUT(name, from)       \
+  template <class T>                  \
+  struct name {                       \
+    typedef T type;                   \
+  };                                  \
+  template <class T>                  \
+  struct name<from> {                 \
+    typedef T type;                   \
+  };                                  \
+  template <class T>                  \
+  using name##_t = typename name<T>::type;
+MSL_WITHOUT(remove_const, const T)
+MSL_WITHOUT(remove_cv, const T)
+MSL_WITHOUT(remove_pointer, thread T*)
+#undef MSL_WITHOUT
 template <class T>
 struct make_unsigned {
   typedef T type;

@@ -176,6 +176,8 @@ bool all(vec<bool, N>);
 template <class T, int N>
 T length(vec<T, N>);
 template <class T, int N>
+T distance(vec<T, N>, vec<T, N>);
+template <class T, int N>
 vec<T, N> normalize(vec<T, N>);
 template <class T>
 vec<T, 3> cross(vec<T, 3>, vec<T, 3>);

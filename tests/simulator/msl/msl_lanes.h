@@ -100,6 +100,7 @@ SIMULATOR_TOGETHER inline bool quad_all(bool x, SIMULATOR_HERE) { return togethe
 
 // Which lanes vote for something, a bit for each.
 struct simd_vote {
+  typedef ulong vote_t;
   ulong bits;
   explicit operator ulong() const { return bits; }
   bool all() const { return bits == 0xffffffffu; }

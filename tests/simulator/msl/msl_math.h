@@ -5,6 +5,8 @@
 
 #undef INFINITY
 #define INFINITY (__builtin_inff())
+#undef NAN
+#define NAN (__builtin_nanf(""))
 #define M_PI_F 3.14159274101257f
 #define M_LOG2E_F 1.44269504088896f
 #define M_LN2_F 0.693147180559945f
@@ -190,6 +192,18 @@ inline half fmin(half a, half b) { return min(a, b); }
 MSL_CHOSEN(fmax)
 MSL_CHOSEN(fmin)
 #undef MSL_CHOSEN
+template <class T>
+inline T min3(T a, T b, T c) {
+  return min(min(a, b), c);
+}
+template <class T>
+inline T max3(T a, T b, T c) {
+  return max(max(a, b), c);
+}
+template <class T>
+inline T median3(T a, T b, T c) {
+  return max(min(a, b), min(max(a, b), c));
+}
 template <class T>
 inline T clamp(T x, T low, T high) {
   return min(max(x, low), high);
