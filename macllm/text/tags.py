@@ -152,7 +152,7 @@ class TagSplitter(Cutter):
         for opening in self._openings.get(tag, ()):
             if opening.begins_answers and not self._fresh:
                 continue
-            if isinstance(opening.leads_to, Section) and self._code.open:
+            if self._code.open:
                 continue
             end = opening.shape.end(self._text, self._at)
             if end is not None and not self._is_no_tool(opening, end):

@@ -79,6 +79,12 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         "<|channel>thought\nhm\n<channel|>yes",
         [("reasoning", "hm"), ("content", "yes")],
     ),
+    "Gemma's, spoken of": (
+        GEMMA,
+        "",
+        "Write `<|channel>thought` first.<|channel>thought\nhm<channel|>",
+        [("content", "Write `<|channel>thought` first."), ("reasoning", "hm")],
+    ),
     "opened and begun": (
         QWEN,
         "assistant\n<think>\nLet",
