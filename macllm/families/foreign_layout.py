@@ -128,16 +128,16 @@ def rearranged(
     Raises CheckpointError for a head of its own that the class would leave out.
     """
     kind = config.get("model_type")
-    wanted = dict(tree_flatten(model.parameters()))
     weights = {
         name: array
         for name, array in weights.items()
-        if not _OTHER_SENSES.match(name) and (name in wanted or not name.endswith("rotary_emb.inv_freq"))
+        if not _OTHER_SENSES.match(name) and not name.endswith("rotary_emb.inv_freq")
     }
     if kind in _TENSORS:
         weights = _TENSORS[kind](weights, config)
     given = dict(weights)
     made = sanitize(weights)
+    wanted = dict(tree_flatten(model.parameters()))  # some classes give up their head only now
     made |= {name: value for name, value in _filled(given, wanted, config) if name not in made}
     if config.get("surely_tied"):
         _table_of_head(given, wanted, made)
