@@ -275,6 +275,11 @@ def test_what_is_constant_is_read_through_references_and_pointers() -> None:
     assert np.array_equal(said(line, CONSTANT), 2 * X + 3 + 3 + 2)
 
 
+def test_vectors_of_the_whole_program_are_made_in_braces() -> None:
+    header = "constant float2 two[2] = {{1, 2}, {3, 4}}; constant float4 four = {5, 6, 7, 8};\n"
+    assert np.array_equal(said("y[i] = two[i % 2].y + four.zw.y;", header), np.where(LANES % 2, 12, 10))
+
+
 def test_what_is_constant_is_not_written() -> None:
     with pytest.raises(CompileError, match=r"read-only|const"):
         ran("table[0] = x[i]; y[i] = table[0];", CONSTANT)

@@ -86,6 +86,7 @@ struct vec<T, 2> {
   union { T x, r; };
   union { T y, g; };
   vec(T, T);
+  vec(T, T) __constant;
   MSL_PARTS(2)
   T lo() const;
   T hi() const;
@@ -102,6 +103,7 @@ struct vec<T, 3> {
   union { T y, g; };
   union { T z, b; };
   vec(T, T, T);
+  vec(T, T, T) __constant;
   vec(vec<T, 2>, T);
   vec(T, vec<T, 2>);
   MSL_PARTS(3)
@@ -113,6 +115,7 @@ struct vec<T, 4> {
   union { T z, b; };
   union { T w, a; };
   vec(T, T, T, T);
+  vec(T, T, T, T) __constant;
   vec(vec<T, 2>, vec<T, 2>);
   vec(vec<T, 2>, T, T);
   vec(T, vec<T, 2>, T);
