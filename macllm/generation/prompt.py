@@ -50,6 +50,8 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     _check_variables(request.variables)
     if request.messages and request.prompt:
         raise UsageError("a request has a prompt and messages", remedy="leave one of the two away")
+    if request.messages and request.raw:
+        raise UsageError("raw continues a text, and these are messages", remedy="send a text, or leave raw out")
     if not continues(tokenizer, request):
         messages: tuple[Mapping[str, Any], ...] = request.messages or ({"role": "user", "content": request.prompt},)
         return tuple(tokenizer.encode_chat(messages, tools=request.tools or None, **request.variables))
