@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("macllm")
 
 _CALL = 'macllm.load(), macllm.load("org/name") or macllm.load("folder", adapter="folder")'
+_SAVING = "macllm.save(model, tokenizer, folder)"
 # Apple GPUs before the third generation run bfloat16 in software.
 _EMULATES_BFLOAT16 = ("applegpu_g13", "applegpu_g14")
 _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
@@ -184,11 +185,18 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
 
     Raises UsageError for a model with an adapter laid over it, DoesNotFitError on a full disk.
     """
+    from macllm.text.messages import kind_of
     from macllm.text.tokenizer import Tokenizer
 
     if isinstance(model, Tokenizer):
-        raise UsageError("The model and the tokenizer are swapped.", remedy="macllm.save(model, tokenizer, folder)")
+        raise UsageError("The model and the tokenizer are swapped.", remedy=_SAVING)
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise UsageError(f"The tokenizer is {kind_of(tokenizer)}, not a tokenizer of macllm.", remedy=_SAVING)
+    if not isinstance(folder, str | Path):
+        raise UsageError(f"The folder is {kind_of(folder)}, not a text or a path.", remedy=_SAVING)
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder", remedy="another name")
     config = dict(model.info.config)
     if not families.is_known(config):
         raise UsageError("only models of a known family can be saved", cause=f"model_type {config.get('model_type')!r}")

@@ -261,3 +261,16 @@ def test_a_model_type_that_nothing_reads_is_told_apart_from_one_that_fails(
     with pytest.raises(CheckpointError, match=told) as raised:
         checkpoint.load_model(folder)
     assert raised.value.cause
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "place", "said"),
+    [("x", "new", "The tokenizer is a text"), (None, 5, "The folder is a number"), (None, "file", "is a file")],
+)
+def test_save_refuses_arguments_that_it_cannot_use_by_name(
+    tokenizer: str | None, place: object, said: str, tmp_path: Path
+) -> None:
+    model = checkpoint.load_model(golden("llama").write(tmp_path / "a"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=said):
+        checkpoint.save(model, tokenizer, tmp_path / place if isinstance(place, str) else place)

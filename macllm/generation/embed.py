@@ -12,6 +12,7 @@ from macllm.text.messages import kind_of
 from macllm.text.tokenizer import Tokenizer
 
 from .prompt import check_pair
+from .ranges import shown
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -34,6 +35,8 @@ def embed(
     check_pair(model, tokenizer)
     if pooling not in _POOLS:
         raise UsageError(f"there is no pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise UsageError(f"batch_size is {shown(batch_size)}; it can be a whole number from 1")
     if model.info.hidden_size is None:  # an encoder-decoder starts from a source; a class of mlx-lm gives logits only
         raise UsageError(
             "this model has no hidden states for a single text", remedy="an encoder, or a decoder-only model"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Integral
 
 from macllm.errors import DoesNotFitError, UsageError
 from macllm.nn.info import ModelInfo
 
 from . import defaults
+from .ranges import shown
 from .request import Request
 
 log = logging.getLogger("macllm")
@@ -25,6 +27,9 @@ def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
         raise UsageError("this model encodes text and cannot generate any", remedy=remedy)
     if not prompt:
         raise UsageError("the prompt is empty", remedy="give at least one word")
+    for token in prompt:
+        if not isinstance(token, int | Integral):
+            raise UsageError(f"the prompt has {shown(token)}; it can have token ids", remedy="tokenizer.encode(text)")
     known = info.prompt_vocab_size
     wrong = [token for token in prompt if token < 0 or (known is not None and token >= known)]
     if wrong:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from macllm.errors import UsageError
+from macllm.generation.ranges import shown
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 SETTINGS_NAME = "run.json"  # in a run's folder
@@ -126,8 +127,8 @@ class TrainConfig:
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
         path = Path(values.get(cls._folder, defaults[cls._folder])) / SETTINGS_NAME
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(settings, dict):
+            read: Any = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(read, dict):
                 raise ValueError(f"{SETTINGS_NAME} is not a JSON object")
         except FileNotFoundError:
             if values.get("data"):  # a script that always says --resume begins with a new run
@@ -140,6 +141,7 @@ class TrainConfig:
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"cannot read the settings of the run in {path.parent}", cause=str(error)) from error
+        settings = cast("dict[str, Any]", read)
         return {
             name: value for name, value in settings.items() if name in defaults and name not in ("resume", cls._folder)
         }
@@ -246,7 +248,7 @@ def _check_names(cls: type[TrainConfig], values: dict[str, Any], where: str) -> 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """`value` as the field's type; strings of the command line are parsed, nothing else is bent."""
-    wrong = UsageError(f"{name} cannot be {value!r}", cause=f"it has to be {_describe(kind)}")
+    wrong = UsageError(f"{name} cannot be {shown(value)}", cause=f"it has to be {_describe(kind)}")
     if get_origin(kind) is tuple:
         given: Any = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         if not isinstance(given, list | tuple):

@@ -14,6 +14,7 @@ from macllm import adapter, checkpoint
 from macllm.errors import UsageError
 from macllm.nn import lora
 from macllm.ops import cpu
+from macllm.text.messages import kind_of
 
 from . import data
 from .config import FinetuneConfig, LongRows, Schedule, Select
@@ -73,6 +74,8 @@ def finetune(
     keywords = {name: value for name, value in locals().items() if name not in ("config", "on_event")}
     if config is not None and (given := [name for name, value in keywords.items() if value is not None]):
         raise UsageError("a config already says everything; keywords go into it", cause=", ".join(given))
+    if config is not None and not isinstance(config, FinetuneConfig):
+        raise UsageError(f"config is {kind_of(config)}, not a FinetuneConfig", remedy='finetune(data="rows.jsonl")')
     config = config or FinetuneConfig.load(**keywords)
     with closing(events(config)) as stream:
         for event in stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -71,9 +72,11 @@ def test_no_texts_give_no_vectors() -> None:
         (["a", ""], {}, UsageError),
         ("a", {}, UsageError),
         (["a"], {"pooling": "max"}, UsageError),
+        (["a"], {"batch_size": 0}, UsageError),
+        (["a"], {"batch_size": "8"}, UsageError),
     ],
 )
-def test_what_cannot_be_embedded_is_told(texts: list[str], options: dict[str, str], kind: type[Exception]) -> None:
+def test_what_cannot_be_embedded_is_told(texts: list[str], options: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
         macllm.embed(Counting(), Letters(), texts, **options)
 

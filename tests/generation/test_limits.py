@@ -28,3 +28,9 @@ def test_one_table_is_one_vocabulary(name: str) -> None:
     assert (info.prompt_vocab_size, info.vocab_size) == (97, 97)
     with pytest.raises(UsageError, match="from 0 to 96"):
         check(info, Request(prompt=[97]), [97])
+
+
+@pytest.mark.parametrize("prompt", [("a",), (1.5,), (None,), ([1],)], ids=str)
+def test_a_prompt_of_anything_but_token_ids_is_a_usage_error(prompt: tuple) -> None:
+    with pytest.raises(UsageError, match="it can have token ids"):
+        check(golden("llama").model().info, Request(prompt=prompt), prompt)

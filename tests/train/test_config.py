@@ -94,6 +94,13 @@ def test_finetune_takes_every_field_of_its_config_as_a_keyword() -> None:
         assert kind == field | None, name
 
 
+@pytest.mark.parametrize("config", ["rows.jsonl", {"data": "rows.jsonl"}, 5], ids=str)
+def test_finetune_refuses_what_is_no_config_by_name(config: object) -> None:
+    with pytest.raises(UsageError, match="not a FinetuneConfig") as error:
+        macllm.finetune(config)
+    assert error.value.remedy == 'finetune(data="rows.jsonl")'
+
+
 def test_finetune_refuses_a_config_with_keywords_beside_it() -> None:
     with pytest.raises(UsageError, match="keywords go into it"):
         macllm.finetune(FinetuneConfig(data="x.jsonl"), rank=4)
