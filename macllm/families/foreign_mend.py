@@ -37,7 +37,8 @@ def mend(model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
         if kind in _INDEXED and path.endswith("indexer.k_norm"):
             module.eps = 1e-6
         if kind == "ernie4_5_moe" and type(module).__name__ == "Ernie4_5_MoeMLP":
-            module.selection_bias = mx.zeros(module.gate.weight.shape[0])
+            gate: Any = module.gate
+            module.selection_bias = mx.zeros(gate.weight.shape[0])
 
 
 def _activation(config: Mapping[str, Any]) -> Callable[[mx.array], mx.array]:
