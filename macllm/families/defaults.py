@@ -134,7 +134,9 @@ def complete(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(key: str, value: Any, default: Any) -> Any:
-    """`value` as the kind of number that its key holds."""
+    """`value` as the kind of number that its key holds; null stays null."""
+    if value is None:
+        return None
     if key.endswith("_token_id"):
         return int(value) if isinstance(value, str | float) and str(value).removesuffix(".0").isdigit() else value
     if key == "max_position_embeddings" and isinstance(value, int | float) and not 1 <= value <= _LONGEST:
@@ -142,11 +144,11 @@ def _number(key: str, value: Any, default: Any) -> Any:
         return None
     if key in _WHOLE or type(default) is int:
         value = whole(key, value)
-        if key in _POSITIVE and value is not None and value < 1:
+        if key in _POSITIVE and value < 1:
             raise CheckpointError(f"{key} of config.json is {value}; it has to be at least 1")
         if key in _REACHES:
-            return None if value is None else min(value, _LONGEST)
-        if value is not None and value > (most := _MOST if key in _SMALL else _LONGEST):
+            return min(value, _LONGEST)
+        if value > (most := _MOST if key in _SMALL else _LONGEST):
             raise CheckpointError(
                 f"{key} of config.json is {value}; it can be at most {most}", remedy="download the checkpoint again"
             )
@@ -157,16 +159,21 @@ def _number(key: str, value: Any, default: Any) -> Any:
             raise CheckpointError(f"{key} of config.json is {value!r}, not true or false")
         log.warning("%s of config.json is %r: taken as %s", key, value, taken)
         return taken
-    if type(default) is float and (isinstance(value, bool) or not isinstance(value, int | float | str)):
+    return _real(key, value) if type(default) is float else value
+
+
+def _real(key: str, value: Any) -> Any:
+    """A number that is written as text as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise CheckpointError(f"{key} of config.json is {value!r}, not a number")
-    if type(default) is float and isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            raise CheckpointError(f"{key} of config.json is {value!r}, not a number") from None
-        log.warning("%s of config.json is the text %r: taken as %s", key, value, number)
-        return number
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        raise CheckpointError(f"{key} of config.json is {value!r}, not a number") from None
+    log.warning("%s of config.json is the text %r: taken as %s", key, value, number)
+    return number
 
 
 def whole(key: str, value: Any) -> Any:
