@@ -134,6 +134,7 @@ def test_a_run_of_training_waits_for_the_kernels(monkeypatch: pytest.MonkeyPatch
     def wait() -> None:
         raise WaitedError
 
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
     monkeypatch.setattr(cpu, "wait", wait)
     with pytest.raises(WaitedError):
         macllm.finetune(data=str(tmp_path), adapter_path=str(tmp_path / "run"), model="maclet")
