@@ -232,7 +232,7 @@ def test_an_adapter_is_trained_used_and_merged(
     made: Path, model: Path, run: Callable[..., Ran], tmp_path: Path
 ) -> None:
     adapter, fused = tmp_path / "adapter", tmp_path / "fused"
-    settings = ("--iters", 40, "--learning-rate", 0.02, "--batch-size", 6, "--rank", 8)
+    settings = ("--iters", 80, "--learning-rate", 0.003, "--batch-size", 6, "--rank", 8)
     ran = run("finetune", "--lora", "-m", model, "-d", made / "rows.jsonl", "--adapter-path", adapter, *settings)
     assert (ran.code, ran.out) == (0, f"{adapter}\n")
     assert f"macllm chat --model {model} --adapter {adapter}" in ran.err
