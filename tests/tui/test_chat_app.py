@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ from tests.chat.scripted_engine import ScriptedEngine, thinking
 from tests.tui.conftest import Play, Stage
 
 LIST = "".join(f"- item {n} of the list\n" for n in range(60))
+
+
+def opened_by(gate: threading.Event, engine: ScriptedEngine) -> Callable[[Tell], Session]:
+    """A model that is loaded when the gate is opened."""
+
+    def open_session(tell: Tell) -> Session:
+        gate.wait(10)
+        return Session(engine)
+
+    return open_session
 
 
 def test_a_message_is_answered_and_the_answer_is_drawn_as_markdown(play: Play) -> None:
@@ -48,10 +59,6 @@ def test_the_first_paint_does_not_wait_for_the_model_and_typing_neither(play: Pl
     gate = threading.Event()
     engine = ScriptedEngine(["Hello."])
 
-    def open_slowly(tell: Tell) -> Session:
-        gate.wait(10)
-        return Session(engine)
-
     async def scenario(stage: Stage) -> None:
         await stage.sees("loading maclet…")
         await stage.say("Early")
@@ -61,7 +68,7 @@ def test_the_first_paint_does_not_wait_for_the_model_and_typing_neither(play: Pl
         await stage.sees("Hello.")
         assert not stage.app.chat.query_one(UserTurn).has_class("-queued")
 
-    play(open_slowly, scenario)
+    play(opened_by(gate, engine), scenario)
 
 
 def test_what_is_done_before_the_model_is_loaded_is_in_the_status_line_and_a_notice_stays(play: Play) -> None:
@@ -420,10 +427,6 @@ def test_control_c_takes_back_a_message_that_waits_for_the_model(play: Play) -> 
     gate = threading.Event()
     engine = ScriptedEngine(["Hello."])
 
-    def open_slowly(tell: Tell) -> Session:
-        gate.wait(10)
-        return Session(engine)
-
     async def scenario(stage: Stage) -> None:
         await stage.sees("loading maclet…")
         await stage.say("Too early")
@@ -433,7 +436,7 @@ def test_control_c_takes_back_a_message_that_waits_for_the_model(play: Play) -> 
         await stage.idle()
         assert engine.requests == []
 
-    play(open_slowly, scenario)
+    play(opened_by(gate, engine), scenario)
 
 
 def test_control_c_clears_the_prompt_but_remembers_it(play: Play) -> None:
