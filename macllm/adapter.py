@@ -7,9 +7,7 @@ factors become one pair of higher rank: the As side by side, the Bs along a diag
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm import families
+from macllm import families, files
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
 from macllm.hub.files import refuse_pointers
@@ -58,7 +56,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
         },
     }
     save_file(tensors, folder / _WEIGHTS, {"format": "mlx"})
-    _write_json(folder / _CONFIG, config)
+    files.write_json(folder / _CONFIG, config)
 
 
 def attach(model: nn.Module, folder: Path) -> None:
@@ -94,11 +92,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     refuse_pointers(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = files.read_json(path)
         scale = config["lora_parameters"]["scale"]
         if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError("lora_parameters.scale is not a finite number")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a LoRA config", cause=str(error)) from error
     if config.get("fine_tune_type", "lora") != "lora":
         raise CheckpointError(f"{path} is of another kind", cause=f"fine_tune_type is {config['fine_tune_type']!r}")
@@ -182,12 +180,3 @@ def _within_layer(theirs: str) -> str:
     words = theirs.split(".")
     numbers = [i for i, word in enumerate(words) if word.isdigit()]
     return ".".join(words[numbers[0] + 1 :]) if numbers else theirs
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temp.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(path)

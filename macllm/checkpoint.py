@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from macllm import families, hub
+from macllm import families, files, hub
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families import packing
 from macllm.families.config import Config
 from macllm.families.defaults import DEFAULTS
 from macllm.families.generation import generation_config
-from macllm.files import stand_in
 from macllm.nn import quantize
 from macllm.nn.info import ModelInfo
 from macllm.nn.linear import Linear, Table
@@ -216,9 +213,9 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
         config["dtype"] = str(max(theirs.values(), key=lambda array: array.nbytes).dtype).removeprefix("mlx.core.")
     folder.mkdir(parents=True, exist_ok=True)
     save_folder(theirs, folder, {"format": "mlx" if quantization else "pt"})
-    _write_json(folder / "config.json", config)
+    files.write_json(folder / "config.json", config)
     if generation := dict(model.info.generation_config):
-        _write_json(folder / "generation_config.json", generation)
+        files.write_json(folder / "generation_config.json", generation)
     if tokenizer is not None:
         tokenizer.save(folder)
     return folder
@@ -333,21 +330,10 @@ def _described(info: ModelInfo, config: Mapping[str, Any], generation: dict[str,
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        cause, remedy = stand_in(path) or (str(error), "download it again")
+        value = files.read_json(path)
+    except ValueError as error:
+        cause, remedy = files.stand_in(path) or (str(error), "download it again")
         raise CheckpointError(f"{path} is not JSON", cause=cause, remedy=remedy) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object", remedy="download it again")
     return value
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

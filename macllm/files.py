@@ -1,10 +1,21 @@
-"""Files: the three descriptors that every process is expected to have, and what lies in place of a wanted file."""
+"""Files: atomic writing, JSON in and out, what lies in place of a wanted file, and the three standard descriptors.
+
+A reader sees the old content or the new one, whenever a process is killed or a machine loses power: content goes into a
+draft in the same folder, which reaches the disk before it takes the file's name.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
+_NAME_CHARS = 50  # of a file's name in its draft's, which file systems limit to 255 bytes
 # First bytes -> what such a file is, and what to do about it.
 _STAND_INS = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", "git lfs pull, in its folder"),
@@ -13,6 +24,78 @@ _STAND_INS = (
     (b"gguf", "a GGUF file under another name", "take the checkpoint in safetensors form"),
     (b"pk\x03\x04", "a zip archive, as PyTorch's pickled weights are", "take the checkpoint in safetensors form"),
 )
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool = True) -> Generator[BinaryIO]:
+    """A file to write; it becomes `path` at the end of the block, unless the block raises.
+
+    The permissions of a file that is replaced are kept; a link is replaced, not what it points to.
+    Raises: OSError, with `path` as it was; FileExistsError for a name that is taken, unless `overwrite`.
+    """
+    with draft(path) as temp, temp.open("xb") as file:
+        with suppress(FileNotFoundError):
+            before = path.lstat()
+            if stat.S_ISREG(before.st_mode):
+                temp.chmod(stat.S_IMODE(before.st_mode))
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        publish(temp, path, overwrite=overwrite)
+
+
+@contextmanager
+def draft(path: Path) -> Generator[Path]:
+    """A free name beside `path`; a file left there is removed at the end of the block."""
+    temp = path.with_name(f".{path.name[:_NAME_CHARS]}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temp
+    finally:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+
+
+def publish(temp: Path, path: Path, *, overwrite: bool = True) -> None:
+    """Name a file that is on the disk `path`. Raises: FileExistsError for a name that is taken, unless `overwrite`."""
+    if overwrite:
+        temp.replace(path)
+    else:
+        _name_new(temp, path)
+    # The file has its name by now, and not every file system lets a folder be opened or synchronized.
+    with suppress(OSError):
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a UTF-8 file, whole or not at all. Raises: as `replacing`."""
+    content = text.encode("utf-8")
+    with replacing(path, overwrite=overwrite) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON with an indent of two, whole or not at all. Raises: as `replacing`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises: OSError; ValueError for anything but JSON, values nested too deeply among it.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("values are nested too deeply") from error
 
 
 def stand_in(path: Path) -> tuple[str, str] | None:
@@ -25,6 +108,18 @@ def stand_in(path: Path) -> tuple[str, str] | None:
     except OSError:
         return None
     return next((("it is " + what, remedy) for magic, what, remedy in _STAND_INS if start.startswith(magic)), None)
+
+
+def _name_new(temp: Path, path: Path) -> None:
+    """Give a file its name unless the name is taken. Raises: FileExistsError."""
+    try:
+        path.hardlink_to(temp)  # unlike a rename, a link never replaces
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        temp.replace(path)
 
 
 def occupy_standard_descriptors() -> tuple[int, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from macllm.errors import MacllmError, UsageError
+from macllm.files import write_text
 
 from .session import Turn
 
@@ -40,40 +39,13 @@ def write(path: Path, text: str, *, overwrite: bool = False) -> None:
             f"{path} is a folder.", cause="the conversation becomes one file", remedy=f"/save {path / 'chat.md'}"
         )
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        if overwrite:
-            temporary.replace(path)
-        else:
-            _publish_new(temporary, path)
+        write_text(path, text, overwrite=overwrite)
     except FileExistsError as error:
         raise UsageError(
             f"{path} exists.", cause="nothing is overwritten unasked", remedy=f"/save --force {path}"
         ) from error
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _publish_new(temporary: Path, path: Path) -> None:
-    """Give the file its name unless the name is taken. Raises: FileExistsError."""
-    try:
-        os.link(temporary, path)  # unlike a rename, a link never replaces
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(path) from None
-        temporary.replace(path)
 
 
 def _unwritable(path: Path, error: OSError) -> MacllmError:

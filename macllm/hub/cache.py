@@ -9,8 +9,6 @@ with it an interrupted download is known as such. Read without huggingface_hub, 
 from __future__ import annotations
 
 import difflib
-import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
+from macllm.files import read_json, write_json
 
 from .files import RepoFile, is_stray, problem_of
 from .names import BUNDLED, ModelName, cache_folder
@@ -105,21 +104,9 @@ def near_names(repo: str) -> list[str]:
 def write_plan(name: ModelName, commit: str, files: list[RepoFile]) -> None:
     """Note what a whole snapshot of this commit has."""
     plan = {"revision": name.revision, "files": {file.name: [file.size_bytes, file.digest] for file in files}}
-    write_text(repo_folder(name.repo) / ".macllm" / f"{commit}.json", json.dumps(plan, indent=1, sort_keys=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
+    path = repo_folder(name.repo) / ".macllm" / f"{commit}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temp.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temp.replace(path)
-    finally:
-        temp.unlink(missing_ok=True)
+    write_json(path, plan)
 
 
 def remove(name: ModelName, whole: bool) -> int:
@@ -206,16 +193,16 @@ def _has(path: Path, size_bytes: int) -> bool:
 def _plan(folder: Path, commit: str) -> dict[str, tuple[int, str]]:
     """File name -> (size, hash) of a whole snapshot, as noted when it was fetched; empty where that was not by us."""
     try:
-        plan: Any = json.loads((folder / ".macllm" / f"{commit}.json").read_text("utf-8"))
+        plan: Any = read_json(folder / ".macllm" / f"{commit}.json")
         return {str(name): (int(size), str(digest)) for name, (size, digest) in plan["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _plans(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(folder.glob(".macllm/*.json")):
         with suppress(OSError, ValueError):
-            plan = json.loads(path.read_text("utf-8"))
+            plan = read_json(path)
             if _COMMIT.fullmatch(path.stem) and isinstance(plan, dict):
                 yield path.stem, plan
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from macllm.errors import DoesNotFitError, MacllmError, ModelNotFoundError, NetworkError
+from macllm.files import draft, publish, write_text
 from macllm.units import bytes_text
 
-from .cache import near_names, repo_folder, write_plan, write_text
+from .cache import near_names, repo_folder, write_plan
 from .files import INDEX_NAME, Listing, RepoFile, needed_files
 from .names import BUNDLED, ModelName, cache_folder
 from .transfer import Hub
@@ -92,7 +93,9 @@ def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress
             _link(_fetch_blob(hub, listing.commit, file, meter), snapshot / file.name)
         meter.finish()
     if name.revision != listing.commit:
-        write_text(folder / "refs" / name.revision, listing.commit)
+        ref = folder / "refs" / name.revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_text(ref, listing.commit)
     return snapshot
 
 
@@ -116,21 +119,20 @@ def _fetch_blob(hub: Hub, commit: str, file: RepoFile, meter: _Meter) -> Path:
     with _locked(cache_folder() / ".locks" / folder.name / f"{file.digest}.lock"):
         if not (blob.is_file() and blob.stat().st_size == file.size_bytes):
             hub.fetch(commit, file, partial, meter.add)
-            partial.replace(blob)
+            publish(partial, blob)
     return blob
 
 
 def _link(blob: Path, path: Path) -> None:
     """Make `path` a link to the blob; where a file system has no links, the blob itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temp.unlink(missing_ok=True)
-    try:
-        temp.symlink_to(os.path.relpath(blob, path.parent))
-    except OSError:
-        blob.replace(path)
-    else:
-        temp.replace(path)
+    with draft(path) as temp:
+        try:
+            temp.symlink_to(os.path.relpath(blob, path.parent))
+        except OSError:
+            publish(blob, path)
+        else:
+            publish(temp, path)
 
 
 @contextmanager

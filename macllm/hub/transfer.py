@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from macllm.errors import ModelNotFoundError, NetworkError
+from macllm.files import sync
 
 from .files import Listing, RepoFile, checked_listing
 from .names import ModelName, endpoint
@@ -132,7 +133,7 @@ class Hub:
 
             self._patiently(ask, DOWNLOAD_ATTEMPTS, out.tell)
             out.flush()
-            os.fsync(out.fileno())
+            sync(path)
 
     def _append(self, address: str, file: RepoFile, out: BinaryIO, on_bytes: Callable[[int], None]) -> None:
         start = out.tell()

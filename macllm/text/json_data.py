@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from macllm import files
 from macllm.errors import CheckpointError
-from macllm.files import stand_in
 
 REDOWNLOAD = "download the model again: macllm models get NAME"
 _MAX_BYTES = 512 << 20
@@ -43,9 +42,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_BYTES:
         raise CheckpointError(f"{path} is too large for a tokenizer file.", remedy=REDOWNLOAD)
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        cause, remedy = stand_in(path) or (str(error), REDOWNLOAD)
+        value = files.read_json(path)
+    except ValueError as error:
+        cause, remedy = files.stand_in(path) or (str(error), REDOWNLOAD)
         raise CheckpointError(f"{path} is not valid JSON.", cause=cause, remedy=remedy) from error
     if not is_object(value):
         raise CheckpointError(f"{path} holds no JSON object.", remedy=REDOWNLOAD)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from macllm.errors import ModelNotFoundError, UsageError
+from macllm.files import replacing
 
 from .detokenizer import Detokenizer
 from .json_data import REDOWNLOAD
@@ -279,14 +278,6 @@ def _valid(text: str) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as file:
-        try:
-            with source.open("rb") as original:
-                shutil.copyfileobj(original, file)
-            shutil.copymode(source, file.name)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with source.open("rb") as original, replacing(target) as file:
+        shutil.copyfileobj(original, file)
+        shutil.copymode(source, file.name)

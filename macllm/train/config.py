@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import tomllib
 import typing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from macllm.errors import UsageError
+from macllm.files import read_json
 from macllm.generation.ranges import shown
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
@@ -127,7 +127,7 @@ class TrainConfig:
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
         path = Path(values.get(cls._folder, defaults[cls._folder])) / SETTINGS_NAME
         try:
-            read: Any = json.loads(path.read_text(encoding="utf-8"))
+            read = read_json(path)
             if not isinstance(read, dict):
                 raise ValueError(f"{SETTINGS_NAME} is not a JSON object")
         except FileNotFoundError:
@@ -139,7 +139,7 @@ class TrainConfig:
                 cause=f"there is no {path}",
                 remedy=f"{flag} with the folder of a run, or --data train.jsonl for a new one",
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the settings of the run in {path.parent}", cause=str(error)) from error
         settings = cast("dict[str, Any]", read)
         return {

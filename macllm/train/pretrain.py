@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 from macllm import checkpoint, families
 from macllm.errors import UsageError
 from macllm.families.config import Config
+from macllm.files import read_json
 from macllm.nn.models import DecoderLM
 from macllm.ops import cpu
 from macllm.text.tokenizer import Tokenizer
@@ -85,12 +85,12 @@ def _check_vocabulary(model: DecoderLM, tokenizer: Tokenizer, config: PretrainCo
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
+        raw = read_json(path)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}", cause=error.strerror, remedy="--set config=path/to/config.json"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not JSON", cause=str(error)) from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path} is not a JSON object")

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from macllm.errors import UsageError
+from macllm.files import write_json, write_text
 
 from . import rows
 from .config import SETTINGS_NAME, TrainConfig
@@ -80,9 +81,9 @@ class Run:
         where there is validation data and the config asks for them, else with those of the last step.
         """
         first_step = trainer.state.step
-        self._write(SETTINGS_NAME, json.dumps(self._config.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_json(self.folder / SETTINGS_NAME, self._config.as_dict())
         # What a process told of steps that it did not live to save is told again.
-        self._write(_METRICS, "".join(line for line in self._lines() if _step(line) <= first_step))
+        write_text(self.folder / _METRICS, "".join(line for line in self._lines() if _step(line) <= first_step))
         events = self._events(trainer, hand_over, result)
         with closing(events), (self.folder / _METRICS).open("a", encoding="utf-8") as file:
             for event in events:
@@ -124,19 +125,6 @@ class Run:
     def _lines(self) -> list[str]:
         path = self.folder / _METRICS
         return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-
-    def _write(self, name: str, text: str) -> None:
-        write_text(self.folder / name, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temp.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(path)
 
 
 def _size(parameters: Any) -> int:

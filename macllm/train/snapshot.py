@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from macllm.errors import CheckpointError, MacllmError
-from macllm.files import occupy_standard_descriptors
+from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
 from .optim import AdamState, Arrays
 
@@ -56,7 +56,7 @@ class Snapshots:
             if final.exists():
                 shutil.rmtree(final)
             draft.rename(final)
-            _sync(self.folder)
+            sync(self.folder)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise MacllmError(
@@ -108,18 +108,17 @@ class Snapshots:
             "eval_loss": state.eval_loss,
             "run": self._identity,
         }
-        (draft / "state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        write_json(draft / "state.json", about)
         manifest = {}
         for path in sorted(draft.glob("[!.]*")):  # on some volumes macOS adds a `._name` to each, and rewrites it
-            _sync(path)
+            sync(path)
             manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync(draft / "manifest.json")
-        _sync(draft)
+        write_json(draft / "manifest.json", manifest)
+        sync(draft)
 
     def _read(self, folder: Path) -> TrainState:
         _verify(folder)
-        about = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        about = read_json(folder / "state.json")
         _check_identity(about["run"], self._identity, folder)
         read = {name: _load(folder / f"{name}.safetensors") for name in ("weights", "mean", "square")}
         optimizer = AdamState(read["mean"], read["square"], about["count"])
@@ -135,7 +134,7 @@ class Snapshots:
         losses = {}
         for step in self._steps():
             try:
-                about = json.loads((self.folder / _name(step) / "state.json").read_text(encoding="utf-8"))
+                about = read_json(self.folder / _name(step) / "state.json")
             except (OSError, ValueError):
                 continue
             if about.get("eval_loss") is not None:
@@ -174,7 +173,7 @@ def _load(path: Path) -> Arrays:
 
 def _verify(folder: Path) -> None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
         for name, entry in manifest.items():
             path = folder / name
             if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
@@ -199,11 +198,3 @@ def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

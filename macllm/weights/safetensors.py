@@ -5,19 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import struct
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
 
 from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
-from macllm.files import occupy_standard_descriptors
+from macllm.files import draft, occupy_standard_descriptors, publish, replacing, sync
 
 from .header import DTYPE_BITS, HOW_TO_REPAIR, TensorInfo, damaged, read_header, read_metadata, unique_keys
 
@@ -121,11 +120,10 @@ def save_file(tensors: Mapping[str, mx.array], path: str | Path, metadata: Mappi
     Raises DoesNotFitError on a full disk.
     """
     path = Path(path)
-    temp = _temp(path)
-    with _guarded(path.parent, [temp]):
-        _write(temp, tensors, metadata)
-        temp.replace(path)
-        _sync_folder(path.parent)
+    with _told(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            _write(file, tensors, metadata)
 
 
 def save_folder(
@@ -147,21 +145,25 @@ def save_folder(
     names = [SINGLE_NAME] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     if count > 1:
         names.append(INDEX_NAME)
-    temps = [_temp(folder / name) for name in names]
-    with _guarded(folder, temps):
-        for temp, shard in zip(temps, shards, strict=False):
-            _write(temp, shard, {"format": "mlx"} if metadata is None else metadata)
+    written = [folder / name for name in names]
+    with _told(folder), ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        drafts = [stack.enter_context(draft(path)) for path in written]
+        for path, shard in zip(drafts, shards, strict=False):
+            with path.open("xb") as file:
+                _write(file, shard, {"format": "mlx"} if metadata is None else metadata)
+            sync(path)
         if count > 1:
-            _write_index(temps[-1], shards, names)
-        written = [folder / name for name in names]
+            drafts[-1].write_text(json.dumps(_index(shards, names), indent=2, ensure_ascii=False) + "\n", "utf-8")
+            sync(drafts[-1])
         mixing = folder / _MIXING
         if count > 1 and any(path.exists() for path in written[:count]):
             mixing.touch()
-            _sync_folder(folder)
-        for temp, path in zip(temps, written, strict=True):
-            temp.replace(path)
+            sync(folder)
+        for source, path in zip(drafts, written, strict=True):
+            publish(source, path)
         _remove_replaced(folder, frozenset(names))
-        _sync_folder(folder)
+        sync(folder)
         mixing.unlink(missing_ok=True)
     return written
 
@@ -250,17 +252,11 @@ def _shard_path(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def _guarded(folder: Path, temps: Iterable[Path]) -> Generator[None]:
-    """Make the folder; on any failure remove the temporary files, and tell a full disk as such."""
+def _told(folder: Path) -> Generator[None]:
+    """Turn what the system refuses into an error for the user, a full disk told as such."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException as error:
-        for temp in temps:
-            with suppress(OSError):
-                temp.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DoesNotFitError(
                 f"the disk of {folder} is full",
@@ -270,18 +266,6 @@ def _guarded(folder: Path, temps: Iterable[Path]) -> Generator[None]:
         raise CheckpointError(
             f"cannot write weights to {folder}", cause=error.strerror, remedy="check the path and its permissions"
         ) from error
-
-
-def _temp(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _split(tensors: Mapping[str, mx.array], max_shard_bytes: int) -> list[dict[str, mx.array]]:
@@ -296,7 +280,7 @@ def _split(tensors: Mapping[str, mx.array], max_shard_bytes: int) -> list[dict[s
     return shards
 
 
-def _write(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None) -> None:
+def _write(file: BinaryIO, tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None) -> None:
     # Widest dtype first keeps every tensor aligned to its own size, which readers that map the file rely on.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -310,28 +294,22 @@ def _write(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, s
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            data: Any = mx.flatten(mx.contiguous(tensors[name])).view(mx.uint8)
-            file.write(memoryview(data))
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in names:
+        data: Any = mx.flatten(mx.contiguous(tensors[name])).view(mx.uint8)
+        file.write(memoryview(data))
 
 
-def _write_index(path: Path, shards: list[dict[str, mx.array]], names: list[str]) -> None:
+def _index(shards: list[dict[str, mx.array]], names: list[str]) -> dict[str, Any]:
     arrays = [array for shard in shards for array in shard.values()]
-    index = {
+    shard_of = {key: name for shard, name in zip(shards, names, strict=False) for key in shard}
+    return {
         "metadata": {
             "total_parameters": sum(array.size for array in arrays),
             "total_size": sum(array.nbytes for array in arrays),
         },
-        "weight_map": {key: name for shard, name in zip(shards, names, strict=False) for key in shard},
+        "weight_map": dict(sorted(shard_of.items())),
     }
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _remove_replaced(folder: Path, names: frozenset[str]) -> None:

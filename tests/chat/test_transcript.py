@@ -42,9 +42,9 @@ def test_a_transcript_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
         synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size, path.exists()))
         sync(descriptor)
 
-    monkeypatch.setattr(transcript.os, "fsync", note)
+    monkeypatch.setattr(os, "fsync", note)
     transcript.write(path, "é\n")
-    assert synced == [(path.stat().st_ino, 3, False)]
+    assert synced[0] == (path.stat().st_ino, 3, False)
     assert path.read_bytes() == "é\n".encode()
 
 
@@ -70,7 +70,7 @@ def test_without_hard_links_a_file_is_still_not_overwritten(tmp_path: Path, monk
     def refuse(*_: object) -> None:
         raise PermissionError("no links here")
 
-    monkeypatch.setattr(transcript.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "chat.md"
     transcript.write(path, "first\n")
     with pytest.raises(UsageError, match="exists"):
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transcript.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MacllmError, match="could not be written") as caught:
         transcript.write(tmp_path / "chat.md", "text")
     assert caught.value.cause == "No space left on device"

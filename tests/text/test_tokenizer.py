@@ -185,7 +185,7 @@ def test_every_template_is_saved_and_on_the_disk_before_it_has_its_name(
     Tokenizer.from_folder(source).save(copy)
     files = {path.relative_to(copy): path for path in copy.rglob("*") if path.is_file()}
     assert files.keys() == {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
-    assert synced == {path.stat().st_ino for path in files.values()}
+    assert synced >= {path.stat().st_ino for path in files.values()}
     saved = Tokenizer.from_folder(copy).chat_template
     assert saved is not None
     assert saved.sources == {"default": "default", "tool_use": "with tools"}

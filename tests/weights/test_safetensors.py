@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
-from macllm.weights import safetensors
 from macllm.weights.safetensors import load_file, load_folder, read_header, read_metadata, save_file, save_folder
 
 INDEX = "model.safetensors.index.json"
@@ -369,7 +368,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(sharded, monkeypatch, failing):
         if calls == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(safetensors.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DoesNotFitError, match="is full") as caught:
         save_folder({f"t{i}": mx.zeros(10) for i in range(5)}, sharded, max_shard_bytes=80)
     assert caught.value.exit_code == 4
@@ -394,7 +393,7 @@ except DoesNotFitError as error:
 
 
 def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors.os, "fsync", lambda descriptor: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         save_folder({"a": mx.zeros(10)}, tmp_path)
     assert names(tmp_path) == set()

@@ -15,6 +15,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from macllm.files import sync
+
 HERE = Path(__file__).parent
 NAME = "macllm_native"
 NANOBIND = "3.1.0"
@@ -223,8 +225,7 @@ def seal(path: Path) -> None:
     content = path.read_bytes()
     with path.open("ab") as file:
         file.write(_hash(content))
-        file.flush()
-        os.fsync(file.fileno())
+    sync(path)
 
 
 def _stable_abi() -> bool:

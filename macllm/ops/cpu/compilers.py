@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from macllm.child import Parent
+from macllm.files import publish
 
 from .build import (
     ANOTHER_FOLDER,
@@ -174,7 +175,7 @@ def _run_all(
                 if (told := one.end()) is not None:
                     raise failure(told)
                 seal(one.made)
-                one.made.replace(one.path)
+                publish(one.made, one.path)
             if time.monotonic() > end:
                 raise BuildError(f"the compiler took more than {COMPILE_SECONDS} s")
             tell(len(arguments) - len(waiting) - len(running))

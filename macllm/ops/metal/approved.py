@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import platform
 import plistlib
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from macllm.files import read_json, write_json
 from macllm.ops.cpu.build import cache_folder
 
 from . import HERE
@@ -114,7 +113,7 @@ def kept() -> Kept | None:
 
 def _read() -> Kept | None:
     try:
-        content = json.loads(_path().read_text(encoding="utf-8"))
+        content = read_json(_path())
         if content["machine"] != machine():
             return None
         quick = content["quick"]
@@ -122,7 +121,7 @@ def _read() -> Kept | None:
         texts = [*found.reasons.values(), *quick]
         whole = all(isinstance(one, bool) for one in found.decisions.values()) and isinstance(quick, list)
         return found if whole and all(isinstance(one, str) for one in texts) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -136,15 +135,7 @@ def _write(decided: Kept) -> Path:
         "reasons": dict(decided.reasons),
         "quick": sorted(decided.quick),
     }
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as draft:
-        try:
-            json.dump(content, draft, indent=2)
-            draft.flush()
-            os.fsync(draft.fileno())
-            Path(draft.name).replace(path)
-        except BaseException:
-            Path(draft.name).unlink(missing_ok=True)
-            raise
+    write_json(path, content)
     return path
 
 
