@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from macllm.text.formats.shape import Literals
+
 
 class StopStrings:
     """Passes text on as soon as it cannot be the beginning of a stop string.
@@ -14,6 +16,7 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
+        self._literals = Literals(strings)
         self._held = ""
         self.stopped = False
 
@@ -26,7 +29,7 @@ class StopStrings:
         if ends:
             self.stopped, self._held = True, ""
             return text[: min(ends)[1]]
-        keep = len(text) - self._beginning(text)
+        keep = self._literals.tail(text, 0)
         self._held = text[keep:]
         return text[:keep]
 
@@ -34,11 +37,3 @@ class StopStrings:
         """What was held back in case it became a stop string."""
         held, self._held = self._held, ""
         return held
-
-    def _beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
-        longest = max((len(string) for string in self._strings), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(string.startswith(text[-length:]) for string in self._strings):
-                return length
-        return 0

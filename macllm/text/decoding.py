@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
+from .formats.shape import Literals
+
 _METASPACE = "\u2581"
 _WORDPIECE_CLEANUP = (
     (" .", "."),
@@ -69,13 +71,13 @@ class ReplaceInText:
 
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new = old, new
+        self._literals = Literals([old])
         self._held = ""
 
     def push(self, piece: str) -> Iterable[str]:
         """The text up to where a match could still begin."""
         *done, rest = (self._held + piece).split(self._old)
-        keep = _overlap(rest, self._old)
-        cut = len(rest) - keep
+        cut = self._literals.tail(rest, 0)
         self._held = rest[cut:]
         return (self._new.join([*done, rest[:cut]]),)
 
@@ -83,14 +85,6 @@ class ReplaceInText:
         """The unfinished match, as it is."""
         held, self._held = self._held, ""
         return (held,)
-
-
-def _overlap(text: str, pattern: str) -> int:
-    """How many last characters of `text` could begin `pattern`."""
-    for size in range(min(len(text), len(pattern) - 1), 0, -1):
-        if text.endswith(pattern[:size]):
-            return size
-    return 0
 
 
 class ByteFallback:
