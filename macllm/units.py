@@ -25,3 +25,28 @@ def duration_text(seconds: float, *, fine: bool = False) -> str:
         return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def count_text(number: int) -> str:
+    """A whole number with its thousands apart: 32,768."""
+    return f"{number:,}"
+
+
+def tokens_text(number: int) -> str:
+    """A number of tokens in words: 1 token, 2,048 tokens."""
+    return f"{count_text(number)} token{'s' * (number != 1)}"
+
+
+def short_count_text(number: int) -> str:
+    """A whole number in at most five characters: 812, 9.6k, 128k, 1.0M."""
+    if number < 1000:
+        return str(number)
+    if number < 999_500:
+        return f"{number / 1000:.1f}k" if number < 9950 else f"{number / 1000:.0f}k"
+    return f"{number / 1_000_000:.1f}M"
+
+
+def speed_text(tokens_per_second: float) -> str:
+    """A speed with three figures at most: 61.4 tok/s, 312 tok/s."""
+    digits = 0 if tokens_per_second >= 99.95 else 1
+    return f"{tokens_per_second:.{digits}f} tok/s"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from macllm.units import bytes_text, duration_text
+from macllm.units import bytes_text, count_text, duration_text, short_count_text, speed_text, tokens_text
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,48 @@ def test_a_time_span_has_no_sixty_seconds(seconds: float, text: str) -> None:
 )
 def test_a_short_time_span_has_its_hundredths_or_tenths(seconds: float, text: str) -> None:
     assert duration_text(seconds, fine=True) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.0k"),
+        (9949, "9.9k"),
+        (9950, "10k"),
+        (9999, "10k"),
+        (32_768, "33k"),
+        (128_000, "128k"),
+        (999_499, "999k"),
+        (999_500, "1.0M"),
+        (1_000_000, "1.0M"),
+    ],
+)
+def test_a_short_count_has_five_characters_at_most(number: int, shown: str) -> None:
+    assert short_count_text(number) == shown
+    assert len(shown) <= 5
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 tokens"), (1, "1 token"), (2048, "2,048 tokens")])
+def test_a_number_of_tokens_has_its_thousands_apart_and_its_noun_in_number(number: int, text: str) -> None:
+    assert tokens_text(number) == text
+    assert text.startswith(f"{count_text(number)} ")
+
+
+@pytest.mark.parametrize(("speed", "text"), [(2, "2.0 tok/s"), (61.44, "61.4 tok/s"), (312.4, "312 tok/s")])
+def test_a_speed_has_three_digits(speed: float, text: str) -> None:
+    assert speed_text(speed) == text
+
+
+def test_sizes_and_time_spans_become_text_in_one_module() -> None:
+    root = Path(__file__).parent.parent
+    formatted = re.compile(r"\.\df\} ?(s|ms|kB|MB|GB|TB|KiB|MiB|GiB)\b")
+    sources = [
+        path for folder in ("macllm", "tui") for path in (root / folder).rglob("*.py") if path.name != "units.py"
+    ]
+    found = [
+        f"{path.relative_to(root)}: {m[0]}" for path in sources for m in formatted.finditer(path.read_text("utf-8"))
+    ]
+    # The time to a first token has its thousandths.
+    assert found == ["macllm/cli/bench.py: .3f} s"]

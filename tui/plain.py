@@ -19,11 +19,11 @@ from macllm.chat.session import ContextUse, Session, Turn
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.engine import News, Tell
 from macllm.generation.request import CallLines, Delta, Events, Prefill
+from macllm.units import count_text
 
 from . import clipboard, slash
 from .opening import Opening
 from .text.summary import summarize
-from .text.units import count
 from .text.visible import visible
 from .turn import TurnThread
 
@@ -175,7 +175,7 @@ class LineChat:
             if kind == "end":
                 return item
             if isinstance(item, Prefill) and item.total > 1000:
-                self._narrator.show(f"reading {count(item.done)}/{count(item.total)}")
+                self._narrator.show(f"reading {count_text(item.done)}/{count_text(item.total)}")
             elif isinstance(item, Delta) and item.kind == "reasoning":
                 self._narrator.show("thinking…")
             elif isinstance(item, Delta):

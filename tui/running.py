@@ -14,7 +14,7 @@ from macllm.errors import MacllmError
 from macllm.generation.request import Event
 
 from .messages import TurnEnded, TurnEvent
-from .text.units import Speed
+from .text.speed import SpeedMeter
 from .turn import TurnThread
 from .widgets.turns import AnswerTurn, UserTurn
 
@@ -40,7 +40,7 @@ class Running:
         self.answer = answer
         self.user_turn = user_turn
         self.former = former
-        self.speed = Speed()
+        self.speed = SpeedMeter()
         self.stopping = False
         self.memory: MemoryUse | None = None
         self._measured = time.monotonic()

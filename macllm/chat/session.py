@@ -24,6 +24,7 @@ from macllm.generation.request import (
     Timing,
     Usage,
 )
+from macllm.units import count_text, tokens_text
 
 if TYPE_CHECKING:
     from macllm.generation.engine import Engine
@@ -77,7 +78,7 @@ class ContextUse:
     def warning(self) -> str:
         """A sentence with both numbers and the way out, to be told where the context fills up."""
         share = self.used_tokens / self.limit_tokens if self.limit_tokens else 0.0
-        numbers = f"{self.used_tokens:,} of {self.limit_tokens or 0:,} tokens"
+        numbers = f"{count_text(self.used_tokens)} of {tokens_text(self.limit_tokens or 0)}"
         return f"{min(share, 1):.0%} of the context is used ({numbers}); /clear begins a new conversation."
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from macllm.units import bytes_text
+from macllm.units import bytes_text, duration_text, speed_text
 
 from .fetch import fetch
 from .native import compile_kernels
@@ -69,12 +69,12 @@ def command(
 
 def _print(speed: Speed) -> None:
     rows = [
-        ("load", f"{speed.load_seconds:.2f} s", f"{bytes_text(speed.weights_bytes)} of weights"),
+        ("load", duration_text(speed.load_seconds, fine=True), f"{bytes_text(speed.weights_bytes)} of weights"),
         ("first token", f"{speed.first_token.median:.3f} s", _spread(speed.first_token)),
-        ("prompt", f"{speed.prefill.median:.0f} tok/s", f"{_spread(speed.prefill)}, {_share(speed.prefill_share)}"),
-        ("decode", f"{speed.decode.median:.0f} tok/s", f"{_spread(speed.decode)}, {_share(speed.decode_share)}"),
+        ("prompt", speed_text(speed.prefill.median), f"{_spread(speed.prefill)}, {_share(speed.prefill_share)}"),
+        ("decode", speed_text(speed.decode.median), f"{_spread(speed.decode)}, {_share(speed.decode_share)}"),
         ("memory", bytes_text(speed.peak_bytes), f"at most; {bytes_text(speed.cache_bytes)} of it keys and values"),
-        ("bandwidth", f"{speed.read_bytes_per_second / 1e9:.1f} GB/s", "the machine's, measured: bounds decoding"),
+        ("bandwidth", f"{bytes_text(speed.read_bytes_per_second)}/s", "the machine's, measured: bounds decoding"),
         ("arithmetic", f"{speed.operations_per_second / 1e9:.0f} GFLOP/s", "the machine's, measured: bounds prompts"),
     ]
     for name, value, note in rows:

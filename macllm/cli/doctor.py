@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from macllm.errors import UnsupportedMachineError, UsageError
-from macllm.units import bytes_text
+from macllm.units import bytes_text, duration_text
 
 from .native import announced
 from .output import Progress, say
@@ -94,7 +94,7 @@ def _build() -> str:
         start = time.monotonic()
         with Progress("compiling", unit="steps") as progress:
             path = ensure(announced(progress))
-        took = "compiled before" if there else f"compiled in {time.monotonic() - start:.0f} s"
+        took = "compiled before" if there else f"compiled in {duration_text(time.monotonic() - start)}"
         say(f"{took}, for {build.instruction_set()}")
     except build.BuildError as error:
         raise UnsupportedMachineError(

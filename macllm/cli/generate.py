@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macllm.errors import UsageError
-from macllm.units import bytes_text
+from macllm.units import bytes_text, duration_text
 
 from .fetch import fetch
 from .native import answering
@@ -190,7 +190,7 @@ def _scored(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
 def _say_speed(done: Done) -> None:
     usage, timing = done.usage, done.timing
     say(
-        f"prompt {usage.prompt_tokens} tokens in {timing.prefill_seconds:.2f} s, "
+        f"prompt {usage.prompt_tokens} tokens in {duration_text(timing.prefill_seconds, fine=True)}, "
         f"answer {usage.completion_tokens} tokens at {timing.tokens_per_second(usage.completion_tokens):.1f} tokens/s, "
         f"peak {bytes_text(timing.peak_bytes)}, seed {done.seed}"
     )

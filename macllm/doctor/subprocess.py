@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from macllm.child import ChildProcess, Exit, Parent
+from macllm.units import duration_text
 
 if TYPE_CHECKING:
     from .benchmark import Effort, Verdict
@@ -110,7 +111,7 @@ def crashed(case: Case, exit: object, waited_seconds: float) -> Verdict:
     """The verdict of a case that its process did not survive, or (no `exit`) that did not end in time."""
     from .benchmark import Verdict
 
-    why = f"it did not end in {waited_seconds:.0f} s"
+    why = f"it did not end in {duration_text(waited_seconds)}"
     if isinstance(exit, Exit):
         log = exit.log.read_text(errors="replace") if exit.log and exit.log.exists() else ""
         lines = [line.strip() for line in log.splitlines() if line.strip()]

@@ -6,8 +6,8 @@ import pytest
 
 from macllm.chat.session import Turn
 from macllm.generation.request import Timing, Usage
-from macllm_tui.text import units
 from macllm_tui.text.markdown import parse
+from macllm_tui.text.speed import SpeedMeter
 from macllm_tui.text.summary import summarize
 from macllm_tui.text.visible import visible
 
@@ -24,27 +24,8 @@ def test_every_control_character_but_line_break_and_tab_becomes_visible() -> Non
     assert visible("a\x1b[2J\x9b1mb\r\n\tc\x7f") == "a␛[2J\ufffd1mb\n\tc␡"
 
 
-@pytest.mark.parametrize(
-    ("number", "shown"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.0k"),
-        (9949, "9.9k"),
-        (9950, "10k"),
-        (9999, "10k"),
-        (32_768, "33k"),
-        (128_000, "128k"),
-        (1_000_000, "1.0M"),
-    ],
-)
-def test_a_short_count_has_five_characters_at_most(number: int, shown: str) -> None:
-    assert units.short_count(number) == shown
-    assert len(shown) <= 5
-
-
 def test_the_speed_is_of_the_tokens_that_came_in_the_last_two_seconds() -> None:
-    speed = units.Speed()
+    speed = SpeedMeter()
     speed.add(100, 10.0)
     assert speed.tokens_per_second is None
     speed.add(1, 10.01)

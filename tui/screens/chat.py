@@ -17,13 +17,13 @@ from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.request import Delta, Done, Prefill
+from macllm.units import count_text, speed_text
 
 from .. import clipboard, slash
 from ..keys import KEYS, help_lines
 from ..messages import EngineNews, ModelFailed, ModelReady, PromptChanged, PromptSubmitted, TurnEnded, TurnEvent
 from ..opening import Opening
 from ..running import Running
-from ..text import units
 from ..widgets.prompt import Prompt
 from ..widgets.status_line import Status, StatusLine
 from ..widgets.turns import AnswerTurn, Failure, Notice, UserTurn
@@ -188,13 +188,13 @@ class ChatScreen(Screen[None]):
             return
         match message.event:
             case Prefill(done, total) if not running.stopping:
-                self._status.activity = f"reading {units.count(done)}/{units.count(total)}"
+                self._status.activity = f"reading {count_text(done)}/{count_text(total)}"
             case Delta() as delta:
                 running.answer.feed(delta)
                 running.speed.add(max(len(delta.tokens), 1), time.monotonic())
                 if not running.stopping:
                     speed = running.speed.tokens_per_second
-                    self._status.activity = units.rate(speed) if speed else "answering…"
+                    self._status.activity = speed_text(speed) if speed else "answering…"
             case Done():
                 pass
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from macllm.chat.session import Turn
-from macllm.units import duration_text
-
-from . import units
+from macllm.units import count_text, duration_text, speed_text, tokens_text
 
 
 def summarize(turn: Turn) -> str:
@@ -13,12 +11,12 @@ def summarize(turn: Turn) -> str:
     parts: list[str] = []
     if turn.usage is not None and turn.timing is not None:
         tokens = turn.usage.completion_tokens
-        parts.append(units.tokens(tokens))
+        parts.append(tokens_text(tokens))
         if (speed := turn.timing.tokens_per_second(tokens)) > 0:
-            parts.append(units.rate(speed))
+            parts.append(speed_text(speed))
         parts.append(f"first after {duration_text(turn.timing.prefill_seconds, fine=True)}")
         if turn.usage.cached_tokens:
-            parts.append(f"reused {units.count(turn.usage.cached_tokens)} of {units.count(turn.usage.prompt_tokens)}")
+            parts.append(f"reused {count_text(turn.usage.cached_tokens)} of {count_text(turn.usage.prompt_tokens)}")
     ending = {
         "cancelled": "stopped",
         "length": "cut at the token limit",

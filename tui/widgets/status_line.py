@@ -8,9 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from macllm.chat.session import ContextUse
-from macllm.units import bytes_text
-
-from ..text import units
+from macllm.units import bytes_text, count_text, short_count_text
 
 _BAR_CELLS = 8
 
@@ -83,13 +81,13 @@ def _context(context: ContextUse | None) -> tuple[list[Content], list[Content]]:
         return [], []
     used, limit = context.used_tokens, context.limit_tokens
     if not limit:
-        text = f"context {units.count(used)}"
-        return [Content(text)], [Content(f"ctx {units.short_count(used)}")]
+        text = f"context {count_text(used)}"
+        return [Content(text)], [Content(f"ctx {short_count_text(used)}")]
     share = min(used / limit, 1.0)
     style = "$error" if share >= 0.9 else "$warning" if context.fills_up else "$foreground 60%"
     filled = min(round(share * _BAR_CELLS + 0.49), _BAR_CELLS) if used else 0
     bar = Content.assemble(("━" * filled, style), ("━" * (_BAR_CELLS - filled), "$foreground 20%"))
-    long = Content.assemble(("context ", style), bar, (f" {units.count(used)}/{units.count(limit)}", style))
+    long = Content.assemble(("context ", style), bar, (f" {count_text(used)}/{count_text(limit)}", style))
     percent = "<1" if 0 < share < 0.01 else f"{share:.0%}"[:-1]
     return [long], [Content.styled(f"ctx {percent} %", style)]
 

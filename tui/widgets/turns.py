@@ -13,9 +13,8 @@ from textual.widgets import Static
 from macllm.chat.session import Turn
 from macllm.errors import MacllmError
 from macllm.generation.request import CallLines, Delta
-from macllm.units import duration_text
+from macllm.units import duration_text, tokens_text
 
-from ..text import units
 from ..text.summary import summarize
 from ..text.visible import visible
 from .stream_markdown import StreamMarkdown
@@ -106,7 +105,7 @@ class Reasoning(VerticalGroup):
         folded = self.has_class("-folded")
         done = self._seconds is not None
         told = f"thought for {duration_text(self._seconds, fine=True)}" if self._seconds is not None else "thinking…"
-        counted = f" · {units.tokens(self._tokens)}" if self._tokens else ""
+        counted = f" · {tokens_text(self._tokens)}" if self._tokens else ""
         self.query_one(ReasoningTitle).update(Content(f"{'▸' if folded else '▾'} {told}{counted}"))
         shown = self.text.strip()
         if not done and len(shown) > _LIVE_REASONING:
