@@ -165,7 +165,7 @@ def _package(name: str) -> Path:
 
 def _key() -> str:
     """A name for what the module depends on."""
-    sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
+    sources = sorted([*HERE.glob("*/*.cpp"), *HERE.glob("*/*.h")])
     return _digest(sources, (*_compiler_facts(), *_interface_facts(), flags(), GLUE, LINK))
 
 
@@ -204,9 +204,9 @@ def objects() -> list[Object]:
     limited = ["-DPy_LIMITED_API=0x030C0000"] if _stable_abi() else []
     glue = [*COMMON, *GLUE, *includes, *limited, *_extra()]
     nanobind = _package("nanobind") / "src" / "nb_combined.cpp"
-    headers, folder = sorted(HERE.glob("*.h")), cache_folder() / "objects"
-    kernels = [(HERE / f"{name}.cpp", flags(), ()) for name in KERNELS]
-    bindings = [(source, glue, _interface_facts()) for source in (*sorted(HERE.glob("bindings*.cpp")), nanobind)]
+    headers, folder = sorted(HERE.glob("*/*.h")), cache_folder() / "objects"
+    kernels = [(HERE / "kernels" / f"{name}.cpp", flags(), ()) for name in KERNELS]
+    bindings = [(source, glue, _interface_facts()) for source in (*sorted(HERE.glob("bindings/*.cpp")), nanobind)]
     made: list[Object] = []
     for source, options, facts in (*kernels, *bindings):
         key = _digest([*headers, source], (*_compiler_facts(), *facts, options))

@@ -50,7 +50,7 @@ def test_two_processes_at_once_compile_once(compiler: Compiler) -> None:
     log = compiler(0.05)
     processes = [start(), start()]
     assert [process.communicate(timeout=100) for process in processes] == [(SERVED, "")] * 2
-    files = len(build.KERNELS) + len(list(build.HERE.glob("bindings*.cpp"))) + 1
+    files = len(build.KERNELS) + len(list(build.HERE.glob("bindings/*.cpp"))) + 1
     assert len(log.read_text().split()) == files + 1
     assert cached() == ["lock", build.library().name]
     assert run() == (SERVED, "")

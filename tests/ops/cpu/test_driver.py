@@ -72,7 +72,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list
 
     @cache
     def made(compiler: str) -> list[Path]:
-        flags = ["-std=c++20", "-g", "-O1", "-I", str(build.HERE)]
+        flags = ["-std=c++20", "-g", "-O1", "-I", str(build.HERE / "kernels")]
         return _objects(compiler, sorted(DRIVER.glob("*.cpp")), flags, tmp_path_factory.mktemp("references"))
 
     return made
@@ -108,7 +108,9 @@ def test_every_kernel_is_right(
     if target.compiler:
         monkeypatch.setenv("CXX", target.compiler)
     compiler, program = build.compiler(), tmp_path / "driver"
-    kernels = _objects(compiler, [build.HERE / f"{name}.cpp" for name in build.KERNELS], build.flags(), tmp_path)
+    kernels = _objects(
+        compiler, [build.HERE / "kernels" / f"{name}.cpp" for name in build.KERNELS], build.flags(), tmp_path
+    )
     objects = map(str, [*kernels, *references(compiler)])
     subprocess.run([compiler, "-pthread", *target.flags.split(), *objects, "-o", str(program)], check=True)
     command = [*target.runner, *(_fixed_addresses() if target.sanitized else []), str(program), THREADS]

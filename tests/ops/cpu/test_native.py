@@ -96,6 +96,7 @@ def test_each_home_has_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_changed_source_is_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = build.library()
-    (tmp_path / "new.cpp").write_text("int x;")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "new.cpp").write_text("int x;")
     monkeypatch.setattr(build, "HERE", tmp_path)
     assert build.library() != before

@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "bindings.h"
-#include "kernels.h"
+#include "../kernels/kernels.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -8,8 +8,8 @@
 #include <tuple>
 
 #include "bindings.h"
-#include "kernels.h"
-#include "sample.h"
+#include "../kernels/kernels.h"
+#include "../kernels/sample.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

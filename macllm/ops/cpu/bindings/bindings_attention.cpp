@@ -5,9 +5,9 @@
 
 #include <optional>
 
-#include "attention.h"
+#include "../kernels/attention.h"
 #include "bindings.h"
-#include "parallel.h"
+#include "../kernels/parallel.h"
 #include "primitive.h"
 
 namespace nb = nanobind;

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "kernels.h"
+#include "../kernels/kernels.h"
 #include "primitive.h"
 
 namespace macllm {

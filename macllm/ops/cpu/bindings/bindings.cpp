@@ -10,8 +10,8 @@
 #include <tuple>
 
 #include "bindings.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "../kernels/kernels.h"
+#include "../kernels/parallel.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "bindings.h"
-#include "chosen.h"
-#include "kernels.h"
+#include "../kernels/chosen.h"
+#include "../kernels/kernels.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

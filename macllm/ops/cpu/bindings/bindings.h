@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "kernels.h"
+#include "../kernels/kernels.h"
 #include "primitive.h"
 
 namespace macllm {

@@ -2,7 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "bindings.h"
-#include "kernels.h"
+#include "../kernels/kernels.h"
 #include "packed.h"
 
 namespace nb = nanobind;

@@ -12,7 +12,7 @@
 
 #include "bindings.h"
 #include "packed.h"
-#include "step.h"
+#include "../kernels/step.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
