@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from macllm.ops.attention import attention_reference
-from macllm.ops.metal import flash, kv_decode
+from macllm.ops.metal.attention import flash, kv_decode
 
 from .case import Arrays, Case, group_size, normal, widened
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from macllm.ops.metal import launch, qkv_post
+from macllm.ops.metal import launch
+from macllm.ops.metal.qk_norm_rope import qkv_post
 from macllm.ops.qkv_post import Rules, qkv_post_reference
 
 from .case import Arrays, Case, group_size, normal, widened

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from macllm.ops.metal import launch, qmv, sample
+from macllm.ops.metal import launch
+from macllm.ops.metal.quantized_matvec import qmv
+from macllm.ops.metal.sampling import sample
 
 from .case import Arrays, Case, normal, widened
 

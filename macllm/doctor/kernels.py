@@ -201,7 +201,7 @@ def _texts() -> dict[str, Any]:
     from macllm.ops.metal import HERE, approved, text
 
     kernels, unreadable = 0, []
-    for path in sorted(HERE.glob("*.metal")):
+    for path in sorted(HERE.rglob("*.metal")):
         try:
             kernels += bool(text(path.stem).source)
         except (OSError, ValueError):

@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from . import dispatch
 from .kv import KV, Dense
-from .metal import flash as prefill
-from .metal import kv_decode as decode
+from .metal.attention import flash as prefill
+from .metal.attention import kv_decode as decode
 from .sight import Sight
 
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from . import dispatch
-from .metal import launch, qmv
-from .metal.qmv import Adapter, Around, Norm
+from .metal import launch
+from .metal.quantized_matvec import qmv
+from .metal.quantized_matvec.qmv import Adapter, Around, Norm
 from .quantized import Packed
 
 __all__ = ["Adapter", "Around", "Experts", "Norm", "experts", "gated_product", "product", "serving", "three_products"]

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from . import dispatch
 from .metal import launch
-from .metal import qkv_post as plan
+from .metal.qk_norm_rope import qkv_post as plan
 from .rope import rope_reference
 
 

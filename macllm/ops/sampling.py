@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from . import dispatch
 from .dispatch import native
-from .metal import sample
+from .metal.sampling import sample
 
 _LARGEST = 2**53  # a whole number that the kernels are told
 

@@ -34,7 +34,7 @@ ELEMENTWISE = UNARY | BINARY | {"Select"}
 """What `mx.compile` joins into one kernel (mlx/compile.cpp, is_fusable)."""
 
 _MARK = re.compile(r"// stands for (\{.*\})")
-_KERNELS = sorted((path.stem for path in HERE.glob("*.metal")), key=len, reverse=True)
+_KERNELS = sorted((path.stem for path in HERE.rglob("*.metal")), key=len, reverse=True)
 _COMPILED = type(mx.compile(mx.abs))
 _COMPILING = ("mlx.nn", "mlx_lm", "macllm")  # whose functions may be compiled when they are imported
 

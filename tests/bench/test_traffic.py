@@ -16,7 +16,9 @@ from dispatches import Dispatch, dispatches
 from primitives import trace
 from traffic import PAGE, Count, Row, goals, line, page, row_of
 
-from macllm.ops.metal import kv_decode, launch, qmv
+from macllm.ops.metal import launch
+from macllm.ops.metal.attention import kv_decode
+from macllm.ops.metal.quantized_matvec import qmv
 
 X = mx.zeros((4, 32))
 MATRIX = (mx.zeros((256, 64), mx.uint32), mx.zeros((256, 8), mx.bfloat16), mx.zeros((256, 8), mx.bfloat16))

@@ -9,7 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from macllm.ops.metal import Call, kv_decode, launch, qkv_post, qmv, sample
+from macllm.ops.metal import Call, launch
+from macllm.ops.metal.attention import kv_decode
+from macllm.ops.metal.qk_norm_rope import qkv_post
+from macllm.ops.metal.quantized_matvec import qmv
+from macllm.ops.metal.sampling import sample
 from macllm.ops.qkv_post import Rules
 from tests.simulator.run import How, run
 

@@ -112,7 +112,7 @@ def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     metal.text.cache_clear()
 
     def spoil(kernel: str, old: str, new: str) -> None:
-        path = folder / f"{kernel}.metal"
+        (path,) = folder.rglob(f"{kernel}.metal")
         text = path.read_text()
         assert text.count(old) == 1
         path.write_text(text.replace(old, new))

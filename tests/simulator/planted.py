@@ -18,7 +18,11 @@ import numpy as np
 
 from macllm.ops import metal
 from macllm.ops.linear_attention import State, elu_features
-from macllm.ops.metal import Text, flash, kv_decode, launch, linear_attention, qkv_post, qmv, sample, sparse_attention
+from macllm.ops.metal import Text, launch, linear_attention, sparse_attention
+from macllm.ops.metal.attention import flash, kv_decode
+from macllm.ops.metal.qk_norm_rope import qkv_post
+from macllm.ops.metal.quantized_matvec import qmv
+from macllm.ops.metal.sampling import sample
 from macllm.ops.qkv_post import Rules as HeadRules
 from macllm.ops.sparse_attention import Pattern
 

@@ -71,7 +71,7 @@ def test_a_script_that_cannot_be_judged(script: str, code: int, says: str, tmp_p
 def test_a_metal_file_is_looked_through(tmp_path: Path, repository: Path) -> None:
     path = tmp_path / "kernel.metal"
     path.write_text("// It doubles.\n//: y[0] = 2.0 * exp(x[0]);\n")
-    done = command(repository, path, repository / "macllm/ops/metal/qmv.metal")
+    done = command(repository, path, repository / "macllm/ops/metal/quantized_matvec/qmv.metal")
     assert done.returncode == 1
     assert done.stdout.startswith(f"{path}: FAILS, 2 rules\n  line 2: a number without f or h is a double")
     assert "qmv.metal: passes" in done.stdout

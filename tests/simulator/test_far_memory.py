@@ -13,7 +13,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops.metal import Call, flash, kv_decode, options
+from macllm.ops.metal import Call, options
+from macllm.ops.metal.attention import flash, kv_decode
 from tests.simulator import mutations
 from tests.simulator.run import How, Result, run_text, usually
 from tests.simulator.text import captured

@@ -60,7 +60,7 @@ def test_a_source_without_attributes_is_found() -> None:
     assert [f.rule for f in findings("", "y[0] = x[0];")]
 
 
-@pytest.mark.parametrize("path", sorted(Path("macllm/ops/metal").glob("*.metal")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(Path("macllm/ops/metal").rglob("*.metal")), ids=lambda p: p.name)
 def test_kernels_keep_the_rules(path: Path, repository: Path) -> None:
     assert findings(without_prefixes((repository / path).read_text(encoding="ascii"))) == []
 

@@ -1,4 +1,4 @@
-"""Metal kernels: a file each, and the one way to run them."""
+"""Metal kernels: a file each, beside the Python that dispatches it, and the one way to run them."""
 
 from __future__ import annotations
 
@@ -67,16 +67,21 @@ class Text:
 @cache
 def text(kernel: str) -> Text:
     """The text of `<kernel>.metal` and of what it includes. Lines that begin with `//:` are the source."""
-    lines = _lines(kernel)
+    lines = _lines(_path(kernel))
     source = [line.removeprefix("//:").removeprefix(" ") for line in lines if line.startswith("//:")]
     return Text("\n".join(line for line in lines if not line.startswith("//:")) + "\n", "\n".join(source))
 
 
-def _lines(kernel: str) -> list[str]:
+def _path(kernel: str) -> Path:
+    (path,) = HERE.rglob(f"{kernel}.metal")
+    return path
+
+
+def _lines(path: Path) -> list[str]:
     lines: list[str] = []
-    for line in (HERE / f"{kernel}.metal").read_text(encoding="ascii").splitlines():
-        included = re.fullmatch(r'#include "(\w+).metal"', line)
-        lines += _lines(included[1]) if included else [line]
+    for line in path.read_text(encoding="ascii").splitlines():
+        included = re.fullmatch(r'#include "([\w./]+)"', line)
+        lines += _lines(path.parent / included[1]) if included else [line]
     return lines
 
 

@@ -151,7 +151,7 @@ def machine() -> dict[str, Any]:
 
 def kernels_hash() -> str:
     """Of all kernels' texts, and of how they are dispatched."""
-    files = sorted([*HERE.glob("*.metal"), *HERE.glob("*.py")])
+    files = sorted([*HERE.rglob("*.metal"), *HERE.rglob("*.py")])
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]
 
 

@@ -77,5 +77,5 @@ def test_every_kernel_is_among_the_texts_and_keeps_the_rules(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(cases(), [str(tmp_path), "--dry"]) == 0, capsys.readouterr().out
-    kernels = {path.stem for path in HERE.glob("*.metal") if text(path.stem).source}
+    kernels = {path.stem for path in HERE.rglob("*.metal") if text(path.stem).source}
     assert {path.name.rpartition("-")[0] for path in tmp_path.iterdir()} == kernels

@@ -13,7 +13,7 @@ import pytest
 
 from macllm.ops.attention import attention_reference
 from macllm.ops.metal import Call
-from macllm.ops.metal import flash as plan
+from macllm.ops.metal.attention import flash as plan
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
 from tests.simulator.run import How

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops.metal import kv_decode as plan
+from macllm.ops.metal.attention import kv_decode as plan
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
 

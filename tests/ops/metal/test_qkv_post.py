@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops.metal import qkv_post as plan
+from macllm.ops.metal.qk_norm_rope import qkv_post as plan
 from macllm.ops.qkv_post import Rules, qkv_post_reference
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import as_array

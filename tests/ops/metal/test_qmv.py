@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from macllm.ops.metal import launch
-from macllm.ops.metal import qmv as plan
+from macllm.ops.metal.quantized_matvec import qmv as plan
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import simulated
 

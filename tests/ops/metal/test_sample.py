@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops.metal import sample as plan
-from macllm.ops.metal.sample import Filters
+from macllm.ops.metal.sampling import sample as plan
+from macllm.ops.metal.sampling.sample import Filters
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import simulated
 from tests.simulator.run import ONCE, How

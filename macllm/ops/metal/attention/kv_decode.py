@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from . import LANES, Call, Input, launch
+from .. import LANES, Call, Input, launch
 
 MOST_QUERIES = 16
 MOST_DIMS = 256

@@ -5,7 +5,7 @@
 // Grid. A simdgroup for each head of each token: (32, H + 2 K, B * L) threads in groups of (32, HEADS, 1). A head that is
 // packed goes through W floats of threadgroup memory, since a lane packs numbers that lie next to each other.
 // Traffic. Every number is read once, and written once in BITS bits; packing afterwards writes and reads it in 16 bits too.
-#include "common.metal"
+#include "../common.metal"
 #include "head.metal"
 #include "quantize.metal"
 

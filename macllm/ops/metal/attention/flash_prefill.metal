@@ -7,7 +7,7 @@
 // Grid. A threadgroup for each tile of 8 * BLOCKS queries, head and batch row, those with most keys first: (32, BLOCKS * SIDES)
 // threads. Queries stay in threadgroup memory, N keys and then their values go through it.
 // Traffic. Each tile of queries reads the keys and values that it sees once. No score leaves the threadgroup.
-#include "common.metal"
+#include "../common.metal"
 #include "prefill.metal"
 
 //: typedef Form<T, D, BLOCKS, SIDES, N> F;

@@ -5,7 +5,7 @@
 // Out: dq (B, H, L, D).
 // Grid. As flash_prefill: a threadgroup for each tile of 8 * BLOCKS queries, which stay in threadgroup memory with their dout.
 // Traffic. Each tile of queries reads the keys that it sees twice, and their values once.
-#include "common.metal"
+#include "../common.metal"
 #include "backward.metal"
 
 template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Queries, typename Grads, typename Keys,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import Call, Input, launch
+from .. import Call, Input, launch
 
 _BLOCKS, _RANKED = 64, 32  # of the vocabulary at most, and candidates of each
 

@@ -3,7 +3,7 @@
 // Layout. out and dout (B, H, L, D). Out: delta (B, H, L) float32.
 // Grid. A simdgroup for each row: (32, B * H * L) threads. A lane takes every 32nd number.
 // Traffic. Every number is read once.
-#include "common.metal"
+#include "../common.metal"
 
 //: const int lane = int(thread_index_in_simdgroup);
 //: const long row = long(thread_position_in_grid.y);

@@ -5,7 +5,7 @@
 // Grid. A simdgroup for each ROWS numbers of a token's expert: (32, ceil(N / ROWS), tokens * TOP) threads in groups of
 // (32, 2, 1). Gate and up rows share the lane's numbers of x.
 // Traffic. Each chosen expert's rows are read once a token; x once a simdgroup, from the cache.
-#include "common.metal"
+#include "../common.metal"
 #include "matvec.metal"
 
 //: const int lane = int(thread_index_in_simdgroup), n = int(thread_position_in_grid.y) * ROWS;

@@ -4,7 +4,7 @@
 // Layout. x (rows, K), norm (K), a (K, RANK) with strides. Out: (rows, RANK) float32.
 // Grid. A simdgroup for each number: (32, RANK, rows) threads.
 // Traffic. A is read once a row, x RANK times, from the cache.
-#include "common.metal"
+#include "../common.metal"
 #include "matvec.metal"
 
 //: const int lane = int(thread_index_in_simdgroup), rank = int(thread_position_in_grid.y), K = x_shape[1];

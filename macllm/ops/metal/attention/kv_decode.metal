@@ -7,7 +7,7 @@
 // tile is R of the rows G * L that share a key head; simdgroups of a tile take turns with the keys. 32 / PARTS keys lie side
 // by side in a simdgroup, D / 8 lanes own eight numbers of each.
 // Traffic. Each key and value that anybody may see is read once a threadgroup; tiles after the first find it in the cache.
-#include "common.metal"
+#include "../common.metal"
 #include "decode.metal"
 
 //: threadgroup float held[SPLITS > 1 ? TILES * SPLITS * 32 * (EIGHT + 3) : 1];

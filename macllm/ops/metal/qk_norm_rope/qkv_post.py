@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from . import DTYPES, LANES, Call, Input
+from .. import DTYPES, LANES, Call, Input
 
 if TYPE_CHECKING:
     from macllm.ops.qkv_post import Rules

@@ -5,7 +5,7 @@
 // TOP), rows a stride apart; residual (tokens, N). Out: (tokens, N).
 // Grid. A simdgroup for each ROWS numbers of a token: (32, ceil(N / ROWS), tokens) threads in groups of (32, 2, 1).
 // Traffic. Each chosen expert's rows are read once; no sums between are written.
-#include "common.metal"
+#include "../common.metal"
 #include "matvec.metal"
 
 //: const int lane = int(thread_index_in_simdgroup), n = int(thread_position_in_grid.y) * ROWS;

@@ -5,7 +5,7 @@
 // Grid. As kv_decode.
 // Traffic. A token of a key head costs 2 W (BITS / 8 + 2 * 2 / GROUP) bytes for 16-bit scales: 144 for W = 128 at 4 bit,
 // where 16-bit keys and values cost 512.
-#include "common.metal"
+#include "../common.metal"
 #include "decode.metal"
 
 //: threadgroup float held[SPLITS > 1 ? TILES * SPLITS * 32 * (EIGHT + 3) : 1];

@@ -4,7 +4,7 @@
 // Layout. Words (B, K, S, W * BITS / 32), scales and biases (B, K, S, W / GROUP), each with strides; the rest as flash_prefill.
 // Grid. As flash_prefill.
 // Traffic. As flash_prefill, of packed keys and values.
-#include "common.metal"
+#include "../common.metal"
 #include "prefill.metal"
 
 //: typedef Form<T, D, BLOCKS, SIDES, N> F;

@@ -3,7 +3,7 @@
 // Layout. sums (rows, CHUNKS, D) and stats (rows, CHUNKS, 2), float32; out (rows, D), where rows are (B, H, L).
 // Grid. A simdgroup for each row: (32, rows) threads. A lane owns a chunk while weights are made, and every 32nd number.
 // Traffic. Sums are read once: CHUNKS * D * 4 bytes a row, against CHUNK times as many keys.
-#include "common.metal"
+#include "../common.metal"
 
 //: const int row = int(thread_position_in_grid.y), lane = int(thread_index_in_simdgroup), chunks = stats_shape[3];
 //: const auto own = stats + long(row) * chunks * 2;

@@ -8,7 +8,8 @@ from math import gcd
 
 import mlx.core as mx
 
-from . import LANES, Call, Input, kv_decode, launch
+from .. import LANES, Call, Input, launch
+from . import kv_decode
 
 MOST_DIMS = 256
 _EIGHT = 8  # rows and columns of a matrix

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import DTYPES, LANES, Call, Input, launch
+from .. import DTYPES, LANES, Call, Input, launch
 
 MOST_ROWS = 8
 BITS = (2, 4, 8)

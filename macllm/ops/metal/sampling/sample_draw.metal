@@ -7,7 +7,7 @@
 // without filters a block is drawn by its sum, and a token in it.
 // Traffic. Candidates are read once, or one block of logits; beyond the candidates, all logits some seventy times, which
 // takes a distribution so flat that of one block of the vocabulary more than 32 tokens are kept.
-#include "common.metal"
+#include "../common.metal"
 #include "rank.metal"
 #include "boundary.metal"
 

@@ -5,7 +5,7 @@
 // Grid. A simdgroup for each head of each token: (32, H + 2 K, B * L) threads. A lane owns pairs of the rotation, and every
 // 32nd of the numbers that do not turn, so that a head is read once and stays in registers.
 // Traffic. Every number is read once and written once; one step after another reads and writes it two to four times.
-#include "common.metal"
+#include "../common.metal"
 #include "head.metal"
 
 //: const int head = int(thread_position_in_grid.y), lane = int(thread_index_in_simdgroup);

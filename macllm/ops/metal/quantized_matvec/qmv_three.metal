@@ -6,7 +6,7 @@
 // Grid. A simdgroup for each ROWS numbers of M rows, q's first, then k's, then v's, each in whole threadgroups of (32, 2, 1);
 // ceil(rows / M) of these.
 // Traffic. The matrices are read once for M rows, x once a simdgroup, from the cache.
-#include "common.metal"
+#include "../common.metal"
 #include "matvec.metal"
 
 // Simdgroups for so many numbers.

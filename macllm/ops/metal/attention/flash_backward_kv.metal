@@ -6,7 +6,7 @@
 // Grid. A threadgroup for each tile of 8 * BLOCKS keys, key head and batch row: (32, BLOCKS * SIDES) threads. Keys and values
 // stay in threadgroup memory, N queries and their dout go through it, for each of the query heads that share them.
 // Traffic. Each tile of keys reads the queries that see it twice for each of these heads, and their dout once.
-#include "common.metal"
+#include "../common.metal"
 #include "backward.metal"
 
 template <typename F, bool CAUSAL, bool SEGMENTED, bool CAPPED, typename T, typename Keys, typename Values, typename Queries,

@@ -1,7 +1,7 @@
 // Rows in threadgroup memory, and products of them. A threadgroup has rows of its own, 8 to a block, and goes through others
 // N at a time; SIDES simdgroups share a block and divide the columns of its products. Heads are filled with zeros up to W.
 // Matrices are 8 x 8. Which of their elements a lane has is asked, never known.
-#include "elements.metal"
+#include "../elements.metal"
 #include "rows.metal"
 
 template <typename T, int D_, int BLOCKS, int SIDES_, int N_>

@@ -6,7 +6,7 @@
 // Grid. A threadgroup of eight simdgroups for each block: (256 * BLOCKS, B) threads. A simdgroup keeps 32 numbers in order
 // over its lanes and merges 32 more into them, unless all of those come after.
 // Traffic. The logits are read once; 2048 candidates are written.
-#include "common.metal"
+#include "../common.metal"
 #include "rank.metal"
 
 //: threadgroup Ranked held[8][32];

@@ -6,7 +6,7 @@
 // b (N, RANK), low (rows, RANK) float32, which lora_down makes. Out: (rows, N).
 // Grid. A simdgroup for each ROWS numbers of M rows: (32, ceil(N / ROWS), ceil(rows / M)) threads in groups of (32, 2, 1).
 // Traffic. The matrices are read once for M rows, x once a simdgroup, from the cache.
-#include "common.metal"
+#include "../common.metal"
 #include "matvec.metal"
 
 //: const int lane = int(thread_index_in_simdgroup), n = int(thread_position_in_grid.y) * ROWS;

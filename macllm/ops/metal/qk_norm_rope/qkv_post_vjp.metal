@@ -5,7 +5,7 @@
 // Grid. A simdgroup for each head of ROWS tokens: (32, H + 2 K, CHUNKS) threads; it adds its tokens' part of the weight's
 // gradient in registers.
 // Traffic. Every number is read once and written once, and the parts are 1 / ROWS of it.
-#include "common.metal"
+#include "../common.metal"
 #include "head.metal"
 
 // g becomes the gradient of a head that was x before its norm; `sum` grows by its part of the weight's gradient.

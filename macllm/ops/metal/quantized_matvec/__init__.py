@@ -1,0 +1,1 @@
+"""Products of few rows with packed matrices: linear layers, adapters and experts."""
