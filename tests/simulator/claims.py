@@ -15,7 +15,7 @@ from tests.ops.metal import test_qkv_post as heads
 from tests.ops.metal import test_sample as sample
 from tests.ops.metal import test_sparse_attention as sparse
 
-from .planted import Planted, planted
+from .mutants.planted import Planted, planted
 from .text import CompileError
 
 Claim = Callable[[], object]

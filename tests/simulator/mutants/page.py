@@ -1,4 +1,4 @@
-"""Tables of what is caught, in `models/METAL.md`: `python -m tests.simulator.page` plants every bug and writes them."""
+"""Tables of what is caught, in `models/METAL.md`: `python -m tests.simulator.mutants.page` writes them anew."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from . import mutations, planted
 
-PAGE = Path(__file__).parents[2] / "models" / "METAL.md"
+PAGE = Path(__file__).parents[3] / "models" / "METAL.md"
 TABLES: dict[str, Callable[[], int]] = {"mutations": mutations.main, "planted": planted.main}
 
 
 def written(text: str) -> str:
     """The page with the tables as they are now."""
     for name, main in TABLES.items():
-        begin, end = f"<!-- python -m tests.simulator.{name} -->\n", f"<!-- end of {name} -->\n"
+        begin, end = f"<!-- python -m tests.simulator.mutants.{name} -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = text.partition(begin)
         table = io.StringIO()
         with contextlib.redirect_stdout(table):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.simulator import page
-from tests.simulator.planted import PLANTED, Case, Planted, caught_by, work
+from tests.simulator.mutants import page
+from tests.simulator.mutants.planted import PLANTED, Case, Planted, caught_by, work
 
 pytestmark = pytest.mark.slow
 _right: dict[Case, list[np.ndarray]] = {}
@@ -31,4 +31,4 @@ def test_every_family_of_kernels_has_a_bug() -> None:
 
 def test_the_page_says_what_is_caught() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
-    assert page.written(text) == text, "python -m tests.simulator.page writes it"
+    assert page.written(text) == text, "python -m tests.simulator.mutants.page writes it"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.simulator.compile import CompileError
-from tests.simulator.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, N, run
+from tests.simulator.mutants.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, N, run
 from tests.simulator.run import How, run_orders, usually
 from tests.simulator.text import captured
 

@@ -1,6 +1,6 @@
-"""Kernels without a bug, and bugs of every class to put into them: `python -m tests.simulator.mutations` runs them all.
+"""Kernels without a bug, and bugs of every class to put into them: `python -m tests.simulator.mutants.mutations`.
 
-Prints a table of what each one is caught by. Ends with 1 if one is not caught.
+Runs them all and prints a table of what each one is caught by. Ends with 1 if one is not caught.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .run import Fault, Result, run_orders
-from .text import captured
+from ..run import Fault, Result, run_orders
+from ..text import captured
 
 N = 128
 NUMBERS = mx.arange(N, dtype=mx.float32) + 1

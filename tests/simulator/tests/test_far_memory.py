@@ -15,7 +15,7 @@ import pytest
 
 from macllm.ops.metal import Call, options
 from macllm.ops.metal.attention import flash, kv_decode
-from tests.simulator import mutations
+from tests.simulator.mutants import mutations
 from tests.simulator.run import How, Result, run_text, usually
 from tests.simulator.text import captured
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulator import compile, mutations
+from tests.simulator import compile
+from tests.simulator.mutants import mutations
 
 SCRIPT = """
 import mlx.core as mx

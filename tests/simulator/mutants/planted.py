@@ -1,4 +1,4 @@
-"""Bugs put into macllm's own kernels: `python -m tests.simulator.planted` runs them all.
+"""Bugs put into macllm's own kernels: `python -m tests.simulator.mutants.planted` runs them all.
 
 Prints a table of what each one is caught by: a fault, or numbers that are not those of the kernel without it.
 Ends with 1 if one is not caught.
@@ -26,7 +26,7 @@ from macllm.ops.metal.sampling import sample
 from macllm.ops.qkv_post import Rules as HeadRules
 from macllm.ops.sparse_attention import Pattern
 
-from .intercept import Log, simulated
+from ..intercept import Log, simulated
 
 Case = Callable[[], list[mx.array]]
 APART = 1e-4  # of the largest number: more than any rounding

@@ -12,8 +12,8 @@ import pytest
 
 from macllm.ops.cpu import build
 from tests.simulator import compile as programs
-from tests.simulator import mutations, planted
-from tests.simulator.mutations import BUGS, Bug
+from tests.simulator.mutants import mutations, planted
+from tests.simulator.mutants.mutations import BUGS, Bug
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 pytestmark = [
