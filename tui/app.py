@@ -15,7 +15,7 @@ from textual.keys import Keys
 from textual.theme import Theme
 
 from macllm.chat.session import Session
-from macllm.generation.engine import Tell
+from macllm.generation.contract import Tell
 
 from .opening import Opening
 from .screens.chat import ChatScreen

@@ -10,7 +10,7 @@ from typing import IO
 from macllm.chat.options import ChatOptions, open_session
 from macllm.chat.session import Session
 from macllm.generation import defaults
-from macllm.generation.engine import Tell
+from macllm.generation.contract import Tell
 
 Opener = Callable[[ChatOptions, Tell], Session]
 

@@ -8,7 +8,7 @@ from textual.message import Message
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.generation.engine import News
+from macllm.generation.contract import News
 from macllm.generation.request import Event
 
 

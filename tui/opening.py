@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.generation.engine import Tell
+from macllm.generation.contract import Tell
 
 from .turn import unexpected
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import ContextUse, Session, Turn
 from macllm.errors import MacllmError, UsageError
-from macllm.generation.engine import News, Tell
+from macllm.generation.contract import News, Tell
 from macllm.generation.request import CallLines, Delta, Events, Prefill
 from macllm.units import count_text
 

@@ -19,7 +19,7 @@ from .turn import TurnThread
 from .widgets.turns import AnswerTurn, UserTurn
 
 if TYPE_CHECKING:
-    from macllm.generation.engine import MemoryUse
+    from macllm.generation.contract import MemoryUse
 
 
 _MEASURE_SECONDS = 1.0

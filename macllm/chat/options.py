@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from macllm.errors import UsageError
-from macllm.generation.engine import Tell
+from macllm.generation.contract import Tell
 from macllm.generation.request import Request, SamplingParams
 
 from .session import Session

@@ -27,7 +27,7 @@ from macllm.generation.request import (
 from macllm.units import count_text, tokens_text
 
 if TYPE_CHECKING:
-    from macllm.generation.engine import Engine
+    from macllm.generation.contract import Engine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from macllm.child import Exit
-from macllm.generation.engine import News, Tell
+from macllm.generation.contract import News, Tell
 from macllm.generation.worker import memory_use
 from macllm.ops import dispatch
 from macllm.ops.metal import approved

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from macllm.child import Parent, portable
 
-from .engine import Call, Calls, Job, News, own
+from .contract import News
+from .engine import Call, Calls, Job, own
 from .idle import KernelTrial
 
 if TYPE_CHECKING:

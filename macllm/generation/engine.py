@@ -17,80 +17,12 @@ from typing import Any, Literal, Protocol
 
 from macllm.errors import UsageError
 
-from .request import Done, Event, Events, Request, SamplingParams
+from .contract import EngineInfo, IdleWork, MemoryUse
+from .request import Done, Event, Request
 
 QUIET_SECONDS = 1.0
 """Time without a call after which an engine is idle."""
 _LEAVE_SECONDS = 5.0  # how long the end of the program waits for the step in progress
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """Facts about the engine's model."""
-
-    model_name: str
-    context_length: int | None  # tokens, prompt and completion together; None: no limit known
-    vocab_size: int
-    weights_bytes: int
-    has_chat_template: bool
-    defaults: SamplingParams
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """MLX's memory: in use now, most since the last request began, and how much there should be at most."""
-
-    active_bytes: int
-    peak_bytes: int
-    limit_bytes: int
-
-
-@dataclass(frozen=True)
-class News:
-    """A status message from the engine, transient or persistent."""
-
-    text: str  # in passing, "" is the end of it
-    passing: bool
-
-
-Tell = Callable[[News], object]
-
-
-class Engine(Protocol):
-    """Makes one completion at a time; a second request waits for the first."""
-
-    @property
-    def info(self) -> EngineInfo:
-        """The model. Waits until it is loaded; raises what loading raised."""
-        ...
-
-    def submit(self, request: Request) -> Events:
-        """Events of the completion, which begins at once. Closing the iterator stops it after the current step."""
-        ...
-
-    def usage(self) -> MemoryUse:
-        """Memory, at any moment."""
-        ...
-
-    def cancel(self) -> None:
-        """Stop what is being made after the current step; its events end with Done("cancelled")."""
-        ...
-
-    def close(self) -> None:
-        """Give the model up, after the current step. Calls after this raise UsageError."""
-        ...
-
-
-class IdleWork(Protocol):
-    """Work that an engine has done while nobody waits for it, once it has made a completion."""
-
-    def resume(self) -> None:
-        """Begin or go on, in a thread or a process of its own."""
-        ...
-
-    def pause(self) -> None:
-        """Stop at once: somebody waits. Called after each `resume`."""
-        ...
 
 
 class Results(Protocol):

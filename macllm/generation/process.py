@@ -11,7 +11,8 @@ from typing import Any
 from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
-from .engine import EngineInfo, EventStream, Job, MemoryUse, News, Tell, closed_error
+from .contract import EngineInfo, MemoryUse, News, Tell
+from .engine import EventStream, Job, closed_error
 from .request import Done, Event, Request
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from .contract import EngineInfo, MemoryUse
 from .defaults import default_sampling
-from .engine import EngineInfo, MemoryUse
 from .prefix import Prefix
 from .request import Events, Request
 from .stream import run

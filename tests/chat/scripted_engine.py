@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from macllm.errors import DoesNotFitError, EngineCrashedError
-from macllm.generation.engine import EngineInfo, MemoryUse
+from macllm.generation.contract import EngineInfo, MemoryUse
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams, Timing, Usage
 
 Step = str | Delta | Prefill | float | BaseException | threading.Event

@@ -25,7 +25,7 @@ from macllm.doctor.benchmark import QUICK, Effort, Timing, Verdict, tried
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.quick import BUDGET_SECONDS, CASE_SECONDS, QuickTrial
-from macllm.generation.engine import MemoryUse, News
+from macllm.generation.contract import MemoryUse, News
 from macllm.generation.process import ProcessEngine
 from macllm.generation.request import Request, SamplingParams
 from macllm.nn import quantize

@@ -20,8 +20,9 @@ import pytest
 
 from macllm.child import portable
 from macllm.errors import CheckpointError, EngineCrashedError, UsageError
+from macllm.generation.contract import Engine, EngineInfo
 from macllm.generation.defaults import OURS
-from macllm.generation.engine import Engine, EngineInfo, ThreadEngine
+from macllm.generation.engine import ThreadEngine
 from macllm.generation.process import ProcessEngine
 from macllm.generation.request import Delta, Done, Event, Request, SamplingParams
 from macllm.generation.stream import run

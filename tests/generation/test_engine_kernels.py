@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from macllm.generation.engine import News
+from macllm.generation.contract import News
 from macllm.generation.process import ProcessEngine
 from macllm.generation.request import Delta, Request, SamplingParams
 from macllm.ops.cpu import build

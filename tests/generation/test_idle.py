@@ -15,7 +15,8 @@ import generate_fakes as fakes
 import pytest
 
 from macllm.generation import engine as engines
-from macllm.generation.engine import News, ThreadEngine
+from macllm.generation.contract import News
+from macllm.generation.engine import ThreadEngine
 from macllm.generation.idle import KernelTrial
 from macllm.generation.process import ProcessEngine
 from macllm.generation.request import Request, SamplingParams

@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from macllm.chat.session import Session
-from macllm.generation.engine import Engine, Tell
+from macllm.generation.contract import Engine, Tell
 from macllm_tui.app import ChatApp
 
 Scenario = Callable[["Stage"], Awaitable[None]]

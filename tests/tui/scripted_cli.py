@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import macllm.generation.process
 from macllm.cli import main
 from macllm.errors import EngineCrashedError, ModelNotFoundError
-from macllm.generation.engine import News
+from macllm.generation.contract import News
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
 
 

@@ -9,7 +9,7 @@ from textual.events import Paste
 
 from macllm.chat.session import Session
 from macllm.errors import EngineCrashedError, ModelNotFoundError
-from macllm.generation.engine import News, Tell
+from macllm.generation.contract import News, Tell
 from macllm.generation.request import Delta, Prefill
 from macllm_tui.widgets.stream_markdown import StreamMarkdown
 from macllm_tui.widgets.turns import AnswerTurn, Failure, UserTurn
