@@ -7,13 +7,13 @@ whatever of them a checkpoint has. Needs no arrays.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from macllm.errors import CheckpointError
+from macllm.files import read_json
 
 # Names of one and the same number.
 ALIASES: tuple[tuple[str, ...], ...] = (
@@ -66,7 +66,7 @@ def unread(kind: str) -> frozenset[str]:
 
 @cache
 def _table() -> Mapping[str, Any]:
-    return json.loads(files("macllm.families").joinpath("class_defaults.json").read_text(encoding="utf-8"))
+    return read_json(Path(__file__).with_name("class_defaults.json"))
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
