@@ -133,6 +133,7 @@ def assemble(
         casts = default_casts(text["model_type"])
         widens = mx.float32 in casts.values()
         _fill(model, ours, casts, _as_stored(model) if widens else frozenset())
+    model.eval()
     return model
 
 

@@ -47,6 +47,11 @@ _BART: dict[str, Any] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bart": _BART,
     "bert": _BERT,
+    "big_bird": _BERT | {
+        "vocab_size": 50358, "hidden_act": "gelu_new", "max_position_embeddings": 4096, "bos_token_id": 1,
+        "eos_token_id": 2, "attention_type": "block_sparse", "use_bias": True, "rescale_embeddings": False,
+        "block_size": 64, "num_random_blocks": 3,
+    },
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA | {
         "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1_000_000.0,
@@ -66,6 +71,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "interleave_moe_layer_step": 1, "use_qk_norm": True, "rope_theta": 500_000.0, "no_rope_layer_interval": 4,
         "attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192.0, "attn_scale": 0.1,
     },
+    "longformer": _BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
     "marian": _BART | {
         "vocab_size": 58101, "decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0,
         "bos_token_id": None, "forced_eos_token_id": 0, "share_encoder_decoder_embeddings": True,
@@ -107,7 +113,8 @@ _WHOLE = frozenset(("n_inner", "num_decoder_layers", "decoder_vocab_size", "num_
 _POSITIVE = frozenset(
     ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "n_embd", "n_head",
      "d_model", "d_kv", "num_heads", "encoder_attention_heads", "decoder_attention_heads", "sliding_window_pattern",
-     "no_rope_layer_interval", "interleave_moe_layer_step", "decoder_sparse_step", "moe_intermediate_size")
+     "no_rope_layer_interval", "interleave_moe_layer_step", "decoder_sparse_step", "moe_intermediate_size",
+     "block_size")
 )  # fmt: skip
 _LONGEST = 2**31 - 1  # no sequence is longer: MLX counts along an axis in 32 bits
 # Whole numbers of which a larger one than any sequence means no more than that one.

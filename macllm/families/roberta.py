@@ -16,13 +16,13 @@ def spec(config: Config) -> EncoderSpec:
     return bert.encoder(config, positions, bert.masked_head(config, "lm_head", "gelu"))  # whatever the body's is
 
 
-def keys(config: Config) -> KeyMap:
-    """Tensor names of a checkpoint with this config."""
+def keys(config: Config, base: str = "roberta") -> KeyMap:
+    """Tensor names of a checkpoint with this config, whose encoder goes by the name of `base`."""
     head = (
         Rule("lm_head.dense.*", "head.transform.dense.*"),
         Rule("lm_head.layer_norm.*", "head.transform.norm.*"),
         Rule("lm_head.bias", "head.bias"),
         Rule("lm_head.decoder.*", "head.proj.*"),
     )
-    ties = bert.head_ties(config, "roberta.embeddings.word_embeddings", "lm_head")
-    return KeyMap((*head, *bert.body("roberta.")), aliases=(("", ""), ("", "roberta.")), ties=ties)
+    ties = bert.head_ties(config, f"{base}.embeddings.word_embeddings", "lm_head")
+    return KeyMap((*head, *bert.body(f"{base}.")), aliases=(("", ""), ("", f"{base}.")), ties=ties)

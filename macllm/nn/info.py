@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from .spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, LayerSpec, ModelSpec, RoPESpec
+from .spec import (
+    DecoderSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
+    LayerSpec,
+    ModelSpec,
+    RoPESpec,
+    WindowGlobalSpec,
+)
 
 ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
 
@@ -32,6 +40,7 @@ class ModelInfo:
     hidden_size: int | None = None  # None: no hidden states can be had
     eos: frozenset[int] = frozenset()
     decoder_start: int | None = None
+    has_global_tokens: bool = False  # a call can name tokens that see all and are seen by all
     rotations: frozenset[RoPESpec] = frozenset()
     config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
@@ -57,7 +66,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
             kind = "encoder" if spec.head is None else "decoder"
             embedding, layers = spec.embedding, spec.decoder.layers
         case EncoderSpec():
-            kind, embedding, layers = "encoder", spec.embedding, ()
+            kind, embedding, layers = "encoder", spec.embedding, spec.encoder.layers
         case EncoderDecoderSpec():
             kind, embedding, layers = "encoder-decoder", spec.target, spec.decoder.layers
     return ModelInfo(
@@ -67,6 +76,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
         context_length=spec.context_length,
         position_count=None if embedding.positions is None else embedding.positions.count,
         hidden_size=None if kind == "encoder-decoder" else embedding.dim,
+        has_global_tokens=any(isinstance(layer.attention, WindowGlobalSpec) for layer in layers),
         rotations=frozenset(rope for layer in layers if (rope := _length_dependent(layer)) is not None),
     )
 

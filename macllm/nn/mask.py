@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
 
 from macllm.ops.sight import Mask, Sight
@@ -112,11 +114,47 @@ def _rule(spec: MaskSpec, q: mx.array, k: mx.array, span: Span) -> mx.array:
     raise TypeError(spec)
 
 
+class GlobalTokens(NamedTuple):
+    """Positions of a batch that see and are seen by all, row by row: filled up with 0 where `there` is False."""
+
+    at: mx.array  # (B, G) int
+    there: mx.array  # (B, G) bool
+    mask: mx.array  # (B, L) bool
+
+    @classmethod
+    def of(cls, mask: mx.array, lengths: mx.array | None = None) -> GlobalTokens | None:
+        """From a mask (B, L) bool, of whose rows `lengths` (B,) positions count; None where it names none."""
+        mask = mask.astype(mx.bool_)
+        if lengths is not None:
+            mask = mask & (mx.arange(mask.shape[1]) < lengths[:, None])
+        most = int(mask.sum(axis=-1).max().item())
+        if not most:
+            return None
+        # A stable order puts the named positions first.
+        at = mx.argsort(mx.where(mask, mx.arange(mask.shape[1]), mask.shape[1]), axis=-1)[:, :most]
+        return cls(at, mx.take_along_axis(mask, at, axis=1), mask)
+
+    def take(self, x: mx.array) -> mx.array:
+        """Rows at these positions: (B, L, D) -> (B, G, D)."""
+        return mx.take_along_axis(x, self.at[..., None], axis=1)
+
+    def put(self, y: mx.array, into: mx.array) -> mx.array:
+        """Rows y (B, G, D) in place of those at these positions: (B, L, D) -> (B, L, D)."""
+        slots = mx.maximum(mx.cumsum(self.mask.astype(mx.int32), axis=1) - 1, 0)
+        return mx.where(self.mask[..., None], mx.take_along_axis(y, slots[..., None], axis=1), into)
+
+
 class Masks:
     """The masks of one forward pass, each distinct one made once, with a stack's relative bias folded in."""
 
-    def __init__(self, span: Span, lengths: mx.array | None = None, bias: RelativeBias | None = None):
-        self.span, self.lengths, self.bias = span, lengths, bias
+    def __init__(
+        self,
+        span: Span,
+        lengths: mx.array | None = None,
+        bias: RelativeBias | None = None,
+        global_tokens: GlobalTokens | None = None,
+    ):
+        self.span, self.lengths, self.bias, self.global_tokens = span, lengths, bias, global_tokens
         self._made: dict[tuple[MaskSpec, int], Mask | Sight] = {}
         self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
 

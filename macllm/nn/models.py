@@ -13,6 +13,7 @@ from macllm.ops.kv import Dense
 from .cache import Cache, make_layers
 from .info import describe
 from .linear import Linear
+from .mask import GlobalTokens
 from .position import Span
 from .spec import Bidirectional, DecoderSpec, EncoderDecoderSpec, EncoderSpec, Local, MaskSpec, ModelSpec, StackSpec
 from .transformer import Embedding, Head, Stack
@@ -83,10 +84,23 @@ class EncoderLM(nn.Module):
         if spec.head is not None:
             self.head = Head(spec.head, spec.embedding)
 
-    def __call__(self, tokens: mx.array, lengths: mx.array | None = None, types: mx.array | None = None) -> mx.array:
-        """Hidden states: (B, L), with rows of `lengths` (B,) padded on the right, segments (B, L) -> (B, L, D)."""
+    def __call__(
+        self,
+        tokens: mx.array,
+        lengths: mx.array | None = None,
+        types: mx.array | None = None,
+        global_tokens: mx.array | None = None,
+    ) -> mx.array:
+        """Hidden states: (B, L), with rows of `lengths` (B,) padded on the right, segments (B, L) -> (B, L, D).
+
+        `global_tokens` (B, L) bool names tokens that see all and are seen by all, where windows hide the rest.
+        Raises UsageError for them on a model without such attention.
+        """
+        if global_tokens is not None and not self.info.has_global_tokens:
+            raise UsageError("this model knows no global tokens", cause="its attention has no projections for them")
         span = Span(0, tokens.shape[1])
-        return self.encoder(self.embedding(tokens, span, types=types), span, None, lengths)
+        chosen = None if global_tokens is None else GlobalTokens.of(global_tokens, lengths)
+        return self.encoder(self.embedding(tokens, span, types=types), span, None, lengths, chosen)
 
     hidden = __call__
 

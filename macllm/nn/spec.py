@@ -169,6 +169,28 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowGlobalSpec(AttentionSpec):
+    """A window on both sides, and tokens named in the call that see all and are seen by all (arXiv:2004.05150, 3.1)."""
+
+    mask: Local
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSparseSpec(AttentionSpec):
+    """Blocks of queries that see a few blocks of keys (arXiv:2007.14062, 2): neighbours, both ends, random ones."""
+
+    block_size: int
+    num_random_blocks: int
+    seed: int  # of the random blocks
+    max_positions: int  # the random blocks of some lengths are drawn for as many positions
+
+    @property
+    def longest_full(self) -> int:
+        """The longest sequence, in tokens, whose queries all see all keys."""
+        return (5 + 2 * self.num_random_blocks) * self.block_size
+
+
+@dataclass(frozen=True, kw_only=True)
 class MLPSpec:
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (arXiv:2002.05202)."""
 

@@ -16,7 +16,8 @@ from . import fused
 from .attention import CrossAttention, SelfAttention
 from .cache import LayerCache
 from .linear import Linear, Table
-from .mask import Masks
+from .mask import GlobalTokens, Masks
+from .mixer import make_mixer
 from .mlp import MLP
 from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
@@ -30,14 +31,15 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, spec: LayerSpec):
         super().__init__()
-        self.attention = SelfAttention(dim, spec.attention)
+        self.attention = make_mixer(dim, spec.attention)
         self.attention_norm = ResidualNorm(dim, spec.norm, spec.placement)
         if spec.cross_attention is not None:
             self.cross = CrossAttention(dim, spec.cross_attention)
             self.cross_norm = ResidualNorm(dim, spec.norm, spec.placement)
         self.feed_forward = make_feed_forward(dim, spec.feed_forward)
         self.feed_forward_norm = ResidualNorm(dim, spec.norm, spec.placement)
-        self.attention_step = AttentionStep(self.attention, self.attention_norm)
+        plain = self.attention if isinstance(self.attention, SelfAttention) else None
+        self.attention_step = None if plain is None else AttentionStep(plain, self.attention_norm)
         self.mlp_step = MLPStep(self.feed_forward) if type(self.feed_forward) is MLP else None
 
     def parts(
@@ -48,10 +50,11 @@ class Block(nn.Module):
         memory_mask: mx.array | None = None,
     ) -> Iterator[Part]:
         """Its residual branches in turn."""
-        norm, mlp = self.attention_norm, self.mlp_step
+        norm, step, mlp = self.attention_norm, self.attention_step, self.mlp_step
+        plain = self.attention if isinstance(self.attention, SelfAttention) else None
 
         def attend(x: mx.array) -> mx.array:
-            y = fused.attention(self.attention, norm, x, masks, cache)
+            y = None if plain is None else fused.attention(plain, norm, x, masks, cache)
             return norm.join(x, self.attention(norm.pre(x), masks, cache)) if y is None else y
 
         def cross(x: mx.array, kv: KV) -> mx.array:
@@ -62,9 +65,10 @@ class Block(nn.Module):
             y = None if cache is None else fused.feed_forward(layer, norm, x)
             return norm.join(x, layer(norm.pre(x))) if y is None else y
 
-        yield Part(
-            attend, lambda kernels: self.attention_step.branch(kernels, self.attention, norm, masks, cache), cache
-        )
+        if plain is None or step is None:
+            yield Part(attend)
+        else:
+            yield Part(attend, lambda kernels: step.branch(kernels, plain, norm, masks, cache), cache)
         if memory is not None:
             yield Part(partial(cross, kv=memory))
         yield Part(feed, mlp and (lambda kernels: mlp.branch(kernels, self.feed_forward, self.feed_forward_norm)))
@@ -86,9 +90,11 @@ class Stack(nn.Module):
         span: Span,
         caches: Sequence[LayerCache] | None = None,
         lengths: mx.array | None = None,
+        global_tokens: GlobalTokens | None = None,
     ) -> mx.array:
         """(B, L, D) -> (B, L, D)."""
-        return self._through(x, Masks(span, lengths, self.get("bias")), caches or repeat(None), repeat(None))
+        masks = Masks(span, lengths, self.get("bias"), global_tokens)
+        return self._through(x, masks, caches or repeat(None), repeat(None))
 
     def decode(
         self,

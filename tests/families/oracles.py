@@ -26,6 +26,7 @@ SMALL = {
     "eos_token_id": 2,
 }
 ENCODER = {**SMALL, "type_vocab_size": 2, "num_hidden_layers": 3}
+LONGFORMER = {"pad_token_id": 1, "type_vocab_size": 1}
 SEQ2SEQ = {
     "vocab_size": 97,
     "d_model": 48,
@@ -104,7 +105,7 @@ class Case:
         """How it is called: "decoder", "encoder" or "text-to-text"."""
         if any(word in self.model for word in ("Conditional", "MTModel")):
             return "text-to-text"
-        return "encoder" if self.name.startswith(("bert", "roberta")) else "decoder"
+        return "encoder" if self.name.startswith(("bert", "roberta", "longformer", "big_bird")) else "decoder"
 
 
 def _llama(name: str, main: bool = False, length: int = 23, **options: Any) -> Case:
@@ -114,6 +115,10 @@ def _llama(name: str, main: bool = False, length: int = 23, **options: Any) -> C
 def _lm(name: str, cls: str, base: dict, main: bool = False, length: int = 23, **options: Any) -> Case:
     config = f"{cls}TextConfig" if cls in ("Gemma3", "Llama4") else f"{cls}Config"
     return Case(name, f"{cls}ForCausalLM", config, {**base, **options}, length, main)
+
+
+def _encoder(name: str, cls: str, main: bool = False, length: int = 23, **options: Any) -> Case:
+    return Case(name, f"{cls}ForMaskedLM", f"{cls}Config", {**ENCODER, **options}, length, main)
 
 
 def _scaled(**parameters: Any) -> dict:
@@ -230,6 +235,16 @@ CASES = [
     Case("bert-pooled", "BertModel", "BertConfig", {**ENCODER, "hidden_act": "relu"}),
     Case("roberta", "RobertaForMaskedLM", "RobertaConfig", {**ENCODER, "pad_token_id": 1}, main=True),
     Case("roberta-pooled", "RobertaModel", "RobertaConfig", {**ENCODER, "pad_token_id": 1, "type_vocab_size": 1}),
+    _encoder("longformer", "Longformer", main=True, length=45, **LONGFORMER, attention_window=[8, 4, 16]),
+    _encoder("longformer-wide", "Longformer", length=37, **LONGFORMER, attention_window=20),
+    _encoder("longformer-default", "Longformer", **LONGFORMER),
+    Case("longformer-pooled", "LongformerModel", "LongformerConfig", {**ENCODER, **LONGFORMER, "attention_window": 6}),
+    _encoder("big_bird", "BigBird", main=True, length=45, block_size=4, num_random_blocks=2),
+    _encoder("big_bird-even", "BigBird", length=48, block_size=6, num_random_blocks=1),
+    _encoder("big_bird-plain", "BigBird", length=25, block_size=2, use_bias=False, rescale_embeddings=True),
+    _encoder("big_bird-short", "BigBird", length=28, block_size=4, num_random_blocks=1, hidden_act="relu"),
+    _encoder("big_bird-full", "BigBird", attention_type="original_full"),
+    Case("big_bird-pooled", "BigBirdModel", "BigBirdConfig", {**ENCODER, "block_size": 2}),
     Case("t5", "T5ForConditionalGeneration", "T5Config", T5, main=True),
     Case(
         "t5-v1.1",

@@ -115,7 +115,7 @@ def test_odd_numbers_are_taken_with_a_note(changes: dict, tmp_path: Path, caplog
         assert "which is no token" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "bart"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "bart", "longformer", "big_bird"])
 @pytest.mark.parametrize("limit", [None, 1e30])
 def test_positions_without_a_stated_limit_are_those_of_the_table(name: str, limit: Any, tmp_path: Path) -> None:
     folder = golden(name).write(tmp_path)

@@ -100,7 +100,15 @@ def test_a_matrix_is_what_the_file_has_for_it(
     assert difference(case, tmp_path, as_one_matrix(names, kept, differing)) <= 2e-5
 
 
-@pytest.mark.parametrize(("case", "bias"), [("bert", "cls.predictions"), ("roberta", "lm_head")])
+@pytest.mark.parametrize(
+    ("case", "bias"),
+    [
+        ("bert", "cls.predictions"),
+        ("roberta", "lm_head"),
+        ("longformer", "lm_head"),
+        ("big_bird", "cls.predictions"),
+    ],
+)
 def test_a_bias_of_the_decoder_is_read(case: str, bias: str, tmp_path: Path) -> None:
     def change(tensors: Tensors, config: dict) -> None:
         tensors[f"{bias}.decoder.bias"] = noise(tensors[f"{bias}.bias"], 4)
@@ -146,11 +154,13 @@ def test_a_bart_without_a_bias_of_its_logits_has_none(tmp_path: Path) -> None:
 CLASSES = {
     "bart": "BartConfig",
     "bert": "BertConfig",
+    "big_bird": "BigBirdConfig",
     "gemma2": "Gemma2Config",
     "gemma3_text": "Gemma3TextConfig",
     "gpt2": "GPT2Config",
     "llama": "LlamaConfig",
     "llama4_text": "Llama4TextConfig",
+    "longformer": "LongformerConfig",
     "marian": "MarianConfig",
     "mistral": "MistralConfig",
     "mixtral": "MixtralConfig",

@@ -122,6 +122,8 @@ def test_a_bare_stack_gives_hidden_states_and_says_why_no_text(tmp_path: Path) -
     [
         ("bert", "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"),
         ("roberta", "roberta.embeddings.word_embeddings.weight", "lm_head.decoder"),
+        ("longformer", "longformer.embeddings.word_embeddings.weight", "lm_head.decoder"),
+        ("big_bird", "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"),
     ],
 )
 def test_a_masked_head_with_a_matrix_or_bias_of_its_own_is_read(name: str, table: str, head: str) -> None:

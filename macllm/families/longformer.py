@@ -1,0 +1,40 @@
+"""Longformer: RoBERTa whose tokens see a window, but for those that see all. arXiv:2004.05150."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from macllm.errors import CheckpointError
+from macllm.nn.spec import EncoderSpec, LayerSpec, Local, WindowGlobalSpec
+from macllm.weights.keymap import KeyMap, Rule
+
+from . import roberta
+from .config import Config
+from .defaults import whole
+
+
+def spec(config: Config) -> EncoderSpec:
+    """The spec that `config` describes."""
+    base = roberta.spec(config)
+    layers, said = base.encoder.layers, config.get("attention_window", 512)
+    windows = list(said) if isinstance(said, list | tuple) else [said] * len(layers)
+    if len(windows) != len(layers):
+        raise CheckpointError(f"attention_window lists {len(windows)} layers, num_hidden_layers says {len(layers)}")
+    return replace(base, encoder=replace(base.encoder, layers=tuple(map(_layer, layers, windows))))
+
+
+def keys(config: Config) -> KeyMap:
+    """Tensor names of a checkpoint with this config."""
+    base, own = roberta.keys(config, "longformer"), "encoder.layers.{i}.attention."
+    theirs = "longformer.encoder.layer.{i}.attention.self."
+    rules = (Rule(f"{theirs}{part}_global.*", f"{own}{part[0]}_global.*") for part in ("query", "key", "value"))
+    return replace(base, rules=(*base.rules, *rules))
+
+
+def _layer(layer: LayerSpec, window: int) -> LayerSpec:
+    width = whole("attention_window", window)
+    if width < 2 or width % 2:
+        raise CheckpointError(f"attention_window of config.json has {width}; it has to be even and above 0")
+    attention: dict[str, Any] = vars(layer.attention) | {"mask": Local(width // 2 + 1)}
+    return replace(layer, attention=WindowGlobalSpec(**attention))

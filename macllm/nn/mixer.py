@@ -1,0 +1,20 @@
+"""The module that mixes the tokens of a layer, by the type of its spec."""
+
+from __future__ import annotations
+
+from .attention import SelfAttention
+from .sparse import BlockSparseAttention, WindowGlobalAttention
+from .spec import AttentionSpec, BlockSparseSpec, WindowGlobalSpec
+
+Mixer = SelfAttention | WindowGlobalAttention | BlockSparseAttention
+
+
+def make_mixer(dim: int, spec: AttentionSpec) -> Mixer:
+    """The attention that a spec asks for."""
+    match spec:
+        case WindowGlobalSpec():
+            return WindowGlobalAttention(dim, spec)
+        case BlockSparseSpec():
+            return BlockSparseAttention(dim, spec)
+        case _:
+            return SelfAttention(dim, spec)
