@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from macllm.errors import CheckpointError
 from macllm.nn.spec import BlockSparseSpec, EncoderSpec
@@ -17,14 +18,16 @@ def spec(config: Config) -> EncoderSpec:
     base, kind = bert.spec(config), config["attention_type"]
     if kind not in ("block_sparse", "original_full"):
         raise CheckpointError(f"attention_type of config.json is {kind!r}, not block_sparse or original_full")
+    if config["num_random_blocks"] < 0:
+        raise CheckpointError(f"num_random_blocks of config.json is {config['num_random_blocks']}, less than 0")
     layers = base.encoder.layers
     attention = replace(layers[0].attention, qkv_bias=config["use_bias"])
     each = [attention] * len(layers)
     if kind == "block_sparse":
-        sparse = {
+        sparse: dict[str, Any] = {
             "block_size": config["block_size"],
             "num_random_blocks": config["num_random_blocks"],
-            "max_positions": base.embedding.positions.count,
+            "max_positions": base.context_length,
         }
         each = [BlockSparseSpec(**vars(attention), **sparse, seed=layer) for layer in range(len(layers))]
     made = tuple(replace(layer, attention=own) for layer, own in zip(layers, each, strict=True))

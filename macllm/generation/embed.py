@@ -25,12 +25,14 @@ def embed(
     pooling: Pooling = "mean",
     normalize: bool = True,
     batch_size: int = 32,
+    global_tokens: Sequence[int] = (),
 ) -> mx.array:
     """One vector for each text, in order: (N, D) float32, of length 1 unless `normalize` is False.
 
     `pooling` says what stands for a text: the mean of its tokens, its first ([CLS]) or its last one. Texts of like
-    length share a batch, padded on the right. Raises UsageError for a model or a pooling that cannot do it or an empty
-    text, DoesNotFitError for a text longer than the context: nothing is cut off silently.
+    length share a batch, padded on the right. `global_tokens` are positions in every text whose tokens see all and are
+    seen by all, where a model has windows otherwise: (0,) for the first. Raises UsageError for a model or a pooling
+    that cannot do it or an empty text, DoesNotFitError for a text longer than the context: nothing is cut off silently.
     """
     check_pair(model, tokenizer)
     if pooling not in _POOLS:
@@ -41,6 +43,7 @@ def embed(
         raise UsageError(
             "this model has no hidden states for a single text", remedy="an encoder, or a decoder-only model"
         )
+    _check_global(model, global_tokens)
     if isinstance(texts, str):
         raise UsageError("texts is one text", remedy="embed(model, tokenizer, [text])")
     if not isinstance(texts, Iterable):
@@ -54,7 +57,8 @@ def embed(
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     vectors: list[mx.array] = []
     for start in range(0, len(order), batch_size):
-        vectors.append(_pooled(model, [rows[index] for index in order[start : start + batch_size]], pooling))
+        batch = [rows[index] for index in order[start : start + batch_size]]
+        vectors.append(_pooled(model, batch, pooling, global_tokens))
         mx.eval(vectors[-1])
     if not vectors:
         return mx.zeros((0, model.info.hidden_size))
@@ -73,11 +77,26 @@ def _check(rows: list[list[int]], limit: int | None) -> None:
             )
 
 
-def _pooled(model: Any, rows: list[list[int]], pooling: Pooling) -> mx.array:
+def _check_global(model: Any, positions: Sequence[int]) -> None:
+    if any(isinstance(position, bool) or not isinstance(position, int) or position < 0 for position in positions):
+        raise UsageError(f"global_tokens are {list(positions)}, not positions from 0 on", remedy="global_tokens=(0,)")
+    if len(positions) and not model.info.has_global_tokens:
+        raise UsageError(
+            "this model knows no global tokens",
+            cause="its attention has no projections for them",
+            remedy="leave global_tokens out",
+        )
+
+
+def _pooled(model: Any, rows: list[list[int]], pooling: Pooling, global_tokens: Sequence[int]) -> mx.array:
     longest = max(len(row) for row in rows)
     tokens = mx.array([row + [0] * (longest - len(row)) for row in rows], dtype=mx.int32)
     lengths = mx.array([len(row) for row in rows], dtype=mx.int32)
-    return _POOLS[pooling](model.hidden(tokens, lengths=lengths).astype(mx.float32), lengths)
+    more = {}
+    if len(global_tokens):
+        chosen = mx.any(mx.arange(longest) == mx.array(list(global_tokens))[:, None], axis=0)
+        more["global_tokens"] = mx.broadcast_to(chosen, tokens.shape)
+    return _POOLS[pooling](model.hidden(tokens, lengths=lengths, **more).astype(mx.float32), lengths)
 
 
 def _mean(hidden: mx.array, lengths: mx.array) -> mx.array:

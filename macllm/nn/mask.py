@@ -37,7 +37,7 @@ def oldest_seen(spec: MaskSpec, slot: int, padding: int) -> int:
 def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> Mask:
     """Who sees whom: queries are the slots of `span`, keys the slots `start` .. span.end.
 
-    None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, L, S). `lengths`
+    None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, 1 or L, S). `lengths`
     (B,) marks the keys of rows padded on the right, which only queries that look ahead could see. A padded
     query sees at least itself, so that no row of scores is empty.
     """
@@ -46,6 +46,9 @@ def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = N
     plain = lengths is None and span.left_padding is None
     if plain and _needs_no_array(spec, span, start):
         return None if span.length == 1 or isinstance(spec, Bidirectional | Local) else "causal"
+    if isinstance(spec, Bidirectional) and lengths is not None and span.left_padding is None:
+        # Alike for all queries, so no square of the length.
+        return (mx.arange(start, span.end) < mx.maximum(lengths, 1)[:, None])[:, None, None]
     q = mx.arange(span.offset, span.end)[:, None]
     k = mx.arange(start, span.end)[None, :]
     seen = _rule(spec, q, k, span)
@@ -127,7 +130,7 @@ class GlobalTokens(NamedTuple):
         mask = mask.astype(mx.bool_)
         if lengths is not None:
             mask = mask & (mx.arange(mask.shape[1]) < lengths[:, None])
-        most = int(mask.sum(axis=-1).max().item())
+        most = int(mask.sum(axis=-1).max())
         if not most:
             return None
         # A stable order puts the named positions first.

@@ -12,6 +12,7 @@ import pytest
 import macllm
 from macllm.errors import DoesNotFitError, UsageError
 from macllm.nn.info import ModelInfo
+from tests.families.golden import golden
 
 TEXTS = [
     "Attention is all you need.",
@@ -74,11 +75,26 @@ def test_no_texts_give_no_vectors() -> None:
         (["a"], {"pooling": "max"}, UsageError),
         (["a"], {"batch_size": 0}, UsageError),
         (["a"], {"batch_size": "8"}, UsageError),
+        (["a"], {"global_tokens": (0,)}, UsageError),
     ],
 )
 def test_what_cannot_be_embedded_is_told(texts: list[str], options: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
         macllm.embed(Counting(), Letters(), texts, **options)
+
+
+def test_tokens_at_global_positions_see_all() -> None:
+    model, texts = golden("longformer").model(), ["a" * 45, "bc", "some letters that are not very many"]
+    found = macllm.embed(model, Letters(), texts, pooling="first", normalize=False, global_tokens=(0, 7))
+    for text, vector in zip(texts, found, strict=True):
+        tokens = mx.array([Letters().encode(text)])
+        chosen = (mx.arange(len(text)) == 0) | (mx.arange(len(text)) == 7)
+        want = model(tokens, global_tokens=chosen[None])[0, 0]
+        np.testing.assert_allclose(np.array(vector), np.array(want), atol=1e-5)
+        if len(text) > 2:  # else the window shows all, but by other projections
+            assert mx.abs(vector - model(tokens)[0, 0]).max().item() > 1e-3
+    with pytest.raises(UsageError, match="not positions from 0 on"):
+        macllm.embed(model, Letters(), texts, global_tokens=(-1,))
 
 
 @pytest.mark.parity
