@@ -32,6 +32,7 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "llama4": ("llama4", "text_config"),
     "llama4_text": ("llama4", None),
     "longformer": ("longformer", None),
+    "macllm": ("own", None),
     "marian": ("marian", None),
     "mistral": ("mistral", None),
     "mixtral": ("mixtral", None),

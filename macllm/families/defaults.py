@@ -72,6 +72,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192.0, "attn_scale": 0.1,
     },
     "longformer": _BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+    "macllm": _LLAMA | {"attention_kind": "softmax", "num_random_features": 256},
     "marian": _BART | {
         "vocab_size": 58101, "decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0,
         "bos_token_id": None, "forced_eos_token_id": 0, "share_encoder_decoder_embeddings": True,
@@ -114,7 +115,7 @@ _POSITIVE = frozenset(
     ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "n_embd", "n_head",
      "d_model", "d_kv", "num_heads", "encoder_attention_heads", "decoder_attention_heads", "sliding_window_pattern",
      "no_rope_layer_interval", "interleave_moe_layer_step", "decoder_sparse_step", "moe_intermediate_size",
-     "block_size")
+     "block_size", "num_random_features")
 )  # fmt: skip
 _LONGEST = 2**31 - 1  # no sequence is longer: MLX counts along an axis in 32 bits
 # Whole numbers of which a larger one than any sequence means no more than that one.

@@ -224,7 +224,7 @@ class Cache:
         if n > self.trimmable:
             raise MacllmError(
                 f"cannot take back {n} tokens from this cache, only {self.trimmable}",
-                cause="a layer with a window has already let go of the tokens before it",
+                cause="a layer has already let go of the tokens before it",
                 remedy="compute the sequence again with a new cache",
             )
         for layer in self.layers:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .attention import SelfAttention
+from .performer import PerformerAttention
 from .sparse import BlockSparseAttention, WindowGlobalAttention
-from .spec import AttentionSpec, BlockSparseSpec, WindowGlobalSpec
+from .spec import AttentionSpec, BlockSparseSpec, PerformerSpec, WindowGlobalSpec
 
-Mixer = SelfAttention | WindowGlobalAttention | BlockSparseAttention
+Mixer = SelfAttention | WindowGlobalAttention | BlockSparseAttention | PerformerAttention
 
 
 def make_mixer(dim: int, spec: AttentionSpec) -> Mixer:
@@ -16,5 +17,7 @@ def make_mixer(dim: int, spec: AttentionSpec) -> Mixer:
             return WindowGlobalAttention(dim, spec)
         case BlockSparseSpec():
             return BlockSparseAttention(dim, spec)
+        case PerformerSpec():
+            return PerformerAttention(dim, spec)
         case _:
             return SelfAttention(dim, spec)

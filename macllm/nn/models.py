@@ -14,8 +14,19 @@ from .cache import Cache, make_layers
 from .info import describe
 from .linear import Linear
 from .mask import GlobalTokens
+from .performer import FeatureSums
 from .position import Span
-from .spec import Bidirectional, DecoderSpec, EncoderDecoderSpec, EncoderSpec, Local, MaskSpec, ModelSpec, StackSpec
+from .spec import (
+    Bidirectional,
+    DecoderSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
+    Local,
+    MaskSpec,
+    ModelSpec,
+    PerformerSpec,
+    StackSpec,
+)
 from .transformer import Embedding, Head, Stack
 
 
@@ -97,7 +108,11 @@ class EncoderLM(nn.Module):
         Raises UsageError for them on a model without such attention.
         """
         if global_tokens is not None and not self.info.has_global_tokens:
-            raise UsageError("this model knows no global tokens", cause="its attention has no projections for them")
+            raise UsageError(
+                "this model knows no global tokens",
+                cause="its attention has no projections for them",
+                remedy="leave global_tokens out",
+            )
         span = Span(0, tokens.shape[1])
         chosen = None if global_tokens is None else GlobalTokens.of(global_tokens, lengths)
         return self.encoder(self.embedding(tokens, span, types=types), span, None, lengths, chosen)
@@ -221,7 +236,11 @@ def _make_cache(
     if any(isinstance(mask, Bidirectional | Local) for mask in masks):
         raise UsageError("this model sees both ways and cannot go token by token", remedy="call it without a cache")
     padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
-    return Cache(make_layers(masks, kv_bits, padding), padding, max_context, kv_bits)
+    layers = make_layers(masks, kv_bits, padding)
+    for number, layer in enumerate(stack.layers):
+        if isinstance(layer.attention, PerformerSpec):
+            layers[number] = FeatureSums()
+    return Cache(layers, padding, max_context, kv_bits)
 
 
 def _key_mask(lengths: mx.array | None, memory: Sequence[Dense]) -> mx.array | None:

@@ -191,6 +191,14 @@ class BlockSparseSpec(AttentionSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerformerSpec(AttentionSpec):
+    """Attention in linear time, whose weights positive random features estimate (arXiv:2009.14794)."""
+
+    num_features: int
+    seed: int  # of the features of a new model
+
+
+@dataclass(frozen=True, kw_only=True)
 class MLPSpec:
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (arXiv:2002.05202)."""
 

@@ -10,7 +10,9 @@ import mlx.core as mx
 from . import dispatch
 from .metal import linear_attention as plan
 
-_LEAST = 1e-6  # of a feature, so that keys far below the bound still count alike
+_LEAST = 1e-6  # of a feature, so that keys far from all of them still count alike
+_MOST = 60.0  # of an exponent: sums of such keys stay within float32
+_CHUNK = 128  # rows that attend to one another directly
 
 
 class State(NamedTuple):
@@ -47,15 +49,35 @@ def linear_attention(
 def linear_attention_reference(
     q: mx.array, k: mx.array, v: mx.array, *, causal: bool = True, state: State | None = None
 ) -> tuple[mx.array, State]:
-    """The same from its definition, with all weights in memory; in float32."""
-    queries, keys, values = (x.astype(mx.float32) for x in (q, k, v))
-    sums, norm = state or State.before(q, v)
-    weights = queries @ keys.swapaxes(-1, -2)
-    weights = mx.tril(weights) if causal else weights
-    totals = weights.sum(-1, keepdims=True) + queries @ norm[..., None]
-    y = (weights @ values + queries @ sums) / mx.where(totals > 0, totals, 1)
-    after = State(sums + keys.swapaxes(-1, -2) @ values, norm + keys.sum(-2))
-    return mx.where(totals > 0, y, 0).astype(v.dtype), after
+    """The same in plain operations and float32, a chunk of rows at a time: memory grows with the length alone."""
+    length, (sums, norm) = q.shape[2], state or State.before(q, v)
+    size = min(_CHUNK, length) if causal else length
+    queries, keys, values = (_chunks(x.astype(mx.float32), size) for x in (q, k, v))  # (B, H, N, size, M or D)
+    own = keys.swapaxes(-1, -2) @ values, keys.sum(-2)  # (B, H, N, M, D), (B, H, N, M)
+    after = State(sums + own[0].sum(2), norm + own[1].sum(2))
+    if causal:
+        before = State(
+            *(
+                start[:, :, None] + mx.cumsum(x, axis=2, inclusive=False)
+                for start, x in zip((sums, norm), own, strict=True)
+            )
+        )
+        weights = mx.tril(queries @ keys.swapaxes(-1, -2))  # (B, H, N, size, size)
+        y, totals = weights @ values, weights.sum(-1, keepdims=True)
+    else:
+        before = State(*(x[:, :, None] for x in after))
+        y = totals = mx.array(0.0)
+    totals = totals + queries @ before.norm[..., None]
+    y = (y + queries @ before.sums) / mx.where(totals > 0, totals, 1)
+    y = mx.where(totals > 0, y, 0).reshape(*v.shape[:2], -1, v.shape[3])[:, :, :length]
+    return y.astype(v.dtype), after
+
+
+def _chunks(x: mx.array, size: int) -> mx.array:
+    """(B, H, L, D) -> (B, H, ceil(L / size), size, D), filled up with zeros."""
+    short = -x.shape[2] % size
+    padded = mx.pad(x, [(0, 0), (0, 0), (0, short), (0, 0)]) if short else x
+    return padded.reshape(*x.shape[:2], -1, size, x.shape[3])
 
 
 def _kernels(q: mx.array, k: mx.array, v: mx.array, state: State, causal: bool) -> tuple[mx.array, State]:
@@ -90,22 +112,24 @@ def random_projection(features: int, dim: int, *, seed: int) -> mx.array:
 
 
 def softmax_features(
-    q: mx.array, k: mx.array, projection: mx.array, *, bound: mx.array | None = None
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Features (B, H, L, M) float32 for which linear attention estimates softmax(q k^T / sqrt(D)) v; the keys' bound.
+    q: mx.array, k: mx.array, projection: mx.array, *, scale: float | None = None, seen: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Features (B, H, L, M) float32 for which linear attention estimates softmax(scale q k^T) v.
 
-    Of q and k (B, H, L, D) by a `random_projection` (M, D): exp(w x - |x|^2 / 2 - bound) / sqrt(M). A query's bound is
-    its largest exponent, that of keys (B, H, 1, 1) the largest of all; both are divided out again. More keys of the
-    same sequence take the `bound` of the first. arXiv:2009.14794, lemma 1; bounds and the least feature as in its code.
+    Of q and k (B, H, L, D) by a `random_projection` (M, D): exp(w x - |x|^2 / 2) / sqrt(M), and a little more, so that
+    no key is lost. `scale` is 1 / sqrt(D) unless given. Keys that are not `seen` (broadcasts to (B, 1, L, 1) bool) have
+    no features. arXiv:2009.14794, lemma 1; the least feature as in its code.
     """
-    of_q, of_k = (_exponents(x, projection) for x in (q, k))
-    own = mx.stop_gradient(of_q.max(-1, keepdims=True))
-    if bound is None:
-        bound = mx.stop_gradient(of_k.max((-2, -1), keepdims=True))
+    size = (q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
+    of_q, of_k = (_exponents(x, projection, size) for x in (q, k))
+    # Divided out again. Keys get no such bound: w x - |x|^2 / 2 is at most |w|^2 / 2, and a bound by the largest key
+    # of a sequence would let later keys decide which earlier ones count.
+    largest = mx.stop_gradient(of_q.max(-1, keepdims=True))
     part = 1 / math.sqrt(projection.shape[0])
-    return part * (mx.exp(of_q - own) + _LEAST), part * (mx.exp(of_k - bound) + _LEAST), bound
+    of_q, of_k = (part * (mx.exp(x) + _LEAST) for x in (of_q - largest, mx.minimum(of_k, _MOST)))
+    return of_q, of_k if seen is None else mx.where(seen, of_k, 0)
 
 
-def _exponents(x: mx.array, projection: mx.array) -> mx.array:
-    wide = x.astype(mx.float32) * x.shape[-1] ** -0.25
-    return wide @ projection.swapaxes(-1, -2) - mx.square(wide).sum(-1, keepdims=True) / 2
+def _exponents(x: mx.array, projection: mx.array, size: float) -> mx.array:
+    wide = x.astype(mx.float32) * size
+    return wide @ projection.astype(mx.float32).swapaxes(-1, -2) - mx.square(wide).sum(-1, keepdims=True) / 2

@@ -38,7 +38,7 @@ def test_logits_equal_what_transformers_computed(case: Case) -> None:
 def test_every_family_has_a_golden() -> None:
     covered = {golden(case.name).config["model_type"] for case in CASES}
     wrappers = {"gemma3", "llama4"}  # multimodal shells around a text config
-    assert covered == set(families.FAMILIES) - wrappers
+    assert covered == set(families.FAMILIES) - wrappers - {"macllm"}  # which transformers does not know
 
 
 @every

@@ -12,8 +12,6 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 from macllm import adapter, checkpoint
 from macllm.errors import CheckpointError, DataError, UsageError
@@ -24,55 +22,15 @@ from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
 from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
 from macllm.train.finetune import finetune
 from macllm.train.pretrain import train
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-}
+from tests.train.recipes import CONFIG, chat, write_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with config.json, a byte tokenizer with a chat template, and rows."""
     folder = tmp_path_factory.mktemp("recipe")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<end>", "<user>", "<assistant>"]
-    tokenizer = FastTokenizer(models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": "<end>", "chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    rows = [chat(f"{a}+{b}", str(a + b)) for a in range(5) for b in range(4)]
-    (folder / "train.jsonl").write_text("".join(rows))
-    (folder / "valid.jsonl").write_text("".join(rows[::5]))
-    (folder / "fact.jsonl").write_text(chat("who", "me") * 4 + chat("1+1", "2") * 4)
-    (folder / "recipe.toml").write_text(
-        'data = "."\nconfig = "config.json"\ntokenizer = "."\niters = 6\nbatch_size = 4\n'
-        "max_seq_length = 32\nsteps_per_report = 2\nsteps_per_eval = 3\nsave_every = 2\nlearning_rate = 0.01\n"
-    )
+    write_recipe(folder)
     return folder
-
-
-def chat(question: str, answer: str) -> str:
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return json.dumps({"messages": messages}) + "\n"
 
 
 @pytest.fixture(scope="module")

@@ -234,21 +234,38 @@ def test_softmax_features_come_near_softmax(causal: bool) -> None:
     scores = wide(q) @ wide(k).swapaxes(-1, -2) / 4
     weights = np.exp(np.where(np.tril(np.ones((12, 12))) > 0, scores, -np.inf) if causal else scores)
     want = weights / weights.sum(-1, keepdims=True) @ wide(v)
-    of_q, of_k, _ = softmax_features(q, k, random_projection(8192, 16, seed=0))
+    of_q, of_k = softmax_features(q, k, random_projection(8192, 16, seed=0))
     got, _ = linear_attention(of_q, of_k, v, causal=causal)
     assert np.abs(wide(got) - want).mean() < 0.01
 
 
-def test_features_and_their_bound_from_the_definition() -> None:
+def test_features_from_the_definition() -> None:
     q, k = random(1, 2, 6, 8), 5 * random(1, 2, 6, 8, seed=1)
     projection = random_projection(16, 8, seed=1)
-    exponents = [
-        x @ wide(projection).T - (x * x).sum(-1, keepdims=True) / 2 for x in (wide(q) * 8**-0.25, wide(k) * 8**-0.25)
-    ]
-    of_q, of_k, bound = softmax_features(q, k, projection)
-    np.testing.assert_allclose(bound, exponents[1].max((2, 3), keepdims=True), rtol=1e-5)
-    np.testing.assert_allclose(of_q, np.exp(exponents[0] - exponents[0].max(-1, keepdims=True)) / 4, atol=1e-5)
-    np.testing.assert_allclose(of_k, np.exp(exponents[1] - wide(bound)) / 4, atol=1e-5)
-    # Keys that come later are measured by the bound of the first.
-    later = softmax_features(q[:, :, 3:], k[:, :, 3:], projection, bound=bound)
-    np.testing.assert_allclose(later[1], of_k[:, :, 3:], rtol=1e-5)
+    for scale in (None, 0.2):
+        size = (8**-0.5 if scale is None else scale) ** 0.5
+        exponents = [
+            x @ wide(projection).T - (x * x).sum(-1, keepdims=True) / 2 for x in (wide(q) * size, wide(k) * size)
+        ]
+        of_q, of_k = softmax_features(q, k, projection, scale=scale)
+        np.testing.assert_allclose(of_q, np.exp(exponents[0] - exponents[0].max(-1, keepdims=True)) / 4, atol=1e-5)
+        np.testing.assert_allclose(of_k, (np.exp(exponents[1]) + 1e-6) / 4, rtol=1e-4)
+
+
+def test_features_of_a_key_are_its_own() -> None:
+    q, k = random(1, 2, 6, 8), 5 * random(1, 2, 6, 8, seed=1)
+    projection = random_projection(16, 8, seed=1)
+    whole, alone = (softmax_features(q, x, projection)[1] for x in (k, k[:, :, 2:4]))
+    assert mx.array_equal(whole[:, :, 2:4], alone)
+    seen = mx.arange(6)[None, None, :, None] >= 3
+    hidden = softmax_features(q, k, projection, seen=seen)[1]
+    assert not mx.any(hidden[:, :, :3]).item()
+    assert mx.array_equal(hidden[:, :, 3:], whole[:, :, 3:])
+
+
+@pytest.mark.parametrize("size", [0.0, 30.0, 1e4])
+def test_features_of_keys_of_any_size_are_numbers_above_zero(size: float) -> None:
+    q, k = size * random(1, 2, 6, 128), size * random(1, 2, 6, 128, seed=1)
+    for features in softmax_features(q, k, random_projection(32, 128, seed=1)):
+        assert mx.all(mx.isfinite(features)).item()
+        assert mx.all(features > 0).item()
