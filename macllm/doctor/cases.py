@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from macllm.ops.metal import DTYPES
 
-from . import cases_attention, cases_efficient, cases_heads, cases_matmul
+from . import cases_attention, cases_heads, cases_linear_attention, cases_matmul
 from .case import Case
 
 
 def cases() -> Iterator[Case]:
     """Every one, by type; each makes its arrays when it is tried."""
     for dtype in DTYPES:
-        for family in (cases_heads, cases_attention, cases_matmul, cases_efficient):
+        for family in (cases_heads, cases_attention, cases_matmul, cases_linear_attention):
             yield from family.cases(dtype)

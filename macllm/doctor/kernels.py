@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .decoding import Decoding
 
 SIMULATOR = "python -m tests.simulator FILE"
-APART = ("flash_", "sparse_attention", "linear_attention")
+APART = ("flash_", "linear_attention")
 """Beginnings of ops that are no part of a decoding step of the bundled model."""
 COLUMNS = ("kernel", "type", "error", "speed", "of memory", "used", "case")
 

@@ -38,7 +38,6 @@ OPS = (
     "lora",
     "moe",
     "sample",
-    "sparse_attention",
     "linear_attention",
 )
 ALL = list(cases())
@@ -98,7 +97,6 @@ def test_every_op_is_tried_in_every_type_and_timed_where_it_is_used() -> None:
         "lora": ["1", "to 16"],
         "moe": ["1", "to 16"],
         "sample": ["more"],
-        "sparse_attention": ["more", "to 1024"],
         "linear_attention": ["1", "more", "to 1024"],
     }
 

@@ -13,7 +13,6 @@ from tests.ops.metal import test_edges as edges
 from tests.ops.metal import test_layouts as layouts
 from tests.ops.metal import test_qkv_post as heads
 from tests.ops.metal import test_sample as sample
-from tests.ops.metal import test_sparse_attention as sparse
 
 from .mutants.planted import Planted, planted
 from .text import CompileError
@@ -72,7 +71,6 @@ SINKS = _each(edges.test_each_key_head_has_sinks_of_its_own, edges.COUNT, 301)
 MASSES = _each(sample.test_the_mass_that_is_kept_is_a_part_of_the_right_one, *(m.values for m in sample.MASSES))
 EXPERTS = layouts.test_experts_and_their_weights_are_chosen_out_of_longer_rows
 ADAPTERS = layouts.test_rows_and_an_adapter_are_read_where_they_lie
-SPARSE = _each(sparse.test_results_and_gradients_are_what_the_definition_says, *(c.values for c in sparse.CASES[2:4]))
 
 
 def _of_strides() -> Iterator[Broken]:
@@ -176,12 +174,6 @@ BROKEN = [
     Broken("moe_gate_up", "choices lie side by side", "chosen_strides[0] +", "TOP +", EXPERTS),
     Broken("moe_down_combine", "weights lie as choices do", "weights_strides[0]", "chosen_strides[0]", EXPERTS),
     Broken("moe_down_combine", "choices lie as weights do", "chosen_strides[0]", "weights_strides[0]", EXPERTS),
-    Broken("sparse_attention", "heads share keys in turn", "head / (H / K)", "head % K", SPARSE),
-    Broken("sparse_attention_dq", "heads share keys in turn", "head / (H / K)", "head % K", SPARSE),
-    Broken("sparse_attention", "all rows are as long as the first", "lengths[batch * LENGTHS]", "lengths[0]", SPARSE),
-    Broken(
-        "sparse_attention_dkv", "all rows are as long as the first", "lengths[batch * LENGTHS]", "lengths[0]", SPARSE
-    ),
     Broken(
         "qkv_post",
         "all rows begin at the first one's position",

@@ -12,14 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macllm.ops.metal import launch
-from macllm.ops.sparse_attention import Pattern
 from tests.ops.metal import test_flash as flash
 from tests.ops.metal import test_kv_decode as decode
 from tests.ops.metal import test_linear_attention as linear
 from tests.ops.metal import test_qkv_post as heads
 from tests.ops.metal import test_qmv as qmv
 from tests.ops.metal import test_sample as sample
-from tests.ops.metal import test_sparse_attention as sparse
 from tests.simulator.intercept import simulated
 
 pytestmark = pytest.mark.slow
@@ -206,22 +204,6 @@ def test_flash(data: Any) -> None:
     rules = rules_of_sight(data, batch, length, count)
     flash.forward_is_right(size, rules, data.draw(TYPES))
     flash.gradients_are_right(size, rules)
-
-
-@of_any_shape
-def test_sparse_attention(data: Any) -> None:
-    batch, kv_heads, group = some(data, 1, 2), some(data, 1, 2), some(data, 1, 2)
-    length, dim = some(data, 1, 80), some(data, 1, 6, 8)
-    pattern = Pattern(
-        data.draw(st.sampled_from([16, 32])),
-        window=some(data, 0, 2),
-        global_blocks=some(data, 0, 2),
-        random_blocks=some(data, 0, 2),
-        causal=data.draw(FLAGS),
-    )
-    lengths = data.draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch))
-    size = batch, kv_heads * group, kv_heads, length, dim
-    sparse.compared(size, pattern, data.draw(st.sampled_from([None, mx.array(lengths)])), data.draw(TYPES))
 
 
 @of_any_shape

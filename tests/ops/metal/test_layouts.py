@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from macllm.ops.metal import launch
-from macllm.ops.sparse_attention import Pattern
 from tests.ops.layouts import CACHED, LAYOUTS, PROJECTED, TURNED, WIDENED, Layout, apart, laid
 from tests.ops.metal import test_flash as flash
 from tests.ops.metal import test_kv_decode as decode
@@ -17,7 +16,6 @@ from tests.ops.metal import test_linear_attention as linear
 from tests.ops.metal import test_qkv_post as heads
 from tests.ops.metal import test_qmv as qmv
 from tests.ops.metal import test_sample as sample
-from tests.ops.metal import test_sparse_attention as sparse
 from tests.simulator.intercept import as_array, simulated
 from tests.simulator.run import ONCE, check
 
@@ -179,16 +177,6 @@ def test_logits_are_a_part_of_those_of_a_prompt(filters: sample.Filters) -> None
         assert np.array_equal(np.array(one), np.array(other))
 
 
-SPARSE = Pattern(16, window=1, causal=True)
-
-
-def sparse_outputs(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
-    rules = sparse.made((BATCH, 2, 1, 32, 16), SPARSE)
-    out, lse = sparse.plan.run(q, k, v, rules)
-    arrays = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "slopes": q}
-    return [out, *sparse.plan.gradients(arrays, mx.zeros(lse.shape), rules)]
-
-
 def linear_outputs(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
     state = linear.begun((BATCH, 2, 16, 8, 16))
     out = linear.plan.run(q, k, v, *state, causal=True)
@@ -205,7 +193,6 @@ def projected(*shapes: tuple[int, ...]) -> list[mx.array]:
 
 
 WHOLE: dict[str, tuple[Callable[..., list[mx.array]], list[mx.array]]] = {
-    "sparse attention": (sparse_outputs, projected((2, 2, 32, 16), (2, 1, 32, 16), (2, 1, 32, 16))),
     "linear attention": (linear_outputs, projected((2, 2, 16, 8), (2, 2, 16, 8), (2, 2, 16, 16))),
     "a token of linear attention": (linear_token, projected((2, 2, 1, 8), (2, 2, 1, 8), (2, 2, 1, 16))),
 }

@@ -18,13 +18,12 @@ import numpy as np
 
 from macllm.ops import metal
 from macllm.ops.linear_attention import State, elu_features
-from macllm.ops.metal import Text, launch, linear_attention, sparse_attention
+from macllm.ops.metal import Text, launch, linear_attention
 from macllm.ops.metal.attention import flash, kv_decode
 from macllm.ops.metal.qk_norm_rope import qkv_post
 from macllm.ops.metal.quantized_matvec import qmv
 from macllm.ops.metal.sampling import sample
 from macllm.ops.qkv_post import Rules as HeadRules
-from macllm.ops.sparse_attention import Pattern
 
 from ..intercept import Log, simulated
 
@@ -112,16 +111,6 @@ def _draw_beyond() -> list[mx.array]:
     """Of so many equals that the candidates are too few, and the mass ends among them."""
     logits = mx.broadcast_to(-3.0 * (mx.arange(2560) >= 1200), (2, 2560))
     return sample.draw(logits, mx.array([0.4, 0.999]), sample.Filters(0.9, 0, 0.97))
-
-
-def _sparse() -> list[mx.array]:
-    pattern = Pattern(16, window=1, global_blocks=1)
-    lists, lengths = pattern.lists(4), mx.array([50])
-    rules = sparse_attention.Rules(16, *lists, lengths, 0.3, False)
-    q, k, v = (random(1, 2, 50, 16, seed=s) for s in range(3))
-    out, lse = sparse_attention.run(q, k, v, rules)
-    arrays = {"q": q, "k": k, "v": v, "out": 0.1 * q, "lse": mx.ones(lse.shape) * 3, "slopes": random(*q.shape, seed=9)}
-    return [out, lse, *sparse_attention.gradients(arrays, mx.zeros(lse.shape), rules)]
 
 
 def _linear() -> list[mx.array]:
@@ -274,14 +263,6 @@ PLANTED = [
         "for (int s = 1; s < 8; s++) top",
         "for (int s = 2; s < 8; s++) top",
         _draw,
-    ),
-    Planted("sparse_attention", "padding is seen", "key < length && ", "", _sparse),
-    Planted(
-        "sparse_attention",
-        "a simdgroup's strip is read while it is written",
-        "    simdgroup_barrier(mem_flags::mem_threadgroup);\n    float above",
-        "    float above",
-        _sparse,
     ),
     Planted("linear_attention", "a row sees the one after it", "other <= row)", "other <= row + 1)", _linear),
     Planted(

@@ -19,7 +19,6 @@ from tests.ops.metal import test_linear_attention as linear
 from tests.ops.metal import test_qkv_post as heads
 from tests.ops.metal import test_qmv as qmv
 from tests.ops.metal import test_sample as sample
-from tests.ops.metal import test_sparse_attention as sparse
 from tests.simulator import intercept
 from tests.simulator import run as simulator
 from tests.simulator.run import How, Result, run_orders, run_text, usually
@@ -41,7 +40,6 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "sample": lambda: sample.test_the_token_at_each_place_of_the_mass(sample.Filters(0.9, 40, 0.8, 0.02), 77),
     "flash": lambda: flash.forward_is_right(SIZE, RULES),
     "flash_backward": lambda: flash.gradients_are_right(SIZE, RULES),
-    "sparse_attention": lambda: sparse.compared((1, 2, 1, 50, 24), sparse.CAUSAL, mx.array([41]), mx.float32),
     "linear_attention": lambda: linear.compared((1, 1, 70, 16, 24), True, mx.float32, mx.float32),
     "linear_decode": lambda: linear.compared((1, 1, 1, 16, 24), True, mx.float32, mx.float32),
 }

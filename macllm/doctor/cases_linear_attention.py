@@ -1,4 +1,4 @@
-"""Cases of sparse and linear attention."""
+"""Cases of linear attention."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from macllm.ops.linear_attention import State, linear_attention_reference
-from macllm.ops.metal import linear_attention, sparse_attention
-from macllm.ops.sparse_attention import Pattern, sparse_attention_reference
+from macllm.ops.metal import linear_attention
 
 from .case import Arrays, Case, normal, widened
 
 
 class Shape(NamedTuple):
-    """Of queries, keys and values; linear attention has `dim` features."""
+    """Of queries, keys and values, with as many features as dims."""
 
     batch: int
     heads: int
@@ -27,12 +26,6 @@ class Shape(NamedTuple):
         return f"B {self.batch} H {self.heads} L {self.length} D {self.dim}"
 
 
-SPARSE = (
-    Shape(1, 1, 1, 64),
-    Shape(2, 2, 75, 40),
-    Shape(1, 16, 512, 64, timed=True),
-    Shape(1, 16, 2048, 64, timed=True),
-)
 LINEAR = (
     Shape(1, 1, 1, 64),
     Shape(2, 2, 75, 40),
@@ -40,13 +33,10 @@ LINEAR = (
     Shape(1, 16, 512, 64, timed=True),
     Shape(1, 16, 2048, 64, timed=True),
 )
-PATTERN = Pattern(block=32, window=2, global_blocks=1, random_blocks=1)
 
 
 def cases(dtype: mx.Dtype) -> Iterator[Case]:
-    """Both, and their gradients."""
-    for shape in SPARSE:
-        yield _sparse(shape, dtype)
+    """A token, a prompt, and gradients."""
     for shape in LINEAR:
         yield _linear(shape, dtype)
 
@@ -54,40 +44,6 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
 def _given(shape: Shape, dtype: mx.Dtype, seed: int, names: str) -> dict[str, mx.array]:
     size = shape[:4]
     return {name: normal(*size, dtype=dtype, seed=seed + i) for i, name in enumerate(names)}
-
-
-def _sparse(shape: Shape, dtype: mx.Dtype) -> Case:
-    scale = shape.dim**-0.5
-
-    def ours(given: Arrays) -> list[mx.array]:
-        lists = PATTERN.lists(-(-shape.length // PATTERN.block))
-        rules = sparse_attention.Rules(PATTERN.block, *lists, mx.array([shape.length]), scale, PATTERN.causal)
-        out, lse = sparse_attention.run(given["q"], given["k"], given["v"], rules)
-        arrays = {**given, "out": out, "lse": lse}
-        return [out, *sparse_attention.gradients(arrays, mx.zeros_like(lse), rules)]
-
-    def by_mlx(given: Arrays, exactly: bool) -> list[mx.array]:
-        def run(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-            if exactly:
-                return sparse_attention_reference(q, k, v, PATTERN, scale=scale)
-            mask = PATTERN.mask(shape.length)
-            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-
-        outs, gradients = mx.vjp(run, [given["q"], given["k"], given["v"]], [given["slopes"]])
-        return [*outs, *gradients]
-
-    return Case(
-        "sparse_attention",
-        f"{shape}, window, global and random blocks, with gradients",
-        dtype,
-        shape.length,
-        lambda seed: _given(shape, dtype, seed, "qkv") | {"slopes": normal(*shape[:4], dtype=dtype, seed=seed + 3)},
-        ours,
-        lambda given: by_mlx(widened(given), exactly=True),
-        lambda given: by_mlx(given, exactly=False),
-        lambda given, results: {**given, "q": results[0]},
-        shape.timed,
-    )
 
 
 def _linear(shape: Shape, dtype: mx.Dtype) -> Case:
