@@ -17,7 +17,6 @@ import pytest
 # be a value on the ground floor.
 UPWARD = {
     ("macllm.ops.metal.qk_norm_rope.qkv_post", "macllm.ops.qkv_post"),
-    ("macllm.ops.metal.sparse_attention", "macllm.ops.sparse_attention"),
 }
 CIRCLES = {frozenset(pair) for pair in UPWARD}
 
