@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from macllm.ops.head_params import HeadParams, Packing
 from macllm.ops.metal import launch
 from macllm.ops.metal.qk_norm_rope import qkv_post
-from macllm.ops.qkv_post import Rules, qkv_post_reference
+from macllm.ops.qk_norm_rope import qk_norm_rope_reference
+from macllm.ops.weights import RMSNormWeight
 
 from .case import Arrays, Case, group_size, normal, widened
 
@@ -59,10 +61,11 @@ def _given(shape: Shape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
     return rows | {f"{name}_norm": normal(shape.dim, dtype=dtype, seed=3 + i) for i, name in enumerate("qk")}
 
 
-def _rules(given: Arrays) -> Rules:
+def _params(given: Arrays) -> HeadParams:
     dim = given["q_norm"].size
     waves = 10000.0 ** (mx.arange(dim // 2) / (dim // 2))
-    return Rules(dim, given["q_norm"], given["k_norm"], wavelengths=waves)
+    q_norm, k_norm = (RMSNormWeight(given[name], eps=1e-5) for name in ("q_norm", "k_norm"))
+    return HeadParams(dim, q_norm, k_norm, waves)
 
 
 def _qkv(given: Arrays) -> tuple[mx.array, mx.array, mx.array]:
@@ -71,17 +74,17 @@ def _qkv(given: Arrays) -> tuple[mx.array, mx.array, mx.array]:
 
 def _right(given: Arrays) -> list[mx.array]:
     wide = widened(given)
-    return list(qkv_post_reference(*_qkv(wide), _rules(wide), AT))
+    return list(qk_norm_rope_reference(*_qkv(wide), _params(wide), AT))
 
 
 def _stock(given: Arrays) -> list[mx.array]:
-    rules, heads = _rules(given), []
-    for x, norm in zip(_qkv(given), (rules.q_norm, rules.k_norm, None), strict=True):
-        one = x.reshape(*x.shape[:2], -1, rules.head_dim).transpose(0, 2, 1, 3)
-        if norm is not None:
-            one = mx.fast.rms_norm(one, norm, rules.eps)
-            options = {"traditional": False, "base": None, "scale": 1.0, "offset": AT, "freqs": rules.wavelengths}
-            one = mx.fast.rope(one, rules.head_dim, **options)
+    params, heads = _params(given), []
+    for x, norm in zip(_qkv(given), (params.q_norm, params.k_norm, None), strict=True):
+        one = x.reshape(*x.shape[:2], -1, params.head_dim).transpose(0, 2, 1, 3)
+        if isinstance(norm, RMSNormWeight):
+            one = mx.fast.rms_norm(one, norm.weight, norm.eps)
+            options = {"traditional": False, "base": None, "scale": 1.0, "offset": AT, "freqs": params.wavelengths}
+            one = mx.fast.rope(one, params.head_dim, **options)
         heads.append(one)
     return heads
 
@@ -93,7 +96,7 @@ def _then(given: Arrays, results: list[mx.array]) -> Arrays:
 
 def _dense(shape: Shape, dtype: mx.Dtype) -> Case:
     def ours(given: Arrays) -> list[mx.array]:
-        return launch(qkv_post.forward(*_qkv(given), _rules(given), mx.array([AT])))
+        return launch(qkv_post.forward(*_qkv(given), _params(given), mx.array([AT])))
 
     return Case(
         "qkv_post",
@@ -113,7 +116,7 @@ def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
     group = group_size(shape.dim)
 
     def ours(given: Arrays) -> list[mx.array]:
-        return launch(qkv_post.packed(*_qkv(given), _rules(given), mx.array([AT]), BITS, group))
+        return launch(qkv_post.packed(*_qkv(given), _params(given), mx.array([AT]), Packing(BITS, group)))
 
     def right(given: Arrays) -> list[mx.array]:
         q, *rows = _right(given)
@@ -156,7 +159,7 @@ def _gradients(shape: Shape, dtype: mx.Dtype) -> Case:
 
     def ours(given: Arrays) -> list[mx.array]:
         arrays = {name: given[name] for name in ("q", "k", "dq", "dk", "dv")}
-        *gradients, parts = launch(qkv_post.backward(arrays, _rules(given), mx.array([AT])))
+        *gradients, parts = launch(qkv_post.backward(arrays, _params(given), mx.array([AT])))
         sums = parts.sum(0)
         return [*gradients, sums[: shape.heads].sum(0), sums[shape.heads :].sum(0)]
 
@@ -165,7 +168,7 @@ def _gradients(shape: Shape, dtype: mx.Dtype) -> Case:
 
         def run(*arrays: mx.array) -> list[mx.array]:
             named: Arrays = dict(zip(names, arrays, strict=True))
-            return list(qkv_post_reference(*_qkv(named), _rules(named), AT))
+            return list(qk_norm_rope_reference(*_qkv(named), _params(named), AT))
 
         return mx.vjp(run, [wide[name] for name in names], [wide[name] for name in ("dq", "dk", "dv")])[1]
 

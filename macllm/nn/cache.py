@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
+from macllm.ops.head_params import Packing
 from macllm.ops.kv import KV, Dense, Quantized, quantize
 
 from .mask import first_visible
@@ -37,9 +38,9 @@ class DenseCodec:
         """What attention reads."""
         return Dense(keys[0], values[0])
 
-    def packing(self, head_dim: int) -> tuple[int, int]:
-        """Bits and group; 0 where rows are not packed."""
-        return 0, 0
+    def packing(self, head_dim: int) -> Packing | None:
+        """None: rows are not packed."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class QuantizedCodec:
         """What attention reads."""
         return Quantized(keys, values, self.bits, self.group_size(head_dim), head_dim)
 
-    def packing(self, head_dim: int) -> tuple[int, int]:
-        """Bits and group."""
-        return self.bits, self.group_size(head_dim)
+    def packing(self, head_dim: int) -> Packing:
+        """Bits and group of heads of `head_dim`."""
+        return Packing(self.bits, self.group_size(head_dim))
 
     def group_size(self, head_dim: int) -> int:
         """64 where a head has whole groups of it, else 32."""
@@ -92,6 +93,10 @@ class LayerCache:
         self._lent = True  # a copy holds the same arrays
         return self.__dict__.copy()
 
+    def packing(self, head_dim: int) -> Packing | None:
+        """The form in which `store` takes heads of `head_dim`; None for rows in floating point."""
+        return self.codec.packing(head_dim)
+
     def append(self, keys: mx.array, values: mx.array) -> tuple[KV, int]:
         """Store (B, K, L, Dh) twice; returns what the L new queries may look at, and the slot it begins with."""
         return self.store((*self.codec.encode(keys), *self.codec.encode(values)), keys.shape[-1])
@@ -108,20 +113,18 @@ class LayerCache:
         self.offset += length
         return self._view(needed), needed
 
-    def slot(self) -> tuple[Parts, int, mx.array | None] | None:
-        """The arrays of keys then values, the index there of the next slot, and what must be computed before.
+    def reserve(self) -> tuple[Parts, int, mx.array | None]:
+        """Arrays of keys then values, the index there of the next slot, and what has to be computed before.
 
-        For an op that writes a row into them where they lie and then calls `fill`. None where there are none yet.
+        For an op that writes a row into the arrays themselves, after which `commit` is called. The cache holds slots.
         """
-        if not self._parts:
-            return None
         self._make_room(self._needed(self.offset), 1, self._parts)
         if self._lent:
             self._move(self._parts[0].shape[2], self.start, self._parts)
         return self._parts, self.offset - self.start, self._written
 
-    def fill(self, written: mx.array) -> None:
-        """One slot more is filled as soon as `written` is computed."""
+    def commit(self, written: mx.array) -> None:
+        """The reserved slot is filled as soon as `written` is computed."""
         self._written = written
         self.offset += 1
 

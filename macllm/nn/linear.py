@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm.ops.linear import linear, rows
+from macllm.ops.linear import dense_linear, linear, rows
+from macllm.ops.weights import DenseWeight, PackedWeight
+
+
+def dense_weight(layer: nn.Linear) -> DenseWeight:
+    """The typed weight of a dense linear layer."""
+    return DenseWeight(layer["weight"], layer.get("bias"))
+
+
+def packed_weight(layer: Any) -> PackedWeight:
+    """The typed weight of a linear layer, of a table or of experts that `mx.quantize` packed."""
+    words, scales, biases, bias = layer["weight"], layer["scales"], layer.get("biases"), layer.get("bias")
+    return PackedWeight(words, scales, biases, layer.group_size, layer.bits, layer.mode, bias)
 
 
 class Linear(nn.Linear):
     """x W^T + b."""
 
+    @property
+    def weights(self) -> DenseWeight:
+        """The weight as ops take it."""
+        return dense_weight(self)
+
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., F)."""
-        return linear(x, self.weight, self.get("bias"))
+        return linear(x, self.weights)
 
 
 class Table(nn.Embedding):
@@ -25,4 +44,4 @@ class Table(nn.Embedding):
 
     def as_linear(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., V)."""
-        return linear(x, self.weight)
+        return dense_linear(x, self.weight)

@@ -16,8 +16,11 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
+from macllm.ops.linear import adapted
+from macllm.ops.weights import AdaptedWeight
 
 from .linear import Linear as DenseLinear
+from .linear import dense_weight, packed_weight
 from .quantize import QuantizedLinear
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
@@ -38,12 +41,17 @@ class LoRALinear(nn.Module):
         self.linear.freeze()
         self.scale, self.rate = scale, dropout
         self.lora_a, self.lora_b = lora_a, lora_b
-        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def weights(self) -> AdaptedWeight:
+        """The weight as ops take it."""
+        dropout = self.rate if self.training else 0.0
+        base = packed_weight(self.linear) if isinstance(self.linear, nn.QuantizedLinear) else dense_weight(self.linear)
+        return AdaptedWeight(base, self["lora_a"], self["lora_b"], self.scale, dropout)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., F)."""
-        y = self.linear(x)
-        return mx.addmm(y, self.dropout(x) @ self.lora_a, self.lora_b, alpha=self.scale).astype(y.dtype)
+        return adapted(self.linear(x), x, self.weights)
 
     def delta(self) -> mx.array:
         """What fusing adds to the weight: (F, D)."""
@@ -51,7 +59,7 @@ class LoRALinear(nn.Module):
 
     def fused(self, dequantize: bool = False) -> nn.Module:
         """One linear map with the same outputs; quantized again like its base unless `dequantize`."""
-        linear, dense = self.linear, dense_weight(self.linear)
+        linear, dense = self.linear, unpacked_weight(self.linear)
         out = DenseLinear(dense.shape[1], dense.shape[0], bias="bias" in linear)
         out.weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
         if "bias" in linear:
@@ -61,7 +69,7 @@ class LoRALinear(nn.Module):
         return out
 
 
-def dense_weight(linear: Linear) -> mx.array:
+def unpacked_weight(linear: Linear) -> mx.array:
     """The weight (F, D) of a linear layer, dequantized where it has to be."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight

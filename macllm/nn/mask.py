@@ -155,9 +155,11 @@ class Masks:
         span: Span,
         lengths: mx.array | None = None,
         bias: RelativeBias | None = None,
+        memory: mx.array | None = None,
         global_tokens: GlobalTokens | None = None,
     ):
         self.span, self.lengths, self.bias, self.global_tokens = span, lengths, bias, global_tokens
+        self.memory = memory  # (B, 1, 1, S) bool: the encoder's tokens that cross-attention sees
         self._made: dict[tuple[MaskSpec, int], Mask | Sight] = {}
         self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
 

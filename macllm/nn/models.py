@@ -115,7 +115,7 @@ class EncoderLM(nn.Module):
             )
         span = Span(0, tokens.shape[1])
         chosen = None if global_tokens is None else GlobalTokens.of(global_tokens, lengths)
-        return self.encoder(self.embedding(tokens, span, types=types), span, None, lengths, chosen)
+        return self.encoder(self.embedding(tokens, span, types=types), span, None, lengths, global_tokens=chosen)
 
     hidden = __call__
 
@@ -173,7 +173,7 @@ class EncoderDecoderLM(nn.Module):
         else:
             raise UsageError("an encoder-decoder needs a source, or a cache from model.start(source)")
         x = self.target_embedding(tokens, span, table=self._target_table())
-        return self.decoder.decode(x, span, memory, _key_mask(lengths, memory), layers)
+        return self.decoder(x, span, layers, memory=memory, memory_mask=_key_mask(lengths, memory))
 
     def encode(self, source: mx.array, source_lengths: mx.array | None = None) -> mx.array:
         """The encoder's hidden states: (B, S) -> (B, S, D)."""

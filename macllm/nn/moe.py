@@ -7,11 +7,12 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm.ops.experts import gather_matmul, route
-from macllm.ops.gate import gated
-from macllm.ops.quantized import Packed, quantized_gather_matmul
+from macllm.ops.experts import expert_outputs, experts, route
+from macllm.ops.linear import linear
+from macllm.ops.norm import normalize
+from macllm.ops.weights import DenseWeight, ExpertWeights, NormWeight, PackedWeight
 
-from .linear import Linear
+from .linear import Linear, packed_weight
 from .mlp import MLP
 from .spec import MLPSpec, MoESpec
 
@@ -24,9 +25,10 @@ class ExpertLinear(nn.Module):
         bound = 1 / math.sqrt(input_dims)
         self.weight = mx.random.uniform(-bound, bound, (num_experts, output_dims, input_dims))
 
-    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """(..., 1, D), int (..., T) -> (..., T, 1, F)."""
-        return gather_matmul(x, self.weight, chosen)
+    @property
+    def weights(self) -> DenseWeight:
+        """The weight as ops take it."""
+        return DenseWeight(self["weight"])
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", **_: object
@@ -48,10 +50,10 @@ class QuantizedExpertLinear(nn.Module):
             self.biases = biases[0]
         self.freeze()
 
-    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """(..., 1, D), int (..., T) -> (..., T, 1, F)."""
-        packed = Packed(self.weight, self.scales, self.get("biases"), self.group_size, self.bits, self.mode)
-        return quantized_gather_matmul(x, packed, chosen)
+    @property
+    def weights(self) -> PackedWeight:
+        """The weight as ops take it."""
+        return packed_weight(self)
 
 
 class Experts(nn.Module):
@@ -64,10 +66,10 @@ class Experts(nn.Module):
         self.up_proj = ExpertLinear(num_experts, dim, spec.hidden)
         self.down_proj = ExpertLinear(num_experts, spec.hidden, dim)
 
-    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """(..., 1 or T, 1, D), int (..., T) -> (..., T, D)."""
-        y = gated(self.gate_proj(x, chosen), self.up_proj(x, chosen), self.activation)
-        return self.down_proj(y, chosen).squeeze(-2)
+    @property
+    def weights(self) -> ExpertWeights:
+        """The stacks as ops take them."""
+        return ExpertWeights(self.gate_proj.weights, self.up_proj.weights, self.down_proj.weights, self.activation)
 
 
 class MoE(nn.Module):
@@ -81,20 +83,21 @@ class MoE(nn.Module):
         if spec.shared is not None:
             self.shared = MLP(dim, spec.shared)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, D) -> (B, L, D)."""
+    def __call__(self, x: mx.array, *, norm: NormWeight = None, residual: mx.array | None = None) -> mx.array:
+        """residual + moe(norm(x)): (B, L, D) -> (B, L, D)."""
         s = self.spec
-        chosen, weights = route(self.router(x), s.top_k, s.router, renormalize=s.renormalize)
-        weights = weights.astype(x.dtype)[..., None]
-        each = x[..., None, None, :]
-        if s.weigh == "input":
-            y = self.experts(each * weights[..., None], chosen).sum(-2)
-        else:
-            y = (self.experts(each, chosen) * weights).sum(-2)
-        return y if s.shared is None else y + self.shared(x)
+        if s.shared is not None:
+            residual = self.shared(x, norm=norm, residual=residual)
+        x = normalize(x, norm)
+        chosen, weights = route(linear(x, self.router.weights), s.top_k, s.router, renormalize=s.renormalize)
+        if s.weigh == "output":
+            return experts(x, self.experts.weights, chosen, weights, residual)
+        scaled = x[..., None, None, :] * weights.astype(x.dtype)[..., None, None]  # (B, L, T, 1, D)
+        y = expert_outputs(scaled, self.experts.weights, chosen).sum(-2)
+        return y if residual is None else residual + y
 
 
-def make_feed_forward(dim: int, spec: MLPSpec | MoESpec) -> nn.Module:
+def make_feed_forward(dim: int, spec: MLPSpec | MoESpec) -> MLP | MoE:
     """The feed-forward layer a spec asks for."""
     match spec:
         case MLPSpec():

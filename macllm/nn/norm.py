@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm.ops.norm import layer_norm, rms_norm
+from macllm.ops.norm import normalize
+from macllm.ops.weights import LayerNormWeight, NormWeight, RMSNormWeight
 
 from .spec import NormSpec, Placement
 
@@ -15,18 +18,18 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, spec: NormSpec):
         super().__init__()
-        self.eps, self.unit_offset = spec.eps, spec.unit_offset
+        self.eps, self.shift = spec.eps, float(spec.unit_offset)
         if spec.weight:
             self.weight = mx.zeros(dim) if spec.unit_offset else mx.ones(dim)
 
+    @property
+    def weights(self) -> NormWeight:
+        """The weight as ops take it."""
+        return RMSNormWeight(self.get("weight"), self.eps, self.shift)
+
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., D)."""
-        weight = self.get("weight")
-        if weight is not None and self.unit_offset:
-            # In float32: a bfloat16 weight near zero would vanish beside the 1.
-            weight = 1 + weight.astype(mx.float32)
-            return rms_norm(x.astype(mx.float32), weight, self.eps).astype(x.dtype)
-        return rms_norm(x, weight, self.eps)
+        return normalize(x, self.weights)
 
 
 class LayerNorm(nn.Module):
@@ -40,21 +43,47 @@ class LayerNorm(nn.Module):
         if spec.bias:
             self.bias = mx.zeros(dim)
 
+    @property
+    def weights(self) -> NormWeight:
+        """The weight as ops take it."""
+        return LayerNormWeight(self.get("weight"), self.get("bias"), self.eps)
+
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., D)."""
-        return layer_norm(x, self.get("weight"), self.get("bias"), self.eps)
+        return normalize(x, self.weights)
 
 
-def make_norm(dim: int, spec: NormSpec | None) -> nn.Module:
+class Identity(nn.Module):
+    """The absence of a norm."""
+
+    weights: NormWeight = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., D) -> (..., D)."""
+        return x
+
+
+Norm = RMSNorm | LayerNorm | Identity
+
+
+def make_norm(dim: int, spec: NormSpec | None) -> Norm:
     """The norm a spec asks for; the identity for None."""
     match spec:
         case None:
-            return nn.Identity()
+            return Identity()
         case NormSpec(kind="rms"):
             return RMSNorm(dim, spec)
         case NormSpec(kind="layer"):
             return LayerNorm(dim, spec)
     raise TypeError(spec)
+
+
+class Branch(Protocol):
+    """A layer with the norm before it and the residual after it: residual + f(norm(x)), (B, L, D) -> (B, L, D)."""
+
+    def __call__(self, x: mx.array, *, norm: NormWeight, residual: mx.array | None) -> mx.array:
+        """The sum. `norm` is computed before, `residual` added after."""
+        ...
 
 
 class ResidualNorm(nn.Module):
@@ -69,6 +98,10 @@ class ResidualNorm(nn.Module):
         self.branch = make_norm(dim, norm if placement in ("branch", "sandwich") else None)
         self.sum = make_norm(dim, norm if placement == "post" else None)
 
-    def join(self, x: mx.array, y: mx.array) -> mx.array:
-        """The stream `x` with the branch's output `y` added: (B, L, D) twice -> (B, L, D)."""
-        return self.sum(x + self.branch(y))
+        self.only_adds = isinstance(self.branch, Identity) and isinstance(self.sum, Identity)
+
+    def __call__(self, x: mx.array, f: Branch) -> mx.array:
+        """The residual connection around `f`: (B, L, D) -> (B, L, D)."""
+        if self.only_adds:
+            return f(x, norm=self.pre.weights, residual=x)
+        return self.sum(x + self.branch(f(x, norm=self.pre.weights, residual=None)))

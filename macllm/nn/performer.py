@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from macllm.ops.linear_attention import State, linear_attention, random_projection, softmax_features
+from macllm.ops.norm import normalize
+from macllm.ops.weights import NormWeight
 
 from .attention import Projections
 from .cache import DenseCodec, LayerCache
@@ -56,10 +58,18 @@ class PerformerAttention(Projections):
         self.features = random_projection(spec.num_features, spec.head_dim, seed=spec.seed)
         self.freeze(recurse=False, keys=["features"])
 
-    def __call__(self, x: mx.array, masks: Masks, cache: LayerCache | None = None) -> mx.array:
-        """(B, L, D) -> (B, L, D). Advances `cache`."""
+    def __call__(
+        self,
+        x: mx.array,
+        masks: Masks,
+        cache: LayerCache | None = None,
+        *,
+        norm: NormWeight = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        """residual + attention(norm(x)): (B, L, D) -> (B, L, D). Advances `cache`."""
         assert cache is None or isinstance(cache, FeatureSums)
-        span, groups = masks.span, self.spec.num_heads // self.spec.num_kv_heads
+        x, span, groups = normalize(x, norm), masks.span, self.spec.num_heads // self.spec.num_kv_heads
         q = self.queries(self.q_proj(x))  # (B, H, L, Dh)
         k, v = self.keys_and_values(self.k_proj(x), self.v_proj(x))  # (B, K, L, Dh) twice
         if self.rotate is not None:
@@ -72,4 +82,4 @@ class PerformerAttention(Projections):
         y, after = linear_attention(q, k, v, state=None if cache is None else cache.sums)  # (B, H, L, Dh)
         if cache is not None:
             cache.advance(after, span.length)
-        return self.o_proj(y.transpose(0, 2, 1, 3).flatten(2))
+        return self.output(y.transpose(0, 2, 1, 3).flatten(2), residual)

@@ -10,8 +10,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from macllm.errors import CheckpointError, UsageError
-from macllm.ops.quantized import Packed, quantized_matmul, quantized_rows
+from macllm.ops.linear import linear
+from macllm.ops.quantized import quantized_matmul, quantized_rows
+from macllm.ops.weights import PackedWeight
 
+from .linear import packed_weight
 from .moe import QuantizedExpertLinear
 
 MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
@@ -27,10 +30,14 @@ QUANTIZED = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
 class QuantizedLinear(nn.QuantizedLinear):
     """MLX's layer with our product."""
 
+    @property
+    def weights(self) -> PackedWeight:
+        """The weight as ops take it."""
+        return packed_weight(self)
+
     def __call__(self, x: mx.array) -> mx.array:
         """(..., D) -> (..., F)."""
-        y = quantized_matmul(x, _packed(self))
-        return y + self.bias if "bias" in self else y
+        return linear(x, self.weights)
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
@@ -38,15 +45,11 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """int (...) -> (..., D)."""
-        return quantized_rows(_packed(self), tokens)
+        return quantized_rows(packed_weight(self), tokens)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """The head tied to these embeddings: (..., D) -> (..., V)."""
-        return quantized_matmul(x, _packed(self))
-
-
-def _packed(module: nn.QuantizedLinear | nn.QuantizedEmbedding) -> Packed:
-    return Packed(module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode)
+        return quantized_matmul(x, packed_weight(self))
 
 
 def prepare(model: nn.Module, names: Collection[str], whole: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

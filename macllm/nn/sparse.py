@@ -10,6 +10,8 @@ import mlx.core as mx
 from macllm.ops.attention import attention
 from macllm.ops.block_attention import Blocks, SharedKeys, block_attention
 from macllm.ops.kv import Dense
+from macllm.ops.norm import normalize
+from macllm.ops.weights import NormWeight
 
 from .attention import Projections
 from .cache import LayerCache
@@ -29,9 +31,17 @@ class WindowGlobalAttention(Projections):
         self.window = spec.mask.window
         self.q_global, self.k_global, self.v_global = (Linear(dim, width, bias=spec.qkv_bias) for _ in range(3))
 
-    def __call__(self, x: mx.array, masks: Masks, cache: LayerCache | None = None) -> mx.array:
-        """(B, L, D) -> (B, L, D)."""
-        chosen = masks.global_tokens
+    def __call__(
+        self,
+        x: mx.array,
+        masks: Masks,
+        cache: LayerCache | None = None,
+        *,
+        norm: NormWeight = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        """residual + attention(norm(x)): (B, L, D) -> (B, L, D)."""
+        x, chosen = normalize(x, norm), masks.global_tokens
         q = self.queries(self.q_proj(x))  # (B, H, L, Dh)
         keys, values = self.k_proj(x), self.v_proj(x)  # (B, L, H * Dh)
         shared = None
@@ -50,7 +60,8 @@ class WindowGlobalAttention(Projections):
             shared=shared,
         )
         y = _joined(y)  # (B, L, H * Dh)
-        return self.o_proj(y if chosen is None else chosen.put(self._of_all(x, chosen, masks.lengths), y))
+        y = y if chosen is None else chosen.put(self._of_all(x, chosen, masks.lengths), y)
+        return self.output(y, residual)
 
     def _of_all(self, x: mx.array, chosen: GlobalTokens, lengths: mx.array | None) -> mx.array:
         """What the global tokens make of all tokens: (B, G, H * Dh)."""
@@ -67,21 +78,30 @@ class BlockSparseAttention(Projections):
 
     spec: BlockSparseSpec
 
-    def __call__(self, x: mx.array, masks: Masks, cache: LayerCache | None = None) -> mx.array:
-        """(B, L, D) -> (B, L, D)."""
+    def __call__(
+        self,
+        x: mx.array,
+        masks: Masks,
+        cache: LayerCache | None = None,
+        *,
+        norm: NormWeight = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        """residual + attention(norm(x)): (B, L, D) -> (B, L, D)."""
+        x = normalize(x, norm)
         q = self.queries(self.q_proj(x))  # (B, H, L, Dh)
         kv = Dense(*self.keys_and_values(self.k_proj(x), self.v_proj(x)))
         s, length = self.spec, x.shape[1]
         real = _real(length, masks.lengths)
         if length <= s.longest_full:
-            return self.o_proj(_joined(attention(q, kv, scale=s.scale, mask=real)))
+            return self.output(_joined(attention(q, kv, scale=s.scale, mask=real)), residual)
         last = (length - 1) // s.block_size * s.block_size  # where the last block begins
         first, middle, rest = (part for part in mx.split(q, [s.block_size, last], axis=2))
         ends = attention(mx.concatenate([first, rest], axis=2), kv, scale=s.scale, mask=real)
         blocks = Blocks(_blocks(s, last // s.block_size + 1, self.training), s.block_size)
         y = block_attention(middle, kv, blocks, scale=s.scale, lengths=masks.lengths)
         ahead, behind = mx.split(ends, [s.block_size], axis=2)
-        return self.o_proj(_joined(mx.concatenate([ahead, y, behind], axis=2)))
+        return self.output(_joined(mx.concatenate([ahead, y, behind], axis=2)), residual)
 
 
 def _joined(y: mx.array) -> mx.array:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from macllm.ops import decode_step
 from macllm.ops.gate import activate
 from macllm.ops.kv import KV
 
-from . import fused
-from .attention import CrossAttention, SelfAttention
+from .attention import CrossAttention
 from .cache import LayerCache
+from .decode_step import DecodeStep
 from .linear import Linear, Table
 from .mask import GlobalTokens, Masks
 from .mixer import make_mixer
-from .mlp import MLP
 from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
 from .position import RelativeBias, Span, make_positions
 from .spec import EmbeddingSpec, HeadSpec, LayerSpec, StackSpec, TransformSpec
-from .step import AttentionStep, MLPStep, Part, through
 
 
 class Block(nn.Module):
@@ -38,40 +37,23 @@ class Block(nn.Module):
             self.cross_norm = ResidualNorm(dim, spec.norm, spec.placement)
         self.feed_forward = make_feed_forward(dim, spec.feed_forward)
         self.feed_forward_norm = ResidualNorm(dim, spec.norm, spec.placement)
-        plain = self.attention if isinstance(self.attention, SelfAttention) else None
-        self.attention_step = None if plain is None else AttentionStep(plain, self.attention_norm)
-        self.mlp_step = MLPStep(self.feed_forward) if type(self.feed_forward) is MLP else None
 
-    def parts(
-        self,
-        masks: Masks,
-        cache: LayerCache | None = None,
-        memory: KV | None = None,
-        memory_mask: mx.array | None = None,
-    ) -> Iterator[Part]:
-        """Its residual branches in turn."""
-        norm, step, mlp = self.attention_norm, self.attention_step, self.mlp_step
-        plain = self.attention if isinstance(self.attention, SelfAttention) else None
+    def __call__(self, x: mx.array, masks: Masks, state: LayerCache | None, memory: KV | None) -> mx.array:
+        """(B, L, D) -> (B, L, D). Appends to `state`; cross-attention reads `memory`."""
+        x = self.attend(x, masks, state)
+        return self.feed(x if memory is None else self.cross_attend(x, masks, memory))
 
-        def attend(x: mx.array) -> mx.array:
-            y = None if plain is None else fused.attention(plain, norm, x, masks, cache)
-            return norm.join(x, self.attention(norm.pre(x), masks, cache)) if y is None else y
+    def attend(self, x: mx.array, masks: Masks, state: LayerCache | None) -> mx.array:
+        """x + attention(x): (B, L, D) -> (B, L, D)."""
+        return self.attention_norm(x, partial(self.attention, masks=masks, cache=state))
 
-        def cross(x: mx.array, kv: KV) -> mx.array:
-            return self.cross_norm.join(x, self.cross(self.cross_norm.pre(x), kv, memory_mask))
+    def cross_attend(self, x: mx.array, masks: Masks, memory: KV) -> mx.array:
+        """x + attention of x over `memory`: (B, L, D) -> (B, L, D)."""
+        return self.cross_norm(x, partial(self.cross, memory=memory, mask=masks.memory))
 
-        def feed(x: mx.array) -> mx.array:
-            layer, norm = self.feed_forward, self.feed_forward_norm
-            y = None if cache is None else fused.feed_forward(layer, norm, x)
-            return norm.join(x, layer(norm.pre(x))) if y is None else y
-
-        if plain is None or step is None:
-            yield Part(attend)
-        else:
-            yield Part(attend, lambda kernels: step.branch(kernels, plain, norm, masks, cache), cache)
-        if memory is not None:
-            yield Part(partial(cross, kv=memory))
-        yield Part(feed, mlp and (lambda kernels: mlp.branch(kernels, self.feed_forward, self.feed_forward_norm)))
+    def feed(self, x: mx.array) -> mx.array:
+        """x + feed_forward(x): (B, L, D) -> (B, L, D)."""
+        return self.feed_forward_norm(x, self.feed_forward)
 
 
 class Stack(nn.Module):
@@ -83,41 +65,25 @@ class Stack(nn.Module):
         self.norm = make_norm(dim, spec.final_norm)
         if spec.relative_bias is not None:
             self.bias = RelativeBias(spec.relative_bias)
+        self.decode_step = DecodeStep()
 
     def __call__(
         self,
         x: mx.array,
         span: Span,
-        caches: Sequence[LayerCache] | None = None,
+        states: Sequence[LayerCache] | None = None,
         lengths: mx.array | None = None,
+        memory: Sequence[KV] | None = None,
+        memory_mask: mx.array | None = None,
         global_tokens: GlobalTokens | None = None,
     ) -> mx.array:
-        """(B, L, D) -> (B, L, D)."""
-        masks = Masks(span, lengths, self.get("bias"), global_tokens)
-        return self._through(x, masks, caches or repeat(None), repeat(None))
-
-    def decode(
-        self,
-        x: mx.array,
-        span: Span,
-        memory: Sequence[KV],
-        memory_mask: mx.array | None,
-        caches: Sequence[LayerCache] | None = None,
-    ) -> mx.array:
-        """The same with each layer reading its `memory`: (B, L, D) -> (B, L, D)."""
-        return self._through(x, Masks(span, None, self.get("bias")), caches or repeat(None), memory, memory_mask)
-
-    def _through(
-        self,
-        x: mx.array,
-        masks: Masks,
-        caches: Iterable[LayerCache | None],
-        memory: Iterable[KV | None],
-        memory_mask: mx.array | None = None,
-    ) -> mx.array:
-        layers = zip(self.layers, caches, memory, strict=False)
-        parts = (part for layer, cache, kv in layers for part in layer.parts(masks, cache, kv, memory_mask))
-        return self.norm(through(parts, x))
+        """(B, L, D) -> (B, L, D). Rows of `lengths` (B,) are padded on the right; `memory` is one a layer."""
+        masks = Masks(span, lengths, self.get("bias"), memory_mask, global_tokens)
+        if states is not None and span.offset > 0 and decode_step.supports(x):
+            return self.norm(self.decode_step(self.layers, x, masks, states, memory))
+        for layer, state, kv in zip(self.layers, states or repeat(None), memory or repeat(None), strict=False):
+            x = layer(x, masks, state, kv)
+        return self.norm(x)
 
 
 class Embedding(nn.Module):

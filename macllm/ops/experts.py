@@ -6,9 +6,14 @@ from typing import Literal
 
 import mlx.core as mx
 
+from . import fused_linear
 from .cpu import blas
 from .dispatch import native
+from .fallback import kernel_or
+from .gate import gated
 from .linear import HALVES
+from .quantized import quantized_gather_matmul
+from .weights import DenseWeight, ExpertWeights, PackedWeight
 
 
 def route(
@@ -27,6 +32,34 @@ def route(
     if renormalize:  # what all experts' exponentials add up to would be divided out again
         return chosen, mx.softmax(picked, axis=-1)
     return chosen, mx.exp(picked - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+
+def experts(
+    x: mx.array, e: ExpertWeights, chosen: mx.array, weights: mx.array, residual: mx.array | None = None
+) -> mx.array:
+    """residual + sum_t weights_t E_t(x): (..., D), chosen and weights (..., T) -> (..., D)."""
+    if fused_linear.supports(x):
+        return kernel_or(fused_linear.experts, _experts, x, e, chosen, weights, residual)
+    return _experts(x, e, chosen, weights, residual)
+
+
+def _experts(x: mx.array, e: ExpertWeights, chosen: mx.array, weights: mx.array, residual: mx.array | None) -> mx.array:
+    y = expert_outputs(x[..., None, None, :], e, chosen)  # (..., T, D)
+    y = (y * weights.astype(x.dtype)[..., None]).sum(-2)
+    return y if residual is None else residual + y
+
+
+def expert_outputs(x: mx.array, e: ExpertWeights, chosen: mx.array) -> mx.array:
+    """E(x) = (act(x G_e^T) * x U_e^T) D_e^T of each chosen expert: (..., 1 or T, 1, D), int (..., T) -> (..., T, D)."""
+    h = gated(gather_linear(x, e.gate, chosen), gather_linear(x, e.up, chosen), e.activation)  # (..., T, 1, F)
+    return gather_linear(h, e.down, chosen).squeeze(-2)
+
+
+def gather_linear(x: mx.array, w: DenseWeight | PackedWeight, chosen: mx.array) -> mx.array:
+    """x W_e^T for each chosen expert e: (..., 1 or T, 1, D), int (..., T) -> (..., T, 1, F)."""
+    if isinstance(w, PackedWeight):
+        return quantized_gather_matmul(x, w, chosen)
+    return gather_matmul(x, w.weight, chosen)
 
 
 def gather_matmul(x: mx.array, weight: mx.array, chosen: mx.array) -> mx.array:

@@ -1,17 +1,75 @@
-"""Linear maps and token tables, whose weights may be 16-bit floats beside float32 activations."""
+"""Linear layers over typed weights, with the norm before them and the residual after them; token tables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
-from . import cpu
+from . import cpu, fused_linear
 from .cpu import blas
 from .dispatch import native
+from .fallback import kernel_or
+from .gate import gated
+from .norm import normalize
+from .quantized import quantized_matmul
+from .weights import AdaptedWeight, DenseWeight, NormWeight, PackedWeight, Weight
 
 HALVES = (mx.bfloat16, mx.float16)
 
 
-def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+def linear(x: mx.array, w: Weight, *, norm: NormWeight = None, residual: mx.array | None = None) -> mx.array:
+    """residual + norm(x) W^T + b: (..., D) -> (..., F). One kernel where one serves the combination."""
+    if fused_linear.supports(x):
+        return kernel_or(fused_linear.linear, _linear, x, w, norm, residual)
+    return _linear(x, w, norm, residual)
+
+
+def linears(x: mx.array, weights: Sequence[Weight], *, norm: NormWeight = None) -> list[mx.array]:
+    """norm(x) W^T + b for each weight: (..., D) -> (..., F) each. One kernel where one serves all."""
+    if fused_linear.supports(x):
+        return kernel_or(fused_linear.linears, _one_by_one, x, list(weights), norm)
+    normed = normalize(x, norm)
+    return [_linear(normed, w) for w in weights]
+
+
+def gated_linear(x: mx.array, gate: Weight, up: Weight, activation: str, *, norm: NormWeight = None) -> mx.array:
+    """act(x' G^T) * x' U^T with x' = norm(x): (..., D) -> (..., F). One kernel where one serves."""
+    if fused_linear.supports(x):
+        return kernel_or(fused_linear.gated_linear, _gated, x, gate, up, activation, norm)
+    return _gated(x, gate, up, activation, norm)
+
+
+def _one_by_one(x: mx.array, weights: Sequence[Weight], norm: NormWeight) -> list[mx.array]:
+    return [linear(x, w, norm=norm) for w in weights]
+
+
+def _gated(x: mx.array, gate: Weight, up: Weight, activation: str, norm: NormWeight) -> mx.array:
+    g, u = linears(x, (gate, up), norm=norm)  # (..., F) each
+    return gated(g, u, activation)
+
+
+def _linear(x: mx.array, w: Weight, norm: NormWeight = None, residual: mx.array | None = None) -> mx.array:
+    x = normalize(x, norm)
+    match w:
+        case DenseWeight(weight, bias):
+            y = dense_linear(x, weight, bias)
+        case PackedWeight(bias=bias):
+            y = quantized_matmul(x, w)
+            y = y if bias is None else y + bias
+        case AdaptedWeight(base):
+            y = adapted(_linear(x, base), x, w)
+    return y if residual is None else residual + y
+
+
+def adapted(y: mx.array, x: mx.array, w: AdaptedWeight) -> mx.array:
+    """y + scale * dropout(x) A B: (..., F), (..., D) -> (..., F)."""
+    if w.dropout:
+        x = mx.random.bernoulli(1 - w.dropout, x.shape) * x * (1 / (1 - w.dropout))
+    return mx.addmm(y, x @ w.a, w.b, alpha=w.scale).astype(y.dtype)
+
+
+def dense_linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """x W^T + b: (..., D), (F, D), (F,) -> (..., F). Weights of 16 bits leave float32 activations what they are."""
     half = x.dtype == mx.float32 and weight.dtype in HALVES
     kernels = native(x, bias) if half or weight.dtype == mx.float32 else None

@@ -7,6 +7,21 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from .dispatch import choice, native
+from .weights import LayerNormWeight, NormWeight, RMSNormWeight
+
+
+def normalize(x: mx.array, w: NormWeight) -> mx.array:
+    """The norm that `w` describes: (..., D) -> (..., D)."""
+    match w:
+        case None:
+            return x
+        case LayerNormWeight(weight, bias, eps):
+            return layer_norm(x, weight, bias, eps)
+        case RMSNormWeight(weight, eps, shift):
+            if weight is None or not shift:
+                return rms_norm(x, weight, eps)
+            # In float32: a bfloat16 weight near zero would vanish beside the 1.
+            return rms_norm(x.astype(mx.float32), shift + weight.astype(mx.float32), eps).astype(x.dtype)
 
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:

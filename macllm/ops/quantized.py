@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
@@ -13,6 +12,7 @@ import mlx.core as mx
 
 from . import cpu
 from .dispatch import choice, native
+from .weights import PackedWeight
 
 Activations = Literal["int8", "float"]
 
@@ -29,43 +29,25 @@ def activations(form: Activations) -> Iterator[None]:
         _activations.reset(token)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A matrix (F, D), or a stack of them (E, F, D), packed along D. None stands for the mode's own size."""
-
-    weight: mx.array
-    scales: mx.array
-    biases: mx.array | None
-    group_size: int | None
-    bits: int | None
-    mode: str = "affine"
-
-    def dequantized(self) -> mx.array:
-        """The matrix that the packed one stands for."""
-        return mx.dequantize(
-            self.weight, self.scales, self.biases, group_size=self.group_size, bits=self.bits, mode=self.mode
-        )
-
-
-def quantized_matmul(x: mx.array, w: Packed) -> mx.array:
-    """x W^T: (..., D) -> (..., F)."""
+def quantized_matmul(x: mx.array, w: PackedWeight) -> mx.array:
+    """x W^T: (..., D) -> (..., F). A bias is left out."""
     if choice() == "reference":
         return x @ w.dequantized().T
-    kernels = _kernels(x, w)
+    kernels = _kernels(w) if _is_real(x) else None
     if kernels is None:
         return mx.quantized_matmul(
-            x, w.weight, w.scales, w.biases, transpose=True, group_size=w.group_size, bits=w.bits, mode=w.mode
+            x, w.words, w.scales, w.biases, transpose=True, group_size=w.group_size, bits=w.bits, mode=w.mode
         )
-    y = kernels.quantized_matmul(x.astype(mx.float32), w.weight, w.scales, w.biases, w.group_size, w.bits, rounds())
+    y = kernels.quantized_matmul(x.astype(mx.float32), w.words, w.scales, w.biases, w.group_size, w.bits, rounds())
     return y.astype(mx.result_type(x, w.scales))
 
 
-def quantized_rows(w: Packed, tokens: mx.array) -> mx.array:
+def quantized_rows(w: PackedWeight, tokens: mx.array) -> mx.array:
     """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
-    weight, scales, biases = w.weight[tokens], w.scales[tokens], None if w.biases is None else w.biases[tokens]
+    weight, scales, biases = w.words[tokens], w.scales[tokens], None if w.biases is None else w.biases[tokens]
     if mx.default_device() == mx.cpu and biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    return Packed(weight, scales, biases, w.group_size, w.bits, w.mode).dequantized()
+    return PackedWeight(weight, scales, biases, w.group_size, w.bits, w.mode).dequantized()
 
 
 def reads_half_scales() -> bool:
@@ -73,16 +55,16 @@ def reads_half_scales() -> bool:
     return mx.default_device() == mx.cpu and cpu.available()
 
 
-def quantized_gather_matmul(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:
+def quantized_gather_matmul(x: mx.array, w: PackedWeight, chosen: mx.array) -> mx.array:
     """x W_e^T for each chosen expert e: (..., 1 or T, 1, D), int (..., T) -> (..., T, 1, F)."""
     if choice() == "reference":
         return mx.gather_mm(x, w.dequantized().swapaxes(-1, -2), rhs_indices=chosen)
-    kernels = _kernels(x, w) if x.shape[-2] == 1 else None
+    kernels = _kernels(w) if x.shape[-2] == 1 and _is_real(x) else None
     if kernels is None:
         layout = {"transpose": True, "group_size": w.group_size, "bits": w.bits, "mode": w.mode}
-        return mx.gather_qmm(x, w.weight, w.scales, w.biases, rhs_indices=chosen, **layout)
+        return mx.gather_qmm(x, w.words, w.scales, w.biases, rhs_indices=chosen, **layout)
     rows = mx.broadcast_to(x.astype(mx.float32).squeeze(-2), (*chosen.shape, x.shape[-1]))
-    y = kernels.quantized_gather(rows, w.weight, w.scales, w.biases, chosen, w.group_size, w.bits, rounds())
+    y = kernels.quantized_gather(rows, w.words, w.scales, w.biases, chosen, w.group_size, w.bits, rounds())
     return y[..., None, :].astype(mx.result_type(x, w.scales))
 
 
@@ -91,10 +73,12 @@ def rounds() -> bool:
     return _activations.get() == "int8"
 
 
-def _kernels(x: mx.array, w: Packed) -> ModuleType | None:
+def _is_real(x: mx.array) -> bool:
+    return mx.issubdtype(x.dtype, mx.floating) and x.dtype != mx.float64
+
+
+def _kernels(w: PackedWeight) -> ModuleType | None:
     """The native kernels, unless the matrix is packed in a way that they do not know."""
     if w.mode != "affine" or w.group_size is None or w.bits is None:
         return None
-    if w.biases is None or w.scales.dtype != w.biases.dtype:
-        return None
-    return native() if mx.issubdtype(x.dtype, mx.floating) and x.dtype != mx.float64 else None
+    return None if w.biases is None or w.scales.dtype != w.biases.dtype else native()

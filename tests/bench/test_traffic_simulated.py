@@ -9,12 +9,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from macllm.ops.head_params import HeadParams, Packing
 from macllm.ops.metal import Call, launch
 from macllm.ops.metal.attention import kv_decode
 from macllm.ops.metal.qk_norm_rope import qkv_post
 from macllm.ops.metal.quantized_matvec import qmv
 from macllm.ops.metal.sampling import sample
-from macllm.ops.qkv_post import Rules
+from macllm.ops.weights import RMSNormWeight
 from tests.simulator.run import How, run
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -62,12 +63,16 @@ def combined(h: mx.array, chosen: mx.array, weights: mx.array, *parts: mx.array)
     return qmv.down_combine(h, w, chosen, weights)
 
 
+def head_params(q_norm: mx.array, k_norm: mx.array, wavelengths: mx.array) -> HeadParams:
+    return HeadParams(128, RMSNormWeight(q_norm, 1e-5), RMSNormWeight(k_norm, 1e-5), wavelengths)
+
+
 def heads(q: mx.array, k: mx.array, v: mx.array, *tables: mx.array) -> Call:
-    return qkv_post.forward(q, k, v, Rules(128, *tables[:2], wavelengths=tables[2]), mx.array([700]))
+    return qkv_post.forward(q, k, v, head_params(*tables), mx.array([700]))
 
 
 def heads_packed(q: mx.array, k: mx.array, v: mx.array, *tables: mx.array) -> Call:
-    return qkv_post.packed(q, k, v, Rules(128, *tables[:2], wavelengths=tables[2]), mx.array([700]), 4, 64)
+    return qkv_post.packed(q, k, v, head_params(*tables), mx.array([700]), Packing(4, 64))
 
 
 RULES = kv_decode.Rules(0.1, True, mx.array([0]))

@@ -29,11 +29,10 @@ from macllm.generation.contract import MemoryUse, News
 from macllm.generation.process import ProcessEngine
 from macllm.generation.request import Request, SamplingParams
 from macllm.nn import quantize
-from macllm.ops import dispatch
+from macllm.ops import dispatch, fused_linear
 from macllm.ops.metal import approved
 from macllm.ops.metal.approved import Kept
-from macllm.ops.product import Around, product, serving
-from macllm.ops.quantized import Packed
+from macllm.ops.weights import PackedWeight
 from tests.compiling import wait_for
 from tests.simulator.intercept import simulated
 from tests.simulator.run import How
@@ -427,22 +426,22 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_trial_approves_of_serves_the_next_completion() -> None:
     x = mx.random.normal((1, 64)).astype(mx.float16)
     matrix = mx.random.normal((32, 64)).astype(mx.float16)
-    packed = Packed(*mx.quantize(matrix, group_size=64, bits=4), 64, 4, "affine")
-    assert serving(x)
-    assert product(x, packed, Around()) is None
+    packed = PackedWeight(*mx.quantize(matrix, group_size=64, bits=4), 64, 4, "affine")
+    assert fused_linear.supports(x)
+    assert fused_linear.linear(x, packed, None, None) is None
     assert dispatch.undecided == {QMV: 1}
     trial = Lab().tried()
-    assert product(x, packed, Around()) is None
+    assert fused_linear.linear(x, packed, None, None) is None
     trial.pause()
     with simulated(How(build="fast")) as log:
-        y = product(x, packed, Around())
+        y = fused_linear.linear(x, packed, None, None)
         assert y is not None
         right = x @ packed.dequantized().T
         assert mx.allclose(y, right, rtol=1e-2, atol=1e-2).item()
     assert [name for name, _ in log.dispatches] == ["qmv"]
     approved.add(Kept({f"{op} float16 1": False for op in ("qmv", "qmv_gated", "qmv_three", "lora", "moe")}))
     approved.kept.cache_clear()
-    assert not serving(x)
+    assert not fused_linear.supports(x)
 
 
 @pytest.mark.parametrize("bits", [None, 4])

@@ -67,7 +67,7 @@ def test_an_adapter_is_its_definition_in_float64(bits: int | None) -> None:
         linear = nn.QuantizedLinear.from_linear(linear, 32, bits)
     a, b = mx.random.normal((64, 3)), mx.random.normal((3, 32))
     x = mx.random.normal((2, 5, 64))
-    weight = np.array(lora.dense_weight(linear)).astype(np.float64)
+    weight = np.array(lora.unpacked_weight(linear)).astype(np.float64)
     wrap = lora.LoRALinear(linear, a, b, 0.7)
     assert sorted(name for name, _ in tree_flatten(wrap.trainable_parameters())) == ["lora_a", "lora_b"]
     got = wrap(x)

@@ -10,7 +10,7 @@ import pytest
 
 from macllm.nn.linear import Linear, Table
 from macllm.ops import cpu, dispatch
-from macllm.ops.linear import linear, rows
+from macllm.ops.linear import dense_linear, rows
 
 TYPES = [mx.float32, mx.bfloat16, mx.float16]
 # (outputs, inputs): one, unaligned, wider than a vector, several blocks deep and wide.
@@ -59,7 +59,7 @@ def test_gradients_of_weight_and_bias(kernels: ModuleType, dtype: mx.Dtype) -> N
 
 
 def test_the_gradient_of_a_weight_lies_as_the_weight_does(kernels: ModuleType) -> None:
-    gradient = mx.grad(lambda w: mx.square(linear(mx.ones((5, 3)), w)).sum())(mx.ones((4, 3)))
+    gradient = mx.grad(lambda w: mx.square(dense_linear(mx.ones((5, 3)), w)).sum())(mx.ones((4, 3)))
     mx.eval(gradient)
     assert memoryview(gradient).strides == (12, 4)
 
@@ -132,9 +132,9 @@ def test_stock_and_native_agree(dtype: mx.Dtype) -> None:
 
 def test_without_openblas_a_product_is_mlx_own(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = mx.random.normal((3, 8)), mx.random.normal((5, 8)).astype(mx.bfloat16)
-    want = np.array(linear(x, w))
+    want = np.array(dense_linear(x, w))
     monkeypatch.setattr(cpu.blas, "_divided", False)
-    np.testing.assert_allclose(np.array(linear(x, w)), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.array(dense_linear(x, w)), want, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_of_a_table_are_float32() -> None:

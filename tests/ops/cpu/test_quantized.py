@@ -12,7 +12,8 @@ import pytest
 
 from macllm.ops import dispatch
 from macllm.ops.cpu import blas, build
-from macllm.ops.quantized import Packed, activations, quantized_gather_matmul, quantized_matmul
+from macllm.ops.quantized import activations, quantized_gather_matmul, quantized_matmul
+from macllm.ops.weights import PackedWeight
 
 Array = np.ndarray
 BITS, GROUPS, DTYPES = (2, 3, 4, 5, 6, 8), (32, 64, 128), (mx.float32, mx.float16, mx.bfloat16)
@@ -260,7 +261,7 @@ def test_what_does_not_fit_is_refused(kernels: ModuleType) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_road_gives_the_same(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     w, x = matrix(Case(4, 64, dtype)), mx.array(draw(2, 3, 448))
-    packed = Packed(*w.packed, 64, 4)
+    packed = PackedWeight(*w.packed, 64, 4)
     with dispatch.using("reference"):
         want = quantized_matmul(x, packed)
     with activations("float"):
@@ -276,7 +277,7 @@ def test_every_road_gives_the_same(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_every_road_to_the_experts_gives_the_same(tokens: int) -> None:
-    w = Packed(*matrix(Case(4, 32, stack=(4,))).packed, 32, 4)
+    w = PackedWeight(*matrix(Case(4, 32, stack=(4,))).packed, 32, 4)
     chosen = mx.array(np.random.default_rng(0).integers(0, 4, (1, tokens, 2)))
     for x in (mx.array(draw(1, tokens, 1, 1, 160)), mx.array(draw(1, tokens, 2, 1, 160))):
         with dispatch.using("reference"):
@@ -292,14 +293,14 @@ def test_every_road_to_the_experts_gives_the_same(tokens: int) -> None:
 def test_other_packings_are_left_to_mlx() -> None:
     x, dense = mx.array(draw(2, 64)), mx.array(draw(5, 64))
     words, scales = mx.quantize(dense, mode="mxfp4")
-    packed = Packed(words, scales, None, 32, 4, "mxfp4")
+    packed = PackedWeight(words, scales, None, 32, 4, "mxfp4")
     np.testing.assert_allclose(
         np.array(quantized_matmul(x, packed)), np.array(x @ packed.dequantized().T), rtol=1e-4, atol=1e-4
     )
 
 
 def test_half_precision_comes_back_in_half_precision() -> None:
-    w, x = Packed(*matrix(Case(4, 32, mx.bfloat16)).packed, 32, 4), mx.array(draw(2, 160)).astype(mx.bfloat16)
+    w, x = PackedWeight(*matrix(Case(4, 32, mx.bfloat16)).packed, 32, 4), mx.array(draw(2, 160)).astype(mx.bfloat16)
     y = quantized_matmul(x, w)
     assert y.dtype == mx.bfloat16
     want = np.array(x.astype(mx.float32)) @ np.array(w.dequantized().astype(mx.float32)).T

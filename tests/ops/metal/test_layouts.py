@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops.head_params import Packing
 from macllm.ops.metal import launch
 from tests.ops.layouts import CACHED, LAYOUTS, PROJECTED, TURNED, WIDENED, Layout, apart, laid
 from tests.ops.metal import test_flash as flash
@@ -219,7 +220,7 @@ def test_packed_numbers_of_a_packed_head_are_parts_of_one_projection() -> None:
     rules, offset = heads.made(40, 16), mx.array([3])
     parts = mx.split(heads.random(2, 3, 8 * 40), [4 * 40, 6 * 40], axis=-1)
     plain = [mx.array(np.array(x)) for x in parts]
-    wants, gots = (check(heads.plan.packed(*x, rules, offset, 4, 32)) for x in (plain, parts))
+    wants, gots = (check(heads.plan.packed(*x, rules, offset, Packing(4, 32))) for x in (plain, parts))
     assert gots.faults == []
     for got, want in zip(gots.outputs, wants.outputs, strict=True):
         assert np.array_equal(np.array(as_array(got, mx.float32)), np.array(as_array(want, mx.float32)))

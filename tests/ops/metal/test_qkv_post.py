@@ -11,8 +11,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops.head_params import HeadParams, Packing
 from macllm.ops.metal.qk_norm_rope import qkv_post as plan
-from macllm.ops.qkv_post import Rules, qkv_post_reference
+from macllm.ops.qk_norm_rope import qk_norm_rope_reference
+from macllm.ops.weights import NormWeight, RMSNormWeight
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import as_array
 from tests.simulator.run import check
@@ -33,24 +35,24 @@ def projected(size: tuple[int, int], heads: tuple[int, int], dim: int, dtype: mx
     return [random(*size, n * dim, dtype=dtype, seed=i) for i, n in enumerate((heads[0], heads[1], heads[1]))]
 
 
-def made(dim: int, pairs: int, *, normed: bool = True, dtype: mx.Dtype = mx.float32, **options: Any) -> Rules:
-    weights = {"q_norm": random(dim, dtype=dtype, seed=7), "k_norm": random(dim, dtype=dtype, seed=8)} if normed else {}
+def made(dim: int, pairs: int, *, normed: bool = True, shift: float = 0.0, **options: Any) -> HeadParams:
+    norms = [RMSNormWeight(random(dim, seed=seed), 1e-5, shift) if normed else None for seed in (7, 8)]
     waves = mx.array(10000.0 ** (np.arange(pairs) / max(pairs, 1)), mx.float32) if pairs else None
-    return Rules(dim, **weights, eps=1e-5, wavelengths=waves, **options)
+    return HeadParams(dim, *norms, waves, **options)
 
 
-def turned(x: mx.array, norm: mx.array | None, rules: Rules, offset: np.ndarray) -> np.ndarray:
+def turned(x: mx.array, norm: NormWeight, params: HeadParams, offset: np.ndarray) -> np.ndarray:
     """(B, L, H * D) -> (B, H, L, D) in float64, from the definitions."""
-    y = wide(x).reshape(*x.shape[:2], -1, rules.head_dim).transpose(0, 2, 1, 3)
-    if norm is not None:
-        y = y / np.sqrt((y * y).mean(-1, keepdims=True) + rules.eps) * (wide(norm) + rules.shift)
-    if rules.wavelengths is None:
+    y = wide(x).reshape(*x.shape[:2], -1, params.head_dim).transpose(0, 2, 1, 3)
+    if isinstance(norm, RMSNormWeight):
+        y = y / np.sqrt((y * y).mean(-1, keepdims=True) + norm.eps) * (wide(norm.weight) + norm.shift)
+    if params.wavelengths is None:
         return y
-    n = rules.wavelengths.size
-    first = np.arange(n) * 2 if rules.interleaved else np.arange(n)
-    second = first + (1 if rules.interleaved else n)
-    angle = (offset.reshape(-1, 1, 1, 1) + np.arange(x.shape[1])[:, None]) / wide(rules.wavelengths)
-    rotated = rules.magnitude * (y[..., first] + 1j * y[..., second]) * np.exp(1j * angle)
+    n = params.wavelengths.size
+    first = np.arange(n) * 2 if params.interleaved else np.arange(n)
+    second = first + (1 if params.interleaved else n)
+    angle = (offset.reshape(-1, 1, 1, 1) + np.arange(x.shape[1])[:, None]) / wide(params.wavelengths)
+    rotated = params.magnitude * (y[..., first] + 1j * y[..., second]) * np.exp(1j * angle)
     y[..., first], y[..., second] = rotated.real, rotated.imag
     return y
 
@@ -66,17 +68,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("size", "heads", "rules", "offset", "dtype"), sweep(CASES, TYPES))
+@pytest.mark.parametrize(("size", "heads", "params", "offset", "dtype"), sweep(CASES, TYPES))
 def test_heads_are_what_the_definitions_say(
-    size: tuple[int, int], heads: tuple[int, int], rules: Rules, offset: list[int], dtype: mx.Dtype
+    size: tuple[int, int], heads: tuple[int, int], params: HeadParams, offset: list[int], dtype: mx.Dtype
 ) -> None:
-    q, k, v = projected(size, heads, rules.head_dim, dtype)
-    result = check(plan.forward(q, k, v, rules, mx.array(offset)))
+    q, k, v = projected(size, heads, params.head_dim, dtype)
+    result = check(plan.forward(q, k, v, params, mx.array(offset)))
     assert result.faults == []
-    wants = [turned(q, rules.q_norm, rules, np.array(offset)), turned(k, rules.k_norm, rules, np.array(offset))]
+    wants = [turned(q, params.q_norm, params, np.array(offset)), turned(k, params.k_norm, params, np.array(offset))]
     wants.append(wide(v).reshape(*size, heads[1], -1).transpose(0, 2, 1, 3))
-    reference = qkv_post_reference(q, k, v, rules, mx.array(offset))
-    far = 1 + abs(max(offset)) / 64 if rules.wavelengths is not None else 1  # an angle's rounding grows with it
+    reference = qk_norm_rope_reference(q, k, v, params, mx.array(offset))
+    far = 1 + abs(max(offset)) / 64 if params.wavelengths is not None else 1  # an angle's rounding grows with it
     for got, want, same in zip(result.outputs, wants, reference, strict=True):
         bound = {"rtol": 0, "atol": (ROUNDING[dtype] + far * 2.0**-19) * max(1.0, np.abs(want).max())}
         np.testing.assert_allclose(wide(as_array(got, dtype)), want, **bound)
@@ -88,9 +90,9 @@ def test_heads_are_what_the_definitions_say(
 )
 def test_packed_keys_and_values_are_those_of_mlx(dim: int, bits: int, group: int, dtype: mx.Dtype) -> None:
     q, k, v = projected((2, 3), (4, 2), dim, dtype)
-    rules, offset = made(dim, dim // 2), mx.array([4])
-    dense = [as_array(x, dtype) for x in check(plan.forward(q, k, v, rules, offset)).outputs]
-    result = check(plan.packed(q, k, v, rules, offset, bits, group))
+    params, offset = made(dim, dim // 2), mx.array([4])
+    dense = [as_array(x, dtype) for x in check(plan.forward(q, k, v, params, offset)).outputs]
+    result = check(plan.packed(q, k, v, params, offset, Packing(bits, group)))
     assert result.faults == []
     assert np.array_equal(wide(as_array(result.outputs[0], dtype)), wide(dense[0]))
     for rows, packed in ((dense[1], result.outputs[1:4]), (dense[2], result.outputs[4:])):
@@ -99,23 +101,24 @@ def test_packed_keys_and_values_are_those_of_mlx(dim: int, bits: int, group: int
             assert np.array_equal(wide(as_array(got, want.dtype)), wide(want))
 
 
-@pytest.mark.parametrize(("size", "heads", "rules", "offset"), CASES)
+@pytest.mark.parametrize(("size", "heads", "params", "offset"), CASES)
 def test_gradients_are_those_of_the_reference(
-    size: tuple[int, int], heads: tuple[int, int], rules: Rules, offset: list[int]
+    size: tuple[int, int], heads: tuple[int, int], params: HeadParams, offset: list[int]
 ) -> None:
-    given = projected(size, heads, rules.head_dim, mx.float32)
-    norms = [n for n in (rules.q_norm, rules.k_norm) if n is not None]
+    given = projected(size, heads, params.head_dim, mx.float32)
+    norms = [n.weight for n in (params.q_norm, params.k_norm) if isinstance(n, RMSNormWeight)]
     cotangents = [
-        random(size[0], n, size[1], rules.head_dim, seed=20 + n + i) for i, n in enumerate((*heads, heads[1]))
+        random(size[0], n, size[1], params.head_dim, seed=20 + n + i) for i, n in enumerate((*heads, heads[1]))
     ]
 
     def run(q: mx.array, k: mx.array, v: mx.array, *norms: mx.array) -> list[mx.array]:
-        named = dict(zip(("q_norm", "k_norm"), norms, strict=False))
-        return list(qkv_post_reference(q, k, v, rules._replace(**named), mx.array(offset)))
+        named = zip(("q_norm", "k_norm"), norms, strict=False)
+        changed = {name: getattr(params, name)._replace(weight=weight) for name, weight in named}
+        return list(qk_norm_rope_reference(q, k, v, params._replace(**changed), mx.array(offset)))
 
     wants = mx.vjp(run, [*given, *norms], cotangents)[1]
     arrays = dict(zip(("q", "k", "dq", "dk", "dv"), [*given[:2], *cotangents], strict=True))
-    result = check(plan.backward(arrays, rules, mx.array(offset)))
+    result = check(plan.backward(arrays, params, mx.array(offset)))
     assert result.faults == []
     got = result.outputs[:3]
     if norms:

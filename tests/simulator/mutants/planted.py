@@ -17,13 +17,14 @@ import mlx.core as mx
 import numpy as np
 
 from macllm.ops import metal
+from macllm.ops.head_params import HeadParams
 from macllm.ops.linear_attention import State, elu_features
 from macllm.ops.metal import Text, launch, linear_attention
 from macllm.ops.metal.attention import flash, kv_decode
 from macllm.ops.metal.qk_norm_rope import qkv_post
 from macllm.ops.metal.quantized_matvec import qmv
 from macllm.ops.metal.sampling import sample
-from macllm.ops.qkv_post import Rules as HeadRules
+from macllm.ops.weights import RMSNormWeight
 
 from ..intercept import Log, simulated
 
@@ -74,12 +75,13 @@ def _packed() -> list[mx.array]:
 
 
 def _heads() -> list[mx.array]:
-    rules = HeadRules(40, random(40, seed=7), random(40, seed=8), 1e-5, wavelengths=mx.arange(1, 17, dtype=mx.float32))
+    norms = (RMSNormWeight(random(40, seed=seed), 1e-5) for seed in (7, 8))
+    params = HeadParams(40, *norms, mx.arange(1, 17, dtype=mx.float32))
     q, k, v = (random(2, 3, n * 40, seed=n) for n in (4, 2, 2))
     grads = (random(2, n, 3, 40, seed=n) for n in (4, 2, 2))
     arrays = {"q": q, "k": k, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
-    forward = launch(qkv_post.forward(q, k, v, rules, mx.array([5])))
-    return [*forward, *launch(qkv_post.backward(arrays, rules, mx.array([5])))]
+    forward = launch(qkv_post.forward(q, k, v, params, mx.array([5])))
+    return [*forward, *launch(qkv_post.backward(arrays, params, mx.array([5])))]
 
 
 def _matrix(*shape: int, seed: int) -> qmv.Matrix:

@@ -28,7 +28,7 @@ void check(bool fits) {
   if (!fits) throw std::invalid_argument("[macllm] a step takes (B, 1, D) and the weights it was planned with.");
 }
 
-// Reads numbers one after another, in the order in which ops/step.py lists them.
+// Reads numbers one after another, in the order in which ops/decode_step.py lists them.
 class Reader {
  public:
   explicit Reader(const Numbers& numbers) : at_(numbers.data()), end_(at_ + numbers.size()) {}
@@ -112,7 +112,7 @@ struct PlanHandle {
   SharedPlan plan;
 };
 
-// Hands weights out one after another, in the order in which ops/step.py lists them; null for one that is not present.
+// Hands weights out one after another, in the order in which ops/decode_step.py lists them; null for one that is not present.
 class Weights {
  public:
   Weights(const Arrays& inputs, size_t first, const Plan& plan, Held& held)
@@ -259,73 +259,85 @@ void run(const std::vector<Stage>& stages, bool int8, const Arrays& in, Arrays& 
   }
 }
 
-// Float32 that nobody differentiates, vectorises or compiles; a linear map may be of 16 bits or packed.
-bool served(const mx::array& a, bool weight) {
+// Of a type that steps know, and nobody differentiates, vectorises or compiles it.
+bool served(const mx::array& a) {
   const bool half = a.dtype() == mx::float16 || a.dtype() == mx::bfloat16;
-  const bool known = a.dtype() == mx::float32 || (weight && a.ndim() == 2 && (half || a.dtype() == mx::uint32));
-  return known && !a.is_tracer();
+  const bool packed = a.dtype() == mx::uint32 && (a.ndim() == 2 || a.ndim() == 4);
+  return (a.dtype() == mx::float32 || packed || (half && a.ndim() == 2)) && !a.is_tracer();
 }
 
-// (parts, at, first, position, after, wavelengths, magnitude, bits, group)
+bool supports(const nb::sequence& arrays) {
+  for (nb::handle array : arrays)
+    if (!served(nb::cast<const mx::array&>(array))) return false;
+  return true;
+}
+
+// (parts, at, first, position, after, wavelengths, magnitude, (bits, group) or None)
 using MaybeArray = std::optional<mx::array>;
-using Slots = std::tuple<Arrays, int64_t, Indices, Indices, MaybeArray, MaybeArray, float, int, int>;
+using MaybePacking = std::optional<std::tuple<int, int>>;
+using Slots = std::tuple<Arrays, int64_t, Indices, Indices, MaybeArray, MaybeArray, float, MaybePacking>;
 
 // The branches' inputs put behind x.
 struct Inputs {
   Arrays arrays;
   std::vector<Stage> stages;
-  bool served;
 
-  explicit Inputs(const mx::array& x) : arrays{x}, served(macllm::served(x, false)) {}
+  explicit Inputs(const mx::array& x) : arrays{x} {}
 
-  void add(const PlanHandle& handle, const Arrays& weights, const std::optional<Slots>& slots) {
-    Stage stage{handle.plan, 0, {}};
-    check(weights.size() == stage.plan->weights && slots.has_value() == (stage.plan->step.index() == 0));
-    if (slots) {
-      const auto& [parts, at, first, position, after, wavelengths, magnitude, bits, group] = *slots;
-      const size_t rows = arrays[0].shape(0);
-      check(parts.size() == (bits ? 6 : 2) && first.size() == rows && position.size() == rows);
-      stage.place = Place{at, first, position, magnitude, {group, bits}};
-      stage.parts = arrays.size(), stage.count = parts.size();
-      for (size_t i = 0; i < parts.size(); i++) {
-        const mx::array& part = parts[i];
-        check(part.ndim() == 4 && at < part.shape(2));
-        check(part.shape(1) == parts[0].shape(1) && part.shape(2) == parts[0].shape(2));
-        served = served && part.dtype() == (bits && i % 3 == 0 ? mx::uint32 : mx::float32) && !part.is_tracer();
-        arrays.push_back(part);
-      }
-      if (after && (before_ == 0 || arrays[before_].id() != after->id())) {
-        before_ = arrays.size();
-        put(*after, false);
-      }
-      if (wavelengths) {
-        stage.wavelengths = arrays.size();
-        put(*wavelengths, false);
-      }
+  void attend(const SharedPlan& plan, const Slots& slots) {
+    Stage stage{plan, 0, {}};
+    const auto& [parts, at, first, position, after, wavelengths, magnitude, packing] = slots;
+    const size_t rows = arrays[0].shape(0);
+    const auto [bits, group] = packing.value_or(std::make_tuple(0, 0));
+    check(parts.size() == (bits ? 6 : 2) && first.size() == rows && position.size() == rows);
+    stage.place = Place{at, first, position, magnitude, {group, bits}};
+    stage.parts = arrays.size(), stage.count = parts.size();
+    for (size_t i = 0; i < parts.size(); i++) {
+      const mx::array& part = parts[i];
+      check(part.ndim() == 4 && at < part.shape(2) && part.dtype() == (bits && i % 3 == 0 ? mx::uint32 : mx::float32));
+      check(part.shape(1) == parts[0].shape(1) && part.shape(2) == parts[0].shape(2));
+      put(part);
     }
-    stage.weights = arrays.size();
-    for (const mx::array& weight : weights) put(weight, true);
+    if (after && (before_ == 0 || arrays[before_].id() != after->id())) {
+      before_ = arrays.size();
+      put(*after);
+    }
+    if (wavelengths) {
+      stage.wavelengths = arrays.size();
+      put(*wavelengths);
+    }
     stages.push_back(std::move(stage));
+  }
+
+  void feed(const SharedPlan& plan) { stages.push_back({plan, 0, {}}); }
+
+  void put(const mx::array& a) {
+    check(served(a));
+    arrays.push_back(a);
   }
 
  private:
   size_t before_ = 0;  // the last input that is there only to be computed before
-
-  void put(const mx::array& a, bool weight) {
-    served = served && macllm::served(a, weight);
-    arrays.push_back(a);
-  }
 };
 
-// y, or nothing where this does not serve. A branch is (plan, weights, slots or None).
-std::optional<mx::array> native_steps(const mx::array& x, bool int8, const nb::list& branches) {
-  check(x.ndim() == 3 && x.shape(1) == 1 && branches.size() > 0);
+mx::array native_steps(const mx::array& x, bool int8, const nb::list& plans, const nb::list& weights,
+                       const nb::list& slots) {
+  check(x.ndim() == 3 && x.shape(1) == 1 && plans.size() > 0 && x.dtype() == mx::float32 && served(x));
   Inputs inputs(x);
-  for (nb::handle branch : branches) {
-    inputs.add(nb::cast<const PlanHandle&>(branch[0]), nb::cast<Arrays>(branch[1]),
-               nb::cast<std::optional<Slots>>(branch[2]));
+  size_t weight = 0, slot = 0;
+  for (nb::handle each : plans) {
+    const SharedPlan& plan = nb::cast<const PlanHandle&>(each).plan;
+    check(weight + plan->weights <= weights.size());
+    if (plan->step.index() == 0) {
+      check(slot < slots.size());
+      inputs.attend(plan, nb::cast<Slots>(slots[slot++]));
+    } else {
+      inputs.feed(plan);
+    }
+    inputs.stages.back().weights = inputs.arrays.size();
+    for (size_t i = 0; i < plan->weights; i++) inputs.put(nb::cast<const mx::array&>(weights[weight++]));
   }
-  if (!inputs.served) return {};
+  check(weight == weights.size() && slot == slots.size());
   auto stages = std::make_shared<const std::vector<Stage>>(std::move(inputs.stages));
   Eval eval = [stages, int8](const Arrays& in, Arrays& out) { run(*stages, int8, in, out); };
   auto primitive = std::make_shared<Native>(mx::to_stream({}), "steps", std::move(eval), nullptr);
@@ -344,7 +356,8 @@ void bind_steps(nb::module_& m) {
   };
   m.def("attention_plan", handle(attention_plan), "numbers"_a, "present"_a);
   m.def("mlp_plan", handle(mlp_plan), "numbers"_a, "present"_a);
-  m.def("steps", &native_steps, "x"_a, "int8"_a, "branches"_a);
+  m.def("step_supports", &supports, "arrays"_a);
+  m.def("steps", &native_steps, "x"_a, "int8"_a, "plans"_a, "weights"_a, "slots"_a);
 }
 
 }  // namespace macllm

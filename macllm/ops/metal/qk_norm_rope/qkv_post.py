@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import gcd
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ...head_params import HeadParams, Packing
+from ...weights import NormWeight, RMSNormWeight
 from .. import DTYPES, LANES, Call, Input
-
-if TYPE_CHECKING:
-    from macllm.ops.qkv_post import Rules
 
 MOST_DIMS = 256
 ROWS = 16
@@ -19,52 +17,61 @@ ROWS = 16
 _GROUPED = 8  # simdgroups of a threadgroup, at most
 
 
-def serves(q: mx.array, k: mx.array, rules: Rules) -> bool:
-    """Whether there is a kernel for these."""
-    return q.dtype == k.dtype and q.dtype in DTYPES and rules.head_dim <= MOST_DIMS
+def supports(q: mx.array, k: mx.array, heads: HeadParams) -> bool:
+    """A kernel exists for these: heads that rotate, or both have an RMS norm with a weight."""
+    if q.dtype != k.dtype or q.dtype not in DTYPES or heads.head_dim > MOST_DIMS:
+        return False
+    if heads.q_norm is None and heads.k_norm is None:
+        return heads.wavelengths is not None
+    norms = [norm for norm in (heads.q_norm, heads.k_norm) if isinstance(norm, RMSNormWeight)]
+    return len(norms) == 2 and norms[0][1:] == norms[1][1:] and all(norm.weight is not None for norm in norms)
 
 
-def forward(q: mx.array, k: mx.array, v: mx.array, rules: Rules, offset: mx.array) -> Call:
+def forward(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx.array) -> Call:
     """q (B, H, L, D), k and v (B, K, L, D)."""
-    shapes = _shapes(q, k, rules)
+    shapes = _shapes(q, k, params)
     outputs = {f"{name}_out": (shape, q.dtype) for name, shape in shapes.items()}
-    return _call("qkv_post", {"q": q, "k": k, "v": v}, outputs, rules, offset, {})
+    return _call("qkv_post", {"q": q, "k": k, "v": v}, outputs, params, offset, {})
 
 
-def packed(q: mx.array, k: mx.array, v: mx.array, rules: Rules, offset: mx.array, bits: int, group_size: int) -> Call:
+def packed(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx.array, packing: Packing) -> Call:
     """q, then of keys and of values words, scales and biases."""
-    heads, shapes = _heads(q, k, rules), _shapes(q, k, rules)
-    width = -(-rules.head_dim // group_size) * group_size
+    (bits, group_size), heads, shapes = packing, _heads(q, k, params), _shapes(q, k, params)
+    width = -(-params.head_dim // group_size) * group_size
     rows = shapes["k"][:3]
     outputs: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {"q_out": (shapes["q"], q.dtype)}
     for name in ("k", "v"):
         outputs[f"{name}_words"] = (*rows, width * bits // 32), mx.uint32
         outputs[f"{name}_scales"] = outputs[f"{name}_biases"] = (*rows, width // group_size), q.dtype
-    packing = {"BITS": bits, "GROUP": group_size, "W": width, "HEADS": _grouped(heads)}
-    return _call("qkv_post_packed", {"q": q, "k": k, "v": v}, outputs, rules, offset, packing)
+    template = {"BITS": bits, "GROUP": group_size, "W": width, "HEADS": _grouped(heads)}
+    return _call("qkv_post_packed", {"q": q, "k": k, "v": v}, outputs, params, offset, template)
 
 
-def backward(arrays: Mapping[str, mx.array], rules: Rules, offset: mx.array) -> Call:
+def backward(arrays: Mapping[str, mx.array], params: HeadParams, offset: mx.array) -> Call:
     """Gradients of q, k and v, and parts of the norms' weights'; `arrays` are q, k, dq, dk and dv."""
     q, k = arrays["q"], arrays["k"]
-    heads = _heads(q, k, rules)
+    heads = _heads(q, k, params)
     chunks = -(-q.shape[0] * q.shape[1] // ROWS)
     outputs: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {
         "q_out": (q.shape, q.dtype),
         "k_out": (k.shape, q.dtype),
         "v_out": (k.shape, q.dtype),
-        "parts": ((chunks, sum(heads), rules.head_dim), mx.float32),
+        "parts": ((chunks, sum(heads), params.head_dim), mx.float32),
     }
-    return _call("qkv_post_vjp", arrays, outputs, rules, offset, {"ROWS": ROWS})
+    return _call("qkv_post_vjp", arrays, outputs, params, offset, {"ROWS": ROWS})
 
 
-def _heads(q: mx.array, k: mx.array, rules: Rules) -> tuple[int, int]:
-    return q.shape[2] // rules.head_dim, k.shape[2] // rules.head_dim
+def _weight(norm: NormWeight) -> mx.array | None:
+    return norm.weight if isinstance(norm, RMSNormWeight) else None
 
 
-def _shapes(q: mx.array, k: mx.array, rules: Rules) -> dict[str, tuple[int, ...]]:
-    (batch, length, _), dim = q.shape, rules.head_dim
-    query, key = _heads(q, k, rules)
+def _heads(q: mx.array, k: mx.array, params: HeadParams) -> tuple[int, int]:
+    return q.shape[2] // params.head_dim, k.shape[2] // params.head_dim
+
+
+def _shapes(q: mx.array, k: mx.array, params: HeadParams) -> dict[str, tuple[int, ...]]:
+    (batch, length, _), dim = q.shape, params.head_dim
+    query, key = _heads(q, k, params)
     return {"q": (batch, query, length, dim), "k": (batch, key, length, dim), "v": (batch, key, length, dim)}
 
 
@@ -77,18 +84,21 @@ def _call(
     kernel: str,
     arrays: Mapping[str, mx.array],
     outputs: Mapping[str, tuple[tuple[int, ...], mx.Dtype]],
-    rules: Rules,
+    params: HeadParams,
     offset: mx.array,
     template: Mapping[str, int],
 ) -> Call:
     q = arrays["q"]
-    heads, tokens = _heads(q, arrays["k"], rules), q.shape[0] * q.shape[1]
+    heads, tokens = _heads(q, arrays["k"], params), q.shape[0] * q.shape[1]
     inputs: dict[str, Input] = {name: mx.contiguous(array) for name, array in arrays.items()}
     # What is not there is not read either: anything stands for it.
-    inputs["q_norm"] = q if rules.q_norm is None else rules.q_norm
-    inputs["k_norm"] = q if rules.k_norm is None else rules.k_norm
-    inputs["wavelengths"] = q if rules.wavelengths is None else rules.wavelengths
-    inputs |= {"offset": offset, "eps": rules.eps, "shift": rules.shift, "magnitude": rules.magnitude}
+    norm = params.q_norm or params.k_norm or RMSNormWeight(None, 0.0)
+    assert isinstance(norm, RMSNormWeight)
+    q_norm, k_norm = _weight(params.q_norm), _weight(params.k_norm)
+    inputs["q_norm"] = q if q_norm is None else q_norm
+    inputs["k_norm"] = q if k_norm is None else k_norm
+    inputs["wavelengths"] = q if params.wavelengths is None else params.wavelengths
+    inputs |= {"offset": offset, "eps": norm.eps, "shift": norm.shift, "magnitude": params.magnitude}
     return Call(
         kernel,
         inputs,
@@ -97,13 +107,13 @@ def _call(
         (LANES, _grouped(heads), 1),
         {
             "T": q.dtype,
-            "D": rules.head_dim,
-            "PAIRS": 0 if rules.wavelengths is None else rules.wavelengths.size,
-            "INTERLEAVED": rules.interleaved,
+            "D": params.head_dim,
+            "PAIRS": 0 if params.wavelengths is None else params.wavelengths.size,
+            "INTERLEAVED": params.interleaved,
             "H": heads[0],
             "K": heads[1],
-            "Q_NORM": rules.q_norm is not None,
-            "K_NORM": rules.k_norm is not None,
+            "Q_NORM": q_norm is not None,
+            "K_NORM": k_norm is not None,
             "OFFSETS": int(offset.size > 1),
             **template,
         },

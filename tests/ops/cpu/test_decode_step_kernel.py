@@ -10,12 +10,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops.decode_step import ACTIVATIONS, AttentionParams, Branches, MLPParams, Slots, plan, run, supports
+from macllm.ops.head_params import Packing
 from macllm.ops.kv import quantize
 from macllm.ops.quantized import activations
-from macllm.ops.step import ACTIVATIONS, MLP, NOT_PACKED, Attention, Branch, Norm, Packing, Residual, Slots, plan, steps
+from macllm.ops.weights import DenseWeight, LayerNormWeight, NormWeight, PackedWeight, RMSNormWeight, Weight
 
 Array = np.ndarray
-NO, RMS, OFFSET, LAYER = (0.0, 0.0, 0.0), (1.0, 1e-5, 0.0), (1.0, 1e-6, 1.0), (2.0, 1e-5, 0.0)
+ONE = mx.ones(1)  # stands for a weight: plans ask only for the kind
+NO, RMS, OFFSET = None, RMSNormWeight(ONE, 1e-5), RMSNormWeight(ONE, 1e-6, 1.0)
+LAYER = LayerNormWeight(ONE, ONE, 1e-5)
 
 
 class Case(NamedTuple):
@@ -26,8 +30,8 @@ class Case(NamedTuple):
     Dh: int
     at: int  # slots before the new one
     room: int = 3
-    norms: tuple[Norm, Norm, Norm] = (RMS, NO, NO)
-    qk: tuple[Norm, Norm] = (NO, NO)  # over projections, over heads
+    norms: tuple[NormWeight, NormWeight, NormWeight] = (RMS, NO, NO)
+    qk: tuple[NormWeight, NormWeight] = (NO, NO)  # over projections, over heads
     pairs: int = 0
     interleaved: bool = False
     magnitude: float = 1.0
@@ -35,7 +39,7 @@ class Case(NamedTuple):
     heat: tuple[float, float] = (0.0, 0.0)
     bias: bool = False
     padding: bool = False
-    packing: Packing = NOT_PACKED
+    packing: Packing | None = None
     kv_bits: int = 0
 
 
@@ -49,9 +53,9 @@ CASES = [
     Case(2, 48, 4, 2, 16, 600, norms=(NO, RMS, NO), qk=(RMS, NO), pairs=8, magnitude=1.3),
     Case(5, 48, 4, 1, 16, 9, norms=(NO, NO, LAYER), heat=(4.0, 0.3), padding=True),
     Case(1, 512, 8, 8, 64, 2000, pairs=32),
-    Case(1, 96, 3, 1, 64, 7, pairs=32, bias=True, packing=(4, 32)),
-    Case(3, 128, 4, 2, 32, 90, norms=(LAYER, RMS, NO), padding=True, packing=(8, 64)),
-    Case(2, 160, 6, 3, 32, 20, pairs=16, packing=(3, 32)),
+    Case(1, 96, 3, 1, 64, 7, pairs=32, bias=True, packing=Packing(4, 32)),
+    Case(3, 128, 4, 2, 32, 90, norms=(LAYER, RMS, NO), padding=True, packing=Packing(8, 64)),
+    Case(2, 160, 6, 3, 32, 20, pairs=16, packing=Packing(3, 32)),
     Case(1, 48, 9, 3, 64, 700, pairs=32, kv_bits=8),
     Case(2, 33, 4, 2, 80, 150, pairs=40, softcap=2.0, padding=True, kv_bits=4),
     Case(3, 40, 2, 2, 20, 3, kv_bits=8, padding=True),
@@ -63,22 +67,21 @@ def draw(seed: int, *shape: int) -> Array:
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
 
 
-def normed(norm: Norm, x: Array, weight: Array | None, bias: Array | None) -> Array:
-    kind, eps, offset = norm
-    if not kind:
+def normed(norm: NormWeight, x: Array, weight: Array | None, bias: Array | None) -> Array:
+    if norm is None:
         return x
-    centred = x - x.mean(-1, keepdims=True) if kind == 2 else x
-    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
-    y = y if weight is None else y * (weight + offset)
+    centred = x - x.mean(-1, keepdims=True) if isinstance(norm, LayerNormWeight) else x
+    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.eps)
+    y = y if weight is None else y * (weight + (norm.shift if isinstance(norm, RMSNormWeight) else 0))
     return y if bias is None else y + bias
 
 
 class Drawn:
     """Weights in the order of a step, those that are there, in float32 for the op and float64 for numpy."""
 
-    def __init__(self, packing: Packing = NOT_PACKED) -> None:
+    def __init__(self, packing: Packing | None = None) -> None:
         self.packing = packing
-        self.packings: list[Packing] = []
+        self.linears: list[Weight] = []
         self.present: list[bool] = []
         self.arrays: list[mx.array] = []
 
@@ -89,17 +92,16 @@ class Drawn:
         self.arrays.append(mx.array(array))
         return array.astype(np.float64)
 
-    def norm(self, norm: Norm, n: int) -> tuple[Array | None, Array | None]:
+    def norm(self, norm: NormWeight, n: int) -> tuple[Array | None, Array | None]:
         seed = len(self.present)
-        weight = self.add(1 + draw(seed, n) / 4 if norm[0] else None)
-        return weight, self.add(draw(seed + 1, n) if norm[0] == 2 else None)
+        weight = self.add(1 + draw(seed, n) / 4 if norm else None)
+        return weight, self.add(draw(seed + 1, n) if isinstance(norm, LayerNormWeight) else None)
 
     def linear(self, outputs: int, inputs: int, bias: bool) -> tuple[Array, Array]:
-        seed, (bits, group) = len(self.present), self.packing
-        weight, packed = draw(seed, outputs, inputs), bits > 0
-        layout = {"bits": int(bits), "group_size": int(group)}
+        seed, packed = len(self.present), self.packing is not None
+        weight, layout = draw(seed, outputs, inputs), self.packing._asdict() if self.packing else {}
         parts = mx.quantize(mx.array(weight), **layout) if packed else [mx.array(weight)]
-        self.packings.append(self.packing)
+        self.linears.append(PackedWeight(*parts, **layout) if packed else DenseWeight(*parts))
         self.present += [True, packed, packed]
         self.arrays += parts
         wide = np.array(mx.dequantize(*parts, **layout) if packed else parts[0]).astype(np.float64)
@@ -142,19 +144,18 @@ def test_attention_step(kernels: ModuleType, case: Case) -> None:
     old = [draw(91 + i, c.B, c.K, c.at + c.room, c.Dh) for i in range(2)]
     first = [min(c.at, 3 * b) for b in range(c.B)] if c.padding else [0] * c.B
     position = [c.at - n for n in first]
-    numbers = Attention(c.H, scale, c.softcap, *c.heat, c.interleaved, whole, whole, head, head)
+    params = AttentionParams(c.H, scale, c.softcap, *c.heat, c.interleaved, whole, whole, head, head)
     group = 64 if c.Dh % 64 == 0 else 32
-    layout = (c.kv_bits, group if c.kv_bits else 0)
+    layout = Packing(c.kv_bits, group) if c.kv_bits else None
     buffers = [mx.array(array) for array in old]
-    if c.kv_bits:
+    if layout:
         buffers = [part for array in buffers for part in quantize(array, *layout)]
     before, count = [np.array(part, copy=True) for part in buffers], len(buffers) // 2
     turns = mx.array(waves) if c.pairs else None
-    slots = Slots(buffers, c.at, first, position, None, turns, c.magnitude, *layout)
-    planned = plan(kernels, Residual(*c.norms), numbers, drawn.packings, drawn.present)
+    slots = Slots(buffers, c.at, first, position, None, turns, c.magnitude, layout)
+    planned = plan(c.norms, params, drawn.linears, drawn.present)
     with activations("float"):
-        done = steps(mx.array(x), [Branch(planned, drawn.arrays, slots)])
-    assert done is not None
+        done = run(mx.array(x), Branches([planned], drawn.arrays, [slots]))
     mx.eval(done)
     kept = [rows_of(c, buffers[:count], group), rows_of(c, buffers[count:], group)]
     step_of_codes = [largest_step(c, buffers[:count]), largest_step(c, buffers[count:])]
@@ -201,13 +202,13 @@ def largest_step(case: Case, parts: list[mx.array]) -> float:
 @pytest.mark.parametrize(
     ("shape", "norms", "packing"),
     [
-        ((1, 1, 1), (RMS, NO, NO), NOT_PACKED),
-        ((3, 33, 70), (OFFSET, OFFSET, NO), NOT_PACKED),
-        ((1, 256, 5000), (LAYER, NO, NO), NOT_PACKED),
-        ((8, 17, 9), (NO, NO, LAYER), NOT_PACKED),
-        ((1, 576, 1536), (RMS, NO, NO), (4, 64)),
-        ((3, 256, 1024), (RMS, NO, NO), (2, 128)),
-        ((8, 64, 160), (LAYER, NO, NO), (8, 32)),
+        ((1, 1, 1), (RMS, NO, NO), None),
+        ((3, 33, 70), (OFFSET, OFFSET, NO), None),
+        ((1, 256, 5000), (LAYER, NO, NO), None),
+        ((8, 17, 9), (NO, NO, LAYER), None),
+        ((1, 576, 1536), (RMS, NO, NO), Packing(4, 64)),
+        ((3, 256, 1024), (RMS, NO, NO), Packing(2, 128)),
+        ((8, 64, 160), (LAYER, NO, NO), Packing(8, 32)),
     ],
 )
 def test_mlp_step(
@@ -215,20 +216,17 @@ def test_mlp_step(
     activation: str,
     gated: bool,
     shape: tuple[int, int, int],
-    norms: tuple[Norm, Norm, Norm],
-    packing: Packing,
+    norms: tuple[NormWeight, NormWeight, NormWeight],
+    packing: Packing | None,
 ) -> None:
     (B, D, F), drawn = shape, Drawn(packing)
     residual = [drawn.norm(norm, D) for norm in norms]
     up, down = drawn.linear(F, D, True), drawn.linear(D, F, True)
     gate = drawn.linear(F, D, False) if gated else None
     x = draw(7, B, 1, D)
-    branch = MLP(ACTIVATIONS[activation], gated)
-    planned = plan(kernels, Residual(*norms), branch, drawn.packings, drawn.present)
+    planned = plan(norms, MLPParams(activation, gated), drawn.linears, drawn.present)
     with activations("float"):
-        done = steps(mx.array(x), [Branch(planned, drawn.arrays)])
-    assert done is not None
-    got = done
+        got = run(mx.array(x), Branches([planned], drawn.arrays, []))
     wide = x[:, 0].astype(np.float64)
     read = normed(norms[0], wide, *residual[0])
     acting, hidden = (read @ gate[0].T, read @ up[0].T + up[1]) if gate else (read @ up[0].T + up[1], 1.0)
@@ -247,48 +245,45 @@ ACTING = {
 
 
 def test_branches_run_one_after_another_each_on_what_the_one_before_it_gave(kernels: ModuleType) -> None:
-    x, branches, want = draw(1, 2, 1, 12), [], None
+    x, branches = draw(1, 2, 1, 12), []
     for n in range(5):
         drawn = Drawn()
         for norm in (RMS, NO, NO):
             drawn.norm(norm, 12)
         for outputs, inputs in ((20 + n, 12), (12, 20 + n)):
             drawn.linear(outputs, inputs, True)
-        planned = plan(kernels, Residual(RMS, NO, NO), MLP(2, False), drawn.packings, drawn.present)
-        branches.append(Branch(planned, drawn.arrays))
+        planned = plan((RMS, NO, NO), MLPParams("silu", False), drawn.linears, drawn.present)
+        branches.append(Branches([planned], drawn.arrays, []))
     want = mx.array(x)
     for branch in branches:
-        alone = steps(want, [branch])
-        assert alone is not None
-        want = alone
-    together = steps(mx.array(x), branches)
-    assert together is not None
+        want = run(want, branch)
+    plans, weights = [b.plans[0] for b in branches], [weight for b in branches for weight in b.weights]
+    together = run(mx.array(x), Branches(plans, weights, []))
     np.testing.assert_array_equal(np.array(together), np.array(want))
 
 
-def test_what_is_differentiated_compiled_or_in_half_precision_is_not_served(kernels: ModuleType) -> None:
-    drawn = Drawn()
-    for norm in (RMS, NO, NO):
-        drawn.norm(norm, 4)
-    drawn.linear(6, 4, False)
-    drawn.linear(4, 6, False)
-    planned = plan(kernels, Residual(RMS, NO, NO), MLP(2, False), drawn.packings, drawn.present)
-    branches, x, seen = [Branch(planned, drawn.arrays)], mx.ones((1, 1, 4)), []
-    assert steps(x, branches) is not None
-    assert steps(x.astype(mx.bfloat16), branches) is None
-    assert steps(mx.ones((9, 1, 4)), branches) is None
+def test_what_is_differentiated_compiled_or_in_half_precision_is_not_supported(kernels: ModuleType) -> None:
+    x, seen = mx.ones((1, 1, 4)), []
+    assert supports(x, [mx.ones(4), mx.ones((4, 4), mx.bfloat16), mx.ones((4, 4), mx.uint32)])
+    assert not supports(x.astype(mx.bfloat16))
+    assert not supports(x, [mx.ones(4, mx.bfloat16)])
+    assert not supports(mx.ones((9, 1, 4)))
+    assert not supports(mx.ones((1, 2, 4)))
 
     def loss(x: mx.array) -> mx.array:
-        seen.append(steps(x, branches))
+        seen.append(supports(x))
+        seen.append(supports(mx.ones((1, 1, 4)), [x]))
         return x.sum()
 
     mx.grad(loss)(x)
     mx.compile(loss)(x)
-    assert seen == [None, None]
+    assert seen == [False] * 4
 
 
-def test_weights_that_were_not_planned_for_are_refused(kernels: ModuleType) -> None:
+@pytest.mark.parametrize("arrays", [[], [mx.ones((4, 4))], [mx.ones((4, 4))] * 3])
+def test_weights_that_were_not_planned_for_are_refused(kernels: ModuleType, arrays: list[mx.array]) -> None:
     present = [False] * 6 + [True, False, False, False] * 2
-    planned = plan(kernels, Residual(NO, NO, NO), MLP(2, False), [NOT_PACKED] * 2, present)
+    linears = [DenseWeight(mx.ones((4, 4)))] * 2
+    planned = plan((NO, NO, NO), MLPParams("silu", False), linears, present)
     with pytest.raises(ValueError, match="planned"):
-        steps(mx.ones((1, 1, 4)), [Branch(planned, [mx.ones((4, 4))])])
+        run(mx.ones((1, 1, 4)), Branches([planned], arrays, []))

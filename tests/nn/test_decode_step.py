@@ -12,12 +12,11 @@ from macllm import families
 from macllm.families.config import Config
 from macllm.nn import cache as cache_module
 from macllm.nn import lora, quantize
-from macllm.nn import step as step_module
 from macllm.nn.mask import Masks, oldest_seen, visible
 from macllm.nn.models import build
 from macllm.nn.position import Span
 from macllm.nn.spec import Causal, Chunked, MaskSpec, Sliding
-from macllm.ops import cpu
+from macllm.ops import cpu, decode_step
 from macllm.ops.dispatch import using
 from macllm.ops.quantized import Activations, activations
 from tests.families.golden import golden
@@ -44,17 +43,15 @@ class Served:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.attention = self.mlp = self.ops = 0
-        steps = step_module.step.steps
+        run = decode_step.run
 
-        def counting(x, branches):
-            done = steps(x, branches)
-            if done is not None:
-                attention = sum(branch.slots is not None for branch in branches)
-                self.attention, self.mlp = self.attention + attention, self.mlp + len(branches) - attention
-                self.ops += 1
-            return done
+        def counting(x: mx.array, branches: decode_step.Branches) -> mx.array:
+            attention = len(branches.slots)
+            self.attention, self.mlp = self.attention + attention, self.mlp + len(branches.plans) - attention
+            self.ops += 1
+            return run(x, branches)
 
-        monkeypatch.setattr(step_module.step, "steps", counting)
+        monkeypatch.setattr(decode_step, "run", counting)
 
 
 @decoder
@@ -70,10 +67,10 @@ def test_every_decoder_decodes_in_steps_that_equal_the_fine_ops(case: Case, monk
     np.testing.assert_allclose(results[1], results[0], atol=2e-5 * np.abs(results[0]).max())
     layers = model.spec.decoder.layers
     assert served.attention == (LENGTH - 1) * len(layers)  # nothing is stored before the first
-    dense = [layer for layer in layers if getattr(layer.feed_forward, "activation", None) in step_module.ACTIVATIONS]
-    assert served.mlp == LENGTH * len(dense)
+    dense = [layer for layer in layers if getattr(layer.feed_forward, "activation", None) in decode_step.ACTIVATIONS]
+    assert served.mlp == (LENGTH - 1) * len(dense)
     if len(dense) == len(layers):
-        assert served.ops == LENGTH - 1 + len(layers)
+        assert served.ops == LENGTH - 1
 
 
 def test_adapted_layers_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +93,7 @@ def test_steps_fill_quantized_caches_as_the_fine_ops_do(case: Case, bits: int, m
     for fine in (True, False):
         with monkeypatch.context() as patch:
             if fine:
-                patch.setattr(step_module.step, "serving", lambda x: None)
+                patch.setattr(decode_step, "supports", lambda *_: False)
             cache = model.make_cache(max_context=LENGTH, left_padding=PADDING, kv_bits=bits)
             results.append(decoded(model, tokens, cache))
     assert served.attention == (LENGTH - 1) * len(model.spec.decoder.layers)
@@ -132,14 +129,14 @@ def test_quantized_layers_decode_in_steps_that_equal_the_fine_ops(
         for fine in (True, False):
             with monkeypatch.context() as patch:
                 if fine:
-                    patch.setattr(step_module.step, "serving", lambda x: None)
+                    patch.setattr(decode_step, "supports", lambda *_: False)
                 results.append(decoded(model, tokens, model.make_cache(left_padding=PADDING)))
     apart, largest = np.abs(results[1] - results[0]), np.abs(results[0]).max()
     assert np.quantile(apart, 0.9) < 2e-5 * largest
     assert (
         apart.max() < (2e-5 if form == "float" else 1e-2) * largest
     )  # a value between two of 8 bits may fall either way
-    assert (served.attention, served.mlp) == ((LENGTH - 1) * 3, LENGTH * 3)
+    assert served.attention == served.mlp == (LENGTH - 1) * 3
     error = np.abs(results[1] - dense).max() / np.abs(dense).max()
     assert 1e-3 < error < {4: 0.5, 6: 0.1, 8: 0.03}[bits]
 

@@ -1,0 +1,215 @@
+"""One new token through a stack on a CPU: neighbouring residual branches run as one native op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product, repeat
+from operator import getitem, is_
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm.ops import decode_step
+from macllm.ops.decode_step import AttentionParams, Branches, MLPParams, Slots
+from macllm.ops.kv import KV
+
+from .attention import SelfAttention
+from .cache import LayerCache
+from .mask import Masks
+from .mlp import MLP
+from .norm import ResidualNorm
+
+_NORMS = ("pre", "branch", "sum")
+_HEAD_NORMS = ("q_norm", "k_norm", "q_head_norm", "k_head_norm")
+_NORM_ARRAYS, _LINEAR_ARRAYS = ("weight", "bias"), ("weight", "scales", "biases", "bias")
+
+
+class Layer(Protocol):
+    """A block of a stack: its modules, and its residual branches composed of ops."""
+
+    @property
+    def attention(self) -> nn.Module:
+        """The mixer."""
+        ...
+
+    @property
+    def attention_norm(self) -> ResidualNorm:
+        """The residual connection around it."""
+        ...
+
+    @property
+    def feed_forward(self) -> nn.Module:
+        """The feed-forward layer."""
+        ...
+
+    @property
+    def feed_forward_norm(self) -> ResidualNorm:
+        """The residual connection around it."""
+        ...
+
+    def attend(self, x: mx.array, masks: Masks, state: LayerCache | None) -> mx.array:
+        """(B, L, D) -> (B, L, D)."""
+        ...
+
+    def cross_attend(self, x: mx.array, masks: Masks, memory: KV) -> mx.array:
+        """(B, L, D) -> (B, L, D)."""
+        ...
+
+    def feed(self, x: mx.array) -> mx.array:
+        """(B, L, D) -> (B, L, D)."""
+        ...
+
+
+class _Token(NamedTuple):
+    """What a branch works with beside the stream."""
+
+    masks: Masks
+    state: LayerCache
+    memory: KV | None
+
+
+class _Branch(NamedTuple):
+    """A residual branch of layer `layer`: composed of ops, and the native op's plan and arrays if it has one."""
+
+    layer: int
+    composed: Callable[[mx.array, _Token], mx.array]
+    attention: SelfAttention | None = None
+    plan: Any = None
+    arrays: Sequence[tuple[nn.Module, str]] = ()
+
+
+class _Run(NamedTuple):
+    """Neighbouring branches that have plans, or one that has none."""
+
+    branches: list[_Branch]
+    plans: list[Any]
+    owners: list[nn.Module]
+    names: list[str]
+
+
+class DecodeStep:
+    """The decoding step of a stack, planned again when a linear layer is replaced (LoRA, quantization)."""
+
+    def __init__(self) -> None:
+        self._layers: Sequence[Layer] = []
+        self._owners: list[nn.Module] = []
+        self._names: list[str] = []
+        self._linears: list[nn.Module] = []
+        self._runs: list[_Run] = []
+
+    def __deepcopy__(self, memo: object) -> DecodeStep:
+        return DecodeStep()
+
+    def __call__(
+        self,
+        layers: Sequence[Layer],
+        x: mx.array,
+        masks: Masks,
+        states: Sequence[LayerCache],
+        memory: Sequence[KV] | None,
+    ) -> mx.array:
+        """(B, 1, D) -> (B, 1, D). Every state advances by one slot."""
+        if not self._is_planned(layers):
+            self._plan(layers, masks, has_memory=memory is not None)
+        tokens = [_Token(masks, state, kv) for state, kv in zip(states, memory or repeat(None), strict=False)]
+        for run in self._runs:
+            x = _through(run, x, tokens)
+        return x
+
+    def _is_planned(self, layers: Sequence[Layer]) -> bool:
+        same = len(layers) == len(self._layers) and all(map(is_, layers, self._layers))
+        # Modules are dicts of what they hold; by attribute it takes five times as long.
+        return same and all(map(is_, map(getitem, self._owners, self._names), self._linears))
+
+    def _plan(self, layers: Sequence[Layer], masks: Masks, *, has_memory: bool) -> None:
+        self._layers, self._runs = list(layers), []
+        both = [part for layer in layers for part in (layer.attention, layer.feed_forward)]
+        parents = [part for part in both if isinstance(part, SelfAttention | MLP)]
+        linears = [(parent, name) for parent in parents for name in parent.LINEARS if name in parent]
+        self._owners, self._names = [parent for parent, _ in linears], [name for _, name in linears]
+        self._linears = [parent[name] for parent, name in linears]
+        for i, layer in enumerate(layers):
+            for branch in _branches(i, layer, is_biased=masks.bias is not None, has_memory=has_memory):
+                self._add(branch)
+
+    def _add(self, branch: _Branch) -> None:
+        if branch.plan is None or not self._runs or not self._runs[-1].plans:
+            self._runs.append(_Run([], [], [], []))
+        run = self._runs[-1]
+        run.branches.append(branch)
+        if branch.plan is not None:
+            run.plans.append(branch.plan)
+            run.owners.extend(owner for owner, _ in branch.arrays)
+            run.names.extend(name for _, name in branch.arrays)
+
+
+def _branches(number: int, layer: Layer, *, is_biased: bool, has_memory: bool) -> Iterator[_Branch]:
+    attention = layer.attention
+    attend = _Branch(number, lambda x, t: layer.attend(x, t.masks, t.state))
+    if isinstance(attention, SelfAttention) and not is_biased:
+        s, t = attention.spec, attention.spec.temperature
+        params = AttentionParams(
+            s.num_heads,
+            s.scale,
+            s.logit_softcap or 0.0,
+            t.floor if t else 0.0,
+            t.scale if t else 0.0,
+            s.rope is not None and s.rope.interleaved,
+            *(attention[name].weights for name in _HEAD_NORMS),
+        )
+        attend = _planned(attend._replace(attention=attention), params, layer.attention_norm, attention, _HEAD_NORMS)
+    yield attend
+    if has_memory:
+        yield _Branch(number, lambda x, t: layer.cross_attend(x, t.masks, t.memory))
+    feed, mlp = _Branch(number, lambda x, t: layer.feed(x)), layer.feed_forward
+    if isinstance(mlp, MLP):
+        feed = _planned(feed, MLPParams(mlp.activation, mlp.is_gated), layer.feed_forward_norm, mlp, ())
+    yield feed
+
+
+def _planned(
+    branch: _Branch,
+    params: AttentionParams | MLPParams,
+    norm: ResidualNorm,
+    parent: SelfAttention | MLP,
+    norms: Sequence[str],
+) -> _Branch:
+    """The branch with a plan, if the native op has one for its layers as they are."""
+    linears = [parent[name] for name in parent.LINEARS if name in parent]
+    weights = [linear.weights for linear in linears]
+    if not decode_step.can_plan(weights, params.activation if isinstance(params, MLPParams) else None):
+        return branch
+    every = [
+        *product([norm[name] for name in _NORMS], _NORM_ARRAYS),
+        *product(linears, _LINEAR_ARRAYS),
+        *product([parent[name] for name in norms], _NORM_ARRAYS),
+    ]
+    present = [name in owner for owner, name in every]
+    plan = decode_step.plan([norm[name].weights for name in _NORMS], params, weights, present)
+    return branch._replace(plan=plan, arrays=[each for each, has in zip(every, present, strict=True) if has])
+
+
+def _through(run: _Run, x: mx.array, tokens: Sequence[_Token]) -> mx.array:
+    """(B, 1, D) -> (B, 1, D) after the branches."""
+    if run.plans:
+        weights = list(map(getitem, run.owners, run.names))
+        slots = [_slots(branch.attention, tokens[branch.layer]) for branch in run.branches if branch.attention]
+        if decode_step.supports(x, weights, *(each.parts for each in slots)):
+            x = decode_step.run(x, Branches(run.plans, weights, slots))
+            for branch in run.branches:
+                if branch.attention is not None:
+                    tokens[branch.layer].state.commit(x)
+            return x
+    for branch in run.branches:
+        x = branch.composed(x, tokens[branch.layer])
+    return x
+
+
+def _slots(attention: SelfAttention, token: _Token) -> Slots:
+    masks, state, _ = token
+    parts, at, after = state.reserve()
+    oldest, position = masks.rows(attention.spec.mask, parts[0].shape[0])
+    first = [slot - state.start for slot in oldest] if state.start else oldest
+    wavelengths, magnitude = (None, 1.0) if attention.rotate is None else attention.rotate.table(masks.span)
+    return Slots(parts, at, first, position, after, wavelengths, magnitude, state.packing(attention.spec.head_dim))

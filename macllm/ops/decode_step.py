@@ -1,0 +1,124 @@
+"""One new token in each of a few rows through neighbouring residual branches, as one native op on a CPU.
+
+`supports` is the question to ask first: other arrays go through the ops that a step is made of. Nothing here has a
+gradient, and arrays that are being differentiated are not supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from . import cpu
+from .dispatch import native
+from .head_params import Packing
+from .quantized import rounds
+from .weights import DenseWeight, LayerNormWeight, NormWeight, PackedWeight, RMSNormWeight, Weight
+
+ACTIVATIONS = {"silu": 2, "gelu_tanh": 3, "gelu": 4, "gelu_quick": 5}  # as the kernels number them
+MOST_ROWS = 8
+
+
+class AttentionParams(NamedTuple):
+    """An attention branch. Weights: the residual's three norms; q, k, v, o; the norms below."""
+
+    num_heads: int
+    scale: float
+    softcap: float  # 0: none
+    temperature_floor: float  # of a temperature that grows with the position; 0: none
+    temperature_scale: float
+    interleaved: bool
+    q_norm: NormWeight
+    k_norm: NormWeight
+    q_head_norm: NormWeight
+    k_head_norm: NormWeight
+
+
+class MLPParams(NamedTuple):
+    """A feed-forward branch. Weights: the residual's three norms; up, down, and gate if gated."""
+
+    activation: str
+    gated: bool
+
+
+class Slots(NamedTuple):
+    """The arrays in which a layer keeps keys and values, and what of them a step touches.
+
+    Keys and values (B, K, S, Dh), or with `packing` the packed words, scales and biases of each. The new token's rows
+    go into slot `at`, written into the very arrays, which nobody else may hold, nor views of them: whoever reads them
+    must depend on the step's result. So does a step itself on the one before it: `after`. A row sees the slots from
+    `first` on and stands at `position`. Pairs rotate by `wavelengths` if there are any, and are scaled by `magnitude`.
+    """
+
+    parts: Sequence[mx.array]
+    at: int
+    first: Sequence[int]
+    position: Sequence[int]
+    after: mx.array | None = None
+    wavelengths: mx.array | None = None
+    magnitude: float = 1.0
+    packing: Packing | None = None
+
+
+class Branches(NamedTuple):
+    """Neighbouring branches: what `plan` made of each, the weights of all, and the slots of those with attention."""
+
+    plans: Sequence[Any]
+    weights: list[mx.array]
+    slots: list[Slots]
+
+
+def supports(x: mx.array, *arrays: Sequence[mx.array]) -> bool:
+    """The kernels take a stream like x (B, L, D) through steps, beside these arrays."""
+    kernels = native(x) if x.shape[1] == 1 and x.shape[0] <= MOST_ROWS else None
+    return kernels is not None and kernels.step_supports([x]) and all(map(kernels.step_supports, arrays))
+
+
+def can_plan(weights: Sequence[Weight], activation: str | None = None) -> bool:
+    """A plan exists for a branch with these linear layers."""
+    if activation is not None and activation not in ACTIVATIONS:
+        return False
+    return all(isinstance(w, DenseWeight) or (isinstance(w, PackedWeight) and w.mode == "affine") for w in weights)
+
+
+def plan(
+    norms: Sequence[NormWeight],
+    branch: AttentionParams | MLPParams,
+    weights: Sequence[Weight],
+    present: Sequence[bool],
+) -> Any:
+    """All of a branch but its arrays. `norms` are those before, on and after it; `weights` its linear layers in turn.
+
+    `present` says which arrays it has of those that it could have: weight and bias of each norm; weight, scales, biases
+    and bias of each linear layer. `run` takes those that it has, in the same order.
+    """
+    numbers = [n for norm in norms for n in _norm_numbers(norm)]
+    if isinstance(branch, AttentionParams):
+        numbers += [float(n) for n in branch[:6]]
+        numbers += [n for norm in branch[6:] for n in _norm_numbers(norm)]
+        make = cpu.kernels().attention_plan
+    else:
+        numbers += [float(ACTIVATIONS[branch.activation]), float(branch.gated)]
+        make = cpu.kernels().mlp_plan
+    for w in weights:
+        packed = isinstance(w, PackedWeight)
+        numbers += [float(w.bits or 0), float(w.group_size or 0)] if packed else [0.0, 0.0]
+    return make(numbers, list(present))
+
+
+def _norm_numbers(norm: NormWeight) -> tuple[float, float, float]:
+    """0 none, 1 RMS, 2 layer; epsilon; 1 where the scale is 1 + weight."""
+    match norm:
+        case None:
+            return 0.0, 0.0, 0.0
+        case RMSNormWeight(_, eps, shift):
+            return 1.0, eps, shift
+        case LayerNormWeight(_, _, eps):
+            return 2.0, eps, 0.0
+
+
+def run(x: mx.array, branches: Branches) -> mx.array:
+    """The stream after the branches: (B, 1, D) -> (B, 1, D). Raises ValueError for what `supports` refuses."""
+    return cpu.kernels().steps(x, rounds(), *branches)
