@@ -44,6 +44,9 @@ def quantized_matmul(x: mx.array, w: PackedWeight) -> mx.array:
 
 def quantized_rows(w: PackedWeight, tokens: mx.array) -> mx.array:
     """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
+    kernels = _kernels(w)
+    if kernels is not None:
+        return kernels.quantized_rows(w.words, w.scales, w.biases, tokens, w.group_size, w.bits)
     weight, scales, biases = w.words[tokens], w.scales[tokens], None if w.biases is None else w.biases[tokens]
     if mx.default_device() == mx.cpu and biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)

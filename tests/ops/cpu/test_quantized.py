@@ -12,7 +12,7 @@ import pytest
 
 from macllm.ops import dispatch
 from macllm.ops.cpu import blas, build
-from macllm.ops.quantized import activations, quantized_gather_matmul, quantized_matmul
+from macllm.ops.quantized import activations, quantized_gather_matmul, quantized_matmul, quantized_rows
 from macllm.ops.weights import PackedWeight
 
 Array = np.ndarray
@@ -288,6 +288,28 @@ def test_every_road_to_the_experts_gives_the_same(tokens: int) -> None:
             exact = quantized_gather_matmul(x, w, chosen)
         np.testing.assert_allclose(np.array(exact), np.array(want), atol=1e-4)
         np.testing.assert_allclose(np.array(stock), np.array(want), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_rows_of_a_table_are_those_that_it_stands_for(
+    kernels: ModuleType, bits: int, group: int, dtype: mx.Dtype
+) -> None:
+    w = matrix(Case(bits, group, dtype))
+    tokens = np.array([[0, 36, 5], [36, -1, -37]])
+    got = quantized_rows(PackedWeight(*w.packed, group, bits), mx.array(tokens))
+    assert got.shape == (2, 3, WIDTHS[group])
+    within(got, w.value[tokens], ROUNDING * w.magnitude[tokens])
+    assert quantized_rows(PackedWeight(*w.packed, group, bits), mx.zeros((0,), mx.int32)).shape == (0, WIDTHS[group])
+
+
+@pytest.mark.parametrize("token", [37, -38, 2**31 - 1])
+def test_a_row_that_a_table_does_not_have_is_nan_and_reads_nothing(kernels: ModuleType, token: int) -> None:
+    w = matrix(Case(4, 64))
+    rows = np.array(quantized_rows(PackedWeight(*w.packed, 64, 4), mx.array([3, token])))
+    assert np.isnan(rows[1]).all()
+    within(mx.array(rows[0]), w.value[3], ROUNDING * w.magnitude[3])
 
 
 def test_other_packings_are_left_to_mlx() -> None:

@@ -73,6 +73,22 @@ mx::array native_quantized_gather(const mx::array& x, const mx::array& words, co
   return product({x, words, scales, biases, mx::astype(chosen, mx::int32)}, wanted);
 }
 
+mx::array native_quantized_rows(const mx::array& words, const mx::array& scales, const mx::array& biases,
+                                const mx::array& rows, int group, int bits) {
+  const Packing packing{group, bits};
+  check_packed(words, scales, biases, packing);
+  if (words.ndim() != 2) throw std::invalid_argument("[macllm] quantized rows: one matrix.");
+  auto forward = [packing](const Arrays& in, Arrays& out) {
+    Held held;
+    const Dense<int32_t> rows(in[3]);
+    quantized_rows(packed(in[0], in[1], in[2], packing, held), in[3].size(), rows, out[0].data<float>());
+  };
+  mx::Shape shape = rows.shape();
+  shape.push_back(int(packed(words, scales, packing).K));
+  auto primitive = std::make_shared<Native>(mx::to_stream({}), "quantized_rows", std::move(forward), nullptr);
+  return mx::array(shape, mx::float32, primitive, {words, scales, biases, mx::astype(rows, mx::int32)});
+}
+
 }  // namespace
 
 void bind_quantized(nb::module_& m) {
@@ -80,6 +96,7 @@ void bind_quantized(nb::module_& m) {
         "int8"_a = false);
   m.def("quantized_gather", &native_quantized_gather, "x"_a, "words"_a, "scales"_a, "biases"_a, "chosen"_a, "group"_a,
         "bits"_a, "int8"_a = false);
+  m.def("quantized_rows", &native_quantized_rows, "words"_a, "scales"_a, "biases"_a, "rows"_a, "group"_a, "bits"_a);
 }
 
 }  // namespace macllm

@@ -121,4 +121,7 @@ void quantized_matmul_back(const PackedMatrix& w, int64_t M, const float* x, flo
 void quantized_gather(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, bool int8, float* y);
 void quantized_gather_back(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, float* y);
 
+// Rows of w, [count, K]; a negative number counts from the end, and a row that does not exist is NaN.
+void quantized_rows(const PackedMatrix& w, int64_t count, const int32_t* rows, float* y);
+
 }  // namespace macllm

@@ -1,6 +1,7 @@
 // Many rows of x against a packed matrix: panels of it are unpacked into floats. Single-threaded BLAS multiplies each
 // while it is in the cache. Few rows have their own file.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -162,6 +163,19 @@ void quantized_gather(const PackedMatrix& w, int64_t M, const float* x, const in
 void quantized_gather_back(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, float* y) {
   map_by_matrix(M, chosen, w.stack, {w.N, w.K}, x, y, [&](int64_t matrix, int64_t rows, const float* in, float* out) {
     quantized_matmul_back(w.at(matrix), rows, in, out);
+  });
+}
+
+void quantized_rows(const PackedMatrix& w, int64_t count, const int32_t* rows, float* y) {
+  parallel_range(count, w.K / W * 4 + 16, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const int64_t row = rows[i] < 0 ? rows[i] + w.N : rows[i];
+      if (row < 0 || row >= w.N) {
+        std::fill_n(y + i * w.K, w.K, std::nanf(""));
+      } else {
+        dequantize(w, row, row + 1, 0, w.K, y + i * w.K);
+      }
+    }
   });
 }
 
