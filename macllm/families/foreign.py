@@ -73,7 +73,7 @@ class ForeignLM(nn.Module):
         Raises CheckpointError for whatever mlx-lm's class raises.
         """
         if cache is not None:
-            cache.offset += tokens.shape[1]
+            cache.length += tokens.shape[1]
         elif self.kind in _NEED_CACHES:
             cache = self.make_cache()
         try:
@@ -109,14 +109,7 @@ class ForeignCache:
 
     layers: list[Any]
     max_context: int | None = None
-    offset: int = 0
-
-    @property
-    def trimmable(self) -> int:
-        """How many of the newest slots `trim` can take back."""
-        from mlx_lm.models.cache import can_trim_prompt_cache
-
-        return self.offset if can_trim_prompt_cache(self.layers) else 0
+    length: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -128,15 +121,23 @@ class ForeignCache:
         """The arrays to evaluate so that nothing of this cache is pending."""
         return [layer.state for layer in self.layers]
 
-    def trim(self, n: int) -> None:
-        """Forget the newest `n` slots. Raises MacllmError when these caches cannot."""
+    def nearest(self, length: int) -> int:
+        """`length`, if these caches can go back at all; else 0."""
+        from mlx_lm.models.cache import can_trim_prompt_cache
+
+        return length if length == self.length or can_trim_prompt_cache(self.layers) else 0
+
+    def cut(self, length: int) -> None:
+        """Go back to the first `length` slots. Raises MacllmError when these caches cannot."""
         from mlx_lm.models.cache import trim_prompt_cache
 
-        if n > self.trimmable:
-            raise MacllmError(f"cannot take back {n} tokens from this cache", remedy="compute it again with a new one")
-        if n:
-            trim_prompt_cache(self.layers, n)
-        self.offset -= n
+        if self.nearest(length) < length:
+            raise MacllmError(
+                f"cannot go back to {length} tokens in this cache", remedy="compute it again with a new one"
+            )
+        if length < self.length:
+            trim_prompt_cache(self.layers, self.length - length)
+        self.length = length
 
 
 def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:

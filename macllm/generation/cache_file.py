@@ -14,11 +14,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from macllm.errors import CheckpointError, UsageError
-from macllm.nn.cache import Cache
+from macllm.nn.state.cache import Cache
 from macllm.ops.kv import Dense
 from macllm.weights.safetensors import load_file, read_metadata, save_file
 
-FORMAT = "macllm-cache-1"
+FORMAT = "macllm-cache-2"
 
 
 def save_cache(model: nn.Module, cache: Cache, path: str | Path, tokens: Sequence[int] = ()) -> None:
@@ -32,7 +32,7 @@ def save_cache(model: nn.Module, cache: Cache, path: str | Path, tokens: Sequenc
         tensors["source_lengths"] = cache.source_lengths
     about = {
         "fingerprint": fingerprint(model),
-        "offset": cache.offset,
+        "length": cache.length,
         "head_dims": [layer.head_dim for layer in cache.layers],
         "kv_bits": cache.kv_bits,
         "left_padding": cache.left_padding,
@@ -74,10 +74,11 @@ def fingerprint(model: nn.Module) -> str:
 def _rebuild(model: Any, tensors: dict[str, mx.array], about: dict[str, Any]) -> Cache:
     padding = tuple(about["left_padding"]) if about["left_padding"] else None
     cache = model.empty_cache(about["max_context"], about["kv_bits"], padding)
-    for i, layer in enumerate(cache.layers):
-        names = sorted(name for name in tensors if name.startswith(f"layers.{i}."))
-        layer.restore(tuple(tensors[name] for name in names), about["offset"], about["head_dims"][i])
+    rows = []
+    for i in range(len(cache.layers)):
+        rows.append(tuple(tensors[name] for name in sorted(tensors) if name.startswith(f"layers.{i}.")))
         if f"cross.{i}.keys" in tensors:
             cache.cross.append(Dense(tensors[f"cross.{i}.keys"], tensors[f"cross.{i}.values"]))
+    cache.restore(rows, about["length"], about["head_dims"])
     cache.source_lengths = tensors.get("source_lengths")
     return cache

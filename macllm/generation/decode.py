@@ -22,13 +22,8 @@ class KeyValueCache(Protocol):
     max_context: int | None
 
     @property
-    def offset(self) -> int:
+    def length(self) -> int:
         """Slots filled."""
-        ...
-
-    @property
-    def trimmable(self) -> int:
-        """How many of the newest slots can still be dropped."""
         ...
 
     @property
@@ -36,8 +31,12 @@ class KeyValueCache(Protocol):
         """The arrays to evaluate."""
         ...
 
-    def trim(self, n: int) -> Any:
-        """Drop the newest n slots."""
+    def nearest(self, length: int) -> int:
+        """The longest length, at most `length`, that `cut` can go back to."""
+        ...
+
+    def cut(self, length: int) -> None:
+        """Go back to the first `length` slots."""
         ...
 
 
@@ -74,7 +73,7 @@ def prefill(
 
     Only the last position goes through the head. At least one token must be left to compute.
     """
-    done, total = cache.offset, cache.offset + len(tokens)
+    done, total = cache.length, cache.length + len(tokens)
     hidden = None
     for start in range(0, len(tokens), step):
         chunk = mx.array([tokens[start : start + step]], dtype=mx.int32)

@@ -26,22 +26,22 @@ class Prefix:
         """A cache with as much of `prompt` in it as can be reused, and how many tokens that is.
 
         The last token of the prompt is never among them: its logits begin the completion. A cache of another
-        `kind`, or one that cannot be cut back to what is shared, is given up. Until `keep` nothing is held.
+        `kind`, or one that cannot go back to any of what is shared, is given up. Until `keep` nothing is held.
         """
         cache, tokens, self._cache = self._cache, self._tokens, None
         self._tokens = []
         if cache is not None and kind == self._kind:
             shared = min(common_prefix(tokens, prompt), len(prompt) - 1)
-            surplus = len(tokens) - shared
-            if shared and surplus <= cache.trimmable:
-                cache.trim(surplus)
-                return cache, shared
+            reused = cache.nearest(shared)
+            if reused:
+                cache.cut(reused)
+                return cache, reused
         self._kind = kind
         return make_cache(), 0
 
     def keep(self, tokens: Sequence[int], cache: KeyValueCache) -> None:
         """Hold `cache` for the next turn; it is filled with the first of `tokens`."""
-        self._tokens, self._cache = list(tokens[: cache.offset]), cache
+        self._tokens, self._cache = list(tokens[: cache.length]), cache
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -365,7 +365,7 @@ class _Run:
         """Take back what was computed and not shown, and leave the cache for the next turn."""
         if self._info.kind == "encoder-decoder":
             return
-        surplus = cache.offset - len(inputs) - self._assembler.shown
-        if 0 < surplus <= cache.trimmable:
-            cache.trim(surplus)
+        shown = min(len(inputs) + self._assembler.shown, cache.length)
+        if cache.nearest(shown) == shown:
+            cache.cut(shown)
         self._prefix.keep([*inputs, *self._drawn], cache)

@@ -13,12 +13,12 @@ from macllm.ops.qk_norm_rope import qk_norm_rope, split_heads
 from macllm.ops.sight import Mask, Sight
 from macllm.ops.weights import NormWeight
 
-from .cache import LayerCache
 from .linear import Linear
 from .mask import Masks
 from .norm import make_norm
 from .position import RoPE, Span
 from .spec import AttentionSpec, NormSpec, QKNormSpec
+from .state.key_values import KeyValues
 
 
 class Projections(nn.Module):
@@ -71,21 +71,21 @@ class SelfAttention(Projections):
         self,
         x: mx.array,
         masks: Masks,
-        cache: LayerCache | None = None,
+        state: KeyValues | None = None,
         *,
         norm: NormWeight = None,
         residual: mx.array | None = None,
     ) -> mx.array:
-        """residual + attention(norm(x)): (B, L, D) -> (B, L, D). Appends to `cache`."""
+        """residual + attention(norm(x)): (B, L, D) -> (B, L, D). Appends to `state`."""
         span, head_dim = masks.span, self.spec.head_dim
         q, k, v = linears(x, [self.q_proj.weights, self.k_proj.weights, self.v_proj.weights], norm=norm)
         q, k = self.q_norm(q), self.k_norm(k)  # (B, L, H * Dh), (B, L, K * Dh)
-        packing = None if cache is None else cache.packing(head_dim)
+        packing = None if state is None else state.packing(head_dim)
         q, rows = qk_norm_rope(q, k, v, self.head_params(span), span.first(), packing)  # (B, H, L, Dh)
-        kv, start = (Dense(*rows), span.offset) if cache is None else cache.store(rows, head_dim)  # (B, K, S, Dh)
+        kv, start = (Dense(*rows), span.offset) if state is None else state.store(rows, head_dim)  # (B, K, S, Dh)
         if self.spec.temperature is not None:
             q = (q * self._temperature(span)).astype(q.dtype)
-        return self.attend(q, kv, masks.get(self.spec.mask, start, q.dtype, is_cached=cache is not None), residual)
+        return self.attend(q, kv, masks.get(self.spec.mask, start, q.dtype, is_cached=state is not None), residual)
 
     def head_params(self, span: Span) -> HeadParams:
         """Norms and rotation of the heads of `span`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product, repeat
 from operator import getitem, is_
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,10 +15,11 @@ from macllm.ops.decode_step import AttentionParams, Branches, MLPParams, Slots
 from macllm.ops.kv import KV
 
 from .attention import SelfAttention
-from .cache import LayerCache
 from .mask import Masks
 from .mlp import MLP
 from .norm import ResidualNorm
+from .state.key_values import KeyValues
+from .state.layer import LayerState
 
 _NORMS = ("pre", "branch", "sum")
 _HEAD_NORMS = ("q_norm", "k_norm", "q_head_norm", "k_head_norm")
@@ -48,7 +49,7 @@ class Layer(Protocol):
         """The residual connection around it."""
         ...
 
-    def attend(self, x: mx.array, masks: Masks, state: LayerCache | None) -> mx.array:
+    def attend(self, x: mx.array, masks: Masks, state: LayerState | None) -> mx.array:
         """(B, L, D) -> (B, L, D)."""
         ...
 
@@ -65,7 +66,7 @@ class _Token(NamedTuple):
     """What a branch works with beside the stream."""
 
     masks: Masks
-    state: LayerCache
+    state: LayerState
     memory: KV | None
 
 
@@ -106,7 +107,7 @@ class DecodeStep:
         layers: Sequence[Layer],
         x: mx.array,
         masks: Masks,
-        states: Sequence[LayerCache],
+        states: Sequence[LayerState],
         memory: Sequence[KV] | None,
     ) -> mx.array:
         """(B, 1, D) -> (B, 1, D). Every state advances by one slot."""
@@ -199,7 +200,7 @@ def _through(run: _Run, x: mx.array, tokens: Sequence[_Token]) -> mx.array:
             x = decode_step.run(x, Branches(run.plans, weights, slots))
             for branch in run.branches:
                 if branch.attention is not None:
-                    tokens[branch.layer].state.commit(x)
+                    cast(KeyValues, tokens[branch.layer].state).commit(x)
             return x
     for branch in run.branches:
         x = branch.composed(x, tokens[branch.layer])
@@ -207,7 +208,7 @@ def _through(run: _Run, x: mx.array, tokens: Sequence[_Token]) -> mx.array:
 
 
 def _slots(attention: SelfAttention, token: _Token) -> Slots:
-    masks, state, _ = token
+    masks, state = token.masks, cast(KeyValues, token.state)
     parts, at, after = state.reserve()
     oldest, position = masks.rows(attention.spec.mask, parts[0].shape[0])
     first = [slot - state.start for slot in oldest] if state.start else oldest

@@ -10,23 +10,17 @@ import mlx.nn as nn
 from macllm.errors import UsageError
 from macllm.ops.kv import Dense
 
-from .cache import Cache, make_layers
 from .info import describe
 from .linear import Linear
 from .mask import GlobalTokens
-from .performer import FeatureSums
 from .position import Span
 from .spec import (
-    Bidirectional,
     DecoderSpec,
     EncoderDecoderSpec,
     EncoderSpec,
-    Local,
-    MaskSpec,
     ModelSpec,
-    PerformerSpec,
-    StackSpec,
 )
+from .state.cache import Cache, make_cache
 from .transformer import Embedding, Head, Stack
 
 
@@ -53,8 +47,10 @@ class DecoderLM(nn.Module):
         a causal model is behind every real token.
         """
         span = Span(0, tokens.shape[1]) if cache is None else cache.span(tokens.shape[1])
-        x = self.embedding(tokens, span)
-        return self.decoder(x, span, cache.layers if cache else None, lengths)
+        x = self.decoder(self.embedding(tokens, span), span, cache.layers if cache else None, lengths)
+        if cache is not None:
+            cache.advance(span.length)
+        return x
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(B, L, D) -> (B, L, V). Raises UsageError on a model without a head."""
@@ -76,7 +72,7 @@ class DecoderLM(nn.Module):
 
         `max_context` is a limit, and the length that length-dependent rotations are chosen for.
         """
-        return _make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
+        return make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
 
     empty_cache = make_cache
 
@@ -173,7 +169,10 @@ class EncoderDecoderLM(nn.Module):
         else:
             raise UsageError("an encoder-decoder needs a source, or a cache from model.start(source)")
         x = self.target_embedding(tokens, span, table=self._target_table())
-        return self.decoder(x, span, layers, memory=memory, memory_mask=_key_mask(lengths, memory))
+        x = self.decoder(x, span, layers, memory=memory, memory_mask=_key_mask(lengths, memory))
+        if cache is not None:
+            cache.advance(span.length)
+        return x
 
     def encode(self, source: mx.array, source_lengths: mx.array | None = None) -> mx.array:
         """The encoder's hidden states: (B, S) -> (B, S, D)."""
@@ -201,7 +200,7 @@ class EncoderDecoderLM(nn.Module):
         left_padding: Sequence[int] | None = None,
     ) -> Cache:
         """A cache that knows no source yet; `start` makes one that does."""
-        return _make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
+        return make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(B, L, D) -> (B, L, V)."""
@@ -227,20 +226,6 @@ def build(spec: ModelSpec) -> Model:
         case EncoderDecoderSpec():
             return EncoderDecoderLM(spec)
     raise TypeError(spec)
-
-
-def _make_cache(
-    stack: StackSpec, max_context: int | None, kv_bits: int | None, left_padding: Sequence[int] | None
-) -> Cache:
-    masks: list[MaskSpec] = [layer.attention.mask for layer in stack.layers]
-    if any(isinstance(mask, Bidirectional | Local) for mask in masks):
-        raise UsageError("this model sees both ways and cannot go token by token", remedy="call it without a cache")
-    padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
-    layers = make_layers(masks, kv_bits, padding)
-    for number, layer in enumerate(stack.layers):
-        if isinstance(layer.attention, PerformerSpec):
-            layers[number] = FeatureSums()
-    return Cache(layers, padding, max_context, kv_bits)
 
 
 def _key_mask(lengths: mx.array | None, memory: Sequence[Dense]) -> mx.array | None:

@@ -14,10 +14,10 @@ from macllm.ops.norm import normalize
 from macllm.ops.weights import NormWeight
 
 from .attention import Projections
-from .cache import LayerCache
 from .linear import Linear
 from .mask import GlobalTokens, Masks
 from .spec import BlockSparseSpec, WindowGlobalSpec
+from .state.layer import LayerState
 
 _SMALLEST = 32  # positions in a block of a window: below, there is more copying than arithmetic
 
@@ -35,7 +35,7 @@ class WindowGlobalAttention(Projections):
         self,
         x: mx.array,
         masks: Masks,
-        cache: LayerCache | None = None,
+        state: LayerState | None = None,
         *,
         norm: NormWeight = None,
         residual: mx.array | None = None,
@@ -82,7 +82,7 @@ class BlockSparseAttention(Projections):
         self,
         x: mx.array,
         masks: Masks,
-        cache: LayerCache | None = None,
+        state: LayerState | None = None,
         *,
         norm: NormWeight = None,
         residual: mx.array | None = None,

@@ -14,7 +14,6 @@ from macllm.ops.gate import activate
 from macllm.ops.kv import KV
 
 from .attention import CrossAttention
-from .cache import LayerCache
 from .decode_step import DecodeStep
 from .linear import Linear, Table
 from .mask import GlobalTokens, Masks
@@ -23,6 +22,7 @@ from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
 from .position import RelativeBias, Span, make_positions
 from .spec import EmbeddingSpec, HeadSpec, LayerSpec, StackSpec, TransformSpec
+from .state.layer import LayerState
 
 
 class Block(nn.Module):
@@ -38,14 +38,14 @@ class Block(nn.Module):
         self.feed_forward = make_feed_forward(dim, spec.feed_forward)
         self.feed_forward_norm = ResidualNorm(dim, spec.norm, spec.placement)
 
-    def __call__(self, x: mx.array, masks: Masks, state: LayerCache | None, memory: KV | None) -> mx.array:
+    def __call__(self, x: mx.array, masks: Masks, state: LayerState | None, memory: KV | None) -> mx.array:
         """(B, L, D) -> (B, L, D). Appends to `state`; cross-attention reads `memory`."""
         x = self.attend(x, masks, state)
         return self.feed(x if memory is None else self.cross_attend(x, masks, memory))
 
-    def attend(self, x: mx.array, masks: Masks, state: LayerCache | None) -> mx.array:
+    def attend(self, x: mx.array, masks: Masks, state: LayerState | None) -> mx.array:
         """x + attention(x): (B, L, D) -> (B, L, D)."""
-        return self.attention_norm(x, partial(self.attention, masks=masks, cache=state))
+        return self.attention_norm(x, partial(self.attention, masks=masks, state=state))
 
     def cross_attend(self, x: mx.array, masks: Masks, memory: KV) -> mx.array:
         """x + attention of x over `memory`: (B, L, D) -> (B, L, D)."""
@@ -71,7 +71,7 @@ class Stack(nn.Module):
         self,
         x: mx.array,
         span: Span,
-        states: Sequence[LayerCache] | None = None,
+        states: Sequence[LayerState] | None = None,
         lengths: mx.array | None = None,
         memory: Sequence[KV] | None = None,
         memory_mask: mx.array | None = None,

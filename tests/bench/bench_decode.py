@@ -193,8 +193,8 @@ class Ours:
 
         cache, spec = self._model.make_cache(), self._model.spec.decoder.layers[0].attention
         shape = (1, spec.num_kv_heads, context, spec.head_dim)
-        for layer in cache.layers:
-            layer.restore((mx.random.normal(shape), mx.random.normal(shape)), context, spec.head_dim)
+        rows = [(mx.random.normal(shape), mx.random.normal(shape)) for _ in cache.layers]
+        cache.restore(rows, context, [spec.head_dim] * len(rows))
         token, times = mx.array([[7]]), []
         mx.eval(self._model(token, cache=cache), cache.state)
         mx.eval(self._model(token, cache=cache))

@@ -19,7 +19,7 @@ from shapes import checkpoint
 from timing import Series, print_json, print_table, take_turns
 
 from macllm.checkpoint import load_model
-from macllm.nn.cache import Cache
+from macllm.nn.state.cache import Cache
 from macllm.ops.kv import quantize
 
 CONTEXTS = (256, 8192)
@@ -58,11 +58,12 @@ def filled(model: Any, bits: int | None, context: int) -> Cache:
     """A cache that holds `context` slots of random keys and values."""
     cache, spec = model.make_cache(kv_bits=bits), model.spec.decoder.layers[0].attention
     shape = (1, spec.num_kv_heads, context, spec.head_dim)
-    for layer in cache.layers:
+    layers = []
+    for _ in cache.layers:
         rows = mx.random.normal(shape), mx.random.normal(shape)
-        parts = rows if bits is None else tuple(part for each in rows for part in quantize(each, bits, 64))
-        mx.eval(parts)
-        layer.restore(parts, context, spec.head_dim)
+        layers.append(rows if bits is None else tuple(part for each in rows for part in quantize(each, bits, 64)))
+        mx.eval(layers[-1])
+    cache.restore(layers, context, [spec.head_dim] * len(layers))
     mx.eval(model(mx.array(TOKEN), cache=cache), cache.state)
     return cache
 
@@ -74,7 +75,7 @@ def step(model: Any, cache: Cache) -> float:
         began = time.perf_counter()
         mx.eval(model(mx.array(TOKEN), cache=cache))
         times.append((time.perf_counter() - began) * 1e3)
-    cache.trim(STEPS)
+    cache.cut(cache.length - STEPS)
     return Series(tuple(times)).median
 
 

@@ -100,14 +100,14 @@ def growth(job: Job, load: Load) -> dict[str, float]:
     attention, layers = model.spec.decoder.layers[0].attention, len(model.spec.decoder.layers)
     token, held, caches = mx.array([[7]]), {}, {}
 
-    def fill(layer: Any, context: int) -> None:
-        rows = mx.random.normal((1, attention.num_kv_heads, context, attention.head_dim))
-        layer.restore((*layer.codec.encode(rows), *layer.codec.encode(rows)), context, attention.head_dim)
+    def rows(layer: Any, context: int) -> tuple[mx.array, ...]:
+        drawn = mx.random.normal((1, attention.num_kv_heads, context, attention.head_dim))
+        return (*layer.codec.encode(drawn), *layer.codec.encode(drawn))
 
     for context in (0, 256, 8192):  # 0 to warm up
         cache = caches[context] = model.make_cache(kv_bits=8)
-        for layer in cache.layers if context else []:
-            fill(layer, context)
+        if context:
+            cache.restore([rows(layer, context) for layer in cache.layers], context, [attention.head_dim] * layers)
         mx.eval(model(token, cache=cache), cache.state)
         mx.synchronize()
         held[context] = mx.get_active_memory()

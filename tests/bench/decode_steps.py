@@ -23,6 +23,7 @@ from macllm.generation.request import SamplingParams
 from macllm.generation.sampler import Sampler
 from macllm.nn import quantize
 from macllm.nn.models import build
+from macllm.nn.state.buffer import Buffer
 from macllm.ops import dispatch
 
 BITS, GROUP, ROOM = 4, 64, 256
@@ -160,14 +161,23 @@ def macllm_step(config: dict[str, Any], context: int, bits: int | None) -> Step:
     def run(token: mx.array, held: list[mx.array]) -> list[mx.array]:
         left, cache = iter(held), model.make_cache(kv_bits=bits)
         for layer in cache.layers:
-            layer._parts = tuple(next(left) for _ in range(each))
-            layer.offset, layer.head_dim = context - 1, config["head_dim"]
+            layer.head_dim, layer._buffer = (
+                config["head_dim"],
+                _filled(tuple(next(left) for _ in range(each)), context - 1),
+            )
+        cache.advance(context - 1)
         sampler = Sampler(SamplingParams(temperature=0), 0, [], config["vocab_size"])
         with dispatch.using("metal"):
             drawn = sampler(model.logits(model.hidden(token, cache=cache))[0, -1], 1)
         return [drawn, *cache.state]
 
     return Step(config, context, bits, model, run)
+
+
+def _filled(arrays: tuple[mx.array, ...], end: int) -> Buffer:
+    buffer = Buffer()
+    buffer._arrays, buffer.end = arrays, end
+    return buffer
 
 
 def _packed(model: nn.Module) -> set[str]:

@@ -153,7 +153,7 @@ def test_a_type_that_only_mlx_lm_knows_runs_through_its_class_and_says_so(
     cache = ours.make_cache()
     first = np.array(ours.logits(ours.hidden(TOKENS[:, :3], cache=cache)))
     close(np.concatenate([first, np.array(ours(TOKENS[:, 3:], cache=cache))], axis=1), want)
-    cache.trim(2)
+    cache.cut(2)
     close(np.array(ours(TOKENS[:, 2:], cache=cache)), want[:, 2:])
     with pytest.raises(UsageError, match="no hidden states"):
         macllm.embed(ours, Tokenizer.from_folder(hub.resolve(None)), ["a"])

@@ -25,26 +25,25 @@ class FakeCache:
 
     max_context: int | None = None
 
-    def __init__(self, trimmable: bool = True) -> None:
+    def __init__(self, can_cut: bool = True) -> None:
         self.tokens = mx.zeros(0, dtype=mx.int32)
-        self._trims = trimmable
+        self._can_cut = can_cut
 
     @property
-    def offset(self) -> int:
+    def length(self) -> int:
         return self.tokens.size
-
-    @property
-    def trimmable(self) -> int:
-        return self.offset if self._trims else 0
 
     @property
     def state(self) -> list[mx.array]:
         return [self.tokens]
 
-    def trim(self, n: int) -> None:
-        if n > self.trimmable:
-            raise MacllmError("cannot trim")
-        self.tokens = self.tokens[: self.offset - n]
+    def nearest(self, length: int) -> int:
+        return length if self._can_cut or length == self.length else 0
+
+    def cut(self, length: int) -> None:
+        if self.nearest(length) != length:
+            raise MacllmError("cannot cut")
+        self.tokens = self.tokens[:length]
 
 
 class FakeModel(nn.Module):
@@ -60,7 +59,7 @@ class FakeModel(nn.Module):
         context_length: int | None = None,
         script: Sequence[int] = (),
         prompt_size: int = 1,
-        trimmable: bool = True,
+        can_cut: bool = True,
         delay_seconds: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -72,19 +71,19 @@ class FakeModel(nn.Module):
         self.info = ModelInfo(vocab_size=vocab_size, context_length=context_length)
         self.caches: list[FakeCache] = []
         self.positions = 0  # computed in all
-        self._script, self._prompt_size, self._trims, self._delay = tuple(script), prompt_size, trimmable, delay_seconds
+        self._script, self._prompt_size, self._can_cut, self._delay = tuple(script), prompt_size, can_cut, delay_seconds
 
     def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> FakeCache:
-        self.caches.append(FakeCache(self._trims))
+        self.caches.append(FakeCache(self._can_cut))
         return self.caches[-1]
 
     def hidden(self, tokens: mx.array, cache: FakeCache | None = None) -> mx.array:
         cache = cache or FakeCache()
-        before = cache.offset
+        before = cache.length
         cache.tokens = mx.concatenate([cache.tokens, tokens[0].astype(mx.int32)])
         self.positions += tokens.size
         time.sleep(self._delay)
-        weighed = (cache.tokens + 1) * (mx.arange(cache.offset) % 31 + 1)
+        weighed = (cache.tokens + 1) * (mx.arange(cache.length) % 31 + 1)
         rows = self.table[mx.cumsum(weighed)[before:] % 997]
         for n in range(tokens.size):
             at = before + n + 1 - self._prompt_size

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from macllm.generation.prefix import Prefix, common_prefix
 
 
-def filled(tokens: list[int], trimmable: bool = True) -> FakeCache:
-    cache = FakeCache(trimmable)
+def filled(tokens: list[int], can_cut: bool = True) -> FakeCache:
+    cache = FakeCache(can_cut)
     cache.tokens = mx.array(tokens, dtype=mx.int32)
     return cache
 
@@ -21,17 +21,17 @@ def test_what_is_reused_is_a_proper_beginning_of_the_prompt(held: list[int], pro
     prefix.keep(held, filled(held))
     cache, reused = prefix.take(prompt, None, FakeCache)
     assert reused == min(common_prefix(held, prompt), len(prompt) - 1)
-    assert cache.offset == reused
+    assert cache.length == reused
     assert cache.tokens.tolist() == prompt[:reused]
 
 
 def test_a_cache_that_cannot_be_cut_back_is_reused_only_as_a_whole() -> None:
     prefix = Prefix()
-    prefix.keep([1, 2, 3], filled([1, 2, 3], trimmable=False))
+    prefix.keep([1, 2, 3], filled([1, 2, 3], can_cut=False))
     assert prefix.take([1, 2, 3, 4], None, FakeCache)[1] == 3
-    prefix.keep([1, 2, 3], filled([1, 2, 3], trimmable=False))
+    prefix.keep([1, 2, 3], filled([1, 2, 3], can_cut=False))
     cache, reused = prefix.take([1, 2, 4], None, FakeCache)
-    assert (cache.offset, reused) == (0, 0)
+    assert (cache.length, reused) == (0, 0)
 
 
 @pytest.mark.parametrize("second", [(None, 4), (128, None)])

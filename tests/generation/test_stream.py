@@ -189,7 +189,7 @@ def test_a_stop_string_over_several_tokens_is_never_shown_and_leaves_the_cache()
     assert text_of(events) == "one two "
     assert events[-1].finish_reason == "stop"
     assert bytes(prefix.tokens) == bytes(PROMPT) + b"one two "
-    assert model.caches[0].offset == len(prefix.tokens)
+    assert model.caches[0].length == len(prefix.tokens)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
@@ -200,10 +200,10 @@ def test_text_equals_the_tokenizers_even_when_a_character_is_cut_off(length: int
     assert bytes(out.tokens) == text[: 3 + length]
 
 
-@pytest.mark.parametrize("trimmable", [True, False])
+@pytest.mark.parametrize("can_cut", [True, False])
 @pytest.mark.parametrize("position", range(12))
-def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, trimmable: bool) -> None:
-    model, prefix = FakeModel(trimmable=trimmable), Prefix()
+def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, can_cut: bool) -> None:
+    model, prefix = FakeModel(can_cut=can_cut), Prefix()
     events = run(
         model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY, prefill_step=8), prefix=prefix
     )
@@ -215,10 +215,10 @@ def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, trimma
     computed = max(event.done for event in seen if isinstance(event, Prefill))
     shown = tokens_of(seen)
     cache = model.caches[0]
-    assert list(prefix.tokens) == [*PROMPT[:computed], *plain_loop(model, PROMPT, 9)[: cache.offset - computed]]
+    assert list(prefix.tokens) == [*PROMPT[:computed], *plain_loop(model, PROMPT, 9)[: cache.length - computed]]
     assert cache.tokens.tolist() == list(prefix.tokens)
-    if trimmable:
-        assert cache.offset == computed + len(shown) - (len(shown) == 9)
+    if can_cut:
+        assert cache.length == computed + len(shown) - (len(shown) == 9)
 
 
 @pytest.mark.parametrize("position", range(14))

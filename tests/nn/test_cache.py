@@ -11,9 +11,10 @@ import pytest
 from macllm.errors import CheckpointError, DoesNotFitError, MacllmError, UsageError
 from macllm.generation.cache_file import load_cache, save_cache
 from macllm.nn import attention as attention_module
-from macllm.nn import cache as cache_module
-from macllm.nn.cache import Cache, LayerCache, QuantizedCodec
 from macllm.nn.spec import Causal, Chunked, Sliding
+from macllm.nn.state import buffer, key_values
+from macllm.nn.state.cache import Cache
+from macllm.nn.state.key_values import DenseCodec, KeyValues, QuantizedCodec
 from macllm.ops.kv import Dense
 from tests.families.golden import golden
 from tests.families.oracles import CASES, Case
@@ -59,8 +60,8 @@ def rounded(rows: mx.array, bits: int) -> mx.array:
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers that move often, so that short sequences see every way they move."""
-    monkeypatch.setattr(cache_module, "GROW", 4)
-    monkeypatch.setattr(cache_module, "SLACK", 3)
+    monkeypatch.setattr(buffer, "GROW", 4)
+    monkeypatch.setattr(key_values, "SLACK", 3)
 
 
 @decoder
@@ -69,7 +70,7 @@ def test_any_chunks_equal_the_full_pass(case: Case, seed: int, small_buffers: No
     model, tokens = golden(case.name).model(), tokens_for(case)
     cache = model.make_cache(max_context=LENGTH)
     close(in_chunks(model, tokens, cache, chunks(LENGTH, seed)), np.array(model(tokens)))
-    assert cache.offset == LENGTH
+    assert cache.length == LENGTH
 
 
 @decoder
@@ -113,8 +114,8 @@ def test_taking_tokens_back_leaves_no_trace(case: Case, small_buffers: None) -> 
     cache = model.make_cache(max_context=LENGTH + 5)
     model(tokens[:, :21], cache=cache)
     model(other, cache=cache)
-    taken = min(5, cache.trimmable)
-    cache.trim(taken)
+    taken = min(5, 26 - cache.nearest(21)) if cache.nearest(21) else 0
+    cache.cut(26 - taken)
     kept = mx.concatenate([tokens[:, :21], other[:, : 5 - taken], tokens[:, 21:]], axis=1)
     got = in_chunks(model, tokens[:, 21:], cache, [3])
     fresh = model.make_cache(max_context=LENGTH + 5)
@@ -146,7 +147,7 @@ def test_cross_attention_is_computed_once_and_equals_the_full_pass(
     model.encoder = None  # whoever calls it again fails
     got = in_chunks(model, targets, cache, [1, 2, 7])
     model.encoder = encoder
-    cache.trim(4)
+    cache.cut(9)
     again = np.array(model(targets[:, 9:], cache=cache))
 
     def remembered(k: mx.array, v: mx.array) -> Dense:
@@ -172,16 +173,16 @@ def test_a_saved_cache_of_an_encoder_decoder_goes_on(case: Case, tmp_path: Path)
 
 
 def test_a_window_forgets_and_a_long_prompt_leaves_no_large_buffer() -> None:
-    layer = LayerCache(Sliding(8), cache_module.DenseCodec())
+    layer = KeyValues(Sliding(8), DenseCodec())
     rows = mx.zeros((1, 2, 3000, 4))
     layer.append(rows, rows)
     layer.append(rows[:, :, :1], rows[:, :, :1])
-    assert layer.nbytes <= 2 * 2 * 4 * 4 * (8 + cache_module.SLACK + 2 * cache_module.GROW)
+    assert layer.nbytes <= 2 * 2 * 4 * 4 * (8 + key_values.SLACK + 2 * buffer.GROW)
 
 
 @pytest.mark.parametrize("mask", [Causal(), Sliding(5), Chunked(6)])
 def test_the_view_of_a_cache_holds_the_rows_that_were_put_in(mask, small_buffers: None) -> None:
-    layer, random = LayerCache(mask, cache_module.DenseCodec()), np.random.default_rng(0)
+    layer, random = KeyValues(mask, DenseCodec()), np.random.default_rng(0)
     rows = random.standard_normal((2, 3, 60, 4)).astype(np.float32)
     at = 0
     for n in [1, 7, 1, 1, 12, 3, 1, 1, 1, 20]:
@@ -205,9 +206,38 @@ def test_a_window_cannot_give_back_what_it_forgot() -> None:
     cache = model.make_cache()
     model(tokens, cache=cache)
     model(tokens[:, :1], cache=cache)
-    with pytest.raises(MacllmError, match="cannot take back 900 tokens from this cache"):
-        cache.trim(900)
-    assert cache.offset == 1001
+    with pytest.raises(MacllmError, match="cannot go back to 101 of this cache's 1001 tokens, only to 0"):
+        cache.cut(101)
+    assert cache.length == 1001
+
+
+@decoder
+def test_a_cache_that_goes_back_to_nothing_is_as_new(case: Case, small_buffers: None) -> None:
+    model, tokens = golden(case.name).model(), tokens_for(case)
+    cache = model.make_cache(max_context=LENGTH)
+    model(tokens_for(case, seed=3), cache=cache)
+    assert cache.nearest(0) == 0
+    cache.cut(0)
+    assert (cache.length, cache.nbytes) == (0, 0)
+    close(in_chunks(model, tokens, cache, [7, 8, 9, 20]), np.array(model(tokens)))
+
+
+@decoder
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_fork_and_its_origin_go_on_each_by_itself(case: Case, bits: int | None, small_buffers: None) -> None:
+    model, tokens, other = golden(case.name).model(), tokens_for(case), tokens_for(case, seed=5)
+    cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
+    in_chunks(model, tokens[:, :14], cache, [10, 13])
+    fork = cache.fork()
+    got = {"origin": [], "fork": []}
+    for t in range(14, LENGTH):  # by turns, token by token: into arrays that both began with
+        got["origin"].append(np.array(model(tokens[:, t : t + 1], cache=cache)))
+        got["fork"].append(np.array(model(other[:, t : t + 1], cache=fork)))
+    for name, rest in (("origin", tokens), ("fork", other)):
+        alone = model.make_cache(max_context=LENGTH, kv_bits=bits)
+        whole = mx.concatenate([tokens[:, :14], rest[:, 14:]], axis=1)
+        want = in_chunks(model, whole, alone, [10, 13, *range(14, LENGTH)])[:, 14:]
+        close(np.concatenate(got[name], axis=1), want)
 
 
 def test_more_tokens_than_max_context_are_an_error_that_says_both_numbers() -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from macllm import families
 from macllm.families.config import Config
-from macllm.nn import cache as cache_module
 from macllm.nn import lora, quantize
 from macllm.nn.mask import Masks, oldest_seen, visible
 from macllm.nn.models import build
 from macllm.nn.position import Span
 from macllm.nn.spec import Causal, Chunked, MaskSpec, Sliding
+from macllm.nn.state import buffer, key_values
 from macllm.ops import cpu, decode_step
 from macllm.ops.dispatch import using
 from macllm.ops.quantized import Activations, activations
@@ -56,8 +54,8 @@ class Served:
 
 @decoder
 def test_every_decoder_decodes_in_steps_that_equal_the_fine_ops(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "GROW", 4)
-    monkeypatch.setattr(cache_module, "SLACK", 3)
+    monkeypatch.setattr(buffer, "GROW", 4)
+    monkeypatch.setattr(key_values, "SLACK", 3)
     model, tokens, results = golden(case.name).model(), drawn(case), []
     served = Served(monkeypatch)
     for choice in ("stock", "native"):
@@ -86,8 +84,8 @@ def test_adapted_layers_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> No
 @decoder
 @pytest.mark.parametrize("bits", [4, 8])
 def test_steps_fill_quantized_caches_as_the_fine_ops_do(case: Case, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "GROW", 4)
-    monkeypatch.setattr(cache_module, "SLACK", 3)
+    monkeypatch.setattr(buffer, "GROW", 4)
+    monkeypatch.setattr(key_values, "SLACK", 3)
     model, tokens, results = golden(case.name).model(), drawn(case), []
     served = Served(monkeypatch)
     for fine in (True, False):
@@ -162,12 +160,12 @@ def test_what_others_were_given_of_a_cache_stays_as_it_was() -> None:
     model, tokens = golden("llama").model(), drawn(CASES[0])
     cache = model.make_cache()
     decoded(model, tokens[:, :6], cache)
-    fork = copy.deepcopy(cache)
+    fork = cache.fork()
     state, held = cache.state, [part for layer in cache.layers for part in layer.held()]
     mx.eval(state, held)
     corner = state[0][:, :, 3:6]
     before = [np.array(array) for array in (*state, *held, corner)]
-    cache.trim(3)
+    cache.cut(3)
     other = decoded(model, tokens[:, 10:16], cache)
     for array, was in zip((*state, *held, corner), before, strict=True):
         np.testing.assert_array_equal(np.array(array), was)

@@ -13,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.nn import cache as cache_module
-from macllm.nn.cache import LayerCache, QuantizedCodec
 from macllm.nn.spec import Causal
+from macllm.nn.state import buffer, key_values
+from macllm.nn.state.key_values import KeyValues, QuantizedCodec
 from macllm.ops.attention import attention
 from tests.families.golden import golden
 
@@ -43,7 +43,7 @@ class Decoder:
         self.bits = bits
         self.head_dim = self.c.get("head_dim") or self.c["hidden_size"] // self.c["num_attention_heads"]
 
-    def __call__(self, tokens: Array, position: int, layers: list[LayerCache]) -> Array:
+    def __call__(self, tokens: Array, position: int, layers: list[KeyValues]) -> Array:
         """Logits (B, V) after tokens (B,), whose keys and values the cache has already."""
         x = self.w["model.embed_tokens.weight"][tokens]
         for i, cache in enumerate(layers):
@@ -54,7 +54,7 @@ class Decoder:
             x = x + self.linear(gate / (1 + np.exp(-gate)) * up, at + "mlp.down_proj")
         return self.linear(self.norm(x, "model.norm"), "lm_head")
 
-    def attention(self, at: str, x: Array, position: int, cache: LayerCache) -> Array:
+    def attention(self, at: str, x: Array, position: int, cache: KeyValues) -> Array:
         heads, kv_heads = self.c["num_attention_heads"], self.c["num_key_value_heads"]
         q, k, v = (
             self.linear(x, f"{at}{part}_proj").reshape(len(x), n, self.head_dim)
@@ -94,8 +94,8 @@ class Decoder:
 def test_every_token_over_packed_rows_is_exact(
     name: str, bits: int, prompt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "GROW", 8)
-    monkeypatch.setattr(cache_module, "SLACK", 3)
+    monkeypatch.setattr(buffer, "GROW", 8)
+    monkeypatch.setattr(key_values, "SLACK", 3)
     model, decoder = golden(name).model(), Decoder(name, bits)
     tokens = np.random.default_rng(bits).integers(3, 90, (2, LENGTH))
     cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
@@ -114,9 +114,9 @@ def test_every_token_over_packed_rows_is_exact(
 def test_attention_over_packed_rows_is_exact(
     head_dim: int, softcap: float | None, bits: int, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "GROW", 16)
+    monkeypatch.setattr(buffer, "GROW", 16)
     random = np.random.default_rng(head_dim + queries)
-    cache, B, H, K, scale = LayerCache(Causal(), QuantizedCodec(bits)), 2, 6, 2, head_dim**-0.5
+    cache, B, H, K, scale = KeyValues(Causal(), QuantizedCodec(bits)), 2, 6, 2, head_dim**-0.5
     for length in (7, 30, queries):
         rows = [mx.array(random.standard_normal((B, K, length, head_dim)).astype(np.float32)) for _ in range(2)]
         kv, _ = cache.append(*rows)
@@ -128,7 +128,7 @@ def test_attention_over_packed_rows_is_exact(
     scores = q.astype(np.float64) @ keys.swapaxes(-1, -2) * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
-    slots = cache.offset
+    slots = cache.length
     scores[:, :, np.arange(slots) > np.arange(slots - queries, slots)[:, None]] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     want = weights / weights.sum(-1, keepdims=True) @ values

@@ -1,0 +1,106 @@
+"""Arrays with spare capacity along their axis of slots."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import mlx.core as mx
+
+GROW = 256  # slots by which a buffer grows
+
+Arrays = tuple[mx.array, ...]
+
+
+class Buffer:
+    """Slots [start, end) of arrays (B, K, capacity, ...), in order of time.
+
+    The buffer moves to new arrays when the old ones are full or far too large, and before an op writes into arrays that
+    others may hold.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.end = 0
+        self._arrays: Arrays = ()
+        self._is_shared = False  # others may hold the arrays, or views of them
+        self._pending: mx.array | None = None  # the result of an op that writes into them
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+        return sum(array.nbytes for array in self._arrays)
+
+    def share(self) -> Arrays:
+        """The arrays at full capacity, to be read; they are never written in place from now on."""
+        if self._pending is not None:
+            self._arrays, self._pending = tuple(mx.depends(list(self._arrays), [self._pending])), None
+        self._is_shared = True
+        return self._arrays
+
+    def read(self, first: int) -> Arrays:
+        """Views of the slots from `first` on: (B, K, end - first, ...)."""
+        return tuple(array[:, :, first - self.start : self.end - self.start] for array in self.share())
+
+    def write(self, rows: Arrays, keep: int) -> None:
+        """Append rows (B, K, L, ...); slots before `keep` may be dropped."""
+        length = rows[0].shape[2]
+        self._make_room(length, keep, rows)
+        at = self.end - self.start
+        for array, new in zip(self.share(), rows, strict=True):
+            array[:, :, at : at + length] = new
+        self.end += length
+
+    def reserve(self, keep: int) -> tuple[Arrays, int, mx.array | None]:
+        """Arrays that nobody else holds, the index there of the next slot, and what has to be computed before.
+
+        For an op that writes a row into the arrays themselves, after which `commit` is called. Some slot is held.
+        """
+        self._make_room(1, keep, self._arrays)
+        if self._is_shared:
+            self._move(self._arrays[0].shape[2], self.start, self._arrays)
+        return self._arrays, self.end - self.start, self._pending
+
+    def commit(self, written: mx.array) -> None:
+        """The reserved slot is filled as soon as `written` is computed."""
+        self._pending = written
+        self.end += 1
+
+    def cut(self, end: int) -> None:
+        """Drop the slots from `end` on, and the arrays with the last of them."""
+        self.end = end
+        if end == 0:
+            self.start, self._arrays, self._pending = 0, (), None
+
+    def restore(self, rows: Arrays, end: int) -> None:
+        """Hold rows (B, K, L, ...) as the slots before `end`."""
+        self._arrays, self._is_shared, self._pending = rows, True, None
+        self.start, self.end = end - (rows[0].shape[2] if rows else 0), end
+
+    def fork(self) -> Self:
+        """A buffer with the same slots."""
+        copy = type(self)()
+        copy.start, copy.end, copy._arrays, copy._is_shared = self.start, self.end, self.share(), True
+        return copy
+
+    def __getstate__(self) -> dict[str, object]:
+        self._is_shared = True  # a copy holds the same arrays
+        return self.__dict__.copy()
+
+    def _make_room(self, length: int, keep: int, like: Arrays) -> None:
+        keep = max(self.start, keep)
+        size = self.end - keep + length
+        capacity = self._arrays[0].shape[2] if self._arrays else 0
+        fits = self.end - self.start + length <= capacity
+        if fits and capacity <= 2 * (size + GROW):
+            return
+        self._move(-(-(size + (GROW if self._arrays else 0)) // GROW) * GROW, keep, like)
+
+    def _move(self, capacity: int, keep: int, like: Arrays) -> None:
+        """To new arrays for the slots from `keep` on, with room for more."""
+        held = self.read(keep) if self._arrays else ()
+        moved = []
+        for n, array in enumerate(like):
+            fresh = mx.zeros((*array.shape[:2], capacity, array.shape[3]), dtype=array.dtype)
+            if held:
+                fresh[:, :, : self.end - keep] = held[n]
+            moved.append(fresh)
+        self._arrays, self._is_shared, self.start = tuple(moved), False, keep

@@ -1,0 +1,143 @@
+"""Keys and values of one attention layer.
+
+Rows stay in order of time: a window is a slice of the buffer, not a ring, so every view that attention gets is
+contiguous and its mask needs no index arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import mlx.core as mx
+
+from macllm.ops.head_params import Packing
+from macllm.ops.kv import KV, Dense, Quantized, quantize
+
+from ..mask import first_visible
+from ..position import Span
+from ..spec import Causal, MaskSpec
+from .buffer import Arrays, Buffer
+
+SLACK = 64  # slots that a window keeps beyond what it needs, so that a few tokens can be taken back
+
+
+@dataclass(frozen=True)
+class DenseCodec:
+    """Rows in floating point."""
+
+    def encode(self, rows: mx.array) -> Arrays:
+        """(B, K, L, Dh) -> what is stored."""
+        return (rows,)
+
+    def view(self, keys: Arrays, values: Arrays, head_dim: int) -> KV:
+        """What attention reads."""
+        return Dense(keys[0], values[0])
+
+    def packing(self, head_dim: int) -> Packing | None:
+        """None: rows are not packed."""
+        return None
+
+
+@dataclass(frozen=True)
+class QuantizedCodec:
+    """Rows in 4 or 8 bits, in groups along the head; a head is padded to whole groups."""
+
+    bits: int
+
+    def encode(self, rows: mx.array) -> Arrays:
+        """(B, K, L, Dh) -> packed, scales, biases."""
+        return quantize(rows, self.bits, self.group_size(rows.shape[-1]))
+
+    def view(self, keys: Arrays, values: Arrays, head_dim: int) -> KV:
+        """What attention reads."""
+        return Quantized(keys, values, self.bits, self.group_size(head_dim), head_dim)
+
+    def packing(self, head_dim: int) -> Packing:
+        """Bits and group of heads of `head_dim`."""
+        return Packing(self.bits, self.group_size(head_dim))
+
+    def group_size(self, head_dim: int) -> int:
+        """64 where a head has whole groups of it, else 32."""
+        return 64 if head_dim % 64 == 0 else 32
+
+
+Codec = DenseCodec | QuantizedCodec
+
+
+class KeyValues:
+    """Keys and values in the form of a codec; the mask says which of them may be dropped."""
+
+    def __init__(self, mask: MaskSpec, codec: Codec, left_padding: tuple[int, ...] | None = None):
+        self.mask, self.codec, self.left_padding = mask, codec, left_padding
+        self.head_dim = 0
+        self._buffer = Buffer()
+
+    @property
+    def start(self) -> int:
+        """The oldest slot held."""
+        return self._buffer.start
+
+    @property
+    def length(self) -> int:
+        """Slots seen."""
+        return self._buffer.end
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+        return self._buffer.nbytes
+
+    def arrays(self) -> list[mx.array]:
+        """Keys' then values' arrays, each (B, K, capacity, ...)."""
+        return list(self._buffer.share())
+
+    def packing(self, head_dim: int) -> Packing | None:
+        """The form in which `store` takes heads of `head_dim`; None for rows in floating point."""
+        return self.codec.packing(head_dim)
+
+    def append(self, keys: mx.array, values: mx.array) -> tuple[KV, int]:
+        """Store (B, K, L, Dh) twice; returns what the L new queries may look at, and the slot it begins with."""
+        return self.store((*self.codec.encode(keys), *self.codec.encode(values)), keys.shape[-1])
+
+    def store(self, rows: Arrays, head_dim: int) -> tuple[KV, int]:
+        """The same for keys and values as the codec encodes heads of `head_dim`."""
+        self.head_dim = head_dim
+        first = self._first_visible(self.length)
+        self._buffer.write(rows, first - SLACK)
+        half, held = len(rows) // 2, self._buffer.read(first)
+        return self.codec.view(held[:half], held[half:], head_dim), first
+
+    def reserve(self) -> tuple[Arrays, int, mx.array | None]:
+        """`Buffer.reserve` of the next slot."""
+        return self._buffer.reserve(self._first_visible(self.length) - SLACK)
+
+    def commit(self, written: mx.array) -> None:
+        """`Buffer.commit` of the reserved slot."""
+        self._buffer.commit(written)
+
+    def nearest(self, length: int) -> int:
+        """`length`, unless a window has dropped what the query there would see; then 0."""
+        return length if self.start == 0 or self._first_visible(length) >= self.start else 0
+
+    def cut(self, length: int) -> None:
+        """Go back to the first `length` slots, a length that `nearest` gives."""
+        self._buffer.cut(length)
+
+    def fork(self) -> Self:
+        """A copy that goes on by itself and shares the arrays."""
+        copy = type(self)(self.mask, self.codec, self.left_padding)
+        copy.head_dim, copy._buffer = self.head_dim, self._buffer.fork()
+        return copy
+
+    def held(self) -> Arrays:
+        """Keys' then values' rows in the slots still held, without spare room."""
+        return self._buffer.read(self.start)
+
+    def restore(self, rows: Arrays, length: int, head_dim: int) -> None:
+        """Become the state that `held()` these rows after `length` slots."""
+        self._buffer.restore(rows, length)
+        self.head_dim = head_dim
+
+    def _first_visible(self, slot: int) -> int:
+        return 0 if isinstance(self.mask, Causal) else first_visible(self.mask, Span(slot, 1, self.left_padding))
