@@ -67,13 +67,13 @@ class Sampled:
 
 
 def prefill(
-    model: LanguageModel, cache: KeyValueCache, tokens: Sequence[int], step: int
+    model: LanguageModel, cache: KeyValueCache, tokens: Sequence[int], step: int, *, done: int = 0
 ) -> Generator[Prefill, None, mx.array]:
-    """Put `tokens` after what `cache` holds, `step` at a time; returns the logits (V,) after the last.
+    """Put `tokens` after the `done` that `cache` holds, `step` at a time; returns the logits (V,) after the last.
 
     Only the last position goes through the head. At least one token must be left to compute.
     """
-    done, total = cache.length, cache.length + len(tokens)
+    total = done + len(tokens)
     hidden = None
     for start in range(0, len(tokens), step):
         chunk = mx.array([tokens[start : start + step]], dtype=mx.int32)

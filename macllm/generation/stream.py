@@ -232,14 +232,14 @@ def run(
     prefix: Prefix | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Events:
-    """Events of `request`, beginning with what `prefix` still knows of the prompt and leaving it all of this one.
+    """Events of `request`, beginning with what a `prefix` still knows of the prompt and leaving it all of this one.
 
     `cancelled` is asked after every step; once it says so, what was made so far is kept and Done follows. However
     it ends, the cache that stays in `prefix` holds tokens that were shown and no others.
     """
     prompt = encode_prompt(tokenizer, request)
     check(model.info, request, prompt)
-    return _held(_Run(model, tokenizer, request, prompt, prefix or Prefix(), cancelled).events())
+    return _held(_Run(model, tokenizer, request, prompt, prefix, cancelled).events())
 
 
 def _held(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
@@ -257,7 +257,7 @@ class _Run:
         tokenizer: Tokenizer,
         request: Request,
         prompt: tuple[int, ...],
-        prefix: Prefix,
+        prefix: Prefix | None,
         cancelled: Callable[[], bool],
     ) -> None:
         self._model, self._request, self._prompt = model, request, prompt
@@ -310,6 +310,8 @@ class _Run:
         rotation = self._info.rotation_class(reach)
         if rotation is not None:
             limits["max_context"] = reach
+        if self._prefix is None:
+            return model.make_cache(**limits), self._prompt, 0
         kind = (request.max_context, request.kv_bits, rotation)
         cache, cached = self._prefix.take(self._prompt, kind, lambda: model.make_cache(**limits))
         if cached and rotation is not None:
@@ -334,7 +336,7 @@ class _Run:
         model, request = self._model, self._request
         # a decoder's one or two first tokens are no part of the prompt, and not worth a word
         step = len(inputs) if self._info.kind == "encoder-decoder" else request.prefill_step
-        reading = prefill(model, cache, inputs[cached:], step)
+        reading = prefill(model, cache, inputs[cached:], step, done=cached)
         while True:
             if self._cancelled():
                 return "cancelled"
@@ -363,7 +365,7 @@ class _Run:
 
     def _settle(self, cache: KeyValueCache, inputs: Sequence[int]) -> None:
         """Take back what was computed and not shown, and leave the cache for the next turn."""
-        if self._info.kind == "encoder-decoder":
+        if self._prefix is None or self._info.kind == "encoder-decoder":
             return
         shown = min(len(inputs) + self._assembler.shown, cache.length)
         if cache.nearest(shown) == shown:
