@@ -4,58 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 
-from macllm.nn.info import ModelInfo
+from macllm.nn.protocol import LanguageModel, ModelCache
 
 from .request import Prefill, TokenLogprob
 from .sampler import Sampler, logprobs_of
 
 _CLEAR_EVERY = 256  # decoding steps after which buffers that no longer fit a growing context go back to the system
-
-
-class KeyValueCache(Protocol):
-    """What generation asks of a cache."""
-
-    max_context: int | None
-
-    @property
-    def length(self) -> int:
-        """Slots filled."""
-        ...
-
-    @property
-    def state(self) -> Any:
-        """The arrays to evaluate."""
-        ...
-
-    def nearest(self, length: int) -> int:
-        """The longest length, at most `length`, that `cut` can go back to."""
-        ...
-
-    def cut(self, length: int) -> None:
-        """Go back to the first `length` slots."""
-        ...
-
-
-class LanguageModel(Protocol):
-    """What generation asks of a model with a vocabulary on top."""
-
-    info: ModelInfo
-
-    def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> Any:
-        """An empty cache."""
-        ...
-
-    def hidden(self, tokens: mx.array, cache: Any = None) -> mx.array:
-        """(B, L) -> (B, L, D)."""
-        ...
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        """(B, L, D) -> (B, L, V)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +25,7 @@ class Sampled:
 
 
 def prefill(
-    model: LanguageModel, cache: KeyValueCache, tokens: Sequence[int], step: int, *, done: int = 0
+    model: LanguageModel, cache: ModelCache, tokens: Sequence[int], step: int, *, done: int = 0
 ) -> Generator[Prefill, None, mx.array]:
     """Put `tokens` after the `done` that `cache` holds, `step` at a time; returns the logits (V,) after the last.
 
@@ -89,7 +47,7 @@ def prefill(
 
 def decode(
     model: LanguageModel,
-    cache: KeyValueCache,
+    cache: ModelCache,
     logits: mx.array,
     sampler: Sampler,
     *,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 
 from macllm.errors import DoesNotFitError, UsageError
+from macllm.nn.protocol import EncodingModel
 from macllm.text.messages import kind_of
 from macllm.text.tokenizer import Tokenizer
 
@@ -18,7 +19,7 @@ Pooling = Literal["mean", "first", "last"]
 
 
 def embed(
-    model: Any,
+    model: EncodingModel,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     *,
@@ -77,7 +78,7 @@ def _check(rows: list[list[int]], limit: int | None) -> None:
             )
 
 
-def _check_global(model: Any, positions: Sequence[int]) -> None:
+def _check_global(model: EncodingModel, positions: Sequence[int]) -> None:
     if any(isinstance(position, bool) or not isinstance(position, int) or position < 0 for position in positions):
         raise UsageError(f"global_tokens are {list(positions)}, not positions from 0 on", remedy="global_tokens=(0,)")
     if len(positions) and not model.info.has_global_tokens:
@@ -88,7 +89,7 @@ def _check_global(model: Any, positions: Sequence[int]) -> None:
         )
 
 
-def _pooled(model: Any, rows: list[list[int]], pooling: Pooling, global_tokens: Sequence[int]) -> mx.array:
+def _pooled(model: EncodingModel, rows: list[list[int]], pooling: Pooling, global_tokens: Sequence[int]) -> mx.array:
     longest = max(len(row) for row in rows)
     tokens = mx.array([row + [0] * (longest - len(row)) for row in rows], dtype=mx.int32)
     lengths = mx.array([len(row) for row in rows], dtype=mx.int32)

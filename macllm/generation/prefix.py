@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from .decode import KeyValueCache
+from macllm.nn.protocol import ModelCache
 
 
 class Prefix:
@@ -12,7 +12,7 @@ class Prefix:
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        self._cache: KeyValueCache | None = None
+        self._cache: ModelCache | None = None
         self._kind: Hashable = None
 
     @property
@@ -21,8 +21,8 @@ class Prefix:
         return tuple(self._tokens)
 
     def take(
-        self, prompt: Sequence[int], kind: Hashable, make_cache: Callable[[], KeyValueCache]
-    ) -> tuple[KeyValueCache, int]:
+        self, prompt: Sequence[int], kind: Hashable, make_cache: Callable[[], ModelCache]
+    ) -> tuple[ModelCache, int]:
         """A cache with as much of `prompt` in it as can be reused, and how many tokens that is.
 
         The last token of the prompt is never among them: its logits begin the completion. A cache of another
@@ -39,7 +39,7 @@ class Prefix:
         self._kind = kind
         return make_cache(), 0
 
-    def keep(self, tokens: Sequence[int], cache: KeyValueCache) -> None:
+    def keep(self, tokens: Sequence[int], cache: ModelCache) -> None:
         """Hold `cache` for the next turn; it is filled with the first of `tokens`."""
         self._tokens, self._cache = list(tokens[: cache.length]), cache
 

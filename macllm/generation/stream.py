@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
 from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo
+from macllm.nn.protocol import LanguageModel, ModelCache, SourceModel
 from macllm.ops import cpu
 from macllm.text.parts import part_splitter
 from macllm.text.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ from macllm.text.tokenizer import Tokenizer
 from . import wishes
 from .assemble import Assembler
 from .constraints import Bounds
-from .decode import KeyValueCache, LanguageModel, decode, prefill
+from .decode import decode, prefill
 from .defaults import default_max_tokens, default_sampling, new_seed
 from .limits import check, room
 from .options import SAMPLING_NAMES
@@ -253,7 +254,7 @@ class _Run:
 
     def __init__(
         self,
-        model: Any,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         request: Request,
         prompt: tuple[int, ...],
@@ -299,13 +300,14 @@ class _Run:
         timing = Timing(self._first - self._began, self._last - self._first, mx.get_peak_memory())
         yield Done(reason, usage, timing, self._seed)
 
-    def _begin(self) -> tuple[KeyValueCache, Sequence[int], int]:
+    def _begin(self) -> tuple[ModelCache, Sequence[int], int]:
         """A cache, the decoder's input, and how much of that the cache already holds."""
         model, request = self._model, self._request
         limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": request.kv_bits}
         if self._info.kind == "encoder-decoder":
             inputs = [token for token in (self._info.decoder_start, self._forced_bos()) if token is not None]
-            return model.start(mx.array([self._prompt], dtype=mx.int32), **limits), inputs, 0
+            source = mx.array([self._prompt], dtype=mx.int32)
+            return cast(SourceModel, model).start(source, **limits), inputs, 0
         reach = request.max_context or len(self._prompt) + self._room
         rotation = self._info.rotation_class(reach)
         if rotation is not None:
@@ -329,9 +331,7 @@ class _Run:
         bounds = Bounds(prompt=self._prompt, given=given, ends=self._ends, max_tokens=self._room)
         return Sampler(self._request.sampling, self._seed, inputs, vocab_size, bounds)
 
-    def _complete(
-        self, cache: KeyValueCache, inputs: Sequence[int], cached: int
-    ) -> Generator[Event, None, FinishReason]:
+    def _complete(self, cache: ModelCache, inputs: Sequence[int], cached: int) -> Generator[Event, None, FinishReason]:
         """Everything between the first Prefill and the last of the text; says why it ended."""
         model, request = self._model, self._request
         # a decoder's one or two first tokens are no part of the prompt, and not worth a word
@@ -363,7 +363,7 @@ class _Run:
                 return "cancelled"
         return "length"
 
-    def _settle(self, cache: KeyValueCache, inputs: Sequence[int]) -> None:
+    def _settle(self, cache: ModelCache, inputs: Sequence[int]) -> None:
         """Take back what was computed and not shown, and leave the cache for the next turn."""
         if self._prefix is None or self._info.kind == "encoder-decoder":
             return

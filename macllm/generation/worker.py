@@ -16,13 +16,14 @@ from .request import Events, Request
 from .stream import run
 
 if TYPE_CHECKING:
+    from macllm.nn.protocol import LanguageModel
     from macllm.text.tokenizer import Tokenizer
 
 
 class Worker:
     """Answers an engine's calls, all on one thread."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, model_name: str) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, model_name: str) -> None:
         self._model, self._tokenizer, self._model_name = model, tokenizer, model_name
         self._prefix = Prefix()
         # lazy arrays can be computed by the thread that made them only, and weights are cheapest to wait for now

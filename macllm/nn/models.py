@@ -47,7 +47,17 @@ class DecoderLM(nn.Module):
         a causal model is behind every real token.
         """
         span = Span(0, tokens.shape[1]) if cache is None else cache.span(tokens.shape[1])
-        x = self.decoder(self.embedding(tokens, span), span, cache.layers if cache else None, lengths)
+        return self.transform(self.embed(tokens, span), span, cache, lengths)
+
+    def embed(self, tokens: mx.array, span: Span) -> mx.array:
+        """What the first layer reads: (B, L) -> (B, L, D)."""
+        return self.embedding(tokens, span)
+
+    def transform(
+        self, x: mx.array, span: Span, cache: Cache | None = None, lengths: mx.array | None = None
+    ) -> mx.array:
+        """Embeddings through all layers: (B, L, D) -> (B, L, D). Advances `cache`."""
+        x = self.decoder(x, span, cache.layers if cache else None, lengths)
         if cache is not None:
             cache.advance(span.length)
         return x

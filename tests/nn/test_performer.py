@@ -60,7 +60,7 @@ def test_chunks_through_a_cache_are_the_whole(chunks: list[int], std: float, kin
     cache, parts = model.make_cache(), []
     for part in mx.split(row, np.cumsum(chunks)[:-1].tolist(), axis=1):
         parts.append(model(part, cache=cache))
-    assert cache.offset == sum(chunks)
+    assert cache.length == sum(chunks)
     near(mx.concatenate(parts, axis=1), model(row), 1e-4)
 
 
@@ -141,12 +141,12 @@ def test_a_cache_is_as_large_after_many_tokens_as_after_one() -> None:
     assert sizes[0] == sizes[1] > 0
 
 
-def test_a_cache_of_sums_takes_nothing_back() -> None:
+def test_a_cache_of_sums_goes_back_to_nothing_but_its_beginning() -> None:
     model = decoder(attention_kind=["softmax", "performer"])
     cache = model.make_cache()
     model(tokens(9), cache=cache)
-    with pytest.raises(MacllmError, match="cannot take back 1 tokens"):
-        cache.trim(1)
+    with pytest.raises(MacllmError, match="cannot go back to 8 of this cache's 9 tokens, only to 0"):
+        cache.cut(8)
 
 
 def test_a_cache_goes_to_a_file_and_back(tmp_path: Path) -> None:

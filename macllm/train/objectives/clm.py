@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 
+from macllm.nn.protocol import LanguageModel
 from macllm.ops.cross_entropy import cross_entropy
 from macllm.train.data import Batch
 
 
-def clm(model: Any, batch: Batch) -> tuple[mx.array, float, dict[str, float]]:
+def clm(model: LanguageModel, batch: Batch) -> tuple[mx.array, float, dict[str, float]]:
     """Sum over learnt targets of weight * -log p(target), the sum of the weights, and no metrics.
 
     Only positions with a weight reach the head. Padding needs no mask: it stands on the right of what is

@@ -1,0 +1,82 @@
+"""What the rest of macllm asks of a model and its cache."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from .info import ModelInfo
+
+
+class ModelCache(Protocol):
+    """A model's state over the tokens that it has read."""
+
+    max_context: int | None
+
+    @property
+    def length(self) -> int:
+        """Slots filled."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+        ...
+
+    @property
+    def state(self) -> list[mx.array]:
+        """The arrays to evaluate so that nothing is pending."""
+        ...
+
+    def nearest(self, length: int) -> int:
+        """The longest length, at most `length`, that `cut` can go back to."""
+        ...
+
+    def cut(self, length: int) -> None:
+        """Go back to the first `length` slots."""
+        ...
+
+
+class EncodingModel(Protocol):
+    """A model with hidden states for texts."""
+
+    info: ModelInfo
+
+    def hidden(self, tokens: mx.array, *, lengths: mx.array | None = None) -> mx.array:
+        """(B, L), with rows of `lengths` (B,) padded on the right -> (B, L, D)."""
+        ...
+
+
+class SourceModel(Protocol):
+    """An encoder-decoder, which generates from a source."""
+
+    def start(self, source: mx.array, *, max_context: int | None = None, kv_bits: int | None = None) -> ModelCache:
+        """A cache with the encoder run once over `source` (B, S)."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A model with a vocabulary on top: of a family, or a class of mlx-lm's."""
+
+    info: ModelInfo
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        """Logits of the next token: (B, L) -> (B, L, V). Advances `cache`."""
+        ...
+
+    def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> ModelCache:
+        """An empty cache."""
+        ...
+
+    def hidden(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        """What the head reads: (B, L) -> (B, L, D). Advances `cache`."""
+        ...
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(B, L, D) -> (B, L, V)."""
+        ...
+
+    def parameters(self) -> dict[str, Any]:
+        """All weights, as a tree."""
+        ...
