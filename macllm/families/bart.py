@@ -79,7 +79,7 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
         out_bias=True,
     )
     layer = LayerSpec(
-        attention=replace(sees_all, mask=Causal()) if decoder else sees_all,
+        mixer=replace(sees_all, mask=Causal()) if decoder else sees_all,
         cross_attention=sees_all if decoder else None,
         feed_forward=MLPSpec(
             hidden=config[f"{side}_ffn_dim"],
@@ -139,10 +139,10 @@ def layers() -> tuple[AnyRule, ...]:
         Drop("model.encoder.version"),
         Drop("model.decoder.version"),
     ]
-    for side, parts in (("encoder", ("attention",)), ("decoder", ("attention", "cross"))):
+    for side, parts in (("encoder", ("mixer",)), ("decoder", ("mixer", "cross"))):
         theirs, ours = f"model.{side}.layers.{{i}}.", f"{side}.layers.{{i}}."
         for part in parts:
-            name = {"attention": "self_attn", "cross": "encoder_attn"}[part]
+            name = {"mixer": "self_attn", "cross": "encoder_attn"}[part]
             rules += [Rule(f"{theirs}{name}.{p}_proj.*", f"{ours}{part}.{p}_proj.*") for p in "qkv"]
             rules.append(Rule(f"{theirs}{name}.out_proj.*", f"{ours}{part}.o_proj.*"))
             rules.append(Rule(f"{theirs}{name}_layer_norm.*", f"{ours}{part}_norm.sum.*"))

@@ -45,7 +45,7 @@ def encoder(config: Config, positions: LearnedPositions, head: HeadSpec | None) 
     )
     act = activation(config.get("hidden_act", "gelu"))
     mlp = MLPSpec(hidden=config["intermediate_size"], activation=act, gated=False, bias=True)
-    layer = LayerSpec(attention=attention, feed_forward=mlp, norm=norm(config), placement="post")
+    layer = LayerSpec(mixer=attention, feed_forward=mlp, norm=norm(config), placement="post")
     return EncoderSpec(
         embedding=EmbeddingSpec(
             vocab_size=config["vocab_size"],
@@ -103,9 +103,9 @@ def body(prefix: str) -> tuple[AnyRule, ...]:
         Rule(prefix + "embeddings.position_embeddings.*", "embedding.positions.table.*"),
         Rule(prefix + "embeddings.token_type_embeddings.*", "embedding.token_types.*"),
         Rule(prefix + "embeddings.LayerNorm.*", "embedding.norm.*"),
-        *(Rule(f"{theirs}attention.self.{p}.*", f"{ours}attention.{p[0]}_proj.*") for p in ("query", "key", "value")),
-        Rule(theirs + "attention.output.dense.*", ours + "attention.o_proj.*"),
-        Rule(theirs + "attention.output.LayerNorm.*", ours + "attention_norm.sum.*"),
+        *(Rule(f"{theirs}attention.self.{p}.*", f"{ours}mixer.{p[0]}_proj.*") for p in ("query", "key", "value")),
+        Rule(theirs + "attention.output.dense.*", ours + "mixer.o_proj.*"),
+        Rule(theirs + "attention.output.LayerNorm.*", ours + "mixer_norm.sum.*"),
         Rule(theirs + "intermediate.dense.*", ours + "feed_forward.up_proj.*"),
         Rule(theirs + "output.dense.*", ours + "feed_forward.down_proj.*"),
         Rule(theirs + "output.LayerNorm.*", ours + "feed_forward_norm.sum.*"),

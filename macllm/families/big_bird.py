@@ -21,7 +21,7 @@ def spec(config: Config) -> EncoderSpec:
     if config["num_random_blocks"] < 0:
         raise CheckpointError(f"num_random_blocks of config.json is {config['num_random_blocks']}, less than 0")
     layers = base.encoder.layers
-    attention = replace(layers[0].attention, qkv_bias=config["use_bias"])
+    attention = replace(layers[0].mixer, qkv_bias=config["use_bias"])
     each = [attention] * len(layers)
     if kind == "block_sparse":
         sparse: dict[str, Any] = {
@@ -30,7 +30,7 @@ def spec(config: Config) -> EncoderSpec:
             "max_positions": base.context_length,
         }
         each = [BlockSparseSpec(**vars(attention), **sparse, seed=layer) for layer in range(len(layers))]
-    made = tuple(replace(layer, attention=own) for layer, own in zip(layers, each, strict=True))
+    made = tuple(replace(layer, mixer=own) for layer, own in zip(layers, each, strict=True))
     scale = config["hidden_size"] ** 0.5 if config["rescale_embeddings"] else 1.0
     return replace(
         base,

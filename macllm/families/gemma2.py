@@ -43,7 +43,7 @@ def layer(config: Config, attention: AttentionSpec) -> LayerSpec:
     """A layer with norms on both sides of each branch."""
     act = activation(config.get("hidden_activation", "gelu_pytorch_tanh"))
     mlp = MLPSpec(hidden=config["intermediate_size"], activation=act, gated=True)
-    return LayerSpec(attention=attention, feed_forward=mlp, norm=norm(config), placement="sandwich")
+    return LayerSpec(mixer=attention, feed_forward=mlp, norm=norm(config), placement="sandwich")
 
 
 def norm(config: Config) -> NormSpec:

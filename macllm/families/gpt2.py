@@ -43,7 +43,7 @@ def spec(config: Config) -> DecoderSpec:
     by_depth = config.get("scale_attn_by_inverse_layer_idx", False)
     layers = tuple(
         LayerSpec(
-            attention=replace(attention, scale=attention.scale / (i + 1)) if by_depth else attention,
+            mixer=replace(attention, scale=attention.scale / (i + 1)) if by_depth else attention,
             feed_forward=mlp,
             norm=norm,
         )
@@ -81,7 +81,7 @@ def _ties(config: Config) -> tuple[Tie, ...]:
 
 def _rules(config: Config, *, transpose: bool) -> tuple[AnyRule, ...]:
     theirs, ours, dim = "transformer.h.{i}.", "decoder.layers.{i}.", config["n_embd"]
-    qkv = tuple(f"{ours}attention.{p}_proj.*" for p in "qkv")
+    qkv = tuple(f"{ours}mixer.{p}_proj.*" for p in "qkv")
     return (
         Drop(theirs + "attn.bias"),
         Drop(theirs + "attn.masked_bias"),
@@ -89,10 +89,10 @@ def _rules(config: Config, *, transpose: bool) -> tuple[AnyRule, ...]:
         Rule("transformer.wte.*", "embedding.tokens.*"),
         Rule("transformer.wpe.*", "embedding.positions.table.*"),
         Rule("transformer.ln_f.*", "decoder.norm.*"),
-        Rule(theirs + "ln_1.*", ours + "attention_norm.pre.*"),
+        Rule(theirs + "ln_1.*", ours + "mixer_norm.pre.*"),
         Rule(theirs + "ln_2.*", ours + "feed_forward_norm.pre.*"),
         Split(theirs + "attn.c_attn.*", qkv, (dim,) * 3, transpose=transpose),
-        Rule(theirs + "attn.c_proj.*", ours + "attention.o_proj.*", transpose=transpose),
+        Rule(theirs + "attn.c_proj.*", ours + "mixer.o_proj.*", transpose=transpose),
         Rule(theirs + "mlp.c_fc.*", ours + "feed_forward.up_proj.*", transpose=transpose),
         Rule(theirs + "mlp.c_proj.*", ours + "feed_forward.down_proj.*", transpose=transpose),
     )

@@ -21,7 +21,7 @@ from .config import Config, activation, context_length, decoder_head, rope
 
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
-    layer = LayerSpec(attention=attention(config), feed_forward=mlp(config), norm=norm(config))
+    layer = LayerSpec(mixer=attention(config), feed_forward=mlp(config), norm=norm(config))
     return decoder(config, (layer,) * config["num_hidden_layers"], norm(config))
 
 
@@ -98,7 +98,7 @@ OUTER: tuple[AnyRule, ...] = (
     Rule("lm_head.*", "head.proj.*"),
 )
 ATTENTION = tuple(
-    Rule(f"model.layers.{{i}}.self_attn.{leaf}.*", f"decoder.layers.{{i}}.attention.{leaf}.*")
+    Rule(f"model.layers.{{i}}.self_attn.{leaf}.*", f"decoder.layers.{{i}}.mixer.{leaf}.*")
     for leaf in ("q_proj", "k_proj", "v_proj", "o_proj")
 )
 MLP = tuple(
@@ -106,24 +106,24 @@ MLP = tuple(
     for leaf in ("gate_proj", "up_proj", "down_proj")
 )
 PRE_NORMS = (
-    Rule("model.layers.{i}.input_layernorm.*", "decoder.layers.{i}.attention_norm.pre.*"),
+    Rule("model.layers.{i}.input_layernorm.*", "decoder.layers.{i}.mixer_norm.pre.*"),
     Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.feed_forward_norm.pre.*"),
 )
 SANDWICH_NORMS = (
-    Rule("model.layers.{i}.input_layernorm.*", "decoder.layers.{i}.attention_norm.pre.*"),
-    Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.attention_norm.branch.*"),
+    Rule("model.layers.{i}.input_layernorm.*", "decoder.layers.{i}.mixer_norm.pre.*"),
+    Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.mixer_norm.branch.*"),
     Rule("model.layers.{i}.pre_feedforward_layernorm.*", "decoder.layers.{i}.feed_forward_norm.pre.*"),
     Rule("model.layers.{i}.post_feedforward_layernorm.*", "decoder.layers.{i}.feed_forward_norm.branch.*"),
 )
 BRANCH_NORMS = (
-    Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.attention_norm.branch.*"),
+    Rule("model.layers.{i}.post_attention_layernorm.*", "decoder.layers.{i}.mixer_norm.branch.*"),
     Rule("model.layers.{i}.post_feedforward_layernorm.*", "decoder.layers.{i}.feed_forward_norm.branch.*"),
 )
 HEAD_QK_NORMS = (
-    Rule("model.layers.{i}.self_attn.q_norm.*", "decoder.layers.{i}.attention.q_head_norm.*"),
-    Rule("model.layers.{i}.self_attn.k_norm.*", "decoder.layers.{i}.attention.k_head_norm.*"),
+    Rule("model.layers.{i}.self_attn.q_norm.*", "decoder.layers.{i}.mixer.q_head_norm.*"),
+    Rule("model.layers.{i}.self_attn.k_norm.*", "decoder.layers.{i}.mixer.k_head_norm.*"),
 )
 PROJECTION_QK_NORMS = (
-    Rule("model.layers.{i}.self_attn.q_norm.*", "decoder.layers.{i}.attention.q_norm.*"),
-    Rule("model.layers.{i}.self_attn.k_norm.*", "decoder.layers.{i}.attention.k_norm.*"),
+    Rule("model.layers.{i}.self_attn.q_norm.*", "decoder.layers.{i}.mixer.q_norm.*"),
+    Rule("model.layers.{i}.self_attn.k_norm.*", "decoder.layers.{i}.mixer.k_norm.*"),
 )

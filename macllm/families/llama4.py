@@ -40,7 +40,7 @@ def spec(config: Config) -> DecoderSpec:
     kinds = layer_types(config, default, {chunked, "full_attention"})
     layers = tuple(
         LayerSpec(
-            attention=attention(config, kind, bool(turn)),
+            mixer=attention(config, kind, bool(turn)),
             feed_forward=feed_forward(config, i),
             norm=llama.norm(config),
         )

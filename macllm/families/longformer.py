@@ -26,7 +26,7 @@ def spec(config: Config) -> EncoderSpec:
 
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
-    base, own = roberta.keys(config, "longformer"), "encoder.layers.{i}.attention."
+    base, own = roberta.keys(config, "longformer"), "encoder.layers.{i}.mixer."
     theirs = "longformer.encoder.layer.{i}.attention.self."
     rules = (Rule(f"{theirs}{part}_global.*", f"{own}{part[0]}_global.*") for part in ("query", "key", "value"))
     return replace(base, rules=(*base.rules, *rules))
@@ -36,5 +36,5 @@ def _layer(layer: LayerSpec, window: int) -> LayerSpec:
     width = whole("attention_window", window)
     if width < 2 or width % 2:
         raise CheckpointError(f"attention_window of config.json has {width}; it has to be even and above 0")
-    attention: dict[str, Any] = vars(layer.attention) | {"mask": Local(width // 2 + 1)}
-    return replace(layer, attention=WindowGlobalSpec(**attention))
+    attention: dict[str, Any] = vars(layer.mixer) | {"mask": Local(width // 2 + 1)}
+    return replace(layer, mixer=WindowGlobalSpec(**attention))

@@ -15,5 +15,5 @@ keys = llama.keys
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
     attention = replace(llama.attention(config), mask=llama.window(config))
-    layer = LayerSpec(attention=attention, feed_forward=llama.mlp(config), norm=llama.norm(config))
+    layer = LayerSpec(mixer=attention, feed_forward=llama.mlp(config), norm=llama.norm(config))
     return llama.decoder(config, (layer,) * config["num_hidden_layers"], llama.norm(config))

@@ -29,7 +29,7 @@ def spec(config: Config) -> DecoderSpec:
         renormalize=True,
     )
     attention = replace(llama.attention(config), mask=llama.window(config))
-    layer = LayerSpec(attention=attention, feed_forward=experts, norm=llama.norm(config))
+    layer = LayerSpec(mixer=attention, feed_forward=experts, norm=llama.norm(config))
     return llama.decoder(config, (layer,) * config["num_hidden_layers"], llama.norm(config))
 
 

@@ -15,7 +15,7 @@ def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
     norm = llama.norm(config)
     attention = replace(llama.attention(config), qk_norm=QKNormSpec(norm=norm, over="projection"))
-    layer = LayerSpec(attention=attention, feed_forward=llama.mlp(config), norm=norm, placement="branch")
+    layer = LayerSpec(mixer=attention, feed_forward=llama.mlp(config), norm=norm, placement="branch")
     return llama.decoder(config, (layer,) * config["num_hidden_layers"], norm)
 
 

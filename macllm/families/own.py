@@ -21,7 +21,7 @@ def spec(config: Config) -> DecoderSpec:
     softmax = llama.attention(config)
     layers = (
         LayerSpec(
-            attention=_attention(config, softmax, kind, number), feed_forward=llama.mlp(config), norm=llama.norm(config)
+            mixer=_attention(config, softmax, kind, number), feed_forward=llama.mlp(config), norm=llama.norm(config)
         )
         for number, kind in enumerate(kinds)
     )
@@ -30,7 +30,7 @@ def spec(config: Config) -> DecoderSpec:
 
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
-    features = Rule("model.layers.{i}.self_attn.features", "decoder.layers.{i}.attention.features")
+    features = Rule("model.layers.{i}.self_attn.features", "decoder.layers.{i}.mixer.features")
     base = llama.keys(config)
     return replace(base, rules=(*base.rules, features))
 

@@ -13,7 +13,7 @@ from .config import Config, rope, rope_parameters
 
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
-    layer = LayerSpec(attention=attention(config), feed_forward=llama.mlp(config), norm=llama.norm(config))
+    layer = LayerSpec(mixer=attention(config), feed_forward=llama.mlp(config), norm=llama.norm(config))
     decoder = llama.decoder(config, (layer,) * config["num_hidden_layers"], llama.norm(config))
     # What this family calls "yarn" is LongRoPE, which max_position_embeddings counts already.
     return replace(decoder, context_length=config.get("max_position_embeddings"))
@@ -34,13 +34,13 @@ def keys(config: Config) -> KeyMap:
     a, hidden = attention(config), config["intermediate_size"]
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     theirs, ours = "model.layers.{i}.", "decoder.layers.{i}."
-    qkv = tuple(f"{ours}attention.{p}_proj.*" for p in "qkv")
+    qkv = tuple(f"{ours}mixer.{p}_proj.*" for p in "qkv")
     gate_up = tuple(f"{ours}feed_forward.{p}_proj.*" for p in ("gate", "up"))
     return llama.keymap(
         config,
         *llama.PRE_NORMS,
         Split(theirs + "self_attn.qkv_proj.*", qkv, (q, kv, kv)),
-        Rule(theirs + "self_attn.o_proj.*", ours + "attention.o_proj.*"),
+        Rule(theirs + "self_attn.o_proj.*", ours + "mixer.o_proj.*"),
         Split(theirs + "mlp.gate_up_proj.*", gate_up, (hidden, hidden)),
         Rule(theirs + "mlp.down_proj.*", ours + "feed_forward.down_proj.*"),
     )

@@ -28,7 +28,7 @@ def decoder(config: Config, attention: AttentionSpec) -> DecoderSpec:
     )
     layers = tuple(
         LayerSpec(
-            attention=replace(attention, mask=masks[kind]),
+            mixer=replace(attention, mask=masks[kind]),
             feed_forward=llama.mlp(config),
             norm=llama.norm(config),
         )

@@ -19,7 +19,7 @@ def spec(config: Config) -> DecoderSpec:
     mask = llama.window(config) if config["use_sliding_window"] else Causal()
     attention = replace(qwen3.attention(config), mask=mask)
     layers = tuple(
-        LayerSpec(attention=attention, feed_forward=feed_forward(config, i), norm=llama.norm(config))
+        LayerSpec(mixer=attention, feed_forward=feed_forward(config, i), norm=llama.norm(config))
         for i in range(config["num_hidden_layers"])
     )
     return llama.decoder(config, layers, llama.norm(config))

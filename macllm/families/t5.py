@@ -55,7 +55,7 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
     )
     gate, _, act = config.get("feed_forward_proj", "relu").rpartition("-")
     layer = LayerSpec(
-        attention=replace(sees_all, mask=Causal()) if decoder else sees_all,
+        mixer=replace(sees_all, mask=Causal()) if decoder else sees_all,
         cross_attention=sees_all if decoder else None,
         feed_forward=MLPSpec(
             hidden=config["d_ff"],
@@ -79,7 +79,7 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
     rules: list[AnyRule] = [*bart.tables(config, "")]
-    for side, parts in (("encoder", ("attention", "mlp")), ("decoder", ("attention", "cross", "mlp"))):
+    for side, parts in (("encoder", ("mixer", "mlp")), ("decoder", ("mixer", "cross", "mlp"))):
         bias = "layer.0.SelfAttention.relative_attention_bias"
         rules += [
             Rule(f"{side}.final_layer_norm.*", f"{side}.norm.*"),
@@ -96,7 +96,7 @@ def keys(config: Config) -> KeyMap:
 def _part(config: Config, theirs: str, ours: str, part: str) -> list[AnyRule]:
     """Names of one attention or feed-forward layer."""
     if part != "mlp":
-        name = {"attention": "SelfAttention", "cross": "EncDecAttention"}[part]
+        name = {"mixer": "SelfAttention", "cross": "EncDecAttention"}[part]
         norm = Rule(f"{theirs}layer_norm.*", f"{ours}{part}_norm.pre.*")
         return [norm, *(Rule(f"{theirs}{name}.{p}.*", f"{ours}{part}.{p}_proj.*") for p in "qkvo")]
     gated = config.get("feed_forward_proj", "relu").startswith("gated-")

@@ -30,12 +30,12 @@ class Layer(Protocol):
     """A block of a stack: its modules, and its residual branches composed of ops."""
 
     @property
-    def attention(self) -> nn.Module:
+    def mixer(self) -> nn.Module:
         """The mixer."""
         ...
 
     @property
-    def attention_norm(self) -> ResidualNorm:
+    def mixer_norm(self) -> ResidualNorm:
         """The residual connection around it."""
         ...
 
@@ -125,7 +125,7 @@ class DecodeStep:
 
     def _plan(self, layers: Sequence[Layer], masks: Masks, *, has_memory: bool) -> None:
         self._layers, self._runs = list(layers), []
-        both = [part for layer in layers for part in (layer.attention, layer.feed_forward)]
+        both = [part for layer in layers for part in (layer.mixer, layer.feed_forward)]
         parents = [part for part in both if isinstance(part, SelfAttention | MLP)]
         linears = [(parent, name) for parent in parents for name in parent.LINEARS if name in parent]
         self._owners, self._names = [parent for parent, _ in linears], [name for _, name in linears]
@@ -146,7 +146,7 @@ class DecodeStep:
 
 
 def _branches(number: int, layer: Layer, *, is_biased: bool, has_memory: bool) -> Iterator[_Branch]:
-    attention = layer.attention
+    attention = layer.mixer
     attend = _Branch(number, lambda x, t: layer.attend(x, t.masks, t.state))
     if isinstance(attention, SelfAttention) and not is_biased:
         s, t = attention.spec, attention.spec.temperature
@@ -159,7 +159,7 @@ def _branches(number: int, layer: Layer, *, is_biased: bool, has_memory: bool) -
             s.rope is not None and s.rope.interleaved,
             *(attention[name].weights for name in _HEAD_NORMS),
         )
-        attend = _planned(attend._replace(attention=attention), params, layer.attention_norm, attention, _HEAD_NORMS)
+        attend = _planned(attend._replace(attention=attention), params, layer.mixer_norm, attention, _HEAD_NORMS)
     yield attend
     if has_memory:
         yield _Branch(number, lambda x, t: layer.cross_attend(x, t.masks, t.memory))

@@ -76,11 +76,11 @@ def describe(spec: ModelSpec) -> ModelInfo:
         context_length=spec.context_length,
         position_count=None if embedding.positions is None else embedding.positions.count,
         hidden_size=None if kind == "encoder-decoder" else embedding.dim,
-        has_global_tokens=any(isinstance(layer.attention, WindowGlobalSpec) for layer in layers),
+        has_global_tokens=any(isinstance(layer.mixer, WindowGlobalSpec) for layer in layers),
         rotations=frozenset(rope for layer in layers if (rope := _length_dependent(layer)) is not None),
     )
 
 
 def _length_dependent(layer: LayerSpec) -> RoPESpec | None:
-    rope = layer.attention.rope
+    rope = layer.mixer.rope
     return rope if rope is not None and rope.depends_on_length else None

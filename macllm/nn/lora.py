@@ -101,7 +101,7 @@ def apply(
 ) -> list[str]:
     """Freeze `model` and wrap the linear maps of its layers, in place; the names of those wrapped.
 
-    `keys` are patterns of names (`*.attention.q_proj`; a bare `q_proj` matches the end of one), none meaning all;
+    `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one), none meaning all;
     of each stack the last `num_layers` count, -1 meaning all. A is drawn from U(-1/sqrt(D), 1/sqrt(D)) and B is 0,
     so that nothing changes at first. Raises UsageError when no name matches.
     """

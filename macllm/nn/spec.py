@@ -223,9 +223,9 @@ class MoESpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """Attention, cross-attention where there is one, feed-forward, and where their norms stand."""
+    """The mixer of tokens, cross-attention if any, feed-forward, and the placement of their norms."""
 
-    attention: AttentionSpec
+    mixer: AttentionSpec
     feed_forward: MLPSpec | MoESpec
     norm: NormSpec
     placement: Placement = "pre"

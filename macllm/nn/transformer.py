@@ -30,8 +30,8 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, spec: LayerSpec):
         super().__init__()
-        self.attention = make_mixer(dim, spec.attention)
-        self.attention_norm = ResidualNorm(dim, spec.norm, spec.placement)
+        self.mixer = make_mixer(dim, spec.mixer)
+        self.mixer_norm = ResidualNorm(dim, spec.norm, spec.placement)
         if spec.cross_attention is not None:
             self.cross = CrossAttention(dim, spec.cross_attention)
             self.cross_norm = ResidualNorm(dim, spec.norm, spec.placement)
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     def attend(self, x: mx.array, masks: Masks, state: LayerState | None) -> mx.array:
         """x + attention(x): (B, L, D) -> (B, L, D)."""
-        return self.attention_norm(x, partial(self.attention, masks=masks, state=state))
+        return self.mixer_norm(x, partial(self.mixer, masks=masks, state=state))
 
     def cross_attend(self, x: mx.array, masks: Masks, memory: KV) -> mx.array:
         """x + attention of x over `memory`: (B, L, D) -> (B, L, D)."""

@@ -177,7 +177,7 @@ class FinetuneConfig(TrainConfig):
     rank: Annotated[int, "rank of the update"] = 16
     alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
-    keys: Annotated[tuple[str, ...], "which linear maps to adapt, as patterns (*.attention.q_proj); empty: all"] = ()
+    keys: Annotated[tuple[str, ...], "which linear maps to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
     learning_rate: Annotated[float, "peak learning rate; 0: 2e-4, for a model below 50 million parameters 1e-3"] = 0.0
     epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, for a model so small 10"] = 0.0
 

@@ -191,7 +191,7 @@ class Ours:
         """Seconds of a step with `context` tokens before it, which are random keys and values."""
         import mlx.core as mx
 
-        cache, spec = self._model.make_cache(), self._model.spec.decoder.layers[0].attention
+        cache, spec = self._model.make_cache(), self._model.spec.decoder.layers[0].mixer
         shape = (1, spec.num_kv_heads, context, spec.head_dim)
         rows = [(mx.random.normal(shape), mx.random.normal(shape)) for _ in cache.layers]
         cache.restore(rows, context, [spec.head_dim] * len(rows))

@@ -56,7 +56,7 @@ def name(bits: int | None) -> str:
 
 def filled(model: Any, bits: int | None, context: int) -> Cache:
     """A cache that holds `context` slots of random keys and values."""
-    cache, spec = model.make_cache(kv_bits=bits), model.spec.decoder.layers[0].attention
+    cache, spec = model.make_cache(kv_bits=bits), model.spec.decoder.layers[0].mixer
     shape = (1, spec.num_kv_heads, context, spec.head_dim)
     layers = []
     for _ in cache.layers:

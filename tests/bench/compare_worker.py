@@ -97,7 +97,7 @@ def growth(job: Job, load: Load) -> dict[str, float]:
     from macllm.checkpoint import load_model
 
     model: Any = load_model(Path(job["folder"]))
-    attention, layers = model.spec.decoder.layers[0].attention, len(model.spec.decoder.layers)
+    attention, layers = model.spec.decoder.layers[0].mixer, len(model.spec.decoder.layers)
     token, held, caches = mx.array([[7]]), {}, {}
 
     def rows(layer: Any, context: int) -> tuple[mx.array, ...]:

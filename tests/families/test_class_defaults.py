@@ -38,7 +38,7 @@ def test_the_text_half_of_gemma_3_4b_is_completed() -> None:
     }
     made = families.spec(Config(families.text_config({"model_type": "gemma3", "text_config": half})))
     assert (made.embedding.vocab_size, made.context_length, made.head.tied) == (262208, 131072, True)
-    local, whole = made.decoder.layers[0].attention, made.decoder.layers[5].attention
+    local, whole = made.decoder.layers[0].mixer, made.decoder.layers[5].mixer
     assert (local.num_heads, local.num_kv_heads, local.head_dim, local.scale) == (8, 4, 256, 256**-0.5)
     assert (local.mask, local.rope) == (Sliding(1024), RoPESpec(dims=256, base=10_000.0))
     assert (whole.mask, whole.rope) == (Causal(), RoPESpec(dims=256, base=1e6, scaling=LinearScaling(8.0)))
@@ -48,13 +48,13 @@ def test_the_text_half_of_gemma_3_4b_is_completed() -> None:
 @pytest.mark.parametrize(
     ("kind", "path", "value"),
     [
-        ("gemma2", lambda s: (s.head.softcap, s.decoder.layers[0].attention.logit_softcap), (30.0, 50.0)),
-        ("mistral", lambda s: (s.decoder.layers[0].attention.mask, s.decoder.layers[0].attention.num_kv_heads), None),
+        ("gemma2", lambda s: (s.head.softcap, s.decoder.layers[0].mixer.logit_softcap), (30.0, 50.0)),
+        ("mistral", lambda s: (s.decoder.layers[0].mixer.mask, s.decoder.layers[0].mixer.num_kv_heads), None),
         ("olmo2", lambda s: s.decoder.final_norm.eps, 1e-5),
         ("phi3", lambda s: s.decoder.final_norm.eps, 1e-5),
-        ("mixtral", lambda s: s.decoder.layers[0].attention.rope.base, 1e6),
-        ("llama4_text", lambda s: s.decoder.layers[0].attention.rope.base, 5e5),
-        ("qwen3", lambda s: s.decoder.layers[0].attention.head_dim, 128),
+        ("mixtral", lambda s: s.decoder.layers[0].mixer.rope.base, 1e6),
+        ("llama4_text", lambda s: s.decoder.layers[0].mixer.rope.base, 5e5),
+        ("qwen3", lambda s: s.decoder.layers[0].mixer.head_dim, 128),
     ],
 )
 def test_a_default_that_others_do_not_share_is_the_class_own(kind: str, path: Any, value: Any) -> None:
@@ -63,8 +63,8 @@ def test_a_default_that_others_do_not_share_is_the_class_own(kind: str, path: An
 
 def test_null_is_not_the_default_where_it_says_something() -> None:
     assert spec("gemma2", final_logit_softcapping=None).head.softcap is None
-    assert spec("mistral", sliding_window=None).decoder.layers[0].attention.mask == Causal()
-    assert spec("mistral", num_key_value_heads=None).decoder.layers[0].attention.num_kv_heads == 32
+    assert spec("mistral", sliding_window=None).decoder.layers[0].mixer.mask == Causal()
+    assert spec("mistral", num_key_value_heads=None).decoder.layers[0].mixer.num_kv_heads == 32
 
 
 def test_experts_of_number_zero_are_dense_layers() -> None:

@@ -43,7 +43,7 @@ NORM = NormSpec(kind="rms", eps=1e-5)
 def layer(mask: Any, rope: RoPESpec | None, cross: bool = False) -> LayerSpec:
     attention = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=8, scale=0.5, mask=mask, rope=rope)
     return LayerSpec(
-        attention=attention,
+        mixer=attention,
         feed_forward=MLPSpec(hidden=40, activation="silu", gated=True),
         norm=NORM,
         cross_attention=dataclasses.replace(attention, mask=Bidirectional(), rope=None) if cross else None,

@@ -108,8 +108,8 @@ def divisible(family: str):
     model = build(families.spec(Config({**config, "max_position_embeddings": 64})))
     for layer in model.decoder.layers:
         for name in ("q_proj", "k_proj", "v_proj"):
-            if "bias" in layer.attention[name]:
-                layer.attention[name].bias = mx.random.normal(layer.attention[name].bias.shape)
+            if "bias" in layer.mixer[name]:
+                layer.mixer[name].bias = mx.random.normal(layer.mixer[name].bias.shape)
     return model
 
 
@@ -151,7 +151,7 @@ def test_weights_may_be_exchanged_between_steps() -> None:
     decoded(model, tokens, model.make_cache())
     for layer in model.decoder.layers:
         layer.feed_forward.up_proj.weight = layer.feed_forward.up_proj.weight * 2
-        layer.attention_norm.pre.weight = layer.attention_norm.pre.weight + 1
+        layer.mixer_norm.pre.weight = layer.mixer_norm.pre.weight + 1
     got = decoded(model, tokens, model.make_cache())
     np.testing.assert_allclose(got, np.array(model(tokens)), atol=2e-5 * np.abs(got).max())
 

@@ -66,7 +66,7 @@ def test_chunks_through_a_cache_are_the_whole(chunks: list[int], std: float, kin
 
 def test_a_layer_computes_what_the_paper_says() -> None:
     model = decoder(num_hidden_layers=1)
-    layer, x = model.decoder.layers[0].attention, mx.random.normal((1, 21, 48), key=mx.random.key(1))
+    layer, x = model.decoder.layers[0].mixer, mx.random.normal((1, 21, 48), key=mx.random.key(1))
 
     def heads(name: str, count: int) -> np.ndarray:
         rows = np.array(x).astype(np.float64) @ np.array(layer[name].weight).astype(np.float64).T
@@ -210,9 +210,9 @@ def test_a_config_that_names_no_attention_is_a_llama() -> None:
     spec = families.spec(Config({**CONFIG, "attention_kind": None}))
     llama = families.spec(Config({**CONFIG, "model_type": "llama"}))
     assert spec == llama
-    assert all(type(layer.attention) is AttentionSpec for layer in spec.decoder.layers)
+    assert all(type(layer.mixer) is AttentionSpec for layer in spec.decoder.layers)
     every = families.spec(Config(CONFIG)).decoder.layers
-    assert [(type(layer.attention), layer.attention.seed) for layer in every] == [
+    assert [(type(layer.mixer), layer.mixer.seed) for layer in every] == [
         (PerformerSpec, 0),
         (PerformerSpec, 1),
     ]

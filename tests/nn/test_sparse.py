@@ -81,7 +81,7 @@ def test_a_block_sees_its_neighbours_and_both_ends() -> None:
 def test_a_block_sees_its_random_ones_in_training() -> None:
     model = encoder("big_bird", block_size=4)
     model.train()
-    drawn = draw_blocks(model.spec.encoder.layers[0].attention, 12)[:, 4].flatten().tolist()
+    drawn = draw_blocks(model.spec.encoder.layers[0].mixer, 12)[:, 4].flatten().tolist()
     more = {4 * block + place for block in drawn for place in range(4)}
     assert reach(model, 45, 20) == {*range(4), *range(16, 28), 44} | more
     assert more - {*range(4), *range(16, 28)}
@@ -89,7 +89,7 @@ def test_a_block_sees_its_random_ones_in_training() -> None:
 
 @pytest.mark.parametrize("length", [705, 1000, 1024, 3072])
 def test_drawn_blocks_are_none_that_is_seen_anyway(length: int) -> None:
-    spec = families.spec(Config({"model_type": "big_bird"})).encoder.layers[3].attention
+    spec = families.spec(Config({"model_type": "big_bird"})).encoder.layers[3].mixer
     for head in draw_blocks(spec, -(-length // 64)):
         for row, blocks in enumerate(head, start=1):
             assert not {0, row - 1, row, row + 1} & set(blocks.tolist())
@@ -97,7 +97,7 @@ def test_drawn_blocks_are_none_that_is_seen_anyway(length: int) -> None:
 
 def test_layers_draw_blocks_of_their_own_and_always_the_same() -> None:
     layers = families.spec(Config({"model_type": "big_bird"})).encoder.layers
-    first, again, other = (draw_blocks(layers[n].attention, 20) for n in (0, 0, 1))
+    first, again, other = (draw_blocks(layers[n].mixer, 20) for n in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first[0], first[1])
@@ -133,7 +133,7 @@ def test_a_model_without_global_tokens_refuses_them() -> None:
 
 def test_the_window_is_that_of_the_layer() -> None:
     spec = families.spec(Config({**golden("longformer").config, "attention_window": [2, 8, 64]}))
-    assert [layer.attention.mask for layer in spec.encoder.layers] == [Local(2), Local(5), Local(33)]
+    assert [layer.mixer.mask for layer in spec.encoder.layers] == [Local(2), Local(5), Local(33)]
 
 
 @pytest.mark.parametrize(

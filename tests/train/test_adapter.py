@@ -80,7 +80,7 @@ def test_keys_and_layers_choose_what_is_adapted() -> None:
     model = make()
     names = lora.targets(model, ("q_proj", "*.0.feed_forward.up_proj"))
     assert len(names) == 5
-    assert list(lora.targets(model, ("v_proj",), num_layers=1)) == ["decoder.layers.3.attention.v_proj"]
+    assert list(lora.targets(model, ("v_proj",), num_layers=1)) == ["decoder.layers.3.mixer.v_proj"]
     assert len(lora.targets(model, num_layers=2)) == 14
     with pytest.raises(UsageError, match=r"\*\.q_proj"):
         lora.apply(model, rank=2, alpha=2.0, keys=("query",))

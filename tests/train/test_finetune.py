@@ -245,14 +245,14 @@ def test_initial_weights_have_the_spread_asked_for(recipe: Path) -> None:
     model = pretraining.new_model(big, config)
     layer = model.decoder.layers[3]
     spread = {
-        0.1: [model.embedding.tokens.weight, layer.attention.q_proj.weight, layer.feed_forward.up_proj.weight],
-        0.1 / 4: [layer.attention.o_proj.weight, layer.feed_forward.down_proj.weight],
+        0.1: [model.embedding.tokens.weight, layer.mixer.q_proj.weight, layer.feed_forward.up_proj.weight],
+        0.1 / 4: [layer.mixer.o_proj.weight, layer.feed_forward.down_proj.weight],
     }
     for std, weights in spread.items():
         for weight in weights:
             assert float(weight.std()) == pytest.approx(std, rel=0.05)
-    assert not layer.attention.q_proj.bias.any()
-    assert bool((layer.attention_norm.pre.weight == 1).all())
+    assert not layer.mixer.q_proj.bias.any()
+    assert bool((layer.mixer_norm.pre.weight == 1).all())
     again = pretraining.new_model(big, config).embedding.tokens.weight
     assert bool(mx.array_equal(again, model.embedding.tokens.weight))
 

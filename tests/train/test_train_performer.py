@@ -56,7 +56,7 @@ def test_training_lowers_the_loss(recipe: Path, tmp_path: Path, kind: Any) -> No
     losses = [event.loss for event in run(recipe, tmp_path / "run", kind) if isinstance(event, Evaluated)]
     assert losses[-1] < 0.7 * losses[0]
     model, _ = checkpoint.load(tmp_path / "run" / "model")
-    kinds = [isinstance(layer.attention, PerformerAttention) for layer in model.decoder.layers]
+    kinds = [isinstance(layer.mixer, PerformerAttention) for layer in model.decoder.layers]
     assert (
         kinds
         == {"performer": [True, True], "mixed": [False, True], "softmax": [False, False]}[
@@ -134,7 +134,7 @@ def test_lora_adapts_it(recipe: Path, trained: Path, tmp_path: Path) -> None:
 
 
 def test_the_spec_says_what_the_config_says(trained: Path) -> None:
-    spec = checkpoint.load_model(trained).spec.decoder.layers[1].attention
+    spec = checkpoint.load_model(trained).spec.decoder.layers[1].mixer
     assert isinstance(spec, PerformerSpec)
     assert (spec.num_features, spec.seed, spec.num_heads, spec.num_kv_heads) == (24, 1, 4, 2)
     assert np.isclose(spec.scale, 8**-0.5)

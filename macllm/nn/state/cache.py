@@ -93,11 +93,11 @@ def make_cache(
     """An empty cache for a stack. Raises UsageError for bits that no codec has, and for one that sees both ways."""
     if kv_bits not in (None, 4, 8):
         raise UsageError(f"kv_bits is {kv_bits}; it can be 4, 8 or None (not quantized)")
-    if any(isinstance(layer.attention.mask, Bidirectional | Local) for layer in stack.layers):
+    if any(isinstance(layer.mixer.mask, Bidirectional | Local) for layer in stack.layers):
         raise UsageError("this model sees both ways and cannot go token by token", remedy="call it without a cache")
     padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
     codec: Codec = DenseCodec() if kv_bits is None else QuantizedCodec(kv_bits)
-    layers = [_empty(layer.attention, codec, padding) for layer in stack.layers]
+    layers = [_empty(layer.mixer, codec, padding) for layer in stack.layers]
     return Cache(layers, padding, max_context, kv_bits)
 
 
