@@ -28,11 +28,11 @@ COMMANDS = {
     "chat": "Talk to a model, in the terminal or in a pipe.",
     "generate": "Complete one prompt on stdout.",
     "models": "List, fetch, show, check and remove models.",
-    "finetune": "Teach a model from your own rows.",
+    "finetune": "Fine-tune a model on your own data (LoRA).",
     "fuse": "Merge an adapter into its model.",
     "train": "Train a model from a recipe.",
     "bench": "Measure a model on this machine.",
-    "doctor": "Say what macllm finds on this machine.",
+    "doctor": "Show system and kernel diagnostics.",
 }
 
 WELCOME = """\

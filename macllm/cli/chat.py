@@ -15,7 +15,7 @@ from .sampling import model_options, sampling_options
 @model_options
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer; without it, to the end of the context.")
 @click.option("--plain", is_flag=True, help="Plain lines instead of the full screen.")
-@click.option("-v", "--verbose", is_flag=True, help="Say how fast it went, on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
 @sampling_options
 def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
     """Talk to a model.

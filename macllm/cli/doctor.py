@@ -27,7 +27,7 @@ from .output import Progress, say
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(build: bool, kernels: bool, as_json: bool) -> None:
-    """Say what macllm finds on this machine: put it into a bug report.
+    """Show system and kernel diagnostics, for a bug report.
 
     Without options: versions, memory, disk, terminal, caches, and which kernels compute.
     """

@@ -15,12 +15,12 @@ from .training import check, tell
 
 @click.command("finetune")
 @click.option(
-    "--lora", is_flag=True, expose_value=False, help="Train a low-rank adapter: the default, and the only way."
+    "--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default)."
 )
 @click.option("--config", "toml_file", metavar="FILE", help="A TOML file with any of the settings below.")
 @config_options(FinetuneConfig)
 def command(config: FinetuneConfig) -> None:
-    """Teach a model from your own rows.
+    """Fine-tune a model on your own data (LoRA).
 
     A row is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter's
     folder goes to stdout; macllm chat --adapter uses it, macllm fuse merges it.

@@ -49,7 +49,7 @@ class _Options:
 @click.option("--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and N rivals.")
 @click.option("--max-context", type=int, metavar="N", help="Longest prompt and answer together, in tokens.")
 @click.option("--kv-bits", type=int, metavar="4|8", help="Keep keys and values quantized.")
-@click.option("-v", "--verbose", is_flag=True, help="Say how fast it went, on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
 @sampling_options
 def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
     """Complete PROMPT on stdout; - reads it from standard input.

@@ -50,7 +50,7 @@ def get_model(name: str) -> None:
 @click.argument("name", default="maclet")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def show(name: str, as_json: bool) -> None:
-    """Show what is known of a model, without fetching its weights."""
+    """Show a model's metadata without downloading its weights."""
     from macllm.hub import describe
 
     found = describe(name)

@@ -33,7 +33,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "min_length": (int, "Tokens, the prompt's included, before an answer may end."),
     "min_new_tokens": (int, "Tokens before an answer may end."),
     "forced_bos_token_id": (int, "The first token of a text-to-text model's answer."),
-    "seed": (int, "Draw the same tokens again."),
+    "seed": (int, "Random seed; the same seed reproduces the output."),
 }
 TOKENS: dict[str, str] = {
     "dry_breakers": "A token that ends a repetition.",
@@ -48,7 +48,7 @@ MODEL_HELP = "A folder, org/name or org/name@revision; without it, the bundled m
 def model_options(function: Command) -> Command:
     """Add --model, --adapter and --system."""
     for option in (
-        click.option("-s", "--system", metavar="TEXT", help="What the model is told before the conversation."),
+        click.option("-s", "--system", metavar="TEXT", help="System prompt."),
         click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to run the model with."),
         click.option("-m", "--model", metavar="NAME", help=MODEL_HELP),
     ):

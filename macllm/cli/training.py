@@ -28,7 +28,7 @@ ODD_ROWS = {
     "split_rows": "split",
     "dropped_rows": "dropped as too long",
     "unsupervised_rows": "without anything to learn",
-    "expanded_rows": "made of one conversation each",
+    "expanded_rows": "expanded to one example per turn",
 }
 
 
@@ -118,15 +118,15 @@ def _say_finished(event: Finished, losses: list[float]) -> None:
 
 
 def _say_prepared(event: Prepared) -> None:
-    checked = f"; {event.valid_rows} rows to check with" if event.valid_rows else ""
-    say(f"{event.rows} rows, {event.supervised_tokens} of {event.tokens} tokens to learn{checked}")
+    checked = f"; {event.valid_rows} validation examples" if event.valid_rows else ""
+    say(f"{event.rows} examples, {event.supervised_tokens} of {event.tokens} tokens supervised{checked}")
     for name, what in ODD_ROWS.items():
         if count := getattr(event, name):
             say(f"  {count} rows {what}")
     share = f"{event.trained_parameters / max(1, event.parameters):.2%}"
     say(f"{event.trained_parameters} of {event.parameters} parameters to train ({share}), {event.steps} steps")
     if event.first_step:
-        say(f"going on after step {event.first_step}")
+        say(f"resuming from step {event.first_step}")
 
 
 def _say_step(event: Step, steps: int) -> None:
