@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     "-n", "--new", "new_tokens", type=click.IntRange(min=2), default=64, show_default=True, help="New tokens."
 )
 @click.option(
-    "-r", "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Repetitions; the median is reported."
+    "-r",
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Repetitions; the median is reported.",
 )
 @click.option("--kv-bits", type=click.Choice(["4", "8"]), help="Keep keys and values quantized.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")

@@ -14,9 +14,7 @@ from .training import check, tell
 
 
 @click.command("finetune")
-@click.option(
-    "--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default)."
-)
+@click.option("--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default).")
 @click.option("--config", "toml_file", metavar="FILE", help="A TOML file with any of the settings below.")
 @config_options(FinetuneConfig)
 def command(config: FinetuneConfig) -> None:

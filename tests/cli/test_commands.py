@@ -80,7 +80,7 @@ def test_train_prints_its_folder_and_tells_the_rest_on_stderr(
 ) -> None:
     ran = run("train", made / "recipe.toml", "--iters", 3, "--steps-per-report", 1, "--output", tmp_path / "run")
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'run'}\n")
-    assert "6 rows" in ran.err
+    assert "6 examples" in ran.err
     assert [line.split()[1] for line in ran.err.splitlines() if "  loss " in line] == ["1/3", "2/3", "3/3"]
 
 
