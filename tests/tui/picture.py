@@ -1,0 +1,84 @@
+"""Picture of the chat in README: `python -m tests.tui.picture` writes it to `.github/chat.svg`.
+
+The app draws it, and the bundled model answers, greedily, on MLX's own operations. Speed and memory depend on the
+machine and are set to the values measured on two cores of an AMD EPYC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+from macllm.chat.options import ChatOptions, open_session
+from macllm.chat.session import Session
+from macllm.generation.contract import Engine, MemoryUse
+from macllm.generation.request import Done, Event, Request, Timing
+from macllm_tui.app import ChatApp
+
+PICTURE = Path(__file__).resolve().parents[2] / ".github" / "chat.svg"
+QUESTIONS = ("What is RoPE?", "Why is it used?")
+SIZE = (84, 21)  # cells
+TOKENS_PER_SECOND = 755
+FIRST_TOKEN_SECONDS = 0.01
+MEMORY_BYTES = 12_000_000
+FONTS = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace'
+
+
+class SteadyEngine:
+    """An engine whose answers are real and whose times and memory are the same on every machine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.info = engine.info
+        self.cancel = engine.cancel
+        self.close = engine.close
+
+    def submit(self, request: Request) -> Iterator[Event]:
+        for event in self._engine.submit(request):
+            if isinstance(event, Done):
+                seconds = (event.usage.completion_tokens - 1) / TOKENS_PER_SECOND
+                event = replace(event, timing=Timing(FIRST_TOKEN_SECONDS, seconds, MEMORY_BYTES))
+            yield event
+
+    def usage(self) -> MemoryUse:
+        return MemoryUse(MEMORY_BYTES, MEMORY_BYTES, 0)
+
+
+def drawn() -> str:
+    """The app's screenshot after the model has answered all questions, without links to fonts elsewhere."""
+    app = ChatApp(lambda tell: Session(SteadyEngine(open_session(ChatOptions()).engine)), model_name="maclet")
+    app.title = "macllm chat"
+
+    async def main() -> str:
+        async with app.run_test(size=SIZE) as pilot:
+            for number, question in enumerate(QUESTIONS, start=1):
+                app.chat.prompt.put(question)
+                await pilot.press("enter")
+                async with asyncio.timeout(60):
+                    while app.chat.session is None or len(app.chat.session.turns) < 2 * number or app.chat._current:
+                        await pilot.pause(0.01)
+            await pilot.pause(0.3)
+            app.chat.prompt.cursor_blink = False
+            await pilot.pause()
+            return app.export_screenshot(simplify=True)
+
+    environment = {"TEXTUAL_ANIMATIONS": "none", "MACLLM_THEME": "dark", "MACLLM_NATIVE": "0", "MACLLM_METAL": "0"}
+    with mock.patch.dict(os.environ, environment):
+        return standing_alone(asyncio.run(main()))
+
+
+def standing_alone(picture: str) -> str:
+    """The picture with the reader's own fonts: nothing in it is fetched from another host."""
+    picture = re.sub(r"\s*@font-face \{.*?\}\n", "\n", picture, flags=re.DOTALL)
+    picture = picture.replace("font-family: Fira Code, monospace", f"font-family: {FONTS}")
+    picture = picture.replace("font-family: arial", "font-family: sans-serif")
+    return "\n".join(line.rstrip() for line in picture.splitlines()) + "\n"
+
+
+if __name__ == "__main__":
+    PICTURE.write_text(drawn(), encoding="utf-8")
