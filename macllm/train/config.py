@@ -64,7 +64,7 @@ class TrainConfig:
 
     _folder: ClassVar[str]  # the field that names the run's folder
     # What may change between the halves of a resumed run without changing the weights it ends with.
-    _free: ClassVar[frozenset[str]] = frozenset(
+    _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
         {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -162,9 +162,9 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         return {k: list(cast("tuple[str, ...]", v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
-    def trajectory(self) -> dict[str, Any]:
+    def reproducibility_fields(self) -> dict[str, Any]:
         """The fields that decide which weights a run ends with."""
-        return {k: v for k, v in self.as_dict().items() if k not in self._free}
+        return {k: v for k, v in self.as_dict().items() if k not in self._NO_EFFECT_ON_WEIGHTS}
 
 
 @dataclass(frozen=True, kw_only=True)

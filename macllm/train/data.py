@@ -15,7 +15,7 @@ from . import rows
 from .config import LongRows, TrainConfig
 from .events import Advanced
 from .order import Order
-from .render import Example, TextTokenizer, examples
+from .render import Example, TextTokenizer, to_examples
 
 # Few shapes let MLX reuse its buffers; eight positions are little to pay for that.
 _PAD_TO = 8
@@ -30,7 +30,7 @@ class Batch:
     weights: np.ndarray
 
     @property
-    def learnt(self) -> int:
+    def num_target_tokens(self) -> int:
         """Number of supervised tokens."""
         return int(np.count_nonzero(self.weights))
 
@@ -66,13 +66,13 @@ class Dataset:
             for example in part:
                 digest.update(len(example).to_bytes(8, "little"))
                 digest.update(example.tokens.tobytes())
-                digest.update(example.learnt.tobytes())
+                digest.update(example.loss_mask.tobytes())
         return digest.hexdigest()
 
 
-def load(config: TrainConfig, tokenizer: TextTokenizer, reach: int | None = None) -> Dataset:
+def load(config: TrainConfig, tokenizer: TextTokenizer, context_length: int | None = None) -> Dataset:
     """The dataset that `loading` returns."""
-    work = loading(config, tokenizer, reach)
+    work = loading(config, tokenizer, context_length)
     while True:
         try:
             next(work)
@@ -81,23 +81,24 @@ def load(config: TrainConfig, tokenizer: TextTokenizer, reach: int | None = None
 
 
 def loading(
-    config: TrainConfig, tokenizer: TextTokenizer, reach: int | None = None
+    config: TrainConfig, tokenizer: TextTokenizer, context_length: int | None = None
 ) -> Generator[Advanced, None, Dataset]:
-    """The rows that `config` names, as examples of at most `max_seq_length` tokens, nor more than a model's `reach`.
+    """Tokenize the rows that `config` names, yielding progress; returns the dataset.
 
-    Yields how far it is. Raises DataError when nothing is left to learn.
+    An example has at most `max_seq_length` tokens, and at most `context_length` where that is given. Raises DataError
+    when no example with a supervised token is left.
     """
     train_path, valid_path = rows.find_files(config.data, config.valid)
     train_rows = rows.read(train_path)
     valid_rows = rows.read(valid_path) if valid_path else []
     if not valid_rows and config.valid_fraction > 0:
         train_rows, valid_rows = _hold_out(train_rows, config.valid_fraction, config.seed, train_path)
-    limit = min(config.max_seq_length, reach or config.max_seq_length)
+    limit = min(config.max_seq_length, context_length or config.max_seq_length)
     total = len(train_rows) + len(valid_rows)
     made: list[tuple[list[Example], Counts]] = []
-    for some, before in ((train_rows, 0), (valid_rows, len(train_rows))):
+    for group, before in ((train_rows, 0), (valid_rows, len(train_rows))):
         encoding = _Encoding(tokenizer, config, limit)
-        for number, row in enumerate(some):
+        for number, row in enumerate(group):
             yield Advanced("reading", before + number, total)
             encoding.add(row)
         made.append((encoding.kept, encoding.counted()))
@@ -136,7 +137,7 @@ class _Encoding:
 
     def add(self, row: rows.Row) -> None:
         """Tokenize a row. Raises DataError for one that cannot be, or that is too long for the config."""
-        made = examples(row, self._tokenizer, self._config.mask_prompt)
+        made = to_examples(row, self._tokenizer, self._config.mask_prompt)
         counts = replace(
             self._counts,
             rows=self._counts.rows + 1,
@@ -144,7 +145,7 @@ class _Encoding:
         )
         for example in made:
             fitting, counts = _fit(example, self._config.long_rows, self._limit, counts)
-            supervised = [e for e in fitting if e.learnt.any()]
+            supervised = [e for e in fitting if e.loss_mask.any()]
             if not supervised:
                 counts = replace(counts, unsupervised_rows=counts.unsupervised_rows + bool(fitting))
             self.kept += supervised
@@ -152,8 +153,8 @@ class _Encoding:
 
     def counted(self) -> Counts:
         """The counts with the tokens of all that was kept."""
-        tokens, learnt = sum(map(len, self.kept)), sum(int(e.learnt.sum()) for e in self.kept)
-        return replace(self._counts, tokens=tokens, supervised_tokens=learnt)
+        tokens, supervised = sum(map(len, self.kept)), sum(int(e.loss_mask.sum()) for e in self.kept)
+        return replace(self._counts, tokens=tokens, supervised_tokens=supervised)
 
 
 def _fit(example: Example, long_rows: LongRows, most: int, counts: Counts) -> tuple[list[Example], Counts]:
@@ -176,30 +177,30 @@ def _fit(example: Example, long_rows: LongRows, most: int, counts: Counts) -> tu
 
 
 def _cut(example: Example, start: int, stop: int) -> Example:
-    learnt = example.learnt[start:stop].copy()
-    learnt[:1] = False
-    return replace(example, tokens=example.tokens[start:stop], learnt=learnt)
+    loss_mask = example.loss_mask[start:stop].copy()
+    loss_mask[:1] = False
+    return replace(example, tokens=example.tokens[start:stop], loss_mask=loss_mask)
 
 
-def collate(some: Sequence[Example]) -> Batch:
+def collate(examples: Sequence[Example]) -> Batch:
     """One right-padded batch. Padding is token 0 with weight 0."""
-    longest = max(2, *map(len, some)) - 1
+    longest = max(2, *map(len, examples)) - 1
     length = -(-longest // _PAD_TO) * _PAD_TO
-    inputs = np.zeros((len(some), length), dtype=np.int32)
+    inputs = np.zeros((len(examples), length), dtype=np.int32)
     targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=np.float32)
-    for i, example in enumerate(some):
+    for i, example in enumerate(examples):
         n = len(example) - 1
         inputs[i, :n], targets[i, :n] = example.tokens[:-1], example.tokens[1:]
-        weights[i, :n] = example.learnt[1:]
+        weights[i, :n] = example.loss_mask[1:]
     return Batch(inputs, targets, weights)
 
 
 class Batches:
     """Batch number n of a run, for any n, in any order."""
 
-    def __init__(self, some: list[Example], batch_size: int, seed: int) -> None:
-        self._examples = some
-        self._order = Order([len(e) for e in some], batch_size, seed)
+    def __init__(self, examples: list[Example], batch_size: int, seed: int) -> None:
+        self._examples = examples
+        self._order = Order([len(e) for e in examples], batch_size, seed)
         self.per_epoch = self._order.batches_per_epoch
 
     def batch(self, number: int) -> Batch:
@@ -207,7 +208,7 @@ class Batches:
         return collate([self._examples[i] for i in self._order.rows(number)])
 
 
-def in_order(some: list[Example], batch_size: int) -> list[Sequence[Example]]:
+def in_order(examples: list[Example], batch_size: int) -> list[Sequence[Example]]:
     """Every example once, in batches of like length: for evaluation."""
-    by_length = sorted(some, key=len)
+    by_length = sorted(examples, key=len)
     return [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]

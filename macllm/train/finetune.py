@@ -91,7 +91,7 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
     config = config.fitted(_parameters(model))
-    rows = yield from data.loading(config, tokenizer, _reach(model, config))
+    rows = yield from data.loading(config, tokenizer, _context_length(model, config))
     wrapped = lora.apply(
         model,
         rank=config.rank,
@@ -103,10 +103,10 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     )
     with Run(folder, config, {"rows": rows.fingerprint(), "adapted": wrapped}) as run:
         trainer = Trainer(model, clm, config, rows, run.snapshots)
-        yield from run.watch(trainer, lambda: adapter.save(model, folder, _about(config)), folder)
+        yield from run.record(trainer, lambda: adapter.save(model, folder, _about(config)), folder)
 
 
-def _reach(model: Any, config: FinetuneConfig) -> int | None:
+def _context_length(model: Any, config: FinetuneConfig) -> int | None:
     if model.info.kind != "decoder":
         raise UsageError(f"{config.model} is no causal language model", remedy="a model that macllm chat talks to")
     return model.info.context_length

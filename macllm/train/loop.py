@@ -19,7 +19,7 @@ from .events import Advanced, Evaluated, Saved, Step, TrainEvent
 from .optim import AdamState, AdamW, Arrays, clip_factor, global_norm, learning_rate
 from .snapshot import Snapshots, TrainState
 
-_TOGETHER_BYTES = 1 << 26  # of new weights and moments that are computed before anybody waits
+_EVAL_CHUNK_BYTES = 1 << 26  # of new weights and moments that are computed before anybody waits
 
 Objective = Callable[[Any, Batch], tuple[mx.array, float, dict[str, float]]]
 
@@ -63,12 +63,12 @@ def _number(array: mx.array) -> float:
     return cast("float", array.item())
 
 
-def _compute(weights: Arrays, optimizer: AdamState) -> None:
+def _eval_in_chunks(weights: Arrays, optimizer: AdamState) -> None:
     """Evaluate some weights at a time, so that the memory of old ones and gradients is free for the next."""
     waiting: list[mx.array] = []
     for name, weight in weights.items():
         waiting += [weight, optimizer.mean[name], optimizer.square[name]]
-        if sum(array.nbytes for array in waiting) >= _TOGETHER_BYTES:
+        if sum(array.nbytes for array in waiting) >= _EVAL_CHUNK_BYTES:
             mx.eval(waiting)
             waiting = []
     mx.eval(waiting)
@@ -156,7 +156,7 @@ class Trainer:
         self.state = replace(state, step=state.step + 1, weights=weights, optimizer=optimizer, eval_loss=None)
         self.put(weights)
         del state, gradients
-        _compute(weights, optimizer)
+        _eval_in_chunks(weights, optimizer)
         window.numerator += numerator
         window.denominator += denominator
         window.norm += size
@@ -176,7 +176,7 @@ class Trainer:
             mx.eval(loss, summed)
             numerator += _number(loss)
             denominator += weight
-            self.window.tokens += batch.learnt
+            self.window.tokens += batch.num_target_tokens
         return summed, numerator, denominator
 
     def _report(self) -> Iterator[TrainEvent]:

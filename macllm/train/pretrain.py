@@ -54,7 +54,7 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     rows = yield from data.loading(config, tokenizer, model.info.context_length)
     with Run(folder, config, {"rows": rows.fingerprint(), "architecture": raw}) as run:
         trainer = Trainer(model, clm, config, rows, run.snapshots)
-        yield from run.watch(trainer, lambda: checkpoint.save(model, tokenizer, folder / "model"), folder / "model")
+        yield from run.record(trainer, lambda: checkpoint.save(model, tokenizer, folder / "model"), folder / "model")
 
 
 def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:

@@ -18,7 +18,7 @@ import numpy as np
 
 from macllm.errors import DataError, MacllmError
 
-from .rows import Chat, Completion, Row, Text
+from .rows import Chat, PlainText, PromptCompletion, Row
 
 
 class TextTokenizer(Protocol):
@@ -52,7 +52,7 @@ class Example:
     """Tokens (L,) int32 and, of the same shape, whether each is to be predicted; the first never is."""
 
     tokens: np.ndarray
-    learnt: np.ndarray
+    loss_mask: np.ndarray
     where: str
     splittable: bool = False
 
@@ -60,17 +60,17 @@ class Example:
         return len(self.tokens)
 
 
-def examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool) -> list[Example]:
+def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool) -> list[Example]:
     """The examples that a row makes: one, or one a turn where the template rewrites old turns."""
     match row:
-        case Text(text, where):
+        case PlainText(text, where):
             tokens = _closed(tokenizer.encode(text), tokenizer)
             return [_example(tokens, [(0, len(tokens))], where, splittable=True)]
-        case Completion(prompt, completion, where) if tokenizer.chat_template is None:
+        case PromptCompletion(prompt, completion, where) if tokenizer.chat_template is None:
             before = tokenizer.encode(prompt)
             tokens = _closed(before + tokenizer.encode(completion, add_special_tokens=False), tokenizer)
             return [_example(tokens, [(len(before) if mask_prompt else 0, len(tokens))], where)]
-        case Completion(prompt, completion, where):
+        case PromptCompletion(prompt, completion, where):
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
             return list(_chat(Chat(messages, None, where), tokenizer, mask_prompt))
         case Chat():
@@ -84,11 +84,11 @@ def _closed(tokens: list[int], tokenizer: TextTokenizer) -> list[int]:
 
 
 def _example(tokens: list[int], spans: list[tuple[int, int]], where: str, splittable: bool = False) -> Example:
-    learnt = np.zeros(len(tokens), dtype=bool)
+    loss_mask = np.zeros(len(tokens), dtype=bool)
     for start, stop in spans:
-        learnt[start:stop] = True
-    learnt[:1] = False
-    return Example(np.array(tokens, dtype=np.int32), learnt, where, splittable)
+        loss_mask[start:stop] = True
+    loss_mask[:1] = False
+    return Example(np.array(tokens, dtype=np.int32), loss_mask, where, splittable)
 
 
 def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Example]:
@@ -98,7 +98,7 @@ def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Ex
             remedy='rows of {"prompt": ..., "completion": ...} or {"text": ...}',
         )
     if mask_prompt and tokenizer.chat_template.marks_generation:
-        with _telling(row):
+        with _locating_errors(row):
             full, spans = tokenizer.chat_template.render_with_spans(row.messages, tools=row.tools)
         yield _align(full, spans, row, tokenizer)
         return
@@ -134,12 +134,12 @@ def _turn(row: Chat, i: int, tokenizer: TextTokenizer) -> tuple[str, str]:
 
 
 def _render(row: Chat, count: int, tokenizer: TextTokenizer, answer_next: bool) -> str:
-    with _telling(row):
+    with _locating_errors(row):
         return tokenizer.render(row.messages[:count], tools=row.tools, add_generation_prompt=answer_next)
 
 
 @contextmanager
-def _telling(row: Chat) -> Generator[None]:
+def _locating_errors(row: Chat) -> Generator[None]:
     """Tell of the row with whatever the template refuses."""
     try:
         yield

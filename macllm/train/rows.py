@@ -20,7 +20,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Completion:
+class PromptCompletion:
     """A prompt and the text that should follow it."""
 
     prompt: str
@@ -29,14 +29,14 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Text:
+class PlainText:
     """Text to continue at every token."""
 
     text: str
     where: str
 
 
-Row = Chat | Completion | Text
+Row = Chat | PromptCompletion | PlainText
 
 _KINDS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 
@@ -102,7 +102,7 @@ def _parse(line: bytes, where: str) -> Row:
     if "text" in row:
         if not isinstance(row["text"], str):
             raise DataError(f"{where}: text is not a string")
-        return Text(row["text"], where)
+        return PlainText(row["text"], where)
     found = ", ".join(sorted(map(str, row))) or "nothing"
     raise DataError(f"{where} has no field to learn from", cause=f"it has {found}", remedy=_KINDS)
 
@@ -113,7 +113,7 @@ def _completion(row: dict[str, Any], where: str) -> Row:
         return Chat(_check_messages(prompt + completion, where), _check_tools(row.get("tools"), where), where)
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise DataError(f"{where}: prompt and completion are not both strings, nor both lists of messages")
-    return Completion(prompt, completion, where)
+    return PromptCompletion(prompt, completion, where)
 
 
 def _check_messages(messages: Any, where: str) -> list[dict[str, Any]]:

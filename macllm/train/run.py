@@ -37,7 +37,7 @@ class Run:
         self.folder = folder
         self._config = config
         self._lock: int | None = None
-        self.snapshots = Snapshots(folder / "snapshots", config.keep, {**config.trajectory(), **identity})
+        self.snapshots = Snapshots(folder / "snapshots", config.keep, {**config.reproducibility_fields(), **identity})
 
     @staticmethod
     def check(folder: Path, config: TrainConfig) -> None:
@@ -74,17 +74,17 @@ class Run:
         if self._lock is not None:
             os.close(self._lock)
 
-    def watch(self, trainer: Trainer, hand_over: Callable[[], object], result: Path) -> Generator[TrainEvent]:
+    def record(self, trainer: Trainer, export: Callable[[], object], result: Path) -> Generator[TrainEvent]:
         """The events of `trainer`, each written to `metrics.jsonl` as it passes.
 
-        However it ends, once there was a step, `hand_over` writes `result` from the model: with the best weights
+        However it ends, once there was a step, `export` writes `result` from the model: with the best weights
         where there is validation data and the config asks for them, else with those of the last step.
         """
         first_step = trainer.state.step
         write_json(self.folder / SETTINGS_NAME, self._config.as_dict())
         # What a process told of steps that it did not live to save is told again.
         write_text(self.folder / _METRICS, "".join(line for line in self._lines() if _step(line) <= first_step))
-        events = self._events(trainer, hand_over, result)
+        events = self._events(trainer, export, result)
         with closing(events), (self.folder / _METRICS).open("a", encoding="utf-8") as file:
             for event in events:
                 if isinstance(event, Advanced):
@@ -94,7 +94,7 @@ class Run:
                 file.flush()
                 yield event
 
-    def _events(self, trainer: Trainer, hand_over: Callable[[], object], result: Path) -> Generator[TrainEvent]:
+    def _events(self, trainer: Trainer, export: Callable[[], object], result: Path) -> Generator[TrainEvent]:
         began, rows, loss = time.perf_counter(), trainer.rows, float("nan")
         yield Prepared(
             **asdict(rows.counts),
@@ -108,13 +108,13 @@ class Run:
             yield from trainer.run()
         finally:
             if trainer.state.step:
-                loss = self._choose(trainer)
+                loss = self._load_best(trainer)
                 trainer.model.eval()
-                hand_over()
+                export()
         yield Saved(trainer.state.step, str(result))
         yield Finished(trainer.state.step, loss, time.perf_counter() - began, str(self.folder))
 
-    def _choose(self, trainer: Trainer) -> float:
+    def _load_best(self, trainer: Trainer) -> float:
         """Put the weights to hand over into the model; their loss."""
         best = self.snapshots.best() if self._config.select == "best" and trainer.rows.valid else None
         if best is None or best.eval_loss is None:

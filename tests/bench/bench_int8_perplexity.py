@@ -26,7 +26,7 @@ from macllm.checkpoint import load
 from macllm.nn import quantize
 from macllm.ops.cross_entropy import cross_entropy
 from macllm.ops.quantized import Activations, activations
-from macllm.train.render import Example, examples
+from macllm.train.render import Example, to_examples
 from macllm.train.rows import Chat
 from macllm_models.maclet import make_data
 from macllm_models.maclet.knowledge import Guide
@@ -62,7 +62,7 @@ def main() -> None:
     wanted = int(sys.argv[1]) if sys.argv[1:] else make_data.VALIDATION
     model, tokenizer = load()
     rows = list(conversations(wanted, tokenizer))
-    chosen = {"all": [np.ones(len(row) - 1, bool) for row in rows], "answers": [row.learnt[1:] for row in rows]}
+    chosen = {"all": [np.ones(len(row) - 1, bool) for row in rows], "answers": [row.loss_mask[1:] for row in rows]}
     stored = losses(model, rows, whole, "float")
     for kind, masks in chosen.items():
         known = np.concatenate(picked(stored, masks))
@@ -91,7 +91,7 @@ def conversations(count: int, tokenizer: Any) -> Iterator[Example]:
     items = make_data.heldout_items(guide)
     heldout = {normalized(message["content"]) for item in items for message in item["messages"][:1]}
     for line in make_data.rows(guide, count, heldout, set()):
-        yield from examples(Chat(json.loads(line)["messages"], None, "valid.jsonl"), tokenizer, mask_prompt=True)
+        yield from to_examples(Chat(json.loads(line)["messages"], None, "valid.jsonl"), tokenizer, mask_prompt=True)
 
 
 def losses(model: Any, rows: list[Example], way: Logits, form: Activations) -> list[np.ndarray]:

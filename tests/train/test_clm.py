@@ -29,9 +29,9 @@ def rows(vocab_size: int) -> list[Example]:
     random = np.random.default_rng(0)
     made = []
     for n, masked in ((17, 5), (2, 1), (11, 11), (23, 1), (9, 8)):
-        learnt = np.arange(n) >= masked
-        learnt[3:5] = False
-        made.append(Example(random.integers(0, vocab_size, n).astype(np.int32), learnt, "here:1"))
+        loss_mask = np.arange(n) >= masked
+        loss_mask[3:5] = False
+        made.append(Example(random.integers(0, vocab_size, n).astype(np.int32), loss_mask, "here:1"))
     return made
 
 
@@ -47,7 +47,7 @@ def test_loss_and_every_gradient_are_those_of_transformers(case: oracles.Case, t
     tokens, labels = np.zeros((len(some), longest), np.int64), np.full((len(some), longest), -100)
     for i, row in enumerate(some):
         tokens[i, : len(row)] = row.tokens
-        labels[i, : len(row)][row.learnt] = row.tokens[row.learnt]
+        labels[i, : len(row)][row.loss_mask] = row.tokens[row.loss_mask]
     real = torch.tensor([[t < len(row) for t in range(longest)] for row in some]).long()
     loss = oracle(torch.tensor(tokens), attention_mask=real, labels=torch.tensor(labels), use_cache=False).loss
     loss.backward()

@@ -56,9 +56,9 @@ def test_a_batch_holds_inputs_targets_and_weights_side_by_side() -> None:
         n = len(row) - 1
         assert list(batch.inputs[i, :n]) == list(row.tokens[:-1])
         assert list(batch.targets[i, :n]) == list(row.tokens[1:])
-        assert list(batch.weights[i, :n]) == list(row.learnt[1:])
+        assert list(batch.weights[i, :n]) == list(row.loss_mask[1:])
         assert not batch.weights[i, n:].any()
-    assert batch.learnt == sum(int(r.learnt.sum()) for r in rows)
+    assert batch.num_target_tokens == sum(int(r.loss_mask.sum()) for r in rows)
 
 
 def test_long_rows_are_cut_in_the_open(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_long_rows_are_cut_in_the_open(tmp_path: Path) -> None:
     assert (cut.counts.truncated_rows, cut.counts.lost_tokens, cut.counts.tokens) == (1, 6, 8)
     pieces = made["split"].train[:3]
     assert [list(e.tokens) for e in pieces] == [whole[0:4], whole[3:7], whole[6:10]]
-    assert [t for e in pieces for t in e.tokens[e.learnt]] == whole[1:]
+    assert [t for e in pieces for t in e.tokens[e.loss_mask]] == whole[1:]
     assert (made["split"].counts.split_rows, made["split"].counts.lost_tokens) == (1, 0)
     assert (len(made["drop"].train), made["drop"].counts.dropped_rows) == (1, 1)
     with pytest.raises(DataError, match=r"train\.jsonl:1 has 10 tokens"):

@@ -43,7 +43,7 @@ def digest(model: nn.Module) -> str:
 
 
 def snapshots(folder: Path, config: TrainConfig = CONFIG) -> Snapshots:
-    return Snapshots(folder / "snapshots", config.keep, config.trajectory())
+    return Snapshots(folder / "snapshots", config.keep, config.reproducibility_fields())
 
 
 def gradient(model: nn.Module, batches: list[Batch]) -> dict[str, np.ndarray]:
@@ -65,10 +65,10 @@ def test_the_loss_is_its_definition_in_float64() -> None:
     total = 0.0
     for i, row in enumerate(rows):
         for t in range(len(row) - 1):
-            if row.learnt[t + 1]:
+            if row.loss_mask[t + 1]:
                 total += np.log(np.exp(logits[i, t]).sum()) - logits[i, t, row.tokens[t + 1]]
     loss, weight, _ = clm(model, batch)
-    assert weight == sum(int(r.learnt.sum()) for r in rows)
+    assert weight == sum(int(r.loss_mask.sum()) for r in rows)
     assert loss.item() == pytest.approx(total, rel=1e-6)
 
 
@@ -116,7 +116,7 @@ def test_a_run_is_its_definition_in_float64() -> None:
     for step in range(6):
         micro = [batches.batch(2 * step), batches.batch(2 * step + 1)]
         losses.append(sum(clm(literal, batch)[0].item() for batch in micro))
-        tokens.append(sum(batch.learnt for batch in micro))
+        tokens.append(sum(batch.num_target_tokens for batch in micro))
         gradients = {k: g.astype(np.float64) for k, g in gradient(literal, micro).items()}
         norms.append(math.sqrt(sum((g * g).sum() for g in gradients.values())))
         rates.append(1e-2 * ((step + 1) / 3 if step < 2 else 0.2 + 0.4 * (1 + math.cos(math.pi * (step - 2) / 4))))
@@ -219,7 +219,7 @@ def test_an_interrupt_while_weights_are_computed_leaves_the_whole_step(
             raise KeyboardInterrupt
         mx.eval(weights, optimizer.mean, optimizer.square)
 
-    monkeypatch.setattr(loop, "_compute", some)
+    monkeypatch.setattr(loop, "_eval_in_chunks", some)
     model = ToyLM()
     with pytest.raises(KeyboardInterrupt):
         list(fit(model, clm, CONFIG, ROWS, snapshots(tmp_path)))
@@ -253,7 +253,7 @@ def test_evaluation_is_before_the_first_step_then_every_so_many_and_after_the_la
     first, _, _ = clm(ToyLM(), collate(rows.valid))
     events = [e for e in fit(model, clm, replace(CONFIG, iters=10), rows) if isinstance(e, Evaluated)]
     assert [e.step for e in events] == [0, 4, 8, 10]
-    assert events[0].tokens == sum(int(r.learnt.sum()) for r in rows.valid)
+    assert events[0].tokens == sum(int(r.loss_mask.sum()) for r in rows.valid)
     assert events[0].loss == pytest.approx(first.item() / events[0].tokens, rel=1e-6)  # dropout is off
     assert [e.best for e in events][1] is True
 
@@ -434,7 +434,7 @@ def test_each_saved_event_names_a_snapshot_that_is_whole(tmp_path: Path) -> None
 
 
 def test_new_weights_take_the_place_of_old_ones_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_TOGETHER_BYTES", 1 << 20)
+    monkeypatch.setattr(loop, "_EVAL_CHUNK_BYTES", 1 << 20)
     model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(24)))
     x = mx.ones((1, 256))
     trainer = Trainer(model, lambda m, _: (m(x).sum(), 1.0, {}), CONFIG, ROWS)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from macllm.errors import DataError, UsageError
-from macllm.train.render import Example, examples
-from macllm.train.rows import Chat, Completion, Text
+from macllm.train.render import Example, to_examples
+from macllm.train.rows import Chat, PlainText, PromptCompletion
 from tests.train.toy import CharTokenizer
 
 Messages = list[dict[str, Any]]
@@ -36,17 +36,17 @@ def chat(*contents: str) -> Chat:
 
 
 def learnt(example: Example) -> str:
-    return "".join(chr(t) if on else "_" for t, on in zip(example.tokens, example.learnt, strict=True))
+    return "".join(chr(t) if on else "_" for t, on in zip(example.tokens, example.loss_mask, strict=True))
 
 
 def test_every_assistant_turn_and_its_end_marker_is_learnt() -> None:
-    (example,) = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(plain), mask_prompt=True)
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(plain), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n"
-    assert [i for i, on in enumerate(example.learnt) if on] == [10, 11, 12, 24, 25, 26]
+    assert [i for i, on in enumerate(example.loss_mask) if on] == [10, 11, 12, 24, 25, 26]
 
 
 def test_a_template_that_rewrites_old_turns_gives_one_example_a_turn() -> None:
-    first, second = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(forgetful), mask_prompt=True)
+    first, second = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(forgetful), mask_prompt=True)
     text = CharTokenizer().decode
     assert text(list(first.tokens)) == "<u>hi$\n<a>(hm)yo$"
     assert text(list(second.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>(hm)ok$"
@@ -56,9 +56,9 @@ def test_a_template_that_rewrites_old_turns_gives_one_example_a_turn() -> None:
 
 def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
     with pytest.raises(DataError, match=r"f\.jsonl:7"):
-        examples(chat("hi", "yo"), CharTokenizer(unstable), mask_prompt=True)
-    (example,) = examples(chat("hi", "yo"), CharTokenizer(unstable), mask_prompt=False)
-    assert example.learnt[1:].all()
+        to_examples(chat("hi", "yo"), CharTokenizer(unstable), mask_prompt=True)
+    (example,) = to_examples(chat("hi", "yo"), CharTokenizer(unstable), mask_prompt=False)
+    assert example.loss_mask[1:].all()
 
 
 def marked(messages: Messages, answer_next: bool) -> str:
@@ -71,31 +71,31 @@ def marked(messages: Messages, answer_next: bool) -> str:
 
 
 def test_a_template_that_marks_the_answers_is_believed() -> None:
-    (example,) = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(marked, True), mask_prompt=True)
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(marked, True), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "4<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n"
     assert learnt(example).replace("_", "") == "yo$ok$"
 
 
 def test_two_answers_in_a_row_are_both_learnt() -> None:
     row = Chat([{"role": r, "content": "x"} for r in ("user", "assistant", "assistant")], None, "f:1")
-    (example,) = examples(row, CharTokenizer(plain), mask_prompt=True)
+    (example,) = to_examples(row, CharTokenizer(plain), mask_prompt=True)
     assert learnt(example).replace("_", "") == "x$x$"
 
 
 def test_a_conversation_may_begin_with_the_assistant() -> None:
     row = Chat([{"role": "assistant", "content": "hello"}, {"role": "user", "content": "x"}], None, "f:1")
-    (example,) = examples(row, CharTokenizer(plain), mask_prompt=True)
+    (example,) = to_examples(row, CharTokenizer(plain), mask_prompt=True)
     assert learnt(example).replace("_", "") == "a>hello$"  # its first token has nothing to be predicted from
 
 
 def test_a_row_without_answers_has_nothing_to_learn() -> None:
-    (example,) = examples(chat("hi"), CharTokenizer(plain), mask_prompt=True)
-    assert not example.learnt.any()
+    (example,) = to_examples(chat("hi"), CharTokenizer(plain), mask_prompt=True)
+    assert not example.loss_mask.any()
 
 
 def test_a_chat_without_a_template_is_refused_and_told_where() -> None:
     with pytest.raises(DataError, match=r"f\.jsonl:7"):
-        examples(chat("hi", "yo"), CharTokenizer(), mask_prompt=True)
+        to_examples(chat("hi", "yo"), CharTokenizer(), mask_prompt=True)
 
 
 def test_what_a_template_refuses_is_told_with_its_line() -> None:
@@ -103,7 +103,7 @@ def test_what_a_template_refuses_is_told_with_its_line() -> None:
         raise UsageError("roles must alternate")
 
     with pytest.raises(DataError, match=r"f\.jsonl:7: roles must alternate"):
-        examples(chat("hi", "yo"), CharTokenizer(refuses), mask_prompt=True)
+        to_examples(chat("hi", "yo"), CharTokenizer(refuses), mask_prompt=True)
 
 
 class Joining(CharTokenizer):
@@ -114,7 +114,7 @@ class Joining(CharTokenizer):
 
 
 def test_a_token_across_the_beginning_of_an_answer_is_learnt() -> None:
-    (example,) = examples(chat("hi", "yo", "so", "ok"), Joining(plain), mask_prompt=True)
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), Joining(plain), mask_prompt=True)
     assert learnt(example).replace("_", "") == "\u0101o\u0100ok\u0100"
 
 
@@ -127,26 +127,26 @@ class Scrambling(CharTokenizer):
 
 def test_a_boundary_that_the_tokenizer_hides_is_refused() -> None:
     with pytest.raises(DataError, match="near a token"):
-        examples(chat("hi", "yo"), Scrambling(plain), mask_prompt=True)
+        to_examples(chat("hi", "yo"), Scrambling(plain), mask_prompt=True)
 
 
 def test_text_is_learnt_whole_and_ends_once() -> None:
-    (example,) = examples(Text("abc", "f:1"), CharTokenizer(), mask_prompt=True)
+    (example,) = to_examples(PlainText("abc", "f:1"), CharTokenizer(), mask_prompt=True)
     assert list(example.tokens) == [1, 97, 98, 99, 0]
-    assert list(example.learnt) == [False, True, True, True, True]
+    assert list(example.loss_mask) == [False, True, True, True, True]
 
 
 def test_a_completion_is_learnt_and_its_prompt_is_not() -> None:
-    row = Completion("ab", "cd", "f:1")
-    (example,) = examples(row, CharTokenizer(), mask_prompt=True)
+    row = PromptCompletion("ab", "cd", "f:1")
+    (example,) = to_examples(row, CharTokenizer(), mask_prompt=True)
     assert list(example.tokens) == [1, 97, 98, 99, 100, 0]
-    assert list(example.learnt) == [False, False, False, True, True, True]
-    (everything,) = examples(row, CharTokenizer(), mask_prompt=False)
-    assert np.count_nonzero(everything.learnt) == 5
+    assert list(example.loss_mask) == [False, False, False, True, True, True]
+    (everything,) = to_examples(row, CharTokenizer(), mask_prompt=False)
+    assert np.count_nonzero(everything.loss_mask) == 5
 
 
 def test_a_completion_goes_through_the_chat_template_where_there_is_one() -> None:
-    (example,) = examples(Completion("ab", "cd", "f:1"), CharTokenizer(plain), mask_prompt=True)
+    (example,) = to_examples(PromptCompletion("ab", "cd", "f:1"), CharTokenizer(plain), mask_prompt=True)
     assert learnt(example).replace("_", "") == "cd$"
 
 
@@ -165,7 +165,7 @@ def test_the_tools_of_a_row_reach_its_template(marks: bool, mask_prompt: bool) -
         return render(messages, tools=tools, add_generation_prompt=False), []
 
     tokenizer.render, template.render_with_spans = render, render_with_spans  # type: ignore[method-assign]
-    examples(Chat(chat("hi", "yo").messages, tools, "f:1"), tokenizer, mask_prompt)
+    to_examples(Chat(chat("hi", "yo").messages, tools, "f:1"), tokenizer, mask_prompt)
     assert seen
     assert all(given == tools for given in seen)
 
@@ -176,11 +176,11 @@ def closing(messages: Messages, answer_next: bool) -> str:
 
 
 def test_an_end_token_that_closes_the_conversation_parts_no_turn() -> None:
-    (example,) = examples(chat("hi", "yo", "so", "ok"), CharTokenizer(closing), mask_prompt=True)
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(closing), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n\x00"
     assert learnt(example).replace("_", "") == "yo$ok$"  # nor is the line break before it, which is never sampled
 
 
 def test_a_chat_gets_no_begin_token_but_its_templates() -> None:
-    (example,) = examples(chat("hi", "yo"), CharTokenizer(plain), mask_prompt=False)
+    (example,) = to_examples(chat("hi", "yo"), CharTokenizer(plain), mask_prompt=False)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n"

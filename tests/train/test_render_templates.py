@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from macllm.text.template import ChatTemplate
-from macllm.train.render import examples
+from macllm.train.render import to_examples
 from macllm.train.rows import Chat
 from tests.train.toy import CharTokenizer
 
@@ -48,10 +48,10 @@ LEARNT = {
 def test_answers_and_their_end_markers_are_learnt_and_nothing_else(name: str, repository: Path) -> None:
     source = (repository / "tests/text/templates" / f"{name}.jinja").read_text()
     tokenizer = Templated(ChatTemplate(source, TOKENS))
-    made = examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)
+    made = to_examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)
     got = []
     for example in made:
-        text = "".join(chr(t) if on else "\0" for t, on in zip(example.tokens, example.learnt, strict=True))
+        text = "".join(chr(t) if on else "\0" for t, on in zip(example.tokens, example.loss_mask, strict=True))
         got.append([part for part in text.split("\0") if part])
     assert [[part.strip() for part in parts] for parts in got] == LEARNT[name]
 
@@ -60,8 +60,8 @@ def test_answers_and_their_end_markers_are_learnt_and_nothing_else(name: str, re
 def test_an_example_begins_as_the_chat_would(name: str, repository: Path) -> None:
     source = (repository / "tests/text/templates" / f"{name}.jinja").read_text()
     tokenizer = Templated(ChatTemplate(source, TOKENS))
-    last = examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)[-1]
+    last = to_examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)[-1]
     prompt = tokenizer.render(MESSAGES[:-1])
     assert tokenizer.decode(list(last.tokens)).startswith(prompt)
-    assert not last.learnt[len(prompt) - 1]
-    assert last.learnt[len(prompt)]
+    assert not last.loss_mask[len(prompt) - 1]
+    assert last.loss_mask[len(prompt)]

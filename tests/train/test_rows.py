@@ -27,8 +27,8 @@ def test_the_three_kinds_of_rows_are_told_apart(tmp_path: Path) -> None:
     assert isinstance(first, rows.Chat)
     assert isinstance(fourth, rows.Chat)
     assert first.messages == fourth.messages
-    assert second == rows.Completion("p", "c", f"{path}:3")
-    assert third == rows.Text("t", f"{path}:4")
+    assert second == rows.PromptCompletion("p", "c", f"{path}:3")
+    assert third == rows.PlainText("t", f"{path}:4")
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ def arithmetic_rows(count: int, seed: int = 0, vocab_size: int = 32) -> list[Exa
     random = np.random.default_rng(seed)
     rows = []
     for n in random.integers(2, 20, count):
-        learnt = np.ones(n, dtype=bool)
-        learnt[: 1 + int(random.integers(0, n - 1))] = False
+        loss_mask = np.ones(n, dtype=bool)
+        loss_mask[: 1 + int(random.integers(0, n - 1))] = False
         tokens = (np.arange(n) * 3 + random.integers(vocab_size)) % vocab_size
-        rows.append(Example(tokens.astype(np.int32), learnt, "here:1"))
+        rows.append(Example(tokens.astype(np.int32), loss_mask, "here:1"))
     return rows
 
 
