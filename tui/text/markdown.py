@@ -10,11 +10,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 Mark = Literal["strong", "em", "s", "code", "link"]
-PartKind = Literal["text", "heading", "code", "table", "rule"]
+BlockKind = Literal["text", "heading", "code", "table", "rule"]
 
 
 @dataclass(frozen=True)
-class Run:
+class TextRun:
     """Some text and how it is marked. `href` is where a link leads."""
 
     text: str
@@ -22,30 +22,30 @@ class Run:
     href: str = ""
 
 
-Runs = tuple[Run, ...]
+TextRuns = tuple[TextRun, ...]
 
 
 @dataclass
-class Part:
+class MarkdownBlock:
     """One block. `first` and `rest` stand before its first and its other lines, `above` in the empty line over it.
 
     `above` is None where no empty line is. A code part has its code in one run and its language in `language`;
     a table has rows of cells, header first.
     """
 
-    kind: PartKind
-    runs: Runs = ()
+    kind: BlockKind
+    runs: TextRuns = ()
     first: str = ""
     rest: str = ""
     above: str | None = None
     level: int = 0  # of a heading
     language: str = ""
-    rows: list[list[Runs]] = field(default_factory=list)
+    rows: list[list[TextRuns]] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)  # columns that are aligned to the right
     in_list: bool = False
 
 
-def parse(source: str) -> list[Part]:
+def parse(source: str) -> list[MarkdownBlock]:
     """The parts of a document, in order."""
     walk = _Walk()
     for token in _PARSER.parse(source):
@@ -70,13 +70,13 @@ class _Walk:
     """Turns the tokens of the parser into parts."""
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[MarkdownBlock] = []
         self._containers: list[_Container] = []
         self._lists: list[int | None] = []  # the next number of each open list; None: bullets
         self._list_begins = False
         self._hidden = False  # inside a paragraph of a tight list
         self._heading = 0
-        self._rows: list[list[Runs]] = []
+        self._rows: list[list[TextRuns]] = []
         self._right: list[bool] = []
 
     def take(self, token: Token) -> None:
@@ -94,8 +94,8 @@ class _Walk:
             case "inline" if self._rows:
                 self._rows[-1].append(_runs(token.children or []))
             case "inline":
-                kind: PartKind = "heading" if self._heading else "text"
-                self._add(Part(kind, _runs(token.children or []), level=self._heading))
+                kind: BlockKind = "heading" if self._heading else "text"
+                self._add(MarkdownBlock(kind, _runs(token.children or []), level=self._heading))
             case "tr_open" | "th_open" | "table_close":
                 self._take_table(token)
             case _:
@@ -115,7 +115,7 @@ class _Walk:
             case "list_item_close" | "blockquote_close":
                 if not self._containers[-1].used:  # an empty item still has its bullet
                     self._hidden = bool(self._lists)
-                    self._add(Part("text"))
+                    self._add(MarkdownBlock("text"))
                 self._containers.pop()
 
     def _take_table(self, token: Token) -> None:
@@ -126,7 +126,7 @@ class _Walk:
                 self._right.append("right" in str(token.attrs.get("style", "")))
             case "table_close":
                 self._hidden = False
-                self._add(Part("table", rows=self._rows, right=self._right))
+                self._add(MarkdownBlock("table", rows=self._rows, right=self._right))
                 self._rows, self._right = [], []
 
     def _item(self) -> _Container:
@@ -138,7 +138,7 @@ class _Walk:
             self._lists[-1] = number + 1
         return _Container(bullet, " " * len(bullet))
 
-    def _add(self, part: Part) -> None:
+    def _add(self, part: MarkdownBlock) -> None:
         tight = self._hidden and not self._list_begins
         if self.parts and not tight:
             part.above = "".join(each.rest for each in self._containers if each.used).rstrip()
@@ -151,19 +151,19 @@ class _Walk:
         self.parts.append(part)
 
 
-def _leaf(token: Token) -> Part:
+def _leaf(token: Token) -> MarkdownBlock:
     """The part of a block that has no inside."""
     if token.type == "hr":
-        return Part("rule")
+        return MarkdownBlock("rule")
     text = token.content.rstrip("\n")
     if token.type == "html_block":
-        return Part("text", (Run(text),))
-    return Part("code", (Run(text),), language=token.info.split()[0] if token.info.strip() else "")
+        return MarkdownBlock("text", (TextRun(text),))
+    return MarkdownBlock("code", (TextRun(text),), language=token.info.split()[0] if token.info.strip() else "")
 
 
-def _runs(tokens: Iterable[Token]) -> Runs:
+def _runs(tokens: Iterable[Token]) -> TextRuns:
     """The runs of an inline token's children."""
-    runs: list[Run] = []
+    runs: list[TextRun] = []
     open_marks: list[Mark] = []
     href = ""
     for token in tokens:
@@ -179,5 +179,5 @@ def _runs(tokens: Iterable[Token]) -> Runs:
         else:
             text = {"softbreak": " ", "hardbreak": "\n"}.get(kind, token.content)
             marks = {*open_marks, *(["code"] if kind == "code_inline" else []), *(["link"] if href else [])}
-            runs.append(Run(text, frozenset(marks), href))  # type: ignore[arg-type]
+            runs.append(TextRun(text, frozenset(marks), href))  # type: ignore[arg-type]
     return tuple(runs)

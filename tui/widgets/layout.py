@@ -6,14 +6,14 @@ from textual.content import Content
 from textual.highlight import highlight
 from textual.style import Style
 
-from ..text.markdown import Part, Run, Runs
+from ..text.markdown import MarkdownBlock, TextRun, TextRuns
 
 _NARROWEST = 8  # cells that any part gets, however deep its list is
 _GAP = 2  # between the columns of a table
 _STYLES = {"strong": "bold", "em": "italic", "s": "strike", "code": "on $foreground 12%", "link": "$accent underline"}
 
 
-def lines_of(part: Part, width: int) -> list[Content]:
+def lines_of(part: MarkdownBlock, width: int) -> list[Content]:
     """The lines of a part, none of them wider than `width`; an empty line above it where it has one."""
     room = max(width - len(part.rest), _NARROWEST)
     if part.kind == "rule":
@@ -36,18 +36,18 @@ def _prefix(text: str) -> Content:
     return Content.styled(text, "$foreground 30%" if "▌" in text else "$accent")
 
 
-def _content(runs: Runs) -> Content:
+def _content(runs: TextRuns) -> Content:
     return Content("").join([_run(run) for run in runs])
 
 
-def _run(run: Run) -> Content:
+def _run(run: TextRun) -> Content:
     content = Content.styled(run.text.expandtabs(4), " ".join(_STYLES[mark] for mark in sorted(run.marks)))
     if run.href.startswith(("https://", "http://")):  # a model's word is no reason to open anything else
         content = content.stylize(Style.from_meta({"@click": f"link({run.href!r})"}))
     return content
 
 
-def _code(part: Part, width: int) -> list[Content]:
+def _code(part: MarkdownBlock, width: int) -> list[Content]:
     """Code on a ground of its own; a long line is folded, so that nothing is hidden."""
     code = highlight(part.runs[0].text, language=part.language or "text", tab_size=4)
     inner = max(width - 4, 1)
@@ -56,7 +56,7 @@ def _code(part: Part, width: int) -> list[Content]:
     return [_padded(line.pad_left(2), width).stylize_before("$foreground on $foreground 5%") for line in lines]
 
 
-def _table(part: Part, width: int) -> list[Content]:
+def _table(part: MarkdownBlock, width: int) -> list[Content]:
     """Columns apart by space alone; cells that are too wide are wrapped."""
     columns = max(len(row) for row in part.rows)
     rows = [[_content(cell) for cell in row] + [Content("")] * (columns - len(row)) for row in part.rows]

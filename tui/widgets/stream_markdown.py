@@ -12,7 +12,7 @@ from textual.style import Style
 from textual.visual import Visual
 from textual.widget import Widget
 
-from ..text.markdown import Part, parse
+from ..text.markdown import MarkdownBlock, parse
 from ..text.splitter import BlockSplitter
 from .layout import lines_of
 
@@ -31,7 +31,7 @@ class StreamMarkdown(Widget):
         self._splitter = BlockSplitter()
         self._source: list[str] = []
         self._last_block = ""
-        self._parts: list[Part] = []  # of finished blocks
+        self._parts: list[MarkdownBlock] = []  # of finished blocks
         self._lines: list[Content] = []  # of the first `_laid_out` of them, in `_width`
         self._laid_out = 0
         self._width = 0
@@ -70,7 +70,7 @@ class StreamMarkdown(Widget):
             self._tail = [line for part in self._continued(tail) for line in lines_of(part, width)]
         return self._lines + self._tail
 
-    def _continued(self, block: str) -> list[Part]:
+    def _continued(self, block: str) -> list[MarkdownBlock]:
         """The parts of a block that follows what is there: with an empty line above, except inside a tight list."""
         parts = parse(block)
         if parts and self._parts:

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Run:
-    """Between `least` and `most` characters of a class, as in `[...]` of a regular expression."""
+class Repeat:
+    """`least` to `most` characters of a class, as `[characters]{least,most}` of a regular expression."""
 
     characters: str
     least: int = 0
     most: int = 64
 
 
-SPACE = Run(r"\s")
-NAME = Run(r"^\s<>\"'{}()\[\]=,|｜", 1, 128)
+SPACE = Repeat(r"\s")
+NAME = Repeat(r"^\s<>\"'{}()\[\]=,|｜", 1, 128)
 
-Atom = str | tuple[str, ...] | Run
+Atom = str | tuple[str, ...] | Repeat
 
 
 class Shape:
@@ -77,7 +77,7 @@ class Literals:
 
 
 def _whole(atom: Atom) -> str:
-    if isinstance(atom, Run):
+    if isinstance(atom, Repeat):
         return f"[{atom.characters}]{{{atom.least},{atom.most}}}"
     if isinstance(atom, tuple):
         return f"(?:{'|'.join(map(re.escape, atom))})"
@@ -86,7 +86,7 @@ def _whole(atom: Atom) -> str:
 
 def _beginning(atom: Atom) -> str:
     """A pattern of every beginning of the atom, the empty one included."""
-    if isinstance(atom, Run):
+    if isinstance(atom, Repeat):
         return f"[{atom.characters}]{{0,{atom.most}}}"
     pattern = ""
     for literal in (atom,) if isinstance(atom, str) else atom:

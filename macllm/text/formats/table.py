@@ -9,7 +9,7 @@ from .call import Element, Quote
 from .nested import Nested
 from .pythonic import read_python
 from .readers import Braces, Named, Tagged, read_json, refuse_code
-from .shape import NAME, SPACE, Run
+from .shape import NAME, SPACE, Repeat
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ SOLAR = Element(
 )
 HARMONY = Element(
     "Harmony",
-    start=(Run(r"^{}\n", 0, 128), "to=", NAME, Run(r"^{}\n", 0, 64), "<|message|>"),
+    start=(Repeat(r"^{}\n", 0, 128), "to=", NAME, Repeat(r"^{}\n", 0, 64), "<|message|>"),
     read=_named(r".*?\bto=(?:functions\.)?(?P<name>[^\s<]+).*?<\|message\|>(?P<arguments>.*)"),
     quotes=(_STRING,),
     brackets="{}",
@@ -213,7 +213,7 @@ MINICPM = Element(
     quotes=(Quote('<param name="', "</param>", follow=("<param name=", "</function>")),),
     closing="</function>",
 )
-CODE = Element("code", start=(Run(r"^\s<", 1, 1),), read=refuse_code)
+CODE = Element("code", start=(Repeat(r"^\s<", 1, 1),), read=refuse_code)
 KIMI_K3 = Element(
     "Kimi K3",
     start=('<|open|>call tool="',),
