@@ -1,29 +1,68 @@
-"""README is true: its tree is the tree, its commands exist, its Python runs.
+"""README is true: its tree is the tree, its commands exist, its Python runs, its links lead somewhere.
 
-`python tests/house/test_readme.py` writes the tree and the help text anew. A file's line is the first sentence of
-its docstring or first comment; where it has none, README's line is kept.
+`python tests/house/test_readme.py` writes the tree and the help text anew. The tree has a line for each folder, and for
+the files of `SHOWN`. A line is the first sentence of the docstring; a folder without one keeps README's line.
 """
 
 from __future__ import annotations
 
 import ast
-import itertools
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
 from macllm.cli import COMMANDS, program
+from macllm.families import FAMILIES
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 README = REPOSITORY / "README.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NATIVE = {".cpp", ".h", ".metal"}
-BUILT = {"__pycache__", ".DS_Store"}
+PAGES = (README, REPOSITORY / "models" / "CPU.md", REPOSITORY / "models" / "METAL.md")
+SOURCES = {".py", ".cpp", ".h", ".metal"}
+SHOWN = {
+    "macllm/adapter.py",
+    "macllm/checkpoint.py",
+    "macllm/errors.py",
+    "macllm/generation/contract.py",
+    "macllm/generation/request.py",
+    "macllm/nn/protocol.py",
+    "macllm/nn/spec.py",
+    "macllm/nn/transformer.py",
+    "macllm/ops/dispatch.py",
+    "macllm/train/loop.py",
+    "tui/app.py",
+}
+"""Files that the tree names: where to begin to read."""
+TREE_LINES = 50
+WIDTH = 120
+FAMILY_NAMES = {
+    "bart": "BART",
+    "bert": "BERT",
+    "big_bird": "BigBird",
+    "gemma2": "Gemma 2",
+    "gemma3": "Gemma 2 and 3",
+    "gpt2": "GPT-2",
+    "llama": "Llama 2, 3",
+    "llama4": "Llama 2, 3 and 4",
+    "longformer": "Longformer",
+    "marian": "Marian",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "olmo2": "OLMo 2",
+    "phi3": "Phi-3 and\n  Phi-4-mini",
+    "qwen2": "Qwen 2",
+    "qwen3": "Qwen 2 and 3 (dense",
+    "qwen3_moe": "mixture of experts",
+    "roberta": "RoBERTa",
+    "t5": "T5",
+}
+"""Modules of families other than macllm's own, and their names in README."""
 
 
 def blocks(language: str) -> list[str]:
@@ -45,14 +84,18 @@ def documented_tree() -> dict[str, str]:
 
 
 def paths() -> list[Path]:
-    """Every file and folder of macllm/ and tui/, folders before what is in them, files before folders."""
+    """Every folder of macllm/ and tui/ that holds sources, and the files of `SHOWN`: folders before what is in them."""
 
     def walk(folder: Path) -> list[Path]:
-        children = [child for child in folder.iterdir() if child.name not in BUILT and child.suffix != ".so"]
+        children = [child for child in folder.iterdir() if key(child) in SHOWN or holds_sources(child)]
         children.sort(key=lambda child: (child.is_dir(), child.name))
         return [folder, *(found for child in children for found in (walk(child) if child.is_dir() else [child]))]
 
     return [path for top in ("macllm", "tui") for path in walk(REPOSITORY / top)]
+
+
+def holds_sources(path: Path) -> bool:
+    return path.is_dir() and any(child.suffix in SOURCES for child in path.iterdir())
 
 
 def key(path: Path) -> str:
@@ -60,18 +103,11 @@ def key(path: Path) -> str:
 
 
 def claim(path: Path) -> str | None:
-    """The first sentence of a module's or a package's docstring, or of a source's first comment; None without one."""
+    """The first sentence of a module's or a package's docstring; None without one."""
     source = path / "__init__.py" if path.is_dir() else path
-    if not source.is_file() or path.name == "__init__.py":
+    if not source.is_file():
         return None
-    text = source.read_text(encoding="utf-8")
-    if source.suffix == ".py":
-        text = ast.get_docstring(ast.parse(text)) or ""
-    elif source.suffix in NATIVE:
-        comment = itertools.takewhile(lambda line: line.startswith("//"), text.splitlines())
-        text = "\n".join(line.lstrip("/ ") for line in comment)
-    else:
-        return None
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(text.split("\n\n")[0].split())
     return re.split(r"(?<!\bet al)\.(?=\s|$)", paragraph)[0] or None
 
@@ -81,13 +117,18 @@ def written_tree() -> str:
     before = documented_tree()
     lines = []
     for path in paths():
-        if path.name == "__init__.py":
-            continue  # its folder's line tells of it
         text = claim(path) or before.get(key(path)) or "?"
         indent = "  " * (len(path.relative_to(REPOSITORY).parts) - 1)
         name = path.name + ("/" if path.is_dir() else "")
-        lines.append(f"{indent + name:<24} {text}")
+        lines.append(shortened(f"{indent + name:<24} {text}"))
     return "\n".join(lines) + "\n"
+
+
+def shortened(line: str) -> str:
+    """The line without as many of its last clauses as do not fit in the width."""
+    while len(line) > WIDTH:
+        line = line[: max(line.rfind(mark) for mark in (": ", "; "))] if ": " in line else line[: line.rindex(", ")]
+    return line
 
 
 def help_text() -> str:
@@ -113,6 +154,63 @@ def test_the_tree_is_the_tree() -> None:
 
 def test_every_line_of_the_tree_says_something() -> None:
     assert [path for path, text in documented_tree().items() if len(text) < 10] == []
+
+
+def test_the_tree_has_a_line_for_each_folder_and_fits_on_a_page() -> None:
+    lines = documented_tree()
+    assert len(lines) <= TREE_LINES
+    assert set(lines) >= SHOWN
+
+
+def test_no_line_of_the_first_screen_is_longer_than_120_characters() -> None:
+    first_screen = README.read_text(encoding="utf-8").split("## Five minutes")[0]
+    assert [line for line in first_screen.splitlines() if len(line) > WIDTH] == []
+
+
+def test_the_boxes_of_the_architecture_stand_in_the_order_of_the_layers() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = [
+        [name.strip().removeprefix("macllm.") for name in layer.split("|") if "(" not in name]
+        for layer in settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    ]
+    place = {name: floor for floor, names in enumerate(layers) for name in names}
+    (drawing,) = [body for body in blocks("text") if "┌" in body]
+    boxes = [line.split("│")[1].replace(",", " ").split() for line in drawing.splitlines() if line.startswith("│")]
+    shown = [name for box in boxes for name in box]
+    assert [place[name] for name in shown] == sorted(place[name] for name in shown)
+    assert set(place) - set(shown) == {"child", "files", "units", "errors"}
+    assert len(boxes) == 8
+
+
+def test_every_family_is_named_and_counted() -> None:
+    text = README.read_text(encoding="utf-8")
+    modules = {module for module, _ in FAMILIES.values()} - {"own"}
+    assert set(FAMILY_NAMES) == modules
+    assert [name for name in FAMILY_NAMES.values() if name not in text] == []
+    assert f"{len(modules)} model families" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_every_variable_of_macllm_is_documented_and_every_documented_one_is_read() -> None:
+    name = re.compile(r"\bMACLLM_[A-Z_]+\b")
+    sources = [path for top in ("macllm", "tui") for path in (REPOSITORY / top).rglob("*.py")]
+    read = {found for path in sources for found in name.findall(path.read_text(encoding="utf-8"))}
+    documented = {found for page in PAGES for found in name.findall(page.read_text(encoding="utf-8"))}
+    assert documented == read
+
+
+def test_the_mutants_of_the_mutation_tests_are_counted() -> None:
+    page = (REPOSITORY / "models" / "METAL.md").read_text(encoding="utf-8")
+    (more,) = re.findall(r"(\d+) more mutants", page)
+    tables = re.findall(r"^\|---\|---\|---\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert len(tables) == 2
+    mutants = int(more) + sum(len(table.splitlines()) for table in tables)
+    assert f"{mutants} mutants" in README.read_text(encoding="utf-8")
 
 
 def test_the_help_is_the_help() -> None:

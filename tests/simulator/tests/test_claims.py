@@ -1,14 +1,18 @@
-"""Bugs in macllm's kernels that their own quick tests must see. All of it is slow."""
+"""Bugs in macllm's kernels that their own quick tests must see."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.simulator.claims import BROKEN, Broken
+from tests.simulator.mutants.page import PAGE
 
-pytestmark = pytest.mark.slow
+
+def test_the_page_counts_the_bugs() -> None:
+    assert f"{len(BROKEN)} more mutants" in PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BROKEN, ids=lambda bug: f"{bug.kernel}: {bug.what}")
 def test_a_quick_test_sees_the_bug(bug: Broken) -> None:
     assert bug.seen()
