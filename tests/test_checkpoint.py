@@ -250,7 +250,12 @@ def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "told"),
-    [(None, "of which family"), (["llama"], "of which family"), ("spiral", "'spiral' is not supported")],
+    [
+        (None, "of which family"),
+        (["llama"], "of which family"),
+        ("spiral", "'spiral' is not supported"),
+        ("cache", "'cache' is not supported"),
+    ],
 )
 def test_a_model_type_that_nothing_reads_is_told_apart_from_one_that_fails(
     model_type: object, told: str, tmp_path: Path
@@ -274,3 +279,12 @@ def test_save_refuses_arguments_that_it_cannot_use_by_name(
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=said):
         checkpoint.save(model, tokenizer, tmp_path / place if isinstance(place, str) else place)
+
+
+@pytest.mark.parametrize("odd", [5, [], [5], {"class": "LlamaForCausalLM"}], ids=str)
+def test_architectures_that_are_no_names_count_as_not_told(odd: object, tmp_path: Path) -> None:
+    stored = golden("llama")
+    folder = stored.write(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": odd}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert checkpoint.load_model(folder).info.vocab_size == config["vocab_size"]

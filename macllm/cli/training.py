@@ -112,7 +112,8 @@ class _Underway:
 def _say_finished(event: Finished, losses: list[float]) -> None:
     loss = "nothing was left to train" if math.isnan(event.loss) else f"loss {event.loss:.4f}"
     say(f"done in {duration_text(event.seconds)}, {loss}")
-    if len(losses) > 1 and losses[-1] > KNOWN and (fell := 1 - losses[-1] / losses[0]) < LITTLE:
+    if len(losses) > 1 and losses[-1] > max(KNOWN, (1 - LITTLE) * losses[0]):
+        fell = 1 - losses[-1] / losses[0] if losses[0] else 0
         changed = f"fell by {fell:.0%} only" if fell > 0 else "did not fall"
         say(f"the loss {changed}, so little was learnt: try more --epochs, or another --learning-rate")
 

@@ -117,8 +117,9 @@ def is_tied(config: Config, head: str = "lm_head") -> bool:
 
 def architecture(config: Mapping[str, Any]) -> str:
     """The class that wrote the checkpoint, "" when not told."""
-    names: Any = config.get("architectures") or ""
-    return names if isinstance(names, str) else str(names[0])
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names else names
+    return first if isinstance(first, str) else ""
 
 
 def decoder_head(config: Config, softcap: float | None = None) -> HeadSpec | None:
@@ -199,8 +200,16 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     by_kind = [value for value in scaling.values() if isinstance(value, Mapping)]
     before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
-    length = config.get("model_max_length") or config.get("max_position_embeddings")
+    length = own_limit(config) or config.get("max_position_embeddings")
     return scaled_length(length, [before | dict(each) for each in by_kind or [scaling]])
+
+
+def own_limit(config: Mapping[str, Any]) -> int | None:
+    """The `model_max_length` of a config, in tokens; None for one that no sequence can have, such as 1e30."""
+    limit = config.get("model_max_length")
+    if isinstance(limit, str | float) and str(limit).removesuffix(".0").isdecimal():
+        limit = int(float(limit))
+    return limit if type(limit) is int and 1 <= limit < 2**31 else None
 
 
 def scaled_length(length: int | None, rotations: Iterable[Mapping[str, Any]]) -> int | None:

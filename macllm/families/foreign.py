@@ -148,21 +148,13 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
     """
     kind = str(config.get("model_type"))
     if kind in KNOWN_WRONG:
-        raise CheckpointError(
-            f"model_type {kind!r} is not supported",
-            cause=KNOWN_WRONG[kind],
-            remedy="a checkpoint of another family: macllm models ls, for those that are here",
-        )
+        raise _unsupported(kind, KNOWN_WRONG[kind])
     from mlx_lm.utils import _get_classes, load_model
 
     try:
         _get_classes({**config, "model_type": MODULES.get(kind, kind)})
-    except ValueError as error:
-        raise CheckpointError(
-            f"model_type {kind!r} is not supported",
-            cause="neither macllm nor mlx-lm has a class for it",
-            remedy="a checkpoint of another family: macllm models ls, for those that are here",
-        ) from error
+    except (ValueError, AttributeError) as error:  # mlx-lm keeps other modules beside its classes
+        raise _unsupported(kind) from error
     log.warning("%s is not a family of macllm's: mlx-lm's class runs it, with stock kernels", kind)
 
     text = text_config(config)
@@ -265,14 +257,19 @@ def _classes(
     return classes
 
 
+def _unsupported(kind: str, cause: str = "neither macllm nor mlx-lm has a class for it") -> CheckpointError:
+    """The error for a family that runs nowhere, or wrongly."""
+    return CheckpointError(
+        f"model_type {kind!r} is not supported",
+        cause=cause,
+        remedy="a checkpoint of another family: macllm models ls, for those that are here",
+    )
+
+
 def _failed(kind: str, does: str, error: BaseException) -> CheckpointError:
     """Our error for one of theirs."""
     if str(error).startswith("Model type ") and str(error).endswith(" not supported."):
-        return CheckpointError(
-            f"model_type {kind!r} is not supported",
-            cause="neither macllm nor mlx-lm has a class for it",
-            remedy="a checkpoint of another family: macllm models ls, for those that are here",
-        )
+        return _unsupported(kind)
     lines = str(error).strip().splitlines()
     said = " ".join(line.strip() for line in lines[:4])
     if not said or isinstance(error, KeyError | SystemExit | AssertionError | AttributeError | IndexError):

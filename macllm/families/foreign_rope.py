@@ -18,7 +18,7 @@ from macllm.nn.position import rotation
 from macllm.nn.spec import DynamicScaling, LongScaling, RoPESpec
 
 from . import spellings
-from .config import Config, rope, scaled_length
+from .config import Config, own_limit, rope, scaled_length
 
 # Classes of mlx-lm's, by name, that stretch rotations, and the attribute that holds their dims.
 _STRETCHED = {
@@ -134,4 +134,4 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
     stretched = [before | parameters for parameters in spellings.rotations(config).values()]
     full = spellings.completed(config)
-    return scaled_length(full.get("model_max_length") or spellings.first(full, names), stretched)
+    return scaled_length(own_limit(full) or spellings.first(full, names), stretched)

@@ -44,8 +44,9 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def refuse(config: Mapping[str, Any], readable: frozenset[str] = frozenset()) -> None:
     """Raise CheckpointError for a checkpoint that its config.json says another tool quantized, unless `readable`."""
-    if any(method not in readable for method in _methods(config)):
-        raise _packed(next(method for method in _methods(config) if method not in readable))
+    for method in _methods(config):
+        if method not in readable:
+            raise _packed(method)
 
 
 def explain(config: Mapping[str, Any], names: Iterable[str], cause: str) -> None:

@@ -17,6 +17,7 @@ from .request import Request, SamplingParams
 TokenId = Callable[[str], int | None]
 
 SAMPLING_NAMES = frozenset(each.name for each in fields(SamplingParams))
+_MOST_DIGITS = 20  # of a token id written as text
 REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - {"prompt", "messages", "sampling"}
 _TOKENS = {"stop_tokens", "dry_breakers", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"}
 
@@ -94,7 +95,7 @@ def read_biases(value: Any) -> tuple[tuple[int, float], ...]:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UsageError(f"logit_bias has {shown(pair)}; it can be {allowed}")
         token, bias = pair
-        if isinstance(token, str) and token.strip().isdecimal():
+        if isinstance(token, str) and token.strip().isdecimal() and len(token) <= _MOST_DIGITS:
             token = int(token)
         if not _is_whole(token):
             raise UsageError(f"logit_bias has the key {shown(token)}; it can be {allowed}")

@@ -284,7 +284,11 @@ class _Parts(list[_Part]):
 
 def _is_parts(content: object) -> TypeGuard[list[dict[str, Any]]]:
     """True for a content in parts; False for a text, and for the list that a tool returned."""
-    return is_list(content) and all(is_object(part) and part.get("type") in ("text", "thinking") for part in content)
+    return (
+        is_list(content)
+        and bool(content)
+        and all(is_object(part) and part.get("type") in ("text", "thinking") for part in content)
+    )
 
 
 def _walked(parts: _Parts) -> bool:

@@ -65,7 +65,7 @@ def read_tools(tools: Any) -> list[dict[str, Any]] | None:
 
 def plain(value: Any) -> Any:
     """A copy made of plain JSON types: no object with methods of its own reaches a template."""
-    if value is None or type(value) in (str, int, float, bool):
+    if value is None or type(value) in (str, int, float, bool, Foreign):
         return value
     if isinstance(value, str):
         return str.__str__(value)
@@ -117,7 +117,7 @@ def _object(value: Any, place: str, remedy: str) -> dict[str, Any]:
 def _message(value: Any, place: str) -> dict[str, Any]:
     message = _object(value, place, _EXAMPLE)
     role = message.get("role")
-    if not isinstance(role, str) or not role:
+    if not _is_text(role) or not role:
         found = "has no role" if role is None else f"has a role that is {kind_of(role) if role != '' else 'empty'}"
         raise UsageError(f"{place} {found}.", remedy='roles are "system", "user", "assistant" and "tool"')
     if "function_call" in message and not message.get("tool_calls"):  # OpenAI's form before tool_calls
@@ -167,7 +167,7 @@ def _is_structure(value: Any) -> bool:
 def _are_parts(content: list[Any]) -> bool:
     """True for a tool's result in parts; False for a list of the tool's own."""
     known = {*_TEXT_PARTS, *_THOUGHT_PARTS, "image", "image_url", "input_image"}
-    return all(is_object(part) and part.get("type") in known for part in content)
+    return bool(content) and all(is_object(part) and part.get("type") in known for part in content)
 
 
 def _part(part: Any, place: str) -> dict[str, Any]:
@@ -200,10 +200,10 @@ def _call(value: Any, place: str) -> dict[str, Any]:
         function = {name: call.pop(name) for name in ("name", "arguments", "parameters") if name in call}
     if "arguments" not in function and is_object(function.get("parameters")):
         function["arguments"] = function.pop("parameters")
-    if not isinstance(function.get("name"), str) or not function["name"]:
+    if not _is_text(function.get("name")) or not function["name"]:
         raise UsageError(f"{place} names no function.", remedy=_CALL_EXAMPLE)
     arguments = function.get("arguments", {})
-    if not isinstance(arguments, str) and not is_object(arguments):
+    if not _is_text(arguments) and not is_object(arguments):
         raise UsageError(
             f"{place} has arguments that are {kind_of(arguments)}, not an object or its JSON text.",
             remedy=_CALL_EXAMPLE,
@@ -236,7 +236,7 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
         said = f"has the type {kind!r} and no function" if isinstance(kind, str) else "describes no function"
         raise UsageError(f"{place} {said}.", remedy=_TOOL_EXAMPLE)
     function = _object(tool["function"], f"{place}.function", _TOOL_EXAMPLE)
-    if not isinstance(function.get("name"), str) or not function["name"]:
+    if not _is_text(function.get("name")) or not function["name"]:
         raise UsageError(f"{place} is a function without a name.", remedy=_TOOL_EXAMPLE)
     if "parameters" not in function and "input_schema" in function:  # Anthropic's name for it
         function = {("parameters" if name == "input_schema" else name): each for name, each in function.items()}

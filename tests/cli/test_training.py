@@ -29,6 +29,7 @@ def run(losses: list[float], end: float) -> Generator[TrainEvent]:
         ([3.0, 1.0], 1.0, "done in 2 s, loss 1.0000"),
         ([3.0], 3.0, "done in 2 s, loss 3.0000"),
         ([0.0002, 0.0003], 0.0003, "done in 2 s, loss 0.0003"),
+        ([0.0, 0.5], 0.5, "did not fall, so little was learnt"),
         ([], math.nan, "done in 2 s, nothing was left to train"),
     ],
 )

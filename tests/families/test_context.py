@@ -31,6 +31,9 @@ SPELLED: list[tuple[dict[str, Any], int | None]] = [
     ({}, 64),
     ({"max_position_embeddings": None}, None),
     ({"model_max_length": 128}, 128),  # Command R's
+    ({"model_max_length": "128"}, 128),
+    ({"model_max_length": 128.0}, 128),
+    *(({"model_max_length": odd}, 64) for odd in (1e30, -1, 0, True, [1], "long", float("nan"))),
     ({"model_max_length": 128, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 256),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, 256),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}, 128),

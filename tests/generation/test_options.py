@@ -64,6 +64,7 @@ def test_none_is_not_given(name: str) -> None:
         {"logit_bias": {5: "1"}},
         {"logit_bias": {5: True}},
         {"logit_bias": {"five": 1}},
+        {"logit_bias": {"9" * 5000: 1}},
         {"logit_bias": {5.5: 1}},
         {"logit_bias": {None: 1}},
         {"logit_bias": {(1, 2): 1}},

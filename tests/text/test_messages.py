@@ -92,6 +92,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
         [{"role": "assistant", "tool_calls": [CALL, {"function": {"arguments": {}}}]}],
         r"messages\[0\]\.tool_calls\[1\] names no function",
     ),
+    "a name that no JSON has": (
+        [{"role": "assistant", "tool_calls": [{"function": {"name": object(), "arguments": {}}}]}],
+        r"messages\[0\]\.tool_calls\[0\] names no function",
+    ),
+    "arguments that no JSON has": (
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": object()}}]}],
+        r"messages\[0\]\.tool_calls\[0\] has arguments that are of type object",
+    ),
+    "a role that no JSON has": (
+        [{"role": object(), "content": "x"}],
+        r"messages\[0\] has a role that is of type object",
+    ),
     "arguments that are a list": (
         [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
         r"messages\[0\]\.tool_calls\[0\] has arguments that are a list",
@@ -202,6 +214,7 @@ def test_tools_are_read_with_or_without_their_wrapping() -> None:
         ([{"type": "web_search"}], r"tools\[0\] has the type 'web_search' and no function"),
         ([{"description": "d"}], r"tools\[0\] describes no function"),
         ([{"type": "function", "function": {"description": "d"}}], r"tools\[0\] is a function without a name"),
+        ([{"type": "function", "function": {"name": object()}}], r"tools\[0\] is a function without a name"),
         ([{"name": "f", "parameters": "{}"}], r"tools\[0\] has parameters that are a text"),
     ],
 )

@@ -98,7 +98,8 @@ WAYS = {
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize(
-    ("content", "expected"), [(NULL_AND_TRUTH, JSON), ([NULL_AND_TRUTH, 1.5, "x"], f'[{JSON}, 1.5, "x"]'), ([1], "[1]")]
+    ("content", "expected"),
+    [(NULL_AND_TRUTH, JSON), ([NULL_AND_TRUTH, 1.5, "x"], f'[{JSON}, 1.5, "x"]'), ([1], "[1]"), ([], "[]"), ({}, "{}")],
 )
 def test_what_a_tool_returned_is_written_as_json(how: str, content: Any, expected: str) -> None:
     body, around = WAYS[how]
