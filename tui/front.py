@@ -9,8 +9,8 @@ from typing import IO
 
 from macllm.chat.options import ChatOptions, open_session
 from macllm.chat.session import Session
-from macllm.generation import defaults
 from macllm.generation.contract import Tell
+from macllm.generation.sampling import defaults
 
 Opener = Callable[[ChatOptions, Tell], Session]
 

@@ -18,8 +18,8 @@ from macllm.chat import transcript
 from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import UsageError
-from macllm.generation import defaults
 from macllm.generation.request import Request, SamplingParams
+from macllm.generation.sampling import defaults
 
 SETTINGS = (
     "max_tokens",

@@ -52,7 +52,7 @@ def open_session(options: ChatOptions, tell: Tell | None = None) -> Session:
     `tell` is called in another thread with what the engine says of itself.
     Raises: MacllmError of whatever kept the model from loading.
     """
-    from macllm.generation.process import ProcessEngine
+    from macllm.generation.engines.process import ProcessEngine
 
     engine = ProcessEngine(options.model or "maclet", options.adapter, trial=TRIAL, tell=tell)
     try:

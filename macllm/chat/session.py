@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from macllm.errors import DoesNotFitError, UsageError
-from macllm.generation.ranges import LARGEST_SEED
 from macllm.generation.request import (
     CallLines,
     Delta,
@@ -24,6 +23,7 @@ from macllm.generation.request import (
     Timing,
     Usage,
 )
+from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.units import count_text, tokens_text
 
 if TYPE_CHECKING:

@@ -72,9 +72,9 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
 
 def _check(request: dict[str, Any]) -> None:
     """Raise UsageError for what no model can take, before one is loaded."""
-    from macllm.generation import defaults
     from macllm.generation.options import SAMPLING_NAMES, read
     from macllm.generation.request import Request, SamplingParams
+    from macllm.generation.sampling import defaults
 
     given = read(request)
     sampling = {name: given.pop(name) for name in SAMPLING_NAMES & given.keys()}

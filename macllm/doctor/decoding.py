@@ -94,7 +94,7 @@ def _written(model: Any, prompt: list[int]) -> tuple[list[int], float]:
     """The likeliest tokens, and seconds for each but the first."""
     from macllm.generation.decode import decode, prefill
     from macllm.generation.request import SamplingParams
-    from macllm.generation.sampler import Sampler
+    from macllm.generation.sampling.sampler import Sampler
 
     cache = model.make_cache()
     greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, model.info.vocab_size or 256)

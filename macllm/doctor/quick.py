@@ -14,7 +14,7 @@ from typing import Protocol
 
 from macllm.child import Exit
 from macllm.generation.contract import News, Tell
-from macllm.generation.worker import memory_use
+from macllm.generation.engines.worker import memory_use
 from macllm.ops import dispatch
 from macllm.ops.metal import approved
 from macllm.ops.metal.approved import Kept

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from macllm.errors import UsageError
 from macllm.generation.decode import decode, prefill
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import Sampler
+from macllm.generation.sampling.sampler import Sampler
 from macllm.ops.quantized import rounds as rounds_to_integers
 
 from .machine import READ_BYTES, operations_per_second, read_bytes_per_second

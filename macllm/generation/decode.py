@@ -11,7 +11,7 @@ import mlx.core as mx
 from macllm.nn.protocol import LanguageModel, ModelCache
 
 from .request import Prefill, TokenLogprob
-from .sampler import Sampler, logprobs_of
+from .sampling.sampler import Sampler, logprobs_of
 
 _CLEAR_EVERY = 256  # decoding steps after which buffers that no longer fit a growing context go back to the system
 

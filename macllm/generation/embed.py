@@ -13,7 +13,7 @@ from macllm.text.messages import kind_of
 from macllm.text.tokenizer import Tokenizer
 
 from .prompt import check_pair
-from .ranges import shown
+from .sampling.ranges import shown
 
 Pooling = Literal["mean", "first", "last"]
 

@@ -10,9 +10,9 @@ from numbers import Integral
 from macllm.errors import DoesNotFitError, UsageError
 from macllm.nn.info import ModelInfo
 
-from . import defaults
-from .ranges import shown
 from .request import Request
+from .sampling import defaults
+from .sampling.ranges import shown
 
 log = logging.getLogger("macllm")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from macllm.errors import UsageError
 
-from .ranges import shown
 from .request import Request, SamplingParams
+from .sampling.ranges import shown
 
 TokenId = Callable[[str], int | None]
 

@@ -16,11 +16,8 @@ from macllm.ops import cpu
 from macllm.text.parts import part_splitter
 from macllm.text.tokenizer import Tokenizer
 
-from . import wishes
 from .assemble import Assembler
-from .constraints import Bounds
 from .decode import decode, prefill
-from .defaults import default_max_tokens, default_sampling, new_seed
 from .limits import check, room
 from .options import SAMPLING_NAMES
 from .options import read as read_options
@@ -38,7 +35,10 @@ from .request import (
     TokenLogprob,
     Usage,
 )
-from .sampler import Sampler
+from .sampling import wishes
+from .sampling.constraints import Bounds
+from .sampling.defaults import default_max_tokens, default_sampling, new_seed
+from .sampling.sampler import Sampler
 
 Prompt = str | Sequence[Mapping[str, Any]] | Request
 

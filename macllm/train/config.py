@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_
 
 from macllm.errors import UsageError
 from macllm.files import read_json
-from macllm.generation.ranges import shown
+from macllm.generation.sampling.ranges import shown
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 SETTINGS_NAME = "run.json"  # in a run's folder

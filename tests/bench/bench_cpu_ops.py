@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm import families
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import Sampler
+from macllm.generation.sampling.sampler import Sampler
 from macllm.nn.models import build
 from macllm.ops import attention, cpu, cross_entropy, gate, kv, linear, norm, quantized, rope
 from macllm.ops.cpu import blas

@@ -170,7 +170,7 @@ class Ours:
         """Seconds for `count` tokens after a short prompt."""
         from macllm.generation.decode import decode
         from macllm.generation.request import SamplingParams
-        from macllm.generation.sampler import Sampler
+        from macllm.generation.sampling.sampler import Sampler
 
         cache = self._model.make_cache()
         logits = self._prefilled(cache, PROMPT)

@@ -64,7 +64,7 @@ def drawn(setting: str, choice: str, size: int, steps: int) -> list[Any]:
     import numpy as np
 
     from macllm.generation.request import SamplingParams
-    from macllm.generation.sampler import Sampler, logprobs_of
+    from macllm.generation.sampling.sampler import Sampler, logprobs_of
     from macllm.ops.dispatch import using
 
     options = dict(SETTINGS[setting])

@@ -25,7 +25,7 @@ def macllm(folder: str, prompt: list[int], new: int) -> Callable[[], Iterator[ob
     from macllm.checkpoint import load_model
     from macllm.generation.decode import decode, prefill
     from macllm.generation.request import SamplingParams
-    from macllm.generation.sampler import Sampler
+    from macllm.generation.sampling.sampler import Sampler
 
     model: Any = load_model(Path(folder))
 

@@ -20,7 +20,7 @@ from primitives import trace
 from macllm import families
 from macllm.families.config import Config
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import Sampler
+from macllm.generation.sampling.sampler import Sampler
 from macllm.nn import quantize
 from macllm.nn.models import build
 from macllm.nn.state.buffer import Buffer

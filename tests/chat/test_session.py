@@ -9,8 +9,8 @@ import pytest
 from macllm.chat.options import ChatOptions, open_session, with_overrides
 from macllm.chat.session import Session
 from macllm.errors import DoesNotFitError, EngineCrashedError, ModelNotFoundError, UsageError
-from macllm.generation import process
 from macllm.generation.contract import EngineInfo
+from macllm.generation.engines import process
 from macllm.generation.request import Delta, Done, Event, Prefill, SamplingParams
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 

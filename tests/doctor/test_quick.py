@@ -26,7 +26,7 @@ from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.quick import BUDGET_SECONDS, CASE_SECONDS, QuickTrial
 from macllm.generation.contract import MemoryUse, News
-from macllm.generation.process import ProcessEngine
+from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.request import Request, SamplingParams
 from macllm.nn import quantize
 from macllm.ops import dispatch, fused_linear
@@ -474,7 +474,7 @@ def all_faster(parent: Parent, numbers: list[int], effort: Effort) -> None:
 
 def load_on_a_mac(name: str, adapter: str | None = None) -> tuple[Any, Any]:
     """A model that asks for a kernel, in a process that believes in a GPU; its name is that of the trial's target."""
-    import generate_fakes
+    from tests.generation import generate_fakes
 
     class Model(generate_fakes.FakeModel):
         def hidden(self, tokens: mx.array, cache: Any = None) -> mx.array:

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from generate_fakes import EOS, FakeDetokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from macllm.generation.assemble import Assembler
 from macllm.generation.decode import Sampled
 from macllm.generation.request import Delta, TokenLogprob
 from macllm.generation.stop import StopStrings
+from tests.generation.generate_fakes import EOS, FakeDetokenizer
 
 
 class Whole:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from macllm.errors import UsageError
-from macllm.generation.defaults import check
 from macllm.generation.options import REQUEST_NAMES, SAMPLING_NAMES, read
 from macllm.generation.request import Request, SamplingParams
+from macllm.generation.sampling.defaults import check
 
 TOKENS = {"<end>": 2, "a": 5}
 

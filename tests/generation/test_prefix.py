@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
-from generate_fakes import FakeCache
 from hypothesis import given
 from hypothesis import strategies as st
 
 from macllm.generation.prefix import Prefix, common_prefix
+from tests.generation.generate_fakes import FakeCache
 
 
 def filled(tokens: list[int], can_cut: bool = True) -> FakeCache:

@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from generate_fakes import FakeModel, FakeTokenizer
 
 import macllm
 from macllm.errors import UsageError
 from macllm.generation.prompt import encode_prompt, read_prompt
 from macllm.generation.request import Request
+from tests.generation.generate_fakes import FakeModel, FakeTokenizer
 
 MODEL, TOKENIZER = FakeModel(), FakeTokenizer()
 HI = {"role": "user", "content": "hi"}

@@ -7,7 +7,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from generate_fakes import EOS, FakeModel, FakeTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from macllm.generation import limits
 from macllm.generation.prefix import Prefix
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
 from macllm.generation.stream import generate, run, stream
+from tests.generation.generate_fakes import EOS, FakeModel, FakeTokenizer
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = tuple(b"the prompt of a test")

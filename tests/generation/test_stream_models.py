@@ -8,10 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from generate_fakes import FakeTokenizer
 from mlx.utils import tree_map
 
-from macllm.generation.engine import ThreadEngine
+from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.prefix import Prefix
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
 from macllm.generation.stream import generate, run
@@ -34,6 +33,7 @@ from macllm.nn.spec import (
     Sliding,
     StackSpec,
 )
+from tests.generation.generate_fakes import FakeTokenizer
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = (5, 17, 200, 3, 3, 90, 41, 8, 77, 5, 17)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from generate_fakes import FakeTokenizer
 
 from macllm import checkpoint
 from macllm.generation.request import Request, SamplingParams
 from macllm.generation.stream import generate
 from tests.families.oracles import CASES, Case, write
+from tests.generation.generate_fakes import FakeTokenizer
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

@@ -12,9 +12,9 @@ import jinja2.sandbox
 import pytest
 import sentencepiece
 
-from macllm.generation import wishes
-from macllm.generation.defaults import defaults
 from macllm.generation.request import SamplingParams
+from macllm.generation.sampling import wishes
+from macllm.generation.sampling.defaults import defaults
 from macllm_models.maclet import make_data, make_tokenizer
 from macllm_models.maclet.knowledge import Guide
 

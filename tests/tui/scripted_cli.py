@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import macllm.generation.process
+import macllm.generation.engines.process
 from macllm.cli import main
 from macllm.errors import EngineCrashedError, ModelNotFoundError
 from macllm.generation.contract import News
@@ -52,6 +52,6 @@ class Engine(ScriptedEngine):
 
 
 if __name__ == "__main__":
-    macllm.generation.process.ProcessEngine = Engine  # type: ignore[misc, assignment]
+    macllm.generation.engines.process.ProcessEngine = Engine  # type: ignore[misc, assignment]
     arguments = [argument for argument in sys.argv[2:] if argument != "--show-prompt"]
     sys.exit(main(arguments))

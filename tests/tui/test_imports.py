@@ -12,7 +12,7 @@ HEAVY = {"mlx.core", "textual", "rich", "tokenizers", "transformers"}
     ("modules", "loaded"),
     [
         ("macllm_tui", set()),
-        ("macllm_tui.front, macllm_tui.plain, macllm.chat.options, macllm.generation.process", set()),
+        ("macllm_tui.front, macllm_tui.plain, macllm.chat.options, macllm.generation.engines.process", set()),
         ("macllm_tui.app, macllm_tui.front", {"textual", "rich"}),
     ],
 )

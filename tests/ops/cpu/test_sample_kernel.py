@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import Sampler, logprobs_of
+from macllm.generation.sampling.sampler import Sampler, logprobs_of
 from macllm.ops import dispatch
 
 FILTERS = [

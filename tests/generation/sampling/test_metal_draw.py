@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import Sampler, candidates
+from macllm.generation.sampling.sampler import Sampler, candidates
 from macllm.ops import using
 from tests.simulator.intercept import simulated
 from tests.simulator.run import How

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .request import SamplingParams
+from ..request import SamplingParams
 
 _NEVER = -math.inf
 

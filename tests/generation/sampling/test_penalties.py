@@ -3,12 +3,12 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-import sampling_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macllm.generation.penalties import CountPenalties, DryPenalty
 from macllm.generation.request import SamplingParams
+from macllm.generation.sampling.penalties import CountPenalties, DryPenalty
+from tests.generation.sampling import sampling_reference as reference
 
 V = 7
 LOGITS = np.array([3.0, -2.0, 0.0, 1.5, -0.5, 8.0, 2.5], dtype=np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 
 from macllm.errors import UsageError
 
-from . import options
+from .. import options
 from .ranges import COLDEST, WHOLE, allows
 
 _NUMBERS = (

@@ -5,11 +5,11 @@ import dataclasses
 import mlx.core as mx
 import numpy as np
 import pytest
-import sampling_reference as reference
 
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import Sampler, candidates, drop_top_choices, logprobs_of
+from macllm.generation.sampling.sampler import Sampler, candidates, drop_top_choices, logprobs_of
 from macllm.ops import dispatch
+from tests.generation.sampling import sampling_reference as reference
 
 SIZES = [1, 2, 3, 17, 9001]
 

@@ -6,7 +6,7 @@ import logging
 from importlib import import_module
 from typing import Any
 
-from .contract import Tell
+from ..contract import Tell
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from macllm.child import Parent, portable
 
-from .contract import News
-from .engine import Call, Calls, Job, own
+from ..contract import News
 from .idle import KernelTrial
+from .thread import Call, Calls, Job, own
 
 if TYPE_CHECKING:
     from macllm.ops.cpu import Compiling

@@ -7,9 +7,9 @@ import math
 import mlx.core as mx
 import pytest
 
-from macllm.generation.constraints import Bounds, Constraints, biases
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import Sampler
+from macllm.generation.sampling.constraints import Bounds, Constraints, biases
+from macllm.generation.sampling.sampler import Sampler
 
 SIZE = 8
 ENDS = frozenset({0})

@@ -14,10 +14,10 @@ from typing import Any
 from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo
 
+from ..options import read_bad_words, read_biases, read_sequence_biases, read_stop, read_tokens
+from ..request import Request, SamplingParams
 from . import wishes
-from .options import read_bad_words, read_biases, read_sequence_biases, read_stop, read_tokens
 from .ranges import COLDEST, OPTIONAL, RANGES, check_range, shown
-from .request import Request, SamplingParams
 
 log = logging.getLogger("macllm")
 

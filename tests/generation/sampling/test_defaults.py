@@ -6,9 +6,9 @@ import math
 import pytest
 
 from macllm.errors import UsageError
-from macllm.generation import wishes
-from macllm.generation.defaults import OURS, check, defaults
 from macllm.generation.request import Request, SamplingParams
+from macllm.generation.sampling import wishes
+from macllm.generation.sampling.defaults import OURS, check, defaults
 
 
 @pytest.mark.parametrize(

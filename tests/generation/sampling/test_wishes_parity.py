@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generate_fakes import FakeTokenizer
 
 from macllm import checkpoint
-from macllm.generation.defaults import default_sampling
+from macllm.generation.sampling.defaults import default_sampling
 from macllm.generation.stream import Request, generate
 from tests.families.oracles import CASES, Case, write
+from tests.generation.generate_fakes import FakeTokenizer
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

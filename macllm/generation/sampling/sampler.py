@@ -15,8 +15,8 @@ import mlx.core as mx
 
 from macllm.ops.sampling import Draw, Rules, logprobs
 
+from ..request import SamplingParams
 from .constraints import Bounds, Constraints, biases
-from .request import SamplingParams
 
 if TYPE_CHECKING:
     from .penalties import CountPenalties, DryPenalty

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.generation.constraints import Bounds
-from macllm.generation.defaults import defaults
-from macllm.generation.sampler import Sampler
+from macllm.generation.sampling.constraints import Bounds
+from macllm.generation.sampling.defaults import defaults
+from macllm.generation.sampling.sampler import Sampler
 from macllm.ops import using
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from macllm.generation.contract import News
-from macllm.generation.process import ProcessEngine
+from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.request import Delta, Request, SamplingParams
 from macllm.ops.cpu import build
 from tests.compiling import alive, cached, wait_for
@@ -40,7 +40,7 @@ def test_a_model_answers_while_the_kernels_are_compiled_beside(
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.05)
     news: list[News] = []
-    engine = ProcessEngine("quick", loader="generate_fakes:load_small", tell=news.append)
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", tell=news.append)
     first = answer(engine)
     assert loads(tmp_path) == ["stock"]
     wait_for(lambda: len(loads(tmp_path)) == 2)
@@ -53,7 +53,7 @@ def test_a_model_answers_while_the_kernels_are_compiled_beside(
     assert texts[0] == f"compiling the CPU kernels, once: 0 of {total}"
     assert texts[-2:] == [f"compiling the CPU kernels, once: {total} of {total}", ""]
     news.clear()
-    engine = ProcessEngine("quick", loader="generate_fakes:load_small", tell=news.append)
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", tell=news.append)
     assert answer(engine) == first
     engine.close()
     assert not news
@@ -66,7 +66,7 @@ def test_a_model_that_would_take_longer_without_kernels_waits_for_them(
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.02)
     news: list[News] = []
-    engine = ProcessEngine("quick", loader="generate_fakes:load_large", tell=news.append)
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_large", tell=news.append)
     assert engine.info.model_name == "quick"
     assert loads(tmp_path) == ["native"]
     engine.close()
@@ -79,7 +79,7 @@ def test_a_model_whose_files_went_away_goes_on_serving(
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.02)
     news: list[News] = []
-    engine = ProcessEngine("once", loader="generate_fakes:load_small", tell=news.append)
+    engine = ProcessEngine("once", loader="tests.generation.generate_fakes:load_small", tell=news.append)
     first = answer(engine)
     wait_for(lambda: len(loads(tmp_path)) == 2)
     assert answer(engine) == first
@@ -94,7 +94,7 @@ def test_why_there_are_no_kernels_is_told_once(variable: str, tmp_path: Path, mo
     if variable == "MACLLM_NATIVE_CACHE":
         monkeypatch.setenv("CXX", sys.executable)
     news: list[News] = []
-    engine = ProcessEngine("quick", loader="generate_fakes:load_small", tell=news.append)
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", tell=news.append)
     assert answer(engine)
     engine.close()
     (only,) = [each for each in news if each.text]
@@ -105,7 +105,7 @@ def test_why_there_are_no_kernels_is_told_once(variable: str, tmp_path: Path, mo
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_closing_during_the_compilation_leaves_no_files_and_no_compilers(size: str, compiler: Compiler) -> None:
     log = compiler(60)
-    engine = ProcessEngine("quick", loader=f"generate_fakes:load_{size}")
+    engine = ProcessEngine("quick", loader=f"tests.generation.generate_fakes:load_{size}")
     wait_for(lambda: alive(log))
     start = time.monotonic()
     engine.close()
@@ -119,8 +119,8 @@ def test_the_parents_death_ends_the_compilation(size: str, compiler: Compiler) -
     log = compiler(60)
     code = f"""if True:
         import time
-        from macllm.generation.process import ProcessEngine
-        engine = ProcessEngine("quick", loader="generate_fakes:load_{size}")
+        from macllm.generation.engines.process import ProcessEngine
+        engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_{size}")
         engine.info
         time.sleep(60)
     """

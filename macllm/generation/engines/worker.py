@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .contract import EngineInfo, MemoryUse
-from .defaults import default_sampling
-from .prefix import Prefix
-from .request import Events, Request
-from .stream import run
+from ..contract import EngineInfo, MemoryUse
+from ..prefix import Prefix
+from ..request import Events, Request
+from ..sampling.defaults import default_sampling
+from ..stream import run
 
 if TYPE_CHECKING:
     from macllm.nn.protocol import LanguageModel

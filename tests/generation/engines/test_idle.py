@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import generate_fakes as fakes
 import pytest
 
-from macllm.generation import engine as engines
 from macllm.generation.contract import News
-from macllm.generation.engine import ThreadEngine
-from macllm.generation.idle import KernelTrial
-from macllm.generation.process import ProcessEngine
+from macllm.generation.engines import thread as engines
+from macllm.generation.engines.idle import KernelTrial
+from macllm.generation.engines.process import ProcessEngine
+from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.request import Request, SamplingParams
 from macllm.ops import dispatch
+from tests.generation import generate_fakes as fakes
 
 GREEDY = SamplingParams(temperature=0.0)
 QUIET = 0.05
@@ -158,7 +158,7 @@ def test_on_linux_an_engine_never_loads_its_trial(monkeypatch: pytest.MonkeyPatc
     """Its process would tell: the trial's module ends it."""
     (tmp_path / "deadly.py").write_text("import os\nos._exit(9)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    engine = ProcessEngine("quick", loader="generate_fakes:load", trial="deadly:trial")
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load", trial="deadly:trial")
     for _ in range(2):
         assert [*engine.submit(Request(prompt=(1, 2), max_tokens=2, sampling=GREEDY))]
         time.sleep(1.3)

@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import generate_fakes as fakes
 import pytest
 
 from macllm.child import portable
 from macllm.errors import CheckpointError, EngineCrashedError, UsageError
 from macllm.generation.contract import Engine, EngineInfo
-from macllm.generation.defaults import OURS
-from macllm.generation.engine import ThreadEngine
-from macllm.generation.process import ProcessEngine
+from macllm.generation.engines.process import ProcessEngine
+from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.request import Delta, Done, Event, Request, SamplingParams
+from macllm.generation.sampling.defaults import OURS
 from macllm.generation.stream import run
+from tests.generation import generate_fakes as fakes
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = tuple(b"a prompt of some length for the engines")
@@ -35,7 +35,7 @@ KINDS = ["thread", "process"]
 def make(kind: str, name: str = "quick") -> Engine:
     if kind == "thread":
         return ThreadEngine(lambda: fakes.load(name), name)
-    return ProcessEngine(name, loader="generate_fakes:load")
+    return ProcessEngine(name, loader="tests.generation.generate_fakes:load")
 
 
 @pytest.fixture(autouse=True)
@@ -242,15 +242,17 @@ def test_a_child_that_leaves_its_last_words_has_them_in_the_log(home: Path) -> N
 
 def program(kind: str, body: str) -> list[str]:
     made = {
-        "thread": "ThreadEngine(lambda: __import__('generate_fakes').load('slow'), 'slow')",
-        "process": "ProcessEngine('slow', loader='generate_fakes:load')",
+        "thread": "ThreadEngine(lambda: load('slow'), 'slow')",
+        "process": "ProcessEngine('slow', loader='tests.generation.generate_fakes:load')",
     }
     source = f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})
         import os, signal
-        from macllm.generation.engine import ThreadEngine
-        from macllm.generation.process import ProcessEngine
+        from macllm.generation.engines.thread import ThreadEngine
+        from macllm.generation.engines.process import ProcessEngine
         from macllm.generation.request import Request
+        if {kind!r} == 'thread':
+            from tests.generation.generate_fakes import load
         engine = {made[kind]}
         events = engine.submit(Request(prompt=(1, 2, 3), max_tokens=3))
     """

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.generation.penalties import CountPenalties
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampler import candidates
+from macllm.generation.sampling.penalties import CountPenalties
+from macllm.generation.sampling.sampler import candidates
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol
 
 from macllm.errors import UsageError
 
-from .contract import EngineInfo, IdleWork, MemoryUse
-from .request import Done, Event, Request
+from ..contract import EngineInfo, IdleWork, MemoryUse
+from ..request import Done, Event, Request
 
 QUIET_SECONDS = 1.0
 """Time without a call after which an engine is idle."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from .request import SamplingParams
+from ..request import SamplingParams
 
 _LONGEST = 2**31 - 1  # no history is longer: MLX counts along an axis in 32 bits
 _LARGEST_PENALTY = 1e30  # finite, so that a vocabulary of nothing but repeats still has a distribution

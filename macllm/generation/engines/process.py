@@ -11,9 +11,9 @@ from typing import Any
 from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
-from .contract import EngineInfo, MemoryUse, News, Tell
-from .engine import EventStream, Job, closed_error
-from .request import Done, Event, Request
+from ..contract import EngineInfo, MemoryUse, News, Tell
+from ..request import Done, Event, Request
+from .thread import EventStream, Job, closed_error
 
 
 class ProcessEngine:
@@ -95,7 +95,7 @@ class _Child:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self.process = ChildProcess(
-            "macllm.generation.child:answer",
+            "macllm.generation.engines.child:answer",
             options,
             on_message=self._receive,
             on_exit=self._fail,

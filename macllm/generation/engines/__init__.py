@@ -1,0 +1,1 @@
+"""Engines: a thread or a child process that owns a model."""
