@@ -25,8 +25,8 @@ from macllm.nn.models import Model, build
 from macllm.nn.moe import ExpertLinear
 from macllm.nn.spec import EncoderDecoderSpec, ModelSpec
 from macllm.ops import cpu
-from macllm.ops.linear import HALVES, multiplies_halves
-from macllm.ops.quantized import reads_half_scales
+from macllm.ops.linear import HALVES, supports_half_weights
+from macllm.ops.quantized import supports_half_scales
 from macllm.weights.keymap import KeyMap, Weights, our_modules, their_modules, to_ours, to_theirs
 from macllm.weights.safetensors import load_folder, read_metadata, save_folder, weight_files
 from macllm.weights.ties import settle
@@ -169,7 +169,7 @@ def default_casts(model_type: str) -> dict[mx.Dtype, mx.Dtype]:
 def _as_stored(model: Model) -> frozenset[str]:
     """Names of the tensors that float32 activations meet in 16 bits: the same numbers in half the memory."""
     names: list[str] = []
-    matrices, scales = multiplies_halves(), reads_half_scales()
+    matrices, scales = supports_half_weights(), supports_half_scales()
     for path, module in model.named_modules():
         if isinstance(module, Linear | Table | ExpertLinear) and matrices:
             names.append(f"{path}.weight")

@@ -18,7 +18,7 @@ from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.nn.models import build
 from macllm.ops import cpu
-from macllm.ops.quantized import activations
+from macllm.ops.quantized import using_activations
 from macllm.weights.safetensors import load_folder
 from tests.adapting import adapter_gradients, assert_float32_like
 from tests.nn.test_quantize import BIASED, DENSE, EXPERTS, TOKENS
@@ -66,7 +66,7 @@ def test_kept_scales_give_what_the_same_numbers_in_float32_give(config, dtype, f
     folder = folder_of(config, dtype, tmp_path)
     kept, cast = checkpoint.load_model(folder), checkpoint.load_model(folder, mx.float32)
     assert mx.bfloat16 not in {array.dtype for array in weights(cast).values()}
-    with activations(form):
+    with using_activations(form):
         for tokens in (TOKENS, TOKENS[:1, :1], mx.tile(TOKENS, (1, 5))):
             got, want = (np.array(model(tokens)) for model in (kept, cast))
             np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from macllm.ops.metal.approved import Kept
+from macllm.ops.metal.approved import Decisions
 
 from .case import Arrays, Case, Run
 from .cases import cases
@@ -30,7 +30,7 @@ Clock = Callable[[], float]
 class Effort:
     """Thoroughness of the timing of a case."""
 
-    rounds: int  # each is a `Timing`
+    rounds: int  # each is a `PairTiming`
     turns: int  # ours, stock, stock, ours
     enough_seconds: float  # dispatches are timed together until they take as long
 
@@ -40,7 +40,7 @@ QUICK = Effort(rounds=1, turns=5, enough_seconds=0.03)
 
 
 @dataclass(frozen=True)
-class Timing:
+class PairTiming:
     """Seconds of a dispatch, and MLX's over ours: medians of turns; and from where to where the latter lies.
 
     Of the turns the two farthest out do not count: something else may have come between.
@@ -64,7 +64,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CaseResult:
     """Outcome of a case: how far the kernel's results lie from what is right (1 is allowed), and its timings."""
 
     op: str
@@ -73,7 +73,7 @@ class Verdict:
     bucket: str
     timed: bool
     apart: float | None = None
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[PairTiming, ...] = ()
     traffic_bytes: int | None = None
     error: str | None = None
 
@@ -100,7 +100,7 @@ class Verdict:
         return self.traffic_bytes / min(timing.seconds for timing in self.timings)
 
     @property
-    def objection(self) -> str | None:
+    def rejection(self) -> str | None:
         """Why this case speaks against the kernel; None where it does not."""
         if self.error is not None:
             return self.error
@@ -116,33 +116,33 @@ class Verdict:
         """The verdict as a JSON object, for a report."""
         infinite = self.apart is not None and math.isinf(self.apart)
         told = {"apart": None if infinite else self.apart, "bytes_per_second": self.bytes_per_second}
-        return {**asdict(self), **told, "right": self.is_right, "objection": self.objection}
+        return {**asdict(self), **told, "right": self.is_right, "objection": self.rejection}
 
 
-def trials(some: Iterable[Case] | None = None, *, clock: Clock | None = time.perf_counter) -> Iterator[Verdict]:
+def trials(some: Iterable[Case] | None = None, *, clock: Clock | None = time.perf_counter) -> Iterator[CaseResult]:
     """Every case, one after another; without a clock none is timed."""
     for case in cases() if some is None else some:
-        yield tried(case, clock)
+        yield run_case(case, clock)
 
 
-def tried(case: Case, clock: Clock | None = time.perf_counter, effort: Effort = WHOLE) -> Verdict:
+def run_case(case: Case, clock: Clock | None = time.perf_counter, effort: Effort = WHOLE) -> CaseResult:
     """One case; whatever the kernel does wrong is in the verdict."""
     dtype = str(case.dtype).removeprefix("mlx.core.")
     about = {"op": case.op, "label": case.label, "dtype": dtype, "bucket": case.bucket, "timed": case.timed}
     try:
         apart = case.apart()
         if apart > 1 or not case.timed or clock is None:
-            return Verdict(**about, apart=apart)
+            return CaseResult(**about, apart=apart)
         timings = tuple(_timing(case, clock, effort) for _ in range(effort.rounds))
-        return Verdict(**about, apart=apart, timings=timings, traffic_bytes=case.traffic_bytes())
+        return CaseResult(**about, apart=apart, timings=timings, traffic_bytes=case.traffic_bytes())
     except Exception as error:  # whatever a kernel does, the others are tried
-        return Verdict(**about, error=_told(error))
+        return CaseResult(**about, error=_told(error))
 
 
-def decisions(verdicts: Iterable[Verdict]) -> Kept:
+def decisions(verdicts: Iterable[CaseResult]) -> Decisions:
     """By op, type and bucket: whether its kernels are right in every bucket, and faster wherever this one was timed."""
     known = list(verdicts)
-    wrong: dict[tuple[str, str], Verdict] = {}
+    wrong: dict[tuple[str, str], CaseResult] = {}
     for verdict in known:
         if not verdict.is_right:
             wrong.setdefault((verdict.op, verdict.dtype), verdict)
@@ -152,10 +152,10 @@ def decisions(verdicts: Iterable[Verdict]) -> Kept:
         if not verdict.timed:
             continue
         worst = wrong.get((verdict.op, verdict.dtype), verdict)
-        decided[verdict.key] = decided.get(verdict.key, True) and worst.objection is None
-        if worst.objection is not None:
-            reasons.setdefault(verdict.key, f"{worst.label}: {worst.objection}")
-    return Kept(decided, reasons)
+        decided[verdict.key] = decided.get(verdict.key, True) and worst.rejection is None
+        if worst.rejection is not None:
+            reasons.setdefault(verdict.key, f"{worst.label}: {worst.rejection}")
+    return Decisions(decided, reasons)
 
 
 def _told(error: Exception) -> str:
@@ -165,7 +165,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:300].removesuffix(": ")
 
 
-def compared(ours: Clock, stock: Clock, turns: int = WHOLE.turns) -> Timing:
+def time_pair(ours: Clock, stock: Clock, turns: int = WHOLE.turns) -> PairTiming:
     """Of two that tell how long they took: in the order A B B A, so that a machine that tires favours neither."""
     ours()
     stock()
@@ -177,17 +177,19 @@ def compared(ours: Clock, stock: Clock, turns: int = WHOLE.turns) -> Timing:
         stock_times.append(sum(others) / 2)
         ratios.append(sum(others) / pair)
     _, lowest, *_, highest, _ = sorted(ratios)
-    return Timing(statistics.median(times), statistics.median(stock_times), statistics.median(ratios), lowest, highest)
+    return PairTiming(
+        statistics.median(times), statistics.median(stock_times), statistics.median(ratios), lowest, highest
+    )
 
 
-def _timing(case: Case, clock: Clock, effort: Effort) -> Timing:
+def _timing(case: Case, clock: Clock, effort: Effort) -> PairTiming:
     sets = _sets(case)
     together = _together(case, sets, clock, effort)
 
     def timed(run: Run) -> Clock:
         return lambda: _seconds(case, run, sets, together, clock)
 
-    return compared(timed(case.ours), timed(case.stock), effort.turns)
+    return time_pair(timed(case.ours), timed(case.stock), effort.turns)
 
 
 def _sets(case: Case) -> list[Arrays]:

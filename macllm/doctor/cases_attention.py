@@ -17,7 +17,7 @@ ROOM = 64  # slots that a cache has beside those that are filled
 
 
 @dataclass(frozen=True)
-class Shape:
+class AttentionShape:
     """Of queries and keys, and who sees what: a window, padding before each row, packed documents of `segment` keys."""
 
     batch: int
@@ -44,9 +44,9 @@ class Shape:
         """End of the op's name: MLX needs a mask where more than causality is to be said."""
         return "_masked" if self.window or self.segment or any(self.padded) else ""
 
-    def rules(self, given: Arrays) -> flash.Rules:
+    def rules(self, given: Arrays) -> flash.FlashParams:
         """Rules for the prefill kernels."""
-        return flash.Rules(
+        return flash.FlashParams(
             self.dim**-0.5,
             True,
             mx.array(self.padded),
@@ -56,10 +56,10 @@ class Shape:
             segments=given.get("segments"),
         )
 
-    def decode_rules(self, given: Arrays) -> kv_decode.Rules:
+    def decode_rules(self, given: Arrays) -> kv_decode.DecodeParams:
         """Rules for the kernels of few queries."""
         options = {"window": self.window, "softcap": self.softcap, "sinks": given.get("sinks")}
-        return kv_decode.Rules(self.dim**-0.5, True, mx.array(self.padded), **options)
+        return kv_decode.DecodeParams(self.dim**-0.5, True, mx.array(self.padded), **options)
 
     def mask(self) -> mx.array:
         """(B or 1, 1, L, S) bool: whether a query sees a key."""
@@ -71,22 +71,22 @@ class Shape:
 
 
 FEW = (
-    Shape(1, 1, 1, 1, 1, 64),
-    Shape(2, 6, 2, 3, 301, 96, window=200, padded=(0, 5)),
-    Shape(1, 4, 1, 16, 600, 64, softcap=20.0, sunk=True),
-    Shape(1, 32, 8, 1, 16, timed=True),
-    Shape(1, 32, 8, 1, 512, timed=True),
-    Shape(1, 32, 8, 1, 8192, timed=True),
+    AttentionShape(1, 1, 1, 1, 1, 64),
+    AttentionShape(2, 6, 2, 3, 301, 96, window=200, padded=(0, 5)),
+    AttentionShape(1, 4, 1, 16, 600, 64, softcap=20.0, sunk=True),
+    AttentionShape(1, 32, 8, 1, 16, timed=True),
+    AttentionShape(1, 32, 8, 1, 512, timed=True),
+    AttentionShape(1, 32, 8, 1, 8192, timed=True),
 )
 MANY = (
-    Shape(1, 1, 1, 1, 1, 64),
-    Shape(2, 4, 2, 37, 50, 96, softcap=20.0),
-    Shape(2, 4, 2, 37, 50, 96, window=20, padded=(0, 5)),
-    Shape(1, 2, 1, 70, 70, 64, segment=32, softcap=20.0),
-    Shape(1, 16, 4, 512, 512, timed=True),
-    Shape(1, 16, 4, 2048, 2048, timed=True),
-    Shape(1, 16, 4, 512, 512, window=256, timed=True),
-    Shape(1, 16, 4, 2048, 2048, window=512, timed=True),
+    AttentionShape(1, 1, 1, 1, 1, 64),
+    AttentionShape(2, 4, 2, 37, 50, 96, softcap=20.0),
+    AttentionShape(2, 4, 2, 37, 50, 96, window=20, padded=(0, 5)),
+    AttentionShape(1, 2, 1, 70, 70, 64, segment=32, softcap=20.0),
+    AttentionShape(1, 16, 4, 512, 512, timed=True),
+    AttentionShape(1, 16, 4, 2048, 2048, timed=True),
+    AttentionShape(1, 16, 4, 512, 512, window=256, timed=True),
+    AttentionShape(1, 16, 4, 2048, 2048, window=512, timed=True),
 )
 
 
@@ -101,7 +101,7 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
         yield _backward(shape, dtype)
 
 
-def _given(shape: Shape, dtype: mx.Dtype, seed: int, *, packed: bool) -> dict[str, mx.array]:
+def _given(shape: AttentionShape, dtype: mx.Dtype, seed: int, *, packed: bool) -> dict[str, mx.array]:
     arrays = {"q": normal(shape.batch, shape.heads, shape.length, shape.dim, dtype=dtype, seed=seed)}
     room = shape.batch, shape.kv_heads, shape.count + ROOM, shape.dim
     for i, name in enumerate(("keys", "values")):
@@ -137,7 +137,7 @@ def _dense(given: Arrays) -> tuple[mx.array, mx.array]:
     return keys, values
 
 
-def _right(shape: Shape, given: Arrays) -> mx.array:
+def _right(shape: AttentionShape, given: Arrays) -> mx.array:
     wide = widened(given)
     q, (keys, values) = wide["q"], _dense(wide)
     return attention_reference(
@@ -151,7 +151,7 @@ def _right(shape: Shape, given: Arrays) -> mx.array:
     )
 
 
-def _stock(shape: Shape, given: Arrays) -> mx.array:
+def _stock(shape: AttentionShape, given: Arrays) -> mx.array:
     q, (keys, values), scale = given["q"], _dense(given), shape.dim**-0.5
     mask = shape.mask() if shape.masked else "causal"
     sinks = given.get("sinks")
@@ -165,7 +165,7 @@ def _then(given: Arrays, results: list[mx.array]) -> Arrays:
     return {**given, "q": results[0]}
 
 
-def _few(shape: Shape, dtype: mx.Dtype, *, packed: bool) -> Case:
+def _few(shape: AttentionShape, dtype: mx.Dtype, *, packed: bool) -> Case:
     bits = {"key_bits": BITS, "value_bits": BITS} if packed else {}
 
     def ours(given: Arrays) -> list[mx.array]:
@@ -185,7 +185,7 @@ def _few(shape: Shape, dtype: mx.Dtype, *, packed: bool) -> Case:
     )
 
 
-def _many(shape: Shape, dtype: mx.Dtype, *, packed: bool) -> Case:
+def _many(shape: AttentionShape, dtype: mx.Dtype, *, packed: bool) -> Case:
     bits = {"key_bits": BITS, "value_bits": BITS} if packed else {}
 
     def ours(given: Arrays) -> list[mx.array]:
@@ -205,7 +205,7 @@ def _many(shape: Shape, dtype: mx.Dtype, *, packed: bool) -> Case:
     )
 
 
-def _backward(shape: Shape, dtype: mx.Dtype) -> Case:
+def _backward(shape: AttentionShape, dtype: mx.Dtype) -> Case:
     """Attention and the gradients of queries, keys and values."""
 
     def given(seed: int) -> Arrays:

@@ -18,7 +18,7 @@ from .case import Arrays, Case, group_size, normal, widened
 AT, BITS = 41, 4
 
 
-class Shape(NamedTuple):
+class HeadShape(NamedTuple):
     """Of queries, keys and values."""
 
     batch: int
@@ -33,13 +33,13 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape(1, 1, 1, 1, 64),
-    Shape(2, 7, 3, 1, 96),
-    Shape(1, 33, 4, 2, 256),
-    Shape(1, 1, 32, 8, 128, timed=True),
-    Shape(1, 16, 32, 8, 128, timed=True),
-    Shape(1, 512, 32, 8, 128, timed=True),
-    Shape(1, 2048, 32, 8, 128, timed=True),
+    HeadShape(1, 1, 1, 1, 64),
+    HeadShape(2, 7, 3, 1, 96),
+    HeadShape(1, 33, 4, 2, 256),
+    HeadShape(1, 1, 32, 8, 128, timed=True),
+    HeadShape(1, 16, 32, 8, 128, timed=True),
+    HeadShape(1, 512, 32, 8, 128, timed=True),
+    HeadShape(1, 2048, 32, 8, 128, timed=True),
 )
 
 
@@ -52,7 +52,7 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
             yield _gradients(shape, dtype)
 
 
-def _given(shape: Shape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
+def _given(shape: HeadShape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
     widths = {"q": shape.heads, "k": shape.kv_heads, "v": shape.kv_heads}
     rows = {
         name: normal(shape.batch, shape.length, n * shape.dim, dtype=dtype, seed=seed + i)
@@ -94,7 +94,7 @@ def _then(given: Arrays, results: list[mx.array]) -> Arrays:
     return {**given, "q": q.swapaxes(1, 2).reshape(given["q"].shape)}
 
 
-def _dense(shape: Shape, dtype: mx.Dtype) -> Case:
+def _dense(shape: HeadShape, dtype: mx.Dtype) -> Case:
     def ours(given: Arrays) -> list[mx.array]:
         return launch(qkv_post.forward(*_qkv(given), _params(given), mx.array([AT])))
 
@@ -112,7 +112,7 @@ def _dense(shape: Shape, dtype: mx.Dtype) -> Case:
     )
 
 
-def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
+def _packed(shape: HeadShape, dtype: mx.Dtype) -> Case:
     group = group_size(shape.dim)
 
     def ours(given: Arrays) -> list[mx.array]:
@@ -146,7 +146,7 @@ def _packed(shape: Shape, dtype: mx.Dtype) -> Case:
     )
 
 
-def _gradients(shape: Shape, dtype: mx.Dtype) -> Case:
+def _gradients(shape: HeadShape, dtype: mx.Dtype) -> Case:
     names: tuple[str, ...] = ("q", "k", "v", "q_norm", "k_norm")
 
     def given(seed: int) -> Arrays:

@@ -13,7 +13,7 @@ from macllm.ops.metal import linear_attention
 from .case import Arrays, Case, normal, widened
 
 
-class Shape(NamedTuple):
+class LinearAttentionShape(NamedTuple):
     """Of queries, keys and values, with as many features as dims."""
 
     batch: int
@@ -27,11 +27,11 @@ class Shape(NamedTuple):
 
 
 LINEAR = (
-    Shape(1, 1, 1, 64),
-    Shape(2, 2, 75, 40),
-    Shape(1, 16, 1, 64, timed=True),
-    Shape(1, 16, 512, 64, timed=True),
-    Shape(1, 16, 2048, 64, timed=True),
+    LinearAttentionShape(1, 1, 1, 64),
+    LinearAttentionShape(2, 2, 75, 40),
+    LinearAttentionShape(1, 16, 1, 64, timed=True),
+    LinearAttentionShape(1, 16, 512, 64, timed=True),
+    LinearAttentionShape(1, 16, 2048, 64, timed=True),
 )
 
 
@@ -41,12 +41,12 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
         yield _linear(shape, dtype)
 
 
-def _given(shape: Shape, dtype: mx.Dtype, seed: int, names: str) -> dict[str, mx.array]:
+def _given(shape: LinearAttentionShape, dtype: mx.Dtype, seed: int, names: str) -> dict[str, mx.array]:
     size = shape[:4]
     return {name: normal(*size, dtype=dtype, seed=seed + i) for i, name in enumerate(names)}
 
 
-def _linear(shape: Shape, dtype: mx.Dtype) -> Case:
+def _linear(shape: LinearAttentionShape, dtype: mx.Dtype) -> Case:
     def given(seed: int) -> Arrays:
         arrays = _given(shape, dtype, seed, "qkv")
         features = {name: mx.abs(arrays[name]) + 0.1 for name in "qk"}

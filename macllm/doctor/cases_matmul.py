@@ -18,7 +18,7 @@ EXPERTS, RANK = 16, 16
 FILTERS = sample.Filters(0.8, top_k=20, top_p=0.95)
 
 
-class Shape(NamedTuple):
+class MatmulShape(NamedTuple):
     """Of x (rows, width) and what it becomes (rows, outputs)."""
 
     rows: int
@@ -31,18 +31,18 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape(1, 64, 1),
-    Shape(5, 192, 37),
-    Shape(8, 640, 70),
-    Shape(1, 2048, 8192, timed=True),
-    Shape(1, 4096, 4096, timed=True),
-    Shape(4, 2048, 8192, timed=True),
+    MatmulShape(1, 64, 1),
+    MatmulShape(5, 192, 37),
+    MatmulShape(8, 640, 70),
+    MatmulShape(1, 2048, 8192, timed=True),
+    MatmulShape(1, 4096, 4096, timed=True),
+    MatmulShape(4, 2048, 8192, timed=True),
 )
 OF_EXPERTS = (  # outputs are an expert's hidden numbers
-    Shape(1, 128, 64),
-    Shape(3, 192, 128),
-    Shape(1, 2048, 768, timed=True),
-    Shape(4, 2048, 768, timed=True),
+    MatmulShape(1, 128, 64),
+    MatmulShape(3, 192, 128),
+    MatmulShape(1, 2048, 768, timed=True),
+    MatmulShape(4, 2048, 768, timed=True),
 )
 TOP = {64: 2, 128: 3, 768: 8}
 VOCABULARIES = ((1, 33, False), (3, 5000, False), (1, 4096, True), (1, 151936, True))
@@ -62,7 +62,7 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
 
 
 def _product(x: mx.array, w: qmv.Matrix, **around: Any) -> mx.array:
-    return qmv.product(x, w, qmv.Around(**around))
+    return qmv.product(x, w, qmv.Epilogue(**around))
 
 
 def _matrix(given: Arrays, name: str) -> qmv.Matrix:
@@ -90,7 +90,7 @@ def _filled(results: mx.array, x: mx.array) -> mx.array:
     return mx.tile(results, (1, -(-width // results.shape[1])))[:rows, :width]
 
 
-def _plain(shape: Shape, dtype: mx.Dtype) -> Case:
+def _plain(shape: MatmulShape, dtype: mx.Dtype) -> Case:
     """A product to which a bias and the stream are added."""
     rows, width, count, timed = shape
 
@@ -122,7 +122,7 @@ def _plain(shape: Shape, dtype: mx.Dtype) -> Case:
     )
 
 
-def _gated(shape: Shape, dtype: mx.Dtype) -> Case:
+def _gated(shape: MatmulShape, dtype: mx.Dtype) -> Case:
     """Norm, two products and SwiGLU."""
     rows, width, count, timed = shape
 
@@ -154,7 +154,7 @@ def _gated(shape: Shape, dtype: mx.Dtype) -> Case:
     )
 
 
-def _three(shape: Shape, dtype: mx.Dtype) -> Case:
+def _three(shape: MatmulShape, dtype: mx.Dtype) -> Case:
     """Norm, and the projections of queries, keys and values, a quarter as many each of these."""
     rows, width, count, timed = shape
     counts = {"q": count, "k": -(-count // 4), "v": -(-count // 4)}
@@ -187,7 +187,7 @@ def _three(shape: Shape, dtype: mx.Dtype) -> Case:
     )
 
 
-def _adapted(shape: Shape, dtype: mx.Dtype) -> Case:
+def _adapted(shape: MatmulShape, dtype: mx.Dtype) -> Case:
     """A product with an adapter beside it."""
     rows, width, count, timed = shape
 
@@ -221,7 +221,7 @@ def _adapted(shape: Shape, dtype: mx.Dtype) -> Case:
     )
 
 
-def _experts(shape: Shape, dtype: mx.Dtype) -> Case:
+def _experts(shape: MatmulShape, dtype: mx.Dtype) -> Case:
     """Some experts of many for each token, and their weighted sum."""
     tokens, width, hidden, timed = shape
     top = TOP[hidden]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from macllm.doctor.benchmark import Timing
+    from macllm.doctor.benchmark import PairTiming
 
 PROMPT = "A language model predicts"
 NEW_TOKENS = 64
@@ -24,7 +24,7 @@ class Decoding:
     new_tokens: int
     tokens_per_second: float
     stock_tokens_per_second: float
-    timing: Timing
+    timing: PairTiming
     first_other_token: int | None
 
     def lines(self) -> list[str]:
@@ -48,7 +48,7 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
     import mlx.core as mx
 
     from macllm.checkpoint import load
-    from macllm.doctor.benchmark import WHOLE, compared
+    from macllm.doctor.benchmark import WHOLE, time_pair
     from macllm.nn import quantize
     from macllm.ops.dispatch import using
 
@@ -71,7 +71,7 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
 
         return once
 
-    timing = compared(run("ours", _as_decided), run("stock", lambda: using("stock")))
+    timing = time_pair(run("ours", _as_decided), run("stock", lambda: using("stock")))
     others = (i for i, (a, b) in enumerate(zip(wrote["ours"], wrote["stock"], strict=True)) if a != b)
     return Decoding(
         str(model.hidden(mx.array([prompt])).dtype).removeprefix("mlx.core."),

@@ -19,9 +19,9 @@ from . import decoding, subprocess
 from .machine import machine
 
 if TYPE_CHECKING:
-    from macllm.ops.metal.approved import Kept
+    from macllm.ops.metal.approved import Decisions
 
-    from .benchmark import Verdict
+    from .benchmark import CaseResult
     from .case import Case
     from .decoding import Decoding
 
@@ -38,8 +38,8 @@ class Report:
     machine: Mapping[str, Any]
     texts: Mapping[str, Any]
     lacking: str | None = None
-    verdicts: tuple[Verdict, ...] = ()
-    decided: Kept | None = None
+    verdicts: tuple[CaseResult, ...] = ()
+    decided: Decisions | None = None
     decoding: Decoding | None = None
     read_bytes_per_second: float | None = None
     hidden: tuple[tuple[str, str], ...] = field(default_factory=lambda: hidden())
@@ -78,7 +78,7 @@ class Report:
             lines.append(f"of memory: the least that must move, of the {measured}/s that were measured, roughly.")
         return lines
 
-    def _row(self, verdict: Verdict) -> tuple[str, ...]:
+    def _row(self, verdict: CaseResult) -> tuple[str, ...]:
         worst = min(verdict.timings, key=lambda timing: timing.speedup, default=None)
         rate = verdict.bytes_per_second
         share = f"{rate / self.read_bytes_per_second:.0%}" if rate and self.read_bytes_per_second else "-"
@@ -90,7 +90,7 @@ class Report:
             f"{worst.speedup:.2f}x" if worst else "-",
             share,
             {True: "yes", False: "no", None: "-"}[decision],
-            verdict.label + (f": {verdict.objection}" if verdict.objection else ""),
+            verdict.label + (f": {verdict.rejection}" if verdict.rejection else ""),
         )
 
     def _decisions(self) -> list[str]:
@@ -127,7 +127,7 @@ class Report:
         return [self._without_names(one) for one in told] if isinstance(told, list | tuple) else told
 
 
-class Narrator(Protocol):
+class Reporter(Protocol):
     """Listener of an examination, which takes minutes."""
 
     def say(self, text: str) -> None:
@@ -137,7 +137,7 @@ class Narrator(Protocol):
         """Take the number of steps done of a stage, and of all its steps."""
 
 
-def examine(narrator: Narrator) -> Report:
+def examine(reporter: Reporter) -> Report:
     """Try all kernels and keep what is decided, at the end and at once."""
     import mlx.core as mx
 
@@ -153,34 +153,34 @@ def examine(narrator: Narrator) -> Report:
     known = list(cases())
     with approved.alone(wait=False) as alone:
         if alone:
-            return _examined(known, about, narrator)
-    narrator.say("waiting for another trial of kernels on this machine")
+            return _examined(known, about, reporter)
+    reporter.say("waiting for another trial of kernels on this machine")
     with approved.alone(wait=True):
-        return _examined(known, about, narrator)
+        return _examined(known, about, reporter)
 
 
-def _examined(known: Sequence[Case], about: Mapping[str, Any], narrator: Narrator) -> Report:
+def _examined(known: Sequence[Case], about: Mapping[str, Any], reporter: Reporter) -> Report:
     from macllm.evaluate.machine import read_bytes_per_second
     from macllm.ops.metal import approved
 
     from .benchmark import WHOLE, decisions
 
-    narrator.say(f"trying {len(known)} pieces of work; nothing is kept before the end")
-    verdicts = subprocess.trials(known, WHOLE, partial(narrator.progress, "kernels"))
+    reporter.say(f"trying {len(known)} pieces of work; nothing is kept before the end")
+    verdicts = subprocess.trials(known, WHOLE, partial(reporter.progress, "kernels"))
     if subprocess.is_validated():
         return Report(about, _texts(), "Metal checks what kernels do, which takes time", tuple(verdicts))
     decided, found = decisions(verdicts), None
     if any(decided.decisions.values()):
-        narrator.say("decoding with the bundled model, with kernels and without")
-        with approved.supposing(decided):
-            found = decoding.decoding(partial(narrator.progress, "decoding"))
+        reporter.say("decoding with the bundled model, with kernels and without")
+        with approved.override(decided):
+            found = decoding.decoding(partial(reporter.progress, "decoding"))
         decided = withdrawn(decided, found)
     bandwidth = read_bytes_per_second()
-    narrator.say(f"kept in {approved.remember(decided)}")
+    reporter.say(f"kept in {approved.save(decided)}")
     return Report(about, _texts(), None, tuple(verdicts), decided, found, bandwidth)
 
 
-def withdrawn(decided: Kept, found: Decoding) -> Kept:
+def withdrawn(decided: Decisions, found: Decoding) -> Decisions:
     """Decisions without the kernels of decoding, in the model's type, where they make a whole model slower."""
     if found.timing.highest >= 1:
         return decided
@@ -198,12 +198,12 @@ def withdrawn(decided: Kept, found: Decoding) -> Kept:
 
 def _texts() -> dict[str, Any]:
     """The number of kernels, their hash, and the names of texts that cannot be read."""
-    from macllm.ops.metal import HERE, approved, text
+    from macllm.ops.metal import HERE, approved, kernel_source
 
     kernels, unreadable = 0, []
     for path in sorted(HERE.rglob("*.metal")):
         try:
-            kernels += bool(text(path.stem).source)
+            kernels += bool(kernel_source(path.stem).source)
         except (OSError, ValueError):
             unreadable.append(path.stem)
     found: dict[str, Any] = {"kernels": kernels, "hash_of_kernels": approved.kernels_hash()}

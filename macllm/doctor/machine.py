@@ -147,7 +147,7 @@ def _metal() -> Facts:
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
         return {"used": f"{'all, tried or not' if asked == '1' else 'no'}: MACLLM_METAL={asked}"}
-    ignored, kept = _ignored("MACLLM_METAL"), approved.kept()
+    ignored, kept = _ignored("MACLLM_METAL"), approved.load()
     if kept is None:
         return {"used": NOT_TRIED, **ignored}
     serving = [name for name, used in kept.decisions.items() if used]

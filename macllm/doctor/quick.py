@@ -17,9 +17,9 @@ from macllm.generation.contract import News, Tell
 from macllm.generation.engines.worker import memory_use
 from macllm.ops import dispatch
 from macllm.ops.metal import approved
-from macllm.ops.metal.approved import Kept
+from macllm.ops.metal.approved import Decisions
 
-from .benchmark import QUICK, Effort, Verdict
+from .benchmark import QUICK, CaseResult, Effort
 from .case import Case
 from .cases import cases
 from .subprocess import TrialProcess, crashed, is_validated
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class Process(Protocol):
     """Process that tries cases: `TrialProcess`."""
 
-    def next(self, timeout_seconds: float) -> Verdict | Exit | None:
+    def next(self, timeout_seconds: float) -> CaseResult | Exit | None:
         """Wait for the next verdict. The end of the process comes in its place; None where the time is over."""
 
     def interrupt(self) -> None:
@@ -62,7 +62,7 @@ class QuickTrial:
         self._tell, self._start, self._clock = tell, start, clock
         self._left_seconds = BUDGET_SECONDS
         self._known: list[Case] = []
-        self._found: dict[int, Verdict] = {}
+        self._found: dict[int, CaseResult] = {}
         self._decided: dict[str, bool] = {}
         self._wanted: list[str] = []
         self._changed = False  # decisions that do not hold in this process yet
@@ -75,9 +75,9 @@ class QuickTrial:
         busy = self._thread is not None and self._thread.is_alive()
         if busy or self._left_seconds <= 0 or not dispatch.undecided or is_validated() or not _has_room():
             return
-        approved.kept.cache_clear()  # another process may have decided
+        approved.load.cache_clear()  # another process may have decided
         self._known = self._known or list(cases())
-        kept = approved.kept() or Kept()
+        kept = approved.load() or Decisions()
         self._wanted = [key for key, _ in dispatch.undecided.most_common() if key not in kept.decisions]
         self._paused.clear()
         if self._needed():
@@ -91,7 +91,7 @@ class QuickTrial:
             process.interrupt()
         if self._changed:
             self._changed = False
-            approved.kept.cache_clear()
+            approved.load.cache_clear()
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for the end of the trial in progress; whether it has come."""
@@ -126,7 +126,7 @@ class QuickTrial:
                 longest = CASE_SECONDS * (2 if number == numbers[0] else 1)
                 patience = min(longest, budget - (self._clock() - began))
                 came = process.next(patience)
-                if isinstance(came, Verdict):
+                if isinstance(came, CaseResult):
                     self._found[number] = came
                 elif self._paused.is_set() or (came is None and patience < longest):
                     return
@@ -155,23 +155,23 @@ class QuickTrial:
         """Keep the decision of each form on which enough is known. A wrong kernel takes along what it was good for."""
         decided: dict[str, bool] = {}
         reasons: dict[str, str] = {}
-        for key in dict.fromkeys([*self._wanted, *(approved.kept() or Kept()).quick]):
+        for key in dict.fromkeys([*self._wanted, *(approved.load() or Decisions()).quick]):
             if (against := self._against(key)) is not None:
-                decided[key], reasons[key] = False, f"{against.label}: {against.objection}"
+                decided[key], reasons[key] = False, f"{against.label}: {against.rejection}"
             elif (needed := self._cases(key)) and all(n in self._found for n in needed):
                 decided[key] = True
         decided = {key: used for key, used in decided.items() if self._decided.get(key) != used}
         if decided:
-            approved.add(Kept(decided, {key: reasons[key] for key in decided if key in reasons}))
+            approved.add(Decisions(decided, {key: reasons[key] for key in decided if key in reasons}))
             self._decided |= decided
             self._changed = True
 
-    def _against(self, key: str) -> Verdict | None:
+    def _against(self, key: str) -> CaseResult | None:
         """A verdict that speaks against a form: its kernel is wrong for any size, or no faster for these."""
         own = {self._found[n] for n in self._cases(key) if n in self._found}
         for verdict in self._found.values():
             alike = key.startswith(f"{verdict.op} {verdict.dtype} ")
-            if (alike and not verdict.is_right) or (verdict in own and verdict.objection is not None):
+            if (alike and not verdict.is_right) or (verdict in own and verdict.rejection is not None):
                 return verdict
         return None
 

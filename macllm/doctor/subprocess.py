@@ -14,7 +14,7 @@ from macllm.child import ChildProcess, Exit, Parent
 from macllm.units import duration_text
 
 if TYPE_CHECKING:
-    from .benchmark import Effort, Verdict
+    from .benchmark import CaseResult, Effort
     from .case import Case
 
 TARGET = "macllm.doctor.subprocess:try_cases"
@@ -27,13 +27,13 @@ def try_cases(parent: Parent, numbers: Sequence[int], effort: Effort) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import mlx.core as mx
 
-    from .benchmark import tried
+    from .benchmark import run_case
     from .cases import cases
 
     known = list(cases())
     clock = None if is_validated() else time.perf_counter
     for number in numbers:
-        parent.send(tried(known[number], clock, effort))
+        parent.send(run_case(known[number], clock, effort))
         mx.clear_cache()
 
 
@@ -54,7 +54,7 @@ class TrialProcess:
 
     def __init__(self, numbers: Sequence[int], effort: Effort) -> None:
         """Begin with the first. Raises: OSError where no process can be started."""
-        self._arrived: queue.SimpleQueue[Verdict | Exit | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[CaseResult | Exit | None] = queue.SimpleQueue()
         self._child = ChildProcess(
             TARGET,
             list(numbers),
@@ -64,7 +64,7 @@ class TrialProcess:
             log_prefix="trial",
         )
 
-    def next(self, timeout_seconds: float) -> Verdict | Exit | None:
+    def next(self, timeout_seconds: float) -> CaseResult | Exit | None:
         """Wait for the next verdict. The end of the process comes in its place; None where the time is over."""
         with suppress(queue.Empty):
             return self._arrived.get(timeout=max(timeout_seconds, 0.0))
@@ -81,12 +81,12 @@ class TrialProcess:
 
 def trials(
     known: Sequence[Case], effort: Effort, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[Verdict]:
+) -> list[CaseResult]:
     """A verdict of each case. Of an op whose kernels bring a process down, or never end, the rest is left out.
 
     `progress` gets the cases done and the cases in all.
     """
-    left, found = list(range(len(known))), dict[int, "Verdict"]()
+    left, found = list(range(len(known))), dict[int, "CaseResult"]()
     while left:
         process = TrialProcess(left, effort)
         try:
@@ -107,9 +107,9 @@ def trials(
     return [found[i] for i in sorted(found)]
 
 
-def crashed(case: Case, exit: object, waited_seconds: float) -> Verdict:
+def crashed(case: Case, exit: object, waited_seconds: float) -> CaseResult:
     """The verdict of a case that its process did not survive, or (no `exit`) that did not end in time."""
-    from .benchmark import Verdict
+    from .benchmark import CaseResult
 
     why = f"it did not end in {duration_text(waited_seconds)}"
     if isinstance(exit, Exit):
@@ -117,4 +117,4 @@ def crashed(case: Case, exit: object, waited_seconds: float) -> Verdict:
         lines = [line.strip() for line in log.splitlines() if line.strip()]
         why = f"its process crashed{f': {lines[-1][:300]}' if lines else ''}"
     dtype = str(case.dtype).removeprefix("mlx.core.")
-    return Verdict(case.op, case.label, dtype, case.bucket, case.timed, error=why)
+    return CaseResult(case.op, case.label, dtype, case.bucket, case.timed, error=why)

@@ -17,7 +17,7 @@ from macllm.errors import UsageError
 from macllm.generation.decode import decode, prefill
 from macllm.generation.request import SamplingParams
 from macllm.generation.sampling.sampler import Sampler
-from macllm.ops.quantized import rounds as rounds_to_integers
+from macllm.ops.quantized import uses_int8_activations
 
 from .machine import READ_BYTES, operations_per_second, read_bytes_per_second
 
@@ -121,7 +121,7 @@ def _notes(model: Any, prefill_share: float, decode_share: float, read_bytes: in
     busy = "other work slowed the machine while its limit was measured"
     if prefill_share > 1:
         packed = any(array.dtype == mx.uint32 for _, array in _arrays(model))
-        by_integers = packed and mx.default_device() == mx.cpu and rounds_to_integers()
+        by_integers = packed and mx.default_device() == mx.cpu and uses_int8_activations()
         reason = "packed weights are multiplied as 8-bit integers, and the limit is of float32" if by_integers else busy
         notes.append(f"prompt: above 100%, because {reason}")
     if decode_share > 1:

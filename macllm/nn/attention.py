@@ -6,11 +6,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macllm.ops.attention import attention
+from macllm.ops.attention_mask import AttentionMask, MaskArray
 from macllm.ops.head_params import HeadParams
 from macllm.ops.kv import KV, Dense
 from macllm.ops.linear import linear, linears
 from macllm.ops.qk_norm_rope import qk_norm_rope, split_heads
-from macllm.ops.sight import Mask, Sight
 from macllm.ops.weights import NormWeight
 
 from .linear import Linear
@@ -50,7 +50,7 @@ class Projections(nn.Module):
         """Mixed heads (B, L, H * Dh), projected, and `residual`: (B, L, D)."""
         return linear(y, self.o_proj.weights, residual=residual)
 
-    def attend(self, q: mx.array, kv: KV, mask: Mask | Sight, residual: mx.array | None) -> mx.array:
+    def attend(self, q: mx.array, kv: KV, mask: MaskArray | AttentionMask, residual: mx.array | None) -> mx.array:
         """(B, H, L, Dh) over `kv`, projected, and `residual`: (B, L, D)."""
         y = attention(q, kv, scale=self.spec.scale, mask=mask, softcap=self.spec.logit_softcap)  # (B, H, L, Dh)
         return self.output(y.transpose(0, 2, 1, 3).flatten(2), residual)

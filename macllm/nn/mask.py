@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from macllm.ops.sight import Mask, Sight
+from macllm.ops.attention_mask import AttentionMask, MaskArray
 
 from .position import RelativeBias, Span
 from .spec import Bidirectional, Causal, Chunked, Local, MaskSpec, Sliding
@@ -34,7 +34,7 @@ def oldest_seen(spec: MaskSpec, slot: int, padding: int) -> int:
     return min(oldest, slot)
 
 
-def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> Mask:
+def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> MaskArray:
     """Who sees whom: queries are the slots of `span`, keys the slots `start` .. span.end.
 
     None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, 1 or L, S). `lengths`
@@ -60,7 +60,9 @@ def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = N
     return seen if seen.ndim == 4 else seen[None, None]
 
 
-def sight(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None, *, is_cached: bool = False) -> Sight:
+def sight(
+    spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None, *, is_cached: bool = False
+) -> AttentionMask:
     """What `visible` says, in numbers."""
     looks_ahead = isinstance(spec, Bidirectional | Local)
     padding, window, chunk = span.left_padding or (0,), 0, 0
@@ -74,7 +76,7 @@ def sight(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = Non
         padding = tuple(oldest_seen(spec, span.offset, n) for n in padding)
     elif span.left_padding is None and _needs_no_array(spec, span, start):
         window = chunk = 0
-    return Sight(
+    return AttentionMask(
         not looks_ahead,
         lambda: visible(spec, span, start, lengths),
         window,
@@ -160,10 +162,10 @@ class Masks:
     ):
         self.span, self.lengths, self.bias, self.global_tokens = span, lengths, bias, global_tokens
         self.memory = memory  # (B, 1, 1, S) bool: the encoder's tokens that cross-attention sees
-        self._made: dict[tuple[MaskSpec, int], Mask | Sight] = {}
+        self._made: dict[tuple[MaskSpec, int], MaskArray | AttentionMask] = {}
         self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
 
-    def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype, *, is_cached: bool = False) -> Mask | Sight:
+    def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype, *, is_cached: bool = False) -> MaskArray | AttentionMask:
         """What attention takes for `spec` when the first key is in slot `start`, of a cache or not."""
         key = (spec, start)
         if key not in self._made:
@@ -181,7 +183,7 @@ class Masks:
             made = self._rows[spec] = [oldest_seen(spec, slot, n) for n in padding], [slot - n for n in padding]
         return made
 
-    def _biased(self, seen: Mask, start: int, dtype: mx.Dtype) -> mx.array:
+    def _biased(self, seen: MaskArray, start: int, dtype: mx.Dtype) -> mx.array:
         assert self.bias is not None
         q, k = mx.arange(self.span.offset, self.span.end), mx.arange(start, self.span.end)
         bias = self.bias(q, k)

@@ -7,10 +7,10 @@ from typing import Any, TypedDict
 
 import mlx.core as mx
 
+from .attention_mask import AttentionMask, MaskArray
 from .dispatch import choice, native
 from .flash import flash
 from .kv import KV, Quantized
-from .sight import Mask, Sight
 
 
 def attention(
@@ -18,64 +18,66 @@ def attention(
     kv: KV,
     *,
     scale: float,
-    mask: Mask | Sight = None,
+    mask: MaskArray | AttentionMask = None,
     softcap: float | None = None,
     sinks: mx.array | None = None,
 ) -> mx.array:
-    """Attention of H query heads over K key/value heads (H a multiple of K): (B, H, L, Dh) -> (B, H, L, Dh).
+    """Attention of H query heads over K key/value heads (K divides H): (B, H, L, Dh) -> (B, H, L, Dh).
 
     `mask` broadcasts to (B, H, L, S): bool (True is seen), or added to the scores; "causal" aligns the last query with
-    the last key; a `Sight` says in numbers what a mask would. `softcap` bounds the scores to +-softcap before the mask.
-    `sinks` (H,) are scores of a key that every query of a head sees and whose value is 0.
+    the last key. An `AttentionMask` gives the same as numbers. `softcap` bounds the scores to +-softcap before the
+    mask. `sinks` (H,) are the scores of one more key per head, which every query sees and whose value is 0.
     Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2;
     sinks: arXiv:2508.10925, 2.2.
     """
-    told = Sight.of(mask)
-    y = None if told is None else flash(q, kv, told, scale=scale, softcap=softcap or 0.0, sinks=sinks)
+    structured = AttentionMask.of(mask)
+    y = None if structured is None else flash(q, kv, structured, scale=scale, softcap=softcap or 0.0, sinks=sinks)
     if y is not None:
         return y
-    rules: Rules = {"scale": scale, "softcap": softcap, "sinks": sinks}
+    params: SoftmaxParams = {"scale": scale, "softcap": softcap, "sinks": sinks}
     kernels = native(q, sinks)
-    y = None if kernels is None else _native(kernels, q, kv, rules, mask if told is None else told)
+    y = None if kernels is None else _native(kernels, q, kv, params, structured or mask)
     if y is not None:
         return y
-    mask = mask.as_mask if isinstance(mask, Sight) else mask
+    mask = mask.dense() if isinstance(mask, AttentionMask) else mask
     dense = kv.dense(q.dtype) if isinstance(kv, Quantized) else kv
     if softcap is None and choice() != "reference":
         return mx.fast.scaled_dot_product_attention(q, dense.keys, dense.values, scale=scale, mask=mask, sinks=sinks)
-    return attention_reference(q, dense.keys, dense.values, mask=mask, **rules)
+    return attention_reference(q, dense.keys, dense.values, mask=mask, **params)
 
 
-class Rules(TypedDict):
-    """How scores become weights."""
+class SoftmaxParams(TypedDict):
+    """Parameters of the softmax over scores."""
 
     scale: float
     softcap: float | None
     sinks: mx.array | None
 
 
-def _native(kernels: ModuleType, q: mx.array, kv: KV, rules: Rules, mask: Mask | Sight) -> mx.array | None:
-    """The kernels' result; None where they do not know these keys and values, or masks."""
+def _native(
+    kernels: ModuleType, q: mx.array, kv: KV, params: SoftmaxParams, mask: MaskArray | AttentionMask
+) -> mx.array | None:
+    """The native kernels' result; None if they do not support these keys and values, or this mask."""
     seen = _native_mask(mask)
     if seen is None:
         return None
-    options = {**seen, "softcap": rules["softcap"] or 0.0, "sinks": rules["sinks"]}
+    options = {**seen, "softcap": params["softcap"] or 0.0, "sinks": params["sinks"]}
     if isinstance(kv, Quantized):
         if kv.keys[1].dtype != mx.float32:
             return None
-        return kernels.attention_packed(q, [*kv.keys, *kv.values], kv.bits, kv.group_size, rules["scale"], **options)
+        return kernels.attention_packed(q, [*kv.keys, *kv.values], kv.bits, kv.group_size, params["scale"], **options)
     plain = kv.keys.dtype == kv.values.dtype == mx.float32 and kv.keys.shape == kv.values.shape
     if not plain or q.shape[3] != kv.keys.shape[3]:
         return None
-    return kernels.attention(q, kv.keys, kv.values, rules["scale"], **options)
+    return kernels.attention(q, kv.keys, kv.values, params["scale"], **options)
 
 
-def _native_mask(mask: Mask | Sight) -> dict[str, Any] | None:
-    """How the kernels are told: in numbers if one row is like the next, so that no mask takes memory."""
-    if isinstance(mask, Sight):
+def _native_mask(mask: MaskArray | AttentionMask) -> dict[str, Any] | None:
+    """The kernels' mask options: numbers where all rows are alike, so that no mask takes memory."""
+    if isinstance(mask, AttentionMask):
         if mask.lengths is None and len(mask.first) == 1 and mask.first[0] <= 0:
             return {"causal": mask.causal, "window": mask.window, "chunk": mask.chunk, "begin": mask.first[0]}
-        array = mask.as_mask
+        array = mask.dense()
         return None if isinstance(array, str) else {"mask": array}
     return {"mask": mask} if isinstance(mask, mx.array) and mask.dtype == mx.bool_ else None
 
@@ -86,11 +88,11 @@ def attention_reference(
     v: mx.array,
     *,
     scale: float,
-    mask: Mask,
+    mask: MaskArray,
     softcap: float | None,
     sinks: mx.array | None = None,
 ) -> mx.array:
-    """The same from its definition, with all scores in memory; softmax in float32."""
+    """`attention` from its definition, with all scores in memory; softmax in float32."""
     B, H, L, Dh = q.shape
     K, S = k.shape[1], k.shape[2]
     scores = (q.reshape(B, K, H // K, L, Dh) * scale) @ k[:, :, None].swapaxes(-1, -2)

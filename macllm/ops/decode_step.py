@@ -14,7 +14,7 @@ import mlx.core as mx
 from . import cpu
 from .dispatch import native
 from .head_params import Packing
-from .quantized import rounds
+from .quantized import uses_int8_activations
 from .weights import DenseWeight, LayerNormWeight, NormWeight, PackedWeight, RMSNormWeight, Weight
 
 ACTIVATIONS = {"silu": 2, "gelu_tanh": 3, "gelu": 4, "gelu_quick": 5}  # as the kernels number them
@@ -121,4 +121,4 @@ def _norm_numbers(norm: NormWeight) -> tuple[float, float, float]:
 
 def run(x: mx.array, branches: Branches) -> mx.array:
     """The stream after the branches: (B, 1, D) -> (B, 1, D). Raises ValueError for what `supports` refuses."""
-    return cpu.kernels().steps(x, rounds(), *branches)
+    return cpu.kernels().steps(x, uses_int8_activations(), *branches)

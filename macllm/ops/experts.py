@@ -69,7 +69,7 @@ def gather_matmul(x: mx.array, weight: mx.array, chosen: mx.array) -> mx.array:
     """
     half = x.dtype == mx.float32 and weight.dtype in HALVES
     kernels = native() if half and x.shape[-2] == 1 else None
-    if kernels is not None and blas.divided():
+    if kernels is not None and blas.has_serial_sgemm():
         rows = mx.broadcast_to(x.squeeze(-2), (*chosen.shape, x.shape[-1]))
         return kernels.linear_gather(rows, weight, chosen)[..., None, :]
     weight = weight.astype(mx.float32) if half else weight

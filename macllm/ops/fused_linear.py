@@ -13,7 +13,7 @@ import mlx.core as mx
 from . import dispatch
 from .metal import launch
 from .metal.quantized_matvec import qmv
-from .metal.quantized_matvec.qmv import Adapter, Around, Matrix, Norm
+from .metal.quantized_matvec.qmv import Adapter, Epilogue, Matrix, Norm
 from .norm import normalize
 from .weights import AdaptedWeight, DenseWeight, ExpertWeights, NormWeight, PackedWeight, RMSNormWeight, Weight
 
@@ -35,8 +35,8 @@ def linear(x: mx.array, w: Weight, norm: NormWeight, residual: mx.array | None) 
         adapter, base = Adapter(w.a, w.b.T, w.scale), w.base
     x, before = _split(x, norm)
     added = None if residual is None else residual.reshape(-1, residual.shape[-1])
-    around = Around(before, bias=_bias(base), residual=added, adapter=adapter)
-    return _run("qmv" if adapter is None else "lora", x, _matrix(base), around)
+    epilogue = Epilogue(before, bias=_bias(base), residual=added, adapter=adapter)
+    return _run("qmv" if adapter is None else "lora", x, _matrix(base), epilogue)
 
 
 def gated_linear(x: mx.array, gate: Weight, up: Weight, activation: str, norm: NormWeight) -> mx.array | None:
@@ -48,14 +48,14 @@ def gated_linear(x: mx.array, gate: Weight, up: Weight, activation: str, norm: N
     if not alike or activation not in qmv.ACTIVATIONS:
         return None
     x, before = _split(x, norm)
-    return _run("qmv_gated", x, first, Around(before, second, activation))
+    return _run("qmv_gated", x, first, Epilogue(before, second, activation))
 
 
 def linears(x: mx.array, weights: Sequence[Weight], norm: NormWeight) -> list[mx.array] | None:
     """norm(x) W^T + b for each of three weights: (..., D) -> three of (..., F)."""
     x, before = _split(x, norm)
     rows = mx.contiguous(x.reshape(-1, x.shape[-1]))
-    known = [m for m in map(_matrix, weights) if m is not None and qmv.serves(rows, m)]
+    known = [m for m in map(_matrix, weights) if m is not None and qmv.supports(rows, m)]
     biases = [bias for bias in map(_bias, weights) if bias is not None]
     alike = len({(m.bits, m.group_size) for m in known}) == 1 and len(known) == len(weights) == 3
     if not alike or len(biases) not in (0, 3) or not dispatch.metal("qmv_three", x.dtype, rows.shape[0]):
@@ -69,7 +69,7 @@ def experts(
 ) -> mx.array | None:
     """residual + the weighted sum of each token's experts: (..., D), chosen and weights (..., T) -> (..., D)."""
     rows = x.reshape(-1, x.shape[-1])
-    known = [m for m in map(_matrix, (e.gate, e.up, e.down)) if m is not None and qmv.serves(rows, m)]
+    known = [m for m in map(_matrix, (e.gate, e.up, e.down)) if m is not None and qmv.supports(rows, m)]
     if len(known) < 3 or e.activation not in qmv.ACTIVATIONS or not dispatch.metal("moe", x.dtype, rows.shape[0]):
         return None
     gate, up, down = known
@@ -84,11 +84,11 @@ def experts(
     return None if y is None else y.reshape(x.shape)
 
 
-def _run(op: str, x: mx.array, w: Matrix | None, around: Around) -> mx.array | None:
+def _run(op: str, x: mx.array, w: Matrix | None, epilogue: Epilogue) -> mx.array | None:
     rows = x.reshape(-1, x.shape[-1])
-    if w is None or not qmv.serves(rows, w) or not dispatch.metal(op, x.dtype, rows.shape[0]):
+    if w is None or not qmv.supports(rows, w) or not dispatch.metal(op, x.dtype, rows.shape[0]):
         return None
-    y = dispatch.attempt(op, lambda: qmv.product(rows, w, around))
+    y = dispatch.attempt(op, lambda: qmv.product(rows, w, epilogue))
     return None if y is None else y.reshape(*x.shape[:-1], -1)
 
 

@@ -73,7 +73,7 @@ def dense_linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) ->
     """x W^T + b: (..., D), (F, D), (F,) -> (..., F). Weights of 16 bits leave float32 activations what they are."""
     half = x.dtype == mx.float32 and weight.dtype in HALVES
     kernels = native(x, bias) if half or weight.dtype == mx.float32 else None
-    if kernels is not None and blas.divided():
+    if kernels is not None and blas.has_serial_sgemm():
         return kernels.linear(x, weight, bias)
     weight = weight.astype(mx.float32) if half else weight
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
@@ -85,6 +85,6 @@ def rows(table: mx.array, tokens: mx.array) -> mx.array:
     return found.astype(mx.float32) if mx.default_device() == mx.cpu else found
 
 
-def multiplies_halves() -> bool:
+def supports_half_weights() -> bool:
     """Whether a kernel here multiplies float32 by 16-bit matrices as they are."""
-    return mx.default_device() == mx.cpu and cpu.available() and blas.divided()
+    return mx.default_device() == mx.cpu and cpu.available() and blas.has_serial_sgemm()

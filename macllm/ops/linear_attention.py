@@ -39,7 +39,7 @@ def linear_attention(
     Katharopoulos et al. 2020, arXiv:2006.16236, eqs. 7 to 12 and 16 to 20.
     """
     start = state or State.before(q, v)
-    if plan.serves(q, k, v) and dispatch.metal("linear_attention", q.dtype, q.shape[2]):
+    if plan.supports(q, k, v) and dispatch.metal("linear_attention", q.dtype, q.shape[2]):
         done = dispatch.attempt("linear_attention", lambda: _kernels(q, k, v, start, causal))
         if done is not None:
             return done

@@ -20,7 +20,7 @@ _activations: ContextVar[Activations] = ContextVar("activations", default="int8"
 
 
 @contextmanager
-def activations(form: Activations) -> Iterator[None]:
+def using_activations(form: Activations) -> Iterator[None]:
     """In this block, whether a kernel may round the activations of a few tokens to 8 bits ("int8") or not ("float")."""
     token = _activations.set(form)
     try:
@@ -38,7 +38,9 @@ def quantized_matmul(x: mx.array, w: PackedWeight) -> mx.array:
         return mx.quantized_matmul(
             x, w.words, w.scales, w.biases, transpose=True, group_size=w.group_size, bits=w.bits, mode=w.mode
         )
-    y = kernels.quantized_matmul(x.astype(mx.float32), w.words, w.scales, w.biases, w.group_size, w.bits, rounds())
+    y = kernels.quantized_matmul(
+        x.astype(mx.float32), w.words, w.scales, w.biases, w.group_size, w.bits, uses_int8_activations()
+    )
     return y.astype(mx.result_type(x, w.scales))
 
 
@@ -53,7 +55,7 @@ def quantized_rows(w: PackedWeight, tokens: mx.array) -> mx.array:
     return PackedWeight(weight, scales, biases, w.group_size, w.bits, w.mode).dequantized()
 
 
-def reads_half_scales() -> bool:
+def supports_half_scales() -> bool:
     """Whether a kernel here multiplies float32 by matrices whose scales have 16 bits."""
     return mx.default_device() == mx.cpu and cpu.available()
 
@@ -67,11 +69,13 @@ def quantized_gather_matmul(x: mx.array, w: PackedWeight, chosen: mx.array) -> m
         layout = {"transpose": True, "group_size": w.group_size, "bits": w.bits, "mode": w.mode}
         return mx.gather_qmm(x, w.words, w.scales, w.biases, rhs_indices=chosen, **layout)
     rows = mx.broadcast_to(x.astype(mx.float32).squeeze(-2), (*chosen.shape, x.shape[-1]))
-    y = kernels.quantized_gather(rows, w.words, w.scales, w.biases, chosen, w.group_size, w.bits, rounds())
+    y = kernels.quantized_gather(
+        rows, w.words, w.scales, w.biases, chosen, w.group_size, w.bits, uses_int8_activations()
+    )
     return y[..., None, :].astype(mx.result_type(x, w.scales))
 
 
-def rounds() -> bool:
+def uses_int8_activations() -> bool:
     """Whether a kernel may round the activations of a few tokens to 8 bits."""
     return _activations.get() == "int8"
 

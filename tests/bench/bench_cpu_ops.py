@@ -201,7 +201,7 @@ def quantized_product(rows: int, shape: tuple[int, int], bits: int, repeats: int
     wide = quantized.Packed(made[0][0], *(a.astype(mx.float32) for a in made[0][1:]), 64, bits)
 
     def run(form: quantized.Activations) -> list[mx.array]:
-        with quantized.activations(form):
+        with quantized.using_activations(form):
             return [quantized.quantized_matmul(x, packed) for packed in ours]
 
     def stock() -> mx.array:

@@ -25,7 +25,7 @@ from timing import machine
 from macllm.checkpoint import load
 from macllm.nn import quantize
 from macllm.ops.cross_entropy import cross_entropy
-from macllm.ops.quantized import Activations, activations
+from macllm.ops.quantized import Activations, using_activations
 from macllm.train.render import Example, to_examples
 from macllm.train.rows import Chat
 from macllm_models.maclet import make_data
@@ -96,7 +96,7 @@ def conversations(count: int, tokenizer: Any) -> Iterator[Example]:
 
 def losses(model: Any, rows: list[Example], way: Logits, form: Activations) -> list[np.ndarray]:
     """-log p of every token of each row but the first, float64."""
-    with activations(form):
+    with using_activations(form):
         found = (cross_entropy(way(model, mx.array(r.tokens[None, :-1]))[0], mx.array(r.tokens[1:])) for r in rows)
         return [np.array(each).astype(np.float64) for each in found]
 

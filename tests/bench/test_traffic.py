@@ -209,7 +209,7 @@ def test_nothing_is_computed() -> None:
 
 def test_a_kernel_of_ours_is_called_by_its_file_and_reads_what_it_is_given_once() -> None:
     def product(x: mx.array, *w: mx.array) -> mx.array:
-        return qmv.product(x, qmv.Matrix(*w, 4, 64), qmv.Around())
+        return qmv.product(x, qmv.Matrix(*w, 4, 64), qmv.Epilogue())
 
     (one,) = counted(product, VECTOR, *MATRIX)
     assert (one.name, one.written_bytes) == ("qmv", 512)
@@ -217,7 +217,7 @@ def test_a_kernel_of_ours_is_called_by_its_file_and_reads_what_it_is_given_once(
 
 
 def test_our_attention_goes_over_keys_once_for_all_heads_that_share_them() -> None:
-    rules = kv_decode.Rules(0.1, True, mx.array([0]))
+    rules = kv_decode.DecodeParams(0.1, True, mx.array([0]))
 
     def attend(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
         return launch(kv_decode.decode(q, {"keys": k[:, :, :700], "values": v[:, :, :700]}, rules))

@@ -11,12 +11,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from macllm.doctor.benchmark import Timing, Verdict, decisions, trials, tried
+from macllm.doctor.benchmark import CaseResult, PairTiming, decisions, run_case, trials
 from macllm.doctor.case import Arrays, Case
 from macllm.doctor.cases import cases
 from macllm.ops import dispatch, metal
 from macllm.ops.metal import DTYPES, approved
-from macllm.ops.metal.approved import Kept
+from macllm.ops.metal.approved import Decisions
 from tests.simulator.intercept import simulated
 from tests.simulator.run import How
 
@@ -48,16 +48,16 @@ def first(op: str, dtype: mx.Dtype = mx.bfloat16) -> Case:
     return next(case for case in SMALL if case.op == op and case.dtype == dtype)
 
 
-def simulate(case: Case) -> Verdict:
+def simulate(case: Case) -> CaseResult:
     with simulated(FAST) as log:
-        verdict = tried(case, None)
+        verdict = run_case(case, None)
     assert log.faults == []
     return verdict
 
 
 def is_right(case: Case) -> None:
     verdict = simulate(case)
-    assert verdict.objection is None
+    assert verdict.rejection is None
     assert verdict.apart is not None
     assert verdict.is_right
     assert case.difference(case.stock) < 8, "what MLX does instead is other work"
@@ -107,7 +107,7 @@ def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     folder = tmp_path / "kernels"
     shutil.copytree(metal.HERE, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     monkeypatch.setattr(metal, "HERE", folder)
-    metal.text.cache_clear()
+    metal.kernel_source.cache_clear()
 
     def spoil(kernel: str, old: str, new: str) -> None:
         (path,) = folder.rglob(f"{kernel}.metal")
@@ -116,7 +116,7 @@ def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         path.write_text(text.replace(old, new))
 
     yield spoil  # type: ignore[misc]
-    metal.text.cache_clear()
+    metal.kernel_source.cache_clear()
 
 
 PRODUCT = "if (BIASED) y += float(bias[column]);"
@@ -135,28 +135,28 @@ def test_a_wrong_kernel_is_not_used_and_the_reason_is_told(
     case = first("qmv")
     verdict = simulate(case)
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(verdict.objection)
+        raise AssertionError(verdict.rejection)
     assert not verdict.is_right
     assert verdict.timings == ()
     found = decisions([verdict, faster("qmv"), faster("lora")])
     assert found.decisions == {"qmv bfloat16 1": False, "lora bfloat16 1": True}
-    assert found.reasons == {"qmv bfloat16 1": f"{case.label}: {verdict.objection}"}
+    assert found.reasons == {"qmv bfloat16 1": f"{case.label}: {verdict.rejection}"}
     assert simulate(first("moe")).is_right
 
 
 def test_whatever_is_raised_is_a_verdict_and_an_interrupt_is_not() -> None:
-    def refuse(error: BaseException) -> Callable[[metal.Call], list[mx.array]]:
-        def execute(call: metal.Call) -> list[mx.array]:
+    def refuse(error: BaseException) -> Callable[[metal.KernelCall], list[mx.array]]:
+        def execute(call: metal.KernelCall) -> list[mx.array]:
             raise error
 
         return execute
 
     with metal.executed_by(refuse(RuntimeError("[metal_kernel] 1 warning\nprogram_source:3:1: error: no such word\n"))):
-        assert tried(first("moe"), None).objection == "RuntimeError: program_source:3:1: error: no such word"
+        assert run_case(first("moe"), None).rejection == "RuntimeError: program_source:3:1: error: no such word"
     with metal.executed_by(refuse(KeyError())):
-        assert tried(first("moe"), None).objection == "KeyError"
+        assert run_case(first("moe"), None).rejection == "KeyError"
     with metal.executed_by(refuse(KeyboardInterrupt())), pytest.raises(KeyboardInterrupt):
-        tried(first("moe"), None)
+        run_case(first("moe"), None)
 
 
 class Bench:
@@ -198,14 +198,14 @@ class Bench:
         )
 
 
-def timed(ours: list[float], stock: list[float]) -> tuple[Verdict, Bench]:
+def timed(ours: list[float], stock: list[float]) -> tuple[CaseResult, Bench]:
     bench = Bench(ours, stock)
-    return tried(bench.case(), bench.clock), bench
+    return run_case(bench.case(), bench.clock), bench
 
 
 def test_a_faster_kernel_is_used_and_its_traffic_is_told() -> None:
     verdict, bench = timed([0.01], [0.02])
-    assert verdict.objection is None
+    assert verdict.rejection is None
     assert [round(timing.speedup, 6) for timing in verdict.timings] == [2.0, 2.0]
     assert verdict.traffic_bytes == 2 * 4 << 20
     assert verdict.bytes_per_second == pytest.approx((8 << 20) / 0.01)
@@ -246,15 +246,15 @@ def test_many_dispatches_are_timed_as_one_where_they_are_short() -> None:
 )
 def test_what_is_not_faster_is_not_used(ours: list[float], stock: list[float], why: str) -> None:
     verdict, _ = timed(ours, stock)
-    assert verdict.objection == why
+    assert verdict.rejection == why
     assert decisions([verdict]).decisions == {"qmv float32 1": False}
 
 
 def test_what_is_not_faster_beyond_noise_is_not_used() -> None:
     verdict, _ = timed([0.001] * 700 + [0.003] * 300, [0.002])  # twice as fast most of the time
     assert max(timing.speedup for timing in verdict.timings) > 1.5
-    assert verdict.objection is not None
-    assert verdict.objection.startswith("no difference beyond noise: ")
+    assert verdict.rejection is not None
+    assert verdict.rejection.startswith("no difference beyond noise: ")
     assert decisions([verdict]).decisions == {"qmv float32 1": False}
 
 
@@ -262,25 +262,25 @@ def test_one_turn_that_something_came_between_does_not_count() -> None:
     verdict, bench = timed([0.01], [0.02])
     at = bench.done.rindex("A") - bench.done.count("B")
     verdict, _ = timed([*[0.01] * (at - 1), 1.0], [0.02])
-    assert verdict.objection is None
+    assert verdict.rejection is None
     assert verdict.timings[1].lowest == pytest.approx(2)
 
 
-def faster(op: str, *, speedup: float = 1.5, bucket: str = "1") -> Verdict:
-    timing = Timing(0.01, 0.01 * speedup, speedup, speedup - 0.01, speedup + 0.01)
-    return Verdict(op, "real", "bfloat16", bucket, timed=True, apart=0.5, timings=(timing, timing))
+def faster(op: str, *, speedup: float = 1.5, bucket: str = "1") -> CaseResult:
+    timing = PairTiming(0.01, 0.01 * speedup, speedup, speedup - 0.01, speedup + 0.01)
+    return CaseResult(op, "real", "bfloat16", bucket, timed=True, apart=0.5, timings=(timing, timing))
 
 
-def wrong(op: str) -> Verdict:
-    return Verdict(op, "odd", "bfloat16", "to 16", timed=False, apart=float("inf"))
+def wrong(op: str) -> CaseResult:
+    return CaseResult(op, "odd", "bfloat16", "to 16", timed=False, apart=float("inf"))
 
 
 def test_a_decision_holds_for_a_bucket_and_a_wrong_case_for_all() -> None:
-    right = Verdict("qmv", "odd", "bfloat16", "to 16", timed=False, apart=1.0)
+    right = CaseResult("qmv", "odd", "bfloat16", "to 16", timed=False, apart=1.0)
     some = [right, faster("qmv"), faster("qmv", speedup=0.9, bucket="to 16")]
     assert decisions(some).decisions == {"qmv bfloat16 1": True, "qmv bfloat16 to 16": False}
     assert decisions([*some, wrong("qmv")]).decisions == {"qmv bfloat16 1": False, "qmv bfloat16 to 16": False}
-    assert decisions([right]) == Kept()
+    assert decisions([right]) == Decisions()
     both = [faster("qmv"), faster("qmv", speedup=1.0)]
     assert decisions(both).decisions == decisions(both[::-1]).decisions == {"qmv bfloat16 1": False}
 
@@ -302,17 +302,17 @@ def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where decisions are kept, with none there."""
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "cache" / "native"))
     monkeypatch.delenv("MACLLM_METAL", raising=False)
-    approved.kept.cache_clear()
+    approved.load.cache_clear()
     yield tmp_path / "cache" / "metal.json"  # type: ignore[misc]
-    approved.kept.cache_clear()
+    approved.load.cache_clear()
 
 
 def test_decisions_are_kept_by_op_type_and_bucket(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert approved.kept() is None
+    assert approved.load() is None
     assert not approved.decision("qmv", mx.float16, 1)
-    decided = Kept({"qmv float16 1": True, "qmv float16 to 16": False}, {"qmv float16 to 16": "slower"})
-    assert approved.remember(decided) == unknown
-    assert approved.kept() == decided
+    decided = Decisions({"qmv float16 1": True, "qmv float16 to 16": False}, {"qmv float16 to 16": "slower"})
+    assert approved.save(decided) == unknown
+    assert approved.load() == decided
     assert approved.decision("qmv", mx.float16, 1)
     assert not approved.decision("qmv", mx.float16, 2)
     assert not approved.decision("qmv", mx.bfloat16, 1)
@@ -325,7 +325,7 @@ def test_decisions_are_kept_by_op_type_and_bucket(unknown: Path, monkeypatch: py
 
 
 def test_dispatch_follows_decisions_on_a_gpu_alone(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    approved.remember(Kept({"qmv float16 1": True, "qmv float16 to 16": False}))
+    approved.save(Decisions({"qmv float16 1": True, "qmv float16 to 16": False}))
     assert not dispatch.metal("qmv", mx.float16, 1), "there is no GPU"
     here = approved.machine()
     monkeypatch.setattr(approved, "machine", lambda: here)
@@ -334,7 +334,7 @@ def test_dispatch_follows_decisions_on_a_gpu_alone(unknown: Path, monkeypatch: p
     assert dispatch.metal("qmv", mx.float16, 1)
     assert not dispatch.metal("qmv", mx.float16, 4)
     assert not dispatch.metal("qmv", mx.bfloat16, 1)
-    with approved.supposing(Kept({"qmv float16 to 16": True})):
+    with approved.override(Decisions({"qmv float16 to 16": True})):
         assert dispatch.metal("qmv", mx.float16, 4)
         assert not dispatch.metal("qmv", mx.float16, 1)
     with dispatch.using("stock"):
@@ -350,7 +350,7 @@ def test_what_is_asked_for_in_vain_is_counted_where_there_is_a_gpu(
     assert not dispatch.metal("qmv", mx.float16, 1)
     assert not dispatch.metal_possible("qmv", mx.float16, 1), "there is no GPU"
     assert not dispatch.undecided
-    approved.remember(Kept({"qmv float16 1": True, "moe float16 1": False}))
+    approved.save(Decisions({"qmv float16 1": True, "moe float16 1": False}))
     here = approved.machine()
     monkeypatch.setattr(approved, "machine", lambda: here)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
@@ -373,34 +373,34 @@ def test_what_is_asked_for_in_vain_is_counted_where_there_is_a_gpu(
 
 
 def test_a_quick_trial_adds_decisions_and_changes_none_of_the_whole_test(unknown: Path) -> None:
-    approved.add(Kept({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
-    assert approved.kept() == Kept(
+    approved.add(Decisions({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
+    assert approved.load() == Decisions(
         {"moe float16 1": True, "qmv float16 1": False},
         {"qmv float16 1": "slower"},
         frozenset({"moe float16 1", "qmv float16 1"}),
     )
-    approved.add(Kept({"moe float16 1": False, "lora float16 1": True}, {"moe float16 1": "wrong"}))
-    approved.kept.cache_clear()
-    first = approved.kept()
+    approved.add(Decisions({"moe float16 1": False, "lora float16 1": True}, {"moe float16 1": "wrong"}))
+    approved.load.cache_clear()
+    first = approved.load()
     assert first is not None
     assert first.decisions == {"moe float16 1": False, "qmv float16 1": False, "lora float16 1": True}
     assert first.reasons == {"qmv float16 1": "slower", "moe float16 1": "wrong"}
-    approved.remember(Kept({"qmv float16 1": True}))
-    approved.add(Kept({"qmv float16 1": False, "lora float16 1": True}, {"qmv float16 1": "slower"}))
-    approved.kept.cache_clear()
-    whole = Kept({"qmv float16 1": True, "lora float16 1": True}, {}, frozenset({"lora float16 1"}))
-    assert approved.kept() == whole
+    approved.save(Decisions({"qmv float16 1": True}))
+    approved.add(Decisions({"qmv float16 1": False, "lora float16 1": True}, {"qmv float16 1": "slower"}))
+    approved.load.cache_clear()
+    whole = Decisions({"qmv float16 1": True, "lora float16 1": True}, {}, frozenset({"lora float16 1"}))
+    assert approved.load() == whole
 
 
 def test_decisions_of_another_system_are_not_added_to(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    approved.add(Kept({"moe float16 1": True}))
+    approved.add(Decisions({"moe float16 1": True}))
     here = approved.machine()
     monkeypatch.setattr(approved, "machine", lambda: here | {"system": "macOS 27.0 26A1"})
-    approved.kept.cache_clear()
-    assert approved.kept() is None
-    approved.add(Kept({"qmv float16 1": True}))
-    approved.kept.cache_clear()
-    assert approved.kept() == Kept({"qmv float16 1": True}, {}, frozenset({"qmv float16 1"}))
+    approved.load.cache_clear()
+    assert approved.load() is None
+    approved.add(Decisions({"qmv float16 1": True}))
+    approved.load.cache_clear()
+    assert approved.load() == Decisions({"qmv float16 1": True}, {}, frozenset({"qmv float16 1"}))
 
 
 def test_one_process_of_a_machine_times_kernels_at_a_time(unknown: Path) -> None:
@@ -438,25 +438,25 @@ DAMAGES: dict[str, Callable[[str], str | bytes]] = {
 def test_a_file_that_is_damaged_or_of_another_machine_is_none(
     unknown: Path, damage: Callable[[str], str | bytes]
 ) -> None:
-    approved.remember(Kept({"qmv float16 1": True}))
+    approved.save(Decisions({"qmv float16 1": True}))
     spoilt = damage(unknown.read_text())
     assert spoilt != unknown.read_text()
     unknown.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
-    approved.kept.cache_clear()
-    assert approved.kept() is None
+    approved.load.cache_clear()
+    assert approved.load() is None
     assert not approved.decision("qmv", mx.float16, 1)
 
 
 def test_what_was_kept_stays_where_writing_fails(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    approved.remember(Kept({"qmv float16 1": True}))
+    approved.save(Decisions({"qmv float16 1": True}))
 
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        approved.remember(Kept({"qmv float16 1": False}))
-    approved.kept.cache_clear()
+        approved.save(Decisions({"qmv float16 1": False}))
+    approved.load.cache_clear()
     assert approved.decision("qmv", mx.float16, 1)
     assert [path.name for path in unknown.parent.iterdir()] == ["metal.json"]
 

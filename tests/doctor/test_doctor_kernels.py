@@ -23,7 +23,7 @@ from macllm.cli import main
 from macllm.doctor import decoding as doctor_decoding
 from macllm.doctor import machine as doctor_machine
 from macllm.doctor import subprocess as doctor_subprocess
-from macllm.doctor.benchmark import WHOLE, Effort, Timing, Verdict, tried
+from macllm.doctor.benchmark import WHOLE, CaseResult, Effort, PairTiming, run_case
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.decoding import Decoding
@@ -31,14 +31,14 @@ from macllm.doctor.kernels import Report, withdrawn
 from macllm.doctor.subprocess import trials
 from macllm.ops.dispatch import using
 from macllm.ops.metal import approved
-from macllm.ops.metal.approved import Kept
+from macllm.ops.metal.approved import Decisions
 from tests.simulator.intercept import Log, simulated
 from tests.simulator.run import How
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the simulator is Linux's")
 
-FASTER = Timing(0.001, 0.0015, 1.5, 1.4, 1.6)
-SLOWER = Timing(0.002, 0.0015, 0.75, 0.7, 0.8)
+FASTER = PairTiming(0.001, 0.0015, 1.5, 1.4, 1.6)
+SLOWER = PairTiming(0.002, 0.0015, 0.75, 0.7, 0.8)
 KINDS = ("moe", "qmv", "sample")
 
 
@@ -57,7 +57,7 @@ def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None
     for number in numbers:
         case = some()[number]
         with simulated(How(build="fast")):
-            verdict = tried(case, None)
+            verdict = run_case(case, None)
         timing = SLOWER if case.op == "qmv" else FASTER
         parent.send(replace(verdict, timings=(timing, FASTER), traffic_bytes=1 << 20))
 
@@ -77,8 +77,8 @@ def that_never_ends(parent: Parent, numbers: list[int], effort: Effort) -> None:
         parent.send(verdict_of(some()[number]))
 
 
-def verdict_of(case: Case) -> Verdict:
-    return Verdict(case.op, case.label, "float16", case.bucket, timed=True, apart=0.5, timings=(FASTER, FASTER))
+def verdict_of(case: Case) -> CaseResult:
+    return CaseResult(case.op, case.label, "float16", case.bucket, timed=True, apart=0.5, timings=(FASTER, FASTER))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,9 +92,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "cache" / "metal.json"
     monkeypatch.setattr(approved, "_path", lambda: path)
     monkeypatch.delenv("MACLLM_METAL", raising=False)
-    approved.kept.cache_clear()
+    approved.load.cache_clear()
     yield path
-    approved.kept.cache_clear()
+    approved.load.cache_clear()
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def on_a_mac(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return kept
 
 
-def decoded(timing: Timing = FASTER, *, other: int | None = None) -> Decoding:
+def decoded(timing: PairTiming = FASTER, *, other: int | None = None) -> Decoding:
     return Decoding("float16", 64, 1 / timing.seconds, 1 / timing.stock_seconds, timing, other)
 
 
@@ -144,7 +144,7 @@ def test_on_a_mac_kernels_are_tried_decided_and_kept(on_a_mac: Path, capsys: pyt
     assert "  not used  qmv float16 1: 1 x 64 to 1, bias and residual: slower: 0.75 times MLX's speed" in printed.out
     assert "the tokens are the same" in printed.out
     assert printed.err.endswith(f"kept in {on_a_mac}\n")
-    decided = approved.kept()
+    decided = approved.load()
     assert decided is not None
     assert decided.decisions == {"moe float16 1": True, "qmv float16 1": False, "sample float16 to 1024": True}
     assert approved.decision("moe", mx.float16, 1)
@@ -216,10 +216,10 @@ def test_plain_doctor_says_what_was_decided(
         return json.loads(capsys.readouterr().out)["metal"]
 
     assert metal() == {"used": doctor_machine.NOT_TRIED}
-    approved.add(Kept({"moe float16 1": True}))
-    approved.kept.cache_clear()
+    approved.add(Decisions({"moe float16 1": True}))
+    approved.load.cache_clear()
     assert metal()["used"].startswith("for 1 of 1 kinds of work; all after a quick trial; macllm doctor --kernels")
-    approved.remember(Kept({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
+    approved.save(Decisions({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
     found = metal()
     assert found["used"].startswith("for 1 of 2 kinds of work")
     assert (found["serving"], found["not_serving"]) == (["moe float16 1"], {"qmv float16 1": "slower"})
@@ -242,7 +242,7 @@ def test_a_kernel_that_brings_its_process_down_is_not_used(
     printed = capsys.readouterr()
     assert "its process crashed: [METAL] out of bounds in ~/kernel.metal" in printed.out
     assert "libc++abi" not in printed.err
-    decided = approved.kept()
+    decided = approved.load()
     assert decided is not None
     assert decided.decisions == {"moe float16 1": True, "qmv float16 1": False, "sample float16 to 1024": True}
 
@@ -293,7 +293,7 @@ def test_kernels_that_make_a_whole_model_slower_are_not_used(
         "not used  moe float16 1: faster alone, but a whole model with it is slower: 0.75 times MLX's speed" in printed
     )
     assert not approved.decision("moe", mx.float16, 1)
-    others = Kept(
+    others = Decisions(
         {"moe bfloat16 1": True, "flash_prefill float16 more": True, "lora float16 1": False}, {"lora float16 1": "x"}
     )
     assert withdrawn(others, decoded(SLOWER)) == others
@@ -304,8 +304,8 @@ def test_a_report_has_no_names_and_no_home_in_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", "/Users/jo")
     monkeypatch.setattr(getpass, "getuser", lambda: "jo")
     error = "open: /Users/jo/Library/x /private/tmp/jo/y /Users/joan/z jo: no such file"
-    verdict = Verdict("qmv", "odd", "float16", "1", timed=True, error=error)
-    decided = Kept({"qmv float16 1": False}, {"qmv float16 1": f"odd: {error}"})
+    verdict = CaseResult("qmv", "odd", "float16", "1", timed=True, error=error)
+    decided = Decisions({"qmv float16 1": False}, {"qmv float16 1": f"odd: {error}"})
     report = Report({"system": "macOS 26.1"}, {}, None, (verdict,), decided)
     for told in (report.text(), json.dumps(report.facts())):
         assert "open: ~/Library/x /private/tmp/user/y /Users/joan/z jo: no such file" in told
@@ -313,8 +313,8 @@ def test_a_report_has_no_names_and_no_home_in_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_table_without_timings_has_no_speed() -> None:
-    verdict = Verdict("qmv", "odd", "float16", "1", timed=False, apart=0.25)
-    report = Report({"memory_bytes": 16e9}, {}, None, (verdict,), Kept({}, {}))
+    verdict = CaseResult("qmv", "odd", "float16", "1", timed=False, apart=0.25)
+    report = Report({"memory_bytes": 16e9}, {}, None, (verdict,), Decisions({}, {}))
     assert "  memory           16.0 GB\n" in report.text()
     assert ["qmv", "float16", "0.25", "-", "-", "-", "odd"] in [line.split() for line in report.text().splitlines()]
     assert "No kernel serves: decoding is MLX's." in report.text()
@@ -324,7 +324,7 @@ def test_a_table_without_timings_has_no_speed() -> None:
 def test_the_bundled_model_decodes_the_same_with_kernels_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
 
-    def both_once(ours: Callable[[], float], stock: Callable[[], float]) -> Timing:
+    def both_once(ours: Callable[[], float], stock: Callable[[], float]) -> PairTiming:
         with simulated(How(build="fast")) as dispatched:
             ours()
         log.dispatches += dispatched.dispatches
@@ -333,7 +333,7 @@ def test_the_bundled_model_decodes_the_same_with_kernels_and_without(monkeypatch
 
     monkeypatch.setattr(doctor_decoding, "NEW_TOKENS", 3)
     monkeypatch.setattr(doctor_decoding, "_as_decided", lambda: using("metal"))
-    monkeypatch.setattr("macllm.doctor.benchmark.compared", both_once)
+    monkeypatch.setattr("macllm.doctor.benchmark.time_pair", both_once)
     found = doctor_decoding.decoding()
     assert (found.dtype, found.new_tokens, found.first_other_token) == ("float32", 3, None)
     assert log.faults == []

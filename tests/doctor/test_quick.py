@@ -21,7 +21,7 @@ from macllm.chat.options import TRIAL
 from macllm.child import Exit, Parent
 from macllm.doctor import quick
 from macllm.doctor import subprocess as doctor_subprocess
-from macllm.doctor.benchmark import QUICK, Effort, Timing, Verdict, tried
+from macllm.doctor.benchmark import QUICK, CaseResult, Effort, PairTiming, run_case
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.quick import BUDGET_SECONDS, CASE_SECONDS, QuickTrial
@@ -31,14 +31,14 @@ from macllm.generation.request import Request, SamplingParams
 from macllm.nn import quantize
 from macllm.ops import dispatch, fused_linear
 from macllm.ops.metal import approved
-from macllm.ops.metal.approved import Kept
+from macllm.ops.metal.approved import Decisions
 from macllm.ops.weights import PackedWeight
 from tests.compiling import wait_for
 from tests.simulator.intercept import simulated
 from tests.simulator.run import How
 
-FASTER = Timing(0.001, 0.0015, 1.5, 1.4, 1.6)
-SLOWER = Timing(0.002, 0.0015, 0.75, 0.7, 0.8)
+FASTER = PairTiming(0.001, 0.0015, 1.5, 1.4, 1.6)
+SLOWER = PairTiming(0.002, 0.0015, 0.75, 0.7, 0.8)
 BASE = next(cases())
 
 
@@ -57,9 +57,9 @@ KNOWN = [
 QMV, FOUR, MOE, SAMPLE = "qmv float16 1", "qmv float16 to 16", "moe float16 1", "sample float16 to 1024"
 
 
-def verdict(number: int, *, apart: float = 0.5, timing: Timing = FASTER) -> Verdict:
+def verdict(number: int, *, apart: float = 0.5, timing: PairTiming = FASTER) -> CaseResult:
     one = KNOWN[number]
-    return Verdict(one.op, one.label, "float16", one.bucket, one.timed, apart, (timing,) if one.timed else ())
+    return CaseResult(one.op, one.label, "float16", one.bucket, one.timed, apart, (timing,) if one.timed else ())
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Lab:
     """A made-up clock, and processes that take a second for a case unless told otherwise."""
 
     seconds: dict[int, float] = field(default_factory=dict)
-    answers: dict[int, Verdict | Exit] = field(default_factory=dict)
+    answers: dict[int, CaseResult | Exit] = field(default_factory=dict)
     stops_at: int | None = None  # the case during which a request arrives
     now: float = 0.0
     started: list[list[int]] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Lab:
     def trial(self) -> QuickTrial:
         return QuickTrial(self.news.append, start=self.start, clock=lambda: self.now)
 
-    def tried(self, trial: QuickTrial | None = None) -> QuickTrial:
+    def run_case(self, trial: QuickTrial | None = None) -> QuickTrial:
         """A trial that went on until it stopped by itself."""
         trial = trial or self.trial()
         trial.resume()
@@ -97,7 +97,7 @@ class Process:
     numbers: list[int]
     interrupted: threading.Event = field(default_factory=threading.Event)
 
-    def next(self, timeout_seconds: float) -> Verdict | Exit | None:
+    def next(self, timeout_seconds: float) -> CaseResult | Exit | None:
         number = self.numbers.pop(0)
         if number == self.lab.stops_at:
             self.lab.reached.set()
@@ -122,9 +122,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(approved, "_path", lambda: path)
     monkeypatch.setattr(quick, "cases", lambda: iter(KNOWN))
     monkeypatch.delenv("MACLLM_METAL", raising=False)
-    approved.kept.cache_clear()
+    approved.load.cache_clear()
     yield path
-    approved.kept.cache_clear()
+    approved.load.cache_clear()
 
 
 @pytest.fixture
@@ -138,15 +138,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def decided() -> dict[str, bool]:
-    approved.kept.cache_clear()
-    found = approved.kept()
+    approved.load.cache_clear()
+    found = approved.load()
     return {} if found is None else dict(found.decisions)
 
 
 def test_only_what_was_asked_for_is_tried_and_most_asked_comes_first(asked: Callable[..., None]) -> None:
     asked(MOE, QMV)
     lab = Lab()
-    lab.tried()
+    lab.run_case()
     assert lab.started == [[3, 4, 0, 1]], "small cases come before timed ones; nobody asked for four rows"
     assert decided() == {MOE: True, QMV: True}
     assert lab.news == [News("trying Metal kernels", passing=True), News("", passing=True)]
@@ -157,22 +157,22 @@ def test_without_a_question_nothing_is_started(asked: Callable[..., None], kept:
     """As on Linux, where nothing is ever asked for in vain."""
     asked()
     lab = Lab()
-    lab.tried()
+    lab.run_case()
     assert (lab.started, lab.news, kept.parent.exists()) == ([], [], False)
 
 
 def test_sizes_that_no_case_times_are_left_alone(asked: Callable[..., None]) -> None:
     asked(SAMPLE, "qmv float16 to 1024", "no_such_op float16 1", "qmv bfloat16 1")
     lab = Lab()
-    lab.tried()
+    lab.run_case()
     assert (lab.started, decided()) == ([], {})
 
 
 def test_a_slower_kernel_is_not_used_and_the_reason_is_kept(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
-    Lab(answers={1: verdict(1, timing=SLOWER)}).tried()
+    Lab(answers={1: verdict(1, timing=SLOWER)}).run_case()
     assert decided() == {QMV: False, MOE: True}
-    found = approved.kept()
+    found = approved.load()
     assert found is not None
     assert found.reasons == {QMV: "qmv of 1: slower: 0.75 times MLX's speed (0.70 to 0.80)"}
     assert found.quick == {QMV, MOE}
@@ -181,28 +181,28 @@ def test_a_slower_kernel_is_not_used_and_the_reason_is_kept(asked: Callable[...,
 def test_a_wrong_kernel_serves_no_size_not_even_those_that_were_approved(asked: Callable[..., None]) -> None:
     asked(QMV, FOUR, MOE)
     lab = Lab(answers={2: verdict(2, apart=3.0)})
-    lab.tried()
+    lab.run_case()
     assert decided() == {QMV: False, FOUR: False, MOE: True}
     asked(QMV, FOUR, MOE)
-    approved.remember(Kept())
+    approved.save(Decisions())
     lab = Lab(answers={0: verdict(0, apart=float("inf"))})
-    lab.tried()
+    lab.run_case()
     assert decided() == {QMV: False, FOUR: False, MOE: True}
     assert lab.started == [[0, 1, 2, 3, 4], [3, 4]], "the rest of the op is not tried"
 
 
 def test_a_wrong_kernel_takes_along_what_an_earlier_trial_approved_of(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
-    Lab().tried()
+    Lab().run_case()
     assert decided() == {QMV: True, MOE: True}
     asked(FOUR)
-    Lab(answers={2: verdict(2, timing=SLOWER)}).tried()
+    Lab(answers={2: verdict(2, timing=SLOWER)}).run_case()
     assert decided() == {QMV: True, MOE: True, FOUR: False}, "slower for some sizes is not wrong"
-    approved.remember(Kept())
+    approved.save(Decisions())
     asked(QMV, MOE)
-    Lab().tried()
+    Lab().run_case()
     asked(FOUR)
-    Lab(answers={2: verdict(2, apart=2.0)}).tried()
+    Lab(answers={2: verdict(2, apart=2.0)}).run_case()
     assert decided() == {QMV: False, MOE: True, FOUR: False}
 
 
@@ -212,10 +212,10 @@ def test_a_model_that_fills_the_memory_is_left_alone(
     asked(MOE)
     lab = Lab()
     monkeypatch.setattr(quick, "memory_use", lambda: MemoryUse(15 << 30, 15 << 30, 16 << 30))
-    trial = lab.tried()
+    trial = lab.run_case()
     assert lab.started == []
     monkeypatch.setattr(quick, "memory_use", lambda: MemoryUse(9 << 30, 15 << 30, 16 << 30))
-    lab.tried(trial)
+    lab.run_case(trial)
     assert decided() == {MOE: True}
 
 
@@ -223,10 +223,10 @@ def test_a_crash_is_a_finding_and_not_the_end(asked: Callable[..., None], tmp_pa
     asked(QMV, MOE)
     (tmp_path / "log").write_text("libc++abi: terminating\nout of bounds\n")
     lab = Lab(answers={0: Exit(-6, False, tmp_path / "log")})
-    lab.tried()
+    lab.run_case()
     assert lab.started == [[0, 1, 3, 4], [3, 4]]
     assert decided() == {QMV: False, MOE: True}
-    found = approved.kept()
+    found = approved.load()
     assert found is not None
     assert found.reasons == {QMV: "odd: its process crashed: out of bounds"}
 
@@ -234,27 +234,27 @@ def test_a_crash_is_a_finding_and_not_the_end(asked: Callable[..., None], tmp_pa
 def test_a_case_that_does_not_end_speaks_against_its_kernel(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
     lab = Lab(seconds={1: CASE_SECONDS + 1})
-    lab.tried()
+    lab.run_case()
     assert decided() == {QMV: False, MOE: True}
     assert lab.now == CASE_SECONDS + 3
     asked("sample float16 1", QMV, MOE)
-    approved.remember(Kept())
+    approved.save(Decisions())
     lab = Lab(seconds={0: 2 * CASE_SECONDS - 1})
-    lab.tried()
+    lab.run_case()
     assert decided() == {QMV: True, MOE: True}, "the first case waits for MLX"
 
 
 def test_the_budget_ends_a_trial_in_the_middle_of_a_case_and_for_good(asked: Callable[..., None]) -> None:
     asked(QMV, MOE, FOUR)
     lab = Lab(seconds=dict.fromkeys(range(5), 9.0))
-    trial = lab.tried()
+    trial = lab.run_case()
     assert lab.now == BUDGET_SECONDS
     assert decided() == {QMV: True}, "moe was not decided in time"
     assert lab.ended == len(lab.started) == 1
-    lab.tried(trial)
+    lab.run_case(trial)
     assert (lab.now, len(lab.started)) == (BUDGET_SECONDS, 1)
     lab = Lab()
-    lab.tried()
+    lab.run_case()
     assert lab.started == [[3, 4, 0, 2]], "another engine tries what is left"
     assert decided() == {QMV: True, MOE: True, FOUR: True}
 
@@ -273,10 +273,10 @@ def test_a_request_stops_the_trial_at_once_and_it_goes_on_where_it_stopped(asked
     assert lab.news[-1] == News("", passing=True)
     assert decided() == {MOE: True}
     lab.stops_at = None
-    lab.tried(trial)
+    lab.run_case(trial)
     assert lab.started == [[3, 4, 0, 1], [1]]
     assert decided() == {MOE: True, QMV: True}
-    lab.tried(trial)
+    lab.run_case(trial)
     assert len(lab.started) == 2, "nothing is left"
 
 
@@ -291,14 +291,14 @@ def test_time_before_a_request_counts(asked: Callable[..., None]) -> None:
         trial.pause()
         assert trial.wait(10)
     lab.stops_at = None
-    lab.tried(trial)
+    lab.run_case(trial)
     assert (lab.now, decided()) == (BUDGET_SECONDS, {})
 
 
 def test_decisions_hold_from_the_next_pause_on(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in the middle of a completion: whoever owns the model pauses the trial before it makes one."""
     asked(MOE)
-    trial = Lab().tried()
+    trial = Lab().run_case()
     assert approved.decision("moe", mx.float16, 1) is None
     trial.pause()
     assert approved.decision("moe", mx.float16, 1) is True
@@ -306,26 +306,26 @@ def test_decisions_hold_from_the_next_pause_on(asked: Callable[..., None], monke
 
 def test_the_whole_test_wins(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
-    approved.remember(Kept({QMV: False}, {QMV: "slower"}))
+    approved.save(Decisions({QMV: False}, {QMV: "slower"}))
     lab = Lab()
-    trial = lab.tried()
+    trial = lab.run_case()
     assert lab.started == [[3, 4]]
     assert decided() == {QMV: False, MOE: True}
-    approved.remember(Kept({QMV: True, MOE: False}, {MOE: "slower"}))
-    lab.tried(trial)
+    approved.save(Decisions({QMV: True, MOE: False}, {MOE: "slower"}))
+    lab.run_case(trial)
     assert decided() == {QMV: True, MOE: False}
 
 
 def test_another_build_of_the_system_is_tried_anew(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     asked(MOE)
-    Lab().tried()
+    Lab().run_case()
     lab = Lab()
-    lab.tried()
+    lab.run_case()
     assert lab.started == []
     here = approved.machine()
     monkeypatch.setattr(approved, "machine", lambda: here | {"system": "macOS 26.2 25C56"})
     lab = Lab(answers={4: verdict(4, timing=SLOWER)})
-    lab.tried()
+    lab.run_case()
     assert lab.started == [[3, 4]]
     assert decided() == {MOE: False}
 
@@ -334,9 +334,9 @@ def test_while_another_process_tries_nothing_is_timed(asked: Callable[..., None]
     asked(MOE)
     lab = Lab()
     with approved.alone(wait=False):
-        trial = lab.tried()
+        trial = lab.run_case()
     assert (lab.started, lab.news) == ([], [])
-    lab.tried(trial)
+    lab.run_case(trial)
     assert decided() == {MOE: True}
 
 
@@ -346,10 +346,10 @@ def test_without_a_place_for_decisions_nothing_is_tried_again(
     asked(MOE)
     monkeypatch.setattr(approved, "_path", lambda: Path("/proc/macllm/metal.json"))
     lab = Lab()
-    trial = lab.tried()
+    trial = lab.run_case()
     assert lab.started == []
     monkeypatch.setattr(approved, "_path", lambda: kept)
-    lab.tried(trial)
+    lab.run_case(trial)
     assert lab.started == []
 
 
@@ -357,7 +357,7 @@ def test_under_metals_own_checks_nothing_is_tried(asked: Callable[..., None], mo
     asked(MOE)
     monkeypatch.setenv("MTL_SHADER_VALIDATION", "1")
     lab = Lab()
-    lab.tried()
+    lab.run_case()
     assert lab.started == []
 
 
@@ -371,7 +371,7 @@ def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None
     """Kernels run in the simulator, whose time says nothing: all are said to be faster."""
     for number in numbers:
         with simulated(How(build="fast")):
-            found = tried(few()[number], None)
+            found = run_case(few()[number], None)
         parent.send(replace(found, timings=(FASTER,) * few()[number].timed))
 
 
@@ -430,7 +430,7 @@ def test_what_a_trial_approves_of_serves_the_next_completion() -> None:
     assert fused_linear.supports(x)
     assert fused_linear.linear(x, packed, None, None) is None
     assert dispatch.undecided == {QMV: 1}
-    trial = Lab().tried()
+    trial = Lab().run_case()
     assert fused_linear.linear(x, packed, None, None) is None
     trial.pause()
     with simulated(How(build="fast")) as log:
@@ -439,8 +439,8 @@ def test_what_a_trial_approves_of_serves_the_next_completion() -> None:
         right = x @ packed.dequantized().T
         assert mx.allclose(y, right, rtol=1e-2, atol=1e-2).item()
     assert [name for name, _ in log.dispatches] == ["qmv"]
-    approved.add(Kept({f"{op} float16 1": False for op in ("qmv", "qmv_gated", "qmv_three", "lora", "moe")}))
-    approved.kept.cache_clear()
+    approved.add(Decisions({f"{op} float16 1": False for op in ("qmv", "qmv_gated", "qmv_three", "lora", "moe")}))
+    approved.load.cache_clear()
     assert not fused_linear.supports(x)
 
 
@@ -469,7 +469,7 @@ def all_faster(parent: Parent, numbers: list[int], effort: Effort) -> None:
     for n in numbers:
         one = known[n]
         timings = (FASTER,) if one.timed else ()
-        parent.send(Verdict(one.op, one.label, "float16", one.bucket, one.timed, 0.5, timings))
+        parent.send(CaseResult(one.op, one.label, "float16", one.bucket, one.timed, 0.5, timings))
 
 
 def load_on_a_mac(name: str, adapter: str | None = None) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from macllm.errors import UsageError
 from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.nn.models import build
-from macllm.ops.quantized import activations
+from macllm.ops.quantized import using_activations
 from macllm.text.tokenizer import Tokenizer
 from tests.families.golden import golden
 
@@ -42,7 +42,7 @@ WIDER = {
 @pytest.fixture(autouse=True)
 def whole_activations():
     """mlx-lm rounds no activations to 8 bits."""
-    with activations("float"):
+    with using_activations("float"):
         yield
 
 

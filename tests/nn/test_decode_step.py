@@ -16,7 +16,7 @@ from macllm.nn.spec import Causal, Chunked, MaskSpec, Sliding
 from macllm.nn.state import buffer, key_values
 from macllm.ops import cpu, decode_step
 from macllm.ops.dispatch import using
-from macllm.ops.quantized import Activations, activations
+from macllm.ops.quantized import Activations, using_activations
 from tests.families.golden import golden
 from tests.families.oracles import CASES, Case
 
@@ -123,7 +123,7 @@ def test_quantized_layers_decode_in_steps_that_equal_the_fine_ops(
     dense = decoded(model, tokens, model.make_cache(left_padding=PADDING))  # plans are made, and have to be made anew
     quantize.apply(model, bits=bits, group_size=32)
     served = Served(monkeypatch)
-    with activations(form):
+    with using_activations(form):
         for fine in (True, False):
             with monkeypatch.context() as patch:
                 if fine:

@@ -17,7 +17,7 @@ from macllm.nn.models import build
 from macllm.nn.moe import QuantizedExpertLinear
 from macllm.ops import cpu
 from macllm.ops.dispatch import using
-from macllm.ops.quantized import activations
+from macllm.ops.quantized import using_activations
 
 SIZES = {
     "hidden_size": 64,
@@ -71,7 +71,7 @@ def test_every_road_gives_the_same_logits(config: dict[str, Any], bits: int) -> 
             want = model(few)
         with using("stock"):
             assert relative(model(few), want) < 1e-4
-        with activations("float"):
+        with using_activations("float"):
             assert relative(model(few), want) < 1e-4
         assert relative(model(few), want) < 0.03
 

@@ -11,7 +11,7 @@ import pytest
 
 from macllm.nn import quantize
 from macllm.ops import dispatch, metal, using
-from macllm.ops.metal import Call, KernelError, executed_by
+from macllm.ops.metal import KernelCall, KernelError, executed_by
 from tests.families.golden import golden
 
 
@@ -21,7 +21,7 @@ def fresh() -> Iterator[None]:
     dispatch.refused.clear()
 
 
-def refuse(call: Call) -> list[mx.array]:
+def refuse(call: KernelCall) -> list[mx.array]:
     raise KernelError(f"{call.kernel}: too many threads")
 
 
@@ -66,9 +66,9 @@ def made_of(failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> list[
     return seen
 
 
-def delta(heads: int) -> Call:
+def delta(heads: int) -> KernelCall:
     out = mx.zeros((1, heads, 3, 8))
-    return metal.Call(
+    return metal.KernelCall(
         "flash_backward_delta",
         {"out": out, "dout": out},
         {"delta": ((1, heads, 3), mx.float32)},

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import mlx.core as mx
 import numpy as np
 
-from macllm.ops.metal import Call, executed_by, options
+from macllm.ops.metal import KernelCall, executed_by, options
 
 from .run import How, Result, run_orders, run_text
 from .text import captured
@@ -55,7 +55,7 @@ def simulated(how: How | None = None) -> Iterator[Log]:
 
         return call
 
-    def execute(call: Call) -> list[mx.array]:
+    def execute(call: KernelCall) -> list[mx.array]:
         return run(call.kernel, made_by_mlx(**options(call)), call.arguments)
 
     with patch.object(mx.fast, "metal_kernel", make), executed_by(execute):

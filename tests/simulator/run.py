@@ -18,7 +18,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from macllm.ops.metal import Call, options
+from macllm.ops.metal import KernelCall, options
 
 from . import compile as programs
 from . import front
@@ -97,7 +97,7 @@ def usually(how: How) -> Iterator[None]:
         _usual.reset(token)
 
 
-def run(call: Call, how: How | None = None) -> Result:
+def run(call: KernelCall, how: How | None = None) -> Result:
     """A dispatch of one of macllm's kernels. Raises: CompileError."""
     kernel = mx.fast.metal_kernel(**options(call))
     return run_text(captured(kernel, call.arguments), call.arguments, how or _usual.get())
@@ -145,7 +145,7 @@ def _run(ready: _Ready, how: How) -> Result:
     return Result(arrays, _faults(ready.program, told), traffic, *counts)
 
 
-def check(call: Call) -> Result:
+def check(call: KernelCall) -> Result:
     """A dispatch of one of macllm's kernels as `run_orders` does it. Raises: CompileError."""
     kernel = mx.fast.metal_kernel(**options(call))
     return run_orders(captured(kernel, call.arguments), call.arguments)

@@ -19,7 +19,7 @@ from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
 from macllm.nn import lora, quantize
 from macllm.nn.models import build
-from macllm.ops.quantized import activations
+from macllm.ops.quantized import using_activations
 from macllm.train.data import collate
 from macllm.train.objectives.clm import clm
 from macllm.weights.keymap import their_modules
@@ -101,12 +101,12 @@ def test_removing_gives_the_model_back_and_fusing_its_outputs(bits: int | None) 
     before = model(TOKENS)
     lora.apply(model, rank=4, alpha=8.0)
     randomize(model)
-    with activations("float"):  # as the fused weights, which are dense, see them
+    with using_activations("float"):  # as the fused weights, which are dense, see them
         adapted = model(TOKENS)
     assert not close(adapted, before, 1e-2)
     lora.fuse(model, dequantize=True)
     assert not lora.adapters(model)
-    with activations("float"):
+    with using_activations("float"):
         assert close(model(TOKENS), adapted)
     model = make()
     before = model(TOKENS)
@@ -129,7 +129,7 @@ def test_fusing_keeps_the_biases(bits: int | None) -> None:
         quantize.apply(model, bits=bits, group_size=32)
     lora.apply(model, rank=4, alpha=8.0, keys=("q_proj", "v_proj"))
     randomize(model)
-    with activations("float"):
+    with using_activations("float"):
         adapted = model(TOKENS)
         lora.fuse(model, dequantize=True)
         assert close(model(TOKENS), adapted)

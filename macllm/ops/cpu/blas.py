@@ -62,7 +62,7 @@ def divide(kernels: ModuleType) -> None:
         openblas.scipy_openblas_set_num_threads(1)
 
 
-def divided() -> bool:
+def has_serial_sgemm() -> bool:
     """Whether the native kernels have a single-threaded sgemm of OpenBLAS to call."""
     return _divided
 

@@ -24,7 +24,7 @@ Input = mx.array | int | float
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """One dispatch of a kernel: `kernel` is its file without `.metal`, `grid` counts threads.
 
     Inputs and outputs (shape and type) are in the order of the kernel's buffers, under the names that its source uses.
@@ -57,7 +57,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Text:
+class KernelSource:
     """A kernel's text: functions, and the lines that MLX makes a kernel of."""
 
     header: str
@@ -65,11 +65,11 @@ class Text:
 
 
 @cache
-def text(kernel: str) -> Text:
+def kernel_source(kernel: str) -> KernelSource:
     """The text of `<kernel>.metal` and of what it includes. Lines that begin with `//:` are the source."""
     lines = _lines(_path(kernel))
     source = [line.removeprefix("//:").removeprefix(" ") for line in lines if line.startswith("//:")]
-    return Text("\n".join(line for line in lines if not line.startswith("//:")) + "\n", "\n".join(source))
+    return KernelSource("\n".join(line for line in lines if not line.startswith("//:")) + "\n", "\n".join(source))
 
 
 def _path(kernel: str) -> Path:
@@ -89,13 +89,13 @@ class KernelError(RuntimeError):
     """Metal does not take a kernel."""
 
 
-def launch(call: Call) -> list[mx.array]:
+def launch(call: KernelCall) -> list[mx.array]:
     """The outputs of a dispatch. Raises KernelError where Metal does not take the kernel."""
     return _executor.get()(call)
 
 
 @contextmanager
-def executed_by(executor: Callable[[Call], list[mx.array]]) -> Iterator[None]:
+def executed_by(executor: Callable[[KernelCall], list[mx.array]]) -> Iterator[None]:
     """Let something else than the GPU run kernels in this block."""
     token = _executor.set(executor)
     try:
@@ -104,14 +104,14 @@ def executed_by(executor: Callable[[Call], list[mx.array]]) -> Iterator[None]:
         _executor.reset(token)
 
 
-def options(call: Call) -> dict[str, Any]:
+def options(call: KernelCall) -> dict[str, Any]:
     """What `mx.fast.metal_kernel` makes a call's kernel of."""
     return {
         "name": call.kernel,
         "input_names": list(call.inputs),
         "output_names": list(call.outputs),
-        "header": text(call.kernel).header,
-        "source": text(call.kernel).source,
+        "header": kernel_source(call.kernel).header,
+        "source": kernel_source(call.kernel).source,
         "ensure_row_contiguous": False,
     }
 
@@ -120,7 +120,7 @@ _compiled: dict[tuple[str, ...], Callable[..., list[mx.array]]] = {}
 _proven: set[tuple[object, ...]] = set()
 
 
-def _on_gpu(call: Call) -> list[mx.array]:
+def _on_gpu(call: KernelCall) -> list[mx.array]:
     key = (call.kernel, *call.inputs, *call.outputs)
     if key not in _compiled:
         made: Any = mx.fast.metal_kernel(**options(call))
@@ -131,7 +131,7 @@ def _on_gpu(call: Call) -> list[mx.array]:
     return outputs
 
 
-def _prove(call: Call, outputs: list[mx.array]) -> None:
+def _prove(call: KernelCall, outputs: list[mx.array]) -> None:
     """Compute the first outputs of each form of a kernel at once: what fails must do so before others build on it."""
     form = call.kernel, call.threadgroup, *call.template.values()
     if form in _proven:
@@ -145,4 +145,4 @@ def _prove(call: Call, outputs: list[mx.array]) -> None:
     _proven.add(form)
 
 
-_executor: ContextVar[Callable[[Call], list[mx.array]]] = ContextVar("executor", default=_on_gpu)
+_executor: ContextVar[Callable[[KernelCall], list[mx.array]]] = ContextVar("executor", default=_on_gpu)

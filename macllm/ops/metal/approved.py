@@ -28,7 +28,7 @@ _SYSTEM = Path("/System/Library/CoreServices/SystemVersion.plist")
 
 
 @dataclass(frozen=True)
-class Kept:
+class Decisions:
     """Decisions made on this machine, by op, type and bucket, and the reason for each that is against a kernel.
 
     Those named in `quick` come from a quick trial and give way to the whole test's.
@@ -39,7 +39,7 @@ class Kept:
     quick: frozenset[str] = frozenset()
 
 
-_supposed: ContextVar[Kept | None] = ContextVar("supposed", default=None)
+_override: ContextVar[Decisions | None] = ContextVar("override", default=None)
 
 
 def bucket(size: int) -> str:
@@ -57,38 +57,38 @@ def decision(op: str, dtype: mx.Dtype, size: int) -> bool | None:
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
         return asked == "1"
-    found = _supposed.get() or kept()
+    found = _override.get() or load()
     return None if found is None else found.decisions.get(key(op, dtype, size))
 
 
 @contextmanager
-def supposing(decided: Kept) -> Iterator[None]:
+def override(decided: Decisions) -> Iterator[None]:
     """Let these decisions hold in this block."""
-    token = _supposed.set(decided)
+    token = _override.set(decided)
     try:
         yield
     finally:
-        _supposed.reset(token)
+        _override.reset(token)
 
 
-def remember(decided: Kept) -> Path:
+def save(decided: Decisions) -> Path:
     """Keep the whole test's decisions for machines, systems, MLX and kernels like these; returns the file."""
     path = _write(decided)
-    kept.cache_clear()
+    load.cache_clear()
     return path
 
 
-def add(found: Kept) -> Path:
+def add(found: Decisions) -> Path:
     """Keep decisions of a quick trial beside those that are kept; of the whole test's none is changed.
 
-    They hold in this process once `kept.cache_clear` is called, which is for a moment without a completion.
+    They hold in this process once `load.cache_clear` is called, which is for a moment without a completion.
     """
-    before = _read() or Kept()
+    before = _read() or Decisions()
     whole = {name: used for name, used in before.decisions.items() if name not in before.quick}
     decisions = {**before.decisions, **found.decisions, **whole}
     reasons = {**before.reasons, **found.reasons}
     against = {name: reasons[name] for name, used in decisions.items() if not used and name in reasons}
-    return _write(Kept(decisions, against, frozenset(decisions.keys() - whole.keys())))
+    return _write(Decisions(decisions, against, frozenset(decisions.keys() - whole.keys())))
 
 
 @contextmanager
@@ -106,18 +106,18 @@ def alone(*, wait: bool) -> Iterator[bool]:
 
 
 @cache
-def kept() -> Kept | None:
+def load() -> Decisions | None:
     """Decisions made here; None where there are none, or for another machine, system, MLX or kernels."""
     return _read()
 
 
-def _read() -> Kept | None:
+def _read() -> Decisions | None:
     try:
         content = read_json(_path())
         if content["machine"] != machine():
             return None
         quick = content["quick"]
-        found = Kept(content["decisions"], content["reasons"], frozenset(quick))
+        found = Decisions(content["decisions"], content["reasons"], frozenset(quick))
         texts = [*found.reasons.values(), *quick]
         whole = all(isinstance(one, bool) for one in found.decisions.values()) and isinstance(quick, list)
         return found if whole and all(isinstance(one, str) for one in texts) else None
@@ -125,7 +125,7 @@ def _read() -> Kept | None:
         return None
 
 
-def _write(decided: Kept) -> Path:
+def _write(decided: Decisions) -> Path:
     """Write the file, whole or not at all."""
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from math import gcd
 
 import mlx.core as mx
 
-from . import DTYPES, LANES, Call, Input, launch
+from . import DTYPES, LANES, Input, KernelCall, launch
 
 CHUNK = 64
 """Rows that attend to one another directly; what came before them is a state."""
@@ -17,7 +17,7 @@ _TOGETHER = 8  # simdgroups of a threadgroup, at most
 _DECODED = 32  # columns of a threadgroup that decodes
 
 
-def serves(q: mx.array, k: mx.array, v: mx.array) -> bool:
+def supports(q: mx.array, k: mx.array, v: mx.array) -> bool:
     """Whether there are kernels for these features (B, H, L, M) and values (B, H, L, D)."""
     return all(x.dtype in DTYPES and x.shape[3] % 8 == 0 for x in (q, k, v)) and q.shape == k.shape
 
@@ -63,7 +63,7 @@ def gradients(
 
 def states(
     a: mx.array, b: mx.array, sums: mx.array, norm: mx.array, *, causal: bool, extra: mx.array | None = None
-) -> Call:
+) -> KernelCall:
     """States before each chunk and after all; with `extra`, after each chunk, last first. One chunk if not causal."""
     (batch, heads, length, features), dim = a.shape, b.shape[3]
     size = CHUNK if causal else length
@@ -71,7 +71,7 @@ def states(
     width, tall = _slab(dim, _MOST_STATE_COLUMNS), features // _ROWS
     inputs: dict[str, Input] = {"a": a, "b": b, "extra": norm if extra is None else extra}
     inputs |= {"first_sums": sums, "first_norm": norm, "chunks": chunks, "size": size}
-    return Call(
+    return KernelCall(
         "linear_states",
         inputs,
         {
@@ -86,12 +86,12 @@ def states(
     )
 
 
-def attend(q: mx.array, k: mx.array, v: mx.array, before: mx.array, norms: mx.array, *, causal: bool) -> Call:
+def attend(q: mx.array, k: mx.array, v: mx.array, before: mx.array, norms: mx.array, *, causal: bool) -> KernelCall:
     """(B, H, L, D), and what it was divided by, (B, H, L) float32."""
     dim = v.shape[3]
     width = _slab(dim, _MOST_COLUMNS)
     grid, threadgroup = _grid(v, width)
-    return Call(
+    return KernelCall(
         "linear_attention",
         {"q": q, "k": k, "v": v, "states": before, "norms": norms},
         {"out": (v.shape, v.dtype), "totals": (v.shape[:3], mx.float32)},
@@ -109,12 +109,12 @@ def gradient(
     *,
     causal: bool,
     side: int,
-) -> Call:
+) -> KernelCall:
     """(B, H, L, U): q's gradient (`side` 1), k's (2) or v's (0), of `rows` x and y (B, H, L, P) and values."""
     x, y, values = rows
     width = _slab(values.shape[3], _MOST_COLUMNS)
     grid, threadgroup = _grid(values, width)
-    return Call(
+    return KernelCall(
         "linear_attention_vjp",
         {"x": x, "y": y, "values": values, "extra": extra, "states": state[0], "norms": state[1]},
         {"out": (values.shape, dtype)},
@@ -133,11 +133,11 @@ def gradient(
     )
 
 
-def decode(q: mx.array, k: mx.array, v: mx.array, sums: mx.array, norm: mx.array) -> Call:
+def decode(q: mx.array, k: mx.array, v: mx.array, sums: mx.array, norm: mx.array) -> KernelCall:
     """One token: (B, H, 1, D), the new state, and what the result was divided by."""
     batch, heads, _, dim = v.shape
     inputs: dict[str, Input] = {name: mx.contiguous(x) for name, x in (("q", q), ("k", k), ("v", v))}
-    return Call(
+    return KernelCall(
         "linear_decode",
         inputs | {"sums": sums, "norm": norm},
         {

@@ -13,7 +13,7 @@ import pytest
 from macllm.ops.decode_step import ACTIVATIONS, AttentionParams, Branches, MLPParams, Slots, plan, run, supports
 from macllm.ops.head_params import Packing
 from macllm.ops.kv import quantize
-from macllm.ops.quantized import activations
+from macllm.ops.quantized import using_activations
 from macllm.ops.weights import DenseWeight, LayerNormWeight, NormWeight, PackedWeight, RMSNormWeight, Weight
 
 Array = np.ndarray
@@ -154,7 +154,7 @@ def test_attention_step(kernels: ModuleType, case: Case) -> None:
     turns = mx.array(waves) if c.pairs else None
     slots = Slots(buffers, c.at, first, position, None, turns, c.magnitude, layout)
     planned = plan(c.norms, params, drawn.linears, drawn.present)
-    with activations("float"):
+    with using_activations("float"):
         done = run(mx.array(x), Branches([planned], drawn.arrays, [slots]))
     mx.eval(done)
     kept = [rows_of(c, buffers[:count], group), rows_of(c, buffers[count:], group)]
@@ -225,7 +225,7 @@ def test_mlp_step(
     gate = drawn.linear(F, D, False) if gated else None
     x = draw(7, B, 1, D)
     planned = plan(norms, MLPParams(activation, gated), drawn.linears, drawn.present)
-    with activations("float"):
+    with using_activations("float"):
         got = run(mx.array(x), Branches([planned], drawn.arrays, []))
     wide = x[:, 0].astype(np.float64)
     read = normed(norms[0], wide, *residual[0])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from macllm.ops import dispatch, kv
-from macllm.ops.attention import Mask, attention
+from macllm.ops.attention import MaskArray, attention
 from tests.ops.layouts import Layout, laid
 
 Array = np.ndarray
@@ -93,7 +93,7 @@ CASES = [
 ]
 
 
-def problem(case: Case, bits: int) -> tuple[mx.array, kv.Quantized, Mask, mx.array | None]:
+def problem(case: Case, bits: int) -> tuple[mx.array, kv.Quantized, MaskArray, mx.array | None]:
     """Queries and a slice out of the middle of longer packed buffers."""
     random = np.random.default_rng(int(case.H + case.T + case.S + case.D))
     q = random.standard_normal((case.B, case.T, case.H, case.D)).astype(np.float32)
@@ -102,7 +102,7 @@ def problem(case: Case, bits: int) -> tuple[mx.array, kv.Quantized, Mask, mx.arr
         whole = mx.array(random.standard_normal((case.B, case.K, case.S + 9, case.D)).astype(np.float32))
         parts = kv.quantize(whole, bits, group_of(case.D))
         packed.append(tuple(part[:, :, 4 : 4 + case.S] for part in parts))
-    mask: Mask = "causal" if case.causal else None
+    mask: MaskArray = "causal" if case.causal else None
     if case.masked:
         seen = random.random((case.B, 1, case.T, case.S)) < 0.6
         seen[0, 0, 0] = False

@@ -12,7 +12,7 @@ import pytest
 
 from macllm.ops import dispatch
 from macllm.ops.cpu import blas, build
-from macllm.ops.quantized import activations, quantized_gather_matmul, quantized_matmul, quantized_rows
+from macllm.ops.quantized import quantized_gather_matmul, quantized_matmul, quantized_rows, using_activations
 from macllm.ops.weights import PackedWeight
 
 Array = np.ndarray
@@ -264,7 +264,7 @@ def test_every_road_gives_the_same(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPa
     packed = PackedWeight(*w.packed, 64, 4)
     with dispatch.using("reference"):
         want = quantized_matmul(x, packed)
-    with activations("float"):
+    with using_activations("float"):
         exact = quantized_matmul(x, packed)
     with dispatch.using("stock"):
         stock = quantized_matmul(x, packed)
@@ -284,7 +284,7 @@ def test_every_road_to_the_experts_gives_the_same(tokens: int) -> None:
             want = quantized_gather_matmul(x, w, chosen)
         with dispatch.using("stock"):
             stock = quantized_gather_matmul(x, w, chosen)
-        with activations("float"):
+        with using_activations("float"):
             exact = quantized_gather_matmul(x, w, chosen)
         np.testing.assert_allclose(np.array(exact), np.array(want), atol=1e-4)
         np.testing.assert_allclose(np.array(stock), np.array(want), atol=1e-4)

@@ -18,7 +18,7 @@ SEEN = mx.array(np.random.default_rng(0).random((2, 1, 9, 9)) < 0.7) | mx.eye(9)
 BIAS = mx.array(np.random.default_rng(1).standard_normal((1, 4, 9, 9)), mx.float32)
 
 
-def _attend(mask: attention.Mask, softcap: float | None = None) -> Callable[[mx.array], mx.array]:
+def _attend(mask: attention.MaskArray, softcap: float | None = None) -> Callable[[mx.array], mx.array]:
     return lambda x: attention.attention(x, kv.Dense(x[:, ::2], x[:, ::2] * 2), scale=0.3, mask=mask, softcap=softcap)
 
 

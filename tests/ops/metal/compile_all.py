@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
-from macllm.ops.metal import Call, executed_by, options
+from macllm.ops.metal import KernelCall, executed_by, options
 from tests.simulator import front
 from tests.simulator.lint import findings
 from tests.simulator.text import captured
@@ -33,9 +33,9 @@ METAL = ("xcrun", "-sdk", "macosx", "metal", "-c", "-Werror", "-fno-fast-math")
 def texts(some: Iterable[Case]) -> Iterator[tuple[str, str]]:
     """Each text that the cases need, once, after its kernel's name. Nothing is computed."""
     seen: set[str] = set()
-    calls: list[Call] = []
+    calls: list[KernelCall] = []
 
-    def record(call: Call) -> list[mx.array]:
+    def record(call: KernelCall) -> list[mx.array]:
         calls.append(call)
         return [mx.zeros(shape, dtype) for shape, dtype in call.outputs.values()]
 

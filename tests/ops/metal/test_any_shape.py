@@ -76,7 +76,7 @@ def test_kv_decode(data: Any) -> None:
         decode.random(batch, count + room, kv_heads, dim, dtype=dtype, seed=s).swapaxes(1, 2)[:, :, :count]
         for s in (1, 2)
     )
-    rules = decode.plan.Rules(
+    rules = decode.plan.DecodeParams(
         dim**-0.5,
         data.draw(FLAGS),
         first_slots(data, batch, count),
@@ -112,7 +112,7 @@ def test_qmv(data: Any) -> None:
     norm, up = data.draw(st.sampled_from([None, norm])), data.draw(st.sampled_from([None, up]))
     activation = data.draw(st.sampled_from([None, "silu", "gelu_tanh"]))
     with simulated() as log:
-        got = qmv.plan.product(x, w, qmv.plan.Around(norm, up, activation))
+        got = qmv.plan.product(x, w, qmv.plan.Epilogue(norm, up, activation))
     assert log.faults == []
     y = qmv.normed(x, norm)
     want = qmv.active(y @ qmv.dense(w).T, activation)
@@ -182,10 +182,10 @@ def test_sample(data: Any) -> None:
             assert token in may
 
 
-def rules_of_sight(data: Any, batch: int, length: int, count: int) -> flash.plan.Rules:
+def rules_of_sight(data: Any, batch: int, length: int, count: int) -> flash.plan.FlashParams:
     segmented = length <= count and data.draw(FLAGS)
     ids = [sorted(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))) for _ in range(batch)]
-    return flash.plan.Rules(
+    return flash.plan.FlashParams(
         0.3,
         data.draw(FLAGS),
         flash.NOTHING if segmented else first_slots(data, batch, count),

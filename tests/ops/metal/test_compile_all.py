@@ -9,7 +9,7 @@ import pytest
 
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
-from macllm.ops.metal import HERE, text
+from macllm.ops.metal import HERE, kernel_source
 from tests.ops.metal import compile_all
 from tests.ops.metal.compile_all import main, texts
 
@@ -77,5 +77,5 @@ def test_every_kernel_is_among_the_texts_and_keeps_the_rules(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(cases(), [str(tmp_path), "--dry"]) == 0, capsys.readouterr().out
-    kernels = {path.stem for path in HERE.rglob("*.metal") if text(path.stem).source}
+    kernels = {path.stem for path in HERE.rglob("*.metal") if kernel_source(path.stem).source}
     assert {path.name.rpartition("-")[0] for path in tmp_path.iterdir()} == kernels

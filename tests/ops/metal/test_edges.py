@@ -19,7 +19,7 @@ SIZE = flash.Size(2, 2, 1, 12, 28, 16)
 FIRST_QUERY = SIZE.count - SIZE.length
 
 
-def decoded(rules: decode.plan.Rules, count: int = COUNT, length: int = LENGTH) -> None:
+def decoded(rules: decode.plan.DecodeParams, count: int = COUNT, length: int = LENGTH) -> None:
     """Compare with the definition, over keys that outweigh all others where they are visible."""
     q, k, v = decode.random(2, 4, length, 16), decode.random(2, 2, count, 16, seed=1), decode.random(2, 2, count, 16)
     with simulated(ONCE) as log:
@@ -30,34 +30,34 @@ def decoded(rules: decode.plan.Rules, count: int = COUNT, length: int = LENGTH) 
 
 @pytest.mark.parametrize("window", [OFFSET, OFFSET + 1, OFFSET + 2, COUNT - 1, COUNT])
 def test_a_window_of_a_few_queries_ends_at_the_first_key(window: int) -> None:
-    decoded(decode.plan.Rules(0.2, True, mx.array([0, 0]), window=window))
+    decoded(decode.plan.DecodeParams(0.2, True, mx.array([0, 0]), window=window))
 
 
 @pytest.mark.parametrize("window", [OFFSET - 3, OFFSET - 2, COUNT - 4, COUNT - 3])
 def test_a_window_of_a_few_queries_ends_where_padding_does(window: int) -> None:
-    decoded(decode.plan.Rules(0.2, True, mx.array([3, 4]), window=window))
+    decoded(decode.plan.DecodeParams(0.2, True, mx.array([3, 4]), window=window))
 
 
 @pytest.mark.parametrize("window", [298, 299, 300])
 def test_a_window_of_a_few_queries_ends_between_chunks(window: int) -> None:
-    decoded(decode.plan.Rules(0.2, True, mx.array([0, 1]), window=window), count=301)
+    decoded(decode.plan.DecodeParams(0.2, True, mx.array([0, 1]), window=window), count=301)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_of_one_query_covers_all_keys_or_all_but_the_first(causal: bool) -> None:
     for window in (COUNT - 1, COUNT):
-        decoded(decode.plan.Rules(0.2, causal, mx.array([0, 0]), window=window), length=1)
+        decoded(decode.plan.DecodeParams(0.2, causal, mx.array([0, 0]), window=window), length=1)
 
 
 @pytest.mark.parametrize("sinks", [False, True], ids=["no sinks", "sinks"])
 def test_a_row_whose_window_is_padding_sees_nothing(sinks: bool) -> None:
     sunk = decode.random(4, seed=9) if sinks else None
-    decoded(decode.plan.Rules(0.2, True, mx.array([0, COUNT - 1]), window=2, sinks=sunk))
+    decoded(decode.plan.DecodeParams(0.2, True, mx.array([0, COUNT - 1]), window=2, sinks=sunk))
 
 
 @pytest.mark.parametrize("count", [COUNT, 301], ids=["one chunk", "two chunks"])
 def test_each_key_head_has_sinks_of_its_own(count: int) -> None:
-    decoded(decode.plan.Rules(0.2, True, mx.array([0, 0]), sinks=mx.array([-1.0, 0.5, 3.0, 6.0])), count=count)
+    decoded(decode.plan.DecodeParams(0.2, True, mx.array([0, 0]), sinks=mx.array([-1.0, 0.5, 3.0, 6.0])), count=count)
 
 
 def test_a_window_over_packed_keys_ends_at_the_first_one() -> None:
@@ -70,7 +70,7 @@ def test_a_window_over_packed_keys_ends_at_the_first_one() -> None:
         dense.append(flash.wide(mx.dequantize(*packed, group_size=32, bits=8)))
     for window in (FIRST_QUERY, FIRST_QUERY + 1):
         rules = sight([0, 2], window=window)
-        few = decode.plan.Rules(rules.scale, True, rules.first, window=window)
+        few = decode.plan.DecodeParams(rules.scale, True, rules.first, window=window)
         with simulated(ONCE) as log:
             out, _ = flash.plan.run(q, parts, rules, key_bits=8, value_bits=8)
             decoded = decode.plan.run(q, parts, few, key_bits=8, value_bits=8)
@@ -79,13 +79,13 @@ def test_a_window_over_packed_keys_ends_at_the_first_one() -> None:
             flash.near(got, flash.attention(q, *dense, rules).out)
 
 
-def prefilled(rules: flash.plan.Rules, size: flash.Size = SIZE) -> None:
+def prefilled(rules: flash.plan.FlashParams, size: flash.Size = SIZE) -> None:
     flash.forward_is_right(size, rules, how=ONCE)
     flash.gradients_are_right(size, rules, how=ONCE)
 
 
-def sight(first: list[int], **options: Any) -> flash.plan.Rules:
-    return flash.plan.Rules(0.2, options.pop("causal", True), mx.array(first), **options)
+def sight(first: list[int], **options: Any) -> flash.plan.FlashParams:
+    return flash.plan.FlashParams(0.2, options.pop("causal", True), mx.array(first), **options)
 
 
 @pytest.mark.parametrize("first", [[0, 0], [3, 4]], ids=["no padding", "padding"])

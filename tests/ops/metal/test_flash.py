@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from macllm.ops.attention import attention_reference
-from macllm.ops.metal import Call
+from macllm.ops.metal import KernelCall
 from macllm.ops.metal.attention import flash as plan
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
@@ -54,7 +54,7 @@ def segments(*lengths: int) -> mx.array:
     return mx.array(np.repeat(np.arange(len(lengths)) * 3, lengths)[None].astype(np.int32))
 
 
-def seen(size: Size, rules: plan.Rules) -> np.ndarray:
+def seen(size: Size, rules: plan.FlashParams) -> np.ndarray:
     """(B, 1, L, S) bool from the definition of every rule."""
     at, key = np.arange(size.count - size.length, size.count)[:, None], np.arange(size.count)
     first = np.array(rules.first).reshape(-1, 1, 1, 1)
@@ -79,7 +79,9 @@ class Attention(NamedTuple):
     gradients: list[np.ndarray]
 
 
-def attention(q: mx.array, k: np.ndarray, v: np.ndarray, rules: plan.Rules, dout: mx.array | None = None) -> Attention:
+def attention(
+    q: mx.array, k: np.ndarray, v: np.ndarray, rules: plan.FlashParams, dout: mx.array | None = None
+) -> Attention:
     size = Size(*q.shape[:2], k.shape[1], q.shape[2], *k.shape[2:])
     group = size.heads // size.kv_heads
     q64, dout64 = wide(q), wide(q if dout is None else dout)
@@ -112,7 +114,7 @@ def near(got: mx.array, want: np.ndarray, *, by: float = 1.0) -> None:
 
 
 def forward_is_right(
-    size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.float32, *, by: float = 1.0, how: How | None = None
+    size: Size, rules: plan.FlashParams, dtype: mx.Dtype = mx.float32, *, by: float = 1.0, how: How | None = None
 ) -> None:
     q, k, v = given(size, dtype)
     with simulated(how) as log:
@@ -123,7 +125,9 @@ def forward_is_right(
     np.testing.assert_allclose(wide(lse), want.lse, rtol=1e-5, atol=1e-5)
 
 
-def gradients_are_right(size: Size, rules: plan.Rules, dtype: mx.Dtype = mx.float32, *, how: How | None = None) -> Log:
+def gradients_are_right(
+    size: Size, rules: plan.FlashParams, dtype: mx.Dtype = mx.float32, *, how: How | None = None
+) -> Log:
     q, k, v = given(size, dtype)
     dout = random(*q.shape, dtype=dtype, seed=3)
     want = attention(q, wide(k), wide(v), rules, dout)
@@ -152,44 +156,44 @@ WIDTHS = [
 
 @pytest.mark.parametrize(("size", "dtype"), sweep(ODD, TYPES))
 def test_attention(size: Size, dtype: mx.Dtype) -> None:
-    forward_is_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
+    forward_is_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
 @pytest.mark.parametrize("size", WIDTHS)
 def test_attention_over_heads_of_any_width(size: Size, dtype: mx.Dtype) -> None:
-    forward_is_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
+    forward_is_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
 RULES = [
-    pytest.param(plan.Rules(0.2, False, NOTHING), id="all see all"),
-    pytest.param(plan.Rules(0.2, True, NOTHING, window=7), id="a window"),
-    pytest.param(plan.Rules(0.2, False, NOTHING, window=20), id="a window both ways"),
-    pytest.param(plan.Rules(0.2, True, NOTHING, chunk=30), id="chunks"),
-    pytest.param(plan.Rules(0.2, True, mx.array([5, -7]), chunk=16), id="chunks that begin elsewhere"),
-    pytest.param(plan.Rules(0.2, False, mx.array([0, 40]), chunk=16), id="chunks both ways"),
-    pytest.param(plan.Rules(0.2, True, mx.array([3, 60]), softcap=3.0), id="padding, and a cap"),
-    pytest.param(plan.Rules(0.2, True, mx.array([70, 74])), id="rows that see nothing"),
-    pytest.param(plan.Rules(0.2, True, NOTHING, segments=segments(20, 1, 9, 45)), id="segments"),
-    pytest.param(plan.Rules(0.2, False, NOTHING, segments=segments(33, 42)), id="segments both ways"),
-    pytest.param(plan.Rules(0.2, True, NOTHING, segments=segments(30, 45), window=11), id="a window in segments"),
+    pytest.param(plan.FlashParams(0.2, False, NOTHING), id="all see all"),
+    pytest.param(plan.FlashParams(0.2, True, NOTHING, window=7), id="a window"),
+    pytest.param(plan.FlashParams(0.2, False, NOTHING, window=20), id="a window both ways"),
+    pytest.param(plan.FlashParams(0.2, True, NOTHING, chunk=30), id="chunks"),
+    pytest.param(plan.FlashParams(0.2, True, mx.array([5, -7]), chunk=16), id="chunks that begin elsewhere"),
+    pytest.param(plan.FlashParams(0.2, False, mx.array([0, 40]), chunk=16), id="chunks both ways"),
+    pytest.param(plan.FlashParams(0.2, True, mx.array([3, 60]), softcap=3.0), id="padding, and a cap"),
+    pytest.param(plan.FlashParams(0.2, True, mx.array([70, 74])), id="rows that see nothing"),
+    pytest.param(plan.FlashParams(0.2, True, NOTHING, segments=segments(20, 1, 9, 45)), id="segments"),
+    pytest.param(plan.FlashParams(0.2, False, NOTHING, segments=segments(33, 42)), id="segments both ways"),
+    pytest.param(plan.FlashParams(0.2, True, NOTHING, segments=segments(30, 45), window=11), id="a window in segments"),
 ]
 
 
 @pytest.mark.parametrize("rules", RULES)
-def test_who_sees_what(rules: plan.Rules) -> None:
+def test_who_sees_what(rules: plan.FlashParams) -> None:
     forward_is_right(Size(2 if rules.segments is None else 1, 2, 1, 45, 75), rules)
 
 
 @pytest.mark.parametrize(
     "rules",
     [
-        pytest.param(plan.Rules(0.2, True, mx.array([0, 74]), sinks=random(4, seed=9)), id="sinks"),
-        pytest.param(plan.Rules(30.0, True, NOTHING), id="scores far apart"),
+        pytest.param(plan.FlashParams(0.2, True, mx.array([0, 74]), sinks=random(4, seed=9)), id="sinks"),
+        pytest.param(plan.FlashParams(30.0, True, NOTHING), id="scores far apart"),
     ],
 )
-def test_how_scores_become_weights(rules: plan.Rules) -> None:
+def test_how_scores_become_weights(rules: plan.FlashParams) -> None:
     forward_is_right(Size(2, 4, 2, 33, 75), rules, by=8.0 if rules.scale > 1 else 1.0)
 
 
@@ -199,7 +203,7 @@ PACKINGS = [((4, 4), 64, mx.float16), ((8, 8), 32, mx.float32), ((8, 4), 64, mx.
 @pytest.mark.parametrize(("dim", "bits", "group", "dtype"), sweep([64, 40], PACKINGS))
 def test_packed_keys_and_values(dim: int, bits: tuple[int, int], group: int, dtype: mx.Dtype) -> None:
     q, k, v = given(Size(2, 3, 1, 40, 66, dim), dtype)
-    rules = plan.Rules(dim**-0.5, True, mx.array([0, 9]), window=50)
+    rules = plan.FlashParams(dim**-0.5, True, mx.array([0, 9]), window=50)
     parts, dense = {}, []
     for name, width, rows in (("k", bits[0], k), ("v", bits[1], v)):
         padded = mx.pad(rows, [(0, 0)] * 2 + [(0, 5), (0, -dim % group)])
@@ -218,14 +222,14 @@ def test_packed_keys_and_values(dim: int, bits: tuple[int, int], group: int, dty
 def test_what_nobody_sees_is_left_unread() -> None:
     q, k, v = given(Size(1, 2, 2, 32, 300))
     with simulated() as log:
-        plan.run(q, {"keys": k, "values": v}, plan.Rules(0.1, True, NOTHING, window=50))
+        plan.run(q, {"keys": k, "values": v}, plan.FlashParams(0.1, True, NOTHING, window=50))
     ((_, result),) = log.dispatches
     for name in ("keys", "values"):
         assert result.traffic[name].lines * 128 == 2 * (32 + 50 - 1) * 64 * 4
     assert log.faults == []
 
 
-def bytes_of_tiles(sees: np.ndarray, call: Call, row_bytes: int) -> int:
+def bytes_of_tiles(sees: np.ndarray, call: KernelCall, row_bytes: int) -> int:
     """What tiles of rows of (rows, others) see from the first of the others to the last."""
     tiles = np.split(sees, range(8 * call.template["BLOCKS"], len(sees), 8 * call.template["BLOCKS"]))
     spans = [np.flatnonzero(tile.any(0)) for tile in tiles]
@@ -235,13 +239,13 @@ def bytes_of_tiles(sees: np.ndarray, call: Call, row_bytes: int) -> int:
 @pytest.mark.parametrize(
     "rules",
     [
-        pytest.param(plan.Rules(0.1, True, NOTHING), id="causal"),
-        pytest.param(plan.Rules(0.1, True, NOTHING, window=20), id="a window"),
-        pytest.param(plan.Rules(0.1, True, NOTHING, chunk=64), id="chunks"),
-        pytest.param(plan.Rules(0.1, True, NOTHING, segments=segments(40, 30, 58)), id="segments"),
+        pytest.param(plan.FlashParams(0.1, True, NOTHING), id="causal"),
+        pytest.param(plan.FlashParams(0.1, True, NOTHING, window=20), id="a window"),
+        pytest.param(plan.FlashParams(0.1, True, NOTHING, chunk=64), id="chunks"),
+        pytest.param(plan.FlashParams(0.1, True, NOTHING, segments=segments(40, 30, 58)), id="segments"),
     ],
 )
-def test_a_tile_reads_only_what_it_sees(rules: plan.Rules) -> None:
+def test_a_tile_reads_only_what_it_sees(rules: plan.FlashParams) -> None:
     size = Size(1, 1, 1, 128, 128)
     q, k, v = given(size)
     sees, row_bytes = seen(size, rules)[0, 0], 64 * 4
@@ -261,23 +265,23 @@ def test_a_tile_reads_only_what_it_sees(rules: plan.Rules) -> None:
 
 def test_no_output_grows_with_the_square_of_the_length() -> None:
     size = Size(1, 1, 1, 150, 150, 8)
-    log = gradients_are_right(size, plan.Rules(0.3, True, NOTHING))
+    log = gradients_are_right(size, plan.FlashParams(0.3, True, NOTHING))
     assert max(out.size for _, result in log.dispatches for out in result.outputs) == 150 * 8
     q, k, v = given(size)
-    made = plan.forward(q, {"keys": k, "values": v}, plan.Rules(0.3, True, NOTHING)).outputs
+    made = plan.forward(q, {"keys": k, "values": v}, plan.FlashParams(0.3, True, NOTHING)).outputs
     assert [shape for shape, _ in made.values()] == [(1, 1, 150, 8), (1, 1, 150)]
 
 
 @pytest.mark.parametrize(("size", "dtype"), sweep(ODD, TYPES))
 def test_gradients(size: Size, dtype: mx.Dtype) -> None:
-    gradients_are_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
+    gradients_are_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
 @pytest.mark.parametrize("size", WIDTHS)
 def test_gradients_of_heads_of_any_width(size: Size, dtype: mx.Dtype) -> None:
-    gradients_are_right(size, plan.Rules(size.dim**-0.5, True, NOTHING), dtype)
+    gradients_are_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
 def slow_where_others_do(case: Any) -> Any:
@@ -287,18 +291,18 @@ def slow_where_others_do(case: Any) -> Any:
 
 
 @pytest.mark.parametrize("rules", list(map(slow_where_others_do, RULES)))
-def test_gradients_of_who_sees_what(rules: plan.Rules) -> None:
+def test_gradients_of_who_sees_what(rules: plan.FlashParams) -> None:
     gradients_are_right(Size(2 if rules.segments is None else 1, 2, 1, 45, 75), rules)
 
 
 def test_gradients_beside_sinks() -> None:
-    rules = plan.Rules(0.2, True, NOTHING, sinks=random(2, seed=9))
+    rules = plan.FlashParams(0.2, True, NOTHING, sinks=random(2, seed=9))
     gradients_are_right(Size(1, 2, 1, 30, 30), rules)
 
 
 def test_gradients_are_those_of_the_reference() -> None:
     q, k, v = given(Size(1, 4, 2, 40, 40))
-    dout, rules = random(*q.shape, seed=3), plan.Rules(0.2, True, NOTHING, softcap=2.0)
+    dout, rules = random(*q.shape, seed=3), plan.FlashParams(0.2, True, NOTHING, softcap=2.0)
 
     def run(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return attention_reference(q, k, v, scale=0.2, mask="causal", softcap=2.0)

@@ -30,7 +30,7 @@ def cached(array: mx.array, count: int) -> mx.array:
     return array[:, :, :count]
 
 
-def attention(q: mx.array, k: np.ndarray, v: np.ndarray, rules: plan.Rules) -> np.ndarray:
+def attention(q: mx.array, k: np.ndarray, v: np.ndarray, rules: plan.DecodeParams) -> np.ndarray:
     """The definition in float64; a row that sees nothing is 0."""
     (batch, heads, length, _), (kv_heads, count) = q.shape, k.shape[1:3]
     k, v = (np.repeat(x, heads // kv_heads, axis=1) for x in (k, v))
@@ -75,25 +75,25 @@ def test_dense_keys_and_values(size: tuple[int, int, int, int], count: int, dim:
     q = random(batch, heads, length, dim, dtype=dtype)
     k, v = (random(batch, kv_heads, count + 5, dim, dtype=dtype, seed=s) for s in (1, 2))
     k, v = cached(k, count), cached(v, count)
-    rules = plan.Rules(dim**-0.5, True, NOTHING)
+    rules = plan.DecodeParams(dim**-0.5, True, NOTHING)
     with simulated() as log:
         near(plan.run(q, {"keys": k, "values": v}, rules), attention(q, wide(k), wide(v), rules))
     passed(log)
 
 
 RULES = [
-    pytest.param(plan.Rules(0.2, False, NOTHING), id="all see all"),
-    pytest.param(plan.Rules(0.2, True, NOTHING, window=7), id="a window"),
-    pytest.param(plan.Rules(0.2, True, NOTHING, window=290), id="a window over chunks"),
-    pytest.param(plan.Rules(0.2, True, mx.array([3, 400]), softcap=3.0), id="padding, and a cap"),
-    pytest.param(plan.Rules(0.2, True, mx.array([0, 402]), sinks=random(4, seed=9)), id="sinks"),
-    pytest.param(plan.Rules(0.2, True, mx.array([400, 403])), id="rows that see nothing"),
-    pytest.param(plan.Rules(30.0, True, NOTHING), id="scores far apart"),
+    pytest.param(plan.DecodeParams(0.2, False, NOTHING), id="all see all"),
+    pytest.param(plan.DecodeParams(0.2, True, NOTHING, window=7), id="a window"),
+    pytest.param(plan.DecodeParams(0.2, True, NOTHING, window=290), id="a window over chunks"),
+    pytest.param(plan.DecodeParams(0.2, True, mx.array([3, 400]), softcap=3.0), id="padding, and a cap"),
+    pytest.param(plan.DecodeParams(0.2, True, mx.array([0, 402]), sinks=random(4, seed=9)), id="sinks"),
+    pytest.param(plan.DecodeParams(0.2, True, mx.array([400, 403])), id="rows that see nothing"),
+    pytest.param(plan.DecodeParams(30.0, True, NOTHING), id="scores far apart"),
 ]
 
 
 @pytest.mark.parametrize(("rules", "count"), sweep(RULES, [401, 100]))
-def test_who_sees_what(rules: plan.Rules, count: int) -> None:
+def test_who_sees_what(rules: plan.DecodeParams, count: int) -> None:
     q = random(2, 4, 3, 64)
     k, v = random(2, 2, count, 64, seed=1), random(2, 2, count, 64, seed=2)
     with simulated() as log:
@@ -115,7 +115,7 @@ def test_packed_keys_and_values(
     size: tuple[int, int, int, int], count: int, dim: int, key_bits: int, value_bits: int, group: int, dtype: mx.Dtype
 ) -> None:
     batch, heads, kv_heads, length = size
-    q, rules = random(batch, heads, length, dim, dtype=dtype), plan.Rules(dim**-0.5, True, NOTHING, window=250)
+    q, rules = random(batch, heads, length, dim, dtype=dtype), plan.DecodeParams(dim**-0.5, True, NOTHING, window=250)
     parts, dense = {}, []
     for name, bits, seed in (("k", key_bits, 1), ("v", value_bits, 2)):
         rows = mx.pad(
@@ -134,7 +134,7 @@ def test_packed_keys_and_values(
 def test_a_window_leaves_the_rest_unread() -> None:
     q, k, v = random(1, 2, 1, 64), random(1, 2, 1000, 64, seed=1), random(1, 2, 1000, 64, seed=2)
     with simulated() as log:
-        plan.run(q, {"keys": k, "values": v}, plan.Rules(0.1, True, NOTHING, window=100))
+        plan.run(q, {"keys": k, "values": v}, plan.DecodeParams(0.1, True, NOTHING, window=100))
     ((_, result),) = log.dispatches
     assert result.traffic["keys"].lines * 128 == 2 * 100 * 64 * 4
     passed(log)

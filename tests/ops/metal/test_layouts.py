@@ -44,7 +44,7 @@ def test_a_few_queries_read_keys_and_values_where_they_lie(
     q_layout: Layout, k_layout: Layout, v_layout: Layout
 ) -> None:
     q, k, v = attended(q_layout, k_layout, v_layout)
-    rules = decode.plan.Rules(0.25, True, mx.array([0, 3]))
+    rules = decode.plan.DecodeParams(0.25, True, mx.array([0, 3]))
     with simulated(ONCE) as log:
         got = decode.plan.run(q, {"keys": k, "values": v}, rules)
     assert log.faults == []
@@ -56,7 +56,7 @@ def test_many_queries_and_gradients_read_keys_and_values_where_they_lie(
     q_layout: Layout, k_layout: Layout, v_layout: Layout
 ) -> None:
     q, k, v = attended(q_layout, k_layout, v_layout)
-    rules = flash.plan.Rules(0.25, True, mx.array([0, 3]))
+    rules = flash.plan.FlashParams(0.25, True, mx.array([0, 3]))
     dout = laid(flash.random(*q.shape, seed=3), v_layout)
     want = flash.attention(q, flash.wide(k), flash.wide(v), rules, dout)
     with simulated(ONCE) as log:
@@ -92,7 +92,7 @@ def packed() -> tuple[dict[str, mx.array], list[np.ndarray]]:
 def test_each_part_of_packed_keys_and_values_is_read_where_it_lies() -> None:
     parts, (k, v) = packed()
     q = laid(flash.random(BATCH, HEADS, LENGTH, 64), PROJECTED)
-    few, many = (plan.Rules(0.125, True, mx.array([0, 3])) for plan in (decode.plan, flash.plan))
+    few, many = (params(0.125, True, mx.array([0, 3])) for params in (decode.plan.DecodeParams, flash.plan.FlashParams))
     with simulated(ONCE) as log:
         decoded = decode.plan.run(q, parts, few, key_bits=8, value_bits=4)
         out, _ = flash.plan.run(q, parts, many, key_bits=8, value_bits=4)
@@ -141,7 +141,7 @@ def test_rows_and_an_adapter_are_read_where_they_lie() -> None:
     residual = wider(qmv.random(3, 21, seed=6), 3)
     adapter = qmv.plan.Adapter(turned(qmv.random(128, 3, seed=8)), wider(qmv.random(21, 3, seed=9), 2), 0.5)
     with simulated(ONCE) as log:
-        got = qmv.plan.product(x, w, qmv.plan.Around(adapter=adapter, residual=residual))
+        got = qmv.plan.product(x, w, qmv.plan.Epilogue(adapter=adapter, residual=residual))
     assert log.faults == []
     y = qmv.wide(x)
     want = y @ qmv.dense(w).T + 0.5 * (y @ qmv.wide(adapter.a) @ qmv.wide(adapter.b).T) + qmv.wide(residual)

@@ -113,7 +113,7 @@ def test_what_comes_along(extras: dict[str, Any], rows: int) -> None:
     if "residual" in options:
         options["residual"] = random(rows, 21, seed=6)
     with simulated() as log:
-        got = plan.product(x, w, plan.Around(**options))
+        got = plan.product(x, w, plan.Epilogue(**options))
     y = normed(x, options.get("norm"))
     want = active(y @ dense(w).T, options.get("activation"))
     if "up" in options:

@@ -19,7 +19,7 @@ import numpy as np
 from macllm.ops import metal
 from macllm.ops.head_params import HeadParams
 from macllm.ops.linear_attention import State, elu_features
-from macllm.ops.metal import Text, launch, linear_attention
+from macllm.ops.metal import KernelSource, launch, linear_attention
 from macllm.ops.metal.attention import flash, kv_decode
 from macllm.ops.metal.qk_norm_rope import qkv_post
 from macllm.ops.metal.quantized_matvec import qmv
@@ -42,7 +42,7 @@ def _cache(count: int, dim: int) -> dict[str, mx.array]:
 
 
 def _prefill() -> list[mx.array]:
-    rules = flash.Rules(0.3, True, mx.array([0, 4]), window=20)
+    rules = flash.FlashParams(0.3, True, mx.array([0, 4]), window=20)
     return flash.run(random(2, 4, 45, 16), _cache(60, 16), rules)
 
 
@@ -50,19 +50,19 @@ def _prefill_backward() -> list[mx.array]:
     q, cache, rules = (
         random(1, 4, 37, 16),
         {n: x[:1] for n, x in _cache(37, 16).items()},
-        flash.Rules(0.3, True, mx.array([0])),
+        flash.FlashParams(0.3, True, mx.array([0])),
     )
     arrays = {"q": q, **cache, "out": 0.1 * q, "lse": mx.ones(q.shape[:3]) * 3, "dout": random(*q.shape, seed=3)}
     return flash.run_vjp(arrays, rules)
 
 
 def _decode() -> list[mx.array]:
-    rules = kv_decode.Rules(0.3, True, mx.array([0, 30]), window=300)
+    rules = kv_decode.DecodeParams(0.3, True, mx.array([0, 30]), window=300)
     return [kv_decode.run(random(2, 6, 3, 16), _cache(561, 16), rules)]
 
 
 def _decode_token() -> list[mx.array]:
-    return [kv_decode.run(random(2, 4, 1, 16), _cache(60, 16), kv_decode.Rules(0.3, True, mx.array([0])))]
+    return [kv_decode.run(random(2, 4, 1, 16), _cache(60, 16), kv_decode.DecodeParams(0.3, True, mx.array([0])))]
 
 
 def _packed() -> list[mx.array]:
@@ -70,7 +70,7 @@ def _packed() -> list[mx.array]:
     for name, rows in zip("kv", _cache(41, 64).values(), strict=True):
         packed = mx.quantize(rows, group_size=32, bits=4)
         parts |= dict(zip((f"{name}_words", f"{name}_scales", f"{name}_biases"), packed, strict=True))
-    rules = kv_decode.Rules(0.2, True, mx.array([0]))
+    rules = kv_decode.DecodeParams(0.2, True, mx.array([0]))
     return [kv_decode.run(random(2, 4, 2, 64), parts, rules, key_bits=4, value_bits=4)]
 
 
@@ -89,8 +89,8 @@ def _matrix(*shape: int, seed: int) -> qmv.Matrix:
 
 
 def _product() -> list[mx.array]:
-    around = qmv.Around(qmv.Norm(random(96, seed=3), 1e-5), _matrix(21, 96, seed=2), "silu")
-    return [qmv.product(random(3, 96), _matrix(21, 96, seed=1), around)]
+    epilogue = qmv.Epilogue(qmv.Norm(random(96, seed=3), 1e-5), _matrix(21, 96, seed=2), "silu")
+    return [qmv.product(random(3, 96), _matrix(21, 96, seed=1), epilogue)]
 
 
 def _three() -> list[mx.array]:
@@ -280,9 +280,9 @@ PLANTED = [
 @contextmanager
 def planted(bug: Planted) -> Iterator[None]:
     """In this block the kernel has the bug."""
-    made = metal.text
+    made = metal.kernel_source
 
-    def text(kernel: str) -> Text:
+    def kernel_source(kernel: str) -> KernelSource:
         whole = made(kernel)
         if kernel != bug.kernel:
             return whole
@@ -290,7 +290,7 @@ def planted(bug: Planted) -> Iterator[None]:
         header, source = (one.replace(bug.part, bug.other, 1) for one in (whole.header, whole.source))
         return replace(whole, header=header, source=source if header == whole.header else whole.source)
 
-    with patch.object(metal, "text", text):
+    with patch.object(metal, "kernel_source", kernel_source):
         yield
 
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.ops.metal import Call, options
+from macllm.ops.metal import KernelCall, options
 from macllm.ops.metal.attention import flash, kv_decode
 from tests.simulator.mutants import mutations
 from tests.simulator.run import How, Result, run_text, usually
@@ -35,7 +35,7 @@ def far(values: np.ndarray, axis: int = 0) -> np.ndarray:
     return view
 
 
-def run(call: Call, views: Mapping[str, np.ndarray], how: How) -> Result:
+def run(call: KernelCall, views: Mapping[str, np.ndarray], how: How) -> Result:
     """A call's dispatch with other views of the same inputs."""
     text = captured(mx.fast.metal_kernel(**options(call)), call.arguments)
     inputs = [views.get(name, value) for name, value in call.inputs.items()]
@@ -88,9 +88,9 @@ def test_caches_beyond_four_gigabytes_are_read_right(family: str, axis: int) -> 
     parts = {"keys": random(2, 2, 5, 8, seed=1), "values": random(2, 2, 5, 8, seed=2)}
     arrays = {name: mx.array(one) for name, one in parts.items()}
     if family == "flash":
-        call = flash.forward(q, arrays, flash.Rules(0.4, True, mx.array([0])))
+        call = flash.forward(q, arrays, flash.FlashParams(0.4, True, mx.array([0])))
     else:
-        call = kv_decode.decode(q, arrays, kv_decode.Rules(0.4, True, mx.array([0])))
+        call = kv_decode.decode(q, arrays, kv_decode.DecodeParams(0.4, True, mx.array([0])))
     near = run(call, parts, How())
     result = run(call, {name: far(one, axis) for name, one in parts.items()}, How())
     assert result.faults == near.faults == []

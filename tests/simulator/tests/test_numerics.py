@@ -24,7 +24,7 @@ from tests.simulator import run as simulator
 from tests.simulator.run import How, Result, run_orders, run_text, usually
 from tests.simulator.text import captured
 
-RULES = flash.plan.Rules(0.2, True, mx.array([3, 9]), softcap=3.0)
+RULES = flash.plan.FlashParams(0.2, True, mx.array([3, 9]), softcap=3.0)
 SIZE = flash.Size(2, 2, 1, 20, 37)
 KERNELS: dict[str, Callable[[], Any]] = {
     "kv_decode": lambda: decode.test_dense_keys_and_values((1, 8, 2, 5), 300, 40, mx.float16),

@@ -8,7 +8,7 @@ from math import gcd
 
 import mlx.core as mx
 
-from .. import LANES, Call, Input, launch
+from .. import LANES, Input, KernelCall, launch
 from . import kv_decode
 
 MOST_DIMS = 256
@@ -17,8 +17,8 @@ _MOST_BYTES = 32768  # of a threadgroup's memory
 
 
 @dataclass(frozen=True)
-class Rules(kv_decode.Rules):
-    """Who sees what. A window reaches both ways where rules are not causal; the 0 of a window or a chunk is none.
+class FlashParams(kv_decode.DecodeParams):
+    """Who sees what. A window reaches both ways where params are not causal; the 0 of a window or a chunk is none.
 
     Chunks of keys, of which a query sees its own, begin at `first`, which is negative where a cache has let go of
     the first keys. `segments` (B, S) int32 never fall along a row; queries are the last of the keys, and see their own.
@@ -28,50 +28,50 @@ class Rules(kv_decode.Rules):
     segments: mx.array | None = None
 
 
-def serves(q: mx.array) -> bool:
+def supports(q: mx.array) -> bool:
     """Whether there are kernels for these queries (B, H, L, D)."""
     return q.shape[3] <= MOST_DIMS and q.shape[3] % _EIGHT == 0
 
 
 def run(
-    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
+    q: mx.array, parts: Mapping[str, mx.array], params: FlashParams, *, key_bits: int = 0, value_bits: int = 0
 ) -> list[mx.array]:
     """(B, H, L, D) over `parts`, keys and values or their packed form -> (B, H, L, D), and logsumexp (B, H, L)."""
-    return launch(forward(q, parts, rules, key_bits=key_bits, value_bits=value_bits))
+    return launch(forward(q, parts, params, key_bits=key_bits, value_bits=value_bits))
 
 
-def run_vjp(arrays: Mapping[str, mx.array], rules: Rules) -> list[mx.array]:
+def run_vjp(arrays: Mapping[str, mx.array], params: FlashParams) -> list[mx.array]:
     """Gradients of q, keys and values, of `arrays`: those three, `out` and `lse` as `run` gives them, and `dout`."""
     given = {**arrays, "dout": mx.contiguous(arrays["dout"])}
     (given["delta"],) = launch(delta(given.pop("out"), given["dout"]))
-    return [*launch(gradient_q(given, rules)), *launch(gradient_kv(given, rules))]
+    return [*launch(gradient_q(given, params)), *launch(gradient_kv(given, params))]
 
 
 def forward(
-    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
-) -> Call:
+    q: mx.array, parts: Mapping[str, mx.array], params: FlashParams, *, key_bits: int = 0, value_bits: int = 0
+) -> KernelCall:
     """Attention, and each row's logsumexp: parts are (B, K, S, ...)."""
     batch, heads, length, _ = q.shape
     form = _form(q, kept=1, sums=1)
-    template = _template(q, rules, form) | {"SUNK": rules.sinks is not None}
+    template = _template(q, params, form) | {"SUNK": params.sinks is not None}
     if key_bits:
         width = parts["k_words"].shape[3] * 32 // key_bits
         template |= {"K_BITS": key_bits, "V_BITS": value_bits}
         template["GROUP"] = width // parts["k_scales"].shape[3]
-    sinks = q if rules.sinks is None else rules.sinks
-    return Call(
+    sinks = q if params.sinks is None else params.sinks
+    return KernelCall(
         "flash_prefill_packed" if key_bits else "flash_prefill",
-        {"q": q, **parts, **_scalars(rules), "sinks": sinks},
+        {"q": q, **parts, **_scalars(params), "sinks": sinks},
         {"out": (q.shape, q.dtype), "lse": ((batch, heads, length), mx.float32)},
         *_grid(form, length, heads, batch),
         template,
     )
 
 
-def delta(out: mx.array, dout: mx.array) -> Call:
+def delta(out: mx.array, dout: mx.array) -> KernelCall:
     """(B, H, L) of (B, H, L, D), both in one piece."""
     rows = out.size // out.shape[3]
-    return Call(
+    return KernelCall(
         "flash_backward_delta",
         {"out": out, "dout": dout},
         {"delta": (out.shape[:3], mx.float32)},
@@ -81,31 +81,31 @@ def delta(out: mx.array, dout: mx.array) -> Call:
     )
 
 
-def gradient_q(arrays: Mapping[str, mx.array], rules: Rules) -> Call:
+def gradient_q(arrays: Mapping[str, mx.array], params: FlashParams) -> KernelCall:
     """Of q, from q, keys, values, lse, dout and delta."""
     q = arrays["q"]
     batch, heads, length, _ = q.shape
     form = _form(q, kept=2, sums=1)
-    return Call(
+    return KernelCall(
         "flash_backward_q",
-        {**arrays, **_scalars(rules)},
+        {**arrays, **_scalars(params)},
         {"dq": (q.shape, q.dtype)},
         *_grid(form, length, heads, batch),
-        _template(q, rules, form),
+        _template(q, params, form),
     )
 
 
-def gradient_kv(arrays: Mapping[str, mx.array], rules: Rules) -> Call:
+def gradient_kv(arrays: Mapping[str, mx.array], params: FlashParams) -> KernelCall:
     """Of keys and values, from the same."""
     q, keys = arrays["q"], arrays["keys"]
     batch, kv_heads, count, _ = keys.shape
     form = _form(q, kept=2, sums=2)
-    return Call(
+    return KernelCall(
         "flash_backward_kv",
-        {**arrays, **_scalars(rules)},
+        {**arrays, **_scalars(params)},
         {"dk": (keys.shape, q.dtype), "dv": (keys.shape, q.dtype)},
         *_grid(form, count, kv_heads, batch),
-        _template(q, rules, form),
+        _template(q, params, form),
     )
 
 
@@ -138,27 +138,27 @@ def _grid(form: Form, rows: int, heads: int, batch: int) -> tuple[tuple[int, int
     return (-(-rows // (_EIGHT * form.blocks)) * LANES, heads * simdgroups, batch), (LANES, simdgroups, 1)
 
 
-def _template(q: mx.array, rules: Rules, form: Form) -> dict[str, int | bool | mx.Dtype]:
+def _template(q: mx.array, params: FlashParams, form: Form) -> dict[str, int | bool | mx.Dtype]:
     return {
         "T": q.dtype,
         "D": q.shape[3],
         "BLOCKS": form.blocks,
         "SIDES": form.sides,
         "N": form.others,
-        "FIRSTS": int(rules.first.size > 1),
-        "CAUSAL": rules.causal,
-        "SEGMENTED": rules.segments is not None,
-        "CAPPED": rules.softcap > 0,
+        "FIRSTS": int(params.first.size > 1),
+        "CAUSAL": params.causal,
+        "SEGMENTED": params.segments is not None,
+        "CAPPED": params.softcap > 0,
     }
 
 
-def _scalars(rules: Rules) -> dict[str, Input]:
-    """What rules are to a kernel, segments among them."""
+def _scalars(params: FlashParams) -> dict[str, Input]:
+    """What params are to a kernel, segments among them."""
     return {
-        "first": rules.first,
-        "segments": rules.first if rules.segments is None else mx.contiguous(rules.segments),
-        "scale": rules.scale,
-        "softcap": rules.softcap,
-        "window": rules.window,
-        "chunk": rules.chunk,
+        "first": params.first,
+        "segments": params.first if params.segments is None else mx.contiguous(params.segments),
+        "scale": params.scale,
+        "softcap": params.softcap,
+        "window": params.window,
+        "chunk": params.chunk,
     }

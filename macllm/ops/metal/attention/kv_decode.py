@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .. import LANES, Call, Input, launch
+from .. import LANES, Input, KernelCall, launch
 
 MOST_QUERIES = 16
 MOST_DIMS = 256
@@ -20,7 +20,7 @@ _MOST_TILES, _SIMDGROUPS = 8, 8
 
 
 @dataclass(frozen=True)
-class Rules:
+class DecodeParams:
     """Who sees what, and how scores become weights; `first` (B,) or (1,) is the first slot that is no padding."""
 
     scale: float
@@ -31,25 +31,27 @@ class Rules:
     sinks: mx.array | None = None
 
 
-def serves(q: mx.array) -> bool:
+def supports(q: mx.array) -> bool:
     """Whether there are kernels for these queries (B, H, L, D)."""
     return q.shape[2] <= MOST_QUERIES and q.shape[3] <= MOST_DIMS and q.shape[3] % _EIGHT == 0
 
 
 def run(
-    q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0
+    q: mx.array, parts: Mapping[str, mx.array], params: DecodeParams, *, key_bits: int = 0, value_bits: int = 0
 ) -> mx.array:
     """(B, H, L, D) over `parts`, keys and values or what they are packed into -> (B, H, L, D)."""
-    call = decode(q, parts, rules, key_bits=key_bits, value_bits=value_bits)
+    call = decode(q, parts, params, key_bits=key_bits, value_bits=value_bits)
     out, stats = launch(call)
-    return out if stats.shape[3] == 1 else launch(combine(q, out, stats, rules))[0]
+    return out if stats.shape[3] == 1 else launch(combine(q, out, stats, params))[0]
 
 
-def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits: int = 0, value_bits: int = 0) -> Call:
+def decode(
+    q: mx.array, parts: Mapping[str, mx.array], params: DecodeParams, *, key_bits: int = 0, value_bits: int = 0
+) -> KernelCall:
     """The chunks' sums, or all if there is one chunk: parts are (B, K, S, ...)."""
     (batch, heads, length, dim), (_, kv_heads, count, _) = q.shape, next(iter(parts.values())).shape
     # What a window has left behind is not read.
-    low = max(0, count - length + 1 - rules.window) if rules.window else 0
+    low = max(0, count - length + 1 - params.window) if params.window else 0
     chunk = chunk_size(count - low, kv_heads * batch)
     chunks = -(-(count - low) // chunk)
     group = heads // kv_heads
@@ -60,11 +62,11 @@ def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits
     inputs: dict[str, Input] = {
         "q": mx.contiguous(q),
         **parts,
-        "first": rules.first,
-        "sinks": q if rules.sinks is None else rules.sinks,
-        "scale": rules.scale,
-        "softcap": rules.softcap,
-        "window": rules.window,
+        "first": params.first,
+        "sinks": q if params.sinks is None else params.sinks,
+        "scale": params.scale,
+        "softcap": params.softcap,
+        "window": params.window,
         "low": low,
     }
     template: dict[str, int | bool | mx.Dtype] = {
@@ -77,10 +79,10 @@ def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits
         "TILES": tiles,
         "SPLITS": splits,
         "CHUNK": chunk,
-        "FIRSTS": int(rules.first.size > 1),
-        "CAUSAL": rules.causal,
-        "CAPPED": rules.softcap > 0,
-        "SUNK": rules.sinks is not None,
+        "FIRSTS": int(params.first.size > 1),
+        "CAUSAL": params.causal,
+        "CAPPED": params.softcap > 0,
+        "SUNK": params.sinks is not None,
         "WHOLE": whole,
     }
     if key_bits:
@@ -88,7 +90,7 @@ def decode(q: mx.array, parts: Mapping[str, mx.array], rules: Rules, *, key_bits
         template |= {"K_BITS": key_bits, "V_BITS": value_bits}
         template["GROUP"] = width // parts["k_scales"].shape[3]
     out = (q.shape, q.dtype) if whole else ((batch, heads, length, chunks, dim), mx.float32)
-    return Call(
+    return KernelCall(
         "kv_decode_packed" if key_bits else "kv_decode",
         inputs,
         {"out": out, "stats": ((batch, heads, length, chunks, 2), mx.float32)},
@@ -103,14 +105,14 @@ def chunk_size(count: int, heads: int) -> int:
     return next((chunk for chunk in _CHUNKS if count * heads >= _ENOUGH * chunk), _CHUNKS[-1])
 
 
-def combine(q: mx.array, sums: mx.array, stats: mx.array, rules: Rules) -> Call:
+def combine(q: mx.array, sums: mx.array, stats: mx.array, params: DecodeParams) -> KernelCall:
     """(B, H, L, D) of the chunks' sums."""
     batch, heads, length, dim = q.shape
-    return Call(
+    return KernelCall(
         "kv_combine",
-        {"sums": sums, "stats": stats, "sinks": q if rules.sinks is None else rules.sinks},
+        {"sums": sums, "stats": stats, "sinks": q if params.sinks is None else params.sinks},
         {"out": (q.shape, q.dtype)},
         (LANES, batch * heads * length, 1),
         (LANES, 1, 1),
-        {"T": q.dtype, "D": dim, "H": heads, "SUNK": rules.sinks is not None},
+        {"T": q.dtype, "D": dim, "H": heads, "SUNK": params.sinks is not None},
     )

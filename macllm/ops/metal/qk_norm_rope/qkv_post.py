@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ...head_params import HeadParams, Packing
 from ...weights import NormWeight, RMSNormWeight
-from .. import DTYPES, LANES, Call, Input
+from .. import DTYPES, LANES, Input, KernelCall
 
 MOST_DIMS = 256
 ROWS = 16
@@ -27,14 +27,14 @@ def supports(q: mx.array, k: mx.array, heads: HeadParams) -> bool:
     return len(norms) == 2 and norms[0][1:] == norms[1][1:] and all(norm.weight is not None for norm in norms)
 
 
-def forward(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx.array) -> Call:
+def forward(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx.array) -> KernelCall:
     """q (B, H, L, D), k and v (B, K, L, D)."""
     shapes = _shapes(q, k, params)
     outputs = {f"{name}_out": (shape, q.dtype) for name, shape in shapes.items()}
     return _call("qkv_post", {"q": q, "k": k, "v": v}, outputs, params, offset, {})
 
 
-def packed(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx.array, packing: Packing) -> Call:
+def packed(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx.array, packing: Packing) -> KernelCall:
     """q, then of keys and of values words, scales and biases."""
     (bits, group_size), heads, shapes = packing, _heads(q, k, params), _shapes(q, k, params)
     width = -(-params.head_dim // group_size) * group_size
@@ -47,7 +47,7 @@ def packed(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx
     return _call("qkv_post_packed", {"q": q, "k": k, "v": v}, outputs, params, offset, template)
 
 
-def backward(arrays: Mapping[str, mx.array], params: HeadParams, offset: mx.array) -> Call:
+def backward(arrays: Mapping[str, mx.array], params: HeadParams, offset: mx.array) -> KernelCall:
     """Gradients of q, k and v, and parts of the norms' weights'; `arrays` are q, k, dq, dk and dv."""
     q, k = arrays["q"], arrays["k"]
     heads = _heads(q, k, params)
@@ -87,7 +87,7 @@ def _call(
     params: HeadParams,
     offset: mx.array,
     template: Mapping[str, int],
-) -> Call:
+) -> KernelCall:
     q = arrays["q"]
     heads, tokens = _heads(q, arrays["k"], params), q.shape[0] * q.shape[1]
     inputs: dict[str, Input] = {name: mx.contiguous(array) for name, array in arrays.items()}
@@ -99,7 +99,7 @@ def _call(
     inputs["k_norm"] = q if k_norm is None else k_norm
     inputs["wavelengths"] = q if params.wavelengths is None else params.wavelengths
     inputs |= {"offset": offset, "eps": norm.eps, "shift": norm.shift, "magnitude": params.magnitude}
-    return Call(
+    return KernelCall(
         kernel,
         inputs,
         outputs,

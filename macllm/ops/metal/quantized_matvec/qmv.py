@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import DTYPES, LANES, Call, Input, launch
+from .. import DTYPES, LANES, Input, KernelCall, launch
 
 MOST_ROWS = 8
 BITS = (2, 4, 8)
@@ -44,7 +44,7 @@ class Adapter(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Around:
+class Epilogue:
     """What comes with a product x W^T: act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' the norm of x.
 
     U has the form of W; bias (N,), residual (rows, N).
@@ -58,25 +58,25 @@ class Around:
     adapter: Adapter | None = None
 
 
-def serves(x: mx.array, w: Matrix) -> bool:
+def supports(x: mx.array, w: Matrix) -> bool:
     """Whether there is a kernel for x (rows, K)."""
     return x.shape[0] <= MOST_ROWS and w.bits in BITS and w.group_size >= 32 and x.dtype in DTYPES
 
 
-def product(x: mx.array, w: Matrix, around: Around = Around()) -> mx.array:
+def product(x: mx.array, w: Matrix, epilogue: Epilogue = Epilogue()) -> mx.array:
     """(rows, K) -> (rows, N), with what is around it."""
     x = mx.contiguous(x)
-    if around.residual is not None:
-        around = replace(around, residual=mx.contiguous(around.residual))
-    low = None if around.adapter is None else launch(down(x, around.adapter, around.norm))[0]
-    return launch(fused(x, w, around, low))[0]
+    if epilogue.residual is not None:
+        epilogue = replace(epilogue, residual=mx.contiguous(epilogue.residual))
+    low = None if epilogue.adapter is None else launch(down(x, epilogue.adapter, epilogue.norm))[0]
+    return launch(fused(x, w, epilogue, low))[0]
 
 
-def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> Call:
+def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> KernelCall:
     """(rows, R) float32: the first half of an adapter."""
     rank = adapter.a.shape[1]
     inputs: dict[str, Input] = {"x": x, "norm": x if norm is None else norm.weight, "a": adapter.a}
-    return Call(
+    return KernelCall(
         "lora_down",
         inputs | _numbers(norm),
         {"low": ((x.shape[0], rank), mx.float32)},
@@ -86,11 +86,11 @@ def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> Call:
     )
 
 
-def fused(x: mx.array, w: Matrix, around: Around, low: mx.array | None = None) -> Call:
+def fused(x: mx.array, w: Matrix, epilogue: Epilogue, low: mx.array | None = None) -> KernelCall:
     """The product and what is around it; `low` is what `down` gave for the adapter."""
     (rows, _), count = x.shape, w.words.shape[0]
     together = min(_TOGETHER, rows)
-    norm, adapter, second = around.norm, around.adapter, around.up or w
+    norm, adapter, second = epilogue.norm, epilogue.adapter, epilogue.up or w
     # What is not there is not read either: anything stands for it.
     inputs: dict[str, Input] = {
         "x": x,
@@ -101,13 +101,13 @@ def fused(x: mx.array, w: Matrix, around: Around, low: mx.array | None = None) -
         "up_words": second.words,
         "up_scales": second.scales,
         "up_biases": second.biases,
-        "bias": x if around.bias is None else around.bias,
-        "residual": x if around.residual is None else around.residual,
+        "bias": x if epilogue.bias is None else epilogue.bias,
+        "residual": x if epilogue.residual is None else epilogue.residual,
         "b": x if adapter is None else adapter.b,
         "low": x if low is None else low,
         "alpha": 0.0 if adapter is None else adapter.alpha,
     }
-    return Call(
+    return KernelCall(
         "qmv",
         inputs | _numbers(norm),
         {"out": ((rows, count), x.dtype)},
@@ -121,10 +121,10 @@ def fused(x: mx.array, w: Matrix, around: Around, low: mx.array | None = None) -
             "ROWS": _OUTPUTS,
             "M": together,
             "NORMED": norm is not None,
-            "GATED": around.up is not None,
-            "ACTIVATION": ACTIVATIONS[around.activation],
-            "BIASED": around.bias is not None,
-            "ADDED": around.residual is not None,
+            "GATED": epilogue.up is not None,
+            "ACTIVATION": ACTIVATIONS[epilogue.activation],
+            "BIASED": epilogue.bias is not None,
+            "ADDED": epilogue.residual is not None,
             "RANK": 0 if adapter is None else adapter.a.shape[1],
         },
     )
@@ -132,7 +132,7 @@ def fused(x: mx.array, w: Matrix, around: Around, low: mx.array | None = None) -
 
 def three(
     x: mx.array, matrices: Sequence[Matrix], norm: Norm | None = None, biases: Sequence[mx.array] | None = None
-) -> Call:
+) -> KernelCall:
     """(rows, K) -> three of (rows, N): products of x', the norm of x, with matrices packed alike, and their biases."""
     rows, w = x.shape[0], matrices[0]
     together = min(_TOGETHER, rows)
@@ -140,7 +140,7 @@ def three(
     for name, matrix, bias in zip("qkv", matrices, biases or (x, x, x), strict=True):
         inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
         inputs[f"{name}_bias"] = bias
-    return Call(
+    return KernelCall(
         "qmv_three",
         inputs | _numbers(norm),
         {f"{n}_out": ((rows, m.words.shape[0]), x.dtype) for n, m in zip("qkv", matrices, strict=True)},
@@ -158,14 +158,14 @@ def three(
     )
 
 
-def gate_up(x: mx.array, gate: Matrix, up: Matrix, chosen: mx.array, activation: str) -> Call:
+def gate_up(x: mx.array, gate: Matrix, up: Matrix, chosen: mx.array, activation: str) -> KernelCall:
     """(tokens, K), chosen (tokens, T) -> (tokens, T, N): act(x G_e^T) (x U_e^T)."""
     tokens, top = chosen.shape
     count = gate.words.shape[1]
     inputs: dict[str, Input] = {"x": mx.contiguous(x), "chosen": chosen}
     for name, matrix in (("gate", gate), ("up", up)):
         inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
-    return Call(
+    return KernelCall(
         "moe_gate_up",
         inputs,
         {"out": ((tokens, top, count), x.dtype)},
@@ -175,14 +175,16 @@ def gate_up(x: mx.array, gate: Matrix, up: Matrix, chosen: mx.array, activation:
     )
 
 
-def down_combine(h: mx.array, w: Matrix, chosen: mx.array, weights: mx.array, residual: mx.array | None = None) -> Call:
+def down_combine(
+    h: mx.array, w: Matrix, chosen: mx.array, weights: mx.array, residual: mx.array | None = None
+) -> KernelCall:
     """(tokens, T, K), chosen and weights (tokens, T) -> (tokens, N): the experts' weighted sum."""
     tokens, top = chosen.shape
     count = w.words.shape[1]
     inputs: dict[str, Input] = {"h": h, "chosen": chosen, "weights": weights}
     inputs |= {"words": w.words, "scales": w.scales, "biases": w.biases}
     inputs["residual"] = h if residual is None else mx.contiguous(residual)
-    return Call(
+    return KernelCall(
         "moe_down_combine",
         inputs,
         {"out": ((tokens, count), h.dtype)},

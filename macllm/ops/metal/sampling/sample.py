@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import Call, Input, launch
+from .. import Input, KernelCall, launch
 
 _BLOCKS, _RANKED = 64, 32  # of the vocabulary at most, and candidates of each
 
@@ -31,11 +31,11 @@ def draw(logits: mx.array, uniform: mx.array, filters: Filters) -> list[mx.array
     return launch(choose(logits, values, indices, sums, uniform, filters))
 
 
-def blocks(logits: mx.array, filters: Filters) -> Call:
+def blocks(logits: mx.array, filters: Filters) -> KernelCall:
     """The largest logits of each block, and its sums."""
     batch, vocabulary = logits.shape
     count = _count(vocabulary)
-    return Call(
+    return KernelCall(
         "sample_blocks",
         {"logits": mx.contiguous(logits), "temperature": filters.temperature},
         {
@@ -51,13 +51,13 @@ def blocks(logits: mx.array, filters: Filters) -> Call:
 
 def choose(
     logits: mx.array, values: mx.array, indices: mx.array, sums: mx.array, uniform: mx.array, filters: Filters
-) -> Call:
+) -> KernelCall:
     """The token of each row, and its log-probability."""
     batch, vocabulary = logits.shape
     count = _count(vocabulary)
     inputs: dict[str, Input] = {"logits": mx.contiguous(logits), "values": values, "indices": indices, "sums": sums}
     inputs |= {"uniform": uniform, **filters._asdict()}
-    return Call(
+    return KernelCall(
         "sample_draw",
         inputs,
         {"token": ((batch,), mx.uint32), "logprob": ((batch,), mx.float32)},
