@@ -21,6 +21,7 @@ _STAND_INS = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", "git lfs pull, in its folder"),
     (b"<!doctype html", "a web page, not the file itself", "download it again: the address led to a page"),
     (b"<html", "a web page, not the file itself", "download it again: the address led to a page"),
+    (b"<?xml", "an answer of a server, not the file itself", "download it again: the address led to an error"),
     (b"gguf", "a GGUF file under another name", "take the checkpoint in safetensors form"),
     (b"pk\x03\x04", "a zip archive, as PyTorch's pickled weights are", "take the checkpoint in safetensors form"),
 )
@@ -104,7 +105,7 @@ def stand_in(path: Path) -> tuple[str, str] | None:
         return None
     try:
         with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
+            start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     except OSError:
         return None
     return next((("it is " + what, remedy) for magic, what, remedy in _STAND_INS if start.startswith(magic)), None)

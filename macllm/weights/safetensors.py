@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import mlx.core as mx
 
 from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
-from macllm.files import draft, occupy_standard_descriptors, publish, replacing, sync
+from macllm.files import draft, occupy_standard_descriptors, publish, replacing, stand_in, sync
 
 from .header import DTYPE_BITS, HOW_TO_REPAIR, TensorInfo, damaged, read_header, read_metadata, unique_keys
 
@@ -193,7 +193,9 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         if not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise ValueError("weight_map names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a sound index", cause=str(error), remedy=HOW_TO_REPAIR) from error
+        said = "it has no weight_map" if isinstance(error, KeyError) else str(error)
+        cause, remedy = stand_in(path) or (said, HOW_TO_REPAIR)
+        raise CheckpointError(f"{path} is not a sound index", cause=cause, remedy=remedy) from error
     return cast("dict[str, str]", weight_map)
 
 

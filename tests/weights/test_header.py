@@ -141,6 +141,8 @@ def test_a_pipe_in_place_of_weights_is_refused_instead_of_waited_for(tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git LFS pointer"),
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "web page"),
+        (b"\xef\xbb\xbf\r\n<html><body>Sign in</body></html>", "web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "answer of a server"),
         (b"PK\x03\x04" + bytes(60), "zip archive"),
         (b"GGUF\x03\0\0\0" + bytes(60), "GGUF"),
     ],

@@ -433,3 +433,17 @@ def test_a_file_that_mlx_saved_without_metadata_loads(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.arange(3)})
     assert read_metadata(tmp_path / "model.safetensors") == {}
     assert load_folder(tmp_path)["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git LFS pointer"),
+        ("{}", "it has no weight_map"),
+    ],
+)
+def test_an_unsound_index_is_told_with_its_cause(text: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not a sound index") as raised:
+        load_folder(tmp_path)
+    assert cause in (raised.value.cause or "")
