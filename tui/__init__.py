@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def run_chat(options: ChatOptions) -> int:
-    """Chat as `options` say and return the exit code: the full screen on a terminal, lines of text elsewhere.
+    """Run a chat and return its exit code: full screen on a terminal, lines of text elsewhere.
 
-    Raises: MacllmError of what kept a chat without a screen from being made.
+    Raises: MacllmError when a chat without the full screen fails.
     """
     from .front import run_chat as run
 

@@ -17,10 +17,10 @@ from textual.theme import Theme
 from macllm.chat.session import Session
 from macllm.generation.contract import Tell
 
-from .opening import Opening
 from .screens.chat import ChatScreen
+from .session_loader import SessionLoader
 
-_CLOSING_SECONDS = 3.0  # what an engine gets to end before the app leaves without it
+_CLOSING_SECONDS = 3.0  # how long the app waits for the engine to end
 
 THEMES = (
     Theme(
@@ -53,10 +53,7 @@ THEMES = (
 
 
 class ChatApp(App[None]):
-    """Chats in the full screen. `open_session` may take its time: it runs in a thread, after the first paint.
-
-    However the app ends, the session is closed.
-    """
+    """The full-screen chat. `open_session` runs in a thread after the first paint."""
 
     CSS_PATH = "macllm.tcss"
     TITLE = "macllm"
@@ -68,14 +65,14 @@ class ChatApp(App[None]):
         super().__init__()
         # Alt+Enter, and what Terminal.app sends for Shift+Enter. Textual takes it for Enter, which would send.
         cast(dict[str, Any], ANSI_SEQUENCES_KEYS)["\x1b\r"] = (Keys.ControlJ,)
-        self.opening = Opening(open_session)
-        self.chat = ChatScreen(self.opening, model_name=model_name, prompt=prompt)
+        self.loader = SessionLoader(open_session)
+        self.chat = ChatScreen(self.loader, model_name=model_name, prompt=prompt)
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = preferred_theme()
 
     def on_mount(self) -> None:
-        """Show the chat; a terminal that is closed or a SIGTERM ends the app like a key would."""
+        """Show the chat; SIGTERM and SIGHUP (terminal closed) end the app cleanly."""
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):
@@ -84,15 +81,15 @@ class ChatApp(App[None]):
 
     async def on_unmount(self) -> None:
         """Close the engine."""
-        closing = threading.Thread(target=self.opening.close, name="macllm-close", daemon=True)
+        closing = threading.Thread(target=self.loader.close, name="macllm-close", daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, _CLOSING_SECONDS)
 
 
 def preferred_theme() -> str:
-    """The theme that fits the terminal: MACLLM_THEME, else what COLORFGBG says of its background, else dark."""
-    wanted = os.environ.get("MACLLM_THEME", "")
-    if wanted in ("dark", "light"):
-        return f"macllm-{wanted}"
+    """The theme for the terminal: from MACLLM_THEME, else from the background in COLORFGBG, else dark."""
+    theme = os.environ.get("MACLLM_THEME", "")
+    if theme in ("dark", "light"):
+        return f"macllm-{theme}"
     background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
     return "macllm-light" if background in ("7", "15") else "macllm-dark"

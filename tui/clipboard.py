@@ -10,9 +10,9 @@ import sys
 
 
 def copy_natively(text: str) -> bool:
-    """Copy through the system's own clipboard; False where that would be another machine's, or there is none.
+    """Copy with `pbcopy`; False over SSH, outside macOS, or when it fails.
 
-    The caller then asks the terminal (OSC 52), which Terminal.app is alone in not understanding.
+    The caller then falls back to OSC 52, which every common terminal but Terminal.app understands.
     """
     if sys.platform != "darwin" or "SSH_CONNECTION" in os.environ or (command := shutil.which("pbcopy")) is None:
         return False
@@ -24,5 +24,5 @@ def copy_natively(text: str) -> bool:
 
 
 def terminal_sequence(text: str) -> str:
-    """The OSC 52 sequence that asks the terminal to take `text` into its clipboard."""
+    """The OSC 52 sequence that copies `text` to the clipboard of the terminal."""
     return f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\a"

@@ -1,4 +1,4 @@
-"""Which chat fits: the full screen, lines on a terminal, or one answer through pipes."""
+"""Choice of the interface: full screen, lines on a terminal, or one answer through pipes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Opener = Callable[[ChatOptions, Tell], Session]
 def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
     """Chat and return the exit code. A terminal gets the full screen unless `plain`; pipes get one answer.
 
-    Raises: MacllmError of what kept a chat without a screen from being made.
+    Raises: MacllmError when a chat without the full screen fails.
     """
     defaults.check(options.request())
     terminal = _is_terminal(sys.stdin) and _is_terminal(sys.stdout)

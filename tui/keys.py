@@ -1,4 +1,4 @@
-"""The keys: their names, what they do, and in which part. No Textual in here.
+"""Key bindings of the chat and of its prompt. No Textual in here.
 
 Never bound, because terminals cannot tell them from Tab, Enter, Backspace and Escape: Ctrl+I, Ctrl+M,
 Ctrl+H, Ctrl+[. Nothing needs Cmd, Fn or an enhanced keyboard protocol.
@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Key:
-    """One action and the keys that call it. `shown` is how help writes them; empty for keys that help leaves out."""
+    """An action and its keys. `shown` is their name in the help; empty keeps them out of it."""
 
     id: str
     keys: str
@@ -21,13 +21,13 @@ class Key:
     shown: str = ""
 
 
-Part = Literal["chat", "prompt"]
+Scope = Literal["chat", "prompt"]
 
-KEYS: dict[Part, tuple[Key, ...]] = {
+KEYS: dict[Scope, tuple[Key, ...]] = {
     "chat": (
-        Key("stop", "escape", "stop", "stop the answer and keep what is there", "Esc"),
+        Key("stop", "escape", "stop", "stop the answer, keep its text so far", "Esc"),
         Key("regenerate", "ctrl+r", "regenerate", "answer the last message again", "Ctrl+R"),
-        Key("reasoning", "ctrl+t", "toggle_reasoning", "fold or unfold what the model thought", "Ctrl+T"),
+        Key("reasoning", "ctrl+t", "toggle_reasoning", "fold or unfold the reasoning", "Ctrl+T"),
         Key("help", "f1", "help", "commands and keys", "F1"),
         Key("page_up", "pageup", "page(-1)", "scroll the conversation", "PgUp PgDn"),
         Key("page_down", "pagedown", "page(1)", ""),
@@ -41,12 +41,12 @@ KEYS: dict[Part, tuple[Key, ...]] = {
         Key("send", "enter", "send", "send", "Enter"),
         Key("newline", "shift+enter,alt+enter,ctrl+j", "newline", "new line", "Ctrl+J, Shift+Enter, Alt+Enter"),
         Key("complete", "tab", "complete", "complete a command", "Tab"),
-        Key("history_back", "up,ctrl+p", "up", "earlier messages, from the first line", "Up Down"),
+        Key("history_back", "up,ctrl+p", "up", "earlier messages (Up on the first line)", "Up Down"),
         Key("history_forward", "down,ctrl+n", "down", ""),
         Key("left", "left,ctrl+b", "cursor_left", ""),
         Key("right", "right,ctrl+f", "cursor_right", ""),
-        # Ctrl+arrows switch desktops on a Mac, so words go by Option.
-        Key("word_left", "ctrl+left,alt+left,alt+b", "cursor_word_left", "by words", "Alt+B Alt+F"),
+        # macOS takes Ctrl+arrows to switch desktops, so Option moves by words.
+        Key("word_left", "ctrl+left,alt+left,alt+b", "cursor_word_left", "move by words", "Alt+B Alt+F"),
         Key("word_right", "ctrl+right,alt+right,alt+f", "cursor_word_right", ""),
         Key("delete_word_right", "alt+d,alt+delete", "delete_word_right", ""),
         Key("end", "end", "end", ""),
@@ -56,6 +56,6 @@ KEYS: dict[Part, tuple[Key, ...]] = {
 
 
 def help_lines() -> list[tuple[str, str]]:
-    """(keys, what they do) for help, typing first."""
-    parts: tuple[Part, ...] = ("prompt", "chat")
-    return [(key.shown, key.help) for part in parts for key in KEYS[part] if key.shown]
+    """(keys, description) pairs for the help, those of the prompt first."""
+    scopes: tuple[Scope, ...] = ("prompt", "chat")
+    return [(key.shown, key.help) for scope in scopes for key in KEYS[scope] if key.shown]

@@ -1,10 +1,8 @@
-"""What threads and widgets tell the chat screen."""
+"""Messages from the model's threads to the chat. No Textual in here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from textual.message import Message
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
@@ -12,50 +10,39 @@ from macllm.generation.contract import News
 from macllm.generation.request import Event
 
 
-@dataclass
-class ModelReady(Message):
+@dataclass(frozen=True)
+class ModelReady:
     """The model is loaded."""
 
     session: Session
 
 
-@dataclass
-class ModelFailed(Message):
+@dataclass(frozen=True)
+class ModelFailed:
     """The model could not be loaded."""
 
     error: MacllmError
 
 
-@dataclass
-class EngineNews(Message):
-    """The engine says something of itself."""
+@dataclass(frozen=True)
+class EngineStatus:
+    """The engine reports on its own work."""
 
     news: News
 
 
-@dataclass
-class TurnEvent(Message):
-    """The answer went on."""
+@dataclass(frozen=True)
+class TurnEvent:
+    """The next event of the answer."""
 
     event: Event
 
 
-@dataclass
-class TurnEnded(Message):
+@dataclass(frozen=True)
+class TurnEnded:
     """The answer is over; `error` is None unless it failed."""
 
     error: MacllmError | None
 
 
-@dataclass
-class PromptSubmitted(Message):
-    """The user sent what was typed."""
-
-    text: str
-
-
-@dataclass
-class PromptChanged(Message):
-    """The user typed."""
-
-    text: str
+ThreadMessage = ModelReady | ModelFailed | EngineStatus | TurnEvent | TurnEnded

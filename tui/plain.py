@@ -1,6 +1,6 @@
-"""The chat in lines of text: for pipes, screen readers and simple terminals. No Textual in here.
+"""Line mode of the chat, for pipes, screen readers and simple terminals. No Textual in here.
 
-stdout gets the answer and nothing else (in a conversation: the labels too); all narration is on stderr.
+stdout gets only the answer (in a conversation also the labels); all narration goes to stderr.
 """
 
 from __future__ import annotations
@@ -22,54 +22,55 @@ from macllm.generation.request import CallLines, Delta, Events, Prefill
 from macllm.units import count_text
 
 from . import clipboard, slash
-from .opening import Opening
+from .messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
+from .session_loader import SessionLoader
 from .text.summary import summarize
 from .text.visible import visible
 from .turn import TurnThread
 
-_STOPPING_SECONDS = 3.0  # what an engine gets to acknowledge a stop
+_STOPPING_SECONDS = 3.0  # how long to wait for the engine to acknowledge a stop
 _LISTEN_SECONDS = 0.2
-_LOADING_SECONDS = 1.5  # after which a log is told that a model is being loaded
+_LOADING_SECONDS = 1.5  # loading is reported in a log only if it takes longer
 INTERRUPTED = 130
 TERMINATED = 143
 
 
 class LineChat:
-    """A chat without a screen: `answer_once` for pipes, `converse` for a terminal. Both return the exit code."""
+    """The line-mode chat: `answer_once` for pipes, `converse` for a terminal. Both return the exit code."""
 
     def __init__(self, options: ChatOptions, open_session: Callable[[Tell], Session]) -> None:
         self.options = options
-        self._opening = Opening(open_session)
+        self._loader = SessionLoader(open_session)
         self._narrator = Narrator()
         self._printer = Printer()
-        self._waiting = False
-        self._opened = False
-        self._inbox: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
+        self._status_logged = False
+        self._loaded = False
+        self._inbox: queue.SimpleQueue[ThreadMessage] = queue.SimpleQueue()
 
     def answer_once(self) -> int:
-        """Answer the prompt and what is piped in. Raises: MacllmError of whatever kept the answer from being whole."""
-        with _terminable(), contextlib.closing(self._opening):
+        """Answer the prompt with the piped text attached. Raises: MacllmError when the answer is not complete."""
+        with _terminable(), contextlib.closing(self._loader):
             try:
-                self._start_opening()
+                self._start_loading()
                 text = message(self.options.prompt, piped_text())
-                session = self._wait_until_open()
+                session = self._wait_for_session()
                 before = session.last_answer
-                return self._answer(session, session.reply(text), before)
+                return self._print_answer(session, session.reply(text), before)
             except KeyboardInterrupt:
                 return INTERRUPTED
             except BrokenPipeError:
-                return self._leave_closed_pipe()
+                return self._discard_output()
             finally:
                 self._narrator.clear()
 
     def converse(self) -> int:
-        """Ask and answer in turns until the input ends."""
+        """Read messages and answer them until the input ends."""
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # input() edits lines and remembers them once this is loaded
-        with _terminable(), contextlib.closing(self._opening):
+            import readline  # noqa: F401  # gives input() line editing and history
+        with _terminable(), contextlib.closing(self._loader):
             try:
-                self._start_opening()
-                session = self._wait_until_open()
+                self._start_loading()
+                session = self._wait_for_session()
             except KeyboardInterrupt:
                 return INTERRUPTED
             name = session.engine.info.model_name
@@ -80,63 +81,66 @@ class LineChat:
                     if first:
                         print(f"you: {first}", flush=True)
                     first = None
-                    if line.strip() and not self._take(session, line):
+                    if line.strip() and not self._handle_line(session, line):
                         break
             except BrokenPipeError:
-                return self._leave_closed_pipe()
+                return self._discard_output()
         return 0
 
     # One turn
 
-    def _take(self, session: Session, line: str) -> bool:
-        """Run a command or answer a text; False to end the conversation."""
+    def _handle_line(self, session: Session, line: str) -> bool:
+        """Run a command or answer a text. Returns False to end the conversation."""
         try:
             found = slash.parse(line)
             if found is None:
-                self._converse_once(session, session.reply(slash.plain_text(line)))
+                self._answer_in_conversation(session, session.reply(slash.plain_text(line)))
                 return True
             command, argument = found
-            outcome = command.run(session, argument) if command.run else slash.Outcome(argument, command.effect)
-            if outcome.effect == "quit":
-                return False
-            if outcome.effect == "regenerate":
-                self._converse_once(session, session.regenerate())
-            else:
-                self._tell(outcome)
+            return self._apply(session, command(session, argument))
         except MacllmError as error:
             self._narrator.say(f"error: {error}")
         return True
 
-    def _tell(self, outcome: slash.Outcome) -> None:
-        if outcome.effect == "help":
-            for command in slash.COMMANDS.values():
-                self._narrator.say(f"{command.usage}: {command.help}")
-        elif outcome.effect == "theme":
-            raise UsageError("/theme needs the full screen.", remedy="macllm chat without --plain")
-        elif outcome.effect == "copy":
-            if not clipboard.copy_natively(outcome.text):
-                self._printer.raw(clipboard.terminal_sequence(outcome.text))
-            self._narrator.say("Copied.")
-        else:
-            self._narrator.say(outcome.text)
+    def _apply(self, session: Session, outcome: slash.Outcome) -> bool:
+        """Carry out the outcome of a command. Returns False to end the conversation."""
+        match outcome:
+            case slash.Say(text) | slash.Clear(text):
+                self._narrator.say(text)
+            case slash.Copy(text):
+                if not clipboard.copy_natively(text):
+                    self._printer.raw(clipboard.terminal_sequence(text))
+                self._narrator.say("Copied.")
+            case slash.Regenerate():
+                self._answer_in_conversation(session, session.regenerate())
+            case slash.ShowHelp():
+                for command in slash.COMMANDS.values():
+                    self._narrator.say(f"{command.usage}: {command.help}")
+            case slash.SwitchTheme():
+                raise UsageError("/theme needs the full screen.", remedy="macllm chat without --plain")
+            case slash.Quit():
+                return False
+        return True
 
-    def _converse_once(self, session: Session, events: Events) -> None:
+    def _answer_in_conversation(self, session: Session, events: Events) -> None:
         before = session.last_answer
         try:
-            if self._answer(session, events, before, label="macllm: ") == INTERRUPTED:
+            if self._print_answer(session, events, before, label="macllm: ") == INTERRUPTED:
                 said = session.last_answer is not before
-                self._narrator.say("stopped." if said else "stopped before the first word; the message is not kept.")
+                self._narrator.say("stopped." if said else "stopped before the first word; the message is dropped.")
             elif (warning := session.take_warning()) is not None:
                 self._narrator.say(warning)
         except KeyboardInterrupt:
             self._narrator.say("stopped.")
 
-    def _answer(self, session: Session, events: Events, before: Turn | None, label: str = "") -> int:
-        """Print one answer as it comes and return 0, or 130 when Ctrl-C stopped it. Raises: MacllmError."""
+    def _print_answer(self, session: Session, events: Events, before: Turn | None, label: str = "") -> int:
+        """Print one answer as it streams. Returns 0, or 130 after Ctrl-C. Raises: MacllmError."""
         self._printer.begin(label)
-        thread = TurnThread(events, lambda event: self._inbox.put(("event", event)), self._put_end)
+        thread = TurnThread(
+            events, lambda event: self._inbox.put(TurnEvent(event)), lambda error: self._inbox.put(TurnEnded(error))
+        )
         thread.start()
-        error: object = None
+        error: MacllmError | None = None
         stopped = False
         try:
             error = self._print_until_end()
@@ -152,103 +156,94 @@ class LineChat:
         self._narrator.clear()
         if not stopped:
             self._printer.end()
-        if isinstance(error, MacllmError):
+        if error is not None:
             raise error
         latest = session.last_answer
-        self._conclude(None if latest is before else latest, session.context)
+        self._report_end(None if latest is before else latest, session.context)
         return INTERRUPTED if stopped else 0
 
-    def _conclude(self, turn: Turn | None, context: ContextUse) -> None:
+    def _report_end(self, turn: Turn | None, context: ContextUse) -> None:
         if turn is None:
             return
         if self.options.verbose:
             self._narrator.say(f"stats: {summarize(turn)}")
         elif turn.finish == "length":
             where = "end of the context" if context.is_full else "token limit (--max-tokens)"
-            self._narrator.say(f"The answer is cut at the {where}.")
+            self._narrator.say(f"The answer is cut off at the {where}.")
 
-    def _print_until_end(self, patience_seconds: float | None = None) -> object:
-        """Print what comes until the turn ends, or until nothing has come for `patience_seconds`; return its error."""
+    def _print_until_end(self, timeout_seconds: float | None = None) -> MacllmError | None:
+        """Print events until the turn ends, or for `timeout_seconds` none comes. Returns the turn's error."""
         lines = CallLines()
-        while (received := self._receive(patience_seconds)) is not None:
-            kind, item = received
-            if kind == "end":
-                return item
-            if isinstance(item, Prefill) and item.total > 1000:
-                self._narrator.show(f"reading {count_text(item.done)}/{count_text(item.total)}")
-            elif isinstance(item, Delta) and item.kind == "reasoning":
-                self._narrator.show("thinking…")
-            elif isinstance(item, Delta):
-                self._narrator.clear()
-                self._printer.write(lines.text(item))
+        while (message := self._receive(timeout_seconds)) is not None:
+            match message:
+                case TurnEnded(error):
+                    return error
+                case TurnEvent(Prefill(done, total)) if total > 1000:
+                    self._narrator.show(f"reading {count_text(done)}/{count_text(total)}")
+                case TurnEvent(Delta(kind="reasoning")):
+                    self._narrator.show("thinking…")
+                case TurnEvent(Delta() as delta):
+                    self._narrator.clear()
+                    self._printer.write(lines.text(delta))
         return None
 
-    def _receive(self, patience_seconds: float | None = None) -> tuple[str, object] | None:
-        """What a thread says next; None when it says nothing for `patience_seconds`."""
+    def _receive(self, timeout_seconds: float | None = None) -> ThreadMessage | None:
+        """The next message other than engine status, which is shown; None after `timeout_seconds`."""
         waited = 0.0
-        while patience_seconds is None or waited < patience_seconds:
+        while timeout_seconds is None or waited < timeout_seconds:
             with contextlib.suppress(queue.Empty):
-                # Not for ever: a signal that comes just before the wait would not be heard until the wait ends.
-                kind, item = self._inbox.get(timeout=_LISTEN_SECONDS)
-                if not isinstance(item, News):
-                    return kind, item
-                self._tell_news(item)
+                # With a timeout, because Python handles a signal that arrives just before `get` only after it.
+                message = self._inbox.get(timeout=_LISTEN_SECONDS)
+                if not isinstance(message, EngineStatus):
+                    return message
+                self._show_engine_status(message.news)
                 continue
             waited += _LISTEN_SECONDS
         return None
 
-    def _put_end(self, error: MacllmError | None) -> None:
-        self._inbox.put(("end", error))
-
     # The model
 
-    def _start_opening(self) -> None:
+    def _start_loading(self) -> None:
         self._narrator.show(f"loading {self.options.model_name}…")
-        self._opening.start(
-            lambda session: self._inbox.put(("ready", session)),
-            lambda error: self._inbox.put(("failed", error)),
-            lambda news: self._inbox.put(("news", news)),
-        )
+        self._loader.start(self._inbox.put)
 
-    def _tell_news(self, news: News) -> None:
+    def _show_engine_status(self, news: News) -> None:
         if not news.passing:
             self._narrator.say(news.text)
-        elif self._opened:
-            return  # there is one line for the answer and for what passes: it is the answer's
+        elif self._loaded:
+            return  # the answer is being written to the only line
         elif not news.text:
             self._narrator.clear()
         elif self._narrator.terminal:
             self._narrator.show(news.text)
-        elif not self._waiting:
-            self._waiting = True  # a log gets the first remark only
+        elif not self._status_logged:
+            self._status_logged = True  # a log gets only the first transient status
             self._narrator.say(news.text)
 
-    def _wait_until_open(self) -> Session:
+    def _wait_for_session(self) -> Session:
         try:
-            received = self._receive(_LOADING_SECONDS)
-            if received is None and not self._narrator.terminal:
+            message = self._receive(_LOADING_SECONDS)
+            if message is None and not self._narrator.terminal:
                 self._narrator.say(f"loading {self.options.model_name}")
-            received = received or self._receive()
+            message = message or self._receive()
         finally:
             self._narrator.clear()
-        assert received is not None
-        item = received[1]
-        if isinstance(item, Session):
-            self._opened = True
-            return item
-        assert isinstance(item, MacllmError)
-        raise item
+        if isinstance(message, ModelFailed):
+            raise message.error
+        assert isinstance(message, ModelReady)
+        self._loaded = True
+        return message.session
 
-    def _leave_closed_pipe(self) -> int:
-        """The reader has had enough, as `head` does: no error. What Python still holds for stdout goes nowhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    def _discard_output(self) -> int:
+        """Send buffered output to /dev/null and return 0: the reader of stdout has closed it, as `head` does."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
         return 0
 
 
 class Printer:
-    """Writes an answer to stdout at once, without empty lines around it and with one newline at its end."""
+    """Writes an answer to stdout unbuffered, without empty lines around it and with one final newline."""
 
     def __init__(self) -> None:
         self._held = ""  # newlines that are written only if more follows
@@ -259,11 +254,11 @@ class Printer:
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
 
     def begin(self, label: str = "") -> None:
-        """Start an answer; the label is written with its first text."""
+        """Start an answer; the label is written before its first text."""
         self._held, self._begun, self._label = "", False, label
 
     def write(self, text: str) -> None:
-        """Write a piece. To a terminal no control character goes."""
+        """Write a piece of the answer; on a terminal, control characters are made visible."""
         text = self._held + (visible(text) if self._terminal else text)
         kept = text.rstrip("\n")
         self._held = text[len(kept) :]
@@ -278,38 +273,38 @@ class Printer:
             self.raw(kept)
 
     def end(self) -> None:
-        """End the line, if there is one."""
+        """End the line, if anything was written."""
         if self._begun:
             self.raw("\n")
         self._begun = False
 
     def raw(self, text: str) -> None:
-        """Write as it is. Raises: BrokenPipeError when nobody reads."""
+        """Write text unchanged. Raises: BrokenPipeError when the reader has closed the pipe."""
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
 class Narrator:
-    """Tells on stderr; passing remarks only on a terminal, where they are wiped again."""
+    """Writes narration to stderr: lines, and on a terminal also a transient status."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._shown = ""
 
     def show(self, text: str) -> None:
-        """A passing remark."""
+        """Show a transient status; terminals only."""
         if self.terminal and text != self._shown:
             self._shown = text
             self._put(f"\r\x1b[K{text}")
 
     def clear(self) -> None:
-        """Wipe the passing remark."""
+        """Erase the transient status."""
         if self._shown:
             self._shown = ""
             self._put("\r\x1b[K")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Write a line."""
         self.clear()
         self._put(f"{text}\n")
 
@@ -320,9 +315,9 @@ class Narrator:
 
 
 def message(prompt: str | None, attachment: str) -> str:
-    """The text to send: the prompt, and below it what was piped in, between tags that the attachment does not hold.
+    """The text to send: the prompt, then the piped text between tags that do not occur in it.
 
-    Raises: UsageError when there is neither.
+    Raises: UsageError when both are empty.
     """
     prompt = (prompt or "").strip()
     if not attachment.strip():
@@ -342,7 +337,7 @@ def message(prompt: str | None, attachment: str) -> str:
 
 
 def piped_text() -> str:
-    """All of stdin as text; empty where there is none or it is a terminal.
+    """All of stdin as text; empty if it is closed or a terminal.
 
     Raises: UsageError when it is not UTF-8.
     """
@@ -357,7 +352,7 @@ def piped_text() -> str:
 
 
 def _ask() -> str | None:
-    """The next line of the user, backslash-continued lines joined; None at the end of the input."""
+    """The next line of the user, with backslash-continued lines joined; None at the end of the input."""
     lines: list[str] = []
     while True:
         try:
@@ -376,7 +371,7 @@ def _ask() -> str | None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends what runs inside like Ctrl-C does, with exit code 143."""
+    """Turn SIGTERM into SystemExit with code 143 inside the block, so that it cleans up like after Ctrl-C."""
 
     def terminate(number: int, frame: object) -> None:
         raise SystemExit(TERMINATED)

@@ -1,7 +1,7 @@
 """The slash commands, for the full screen and the line mode alike. No Textual in here.
 
-A line is a command when it starts with one slash; two slashes send a text that starts with one. A
-command acts on the session and returns what to tell, or leaves the act to the screen by its `effect`.
+A line that starts with one slash is a command; two slashes send a text that starts with one. A command
+changes the session and returns an `Outcome` for the interface to carry out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
 
 from macllm.chat import transcript
 from macllm.chat.options import short_name
@@ -26,55 +25,103 @@ SETTINGS = (
     *(item.name for item in fields(SamplingParams) if item.default is None or isinstance(item.default, int | float)),
 )
 
-Effect = Literal["none", "quit", "regenerate", "clear", "copy", "help", "theme"]
+
+@dataclass(frozen=True)
+class Say:
+    """Show a line of text."""
+
+    text: str
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a command came to: `text` to tell or, for "copy" and "theme", to use."""
+class Clear:
+    """Empty the screen, then show a line of text."""
 
-    text: str = ""
-    effect: Effect = "none"
+    text: str
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy a text to the clipboard."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Regenerate:
+    """Answer the last message again."""
+
+
+@dataclass(frozen=True)
+class ShowHelp:
+    """Show commands and keys."""
+
+
+@dataclass(frozen=True)
+class SwitchTheme:
+    """Switch to a theme, or to the other one if `name` is empty."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Quit:
+    """End the chat."""
+
+
+Outcome = Say | Clear | Copy | Regenerate | ShowHelp | SwitchTheme | Quit
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command. `idle` ones wait until no answer is being made; without `run` the screen does it, model or not."""
+    """A slash command. It calls `run`, or `run_without_model` if it needs no session.
+
+    Commands with `idle` are refused while an answer is being generated.
+    """
 
     name: str
     argument: str
     help: str
     run: Callable[[Session, str], Outcome] | None = None
-    effect: Effect = "none"
+    run_without_model: Callable[[str], Outcome] | None = None
     idle: bool = False
 
     @property
     def usage(self) -> str:
-        """The command as it is typed."""
+        """Name and argument, as the user types them."""
         return f"/{self.name} {self.argument}".rstrip()
+
+    def __call__(self, session: Session | None, argument: str) -> Outcome:
+        """Run the command. Raises: UsageError if it needs a session and there is none; MacllmError."""
+        if self.run_without_model is not None:
+            return self.run_without_model(argument)
+        assert self.run is not None
+        if session is None:
+            raise UsageError(f"/{self.name} needs a model.", cause="none is loaded yet")
+        return self.run(session, argument)
 
 
 def parse(line: str) -> tuple[Command, str] | None:
-    """(command, argument), or None for a text to send. Raises: UsageError for an unknown command."""
+    """(command, argument), or None if the line is text to send. Raises: UsageError for an unknown command."""
     if not line.startswith("/") or line.startswith("//") or "\n" in line.strip():
         return None
     name, _, argument = line[1:].strip().partition(" ")
-    if "/" in name:  # a path such as /usr/lib is a text
+    if "/" in name:  # a path such as /usr/lib is text
         return None
     if (command := COMMANDS.get(name.lower())) is not None:
         return command, argument.strip()
     near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
     remedy = f"{COMMANDS[near[0]].usage}" if near else "/help lists the commands"
-    raise UsageError(f"There is no command /{name}.", remedy=f"{remedy}; two slashes send it as a text")
+    raise UsageError(f"There is no command /{name}.", remedy=f"{remedy}; two slashes send it as text")
 
 
 def plain_text(line: str) -> str:
-    """The text that a line sends: two leading slashes stand for one."""
+    """The text to send for a line: two leading slashes become one."""
     return line[1:] if line.startswith("//") else line
 
 
 def completions(line: str) -> list[Command]:
-    """The commands that a half-typed line may become, best first; none once the name is complete and spaced."""
+    """The commands that start with a half-typed line, in table order; none once a space follows the name."""
     if not re.fullmatch(r"/[A-Za-z]*", line):
         return []
     typed = line[1:].lower()
@@ -83,18 +130,18 @@ def completions(line: str) -> list[Command]:
 
 def _clear(session: Session, argument: str) -> Outcome:
     session.clear()
-    return Outcome("A new conversation.", "clear")
+    return Clear("New conversation.")
 
 
 def _system(session: Session, argument: str) -> Outcome:
     if not argument:
-        return Outcome(f"System prompt: {session.system}" if session.system else "There is no system prompt.")
+        return Say(f"System prompt: {session.system}" if session.system else "There is no system prompt.")
     session.system = None if argument == "none" else argument
-    return Outcome("The system prompt is gone." if session.system is None else "The system prompt is set.")
+    return Say("The system prompt is removed." if session.system is None else "The system prompt is set.")
 
 
 def _regenerate(session: Session, argument: str) -> Outcome:
-    return Outcome(effect="regenerate")
+    return Regenerate()
 
 
 def _copy(session: Session, argument: str) -> Outcome:
@@ -103,14 +150,14 @@ def _copy(session: Session, argument: str) -> Outcome:
         raise UsageError("There is no answer to copy.")
     if argument == "all":
         name = short_name(session.engine.info.model_name)
-        return Outcome(transcript.as_markdown(session.turns, model_name=name, system=session.system), "copy")
+        return Copy(transcript.as_markdown(session.turns, model_name=name, system=session.system))
     if not argument:
-        return Outcome(answer.content, "copy")
+        return Copy(answer.content)
     blocks = [code for _, code in _CODE.findall(answer.content + "\n")]
     if not argument.isdecimal() or not 1 <= int(argument) <= len(blocks):
         held = f"the answer has {len(blocks)} code block{'s' * (len(blocks) != 1)}"
         raise UsageError(f"There is no code block {argument}.", cause=held, remedy="/copy, /copy 1 or /copy all")
-    return Outcome(blocks[int(argument) - 1], "copy")
+    return Copy(blocks[int(argument) - 1])
 
 
 _CODE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)^ {0,3}\1", re.MULTILINE | re.DOTALL)
@@ -127,19 +174,19 @@ def _save(session: Session, argument: str) -> Outcome:
     model_name = short_name(session.engine.info.model_name)
     text = transcript.as_markdown(session.turns, model_name=model_name, system=session.system)
     transcript.write(path, text, overwrite=force)
-    return Outcome(f"Saved to {path}.")
+    return Say(f"Saved to {path}.")
 
 
 def _set(session: Session, argument: str) -> Outcome:
     if not argument:
-        return Outcome("\n".join(f"{name} = {_shown(session, name)}" for name in SETTINGS))
+        return Say("\n".join(f"{name} = {_shown(session, name)}" for name in SETTINGS))
     name, _, value = re.sub(r"\s*=\s*|\s+", " ", argument, count=1).partition(" ")
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, n=1)
-        remedy = f"/set {near[0]} …" if near else "/set lists what can be set"
+        remedy = f"/set {near[0]} …" if near else "/set lists all settings"
         raise UsageError(f"There is no setting {name!r}.", remedy=remedy)
     if not value:
-        return Outcome(f"{name} = {_shown(session, name)}")
+        return Say(f"{name} = {_shown(session, name)}")
     number = _number(name, value)
     if name == "max_tokens":
         defaults.check(Request(prompt=(), max_tokens=1 if number is None else int(number)))
@@ -148,7 +195,7 @@ def _set(session: Session, argument: str) -> Outcome:
         sampling = replace(session.sampling, **{name: number})
         defaults.check(Request(prompt=(), sampling=sampling))
         session.sampling = sampling
-    return Outcome(f"{name} = {_shown(session, name)}")
+    return Say(f"{name} = {_shown(session, name)}")
 
 
 def _shown(session: Session, name: str) -> str:
@@ -157,7 +204,7 @@ def _shown(session: Session, name: str) -> str:
 
 
 def _number(name: str, text: str) -> float | int | None:
-    """The number that `text` says for a setting. Raises: UsageError when it says none."""
+    """The value of a setting, parsed from `text`. Raises: UsageError if `text` is not a number."""
     if text == "none" and name in ("max_tokens", "seed"):
         return None
     whole = name in ("max_tokens", "seed") or isinstance(getattr(SamplingParams, name), int)
@@ -165,18 +212,18 @@ def _number(name: str, text: str) -> float | int | None:
         return int(text) if whole else float(text)
     except ValueError:
         kind = "a whole number" if whole else "a number"
-        raise UsageError(f"{name} is {kind}.", cause=f"{text!r} is not") from None
+        raise UsageError(f"{name} must be {kind}.", cause=f"{text!r} is not one") from None
 
 
 _ALL = (
-    Command("help", "", "commands and keys", effect="help"),
+    Command("help", "", "show commands and keys", run_without_model=lambda _: ShowHelp()),
     Command("clear", "", "start a new conversation", _clear, idle=True),
-    Command("system", "[TEXT | none]", "show, set or drop the system prompt", _system, idle=True),
+    Command("system", "[TEXT | none]", "show, set or remove the system prompt", _system, idle=True),
     Command("regen", "", "answer the last message again", _regenerate, idle=True),
-    Command("copy", "[N | all]", "copy the last answer, its N-th code block, or everything", _copy),
-    Command("save", "[--force] FILE", "write the conversation as Markdown", _save),
-    Command("set", "[NAME VALUE]", "show or change sampling: temperature, top_p, seed, max_tokens, …", _set),
-    Command("theme", "[dark | light]", "switch the colours", effect="theme"),
-    Command("quit", "", "leave", effect="quit"),
+    Command("copy", "[N | all]", "copy the last answer, its Nth code block, or the whole conversation", _copy),
+    Command("save", "[--force] FILE", "save the conversation as Markdown", _save),
+    Command("set", "[NAME VALUE]", "show or change settings: temperature, top_p, seed, max_tokens, …", _set),
+    Command("theme", "[dark | light]", "switch the color theme", run_without_model=SwitchTheme),
+    Command("quit", "", "quit", run_without_model=lambda _: Quit()),
 )
 COMMANDS = {command.name: command for command in _ALL}

@@ -1,4 +1,4 @@
-"""A thread that pulls the events of one answer, so that nobody who draws or reads keys waits for a model."""
+"""Worker thread that iterates an answer's events off the UI thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from macllm.generation.request import Event, Events
 
 
 class TurnThread(threading.Thread):
-    """Hands every event to `on_event` and then calls `on_end` once, with the error or None. Both in this thread."""
+    """Calls `on_event` with every event, then `on_end` once with the error or None; both in this thread."""
 
     def __init__(
         self,
@@ -19,14 +19,14 @@ class TurnThread(threading.Thread):
         on_event: Callable[[Event], object],
         on_end: Callable[[MacllmError | None], object],
     ) -> None:
-        # A daemon, because a model that hangs must not keep the program from ending.
+        # A daemon: a model that hangs must not keep the program from ending.
         super().__init__(name="macllm-turn", daemon=True)
         self._events = events
         self._on_event = on_event
         self._on_end = on_end
 
     def run(self) -> None:
-        """Pull until the events end."""
+        """Iterate until the events end."""
         failure: MacllmError | None = None
         try:
             for event in self._events:
@@ -42,9 +42,9 @@ class TurnThread(threading.Thread):
 
 
 def unexpected(message: str, error: Exception) -> MacllmError:
-    """An error that nobody foresaw, told like the others instead of as a traceback over the screen."""
+    """A MacllmError for an unexpected exception, shown like any other error instead of as a traceback."""
     return MacllmError(
         message,
         cause=f"{type(error).__name__}: {error}".rstrip(": "),
-        remedy="once more; if it happens again, please report it",
+        remedy="the same again; if it fails again, please report it",
     )

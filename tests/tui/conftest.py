@@ -64,7 +64,7 @@ class Stage:
         return "\n".join("".join(text for _, text in sorted(row)).rstrip() for _, row in sorted(rows.items()))
 
     async def idle(self) -> None:
-        await self.until(lambda: self.app.chat.session is not None and self.app.chat._current is None)
+        await self.until(lambda: self.app.chat.session is not None and self.app.chat._pending is None)
 
 
 Play = Callable[..., ChatApp]

@@ -658,7 +658,7 @@ def test_the_commands_of_a_session_work_in_the_app(play: Play, tmp_path: Path) -
         await stage.say("/help")
         await stage.sees("Ctrl+R")
         await stage.say("/clear")
-        await stage.sees("A new conversation.")
+        await stage.sees("New conversation.")
         assert "ok" not in stage.screen()
         assert stage.session.turns == ()
         assert stage.session.system == "Be brief."
@@ -682,10 +682,10 @@ def test_an_unknown_command_is_told_and_stays_in_the_prompt(play: Play) -> None:
 def test_a_slash_lists_the_commands_and_tab_completes(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.type("/sy")
-        await stage.sees("show, set or drop the system prompt")
+        await stage.sees("show, set or remove the system prompt")
         await stage.press("tab")
         assert stage.typed == "/system "
-        await stage.until(lambda: "show, set or drop" not in stage.screen())
+        await stage.until(lambda: "show, set or remove" not in stage.screen())
 
     play(ScriptedEngine(), scenario)
 
@@ -695,7 +695,7 @@ def test_commands_that_change_the_conversation_wait_for_the_answer(play: Play) -
         await stage.say("Go")
         await stage.sees("half")
         await stage.say("/clear")
-        await stage.sees("/clear waits until the answer is over.")
+        await stage.sees("/clear cannot run during an answer.")
         await stage.press("ctrl+r")
         await stage.sees("/regen waits")
         await stage.say("/set top_k 3")
@@ -720,7 +720,7 @@ def test_typing_goes_on_while_a_list_streams_in(play: Play) -> None:
         await stage.say("Go")
         await stage.sees("item 3")
         await stage.type("ok")
-        assert stage.app.chat._current is not None
+        assert stage.app.chat._pending is not None
         assert stage.typed == "ok"
         await stage.press("escape")
         await stage.idle()

@@ -62,16 +62,16 @@ def test_the_token_limit_is_told() -> None:
 @pytest.mark.parametrize(
     ("context", "said"),
     [
-        (ContextUse(40, 512), "cut at the token limit (--max-tokens)"),
-        (ContextUse(512, 512), "cut at the end of the context"),
-        (ContextUse(40, None), "cut at the token limit (--max-tokens)"),
+        (ContextUse(40, 512), "cut off at the token limit (--max-tokens)"),
+        (ContextUse(512, 512), "cut off at the end of the context"),
+        (ContextUse(40, None), "cut off at the token limit (--max-tokens)"),
     ],
 )
-def test_an_answer_that_ends_with_the_context_is_not_said_to_end_at_a_limit_that_nobody_set(
+def test_the_end_of_the_context_is_told_from_a_token_limit(
     context: ContextUse, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = LineChat(ChatOptions(), lambda _: pytest.fail("no model is needed"))
-    chat._conclude(Turn(role="assistant", content="half", finish="length"), context)
+    chat._report_end(Turn(role="assistant", content="half", finish="length"), context)
     assert said in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What a line that begins with a slash means, without a screen."""
+"""Slash commands: parsing, completion and effects, without a screen."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ def run(chat: Session, line: str) -> slash.Outcome:
     parsed = slash.parse(line)
     assert parsed is not None
     command, argument = parsed
-    assert command.run is not None
-    return command.run(chat, argument)
+    return command(chat, argument)
+
+
+def told(chat: Session, line: str) -> str:
+    """The text that a command shows."""
+    outcome = run(chat, line)
+    assert isinstance(outcome, slash.Say)
+    return outcome.text
 
 
 @pytest.mark.parametrize(
@@ -91,17 +97,18 @@ CODE = "Run\n```sh\nls\n```\nor\n~~~~\n```\nx\n~~~\n~~~~\nand, open:\n  ```py\n 
 @pytest.mark.parametrize(("argument", "copied"), [("", CODE), ("1", "ls\n"), ("2", "```\nx\n~~~\n")])
 def test_the_answer_or_one_of_its_code_blocks_is_copied(argument: str, copied: str) -> None:
     outcome = run(session("an older answer", CODE), f"/copy {argument}")
-    assert (outcome.text, outcome.effect) == (copied, "copy")
+    assert outcome == slash.Copy(copied)
 
 
 def test_the_whole_conversation_is_copied() -> None:
-    copied = run(session("one", "two"), "/copy all").text
-    assert copied.startswith("# Chat with scripted\n")
-    assert copied.index("one") < copied.index("two")
+    outcome = run(session("one", "two"), "/copy all")
+    assert isinstance(outcome, slash.Copy)
+    assert outcome.text.startswith("# Chat with scripted\n")
+    assert outcome.text.index("one") < outcome.text.index("two")
 
 
 @pytest.mark.parametrize("argument", ["0", "3", "-1", "x", "²"])
-def test_a_code_block_that_is_not_there_is_told_with_how_many_are(argument: str) -> None:
+def test_copying_a_code_block_that_is_not_there_names_how_many_there_are(argument: str) -> None:
     with pytest.raises(UsageError, match="no code block") as caught:
         run(session(CODE), f"/copy {argument}")
     assert "2 code blocks" in (caught.value.cause or "")
@@ -130,10 +137,10 @@ def test_a_saved_conversation_is_replaced_only_by_force(tmp_path: Path, monkeypa
 
 def test_the_system_prompt_is_set_shown_and_dropped() -> None:
     chat = session("x")
-    assert "no system prompt" in run(chat, "/system").text
+    assert "no system prompt" in told(chat, "/system")
     run(chat, "/system Answer in rhyme.  Always.")
     assert chat.system == "Answer in rhyme.  Always."
-    assert "Answer in rhyme.  Always." in run(chat, "/system").text
+    assert "Answer in rhyme.  Always." in told(chat, "/system")
     run(chat, "/system none")
     assert chat.system is None
 
@@ -151,17 +158,17 @@ def test_the_system_prompt_is_set_shown_and_dropped() -> None:
 )
 def test_a_setting_takes_its_value_with_and_without_an_equals_sign(argument: str, name: str, value: object) -> None:
     chat = session("x")
-    told = run(chat, f"/set {argument}").text
+    shown = told(chat, f"/set {argument}")
     assert getattr(chat.sampling, name) == value
-    assert told == run(chat, f"/set {name}").text
-    assert told in run(chat, "/set").text.splitlines()
+    assert shown == told(chat, f"/set {name}")
+    assert shown in told(chat, "/set").splitlines()
 
 
 def test_the_length_of_answers_is_set_and_freed() -> None:
     chat = session("x")
-    assert run(chat, "/set max_tokens 12").text == "max_tokens = 12"
+    assert told(chat, "/set max_tokens 12") == "max_tokens = 12"
     assert chat.max_tokens == 12
-    assert run(chat, "/set max_tokens none").text == "max_tokens = none"
+    assert told(chat, "/set max_tokens none") == "max_tokens = none"
     assert chat.max_tokens is None
 
 

@@ -1,4 +1,4 @@
-"""The chat: the conversation, the prompt, and a line of status."""
+"""The chat screen: conversation, prompt and status line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalGroup, VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
@@ -16,44 +17,53 @@ from textual.widgets import Static
 from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
-from macllm.generation.request import Delta, Done, Prefill
+from macllm.generation.contract import News
+from macllm.generation.request import Delta, Done, Event, Prefill
 from macllm.units import count_text, speed_text
 
 from .. import clipboard, slash
 from ..keys import KEYS, help_lines
-from ..messages import EngineNews, ModelFailed, ModelReady, PromptChanged, PromptSubmitted, TurnEnded, TurnEvent
-from ..opening import Opening
-from ..running import Running
-from ..widgets.prompt import Prompt
-from ..widgets.status_line import Status, StatusLine
+from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
+from ..pending_answer import PendingAnswer
+from ..session_loader import SessionLoader
+from ..widgets.prompt import Prompt, PromptChanged, PromptSubmitted
+from ..widgets.status_line import StatusLine, StatusValues
 from ..widgets.turns import AnswerTurn, Failure, Notice, UserTurn
 
-_AGAIN_SECONDS = 1.5  # in which a second Ctrl+C quits
+_AGAIN_SECONDS = 1.5  # a second Ctrl+C within this time quits
+
+
+class FromThread(Message):
+    """Carries a message of the model's threads to the screen."""
+
+    def __init__(self, message: ThreadMessage) -> None:
+        super().__init__()
+        self.message = message
 
 
 class Transcript(VerticalScroll, can_focus=False):
-    """The conversation; follows its end until the user scrolls up."""
+    """The scrolling conversation; follows its end until the user scrolls up."""
 
 
 class ChatScreen(Screen[None]):
-    """One conversation on the screen. A second message, or one typed while the model loads, waits for its turn."""
+    """One conversation. Messages sent while the model loads or answers are queued."""
 
     BINDINGS: ClassVar = [
         Binding(key.keys, key.action, key.help, id=f"chat.{key.id}", show=False, priority=key.id == "interrupt")
         for key in KEYS["chat"]
     ]
 
-    def __init__(self, opening: Opening, *, model_name: str, prompt: str | None = None) -> None:
+    def __init__(self, loader: SessionLoader, *, model_name: str, prompt: str | None = None) -> None:
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-normal")]
         self.VERTICAL_BREAKPOINTS = [(0, "-short"), (16, "-tall")]
-        self.opening = opening
+        self.loader = loader
         self.session: Session | None = None
-        self.failure: MacllmError | None = None  # what kept the model from loading
+        self.failure: MacllmError | None = None  # why the model could not be loaded
         self._first_prompt = prompt
-        self._status = Status(model_name, activity="loading…")
+        self._status = StatusValues(model_name, activity="loading…")
         self._queue: list[UserTurn] = []
-        self._current: Running | None = None
+        self._pending: PendingAnswer | None = None
         self._interrupted = -_AGAIN_SECONDS
 
     def compose(self) -> ComposeResult:
@@ -67,28 +77,28 @@ class ChatScreen(Screen[None]):
         yield StatusLine(self._status)
 
     def on_mount(self) -> None:
-        """Paint first, load then."""
+        """Paint, then load the model."""
         self.transcript.anchor()
         self.watch(self.transcript, "scroll_y", self._refresh_status, init=False)
         self.prompt.focus()
         self._clock = self.set_interval(0.1, self._refresh_status, pause=True)
-        self._open()
+        self._load_model()
         if self._first_prompt:
-            self._say(self._first_prompt)
+            self._enqueue(self._first_prompt)
 
     @property
     def transcript(self) -> Transcript:
-        """The conversation."""
+        """The scrolling conversation."""
         return self.query_one(Transcript)
 
     @property
     def turns(self) -> VerticalGroup:
-        """What the conversation is made of."""
+        """The blocks of the conversation."""
         return self.query_one("#turns", VerticalGroup)
 
     @property
     def prompt(self) -> Prompt:
-        """Where the user types."""
+        """The input field."""
         return self.query_one(Prompt)
 
     # The model
@@ -97,59 +107,69 @@ class ChatScreen(Screen[None]):
     def _loading(self) -> str:
         return f"loading {self._status.model}…"
 
-    def _open(self) -> None:
+    def _load_model(self) -> None:
         self.failure = None
         self._show_activity(self._loading)
-        self.opening.start(
-            lambda session: self.post_message(ModelReady(session)),
-            lambda error: self.post_message(ModelFailed(error)),
-            lambda news: self.post_message(EngineNews(news)),
-        )
+        self.loader.start(self._post)
 
-    def on_engine_news(self, message: EngineNews) -> None:
-        """Show it, below the welcome if that is still there."""
-        if not message.news.passing:
-            self.turns.mount(Notice(message.news.text))
+    def _post(self, message: ThreadMessage) -> None:
+        self.post_message(FromThread(message))
+
+    async def on_from_thread(self, event: FromThread) -> None:
+        """Handle a message of the thread that loads the model, runs the engine or iterates the answer."""
+        match event.message:
+            case EngineStatus(news):
+                self._show_engine_status(news)
+            case ModelReady(session):
+                self._use_model(session)
+            case ModelFailed(error):
+                self._show_load_failure(error)
+            case TurnEvent(item):
+                self._show_event(item)
+            case TurnEnded(error):
+                await self._finish_answer(error)
+
+    def _show_engine_status(self, news: News) -> None:
+        if not news.passing:
+            self.turns.mount(Notice(news.text))  # leaves the welcome in place
             return
-        self._status.remark = message.news.text
+        self._status.remark = news.text
         if self.session is None and self.failure is None:
-            self._show_activity(message.news.text or self._loading)
+            self._show_activity(news.text or self._loading)
         else:
             self._refresh_status()
 
-    def on_model_ready(self, message: ModelReady) -> None:
-        """Use the model."""
-        self.session = message.session
+    def _use_model(self, session: Session) -> None:
+        self.session = session
         self._status.model = short_name(self.session.engine.info.model_name)
         self._show_activity("")
         self._send_next()
 
-    def on_model_failed(self, message: ModelFailed) -> None:
-        """Say why there is no model."""
-        self.failure = message.error
+    def _show_load_failure(self, error: MacllmError) -> None:
+        self.failure = error
         self._show_activity("no model")
-        self._tell(Failure(message.error))
-        self._give_back()
+        self._append(Failure(error))
+        self._return_queue_to_prompt()
 
-    # Saying something
+    # Sending messages
 
     def on_prompt_submitted(self, message: PromptSubmitted) -> None:
-        """Run a command or say the text. What cannot be run stays in the prompt."""
+        """Run a command or enqueue the text. An unknown command stays in the prompt."""
         try:
             found = slash.parse(message.text)
         except UsageError as error:
-            self._tell(Failure(error))
+            self._append(Failure(error))
             return
-        self._interrupted = -_AGAIN_SECONDS  # what is sent now is not to be quit by the second of two Ctrl+C
+        self._interrupted = -_AGAIN_SECONDS  # a Ctrl+C after this message is a first one
         self.prompt.remember(message.text)
         self.prompt.put("")
         if found is None:
-            self._say(slash.plain_text(message.text))
+            self._enqueue(slash.plain_text(message.text))
         else:
-            self._command(*found)
+            self._run_command(*found)
 
     def on_prompt_changed(self, message: PromptChanged) -> None:
-        """Show the commands that a slash may become."""
+        """Show the commands that complete the typed one."""
         found = slash.completions(message.text)
         width = max((len(command.usage) for command in found), default=0)
         lines = [Content.assemble((c.usage.ljust(width), "$foreground"), "   ", c.help) for c in found]
@@ -157,71 +177,70 @@ class ChatScreen(Screen[None]):
         shown.update(Content("\n").join(lines))
         shown.display = bool(found)
 
-    def _say(self, text: str) -> None:
+    def _enqueue(self, text: str) -> None:
         turn = UserTurn(text, queued=True)
         self._queue.append(turn)
-        self._tell(turn)
+        self._append(turn)
         self.transcript.anchor()
         if self.session is None and self.failure is not None:
-            self._open()
+            self._load_model()
         self._send_next()
 
     def _send_next(self) -> None:
-        if self.session is None or self._current is not None or not self._queue or self._status.activity:
+        if self.session is None or self._pending is not None or not self._queue or self._status.activity:
             return
         turn = self._queue.pop(0)
         turn.remove_class("-queued")
-        self._run(Running(self.session, AnswerTurn(), user_turn=turn), after=turn)
+        self._start_answer(PendingAnswer(self.session, AnswerTurn(), user_turn=turn), after=turn)
 
-    def _run(self, running: Running, after: Widget) -> None:
-        self._current = running
-        self.turns.mount(running.answer, after=after)
+    def _start_answer(self, pending: PendingAnswer, after: Widget) -> None:
+        self._pending = pending
+        self.turns.mount(pending.answer, after=after)
         self._show_activity("thinking…")
         self._clock.resume()
-        running.start(self.post_message)
+        pending.start(self._post)
 
     # The answer
 
-    def on_turn_event(self, message: TurnEvent) -> None:
-        """Draw what came."""
-        if (running := self._current) is None:
+    def _show_event(self, event: Event) -> None:
+        if (pending := self._pending) is None:
             return
-        match message.event:
-            case Prefill(done, total) if not running.stopping:
+        match event:
+            case Prefill(done, total) if not pending.stopping:
                 self._status.activity = f"reading {count_text(done)}/{count_text(total)}"
             case Delta() as delta:
-                running.answer.feed(delta)
-                running.speed.add(max(len(delta.tokens), 1), time.monotonic())
-                if not running.stopping:
-                    speed = running.speed.tokens_per_second
+                pending.answer.feed(delta)
+                pending.speed.add(max(len(delta.tokens), 1), time.monotonic())
+                if not pending.stopping:
+                    speed = pending.speed.tokens_per_second
                     self._status.activity = speed_text(speed) if speed else "answering…"
             case Done():
                 pass
 
-    async def on_turn_ended(self, message: TurnEnded) -> None:
-        """Finish the answer. What was said only in part stays; what was not answered at all goes back to the prompt."""
-        if (running := self._current) is None:
+    async def _finish_answer(self, error: MacllmError | None) -> None:
+        """Finish the answer. A partial answer stays; a message without an answer returns to the prompt."""
+        if (pending := self._pending) is None:
             return
-        turn = running.outcome()
-        await running.finish(turn)
+        turn = pending.outcome()
+        await pending.finish(turn)
         self._refresh_status()
-        self._current = None
+        self._pending = None
         self._clock.pause()
-        if message.error is not None:
-            self._status.remark = ""  # an engine that crashed does not say that its work has ended
+        if error is not None:
+            self._status.remark = ""  # a crashed engine does not clear its status
         self._show_activity("")
-        if message.error is not None:
-            self._tell(Failure(message.error), after=running.answer if running.answer.is_attached else None)
+        if error is not None:
+            self._append(Failure(error), after=pending.answer if pending.answer.is_attached else None)
         elif self.session is not None and (warning := self.session.take_warning()) is not None:
-            self._tell(Notice(warning), after=running.answer)
-        if turn is None and running.user_turn is not None:
-            self._queue.insert(0, running.user_turn)
-        if message.error is not None or turn is None or turn.finish == "cancelled":
-            self._give_back()
+            self._append(Notice(warning), after=pending.answer)
+        if turn is None and pending.user_turn is not None:
+            self._queue.insert(0, pending.user_turn)
+        if error is not None or turn is None or turn.finish == "cancelled":
+            self._return_queue_to_prompt()
         self._send_next()
 
-    def _give_back(self) -> None:
-        """Put what waits to be sent back into the prompt, before what is typed there."""
+    def _return_queue_to_prompt(self) -> None:
+        """Move the queued messages into the prompt, before the text in it."""
         if self._queue:
             texts = [turn.text for turn in self._queue] + [self.prompt.text] * bool(self.prompt.text)
             self.prompt.put("\n\n".join(texts))
@@ -231,73 +250,72 @@ class ChatScreen(Screen[None]):
 
     # Commands and keys
 
-    def _command(self, command: slash.Command, argument: str) -> None:
+    def _run_command(self, command: slash.Command, argument: str) -> None:
         try:
-            if command.run is None:
-                self._act(slash.Outcome(argument, command.effect))
-                return
-            if self.session is None:
-                raise UsageError(f"/{command.name} needs a model.", cause="none is loaded yet")
-            if command.idle and self._current is not None:
-                raise UsageError(f"/{command.name} waits until the answer is over.", remedy="Esc stops it")
-            self._act(command.run(self.session, argument))
+            if command.idle and self._pending is not None:
+                raise UsageError(f"/{command.name} cannot run during an answer.", remedy="Esc stops the answer")
+            self._apply(command(self.session, argument))
         except MacllmError as error:
-            self._tell(Failure(error))
+            self._append(Failure(error))
 
-    def _act(self, outcome: slash.Outcome) -> None:
-        effect = outcome.effect
-        if effect == "quit":
-            self.action_leave()
-        elif effect == "help":
-            self.action_help()
-        elif effect == "theme":
-            self._switch_theme(outcome.text)
-        elif effect == "regenerate":
-            self._regenerate()
-        elif effect == "copy":
-            self._copy(outcome.text)
-        else:
-            if effect == "clear":
+    def _apply(self, outcome: slash.Outcome) -> None:
+        match outcome:
+            case slash.Say(text):
+                self._show_notice(text)
+            case slash.Clear(text):
                 self.turns.remove_children()
-            self._tell(Notice(outcome.text))
-            self._refresh_status()
+                self._show_notice(text)
+            case slash.Copy(text):
+                self._copy(text)
+            case slash.Regenerate():
+                self._regenerate()
+            case slash.ShowHelp():
+                self.action_help()
+            case slash.SwitchTheme(name):
+                self._switch_theme(name)
+            case slash.Quit():
+                self.action_leave()
+
+    def _show_notice(self, text: str) -> None:
+        self._append(Notice(text))
+        self._refresh_status()
 
     def _switch_theme(self, name: str) -> None:
-        wanted = name or ("light" if self.app.current_theme.dark else "dark")
-        if wanted not in ("dark", "light"):
+        theme = name or ("light" if self.app.current_theme.dark else "dark")
+        if theme not in ("dark", "light"):
             raise UsageError(f"There is no theme {name!r}.", remedy="/theme dark or /theme light")
-        self.app.theme = f"macllm-{wanted}"
+        self.app.theme = f"macllm-{theme}"
 
     def _copy(self, text: str) -> None:
         if clipboard.copy_natively(text):
-            self._tell(Notice("Copied."))
+            self._append(Notice("Copied."))
         else:
             self.app.copy_to_clipboard(text)
-            self._tell(Notice("Copied, if the terminal allows programs to (OSC 52)."))
+            self._append(Notice("Sent to the terminal's clipboard (OSC 52; some terminals do not allow it)."))
 
     def _regenerate(self) -> None:
-        if self.session is None or self._current is not None:
+        if self.session is None or self._pending is not None:
             return
         if not self.session.turns:
-            raise UsageError("There is no message to answer again.", remedy="write one first")
+            raise UsageError("There is no message to answer again.", remedy="send a message first")
         former = self.transcript.query(AnswerTurn).last()
         former.display = False
-        self._run(Running(self.session, AnswerTurn(), former=former), after=former)
+        self._start_answer(PendingAnswer(self.session, AnswerTurn(), former=former), after=former)
 
     def action_regenerate(self) -> None:
-        """Answer the newest message again."""
-        self._command(slash.COMMANDS["regen"], "")
+        """Answer the last message again."""
+        self._run_command(slash.COMMANDS["regen"], "")
 
     def action_stop(self) -> None:
-        """End the answer and keep what is there; take back what waits to be sent."""
-        if self._current is not None:
-            self._current.stop()
+        """Stop the answer and keep its text so far; without one, return queued messages to the prompt."""
+        if self._pending is not None:
+            self._pending.stop()
             self._status.activity = "stopping…"
         else:
-            self._give_back()
+            self._return_queue_to_prompt()
 
     def action_interrupt(self) -> None:
-        """Copy a selection; else stop the answer or clear the prompt; soon after that, or with nothing to do, quit."""
+        """Copy the selection, else stop the answer or clear the prompt; a second time within 1.5 s, quit."""
         if selected := self.prompt.selected_text or self.get_selected_text():
             self._copy(selected)
             self.clear_selection()
@@ -307,7 +325,7 @@ class ChatScreen(Screen[None]):
             self.action_leave()
             return
         self._interrupted = now
-        if self._current is not None or self._queue:
+        if self._pending is not None or self._queue:
             self.action_stop()
         elif self.prompt.text:
             self.prompt.remember(self.prompt.text)
@@ -317,19 +335,19 @@ class ChatScreen(Screen[None]):
 
     def action_leave(self) -> None:
         """Quit."""
-        if self._current is not None:
-            self._current.stop()
+        if self._pending is not None:
+            self._pending.stop()
         unloaded = self.session is None and self.failure is not None
         self.app.exit(return_code=self.failure.exit_code if unloaded and self.failure else 0)
 
     def action_help(self) -> None:
-        """Tell commands and keys."""
+        """Show commands and keys."""
         rows = [(command.usage, command.help) for command in slash.COMMANDS.values()] + [("", "")] + help_lines()
         if self.size.width < 80:
             lines = [Content.assemble((left, "$foreground"), "\n  " if left else "", right) for left, right in rows]
         else:
             lines = [Content.assemble((left.ljust(32), "$foreground"), right) for left, right in rows]
-        self._tell(Notice(Content("\n").join(lines)))
+        self._append(Notice(Content("\n").join(lines)))
 
     def action_toggle_reasoning(self) -> None:
         """Fold or unfold the reasoning of the newest answer."""
@@ -345,12 +363,12 @@ class ChatScreen(Screen[None]):
         self.transcript.scroll_relative(y=direction, animate=False)
 
     def action_newest(self) -> None:
-        """Go to the end and follow it."""
+        """Scroll to the end and follow it."""
         self.transcript.anchor()
 
     # Drawing
 
-    def _tell(self, widget: Widget, after: Widget | None = None) -> None:
+    def _append(self, widget: Widget, after: Widget | None = None) -> None:
         for welcome in self.query("#welcome"):
             welcome.remove()
         self.turns.mount(widget, after=after)
@@ -362,14 +380,14 @@ class ChatScreen(Screen[None]):
     def _refresh_status(self) -> None:
         status = self._status
         status.context = self.session.context if self.session else None
-        if self._current is not None and (memory := self._current.memory) is not None:
+        if self._pending is not None and (memory := self._pending.memory) is not None:
             status.memory_bytes, status.memory_limit_bytes = memory.active_bytes, memory.limit_bytes
         if time.monotonic() - self._interrupted < _AGAIN_SECONDS:
             status.hint = "Ctrl+C again quits"
         elif self.transcript.max_scroll_y - self.transcript.scroll_y >= 1:
             status.hint = "↓ more (End)"
         else:
-            status.hint = "Esc stops" if self._current else ""
+            status.hint = "Esc stops" if self._pending else ""
         self.query_one(StatusLine).redraw()
 
 
@@ -377,6 +395,6 @@ def _welcome() -> Content:
     return Content.assemble(
         ("macllm", "bold $accent"),
         "\n\nAsk anything. The model runs on this machine; nothing leaves it.\n\n",
-        "Enter sends, Ctrl+J breaks the line, Esc stops an answer.\n",
+        "Enter sends, Ctrl+J starts a new line, Esc stops an answer.\n",
         "/help lists commands and keys.",
     )

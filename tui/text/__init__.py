@@ -1,1 +1,1 @@
-"""Text on its way to the screen: no Textual in here."""
+"""Text processing for the screen. No Textual in here."""

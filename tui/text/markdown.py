@@ -1,4 +1,4 @@
-"""Markdown as a flat list of parts, each ready to be laid out in any width. No Textual in here."""
+"""Markdown parsed into a flat list of parts, independent of width. No Textual in here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BlockKind = Literal["text", "heading", "code", "table", "rule"]
 
 @dataclass(frozen=True)
 class TextRun:
-    """Some text and how it is marked. `href` is where a link leads."""
+    """Text with its inline marks. `href` is the target of a link."""
 
     text: str
     marks: frozenset[Mark] = frozenset()
@@ -27,10 +27,10 @@ TextRuns = tuple[TextRun, ...]
 
 @dataclass
 class MarkdownBlock:
-    """One block. `first` and `rest` stand before its first and its other lines, `above` in the empty line over it.
+    """One block. `first` and `rest` are the prefixes of its first and of its other lines.
 
-    `above` is None where no empty line is. A code part has its code in one run and its language in `language`;
-    a table has rows of cells, header first.
+    `above` is the prefix of the empty line above it, None for no such line. A code part has its code in
+    one run and its language in `language`; a table has rows of cells, header first.
     """
 
     kind: BlockKind
@@ -46,7 +46,7 @@ class MarkdownBlock:
 
 
 def parse(source: str) -> list[MarkdownBlock]:
-    """The parts of a document, in order."""
+    """Parse a document into its parts, in order."""
     walk = _Walk()
     for token in _PARSER.parse(source):
         walk.take(token)
@@ -59,7 +59,7 @@ _BULLETS = ("• ", "◦ ", "▪ ")
 
 @dataclass
 class _Container:
-    """A list item or a quote: what it puts before the lines inside it."""
+    """A list item or a quote, with the prefixes it adds to the lines inside it."""
 
     first: str
     rest: str
@@ -67,12 +67,12 @@ class _Container:
 
 
 class _Walk:
-    """Turns the tokens of the parser into parts."""
+    """Converts the parser's tokens into parts."""
 
     def __init__(self) -> None:
         self.parts: list[MarkdownBlock] = []
         self._containers: list[_Container] = []
-        self._lists: list[int | None] = []  # the next number of each open list; None: bullets
+        self._lists: list[int | None] = []  # next number of each open list; None: bullets
         self._list_begins = False
         self._hidden = False  # inside a paragraph of a tight list
         self._heading = 0
@@ -80,7 +80,7 @@ class _Walk:
         self._right: list[bool] = []
 
     def take(self, token: Token) -> None:
-        """Take the next token."""
+        """Process the next token."""
         match token.type:
             case "paragraph_open":
                 self._hidden = token.hidden
@@ -152,7 +152,7 @@ class _Walk:
 
 
 def _leaf(token: Token) -> MarkdownBlock:
-    """The part of a block that has no inside."""
+    """The part of a leaf block: rule, code or HTML."""
     if token.type == "hr":
         return MarkdownBlock("rule")
     text = token.content.rstrip("\n")

@@ -1,4 +1,4 @@
-"""The speed of an answer while it comes."""
+"""Speed of a streaming answer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ _WINDOW_SECONDS = 2.0
 
 
 class SpeedMeter:
-    """Tokens a second over the last two seconds."""
+    """Tokens per second over the last two seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, tokens: int, now: float) -> None:
-        """Count tokens that arrived at `now` (seconds of any steady clock)."""
+        """Count tokens that arrived at `now` (seconds of a monotonic clock)."""
         self._seen.append((now, tokens))
         while now - self._seen[0][0] > _WINDOW_SECONDS:
             self._seen.popleft()
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None until it can be told."""
+        """Tokens per second; None for the first 0.05 s."""
         if len(self._seen) < 2 or self._seen[-1][0] - self._seen[0][0] < 0.05:
             return None
         counted = sum(tokens for _, tokens in self._seen) - self._seen[0][1]

@@ -1,7 +1,7 @@
-"""Markdown that arrives in pieces, cut into blocks that will not change any more.
+"""Splits streaming Markdown into finished blocks.
 
-A finished block is drawn once; only the unfinished tail is drawn again as it grows. That is what
-keeps a long list, table or code block as cheap as a paragraph.
+A finished block is drawn once; only the unfinished tail is drawn again as it grows, so a long list, table or
+code block costs no more than a paragraph.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ _HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
 
 
 class BlockSplitter:
-    """Cuts at blank lines, after headings, around fences and before each new top-level list item.
+    """Splits at blank lines, after headings, around fences and before each new top-level list item.
 
-    Whatever the pieces, the blocks are the same, and the blocks with the tail are the text.
+    The blocks do not depend on how the text is cut into pieces; blocks plus tail are the text.
     """
 
     def __init__(self) -> None:
         self._lines: list[str] = []  # complete lines of the open block
         self._partial = ""
-        self._fence = ""  # what closes the open fence; "" outside of one
-        self._item_indent = 0  # where the text of the open list item starts; 0: no list item
+        self._fence = ""  # the marker of the open fence; "" outside of one
+        self._item_indent = 0  # column where the text of the open list item starts; 0: no list item
 
     @property
     def tail(self) -> str:
-        """The text that no block holds yet."""
+        """The text not in a finished block yet."""
         return "".join(self._lines) + self._partial
 
     def feed(self, text: str) -> list[str]:
-        """Take the next piece and return the blocks that it finished."""
+        """Add a piece of text and return the blocks that it finishes."""
         blocks: list[str] = []
         *complete, self._partial = (self._partial + text).split("\n")
         for line in complete:
@@ -39,7 +39,7 @@ class BlockSplitter:
         return blocks
 
     def finish(self) -> list[str]:
-        """The last block, if there is a tail. The splitter is then as new."""
+        """Return the tail as the last block, if it is not empty, and reset."""
         tail = self.tail
         self._lines, self._partial, self._fence, self._item_indent = [], "", "", 0
         return [tail] if tail else []
@@ -54,7 +54,7 @@ class BlockSplitter:
             return
         if not line.strip():
             self._lines.append(line)
-            # A list item goes on after a blank line when what follows is indented: wait for it.
+            # An indented line after a blank one continues the list item: wait for it.
             if not self._item_indent and not self._is_blank():
                 self._cut(blocks)
             return
@@ -69,7 +69,7 @@ class BlockSplitter:
             self._cut(blocks)
 
     def _starts_block(self, line: str) -> bool:
-        """Whether a line that is not blank begins a new block at the top level."""
+        """True if a non-blank line begins a new block at the top level."""
         if self._is_blank():
             return False
         indent = len(line) - len(line.lstrip(" "))

@@ -1,4 +1,4 @@
-"""What an answer took, in one line."""
+"""One-line summary of an answer: tokens, speed, latency."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from macllm.units import count_text, duration_text, speed_text, tokens_text
 
 
 def summarize(turn: Turn) -> str:
-    """What an answer took, in one line; empty where nothing is known."""
+    """Tokens, speed, time to first token and ending of an answer; empty if nothing is known."""
     parts: list[str] = []
     if turn.usage is not None and turn.timing is not None:
         tokens = turn.usage.completion_tokens

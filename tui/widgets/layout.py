@@ -1,4 +1,4 @@
-"""Parts of a Markdown document, laid out in lines of a width."""
+"""Layout of Markdown parts in lines of a given width."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from textual.style import Style
 
 from ..text.markdown import MarkdownBlock, TextRun, TextRuns
 
-_NARROWEST = 8  # cells that any part gets, however deep its list is
+_NARROWEST = 8  # minimum cells of a part, however deeply nested
 _GAP = 2  # between the columns of a table
 _STYLES = {"strong": "bold", "em": "italic", "s": "strike", "code": "on $foreground 12%", "link": "$accent underline"}
 
 
 def lines_of(part: MarkdownBlock, width: int) -> list[Content]:
-    """The lines of a part, none of them wider than `width`; an empty line above it where it has one."""
+    """The lines of a part, at most `width` cells wide, with the empty line above it if it has one."""
     room = max(width - len(part.rest), _NARROWEST)
     if part.kind == "rule":
         body = [Content.styled("─" * room, "$foreground 25%")]
@@ -42,13 +42,13 @@ def _content(runs: TextRuns) -> Content:
 
 def _run(run: TextRun) -> Content:
     content = Content.styled(run.text.expandtabs(4), " ".join(_STYLES[mark] for mark in sorted(run.marks)))
-    if run.href.startswith(("https://", "http://")):  # a model's word is no reason to open anything else
+    if run.href.startswith(("https://", "http://")):  # a model may not choose other URL schemes
         content = content.stylize(Style.from_meta({"@click": f"link({run.href!r})"}))
     return content
 
 
 def _code(part: MarkdownBlock, width: int) -> list[Content]:
-    """Code on a ground of its own; a long line is folded, so that nothing is hidden."""
+    """Highlighted code on a background; long lines are wrapped."""
     code = highlight(part.runs[0].text, language=part.language or "text", tab_size=4)
     inner = max(width - 4, 1)
     folded = [piece for line in code.rstrip().split("\n", allow_blank=True) for piece in line.fold(inner)]
@@ -57,7 +57,7 @@ def _code(part: MarkdownBlock, width: int) -> list[Content]:
 
 
 def _table(part: MarkdownBlock, width: int) -> list[Content]:
-    """Columns apart by space alone; cells that are too wide are wrapped."""
+    """Columns separated by spaces; cells that are too wide are wrapped."""
     columns = max(len(row) for row in part.rows)
     rows = [[_content(cell) for cell in row] + [Content("")] * (columns - len(row)) for row in part.rows]
     widths = [max(row[column].cell_length for row in rows) for column in range(columns)]

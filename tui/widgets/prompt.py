@@ -1,21 +1,36 @@
-"""Where the user types."""
+"""The input field."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
 from textual.actions import SkipAction
 from textual.binding import Binding
+from textual.message import Message
 from textual.widgets import TextArea
 
 from ..keys import KEYS
-from ..messages import PromptChanged, PromptSubmitted
 from ..slash import completions
 
 
+@dataclass
+class PromptSubmitted(Message):
+    """The user sent a text."""
+
+    text: str
+
+
+@dataclass
+class PromptChanged(Message):
+    """The text in the input field changed."""
+
+    text: str
+
+
 def _actions() -> dict[str, str]:
-    """What each key does in the prompt: what it does in any text area, unless it is one of ours."""
+    """The action of each key in the prompt: our bindings, then those of TextArea."""
     bindings = [(binding.key, binding.action) for binding in TextArea.BINDINGS if isinstance(binding, Binding)]
     ours = [(key.keys, key.action) for key in KEYS["prompt"]]
     return {key: action for keys, action in bindings + ours for key in keys.split(",")}
@@ -25,7 +40,7 @@ _ACTIONS = _actions()
 
 
 class Prompt(TextArea):
-    """Several lines of text: Enter sends, Up and Down at the edge walk through what was sent before."""
+    """Multi-line input: Enter sends; Up on the first line and Down on the last walk through the history."""
 
     BINDINGS: ClassVar = [
         Binding(key.keys, key.action, key.help, id=f"prompt.{key.id}", show=False) for key in KEYS["prompt"]
@@ -45,25 +60,25 @@ class Prompt(TextArea):
         self._draft = ""
 
     async def on_key(self, event: events.Key) -> None:
-        """Act on a key at once: a binding acts when the key has gone round the app, and later letters may be in."""
+        """Act on a key at once; a binding would act after the key has bubbled up, maybe after later keys."""
         action = _ACTIONS.get(event.key)
         if action is not None and await self.app.run_action(action, default_namespace=self):
             event.prevent_default()
             event.stop()
 
     def on_paste(self, event: events.Paste) -> None:
-        """Insert a paste; terminals send its line ends as carriage returns."""
+        """Insert a paste, with the carriage returns that terminals send turned into newlines."""
         event.prevent_default()
         event.stop()
         self.insert(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        """Tell the screen, which shows what a command may become."""
+        """Post PromptChanged, so that the screen can show completions."""
         event.stop()
         self.post_message(PromptChanged(self.text))
 
     def put(self, text: str) -> None:
-        """Replace what is typed, cursor at the end."""
+        """Replace the text and put the cursor at its end."""
         self.load_text(text)
         self.move_cursor(self.document.end)
 
@@ -74,7 +89,7 @@ class Prompt(TextArea):
         self._position, self._draft = len(self._history), ""
 
     def action_send(self) -> None:
-        """Send, unless the line ends with a backslash: then go on in a new line."""
+        """Send; after a trailing backslash, break the line instead."""
         if self.text.endswith("\\") and self.cursor_at_end_of_text:
             self.action_delete_left()
             self.action_newline()
@@ -88,13 +103,13 @@ class Prompt(TextArea):
         self.scroll_cursor_visible()
 
     def action_complete(self) -> None:
-        """Complete a command as far as it is certain."""
+        """Complete the command name to the first match."""
         found = completions(self.text)
         if found:
             self.put(f"/{found[0].name}" + (" " if found[0].argument else ""))
 
     def action_up(self) -> None:
-        """One line up, or the message before."""
+        """Move one line up, or to the previous message."""
         if not self.cursor_at_first_line:
             self.action_cursor_up()
         elif self._position > 0:
@@ -103,40 +118,40 @@ class Prompt(TextArea):
             self._show(self._position - 1)
 
     def action_down(self) -> None:
-        """One line down, or the message after."""
+        """Move one line down, or to the next message."""
         if not self.cursor_at_last_line:
             self.action_cursor_down()
         elif self._position < len(self._history):
             self._show(self._position + 1)
 
     def action_end(self) -> None:
-        """To the end of the line; at the end of the text, to the newest line of the conversation."""
+        """Move to the end of the line; at the end of the text, scroll the conversation to its end."""
         if self.cursor_at_end_of_text:
             raise SkipAction
         self.action_cursor_line_end()
 
     def action_delete_or_leave(self) -> None:
-        """Delete to the right; with nothing typed, the key is the app's and quits."""
+        """Delete to the right; in an empty prompt, let the app quit."""
         if not self.text:
             raise SkipAction
         self.action_delete_right()
 
     def action_cursor_page_up(self) -> None:
-        """Not a key of the prompt: the conversation scrolls."""
+        """Leave the key to the conversation, which scrolls."""
         raise SkipAction
 
     def action_cursor_page_down(self) -> None:
-        """Not a key of the prompt: the conversation scrolls."""
+        """Leave the key to the conversation, which scrolls."""
         raise SkipAction
 
     def action_cursor_up(self, select: bool = False) -> None:
-        """One line up. With nothing to select, Shift+Up scrolls the conversation."""
+        """Move one line up. In an empty prompt, Shift+Up scrolls the conversation."""
         if select and not self.text:
             raise SkipAction
         super().action_cursor_up(select)
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """One line down. With nothing to select, Shift+Down scrolls the conversation."""
+        """Move one line down. In an empty prompt, Shift+Down scrolls the conversation."""
         if select and not self.text:
             raise SkipAction
         super().action_cursor_down(select)

@@ -1,4 +1,4 @@
-"""One line that says what is going on, what it costs, and what to press."""
+"""The status line: model, activity, context, memory and a key hint."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BAR_CELLS = 8
 
 
 @dataclass
-class Status:
-    """What the status line shows; None and empty fields are left out."""
+class StatusValues:
+    """Contents of the status line; None and empty fields are left out."""
 
     model: str
     activity: str = ""
-    remark: str = ""  # of the engine, on something that goes on beside; an activity comes first
+    remark: str = ""  # the engine's, about background work; shown when there is no activity
     context: ContextUse | None = None
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
@@ -27,14 +27,14 @@ class Status:
 
 
 class StatusLine(Static):
-    """Shows a `Status` in the width there is: what matters most stays longest."""
+    """Shows `StatusValues`; in a narrow terminal the least important are dropped first."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: StatusValues) -> None:
         super().__init__(markup=False)
         self.status = status
 
     def on_mount(self) -> None:
-        """Draw at once."""
+        """Draw for the first time."""
         self.redraw()
 
     def on_resize(self) -> None:
@@ -42,12 +42,12 @@ class StatusLine(Static):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw the status as it is now."""
+        """Draw the current values."""
         self.update(render(self.status, self.content_size.width or 80))
 
 
-def render(status: Status, width: int) -> Content:
-    """The status in `width` cells: shorter forms first, then fewer items, the hint on the right."""
+def render(status: StatusValues, width: int) -> Content:
+    """The line in `width` cells: items get shorter, then fewer, until they fit; the hint on the right."""
     hint = status.hint
     forms = [Content("  ·  ").stylize("$foreground 30%").join(items) for items in _forms(status)]
     for left in forms:
@@ -59,8 +59,8 @@ def render(status: Status, width: int) -> Content:
     return next((left for left in forms if left.cell_length <= width), forms[-1].truncate(width, ellipsis=True))
 
 
-def _forms(status: Status) -> list[list[Content]]:
-    """The same items from long to short."""
+def _forms(status: StatusValues) -> list[list[Content]]:
+    """The items, in forms from long to short."""
     model = Content.styled(status.model, "$foreground 80%")
     activity = [Content.styled(status.activity, "$accent")] if status.activity else []
     remark = [Content.styled(status.remark, "$foreground 45%")] if status.remark and not activity else []
@@ -92,7 +92,7 @@ def _context(context: ContextUse | None) -> tuple[list[Content], list[Content]]:
     return [long], [Content.styled(f"ctx {percent} %", style)]
 
 
-def _memory(status: Status) -> list[Content]:
+def _memory(status: StatusValues) -> list[Content]:
     if not status.memory_bytes:
         return []
     limit = f"/{bytes_text(status.memory_limit_bytes)}" if status.memory_limit_bytes else ""

@@ -1,4 +1,4 @@
-"""Markdown that is drawn while it arrives."""
+"""Streaming Markdown widget."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..text.markdown import MarkdownBlock, parse
 from ..text.splitter import BlockSplitter
 from .layout import lines_of
 
-_UNDERLINE_SO_FAR = re.compile(r"\n *[-=]+ *\Z")  # may become a list or a rule: not yet a heading's underline
+_UNDERLINE_SO_FAR = re.compile(r"\n *[-=]+ *\Z")  # may still become a list or a rule, so it is no heading yet
 
 
 class StreamMarkdown(Widget):
-    """One widget for a whole document, so that a thousand list items cost no more than their lines.
+    """A whole Markdown document in one widget, so that its cost grows with lines, not with list items.
 
-    A finished block is parsed and laid out once per width; only the tail is done again as it grows, and
-    only the lines that are in view are drawn.
+    A finished block is parsed and laid out once per width; only the growing tail is laid out again, and
+    only visible lines are drawn.
     """
 
     def __init__(self) -> None:
@@ -35,15 +35,15 @@ class StreamMarkdown(Widget):
         self._lines: list[Content] = []  # of the first `_laid_out` of them, in `_width`
         self._laid_out = 0
         self._width = 0
-        self._tail: list[Content] | None = None  # None: to be laid out
+        self._tail: list[Content] | None = None  # None: not laid out yet
 
     @property
     def source(self) -> str:
-        """All that was written."""
+        """The Markdown written so far."""
         return "".join(self._source)
 
     def write(self, text: str) -> None:
-        """Draw `text` after what is there."""
+        """Append `text`."""
         self._source.append(text)
         for block in self._splitter.feed(text):
             self._parts += self._continued(block)
@@ -52,14 +52,14 @@ class StreamMarkdown(Widget):
         self.refresh(layout=True)
 
     def finish(self) -> None:
-        """Draw the whole once more as one document: what only the whole tells (links, loose lists) is then right."""
+        """Parse the whole document once more, which corrects reference links and loose lists."""
         self._splitter.finish()
         self._parts = parse(self.source)
         self._width, self._tail = 0, None
         self.refresh(layout=True)
 
     def lines(self, width: int) -> list[Content]:
-        """The document in lines of a width."""
+        """The document as lines of at most `width` cells."""
         if width != self._width:
             self._width, self._laid_out, self._lines, self._tail = width, 0, [], None
         for part in self._parts[self._laid_out :]:
@@ -71,7 +71,7 @@ class StreamMarkdown(Widget):
         return self._lines + self._tail
 
     def _continued(self, block: str) -> list[MarkdownBlock]:
-        """The parts of a block that follows what is there: with an empty line above, except inside a tight list."""
+        """The parts of a block after the existing ones: an empty line above, except within a tight list."""
         parts = parse(block)
         if parts and self._parts:
             in_list = parts[0].in_list and self._parts[-1].in_list
@@ -79,7 +79,7 @@ class StreamMarkdown(Widget):
         return parts
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """The number of lines."""
+        """Number of lines."""
         return len(self.lines(width)) if width else 0
 
     def render_line(self, y: int) -> Strip:
@@ -98,10 +98,10 @@ class StreamMarkdown(Widget):
         return strip.adjust_cell_length(width, style.rich_style).apply_offsets(0, y)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """The selected text, as it is on the screen."""
+        """The selected text as displayed."""
         text = "\n".join(line.plain for line in self.lines(self.content_size.width))
         return selection.extract(text), "\n"
 
     def action_link(self, href: str) -> None:
-        """Open a link that was clicked."""
+        """Open a clicked link."""
         self.app.open_url(href)

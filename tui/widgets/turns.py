@@ -1,4 +1,4 @@
-"""The blocks of a conversation: what the user said, what the model answers, what the app has to tell."""
+"""Blocks of a conversation: user messages, answers, notices and errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .stream_markdown import StreamMarkdown
 
 _SHORTEST_PAUSE_SECONDS = 0.04
 _LONGEST_PAUSE_SECONDS = 1.0
-_DUTY = 3  # drawing takes at most one part in 1 + _DUTY of the time; the rest is for typing
+_DUTY = 3  # drawing takes at most 1 / (1 + _DUTY) of the time, so that typing stays responsive
 _LIVE_REASONING = 1200  # characters of the newest reasoning that are shown while it grows
 
 
 class UserTurn(Static):
-    """What the user said, as it was typed. Class -queued: not sent yet."""
+    """A message of the user, as typed. CSS class -queued: not sent yet."""
 
     def __init__(self, text: str, *, queued: bool = False) -> None:
         super().__init__(Content(visible(text)), classes="-queued" if queued else "", markup=False)
@@ -34,14 +34,14 @@ class UserTurn(Static):
 
 
 class Notice(Static):
-    """Something to tell that is no part of the conversation."""
+    """A notice of the app, outside the conversation."""
 
     def __init__(self, text: str | Content) -> None:
         super().__init__(text if isinstance(text, Content) else Content(text), markup=False)
 
 
 class Failure(Static):
-    """An error: what failed, why, and what to try."""
+    """An error with its cause and remedy."""
 
     def __init__(self, error: MacllmError) -> None:
         lines = [Content.styled(error.message, "bold")]
@@ -54,11 +54,11 @@ class Failure(Static):
 
 
 class ReasoningTitle(Static):
-    """The line that folds the reasoning."""
+    """The title line of the reasoning."""
 
 
 class Reasoning(VerticalGroup):
-    """What the model thought: open while it thinks, folded once it answers, unless the user says otherwise."""
+    """Reasoning of the model: open while it grows, then folded unless the user has toggled it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Reasoning(VerticalGroup):
         self._tokens = 0
         self._started = time.monotonic()
         self._seconds: float | None = None
-        self._chosen = False
+        self._toggled = False
 
     def compose(self) -> ComposeResult:
         """Title and text."""
@@ -74,39 +74,39 @@ class Reasoning(VerticalGroup):
         yield Static(classes="thoughts", markup=False)
 
     def on_mount(self) -> None:
-        """Draw what came before the widget was there."""
+        """Draw the text that arrived before the widget was mounted."""
         self._draw()
 
     def write(self, text: str, tokens: int) -> None:
-        """Show more of it."""
+        """Append text."""
         self.text += text
         self._tokens += tokens
         self._draw()
 
     def finish(self) -> None:
-        """The thinking is over."""
+        """Stop the clock, and fold unless the user has toggled it."""
         if self._seconds is None:
             self._seconds = time.monotonic() - self._started
-            if not self._chosen:
+            if not self._toggled:
                 self.add_class("-folded")
             self._draw()
 
     def toggle(self) -> None:
         """Fold or unfold."""
-        self._chosen = True
+        self._toggled = True
         self.toggle_class("-folded")
         self._draw()
 
     def on_click(self) -> None:
-        """A click folds like the key."""
+        """Fold or unfold."""
         self.toggle()
 
     def _draw(self) -> None:
         folded = self.has_class("-folded")
         done = self._seconds is not None
-        told = f"thought for {duration_text(self._seconds, fine=True)}" if self._seconds is not None else "thinking…"
+        label = f"thought for {duration_text(self._seconds, fine=True)}" if self._seconds is not None else "thinking…"
         counted = f" · {tokens_text(self._tokens)}" if self._tokens else ""
-        self.query_one(ReasoningTitle).update(Content(f"{'▸' if folded else '▾'} {told}{counted}"))
+        self.query_one(ReasoningTitle).update(Content(f"{'▸' if folded else '▾'} {label}{counted}"))
         shown = self.text.strip()
         if not done and len(shown) > _LIVE_REASONING:
             shown = "…" + shown[-_LIVE_REASONING:]
@@ -114,7 +114,7 @@ class Reasoning(VerticalGroup):
 
 
 class AnswerTurn(VerticalGroup):
-    """An answer while and after it is made. `feed` only collects; drawing comes at a pace that leaves time to type."""
+    """An answer, streaming or finished. `feed` collects text; paced drawing keeps typing responsive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,18 +127,18 @@ class AnswerTurn(VerticalGroup):
 
     @property
     def source(self) -> str:
-        """The Markdown that is drawn."""
+        """The Markdown drawn so far."""
         return self._body.source if self._body else ""
 
     def feed(self, delta: Delta) -> None:
-        """Take the next piece; it is drawn soon."""
+        """Add a delta; it is drawn soon."""
         self._waiting.append(delta)
         if not self._timer_set:
             self._timer_set = True
             self.call_later(self._draw)
 
     async def finish(self, turn: Turn | None) -> None:
-        """Draw the rest, the exact document, and below it what it took."""
+        """Draw the rest, parse the whole document once more, and add a summary line."""
         async with self._drawing:
             await self._draw_waiting()
             if self._reasoning:
@@ -157,7 +157,7 @@ class AnswerTurn(VerticalGroup):
         started = time.monotonic()
         async with self._drawing:
             await self._draw_waiting()
-        # Counted to after the refresh: layout and painting cost more than changing the widgets.
+        # Timed until after the refresh: layout and painting cost more than changing the widgets.
         self.call_after_refresh(self._drawn, started)
 
     def _drawn(self, started: float) -> None:

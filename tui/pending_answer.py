@@ -1,4 +1,4 @@
-"""One answer while it is made: its events, its widget, and what it replaces."""
+"""One answer while it is generated: its events, its widget, and the answer it replaces."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from textual.message import Message
-
 from macllm.chat.session import Session, Turn
 from macllm.errors import MacllmError
 from macllm.generation.request import Event
 
-from .messages import TurnEnded, TurnEvent
+from .messages import ThreadMessage, TurnEnded, TurnEvent
 from .text.speed import SpeedMeter
 from .turn import TurnThread
 from .widgets.turns import AnswerTurn, UserTurn
@@ -22,11 +20,11 @@ if TYPE_CHECKING:
     from macllm.generation.contract import MemoryUse
 
 
-_MEASURE_SECONDS = 1.0
+_MEMORY_INTERVAL_SECONDS = 1.0
 
 
-class Running:
-    """A reply to `user_turn`, or another attempt that takes the place of the answer `former`."""
+class PendingAnswer:
+    """A reply to `user_turn`, or a new attempt that replaces the answer `former`."""
 
     def __init__(
         self,
@@ -47,41 +45,41 @@ class Running:
         self._before = session.last_answer
         self._events = session.regenerate() if user_turn is None else session.reply(user_turn.text)
 
-    def start(self, post: Callable[[Message], object]) -> None:
-        """Begin; `post` gets every event and then the end, from another thread."""
+    def start(self, post: Callable[[ThreadMessage], object]) -> None:
+        """Start; `post` gets a TurnEvent for every event and then TurnEnded, from another thread."""
 
-        def pass_on(event: Event) -> None:
+        def on_event(event: Event) -> None:
             post(TurnEvent(event))
             self._measure()
 
-        def end(error: MacllmError | None) -> None:
+        def on_end(error: MacllmError | None) -> None:
             if error is None:
                 self._measure(at_once=True)
             post(TurnEnded(error))
 
-        TurnThread(self._events, pass_on, end).start()
+        TurnThread(self._events, on_event, on_end).start()
 
     def _measure(self, at_once: bool = False) -> None:
-        """Note the memory in use, every second at most. In the turn's thread, because the engine may be far away."""
-        now = time.monotonic()
-        if at_once or now - self._measured > _MEASURE_SECONDS:
+        """Note the memory in use, at most once a second."""
+        now = time.monotonic()  # called in the turn's thread, because the engine may be slow to reply
+        if at_once or now - self._measured > _MEMORY_INTERVAL_SECONDS:
             self._measured = now
             with suppress(MacllmError):
                 self.memory = self.session.engine.usage()
 
     def stop(self) -> None:
-        """End it after the current step."""
+        """Stop after the current step."""
         if not self.stopping:
             self.stopping = True
             self.session.stop()
 
     def outcome(self) -> Turn | None:
-        """The answer that joined the conversation; None when nothing was said."""
+        """The answer that was added to the conversation; None if it has no text."""
         latest = self.session.last_answer
         return None if latest is self._before else latest
 
     async def finish(self, turn: Turn | None) -> None:
-        """Draw the end. An attempt that came to nothing leaves the former answer where it was."""
+        """Draw the final state. A new attempt without text leaves the former answer in place."""
         if turn is None:
             await self.answer.remove()
             if self.former is not None:

@@ -1,0 +1,55 @@
+"""Loading a session in a thread, and closing it in any case. No Textual in here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from macllm.chat.session import Session
+from macllm.errors import MacllmError
+from macllm.generation.contract import Tell
+
+from .messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage
+from .turn import unexpected
+
+
+class SessionLoader:
+    """Loads sessions in the background. A session that arrives after `close` is closed at once."""
+
+    def __init__(self, open_session: Callable[[Tell], Session]) -> None:
+        self._open_session = open_session
+        self._session: Session | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def start(self, post: Callable[[ThreadMessage], object]) -> None:
+        """Load a session in a new thread.
+
+        `post` gets one ModelReady or ModelFailed in that thread, and EngineStatus in any thread at any time.
+        """
+        threading.Thread(target=self._run, args=(post,), name="macllm-open", daemon=True).start()
+
+    def close(self) -> None:
+        """Close the session, or the one still loading once it arrives. Waits for the engine to end."""
+        with self._lock:
+            self._closed = True
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _run(self, post: Callable[[ThreadMessage], object]) -> None:
+        try:
+            session = self._open_session(lambda news: post(EngineStatus(news)))
+        except MacllmError as error:
+            post(ModelFailed(error))
+            return
+        except Exception as error:
+            post(ModelFailed(unexpected("The model could not be loaded.", error)))
+            return
+        with self._lock:
+            closed = self._closed
+            self._session = None if closed else session
+        if closed:
+            session.close()
+        else:
+            post(ModelReady(session))
