@@ -1,7 +1,7 @@
-"""macllm: run, look into, train and fine-tune language models on your own Mac.
+"""macllm: run, inspect, train and fine-tune language models on your own Mac.
 
-The public names are resolved when they are first used (PEP 562), so that importing the package costs
-nothing and the command line starts at once.
+Public names are imported on first use (PEP 562), so that importing the package is cheap and commands
+start at once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The public name, imported from where it lives."""
+    """Import a public name from its module."""
     if name == "__version__":
         return import_module("importlib.metadata").version("macllm")
     if name in _HOMES:

@@ -139,6 +139,6 @@ def test_an_output_folder_that_holds_strays_only_is_empty(tmp_path: Path) -> Non
     litter(tmp_path)
     (tmp_path / "._x").write_bytes(DOUBLE)
     arguments = ["--output", str(tmp_path), "--adapter", str(tmp_path / "none")]
-    assert "is there already" not in str(CliRunner().invoke(command, arguments).exception)
+    assert "already exists" not in str(CliRunner().invoke(command, arguments).exception)
     (tmp_path / "mine.txt").write_text("x")
-    assert "is there already" in str(CliRunner().invoke(command, arguments).exception)
+    assert "already exists" in str(CliRunner().invoke(command, arguments).exception)

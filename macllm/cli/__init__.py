@@ -1,7 +1,7 @@
-"""The command line: `macllm COMMAND`, and how every run of it ends.
+"""Command line: `macllm COMMAND`, its errors and exit codes.
 
-One file per command, imported when the command is called, so that `macllm --help` costs what click
-costs. `main` turns every way a run can end into an exit code and at most three lines on stderr.
+One file per command, imported when the command is called, so that `macllm --help` loads only click.
+`main` turns every way a run can end into an exit code and at most three lines on stderr.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from types import FrameType
 
 COMMANDS = {
-    "chat": "Talk to a model, in the terminal or in a pipe.",
-    "generate": "Complete one prompt on stdout.",
-    "models": "List, fetch, show, check and remove models.",
+    "chat": "Chat with a model, in the terminal or through a pipe.",
+    "generate": "Print the answer to one prompt.",
+    "models": "List, download, show, verify and remove models.",
     "finetune": "Fine-tune a model on your own data (LoRA).",
-    "fuse": "Merge an adapter into its model.",
-    "train": "Train a model from a recipe.",
-    "bench": "Measure a model on this machine.",
+    "fuse": "Merge a LoRA adapter into its model.",
+    "train": "Train a model from random weights.",
+    "bench": "Measure the speed and memory use of a model.",
     "doctor": "Show system and kernel diagnostics.",
 }
 
 WELCOME = """\
-macllm runs, looks into and trains language models on your own machine.
+macllm runs, inspects and trains language models on your own machine.
 
-  macllm chat                                  talk to the bundled model
+  macllm chat                                  chat with the bundled model
   macllm generate "What is a KV cache?"        one answer on stdout
-  macllm finetune --lora --data rows.jsonl     teach it from your own rows
+  macllm finetune --lora --data rows.jsonl     fine-tune it on your own data
 
 macllm --help lists every command.
 """
@@ -52,14 +52,14 @@ BROKEN_PIPE = 141
 
 
 class LazyGroup(click.Group):
-    """A group that knows each command's one line of help and imports the command when it runs."""
+    """A click group that imports a command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order a newcomer meets them."""
+        """The commands, most used first."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, from the module of its name."""
+        """The command, from the module of the same name."""
         if cmd_name not in COMMANDS:
             return None
         return import_module(f"{__name__}.{cmd_name}").command
@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that `args` begin with. Raises: click.UsageError that names the nearest one."""
+        """The command that `args` begin with. Raises: click.UsageError with the nearest name if unknown."""
         if args[0] in COMMANDS or args[0].startswith("-"):
             return super().resolve_command(ctx, args)
         from difflib import get_close_matches
@@ -76,7 +76,7 @@ class LazyGroup(click.Group):
         raise click.UsageError(f"No such command {args[0]!r}." + "".join(f" Did you mean {n!r}?" for n in near), ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands' lines without importing one of them."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -100,16 +100,16 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 )
 @click.pass_context
 def program(ctx: click.Context) -> None:
-    """Run, look into, train and fine-tune language models on your own machine."""
+    """Run, inspect, train and fine-tune language models on your own machine."""
     if ctx.invoked_subcommand is None:
         click.echo(WELCOME, nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, a `MacllmError`'s, 130 interrupted, 143 terminated, 141 unread.
+    """Run one command and return its exit code.
 
-    A termination stops the run the way an interrupt does, so that whatever keeps partial work on
-    Ctrl-C keeps it then too.
+    0, the code of a `MacllmError`, 130 after Ctrl-C, 143 after SIGTERM, 141 after a broken pipe. SIGTERM raises
+    KeyboardInterrupt, so that partial work is kept as after Ctrl-C.
     """
     signals: list[int] = []
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         code = BROKEN_PIPE
     except OSError as error:
-        failure = _refused(error)
+        failure = _file_error(error)
         if failure is None:
             raise
         if error.errno == errno.EBADF:
@@ -160,25 +160,25 @@ def _invoke(arguments: list[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Write nowhere from now on: what is still buffered has no reader, and the interpreter would complain at exit."""
+    """Point stdout at /dev/null, so that the interpreter can flush its buffer at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _output_is_closed() -> bool:
-    """The command was started with a closed standard output, in whose place there is one that cannot be written."""
+    """True if stdout was closed at the start, so that its descriptor is a file open for reading only."""
     try:
         return fcntl.fcntl(sys.stdout.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     except OSError:
         return False
 
 
-def _refused(error: OSError) -> MacllmError | None:
-    """What the file system refused, as an error of the user's world; None for anything else."""
+def _file_error(error: OSError) -> MacllmError | None:
+    """A MacllmError for a full disk, a closed stdout or an unusable path; None for other errors."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DoesNotFitError(f"the disk is full: cannot write{where}", cause=error.strerror, remedy="free some space")
     if error.errno == errno.EBADF and _output_is_closed():
-        return MacllmError("standard output is closed", remedy="send it somewhere, as with > answer.txt")
+        return MacllmError("standard output is closed", remedy="redirect it, as with > answer.txt")
     if not where:
         return None
     return MacllmError(f"cannot use{where}", cause=error.strerror, remedy="check the path and its permissions")

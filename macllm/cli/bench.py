@@ -1,4 +1,4 @@
-"""`macllm bench`: how fast a model is on this machine, and how near to what the machine allows."""
+"""`macllm bench`: speed and memory of a model, relative to the machine's limits."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from macllm.units import bytes_text, duration_text, speed_text
 from .fetch import fetch
 from .native import compile_kernels
 from .output import Progress, say, working
+from .sampling import MODEL_HELP
 
 if TYPE_CHECKING:
     from macllm.evaluate.speed import Figure, Speed
 
 
 @click.command("bench")
-@click.option("-m", "--model", metavar="NAME", help="A folder or org/name; else the bundled model.")
-@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to run the model with.")
+@click.option("-m", "--model", metavar="NAME", help=MODEL_HELP)
+@click.option("--adapter", metavar="FOLDER", help="LoRA adapter to apply to the model.")
 @click.option(
-    "-p", "--prompt", "prompt_tokens", type=click.IntRange(min=1), help="Tokens of the prompt. [default: 512]"
+    "-p", "--prompt", "prompt_tokens", type=click.IntRange(min=1), help="Prompt length in tokens. [default: 512]"
 )
 @click.option(
-    "-n", "--new", "new_tokens", type=click.IntRange(min=2), default=64, show_default=True, help="New tokens."
+    "-n", "--new", "new_tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens to generate."
 )
 @click.option(
     "-r",
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Repetitions; the median is reported.",
 )
-@click.option("--kv-bits", type=click.Choice(["4", "8"]), help="Keep keys and values quantized.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
+@click.option("--kv-bits", type=click.Choice(["4", "8"]), help="Quantize the KV cache to 4 or 8 bits.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def command(
     model: str | None,
     adapter: str | None,
@@ -46,10 +47,10 @@ def command(
     kv_bits: str | None,
     as_json: bool,
 ) -> int:
-    """Measure a model on this machine: load, first token, prompt, decoding and memory.
+    """Measure a model on this machine: loading, time to first token, prompt and decoding speed, memory.
 
-    The prompt is random, decoding greedy. Shares are of what the machine can do at most: its memory bandwidth for
-    decoding, its floating-point operations for prompts; both are measured too.
+    The prompt is random and decoding greedy. Percentages are shares of the machine's own limits, measured too: memory
+    bandwidth for decoding, floating-point throughput for prompts.
     """
     folder = fetch(model)
     compile_kernels()
@@ -58,13 +59,13 @@ def command(
 
     workload = Workload(prompt_tokens, new_tokens, repeats, int(kv_bits) if kv_bits else None)
 
-    def opened() -> object:
+    def open_model() -> object:
         with working("loading the model"):
             opened_model, _ = load(folder, adapter=adapter)
         return opened_model
 
     with Progress("bench", unit="rounds") as progress:
-        speed = measure(opened, workload, progress.update)
+        speed = measure(open_model, workload, progress.update)
     if as_json:
         click.echo(json.dumps(asdict(speed)))
     else:
@@ -78,9 +79,9 @@ def _print(speed: Speed) -> None:
         ("first token", f"{speed.first_token.median:.3f} s", _spread(speed.first_token)),
         ("prompt", speed_text(speed.prefill.median), f"{_spread(speed.prefill)}, {_share(speed.prefill_share)}"),
         ("decode", speed_text(speed.decode.median), f"{_spread(speed.decode)}, {_share(speed.decode_share)}"),
-        ("memory", bytes_text(speed.peak_bytes), f"at most; {bytes_text(speed.cache_bytes)} of it keys and values"),
-        ("bandwidth", f"{bytes_text(speed.read_bytes_per_second)}/s", "the machine's, measured: bounds decoding"),
-        ("arithmetic", f"{speed.operations_per_second / 1e9:.0f} GFLOP/s", "the machine's, measured: bounds prompts"),
+        ("memory", bytes_text(speed.peak_bytes), f"peak; {bytes_text(speed.cache_bytes)} of it KV cache"),
+        ("bandwidth", f"{bytes_text(speed.read_bytes_per_second)}/s", "of the machine, measured; limits decoding"),
+        ("arithmetic", f"{speed.operations_per_second / 1e9:.0f} GFLOP/s", "of the machine, measured; limits prompts"),
     ]
     for name, value, note in rows:
         click.echo(f"{name:<12}{value:>14}  {note}")

@@ -1,4 +1,4 @@
-"""`macllm chat`: a conversation, on a full screen where there is a terminal and as plain lines where there is none."""
+"""`macllm chat`: a conversation, full-screen on a terminal, else as plain lines."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from .sampling import model_options, sampling_options
 @click.command("chat")
 @click.argument("prompt", required=False)
 @model_options
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer; without it, to the end of the context.")
-@click.option("--plain", is_flag=True, help="Plain lines instead of the full screen.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help="Longest answer, in tokens. [default: up to the end of the context]",
+)
+@click.option("--plain", is_flag=True, help="Use plain lines instead of the full screen.")
 @click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
 @sampling_options
 def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
-    """Talk to a model.
+    """Chat with a model.
 
-    On a terminal this opens the chat and PROMPT is the first message. In a pipe the answer to PROMPT
-    goes to stdout, and what is piped in is attached to it: cat notes.txt | macllm chat "summarise".
+    On a terminal, PROMPT is the first message of the conversation. In a pipe, the answer to PROMPT goes to
+    stdout, and piped input is attached to PROMPT: cat notes.txt | macllm chat "summarise".
     """
     from macllm.chat.options import ChatOptions
     from macllm_tui import run_chat

@@ -1,4 +1,4 @@
-"""`macllm doctor`: what macllm finds on this machine, for people and for bug reports."""
+"""`macllm doctor`: system and kernel diagnostics."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from .output import Progress, say
 
 
 @click.command("doctor")
-@click.option("--build", is_flag=True, help="Compile the CPU kernels now and print where they are (Linux).")
+@click.option("--build", is_flag=True, help="Compile the CPU kernels now and print their path (Linux).")
 @click.option(
     "--kernels",
     is_flag=True,
-    help="Try each Metal kernel on this Mac: is it right, and faster than MLX's own? Those that are will serve. "
-    "Takes some minutes, in which the Mac is best left alone. Prints a report to share: no names, no paths.",
+    help="Check each Metal kernel on this Mac against MLX for correctness and speed, and enable those that pass. "
+    "Takes some minutes; leave the Mac idle meanwhile. Prints a report to share, without names or paths.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(build: bool, kernels: bool, as_json: bool) -> None:
     """Show system and kernel diagnostics, for a bug report.
 
-    Without options: versions, memory, disk, terminal, caches, and which kernels compute.
+    Without options: versions, memory, disk, terminal, caches and the kernels in use.
     """
     if kernels:
         if build:
-            raise UsageError("--kernels is about Metal, --build about Linux: one at a time")
+            raise UsageError("--kernels (Metal) and --build (Linux) cannot be combined", remedy="one of the two")
         from macllm.doctor.kernels import examine
 
-        with closing(_Narrator()) as narrator:
+        with closing(_ProgressNarrator()) as narrator:
             report = examine(narrator)
         click.echo(json.dumps(report.facts(), indent=2, allow_nan=False) if as_json else report.text(), nl=as_json)
         return
@@ -57,8 +57,8 @@ def command(build: bool, kernels: bool, as_json: bool) -> None:
             click.echo(f"  {name.removesuffix('_bytes').replace('_', ' '):<18} {_shown(name, value)}")
 
 
-class _Narrator:
-    """Narration on stderr: a line of progress for each stage, and lines between them."""
+class _ProgressNarrator:
+    """Narration on stderr: a progress line for each stage, and text between stages."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -80,21 +80,23 @@ class _Narrator:
 
 
 def _build() -> str:
-    """Compile the kernels unless they are there; their path."""
+    """Compile the kernels unless they are cached. Returns their path."""
     from macllm.ops.cpu import build
     from macllm.ops.cpu.compilation import ensure
     from macllm.ops.cpu.machine import wanted
 
     if sys.platform != "linux":
-        raise UnsupportedMachineError("the CPU kernels are for Linux", remedy="on a Mac, MLX computes with Metal")
+        raise UnsupportedMachineError(
+            "the CPU kernels are for Linux only", remedy="nothing to do: on a Mac, MLX uses Metal"
+        )
     if not wanted():
-        raise UsageError("MACLLM_NATIVE=0 forbids the CPU kernels", remedy="unset MACLLM_NATIVE")
+        raise UsageError("MACLLM_NATIVE=0 disables the CPU kernels", remedy="unset MACLLM_NATIVE")
     try:
         there = build.whole(build.library())
         start = time.monotonic()
         with Progress("compiling", unit="steps") as progress:
             path = ensure(announced(progress))
-        took = "compiled before" if there else f"compiled in {duration_text(time.monotonic() - start)}"
+        took = "already compiled" if there else f"compiled in {duration_text(time.monotonic() - start)}"
         say(f"{took}, for {build.instruction_set()}")
     except build.BuildError as error:
         raise UnsupportedMachineError(

@@ -1,4 +1,4 @@
-"""A model's name becomes a folder on this machine; what has to be downloaded for it is told on stderr."""
+"""Resolve a model's name to a local folder, downloading it with progress on stderr if needed."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 
 def fetch(name: str | None) -> Path:
-    """The folder of a model, downloaded only if it is not here whole; None is the bundled model."""
+    """The folder of a model, downloaded if it is not cached completely; None is the bundled model."""
     from macllm.hub import resolve
 
-    return _told(name or "maclet", lambda progress: resolve(name, progress=progress))
+    return _with_progress(name or "maclet", lambda progress: resolve(name, progress=progress))
 
 
 def get(name: str) -> Path:
-    """The folder of a model, brought to what the hub has now unless the hub is out of bounds."""
+    """The folder of a model, updated to the hub's current revision unless offline."""
     from macllm.hub import download, resolve
     from macllm.hub.names import BUNDLED, is_offline, local_folder
 
     if name == BUNDLED or is_offline() or local_folder(name):
         return resolve(name)
-    return _told(name, lambda progress: download(name, progress=progress))
+    return _with_progress(name, lambda progress: download(name, progress=progress))
 
 
-def _told(name: str, work: Callable[[Callable[[DownloadProgress], None]], Path]) -> Path:
+def _with_progress(name: str, work: Callable[[Callable[[DownloadProgress], None]], Path]) -> Path:
     newest: list[DownloadProgress] = []
     with Progress(name) as progress:
 
-        def tell(state: DownloadProgress) -> None:
+        def on_progress(state: DownloadProgress) -> None:
             newest[:] = [state]
             progress.update(state.done_bytes, state.total_bytes, state.bytes_per_second)
 
-        folder = work(tell)
+        folder = work(on_progress)
     if newest:
         say(f"{name}: {bytes_text(newest[0].total_bytes)} in {folder}")
     return folder

@@ -1,4 +1,4 @@
-"""`macllm finetune`: a model, rows in, an adapter out."""
+"""`macllm finetune`: train a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .training import check, tell
 
 @click.command("finetune")
 @click.option("--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default).")
-@click.option("--config", "toml_file", metavar="FILE", help="A TOML file with any of the settings below.")
+@click.option("--config", "toml_file", metavar="FILE", help="TOML file with any of the settings below.")
 @config_options(FinetuneConfig)
 def command(config: FinetuneConfig) -> None:
     """Fine-tune a model on your own data (LoRA).
 
-    A row is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter's
-    folder goes to stdout; macllm chat --adapter uses it, macllm fuse merges it.
+    Each line of the data is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.
+    Prints the folder of the adapter, for macllm chat --adapter or macllm fuse.
     """
     check(config)
     fetch(config.model)

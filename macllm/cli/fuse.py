@@ -1,4 +1,4 @@
-"""`macllm fuse`: a model and its adapter become one checkpoint."""
+"""`macllm fuse`: merge an adapter into a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from .output import say, working
 
 
 @click.command("fuse")
-@click.option("-m", "--model", metavar="NAME", help="The model; without it, the one that the adapter was trained on.")
+@click.option("-m", "--model", metavar="NAME", help="The model. [default: the one the adapter was trained on]")
 @click.option("--adapter", metavar="FOLDER", default="adapters", show_default=True, help="The adapter to merge.")
-@click.option("-o", "--output", metavar="FOLDER", default="fused", show_default=True, help="Where the checkpoint goes.")
-@click.option("--dequantize", is_flag=True, help="Write a quantized model's weights unquantized.")
+@click.option(
+    "-o", "--output", metavar="FOLDER", default="fused", show_default=True, help="Folder of the new checkpoint."
+)
+@click.option("--dequantize", is_flag=True, help="Store the weights of a quantized model unquantized.")
 def command(model: str | None, adapter: str, output: str, dequantize: bool) -> None:
-    """Merge an adapter into its model; what is written opens in macllm, mlx-lm and transformers.
+    """Merge a LoRA adapter into its model and save a checkpoint.
 
-    The checkpoint's folder goes to stdout.
+    The checkpoint opens in macllm, mlx-lm and transformers. Prints its folder.
     """
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(not is_stray(Path(path.name)) for path in folder.iterdir())):
-        raise UsageError(f"{folder} is there already", remedy=f"macllm fuse --output {folder}-2")
+        raise UsageError(f"{folder} already exists", remedy=f"macllm fuse --output {folder}-2")
     from macllm.adapter import read_config
 
-    told = read_config(Path(adapter)).get("model")
-    base = model or (told if isinstance(told, str) else None)
+    recorded = read_config(Path(adapter)).get("model")
+    base = model or (recorded if isinstance(recorded, str) else None)
     source = fetch(base)
     from macllm.checkpoint import load, save
     from macllm.nn.lora import fuse

@@ -1,4 +1,4 @@
-"""`macllm generate`: one prompt in, one completion on stdout."""
+"""`macllm generate`: the answer to one prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from macllm.generation.request import Done, Event, TokenLogprob
     from macllm.text.tokenizer import Tokenizer
 
-UNTOLD_PREFILL_SECONDS = 1.0
+SILENT_PREFILL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,33 +36,40 @@ class _Options:
     raw: bool
     as_json: bool
     verbose: bool
-    request: dict[str, Any]  # what the user set of Request and SamplingParams
+    request: dict[str, Any]  # fields of Request and SamplingParams set by the user
 
 
 @click.command("generate")
 @click.argument("prompt")
 @model_options
-@click.option("-n", "--max-tokens", type=int, help="Longest completion, in tokens. [default: 256]")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
-@click.option("--raw", is_flag=True, help="Continue the text itself, without the model's chat template.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout when it is done.")
-@click.option("--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and N rivals.")
-@click.option("--max-context", type=int, metavar="N", help="Longest prompt and answer together, in tokens.")
-@click.option("--kv-bits", type=int, metavar="4|8", help="Keep keys and values quantized.")
+@click.option("-n", "--max-tokens", type=int, help="Longest answer, in tokens. [default: 256]")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
+@click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text.")
+@click.option(
+    "--logprobs",
+    type=int,
+    metavar="N",
+    help="With --json: log-probabilities of each token and of the N likeliest alternatives.",
+)
+@click.option("--max-context", type=int, metavar="N", help="Longest prompt plus answer, in tokens.")
+@click.option("--kv-bits", type=int, metavar="4|8", help="Quantize the KV cache to 4 or 8 bits.")
 @click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
 @sampling_options
 def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
-    """Complete PROMPT on stdout; - reads it from standard input.
+    """Print the answer to PROMPT; - reads PROMPT from standard input.
 
-    A model with a chat template answers PROMPT as a user's message; --raw, or a model without one, continues it.
+    A model with a chat template answers PROMPT as a user message; with --raw, or without a template, it continues it.
     """
     names = ("max_tokens", "stop", "logprobs", "max_context", "kv_bits")
     request = {name: value for name in names if (value := flags.pop(name)) not in (None, ())}
     options = _Options(request=request | sampling, **flags)
     if "logprobs" in request and not options.as_json:
-        raise UsageError("--logprobs has no place in plain text", remedy="add --json")
+        raise UsageError("--logprobs needs --json", remedy="add --json")
     if options.raw and options.system:
-        raise UsageError("--system needs a chat template, --raw does without", remedy="leave one of the two away")
+        raise UsageError(
+            "--system cannot be combined with --raw", cause="--raw uses no chat template", remedy="one of the two"
+        )
     _check(options.request)
     text = _text(prompt)
     if not (text if options.raw else text.strip()):
@@ -71,7 +78,7 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
 
 
 def _check(request: dict[str, Any]) -> None:
-    """Raise UsageError for what no model can take, before one is loaded."""
+    """Validate options before a model is loaded. Raises: UsageError."""
     from macllm.generation.options import SAMPLING_NAMES, read
     from macllm.generation.request import Request, SamplingParams
     from macllm.generation.sampling import defaults
@@ -82,7 +89,7 @@ def _check(request: dict[str, Any]) -> None:
 
 
 def _text(prompt: str) -> str:
-    """The prompt itself, or standard input. Raises: UsageError for what is not UTF-8."""
+    """The prompt, or standard input for "-". Raises: UsageError if it is not UTF-8."""
     try:
         raw = sys.stdin.buffer.read() if prompt == "-" else prompt.encode("utf-8", "surrogateescape")
         return raw.decode("utf-8")
@@ -113,15 +120,17 @@ def _prompt(text: str, tokenizer: Tokenizer, options: _Options) -> str | list[di
     if not options.system:
         return text
     if tokenizer.chat_template is None:
-        raise UsageError("this model has no chat template to put --system into", remedy="write it into the prompt")
+        raise UsageError(
+            "this model has no chat template, which --system needs", remedy="put the instructions into PROMPT"
+        )
     return [{"role": "system", "content": options.system}, {"role": "user", "content": text}]
 
 
-def _told(events: Iterator[Event]) -> Iterator[Event]:
-    """The events, while a long prompt's progress is shown."""
+def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
+    """Pass events on, and show the progress of a long prompt."""
     from macllm.generation.request import Prefill
 
-    with Progress("prompt", unit="tokens", after_seconds=UNTOLD_PREFILL_SECONDS) as progress:
+    with Progress("prompt", unit="tokens", after_seconds=SILENT_PREFILL_SECONDS) as progress:
         for event in events:
             if isinstance(event, Prefill):
                 if event.done < event.total:
@@ -132,13 +141,13 @@ def _told(events: Iterator[Event]) -> Iterator[Event]:
 
 
 def _print_text(events: Iterator[Event]) -> Done | None:
-    """Stream the answer to stdout, ended by exactly one newline; what the model thought stays out of it."""
+    """Stream the answer to stdout without reasoning, ending with a newline."""
     from macllm.generation.request import CallLines, Delta, Done
 
     last, lines = "", CallLines()
     done = None
     try:
-        for event in _told(events):
+        for event in _with_progress(events):
             if isinstance(event, Done):
                 done = event
             elif isinstance(event, Delta) and event.kind != "reasoning" and event.text:
@@ -158,7 +167,7 @@ def _print_json(events: Iterator[Event], tokenizer: Tokenizer, options: _Options
     calls: dict[int, str] = {}
     logprobs: list[TokenLogprob] = []
     done = None
-    for event in _told(events):
+    for event in _with_progress(events):
         if isinstance(event, Delta):
             if event.call is None:
                 texts[event.kind] += event.text
@@ -183,7 +192,7 @@ def _print_json(events: Iterator[Event], tokenizer: Tokenizer, options: _Options
 
 
 def _scored(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    """A token as JSON: it has no infinity, and null stands for a token that cannot be drawn."""
+    """A token as JSON, with null for a log-probability of minus infinity."""
     return {"token": token, "text": tokenizer.decode([token]), "logprob": logprob if math.isfinite(logprob) else None}
 
 

@@ -1,4 +1,4 @@
-"""`macllm models`: what is on this machine, and bringing, checking and removing it."""
+"""`macllm models`: list, download, verify and remove models."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from macllm.units import bytes_text
 from .fetch import get
 from .output import say, working
 
-NAME_HELP = "A model is org/name, org/name@revision or a folder."
+NAME_HELP = "NAME is org/name, org/name@revision or a folder."
 
 
 @click.group("models", epilog=NAME_HELP, invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, fetch, show, check and remove models."""
+    """List, download, show, verify and remove models."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 @command.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def ls(as_json: bool) -> None:
-    """List the models on this machine."""
+    """List downloaded models."""
     from macllm.hub import list_models
 
     models = list_models()
@@ -42,13 +42,13 @@ def ls(as_json: bool) -> None:
 @command.command("get")
 @click.argument("name")
 def get_model(name: str) -> None:
-    """Fetch a model, or what is new or missing of it; prints its folder."""
+    """Download or update a model and print its folder."""
     click.echo(get(name))
 
 
 @command.command("show")
 @click.argument("name", default="maclet")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(name: str, as_json: bool) -> None:
     """Show a model's metadata without downloading its weights."""
     from macllm.hub import describe
@@ -65,9 +65,9 @@ def show(name: str, as_json: bool) -> None:
         "name": found.name,
         "revision": found.revision,
         "commit": found.commit,
-        "folder": found.path or "not on this machine",
+        "folder": found.path or "not downloaded",
         "size": bytes_text(found.size_bytes),
-        "to fetch": bytes_text(found.missing_bytes) if found.missing_bytes else "",
+        "to download": bytes_text(found.missing_bytes) if found.missing_bytes else "",
         "family": config.get("model_type", ""),
         "context": config.get("max_position_embeddings", ""),
         "layers": config.get("num_hidden_layers", ""),
@@ -80,16 +80,19 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """An object within a config, which may hold anything."""
+    """The object under `name` in a config; {} if absent or not an object."""
     part = config.get(name)
     return part if isinstance(part, Mapping) else {}
 
 
 @command.command("verify")
 @click.argument("name")
-@click.option("--repair", is_flag=True, help="Fetch damaged and missing files again.")
+@click.option("--repair", is_flag=True, help="Download damaged and missing files again.")
 def verify(name: str, repair: bool) -> int:
-    """Check each file of a cached model against the hash it came with; ends with 1 if one is not as it was."""
+    """Check the files of a downloaded model against their hashes.
+
+    Exits with 1 if a file is damaged or missing.
+    """
     from macllm import hub
 
     wrong = 0
@@ -105,14 +108,14 @@ def verify(name: str, repair: bool) -> int:
         click.echo(get(name))
         return 0
     if wrong:
-        say(f"{wrong} files are not as they came; macllm models verify --repair {name} fetches them again")
+        say(f"{wrong} files are damaged or missing; macllm models verify --repair {name} downloads them again")
     return 1 if wrong else 0
 
 
 @command.command("rm")
 @click.argument("name")
 def rm(name: str) -> None:
-    """Remove a model, or with @revision one revision of it, from the cache."""
+    """Delete a downloaded model, or one revision of it (name@revision)."""
     from macllm.hub import remove
 
     say(f"freed {bytes_text(remove(name))}")

@@ -1,4 +1,4 @@
-"""The CPU kernels of Linux on the command line: waited for in the open, or compiled beside an answer."""
+"""Compilation of the Linux CPU kernels by commands: before the work, or in the background of an answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPILING = "compiling the CPU kernels for this machine, once"
 
 
 def compile_kernels() -> None:
-    """Compile the kernels if they are wanted and not there; where that fails the run goes on without, and says so."""
+    """Compile the kernels unless cached or disabled. On failure, report it and continue without them."""
     if sys.platform != "linux":
         return
     from macllm.ops import cpu
@@ -29,14 +29,14 @@ def compile_kernels() -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Tell of kernels that a model waits for in this block, and at its end of those that came too late for it."""
+    """Report compilation that a model in this block waits for, and at its end compilation not finished."""
     if sys.platform != "linux":
         yield
         return
     from macllm.ops import cpu
 
     with Progress("compiling", unit="steps") as progress:
-        tell = announced(progress)
+        show = announced(progress)
 
         def watch(state: Compiling) -> None:
             if state.notice is not None:
@@ -44,7 +44,7 @@ def answering() -> Iterator[None]:
             elif state.over:
                 progress.close()
             elif not state.beside:
-                tell(state.done, state.total)
+                show(state.done, state.total)
 
         cpu.watch(watch)
         try:
@@ -54,19 +54,19 @@ def answering() -> Iterator[None]:
             state = cpu.compiling()
             cpu.end()
     if state is not None and state.beside and not state.over:
-        told = f"CPU kernels: {state.done} of {state.total} files compiled"
-        say(f"{told}; the next command goes on from there, macllm doctor --build does it all")
+        compiled = f"{state.done} of {state.total} CPU kernel files compiled"
+        say(f"{compiled}; the next command continues, macllm doctor --build compiles the rest now")
 
 
 def announced(progress: Progress) -> Callable[[int, int], None]:
-    """The progress, once it is said what it is that goes on."""
+    """A progress callback that first says what is being compiled."""
     said = False
 
-    def tell(done: int, total: int) -> None:
+    def show(done: int, total: int) -> None:
         nonlocal said
         if not said:
             say(COMPILING)
         said = True
         progress.update(done, total)
 
-    return tell
+    return show

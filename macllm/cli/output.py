@@ -1,4 +1,4 @@
-"""What the command line prints besides its data: errors, narration and progress, all of it on stderr."""
+"""Errors, narration and progress of commands, all on stderr."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def _tint(word: str, code: str) -> str:
 
 @dataclass
 class Progress:
-    """A line that says how far something is: redrawn on a terminal, a sparse log elsewhere.
+    """A progress line: redrawn on a terminal, a sparse log elsewhere.
 
-    `update` may be called as often as the work likes. On a terminal the line is wiped by `close`; in a
-    log a line appears after 1.5 seconds and then every ten, so that shorter work is silent.
+    `update` may be called at any rate. On a terminal `close` erases the line; in a log a line appears
+    after 1.5 seconds and then every ten, so that shorter work is silent.
     """
 
     label: str
     unit: str = "bytes"
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     clock: Callable[[], float] = time.monotonic
-    after_seconds: float = 0.0  # what is done sooner is silent on a terminal too
+    after_seconds: float = 0.0  # shorter work is silent on a terminal too
 
     def __post_init__(self) -> None:
         self._redraws = self.stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -69,7 +69,7 @@ class Progress:
         self.close()
 
     def update(self, done: float, total: float | None = None, per_second: float | None = None) -> None:
-        """Say that `done` of `total` is behind us; an unknown total is None, an unknown rate that since the start."""
+        """Show progress. None: an unknown total, or the average rate since the start."""
         now = self.clock()
         if now - self._written < (REDRAW_SECONDS if self._redraws else PLAIN_LINE_SECONDS):
             return
@@ -79,7 +79,7 @@ class Progress:
         self._write(self._line(done, total, rate))
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Erase the line on a terminal."""
         if self._redraws and self._width:
             self.stream.write("\r" + " " * self._width + "\r")
             self.stream.flush()
@@ -112,12 +112,12 @@ class Progress:
 
 @contextmanager
 def working(text: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Show that the block still works at `text`: the seconds so far on a terminal, a line now and then in a log."""
+    """Show `text` and the elapsed time while the block runs: redrawn on a terminal, sparse in a log."""
     out = stream or sys.stderr
     redraws = out.isatty() and os.environ.get("TERM") != "dumb"
     over, began, width = threading.Event(), time.monotonic(), 0
 
-    def tell() -> None:
+    def show() -> None:
         nonlocal width
         wait = FIRST_LINE_SECONDS
         while not over.wait(wait):
@@ -126,13 +126,13 @@ def working(text: str, stream: TextIO | None = None) -> Iterator[None]:
             out.flush()
             width, wait = len(line) if redraws else 0, 1.0 if redraws else PLAIN_LINE_SECONDS
 
-    teller = threading.Thread(target=tell, name=text, daemon=True)
-    teller.start()
+    thread = threading.Thread(target=show, name=text, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        thread.join()
         if width:
             out.write("\r" + " " * width + "\r")
             out.flush()

@@ -1,4 +1,4 @@
-"""The flags that `chat` and `generate` share: which model, and how its next token is drawn."""
+"""Model and sampling flags shared by `chat` and `generate`."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from macllm.errors import UsageError
 Command = Callable[..., Any]
 
 SAMPLING: dict[str, tuple[type, str]] = {
-    "temperature": (float, "Flatten (> 1) or sharpen (< 1) the distribution; 0 takes the likeliest token."),
+    "temperature": (float, "Flatten (> 1) or sharpen (< 1) the distribution; 0: greedy."),
     "top_k": (int, "Keep the K likeliest tokens; 0 keeps all."),
-    "top_p": (float, "Keep the likeliest tokens that together hold this probability."),
-    "min_p": (float, "Keep tokens at least this likely, relative to the likeliest."),
-    "typical_p": (float, "Keep the most typical tokens that together hold this probability."),
-    "xtc_probability": (float, "How often XTC drops the top choices."),
-    "xtc_threshold": (float, "Probability that makes a token a top choice of XTC."),
-    "repetition_penalty": (float, "Divide the logits of tokens already seen; 1 changes nothing."),
-    "presence_penalty": (float, "Subtract from the logits of tokens already seen."),
-    "frequency_penalty": (float, "Subtract so much for each time a token was seen."),
-    "penalty_window": (int, "How many of the newest tokens these three look at; 0: all."),
-    "dry_multiplier": (float, "Strength of DRY, which makes repeated sequences unlikely; 0: off."),
-    "dry_base": (float, "How the DRY penalty grows with the length of the repetition."),
-    "dry_allowed_length": (int, "Longest repetition that DRY leaves alone."),
-    "dry_window": (int, "How many of the newest tokens DRY looks at; 0: all."),
-    "no_repeat_ngram_size": (int, "Never say N tokens in a row twice; 0: off."),
-    "encoder_no_repeat_ngram_size": (int, "Never say N tokens in a row that the prompt has; 0: off."),
-    "min_length": (int, "Tokens, the prompt's included, before an answer may end."),
-    "min_new_tokens": (int, "Tokens before an answer may end."),
-    "forced_bos_token_id": (int, "The first token of a text-to-text model's answer."),
+    "top_p": (float, "Keep the likeliest tokens up to this total probability (nucleus)."),
+    "min_p": (float, "Keep tokens with at least this probability, relative to the likeliest."),
+    "typical_p": (float, "Keep the most typical tokens up to this total probability."),
+    "xtc_probability": (float, "Probability of applying XTC, which drops all top choices but the last."),
+    "xtc_threshold": (float, "Tokens of at least this probability are top choices for XTC."),
+    "repetition_penalty": (float, "Divide the logits of tokens already seen by this; 1: off."),
+    "presence_penalty": (float, "Subtract this from the logits of tokens already seen."),
+    "frequency_penalty": (float, "Subtract this for each occurrence of a token."),
+    "penalty_window": (int, "Number of latest tokens the three penalties count; 0: all."),
+    "dry_multiplier": (float, "Strength of DRY, a penalty on repeated sequences; 0: off."),
+    "dry_base": (float, "Base of the DRY penalty's exponential growth with the repetition's length."),
+    "dry_allowed_length": (int, "Longest repetition, in tokens, without DRY penalty."),
+    "dry_window": (int, "Number of latest tokens DRY searches for repetitions; 0: all."),
+    "no_repeat_ngram_size": (int, "Never repeat a sequence of N tokens; 0: off."),
+    "encoder_no_repeat_ngram_size": (int, "Never repeat a sequence of N tokens of the prompt; 0: off."),
+    "min_length": (int, "Shortest prompt plus answer, in tokens."),
+    "min_new_tokens": (int, "Shortest answer, in tokens."),
+    "forced_bos_token_id": (int, "First token of the answer of an encoder-decoder model."),
     "seed": (int, "Random seed; the same seed reproduces the output."),
 }
 TOKENS: dict[str, str] = {
-    "dry_breakers": "A token that ends a repetition.",
-    "suppress_tokens": "A token never to say.",
-    "begin_suppress_tokens": "A token not to begin with.",
-    "forced_eos_token_id": "The token to end with where --max-tokens ends the answer.",
+    "dry_breakers": "Token at which DRY ends a repetition.",
+    "suppress_tokens": "Token never to generate.",
+    "begin_suppress_tokens": "Token not to begin an answer with.",
+    "forced_eos_token_id": "Last token of an answer that reaches --max-tokens.",
 }
 
-MODEL_HELP = "A folder, org/name or org/name@revision; without it, the bundled model."
+MODEL_HELP = "A folder, org/name or org/name@revision. [default: the bundled model]"
 
 
 def model_options(function: Command) -> Command:
     """Add --model, --adapter and --system."""
     for option in (
         click.option("-s", "--system", metavar="TEXT", help="System prompt."),
-        click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to run the model with."),
+        click.option("--adapter", metavar="FOLDER", help="LoRA adapter to apply to the model."),
         click.option("-m", "--model", metavar="NAME", help=MODEL_HELP),
     ):
         function = option(function)
@@ -57,7 +57,7 @@ def model_options(function: Command) -> Command:
 
 
 def sampling_options(function: Command) -> Command:
-    """Add one flag for each field of SamplingParams, and hand what the user set to `function` as `sampling`."""
+    """Add a flag for each field of SamplingParams; `function` gets the given ones as `sampling`."""
 
     @functools.wraps(function)
     def gathered(*args: Any, **flags: Any) -> Any:
@@ -80,9 +80,14 @@ def sampling_options(function: Command) -> Command:
         for name, text in TOKENS.items()
     ]
     options += [
-        click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to the logit of one token."),
-        click.option("--sequence-bias", multiple=True, metavar="ID,…=BIAS", help="The same of the last of several."),
-        click.option("--bad-words-ids", multiple=True, metavar="ID,…", help="Tokens never to say one after another."),
+        click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add BIAS to the logit of a token."),
+        click.option(
+            "--sequence-bias",
+            multiple=True,
+            metavar="ID,…=BIAS",
+            help="Add BIAS to the last token of a sequence, after its other tokens.",
+        ),
+        click.option("--bad-words-ids", multiple=True, metavar="ID,…", help="Sequence of tokens never to generate."),
     ]
     decorated: Command = gathered
     for option in reversed(options):

@@ -1,4 +1,4 @@
-"""A run's config as flags: one for each field, named, typed and explained by the config itself."""
+"""Command-line flags for the fields of a training config."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHORT = {"model": "-m", "data": "-d"}
 
 
 def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
-    """Decorate a command with --set and a flag for every field of `config`, and call it with the config.
+    """Add --set and a flag for every field of `config` to a command, which is called with the config.
 
-    The command's own parameter `toml_file` names the file that the flags change; it may be None.
+    The command's parameter `toml_file` (may be None) names a TOML file that flags override.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,7 +38,9 @@ def _options(config: type[TrainConfig]) -> list[Callable[..., Any]]:
     hints = typing.get_type_hints(config)
     explained = config.documentation()
     options = [
-        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated."),
+        click.option(
+            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated."
+        ),
     ]
     for item in dataclasses.fields(config):
         text = f"{_sentence(explained[item.name])} {_default(item.default)}"

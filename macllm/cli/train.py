@@ -1,4 +1,4 @@
-"""`macllm train`: a recipe in, a model trained from random weights out."""
+"""`macllm train`: train a model from random weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .training import check, tell
 @click.argument("toml_file", metavar="[RECIPE]", type=click.Path(), required=False)
 @config_options(PretrainConfig)
 def command(config: PretrainConfig) -> None:
-    """Train a model from random weights, as the TOML file RECIPE says; a flag changes what it says.
+    """Train a model from random weights, with the settings of the TOML file RECIPE.
 
-    The recipe names a config.json, a tokenizer and rows. The run's folder goes to stdout. --resume with --output goes
-    on with a run, by the settings that its folder holds.
+    Flags override RECIPE. A config.json, a tokenizer and data are required. Prints the folder of the run. To resume a
+    run with its own settings, use --resume --output FOLDER.
     """
     check(config)
     for path, found in ((Path(config.config), Path.is_file), (Path(config.tokenizer), Path.is_dir)):
         if not found(path):
-            raise UsageError(f"there is no {path}", remedy="--config and --tokenizer, or a recipe that names them")
+            raise UsageError(f"{path} does not exist", remedy="--config and --tokenizer, or a recipe that names them")
     compile_kernels()
     from macllm.train.pretrain import events
 

@@ -1,4 +1,4 @@
-"""A training run told line by line on stderr, its folder on stdout at the end."""
+"""Reports of a training run: events on stderr, its folder on stdout at the end."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
 UNITS = {"reading": "rows", "training": "steps", "evaluating": "batches"}
-LITTLE = 0.1  # a share of the first loss
-KNOWN = 0.1  # a loss below which the rows are known, and little is left to learn
-# What became of rows that did not go in as they were, in the order of their counts in Prepared.
+LITTLE = 0.1  # relative decrease of the loss below which a hint is printed
+KNOWN = 0.1  # loss below which the data is already fitted, so no hint
+# Reports on rows that were changed or dropped, in the order of their counts in Prepared.
 ODD_ROWS = {
-    "truncated_rows": "cut to the longest length",
+    "truncated_rows": "truncated",
     "split_rows": "split",
     "dropped_rows": "dropped as too long",
-    "unsupervised_rows": "without anything to learn",
+    "unsupervised_rows": "without supervised tokens",
     "expanded_rows": "expanded to one example per turn",
 }
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse what a run could not read or would write over, before anybody waits for kernels or a model."""
+    """Validate the config and its folder before kernels or a model are loaded. Raises: MacllmError."""
     from macllm.train.run import Run
 
     Run.check(Path(config.folder), config)
 
 
 def tell(events: Generator[TrainEvent], folder: str) -> str:
-    """Run to the end, a line for each event, and return the path of what was made; an interrupt says how to go on."""
+    """Run to the end, report each event, and return the path of the result."""
     from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step
 
     steps, path, resumed = 0, folder, False
@@ -70,14 +70,14 @@ def tell(events: Generator[TrainEvent], folder: str) -> str:
         except KeyboardInterrupt:
             stream.close()
             if steps:
-                say("stopped; the same command with --resume goes on from there")
+                say("stopped; run the same command with --resume to continue")
             raise
     click.echo(path)
     return path
 
 
 def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
-    """The first event, which the loading of the model precedes."""
+    """The first event, after the model is loaded."""
     with working("loading the model"):
         first = next(events, None)
     if first is not None:
@@ -85,7 +85,7 @@ def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
 
 
 class _Underway:
-    """The progress line of the work between two events."""
+    """Progress lines between two events."""
 
     def __init__(self) -> None:
         self._work: str | None = None
@@ -98,24 +98,24 @@ class _Underway:
         self.close()
 
     def update(self, event: Advanced) -> None:
-        """Show how far it is, on a line of its own for each kind of work."""
+        """Show progress, on a separate line for each kind of work."""
         if event.work != self._work:
             self.close()
             self._work, self._line = event.work, Progress(event.work, unit=UNITS[event.work])
         self._line.update(event.done, event.total)
 
     def close(self) -> None:
-        """Wipe the line."""
+        """Erase the line."""
         self._line.close()
 
 
 def _say_finished(event: Finished, losses: list[float]) -> None:
-    loss = "nothing was left to train" if math.isnan(event.loss) else f"loss {event.loss:.4f}"
+    loss = "no steps left" if math.isnan(event.loss) else f"loss {event.loss:.4f}"
     say(f"done in {duration_text(event.seconds)}, {loss}")
     if len(losses) > 1 and losses[-1] > max(KNOWN, (1 - LITTLE) * losses[0]):
         fell = 1 - losses[-1] / losses[0] if losses[0] else 0
-        changed = f"fell by {fell:.0%} only" if fell > 0 else "did not fall"
-        say(f"the loss {changed}, so little was learnt: try more --epochs, or another --learning-rate")
+        changed = f"fell by only {fell:.0%}" if fell > 0 else "did not fall"
+        say(f"the loss {changed}: try more --epochs or another --learning-rate")
 
 
 def _say_prepared(event: Prepared) -> None:
@@ -125,7 +125,7 @@ def _say_prepared(event: Prepared) -> None:
         if count := getattr(event, name):
             say(f"  {count} rows {what}")
     share = f"{event.trained_parameters / max(1, event.parameters):.2%}"
-    say(f"{event.trained_parameters} of {event.parameters} parameters to train ({share}), {event.steps} steps")
+    say(f"{event.trained_parameters} of {event.parameters} parameters trainable ({share}), {event.steps} steps")
     if event.first_step:
         say(f"resuming from step {event.first_step}")
 

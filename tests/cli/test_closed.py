@@ -42,7 +42,7 @@ def test_a_closed_output_is_one_error(command: str) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: standard output is closed",
-        "try: send it somewhere, as with > answer.txt",
+        "try: redirect it, as with > answer.txt",
     ]
 
 

@@ -109,7 +109,7 @@ def test_a_training_that_is_stopped_is_saved_and_goes_on(
         assert process.stdout
         assert process.stdout.read() == ""
     assert process.returncode == code
-    assert told[-1] == "stopped; the same command with --resume goes on from there"
+    assert told[-1] == "stopped; run the same command with --resume to continue"
     assert not [line for line in told if "Traceback" in line]
     assert run("generate", "-m", tmp_path / "run/model", "-n", 2, "hi").code == 0
     (snapshot,) = (tmp_path / "run/snapshots").iterdir()
@@ -249,7 +249,7 @@ def test_an_adapter_is_trained_used_and_merged(
     assert run("generate", "-m", fused, *ask).out == adapted
     again = run("fuse", "--adapter", adapter, "--output", fused)
     assert again.code == 2
-    assert "is there already" in again.err
+    assert "already exists" in again.err
 
 
 def test_models_ls_and_show_tell_of_the_bundled_model(run: Callable[..., Ran]) -> None:

@@ -89,7 +89,7 @@ def test_it_compiles_only_when_it_is_asked_to_and_says_where(compiler: Compiler)
     said, took = first.stderr.splitlines()
     assert said == "compiling the CPU kernels for this machine, once"
     assert took.startswith("compiled in ")
-    assert again.stderr == "compiled before, for AVX2\n"
+    assert again.stderr == "already compiled, for AVX2\n"
     assert cached() == ["lock", build.library().name]
     assert kernels()["used"] == "yes"
     assert json.loads(doctor("--build", "--json").stdout)["kernels"]["module"] == str(build.library())

@@ -29,7 +29,7 @@ def test_the_first_answer_waits_for_no_compiler_and_leaves_none(compiler: Compil
     got = macllm(*ANSWER)
     assert (got.returncode, got.stdout) == (0, want.stdout)
     total = len(build.objects()) + 1
-    assert got.stderr.startswith(f"CPU kernels: 0 of {total} files compiled; ")
+    assert got.stderr.startswith(f"0 of {total} CPU kernel files compiled; ")
     assert len(got.stderr.splitlines()) == 1
     assert not alive(log)
     assert cached() == ["lock"]

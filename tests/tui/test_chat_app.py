@@ -697,7 +697,7 @@ def test_commands_that_change_the_conversation_wait_for_the_answer(play: Play) -
         await stage.say("/clear")
         await stage.sees("/clear cannot run during an answer.")
         await stage.press("ctrl+r")
-        await stage.sees("/regen waits")
+        await stage.sees("/regen cannot run")
         await stage.say("/set top_k 3")
         await stage.sees("top_k = 3")
 
