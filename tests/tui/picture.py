@@ -60,7 +60,7 @@ def drawn() -> str:
                 app.chat.prompt.put(question)
                 await pilot.press("enter")
                 async with asyncio.timeout(60):
-                    while app.chat.session is None or len(app.chat.session.turns) < 2 * number or app.chat._current:
+                    while app.chat.session is None or len(app.chat.session.turns) < 2 * number or app.chat._pending:
                         await pilot.pause(0.01)
             await pilot.pause(0.3)
             app.chat.prompt.cursor_blink = False
