@@ -1,4 +1,4 @@
-"""Verdicts on kernels: each against its definition and, in time, against MLX's own operations on this machine."""
+"""Results of kernel cases: correctness against a reference, speed against MLX's own operations."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ QUICK = Effort(rounds=1, turns=5, enough_seconds=0.03)
 
 @dataclass(frozen=True)
 class PairTiming:
-    """Seconds of a dispatch, and MLX's over ours: medians of turns; and from where to where the latter lies.
+    """Seconds of a dispatch, ours and MLX's, and the speedup: medians of turns, and its range.
 
     Of the turns the two farthest out do not count: something else may have come between.
     """
@@ -65,7 +65,7 @@ class PairTiming:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Outcome of a case: how far the kernel's results lie from what is right (1 is allowed), and its timings."""
+    """Result of a case: the kernel's error relative to the tolerance (1 is allowed), and its timings."""
 
     op: str
     label: str
@@ -101,7 +101,7 @@ class CaseResult:
 
     @property
     def rejection(self) -> str | None:
-        """Why this case speaks against the kernel; None where it does not."""
+        """Reason to reject the kernel; None if this case gives none."""
         if self.error is not None:
             return self.error
         if self.apart is None or math.isinf(self.apart):
@@ -140,7 +140,7 @@ def run_case(case: Case, clock: Clock | None = time.perf_counter, effort: Effort
 
 
 def decisions(verdicts: Iterable[CaseResult]) -> Decisions:
-    """By op, type and bucket: whether its kernels are right in every bucket, and faster wherever this one was timed."""
+    """Decisions: kernels must be correct in every bucket, and faster in each timed case of their own."""
     known = list(verdicts)
     wrong: dict[tuple[str, str], CaseResult] = {}
     for verdict in known:
@@ -166,7 +166,7 @@ def _told(error: Exception) -> str:
 
 
 def time_pair(ours: Clock, stock: Clock, turns: int = WHOLE.turns) -> PairTiming:
-    """Of two that tell how long they took: in the order A B B A, so that a machine that tires favours neither."""
+    """Time a pair in the order A B B A, so that a machine that slows down favours neither."""
     ours()
     stock()
     times, stock_times, ratios = [], [], []

@@ -1,4 +1,4 @@
-"""One piece of work that a kernel is tried on: by the kernel, by its definition, and by MLX's own operations."""
+"""A kernel test case: inputs, kernel, reference, and MLX's own operations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDING = {mx.float32: 2.0**-16, mx.float16: 2.0**-9, mx.bfloat16: 2.0**-6}
 
 @dataclass(frozen=True)
 class Case:
-    """Work that `given` makes of a seed; `ours` and `right`, its definition in float32, give the same arrays.
+    """A kernel test case: `given` makes inputs, `ours` runs the kernel, `right` the float32 reference.
 
     `stock` is what serves where the kernel does not. `then` is the work that comes after, made of results, so that one
     waits for the other as in a model. `size` is what a decision depends on, `timed` cases have the shapes of real
@@ -52,7 +52,7 @@ class Case:
         return bucket(self.size)
 
     def apart(self) -> float:
-        """The largest difference between kernel and definition, of what is allowed; inf where a result is no number."""
+        """Largest error of the kernel relative to the tolerance; inf for results that are not numbers."""
         return self.difference(self.ours)
 
     def difference(self, run: Run) -> float:

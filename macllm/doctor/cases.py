@@ -1,4 +1,4 @@
-"""Cases of all kernels: shapes of 1, odd ones, more than one threadgroup; those of real models are timed."""
+"""Test cases of all kernels; shapes of real models are timed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ ROOM = 64  # slots that a cache has beside those that are filled
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Of queries and keys, and who sees what: a window, padding before each row, packed documents of `segment` keys."""
+    """Shapes of queries and keys, and their mask: window, left padding, documents of `segment` keys."""
 
     batch: int
     heads: int

@@ -276,7 +276,7 @@ def _of_others(given: Arrays) -> int:
 
 
 def _draw(batch: int, vocabulary: int, timed: bool, dtype: mx.Dtype) -> Case:
-    """A token by a number; of equally likely ones any will do, so that it is its probability that is compared."""
+    """Draw a token; its probability is compared, since equally likely tokens are equally right."""
 
     def given(seed: int) -> Arrays:
         uniform = mx.random.uniform(shape=(batch,), key=mx.random.key(seed + 1))

@@ -1,4 +1,4 @@
-"""Tokens of a whole model with Metal kernels and without: what is faster alone need not be faster in place."""
+"""Decoding speed of a whole model with and without Metal kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BITS, GROUP = 4, 64
 
 @dataclass(frozen=True)
 class Decoding:
-    """Tokens a second of the bundled model, 4 bit, greedily, and which token is the first that is another one."""
+    """Greedy decoding speed of the bundled 4-bit model, and the first token that differs."""
 
     dtype: str
     new_tokens: int
@@ -41,7 +41,7 @@ class Decoding:
 
 
 def decoding(progress: Callable[[int, int], None] = lambda done, total: None) -> Decoding:
-    """Decode with the bundled model, quantized in memory: MLX's operations and the kernels that serve, in turn.
+    """Decode with the bundled model, quantized in memory: alternate MLX's operations and our kernels.
 
     `progress` gets the rounds done and the rounds in all.
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SIMULATOR = "python -m tests.simulator FILE"
 APART = ("flash_", "linear_attention")
-"""Beginnings of ops that are no part of a decoding step of the bundled model."""
+"""Prefixes of ops that are not used when the bundled model decodes."""
 COLUMNS = ("kernel", "type", "error", "speed", "of memory", "used", "case")
 
 
@@ -128,7 +128,7 @@ class Report:
 
 
 class Reporter(Protocol):
-    """Listener of an examination, which takes minutes."""
+    """Receiver of status lines and progress during `examine`, which takes minutes."""
 
     def say(self, text: str) -> None:
         """Take one line of narration."""
@@ -181,7 +181,7 @@ def _examined(known: Sequence[Case], about: Mapping[str, Any], reporter: Reporte
 
 
 def withdrawn(decided: Decisions, found: Decoding) -> Decisions:
-    """Decisions without the kernels of decoding, in the model's type, where they make a whole model slower."""
+    """Decisions without the decode kernels of the model's type, if they slow down the whole model."""
     if found.timing.highest >= 1:
         return decided
     keys = []

@@ -1,4 +1,4 @@
-"""The quick trial of Metal kernels: the forms that the model at hand asked for, tried while its engine is idle.
+"""Quick trial of the Metal kernels that the loaded model needs, while its engine is idle.
 
 A form is an op, a type and sizes (`approved.key`). Each is tried in a child process as `macllm doctor --kernels` tries
 it, correctness first and then speed, but for less time. Its decision is kept as soon as it is made.
@@ -49,7 +49,7 @@ class Process(Protocol):
 
 
 class QuickTrial:
-    """Trials of what `dispatch.undecided` names. `resume` and `pause` are called by the thread that owns the model."""
+    """Trials of the keys in `dispatch.undecided`; the model's thread calls `resume` and `pause`."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class QuickTrial:
         start: Callable[[Sequence[int], Effort], Process] = TrialProcess,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`start` begins to try the cases of these numbers, which are places in `cases`; `clock` tells seconds."""
+        """`start` begins to try cases by their index in `cases`; `clock` returns seconds."""
         self._tell, self._start, self._clock = tell, start, clock
         self._left_seconds = BUDGET_SECONDS
         self._known: list[Case] = []
@@ -71,7 +71,7 @@ class QuickTrial:
         self._thread: threading.Thread | None = None
 
     def resume(self) -> None:
-        """Go on where the last trial stopped, in a thread, if anything is left to try and the budget allows it."""
+        """Continue the last trial in a thread, if cases and budget are left."""
         busy = self._thread is not None and self._thread.is_alive()
         if busy or self._left_seconds <= 0 or not dispatch.undecided or is_validated() or not _has_room():
             return
@@ -116,7 +116,7 @@ class QuickTrial:
             self._left_seconds = 0.0
 
     def _try(self, numbers: Sequence[int]) -> None:
-        """Try cases in one process until all are, one speaks against its kernel, the budget is spent, or a pause."""
+        """Try cases in one process until done, a wrong kernel, the end of the budget, or a pause."""
         began, budget = self._clock(), self._left_seconds
         process = self._process = self._start(numbers, QUICK)
         try:
@@ -152,7 +152,7 @@ class QuickTrial:
         return [n for n, case in enumerate(self._known) if not case.timed and (case.op, case.dtype) in alike] + timed
 
     def _decide(self) -> None:
-        """Keep the decision of each form on which enough is known. A wrong kernel takes along what it was good for."""
+        """Save the decision of each form that is decided; a wrong kernel is rejected for all sizes."""
         decided: dict[str, bool] = {}
         reasons: dict[str, str] = {}
         for key in dict.fromkeys([*self._wanted, *(approved.load() or Decisions()).quick]):

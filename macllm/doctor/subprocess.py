@@ -1,4 +1,4 @@
-"""Trials of kernels in a child process: a kernel that brings its process down is a finding, not the end."""
+"""Kernel trials in a child process, so that a crash is a result and not the end."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TrialProcess:
 def trials(
     known: Sequence[Case], effort: Effort, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[CaseResult]:
-    """A verdict of each case. Of an op whose kernels bring a process down, or never end, the rest is left out.
+    """A result of each case; after a crash or timeout the op's other cases are skipped.
 
     `progress` gets the cases done and the cases in all.
     """

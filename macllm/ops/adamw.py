@@ -16,7 +16,7 @@ Updated = tuple[mx.array, mx.array, mx.array]
 
 
 class Scalars(NamedTuple):
-    """What a step is scaled by, each a float32 scalar."""
+    """Scale factors of a step, each a float32 scalar."""
 
     gradient: mx.array  # the gradient's factor: clipping, and the mean over tokens
     rate: mx.array  # the learning rate over the first moment's bias correction
@@ -32,7 +32,7 @@ def adamw(
     betas: tuple[float, float],
     epsilon: float,
 ) -> Updated:
-    """The weight and its two float32 moments after a step (Loshchilov and Hutter 2019, arXiv:1711.05101, alg. 2)."""
+    """The updated weight and its two float32 moments (AdamW: arXiv:1711.05101, alg. 2)."""
     kernels = native(weight, gradient, *moments)
     if kernels is not None:
         return kernels.adamw(weight, gradient, *moments, list(by), *betas, epsilon)
@@ -41,7 +41,7 @@ def adamw(
 
 @cache
 def _fused(beta1: float, beta2: float, epsilon: float) -> Callable[..., Updated]:
-    """The update of one tensor in one pass: it is bound by memory, and unfused it reads everything several times."""
+    """The fused update of one tensor: memory-bound, it reads each array only once."""
 
     def update(weight: mx.array, gradient: mx.array, mean: mx.array, square: mx.array, *by: Any) -> Updated:
         factor, rate, root, kept = by
@@ -55,5 +55,5 @@ def _fused(beta1: float, beta2: float, epsilon: float) -> Callable[..., Updated]
 
 
 def _compiles() -> bool:
-    """Whether MLX can fuse here: for a CPU under Linux it calls g++."""
+    """True if MLX can fuse here: on a Linux CPU it needs g++."""
     return mx.default_device() != mx.cpu or sys.platform != "linux" or shutil.which("g++") is not None

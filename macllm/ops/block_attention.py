@@ -1,4 +1,4 @@
-"""Attention of blocks of queries over the blocks of keys listed for each, in memory that grows with the lists."""
+"""Block-sparse attention: each block of queries attends to a list of blocks of keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def block_attention(
     lengths: mx.array | None = None,
     shared: SharedKeys | None = None,
 ) -> mx.array:
-    """softmax(scale * q k^T) v over listed blocks: (B, H, L, Dh) over twice (B, H, S, Dh) -> (B, H, L, Dh).
+    """softmax(scale * q k^T) v over listed blocks: (B, H, L, Dh), 2x (B, H, S, Dh) -> (B, H, L, Dh).
 
     A `window` hides keys that many positions away or more, where queries and keys are the same positions. Of each row
     `lengths` (B,) keys count. A query that sees no key gets the mean of the listed values.

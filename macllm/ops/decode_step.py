@@ -1,4 +1,4 @@
-"""One new token in each of a few rows through neighbouring residual branches, as one native op on a CPU.
+"""Fused decode step (CPU): consecutive residual branches of one new token per row, as one native op.
 
 `supports` is the question to ask first: other arrays go through the ops that a step is made of. Nothing here has a
 gradient, and arrays that are being differentiated are not supported.
@@ -63,7 +63,7 @@ class Slots(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Neighbouring branches: what `plan` made of each, the weights of all, and the slots of those with attention."""
+    """Consecutive branches: the plan of each, all their weights, and the slots of attention branches."""
 
     plans: Sequence[Any]
     weights: list[mx.array]
@@ -89,7 +89,7 @@ def plan(
     weights: Sequence[Weight],
     present: Sequence[bool],
 ) -> Any:
-    """All of a branch but its arrays. `norms` are those before, on and after it; `weights` its linear layers in turn.
+    """Plan of a branch: all but its arrays. `norms` are before, on and after it; `weights` in order.
 
     `present` says which arrays it has of those that it could have: weight and bias of each norm; weight, scales, biases
     and bias of each linear layer. `run` takes those that it has, in the same order.
@@ -120,5 +120,5 @@ def _norm_numbers(norm: NormWeight) -> tuple[float, float, float]:
 
 
 def run(x: mx.array, branches: Branches) -> mx.array:
-    """The stream after the branches: (B, 1, D) -> (B, 1, D). Raises ValueError for what `supports` refuses."""
+    """Run the branches: (B, 1, D) -> (B, 1, D). Raises ValueError for what `supports` refuses."""
     return cpu.kernels().steps(x, uses_int8_activations(), *branches)

@@ -1,4 +1,4 @@
-"""Which experts a token visits, and matrix products with the chosen ones' weights."""
+"""Mixture of experts: routing, and products with the chosen experts' weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _experts(x: mx.array, e: ExpertWeights, chosen: mx.array, weights: mx.array,
 
 
 def expert_outputs(x: mx.array, e: ExpertWeights, chosen: mx.array) -> mx.array:
-    """E(x) = (act(x G_e^T) * x U_e^T) D_e^T of each chosen expert: (..., 1 or T, 1, D), int (..., T) -> (..., T, D)."""
+    """(act(x G_e^T) * x U_e^T) D_e^T per expert: (..., 1 or T, 1, D), int (..., T) -> (..., T, D)."""
     h = gated(gather_linear(x, e.gate, chosen), gather_linear(x, e.up, chosen), e.activation)  # (..., T, 1, F)
     return gather_linear(h, e.down, chosen).squeeze(-2)
 

@@ -1,4 +1,4 @@
-"""A kernel with its fallback, which serves in its place and lends it its gradients."""
+"""A kernel with its fallback, which also computes its gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _NotServedError(Exception):
 
 
 def kernel_or(kernel: Callable[..., Result | None], fallback: Callable[..., Result], *args: Any) -> Result:
-    """kernel(*args), or fallback(*args) where the kernel returns None; gradients are the fallback's either way.
+    """kernel(*args), or fallback(*args) if that returns None; gradients are always the fallback's.
 
     Arguments are arrays, NamedTuples of arguments, and constants. Only arrays of floats are differentiated.
     """

@@ -45,7 +45,7 @@ def _decode_op(kv: KV) -> str:
 
 
 def _prefill_op(kv: KV, mask: AttentionMask) -> str:
-    """Op name of a prefill; an op for itself where MLX's attention needs a dense mask, which makes it slower."""
+    """Op name of a prefill; a separate op where MLX's attention would need a dense mask."""
     packed = "" if isinstance(kv, Dense) else "_packed"
     return f"flash_prefill{packed}{'_masked' if mask.is_masked else ''}"
 

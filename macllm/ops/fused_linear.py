@@ -1,4 +1,4 @@
-"""Linear layers of a few rows by our Metal kernels, with the norm before them and the residual after them.
+"""Linear layers of a few rows by our Metal kernels, fused with their norm and residual.
 
 Every function returns None where no kernel serves; `linear` and `experts` then fall back to MLX's operations. None has
 a gradient: `fallback.kernel_or` lends them the fallback's.
@@ -67,7 +67,7 @@ def linears(x: mx.array, weights: Sequence[Weight], norm: NormWeight) -> list[mx
 def experts(
     x: mx.array, e: ExpertWeights, chosen: mx.array, weights: mx.array, residual: mx.array | None
 ) -> mx.array | None:
-    """residual + the weighted sum of each token's experts: (..., D), chosen and weights (..., T) -> (..., D)."""
+    """residual + weighted sum of each token's experts: (..., D), chosen and weights (..., T) -> (..., D)."""
     rows = x.reshape(-1, x.shape[-1])
     known = [m for m in map(_matrix, (e.gate, e.up, e.down)) if m is not None and qmv.supports(rows, m)]
     if len(known) < 3 or e.activation not in qmv.ACTIVATIONS or not dispatch.metal("moe", x.dtype, rows.shape[0]):

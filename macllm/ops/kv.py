@@ -1,4 +1,4 @@
-"""How keys and values lie in memory: the typed views that a cache hands to attention."""
+"""Typed keys and values, dense or quantized, that a cache hands to attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Keys and values as `mx.quantize` packs them, (packed, scales, biases) each, in groups along the head.
+    """Keys and values packed by `mx.quantize`: (packed, scales, biases) each, in groups along the head.
 
     `head_dim` is what a head had before it was padded to whole groups.
     """
@@ -40,7 +40,7 @@ class Quantized:
 
 
 def quantize(rows: mx.array, bits: int, group_size: int) -> tuple[mx.array, ...]:
-    """(B, K, L, Dh) -> packed, scales, biases, in groups along the head, filled up with zeros to whole groups."""
+    """(B, K, L, Dh) -> packed, scales, biases; heads are zero-padded to whole groups."""
     kernels = native(rows)
     packed = None if kernels is None else kernels.pack(rows, bits, group_size)
     if packed is not None:

@@ -1,4 +1,4 @@
-"""Linear layers over typed weights, with the norm before them and the residual after them; token tables."""
+"""Linear layers over typed weights, with an optional norm and residual; embedding rows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def adapted(y: mx.array, x: mx.array, w: AdaptedWeight) -> mx.array:
 
 
 def dense_linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
-    """x W^T + b: (..., D), (F, D), (F,) -> (..., F). Weights of 16 bits leave float32 activations what they are."""
+    """x W^T + b: (..., D), (F, D), (F,) -> (..., F). Float32 activations stay float32."""
     half = x.dtype == mx.float32 and weight.dtype in HALVES
     kernels = native(x, bias) if half or weight.dtype == mx.float32 else None
     if kernels is not None and blas.has_serial_sgemm():
@@ -80,11 +80,11 @@ def dense_linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) ->
 
 
 def rows(table: mx.array, tokens: mx.array) -> mx.array:
-    """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
+    """Rows of a table (V, D): int (...) -> (..., D); float32 on a CPU, which only emulates 16 bits."""
     found = table[tokens]
     return found.astype(mx.float32) if mx.default_device() == mx.cpu else found
 
 
 def supports_half_weights() -> bool:
-    """Whether a kernel here multiplies float32 by 16-bit matrices as they are."""
+    """True if a kernel here multiplies float32 by 16-bit matrices without converting them."""
     return mx.default_device() == mx.cpu and cpu.available() and blas.has_serial_sgemm()

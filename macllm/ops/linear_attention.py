@@ -1,4 +1,4 @@
-"""Attention whose weights are products of features, so that a state of one size holds all keys and values."""
+"""Linear attention: weights are products of features, so a fixed-size state holds all keys and values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class State(NamedTuple):
 def linear_attention(
     q: mx.array, k: mx.array, v: mx.array, *, causal: bool = True, state: State | None = None
 ) -> tuple[mx.array, State]:
-    """Each query's mean of the values, weighted by products of features that are not negative; and the state after it.
+    """Each query's mean of the values, weighted by products of nonnegative features; and the new state.
 
     Features q and k (B, H, L, M), v (B, H, L, D) -> (B, H, L, D). `state` holds keys that came before: chunks one after
     another, down to single tokens, give what the whole gives. A key whose features are 0 is not there; a query that
@@ -49,7 +49,7 @@ def linear_attention(
 def linear_attention_reference(
     q: mx.array, k: mx.array, v: mx.array, *, causal: bool = True, state: State | None = None
 ) -> tuple[mx.array, State]:
-    """The same in plain operations and float32, a chunk of rows at a time: memory grows with the length alone."""
+    """`linear_attention` in plain float32 operations, by chunks: memory is linear in the length."""
     length, (sums, norm) = q.shape[2], state or State.before(q, v)
     size = min(_CHUNK, length) if causal else length
     queries, keys, values = (_chunks(x.astype(mx.float32), size) for x in (q, k, v))  # (B, H, N, size, M or D)
@@ -101,7 +101,7 @@ def elu_features(x: mx.array) -> mx.array:
 
 
 def random_projection(features: int, dim: int, *, seed: int) -> mx.array:
-    """(M, D) float32: rows of normal numbers, each D of them at right angles to one another. arXiv:2009.14794, 2.4."""
+    """(M, D) float32: Gaussian rows, orthogonal in blocks of D. arXiv:2009.14794, 2.4."""
     blocks = -(-features // dim)
     directions_key, lengths_key = mx.random.split(mx.random.key(seed))
     q, r = mx.linalg.qr(mx.random.normal((blocks, dim, dim), key=directions_key), stream=mx.cpu)

@@ -1,4 +1,4 @@
-"""QK norm, RoPE and (B, L, H * Dh) -> (B, H, L, Dh), between the projections and attention; keys and values packed."""
+"""Fused QK norm, RoPE and (B, L, H * Dh) -> (B, H, L, Dh); optionally quantizes keys and values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = tuple[mx.array, ...]
 def qk_norm_rope(
     q: mx.array, k: mx.array, v: mx.array, heads: HeadParams, offset: int | mx.array, packing: Packing | None = None
 ) -> tuple[mx.array, Rows]:
-    """Queries (B, H, L, Dh), and keys then values (B, K, L, Dh), from projections (B, L, H * Dh), (B, L, K * Dh) twice.
+    """(B, L, H * Dh), 2x (B, L, K * Dh) -> queries (B, H, L, Dh), and keys then values (B, K, L, Dh).
 
     `offset` is the position of the first token, one for all rows or (B,). With `packing` keys and values come as
     `mx.quantize` packs them: words, scales and biases of each.

@@ -21,7 +21,7 @@ _activations: ContextVar[Activations] = ContextVar("activations", default="int8"
 
 @contextmanager
 def using_activations(form: Activations) -> Iterator[None]:
-    """In this block, whether a kernel may round the activations of a few tokens to 8 bits ("int8") or not ("float")."""
+    """Allow ("int8") or forbid ("float") rounding a few tokens' activations to 8 bits in this block."""
     token = _activations.set(form)
     try:
         yield
@@ -45,7 +45,7 @@ def quantized_matmul(x: mx.array, w: PackedWeight) -> mx.array:
 
 
 def quantized_rows(w: PackedWeight, tokens: mx.array) -> mx.array:
-    """Rows of a table (V, D) by token: int (...) -> (..., D), float32 on a CPU, which only emulates 16 bits."""
+    """Rows of a table (V, D): int (...) -> (..., D); float32 on a CPU, which only emulates 16 bits."""
     kernels = _kernels(w)
     if kernels is not None:
         return kernels.quantized_rows(w.words, w.scales, w.biases, tokens, w.group_size, w.bits)
@@ -56,7 +56,7 @@ def quantized_rows(w: PackedWeight, tokens: mx.array) -> mx.array:
 
 
 def supports_half_scales() -> bool:
-    """Whether a kernel here multiplies float32 by matrices whose scales have 16 bits."""
+    """True if a kernel here multiplies float32 by matrices with 16-bit scales."""
     return mx.default_device() == mx.cpu and cpu.available()
 
 
@@ -76,7 +76,7 @@ def quantized_gather_matmul(x: mx.array, w: PackedWeight, chosen: mx.array) -> m
 
 
 def uses_int8_activations() -> bool:
-    """Whether a kernel may round the activations of a few tokens to 8 bits."""
+    """True if a kernel may round the activations of a few tokens to 8 bits."""
     return _activations.get() == "int8"
 
 

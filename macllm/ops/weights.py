@@ -33,7 +33,7 @@ class PackedWeight(NamedTuple):
 
 
 class AdaptedWeight(NamedTuple):
-    """`base` plus scale * A B, with A (D, r) and B (r, F); `dropout` is the adapter's rate (arXiv:2106.09685)."""
+    """`base` plus scale * A B, with A (D, r), B (r, F) and the adapter's `dropout` (arXiv:2106.09685)."""
 
     base: DenseWeight | PackedWeight
     a: mx.array

@@ -1,4 +1,4 @@
-"""What the doctor's trials find: right kernels, wrong ones and why, and which are faster beyond noise."""
+"""The doctor's trials find right and wrong kernels, and those that are faster beyond noise."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_trials_go_through_all_that_they_are_given() -> None:
 
 @pytest.fixture
 def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where decisions are kept, with none there."""
+    """The path of saved decisions, with none saved."""
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "cache" / "native"))
     monkeypatch.delenv("MACLLM_METAL", raising=False)
     approved.load.cache_clear()

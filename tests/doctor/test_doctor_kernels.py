@@ -1,4 +1,4 @@
-"""`macllm doctor --kernels`: without Metal it says so; with it, here the simulator, it tries, decides and reports."""
+"""`macllm doctor --kernels` without Metal, and with it (here the simulator)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def some() -> list[Case]:
 
 
 def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None:
-    """Kernels run in the simulator, whose time says nothing: qmv is said to be slower, the others to be faster."""
+    """Run kernels in the simulator with made-up times: qmv slower, the others faster."""
     for number in numbers:
         case = some()[number]
         with simulated(How(build="fast")):

@@ -1,4 +1,4 @@
-"""`macllm doctor` on memory, disk, terminal and caches, on any machine; on a Mac also what its GPU may take."""
+"""`macllm doctor` reports memory, disk, terminal and caches; on a Mac also the GPU's limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quick trial of Metal kernels: what it tries, decides and keeps, what stops it, and where it goes on."""
+"""The quick trial of Metal kernels: its cases, decisions, interruptions and resumption."""
 
 from __future__ import annotations
 
@@ -473,7 +473,7 @@ def all_faster(parent: Parent, numbers: list[int], effort: Effort) -> None:
 
 
 def load_on_a_mac(name: str, adapter: str | None = None) -> tuple[Any, Any]:
-    """A model that asks for a kernel, in a process that believes in a GPU; its name is that of the trial's target."""
+    """A model that requests a kernel, in a process with a pretended GPU."""
     from tests.generation import generate_fakes
 
     class Model(generate_fakes.FakeModel):

@@ -1,4 +1,4 @@
-"""Arrays that lie in memory otherwise than their shapes say, each with room of its own around what it shows."""
+"""Arrays with unusual strides, each a view of a larger buffer."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def random(*shape: int, seed: int = 0) -> mx.array:
 
 
 def counts(blocks: list, head: int, length: int, count: int) -> np.ndarray:
-    """How many times each query sees each key: (L, S)."""
+    """Counts of each key seen by each query: (L, S)."""
     seen = np.zeros((length, count))
     for query in range(length):
         for block in blocks[head % len(blocks)][query // SIZE]:

@@ -1,4 +1,4 @@
-"""Native kernels for MLX's CPU backend on Linux, float32, with gradients: compiled once, beside what needs them.
+"""Native float32 kernels with gradients for MLX's CPU backend on Linux, compiled once per machine.
 
 While they are compiled MLX's own operations serve. The kernels are taken when they are there and no completion is in
 progress (`held`): the implementation never changes in the middle of one.
@@ -31,7 +31,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Compiling:
-    """State of a compilation, in files made of all: `beside` other work or waited for; `over` once it has ended."""
+    """Progress of a compilation in files; `beside` means in the background, `over` that it has ended."""
 
     done: int
     total: int
@@ -54,7 +54,7 @@ def available() -> bool:
 
 
 def begin() -> str | None:
-    """Take the kernels if they are there and nothing keeps them off, else see to it that they are being compiled.
+    """Load the kernels if they are compiled and not held back, else start compiling them.
 
     Returns what the user should know where they cannot be had, once.
     """
@@ -76,7 +76,7 @@ def begin() -> str | None:
 
 
 def prepare(progress: Progress | None = None) -> str | None:
-    """Wait for the kernels and take them; what the user should know where they cannot be had, told only once."""
+    """Wait for the kernels and load them; returns a message if they are unavailable, once only."""
     global _compilation
     with _lock:
         if _module is not None or _reason is not None or not _allowed():
@@ -101,7 +101,7 @@ def wait() -> None:
 
 
 def prepare_for(floats: int, packed: int) -> None:
-    """Make ready for a model of so many parameters: wait for the kernels unless MLX's operations answer sooner.
+    """Prepare for a model of this size: wait for the kernels unless MLX's operations answer sooner.
 
     `packed` are those of quantized matrices. What the user should know is told as by `available`.
     """
@@ -151,7 +151,7 @@ def compiling() -> Compiling | None:
 
 
 def reason() -> str | None:
-    """Why the kernels cannot be used; None while they can or nobody has asked."""
+    """Reason why the kernels cannot be used; None while they can or before the first use."""
     return _reason
 
 
@@ -209,7 +209,7 @@ def _state(compilation: Compilation) -> Compiling:
 
 
 def _open(path: Path) -> ModuleType:
-    """The module at `path`, tried on one array: one built for another MLX loads but fails when it is called."""
+    """Load the module at `path` and call it once: one built for another MLX loads, then fails."""
     import mlx.core as mx
 
     try:

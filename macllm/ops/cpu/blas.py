@@ -25,7 +25,7 @@ RELOCATION_BYTES, SYMBOL_BYTES = 24, 24
 
 @dataclass(frozen=True)
 class Blas:
-    """What serves MLX's float32 matmul: `name`, its `threads`, and why it is not OpenBLAS where it is not."""
+    """The BLAS behind MLX's float32 matmul: `name`, `threads`, and the reason if not OpenBLAS."""
 
     name: str
     threads: int
@@ -52,7 +52,7 @@ def install() -> Blas:
 
 
 def divide(kernels: ModuleType) -> None:
-    """Let the native kernels multiply for MLX; what is narrow they cut into blocks of single-threaded OpenBLAS."""
+    """Route MLX's sgemm to the native kernels, which split narrow products over serial OpenBLAS calls."""
     if not _kept:
         return
     global _divided
@@ -63,7 +63,7 @@ def divide(kernels: ModuleType) -> None:
 
 
 def has_serial_sgemm() -> bool:
-    """Whether the native kernels have a single-threaded sgemm of OpenBLAS to call."""
+    """True if the native kernels can call a single-threaded sgemm of OpenBLAS."""
     return _divided
 
 
@@ -91,7 +91,7 @@ def _install() -> Blas:
 
 
 def rebind(symbol: str, address: int) -> str | None:
-    """Make libmlx call `address` for `symbol` of its bundled BLAS; None when done, else why it was left alone.
+    """Make libmlx call `address` for `symbol` of its bundled BLAS; returns the reason if it cannot.
 
     Left alone when the entry is not the bundled BLAS's any more (a preloaded BLAS is the user's choice).
     """

@@ -1,4 +1,4 @@
-"""The native kernels for this machine as files: their place in the cache, and the commands that make them."""
+"""Cache paths and compiler commands of the native kernels for this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from macllm.files import sync
 HERE = Path(__file__).parent
 NAME = "macllm_native"
 NANOBIND = "3.1.0"
-"""The one whose ABI tag MLX 0.32's own bindings carry; with others the module loads but does not know mlx arrays."""
+"""The version whose ABI tag MLX 0.32 has; with others the module does not accept mlx arrays."""
 
 KERNELS = (
     "penalties",
@@ -42,7 +42,7 @@ KERNELS = (
     "quantized_few",
     "linear",
 )
-"""Sources in the order of compilation, the fastest first, so that a command that ends early keeps most files."""
+"""Sources, the fastest to compile first, so that an interrupted compilation keeps most files."""
 COMMON = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasing")
@@ -58,11 +58,11 @@ INSTRUCTION_SETS = {
     "__ARM_FEATURE_DOTPROD": "NEON with dot products",
     "__ARM_NEON": "NEON",
 }
-"""What the kernels have code for, the best first, by the macro with which a compiler says that it may use it."""
+"""Instruction sets that the kernels support, the best first, by their compiler macro."""
 
 
 class BuildError(Exception):
-    """Why the kernels cannot be compiled here, in one line, and what the user can do about it."""
+    """A failed compilation: the reason in one line, and a remedy for the user."""
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
         super().__init__(message)
@@ -82,7 +82,7 @@ class Object:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: $MACLLM_NATIVE_CACHE, else under $MACLLM_HOME, else in the XDG cache."""
+    """Folder of compiled kernels: $MACLLM_NATIVE_CACHE, else under $MACLLM_HOME, else the XDG cache."""
     chosen, home = os.environ.get("MACLLM_NATIVE_CACHE"), os.environ.get("MACLLM_HOME")
     if chosen or home:
         return Path(chosen) if chosen else Path(str(home)) / "cache" / "native"
@@ -90,12 +90,12 @@ def cache_folder() -> Path:
 
 
 def library() -> Path:
-    """Where the module for this source, these versions and this CPU is, built or not. Raises: BuildError."""
+    """Path of the module for this source, these versions and this CPU, built or not. Raises: BuildError."""
     return cache_folder() / _key() / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def whole(path: Path) -> bool:
-    """True for a file with an intact seal: the loader would run what is left of a damaged module, and crash."""
+    """True if the file's seal is intact: loading a damaged module would crash."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -113,7 +113,7 @@ def compiler() -> str:
 
 
 def flags() -> list[str]:
-    """How kernels are compiled: $MACLLM_NATIVE_ARCH is the CPU, else this one; $MACLLM_NATIVE_FLAGS come last."""
+    """Compiler flags: for $MACLLM_NATIVE_ARCH, else this CPU; $MACLLM_NATIVE_FLAGS come last."""
     architecture = os.environ.get("MACLLM_NATIVE_ARCH") or "native"
     return [*COMMON, *FAST, f"-march={architecture}", *_extra()]
 
@@ -199,7 +199,7 @@ def _cpu() -> str:
 
 
 def objects() -> list[Object]:
-    """The object files of the module, kernels first: where the flags are wrong, those show it. Raises: BuildError."""
+    """The module's object files, kernels first, which fail first on wrong flags. Raises: BuildError."""
     includes = [flag for folder in _includes() for flag in ("-I", folder)]
     limited = ["-DPy_LIMITED_API=0x030C0000"] if _stable_abi() else []
     glue = [*COMMON, *GLUE, *includes, *limited, *_extra()]
@@ -221,7 +221,7 @@ def link_arguments(objects: list[Object]) -> list[str]:
 
 
 def seal(path: Path) -> None:
-    """Put the hash of a module or object file behind it, where no linker or loader looks, and both onto the disk."""
+    """Append a hash to a module or object file, where linkers and loaders ignore it, and sync to disk."""
     content = path.read_bytes()
     with path.open("ab") as file:
         file.write(_hash(content))
@@ -229,7 +229,7 @@ def seal(path: Path) -> None:
 
 
 def _stable_abi() -> bool:
-    """Whether MLX's own module uses Python's stable ABI, which is then part of nanobind's tag."""
+    """True if MLX's own module uses Python's stable ABI, which is then part of nanobind's tag."""
     spec = importlib.util.find_spec("mlx.core")
     return spec is not None and ".abi3." in str(spec.origin)
 

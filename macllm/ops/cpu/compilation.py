@@ -1,4 +1,4 @@
-"""A compilation of the kernels, as those who wait for it see it: it goes on in a child process and ends with them."""
+"""A compilation of the kernels in a child process, seen from the parent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ END_SECONDS = 0.5
 TELL_SECONDS = 0.5
 
 Progress = Callable[[int, int], object]
-"""Called many times a second with the steps done and the steps in all; what it raises gives the compilation up."""
+"""Callback (steps done, steps in all), many times a second; an exception from it ends the compilation."""
 
 
 class Compilation:
@@ -101,7 +101,7 @@ class Compilation:
 
 
 def ensure(progress: Progress | None = None) -> Path:
-    """The compiled module, compiled now if it is not there; several processes may ask at once. Raises: BuildError."""
+    """Path of the module, compiled now if missing; safe across processes. Raises: BuildError."""
     target = library()
     if not whole(target):
         log.info("compiling the CPU kernels for this machine, once")

@@ -1,4 +1,4 @@
-"""Compile the kernels: the work of a child process, whose compilers end with it. Finished object files are kept."""
+"""Child process that compiles the kernels; its compilers end with it, finished files are kept."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _EndedError(Exception):
 
 
 def compile_kernels(parent: Parent, target: Path, folder: Path, beside: bool) -> None:
-    """Compile what is missing of the module `target`, for a parent that waits or, `beside` its work, when cores idle.
+    """Compile the missing files of the module `target`; `beside` means at low priority.
 
     `folder` is made for what is unfinished, and removed.
     """
@@ -159,7 +159,7 @@ def _run_all(
     folder: Path,
     tell: Callable[[int], object],
 ) -> None:
-    """Make each file from its arguments, as many at a time as there are cores. No compiler outlives this call.
+    """Compile each file with its arguments, one compiler per core. No compiler outlives this call.
 
     A file is made in `folder`, sealed, and then takes its place.
     """

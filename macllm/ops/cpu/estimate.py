@@ -1,4 +1,4 @@
-"""An estimate of the sooner answer where kernels have yet to be compiled: by MLX's own operations, or by kernels.
+"""Estimate of which answers sooner: MLX's own operations, or kernels yet to be compiled.
 
 The rates are of one core of a server of 2021 or later; a rate that is off by half moves the size of model that waits
 by half, which costs nobody more than the compilation itself.
@@ -19,7 +19,7 @@ MOST_MEMORY = 0.5  # of the machine's, for weights in float32 that kernels would
 
 
 def answer_seconds(floats: int, packed: int, *, cores: int, openblas: bool) -> float:
-    """Seconds that MLX's operations take for a short answer of a model with so many float and packed parameters."""
+    """Seconds of a short answer by MLX's operations, for counts of float and packed parameters."""
     tokens = PROMPT_TOKENS + ANSWER_TOKENS
     seconds = tokens * 2 * packed / MULTIPLIED_PACKED
     if not openblas:

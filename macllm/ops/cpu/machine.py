@@ -1,4 +1,4 @@
-"""What of this machine the CPU kernels may use."""
+"""Threads and permission for the CPU kernels on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def wanted() -> bool:
-    """Whether native code is allowed (`MACLLM_NATIVE=0` forbids it)."""
+    """True if native code is allowed (`MACLLM_NATIVE=0` forbids it)."""
     return os.environ.get("MACLLM_NATIVE", "1") != "0"
 
 
@@ -22,7 +22,7 @@ def compute_threads() -> int:
 
 
 def physical_cores() -> int:
-    """Cores this process may compute on: its affinity and its container's quota, two hyperthreads counted once."""
+    """Physical cores this process may use, by its affinity and its container's quota."""
     allowed = os.sched_getaffinity(0)
     siblings = {_siblings(number) for number in allowed}
     return max(1, min(len(siblings), _quota()))

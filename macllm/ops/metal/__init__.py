@@ -45,7 +45,7 @@ class KernelCall:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What MLX's kernel takes beside its text."""
+        """Arguments of MLX's kernel, apart from its source."""
         return {
             "inputs": list(self.inputs.values()),
             "template": list(self.template.items()),
@@ -58,7 +58,7 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class KernelSource:
-    """A kernel's text: functions, and the lines that MLX makes a kernel of."""
+    """A kernel's source: `header` functions, and the `source` of its body."""
 
     header: str
     source: str
@@ -66,7 +66,7 @@ class KernelSource:
 
 @cache
 def kernel_source(kernel: str) -> KernelSource:
-    """The text of `<kernel>.metal` and of what it includes. Lines that begin with `//:` are the source."""
+    """Source of `<kernel>.metal` and its includes. Lines that begin with `//:` are the body."""
     lines = _lines(_path(kernel))
     source = [line.removeprefix("//:").removeprefix(" ") for line in lines if line.startswith("//:")]
     return KernelSource("\n".join(line for line in lines if not line.startswith("//:")) + "\n", "\n".join(source))
@@ -86,17 +86,17 @@ def _lines(path: Path) -> list[str]:
 
 
 class KernelError(RuntimeError):
-    """Metal does not take a kernel."""
+    """Metal rejects a kernel."""
 
 
 def launch(call: KernelCall) -> list[mx.array]:
-    """The outputs of a dispatch. Raises KernelError where Metal does not take the kernel."""
+    """Launch a kernel; returns its outputs. Raises KernelError if Metal rejects the kernel."""
     return _executor.get()(call)
 
 
 @contextmanager
 def executed_by(executor: Callable[[KernelCall], list[mx.array]]) -> Iterator[None]:
-    """Let something else than the GPU run kernels in this block."""
+    """Run kernels by `executor` instead of the GPU in this block."""
     token = _executor.set(executor)
     try:
         yield
@@ -105,7 +105,7 @@ def executed_by(executor: Callable[[KernelCall], list[mx.array]]) -> Iterator[No
 
 
 def options(call: KernelCall) -> dict[str, Any]:
-    """What `mx.fast.metal_kernel` makes a call's kernel of."""
+    """Arguments of `mx.fast.metal_kernel` for a call."""
     return {
         "name": call.kernel,
         "input_names": list(call.inputs),
@@ -132,7 +132,7 @@ def _on_gpu(call: KernelCall) -> list[mx.array]:
 
 
 def _prove(call: KernelCall, outputs: list[mx.array]) -> None:
-    """Compute the first outputs of each form of a kernel at once: what fails must do so before others build on it."""
+    """Evaluate the first outputs of each form of a kernel now, so that it fails before it is used."""
     form = call.kernel, call.threadgroup, *call.template.values()
     if form in _proven:
         return

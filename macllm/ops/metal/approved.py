@@ -1,4 +1,4 @@
-"""Metal kernels that serve on this machine: those that a trial on it has found right and faster than MLX's."""
+"""Decisions on Metal kernels: those that a trial here found correct and faster than MLX's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SYSTEM = Path("/System/Library/CoreServices/SystemVersion.plist")
 
 @dataclass(frozen=True)
 class Decisions:
-    """Decisions made on this machine, by op, type and bucket, and the reason for each that is against a kernel.
+    """Decisions by op, type and bucket, with the reason for each rejected kernel.
 
     Those named in `quick` come from a quick trial and give way to the whole test's.
     """
@@ -53,7 +53,7 @@ def key(op: str, dtype: mx.Dtype, size: int) -> str:
 
 
 def decision(op: str, dtype: mx.Dtype, size: int) -> bool | None:
-    """The decision on an op's kernels here, None where there is none; MACLLM_METAL=1 and 0 decide on all of them."""
+    """The decision on an op's kernels; None if undecided. MACLLM_METAL=1 or 0 overrides all."""
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
         return asked == "1"
@@ -63,7 +63,7 @@ def decision(op: str, dtype: mx.Dtype, size: int) -> bool | None:
 
 @contextmanager
 def override(decided: Decisions) -> Iterator[None]:
-    """Let these decisions hold in this block."""
+    """Use these decisions in this block."""
     token = _override.set(decided)
     try:
         yield
@@ -72,14 +72,14 @@ def override(decided: Decisions) -> Iterator[None]:
 
 
 def save(decided: Decisions) -> Path:
-    """Keep the whole test's decisions for machines, systems, MLX and kernels like these; returns the file."""
+    """Save the whole test's decisions for this machine, system, MLX and kernels; returns the file."""
     path = _write(decided)
     load.cache_clear()
     return path
 
 
 def add(found: Decisions) -> Path:
-    """Keep decisions of a quick trial beside those that are kept; of the whole test's none is changed.
+    """Add decisions of a quick trial to the saved ones; those of the whole test stay.
 
     They hold in this process once `load.cache_clear` is called, which is for a moment without a completion.
     """
@@ -93,7 +93,7 @@ def add(found: Decisions) -> Path:
 
 @contextmanager
 def alone(*, wait: bool) -> Iterator[bool]:
-    """Keep other processes of this machine from timing kernels in this block; False where one does, unless `wait`."""
+    """Lock the timing of kernels on this machine; yields False if it is taken, unless `wait`."""
     path = _path().with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -107,7 +107,7 @@ def alone(*, wait: bool) -> Iterator[bool]:
 
 @cache
 def load() -> Decisions | None:
-    """Decisions made here; None where there are none, or for another machine, system, MLX or kernels."""
+    """Saved decisions; None without any, or if they are of another machine, system, MLX or kernels."""
     return _read()
 
 
@@ -150,7 +150,7 @@ def machine() -> dict[str, Any]:
 
 
 def kernels_hash() -> str:
-    """Of all kernels' texts, and of how they are dispatched."""
+    """Hash of all kernels' sources and of their launchers."""
     files = sorted([*HERE.rglob("*.metal"), *HERE.rglob("*.py")])
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]
 

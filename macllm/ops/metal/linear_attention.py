@@ -1,4 +1,4 @@
-"""How linear attention and its gradients are dispatched."""
+"""Launcher of linear attention and its gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DECODED = 32  # columns of a threadgroup that decodes
 
 
 def supports(q: mx.array, k: mx.array, v: mx.array) -> bool:
-    """Whether there are kernels for these features (B, H, L, M) and values (B, H, L, D)."""
+    """True if kernels support these features (B, H, L, M) and values (B, H, L, D)."""
     return all(x.dtype in DTYPES and x.shape[3] % 8 == 0 for x in (q, k, v)) and q.shape == k.shape
 
 
@@ -64,7 +64,7 @@ def gradients(
 def states(
     a: mx.array, b: mx.array, sums: mx.array, norm: mx.array, *, causal: bool, extra: mx.array | None = None
 ) -> KernelCall:
-    """States before each chunk and after all; with `extra`, after each chunk, last first. One chunk if not causal."""
+    """States before each chunk, and the last; with `extra`, in reverse. One chunk if not causal."""
     (batch, heads, length, features), dim = a.shape, b.shape[3]
     size = CHUNK if causal else length
     chunks = -(-length // size)
@@ -110,7 +110,7 @@ def gradient(
     causal: bool,
     side: int,
 ) -> KernelCall:
-    """(B, H, L, U): q's gradient (`side` 1), k's (2) or v's (0), of `rows` x and y (B, H, L, P) and values."""
+    """(B, H, L, U): gradient of q (`side` 1), k (2) or v (0) from `rows` x, y (B, H, L, P) and values."""
     x, y, values = rows
     width = _slab(values.shape[3], _MOST_COLUMNS)
     grid, threadgroup = _grid(values, width)
@@ -153,7 +153,7 @@ def decode(q: mx.array, k: mx.array, v: mx.array, sums: mx.array, norm: mx.array
 
 
 def whole(x: mx.array) -> mx.array:
-    """(B, H, L, ...) in one piece, with zeros up to whole squares: keys without features are seen by nobody."""
+    """Contiguous (B, H, L, ...), zero-padded to whole tiles: keys without features have no weight."""
     more = -x.shape[2] % _ROWS
     return mx.contiguous(mx.pad(x, [(0, 0), (0, 0), (0, more), *[(0, 0)] * (x.ndim - 3)]) if more else x)
 

@@ -163,7 +163,7 @@ def test_queries_keys_and_values_are_read_where_they_lie(
 
 
 def edges() -> list[Case]:
-    """Windows and chunks that just cover the first or the last key, or just miss it, for some of the queries."""
+    """Windows and chunks that just cover, or just miss, the first or last key for some queries."""
     cases = []
     for T, S in ((1, 20), (3, 20), (70, 100), (3, 600)):
         first = S - T  # the position of the first query

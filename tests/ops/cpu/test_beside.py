@@ -1,4 +1,4 @@
-"""Kernels that are compiled beside what needs them: nobody waits who need not, and nothing changes in a completion."""
+"""Kernels compiled in the background: no needless waits, and no change within a completion."""
 
 from __future__ import annotations
 

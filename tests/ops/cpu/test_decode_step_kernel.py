@@ -1,4 +1,4 @@
-"""A decoding step's branches against float64 numpy, whatever norms, biases, turns and layouts they have."""
+"""Decode-step branches against float64 numpy, for all norms, biases, rotations and layouts."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def rows_of(case: Case, parts: list[mx.array], group: int) -> Array:
 
 
 def largest_step(case: Case, parts: list[mx.array]) -> float:
-    """How far apart codes are, at most; 0 where there are none."""
+    """The largest distance between codes; 0 without codes."""
     return float(mx.abs(parts[1]).max()) if case.kv_bits else 0.0
 
 

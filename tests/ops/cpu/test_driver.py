@@ -32,7 +32,7 @@ QEMU = ("qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu")
 
 @dataclass(frozen=True)
 class Target:
-    """How the kernels are compiled, and what they run on."""
+    """A compilation target: compiler flags, and the command that runs the result."""
 
     architecture: str = "native"
     flags: str = ""
@@ -79,13 +79,13 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list
 
 
 def _fixed_addresses() -> list[str]:
-    """What to put before a command, where that is allowed: older sanitizers do not expect all places of memory."""
+    """Prefix of a command that turns off address randomization, for older sanitizers."""
     fixed = ["setarch", "-R"]
     return [] if subprocess.run([*fixed, "true"], capture_output=True).returncode else fixed
 
 
 def _absent(target: Target) -> str | None:
-    """Why a target cannot be had here."""
+    """Reason why a target is unavailable here."""
     if not X86 and (target.compiler or target.needs):
         return "the native kernels are NEON's here"
     if target.needs and target.needs not in Path("/proc/cpuinfo").read_text().split():

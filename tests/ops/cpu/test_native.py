@@ -1,4 +1,4 @@
-"""How the native module behaves inside MLX: laziness, layouts, types, compilation and being turned off."""
+"""The native module inside MLX: laziness, layouts, types, compilation, and turning it off."""
 
 from __future__ import annotations
 

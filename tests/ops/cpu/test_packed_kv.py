@@ -1,4 +1,4 @@
-"""Attention over quantized keys and values, and how rows are packed: against numpy in float64 and MLX's own packing."""
+"""Attention over quantized keys and values, against float64 numpy and MLX's own packing."""
 
 from __future__ import annotations
 

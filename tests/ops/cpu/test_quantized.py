@@ -62,7 +62,7 @@ def within(got: mx.array, want: Array, bound: Array) -> None:
 
 
 def rounding_of_activations(x: Array, bits: int) -> Array:
-    """How far from an activation its int8 may be: half a step of the scale that it shares with its neighbours."""
+    """Largest rounding error of an int8 activation: half a step of its group's scale."""
     neighbours = NEIGHBOURS[bits] if x.size // x.shape[-1] <= FEW_ROUNDED else MANY_NEIGHBOURS
     shared = x.reshape(*x.shape[:-1], -1, neighbours)
     top = np.abs(shared.astype(np.float64)).max(-1, keepdims=True)

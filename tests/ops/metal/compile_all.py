@@ -1,4 +1,4 @@
-"""Every Metal kernel as MLX hands it to Apple's compiler, compiled: `python -m tests.ops.metal.compile_all FOLDER`.
+"""Compile every Metal kernel as MLX does: `python -m tests.ops.metal.compile_all FOLDER`.
 
 The texts of all that `macllm doctor --kernels` tries are written into FOLDER. Where there is `xcrun`, each is compiled
 for every version of the language that it knows; `--dry` leaves that out and looks for what Metal would refuse, on any
@@ -70,7 +70,7 @@ def headers() -> Path:
 
 
 def compiled(path: Path, version: str) -> str | None:
-    """What Apple's compiler says against a text; None if nothing. MLX's own headers may warn."""
+    """Errors of Apple's compiler for a source; None without any. MLX's own headers may warn."""
     command = [*METAL, f"-std={version}", "-isystem", str(headers()), str(path), "-o", str(path.with_suffix(".air"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (done.stderr or done.stdout or f"it ended with {done.returncode}") if done.returncode else None
@@ -89,7 +89,7 @@ def versions(folder: Path) -> list[str]:
 
 
 def complaints(path: Path) -> list[str]:
-    """What Metal would refuse of a text, as far as other compilers can tell."""
+    """Constructs that Metal would reject in a source, as far as other compilers can tell."""
     text = path.read_text(encoding="ascii").removeprefix(BEFORE)
     found = [str(finding) for finding in findings(text)]
     return found + (front.complaints(text) if front.there() else [])

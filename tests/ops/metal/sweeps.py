@@ -25,7 +25,7 @@ def sweep(*axes: Sequence[Any]) -> list[Any]:
 
 
 def _values(one: Any) -> tuple[Any, ...]:
-    """What a test takes of a value: many if it is a plain tuple or a `pytest.param`."""
+    """Arguments of a test from a value: several if it is a plain tuple or a `pytest.param`."""
     if hasattr(one, "values") and hasattr(one, "marks"):
         return tuple(one.values)
     return one if type(one) is tuple else (one,)

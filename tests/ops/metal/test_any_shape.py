@@ -1,4 +1,4 @@
-"""Every family of kernels at shapes and with options that nobody chose, against float64. All of it is slow."""
+"""Every family of kernels at random shapes and options, against float64. All of it is slow."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def some(data: Any, low: int, high: int, step: int = 1) -> int:
 
 
 def first_slots(data: Any, batch: int, count: int) -> mx.array:
-    """Where rows begin: all at the same slot, or each elsewhere, also after the end, so that rows see nothing."""
+    """First slots of rows: equal or different, and some past the end, so that rows see nothing."""
     size = data.draw(st.sampled_from([1, batch]))
     return mx.array(data.draw(st.lists(st.integers(-3, count + 2), min_size=size, max_size=size)))
 

@@ -1,4 +1,4 @@
-"""The script that has every kernel compiled: what it writes, and what it says with and without Apple's compiler."""
+"""The script that compiles every kernel: its files and messages, with and without Apple's compiler."""
 
 from __future__ import annotations
 

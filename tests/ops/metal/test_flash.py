@@ -43,7 +43,7 @@ def wide(array: mx.array) -> np.ndarray:
 
 
 def given(size: Size, dtype: mx.Dtype = mx.float32) -> tuple[mx.array, mx.array, mx.array]:
-    """Queries that lie as a projection leaves them, and the first keys and values of a cache that has room for more."""
+    """Queries in a projection's layout, and the filled slots of a larger cache's keys and values."""
     q = random(size.batch, size.length, size.heads, size.dim, dtype=dtype).swapaxes(1, 2)
     room = size.batch, size.kv_heads, size.count + 3, size.dim
     k, v = (random(*room, dtype=dtype, seed=s)[:, :, : size.count] for s in (1, 2))
@@ -230,7 +230,7 @@ def test_what_nobody_sees_is_left_unread() -> None:
 
 
 def bytes_of_tiles(sees: np.ndarray, call: KernelCall, row_bytes: int) -> int:
-    """What tiles of rows of (rows, others) see from the first of the others to the last."""
+    """Bytes between the first and last of the others that each tile of rows sees."""
     tiles = np.split(sees, range(8 * call.template["BLOCKS"], len(sees), 8 * call.template["BLOCKS"]))
     spans = [np.flatnonzero(tile.any(0)) for tile in tiles]
     return row_bytes * sum(int(span[-1] - span[0]) + 1 for span in spans)

@@ -1,4 +1,4 @@
-"""Each array is read where it lies: queries, keys, values and what they are packed into share no stride here."""
+"""Kernels read each array through its own strides: queries, keys, values and packed parts."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_many_queries_and_gradients_read_keys_and_values_where_they_lie(
 
 
 def packed() -> tuple[dict[str, mx.array], list[np.ndarray]]:
-    """Keys of 8 bits and values of 4, each of their parts laid out in its own way; and what they stand for."""
+    """Keys of 8 bits and values of 4, each part with its own layout; and their dense values."""
     layouts = [
         Layout((0, 0, 3, 0), (0, 1, 2, 3)),
         Layout((0, 0, 0, 1), (0, 2, 1, 3)),

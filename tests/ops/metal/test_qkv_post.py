@@ -1,4 +1,4 @@
-"""What comes between projections and attention, against its definition, `mx.quantize` and the reference's gradients.
+"""Fused QK norm and RoPE against the reference, `mx.quantize` and the reference's gradients.
 
 Slow: all sizes in all types, and all packings of all heads.
 """

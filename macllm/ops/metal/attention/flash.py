@@ -1,4 +1,4 @@
-"""How attention of many queries, and its gradients, are dispatched."""
+"""Launcher of flash attention (many queries) and its gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_BYTES = 32768  # of a threadgroup's memory
 
 @dataclass(frozen=True)
 class FlashParams(kv_decode.DecodeParams):
-    """Who sees what. A window reaches both ways where params are not causal; the 0 of a window or a chunk is none.
+    """Softmax and mask parameters. A window is two-sided if not causal; 0 means no window or chunk.
 
     Chunks of keys, of which a query sees its own, begin at `first`, which is negative where a cache has let go of
     the first keys. `segments` (B, S) int32 never fall along a row; queries are the last of the keys, and see their own.
@@ -29,19 +29,19 @@ class FlashParams(kv_decode.DecodeParams):
 
 
 def supports(q: mx.array) -> bool:
-    """Whether there are kernels for these queries (B, H, L, D)."""
+    """True if a kernel supports these queries (B, H, L, D)."""
     return q.shape[3] <= MOST_DIMS and q.shape[3] % _EIGHT == 0
 
 
 def run(
     q: mx.array, parts: Mapping[str, mx.array], params: FlashParams, *, key_bits: int = 0, value_bits: int = 0
 ) -> list[mx.array]:
-    """(B, H, L, D) over `parts`, keys and values or their packed form -> (B, H, L, D), and logsumexp (B, H, L)."""
+    """(B, H, L, D) over `parts`, dense or packed keys and values -> (B, H, L, D), logsumexp (B, H, L)."""
     return launch(forward(q, parts, params, key_bits=key_bits, value_bits=value_bits))
 
 
 def run_vjp(arrays: Mapping[str, mx.array], params: FlashParams) -> list[mx.array]:
-    """Gradients of q, keys and values, of `arrays`: those three, `out` and `lse` as `run` gives them, and `dout`."""
+    """Gradients of q, keys and values. `arrays`: those three, `out` and `lse` from `run`, and `dout`."""
     given = {**arrays, "dout": mx.contiguous(arrays["dout"])}
     (given["delta"],) = launch(delta(given.pop("out"), given["dout"]))
     return [*launch(gradient_q(given, params)), *launch(gradient_kv(given, params))]
@@ -111,7 +111,7 @@ def gradient_kv(arrays: Mapping[str, mx.array], params: FlashParams) -> KernelCa
 
 @dataclass(frozen=True)
 class Form:
-    """Of a threadgroup: blocks of eight rows, simdgroups that share a block, and rows of the others at a time."""
+    """Threadgroup layout: blocks of eight rows, simdgroups per block, and rows of the other side per step."""
 
     blocks: int
     sides: int
@@ -119,7 +119,7 @@ class Form:
 
 
 def _form(q: mx.array, *, kept: int, sums: int) -> Form:
-    """The largest threadgroup that has room for `kept` tiles of its own rows, and for `sums` of them in registers."""
+    """The largest threadgroup with room for `kept` tiles of its rows, and `sums` of them in registers."""
     dim, size = q.shape[3], q.dtype.size
     sides = 1 << (-(-sums * dim // 128) - 1).bit_length()  # so that a lane's sums are at most 32 floats
     width = -(-dim // (_EIGHT * sides)) * _EIGHT * sides
@@ -153,7 +153,7 @@ def _template(q: mx.array, params: FlashParams, form: Form) -> dict[str, int | b
 
 
 def _scalars(params: FlashParams) -> dict[str, Input]:
-    """What params are to a kernel, segments among them."""
+    """Kernel inputs for `params`, including segments."""
     return {
         "first": params.first,
         "segments": params.first if params.segments is None else mx.contiguous(params.segments),

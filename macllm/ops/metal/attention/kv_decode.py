@@ -1,4 +1,4 @@
-"""How attention of a few queries over a cache is dispatched: kv_decode or kv_decode_packed, and kv_combine."""
+"""Launcher of decode attention (few queries over a cache): kv_decode, kv_decode_packed, kv_combine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_TILES, _SIMDGROUPS = 8, 8
 
 @dataclass(frozen=True)
 class DecodeParams:
-    """Who sees what, and how scores become weights; `first` (B,) or (1,) is the first slot that is no padding."""
+    """Softmax and mask parameters; `first` (B,) or (1,) is the first slot after padding."""
 
     scale: float
     causal: bool
@@ -32,7 +32,7 @@ class DecodeParams:
 
 
 def supports(q: mx.array) -> bool:
-    """Whether there are kernels for these queries (B, H, L, D)."""
+    """True if a kernel supports these queries (B, H, L, D)."""
     return q.shape[2] <= MOST_QUERIES and q.shape[3] <= MOST_DIMS and q.shape[3] % _EIGHT == 0
 
 

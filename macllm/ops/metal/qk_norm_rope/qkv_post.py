@@ -1,4 +1,4 @@
-"""How qkv_post, its packed form and its gradient are dispatched."""
+"""Launcher of qkv_post, its packed form and its gradient."""
 
 from __future__ import annotations
 

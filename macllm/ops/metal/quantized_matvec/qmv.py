@@ -1,4 +1,4 @@
-"""How products of few rows with packed matrices are dispatched, with what comes before and after them."""
+"""Launcher of quantized matrix-vector products of few rows, with fused norm and epilogue."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Adapter(NamedTuple):
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What comes with a product x W^T: act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' the norm of x.
+    """Fused parts of x W^T: act(x' W^T) (x' U^T) + bias + alpha x' A B + residual, x' = norm(x).
 
     U has the form of W; bias (N,), residual (rows, N).
     """
@@ -59,12 +59,12 @@ class Epilogue:
 
 
 def supports(x: mx.array, w: Matrix) -> bool:
-    """Whether there is a kernel for x (rows, K)."""
+    """True if a kernel supports x (rows, K)."""
     return x.shape[0] <= MOST_ROWS and w.bits in BITS and w.group_size >= 32 and x.dtype in DTYPES
 
 
 def product(x: mx.array, w: Matrix, epilogue: Epilogue = Epilogue()) -> mx.array:
-    """(rows, K) -> (rows, N), with what is around it."""
+    """x W^T with its epilogue: (rows, K) -> (rows, N)."""
     x = mx.contiguous(x)
     if epilogue.residual is not None:
         epilogue = replace(epilogue, residual=mx.contiguous(epilogue.residual))
@@ -87,7 +87,7 @@ def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> KernelCall:
 
 
 def fused(x: mx.array, w: Matrix, epilogue: Epilogue, low: mx.array | None = None) -> KernelCall:
-    """The product and what is around it; `low` is what `down` gave for the adapter."""
+    """The product with its epilogue; `low` is the result of `down` for the adapter."""
     (rows, _), count = x.shape, w.words.shape[0]
     together = min(_TOGETHER, rows)
     norm, adapter, second = epilogue.norm, epilogue.adapter, epilogue.up or w
@@ -133,7 +133,7 @@ def fused(x: mx.array, w: Matrix, epilogue: Epilogue, low: mx.array | None = Non
 def three(
     x: mx.array, matrices: Sequence[Matrix], norm: Norm | None = None, biases: Sequence[mx.array] | None = None
 ) -> KernelCall:
-    """(rows, K) -> three of (rows, N): products of x', the norm of x, with matrices packed alike, and their biases."""
+    """norm(x) W^T + b of three matrices packed alike: (rows, K) -> three of (rows, N)."""
     rows, w = x.shape[0], matrices[0]
     together = min(_TOGETHER, rows)
     inputs: dict[str, Input] = {"x": x, "norm": x if norm is None else norm.weight}

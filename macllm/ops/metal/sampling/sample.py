@@ -1,4 +1,4 @@
-"""How a token is drawn in two dispatches."""
+"""Launcher of sampling, in two dispatches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLOCKS, _RANKED = 64, 32  # of the vocabulary at most, and candidates of each
 
 
 class Filters(NamedTuple):
-    """Which tokens may be drawn: top_k 0, top_p 1 and min_p 0 are all. The temperature is above 0."""
+    """Filters of the draw: top_k 0, top_p 1 and min_p 0 keep all tokens. The temperature is above 0."""
 
     temperature: float
     top_k: int = 0
@@ -21,12 +21,12 @@ class Filters(NamedTuple):
 
     @property
     def any(self) -> bool:
-        """Whether some tokens are left out."""
+        """True if the filters leave out tokens."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
 def draw(logits: mx.array, uniform: mx.array, filters: Filters) -> list[mx.array]:
-    """Of logits (B, V) and numbers (B,) in [0, 1): tokens (B,) uint32, and their log-probabilities under all logits."""
+    """Tokens (B,) uint32 and their logprobs, from logits (B, V) and uniform numbers (B,) in [0, 1)."""
     values, indices, sums = launch(blocks(logits, filters))
     return launch(choose(logits, values, indices, sums, uniform, filters))
 
