@@ -20,7 +20,7 @@ from macllm.families.defaults import DEFAULTS
 from macllm.families.generation import generation_config
 from macllm.nn import quantize
 from macllm.nn.info import ModelInfo
-from macllm.nn.linear import Linear, Table
+from macllm.nn.linear import Embedding, Linear
 from macllm.nn.models import Model, build
 from macllm.nn.moe import ExpertLinear
 from macllm.nn.spec import EncoderDecoderSpec, ModelSpec
@@ -171,7 +171,7 @@ def _as_stored(model: Model) -> frozenset[str]:
     names: list[str] = []
     matrices, scales = supports_half_weights(), supports_half_scales()
     for path, module in model.named_modules():
-        if isinstance(module, Linear | Table | ExpertLinear) and matrices:
+        if isinstance(module, Linear | Embedding | ExpertLinear) and matrices:
             names.append(f"{path}.weight")
         if isinstance(module, quantize.QUANTIZED) and module.mode == "affine" and scales:
             names += [f"{path}.scales", f"{path}.biases"]

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from macllm import checkpoint
 from macllm.nn import lora
-from macllm.nn.linear import Linear, Table
+from macllm.nn.linear import Embedding, Linear
 from macllm.nn.moe import ExpertLinear
 from macllm.ops import cpu
 from macllm.train.config import TrainConfig
@@ -69,7 +69,9 @@ def test_kept_matrices_give_what_the_same_numbers_in_float32_give(case, dtype: m
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_moe"])
 def test_matrices_stay_and_all_else_is_float32(name: str, dtype: mx.Dtype, tmp_path: Path) -> None:
     model = checkpoint.load_model(folder_of(name, dtype, tmp_path))
-    matrices = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, Linear | Table | ExpertLinear)}
+    matrices = {
+        f"{path}.weight" for path, m in model.named_modules() if isinstance(m, Linear | Embedding | ExpertLinear)
+    }
     for name, array in weights(model).items():
         assert array.dtype == (dtype if name in matrices else mx.float32), name
     cache = model.make_cache()

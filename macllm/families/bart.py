@@ -18,7 +18,7 @@ from macllm.nn.spec import (
     SinusoidalPositions,
     StackSpec,
 )
-from macllm.weights.keymap import AnyRule, Drop, KeyMap, Row, Rule, Tie
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Squeeze, Tie
 
 from .config import Config, activation, is_tied
 
@@ -58,7 +58,7 @@ def text_to_text(config: Config, source: EmbeddingSpec, target: EmbeddingSpec) -
         target=target,
         encoder=stack(config, decoder=False),
         decoder=stack(config, decoder=True),
-        head=HeadSpec(tied=is_tied(config), bias=config.holds("final_logits_bias", otherwise=True)),
+        head=HeadSpec(tied=is_tied(config), bias=config.has_tensor("final_logits_bias", default=True)),
         shared=not has_two_tables(config),
         context_length=source.positions.count if source.positions else None,
     )
@@ -110,7 +110,7 @@ def has_two_tables(config: Config) -> bool:
     """True where encoder and decoder read different token tables, in a checkpoint's names or ours."""
     names = ("decoder.embed_tokens.weight", "target_embedding.tokens.weight")
     separate = not config.get("share_encoder_decoder_embeddings", True)
-    return separate or any(config.holds(name, otherwise=False) for name in names)
+    return separate or any(config.has_tensor(name, default=False) for name in names)
 
 
 def tables(config: Config, prefix: str = "model.") -> tuple[AnyRule, ...]:
@@ -135,7 +135,7 @@ def shared_table(config: Config, prefix: str = "model.") -> Tie:
 def layers() -> tuple[AnyRule, ...]:
     """Names of both stacks."""
     rules: list[AnyRule] = [
-        Row("final_logits_bias", "head.bias"),
+        Squeeze("final_logits_bias", "head.bias"),
         Drop("model.encoder.version"),
         Drop("model.decoder.version"),
     ]

@@ -56,7 +56,7 @@ def encoder(config: Config, positions: LearnedPositions, head: HeadSpec | None) 
         ),
         encoder=StackSpec(layers=(layer,) * config["num_hidden_layers"], final_norm=None),
         head=head,
-        pooler=config.holds("pooler.dense.weight", otherwise=architecture(config).endswith("Model")),
+        pooler=config.has_tensor("pooler.dense.weight", default=architecture(config).endswith("Model")),
         context_length=positions.count,
     )
 
@@ -68,7 +68,7 @@ def norm(config: Config) -> NormSpec:
 
 def masked_head(config: Config, name: str, activation: Activation) -> HeadSpec | None:
     """The head for masked tokens whose tensors begin with `name`; None where the checkpoint has none."""
-    if not config.holds(f"{name}.bias", otherwise=architecture(config).endswith("MaskedLM")):
+    if not config.has_tensor(f"{name}.bias", default=architecture(config).endswith("MaskedLM")):
         return None
     transform = TransformSpec(activation=activation, norm=norm(config))
     return HeadSpec(tied=is_tied(config, f"{name}.decoder"), bias=True, transform=transform)

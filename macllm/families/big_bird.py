@@ -36,7 +36,7 @@ def spec(config: Config) -> EncoderSpec:
         base,
         embedding=replace(base.embedding, scale=scale),
         encoder=replace(base.encoder, layers=made),
-        pooler=config.holds("pooler.weight", otherwise=True),
+        pooler=config.has_tensor("pooler.weight", default=True),
     )
 
 

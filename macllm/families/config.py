@@ -73,9 +73,9 @@ class Config(Mapping[str, Any]):
         value = self._raw.get(key)
         return default if value is None else value
 
-    def holds(self, ending: str, *, otherwise: bool) -> bool:
-        """Whether the checkpoint has a tensor whose name ends so; `otherwise` where there is no checkpoint."""
-        return otherwise if self.names is None else any(name.endswith(ending) for name in self.names)
+    def has_tensor(self, suffix: str, *, default: bool) -> bool:
+        """True where a tensor's name ends in `suffix`; `default` for a config without a checkpoint."""
+        return default if self.names is None else any(name.endswith(suffix) for name in self.names)
 
     def positions(self, table: str, offset: int = 0) -> int:
         """Positions that the config states, else those of the checkpoint's `table` after `offset` rows."""
@@ -85,8 +85,8 @@ class Config(Mapping[str, Any]):
         rows = (count - offset for name, count in self._rows.items() if name.endswith(table))
         return next(rows, DEFAULTS[self["model_type"]]["max_position_embeddings"])
 
-    def but(self, **changes: Any) -> Config:
-        """The same with other values."""
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some values changed."""
         return Config({**self._raw, **changes}, self.names)
 
     def __iter__(self) -> Iterator[str]:
@@ -112,7 +112,7 @@ def refuse(config: Config, **unsupported: Any) -> None:
 
 def is_tied(config: Config, head: str = "lm_head") -> bool:
     """True where the config ties the head to the token table and the checkpoint holds no other matrix for it."""
-    return config.get("tie_word_embeddings", False) and not config.holds(f"{head}.weight", otherwise=False)
+    return config.get("tie_word_embeddings", False) and not config.has_tensor(f"{head}.weight", default=False)
 
 
 def architecture(config: Mapping[str, Any]) -> str:
@@ -124,7 +124,7 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 def decoder_head(config: Config, softcap: float | None = None) -> HeadSpec | None:
     """The head for the next token; None for a bare stack (`LlamaModel`), as models for embeddings are stored."""
-    if not config.get("tie_word_embeddings") and not config.holds("lm_head.weight", otherwise=True):
+    if not config.get("tie_word_embeddings") and not config.has_tensor("lm_head.weight", default=True):
         name = architecture(config)
         if name.endswith("Model") and not name.endswith("LMHeadModel"):
             return None

@@ -51,7 +51,7 @@ def _local(config: Config) -> dict:
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config; those of its eyes are left out."""
     keymap = gemma2.keys(config)
-    eyes = tuple(
+    vision = tuple(
         Drop(f"{prefix}{part}.**") for prefix in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
     )
-    return replace(keymap, rules=(*keymap.rules, *llama.HEAD_QK_NORMS, *eyes))
+    return replace(keymap, rules=(*keymap.rules, *llama.HEAD_QK_NORMS, *vision))

@@ -32,30 +32,32 @@ def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
     count = config["num_hidden_layers"]
     every = config.get("no_rope_layer_interval", 4)
-    turns = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
-    if len(turns) != count:
-        raise CheckpointError(f"no_rope_layers lists {len(turns)} layers, num_hidden_layers says {count}")
+    uses_rope = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
+    if len(uses_rope) != count:
+        raise CheckpointError(f"no_rope_layers lists {len(uses_rope)} layers, num_hidden_layers says {count}")
     chunked = "chunked_attention" if config.get("attention_chunk_size") else "full_attention"
-    default = [chunked if turn else "full_attention" for turn in turns]
+    default = [chunked if rotated else "full_attention" for rotated in uses_rope]
     kinds = layer_types(config, default, {chunked, "full_attention"})
     layers = tuple(
         LayerSpec(
-            mixer=attention(config, kind, bool(turn)),
+            mixer=attention(config, kind, bool(rotated)),
             feed_forward=feed_forward(config, i),
             norm=llama.norm(config),
         )
-        for i, (kind, turn) in enumerate(zip(kinds, turns, strict=True))
+        for i, (kind, rotated) in enumerate(zip(kinds, uses_rope, strict=True))
     )
     return llama.decoder(config, layers, llama.norm(config))
 
 
-def attention(config: Config, kind: str, turns: bool) -> AttentionSpec:
+def attention(config: Config, kind: str, uses_rope: bool) -> AttentionSpec:
     """Rotary with scale-free norms on queries and keys, or neither but a temperature that grows with position."""
     base = llama.attention(config)
     base = replace(base, mask=Chunked(config["attention_chunk_size"]) if kind == "chunked_attention" else Causal())
-    if not turns:
-        heat = TemperatureSpec(floor=config.get("floor_scale", 8192), scale=config.get("attn_scale", 0.1))
-        return replace(base, rope=None, temperature=heat if config.get("attn_temperature_tuning", True) else None)
+    if not uses_rope:
+        temperature = TemperatureSpec(floor=config.get("floor_scale", 8192), scale=config.get("attn_scale", 0.1))
+        return replace(
+            base, rope=None, temperature=temperature if config.get("attn_temperature_tuning", True) else None
+        )
     assert isinstance(base.rope, RoPESpec)
     unit = QKNormSpec(norm=replace(llama.norm(config), weight=False), over="head")
     rope = replace(base.rope, interleaved=True)
@@ -91,13 +93,13 @@ def keys(config: Config) -> KeyMap:
         Split(THEIRS + "experts.gate_up_proj", gate_up, (hidden, hidden), transpose=True),
         Rule(THEIRS + "experts.down_proj", OURS + "experts.down_proj.weight", transpose=True),
     )
-    return llama.keymap(config, *_shared(), *experts, *_eyes())
+    return llama.keymap(config, *_shared(), *experts, *_vision_tensors())
 
 
 def mlx_keys(config: Config) -> KeyMap:
     """The same as mlx-lm writes them: experts apart and (E, out, in)."""
     experts = (Rule(f"{THEIRS}experts.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
-    return llama.keymap(config, *_shared(), *experts, *_eyes())
+    return llama.keymap(config, *_shared(), *experts, *_vision_tensors())
 
 
 def _shared() -> tuple[AnyRule, ...]:
@@ -108,5 +110,5 @@ def _shared() -> tuple[AnyRule, ...]:
     return (*llama.ATTENTION, *llama.PRE_NORMS, *mlps, Rule(THEIRS + "router.*", OURS + "router.*"))
 
 
-def _eyes() -> tuple[AnyRule, ...]:
+def _vision_tensors() -> tuple[AnyRule, ...]:
     return tuple(Drop(f"{part}.**") for part in ("vision_model", "multi_modal_projector", "model.vision_model"))

@@ -17,7 +17,9 @@ def spec(config: Config) -> EncoderDecoderSpec:
     # Unlike the paper's, its sines all come before its cosines.
     sines = _sines(config)
     # A table in the file that is not those sines is read, as transformers does.
-    learned = {side: config.holds(f"{side}.embed_positions.weight", otherwise=False) for side in ("encoder", "decoder")}
+    learned = {
+        side: config.has_tensor(f"{side}.embed_positions.weight", default=False) for side in ("encoder", "decoder")
+    }
     table = LearnedPositions(count=sines.count)
     target_size = None if config["share_encoder_decoder_embeddings"] else config.get("decoder_vocab_size")
     source = bart.embed(config, table if learned["encoder"] else sines, None)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from macllm.errors import CheckpointError
 from macllm.nn.spec import DecoderSpec, LayerSpec, MoESpec
-from macllm.weights.keymap import KeyMap, Rule, Stack
+from macllm.weights.keymap import KeyMap, Rule, StackExperts
 
 from . import llama
 from .config import Config
@@ -36,7 +36,9 @@ def spec(config: Config) -> DecoderSpec:
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
     names, count = (("gate", "w1"), ("up", "w3"), ("down", "w2")), config["num_local_experts"]
-    experts = (Stack(f"{THEIRS}experts.{{e}}.{w}.weight", f"{OURS}experts.{p}_proj.weight", count) for p, w in names)
+    experts = (
+        StackExperts(f"{THEIRS}experts.{{e}}.{w}.weight", f"{OURS}experts.{p}_proj.weight", count) for p, w in names
+    )
     return llama.keymap(
         config, *llama.ATTENTION, *llama.PRE_NORMS, Rule(THEIRS + "gate.*", OURS + "router.*"), *experts
     )

@@ -24,7 +24,7 @@ def attention(config: Config) -> AttentionSpec:
     parameters = rope_parameters(config)
     if parameters["rope_type"] in ("su", "yarn"):
         parameters["rope_type"] = "longrope"
-    base = llama.attention(config.but(rope_parameters=None, rope_scaling=None))
+    base = llama.attention(config.replace(rope_parameters=None, rope_scaling=None))
     share = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor", 1.0)
     return replace(base, mask=llama.window(config), rope=rope(config, int(base.head_dim * share), parameters))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from macllm.nn.spec import Causal, DecoderSpec, LayerSpec, MLPSpec, MoESpec
-from macllm.weights.keymap import AnyRule, KeyMap, Rule, Stack
+from macllm.weights.keymap import AnyRule, KeyMap, Rule, StackExperts
 
 from . import llama, qwen3
 from .config import Config
@@ -48,7 +48,7 @@ def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config."""
     count = num_experts(config)
     experts = (
-        Stack(f"{THEIRS}experts.{{e}}.{p}_proj.weight", f"{OURS}experts.{p}_proj.weight", count)
+        StackExperts(f"{THEIRS}experts.{{e}}.{p}_proj.weight", f"{OURS}experts.{p}_proj.weight", count)
         for p in ("gate", "up", "down")
     )
     return llama.keymap(config, *_shared(), *experts)

@@ -43,7 +43,7 @@ def is_scaled(config: Config) -> bool:
 
 def is_tied(config: Config) -> bool:
     """True where the checkpoint has no matrix of the head's own; for a new model as its version does."""
-    return not config.holds("lm_head.weight", otherwise=not is_scaled(config))
+    return not config.has_tensor("lm_head.weight", default=not is_scaled(config))
 
 
 def stack(config: Config, *, decoder: bool) -> StackSpec:
@@ -90,7 +90,7 @@ def keys(config: Config) -> KeyMap:
         for n, part in enumerate(parts):
             rules += _part(config, f"{side}.block.{{i}}.layer.{n}.", f"{side}.layers.{{i}}.", part)
     # `tie_word_embeddings` says how the head is scaled; tied are the matrices of one file either way.
-    return KeyMap(tuple(rules), ties=(bart.shared_table(config.but(tie_word_embeddings=True), ""),))
+    return KeyMap(tuple(rules), ties=(bart.shared_table(config.replace(tie_word_embeddings=True), ""),))
 
 
 def _part(config: Config, theirs: str, ours: str, part: str) -> list[AnyRule]:

@@ -25,7 +25,7 @@ def save_cache(model: nn.Module, cache: Cache, path: str | Path, tokens: Sequenc
     """Write `cache` and the `tokens` it was computed from, whole or not at all."""
     tensors: dict[str, mx.array] = {"tokens": mx.array(np.array(tokens, dtype=np.int32))}
     for i, layer in enumerate(cache.layers):
-        tensors |= {f"layers.{i}.{n}": part for n, part in enumerate(layer.held())}
+        tensors |= {f"layers.{i}.{n}": part for n, part in enumerate(layer.filled())}
     for i, kv in enumerate(cache.cross):
         tensors |= {f"cross.{i}.keys": kv.keys, f"cross.{i}.values": kv.values}
     if cache.source_lengths is not None:

@@ -97,7 +97,7 @@ def resolve(
 
 def _here(repo: str) -> str:
     """Advice to take a model that is on this machine: those with names like this one, else any."""
-    near = [name for name in cache.near_names(repo) if name != repo]
+    near = [name for name in cache.similar_names(repo) if name != repo]
     whole = [model.name for model in list_models() if model.problem is None and model.name != repo]
     names = near or list(dict.fromkeys(whole))[:3]
     return f"use {' or '.join(names)}, which {'is' if len(names) == 1 else 'are'} here" if names else "no model is here"

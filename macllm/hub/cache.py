@@ -92,7 +92,7 @@ def models() -> list[CachedModel]:
     return found
 
 
-def near_names(repo: str) -> list[str]:
+def similar_names(repo: str) -> list[str]:
     """The names of models on this machine that look like this one."""
     names = sorted({BUNDLED, *(model.name for model in models())})
     by_tail = {name.rpartition("/")[2].lower(): name for name in names}
@@ -231,7 +231,7 @@ def _tree_bytes(folder: Path) -> int:
 
 
 def _not_cached(name: ModelName) -> MacllmError:
-    near = near_names(name.repo)
+    near = similar_names(name.repo)
     return ModelNotFoundError(
         f"{name} is not on this machine",
         cause=f"it is not in {cache_folder()}",

@@ -64,14 +64,14 @@ class Listing:
 def checked_listing(address: str, commit: object, files: Iterable[RepoFile]) -> Listing:
     """A `Listing` of what a hub said; raises NetworkError where a name could lead out of the model's folder."""
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise _strange(address, f"the commit {commit!r}")
+        raise _invalid_listing(address, f"the commit {commit!r}")
     listed = {file.name: file for file in files}
     for name, file in listed.items():
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or "\\" in name or any(ord(char) < 32 for char in name):
-            raise _strange(address, f"the file {name!r}")
+            raise _invalid_listing(address, f"the file {name!r}")
         if file.size_bytes < 0 or not _HASH.fullmatch(file.digest):
-            raise _strange(address, f"the size {file.size_bytes} and the hash {file.digest!r} of {name!r}")
+            raise _invalid_listing(address, f"the size {file.size_bytes} and the hash {file.digest!r} of {name!r}")
     return Listing(commit, listed)
 
 
@@ -196,7 +196,7 @@ def _numbered(folder: Path) -> list[str]:
     return names[:1]
 
 
-def _strange(address: str, what: str) -> NetworkError:
+def _invalid_listing(address: str, what: str) -> NetworkError:
     return NetworkError(
         f"{address} lists {what}",
         cause="that is not what a hub says; it may be broken or hostile",

@@ -17,7 +17,7 @@ from macllm.errors import DoesNotFitError, MacllmError, ModelNotFoundError, Netw
 from macllm.files import draft, publish, write_text
 from macllm.units import bytes_text
 
-from .cache import near_names, repo_folder, write_plan
+from .cache import repo_folder, similar_names, write_plan
 from .files import INDEX_NAME, Listing, RepoFile, needed_files
 from .names import BUNDLED, ModelName, cache_folder
 from .transfer import Hub
@@ -45,7 +45,7 @@ def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
     try:
         listing = hub.listing()
     except (ModelNotFoundError, NetworkError) as error:
-        near = [each for each in near_names(name.repo) if each == BUNDLED or isinstance(error, ModelNotFoundError)]
+        near = [each for each in similar_names(name.repo) if each == BUNDLED or isinstance(error, ModelNotFoundError)]
         if near:
             remedy = f"did you mean {' or '.join(near)}, which is here? Else {error.remedy}"
             raise type(error)(error.message, cause=error.cause, remedy=remedy) from error

@@ -86,7 +86,7 @@ class Hub:
                         f"{address} does not answer as a hub does", cause=repr(error), remedy="check HF_ENDPOINT"
                     ) from error
 
-        return self._patiently(ask)
+        return self._retry(ask)
 
     def read(self, commit: str, file: RepoFile) -> bytes:
         """The content of a small file, checked against its hash."""
@@ -102,7 +102,7 @@ class Hub:
                 raise self._unlike(file, "its hash is another one")
             return content
 
-        return self._patiently(ask)
+        return self._retry(ask)
 
     def fetch(self, commit: str, file: RepoFile, path: Path, on_bytes: Callable[[int], None]) -> None:
         """Complete `path` to the content of `file`, whatever part of it is there already.
@@ -131,7 +131,7 @@ class Hub:
                 if out.tell() < file.size_bytes:
                     self._append(self._address(commit, file.name), file, out, on_bytes)
 
-            self._patiently(ask, DOWNLOAD_ATTEMPTS, out.tell)
+            self._retry(ask, DOWNLOAD_ATTEMPTS, out.tell)
             out.flush()
             sync(path)
 
@@ -153,9 +153,7 @@ class Hub:
         if out.tell() < file.size_bytes:
             raise _RetryError(f"only {out.tell()} of {file.size_bytes} bytes of {file.name} came")
 
-    def _patiently(
-        self, ask: Callable[[], Any], attempts: int = ATTEMPTS, progress: Callable[[], int] = lambda: 0
-    ) -> Any:
+    def _retry(self, ask: Callable[[], Any], attempts: int = ATTEMPTS, progress: Callable[[], int] = lambda: 0) -> Any:
         """`ask()`, again after whatever passes, until `attempts` in a row brought nothing new."""
         failures, reached = 0, progress()
         while True:

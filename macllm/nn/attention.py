@@ -1,4 +1,4 @@
-"""Attention over a sequence, or over another one's."""
+"""Self-attention and cross-attention."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class SelfAttention(Projections):
         q, k, v = linears(x, [self.q_proj.weights, self.k_proj.weights, self.v_proj.weights], norm=norm)
         q, k = self.q_norm(q), self.k_norm(k)  # (B, L, H * Dh), (B, L, K * Dh)
         packing = None if state is None else state.packing(head_dim)
-        q, rows = qk_norm_rope(q, k, v, self.head_params(span), span.first(), packing)  # (B, H, L, Dh)
+        q, rows = qk_norm_rope(q, k, v, self.head_params(span), span.first_position(), packing)  # (B, H, L, Dh)
         kv, start = (Dense(*rows), span.offset) if state is None else state.store(rows, head_dim)  # (B, K, S, Dh)
         if self.spec.temperature is not None:
-            q = (q * self._temperature(span)).astype(q.dtype)
+            q = (q * self._temperatures(span)).astype(q.dtype)
         return self.attend(q, kv, masks.get(self.spec.mask, start, q.dtype, is_cached=state is not None), residual)
 
     def head_params(self, span: Span) -> HeadParams:
@@ -95,12 +95,12 @@ class SelfAttention(Projections):
         wavelengths, magnitude = self.rotate.table(span)
         return HeadParams(self.spec.head_dim, *norms, wavelengths, magnitude, self.rotate.spec.interleaved)
 
-    def _temperature(self, span: Span) -> mx.array:
+    def _temperatures(self, span: Span) -> mx.array:
         """(L, 1), or (B, 1, L, 1) where rows are padded."""
         t, position = self.spec.temperature, span.positions()
         assert t is not None
-        heat = (1 + t.scale * mx.log1p(mx.floor((position + 1) / t.floor)))[..., None]
-        return heat if heat.ndim == 2 else heat[:, None]
+        temperature = (1 + t.scale * mx.log1p(mx.floor((position + 1) / t.floor)))[..., None]
+        return temperature if temperature.ndim == 2 else temperature[:, None]
 
 
 class CrossAttention(Projections):

@@ -1,4 +1,4 @@
-"""One new token through a stack on a CPU: neighbouring residual branches run as one native op."""
+"""Fused decode step (CPU): runs consecutive residual branches of one new token as one native op."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NORM_ARRAYS, _LINEAR_ARRAYS = ("weight", "bias"), ("weight", "scales", "biases"
 
 
 class Layer(Protocol):
-    """A block of a stack: its modules, and its residual branches composed of ops."""
+    """A transformer block: its modules, and its residual branches composed of ops."""
 
     @property
     def mixer(self) -> nn.Module:
@@ -63,7 +63,7 @@ class Layer(Protocol):
 
 
 class _Token(NamedTuple):
-    """What a branch works with beside the stream."""
+    """The inputs of a branch other than its hidden states."""
 
     masks: Masks
     state: LayerState
@@ -71,7 +71,7 @@ class _Token(NamedTuple):
 
 
 class _Branch(NamedTuple):
-    """A residual branch of layer `layer`: composed of ops, and the native op's plan and arrays if it has one."""
+    """A residual branch of layer `layer`: composed of ops, and the native op's plan and arrays, if any."""
 
     layer: int
     composed: Callable[[mx.array, _Token], mx.array]
@@ -80,8 +80,8 @@ class _Branch(NamedTuple):
     arrays: Sequence[tuple[nn.Module, str]] = ()
 
 
-class _Run(NamedTuple):
-    """Neighbouring branches that have plans, or one that has none."""
+class _BranchGroup(NamedTuple):
+    """Consecutive branches with plans, run as one op, or one branch without a plan."""
 
     branches: list[_Branch]
     plans: list[Any]
@@ -90,14 +90,14 @@ class _Run(NamedTuple):
 
 
 class DecodeStep:
-    """The decoding step of a stack, planned again when a linear layer is replaced (LoRA, quantization)."""
+    """The cached decode plan of a stack; rebuilt when a linear layer is replaced (LoRA, quantization)."""
 
     def __init__(self) -> None:
         self._layers: Sequence[Layer] = []
         self._owners: list[nn.Module] = []
         self._names: list[str] = []
         self._linears: list[nn.Module] = []
-        self._runs: list[_Run] = []
+        self._groups: list[_BranchGroup] = []
 
     def __deepcopy__(self, memo: object) -> DecodeStep:
         return DecodeStep()
@@ -114,8 +114,8 @@ class DecodeStep:
         if not self._is_planned(layers):
             self._plan(layers, masks, has_memory=memory is not None)
         tokens = [_Token(masks, state, kv) for state, kv in zip(states, memory or repeat(None), strict=False)]
-        for run in self._runs:
-            x = _through(run, x, tokens)
+        for group in self._groups:
+            x = _run_branches(group, x, tokens)
         return x
 
     def _is_planned(self, layers: Sequence[Layer]) -> bool:
@@ -124,7 +124,7 @@ class DecodeStep:
         return same and all(map(is_, map(getitem, self._owners, self._names), self._linears))
 
     def _plan(self, layers: Sequence[Layer], masks: Masks, *, has_memory: bool) -> None:
-        self._layers, self._runs = list(layers), []
+        self._layers, self._groups = list(layers), []
         both = [part for layer in layers for part in (layer.mixer, layer.feed_forward)]
         parents = [part for part in both if isinstance(part, SelfAttention | MLP)]
         linears = [(parent, name) for parent in parents for name in parent.LINEARS if name in parent]
@@ -135,14 +135,14 @@ class DecodeStep:
                 self._add(branch)
 
     def _add(self, branch: _Branch) -> None:
-        if branch.plan is None or not self._runs or not self._runs[-1].plans:
-            self._runs.append(_Run([], [], [], []))
-        run = self._runs[-1]
-        run.branches.append(branch)
+        if branch.plan is None or not self._groups or not self._groups[-1].plans:
+            self._groups.append(_BranchGroup([], [], [], []))
+        group = self._groups[-1]
+        group.branches.append(branch)
         if branch.plan is not None:
-            run.plans.append(branch.plan)
-            run.owners.extend(owner for owner, _ in branch.arrays)
-            run.names.extend(name for _, name in branch.arrays)
+            group.plans.append(branch.plan)
+            group.owners.extend(owner for owner, _ in branch.arrays)
+            group.names.extend(name for _, name in branch.arrays)
 
 
 def _branches(number: int, layer: Layer, *, is_biased: bool, has_memory: bool) -> Iterator[_Branch]:
@@ -159,24 +159,24 @@ def _branches(number: int, layer: Layer, *, is_biased: bool, has_memory: bool) -
             s.rope is not None and s.rope.interleaved,
             *(attention[name].weights for name in _HEAD_NORMS),
         )
-        attend = _planned(attend._replace(attention=attention), params, layer.mixer_norm, attention, _HEAD_NORMS)
+        attend = _with_plan(attend._replace(attention=attention), params, layer.mixer_norm, attention, _HEAD_NORMS)
     yield attend
     if has_memory:
         yield _Branch(number, lambda x, t: layer.cross_attend(x, t.masks, t.memory))
     feed, mlp = _Branch(number, lambda x, t: layer.feed(x)), layer.feed_forward
     if isinstance(mlp, MLP):
-        feed = _planned(feed, MLPParams(mlp.activation, mlp.is_gated), layer.feed_forward_norm, mlp, ())
+        feed = _with_plan(feed, MLPParams(mlp.activation, mlp.is_gated), layer.feed_forward_norm, mlp, ())
     yield feed
 
 
-def _planned(
+def _with_plan(
     branch: _Branch,
     params: AttentionParams | MLPParams,
     norm: ResidualNorm,
     parent: SelfAttention | MLP,
     norms: Sequence[str],
 ) -> _Branch:
-    """The branch with a plan, if the native op has one for its layers as they are."""
+    """The branch with its plan, if the native op supports its layers."""
     linears = [parent[name] for name in parent.LINEARS if name in parent]
     weights = [linear.weights for linear in linears]
     if not decode_step.can_plan(weights, params.activation if isinstance(params, MLPParams) else None):
@@ -191,18 +191,18 @@ def _planned(
     return branch._replace(plan=plan, arrays=[each for each, has in zip(every, present, strict=True) if has])
 
 
-def _through(run: _Run, x: mx.array, tokens: Sequence[_Token]) -> mx.array:
+def _run_branches(group: _BranchGroup, x: mx.array, tokens: Sequence[_Token]) -> mx.array:
     """(B, 1, D) -> (B, 1, D) after the branches."""
-    if run.plans:
-        weights = list(map(getitem, run.owners, run.names))
-        slots = [_slots(branch.attention, tokens[branch.layer]) for branch in run.branches if branch.attention]
+    if group.plans:
+        weights = list(map(getitem, group.owners, group.names))
+        slots = [_slots(branch.attention, tokens[branch.layer]) for branch in group.branches if branch.attention]
         if decode_step.supports(x, weights, *(each.parts for each in slots)):
-            x = decode_step.run(x, Branches(run.plans, weights, slots))
-            for branch in run.branches:
+            x = decode_step.run(x, Branches(group.plans, weights, slots))
+            for branch in group.branches:
                 if branch.attention is not None:
                     cast(KeyValues, tokens[branch.layer].state).commit(x)
             return x
-    for branch in run.branches:
+    for branch in group.branches:
         x = branch.composed(x, tokens[branch.layer])
     return x
 

@@ -1,4 +1,4 @@
-"""Facts about a loaded model that the rest of macllm asks for. No arrays in here."""
+"""Facts about a loaded model: kind, sizes, end tokens, configs. No arrays."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModelInfo:
 
     @property
     def prompt_vocab_size(self) -> int | None:
-        """Tokens that a prompt can consist of."""
+        """Size of the vocabulary of prompts."""
         return self.source_vocab_size or self.vocab_size
 
     def rotation_class(self, length: int) -> Hashable:
@@ -59,7 +59,7 @@ class ModelInfo:
 
 
 def describe(spec: ModelSpec) -> ModelInfo:
-    """The facts that a spec holds by itself."""
+    """The facts that follow from a spec alone."""
     match spec:
         case DecoderSpec():
             # a stack without a head generates nothing: all it can do is to encode

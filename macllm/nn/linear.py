@@ -1,4 +1,4 @@
-"""Linear layers and token tables that may hold 16-bit weights beside float32 activations."""
+"""Linear and embedding layers that may hold 16-bit weights beside float32 activations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def dense_weight(layer: nn.Linear) -> DenseWeight:
 
 
 def packed_weight(layer: Any) -> PackedWeight:
-    """The typed weight of a linear layer, of a table or of experts that `mx.quantize` packed."""
+    """The typed weight of a linear, embedding or expert layer that `mx.quantize` packed."""
     words, scales, biases, bias = layer["weight"], layer["scales"], layer.get("biases"), layer.get("bias")
     return PackedWeight(words, scales, biases, layer.group_size, layer.bits, layer.mode, bias)
 
@@ -35,8 +35,8 @@ class Linear(nn.Linear):
         return linear(x, self.weights)
 
 
-class Table(nn.Embedding):
-    """A vector for each token, and read backwards a head."""
+class Embedding(nn.Embedding):
+    """Token embedding; `as_linear` is the tied output head."""
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """int (...) -> (..., D)."""

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: frozen linear maps with a small trainable detour (Hu et al. 2021, arXiv:2106.09685).
+"""Low-rank adaptation (arXiv:2106.09685): frozen linear layers plus a trainable low-rank update.
 
 A transform over the module tree: `apply` wraps linear layers, dense or quantized, in place; `remove` takes
 the wraps off again; `fuse` puts their sum where they were.
@@ -54,11 +54,11 @@ class LoRALinear(nn.Module):
         return adapted(self.linear(x), x, self.weights)
 
     def delta(self) -> mx.array:
-        """What fusing adds to the weight: (F, D)."""
+        """The low-rank update of the weight: (F, D)."""
         return self.scale * (self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32)).T
 
     def fused(self, dequantize: bool = False) -> nn.Module:
-        """One linear map with the same outputs; quantized again like its base unless `dequantize`."""
+        """One linear layer with the same outputs; quantized again like its base unless `dequantize`."""
         linear, dense = self.linear, unpacked_weight(self.linear)
         out = DenseLinear(dense.shape[1], dense.shape[0], bias="bias" in linear)
         out.weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
@@ -124,7 +124,7 @@ def apply(
 
 
 def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) -> dict[str, Linear]:
-    """The linear layers that `apply` would wrap, by name, in order."""
+    """The linear layers that `apply` would adapt, by name, in order."""
     linears = {
         name: module
         for name, module in model.named_modules()
@@ -148,14 +148,14 @@ def _wanted(name: str, keys: Sequence[str]) -> bool:
 
 
 def _position(name: str) -> tuple[str, int]:
-    """The stack that a name lies in, and its layer there."""
+    """The stack and the layer number in a parameter's name."""
     match = _LAYER.match(name)
     assert match is not None, name
     return match[1] or "", int(match[2])
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """The wraps in `model`, by name."""
+    """The LoRA layers of `model`, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
@@ -186,12 +186,12 @@ def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], s
 
 
 def remove(model: nn.Module) -> None:
-    """Take every wrap off again, in place: the model as it was before `apply`."""
+    """Remove every LoRA layer, in place: the model as before `apply`."""
     _replace(model, {name: wrap.linear for name, wrap in adapters(model).items()})
 
 
 def fuse(model: nn.Module, dequantize: bool = False) -> None:
-    """Put each wrap's sum in its place, in place."""
+    """Merge every LoRA update into its base layer, in place."""
     _replace(model, {name: wrap.fused(dequantize) for name, wrap in adapters(model).items()})
 
 

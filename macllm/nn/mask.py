@@ -23,7 +23,7 @@ def first_visible(spec: MaskSpec, span: Span) -> int:
     return 0
 
 
-def oldest_seen(spec: MaskSpec, slot: int, padding: int) -> int:
+def first_visible_slot(spec: MaskSpec, slot: int, padding: int) -> int:
     """The oldest slot that a query in `slot` of a causal row sees, after so much padding; in padding, its own."""
     oldest = padding
     match spec:
@@ -34,7 +34,7 @@ def oldest_seen(spec: MaskSpec, slot: int, padding: int) -> int:
     return min(oldest, slot)
 
 
-def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> MaskArray:
+def dense_mask(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> MaskArray:
     """Who sees whom: queries are the slots of `span`, keys the slots `start` .. span.end.
 
     None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, 1 or L, S). `lengths`
@@ -60,7 +60,7 @@ def visible(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = N
     return seen if seen.ndim == 4 else seen[None, None]
 
 
-def sight(
+def attention_mask(
     spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None, *, is_cached: bool = False
 ) -> AttentionMask:
     """What `visible` says, in numbers."""
@@ -73,12 +73,12 @@ def sight(
             chunk = size
     if span.length == 1 and not looks_ahead:  # one query's keys need no rule, only a first
         window = chunk = 0
-        padding = tuple(oldest_seen(spec, span.offset, n) for n in padding)
+        padding = tuple(first_visible_slot(spec, span.offset, n) for n in padding)
     elif span.left_padding is None and _needs_no_array(spec, span, start):
         window = chunk = 0
     return AttentionMask(
         not looks_ahead,
-        lambda: visible(spec, span, start, lengths),
+        lambda: dense_mask(spec, span, start, lengths),
         window,
         chunk,
         tuple(slot - start for slot in padding),
@@ -170,9 +170,9 @@ class Masks:
         key = (spec, start)
         if key not in self._made:
             if self.bias is None:
-                self._made[key] = sight(spec, self.span, start, self.lengths, is_cached=is_cached)
+                self._made[key] = attention_mask(spec, self.span, start, self.lengths, is_cached=is_cached)
             else:
-                self._made[key] = self._biased(visible(spec, self.span, start, self.lengths), start, dtype)
+                self._made[key] = self._biased(dense_mask(spec, self.span, start, self.lengths), start, dtype)
         return self._made[key]
 
     def rows(self, spec: MaskSpec, count: int) -> tuple[list[int], list[int]]:
@@ -180,7 +180,7 @@ class Masks:
         made = self._rows.get(spec)
         if made is None:
             slot, padding = self.span.offset, self.span.left_padding or (0,) * count
-            made = self._rows[spec] = [oldest_seen(spec, slot, n) for n in padding], [slot - n for n in padding]
+            made = self._rows[spec] = [first_visible_slot(spec, slot, n) for n in padding], [slot - n for n in padding]
         return made
 
     def _biased(self, seen: MaskArray, start: int, dtype: mx.Dtype) -> mx.array:

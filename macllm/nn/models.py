@@ -21,7 +21,7 @@ from .spec import (
     ModelSpec,
 )
 from .state.cache import Cache, make_cache
-from .transformer import Embedding, Head, Stack
+from .transformer import Head, InputEmbedding, Stack
 
 
 class DecoderLM(nn.Module):
@@ -31,7 +31,7 @@ class DecoderLM(nn.Module):
         super().__init__()
         self.spec = spec
         self.info = describe(spec)
-        self.embedding = Embedding(spec.embedding)
+        self.embedding = InputEmbedding(spec.embedding)
         self.decoder = Stack(spec.embedding.dim, spec.decoder)
         if spec.head is not None:
             self.head = Head(spec.head, spec.embedding)
@@ -94,7 +94,7 @@ class EncoderLM(nn.Module):
         super().__init__()
         self.spec = spec
         self.info = describe(spec)
-        self.embedding = Embedding(spec.embedding)
+        self.embedding = InputEmbedding(spec.embedding)
         self.encoder = Stack(spec.embedding.dim, spec.encoder)
         if spec.pooler:
             self.pooler = Linear(spec.embedding.dim, spec.embedding.dim)
@@ -145,8 +145,8 @@ class EncoderDecoderLM(nn.Module):
         super().__init__()
         self.spec = spec
         self.info = describe(spec)
-        self.embedding = Embedding(spec.source)
-        self.target_embedding = Embedding(spec.target, table=not spec.shared)
+        self.embedding = InputEmbedding(spec.source)
+        self.target_embedding = InputEmbedding(spec.target, table=not spec.shared)
         self.encoder = Stack(spec.source.dim, spec.encoder)
         self.decoder = Stack(spec.target.dim, spec.decoder)
         self.head = Head(spec.head, spec.target)

@@ -46,12 +46,12 @@ class Span:
         return self.offset + self.length
 
     @property
-    def reach(self) -> int:
+    def sequence_length(self) -> int:
         """The sequence length that length-dependent rotations go by."""
         shift = min(self.left_padding) if self.left_padding else 0
         return max(self.end - shift, self.planned or 0)
 
-    def first(self) -> int | mx.array:
+    def first_position(self) -> int | mx.array:
         """Position of the first new token: one for all rows, or (B,). Negative in padding."""
         return self.offset if self.left_padding is None else self.offset - mx.array(self.left_padding)
 
@@ -76,11 +76,11 @@ class RoPE:
         wavelengths, magnitude = self.table(span)
         if magnitude != 1.0:
             x = mx.concatenate([x[..., : s.dims] * magnitude, x[..., s.dims :]], axis=-1)
-        return rope(x, wavelengths, span.first(), interleaved=s.interleaved)
+        return rope(x, wavelengths, span.first_position(), interleaved=s.interleaved)
 
     def table(self, span: Span) -> tuple[mx.array, float]:
         """Wavelengths (dims / 2,) for a sequence that reaches as far as `span`, and what rotated dims are scaled by."""
-        kind = self.spec.length_class(span.reach)
+        kind = self.spec.length_class(span.sequence_length)
         made = self._table
         if made is None or made[0] != kind:
             wavelengths, magnitude = rotation(self.spec, kind)
@@ -148,7 +148,7 @@ class Learned(nn.Module):
 
     def __call__(self, span: Span) -> mx.array:
         """(L, D), or (B, L, D) where rows are padded."""
-        _check_reach(span, self.count)
+        _check_count(span, self.count)
         return self.table(span.positions() + self.offset)
 
 
@@ -161,7 +161,7 @@ class Sinusoidal:
 
     def __call__(self, span: Span) -> mx.array:
         """(L, D), or (B, L, D) where rows are padded."""
-        _check_reach(span, self.spec.count)
+        _check_count(span, self.spec.count)
         return mx.array(self.table)[span.positions()]
 
 
@@ -185,7 +185,7 @@ def make_positions(dim: int, spec: LearnedPositions | SinusoidalPositions) -> Le
     raise TypeError(spec)
 
 
-def _check_reach(span: Span, count: int) -> None:
+def _check_count(span: Span, count: int) -> None:
     shift = min(span.left_padding) if span.left_padding else 0
     if span.end - shift > count:
         raise DoesNotFitError(

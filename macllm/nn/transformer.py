@@ -15,7 +15,7 @@ from macllm.ops.kv import KV
 
 from .attention import CrossAttention
 from .decode_step import DecodeStep
-from .linear import Linear, Table
+from .linear import Embedding, Linear
 from .mask import GlobalTokens, Masks
 from .mixer import make_mixer
 from .moe import make_feed_forward
@@ -86,17 +86,17 @@ class Stack(nn.Module):
         return self.norm(x)
 
 
-class Embedding(nn.Module):
+class InputEmbedding(nn.Module):
     """Tokens to vectors, with positions and segments where a model has them."""
 
     def __init__(self, spec: EmbeddingSpec, *, table: bool = True):
         super().__init__()
         self.scale = spec.scale
         if table:
-            self.tokens = Table(spec.vocab_size, spec.dim)
+            self.tokens = Embedding(spec.vocab_size, spec.dim)
         self.positions = make_positions(spec.dim, spec.positions) if spec.positions else None
         if spec.token_types:
-            self.token_types = Table(spec.token_types, spec.dim)
+            self.token_types = Embedding(spec.token_types, spec.dim)
         self.norm = make_norm(spec.dim, spec.norm)
 
     def __call__(

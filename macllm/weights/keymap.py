@@ -41,7 +41,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackExperts:
     """One tensor for each expert of theirs (`{e}`) is one stacked tensor of ours."""
 
     theirs: str
@@ -50,7 +50,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Row:
+class Squeeze:
     """A (1, n) tensor of theirs is an (n,) tensor of ours."""
 
     theirs: str
@@ -64,7 +64,7 @@ class Drop:
     theirs: str
 
 
-Kept = Rule | Split | Stack | Row
+Kept = Rule | Split | StackExperts | Squeeze
 AnyRule = Kept | Drop
 
 
@@ -135,7 +135,7 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = ""
             unknown.append(name)
             continue
         rule, parts = found
-        if isinstance(rule, Stack):
+        if isinstance(rule, StackExperts):
             stacks[_fill(rule.ours, parts), rule.count][int(parts["e"])] = array
             continue
         for to, piece in _read(rule, parts, name, array):
@@ -161,7 +161,7 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = ""
 
 
 def _read(
-    rule: Rule | Split | Row | Drop, parts: dict[str, str], name: str, array: mx.array
+    rule: Rule | Split | Squeeze | Drop, parts: dict[str, str], name: str, array: mx.array
 ) -> list[tuple[str, mx.array]]:
     """Our tensors that one of theirs, `name`, is."""
     match rule:
@@ -170,7 +170,7 @@ def _read(
         case Split(_, to, sizes, transpose):
             pieces = _pieces(name, _turn(array, transpose), sizes)
             return [(_fill(part, parts), piece) for part, piece in zip(to, pieces, strict=True)]
-        case Row(_, to):
+        case Squeeze(_, to):
             return [(_fill(to, parts), array.flatten())]
         case Drop():
             return []
@@ -206,11 +206,11 @@ def _write_back(rule: Kept, parts: dict[str, str], left: Weights, put: Callable[
             pieces = [left.pop(_fill(part, parts)) for part in mine]
             joined = mx.concatenate(pieces, axis=_output_axis(pieces[0]))
             put(_fill(to, parts), _turn(joined, transpose))
-        case Stack(to, mine, count):
+        case StackExperts(to, mine, count):
             stacked = left.pop(_fill(mine, parts))
             for e in range(count):
                 put(_fill(to, parts | {"e": str(e)}), stacked[e])
-        case Row(to, mine):
+        case Squeeze(to, mine):
             put(_fill(to, parts), left.pop(_fill(mine, parts))[None])
 
 

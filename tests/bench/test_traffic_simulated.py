@@ -16,7 +16,7 @@ from macllm.ops.metal.qk_norm_rope import qkv_post
 from macllm.ops.metal.quantized_matvec import qmv
 from macllm.ops.metal.sampling import sample
 from macllm.ops.weights import RMSNormWeight
-from tests.simulator.run import How, run
+from tests.simulator.run import RunOptions, run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from dispatches import Dispatch, dispatches
@@ -128,7 +128,7 @@ def counted(make: Callable[..., KernelCall], arrays: list[mx.array]) -> Dispatch
 def test_a_kernel_touches_the_bytes_that_it_is_said_to(case: str) -> None:
     make, arrays = CASES[case]
     mx.eval(arrays)
-    done = run(make(*arrays), How())
+    done = run(make(*arrays), RunOptions())
     assert done.faults == []
     # A number that a kernel is told is a line here, and a few bytes there.
     touched = sum(buffer.lines * LINE for buffer in done.traffic.values() if buffer.lines > 1)

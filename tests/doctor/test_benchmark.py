@@ -18,9 +18,9 @@ from macllm.ops import dispatch, metal
 from macllm.ops.metal import DTYPES, approved
 from macllm.ops.metal.approved import Decisions
 from tests.simulator.intercept import simulated
-from tests.simulator.run import How
+from tests.simulator.run import RunOptions
 
-FAST = How(build="fast")
+FAST = RunOptions(build="fast")
 OPS = (
     "qkv_post",
     "qkv_post_packed",

@@ -33,7 +33,7 @@ from macllm.ops.dispatch import using
 from macllm.ops.metal import approved
 from macllm.ops.metal.approved import Decisions
 from tests.simulator.intercept import Log, simulated
-from tests.simulator.run import How
+from tests.simulator.run import RunOptions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the simulator is Linux's")
 
@@ -56,7 +56,7 @@ def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None
     """Run kernels in the simulator with made-up times: qmv slower, the others faster."""
     for number in numbers:
         case = some()[number]
-        with simulated(How(build="fast")):
+        with simulated(RunOptions(build="fast")):
             verdict = run_case(case, None)
         timing = SLOWER if case.op == "qmv" else FASTER
         parent.send(replace(verdict, timings=(timing, FASTER), traffic_bytes=1 << 20))
@@ -325,7 +325,7 @@ def test_the_bundled_model_decodes_the_same_with_kernels_and_without(monkeypatch
     log = Log()
 
     def both_once(ours: Callable[[], float], stock: Callable[[], float]) -> PairTiming:
-        with simulated(How(build="fast")) as dispatched:
+        with simulated(RunOptions(build="fast")) as dispatched:
             ours()
         log.dispatches += dispatched.dispatches
         stock()

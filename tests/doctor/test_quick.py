@@ -35,7 +35,7 @@ from macllm.ops.metal.approved import Decisions
 from macllm.ops.weights import PackedWeight
 from tests.compiling import wait_for
 from tests.simulator.intercept import simulated
-from tests.simulator.run import How
+from tests.simulator.run import RunOptions
 
 FASTER = PairTiming(0.001, 0.0015, 1.5, 1.4, 1.6)
 SLOWER = PairTiming(0.002, 0.0015, 0.75, 0.7, 0.8)
@@ -370,7 +370,7 @@ def few() -> list[Case]:
 def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None:
     """Kernels run in the simulator, whose time says nothing: all are said to be faster."""
     for number in numbers:
-        with simulated(How(build="fast")):
+        with simulated(RunOptions(build="fast")):
             found = run_case(few()[number], None)
         parent.send(replace(found, timings=(FASTER,) * few()[number].timed))
 
@@ -433,7 +433,7 @@ def test_what_a_trial_approves_of_serves_the_next_completion() -> None:
     trial = Lab().run_case()
     assert fused_linear.linear(x, packed, None, None) is None
     trial.pause()
-    with simulated(How(build="fast")) as log:
+    with simulated(RunOptions(build="fast")) as log:
         y = fused_linear.linear(x, packed, None, None)
         assert y is not None
         right = x @ packed.dequantized().T

@@ -9,7 +9,7 @@ import pytest
 from macllm import families
 from macllm.families.config import Config
 from macllm.nn import lora, quantize
-from macllm.nn.mask import Masks, oldest_seen, visible
+from macllm.nn.mask import Masks, dense_mask, first_visible_slot
 from macllm.nn.models import build
 from macllm.nn.position import Span
 from macllm.nn.spec import Causal, Chunked, MaskSpec, Sliding
@@ -161,7 +161,7 @@ def test_what_others_were_given_of_a_cache_stays_as_it_was() -> None:
     cache = model.make_cache()
     decoded(model, tokens[:, :6], cache)
     fork = cache.fork()
-    state, held = cache.state, [part for layer in cache.layers for part in layer.held()]
+    state, held = cache.state, [part for layer in cache.layers for part in layer.filled()]
     mx.eval(state, held)
     corner = state[0][:, :, 3:6]
     before = [np.array(array) for array in (*state, *held, corner)]
@@ -196,7 +196,7 @@ def test_a_cache_that_is_read_before_its_step_is_computed_has_the_new_row(bits: 
         if waits:
             mx.eval(logits)
         del logits  # nobody else asks for it
-        held.append([np.array(part) for layer in cache.layers for part in layer.held()])
+        held.append([np.array(part) for layer in cache.layers for part in layer.filled()])
     for late, early in zip(*held, strict=True):
         assert late.shape[2] == 5
         np.testing.assert_array_equal(early, late)
@@ -224,10 +224,10 @@ def test_a_step_has_the_gradient_of_the_fine_ops() -> None:
 @pytest.mark.parametrize("padding", [0, 1, 7])
 def test_the_oldest_slot_seen_is_the_first_of_the_mask(spec: MaskSpec, padding: int) -> None:
     for slot in range(20):
-        mask = visible(spec, Span(slot, 1, (padding,)), 0)
+        mask = dense_mask(spec, Span(slot, 1, (padding,)), 0)
         assert isinstance(mask, mx.array)
         seen = np.flatnonzero(np.array(mask).reshape(-1))
         assert seen[-1] == slot
         assert len(seen) == slot - seen[0] + 1
-        assert oldest_seen(spec, slot, padding) == seen[0]
+        assert first_visible_slot(spec, slot, padding) == seen[0]
     assert Masks(Span(9, 1, (2, 3))).rows(spec, 2)[1] == [7, 6]

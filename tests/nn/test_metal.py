@@ -22,9 +22,9 @@ from macllm.ops import using
 from tests.families.golden import EVERY, golden
 from tests.families.oracles import CASES, Case, batch
 from tests.simulator.intercept import Log, simulated
-from tests.simulator.run import How
+from tests.simulator.run import RunOptions
 
-ONCE = How()  # in one order: every order is tried where kernels are tested alone
+ONCE = RunOptions()  # in one order: every order is tried where kernels are tested alone
 WIDE = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 5}
 WIDE |= {"intermediate_size": 96, "moe_intermediate_size": 32, "intermediate_size_mlp": 64}
 

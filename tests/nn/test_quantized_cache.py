@@ -62,7 +62,7 @@ class Decoder:
         )
         q, k = self.rotated(q, position), self.rotated(k, position)
         group = cache.codec.group_size(self.head_dim)  # type: ignore[union-attr]
-        held = cache.held()
+        held = cache.filled()
         keys, key_steps = unpacked(held[:3], self.bits, group, self.head_dim)
         values, value_steps = unpacked(held[3:], self.bits, group, self.head_dim)
         for row, rows, steps in ((k, keys, key_steps), (v, values, value_steps)):
@@ -122,7 +122,7 @@ def test_attention_over_packed_rows_is_exact(
         kv, _ = cache.append(*rows)
     q = random.standard_normal((B, H, queries, head_dim)).astype(np.float32)
     got = attention(mx.array(q), kv, scale=scale, mask="causal" if queries > 1 else None, softcap=softcap)
-    group, held = QuantizedCodec(bits).group_size(head_dim), cache.held()
+    group, held = QuantizedCodec(bits).group_size(head_dim), cache.filled()
     halves = (held[:3], held[3:])
     keys, values = (np.repeat(unpacked(each, bits, group, head_dim)[0], H // K, axis=1) for each in halves)
     scores = q.astype(np.float64) @ keys.swapaxes(-1, -2) * scale

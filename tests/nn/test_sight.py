@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.nn.mask import sight
+from macllm.nn.mask import attention_mask
 from macllm.nn.position import Span
 from macllm.nn.spec import Bidirectional, Causal, Chunked, Local, MaskSpec, Sliding
 from macllm.ops import cpu
@@ -42,7 +42,7 @@ def test_numbers_say_what_the_mask_says(spec: MaskSpec, span: Span, start: int) 
     if start > span.offset:
         return  # a cache has let go of what came before the newest tokens, not of them
     q, k, v = heads(2, span.end - start, span.length)
-    told = sight(spec, span, start, is_cached=span.offset > 0)
+    told = attention_mask(spec, span, start, is_cached=span.offset > 0)
     got = attention(q, Dense(k, v), scale=0.3, mask=told)
     want = attention_reference(q, k, v, scale=0.3, mask=told.dense(), softcap=None)
     real = np.arange(span.offset, span.end) >= np.array(span.left_padding or (0, 0))[:, None]
@@ -53,20 +53,20 @@ def test_numbers_say_what_the_mask_says(spec: MaskSpec, span: Span, start: int) 
 
 def test_only_what_takes_a_mask_is_said_to() -> None:
     masked = [Span(0, 20), Span(13, 4)]
-    assert [sight(Sliding(7), span, 0).is_masked for span in masked] == [True, True]
-    assert [sight(Sliding(40), span, 0).is_masked for span in masked] == [False, False]
-    assert [sight(Chunked(6), span, 0).is_masked for span in masked] == [True, True]
-    assert not sight(Chunked(20), Span(0, 20), 0).is_masked
-    assert not sight(Sliding(7), Span(13, 1), 7).is_masked
-    assert sight(Causal(), Span(0, 4, (0, 2)), 0).is_masked
-    assert sight(Bidirectional(), Span(0, 4), 0, mx.array([2, 4])).is_masked
-    assert not sight(Bidirectional(), Span(0, 4), 0).is_masked
+    assert [attention_mask(Sliding(7), span, 0).is_masked for span in masked] == [True, True]
+    assert [attention_mask(Sliding(40), span, 0).is_masked for span in masked] == [False, False]
+    assert [attention_mask(Chunked(6), span, 0).is_masked for span in masked] == [True, True]
+    assert not attention_mask(Chunked(20), Span(0, 20), 0).is_masked
+    assert not attention_mask(Sliding(7), Span(13, 1), 7).is_masked
+    assert attention_mask(Causal(), Span(0, 4, (0, 2)), 0).is_masked
+    assert attention_mask(Bidirectional(), Span(0, 4), 0, mx.array([2, 4])).is_masked
+    assert not attention_mask(Bidirectional(), Span(0, 4), 0).is_masked
 
 
 def peak(spec: MaskSpec, length: int, *, backwards: bool) -> int:
     """Bytes held at most beyond what there was before."""
     q, k, v = heads(1, length, length)
-    told = sight(spec, Span(0, length), 0)
+    told = attention_mask(spec, Span(0, length), 0)
 
     def run(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return attention(q, Dense(k, v), scale=0.3, mask=told).sum()

@@ -14,7 +14,7 @@ from pathlib import Path
 from .compile import CompileError
 from .intercept import Log, simulated
 from .lint import findings, without_prefixes
-from .run import How, Result
+from .run import Result, RunOptions
 
 AFTER = """\
 A dispatch runs forwards, backwards, in a random order, and once more with the lanes of matrices turned about; --quick
@@ -55,7 +55,7 @@ def _run(path: Path, given: argparse.Namespace) -> int:
     kept, sys.argv = sys.argv, [str(path)]
     error, log = None, Log()
     try:
-        with simulated(How() if given.quick else None) as log:
+        with simulated(RunOptions() if given.quick else None) as log:
             runpy.run_path(str(path), run_name="__main__")
     except CompileError as refused:
         error = f"a kernel does not compile\n{refused}"

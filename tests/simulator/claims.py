@@ -14,7 +14,7 @@ from tests.ops.metal import test_layouts as layouts
 from tests.ops.metal import test_qkv_post as heads
 from tests.ops.metal import test_sample as sample
 
-from .mutants.planted import Planted, planted
+from .mutants.kernel_mutants import Mutant, mutated
 from .text import CompileError
 
 Claim = Callable[[], object]
@@ -31,7 +31,7 @@ class Broken(NamedTuple):
 
     def seen(self) -> bool:
         """True where the claim fails with the bug."""
-        with planted(Planted(self.kernel, self.what, self.part, self.other, lambda: [])):
+        with mutated(Mutant(self.kernel, self.what, self.part, self.other, lambda: [])):
             try:
                 self.claim()
             except (AssertionError, CompileError):

@@ -13,7 +13,7 @@ import numpy as np
 
 from macllm.ops.metal import KernelCall, executed_by, options
 
-from .run import How, Result, run_orders, run_text
+from .run import Result, RunOptions, run_orders, run_text
 from .text import captured
 
 
@@ -30,7 +30,7 @@ class Log:
 
 
 @contextmanager
-def simulated(how: How | None = None) -> Iterator[Log]:
+def simulated(how: RunOptions | None = None) -> Iterator[Log]:
     """In this block `mx.fast.metal_kernel` and macllm's own kernels run in the simulator, in every order or as told."""
     log, made_by_mlx = Log(), mx.fast.metal_kernel
 

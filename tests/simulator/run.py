@@ -67,7 +67,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class How:
+class RunOptions:
     """The way in which a dispatch is run."""
 
     build: programs.Build = "checked"
@@ -81,14 +81,14 @@ class How:
     constants: tuple[tuple[int, bool | int | float], ...] = ()  # of functions, by number
 
 
-ONCE = How(counted=False)
+ONCE = RunOptions(counted=False)
 """For tests that ask many questions of one kernel, whose other orders others try."""
 
-_usual: ContextVar[How] = ContextVar("usual", default=How())  # noqa: B039  # frozen
+_usual: ContextVar[RunOptions] = ContextVar("usual", default=RunOptions())  # noqa: B039  # frozen
 
 
 @contextmanager
-def usually(how: How) -> Iterator[None]:
+def default_options(how: RunOptions) -> Iterator[None]:
     """In this block dispatches that are not told otherwise run in this way."""
     token = _usual.set(how)
     try:
@@ -97,7 +97,7 @@ def usually(how: How) -> Iterator[None]:
         _usual.reset(token)
 
 
-def run(call: KernelCall, how: How | None = None) -> Result:
+def run(call: KernelCall, how: RunOptions | None = None) -> Result:
     """A dispatch of one of macllm's kernels. Raises: CompileError."""
     kernel = mx.fast.metal_kernel(**options(call))
     return run_text(captured(kernel, call.arguments), call.arguments, how or _usual.get())
@@ -112,20 +112,20 @@ class _Ready:
     job: tuple[list[str], bytes]
 
 
-def run_text(text: str, arguments: dict[str, Any], how: How) -> Result:
+def run_text(text: str, arguments: dict[str, Any], how: RunOptions) -> Result:
     """A dispatch of any kernel whose text MLX has told, with the arguments of its call. Raises: CompileError."""
     if faults := limits(signature(text), arguments):
         return Result([], faults, {}, 0, 0, 0)
     return _run(_ready(text, arguments, how), how)
 
 
-def _ready(text: str, arguments: dict[str, Any], how: How) -> _Ready:
+def _ready(text: str, arguments: dict[str, Any], how: RunOptions) -> _Ready:
     program = programs.program(text, how.build, how.flags, dict(how.constants))
     shapes, dtypes = arguments["output_shapes"], map(numpy_type, arguments["output_dtypes"])
     return _Ready(program, list(zip(shapes, dtypes, strict=True)), _job(signature(text), arguments))
 
 
-def _run(ready: _Ready, how: How) -> Result:
+def _run(ready: _Ready, how: RunOptions) -> Result:
     lines, body = ready.job
     with tempfile.TemporaryDirectory() as folder:
         job, results = Path(folder) / "job", Path(folder) / "results"
@@ -151,7 +151,7 @@ def check(call: KernelCall) -> Result:
     return run_orders(captured(kernel, call.arguments), call.arguments)
 
 
-def run_orders(text: str, arguments: dict[str, Any], how: How | None = None) -> Result:
+def run_orders(text: str, arguments: dict[str, Any], how: RunOptions | None = None) -> Result:
     """A dispatch in every order, and with its matrices' lanes turned about; all must agree bit for bit."""
     how = how or _usual.get()
     others = {
@@ -195,7 +195,7 @@ def numpy_type(dtype: mx.Dtype) -> np.dtype[Any]:
     return _WIDE.get(dtype) or np.dtype(str(dtype).removeprefix("mlx.core.").replace("bool", "bool_"))
 
 
-def _told(how: How) -> list[str]:
+def _told(how: RunOptions) -> list[str]:
     return [
         f"order {how.order} {how.seed}",
         f"relaxed {int(how.relaxed)}",

@@ -77,7 +77,7 @@ class Cache:
         self.length = length
 
     def restore(self, rows: Sequence[Arrays], length: int, head_dims: Sequence[int]) -> None:
-        """Become the cache whose layers `held()` these rows after `length` slots."""
+        """Become the cache whose layers `filled()` these rows after `length` slots."""
         for layer, each, head_dim in zip(self.layers, rows, head_dims, strict=True):
             layer.restore(each, length, head_dim)
         self.length = length

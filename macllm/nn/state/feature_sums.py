@@ -46,10 +46,10 @@ class FeatureSums:
         copy.sums, copy.length = self.sums, self.length
         return copy
 
-    def held(self) -> tuple[mx.array, ...]:
+    def filled(self) -> tuple[mx.array, ...]:
         """The sums."""
         return tuple(self.arrays())
 
     def restore(self, rows: tuple[mx.array, ...], length: int, head_dim: int) -> None:
-        """Become the state that `held()` these sums after `length` tokens."""
+        """Become the state that `filled()` these sums after `length` tokens."""
         self.sums, self.length = (State(*rows) if rows else None), length

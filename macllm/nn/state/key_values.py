@@ -130,12 +130,12 @@ class KeyValues:
         copy.head_dim, copy._buffer = self.head_dim, self._buffer.fork()
         return copy
 
-    def held(self) -> Arrays:
+    def filled(self) -> Arrays:
         """Keys' then values' rows in the slots still held, without spare room."""
         return self._buffer.read(self.start)
 
     def restore(self, rows: Arrays, length: int, head_dim: int) -> None:
-        """Become the state that `held()` these rows after `length` slots."""
+        """Become the state that `filled()` these rows after `length` slots."""
         self._buffer.restore(rows, length)
         self.head_dim = head_dim
 

@@ -33,10 +33,10 @@ class LayerState(Protocol):
         """A state that goes on by itself; arrays are shared until one of the two changes them."""
         ...
 
-    def held(self) -> tuple[mx.array, ...]:
+    def filled(self) -> tuple[mx.array, ...]:
         """The arrays to store, without spare room."""
         ...
 
     def restore(self, rows: tuple[mx.array, ...], length: int, head_dim: int) -> None:
-        """Become the state that `held()` these arrays after `length` tokens."""
+        """Become the state that `filled()` these arrays after `length` tokens."""
         ...

@@ -10,7 +10,7 @@ from macllm.generation.request import SamplingParams
 from macllm.generation.sampling.sampler import Sampler, candidates
 from macllm.ops import using
 from tests.simulator.intercept import simulated
-from tests.simulator.run import How
+from tests.simulator.run import RunOptions
 
 DRAWN = [
     SamplingParams(),
@@ -38,7 +38,7 @@ def test_draws_have_the_distribution_of_the_filters(params: SamplingParams) -> N
     want = np.zeros(300)
     want[np.arange(300) if tokens is None else np.array(tokens)] = np.array(mx.softmax(values))
     count, draws = 25, np.zeros(300)
-    with simulated(How(build="fast")) as log, using("metal"):
+    with simulated(RunOptions(build="fast")) as log, using("metal"):
         sampler = Sampler(params, 7, [], 300)
         for step in range(count):
             draws[sampler(logits(), step).item()] += 1
@@ -54,7 +54,7 @@ def test_draws_have_the_distribution_of_the_filters(params: SamplingParams) -> N
 def test_other_rules_are_left_to_others(params: SamplingParams) -> None:
     with using("stock"):
         want = Sampler(params, 7, [1, 2, 3], 300)(logits(), 0)
-    with simulated(How(build="fast")) as log, using("metal"):
+    with simulated(RunOptions(build="fast")) as log, using("metal"):
         got = Sampler(params, 7, [1, 2, 3], 300)(logits(), 0)
     assert log.dispatches == []
     assert got.item() == want.item()

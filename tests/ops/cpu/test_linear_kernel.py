@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.nn.linear import Linear, Table
+from macllm.nn.linear import Embedding, Linear
 from macllm.ops import cpu, dispatch
 from macllm.ops.linear import dense_linear, rows
 
@@ -138,7 +138,7 @@ def test_without_openblas_a_product_is_mlx_own(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_rows_of_a_table_are_float32() -> None:
-    table = Table(9, 4)
+    table = Embedding(9, 4)
     table.weight = table.weight.astype(mx.float16)
     found = rows(table.weight, mx.array([[2, 8]]))
     assert (found.shape, found.dtype) == ((1, 2, 4), mx.float32)

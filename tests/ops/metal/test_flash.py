@@ -16,7 +16,7 @@ from macllm.ops.metal import KernelCall
 from macllm.ops.metal.attention import flash as plan
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import Log, simulated
-from tests.simulator.run import How
+from tests.simulator.run import RunOptions
 
 TYPES = [mx.float32, mx.float16, mx.bfloat16]
 ROUNDING = {mx.float32: 2.0**-18, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
@@ -114,7 +114,7 @@ def near(got: mx.array, want: np.ndarray, *, by: float = 1.0) -> None:
 
 
 def forward_is_right(
-    size: Size, rules: plan.FlashParams, dtype: mx.Dtype = mx.float32, *, by: float = 1.0, how: How | None = None
+    size: Size, rules: plan.FlashParams, dtype: mx.Dtype = mx.float32, *, by: float = 1.0, how: RunOptions | None = None
 ) -> None:
     q, k, v = given(size, dtype)
     with simulated(how) as log:
@@ -126,7 +126,7 @@ def forward_is_right(
 
 
 def gradients_are_right(
-    size: Size, rules: plan.FlashParams, dtype: mx.Dtype = mx.float32, *, how: How | None = None
+    size: Size, rules: plan.FlashParams, dtype: mx.Dtype = mx.float32, *, how: RunOptions | None = None
 ) -> Log:
     q, k, v = given(size, dtype)
     dout = random(*q.shape, dtype=dtype, seed=3)

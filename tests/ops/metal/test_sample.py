@@ -13,7 +13,7 @@ from macllm.ops.metal.sampling import sample as plan
 from macllm.ops.metal.sampling.sample import Filters
 from tests.ops.metal.sweeps import sweep
 from tests.simulator.intercept import simulated
-from tests.simulator.run import ONCE, How
+from tests.simulator.run import ONCE, RunOptions
 
 
 def kept(logits: np.ndarray, f: Filters) -> np.ndarray:
@@ -29,7 +29,7 @@ def kept(logits: np.ndarray, f: Filters) -> np.ndarray:
 
 
 def drawn(
-    logits: np.ndarray, uniform: np.ndarray, f: Filters, dtype: mx.Dtype = mx.float32, how: How | None = None
+    logits: np.ndarray, uniform: np.ndarray, f: Filters, dtype: mx.Dtype = mx.float32, how: RunOptions | None = None
 ) -> list[np.ndarray]:
     with simulated(how) as log:
         out = plan.draw(mx.array(logits).astype(dtype), mx.array(uniform, mx.float32), f)

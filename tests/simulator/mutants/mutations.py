@@ -266,7 +266,7 @@ CLASSES = {
 def main() -> int:
     """Put each bug into its kernel, and print what is said of it."""
     missed = 0
-    print("| Class | Planted bug | Caught by |")
+    print("| Class | Mutant | Killed by |")
     print("|---|---|---|")
     for bug in BUGS:
         kinds = sorted({fault.kind for fault in bug.found()})

@@ -7,10 +7,10 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from . import mutations, planted
+from . import kernel_mutants, mutations
 
 PAGE = Path(__file__).parents[3] / "models" / "METAL.md"
-TABLES: dict[str, Callable[[], int]] = {"mutations": mutations.main, "planted": planted.main}
+TABLES: dict[str, Callable[[], int]] = {"mutations": mutations.main, "kernel_mutants": kernel_mutants.main}
 
 
 def written(text: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from macllm.ops.cpu import build
 from tests.simulator import compile as programs
-from tests.simulator.mutants import mutations, planted
+from tests.simulator.mutants import kernel_mutants, mutations
 from tests.simulator.mutants.mutations import BUGS, Bug
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -58,10 +58,12 @@ def test_a_kernel_without_a_bug_passes() -> None:
 
 
 @pytest.mark.parametrize("bug", BUGS[::4], ids=lambda bug: bug.what)
-def test_planted_bugs_are_seen(bug: Bug) -> None:
+def test_mutants_are_killed(bug: Bug) -> None:
     assert bug.fault in {fault.kind for fault in bug.found()}
 
 
-@pytest.mark.parametrize("case", [planted._prefill, planted._product, planted._heads], ids=lambda case: case.__name__)
-def test_our_kernels_pass(case: planted.Case) -> None:
-    assert planted.work(case)[1].faults == []
+@pytest.mark.parametrize(
+    "case", [kernel_mutants._prefill, kernel_mutants._product, kernel_mutants._heads], ids=lambda case: case.__name__
+)
+def test_our_kernels_pass(case: kernel_mutants.Case) -> None:
+    assert kernel_mutants.work(case)[1].faults == []

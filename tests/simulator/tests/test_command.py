@@ -1,4 +1,4 @@
-"""`python -m tests.simulator`: what it prints, and how it ends. Slow: the table of planted bugs."""
+"""`python -m tests.simulator`: what it prints, and how it ends. Slow: the table of mutants."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_help_and_a_file_that_is_not_there(repository: Path) -> None:
 def test_the_table_of_bugs_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert mutations.main() == 0
     rows = capsys.readouterr().out.splitlines()
-    assert rows[0] == "| Class | Planted bug | Caught by |"
+    assert rows[0] == "| Class | Mutant | Killed by |"
     assert len(rows) == len(mutations.BUGS) + 2
     assert all(row.count("|") == 4 for row in rows)
 

@@ -16,7 +16,7 @@ import pytest
 from macllm.ops.metal import KernelCall, options
 from macllm.ops.metal.attention import flash, kv_decode
 from tests.simulator.mutants import mutations
-from tests.simulator.run import How, Result, run_text, usually
+from tests.simulator.run import Result, RunOptions, default_options, run_text
 from tests.simulator.text import captured
 
 BEYOND = 2**32 + 4096
@@ -35,14 +35,14 @@ def far(values: np.ndarray, axis: int = 0) -> np.ndarray:
     return view
 
 
-def run(call: KernelCall, views: Mapping[str, np.ndarray], how: How) -> Result:
+def run(call: KernelCall, views: Mapping[str, np.ndarray], how: RunOptions) -> Result:
     """A call's dispatch with other views of the same inputs."""
     text = captured(mx.fast.metal_kernel(**options(call)), call.arguments)
     inputs = [views.get(name, value) for name, value in call.inputs.items()]
     return run_text(text, {**call.arguments, "inputs": inputs}, how)
 
 
-def rows_of(index: str, x: np.ndarray, how: How) -> Result:
+def rows_of(index: str, x: np.ndarray, how: RunOptions) -> Result:
     """The sums of two rows far apart, by a kernel that finds them at this index."""
     source = f"""
         uint row = thread_position_in_grid.y, i = thread_position_in_grid.x;
@@ -58,20 +58,20 @@ ROWS = np.arange(64, dtype=np.float32).reshape(2, 32)
 
 
 def test_an_index_of_64_bits_reaches_beyond_four_gigabytes() -> None:
-    result = rows_of("row * x_strides[0] + i", far(ROWS), How())
+    result = rows_of("row * x_strides[0] + i", far(ROWS), RunOptions())
     assert result.faults == []
     assert np.array_equal(result.outputs[0], ROWS + 1)
 
 
 @pytest.mark.parametrize("index", ["row * uint(x_strides[0] * 4) / 4 + i", "uint(row * x_strides[0] * 4) / 4 + i"])
 def test_an_index_of_32_bits_is_caught(index: str) -> None:
-    kinds = {fault.kind for fault in rows_of(index, far(ROWS), How()).faults}
+    kinds = {fault.kind for fault in rows_of(index, far(ROWS), RunOptions()).faults}
     assert kinds & {"stale-view", "out-of-bounds"}
 
 
 @pytest.mark.slow
 def test_overflow_of_a_signed_index_is_caught_by_the_sanitizer() -> None:
-    faults = rows_of("int(row) * int(x_strides[0]) * 4 / 4 + int(i)", far(ROWS), How("sanitized")).faults
+    faults = rows_of("int(row) * int(x_strides[0]) * 4 / 4 + int(i)", far(ROWS), RunOptions("sanitized")).faults
     assert {fault.kind for fault in faults} <= {"undefined", "address", "out-of-bounds"}
     assert faults
 
@@ -91,8 +91,8 @@ def test_caches_beyond_four_gigabytes_are_read_right(family: str, axis: int) -> 
         call = flash.forward(q, arrays, flash.FlashParams(0.4, True, mx.array([0])))
     else:
         call = kv_decode.decode(q, arrays, kv_decode.DecodeParams(0.4, True, mx.array([0])))
-    near = run(call, parts, How())
-    result = run(call, {name: far(one, axis) for name, one in parts.items()}, How())
+    near = run(call, parts, RunOptions())
+    result = run(call, {name: far(one, axis) for name, one in parts.items()}, RunOptions())
     assert result.faults == near.faults == []
     assert [x.tobytes() for x in result.outputs] == [x.tobytes() for x in near.outputs]
 
@@ -111,9 +111,9 @@ SEEN_BY_SANITIZERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "kind"), SEEN_BY_SANITIZERS.items())
-def test_a_planted_bug_is_seen_by_the_compilers_own_sanitizers(what: str, kind: str) -> None:
+def test_a_mutant_is_seen_by_the_compilers_own_sanitizers(what: str, kind: str) -> None:
     (bug,) = (bug for bug in mutations.BUGS if bug.what == what)
-    with usually(How("sanitized")):
+    with default_options(RunOptions("sanitized")):
         assert mutations.run(bug.kernel, bug.kernel.source).faults == []
         faults = [fault for fault in bug.found() if fault.kind != "front"]
     assert kind in {fault.kind for fault in faults}, faults

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulator.compile import CompileError
 from tests.simulator.mutants.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, N, run
-from tests.simulator.run import How, run_orders, usually
+from tests.simulator.run import RunOptions, default_options, run_orders
 from tests.simulator.text import captured
 
 
@@ -22,7 +22,7 @@ def test_a_kernel_without_a_bug_passes(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.fault}: {bug.what}")
-def test_a_planted_bug_is_seen(bug: Bug) -> None:
+def test_a_mutant_is_seen(bug: Bug) -> None:
     found = bug.found()
     assert bug.fault in {fault.kind for fault in found}, found
 
@@ -33,7 +33,7 @@ def test_every_class_has_a_bug() -> None:
 
 def test_others_may_do_without_lanes_that_have_gone() -> None:
     (bug,) = (bug for bug in BUGS if bug.what == "half of the lanes")
-    with usually(How(relaxed=True)):
+    with default_options(RunOptions(relaxed=True)):
         result = run(SUMMED, bug.source)
     assert result.faults == []
     numbers = np.arange(N, dtype=np.float32) + 1

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.simulator.compile import CompileError
-from tests.simulator.run import How, Result, run_orders, run_text
+from tests.simulator.run import Result, RunOptions, run_orders, run_text
 from tests.simulator.text import captured
 
 LANES = np.arange(32)
 X = (LANES + 1).astype(np.float32)
 
 
-def ran(source: str, header: str = "", how: How | None = None, **more: Any) -> Result:
+def ran(source: str, header: str = "", how: RunOptions | None = None, **more: Any) -> Result:
     """A simdgroup's run of a kernel that makes y of x, i being a lane's number."""
     kernel = mx.fast.metal_kernel("said", ["x"], ["y"], f"uint i = thread_index_in_simdgroup;\n{source}", header)
     arguments: dict[str, Any] = {"inputs": [mx.array(X)], "grid": (32, 1, 1), "threadgroup": (32, 1, 1)}
@@ -296,12 +296,12 @@ LINE = "y[i] = (doubled ? 2.0f : 1.0f) * x[i] + float(left); if (is_function_con
 
 @pytest.mark.parametrize(("values", "want"), [({3: True}, 2 * X + 7), ({3: False, 4: 5}, X + 5)])
 def test_constants_of_functions_have_the_values_that_are_given(values: dict[int, Any], want: np.ndarray) -> None:
-    how = How(constants=tuple(values.items()))
+    how = RunOptions(constants=tuple(values.items()))
     assert np.array_equal(said(LINE.replace("y[i] += other", "y[i] = other"), SET, how=how), want)
 
 
 def test_a_constant_that_has_no_value_is_a_fault_when_it_is_read() -> None:
-    result = ran(LINE, SET, How(constants=((4, 1),)))
+    result = ran(LINE, SET, RunOptions(constants=((4, 1),)))
     assert {fault.kind for fault in result.faults} == {"unset"}
     assert "doubled" in result.faults[0].message
 
@@ -316,5 +316,5 @@ def test_other_programs_understand_the_language_too() -> None:
     kernel = mx.fast.metal_kernel("fast", ["x"], ["y"], "uint i = thread_index_in_simdgroup; y[i] = float2(x[i]).yx.x;")
     arguments: dict[str, Any] = {"inputs": [mx.array(X)], "grid": (32, 1, 1), "threadgroup": (32, 1, 1)}
     arguments |= {"output_shapes": [(32,)], "output_dtypes": [mx.float32]}
-    for how in (How(build="fast"), How(build="sanitized")):
+    for how in (RunOptions(build="fast"), RunOptions(build="sanitized")):
         assert np.array_equal(run_text(captured(kernel, arguments), arguments, how).outputs[0], X)

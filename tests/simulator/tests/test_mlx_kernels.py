@@ -15,7 +15,7 @@ import pytest
 
 from tests.simulator.brackets import without_comments
 from tests.simulator.compile import understood
-from tests.simulator.run import How, Result, run_text
+from tests.simulator.run import Result, RunOptions, run_text
 from tests.simulator.text import translated
 
 INCLUDE = Path(mx.__file__).parent / "include"
@@ -45,7 +45,7 @@ def text_of(*names: str) -> str:
 def ran(names: tuple[str, ...], kernel: str, arguments: dict[str, Any], **constants: Any) -> Result:
     """One of a header's kernels, with template arguments."""
     instance = f'template [[host_name("k")]] [[kernel]] decltype({kernel}) {kernel};\n'
-    how = How(constants=tuple((int(name[1:]), value) for name, value in constants.items()))
+    how = RunOptions(constants=tuple((int(name[1:]), value) for name, value in constants.items()))
     result = run_text(text_of(*names) + instance, arguments, how)
     assert result.faults == []
     return result

@@ -21,7 +21,7 @@ from tests.ops.metal import test_qmv as qmv
 from tests.ops.metal import test_sample as sample
 from tests.simulator import intercept
 from tests.simulator import run as simulator
-from tests.simulator.run import How, Result, run_orders, run_text, usually
+from tests.simulator.run import Result, RunOptions, default_options, run_orders, run_text
 from tests.simulator.text import captured
 
 RULES = flash.plan.FlashParams(0.2, True, mx.array([3, 9]), softcap=3.0)
@@ -43,15 +43,15 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "linear_attention": lambda: linear.compared((1, 1, 70, 16, 24), True, mx.float32, mx.float32),
     "linear_decode": lambda: linear.compared((1, 1, 1, 16, 24), True, mx.float32, mx.float32),
 }
-FLUSHED = How(flushed=True)
+FLUSHED = RunOptions(flushed=True)
 OF_X86 = ("-mfma",) if platform.machine() == "x86_64" else ()
-FUSED = How(flags=("-O1", "-ffp-contract=fast", "-fexpensive-optimizations", *OF_X86))
-LOOSE = How(flags=("-DSIMULATOR_ULP=2",))
+FUSED = RunOptions(flags=("-O1", "-ffp-contract=fast", "-fexpensive-optimizations", *OF_X86))
+LOOSE = RunOptions(flags=("-DSIMULATOR_ULP=2",))
 MACHINES = {
     "small numbers are 0": FLUSHED,
     "products are fused with sums": FUSED,
     "functions are two units off": LOOSE,
-    "sanitized": How(build="sanitized"),
+    "sanitized": RunOptions(build="sanitized"),
 }
 
 
@@ -60,7 +60,7 @@ def test_a_program_that_is_not_watched_gives_the_same_bits(name: str, monkeypatc
     compared = []
 
     def both(text: str, arguments: dict[str, Any]) -> Result:
-        checked, fast = (run_text(text, arguments, How(build=build)) for build in ("checked", "fast"))
+        checked, fast = (run_text(text, arguments, RunOptions(build=build)) for build in ("checked", "fast"))
         compared.append([x.tobytes() for x in checked.outputs] == [x.tobytes() for x in fast.outputs])
         return checked
 
@@ -74,12 +74,12 @@ def test_a_program_that_is_not_watched_gives_the_same_bits(name: str, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("how", MACHINES.values(), ids=list(MACHINES))
-def test_a_kernel_is_right_on_other_machines(how: How, name: str) -> None:
-    with usually(how):
+def test_a_kernel_is_right_on_other_machines(how: RunOptions, name: str) -> None:
+    with default_options(how):
         KERNELS[name]()
 
 
-def small(line: str, x: np.ndarray, how: How) -> np.ndarray:
+def small(line: str, x: np.ndarray, how: RunOptions) -> np.ndarray:
     """What a kernel of one line gives for some numbers, on a machine."""
     kernel = mx.fast.metal_kernel("small", ["x"], ["y"], f"uint i = thread_position_in_grid.x; y[i] = {line};")
     arguments: dict[str, Any] = {"inputs": [mx.array(x)], "grid": (len(x), 1, 1), "threadgroup": (len(x), 1, 1)}
@@ -91,19 +91,19 @@ def small(line: str, x: np.ndarray, how: How) -> np.ndarray:
 
 def test_small_numbers_are_0_on_one_machine() -> None:
     tiny = np.full(32, 1e-39, np.float32)
-    assert small("x[i] * 1.5f", tiny, How()).all()
+    assert small("x[i] * 1.5f", tiny, RunOptions()).all()
     assert not small("x[i] * 1.5f", tiny, FLUSHED).any()
 
 
 def test_products_are_fused_with_sums_on_one_machine() -> None:
     odd = np.full(32, 1 + 2.0**-12, np.float32)
     line = "x[i] * x[i] - (1.0f + 0.00048828125f)"
-    assert not small(line, odd, How()).any()
+    assert not small(line, odd, RunOptions()).any()
     assert (small(line, odd, FUSED) == 2.0**-24).all()
 
 
 @pytest.mark.parametrize("name", ["precise::exp", "fast::exp2", "precise::rsqrt"])
 def test_functions_are_up_to_two_units_off_on_one_machine(name: str) -> None:
     some = np.linspace(0.1, 3, 256, dtype=np.float32)
-    exact, loose = (small(f"{name}(x[i])", some, how).view(np.int32) for how in (How(), LOOSE))
+    exact, loose = (small(f"{name}(x[i])", some, how).view(np.int32) for how in (RunOptions(), LOOSE))
     assert set(np.unique(loose - exact)) == {-2, -1, 0, 1, 2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.simulator.mutants import page
-from tests.simulator.mutants.planted import PLANTED, Case, Planted, caught_by, work
+from tests.simulator.mutants.kernel_mutants import MUTANTS, Case, Mutant, killed_by, work
 
 pytestmark = pytest.mark.slow
 _right: dict[Case, list[np.ndarray]] = {}
@@ -19,14 +19,14 @@ def right(case: Case) -> list[np.ndarray]:
     return _right[case]
 
 
-@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: f"{bug.kernel}: {bug.what}")
-def test_a_bug_in_a_kernel_is_caught(bug: Planted) -> None:
-    assert caught_by(bug, right(bug.case))
+@pytest.mark.parametrize("bug", MUTANTS, ids=lambda bug: f"{bug.kernel}: {bug.what}")
+def test_a_bug_in_a_kernel_is_caught(bug: Mutant) -> None:
+    assert killed_by(bug, right(bug.case))
 
 
 def test_every_family_of_kernels_has_a_bug() -> None:
     families = {"flash", "kv", "qkv", "qmv", "moe", "sample", "linear"}
-    assert {bug.kernel.partition("_")[0] for bug in PLANTED} == families
+    assert {bug.kernel.partition("_")[0] for bug in MUTANTS} == families
 
 
 def test_the_page_says_what_is_caught() -> None:

@@ -1,4 +1,4 @@
-"""Bugs put into macllm's own kernels: `python -m tests.simulator.mutants.planted` runs them all.
+"""Bugs put into macllm's own kernels: `python -m tests.simulator.mutants.kernel_mutants` runs them all.
 
 Prints a table of what each one is caught by: a fault, or numbers that are not those of the kernel without it.
 Ends with 1 if one is not caught.
@@ -121,7 +121,7 @@ def _linear() -> list[mx.array]:
     return list(linear_attention.run(q, k, random(1, 2, 130, 24, seed=2), *state, causal=True))
 
 
-class Planted(NamedTuple):
+class Mutant(NamedTuple):
     """A part of a kernel's text, once, that something else is put in for, and the work that shows it."""
 
     kernel: str
@@ -132,30 +132,30 @@ class Planted(NamedTuple):
 
 
 _BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n"
-PLANTED = [
-    Planted(
+MUTANTS = [
+    Mutant(
         "flash_prefill",
         "no barrier before the tile is overwritten",
         f"    {_BARRIER}    read_tile<F, F::N>(values",
         "    read_tile<F, F::N>(values",
         _prefill,
     ),
-    Planted(
+    Mutant(
         "flash_prefill",
         "the last tile is as long as the others",
         "read_tile<F, F::N>(keys, key, end,",
         "read_tile<F, F::N>(keys, key, key + F::N,",
         _prefill,
     ),
-    Planted("flash_prefill", "a window of one more", "at - sight.window + 1", "at - sight.window", _prefill),
-    Planted(
+    Mutant("flash_prefill", "a window of one more", "at - sight.window + 1", "at - sight.window", _prefill),
+    Mutant(
         "flash_prefill",
         "sums are not rescaled when a larger score comes",
         "    scale_rows<F>(block_factors, elements, sums);\n    add_tile",
         "    add_tile",
         _prefill,
     ),
-    Planted(
+    Mutant(
         "flash_prefill",
         "a lane's place in a matrix by heart",
         "const Elements own = elements_in(held);",
@@ -163,111 +163,107 @@ PLANTED = [
         "for (int e = 0; e < 2; e++) own.column[e] = (index % 2) * 2 + index % 16 / 8 * 4 + e;",
         _prefill,
     ),
-    Planted(
+    Mutant(
         "flash_prefill",
         "a matrix product by the simdgroups that have queries",
         "multiply_tile<F>(block, tile,",
         "if (lane < 16) multiply_tile<F>(block, tile,",
         _prefill,
     ),
-    Planted(
-        "flash_backward_q", "a sign of softmax's gradient", "(along - delta)", "(along + delta)", _prefill_backward
-    ),
-    Planted(
+    Mutant("flash_backward_q", "a sign of softmax's gradient", "(along - delta)", "(along + delta)", _prefill_backward),
+    Mutant(
         "flash_backward_kv", "each head takes the first one's deltas", "delta += sight.length;", "", _prefill_backward
     ),
-    Planted(
+    Mutant(
         "flash_backward_kv",
         "a barrier that orders other memory",
         f"    {_BARRIER}      add_tile<F>(products, tile",
         "    threadgroup_barrier(mem_flags::mem_device);\n      add_tile<F>(products, tile",
         _prefill_backward,
     ),
-    Planted("kv_decode", "a window of one more", "at - key < seen.window", "at - key <= seen.window", _decode),
-    Planted(
+    Mutant("kv_decode", "a window of one more", "at - key < seen.window", "at - key <= seen.window", _decode),
+    Mutant(
         "kv_decode", "the last chunk is as long as the others", "min(count, begin + CHUNK)", "begin + CHUNK", _decode
     ),
-    Planted(
+    Mutant(
         "kv_decode",
         "the view's stride is not read",
         "keys_strides[1], keys_strides",
         "long(count) * D, keys_strides",
         _decode,
     ),
-    Planted(
+    Mutant(
         "kv_decode",
         "lanes without a key stay away from the sum",
         "for (int by = 1; by < PARTS; by *= 2) score +=",
         "for (int by = 1; key < end && by < PARTS; by *= 2) score +=",
         _decode,
     ),
-    Planted(
+    Mutant(
         "kv_decode",
         "simdgroups' sums are taken before they are there",
         f"own[3 + i] = x[r].o[i];\n    {_BARRIER}",
         "own[3 + i] = x[r].o[i];\n",
         _decode_token,
     ),
-    Planted("kv_decode", "rows after the last are written", "|| row + r >= rows) continue", ") continue", _decode),
-    Planted("kv_combine", "chunks are not rescaled", "fast::exp2(own[2 * c] - most) * sums", "sums", _decode),
-    Planted(
+    Mutant("kv_decode", "rows after the last are written", "|| row + r >= rows) continue", ") continue", _decode),
+    Mutant("kv_combine", "chunks are not rescaled", "fast::exp2(own[2 * c] - most) * sums", "sums", _decode),
+    Mutant(
         "kv_decode_packed",
         "the other group's bias",
         "rows.bias_step + group]);",
         "rows.bias_step]);",
         _packed,
     ),
-    Planted("qkv_post", "a turn the wrong way", "a * c - b * s", "a * c + b * s", _heads),
-    Planted(
+    Mutant("qkv_post", "a turn the wrong way", "a * c - b * s", "a * c + b * s", _heads),
+    Mutant(
         "qkv_post_vjp", "the norm's gradient has no second part", "g.rest[i] - along * x.rest[i]", "g.rest[i]", _heads
     ),
-    Planted(
+    Mutant(
         "qkv_post_vjp",
         "a sign of the turn back",
         "turn_head(wavelengths, -position",
         "turn_head(wavelengths, position",
         _heads,
     ),
-    Planted(
-        "qmv", "a row more than there is", "const long row = min(n + r, N - 1)", "const long row = n + r", _product
-    ),
-    Planted(
+    Mutant("qmv", "a row more than there is", "const long row = min(n + r, N - 1)", "const long row = n + r", _product),
+    Mutant(
         "qmv",
         "the mean of the squares of a part",
         "for (int k = lane; k < K; k += 32) squares",
         "for (int k = lane; k < K - 32; k += 32) squares",
         _product,
     ),
-    Planted(
+    Mutant(
         "qmv",
         "an activation after gating",
         "activated<ACTIVATION>(simd_sum(sums[r][m]))",
         "simd_sum(sums[r][m])",
         _product,
     ),
-    Planted("qmv_three", "values begin where keys do", "(own - k_end) * ROWS", "(own - q_end) * ROWS", _three),
-    Planted("qmv_three", "rows after the last are written", "first + m >= rows || n + r", "n + r", _three),
-    Planted(
+    Mutant("qmv_three", "values begin where keys do", "(own - k_end) * ROWS", "(own - q_end) * ROWS", _three),
+    Mutant("qmv_three", "rows after the last are written", "first + m >= rows || n + r", "n + r", _three),
+    Mutant(
         "moe_down_combine", "an expert without its weight", "row, row, 0.0f, weight,", "row, row, 0.0f, 1.0f,", _experts
     ),
-    Planted("moe_gate_up", "the slot is taken for the token", "long(slot / TOP) * K", "long(slot) * K", _experts),
-    Planted(
+    Mutant("moe_gate_up", "the slot is taken for the token", "long(slot / TOP) * K", "long(slot) * K", _experts),
+    Mutant(
         "sample_draw", "sorting without a barrier", f"    {_BARRIER}      for (int pair", "      for (int pair", _draw
     ),
-    Planted("sample_draw", "the likeliest is left out", "i == 0 || (weights", "(i != 0) && (weights", _draw),
-    Planted("sample_draw", "no equal of the last is left out", "seen < from.equals", "seen >= 0.0f", _draw_beyond),
-    Planted(
+    Mutant("sample_draw", "the likeliest is left out", "i == 0 || (weights", "(i != 0) && (weights", _draw),
+    Mutant("sample_draw", "no equal of the last is left out", "seen < from.equals", "seen >= 0.0f", _draw_beyond),
+    Mutant(
         "sample_draw", "equals are not counted before", "float seen = equals_before", "float seen = 0.0f", _draw_beyond
     ),
-    Planted(
+    Mutant(
         "sample_blocks",
         "what a simdgroup held is lost",
         "for (int s = 1; s < 8; s++) top",
         "for (int s = 2; s < 8; s++) top",
         _draw,
     ),
-    Planted("linear_attention", "a row sees the one after it", "other <= row)", "other <= row + 1)", _linear),
-    Planted(
+    Mutant("linear_attention", "a row sees the one after it", "other <= row)", "other <= row + 1)", _linear),
+    Mutant(
         "linear_states",
         "the state begins with nothing",
         "simdgroup_load(sums[i], first_sums + corner + 8 * i, D)",
@@ -278,7 +274,7 @@ PLANTED = [
 
 
 @contextmanager
-def planted(bug: Planted) -> Iterator[None]:
+def mutated(bug: Mutant) -> Iterator[None]:
     """In this block the kernel has the bug."""
     made = metal.kernel_source
 
@@ -301,9 +297,9 @@ def work(case: Case) -> tuple[list[np.ndarray], Log]:
     return [np.array(one).astype(np.float64) for one in arrays], log
 
 
-def caught_by(bug: Planted, right: list[np.ndarray]) -> list[str]:
+def killed_by(bug: Mutant, right: list[np.ndarray]) -> list[str]:
     """The kinds of faults, and whether numbers differ from those of the kernel without the bug."""
-    with planted(bug):
+    with mutated(bug):
         got, log = work(bug.case)
     kinds = {fault.kind for _, result in log.dispatches for fault in result.faults}
     same = all(
@@ -316,12 +312,12 @@ def caught_by(bug: Planted, right: list[np.ndarray]) -> list[str]:
 def main() -> int:
     """Put each bug into its kernel, and print what it is caught by."""
     missed, right = 0, {}
-    print("| Kernel | Planted bug | Caught by |")
+    print("| Kernel | Mutant | Killed by |")
     print("|---|---|---|")
-    for bug in PLANTED:
+    for bug in MUTANTS:
         if bug.case not in right:
             right[bug.case], _ = work(bug.case)
-        found = caught_by(bug, right[bug.case])
+        found = killed_by(bug, right[bug.case])
         missed += not found
         print(f"| `{bug.kernel}` | {bug.what} | {', '.join(found) or '**nothing**'} |", flush=True)
     return int(missed > 0)
