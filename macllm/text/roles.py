@@ -28,7 +28,7 @@ def with_short_ids(messages: Messages) -> Messages:
     waiting: list[str] = []
 
     def convert(identity: Any) -> str:
-        known = identity if isinstance(identity, str) else f"call {len(short)}"
+        known = f"call {len(short)}" if identity is None else str(identity)
         return short.setdefault(known, known if _SHORT_ID.fullmatch(known) else f"{len(short):09d}")
 
     numbered: Messages = []

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from macllm.errors import UsageError
+from macllm.text.roles import with_short_ids
 from macllm.text.template import ChatTemplate
 
 HI = {"role": "user", "content": "hi"}
@@ -149,3 +150,10 @@ def test_the_refusal_of_other_things_than_ids_is_told_as_it_was() -> None:
     with pytest.raises(UsageError, match="refuses this conversation") as refused:
         render(chat, [{"role": "assistant", "tool_calls": [call("f", "x")]}])
     assert refused.value.cause == "roles must alternate"
+
+
+def test_ids_that_are_numbers_tie_a_result_to_its_call() -> None:
+    calls = [{"id": number, "type": "function", "function": {"name": "f", "arguments": {}}} for number in (7, 5)]
+    messages = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": 5, "content": "r"}]
+    made = with_short_ids(messages)
+    assert made[1]["tool_call_id"] == made[0]["tool_calls"][1]["id"] != made[0]["tool_calls"][0]["id"]
