@@ -10,7 +10,10 @@ and medians are compared. The last line is one JSON object.
   their folder with --llama-cpp, and `pip install gguf`. Beside float32 and bfloat16 stands its f16, beside 8 and 4
   bits its Q8_0 and Q4_0, the tied head as well.
 
-A peer that is not there is a row that says so.
+A peer that is not installed is a row that says so. Two options change what is compared:
+
+- `--model FOLDER`: that checkpoint (llama or qwen2, tied head) instead of the shapes.
+- `--against VENV`: this checkout with another that is installed in a virtual environment, see `compare_against.py`.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from compare_against import against
 from compare_table import DECODE, PEAK, PEERS, PROMPT, TASKS, WIDTHS, Load, Table, goals, line, load_of, ratios
-from shapes import SHAPES, checkpoint, gguf_file
+from shapes import SHAPES, checkpoint, gguf_file, trained
 from timing import Series, machine
 
 Run = Callable[[], dict[str, float]]
@@ -128,7 +132,7 @@ def compare(table: Table, options: argparse.Namespace) -> tuple[dict[str, dict[s
     runs: dict[str, dict[str, list[float]]] = {peer: {} for peer in peers}
     for turn in range(options.rounds):
         for peer, (run, _note) in found.items():
-            if run is None or peer in absent or (peer == "mlx-lm" and turn >= STOCK_ROUNDS[table.shape]):
+            if run is None or peer in absent or (peer == "mlx-lm" and turn >= STOCK_ROUNDS.get(table.shape, 1)):
                 continue
             try:
                 result = run()
@@ -158,13 +162,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     for name, value in asdict(Load()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.add_argument("--model", type=Path, help="compare on this checkpoint instead of the shapes")
+    parser.add_argument("--against", type=Path, metavar="VENV", help="compare with the commit installed there")
     parser.add_argument("--llama-cpp", type=Path, help="folder with llama-bench and llama-quantize")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "macllm-bench")
     options = parser.parse_args()
     options.load = replace(Load(), **{name: getattr(options, name) for name in asdict(Load())})
     options.cache.mkdir(parents=True, exist_ok=True)
+    if options.model is not None:
+        SHAPES[options.model.resolve().name] = trained(options.model)
+        options.shapes = [options.model.resolve().name]
     every = (Table(s, w, t) for s in options.shapes for t in options.tasks for w in options.widths)
     asked = [table for table in every if table.exists]
+    if options.against is not None:
+        found = against(options.against, asked, lambda t: checkpoint(t.shape, t.width, options.cache), options)
+        print(json.dumps({"bench": Path(__file__).stem, **machine(), **found}))
+        return
     results = {table: compare(table, options) for table in asked}
     bandwidth = read_bandwidth() if any(t.shape == "L" and t.task == "inference" for t in asked) else None
     reached = [goal for table in asked for goal in goals(table, results[table][0], bandwidth)]

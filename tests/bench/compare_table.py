@@ -67,8 +67,9 @@ def load_of(peer: str, table: Table, whole: Load) -> Load:
     """The load, cut down for mlx-lm."""
     if peer != "mlx-lm":
         return whole
-    prompt, new = (_STOCK_DENSE if table.width == "f32" else _STOCK_OTHER)[table.shape]
-    length = _STOCK_LENGTH[table.shape]
+    amounts = _STOCK_DENSE if table.width == "f32" else _STOCK_OTHER
+    prompt, new = amounts.get(table.shape, amounts["M"])
+    length = _STOCK_LENGTH.get(table.shape, _STOCK_LENGTH["M"])
     return replace(
         whole,
         prompt=min(prompt, whole.prompt),

@@ -1,7 +1,8 @@
 """Checkpoints of real shapes with random weights, in every form that a peer reads.
 
 A folder per shape and width under one cache folder: `*-f32`, `*-bf16` as transformers writes them, `*-q8`, `*-q4` as
-mlx-lm quantizes them (affine, groups of 64), `*-F16.gguf`, `*-Q8_0.gguf`, `*-Q4_0.gguf` for llama.cpp.
+mlx-lm quantizes them (affine, groups of 64), `*-F16.gguf`, `*-Q8_0.gguf`, `*-Q4_0.gguf` for llama.cpp. `trained`
+reads a shape and its weights from a folder instead.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Shape:
     heads: int
     kv_heads: int
     head_dim: int = 64
+    rope_theta: float = 10000.0
+    eps: float = 1e-5
 
     def config(self) -> dict[str, Any]:
         """Its config.json."""
@@ -44,8 +47,8 @@ class Shape:
             "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim,
             "max_position_embeddings": 16384,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
+            "rms_norm_eps": self.eps,
+            "rope_theta": self.rope_theta,
             "hidden_act": "silu",
             "tie_word_embeddings": True,
             "bos_token_id": 0,
@@ -79,6 +82,45 @@ class Shape:
         }
 
 
+@dataclass(frozen=True)
+class Trained(Shape):
+    """The shape of a checkpoint, with its weights."""
+
+    folder: Path = Path()
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The weights of the folder, float32."""
+        found: dict[str, np.ndarray] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            arrays = mx.load(str(path))
+            assert isinstance(arrays, dict)
+            found |= {name: np.array(value.astype(mx.float32)) for name, value in arrays.items()}
+        return found
+
+
+def trained(folder: Path) -> Trained:
+    """The shape of a folder as transformers writes them. Raises: ValueError for what `Shape` cannot describe."""
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    plain = rope.get("rope_type", "default") == "default" and "quantization" not in config
+    if config["model_type"] not in ("llama", "qwen2") or not config.get("tie_word_embeddings") or not plain:
+        raise ValueError(f"{folder} is not a llama or qwen2 model with a tied head, plain RoPE and dense weights")
+    heads, dim = config["num_attention_heads"], config["hidden_size"]
+    return Trained(
+        family=config["model_type"],
+        vocab=config["vocab_size"],
+        dim=dim,
+        hidden=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or dim // heads,
+        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 10000.0),
+        eps=config["rms_norm_eps"],
+        folder=folder,
+    )
+
+
 SHAPES = {
     "S": Shape("llama", 8192, 512, 1536, 8, 8, 4),  # 30 million parameters
     "M": Shape("llama", 49152, 576, 1536, 30, 9, 3),  # SmolLM-135M
@@ -92,7 +134,8 @@ def checkpoint(name: str, width: str, cache: Path) -> Path:
     if (done / "config.json").exists():
         return done
     folder = Path(tempfile.mkdtemp(dir=cache))
-    config, arrays = SHAPES[name].config(), {k: mx.array(v) for k, v in SHAPES[name].tensors().items()}
+    shape = SHAPES[name]
+    config, arrays = shape.config(), {k: mx.array(v) for k, v in shape.tensors().items()}
     if width == "bf16":
         arrays = {k: v.astype(mx.bfloat16) for k, v in arrays.items()}
     if width in ("q8", "q4"):
@@ -108,8 +151,13 @@ def checkpoint(name: str, width: str, cache: Path) -> Path:
                 packed[key] = value.astype(mx.bfloat16)
         arrays = packed
     mx.save_safetensors(str(folder / "model.safetensors"), arrays, {"format": "pt"})
-    words = {f"w{i}": i for i in range(SHAPES[name].vocab)}
-    tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"}}
+    words = {f"w{i}": i for i in range(shape.vocab)}
+    pieces = {"type": "WhitespaceSplit"}
+    tokenizer = {
+        "version": "1.0",
+        "pre_tokenizer": pieces,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (folder / "config.json").write_text(json.dumps(config))
@@ -142,8 +190,8 @@ def _write_gguf(shape: Shape, path: Path) -> None:
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(shape.rope_theta)
+    writer.add_layer_norm_rms_eps(shape.eps)
     writer.add_file_type(1)
     writer.add_vocab_size(shape.vocab)
     writer.add_tokenizer_model("none")
