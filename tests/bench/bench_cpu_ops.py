@@ -1,4 +1,4 @@
-"""Native CPU kernels against MLX's own ops on the same BLAS, interleaved: `python tests/bench/bench_cpu_ops.py`.
+"""Native CPU kernels against MLX's own ops on the same BLAS, by turns.
 
 Milliseconds are medians; the last line is one JSON object. `stock` is MLX with OpenBLAS under its matmul, `reference
 BLAS` what the wheel brings. With `--torch`, a training step of the same model in transformers as well.
@@ -183,7 +183,7 @@ def softmax_1m(repeats: int) -> dict[str, float]:
 
 
 def read_bandwidth(repeats: int) -> dict[str, float]:
-    """What reading 512 MiB of floats once gives: a vector times the rows of a matrix."""
+    """Read bandwidth, from 512 MiB of floats read once: a vector times the rows of a matrix."""
     w, x = mx.zeros((1 << 17, 1 << 10)), mx.ones((1, 1 << 10))
     mx.eval(w, x)
     taken = statistics.median([once(lambda: x @ w.T) for _ in range(repeats + 1)][1:])
@@ -191,7 +191,7 @@ def read_bandwidth(repeats: int) -> dict[str, float]:
 
 
 def quantized_product(rows: int, shape: tuple[int, int], bits: int, repeats: int) -> dict[str, float]:
-    """x W^T with W in `bits` bits: so many different W in a run that no cache holds them, for one row of x."""
+    """x W^T for one row of x and W in `bits` bits, with more matrices in a run than a cache holds."""
     count = 1 if rows > 1 else max(1, (1 << 27) // (shape[0] * shape[1] * bits // 8))
     dense = mx.random.normal(shape).astype(mx.bfloat16)
     made = [mx.quantize(dense + i, group_size=64, bits=bits) for i in range(count)]

@@ -1,4 +1,4 @@
-"""How a decoding step grows with the context, with keys and values as they are and in 8 bits, and what memory it takes.
+"""Time and memory of a decoding step as the context grows, with a dense and an 8-bit cache.
 
 A model of SmolLM-135M's shape with random weights. `python tests/bench/bench_growth.py [q4 bf16 ...]`; checkpoints are
 made in $MACLLM_BENCH, else in a folder for temporary files.
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def name(bits: int | None) -> str:
-    """What keys and values are."""
+    """Format of keys and values."""
     return "dense" if bits is None else f"{bits} bit"
 
 
@@ -80,7 +80,7 @@ def step(model: Any, cache: Cache) -> float:
 
 
 def memory(model: Any, bits: int | None) -> float:
-    """By how much memory grows over 600 tokens read and 300 decoded, relative to the cache that is there then."""
+    """Growth of memory over 600 tokens read and 300 decoded, relative to the cache after them."""
     mx.clear_cache()
     before = mx.get_active_memory()
     cache = model.make_cache(kv_bits=bits)

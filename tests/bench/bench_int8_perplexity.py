@@ -1,4 +1,4 @@
-"""What rounding activations to 8 bits does to the perplexity of the bundled model, token by token.
+"""Perplexity of the bundled model with activations rounded to 8 bits, token by token.
 
 Over maclet's validation rows: the model in 4 and 8 bits, with activations as they are and rounded, a whole row at a
 time (the kernel of many rows) and eight tokens at a time over a cache (the kernel of few). Over all tokens, and over

@@ -1,4 +1,4 @@
-"""What drawing a token costs beside the model: primitives and time from logits to token, by settings and vocabulary.
+"""Cost of sampling: primitives and time from logits to token, by settings and vocabulary.
 
 Each setting draws 32 tokens one after another from random logits, each draw queued before the one before it is read, as
 in generation, with 200 tokens of history. `python tests/bench/bench_sampling.py [native stock]`.

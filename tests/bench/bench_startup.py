@@ -1,4 +1,4 @@
-"""How long until something is on the screen: the help, and the first token of the bundled model.
+"""Seconds of a start: until the help is shown, and until the bundled model's first token.
 
 Bound by imports: bare Python is the floor of the one, `import mlx.nn, tokenizers` that of the other. mlx-lm is run on
 the same checkpoint with the same prompt, greedily. Every run is a new process with warm file caches; the kernels that

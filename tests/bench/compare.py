@@ -1,4 +1,4 @@
-"""macllm beside its peers on the same random weights: inference, LoRA and full training, growth with the context.
+"""macllm beside its peers on the same weights: inference, training, growth with the context.
 
 `python tests/bench/compare.py [--shapes S,M,L] [--widths f32,bf16,q8,q4] [--tasks inference,lora,full,growth]
 [--peers ...] [--rounds 3]`. Every measurement is a process of its own; in each round all contestants take their turn,
@@ -42,7 +42,7 @@ STOCK_ROUNDS = {"S": 2, "M": 1, "L": 1}
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """What a worker prints on its last line. Raises: RuntimeError with what it said."""
+    """The last line of a worker's output, decoded. Raises: RuntimeError with its last error."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
@@ -95,7 +95,7 @@ def cores() -> int:
 
 
 def contestant(peer: str, table: Table, options: argparse.Namespace) -> tuple[Run | None, str]:
-    """What runs one measurement of a peer, or none; and a remark."""
+    """The function that measures a peer once, None if the peer is absent; and a remark."""
     load = load_of(peer, table, options.load)
     if peer == "llama.cpp":
         if table.task != "inference":
@@ -121,7 +121,7 @@ def contestant(peer: str, table: Table, options: argparse.Namespace) -> tuple[Ru
 
 
 def compare(table: Table, options: argparse.Namespace) -> tuple[dict[str, dict[str, Series]], dict[str, str]]:
-    """The rows of a table, and who is absent and why; printed."""
+    """Rows of a table, and the reasons of absent peers; printed."""
     load = options.load
     amount = f"prompt of {load.prompt}, {load.new} new tokens"
     print(f"\n{table.title}" + (f": {amount}" if table.task == "inference" else ""), flush=True)

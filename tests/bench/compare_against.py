@@ -30,7 +30,7 @@ QUIET_CORES = 0.15
 
 
 class Ratio(NamedTuple):
-    """Speed of this checkout over the other's, or memory of this checkout over the other's, round by round."""
+    """Speed or memory of this checkout over the other's, round by round."""
 
     name: str
     rounds: Series
@@ -65,7 +65,7 @@ class Side:
         return {**kept, "MACLLM_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
 
     def run(self, *arguments: str) -> str:
-        """Standard output of its Python in its root. Raises: RuntimeError with the last line of standard error."""
+        """Standard output of its Python in its root. Raises: RuntimeError with the last error."""
         command = [str(self.python), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.root, env=self.environment)
         if done.returncode:
@@ -106,7 +106,7 @@ def side(python: Path, home: Path) -> Side:
 
 
 def foreign_cores(measure: Callable[[], dict[str, float]]) -> tuple[dict[str, float], float]:
-    """A measurement, and the cores that processes other than this one's children used meanwhile (0 off Linux)."""
+    """A measurement, and the cores that other processes used meanwhile (0 off Linux)."""
     began, busy, own = time.perf_counter(), _busy_seconds(), _own_seconds()
     found = measure()
     elapsed = time.perf_counter() - began
@@ -174,7 +174,7 @@ def compare(table: Table, folder: Path, load: Load, sides: tuple[Side, Side], ro
 
 
 def against(other: Path, tables: Sequence[Table], folders: Callable[[Table], Path], options: Any) -> dict[str, Any]:
-    """Compare this checkout with the one installed in the virtual environment `other`; what to print as JSON."""
+    """Compare with the checkout installed in the virtual environment `other`. Returns fields for JSON."""
     here = side(Path(sys.executable), options.cache / "home-here")
     there = side(other.absolute() / "bin" / "python", options.cache / "home-there")
     print(f"{here.commit()} over {there.commit()}, by turns")

@@ -1,4 +1,4 @@
-"""compare.py's arithmetic: which tables there are, how much each peer computes, and what macllm has to reach."""
+"""Tables of compare.py, the work of each peer, and the goals of macllm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = Mapping[str, Mapping[str, Series]]  # by peer and measure
 
 
 class Table(NamedTuple):
-    """What one table is about."""
+    """Shape, format and task of one table."""
 
     shape: str
     width: str
@@ -27,12 +27,12 @@ class Table(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its name in print and JSON."""
+        """Name in print and JSON."""
         return " ".join(self)
 
     @property
     def exists(self) -> bool:
-        """Whether it is asked for. Full training of L is not: weights, gradients and moments alone are 8 GB."""
+        """True if the table is measured. Full training of L needs 8 GB for weights and optimizer."""
         match self.task:
             case "lora":
                 return self.width in ("f32", "bf16")
@@ -45,7 +45,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Load:
-    """How much one measurement computes: tokens of prompt and completion, rows of a batch and tokens in each.
+    """Work of one measurement: tokens of prompt and completion, rows of a batch and their tokens.
 
     It is repeated until `seconds` are over, after a first time to warm up; with 0 seconds the first time counts.
     """
@@ -81,7 +81,7 @@ def load_of(peer: str, table: Table, whole: Load) -> Load:
 
 
 class Goal(NamedTuple):
-    """A ratio and what it has to be."""
+    """A ratio and its bound."""
 
     name: str
     value: float
@@ -91,7 +91,7 @@ class Goal(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether it is that."""
+        """True if the value is within the bound."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ def _over(name: str, ours: Series, theirs: Series, bound: float, at_least: bool 
 
 
 def goals(table: Table, rows: Rows, bandwidth: float | None = None) -> Iterator[Goal]:
-    """What a table has to show, as far as those it compares with are there; `bandwidth` in bytes a second."""
+    """Goals of a table against the peers present; `bandwidth` in bytes a second."""
     ours = rows.get("macllm")
     if ours is None:
         return

@@ -1,4 +1,6 @@
-"""Training steps for compare.py: AdamW on random tokens, all learnt, of all weights or of a LoRA adapter.
+"""Training steps for compare.py: AdamW on random tokens, for all weights or a LoRA adapter.
+
+The loss counts every token.
 
 Adapters are of rank 8 on the queries, keys, values and outputs of attention, without dropout; each peer makes them by
 its own means.
@@ -20,7 +22,7 @@ RANK, ALPHA, RATE, BETAS, DECAY = 8, 16.0, 1e-4, (0.9, 0.999), 0.01
 
 
 def tokens(load: Load) -> np.ndarray:
-    """A row longer by one than what is read of it."""
+    """Random rows (batch, length + 1): inputs, and targets shifted by one."""
     return np.random.default_rng(0).integers(0, 8000, (load.batch, load.length + 1))
 
 
@@ -115,7 +117,7 @@ STEPS = {"macllm": macllm, "mlx-lm": mlx_lm, "torch": torch}
 
 
 def put_blas_under_mlx() -> None:
-    """Let MLX multiply by OpenBLAS: what memory mlx-lm takes for a whole batch can be seen in a minute then."""
+    """Rebind MLX's products to OpenBLAS, so that the memory of mlx-lm's whole batch is measured soon."""
     from macllm.ops.cpu import blas
 
     blas.install()

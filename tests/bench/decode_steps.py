@@ -1,4 +1,4 @@
-"""One decoding step of a model, by mlx-lm and by macllm, as a function of arrays that nobody has to compute.
+"""One decoding step of a model, by mlx-lm and by macllm, as a function of lazy arrays.
 
 The models have the shapes of real checkpoints, weights of 4 bits in groups of 64 as mlx-lm converts them, and a cache
 that is filled up to the new token.
@@ -59,7 +59,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """`run(token, cache)` gives all that a step leaves behind: the next token, and the cache as it is then."""
+    """`run(token, cache)` returns all results of a step: the next token and the new cache."""
 
     config: dict[str, Any]
     context: int  # with the new token
@@ -75,7 +75,7 @@ class Step:
 
     @property
     def weights_bytes(self) -> int:
-        """Of the weights that a token needs: of experts the chosen ones', of an embedding that is no head one row's."""
+        """Bytes of weights that a token reads: of the chosen experts, of one row of an untied embedding."""
         total = 0
         for name, array in self.weights.items():
             share = 1.0
@@ -93,7 +93,7 @@ class Step:
         return 2 * token * self.context * self.config["num_hidden_layers"]
 
     def dispatches(self) -> list[Dispatch]:
-        """What Metal would be asked to do."""
+        """The dispatches that Metal would get."""
         # Small tables that a model keeps for itself are computed before a first step.
         mx.eval([value for _, module in self.model.named_modules() for value in _own_tables(module)])
         names, layers = list(self.weights), self.config["num_hidden_layers"]
@@ -108,7 +108,7 @@ class Step:
 
 
 def parts(config: dict[str, Any], context: int, bits: int | None) -> Iterator[tuple[tuple[int, ...], mx.Dtype]]:
-    """Shapes and types of a layer's keys, which are those of its values, with room for `context` tokens and more."""
+    """Shapes and types of a layer's keys (and values), with room for more than `context` tokens."""
     heads, dim = config["num_key_value_heads"], config["head_dim"]
     rows = (1, heads, -(-context // ROOM) * ROOM)
     if bits is None:

@@ -1,4 +1,4 @@
-"""What MLX's Metal backend dispatches for a graph, and what each dispatch reads and writes.
+"""Dispatches of MLX's Metal backend for a graph, and the bytes that each reads and writes.
 
 The rules are those of MLX's sources at 846d1762 (August 2026, 0.32.2 in the making), in mlx/backend; the file is named
 beside each. Views dispatch nothing (layouts.py). Bytes count once in a dispatch however often its threads ask for them,
@@ -54,7 +54,7 @@ class Dispatch:
 
 
 def dispatches(graph: Graph, cached: Collection[str] = ()) -> list[Dispatch]:
-    """Those of a graph, of whose inputs the `cached` ones hold keys and values. Raises KeyError without a rule."""
+    """Dispatches of a graph; `cached` inputs hold keys and values. Raises: KeyError without a rule."""
     return list(_Walk(graph, cached).run())
 
 
@@ -140,7 +140,7 @@ class _Walk:
         yield from self._simple(node)
 
     def _rope(self, node: Node) -> Iterator[Dispatch]:
-        """rope.cpp: a copy first where only a part turns, or heads lie in an order that the kernel does not know."""
+        """rope.cpp: a copy first for partial rotation or a layout of heads without a kernel."""
         x = self.layouts[node.inputs[0].name]
         turned = x.view.ndim == 4 and x.view.swapaxes(1, 2).flags.c_contiguous
         if node.facts["dims"] < x.view.shape[-1] or not (x.in_order or turned or x.view.ndim == 3):
@@ -155,7 +155,7 @@ class _Walk:
             yield Dispatch("Reduce", 128 * source.dtype.size, node.outputs[0].nbytes)
 
     def _sort(self, node: Node) -> Iterator[Dispatch]:
-        """sort.cpp: blocks, then two dispatches for each merge of twice as many, then a copy. Partitions are sorts."""
+        """sort.cpp: blocks, two dispatches for each doubling merge, a copy. Partitions are sorts."""
         source, out = node.inputs[0], node.outputs[0]
         axis = node.arguments[-1]
         size = source.shape[axis]
@@ -197,7 +197,7 @@ class _Walk:
         yield Dispatch(node.name, self.layouts[update.name].nbytes, update.nbytes)
 
     def _product(self, node: Node) -> Iterator[Dispatch]:
-        """quantized.cpp, QuantizedMatmul: qmv, qvm or qvm_split_k and a sum; a pass over the matrix for each item."""
+        """quantized.cpp: qmv, qvm, or qvm_split_k and a sum; a pass over the matrix for each item."""
         x, *matrix = node.inputs
         yield from self._copies(node.inputs, lambda one: one.in_rows)
         (out,), layout = node.outputs, self.layouts[matrix[0].name]
@@ -289,4 +289,4 @@ _RULES: dict[str, Callable[[_Walk, Node], Iterator[Dispatch]]] = {
     "GatherQMM": _Walk._experts,
     "ScaledDotProductAttention": _Walk._attention,
 }
-"""What a primitive dispatches."""
+"""Dispatches of a primitive."""

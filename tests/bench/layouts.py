@@ -1,4 +1,4 @@
-"""How MLX lays out arrays in memory, and which primitives only look at another array's buffer in another way.
+"""Memory layouts of MLX arrays, and the primitives that are views of another array's buffer.
 
 mlx/backend/gpu/primitives.cpp and common/slicing.cpp, common/utils.cpp: they dispatch nothing.
 """
@@ -19,7 +19,7 @@ SHAPES = {"Flatten", "Reshape", "Unflatten"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array lies in memory: a numpy view that is never read, and which buffer holds it."""
+    """Layout of an array: a numpy view that is never read, and the buffer behind it."""
 
     view: np.ndarray
     buffer: str
@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def in_rows(self) -> bool:
-        """Whether the last two axes lie in one piece (quantized.cpp, ensure_row_contiguous_matrix)."""
+        """True if the last two axes are contiguous (quantized.cpp, ensure_row_contiguous_matrix)."""
         return bool(self.view[(0,) * (self.view.ndim - 2)].flags.c_contiguous)
 
     @property

@@ -1,4 +1,4 @@
-"""What a function asks of MLX: its primitives in order, told by MLX itself, without computing anything.
+"""MLX primitives of a function, in order, read from the lazy graph without computing it.
 
 `mx.export_function` with a callback gives every primitive with its shapes, types and attributes. MLX without Metal
 takes `mx.fast` apart into the operations that it falls back to, and a trace shows what `mx.compile` joins one by one;
@@ -31,7 +31,7 @@ BINARY = {
     "LogicalAnd", "LogicalOr", "Maximum", "Minimum", "Multiply", "NotEqual", "Power", "Remainder", "Subtract",
 }  # fmt: skip
 ELEMENTWISE = UNARY | BINARY | {"Select"}
-"""What `mx.compile` joins into one kernel (mlx/compile.cpp, is_fusable)."""
+"""Primitives that `mx.compile` fuses into one kernel (mlx/compile.cpp, is_fusable)."""
 
 _MARK = re.compile(r"// stands for (\{.*\})")
 _KERNELS = sorted((path.stem for path in HERE.rglob("*.metal")), key=len, reverse=True)
@@ -173,7 +173,7 @@ class _Compiling:
 
 @dataclass(frozen=True)
 class _Chain:
-    """Stands for a compiled function. Raises ValueError for one that is more than a chain of elementwise operations."""
+    """Stand-in for a compiled function. Raises: ValueError unless it is an elementwise chain."""
 
     function: Callable[..., Any]
 

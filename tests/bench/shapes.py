@@ -21,7 +21,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a decoder that decide its speed."""
+    """The sizes of a decoder that decide its speed."""
 
     family: str
     vocab: int
@@ -35,7 +35,7 @@ class Shape:
     eps: float = 1e-5
 
     def config(self) -> dict[str, Any]:
-        """Its config.json."""
+        """Content of config.json."""
         return {
             "architectures": ["LlamaForCausalLM" if self.family == "llama" else "Qwen2ForCausalLM"],
             "model_type": self.family,
@@ -56,7 +56,7 @@ class Shape:
         }
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Its weights, float32, under transformers' names."""
+        """Weights, float32, under transformers' names."""
         rng = np.random.default_rng(0)
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         matrices = {
@@ -99,7 +99,7 @@ class Trained(Shape):
 
 
 def trained(folder: Path) -> Trained:
-    """The shape of a folder as transformers writes them. Raises: ValueError for what `Shape` cannot describe."""
+    """The shape of a transformers folder. Raises: ValueError for a model that `Shape` cannot describe."""
     config = json.loads((folder / "config.json").read_text())
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     plain = rope.get("rope_type", "default") == "default" and "quantization" not in config
@@ -129,7 +129,7 @@ SHAPES = {
 
 
 def checkpoint(name: str, width: str, cache: Path) -> Path:
-    """The folder of a shape in "f32", "bf16", 8 or 4 bits ("q8", "q4"); made if it is not there."""
+    """The folder of a shape in "f32", "bf16", 8 or 4 bits ("q8", "q4"); made unless it exists."""
     done = cache / f"{name}-{width}"
     if (done / "config.json").exists():
         return done
@@ -165,7 +165,7 @@ def checkpoint(name: str, width: str, cache: Path) -> Path:
 
 
 def gguf_file(name: str, width: str, cache: Path, llama_quantize: Path) -> Path:
-    """The same weights as a GGUF file in "F16", "Q8_0" or "Q4_0", all matrices alike. Needs the package `gguf`."""
+    """The same weights as GGUF, all matrices in "F16", "Q8_0" or "Q4_0". Needs the package `gguf`."""
     done = cache / f"{name}-{width}.gguf"
     if done.exists():
         return done
@@ -205,7 +205,7 @@ def _write_gguf(shape: Shape, path: Path) -> None:
 
 
 def _in_pairs(weight: np.ndarray, shape: Shape) -> np.ndarray:
-    """Rows of each head so that channels that turn together are neighbours, as llama.cpp wants them of Llama."""
+    """Rows of each head with rotated pairs as neighbours, the order of llama.cpp's Llama."""
     heads = weight.shape[0] // shape.head_dim
     return weight.reshape(heads, 2, shape.head_dim // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 

@@ -195,7 +195,7 @@ def test_arrays_are_copied_one_by_one_to_be_one() -> None:
     assert names(lambda x, y: mx.concatenate([x, y]), X, X) == ["Copy", "Copy"]
 
 
-def test_what_there_is_no_rule_for_is_not_guessed() -> None:
+def test_a_primitive_without_a_rule_is_an_error() -> None:
     with pytest.raises(KeyError, match="FFT"):
         counted(lambda x: mx.fft.rfft(x), X)
 
@@ -258,7 +258,7 @@ def test_a_step_of_llama_is_fewer_dispatches_and_reads_little_more_than_it_must(
 
 
 @pytest.mark.slow
-def test_the_page_says_what_is_counted() -> None:
+def test_the_page_shows_the_counts() -> None:
     written = PAGE.read_text(encoding="utf-8")
     for told in page([row_of("Qwen3-30B-A3B", 8192, 4)]).splitlines():
         assert f"\n{told}\n" in written

@@ -1,4 +1,4 @@
-"""What a dispatch is said to read and write is what the simulator sees it touch."""
+"""The bytes counted for a dispatch are those that the simulator sees it touch."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def counted(make: Callable[..., KernelCall], arrays: list[mx.array]) -> Dispatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_kernel_touches_the_bytes_that_it_is_said_to(case: str) -> None:
+def test_a_kernel_touches_the_bytes_counted_for_it(case: str) -> None:
     make, arrays = CASES[case]
     mx.eval(arrays)
     done = run(make(*arrays), RunOptions())

@@ -1,4 +1,4 @@
-"""How benchmarks measure: contestants take turns, medians and spread are reported, the last line is one JSON object."""
+"""Measuring for benchmarks: contestants take turns; medians and spread; a last line of JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Series:
 
 
 def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1) -> dict[str, Series]:
-    """Each contestant's measurements; every round runs all of them once, so that a slow minute is everybody's."""
+    """Measurements of each contestant; every round runs all once, so a slow minute hits all alike."""
     seen: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warm_ups + rounds):
         for name, run in contestants.items():
@@ -53,7 +53,7 @@ def print_table(results: Mapping[str, Series], unit: str) -> None:
 
 
 def print_json(bench: str, results: Mapping[str, Mapping[str, Series]], ratios: Mapping[str, float]) -> None:
-    """The last line: where and what, medians and spreads by table, and the ratios, which other machines can compare."""
+    """Print the last line: machine, medians and spreads by table, and ratios to compare elsewhere."""
     tables = {
         table: {name: {"median": series.median, "spread": series.spread} for name, series in rows.items()}
         for table, rows in results.items()
@@ -62,7 +62,7 @@ def print_json(bench: str, results: Mapping[str, Mapping[str, Series]], ratios: 
 
 
 def machine() -> dict[str, object]:
-    """What a figure depends on."""
+    """Platform, versions and commit that a figure depends on."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "platform": f"{platform.system()} {platform.machine()}",

@@ -1,4 +1,4 @@
-"""Dispatches and device bytes of one decoded token: macllm with its Metal kernels beside mlx-lm, for the same models.
+"""Dispatches and device bytes of one decoded token: macllm's Metal kernels beside mlx-lm.
 
 No GPU is needed: both steps are traced, not computed, and counted by the same rules (primitives.py, dispatches.py).
 Weights of 4 bits in groups of 64; keys and values of 4 bits in groups of 64, or bfloat16. Bytes count once in each
@@ -38,7 +38,7 @@ class Count:
 
     @classmethod
     def of(cls, step: Step) -> Count:
-        """What a step comes to."""
+        """Totals of a step."""
         made = step.dispatches()
         attention = [one for one in made if one.attention]
         once = sum(one.nbytes for one in attention)
@@ -62,7 +62,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """How it is called in the table."""
+        """Label in the table."""
         return f"{self.model} {'dense' if self.bits is None else f'{self.bits} bit'} {self.context}"
 
     @property
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """What must hold, and whether it does."""
+    """A requirement, and its verdict."""
 
     name: str
     missed: tuple[str, ...]
@@ -132,7 +132,7 @@ def row_of(model: str, context: int, bits: int | None) -> Row:
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
-    """What must hold for these rows."""
+    """Requirements of these rows."""
     long = [row for row in rows if row.bits is not None and row.context >= LONG]
     return [
         Goal(
