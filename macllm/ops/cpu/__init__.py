@@ -15,10 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import blas, build, estimate
-from .compilation import Compilation, Progress
 from .machine import compute_threads, physical_cores, wanted
+
+if TYPE_CHECKING:
+    from .compilation import Compilation, Progress
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def begin() -> str | None:
             return None
         try:
             if _compilation is None and not build.whole(build.library()):
-                _compilation = Compilation(_told, beside=True)
+                _compilation = _compile(beside=True)
             elif _compilation is None or _compilation.over.is_set():
                 _take(build.library() if _compilation is None else _compilation.result())
         except build.BuildError as error:
@@ -87,7 +90,7 @@ def prepare(progress: Progress | None = None) -> str | None:
                     _compilation.end()  # what it has made is kept
                 if progress is None and _watch is None:
                     log.warning("compiling the CPU kernels for this machine, once: about a minute")
-                _compilation = Compilation(_told, beside=False)
+                _compilation = _compile(beside=False)
         except build.BuildError as error:
             return _refuse(error)
     if _compilation is not None:
@@ -197,6 +200,13 @@ def _announce(notice: str | None) -> None:
         _watch(Compiling(0, 0, beside=True, over=True, notice=notice))
     elif notice is not None:
         log.warning(notice)
+
+
+def _compile(*, beside: bool) -> Compilation:
+    """Begin a compilation. Only this imports what runs child processes: most processes find compiled kernels."""
+    from .compilation import Compilation
+
+    return Compilation(_told, beside=beside)
 
 
 def _told(compilation: Compilation) -> None:
