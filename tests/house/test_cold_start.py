@@ -42,6 +42,10 @@ def test_a_first_token_waits_for_no_numpy() -> None:
     assert "numpy" not in modules_after(statement)
 
 
+def test_compiled_kernels_are_found_without_child_processes() -> None:
+    assert modules_after("import macllm.ops.cpu") & {"mlx", "multiprocessing"} == {"mlx"}
+
+
 def test_the_probe_sees_what_is_loaded() -> None:
     assert modules_after("import numpy") & HEAVY == {"numpy"}
 
