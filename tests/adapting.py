@@ -1,4 +1,4 @@
-"""What an adapter over a model learns from a few tokens."""
+"""Loss and gradients of a LoRA adapter on a few tokens."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if [ "$object" ]; then cp {folder}/seconds "$out"; else cp {module} "$out"; fi
 
 
 def make_compiler(folder: Path, module: Path, seconds: float) -> Path:
-    """A compiler in `folder` that takes so many seconds for a file; if it is there, only the time is changed."""
+    """A compiler in `folder` with a delay in seconds per file; called again, it changes the delay."""
     path = folder / "c++"
     (folder / "seconds").write_text(str(seconds))
     (folder / "compiled").touch()

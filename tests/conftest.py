@@ -1,4 +1,4 @@
-"""What every test starts from: a home of its own and no network."""
+"""Environment of every test: an empty home and no network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m
 
 
 def pytest_sessionstart() -> None:
-    """Compile the kernels of this machine before the first test, once: tests ask which implementation serves."""
+    """Compile this machine's kernels once, before the first test: tests check which implementation runs."""
     if cpu.pending():
         print("compiling the CPU kernels for this machine, once: about a minute", file=sys.__stderr__)
         cpu.prepare(lambda done, total: None)
@@ -37,7 +37,7 @@ def pytest_sessionstart() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
-    """Keep compiled kernels where the user has them: a home of its own for each test would compile them anew."""
+    """Keep compiled kernels in the user's cache, so that tests with an empty home need not compile them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MACLLM_NATIVE_CACHE", str(cache_folder()))
         yield
@@ -65,7 +65,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Path]:
-    """Put a compiler that takes so many seconds for a file before an empty cache; what it returns is its log."""
+    """Install a compiler with a delay in seconds per file and an empty cache; returns its log."""
     if sys.platform != "linux":
         pytest.skip("kernels are compiled on Linux")
     cpu.kernels()

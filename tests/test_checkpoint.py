@@ -1,4 +1,4 @@
-"""Folders to models and back: what is cast, what is refused, what it costs, and that saving loses nothing."""
+"""Loading and saving checkpoints: casts, refusals, memory, and lossless round trips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""16-bit checkpoints on a CPU: matrices stay as stored, everything else is float32, and nothing changes but memory."""
+"""16-bit checkpoints on a CPU: matrices stay 16-bit, the rest is float32, only memory changes."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_the_parents_death_ends_the_child_and_what_it_started(body: str) -> None
 
 
 def test_a_signal_while_the_child_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception of a signal handler between the start and its record used to leave a process that nobody knew."""
+    """An exception between start and record once left an orphaned process."""
     popen, pids = subprocess.Popen, []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:

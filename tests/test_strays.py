@@ -79,7 +79,7 @@ def test_files_of_other_programs_are_no_weights(name: str, tmp_path: Path) -> No
 
 
 def test_the_layout_is_asked_of_the_file_that_is_read(tmp_path: Path) -> None:
-    """GPT-2's matrices lie the other way round in mlx-lm's layout; a neighbour's metadata say nothing of them."""
+    """GPT-2's matrices are transposed in mlx-lm's layout; a neighbour's metadata must not decide."""
     folder = golden("gpt2").write(tmp_path)
     save_file({"a": mx.zeros(1)}, folder / "adapters.safetensors", {"format": "mlx"})
     np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""Compilation of the Linux CPU kernels by commands: before the work, or in the background of an answer."""
+"""Compilation of the Linux CPU kernels: before the work, or in the background of an answer."""
 
 from __future__ import annotations
 

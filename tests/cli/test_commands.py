@@ -1,4 +1,4 @@
-"""The commands on a small model, as a user runs them: what is on stdout, what on stderr, and the code they end with."""
+"""Commands on a small model: stdout, stderr and exit codes."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _told(text: str) -> str | None:
 
 
 def _by_name(argument: ast.expr, package: str, files: Mapping[str, Path]) -> Iterator[str]:
-    """What `import_module` may import: one module, or any beside the caller. Other names are told by strings."""
+    """Modules that `import_module` may import: one, or any beside the caller; other names are literals."""
     if isinstance(argument, ast.Constant):
         yield from {_absolute(str(argument.value), package)} & files.keys()
     elif isinstance(argument, ast.JoinedStr) and re.match(r"f['\"](\.|\{__name__\}\.)", ast.unparse(argument)):
@@ -88,7 +88,7 @@ def _reached(name: str, graph: Graph) -> set[str]:
 
 
 def upward(graph: Graph) -> set[tuple[str, str]]:
-    """Arrows of `ops/` from launchers (metal/, cpu/, dispatch) to ops. A value is what imports values at most."""
+    """Imports in `ops/` from launchers (metal/, cpu/, dispatch) to ops. A value imports only values."""
     ops = {name: {other for other in graph[name] if _in_ops(other)} for name in graph if _in_ops(name)}
     launchers = {name for name in ops if name.split(".")[2] in ("metal", "cpu", "dispatch")}
     values = set[str]()

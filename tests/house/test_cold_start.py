@@ -1,4 +1,4 @@
-"""What is typed most starts at once, because it loads next to nothing."""
+"""Frequent commands start fast, because they import little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed: three packages, whole, and nothing else."""
+"""The wheel installs three complete packages and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings(repository: Path) -> dict[str, Any]:
 
 
 def shipped(repository: Path) -> set[str]:
-    """Where each file of the three packages is to be, relative to site-packages."""
+    """Expected path of each file of the three packages, relative to site-packages."""
     return {
         f"{package}/{path.relative_to(repository / folder)}"
         for package, folder in FOLDERS.items()

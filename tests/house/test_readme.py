@@ -84,7 +84,7 @@ def documented_tree() -> dict[str, str]:
 
 
 def paths() -> list[Path]:
-    """Every folder of macllm/ and tui/ that holds sources, and the files of `SHOWN`: folders before what is in them."""
+    """Source folders of macllm/ and tui/ and the files of `SHOWN`, each folder before its contents."""
 
     def walk(folder: Path) -> list[Path]:
         children = [child for child in folder.iterdir() if key(child) in SHOWN or holds_sources(child)]

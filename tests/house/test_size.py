@@ -24,7 +24,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Parameters that count: those of a public function of the package (`macllm.generate`) do without its options."""
+    """Counted parameters: all, without the options of a public function (`macllm.generate`)."""
     public = function.name in macllm.__all__
     named = [*function.args.posonlyargs, *function.args.args, *([] if public else function.args.kwonlyargs)]
     return sum(argument.arg not in ("self", "cls") for argument in named)

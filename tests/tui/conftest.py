@@ -72,7 +72,7 @@ Play = Callable[..., ChatApp]
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Play:
-    """Run the app on an engine, or on a function that opens a session, through a scenario; return the app after it."""
+    """Run the app on an engine, or a function that opens a session, through a scenario; return the app."""
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
     monkeypatch.delenv("COLORFGBG", raising=False)
 

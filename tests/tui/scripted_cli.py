@@ -31,7 +31,7 @@ def step(item: Any) -> Step:
 
 
 class Engine(ScriptedEngine):
-    """What it says of its own work once it is open is nothing for a chat without a screen."""
+    """Scripted engine that also reports status, which line mode must not print during answers."""
 
     def __init__(self, model_name: str, adapter: str | None = None, trial: str | None = None, tell: Any = None) -> None:
         self.tell = tell

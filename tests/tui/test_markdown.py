@@ -107,7 +107,7 @@ def test_a_list_that_begins_does_not_flash_as_a_heading() -> None:
 
 
 def test_a_finished_block_is_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What keeps long answers cheap: the work per piece does not grow with the answer."""
+    """Long answers stay cheap: the work per piece does not grow with the answer."""
     laid_out: list[str] = []
 
     def counted(part: object, width: int) -> list[Content]:

@@ -1,4 +1,4 @@
-"""What stands on the screen in few characters, and what never reaches a terminal."""
+"""Short texts of the screen, and control characters kept from the terminal."""
 
 from __future__ import annotations
 
