@@ -5,12 +5,11 @@ No terminal code: the full screen, the line mode and programs drive the same `Se
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from macllm.errors import DoesNotFitError, UsageError
+from macllm.errors import DoesNotFitError, MacllmError, UsageError
 from macllm.generation.request import (
     CallLines,
     Delta,
@@ -27,7 +26,7 @@ from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.units import count_text, tokens_text
 
 if TYPE_CHECKING:
-    from macllm.generation.contract import Engine
+    from macllm.generation.contract import CompletionEvents, Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ class Session:
         self._used_tokens = 0
         self._completions = 0
         self._warned = False
-        self._stop = threading.Event()
+        self._answering: CompletionEvents | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -117,8 +116,7 @@ class Session:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The conversation as a chat template reads it, system prompt first."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [turn.message() for turn in self._turns]
+        return self._messages(self._turns)
 
     @property
     def context(self) -> ContextUse:
@@ -163,8 +161,9 @@ class Session:
 
     def stop(self) -> None:
         """End the running answer after its current step; its iterator then ends, and its text is kept."""
-        self._stop.set()
-        self.engine.cancel()
+        answering = self._answering
+        if answering is not None:
+            answering.cancel()
 
     def clear(self) -> None:
         """Forget what was said. System prompt and sampling stay."""
@@ -177,11 +176,15 @@ class Session:
         self.engine.close()
 
     def _begin(self, turns: tuple[Turn, ...]) -> Events:
-        # Cleared here and not in the generator, which a thread may start after stop() was called.
-        self._stop.clear()
-        return self._answer(turns)
+        # Submitted here and not in the generator, so that stop() always finds a completion to cancel
+        self._answering = None
+        try:
+            self._answering = self.engine.submit(self._request(turns))
+        except MacllmError as error:
+            return self._answer(turns, error)
+        return self._answer(turns, self._answering)
 
-    def _answer(self, turns: tuple[Turn, ...]) -> Events:
+    def _answer(self, turns: tuple[Turn, ...], submitted: CompletionEvents | MacllmError) -> Events:
         before, used_before = self._turns, self._used_tokens
         self._turns = turns
         parts: dict[str, list[str]] = {"content": [], "reasoning": []}
@@ -189,7 +192,9 @@ class Session:
         finish: FinishReason | Literal["failed"] = "failed"
         done: Done | None = None
         try:
-            for event in self._events():
+            if isinstance(submitted, MacllmError):
+                raise submitted
+            for event in self._counted(submitted):
                 if isinstance(event, Delta):
                     if event.kind == "reasoning":
                         parts["reasoning"].append(event.text)
@@ -213,13 +218,10 @@ class Session:
             else:
                 self._turns, self._used_tokens = before, used_before
 
-    def _events(self) -> Events:
-        request = self._request()
-        if self._stop.is_set():
-            return
-        cancelled = False
-        with closing(self.engine.submit(request)) as events:
-            for event in events:
+    def _counted(self, completion: CompletionEvents) -> Events:
+        """The same events; `context` follows them."""
+        with closing(completion):
+            for event in completion:
                 if isinstance(event, Prefill):
                     self._used_tokens = event.total
                 elif isinstance(event, Delta):
@@ -227,14 +229,14 @@ class Session:
                 elif isinstance(event, Done):
                     self._used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
                 yield event
-                if self._stop.is_set() and not cancelled:
-                    # stop() may have come before the engine had anything to cancel.
-                    cancelled = True
-                    self.engine.cancel()
 
-    def _request(self) -> Request:
+    def _request(self, turns: tuple[Turn, ...]) -> Request:
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + self._completions) % (LARGEST_SEED + 1))
         self._completions += 1
-        return Request(messages=tuple(self.messages), max_tokens=self.max_tokens, sampling=sampling)
+        return Request(messages=tuple(self._messages(turns)), max_tokens=self.max_tokens, sampling=sampling)
+
+    def _messages(self, turns: tuple[Turn, ...]) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + [turn.message() for turn in turns]

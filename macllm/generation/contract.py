@@ -41,28 +41,32 @@ class News:
 Tell = Callable[[News], object]
 
 
+class CompletionEvents(Events, Protocol):
+    """Events of one submitted completion. Any thread may cancel it, while another one waits for an event."""
+
+    def cancel(self) -> None:
+        """Stop after the current step; the events then end with Done("cancelled"). No effect once they have ended."""
+        ...
+
+
 class Engine(Protocol):
-    """Makes one completion at a time; a second request waits for the first."""
+    """Completions in the order of submission. Each can be cancelled alone, queued or running."""
 
     @property
     def info(self) -> EngineInfo:
-        """The model. Waits until it is loaded; raises what loading raised."""
+        """The model. Waits until it is loaded; raises the error of loading."""
         ...
 
-    def submit(self, request: Request) -> Events:
-        """Events of the completion, which begins at once. Closing the iterator stops it after the current step."""
+    def submit(self, request: Request) -> CompletionEvents:
+        """Events of a completion, queued at once. Closing the iterator stops it after its current step."""
         ...
 
     def usage(self) -> MemoryUse:
-        """Memory, at any moment."""
-        ...
-
-    def cancel(self) -> None:
-        """Stop what is being made after the current step; its events end with Done("cancelled")."""
+        """Memory now, also during a completion."""
         ...
 
     def close(self) -> None:
-        """Give the model up, after the current step. Calls after this raise UsageError."""
+        """Release the model after the current step. Later calls raise UsageError."""
         ...
 
 

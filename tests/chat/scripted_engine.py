@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from macllm.errors import DoesNotFitError, EngineCrashedError
@@ -23,30 +23,61 @@ class ScriptedEngine:
         self.step_seconds = step_seconds
         self.requests: list[Request] = []
         self.rendered: list[list[dict[str, str]]] = []
-        self.cancels = 0
+        self.completions: list[ScriptedCompletion] = []
         self.closed = False
-        self._cancelled = threading.Event()
 
-    def submit(self, request: Request) -> Iterator[Event]:
+    def submit(self, request: Request) -> ScriptedCompletion:
         if self.closed:
             raise EngineCrashedError("the engine is closed")
-        self._cancelled.clear()
         self.requests.append(request)
         self.rendered.append([dict(message) for message in request.messages])
         prompt = sum(len(message["content"].split()) + 1 for message in request.messages)
         limit = self.info.context_length
         if limit is not None and prompt >= limit:
             raise DoesNotFitError(f"the prompt has {prompt} tokens; the context holds {limit}", remedy="less")
-        steps = self.answers.pop(0) if self.answers else ["ok"]
-        return self._events(request, prompt, steps)
-
-    def _events(self, request: Request, prompt: int, steps: Sequence[Step]) -> Iterator[Event]:
-        limit = self.info.context_length
         room = 10_000 if limit is None else limit - prompt
-        most = room if request.max_tokens is None else request.max_tokens
+        steps = self.answers.pop(0) if self.answers else ["ok"]
+        self.completions.append(ScriptedCompletion(request, prompt, room, steps, self.step_seconds))
+        return self.completions[-1]
+
+    def usage(self) -> MemoryUse:
+        return MemoryUse(2_000_000_000, 3_000_000_000, 8_000_000_000)
+
+    def close(self) -> None:
+        for completion in self.completions:
+            completion.cancel()
+        self.closed = True
+
+
+class ScriptedCompletion:
+    """Events of one scripted answer."""
+
+    def __init__(self, request: Request, prompt: int, room: int, steps: Sequence[Step], step_seconds: float) -> None:
+        self._seed, self._prompt, self._step_seconds = request.sampling.seed or 7, prompt, step_seconds
+        self._cancelled = threading.Event()
+        self._events = self._made(steps, room if request.max_tokens is None else request.max_tokens)
+
+    def __iter__(self) -> ScriptedCompletion:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def close(self) -> None:
+        self._cancelled.set()
+        self._events.close()
+
+    def _made(self, steps: Sequence[Step], most: int) -> Generator[Event, None, None]:
         count = 0
         for step in steps:
-            if self._waits(step) or self._cancelled.is_set():
+            if self._waits(step) or self.is_cancelled:
                 break
             if isinstance(step, BaseException):
                 raise step
@@ -57,28 +88,17 @@ class ScriptedEngine:
                 yield step
             if count >= most:
                 break
-        reason = "cancelled" if self._cancelled.is_set() else "length" if count >= most else "stop"
-        yield Done(reason, Usage(prompt, count), Timing(0.25, 0.5, 5_000_000), request.sampling.seed or 7)
+        reason = "cancelled" if self.is_cancelled else "length" if count >= most else "stop"
+        yield Done(reason, Usage(self._prompt, count), Timing(0.25, 0.5, 5_000_000), self._seed)
 
     def _waits(self, step: Step) -> bool:
-        """Wait as a step asks; whether the answer was cancelled meanwhile."""
+        """Wait as a step asks. True if the answer was cancelled meanwhile."""
         if isinstance(step, threading.Event):
             while not step.wait(0.005):
-                if self._cancelled.is_set():
+                if self.is_cancelled:
                     return True
             return False
-        return self._cancelled.wait(step if isinstance(step, float) else self.step_seconds)
-
-    def usage(self) -> MemoryUse:
-        return MemoryUse(2_000_000_000, 3_000_000_000, 8_000_000_000)
-
-    def cancel(self) -> None:
-        self.cancels += 1
-        self._cancelled.set()
-
-    def close(self) -> None:
-        self._cancelled.set()
-        self.closed = True
+        return self._cancelled.wait(step if isinstance(step, float) else self._step_seconds)
 
 
 def thinking(text: str) -> Delta:

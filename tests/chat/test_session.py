@@ -92,31 +92,28 @@ def test_stop_from_another_thread_keeps_what_was_said_and_what_it_took() -> None
 
 
 def test_a_stop_before_the_first_event_is_not_lost() -> None:
-    engine = ScriptedEngine(["one"])
-    session = Session(engine)
+    session = Session(ScriptedEngine(["one"]))
     events = session.reply("count")
     session.stop()
-    assert list(events) == []
-    assert engine.requests == []
+    assert text_of(events) == ""
     assert session.turns == ()
 
 
-def test_a_stop_that_the_engine_missed_is_asked_for_again() -> None:
-    """stop() may fall between submit and the engine's own start, where cancel() finds nothing to cancel."""
-
-    class Deaf(ScriptedEngine):
-        def cancel(self) -> None:
-            if self.cancels > 0:
-                super().cancel()
-            self.cancels += 1
-
-    engine = Deaf([f"{n} " for n in range(1000)])
-    session = Session(engine)
-    events = session.reply("count")
-    next(events)
+def test_a_stop_cancels_the_answer_of_its_session_alone() -> None:
+    engine = ScriptedEngine(["mine"], ["theirs"])
+    session, other = Session(engine), Session(engine)
+    events, others = session.reply("a"), other.reply("b")
     session.stop()
-    assert len(list(events)) == 1  # Done
-    assert session.turns[1].content == "0 "
+    assert [each.is_cancelled for each in engine.completions] == [True, False]
+    assert (text_of(events), text_of(others)) == ("", "theirs")
+
+
+def test_an_answer_that_is_never_read_is_given_up() -> None:
+    session = Session(ScriptedEngine(["one"], ["two"]))
+    session.reply("a")
+    assert session.turns == ()
+    assert text_of(session.reply("b")) == "two"
+    assert [turn.content for turn in session.turns] == ["b", "two"]
 
 
 def test_a_reply_stopped_before_its_first_word_leaves_the_conversation_as_it_was() -> None:

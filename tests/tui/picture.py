@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 from macllm.chat.options import ChatOptions, open_session
 from macllm.chat.session import Session
-from macllm.generation.contract import Engine, MemoryUse
+from macllm.generation.contract import CompletionEvents, Engine, MemoryUse
 from macllm.generation.request import Done, Event, Request, Timing
 from macllm_tui.app import ChatApp
 
@@ -29,21 +28,34 @@ MEMORY_BYTES = 12_000_000
 FONTS = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace'
 
 
+class SteadyCompletion:
+    """Events of a completion with the same times on every machine."""
+
+    def __init__(self, events: CompletionEvents) -> None:
+        self._events = events
+        self.cancel, self.close = events.cancel, events.close
+
+    def __iter__(self) -> SteadyCompletion:
+        return self
+
+    def __next__(self) -> Event:
+        event = next(self._events)
+        if not isinstance(event, Done):
+            return event
+        seconds = (event.usage.completion_tokens - 1) / TOKENS_PER_SECOND
+        return replace(event, timing=Timing(FIRST_TOKEN_SECONDS, seconds, MEMORY_BYTES))
+
+
 class SteadyEngine:
     """An engine whose answers are real and whose times and memory are the same on every machine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.info = engine.info
-        self.cancel = engine.cancel
         self.close = engine.close
 
-    def submit(self, request: Request) -> Iterator[Event]:
-        for event in self._engine.submit(request):
-            if isinstance(event, Done):
-                seconds = (event.usage.completion_tokens - 1) / TOKENS_PER_SECOND
-                event = replace(event, timing=Timing(FIRST_TOKEN_SECONDS, seconds, MEMORY_BYTES))
-            yield event
+    def submit(self, request: Request) -> SteadyCompletion:
+        return SteadyCompletion(self._engine.submit(request))
 
     def usage(self) -> MemoryUse:
         return MemoryUse(MEMORY_BYTES, MEMORY_BYTES, 0)

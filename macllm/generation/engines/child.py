@@ -12,22 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from macllm.child import Parent, portable
 
-from ..contract import News
+from ..contract import News, Tell
+from .calls import Calls, EngineCall
 from .idle import KernelTrial
-from .thread import Call, Calls, Job, own
+from .owner import serve_calls
 
 if TYPE_CHECKING:
     from macllm.ops.cpu import Compiling
+
+_NO_CALL = -1  # number of messages that answer no call
 
 
 def answer(parent: Parent, options: dict[str, Any]) -> None:
     """Load the model and answer until the parent wants the end, or has ended."""
     calls: Calls = queue.SimpleQueue()
-    kernels = _Kernels(_Outbox(parent, -1), calls)
+    tell = partial(_send, parent, _NO_CALL)
+    kernels = _Kernels(tell, calls)
     threading.Thread(target=_read, args=(parent, calls, kernels), name="calls", daemon=True).start()
     trial = options["trial"]
-    idle = KernelTrial(trial, _Outbox(parent, -1).put) if trial else None
-    own(partial(_load, options, kernels), options["model_name"], calls, idle)
+    idle = KernelTrial(trial, tell) if trial else None
+    serve_calls(partial(_load, options, kernels), options["model_name"], calls, idle)
 
 
 def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
@@ -39,15 +43,15 @@ def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
 class _Kernels:
     """The CPU kernels while they are compiled: the parent is told how far that is, the owner when they are there."""
 
-    def __init__(self, news: _Outbox, calls: Calls) -> None:
-        self._news, self._calls = news, calls
+    def __init__(self, tell: Tell, calls: Calls) -> None:
+        self._tell, self._calls = tell, calls
         self._told = ""
 
     def watch(self) -> None:
         """Tell of whatever is compiled from now on."""
         from macllm.ops import cpu
 
-        cpu.watch(self._tell)
+        cpu.watch(self._report)
 
     def end(self) -> None:
         """Leave nothing of a compilation behind but the files that it finished."""
@@ -56,52 +60,41 @@ class _Kernels:
 
             cpu.end()
 
-    def _tell(self, state: Compiling) -> None:
+    def _report(self, state: Compiling) -> None:
         if state.notice is not None:
-            self._news.put(News(state.notice, passing=False))
+            self._tell(News(state.notice, passing=False))
             return
         text = "" if state.over else f"compiling the CPU kernels, once: {state.done} of {state.total}"
         if text != self._told:
             self._told = text
-            self._news.put(News(text, passing=True))
+            self._tell(News(text, passing=True))
         if state.over:
-            self._calls.put(Call("renew"))
+            self._calls.put(EngineCall("renew"))
 
 
 def _read(parent: Parent, calls: Calls, kernels: _Kernels) -> None:
-    """The reader's thread: queue calls, but answer at once what must not wait for a completion."""
-    jobs: weakref.WeakValueDictionary[int, Job] = weakref.WeakValueDictionary()
+    """Reader thread: queues calls, but answers `cancel` and `usage` at once."""
+    unfinished: weakref.WeakValueDictionary[int, EngineCall] = weakref.WeakValueDictionary()
     while True:
         try:
-            method, number, arguments = parent.receive()
+            method, number, request = parent.receive()
         except EOFError:
             kernels.end()
-            parent.leave()  # nothing here outlives the parent's wish: no file is open, and a step may take long
-        outbox = _Outbox(parent, number)
+            parent.leave()  # at once: no file is open, and a step may take long
         if method == "cancel":
-            job = jobs.get(number)
-            if job is not None:
-                job.cancelled.set()
+            call = unfinished.get(number)
+            if call is not None:
+                call.cancelled.set()
         elif method == "usage":
             from .worker import memory_use
 
-            outbox.put(memory_use())
+            _send(parent, number, memory_use())
         else:
-            jobs[number] = job = Job(outbox)
-            calls.put(Call(method, arguments, job))
-            del job
+            unfinished[number] = call = EngineCall(method, request, partial(_send, parent, number))
+            calls.put(call)
+        call = None
 
 
-class _Outbox:
-    """Results on their way to the parent."""
-
-    def __init__(self, parent: Parent, number: int) -> None:
-        self._parent, self._number = parent, number
-
-    def put(self, item: Any) -> None:
-        """Send one."""
-        self._parent.send((self._number, portable(item) if isinstance(item, BaseException) else item))
-
-    def get(self) -> Any:
-        """Results do not come back."""
-        raise TypeError("an outbox cannot be read")
+def _send(parent: Parent, number: int, message: Any) -> None:
+    """Send a message that answers the call of this number."""
+    parent.send((number, portable(message) if isinstance(message, BaseException) else message))

@@ -1,8 +1,9 @@
-"""A model in a process of its own: what kills it leaves this one alive, and it never writes on this one's terminal."""
+"""A model in a child process: a crash leaves this process alive, and the child never writes to the terminal."""
 
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
 import weakref
 from functools import partial
@@ -12,12 +13,12 @@ from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
 from ..contract import EngineInfo, MemoryUse, News, Tell
-from ..request import Done, Event, Request
-from .thread import EventStream, Job, closed_error
+from ..request import Done, Request
+from .calls import EventStream, Messages, closed_error, receive
 
 
 class ProcessEngine:
-    """A model in a child process. It is started at once, and again by the first call after it crashed."""
+    """An engine in a child process. It starts at once, and again at the first call after a crash."""
 
     def __init__(
         self,
@@ -28,10 +29,10 @@ class ProcessEngine:
         trial: str | None = None,
         tell: Tell | None = None,
     ) -> None:
-        """`loader` is `module:function`; in the child it is called with the name and `adapter=`.
+        """`loader` is `module:function`; the child calls it with the name and `adapter=`.
 
         So is `trial`, which tries the Metal kernels that the model asked for; it returns an `IdleWork`.
-        `tell` is called in a thread with what there is to know before the model is loaded.
+        `tell` is called in a thread with status messages.
         """
         self._model_name = model_name
         self._tell = tell
@@ -43,55 +44,51 @@ class ProcessEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """The model. Waits until it is loaded; raises what loading raised."""
+        """The model. Waits until it is loaded; raises the error of loading."""
         if self._info is None:
-            self._info = self._call("info").result()
+            self._info = receive(self._call("info")[2])
         assert self._info is not None
         return self._info
 
     def submit(self, request: Request) -> EventStream:
-        """Events of the completion, which begins at once. Closing the iterator stops it after the current step."""
-        job = self._call("run", request)
-        return EventStream(job, partial(self._stop, job))
+        """Events of a completion, queued at once. Closing or cancelling it stops this completion alone."""
+        child, number, messages = self._call("run", request)
+        return EventStream(messages, partial(self._cancel, child, number))
 
     def usage(self) -> MemoryUse:
-        """Memory of the child, at any moment."""
-        return self._call("usage").result()
-
-    def cancel(self) -> None:
-        """Stop what is being made after the current step; its events end with Done("cancelled")."""
-        self._child.cancel(None)
+        """Memory of the child now, also during a completion."""
+        return receive(self._call("usage")[2])
 
     def close(self) -> None:
-        """Give the model up: ends the child, whatever it is doing. Calls after this raise UsageError."""
+        """Release the model: ends the child at once. Later calls raise UsageError."""
         with self._lock:
             self._closed = True
         self._child.end()
 
-    def _call(self, method: str, *arguments: Any) -> Job:
+    def _call(self, method: str, request: Request | None = None) -> tuple[_Child, int, Messages]:
         with self._lock:
             if self._closed:
                 raise closed_error()
             if self._child.crashed:
                 self._child = self._start()
-            return self._child.call(method, arguments)
+            return (self._child, *self._child.call(method, request))
 
     def _start(self) -> _Child:
         child = _Child(self._options, self._tell)
         weakref.finalize(self, child.end)  # also when the program ends
         return child
 
-    def _stop(self, job: Job) -> None:
-        self._child.cancel(job)
+    def _cancel(self, child: _Child, number: int) -> None:  # a bound method, so that a stream keeps its engine alive
+        child.cancel(number)
 
 
 class _Child:
-    """One life of the process, and the calls it has not answered."""
+    """One life of the child process, and its unanswered calls."""
 
     def __init__(self, options: dict[str, Any], tell: Tell | None) -> None:
         self._model_name = options["model_name"]
         self._tell = tell
-        self._jobs: dict[int, Job] = {}
+        self._unanswered: dict[int, Messages] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self.process = ChildProcess(
@@ -104,51 +101,50 @@ class _Child:
 
     @property
     def crashed(self) -> bool:
-        """The process has ended."""
+        """True once the process has ended."""
         return self.process.exit is not None
 
-    def call(self, method: str, arguments: tuple[Any, ...]) -> Job:
-        """Ask for something; the job gets what the child answers, or the news of its end."""
-        job = Job()
+    def call(self, method: str, request: Request | None) -> tuple[int, Messages]:
+        """Send a call. Returns its number, and the queue that gets its answers or the error of a crash."""
+        messages: Messages = queue.SimpleQueue()
         with self._lock:
             number = next(self._numbers)
-            self._jobs[number] = job
-        self.process.send((method, number, arguments))
+            self._unanswered[number] = messages
+        self.process.send((method, number, request))
         if self.process.exit is not None:
             self._fail(self.process.exit)
-        return job
+        return number, messages
 
-    def cancel(self, job: Job | None) -> None:
-        """Tell the child that nobody wants this job any more, or any."""
+    def cancel(self, number: int) -> None:
+        """Ask the child to stop this call."""
         with self._lock:
-            numbers = [number for number, each in self._jobs.items() if job is None or each is job]
-        for number in numbers:
-            self.process.send(("cancel", number, ()))
+            if number not in self._unanswered:
+                return
+        self.process.send(("cancel", number, None))
 
     def end(self) -> None:
         """End the process and wait for its end."""
         self.process.end()
 
     def _receive(self, message: tuple[int, Any]) -> None:
-        """Hand out what the child sent."""
+        """Pass a message of the child on to its call."""
         number, value = message
         if isinstance(value, News):
             if self._tell:
                 self._tell(value)
             return
+        unfinished = isinstance(value, tuple) and not isinstance(value[-1], Done)  # events of a step, not the last
         with self._lock:
-            job = self._jobs.get(number)
-            if job is not None and (isinstance(value, Done) or not isinstance(value, Event)):
-                del self._jobs[number]
-        if job is not None:
-            job.results.put(value)
+            messages = self._unanswered.get(number) if unfinished else self._unanswered.pop(number, None)
+        if messages is not None:
+            messages.put(value)
 
     def _fail(self, exit: Exit) -> None:
-        """Tell every job why there will be no more answers."""
+        """Answer every open call with the error of the child's end."""
         with self._lock:
-            for job in self._jobs.values():
-                job.results.put(self._reason(exit))
-            self._jobs.clear()
+            for messages in self._unanswered.values():
+                messages.put(self._reason(exit))
+            self._unanswered.clear()
 
     def _reason(self, exit: Exit) -> Exception:
         if exit.asked:

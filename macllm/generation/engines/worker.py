@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..completion import run_steps
 from ..contract import EngineInfo, MemoryUse
 from ..prefix import Prefix
-from ..request import Events, Request
+from ..request import Event, Request
 from ..sampling.defaults import default_sampling
-from ..stream import run
 
 if TYPE_CHECKING:
     from macllm.nn.protocol import LanguageModel
@@ -41,9 +41,9 @@ class Worker:
             defaults=default_sampling(self._model.info),
         )
 
-    def run(self, request: Request, cancelled: Callable[[], bool]) -> Events:
-        """Events of a completion that goes on from the last one where the prompt does."""
-        return run(self._model, self._tokenizer, request, prefix=self._prefix, cancelled=cancelled)
+    def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[tuple[Event, ...]]:
+        """Events of a completion, step by step. Reuses the cache of the last one as far as the prompts agree."""
+        return run_steps(self._model, self._tokenizer, request, prefix=self._prefix, cancelled=cancelled)
 
 
 def memory_use() -> MemoryUse:

@@ -127,7 +127,7 @@ def test_an_iterator_that_is_dropped_is_closed(engine: Engine) -> None:
 @pytest.mark.parametrize("delay_seconds", [0.0, 0.03, 0.1])
 def test_cancelling_at_any_moment_keeps_the_partial_answer(engine: Engine, delay_seconds: float) -> None:
     events = engine.submit(Request(prompt=PROMPT, max_tokens=3000, sampling=GREEDY))
-    timer = threading.Timer(delay_seconds, engine.cancel)
+    timer = threading.Timer(delay_seconds, events.cancel)
     timer.start()
     made = list(events)
     timer.join()
@@ -142,9 +142,53 @@ def test_cancelling_at_any_moment_keeps_the_partial_answer(engine: Engine, delay
         assert following[-1].usage.cached_tokens == len(PROMPT) + len(shown)
 
 
-def test_cancelling_nothing_does_nothing(engine: Engine) -> None:
-    engine.cancel()
-    assert tokens_of(list(engine.submit(Request(prompt=PROMPT, max_tokens=3, sampling=GREEDY)))) == expected(PROMPT, 3)
+def test_cancelling_a_completion_that_has_ended_does_nothing(engine: Engine) -> None:
+    ended = engine.submit(Request(prompt=PROMPT, max_tokens=2, sampling=GREEDY))
+    list(ended)
+    following = engine.submit(Request(prompt=PROMPT, max_tokens=3, sampling=GREEDY))
+    ended.cancel()
+    ended.close()
+    assert tokens_of(list(following)) == expected(PROMPT, 3)
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+@pytest.mark.parametrize("victim", ["running", "queued"])
+def test_cancelling_one_completion_leaves_those_of_others_alone(engine: Engine, victim: str, how: str) -> None:
+    prompts = {"running": (5, *PROMPT), "queued": (6, *PROMPT)}
+    made: dict[str, list[Event]] = {}
+    clients = {name: engine.submit(Request(prompt=prompts[name], max_tokens=8, sampling=GREEDY)) for name in prompts}
+    first = next(clients["running"])
+    readers = [
+        threading.Thread(target=lambda name=name: made.update({name: list(clients[name])}))
+        for name in clients
+        if name != victim
+    ]
+    for reader in readers:
+        reader.start()
+    getattr(clients[victim], how)()
+    made[victim] = list(clients[victim])
+    for reader in readers:
+        reader.join()
+    (other,) = prompts.keys() - {victim}
+    assert tokens_of([first, *made[other]]) == expected(prompts[other], 8)
+    assert made[other][-1].finish_reason == "length"
+    if how == "close":
+        assert made[victim] == []
+    else:
+        assert made[victim][-1].finish_reason == "cancelled"
+        assert len(tokens_of(made[victim])) < 8
+
+
+def test_a_queued_completion_that_is_cancelled_leaves_the_cache_to_others(engine: Engine) -> None:
+    prompt = (9, *PROMPT)
+    running = engine.submit(Request(prompt=prompt, max_tokens=6, sampling=GREEDY))
+    queued = engine.submit(Request(prompt=(8, *PROMPT), max_tokens=6, sampling=GREEDY))
+    queued.cancel()
+    answer = tokens_of(list(running))
+    (done,) = queued
+    assert done.usage.completion_tokens == 0
+    following = list(engine.submit(Request(prompt=(*prompt, *answer, 7), max_tokens=1, sampling=GREEDY)))
+    assert following[-1].usage.cached_tokens == len(prompt) + len(answer) - 1
 
 
 def test_a_second_request_waits_for_the_first(engine: Engine) -> None:

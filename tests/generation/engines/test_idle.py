@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from macllm.generation.contract import News
-from macllm.generation.engines import thread as engines
+from macllm.generation.contract import News, Tell
+from macllm.generation.engines import owner
 from macllm.generation.engines.idle import KernelTrial
 from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.engines.thread import ThreadEngine
@@ -49,7 +49,7 @@ def work() -> Work:
 
 @pytest.fixture
 def engine(work: Work, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadEngine]:
-    monkeypatch.setattr(engines, "QUIET_SECONDS", QUIET)
+    monkeypatch.setattr(owner, "QUIET_SECONDS", QUIET)
     engine = ThreadEngine(lambda: fakes.load("slow"), "slow", work)
     yield engine
     engine.close()
@@ -110,12 +110,12 @@ WORK = Work()
 NEWS = News("trying", passing=True)
 
 
-def make_work(tell: engines.Tell) -> Work:
+def make_work(tell: Tell) -> Work:
     tell(NEWS)
     return WORK
 
 
-def fail_to_make(tell: engines.Tell) -> Work:
+def fail_to_make(tell: Tell) -> Work:
     raise OSError("no such thing")
 
 
@@ -143,7 +143,7 @@ def test_a_trial_of_nothing_is_not_even_loaded(monkeypatch: pytest.MonkeyPatch) 
 def test_a_trial_that_fails_is_logged_once_and_the_engine_goes_on(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(owner, "QUIET_SECONDS", 0.0)
     engine = ThreadEngine(lambda: fakes.load("quick"), "quick", KernelTrial(name, lambda news: None))
     with caplog.at_level(logging.ERROR):
         for _ in range(3):

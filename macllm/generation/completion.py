@@ -1,0 +1,204 @@
+"""One completion of a request: its prompt, its tokens and its end as events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import Any, cast
+
+import mlx.core as mx
+
+from macllm.nn.info import ModelInfo
+from macllm.nn.protocol import LanguageModel, ModelCache, SourceModel
+from macllm.ops import cpu
+from macllm.text.parts import part_splitter
+from macllm.text.tokenizer import Tokenizer
+
+from .assemble import Assembler
+from .decode import decode, prefill
+from .limits import check, room
+from .prefix import Prefix
+from .prompt import continues, encode_prompt
+from .request import Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
+from .sampling import wishes
+from .sampling.constraints import Bounds
+from .sampling.defaults import new_seed
+from .sampling.sampler import Sampler
+
+Steps = Generator[tuple[Event, ...], None, None]
+
+
+def run(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    request: Request,
+    *,
+    prefix: Prefix | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Events:
+    """Events of `request`, one by one; arguments as in `run_steps`."""
+    return _one_by_one(run_steps(model, tokenizer, request, prefix=prefix, cancelled=cancelled))
+
+
+def run_steps(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    request: Request,
+    *,
+    prefix: Prefix | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Steps:
+    """Events of `request`, those of each prefill or decoding step together. Reuses and then fills the `prefix` cache.
+
+    `cancelled` is called after every step; once it returns True, Done follows with the tokens made so far. However
+    a completion ends, the cache in `prefix` holds shown tokens only.
+    """
+    prompt = encode_prompt(tokenizer, request)
+    check(model.info, request, prompt)
+    return _held(_RunningCompletion(model, tokenizer, request, prompt, prefix, cancelled).steps())
+
+
+def _one_by_one(steps: Steps) -> Generator[Event, None, None]:
+    with closing(steps):
+        for step in steps:
+            yield from step
+
+
+def _held(steps: Steps) -> Steps:
+    """The same steps, all computed by one implementation of the ops."""
+    with cpu.held():
+        yield from steps
+
+
+class _RunningCompletion:
+    """One completion while it is made."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        request: Request,
+        prompt: tuple[int, ...],
+        prefix: Prefix | None,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._model, self._request, self._prompt = model, request, prompt
+        self._prefix, self._cancelled = prefix, cancelled
+        self._info: ModelInfo = model.info
+        self._room = room(self._info, request, len(prompt))
+        self._seed = new_seed() if request.sampling.seed is None else request.sampling.seed
+        self._ends = request.stop_tokens | self._info.eos
+        if tokenizer.eos_token_id is not None:
+            self._ends |= {tokenizer.eos_token_id}
+        named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        unseen = frozenset(token for token in named if token is not None)
+        splitter = part_splitter(tokenizer, prompt, request.tools)
+        continued = self._info.kind == "decoder" and continues(tokenizer, request)
+        detokenizer = tokenizer.detokenizer(after=prompt if continued else ())
+        stop = (*request.stop, *wishes.read(self._info.generation_config).stop)
+        self._assembler = Assembler(detokenizer, splitter, stop, unseen)
+        self._drawn: list[int] = []
+
+    def steps(self) -> Steps:
+        """Prefill, Delta and Done, step by step."""
+        mx.reset_peak_memory()
+        self._began = self._first = self._last = time.perf_counter()
+        if self._cancelled():  # while it was queued: leaves the prefix cache to others
+            yield (self._done("cancelled", 0),)
+            return
+        cache, inputs, cached = self._begin()
+        try:
+            yield (Prefill(cached, len(self._prompt)),)
+            reason = yield from self._complete(cache, inputs, cached)
+            rest = self._assembler.finish()
+        except GeneratorExit:  # closed between two steps; after any other exception the cache may be half a step ahead
+            self._settle(cache, inputs)
+            raise
+        self._settle(cache, inputs)
+        if not self._drawn:
+            self._first = self._last = time.perf_counter()
+        if reason == "stop" and "tool_call" in self._assembler.kinds:
+            reason = "tool_calls"
+        yield (*rest, self._done(reason, cached))
+
+    def _done(self, reason: FinishReason, cached: int) -> Done:
+        usage = Usage(len(self._prompt), len(self._drawn), cached)
+        timing = Timing(self._first - self._began, self._last - self._first, mx.get_peak_memory())
+        return Done(reason, usage, timing, self._seed)
+
+    def _begin(self) -> tuple[ModelCache, Sequence[int], int]:
+        """A cache, the decoder's input, and how much of that the cache already holds."""
+        model, request = self._model, self._request
+        limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": request.kv_bits}
+        if self._info.kind == "encoder-decoder":
+            inputs = [token for token in (self._info.decoder_start, self._forced_bos()) if token is not None]
+            source = mx.array([self._prompt], dtype=mx.int32)
+            return cast(SourceModel, model).start(source, **limits), inputs, 0
+        reach = request.max_context or len(self._prompt) + self._room
+        rotation = self._info.rotation_class(reach)
+        if rotation is not None:
+            limits["max_context"] = reach
+        if self._prefix is None:
+            return model.make_cache(**limits), self._prompt, 0
+        kind = (request.max_context, request.kv_bits, rotation)
+        cache, cached = self._prefix.take(self._prompt, kind, lambda: model.make_cache(**limits))
+        if cached and rotation is not None:
+            cache.max_context = reach
+        return cache, self._prompt, cached
+
+    def _forced_bos(self) -> int | None:
+        """The token that a decoder begins with after its start, as requested or else as its checkpoint wishes."""
+        requested = self._request.sampling.forced_bos_token_id
+        wished = wishes.read(self._info.generation_config, self._info.vocab_size).sampling
+        return wished.get("forced_bos_token_id") if requested is None else requested
+
+    def _sampler(self, inputs: Sequence[int], vocab_size: int) -> Sampler:
+        given = len(inputs) - 1 if self._info.kind == "encoder-decoder" else 0
+        bounds = Bounds(prompt=self._prompt, given=given, ends=self._ends, max_tokens=self._room)
+        return Sampler(self._request.sampling, self._seed, inputs, vocab_size, bounds)
+
+    def _complete(
+        self, cache: ModelCache, inputs: Sequence[int], cached: int
+    ) -> Generator[tuple[Event, ...], None, FinishReason]:
+        """Steps between the first Prefill and the last text; returns the finish reason."""
+        model, request = self._model, self._request
+        # the one or two first tokens of an encoder-decoder's decoder are no part of the prompt: one step, no events
+        step = len(inputs) if self._info.kind == "encoder-decoder" else request.prefill_step
+        reading = prefill(model, cache, inputs[cached:], step, done=cached)
+        while True:
+            if self._cancelled():
+                return "cancelled"
+            try:
+                yield (next(reading),)
+            except StopIteration as end:
+                logits = end.value
+                break
+        sampler = self._sampler(inputs, logits.shape[-1])
+        tokens = decode(model, cache, logits, sampler, max_tokens=self._room, alternatives=request.logprobs)
+        for sampled in tokens:
+            self._last = time.perf_counter()
+            self._drawn.append(sampled.token)
+            if len(self._drawn) == 1:
+                self._first = self._last
+                yield (Prefill(len(self._prompt), len(self._prompt)),)
+            if sampled.token in self._ends:
+                at_limit = bool(request.sampling.forced_eos_token_id) and len(self._drawn) == self._room
+                return "length" if at_limit else "stop"
+            deltas = self._assembler.add(sampled)
+            if deltas:
+                yield tuple(deltas)
+            if self._assembler.stopped:
+                return "stop"
+            if self._cancelled():
+                return "cancelled"
+        return "length"
+
+    def _settle(self, cache: ModelCache, inputs: Sequence[int]) -> None:
+        """Take back what was computed and not shown, and leave the cache for the next turn."""
+        if self._prefix is None or self._info.kind == "encoder-decoder":
+            return
+        shown = min(len(inputs) + self._assembler.shown, cache.length)
+        if cache.nearest(shown) == shown:
+            cache.cut(shown)
+        self._prefix.keep([*inputs, *self._drawn], cache)

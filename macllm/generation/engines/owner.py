@@ -1,0 +1,74 @@
+"""Main loop of the thread that owns a model. Arrays, streams and random state of MLX never leave that thread."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ..contract import IdleWork
+from .calls import Calls, EngineCall
+
+QUIET_SECONDS = 1.0
+"""Time without a call after which an engine is idle."""
+
+
+def serve_calls(
+    load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls, idle: IdleWork | None = None
+) -> None:
+    """Load the model, then answer calls until None arrives."""
+    import mlx.core as mx
+
+    from macllm.ops import cpu
+
+    from .worker import Worker
+
+    worker: Worker | None = None
+    failure: BaseException | None = None
+    answered = False
+    try:
+        worker = Worker(*load(), model_name)
+    except BaseException as error:
+        failure = error
+    native = cpu.available()
+    while (call := _next_call(calls, idle if answered else None)) is not None:
+        try:
+            if worker is not None and cpu.available() and not native:
+                native = True
+                with suppress(Exception):  # the loaded model keeps answering if its files are gone
+                    worker = Worker(*load(), model_name)  # reload: native kernels use another weight layout
+            if call.method == "renew":
+                continue
+            if worker is None:
+                call.send(failure)
+            else:
+                _answer(worker, call)
+                answered = answered or call.method == "run"
+        except BaseException as error:
+            call.send(error)
+        del call
+    del worker
+    mx.synchronize()
+    mx.clear_streams()  # a thread that used MLX and ends without this aborts the process at exit
+
+
+def _answer(worker: Any, call: EngineCall) -> None:
+    if call.method == "info":
+        call.send(worker.info())
+        return
+    for step in worker.run(call.request, call.cancelled.is_set):
+        call.send(step)
+
+
+def _next_call(calls: Calls, idle: IdleWork | None) -> EngineCall | None:
+    """Wait for a call; idle work runs until one arrives."""
+    if idle is None:
+        return calls.get()
+    with suppress(queue.Empty):
+        return calls.get(timeout=QUIET_SECONDS)
+    idle.resume()
+    try:
+        return calls.get()
+    finally:
+        idle.pause()
