@@ -88,10 +88,25 @@ def _filters(rules: Rules) -> sample.Filters | None:
     return filters if rules == nothing and rules.temperature > 0 else None
 
 
-def logprobs(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...] | None:
-    """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,), in order, and theirs (A,).
-
-    None where no kernel serves.
-    """
+def logprobs(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...]:
+    """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,), in order, and theirs (A,)."""
     kernels = native()
-    return None if kernels is None else kernels.logprobs(logits.astype(mx.float32), token, alternatives)
+    if kernels is not None:
+        return kernels.logprobs(logits.astype(mx.float32), token, alternatives)
+    return logprobs_reference(logits, token, alternatives)
+
+
+def logprobs_reference(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...]:
+    """`logprobs` on MLX's operations."""
+    logits = logits.astype(mx.float32)
+    total = mx.logsumexp(logits)
+    chosen = logits[token] - total
+    if not alternatives:
+        return chosen, mx.zeros(0, dtype=mx.uint32), mx.zeros(0)
+    if alternatives < logits.size:
+        first = logits.size - alternatives
+        tokens = mx.sort(mx.argpartition(logits, first)[first:])
+        tokens = tokens[mx.argsort(-logits[tokens])]
+    else:
+        tokens = mx.arange(logits.size)
+    return chosen, tokens, logits[tokens] - total

@@ -171,15 +171,4 @@ def drop_top_choices(logits: mx.array, threshold: float) -> mx.array:
 def logprobs_of(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...]:
     """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,) and theirs (A,)."""
     found = logprobs(logits, token, min(alternatives, logits.size))
-    if found is not None:
-        return found if alternatives else found[:1]
-    logits = logits.astype(mx.float32)
-    total = mx.logsumexp(logits)
-    chosen = logits[token] - total
-    if not alternatives:
-        return (chosen,)
-    if alternatives < logits.size:
-        rivals, tokens = keep_top_k(logits, alternatives)
-    else:
-        rivals, tokens = logits, mx.arange(logits.size)
-    return chosen, tokens, rivals - total
+    return found if alternatives else found[:1]
