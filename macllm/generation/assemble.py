@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .decode import Sampled
 
 
-class Detokenizer(Protocol):
+class TextSource(Protocol):
     """Text of tokens, as far as it is certain."""
 
     def add(self, token_id: int) -> str:
@@ -41,19 +41,19 @@ class Splitter(Protocol):
 class _Pending:
     token: int
     logprob: TokenLogprob | None
-    begins: int  # characters of text before it
+    start: int  # characters of text before it
 
 
 class Assembler:
     """Turns the tokens of one completion into deltas; `shown` counts those that deltas have carried.
 
-    A token goes with the first text that became certain after it, so that the tokens of all deltas in order are
+    Each token is attached to the first delta emitted after it, so that the tokens of all deltas in order are
     the completion's. Tokens of `hidden` have no text. Tokens that only make up a stop string are never carried.
     """
 
     def __init__(
         self,
-        detokenizer: Detokenizer,
+        detokenizer: TextSource,
         splitter: Splitter,
         stop: Iterable[str] = (),
         hidden: frozenset[int] = frozenset(),
@@ -62,7 +62,7 @@ class Assembler:
         self._stop = StopStrings(tuple(stop))
         self._pending: list[_Pending] = []
         self._read = 0  # characters that the detokenizer has given
-        self._passed = 0  # characters before the stop string, or not held back for one
+        self._released = 0  # characters before the stop string, or not held back for one
         self._last: tuple[DeltaKind, int | None] = ("content", None)
         self.shown = 0
         self.kinds: set[DeltaKind] = set()
@@ -89,11 +89,11 @@ class Assembler:
         if not self.stopped:
             deltas += self._show(self._stop.finish())
         deltas += self._deltas(self._splitter.finish())
-        rest = [pending for pending in self._pending if not self.stopped or pending.begins < self._passed]
-        return [*deltas, self._carry("", *self._last, rest)] if rest else deltas
+        rest = [pending for pending in self._pending if not self.stopped or pending.start < self._released]
+        return [*deltas, self._emit("", *self._last, rest)] if rest else deltas
 
     def _show(self, text: str) -> list[Delta]:
-        self._passed += len(text)
+        self._released += len(text)
         return self._deltas(self._splitter.add(text)) if text else []
 
     def _deltas(self, parts: Iterable[tuple[DeltaKind, str, int | None]]) -> list[Delta]:
@@ -101,11 +101,11 @@ class Assembler:
         deltas: list[Delta] = []
         for kind, text, call in parts:
             if text:
-                begun = [pending for pending in self._pending if pending.begins < self._passed]
-                deltas.append(self._carry(text, kind, call, begun))
+                begun = [pending for pending in self._pending if pending.start < self._released]
+                deltas.append(self._emit(text, kind, call, begun))
         return deltas
 
-    def _carry(self, text: str, kind: DeltaKind, call: int | None, begun: list[_Pending]) -> Delta:
+    def _emit(self, text: str, kind: DeltaKind, call: int | None, begun: list[_Pending]) -> Delta:
         tokens = tuple(pending.token for pending in begun)
         logprobs = tuple(pending.logprob for pending in begun if pending.logprob is not None)
         del self._pending[: len(begun)]

@@ -18,7 +18,7 @@ from macllm.text.tokenizer import Tokenizer
 from .assemble import Assembler
 from .decode import decode, prefill
 from .limits import check, room
-from .prefix import Prefix
+from .prefix import PrefixCache
 from .prompt import continues, encode_prompt
 from .request import Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
 from .sampling import wishes
@@ -34,7 +34,7 @@ def run(
     tokenizer: Tokenizer,
     request: Request,
     *,
-    prefix: Prefix | None = None,
+    prefix: PrefixCache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Events:
     """Events of `request`, one by one; arguments as in `run_steps`."""
@@ -46,7 +46,7 @@ def run_steps(
     tokenizer: Tokenizer,
     request: Request,
     *,
-    prefix: Prefix | None = None,
+    prefix: PrefixCache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Steps:
     """Events of `request`, those of each prefill or decoding step together. Reuses and then fills the `prefix` cache.
@@ -80,7 +80,7 @@ class _RunningCompletion:
         tokenizer: Tokenizer,
         request: Request,
         prompt: tuple[int, ...],
-        prefix: Prefix | None,
+        prefix: PrefixCache | None,
         cancelled: Callable[[], bool],
     ) -> None:
         self._model, self._request, self._prompt = model, request, prompt
@@ -113,9 +113,9 @@ class _RunningCompletion:
             reason = yield from self._complete(cache, inputs, cached)
             rest = self._assembler.finish()
         except GeneratorExit:  # closed between two steps; after any other exception the cache may be half a step ahead
-            self._settle(cache, inputs)
+            self._finish(cache, inputs)
             raise
-        self._settle(cache, inputs)
+        self._finish(cache, inputs)
         if not self._drawn:
             self._first = self._last = time.perf_counter()
         if reason == "stop" and "tool_call" in self._assembler.kinds:
@@ -142,7 +142,7 @@ class _RunningCompletion:
         if self._prefix is None:
             return model.make_cache(**limits), self._prompt, 0
         kind = (request.max_context, request.kv_bits, rotation)
-        cache, cached = self._prefix.take(self._prompt, kind, lambda: model.make_cache(**limits))
+        cache, cached = self._prefix.acquire(self._prompt, kind, lambda: model.make_cache(**limits))
         if cached and rotation is not None:
             cache.max_context = reach
         return cache, self._prompt, cached
@@ -194,11 +194,11 @@ class _RunningCompletion:
                 return "cancelled"
         return "length"
 
-    def _settle(self, cache: ModelCache, inputs: Sequence[int]) -> None:
-        """Take back what was computed and not shown, and leave the cache for the next turn."""
+    def _finish(self, cache: ModelCache, inputs: Sequence[int]) -> None:
+        """Trim tokens that were computed but not shown; return the cache to the prefix cache."""
         if self._prefix is None or self._info.kind == "encoder-decoder":
             return
         shown = min(len(inputs) + self._assembler.shown, cache.length)
         if cache.nearest(shown) == shown:
             cache.cut(shown)
-        self._prefix.keep([*inputs, *self._drawn], cache)
+        self._prefix.release([*inputs, *self._drawn], cache)

@@ -59,19 +59,19 @@ def decode(
     The step after a token is queued before the token is read, so that the device never waits for the reader:
     when token n is yielded the cache holds it, except for the last of `max_tokens`, which nothing follows.
     """
-    ahead = _Ahead(logits, sampler, 0, alternatives)
+    ahead = _PendingToken(logits, sampler, 0, alternatives)
     for step in range(1, max_tokens + 1):
         ready = ahead
         if step < max_tokens:
             hidden = model.hidden(ready.token.reshape(1, 1), cache=cache)
-            ahead = _Ahead(model.logits(hidden)[0, -1], sampler, step, alternatives)
+            ahead = _PendingToken(model.logits(hidden)[0, -1], sampler, step, alternatives)
         if step % _CLEAR_EVERY == 0:
             mx.clear_cache()
         yield ready.read()
 
 
-class _Ahead:
-    """A draw that has been queued and not been looked at."""
+class _PendingToken:
+    """A sampled token still being computed (`async_eval`)."""
 
     def __init__(self, logits: mx.array, sampler: Sampler, step: int, alternatives: int | None) -> None:
         self.token: Any = sampler(logits, step)
@@ -79,7 +79,7 @@ class _Ahead:
         mx.async_eval(self.token, *self._logprobs)
 
     def read(self) -> Sampled:
-        """Wait for it."""
+        """Wait for the token."""
         token = int(self.token.item())
         if not self._logprobs:
             return Sampled(token)

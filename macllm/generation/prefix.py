@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 from macllm.nn.protocol import ModelCache
 
 
-class Prefix:
-    """The tokens that a cache holds, and that cache. One conversation at a time; whoever generates from it owns it."""
+class PrefixCache:
+    """The cache of the last completion and the tokens it holds, for one conversation at a time."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
@@ -17,16 +17,16 @@ class Prefix:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What is held."""
+        """The tokens held."""
         return tuple(self._tokens)
 
-    def take(
+    def acquire(
         self, prompt: Sequence[int], kind: Hashable, make_cache: Callable[[], ModelCache]
     ) -> tuple[ModelCache, int]:
         """A cache with as much of `prompt` in it as can be reused, and how many tokens that is.
 
         The last token of the prompt is never among them: its logits begin the completion. A cache of another
-        `kind`, or one that cannot go back to any of what is shared, is given up. Until `keep` nothing is held.
+        `kind`, or one that cannot go back to any of what is shared, is given up. Nothing is held until `release`.
         """
         cache, tokens, self._cache = self._cache, self._tokens, None
         self._tokens = []
@@ -39,7 +39,7 @@ class Prefix:
         self._kind = kind
         return make_cache(), 0
 
-    def keep(self, tokens: Sequence[int], cache: ModelCache) -> None:
+    def release(self, tokens: Sequence[int], cache: ModelCache) -> None:
         """Hold `cache` for the next turn; it is filled with the first of `tokens`."""
         self._tokens, self._cache = list(tokens[: cache.length]), cache
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macllm.generation.prefix import Prefix, common_prefix
+from macllm.generation.prefix import PrefixCache, common_prefix
 from tests.generation.generate_fakes import FakeCache
 
 
@@ -17,40 +17,40 @@ def filled(tokens: list[int], can_cut: bool = True) -> FakeCache:
 
 @given(st.lists(st.integers(0, 2), max_size=8), st.lists(st.integers(0, 2), min_size=1, max_size=8))
 def test_what_is_reused_is_a_proper_beginning_of_the_prompt(held: list[int], prompt: list[int]) -> None:
-    prefix = Prefix()
-    prefix.keep(held, filled(held))
-    cache, reused = prefix.take(prompt, None, FakeCache)
+    prefix = PrefixCache()
+    prefix.release(held, filled(held))
+    cache, reused = prefix.acquire(prompt, None, FakeCache)
     assert reused == min(common_prefix(held, prompt), len(prompt) - 1)
     assert cache.length == reused
     assert cache.tokens.tolist() == prompt[:reused]
 
 
 def test_a_cache_that_cannot_be_cut_back_is_reused_only_as_a_whole() -> None:
-    prefix = Prefix()
-    prefix.keep([1, 2, 3], filled([1, 2, 3], can_cut=False))
-    assert prefix.take([1, 2, 3, 4], None, FakeCache)[1] == 3
-    prefix.keep([1, 2, 3], filled([1, 2, 3], can_cut=False))
-    cache, reused = prefix.take([1, 2, 4], None, FakeCache)
+    prefix = PrefixCache()
+    prefix.release([1, 2, 3], filled([1, 2, 3], can_cut=False))
+    assert prefix.acquire([1, 2, 3, 4], None, FakeCache)[1] == 3
+    prefix.release([1, 2, 3], filled([1, 2, 3], can_cut=False))
+    cache, reused = prefix.acquire([1, 2, 4], None, FakeCache)
     assert (cache.length, reused) == (0, 0)
 
 
 @pytest.mark.parametrize("second", [(None, 4), (128, None)])
 def test_a_cache_made_otherwise_is_given_up(second: tuple) -> None:
-    prefix = Prefix()
-    _, _ = prefix.take([1, 2], (None, None), FakeCache)
-    prefix.keep([1, 2], filled([1, 2]))
-    assert prefix.take([1, 2, 3], second, FakeCache)[1] == 0
+    prefix = PrefixCache()
+    _, _ = prefix.acquire([1, 2], (None, None), FakeCache)
+    prefix.release([1, 2], filled([1, 2]))
+    assert prefix.acquire([1, 2, 3], second, FakeCache)[1] == 0
 
 
 def test_a_cache_in_use_is_held_by_nobody_else() -> None:
-    prefix = Prefix()
-    prefix.keep([1, 2], filled([1, 2]))
-    prefix.take([1, 2, 3], None, FakeCache)
+    prefix = PrefixCache()
+    prefix.release([1, 2], filled([1, 2]))
+    prefix.acquire([1, 2, 3], None, FakeCache)
     assert prefix.tokens == ()
-    assert prefix.take([1, 2, 3], None, FakeCache)[1] == 0
+    assert prefix.acquire([1, 2, 3], None, FakeCache)[1] == 0
 
 
 def test_only_tokens_that_the_cache_holds_are_remembered() -> None:
-    prefix = Prefix()
-    prefix.keep([1, 2, 3, 4], filled([1, 2]))
+    prefix = PrefixCache()
+    prefix.release([1, 2, 3, 4], filled([1, 2]))
     assert prefix.tokens == (1, 2)

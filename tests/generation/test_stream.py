@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import macllm
 from macllm.errors import DoesNotFitError, UsageError
 from macllm.generation import limits
-from macllm.generation.prefix import Prefix
+from macllm.generation.prefix import PrefixCache
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
 from macllm.generation.stream import generate, run, stream
 from tests.generation.generate_fakes import EOS, FakeModel, FakeTokenizer
@@ -109,7 +109,7 @@ def test_a_seed_nobody_chose_is_reported_and_replays() -> None:
 
 @pytest.mark.parametrize("reused", [False, True])
 def test_the_prompt_counts_as_said_for_penalties_whether_it_is_computed_or_reused(reused: bool) -> None:
-    model, prefix = FakeModel(), Prefix()
+    model, prefix = FakeModel(), PrefixCache()
     if reused:
         list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=3), prefix=prefix))
     sampling = SamplingParams(temperature=0.0, presence_penalty=100.0)
@@ -128,7 +128,7 @@ def test_the_prompt_counts_as_said_for_penalties_whether_it_is_computed_or_reuse
 
 @pytest.mark.parametrize("change", [{"kv_bits": 8}, {"max_context": 64}])
 def test_a_cache_of_another_precision_or_length_is_not_reused(change: dict[str, Any]) -> None:
-    model, prefix = FakeModel(), Prefix()
+    model, prefix = FakeModel(), PrefixCache()
     request = Request(prompt=PROMPT, max_tokens=2)
     changed = replace(request, **change)
     cached = [list(run(model, FakeTokenizer(), each, prefix=prefix))[-1].usage.cached_tokens
@@ -173,7 +173,7 @@ def test_a_stop_token_ends_and_is_not_shown(end: str) -> None:
         model.info = replace(model.info, eos=frozenset({3, ord("~")}))
     else:
         stop = frozenset({ord("~")})
-    prefix = Prefix()
+    prefix = PrefixCache()
     events = list(run(model, tokenizer, Request(prompt=PROMPT, stop_tokens=stop, sampling=GREEDY), prefix=prefix))
     assert text_of(events) == "Hello!"
     assert events[-1].finish_reason == "stop"
@@ -183,7 +183,7 @@ def test_a_stop_token_ends_and_is_not_shown(end: str) -> None:
 
 
 def test_a_stop_string_over_several_tokens_is_never_shown_and_leaves_the_cache() -> None:
-    model, prefix = scripted(b"one two END three"), Prefix()
+    model, prefix = scripted(b"one two END three"), PrefixCache()
     request = Request(prompt=PROMPT, stop=("END", "never"), sampling=GREEDY)
     events = list(run(model, FakeTokenizer(), request, prefix=prefix))
     assert text_of(events) == "one two "
@@ -203,7 +203,7 @@ def test_text_equals_the_tokenizers_even_when_a_character_is_cut_off(length: int
 @pytest.mark.parametrize("can_cut", [True, False])
 @pytest.mark.parametrize("position", range(12))
 def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, can_cut: bool) -> None:
-    model, prefix = FakeModel(can_cut=can_cut), Prefix()
+    model, prefix = FakeModel(can_cut=can_cut), PrefixCache()
     events = run(
         model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY, prefill_step=8), prefix=prefix
     )
@@ -223,7 +223,7 @@ def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, can_cu
 
 @pytest.mark.parametrize("position", range(14))
 def test_cancelling_anywhere_keeps_what_was_made_and_says_so(position: int) -> None:
-    model, prefix, asked = FakeModel(), Prefix(), 0
+    model, prefix, asked = FakeModel(), PrefixCache(), 0
 
     def cancelled() -> bool:
         nonlocal asked
@@ -247,7 +247,7 @@ def test_cancelling_anywhere_keeps_what_was_made_and_says_so(position: int) -> N
 
 
 def test_the_next_turn_reuses_the_last_and_answers_as_if_it_had_not() -> None:
-    model, tokenizer, prefix = FakeModel(), FakeTokenizer(), Prefix()
+    model, tokenizer, prefix = FakeModel(), FakeTokenizer(), PrefixCache()
     prompt, fresh = PROMPT, []
     for turn in range(4):
         request = Request(prompt=prompt, max_tokens=6, sampling=GREEDY, prefill_step=5)
@@ -263,7 +263,7 @@ def test_the_next_turn_reuses_the_last_and_answers_as_if_it_had_not() -> None:
 
 
 def test_a_turn_that_is_edited_reuses_up_to_the_edit() -> None:
-    model, prefix = FakeModel(), Prefix()
+    model, prefix = FakeModel(), PrefixCache()
     list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=6, sampling=GREEDY), prefix=prefix))
     edited = (*PROMPT[:11], *b"Words")
     events = list(run(model, FakeTokenizer(), Request(prompt=edited, max_tokens=6, sampling=GREEDY), prefix=prefix))
@@ -272,7 +272,7 @@ def test_a_turn_that_is_edited_reuses_up_to_the_edit() -> None:
 
 
 def test_the_same_prompt_again_computes_its_last_token_only() -> None:
-    model, prefix = FakeModel(), Prefix()
+    model, prefix = FakeModel(), PrefixCache()
     request = Request(prompt=PROMPT, max_tokens=6, sampling=GREEDY)
     first = list(run(model, FakeTokenizer(), request, prefix=prefix))
     again = list(run(model, FakeTokenizer(), request, prefix=prefix))
@@ -285,7 +285,7 @@ def test_a_failed_run_leaves_no_cache_behind() -> None:
         def logits(self, hidden: mx.array) -> mx.array:
             raise RuntimeError("no memory")
 
-    prefix = Prefix()
+    prefix = PrefixCache()
     with pytest.raises(RuntimeError, match="no memory"):
         list(run(Broken(), FakeTokenizer(), Request(prompt=PROMPT), prefix=prefix))
     assert prefix.tokens == ()

@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_map
 
 from macllm.generation.engines.thread import ThreadEngine
-from macllm.generation.prefix import Prefix
+from macllm.generation.prefix import PrefixCache
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
 from macllm.generation.stream import generate, run
 from macllm.nn.models import build
@@ -117,7 +117,7 @@ def test_greedy_tokens_are_those_of_full_passes(kind: str, step: int) -> None:
 )
 def test_keys_are_computed_anew_only_where_the_length_turns_them_otherwise(kind: str, reused: list[int]) -> None:
     """Requests that reach 19, 20, 21 and 22 positions of a model that was trained on 20."""
-    prefix, cached = Prefix(), []
+    prefix, cached = PrefixCache(), []
     for reach in (19, 20, 21, 22):
         request = Request(prompt=PROMPT[:10], max_tokens=reach - 10, sampling=GREEDY)
         events = list(run(model(kind), FakeTokenizer(), request, prefix=prefix))
@@ -130,7 +130,7 @@ def test_keys_are_computed_anew_only_where_the_length_turns_them_otherwise(kind:
 @pytest.mark.parametrize("kv_bits", [None, 8])
 def test_turns_with_a_reused_cache_equal_turns_without(kind: str, kv_bits: int | None) -> None:
     """Grown, edited near the end, edited at the start, and repeated, past windows and lengths of training."""
-    prefix, prompt, reused = Prefix(), PROMPT, []
+    prefix, prompt, reused = PrefixCache(), PROMPT, []
     for turn in range(8):
         request = Request(prompt=prompt, max_tokens=7, sampling=GREEDY, prefill_step=4, kv_bits=kv_bits)
         fresh = list(run(model(kind), FakeTokenizer(), request))
@@ -156,7 +156,7 @@ def test_turns_with_a_reused_cache_equal_turns_without(kind: str, kv_bits: int |
 @pytest.mark.parametrize("kind", ["plain", "window"])
 @pytest.mark.parametrize("position", [0, 1, 3, 4, 7, 11])
 def test_a_cancelled_turn_can_be_continued(kind: str, position: int) -> None:
-    prefix, asked = Prefix(), 0
+    prefix, asked = PrefixCache(), 0
 
     def cancelled() -> bool:
         nonlocal asked

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from ..completion import run_steps
 from ..contract import EngineInfo, MemoryUse
-from ..prefix import Prefix
+from ..prefix import PrefixCache
 from ..request import Event, Request
 from ..sampling.defaults import default_sampling
 
@@ -25,7 +25,7 @@ class Worker:
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, model_name: str) -> None:
         self._model, self._tokenizer, self._model_name = model, tokenizer, model_name
-        self._prefix = Prefix()
+        self._prefix = PrefixCache()
         # lazy arrays can be computed by the thread that made them only, and weights are cheapest to wait for now
         mx.eval(model.parameters())
 
