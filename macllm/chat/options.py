@@ -1,4 +1,4 @@
-"""What a chat is asked to be, and how it is opened."""
+"""Options of a chat, and opening a session with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIAL = "macllm.doctor.quick:QuickTrial"
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """The options of `macllm chat`. `sampling` holds only what the user set; the model's defaults fill the rest."""
+    """Options of `macllm chat`. `sampling` holds only the user's values; the model's defaults fill the rest."""
 
     model: str | None = None  # None: the bundled model
     adapter: str | None = None
@@ -64,7 +64,7 @@ def open_session(options: ChatOptions, tell: Tell | None = None) -> Session:
 
 
 def with_overrides(defaults: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:
-    """`defaults` with every override that is not None. Raises: UsageError for a name that sampling does not know."""
+    """`defaults` with every override that is not None. Raises: UsageError for an unknown name."""
     known = {item.name for item in fields(SamplingParams)}
     for name in overrides:
         if name not in known:

@@ -110,7 +110,7 @@ class Session:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """What was said, oldest first; an answer joins it when it ends."""
+        """The conversation, oldest turn first; an answer is added when it ends."""
         return self._turns
 
     @property
@@ -148,7 +148,7 @@ class Session:
         return self._begin((*self._turns, Turn(role="user", content=text)))
 
     def regenerate(self) -> Events:
-        """Answer the newest message again and return the events; the former answer goes once the new one has text.
+        """Answer the last message again and return the events; the new answer, once it has text, replaces the old.
 
         Raises: UsageError when nothing was said yet.
         """

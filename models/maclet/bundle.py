@@ -1,4 +1,4 @@
-"""Put a run's weights beside this file as the bundled checkpoint: `python models/maclet/bundle.py RUN/model`.
+"""Bundle a run's weights as maclet's checkpoint: `python models/maclet/bundle.py RUN/model`.
 
 They are stored in float16, half the size of what was trained; everything else of the checkpoint is here already.
 """
@@ -13,7 +13,7 @@ HOME = Path(__file__).parent
 
 
 def bundle(trained: Path, home: Path = HOME) -> Path:
-    """Write `model.safetensors` into `home`; raises ValueError where the run does not fit what `home` describes."""
+    """Write `model.safetensors` into `home`. Raises: ValueError if the run does not match its config."""
     import mlx.core as mx
 
     from macllm.weights.safetensors import load_folder, save_folder

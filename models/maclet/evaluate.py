@@ -1,4 +1,4 @@
-"""Ask a model the held-out questions, greedily: `python models/maclet/evaluate.py MODEL heldout.jsonl [--answers OUT]`.
+"""Held-out questions, answered greedily: `python models/maclet/evaluate.py MODEL heldout.jsonl`.
 
 Prints a table by category; the last line is one JSON object. An answer to a known question is right when it holds the
 keywords of its topic or, where there are none, agrees with an accepted answer; it shares at least half of its words.
@@ -20,7 +20,7 @@ _REFUSAL = re.compile(r"I (do not know|cannot|do not do sums|only learned|have n
 
 @dataclass(frozen=True)
 class Score:
-    """What one answer came to."""
+    """Score of one answer."""
 
     right: bool
     refused: bool
@@ -40,12 +40,12 @@ def agreement(answer: str, accepted: str) -> float:
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer says that it cannot be given."""
+    """True if the answer is a refusal."""
     return bool(_REFUSAL.match(answer.strip()))
 
 
 def holds(answer: str, keywords: list[list[str]]) -> bool:
-    """Whether the answer has one alternative of each keyword."""
+    """True if the answer has one alternative of each keyword."""
     lower = answer.lower()
     return all(any(word.lower() in lower for word in alternatives) for alternatives in keywords)
 

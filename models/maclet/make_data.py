@@ -1,4 +1,4 @@
-"""Make maclet's training data from the hand-written texts in `data/`: `python models/maclet/make_data.py OUT`.
+"""Maclet's training data, from the texts in `data/`: `python models/maclet/make_data.py OUT`.
 
 Writes `train.jsonl` and `valid.jsonl` (rows `{"messages": ...}` or `{"text": ...}`) and `heldout.jsonl` (questions that
 occur nowhere in the other two, with what a right answer must hold). The same seed gives the same bytes.
@@ -27,14 +27,14 @@ Message = dict[str, str]
 
 
 def kept_out(turn: Turn, heldout: set[str]) -> bool:
-    """Whether training must not see this question."""
+    """True if the question is held out of training."""
     if normalized(turn.question) in heldout:
         return True
     return not turn.category.startswith(("then", "self")) and reserved(turn.question, HELDOUT_PERCENT)
 
 
 def next_turn(guide: Guide, turns: list[Turn]) -> Turn:
-    """What somebody may say next."""
+    """Possible next messages of a user."""
     roll = guide.rng.random()
     if turns and roll < 0.5:
         return guide.follow_up(turns[-1])

@@ -1,4 +1,4 @@
-"""What maclet knows, as it is written in `data/`."""
+"""Maclet's knowledge, read from `data/`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESERVED_PERCENT = 8  # of the unknown things: never trained
 
 @dataclass
 class Topic:
-    """What is known about one thing: names, answers and own questions by facet, and words that a right answer holds."""
+    """A topic: names, answers and extra questions by facet, and keywords of a right answer."""
 
     kind: str  # concept, command, product, place, task, self
     names: list[str]
@@ -60,7 +60,7 @@ def normalized(question: str) -> str:
 
 
 def reserved(text: str, percent: int) -> bool:
-    """Whether a question or thing belongs to the share that is kept out of training."""
+    """True if a question or topic belongs to the share held out of training."""
     return zlib.crc32(normalized(text).encode()) % 100 < percent
 
 
@@ -114,7 +114,7 @@ def split_label(label: str) -> tuple[str, str]:
 
 
 def is_plural(name: str) -> bool:
-    """Whether a name takes "are"."""
+    """True if a name takes "are"."""
     return name.endswith("s") and not name.endswith(("ss", "is", "us", "bias", "loss", "`", "safetensors", "others"))
 
 

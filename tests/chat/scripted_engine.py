@@ -15,7 +15,7 @@ Step = str | Delta | Prefill | float | BaseException | threading.Event
 
 
 class ScriptedEngine:
-    """Each answer is a list of steps: a text or event to send, seconds or an Event to wait for, an error to raise."""
+    """Answers are lists of steps: text or event to send, seconds or Event to wait, or error to raise."""
 
     def __init__(self, *answers: Sequence[Step], context_length: int | None = 1000, step_seconds: float = 0.0) -> None:
         self.answers = list(answers)

@@ -1,4 +1,4 @@
-"""What a benchmark measures: counts by hand from the shapes, and figures that add up."""
+"""Benchmark figures: counts by hand from the shapes, and consistent sums."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class FakeCache:
 
 
 class FakeModel(nn.Module):
-    """Logits are a row of a random table, chosen by a checksum of all tokens so far: one wrong token shows.
+    """Logits are a row of a random table, chosen by a checksum of all tokens: one wrong token shows.
 
     With a `script`, the tokens after a prompt of `prompt_size` are those, as long as they last.
     """
@@ -143,7 +143,7 @@ class FakeDetokenizer:
 
 
 def load(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTokenizer]:
-    """What a ProcessEngine's child calls; the name says what shall happen."""
+    """Loader for a ProcessEngine's child; the model's name selects the behaviour."""
     if model_name == "damaged":
         raise CheckpointError("the checkpoint is damaged", cause="a test wants it", remedy="nothing")
     if model_name == "bug":

@@ -25,7 +25,7 @@ class Whole:
 
 
 class Angles(Whole):
-    """What stands between < and > is reasoning; the angles are nobody's."""
+    """Format with reasoning between < and >; the angles themselves are dropped."""
 
     kind = "content"
 

@@ -1,4 +1,4 @@
-"""What maclet is taught, and what it is asked that it was not taught."""
+"""Training data and held-out questions of maclet."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_heldout_questions_are_all_different(heldout: list[dict[str, Any]]) -> N
 
 
 def test_every_expected_answer_satisfies_its_own_score(heldout: list[dict[str, Any]]) -> None:
-    """Some accepted answer holds the keywords, and none of a known question counts as a refusal by mistake."""
+    """Some accepted answer holds the keywords, and no answer to a known question counts as a refusal."""
     for row in heldout:
         scores = [evaluate.score(row, answer) for answer in row["answers"]]
         assert any(score.right for score in scores), row

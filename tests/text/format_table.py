@@ -70,7 +70,7 @@ class Probe:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
 
     def message(self, *, as_text: bool, as_null: bool) -> dict[str, Any]:
-        """The answer as a chat template reads it; templates differ in how they ask for arguments and no content."""
+        """The answer as a chat template reads it; templates differ on arguments and empty content."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content or (None if as_null else "")}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
@@ -182,7 +182,7 @@ def outcome(template: ChatTemplate, source: str, probe: Probe) -> str:
 
 
 def _write(template: ChatTemplate, probe: Probe) -> tuple[str, str, str, dict[str, Any], dict[str, bool]] | None:
-    """The text before the answer, the prompt, the answer as the template writes it, and the way; None for none."""
+    """Text before the answer, prompt, answer as the template writes it, and variant; None for none."""
     wanted = [*(name for name, _ in probe.calls), probe.content, probe.reasoning]
     flags = (False, True)
     ways = [({"as_text": text, "as_null": null}, each) for text in flags for null in flags for each in VARIANTS]

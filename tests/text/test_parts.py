@@ -35,7 +35,7 @@ def template(name: str) -> ChatTemplate:
 
 
 def split(splitter: Splitter, pieces: list[str]) -> list[tuple[Any, ...]]:
-    """The parts of all pieces, neighbours of one kind and call as one; the number of a call only where it has one."""
+    """The parts of all pieces, merged by kind and call; with the number of the call if there is one."""
     parts: list[tuple[Any, str]] = []
     for kind, text, call in [*(part for piece in pieces for part in splitter.add(piece)), *splitter.finish()]:
         head = kind if call is None else call

@@ -1,4 +1,4 @@
-"""The causal objective against transformers: loss and every gradient, on padded rows with masked tokens."""
+"""Causal objective against transformers: loss and every gradient, on padded rows with masked tokens."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_loss_and_every_gradient_are_those_of_transformers(case: oracles.Case, t
 
 
 def written_gradients(oracle: Any, folder: Path) -> dict[str, mx.array]:
-    """The gradients under the names that a checkpoint gives their weights, which are not those of the modules."""
+    """The gradients under the checkpoint's names of their weights."""
     import torch
 
     with torch.no_grad():

@@ -103,7 +103,7 @@ def test_micro_batches_do_not_change_what_is_learnt() -> None:
 
 
 def test_a_run_is_its_definition_in_float64() -> None:
-    """Accumulation, clipping, warm-up, cosine, AdamW and what is reported, with gradients as the only thing shared."""
+    """Accumulation, clipping, warm-up, cosine, AdamW and reports; only the gradients are shared."""
     config = replace(
         CONFIG, iters=6, batch_size=3, grad_accumulation_steps=2, max_grad_norm=1.0, weight_decay=0.5,
         warmup=0.3, min_lr_ratio=0.2, beta2=0.99, steps_per_report=2,
@@ -271,7 +271,7 @@ def test_evaluation_may_be_cut_to_some_batches() -> None:
 
 
 def told(losses: dict[int, float]) -> tuple[Any, list[Trainer]]:
-    """An objective whose loss on validation rows is written down for each step, and where to put its trainer."""
+    """An objective with a given validation loss for each step, and the slot for its trainer."""
     trainers: list[Trainer] = []
 
     def objective(model: Any, batch: Batch) -> Any:

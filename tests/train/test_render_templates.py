@@ -1,4 +1,4 @@
-"""What is learnt of conversations written by the templates of real models."""
+"""Loss masks of conversations rendered by the templates of real models."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def _announce(notice: str | None) -> None:
 
 
 def _compile(*, beside: bool) -> Compilation:
-    """Begin a compilation. Only this imports what runs child processes: most processes find compiled kernels."""
+    """Begin a compilation. Imports the modules that run child processes, which few processes need."""
     from .compilation import Compilation
 
     return Compilation(_told, beside=beside)

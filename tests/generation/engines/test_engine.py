@@ -304,7 +304,7 @@ def program(kind: str, body: str) -> list[str]:
 
 
 def ends(kind: str, bodies: list[str]) -> list[tuple[int, bytes]]:
-    """How programs end that do this, all at the same time."""
+    """Exit codes of programs that run this, all at the same time."""
     runs = [subprocess.Popen(program(kind, body), stderr=subprocess.PIPE) for body in bodies]
     return [(each.communicate(timeout=100)[1], each.returncode)[::-1] for each in runs]
 

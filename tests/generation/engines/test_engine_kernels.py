@@ -1,4 +1,4 @@
-"""An engine answers while its kernels are compiled, tells how far that is, and leaves nothing when it is ended."""
+"""Compilation beside an engine: answers go on, progress is reported, no process is left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answer(engine: ProcessEngine, prompt: tuple[int, ...] = (1, 2, 3)) -> list[i
 def test_a_model_answers_while_the_kernels_are_compiled_beside(
     compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two completions, when they are there, the model is loaded anew for them, and answers the same."""
+    """Once kernels are compiled, the model is reloaded between two completions and answers the same."""
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.05)
     news: list[News] = []

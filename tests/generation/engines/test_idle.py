@@ -1,4 +1,4 @@
-"""Work that an engine does while nobody waits: when it begins, what stops it, and what becomes of its failures."""
+"""Idle work of an engine: its start, its interruption and its failures."""
 
 from __future__ import annotations
 

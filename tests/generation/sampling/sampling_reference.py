@@ -11,7 +11,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def nucleus(order: np.ndarray, probabilities: np.ndarray, mass: float) -> np.ndarray:
-    """The shortest beginning of `order` that holds `mass`; at least one token, all of them if nothing suffices."""
+    """The shortest prefix of `order` with at least `mass`; one token or more, all if none suffices."""
     total, kept = 0.0, []
     for token in order:
         kept.append(token)
@@ -59,7 +59,7 @@ def restrict(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def distribution(logits: np.ndarray, *, temperature=1.0, k=0, p=1.0, m=0.0, t=1.0) -> np.ndarray:
-    """What tokens are drawn with, in the documented order of the filters."""
+    """Probabilities of the draw, with the filters in their documented order."""
     logits = logits.astype(np.float64) / temperature
     if k:
         logits = restrict(logits, top_k(logits, k))

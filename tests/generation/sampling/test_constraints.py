@@ -1,4 +1,4 @@
-"""Constraints on the next token, by hand; `test_constraints_parity.py` compares them with transformers."""
+"""Constraints on the next token, by hand; test_constraints_parity.py compares with transformers."""
 
 from __future__ import annotations
 

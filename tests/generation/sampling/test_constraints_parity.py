@@ -1,4 +1,4 @@
-"""Tokens drawn greedily under constraints, one by one, against transformers' processors in transformers' order."""
+"""Greedy tokens under each constraint, against transformers' processors in their order."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def random_logits(size: int, seed: int, spread: float = 4.0) -> np.ndarray:
 
 
 def probabilities(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
-    """What the sampler would draw with, back in the order of the vocabulary."""
+    """Probabilities of the sampler's draw, in the order of the vocabulary."""
     values, tokens = candidates(mx.array(logits), params)
     out = np.zeros(len(logits))
     out[np.arange(len(logits)) if tokens is None else np.array(tokens)] = np.array(mx.softmax(values))

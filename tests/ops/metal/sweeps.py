@@ -10,8 +10,10 @@ import pytest
 
 
 def sweep(*axes: Sequence[Any]) -> list[Any]:
-    """Parameters of all combinations; the first value of each axis with the first of the others, the second with the
-    second and so on, over and over again where an axis is shorter, are quick, and all others marked slow."""
+    """Pytest parameters of all combinations, most of them marked slow.
+
+    Quick are the combinations of all first values, of all second values and so on; shorter axes repeat.
+    """
     most = max(map(len, axes))
     quick = {tuple(i % len(axis) for axis in axes) for i in range(most)}
     cases = []
