@@ -105,7 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Names:
-    """What mlx-lm calls our modules, and we call its: lists, as one of its may be several of ours."""
+    """Our module names of mlx-lm's and back: lists, as one of its modules may be several of ours."""
 
     theirs: Callable[[str], list[str]]
     ours: Callable[[str], list[str]]

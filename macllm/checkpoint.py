@@ -1,4 +1,4 @@
-"""A folder <-> (model, tokenizer): weights and configs as the hub, transformers and mlx-lm lay them out."""
+"""Loading and saving of model folders in the layouts of the hub, transformers and mlx-lm."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _check_arguments(name: object, adapter: object, dtype: object) -> None:
 
 
 def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM:
-    """The model in `folder`, its weights in memory; mlx-lm's class for a `model_type` that no family reads."""
+    """The model in `folder`, weights loaded; mlx-lm's class for a `model_type` without a family."""
     config = read_config(folder)
     # Before anything is read: tensors of another tool have dtypes and names that no model has.
     packing.refuse(config, frozenset() if families.is_known(config) else packing.OF_MLX_LM)
@@ -157,7 +157,7 @@ def _parameters(weights: Weights, quantization: Mapping[str, Any] | None) -> tup
 
 
 def default_casts(model_type: str) -> dict[mx.Dtype, mx.Dtype]:
-    """What floating-point weights of one dtype become on this machine; those not named stay as stored."""
+    """Stored dtype -> dtype in memory on this machine; dtypes not listed stay."""
     if mx.default_device() == mx.cpu:
         return dict.fromkeys(_FLOATS, mx.float32)
     chip = str(mx.device_info().get("architecture", ""))
@@ -223,7 +223,7 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
 
 
 def _narrowed(tensors: Weights) -> Weights:
-    """The tensors in the 16-bit type that some of them have, wherever that is the same number to the last bit."""
+    """The tensors in the 16-bit type that some of them have, wherever the cast is exact."""
     halves = [array.dtype for array in tensors.values() if array.dtype in HALVES]
     if not halves:
         return tensors
@@ -237,7 +237,7 @@ def _exactly(array: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises ModelNotFoundError without one, CheckpointError for a broken or nameless one."""
+    """The folder's config.json. Raises ModelNotFoundError without one, CheckpointError for an invalid one."""
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -260,7 +260,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
-    """The text half, which is all that is loaded, with its quantization, and untied where the file has two matrices."""
+    """The text config with its quantization; untied where the file has two matrices."""
     text = dict(families.text_config(config))
     if quantization := packing.recipe(config):
         text["quantization"] = quantization
@@ -279,7 +279,7 @@ def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
 
 
 def _check(model: Model, ours: Weights, keymap: KeyMap) -> None:
-    """Raises CheckpointError, in the checkpoint's names, where `ours` are not the tensors that the model has."""
+    """Raise CheckpointError, in the checkpoint's names, if `ours` do not match the model's tensors."""
     expected = dict(tree_flatten(model.parameters()))
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:

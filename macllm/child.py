@@ -1,4 +1,4 @@
-"""A child process: a process group and a log file of its own, messages both ways, and the story of its end.
+"""Child processes: a process group, a log file, messages both ways, and the reason of the exit.
 
 The parent makes a `ChildProcess`. In the child, `target` is called with a `Parent` and the arguments; when it returns,
 the child ends. Messages are values that pickle, best frozen ones. The pipe between the two is a lease: when the parent
@@ -53,7 +53,7 @@ class Exit:
 
 
 class ChildProcess:
-    """A running child process. It leads a process group, which ends with it, and never reads or writes the terminal."""
+    """A running child process: leader of a process group that ends with it, cut off from the terminal."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and how it is told.
+"""User-facing errors: message, cause, remedy, exit code.
 
 Every error a user can cause is a `MacllmError`: one sentence, its cause, and a way out. The command
 line prints the three and leaves with `exit_code`; anything else that escapes is a bug of ours and
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 
 class MacllmError(Exception):
-    """A failure with a cause and a way out.
+    """A failure with a cause and a remedy.
 
     `message` says what failed, `cause` why (one line), `remedy` what to try: a command where one helps.
     """
@@ -23,7 +23,7 @@ class MacllmError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        """All that is known, on one line each."""
+        """Message, cause and remedy, one line each."""
         lines = [self.message]
         if self.cause:
             lines.append(f"cause: {self.cause}")
@@ -41,13 +41,13 @@ def _rebuild(kind: type[MacllmError], message: str, cause: str | None, remedy: s
 
 
 class UsageError(MacllmError):
-    """A flag, a config or an argument that cannot be taken."""
+    """An invalid flag, config value or argument."""
 
     exit_code = 2
 
 
 class ModelNotFoundError(MacllmError):
-    """A model, revision or file that is not where it was said to be."""
+    """A model, revision or file that does not exist."""
 
     exit_code = 3
 

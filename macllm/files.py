@@ -1,4 +1,4 @@
-"""Files: atomic writing, JSON in and out, what lies in place of a wanted file, and the three standard descriptors.
+"""Files: atomic writes, JSON, checks of file types, and the standard descriptors.
 
 A reader sees the old content or the new one, whenever a process is killed or a machine loses power: content goes into a
 draft in the same folder, which reaches the disk before it takes the file's name.
@@ -57,7 +57,7 @@ def draft(path: Path) -> Generator[Path]:
 
 
 def publish(temp: Path, path: Path, *, overwrite: bool = True) -> None:
-    """Name a file that is on the disk `path`. Raises: FileExistsError for a name that is taken, unless `overwrite`."""
+    """Move a written file to `path`. Raises: FileExistsError for an existing one, unless `overwrite`."""
     if overwrite:
         temp.replace(path)
     else:

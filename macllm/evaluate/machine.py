@@ -1,4 +1,4 @@
-"""What this machine can do at most: the limits that a model's speed is compared with."""
+"""Limits of this machine: memory bandwidth and arithmetic throughput."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CPU_PRODUCT = 1024
 
 
 def read_bytes_per_second(repeats: int = 5) -> float:
-    """Memory bandwidth: the fastest of some readings of a quarter gigabyte, by MLX or, on a CPU, by numpy's threads.
+    """Memory bandwidth: the fastest of several reads of 256 MB, by MLX or, on a CPU, by numpy threads.
 
     Decoding a token reads every weight once, so this over the size of the weights bounds tokens per second.
     """

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, and how near to what the machine allows."""
+"""Speed of a model on this machine, in tokens per second and as a share of the machine's limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PREFILL_STEP = _PROMPT_TOKENS = 512
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured: a prompt of random tokens, a completion, and how often.
+    """A benchmark's sizes: prompt tokens, new tokens, repetitions.
 
     Without a number of prompt tokens it is 512, or what a smaller context leaves.
     """
@@ -55,7 +55,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured. Shares are of what the machine could do at most, 1 being all of it."""
+    """Measurements. Shares are fractions of the machine's limits."""
 
     load_seconds: float
     first_token: Figure  # seconds from prompt to first token
@@ -180,7 +180,7 @@ def _arrays(model: Any) -> list[tuple[str, mx.array]]:
 
 
 def _read_per_token(model: Any) -> tuple[int, int]:
-    """Weights that a token is multiplied with, and their bytes: of stacked experts the share that a token visits.
+    """Weights read per token, and their bytes; of stacked experts the share that a token visits.
 
     A table of embeddings counts only where the head reads it too.
     """

@@ -52,7 +52,7 @@ Layout = Literal["hf", "mlx"]
 
 
 def is_known(config: dict) -> bool:
-    """Whether a family of ours reads this config.json."""
+    """True for a `model_type` that one of our families reads."""
     return str(config.get("model_type")) in FAMILIES
 
 

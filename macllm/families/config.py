@@ -1,4 +1,4 @@
-"""Reading a checkpoint's `config.json`: required values, activations, layer patterns, rotary positions.
+"""Reader of `config.json`: required values, activations, layer patterns, rotary positions.
 
 Both spellings in the wild are read: `rope_theta` with `rope_scaling` (transformers 4) and
 `rope_parameters`, flat or by kind of layer (transformers 5).
@@ -45,7 +45,7 @@ _POSITION_TABLES = ("embed_positions.weight", "position_embeddings.weight")
 
 
 class Config(Mapping[str, Any]):
-    """A `config.json` with the defaults of its class (`defaults`), whose missing values are errors that name them.
+    """A `config.json` with its class's defaults; a missing value raises a CheckpointError that names it.
 
     `names` are the tensors of the checkpoint it came with, where there is one: some parts (a pooler, a
     head) are only to be seen there.
@@ -97,7 +97,7 @@ class Config(Mapping[str, Any]):
 
 
 def activation(name: str) -> Activation:
-    """Our word for theirs. Raises CheckpointError for one we do not have."""
+    """Our name of an activation. Raises CheckpointError for an unsupported one."""
     if str(name) not in ACTIVATIONS:
         raise CheckpointError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
@@ -111,19 +111,19 @@ def refuse(config: Config, **unsupported: Any) -> None:
 
 
 def is_tied(config: Config, head: str = "lm_head") -> bool:
-    """True where the config ties the head to the token table and the checkpoint holds no other matrix for it."""
+    """True where the config ties the head to the token embedding and the checkpoint has no separate head."""
     return config.get("tie_word_embeddings", False) and not config.has_tensor(f"{head}.weight", default=False)
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """The class that wrote the checkpoint, "" when not told."""
+    """The class that wrote the checkpoint; "" if unknown."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else names
     return first if isinstance(first, str) else ""
 
 
 def decoder_head(config: Config, softcap: float | None = None) -> HeadSpec | None:
-    """The head for the next token; None for a bare stack (`LlamaModel`), as models for embeddings are stored."""
+    """The language-model head; None for a bare stack (`LlamaModel`), as embedding models are stored."""
     if not config.get("tie_word_embeddings") and not config.has_tensor("lm_head.weight", default=True):
         name = architecture(config)
         if name.endswith("Model") and not name.endswith("LMHeadModel"):

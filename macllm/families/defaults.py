@@ -1,4 +1,4 @@
-"""Values that a config.json leaves out, as its class has them for defaults, and odd spellings of numbers.
+"""Class defaults for values that a config.json omits, and odd spellings of numbers.
 
 The table holds the defaults of transformers 5.24's config classes, as far as a model depends on them.
 """
@@ -185,7 +185,7 @@ def _real(key: str, value: Any) -> Any:
 
 
 def whole(key: str, value: Any) -> Any:
-    """A whole number that is written 20.0 or "20" as an int; None stays. Raises CheckpointError for anything else."""
+    """A whole number spelled 20.0 or "20" as an int; None stays. Raises CheckpointError otherwise."""
     if value is None or type(value) is int:
         return value
     try:

@@ -59,7 +59,7 @@ _NEED_CACHES = frozenset({"gemma3n", "gemma3n_text"})
 
 
 class ForeignLM(nn.Module):
-    """A causal language model of mlx-lm. Its head cannot be told from its body: `hidden` gives logits already."""
+    """A causal language model of mlx-lm. Its head is not separable: `hidden` returns logits."""
 
     def __init__(self, model: nn.Module, kind: str, info: ModelInfo):
         super().__init__()
@@ -84,7 +84,7 @@ class ForeignLM(nn.Module):
     hidden = __call__
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """What `hidden` gave."""
+        """The output of `hidden`, unchanged."""
         return hidden
 
     def make_cache(
@@ -234,7 +234,7 @@ def _blank(folder: Path) -> Iterator[Path]:
 def _classes(
     whole: dict[str, Any], text: dict[str, Any], folder: Path
 ) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
-    """A callback for mlx-lm's loader: its own classes, with the folder's weights rearranged and rotations set."""
+    """A callback for mlx-lm's loader: its classes, with weights rearranged and rotations set."""
     from mlx_lm.utils import _get_classes
 
     def classes(config: dict[str, Any]) -> tuple[Callable[[Any], nn.Module], type]:

@@ -1,4 +1,4 @@
-"""Particulars of single classes of mlx-lm's: words that they want, tensors laid out otherwise, known faults."""
+"""Fixes for single classes of mlx-lm: config keys, tensor layouts, known faults."""
 
 from __future__ import annotations
 

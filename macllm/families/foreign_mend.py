@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 
 def mend(model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
-    """Replace what is wrong in a model of this type. Raises CheckpointError for an activation that is not known."""
+    """Fix known faults of a model of this type. Raises CheckpointError for an unknown activation."""
     for name, make in _MENDS.get(kind, {}).items():
         call = make(config)
         for module in model.modules():
@@ -115,7 +115,7 @@ def _chosen(
 
 
 def _route(self: Any, x: mx.array) -> tuple[mx.array, mx.array]:
-    """The class scores experts of groups left out with 0, which beats a negative bias, and never renormalizes one."""
+    """Fix: the class scores masked-out groups 0, above a negative bias, and never renormalizes one."""
     return _chosen(x @ self.weight.T, self.e_score_correction_bias, *(getattr(self, key) for key in _ROUTED_BY))
 
 

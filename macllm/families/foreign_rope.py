@@ -40,7 +40,7 @@ class Rotation(nn.Module):
     """Rotary positions of one `RoPESpec`, called as mlx-lm calls them."""
 
     def __init__(self, spec: RoPESpec, magnitudes: tuple[float, float] | None = None):
-        """`magnitudes` are what rotated dims are scaled by within and past the trained length, where a config says."""
+        """`magnitudes`: scales of the rotated dims within and past the trained length, if a config has them."""
         super().__init__()
         self._magnitudes = magnitudes
         self.dims, self.traditional = spec.dims, spec.interleaved
@@ -57,7 +57,7 @@ class Rotation(nn.Module):
         )
 
     def _table(self, length: int, offset: int | mx.array) -> tuple[mx.array, float]:
-        """The wavelengths for a sequence that ends `length` after `offset`; made once where it does not matter."""
+        """The wavelengths for a sequence that ends `length` after `offset`; cached if independent of it."""
         kind = 0
         if isinstance(scaling := self._spec.scaling, DynamicScaling | LongScaling):
             end = length + (offset if isinstance(offset, int) else int(cast(int, mx.max(offset).item())))
@@ -129,7 +129,7 @@ def _interleaved(config: Mapping[str, Any], path: str) -> bool:
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """Positions that a model of mlx-lm's was made for, whichever key names them, its stretched rotations included."""
+    """The context length of an mlx-lm model under any key, RoPE scaling included."""
     names = next(names for names in spellings.ALIASES if "max_position_embeddings" in names)
     before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
     stretched = [before | parameters for parameters in spellings.rotations(config).values()]

@@ -38,7 +38,7 @@ def _masks(config: Config) -> dict[str, MaskSpec]:
 
 
 def _local(config: Config) -> dict:
-    """Local layers rotate by their own base and are never stretched, unless the config names parameters for them."""
+    """RoPE of local layers: a separate base and no scaling, unless the config has parameters for them."""
     named = (config.get("rope_parameters") or {}).get("sliding_attention")
     parameters = (
         rope_parameters(config, "sliding_attention") if named else {**rope_parameters(config), "rope_type": "default"}
@@ -49,7 +49,7 @@ def _local(config: Config) -> dict:
 
 
 def keys(config: Config) -> KeyMap:
-    """Tensor names of a checkpoint with this config; those of its eyes are left out."""
+    """Tensor names of a checkpoint with this config; vision tensors are dropped."""
     keymap = gemma2.keys(config)
     vision = tuple(
         Drop(f"{prefix}{part}.**") for prefix in ("", "model.") for part in ("vision_tower", "multi_modal_projector")

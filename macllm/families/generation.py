@@ -32,7 +32,7 @@ _HALVES = ("decoder", "generator", "text_config")
 
 
 def generation_config(config: Mapping[str, Any], file: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
-    """The generation config of a checkpoint with this whole config.json, and `file` as generation_config.json.
+    """The generation config of a checkpoint: config.json, updated by `file`, its generation_config.json.
 
     `kind` is the `model_type` of the text half. A token id that is none is left out, with a note in the log.
     """

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): learned positions; weights stored (in, out), queries, keys and values fused."""
+"""GPT-2 (Radford et al. 2019): learned positions; weights stored (in, out), QKV fused."""
 
 from __future__ import annotations
 

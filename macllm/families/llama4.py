@@ -1,4 +1,4 @@
-"""Llama 4 (text): chunked rotary layers, every fourth global and without positions, experts with a shared one."""
+"""Llama 4 (text): chunked rotary layers, every fourth global without positions, shared expert."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def spec(config: Config) -> DecoderSpec:
 
 
 def attention(config: Config, kind: str, uses_rope: bool) -> AttentionSpec:
-    """Rotary with scale-free norms on queries and keys, or neither but a temperature that grows with position."""
+    """RoPE with unscaled QK norm, or neither and a temperature that grows with position."""
     base = llama.attention(config)
     base = replace(base, mask=Chunked(config["attention_chunk_size"]) if kind == "chunked_attention" else Causal())
     if not uses_rope:

@@ -1,4 +1,4 @@
-"""Marian: the Transformer of 2017, sinusoidal positions, norms after each sum. arXiv:1706.03762, arXiv:1804.00344."""
+"""Marian (arXiv:1804.00344): the Transformer of arXiv:1706.03762, sinusoidal positions, post-norm."""
 
 from __future__ import annotations
 

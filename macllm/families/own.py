@@ -1,4 +1,4 @@
-"""macllm's own decoders: a Llama whose config says which attention each layer has. To train from scratch."""
+"""macllm's own decoders: a Llama with an attention kind per layer, to train from scratch."""
 
 from __future__ import annotations
 

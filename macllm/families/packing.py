@@ -1,4 +1,4 @@
-"""Quantized checkpoints: MLX's own recipe, or the method of another tool, which is refused by its name."""
+"""Quantized checkpoints: MLX's recipe, or another tool's method, which is refused by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OF_MLX_LM = frozenset(("bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", 
 
 
 def recipe(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """MLX's recipe for the whole checkpoint with those of single modules; None where MLX did not quantize it."""
+    """MLX's recipe of the checkpoint and of single modules; None where MLX did not quantize it."""
     for half in _halves(config):
         for key in ("quantization", "quantization_config"):
             said = half.get(key)
@@ -43,14 +43,14 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def refuse(config: Mapping[str, Any], readable: frozenset[str] = frozenset()) -> None:
-    """Raise CheckpointError for a checkpoint that its config.json says another tool quantized, unless `readable`."""
+    """Raise CheckpointError for a checkpoint quantized by another tool, unless `readable`."""
     for method in _methods(config):
         if method not in readable:
             raise _packed(method)
 
 
 def explain(config: Mapping[str, Any], names: Iterable[str], cause: str) -> None:
-    """Raise CheckpointError that names the tool's method where a loader that reads some failed because of `cause`."""
+    """Raise CheckpointError naming the tool's method after a loader failed because of `cause`."""
     held = list(names)
     signs = (method for sign, method in _SIGNS if any(sign.search(name) for name in held))
     method = next(iter(_methods(config)), None) or next(signs, None)

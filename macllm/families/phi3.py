@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4-mini: Llama with fused projections and LongRoPE. arXiv:2404.14219, arXiv:2402.13753."""
+"""Phi-3, 3.5, 4-mini (arXiv:2404.14219): Llama with fused projections, LongRoPE (arXiv:2402.13753)."""
 
 from __future__ import annotations
 

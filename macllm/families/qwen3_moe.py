@@ -26,7 +26,7 @@ def spec(config: Config) -> DecoderSpec:
 
 
 def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
-    """Experts, where there are any, on every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
+    """Experts on every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
     dense = i in config["mlp_only_layers"] or (i + 1) % config["decoder_sparse_step"] != 0
     if dense or not num_experts(config):
         return llama.mlp(config)
@@ -40,7 +40,7 @@ def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
 
 
 def num_experts(config: Config) -> int:
-    """Which transformers 4 and 5 write under different names."""
+    """The number of experts, whose key differs between transformers 4 and 5."""
     return config.get("num_local_experts", config["num_experts"])
 
 

@@ -1,4 +1,4 @@
-"""One table of the spellings that configs have for the same thing, and a config in the spelling that a reader knows.
+"""Alternative spellings of config keys, and configs rewritten in a reader's spelling.
 
 Three generations are in use: flat keys (transformers 4, mlx-lm's classes), `rope_parameters` and one list entry a
 layer (transformers 5), and the keys of a model's own remote code. `respell` gives a class of mlx-lm what it reads,
@@ -86,7 +86,7 @@ def _numbers(value: Any) -> Any:
 
 
 def rotations(config: Mapping[str, Any]) -> dict[str | None, dict[str, Any]]:
-    """Kind of layer (None: all) -> its rotary parameters in the newest spelling; empty where nothing speaks of any.
+    """Kind of layer (None: all) -> its rotary parameters in the newest spelling; empty without any.
 
     `rope_scaling` goes before `rope_parameters`; base and share come from there, from the flat keys, or from the
     defaults of the model's class (transformers' `convert_rope_params_to_dict`).
@@ -201,7 +201,7 @@ def _respelled_rotations(config: Mapping[str, Any], reads: Collection[str]) -> d
 
 
 def unread_window(config: Mapping[str, Any], reads: Collection[str]) -> int | None:
-    """The attention window of a model whose class knows none: up to so many tokens it is right all the same."""
+    """The attention window of a model whose class ignores it: correct up to that many tokens."""
     names = next(names for names in ALIASES if "sliding_window" in names)
     window, kinds = first(config, names), layer_kinds(config)
     off = config.get("use_sliding_window") is False or (kinds is not None and "sliding_attention" not in kinds)
@@ -239,7 +239,7 @@ _SHAPES = frozenset({
 
 
 def _period(kind: str) -> Callable[[Mapping[str, Any]], int | None]:
-    """A rule that finds how often `kind` of layer comes: every nth. Raises CheckpointError for another order."""
+    """A rule for the interval of layers of `kind`: every nth. Raises CheckpointError for another order."""
 
     def rule(config: Mapping[str, Any]) -> int | None:
         kinds = layer_kinds(config)

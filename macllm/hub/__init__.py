@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a model; `path` is None where it is on the hub only.
+    """Metadata of a model; `path` is None for one that is only on the hub.
 
     `missing_bytes` is what a download would fetch. `config` is its config.json.
     """
@@ -138,7 +138,7 @@ def remove(name: str) -> int:
 
 
 def describe(name: str | None = None, *, offline: bool | None = None) -> Description:
-    """What is known of a model, from this machine or, where it is not here, from the hub; fetches no weights.
+    """Metadata of a model, from this machine, else from the hub; downloads no weights.
 
     Raises as `resolve` does.
     """

@@ -45,7 +45,7 @@ class CachedModel:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """Whether a file still has the content it came with; "unknown" where nothing tells its hash."""
+    """State of a file's content against its hash; "unknown" without a recorded hash."""
 
     file: str
     size_bytes: int
@@ -53,7 +53,7 @@ class FileCheck:
 
 
 def repo_folder(repo: str) -> Path:
-    """Where the cache keeps a repository."""
+    """Cache folder of a repository."""
     return cache_folder() / f"models--{repo.replace('/', '--')}"
 
 
@@ -191,7 +191,7 @@ def _has(path: Path, size_bytes: int) -> bool:
 
 
 def _plan(folder: Path, commit: str) -> dict[str, tuple[int, str]]:
-    """File name -> (size, hash) of a whole snapshot, as noted when it was fetched; empty where that was not by us."""
+    """File name -> (size, hash) of a snapshot, as recorded at download; empty if not downloaded by us."""
     try:
         plan: Any = read_json(folder / ".macllm" / f"{commit}.json")
         return {str(name): (int(size), str(digest)) for name, (size, digest) in plan["files"].items()}

@@ -1,4 +1,4 @@
-"""Which files of a repository a model needs, and whether a folder has them."""
+"""Files of a repository that a model needs, and checks of a folder for them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STRAYS = frozenset(
 
 
 def is_stray(path: PurePath) -> bool:
-    """True for a file that belongs to no model: an AppleDouble companion (`._name`, RFC 1740), or one in `_STRAYS`."""
+    """True for a file of no model: an AppleDouble companion (`._name`, RFC 1740), or one in `_STRAYS`."""
     return any(part.startswith("._") or part in _STRAYS for part in path.parts)
 
 
@@ -62,7 +62,7 @@ class Listing:
 
 
 def checked_listing(address: str, commit: object, files: Iterable[RepoFile]) -> Listing:
-    """A `Listing` of what a hub said; raises NetworkError where a name could lead out of the model's folder."""
+    """A `Listing` of a hub's answer; raises NetworkError for names outside of the model's folder."""
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise _invalid_listing(address, f"the commit {commit!r}")
     listed = {file.name: file for file in files}
@@ -118,7 +118,7 @@ def model_files(folder: Path) -> list[tuple[str, int]]:
 
 
 def refuse_pointers(folder: Path) -> None:
-    """Raise ModelNotFoundError where a clone without git-lfs has left pointers in place of a model's large files."""
+    """Raise ModelNotFoundError for Git LFS pointers in place of a model's large files."""
     held = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_stray(path.relative_to(folder))]
     read = [path.name for path in held if path.name in _SMALL or path.suffix == ".safetensors"]
     pointers = [name for name in read if _is_pointer(folder / name)]
@@ -140,7 +140,7 @@ def _is_pointer(path: Path) -> bool:
 
 
 def problem_of(folder: Path) -> str | None:
-    """What a model folder of unknown origin lacks, or None where it is whole, as far as its names tell."""
+    """The missing part of a model folder of unknown origin; None if complete, judged by its names."""
     if (folder / "adapter_config.json").is_file() and any((folder / name).is_file() for name in _ADAPTERS):
         return None
     if not (folder / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""What a model is called, and the places and switches that the environment names."""
+"""Model names, and the folders and switches set by environment variables."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def local_folder(text: str) -> Path | None:
 
 
 def bundled_folder() -> Path:
-    """The folder of the model that comes with macllm; raises ModelNotFoundError where it was not installed."""
+    """The folder of the bundled model; raises ModelNotFoundError if it is not installed."""
     folder = Path(str(resources.files("macllm_models").joinpath(BUNDLED)))
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
@@ -105,7 +105,7 @@ def endpoint() -> str:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
+    """True if HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in {"1", "ON", "YES", "TRUE"}
 

@@ -1,4 +1,4 @@
-"""Fetching a model into the cache: plan, check the disk, fetch what is missing, link, and only then name it."""
+"""Model download into the cache: plan, check disk space, fetch, link, and only then publish."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EVENT_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """How far a download is: `done_bytes` of `total_bytes`, over all files and with what was there before."""
+    """Download progress: `done_bytes` of `total_bytes` over all files, those already cached included."""
 
     file: str
     done_bytes: int
@@ -40,7 +40,7 @@ Progress = Callable[[DownloadProgress], None]
 
 
 def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
-    """What a download of `name` would have to have in the end; nothing is written."""
+    """The plan of a download of `name`; nothing is written."""
     hub = Hub(name)
     try:
         listing = hub.listing()
@@ -55,7 +55,7 @@ def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
 
 
 def fetch(name: ModelName, progress: Progress | None) -> Path:
-    """Bring `name` into the cache and return its snapshot; the part that is there already is not fetched again.
+    """Download `name` into the cache and return its snapshot; cached parts are not fetched again.
 
     Raises ModelNotFoundError, NetworkError, or DoesNotFitError before the first byte if the disk is too full.
     """
@@ -105,7 +105,7 @@ def _linked(snapshot: Path, file: RepoFile) -> bool:
 
 
 def _here(folder: Path, file: RepoFile) -> int:
-    """How many bytes of a file are in the cache already."""
+    """Bytes of a file already in the cache."""
     for path in (folder / "blobs" / file.digest, folder / "blobs" / f"{file.digest}.incomplete"):
         if path.is_file():
             return min(path.stat().st_size, file.size_bytes)

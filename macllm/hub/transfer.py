@@ -241,7 +241,7 @@ class Hub:
 
 
 def matches(path: Path, digest: str) -> bool:
-    """Whether a file's content has this SHA-256 or git SHA-1."""
+    """True if a file's content has this SHA-256 or git SHA-1."""
     hasher = _hasher(digest, path.stat().st_size)
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Which keys a query may see."""
+"""Attention masks: structured, dense, with relative bias, with global tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .spec import Bidirectional, Causal, Chunked, Local, MaskSpec, Sliding
 
 
 def first_visible(spec: MaskSpec, span: Span) -> int:
-    """The oldest slot that any query from `span` on can see."""
+    """The first slot that a query at or after `span` attends to."""
     match spec:
         case Sliding(window):
             return max(0, span.offset - window + 1)
@@ -24,7 +24,7 @@ def first_visible(spec: MaskSpec, span: Span) -> int:
 
 
 def first_visible_slot(spec: MaskSpec, slot: int, padding: int) -> int:
-    """The oldest slot that a query in `slot` of a causal row sees, after so much padding; in padding, its own."""
+    """The first slot that a causal query in `slot` attends to, after `padding`; in padding, its own."""
     oldest = padding
     match spec:
         case Sliding(window):
@@ -35,7 +35,7 @@ def first_visible_slot(spec: MaskSpec, slot: int, padding: int) -> int:
 
 
 def dense_mask(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> MaskArray:
-    """Who sees whom: queries are the slots of `span`, keys the slots `start` .. span.end.
+    """The boolean mask: queries are the slots of `span`, keys the slots `start` .. span.end.
 
     None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, 1 or L, S). `lengths`
     (B,) marks the keys of rows padded on the right, which only queries that look ahead could see. A padded
@@ -63,7 +63,7 @@ def dense_mask(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None 
 def attention_mask(
     spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None, *, is_cached: bool = False
 ) -> AttentionMask:
-    """What `visible` says, in numbers."""
+    """The structured mask of `spec` over `span`; its dense form is `dense_mask`."""
     looks_ahead = isinstance(spec, Bidirectional | Local)
     padding, window, chunk = span.left_padding or (0,), 0, 0
     match spec:
@@ -88,7 +88,7 @@ def attention_mask(
 
 
 def _needs_no_array(spec: MaskSpec, span: Span, start: int) -> bool:
-    """Whether causality, or nothing, is all that the mask says of the keys from `start` on."""
+    """True where a causal mask, or no mask, is enough for the keys from `start` on."""
     match spec:
         case Sliding(window):
             return span.end - 1 - start < window
@@ -120,7 +120,7 @@ def _rule(spec: MaskSpec, q: mx.array, k: mx.array, span: Span) -> mx.array:
 
 
 class GlobalTokens(NamedTuple):
-    """Positions of a batch that see and are seen by all, row by row: filled up with 0 where `there` is False."""
+    """Positions per row of tokens that attend to all and to which all attend; 0 where not `there`."""
 
     at: mx.array  # (B, G) int
     there: mx.array  # (B, G) bool
@@ -166,7 +166,7 @@ class Masks:
         self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
 
     def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype, *, is_cached: bool = False) -> MaskArray | AttentionMask:
-        """What attention takes for `spec` when the first key is in slot `start`, of a cache or not."""
+        """The mask of `spec` for attention when the first key, cached or not, is in slot `start`."""
         key = (spec, start)
         if key not in self._made:
             if self.bias is None:
@@ -176,7 +176,7 @@ class Masks:
         return self._made[key]
 
     def rows(self, spec: MaskSpec, count: int) -> tuple[list[int], list[int]]:
-        """For each of `count` rows with one new query, the oldest slot it sees, and its position."""
+        """For `count` rows with one new query each: first visible slots, and positions."""
         made = self._rows.get(spec)
         if made is None:
             slot, padding = self.span.offset, self.span.left_padding or (0,) * count

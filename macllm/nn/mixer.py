@@ -1,4 +1,4 @@
-"""The module that mixes the tokens of a layer, by the type of its spec."""
+"""Token mixers of a layer, chosen by the type of its spec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Mixer = SelfAttention | WindowGlobalAttention | BlockSparseAttention | Performer
 
 
 def make_mixer(dim: int, spec: AttentionSpec) -> Mixer:
-    """The attention that a spec asks for."""
+    """The mixer of a spec."""
     match spec:
         case WindowGlobalSpec():
             return WindowGlobalAttention(dim, spec)

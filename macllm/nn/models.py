@@ -41,7 +41,7 @@ class DecoderLM(nn.Module):
         return self.logits(self.hidden(tokens, cache, lengths))
 
     def hidden(self, tokens: mx.array, cache: Cache | None = None, lengths: mx.array | None = None) -> mx.array:
-        """What the head reads: (B, L) -> (B, L, D).
+        """Hidden states after the last norm: (B, L) -> (B, L, D).
 
         `lengths` (B,) of rows padded on the right matter only where a token sees later ones; padding of
         a causal model is behind every real token.
@@ -50,7 +50,7 @@ class DecoderLM(nn.Module):
         return self.transform(self.embed(tokens, span), span, cache, lengths)
 
     def embed(self, tokens: mx.array, span: Span) -> mx.array:
-        """What the first layer reads: (B, L) -> (B, L, D)."""
+        """Input embeddings: (B, L) -> (B, L, D)."""
         return self.embedding(tokens, span)
 
     def transform(
@@ -108,7 +108,7 @@ class EncoderLM(nn.Module):
         types: mx.array | None = None,
         global_tokens: mx.array | None = None,
     ) -> mx.array:
-        """Hidden states: (B, L), with rows of `lengths` (B,) padded on the right, segments (B, L) -> (B, L, D).
+        """Hidden states: tokens (B, L), right-padded to `lengths` (B,), segments (B, L) -> (B, L, D).
 
         `global_tokens` (B, L) bool names tokens that see all and are seen by all, where windows hide the rest.
         Raises UsageError for them on a model without such attention.
@@ -170,7 +170,7 @@ class EncoderDecoderLM(nn.Module):
         source: mx.array | None = None,
         source_lengths: mx.array | None = None,
     ) -> mx.array:
-        """What the head reads: (B, L) -> (B, L, D)."""
+        """Hidden states after the last norm: (B, L) -> (B, L, D)."""
         if cache is not None:
             span, memory, lengths, layers = cache.span(tokens.shape[1]), cache.cross, cache.source_lengths, cache.layers
         elif source is not None:
@@ -209,7 +209,7 @@ class EncoderDecoderLM(nn.Module):
         kv_bits: int | None = None,
         left_padding: Sequence[int] | None = None,
     ) -> Cache:
-        """A cache that knows no source yet; `start` makes one that does."""
+        """A cache without a source; `start` makes one with a source."""
         return make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -57,7 +57,7 @@ class QuantizedExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """Gated MLPs side by side; each token runs those chosen for it."""
+    """Gated MLPs with stacked weights; each token runs those chosen for it."""
 
     def __init__(self, dim: int, spec: MLPSpec, num_experts: int):
         super().__init__()
@@ -98,7 +98,7 @@ class MoE(nn.Module):
 
 
 def make_feed_forward(dim: int, spec: MLPSpec | MoESpec) -> MLP | MoE:
-    """The feed-forward layer a spec asks for."""
+    """The feed-forward layer of a spec."""
     match spec:
         case MLPSpec():
             return MLP(dim, spec)

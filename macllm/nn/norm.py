@@ -1,4 +1,4 @@
-"""RMSNorm, LayerNorm, and where a residual connection puts them."""
+"""RMSNorm, LayerNorm, and their placement around a residual branch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LayerNorm(nn.Module):
 
 
 class Identity(nn.Module):
-    """The absence of a norm."""
+    """No norm: the input, unchanged."""
 
     weights: NormWeight = None
 
@@ -67,7 +67,7 @@ Norm = RMSNorm | LayerNorm | Identity
 
 
 def make_norm(dim: int, spec: NormSpec | None) -> Norm:
-    """The norm a spec asks for; the identity for None."""
+    """The norm of a spec; the identity for None."""
     match spec:
         case None:
             return Identity()
@@ -79,7 +79,7 @@ def make_norm(dim: int, spec: NormSpec | None) -> Norm:
 
 
 class Branch(Protocol):
-    """A layer with the norm before it and the residual after it: residual + f(norm(x)), (B, L, D) -> (B, L, D)."""
+    """A layer with its norm and residual: residual + f(norm(x)), (B, L, D) -> (B, L, D)."""
 
     def __call__(self, x: mx.array, *, norm: NormWeight, residual: mx.array | None) -> mx.array:
         """The sum. `norm` is computed before, `residual` added after."""

@@ -1,4 +1,4 @@
-"""Attention in linear time: Performer, whose random features estimate the weights of softmax. arXiv:2009.14794."""
+"""Performer (arXiv:2009.14794): attention in linear time by random features of the softmax kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .state.feature_sums import FeatureSums
 
 
 class PerformerAttention(Projections):
-    """Causal attention by positive orthogonal random features, drawn once: they are saved, and not trained."""
+    """Causal attention by positive orthogonal random features, drawn once, saved and not trained."""
 
     spec: PerformerSpec
 

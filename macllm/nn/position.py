@@ -1,4 +1,4 @@
-"""Where tokens stand: absolute, rotary and relative positions."""
+"""Absolute, rotary and relative positions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Span:
 
     @property
     def sequence_length(self) -> int:
-        """The sequence length that length-dependent rotations go by."""
+        """The sequence length for length-dependent rotations."""
         shift = min(self.left_padding) if self.left_padding else 0
         return max(self.end - shift, self.planned or 0)
 
@@ -64,7 +64,7 @@ class Span:
 
 
 class RoPE:
-    """Su et al. 2021, arXiv:2104.09864, with every way of stretching it. No module: its tables are not weights."""
+    """Rotary positions (arXiv:2104.09864) with all scaling methods. No module: its tables are not weights."""
 
     def __init__(self, spec: RoPESpec):
         self.spec = spec
@@ -79,7 +79,7 @@ class RoPE:
         return rope(x, wavelengths, span.first_position(), interleaved=s.interleaved)
 
     def table(self, span: Span) -> tuple[mx.array, float]:
-        """Wavelengths (dims / 2,) for a sequence that reaches as far as `span`, and what rotated dims are scaled by."""
+        """Wavelengths (dims / 2,) for the sequence length of `span`, and the scale of the rotated dims."""
         kind = self.spec.length_class(span.sequence_length)
         made = self._table
         if made is None or made[0] != kind:
@@ -90,7 +90,7 @@ class RoPE:
 
 @lru_cache(maxsize=256)
 def rotation(spec: RoPESpec, length: int) -> tuple[tuple[float, ...], float]:
-    """Radians come at 1 / wavelengths[i] a position: dims / 2 of them, and what rotated dims are scaled by."""
+    """Wavelengths (dims / 2 of them, positions per radian), and the scale of the rotated dims."""
     exponents = [i / spec.dims for i in range(0, spec.dims, 2)]
     plain = [spec.base**exponent for exponent in exponents]
     match spec.scaling:
@@ -120,7 +120,7 @@ def _banded(wavelength: float, s: BandScaling) -> float:
 
 
 def _yarn(wavelengths: list[float], spec: RoPESpec, s: YarnScaling) -> Iterator[float]:
-    """arXiv:2309.00071, 3.2: dims that turn more than `beta_fast` times are kept, fewer than `beta_slow` stretched."""
+    """YaRN (arXiv:2309.00071, 3.2): dims above `beta_fast` turns are kept, below `beta_slow` stretched."""
 
     def dim_turning(turns: float) -> float:
         return spec.dims * math.log(s.trained / (turns * 2 * math.pi)) / (2 * math.log(spec.base))
@@ -153,7 +153,7 @@ class Learned(nn.Module):
 
 
 class Sinusoidal:
-    """Vaswani et al. 2017, arXiv:1706.03762, 3.5: sin and cos of position / 10000^(2i/D). Holds no weights."""
+    """Sines and cosines of position / 10000^(2i/D) (arXiv:1706.03762, 3.5). Holds no weights."""
 
     def __init__(self, dim: int, spec: SinusoidalPositions):
         self.spec = spec
@@ -176,7 +176,7 @@ def sinusoids(dim: int, spec: SinusoidalPositions) -> Any:
 
 
 def make_positions(dim: int, spec: LearnedPositions | SinusoidalPositions) -> Learned | Sinusoidal:
-    """The absolute positions that a spec asks for."""
+    """The absolute positions of a spec."""
     match spec:
         case LearnedPositions():
             return Learned(dim, spec)
@@ -196,7 +196,7 @@ def _check_count(span: Span, count: int) -> None:
 
 
 class RelativeBias(nn.Module):
-    """A learned bias for each head and bucket of distance, shared by a stack's layers (arXiv:1910.10683, 2.1)."""
+    """A learned bias per head and bucket of distance, shared by all layers (arXiv:1910.10683, 2.1)."""
 
     def __init__(self, spec: RelativeBiasSpec):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the rest of macllm asks of a model and its cache."""
+"""The interfaces of models and caches that the rest of macllm uses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SourceModel(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A model with a vocabulary on top: of a family, or a class of mlx-lm's."""
+    """A causal language model: of one of our families, or a class of mlx-lm's."""
 
     info: ModelInfo
 
@@ -70,7 +70,7 @@ class LanguageModel(Protocol):
         ...
 
     def hidden(self, tokens: mx.array, cache: Any = None) -> mx.array:
-        """What the head reads: (B, L) -> (B, L, D). Advances `cache`."""
+        """Hidden states after the last norm: (B, L) -> (B, L, D). Advances `cache`."""
         ...
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""Weights in few bits: a transform over the module tree, for loading and for making."""
+"""Weight quantization: a transform over the module tree, for loading and for converting."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _AFFINE_GROUPS = (32, 64, 128)
 Recipe = dict[str, Any]  # bits, group_size, mode
 
 QUANTIZED = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
-"""What `describe` finds: every layer that holds packed weights."""
+"""Every layer type that holds packed weights."""
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """MLX's layer with our product."""
+    """MLX's layer with our quantized matmul."""
 
     @property
     def weights(self) -> PackedWeight:
@@ -41,7 +41,7 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
-    """MLX's layer with our product."""
+    """MLX's layer with our quantized matmul."""
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """int (...) -> (..., D)."""
@@ -102,7 +102,7 @@ def _transform(model: nn.Module, choose: Callable[[str, nn.Module], Recipe | Non
 
 
 def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:
-    """The commonest recipe of a model's quantized layers, and the others by path; None when none is quantized."""
+    """The most common recipe of a model's quantized layers, and the others by path; None if not quantized."""
     leaves = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)).items()
     found = {path: _of(module) for path, module in leaves if isinstance(module, QUANTIZED)}
     if not found:

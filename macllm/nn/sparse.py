@@ -1,4 +1,4 @@
-"""Attention that leaves most keys out: windows with global tokens, and blocks with random ones among them."""
+"""Sparse attention: windows with global tokens, and blocks with random blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SMALLEST = 32  # positions in a block of a window: below, there is more copying
 
 
 class WindowGlobalAttention(Projections):
-    """A two-sided window, and global tokens with projections of their own (arXiv:2004.05150, 3.1)."""
+    """A two-sided window, and global tokens with separate projections (arXiv:2004.05150, 3.1)."""
 
     def __init__(self, dim: int, spec: WindowGlobalSpec):
         super().__init__(dim, spec)
@@ -64,7 +64,7 @@ class WindowGlobalAttention(Projections):
         return self.output(y, residual)
 
     def _of_all(self, x: mx.array, chosen: GlobalTokens, lengths: mx.array | None) -> mx.array:
-        """What the global tokens make of all tokens: (B, G, H * Dh)."""
+        """Attention of the global tokens over all tokens: (B, G, H * Dh)."""
         q = self.queries(self.q_global(chosen.take(x)))  # (B, H, G, Dh)
         kv = Dense(*self.keys_and_values(self.k_global(x), self.v_global(x)))
         return _joined(attention(q, kv, scale=self.spec.scale, mask=_real(x.shape[1], lengths)))
@@ -110,7 +110,7 @@ def _joined(y: mx.array) -> mx.array:
 
 
 def _real(count: int, lengths: mx.array | None) -> mx.array | None:
-    """(B, 1, 1, S) bool: the keys that are no padding."""
+    """(B, 1, 1, S) bool: the keys that are not padding."""
     return None if lengths is None else (mx.arange(count) < lengths[:, None])[:, None, None]
 
 
@@ -125,7 +125,7 @@ def _neighbours(count: int) -> Any:
 
 @lru_cache(maxsize=64)
 def _blocks(spec: BlockSparseSpec, count: int, training: bool) -> Any:
-    """The blocks of keys that all but the first and the last of `count` blocks see: (1 or H, N, 5 + R) int32.
+    """Key blocks of every query block but the first and the last: (1 or H, N, 5 + R) int32.
 
     Random ones are drawn in training, the same ones at every step; elsewhere each is the first block once more, as
     transformers has them.
@@ -145,7 +145,7 @@ def _blocks(spec: BlockSparseSpec, count: int, training: bool) -> Any:
 
 
 def draw_blocks(spec: BlockSparseSpec, count: int) -> Any:
-    """Random blocks of all but the first and the last of `count` blocks, by the layer's seed: (H, N, R) ints.
+    """Random key blocks of every query block but the first and the last: (H, N, R) ints.
 
     In the order in which transformers draws them from numpy's legacy generator, so that they are its own.
     """

@@ -1,4 +1,4 @@
-"""What a transformer is made of, as data.
+"""Specs: transformer architectures as data.
 
 A `ModelSpec` says everything that the forward pass needs and nothing about where it came from: no model
 names, no checkpoint keys. `families/` turns a checkpoint's `config.json` into one of these;
@@ -65,7 +65,7 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class LongScaling:
-    """LongRoPE (arXiv:2402.13753): one searched stretch per frequency, another one past `trained` positions."""
+    """LongRoPE (arXiv:2402.13753): one factor per frequency up to `trained` positions, another beyond."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -145,7 +145,7 @@ class QKNormSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureSpec:
-    """Queries grow with log position: 1 + scale * log(1 + floor((position + 1) / floor)) (arXiv:2501.19399)."""
+    """Query scale by position: 1 + scale * log(1 + floor((position + 1) / floor)) (arXiv:2501.19399)."""
 
     floor: float
     scale: float
@@ -170,14 +170,14 @@ class AttentionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowGlobalSpec(AttentionSpec):
-    """A window on both sides, and tokens named in the call that see all and are seen by all (arXiv:2004.05150, 3.1)."""
+    """A two-sided window, and global tokens named in the call (arXiv:2004.05150, 3.1)."""
 
     mask: Local
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSparseSpec(AttentionSpec):
-    """Blocks of queries that see a few blocks of keys (arXiv:2007.14062, 2): neighbours, both ends, random ones."""
+    """Query blocks with few key blocks (arXiv:2007.14062, 2): neighbours, both ends, random ones."""
 
     block_size: int
     num_random_blocks: int
@@ -192,7 +192,7 @@ class BlockSparseSpec(AttentionSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class PerformerSpec(AttentionSpec):
-    """Attention in linear time, whose weights positive random features estimate (arXiv:2009.14794)."""
+    """Attention in linear time by positive random features (arXiv:2009.14794)."""
 
     num_features: int
     seed: int  # of the features of a new model
@@ -310,7 +310,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """A bidirectional encoder; `head` predicts masked tokens, `pooler` is a dense tanh layer on the first one."""
+    """A bidirectional encoder; `head` predicts masked tokens, `pooler` is dense and tanh on the first one."""
 
     embedding: EmbeddingSpec
     encoder: StackSpec

@@ -1,4 +1,4 @@
-"""The parts that every assembly shares: blocks, stacks of them, embeddings and heads."""
+"""Blocks, stacks, input embeddings and heads, shared by all model classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .state.layer import LayerState
 
 
 class Block(nn.Module):
-    """Attention, then cross-attention where a layer has it, then feed-forward."""
+    """Attention, optional cross-attention, then feed-forward."""
 
     def __init__(self, dim: int, spec: LayerSpec):
         super().__init__()
@@ -87,7 +87,7 @@ class Stack(nn.Module):
 
 
 class InputEmbedding(nn.Module):
-    """Tokens to vectors, with positions and segments where a model has them."""
+    """Token embeddings plus optional positions and segments, with an optional norm."""
 
     def __init__(self, spec: EmbeddingSpec, *, table: bool = True):
         super().__init__()
@@ -114,7 +114,7 @@ class InputEmbedding(nn.Module):
 
 
 class Transform(nn.Module):
-    """Dense, activation, norm: what masked language models do before the vocabulary (arXiv:1810.04805)."""
+    """Dense, activation and norm before the head of masked language models (arXiv:1810.04805)."""
 
     def __init__(self, dim: int, spec: TransformSpec):
         super().__init__()

@@ -31,7 +31,7 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor; its data are `size_bytes` bytes from `offset_bytes` of the file."""
+    """Header entry of one tensor; its data are `size_bytes` bytes from `offset_bytes` of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class TensorInfo:
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
-    """Name -> `TensorInfo` of a safetensors file, in file order; everything is checked but the data themselves.
+    """Name -> `TensorInfo` of a safetensors file, in file order; all is checked but the data.
 
     Raises CheckpointError naming the file and the tensor: cut short, extended, damaged or hostile headers.
     """

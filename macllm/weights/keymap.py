@@ -32,7 +32,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Split:
-    """One of their tensors is several of ours, side by side along the output axis."""
+    """One tensor of theirs as several of ours, concatenated along the output axis."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -42,7 +42,7 @@ class Split:
 
 @dataclass(frozen=True)
 class StackExperts:
-    """One tensor for each expert of theirs (`{e}`) is one stacked tensor of ours."""
+    """One tensor per expert (`{e}`) of theirs as one stacked tensor of ours."""
 
     theirs: str
     ours: str
@@ -51,7 +51,7 @@ class StackExperts:
 
 @dataclass(frozen=True)
 class Squeeze:
-    """A (1, n) tensor of theirs is an (n,) tensor of ours."""
+    """A (1, n) tensor of theirs as an (n,) tensor of ours."""
 
     theirs: str
     ours: str
@@ -59,7 +59,7 @@ class Squeeze:
 
 @dataclass(frozen=True)
 class Drop:
-    """Something of theirs that can be computed, that another tensor repeats, or that is of another modality."""
+    """A tensor that is not read: computed, a duplicate, or of another modality."""
 
     theirs: str
 
@@ -70,7 +70,7 @@ AnyRule = Kept | Drop
 
 @dataclass(frozen=True, kw_only=True)
 class Tie:
-    """Modules of theirs (tensors, where `leaves` is ("",)) that hold one matrix, unless the file says otherwise.
+    """Modules of theirs (tensors, if `leaves` is ("",)) that share one matrix unless the file differs.
 
     `tables` are read as token tables; without any the source itself is, and with some it only names what they
     share, as `model.shared` of BART. `heads` are read as heads. One that is not stored is the source.
@@ -122,8 +122,10 @@ class KeyMap:
 
 
 def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = "") -> Weights:
-    """The tensors under our names. Raises CheckpointError naming every tensor that no rule covers, every expert that
-    is missing, and two tensors that differ and have one place in the model.
+    """The tensors under our names.
+
+    Raises CheckpointError naming every tensor that no rule covers, every missing expert, and two tensors that
+    differ and have one place in the model.
     """
     ours: Weights = {}
     source: dict[str, str] = {}
@@ -177,7 +179,7 @@ def _read(
 
 
 def to_theirs(ours: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
-    """The inverse of `to_ours`, but for what it dropped. Raises CheckpointError naming tensors no rule covers."""
+    """The inverse of `to_ours`, without dropped tensors. Raises CheckpointError naming uncovered tensors."""
     theirs: Weights = {}
     left = dict(ours)
 

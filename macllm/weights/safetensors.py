@@ -1,4 +1,4 @@
-"""Safetensors files and folders of them: checked before they are trusted, read lazily, written whole or not at all."""
+"""Safetensors files and folders: checked before use, read lazily, written atomically."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def _weight_files(folder: Path, index: dict[str, str] | None) -> list[Path]:
 
 
 def _shard_path(folder: Path, name: str) -> Path:
-    """The path of a shard that an index names; an index may come from anyone, so it stays inside the model."""
+    """The path of a shard in an index; an index is not trusted, so the path stays inside the model."""
     plain = bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
     real_folder = folder.resolve()
     homes = [real_folder]

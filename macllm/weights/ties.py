@@ -14,7 +14,7 @@ from .keymap import KeyMap, Tie, Weights
 
 
 def settle(tensors: Weights, keymap: KeyMap) -> dict[str, str]:
-    """Bring the ties of `keymap` to one form, in place: the source alone where all are equal, else what differs apart.
+    """Normalize tied matrices in place: the source alone where all are equal, else each that differs.
 
     Tensors that can be computed are left out where they are what would be computed.
 

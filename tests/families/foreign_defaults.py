@@ -1,4 +1,4 @@
-"""Config defaults of transformers that mlx-lm's classes do not share: `python -m tests.families.foreign_defaults`.
+"""Config defaults in transformers and not in mlx-lm: `python -m tests.families.foreign_defaults`.
 
 Writes macllm/families/class_defaults.json: for each type that both know, the values that a config.json may leave
 out because they are transformers' defaults, where mlx-lm's class has another default, needs the value, or never
@@ -86,7 +86,7 @@ def changed(kind: str, plain: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def unread(kind: str) -> frozenset[str]:
-    """The fields that mlx-lm's class for `kind` declares and that no code of its module, or of its bases', reads."""
+    """Fields that mlx-lm's class for `kind` declares and no code of its module or bases reads."""
     found, seen, todo = set(OTHERWISE.get(kind, ())), set(), [args_class(kind).__module__]
     named = {"model_type"}
     while todo:

@@ -22,7 +22,7 @@ EVERY = 3
 
 @dataclass(frozen=True)
 class Golden:
-    """What transformers made of a case."""
+    """transformers' outputs for a case."""
 
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]

@@ -102,7 +102,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """How it is called: "decoder", "encoder" or "text-to-text"."""
+        """The call convention: "decoder", "encoder" or "text-to-text"."""
         if any(word in self.model for word in ("Conditional", "MTModel")):
             return "text-to-text"
         return "encoder" if self.name.startswith(("bert", "roberta", "longformer", "big_bird")) else "decoder"

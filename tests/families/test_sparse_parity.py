@@ -1,4 +1,4 @@
-"""Longformer and BigBird where their attention leaves keys out: global tokens, random blocks, default configs."""
+"""Longformer and BigBird beyond their windows: global tokens, random blocks, default configs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def big_bird(length: int, **options: Any) -> Case:
 
 
 def named(b: Batch, kind: str) -> np.ndarray:
-    """Which tokens are global: (B, L) bool."""
+    """Mask of the global tokens: (B, L) bool."""
     mask = np.zeros(b.tokens.shape, bool)
     match kind:
         case "first":

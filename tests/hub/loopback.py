@@ -23,7 +23,7 @@ def digest_of(content: bytes, large: bool) -> str:
 
 @dataclass
 class Repo:
-    """Files of one repository; those of `large` are listed as LFS files and served by redirect from a second origin."""
+    """Files of one repository; those in `large` are LFS files behind a redirect to a second origin."""
 
     files: dict[str, bytes]
     commit: str = COMMIT
@@ -46,7 +46,7 @@ class Repo:
 
 @dataclass
 class Faults:
-    """What goes wrong: `status` for the next answers of a file, or bytes after which a connection drops."""
+    """Injected faults: `status` of the next answers for a file, or bytes until the connection drops."""
 
     api: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     files: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)

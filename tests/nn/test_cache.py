@@ -1,4 +1,4 @@
-"""Decoding through a cache equals the full pass: every family, every kind of cache, any chunks, trims and files."""
+"""Decoding with a cache equals the full pass: all families and cache kinds, chunks, trims, files."""
 
 from __future__ import annotations
 

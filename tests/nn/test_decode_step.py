@@ -1,4 +1,4 @@
-"""A decoding step in coarse ops: which layers it serves, that it equals the fine ones, and what it leaves alone."""
+"""The fused decode step: layers it supports, equality with the composed ops, fallbacks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def drawn(case: Case) -> mx.array:
 
 
 class Served:
-    """How many of each kind of branch were served, and in how many ops."""
+    """Counts of fused branches by kind, and of native ops."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.attention = self.mlp = self.ops = 0

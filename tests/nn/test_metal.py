@@ -1,4 +1,4 @@
-"""Whole models by Metal kernels, in the simulator: what transformers computed, and what the reference computes.
+"""Whole models on simulated Metal kernels against transformers' logits and the reference ops.
 
 Slow tests take every family; the others one of each kind.
 """
@@ -107,7 +107,7 @@ def test_decoding_with_packed_weights(case: Case, kv_bits: int | None) -> None:
 
 
 def layers_in_steps(model: Model, dtype: mx.Dtype) -> mx.array:
-    """What the layers make of numbers of a type, which on a CPU tokens would not be."""
+    """Outputs of the layers for inputs of one dtype."""
     x = mx.array(np.random.default_rng(2).standard_normal((2, 12, 64)).astype(np.float32)).astype(dtype)
     cache = model.make_cache()
     made, at = [], 0

@@ -1,4 +1,4 @@
-"""Decoding over quantized keys and values against a decoder in float64 numpy that reads the same packed rows.
+"""Decoding with a quantized cache against a float64 numpy decoder of the same packed rows.
 
 What a code is decides rounding, and rounding decides codes: two computations that differ in the last bit may quantize
 a row differently, and their logits then differ by a step of a scale. Read from the cache itself, codes are no question,

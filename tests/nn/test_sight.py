@@ -1,4 +1,4 @@
-"""Who sees whom, told in numbers: the same as by masks, and without the memory of a mask."""
+"""Structured attention masks: equal to dense masks, without a dense mask's memory."""
 
 from __future__ import annotations
 

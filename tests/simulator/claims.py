@@ -1,4 +1,4 @@
-"""Bugs that quick tests of macllm's kernels must see: `python -m tests.simulator.claims` puts each into its kernel.
+"""Mutants that quick kernel tests must kill: `python -m tests.simulator.claims` runs them all.
 
 Prints a table of the claim that each one breaks. Ends with 1 if one breaks none.
 """

@@ -1,4 +1,4 @@
-"""A front end that knows memories: what Metal would refuse of a kernel and a C++ compiler would not see."""
+"""Checks of a kernel by clang's OpenCL front end, which knows address spaces as Metal does."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _TEMPLATE = re.compile(r"template <([^<>]*)>\s*(?=\[\[kernel\]\])")
 
 
 def there() -> bool:
-    """Whether this machine has it."""
+    """True if clang is installed."""
     return shutil.which(COMMAND[0]) is not None
 
 
 def complaints(text: str) -> list[str]:
-    """What is wrong with a captured kernel; nothing if all is well. Raises: FileNotFoundError without clang."""
+    """Diagnostics of a captured kernel; [] if it is valid. Raises: FileNotFoundError without clang."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.metal"
         path.write_text(opencl(text))
@@ -46,7 +46,7 @@ def complaints(text: str) -> list[str]:
 
 
 def opencl(text: str) -> str:
-    """A captured kernel in C++ for OpenCL, whose kernels are no templates and take no references or attributes."""
+    """A captured kernel in C++ for OpenCL: no templates, references or attributes on the kernel."""
     known = signature(text)
     values = re.search(r"<(.*)>$", known.instance)
     template = _TEMPLATE.search(without_comments(text, strings=True))

@@ -19,7 +19,7 @@ from .text import captured
 
 @dataclass
 class Log:
-    """What was dispatched, in order: the kernel's name and what the run came to."""
+    """The dispatches in order: the kernel's name and its result."""
 
     dispatches: list[tuple[str, Result]] = field(default_factory=list)
 
@@ -31,7 +31,7 @@ class Log:
 
 @contextmanager
 def simulated(how: RunOptions | None = None) -> Iterator[Log]:
-    """In this block `mx.fast.metal_kernel` and macllm's own kernels run in the simulator, in every order or as told."""
+    """Run `mx.fast.metal_kernel` and macllm's kernels in the simulator, in all orders or with `how`."""
     log, made_by_mlx = Log(), mx.fast.metal_kernel
 
     def run(name: str, kernel: Callable[..., Any], arguments: dict[str, Any]) -> list[mx.array]:

@@ -1,4 +1,4 @@
-"""What Metal's compiler refuses, or does otherwise, and a C++ compiler takes without a word."""
+"""Lint for code that Metal's compiler rejects or treats differently and a C++ compiler accepts."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _CLASS = re.compile(r"\b(?:struct|class|union)\b[^;{}()=]*$")
 
 @dataclass(frozen=True)
 class Shared:
-    """A declaration, from `begin` to before `end` of the text: its type, and names with what stands in brackets."""
+    """A declaration in text[begin:end]: its type, and names with their array sizes."""
 
     begin: int
     end: int

@@ -1,4 +1,4 @@
-"""One dispatch of a Metal kernel on the CPU: what it computes, what it does wrong, what it reads and writes."""
+"""One dispatch of a Metal kernel on the CPU: outputs, faults and memory traffic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WIDE: dict[mx.Dtype, np.dtype[Any]] = {mx.bfloat16: np.dtype(np.uint16)}
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that a kernel must not do: its kind, what happened, and the line of the text."""
+    """A fault of a kernel: kind, message, and line of the text."""
 
     kind: str
     message: str
@@ -56,7 +56,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Result:
-    """What a dispatch came to."""
+    """The outputs, faults and counts of a dispatch."""
 
     outputs: list[np.ndarray]
     faults: list[Fault]
@@ -68,7 +68,7 @@ class Result:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The way in which a dispatch is run."""
+    """Options of a simulated dispatch."""
 
     build: programs.Build = "checked"
     order: Order = "forward"
@@ -89,7 +89,7 @@ _usual: ContextVar[RunOptions] = ContextVar("usual", default=RunOptions())  # no
 
 @contextmanager
 def default_options(how: RunOptions) -> Iterator[None]:
-    """In this block dispatches that are not told otherwise run in this way."""
+    """Set the options of dispatches in this block that have none."""
     token = _usual.set(how)
     try:
         yield
@@ -113,7 +113,7 @@ class _Ready:
 
 
 def run_text(text: str, arguments: dict[str, Any], how: RunOptions) -> Result:
-    """A dispatch of any kernel whose text MLX has told, with the arguments of its call. Raises: CompileError."""
+    """A dispatch of a kernel from the text that MLX generated, and its arguments. Raises: CompileError."""
     if faults := limits(signature(text), arguments):
         return Result([], faults, {}, 0, 0, 0)
     return _run(_ready(text, arguments, how), how)
@@ -180,7 +180,7 @@ def _complaints(text: str) -> list[str]:
 
 
 def limits(known: Signature, arguments: dict[str, Any]) -> list[Fault]:
-    """What Metal would not run at all."""
+    """Violations of Metal's limits on buffers and threads."""
     faults = []
     if len(known.buffers) > MOST_BUFFERS:
         faults.append(Fault("limit", f"{len(known.buffers)} buffers, of {MOST_BUFFERS}"))
@@ -191,7 +191,7 @@ def limits(known: Signature, arguments: dict[str, Any]) -> list[Fault]:
 
 
 def numpy_type(dtype: mx.Dtype) -> np.dtype[Any]:
-    """How an array of MLX lies in numpy's memory; 16-bit brains are integers there."""
+    """The numpy dtype of an MLX array's memory; bfloat16 is uint16."""
     return _WIDE.get(dtype) or np.dtype(str(dtype).removeprefix("mlx.core.").replace("bool", "bool_"))
 
 
@@ -238,7 +238,7 @@ def _input_names(known: Signature, arguments: dict[str, Any]) -> list[str]:
 
 
 def _given(buffer: Buffer, named: Mapping[str, Any]) -> Memory | None:
-    """What an input holds, or what MLX tells of its shape; nothing for an output."""
+    """Memory of an input, or of its shape arguments; None for an output."""
     if buffer.name in named:
         return Memory.of(view(named[buffer.name]))
     owner, _, part = buffer.name.rpartition("_")
@@ -256,7 +256,7 @@ def _given(buffer: Buffer, named: Mapping[str, Any]) -> Memory | None:
 
 @dataclass(frozen=True)
 class Memory:
-    """From a view's first element to its last: how many bytes, which of them it shows, and those, one after another."""
+    """Memory of a view: bytes from first to last element, the segments shown, and their content."""
 
     size: int
     segments: np.ndarray  # (n, 2) uint64: from, to before
@@ -292,7 +292,7 @@ def _faults(program: Path, told: dict[str, Any]) -> list[Fault]:
 
 
 def _crash(done: subprocess.CompletedProcess[str]) -> Fault:
-    """Why a program did not come to an end: a sanitizer tells, and in which line."""
+    """The fault of a program that crashed: a sanitizer's message and line, else the exit code."""
     for kind, mark in (("undefined", "runtime error: "), ("address", "AddressSanitizer: ")):
         for line in done.stderr.splitlines():
             if mark in line:

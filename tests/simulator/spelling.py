@@ -1,4 +1,4 @@
-"""Metal's spellings that C++ does not have: parts of vectors, and constants that are set when a kernel is made."""
+"""Rewriting of Metal syntax that C++ lacks: vector swizzles and function constants."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LITERAL = re.compile(r"(?<![\w.])((?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-
 
 
 def with_parts(bare: str) -> str:
-    """Parts of vectors (`.xy`, `.bgra`, `.hi`) as calls: of what is read a vector, of what is written its elements."""
+    """Swizzles (`.xy`, `.bgra`, `.hi`) as calls: a vector when read, element references when written."""
     members = {word for word in {found[2] for found in _PART.finditer(bare)} if _is_member(bare, word)}
 
     def call(found: re.Match[str]) -> str:
@@ -44,7 +44,7 @@ def with_parts(bare: str) -> str:
 
 
 def with_literals(bare: str) -> str:
-    """Numbers with a point as Metal reads them: float without a suffix, half with h. C++ would reckon in double."""
+    """Floating-point literals as Metal reads them: float without a suffix, half with h, never double."""
     return _LITERAL.sub(lambda found: f"half({found[1]}f)" if found[2] else f"{found[1]}f", bare)
 
 
@@ -110,7 +110,7 @@ def _without_twins(bare: str) -> str:
 
 
 def unclear(bare: str) -> list[str]:
-    """Vectors that are made of one number in braces: the language does not say whether it is for all components."""
+    """Vectors initialized with one number in braces, which Metal's specification leaves open."""
     return [
         f"one number in braces for more than one component: {found[0]}"
         for found in _ONE_IN_BRACES.finditer(bare)

@@ -40,20 +40,20 @@ _INDICES = {
     "threads_per_simdgroup": "32u",
     "thread_execution_width": "32u",
 }
-"""What Metal tells a thread about itself, in C++."""
+"""Thread attributes of Metal, in C++."""
 
 INCLUDED = ("metal_stdlib", "mlx_text.h")
-"""What a kernel's C++ begins with."""
+"""The first lines of a kernel's C++."""
 
 KERNEL = r"(?:\[\[\s*kernel\b(?:[^\[\]]|\([^()]*\))*\]\]|\bkernel)\s+void\s+"
-"""What stands before a kernel's name."""
+"""The text before a kernel's name."""
 INSTANCE = re.compile(r"^template \[\[host_name.*?decltype\((.*)\) \1;$", re.MULTILINE | re.DOTALL)
 _BUFFER = re.compile(r"([^*&]+)([*&])\s*(\w+)\s*(?:\[\[\s*buffer\(\d+\)[^\]]*\]\])?", re.DOTALL)
 _ATTRIBUTE = re.compile(r"(?:const\s+)?(\w+)\s+(\w+)\s*\[\[\s*(\w+)\s*\]\]")
 
 
 class CompileError(Exception):
-    """Why a kernel does not compile."""
+    """A kernel that does not compile; the message has the compiler's errors."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Signature:
-    """What MLX has made of a kernel: its name, with template arguments, and its parameters."""
+    """A kernel's signature as MLX generated it: name with template arguments, and parameters."""
 
     instance: str
     parameters: tuple[Buffer | Attribute, ...]
@@ -124,14 +124,14 @@ def captured(kernel: Callable[..., Any], arguments: dict[str, Any]) -> str:
 
 
 def head(text: str) -> re.Match[str] | None:
-    """Where a captured kernel's name, parameters and opening brace are, in a text without comments."""
+    """Offsets of a captured kernel's name, parameters and opening brace, in a text without comments."""
     instance = INSTANCE.search(text)
     name = re.escape(instance[1].partition("<")[0]) if instance else r"\w+"
     return re.search(rf"{KERNEL}({name})\s*\((.*?)\)\s*\{{", text, re.DOTALL)
 
 
 def signature(text: str) -> Signature:
-    """How a captured kernel is called. Raises: CompileError."""
+    """The call signature of a captured kernel. Raises: CompileError."""
     text = without_comments(text, strings=True)
     found = head(text)
     if found is None:
@@ -158,7 +158,7 @@ def _buffer(declared: str, mark: str, name: str) -> Buffer:
 
 
 def cpp(text: str, constants: Constants | None = None) -> str:
-    """C++ with a function `simulator_kernel` that is one thread of a captured kernel. Raises: CompileError."""
+    """C++ whose `simulator_kernel` is one thread of a captured kernel. Raises: CompileError."""
     known = signature(text)
     bare = translated(INSTANCE.sub(_blanks, without_comments(text, strings=True)), constants)
     return "\n".join(

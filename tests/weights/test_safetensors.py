@@ -188,7 +188,7 @@ def test_a_tensor_that_is_not_where_the_index_says_is_named(sharded):
 
 
 def test_a_tensor_that_only_the_index_has_is_noted(sharded, caplog):
-    """The second name of a tied matrix, which is stored once; a model that needs the tensor refuses to load."""
+    """The second name of a tied matrix, stored once; a model that needs the tensor fails to load."""
     names = load_folder(sharded).keys()
     rewrite_index(sharded, absent="model-00002-of-00003.safetensors")
     assert load_folder(sharded).keys() == names

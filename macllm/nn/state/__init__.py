@@ -1,1 +1,1 @@
-"""What a model remembers of a batch of sequences: a cache of one state a layer."""
+"""Caches: one state per layer over a batch of sequences."""

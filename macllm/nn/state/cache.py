@@ -83,14 +83,14 @@ class Cache:
         self.length = length
 
     def fork(self) -> Self:
-        """A cache that goes on by itself; arrays are shared until one of the two changes them."""
+        """An independent copy; arrays are shared until one of the two writes."""
         return replace(self, layers=[layer.fork() for layer in self.layers], cross=list(self.cross))
 
 
 def make_cache(
     stack: StackSpec, max_context: int | None, kv_bits: int | None, left_padding: Sequence[int] | None
 ) -> Cache:
-    """An empty cache for a stack. Raises UsageError for bits that no codec has, and for one that sees both ways."""
+    """An empty cache for a stack. Raises UsageError for unsupported bits and for a bidirectional stack."""
     if kv_bits not in (None, 4, 8):
         raise UsageError(f"kv_bits is {kv_bits}; it can be 4, 8 or None (not quantized)")
     if any(isinstance(layer.mixer.mask, Bidirectional | Local) for layer in stack.layers):

@@ -1,4 +1,4 @@
-"""The past of linear attention: sums over its keys, as large after a million tokens as after one."""
+"""State of linear attention: sums over its keys, of constant size."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FeatureSums:
             self.sums, self.length = None, 0
 
     def fork(self) -> Self:
-        """A copy that goes on by itself."""
+        """An independent copy."""
         copy = type(self)()
         copy.sums, copy.length = self.sums, self.length
         return copy

@@ -31,7 +31,7 @@ class DenseCodec:
         return (rows,)
 
     def view(self, keys: Arrays, values: Arrays, head_dim: int) -> KV:
-        """What attention reads."""
+        """The view for attention."""
         return Dense(keys[0], values[0])
 
     def packing(self, head_dim: int) -> Packing | None:
@@ -50,7 +50,7 @@ class QuantizedCodec:
         return quantize(rows, self.bits, self.group_size(rows.shape[-1]))
 
     def view(self, keys: Arrays, values: Arrays, head_dim: int) -> KV:
-        """What attention reads."""
+        """The view for attention."""
         return Quantized(keys, values, self.bits, self.group_size(head_dim), head_dim)
 
     def packing(self, head_dim: int) -> Packing:
@@ -125,7 +125,7 @@ class KeyValues:
         self._buffer.cut(length)
 
     def fork(self) -> Self:
-        """A copy that goes on by itself and shares the arrays."""
+        """An independent copy that shares the arrays until one writes."""
         copy = type(self)(self.mask, self.codec, self.left_padding)
         copy.head_dim, copy._buffer = self.head_dim, self._buffer.fork()
         return copy

@@ -1,4 +1,4 @@
-"""The state of one layer, whatever its mixer keeps."""
+"""The interface of a layer's decoding state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LayerState(Protocol):
         ...
 
     def fork(self) -> Self:
-        """A state that goes on by itself; arrays are shared until one of the two changes them."""
+        """An independent copy; arrays are shared until one of the two writes."""
         ...
 
     def filled(self) -> tuple[mx.array, ...]:

@@ -1,4 +1,4 @@
-"""Bugs put into macllm's own kernels: `python -m tests.simulator.mutants.kernel_mutants` runs them all.
+"""Mutants of macllm's own kernels: `python -m tests.simulator.mutants.kernel_mutants` runs them.
 
 Prints a table of what each one is caught by: a fault, or numbers that are not those of the kernel without it.
 Ends with 1 if one is not caught.
@@ -275,7 +275,7 @@ MUTANTS = [
 
 @contextmanager
 def mutated(bug: Mutant) -> Iterator[None]:
-    """In this block the kernel has the bug."""
+    """Replace the kernel by its mutant in this block."""
     made = metal.kernel_source
 
     def kernel_source(kernel: str) -> KernelSource:
@@ -291,14 +291,14 @@ def mutated(bug: Mutant) -> Iterator[None]:
 
 
 def work(case: Case) -> tuple[list[np.ndarray], Log]:
-    """What a case gives, and what the simulator says of it."""
+    """The outputs of a case, and the simulator's log."""
     with simulated() as log:
         arrays = case()
     return [np.array(one).astype(np.float64) for one in arrays], log
 
 
 def killed_by(bug: Mutant, right: list[np.ndarray]) -> list[str]:
-    """The kinds of faults, and whether numbers differ from those of the kernel without the bug."""
+    """The kinds of faults, and "other numbers" if outputs differ from the original kernel's."""
     with mutated(bug):
         got, log = work(bug.case)
     kinds = {fault.kind for _, result in log.dispatches for fault in result.faults}
@@ -310,7 +310,7 @@ def killed_by(bug: Mutant, right: list[np.ndarray]) -> list[str]:
 
 
 def main() -> int:
-    """Put each bug into its kernel, and print what it is caught by."""
+    """Run every mutant, and print a table of the checks that kill it."""
     missed, right = 0, {}
     print("| Kernel | Mutant | Killed by |")
     print("|---|---|---|")

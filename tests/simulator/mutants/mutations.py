@@ -1,4 +1,4 @@
-"""Kernels without a bug, and bugs of every class to put into them: `python -m tests.simulator.mutants.mutations`.
+"""Correct kernels and mutants of every fault class: `python -m tests.simulator.mutants.mutations`.
 
 Runs them all and prints a table of what each one is caught by. Ends with 1 if one is not caught.
 """
@@ -137,7 +137,7 @@ class Bug(NamedTuple):
         return self.kernel.source.replace(self.part, self.other)
 
     def found(self) -> list[Fault]:
-        """What the simulator says of it. Raises: CompileError."""
+        """The simulator's faults. Raises: CompileError."""
         return run(self.kernel, self.source).faults
 
 

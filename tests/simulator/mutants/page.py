@@ -1,4 +1,4 @@
-"""Tables of what is caught, in `models/METAL.md`: `python -m tests.simulator.mutants.page` writes them anew."""
+"""Mutant tables in `models/METAL.md`: `python -m tests.simulator.mutants.page` rewrites them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulator on an emulated ARM: the same bugs are seen, the same kernels are right. All of it is slow."""
+"""The simulator on emulated ARM: mutants are killed and kernels pass as on x86. Slow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where programs for ARM are, all of them."""
+    """Paths of the ARM compiler and emulator."""
     return tmp_path_factory.mktemp("arm")
 
 

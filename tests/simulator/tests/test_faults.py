@@ -1,4 +1,4 @@
-"""Bugs of every class, each put into a kernel that has none: the simulator must see the one and let the other pass."""
+"""Mutants of every fault class: the simulator kills each and passes the correct kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of Metal's language what C++ does not have, as it is specified: vectors' parts, quads, constants, traits."""
+"""Metal's extensions of C++ as specified: swizzles, quads, function constants, traits."""
 
 from __future__ import annotations
 

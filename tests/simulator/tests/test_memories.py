@@ -1,4 +1,4 @@
-"""Memory of a threadgroup is one for all its lanes, or its declaration is refused: it is never each lane's own."""
+"""Threadgroup memory is shared by all lanes, or its declaration is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels of MLX itself, as its package carries their text: understood, and right against numpy where they are run.
+"""MLX's own kernels compile in the simulator, and match numpy where they are run.
 
 Slow: all that is understood.
 """

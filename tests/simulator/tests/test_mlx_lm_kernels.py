@@ -191,7 +191,7 @@ def test_bitlinear(log: Log, inverted: bool) -> None:
 
 
 def ordered(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Kernels of the losses with a barrier more where lanes write what others may still read, and one that orders."""
+    """The loss kernels with barriers added where lanes race."""
 
     def kernel(source: str, **options: Any) -> Any:
         barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);"

@@ -1,4 +1,4 @@
-"""macllm's kernels on machines that compute otherwise: their own tests must hold there. Slow: all kernels but one.
+"""macllm's kernels pass under other floating-point rules (flush to zero, FMA, looser ulp). Slow.
 
 GPUs may fuse products with sums, take the smallest numbers for 0, and be a few units off in functions like exp.
 """
@@ -80,7 +80,7 @@ def test_a_kernel_is_right_on_other_machines(how: RunOptions, name: str) -> None
 
 
 def small(line: str, x: np.ndarray, how: RunOptions) -> np.ndarray:
-    """What a kernel of one line gives for some numbers, on a machine."""
+    """Outputs of a one-line kernel for `x` with the options `how`."""
     kernel = mx.fast.metal_kernel("small", ["x"], ["y"], f"uint i = thread_position_in_grid.x; y[i] = {line};")
     arguments: dict[str, Any] = {"inputs": [mx.array(x)], "grid": (len(x), 1, 1), "threadgroup": (len(x), 1, 1)}
     arguments |= {"output_shapes": [x.shape], "output_dtypes": [mx.float32]}

@@ -1,4 +1,4 @@
-"""What is found in a kernel's text before it runs: rules of the language, and memories that do not fit together."""
+"""Faults found in a kernel's text before it runs: language rules, mismatched address spaces."""
 
 from __future__ import annotations
 
