@@ -1,6 +1,6 @@
-"""What a training run is told: frozen, checked, read from TOML, keywords or `key=value` strings.
+"""Settings of a training run: frozen, checked, read from TOML, keywords or `key=value` strings.
 
-Every field carries its own documentation, which the command line prints. No arrays in here.
+Every field carries its documentation, which the command line prints. This module imports no mlx.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Select = Literal["best", "last"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What every run has: data, batches, optimizer, schedule, and when to report, evaluate and save."""
+    """Settings common to all runs: data, batches, optimizer, schedule, reports, evaluation and snapshots."""
 
     data: Annotated[str, "a .jsonl file, or a folder with train.jsonl and perhaps valid.jsonl"] = ""
     valid: Annotated[str, "a .jsonl file to evaluate on; empty: valid.jsonl of the data folder, if there is one"] = ""
@@ -63,7 +63,7 @@ class TrainConfig:
     resume: Annotated[bool, "go on with the run that its folder already holds, with the settings it has there"] = False
 
     _folder: ClassVar[str]  # the field that names the run's folder
-    # What may change between the halves of a resumed run without changing the weights it ends with.
+    # Fields that a resumed run may change: they have no effect on its final weights.
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
         {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path"}
     )
@@ -100,9 +100,9 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: Path | str | None = None, sets: tuple[str, ...] = (), **keywords: Any) -> Self:
-        """The config of a TOML file, changed by `key=value` strings, changed by keywords; a keyword of None is unset.
+        """The config from a TOML file, then `key=value` strings, then keywords; a keyword of None is unset.
 
-        What a file says to read lies relative to its folder. Raises UsageError on an unknown key or a wrong type.
+        Paths to read in the file are relative to its folder. Raises UsageError on an unknown key or a wrong type.
         """
         values: dict[str, Any] = _read_toml(Path(path)) if path is not None else {}
         _check_names(cls, values, f"in {path}")
@@ -121,7 +121,7 @@ class TrainConfig:
 
     @classmethod
     def _of_run(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The settings of the run that `values` resume; none where they resume none or its folder holds none."""
+        """Settings stored by the run that `values` resume; empty without a run to resume."""
         if not values.get("resume") or _convert("resume", values["resume"], bool) is False:
             return {}
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
@@ -131,7 +131,7 @@ class TrainConfig:
             if not isinstance(read, dict):
                 raise ValueError(f"{SETTINGS_NAME} is not a JSON object")
         except FileNotFoundError:
-            if values.get("data"):  # a script that always says --resume begins with a new run
+            if values.get("data"):  # a script that always passes --resume starts with a new run
                 return {}
             flag = f"--{cls._folder.replace('_', '-')}"
             raise UsageError(
@@ -148,7 +148,7 @@ class TrainConfig:
 
     @property
     def folder(self) -> str:
-        """The run's folder."""
+        """The run directory."""
         return getattr(self, self._folder)
 
     @classmethod
@@ -158,12 +158,12 @@ class TrainConfig:
         return {f.name: get_args(hints[f.name])[1] for f in dataclasses.fields(cls)}
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, as JSON can hold them."""
+        """All fields as JSON values."""
         values = dataclasses.asdict(self)
         return {k: list(cast("tuple[str, ...]", v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def reproducibility_fields(self) -> dict[str, Any]:
-        """The fields that decide which weights a run ends with."""
+        """The fields that determine the final weights of a run."""
         return {k: v for k, v in self.as_dict().items() if k not in self._NO_EFFECT_ON_WEIGHTS}
 
 
@@ -191,7 +191,7 @@ class FinetuneConfig(TrainConfig):
             )
 
     def fitted(self, parameters: int) -> Self:
-        """The config with a learning rate and epochs for a model of so many parameters, where it leaves them open."""
+        """The config with defaults of learning rate and epochs for a model with `parameters` parameters."""
         rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
         return dataclasses.replace(
             self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
@@ -224,7 +224,7 @@ class PretrainConfig(TrainConfig):
 
 
 _SMALL_PARAMETERS = 50_000_000
-# What a run reads; what it writes goes where it was started.
+# Paths that a run reads; paths that it writes are relative to the current directory.
 _PATHS = frozenset({"data", "valid", "config", "tokenizer"})
 
 
@@ -247,7 +247,7 @@ def _check_names(cls: type[TrainConfig], values: dict[str, Any], where: str) -> 
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the field's type; strings of the command line are parsed, nothing else is bent."""
+    """Convert `value` to the field's type; only strings from the command line are parsed."""
     wrong = UsageError(f"{name} cannot be {shown(value)}", cause=f"it has to be {_describe(kind)}")
     if get_origin(kind) is tuple:
         given: Any = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Rows to batches: encoded once, cut to length in the open, padded on the right."""
+"""Training batches: rows are tokenized once, truncated or split with counts, and right-padded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .events import Advanced
 from .order import Order
 from .render import Example, TextTokenizer, to_examples
 
-# Few shapes let MLX reuse its buffers; eight positions are little to pay for that.
+# Few distinct shapes let MLX reuse its buffers, at a cost of at most seven padding positions.
 _PAD_TO = 8
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets (B, L) int32, right-padded, and how much each target counts, (B, L) float32."""
+    """Inputs and targets (B, L) int32, right-padded, and the loss weight of each target, (B, L) float32."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -37,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows of a file."""
+    """Statistics of a file's rows: kept, truncated, split, dropped, unsupervised."""
 
     rows: int = 0
     tokens: int = 0
@@ -52,14 +52,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples to learn from, examples to evaluate on, and what became of the training rows."""
+    """Training examples, validation examples, and the statistics of the training rows."""
 
     train: list[Example]
     valid: list[Example]
     counts: Counts
 
     def fingerprint(self) -> str:
-        """SHA-256 over every token and mask: two runs see the same data exactly when these are equal."""
+        """SHA-256 over every token and loss mask; equal for the same data only."""
         digest = hashlib.sha256()
         for part in (self.train, self.valid):
             digest.update(len(part).to_bytes(8, "little"))
@@ -71,7 +71,7 @@ class Dataset:
 
 
 def load(config: TrainConfig, tokenizer: TextTokenizer, context_length: int | None = None) -> Dataset:
-    """The dataset that `loading` returns."""
+    """The dataset of `loading`, without its progress."""
     work = loading(config, tokenizer, context_length)
     while True:
         try:
@@ -128,7 +128,7 @@ def _hold_out(
 
 
 class _Encoding:
-    """The examples of the rows added, none longer than `limit` tokens, and what became of each row."""
+    """Collects the examples of rows, none longer than `limit` tokens, and counts the rows."""
 
     def __init__(self, tokenizer: TextTokenizer, config: TrainConfig, limit: int) -> None:
         self._tokenizer, self._config, self._limit = tokenizer, config, limit
@@ -136,7 +136,7 @@ class _Encoding:
         self._counts = Counts()
 
     def add(self, row: rows.Row) -> None:
-        """Tokenize a row. Raises DataError for one that cannot be, or that is too long for the config."""
+        """Tokenize a row. Raises DataError for an invalid row, or for a too long one with long_rows="error"."""
         made = to_examples(row, self._tokenizer, self._config.mask_prompt)
         counts = replace(
             self._counts,
@@ -152,7 +152,7 @@ class _Encoding:
         self._counts = counts
 
     def counted(self) -> Counts:
-        """The counts with the tokens of all that was kept."""
+        """The counts, with the number of tokens in the kept examples."""
         tokens, supervised = sum(map(len, self.kept)), sum(int(e.loss_mask.sum()) for e in self.kept)
         return replace(self._counts, tokens=tokens, supervised_tokens=supervised)
 
@@ -196,7 +196,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 class Batches:
-    """Batch number n of a run, for any n, in any order."""
+    """Random access to the batches of a run by number."""
 
     def __init__(self, examples: list[Example], batch_size: int, seed: int) -> None:
         self._examples = examples
@@ -204,11 +204,11 @@ class Batches:
         self.per_epoch = self._order.batches_per_epoch
 
     def batch(self, number: int) -> Batch:
-        """The rows of batch `number`, collated."""
+        """Batch `number` of the run, from 0."""
         return collate([self._examples[i] for i in self._order.rows(number)])
 
 
 def in_order(examples: list[Example], batch_size: int) -> list[Sequence[Example]]:
-    """Every example once, in batches of like length: for evaluation."""
+    """Batches for evaluation: every example once, sorted by length."""
     by_length = sorted(examples, key=len)
     return [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: frozen, without arrays."""
+"""Events of a training run: frozen values without arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Advanced:
-    """Progress between two other events: rows made into tokens, steps, batches of an evaluation. Not kept on disk."""
+    """Progress: rows tokenized, steps trained or batches evaluated. Not written to metrics.jsonl."""
 
     work: Literal["reading", "training", "evaluating"]
     done: int
@@ -17,7 +17,7 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The rows are tokens and the model is ready. Counts say what became of every row and token."""
+    """Rows are tokenized and the model is loaded; statistics of rows, tokens and parameters."""
 
     rows: int
     tokens: int
@@ -37,7 +37,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Step:
-    """Means over the steps since the last report, of supervised tokens alone: `loss` in nats for each, and speed."""
+    """Means since the last report: `loss` in nats per supervised token, supervised tokens per second."""
 
     step: int
     loss: float
@@ -67,7 +67,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a run; `loss` is that of the weights handed over, on validation data if there is some."""
+    """End of a run; `loss` of the exported weights, on validation data if the run has any."""
 
     step: int
     loss: float

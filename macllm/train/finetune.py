@@ -1,4 +1,4 @@
-"""A model, rows and a low-rank adapter that learns them."""
+"""LoRA fine-tuning: a model and rows in, an adapter out."""
 
 from __future__ import annotations
 
@@ -65,11 +65,10 @@ def finetune(
     select: Select | None = None,
     resume: bool | None = None,
 ) -> Path:
-    """Train a LoRA adapter; the run's folder, which mlx-lm takes as an adapter as well.
+    """Train a LoRA adapter and return the run directory, which mlx-lm loads as an adapter too.
 
     Takes a config, or its fields as keywords (`FinetuneConfig` documents each). Interrupted, it leaves a snapshot and
-    an adapter of the last whole step, and goes on with `resume=True`. Raises UsageError for values that cannot be
-    taken.
+    an adapter of the last complete step; `resume=True` continues it. Raises UsageError for invalid values.
     """
     keywords = {name: value for name, value in locals().items() if name not in ("config", "on_event")}
     if config is not None and (given := [name for name, value in keywords.items() if value is not None]):
@@ -85,7 +84,7 @@ def finetune(
 
 
 def events(config: FinetuneConfig) -> Generator[TrainEvent]:
-    """What happens while `config` is trained. Closing the generator ends the run, saved."""
+    """Train as `config` says and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.adapter_path)
     Run.check(folder, config)
     cpu.wait()
@@ -113,7 +112,7 @@ def _context_length(model: Any, config: FinetuneConfig) -> int | None:
 
 
 def _parameters(model: Any) -> int:
-    """Roughly, the model's parameters: packed words count as if each held eight."""
+    """Approximate number of parameters; a packed uint32 word counts as eight."""
     arrays: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     return sum(array.size * (8 if array.dtype == mx.uint32 else 1) for _, array in arrays)
 

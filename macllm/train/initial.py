@@ -1,4 +1,4 @@
-"""Weights to begin with."""
+"""Random initial weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-# The maps whose outputs are added to the residual stream.
+# Linear layers whose outputs are added to the residual stream.
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 
 def initialize(model: nn.Module, std: float, seed: int) -> None:
     """Draw every matrix of `model` from N(0, std), in place; norms stay as built, biases become 0.
 
-    Maps into the residual stream are drawn with std / sqrt(2 * layers), so that its variance does not grow with
-    depth (Radford et al. 2019, 2.3).
+    Layers that write to the residual stream are drawn with std / sqrt(2 * layers), so that its variance does not
+    grow with depth (Radford et al. 2019, 2.3).
     """
     weights = dict(tree_flatten(model.trainable_parameters()))
     layers = len({name.split(".layers.")[1].split(".")[0] for name in weights if ".layers." in name})

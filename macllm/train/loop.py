@@ -19,7 +19,7 @@ from .events import Advanced, Evaluated, Saved, Step, TrainEvent
 from .optim import AdamState, AdamW, Arrays, clip_factor, global_norm, learning_rate
 from .snapshot import Snapshots, TrainState
 
-_EVAL_CHUNK_BYTES = 1 << 26  # of new weights and moments that are computed before anybody waits
+_EVAL_CHUNK_BYTES = 1 << 26  # new weights and moments in one mx.eval
 
 Objective = Callable[[Any, Batch], tuple[mx.array, float, dict[str, float]]]
 
@@ -31,17 +31,17 @@ def fit(
     rows: Dataset,
     snapshots: Snapshots | None = None,
 ) -> Generator[TrainEvent]:
-    """Train `model` in place, its trainable parameters only, and tell what happens.
+    """Train the trainable parameters of `model` in place and yield the events.
 
-    Begins at the newest of `snapshots`, if there is one. Evaluates before the first step, every
+    Resumes from the newest of `snapshots`. Evaluates before the first step, every
     `steps_per_eval` and after the last. However it ends (closed, interrupted, failed), the model holds the
-    weights of the last whole step and a snapshot of them is on disk. The model is left in training mode.
+    weights of the last complete step and a snapshot of them is on disk. The model is left in training mode.
     """
     return Trainer(model, objective, config, rows, snapshots).run()
 
 
 def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
-    """How many optimizer steps a run takes."""
+    """Number of optimizer steps in a run."""
     if config.iters:
         return config.iters
     return max(1, round(config.epochs * batches_per_epoch / config.grad_accumulation_steps))
@@ -64,7 +64,7 @@ def _number(array: mx.array) -> float:
 
 
 def _eval_in_chunks(weights: Arrays, optimizer: AdamState) -> None:
-    """Evaluate some weights at a time, so that the memory of old ones and gradients is free for the next."""
+    """Evaluate a few weights at a time: the memory of old weights and gradients is freed in between."""
     waiting: list[mx.array] = []
     for name, weight in weights.items():
         waiting += [weight, optimizer.mean[name], optimizer.square[name]]
@@ -75,7 +75,7 @@ def _eval_in_chunks(weights: Arrays, optimizer: AdamState) -> None:
 
 
 class Trainer:
-    """One run's unchanging parts, and its state: replaced whole after each step, never half."""
+    """Training of one model; `state` is replaced as a whole after each step."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Trainer:
 
     def _begin(self) -> TrainState:
         state = self.snapshots.latest() if self.snapshots else None
-        # In float32, whatever they were loaded as: in 16 bits a small step would round away.
+        # Master weights in float32: in 16 bits a small update would round to nothing.
         loaded = dict(tree_flatten(self.model.trainable_parameters()))
         weights = {name: weight.astype(mx.float32) for name, weight in loaded.items()}
         if state is None:
@@ -113,7 +113,7 @@ class Trainer:
         return state
 
     def put(self, weights: Arrays) -> None:
-        """Make these the model's trainable parameters."""
+        """Set the model's trainable parameters."""
         self.model.update(tree_unflatten(list(weights.items())))
 
     def run(self) -> Generator[TrainEvent]:
@@ -135,7 +135,7 @@ class Trainer:
                 pass
 
     def _step(self) -> None:
-        """One optimizer step over all its micro-batches, divided once by all its supervised tokens."""
+        """One optimizer step: gradients summed over micro-batches, divided once by the supervised tokens."""
         window = self.window
         began, state, config = time.perf_counter(), self.state, self.config
         mx.random.seed((config.seed << 32) + state.step)
@@ -151,8 +151,8 @@ class Trainer:
             )
         scale = clip_factor(norm, config.max_grad_norm) / denominator
         weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
-        # From here on the new weights count, computed or not: nothing but what is still to be computed holds an old one
-        # or a gradient, and an interruption leaves the rest to whoever reads it.
+        # The new weights replace the old ones before they are evaluated, so that only the lazy graph holds old weights
+        # and gradients. After an interruption the next reader evaluates the rest.
         self.state = replace(state, step=state.step + 1, weights=weights, optimizer=optimizer, eval_loss=None)
         self.put(weights)
         del state, gradients
@@ -164,7 +164,7 @@ class Trainer:
         window.seconds += time.perf_counter() - began
 
     def _gradients(self) -> tuple[Arrays, float, float]:
-        """Of the losses' sum over a step's micro-batches; that sum, and the weight of its tokens."""
+        """Gradients of the summed loss over the step's micro-batches, that sum, and the sum of its weights."""
         steps = self.config.grad_accumulation_steps
         summed: Arrays = {}
         numerator = denominator = 0.0
@@ -205,7 +205,7 @@ class Trainer:
             yield from self._save()
 
     def _evaluate(self) -> Iterator[Advanced | Evaluated]:
-        """The loss on the validation rows, dropout off."""
+        """Compute the validation loss, without dropout."""
         batches = in_order(self.rows.valid, self.config.batch_size)
         if self.config.val_batches >= 0:
             batches = batches[: self.config.val_batches]
@@ -223,7 +223,7 @@ class Trainer:
             self.model.train()
         loss, before = numerator / denominator, self.state.best_loss
         best = before is None or loss < before
-        if self.state.step:  # what is untrained is no candidate
+        if self.state.step:  # the untrained model is no candidate for the best
             self.state = replace(self.state, eval_loss=loss, best_loss=loss if best else before)
         yield Evaluated(self.state.step, loss, round(denominator), best)
 

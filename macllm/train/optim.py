@@ -44,13 +44,13 @@ def global_norm(gradients: Arrays) -> mx.array:
 
 
 def clip_factor(gradient_norm: mx.array, most: float) -> mx.array:
-    """What to multiply gradients of this norm with, to bring it down to `most`; `most` = 0 never does."""
+    """Factor that scales gradients of this norm down to norm `most`; 1 for `most` = 0."""
     return mx.minimum(1.0, most / (gradient_norm + 1e-6)) if most > 0 else mx.array(1.0)
 
 
 @dataclass(frozen=True)
 class AdamState:
-    """Means of the gradients and of their squares, float32, and the updates they saw."""
+    """Moving means of gradients and squared gradients, float32, and the number of updates."""
 
     mean: Arrays
     square: Arrays
@@ -73,18 +73,18 @@ class AdamW:
         return cls(config.beta1, config.beta2, config.epsilon, config.weight_decay, config.decay_all)
 
     def init(self, weights: Arrays) -> AdamState:
-        """Nothing seen yet."""
+        """The initial state: zero moments."""
         zeros = {k: mx.zeros(w.shape, mx.float32) for k, w in weights.items()}
         return AdamState(zeros, dict(zeros), 0)
 
     def decays(self, name: str, weight: mx.array) -> bool:
-        """Whether weight decay touches this weight: matrices that are no embedding, or all."""
+        """Return True for weights with weight decay: matrices other than embeddings, or all."""
         return self.decay_all or (weight.ndim > 1 and "embedding" not in name)
 
     def update(
         self, weights: Arrays, gradients: Arrays, state: AdamState, rate: float, scale: mx.array
     ) -> tuple[Arrays, AdamState]:
-        """Weights and state after one step along `scale` * gradients; the arguments stay as they are."""
+        """Weights and state after one step along `scale` * gradients; the arguments are not modified."""
         count = state.count + 1
         corrected = mx.array(rate / (1 - self.beta1**count), mx.float32)
         root = mx.array(1 / math.sqrt(1 - self.beta2**count), mx.float32)

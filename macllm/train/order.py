@@ -1,4 +1,4 @@
-"""Which rows a batch holds: a pure function of (seed, step), so that a resumed run needs no iterator."""
+"""Rows of each batch as a pure function of (seed, step): a resumed run needs no iterator state."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from functools import lru_cache
 
 import numpy as np
 
-# Rows of like length are looked for among so many batches: little padding, and still a random order.
+# Rows are sorted by length within pools of this many batches: little padding, and still a random order.
 _POOL_BATCHES = 32
 
 
 class Order:
-    """Every row once an epoch, in batches of rows of like length, reshuffled each epoch by (seed, epoch).
+    """Batches of rows of similar length, every row once an epoch, shuffled by (seed, epoch).
 
     The last batch of an epoch may be smaller.
     """
@@ -25,7 +25,7 @@ class Order:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches that hold every row once."""
+        """Number of batches in an epoch."""
         return -(-len(self._lengths) // self._batch_size)
 
     def rows(self, batch: int) -> tuple[int, ...]:

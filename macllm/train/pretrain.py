@@ -1,4 +1,4 @@
-"""A model from random weights: config.json, tokenizer and rows in, a checkpoint out."""
+"""Pretraining: config.json, tokenizer and rows in, a checkpoint out."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .run import Run
 def train(
     config: PretrainConfig | None = None, *, on_event: Callable[[TrainEvent], None] | None = None, **keywords: Any
 ) -> Path:
-    """Train from random weights; the run's folder, with the checkpoint in `model/`.
+    """Train from random weights and return the run directory, with the checkpoint in `model/`.
 
     Takes a config or its fields as keywords. Interrupted, it leaves a snapshot and a checkpoint of the last
-    whole step, and goes on with `resume=True`.
+    complete step; `resume=True` continues it.
     """
     config = config or PretrainConfig.load(**keywords)
     with closing(events(config)) as stream:
@@ -43,7 +43,7 @@ def train(
 
 
 def events(config: PretrainConfig) -> Generator[TrainEvent]:
-    """What happens while `config` is trained. Closing the generator ends the run, saved."""
+    """Train as `config` says and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.output)
     Run.check(folder, config)
     cpu.wait()

@@ -1,10 +1,9 @@
-"""Rows to tokens, and which of them are to be learnt.
+"""Tokens and loss mask of a row.
 
-A token of a chat is learnt when it belongs to an assistant's turn, its end marker included. Where turns
-begin and end the template says (`{% generation %}`), or it is read off what it writes: the conversation up
-to a turn, rendered, has to be the beginning of the conversation with it. A template that writes old turns
-otherwise than new ones (dropped reasoning) gives one example a turn instead, each as it would stand while
-chatting; one whose answers do not follow its own prompt is refused.
+In a chat the loss covers the assistant's turns, end markers included. The bounds of a turn come from the template's
+`{% generation %}` block, else from rendering: the conversation up to a turn must be a prefix of the conversation with
+it. A template that rewrites old turns (dropped reasoning) gives one example per turn instead, each rendered as in a
+chat that ends there. A template whose answers do not follow its own prompt is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .rows import Chat, PlainText, PromptCompletion, Row
 
 
 class TextTokenizer(Protocol):
-    """What training asks of a tokenizer."""
+    """The tokenizer interface that training uses."""
 
     @property
     def eos_token_id(self) -> int | None:
@@ -49,7 +48,7 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens (L,) int32 and, of the same shape, whether each is to be predicted; the first never is."""
+    """Tokens (L,) int32 and their loss mask (L,) bool, which is False for the first token."""
 
     tokens: np.ndarray
     loss_mask: np.ndarray
@@ -61,7 +60,7 @@ class Example:
 
 
 def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool) -> list[Example]:
-    """The examples that a row makes: one, or one a turn where the template rewrites old turns."""
+    """Convert a row to examples: one, or one per turn if the template rewrites old turns."""
     match row:
         case PlainText(text, where):
             tokens = _closed(tokenizer.encode(text), tokenizer)
@@ -78,7 +77,7 @@ def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool) -> list[E
 
 
 def _closed(tokens: list[int], tokenizer: TextTokenizer) -> list[int]:
-    """`tokens` and the end-of-sequence token, once."""
+    """`tokens` with the end-of-sequence token, added if it is missing."""
     end = tokenizer.eos_token_id
     return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
 
@@ -108,7 +107,7 @@ def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Ex
         yield _example(tokens, [(0, len(tokens))], row.where)
         return
     turns = [_turn(row, i, tokenizer) for i, m in enumerate(row.messages) if m["role"] == "assistant"]
-    # Some templates close the conversation, not the turn, with the end-of-sequence token: then it is not learnt.
+    # Some templates close the conversation, not the turn, with the end-of-sequence token: then the loss excludes it.
     end = tokenizer.eos_token_id
     for closing in ("", "" if end is None else tokenizer.id_to_token(end) or ""):
         inner = [(before, before + after[len(before) :].removesuffix(closing).rstrip()) for before, after in turns]
@@ -120,7 +119,7 @@ def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Ex
 
 
 def _turn(row: Chat, i: int, tokenizer: TextTokenizer) -> tuple[str, str]:
-    """The text before the answer that is message `i`, and the text up to its end."""
+    """The rendered text before message `i`, an answer, and the text up to its end."""
     before = _render(row, i, tokenizer, answer_next=True) if i else ""
     after = _render(row, i + 1, tokenizer, answer_next=False)
     if not after.startswith(before):
@@ -140,7 +139,7 @@ def _render(row: Chat, count: int, tokenizer: TextTokenizer, answer_next: bool) 
 
 @contextmanager
 def _locating_errors(row: Chat) -> Generator[None]:
-    """Tell of the row with whatever the template refuses."""
+    """Prefix template errors with the row's file and line."""
     try:
         yield
     except MacllmError as error:
@@ -148,7 +147,7 @@ def _locating_errors(row: Chat) -> Generator[None]:
 
 
 def _align(text: str, spans: list[tuple[int, int]], row: Chat, tokenizer: TextTokenizer) -> Example:
-    """`spans` of characters as spans of tokens of the whole text: all tokens that reach into them."""
+    """Convert `spans` of characters to spans of tokens: all tokens that overlap them."""
     tokens = tokenizer.encode(text, add_special_tokens=False)
     reached = [
         (_before(text[:start], tokens, row, tokenizer)[0], sum(_before(text[:stop], tokens, row, tokenizer)))
@@ -158,13 +157,13 @@ def _align(text: str, spans: list[tuple[int, int]], row: Chat, tokenizer: TextTo
 
 
 def _before(text: str, tokens: list[int], row: Chat, tokenizer: TextTokenizer) -> tuple[int, bool]:
-    """How many of `tokens` lie wholly in `text`, which they begin with, and whether the next reaches into it."""
+    """Number of `tokens` that lie wholly in the prefix `text`; True if the next token overlaps it."""
     own = tokenizer.encode(text, add_special_tokens=False) if text else []
     same = next((n for n, (a, b) in enumerate(zip(own, tokens, strict=False)) if a != b), min(len(own), len(tokens)))
     if len(own) - same > 1:
         raise DataError(
             f"{row.where}: a turn does not begin or end near a token's end",
-            cause="the tokenizer joins it with what stands beside it",
+            cause="the tokenizer joins it with the text beside it",
             remedy="mask_prompt = false (learn every token)",
         )
     return same, len(own) > same

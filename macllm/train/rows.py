@@ -1,4 +1,4 @@
-"""Rows of training data as they lie in files: chats, prompts with completions, plain text."""
+"""Rows of .jsonl training files: chats, prompts with completions, plain text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from macllm.errors import DataError
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation; `tools` are what its template may offer."""
+    """A conversation, with the tools that its template is given."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
@@ -21,7 +21,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """A prompt and the text that should follow it."""
+    """A prompt and its completion."""
 
     prompt: str
     completion: str
@@ -30,7 +30,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text to continue at every token."""
+    """Text with a loss on every token."""
 
     text: str
     where: str
@@ -42,7 +42,7 @@ _KINDS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"
 
 
 def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
-    """The training file and the validation file, if there is one, of a .jsonl or a folder."""
+    """The training file and the validation file or None, from a .jsonl file or a folder."""
     path = Path(data)
     given = Path(valid) if valid else None
     for odd in (path, given):
@@ -65,7 +65,7 @@ def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
 
 
 def check(data: str, valid: str) -> None:
-    """Raise DataError where the files that `find_files` names are not there, or do not begin with a row."""
+    """Raise DataError if a file is missing or its first row is invalid."""
     for path in find_files(data, valid):
         if path is not None:
             read(path, most=1)

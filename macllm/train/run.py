@@ -1,4 +1,4 @@
-"""A run's folder: what it was told, what it told, its snapshots, and one process at a time."""
+"""Run directory: run.json, metrics.jsonl, snapshots/ and an exclusive lock."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ _METRICS = "metrics.jsonl"
 
 
 class Run:
-    """The folder of one run, locked while the `with` block lasts.
-
-    Raises UsageError when it holds a run that is not to be resumed, or another process works in it.
-    """
+    """The directory of one run, locked inside the `with` block. Raises UsageError if another process holds the lock."""
 
     def __init__(self, folder: Path, config: TrainConfig, identity: dict[str, Any]) -> None:
         self.folder = folder
@@ -41,9 +38,9 @@ class Run:
 
     @staticmethod
     def check(folder: Path, config: TrainConfig) -> None:
-        """Refuse, before work is done, what this run could not read or would write over.
+        """Check data and directory before any work.
 
-        Raises DataError for data that are not there or begin with no row, UsageError for a folder that holds something.
+        Raises DataError for missing or invalid data, UsageError for a directory that holds another run.
         """
         rows.check(config.data, config.valid)
         if config.resume or not folder.exists():
@@ -75,14 +72,14 @@ class Run:
             os.close(self._lock)
 
     def record(self, trainer: Trainer, export: Callable[[], object], result: Path) -> Generator[TrainEvent]:
-        """The events of `trainer`, each written to `metrics.jsonl` as it passes.
+        """Yield the events of `trainer` and write each to metrics.jsonl.
 
-        However it ends, once there was a step, `export` writes `result` from the model: with the best weights
-        where there is validation data and the config asks for them, else with those of the last step.
+        At the end, also after an interruption, `export` writes `result` from the model if a step was made: the best
+        weights if the config selects them and the run has validation data, else the last ones.
         """
         first_step = trainer.state.step
         write_json(self.folder / SETTINGS_NAME, self._config.as_dict())
-        # What a process told of steps that it did not live to save is told again.
+        # Drop lines of steps after the snapshot: they will be written again.
         write_text(self.folder / _METRICS, "".join(line for line in self._lines() if _step(line) <= first_step))
         events = self._events(trainer, export, result)
         with closing(events), (self.folder / _METRICS).open("a", encoding="utf-8") as file:
@@ -115,7 +112,7 @@ class Run:
         yield Finished(trainer.state.step, loss, time.perf_counter() - began, str(self.folder))
 
     def _load_best(self, trainer: Trainer) -> float:
-        """Put the weights to hand over into the model; their loss."""
+        """Load the weights to export into the model and return their loss."""
         best = self.snapshots.best() if self._config.select == "best" and trainer.rows.valid else None
         if best is None or best.eval_loss is None:
             return trainer.last_loss if trainer.state.eval_loss is None else trainer.state.eval_loss
@@ -132,9 +129,9 @@ def _size(parameters: Any) -> int:
 
 
 def _step(line: str) -> int:
-    """The step that a line of metrics tells of; one that was cut off in the middle tells of none."""
+    """The step of a line of metrics.jsonl; a huge number for an incomplete line."""
     try:
-        told = json.loads(line)
-        return int(told.get("step", told.get("first_step", 0)))
+        event = json.loads(line)
+        return int(event.get("step", event.get("first_step", 0)))
     except (ValueError, TypeError, AttributeError):
         return 2**63

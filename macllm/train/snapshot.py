@@ -1,8 +1,8 @@
-"""A run on disk, resumable bit for bit, whatever moment it was killed at.
+"""Snapshots of a training run: crash-safe, and resumed bit for bit.
 
 A snapshot is a folder that appears by one rename, after its files and then its manifest (sizes and
-SHA-256 of each) have reached the disk. One that does not agree with its manifest is passed over for the
-one before. Random state needs no file: batches and dropout are functions of (seed, step).
+SHA-256 of each) have reached the disk. A damaged snapshot is skipped for the one before.
+Random state needs no file: batches and dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that changes while training, after `step` steps: never modified, only replaced."""
+    """Immutable training state after `step` steps."""
 
     step: int
     weights: Arrays
@@ -45,7 +45,7 @@ class Snapshots:
         self._identity = json.loads(json.dumps(identity))
 
     def save(self, state: TrainState) -> Path:
-        """Write a snapshot, then remove those no longer wanted. Raises MacllmError when the disk refuses."""
+        """Write a snapshot, then remove old ones. Raises MacllmError for an error of the disk."""
         final = self.folder / _name(state.step)
         draft = self.folder / f".draft-{_name(state.step)}-{os.getpid()}"
         try:
@@ -68,9 +68,9 @@ class Snapshots:
         return final
 
     def latest(self) -> TrainState | None:
-        """The newest snapshot that is whole; None when there is none at all.
+        """The newest undamaged snapshot, None for an empty folder.
 
-        Raises CheckpointError when every one is damaged, or when it belongs to another run.
+        Raises CheckpointError if all are damaged, or if it belongs to another run.
         """
         damage: list[str] = []
         for step in reversed(self._steps()):
@@ -83,7 +83,7 @@ class Snapshots:
         return None
 
     def best(self) -> TrainState | None:
-        """The snapshot with the lowest validation loss, if any was evaluated and is whole."""
+        """The undamaged snapshot with the lowest validation loss, None if none was evaluated."""
         ranked = sorted((loss, step) for step, loss in self._losses().items())
         for _, step in ranked:
             try:
@@ -187,10 +187,10 @@ def _verify(folder: Path) -> None:
 def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     changed = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
     if changed:
-        told = "; ".join(f"{k} was {theirs.get(k)!r}, is {ours.get(k)!r}" for k in changed[:4])
+        cause = "; ".join(f"{k} was {theirs.get(k)!r}, is {ours.get(k)!r}" for k in changed[:4])
         raise CheckpointError(
             f"{folder.parent.parent} holds another run",
-            cause=told,
+            cause=cause,
             remedy="the settings and data it began with, or another folder",
         )
 

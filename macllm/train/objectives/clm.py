@@ -1,4 +1,4 @@
-"""Causal language modelling: predict each next token that is to be learnt."""
+"""Causal language modelling: cross-entropy of supervised next tokens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from macllm.train.data import Batch
 
 
 def clm(model: LanguageModel, batch: Batch) -> tuple[mx.array, float, dict[str, float]]:
-    """Sum over learnt targets of weight * -log p(target), the sum of the weights, and no metrics.
+    """Sum over targets of weight * -log p(target), the sum of the weights, and no metrics.
 
-    Only positions with a weight reach the head. Padding needs no mask: it stands on the right of what is
-    learnt, where a causal model does not look.
+    Only positions with a weight go through the head. Right padding needs no attention mask in a causal model.
     """
     hidden = model.hidden(mx.array(batch.inputs))
     chosen = np.flatnonzero(batch.weights)
