@@ -1,7 +1,7 @@
-"""A tokenizer.json whose parts contradict each other: what cuts a text counts, the rest is brought in line.
+"""Repairs of inconsistent tokenizer.json files: decoder and special token ids are adapted to the encoder.
 
-Converters copy parts from other models: a decoder that knows nothing of the vocabulary's alphabet, a begin token
-whose number is another token's, added tokens whose numbers the library does not keep.
+Converters copy parts from other models: a decoder for another alphabet, a begin token with another token's id,
+added tokens with ids that the library does not keep.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _PROBES = (
     "naïve café 😀",
     "日本語\n\ttab",
 )
-_HEAD_BYTES = 4 << 20  # added tokens stand before the vocabulary in tokenizer.json
+_HEAD_BYTES = 4 << 20  # added tokens precede the vocabulary in tokenizer.json
 _SPACE = "\u2581"
 
 
 def agree_on_decoder(tokenizer: tokenizers.Tokenizer) -> None:
-    """Gives the tokenizer a decoder for what its pre-tokenizer, normalizer and model write, where its own is none.
+    """Replace a decoder that does not invert the tokenizer's pre-tokenizer, normalizer and model.
 
-    The decoder that gives back more of a few texts wins, the derived one where both give back as many.
+    Of the file's decoder and the derived one, the one that restores more probe texts wins; the derived one in a tie.
     """
     derived = _derived_decoder(tokenizer)
     if derived is None:
@@ -44,13 +44,13 @@ def agree_on_decoder(tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _given_back(tokenizer: tokenizers.Tokenizer) -> int:
-    """The number of probes that decoding gives back as they were, but for their case."""
+    """Number of probe texts that encoding and decoding restore, ignoring case."""
     texts = [tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids) for probe in _PROBES]
     return sum(text.casefold() == probe.casefold() for text, probe in zip(texts, _PROBES, strict=True))
 
 
 def _derived_decoder(tokenizer: tokenizers.Tokenizer) -> Any:
-    """A decoder for the way in which the tokenizer writes spaces and bytes; None where its own knows it, or nobody."""
+    """A decoder for the tokenizer's spaces and bytes; None if its own fits or none can be derived."""
     from tokenizers import decoders
 
     steps = [*_steps(tokenizer.normalizer), *_steps(tokenizer.pre_tokenizer)]
@@ -79,7 +79,7 @@ def _derived_decoder(tokenizer: tokenizers.Tokenizer) -> Any:
 
 
 def _steps(component: Any) -> Iterable[Mapping[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer, decoder or post-processor as tokenizer.json writes them."""
+    """The steps of a normalizer, pre-tokenizer, decoder or post-processor, as in tokenizer.json."""
     return _flat(json.loads(component.__getstate__())) if component is not None else ()
 
 
@@ -91,7 +91,7 @@ def _flat(state: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _mark_of(step: Mapping[str, Any]) -> str | None:
-    """The character that a step writes for a space, None for a step that does not."""
+    """The character that a step writes for a space, else None."""
     if step.get("type") == "Metaspace":
         return str(step.get("replacement", _SPACE))
     if step.get("type") == "Replace" and object_in(step.get("pattern")).get("String") == " ":
@@ -106,7 +106,7 @@ def _prepends(step: Mapping[str, Any]) -> bool:
 
 
 def agree_on_ends(tokenizer: tokenizers.Tokenizer, id_of: Callable[[str], int | None]) -> None:
-    """Makes the post-processor put the tokens that it names, where the numbers beside the names are others'."""
+    """Correct the ids of the special tokens that the post-processor names."""
     processor: Any = tokenizer.post_processor
     if processor is None:
         return
@@ -117,7 +117,7 @@ def agree_on_ends(tokenizer: tokenizers.Tokenizer, id_of: Callable[[str], int | 
 
 
 def _renumber(state: Mapping[str, Any], id_of: Callable[[str], int | None]) -> bool:
-    """Puts the right numbers into a post-processor's description; True where there were wrong ones."""
+    """Correct the ids in a post-processor's JSON, in place; True if any was wrong."""
     wrong = False
     for step in _flat(state):
         for special in object_in(step.get("special_tokens")).values():
@@ -125,7 +125,7 @@ def _renumber(state: Mapping[str, Any], id_of: Callable[[str], int | None]) -> b
             if None not in right and right != special["ids"]:
                 special["ids"] = right
                 wrong = True
-        for end in (step.get("sep"), step.get("cls")):  # of BertProcessing and RobertaProcessing: [text, number]
+        for end in (step.get("sep"), step.get("cls")):  # of BertProcessing and RobertaProcessing: [text, id]
             right = id_of(end[0]) if is_list(end) else None
             if end is not None and right is not None and right != end[1]:
                 end[1] = right
@@ -134,7 +134,7 @@ def _renumber(state: Mapping[str, Any], id_of: Callable[[str], int | None]) -> b
 
 
 def misread_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[str]:
-    """Added tokens that a byte-level decoder takes for bytes: those of its alphabet beyond ASCII, such as `<|é|>`."""
+    """Added tokens that a byte-level decoder would read as bytes: non-ASCII ones such as `<|é|>`."""
     if not any(step.get("type") == "ByteLevel" for step in _steps(tokenizer.decoder)):
         return frozenset()
     model: Any = tokenizer.model
@@ -145,7 +145,7 @@ def misread_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[str]:
 
 
 def declared_ids(path: Path) -> dict[str, int]:
-    """The added tokens of a tokenizer.json with the numbers that it gives them."""
+    """The added tokens of a tokenizer.json and the ids that it declares."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("utf-8", "ignore")
     start = head.find("[", head.find('"added_tokens"'))
@@ -158,10 +158,10 @@ def declared_ids(path: Path) -> dict[str, int]:
 
 
 def moved_ids(tokenizer: tokenizers.Tokenizer, declared: Mapping[str, int]) -> dict[int, int]:
-    """The numbers that the library gives to added tokens, each with the declared one; only where these differ.
+    """Map the library's ids of added tokens to the declared ids, where these differ.
 
-    The library numbers added tokens on from the size of the vocabulary, whatever is declared. A declared number that
-    is another token's is not taken.
+    The library numbers added tokens from the size of the vocabulary on and ignores declared ids. A declared id that
+    belongs to another token is left out.
     """
     model: Any = tokenizer.model
     added = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}

@@ -1,4 +1,4 @@
-"""Answers that come as messages with headers (Harmony), sorted by channel and recipient while they stream."""
+"""Streaming splitter for answers in messages with headers (Harmony), by channel and recipient."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 
 
 class ChannelSplitter(Cutter):
-    """Cuts the messages of an answer into parts. A tag that no header follows is text."""
+    """Splits the messages of a streamed answer into parts. A tag without a header after it is text."""
 
     def __init__(self, channels: Channels) -> None:
         super().__init__(self._head)
         self._format = channels
         self._marks = Literals((*channels.ends, channels.start, channels.channel))
         self._name = re.compile(re.escape(channels.channel) + r"\s*(\w+)")
-        # what a header may begin with, after the role; anything else is an answer without one
+        # possible beginnings of a header, after the role; anything else is an answer without a header
         starts = (channels.start, channels.channel, channels.message)
         self._header = Shape(SPACE, ("assistant", ""), SPACE, (*starts, "to="))
         ending = (channels.start, channels.channel)
@@ -34,14 +34,14 @@ class ChannelSplitter(Cutter):
         self._calls = -1
 
     def open_by(self, prompt: str) -> None:
-        """Go on where the prompt ends: in a header, or in a message whose header it has written."""
+        """Continue in the state at the prompt's end: inside a header, or inside a message."""
         self.add(_ROLE.sub("", prompt.rpartition(self._format.start)[2]))
         if self._state == self._body:
             self._text, self._at = self._text[self._at :], 0
-            said = self._kind
+            kind = self._kind
             self._output = Output()
             self._output.tag()
-            self._kind = said
+            self._kind = kind
 
     def _say(self, end: int) -> None:
         call = self._calls if self._kind == "tool_call" else None
@@ -49,7 +49,7 @@ class ChannelSplitter(Cutter):
         self._at = end
 
     def _head(self, final: bool) -> bool:
-        """Read a header up to its end; text that is none is an answer."""
+        """State: inside a header. Text that is no header is an answer."""
         text, at = self._text, self._at
         if self._header.end(text, at) is None:
             if not final and self._header.may_begin(text, at):
@@ -73,7 +73,7 @@ class ChannelSplitter(Cutter):
         return True
 
     def _open(self, header: str) -> None:
-        """Begin the message of this header."""
+        """Begin the message that follows `header`."""
         self._output.tag()
         recipient, channel = _RECIPIENT.search(header), self._name.search(header)
         to = recipient[1] if recipient else ""
@@ -88,7 +88,7 @@ class ChannelSplitter(Cutter):
                 self._output.text("tool_call", named + self._format.message, self._calls)
 
     def _body(self, final: bool) -> bool:
-        """Read a message up to its end."""
+        """State: inside a message."""
         text = self._text
         found = self._marks.search(text, self._at)
         if found is None:

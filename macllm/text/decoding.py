@@ -1,8 +1,7 @@
-"""Decoders as streams: tokens in, text out as soon as it is certain.
+"""Streaming decoders: tokens in, text out as soon as no later token can change it.
 
-A decoder of the `tokenizers` library maps a whole list of tokens to a text. Each stage here maps the same list
-piece by piece and holds back only what a later token could still change, so that what it has given out and what
-it gives at the end together are the text that the library makes.
+A decoder of the `tokenizers` library maps a whole list of tokens to a text. The stages here map it piece by piece and
+hold back only text that a later token could change; their outputs together equal the library's text.
 """
 
 from __future__ import annotations
@@ -35,23 +34,23 @@ class Stage(Protocol):
     """One step of a decoder."""
 
     def push(self, piece: str) -> Iterable[str]:
-        """The pieces that `piece` makes certain."""
+        """Pieces that are certain after `piece`."""
         ...
 
     def close(self) -> Iterable[str]:
-        """What was still held back."""
+        """Pieces that were held back."""
         ...
 
 
 class PerToken:
-    """A stage that maps each token by itself."""
+    """A stage that maps each token independently."""
 
     def push(self, piece: str) -> Iterable[str]:
         """The mapped token."""
         return (piece,)
 
     def close(self) -> Iterable[str]:
-        """Nothing: a token is done when it is pushed."""
+        """Nothing: no text is held back."""
         return ()
 
 
@@ -62,7 +61,7 @@ class ReplaceInToken(PerToken):
         self._old, self._new = old, new
 
     def push(self, piece: str) -> Iterable[str]:
-        """The token with every `old` as `new`."""
+        """The token with `old` replaced by `new`."""
         return (piece.replace(self._old, self._new),)
 
 
@@ -82,22 +81,22 @@ class ReplaceInText:
         return (self._new.join([*done, rest[:cut]]),)
 
     def close(self) -> Iterable[str]:
-        """The unfinished match, as it is."""
+        """The unfinished match."""
         held, self._held = self._held, ""
         return (held,)
 
 
 class ByteFallback:
-    """Runs of byte tokens such as `<0xE2>` become text.
+    """Decodes runs of byte tokens such as `<0xE2>`.
 
-    A run that is no valid UTF-8 becomes one U+FFFD a byte, all of it: so a run is held until it ends.
+    A run that is not valid UTF-8 becomes one U+FFFD per byte, so a run is held back until it ends.
     """
 
     def __init__(self) -> None:
         self._run = bytearray()
 
     def push(self, piece: str) -> Iterable[str]:
-        """Nothing for a byte, else the run before and the token."""
+        """Nothing for a byte token, else the text of the preceding run and the token."""
         value = byte_value(piece)
         if value is None:
             return (*self.close(), piece)
@@ -115,7 +114,7 @@ class ByteFallback:
 
 
 def byte_value(token: str) -> int | None:
-    """The byte that a token such as `<0xE2>` stands for, None for other tokens."""
+    """The byte of a token such as `<0xE2>`, None for other tokens."""
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         try:
             return int(token[3:5], 16)
@@ -125,9 +124,9 @@ def byte_value(token: str) -> int | None:
 
 
 class ByteLevel:
-    """GPT-2's alphabet back to bytes, bytes to text; an incomplete character waits for its rest.
+    """Decodes GPT-2's byte alphabet as UTF-8; an incomplete character is held back.
 
-    `literal` are tokens that stand for their own text, although they could be bytes.
+    Tokens in `literal` are their own text, although they could be read as bytes.
     """
 
     literal: frozenset[str] = frozenset()
@@ -137,7 +136,7 @@ class ByteLevel:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, piece: str) -> Iterable[str]:
-        """The characters that are complete."""
+        """The complete characters."""
         table = self._bytes
         try:
             raw = piece.encode() if piece in self.literal else bytes([table[char] for char in piece])
@@ -146,20 +145,20 @@ class ByteLevel:
         return (self._decoder.decode(raw),)
 
     def close(self) -> Iterable[str]:
-        """U+FFFD for a character that never became complete."""
+        """U+FFFD for an incomplete character."""
         return (self._decoder.decode(b"", final=True),)
 
 
 @cache
 def byte_alphabet() -> Mapping[str, int]:
-    """The 256 printable characters that byte-level BPE writes bytes with (GPT-2), each with its byte."""
+    """The 256 printable characters of byte-level BPE (GPT-2), mapped to their bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 class StripEachToken(PerToken):
-    """Strips up to `left` and `right` times one character from each token."""
+    """Strips a character up to `left` and `right` times from each token."""
 
     def __init__(self, char: str, left: int, right: int) -> None:
         self._char, self._left, self._right = char, left, right
@@ -172,14 +171,14 @@ class StripEachToken(PerToken):
 
 
 class StripText:
-    """Strips up to `left` times one character where the text begins and `right` times where it ends."""
+    """Strips a character up to `left` times from the start of the text and `right` times from its end."""
 
     def __init__(self, char: str, left: int, right: int) -> None:
         self._char, self._left, self._right = char, left, right
         self._held = ""
 
     def push(self, piece: str) -> Iterable[str]:
-        """The text without its beginning; what could be its end waits."""
+        """The text without the stripped start; a possible end is held back."""
         if not piece:
             return ()
         if self._left:
@@ -194,7 +193,7 @@ class StripText:
         return (text[: len(text) - keep],)
 
     def close(self) -> Iterable[str]:
-        """Nothing: what was held is what is stripped."""
+        """Nothing: the held text is stripped."""
         return ()
 
 
@@ -206,7 +205,7 @@ def _count(text: str, char: str, most: int) -> int:
 
 
 class Metaspace(PerToken):
-    """`▁` becomes a space, and nothing in the first token where encoding put one there."""
+    """Replaces `▁` by a space, and removes it from the first token if encoding added it."""
 
     def __init__(self, mark: str, prefixed: bool) -> None:
         self._mark = mark
@@ -219,7 +218,7 @@ class Metaspace(PerToken):
 
 
 class WordPiece(PerToken):
-    """`##` continues a word, anything else begins one after a space."""
+    """Joins tokens with the prefix `##` to the word before; other tokens begin a word after a space."""
 
     def __init__(self, prefix: str, cleanup: bool) -> None:
         self._prefix = prefix
@@ -227,7 +226,7 @@ class WordPiece(PerToken):
         self._first = True
 
     def push(self, piece: str) -> Iterable[str]:
-        """The word or its part."""
+        """The word piece, with a space before a new word."""
         if not self._first:
             piece = piece[len(self._prefix) :] if piece.startswith(self._prefix) else " " + piece
         self._first = False
@@ -237,14 +236,14 @@ class WordPiece(PerToken):
 
 
 class WordEnd:
-    """The suffix that ends a word becomes a space, and nothing in the last token, which therefore waits."""
+    """Replaces the end-of-word suffix by a space, or by nothing in the last token, which is held back."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
         self._held: str | None = None
 
     def push(self, piece: str) -> Iterable[str]:
-        """The token before."""
+        """The previous token."""
         held, self._held = self._held, piece
         return () if held is None else (held.replace(self._suffix, " "),)
 
@@ -254,19 +253,19 @@ class WordEnd:
 
 
 class JoinWithSpaces(PerToken):
-    """What a tokenizer without a decoder does."""
+    """Joins tokens with spaces, as a tokenizer without a decoder does."""
 
     def __init__(self) -> None:
         self._first = True
 
     def push(self, piece: str) -> Iterable[str]:
-        """The token, after a space but for the first."""
+        """The token, with a space before all but the first."""
         first, self._first = self._first, False
         return (piece if first else " " + piece,)
 
 
 def stages_of(decoder: Mapping[str, Any] | None) -> list[Stage] | None:
-    """The stages of a decoder as tokenizer.json writes it; None where one of its steps is not known here."""
+    """The stages of a decoder in tokenizer.json; None if a step is not supported."""
     if decoder is None:
         return [JoinWithSpaces()]
     stages: list[Stage] = []
@@ -315,7 +314,7 @@ def _stage(step: Mapping[str, Any], fused: bool) -> Stage | None:
 
 
 def run_push(stages: Sequence[Stage], piece: str, start: int = 0) -> str:
-    """The text that `piece` makes certain, fed to the stages from `start` on."""
+    """Push `piece` through the stages from `start` on and return the text that is certain."""
     pieces = [piece]
     for stage in stages[start:]:
         pieces = [out for each in pieces for out in stage.push(each)]
@@ -323,7 +322,7 @@ def run_push(stages: Sequence[Stage], piece: str, start: int = 0) -> str:
 
 
 def run_close(stages: Sequence[Stage]) -> str:
-    """What the stages still held, each emptied through those behind it."""
+    """Close the stages in order, each through the stages after it, and return the text."""
     out: list[str] = []
     for index, stage in enumerate(stages):
         out += [run_push(stages, piece, index + 1) for piece in stage.close()]

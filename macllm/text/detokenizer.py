@@ -1,4 +1,4 @@
-"""Tokens to text, one at a time, exact to the byte."""
+"""Incremental detokenization, exact to the byte."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from .decoding import Stage, run_close, run_push
 
 
 class Detokenizer:
-    """Gives the text of a growing list of tokens, only as far as no later token can change it.
+    """Streams the text of a growing list of tokens, as far as no later token can change it.
 
-    Everything that `add` and `finish` return, concatenated, is what `Tokenizer.decode` makes of all the tokens.
-    One token costs the time of its own text, however long the list is. A decoder that is not known here
-    (`stages` None) is asked at the end, through `decode`. `after` are tokens that the list goes on from: their own
-    text is left out, and a space between it and the first token stays.
+    The concatenated results of `add` and `finish` equal `Tokenizer.decode` of all tokens. The time per token does not
+    depend on the length of the list. With an unsupported decoder (`stages` None) all text comes from `decode` in
+    `finish`. `after` are tokens that precede the list: their text is left out, but not the space after it.
     """
 
     def __init__(
@@ -31,14 +30,14 @@ class Detokenizer:
         self._decode = decode
         self._waiting: list[int] = []
         self._finished = False
-        self._owed = 0  # characters of the text before that have not come out yet
+        self._owed = 0  # characters of the preceding text that the stages still hold back
         if after:
             given = sum(len(self.add(token_id)) for token_id in after)
             held = decode(list(after))[given:]
-            self._owed = len(held.rstrip("\ufffd"))  # an unfinished character is of those who finish it
+            self._owed = len(held.rstrip("\ufffd"))  # an unfinished character belongs to the token that completes it
 
     def add(self, token_id: int) -> str:
-        """The text that this token makes certain; often empty inside a character or a run of bytes."""
+        """Text that is certain after this token; often empty inside a character or a run of bytes."""
         if self._finished:
             raise ValueError("finish() ended this detokenizer; take a new one for more tokens")
         if self._stages is None:
@@ -50,14 +49,14 @@ class Detokenizer:
         return "" if token is None else self._own(run_push(self._stages, token))
 
     def finish(self) -> str:
-        """What was held back, U+FFFD for a character that stayed incomplete. Ends the list."""
+        """End the list and return the text held back, with U+FFFD for an incomplete character."""
         if self._finished:
             return ""
         self._finished = True
         return self._own(self._decode(self._waiting) if self._stages is None else run_close(self._stages))
 
     def _own(self, text: str) -> str:
-        """The text without what is left in it of the text before."""
+        """`text` without the rest of the preceding text."""
         cut = min(self._owed, len(text))
         self._owed -= cut
         return text[cut:]

@@ -1,4 +1,4 @@
-"""JSON as it comes from files and models: of any shape, so asked before it is used."""
+"""Checked access to untrusted JSON from files and models."""
 
 from __future__ import annotations
 
@@ -13,30 +13,27 @@ _MAX_BYTES = 512 << 20
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:
-    """Whether a JSON value is an object."""
+    """Narrow a JSON value to an object."""
     return isinstance(value, dict)
 
 
 def is_list(value: object) -> TypeGuard[list[Any]]:
-    """Whether a JSON value is a list."""
+    """Narrow a JSON value to a list."""
     return isinstance(value, list)
 
 
 def object_in(value: object) -> dict[str, Any]:
-    """The object that a JSON value is, empty for anything else."""
+    """`value` if it is an object, else an empty one."""
     return value if is_object(value) else {}
 
 
 def list_in(value: object) -> list[Any]:
-    """The list that a JSON value is, empty for anything else."""
+    """`value` if it is a list, else an empty one."""
     return value if is_list(value) else []
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file.
-
-    Raises `CheckpointError` for anything else than a JSON object.
-    """
+    """The object in a JSON file, empty if the file is missing. Raises `CheckpointError` for other content."""
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_BYTES:

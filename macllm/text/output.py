@@ -1,4 +1,4 @@
-"""Parts of an answer on their way out, without the white space that belongs to tags, and how text is cut into them."""
+"""Parts of a streamed answer: their output, the base class of splitters, and Markdown code spans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["content", "reasoning", "tool_call"]
 
 
 class Part(NamedTuple):
-    """Text of one kind; `call` numbers the tool call that it belongs to, from 0."""
+    """Text of one kind; `call` is the index of its tool call, from 0."""
 
     kind: Kind
     text: str
@@ -18,7 +18,7 @@ class Part(NamedTuple):
 
 
 class Output:
-    """Collects parts. White space next to a tag belongs to the tag, so it waits until other text follows."""
+    """Collects parts. White space next to a tag is dropped, so it is held back until other text follows."""
 
     def __init__(self) -> None:
         self._parts: list[Part] = []
@@ -27,33 +27,33 @@ class Output:
         self._after_tag = False
 
     def tag(self) -> None:
-        """Note that a tag stands here."""
+        """Record a tag at this place."""
         self._space.clear()
         self._after_tag = True
 
     def text(self, kind: Kind, text: str, call: int | None = None) -> None:
-        """Add text; a change of kind or call comes with a tag."""
+        """Add text; call `tag` before a change of kind or call."""
         self._kind = kind
         if self._after_tag:
             text = text.lstrip()
         if not text:
             return
         self._after_tag = False
-        said = text.rstrip()
-        if said:
-            self._parts.append(Part(kind, "".join(self._space) + said, call))
+        stripped = text.rstrip()
+        if stripped:
+            self._parts.append(Part(kind, "".join(self._space) + stripped, call))
             self._space.clear()
-        if len(said) < len(text):
-            self._space.append(text[len(said) :])
+        if len(stripped) < len(text):
+            self._space.append(text[len(stripped) :])
 
     def end(self) -> None:
-        """Let go of what waits: an answer may end in white space."""
+        """Release held white space: an answer may end in it."""
         if self._space and self._kind == "content":
             self._parts.append(Part("content", "".join(self._space)))
         self._space.clear()
 
     def take(self) -> list[Part]:
-        """The parts so far, neighbours of one kind and call as one."""
+        """Remove and return the parts so far; neighbours of one kind and call are joined."""
         groups: list[tuple[Part, list[str]]] = []
         for part in self._parts:
             if not groups or (groups[-1][0].kind, groups[-1][0].call) != (part.kind, part.call):
@@ -64,9 +64,10 @@ class Output:
 
 
 class Cutter:
-    """Cuts text that arrives in pieces, in states that each read on from where the last one left off.
+    """State machine over text that arrives in pieces.
 
-    A state takes whether no more text comes, and tells if another is to read on at once.
+    A state is a method that reads `_text` from `_at`. Its argument is True at the end of the text; it returns True to
+    run the next state at once, False to wait for more text.
     """
 
     def __init__(self, first: Callable[[bool], bool]) -> None:
@@ -76,14 +77,14 @@ class Cutter:
         self._output = Output()
 
     def add(self, text: str) -> list[Part]:
-        """The parts that `text` makes certain, neighbours of one kind as one."""
+        """Parts that are certain after `text`; neighbours of one kind are joined."""
         self._text, self._at = self._text[self._at :] + text, 0
         while self._state(False):
             pass
         return self._output.take()
 
     def finish(self) -> list[Part]:
-        """The parts held back."""
+        """End the text and return the parts held back."""
         while self._state(True):
             pass
         self._output.end()
@@ -91,12 +92,12 @@ class Cutter:
 
 
 class CodeSpans:
-    """Tells if a growing text stands inside a span or a block of code, as Markdown writes them."""
+    """Tracks if a growing Markdown text is inside a code span or code block."""
 
     def __init__(self) -> None:
-        self._ticks = 0  # of the run that the text ends with
-        self._span = 0  # ticks that opened the span
-        self._fence = 0  # ticks that opened the block
+        self._ticks = 0  # at the end of the text
+        self._span = 0  # ticks that opened the code span
+        self._fence = 0  # ticks that opened the code block
         self._begun = False  # the line has other text than space
 
     def feed(self, text: str) -> None:
@@ -113,13 +114,13 @@ class CodeSpans:
 
     @property
     def open(self) -> bool:
-        """Tell if what follows is code."""
+        """True if the next character is code."""
         self._settle()
         return bool(self._span or self._fence)
 
     @property
     def within_line(self) -> bool:
-        """Tell if other text than space stands before on the same line."""
+        """True if the current line has text other than white space."""
         return self._begun or bool(self._ticks)
 
     def _settle(self) -> None:

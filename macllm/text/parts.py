@@ -1,4 +1,4 @@
-"""An answer split while it streams: what the model says, what it thinks, and the calls it makes."""
+"""Streaming split of an answer into content, reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Part", "Splitter", "TagSplitter", "part_splitter", "splitter_for"]
 
-_PROMPT_TOKENS = 4096  # of its end that are searched for an open part
+_PROMPT_TOKENS = 4096  # at its end that are searched for an open part
 
 Splitter = TagSplitter | ChannelSplitter
 
@@ -26,10 +26,10 @@ Splitter = TagSplitter | ChannelSplitter
 def splitter_for(
     template: ChatTemplate | str | None, *, tools: Tools = None, prompt: str = "", tokenizer: Tokenizer | None = None
 ) -> Splitter:
-    """The splitter for a model that was trained on a template.
+    """The splitter for the formats of a chat template.
 
-    `prompt` is the end of the rendered conversation: the answer begins in the part that it leaves open. The tokens
-    of `tokenizer` count as if the template had them.
+    `prompt` is the end of the rendered conversation: the answer continues a part that it leaves open. Tags are looked
+    for in the template and among the tokens of `tokenizer`.
     """
     formats = _formats(template, tokenizer)
     splitter = ChannelSplitter(formats.channels) if formats.channels else TagSplitter(formats, tools)
@@ -38,7 +38,7 @@ def splitter_for(
 
 
 def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int], tools: Tools = None) -> Splitter:
-    """The splitter for what follows the tokens of a prompt, in a request that offers these tools."""
+    """The splitter for the answer to a prompt of tokens, in a request with these tools."""
     template = tokenizer.chat_template
     formats = _formats(template, tokenizer)
     start, tags = len(prompt), "\n".join(formats.tags)
@@ -49,7 +49,7 @@ def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int], tools: Tools = No
         start -= 1
     tail = tokenizer.decode(prompt[start:])
     heading = Literals(formats.tags).before(template.heading) if isinstance(template, ChatTemplate) else ""
-    if heading.strip():  # what the user said of tags opens nothing
+    if heading.strip():  # tags in the user's own text open nothing
         tail = tail[max(0, tail.rfind(heading)) :]
     return splitter_for(template, tools=tools, prompt=tail, tokenizer=tokenizer)
 

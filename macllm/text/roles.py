@@ -1,4 +1,4 @@
-"""The roles of messages and the ids of calls, as a chat template knows them."""
+"""Message roles and call ids in the form that a chat template accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Messages = list[dict[str, Any]]
 
 
 def joined(parts: Iterable[dict[str, Any]]) -> str:
-    """The text of a content in parts."""
+    """The joined text of content parts."""
     return "".join(str(dict(part).get("text", "")) for part in parts)
 
 
@@ -20,7 +20,7 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def with_short_ids(messages: Messages) -> Messages:
-    """The messages with ids of nine letters and digits, as Mistral's templates ask for, wherever others stand or none.
+    """The messages with call ids of nine letters and digits, as Mistral's templates require.
 
     A result without an id belongs to the first call before it that has no result yet.
     """
@@ -46,9 +46,9 @@ def with_short_ids(messages: Messages) -> Messages:
 
 
 def with_known_roles(messages: Messages, source: str) -> Messages:
-    """The messages with those of the developer as the system's, for a template whose source knows no developer.
+    """Replace the role "developer" by "system" for a template without that role.
 
-    Where several begin the conversation they are one: most templates read the first message alone as the system's.
+    Several of them at the beginning are joined: most templates accept one system message.
     """
     if _DEVELOPER.search(source) or all(message["role"] != "developer" for message in messages):
         return messages

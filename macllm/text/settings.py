@@ -1,4 +1,4 @@
-"""Settings in the files beside a vocabulary: named tokens, added tokens, flags, templates."""
+"""Tokenizer settings: named tokens, added tokens and flags of tokenizer_config.json and its companions."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A string that is one token wherever it stands in a text.
+    """A string that is always one token.
 
-    `lstrip` and `rstrip` swallow the white space around it, `single_word` asks for a word boundary on both
-    sides, `normalized` looks for it in the normalized text instead of the raw one.
+    `lstrip` and `rstrip` include the white space around it, `single_word` requires word boundaries on both sides,
+    `normalized` matches in the normalized text instead of the raw one.
     """
 
     content: str
@@ -69,7 +69,7 @@ class AddedToken:
 
     @classmethod
     def read(cls, value: Any, *, special: bool) -> AddedToken:
-        """The token that a string or a dict of a JSON file means; `special` is the default of its flag."""
+        """The token of a string or an object in JSON; `special` is the default of its flag."""
         if isinstance(value, str):
             return cls(value, special=special)
         if not is_object(value) or not isinstance(value.get("content"), str):
@@ -89,11 +89,11 @@ class TokenizerSettings:
     extra_special: tuple[AddedToken, ...] = ()
     added: Mapping[int, AddedToken] = field(default_factory=dict[int, AddedToken])
     model_type: str = ""
-    rows: int | None = None  # of the model's embedding, as config.json counts them
+    rows: int | None = None  # of the model's embedding, `vocab_size` in config.json
 
     @classmethod
     def from_folder(cls, folder: Path) -> TokenizerSettings:
-        """The settings of a model folder; all defaults where it has none of the files."""
+        """The settings of a model folder; defaults for missing files."""
         values = read_json(folder / "tokenizer_config.json")
         if "added_tokens_decoder" not in values:
             values = {**values, **read_json(folder / "special_tokens_map.json")}
@@ -121,12 +121,12 @@ class TokenizerSettings:
 
     @property
     def tokenizer_class(self) -> str:
-        """The class name that wrote the files, without the suffix of transformers 4's fast classes."""
+        """`tokenizer_class` without the suffix "Fast" of transformers 4."""
         return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")
 
     @property
     def family(self) -> str:
-        """The conventions that the tokenizer class (or the model type) follows, such as "bert"; empty for others."""
+        """The family of the tokenizer class or model type, such as "bert"; empty for others."""
         name = (self.tokenizer_class or self.model_type).lower()
         for known in (*_CLASS_TOKENS, *_ALIASES):
             if name.startswith(known):
@@ -141,18 +141,18 @@ class TokenizerSettings:
         return default if value is None else bool(value)
 
     def tokens(self) -> Iterator[AddedToken]:
-        """Every token the settings name: declared by id first, then the named, then the extra ones."""
+        """All tokens of the settings: those with declared ids, then named ones, then extra ones."""
         for index in sorted(self.added):
             yield self.added[index]
         yield from self.named.values()
         yield from self.extra_special
 
     def with_class_defaults(self, family: str) -> TokenizerSettings:
-        """The same settings where missing named tokens are those of a family's tokenizer class."""
+        """The settings with missing named tokens from a family's tokenizer class."""
         return self.with_defaults(**_CLASS_TOKENS.get(family, {}))
 
     def with_defaults(self, **contents: str) -> TokenizerSettings:
-        """The same settings where missing named tokens take the given texts."""
+        """The settings with missing named tokens set to the given texts."""
         by_content = {token.content: token for token in self.added.values()}
         missing = {
             name: replace(by_content.get(content, AddedToken(content)), special=True)

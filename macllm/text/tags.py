@@ -1,4 +1,4 @@
-"""Answers whose parts stand between tags, cut while they stream."""
+"""Streaming splitter for answers with parts between tags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SEPARATOR = re.compile(r"(?:[;,]\s*)?")
 
 @dataclass(frozen=True)
 class _Opening:
-    """A place in the text where a part begins: `shape` has matched up to `end` of the tag itself."""
+    """One reading of an opening tag: `shape` must match for it to count, `tag` is what is left out of the part."""
 
     shape: Shape
     tag: Shape
@@ -32,19 +32,19 @@ class _Opening:
 
     @property
     def begins_answers(self) -> bool:
-        """Tell if it counts only before all else."""
+        """True if the tag counts only at the beginning of an answer."""
         return isinstance(self.leads_to, Wrapper) or (
             isinstance(self.leads_to, Thinking) and not self.leads_to.anywhere
         )
 
 
 class TagSplitter(Cutter):
-    """Cuts streamed text into parts by the tags of a model's formats, tags left out.
+    """Splits streamed text into parts at the tags of a model's formats; tags are left out.
 
-    A tag counts only where what it announces begins: a call after the tag of a call, reasoning before the answer.
-    Anything else that looks like a tag is text, as is a tag within code. Text that could become a tag is held back
-    until it is certain. A part that is never closed lasts until the end. The parts do not depend on how the text
-    is cut into pieces; the time is linear in its length.
+    A tag counts only with its part: a call must follow a call tag, and reasoning precedes the answer. Any other tag is
+    text, as is a tag within code. Text that could become a tag is held back until the next characters decide. An
+    unclosed part lasts until the end. The parts are independent of the pieces that the text arrives in; the time is
+    linear in its length.
     """
 
     def __init__(self, formats: Formats, tools: Tools = None) -> None:
@@ -67,11 +67,11 @@ class TagSplitter(Cutter):
         self._thinking = formats.thinking
         self._wrappers = formats.wrappers
 
-        self._fresh = True  # nothing was answered yet
+        self._fresh = True  # no answer text yet
         self._wrapper = ""  # the tag that closes the answer
         self._code = CodeSpans()
         self._closing = Literals(())
-        self._again = Shape(SPACE)  # the tag of reasoning that the prompt opened
+        self._again = Shape(SPACE)  # the reasoning tag that the prompt opened
         self._before = ""  # the last character of reasoning
         self._calls = -1
         self._section: Section | None = None
@@ -90,7 +90,7 @@ class TagSplitter(Cutter):
                     self._openings.setdefault(first, []).append(found)
 
     def open_by(self, prompt: str) -> None:
-        """Go on where the prompt ends: within reasoning or a wrapper that it has opened, or behind a call's tag."""
+        """Continue in the state at the prompt's end: in reasoning, in a wrapper, or after a call's tag."""
         within = max(
             (
                 (at, each)
@@ -116,13 +116,13 @@ class TagSplitter(Cutter):
                 self._text = prompt[len(end) - len(tag) :]
 
     def add(self, text: str) -> list[Part]:
-        """The parts that `text` makes certain; all of it where the model has no tags."""
+        """Parts that are certain after `text`; all of it for a model without tags."""
         if self._plain:
             return [Part("content", text)] if text else []
         return super().add(text)
 
     def _say(self, end: int) -> None:
-        """Answer with the text up to `end`."""
+        """Output the text up to `end` as content."""
         text = self._text[self._at : end]
         self._at = end
         self._code.feed(text)
@@ -142,7 +142,7 @@ class TagSplitter(Cutter):
             return False
         self._say(found.start())
         tag = found.group()
-        # reasoning that never began may be closed before the answer
+        # a model may close reasoning that it never opened
         stray = tag in self._stray and self._fresh and not self._code.open
         if stray or tag == self._wrapper or tag in self._silent:
             self._wrapper = "" if tag == self._wrapper else self._wrapper
@@ -164,7 +164,7 @@ class TagSplitter(Cutter):
         return True
 
     def _is_no_tool(self, opening: _Opening, end: int) -> bool:
-        """Tell if tags within a line hold a single word that names no tool of the request: they are spoken of."""
+        """True for tags within a line around a word that names no tool: the answer mentions the tags."""
         tags = opening.leads_to.closings if isinstance(opening.leads_to, Section) else ()
         start = opening.tag.end(self._text, self._at) or self._at
         words = (self._text[start : end - len(tag)] for tag in tags if self._text.endswith(tag, start, end))
@@ -190,7 +190,7 @@ class TagSplitter(Cutter):
         self._output.tag()
 
     def _reopening(self, final: bool) -> bool:
-        """Pass over the tag that the prompt has written already, where the model repeats it."""
+        """State: skip the reasoning tag if the model repeats it after the prompt."""
         end = self._again.end(self._text, self._at)
         if end is None and not final and self._again.may_begin(self._text, self._at):
             return False
@@ -205,7 +205,7 @@ class TagSplitter(Cutter):
             self._think(len(text) if final else self._closing.tail(text, self._at))
             return False
         self._think(found.start())
-        if self._before == "`":  # a tag between ticks is spoken of
+        if self._before == "`":  # a tag between backticks is a mention
             if found.end() == len(text) and not final:
                 return False
             if text.startswith("`", found.end()):
@@ -226,7 +226,7 @@ class TagSplitter(Cutter):
         self._ends = Literals((*section.closings, *section.between))
 
     def _begin(self, element: Element) -> None:
-        """Read a call from here on."""
+        """Enter the state of reading a call."""
         section = self._section
         assert section is not None
         stops = [*section.closings, *section.openings, *(tag for tag in section.between if tag.startswith("<"))]
@@ -246,7 +246,7 @@ class TagSplitter(Cutter):
         return ended
 
     def _between(self, final: bool) -> bool:
-        """Find the next call of a section, or its end."""
+        """State: after a call, find the next call of the section or its end."""
         section, text = self._section, self._text
         assert section is not None
         if section.bare:
@@ -274,7 +274,7 @@ class TagSplitter(Cutter):
         return True
 
     def _between_bare(self, section: Section, final: bool) -> bool:
-        """Find the next call without tags; what is none goes on as the answer."""
+        """State: after a call without tags, find the next one; other text continues the answer."""
         text = self._text
         self._at = _past(_LIST_END, text, self._at)
         next_at = _past(_SEPARATOR, text, self._at)
@@ -289,7 +289,7 @@ class TagSplitter(Cutter):
         return True
 
     def _begin_bare(self, final: bool) -> bool | None:
-        """Decide if the answer begins with a call without tags; None where it does not."""
+        """Try a call without tags at the beginning of the answer; None if there is none."""
         first = _past(_SPACES, self._text, self._at)
         if first == len(self._text) or self._text[first] not in "{[":
             return None
@@ -300,7 +300,7 @@ class TagSplitter(Cutter):
         return None
 
     def _try_bare(self, section: Section, at: int, final: bool, *, in_list: bool) -> Verdict:
-        """Begin a call without tags at `at` if there is one."""
+        """Begin a call without tags at `at` if one is there, and return the verdict."""
         text = self._text
         start = _past(_LIST_BEGIN, text, at)
         if start == len(text):
@@ -324,7 +324,7 @@ class TagSplitter(Cutter):
         return verdict
 
     def _doubt(self, final: bool) -> bool:
-        """Keep an object that only its end can tell to be a call."""
+        """State: hold back a JSON object until its end decides between call and text."""
         assert self._scan is not None
         end, ended = self._scan.read(self._text, self._at, final)
         self._doubted.append(self._text[self._at : end])
@@ -349,6 +349,6 @@ class TagSplitter(Cutter):
 
 
 def _past(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """The end of what a pattern that always matches finds at `at`."""
+    """The end of the match of `pattern` at `at`; `at` without a match."""
     match = pattern.match(text, at)
     return match.end() if match else at

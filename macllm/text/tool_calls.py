@@ -22,10 +22,10 @@ _TAGS = Literals(chain.from_iterable((*each.openings, *each.closings, *each.betw
 
 
 def parse_tool_calls(text: str, tools: Tools = None) -> list[ToolCall]:
-    """The calls in one "tool_call" part or several, in order, in any format that is known, tags around or not.
+    """The tool calls in `text`, in order, in any known format, with or without tags.
 
-    Formats that write arguments as raw text take their types from the schemas of `tools`; an argument without a
-    type stays text, as does one that is not of its type. Raises `ToolCallError`: no call is left out silently.
+    Arguments in raw text get their types from the schemas of `tools`; an argument without a type, or not of its type,
+    stays text. Raises `ToolCallError` for text that is no call.
     """
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(
@@ -50,7 +50,7 @@ def parse_tool_calls(text: str, tools: Tools = None) -> list[ToolCall]:
 
 
 def _element(text: str, at: int) -> tuple[Element, int] | None:
-    """The way of writing that the call at `at` has, and its beginning."""
+    """The format of the call at `at`, and the call's start."""
     for element in ELEMENTS:
         if element.shape.end(text, at) is not None:
             start = element.lead_shape.end(text, at) or at
@@ -59,7 +59,7 @@ def _element(text: str, at: int) -> tuple[Element, int] | None:
 
 
 def _skip(text: str, at: int) -> int:
-    """The place after white space, commas and tags."""
+    """The position after white space, commas and tags."""
     while True:
         space = _BETWEEN.match(text, at)
         at = space.end() if space else at
