@@ -37,7 +37,7 @@ class FastBackend:
         tokenizer.encode_special_tokens = False
         _add_tokens(tokenizer, settings)
         ids = {token.content: index for index, token in settings.added.items()}
-        # Ids of the library, and those that the files declare for the same tokens, where they differ.
+        # The library's ids mapped to declared ids, where they differ.
         self._moved = moved_ids(tokenizer, {**ids, **(declared or {})})
         self._library = {index: own for own, index in self._moved.items()}
         named = {token.content for token in settings.named.values()} if settings.family else set[str]()
@@ -94,11 +94,11 @@ class FastBackend:
         return own if own is None else self._tokenizer.id_to_token(own)
 
     def _own(self, index: int) -> int | None:
-        """The library's id of a token, None for one that the library alone gives."""
+        """The library's id for a declared id, None for an id that only the library uses."""
         return self._library.get(index, None if index in self._moved else index)
 
     def stages(self) -> list[Stage] | None:
-        """The decoder as fresh stages, None where it has a step that is not known here."""
+        """New stages of the decoder, None if a step is not supported."""
         if self._decoder is None:
             decoder = self._tokenizer.decoder
             # The library tells a decoder's parameters only by pickling it, to the JSON of tokenizer.json.
@@ -113,9 +113,9 @@ class FastBackend:
 
 
 def _add_tokens(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
-    """Adds what the settings name and the tokenizer does not know yet, in the order of the ids they declare.
+    """Add the tokens of the settings that the tokenizer lacks, in the order of their declared ids.
 
-    A token that nobody has declared and for which the model has no row is none: its text is cut like any other.
+    A token without a declared id and without a row in the embedding is left out: its text is split like any other.
     """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     declared = {token.content for token in settings.added.values()}
@@ -148,7 +148,7 @@ def _library_token(token: AddedToken) -> tokenizers.AddedToken:
 
 
 def _build(make: Any, path: Path) -> Any:
-    """The result of `make()`, whose failures mean that `path` is damaged."""
+    """Call `make()` and report its failure as a damaged file `path`."""
     try:
         return make()
     except Exception as error:  # the library raises bare Exception
@@ -157,7 +157,7 @@ def _build(make: Any, path: Path) -> Any:
 
 
 def load_json(path: Path, settings: TokenizerSettings) -> FastBackend:
-    """The tokenizer that tokenizer.json describes in full."""
+    """The tokenizer of tokenizer.json."""
     import tokenizers
 
     tokenizer: tokenizers.Tokenizer = _build(lambda: tokenizers.Tokenizer.from_file(str(path)), path)
@@ -175,7 +175,7 @@ def load_json(path: Path, settings: TokenizerSettings) -> FastBackend:
 
 
 def load_wordpiece(path: Path, settings: TokenizerSettings) -> FastBackend:
-    """BERT's tokenizer over vocab.txt, cased or not as `do_lower_case` says."""
+    """BERT's WordPiece tokenizer over vocab.txt, cased or uncased by `do_lower_case`."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     settings = settings.with_class_defaults("bert")
@@ -230,7 +230,7 @@ def load_byte_bpe(vocab: Path, merges: Path, settings: TokenizerSettings) -> Fas
 
 
 def _set_ends(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
-    """Makes encoding put the begin and end tokens that `add_bos_token` and `add_eos_token` ask for."""
+    """Add begin and end tokens to encoding, as set by `add_bos_token` and `add_eos_token`."""
     from tokenizers import processors
 
     ends = {name: settings.named.get(f"{name}_token") for name in ("bos", "eos")}

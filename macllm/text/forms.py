@@ -1,8 +1,8 @@
-"""The form of a conversation that a chat template can write: templates differ in what they expect.
+"""Conversion of a conversation to the form that a chat template expects, by trial renderings.
 
-Some write `content` as it is, some go through its parts; some tell a call by `content is none`, some would write
-"None"; some write `arguments` as a text, some as JSON, some go through its items. A template is watched while it
-writes the conversation at hand, and given another form where the first went wrong.
+Some templates print `content`, some iterate over its parts; some recognize a call by `content is none`, some would
+print "None"; some print `arguments` as text or as JSON, some iterate over its items. The rendering is checked for
+lost or garbled content, and another form is tried if it fails.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Render = Callable[[Messages], str]
 
 
 def write_conversation(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
-    """The text that `render` makes of the messages, in the first form in which it loses and garbles nothing.
+    """Render the messages in the first form that loses and garbles nothing.
 
-    `messages` are as `read_messages` returns them; `asks_for_null` says whether the template tells messages by
-    `content is none`. Raises what `render` raises for the first form where it can write none of them.
+    `messages` are as `read_messages` returns them; `asks_for_null` returns True for a template that tests
+    `content is none`. If every form fails, raises the error of the first.
     """
     try:
         return _with_results(messages, render, asks_for_null)
@@ -44,7 +44,7 @@ def write_conversation(messages: Messages, render: Render, asks_for_null: Callab
 
 
 def _with_results(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
-    """The text; what a tool returned as an object or a list stands there as JSON, whoever writes it."""
+    """Render tool results that are objects or lists as JSON."""
     results = {at: _json(content) for at, content in enumerate(map(_content, messages)) if _is_structure(content)}
     if not results:
         return _with_calls(messages, render, asks_for_null)
@@ -69,7 +69,7 @@ def _content(message: dict[str, Any]) -> Any:
 
 
 def _with_calls(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
-    """The text in the form that loses no call and writes no null."""
+    """Render in a form that loses no call and prints no null."""
     names = [call["function"]["name"] for message in messages for call in message.get("tool_calls", ())]
     nulls = any(message.get("content") is None for message in messages)
     texts: list[str] = []
@@ -83,7 +83,7 @@ def _with_calls(messages: Messages, render: Render, asks_for_null: Callable[[], 
         if _written(names, texts[-1]) == len(names) and not (nulls and _NULL.search(texts[-1])):
             return texts[-1]
     if texts:
-        # what is null in the conversation itself stands in every form that writes all calls
+        # nulls of the conversation itself occur in every form that has all calls
         found = [(-_written(names, text), len(_NULL.findall(text)) if nulls else 0) for text in texts]
         return texts[found.index(min(found))]
     assert error is not None
@@ -91,12 +91,12 @@ def _with_calls(messages: Messages, render: Render, asks_for_null: Callable[[], 
 
 
 def _written(names: list[str], text: str) -> int:
-    """The number of calls whose function's name stands in the text."""
+    """Number of calls with their function name in the text."""
     return sum(min(text.count(name), names.count(name)) for name in set(names))
 
 
 def _named(messages: Messages, error: UsageError) -> UsageError:
-    """The error, or the one that names the arguments that hold no object, which may be why nothing can be written."""
+    """A more precise error if a call's arguments are no JSON object, else `error`."""
     for at, message in enumerate(messages):
         for number, call in enumerate(message.get("tool_calls", ())):
             text = call["function"]["arguments"]
@@ -110,9 +110,9 @@ def _named(messages: Messages, error: UsageError) -> UsageError:
 
 
 def _forms(messages: Messages, calls: bool, nulls: bool, asks_for_null: Callable[[], bool]) -> Iterator[Messages]:
-    """The messages with arguments as objects, then as texts; in each null content kept, left out, empty.
+    """The forms to try: arguments as objects, then as text; in each, null content kept, left out, empty.
 
-    A call with an empty content is last taken for one with none.
+    Last, empty content of calls becomes null.
     """
     fields: list[dict[str, Any]] = [{}]
     if nulls:
@@ -136,12 +136,12 @@ def _is_empty_call(message: dict[str, Any]) -> bool:
 
 
 def _with_content(message: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
-    """The message with this field as its content, or with none."""
+    """The message with `field` in place of its content."""
     return {**{name: value for name, value in message.items() if name != "content"}, **field}
 
 
 class _Written:
-    """A JSON value for those who go through it, its JSON text for those who write it."""
+    """Mixin for a JSON value that prints as its JSON text."""
 
     _text: str
 
@@ -159,7 +159,7 @@ class _Written:
 
 
 class WrittenObject(_Written, dict[str, Any]):
-    """The arguments of a call, or an object that a tool returned."""
+    """Arguments of a call, or an object returned by a tool."""
 
     def __init__(self, values: dict[str, Any], text: str) -> None:
         super().__init__(values)
@@ -167,7 +167,7 @@ class WrittenObject(_Written, dict[str, Any]):
 
 
 class WrittenList(_Written, list[Any]):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """A list that a tool returned."""
+    """A list returned by a tool."""
 
     def __init__(self, values: list[Any], text: str) -> None:
         super().__init__(values)
@@ -179,12 +179,12 @@ def _structure(value: Any, text: str) -> Any:
 
 
 def _is_structure(content: Any) -> bool:
-    """True for the object or list that a tool returned."""
+    """True for an object or list returned by a tool."""
     return is_object(content) or (is_list(content) and not _is_parts(content))
 
 
 def _as_objects(messages: Messages) -> Messages:
-    """The messages with the arguments of their calls as objects; a text that holds no object stays a text."""
+    """The messages with arguments as objects; text that is no JSON object stays text."""
 
     def convert(arguments: Any) -> Any:
         if is_object(arguments):
@@ -196,7 +196,7 @@ def _as_objects(messages: Messages) -> Messages:
 
 
 def _as_texts(messages: Messages) -> Messages:
-    """The messages with the arguments of their calls as JSON texts."""
+    """The messages with arguments as JSON text."""
     return _convert_arguments(messages, lambda arguments: _json(arguments) if is_object(arguments) else arguments)
 
 
@@ -257,7 +257,7 @@ def _mentions(node: nodes.Node, names: set[str]) -> bool:
 
 
 class _Part(dict[str, Any]):
-    """A part of a content; `taken` once somebody took its text."""
+    """A content part that records in `taken` if the template read its text."""
 
     taken = False
 
@@ -271,7 +271,7 @@ class _Part(dict[str, Any]):
 
 
 class _Parts(list[_Part]):
-    """A content in parts; `written` once somebody took the whole for a text."""
+    """Content parts that record in `written` if the template printed the whole list."""
 
     written = False
 
@@ -283,7 +283,7 @@ class _Parts(list[_Part]):
 
 
 def _is_parts(content: object) -> TypeGuard[list[dict[str, Any]]]:
-    """True for a content in parts; False for a text, and for the list that a tool returned."""
+    """True for content parts; False for text, and for a list returned by a tool."""
     return (
         is_list(content)
         and bool(content)
@@ -292,12 +292,12 @@ def _is_parts(content: object) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def _walked(parts: _Parts) -> bool:
-    """True once the texts of all parts were taken, and the whole never for a text."""
+    """True if the template read the text of each part and did not print the whole list."""
     return not parts.written and all(part.taken or "text" not in part for part in parts)
 
 
 def _with_texts(messages: Messages, render: Render) -> str:
-    """The text; a template that knows no texts as contents, only parts, gets parts."""
+    """Render; a template that ignores text content gets content parts instead."""
     error = None
     text = ""
     try:
@@ -305,8 +305,8 @@ def _with_texts(messages: Messages, render: Render) -> str:
     except UsageError as raised:
         error = raised
     contents = [message.get("content") for message in messages if message["role"] == "user"]
-    said = [content.strip() for content in contents if isinstance(content, str)]
-    if error is not None or not _stand_in(said, text):
+    user_texts = [content.strip() for content in contents if isinstance(content, str)]
+    if error is not None or not _all_in(user_texts, text):
         form = [
             {**message, "content": [{"type": "text", "text": message["content"]}]}
             if isinstance(message.get("content"), str)
@@ -317,17 +317,17 @@ def _with_texts(messages: Messages, render: Render) -> str:
             in_parts = _with_parts(form, render)
         except UsageError:
             in_parts = ""
-        if in_parts and _stand_in(said, in_parts):
+        if in_parts and _all_in(user_texts, in_parts):
             return in_parts
     if error is not None:
         raise error
     return text
 
 
-def _stand_in(contents: list[str], text: str) -> bool:
-    """True for a text in which all contents stand, in any order."""
+def _all_in(contents: list[str], text: str) -> bool:
+    """True for a text that contains all contents, in any order."""
     at = 0
-    for content in contents:  # mostly one after another, which makes it one way through a long text
+    for content in contents:  # usually in order, which makes it one pass over a long text
         found = text.find(content, at)
         if found < 0 and content not in text:
             return False
@@ -336,10 +336,9 @@ def _stand_in(contents: list[str], text: str) -> bool:
 
 
 def _with_parts(messages: Messages, render: Render) -> str:
-    """The text; contents in parts are joined where the template does not go through them.
+    """Render; content parts are joined to text for roles whose parts the template does not iterate over.
 
-    A rendering that fails says only that something was wrong: then the role of the first content that nobody had
-    gone through is joined.
+    An error does not say which content was wrong: then the role of the first unread content is joined.
     """
     left = {at for at, message in enumerate(messages) if _is_parts(message.get("content"))}
     form = [

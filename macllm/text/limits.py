@@ -1,4 +1,4 @@
-"""How much a template may take: time, text, nesting; and what an operation will cost, known before it runs."""
+"""Limits of a template's time, text and nesting, with the cost of operations estimated before they run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 MAX_TEXT = 8_000_000  # characters of one string
-MAX_WEIGHT = 300_000  # elements of one value, all levels; so many characters count as one more:
+MAX_WEIGHT = 300_000  # elements of one value, all levels; a string counts one more per
 CHARS_PER_ELEMENT = 64
 MAX_DEPTH = 100  # containers inside one another, and macros that call one another
 MAX_BITS = 8192  # of an integer
-MAX_WORK = 500_000  # characters for filters that go through a text in Python
+MAX_WORK = 500_000  # characters for filters that loop over a text in Python
 MAX_INDENT = 100
-MAX_NEEDLE = 100  # characters to look for where the search takes the product of both lengths
-TOTAL_TEXT = 64_000_000  # characters that all operations together may make
+MAX_NEEDLE = 100  # characters to search for where the time is the product of both lengths
+TOTAL_TEXT = 64_000_000  # characters created by all operations together
 _SCALARS = frozenset({int, float, bool, type(None)})
 _PRECISE = re.compile(r"\d+")
 
@@ -27,19 +27,19 @@ _Container = list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any,
 
 
 class LimitError(Exception):
-    """A template went over a limit; the message names it."""
+    """A template exceeded a limit; the message names it."""
 
 
 @dataclass
 class Limits:
-    """Processor seconds and characters written that one rendering may take."""
+    """Processor seconds and output characters allowed for one rendering."""
 
     seconds: float = 1.0
     output_chars: int = MAX_TEXT
 
 
 class Budget:
-    """What one rendering has left."""
+    """Remaining resources of one rendering."""
 
     def __init__(self, limits: Limits, input_chars: int) -> None:
         self._limits = limits
@@ -51,12 +51,12 @@ class Budget:
         self.spans: list[tuple[int, int]] = []
 
     def begin(self) -> None:
-        """Nothing is written yet; what earlier attempts spent stays spent."""
+        """Reset the output for another attempt; spent resources stay spent."""
         self.written = 0
         self.spans = []
 
     def step(self, text: int = 0) -> None:
-        """Pays for one operation that makes `text` characters."""
+        """Charge one operation that creates `text` characters."""
         self._text_left -= text
         if self._text_left < 0:
             raise LimitError(f"it makes more than {TOTAL_TEXT:,} characters of text")
@@ -64,7 +64,7 @@ class Budget:
             raise LimitError(f"it runs longer than {self._limits.seconds:g} s of processor time")
 
     def write(self, chunk: str) -> None:
-        """Counts a chunk of the output."""
+        """Charge a chunk of the output."""
         self.written += len(chunk)
         self.step()
         if self.written > self._limits.output_chars:
@@ -72,7 +72,7 @@ class Budget:
 
     @contextmanager
     def deeper(self) -> Generator[None]:
-        """One call inside another."""
+        """Count the depth of nested calls."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise LimitError(f"its macros call one another more than {MAX_DEPTH} deep")
@@ -82,7 +82,7 @@ class Budget:
             self._depth -= 1
 
     def admit(self, value: Any) -> Any:
-        """`value`, when it is small enough to be printed, compared or sorted."""
+        """Return `value` if it is small enough to be printed, compared or sorted; raise LimitError otherwise."""
         if isinstance(value, str):
             self.allow_text(len(value))
             self.step(len(value))
@@ -95,14 +95,14 @@ class Budget:
         return value
 
     def allow_text(self, chars: int) -> None:
-        """Refuses a string of this length."""
+        """Raise LimitError for a string longer than MAX_TEXT."""
         if chars > MAX_TEXT:
             raise LimitError(f"it makes a string of {chars:,} characters")
 
     def weigh(self, value: Any, level: int = 0) -> tuple[int, int]:
-        """Elements of a value on all levels, shared ones as often as they show, and how deep it is.
+        """Number of elements on all levels, shared ones counted at each place, and nesting depth.
 
-        Containers never change in the sandbox, so each is measured once; it is kept alive for its id to stay its own.
+        Containers are immutable in the sandbox, so each is measured once and kept alive to keep its id unique.
         """
         if isinstance(value, str):
             return 1 + len(value) // CHARS_PER_ELEMENT, 0
@@ -137,7 +137,7 @@ _current: ContextVar[Budget | None] = ContextVar("macllm_template_budget", defau
 
 
 def budget() -> Budget:
-    """The budget of the rendering that runs."""
+    """The budget of the current rendering."""
     current = _current.get()
     if current is None:
         raise LimitError("it runs outside a rendering")
@@ -146,7 +146,7 @@ def budget() -> Budget:
 
 @contextmanager
 def spending(spent: Budget) -> Generator[Budget]:
-    """Makes `spent` the budget of what runs inside."""
+    """Context in which `spent` is the current budget."""
     token = _current.set(spent)
     try:
         yield spent
@@ -155,7 +155,7 @@ def spending(spent: Budget) -> Generator[Budget]:
 
 
 def operator_limits(operator: str, left: Any, right: Any) -> None:
-    """Refuses an operator whose result would be too large."""
+    """Raise LimitError for an operator with a too large result."""
     spent = budget()
     spent.step()
     if operator == "*":
@@ -189,7 +189,7 @@ def _allow(amount: float, limit: int, what: str) -> None:
 
 
 def format_limits(text: str, values: tuple[Any, ...], mark: str) -> None:
-    """Refuses a format whose fields, widths and values could make a huge text."""
+    """Raise LimitError for a format whose fields, widths and values could make a huge text."""
     spent = budget()
     fields = text.count(mark)
     widest = max((_written(spent, value) for value in values), default=0)
@@ -201,7 +201,7 @@ def format_limits(text: str, values: tuple[Any, ...], mark: str) -> None:
 
 
 def _written(spent: Budget, value: Any) -> int:
-    """Characters that a value takes written out, at most about."""
+    """Approximate upper bound of a value's printed length in characters."""
     return len(value) if isinstance(value, str) else CHARS_PER_ELEMENT * spent.weigh(value)[0]
 
 
@@ -210,7 +210,7 @@ def _has_computed_width(text: str, mark: str) -> bool:
 
 
 def method_limits(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of a method of `text`, iterators read; refuses what would be huge or slow."""
+    """Check a string method's cost; returns its arguments with iterators read into lists."""
     spent = budget()
     first: Any = args[0] if args else None
     if name in ("center", "ljust", "rjust", "zfill"):
@@ -232,7 +232,7 @@ def method_limits(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...
 
 
 def _read(values: Any) -> Any:
-    """The values with a length where they can have one: an iterator is read into a list."""
+    """Read an iterator into a list; other values are returned unchanged."""
     if hasattr(values, "__len__") or not isinstance(values, Iterable):
         return values
     return budget().admit(list(cast("Iterable[Any]", values)))
@@ -243,7 +243,7 @@ def _size(values: Any) -> int:
 
 
 def filter_limits(name: str, values: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """A filter's value and arguments, iterators read; refuses what would be huge or slow."""
+    """Check a filter's cost; returns its value and arguments with iterators read into lists."""
 
     def argument(index: int, keyword: str, default: Any) -> Any:
         return values[index] if len(values) > index else kwargs.get(keyword, default)

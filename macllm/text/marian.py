@@ -1,4 +1,4 @@
-"""Marian's pair of sentencepiece models with one vocabulary beside them (vocab.json)."""
+"""Marian tokenizer: a pair of sentencepiece models with a shared vocabulary (vocab.json)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPACE = "\u2581"
 
 
 class MarianBackend:
-    """Cuts a text with source.spm, looks its pieces up in vocab.json, ends it with `</s>`."""
+    """Splits text with source.spm, looks pieces up in vocab.json and appends `</s>`."""
 
     def __init__(self, folder: Path, settings: TokenizerSettings) -> None:
         path = folder / "source.spm"
@@ -85,13 +85,13 @@ class MarianBackend:
         return self._tokens.get(index)
 
     def stages(self) -> list[Stage]:
-        """The decoder as fresh stages."""
+        """New stages of the decoder."""
         specials = frozenset(token.content for token in self._added.values() if token.special)
         return [_PieceRuns(specials, self._model), _StripEnds()]
 
 
 class _PieceRuns:
-    """Pieces between special tokens, each run decoded by itself; a special token stands as it is, a space behind it."""
+    """Decodes runs of pieces between special tokens; a special token is kept, with a space after it."""
 
     def __init__(self, specials: frozenset[str], model: SentencePieceModel) -> None:
         self._specials = specials

@@ -1,4 +1,4 @@
-"""Messages and tools as clients send them, checked and brought to one form.
+"""Validation and normalization of messages and tools in a request.
 
 The form is that of OpenAI's chat completions, in plain JSON types: `content` is a text, a list of parts or None,
 `tool_calls` a list of {"type": "function", "function": {"name", "arguments"}}. Reading it again changes nothing.
@@ -27,12 +27,12 @@ _THOUGHT_PARTS = ("thinking", "reasoning")
 
 
 def read_messages(messages: Any) -> list[dict[str, Any]]:
-    """The conversation in the form that this module describes; the given one stays as it is.
+    """Normalize a conversation to the form described above; the argument is not modified.
 
     Fields that are null count as not given. Text parts under other names are "text" parts, `function_call` is one
     of the `tool_calls`, a message of the role "function" the result of a tool. Pydantic objects and dataclasses are
     read as the objects that they are in JSON.
-    Raises `UsageError` with the place of whatever cannot be taken, such as `messages[2]`.
+    Raises `UsageError` with the place of an invalid value, such as `messages[2]`.
     """
     if isinstance(messages, str | bytes):
         raise UsageError("The conversation is a text, not a list of messages.", remedy=_EXAMPLE)
@@ -49,10 +49,10 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def read_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """The tools as {"type": "function", "function": {"name", …}} each, None where none are given.
+    """Normalize tools to {"type": "function", "function": {"name", …}}; None without tools.
 
-    The function's schema may stand bare, as {"name", "description", "parameters"}.
-    Raises `UsageError` with the place of whatever cannot be taken, such as `tools[0]`.
+    The function's schema may be given alone, as {"name", "description", "parameters"}.
+    Raises `UsageError` with the place of an invalid value, such as `tools[0]`.
     """
     if tools is None:
         return None
@@ -64,7 +64,7 @@ def read_tools(tools: Any) -> list[dict[str, Any]] | None:
 
 
 def plain(value: Any) -> Any:
-    """A copy made of plain JSON types: no object with methods of its own reaches a template."""
+    """Copy a value to plain JSON types, so that no other object reaches a template."""
     if value is None or type(value) in (str, int, float, bool, Foreign):
         return value
     if isinstance(value, str):
@@ -84,16 +84,16 @@ def plain(value: Any) -> Any:
 
 
 class Foreign(str):
-    """The name of a type that JSON does not have, in the place of its object. No content, name or text is one."""
+    """Placeholder for an object of a type that JSON lacks; rejected as content, name or text."""
 
 
 def _is_model(value: Any) -> bool:
-    """True for an object of pydantic, as OpenAI's client returns them."""
+    """True for a pydantic model, such as OpenAI's client returns."""
     return not isinstance(value, type) and callable(getattr(value, "model_dump", None))
 
 
 def kind_of(value: Any) -> str:
-    """The kind of a value in words, for an error."""
+    """Describe the type of a value in words, for an error."""
     if isinstance(value, Foreign):
         return f"of type {value[1:-1]}"
     if isinstance(value, type):
@@ -104,7 +104,7 @@ def kind_of(value: Any) -> str:
 
 
 def _object(value: Any, place: str, remedy: str) -> dict[str, Any]:
-    """The plain object that a value is, without fields that are null."""
+    """Copy an object to plain JSON, without null fields. Raises UsageError for other values."""
     try:
         read = plain(value)
     except RecursionError as error:
@@ -138,7 +138,7 @@ def _message(value: Any, place: str) -> dict[str, Any]:
 
 
 def _content(message: dict[str, Any], role: str, place: str) -> str | None:
-    """Puts the content of a message into its form; the reasoning among its parts."""
+    """Normalize a message's content in place; returns the reasoning among its parts."""
     content = message.get("content")
     if is_object(content) and "type" in content and role not in _RESULT_ROLES:
         content = [content]
@@ -165,7 +165,7 @@ def _is_structure(value: Any) -> bool:
 
 
 def _are_parts(content: list[Any]) -> bool:
-    """True for a tool's result in parts; False for a list of the tool's own."""
+    """True for a tool result in content parts; False for any other list."""
     known = {*_TEXT_PARTS, *_THOUGHT_PARTS, "image", "image_url", "input_image"}
     return bool(content) and all(is_object(part) and part.get("type") in known for part in content)
 
@@ -213,7 +213,7 @@ def _call(value: Any, place: str) -> dict[str, Any]:
 
 
 def arguments_in(text: str) -> dict[str, Any] | None:
-    """The object that the JSON text of a call's arguments holds, None where it holds none."""
+    """Parse the JSON text of a call's arguments; None if it is no object."""
     try:
         value = json.loads(text, strict=False)  # models write line breaks inside strings
     except (ValueError, RecursionError):
@@ -247,5 +247,5 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
 
 
 def _as_function(outer: dict[str, Any], function: dict[str, Any]) -> dict[str, Any]:
-    """A tool or a call around its function, its fields in the order given: templates write them as they come."""
+    """A tool or call with its function, fields in the given order, which templates print."""
     return {**({} if "type" in outer else {"type": "function"}), **outer, "function": function}

@@ -1,4 +1,4 @@
-"""tokenizer.model: what `sentencepiece` runs, with the special tokens and spaces that transformers puts around it."""
+"""sentencepiece tokenizers (tokenizer.model), with special tokens and spaces as in transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
 _SYMBOL_ENDS = (bytes([0x18, _CONTROL]), bytes([0x18, _USER_DEFINED]))  # field 3, the kind, comes last
 _SPACE = "\u2581"
-# Models whose files name Llama's tokenizer class, but whose texts transformers cuts as sentencepiece itself does.
+# Models with Llama's tokenizer class in their files that transformers tokenizes as sentencepiece itself does.
 _AS_TRAINED = (
     "fuyu internlm2 internlm3 jamba llava llava_next minicpm3 ministral ministral3 mistral mistral3 mixtral nemotron"
     " persimmon phi3 phi3_v phimoe pixtral voxtral"
@@ -41,7 +41,7 @@ _AS_TRAINED = (
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """The description that a sentencepiece model file holds of itself."""
+    """A sentencepiece model file and the settings in it."""
 
     data: bytes
     kind: int = _UNIGRAM
@@ -52,7 +52,7 @@ class SentencePieceModel:
 
     @classmethod
     def read(cls, path: Path) -> SentencePieceModel:
-        """The model in a file. Raises `CheckpointError` where the file is not one."""
+        """Read a model file. Raises `CheckpointError` for an invalid one."""
         data = path.read_bytes()
         try:
             return _parse(data)
@@ -60,7 +60,7 @@ class SentencePieceModel:
             raise unreadable(path, error) from error
 
     def processor(self, *, add_dummy_prefix: bool, normalized: bool = True) -> sentencepiece.SentencePieceProcessor:
-        """A processor that does or does not put a space before the text, and normalize the text at all."""
+        """A processor with or without a space before the text, and with or without normalization."""
         import sentencepiece
 
         # A message appended to a protobuf is merged into it, the later value wins: normalizer_spec.add_dummy_prefix,
@@ -70,7 +70,7 @@ class SentencePieceModel:
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
-    """The error for a sentencepiece file that is damaged or something else."""
+    """The error for an invalid sentencepiece file."""
     return CheckpointError(
         f"{path} is no sentencepiece model that can be read.",
         cause=str(error) or type(error).__name__,
@@ -79,7 +79,7 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _parse(data: bytes) -> SentencePieceModel:
-    """The few fields of sentencepiece_model.proto that matter here (ModelProto: 1 pieces, 2 trainer, 3 normalizer)."""
+    """Parse the needed fields of sentencepiece_model.proto (1 pieces, 2 trainer, 3 normalizer)."""
     model = SentencePieceModel(data)
     symbols, start = _leading_pieces(data)
     for field, value in _fields(data, start):
@@ -97,7 +97,7 @@ def _parse(data: bytes) -> SentencePieceModel:
 
 
 def _leading_pieces(data: bytes) -> tuple[list[AddedToken], int]:
-    """The symbols among the short pieces that a file begins with, and where they end: 256,000 pieces take a moment."""
+    """Symbols among the short pieces at the start of a file, and the end of these; a fast path."""
     symbols: list[AddedToken] = []
     at = 0
     while data[at : at + 1] == b"\n" and data[at + 1] < 0x80:
@@ -109,7 +109,7 @@ def _leading_pieces(data: bytes) -> tuple[list[AddedToken], int]:
 
 
 def _symbol(piece: bytes) -> list[AddedToken]:
-    """The added token that a control or user-defined piece (field 3) with a text (field 1) is."""
+    """The added token of a control or user-defined piece, as a list of one; empty for other pieces."""
     fields = dict(_fields(piece))
     kind, text = fields.get(3), fields.get(1)
     if kind not in (_CONTROL, _USER_DEFINED) or not isinstance(text, bytes):
@@ -118,7 +118,7 @@ def _symbol(piece: bytes) -> list[AddedToken]:
 
 
 def _fields(data: bytes, at: int = 0) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message from `at` on: number and value."""
+    """Iterate over the fields of a protobuf message from `at` on: (number, value)."""
     while at < len(data):
         tag, at = _varint(data, at)
         wire = tag & 7
@@ -153,9 +153,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Spacing:
-    """The places that get a space before a text: "always", "first" (only where the whole text begins) or "never".
+    """Rule for the space before a chunk: "always", "first" (at the start of the text only) or "never".
 
-    A text that begins with spaces gets one more where it is `native`; else those count as the space.
+    With `native`, a chunk that begins with a space gets another one; else its own space counts.
     """
 
     prefix: str
@@ -163,7 +163,7 @@ class Spacing:
 
 
 class SentencePieceBackend:
-    """Encodes through sentencepiece, decodes as transformers' converted tokenizers do."""
+    """Encodes with sentencepiece, decodes like transformers' converted tokenizers."""
 
     def __init__(self, path: Path, settings: TokenizerSettings) -> None:
         self._path = path
@@ -181,7 +181,7 @@ class SentencePieceBackend:
 
     def _load(self, *, add_dummy_prefix: bool) -> sentencepiece.SentencePieceProcessor:
         try:
-            normalized = self._family not in ("llama", "gemma")  # whose classes take a text as it is
+            normalized = self._family not in ("llama", "gemma")  # whose classes do not normalize text
             return self._model.processor(add_dummy_prefix=add_dummy_prefix, normalized=normalized)
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(self._path, error) from error
@@ -191,7 +191,7 @@ class SentencePieceBackend:
         return self._load(add_dummy_prefix=True)
 
     def _named_by_the_model(self, settings: TokenizerSettings) -> TokenizerSettings:
-        """The settings, completed by the pieces that the model itself or its tokenizer class names."""
+        """The settings with missing named tokens from the model file or the tokenizer class."""
         processor = self._plain
         ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
         pieces = {name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0}
@@ -224,12 +224,12 @@ class SentencePieceBackend:
             else:
                 index = max([size, *(1 + taken for _, taken in added.values())])
                 if index >= (settings.rows or index + 1):
-                    continue  # nobody has declared it, and the model has no row for it
+                    continue  # no declared id, and no row in the embedding
             added[token.content] = (token, index)
         return added
 
     def _cut_out(self, settings: TokenizerSettings) -> dict[str, AddedToken]:
-        """The added tokens that are looked for in a text before sentencepiece sees it."""
+        """The added tokens that are split off before sentencepiece runs."""
         tokens = {token.content: token for token, _ in self._added.values()}
         if self._family == "sentencepiece":  # which finds the user-defined ones itself
             declared = {token.content for token in settings.tokens()}
@@ -295,7 +295,7 @@ class SentencePieceBackend:
         return self._plain.id_to_piece(index) if 0 <= index < self._plain.get_piece_size() else None
 
     def stages(self) -> list[Stage]:
-        """The decoder as fresh stages."""
+        """New stages of the decoder."""
         if self._family == "t5":
             stages: list[Stage] = [Metaspace(_SPACE, prefixed=True)]
         else:
@@ -308,7 +308,7 @@ class SentencePieceBackend:
 
 
 def _family(path: Path, settings: TokenizerSettings) -> str:
-    """The conventions that the model file follows: "llama", "gemma", "t5" or "sentencepiece" for its own."""
+    """The tokenizer family: "llama", "gemma", "t5", or "sentencepiece" for sentencepiece's own rules."""
     family = settings.family
     if not family and path.name == "spiece.model":
         return "t5"
@@ -330,7 +330,7 @@ def _spacing(family: str, model: SentencePieceModel, settings: TokenizerSettings
 
 
 class AddedTokenSplitter:
-    """Cuts a text at the added tokens in it, the longest where several begin at one place."""
+    """Splits text at added tokens; of several at one place the longest matches."""
 
     def __init__(self, tokens: Mapping[str, AddedToken]) -> None:
         self._tokens = tokens

@@ -1,9 +1,9 @@
-"""Jinja's immutable sandbox with a budget: no template can run long, grow large or reach what it was not given.
+"""Jinja's immutable sandbox with limits on time and memory.
 
-The sandbox of Jinja keeps attributes and mutation away but not time and memory: `range` in `range`, a macro that
+Jinja's sandbox restricts attributes and mutation but not time and memory: `range` in `range`, a macro that
 calls itself, `'x' * 10**9`, `|center(10**9)` or `~` in a loop all hang or fill a machine. Here every loop turn,
-call, filter, test, comparison and operator draws on one `Budget`, and what could grow is measured before it is
-made. Nothing is interrupted from outside, so it works in any thread.
+call, filter, test, comparison and operator is charged to one `Budget`, and large results are estimated before they
+are created. There are no signals or timers, so it works in any thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jinja2.visitor import NodeTransformer
 
 from .limits import Budget, LimitError, budget, filter_limits, format_limits, method_limits, operator_limits
 
-# Filters of the web that no conversation needs and whose cost is hard to bound.
+# Filters that chat templates do not need and whose cost is hard to bound.
 _REMOVED_FILTERS = ("urlize", "pprint", "xmlattr", "striptags", "wordwrap", "wordcount", "filesizeformat")
 _KEPT_GLOBALS = ("range", "dict", "cycler", "joiner")
 _STRING_METHODS = (
@@ -47,11 +47,11 @@ _CALLABLES = (Macro, LoopContext, BlockReference, Undefined, Cycler, Joiner)
 
 
 class RefusalError(jinja2.TemplateError):
-    """What a template says with `raise_exception`."""
+    """A template called `raise_exception`; the message is the template's."""
 
 
 class SandboxEnvironment(ImmutableSandboxedEnvironment):
-    """The environment that chat templates are written for, as transformers sets it up, within a budget."""
+    """The environment of chat templates, set up as in transformers, within a budget."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
@@ -70,17 +70,17 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         self._functions = frozenset(id(value) for value in kept.values())
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Compiles the template with its loops, literals, slices, `~` and comparisons on the budget."""
+        """Compile the template with its loops, literals, slices, `~` and comparisons charged to the budget."""
         return super()._generate(_Instrument().visit(source), *args, **kwargs)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        """Refuses at once; Jinja would let the value be printed as nothing."""
+        """Raise SecurityError at once; Jinja would print the value as an empty text."""
         raise jinja2.exceptions.SecurityError(
             f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe."
         )
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """The sandboxed `str.format`, measured before it runs."""
+        """The sandboxed `str.format`, with its cost checked before it runs."""
         inner = super().wrap_str_format(value)
         if inner is None:
             return None
@@ -95,7 +95,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         return self_call
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Calls what templates may call, on the budget."""
+        """Call an allowed function, charged to the budget. Raises SecurityError for others."""
         spent = budget()
         spent.step()
         if getattr(__obj, "__self__", None) is __self:  # put there by _Instrument; Jinja adds keywords of its own
@@ -116,35 +116,35 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         return any(isinstance(target, kind) and name in names for kind, names in _METHODS.items())
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """The operator's result, measured before it is made."""
+        """The operator's result, with its size checked before it is computed."""
         operator_limits(operator, left, right)
         return budget().admit(super().call_binop(context, operator, left, right))
 
     def step(self, written: int) -> str:
-        """Pays for one turn of a loop whose body writes `written` characters of its own."""
+        """Charge one loop iteration whose body has `written` literal characters."""
         budget().step(written)
         return ""
 
     def checked(self, value: Any) -> Any:
-        """A literal container or an operand of a comparison, admitted."""
+        """Check the size of a literal container or an operand of a comparison, and return it."""
         spent = budget()
         spent.step()
         return spent.admit(value)
 
     def concatenated(self, *values: Any) -> str:
-        """What `~` makes."""
+        """The result of the operator `~`."""
         spent = budget()
         texts = [_write(value) for value in values]
         spent.allow_text(sum(map(len, texts)))
         return spent.admit("".join(map(str, texts)))
 
     def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
-        """What `value[start:stop:step]` makes."""
+        """The result of `value[start:stop:step]`."""
         return budget().admit(value[start:stop:step])
 
 
 class TemplateNamespace(Namespace):
-    """A namespace that keeps underscored names out and never writes out what it holds, itself perhaps."""
+    """A namespace without underscored names whose printed form omits its values (it may hold itself)."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -167,12 +167,12 @@ def _check_name(name: Any) -> None:
 
 
 class Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}`: what the assistant wrote, noted with its place in the text."""
+    """Jinja block `{% generation %}` … `{% endgeneration %}`: records the span of the assistant's text."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.CallBlock:
-        """The block, as a call with its body."""
+        """Parse the block to a call block."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = nodes.Call(nodes.EnvironmentAttribute("noted"), [], [], None, None)
@@ -196,7 +196,7 @@ _noted.macllm_allowed = True  # type: ignore[attr-defined]
 
 
 class _Instrument(NodeTransformer):
-    """Puts a step into every loop and sends what can grow through the environment."""
+    """Adds a budget step to every loop and routes growing operations through the environment."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
         written = sum(len(data.data) for body in (node.body, node.else_) for part in body for data in _data(part))
@@ -265,7 +265,7 @@ def _guarded_test(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _write(value: Any) -> Any:
-    """The text of an expression that is written out."""
+    """The printed text of an expression, charged to the budget."""
     spent = budget()
     if not isinstance(value, str):
         value = str(spent.admit(value))

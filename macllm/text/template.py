@@ -1,4 +1,4 @@
-"""Conversations as text, the way a model was trained to read them: its chat template (Jinja)."""
+"""Chat templates (Jinja): rendering of a conversation to a model's prompt text."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MAX_SOURCE = 98_304  # characters; the longest template of a known model has hal
 
 
 class TemplateError(UsageError):
-    """A chat template that is wrong, was stopped, or refuses the conversation; `cause` says which way."""
+    """A chat template that is invalid, exceeded a limit, or rejects the conversation; `cause` says why."""
 
 
 class ChatTemplate:
-    """One or several named Jinja templates, and the named tokens that they may write.
+    """One or several named Jinja templates, with the named tokens available to them.
 
     Rendering is limited: 1 s of processor time, 8 million characters, no attribute or call that could
     leave the sandbox. Safe to share between threads.
@@ -41,9 +41,9 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any], tokens: Mapping[str, str]) -> ChatTemplate | None:
-        """The templates of a model folder, None where it has none.
+        """The templates of a model folder, None for a folder without any.
 
-        chat_template.jinja and additional_chat_templates/*.jinja go before tokenizer_config.json, that before
+        Order of precedence: chat_template.jinja with additional_chat_templates/*.jinja, tokenizer_config.json,
         chat_template.json.
         """
         sources: dict[str, str] = {}
@@ -59,7 +59,7 @@ class ChatTemplate:
 
     @property
     def source(self) -> str:
-        """The text of the template that is used when none is named."""
+        """The source of the default template."""
         return self.sources.get("default") or next(iter(self.sources.values()))
 
     def render(
@@ -84,25 +84,25 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         **variables: Any,
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and from where to where in it the assistant wrote (`{% generation %}`).
+        """The conversation as text, and the character spans of the assistant's text (`{% generation %}`).
 
-        No spans where the template does not mark them (`marks_generation`).
+        Without spans if the template does not mark them (`marks_generation`).
         """
         text, budget = self._render(messages, tools, add_generation_prompt, variables)
         return text, budget.spans
 
     @cached_property
     def heading(self) -> str:
-        """The text between what a user said and the answer, empty for a template that cannot tell."""
-        said = "user's words"
+        """The text between a user message and the answer; empty if rendering fails."""
+        message = "user's words"
         try:
-            return self.render([{"role": "user", "content": said}]).rpartition(said)[2]
+            return self.render([{"role": "user", "content": message}]).rpartition(message)[2]
         except TemplateError:
             return ""
 
     @property
     def marks_generation(self) -> bool:
-        """True for a template that marks the parts that the assistant wrote."""
+        """True for a template with `{% generation %}` blocks."""
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
     def _render(
@@ -195,7 +195,7 @@ def _declared(value: Any) -> dict[str, str]:
 
 
 def _environment(source: str) -> SandboxEnvironment:
-    """The environment to parse and run a template in. Raises `TemplateError` for one that is too long."""
+    """An environment for a template. Raises `TemplateError` for a too long source."""
     from .sandbox import SandboxEnvironment
 
     if len(source) > MAX_SOURCE:
@@ -204,7 +204,7 @@ def _environment(source: str) -> SandboxEnvironment:
 
 
 class _explained:  # noqa: N801
-    """Turns whatever goes wrong in a template into a `TemplateError`."""
+    """Context that converts exceptions of a template to `TemplateError`."""
 
     def __enter__(self) -> None:
         return None
@@ -240,7 +240,7 @@ def _explain(error: Exception) -> TemplateError:
 
 
 def _checked_length(data: Any) -> int:
-    """Characters of what a template is given. Raises DoesNotFitError for more than a text may have."""
+    """Number of characters in a template's input. Raises DoesNotFitError for more than MAX_TEXT."""
     from .limits import MAX_TEXT
 
     chars = _chars(data)

@@ -1,4 +1,4 @@
-"""Text to tokens and back, from the files of a model folder."""
+"""Tokenizer of a model folder: encoding, decoding and chat rendering."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_TAIL_TOKENS = 64  # of a text that goes on; how its end is decoded depends on no more
+_TAIL_TOKENS = 64  # context for decoding a continuation; more has no effect
 _NO_LIMIT = 10**9  # transformers writes 10**30 for "no limit known"
 
 
 class Backend(Protocol):
-    """What runs the vocabulary."""
+    """Interface of a tokenizer implementation."""
 
     @property
     def settings(self) -> TokenizerSettings:
-        """The settings, completed by the defaults of the format."""
+        """The settings with the format's defaults."""
         ...
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """What `skip_special_tokens` leaves out."""
+        """Ids that `skip_special_tokens` leaves out."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Tokens, added ones included."""
+        """Number of tokens, added ones included."""
         ...
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -74,7 +74,7 @@ class Backend(Protocol):
         ...
 
     def stages(self) -> list[Stage] | None:
-        """The decoder as fresh stages, None where it has a step that is not known."""
+        """New stages of the decoder, None if a step is not supported."""
         ...
 
 
@@ -96,46 +96,46 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """The tokenizer of a model folder.
 
-        Taken from, in this order: tokenizer.json, source.spm (Marian), tokenizer.model or spiece.model
+        Source, in this order: tokenizer.json, source.spm (Marian), tokenizer.model or spiece.model
         (sentencepiece), vocab.json with merges.txt (byte-level BPE), vocab.txt (WordPiece).
-        Raises `ModelNotFoundError` where there is none of them, `CheckpointError` where one is damaged.
+        Raises `ModelNotFoundError` without any of these files, `CheckpointError` for a damaged one.
         """
         folder = Path(folder)
         return cls(folder, _open(folder, TokenizerSettings.from_folder(folder)))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Another process reads the files again."""
+        """Pickle the folder only: another process reads the files again."""
         return (Tokenizer.from_folder, (str(self.folder),))
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, added ones included; a model's embedding may have more rows."""
+        """Number of tokens, added ones included; a model's embedding may have more rows."""
         return self._backend.vocab_size
 
     @property
     def max_length(self) -> int | None:
-        """The longest input in tokens that `model_max_length` allows, None where it sets no limit."""
+        """The maximum input length in tokens (`model_max_length`), None without a limit."""
         limit = self.settings.values.get("model_max_length")
         return int(limit) if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT else None
 
     @property
     def bos_token_id(self) -> int | None:
-        """The id of the token that begins a text."""
+        """The id of the begin-of-sequence token."""
         return self._named_id("bos_token")
 
     @property
     def eos_token_id(self) -> int | None:
-        """The id of the token that ends a text; `generation_config.json` may know more of them."""
+        """The id of the end-of-sequence token; generation_config.json may list more."""
         return self._named_id("eos_token")
 
     @property
     def pad_token_id(self) -> int | None:
-        """The id of the token that fills up a batch."""
+        """The id of the padding token."""
         return self._named_id("pad_token")
 
     @property
     def unk_token_id(self) -> int | None:
-        """The id of the token for what has no token."""
+        """The id of the unknown token."""
         return self._named_id("unk_token")
 
     def _named_id(self, name: str) -> int | None:
@@ -143,17 +143,17 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token.content)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of `text`; an added token in the text is that token.
+        """The token ids of `text`; added tokens in the text are recognized.
 
-        `add_special_tokens` puts what the model expects around a text, such as the begin token.
-        A lone surrogate, which no UTF-8 text has, counts as U+FFFD. Raises `UsageError` for anything but a text.
+        `add_special_tokens` adds the tokens that the model expects around a text, such as the begin token.
+        A lone surrogate, invalid in UTF-8, counts as U+FFFD. Raises `UsageError` for anything but a text.
         """
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"encode takes one text, and this is {kind_of(text)}.", remedy="tokenizer.encode(text)")
         return self._backend.encode(_valid(text), add_special_tokens)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids; ids beyond the vocabulary have none. Raises `UsageError` for what are no ids."""
+        """The text of token ids; ids beyond the vocabulary are ignored. Raises `UsageError` for other values."""
         try:
             known = [each for each in map(index, ids) if 0 <= each < 1 << 32]
         except TypeError as error:
@@ -163,18 +163,18 @@ class Tokenizer:
         return self._backend.decode(known, skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token as the vocabulary writes it, None where it has no such token."""
+        """The id of a token in the vocabulary's spelling, None for an unknown token."""
         return self._backend.token_to_id(token)
 
     def id_to_token(self, index: int) -> str | None:
-        """A token as the vocabulary writes it, None where it has no such id."""
+        """The token of an id in the vocabulary's spelling, None for an unknown id."""
         return self._backend.id_to_token(index) if 0 <= index < 1 << 32 else None
 
     def detokenizer(self, skip_special_tokens: bool = False, *, after: Sequence[int] = ()) -> Detokenizer:
-        """A fresh stream of text, exact: all its pieces together are `decode` of all the tokens.
+        """A new streaming detokenizer: its concatenated output equals `decode` of all tokens.
 
-        `after` are the tokens of a text that the stream continues: with them in front the pieces are what `decode`
-        adds to that text, a space before the first word too. Special tokens among them are no text.
+        `after` are the tokens of a preceding text: the output is then what `decode` appends to that text, including a
+        space before the first word. Special tokens among them are ignored.
         """
         tail = [index for index in after[-_TAIL_TOKENS:] if index not in self.special_ids]
         return Detokenizer(
@@ -187,7 +187,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> ChatTemplate | None:
-        """How the model wants a conversation written, None for a model that only completes text."""
+        """The model's chat template, None for a base model."""
         if not self._template_read:
             from .template import ChatTemplate
 
@@ -204,9 +204,9 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The conversation as the model's chat template writes it; `variables` such as `enable_thinking` reach it.
+        """Render a conversation with the chat template and its `variables`, such as `enable_thinking`.
 
-        Raises `TemplateError` where the template refuses, `UsageError` where the model has none.
+        Raises `TemplateError` if the template rejects it, `UsageError` for a model without a template.
         """
         if self.chat_template is None:
             raise UsageError(
@@ -226,12 +226,12 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> list[int]:
-        """The tokens of `render`, which has written all special tokens itself."""
+        """Tokenize the text of `render`, which includes all special tokens."""
         text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
         return self.encode(text, add_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Copies the files it came from into `folder`, each whole or not at all."""
+        """Copy the tokenizer's files to `folder`, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
@@ -273,7 +273,7 @@ def _open(folder: Path, settings: TokenizerSettings) -> Backend:
 
 
 def _valid(text: str) -> str:
-    """`text` with U+FFFD for lone surrogates, which the tokenizing libraries refuse."""
+    """`text` with U+FFFD for lone surrogates, which the tokenizer libraries reject."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

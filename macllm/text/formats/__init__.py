@@ -1,1 +1,1 @@
-"""The formats in which models write reasoning and tool calls, as one table."""
+"""Formats of reasoning and tool calls in model output, as one table."""

@@ -1,4 +1,4 @@
-"""Bare JSON as an answer: a tool call, or the JSON that was asked for."""
+"""Tool calls without tags: detection in the first characters of an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPACE = re.compile(r"\s*")
 
 
 class Verdict(Enum):
-    """A verdict on the text so far: a call, no call, too little, or undecided until the object is whole."""
+    """Result of detection: a call, text, undecided (MORE), or undecided until the object's end (WHOLE)."""
 
     CALL = auto()
     TEXT = auto()
@@ -28,7 +28,7 @@ class Verdict(Enum):
 
 
 def judge_json(text: str, at: int, names: frozenset[str]) -> Verdict:
-    """The verdict on the object that begins at `at`, by its keys and the name of the tool."""
+    """The verdict on the JSON object that begins at `at`, from its keys and its tool name."""
     named = False
     at = _skip(text, at + 1)
     while True:
@@ -56,7 +56,7 @@ def judge_json(text: str, at: int, names: frozenset[str]) -> Verdict:
 
 
 def _key(text: str, at: int) -> tuple[str | Verdict, int]:
-    """The key at `at` and the beginning of its value, or the verdict where they are not there."""
+    """The key at `at` and the position of its value, or a verdict if the key is missing or incomplete."""
     key = _STRING.match(text, at)
     if key is None or key[2] is None:
         begun, unfinished = (key[1], key.end() == len(text)) if key else ("", at == len(text))
@@ -72,7 +72,7 @@ def _key(text: str, at: int) -> tuple[str | Verdict, int]:
 
 
 def _unfinished(text: str, at: int, key: str, names: frozenset[str]) -> Verdict:
-    """The verdict on a value that is not there in full, or of another type than its key asks for."""
+    """The verdict on a value that is incomplete or of the wrong type for its key."""
     begun = text[at + 1 :]
     if len(begun) > 128 or not (text[at] == '"' or (key == "id" and text[at] in "0123456789n")):
         return Verdict.TEXT
@@ -82,7 +82,7 @@ def _unfinished(text: str, at: int, key: str, names: frozenset[str]) -> Verdict:
 
 
 def is_call(text: str, names: frozenset[str]) -> bool:
-    """Tell if a whole JSON object is a call of one of these tools."""
+    """True for a complete JSON object that is a call of one of the tools `names`."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):
@@ -96,7 +96,7 @@ def is_call(text: str, names: frozenset[str]) -> bool:
 
 
 def judge_python(text: str, at: int, names: frozenset[str]) -> Verdict:
-    """The verdict on a call that begins at `at`, by its name."""
+    """The verdict on the Python call that begins at `at`, from its name."""
     end = _PYTHON.end(text, at)
     if end is not None:
         return Verdict.CALL if text[at : end - 1].strip() in names else Verdict.TEXT

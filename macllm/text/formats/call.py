@@ -1,4 +1,4 @@
-"""A tool call: what it says, how one is written, and where it ends in a text that arrives in pieces."""
+"""Tool calls: the parsed value, the description of a format, and the search for a call's end in a stream."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Tools = Sequence[Mapping[str, Any]] | None
 
 
 class ToolCallError(MacllmError):
-    """A tool call that does not say what to call; `cause` says where it breaks."""
+    """A tool call that cannot be parsed; `cause` says why."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function to call with keyword arguments. `id` is the model's own, where it gave one."""
+    """A function name with keyword arguments. `id` is the model's id of the call, if it wrote one."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -30,10 +30,10 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Quote:
-    """Text between two tags in which nothing else counts.
+    """Quoting in a call: brackets and tags between `opening` and `closing` are text.
 
-    `escape` takes the next character with it. Where `follow` is given, the closing tag counts only before white
-    space and one of these, or before the end: a raw value may speak of its own tag.
+    `escape` quotes the next character. With `follow`, the closing tag counts only before one of these (after white
+    space) or at the end: a raw value may contain its own closing tag.
     """
 
     opening: str
@@ -44,11 +44,11 @@ class Quote:
 
 @dataclass(frozen=True)
 class Element:
-    """The way in which one call is written.
+    """The format of one call.
 
-    `start` is the least that shows a call; `lead` may stand before it and is no part of the call. The call ends with
-    the bracket that closes its first one (`brackets`, openings before closings), with `closing`, which is part of
-    it, or before a tag that ends the section.
+    `start` is the shortest text that identifies a call; `lead` may precede it and is not part of the call. The call
+    ends with the bracket that matches its first one (`brackets`: openings, then closings), with `closing`, or before a
+    tag that ends the section.
     """
 
     name: str
@@ -61,17 +61,17 @@ class Element:
 
     @cached_property
     def shape(self) -> Shape:
-        """The least of the call, with what may stand before it."""
+        """Shape of `lead` and `start`."""
         return Shape(*self.lead, *self.start)
 
     @cached_property
     def lead_shape(self) -> Shape:
-        """Text that may stand before the call."""
+        """Shape of `lead` alone."""
         return Shape(*self.lead)
 
 
 class Scan:
-    """The search for the end of one call, over text in pieces."""
+    """Search for the end of one call in text that arrives in pieces."""
 
     def __init__(self, element: Element, stops: tuple[str, ...] = ()) -> None:
         half = len(element.brackets) // 2
@@ -83,14 +83,14 @@ class Scan:
         self._quote: Quote | None = None
 
     def read(self, text: str, at: int, final: bool) -> tuple[int, bool]:
-        """The end of what certainly belongs to the call in `text[at:]`, and if the call ends there."""
+        """End of the text in `text[at:]` that certainly belongs to the call; True if the call ends there."""
         while True:
             at, more = self._inside(text, at, final) if self._quote else self._step(text, at, final)
             if more is not None:
                 return at, more
 
     def _step(self, text: str, at: int, final: bool) -> tuple[int, bool | None]:
-        """One literal outside of quotes: the place after it, and None to go on."""
+        """Read up to the next literal outside quotes: the position after it, and None to continue."""
         found = self._outside.search(text, at)
         if found is None:
             return (len(text) if final else self._outside.tail(text, at)), False
@@ -110,7 +110,7 @@ class Scan:
         return found.end(), None
 
     def _inside(self, text: str, at: int, final: bool) -> tuple[int, bool | None]:
-        """The rest of a quote, or as much of it as there is."""
+        """Read inside a quote: the position reached, and None to continue."""
         quote = self._quote
         assert quote is not None
         literals, follow = _patterns(quote)
@@ -132,7 +132,7 @@ class Scan:
 
 @cache
 def _patterns(quote: Quote) -> tuple[Literals, Shape]:
-    """The tags that count within the quote, and the text that must follow its closing tag."""
+    """The literals that matter within the quote, and the shape that must follow its closing tag."""
     return Literals((quote.closing, quote.escape)), Shape(SPACE, quote.follow or "")
 
 

@@ -1,4 +1,4 @@
-"""The choice of formats that a model uses, from its chat template and the names of its tokens."""
+"""Choice of a model's formats from its chat template and its tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .table import CHANNELS, SECTIONS, SILENT, THINKING, WRAPPERS, Channels, Section, Thinking, Wrapper
 
-_SHARED_ENDS = ("<|end|>",)  # ends of turns, which tell nothing about reasoning
+_SHARED_ENDS = ("<|end|>",)  # end-of-turn tags, which do not indicate reasoning
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Formats:
 
     @property
     def tags(self) -> frozenset[str]:
-        """All opening and closing tags, without those that begin a turn."""
+        """All opening and closing tags, except those that begin a turn."""
         found = {tag for each in (*self.thinking, *self.wrappers) for tag in (each.opening, each.closing)}
         found |= {tag for each in self.sections for tag in (*each.openings, *each.closings, *each.between)}
         if self.channels:
@@ -32,7 +32,7 @@ class Formats:
 
 
 def choose(source: str, has_token: Callable[[str], bool] = lambda token: False) -> Formats:
-    """The formats that the source of a chat template, or with it the vocabulary, has the tags of."""
+    """The formats whose tags occur in the source of a chat template or in the vocabulary."""
     if not source:
         return Formats()
 
@@ -61,7 +61,7 @@ def choose(source: str, has_token: Callable[[str], bool] = lambda token: False) 
 
 
 def _written(tag: str, source: str) -> bool:
-    """Tell if a template writes the tag, whole or put together from its tokens and words."""
+    """True if the source contains the tag, whole or in its tokens and words."""
     if tag in source:
         return True
     marker = next((each for each in _MARKERS if each in tag), "")

@@ -1,4 +1,4 @@
-"""Arguments as nested elements, `<key>value</key>`, every tag after one token (MiniMax M3)."""
+"""Reader for arguments in nested elements, `<key>value</key>`, with a marker before each tag (MiniMax M3)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _DEPTH = 64  # of elements within elements
 
 @dataclass(frozen=True)
 class Nested:
-    """A call whose elements are the arguments; elements named item are a list's. `marker` stands before each tag.
+    """Reader for arguments in nested elements; elements named "item" form a list. `marker` precedes each tag.
 
-    Values deep within arguments that no schema describes are read as JSON where they are JSON.
+    A nested value without a schema is parsed as JSON if possible.
     """
 
     marker: str
 
     def __call__(self, raw: str, tools: Tools) -> ToolCall:
-        """The call. Raises ToolCallError."""
+        """Parse `raw`. Raises ToolCallError."""
         pieces = [piece for piece in raw.strip().split(self.marker) if piece]
         head = _HEAD.fullmatch(pieces[0].strip()) if pieces else None
         if head is None:
@@ -37,7 +37,7 @@ class Nested:
         return ToolCall(head["name"], object_in(arguments))
 
     def _value(self, pieces: list[str], at: int, name: str, schema: Any, depth: int) -> tuple[Any, int]:
-        """The value of the element whose opening tag is piece `at`, and the piece after its closing tag."""
+        """The value of the element with its opening tag in piece `at`, and the index after its closing tag."""
         text = pieces[at].partition(">")[2]
         values: list[tuple[str, Any]] = []
         at += 1
@@ -60,7 +60,7 @@ _OPENING = re.compile(r"<([^/<>][^<>]*)>")
 
 
 def _schema_of(schema: Any, name: str) -> Any:
-    """The schema of an element within one of this schema."""
+    """The schema of a child element `name` of a value with `schema`."""
     if name == _ITEM and "items" in object_in(schema):
         return object_in(schema)["items"]
     options = [schema, *(each for key in ("anyOf", "oneOf") for each in list_in(object_in(schema).get(key)))]

@@ -1,4 +1,4 @@
-"""Calls written as Python, `name(key="value", n=2)`: literals only, nothing is ever run."""
+"""Reader for Python calls, `name(key="value", n=2)`: literals only, nothing is executed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 
 def read_python(raw: str, tools: Tools) -> ToolCall:
-    """The call. Positional arguments take the names of the tool's schema, in order. Raises ToolCallError."""
+    """Parse a call. Positional arguments get the names in the tool's schema, in order. Raises ToolCallError."""
     head = _HEAD.match(raw)
     if head is None:
         refuse("it has no name", raw)
@@ -48,7 +48,7 @@ def read_python(raw: str, tools: Tools) -> ToolCall:
 
 
 def _split(raw: str, at: int) -> tuple[list[str], int | None]:
-    """The arguments after an opening parenthesis, and the place after the closing one, None where there is none."""
+    """The arguments after an opening parenthesis, and the position after the closing one or None."""
     pieces: list[str] = []
     depth, start = 0, at
     while token := _MARK.search(raw, at):
@@ -72,7 +72,7 @@ def _split(raw: str, at: int) -> tuple[list[str], int | None]:
 
 
 def _value(text: str, raw: str) -> Any:
-    """A Python or JSON literal; line breaks may stand in its strings."""
+    """Parse a Python or JSON literal; its strings may contain line breaks."""
     text = _STRING.sub(lambda match: _escaped(match.group()), text).strip()
     try:
         with warnings.catch_warnings():

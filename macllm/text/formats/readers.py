@@ -1,4 +1,4 @@
-"""Readers: the raw text of one call as its name and arguments, for each way of writing it."""
+"""Readers: parse the raw text of one call to its name and arguments, for each format."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _OWN_KEYS = {"name", "tool_name", "arguments", "parameters", "function", "id", "
 
 
 def refuse(cause: str, raw: str) -> NoReturn:
-    """Raise ToolCallError for a call that cannot be read."""
+    """Raise ToolCallError with this cause."""
     raise ToolCallError(
         "The model wrote a tool call that cannot be read.", cause=f"{cause}: {raw[:200]!r}", remedy=_AGAIN
     )
 
 
 def json_value(text: str) -> Any:
-    """The one JSON value that `text` is, line breaks in strings allowed, or a Python literal. Raises ToolCallError."""
+    """Parse JSON, with line breaks in strings allowed, or a Python literal. Raises ToolCallError."""
     try:
         return json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
@@ -36,7 +36,7 @@ def json_value(text: str) -> Any:
 
 
 def read_json(raw: str, tools: Tools) -> ToolCall:
-    """A call as an object: name and arguments under one of their usual keys, or one key that names the tool."""
+    """Parse a call in JSON: name and arguments under their usual keys, or one key that names the tool."""
     value = json_value(raw)
     if is_object(value) and is_object(value.get("function")):
         value = {"id": value.get("id"), **value["function"]}
@@ -55,7 +55,7 @@ def read_json(raw: str, tools: Tools) -> ToolCall:
 
 
 def refuse_code(raw: str, tools: Tools) -> NoReturn:
-    """Raise ToolCallError for a program, which a model wrote for an interpreter instead of a call."""
+    """Raise ToolCallError for a program that a model wrote for an interpreter instead of a call."""
     refuse("it is code for an interpreter", raw)
 
 
@@ -69,7 +69,7 @@ def _arguments(value: Any, raw: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Named:
-    """A name, marks and JSON arguments. `pattern` has the groups name, arguments, and id where there is one."""
+    """Reader for a name and JSON arguments. `pattern` has the groups name, arguments and, optionally, id."""
 
     pattern: re.Pattern[str]
 
@@ -88,7 +88,7 @@ class Named:
 
 
 def _own_lines(text: str) -> str:
-    """A value that begins on a line of its own, without the line breaks around it."""
+    """`text` without the line breaks around it, if it begins with one."""
     first = _LINE_BREAK.match(text)
     return text if first is None else _LAST_BREAK.sub("", text[first.end() :])
 
@@ -99,10 +99,10 @@ _LAST_BREAK = re.compile(r"\r?\n\Z")
 
 @dataclass(frozen=True)
 class Tagged:
-    """A name, then one tag for each argument around its raw text.
+    """Reader for a name and one pair of tags around the raw text of each argument.
 
-    `head` has the group name; `opening` the group key, and type where the tag names it. A value ends at `closing`
-    before white space and another opening or `tail`. With `guess`, a value whose type is unknown is read as JSON.
+    `head` has the group name; `opening` the group key and, optionally, type. A value ends at `closing` if white space
+    and another opening or `tail` follow. With `guess`, a value of unknown type is parsed as JSON if possible.
     """
 
     head: re.Pattern[str]
@@ -110,7 +110,7 @@ class Tagged:
     closing: str
     tail: re.Pattern[str]
     guess: bool = False
-    lines: bool = False  # values stand on lines of their own
+    lines: bool = False  # each value is on separate lines
 
     def __call__(self, raw: str, tools: Tools) -> ToolCall:
         """The call. Raises ToolCallError."""
@@ -137,7 +137,7 @@ class Tagged:
         return ToolCall(name, {m["key"]: self._value(m, text, schemas.get(m["key"])) for m, text in found})
 
     def _end(self, raw: str, at: int) -> int | None:
-        """The first closing tag after which the call goes on or ends."""
+        """Position of the first closing tag that another argument or the call's end follows, else None."""
         while (at := raw.find(self.closing, at)) >= 0:
             after = _after_space(raw, at + len(self.closing))
             if self.opening.match(raw, after) or self.tail.match(raw, after):
@@ -165,7 +165,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Braces:
-    """`call:NAME{key:value}`: keys without quotes, strings between a tag and itself, nothing escaped."""
+    """Reader for `call:NAME{key:value}`: unquoted keys, strings between two `quote` tags, no escapes."""
 
     quote: str
 
@@ -183,7 +183,7 @@ class Braces:
         return ToolCall(match["name"], value)
 
     def _object(self, text: str, at: int) -> tuple[dict[str, Any], int]:
-        """The object whose opening brace stands before `at`, and the place after it."""
+        """Parse an object after its opening brace; returns it and the position after it."""
         values: dict[str, Any] = {}
         at = _after_space(text, at)
         while not text.startswith("}", at):
@@ -228,7 +228,7 @@ class Braces:
         return text[start:end], end + len(self.quote)
 
     def _next(self, text: str, at: int, closing: str) -> int:
-        """The place after a comma, or of the closing bracket."""
+        """The position after a comma, or of the closing bracket."""
         at = _after_space(text, at)
         if text.startswith(",", at):
             return _after_space(text, at + 1)
@@ -240,7 +240,7 @@ _ATOM = re.compile(r"[^,{}\[\]]+")
 
 
 def _atom(text: str) -> Any:
-    """A number, a truth value, nothing, or text that lacks its quotes."""
+    """Parse a number, true, false, null, or text without quotes."""
     if text in ("true", "True", "false", "False"):
         return text in ("true", "True")
     if text in ("null", "None", "none"):

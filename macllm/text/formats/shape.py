@@ -1,4 +1,4 @@
-"""Patterns that also know which texts could still become a match."""
+"""Bounded patterns that also match their own prefixes: the end of a stream may become a match."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Atom = str | tuple[str, ...] | Repeat
 
 
 class Shape:
-    """A sequence of literals, alternative literals and runs, all of bounded length."""
+    """A sequence of literals, alternatives and repeats of bounded length."""
 
     def __init__(self, *atoms: Atom) -> None:
         self._whole = re.compile("".join(map(_whole, atoms)))
@@ -33,17 +33,17 @@ class Shape:
         self._beginning = re.compile(rf"{beginning}\Z")
 
     def end(self, text: str, at: int = 0) -> int | None:
-        """The end of a match that begins at `at`, None where there is none."""
+        """The end of a match that begins at `at`, else None."""
         match = self._whole.match(text, at)
         return match.end() if match else None
 
     def may_begin(self, text: str, at: int = 0) -> bool:
-        """Tell if more text after `text[at:]` could make it match."""
+        """True if `text[at:]` could become a match with more text."""
         return self._beginning.match(text, at) is not None
 
 
 class Literals:
-    """A set of literals to look for in a text that arrives in pieces."""
+    """Search for any of several literals in text that arrives in pieces."""
 
     def __init__(self, literals: Iterable[str]) -> None:
         self.all = tuple(sorted({each for each in literals if each}, key=len, reverse=True))
@@ -56,20 +56,20 @@ class Literals:
         return self._any.search(text, at) if self._any else None
 
     def match(self, text: str, at: int) -> re.Match[str] | None:
-        """The longest literal that stands at `at`."""
+        """The longest literal at `at`."""
         return self._any.match(text, at) if self._any else None
 
     def before(self, text: str) -> str:
-        """The text before the first literal, all of it where there is none."""
+        """The text before the first literal, all of it without a literal."""
         found = self.search(text, 0)
         return text if found is None else text[: found.start()]
 
     def may_begin(self, text: str, at: int) -> bool:
-        """Tell if `text[at:]` is the proper beginning of a literal."""
+        """True if `text[at:]` is a proper prefix of a literal."""
         return len(text) - at <= self._longest and text[at:] in self._beginnings
 
     def tail(self, text: str, at: int) -> int:
-        """The start in `text[at:]` of the longest ending that could begin a literal; the length if none could."""
+        """Start of the longest suffix of `text[at:]` that could begin a literal; len(text) if none could."""
         for start in range(max(at, len(text) - self._longest), len(text)):
             if text[start:] in self._beginnings:
                 return start
@@ -85,7 +85,7 @@ def _whole(atom: Atom) -> str:
 
 
 def _beginning(atom: Atom) -> str:
-    """A pattern of every beginning of the atom, the empty one included."""
+    """A pattern that matches every prefix of the atom, the empty one included."""
     if isinstance(atom, Repeat):
         return f"[{atom.characters}]{{0,{atom.most}}}"
     pattern = ""
@@ -94,5 +94,5 @@ def _beginning(atom: Atom) -> str:
         for character in reversed(literal):
             nested = f"(?:{re.escape(character)}{nested})?"
         pattern += ("|" if pattern else "") + nested
-    # the longest alternative first would not do: each is tried up to the end of the text
+    # order does not matter: the regular expression tries each alternative up to the end of the text
     return f"(?:{pattern})"

@@ -1,4 +1,4 @@
-"""The table: thinking tags, sections of tool calls and the ways of writing a call, by the models that use them."""
+"""Table of formats: reasoning tags, tool call sections and call formats, by model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .shape import NAME, SPACE, Repeat
 
 @dataclass(frozen=True)
 class Thinking:
-    """Reasoning between two tags. It begins an answer; `anywhere`, its tag is a token that no answer speaks of."""
+    """Tags around reasoning, at the beginning of an answer or, if the tag is a special token, `anywhere`."""
 
     opening: str
     closing: str
@@ -23,7 +23,7 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Wrapper:
-    """Tags that models put around the whole answer; they are no part of it."""
+    """Tags around the whole answer, not part of it."""
 
     opening: str
     closing: str
@@ -31,11 +31,11 @@ class Wrapper:
 
 @dataclass(frozen=True)
 class Section:
-    """A stretch of calls between two tags; without a closing tag it lasts while calls follow.
+    """A sequence of calls between two tags; without a closing tag it ends after the last call.
 
-    `between` are tags that stand around each call. A section is known by its first opening tag in the chat template
-    or among the tokens, and by all of `needs`. A `bare` section has no tags: the answer begins with a call of a
-    tool that the request offers.
+    `between` are tags around each call. A model uses the section if an opening tag and all of `needs` occur in its
+    chat template or among its tokens. A `bare` section has no tags: the answer begins with a call of a tool in the
+    request.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Channels:
     message: str = "<|message|>"
     thinking: tuple[str, ...] = ("analysis", "self")  # channels and recipients
     answering: tuple[str, ...] = ("user", "all")  # recipients
-    header_of_call: bool = True  # the call is named in its header, not in its text
+    header_of_call: bool = True  # the function name is in the header, not in the text
 
 
 def _named(pattern: str) -> Named:
@@ -67,7 +67,7 @@ def _named(pattern: str) -> Named:
 
 
 def _invoke(name: str, prefix: str, tag: str = "parameter") -> Element:
-    """`<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, with a prefix to every tag."""
+    """`<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, with a prefix in every tag."""
     parameter, end = f"</{prefix}{tag}>", f"</{prefix}invoke>"
     opening = rf'<{prefix}{tag} name="?(?P<key>[^">]+)"?(?: string="(?P<type>[^">]+)")?>'
     return Element(
@@ -85,7 +85,7 @@ def _invoke(name: str, prefix: str, tag: str = "parameter") -> Element:
 
 
 def _argument_keys(name: str, prefix: str = "", suffix: str = "") -> Element:
-    """`NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>`, with a prefix or suffix to every tag."""
+    """`NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>`, with a prefix or suffix in every tag."""
     key, value, call = (f"{prefix}{tag}{suffix}>" for tag in ("arg_key", "arg_value", "tool_call"))
     between = f"<{prefix}tool_sep{suffix}>"
     return Element(
@@ -241,7 +241,7 @@ MINIMAX, DSML, MUSE, INVOKE = (
     _invoke("invoke", "antml:"),
 )
 
-# in the order in which they are tried: the more there must be, the earlier
+# in the order of trial: formats with a more specific start come first
 ELEMENTS = (
     JSON,
     FUNCTION,
@@ -356,5 +356,5 @@ CHANNELS = (
     Channels("Muse", ("<|message|>", "to=self"), ("<|eom|>", "<|eot|>"), header_of_call=False),
 )
 
-# tokens that end what a model writes and tell nothing
+# tokens at the end of an answer that carry no content
 SILENT = ("<|tool_response>", "<|close|>message<|sep|>", "<|end_of_msg|>")

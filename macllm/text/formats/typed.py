@@ -1,4 +1,4 @@
-"""Raw text of an argument as the value that the tool's JSON schema asks for."""
+"""Conversion of an argument's raw text to the type in the tool's JSON schema."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def names_of(tools: Tools) -> frozenset[str]:
 
 
 def typed(text: str, schema: Any, *, guess: bool = False) -> Any:
-    """`text` as the first type of the schema that it can be, as text where there is none.
+    """Convert `text` to a type that the schema allows; unconvertible text stays text.
 
-    Without types in the schema, `guess` reads JSON where it is JSON.
+    Without types in the schema, `guess` parses JSON if possible.
     """
     types = set(_types(schema))
     choices = list_in(object_in(schema).get("enum")) or [
@@ -49,7 +49,7 @@ def typed(text: str, schema: Any, *, guess: bool = False) -> Any:
     value = literal(text.strip())
     if value is not MISSING and _is_any_of(value, types):
         return int(value) if isinstance(value, float) and _only_whole(types) else value
-    # a number that the model wrote for a nullable or unknown type is still better than its text
+    # null for a type that is neither nullable nor a string is closer to the model's intent than the text
     return value if value is None and "string" not in types else text
 
 
@@ -73,7 +73,7 @@ def _types(schema: Any, depth: int = 0) -> Iterator[str]:
 
 
 def _resolved(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
-    """The schema with its references into `root` followed."""
+    """The schema with its references into `root` resolved."""
     if not is_object(schema) or depth > _NESTING:
         return schema
     reference = schema.get("$ref")
@@ -91,7 +91,7 @@ def _resolved(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
 
 
 def literal(text: str) -> Any:
-    """A JSON value, or a Python literal as templates without a JSON filter write it; MISSING for neither."""
+    """Parse JSON, or a Python literal as templates without a JSON filter write it; MISSING for neither."""
     try:
         return json.loads(text, strict=False, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ def _lower(text: str) -> Any:
     return {"TRUE": True, "FALSE": False, "NULL": None}.get(text, MISSING)
 
 
-# of Python and other languages, which tools without a generator of schemas use
+# type names of Python and other languages in hand-written schemas
 _NAMES = {
     "str": "string",
     "text": "string",
