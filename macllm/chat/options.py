@@ -18,7 +18,7 @@ TRIAL = "macllm.doctor.quick:QuickTrial"
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """Options of `macllm chat`. `sampling` holds only the user's values; the model's defaults fill the rest."""
+    """Options of `macllm chat`. `sampling` holds the user's values; the model's defaults fill the rest."""
 
     model: str | None = None  # None: the bundled model
     adapter: str | None = None

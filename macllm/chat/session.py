@@ -148,7 +148,7 @@ class Session:
         return self._begin((*self._turns, Turn(role="user", content=text)))
 
     def regenerate(self) -> Events:
-        """Answer the last message again and return the events; the new answer, once it has text, replaces the old.
+        """Answer the last message again; the new answer, once it has text, replaces the old.
 
         Raises: UsageError when nothing was said yet.
         """

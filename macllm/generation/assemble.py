@@ -1,4 +1,4 @@
-"""Tokens become events: text that is certain, cut at stop strings, sorted into answer, reasoning and tool calls."""
+"""Assembly of tokens into events: text, cut at stop strings, by part (answer, reasoning, tool calls)."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def load_cache(model: nn.Module, path: str | Path) -> tuple[Cache, list[int]]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """What tells two models apart: their spec, and the first values of every weight."""
+    """Fingerprint of a model: a hash of its spec and of the first values of every weight."""
     digest = hashlib.sha256(repr(model.spec).encode())
     for name, weight in sorted(dict(tree_flatten(model.parameters())).items()):
         first = np.array(weight.reshape(-1)[:4].astype(mx.float32))

@@ -49,7 +49,7 @@ def run_steps(
     prefix: PrefixCache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Steps:
-    """Events of `request`, those of each prefill or decoding step together. Reuses and then fills the `prefix` cache.
+    """Events of `request`, grouped by prefill or decoding step. Reuses and then fills the `prefix` cache.
 
     `cancelled` is called after every step; once it returns True, Done follows with the tokens made so far. However
     a completion ends, the cache in `prefix` holds shown tokens only.

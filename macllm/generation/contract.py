@@ -45,7 +45,7 @@ class CompletionEvents(Events, Protocol):
     """Events of one submitted completion. Any thread may cancel it, while another one waits for an event."""
 
     def cancel(self) -> None:
-        """Stop after the current step; the events then end with Done("cancelled"). No effect once they have ended."""
+        """Stop after the current step: the events end with Done("cancelled"). No effect on ended events."""
         ...
 
 

@@ -27,7 +27,7 @@ class Sampled:
 def prefill(
     model: LanguageModel, cache: ModelCache, tokens: Sequence[int], step: int, *, done: int = 0
 ) -> Generator[Prefill, None, mx.array]:
-    """Put `tokens` after the `done` that `cache` holds, `step` at a time; returns the logits (V,) after the last.
+    """Append `tokens` to the `done` in `cache`, `step` at a time; returns the last one's logits (V,).
 
     Only the last position goes through the head. At least one token must be left to compute.
     """
@@ -54,7 +54,7 @@ def decode(
     max_tokens: int,
     alternatives: int | None,
 ) -> Iterator[Sampled]:
-    """The tokens of a completion that begins with `logits` (V,), each with its logprobs unless `alternatives` is None.
+    """Tokens of a completion that begins with `logits` (V,), with logprobs if `alternatives` is given.
 
     The step after a token is queued before the token is read, so that the device never waits for the reader:
     when token n is yielded the cache holds it, except for the last of `max_tokens`, which nothing follows.

@@ -20,7 +20,7 @@ UNBOUNDED_ANSWER_TOKENS = 4096  # of a completion for which neither the request 
 
 
 def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
-    """Raises UsageError for a request that no model or not this one can take, DoesNotFitError for a long prompt."""
+    """Raise UsageError for a request that this model cannot take, DoesNotFitError for a long prompt."""
     defaults.check(request, info.vocab_size)
     if info.kind == "encoder":
         remedy = "macllm.embed(model, tokenizer, texts)"
@@ -44,7 +44,7 @@ def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
 
 
 def _check_max_context(info: ModelInfo, wanted: int | None) -> None:
-    """Raise UsageError beyond a table of positions; log a warning, once, beyond the length that a model is made for."""
+    """Raise UsageError beyond a learned table of positions; warn once beyond the trained length."""
     if wanted is None:
         return
     if info.position_count is not None and wanted > info.position_count:

@@ -1,4 +1,4 @@
-"""Options of a completion as users, JSON and numpy write them, put into the types of Request and SamplingParams."""
+"""Options of a completion, read from Python, JSON or numpy to Request's and SamplingParams' types."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def read_stop(value: Any) -> tuple[str, ...]:
 
 
 def read_tokens(name: str, value: Any, token_id: TokenId | None = None) -> tuple[int, ...]:
-    """One token or several, each an id or its text. Raises UsageError for anything else, and for an unknown text."""
+    """One token or several, each an id or its text. Raises UsageError for others and unknown texts."""
     one = isinstance(value, str) or _is_whole(value)
     tokens = (value,) if one else _listed(name, value, "a token or a list of tokens")
     return tuple(_token(name, token, token_id) for token in tokens)
@@ -88,7 +88,7 @@ def read_bad_words(value: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def read_biases(value: Any) -> tuple[tuple[int, float], ...]:
-    """Pairs of a token and its bias, from a mapping (keys may be texts of digits, as in JSON) or from pairs."""
+    """Pairs of token and bias, from pairs or a mapping (keys may be texts of digits, as in JSON)."""
     allowed = "a mapping from token ids to numbers"
     biases: list[tuple[int, float]] = []
     for pair in value.items() if isinstance(value, Mapping) else _listed("logit_bias", value, allowed):
@@ -104,7 +104,7 @@ def read_biases(value: Any) -> tuple[tuple[int, float], ...]:
 
 
 def read_sequence_biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """Pairs of a sequence of tokens and its bias, as transformers takes them: a mapping, or lists [[ids], bias]."""
+    """Pairs of token sequence and bias, from transformers' forms: a mapping, or lists [[ids], bias]."""
     allowed = "a list of pairs of a list of token ids and a number"
     biases: list[tuple[tuple[int, ...], float]] = []
     for pair in value.items() if isinstance(value, Mapping) else _listed("sequence_bias", value, allowed):

@@ -45,7 +45,7 @@ class PrefixCache:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Length of the longest common prefix."""
     shared = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -16,7 +16,7 @@ DeltaKind = Literal["content", "reasoning", "tool_call"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the next token is drawn. The defaults draw from the model's own distribution.
+    """Sampling parameters. The defaults draw from the model's own distribution.
 
     Applied in this order: biases and what must or must not come, penalties, temperature, then the filters top-k,
     top-p, min-p, typical and XTC. A temperature of 0 takes the likeliest token.
@@ -78,7 +78,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One sampled token, its log-probability (natural, of the unmodified distribution) and its likeliest rivals."""
+    """A sampled token, its natural log-probability (unmodified distribution), and the likeliest others."""
 
     token: int
     logprob: float
@@ -96,7 +96,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time went, in seconds, and the memory it took."""
+    """Durations of a completion's phases, in seconds, and its peak memory."""
 
     prefill_seconds: float
     decode_seconds: float

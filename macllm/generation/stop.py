@@ -21,7 +21,7 @@ class StopStrings:
         self.stopped = False
 
     def add(self, text: str) -> str:
-        """What can be shown of the text so far and was not shown yet; nothing once `stopped`."""
+        """New text that cannot become part of a stop string; empty once `stopped`."""
         if self.stopped or not text:
             return ""
         text = self._held + text
@@ -34,6 +34,6 @@ class StopStrings:
         return text[:keep]
 
     def finish(self) -> str:
-        """What was held back in case it became a stop string."""
+        """Text held back as the possible start of a stop string."""
         held, self._held = self._held, ""
         return held

@@ -139,7 +139,7 @@ def stream(
     max_context: int | None = None,
     prefill_step: int | None = None,
 ) -> Events:
-    """Events of a completion: Prefill as the prompt goes in, Delta as text becomes certain, Done at the end.
+    """Events of a completion: Prefill while the prompt is read, Delta with new text, Done at the end.
 
     A text is one user message, answered through the model's chat template where there is one; `raw` continues it
     instead. Messages are answered; `tools` and `variables` are for their template. What is None comes from the
@@ -168,7 +168,7 @@ def make_request(
     prompt: str | Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
 ) -> Request:
-    """The request that `prompt` and the options given make for this model. Raises UsageError for what is no option."""
+    """Request from prompt, options and this model's defaults. Raises UsageError for unknown options."""
     options = read_options(options, tokenizer.token_to_id)
     read = read_prompt(prompt)
     options["prompt" if isinstance(read, str) else "messages"] = read

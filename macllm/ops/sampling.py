@@ -14,8 +14,8 @@ from .metal.sampling import sample
 _LARGEST = 2**53  # a whole number that the kernels are told
 
 
-class Rules(NamedTuple):
-    """How tokens are drawn, under the names of `generate.request.SamplingParams`, in the order of the kernel.
+class DrawParams(NamedTuple):
+    """Sampling parameters of the native kernel, in its order, with the names of SamplingParams.
 
     `kept` is how many of the newest tokens any window looks at; 0: all.
     """
@@ -43,16 +43,16 @@ class Draw:
 
     def __init__(
         self,
-        rules: Rules,
+        params: DrawParams,
         bias: Sequence[tuple[int, float]],
         breakers: Sequence[int],
         *,
         filters_only: bool = True,
     ) -> None:
-        """Without `filters_only`, something else than the rules may have put logits at -inf before the draw."""
-        self._filters = _filters(rules) if filters_only and not bias else None
+        """Without `filters_only`, something else than the params may have put logits at -inf before the draw."""
+        self._filters = _filters(params) if filters_only and not bias else None
         self._arguments = (
-            [float(min(number, _LARGEST)) for number in rules],
+            [float(min(number, _LARGEST)) for number in params],
             [token for token, _ in bias],
             [amount for _, amount in bias],
             list(breakers),
@@ -81,15 +81,17 @@ class Draw:
         return kernels.draw(self._plan, logits.astype(mx.float32), history, seed, step)
 
 
-def _filters(rules: Rules) -> sample.Filters | None:
-    """What is done to logits, if that is all; None where more is, or nothing drawn."""
-    filters = sample.Filters(rules.temperature, min(rules.top_k, 2**31 - 1), rules.top_p, rules.min_p)
-    nothing = Rules(*rules[:4], 1.0, 0.0, rules.xtc_threshold, 1.0, 0.0, 0.0, rules.penalty_window, 0.0, *rules[12:])
-    return filters if rules == nothing and rules.temperature > 0 else None
+def _filters(params: DrawParams) -> sample.Filters | None:
+    """The filters of a draw that needs nothing else; None for other draws and for greedy ones."""
+    filters = sample.Filters(params.temperature, min(params.top_k, 2**31 - 1), params.top_p, params.min_p)
+    nothing = DrawParams(
+        *params[:4], 1.0, 0.0, params.xtc_threshold, 1.0, 0.0, 0.0, params.penalty_window, 0.0, *params[12:]
+    )
+    return filters if params == nothing and params.temperature > 0 else None
 
 
 def logprobs(logits: mx.array, token: mx.array, alternatives: int) -> tuple[mx.array, ...]:
-    """Log-probability () of `token` under logits (V,); then the likeliest tokens (A,), in order, and theirs (A,)."""
+    """Log-probability () of `token` under logits (V,), the likeliest tokens (A,), sorted, and theirs (A,)."""
     kernels = native()
     if kernels is not None:
         return kernels.logprobs(logits.astype(mx.float32), token, alternatives)

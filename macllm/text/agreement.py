@@ -1,4 +1,4 @@
-"""Repairs of inconsistent tokenizer.json files: decoder and special token ids are adapted to the encoder.
+"""Repair of inconsistent tokenizer.json files: decoder and special ids follow the encoder.
 
 Converters copy parts from other models: a decoder for another alphabet, a begin token with another token's id,
 added tokens with ids that the library does not keep.

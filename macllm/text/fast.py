@@ -1,4 +1,4 @@
-"""Tokenizers of the `tokenizers` library: tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json and merges.txt."""
+"""Tokenizers of the `tokenizers` library: tokenizer.json, vocab.txt, vocab.json and merges.txt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of a template's time, text and nesting, with the cost of operations estimated before they run."""
+"""Limits of a template's time, text and nesting; costs are estimated before operations run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizer settings: named tokens, added tokens and flags of tokenizer_config.json and its companions."""
+"""Tokenizer settings: named tokens, added tokens and flags of tokenizer_config.json."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _SEPARATOR = re.compile(r"(?:[;,]\s*)?")
 
 @dataclass(frozen=True)
 class _Opening:
-    """One reading of an opening tag: `shape` must match for it to count, `tag` is what is left out of the part."""
+    """A possible opening tag: `shape` must match for it to count; `tag` is left out of the part."""
 
     shape: Shape
     tag: Shape

@@ -16,7 +16,7 @@ Arrays = dict[str, mx.array]
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule down to `min_lr_ratio`."""
+    """Learning rate of step `step` (from 0): linear warm-up, then the schedule down to `min_lr_ratio`."""
     warm = math.ceil(config.warmup * steps)
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
@@ -59,7 +59,7 @@ class AdamState:
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay and corrected bias (Loshchilov and Hutter 2019, arXiv:1711.05101, alg. 2)."""
+    """Adam with decoupled weight decay and bias correction (arXiv:1711.05101, algorithm 2)."""
 
     beta1: float
     beta2: float

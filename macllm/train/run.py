@@ -28,7 +28,7 @@ _METRICS = "metrics.jsonl"
 
 
 class Run:
-    """The directory of one run, locked inside the `with` block. Raises UsageError if another process holds the lock."""
+    """A run's directory, locked in the `with` block. Raises UsageError if another process has the lock."""
 
     def __init__(self, folder: Path, config: TrainConfig, identity: dict[str, Any]) -> None:
         self.folder = folder

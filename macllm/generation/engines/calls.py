@@ -44,7 +44,7 @@ def receive(messages: Messages) -> Any:
 
 
 class EventStream:
-    """Events of one completion (a `contract.CompletionEvents`), from messages that hold the events of a step each."""
+    """Events of one completion (a `contract.CompletionEvents`); a message holds the events of a step."""
 
     def __init__(self, messages: Messages, cancel: Callable[[], object]) -> None:
         self._messages, self._cancel = messages, cancel
@@ -76,7 +76,7 @@ class EventStream:
             self._cancel()
 
     def close(self) -> None:
-        """Stop this completion after its current step. Unread events are lost; the prefix cache keeps their tokens."""
+        """Stop after the current step and drop unread events; the prefix cache keeps their tokens."""
         if not self._over:
             self._over = True
             self._cancel()

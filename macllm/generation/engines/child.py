@@ -41,7 +41,7 @@ def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
 
 
 class _Kernels:
-    """The CPU kernels while they are compiled: the parent is told how far that is, the owner when they are there."""
+    """Progress of compiling the CPU kernels, for the parent, and its end, for the model's owner."""
 
     def __init__(self, tell: Tell, calls: Calls) -> None:
         self._tell, self._calls = tell, calls

@@ -1,4 +1,4 @@
-"""Work that an engine does while nobody waits for it: the trial of Metal kernels that its model asked for."""
+"""Work of an idle engine: trials of the Metal kernels that its model asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Main loop of the thread that owns a model. Arrays, streams and random state of MLX never leave that thread."""
+"""Main loop of the thread that owns a model. MLX's arrays, streams and random state stay in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in a child process: a crash leaves this process alive, and the child never writes to the terminal."""
+"""A model in a child process, whose crash leaves this one alive and which never uses the terminal."""
 
 from __future__ import annotations
 

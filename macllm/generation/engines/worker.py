@@ -1,4 +1,4 @@
-"""The model, its tokenizer and the last conversation's cache, in the hands of the one thread that owns them."""
+"""A model, its tokenizer and the last conversation's cache, for the one thread that owns them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Worker:
 
 
 def memory_use() -> MemoryUse:
-    """What MLX holds; the limit is what a GPU wants to keep resident, else the machine's memory."""
+    """MLX's memory; the limit is the GPU's recommended working set, else the machine's memory."""
     limit = mx.device_info().get("max_recommended_working_set_size") or _physical_bytes()
     return MemoryUse(mx.get_active_memory(), mx.get_peak_memory(), int(limit))
 

@@ -130,7 +130,7 @@ class Constraints:
 
 
 def _groups(params: SamplingParams) -> list[tuple[mx.array, mx.array, mx.array]]:
-    """Sequences of several tokens by length: all but the last (N, L), the last (N,), and what is added to it (N,)."""
+    """Sequences grouped by length: all tokens but the last (N, L), the last (N,), its bias (N,)."""
     by_length: dict[int, list[tuple[tuple[int, ...], float]]] = {}
     bad = [(words, _NEVER) for words in params.bad_words_ids]
     for tokens, bias in [*dict(params.sequence_bias).items(), *bad]:

@@ -1,4 +1,4 @@
-"""Default sampling parameters: the checkpoint's own wishes, then ours. And the check of a request's values."""
+"""Default sampling parameters (generation_config.json, else ours), and the check of given ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FILTERS = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p"})
 def defaults(
     generation_config: Mapping[str, Any] | None, *, encoder_decoder: bool = False, vocab_size: int | None = None
 ) -> SamplingParams:
-    """The sampling that a checkpoint wants: its `generation_config.json`, and where that says nothing, ours.
+    """Default sampling parameters of a checkpoint: its `generation_config.json`, else ours.
 
     A file that names any filter or temperature is taken as it is, nothing of ours mixed in. One that says
     `do_sample: false`, and an encoder-decoder whose file does not ask for sampling, get the likeliest token.

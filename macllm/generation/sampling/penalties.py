@@ -1,4 +1,4 @@
-"""What the tokens so far do to the logits of the next one.
+"""Penalties on the next token's logits for the tokens so far.
 
 Everything here stays lazy: the newest token of a history is an array that has not been computed yet, so that
 the step after it can be queued before anybody has looked at it.
@@ -19,7 +19,7 @@ _LARGEST_PENALTY = 1e30  # finite, so that a vocabulary of nothing but repeats s
 
 
 class CountPenalties:
-    """Repetition (arXiv:1909.05858, 4.1), presence and frequency penalties over the newest `penalty_window` tokens."""
+    """Repetition (arXiv:1909.05858, 4.1), presence and frequency penalties over `penalty_window` tokens."""
 
     def __init__(self, params: SamplingParams, history: Sequence[int], vocab_size: int) -> None:
         self._params = params
@@ -51,7 +51,7 @@ class CountPenalties:
 
 
 class DryPenalty:
-    """Don't Repeat Yourself: a token that would extend a repeat of n tokens loses multiplier * base^(n - allowed).
+    """Don't Repeat Yourself: extending a repeat of n tokens costs multiplier * base^(n - allowed).
 
     `_lengths[i]` is the number of tokens that end at position i and also end the history; one token more
     turns it into `_lengths[i - 1] + 1` where position i holds that token, and into 0 elsewhere.
@@ -102,7 +102,9 @@ class DryPenalty:
 
 
 def _repeat_lengths(tokens: np.ndarray, breaks: np.ndarray) -> np.ndarray:
-    """For each position, how many tokens that end there also end `tokens` (the last: 0): Z-function of the reverse."""
+    """Length of the suffix of `tokens` that also ends at each position (0 at the last).
+
+    This is the Z-function of the reversed tokens."""
     backwards, size = tokens[::-1].tolist(), len(tokens)
     breakers = np.flatnonzero(breaks[tokens[::-1]])
     longest = int(breakers[0]) if breakers.size else size

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from macllm.ops.sampling import Draw, Rules, logprobs
+from macllm.ops.sampling import Draw, DrawParams, logprobs
 
 from ..request import SamplingParams
 from .constraints import Bounds, Constraints, biases
@@ -25,7 +25,7 @@ _TINY = 2.0**-126  # smallest normal float32: below it, top-p keeps the likelies
 
 
 class Sampler:
-    """Draws the tokens of one completion. The draw depends on the logits, the history, the seed and the step alone."""
+    """Draws the tokens of one completion, by its logits, history, seed and step alone."""
 
     def __init__(
         self,
@@ -44,7 +44,9 @@ class Sampler:
         self._biases = biases(params, bounds, vocab_size)
         constrained = Constraints.needed(params)
         self._constraints = Constraints(params, history, bounds, vocab_size) if constrained else None
-        self._draw_at_once = Draw(_rules(params, kept), self._biases, params.dry_breakers, filters_only=not constrained)
+        self._draw_at_once = Draw(
+            _draw_params(params, kept), self._biases, params.dry_breakers, filters_only=not constrained
+        )
         self._history = mx.array(list(history[-kept:]), dtype=mx.uint32) if looks_at else None  # -0: everything
         self._penalties: list[CountPenalties | DryPenalty] = []  # where filters go one by one
         self._bias: tuple[mx.array, mx.array] | None = None
@@ -93,8 +95,8 @@ class Sampler:
         return drawn if tokens is None else tokens[drawn]
 
 
-def _rules(params: SamplingParams, kept: int) -> Rules:
-    return Rules(**{name: getattr(params, name) for name in Rules._fields if name != "kept"}, kept=kept)
+def _draw_params(params: SamplingParams, kept: int) -> DrawParams:
+    return DrawParams(**{name: getattr(params, name) for name in DrawParams._fields if name != "kept"}, kept=kept)
 
 
 def _windows(params: SamplingParams) -> list[int]:
@@ -113,7 +115,7 @@ def _penalties(params: SamplingParams, recent: mx.array, vocab_size: int) -> lis
 
 
 def candidates(logits: mx.array, params: SamplingParams) -> tuple[mx.array, mx.array | None]:
-    """What may be drawn: logits (C,) after temperature and filters, and their tokens (C,); None: in order."""
+    """Candidate logits (C,) after temperature and filters, and their tokens (C,); None: all, in order."""
     tokens = None
     if 0 < params.top_k < logits.size:
         logits, tokens = keep_top_k(logits, params.top_k)
@@ -151,7 +153,7 @@ def keep_min_p(logits: mx.array, p: float) -> mx.array:
 
 
 def keep_typical(logits: mx.array, tokens: mx.array | None, p: float) -> tuple[mx.array, mx.array]:
-    """The fewest candidates that hold mass p, surprises nearest the entropy first, sorted so (arXiv:2202.00666, 3)."""
+    """The fewest candidates of mass p, sorted by |surprise - entropy| (arXiv:2202.00666, 3)."""
     logprobs = logits - mx.logsumexp(logits)
     probabilities = mx.exp(logprobs)
     entropy = -mx.sum(mx.where(probabilities > 0, probabilities * logprobs, 0.0))

@@ -1,4 +1,4 @@
-"""The wishes of a checkpoint's `generation_config.json`: mended where they are odd, named where they are not obeyed."""
+"""Settings of a checkpoint's `generation_config.json`: odd ones are mended, unsupported ones named."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def number_of(value: Any) -> float | None:
 
 
 def whole_numbers(value: Any) -> tuple[int, ...]:
-    """The whole numbers of 0 and more in one value or a list, however they are written; anything else is left out."""
+    """Whole numbers >= 0 in a value or a list, in any notation; everything else is left out."""
     listed = value if isinstance(value, list | tuple) else (value,)
     numbers = (number_of(each) for each in listed)
     return tuple(int(number) for number in numbers if number is not None and number.is_integer() and number >= 0)

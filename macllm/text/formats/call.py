@@ -1,4 +1,4 @@
-"""Tool calls: the parsed value, the description of a format, and the search for a call's end in a stream."""
+"""Tool calls: the parsed value, a format's description, and the search for a call's end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reader for arguments in nested elements, `<key>value</key>`, with a marker before each tag (MiniMax M3)."""
+"""Arguments in nested elements, `<key>value</key>`, with a marker before each tag (MiniMax M3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEPTH = 64  # of elements within elements
 
 @dataclass(frozen=True)
 class Nested:
-    """Reader for arguments in nested elements; elements named "item" form a list. `marker` precedes each tag.
+    """Reader of nested elements; those named "item" form a list. `marker` precedes each tag.
 
     A nested value without a schema is parsed as JSON if possible.
     """

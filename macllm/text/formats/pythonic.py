@@ -29,7 +29,7 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 
 def read_python(raw: str, tools: Tools) -> ToolCall:
-    """Parse a call. Positional arguments get the names in the tool's schema, in order. Raises ToolCallError."""
+    """Parse a call; positional arguments get the schema's names, in order. Raises ToolCallError."""
     head = _HEAD.match(raw)
     if head is None:
         refuse("it has no name", raw)

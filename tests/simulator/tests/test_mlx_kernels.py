@@ -127,7 +127,7 @@ UNDERSTOOD = [
     "unary.h",
     "unary_ops.h",
 ]
-"""Others specialise members of a struct, which g++ does not take, or need headers before them that MLX knows of."""
+"""Headers that g++ compiles. Others specialise members of a struct, or need headers before them."""
 
 
 @pytest.mark.slow
