@@ -240,8 +240,9 @@ def own_writing(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
-        name, values = node.func.attr, len(node.args) + len(node.keywords)
-        of_a_path = name in ("replace", "rename", "hardlink_to") and values == 1
+        name, keywords = node.func.attr, [each.arg for each in node.keywords]
+        takes_a_target = (len(node.args), keywords) in ((1, []), (0, ["target"]))
+        of_a_path = name in ("replace", "rename", "hardlink_to") and takes_a_target
         if of_a_path or name in ("fsync", "fdatasync", "mkstemp", "NamedTemporaryFile", "mktemp"):
             yield f"{path.relative_to(ROOT)}: {name}"
 
