@@ -15,7 +15,7 @@ from textual.keys import Keys
 from textual.theme import Theme
 
 from macllm.chat.session import Session
-from macllm.generation.contract import Tell
+from macllm.generation.contract import OnStatus
 
 from .screens.chat import ChatScreen
 from .session_loader import SessionLoader
@@ -60,7 +60,7 @@ class ChatApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
 
     def __init__(
-        self, open_session: Callable[[Tell], Session], *, model_name: str = "the model", prompt: str | None = None
+        self, open_session: Callable[[OnStatus], Session], *, model_name: str = "the model", prompt: str | None = None
     ) -> None:
         super().__init__()
         # Alt+Enter, and what Terminal.app sends for Shift+Enter. Textual takes it for Enter, which would send.

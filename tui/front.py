@@ -9,10 +9,10 @@ from typing import IO
 
 from macllm.chat.options import ChatOptions, open_session
 from macllm.chat.session import Session
-from macllm.generation.contract import Tell
+from macllm.generation.contract import OnStatus
 from macllm.generation.sampling import defaults
 
-Opener = Callable[[ChatOptions, Tell], Session]
+Opener = Callable[[ChatOptions, OnStatus], Session]
 
 
 def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
@@ -25,12 +25,14 @@ def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
     if terminal and not options.plain and _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
         from .app import ChatApp
 
-        app = ChatApp(lambda tell: opener(options, tell), model_name=options.model_name, prompt=options.prompt)
+        app = ChatApp(
+            lambda on_status: opener(options, on_status), model_name=options.model_name, prompt=options.prompt
+        )
         app.run()
         return app.return_code or 0
     from .plain import LineChat
 
-    chat = LineChat(options, lambda tell: opener(options, tell))
+    chat = LineChat(options, lambda on_status: opener(options, on_status))
     return chat.converse() if terminal else chat.answer_once()
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.generation.contract import News
+from macllm.generation.contract import Status
 from macllm.generation.request import Event
 
 
@@ -28,7 +28,7 @@ class ModelFailed:
 class EngineStatus:
     """The engine reports on its own work."""
 
-    news: News
+    status: Status
 
 
 @dataclass(frozen=True)

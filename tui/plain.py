@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import ContextUse, Session, Turn
 from macllm.errors import MacllmError, UsageError
-from macllm.generation.contract import News, Tell
+from macllm.generation.contract import OnStatus, Status
 from macllm.generation.request import CallLines, Delta, Events, Prefill
 from macllm.units import count_text
 
@@ -38,7 +38,7 @@ TERMINATED = 143
 class LineChat:
     """The line-mode chat: `answer_once` for pipes, `converse` for a terminal. Both return the exit code."""
 
-    def __init__(self, options: ChatOptions, open_session: Callable[[Tell], Session]) -> None:
+    def __init__(self, options: ChatOptions, open_session: Callable[[OnStatus], Session]) -> None:
         self.options = options
         self._loader = SessionLoader(open_session)
         self._narrator = Narrator()
@@ -196,7 +196,7 @@ class LineChat:
                 message = self._inbox.get(timeout=_LISTEN_SECONDS)
                 if not isinstance(message, EngineStatus):
                     return message
-                self._show_engine_status(message.news)
+                self._show_engine_status(message.status)
                 continue
             waited += _LISTEN_SECONDS
         return None
@@ -207,18 +207,18 @@ class LineChat:
         self._narrator.show(f"loading {self.options.model_name}…")
         self._loader.start(self._inbox.put)
 
-    def _show_engine_status(self, news: News) -> None:
-        if not news.passing:
-            self._narrator.say(news.text)
+    def _show_engine_status(self, status: Status) -> None:
+        if not status.transient:
+            self._narrator.say(status.text)
         elif self._loaded:
             return  # the answer is being written to the only line
-        elif not news.text:
+        elif not status.text:
             self._narrator.clear()
         elif self._narrator.terminal:
-            self._narrator.show(news.text)
+            self._narrator.show(status.text)
         elif not self._status_logged:
             self._status_logged = True  # a log gets only the first transient status
-            self._narrator.say(news.text)
+            self._narrator.say(status.text)
 
     def _wait_for_session(self) -> Session:
         try:

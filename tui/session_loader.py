@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.generation.contract import Tell
+from macllm.generation.contract import OnStatus
 
 from .messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage
 from .turn import unexpected
@@ -16,7 +16,7 @@ from .turn import unexpected
 class SessionLoader:
     """Loads sessions in the background. A session that arrives after `close` is closed at once."""
 
-    def __init__(self, open_session: Callable[[Tell], Session]) -> None:
+    def __init__(self, open_session: Callable[[OnStatus], Session]) -> None:
         self._open_session = open_session
         self._session: Session | None = None
         self._closed = False
@@ -39,7 +39,7 @@ class SessionLoader:
 
     def _run(self, post: Callable[[ThreadMessage], object]) -> None:
         try:
-            session = self._open_session(lambda news: post(EngineStatus(news)))
+            session = self._open_session(lambda status: post(EngineStatus(status)))
         except MacllmError as error:
             post(ModelFailed(error))
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from macllm.errors import UsageError
-from macllm.generation.contract import Tell
+from macllm.generation.contract import OnStatus
 from macllm.generation.request import Request, SamplingParams
 
 from .session import Session
@@ -46,15 +46,15 @@ def short_name(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1] or model
 
 
-def open_session(options: ChatOptions, tell: Tell | None = None) -> Session:
+def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Session:
     """Start the engine in its own process, wait for the model, and return the conversation.
 
-    `tell` is called in another thread with what the engine says of itself.
+    `on_status` is called in another thread with status messages of the engine.
     Raises: MacllmError of whatever kept the model from loading.
     """
     from macllm.generation.engines.process import ProcessEngine
 
-    engine = ProcessEngine(options.model or "maclet", options.adapter, trial=TRIAL, tell=tell)
+    engine = ProcessEngine(options.model or "maclet", options.adapter, trial=TRIAL, on_status=on_status)
     try:
         sampling = with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling})
         return Session(engine, system=options.system, sampling=sampling, max_tokens=options.max_tokens)

@@ -10,7 +10,7 @@ from .fetch import fetch
 from .native import compile_kernels
 from .output import say
 from .settings import config_options
-from .training import check, tell
+from .training import check, narrate
 
 
 @click.command("finetune")
@@ -28,6 +28,6 @@ def command(config: FinetuneConfig) -> None:
     compile_kernels()
     from macllm.train.finetune import events
 
-    path = tell(events(config), config.adapter_path)
+    path = narrate(events(config), config.adapter_path)
     model = "" if config.model == "maclet" else f" --model {config.model}"
     say(f"try it: macllm chat{model} --adapter {path}")

@@ -11,7 +11,7 @@ from macllm.train.config import PretrainConfig
 
 from .native import compile_kernels
 from .settings import config_options
-from .training import check, tell
+from .training import check, narrate
 
 
 @click.command("train")
@@ -30,4 +30,4 @@ def command(config: PretrainConfig) -> None:
     compile_kernels()
     from macllm.train.pretrain import events
 
-    tell(events(config), config.output)
+    narrate(events(config), config.output)

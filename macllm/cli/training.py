@@ -39,7 +39,7 @@ def check(config: TrainConfig) -> None:
     Run.check(Path(config.folder), config)
 
 
-def tell(events: Generator[TrainEvent], folder: str) -> str:
+def narrate(events: Generator[TrainEvent], folder: str) -> str:
     """Run to the end, report each event, and return the path of the result."""
     from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from macllm.child import Exit
-from macllm.generation.contract import News, Tell
+from macllm.generation.contract import OnStatus, Status
 from macllm.generation.engines.worker import memory_use
 from macllm.ops import dispatch
 from macllm.ops.metal import approved
@@ -30,7 +30,7 @@ CASE_SECONDS = 10.0
 """Time that a case may take; the first of a process has as much again, for MLX to be loaded."""
 ROOM_BYTES = 2 << 30
 """Memory that must be left beside the model, for a trial's arrays."""
-NEWS = "trying Metal kernels"
+TRIAL_STATUS = "trying Metal kernels"
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,13 @@ class QuickTrial:
 
     def __init__(
         self,
-        tell: Tell = lambda news: None,
+        on_status: OnStatus = lambda status: None,
         *,
         start: Callable[[Sequence[int], Effort], Process] = TrialProcess,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`start` begins to try cases by their index in `cases`; `clock` returns seconds."""
-        self._tell, self._start, self._clock = tell, start, clock
+        self._on_status, self._start, self._clock = on_status, start, clock
         self._left_seconds = BUDGET_SECONDS
         self._known: list[Case] = []
         self._found: dict[int, CaseResult] = {}
@@ -105,12 +105,12 @@ class QuickTrial:
             with approved.alone(wait=False) as alone:
                 if not alone:
                     return
-                self._tell(News(NEWS, passing=True))
+                self._on_status(Status(TRIAL_STATUS, transient=True))
                 try:
                     while not self._paused.is_set() and self._left_seconds > 0 and (numbers := self._needed()):
                         self._try(numbers)
                 finally:
-                    self._tell(News("", passing=True))
+                    self._on_status(Status("", transient=True))
         except OSError as error:  # no process, or nowhere to keep what is found: nothing is gained by trying on
             log.warning("no Metal kernel can be tried: %s", error)
             self._left_seconds = 0.0

@@ -31,14 +31,14 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
-class News:
+class Status:
     """A status message from the engine, transient or persistent."""
 
-    text: str  # in passing, "" is the end of it
-    passing: bool
+    text: str  # "" ends a transient message
+    transient: bool
 
 
-Tell = Callable[[News], object]
+OnStatus = Callable[[Status], object]
 
 
 class CompletionEvents(Events, Protocol):

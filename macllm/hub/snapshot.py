@@ -177,11 +177,11 @@ def _disk_errors(name: ModelName) -> Generator[None]:
 class _Meter:
     """Counts bytes; tells them at most ten times a second, and at the start and the end of every file."""
 
-    def __init__(self, files: list[RepoFile], missing: dict[str, int], tell: Progress | None) -> None:
+    def __init__(self, files: list[RepoFile], missing: dict[str, int], on_progress: Progress | None) -> None:
         self.total_bytes = sum({file.digest: file.size_bytes for file in files}.values())
         self.done_bytes = self.total_bytes - sum(missing.values())
         self._missing = dict(missing)
-        self._tell = tell
+        self._on_progress = on_progress
         self._file = ""
         self._target_bytes = 0
         self._told_at = 0.0
@@ -208,7 +208,7 @@ class _Meter:
         self._told_at = now
         while self._came and now - self._came[0][0] > _RATE_SECONDS:
             self._came.popleft()
-        if self._tell is not None:
+        if self._on_progress is not None:
             span = now - self._came[0][0] if self._came else 0.0
             rate = sum(size for _, size in self._came) / span if span > 0 else 0.0
-            self._tell(DownloadProgress(self._file, self.done_bytes, self.total_bytes, rate))
+            self._on_progress(DownloadProgress(self._file, self.done_bytes, self.total_bytes, rate))

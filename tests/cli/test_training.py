@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from macllm import cli
-from macllm.cli.training import tell
+from macllm.cli.training import narrate
 from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
 
@@ -36,7 +36,7 @@ def run(losses: list[float], end: float) -> Generator[TrainEvent]:
 def test_the_end_of_a_run_says_what_came_of_it(
     losses: list[float], end: float, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tell(run(losses, end), "elsewhere") == "folder"
+    assert narrate(run(losses, end), "elsewhere") == "folder"
     told = capsys.readouterr()
     assert said in told.err
     assert ("try more" in told.err) == ("fall" in said or "fell" in said)
@@ -48,7 +48,7 @@ def test_a_resumed_run_is_not_judged_by_the_loss_of_its_rest(capsys: pytest.Capt
         yield Prepared(4, 9, 9, *[0] * 7, parameters=9, trained_parameters=9, steps=4, first_step=2)
         yield from run([1.0, 0.99], 0.99)
 
-    tell(resumed(), "elsewhere")
+    narrate(resumed(), "elsewhere")
     assert "try more" not in capsys.readouterr().err
 
 

@@ -25,7 +25,7 @@ from macllm.doctor.benchmark import QUICK, CaseResult, Effort, PairTiming, run_c
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.quick import BUDGET_SECONDS, CASE_SECONDS, QuickTrial
-from macllm.generation.contract import MemoryUse, News
+from macllm.generation.contract import MemoryUse, Status
 from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.request import Request, SamplingParams
 from macllm.nn import quantize
@@ -72,7 +72,7 @@ class Lab:
     now: float = 0.0
     started: list[list[int]] = field(default_factory=list)
     ended: int = 0
-    news: list[News] = field(default_factory=list)
+    statuses: list[Status] = field(default_factory=list)
     reached: threading.Event = field(default_factory=threading.Event)
 
     def start(self, numbers: Sequence[int], effort: Effort) -> Process:
@@ -81,7 +81,7 @@ class Lab:
         return Process(self, list(numbers))
 
     def trial(self) -> QuickTrial:
-        return QuickTrial(self.news.append, start=self.start, clock=lambda: self.now)
+        return QuickTrial(self.statuses.append, start=self.start, clock=lambda: self.now)
 
     def run_case(self, trial: QuickTrial | None = None) -> QuickTrial:
         """A trial that went on until it stopped by itself."""
@@ -149,7 +149,7 @@ def test_only_what_was_asked_for_is_tried_and_most_asked_comes_first(asked: Call
     lab.run_case()
     assert lab.started == [[3, 4, 0, 1]], "small cases come before timed ones; nobody asked for four rows"
     assert decided() == {MOE: True, QMV: True}
-    assert lab.news == [News("trying Metal kernels", passing=True), News("", passing=True)]
+    assert lab.statuses == [Status("trying Metal kernels", transient=True), Status("", transient=True)]
     assert lab.ended == 1
 
 
@@ -158,7 +158,7 @@ def test_without_a_question_nothing_is_started(asked: Callable[..., None], kept:
     asked()
     lab = Lab()
     lab.run_case()
-    assert (lab.started, lab.news, kept.parent.exists()) == ([], [], False)
+    assert (lab.started, lab.statuses, kept.parent.exists()) == ([], [], False)
 
 
 def test_sizes_that_no_case_times_are_left_alone(asked: Callable[..., None]) -> None:
@@ -270,7 +270,7 @@ def test_a_request_stops_the_trial_at_once_and_it_goes_on_where_it_stopped(asked
     assert time.monotonic() - began < 1
     assert trial.wait(10)
     assert lab.ended == 1
-    assert lab.news[-1] == News("", passing=True)
+    assert lab.statuses[-1] == Status("", transient=True)
     assert decided() == {MOE: True}
     lab.stops_at = None
     lab.run_case(trial)
@@ -335,7 +335,7 @@ def test_while_another_process_tries_nothing_is_timed(asked: Callable[..., None]
     lab = Lab()
     with approved.alone(wait=False):
         trial = lab.run_case()
-    assert (lab.started, lab.news) == ([], [])
+    assert (lab.started, lab.statuses) == ([], [])
     lab.run_case(trial)
     assert decided() == {MOE: True}
 
@@ -497,7 +497,7 @@ def engine_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
     engines: list[ProcessEngine] = []
 
     def make(name: str) -> ProcessEngine:
-        engines.append(ProcessEngine(name, loader="test_quick:load_on_a_mac", trial=TRIAL, tell=NEWS.put))
+        engines.append(ProcessEngine(name, loader="test_quick:load_on_a_mac", trial=TRIAL, on_status=STATUSES.put))
         return engines[-1]
 
     yield make
@@ -505,7 +505,7 @@ def engine_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
         engine.close()
 
 
-NEWS: queue.SimpleQueue[News] = queue.SimpleQueue()
+STATUSES: queue.SimpleQueue[Status] = queue.SimpleQueue()
 
 
 def ask(engine: ProcessEngine) -> float:
@@ -521,12 +521,12 @@ def test_an_engines_process_tries_what_its_model_asked_for(
 ) -> None:
     engine = engine_of("all_faster")
     ask(engine)
-    assert NEWS.get(timeout=30) == News("trying Metal kernels", passing=True)
-    assert NEWS.get(timeout=30) == News("", passing=True)
+    assert STATUSES.get(timeout=30) == Status("trying Metal kernels", transient=True)
+    assert STATUSES.get(timeout=30) == Status("", transient=True)
     assert json.loads(kept.read_text())["decisions"] == {MOE: True}
     ask(engine)
     with pytest.raises(queue.Empty):
-        NEWS.get(timeout=1.5)
+        STATUSES.get(timeout=1.5)
 
 
 def test_an_engine_answers_at_once_and_leaves_nothing_of_a_trial_behind(

@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from macllm.chat.session import Session
-from macllm.generation.contract import Engine, Tell
+from macllm.generation.contract import Engine, OnStatus
 from macllm_tui.app import ChatApp
 
 Scenario = Callable[["Stage"], Awaitable[None]]
@@ -77,13 +77,15 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     monkeypatch.delenv("COLORFGBG", raising=False)
 
     def run(
-        engine: Engine | Callable[[Tell], Session],
+        engine: Engine | Callable[[OnStatus], Session],
         scenario: Scenario,
         size: tuple[int, int] = (80, 24),
         prompt: str | None = None,
     ) -> ChatApp:
         app = ChatApp(
-            lambda tell: engine(tell) if callable(engine) else Session(engine), model_name="maclet", prompt=prompt
+            lambda on_status: engine(on_status) if callable(engine) else Session(engine),
+            model_name="maclet",
+            prompt=prompt,
         )
 
         async def main() -> None:

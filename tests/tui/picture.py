@@ -63,7 +63,7 @@ class SteadyEngine:
 
 def drawn() -> str:
     """The app's screenshot after the model has answered all questions, without links to fonts elsewhere."""
-    app = ChatApp(lambda tell: Session(SteadyEngine(open_session(ChatOptions()).engine)), model_name="maclet")
+    app = ChatApp(lambda on_status: Session(SteadyEngine(open_session(ChatOptions()).engine)), model_name="maclet")
     app.title = "macllm chat"
 
     async def main() -> str:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import macllm.generation.engines.process
 from macllm.cli import main
 from macllm.errors import EngineCrashedError, ModelNotFoundError
-from macllm.generation.contract import News
+from macllm.generation.contract import Status
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
 
 
@@ -33,15 +33,17 @@ def step(item: Any) -> Step:
 class Engine(ScriptedEngine):
     """Scripted engine that also reports status, which line mode must not print during answers."""
 
-    def __init__(self, model_name: str, adapter: str | None = None, trial: str | None = None, tell: Any = None) -> None:
-        self.tell = tell
+    def __init__(
+        self, model_name: str, adapter: str | None = None, trial: str | None = None, on_status: Any = None
+    ) -> None:
+        self.on_status = on_status
         if adapter == "missing":
             raise ModelNotFoundError("There is no adapter missing.")
         super().__init__(*[[step(item) for item in answer] for answer in json.loads(sys.argv[1])])
 
     def submit(self, request: Any) -> Any:
         for text in ("trying something", ""):
-            self.tell(News(text, passing=True))
+            self.on_status(Status(text, transient=True))
         if "--show-prompt" in sys.argv:
             print(request.messages[-1]["content"], file=sys.stderr, flush=True)
         return super().submit(request)

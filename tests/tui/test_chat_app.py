@@ -9,7 +9,7 @@ from textual.events import Paste
 
 from macllm.chat.session import Session
 from macllm.errors import EngineCrashedError, ModelNotFoundError
-from macllm.generation.contract import News, Tell
+from macllm.generation.contract import OnStatus, Status
 from macllm.generation.request import Delta, Prefill
 from macllm_tui.widgets.stream_markdown import StreamMarkdown
 from macllm_tui.widgets.turns import AnswerTurn, Failure, UserTurn
@@ -19,10 +19,10 @@ from tests.tui.conftest import Play, Stage
 LIST = "".join(f"- item {n} of the list\n" for n in range(60))
 
 
-def opened_by(gate: threading.Event, engine: ScriptedEngine) -> Callable[[Tell], Session]:
+def opened_by(gate: threading.Event, engine: ScriptedEngine) -> Callable[[OnStatus], Session]:
     """A model that is loaded when the gate is opened."""
 
-    def open_session(tell: Tell) -> Session:
+    def open_session(on_status: OnStatus) -> Session:
         gate.wait(10)
         return Session(engine)
 
@@ -74,12 +74,12 @@ def test_the_first_paint_does_not_wait_for_the_model_and_typing_neither(play: Pl
 def test_what_is_done_before_the_model_is_loaded_is_in_the_status_line_and_a_notice_stays(play: Play) -> None:
     steps = [threading.Event() for _ in range(3)]
 
-    def open_slowly(tell: Tell) -> Session:
-        tell(News("compiling, 1 of 2", passing=True))
+    def open_slowly(on_status: OnStatus) -> Session:
+        on_status(Status("compiling, 1 of 2", transient=True))
         steps[0].wait(10)
-        tell(News("", passing=True))
+        on_status(Status("", transient=True))
         steps[1].wait(10)
-        tell(News("slower than it could be", passing=False))
+        on_status(Status("slower than it could be", transient=False))
         steps[2].wait(10)
         return Session(ScriptedEngine(["Hello."]))
 
@@ -99,11 +99,11 @@ def test_what_is_done_before_the_model_is_loaded_is_in_the_status_line_and_a_not
 
 
 def test_what_goes_on_beside_the_conversation_is_in_the_status_line_and_holds_nothing_up(play: Play) -> None:
-    tellers: list[Tell] = []
+    callbacks: list[OnStatus] = []
 
-    def open_at_once(tell: Tell) -> Session:
-        tell(News("compiling, 1 of 4", passing=True))
-        tellers.append(tell)
+    def open_at_once(on_status: OnStatus) -> Session:
+        on_status(Status("compiling, 1 of 4", transient=True))
+        callbacks.append(on_status)
         return Session(ScriptedEngine(["Hello."]))
 
     async def scenario(stage: Stage) -> None:
@@ -111,9 +111,9 @@ def test_what_goes_on_beside_the_conversation_is_in_the_status_line_and_holds_no
         await stage.idle()
         await stage.say("Now")
         await stage.sees("Hello.")
-        tellers[0](News("compiling, 2 of 4", passing=True))
+        callbacks[0](Status("compiling, 2 of 4", transient=True))
         await stage.sees("compiling, 2 of 4")
-        tellers[0](News("", passing=True))
+        callbacks[0](Status("", transient=True))
         await stage.idle()
         await stage.until(lambda: "compiling" not in stage.screen())
 
@@ -121,21 +121,21 @@ def test_what_goes_on_beside_the_conversation_is_in_the_status_line_and_holds_no
 
 
 def test_work_of_an_idle_engine_is_in_the_status_line_and_keeps_nobody_from_asking(play: Play) -> None:
-    tells: list[Tell] = []
+    callbacks: list[OnStatus] = []
 
-    def open_at_once(tell: Tell) -> Session:
-        tells.append(tell)
+    def open_at_once(on_status: OnStatus) -> Session:
+        callbacks.append(on_status)
         return Session(ScriptedEngine(["Hello."], ["Again."]))
 
     async def scenario(stage: Stage) -> None:
         await stage.say("First")
         await stage.sees("Hello.")
         await stage.idle()
-        tells[0](News("trying Metal kernels", passing=True))
+        callbacks[0](Status("trying Metal kernels", transient=True))
         await stage.sees("trying Metal kernels")
         await stage.say("Second")
         await stage.sees("Again.")
-        tells[0](News("", passing=True))
+        callbacks[0](Status("", transient=True))
         await stage.idle()
         await stage.say("/help")
         assert "trying Metal kernels" not in stage.screen()
@@ -231,7 +231,7 @@ def test_reasoning_is_shown_while_it_is_thought_and_folded_when_the_answer_comes
 
 
 def test_a_model_that_cannot_be_loaded_is_told_with_cause_and_remedy(play: Play) -> None:
-    def fail(tell: Tell) -> Session:
+    def fail(on_status: OnStatus) -> Session:
         raise ModelNotFoundError("There is no model org/x.", cause="404 from the hub", remedy="macllm models ls")
 
     async def scenario(stage: Stage) -> None:
@@ -246,7 +246,7 @@ def test_a_model_that_cannot_be_loaded_is_told_with_cause_and_remedy(play: Play)
 def test_a_message_is_not_lost_when_the_model_cannot_be_loaded_and_sending_tries_again(play: Play) -> None:
     attempts: list[int] = []
 
-    def fail_once(tell: Tell) -> Session:
+    def fail_once(on_status: OnStatus) -> Session:
         attempts.append(1)
         if len(attempts) == 1:
             raise ModelNotFoundError("There is no model yet.")
@@ -270,7 +270,7 @@ def test_a_context_that_fills_up_is_told_with_the_way_out(play: Play) -> None:
 
 
 def test_a_bug_while_loading_is_told_like_an_error(play: Play) -> None:
-    def fail(tell: Tell) -> Session:
+    def fail(on_status: OnStatus) -> Session:
         raise KeyError("weights")
 
     async def scenario(stage: Stage) -> None:
@@ -471,7 +471,7 @@ def test_the_engine_is_closed_even_when_it_arrives_after_the_app_has_gone(play: 
     gate, engine = threading.Event(), ScriptedEngine()
     opened: list[Session] = []
 
-    def open_slowly(tell: Tell) -> Session:
+    def open_slowly(on_status: OnStatus) -> Session:
         gate.wait(10)
         opened.append(Session(engine))
         return opened[0]

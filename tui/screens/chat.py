@@ -17,7 +17,7 @@ from textual.widgets import Static
 from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
-from macllm.generation.contract import News
+from macllm.generation.contract import Status
 from macllm.generation.request import Delta, Done, Event, Prefill
 from macllm.units import count_text, speed_text
 
@@ -118,8 +118,8 @@ class ChatScreen(Screen[None]):
     async def on_from_thread(self, event: FromThread) -> None:
         """Handle a message of the thread that loads the model, runs the engine or iterates the answer."""
         match event.message:
-            case EngineStatus(news):
-                self._show_engine_status(news)
+            case EngineStatus(status):
+                self._show_engine_status(status)
             case ModelReady(session):
                 self._use_model(session)
             case ModelFailed(error):
@@ -129,13 +129,13 @@ class ChatScreen(Screen[None]):
             case TurnEnded(error):
                 await self._finish_answer(error)
 
-    def _show_engine_status(self, news: News) -> None:
-        if not news.passing:
-            self.turns.mount(Notice(news.text))  # leaves the welcome in place
+    def _show_engine_status(self, status: Status) -> None:
+        if not status.transient:
+            self.turns.mount(Notice(status.text))  # leaves the welcome in place
             return
-        self._status.remark = news.text
+        self._status.remark = status.text
         if self.session is None and self.failure is None:
-            self._show_activity(news.text or self._loading)
+            self._show_activity(status.text or self._loading)
         else:
             self._refresh_status()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from macllm.child import Parent, portable
 
-from ..contract import News, Tell
+from ..contract import OnStatus, Status
 from .calls import Calls, EngineCall
 from .idle import KernelTrial
 from .owner import serve_calls
@@ -26,11 +26,11 @@ _NO_CALL = -1  # number of messages that answer no call
 def answer(parent: Parent, options: dict[str, Any]) -> None:
     """Load the model and answer until the parent wants the end, or has ended."""
     calls: Calls = queue.SimpleQueue()
-    tell = partial(_send, parent, _NO_CALL)
-    kernels = _Kernels(tell, calls)
+    on_status = partial(_send, parent, _NO_CALL)
+    kernels = _Kernels(on_status, calls)
     threading.Thread(target=_read, args=(parent, calls, kernels), name="calls", daemon=True).start()
     trial = options["trial"]
-    idle = KernelTrial(trial, tell) if trial else None
+    idle = KernelTrial(trial, on_status) if trial else None
     serve_calls(partial(_load, options, kernels), options["model_name"], calls, idle)
 
 
@@ -43,12 +43,12 @@ def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
 class _Kernels:
     """Progress of compiling the CPU kernels, for the parent, and its end, for the model's owner."""
 
-    def __init__(self, tell: Tell, calls: Calls) -> None:
-        self._tell, self._calls = tell, calls
+    def __init__(self, on_status: OnStatus, calls: Calls) -> None:
+        self._on_status, self._calls = on_status, calls
         self._told = ""
 
     def watch(self) -> None:
-        """Tell of whatever is compiled from now on."""
+        """Report compilations from now on."""
         from macllm.ops import cpu
 
         cpu.watch(self._report)
@@ -62,12 +62,12 @@ class _Kernels:
 
     def _report(self, state: Compiling) -> None:
         if state.notice is not None:
-            self._tell(News(state.notice, passing=False))
+            self._on_status(Status(state.notice, transient=False))
             return
         text = "" if state.over else f"compiling the CPU kernels, once: {state.done} of {state.total}"
         if text != self._told:
             self._told = text
-            self._tell(News(text, passing=True))
+            self._on_status(Status(text, transient=True))
         if state.over:
             self._calls.put(EngineCall("renew"))
 

@@ -6,7 +6,7 @@ import logging
 from importlib import import_module
 from typing import Any
 
-from ..contract import Tell
+from ..contract import OnStatus
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 class KernelTrial:
     """A trial of kernels, loaded by its name once ops have asked for kernels on which nothing is decided."""
 
-    def __init__(self, name: str, tell: Tell) -> None:
-        """`name` is `module:function`; what it returns for `tell` is an `IdleWork`."""
-        self._name, self._tell = name, tell
+    def __init__(self, name: str, on_status: OnStatus) -> None:
+        """`name` is `module:function`; called with `on_status`, it returns an `IdleWork`."""
+        self._name, self._on_status = name, on_status
         self._work: Any = None
         self._failed = False
 
@@ -29,7 +29,7 @@ class KernelTrial:
         try:
             if self._work is None:
                 module, _, function = self._name.partition(":")
-                self._work = getattr(import_module(module), function)(self._tell)
+                self._work = getattr(import_module(module), function)(self._on_status)
             self._work.resume()
         except Exception:  # an engine that answers without those kernels is better than none
             self._failed = True

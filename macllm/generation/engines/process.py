@@ -12,7 +12,7 @@ from typing import Any
 from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
-from ..contract import EngineInfo, MemoryUse, News, Tell
+from ..contract import EngineInfo, MemoryUse, OnStatus, Status
 from ..request import Done, Request
 from .calls import EventStream, Messages, closed_error, receive
 
@@ -27,15 +27,15 @@ class ProcessEngine:
         *,
         loader: str = "macllm.checkpoint:load",
         trial: str | None = None,
-        tell: Tell | None = None,
+        on_status: OnStatus | None = None,
     ) -> None:
         """`loader` is `module:function`; the child calls it with the name and `adapter=`.
 
         So is `trial`, which tries the Metal kernels that the model asked for; it returns an `IdleWork`.
-        `tell` is called in a thread with status messages.
+        `on_status` is called in a thread with status messages.
         """
         self._model_name = model_name
-        self._tell = tell
+        self._on_status = on_status
         self._options = {"loader": loader, "trial": trial, "model_name": model_name, "adapter": adapter}
         self._lock = threading.Lock()
         self._closed = False
@@ -74,7 +74,7 @@ class ProcessEngine:
             return (self._child, *self._child.call(method, request))
 
     def _start(self) -> _Child:
-        child = _Child(self._options, self._tell)
+        child = _Child(self._options, self._on_status)
         weakref.finalize(self, child.end)  # also when the program ends
         return child
 
@@ -85,9 +85,9 @@ class ProcessEngine:
 class _Child:
     """One life of the child process, and its unanswered calls."""
 
-    def __init__(self, options: dict[str, Any], tell: Tell | None) -> None:
+    def __init__(self, options: dict[str, Any], on_status: OnStatus | None) -> None:
         self._model_name = options["model_name"]
-        self._tell = tell
+        self._on_status = on_status
         self._unanswered: dict[int, Messages] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -129,9 +129,9 @@ class _Child:
     def _receive(self, message: tuple[int, Any]) -> None:
         """Pass a message of the child on to its call."""
         number, value = message
-        if isinstance(value, News):
-            if self._tell:
-                self._tell(value)
+        if isinstance(value, Status):
+            if self._on_status:
+                self._on_status(value)
             return
         unfinished = isinstance(value, tuple) and not isinstance(value[-1], Done)  # events of a step, not the last
         with self._lock:

@@ -27,10 +27,12 @@ Progress = Callable[[int, int], object]
 class Compilation:
     """The kernels while they are compiled. Object files that are finished are kept, however it ends."""
 
-    def __init__(self, tell: Callable[[Compilation], object] = lambda compilation: None, *, beside: bool) -> None:
+    def __init__(
+        self, on_progress: Callable[[Compilation], object] = lambda compilation: None, *, beside: bool
+    ) -> None:
         """Begin, `beside` other work that must not be slowed.
 
-        `tell` is called now and, in a thread, at each step and the end. Raises: BuildError for what is seen at once.
+        `on_progress` is called now and, in a thread, at each step and at the end. Raises BuildError.
         """
         self.target = library()
         parts = objects()
@@ -39,7 +41,7 @@ class Compilation:
         self.error: BuildError | None = None
         self.ended = False  # by `end`, before there was a module
         self.over = threading.Event()
-        self._tell = tell
+        self._on_progress = on_progress
         self._folder = self.target.parent / f"tmp{secrets.token_hex(4)}"
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ class Compilation:
             raise BuildError(
                 f"cannot write {error.filename or self.target.parent}: {error.strerror}", ANOTHER_FOLDER
             ) from error
-        tell(self)
+        on_progress(self)
 
     def wait(self, progress: Progress | None = None) -> None:
         """Wait for the end. What `progress` raises ends the compilation."""
@@ -69,7 +71,7 @@ class Compilation:
                     progress(self.done, self.total)
                 elif time.monotonic() - told > TELL_SECONDS:  # who waits sees that it goes on
                     told = time.monotonic()
-                    self._tell(self)
+                    self._on_progress(self)
         except BaseException:
             self.end()
             raise
@@ -89,7 +91,7 @@ class Compilation:
             self.error = message.error
         if isinstance(message, Steps) and message.total:
             self.done, self.total = message.done, message.total
-            self._tell(self)
+            self._on_progress(self)
 
     def _finish(self, exit: Exit) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -97,7 +99,7 @@ class Compilation:
             self.ended = exit.asked
             self.error = BuildError("the compilation was ended" if exit.asked else f"compiling crashed: {exit.cause}")
         self.over.set()
-        self._tell(self)
+        self._on_progress(self)
 
 
 def ensure(progress: Progress | None = None) -> Path:

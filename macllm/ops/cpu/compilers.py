@@ -71,7 +71,7 @@ def compile_kernels(parent: Parent, target: Path, folder: Path, beside: bool) ->
     ended = threading.Event()
     threading.Thread(target=_listen, args=(parent, ended), name="parent", daemon=True).start()
 
-    def tell(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         if ended.is_set():
             raise _EndedError
         if (done, total) != told[-1]:
@@ -80,9 +80,9 @@ def compile_kernels(parent: Parent, target: Path, folder: Path, beside: bool) ->
 
     told = [(-1, -1)]
     try:
-        with _locked(target.parent / "lock", lambda: tell(0, 0)):
+        with _locked(target.parent / "lock", lambda: on_progress(0, 0)):
             if not whole(target):
-                _make(target, folder, tell)
+                _make(target, folder, on_progress)
     except _EndedError:
         return
     except BuildError as error:
@@ -102,7 +102,7 @@ def _listen(parent: Parent, ended: threading.Event) -> None:
 
 
 @contextmanager
-def _locked(path: Path, tell: Callable[[], object]) -> Iterator[None]:
+def _locked(path: Path, on_progress: Callable[[], object]) -> Iterator[None]:
     """One process at a time; the lock goes when the process does, however it ends."""
     with path.open("w") as file:
         while True:
@@ -110,12 +110,12 @@ def _locked(path: Path, tell: Callable[[], object]) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                tell()
+                on_progress()
                 time.sleep(LOOK_SECONDS)
         yield
 
 
-def _make(target: Path, folder: Path, tell: Callable[[int, int], object]) -> None:
+def _make(target: Path, folder: Path, on_progress: Callable[[int, int], object]) -> None:
     """Compile the object files that are not there, and link all."""
     for left in target.parent.glob("tmp*"):  # of a process that was killed: nobody else is here
         shutil.rmtree(left, ignore_errors=True)
@@ -125,24 +125,24 @@ def _make(target: Path, folder: Path, tell: Callable[[int, int], object]) -> Non
     try:
         kept = sum(whole(part.path) for part in parts)
         try:
-            _make_from(parts, target, folder, tell)
+            _make_from(parts, target, folder, on_progress)
         except BuildError:
             if not kept:
                 raise
             for part in parts:  # one of those that were kept may be damaged
                 part.path.unlink(missing_ok=True)
-            _make_from(parts, target, folder, tell)
+            _make_from(parts, target, folder, on_progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for part in parts:
         _forget_old(part.path)
 
 
-def _make_from(parts: list[Object], target: Path, folder: Path, tell: Callable[[int, int], object]) -> None:
+def _make_from(parts: list[Object], target: Path, folder: Path, on_progress: Callable[[int, int], object]) -> None:
     missing = {part.path: list(part.arguments) for part in parts if not whole(part.path)}
     kept, total = len(parts) - len(missing), len(parts) + 1
-    _run_all(missing, folder, lambda done: tell(kept + done, total))
-    _run_all({target: link_arguments(parts)}, folder, lambda done: tell(len(parts) + done, total))
+    _run_all(missing, folder, lambda done: on_progress(kept + done, total))
+    _run_all({target: link_arguments(parts)}, folder, lambda done: on_progress(len(parts) + done, total))
 
 
 def _forget_old(path: Path) -> None:
@@ -157,7 +157,7 @@ def _forget_old(path: Path) -> None:
 def _run_all(
     arguments: Mapping[Path, list[str]],
     folder: Path,
-    tell: Callable[[int], object],
+    on_progress: Callable[[int], object],
 ) -> None:
     """Compile each file with its arguments, one compiler per core. No compiler outlives this call.
 
@@ -178,7 +178,7 @@ def _run_all(
                 publish(one.made, one.path)
             if time.monotonic() > end:
                 raise BuildError(f"the compiler took more than {COMPILE_SECONDS} s")
-            tell(len(arguments) - len(waiting) - len(running))
+            on_progress(len(arguments) - len(waiting) - len(running))
             time.sleep(LOOK_SECONDS)
     finally:
         if running:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from macllm.generation.contract import News
+from macllm.generation.contract import Status
 from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.request import Delta, Request, SamplingParams
 from macllm.ops.cpu import build
@@ -39,24 +39,24 @@ def test_a_model_answers_while_the_kernels_are_compiled_beside(
     """Once kernels are compiled, the model is reloaded between two completions and answers the same."""
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.05)
-    news: list[News] = []
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", tell=news.append)
+    statuses: list[Status] = []
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
     first = answer(engine)
     assert loads(tmp_path) == ["stock"]
     wait_for(lambda: len(loads(tmp_path)) == 2)
     assert loads(tmp_path) == ["stock", "native"]
     assert answer(engine) == first
     engine.close()
-    assert all(each.passing for each in news)
-    texts = [each.text for each in news]
+    assert all(each.transient for each in statuses)
+    texts = [each.text for each in statuses]
     total = len(build.objects()) + 1
     assert texts[0] == f"compiling the CPU kernels, once: 0 of {total}"
     assert texts[-2:] == [f"compiling the CPU kernels, once: {total} of {total}", ""]
-    news.clear()
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", tell=news.append)
+    statuses.clear()
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
     assert answer(engine) == first
     engine.close()
-    assert not news
+    assert not statuses
     assert loads(tmp_path) == ["stock", "native", "native"]
 
 
@@ -65,12 +65,12 @@ def test_a_model_that_would_take_longer_without_kernels_waits_for_them(
 ) -> None:
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.02)
-    news: list[News] = []
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_large", tell=news.append)
+    statuses: list[Status] = []
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_large", on_status=statuses.append)
     assert engine.info.model_name == "quick"
     assert loads(tmp_path) == ["native"]
     engine.close()
-    assert [each.text for each in news][-1] == ""
+    assert [each.text for each in statuses][-1] == ""
 
 
 def test_a_model_whose_files_went_away_goes_on_serving(
@@ -78,8 +78,8 @@ def test_a_model_whose_files_went_away_goes_on_serving(
 ) -> None:
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.02)
-    news: list[News] = []
-    engine = ProcessEngine("once", loader="tests.generation.generate_fakes:load_small", tell=news.append)
+    statuses: list[Status] = []
+    engine = ProcessEngine("once", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
     first = answer(engine)
     wait_for(lambda: len(loads(tmp_path)) == 2)
     assert answer(engine) == first
@@ -93,12 +93,12 @@ def test_why_there_are_no_kernels_is_told_once(variable: str, tmp_path: Path, mo
     monkeypatch.setenv("PATH", "/nowhere")
     if variable == "MACLLM_NATIVE_CACHE":
         monkeypatch.setenv("CXX", sys.executable)
-    news: list[News] = []
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", tell=news.append)
+    statuses: list[Status] = []
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
     assert answer(engine)
     engine.close()
-    (only,) = [each for each in news if each.text]
-    assert not only.passing
+    (only,) = [each for each in statuses if each.text]
+    assert not only.transient
     assert only.text.startswith("without native CPU kernels, slower: ")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from macllm.generation.contract import News, Tell
+from macllm.generation.contract import OnStatus, Status
 from macllm.generation.engines import owner
 from macllm.generation.engines.idle import KernelTrial
 from macllm.generation.engines.process import ProcessEngine
@@ -27,7 +27,7 @@ QUIET = 0.05
 
 
 class Work:
-    """Idle work that tells what is asked of it, and when."""
+    """Idle work that records its calls."""
 
     def __init__(self) -> None:
         self.told: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
@@ -107,33 +107,33 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WORK = Work()
-NEWS = News("trying", passing=True)
+STATUS = Status("trying", transient=True)
 
 
-def make_work(tell: Tell) -> Work:
-    tell(NEWS)
+def make_work(on_status: OnStatus) -> Work:
+    on_status(STATUS)
     return WORK
 
 
-def fail_to_make(tell: Tell) -> Work:
+def fail_to_make(on_status: OnStatus) -> Work:
     raise OSError("no such thing")
 
 
 @pytest.mark.usefixtures("asked")
 def test_a_trial_is_loaded_by_its_name_once() -> None:
-    news: list[News] = []
-    trial = KernelTrial("test_idle:make_work", news.append)
+    statuses: list[Status] = []
+    trial = KernelTrial("test_idle:make_work", statuses.append)
     trial.pause()
     for _ in range(2):
         trial.resume()
         trial.pause()
     assert [WORK.next()[0] for _ in range(4)] == ["resume", "pause"] * 2
-    assert news == [NEWS]
+    assert statuses == [STATUS]
 
 
 def test_a_trial_of_nothing_is_not_even_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "undecided", Counter())
-    trial = KernelTrial("no.such.module:at_all", lambda news: pytest.fail("nothing to tell"))
+    trial = KernelTrial("no.such.module:at_all", lambda statuses: pytest.fail("nothing to report"))
     trial.resume()
     trial.pause()
 
@@ -144,7 +144,7 @@ def test_a_trial_that_fails_is_logged_once_and_the_engine_goes_on(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(owner, "QUIET_SECONDS", 0.0)
-    engine = ThreadEngine(lambda: fakes.load("quick"), "quick", KernelTrial(name, lambda news: None))
+    engine = ThreadEngine(lambda: fakes.load("quick"), "quick", KernelTrial(name, lambda statuses: None))
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             ask(engine)
@@ -155,7 +155,7 @@ def test_a_trial_that_fails_is_logged_once_and_the_engine_goes_on(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on a Mac there are kernels to try")
 def test_on_linux_an_engine_never_loads_its_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its process would tell: the trial's module ends it."""
+    """Its process would report: the trial's module ends it."""
     (tmp_path / "deadly.py").write_text("import os\nos._exit(9)\n")
     monkeypatch.syspath_prepend(tmp_path)
     engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load", trial="deadly:trial")
