@@ -28,39 +28,37 @@ class TrainConfig:
     """Settings common to all runs: data, batches, optimizer, schedule, reports, evaluation and snapshots."""
 
     data: Annotated[str, "a .jsonl file, or a folder with train.jsonl and perhaps valid.jsonl"] = ""
-    valid: Annotated[str, "a .jsonl file to evaluate on; empty: valid.jsonl of the data folder, if there is one"] = ""
+    valid: Annotated[str, "a .jsonl file to evaluate on; empty: valid.jsonl of the data folder, if it exists"] = ""
     valid_fraction: Annotated[float, "share of the rows held out for evaluation when there is no validation file"] = 0.0
     max_seq_length: Annotated[int, "longest row, in tokens"] = 2048
-    long_rows: Annotated[LongRows, "what becomes of longer rows; each is counted and reported"] = "truncate"
-    mask_prompt: Annotated[bool, "learn the assistant's turns and completions only, not the prompts"] = True
+    long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "truncate"
+    mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = True
 
-    batch_size: Annotated[int, "rows in a micro-batch"] = 4
-    grad_accumulation_steps: Annotated[int, "micro-batches in a step"] = 1
-    iters: Annotated[int, "optimizer steps; 0: as many as `epochs` needs"] = 0
+    batch_size: Annotated[int, "rows per micro-batch"] = 4
+    grad_accumulation_steps: Annotated[int, "number of micro-batches per optimizer step"] = 1
+    iters: Annotated[int, "optimizer steps; 0: determined by `epochs`"] = 0
     epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 3.0
-    seed: Annotated[int, "decides the order of the rows, the initial weights and dropout"] = 0
+    seed: Annotated[int, "random seed of row order, initial weights and dropout"] = 0
 
     learning_rate: Annotated[float, "peak learning rate"] = 2e-4
-    schedule: Annotated[Schedule, "course of the learning rate after warm-up (wsd: constant, then linear decay)"] = (
-        "cosine"
-    )
+    schedule: Annotated[Schedule, "learning-rate schedule after warm-up (wsd: constant, then linear decay)"] = "cosine"
     warmup: Annotated[float, "share of the steps over which the learning rate rises from 0"] = 0.03
     decay: Annotated[float, "share of the steps over which a wsd schedule decays"] = 0.2
     min_lr_ratio: Annotated[float, "final learning rate, relative to the peak"] = 0.1
     beta1: Annotated[float, "AdamW: decay of the mean of the gradients"] = 0.9
-    beta2: Annotated[float, "AdamW: decay of the mean of their squares"] = 0.999
-    epsilon: Annotated[float, "AdamW: added to the root of the latter"] = 1e-8
+    beta2: Annotated[float, "AdamW: decay of the mean of the squared gradients"] = 0.999
+    epsilon: Annotated[float, "AdamW: added to the denominator of the update"] = 1e-8
     weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.0
     decay_all: Annotated[bool, "decay norms, biases and embeddings too"] = False
-    max_grad_norm: Annotated[float, "gradients are scaled down to this global norm; 0: never"] = 1.0
+    max_grad_norm: Annotated[float, "clip gradients to this global norm; 0: no clipping"] = 1.0
 
     steps_per_report: Annotated[int, "steps between two reports of loss and speed"] = 10
     steps_per_eval: Annotated[int, "steps between two evaluations; 0: only before the first and after the last"] = 200
-    val_batches: Annotated[int, "micro-batches in an evaluation; -1: all"] = -1
+    val_batches: Annotated[int, "number of micro-batches per evaluation; -1: all"] = -1
     save_every: Annotated[int, "steps between two snapshots; 0: only at the end"] = 100
-    keep: Annotated[int, "newest snapshots that are kept; the best one is kept besides"] = 2
-    select: Annotated[Select, "which weights to hand over: best on validation data (else last), or last"] = "best"
-    resume: Annotated[bool, "go on with the run that its folder already holds, with the settings it has there"] = False
+    keep: Annotated[int, "number of newest snapshots to keep, in addition to the best"] = 2
+    select: Annotated[Select, "weights to export: best on validation data (last without any), or last"] = "best"
+    resume: Annotated[bool, "resume the run in the folder, with its own settings"] = False
 
     _folder: ClassVar[str]  # the field that names the run's folder
     # Fields that a resumed run may change: they have no effect on its final weights.
@@ -173,13 +171,13 @@ class FinetuneConfig(TrainConfig):
 
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
-    num_layers: Annotated[int, "adapt the last so many layers; -1: all"] = -1
+    num_layers: Annotated[int, "number of last layers to adapt; -1: all"] = -1
     rank: Annotated[int, "rank of the update"] = 16
     alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
-    keys: Annotated[tuple[str, ...], "which linear maps to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
-    learning_rate: Annotated[float, "peak learning rate; 0: 2e-4, for a model below 50 million parameters 1e-3"] = 0.0
-    epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, for a model so small 10"] = 0.0
+    keys: Annotated[tuple[str, ...], "linear layers to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
+    learning_rate: Annotated[float, "peak learning rate; 0: 2e-4, or 1e-3 for models below 50 million parameters"] = 0.0
+    epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
 
@@ -211,11 +209,11 @@ class PretrainConfig(TrainConfig):
     output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
     init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
     learning_rate: Annotated[float, "peak learning rate"] = 1e-3
-    beta2: Annotated[float, "AdamW: decay of the mean of their squares"] = 0.95
+    beta2: Annotated[float, "AdamW: decay of the mean of the squared gradients"] = 0.95
     weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.1
-    long_rows: Annotated[LongRows, "what becomes of longer rows; each is counted and reported"] = "split"
+    long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "split"
     epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 1.0
-    mask_prompt: Annotated[bool, "learn the assistant's turns and completions only, not the prompts"] = False
+    mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = False
 
     _folder: ClassVar[str] = "output"
 
