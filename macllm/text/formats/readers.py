@@ -71,11 +71,11 @@ def _arguments(value: Any, raw: str) -> dict[str, Any]:
 class Named:
     """Reader for a name and JSON arguments. `pattern` has the groups name, arguments and, optionally, id."""
 
-    pattern: re.Pattern[str]
+    pattern: str  # compiled on first use: few processes read a call
 
     def __call__(self, raw: str, tools: Tools) -> ToolCall:
         """The call. Raises ToolCallError."""
-        match = self.pattern.fullmatch(raw.strip())
+        match = re.fullmatch(self.pattern, raw.strip())
         if match is None:
             refuse("its name or arguments are missing", raw)
         name, arguments = match["name"].strip(), match["arguments"].strip()
@@ -105,16 +105,16 @@ class Tagged:
     and another opening or `tail` follow. With `guess`, a value of unknown type is parsed as JSON if possible.
     """
 
-    head: re.Pattern[str]
-    opening: re.Pattern[str]
+    head: str  # patterns are compiled on first use: few processes read a call
+    opening: str
     closing: str
-    tail: re.Pattern[str]
+    tail: str
     guess: bool = False
     lines: bool = False  # each value is on separate lines
 
     def __call__(self, raw: str, tools: Tools) -> ToolCall:
         """The call. Raises ToolCallError."""
-        head = self.head.match(raw)
+        head = re.match(self.head, raw)
         if head is None:
             refuse("it has no name", raw)
         name = head["name"].strip()
@@ -123,13 +123,14 @@ class Tagged:
             return ToolCall(name, _arguments(json_value(body[: body.rfind("}") + 1]), raw))
         found: list[tuple[re.Match[str], str]] = []
         at = _after_space(raw, head.end())
-        while opening := self.opening.match(raw, at):
+        argument = re.compile(self.opening)
+        while opening := argument.match(raw, at):
             end = self._end(raw, opening.end())
             if end is None:
                 refuse("an argument has no end", raw)
             found.append((opening, raw[opening.end() : end]))
             at = _after_space(raw, end + len(self.closing))
-        if not self.tail.match(raw, at):
+        if not re.compile(self.tail).match(raw, at):
             refuse("it breaks off or says something between its arguments", raw)
         schemas = properties_of(tools, name)
         if self.lines:
@@ -138,9 +139,10 @@ class Tagged:
 
     def _end(self, raw: str, at: int) -> int | None:
         """Position of the first closing tag that another argument or the call's end follows, else None."""
+        opening, tail = re.compile(self.opening), re.compile(self.tail)
         while (at := raw.find(self.closing, at)) >= 0:
             after = _after_space(raw, at + len(self.closing))
-            if self.opening.match(raw, after) or self.tail.match(raw, after):
+            if opening.match(raw, after) or tail.match(raw, after):
                 return at
             at += 1
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from .call import Element, Quote
@@ -63,7 +62,7 @@ class Channels:
 
 
 def _named(pattern: str) -> Named:
-    return Named(re.compile(pattern, re.DOTALL))
+    return Named(f"(?s){pattern}")
 
 
 def _invoke(name: str, prefix: str, tag: str = "parameter") -> Element:
@@ -74,10 +73,10 @@ def _invoke(name: str, prefix: str, tag: str = "parameter") -> Element:
         name,
         start=(f"<{prefix}invoke name=",),
         read=Tagged(
-            re.compile(rf'\s*<{prefix}invoke name="?(?P<name>[^">]+)"?>'),
-            re.compile(opening),
+            rf'\s*<{prefix}invoke name="?(?P<name>[^">]+)"?>',
+            opening,
             parameter,
-            re.compile(rf"{end}|\Z"),
+            rf"{end}|\Z",
         ),
         quotes=(Quote(f"<{prefix}{tag} name=", parameter, follow=(f"<{prefix}{tag}", end)),),
         closing=end,
@@ -92,10 +91,10 @@ def _argument_keys(name: str, prefix: str = "", suffix: str = "") -> Element:
         name,
         start=(NAME, SPACE, (f"<{key}", f"</{call}", between)),
         read=Tagged(
-            re.compile(rf"\s*(?P<name>[^\s<]+)(?:{between})?"),
-            re.compile(rf"<{key}(?P<key>.*?)</{key}\s*<{value}", re.DOTALL),
+            rf"\s*(?P<name>[^\s<]+)(?:{between})?",
+            rf"(?s)<{key}(?P<key>.*?)</{key}\s*<{value}",
             f"</{value}",
-            re.compile(r"\Z"),
+            r"\Z",
             guess=True,
         ),
         quotes=(Quote(f"<{value}", f"</{value}", follow=(f"<{key}", f"</{call}")),),
@@ -129,10 +128,10 @@ MISTRAL = Element(
     brackets="{}",
 )
 _FUNCTION = Tagged(
-    re.compile(r"\s*<function=(?P<name>[^>]+)>"),
-    re.compile(r"<parameter=(?P<key>[^>]+)>"),
+    r"\s*<function=(?P<name>[^>]+)>",
+    r"<parameter=(?P<key>[^>]+)>",
     "</parameter>",
-    re.compile(r"</function>|\Z"),
+    r"</function>|\Z",
     lines=True,
 )
 FUNCTION = Element(
@@ -205,10 +204,10 @@ MINICPM = Element(
     "MiniCPM",
     start=('<function name="',),
     read=Tagged(
-        re.compile(r'\s*<function name="(?P<name>[^"]+)">'),
-        re.compile(r'<param name="(?P<key>[^"]+)">'),
+        r'\s*<function name="(?P<name>[^"]+)">',
+        r'<param name="(?P<key>[^"]+)">',
         "</param>",
-        re.compile(r"</function>|\Z"),
+        r"</function>|\Z",
     ),
     quotes=(Quote('<param name="', "</param>", follow=("<param name=", "</function>")),),
     closing="</function>",
@@ -218,10 +217,10 @@ KIMI_K3 = Element(
     "Kimi K3",
     start=('<|open|>call tool="',),
     read=Tagged(
-        re.compile(r'\s*<\|open\|>call tool="(?P<name>[^"]+)"[^<]*<\|sep\|>'),
-        re.compile(r'<\|open\|>argument key="(?P<key>[^"]+)"(?: type="(?P<type>[^"]+)")?<\|sep\|>'),
+        r'\s*<\|open\|>call tool="(?P<name>[^"]+)"[^<]*<\|sep\|>',
+        r'<\|open\|>argument key="(?P<key>[^"]+)"(?: type="(?P<type>[^"]+)")?<\|sep\|>',
         "<|close|>argument<|sep|>",
-        re.compile(r"<\|close\|>call<\|sep\|>|\Z"),
+        r"<\|close\|>call<\|sep\|>|\Z",
     ),
     quotes=(
         Quote(
