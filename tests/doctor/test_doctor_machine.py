@@ -112,7 +112,7 @@ def test_a_terminal_has_a_size() -> None:
 def test_help_tells_what_each_option_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for word in ("for a bug report", "Takes some minutes", "no names, no paths", "(Linux)", "One JSON object"):
+    for word in ("for a bug report", "Takes some minutes", "without names or paths", "(Linux)", "Print one JSON"):
         assert word in text
 
 
