@@ -63,10 +63,10 @@ class SteadyEngine:
 
 def drawn() -> str:
     """The app's screenshot after the model has answered all questions, without links to fonts elsewhere."""
-    app = ChatApp(lambda on_status: Session(SteadyEngine(open_session(ChatOptions()).engine)), model_name="maclet")
-    app.title = "macllm chat"
 
     async def main() -> str:
+        app = ChatApp(lambda on_status: Session(SteadyEngine(open_session(ChatOptions()).engine)), model_name="maclet")
+        app.title = "macllm chat"
         async with app.run_test(size=SIZE) as pilot:
             for number, question in enumerate(QUESTIONS, start=1):
                 app.chat.prompt.put(question)
@@ -81,6 +81,7 @@ def drawn() -> str:
 
     environment = {"TEXTUAL_ANIMATIONS": "none", "MACLLM_THEME": "dark", "MACLLM_NATIVE": "0", "MACLLM_METAL": "0"}
     with mock.patch.dict(os.environ, environment):
+        os.environ.pop("NO_COLOR", None)  # Textual would draw in shades of grey
         return standing_alone(asyncio.run(main()))
 
 
