@@ -28,6 +28,10 @@ def loads(folder: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+def open_engine(statuses: list[Status], name: str = "quick", loader: str = "load_small") -> ProcessEngine:
+    return ProcessEngine(name, loader=f"tests.generation.generate_fakes:{loader}", on_status=statuses.append)
+
+
 def answer(engine: ProcessEngine, prompt: tuple[int, ...] = (1, 2, 3)) -> list[int]:
     events = engine.submit(Request(prompt=prompt, max_tokens=5, sampling=SamplingParams(temperature=0.0)))
     return [token for event in events if isinstance(event, Delta) for token in event.tokens]
@@ -40,7 +44,7 @@ def test_a_model_answers_while_the_kernels_are_compiled_beside(
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.05)
     statuses: list[Status] = []
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
+    engine = open_engine(statuses)
     first = answer(engine)
     assert loads(tmp_path) == ["stock"]
     wait_for(lambda: len(loads(tmp_path)) == 2)
@@ -53,7 +57,7 @@ def test_a_model_answers_while_the_kernels_are_compiled_beside(
     assert texts[0] == f"compiling the CPU kernels, once: 0 of {total}"
     assert texts[-2:] == [f"compiling the CPU kernels, once: {total} of {total}", ""]
     statuses.clear()
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
+    engine = open_engine(statuses)
     assert answer(engine) == first
     engine.close()
     assert not statuses
@@ -66,7 +70,7 @@ def test_a_model_that_would_take_longer_without_kernels_waits_for_them(
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.02)
     statuses: list[Status] = []
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_large", on_status=statuses.append)
+    engine = open_engine(statuses, loader="load_large")
     assert engine.info.model_name == "quick"
     assert loads(tmp_path) == ["native"]
     engine.close()
@@ -79,7 +83,7 @@ def test_a_model_whose_files_went_away_goes_on_serving(
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
     compiler(0.02)
     statuses: list[Status] = []
-    engine = ProcessEngine("once", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
+    engine = open_engine(statuses, "once")
     first = answer(engine)
     wait_for(lambda: len(loads(tmp_path)) == 2)
     assert answer(engine) == first
@@ -94,7 +98,7 @@ def test_why_there_are_no_kernels_is_told_once(variable: str, tmp_path: Path, mo
     if variable == "MACLLM_NATIVE_CACHE":
         monkeypatch.setenv("CXX", sys.executable)
     statuses: list[Status] = []
-    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load_small", on_status=statuses.append)
+    engine = open_engine(statuses)
     assert answer(engine)
     engine.close()
     (only,) = [each for each in statuses if each.text]
