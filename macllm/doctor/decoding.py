@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from macllm.doctor.benchmark import PairTiming
+    from macllm.nn.protocol import LanguageModel
 
 PROMPT = "A language model predicts"
 NEW_TOKENS = 64
@@ -52,7 +53,6 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
     from macllm.nn import quantize
     from macllm.ops.dispatch import using
 
-    model: Any
     model, tokenizer = load()
     quantize.apply(model, bits=BITS, group_size=GROUP)
     mx.eval(model.parameters())
@@ -90,7 +90,7 @@ def _as_decided() -> AbstractContextManager[None]:
     return using("native")
 
 
-def _written(model: Any, prompt: list[int]) -> tuple[list[int], float]:
+def _written(model: LanguageModel, prompt: list[int]) -> tuple[list[int], float]:
     """The likeliest tokens, and seconds for each but the first."""
     from macllm.generation.decode import decode, prefill
     from macllm.generation.request import SamplingParams

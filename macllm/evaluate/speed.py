@@ -17,6 +17,9 @@ from macllm.errors import UsageError
 from macllm.generation.decode import decode, prefill
 from macllm.generation.request import SamplingParams
 from macllm.generation.sampling.sampler import Sampler
+from macllm.nn.models import DecoderLM
+from macllm.nn.protocol import LanguageModel
+from macllm.nn.spec import MoESpec
 from macllm.ops.quantized import uses_int8_activations
 
 from .machine import READ_BYTES, operations_per_second, read_bytes_per_second
@@ -115,7 +118,7 @@ def measure(
     )
 
 
-def _notes(model: Any, prefill_share: float, decode_share: float, read_bytes: int) -> tuple[str, ...]:
+def _notes(model: LanguageModel, prefill_share: float, decode_share: float, read_bytes: int) -> tuple[str, ...]:
     """The reason for each share above 1."""
     notes: list[str] = []
     busy = "other work slowed the machine while its limit was measured"
@@ -138,7 +141,7 @@ class _Round:
     cache_bytes: int
 
 
-def _prompt(model: Any, workload: Workload) -> list[int]:
+def _prompt(model: LanguageModel, workload: Workload) -> list[int]:
     """Random tokens, the same every time."""
     if model.info.kind != "decoder":
         raise UsageError("this model does not continue a text", remedy="a decoder-only model")
@@ -153,7 +156,7 @@ def _prompt(model: Any, workload: Workload) -> list[int]:
     return np.random.default_rng(0).integers(0, model.info.vocab_size or 256, length).tolist()
 
 
-def _round(model: Any, prompt: list[int], workload: Workload) -> _Round:
+def _round(model: LanguageModel, prompt: list[int], workload: Workload) -> _Round:
     """One prompt and one completion, greedily."""
     cache = model.make_cache(kv_bits=workload.kv_bits)
     greedy = Sampler(SamplingParams(temperature=0.0), 0, prompt, model.info.vocab_size or 256)
@@ -175,11 +178,11 @@ def _last(steps: Any) -> mx.array:
             return end.value
 
 
-def _arrays(model: Any) -> list[tuple[str, mx.array]]:
+def _arrays(model: LanguageModel) -> list[tuple[str, mx.array]]:
     return tree_flatten(model.parameters())  # type: ignore[return-value]
 
 
-def _read_per_token(model: Any) -> tuple[int, int]:
+def _read_per_token(model: LanguageModel) -> tuple[int, int]:
     """Weights read per token, and their bytes; of stacked experts the share that a token visits.
 
     A table of embeddings counts only where the head reads it too.
@@ -198,7 +201,7 @@ def _read_per_token(model: Any) -> tuple[int, int]:
     return round(count), round(size)
 
 
-def _head_weights(model: Any) -> int:
+def _head_weights(model: LanguageModel) -> int:
     """Weights of the matrix that gives logits."""
     arrays = dict(_arrays(model))
     name = next((name for name in ("head.proj.weight", "embedding.tokens.weight") if name in arrays), None)
@@ -208,21 +211,23 @@ def _head_weights(model: Any) -> int:
     return arrays[name].size * packed
 
 
-def _visited(model: Any, name: str) -> float:
+def _visited(model: LanguageModel, name: str) -> float:
     found = re.match(r"decoder\.layers\.(\d+)\..*\bexperts\.", name)
     if not found:
         return 1.0
+    assert isinstance(model, DecoderLM)  # stacked experts under our names
     spec = model.spec.decoder.layers[int(found[1])].feed_forward
+    assert isinstance(spec, MoESpec)
     return spec.top_k / spec.num_experts
 
 
-def _bits(model: Any, name: str) -> int:
-    module = model
+def _bits(model: LanguageModel, name: str) -> int:
+    module: Any = model
     for part in name.split(".")[:-1]:
         module = module[int(part)] if part.isdigit() else module[part]
     return module.bits
 
 
-def _dtype(model: Any) -> mx.Dtype:
+def _dtype(model: LanguageModel) -> mx.Dtype:
     floats = [array.dtype for _, array in _arrays(model) if mx.issubdtype(array.dtype, mx.floating)]
     return max(floats, key=floats.count) if floats else mx.float32

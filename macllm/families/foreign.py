@@ -241,16 +241,16 @@ def _classes(
         model_class, reader = _get_classes(config)
 
         def build(args: Any) -> nn.Module:
-            model = model_class(args)
-            set_rotations(model, text)
-            mend(model, text["model_type"], text)
-            sanitize = getattr(model, "sanitize", dict)
+            theirs = model_class(args)
+            set_rotations(theirs, text)
+            mend(theirs, text["model_type"], text)
+            sanitize = getattr(theirs, "sanitize", dict)
             tied = any(part.get("tie_word_embeddings") is not False for part in (whole, text))
             said = (part.get("tie_word_embeddings") for part in (text, whole, spellings.completed(text)))
             sure = next((value for value in said if value is not None), None) is True
             spoken = {**text, "tie_word_embeddings": tied, "surely_tied": sure}
-            model.sanitize = lambda _: rearranged(load_folder(folder, small_floats=True), model, spoken, sanitize)
-            return model
+            theirs.sanitize = lambda _: rearranged(load_folder(folder, small_floats=True), theirs, spoken, sanitize)
+            return theirs
 
         return build, reader
 

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
 from macllm.errors import CheckpointError, UsageError
+from macllm.nn.models import DecoderLM, EncoderDecoderLM
 from macllm.nn.state.cache import Cache
 from macllm.ops.kv import Dense
 from macllm.weights.safetensors import load_file, read_metadata, save_file
 
 FORMAT = "macllm-cache-2"
+CachingModel = DecoderLM | EncoderDecoderLM
 
 
-def save_cache(model: nn.Module, cache: Cache, path: str | Path, tokens: Sequence[int] = ()) -> None:
+def save_cache(model: CachingModel, cache: Cache, path: str | Path, tokens: Sequence[int] = ()) -> None:
     """Write `cache` and the `tokens` it was computed from, whole or not at all."""
     tensors: dict[str, mx.array] = {"tokens": mx.array(np.array(tokens, dtype=np.int32))}
     for i, layer in enumerate(cache.layers):
@@ -41,7 +42,7 @@ def save_cache(model: nn.Module, cache: Cache, path: str | Path, tokens: Sequenc
     save_file(tensors, Path(path), {"format": FORMAT, "cache": json.dumps(about)})
 
 
-def load_cache(model: nn.Module, path: str | Path) -> tuple[Cache, list[int]]:
+def load_cache(model: CachingModel, path: str | Path) -> tuple[Cache, list[int]]:
     """The cache in `path` and the tokens it was computed from.
 
     Raises CheckpointError for a file that is damaged or no cache, UsageError for another model's.
@@ -62,7 +63,7 @@ def load_cache(model: nn.Module, path: str | Path) -> tuple[Cache, list[int]]:
     return cache, np.array(tensors["tokens"]).tolist()
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: CachingModel) -> str:
     """Fingerprint of a model: a hash of its spec and of the first values of every weight."""
     digest = hashlib.sha256(repr(model.spec).encode())
     for name, weight in sorted(dict(tree_flatten(model.parameters())).items()):
@@ -71,7 +72,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _rebuild(model: Any, tensors: dict[str, mx.array], about: dict[str, Any]) -> Cache:
+def _rebuild(model: CachingModel, tensors: dict[str, mx.array], about: dict[str, Any]) -> Cache:
     padding = tuple(about["left_padding"]) if about["left_padding"] else None
     cache = model.empty_cache(about["max_context"], about["kv_bits"], padding)
     rows = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from macllm.errors import UsageError
+from macllm.nn.info import Described
 from macllm.text.messages import kind_of, read_messages
 
 from .request import Request
@@ -17,10 +18,10 @@ _CALL = "generate(model, tokenizer, prompt), with model, tokenizer = macllm.load
 _OWN_VARIABLES = ("messages", "tools")  # of the template, which the request gives by themselves
 
 
-def check_pair(model: Any, tokenizer: Any) -> None:
+def check_pair(model: object, tokenizer: object) -> None:
     """Raises UsageError where a model and a tokenizer are swapped, or one of them is something else."""
-    if not hasattr(model, "info"):
-        if hasattr(tokenizer, "info"):
+    if not isinstance(model, Described):
+        if isinstance(tokenizer, Described):
             raise UsageError("The model and the tokenizer are swapped.", remedy=_CALL)
         raise UsageError(f"The model is {kind_of(model)}, not a model of macllm.", remedy=_CALL)
     if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
@@ -34,7 +35,7 @@ def read_prompt(prompt: Any) -> str | tuple[dict[str, Any], ...]:
     """
     if isinstance(prompt, str):
         return prompt
-    if prompt is None or isinstance(prompt, int | float) or hasattr(prompt, "encode") or hasattr(prompt, "info"):
+    if prompt is None or isinstance(prompt, int | float) or hasattr(prompt, "encode") or isinstance(prompt, Described):
         raise UsageError(f"The prompt is {kind_of(prompt)}, neither a text nor messages.", remedy=_CALL)
     if isinstance(prompt, list | tuple) and prompt and all(isinstance(each, int) for each in prompt):
         raise UsageError("The prompt is a list of tokens.", remedy="put them into a request: Request(prompt=(...))")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from .spec import (
     DecoderSpec,
@@ -84,3 +84,10 @@ def describe(spec: ModelSpec) -> ModelInfo:
 def _length_dependent(layer: LayerSpec) -> RoPESpec | None:
     rope = layer.mixer.rope
     return rope if rope is not None and rope.depends_on_length else None
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Anything with a `ModelInfo`: a model of ours or of mlx-lm's."""
+
+    info: ModelInfo

@@ -56,12 +56,12 @@ def _derived_decoder(tokenizer: tokenizers.Tokenizer) -> Any:
     steps = [*_steps(tokenizer.normalizer), *_steps(tokenizer.pre_tokenizer)]
     own = list(_steps(tokenizer.decoder))
     kinds = {str(step.get("type")) for step in own}
-    model: Any = tokenizer.model
+    encoder: Any = tokenizer.model
     if any(step.get("type") == "ByteLevel" for step in steps):
         return None if "ByteLevel" in kinds and kinds <= {"ByteLevel", "ByteFallback", "Fuse"} else decoders.ByteLevel()
     mark = next((mark for step in steps if (mark := _mark_of(step))), None)
     if mark is not None:
-        by_bytes = bool(getattr(model, "byte_fallback", False))
+        by_bytes = bool(getattr(encoder, "byte_fallback", False))
         known = "Metaspace" in kinds or any(mark in str(step.get("pattern")) for step in own)
         if known and not kinds & {"ByteLevel", "WordPiece", "BPEDecoder"} and ("ByteFallback" in kinds or not by_bytes):
             return None
@@ -70,9 +70,9 @@ def _derived_decoder(tokenizer: tokenizers.Tokenizer) -> Any:
         if any(_prepends(step) for step in steps):
             stages.append(decoders.Strip(" ", 1, 0))
         return decoders.Sequence(stages)
-    if type(model).__name__ == "WordPiece":
-        return None if "WordPiece" in kinds else decoders.WordPiece(prefix=model.continuing_subword_prefix)
-    suffix = getattr(model, "end_of_word_suffix", None)
+    if type(encoder).__name__ == "WordPiece":
+        return None if "WordPiece" in kinds else decoders.WordPiece(prefix=encoder.continuing_subword_prefix)
+    suffix = getattr(encoder, "end_of_word_suffix", None)
     if suffix and "BPEDecoder" not in kinds and not any(suffix in str(step.get("pattern")) for step in own):
         return decoders.BPEDecoder(suffix=suffix)
     return None
@@ -137,11 +137,11 @@ def misread_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[str]:
     """Added tokens that a byte-level decoder would read as bytes: non-ASCII ones such as `<|é|>`."""
     if not any(step.get("type") == "ByteLevel" for step in _steps(tokenizer.decoder)):
         return frozenset()
-    model: Any = tokenizer.model
+    encoder: Any = tokenizer.model
     alphabet = byte_alphabet().keys()
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     mixed = [content for content in added if not content.isascii() and alphabet >= set(content)]
-    return frozenset(content for content in mixed if model.token_to_id(content) is None)
+    return frozenset(content for content in mixed if encoder.token_to_id(content) is None)
 
 
 def declared_ids(path: Path) -> dict[str, int]:
@@ -163,12 +163,12 @@ def moved_ids(tokenizer: tokenizers.Tokenizer, declared: Mapping[str, int]) -> d
     The library numbers added tokens from the size of the vocabulary on and ignores declared ids. A declared id that
     belongs to another token is left out.
     """
-    model: Any = tokenizer.model
+    encoder: Any = tokenizer.model
     added = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
     moved = {
         index: declared[content]
         for content, index in added.items()
-        if 0 <= declared.get(content, index) != index and model.token_to_id(content) is None
+        if 0 <= declared.get(content, index) != index and encoder.token_to_id(content) is None
     }
     while True:
         targets = list(moved.values())

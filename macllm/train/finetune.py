@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from macllm import adapter, checkpoint
 from macllm.errors import UsageError
 from macllm.nn import lora
+from macllm.nn.protocol import LanguageModel
 from macllm.ops import cpu
 from macllm.text.messages import kind_of
 
@@ -105,13 +106,13 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
         yield from run.record(trainer, lambda: adapter.save(model, folder, _about(config)), folder)
 
 
-def _context_length(model: Any, config: FinetuneConfig) -> int | None:
+def _context_length(model: LanguageModel, config: FinetuneConfig) -> int | None:
     if model.info.kind != "decoder":
         raise UsageError(f"{config.model} is no causal language model", remedy="a model that macllm chat talks to")
     return model.info.context_length
 
 
-def _parameters(model: Any) -> int:
+def _parameters(model: LanguageModel) -> int:
     """Approximate number of parameters; a packed uint32 word counts as eight."""
     arrays: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     return sum(array.size * (8 if array.dtype == mx.uint32 else 1) for _, array in arrays)

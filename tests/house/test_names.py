@@ -14,6 +14,7 @@ FAMILIES = re.compile(
     r"(?<![a-z])(llama|mistral|mixtral|qwen|gemma|phi[34]|olmo|gpt-?2|bert|roberta|bart|marian|t5|model_type)(?![a-z])",
     re.IGNORECASE,
 )
+UNTYPED_MODEL = re.compile(r"\bmodel: Any\b|\b(get|has)attr\((self\.)?_?(model|lm|spec|info)\b")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|pragma: no cover|NotImplementedError|xfail")
 
 
@@ -63,3 +64,12 @@ def test_nothing_is_left_unfinished(repository: Path) -> None:
     here = Path(__file__).resolve()
     everything = [path for path in sources(repository, "macllm", "tui", "tests", "models") if path.resolve() != here]
     assert lines_with(UNFINISHED, everything) == []
+
+
+def test_models_are_typed_and_read_without_getattr(repository: Path) -> None:
+    assert lines_with(UNTYPED_MODEL, sources(repository, "macllm", "tui")) == []
+
+
+@pytest.mark.parametrize("text", ["def f(model: Any)", 'getattr(model, "spec", None)', 'hasattr(self._model, "info")'])
+def test_an_untyped_model_is_recognised(text: str) -> None:
+    assert UNTYPED_MODEL.search(text)
