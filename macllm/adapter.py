@@ -60,7 +60,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
 
 
 def attach(model: nn.Module, folder: Path) -> None:
-    """Wrap the linear maps of a loaded `model` that the adapter in `folder` changes, in place.
+    """Wrap the linear layers of a loaded `model` that the adapter in `folder` changes, in place.
 
     Raises ModelNotFoundError without an adapter there, CheckpointError for one that does not fit the model.
     """
@@ -171,7 +171,7 @@ def _shape(model: nn.Module, name: str) -> tuple[int, int]:
     if isinstance(module, lora.LoRALinear):
         module = module.linear
     if not isinstance(module, nn.Linear | nn.QuantizedLinear):
-        raise CheckpointError(f"the adapter changes {name}, which is no linear map of this model")
+        raise CheckpointError(f"the adapter changes {name}, which is not a linear layer of this model")
     return lora.sizes(module)
 
 

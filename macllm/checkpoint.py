@@ -72,7 +72,7 @@ def _check_arguments(name: object, adapter: object, dtype: object) -> None:
 
     for what, value in (("name", name), ("adapter", adapter)):
         if value is not None and not isinstance(value, str | Path):
-            raise UsageError(f"The {what} is {kind_of(value)}, not a text or a path.", remedy=_CALL)
+            raise UsageError(f"The {what} is {kind_of(value)}, not a string or a path.", remedy=_CALL)
     if dtype is not None and not isinstance(dtype, mx.Dtype):
         raise UsageError(f"The dtype is {kind_of(dtype)}, not a type of MLX's.", remedy="dtype=mx.float16, for example")
 
@@ -191,7 +191,7 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise UsageError(f"The tokenizer is {kind_of(tokenizer)}, not a tokenizer of macllm.", remedy=_SAVING)
     if not isinstance(folder, str | Path):
-        raise UsageError(f"The folder is {kind_of(folder)}, not a text or a path.", remedy=_SAVING)
+        raise UsageError(f"The folder is {kind_of(folder)}, not a string or a path.", remedy=_SAVING)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", remedy="another name")

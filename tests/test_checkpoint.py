@@ -270,7 +270,7 @@ def test_a_model_type_that_nothing_reads_is_told_apart_from_one_that_fails(
 
 @pytest.mark.parametrize(
     ("tokenizer", "place", "said"),
-    [("x", "new", "The tokenizer is a text"), (None, 5, "The folder is a number"), (None, "file", "is a file")],
+    [("x", "new", "The tokenizer is a string"), (None, 5, "The folder is a number"), (None, "file", "is a file")],
 )
 def test_save_refuses_arguments_that_it_cannot_use_by_name(
     tokenizer: str | None, place: object, said: str, tmp_path: Path

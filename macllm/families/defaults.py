@@ -158,7 +158,7 @@ def _number(key: str, value: Any, default: Any) -> Any:
             return min(value, _LONGEST)
         if value > (most := _MOST if key in _SMALL else _LONGEST):
             raise CheckpointError(
-                f"{key} of config.json is {value}; it can be at most {most}", remedy="download the checkpoint again"
+                f"{key} of config.json is {value}; it must be at most {most}", remedy="download the checkpoint again"
             )
         return value
     if type(default) is bool and type(value) is not bool:

@@ -39,20 +39,20 @@ def embed(
     if pooling not in _POOLS:
         raise UsageError(f"there is no pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UsageError(f"batch_size is {shown(batch_size)}; it can be a whole number from 1")
+        raise UsageError(f"batch_size is {shown(batch_size)}; it must be a whole number from 1")
     if model.info.hidden_size is None:  # an encoder-decoder starts from a source; a class of mlx-lm gives logits only
         raise UsageError(
             "this model has no hidden states for a single text", remedy="an encoder, or a decoder-only model"
         )
     _check_global(model, global_tokens)
     if isinstance(texts, str):
-        raise UsageError("texts is one text", remedy="embed(model, tokenizer, [text])")
+        raise UsageError("texts is one string", remedy="embed(model, tokenizer, [text])")
     if not isinstance(texts, Iterable):
-        raise UsageError(f"texts is {kind_of(texts)}, not a list of texts", remedy="embed(model, tokenizer, [text])")
+        raise UsageError(f"texts is {kind_of(texts)}, not a list of strings", remedy="embed(model, tokenizer, [text])")
     texts = list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise UsageError(f"text {number} is {kind_of(text)}, not a text")
+            raise UsageError(f"text {number} is {kind_of(text)}, not a string")
     rows = [tokenizer.encode(text) for text in texts]
     _check(rows, model.info.context_length)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))

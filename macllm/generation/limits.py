@@ -29,7 +29,9 @@ def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
         raise UsageError("the prompt is empty", remedy="give at least one word")
     for token in prompt:
         if not isinstance(token, int | Integral):
-            raise UsageError(f"the prompt has {shown(token)}; it can have token ids", remedy="tokenizer.encode(text)")
+            raise UsageError(
+                f"the prompt has {shown(token)}; it must be a sequence of token ids", remedy="tokenizer.encode(text)"
+            )
     known = info.prompt_vocab_size
     wrong = [token for token in prompt if token < 0 or (known is not None and token >= known)]
     if wrong:

@@ -56,21 +56,21 @@ def _converted(name: str, value: Any, token_id: TokenId | None) -> Any:
             return _listed(name, value, "a list of tools")
         case "variables" if not isinstance(value, Mapping):
             raise UsageError(
-                f"variables is {shown(value)}; it can be a mapping from names to values for the chat template"
+                f"variables is {shown(value)}; it must be a mapping from names to values for the chat template"
             )
         case "raw" if not isinstance(value, bool):
-            raise UsageError(f"raw is {shown(value)}; it can be True or False")
+            raise UsageError(f"raw is {shown(value)}; it must be True or False")
         case "forced_bos_token_id" if isinstance(value, str):
             return _token(name, value, token_id)
     return _plain(value)
 
 
 def read_stop(value: Any) -> tuple[str, ...]:
-    """One stop string or several. Raises UsageError for what is no text."""
-    strings = (value,) if isinstance(value, str) else _listed("stop", value, "a text or a list of texts")
+    """One stop string or several. Raises UsageError for anything but strings."""
+    strings = (value,) if isinstance(value, str) else _listed("stop", value, "a string or a list of strings")
     for text in strings:
         if not isinstance(text, str):
-            raise UsageError(f"stop has {shown(text)}; it can be a text or a list of texts")
+            raise UsageError(f"stop has {shown(text)}; it must be a string or a list of strings")
     return tuple(strings)
 
 
@@ -88,17 +88,17 @@ def read_bad_words(value: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def read_biases(value: Any) -> tuple[tuple[int, float], ...]:
-    """Pairs of token and bias, from pairs or a mapping (keys may be texts of digits, as in JSON)."""
+    """Pairs of token and bias, from pairs or a mapping (keys may be strings of digits, as in JSON)."""
     allowed = "a mapping from token ids to numbers"
     biases: list[tuple[int, float]] = []
     for pair in value.items() if isinstance(value, Mapping) else _listed("logit_bias", value, allowed):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UsageError(f"logit_bias has {shown(pair)}; it can be {allowed}")
+            raise UsageError(f"logit_bias has {shown(pair)}; it must be {allowed}")
         token, bias = pair
         if isinstance(token, str) and token.strip().isdecimal() and len(token) <= _MOST_DIGITS:
             token = int(token)
         if not _is_whole(token):
-            raise UsageError(f"logit_bias has the key {shown(token)}; it can be {allowed}")
+            raise UsageError(f"logit_bias has the key {shown(token)}; it must be {allowed}")
         biases.append((int(token), _bias("logit_bias", token, bias)))
     return tuple(biases)
 
@@ -109,7 +109,7 @@ def read_sequence_biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...
     biases: list[tuple[tuple[int, ...], float]] = []
     for pair in value.items() if isinstance(value, Mapping) else _listed("sequence_bias", value, allowed):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UsageError(f"sequence_bias has {shown(pair)}; it can be {allowed}")
+            raise UsageError(f"sequence_bias has {shown(pair)}; it must be {allowed}")
         tokens = _sequence("sequence_bias", pair[0])
         biases.append((tokens, _bias("sequence_bias", list(tokens), pair[1])))
     return tuple(biases)
@@ -117,17 +117,17 @@ def read_sequence_biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...
 
 def _bias(name: str, key: Any, bias: Any) -> float:
     if isinstance(bias, bool) or not isinstance(bias, Real):
-        raise UsageError(f"{name} of {key} is {shown(bias)}; it can be a number")
+        raise UsageError(f"{name} of {key} is {shown(bias)}; it must be a number")
     try:
         return float(bias)
     except OverflowError:
-        raise UsageError(f"{name} of {key} is {shown(bias)}; it can be any finite number") from None
+        raise UsageError(f"{name} of {key} is {shown(bias)}; it must be any finite number") from None
 
 
 def _sequence(name: str, value: Any) -> tuple[int, ...]:
     tokens = _listed(name, value, "lists of token ids")
     if not tokens:
-        raise UsageError(f"{name} has an empty list; it can be lists of token ids")
+        raise UsageError(f"{name} has an empty list; it must be lists of token ids")
     return tuple(_token(name, token, None) for token in tokens)
 
 
@@ -139,7 +139,7 @@ def _token(name: str, token: Any, token_id: TokenId | None) -> int:
         return found
     if not _is_whole(token):
         kinds = "token ids" if token_id is None else "token ids, or tokens as text"
-        raise UsageError(f"{name} has {shown(token)}; it can be {kinds}")
+        raise UsageError(f"{name} has {shown(token)}; it must be {kinds}")
     return int(token)
 
 
@@ -147,7 +147,7 @@ def _listed(name: str, value: Any, allowed: str) -> tuple[Any, ...]:
     if not isinstance(value, str | bytes | Mapping) and isinstance(value, Iterable):
         with suppress(TypeError):  # an array without axes is iterable by its type alone
             return tuple(value)
-    raise UsageError(f"{name} is {shown(value)}; it can be {allowed}")
+    raise UsageError(f"{name} is {shown(value)}; it must be {allowed}")
 
 
 def _plain(value: Any) -> Any:

@@ -36,7 +36,7 @@ def read_prompt(prompt: Any) -> str | tuple[dict[str, Any], ...]:
     if isinstance(prompt, str):
         return prompt
     if prompt is None or isinstance(prompt, int | float) or hasattr(prompt, "encode") or isinstance(prompt, Described):
-        raise UsageError(f"The prompt is {kind_of(prompt)}, neither a text nor messages.", remedy=_CALL)
+        raise UsageError(f"The prompt is {kind_of(prompt)}, neither a string nor messages.", remedy=_CALL)
     if isinstance(prompt, list | tuple) and prompt and all(isinstance(each, int) for each in prompt):
         raise UsageError("The prompt is a list of tokens.", remedy="put them into a request: Request(prompt=(...))")
     return tuple(read_messages(prompt))
@@ -63,18 +63,18 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     if isinstance(request.prompt, str):
         return tuple(tokenizer.encode(request.prompt)) if request.prompt else ()
     if not isinstance(request.prompt, list | tuple):
-        raise UsageError(f"The prompt is {kind_of(request.prompt)}, neither a text nor tokens.")
+        raise UsageError(f"The prompt is {kind_of(request.prompt)}, neither a string nor tokens.")
     return tuple(request.prompt)
 
 
 def _check_variables(variables: Any) -> None:
     if not isinstance(variables, Mapping):
         raise UsageError(
-            f"variables is {kind_of(variables)}; it can be a mapping from names to values for the chat template"
+            f"variables is {kind_of(variables)}; it must be a mapping from names to values for the chat template"
         )
     for name in variables:
         if not isinstance(name, str) or name in _OWN_VARIABLES:
-            remedy = f"{name}=..." if name in _OWN_VARIABLES else "names are texts"
+            remedy = f"{name}=..." if name in _OWN_VARIABLES else "names are strings"
             raise UsageError(f"variables has {name!r}, which is no variable of a chat template", remedy=remedy)
 
 

@@ -99,7 +99,7 @@ def apply(
     num_layers: int = -1,
     seed: int = 0,
 ) -> list[str]:
-    """Freeze `model` and wrap the linear maps of its layers, in place; the names of those wrapped.
+    """Freeze `model` and wrap the linear layers of its stacks, in place; the names of those wrapped.
 
     `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one), none meaning all;
     of each stack the last `num_layers` count, -1 meaning all. A is drawn from U(-1/sqrt(D), 1/sqrt(D)) and B is 0,
@@ -108,8 +108,8 @@ def apply(
     chosen = targets(model, keys, num_layers)
     if not chosen:
         raise UsageError(
-            "no linear map to adapt",
-            cause=f"nothing matches {', '.join(keys)}" if keys else "the model has no linear maps in its layers",
+            "no linear layer to adapt",
+            cause=f"nothing matches {', '.join(keys)}" if keys else "the model has no linear layers in its stacks",
             remedy=f"patterns such as {', '.join(sorted({'*.' + n.rsplit('.', 1)[-1] for n in targets(model)}))}",
         )
     model.freeze()
@@ -160,16 +160,16 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], scale: float) -> None:
-    """Freeze `model` and wrap the named linear maps with given A (D, r) and B (r, F), in place.
+    """Freeze `model` and wrap the named linear layers with given A (D, r) and B (r, F), in place.
 
-    Raises CheckpointError for a name that is no linear map of the model, or a shape that does not fit it.
+    Raises CheckpointError for a name that is not a linear layer of the model, or a shape that does not fit it.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, Linear)}
     wraps = {}
     for name, (lora_a, lora_b) in factors.items():
         if name not in linears:
             raise CheckpointError(
-                f"the adapter changes {name}, which is no linear map of this model",
+                f"the adapter changes {name}, which is not a linear layer of this model",
                 remedy="the model that the adapter was made for",
             )
         inputs, outputs = sizes(linears[name])

@@ -35,7 +35,7 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
     Raises `UsageError` with the place of an invalid value, such as `messages[2]`.
     """
     if isinstance(messages, str | bytes):
-        raise UsageError("The conversation is a text, not a list of messages.", remedy=_EXAMPLE)
+        raise UsageError("The conversation is a string, not a list of messages.", remedy=_EXAMPLE)
     if isinstance(messages, Mapping):
         raise UsageError(
             "The conversation is one object, not a list of messages.", remedy="put the message into a list"
@@ -98,7 +98,7 @@ def kind_of(value: Any) -> str:
         return f"of type {value[1:-1]}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    names = {"NoneType": "null", "int": "a number", "float": "a number", "bool": "a truth value", "str": "a text"}
+    names = {"NoneType": "null", "int": "a number", "float": "a number", "bool": "a boolean", "str": "a string"}
     names |= {"list": "a list", "dict": "an object"}
     return names.get(type(value).__name__, f"of type {type(value).__name__}")
 
@@ -149,8 +149,8 @@ def _content(message: dict[str, Any], role: str, place: str) -> str | None:
         return "".join(thoughts) if thoughts else None
     if content is not None and not _is_text(content) and (role not in _RESULT_ROLES or not _is_structure(content)):
         raise UsageError(
-            f"{place} has content that is {kind_of(content)}, not a text.",
-            remedy='give a text, or parts: [{"type": "text", "text": "..."}]',
+            f"{place} has content that is {kind_of(content)}, not a string.",
+            remedy='give a string, or parts: [{"type": "text", "text": "..."}]',
         )
     message["content"] = content
     return None

@@ -280,5 +280,5 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(kind, "a list of texts")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return names.get(kind, "a list of strings")

@@ -305,4 +305,4 @@ def test_generate_refuses_wrong_values_before_it_loads_anything(
     monkeypatch.setattr("macllm.cli.generate.fetch", lambda name: pytest.fail("a model was looked for"))
     ran = run("generate", "hello", *wrong)
     assert ran.code == 2
-    assert "it can be" in ran.err or "is empty" in ran.err
+    assert "it must be" in ran.err or "is empty" in ran.err

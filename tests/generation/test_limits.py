@@ -32,5 +32,5 @@ def test_one_table_is_one_vocabulary(name: str) -> None:
 
 @pytest.mark.parametrize("prompt", [("a",), (1.5,), (None,), ([1],)], ids=str)
 def test_a_prompt_of_anything_but_token_ids_is_a_usage_error(prompt: tuple) -> None:
-    with pytest.raises(UsageError, match="it can have token ids"):
+    with pytest.raises(UsageError, match="it must be a sequence of token ids"):
         check(golden("llama").model().info, Request(prompt=prompt), prompt)

@@ -14,12 +14,12 @@ CALLING = {"role": "assistant", "tool_calls": [CALL]}
 IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "a text": ("hi", "The conversation is a text"),
+    "a text": ("hi", "The conversation is a string"),
     "one message": (HI, "The conversation is one object"),
     "nothing": (None, "The conversation is null"),
     "a number": (5, "The conversation is a number"),
     "no messages": ([], "has no messages"),
-    "texts": (["hi"], r"messages\[0\] is a text, not an object"),
+    "texts": (["hi"], r"messages\[0\] is a string, not an object"),
     "pairs": ([("user", "hi")], r"messages\[0\] is of type tuple, not an object"),
     "a null among them": ([HI, None], r"messages\[1\] is null"),
     "tokens": ([1, 2], r"messages\[0\] is a number"),
@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         [{"role": "user", "content": [{"type": "text", "text": b"hi"}]}],
         r"content\[0\] is a text part whose text is of type bytes",
     ),
-    "content that is true": ([{"role": "user", "content": True}], r"messages\[0\] has content that is a truth value"),
+    "content that is true": ([{"role": "user", "content": True}], r"messages\[0\] has content that is a boolean"),
     "content that is an object": (
         [{"role": "user", "content": {"a": 1}}],
         r"messages\[0\] has content that is an object",
@@ -84,9 +84,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
         [{"role": "assistant", "tool_calls": CALL}],
         r"messages\[0\] has tool_calls that are an object, not a list",
     ),
-    "a call that is a text": (
+    "a call that is a string": (
         [{"role": "assistant", "tool_calls": ["f()"]}],
-        r"messages\[0\]\.tool_calls\[0\] is a text",
+        r"messages\[0\]\.tool_calls\[0\] is a string",
     ),
     "a call without a name": (
         [{"role": "assistant", "tool_calls": [CALL, {"function": {"arguments": {}}}]}],
@@ -206,16 +206,16 @@ def test_tools_are_read_with_or_without_their_wrapping() -> None:
     ("tools", "match"),
     [
         (TOOL, "tools is one object"),
-        ("f", "tools is a text"),
+        ("f", "tools is a string"),
         (5, "tools is a number"),
         ([None], r"tools\[0\] is null"),
-        ([TOOL, "f"], r"tools\[1\] is a text"),
+        ([TOOL, "f"], r"tools\[1\] is a string"),
         ([len], r"tools\[0\] is of type builtin_function_or_method, not the description of a function"),
         ([{"type": "web_search"}], r"tools\[0\] has the type 'web_search' and no function"),
         ([{"description": "d"}], r"tools\[0\] describes no function"),
         ([{"type": "function", "function": {"description": "d"}}], r"tools\[0\] is a function without a name"),
         ([{"type": "function", "function": {"name": object()}}], r"tools\[0\] is a function without a name"),
-        ([{"name": "f", "parameters": "{}"}], r"tools\[0\] has parameters that are a text"),
+        ([{"name": "f", "parameters": "{}"}], r"tools\[0\] has parameters that are a string"),
     ],
 )
 def test_what_describes_no_tool_is_refused_with_its_place(tools: Any, match: str) -> None:

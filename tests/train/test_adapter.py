@@ -230,7 +230,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     adapter.save(model, tmp_path)
     with pytest.raises(CheckpointError, match="the model's 32 to"):
         adapter.attach(make({**LLAMA, "hidden_size": 32}), tmp_path)
-    with pytest.raises(CheckpointError, match="no linear map"):
+    with pytest.raises(CheckpointError, match="not a linear layer"):
         adapter.attach(make({**LLAMA, "num_hidden_layers": 2}), tmp_path)
     with pytest.raises(ModelNotFoundError, match="no adapter in"):
         adapter.attach(make(), tmp_path / "absent")

@@ -100,11 +100,11 @@ def check(request: Request, vocab_size: int | None = None) -> None:
     sampling = request.sampling
     if 0 < sampling.temperature < COLDEST:
         raise UsageError(
-            f"temperature is {sampling.temperature}; it can be 0, or from {COLDEST:g} to 100",
+            f"temperature is {sampling.temperature}; it must be 0, or from {COLDEST:g} to 100",
             remedy="temperature 0 takes the likeliest token",
         )
     if request.kv_bits is not None and (type(request.kv_bits) is not int or request.kv_bits not in (4, 8)):
-        raise UsageError(f"kv_bits is {shown(request.kv_bits)}; it can be 4, 8 or None (not quantized)")
+        raise UsageError(f"kv_bits is {shown(request.kv_bits)}; it must be 4, 8 or None (not quantized)")
     if "" in read_stop(request.stop):
         raise UsageError("a stop string is empty", remedy="leave it out")
     _check_biases("logit_bias", read_biases(sampling.logit_bias))
@@ -123,7 +123,7 @@ def _check_fields(owner: Request | SamplingParams) -> None:
         value = getattr(owner, field.name)
         several = isinstance(field.default, tuple | frozenset) and field.name != "prompt"
         if several and not isinstance(value, tuple | list | frozenset | set):
-            raise UsageError(f"{field.name} is {shown(value)}; in a {type(owner).__name__} it can be a tuple")
+            raise UsageError(f"{field.name} is {shown(value)}; in a {type(owner).__name__} it must be a tuple")
         if field.name in RANGES and not (value is None and field.name in OPTIONAL):
             check_range(field.name, value)
 
@@ -131,7 +131,7 @@ def _check_fields(owner: Request | SamplingParams) -> None:
 def _check_biases(name: str, biases: Iterable[tuple[object, float]]) -> None:
     for key, bias in biases:
         if math.isnan(bias) or bias == math.inf:
-            raise UsageError(f"{name} of {key} is {bias}; it can be any finite number, or -inf to ban it")
+            raise UsageError(f"{name} of {key} is {bias}; it must be any finite number, or -inf to ban it")
 
 
 def _named_tokens(request: Request) -> Iterator[tuple[str, Iterable[int]]]:

@@ -68,7 +68,7 @@ def check_range(name: str, value: Any) -> None:
     kind = "a whole number" if name in WHOLE else "a number"
     lower = f"from {low:g}" if low_allowed else f"above {low:g}"
     upper = "" if high == math.inf else f" to {high:.10g}" if low_allowed else f" and at most {high:.10g}"
-    raise UsageError(f"{name} is {shown(value)}; it can be {kind} {lower}{upper}")
+    raise UsageError(f"{name} is {shown(value)}; it must be {kind} {lower}{upper}")
 
 
 def shown(value: Any) -> str:

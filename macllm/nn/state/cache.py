@@ -92,7 +92,7 @@ def make_cache(
 ) -> Cache:
     """An empty cache for a stack. Raises UsageError for unsupported bits and for a bidirectional stack."""
     if kv_bits not in (None, 4, 8):
-        raise UsageError(f"kv_bits is {kv_bits}; it can be 4, 8 or None (not quantized)")
+        raise UsageError(f"kv_bits is {kv_bits}; it must be 4, 8 or None (not quantized)")
     if any(isinstance(layer.mixer.mask, Bidirectional | Local) for layer in stack.layers):
         raise UsageError("this model sees both ways and cannot go token by token", remedy="call it without a cache")
     padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
