@@ -14,7 +14,7 @@ from macllm.nn import lora
 
 
 def adapter_gradients(model: Any, tokens: mx.array) -> dict[str, mx.array]:
-    """The gradient of every weight of a new adapter, none of which is zero."""
+    """Gradients of all weights of a new adapter whose B matrices are not zero."""
     lora.apply(model, rank=2, alpha=4, seed=3)
     for wrap in lora.adapters(model).values():
         wrap.lora_b = mx.ones_like(wrap.lora_b) * 0.1
@@ -22,7 +22,7 @@ def adapter_gradients(model: Any, tokens: mx.array) -> dict[str, mx.array]:
 
 
 def assert_float32_like(found: Mapping[str, mx.array], wanted: Mapping[str, mx.array]) -> None:
-    """All of them, within float32's rounding."""
+    """Compare arrays by name within float32's rounding."""
     assert found.keys() == wanted.keys()
     for name, want in wanted.items():
         assert found[name].dtype == mx.float32

@@ -41,6 +41,6 @@ def start_sleeper(parent: Parent, leave: bool) -> None:
             parent.receive()
 
 
-def sleep_deaf(parent: Parent) -> None:
+def sleep_ignoring_messages(parent: Parent) -> None:
     parent.send(subprocess.Popen(["sleep", "60"]).pid)
     time.sleep(60)

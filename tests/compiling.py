@@ -1,4 +1,4 @@
-"""A compiler that takes as long as a test wants, and what it leaves."""
+"""A fake compiler with a chosen delay, and the files and processes that it leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from macllm.ops.cpu import build
 
-# It leaves its process group in a log, and links what is compiled already.
+# It writes its process group to a log, and "links" by copying a module that is compiled already.
 COMPILER = """\
 #!/bin/sh
 for word; do [ "$word" = -dM ] && echo "#define __AVX2__ 1" && exit; done
@@ -47,7 +47,7 @@ def kept() -> list[str]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
+    """Wait at most 60 s until `condition()` is true."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
@@ -55,7 +55,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def alive(log: Path) -> list[int]:
-    """Processes that still run of the groups that compilers were in."""
+    """Process groups of compilers, read from `log`, that still have a running process."""
     groups, found = set(log.read_text().split()), []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -18,13 +18,13 @@ from tests.compiling import make_compiler
 # A shell starts background jobs with interrupts ignored, and children inherit that; tests interrupt their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The simulator of Metal kernels is made by GNU's compiler. On a Mac, `macllm doctor --kernels` tries them in earnest.
+# The simulator of Metal kernels needs GCC. On a Mac, `macllm doctor --kernels` runs the kernels themselves.
 SIMULATED = ["simulator/*", "ops/metal/*", "doctor/test_doctor_kernels.py", "doctor/test_benchmark.py"]
 SIMULATED += ["doctor/test_quick.py", "bench/test_traffic*.py", "generation/test_metal_draw.py", "nn/test_metal.py"]
 collect_ignore_glob = [] if sys.platform == "linux" else SIMULATED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Compiling takes seconds: the kernels that this machine has are shared by all tests.
+# Compiling takes seconds: all tests share the kernels of this machine.
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macllm" / "native"
 
 
@@ -45,7 +45,7 @@ def compiled_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep each test's files and its hub cache in a folder of its own, and the hub out of reach."""
+    """Give each test an empty home and hub cache, and turn off the hub."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MACLLM_HOME", str(home / "macllm"))
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", os.environ.get("MACLLM_NATIVE_CACHE") or str(COMPILED))

@@ -42,13 +42,13 @@ def test_saving_over_the_folder_that_was_loaded_is_safe(tmp_path: Path) -> None:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_what_the_config_said_beside_the_architecture_is_kept(tmp_path: Path) -> None:
+def test_config_keys_that_macllm_does_not_read_are_saved_again(tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path / "a")
-    config = json.loads((folder / "config.json").read_text()) | {"somebody_elses_key": [1, {"x": None}]}
+    config = json.loads((folder / "config.json").read_text()) | {"another_tools_key": [1, {"x": None}]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"temperature": 0.3, "eos_token_id": [2, 7]}')
     checkpoint.save(checkpoint.load_model(folder), None, tmp_path / "b")
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["somebody_elses_key"] == [1, {"x": None}]
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["another_tools_key"] == [1, {"x": None}]
     kept = json.loads((tmp_path / "b" / "generation_config.json").read_text())
     assert (kept["temperature"], kept["eos_token_id"]) == (0.3, [2, 7])
 
@@ -57,7 +57,7 @@ def test_what_the_config_said_beside_the_architecture_is_kept(tmp_path: Path) ->
     ("generation", "ends"),
     [(None, {2}), ({"eos_token_id": 7}, {7}), ({"eos_token_id": [2, 7]}, {2, 7}), ({"temperature": 1.0}, {2})],
 )
-def test_end_tokens_are_one_or_many_and_the_configs_where_nothing_else_names_them(
+def test_end_tokens_come_from_generation_config_and_else_from_config(
     generation: dict | None, ends: set[int], tmp_path: Path
 ) -> None:
     folder = golden("llama").write(tmp_path)
@@ -84,7 +84,7 @@ def test_bfloat16_becomes_float16_where_the_chip_emulates_it(
     assert checkpoint.default_casts(model_type) == expected
 
 
-def test_only_bfloat16_is_cast_by_that_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cast_leaves_float32_weights_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = golden("llama").tensors()
     mixed = {name: array.astype(mx.bfloat16 if "mlp" in name else mx.float32) for name, array in stored.items()}
     monkeypatch.setattr(checkpoint, "default_casts", lambda model_type: {mx.bfloat16: mx.float16})
@@ -93,7 +93,7 @@ def test_only_bfloat16_is_cast_by_that_policy(tmp_path: Path, monkeypatch: pytes
     assert kinds["decoder.norm.weight"] == mx.float32
 
 
-def test_an_asked_dtype_wins_and_packed_weights_stay_packed(tmp_path: Path) -> None:
+def test_a_given_dtype_wins_over_the_stored_one(tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path)
     assert {array.dtype for array in weights(checkpoint.load_model(folder, mx.float16)).values()} == {mx.float16}
     assert {array.dtype for array in weights(checkpoint.load_model(folder)).values()} == {mx.float32}
@@ -124,7 +124,7 @@ def test_a_broken_config_is_one_clear_error(text: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_config_of_which_no_model_can_be_made_is_one_clear_error(changes: dict, said: str, tmp_path: Path) -> None:
+def test_a_config_with_impossible_values_is_one_clear_error(changes: dict, said: str, tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -134,14 +134,16 @@ def test_a_config_of_which_no_model_can_be_made_is_one_clear_error(changes: dict
 
 
 @pytest.mark.parametrize("length", [-5, 0, 10**25])
-def test_an_impossible_context_is_taken_as_no_limit(length: int, tmp_path: Path) -> None:
+def test_an_impossible_context_length_is_read_as_no_limit(length: int, tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": length}
     (folder / "config.json").write_text(json.dumps(config))
     assert checkpoint.load_model(folder).info.context_length is None
 
 
-def test_a_family_that_nobody_knows_is_not_said_to_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_model_type_is_refused_without_a_note_that_mlx_lm_runs_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = golden("llama").write(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "frobnicate"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -150,7 +152,7 @@ def test_a_family_that_nobody_knows_is_not_said_to_run(tmp_path: Path, caplog: p
     assert "runs it" not in caplog.text
 
 
-def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_without_a_config_is_a_missing_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="is not a model"):
         checkpoint.load_model(tmp_path)
 
@@ -167,13 +169,13 @@ def test_another_tools_quantization_is_refused(tmp_path: Path) -> None:
     "recipe",
     [{"bits": 7, "group_size": 64}, {"bits": 4, "group_size": 48}, {"mode": "magic"}, {"mode": "mxfp4", "bits": 8}],
 )
-def test_a_recipe_that_mlx_does_not_have_is_refused(recipe: dict) -> None:
+def test_a_quantization_that_mlx_does_not_support_is_refused(recipe: dict) -> None:
     stored = golden("llama")
     with pytest.raises(CheckpointError, match=r"cannot be had|is not one of|has 4 bits"):
         checkpoint.assemble(stored.config | {"quantization": recipe}, stored.tensors())
 
 
-def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) -> None:
+def test_saving_a_model_with_an_unfused_adapter_is_refused(tmp_path: Path) -> None:
     model = checkpoint.load_model(golden("llama").write(tmp_path / "a"))
     lora.apply(model, rank=2, alpha=4)
     with pytest.raises(UsageError, match="has an adapter laid over it"):
@@ -181,14 +183,14 @@ def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) 
     assert not (tmp_path / "b").exists()
 
 
-def test_a_model_and_a_tokenizer_that_are_swapped_are_said_to_be(tmp_path: Path) -> None:
+def test_save_names_a_model_and_a_tokenizer_that_are_swapped(tmp_path: Path) -> None:
     model, tokenizer = checkpoint.load()
     with pytest.raises(UsageError, match="are swapped"):
         checkpoint.save(tokenizer, model, tmp_path / "b")  # type: ignore[arg-type]
     assert not (tmp_path / "b").exists()
 
 
-def test_quantizing_leaves_routers_and_odd_rows_alone() -> None:
+def test_rows_that_are_no_whole_groups_are_not_quantized() -> None:
     model = golden("mixtral").model()
     quantize.apply(model, bits=4, group_size=32)
     assert quantize.describe(model) is None  # rows of 48 and 80 are no whole groups of 32
@@ -214,7 +216,7 @@ MEMORY = """
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_never_holds_much_more_than_the_weights(tmp_path: Path) -> None:
+def test_loading_takes_at_most_a_tenth_more_memory_than_the_weights(tmp_path: Path) -> None:
     config = {
         "model_type": "qwen3_moe", "hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1024,
         "vocab_size": 20000, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16,
@@ -257,7 +259,7 @@ def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
         ("cache", "'cache' is not supported"),
     ],
 )
-def test_a_model_type_that_nothing_reads_is_told_apart_from_one_that_fails(
+def test_a_missing_or_unknown_model_type_is_an_error_with_its_cause(
     model_type: object, told: str, tmp_path: Path
 ) -> None:
     folder = golden("llama").write(tmp_path)
@@ -272,7 +274,7 @@ def test_a_model_type_that_nothing_reads_is_told_apart_from_one_that_fails(
     ("tokenizer", "place", "said"),
     [("x", "new", "The tokenizer is a string"), (None, 5, "The folder is a number"), (None, "file", "is a file")],
 )
-def test_save_refuses_arguments_that_it_cannot_use_by_name(
+def test_save_refuses_arguments_of_wrong_types_by_name(
     tokenizer: str | None, place: object, said: str, tmp_path: Path
 ) -> None:
     model = checkpoint.load_model(golden("llama").write(tmp_path / "a"))
@@ -282,7 +284,7 @@ def test_save_refuses_arguments_that_it_cannot_use_by_name(
 
 
 @pytest.mark.parametrize("odd", [5, [], [5], {"class": "LlamaForCausalLM"}], ids=str)
-def test_architectures_that_are_no_names_count_as_not_told(odd: object, tmp_path: Path) -> None:
+def test_architectures_that_are_not_a_list_of_names_are_ignored(odd: object, tmp_path: Path) -> None:
     stored = golden("llama")
     folder = stored.write(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | {"architectures": odd}

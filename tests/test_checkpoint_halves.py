@@ -55,7 +55,7 @@ def outputs(model: nn.Module, kind: str) -> np.ndarray:
 
 @TYPES
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_kept_matrices_give_what_the_same_numbers_in_float32_give(case, dtype: mx.Dtype) -> None:
+def test_matrices_of_16_bits_give_the_outputs_of_the_same_values_in_float32(case, dtype: mx.Dtype) -> None:
     config = golden(case.name).config
     kept = checkpoint.assemble(config, stored(case.name, dtype))
     cast = checkpoint.assemble(config, stored(case.name, dtype), dtype=mx.float32)
@@ -67,7 +67,7 @@ def test_kept_matrices_give_what_the_same_numbers_in_float32_give(case, dtype: m
 
 @TYPES
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_moe"])
-def test_matrices_stay_and_all_else_is_float32(name: str, dtype: mx.Dtype, tmp_path: Path) -> None:
+def test_matrices_stay_16_bit_and_all_other_weights_are_float32(name: str, dtype: mx.Dtype, tmp_path: Path) -> None:
     model = checkpoint.load_model(folder_of(name, dtype, tmp_path))
     matrices = {
         f"{path}.weight" for path, m in model.named_modules() if isinstance(m, Linear | Embedding | ExpertLinear)
@@ -79,14 +79,14 @@ def test_matrices_stay_and_all_else_is_float32(name: str, dtype: mx.Dtype, tmp_p
     assert {array.dtype for array in cache.state} == {mx.float32}
 
 
-def test_without_kernels_everything_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_native_kernels_all_weights_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available", lambda: False)
     model = checkpoint.assemble(golden("llama").config, stored("llama", mx.bfloat16))
     assert {array.dtype for array in weights(model).values()} == {mx.float32}
 
 
 @TYPES
-def test_saved_again_it_is_the_same_file(dtype: mx.Dtype, tmp_path: Path) -> None:
+def test_loading_and_saving_gives_the_same_tensors(dtype: mx.Dtype, tmp_path: Path) -> None:
     model = checkpoint.load_model(folder_of("qwen3_moe", dtype, tmp_path / "a"))
     checkpoint.save(model, None, tmp_path / "b")
     before, after = load_folder(tmp_path / "a"), load_folder(tmp_path / "b")
@@ -96,7 +96,7 @@ def test_saved_again_it_is_the_same_file(dtype: mx.Dtype, tmp_path: Path) -> Non
     assert checkpoint.read_config(tmp_path / "b")["dtype"] == str(dtype).removeprefix("mlx.core.")
 
 
-def test_what_16_bits_cannot_hold_is_saved_in_float32(tmp_path: Path) -> None:
+def test_values_that_16_bits_cannot_hold_are_saved_in_float32(tmp_path: Path) -> None:
     model = checkpoint.load_model(folder_of("llama", mx.bfloat16, tmp_path / "a"))
     model.decoder.norm.weight = model.decoder.norm.weight + 1e-4
     checkpoint.save(model, None, tmp_path / "b")
@@ -120,14 +120,14 @@ def test_a_fused_adapter_keeps_the_dtype(dtype: mx.Dtype, tmp_path: Path) -> Non
 
 
 @TYPES
-def test_an_adapter_over_kept_matrices_learns_as_over_float32(dtype: mx.Dtype) -> None:
+def test_an_adapter_over_16_bit_matrices_has_the_gradients_of_one_over_float32(dtype: mx.Dtype) -> None:
     kept, widened = (
         checkpoint.assemble(golden("llama").config, stored("llama", dtype), dtype=asked) for asked in (None, mx.float32)
     )
     assert_float32_like(adapter_gradients(kept, TOKENS), adapter_gradients(widened, TOKENS))
 
 
-def test_what_trains_fully_is_float32() -> None:
+def test_full_fine_tuning_trains_float32_weights() -> None:
     model = checkpoint.assemble(golden("llama").config, stored("llama", mx.bfloat16))
     rows = Dataset(arithmetic_rows(4), [], Counts())
     trainer = Trainer(model, clm, TrainConfig(data="x"), rows)
@@ -136,7 +136,7 @@ def test_what_trains_fully_is_float32() -> None:
 
 
 @TYPES
-def test_quantizing_kept_matrices_gives_a_model_that_works(dtype: mx.Dtype) -> None:
+def test_a_quantized_16_bit_layer_gives_the_outputs_of_the_layer(dtype: mx.Dtype) -> None:
     layer = Linear(64, 32)
     layer.weight = layer.weight.astype(dtype)
     x = mx.random.normal((3, 64))

@@ -49,7 +49,9 @@ def is_scale(name: str) -> bool:
 
 @TYPES
 @CONFIGS
-def test_scales_stay_and_all_other_floats_are_float32(config: dict[str, Any], dtype: mx.Dtype, tmp_path: Path) -> None:
+def test_scales_stay_16_bit_and_all_other_floats_but_routers_are_float32(
+    config: dict[str, Any], dtype: mx.Dtype, tmp_path: Path
+) -> None:
     model: Any = checkpoint.load_model(folder_of(config, dtype, tmp_path))
     kept = {name for name, array in weights(model).items() if array.dtype == dtype}
     assert kept >= {name for name in weights(model) if is_scale(name)}
@@ -62,7 +64,7 @@ def test_scales_stay_and_all_other_floats_are_float32(config: dict[str, Any], dt
 @TYPES
 @CONFIGS
 @pytest.mark.parametrize("form", ["float", "int8"])
-def test_kept_scales_give_what_the_same_numbers_in_float32_give(config, dtype, form, tmp_path: Path) -> None:
+def test_scales_of_16_bits_give_the_outputs_of_the_same_values_in_float32(config, dtype, form, tmp_path: Path) -> None:
     folder = folder_of(config, dtype, tmp_path)
     kept, cast = checkpoint.load_model(folder), checkpoint.load_model(folder, mx.float32)
     assert mx.bfloat16 not in {array.dtype for array in weights(cast).values()}
@@ -73,7 +75,7 @@ def test_kept_scales_give_what_the_same_numbers_in_float32_give(config, dtype, f
 
 
 @TYPES
-def test_a_row_of_a_table_is_as_exact_as_its_scales(dtype: mx.Dtype, tmp_path: Path) -> None:
+def test_a_quantized_embedding_row_equals_dequantization_in_float32(dtype: mx.Dtype, tmp_path: Path) -> None:
     model: Any = checkpoint.load_model(folder_of(DENSE, dtype, tmp_path))
     table = model.embedding.tokens
     found = table(mx.array([3, 159]))
@@ -84,7 +86,7 @@ def test_a_row_of_a_table_is_as_exact_as_its_scales(dtype: mx.Dtype, tmp_path: P
 
 
 @TYPES
-def test_saved_again_it_is_the_same_file(dtype: mx.Dtype, tmp_path: Path) -> None:
+def test_loading_and_saving_gives_the_same_tensors(dtype: mx.Dtype, tmp_path: Path) -> None:
     checkpoint.save(checkpoint.load_model(folder_of(EXPERTS, dtype, tmp_path / "a")), None, tmp_path / "b")
     before, after = load_folder(tmp_path / "a"), load_folder(tmp_path / "b")
     assert before.keys() == after.keys()
@@ -92,20 +94,20 @@ def test_saved_again_it_is_the_same_file(dtype: mx.Dtype, tmp_path: Path) -> Non
         assert (after[name].dtype, bool(mx.array_equal(after[name], array))) == (array.dtype, True), name
 
 
-def test_without_kernels_scales_are_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_native_kernels_scales_are_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(DENSE, mx.bfloat16, tmp_path)
     monkeypatch.setattr(cpu, "available", lambda: False)
     model = checkpoint.load_model(folder)
     assert {array.dtype for array in weights(model).values()} == {mx.float32, mx.uint32}
 
 
-def test_other_packings_are_loaded_as_before(tmp_path: Path) -> None:
+def test_mxfp4_weights_stay_packed_and_other_floats_are_float32(tmp_path: Path) -> None:
     model: Any = checkpoint.load_model(folder_of(DENSE, mx.bfloat16, tmp_path, mode="mxfp4"))
     assert {array.dtype for array in weights(model).values()} == {mx.float32, mx.uint32, mx.uint8}
     assert model(TOKENS).dtype == mx.float32
 
 
-def test_an_adapter_over_kept_scales_learns_as_over_float32(tmp_path: Path) -> None:
+def test_an_adapter_over_16_bit_scales_has_the_gradients_of_one_over_float32(tmp_path: Path) -> None:
     folder = folder_of(DENSE, mx.bfloat16, tmp_path)
     kept, widened = (checkpoint.load_model(folder, dtype) for dtype in (None, mx.float32))
     assert_float32_like(adapter_gradients(kept, TOKENS), adapter_gradients(widened, TOKENS))

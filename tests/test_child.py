@@ -1,4 +1,4 @@
-"""A child process: messages both ways, the story of its end, and nobody left behind."""
+"""Child processes: messages both ways, exits with their causes, no orphans."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.compiling import wait_for
 
 
 class Talk:
-    """A child of these tests and what it said."""
+    """A child process that records its messages and its exits."""
 
     def __init__(self, target: str, *arguments: Any) -> None:
         self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -59,7 +59,7 @@ def test_messages_go_both_ways_in_order() -> None:
     assert talk.exit() == Exit(0, asked=True, log=None)
 
 
-def test_the_end_comes_after_the_last_message_and_is_told_once() -> None:
+def test_on_exit_is_called_once_and_after_the_last_message() -> None:
     talk = Talk("count", 1000)
     assert talk.exit() == Exit(0, asked=False, log=None)
     assert talk.messages.qsize() == 1000
@@ -68,7 +68,7 @@ def test_the_end_comes_after_the_last_message_and_is_told_once() -> None:
     assert talk.process.exit is not None
 
 
-def test_a_crash_tells_its_signal_and_a_failure_its_log(own_home: Path) -> None:
+def test_an_exit_names_the_signal_of_a_crash_or_the_log_of_a_failure(own_home: Path) -> None:
     killed = Talk("echo", None)
     assert killed.message() is None
     os.kill(killed.process.pid, signal.SIGKILL)
@@ -83,20 +83,20 @@ def test_a_crash_tells_its_signal_and_a_failure_its_log(own_home: Path) -> None:
     assert list(exit.log.parent.iterdir()) == [exit.log]
 
 
-def test_what_the_child_started_ends_with_it() -> None:
-    for how in ("end", "kill", "return"):
-        talk = Talk("start_sleeper", how == "return")
+def test_processes_that_the_child_started_end_with_it() -> None:
+    for ending in ("end", "kill", "return"):
+        talk = Talk("start_sleeper", ending == "return")
         sleeper = talk.message()
-        if how == "end":
+        if ending == "end":
             talk.process.end()
-        if how == "kill":
+        if ending == "kill":
             os.kill(talk.process.pid, signal.SIGKILL)
         talk.exit()
-        assert not runs(sleeper), how
+        assert not runs(sleeper), ending
 
 
-def test_a_child_that_does_not_listen_is_killed() -> None:
-    talk = Talk("sleep_deaf")
+def test_a_child_that_ignores_the_end_request_is_killed() -> None:
+    talk = Talk("sleep_ignoring_messages")
     sleeper = talk.message()
     began = time.monotonic()
     talk.process.end(grace_seconds=0.2)
@@ -105,7 +105,7 @@ def test_a_child_that_does_not_listen_is_killed() -> None:
     assert not runs(sleeper)
 
 
-def test_an_interrupt_of_the_terminal_is_not_for_the_child() -> None:
+def test_an_interrupt_of_the_terminal_does_not_end_the_child() -> None:
     talk = Talk("echo", "here")
     assert talk.message() == "here"
     os.killpg(talk.process.pid, signal.SIGINT)
@@ -123,7 +123,7 @@ child = ChildProcess("tests.child_targets:start_sleeper", False, on_message=lamb
 
 
 @pytest.mark.parametrize("body", ["time.sleep(60)", "sys.stdin.read()"])
-def test_the_parents_death_ends_the_child_and_what_it_started(body: str) -> None:
+def test_the_parents_death_ends_the_child_and_its_processes(body: str) -> None:
     path = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", PROGRAM.format(body=body)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -139,7 +139,7 @@ def test_the_parents_death_ends_the_child_and_what_it_started(body: str) -> None
     wait_for(lambda: not runs(sleeper))
 
 
-def test_a_signal_while_the_child_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_start_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception between start and record once left an orphaned process."""
     popen, pids = subprocess.Popen, []
 
@@ -152,12 +152,12 @@ def test_a_signal_while_the_child_is_started_leaves_none(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Talk("sleep_deaf")
+        Talk("sleep_ignoring_messages")
     (pid,) = pids
     assert not runs(pid)
 
 
-def test_a_fork_of_the_parent_ends_no_child() -> None:
+def test_the_exit_of_a_fork_does_not_end_the_child() -> None:
     code = """
 import os, sys
 from macllm.child import ChildProcess
@@ -172,13 +172,13 @@ print(child.exit)
     assert (done.stdout, done.stderr) == (b"None\n", b"")
 
 
-def test_a_child_that_cannot_be_started_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_cannot_be_started_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(OSError, match="nowhere"):
         Talk("echo", None)
 
 
-def test_ending_twice_and_from_a_callback_does_no_harm() -> None:
+def test_a_child_can_be_ended_twice_and_from_a_callback() -> None:
     ended = threading.Event()
     process: list[ChildProcess] = []
 
@@ -191,7 +191,7 @@ def test_ending_twice_and_from_a_callback_does_no_harm() -> None:
     process[0].end()
 
 
-def test_a_bug_keeps_its_traceback_and_an_error_of_ours_its_parts() -> None:
+def test_portable_exceptions_keep_their_traceback_and_our_errors_stay_the_same() -> None:
     ours = UsageError("no", cause="because", remedy="do")
     assert portable(ours) is ours
     try:

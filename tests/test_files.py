@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_the_old_content_and_nothing_else(
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"file": "old"}
 
 
-def test_a_file_that_may_not_grow_keeps_its_old_content(tmp_path: Path) -> None:
+def test_a_file_size_limit_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     program = f"""
@@ -69,7 +69,7 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_a_block_raises_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -79,19 +79,19 @@ def test_what_a_block_raises_leaves_no_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("when", ["in the middle", "before the name"])
-def test_a_process_that_is_killed_leaves_the_old_content(tmp_path: Path, when: str) -> None:
+@pytest.mark.parametrize("moment", ["in the middle", "before the name"])
+def test_a_process_that_is_killed_leaves_the_old_content(tmp_path: Path, moment: str) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     program = f"""
 import os, signal
 from pathlib import Path
 from macllm import files
-if {when == "before the name"}:
+if {moment == "before the name"}:
     Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 with files.replacing(Path({str(path)!r})) as file:
     file.write(b"new" * 100_000)
-    if {when == "in the middle"}:
+    if {moment == "in the middle"}:
         os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
@@ -102,7 +102,7 @@ with files.replacing(Path({str(path)!r})) as file:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_folder_that_cannot_be_written_is_the_systems_own_error(tmp_path: Path, name: str) -> None:
+def test_a_missing_folder_raises_the_systems_own_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("old")
     for path, kind in [(tmp_path / "none" / "x", FileNotFoundError), (tmp_path / "file" / "x", NotADirectoryError)]:
         with pytest.raises(kind):
@@ -125,7 +125,7 @@ def test_a_read_only_folder_keeps_its_files(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(
+def test_a_file_is_synced_before_its_rename_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     path, seen, sync = tmp_path / "file", list[tuple[int, bool]](), os.fsync
@@ -151,7 +151,7 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_new_file_has_the_permissions_that_the_user_gives_new_files(tmp_path: Path, name: str) -> None:
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path, name: str) -> None:
     for mask in (0o022, 0o077):
         before = os.umask(mask)
         try:
@@ -163,7 +163,7 @@ def test_a_new_file_has_the_permissions_that_the_user_gives_new_files(tmp_path: 
 
 
 @pytest.mark.parametrize("name", OVERWRITERS)
-def test_a_link_is_replaced_and_not_what_it_points_to(tmp_path: Path, name: str) -> None:
+def test_a_symbolic_link_is_replaced_and_its_target_is_unchanged(tmp_path: Path, name: str) -> None:
     blob, path = tmp_path / "blob", tmp_path / "file"
     blob.write_text("of the cache")
     path.symlink_to(blob)
@@ -175,7 +175,7 @@ def test_a_link_is_replaced_and_not_what_it_points_to(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("taken", ["file", "folder"])
-def test_a_name_that_is_taken_is_not_overwritten_unasked(
+def test_an_existing_file_is_not_overwritten_without_overwrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str, links: bool
 ) -> None:
     def refuse(*_: object) -> None:
@@ -202,7 +202,7 @@ def test_any_name_that_the_file_system_takes_can_be_written(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("value", [{"b": [1, None], "a": "é😀"}, [], "text", {"z": {"y": 1.5}}])
-def test_json_comes_back_as_it_went(tmp_path: Path, value: object) -> None:
+def test_json_that_is_written_reads_back_equal(tmp_path: Path, value: object) -> None:
     files.write_json(tmp_path / "file", value)
     assert files.read_json(tmp_path / "file") == value
     text = (tmp_path / "file").read_text("utf-8")
@@ -211,7 +211,7 @@ def test_json_comes_back_as_it_went(tmp_path: Path, value: object) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00\x01", b"[" * 100_000, b'{"a": }', b"nul"])
-def test_what_is_no_json_is_a_value_error(tmp_path: Path, content: bytes) -> None:
+def test_invalid_json_is_a_value_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=r".") as caught:
         files.read_json(tmp_path / "file")
@@ -223,7 +223,7 @@ def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "file") == {"a": 1}
 
 
-def test_what_cannot_be_encoded_leaves_no_file(tmp_path: Path) -> None:
+def test_values_that_cannot_be_encoded_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         files.write_text(tmp_path / "file", "\ud800")
     with pytest.raises(TypeError):
@@ -232,11 +232,11 @@ def test_what_cannot_be_encoded_leaves_no_file(tmp_path: Path) -> None:
 
 
 # The log of a child process begins empty, and a snapshot is a folder that is renamed.
-ELSEWHERE = {"macllm/child.py: mkstemp", "macllm/train/snapshot.py: rename"}
+EXCEPTIONS = {"macllm/child.py: mkstemp", "macllm/train/snapshot.py: rename"}
 
 
-def own_writing(path: Path) -> Iterator[str]:
-    """Calls with which a file could be written atomically by other means than `files`."""
+def atomic_write_calls(path: Path) -> Iterator[str]:
+    """Calls that write files atomically without the module `files`."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
@@ -253,6 +253,6 @@ def test_only_one_module_writes_atomically() -> None:
         call
         for path in sources
         if path.name != "files.py" or path.parent.name != "macllm"
-        for call in own_writing(path)
+        for call in atomic_write_calls(path)
     }
-    assert found == ELSEWHERE
+    assert found == EXCEPTIONS

@@ -1,4 +1,4 @@
-"""Files that Finder, notebooks and interrupted programs leave beside a model's own change nothing."""
+"""Files of Finder, notebooks and interrupted programs beside a model's own are ignored."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HEAD = bytes.fromhex("0005160700020000") + b"Mac OS X        "
 DOUBLE = HEAD + bytes.fromhex("0002" + "0000000900000032" + "00000eb0") + b"\xb0" * 4000
 
 
-def companions(folder: Path) -> None:
+def add_appledouble_files(folder: Path) -> None:
     for path in [p for p in folder.rglob("*") if not p.name.startswith("._")]:
         path.with_name(f"._{path.name}").write_bytes(DOUBLE)
 
 
-def litter(folder: Path) -> None:
+def add_stray_files(folder: Path) -> None:
     (folder / ".DS_Store").write_bytes(DOUBLE)
     (folder / ".ipynb_checkpoints").mkdir(exist_ok=True)
     (folder / ".ipynb_checkpoints" / "config-checkpoint.json").write_text("{")
@@ -38,10 +38,10 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_with_companions_loads(tmp_path: Path) -> None:
+def test_a_folder_with_appledouble_files_loads(tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path)
-    companions(folder)
-    litter(folder)
+    add_appledouble_files(folder)
+    add_stray_files(folder)
     np.testing.assert_array_equal(
         np.array(checkpoint.load_model(folder)(TOKENS)), np.array(golden("llama").model()(TOKENS))
     )
@@ -63,7 +63,7 @@ def test_a_folder_with_companions_loads(tmp_path: Path) -> None:
         "model-00001-of-00009 2.safetensors",
     ],
 )
-def test_files_of_other_programs_are_no_weights(name: str, tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_loaded_as_weights(name: str, tmp_path: Path) -> None:
     folder = sharded(tmp_path)
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -78,7 +78,7 @@ def test_files_of_other_programs_are_no_weights(name: str, tmp_path: Path) -> No
     np.testing.assert_allclose(got, np.array(golden("llama").model()(TOKENS)), atol=1e-5)
 
 
-def test_the_layout_is_asked_of_the_file_that_is_read(tmp_path: Path) -> None:
+def test_the_layout_comes_from_the_metadata_of_the_loaded_file(tmp_path: Path) -> None:
     """GPT-2's matrices are transposed in mlx-lm's layout; a neighbour's metadata must not decide."""
     folder = golden("gpt2").write(tmp_path)
     save_file({"a": mx.zeros(1)}, folder / "adapters.safetensors", {"format": "mlx"})
@@ -87,18 +87,18 @@ def test_the_layout_is_asked_of_the_file_that_is_read(tmp_path: Path) -> None:
     )
 
 
-def test_companions_are_no_templates(tmp_path: Path) -> None:
+def test_appledouble_files_are_not_read_as_templates(tmp_path: Path) -> None:
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("{{ messages[0].content }}!")
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    companions(tmp_path)
-    litter(tmp_path / "additional_chat_templates")
+    add_appledouble_files(tmp_path)
+    add_stray_files(tmp_path / "additional_chat_templates")
     assert ChatTemplate.from_folder(tmp_path, {}, {}) is not None
 
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with two revisions of o/m, as on a file system without links, and companions everywhere."""
+    """A hub cache with two revisions of o/m, as on a file system without links, and stray files everywhere."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     repo = tmp_path / "hub" / "models--o--m"
@@ -110,8 +110,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (repo / "blobs").mkdir()
     (repo / "blobs" / "orphan").write_text("x")
     for folder in (repo, repo / "refs", repo / "snapshots", repo / "blobs", tmp_path / "hub"):
-        litter(folder)
-    companions(tmp_path / "hub")
+        add_stray_files(folder)
+    add_appledouble_files(tmp_path / "hub")
     return repo
 
 
@@ -123,7 +123,7 @@ def test_a_cache_with_strays_is_listed_and_checked(cached: Path) -> None:
     assert hub.resolve("o/m").name == "a" * 40
 
 
-def test_revisions_go_one_by_one_from_a_cache_with_strays(cached: Path) -> None:
+def test_revisions_are_removed_one_by_one_from_a_cache_with_strays(cached: Path) -> None:
     hub.remove("o/m@main")
     assert [path.name for path in (cached / "refs").iterdir() if path.name[0] != "."] == ["old"]
     assert (cached / "snapshots" / ("b" * 40)).is_dir()
@@ -131,12 +131,12 @@ def test_revisions_go_one_by_one_from_a_cache_with_strays(cached: Path) -> None:
     assert not cached.exists()
 
 
-def test_an_output_folder_that_holds_strays_only_is_empty(tmp_path: Path) -> None:
+def test_an_output_folder_with_only_stray_files_counts_as_empty(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from macllm.cli.fuse import command
 
-    litter(tmp_path)
+    add_stray_files(tmp_path)
     (tmp_path / "._x").write_bytes(DOUBLE)
     arguments = ["--output", str(tmp_path), "--adapter", str(tmp_path / "none")]
     assert "already exists" not in str(CliRunner().invoke(command, arguments).exception)

@@ -27,7 +27,7 @@ from macllm.units import bytes_text, count_text, duration_text, short_count_text
         (9e15, "9000.0 TB"),
     ],
 )
-def test_a_size_is_in_decimal_units_and_never_a_thousand_of_one(size_bytes: float, text: str) -> None:
+def test_a_size_is_rounded_before_its_decimal_unit_is_chosen(size_bytes: float, text: str) -> None:
     assert bytes_text(size_bytes) == text
 
 
@@ -35,7 +35,7 @@ def test_a_size_is_in_decimal_units_and_never_a_thousand_of_one(size_bytes: floa
     ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
 )
-def test_a_time_span_has_no_sixty_seconds(seconds: float, text: str) -> None:
+def test_a_time_span_is_rounded_before_its_unit_is_chosen(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
 
@@ -51,7 +51,7 @@ def test_a_time_span_has_no_sixty_seconds(seconds: float, text: str) -> None:
         (3725, "1 h 02 min"),
     ],
 )
-def test_a_short_time_span_has_its_hundredths_or_tenths(seconds: float, text: str) -> None:
+def test_a_fine_time_span_has_hundredths_or_tenths_of_a_second(seconds: float, text: str) -> None:
     assert duration_text(seconds, fine=True) == text
 
 
@@ -77,17 +77,17 @@ def test_a_short_count_has_five_characters_at_most(number: int, shown: str) -> N
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 tokens"), (1, "1 token"), (2048, "2,048 tokens")])
-def test_a_number_of_tokens_has_its_thousands_apart_and_its_noun_in_number(number: int, text: str) -> None:
+def test_token_counts_have_thousands_separators_and_a_plural(number: int, text: str) -> None:
     assert tokens_text(number) == text
     assert text.startswith(f"{count_text(number)} ")
 
 
 @pytest.mark.parametrize(("speed", "text"), [(2, "2.0 tok/s"), (61.44, "61.4 tok/s"), (312.4, "312 tok/s")])
-def test_a_speed_has_three_digits(speed: float, text: str) -> None:
+def test_a_speed_has_a_decimal_below_100(speed: float, text: str) -> None:
     assert speed_text(speed) == text
 
 
-def test_sizes_and_time_spans_become_text_in_one_module() -> None:
+def test_only_the_module_units_formats_sizes_and_time_spans() -> None:
     root = Path(__file__).parent.parent
     formatted = re.compile(r"\.\df\} ?(s|ms|kB|MB|GB|TB|KiB|MiB|GiB)\b")
     sources = [
@@ -96,5 +96,5 @@ def test_sizes_and_time_spans_become_text_in_one_module() -> None:
     found = [
         f"{path.relative_to(root)}: {m[0]}" for path in sources for m in formatted.finditer(path.read_text("utf-8"))
     ]
-    # The time to a first token has its thousandths.
+    # The time to the first token is printed in milliseconds.
     assert found == ["macllm/cli/bench.py: .3f} s"]

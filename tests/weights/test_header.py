@@ -108,11 +108,11 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path):
         read_header(path)
 
 
-def test_a_flipped_header_bit_is_refused_or_seen_in_what_the_header_says(tmp_path):
+def test_a_flipped_header_bit_is_refused_or_changes_the_parsed_header(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"first": mx.arange(5), "second": mx.ones((2, 3))}, path, {"format": "mlx"})
     whole = bytearray(path.read_bytes())
-    told, metadata = read_header(path), read_metadata(path)
+    header, metadata = read_header(path), read_metadata(path)
     (length,) = struct.unpack("<Q", whole[:8])
     padding = len(whole[8 : 8 + length]) - len(bytes(whole[8 : 8 + length]).rstrip())
     silent = 0
@@ -120,7 +120,7 @@ def test_a_flipped_header_bit_is_refused_or_seen_in_what_the_header_says(tmp_pat
         whole[bit // 8] ^= 1 << bit % 8
         path.write_bytes(whole)
         with suppress(CheckpointError):
-            silent += (read_header(path), read_metadata(path)) == (told, metadata)
+            silent += (read_header(path), read_metadata(path)) == (header, metadata)
         whole[bit // 8] ^= 1 << bit % 8
     assert silent == 0
 
@@ -130,14 +130,14 @@ def test_a_missing_file_is_a_missing_model(tmp_path):
         read_header(tmp_path / "none.safetensors")
 
 
-def test_a_pipe_in_place_of_weights_is_refused_instead_of_waited_for(tmp_path):
+def test_a_named_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="is not a file"):
         read_header(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("start", "what"),
+    ("start", "kind"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git LFS pointer"),
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "web page"),
@@ -147,9 +147,9 @@ def test_a_pipe_in_place_of_weights_is_refused_instead_of_waited_for(tmp_path):
         (b"GGUF\x03\0\0\0" + bytes(60), "GGUF"),
     ],
 )
-def test_a_file_that_stands_in_for_the_wanted_one_is_named(start: bytes, what: str, tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_named_in_the_cause(start: bytes, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(start)
     with pytest.raises(CheckpointError) as raised:
         read_header(path)
-    assert what in (raised.value.cause or "")
+    assert kind in (raised.value.cause or "")

@@ -109,7 +109,7 @@ def test_shards_without_an_index_and_old_names_are_found(tmp_path):
     assert load_folder(tmp_path).keys() == {"e"}
 
 
-def test_a_folder_without_weights_says_what_it_looked_for(tmp_path):
+def test_a_folder_without_weights_is_an_error_that_names_the_expected_file(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelNotFoundError, match=r"model\.safetensors") as caught:
         load_folder(tmp_path)
@@ -143,7 +143,7 @@ def rewrite_index(folder: Path, **weight_map: str) -> None:
     "name",
     ["../outside.safetensors", "/etc/passwd", "sub/../../outside.safetensors", "", "..", "a\0b", "link.safetensors"],
 )
-def test_an_index_may_not_leave_its_folder(sharded, name):
+def test_an_index_that_points_outside_its_folder_is_refused(sharded, name):
     save_file({"t0": mx.ones(1)}, sharded.parent / "outside.safetensors")
     (sharded / "link.safetensors").symlink_to(sharded.parent / "outside.safetensors")
     rewrite_index(sharded, t0=name)
@@ -171,7 +171,7 @@ def test_a_missing_shard_is_named(sharded):
         load_folder(sharded)
 
 
-def test_the_index_of_another_checkpoint_gives_way_to_a_single_file(sharded):
+def test_a_single_file_wins_over_an_index_whose_shards_are_missing(sharded):
     for path in sharded.glob("model-*.safetensors"):
         path.unlink()
     with pytest.raises(CheckpointError, match="3 of 3"):
@@ -180,14 +180,14 @@ def test_the_index_of_another_checkpoint_gives_way_to_a_single_file(sharded):
     assert load_folder(sharded).keys() == {"whole"}
 
 
-def test_a_tensor_that_is_not_where_the_index_says_is_named(sharded):
+def test_a_tensor_that_is_not_in_its_indexed_shard_is_named(sharded):
     first = sorted(load_file(sharded / "model-00001-of-00003.safetensors"))[0]
     rewrite_index(sharded, **{first: "model-00002-of-00003.safetensors"})
     with pytest.raises(CheckpointError, match=rf"'{first}' is not in model-00002-of-00003"):
         load_folder(sharded)
 
 
-def test_a_tensor_that_only_the_index_has_is_noted(sharded, caplog):
+def test_a_tensor_that_only_the_index_lists_is_logged(sharded, caplog):
     """The second name of a tied matrix, stored once; a model that needs the tensor fails to load."""
     names = load_folder(sharded).keys()
     rewrite_index(sharded, absent="model-00002-of-00003.safetensors")
@@ -253,7 +253,7 @@ def test_the_same_tensors_give_the_same_bytes_whatever_their_order(tmp_path):
         assert info.offset_bytes % width == 0
 
 
-def test_a_folder_can_be_written_over_by_what_was_loaded_from_it(sharded):
+def test_lazily_loaded_weights_can_be_saved_over_their_own_folder(sharded):
     lazy = load_folder(sharded)
     save_folder(lazy | {"t0": lazy["t0"] + 1}, sharded)
     assert names(sharded) == {"model.safetensors"}
@@ -264,7 +264,7 @@ def test_a_folder_can_be_written_over_by_what_was_loaded_from_it(sharded):
     assert [load_folder(sharded)[f"t{i}"][0].item() for i in range(5)] == [1, 1, 2, 3, 4]
 
 
-def test_only_weights_that_are_replaced_go(tmp_path):
+def test_saving_removes_only_the_weights_it_replaces(tmp_path):
     for name in ("config.json", "adapters.safetensors", "model-mine.safetensors", "model.safetensors.old"):
         (tmp_path / name).write_bytes(b"keep")
     save_folder({"a": mx.zeros(10)}, tmp_path, max_shard_bytes=8)
@@ -312,7 +312,7 @@ def test_a_save_interrupted_between_two_files_leaves_the_old_or_the_new(tmp_path
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 4])
-def test_an_interrupted_save_over_shards_of_the_same_name_is_told_until_it_is_repeated(tmp_path, monkeypatch, last):
+def test_an_interrupted_save_over_shards_of_the_same_name_is_an_error_until_it_is_repeated(tmp_path, monkeypatch, last):
     old, new = ({f"t{i}": value(10) for i in range(3)} for value in (mx.zeros, mx.ones))
     save_folder(old, tmp_path, max_shard_bytes=40)
     replace, steps = Path.replace, iter(range(1, 9))
@@ -334,7 +334,7 @@ def test_an_interrupted_save_over_shards_of_the_same_name_is_told_until_it_is_re
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 40])
-def test_weights_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch, shard_bytes):
+def test_weights_are_synced_before_they_are_renamed_into_place(tmp_path, monkeypatch, shard_bytes):
     synced, unready, sync, replace = set(), [], os.fsync, Path.replace
 
     def note(descriptor):
@@ -375,7 +375,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(sharded, monkeypatch, failing):
     assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
 
 
-def test_a_file_that_may_not_grow_leaves_nothing(tmp_path):
+def test_a_file_size_limit_leaves_no_files(tmp_path):
     program = f"""
 import resource, signal, sys
 import mlx.core as mx
@@ -406,7 +406,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parity
-def test_the_safetensors_library_reads_what_is_written_and_writes_what_is_read(tmp_path):
+def test_the_safetensors_library_reads_our_files_and_we_read_its_files(tmp_path):
     from safetensors import safe_open
     from safetensors.numpy import save_file as reference_save
     from safetensors.torch import load_file as reference_load
@@ -442,7 +442,7 @@ def test_a_file_that_mlx_saved_without_metadata_loads(tmp_path: Path) -> None:
         ("{}", "it has no weight_map"),
     ],
 )
-def test_an_unsound_index_is_told_with_its_cause(text: str, cause: str, tmp_path: Path) -> None:
+def test_an_unsound_index_is_refused_with_its_cause(text: str, cause: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="not a sound index") as raised:
         load_folder(tmp_path)
