@@ -98,7 +98,7 @@ def test_appledouble_files_are_not_read_as_templates(tmp_path: Path) -> None:
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with two revisions of o/m, as on a file system without links, and stray files everywhere."""
+    """A hub cache of a file system without links: two revisions of o/m, stray files everywhere."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     repo = tmp_path / "hub" / "models--o--m"

@@ -224,7 +224,7 @@ def test_a_conversation_longer_than_the_context_is_refused_not_cut() -> None:
     assert session.turns == ()
 
 
-def test_a_full_context_names_the_ways_out() -> None:
+def test_a_full_context_is_an_error_whose_remedy_fits_the_model() -> None:
     session = Session(ScriptedEngine(context_length=10))
     list(session.reply("word"))
     with pytest.raises(DoesNotFitError, match="the context holds 10") as error:

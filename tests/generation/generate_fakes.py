@@ -1,4 +1,4 @@
-"""A model whose every logit depends on every token before, and a tokenizer of given pieces."""
+"""A fake model whose logits depend on all tokens so far, and a fake tokenizer of given pieces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EOS = 256
 
 
 class FakeCache:
-    """Remembers the tokens it was fed."""
+    """A cache that holds the tokens it was fed."""
 
     max_context: int | None = None
 
@@ -70,7 +70,7 @@ class FakeModel(nn.Module):
         self.table = mx.array(table.astype(np.float32))
         self.info = ModelInfo(vocab_size=vocab_size, context_length=context_length)
         self.caches: list[FakeCache] = []
-        self.positions = 0  # computed in all
+        self.positions = 0  # computed in total
         self._script, self._prompt_size, self._can_cut, self._delay = tuple(script), prompt_size, can_cut, delay_seconds
 
     def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> FakeCache:
@@ -99,7 +99,7 @@ class FakeModel(nn.Module):
 
 
 class FakeTokenizer:
-    """Token n is piece n; without pieces, byte n. `EOS` ends."""
+    """Token n is piece n; without pieces, byte n. `EOS` is the end token."""
 
     def __init__(self, pieces: Sequence[bytes] | None = None, special: frozenset[int] = frozenset({EOS})) -> None:
         self.pieces = [bytes([byte]) for byte in range(256)] if pieces is None else list(pieces)
@@ -108,7 +108,7 @@ class FakeTokenizer:
         self.bos_token_id = self.pad_token_id = None
         self.chat_template = None
         self.vocab_size = 257
-        self.continued: tuple[int, ...] | None = None  # what the last detokenizer was to go on from
+        self.continued: tuple[int, ...] | None = None  # `after` of the last detokenizer
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -145,7 +145,7 @@ class FakeDetokenizer:
 def load(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTokenizer]:
     """Loader for a ProcessEngine's child; the model's name selects the behaviour."""
     if model_name == "damaged":
-        raise CheckpointError("the checkpoint is damaged", cause="a test wants it", remedy="nothing")
+        raise CheckpointError("the checkpoint is damaged", cause="the test needs it", remedy="nothing")
     if model_name == "bug":
         raise ZeroDivisionError("a bug")
     if model_name == "exits":
@@ -155,12 +155,12 @@ def load(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTo
 
 
 def load_small(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTokenizer]:
-    """A model that answers sooner than kernels are compiled. `$LOADS` gets what serves at each load."""
+    """A model too small to wait for kernels. `$LOADS` records the implementation at each load."""
     return _load_of_size(1000, model_name, adapter)
 
 
 def load_large(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTokenizer]:
-    """A model that waits for kernels."""
+    """A model so large that it waits for kernels."""
     return _load_of_size(10**12, model_name, adapter)
 
 

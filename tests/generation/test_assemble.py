@@ -15,7 +15,7 @@ from tests.generation.generate_fakes import EOS, FakeDetokenizer
 
 
 class Whole:
-    """Everything is content."""
+    """Splitter that takes all text for content."""
 
     def add(self, text: str) -> Iterator[tuple[str, str, int | None]]:
         yield "content", text, None
@@ -25,7 +25,7 @@ class Whole:
 
 
 class Angles(Whole):
-    """Format with reasoning between < and >; the angles themselves are dropped."""
+    """Splitter with reasoning between < and >; the angle brackets are dropped."""
 
     kind = "content"
 
@@ -38,7 +38,7 @@ class Angles(Whole):
 
 
 def assemble(pieces: list[bytes], stop: tuple[str, ...] = (), splitter: Whole | None = None) -> tuple[list[Delta], int]:
-    """The deltas of tokens 0, 1, .. with these pieces, and how many tokens it took."""
+    """Deltas of the tokens 0, 1, ... with these pieces, and the number of tokens read."""
     assembler = Assembler(FakeDetokenizer(pieces), splitter or Whole(), stop)
     deltas, used = [], 0
     for token in range(len(pieces)):
@@ -61,7 +61,7 @@ def cut(text: bytes, cuts: list[int]) -> list[bytes]:
     cuts=st.lists(st.integers(0, 60), max_size=15),
     stop=st.lists(st.text(alphabet="ab€", min_size=1, max_size=3), max_size=2),
 )
-def test_any_split_of_a_text_into_tokens_shows_the_same(text: str, cuts: list[int], stop: list[str]) -> None:
+def test_any_split_of_a_text_into_tokens_gives_the_same_text(text: str, cuts: list[int], stop: list[str]) -> None:
     deltas, used = assemble(cut(text.encode(), cuts), tuple(stop))
     whole = StopStrings(stop)
     expected = whole.add(text)
@@ -75,14 +75,14 @@ def test_any_split_of_a_text_into_tokens_shows_the_same(text: str, cuts: list[in
     assert [logprob.token for delta in deltas for logprob in delta.logprobs] == tokens
 
 
-def test_tokens_of_a_stop_string_are_not_shown_but_one_that_begins_before_it_is() -> None:
+def test_tokens_inside_a_stop_string_are_dropped_and_one_that_begins_before_it_is_kept() -> None:
     deltas, used = assemble([b"go ", b"on E", b"N", b"D", b"more"], ("END",))
     assert "".join(delta.text for delta in deltas) == "go on "
     assert [token for delta in deltas for token in delta.tokens] == [0, 1]
     assert used == 4
 
 
-def test_a_token_that_is_held_back_for_a_stop_string_goes_with_its_own_text() -> None:
+def test_a_token_held_back_for_a_stop_string_is_released_with_its_own_text() -> None:
     deltas, _ = assemble([b"x", b"l", b"l", b"o", b"!"], ("lo",))
     assert [(delta.text, delta.tokens) for delta in deltas] == [("x", (0,)), ("l", (1,))]
 
@@ -93,13 +93,13 @@ def test_a_character_of_four_tokens_appears_with_the_last() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_a_character_that_stays_incomplete_is_shown_as_the_tokenizer_decodes_it(length: int) -> None:
+def test_an_incomplete_last_character_is_shown_as_the_tokenizer_decodes_it(length: int) -> None:
     deltas, _ = assemble([b"a", *(bytes([byte]) for byte in "🙂".encode()[:length])])
     assert "".join(delta.text for delta in deltas) == (b"a" + "🙂".encode()[:length]).decode(errors="replace")
     assert [token for delta in deltas for token in delta.tokens] == list(range(length + 1))
 
 
-def test_parts_get_their_kind_and_no_token_is_lost() -> None:
+def test_deltas_carry_their_kind_and_no_token_is_lost() -> None:
     deltas, _ = assemble([b"<", b"hm", b"m>", b"Yes", b"<"], splitter=Angles())
     kinds = [(delta.kind, delta.text, delta.tokens) for delta in deltas]
     assert kinds == [

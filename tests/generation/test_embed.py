@@ -1,4 +1,4 @@
-"""Texts to vectors, against transformers on a real checkpoint and against the unpadded model."""
+"""Sentence vectors against transformers on a real checkpoint, and against models without padding."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TEXTS = [
 
 
 class Letters:
-    """A tokenizer of letters."""
+    """A tokenizer with one token per letter."""
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) % 50 + 1 for letter in text]
 
 
-class Counting:
-    """A model whose hidden state of a token is known: its one-hot, scaled by its position."""
+class OneHotModel:
+    """A model with known hidden states: the token's one-hot vector times its position, from 1."""
 
     info = ModelInfo(kind="encoder", vocab_size=51, context_length=40, hidden_size=51)
 
@@ -49,21 +49,21 @@ def expected(text: str, pooling: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
-def test_padding_does_not_count_and_order_is_kept(pooling: str) -> None:
+def test_pooling_ignores_padding_and_keeps_the_order_of_the_texts(pooling: str) -> None:
     texts = ["abcde", "f", "gh", "ijklmnop", "qr"]
-    model = Counting()
+    model = OneHotModel()
     found = macllm.embed(model, Letters(), texts, pooling=pooling, normalize=False, batch_size=2)
     np.testing.assert_allclose(np.array(found), [expected(text, pooling) for text in texts], rtol=1e-6)
     assert [shape[0] for shape in model.batches] == [2, 2, 1]
 
 
-def test_vectors_have_length_one() -> None:
-    found = macllm.embed(Counting(), Letters(), ["abc", "d"])
+def test_vectors_are_normalized_by_default() -> None:
+    found = macllm.embed(OneHotModel(), Letters(), ["abc", "d"])
     np.testing.assert_allclose(np.linalg.norm(np.array(found), axis=-1), 1.0, rtol=1e-6)
 
 
 def test_no_texts_give_no_vectors() -> None:
-    assert macllm.embed(Counting(), Letters(), []).shape == (0, 51)
+    assert macllm.embed(OneHotModel(), Letters(), []).shape == (0, 51)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,14 @@ def test_no_texts_give_no_vectors() -> None:
         (["a"], {"global_tokens": (0,)}, UsageError),
     ],
 )
-def test_what_cannot_be_embedded_is_told(texts: list[str], options: dict[str, Any], kind: type[Exception]) -> None:
+def test_texts_and_options_that_cannot_be_embedded_are_refused(
+    texts: list[str], options: dict[str, Any], kind: type[Exception]
+) -> None:
     with pytest.raises(kind):
-        macllm.embed(Counting(), Letters(), texts, **options)
+        macllm.embed(OneHotModel(), Letters(), texts, **options)
 
 
-def test_tokens_at_global_positions_see_all() -> None:
+def test_global_tokens_attend_to_the_whole_text() -> None:
     model, texts = golden("longformer").model(), ["a" * 45, "bc", "some letters that are not very many"]
     found = macllm.embed(model, Letters(), texts, pooling="first", normalize=False, global_tokens=(0, 7))
     for text, vector in zip(texts, found, strict=True):
@@ -91,7 +93,7 @@ def test_tokens_at_global_positions_see_all() -> None:
         chosen = (mx.arange(len(text)) == 0) | (mx.arange(len(text)) == 7)
         want = model(tokens, global_tokens=chosen[None])[0, 0]
         np.testing.assert_allclose(np.array(vector), np.array(want), atol=1e-5)
-        if len(text) > 2:  # else the window shows all, but by other projections
+        if len(text) > 2:  # else the window covers the text, but by other projections
             assert mx.abs(vector - model(tokens)[0, 0]).max().item() > 1e-3
     with pytest.raises(UsageError, match="not positions from 0 on"):
         macllm.embed(model, Letters(), texts, global_tokens=(-1,))

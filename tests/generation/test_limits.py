@@ -1,4 +1,4 @@
-"""Prompts against what a model reads, tokens of options against what it predicts."""
+"""Token ids of prompts and options against the model's vocabularies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_prompt_is_checked_against_the_encoders_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "marian", "bart"])
-def test_one_table_is_one_vocabulary(name: str) -> None:
+def test_prompt_and_answer_share_the_vocabulary_of_a_shared_embedding(name: str) -> None:
     info = golden(name).model().info
     assert (info.prompt_vocab_size, info.vocab_size) == (97, 97)
     with pytest.raises(UsageError, match="from 0 to 96"):

@@ -1,4 +1,4 @@
-"""Options as people, JSON and numpy write them."""
+"""Options from Python, JSON and numpy values."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def request_of(given: dict[str, Any]) -> Request:
     ],
     ids=str,
 )
-def test_an_option_is_read_however_it_is_written(option: dict[str, Any], read_as: Any) -> None:
+def test_options_are_read_from_python_json_and_numpy_values(option: dict[str, Any], read_as: Any) -> None:
     assert list(read(option, TOKENS.get).values()) == [read_as]
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLING_NAMES | REQUEST_NAMES))
-def test_none_is_not_given(name: str) -> None:
+def test_none_counts_as_an_option_that_is_not_given(name: str) -> None:
     assert read({name: None}) == {}
 
 
@@ -133,7 +133,7 @@ def test_a_whole_number_without_an_upper_limit_may_have_any_size(name: str) -> N
     check(request_of(read({name: 10**400})), vocab_size=10)
 
 
-def test_an_unknown_option_is_told_with_the_nearest_known() -> None:
+def test_an_unknown_option_is_an_error_that_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="no option temprature") as error:
         read({"temprature": 1})
     assert error.value.remedy == "temperature"
@@ -152,12 +152,12 @@ def test_an_unknown_option_is_told_with_the_nearest_known() -> None:
     ],
     ids=str,
 )
-def test_parameters_made_by_hand_with_a_wrong_type_are_refused_by_name(field: dict[str, Any]) -> None:
+def test_sampling_params_of_a_wrong_type_are_refused_by_name(field: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(field))):
         check(Request(prompt=(1,), sampling=SamplingParams(**field)), vocab_size=10)
 
 
 @pytest.mark.parametrize("field", [{"stop": "x"}, {"stop": None}, {"stop": (5,)}, {"stop_tokens": 5}], ids=str)
-def test_a_request_made_by_hand_with_a_wrong_type_is_refused_by_name(field: dict[str, Any]) -> None:
+def test_request_fields_of_a_wrong_type_are_refused_by_name(field: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(field))):
         check(Request(prompt=(1,), **field), vocab_size=10)

@@ -16,7 +16,7 @@ def filled(tokens: list[int], can_cut: bool = True) -> FakeCache:
 
 
 @given(st.lists(st.integers(0, 2), max_size=8), st.lists(st.integers(0, 2), min_size=1, max_size=8))
-def test_what_is_reused_is_a_proper_beginning_of_the_prompt(held: list[int], prompt: list[int]) -> None:
+def test_the_longest_common_prefix_short_of_the_last_prompt_token_is_reused(held: list[int], prompt: list[int]) -> None:
     prefix = PrefixCache()
     prefix.release(held, filled(held))
     cache, reused = prefix.acquire(prompt, None, FakeCache)
@@ -25,7 +25,7 @@ def test_what_is_reused_is_a_proper_beginning_of_the_prompt(held: list[int], pro
     assert cache.tokens.tolist() == prompt[:reused]
 
 
-def test_a_cache_that_cannot_be_cut_back_is_reused_only_as_a_whole() -> None:
+def test_a_cache_that_cannot_be_trimmed_is_reused_only_whole() -> None:
     prefix = PrefixCache()
     prefix.release([1, 2, 3], filled([1, 2, 3], can_cut=False))
     assert prefix.acquire([1, 2, 3, 4], None, FakeCache)[1] == 3
@@ -35,14 +35,14 @@ def test_a_cache_that_cannot_be_cut_back_is_reused_only_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("second", [(None, 4), (128, None)])
-def test_a_cache_made_otherwise_is_given_up(second: tuple) -> None:
+def test_a_cache_of_other_options_is_not_reused(second: tuple) -> None:
     prefix = PrefixCache()
     _, _ = prefix.acquire([1, 2], (None, None), FakeCache)
     prefix.release([1, 2], filled([1, 2]))
     assert prefix.acquire([1, 2, 3], second, FakeCache)[1] == 0
 
 
-def test_a_cache_in_use_is_held_by_nobody_else() -> None:
+def test_an_acquired_cache_is_not_handed_out_again() -> None:
     prefix = PrefixCache()
     prefix.release([1, 2], filled([1, 2]))
     prefix.acquire([1, 2, 3], None, FakeCache)
@@ -50,7 +50,7 @@ def test_a_cache_in_use_is_held_by_nobody_else() -> None:
     assert prefix.acquire([1, 2, 3], None, FakeCache)[1] == 0
 
 
-def test_only_tokens_that_the_cache_holds_are_remembered() -> None:
+def test_only_tokens_in_the_cache_are_remembered() -> None:
     prefix = PrefixCache()
     prefix.release([1, 2, 3, 4], filled([1, 2]))
     assert prefix.tokens == (1, 2)

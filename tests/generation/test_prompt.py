@@ -59,7 +59,7 @@ def test_swapped_and_wrong_arguments_are_named(arguments: tuple[Any, ...], match
         (Request(messages=(HI,), raw=True), "raw continues a text"),
     ],
 )
-def test_a_request_that_cannot_be_taken_is_one_error(request_: Request, match: str) -> None:
+def test_an_invalid_request_is_a_usage_error_that_names_the_fault(request_: Request, match: str) -> None:
     from macllm.text.template import ChatTemplate
 
     class Chatting(FakeTokenizer):
@@ -74,7 +74,7 @@ def test_a_request_that_cannot_be_taken_is_one_error(request_: Request, match: s
         encode_prompt(Chatting(), request_)
 
 
-def test_messages_are_read_into_one_form() -> None:
+def test_prompts_are_normalized_to_a_text_or_messages() -> None:
     assert read_prompt("hi") == "hi"
     assert read_prompt(iter([{**HI, "name": None}])) == (HI,)
     assert read_prompt([{"role": "user", "content": ["a", "b"]}])[0]["content"] == [
@@ -83,7 +83,7 @@ def test_messages_are_read_into_one_form() -> None:
     ]
 
 
-def test_texts_to_embed_are_named_where_they_are_none() -> None:
+def test_embed_names_arguments_of_wrong_types() -> None:
     model = FakeModel()
     model.info = replace(model.info, hidden_size=4)
     for arguments, match in (

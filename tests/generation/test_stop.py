@@ -21,7 +21,7 @@ def literal(text: str, strings: list[str]) -> tuple[str, bool]:
 
 
 @given(text=texts, strings=stops, cuts=st.lists(st.integers(0, 30), max_size=12))
-def test_what_is_shown_does_not_depend_on_the_pieces(text: str, strings: list[str], cuts: list[int]) -> None:
+def test_the_shown_text_does_not_depend_on_how_it_is_cut(text: str, strings: list[str], cuts: list[int]) -> None:
     stop, shown = StopStrings(strings), ""
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     for start, end in itertools.pairwise(edges):
@@ -40,7 +40,7 @@ def test_text_that_cannot_become_a_stop_string_is_not_held_back(text: str, strin
     assert not held or any(string.startswith(held) for string in strings)
 
 
-def test_without_stop_strings_everything_passes_at_once() -> None:
+def test_without_stop_strings_text_passes_at_once() -> None:
     stop = StopStrings([])
     assert stop.add("anything") == "anything"
     assert not stop.stopped

@@ -43,7 +43,7 @@ def scripted(text: bytes, **options: Any) -> FakeModel:
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 19, 20, 21, 512])
-def test_the_pipelined_loop_gives_the_tokens_of_the_plain_one(step: int) -> None:
+def test_greedy_tokens_equal_those_of_full_passes_for_any_prefill_step(step: int) -> None:
     model = FakeModel()
     events = list(
         run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=40, sampling=GREEDY, prefill_step=step))
@@ -52,9 +52,9 @@ def test_the_pipelined_loop_gives_the_tokens_of_the_plain_one(step: int) -> None
     assert text_of(events) == FakeTokenizer().decode(tokens_of(events))
 
 
-def test_only_a_text_that_goes_on_lends_its_end_to_the_completion() -> None:
+def test_the_detokenizer_continues_a_raw_prompt_and_not_a_chat_prompt() -> None:
     plain, chat = FakeTokenizer(), FakeTokenizer()
-    chat.chat_template = ""  # that there is one is all that matters
+    chat.chat_template = ""  # only its presence matters
     for tokenizer, request, continued in (
         (plain, Request(prompt="text"), True),
         (plain, Request(prompt=PROMPT), True),
@@ -68,7 +68,7 @@ def test_only_a_text_that_goes_on_lends_its_end_to_the_completion() -> None:
         assert tokenizer.continued == (text if continued else ()), request
 
 
-def test_prefill_tells_how_far_it_is() -> None:
+def test_prefill_events_report_positions_done_and_total() -> None:
     events = list(run(FakeModel(), FakeTokenizer(), Request(prompt=PROMPT, max_tokens=1, prefill_step=8)))
     assert [(event.done, event.total) for event in events if isinstance(event, Prefill)] == [
         (0, 20),
@@ -79,7 +79,7 @@ def test_prefill_tells_how_far_it_is() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_no_position_is_computed_that_the_length_does_not_need(count: int) -> None:
+def test_no_position_beyond_the_needed_ones_is_computed(count: int) -> None:
     model = FakeModel()
     events = list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=count)))
     assert model.positions == len(PROMPT) + count - 1
@@ -99,7 +99,7 @@ def test_a_reported_seed_replays_the_completion(seed: int, step: int) -> None:
     assert first[-1].seed == seed
 
 
-def test_a_seed_nobody_chose_is_reported_and_replays() -> None:
+def test_a_random_seed_is_reported_and_replays_the_completion() -> None:
     model, tokenizer = FakeModel(), FakeTokenizer()
     first = generate(model, tokenizer, "x", temperature=1.5, max_tokens=30)
     second = generate(model, tokenizer, "x", temperature=1.5, max_tokens=30)
@@ -108,22 +108,22 @@ def test_a_seed_nobody_chose_is_reported_and_replays() -> None:
 
 
 @pytest.mark.parametrize("reused", [False, True])
-def test_the_prompt_counts_as_said_for_penalties_whether_it_is_computed_or_reused(reused: bool) -> None:
+def test_penalties_count_the_prompt_whether_it_is_computed_or_cached(reused: bool) -> None:
     model, prefix = FakeModel(), PrefixCache()
     if reused:
         list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=3), prefix=prefix))
     sampling = SamplingParams(temperature=0.0, presence_penalty=100.0)
-    said = [*PROMPT, *b" next"]
+    history = [*PROMPT, *b" next"]
     events = list(
-        run(model, FakeTokenizer(), Request(prompt=tuple(said), max_tokens=8, sampling=sampling), prefix=prefix)
+        run(model, FakeTokenizer(), Request(prompt=tuple(history), max_tokens=8, sampling=sampling), prefix=prefix)
     )
     assert (events[-1].usage.cached_tokens > 0) == reused
-    start = len(said)
+    start = len(history)
     for _ in range(8):
-        logits = np.array(model(mx.array([said]))[0, -1])
-        logits[said] -= 100.0
-        said.append(int(logits.argmax()))
-    assert tokens_of(events) == said[start:]
+        logits = np.array(model(mx.array([history]))[0, -1])
+        logits[history] -= 100.0
+        history.append(int(logits.argmax()))
+    assert tokens_of(events) == history[start:]
 
 
 @pytest.mark.parametrize("change", [{"kv_bits": 8}, {"max_context": 64}])
@@ -136,7 +136,7 @@ def test_a_cache_of_another_precision_or_length_is_not_reused(change: dict[str, 
     assert cached == [0, 0, len(PROMPT) - 1, 0]
 
 
-def test_tokens_that_frame_a_text_are_counted_and_have_no_text() -> None:
+def test_bos_and_padding_tokens_are_counted_and_have_no_text() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.bos_token_id, tokenizer.pad_token_id = ord("<"), ord("_")
     out = generate(scripted(b"<a_b<"), tokenizer, Request(prompt=PROMPT, sampling=GREEDY))
@@ -164,7 +164,7 @@ def test_logprobs_are_of_the_unmodified_distribution(logprobs: int) -> None:
 
 
 @pytest.mark.parametrize("end", ["tokenizer", "model", "request"])
-def test_a_stop_token_ends_and_is_not_shown(end: str) -> None:
+def test_a_stop_token_ends_the_answer_and_is_not_shown(end: str) -> None:
     model, tokenizer = FakeModel(script=b"Hello!~more", prompt_size=len(PROMPT)), FakeTokenizer()
     stop = frozenset()
     if end == "tokenizer":
@@ -182,7 +182,7 @@ def test_a_stop_token_ends_and_is_not_shown(end: str) -> None:
     assert model.caches[0].tokens.tolist() == list(prefix.tokens)
 
 
-def test_a_stop_string_over_several_tokens_is_never_shown_and_leaves_the_cache() -> None:
+def test_a_stop_string_over_several_tokens_is_never_shown_and_is_cut_from_the_cache() -> None:
     model, prefix = scripted(b"one two END three"), PrefixCache()
     request = Request(prompt=PROMPT, stop=("END", "never"), sampling=GREEDY)
     events = list(run(model, FakeTokenizer(), request, prefix=prefix))
@@ -193,7 +193,7 @@ def test_a_stop_string_over_several_tokens_is_never_shown_and_leaves_the_cache()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
-def test_text_equals_the_tokenizers_even_when_a_character_is_cut_off(length: int) -> None:
+def test_text_equals_the_tokenizers_decoding_even_when_a_character_is_cut(length: int) -> None:
     text = b"ok " + "🙂".encode()
     out = generate(scripted(text), FakeTokenizer(), Request(prompt=PROMPT, max_tokens=3 + length, sampling=GREEDY))
     assert out.text == text[: 3 + length].decode(errors="replace")
@@ -202,7 +202,7 @@ def test_text_equals_the_tokenizers_even_when_a_character_is_cut_off(length: int
 
 @pytest.mark.parametrize("can_cut", [True, False])
 @pytest.mark.parametrize("position", range(12))
-def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, can_cut: bool) -> None:
+def test_closing_at_any_event_leaves_the_shown_tokens_in_the_cache(position: int, can_cut: bool) -> None:
     model, prefix = FakeModel(can_cut=can_cut), PrefixCache()
     events = run(
         model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY, prefill_step=8), prefix=prefix
@@ -222,7 +222,7 @@ def test_closing_anywhere_leaves_a_cache_of_what_was_shown(position: int, can_cu
 
 
 @pytest.mark.parametrize("position", range(14))
-def test_cancelling_anywhere_keeps_what_was_made_and_says_so(position: int) -> None:
+def test_cancelling_at_any_step_keeps_the_tokens_and_reports_cancelled(position: int) -> None:
     model, prefix, asked = FakeModel(), PrefixCache(), 0
 
     def cancelled() -> bool:
@@ -246,7 +246,7 @@ def test_cancelling_anywhere_keeps_what_was_made_and_says_so(position: int) -> N
         assert len(prefix.tokens) == len(PROMPT) + len(shown) - (len(shown) == 9)
 
 
-def test_the_next_turn_reuses_the_last_and_answers_as_if_it_had_not() -> None:
+def test_the_next_turn_reuses_the_cache_and_gives_the_tokens_of_full_passes() -> None:
     model, tokenizer, prefix = FakeModel(), FakeTokenizer(), PrefixCache()
     prompt, fresh = PROMPT, []
     for turn in range(4):
@@ -262,7 +262,7 @@ def test_the_next_turn_reuses_the_last_and_answers_as_if_it_had_not() -> None:
         prompt = (*fresh, *b" next")
 
 
-def test_a_turn_that_is_edited_reuses_up_to_the_edit() -> None:
+def test_an_edited_prompt_reuses_the_cache_up_to_the_edit() -> None:
     model, prefix = FakeModel(), PrefixCache()
     list(run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=6, sampling=GREEDY), prefix=prefix))
     edited = (*PROMPT[:11], *b"Words")
@@ -271,7 +271,7 @@ def test_a_turn_that_is_edited_reuses_up_to_the_edit() -> None:
     assert tokens_of(events) == plain_loop(model, edited, 6)
 
 
-def test_the_same_prompt_again_computes_its_last_token_only() -> None:
+def test_a_repeated_prompt_computes_only_its_last_token() -> None:
     model, prefix = FakeModel(), PrefixCache()
     request = Request(prompt=PROMPT, max_tokens=6, sampling=GREEDY)
     first = list(run(model, FakeTokenizer(), request, prefix=prefix))
@@ -299,7 +299,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(size: int)
     assert error.value.remedy
 
 
-def test_an_answer_ends_where_the_context_does() -> None:
+def test_an_answer_ends_at_the_end_of_the_context() -> None:
     out = generate(FakeModel(context_length=32), FakeTokenizer(), "x" * 29, max_tokens=100)
     assert (len(out.tokens), out.finish_reason) == (3, "length")
     out = generate(FakeModel(), FakeTokenizer(), "x" * 29, max_tokens=100, max_context=30)
@@ -308,7 +308,7 @@ def test_an_answer_ends_where_the_context_does() -> None:
         stream(FakeModel(context_length=64), FakeTokenizer(), "x" * 29, max_context=29)
 
 
-def test_a_context_beyond_the_trained_one_is_given_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_max_context_beyond_the_trained_length_is_allowed_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     limits._warn_beyond.cache_clear()
     model = FakeModel(context_length=32)
     for _ in range(2):
@@ -319,7 +319,7 @@ def test_a_context_beyond_the_trained_one_is_given_with_one_warning(caplog: pyte
     ]
 
 
-def test_a_context_beyond_a_table_of_positions_is_refused() -> None:
+def test_a_max_context_beyond_the_position_table_is_refused() -> None:
     model = FakeModel(context_length=32)
     model.info = replace(model.info, position_count=48)
     assert generate(model, FakeTokenizer(), "x" * 40, max_tokens=5, max_context=48).usage.completion_tokens == 5
@@ -336,7 +336,7 @@ def test_a_context_beyond_a_table_of_positions_is_refused() -> None:
         (None, 20, "a max_context of up to 32"),
     ],
 )
-def test_a_full_context_names_the_ways_out(rows: int | None, asked: int | None, way: str) -> None:
+def test_a_full_context_is_an_error_whose_remedy_fits_the_model(rows: int | None, asked: int | None, way: str) -> None:
     model = FakeModel(context_length=32)
     model.info = replace(model.info, position_count=rows)
     with pytest.raises(DoesNotFitError) as error:
@@ -344,36 +344,38 @@ def test_a_full_context_names_the_ways_out(rows: int | None, asked: int | None, 
     assert way in (error.value.remedy or "")
 
 
-WISHING = {"do_sample": False, "eos_token_id": [EOS]}
+DETERMINISTIC = {"do_sample": False, "eos_token_id": [EOS]}
 
 
-def wishing(**wishes: Any) -> FakeModel:
-    """A model that would say abcabcab… and whose checkpoint has wishes."""
+def configured(**config: Any) -> FakeModel:
+    """A model scripted to answer abcabcabcabc, with these settings in its generation_config."""
     model = FakeModel(script=[*b"abcabcabcabc", EOS])
-    model.info = replace(model.info, generation_config={**WISHING, **wishes}, eos=frozenset({EOS}))
+    model.info = replace(model.info, generation_config={**DETERMINISTIC, **config}, eos=frozenset({EOS}))
     return model
 
 
-def test_a_wish_of_the_checkpoint_is_obeyed_unless_the_user_says_otherwise() -> None:
-    model = wishing(no_repeat_ngram_size=2)
+def test_settings_of_generation_config_apply_unless_an_option_overrides_them() -> None:
+    model = configured(no_repeat_ngram_size=2)
     text = generate(model, FakeTokenizer(), "x").text
     assert (text[:4], text[4] != "b") == ("abca", True)
     assert generate(model, FakeTokenizer(), "x", no_repeat_ngram_size=0).text == "abcabcabcabc"
-    assert generate(wishing(suppress_tokens=[97]), FakeTokenizer(), "x", max_tokens=3).text[0] != "a"
+    assert generate(configured(suppress_tokens=[97]), FakeTokenizer(), "x", max_tokens=3).text[0] != "a"
 
 
-def test_a_bias_of_the_user_leaves_what_the_checkpoint_suppresses_suppressed() -> None:
-    out = generate(wishing(suppress_tokens=[97]), FakeTokenizer(), "x", max_tokens=1, logit_bias={"97": 100, 98: 1e5})
+def test_a_logit_bias_does_not_undo_the_checkpoints_suppress_tokens() -> None:
+    out = generate(
+        configured(suppress_tokens=[97]), FakeTokenizer(), "x", max_tokens=1, logit_bias={"97": 100, 98: 1e5}
+    )
     assert out.text == "b"
 
 
 def test_stop_strings_of_the_checkpoint_end_an_answer() -> None:
-    assert generate(wishing(stop_strings=["cab"]), FakeTokenizer(), "x").text == "ab"
-    assert generate(wishing(stop_strings="bca"), FakeTokenizer(), "x", stop=["c"]).text == "ab"
+    assert generate(configured(stop_strings=["cab"]), FakeTokenizer(), "x").text == "ab"
+    assert generate(configured(stop_strings="bca"), FakeTokenizer(), "x", stop=["c"]).text == "ab"
 
 
 @pytest.mark.parametrize(
-    ("wishes", "options", "count"),
+    ("config", "options", "count"),
     [
         ({"max_new_tokens": 5}, {}, 5),
         ({"max_new_tokens": 5}, {"max_tokens": 7}, 7),
@@ -384,17 +386,19 @@ def test_stop_strings_of_the_checkpoint_end_an_answer() -> None:
         ({"max_length": 1}, {}, 12),
     ],
 )
-def test_fewer_tokens_are_made_where_the_checkpoint_wishes_so(wishes: dict, options: dict, count: int) -> None:
-    assert len(generate(wishing(**wishes), FakeTokenizer(), "x", **options).tokens) == count
+def test_length_limits_of_generation_config_apply_unless_max_tokens_is_given(
+    config: dict, options: dict, count: int
+) -> None:
+    assert len(generate(configured(**config), FakeTokenizer(), "x", **options).tokens) == count
 
 
-def test_a_forced_end_counts_as_the_limit_that_it_is() -> None:
-    out = generate(wishing(forced_eos_token_id=EOS), FakeTokenizer(), "x", max_tokens=4)
+def test_a_forced_end_token_finishes_with_the_reason_length() -> None:
+    out = generate(configured(forced_eos_token_id=EOS), FakeTokenizer(), "x", max_tokens=4)
     assert (out.text, out.finish_reason, out.usage.completion_tokens) == ("abc", "length", 4)
 
 
-def test_wishes_that_are_not_obeyed_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    model = wishing(num_beams=4, top_p=7, temperature=0.0)
+def test_unsupported_settings_of_generation_config_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = configured(num_beams=4, top_p=7, temperature=0.0)
     for _ in range(3):
         generate(model, FakeTokenizer(), "x", max_tokens=1)
     assert [record.getMessage() for record in caplog.records] == [
@@ -404,7 +408,7 @@ def test_wishes_that_are_not_obeyed_are_named_once(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("prompt", "options", "said"),
+    ("prompt", "options", "match"),
     [
         ("", {}, "empty"),
         ([], {}, "no messages"),
@@ -417,14 +421,14 @@ def test_wishes_that_are_not_obeyed_are_named_once(caplog: pytest.LogCaptureFixt
         (Request(prompt=()), {}, "empty"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is_computed(prompt: Any, options: dict, said: str) -> None:
+def test_an_invalid_request_is_refused_before_anything_is_computed(prompt: Any, options: dict, match: str) -> None:
     model = FakeModel(context_length=32)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=match):
         stream(model, FakeTokenizer(), prompt, **options)
     assert model.positions == 0
 
 
-def test_generate_and_stream_take_the_same_options_which_are_all_that_a_request_has() -> None:
+def test_generate_and_stream_take_every_field_of_a_request_as_an_option() -> None:
     options = {
         name: parameter
         for name, parameter in inspect.signature(macllm.stream).parameters.items()
@@ -436,7 +440,7 @@ def test_generate_and_stream_take_the_same_options_which_are_all_that_a_request_
     assert all(parameter.default in (None, False) for parameter in options.values())
 
 
-def test_none_stands_for_an_option_that_is_not_given() -> None:
+def test_options_of_none_change_nothing() -> None:
     names = inspect.signature(stream).parameters.keys() - {"model", "tokenizer", "prompt", "raw", "max_tokens"}
     model, tokenizer = FakeModel(), FakeTokenizer()
     model.info = replace(model.info, generation_config={"do_sample": False})
@@ -444,7 +448,7 @@ def test_none_stands_for_an_option_that_is_not_given() -> None:
     assert generate(model, tokenizer, "abc", max_tokens=5, **dict.fromkeys(names)).tokens == plain.tokens
 
 
-def test_a_text_is_answered_through_the_chat_template_and_raw_continues_it() -> None:
+def test_a_text_prompt_goes_through_the_chat_template_unless_raw() -> None:
     tokenizer = FakeTokenizer()
     assert generate(FakeModel(), tokenizer, "hi", max_tokens=1).usage.prompt_tokens == 2
     tokenizer.chat_template = "a template"
@@ -461,7 +465,7 @@ def test_without_a_limit_on_tokens_the_answer_ends_with_the_context() -> None:
     assert (done.finish_reason, done.usage.completion_tokens) == ("length", 9)
 
 
-def test_options_win_over_the_checkpoint_and_the_checkpoint_over_us() -> None:
+def test_options_win_over_generation_config_and_that_wins_over_our_defaults() -> None:
     model = FakeModel()
     model.info = replace(model.info, generation_config={"do_sample": False})
     greedy = generate(model, FakeTokenizer(), "abc", max_tokens=5)
@@ -495,7 +499,7 @@ def test_reasoning_and_tool_calls_are_kept_apart_from_the_answer() -> None:
     assert bytes(out.tokens) == script
 
 
-def test_deltas_say_which_call_they_belong_to() -> None:
+def test_deltas_carry_the_index_of_their_tool_call() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.chat_template = Template()
     script = b'Yes.<tool_call>{"name": "a"}</tool_call>\n<tool_call>{"name": "b"}</tool_call>'
@@ -509,7 +513,7 @@ def test_deltas_say_which_call_they_belong_to() -> None:
     assert bytes(token for delta in deltas for token in delta.tokens) == script
 
 
-def test_bare_json_is_a_call_of_a_tool_that_the_request_offers() -> None:
+def test_bare_json_is_a_tool_call_only_for_a_tool_of_the_request() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.chat_template = type("Llama", (), {"sources": {"default": "ipython"}})()
     text = '{"name": "f", "parameters": {}}'
@@ -522,7 +526,7 @@ def test_bare_json_is_a_call_of_a_tool_that_the_request_offers() -> None:
         assert out.text == ("" if found else text)
 
 
-def test_a_prompt_that_opens_the_reasoning_is_continued_inside_it() -> None:
+def test_a_prompt_that_ends_inside_reasoning_is_continued_as_reasoning() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.chat_template = Template()
     prompt = "Why?<think>\n"
@@ -531,7 +535,7 @@ def test_a_prompt_that_opens_the_reasoning_is_continued_inside_it() -> None:
     assert (out.reasoning, out.text) == ("hm", "So.")
 
 
-def test_the_completion_is_its_text_and_says_where_the_time_went() -> None:
+def test_a_completion_is_its_text_and_carries_timing_and_usage() -> None:
     out = macllm.generate(scripted(b"Hello"), FakeTokenizer(), Request(prompt=PROMPT, sampling=GREEDY))
     assert str(out) == f"{out}" == "Hello"
     assert out.timing.prefill_seconds > 0
@@ -541,7 +545,7 @@ def test_the_completion_is_its_text_and_says_where_the_time_went() -> None:
     assert out.usage.prompt_tokens == len(PROMPT)
 
 
-def test_the_peak_of_memory_is_that_of_this_completion() -> None:
+def test_peak_bytes_excludes_memory_freed_before_the_completion() -> None:
     large = mx.zeros((64, 1 << 20))
     mx.eval(large)
     del large
@@ -550,7 +554,7 @@ def test_the_peak_of_memory_is_that_of_this_completion() -> None:
     assert 0 < out.timing.peak_bytes < 128 << 20
 
 
-def test_the_stream_is_public() -> None:
+def test_macllm_stream_ends_with_done() -> None:
     assert [type(event) for event in macllm.stream(FakeModel(), FakeTokenizer(), "x", max_tokens=1, temperature=0)][
         -1
     ] is Done

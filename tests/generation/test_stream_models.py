@@ -1,4 +1,4 @@
-"""Completions of real transformers with random weights, against full passes without any cache."""
+"""Completions of transformers with random weights, against full passes without a cache."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def tokens_of(events: list[Event]) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["plain", "window"])
 @pytest.mark.parametrize("step", [1, 3, 512])
-def test_greedy_tokens_are_those_of_full_passes(kind: str, step: int) -> None:
+def test_greedy_tokens_equal_those_of_full_passes(kind: str, step: int) -> None:
     request = Request(prompt=PROMPT, max_tokens=25, sampling=GREEDY, prefill_step=step)
     events = list(run(model(kind), FakeTokenizer(), request))
     expected = plain_loop(model(kind), PROMPT, 25)
@@ -115,8 +115,8 @@ def test_greedy_tokens_are_those_of_full_passes(kind: str, step: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "reused"), [("plain", [0, 9, 9, 9]), ("long", [0, 9, 0, 9]), ("dynamic", [0, 9, 0, 0])]
 )
-def test_keys_are_computed_anew_only_where_the_length_turns_them_otherwise(kind: str, reused: list[int]) -> None:
-    """Requests that reach 19, 20, 21 and 22 positions of a model that was trained on 20."""
+def test_the_cache_is_reused_unless_the_new_length_changes_its_rotations(kind: str, reused: list[int]) -> None:
+    """Requests of 19, 20, 21 and 22 positions to a model that was trained on 20."""
     prefix, cached = PrefixCache(), []
     for reach in (19, 20, 21, 22):
         request = Request(prompt=PROMPT[:10], max_tokens=reach - 10, sampling=GREEDY)
@@ -129,7 +129,7 @@ def test_keys_are_computed_anew_only_where_the_length_turns_them_otherwise(kind:
 @pytest.mark.parametrize("kind", ["plain", "window", "long", "dynamic"])
 @pytest.mark.parametrize("kv_bits", [None, 8])
 def test_turns_with_a_reused_cache_equal_turns_without(kind: str, kv_bits: int | None) -> None:
-    """Grown, edited near the end, edited at the start, and repeated, past windows and lengths of training."""
+    """Prompts grow, repeat and are edited at both ends, beyond windows and trained lengths."""
     prefix, prompt, reused = PrefixCache(), PROMPT, []
     for turn in range(8):
         request = Request(prompt=prompt, max_tokens=7, sampling=GREEDY, prefill_step=4, kv_bits=kv_bits)
@@ -147,9 +147,9 @@ def test_turns_with_a_reused_cache_equal_turns_without(kind: str, kv_bits: int |
     if kind in ("plain", "window"):
         assert reused[1] == len(PROMPT) + 6
         assert reused[6] == 0
-    if kind == "long":  # the class changes once, on the way past the length of training
+    if kind == "long":  # the rotations change once, beyond the trained length
         assert reused[2] > 0
-    if kind == "dynamic":  # past it, every length rotates in its own way
+    if kind == "dynamic":  # beyond it, every length has its own rotations
         assert reused[2] == 0
 
 
@@ -170,14 +170,14 @@ def test_a_cancelled_turn_can_be_continued(kind: str, position: int) -> None:
     request = dataclasses.replace(request, prompt=following)
     events = list(run(model(kind), FakeTokenizer(), request, prefix=prefix))
     assert tokens_of(events) == plain_loop(model(kind), following, 20)
-    prefilled = max(0, position - 1)  # chunks of 4: the first question comes before any work
+    prefilled = max(0, position - 1)  # chunks of 4; `cancelled` is called once before any work
     assert events[-1].usage.cached_tokens == min(
         len(prefix.tokens), 4 * prefilled if prefilled < 3 else len(PROMPT) + len(shown)
     )
 
 
 @pytest.mark.parametrize("forced", [None, 42])
-def test_an_encoder_decoder_answers_its_source(forced: int | None) -> None:
+def test_an_encoder_decoder_gives_the_tokens_of_full_passes_over_its_source(forced: int | None) -> None:
     lm = model("text to text")
     lm.info = dataclasses.replace(lm.info, generation_config={"forced_bos_token_id": forced})
     out = generate(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=15, sampling=GREEDY, prefill_step=1))
@@ -188,7 +188,7 @@ def test_an_encoder_decoder_answers_its_source(forced: int | None) -> None:
     assert [(event.done, event.total) for event in events if isinstance(event, Prefill)] == [(0, 11), (11, 11)]
 
 
-def test_an_encoder_is_sent_to_embed() -> None:
+def test_generating_with_an_encoder_is_an_error_that_names_embed() -> None:
     from macllm.errors import UsageError
 
     with pytest.raises(UsageError, match="encodes") as error:
@@ -196,7 +196,7 @@ def test_an_encoder_is_sent_to_embed() -> None:
     assert "embed" in error.value.remedy
 
 
-def test_a_model_that_was_made_on_the_engines_thread_answers_as_one_made_here() -> None:
+def test_a_thread_engine_gives_the_tokens_of_a_model_on_this_thread() -> None:
     engine = ThreadEngine(lambda: (model.__wrapped__("window"), FakeTokenizer()))
     events = list(engine.submit(Request(prompt=PROMPT, max_tokens=12, sampling=GREEDY)))
     engine.close()

@@ -1,4 +1,4 @@
-"""Both engines, by the same claims."""
+"""The thread engine and the process engine, held to the same claims."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def engine(kind: str) -> Iterator[Engine]:
-    """Takes 20 ms a step. Shared by the tests, so each begins its conversation in its own way."""
+    """An engine of 20 ms per step, shared by the tests, which therefore use different prompts."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("MACLLM_HOME", folder)
         engine = make(kind, "slow")
@@ -73,7 +73,7 @@ def test_the_engine_describes_its_model(engine: Engine) -> None:
     assert engine.info == EngineInfo("slow", 4096, 257, table_bytes, False, OURS)
 
 
-def test_many_turns_give_what_a_fresh_model_gives_and_reuse_what_they_can(engine: Engine) -> None:
+def test_turns_give_the_tokens_of_a_fresh_model_and_reuse_the_cache(engine: Engine) -> None:
     prompt, held = (0, *PROMPT), 0
     for _ in range(4):
         events = list(engine.submit(Request(prompt=prompt, max_tokens=7, sampling=GREEDY)))
@@ -85,7 +85,7 @@ def test_many_turns_give_what_a_fresh_model_gives_and_reuse_what_they_can(engine
         prompt = (*prompt, *tokens_of(events), *b" and")
 
 
-def test_messages_are_rendered_by_the_owner_of_the_tokenizer(engine: Engine) -> None:
+def test_the_engine_renders_messages_with_the_variables_of_the_request(engine: Engine) -> None:
     messages = ({"role": "user", "content": "hi"},)
     request = Request(messages=messages, variables={"enable_thinking": True}, max_tokens=1)
     *_, done = engine.submit(request)
@@ -93,7 +93,7 @@ def test_messages_are_rendered_by_the_owner_of_the_tokenizer(engine: Engine) -> 
     assert done.usage.prompt_tokens == len("[user]hi{'tools': None, 'enable_thinking': True}")
 
 
-def test_memory_can_be_asked_during_a_completion(engine: Engine) -> None:
+def test_memory_use_can_be_read_during_a_completion(engine: Engine) -> None:
     events = engine.submit(Request(prompt=PROMPT, max_tokens=200))
     next(events)
     began = time.perf_counter()
@@ -117,7 +117,7 @@ def test_a_closed_iterator_frees_the_engine_within_a_step(engine: Engine, events
     assert tokens_of(again) == expected(PROMPT, 4)
 
 
-def test_an_iterator_that_is_dropped_is_closed(engine: Engine) -> None:
+def test_dropping_an_iterator_frees_the_engine(engine: Engine) -> None:
     iterator = iter(engine.submit(Request(prompt=PROMPT, max_tokens=3000)))
     next(iterator)
     del iterator
@@ -151,9 +151,9 @@ def test_cancelling_a_completion_that_has_ended_does_nothing(engine: Engine) -> 
     assert tokens_of(list(following)) == expected(PROMPT, 3)
 
 
-@pytest.mark.parametrize("how", ["cancel", "close"])
+@pytest.mark.parametrize("method", ["cancel", "close"])
 @pytest.mark.parametrize("victim", ["running", "queued"])
-def test_cancelling_one_completion_leaves_those_of_others_alone(engine: Engine, victim: str, how: str) -> None:
+def test_cancelling_one_completion_leaves_the_others_alone(engine: Engine, victim: str, method: str) -> None:
     prompts = {"running": (5, *PROMPT), "queued": (6, *PROMPT)}
     made: dict[str, list[Event]] = {}
     clients = {name: engine.submit(Request(prompt=prompts[name], max_tokens=8, sampling=GREEDY)) for name in prompts}
@@ -165,21 +165,21 @@ def test_cancelling_one_completion_leaves_those_of_others_alone(engine: Engine, 
     ]
     for reader in readers:
         reader.start()
-    getattr(clients[victim], how)()
+    getattr(clients[victim], method)()
     made[victim] = list(clients[victim])
     for reader in readers:
         reader.join()
     (other,) = prompts.keys() - {victim}
     assert tokens_of([first, *made[other]]) == expected(prompts[other], 8)
     assert made[other][-1].finish_reason == "length"
-    if how == "close":
+    if method == "close":
         assert made[victim] == []
     else:
         assert made[victim][-1].finish_reason == "cancelled"
         assert len(tokens_of(made[victim])) < 8
 
 
-def test_a_queued_completion_that_is_cancelled_leaves_the_cache_to_others(engine: Engine) -> None:
+def test_cancelling_a_queued_completion_keeps_the_cache_of_the_running_one(engine: Engine) -> None:
     prompt = (9, *PROMPT)
     running = engine.submit(Request(prompt=prompt, max_tokens=6, sampling=GREEDY))
     queued = engine.submit(Request(prompt=(8, *PROMPT), max_tokens=6, sampling=GREEDY))
@@ -198,25 +198,25 @@ def test_a_second_request_waits_for_the_first(engine: Engine) -> None:
     assert tokens_of(list(first)) == expected(PROMPT, 12)
 
 
-def test_a_request_that_cannot_be_taken_leaves_the_engine_alive(engine: Engine) -> None:
+def test_an_invalid_request_leaves_the_engine_usable(engine: Engine) -> None:
     with pytest.raises(UsageError, match="empty") as error:
         list(engine.submit(Request(prompt=())))
     assert error.value.remedy
     assert len(tokens_of(list(engine.submit(Request(prompt=PROMPT, max_tokens=2))))) == 2
 
 
-def test_a_model_that_cannot_be_loaded_says_why_at_every_call(kind: str) -> None:
+def test_a_model_that_cannot_be_loaded_raises_its_error_at_every_call(kind: str) -> None:
     engine = make(kind, "damaged")
     for _ in range(2):
         with pytest.raises(CheckpointError, match="damaged") as error:
             list(engine.submit(Request(prompt=PROMPT)))
-        assert (error.value.cause, error.value.remedy) == ("a test wants it", "nothing")
+        assert (error.value.cause, error.value.remedy) == ("the test needs it", "nothing")
     with pytest.raises(CheckpointError):
         _ = engine.info
     engine.close()
 
 
-def test_a_closed_engine_says_so_and_leaves_no_empty_log(kind: str, home: Path) -> None:
+def test_a_closed_engine_refuses_requests_and_leaves_no_empty_log(kind: str, home: Path) -> None:
     engine = make(kind)
     assert engine.info
     engine.close()
@@ -226,7 +226,7 @@ def test_a_closed_engine_says_so_and_leaves_no_empty_log(kind: str, home: Path) 
     assert list(home.rglob("*.log")) == []
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_an_exception_of_the_loader_keeps_its_traceback() -> None:
     engine = make("thread", "bug")
     with pytest.raises(ZeroDivisionError) as error:
         _ = engine.info
@@ -237,7 +237,7 @@ def test_a_bug_keeps_its_traceback() -> None:
     engine.close()
 
 
-def test_a_bug_that_cannot_travel_is_told_in_words() -> None:
+def test_an_exception_that_cannot_be_pickled_becomes_its_name_and_message() -> None:
     class LocalError(Exception):
         pass
 
@@ -252,7 +252,7 @@ def test_closing_during_a_completion_ends_it(kind: str) -> None:
     began = time.perf_counter()
     engine.close()
     assert time.perf_counter() - began < 2.0
-    with suppress(UsageError):  # a process goes at once, a thread still tells what it has
+    with suppress(UsageError):  # a process ends at once, a thread still yields its last events
         assert isinstance(list(events)[-1], Done)
 
 
@@ -260,7 +260,7 @@ def test_a_killed_child_is_an_error_and_the_next_call_starts_another() -> None:
     engine = make("process", "slow")
     events = engine.submit(Request(prompt=PROMPT, max_tokens=3000, sampling=GREEDY))
     next(events)
-    os.kill(engine._child.process.pid, signal.SIGINT)  # the terminal's, which is not for the child
+    os.kill(engine._child.process.pid, signal.SIGINT)  # as the terminal sends it: the child ignores it
     for _ in range(3):
         next(events)
     os.kill(engine._child.process.pid, signal.SIGKILL)
@@ -273,7 +273,7 @@ def test_a_killed_child_is_an_error_and_the_next_call_starts_another() -> None:
     engine.close()
 
 
-def test_a_child_that_leaves_its_last_words_has_them_in_the_log(home: Path) -> None:
+def test_the_stderr_of_a_crashed_child_is_in_its_log(home: Path) -> None:
     engine = make("process", "exits")
     with pytest.raises(EngineCrashedError) as error:
         _ = engine.info
@@ -303,8 +303,8 @@ def program(kind: str, body: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(source) + textwrap.dedent(body)]
 
 
-def ends(kind: str, bodies: list[str]) -> list[tuple[int, bytes]]:
-    """Exit codes of programs that run this, all at the same time."""
+def exits(kind: str, bodies: list[str]) -> list[tuple[int, bytes]]:
+    """Exit codes and stderr of programs with these bodies, run at the same time."""
     runs = [subprocess.Popen(program(kind, body), stderr=subprocess.PIPE) for body in bodies]
     return [(each.communicate(timeout=100)[1], each.returncode)[::-1] for each in runs]
 
@@ -312,17 +312,17 @@ def ends(kind: str, bodies: list[str]) -> list[tuple[int, bytes]]:
 BODIES = ["list(events)", "next(events)", "list(events); engine.close()", "del engine", ""]
 
 
-def test_a_program_ends_cleanly_whatever_it_leaves_open(kind: str) -> None:
-    assert ends(kind, BODIES[1:3]) == [(0, b"")] * 2
+def test_a_program_exits_cleanly_with_an_unfinished_completion_or_a_closed_engine(kind: str) -> None:
+    assert exits(kind, BODIES[1:3]) == [(0, b"")] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", BODIES)
-def test_a_program_ends_cleanly_every_time(kind: str, body: str) -> None:
-    assert ends(kind, [body] * 10) == [(0, b"")] * 10
+def test_ten_programs_at_once_exit_cleanly(kind: str, body: str) -> None:
+    assert exits(kind, [body] * 10) == [(0, b"")] * 10
 
 
-def test_the_parent_needs_no_mlx_and_its_death_ends_the_child() -> None:
+def test_the_parent_imports_no_mlx_and_its_death_ends_the_child() -> None:
     body = """
         next(events)
         assert not [name for name in sys.modules if name.startswith("mlx")]
@@ -340,11 +340,11 @@ def test_the_parent_needs_no_mlx_and_its_death_ends_the_child() -> None:
         if "\nState:\tZ" in (Path("/proc") / str(child) / "status").read_text():
             return
         time.sleep(0.05)
-    raise AssertionError("the child lives on")
+    raise AssertionError("the child is still running")
 
 
-def test_the_engines_thread_gives_its_streams_back_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that used MLX and ends without this makes some programs abort at exit: one in five here."""
+def test_the_engines_thread_clears_its_mlx_streams_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, one in five programs aborts at exit."""
     import mlx.core as mx
 
     ended_in, clear_streams = [], mx.clear_streams

@@ -1,4 +1,4 @@
-"""Compilation beside an engine: answers go on, progress is reported, no process is left."""
+"""Compilation of kernels in the background of an engine: answers, progress, no process left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Compiler = Callable[[float], Path]
 
 
 def loads(folder: Path) -> list[str]:
-    """The implementation that served at each load of the model, in the engine's process."""
+    """The implementation at each load of the model, in the engine's process."""
     path = folder / "loads"
     return path.read_text().split() if path.exists() else []
 
@@ -37,7 +37,7 @@ def answer(engine: ProcessEngine, prompt: tuple[int, ...] = (1, 2, 3)) -> list[i
     return [token for event in events if isinstance(event, Delta) for token in event.tokens]
 
 
-def test_a_model_answers_while_the_kernels_are_compiled_beside(
+def test_a_small_model_answers_while_its_kernels_are_compiled(
     compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once kernels are compiled, the model is reloaded between two completions and answers the same."""
@@ -64,7 +64,7 @@ def test_a_model_answers_while_the_kernels_are_compiled_beside(
     assert loads(tmp_path) == ["stock", "native", "native"]
 
 
-def test_a_model_that_would_take_longer_without_kernels_waits_for_them(
+def test_a_large_model_waits_for_its_kernels(
     compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
@@ -77,7 +77,7 @@ def test_a_model_that_would_take_longer_without_kernels_waits_for_them(
     assert [each.text for each in statuses][-1] == ""
 
 
-def test_a_model_whose_files_went_away_goes_on_serving(
+def test_a_model_that_cannot_be_reloaded_keeps_answering(
     compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
@@ -91,7 +91,9 @@ def test_a_model_whose_files_went_away_goes_on_serving(
 
 
 @pytest.mark.parametrize("variable", ["MACLLM_NATIVE_CACHE", "CXX"])
-def test_why_there_are_no_kernels_is_told_once(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_compiler_or_cache_is_reported_once(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "kernels"))
     monkeypatch.setenv(variable, "/proc/kernels")
     monkeypatch.setenv("PATH", "/nowhere")

@@ -30,16 +30,16 @@ class Work:
     """Idle work that records its calls."""
 
     def __init__(self) -> None:
-        self.told: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
 
     def resume(self) -> None:
-        self.told.put(("resume", time.monotonic()))
+        self.calls.put(("resume", time.monotonic()))
 
     def pause(self) -> None:
-        self.told.put(("pause", time.monotonic()))
+        self.calls.put(("pause", time.monotonic()))
 
     def next(self) -> tuple[str, float]:
-        return self.told.get(timeout=10)
+        return self.calls.get(timeout=10)
 
 
 @pytest.fixture
@@ -60,19 +60,19 @@ def ask(engine: ThreadEngine, tokens: int = 2) -> None:
         pass
 
 
-def test_it_begins_after_the_first_answer_and_a_moment_of_quiet(engine: ThreadEngine, work: Work) -> None:
+def test_idle_work_begins_after_the_first_answer_and_a_pause(engine: ThreadEngine, work: Work) -> None:
     assert engine.info.model_name == "slow"
     with pytest.raises(queue.Empty):
-        work.told.get(timeout=4 * QUIET)
+        work.calls.get(timeout=4 * QUIET)
     ask(engine)
     answered = time.monotonic()
     word, at = work.next()
     assert (word, at > answered + QUIET / 2) == ("resume", True)
     with pytest.raises(queue.Empty):
-        work.told.get(timeout=4 * QUIET)
+        work.calls.get(timeout=4 * QUIET)
 
 
-def test_a_request_stops_it_before_anything_is_computed(engine: ThreadEngine, work: Work) -> None:
+def test_a_request_pauses_idle_work_before_anything_is_computed(engine: ThreadEngine, work: Work) -> None:
     ask(engine)
     assert work.next()[0] == "resume"
     asked = time.monotonic()
@@ -84,7 +84,7 @@ def test_a_request_stops_it_before_anything_is_computed(engine: ThreadEngine, wo
     assert work.next()[0] == "resume"
 
 
-def test_requests_that_follow_each_other_leave_it_no_time(engine: ThreadEngine, work: Work) -> None:
+def test_idle_work_does_not_resume_between_queued_requests(engine: ThreadEngine, work: Work) -> None:
     streams = [engine.submit(Request(prompt=(1, n), max_tokens=2, sampling=GREEDY)) for n in range(4)]
     for stream in streams:
         assert [*stream]
@@ -93,7 +93,7 @@ def test_requests_that_follow_each_other_leave_it_no_time(engine: ThreadEngine, 
     assert (word, at > answered) == ("resume", True)
 
 
-def test_closing_stops_it(engine: ThreadEngine, work: Work) -> None:
+def test_closing_pauses_idle_work(engine: ThreadEngine, work: Work) -> None:
     ask(engine)
     assert work.next()[0] == "resume"
     engine.close()
@@ -101,8 +101,8 @@ def test_closing_stops_it(engine: ThreadEngine, work: Work) -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the model have asked for a kernel on which nothing is decided."""
+def undecided_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that the model has requested a kernel that is still undecided."""
     monkeypatch.setattr(dispatch, "undecided", Counter({"qmv float16 1": 3}))
 
 
@@ -119,7 +119,7 @@ def fail_to_make(on_status: OnStatus) -> Work:
     raise OSError("no such thing")
 
 
-@pytest.mark.usefixtures("asked")
+@pytest.mark.usefixtures("undecided_kernel")
 def test_a_trial_is_loaded_by_its_name_once() -> None:
     statuses: list[Status] = []
     trial = KernelTrial("test_idle:make_work", statuses.append)
@@ -131,14 +131,14 @@ def test_a_trial_is_loaded_by_its_name_once() -> None:
     assert statuses == [STATUS]
 
 
-def test_a_trial_of_nothing_is_not_even_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_without_undecided_kernels_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "undecided", Counter())
     trial = KernelTrial("no.such.module:at_all", lambda statuses: pytest.fail("nothing to report"))
     trial.resume()
     trial.pause()
 
 
-@pytest.mark.usefixtures("asked")
+@pytest.mark.usefixtures("undecided_kernel")
 @pytest.mark.parametrize("name", ["no.such.module:at_all", "test_idle:nothing", "test_idle:fail_to_make"])
 def test_a_trial_that_fails_is_logged_once_and_the_engine_goes_on(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -155,7 +155,7 @@ def test_a_trial_that_fails_is_logged_once_and_the_engine_goes_on(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on a Mac there are kernels to try")
 def test_on_linux_an_engine_never_loads_its_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its process would report: the trial's module ends it."""
+    """The trial's module ends the process, which the engine would report."""
     (tmp_path / "deadly.py").write_text("import os\nos._exit(9)\n")
     monkeypatch.syspath_prepend(tmp_path)
     engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load", trial="deadly:trial")
@@ -166,7 +166,7 @@ def test_on_linux_an_engine_never_loads_its_trial(monkeypatch: pytest.MonkeyPatc
     engine.close()
 
 
-def test_chat_names_a_trial_that_there_is() -> None:
+def test_the_trial_that_chat_names_can_be_loaded() -> None:
     code = "from macllm.chat.options import TRIAL; from importlib import import_module as load; "
     code += "module, _, name = TRIAL.partition(':'); print(getattr(load(module), name)(print).pause())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Filters and penalties in float64, written from the papers and nothing else. Slow on purpose."""
+"""Filters and penalties in float64, written from their papers, slow and simple."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def counted(
 
 
 def dry(logits: np.ndarray, history: list[int], *, multiplier, base, allowed, window=0, breakers=()) -> np.ndarray:
-    """Every earlier end of what the history ends with, one comparison at a time."""
+    """DRY penalty: compare the end of the history with the tokens before every earlier position."""
     logits = logits.astype(np.float64).copy()
     recent = history[-window:] if window else history
     longest: dict[int, int] = {}

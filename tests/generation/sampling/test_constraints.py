@@ -35,18 +35,18 @@ def banned(params: SamplingParams, history: list[int], bounds: Bounds | None = N
         (9, [1, 2, 3], set()),
     ],
 )
-def test_an_ngram_does_not_come_twice(n: int, history: list[int], expected: set[int]) -> None:
+def test_tokens_that_would_repeat_an_ngram_are_banned(n: int, history: list[int], expected: set[int]) -> None:
     assert banned(SamplingParams(no_repeat_ngram_size=n), history) == expected
 
 
-def test_an_ngram_of_the_source_does_not_come_in_the_answer() -> None:
+def test_tokens_that_would_repeat_an_ngram_of_the_source_are_banned() -> None:
     bounds = Bounds(prompt=[1, 2, 3, 2, 4])
     assert banned(SamplingParams(encoder_no_repeat_ngram_size=2), [7, 2], bounds) == {3, 4}
     assert banned(SamplingParams(encoder_no_repeat_ngram_size=1), [7], bounds) == {1, 2, 3, 4}
     assert banned(SamplingParams(encoder_no_repeat_ngram_size=3), [7], bounds) == set()
 
 
-def test_the_last_token_of_a_bad_word_is_banned_where_the_others_came_before() -> None:
+def test_the_last_token_of_a_bad_word_is_banned_after_its_other_tokens() -> None:
     params = SamplingParams(bad_words_ids=((5, 6), (5, 7), (1, 5, 2), (3,)))
     assert banned(params, [1, 5]) == {6, 7, 2}
     assert banned(params, [5]) == {6, 7}
@@ -54,7 +54,7 @@ def test_the_last_token_of_a_bad_word_is_banned_where_the_others_came_before() -
     assert biases(params, Bounds(), SIZE) == [(3, -math.inf)]
 
 
-def test_biases_of_sequences_add_up() -> None:
+def test_sequence_biases_add_up() -> None:
     params = SamplingParams(sequence_bias=(((1, 2), 0.5), ((3, 1, 2), 0.25), ((2,), 4.0)), logit_bias=((2, 8.0),))
     assert Constraints(params, [3, 1], Bounds(), SIZE)(mx.zeros(SIZE)).tolist() == [0, 0, 0.75, 0, 0, 0, 0, 0]
     assert biases(params, Bounds(), SIZE) == [(2, 8.0), (2, 4.0)]
@@ -71,40 +71,42 @@ def test_biases_of_sequences_add_up() -> None:
         (SamplingParams(min_length=9, min_new_tokens=1), 4, 1, set()),
     ],
 )
-def test_no_end_comes_before_the_least_length(params: SamplingParams, length: int, given: int, expected: set) -> None:
+def test_end_tokens_are_banned_before_the_minimum_length(
+    params: SamplingParams, length: int, given: int, expected: set
+) -> None:
     assert banned(params, [1] * length, Bounds(ends=ENDS, given=given)) == expected
 
 
-def test_a_least_number_of_new_tokens_is_counted_from_the_prompt() -> None:
+def test_min_new_tokens_is_counted_from_the_prompt() -> None:
     sampler = Sampler(SamplingParams(temperature=0, min_new_tokens=3), 0, [1, 1], SIZE, Bounds(ends=ENDS))
-    wants_to_end = mx.array([9.0, 0, 0, 5, 0, 0, 0, 0])
-    assert [sampler(wants_to_end, step).item() for step in range(5)] == [3, 3, 3, 0, 0]
+    end_is_likeliest = mx.array([9.0, 0, 0, 5, 0, 0, 0, 0])
+    assert [sampler(end_is_likeliest, step).item() for step in range(5)] == [3, 3, 3, 0, 0]
 
 
-def test_the_last_token_is_the_forced_end() -> None:
+def test_the_last_token_is_the_forced_end_token() -> None:
     params = SamplingParams(temperature=0, forced_eos_token_id=(0,), repetition_penalty=3.0)
     sampler = Sampler(params, 0, [0, 1], SIZE, Bounds(ends=ENDS, max_tokens=3))
     assert [sampler(mx.arange(8) * 1.0, step).item() for step in range(3)] == [7, 6, 0]
 
 
-def test_tokens_suppressed_at_the_beginning_come_later() -> None:
+def test_begin_suppress_tokens_ban_only_the_first_token() -> None:
     params = SamplingParams(temperature=0, begin_suppress_tokens=(7, 6, 99))
     sampler = Sampler(params, 0, [1, 2], SIZE)
     assert [sampler(mx.arange(8) * 1.0, step).item() for step in range(2)] == [5, 7]
 
 
-def test_tokens_beyond_the_vocabulary_are_no_matter() -> None:
+def test_tokens_beyond_the_vocabulary_are_ignored() -> None:
     params = SamplingParams(temperature=0, suppress_tokens=(7, 4096), logit_bias=((9999, 5.0),))
     assert Sampler(params, 0, [], SIZE)(mx.arange(8) * 1.0, 0).item() == 6
 
 
-def test_draws_keep_to_the_constraints() -> None:
+def test_draws_obey_the_constraints() -> None:
     params = SamplingParams(no_repeat_ngram_size=1, top_p=0.95, min_p=0.01)
     sampler = Sampler(params, 3, [2], SIZE)
     drawn = [sampler(mx.zeros(SIZE), step).item() for step in range(7)]
     assert sorted(drawn) == [0, 1, 3, 4, 5, 6, 7]
 
 
-def test_parameters_without_constraints_leave_the_draw_alone() -> None:
+def test_fixed_bans_and_penalties_need_no_constraints() -> None:
     plain = SamplingParams(temperature=0.7, repetition_penalty=1.2, suppress_tokens=(1,), bad_words_ids=((3,),))
     assert not Constraints.needed(plain)

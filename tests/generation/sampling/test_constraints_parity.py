@@ -81,7 +81,7 @@ def test_constrained_greedy_tokens_equal_transformers(file: dict, text_to_text: 
         params = defaults({**file, "eos_token_id": [END], "do_sample": False}, vocab_size=SIZE)
         bounds = Bounds(prompt=source if text_to_text else prompt, ends=frozenset({END}), max_tokens=STEPS)
         history, rows = prompt, logits
-        if text_to_text and "forced_bos_token_id" in file:  # what a decoder must begin with is given, not drawn
+        if text_to_text and "forced_bos_token_id" in file:  # the forced first token is given, not drawn
             bounds = Bounds(prompt=source, ends=frozenset({END}), max_tokens=STEPS - 1, given=1)
             history, rows, want = [0, file["forced_bos_token_id"]], logits[1:], want[1:]
         with using(kernels):

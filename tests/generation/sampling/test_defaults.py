@@ -45,7 +45,7 @@ from macllm.generation.sampling.defaults import OURS, check, defaults
         ),
     ],
 )
-def test_the_checkpoint_decides_and_where_it_is_silent_we_do(file: dict | None, expected: SamplingParams) -> None:
+def test_defaults_come_from_generation_config_and_else_from_ours(file: dict | None, expected: SamplingParams) -> None:
     assert defaults(file) == expected
 
 
@@ -91,14 +91,14 @@ ODD = [
 
 
 @pytest.mark.parametrize(("file", "taken"), ODD, ids=[str(file) for file, _ in ODD])
-def test_an_odd_value_of_the_checkpoint_is_mended_or_left_out_and_is_no_error(file: dict, taken: dict) -> None:
+def test_odd_values_of_generation_config_are_corrected_or_left_out(file: dict, taken: dict) -> None:
     params = defaults({"do_sample": True, **file}, vocab_size=512)
     assert params == SamplingParams(**taken)
     check(Request(prompt=(1,), sampling=params), vocab_size=512)
 
 
 @pytest.mark.parametrize("value", ["true", "True", True, 1])
-def test_a_wish_to_sample_is_read_however_it_is_written(value: object) -> None:
+def test_do_sample_is_read_from_booleans_strings_and_numbers(value: object) -> None:
     assert defaults({"do_sample": value}) == SamplingParams()
     assert defaults({"do_sample": "false"}).temperature == 0
 
@@ -126,7 +126,7 @@ def test_a_wish_to_sample_is_read_however_it_is_written(value: object) -> None:
     ],
     ids=str,
 )
-def test_what_is_mended_or_not_obeyed_is_named(file: dict, notes: list[str]) -> None:
+def test_corrected_and_unsupported_settings_are_noted(file: dict, notes: list[str]) -> None:
     assert wishes.read(file, 512).notes == notes
 
 
@@ -199,12 +199,12 @@ def test_a_request_value_out_of_range_is_refused(name: str, value: object) -> No
         {"dry_breakers": (10,)},
     ],
 )
-def test_tokens_and_biases_must_exist(field: dict) -> None:
+def test_tokens_outside_the_vocabulary_and_infinite_biases_are_refused(field: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(field))):
         check(Request(prompt=(1,), sampling=SamplingParams(**field)), vocab_size=10)
 
 
-def test_everything_that_can_be_said_is_taken() -> None:
+def test_extreme_valid_values_are_accepted() -> None:
     sampling = SamplingParams(
         temperature=0,
         top_k=10**6,

@@ -12,13 +12,13 @@ from macllm.ops import using
 from tests.simulator.intercept import simulated
 from tests.simulator.run import RunOptions
 
-DRAWN = [
+WITH_KERNEL = [
     SamplingParams(),
     SamplingParams(temperature=0.4, top_k=10**12, top_p=0.9),
     SamplingParams(temperature=1.5, top_k=7, min_p=0.05),
     SamplingParams(temperature=0.7, top_p=0.0),
 ]
-LEFT = [
+WITHOUT_KERNEL = [
     SamplingParams(temperature=0),
     SamplingParams(repetition_penalty=1.2),
     SamplingParams(typical_p=0.5),
@@ -32,8 +32,8 @@ def logits(size: int = 300) -> mx.array:
     return mx.array(3 * np.random.default_rng(1).normal(size=size).astype(np.float32))
 
 
-@pytest.mark.parametrize("params", DRAWN, ids=str)
-def test_draws_have_the_distribution_of_the_filters(params: SamplingParams) -> None:
+@pytest.mark.parametrize("params", WITH_KERNEL, ids=str)
+def test_draws_of_the_kernel_follow_the_filtered_distribution(params: SamplingParams) -> None:
     values, tokens = candidates(logits(), params)
     want = np.zeros(300)
     want[np.arange(300) if tokens is None else np.array(tokens)] = np.array(mx.softmax(values))
@@ -50,8 +50,8 @@ def test_draws_have_the_distribution_of_the_filters(params: SamplingParams) -> N
     assert (np.abs(draws - count * want) <= 4.5 * spread + 1).all()
 
 
-@pytest.mark.parametrize("params", LEFT, ids=str)
-def test_other_rules_are_left_to_others(params: SamplingParams) -> None:
+@pytest.mark.parametrize("params", WITHOUT_KERNEL, ids=str)
+def test_parameters_without_a_kernel_draw_the_tokens_of_mlx_operations(params: SamplingParams) -> None:
     with using("stock"):
         want = Sampler(params, 7, [1, 2, 3], 300)(logits(), 0)
     with simulated(RunOptions(build="fast")) as log, using("metal"):

@@ -64,7 +64,7 @@ def test_dry_equals_a_literal_search_for_repeats(prompt, drawn, window, allowed,
             penalty.add(mx.array(drawn[n]))
 
 
-def test_dry_stays_finite_when_a_whole_book_repeats() -> None:
+def test_dry_stays_finite_for_a_repeat_of_thousands_of_tokens() -> None:
     params = SamplingParams(dry_multiplier=5.0, dry_base=100.0)
     penalty = DryPenalty(params, [1, 2] * 3000, V)
     penalized = np.array(penalty(mx.array(LOGITS)))
@@ -74,12 +74,12 @@ def test_dry_stays_finite_when_a_whole_book_repeats() -> None:
 
 
 def test_a_long_prompt_is_searched_in_linear_time() -> None:
-    """Quadratic search would take minutes; the worst case of a naive one is a single token repeated."""
+    """A quadratic search would take minutes; its worst case is one token repeated."""
     DryPenalty(SamplingParams(dry_multiplier=1.0), [3] * 100_000, V)
 
 
 @pytest.mark.parametrize("token", [0, V - 1])
-def test_penalties_take_tokens_that_are_not_computed_yet(token: int) -> None:
+def test_penalties_accept_lazy_tokens(token: int) -> None:
     params = SamplingParams(frequency_penalty=1.0, dry_multiplier=1.0, penalty_window=1)
     lazy = mx.argmax(mx.eye(V)[token])
     counts, dry = CountPenalties(params, (), V), DryPenalty(params, (), V)
@@ -94,7 +94,7 @@ def test_penalties_take_tokens_that_are_not_computed_yet(token: int) -> None:
 
 @pytest.mark.parametrize("number", [2**31, 2**32, 2**63, 10**30])
 @pytest.mark.parametrize("name", ["penalty_window", "dry_window", "dry_allowed_length"])
-def test_a_number_beyond_any_history_does_what_the_longest_history_does(name: str, number: int) -> None:
+def test_windows_beyond_the_history_act_like_the_whole_history(name: str, number: int) -> None:
     outcomes = []
     for value in (1000, number):
         params = SamplingParams(dry_multiplier=1.0, presence_penalty=0.5, **{name: value})

@@ -49,7 +49,7 @@ def probabilities(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
         ),
     ],
 )
-def test_filters_leave_the_distribution_of_their_papers(size: int, params: SamplingParams, expected: dict) -> None:
+def test_filters_give_the_distributions_of_their_papers(size: int, params: SamplingParams, expected: dict) -> None:
     for seed in range(3):
         logits = random_logits(size, seed)
         np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_filters_leave_the_distribution_of_their_papers(size: int, params: Sampl
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_top_k_keeps_k_tokens_even_among_equals(k: int) -> None:
+def test_top_k_keeps_k_tokens_even_among_ties(k: int) -> None:
     logits = np.array([1.0, 2.0, 2.0, 2.0, 0.0], dtype=np.float32)
     kept = probabilities(logits, SamplingParams(top_k=k)) > 0
     assert kept.sum() == k
@@ -66,12 +66,12 @@ def test_top_k_keeps_k_tokens_even_among_equals(k: int) -> None:
 
 
 @pytest.mark.parametrize(("p", "count"), [(0.1, 1), (0.25, 2), (0.5, 4), (0.95, 8), (0.0, 1)])
-def test_top_p_keeps_as_few_of_equal_tokens_as_hold_the_mass(p: float, count: int) -> None:
+def test_top_p_keeps_the_fewest_tied_tokens_that_hold_the_mass(p: float, count: int) -> None:
     kept = probabilities(np.zeros(8, dtype=np.float32), SamplingParams(top_p=p)) > 0
     assert kept.sum() == count
 
 
-def test_min_p_keeps_all_that_equal_the_likeliest() -> None:
+def test_min_p_of_one_keeps_all_ties_for_the_likeliest() -> None:
     kept = probabilities(np.array([3, 1, 3, 2.9], dtype=np.float32), SamplingParams(min_p=1.0)) > 0
     np.testing.assert_array_equal(kept, [True, False, True, False])
 
@@ -100,14 +100,14 @@ def test_a_banned_token_is_never_drawn_and_never_turns_others_into_nan(params: S
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.1, 0.4, 0.5, 1.0])
-def test_xtc_drops_what_is_above_the_least_of_the_top_choices(size: int, threshold: float) -> None:
+def test_xtc_drops_all_tokens_above_the_least_likely_top_choice(size: int, threshold: float) -> None:
     for seed, spread in enumerate([0.1, 0.5, 1.0, 4.0]):
         logits = random_logits(size, seed, spread) if size < 1000 else random_logits(size, seed, spread * 4)
         kept = np.array(drop_top_choices(mx.array(logits), threshold)) > -np.inf
         np.testing.assert_array_equal(kept, reference.xtc(logits, threshold))
 
 
-def test_xtc_is_tossed_for_each_step_with_its_probability() -> None:
+def test_xtc_applies_at_each_step_with_its_probability() -> None:
     logits = mx.array([4.0, 4.0 - 1e-3, -20.0])  # token 0 can be drawn only where XTC stays out
     sampler = Sampler(SamplingParams(xtc_probability=0.3, xtc_threshold=0.1), 11, (), 3)
     first = sum(int(sampler(logits, step).item()) == 0 for step in range(1000))
@@ -145,7 +145,7 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
 
 
-def test_xtc_tosses_its_coin_apart_from_the_draw() -> None:
+def test_xtc_decisions_are_independent_of_the_draws() -> None:
     """Pearson's chi-square over 3000 steps against the mixture of both outcomes, 99.9 % quantile."""
     logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5], dtype=np.float32)
     kept = np.where(reference.xtc(logits, 0.15), logits.astype(np.float64), -np.inf)
@@ -166,7 +166,7 @@ def test_xtc_tosses_its_coin_apart_from_the_draw() -> None:
         SamplingParams(temperature=0.0, frequency_penalty=0.003),
     ],
 )
-def test_logits_of_fewer_bits_draw_what_their_values_in_float32_draw(params: SamplingParams, dtype: mx.Dtype) -> None:
+def test_logits_of_16_bits_draw_the_tokens_of_their_float32_values(params: SamplingParams, dtype: mx.Dtype) -> None:
     few = (mx.full(3000, 9.0) if params.temperature == 0 else mx.array(random_logits(3000, 8, 1.0))).astype(dtype)
     drawn = []
     for logits in (few, few.astype(mx.float32)):
@@ -204,7 +204,7 @@ def test_every_seed_of_32_bits_can_be_used(seed: int) -> None:
     assert 0 <= int(Sampler(SamplingParams(), seed, (), 9)(mx.zeros(9), 2**20).item()) < 9
 
 
-def test_temperature_0_takes_the_likeliest_whatever_the_filters_say() -> None:
+def test_temperature_0_takes_the_likeliest_token_whatever_the_filters() -> None:
     logits = random_logits(300, 9)
     params = SamplingParams(
         temperature=0.0, top_k=5, top_p=0.1, min_p=0.5, typical_p=0.1, xtc_probability=1.0, xtc_threshold=0.0
@@ -213,7 +213,7 @@ def test_temperature_0_takes_the_likeliest_whatever_the_filters_say() -> None:
         assert int(Sampler(params, seed, (), 300)(mx.array(logits), 0).item()) == logits.argmax()
 
 
-def test_greedy_builds_one_operation() -> None:
+def test_greedy_sampling_builds_only_an_argmax() -> None:
     logits = mx.array(random_logits(300, 9))
     greedy = Sampler(SamplingParams(temperature=0.0), 0, (1, 2, 3), 300)
     with dispatch.using("stock"):
@@ -229,7 +229,7 @@ def operations(array: mx.array) -> list[str]:
     return [line.split('label ="')[1].split('"')[0] for line in graph.getvalue().splitlines() if "rectangle" in line]
 
 
-def test_logit_bias_is_added_before_everything_else() -> None:
+def test_logit_bias_is_added_before_penalties() -> None:
     logits = random_logits(30, 2)
     bias = ((3, 2.5), (29, -7.0), (4, -np.inf), (3, 1.0))
     expected = logits.astype(np.float64)
@@ -261,8 +261,8 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits(size: int, alternatives:
     np.testing.assert_allclose(np.sort(values), np.sort(exact)[-min(alternatives, size) :], atol=2e-5)
 
 
-def test_sampling_params_that_change_nothing_leave_the_distribution_alone() -> None:
-    """Every field but temperature, seed and the numbers of features that are off is at its neutral value."""
+def test_default_sampling_params_leave_the_distribution_unchanged() -> None:
+    """Temperature 1, and every filter and penalty at its neutral value."""
     logits = random_logits(100, 3)
     np.testing.assert_allclose(
         probabilities(logits, SamplingParams()), reference.softmax(logits.astype(np.float64)), atol=1e-6

@@ -1,4 +1,4 @@
-"""Greedy completions under the wishes of a checkpoint's files, compared with transformers' `generate`."""
+"""Greedy completions under the settings of a checkpoint's files, against transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 TOKENS = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
 PROMPT = tuple(5 + n * 7 % 80 for n in range(13))
-WISHES: list[dict[str, Any]] = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     {"no_repeat_ngram_size": 1},
     {"no_repeat_ngram_size": 2, "repetition_penalty": 0.5},
@@ -42,26 +42,34 @@ WISHES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("wish", WISHES, ids=lambda wish: "+".join(wish) or "nothing")
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "+".join(settings) or "nothing")
 @pytest.mark.parametrize("ends_soon", [False, True], ids=["runs-on", "ends-soon"])
 @pytest.mark.parametrize("name", ["llama", "bart"])
-def test_completions_under_wishes_equal_transformers(name: str, wish: dict, ends_soon: bool, tmp_path: Path) -> None:
-    _compare(name, wish, tmp_path, bias={"sequence_bias": [[[2], 1e4]]} if ends_soon else {})
+def test_completions_under_generation_config_equal_transformers(
+    name: str, settings: dict, ends_soon: bool, tmp_path: Path
+) -> None:
+    _compare(name, settings, tmp_path, bias={"sequence_bias": [[[2], 1e4]]} if ends_soon else {})
 
 
-@pytest.mark.parametrize("wish", [{"no_repeat_ngram_size": 2, "min_length": 9}, {"forced_bos_token_id": 11}], ids=str)
-def test_a_decoder_that_starts_with_padding_obeys_them_too(wish: dict, tmp_path: Path) -> None:
-    _compare("t5", wish, tmp_path, bias={})
+@pytest.mark.parametrize(
+    "settings", [{"no_repeat_ngram_size": 2, "min_length": 9}, {"forced_bos_token_id": 11}], ids=str
+)
+def test_a_decoder_that_starts_with_padding_equals_transformers_under_generation_config(
+    settings: dict, tmp_path: Path
+) -> None:
+    _compare("t5", settings, tmp_path, bias={})
 
 
-@pytest.mark.parametrize("wish", [{}, {"forced_bos_token_id": 11}], ids=["alone", "before-the-file"])
-def test_a_decoder_begins_with_the_token_that_the_user_forces(wish: dict, tmp_path: Path) -> None:
-    _compare("bart", wish, tmp_path, bias={}, user={"forced_bos_token_id": 20, "no_repeat_ngram_size": 1})
+@pytest.mark.parametrize("settings", [{}, {"forced_bos_token_id": 11}], ids=["alone", "before-the-file"])
+def test_a_decoder_begins_with_the_token_that_the_user_forces(settings: dict, tmp_path: Path) -> None:
+    _compare("bart", settings, tmp_path, bias={}, user={"forced_bos_token_id": 20, "no_repeat_ngram_size": 1})
 
 
-@pytest.mark.parametrize("wish", [{"no_repeat_ngram_size": 2}, {"forced_eos_token_id": 2}, {"min_length": 9}], ids=str)
-def test_wishes_in_config_json_hold_where_there_is_no_other_file(wish: dict, tmp_path: Path) -> None:
-    _compare("bart", wish, tmp_path, bias={}, old=True)
+@pytest.mark.parametrize(
+    "settings", [{"no_repeat_ngram_size": 2}, {"forced_eos_token_id": 2}, {"min_length": 9}], ids=str
+)
+def test_generation_settings_in_config_json_apply_without_a_generation_config(settings: dict, tmp_path: Path) -> None:
+    _compare("bart", settings, tmp_path, bias={}, old=True)
 
 
 @lru_cache
@@ -71,19 +79,21 @@ def _written(name: str) -> tuple[Case, Path, Any]:
     return case, folder, write(case, folder)
 
 
-def _compare(name: str, wish: dict, folder: Path, *, bias: dict, old: bool = False, user: dict | None = None) -> None:
-    """One prompt, 20 new tokens. A bias on the end makes a model end at its first chance."""
+def _compare(
+    name: str, settings: dict, folder: Path, *, bias: dict, old: bool = False, user: dict | None = None
+) -> None:
+    """Compare 20 new tokens after one prompt. `bias` can make the model end as soon as it may."""
     user = user or {}
     import torch
     from transformers import GenerationConfig
 
     case, written, theirs = _written(name)
-    theirs.generation_config = GenerationConfig()  # else what its class wishes would fill the gaps
+    theirs.generation_config = GenerationConfig()  # else the settings of its class would fill the gaps
     shutil.copytree(written, folder, dirs_exist_ok=True)
     start = theirs.config.decoder_start_token_id if case.kind == "text-to-text" else None
-    file = TOKENS | ({} if start is None else {"decoder_start_token_id": start}) | wish
+    file = TOKENS | ({} if start is None else {"decoder_start_token_id": start}) | settings
     if bias:
-        file["sequence_bias"] = [*wish.get("sequence_bias", []), *bias["sequence_bias"]]
+        file["sequence_bias"] = [*settings.get("sequence_bias", []), *bias["sequence_bias"]]
     if old:
         file.setdefault("forced_eos_token_id", 2)  # as BART's class has it
         config = json.loads((folder / "config.json").read_text())
@@ -95,10 +105,10 @@ def _compare(name: str, wish: dict, folder: Path, *, bias: dict, old: bool = Fal
     out = theirs.generate(torch.tensor([PROMPT]), generation_config=config, use_cache=name != "t5")[0].tolist()
     model = checkpoint.load_model(folder)
     wanted = out[1:] if start is not None else out[len(PROMPT) :]
-    if start is not None and "forced_bos_token_id" in wish | user:
-        assert wanted.pop(0) == (wish | user)["forced_bos_token_id"]
+    if start is not None and "forced_bos_token_id" in settings | user:
+        assert wanted.pop(0) == (settings | user)["forced_bos_token_id"]
     wanted = wanted[: wanted.index(2)] if 2 in wanted else wanted
-    most = 20 - (start is not None and "forced_bos_token_id" in wish | user)
+    most = 20 - (start is not None and "forced_bos_token_id" in settings | user)
     sampling = dataclasses.replace(default_sampling(model.info), **user)
     if start is None:
         sampling = dataclasses.replace(sampling, temperature=0.0, min_p=0.0)
