@@ -87,7 +87,7 @@ def byte_level_json(folder: Path) -> None:
 
 
 def byte_level_bos_json(folder: Path) -> None:
-    """As Llama 3 ships: a template processor that puts the begin token."""
+    """As Llama 3 ships: a template processor that adds the begin token."""
     from tokenizers import processors
 
     tokenizer = train_byte_level(["<s>", "</s>", "<|im_start|>", "<|im_end|>"])
@@ -145,7 +145,7 @@ def llama_without_prefix(folder: Path) -> None:
 
 
 def llama_json(folder: Path) -> None:
-    """As Llama 2 and Mistral ship: BPE with byte fallback, spaces put by the normalizer."""
+    """As Llama 2 and Mistral ship: BPE with byte fallback, spaces replaced by the normalizer."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
     llama(folder)
@@ -292,7 +292,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
 
 
 class Folders:
-    """Builds each tokenizer folder once a session, when a test asks for it."""
+    """Tokenizer folders by name, each built at its first use in the session."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

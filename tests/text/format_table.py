@@ -1,8 +1,8 @@
 """The table format x (render, call, parse, render): `python -m tests.text.format_table [FOLDER ...]`.
 
-Each chat template writes answers with reasoning, text and tool calls; what it wrote is split and read, has to be
-what went in, and written again it has to be the same text. Without folders the templates are our own small ones,
-one a format; folders are searched for real ones (*.jinja, and tokenizer_config.json with a chat_template).
+Each chat template writes answers with reasoning, text and tool calls. The written text is split and parsed, which
+must give the answer again, and rendered again, which must give the same text. The default templates are small ones,
+one per format; folders are searched for those of models (*.jinja, tokenizer_config.json with a chat_template).
 A dash: the template does not write such an answer.
 """
 
@@ -52,18 +52,18 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"thinking": True},
     {"thinking": False},
 )
-# the first of these ends what a model writes
+# the first of these ends an answer
 _END = re.compile(
     r"<\|(?:im_end|eot_id|eom_id|eot|END_OF_TURN_TOKEN|end_of_text|assistant_end|role_end)\|>|<eos>|<turn\|>|<end_of_turn>"
     r"|<｜end▁of▁sentence｜>|\[e~\[|</assistant>|<seed:eos>|<end_of_sentence>|<SPECIAL_12>|<sep>|<｜hy_eos:opensource｜>"
 )
-# and these where nothing follows
+# these end an answer at the end of the text
 _LAST = re.compile(r"(?:<\|(?:end|message_sep|tool_response)\|?>|\s)+\Z")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One answer to write and to read again."""
+    """One answer to render and to read again."""
 
     content: str = ""
     reasoning: str = ""
@@ -93,7 +93,7 @@ PROBES: dict[str, Probe] = {
     "answer": Probe("It is 4 < 5 & `<b>`."),
     "thought": Probe("It is 4.", "Two and two."),
     "call": Probe(calls=(("get_weather", {"city": "Paris", "days": 2}),)),
-    "nothing": Probe(calls=(("now", {}),)),
+    "no arguments": Probe(calls=(("now", {}),)),
     "two": Probe(calls=(("get_weather", {"city": "A"}), ("now", {}))),
     "values": Probe(
         calls=(
@@ -112,7 +112,7 @@ PROBES: dict[str, Probe] = {
     ),
     "lines": Probe(calls=(("get_weather", {"city": "first\n\n  second <p>\n\tthird \\n \\ end"}),)),
     "tags": Probe(calls=(("get_weather", {"city": _TAGGED}),)),
-    "said": Probe("Let me look.", calls=(("get_weather", {"city": "Paris"}),)),
+    "text call": Probe("Let me look.", calls=(("get_weather", {"city": "Paris"}),)),
     "thought call": Probe("", "Where?", (("get_weather", {"city": "Paris"}),)),
 }
 
@@ -126,7 +126,7 @@ class Row:
 
     @property
     def failures(self) -> dict[str, str]:
-        """The probes that did not come back."""
+        """The probes that were not read or written again equal."""
         return {name: outcome for name, outcome in self.outcomes.items() if outcome not in ("ok", "-")}
 
 
@@ -168,7 +168,7 @@ def outcome(template: ChatTemplate, source: str, probe: Probe) -> str:
     if [(call.name, call.arguments) for call in calls] != list(probe.calls):
         return f"other calls: {calls}; parts {texts} of {answer!r}"
     if not texts["content"] and texts["reasoning"] == probe.content:
-        texts = {"content": probe.content, "reasoning": ""}  # a template may write it into a channel for reasoning
+        texts = {"content": probe.content, "reasoning": ""}  # a template may write content into a channel for reasoning
     if texts["content"].strip() != probe.content or texts["reasoning"].strip() not in ("", probe.reasoning):
         return f"other text: {texts} of {answer!r}"
     if probe.reasoning and probe.reasoning in answer and not texts["reasoning"]:
@@ -182,7 +182,7 @@ def outcome(template: ChatTemplate, source: str, probe: Probe) -> str:
 
 
 def _write(template: ChatTemplate, probe: Probe) -> tuple[str, str, str, dict[str, Any], dict[str, bool]] | None:
-    """Text before the answer, prompt, answer as the template writes it, and variant; None for none."""
+    """Text before the answer, prompt, the rendered answer, variant and message form; None if not written."""
     wanted = [*(name for name, _ in probe.calls), probe.content, probe.reasoning]
     flags = (False, True)
     ways = [({"as_text": text, "as_null": null}, each) for text in flags for null in flags for each in VARIANTS]
@@ -218,7 +218,7 @@ def _rendered(template: ChatTemplate, answer: dict[str, Any] | None, variables: 
 
 
 def main(folders: list[str]) -> int:
-    """Print the table; the number of probes that did not come back is the exit code."""
+    """Print the table; the exit code is the number of failures."""
     rows = [row(*each) for each in templates([Path(folder) for folder in folders] or [OWN])]
     width = max(len(each.name) for each in rows)
     print(f"{'template':{width}s} " + " ".join(f"{name:>7s}" for name in PROBES))

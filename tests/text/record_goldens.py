@@ -1,4 +1,4 @@
-"""Writes data/: small tokenizers and what transformers makes of texts with them.
+"""Write data/: small tokenizers, and the ids and texts that transformers gives with them.
 
 Run from the repository, with the `parity` extra: python tests/text/record_goldens.py
 """

@@ -46,7 +46,7 @@ def byte_level() -> dict[str, Any]:
     return json.loads(train_byte_level(["<|endoftext|>"], size=400).to_str())
 
 
-def opened(folder: Path, tokenizer: dict[str, Any], **files: Any) -> Tokenizer:
+def open_tokenizer(folder: Path, tokenizer: dict[str, Any], **files: Any) -> Tokenizer:
     write(folder, "tokenizer.json", tokenizer)
     write(folder, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **files.pop("config", {})})
     for name, value in files.items():
@@ -54,7 +54,7 @@ def opened(folder: Path, tokenizer: dict[str, Any], **files: Any) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
-def comes_back(tokenizer: Tokenizer, text: str) -> str:
+def round_trip(tokenizer: Tokenizer, text: str) -> str:
     ids = tokenizer.encode(text, add_special_tokens=False)
     stream = tokenizer.detokenizer()
     pieces = "".join(map(stream.add, ids)) + stream.finish()
@@ -68,29 +68,29 @@ WITHOUT_REGEX = {**BYTE_LEVEL, "use_regex": False}
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("steps", [[BYTE_LEVEL], [SPLIT, WITHOUT_REGEX]], ids=["alone", "after Split"])
-def test_a_byte_level_vocabulary_gives_texts_back_whatever_decoder_its_file_has(
+def test_byte_level_texts_round_trip_with_any_decoder_in_the_file(
     decoder: str, steps: list[Any], byte_level: dict[str, Any], tmp_path: Path
 ) -> None:
     cutting = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
-    tokenizer = opened(tmp_path, {**byte_level, "decoder": DECODERS[decoder], "pre_tokenizer": cutting})
-    assert [comes_back(tokenizer, text) for text in TEXTS] == TEXTS
+    tokenizer = open_tokenizer(tmp_path, {**byte_level, "decoder": DECODERS[decoder], "pre_tokenizer": cutting})
+    assert [round_trip(tokenizer, text) for text in TEXTS] == TEXTS
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", ["llama tokenizer.json", "gemma tokenizer.json"])
-def test_a_sentencepiece_vocabulary_gives_texts_back_whatever_decoder_its_file_has(
+def test_sentencepiece_texts_round_trip_with_any_decoder_in_the_file(
     decoder: str, kind: str, folders, tmp_path: Path
 ) -> None:
     value = json.loads((folders[kind] / "tokenizer.json").read_text("utf-8"))
     for changed in (value, {**value, "normalizer": None, "pre_tokenizer": {**METASPACE, "split": False}}):
-        tokenizer = opened(tmp_path, {**changed, "decoder": DECODERS[decoder]})
+        tokenizer = open_tokenizer(tmp_path, {**changed, "decoder": DECODERS[decoder]})
         texts = [text for text in TEXTS if not text.startswith(" ")]
-        assert [comes_back(tokenizer, text) for text in texts] == texts
+        assert [round_trip(tokenizer, text) for text in texts] == texts
 
 
 @pytest.fixture(scope="module")
 def words() -> dict[str, dict[str, Any]]:
-    """Tokenizers whose tokens say where a word goes on (WordPiece) or ends (BPE with a suffix)."""
+    """Tokenizers that mark the continuation (WordPiece) or the end of a word (BPE with a suffix)."""
     from tokenizers import Tokenizer as Library
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -106,15 +106,15 @@ def words() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("decoder", ["none", "Metaspace", "ByteLevel", "sentencepiece", "WordPiece", "BPEDecoder"])
 @pytest.mark.parametrize("kind", ["WordPiece", "BPEDecoder"])
-def test_parts_of_words_are_joined_whatever_decoder_the_file_has(
+def test_subwords_are_joined_with_any_decoder_in_the_file(
     kind: str, decoder: str, words: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    tokenizer = opened(tmp_path, {**words[kind], "decoder": DECODERS[decoder]})
-    assert comes_back(tokenizer, "the quick brown foxes") == "the quick brown foxes"
+    tokenizer = open_tokenizer(tmp_path, {**words[kind], "decoder": DECODERS[decoder]})
+    assert round_trip(tokenizer, "the quick brown foxes") == "the quick brown foxes"
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "byte-level {} with bos", "llama", "gemma", "t5"])
-def test_a_decoder_that_its_vocabulary_needs_stays_as_the_file_has_it(kind: str, folders) -> None:
+def test_a_fitting_decoder_decodes_as_the_tokenizers_library(kind: str, folders) -> None:
     from tokenizers import Tokenizer as Library
 
     folder = folders[kind.format("tokenizer.json") if "{}" in kind else f"{kind} tokenizer.json"]
@@ -132,23 +132,23 @@ def test_a_decoder_that_its_vocabulary_needs_stays_as_the_file_has_it(kind: str,
         ([(400, X), (401, Y)], {}, {}, (400, 401)),
         ([(500, X), (450, Y)], {}, {}, (500, 450)),
         ([(401, X), (400, Y)], {}, {}, (401, 400)),
-        ([(400, X), (400, Y)], {}, {}, (400, 401)),  # one number for two: the library's own for the second
-        ([(5, X), (401, Y)], {}, {}, (400, 401)),  # a number of the vocabulary's
-        ([(400, X), (401, Y)], {"added_tokens_decoder": {"401": X, "400": Y}}, {}, (400, 401)),  # tokenizer.json counts
+        ([(400, X), (400, Y)], {}, {}, (400, 401)),  # one id for two tokens: the library gives the second a new one
+        ([(5, X), (401, Y)], {}, {}, (400, 401)),  # an id of the vocabulary
+        ([(400, X), (401, Y)], {"added_tokens_decoder": {"401": X, "400": Y}}, {}, (400, 401)),  # tokenizer.json wins
         ([(400, X)], {"added_tokens_decoder": {"700": Y}}, {}, (400, 700)),
         ([], {}, {"added_tokens": {"<|x|>": 600, "<|y|>": 500}}, (600, 500)),
     ],
 )
-def test_added_tokens_have_the_numbers_that_the_files_declare(
+def test_added_tokens_have_the_ids_that_the_files_declare(
     added: list, config: dict, files: dict, expected: tuple[int, int], byte_level: dict[str, Any], tmp_path: Path
 ) -> None:
     tokens = [*byte_level["added_tokens"], *({"id": index, **token} for index, token in added)]
-    tokenizer = opened(tmp_path, {**byte_level, "added_tokens": tokens}, config=config, **files)
+    tokenizer = open_tokenizer(tmp_path, {**byte_level, "added_tokens": tokens}, config=config, **files)
     ids = tokenizer.encode("a<|x|>b<|y|>", add_special_tokens=False)
     assert (ids[1], ids[3]) == expected
     assert (tokenizer.token_to_id("<|x|>"), tokenizer.token_to_id("<|y|>")) == expected
     assert [tokenizer.id_to_token(index) for index in expected] == ["<|x|>", "<|y|>"]
-    assert comes_back(tokenizer, "a<|x|>b<|y|>") == "a<|x|>b<|y|>"
+    assert round_trip(tokenizer, "a<|x|>b<|y|>") == "a<|x|>b<|y|>"
     assert tokenizer.decode([*ids, 460]) == "a<|x|>b<|y|>"
     if not files:
         assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
@@ -179,7 +179,7 @@ ROBERTA = {
     ],
 )
 @pytest.mark.parametrize("numbers", [(400, 401), (500, 501)])
-def test_the_ends_of_a_text_are_the_tokens_that_the_post_processor_names(
+def test_the_post_processor_adds_its_tokens_with_their_declared_ids(
     processor: dict[str, Any],
     ends: tuple[str, str],
     numbers: tuple[int, int],
@@ -188,21 +188,23 @@ def test_the_ends_of_a_text_are_the_tokens_that_the_post_processor_names(
 ) -> None:
     added = [{"id": numbers[0], **X}, {"id": numbers[1], **Y}]
     tokens = [*byte_level["added_tokens"], *added]
-    tokenizer = opened(tmp_path, {**byte_level, "added_tokens": tokens, "post_processor": processor})
+    tokenizer = open_tokenizer(tmp_path, {**byte_level, "added_tokens": tokens, "post_processor": processor})
     assert tokenizer.decode(tokenizer.encode("a b")) == f"{ends[0]}a b{ends[1]}"
     assert tokenizer.encode("a b")[0] == numbers[0]
 
 
-def test_a_named_token_without_a_row_of_the_model_is_none(byte_level: dict[str, Any], folders, tmp_path: Path) -> None:
+def test_a_named_token_beyond_the_rows_of_the_embedding_is_none(
+    byte_level: dict[str, Any], folders, tmp_path: Path
+) -> None:
     config = {"eos_token": "</s>", "pad_token": "<|endoftext|>"}
-    without = opened(tmp_path, byte_level, config=config)
-    assert without.eos_token_id == 400  # nobody knows how many rows there are
+    without = open_tokenizer(tmp_path, byte_level, config=config)
+    assert without.eos_token_id == 400  # the number of embedding rows is not known
     for rows in ({"vocab_size": 400}, {"text_config": {"vocab_size": 400}}):
         write(tmp_path, "config.json", rows)
         tokenizer = Tokenizer.from_folder(tmp_path)
         assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.vocab_size) == (None, 0, 400)
         assert max(tokenizer.encode("a</s>")) < 400
-        assert comes_back(tokenizer, "a</s>") == "a</s>"
+        assert round_trip(tokenizer, "a</s>") == "a</s>"
     write(tmp_path, "config.json", {"vocab_size": 401})
     assert Tokenizer.from_folder(tmp_path).eos_token_id == 400
     pieces = tmp_path / "pieces"
@@ -210,29 +212,27 @@ def test_a_named_token_without_a_row_of_the_model_is_none(byte_level: dict[str, 
     write(pieces, "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "eos_token": "<|im_end|>"})
     write(pieces, "config.json", {"vocab_size": 900})
     assert Tokenizer.from_folder(pieces).eos_token_id is None
-    assert comes_back(Tokenizer.from_folder(pieces), "a<|im_end|>") == "a<|im_end|>"
+    assert round_trip(Tokenizer.from_folder(pieces), "a<|im_end|>") == "a<|im_end|>"
 
 
-def test_a_token_is_special_where_one_of_the_files_says_so(byte_level: dict[str, Any], tmp_path: Path) -> None:
+def test_a_token_is_special_if_any_file_says_so(byte_level: dict[str, Any], tmp_path: Path) -> None:
     ordinary = {**X, "special": False}
     for in_json, in_config, special in ((X, ordinary, True), (ordinary, X, True), (ordinary, ordinary, False)):
         tokens = [*byte_level["added_tokens"], {"id": 400, **in_json}]
         config = {"added_tokens_decoder": {"400": in_config}}
-        tokenizer = opened(tmp_path, {**byte_level, "added_tokens": tokens}, config=config)
+        tokenizer = open_tokenizer(tmp_path, {**byte_level, "added_tokens": tokens}, config=config)
         assert (400 in tokenizer.special_ids) is special
         assert tokenizer.decode(tokenizer.encode("a<|x|>b"), skip_special_tokens=True) == (
             "ab" if special else "a<|x|>b"
         )
 
 
-def test_an_added_token_in_letters_of_the_byte_alphabet_is_its_own_text(
-    byte_level: dict[str, Any], tmp_path: Path
-) -> None:
+def test_added_tokens_are_not_decoded_through_the_byte_alphabet(byte_level: dict[str, Any], tmp_path: Path) -> None:
     tokens = [{"id": 400, **X, "content": "<|é|>"}, {"id": 401, **X, "content": "Ġö", "special": False}]
     tokens += [{"id": 402, **X, "content": "<|端|>"}]
-    tokenizer = opened(tmp_path, {**byte_level, "added_tokens": [*byte_level["added_tokens"], *tokens]})
+    tokenizer = open_tokenizer(tmp_path, {**byte_level, "added_tokens": [*byte_level["added_tokens"], *tokens]})
     for text in ("a<|é|>é b", "Ġö é", "<|端|>é"):
-        assert comes_back(tokenizer, text) == text
+        assert round_trip(tokenizer, text) == text
     assert tokenizer.decode(tokenizer.encode("a<|é|>é b"), skip_special_tokens=True) == "aé b"
 
 
@@ -245,20 +245,22 @@ def test_an_added_token_in_letters_of_the_byte_alphabet_is_its_own_text(
         {"chat_template": [], "clean_up_tokenization_spaces": "false"},
     ],
 )
-def test_values_of_another_type_are_no_tokens(
+def test_config_values_of_wrong_types_are_ignored(
     config: dict[str, Any], byte_level: dict[str, Any], tmp_path: Path
 ) -> None:
-    tokenizer = opened(tmp_path, byte_level, config=config)
+    tokenizer = open_tokenizer(tmp_path, byte_level, config=config)
     assert tokenizer.vocab_size == 400
-    assert [comes_back(tokenizer, text) for text in TEXTS] == TEXTS
+    assert [round_trip(tokenizer, text) for text in TEXTS] == TEXTS
     assert tokenizer.chat_template is None
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config", "added_tokens"])
-def test_a_number_that_is_none_is_a_damaged_file(name: str, byte_level: dict[str, Any], tmp_path: Path) -> None:
+def test_an_added_token_with_an_invalid_id_is_a_checkpoint_error(
+    name: str, byte_level: dict[str, Any], tmp_path: Path
+) -> None:
     files: dict[str, Callable[[], Tokenizer]] = {
-        "tokenizer_config": lambda: opened(tmp_path, byte_level, config={"added_tokens_decoder": {"x": X}}),
-        "added_tokens": lambda: opened(tmp_path, byte_level, added_tokens={"<|x|>": None}),
+        "tokenizer_config": lambda: open_tokenizer(tmp_path, byte_level, config={"added_tokens_decoder": {"x": X}}),
+        "added_tokens": lambda: open_tokenizer(tmp_path, byte_level, added_tokens={"<|x|>": None}),
     }
     with pytest.raises(CheckpointError, match="has the number"):
         files[name]()

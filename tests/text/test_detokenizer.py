@@ -29,7 +29,7 @@ def stream(tokenizer: Tokenizer, ids: list[int], skip: bool = False) -> list[str
     return [*(detokenizer.add(index) for index in ids), detokenizer.finish()]
 
 
-def test_pieces_of_every_text_are_its_decoding(opened: dict[str, Tokenizer]) -> None:
+def test_streamed_pieces_of_texts_join_to_their_decoding(opened: dict[str, Tokenizer]) -> None:
     for name, tokenizer in opened.items():
         for text in CORPUS:
             ids = tokenizer.encode(text)
@@ -39,7 +39,7 @@ def test_pieces_of_every_text_are_its_decoding(opened: dict[str, Tokenizer]) -> 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), size=st.integers(0, 24), bytes_share=st.floats(0, 1))
-def test_pieces_of_any_tokens_are_their_decoding(
+def test_streamed_pieces_of_random_tokens_join_to_their_decoding(
     opened: dict[str, Tokenizer], seed: int, size: int, bytes_share: float
 ) -> None:
     draw = random.Random(seed)
@@ -56,14 +56,14 @@ def test_pieces_of_any_tokens_are_their_decoding(
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=40))
-def test_what_was_given_out_never_has_to_be_taken_back(opened: dict[str, Tokenizer], text: str) -> None:
+def test_streamed_text_is_a_prefix_of_the_decoding_at_every_token(opened: dict[str, Tokenizer], text: str) -> None:
     for name in ("byte-level tokenizer.json", "llama tokenizer.model", "bert vocab.txt cased", "marian"):
         tokenizer = opened[name]
         ids = tokenizer.encode(text)
-        given_out = ""
+        shown = ""
         for count, piece in enumerate(stream(tokenizer, ids)[:-1], start=1):
-            given_out += piece
-            assert tokenizer.decode(ids[:count]).startswith(given_out), name
+            shown += piece
+            assert tokenizer.decode(ids[:count]).startswith(shown), name
 
 
 def test_an_incomplete_character_is_never_replaced_early(opened: dict[str, Tokenizer]) -> None:
@@ -82,14 +82,14 @@ def test_an_unfinished_character_ends_as_replacement_characters(opened: dict[str
     assert stream(tokenizer, ids) == ["a", "", "", "\ufffd\ufffd"]
 
 
-CUT_IN_CHARACTERS = {  # whose text at a token's end is what it will be once the text goes on
+PREFIX_STABLE = {  # tokenizers whose decoding of the first tokens begins the decoding of all
     *("llama tokenizer.json", "llama tokenizer.model", "llama tokenizer.model legacy", "gemma tokenizer.model"),
     *("byte-level tokenizer.json", "gpt2 vocab.json", "t5 spiece.model", "bert vocab.txt"),
 }
 
 
-def test_a_text_that_goes_on_and_its_continuation_are_the_decoding_of_all_tokens(opened: dict[str, Tokenizer]) -> None:
-    for name in sorted(CUT_IN_CHARACTERS):
+def test_a_prompt_and_its_streamed_continuation_join_to_the_decoding_of_both(opened: dict[str, Tokenizer]) -> None:
+    for name in sorted(PREFIX_STABLE):
         tokenizer = opened[name]
         for text in CORPUS[::3]:
             ids = tokenizer.encode(text[:200])
@@ -102,7 +102,9 @@ def test_a_text_that_goes_on_and_its_continuation_are_the_decoding_of_all_tokens
                 assert tokenizer.decode(head) + rest == tokenizer.decode(ids), (name, text, cut)
 
 
-def test_the_space_before_a_word_belongs_to_a_continuation_and_not_to_an_answer(opened: dict[str, Tokenizer]) -> None:
+def test_a_continuation_keeps_the_space_before_its_first_word_and_an_answer_drops_it(
+    opened: dict[str, Tokenizer],
+) -> None:
     for name in ("llama tokenizer.model", "llama tokenizer.json", "t5 spiece.model", "t5 tokenizer.json"):
         tokenizer = opened[name]
         word = tokenizer.encode("the quick", add_special_tokens=False)
@@ -113,7 +115,7 @@ def test_the_space_before_a_word_belongs_to_a_continuation_and_not_to_an_answer(
             assert "".join(map(detokenizer.add, word)) + detokenizer.finish() == f"{space}the quick", (name, after)
 
 
-def test_a_continuation_finishes_the_character_that_a_text_ended_in(opened: dict[str, Tokenizer]) -> None:
+def test_a_continuation_completes_a_character_that_its_prompt_began(opened: dict[str, Tokenizer]) -> None:
     for name in ("byte-level tokenizer.json", "llama tokenizer.model"):
         tokenizer = opened[name]
         ids = tokenizer.encode("x \U0001f9ff", add_special_tokens=False)
@@ -123,7 +125,7 @@ def test_a_continuation_finishes_the_character_that_a_text_ended_in(opened: dict
     assert detokenizer.add(3) + detokenizer.finish() == "-3"
 
 
-def test_text_comes_as_soon_as_it_is_certain(opened: dict[str, Tokenizer]) -> None:
+def test_every_token_of_plain_text_yields_text_at_once(opened: dict[str, Tokenizer]) -> None:
     tokenizer = opened["byte-level tokenizer.json"]
     ids = tokenizer.encode("The quick brown fox jumps.", add_special_tokens=False)
     pieces = stream(tokenizer, ids)
@@ -131,7 +133,7 @@ def test_text_comes_as_soon_as_it_is_certain(opened: dict[str, Tokenizer]) -> No
     assert pieces[-1] == ""
 
 
-def test_a_token_costs_the_same_late_as_early(opened: dict[str, Tokenizer]) -> None:
+def test_the_cost_of_a_token_does_not_grow_with_the_text(opened: dict[str, Tokenizer]) -> None:
     tokenizer = opened["llama tokenizer.model"]
     ids = tokenizer.encode("The quick brown fox jumps over the lazy dog 👋🏽. ", add_special_tokens=False) * 400
     detokenizer = tokenizer.detokenizer()
@@ -144,7 +146,7 @@ def test_a_token_costs_the_same_late_as_early(opened: dict[str, Tokenizer]) -> N
     assert times[1] < 3 * times[0] + 0.05
 
 
-def test_a_finished_detokenizer_takes_no_more(opened: dict[str, Tokenizer]) -> None:
+def test_a_finished_detokenizer_refuses_tokens(opened: dict[str, Tokenizer]) -> None:
     detokenizer = opened["gpt2 vocab.json"].detokenizer()
     detokenizer.add(5)
     detokenizer.finish()
@@ -195,7 +197,7 @@ TOKENS += [".", "'", "n't", "do", "not", " ", "  a", ""]
 @pytest.mark.parametrize("name", DECODERS)
 @settings(deadline=None, max_examples=200)
 @given(tokens=st.lists(st.sampled_from(TOKENS), max_size=12))
-def test_each_decoder_step_streams_what_the_library_decodes(name: str, tokens: list[str]) -> None:
+def test_each_decoder_streams_the_text_that_the_tokenizers_library_decodes(name: str, tokens: list[str]) -> None:
     import tokenizers
 
     vocab = {token: index for index, token in enumerate(TOKENS)}
@@ -213,7 +215,7 @@ def test_each_decoder_step_streams_what_the_library_decodes(name: str, tokens: l
     pieces=st.lists(st.text("ab ", max_size=4), max_size=10),
     old=st.sampled_from(["a", "ab", "aab", "aa", "abab", " b"]),
 )
-def test_replacing_in_a_stream_is_replacing_in_the_text(pieces: list[str], old: str) -> None:
+def test_replacing_in_a_stream_equals_replacing_in_the_text(pieces: list[str], old: str) -> None:
     stage = ReplaceInText(old, "X")
     out = [part for piece in pieces for part in stage.push(piece)] + list(stage.close())
     assert "".join(out) == "".join(pieces).replace(old, "X")
@@ -221,7 +223,7 @@ def test_replacing_in_a_stream_is_replacing_in_the_text(pieces: list[str], old: 
 
 @settings(deadline=None)
 @given(pieces=st.lists(st.text("ab", max_size=4), max_size=10), left=st.integers(0, 3), right=st.integers(0, 3))
-def test_stripping_a_stream_is_stripping_the_text(pieces: list[str], left: int, right: int) -> None:
+def test_stripping_a_stream_equals_stripping_the_text(pieces: list[str], left: int, right: int) -> None:
     def stripped(text: str) -> str:
         text = text[min(left, len(text) - len(text.lstrip("a"))) :]
         return text[: len(text) - min(right, len(text) - len(text.rstrip("a")))]

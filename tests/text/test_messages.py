@@ -111,22 +111,22 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_no_conversation_is_refused_with_its_place(what: str) -> None:
-    value, match = REFUSED[what]
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_invalid_conversation_is_refused_with_the_place_of_the_fault(case: str) -> None:
+    value, match = REFUSED[case]
     with pytest.raises(UsageError, match=match) as caught:
         read_messages(value)
     assert caught.value.remedy
 
 
-def test_a_message_that_holds_itself_is_refused() -> None:
+def test_a_message_that_contains_itself_is_refused() -> None:
     message: dict[str, Any] = {"role": "user", "content": "hi"}
     message["extra"] = message
     with pytest.raises(UsageError, match=r"messages\[1\] holds itself"):
         read_messages([HI, message])
 
 
-def test_null_fields_count_as_not_given() -> None:
+def test_null_fields_are_dropped() -> None:
     nulls = dict.fromkeys(("name", "refusal", "audio", "function_call", "annotations", "reasoning_content"))
     assert read_messages([{**HI, **nulls, "tool_calls": None}]) == [HI]
     assert read_messages([{**HI, "tool_calls": []}]) == [HI]
@@ -136,28 +136,28 @@ def test_null_fields_count_as_not_given() -> None:
     ]
 
 
-def test_reading_again_changes_nothing() -> None:
+def test_reading_messages_twice_changes_nothing() -> None:
     thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}
     messages = [HI, CALLING, {"role": "tool", "content": [{"t": 1}, None]}, thought, {**HI, "content": ["a", "b"]}]
     once = read_messages(messages)
     assert read_messages(once) == once
 
 
-def test_parts_under_every_name_are_text_parts() -> None:
+def test_every_spelling_of_a_text_part_becomes_a_text_part() -> None:
     parts = ["a", {"text": "b"}, {"type": "input_text", "text": "c"}, {"type": "refusal", "refusal": "d"}]
     read = read_messages([{"role": "user", "content": parts}])[0]["content"]
     assert [(part["type"], part["text"]) for part in read] == [("text", letter) for letter in "abcd"]
     assert read_messages([{"role": "user", "content": {"type": "text", "text": "e"}}])[0]["content"][0]["text"] == "e"
 
 
-def test_thoughts_among_the_parts_are_the_reasoning() -> None:
+def test_thinking_parts_become_reasoning_content() -> None:
     for thinking in ("hm", [{"type": "text", "text": "hm"}]):
         parts = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": "a"}]
         assert read_messages([{"role": "assistant", "content": parts}])[0]["reasoning_content"] == "hm"
     assert read_messages([{"role": "assistant", "reasoning": "hm"}])[0]["thinking"] == "hm"
 
 
-def test_calls_in_other_forms_become_calls_of_functions() -> None:
+def test_tool_calls_in_other_forms_become_function_calls() -> None:
     function = CALL["function"]
     for value in ({"tool_calls": [function]}, {"tool_calls": [{"function": function}]}, {"function_call": function}):
         calls = read_messages([{"role": "assistant", **value}])[0]["tool_calls"]
@@ -169,17 +169,17 @@ def test_calls_in_other_forms_become_calls_of_functions() -> None:
         }
 
 
-def test_objects_of_clients_are_read_as_their_json() -> None:
+def test_message_objects_of_clients_are_read_as_their_json() -> None:
     class Message:
         def model_dump(self) -> dict[str, Any]:
             return {"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL], "function_call": None}
 
     @dataclass
-    class Said:
+    class Reply:
         role: str
         content: str
 
-    assert read_messages([Message(), Said("user", "hi")]) == [{**CALLING, "content": None}, HI]
+    assert read_messages([Message(), Reply("user", "hi")]) == [{**CALLING, "content": None}, HI]
     assert read_messages(iter((HI,))) == [HI]
     with pytest.raises(UsageError, match="The conversation is of type Message"):
         read_messages(Message())
@@ -188,7 +188,7 @@ def test_objects_of_clients_are_read_as_their_json() -> None:
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 
 
-def test_tools_are_read_with_or_without_their_wrapping() -> None:
+def test_tools_are_read_with_or_without_the_function_wrapper() -> None:
     flat = {"type": "function", **TOOL["function"]}
     for tool in (TOOL, TOOL["function"], flat, {"function": TOOL["function"]}, {**TOOL, "strict": None}):
         assert read_tools([tool]) == [TOOL]
@@ -218,7 +218,7 @@ def test_tools_are_read_with_or_without_their_wrapping() -> None:
         ([{"name": "f", "parameters": "{}"}], r"tools\[0\] has parameters that are a string"),
     ],
 )
-def test_what_describes_no_tool_is_refused_with_its_place(tools: Any, match: str) -> None:
+def test_an_invalid_tool_is_refused_with_the_place_of_the_fault(tools: Any, match: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
         read_tools(tools)
     assert caught.value.remedy

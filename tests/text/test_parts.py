@@ -35,7 +35,7 @@ def template(name: str) -> ChatTemplate:
 
 
 def split(splitter: Splitter, pieces: list[str]) -> list[tuple[Any, ...]]:
-    """The parts of all pieces, merged by kind and call; with the number of the call if there is one."""
+    """Parts of all pieces as (kind or number of the call, text), merged."""
     parts: list[tuple[Any, str]] = []
     for kind, text, call in [*(part for piece in pieces for part in splitter.add(piece)), *splitter.finish()]:
         head = kind if call is None else call
@@ -46,7 +46,7 @@ def split(splitter: Splitter, pieces: list[str]) -> list[tuple[Any, ...]]:
     return parts
 
 
-def said(text: str) -> list[tuple[Any, str]]:
+def content(text: str) -> list[tuple[Any, str]]:
     return [("content", text)]
 
 
@@ -58,8 +58,8 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         "<think>\nhm <b> </th\n</think>\n\nYes\n",
         [("reasoning", "hm <b> </th"), ("content", "Yes\n")],
     ),
-    "no thought": (QWEN, "", "<think>\n\n</think>\n\nAnswer", said("Answer")),
-    "plain text": (QWEN, "", "  no tags < at <thin all ", said("  no tags < at <thin all ")),
+    "no thought": (QWEN, "", "<think>\n\n</think>\n\nAnswer", content("Answer")),
+    "plain text": (QWEN, "", "  no tags < at <thin all ", content("  no tags < at <thin all ")),
     "opened": (QWEN, "…assistant\n<think>\n", "hm\n</think>\n\nyes", [("reasoning", "hm"), ("content", "yes")]),
     "opened twice": (
         QWEN,
@@ -91,14 +91,14 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         " me\n</think>\nyes",
         [("reasoning", "me"), ("content", "yes")],
     ),
-    "opened and closed": (QWEN, "assistant\n<think>\n\n</think>\n\n", "yes </think> no", said("yes </think> no")),
-    "closed twice": (QWEN, "assistant\n<think></think>", "</think>yes", said("yes")),
+    "opened and closed": (QWEN, "assistant\n<think>\n\n</think>\n\n", "yes </think> no", content("yes </think> no")),
+    "closed twice": (QWEN, "assistant\n<think></think>", "</think>yes", content("yes")),
     "never closed": (QWEN, "", "<think>\nnever closed ", [("reasoning", "never closed")]),
     "thought of in an answer": (
         QWEN,
         "",
         "The <think> tag opens, </think> closes.",
-        said("The <think> tag opens, </think> closes."),
+        content("The <think> tag opens, </think> closes."),
     ),
     "close spoken of": (
         QWEN,
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         "<think>I write `</think>` now</think>A",
         [("reasoning", "I write `</think>` now"), ("content", "A")],
     ),
-    "other model": ("no tags at all", "", "<think>kept</think> ", said("<think>kept</think> ")),
+    "other model": ("no tags at all", "", "<think>kept</think> ", content("<think>kept</think> ")),
     "closing tag alone": ("content.split('</think>')", "", "<think>a</think>b", [("reasoning", "a"), ("content", "b")]),
     "Mistral's": (MISTRAL, "", "[THINK]hm[/THINK]yes", [("reasoning", "hm"), ("content", "yes")]),
     "Gemma's": (GEMMA, "", "<|channel>thought\nhm\n<channel|>yes", [("reasoning", "hm"), ("content", "yes")]),
@@ -116,7 +116,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         "hm\n<channel|>yes",
         [("reasoning", "hm"), ("content", "yes")],
     ),
-    "Gemma's, closed": (GEMMA, "model\n<|channel>thought\n<channel|>", "yes", said("yes")),
+    "Gemma's, closed": (GEMMA, "model\n<|channel>thought\n<channel|>", "yes", content("yes")),
     "Cohere's": (
         COHERE,
         "<|START_THINKING|>",
@@ -142,14 +142,14 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         QWEN,
         "",
         "Write <tool_call> and </tool_call> around.",
-        said("Write <tool_call> and </tool_call> around."),
+        content("Write <tool_call> and </tool_call> around."),
     ),
-    "a placeholder": (QWEN, "", "<tool_call>{...}</tool_call>", said("<tool_call>{...}</tool_call>")),
+    "a placeholder": (QWEN, "", "<tool_call>{...}</tool_call>", content("<tool_call>{...}</tool_call>")),
     "a call in a code span": (
         QWEN,
         "",
         f"Write `<tool_call>{A}</tool_call>`.",
-        said(f"Write `<tool_call>{A}</tool_call>`."),
+        content(f"Write `<tool_call>{A}</tool_call>`."),
     ),
     "a call in a code block": (
         QWEN,
@@ -201,7 +201,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         CODER,
         "",
         "<tool_call> then <function=NAME> it is",
-        said("<tool_call> then <function=NAME> it is"),
+        content("<tool_call> then <function=NAME> it is"),
     ),
     "GLM": (
         GLM,
@@ -209,7 +209,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         "<think>hm</think><tool_call>f\n<arg_key>a</arg_key>\n<arg_value></tool_call> x</arg_value>\n</tool_call>\n<tool_call>g</tool_call>",  # noqa: E501
         [("reasoning", "hm"), (0, "f\n<arg_key>a</arg_key>\n<arg_value></tool_call> x</arg_value>"), (1, "g")],
     ),
-    "GLM's tag in prose": (GLM, "", "the <tool_call>tag is <arg_key>", said("the <tool_call>tag is <arg_key>")),
+    "GLM's tag in prose": (GLM, "", "the <tool_call>tag is <arg_key>", content("the <tool_call>tag is <arg_key>")),
     "Mistral list": (MISTRAL, "", f"[TOOL_CALLS] [{A}, {B}]", [(0, A), (1, B)]),
     "Mistral names": (
         MISTRAL,
@@ -217,7 +217,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         'Yes[TOOL_CALLS]f[ARGS]{"a": "[TOOL_CALLS]"}[TOOL_CALLS]g[CALL_ID]1[ARGS]{}',
         [("content", "Yes"), (0, 'f[ARGS]{"a": "[TOOL_CALLS]"}'), (1, "g[CALL_ID]1[ARGS]{}")],
     ),
-    "Mistral in prose": (MISTRAL, "", "Say [TOOL_CALLS] first.", said("Say [TOOL_CALLS] first.")),
+    "Mistral in prose": (MISTRAL, "", "Say [TOOL_CALLS] first.", content("Say [TOOL_CALLS] first.")),
     "Llama": (LLAMA, "", f"\n{F}", [(0, F)]),
     "Llama, two": (LLAMA, "", f"{F}; {F}", [(0, F), (1, F)]),
     "Llama, OpenAI keys": (
@@ -255,33 +255,33 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         LLAMA,
         "",
         '{"parameters": {}, "name": ["f"]}',
-        said('{"parameters": {}, "name": ["f"]}'),
+        content('{"parameters": {}, "name": ["f"]}'),
     ),
-    "Llama, a schema": (LLAMA, "", '{"name": "f", "description": "x"}', said('{"name": "f", "description": "x"}')),
+    "Llama, a schema": (LLAMA, "", '{"name": "f", "description": "x"}', content('{"name": "f", "description": "x"}')),
     "OLMo": (
         "<function_calls>",
         "",
         "<function_calls>\nf(a=1)\nget_weather()\n</function_calls>",
         [(0, "f(a=1)"), (1, "get_weather()")],
     ),
-    "Llama, other name": (LLAMA, "", '{"name": "g", "parameters": {}}', said('{"name": "g", "parameters": {}}')),
-    "Llama, no parameters": (LLAMA, "", '{"name": "f"}', said('{"name": "f"}')),
-    "Llama, other keys": (LLAMA, "", '{"name": "f", "age": 3}', said('{"name": "f", "age": 3}')),
+    "Llama, other name": (LLAMA, "", '{"name": "g", "parameters": {}}', content('{"name": "g", "parameters": {}}')),
+    "Llama, no parameters": (LLAMA, "", '{"name": "f"}', content('{"name": "f"}')),
+    "Llama, other keys": (LLAMA, "", '{"name": "f", "age": 3}', content('{"name": "f", "age": 3}')),
     "Llama, parameters of another": (
         LLAMA,
         "",
         '{"parameters": {}, "name": "Alice"}',
-        said('{"parameters": {}, "name": "Alice"}'),
+        content('{"parameters": {}, "name": "Alice"}'),
     ),
-    "Llama, JSON": (LLAMA, "", '{"nam": 1} is JSON', said('{"nam": 1} is JSON')),
-    "Llama, cut off": (LLAMA, "", '{"n', said('{"n')),
-    "Llama, later": (LLAMA, "", f"So: {F}", said(f"So: {F}")),
+    "Llama, JSON": (LLAMA, "", '{"nam": 1} is JSON', content('{"nam": 1} is JSON')),
+    "Llama, cut off": (LLAMA, "", '{"n', content('{"n')),
+    "Llama, later": (LLAMA, "", f"So: {F}", content(f"So: {F}")),
     "Llama, then text": (LLAMA, "", f"{F}; and so on", [(0, F), ("content", "; and so on")]),
     "Llama's tag": (LLAMA, "", "x<|python_tag|>f.call()", [("content", "x"), (0, "f.call()")]),
     "Llama's code": (LLAMA, "", "<|python_tag|>import math\nmath.pi", [(0, "import math\nmath.pi")]),
     "Python": (LLAMA, "", "[f(a=')]', b=[1]), get_weather()]", [(0, "f(a=')]', b=[1])"), (1, "get_weather()")]),
-    "Python, other name": (LLAMA, "", "[print(1)]", said("[print(1)]")),
-    "a list": (LLAMA, "", "[1, 2, 3]", said("[1, 2, 3]")),
+    "Python, other name": (LLAMA, "", "[print(1)]", content("[print(1)]")),
+    "a list": (LLAMA, "", "[1, 2, 3]", content("[1, 2, 3]")),
     "LFM": (
         LFM,
         "",
@@ -345,9 +345,9 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         'Action: ```json\n[{"tool_name": "f", "parameters": {}}]\n```',
         [(0, '{"tool_name": "f", "parameters": {}}')],
     ),
-    "an action without calls": (COMMAND_R, "", "Action: ```json is spoken of", said("Action: ```json is spoken of")),
+    "an action without calls": (COMMAND_R, "", "Action: ```json is spoken of", content("Action: ```json is spoken of")),
     "Firefunction": ("functools[", "", f" functools[{A}, {B}]", [(0, A), (1, B)]),
-    "functools spoken of": ("functools[", "", "import functools[1]", said("import functools[1]")),
+    "functools spoken of": ("functools[", "", "import functools[1]", content("import functools[1]")),
     "JSON as Python writes it": (
         QWEN,
         "",
@@ -358,7 +358,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         GLM,
         "",
         "Write <tool_call>NAME</tool_call> here.",
-        said("Write <tool_call>NAME</tool_call> here."),
+        content("Write <tool_call>NAME</tool_call> here."),
     ),
     "a tool between the tags": (GLM, "", "Now <tool_call>f</tool_call>", [("content", "Now"), (0, "f")]),
     "an unknown tool on its own line": (GLM, "", "Now\n<tool_call>g</tool_call>", [("content", "Now"), (0, "g")]),
@@ -375,16 +375,16 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         "<|channel|>analysis<|message|>Sum.<|end|><|start|>assistant<|channel|>final<|message|>It is 4.<|return|>",
         [("reasoning", "Sum."), ("content", "It is 4.")],
     ),
-    "final alone": (HARMONY, "<|start|>assistant", "<|channel|>final<|message|>Hello.", said("Hello.")),
-    "final opened": (HARMONY, "<|start|>assistant<|channel|>final<|message|>", "Hello.", said("Hello.")),
+    "final alone": (HARMONY, "<|start|>assistant", "<|channel|>final<|message|>Hello.", content("Hello.")),
+    "final opened": (HARMONY, "<|start|>assistant<|channel|>final<|message|>", "Hello.", content("Hello.")),
     "analysis opened": (
         HARMONY,
         "<|start|>assistant<|channel|>analysis<|message|>",
         "Sum<|end|><|start|>assistant<|channel|>final<|message|>4",
         [("reasoning", "Sum"), ("content", "4")],
     ),
-    "no header": (HARMONY, "<|start|>assistant", "Hello.", said("Hello.")),
-    "preamble": (HARMONY, "<|start|>assistant", "<|channel|>commentary<|message|>I look.<|end|>", said("I look.")),
+    "no header": (HARMONY, "<|start|>assistant", "Hello.", content("Hello.")),
+    "preamble": (HARMONY, "<|start|>assistant", "<|channel|>commentary<|message|>I look.<|end|>", content("I look.")),
     "recipient in the channel": (
         HARMONY,
         "<|start|>assistant",
@@ -413,7 +413,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_parts_are_the_same_however_the_text_arrives(name: str) -> None:
+def test_parts_do_not_depend_on_the_size_of_the_pieces(name: str) -> None:
     source, prompt, text, parts = CASES[name]
     for size in range(1, len(text) + 1):
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
@@ -484,7 +484,7 @@ FRAGMENTS = [
     source=st.sampled_from([EVERYTHING, HARMONY, QWEN]),
     data=st.data(),
 )
-def test_any_pieces_give_what_the_whole_gives_and_nothing_is_lost(
+def test_parts_of_random_text_do_not_depend_on_its_cuts_and_add_no_text(
     pieces: list[str], source: str, data: st.DataObject
 ) -> None:
     text = "".join(pieces)
@@ -493,8 +493,8 @@ def test_any_pieces_give_what_the_whole_gives_and_nothing_is_lost(
     whole = split(splitter_for(source, tools=TOOLS), [text])
     assert split(splitter_for(source, tools=TOOLS), cut) == whole
     assert split(splitter_for(source, tools=TOOLS), list(text)) == whole
-    rest = iter(text)  # all that is said stands in the text, in order
-    assert all(character in rest for _, said in whole for character in said)
+    rest = iter(text)  # the parts hold only characters of the text, in order
+    assert all(character in rest for _, content in whole for character in content)
 
 
 def test_plain_text_is_never_held_back_or_changed() -> None:
@@ -504,7 +504,7 @@ def test_plain_text_is_never_held_back_or_changed() -> None:
     assert splitter.finish() == []
 
 
-def test_text_is_given_out_before_its_part_ends() -> None:
+def test_text_streams_before_its_part_ends() -> None:
     splitter = splitter_for(QWEN)
     splitter.add("<think>\n")
     assert splitter.add("one two") == [("reasoning", "one two", None)]
@@ -513,7 +513,7 @@ def test_text_is_given_out_before_its_part_ends() -> None:
     assert splitter.add('me": ') == [("tool_call", 'me":', 0)]
 
 
-def test_a_bare_call_is_known_by_its_name_and_its_parameters() -> None:
+def test_a_bare_json_call_is_recognized_by_a_known_name_and_parameters() -> None:
     splitter = splitter_for(LLAMA, tools=TOOLS)
     assert splitter.add('{"name": "get_weather", "parameters": ') == []
     assert splitter.add('{"ci') == [("tool_call", '{"name": "get_weather", "parameters": {"ci', 0)]
@@ -521,7 +521,7 @@ def test_a_bare_call_is_known_by_its_name_and_its_parameters() -> None:
     assert splitter.add('{"name": "Al') == [("content", '{"name": "Al', None)]
 
 
-def test_bare_json_is_an_answer_where_the_request_has_no_tools() -> None:
+def test_bare_json_is_content_without_tools() -> None:
     for source in (LLAMA, QWEN):
         assert split(splitter_for(source), [F]) == [("content", F)]
 
@@ -530,7 +530,7 @@ def test_bare_json_is_an_answer_where_the_request_has_no_tools() -> None:
     "unit", ["a", " ", "\n", "`", "<", "<think>", "<tool_call>", "[", '{"a": ', "</parameter>", "é"]
 )
 @pytest.mark.parametrize("source", [EVERYTHING, HARMONY])
-def test_time_grows_with_the_text_and_no_faster(unit: str, source: str) -> None:
+def test_splitting_takes_time_linear_in_the_text(unit: str, source: str) -> None:
     def seconds(size: int) -> float:
         splitter, text = splitter_for(source, tools=TOOLS), unit * size
         started = time.process_time()
@@ -553,14 +553,14 @@ def test_the_tags_come_from_the_template_of_the_model() -> None:
     assert split(splitter_for(template("llama-3"), tools=TOOLS), [F]) == [(0, F)]
 
 
-def test_the_tags_of_every_named_template_count() -> None:
+def test_the_tags_come_from_every_named_template() -> None:
     chat = ChatTemplate({"default": "<think>", "tool_use": "<tool_call> </tool_call>"})
     answer = f"<think>hm</think>x<tool_call>{A}</tool_call>"
     assert split(splitter_for(chat), [answer]) == [("reasoning", "hm"), ("content", "x"), (0, A)]
 
 
-class Words:
-    """A tokenizer of tags: what its template does not say, its tokens do."""
+class TagTokenizer:
+    """A tokenizer whose special tokens are tags that its template lacks."""
 
     chat_template = ChatTemplate("{{ messages }}")
 
@@ -578,10 +578,10 @@ class Words:
         return "".join(self.tokens[index] if index < len(self.tokens) else chr(index) for index in ids)
 
 
-def test_tokens_tell_what_the_template_does_not() -> None:
+def test_special_tokens_supply_tags_that_the_template_lacks() -> None:
     from macllm.text.parts import part_splitter
 
-    tokenizer: Any = Words(
+    tokenizer: Any = TagTokenizer(
         "<|im_start|>", "<|im_end|>", "<|tool_call_start|>", "<|tool_call_end|>", "<think>", "</think>"
     )
     prompt = [0, *map(ord, "user\nWhat is <think> for?"), 1, 0, *map(ord, "assistant\n")]
@@ -596,15 +596,21 @@ def test_tokens_tell_what_the_template_does_not() -> None:
     ]
 
 
-SPOKEN = ("What is <think>?", "<think>", "<think>\nis that a tag", "Explain <|channel>thought", "a [assistant] <think>")
+QUESTIONS = (
+    "What is <think>?",
+    "<think>",
+    "<think>\nis that a tag",
+    "Explain <|channel>thought",
+    "a [assistant] <think>",
+)
 
 
-@pytest.mark.parametrize("question", SPOKEN)
+@pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("opens", ["", "<think>\n"])
-def test_a_tag_that_the_user_speaks_of_opens_no_reasoning(question: str, opens: str) -> None:
+def test_a_tag_in_the_users_question_opens_no_reasoning(question: str, opens: str) -> None:
     from macllm.text.parts import part_splitter
 
-    tokenizer: Any = Words()
+    tokenizer: Any = TagTokenizer()
     tokenizer.chat_template = ChatTemplate(
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]"
         + opens

@@ -60,7 +60,7 @@ def build(folder: Path, variant: str) -> Path:
 
 
 @pytest.mark.parametrize("variant", ["mistral", "phi3", "nothing said", "nothing said, default training"])
-def test_a_model_without_a_class_of_its_own_cuts_texts_as_sentencepiece_does(variant: str, tmp_path: Path) -> None:
+def test_without_a_tokenizer_class_ids_equal_sentencepieces(variant: str, tmp_path: Path) -> None:
     import sentencepiece
 
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(build(tmp_path, variant)))
@@ -88,7 +88,7 @@ def test_a_model_without_a_class_of_its_own_cuts_texts_as_sentencepiece_does(var
         ("t5, spaces kept in the model", "  a\n a", ["▁", "a", "▁", "a"]),
     ],
 )
-def test_spaces_become_the_tokens_that_the_class_makes_of_them(
+def test_spaces_are_tokenized_by_the_rules_of_the_class(
     variant: str, text: str, tokens: list[str], tmp_path: Path
 ) -> None:
     build(tmp_path, variant)
@@ -98,7 +98,9 @@ def test_spaces_become_the_tokens_that_the_class_makes_of_them(
 
 @pytest.mark.parity
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_sentencepiece_model_gives_the_ids_of_its_own_tokenizer_json(variant: str, tmp_path: Path) -> None:
+def test_a_sentencepiece_model_gives_the_ids_of_the_tokenizer_json_saved_by_transformers(
+    variant: str, tmp_path: Path
+) -> None:
     import transformers
 
     build(tmp_path, variant)

@@ -11,7 +11,7 @@ from macllm.text.template import ChatTemplate
 HI = {"role": "user", "content": "hi"}
 
 
-def each(body: str) -> ChatTemplate:
+def per_message(body: str) -> ChatTemplate:
     return ChatTemplate("{% for m in messages %}" + body + "{% endfor %}")
 
 
@@ -52,69 +52,69 @@ NAMES_ROLES = (
         ([{"role": "system", "content": "a"}, {"role": "system", "content": "b"}], "<S>a<S>b"),
     ],
 )
-def test_what_a_developer_says_is_the_systems_for_a_template_that_knows_no_developer(
+def test_developer_messages_become_system_messages_for_a_template_without_that_role(
     messages: list[dict[str, Any]], expected: str
 ) -> None:
-    assert render(each(NAMES_ROLES), messages) == expected
+    assert render(per_message(NAMES_ROLES), messages) == expected
 
 
-def test_a_developer_stays_one_for_a_template_that_knows_it() -> None:
-    chat = each("{% if m['role'] == \"developer\" %}<D>{% endif %}{{ m.role }}:{{ m.content }};")
+def test_developer_messages_stay_for_a_template_with_that_role() -> None:
+    chat = per_message("{% if m['role'] == \"developer\" %}<D>{% endif %}{{ m.role }}:{{ m.content }};")
     messages = [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}]
     assert render(chat, messages) == "system:a;<D>developer:b;"
 
 
-def test_the_result_of_a_function_is_that_of_a_tool() -> None:
+def test_a_function_message_becomes_a_tool_message() -> None:
     messages = [
         HI,
         {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "function", "name": "f", "content": "42"},
     ]
-    assert render(each(NAMES_ROLES), messages) == "<U>hi<T>42"
+    assert render(per_message(NAMES_ROLES), messages) == "<U>hi<T>42"
 
 
 NULL_AND_TRUTH = {"a": None, "b": [True, "é"]}
 JSON = '{"a": null, "b": [true, "é"]}'
-WAYS = {
+USES = {
     "writes it": ("{{ m.content }}", "{}"),
     "trims it": ("{{ m.content | trim }}", "{}"),
     "joins it with +": ("{{ '<' + m.content + '>' }}", "<{}>"),
     "joins it with ~": ("{{ '<' ~ m.content ~ '>' }}", "<{}>"),
-    "asks its methods": ("{{ m.content.strip() }}", "{}"),
-    "cuts it": ("{{ m.content.split('|')[-1] }}", "{}"),
+    "calls its methods": ("{{ m.content.strip() }}", "{}"),
+    "splits it": ("{{ m.content.split('|')[-1] }}", "{}"),
     "writes objects as JSON": ("{{ m.content if m.content is string else m.content | tojson }}", "{}"),
     "writes all as JSON": ('{{ {"result": m.content} | tojson }}', '{{"result": {}}}'),
-    "leaves out what is no text": ("{{ m.content if m.content is string else '' }}", "{}"),
-    "goes through parts": (
+    "leaves out other types than text": ("{{ m.content if m.content is string else '' }}", "{}"),
+    "iterates over parts": (
         "{% if m.content is string %}{{ m.content }}{% else %}"
         "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}{% endif %}",
         "{}",
     ),
-    "refuses what is no text": (
+    "refuses other types than text": (
         "{% if m.content is not string %}{{ raise_exception('Unexpected content type.') }}{% endif %}{{ m.content }}",
         "{}",
     ),
 }
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(
     ("content", "expected"),
     [(NULL_AND_TRUTH, JSON), ([NULL_AND_TRUTH, 1.5, "x"], f'[{JSON}, 1.5, "x"]'), ([1], "[1]"), ([], "[]"), ({}, "{}")],
 )
-def test_what_a_tool_returned_is_written_as_json(how: str, content: Any, expected: str) -> None:
-    body, around = WAYS[how]
+def test_tool_results_that_are_not_text_are_written_as_json(use: str, content: Any, expected: str) -> None:
+    body, around = USES[use]
     messages = [result(content)]
-    assert render(each(body), messages) == around.format(expected)
+    assert render(per_message(body), messages) == around.format(expected)
     assert messages == [result(content)]
 
 
-def test_results_in_parts_and_as_objects_stand_in_one_conversation() -> None:
+def test_tool_results_of_parts_objects_and_text_mix_in_one_conversation() -> None:
     messages = [HI, result([{"type": "text", "text": "x"}]), result({"a": [1]}), result("y")]
-    assert render(each("[{{ m.content }}]"), messages) == '[hi][x][{"a": [1]}][y]'
+    assert render(per_message("[{{ m.content }}]"), messages) == '[hi][x][{"a": [1]}][y]'
 
 
-STRICT = each(
+STRICT = per_message(
     "{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('9 letters') }}{% endif %}"
     "{{ c.function.name }}={{ c.id }};{% endfor %}"
     "{% if m.role == 'tool' %}{% if m.tool_call_id | length != 9 %}{{ raise_exception('9 letters') }}{% endif %}"
@@ -122,13 +122,13 @@ STRICT = each(
 )
 
 
-def test_ids_of_any_length_are_written_by_a_template_that_asks_for_nine_letters() -> None:
+def test_call_ids_of_other_lengths_are_replaced_for_a_template_that_needs_nine_characters() -> None:
     calls = {"role": "assistant", "tool_calls": [call("f", "call_abc"), call("g", "abcDEF123")]}
     messages = [calls, result("F", "call_abc"), result("G", "abcDEF123"), result("X", "chatcmpl-tool-1")]
     assert render(STRICT, messages) == ("f=000000000;g=abcDEF123;F=000000000;G=abcDEF123;X=000000002;")
 
 
-def test_results_without_ids_belong_to_the_calls_before_them_in_order() -> None:
+def test_results_without_ids_get_those_of_the_calls_before_them_in_order() -> None:
     messages = [
         {"role": "assistant", "tool_calls": [call("f"), call("g")]},
         result("F"),
@@ -139,20 +139,20 @@ def test_results_without_ids_belong_to_the_calls_before_them_in_order() -> None:
     assert render(STRICT, messages) == "f=000000000;g=000000001;F=000000000;G=000000001;h=000000002;H=000000002;"
 
 
-def test_ids_that_a_template_takes_stay_as_they_are() -> None:
-    chat = each("{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %}{{ m.tool_call_id }}")
+def test_call_ids_that_the_template_accepts_are_unchanged() -> None:
+    chat = per_message("{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %}{{ m.tool_call_id }}")
     messages = [{"role": "assistant", "tool_calls": [call("f", "call_abc")]}, result("F", "call_abc")]
     assert render(chat, messages) == "call_abccall_abc"
 
 
-def test_the_refusal_of_other_things_than_ids_is_told_as_it_was() -> None:
-    chat = each("{{ raise_exception('roles must alternate') }}")
+def test_a_refusal_for_another_reason_than_ids_keeps_its_cause() -> None:
+    chat = per_message("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(UsageError, match="refuses this conversation") as refused:
         render(chat, [{"role": "assistant", "tool_calls": [call("f", "x")]}])
     assert refused.value.cause == "roles must alternate"
 
 
-def test_ids_that_are_numbers_tie_a_result_to_its_call() -> None:
+def test_numeric_ids_link_a_result_to_its_call() -> None:
     calls = [{"id": number, "type": "function", "function": {"name": "f", "arguments": {}}} for number in (7, 5)]
     messages = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": 5, "content": "r"}]
     made = with_short_ids(messages)

@@ -147,22 +147,22 @@ def refuse(source: str) -> TemplateError:
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_no_template_gets_out_of_the_sandbox(name: str) -> None:
+def test_escapes_from_the_sandbox_are_refused(name: str) -> None:
     refuse(ESCAPES[name])
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_no_template_runs_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_templates_are_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "Limits", lambda: Limits(seconds=0.2))
     refuse(ENDLESS[name])
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_no_malformed_template_is_more_than_an_error(name: str) -> None:
+def test_malformed_templates_are_a_template_error(name: str) -> None:
     refuse(MALFORMED[name])
 
 
-def test_no_template_fills_the_memory() -> None:
+def test_templates_cannot_take_256_mib_of_memory() -> None:
     code = (
         "import resource, sys; sys.path.insert(0, 'tests/text'); from test_sandbox import HUGE, refuse\n"
         "refuse('{{ 1 + \"x\" }}'); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -189,14 +189,14 @@ def test_no_template_fills_the_memory() -> None:
         ("{{ 2 ** 100 }}{{ 'ab'|center(4) }}{{ {'a': [1]}|tojson(indent=1)|length }}", f"{2**100} ab 18"),
     ],
 )
-def test_what_is_small_is_written(source: str, written: str) -> None:
+def test_small_results_of_limited_operations_are_rendered(source: str, written: str) -> None:
     assert ChatTemplate(source).render(MESSAGES) == written
 
 
-def test_every_value_is_measured_for_itself_even_where_another_one_was() -> None:
+def test_a_new_value_at_a_reused_address_is_weighed_again() -> None:
     spent = limits.Budget(Limits(), 0)
     for count in range(200):
-        assert spent.weigh([0] * count) == (count + 1, 1)  # at the place in memory that the one before it had
+        assert spent.weigh([0] * count) == (count + 1, 1)  # at the address of the list before it
 
 
 def test_the_limits_hold_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_the_limits_hold_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "processor time" in (errors[0].cause or "")
 
 
-def test_a_refused_template_leaves_the_next_rendering_alone() -> None:
+def test_a_refused_rendering_does_not_affect_the_next() -> None:
     chat = ChatTemplate("{% if messages[0].content == 'loop' %}{{ 'x' * 10**9 }}{% endif %}ok")
     with pytest.raises(TemplateError):
         chat.render([{"role": "user", "content": "loop"}])

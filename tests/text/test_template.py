@@ -52,7 +52,7 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("name", "variables", "text"), RECORDED)
-def test_known_templates_write_what_their_models_were_trained_on(name: str, variables: dict, text: str) -> None:
+def test_known_templates_render_the_prompts_of_their_models(name: str, variables: dict, text: str) -> None:
     assert template(name).render(turns("system", "user"), **variables) == text
 
 
@@ -67,7 +67,7 @@ def test_known_templates_write_what_their_models_were_trained_on(name: str, vari
         ),
     ],
 )
-def test_a_refusal_says_in_the_words_of_the_template_why(name: str, roles: tuple[str, ...], cause: str) -> None:
+def test_a_refusal_has_the_message_of_the_template_as_its_cause(name: str, roles: tuple[str, ...], cause: str) -> None:
     with pytest.raises(TemplateError) as caught:
         template(name).render(turns(*roles))
     assert caught.value.cause == cause
@@ -81,12 +81,12 @@ def test_json_in_templates_is_not_escaped_for_html() -> None:
     assert "<é>" in text
 
 
-def test_the_date_is_that_of_the_clock() -> None:
+def test_strftime_now_gives_todays_date() -> None:
     before = datetime.now().strftime("%Y-%m-%d")
     assert ChatTemplate("{{ strftime_now('%Y-%m-%d') }}").render(HI) in (before, datetime.now().strftime("%Y-%m-%d"))
 
 
-def test_variables_reach_the_template_and_go_before_named_tokens() -> None:
+def test_variables_reach_the_template_and_override_named_tokens() -> None:
     chat = ChatTemplate("{{ bos_token }}{{ mood }}{{ documents[0].text }}", TOKENS)
     assert chat.render(HI, mood="calm", documents=[{"text": "D"}]) == "<s>calmD"
     assert chat.render(HI, bos_token="!", documents=[{}]) == "!"
@@ -114,7 +114,7 @@ def test_rendering_changes_no_message() -> None:
     assert messages == [{"role": "assistant", "content": None, "thinking": "t"}]
 
 
-def test_spans_are_where_the_assistant_wrote() -> None:
+def test_spans_cover_the_text_of_the_assistant() -> None:
     chat = template("phi-4")
     text, spans = chat.render_with_spans(turns("user", "assistant", "user", "assistant"))
     assert [text[start:end] for start, end in spans] == [
@@ -125,7 +125,7 @@ def test_spans_are_where_the_assistant_wrote() -> None:
     assert not template("qwen-3").marks_generation
 
 
-def test_templates_are_found_in_every_place_that_models_keep_them(tmp_path: Path) -> None:
+def test_templates_are_read_from_the_jinja_file_the_config_and_the_json_file(tmp_path: Path) -> None:
     def found(config: dict) -> str | None:
         chat = ChatTemplate.from_folder(tmp_path, config, {})
         return chat.render(HI) if chat else None
@@ -158,13 +158,13 @@ def test_named_templates_are_chosen_by_tools_and_by_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("messages", [[], ["text"], [None], [["role", "user"]]])
-def test_what_is_no_conversation_is_an_error_with_an_example(messages: list) -> None:
+def test_an_invalid_conversation_is_an_error_with_an_example(messages: list) -> None:
     with pytest.raises(UsageError) as caught:
         ChatTemplate("x").render(messages)
     assert '"role": "user"' in (caught.value.remedy or "")
 
 
-def test_threads_render_with_one_template() -> None:
+def test_threads_can_share_one_template() -> None:
     chat = ChatTemplate(
         "{% for i in range(300) %}{% generation %}{{ messages[0].content }}{% endgeneration %}{% endfor %}"
     )
@@ -182,7 +182,7 @@ def test_threads_render_with_one_template() -> None:
     assert found == {number: (str(number) * 300, 300) for number in range(8)}
 
 
-def test_a_long_conversation_is_no_reason_to_stop() -> None:
+def test_long_conversations_stay_within_the_limits() -> None:
     messages = turns(*("user", "assistant") * 400)
     for message in messages:
         message["content"] *= 600
@@ -190,7 +190,7 @@ def test_a_long_conversation_is_no_reason_to_stop() -> None:
         assert len(template(name).render(messages)) > 800 * 6 * 600
 
 
-def test_a_text_beyond_every_template_is_told_as_too_long_and_not_as_the_templates_fault() -> None:
+def test_a_conversation_beyond_the_limits_is_an_error_of_its_length() -> None:
     too_long = [{"role": "user", "content": "word " * 2_000_000}]
     with pytest.raises(DoesNotFitError, match="the conversation has 10,000,0"):
         template("qwen-3").render(too_long)

@@ -15,9 +15,9 @@ TEMPLATES = sorted(Path(__file__).parent.glob("templates/*.jinja"))
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
-# What transformers renders only in another form of the same conversation: it writes lists and null out in Python's
-# notation, leaves content out where it is null, and writes arguments that are a text as a text in JSON. A template
-# that asks for ids of nine letters refuses all others.
+# Conversations that transformers renders only in another form: it writes lists and null in Python's
+# notation, leaves out content that is null, and writes arguments given as text as a JSON string. A template
+# that needs ids of nine characters refuses all others.
 CALL = {"name": "get_weather", "arguments": {"city": "Oslo"}}
 OTHER_FORMS: dict[str, list[dict[str, Any]]] = {
     "content parts": [say("system", "S"), say("user", " hi ")],

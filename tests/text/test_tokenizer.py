@@ -37,15 +37,15 @@ def test_ids_and_texts_equal_those_recorded_from_transformers(folder: Path) -> N
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_every_text_comes_back(name: str, folders) -> None:
+def test_texts_round_trip_through_lossless_tokenizers(name: str, folders) -> None:
     tokenizer = Tokenizer.from_folder(folders[name])
     for text in [*SENTENCES, *EDGES]:
-        if text.startswith((" ", "▁")) or "▁" in text:  # a space put before the text cannot be told from its own
+        if text.startswith((" ", "▁")) or "▁" in text:  # an added space before the text cannot be told from its own
             continue
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_sentencepiece_conventions_are_those_of_the_model_file(folders, tmp_path: Path) -> None:
+def test_a_bare_sentencepiece_model_gives_the_ids_of_sentencepiece(folders, tmp_path: Path) -> None:
     import sentencepiece
 
     for source, name in (("llama tokenizer.model", "tokenizer.model"), ("t5 spiece.model", "spiece.model")):
@@ -85,7 +85,7 @@ def test_wordpiece_follows_its_config_and_ids_count_the_lines_of_its_file(
     assert tokenizer.vocab_size == len(WORDS)
 
 
-def test_added_tokens_get_the_ids_they_declare_in_whatever_order(folders, tmp_path: Path) -> None:
+def test_added_tokens_get_their_declared_ids_in_any_order(folders, tmp_path: Path) -> None:
     shutil.copytree(folders["gpt2 vocab.json"], tmp_path, dirs_exist_ok=True)
     size = Tokenizer.from_folder(tmp_path).vocab_size
     declared = {str(size + n): {"content": f"<t{n}>", "special": n == 1} for n in (2, 0, 1)}
@@ -136,7 +136,7 @@ def test_ids_beyond_the_vocabulary_have_no_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 5, b"text", ["text"]])
-def test_what_is_no_text_and_what_are_no_ids_is_one_clear_error(wrong: Any, folders) -> None:
+def test_encode_and_decode_refuse_arguments_of_wrong_types(wrong: Any, folders) -> None:
     tokenizer = Tokenizer.from_folder(folders["byte-level tokenizer.json with bos"])
     with pytest.raises(UsageError, match="encode takes one text, and this is"):
         tokenizer.encode(wrong)
@@ -145,7 +145,7 @@ def test_what_is_no_text_and_what_are_no_ids_is_one_clear_error(wrong: Any, fold
             tokenizer.decode(ids)  # type: ignore[arg-type]
 
 
-def test_a_long_text_is_not_cut_by_the_truncation_that_the_file_asks_for(folders) -> None:
+def test_truncation_and_padding_of_the_file_are_ignored(folders) -> None:
     tokenizer = Tokenizer.from_folder(folders["byte-level tokenizer.json"])
     assert len(tokenizer.encode("one two three four five six seven eight")) > 5
     assert len(tokenizer.encode("a")) == 1
@@ -167,7 +167,7 @@ def test_saved_files_give_the_same_tokenizer(folder: Path, tmp_path: Path) -> No
         assert copy.encode(text) == tokenizer.encode(text)
 
 
-def test_every_template_is_saved_and_on_the_disk_before_it_has_its_name(
+def test_every_template_is_saved_and_synced_to_the_disk(
     folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
@@ -191,7 +191,7 @@ def test_every_template_is_saved_and_on_the_disk_before_it_has_its_name(
     assert saved.sources == {"default": "default", "tool_use": "with tools"}
 
 
-def test_another_process_can_be_handed_a_tokenizer(folders) -> None:
+def test_a_pickled_tokenizer_gives_the_same_ids(folders) -> None:
     tokenizer = Tokenizer.from_folder(folders["llama tokenizer.model"])
     assert pickle.loads(pickle.dumps(tokenizer)).encode("Hi there") == tokenizer.encode("Hi there")
 
@@ -218,7 +218,7 @@ def test_legacy_special_token_files_are_read(folders, tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 902
 
 
-def test_a_folder_without_tokenizer_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_a_missing_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no tokenizer"):
         Tokenizer.from_folder(tmp_path)
 
@@ -257,7 +257,7 @@ def test_a_conversation_is_rendered_and_encoded_without_a_second_begin_token(fol
     assert ids.count(ids[0]) == 1
 
 
-def test_importing_loads_no_library() -> None:
+def test_importing_the_text_modules_loads_no_tokenizer_library_numpy_or_mlx() -> None:
     code = (
         "import sys, macllm.text.tokenizer, macllm.text.detokenizer, macllm.text.template, macllm.text.parts;"
         "print(sorted({'tokenizers', 'sentencepiece', 'jinja2', 'numpy', 'mlx'} & set(sys.modules)))"

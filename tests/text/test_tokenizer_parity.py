@@ -14,12 +14,12 @@ from macllm.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.parity
 
 
-# The library behind transformers composes stacked marks otherwise than sentencepiece, which trained the model.
-SENTENCEPIECE_KNOWS_BETTER = {"t5_spiece.model": {"a\u0300\u0301\u0302b"}}
+# The tokenizers library composes stacked marks differently from sentencepiece, which trained the model.
+SENTENCEPIECE_DIFFERS = {"t5_spiece.model": {"a\u0300\u0301\u0302b"}}
 
 
 def oracle(folder: Path, name: str | None = None):
-    """The tokenizer class that the folder names, or another, opened on it."""
+    """The folder's tokenizer in transformers, of the class that it names, or `name`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -50,7 +50,7 @@ def test_ids_and_texts_equal_those_of_transformers(folder: Path, record_property
         for special in (True, False):
             expected = theirs.encode(text, add_special_tokens=special)
             compared += 1
-            if text in SENTENCEPIECE_KNOWS_BETTER.get(folder.name, ()):
+            if text in SENTENCEPIECE_DIFFERS.get(folder.name, ()):
                 assert ours.encode(text, False) == as_sentencepiece(folder, text)
             elif ours.encode(text, special) != expected:
                 wrong.append(("encode", text, special, ours.encode(text, special), expected))
@@ -73,29 +73,29 @@ def test_named_tokens_equal_those_of_transformers(folder: Path) -> None:
     assert {index for index, token in theirs.added_tokens_decoder.items() if token.special} == ours.special_ids
 
 
-def test_what_transformers_saves_is_read_back(folder: Path, tmp_path: Path) -> None:
+def test_tokenizers_saved_by_transformers_give_the_same_ids_and_texts(folder: Path, tmp_path: Path) -> None:
     theirs = oracle(folder)
     theirs.save_pretrained(tmp_path)
     ours = Tokenizer.from_folder(tmp_path)
     for text in CORPUS:
-        if text not in SENTENCEPIECE_KNOWS_BETTER.get(folder.name, ()):
+        if text not in SENTENCEPIECE_DIFFERS.get(folder.name, ()):
             ids = theirs.encode(text)
             assert ours.encode(text) == ids, text
             assert ours.decode(ids) == theirs.decode(ids), text
             assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True), text
 
 
-def test_what_we_save_transformers_opens_as_the_same(folder: Path, tmp_path: Path) -> None:
+def test_tokenizers_saved_by_us_give_the_same_ids_in_transformers(folder: Path, tmp_path: Path) -> None:
     ours = Tokenizer.from_folder(folder)
     ours.save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"} if "bare" in folder.name else {}))
     theirs = oracle(tmp_path, "AutoTokenizer")
     for text in CORPUS:
-        if text not in SENTENCEPIECE_KNOWS_BETTER.get(folder.name, ()):
+        if text not in SENTENCEPIECE_DIFFERS.get(folder.name, ()):
             assert ours.encode(text) == theirs.encode(text), text
 
 
-def test_tokenizer_json_counts_as_written_whatever_class_the_config_names(folders, tmp_path: Path) -> None:
+def test_tokenizer_json_wins_over_the_class_in_the_config(folders, tmp_path: Path) -> None:
     shutil.copytree(folders["llama tokenizer.json"], tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizerFast"}))

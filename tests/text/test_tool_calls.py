@@ -117,7 +117,7 @@ def test_calls_are_read_in_every_format(text: str, calls: list[ToolCall]) -> Non
         "a(x=" + "1" * 5000 + ")",
     ],
 )
-def test_a_call_that_cannot_be_read_is_an_error_that_shows_it(text: str) -> None:
+def test_malformed_calls_are_an_error_with_cause_and_remedy(text: str) -> None:
     with pytest.raises(ToolCallError) as caught:
         parse_tool_calls(text)
     assert caught.value.cause
@@ -168,7 +168,7 @@ SCHEMAS: list[tuple[dict[str, Any], str, Any]] = [
 
 
 @pytest.mark.parametrize(("schema", "text", "value"), SCHEMAS)
-def test_raw_text_has_the_type_of_the_schema(schema: dict[str, Any], text: str, value: Any) -> None:
+def test_untyped_arguments_get_the_type_of_the_schema(schema: dict[str, Any], text: str, value: Any) -> None:
     parameters = {"type": "object", "properties": {"x": schema}, "$defs": {"count": {"type": "integer"}}}
     for tool in (
         {"type": "function", "function": {"name": "f", "parameters": parameters}},
@@ -184,7 +184,7 @@ def test_raw_text_has_the_type_of_the_schema(schema: dict[str, Any], text: str, 
             assert type(read.arguments["x"]) is type(value)
 
 
-def test_argument_keys_without_a_schema_are_read_as_json_where_it_is_json() -> None:
+def test_arguments_without_a_schema_are_read_as_json_if_possible() -> None:
     text = "f<arg_key>a</arg_key><arg_value>2</arg_value><arg_key>b</arg_key><arg_value>two</arg_value>"
     assert parse_tool_calls(text) == [ToolCall("f", {"a": 2, "b": "two"})]
 
@@ -194,19 +194,19 @@ def test_positional_arguments_take_the_names_of_the_schema() -> None:
     assert parse_tool_calls("f('x', b=2)", [tool]) == [ToolCall("f", {"a": "x", "b": 2})]
 
 
-def test_a_bare_name_is_a_call_of_a_tool_that_there_is() -> None:
+def test_a_bare_name_is_a_call_only_of_a_known_tool() -> None:
     assert parse_tool_calls("now", [{"name": "now"}]) == [ToolCall("now")]
     with pytest.raises(ToolCallError):
         parse_tool_calls("now", [{"name": "then"}])
 
 
 @pytest.mark.parametrize("wrong", [None, ("a", "b"), ["a"], b"a", {"name": "a"}])
-def test_what_is_no_text_is_named(wrong: Any) -> None:
+def test_parse_tool_calls_refuses_arguments_that_are_not_text(wrong: Any) -> None:
     with pytest.raises(UsageError, match="reads one text, and this is"):
         parse_tool_calls(wrong)
 
 
-def test_no_arguments_at_all_are_none_for_a_tool_that_has_none() -> None:
+def test_missing_arguments_are_accepted_for_a_tool_without_parameters() -> None:
     tools = [{"name": "now"}, {"name": "a", "parameters": {"properties": {"x": {}}}}]
     assert parse_tool_calls("commentary to=functions.now<|message|>", tools) == [ToolCall("now")]
     assert parse_tool_calls("now[ARGS]", tools) == [ToolCall("now")]
@@ -218,7 +218,7 @@ def test_no_arguments_at_all_are_none_for_a_tool_that_has_none() -> None:
 @pytest.mark.parametrize(
     "unit", ["'x", '"""', '"', "<parameter=a>", "</parameter>", "{", "call:f{a:", "to=", "<arg_key>", "[f(a=", "\\"]
 )
-def test_a_long_call_that_breaks_off_is_refused_at_once(unit: str) -> None:
+def test_long_malformed_calls_are_read_within_two_seconds(unit: str) -> None:
     for head in (
         "f(a='",
         "<function=f>\n<parameter=a>",

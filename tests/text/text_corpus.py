@@ -1,4 +1,4 @@
-"""Texts in which tokenizers differ when one of them is wrong."""
+"""Texts that reveal differences between tokenizers."""
 
 from __future__ import annotations
 
