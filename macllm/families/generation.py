@@ -34,7 +34,8 @@ _HALVES = ("decoder", "generator", "text_config")
 def generation_config(config: Mapping[str, Any], file: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
     """The generation config of a checkpoint: config.json, updated by `file`, its generation_config.json.
 
-    `kind` is the `model_type` of the text half. A token id that is none is left out, with a note in the log.
+    `kind` is the `model_type` of the text half. A token id that is none is left out, with a note in the log; a list
+    without any is as good as absent.
     """
     inner = next((config[half] for half in _HALVES if isinstance(config.get(half), Mapping)), {})
     sources = [file or {}, config, inner]
@@ -42,11 +43,14 @@ def generation_config(config: Mapping[str, Any], file: Mapping[str, Any] | None,
         sources.append(DEFAULTS.get(kind, {}))
     made = dict(file or {})
     for key in (*_TOKENS, *(() if file is not None else (*_FORCED, *_WISHES))):
-        found = next((source[key] for source in sources if source.get(key) is not None), None)
-        if found is not None:
+        said = (source[key] for source in sources if source.get(key) is not None)
+        if key not in _WISHES:
+            said = (ids for value in said if (ids := _ids(key, value)) is not None)
+        found = next(said, None)
+        if found is not None or key in made:
             made[key] = found
-    for key in (*_TOKENS, *_FORCED):
-        if key in made and (made[key] is not None):
+    for key in _FORCED:
+        if made.get(key) is not None:
             made[key] = _ids(key, made[key])
     return {key: value for key, value in made.items() if value is not None or (file is not None and key in file)}
 
