@@ -6,6 +6,7 @@ The table holds the defaults of transformers 5.24's config classes, as far as a 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -167,21 +168,34 @@ def _number(key: str, value: Any, default: Any) -> Any:
             raise CheckpointError(f"{key} of config.json is {value!r}, not true or false")
         log.warning("%s of config.json is %r: taken as %s", key, value, taken)
         return taken
-    return _real(key, value) if type(default) is float else value
+    return _real(key, value) if type(default) is float or key.endswith("_softcapping") else value
 
 
 def _real(key: str, value: Any) -> Any:
     """A number that is written as text as a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise CheckpointError(f"{key} of config.json is {value!r}, not a number")
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"{key} of config.json is {value!r}, not a number") from None
+    except OverflowError:
+        number = math.inf
+    check_real(key, number)
     if not isinstance(value, str):
         return value
-    try:
-        number = float(value)
-    except ValueError:
-        raise CheckpointError(f"{key} of config.json is {value!r}, not a number") from None
     log.warning("%s of config.json is the text %r: taken as %s", key, value, number)
     return number
+
+
+def check_real(key: str, number: float) -> None:
+    """Raise CheckpointError for NaN, and for an epsilon that is negative or infinite."""
+    is_epsilon = key.endswith(("_eps", "_epsilon"))
+    if math.isnan(number) or (is_epsilon and not 0 <= number < math.inf):
+        wanted = "a finite number from 0" if is_epsilon else "a number"
+        raise CheckpointError(
+            f"{key} of config.json is {number}; it has to be {wanted}", remedy="download the checkpoint again"
+        )
 
 
 def whole(key: str, value: Any) -> Any:

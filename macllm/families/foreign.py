@@ -20,6 +20,7 @@ from macllm.weights.header import read_header
 from macllm.weights.safetensors import load_folder, weight_files
 
 from . import packing, spellings
+from .defaults import check_real
 from .foreign_layout import KNOWN_WRONG, rearranged, respelled_for
 from .foreign_mend import OBEYED, mend
 from .foreign_rope import context_length, set_rotations
@@ -207,6 +208,9 @@ def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     kind = text["model_type"]
     mended = OBEYED.get(kind, frozenset())
     made = respelled_for(kind, text, _reads(kind) | mended, spellings.unread(kind) - mended)
+    for key, value in made.items():
+        if isinstance(value, float):
+            check_real(key, value)
     if text is not config:
         # Gemma 4's outer class takes this size from outside.
         return {**config, "text_config": made, "vocab_size": made.get("vocab_size")}

@@ -148,12 +148,25 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         ({"hidden_size": 0}, "hidden_size of config.json is 0"),
         ({"num_attention_heads": -6}, "num_attention_heads of config.json is -6"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps of config.json is 'tiny'"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps of config.json is nan; it has to be a finite number from 0"),
+        ({"rms_norm_eps": "nan"}, "rms_norm_eps of config.json is nan"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps of config.json is inf"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps of config.json is inf"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps of config.json is -1e-06"),
         ({"rope_scaling": "linear", "rope_parameters": None}, "rope parameters of config.json are 'linear'"),
     ],
 )
 def test_a_number_that_is_none_is_named(changes: dict, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         families.spec(Config({**golden("llama").config, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("bert", "layer_norm_eps"), ("gpt2", "layer_norm_epsilon"), ("t5", "layer_norm_epsilon")]
+)
+def test_an_epsilon_of_any_name_is_a_finite_number_from_zero(name: str, key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{key} of config.json is nan"):
+        families.spec(Config({**golden(name).config, key: float("nan")}))
 
 
 @pytest.mark.parametrize("half", [None, {}])
@@ -192,6 +205,9 @@ ENDS = [
     ({"eos_token_id": [0, 2], "text_config": {}}, {"temperature": 1.0}, [0, 2]),
     ({"eos_token_id": [0, 2], "text_config": {}}, {"eos_token_id": 5}, 5),
     ({"eos_token_id": None, "text_config": {"eos_token_id": 3}}, {"eos_token_id": None}, 3),
+    ({"eos_token_id": 7, "text_config": {}}, {"eos_token_id": []}, 7),
+    ({"eos_token_id": 7, "text_config": {}}, {"eos_token_id": [-1]}, 7),
+    ({"eos_token_id": [], "text_config": {"eos_token_id": 3}}, {}, 3),
     ({"eos_token_id": "106"}, None, 106),
     ({"eos_token_id": 106.0}, None, 106),
     ({"eos_token_id": [1, None, -1, "x"]}, None, [1]),

@@ -93,6 +93,7 @@ def test_values_that_a_config_leaves_out_are_those_of_transformers_class(tmp_pat
         ("mamba2", {"hidden_act": "relu"}, "hidden_act"),
         ("nemotron_h", {"time_step_min": 0.5}, "time_step_min"),
         ("kimi_linear", {"num_experts_per_token": 1}, "num_experts_per_tok"),
+        ("phi", {"layer_norm_eps": float("nan")}, "layer_norm_eps of config.json is nan"),
         ("afmoe", {"num_experts_per_tok": 1}, "num_experts_per_tok"),
         ("granite", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "spiral"),
         ("qwen3_next", {"layer_types": ["full_attention", "linear_attention"] * 2}, "layer_types"),
