@@ -36,7 +36,7 @@ class _Options:
     raw: bool
     as_json: bool
     verbose: bool
-    request: dict[str, Any]  # fields of Request and SamplingParams set by the user
+    request: dict[str, Any]  # keywords of `stream` set by the user
 
 
 @click.command("generate")
@@ -79,11 +79,12 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
 
 def _check(request: dict[str, Any]) -> None:
     """Validate options before a model is loaded. Raises: UsageError."""
-    from macllm.generation.options import SAMPLING_NAMES, read
+    from macllm.generation.options import ENGINE_NAMES, SAMPLING_NAMES, read, read_engine_options
     from macllm.generation.request import Request, SamplingParams
     from macllm.generation.sampling import defaults
 
-    given = read(request)
+    read_engine_options({name: value for name, value in request.items() if name in ENGINE_NAMES})
+    given = read({name: value for name, value in request.items() if name not in ENGINE_NAMES})
     sampling = {name: given.pop(name) for name in SAMPLING_NAMES & given.keys()}
     defaults.check(Request(sampling=SamplingParams(**sampling), **given))
 

@@ -16,6 +16,7 @@ from macllm.text.parts import part_splitter
 from macllm.text.tokenizer import Tokenizer
 
 from .assemble import Assembler
+from .contract import DEFAULT_OPTIONS, EngineOptions
 from .decode import decode, prefill
 from .limits import check, room
 from .prefix import PrefixCache
@@ -33,18 +34,20 @@ def run(
     model: LanguageModel,
     tokenizer: Tokenizer,
     request: Request,
+    options: EngineOptions = DEFAULT_OPTIONS,
     *,
     prefix: PrefixCache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Events:
     """Events of `request`, one by one; arguments as in `run_steps`."""
-    return _one_by_one(run_steps(model, tokenizer, request, prefix=prefix, cancelled=cancelled))
+    return _one_by_one(run_steps(model, tokenizer, request, options, prefix=prefix, cancelled=cancelled))
 
 
 def run_steps(
     model: LanguageModel,
     tokenizer: Tokenizer,
     request: Request,
+    options: EngineOptions = DEFAULT_OPTIONS,
     *,
     prefix: PrefixCache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -56,7 +59,8 @@ def run_steps(
     """
     prompt = encode_prompt(tokenizer, request)
     check(model.info, request, prompt)
-    return _held(_RunningCompletion(model, tokenizer, request, prompt, prefix, cancelled).steps())
+    running = _RunningCompletion(model, tokenizer, request, options, prompt, prefix, cancelled)
+    return _held(running.steps())
 
 
 def _one_by_one(steps: Steps) -> Generator[Event, None, None]:
@@ -79,11 +83,12 @@ class _RunningCompletion:
         model: LanguageModel,
         tokenizer: Tokenizer,
         request: Request,
+        options: EngineOptions,
         prompt: tuple[int, ...],
         prefix: PrefixCache | None,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._model, self._request, self._prompt = model, request, prompt
+        self._model, self._request, self._options, self._prompt = model, request, options, prompt
         self._prefix, self._cancelled = prefix, cancelled
         self._info: ModelInfo = model.info
         self._room = room(self._info, request, len(prompt))
@@ -130,7 +135,7 @@ class _RunningCompletion:
     def _begin(self) -> tuple[ModelCache, Sequence[int], int]:
         """A cache, the decoder's input, and how much of that the cache already holds."""
         model, request = self._model, self._request
-        limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": request.kv_bits}
+        limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": self._options.kv_bits}
         if self._info.kind == "encoder-decoder":
             inputs = [token for token in (self._info.decoder_start, self._forced_bos()) if token is not None]
             source = mx.array([self._prompt], dtype=mx.int32)
@@ -141,7 +146,7 @@ class _RunningCompletion:
             limits["max_context"] = reach
         if self._prefix is None:
             return model.make_cache(**limits), self._prompt, 0
-        kind = (request.max_context, request.kv_bits, rotation)
+        kind = (request.max_context, self._options.kv_bits, rotation)
         cache, cached = self._prefix.acquire(self._prompt, kind, lambda: model.make_cache(**limits))
         if cached and rotation is not None:
             cache.max_context = reach
@@ -164,7 +169,7 @@ class _RunningCompletion:
         """Steps between the first Prefill and the last text; returns the finish reason."""
         model, request = self._model, self._request
         # the one or two first tokens of an encoder-decoder's decoder are no part of the prompt: one step, no events
-        step = len(inputs) if self._info.kind == "encoder-decoder" else request.prefill_step
+        step = len(inputs) if self._info.kind == "encoder-decoder" else self._options.prefill_step
         reading = prefill(model, cache, inputs[cached:], step, done=cached)
         while True:
             if self._cancelled():

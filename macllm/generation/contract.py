@@ -6,7 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from macllm.errors import UsageError
+
 from .request import Events, Request, SamplingParams
+from .sampling.ranges import check_range, shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Settings of an engine, the same for all its completions. A wrong value raises UsageError."""
+
+    kv_bits: int | None = None  # 4 or 8: keep keys and values quantized
+    prefill_step: int = 512  # tokens of a prompt computed at once, at most
+
+    def __post_init__(self) -> None:
+        if self.kv_bits is not None and (type(self.kv_bits) is not int or self.kv_bits not in (4, 8)):
+            raise UsageError(f"kv_bits is {shown(self.kv_bits)}; it must be 4, 8 or None (not quantized)")
+        check_range("prefill_step", self.prefill_step)
+
+
+DEFAULT_OPTIONS = EngineOptions()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Options of a completion, read from Python, JSON or numpy to Request's and SamplingParams' types."""
+"""Options of a completion, converted from Python, JSON or numpy values to the types of their fields."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from macllm.errors import UsageError
 
+from .contract import EngineOptions
 from .request import Request, SamplingParams
 from .sampling.ranges import shown
 
@@ -19,6 +20,7 @@ TokenId = Callable[[str], int | None]
 SAMPLING_NAMES = frozenset(each.name for each in fields(SamplingParams))
 _MOST_DIGITS = 20  # of a token id written as text
 REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - {"prompt", "messages", "sampling"}
+ENGINE_NAMES = frozenset(each.name for each in fields(EngineOptions))
 _TOKENS = {"stop_tokens", "dry_breakers", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"}
 
 
@@ -37,6 +39,11 @@ def read(options: Mapping[str, Any], token_id: TokenId | None = None) -> dict[st
         if value is not None:
             read_options[name] = _converted(name, value, token_id)
     return read_options
+
+
+def read_engine_options(options: Mapping[str, Any]) -> EngineOptions:
+    """The options of an engine; None is not given. Raises UsageError for a value that they cannot have."""
+    return EngineOptions(**{name: _plain(value) for name, value in options.items() if value is not None})
 
 
 def _converted(name: str, value: Any, token_id: TokenId | None) -> Any:

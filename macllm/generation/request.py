@@ -71,9 +71,7 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None  # alternatives reported for each token; None: no logprobs at all
-    kv_bits: int | None = None  # 4 or 8: keep keys and values quantized
     max_context: int | None = None  # tokens, prompt and completion together
-    prefill_step: int = 512
 
 
 @dataclass(frozen=True)

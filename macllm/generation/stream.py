@@ -11,7 +11,7 @@ from macllm.nn.protocol import LanguageModel
 from macllm.text.tokenizer import Tokenizer
 
 from .completion import run
-from .options import SAMPLING_NAMES
+from .options import ENGINE_NAMES, SAMPLING_NAMES, read_engine_options
 from .options import read as read_options
 from .prompt import check_pair, encode_prompt, read_prompt
 from .request import (
@@ -143,17 +143,18 @@ def stream(
 
     A text is one user message, answered through the model's chat template where there is one; `raw` continues it
     instead. Messages are answered; `tools` and `variables` are for their template. What is None comes from the
-    checkpoint's generation_config.json, then from `Request` and `SamplingParams`. Closing the iterator stops after
-    the current step. Raises UsageError for options that cannot be taken and DoesNotFitError for a prompt longer
-    than the context.
+    checkpoint's generation_config.json, then from `Request`, `SamplingParams` and `EngineOptions`; `kv_bits` and
+    `prefill_step` can be given with a `Request`, too. Closing the iterator stops after the current step. Raises
+    UsageError for options that cannot be taken and DoesNotFitError for a prompt longer than the context.
     """
     given = _given(locals())
     check_pair(model, tokenizer)
+    options = read_engine_options({name: given.pop(name) for name in ENGINE_NAMES & given.keys()})
     if isinstance(prompt, Request):
         if given:
             raise UsageError("a Request already says everything; options go into it", cause=", ".join(given))
-        return run(model, tokenizer, prompt)
-    return run(model, tokenizer, make_request(model, tokenizer, prompt, given))
+        return run(model, tokenizer, prompt, options)
+    return run(model, tokenizer, make_request(model, tokenizer, prompt, given), options)
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:

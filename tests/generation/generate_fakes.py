@@ -25,8 +25,9 @@ class FakeCache:
 
     max_context: int | None = None
 
-    def __init__(self, can_cut: bool = True) -> None:
+    def __init__(self, can_cut: bool = True, kv_bits: int | None = None) -> None:
         self.tokens = mx.zeros(0, dtype=mx.int32)
+        self.kv_bits = kv_bits
         self._can_cut = can_cut
 
     @property
@@ -74,7 +75,7 @@ class FakeModel(nn.Module):
         self._script, self._prompt_size, self._can_cut, self._delay = tuple(script), prompt_size, can_cut, delay_seconds
 
     def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> FakeCache:
-        self.caches.append(FakeCache(self._can_cut))
+        self.caches.append(FakeCache(self._can_cut, kv_bits))
         return self.caches[-1]
 
     def hidden(self, tokens: mx.array, cache: FakeCache | None = None) -> mx.array:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from macllm.errors import UsageError
-from macllm.generation.options import REQUEST_NAMES, SAMPLING_NAMES, read
+from macllm.generation.contract import EngineOptions
+from macllm.generation.options import REQUEST_NAMES, SAMPLING_NAMES, read, read_engine_options
 from macllm.generation.request import Request, SamplingParams
 from macllm.generation.sampling.defaults import check
 
@@ -103,14 +104,9 @@ def test_none_counts_as_an_option_that_is_not_given(name: str) -> None:
         {"seed": "x"},
         {"seed": 1.0},
         {"logprobs": True},
-        {"kv_bits": "4"},
-        {"kv_bits": [4]},
-        {"kv_bits": True},
         {"max_context": "long"},
-        {"prefill_step": "x"},
         {"no_repeat_ngram_size": -1},
         {"min_new_tokens": "3"},
-        {"kv_bits": np.array([4, 8])},
         {"stop": np.array(3)},
         {"suppress_tokens": np.array(3)},
         {"logit_bias": np.array(3)},
@@ -126,6 +122,31 @@ def test_a_wrong_type_is_a_usage_error_that_names_the_option(option: dict[str, A
     with pytest.raises(UsageError, match=next(iter(option))) as error:
         check(request_of(read(option, TOKENS.get)), vocab_size=10)
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"kv_bits": "4"},
+        {"kv_bits": [4]},
+        {"kv_bits": True},
+        {"kv_bits": 5},
+        {"kv_bits": np.array([4, 8])},
+        {"prefill_step": "x"},
+        {"prefill_step": 0},
+        {"prefill_step": 1.5},
+    ],
+    ids=str,
+)
+def test_an_engines_option_with_a_wrong_value_is_a_usage_error_that_names_it(option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(option))} is .*; it must be"):
+        read_engine_options(option)
+
+
+def test_an_engines_options_are_read_from_numpys_numbers_too() -> None:
+    given = {"kv_bits": np.int64(8), "prefill_step": np.int32(3)}
+    assert read_engine_options(given) == EngineOptions(kv_bits=8, prefill_step=3)
+    assert read_engine_options({"kv_bits": None}) == EngineOptions()
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_tokens", "dry_window", "penalty_window", "min_new_tokens"])

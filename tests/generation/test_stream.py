@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import macllm
 from macllm.errors import DoesNotFitError, UsageError
 from macllm.generation import limits
+from macllm.generation.contract import EngineOptions
 from macllm.generation.prefix import PrefixCache
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
 from macllm.generation.stream import generate, run, stream
@@ -46,7 +47,12 @@ def scripted(text: bytes, **options: Any) -> FakeModel:
 def test_greedy_tokens_equal_those_of_full_passes_for_any_prefill_step(step: int) -> None:
     model = FakeModel()
     events = list(
-        run(model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=40, sampling=GREEDY, prefill_step=step))
+        run(
+            model,
+            FakeTokenizer(),
+            Request(prompt=PROMPT, max_tokens=40, sampling=GREEDY),
+            EngineOptions(prefill_step=step),
+        )
     )
     assert tokens_of(events) == plain_loop(model, PROMPT, 40)
     assert text_of(events) == FakeTokenizer().decode(tokens_of(events))
@@ -69,7 +75,8 @@ def test_the_detokenizer_continues_a_raw_prompt_and_not_a_chat_prompt() -> None:
 
 
 def test_prefill_events_report_positions_done_and_total() -> None:
-    events = list(run(FakeModel(), FakeTokenizer(), Request(prompt=PROMPT, max_tokens=1, prefill_step=8)))
+    request, options = Request(prompt=PROMPT, max_tokens=1), EngineOptions(prefill_step=8)
+    events = list(run(FakeModel(), FakeTokenizer(), request, options))
     assert [(event.done, event.total) for event in events if isinstance(event, Prefill)] == [
         (0, 20),
         (8, 20),
@@ -93,8 +100,9 @@ def test_no_position_beyond_the_needed_ones_is_computed(count: int) -> None:
 def test_a_reported_seed_replays_the_completion(seed: int, step: int) -> None:
     model, tokenizer = FakeModel(), FakeTokenizer()
     sampling = SamplingParams(temperature=1.3, top_p=0.9, xtc_probability=0.4, dry_multiplier=0.3, seed=seed)
-    first = list(run(model, tokenizer, Request(prompt=PROMPT, max_tokens=12, sampling=sampling)))
-    again = list(run(model, tokenizer, Request(prompt=PROMPT, max_tokens=12, sampling=sampling, prefill_step=step)))
+    request = Request(prompt=PROMPT, max_tokens=12, sampling=sampling)
+    first = list(run(model, tokenizer, request))
+    again = list(run(model, tokenizer, request, EngineOptions(prefill_step=step)))
     assert tokens_of(first) == tokens_of(again)
     assert first[-1].seed == seed
 
@@ -126,14 +134,23 @@ def test_penalties_count_the_prompt_whether_it_is_computed_or_cached(reused: boo
     assert tokens_of(events) == history[start:]
 
 
-@pytest.mark.parametrize("change", [{"kv_bits": 8}, {"max_context": 64}])
-def test_a_cache_of_another_precision_or_length_is_not_reused(change: dict[str, Any]) -> None:
-    model, prefix = FakeModel(), PrefixCache()
-    request = Request(prompt=PROMPT, max_tokens=2)
-    changed = replace(request, **change)
-    cached = [list(run(model, FakeTokenizer(), each, prefix=prefix))[-1].usage.cached_tokens
-              for each in (request, changed, changed, request)]  # fmt: skip
+@pytest.mark.parametrize(("kv_bits", "max_context"), [(8, None), (None, 64)])
+def test_a_cache_of_another_precision_or_length_is_not_reused(kv_bits: int | None, max_context: int | None) -> None:
+    model, prefix, request = FakeModel(), PrefixCache(), Request(prompt=PROMPT, max_tokens=2)
+    plain, changed = (request, None), (replace(request, max_context=max_context), kv_bits)
+    cached = []
+    for each, bits in (plain, changed, changed, plain):
+        events = list(run(model, FakeTokenizer(), each, EngineOptions(kv_bits=bits), prefix=prefix))
+        cached.append(events[-1].usage.cached_tokens)
     assert cached == [0, 0, len(PROMPT) - 1, 0]
+
+
+@pytest.mark.parametrize("prompt", ["x" * 20, Request(prompt=PROMPT, max_tokens=1)], ids=["text", "request"])
+def test_keywords_of_the_engine_are_taken_with_a_text_and_with_a_request(prompt: str | Request) -> None:
+    model = FakeModel()
+    events = list(stream(model, FakeTokenizer(), prompt, kv_bits=8, prefill_step=15))
+    assert [event.done for event in events if isinstance(event, Prefill)] == [0, 15, 20]
+    assert [cache.kv_bits for cache in model.caches] == [8]
 
 
 def test_bos_and_padding_tokens_are_counted_and_have_no_text() -> None:
@@ -204,9 +221,8 @@ def test_text_equals_the_tokenizers_decoding_even_when_a_character_is_cut(length
 @pytest.mark.parametrize("position", range(12))
 def test_closing_at_any_event_leaves_the_shown_tokens_in_the_cache(position: int, can_cut: bool) -> None:
     model, prefix = FakeModel(can_cut=can_cut), PrefixCache()
-    events = run(
-        model, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY, prefill_step=8), prefix=prefix
-    )
+    request = Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY)
+    events = run(model, FakeTokenizer(), request, EngineOptions(prefill_step=8), prefix=prefix)
     seen = [next(events) for _ in range(position)]
     events.close()
     if not seen:
@@ -230,8 +246,8 @@ def test_cancelling_at_any_step_keeps_the_tokens_and_reports_cancelled(position:
         asked += 1
         return asked > position
 
-    request = Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY, prefill_step=8)
-    events = list(run(model, FakeTokenizer(), request, prefix=prefix, cancelled=cancelled))
+    request, options = Request(prompt=PROMPT, max_tokens=9, sampling=GREEDY), EngineOptions(prefill_step=8)
+    events = list(run(model, FakeTokenizer(), request, options, prefix=prefix, cancelled=cancelled))
     shown, done = tokens_of(events), events[-1]
     assert isinstance(done, Done)
     assert done.finish_reason == ("length" if position >= 13 else "cancelled")
@@ -250,9 +266,9 @@ def test_the_next_turn_reuses_the_cache_and_gives_the_tokens_of_full_passes() ->
     model, tokenizer, prefix = FakeModel(), FakeTokenizer(), PrefixCache()
     prompt, fresh = PROMPT, []
     for turn in range(4):
-        request = Request(prompt=prompt, max_tokens=6, sampling=GREEDY, prefill_step=5)
+        request = Request(prompt=prompt, max_tokens=6, sampling=GREEDY)
         before = model.positions
-        events = list(run(model, tokenizer, request, prefix=prefix))
+        events = list(run(model, tokenizer, request, EngineOptions(prefill_step=5), prefix=prefix))
         cached = events[-1].usage.cached_tokens
         assert model.positions - before == len(prompt) - cached + 5
         assert cached == (0 if turn == 0 else len(fresh) - 1)
@@ -428,14 +444,14 @@ def test_an_invalid_request_is_refused_before_anything_is_computed(prompt: Any, 
     assert model.positions == 0
 
 
-def test_generate_and_stream_take_every_field_of_a_request_as_an_option() -> None:
+def test_generate_and_stream_take_every_field_of_request_and_engine_options() -> None:
     options = {
         name: parameter
         for name, parameter in inspect.signature(macllm.stream).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     assert inspect.signature(macllm.generate).parameters == inspect.signature(macllm.stream).parameters
-    carried = {field.name for owner in (Request, SamplingParams) for field in fields(owner)}
+    carried = {field.name for owner in (Request, SamplingParams, EngineOptions) for field in fields(owner)}
     assert options.keys() == carried - {"prompt", "messages", "sampling"}
     assert all(parameter.default in (None, False) for parameter in options.values())
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_map
 
+from macllm.generation.contract import EngineOptions
 from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.prefix import PrefixCache
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
@@ -105,8 +106,8 @@ def tokens_of(events: list[Event]) -> list[int]:
 @pytest.mark.parametrize("kind", ["plain", "window"])
 @pytest.mark.parametrize("step", [1, 3, 512])
 def test_greedy_tokens_equal_those_of_full_passes(kind: str, step: int) -> None:
-    request = Request(prompt=PROMPT, max_tokens=25, sampling=GREEDY, prefill_step=step)
-    events = list(run(model(kind), FakeTokenizer(), request))
+    request = Request(prompt=PROMPT, max_tokens=25, sampling=GREEDY)
+    events = list(run(model(kind), FakeTokenizer(), request, EngineOptions(prefill_step=step)))
     expected = plain_loop(model(kind), PROMPT, 25)
     assert len(set(expected)) > 5
     assert tokens_of(events) == expected
@@ -131,10 +132,11 @@ def test_the_cache_is_reused_unless_the_new_length_changes_its_rotations(kind: s
 def test_turns_with_a_reused_cache_equal_turns_without(kind: str, kv_bits: int | None) -> None:
     """Prompts grow, repeat and are edited at both ends, beyond windows and trained lengths."""
     prefix, prompt, reused = PrefixCache(), PROMPT, []
+    options = EngineOptions(prefill_step=4, kv_bits=kv_bits)
     for turn in range(8):
-        request = Request(prompt=prompt, max_tokens=7, sampling=GREEDY, prefill_step=4, kv_bits=kv_bits)
-        fresh = list(run(model(kind), FakeTokenizer(), request))
-        events = list(run(model(kind), FakeTokenizer(), request, prefix=prefix))
+        request = Request(prompt=prompt, max_tokens=7, sampling=GREEDY)
+        fresh = list(run(model(kind), FakeTokenizer(), request, options))
+        events = list(run(model(kind), FakeTokenizer(), request, options, prefix=prefix))
         assert tokens_of(events) == tokens_of(fresh)
         reused.append(events[-1].usage.cached_tokens)
         answer = tokens_of(events)
@@ -163,12 +165,12 @@ def test_a_cancelled_turn_can_be_continued(kind: str, position: int) -> None:
         asked += 1
         return asked > position
 
-    request = Request(prompt=PROMPT, max_tokens=20, sampling=GREEDY, prefill_step=4)
-    shown = tokens_of(list(run(model(kind), FakeTokenizer(), request, prefix=prefix, cancelled=cancelled)))
+    request, options = Request(prompt=PROMPT, max_tokens=20, sampling=GREEDY), EngineOptions(prefill_step=4)
+    shown = tokens_of(list(run(model(kind), FakeTokenizer(), request, options, prefix=prefix, cancelled=cancelled)))
     assert list(prefix.tokens)[: len(PROMPT)] == list(PROMPT)[: len(prefix.tokens)]
     following = (*PROMPT, *shown, 13)
     request = dataclasses.replace(request, prompt=following)
-    events = list(run(model(kind), FakeTokenizer(), request, prefix=prefix))
+    events = list(run(model(kind), FakeTokenizer(), request, options, prefix=prefix))
     assert tokens_of(events) == plain_loop(model(kind), following, 20)
     prefilled = max(0, position - 1)  # chunks of 4; `cancelled` is called once before any work
     assert events[-1].usage.cached_tokens == min(
@@ -180,11 +182,11 @@ def test_a_cancelled_turn_can_be_continued(kind: str, position: int) -> None:
 def test_an_encoder_decoder_gives_the_tokens_of_full_passes_over_its_source(forced: int | None) -> None:
     lm = model("text to text")
     lm.info = dataclasses.replace(lm.info, generation_config={"forced_bos_token_id": forced})
-    out = generate(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=15, sampling=GREEDY, prefill_step=1))
+    out = generate(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=15, sampling=GREEDY), prefill_step=1)
     start = (0,) if forced is None else (0, forced)
     assert list(out.tokens) == plain_loop(lm, start, 15, source=mx.array([PROMPT]))
     assert out.usage.prompt_tokens == len(PROMPT)
-    events = list(run(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=1, prefill_step=1)))
+    events = list(run(lm, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=1), EngineOptions(prefill_step=1)))
     assert [(event.done, event.total) for event in events if isinstance(event, Prefill)] == [(0, 11), (11, 11)]
 
 

@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 _NO_CALL = -1  # number of messages that answer no call
 
 
-def answer(parent: Parent, options: dict[str, Any]) -> None:
+def answer(parent: Parent, settings: dict[str, Any]) -> None:
     """Load the model and answer until the parent wants the end, or has ended."""
     calls: Calls = queue.SimpleQueue()
     on_status = partial(_send, parent, _NO_CALL)
     kernels = _Kernels(on_status, calls)
     threading.Thread(target=_read, args=(parent, calls, kernels), name="calls", daemon=True).start()
-    trial = options["trial"]
+    trial = settings["trial"]
     idle = KernelTrial(trial, on_status) if trial else None
-    serve_calls(partial(_load, options, kernels), options["model_name"], calls, idle)
+    serve_calls(partial(_load, settings, kernels), settings["model_name"], settings["options"], calls, idle)
 
 
-def _load(options: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
+def _load(settings: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
     kernels.watch()
-    module, _, function = options["loader"].partition(":")
-    return getattr(import_module(module), function)(options["model_name"], adapter=options["adapter"])
+    module, _, function = settings["loader"].partition(":")
+    return getattr(import_module(module), function)(settings["model_name"], adapter=settings["adapter"])
 
 
 class _Kernels:

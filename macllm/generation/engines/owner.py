@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..contract import IdleWork
+from ..contract import EngineOptions, IdleWork
 from .calls import Calls, EngineCall
 
 QUIET_SECONDS = 1.0
@@ -15,7 +15,11 @@ QUIET_SECONDS = 1.0
 
 
 def serve_calls(
-    load: Callable[[], tuple[Any, Any]], model_name: str, calls: Calls, idle: IdleWork | None = None
+    load: Callable[[], tuple[Any, Any]],
+    model_name: str,
+    options: EngineOptions,
+    calls: Calls,
+    idle: IdleWork | None = None,
 ) -> None:
     """Load the model, then answer calls until None arrives."""
     import mlx.core as mx
@@ -28,7 +32,7 @@ def serve_calls(
     failure: BaseException | None = None
     answered = False
     try:
-        worker = Worker(*load(), model_name)
+        worker = Worker(*load(), model_name, options)
     except BaseException as error:
         failure = error
     native = cpu.available()
@@ -37,7 +41,7 @@ def serve_calls(
             if worker is not None and cpu.available() and not native:
                 native = True
                 with suppress(Exception):  # the loaded model keeps answering if its files are gone
-                    worker = Worker(*load(), model_name)  # reload: native kernels use another weight layout
+                    worker = Worker(*load(), model_name, options)  # reload: native kernels use another weight layout
             if call.method == "renew":
                 continue
             if worker is None:

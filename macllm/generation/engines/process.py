@@ -12,7 +12,7 @@ from typing import Any
 from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
-from ..contract import EngineInfo, MemoryUse, OnStatus, Status
+from ..contract import DEFAULT_OPTIONS, EngineInfo, EngineOptions, MemoryUse, OnStatus, Status
 from ..request import Done, Request
 from .calls import EventStream, Messages, closed_error, receive
 
@@ -25,6 +25,7 @@ class ProcessEngine:
         model_name: str,
         adapter: str | None = None,
         *,
+        options: EngineOptions = DEFAULT_OPTIONS,
         loader: str = "macllm.checkpoint:load",
         trial: str | None = None,
         on_status: OnStatus | None = None,
@@ -36,7 +37,13 @@ class ProcessEngine:
         """
         self._model_name = model_name
         self._on_status = on_status
-        self._options = {"loader": loader, "trial": trial, "model_name": model_name, "adapter": adapter}
+        self._settings = {
+            "loader": loader,
+            "trial": trial,
+            "model_name": model_name,
+            "adapter": adapter,
+            "options": options,
+        }
         self._lock = threading.Lock()
         self._closed = False
         self._info: EngineInfo | None = None
@@ -74,7 +81,7 @@ class ProcessEngine:
             return (self._child, *self._child.call(method, request))
 
     def _start(self) -> _Child:
-        child = _Child(self._options, self._on_status)
+        child = _Child(self._settings, self._on_status)
         weakref.finalize(self, child.end)  # also when the program ends
         return child
 
@@ -85,15 +92,15 @@ class ProcessEngine:
 class _Child:
     """One life of the child process, and its unanswered calls."""
 
-    def __init__(self, options: dict[str, Any], on_status: OnStatus | None) -> None:
-        self._model_name = options["model_name"]
+    def __init__(self, settings: dict[str, Any], on_status: OnStatus | None) -> None:
+        self._model_name = settings["model_name"]
         self._on_status = on_status
         self._unanswered: dict[int, Messages] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self.process = ChildProcess(
             "macllm.generation.engines.child:answer",
-            options,
+            settings,
             on_message=self._receive,
             on_exit=self._fail,
             log_prefix="engine",

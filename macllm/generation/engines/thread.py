@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from ..contract import EngineInfo, IdleWork, MemoryUse
+from ..contract import DEFAULT_OPTIONS, EngineInfo, EngineOptions, IdleWork, MemoryUse
 from ..request import Request
 from .calls import Calls, EngineCall, EventStream, Messages, closed_error, receive
 from .owner import serve_calls
@@ -21,7 +21,12 @@ class ThreadEngine:
     """An engine in a thread of this process."""
 
     def __init__(
-        self, load: Callable[[], tuple[Any, Any]], model_name: str = "model", idle: IdleWork | None = None
+        self,
+        load: Callable[[], tuple[Any, Any]],
+        model_name: str = "model",
+        idle: IdleWork | None = None,
+        *,
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> None:
         """`load` returns model and tokenizer; the engine's thread calls it at once, and later `idle`."""
         self._calls: Calls = queue.SimpleQueue()
@@ -30,7 +35,10 @@ class ThreadEngine:
         self._info: EngineInfo | None = None
         # a daemon, so that a program can end without close(); the finalizer then ends the thread as MLX needs it
         self._thread = threading.Thread(
-            target=serve_calls, args=(load, model_name, self._calls, idle), name=f"engine of {model_name}", daemon=True
+            target=serve_calls,
+            args=(load, model_name, options, self._calls, idle),
+            name=f"engine of {model_name}",
+            daemon=True,
         )
         self._thread.start()
         self._end = weakref.finalize(self, _end, self._calls, self._unfinished, self._thread)

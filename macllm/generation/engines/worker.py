@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..completion import run_steps
-from ..contract import EngineInfo, MemoryUse
+from ..contract import EngineInfo, EngineOptions, MemoryUse
 from ..prefix import PrefixCache
 from ..request import Event, Request
 from ..sampling.defaults import default_sampling
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Worker:
     """Answers an engine's calls, all on one thread."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, model_name: str) -> None:
-        self._model, self._tokenizer, self._model_name = model, tokenizer, model_name
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, model_name: str, options: EngineOptions) -> None:
+        self._model, self._tokenizer, self._model_name, self._options = model, tokenizer, model_name, options
         self._prefix = PrefixCache()
         # lazy arrays can be computed by the thread that made them only, and weights are cheapest to wait for now
         mx.eval(model.parameters())
@@ -43,7 +43,7 @@ class Worker:
 
     def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[tuple[Event, ...]]:
         """Events of a completion, step by step. Reuses the cache of the last one as far as the prompts agree."""
-        return run_steps(self._model, self._tokenizer, request, prefix=self._prefix, cancelled=cancelled)
+        return run_steps(self._model, self._tokenizer, request, self._options, prefix=self._prefix, cancelled=cancelled)
 
 
 def memory_use() -> MemoryUse:

@@ -103,8 +103,6 @@ def check(request: Request, vocab_size: int | None = None) -> None:
             f"temperature is {sampling.temperature}; it must be 0, or from {COLDEST:g} to 100",
             remedy="temperature 0 takes the likeliest token",
         )
-    if request.kv_bits is not None and (type(request.kv_bits) is not int or request.kv_bits not in (4, 8)):
-        raise UsageError(f"kv_bits is {shown(request.kv_bits)}; it must be 4, 8 or None (not quantized)")
     if "" in read_stop(request.stop):
         raise UsageError("a stop string is empty", remedy="leave it out")
     _check_biases("logit_bias", read_biases(sampling.logit_bias))

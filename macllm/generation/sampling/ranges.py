@@ -1,4 +1,4 @@
-"""Allowed values of the numbers in a request."""
+"""Allowed values of the numbers in a request and in the options of an engine."""
 
 from __future__ import annotations
 

@@ -14,15 +14,16 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from macllm.child import portable
 from macllm.errors import CheckpointError, EngineCrashedError, UsageError
-from macllm.generation.contract import Engine, EngineInfo
+from macllm.generation.contract import Engine, EngineInfo, EngineOptions
 from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.engines.thread import ThreadEngine
-from macllm.generation.request import Delta, Done, Event, Request, SamplingParams
+from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
 from macllm.generation.sampling.defaults import OURS
 from macllm.generation.stream import run
 from tests.generation import generate_fakes as fakes
@@ -32,10 +33,10 @@ PROMPT = tuple(b"a prompt of some length for the engines")
 KINDS = ["thread", "process"]
 
 
-def make(kind: str, name: str = "quick") -> Engine:
+def make(kind: str, name: str = "quick", **options: Any) -> Engine:
     if kind == "thread":
-        return ThreadEngine(lambda: fakes.load(name), name)
-    return ProcessEngine(name, loader="tests.generation.generate_fakes:load")
+        return ThreadEngine(lambda: fakes.load(name), name, **options)
+    return ProcessEngine(name, loader="tests.generation.generate_fakes:load", **options)
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,14 @@ def test_the_engine_renders_messages_with_the_variables_of_the_request(engine: E
     *_, done = engine.submit(request)
     assert isinstance(done, Done)
     assert done.usage.prompt_tokens == len("[user]hi{'tools': None, 'enable_thinking': True}")
+
+
+def test_an_engine_makes_its_completions_with_its_options(kind: str) -> None:
+    engine = make(kind, options=EngineOptions(prefill_step=16))
+    for prompt in (PROMPT, PROMPT[::-1]):
+        events = list(engine.submit(Request(prompt=prompt, max_tokens=1)))
+        assert [event.done for event in events if isinstance(event, Prefill)] == [0, 16, 32, 39]
+    engine.close()
 
 
 def test_memory_use_can_be_read_during_a_completion(engine: Engine) -> None:

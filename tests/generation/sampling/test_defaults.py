@@ -178,8 +178,6 @@ def test_a_sampling_value_out_of_range_is_named_with_its_range(name: str, value:
         ("max_tokens", 0),
         ("logprobs", -1),
         ("max_context", 0),
-        ("prefill_step", 0),
-        ("kv_bits", 5),
         ("stop", ("",)),
         ("stop_tokens", frozenset({99})),
         ("stop_tokens", frozenset({-1})),
@@ -215,5 +213,5 @@ def test_extreme_valid_values_are_accepted() -> None:
         logit_bias=((0, -math.inf),),
         seed=2**32 - 1,
     )
-    check(Request(prompt=(1,), sampling=sampling, logprobs=0, kv_bits=4, max_context=1), vocab_size=1)
+    check(Request(prompt=(1,), sampling=sampling, logprobs=0, max_context=1), vocab_size=1)
     check(Request(prompt=(1,), sampling=OURS))
