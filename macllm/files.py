@@ -16,14 +16,29 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _NAME_CHARS = 50  # of a file's name in its draft's, which file systems limit to 255 bytes
-# First bytes -> what such a file is, and what to do about it.
+# How a Git LFS pointer begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md): what a clone without
+# git-lfs holds.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_AGAIN = "download it again: the address led to an error"
+_PAGE = ("a web page, not the file itself", "download it again: the address led to a page")
+_SAFETENSORS = "take the checkpoint in safetensors form"
+_MESSAGES = (b"entry not found", b"repository not found", b"revision not found", b"invalid username or password")
+_HEAD_BYTES = 256
+_SHOWN_CHARS = 80
+# First bytes, in small letters -> what such a file is, and what to do about it.
 _STAND_INS = (
-    (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", "git lfs pull, in its folder"),
-    (b"<!doctype html", "a web page, not the file itself", "download it again: the address led to a page"),
-    (b"<html", "a web page, not the file itself", "download it again: the address led to a page"),
-    (b"<?xml", "an answer of a server, not the file itself", "download it again: the address led to an error"),
-    (b"gguf", "a GGUF file under another name", "take the checkpoint in safetensors form"),
-    (b"pk\x03\x04", "a zip archive, as PyTorch's pickled weights are", "take the checkpoint in safetensors form"),
+    (_POINTER, "a Git LFS pointer, not the file itself", "git lfs pull, in its folder"),
+    (b"<!doctype html", *_PAGE),
+    (b"<html", *_PAGE),
+    (b"<?xml", "an answer of a server, not the file itself", _AGAIN),
+    (b'{"error', "an answer of a server, not the file itself", _AGAIN),
+    (b"gguf", "a GGUF file under another name", _SAFETENSORS),
+    (b"pk\x03\x04", "a zip archive, as PyTorch's pickled weights are", _SAFETENSORS),
+    *(
+        (bytes((0x80, protocol)), "a Python pickle, as PyTorch's old weights are", _SAFETENSORS)
+        for protocol in (2, 3, 4, 5)
+    ),
+    (b"\x1f\x8b", "compressed by gzip", "gunzip it"),
 )
 
 
@@ -99,16 +114,42 @@ def read_json(path: Path) -> Any:
         raise ValueError("values are nested too deeply") from error
 
 
-def stand_in(path: Path) -> tuple[str, str] | None:
-    """A cause and a remedy for a file that is something known and unwanted by its first bytes, or None."""
+def stand_in(path: Path, *, may_be_text: bool = False) -> tuple[str, str] | None:
+    """The cause and remedy for a file that by its first bytes is no file of its kind, or None.
+
+    Known magic numbers, and what servers and downloads leave in place of a file: messages and zeros. Any other text
+    is taken for a message, unless the file `may_be_text`.
+    """
+    head = _head(path)
+    if head and not any(head):
+        return "it begins with zeros: its space was reserved and never written", "download it again"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for magic, what, remedy in _STAND_INS:
+        if start.lower().startswith(magic):
+            return "it is " + what, remedy
+    text = start.decode("utf-8", "ignore")
+    line = text.split("\n")[0].strip()
+    is_message = start.lower().startswith(_MESSAGES) or (text[:1].isalpha() and not may_be_text)
+    if is_message and all(char.isprintable() or char.isspace() for char in text):
+        shown = line if len(line) <= _SHOWN_CHARS else line[:_SHOWN_CHARS] + "..."
+        return f"it is text, not the file itself: {shown!r}", _AGAIN
+    return None
+
+
+def is_pointer(path: Path) -> bool:
+    """True for a Git LFS pointer in place of a file."""
+    return _head(path).startswith(_POINTER)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of anything else, or of a file that cannot be read."""
     if not path.is_file():  # a pipe would be waited for
-        return None
+        return b""
     try:
         with path.open("rb") as file:
-            start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    except OSError:
-        return None
-    return next((("it is " + what, remedy) for magic, what, remedy in _STAND_INS if start.startswith(magic)), None)
+            return file.read(_HEAD_BYTES)
+    except OSError:  # told by whoever needs it
+        return b""
 
 
 def _name_new(temp: Path, path: Path) -> None:

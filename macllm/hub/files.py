@@ -10,6 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from macllm.errors import MacllmError, ModelNotFoundError, NetworkError
+from macllm.files import is_pointer
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -27,10 +28,6 @@ _TEMPLATE = re.compile(r"additional_chat_templates/[^/.][^/]*\.jinja")
 _ADAPTERS = ("adapter_model.safetensors", "adapters.safetensors")
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# How a pointer begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md): what a clone without git-lfs holds.
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_POINTER_BYTES = 1024  # a pointer is shorter
-
 
 # What Finder, Explorer and notebooks leave beside the files of others.
 _STRAYS = frozenset(
@@ -121,22 +118,13 @@ def refuse_pointers(folder: Path) -> None:
     """Raise ModelNotFoundError for Git LFS pointers in place of a model's large files."""
     held = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_stray(path.relative_to(folder))]
     read = [path.name for path in held if path.name in _SMALL or path.suffix == ".safetensors"]
-    pointers = [name for name in read if _is_pointer(folder / name)]
+    pointers = [name for name in read if is_pointer(folder / name)]
     if pointers:
         raise ModelNotFoundError(
             f"{folder / pointers[0]} is a pointer of Git LFS, not the file itself",
             cause="the repository was cloned without git-lfs, which leaves out large files",
             remedy=f"git -C {folder} lfs pull, or macllm models get with the model's name",
         )
-
-
-def _is_pointer(path: Path) -> bool:
-    if path.stat().st_size > _POINTER_BYTES:
-        return False
-    try:
-        return path.read_bytes().startswith(_POINTER)
-    except OSError:  # told by whoever needs it
-        return False
 
 
 def problem_of(folder: Path) -> str | None:

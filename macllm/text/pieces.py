@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macllm.errors import CheckpointError
+from macllm.files import stand_in
 
 from .decoding import (
     TEXT_CLEANUP,
@@ -71,11 +72,8 @@ class SentencePieceModel:
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for an invalid sentencepiece file."""
-    return CheckpointError(
-        f"{path} is no sentencepiece model that can be read.",
-        cause=str(error) or type(error).__name__,
-        remedy=REDOWNLOAD,
-    )
+    cause, remedy = stand_in(path) or (str(error) or type(error).__name__, REDOWNLOAD)
+    return CheckpointError(f"{path} is no sentencepiece model that can be read.", cause=cause, remedy=remedy)
 
 
 def _parse(data: bytes) -> SentencePieceModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macllm.errors import DoesNotFitError, UsageError
+from macllm.files import stand_in
 
 from .json_data import is_list, is_object, list_in, read_json
 from .messages import plain, read_messages, read_tools
@@ -170,9 +171,13 @@ def _read(path: Path) -> str:
     if path.stat().st_size > 4 * MAX_SOURCE:
         raise _too_long()
     try:
-        return path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise TemplateError(f"{path} is not UTF-8 text.", cause=str(error), remedy=_OTHER) from error
+    instead = stand_in(path, may_be_text=True)
+    if instead is not None:
+        raise TemplateError(f"{path} is no chat template.", cause=instead[0], remedy=instead[1])
+    return source
 
 
 _OTHER = "use another model, or mend its chat_template.jinja"

@@ -164,6 +164,31 @@ def test_an_invalid_conversation_is_an_error_with_an_example(messages: list) -> 
     assert '"role": "user"' in (caught.value.remedy or "")
 
 
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("Entry not found", "'Entry not found'"),
+        ("<!DOCTYPE html><style>a {}</style>{{ x }}", "web page"),
+        ("<html>", "page"),
+    ],
+)
+def test_an_error_page_in_place_of_a_template_is_named(content: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(content)
+    with pytest.raises(TemplateError) as raised:
+        ChatTemplate.from_folder(tmp_path, {}, {})
+    assert cause in (raised.value.cause or "")
+
+
+@pytest.mark.parametrize(
+    "source", ["Answer briefly. {{ messages[0].content }}", "Error", "<|user|>{{ messages[0].content }}", ""]
+)
+def test_a_template_may_begin_with_text_or_a_tag(source: str, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(source)
+    chat = ChatTemplate.from_folder(tmp_path, {}, {})
+    assert chat is not None
+    assert chat.render([{"role": "user", "content": "hi"}]) == source.replace("{{ messages[0].content }}", "hi")
+
+
 def test_threads_can_share_one_template() -> None:
     chat = ChatTemplate(
         "{% for i in range(300) %}{% generation %}{{ messages[0].content }}{% endgeneration %}{% endfor %}"

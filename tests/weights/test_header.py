@@ -145,6 +145,16 @@ def test_a_named_pipe_is_refused_without_waiting(tmp_path):
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "answer of a server"),
         (b"PK\x03\x04" + bytes(60), "zip archive"),
         (b"GGUF\x03\0\0\0" + bytes(60), "GGUF"),
+        (b"Entry not found", "it is text, not the file itself: 'Entry not found'"),
+        (
+            b"Access to model o/m is restricted.\nSee",
+            "it is text, not the file itself: 'Access to model o/m is restricted.'",
+        ),
+        ("Zugriff verweigert \u00fcber ".encode() + b"x" * 300, "it is text, not the file itself"),
+        (b'{"error":"Repository not found"}', "answer of a server"),
+        (b"\x80\x02}q\x00(X\x05\0\0\0model", "Python pickle"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "gzip"),
+        (bytes(4096), "begins with zeros"),
     ],
 )
 def test_a_file_of_another_format_is_named_in_the_cause(start: bytes, kind: str, tmp_path: Path) -> None:
