@@ -31,11 +31,11 @@ Factors = tuple[mx.array, mx.array]
 
 
 def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write the wraps of a loaded `model` to `folder`, each file atomically; `about` joins the config."""
-    wraps = lora.adapters(model)
-    if not wraps:
+    """Write the LoRA layers of a loaded `model` to `folder`, atomically; `about` joins the config."""
+    layers = lora.adapters(model)
+    if not layers:
         raise UsageError("the model has no adapter to save")
-    factors = {name: (wrap.lora_a, wrap.lora_b) for name, wrap in wraps.items()}
+    factors = {name: (layer.lora_a, layer.lora_b) for name, layer in layers.items()}
     theirs = _to_theirs(model, factors, _names(model))
     rank = max(a.shape[1] for a, _ in theirs.values())
     tensors: dict[str, mx.array] = {}
@@ -43,7 +43,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
         # mlx-lm knows one rank for all; columns of zeros change nothing.
         tensors[f"{name}.lora_a"] = mx.pad(a, [(0, 0), (0, rank - a.shape[1])])
         tensors[f"{name}.lora_b"] = mx.pad(b, [(0, rank - b.shape[0]), (0, 0)])
-    first = next(iter(wraps.values()))
+    first = next(iter(layers.values()))
     config = {
         **(about or {}),
         "fine_tune_type": "lora",
@@ -60,7 +60,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
 
 
 def attach(model: nn.Module, folder: Path) -> None:
-    """Wrap the linear layers of a loaded `model` that the adapter in `folder` changes, in place.
+    """Attach the adapter in `folder` to the linear layers of a loaded `model`, in place.
 
     Raises ModelNotFoundError without an adapter there, CheckpointError for one that does not fit the model.
     """

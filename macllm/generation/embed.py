@@ -83,7 +83,7 @@ def _check_global(model: EncodingModel, positions: Sequence[int]) -> None:
         raise UsageError(f"global_tokens are {list(positions)}, not positions from 0 on", remedy="global_tokens=(0,)")
     if len(positions) and not model.info.has_global_tokens:
         raise UsageError(
-            "this model knows no global tokens",
+            "this model does not support global tokens",
             cause="its attention has no projections for them",
             remedy="leave global_tokens out",
         )

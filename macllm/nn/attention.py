@@ -47,20 +47,20 @@ class Projections(nn.Module):
         return self.k_head_norm(split_heads(self.k_norm(k), self.spec.head_dim)), split_heads(v, self.spec.head_dim)
 
     def output(self, y: mx.array, residual: mx.array | None) -> mx.array:
-        """Mixed heads (B, L, H * Dh), projected, and `residual`: (B, L, D)."""
+        """residual + output projection of (B, L, H * Dh): (B, L, D)."""
         return linear(y, self.o_proj.weights, residual=residual)
 
     def attend(self, q: mx.array, kv: KV, mask: MaskArray | AttentionMask, residual: mx.array | None) -> mx.array:
-        """(B, H, L, Dh) over `kv`, projected, and `residual`: (B, L, D)."""
+        """residual + output projection of the attention of q (B, H, L, Dh) over `kv`: (B, L, D)."""
         y = attention(q, kv, scale=self.spec.scale, mask=mask, softcap=self.spec.logit_softcap)  # (B, H, L, Dh)
         return self.output(y.transpose(0, 2, 1, 3).flatten(2), residual)
 
 
 class SelfAttention(Projections):
-    """Grouped-query attention (arXiv:2305.13245) of a sequence over itself and what its cache holds.
+    """Grouped-query attention (arXiv:2305.13245) of a sequence over itself and its cache.
 
-    QK norm always comes before RoPE. A norm with weights must; one without may sit on either side, since
-    a rotation leaves the length of a head alone.
+    QK norm always comes before RoPE. A norm without weights could come after it with the same result, since a rotation
+    keeps the length of a head.
     """
 
     def __init__(self, dim: int, spec: AttentionSpec):
@@ -96,7 +96,7 @@ class SelfAttention(Projections):
         return HeadParams(self.spec.head_dim, *norms, wavelengths, magnitude, self.rotate.spec.interleaved)
 
     def _temperatures(self, span: Span) -> mx.array:
-        """(L, 1), or (B, 1, L, 1) where rows are padded."""
+        """Query scales by position: (L, 1), or (B, 1, L, 1) if rows are padded."""
         t, position = self.spec.temperature, span.positions()
         assert t is not None
         temperature = (1 + t.scale * mx.log1p(mx.floor((position + 1) / t.floor)))[..., None]
@@ -107,7 +107,7 @@ class CrossAttention(Projections):
     """Attention over the output of an encoder, whose keys and values are computed once."""
 
     def remember(self, memory: mx.array) -> Dense:
-        """The keys and values of `memory` (B, S, D): (B, K, S, Dh) twice."""
+        """Keys and values of `memory` (B, S, D): (B, K, S, Dh) twice."""
         return Dense(*self.keys_and_values(*linears(memory, [self.k_proj.weights, self.v_proj.weights])))
 
     def __call__(

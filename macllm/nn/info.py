@@ -29,18 +29,18 @@ class ModelInfo:
     """A model's kind, vocabulary, context and end tokens, and the configs of its checkpoint.
 
     `vocab_size` counts the tokens that the model predicts; `source_vocab_size` those that an encoder-decoder
-    reads, where its encoder has a table of its own. None stands for an unknown number.
+    reads, if its encoder has a separate table. None means unknown.
     """
 
     kind: ModelKind = "decoder"
     vocab_size: int | None = None
     source_vocab_size: int | None = None
     context_length: int | None = None  # tokens, prompt and completion together
-    position_count: int | None = None  # rows of a table of positions, beyond which there is nothing; None: no table
-    hidden_size: int | None = None  # None: no hidden states can be had
+    position_count: int | None = None  # rows of the table of positions, a hard limit; None: no table
+    hidden_size: int | None = None  # None: the model returns no hidden states
     eos: frozenset[int] = frozenset()
     decoder_start: int | None = None
-    has_global_tokens: bool = False  # a call can name tokens that see all and are seen by all
+    has_global_tokens: bool = False  # calls take `global_tokens`, which see all tokens and are seen by all
     rotations: frozenset[RoPESpec] = frozenset()
     config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
@@ -51,9 +51,9 @@ class ModelInfo:
         return self.source_vocab_size or self.vocab_size
 
     def rotation_class(self, length: int) -> Hashable:
-        """Equal for lengths (in tokens) whose rotary angles are equal at every position; None if all are.
+        """Equal for lengths (in tokens) with equal rotary angles at every position; None if all lengths have.
 
-        Keys that were rotated for one class are wrong in another.
+        Keys rotated for one class are wrong in another.
         """
         return frozenset((rope, rope.length_class(length)) for rope in self.rotations) or None
 
@@ -62,7 +62,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
     """The facts that follow from a spec alone."""
     match spec:
         case DecoderSpec():
-            # a stack without a head generates nothing: all it can do is to encode
+            # without a head it cannot generate, only encode
             kind = "encoder" if spec.head is None else "decoder"
             embedding, layers = spec.embedding, spec.decoder.layers
         case EncoderSpec():

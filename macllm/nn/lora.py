@@ -1,7 +1,7 @@
 """Low-rank adaptation (arXiv:2106.09685): frozen linear layers plus a trainable low-rank update.
 
-A transform over the module tree: `apply` wraps linear layers, dense or quantized, in place; `remove` takes
-the wraps off again; `fuse` puts their sum where they were.
+Transforms over the module tree, in place: `apply` replaces linear layers, dense or quantized, with LoRA layers;
+`remove` restores the linear layers; `fuse` adds the updates to their weights.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .quantize import QuantizedLinear
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
-# Which expert a token visits is a choice, not a map to be nudged: it stays what it was unless a pattern names it.
-_LEFT_OUT = ("*.router", "*.gate")
+# Routers keep their choice of experts, unless a pattern names them.
+_ROUTERS = ("*.router", "*.gate")
 
 
 Linear = nn.Linear | nn.QuantizedLinear
@@ -58,7 +58,7 @@ class LoRALinear(nn.Module):
         return self.scale * (self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32)).T
 
     def fused(self, dequantize: bool = False) -> nn.Module:
-        """One linear layer with the same outputs; quantized again like its base unless `dequantize`."""
+        """A linear layer with the same outputs; quantized like its base unless `dequantize`."""
         linear, dense = self.linear, unpacked_weight(self.linear)
         out = DenseLinear(dense.shape[1], dense.shape[0], bias="bias" in linear)
         out.weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
@@ -70,7 +70,7 @@ class LoRALinear(nn.Module):
 
 
 def unpacked_weight(linear: Linear) -> mx.array:
-    """The weight (F, D) of a linear layer, dequantized where it has to be."""
+    """The weight (F, D) of a linear layer, dequantized if packed."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight
     return mx.dequantize(
@@ -84,7 +84,7 @@ def unpacked_weight(linear: Linear) -> mx.array:
 
 
 def sizes(linear: Linear) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, quantized or not."""
+    """Numbers of inputs and outputs of a linear layer, quantized or not."""
     outputs, inputs = linear.weight.shape
     return (inputs * 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else inputs), outputs
 
@@ -99,28 +99,28 @@ def apply(
     num_layers: int = -1,
     seed: int = 0,
 ) -> list[str]:
-    """Freeze `model` and wrap the linear layers of its stacks, in place; the names of those wrapped.
+    """Freeze `model` and adapt the linear layers of its blocks, in place; returns their names.
 
-    `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one), none meaning all;
-    of each stack the last `num_layers` count, -1 meaning all. A is drawn from U(-1/sqrt(D), 1/sqrt(D)) and B is 0,
-    so that nothing changes at first. Raises UsageError when no name matches.
+    `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one); without any, all are
+    adapted. `num_layers` limits them to the last blocks of each stack; -1 means all. A is drawn from
+    U(-1/sqrt(D), 1/sqrt(D)) and B is 0, so that outputs do not change at first. Raises UsageError if no name matches.
     """
     chosen = targets(model, keys, num_layers)
     if not chosen:
         raise UsageError(
             "no linear layer to adapt",
-            cause=f"nothing matches {', '.join(keys)}" if keys else "the model has no linear layers in its stacks",
+            cause=f"nothing matches {', '.join(keys)}" if keys else "the model's blocks have no linear layers",
             remedy=f"patterns such as {', '.join(sorted({'*.' + n.rsplit('.', 1)[-1] for n in targets(model)}))}",
         )
     model.freeze()
-    wraps = {}
+    adapted_layers = {}
     for name, key in zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True):
         inputs, outputs = sizes(chosen[name])
         bound = 1 / math.sqrt(inputs)
         lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
-        wraps[name] = LoRALinear(chosen[name], lora_a, mx.zeros((rank, outputs)), alpha / rank, dropout)
-    _replace(model, wraps)
-    return list(wraps)
+        adapted_layers[name] = LoRALinear(chosen[name], lora_a, mx.zeros((rank, outputs)), alpha / rank, dropout)
+    _replace(model, adapted_layers)
+    return list(adapted_layers)
 
 
 def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) -> dict[str, Linear]:
@@ -137,13 +137,13 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
     return {
         name: linears[name]
         for name in sorted(linears, key=lambda n: (_position(n), n))
-        if _wanted(name, keys) and (num_layers < 0 or _position(name)[1] >= depth[_position(name)[0]] - num_layers)
+        if _matches(name, keys) and (num_layers < 0 or _position(name)[1] >= depth[_position(name)[0]] - num_layers)
     }
 
 
-def _wanted(name: str, keys: Sequence[str]) -> bool:
+def _matches(name: str, keys: Sequence[str]) -> bool:
     if not keys:
-        return not any(fnmatchcase(name, pattern) for pattern in _LEFT_OUT)
+        return not any(fnmatchcase(name, pattern) for pattern in _ROUTERS)
     return any(fnmatchcase(name, key) or fnmatchcase(name, f"*.{key}") for key in keys)
 
 
@@ -160,39 +160,41 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], scale: float) -> None:
-    """Freeze `model` and wrap the named linear layers with given A (D, r) and B (r, F), in place.
+    """Freeze `model` and adapt the named linear layers with given A (D, r) and B (r, F), in place.
 
     Raises CheckpointError for a name that is not a linear layer of the model, or a shape that does not fit it.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, Linear)}
-    wraps = {}
+    adapted_layers = {}
     for name, (lora_a, lora_b) in factors.items():
         if name not in linears:
             raise CheckpointError(
                 f"the adapter changes {name}, which is not a linear layer of this model",
-                remedy="the model that the adapter was made for",
+                remedy="load the model that the adapter was made for",
             )
         inputs, outputs = sizes(linears[name])
         if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[1] != lora_b.shape[0]:
-            raise CheckpointError(f"the adapter's {name} is not two factors: {lora_a.shape} and {lora_b.shape}")
+            raise CheckpointError(
+                f"the adapter's factors of {name} do not match: A is {lora_a.shape}, B is {lora_b.shape}"
+            )
         if (lora_a.shape[0], lora_b.shape[1]) != (inputs, outputs):
             raise CheckpointError(
                 f"the adapter's {name} maps {lora_a.shape[0]} to {lora_b.shape[1]}, the model's {inputs} to {outputs}",
-                remedy="the model that the adapter was made for",
+                remedy="load the model that the adapter was made for",
             )
-        wraps[name] = LoRALinear(linears[name], lora_a, lora_b, scale)
+        adapted_layers[name] = LoRALinear(linears[name], lora_a, lora_b, scale)
     model.freeze()
-    _replace(model, wraps)
+    _replace(model, adapted_layers)
 
 
 def remove(model: nn.Module) -> None:
     """Remove every LoRA layer, in place: the model as before `apply`."""
-    _replace(model, {name: wrap.linear for name, wrap in adapters(model).items()})
+    _replace(model, {name: layer.linear for name, layer in adapters(model).items()})
 
 
 def fuse(model: nn.Module, dequantize: bool = False) -> None:
     """Merge every LoRA update into its base layer, in place."""
-    _replace(model, {name: wrap.fused(dequantize) for name, wrap in adapters(model).items()})
+    _replace(model, {name: layer.fused(dequantize) for name, layer in adapters(model).items()})
 
 
 def _replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

@@ -37,9 +37,9 @@ def first_visible_slot(spec: MaskSpec, slot: int, padding: int) -> int:
 def dense_mask(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None = None) -> MaskArray:
     """The boolean mask: queries are the slots of `span`, keys the slots `start` .. span.end.
 
-    None when all keys are seen, "causal" when that says it all, else bool (1 or B, 1, 1 or L, S). `lengths`
-    (B,) marks the keys of rows padded on the right, which only queries that look ahead could see. A padded
-    query sees at least itself, so that no row of scores is empty.
+    None if all keys are seen, "causal" for a plain causal mask, else bool (1 or B, 1, 1 or L, S). `lengths` (B,)
+    counts the real keys of rows padded on the right; a causal mask hides the padding already. A padded query sees at
+    least itself, so that no row of scores is empty.
     """
     if not isinstance(spec, Bidirectional | Local):
         lengths = None
@@ -47,7 +47,7 @@ def dense_mask(spec: MaskSpec, span: Span, start: int, lengths: mx.array | None 
     if plain and _needs_no_array(spec, span, start):
         return None if span.length == 1 or isinstance(spec, Bidirectional | Local) else "causal"
     if isinstance(spec, Bidirectional) and lengths is not None and span.left_padding is None:
-        # Alike for all queries, so no square of the length.
+        # Equal for all queries, so its size is not quadratic in the length.
         return (mx.arange(start, span.end) < mx.maximum(lengths, 1)[:, None])[:, None, None]
     q = mx.arange(span.offset, span.end)[:, None]
     k = mx.arange(start, span.end)[None, :]
@@ -71,7 +71,7 @@ def attention_mask(
             window = width
         case Chunked(size):
             chunk = size
-    if span.length == 1 and not looks_ahead:  # one query's keys need no rule, only a first
+    if span.length == 1 and not looks_ahead:  # the first visible key describes one query's mask
         window = chunk = 0
         padding = tuple(first_visible_slot(spec, span.offset, n) for n in padding)
     elif span.left_padding is None and _needs_no_array(spec, span, start):
@@ -109,7 +109,7 @@ def _rule(spec: MaskSpec, q: mx.array, k: mx.array, span: Span) -> mx.array:
         case Chunked(size):
             if span.left_padding is not None:
                 shift = mx.array(span.left_padding)[:, None, None, None]
-                # Floor division of a negative slot in padding stays out of the first block.
+                # Floor division puts the negative slots of padding before the first block.
                 return (k <= q) & (mx.floor((k - shift) / size) == mx.floor((q - shift) / size))
             return (k <= q) & (k // size == q // size)
         case Local(window):
@@ -120,15 +120,15 @@ def _rule(spec: MaskSpec, q: mx.array, k: mx.array, span: Span) -> mx.array:
 
 
 class GlobalTokens(NamedTuple):
-    """Positions per row of tokens that attend to all and to which all attend; 0 where not `there`."""
+    """Positions of each row's global tokens, which attend to all tokens and to which all attend."""
 
-    at: mx.array  # (B, G) int
-    there: mx.array  # (B, G) bool
+    at: mx.array  # (B, G) int; unspecified where not `there`
+    there: mx.array  # (B, G) bool; False for the padding of rows with fewer tokens
     mask: mx.array  # (B, L) bool
 
     @classmethod
     def of(cls, mask: mx.array, lengths: mx.array | None = None) -> GlobalTokens | None:
-        """From a mask (B, L) bool, of whose rows `lengths` (B,) positions count; None where it names none."""
+        """From a mask (B, L) bool, whose rows have `lengths` (B,) real positions; None if it marks none."""
         mask = mask.astype(mx.bool_)
         if lengths is not None:
             mask = mask & (mx.arange(mask.shape[1]) < lengths[:, None])
@@ -150,7 +150,7 @@ class GlobalTokens(NamedTuple):
 
 
 class Masks:
-    """The masks of one forward pass, each distinct one made once, with a stack's relative bias folded in."""
+    """The masks of one forward pass, each made once, with the stack's relative bias added."""
 
     def __init__(
         self,

@@ -43,8 +43,8 @@ class DecoderLM(nn.Module):
     def hidden(self, tokens: mx.array, cache: Cache | None = None, lengths: mx.array | None = None) -> mx.array:
         """Hidden states after the last norm: (B, L) -> (B, L, D).
 
-        `lengths` (B,) of rows padded on the right matter only where a token sees later ones; padding of
-        a causal model is behind every real token.
+        `lengths` (B,) of rows padded on the right matter only for layers that look ahead; a causal mask hides the
+        padding already.
         """
         span = Span(0, tokens.shape[1]) if cache is None else cache.span(tokens.shape[1])
         return self.transform(self.embed(tokens, span), span, cache, lengths)
@@ -80,7 +80,7 @@ class DecoderLM(nn.Module):
     ) -> Cache:
         """An empty cache. `left_padding` counts each row's pad tokens at the front.
 
-        `max_context` is a limit, and the length that length-dependent rotations are chosen for.
+        `max_context` is the largest length, and the one that length-dependent rotations are chosen for.
         """
         return make_cache(self.spec.decoder, max_context, kv_bits, left_padding)
 
@@ -110,12 +110,12 @@ class EncoderLM(nn.Module):
     ) -> mx.array:
         """Hidden states: tokens (B, L), right-padded to `lengths` (B,), segments (B, L) -> (B, L, D).
 
-        `global_tokens` (B, L) bool names tokens that see all and are seen by all, where windows hide the rest.
-        Raises UsageError for them on a model without such attention.
+        `global_tokens` (B, L) bool marks the tokens that see all tokens and are seen by all, despite the window.
+        Raises UsageError for them on a model without global attention.
         """
         if global_tokens is not None and not self.info.has_global_tokens:
             raise UsageError(
-                "this model knows no global tokens",
+                "this model does not support global tokens",
                 cause="its attention has no projections for them",
                 remedy="leave global_tokens out",
             )
@@ -139,7 +139,7 @@ class EncoderLM(nn.Module):
 
 
 class EncoderDecoderLM(nn.Module):
-    """Text to text. The tokens of a call are the decoder's; the encoder's are its `source`."""
+    """An encoder-decoder. A call's `tokens` are the decoder's, its `source` the encoder's."""
 
     def __init__(self, spec: EncoderDecoderSpec):
         super().__init__()
@@ -159,7 +159,7 @@ class EncoderDecoderLM(nn.Module):
         source: mx.array | None = None,
         source_lengths: mx.array | None = None,
     ) -> mx.array:
-        """Logits of the next token: (B, L) -> (B, L, V), for a `cache` that `start` made or a `source` (B, S)."""
+        """Logits of the next token: (B, L) -> (B, L, V), given a `cache` from `start` or a `source` (B, S)."""
         return self.logits(self.hidden(tokens, cache, source=source, source_lengths=source_lengths))
 
     def hidden(

@@ -57,7 +57,7 @@ class QuantizedExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """Gated MLPs with stacked weights; each token runs those chosen for it."""
+    """Gated MLPs with stacked weights; each token runs the experts chosen for it."""
 
     def __init__(self, dim: int, spec: MLPSpec, num_experts: int):
         super().__init__()
@@ -73,7 +73,7 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """A router and its experts, with an optional expert that every token visits."""
+    """A router and its experts, with an optional shared expert."""
 
     def __init__(self, dim: int, spec: MoESpec):
         super().__init__()
@@ -87,13 +87,14 @@ class MoE(nn.Module):
         """residual + moe(norm(x)): (B, L, D) -> (B, L, D)."""
         s = self.spec
         if s.shared is not None:
-            residual = self.shared(x, norm=norm, residual=residual)
-        x = normalize(x, norm)
-        chosen, weights = route(linear(x, self.router.weights), s.top_k, s.router, renormalize=s.renormalize)
+            residual = self.shared(x, norm=norm, residual=residual)  # (B, L, D)
+        x = normalize(x, norm)  # (B, L, D)
+        logits = linear(x, self.router.weights)  # (B, L, E)
+        chosen, weights = route(logits, s.top_k, s.router, renormalize=s.renormalize)  # (B, L, T) twice
         if s.weigh == "output":
-            return experts(x, self.experts.weights, chosen, weights, residual)
+            return experts(x, self.experts.weights, chosen, weights, residual)  # (B, L, D)
         scaled = x[..., None, None, :] * weights.astype(x.dtype)[..., None, None]  # (B, L, T, 1, D)
-        y = expert_outputs(scaled, self.experts.weights, chosen).sum(-2)
+        y = expert_outputs(scaled, self.experts.weights, chosen).sum(-2)  # (B, L, D)
         return y if residual is None else residual + y
 
 

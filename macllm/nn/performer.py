@@ -16,7 +16,7 @@ from .state.feature_sums import FeatureSums
 
 
 class PerformerAttention(Projections):
-    """Causal attention by positive orthogonal random features, drawn once, saved and not trained."""
+    """Causal attention by positive orthogonal random features, which are saved but not trained."""
 
     spec: PerformerSpec
 

@@ -31,8 +31,8 @@ from .spec import (
 class Span:
     """The slots that a call fills: `length` of them after `offset`.
 
-    A row that was padded on the left by n sits n slots later, so its position is slot - n. `planned` is
-    the length that the whole sequence is known to reach, for rotations that depend on it.
+    A row padded on the left by n has its tokens n slots later, so a position is slot - n. `planned` is the length
+    that the whole sequence will reach, for rotations that depend on it.
     """
 
     offset: int
@@ -52,7 +52,7 @@ class Span:
         return max(self.end - shift, self.planned or 0)
 
     def first_position(self) -> int | mx.array:
-        """Position of the first new token: one for all rows, or (B,). Negative in padding."""
+        """Position of the first new token: an int for all rows, or (B,). Negative in padding."""
         return self.offset if self.left_padding is None else self.offset - mx.array(self.left_padding)
 
     def positions(self) -> mx.array:
@@ -64,11 +64,11 @@ class Span:
 
 
 class RoPE:
-    """Rotary positions (arXiv:2104.09864) with all scaling methods. No module: its tables are not weights."""
+    """Rotary positions (arXiv:2104.09864) with all scaling methods. Not a module: tables are no weights."""
 
     def __init__(self, spec: RoPESpec):
         self.spec = spec
-        self._table: tuple[int, mx.array, float] | None = None  # the length class it is for, and what `table` gives
+        self._table: tuple[int, mx.array, float] | None = None  # length class, then the result of `table`
 
     def __call__(self, x: mx.array, span: Span) -> mx.array:
         """Rotate (B, H, L, Dh) to the positions of `span`."""
@@ -114,7 +114,7 @@ def rotation(spec: RoPESpec, length: int) -> tuple[tuple[float, ...], float]:
 
 def _banded(wavelength: float, s: BandScaling) -> float:
     turns = s.trained / (2 * math.pi * wavelength)
-    # Equal bounds leave nothing between to blend.
+    # Equal bounds leave no band to blend.
     keep = _share((turns - s.low) / (s.high - s.low)) if s.high > s.low else float(turns >= s.low)
     return wavelength / ((1 - keep) / s.factor + keep)
 
@@ -167,7 +167,7 @@ class Sinusoidal:
 
 def sinusoids(dim: int, spec: SinusoidalPositions) -> Any:
     """The table of sines and cosines as a numpy array, float32 (count, D)."""
-    import numpy as np  # in float64, which MLX lacks on a GPU; other models need not wait for it
+    import numpy as np  # for float64, which MLX lacks on a GPU; imported here, as other models do not need it
 
     angle = np.arange(spec.count)[:, None] / 10_000 ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     pair = (np.sin(angle), np.cos(angle)[:, : dim // 2])
@@ -190,7 +190,7 @@ def _check_count(span: Span, count: int) -> None:
     if span.end - shift > count:
         raise DoesNotFitError(
             f"{span.end - shift} tokens are more than the {count} positions this model has",
-            cause="its table of positions ends there",
+            cause="the model's table of positions has no more rows",
             remedy=f"shorten the input to {count} tokens",
         )
 

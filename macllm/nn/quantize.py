@@ -56,7 +56,7 @@ def prepare(model: nn.Module, names: Collection[str], whole: Mapping[str, Any], 
     """Turn the layers whose scales are among `names` into quantized ones, ready for their weights.
 
     `whole` is a checkpoint's recipe, `overrides` those of single modules by our path. Raises CheckpointError
-    for a recipe that MLX does not have.
+    for a recipe that MLX does not support.
     """
     default = _recipe(whole)
 
@@ -72,7 +72,7 @@ def prepare(model: nn.Module, names: Collection[str], whole: Mapping[str, Any], 
 def apply(model: nn.Module, *, bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> None:
     """Quantize every linear, embedding and expert layer whose rows are whole groups, in place.
 
-    A router stays as it is. Raises UsageError for a recipe that MLX does not have.
+    Routers are not quantized. Raises UsageError for a recipe that MLX does not support.
     """
     try:
         recipe = _recipe({"bits": bits, "group_size": group_size, "mode": mode})
@@ -124,7 +124,7 @@ def _recipe(given: Mapping[str, Any]) -> Recipe:
     if mode == "affine":
         if bits not in _AFFINE_BITS or group not in _AFFINE_GROUPS:
             raise CheckpointError(
-                f"{bits} bits in groups of {group} cannot be had: bits are {_AFFINE_BITS}, groups {_AFFINE_GROUPS}"
+                f"{bits} bits in groups of {group} are not supported: bits are {_AFFINE_BITS}, groups {_AFFINE_GROUPS}"
             )
     elif (group, bits) != MODES[mode]:
         raise CheckpointError(f"{mode} has {MODES[mode][1]} bits in groups of {MODES[mode][0]}, not {bits} in {group}")

@@ -19,7 +19,7 @@ from .mask import GlobalTokens, Masks
 from .spec import BlockSparseSpec, WindowGlobalSpec
 from .state.layer import LayerState
 
-_SMALLEST = 32  # positions in a block of a window: below, there is more copying than arithmetic
+_SMALLEST = 32  # positions in a block of a window: smaller blocks cost more copying than arithmetic
 
 
 class WindowGlobalAttention(Projections):
@@ -71,9 +71,9 @@ class WindowGlobalAttention(Projections):
 
 
 class BlockSparseAttention(Projections):
-    """Neighbouring blocks, the first and the last, and a few at random (arXiv:2007.14062, 2).
+    """Attention to neighbouring blocks, the first, the last, and some random ones (arXiv:2007.14062, 2).
 
-    Attention to all keys where a sequence has too few blocks to leave some out.
+    Full attention if a sequence has too few blocks to be sparse.
     """
 
     spec: BlockSparseSpec
@@ -95,7 +95,7 @@ class BlockSparseAttention(Projections):
         real = _real(length, masks.lengths)
         if length <= s.longest_full:
             return self.output(_joined(attention(q, kv, scale=s.scale, mask=real)), residual)
-        last = (length - 1) // s.block_size * s.block_size  # where the last block begins
+        last = (length - 1) // s.block_size * s.block_size  # first position of the last block
         first, middle, rest = (part for part in mx.split(q, [s.block_size, last], axis=2))
         ends = attention(mx.concatenate([first, rest], axis=2), kv, scale=s.scale, mask=real)
         blocks = Blocks(_blocks(s, last // s.block_size + 1, self.training), s.block_size)
@@ -127,14 +127,14 @@ def _neighbours(count: int) -> Any:
 def _blocks(spec: BlockSparseSpec, count: int, training: bool) -> Any:
     """Key blocks of every query block but the first and the last: (1 or H, N, 5 + R) int32.
 
-    Random ones are drawn in training, the same ones at every step; elsewhere each is the first block once more, as
-    transformers has them.
+    Random blocks are drawn in training, the same ones at every step; in evaluation each is the first block once more,
+    as in transformers.
     """
     import numpy as np
 
     row = np.arange(1, count - 1)[:, None]
     near = row + np.arange(-1, 2)
-    ends = np.where(row == [1, count - 2], -1, [0, count - 1])  # which the second and the last but one have
+    ends = np.where(row == [1, count - 2], -1, [0, count - 1])  # neighbours of the second and the last but one already
     fixed = np.concatenate([near, ends], axis=1)  # (N, 5)
     if training:
         drawn = draw_blocks(spec, count)
@@ -147,7 +147,7 @@ def _blocks(spec: BlockSparseSpec, count: int, training: bool) -> Any:
 def draw_blocks(spec: BlockSparseSpec, count: int) -> Any:
     """Random key blocks of every query block but the first and the last: (H, N, R) ints.
 
-    In the order in which transformers draws them from numpy's legacy generator, so that they are its own.
+    Drawn in transformers' order from numpy's legacy generator, so that the blocks are equal.
     """
     import numpy as np
 
@@ -167,7 +167,7 @@ def draw_blocks(spec: BlockSparseSpec, count: int) -> Any:
 
 
 def _drawn_among_first(random: Any, spec: BlockSparseSpec) -> Any:
-    """One head's random blocks of all blocks that the model has positions for: (N, R) ints."""
+    """One head's random blocks, for as many blocks as the model has positions for: (N, R) ints."""
     import numpy as np
 
     count, size = spec.max_positions // spec.block_size, spec.block_size

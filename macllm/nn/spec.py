@@ -1,9 +1,8 @@
 """Specs: transformer architectures as data.
 
-A `ModelSpec` says everything that the forward pass needs and nothing about where it came from: no model
-names, no checkpoint keys. `families/` turns a checkpoint's `config.json` into one of these;
-`nn/transformer.py` turns one of these into a module. The defaults are the plain modern decoder, except
-sizes, which have none.
+A `ModelSpec` has all that the forward pass needs, and no model names or checkpoint keys. `families/` makes a spec from
+a checkpoint's `config.json`; `nn/models.py` makes a model from a spec. The defaults are those of a plain modern
+decoder; sizes have no default.
 """
 
 from __future__ import annotations
@@ -87,11 +86,11 @@ class RoPESpec:
 
     @property
     def depends_on_length(self) -> bool:
-        """True where the angles of a position depend on the length of its sequence."""
+        """True if the angles of a position depend on the length of its sequence."""
         return isinstance(self.scaling, DynamicScaling | LongScaling)
 
     def length_class(self, length: int) -> int:
-        """`length`, or one number for all lengths that rotate alike (so that tables are made once)."""
+        """A number equal for all lengths with equal rotary angles, so that their table is made once."""
         match self.scaling:
             case DynamicScaling(_, trained):
                 return max(length, trained)
@@ -177,16 +176,16 @@ class WindowGlobalSpec(AttentionSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSparseSpec(AttentionSpec):
-    """Query blocks with few key blocks (arXiv:2007.14062, 2): neighbours, both ends, random ones."""
+    """Query blocks that see few key blocks (arXiv:2007.14062, 2): neighbours, both ends, random ones."""
 
     block_size: int
     num_random_blocks: int
     seed: int  # of the random blocks
-    max_positions: int  # the random blocks of some lengths are drawn for as many positions
+    max_positions: int  # for some lengths, random blocks are drawn as for this many positions
 
     @property
     def longest_full(self) -> int:
-        """The longest sequence, in tokens, whose queries all see all keys."""
+        """The longest sequence, in tokens, with full attention."""
         return (5 + 2 * self.num_random_blocks) * self.block_size
 
 
@@ -210,7 +209,7 @@ class MLPSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MoESpec:
-    """`top_k` of `num_experts` gated MLPs for each token, and an optional one that all tokens visit."""
+    """`top_k` of `num_experts` gated MLPs for each token, and an optional shared expert."""
 
     expert: MLPSpec
     num_experts: int
@@ -281,7 +280,7 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformSpec:
-    """A dense layer, an activation and a norm before the vocabulary, as masked language models have."""
+    """A dense layer, an activation and a norm before the output head of masked language models."""
 
     activation: Activation
     norm: NormSpec
@@ -300,12 +299,12 @@ class HeadSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
-    """A causal language model; without a `head` it gives hidden states only."""
+    """A causal language model; without a `head` it returns hidden states only."""
 
     embedding: EmbeddingSpec
     decoder: StackSpec
     head: HeadSpec | None
-    context_length: int | None = None  # positions it was made for; None: no limit known
+    context_length: int | None = None  # positions it was trained for; None: no known limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +320,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoderSpec:
-    """Text to text. `shared`: both sides read one token table."""
+    """An encoder-decoder. `shared`: encoder and decoder have one token table."""
 
     source: EmbeddingSpec
     target: EmbeddingSpec

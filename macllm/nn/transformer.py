@@ -40,7 +40,7 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, masks: Masks, state: LayerState | None, memory: KV | None) -> mx.array:
         """(B, L, D) -> (B, L, D). Appends to `state`; cross-attention reads `memory`."""
-        x = self.attend(x, masks, state)
+        x = self.attend(x, masks, state)  # (B, L, D)
         return self.feed(x if memory is None else self.cross_attend(x, masks, memory))
 
     def attend(self, x: mx.array, masks: Masks, state: LayerState | None) -> mx.array:
@@ -82,7 +82,7 @@ class Stack(nn.Module):
         if states is not None and span.offset > 0 and decode_step.supports(x):
             return self.norm(self.decode_step(self.layers, x, masks, states, memory))
         for layer, state, kv in zip(self.layers, states or repeat(None), memory or repeat(None), strict=False):
-            x = layer(x, masks, state, kv)
+            x = layer(x, masks, state, kv)  # (B, L, D)
         return self.norm(x)
 
 
@@ -102,14 +102,14 @@ class InputEmbedding(nn.Module):
     def __call__(
         self, tokens: mx.array, span: Span, *, table: nn.Embedding | None = None, types: mx.array | None = None
     ) -> mx.array:
-        """(B, L) -> (B, L, D). `table` stands in for a token table of its own; segments are 0 unless given."""
-        x = (table or self.tokens)(tokens)
+        """(B, L) -> (B, L, D). `table` replaces its token table; segments are 0 unless given."""
+        x = (table or self.tokens)(tokens)  # (B, L, D)
         if self.scale != 1.0:
-            x = x * mx.array(self.scale, x.dtype)
+            x = x * mx.array(self.scale, x.dtype)  # (B, L, D)
         if self.positions is not None:
-            x = x + self.positions(span).astype(x.dtype)
+            x = x + self.positions(span).astype(x.dtype)  # (B, L, D)
         if "token_types" in self:
-            x = x + self.token_types(mx.zeros_like(tokens) if types is None else types)
+            x = x + self.token_types(mx.zeros_like(tokens) if types is None else types)  # (B, L, D)
         return self.norm(x)
 
 
@@ -141,13 +141,13 @@ class Head(nn.Module):
             self.transform = Transform(embedding.dim, spec.transform)
 
     def __call__(self, x: mx.array, table: nn.Embedding) -> mx.array:
-        """(B, L, D) -> (B, L, V); `table` is the embedding that a tied head reads backwards."""
+        """(B, L, D) -> (B, L, V); `table` is the embedding of a tied head."""
         if self.spec.transform is not None:
-            x = self.transform(x)
+            x = self.transform(x)  # (B, L, D)
         if self.spec.scale != 1.0:
-            x = x * self.spec.scale
-        logits = table.as_linear(x) if self.spec.tied else self.proj(x)
+            x = x * self.spec.scale  # (B, L, D)
+        logits = table.as_linear(x) if self.spec.tied else self.proj(x)  # (B, L, V)
         if self.spec.bias:
-            logits = logits + self.bias
+            logits = logits + self.bias  # (B, L, V)
         cap = self.spec.softcap
         return logits if cap is None else cap * mx.tanh(logits / cap)

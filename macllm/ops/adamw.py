@@ -21,7 +21,7 @@ class Scalars(NamedTuple):
     gradient: mx.array  # the gradient's factor: clipping, and the mean over tokens
     rate: mx.array  # the learning rate over the first moment's bias correction
     root: mx.array  # the second moment's bias correction, under the root
-    kept: mx.array  # what weight decay leaves of the weight
+    kept: mx.array  # the weight's factor: 1 - learning rate * weight decay
 
 
 def adamw(

@@ -73,7 +73,7 @@ def _native(
 
 
 def _native_mask(mask: MaskArray | AttentionMask) -> dict[str, Any] | None:
-    """The kernels' mask options: numbers where all rows are alike, so that no mask takes memory."""
+    """The kernels' mask options: numbers, not an array, if all rows are masked alike; None if unsupported."""
     if isinstance(mask, AttentionMask):
         if mask.lengths is None and len(mask.first) == 1 and mask.first[0] <= 0:
             return {"causal": mask.causal, "window": mask.window, "chunk": mask.chunk, "begin": mask.first[0]}

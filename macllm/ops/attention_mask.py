@@ -16,9 +16,9 @@ MaskArray = mx.array | Literal["causal"] | None
 class AttentionMask:
     """A structured attention mask, which kernels read as numbers; `build` makes the equal dense mask.
 
-    The last query is at the position of the last key. Queries see no later key if `causal`, none that is `window` or
-    more away, none of another `chunk`; a window or chunk of 0 means none. `first` (one entry per row, or one for all)
-    is a row's first key after its left padding, where its chunks begin, too; it is negative once the cache has dropped
+    The last query is at the position of the last key. Queries see no later key if `causal`, no key `window` or more
+    positions away, no key of another `chunk`; 0 means no window or no chunks. `first` (one entry per row, or one for
+    all) is a row's first key after its left padding, where its chunks begin; it is negative once the cache has dropped
     the first keys. For rows padded on the right, the first `lengths` (B,) keys are real. The keys that a padded query
     sees are unspecified.
     """

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from .kv import Dense
 
-_FAR = -1  # an entry of a list that stands for no block
+_NO_BLOCK = -1  # an unused entry of a list
 
 
 class Blocks(NamedTuple):
@@ -23,9 +23,10 @@ class Blocks(NamedTuple):
 
 
 class SharedKeys(NamedTuple):
-    """Keys and values that every query sees: (B, H, G, Dh) twice, of which `seen` (B, G) bool are there.
+    """Keys and values of global tokens, which every query sees: (B, H, G, Dh) twice.
 
-    `listed` (B, S) bool marks the positions they come from, which no list shows again.
+    `seen` (B, G) bool is False for the padding among them. `listed` (B, S) bool marks their positions, which the lists
+    of blocks then leave out.
     """
 
     keys: mx.array
@@ -46,8 +47,8 @@ def block_attention(
 ) -> mx.array:
     """softmax(scale * q k^T) v over listed blocks: (B, H, L, Dh), 2x (B, H, S, Dh) -> (B, H, L, Dh).
 
-    A `window` hides keys that many positions away or more, where queries and keys are the same positions. Of each row
-    `lengths` (B,) keys count. A query that sees no key gets the mean of the listed values.
+    A `window` hides keys that many positions away or more; queries and keys then have the same positions. The first
+    `lengths` (B,) keys of each row are real. A query that sees no key gets the mean of the listed values.
     """
     batch, heads, length, dim = q.shape
     lists, size = mx.array(blocks.lists), blocks.size  # (1 or H, N, W)
@@ -73,7 +74,7 @@ def _seen(
 ) -> mx.array:
     """bool (1 or B, 1 or H, N, 1 or size, W * size): the listed keys that a query sees."""
     within = mx.arange(size)
-    at = mx.where(lists == _FAR, count, lists * size)[..., None] + within
+    at = mx.where(lists == _NO_BLOCK, count, lists * size)[..., None] + within
     at = at.reshape(*lists.shape[:2], 1, -1)[None]  # (1, 1 or H, N, 1, W * size)
     seen = at < (count if lengths is None else mx.minimum(lengths, count)[:, None, None, None, None])
     if window:

@@ -1,7 +1,7 @@
 """Fused decode step (CPU): consecutive residual branches of one new token per row, as one native op.
 
-`supports` is the question to ask first: other arrays go through the ops that a step is made of. Nothing here has a
-gradient, and arrays that are being differentiated are not supported.
+Call `supports` first; where it is False, run the ops that a step fuses. The step has no gradient, and `supports` is
+False for arrays that are being differentiated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .head_params import Packing
 from .quantized import uses_int8_activations
 from .weights import DenseWeight, LayerNormWeight, NormWeight, PackedWeight, RMSNormWeight, Weight
 
-ACTIVATIONS = {"silu": 2, "gelu_tanh": 3, "gelu": 4, "gelu_quick": 5}  # as the kernels number them
+ACTIVATIONS = {"silu": 2, "gelu_tanh": 3, "gelu": 4, "gelu_quick": 5}  # the kernels' numbers
 MOST_ROWS = 8
 
 
@@ -44,12 +44,12 @@ class MLPParams(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """The arrays in which a layer keeps keys and values, and what of them a step touches.
+    """The buffers of a layer's keys and values, and the slots that a step reads and writes.
 
-    Keys and values (B, K, S, Dh), or with `packing` the packed words, scales and biases of each. The new token's rows
-    go into slot `at`, written into the very arrays, which nobody else may hold, nor views of them: whoever reads them
-    must depend on the step's result. So does a step itself on the one before it: `after`. A row sees the slots from
-    `first` on and stands at `position`. Pairs rotate by `wavelengths` if there are any, and are scaled by `magnitude`.
+    Keys and values (B, K, S, Dh), or with `packing` the packed words, scales and biases of each. The step writes the
+    new token's rows into slot `at` in place, so no other array may share these buffers, and readers must depend on the
+    step's result; the step itself depends on `after`, the result of the step before. A row sees the slots from `first`
+    on and has position `position`. Pairs rotate by `wavelengths`, unless None, and are scaled by `magnitude`.
     """
 
     parts: Sequence[mx.array]
@@ -71,13 +71,13 @@ class Branches(NamedTuple):
 
 
 def supports(x: mx.array, *arrays: Sequence[mx.array]) -> bool:
-    """The kernels take a stream like x (B, L, D) through steps, beside these arrays."""
+    """True if the kernels support hidden states like x (B, L, D) together with these arrays."""
     kernels = native(x) if x.shape[1] == 1 and x.shape[0] <= MOST_ROWS else None
     return kernels is not None and kernels.step_supports([x]) and all(map(kernels.step_supports, arrays))
 
 
 def can_plan(weights: Sequence[Weight], activation: str | None = None) -> bool:
-    """A plan exists for a branch with these linear layers."""
+    """True if the kernels support a branch with these linear layers."""
     if activation is not None and activation not in ACTIVATIONS:
         return False
     return all(isinstance(w, DenseWeight) or (isinstance(w, PackedWeight) and w.mode == "affine") for w in weights)
@@ -89,10 +89,10 @@ def plan(
     weights: Sequence[Weight],
     present: Sequence[bool],
 ) -> Any:
-    """Plan of a branch: all but its arrays. `norms` are before, on and after it; `weights` in order.
+    """Plan of a branch, without its arrays. `norms` are before, on and after it; `weights` in order.
 
-    `present` says which arrays it has of those that it could have: weight and bias of each norm; weight, scales, biases
-    and bias of each linear layer. `run` takes those that it has, in the same order.
+    `present` marks the arrays that the branch has, of: weight and bias of each norm; weight, scales, biases and bias of
+    each linear layer. `run` takes those present, in the same order.
     """
     numbers = [n for norm in norms for n in _norm_numbers(norm)]
     if isinstance(branch, AttentionParams):

@@ -29,7 +29,7 @@ def route(
     if scores == "sigmoid":
         weights = mx.sigmoid(picked)
         return chosen, weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights
-    if renormalize:  # what all experts' exponentials add up to would be divided out again
+    if renormalize:  # the sum over all experts would cancel
         return chosen, mx.softmax(picked, axis=-1)
     return chosen, mx.exp(picked - mx.logsumexp(logits, axis=-1, keepdims=True))
 
@@ -65,7 +65,7 @@ def gather_linear(x: mx.array, w: DenseWeight | PackedWeight, chosen: mx.array) 
 def gather_matmul(x: mx.array, weight: mx.array, chosen: mx.array) -> mx.array:
     """x W_e^T for each chosen expert e: (..., 1 or T, 1, D), (E, F, D), int (..., T) -> (..., T, 1, F).
 
-    Weights of 16 bits leave float32 activations what they are.
+    Float32 activations stay float32 with 16-bit weights.
     """
     half = x.dtype == mx.float32 and weight.dtype in HALVES
     kernels = native() if half and x.shape[-2] == 1 else None

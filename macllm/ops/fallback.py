@@ -10,7 +10,7 @@ import mlx.core as mx
 Result = TypeVar("Result", mx.array, list[mx.array])
 
 
-class _NotServedError(Exception):
+class _UnsupportedError(Exception):
     pass
 
 
@@ -23,7 +23,7 @@ def kernel_or(kernel: Callable[..., Result | None], fallback: Callable[..., Resu
     def run(*arrays: mx.array) -> Result:
         y = kernel(*_rebuilt(args, iter(arrays)))
         if y is None:
-            raise _NotServedError
+            raise _UnsupportedError
         return y
 
     def gradients(primals: Any, cotangents: Any, _: Any) -> tuple[mx.array, ...]:
@@ -37,7 +37,7 @@ def kernel_or(kernel: Callable[..., Result | None], fallback: Callable[..., Resu
     op.vjp(gradients)
     try:
         return op(*_floats(args))
-    except _NotServedError:
+    except _UnsupportedError:
         return fallback(*args)
 
 
@@ -54,7 +54,7 @@ def _floats(args: Sequence[Any]) -> Iterator[mx.array]:
 
 
 def _rebuilt(args: Sequence[Any], arrays: Iterator[mx.array]) -> list[Any]:
-    """`args` with their arrays of floats exchanged for `arrays`."""
+    """`args` with their arrays of floats replaced by `arrays`."""
 
     def one(arg: Any) -> Any:
         if isinstance(arg, list):

@@ -36,7 +36,7 @@ def flash(
 
 
 def _decodes(q: mx.array, mask: AttentionMask) -> bool:
-    """The decode kernel computes this: few queries over a cache, without chunks or right padding."""
+    """True for the decode kernel's inputs: few queries over a cache, without chunks or right padding."""
     return mask.is_cached and not mask.chunk and mask.lengths is None and decode.supports(q)
 
 

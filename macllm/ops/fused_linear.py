@@ -1,7 +1,7 @@
 """Linear layers of a few rows by our Metal kernels, fused with their norm and residual.
 
-Every function returns None where no kernel serves; `linear` and `experts` then fall back to MLX's operations. None has
-a gradient: `fallback.kernel_or` lends them the fallback's.
+Every function returns None if no kernel supports its inputs; `linear` and `experts` then fall back to MLX's operations.
+The kernels have no gradients: `fallback.kernel_or` differentiates the fallback instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OPS = ("qmv", "qmv_gated", "qmv_three", "lora", "moe")
 
 
 def supports(x: mx.array) -> bool:
-    """A kernel may exist for rows like those of x (..., D)."""
+    """True if a kernel may exist for rows like those of x (..., D)."""
     rows = x.size // x.shape[-1]
     return rows <= qmv.MOST_ROWS and any(dispatch.metal_possible(op, x.dtype, rows) for op in _OPS)
 
@@ -93,7 +93,7 @@ def _run(op: str, x: mx.array, w: Matrix | None, epilogue: Epilogue) -> mx.array
 
 
 def _split(x: mx.array, norm: NormWeight) -> tuple[mx.array, Norm | None]:
-    """The input of a kernel, and the norm that the kernel itself computes."""
+    """The input of a kernel, and the norm that the kernel computes; other norms are computed here."""
     if isinstance(norm, RMSNormWeight) and norm.weight is not None:
         return x, Norm(norm.weight, norm.eps, norm.shift)
     return normalize(x, norm), None

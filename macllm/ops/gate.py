@@ -67,7 +67,7 @@ def gated(gate: mx.array, up: mx.array, activation: str) -> mx.array:
     return _fused_gate(activation)(gate, up)
 
 
-# On a GPU one kernel does the chain. On a CPU, MLX would call a C++ compiler at the first use of each.
+# Compiled for GPUs only: on a CPU, MLX would call a C++ compiler at the first use of each.
 @cache
 def _fused(activation: str) -> Callable[[mx.array], mx.array]:
     return mx.compile(ACTIVATIONS[activation], shapeless=True)

@@ -1,4 +1,4 @@
-"""Parameters of the work on heads between the projections and attention."""
+"""Parameters of QK norm, RoPE and packing, between the projections and attention."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .weights import NormWeight
 
 
 class HeadParams(NamedTuple):
-    """Norms of query and key heads of `head_dim` numbers, and their rotation.
+    """Norms of query and key heads, and their rotation (see `rope`).
 
-    Rotations: see `rope`; the rotated dims are scaled by `magnitude` first. Without wavelengths nothing rotates.
+    The rotated dims are scaled by `magnitude` first. Without wavelengths nothing rotates.
     """
 
     head_dim: int
@@ -24,7 +24,7 @@ class HeadParams(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """Bits and group of rows that `mx.quantize` packs."""
+    """Bits and group size of rows that `mx.quantize` packs."""
 
     bits: int
     group_size: int

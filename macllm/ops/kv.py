@@ -11,7 +11,7 @@ from .dispatch import native
 
 @dataclass(frozen=True)
 class Dense:
-    """Keys and values as they are: (B, K, S, Dh) twice."""
+    """Keys and values in floating point: (B, K, S, Dh) twice."""
 
     keys: mx.array
     values: mx.array
@@ -21,7 +21,7 @@ class Dense:
 class Quantized:
     """Keys and values packed by `mx.quantize`: (packed, scales, biases) each, in groups along the head.
 
-    `head_dim` is what a head had before it was padded to whole groups.
+    `head_dim` is the head's size before it was padded to whole groups.
     """
 
     keys: tuple[mx.array, ...]
@@ -31,7 +31,7 @@ class Quantized:
     head_dim: int
 
     def dense(self, dtype: mx.Dtype) -> Dense:
-        """The values that the packed ones stand for, in `dtype`."""
+        """The dequantized keys and values, in `dtype`."""
         return Dense(self._unpack(self.keys, dtype), self._unpack(self.values, dtype))
 
     def _unpack(self, packed: tuple[mx.array, ...], dtype: mx.Dtype) -> mx.array:

@@ -19,14 +19,14 @@ HALVES = (mx.bfloat16, mx.float16)
 
 
 def linear(x: mx.array, w: Weight, *, norm: NormWeight = None, residual: mx.array | None = None) -> mx.array:
-    """residual + norm(x) W^T + b: (..., D) -> (..., F). One kernel where one serves the combination."""
+    """residual + norm(x) W^T + b: (..., D) -> (..., F). Fused if a kernel supports the combination."""
     if fused_linear.supports(x):
         return kernel_or(fused_linear.linear, _linear, x, w, norm, residual)
     return _linear(x, w, norm, residual)
 
 
 def linears(x: mx.array, weights: Sequence[Weight], *, norm: NormWeight = None) -> list[mx.array]:
-    """norm(x) W^T + b for each weight: (..., D) -> (..., F) each. One kernel where one serves all."""
+    """norm(x) W^T + b for each weight: (..., D) -> (..., F) each. Fused if a kernel supports all."""
     if fused_linear.supports(x):
         return kernel_or(fused_linear.linears, _one_by_one, x, list(weights), norm)
     normed = normalize(x, norm)
@@ -34,7 +34,7 @@ def linears(x: mx.array, weights: Sequence[Weight], *, norm: NormWeight = None) 
 
 
 def gated_linear(x: mx.array, gate: Weight, up: Weight, activation: str, *, norm: NormWeight = None) -> mx.array:
-    """act(x' G^T) * x' U^T with x' = norm(x): (..., D) -> (..., F). One kernel where one serves."""
+    """act(x' G^T) * x' U^T with x' = norm(x): (..., D) -> (..., F). Fused if a kernel supports it."""
     if fused_linear.supports(x):
         return kernel_or(fused_linear.gated_linear, _gated, x, gate, up, activation, norm)
     return _gated(x, gate, up, activation, norm)

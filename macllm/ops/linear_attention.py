@@ -10,8 +10,8 @@ import mlx.core as mx
 from . import dispatch
 from .metal import linear_attention as plan
 
-_LEAST = 1e-6  # of a feature, so that keys far from all of them still count alike
-_MOST = 60.0  # of an exponent: sums of such keys stay within float32
+_SMALLEST_FEATURE = 1e-6  # so that a key far from all features still has a weight
+_LARGEST_EXPONENT = 60.0  # sums of exp(60) stay within float32
 _CHUNK = 128  # rows that attend to one another directly
 
 
@@ -23,7 +23,7 @@ class State(NamedTuple):
 
     @classmethod
     def before(cls, q: mx.array, v: mx.array) -> State:
-        """Of no keys, for features (B, H, L, M) and values (B, H, L, D)."""
+        """The state before the first key, for features (B, H, L, M) and values (B, H, L, D)."""
         batch, heads, _, features = q.shape
         return cls(mx.zeros((batch, heads, features, v.shape[3])), mx.zeros((batch, heads, features)))
 
@@ -33,9 +33,9 @@ def linear_attention(
 ) -> tuple[mx.array, State]:
     """Each query's mean of the values, weighted by products of nonnegative features; and the new state.
 
-    Features q and k (B, H, L, M), v (B, H, L, D) -> (B, H, L, D). `state` holds keys that came before: chunks one after
-    another, down to single tokens, give what the whole gives. A key whose features are 0 is not there; a query that
-    sees none gets 0.
+    Features q and k (B, H, L, M), v (B, H, L, D) -> (B, H, L, D). `state` holds the keys before these: a sequence split
+    into chunks, down to single tokens, gives the same results. A key with features 0 has no weight; a query that sees
+    no key gets 0.
     Katharopoulos et al. 2020, arXiv:2006.16236, eqs. 7 to 12 and 16 to 20.
     """
     start = state or State.before(q, v)
@@ -105,7 +105,7 @@ def random_projection(features: int, dim: int, *, seed: int) -> mx.array:
     blocks = -(-features // dim)
     directions_key, lengths_key = mx.random.split(mx.random.key(seed))
     q, r = mx.linalg.qr(mx.random.normal((blocks, dim, dim), key=directions_key), stream=mx.cpu)
-    # With r's diagonal positive, every direction is as likely.
+    # Signs of r's diagonal make every direction equally likely.
     directions = q * mx.sign(mx.diagonal(r, axis1=-2, axis2=-1))[:, None]
     lengths = mx.linalg.norm(mx.random.normal((features, dim), key=lengths_key), axis=-1, keepdims=True)
     return directions.reshape(blocks * dim, dim)[:features] * lengths
@@ -116,17 +116,18 @@ def softmax_features(
 ) -> tuple[mx.array, mx.array]:
     """Features (B, H, L, M) float32 for which linear attention estimates softmax(scale q k^T) v.
 
-    Of q and k (B, H, L, D) by a `random_projection` (M, D): exp(w x - |x|^2 / 2) / sqrt(M), and a little more, so that
-    no key is lost. `scale` is 1 / sqrt(D) unless given. Keys that are not `seen` (broadcasts to (B, 1, L, 1) bool) have
-    no features. arXiv:2009.14794, lemma 1; the least feature as in its code.
+    For q and k (B, H, L, D) and a `random_projection` (M, D): exp(w x - |x|^2 / 2) / sqrt(M), plus a small constant so
+    that no key is lost. `scale` is 1 / sqrt(D) unless given. Features are 0 for keys that are not `seen` (broadcasts to
+    (B, 1, L, 1) bool). arXiv:2009.14794, lemma 1; the constant is from its code.
     """
     size = (q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     of_q, of_k = (_exponents(x, projection, size) for x in (q, k))
-    # Divided out again. Keys get no such bound: w x - |x|^2 / 2 is at most |w|^2 / 2, and a bound by the largest key
-    # of a sequence would let later keys decide which earlier ones count.
+    # For q it cancels. Not for k: subtracting the largest key's exponent would let later keys change the weights of
+    # earlier ones, and w x - |x|^2 / 2 is at most |w|^2 / 2 anyway.
     largest = mx.stop_gradient(of_q.max(-1, keepdims=True))
     part = 1 / math.sqrt(projection.shape[0])
-    of_q, of_k = (part * (mx.exp(x) + _LEAST) for x in (of_q - largest, mx.minimum(of_k, _MOST)))
+    bounded = of_q - largest, mx.minimum(of_k, _LARGEST_EXPONENT)
+    of_q, of_k = (part * (mx.exp(x) + _SMALLEST_FEATURE) for x in bounded)
     return of_q, of_k if seen is None else mx.where(seen, of_k, 0)
 
 

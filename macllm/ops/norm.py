@@ -20,7 +20,7 @@ def normalize(x: mx.array, w: NormWeight) -> mx.array:
         case RMSNormWeight(weight, eps, shift):
             if weight is None or not shift:
                 return rms_norm(x, weight, eps)
-            # In float32: a bfloat16 weight near zero would vanish beside the 1.
+            # In float32: in bfloat16, 1 + weight would round a weight near zero away.
             return rms_norm(x.astype(mx.float32), shift + weight.astype(mx.float32), eps).astype(x.dtype)
 
 

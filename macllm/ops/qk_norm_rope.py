@@ -23,8 +23,8 @@ def qk_norm_rope(
 ) -> tuple[mx.array, Rows]:
     """(B, L, H * Dh), 2x (B, L, K * Dh) -> queries (B, H, L, Dh), and keys then values (B, K, L, Dh).
 
-    `offset` is the position of the first token, one for all rows or (B,). With `packing` keys and values come as
-    `mx.quantize` packs them: words, scales and biases of each.
+    `offset` is the position of the first token, one for all rows or (B,). With `packing`, keys and values are
+    quantized: words, scales and biases of each, as `mx.quantize` returns them.
     """
     if packing is not None and _supports("qkv_post_packed", q, k, heads):
         call = plan.packed(q, k, v, heads, mx.array(offset).reshape(-1), packing)

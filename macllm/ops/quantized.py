@@ -30,7 +30,7 @@ def using_activations(form: Activations) -> Iterator[None]:
 
 
 def quantized_matmul(x: mx.array, w: PackedWeight) -> mx.array:
-    """x W^T: (..., D) -> (..., F). A bias is left out."""
+    """x W^T: (..., D) -> (..., F). Ignores the bias."""
     if choice() == "reference":
         return x @ w.dequantized().T
     kernels = _kernels(w) if _is_real(x) else None
@@ -85,7 +85,7 @@ def _is_real(x: mx.array) -> bool:
 
 
 def _kernels(w: PackedWeight) -> ModuleType | None:
-    """The native kernels, unless the matrix is packed in a way that they do not know."""
+    """The native kernels, or None if they do not support the matrix's packing."""
     if w.mode != "affine" or w.group_size is None or w.bits is None:
         return None
     return None if w.biases is None or w.scales.dtype != w.biases.dtype else native()

@@ -1,4 +1,4 @@
-"""Typed weights that modules hand to ops: of linear layers, of stacks of experts, and of norms."""
+"""Typed weights that modules pass to ops: of linear layers, of stacked experts, and of norms."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def close(got: np.ndarray, want: np.ndarray, bound: float = 2e-5) -> None:
 
 
 def rounded(rows: mx.array, bits: int) -> mx.array:
-    """Rows as a cache of `bits` remembers them."""
+    """Rows after quantization to `bits` and back."""
     width = -(-rows.shape[-1] // 32) * 32
     padded = np.zeros((*rows.shape[:-1], width), np.float32)
     padded[..., : rows.shape[-1]] = np.array(rows)
@@ -59,7 +59,7 @@ def rounded(rows: mx.array, bits: int) -> mx.array:
 
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buffers that move often, so that short sequences see every way they move."""
+    """Small buffers, so that short sequences make them move in every way."""
     monkeypatch.setattr(buffer, "GROW", 4)
     monkeypatch.setattr(key_values, "SLACK", 3)
 
@@ -90,14 +90,14 @@ def test_quantized_cache_equals_the_full_pass_over_quantized_keys(
     got = in_chunks(model, tokens, cache, chunks(LENGTH, bits))
 
     monkeypatch.setattr(attention_module, "Dense", lambda k, v: Dense(rounded(k, bits), rounded(v, bits)))
-    # A value on the edge between two codes may fall either way in another order of sums.
+    # A value between two codes may round to either in another order of sums.
     close(got, np.array(model(tokens)), 0.02 if bits == 8 else 0.2)
     exact = np.abs(got - np.array(model(tokens))).mean()
     assert exact <= 2e-3 * np.abs(got).max()
 
 
 @decoder
-def test_left_padded_rows_equal_themselves_alone(case: Case, small_buffers: None) -> None:
+def test_a_left_padded_row_gives_the_logits_of_the_row_alone(case: Case, small_buffers: None) -> None:
     model, padding = golden(case.name).model(), [0, 7, 3]
     tokens = tokens_for(case, rows=3)
     cache = model.make_cache(max_context=LENGTH, left_padding=padding)
@@ -109,7 +109,7 @@ def test_left_padded_rows_equal_themselves_alone(case: Case, small_buffers: None
 
 
 @decoder
-def test_taking_tokens_back_leaves_no_trace(case: Case, small_buffers: None) -> None:
+def test_cutting_a_cache_leaves_no_trace_of_the_tokens(case: Case, small_buffers: None) -> None:
     model, tokens, other = golden(case.name).model(), tokens_for(case), tokens_for(case, length=5, seed=9)
     cache = model.make_cache(max_context=LENGTH + 5)
     model(tokens[:, :21], cache=cache)
@@ -124,7 +124,7 @@ def test_taking_tokens_back_leaves_no_trace(case: Case, small_buffers: None) -> 
 
 @decoder
 @pytest.mark.parametrize("bits", [None, 8])
-def test_a_saved_cache_goes_on_where_it_stopped(case: Case, bits: int | None, tmp_path: Path) -> None:
+def test_a_saved_cache_continues_after_loading(case: Case, bits: int | None, tmp_path: Path) -> None:
     model, tokens = golden(case.name).model(), tokens_for(case)
     cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
     model(tokens[:, :19], cache=cache)
@@ -144,14 +144,14 @@ def test_cross_attention_is_computed_once_and_equals_the_full_pass(
     source, lengths = tokens_for(case, rows=3, length=17, seed=2) % 80, mx.array([17, 1, 9])
     cache = model.start(source, lengths, kv_bits=bits)
     encoder = model.encoder
-    model.encoder = None  # whoever calls it again fails
+    model.encoder = None  # a second call fails
     got = in_chunks(model, targets, cache, [1, 2, 7])
     model.encoder = encoder
     cache.cut(9)
     again = np.array(model(targets[:, 9:], cache=cache))
 
     def remembered(k: mx.array, v: mx.array) -> Dense:
-        # The decoder's own rows are quantized, those of the source are not.
+        # The decoder's rows are quantized, those of the source are not.
         own = bits is not None and k.shape[2] == targets.shape[1]
         return Dense(rounded(k, bits), rounded(v, bits)) if own else Dense(k, v)
 
@@ -162,7 +162,7 @@ def test_cross_attention_is_computed_once_and_equals_the_full_pass(
 
 
 @pair
-def test_a_saved_cache_of_an_encoder_decoder_goes_on(case: Case, tmp_path: Path) -> None:
+def test_a_saved_cache_of_an_encoder_decoder_continues_after_loading(case: Case, tmp_path: Path) -> None:
     model, targets = golden(case.name).model(), tokens_for(case, rows=2, length=9)
     source, lengths = tokens_for(case, rows=2, length=7, seed=2) % 80, mx.array([7, 4])
     cache = model.start(source, lengths)
@@ -172,7 +172,7 @@ def test_a_saved_cache_of_an_encoder_decoder_goes_on(case: Case, tmp_path: Path)
     close(np.array(model(targets[:, 5:], cache=again)), np.array(model(targets[:, 5:], cache=cache)))
 
 
-def test_a_window_forgets_and_a_long_prompt_leaves_no_large_buffer() -> None:
+def test_a_window_drops_old_keys_and_shrinks_the_buffer_of_a_long_prompt() -> None:
     layer = KeyValues(Sliding(8), DenseCodec())
     rows = mx.zeros((1, 2, 3000, 4))
     layer.append(rows, rows)
@@ -181,7 +181,7 @@ def test_a_window_forgets_and_a_long_prompt_leaves_no_large_buffer() -> None:
 
 
 @pytest.mark.parametrize("mask", [Causal(), Sliding(5), Chunked(6)])
-def test_the_view_of_a_cache_holds_the_rows_that_were_put_in(mask, small_buffers: None) -> None:
+def test_the_view_of_a_cache_holds_the_rows_that_were_appended(mask, small_buffers: None) -> None:
     layer, random = KeyValues(mask, DenseCodec()), np.random.default_rng(0)
     rows = random.standard_normal((2, 3, 60, 4)).astype(np.float32)
     at = 0
@@ -193,7 +193,7 @@ def test_the_view_of_a_cache_holds_the_rows_that_were_put_in(mask, small_buffers
         np.testing.assert_array_equal(np.array(kv.values), -rows[:, :, start:at])
 
 
-def test_quantized_rows_are_what_numpy_makes_of_them() -> None:
+def test_quantized_rows_equal_numpys() -> None:
     rows = np.random.default_rng(0).standard_normal((1, 2, 3, 64)).astype(np.float32)
     codec = QuantizedCodec(8)
     view = codec.view(codec.encode(mx.array(rows)), codec.encode(mx.array(rows)), 64).dense(mx.float32)
@@ -201,7 +201,7 @@ def test_quantized_rows_are_what_numpy_makes_of_them() -> None:
     assert np.abs(np.array(view.keys) - rows).max() <= 0.51 * step.max()
 
 
-def test_a_window_cannot_give_back_what_it_forgot() -> None:
+def test_a_window_cannot_go_back_to_dropped_keys() -> None:
     model, tokens = golden("mistral").model(), tokens_for(CASES[0], length=1000) % 90
     cache = model.make_cache()
     model(tokens, cache=cache)
@@ -212,7 +212,7 @@ def test_a_window_cannot_give_back_what_it_forgot() -> None:
 
 
 @decoder
-def test_a_cache_that_goes_back_to_nothing_is_as_new(case: Case, small_buffers: None) -> None:
+def test_a_cache_cut_to_length_0_equals_a_new_one(case: Case, small_buffers: None) -> None:
     model, tokens = golden(case.name).model(), tokens_for(case)
     cache = model.make_cache(max_context=LENGTH)
     model(tokens_for(case, seed=3), cache=cache)
@@ -224,13 +224,13 @@ def test_a_cache_that_goes_back_to_nothing_is_as_new(case: Case, small_buffers: 
 
 @decoder
 @pytest.mark.parametrize("bits", [None, 8])
-def test_a_fork_and_its_origin_go_on_each_by_itself(case: Case, bits: int | None, small_buffers: None) -> None:
+def test_a_fork_and_its_origin_are_independent(case: Case, bits: int | None, small_buffers: None) -> None:
     model, tokens, other = golden(case.name).model(), tokens_for(case), tokens_for(case, seed=5)
     cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
     in_chunks(model, tokens[:, :14], cache, [10, 13])
     fork = cache.fork()
     got = {"origin": [], "fork": []}
-    for t in range(14, LENGTH):  # by turns, token by token: into arrays that both began with
+    for t in range(14, LENGTH):  # by turns, token by token, into the shared arrays
         got["origin"].append(np.array(model(tokens[:, t : t + 1], cache=cache)))
         got["fork"].append(np.array(model(other[:, t : t + 1], cache=fork)))
     for name, rest in (("origin", tokens), ("fork", other)):
@@ -240,23 +240,23 @@ def test_a_fork_and_its_origin_go_on_each_by_itself(case: Case, bits: int | None
         close(np.concatenate(got[name], axis=1), want)
 
 
-def test_more_tokens_than_max_context_are_an_error_that_says_both_numbers() -> None:
+def test_more_tokens_than_max_context_raise_an_error_with_both_numbers() -> None:
     model = golden("llama").model()
     with pytest.raises(DoesNotFitError, match="9 tokens do not fit into the 8"):
         model(mx.zeros((1, 9), mx.int32), cache=model.make_cache(max_context=8))
 
 
-def test_bits_that_no_cache_has_are_refused() -> None:
+def test_unsupported_cache_bits_are_refused() -> None:
     with pytest.raises(UsageError, match="kv_bits is 3"):
         golden("llama").model().make_cache(kv_bits=3)
 
 
-def test_a_model_that_sees_both_ways_has_no_cache() -> None:
-    with pytest.raises(UsageError, match="sees both ways"):
+def test_a_bidirectional_model_refuses_a_cache() -> None:
+    with pytest.raises(UsageError, match="bidirectional model cannot use a cache"):
         golden("gemma3_text-both-ways").model().make_cache()
 
 
-def test_files_that_are_no_cache_of_this_model_are_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_cache_of_this_model_is_refused(tmp_path: Path) -> None:
     model = golden("llama").model()
     cache = model.make_cache()
     model(mx.array([[4, 5, 6]]), cache=cache)

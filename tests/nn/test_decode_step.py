@@ -36,7 +36,7 @@ def drawn(case: Case) -> mx.array:
     return mx.array(np.random.default_rng(3).integers(3, 90, (2, LENGTH)))
 
 
-class Served:
+class FusedCounts:
     """Counts of fused branches by kind, and of native ops."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,51 +53,53 @@ class Served:
 
 
 @decoder
-def test_every_decoder_decodes_in_steps_that_equal_the_fine_ops(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_decoders_fused_steps_equal_the_composed_ops(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer, "GROW", 4)
     monkeypatch.setattr(key_values, "SLACK", 3)
     model, tokens, results = golden(case.name).model(), drawn(case), []
-    served = Served(monkeypatch)
+    fused = FusedCounts(monkeypatch)
     for choice in ("stock", "native"):
         cache = model.make_cache(max_context=LENGTH, left_padding=PADDING)
         with using(choice):  # type: ignore[arg-type]
             results.append(decoded(model, tokens, cache))
     np.testing.assert_allclose(results[1], results[0], atol=2e-5 * np.abs(results[0]).max())
     layers = model.spec.decoder.layers
-    assert served.attention == (LENGTH - 1) * len(layers)  # nothing is stored before the first
+    assert fused.attention == (LENGTH - 1) * len(layers)  # the first token fills an empty cache, unfused
     dense = [layer for layer in layers if getattr(layer.feed_forward, "activation", None) in decode_step.ACTIVATIONS]
-    assert served.mlp == (LENGTH - 1) * len(dense)
+    assert fused.mlp == (LENGTH - 1) * len(dense)
     if len(dense) == len(layers):
-        assert served.ops == LENGTH - 1
+        assert fused.ops == LENGTH - 1
 
 
-def test_adapted_layers_take_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    served, model = Served(monkeypatch), golden("llama").model()
+def test_adapted_layers_fall_back_to_the_composed_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, model = FusedCounts(monkeypatch), golden("llama").model()
     lora.apply(model, rank=2, alpha=4, keys=["up_proj", "k_proj"])
     decoded(model, drawn(CASES[0])[:, :3], model.make_cache())
-    assert served.ops == 0
+    assert fused.ops == 0
     lora.remove(model)
     decoded(model, drawn(CASES[0])[:, :3], model.make_cache())
-    assert served.attention > 0
+    assert fused.attention > 0
 
 
 @decoder
 @pytest.mark.parametrize("bits", [4, 8])
-def test_steps_fill_quantized_caches_as_the_fine_ops_do(case: Case, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_steps_fill_quantized_caches_as_the_composed_ops_do(
+    case: Case, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(buffer, "GROW", 4)
     monkeypatch.setattr(key_values, "SLACK", 3)
     model, tokens, results = golden(case.name).model(), drawn(case), []
-    served = Served(monkeypatch)
-    for fine in (True, False):
+    fused = FusedCounts(monkeypatch)
+    for composed in (True, False):
         with monkeypatch.context() as patch:
-            if fine:
+            if composed:
                 patch.setattr(decode_step, "supports", lambda *_: False)
             cache = model.make_cache(max_context=LENGTH, left_padding=PADDING, kv_bits=bits)
             results.append(decoded(model, tokens, cache))
-    assert served.attention == (LENGTH - 1) * len(model.spec.decoder.layers)
+    assert fused.attention == (LENGTH - 1) * len(model.spec.decoder.layers)
     apart, largest = np.abs(results[1] - results[0]), np.abs(results[0]).max()
     assert np.median(apart) < 2e-5 * largest
-    assert apart.max() < {4: 0.1, 8: 0.01}[bits] * largest  # a value between two codes may fall either way
+    assert apart.max() < {4: 0.1, 8: 0.01}[bits] * largest  # a value between two codes may round to either
 
 
 def divisible(family: str):
@@ -116,37 +118,35 @@ def divisible(family: str):
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("bits", [4, 8, 6])
 @pytest.mark.parametrize("form", ["int8", "float"])
-def test_quantized_layers_decode_in_steps_that_equal_the_fine_ops(
+def test_fused_steps_of_quantized_layers_equal_the_composed_ops(
     family: str, bits: int, form: Activations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokens, results = divisible(family), drawn(CASES[0]), []
-    dense = decoded(model, tokens, model.make_cache(left_padding=PADDING))  # plans are made, and have to be made anew
+    dense = decoded(model, tokens, model.make_cache(left_padding=PADDING))  # plans are made, and must be rebuilt
     quantize.apply(model, bits=bits, group_size=32)
-    served = Served(monkeypatch)
+    fused = FusedCounts(monkeypatch)
     with using_activations(form):
-        for fine in (True, False):
+        for composed in (True, False):
             with monkeypatch.context() as patch:
-                if fine:
+                if composed:
                     patch.setattr(decode_step, "supports", lambda *_: False)
                 results.append(decoded(model, tokens, model.make_cache(left_padding=PADDING)))
     apart, largest = np.abs(results[1] - results[0]), np.abs(results[0]).max()
     assert np.quantile(apart, 0.9) < 2e-5 * largest
-    assert (
-        apart.max() < (2e-5 if form == "float" else 1e-2) * largest
-    )  # a value between two of 8 bits may fall either way
-    assert served.attention == served.mlp == (LENGTH - 1) * 3
+    assert apart.max() < (2e-5 if form == "float" else 1e-2) * largest  # a value between two codes may round to either
+    assert fused.attention == fused.mlp == (LENGTH - 1) * 3
     error = np.abs(results[1] - dense).max() / np.abs(dense).max()
     assert 1e-3 < error < {4: 0.5, 6: 0.1, 8: 0.03}[bits]
 
 
-def test_a_mode_that_the_op_does_not_know_takes_the_fine_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    served, model = Served(monkeypatch), divisible("llama")
+def test_an_unsupported_mode_falls_back_to_the_composed_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, model = FusedCounts(monkeypatch), divisible("llama")
     quantize.apply(model, mode="mxfp4")
     decoded(model, drawn(CASES[0])[:, :2], model.make_cache())
-    assert served.ops == 0
+    assert fused.ops == 0
 
 
-def test_weights_may_be_exchanged_between_steps() -> None:
+def test_replaced_weights_take_effect_in_the_next_step() -> None:
     model, tokens = golden("llama").model(), drawn(CASES[0])
     decoded(model, tokens, model.make_cache())
     for layer in model.decoder.layers:
@@ -156,7 +156,7 @@ def test_weights_may_be_exchanged_between_steps() -> None:
     np.testing.assert_allclose(got, np.array(model(tokens)), atol=2e-5 * np.abs(got).max())
 
 
-def test_what_others_were_given_of_a_cache_stays_as_it_was() -> None:
+def test_a_step_changes_no_array_that_was_read_from_the_cache_before() -> None:
     model, tokens = golden("llama").model(), drawn(CASES[0])
     cache = model.make_cache()
     decoded(model, tokens[:, :6], cache)
@@ -176,7 +176,7 @@ def test_what_others_were_given_of_a_cache_stays_as_it_was() -> None:
     np.testing.assert_allclose(other, again[:, 3:], atol=2e-5 * np.abs(again).max())
 
 
-def test_steps_that_are_queued_and_not_read_are_all_done_in_order() -> None:
+def test_queued_steps_run_in_order_without_being_read() -> None:
     model, tokens = golden("llama").model(), drawn(CASES[0])
     cache = model.make_cache()
     queued = [model(tokens[:, t : t + 1], cache=cache) for t in range(LENGTH)]
@@ -187,7 +187,7 @@ def test_steps_that_are_queued_and_not_read_are_all_done_in_order() -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 8])
-def test_a_cache_that_is_read_before_its_step_is_computed_has_the_new_row(bits: int | None) -> None:
+def test_a_cache_read_before_its_step_is_evaluated_has_the_new_row(bits: int | None) -> None:
     model, tokens, held = golden("llama").model(), drawn(CASES[0]), []
     for waits in (True, False):
         cache = model.make_cache(kv_bits=bits)
@@ -195,14 +195,14 @@ def test_a_cache_that_is_read_before_its_step_is_computed_has_the_new_row(bits: 
         logits = model(tokens[:, 4:5], cache=cache)
         if waits:
             mx.eval(logits)
-        del logits  # nobody else asks for it
+        del logits  # the last reference
         held.append([np.array(part) for layer in cache.layers for part in layer.filled()])
     for late, early in zip(*held, strict=True):
         assert late.shape[2] == 5
         np.testing.assert_array_equal(early, late)
 
 
-def test_a_step_has_the_gradient_of_the_fine_ops() -> None:
+def test_a_step_has_the_gradient_of_the_composed_ops() -> None:
     model, tokens = golden("llama").model(), drawn(CASES[0])
 
     def loss(weight: mx.array) -> mx.array:
@@ -222,7 +222,7 @@ def test_a_step_has_the_gradient_of_the_fine_ops() -> None:
 
 @pytest.mark.parametrize("spec", [Causal(), Sliding(1), Sliding(5), Chunked(1), Chunked(6)])
 @pytest.mark.parametrize("padding", [0, 1, 7])
-def test_the_oldest_slot_seen_is_the_first_of_the_mask(spec: MaskSpec, padding: int) -> None:
+def test_first_visible_slot_equals_the_dense_masks_first(spec: MaskSpec, padding: int) -> None:
     for slot in range(20):
         mask = dense_mask(spec, Span(slot, 1, (padding,)), 0)
         assert isinstance(mask, mx.array)

@@ -24,7 +24,7 @@ from tests.families.oracles import CASES, Case, batch
 from tests.simulator.intercept import Log, simulated
 from tests.simulator.run import RunOptions
 
-ONCE = RunOptions()  # in one order: every order is tried where kernels are tested alone
+ONCE = RunOptions()  # one schedule: the kernels' own tests run every schedule
 WIDE = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 5}
 WIDE |= {"intermediate_size": 96, "moe_intermediate_size": 32, "intermediate_size_mlp": 64}
 
@@ -33,7 +33,7 @@ FIRST = {"qwen3_moe", "bert", "bart"}
 
 
 def by_kind(cases: list[Case], first: set[str]) -> list[Any]:
-    """The cases, all but the first ones slow."""
+    """The cases; all but those named in `first` are marked slow."""
     slow = pytest.mark.slow
     return [pytest.param(case, id=case.name, marks=() if case.name in first else slow) for case in cases]
 
@@ -44,7 +44,7 @@ def counted(log: Log) -> Counter[str]:
 
 
 @pytest.mark.parametrize("case", by_kind(CASES, FIRST))
-def test_logits_equal_what_transformers_computed(case: Case) -> None:
+def test_logits_equal_transformers(case: Case) -> None:
     stored, b = golden(case.name), batch(case)
     model, tokens, lengths = stored.model(), mx.array(b.tokens), mx.array(b.lengths)
     real = np.ones(b.targets.shape, bool) if case.kind == "text-to-text" else b.real
@@ -66,14 +66,14 @@ def wide(case: Case) -> Model:
     """A model of a family, wide enough for packed products, with weights from a seed."""
     mx.random.seed(5)
     model = build(families.spec(Config({**golden(case.name).config, **WIDE})))
-    # Norms that are all ones would hide a norm that is left out.
+    # With norm weights of 1, a missing norm would not show.
     vectors = [(name, x) for name, x in tree_flatten(model.parameters()) if x.ndim == 1]
     model.load_weights([(name, x + 0.3 * mx.random.normal(x.shape)) for name, x in vectors], strict=False)
     return model
 
 
 def in_steps(model: Model, kv_bits: int | None) -> np.ndarray:
-    """Logits of a prompt of rows that begin at different times, of single tokens, and of a few at once."""
+    """Logits of a left-padded prompt, of single tokens, and of a few tokens at once."""
     tokens = mx.array(np.random.default_rng(1).integers(3, 90, (2, 17)))
     cache = model.make_cache(kv_bits=kv_bits, left_padding=[0, 3])
     made, at = [], 0
@@ -87,7 +87,7 @@ def in_steps(model: Model, kv_bits: int | None) -> np.ndarray:
 
 @pytest.mark.parametrize("kv_bits", [None, 4, 8])
 @pytest.mark.parametrize("case", by_kind(DECODERS, {"qwen3_moe"}))
-def test_decoding_with_packed_weights(case: Case, kv_bits: int | None) -> None:
+def test_decoding_with_packed_weights_equals_the_reference(case: Case, kv_bits: int | None) -> None:
     model = wide(case)
     quantize.apply(model, bits=4, group_size=32)
     with using("reference"):
@@ -97,10 +97,10 @@ def test_decoding_with_packed_weights(case: Case, kv_bits: int | None) -> None:
     kinds = counted(log)
     packed = "_packed" if kv_bits else ""
     assert {f"kv_decode{packed}", "qmv"} <= kinds.keys()
-    assert f"qkv_post{packed}" in kinds or case.name == "llama4_text"  # whose norms have no weights
+    assert f"qkv_post{packed}" in kinds or case.name == "llama4_text"  # its norms have no weights
     if case.name in ("qwen3_moe", "mixtral"):
         assert kinds["moe_gate_up"] == kinds["moe_down_combine"] > 0
-    # A number on the edge of two codes may fall to either side.
+    # A number between two codes may round to either.
     apart = np.abs(got - want)
     assert apart.max() <= (3e-2 if kv_bits else 2e-5) * np.abs(want).max()
     assert np.median(apart) <= 1e-5 * np.abs(want).max()
@@ -118,13 +118,13 @@ def layers_in_steps(model: Model, dtype: mx.Dtype) -> mx.array:
     return mx.concatenate(made, axis=1)
 
 
-# Neither experts nor packed caches: a rounding that makes another choice is no error, and as large as one.
+# Neither experts nor packed caches: there rounding may change a choice, which is no error but as large as one.
 DENSE = [case for case in DECODERS if case.name in ("gemma2", "qwen2", "qwen3")]
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
 @pytest.mark.parametrize("case", by_kind(DENSE, {"qwen3"}))
-def test_layers_of_16_bits_round_no_more_than_those_of_mlx(case: Case, dtype: mx.Dtype) -> None:
+def test_layers_in_16_bits_are_as_exact_as_mlxs(case: Case, dtype: mx.Dtype) -> None:
     model = wide(case)
     quantize.apply(model, bits=4, group_size=32)
     model.set_dtype(dtype)
@@ -142,7 +142,7 @@ def test_layers_of_16_bits_round_no_more_than_those_of_mlx(case: Case, dtype: mx
     assert ours.max() <= 1.5 * theirs.max()
 
 
-def test_decoding_with_adapters() -> None:
+def test_decoding_with_adapters_equals_the_reference() -> None:
     model = wide(CASES[[case.name for case in CASES].index("llama")])
     quantize.apply(model, bits=4, group_size=32)
     lora.apply(model, rank=3, alpha=6.0)
@@ -159,7 +159,7 @@ def test_decoding_with_adapters() -> None:
 
 
 def gradients(model: Model, case: Case) -> dict[str, mx.array]:
-    """Of a loss over logits or hidden states, for every parameter."""
+    """Gradients of a loss over logits or hidden states, for every parameter."""
     b = batch(case)
     tokens, lengths, real = mx.array(b.tokens), mx.array(b.lengths), mx.array(b.real)[..., None]
 
@@ -173,7 +173,7 @@ TRAINED = [case for case in CASES if case.main and case.kind in ("decoder", "enc
 
 
 @pytest.mark.parametrize("case", by_kind(TRAINED, {"qwen3", "bert"}))
-def test_gradients_of_every_parameter(case: Case) -> None:
+def test_gradients_of_every_parameter_equal_the_references(case: Case) -> None:
     model = golden(case.name).model()
     with using("reference"):
         want = gradients(model, case)

@@ -36,7 +36,7 @@ CONFIG = {
 
 
 def decoder(std: float = 0.2, **options: Any) -> Any:
-    """A model whose keys are large enough to be told apart."""
+    """A model with keys large enough to differ in weight."""
     model = build(families.spec(Config({**CONFIG, **options})))
     initialize(model, std, seed=5)
     model.eval()
@@ -55,7 +55,7 @@ def near(got: Any, want: Any, error: float = 1e-5) -> None:
 @pytest.mark.parametrize("chunks", [[1] * 30, [29, 1], [7, 1, 1, 20, 1], [150], [130, 1, 19]], ids=str)
 @pytest.mark.parametrize("std", [0.2, 0.8], ids=["small keys", "large keys"])
 @pytest.mark.parametrize("kind", ["performer", ["softmax", "performer"], ["performer", "softmax"]], ids=str)
-def test_chunks_through_a_cache_are_the_whole(chunks: list[int], std: float, kind: Any) -> None:
+def test_chunks_through_a_cache_equal_the_full_pass(chunks: list[int], std: float, kind: Any) -> None:
     model, row = decoder(std, attention_kind=kind), tokens(sum(chunks))
     cache, parts = model.make_cache(), []
     for part in mx.split(row, np.cumsum(chunks)[:-1].tolist(), axis=1):
@@ -64,7 +64,7 @@ def test_chunks_through_a_cache_are_the_whole(chunks: list[int], std: float, kin
     near(mx.concatenate(parts, axis=1), model(row), 1e-4)
 
 
-def test_a_layer_computes_what_the_paper_says() -> None:
+def test_a_layer_computes_the_papers_formula() -> None:
     model = decoder(num_hidden_layers=1)
     layer, x = model.decoder.layers[0].mixer, mx.random.normal((1, 21, 48), key=mx.random.key(1))
 
@@ -94,7 +94,7 @@ def test_a_layer_computes_what_the_paper_says() -> None:
     near(layer(x, Masks(Span(0, 21)))[0], want, 1e-4)
 
 
-def test_many_features_come_near_softmax() -> None:
+def test_many_features_approximate_softmax_attention() -> None:
     exact = decoder(0.1, attention_kind="softmax")
     weights = dict(tree_flatten(exact.parameters()))
 
@@ -109,7 +109,7 @@ def test_many_features_come_near_softmax() -> None:
     assert many < few / 4
 
 
-def test_padded_rows_are_what_they_are_alone() -> None:
+def test_a_padded_row_gives_the_logits_of_the_row_alone() -> None:
     model, padding = decoder(), [0, 5]
     row = tokens(30)
     cache = model.make_cache(left_padding=padding)
@@ -118,12 +118,12 @@ def test_padded_rows_are_what_they_are_alone() -> None:
         near(got[number, n:], model(row[number : number + 1, n:])[0], 1e-4)
 
 
-def test_later_tokens_change_nothing_before_them() -> None:
+def test_later_tokens_do_not_change_earlier_logits() -> None:
     model, row = decoder(0.8), tokens(40)
     near(model(row[:, :25]), model(row)[:, :25])
 
 
-def test_features_are_no_parameters_to_train() -> None:
+def test_features_are_saved_but_not_trained() -> None:
     model = decoder()
     trained = dict(tree_flatten(model.trainable_parameters()))
     assert not any("features" in name for name in trained)
@@ -132,7 +132,7 @@ def test_features_are_no_parameters_to_train() -> None:
     assert not mx.array_equal(*held)
 
 
-def test_a_cache_is_as_large_after_many_tokens_as_after_one() -> None:
+def test_the_cache_has_constant_size() -> None:
     model, cache, sizes = decoder(), None, []
     cache = model.make_cache()
     for part in mx.split(tokens(300), [1], axis=1):
@@ -141,7 +141,7 @@ def test_a_cache_is_as_large_after_many_tokens_as_after_one() -> None:
     assert sizes[0] == sizes[1] > 0
 
 
-def test_a_cache_of_sums_goes_back_to_nothing_but_its_beginning() -> None:
+def test_a_cache_of_sums_can_only_go_back_to_length_0() -> None:
     model = decoder(attention_kind=["softmax", "performer"])
     cache = model.make_cache()
     model(tokens(9), cache=cache)
@@ -149,7 +149,7 @@ def test_a_cache_of_sums_goes_back_to_nothing_but_its_beginning() -> None:
         cache.cut(8)
 
 
-def test_a_cache_goes_to_a_file_and_back(tmp_path: Path) -> None:
+def test_a_saved_cache_continues_after_loading(tmp_path: Path) -> None:
     model, row = decoder(attention_kind=["softmax", "performer"]), tokens(20, 1)
     cache = model.make_cache()
     model(row[:, :12], cache=cache)
@@ -158,7 +158,7 @@ def test_a_cache_goes_to_a_file_and_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(model(row[:, 12:], cache=again)), np.array(model(row[:, 12:], cache=cache)))
 
 
-def test_kernels_give_what_plain_operations_give() -> None:
+def test_kernels_equal_the_reference() -> None:
     model, row = decoder(), tokens(21, 1)
 
     def run() -> mx.array:
@@ -176,7 +176,7 @@ def test_kernels_give_what_plain_operations_give() -> None:
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["inference", "training"])
-def test_memory_grows_with_the_length_not_with_its_square(backwards: bool) -> None:
+def test_memory_is_linear_in_the_length(backwards: bool) -> None:
     model = decoder(num_hidden_layers=1)
 
     def run(model: nn.Module, row: mx.array) -> mx.array:
@@ -201,12 +201,12 @@ def test_memory_grows_with_the_length_not_with_its_square(backwards: bool) -> No
         ({"num_random_features": "many"}, "num_random_features of config.json is 'many'"),
     ],
 )
-def test_a_config_that_cannot_be_run_says_which_value(change: dict, message: str) -> None:
+def test_an_invalid_config_raises_an_error_with_the_value(change: dict, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         families.spec(Config({**CONFIG, **change}))
 
 
-def test_a_config_that_names_no_attention_is_a_llama() -> None:
+def test_a_config_without_an_attention_kind_is_a_llama() -> None:
     spec = families.spec(Config({**CONFIG, "attention_kind": None}))
     llama = families.spec(Config({**CONFIG, "model_type": "llama"}))
     assert spec == llama

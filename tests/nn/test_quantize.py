@@ -1,4 +1,4 @@
-"""Models in few bits: the layers are MLX's by type and by what they hold, and our products serve them."""
+"""Quantized models: layers that are MLX's by type and parameters, and that our kernels compute."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_layers_are_mlx_layers_with_the_same_parameters(config: dict[str, Any]) 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("config", [DENSE, BIASED, EXPERTS], ids=lambda c: c["model_type"])
-def test_every_road_gives_the_same_logits(config: dict[str, Any], bits: int) -> None:
+def test_native_stock_and_reference_give_the_same_logits(config: dict[str, Any], bits: int) -> None:
     model = make(config, bits)
     for few in (TOKENS, TOKENS[:1, :1]):
         with using("reference"):
@@ -76,7 +76,7 @@ def test_every_road_gives_the_same_logits(config: dict[str, Any], bits: int) -> 
         assert relative(model(few), want) < 0.03
 
 
-def test_native_kernels_serve_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_kernels_compute_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     if not cpu.available():
         pytest.skip("the native kernels are for MLX's CPU backend on Linux")
     kernels, called = cpu.kernels(), []
@@ -98,8 +98,8 @@ def test_native_kernels_serve_all_layers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("config", [DENSE, EXPERTS], ids=lambda c: c["model_type"])
-def test_an_adapter_on_few_bits_has_the_gradients_of_the_reference(config: dict[str, Any]) -> None:
-    """Nothing is rounded where a gradient is taken, however few the tokens."""
+def test_an_adapter_on_quantized_layers_has_the_reference_gradients(config: dict[str, Any]) -> None:
+    """Activations are not rounded where a gradient is taken, however few the tokens."""
     model = make(config)
     lora.apply(model, rank=2, alpha=4.0)
     for wrap in lora.adapters(model).values():
@@ -113,7 +113,7 @@ def test_an_adapter_on_few_bits_has_the_gradients_of_the_reference(config: dict[
             assert relative(a, b) < 1e-3, name
 
 
-def test_a_fused_adapter_is_in_few_bits_again() -> None:
+def test_a_fused_adapter_is_quantized_again() -> None:
     model = make(DENSE)
     lora.apply(model, rank=2, alpha=4.0)
     lora.fuse(model)

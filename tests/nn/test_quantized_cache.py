@@ -1,8 +1,8 @@
 """Decoding with a quantized cache against a float64 numpy decoder of the same packed rows.
 
-What a code is decides rounding, and rounding decides codes: two computations that differ in the last bit may quantize
-a row differently, and their logits then differ by a step of a scale. Read from the cache itself, codes are no question,
-and all that is left is the rounding of float32. That the codes are those of the rows is checked by themselves.
+Two computations that differ in the last bit may round a number to different codes, and their logits then differ by a
+step of a scale. The numpy decoder therefore reads the codes from the cache, so that only float32's rounding is left.
+Other tests check that the codes are those of the rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LENGTH = 40
 
 
 def unpacked(parts: tuple[mx.array, ...], bits: int, group: int, head_dim: int) -> tuple[Array, Array]:
-    """Rows (B, K, S, Dh) of words, scales and biases, and the step between two codes at each place."""
+    """Rows (B, K, S, Dh) of words, scales and biases, and the distance between two codes of each element."""
     words, scales, biases = (np.array(part) for part in parts)
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     codes = (words[..., None] >> shifts) & np.uint32(2**bits - 1)
@@ -44,7 +44,7 @@ class Decoder:
         self.head_dim = self.c.get("head_dim") or self.c["hidden_size"] // self.c["num_attention_heads"]
 
     def __call__(self, tokens: Array, position: int, layers: list[KeyValues]) -> Array:
-        """Logits (B, V) after tokens (B,), whose keys and values the cache has already."""
+        """Logits (B, V) after tokens (B,), whose keys and values are in the cache already."""
         x = self.w["model.embed_tokens.weight"][tokens]
         for i, cache in enumerate(layers):
             at = f"model.layers.{i}."

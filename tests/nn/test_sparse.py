@@ -39,7 +39,7 @@ def tokens(length: int, rows: int = 2) -> mx.array:
 
 
 def reach(model: Any, length: int, query: int, chosen: mx.array | None = None) -> set[int]:
-    """Positions whose vectors change the result at `query`, of a model of one layer."""
+    """Positions whose embeddings change the result at `query`, in a model of one layer."""
     span_tokens = tokens(length, 1)
     more = {} if chosen is None else {"global_tokens": chosen}
     table = model.embedding.positions.table
@@ -55,7 +55,7 @@ def reach(model: Any, length: int, query: int, chosen: mx.array | None = None) -
     return set(np.flatnonzero(moved > 0).tolist())
 
 
-def test_a_window_sees_half_of_it_on_each_side() -> None:
+def test_a_window_has_half_its_positions_on_each_side() -> None:
     model = encoder("longformer", attention_window=10)
     assert reach(model, 77, 40) == set(range(35, 46))
     assert reach(model, 77, 2) == set(range(8))
@@ -78,7 +78,7 @@ def test_a_block_sees_its_neighbours_and_both_ends() -> None:
     assert reach(model, 45, 1) == reach(model, 45, 44) == set(range(45))
 
 
-def test_a_block_sees_its_random_ones_in_training() -> None:
+def test_a_block_sees_its_random_blocks_in_training() -> None:
     model = encoder("big_bird", block_size=4)
     model.train()
     drawn = draw_blocks(model.spec.encoder.layers[0].mixer, 12)[:, 4].flatten().tolist()
@@ -88,14 +88,14 @@ def test_a_block_sees_its_random_ones_in_training() -> None:
 
 
 @pytest.mark.parametrize("length", [705, 1000, 1024, 3072])
-def test_drawn_blocks_are_none_that_is_seen_anyway(length: int) -> None:
+def test_random_blocks_differ_from_the_fixed_ones(length: int) -> None:
     spec = families.spec(Config({"model_type": "big_bird"})).encoder.layers[3].mixer
     for head in draw_blocks(spec, -(-length // 64)):
         for row, blocks in enumerate(head, start=1):
             assert not {0, row - 1, row, row + 1} & set(blocks.tolist())
 
 
-def test_layers_draw_blocks_of_their_own_and_always_the_same() -> None:
+def test_each_layer_draws_different_blocks_and_the_same_every_time() -> None:
     layers = families.spec(Config({"model_type": "big_bird"})).encoder.layers
     first, again, other = (draw_blocks(layers[n].mixer, 20) for n in (0, 0, 1))
     assert np.array_equal(first, again)
@@ -104,8 +104,8 @@ def test_layers_draw_blocks_of_their_own_and_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", ["longformer", "big_bird"])
-def test_a_padded_row_is_what_it_is_alone(name: str) -> None:
-    if name == "big_bird":  # whose last block is that of the batch, so both have one length in blocks
+def test_a_padded_row_gives_the_result_of_the_row_alone(name: str) -> None:
+    if name == "big_bird":  # its last block is the batch's, so both have equal lengths in blocks
         lengths, model = [47, 45], encoder(name, block_size=4)
     else:
         lengths, model = [47, 20], encoder(name, attention_window=8)
@@ -116,7 +116,7 @@ def test_a_padded_row_is_what_it_is_alone(name: str) -> None:
         np.testing.assert_allclose(got[row, :length], alone, atol=2e-6)
 
 
-def test_global_tokens_of_padding_count_for_nothing() -> None:
+def test_global_tokens_in_padding_are_ignored() -> None:
     model = encoder("longformer", attention_window=8)
     lengths, named = mx.array([45, 20]), mx.arange(45)[None] == mx.array([[3], [30]])
     with_padding = model(tokens(45), lengths=lengths, global_tokens=named)
@@ -127,11 +127,11 @@ def test_global_tokens_of_padding_count_for_nothing() -> None:
 
 
 def test_a_model_without_global_tokens_refuses_them() -> None:
-    with pytest.raises(UsageError, match="no global tokens"):
+    with pytest.raises(UsageError, match="does not support global tokens"):
         golden("bert").model()(tokens(9), global_tokens=mx.ones((2, 9), mx.bool_))
 
 
-def test_the_window_is_that_of_the_layer() -> None:
+def test_each_layer_has_its_window() -> None:
     spec = families.spec(Config({**golden("longformer").config, "attention_window": [2, 8, 64]}))
     assert [layer.mixer.mask for layer in spec.encoder.layers] == [Local(2), Local(5), Local(33)]
 
@@ -148,13 +148,13 @@ def test_the_window_is_that_of_the_layer() -> None:
         ("big_bird", {"num_random_blocks": -1}, "num_random_blocks of config.json is -1"),
     ],
 )
-def test_a_config_that_cannot_be_run_says_which_value(name: str, change: dict, message: str) -> None:
+def test_an_invalid_config_raises_an_error_with_the_value(name: str, change: dict, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         families.spec(Config({**golden(name).config, **change}))
 
 
 def peak(model: Any, length: int, backwards: bool, **more: Any) -> int:
-    """Bytes held at most beyond what there was before."""
+    """Peak memory of a call in bytes, without model and inputs."""
     row = tokens(length)
 
     def run(model: nn.Module) -> mx.array:
@@ -168,7 +168,7 @@ def peak(model: Any, length: int, backwards: bool, **more: Any) -> int:
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("kind", ["longformer", "global", "big_bird"])
-def test_memory_grows_with_the_length_not_with_its_square(kind: str, backwards: bool) -> None:
+def test_memory_is_linear_in_the_length(kind: str, backwards: bool) -> None:
     model = encoder("longformer" if kind == "global" else kind)
 
     def used(length: int) -> int:

@@ -14,14 +14,14 @@ Arrays = tuple[mx.array, ...]
 class Buffer:
     """Slots [start, end) of arrays (B, K, capacity, ...), in order of time.
 
-    The buffer moves to new arrays when the old ones are full or far too large, and before an op writes into arrays that
-    others may hold.
+    The buffer moves to new arrays when the old ones are full or far too large, and before an op writes in place into
+    shared arrays.
     """
 
     def __init__(self) -> None:
         self.start = self.end = 0
         self._arrays: Arrays = ()
-        self._is_shared = False  # others may hold the arrays, or views of them
+        self._is_shared = False  # there may be other references to the arrays, or views of them
         self._pending: mx.array | None = None  # the result of an op that writes into them
 
     @property
@@ -50,9 +50,9 @@ class Buffer:
         self.end += length
 
     def reserve(self, keep: int) -> tuple[Arrays, int, mx.array | None]:
-        """Arrays that nobody else holds, the index there of the next slot, and what has to be computed before.
+        """Unshared arrays, the index of the next slot in them, and the pending result to depend on.
 
-        For an op that writes a row into the arrays themselves, after which `commit` is called. Some slot is held.
+        For an op that writes a row in place; call `commit` after it. The buffer must not be empty.
         """
         self._make_room(1, keep, self._arrays)
         if self._is_shared:
@@ -60,12 +60,12 @@ class Buffer:
         return self._arrays, self.end - self.start, self._pending
 
     def commit(self, written: mx.array) -> None:
-        """The reserved slot is filled as soon as `written` is computed."""
+        """Count the reserved slot as filled, once `written` is computed."""
         self._pending = written
         self.end += 1
 
     def cut(self, end: int) -> None:
-        """Drop the slots from `end` on, and the arrays with the last of them."""
+        """Drop the slots from `end` on; an empty buffer frees its arrays."""
         self.end = end
         if end == 0:
             self.start, self._arrays, self._pending = 0, (), None
@@ -95,7 +95,7 @@ class Buffer:
         self._move(-(-(size + (GROW if self._arrays else 0)) // GROW) * GROW, keep, like)
 
     def _move(self, capacity: int, keep: int, like: Arrays) -> None:
-        """To new arrays for the slots from `keep` on, with room for more."""
+        """Move the slots from `keep` on to new arrays with this capacity."""
         held = self.read(keep) if self._arrays else ()
         moved = []
         for n, array in enumerate(like):

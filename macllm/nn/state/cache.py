@@ -47,12 +47,12 @@ class Cache:
         if self.max_context is not None and self.length + count > self.max_context:
             raise DoesNotFitError(
                 f"{self.length + count} tokens do not fit into the {self.max_context} this cache was made for",
-                remedy="a larger max_context, or a shorter input",
+                remedy="raise max_context, or shorten the input",
             )
         return Span(self.length, count, self.left_padding, self.max_context)
 
     def advance(self, count: int) -> None:
-        """`count` more slots are filled in every layer."""
+        """Count `count` more slots as filled, once every layer has filled them."""
         self.length += count
 
     def nearest(self, length: int) -> int:
@@ -69,7 +69,7 @@ class Cache:
         if self.nearest(length) < length:
             raise MacllmError(
                 f"cannot go back to {length} of this cache's {self.length} tokens, only to {self.nearest(length)}",
-                cause="a layer with a window has dropped what the next token would see",
+                cause="a layer with a window has dropped keys that the next token would see",
                 remedy="compute the sequence again with a new cache",
             )
         for layer in self.layers:
@@ -94,7 +94,7 @@ def make_cache(
     if kv_bits not in (None, 4, 8):
         raise UsageError(f"kv_bits is {kv_bits}; it must be 4, 8 or None (not quantized)")
     if any(isinstance(layer.mixer.mask, Bidirectional | Local) for layer in stack.layers):
-        raise UsageError("this model sees both ways and cannot go token by token", remedy="call it without a cache")
+        raise UsageError("a bidirectional model cannot use a cache", remedy="call it without a cache")
     padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
     codec: Codec = DenseCodec() if kv_bits is None else QuantizedCodec(kv_bits)
     layers = [_empty(layer.mixer, codec, padding) for layer in stack.layers]

@@ -32,7 +32,7 @@ class FeatureSums:
         self.sums, self.length = sums, self.length + count
 
     def nearest(self, length: int) -> int:
-        """`length` if it is the present one, else 0: a sum does not tell what was added last."""
+        """`length` if it is the current one, else 0: sums cannot be taken back."""
         return length if length == self.length else 0
 
     def cut(self, length: int) -> None:

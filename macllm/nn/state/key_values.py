@@ -1,7 +1,7 @@
 """Keys and values of one attention layer.
 
-Rows stay in order of time: a window is a slice of the buffer, not a ring, so every view that attention gets is
-contiguous and its mask needs no index arithmetic.
+Rows stay in order of time: a window is a slice of the buffer, not a ring, so attention's views are contiguous and its
+mask needs no index arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..position import Span
 from ..spec import Causal, MaskSpec
 from .buffer import Arrays, Buffer
 
-SLACK = 64  # slots that a window keeps beyond what it needs, so that a few tokens can be taken back
+SLACK = 64  # extra slots that a window keeps, so that the cache can go back a few tokens
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DenseCodec:
     """Rows in floating point."""
 
     def encode(self, rows: mx.array) -> Arrays:
-        """(B, K, L, Dh) -> what is stored."""
+        """(B, K, L, Dh) -> the stored arrays."""
         return (rows,)
 
     def view(self, keys: Arrays, values: Arrays, head_dim: int) -> KV:
@@ -54,11 +54,11 @@ class QuantizedCodec:
         return Quantized(keys, values, self.bits, self.group_size(head_dim), head_dim)
 
     def packing(self, head_dim: int) -> Packing:
-        """Bits and group of heads of `head_dim`."""
+        """Bits and group size for heads of `head_dim`."""
         return Packing(self.bits, self.group_size(head_dim))
 
     def group_size(self, head_dim: int) -> int:
-        """64 where a head has whole groups of it, else 32."""
+        """64 if it divides the head, else 32."""
         return 64 if head_dim % 64 == 0 else 32
 
 
@@ -66,7 +66,7 @@ Codec = DenseCodec | QuantizedCodec
 
 
 class KeyValues:
-    """Keys and values in the form of a codec; the mask says which of them may be dropped."""
+    """Keys and values encoded by a codec; the mask decides which may be dropped."""
 
     def __init__(self, mask: MaskSpec, codec: Codec, left_padding: tuple[int, ...] | None = None):
         self.mask, self.codec, self.left_padding = mask, codec, left_padding
@@ -80,7 +80,7 @@ class KeyValues:
 
     @property
     def length(self) -> int:
-        """Slots seen."""
+        """Slots filled so far, dropped ones included."""
         return self._buffer.end
 
     @property
@@ -93,15 +93,15 @@ class KeyValues:
         return list(self._buffer.share())
 
     def packing(self, head_dim: int) -> Packing | None:
-        """The form in which `store` takes heads of `head_dim`; None for rows in floating point."""
+        """The packing of rows that `store` takes, for heads of `head_dim`; None for floating point."""
         return self.codec.packing(head_dim)
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[KV, int]:
-        """Store (B, K, L, Dh) twice; returns what the L new queries may look at, and the slot it begins with."""
+        """Store (B, K, L, Dh) twice; returns the keys and values for the L new queries, and their first slot."""
         return self.store((*self.codec.encode(keys), *self.codec.encode(values)), keys.shape[-1])
 
     def store(self, rows: Arrays, head_dim: int) -> tuple[KV, int]:
-        """The same for keys and values as the codec encodes heads of `head_dim`."""
+        """The same for keys and values already encoded, of heads of `head_dim`."""
         self.head_dim = head_dim
         first = self._first_visible(self.length)
         self._buffer.write(rows, first - SLACK)
@@ -117,7 +117,7 @@ class KeyValues:
         self._buffer.commit(written)
 
     def nearest(self, length: int) -> int:
-        """`length`, unless a window has dropped what the query there would see; then 0."""
+        """`length`, or 0 if a window has dropped keys that the query there would see."""
         return length if self.start == 0 or self._first_visible(length) >= self.start else 0
 
     def cut(self, length: int) -> None:
@@ -131,7 +131,7 @@ class KeyValues:
         return copy
 
     def filled(self) -> Arrays:
-        """Keys' then values' rows in the slots still held, without spare room."""
+        """Keys' then values' rows in the slots still held, without spare capacity."""
         return self._buffer.read(self.start)
 
     def restore(self, rows: Arrays, length: int, head_dim: int) -> None:

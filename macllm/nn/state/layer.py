@@ -34,7 +34,7 @@ class LayerState(Protocol):
         ...
 
     def filled(self) -> tuple[mx.array, ...]:
-        """The arrays to store, without spare room."""
+        """The arrays to save, without spare capacity."""
         ...
 
     def restore(self, rows: tuple[mx.array, ...], length: int, head_dim: int) -> None:

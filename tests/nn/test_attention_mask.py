@@ -36,22 +36,22 @@ def heads(batch: int, count: int, length: int) -> tuple[mx.array, mx.array, mx.a
 @pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("span", SPANS)
 @pytest.mark.parametrize("spec", MASKS, ids=str)
-def test_numbers_say_what_the_mask_says(spec: MaskSpec, span: Span, start: int) -> None:
+def test_a_structured_mask_gives_the_attention_of_its_dense_mask(spec: MaskSpec, span: Span, start: int) -> None:
     if isinstance(spec, WHOLE) and (span.offset or span.left_padding):
         return  # such models have no cache
     if start > span.offset:
-        return  # a cache has let go of what came before the newest tokens, not of them
+        return  # a cache never drops the new tokens
     q, k, v = heads(2, span.end - start, span.length)
-    told = attention_mask(spec, span, start, is_cached=span.offset > 0)
-    got = attention(q, Dense(k, v), scale=0.3, mask=told)
-    want = attention_reference(q, k, v, scale=0.3, mask=told.dense(), softcap=None)
+    mask = attention_mask(spec, span, start, is_cached=span.offset > 0)
+    got = attention(q, Dense(k, v), scale=0.3, mask=mask)
+    want = attention_reference(q, k, v, scale=0.3, mask=mask.dense(), softcap=None)
     real = np.arange(span.offset, span.end) >= np.array(span.left_padding or (0, 0))[:, None]
     where = np.broadcast_to(real[:, None, :, None], got.shape)
     near = 2e-6 if mx.default_device() == mx.cpu else 2e-5  # a GPU's exponentials are less exact
     np.testing.assert_allclose(np.array(got)[where], np.array(want)[where], rtol=0, atol=near)
 
 
-def test_only_what_takes_a_mask_is_said_to() -> None:
+def test_only_windows_chunks_and_padding_that_hide_keys_count_as_masked() -> None:
     masked = [Span(0, 20), Span(13, 4)]
     assert [attention_mask(Sliding(7), span, 0).is_masked for span in masked] == [True, True]
     assert [attention_mask(Sliding(40), span, 0).is_masked for span in masked] == [False, False]
@@ -64,12 +64,12 @@ def test_only_what_takes_a_mask_is_said_to() -> None:
 
 
 def peak(spec: MaskSpec, length: int, *, backwards: bool) -> int:
-    """Bytes held at most beyond what there was before."""
+    """Peak memory of attention in bytes, without its inputs."""
     q, k, v = heads(1, length, length)
-    told = attention_mask(spec, Span(0, length), 0)
+    mask = attention_mask(spec, Span(0, length), 0)
 
     def run(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return attention(q, Dense(k, v), scale=0.3, mask=told).sum()
+        return attention(q, Dense(k, v), scale=0.3, mask=mask).sum()
 
     mx.eval(q, k, v)
     before = mx.get_active_memory()
@@ -81,8 +81,8 @@ def peak(spec: MaskSpec, length: int, *, backwards: bool) -> int:
 @pytest.mark.skipif(not cpu.available(), reason="there are no kernels here")
 @pytest.mark.parametrize("backwards", [False, True], ids=["prefill", "training"])
 @pytest.mark.parametrize("spec", [Causal(), Sliding(200), Chunked(300), Bidirectional(), Local(200)], ids=str)
-def test_memory_grows_with_the_length_not_with_its_square(spec: MaskSpec, backwards: bool) -> None:
+def test_attention_memory_is_linear_in_the_length(spec: MaskSpec, backwards: bool) -> None:
     short, long = (peak(spec, length, backwards=backwards) for length in (500, 2000))
     assert long <= 4.2 * short
-    # Queries, results and gradients: a few rows of each token, where all scores would be 4 heads of 2000 a token.
+    # Queries, results and gradients: a few rows per token; all scores would be 4 heads of 2000 per token.
     assert long <= 2000 * 4 * 16 * 4 * 12
