@@ -21,7 +21,7 @@ class Scalars(NamedTuple):
     gradient: mx.array  # the gradient's factor: clipping, and the mean over tokens
     rate: mx.array  # the learning rate over the first moment's bias correction
     root: mx.array  # the second moment's bias correction, under the root
-    kept: mx.array  # the weight's factor: 1 - learning rate * weight decay
+    decay: mx.array  # the weight's factor: 1 - learning rate * weight decay
 
 
 def adamw(
@@ -44,11 +44,11 @@ def _fused(beta1: float, beta2: float, epsilon: float) -> Callable[..., Updated]
     """The fused update of one tensor: memory-bound, it reads each array only once."""
 
     def update(weight: mx.array, gradient: mx.array, mean: mx.array, square: mx.array, *by: Any) -> Updated:
-        factor, rate, root, kept = by
+        factor, rate, root, decay = by
         g = gradient.astype(mx.float32) * factor
         mean = beta1 * mean + (1 - beta1) * g
         square = beta2 * square + (1 - beta2) * (g * g)
-        moved = weight.astype(mx.float32) * kept - rate * mean / (mx.sqrt(square) * root + epsilon)
+        moved = weight.astype(mx.float32) * decay - rate * mean / (mx.sqrt(square) * root + epsilon)
         return moved.astype(weight.dtype), mean, square
 
     return mx.compile(update) if _compiles() else update

@@ -90,12 +90,12 @@ class AdamW:
         root = mx.array(1 / math.sqrt(1 - self.beta2**count), mx.float32)
         new, mean, square = {}, {}, {}
         for name, weight in weights.items():
-            kept = mx.array(1.0 - rate * self.weight_decay * self.decays(name, weight), mx.float32)
+            decay = mx.array(1.0 - rate * self.weight_decay * self.decays(name, weight), mx.float32)
             new[name], mean[name], square[name] = adamw(
                 weight,
                 gradients[name],
                 (state.mean[name], state.square[name]),
-                Scalars(scale, corrected, root, kept),
+                Scalars(scale, corrected, root, decay),
                 (self.beta1, self.beta2),
                 self.epsilon,
             )

@@ -134,12 +134,12 @@ mx::array native_layer_norm(const mx::array& x, const mx::array& weight, const s
   return make("layer_norm", inputs, {x.shape()}, forward, vjp)[0];
 }
 
-// The length of all arrays taken as one vector.
+// The Euclidean norm of all arrays together.
 mx::array native_norm(const std::vector<mx::array>& arrays) {
   auto forward = [](const Arrays& in, Arrays& out) {
     double total = 0;
     for (auto& a : in) {
-      // The order of the elements does not matter, so a transposed array is read as it lies.
+      // The order of the elements does not matter, so a transposed array is read in memory order.
       const bool dense = a.flags().contiguous && a.data_size() == a.size();
       total += dense ? sum_of_squares(a.size(), a.data<float>()) : sum_of_squares(a.size(), Dense(a));
     }
@@ -151,7 +151,7 @@ mx::array native_norm(const std::vector<mx::array>& arrays) {
 std::tuple<mx::array, mx::array, mx::array> native_adamw(const mx::array& p, const mx::array& g, const mx::array& m,
                                                          const mx::array& v, const std::vector<mx::array>& scalars,
                                                          float beta1, float beta2, float eps) {
-  if (scalars.size() != 4) throw std::invalid_argument("[macllm] scalars are scale, step, root and kept.");
+  if (scalars.size() != 4) throw std::invalid_argument("[macllm] scalars are scale, step, root and decay.");
   Arrays inputs{p, g, m, v};
   inputs.insert(inputs.end(), scalars.begin(), scalars.end());
   auto forward = [beta1, beta2, eps](const Arrays& in, Arrays& out) {

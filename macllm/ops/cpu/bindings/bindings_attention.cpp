@@ -1,4 +1,4 @@
-// Attention, and writing into a quantized cache, as MLX operations.
+// Attention, and packing of rows for a quantized cache, as MLX operations.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
@@ -16,30 +16,30 @@ using namespace nb::literals;
 namespace macllm {
 namespace {
 
-struct Rules {
+struct Options {
   float scale, softcap;
   bool causal;
   int64_t window, chunk, begin;
 };
 
-// What inputs there are: q, then keys and values in so many arrays each, sinks, a mask.
+// The order of inputs: q, then keys and values in `parts` arrays each, sinks if any, a mask if any.
 struct Layout {
   size_t parts;
-  bool sunk, masked;
+  bool has_sinks, has_mask;
   size_t sinks() const { return 1 + 2 * parts; }
-  size_t mask() const { return sinks() + sunk; }
-  size_t count() const { return mask() + masked; }
+  size_t mask() const { return sinks() + has_sinks; }
+  size_t count() const { return mask() + has_mask; }
 };
 
 [[noreturn]] void refuse(const char* why) { throw std::invalid_argument(std::string("[macllm] attention: ") + why); }
 
-// What does not depend on the form of keys and values; positions are what the second dimension from the end counts.
-Attention problem(const Arrays& in, const Rules& rules, const Layout& layout) {
+// The fields that do not depend on the form of keys and values; positions are the second dimension from the end.
+Attention problem(const Arrays& in, const Options& options, const Layout& layout) {
   auto &q = in[0], &k = in[1];
-  Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), rules.scale, rules.causal,
-              rules.window, rules.chunk, rules.begin, nullptr, {}, rules.softcap};
-  if (layout.sunk) a.sinks = in[layout.sinks()].data<float>();
-  if (layout.masked) {
+  Attention a{q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), options.scale, options.causal,
+              options.window, options.chunk, options.begin, nullptr, {}, options.softcap};
+  if (layout.has_sinks) a.sinks = in[layout.sinks()].data<float>();
+  if (layout.has_mask) {
     auto& mask = in[layout.mask()];
     a.mask = mask.data<bool>();
     std::copy(mask.strides().begin(), mask.strides().end(), a.mask_strides);
@@ -47,7 +47,7 @@ Attention problem(const Arrays& in, const Rules& rules, const Layout& layout) {
   return a;
 }
 
-void add_rules(Arrays& inputs, const std::optional<mx::array>& sinks, const std::optional<mx::array>& mask) {
+void add_options(Arrays& inputs, const std::optional<mx::array>& sinks, const std::optional<mx::array>& mask) {
   auto &q = inputs[0], &k = inputs[1];
   if (q.ndim() != 4 || k.ndim() != 4 || q.shape(0) != k.shape(0) || k.shape(1) == 0 || q.shape(1) % k.shape(1))
     refuse("queries are (B, H, T, Dh), keys and values (B, K, S, Dh).");
@@ -64,19 +64,19 @@ void add_rules(Arrays& inputs, const std::optional<mx::array>& sinks, const std:
 
 mx::Shape swapped(const mx::array& x) { return {x.shape(0), x.shape(2), x.shape(1), x.shape(3)}; }
 
-Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out, Rules rules, Layout layout) {
+Arrays native_attention_vjp(const Arrays& in, const Arrays& g, const Arrays& out, Options options, Layout layout) {
   Arrays inputs = in;
   inputs.insert(inputs.end(), {out[0], out[1], g[0]});
-  auto backward = [rules, layout](const Arrays& in, Arrays& to) {
+  auto backward = [options, layout](const Arrays& in, Arrays& to) {
     const size_t at = layout.count();
     Dense lse(in[at + 1]);
-    attention_vjp(problem(in, rules, layout), view(in[0]), view(in[1]), view(in[2]), view(in[at], true), lse,
+    attention_vjp(problem(in, options, layout), view(in[0]), view(in[1]), view(in[2]), view(in[at], true), lse,
                   view(in[at + 2], true),
                   {to[0].data<float>(), to[1].data<float>(), to[2].data<float>(),
-                   layout.sunk ? to[3].data<float>() : nullptr});
+                   layout.has_sinks ? to[3].data<float>() : nullptr});
   };
   std::vector<mx::Shape> shapes{swapped(in[0]), swapped(in[1]), swapped(in[2])};
-  if (layout.sunk) shapes.push_back(in[3].shape());
+  if (layout.has_sinks) shapes.push_back(in[3].shape());
   Arrays all = make("attention_vjp", inputs, shapes, backward);
   for (int i = 0; i < 3; i++) all[i] = heads_first(all[i]);
   return all;
@@ -86,22 +86,22 @@ mx::array native_attention(const mx::array& q, const mx::array& k, const mx::arr
                            int64_t window, int64_t chunk, int64_t begin, const std::optional<mx::array>& mask,
                            float softcap, const std::optional<mx::array>& sinks) {
   if (k.shape() != v.shape() || q.ndim() != k.ndim() || q.shape(-1) != k.shape(-1)) refuse("heads of one width.");
-  const Rules rules{scale, softcap, causal, window, chunk, begin};
+  const Options options{scale, softcap, causal, window, chunk, begin};
   const Layout layout{1, sinks.has_value(), mask.has_value()};
   Arrays inputs{q, k, v};
-  add_rules(inputs, sinks, mask);
-  auto forward = [rules, layout](const Arrays& in, Arrays& out) {
-    attention(problem(in, rules, layout), view(in[0]), {view(in[1])}, {view(in[2])}, out[0].data<float>(),
+  add_options(inputs, sinks, mask);
+  auto forward = [options, layout](const Arrays& in, Arrays& out) {
+    attention(problem(in, options, layout), view(in[0]), {view(in[1])}, {view(in[2])}, out[0].data<float>(),
               out[1].data<float>());
   };
-  auto vjp = [rules, layout](const Arrays& in, const Arrays& g, const Arrays& out) {
-    return native_attention_vjp(in, g, out, rules, layout);
+  auto vjp = [options, layout](const Arrays& in, const Arrays& g, const Arrays& out) {
+    return native_attention_vjp(in, g, out, options, layout);
   };
   const mx::Shape lse{q.shape(0), q.shape(1), q.shape(2)};
   return heads_first(make("attention", inputs, {swapped(q), lse}, forward, vjp)[0]);
 }
 
-// Words, scales and biases of keys or of values: where they lie if the rows of a head follow one another, else copied.
+// Words, scales and biases of keys or of values: in place if the rows of a head follow one another, else copied.
 class PackedView {
  public:
   PackedView(const mx::array& words, const mx::array& scales, const mx::array& biases, int bits, int group) {
@@ -119,7 +119,7 @@ class PackedView {
   Stored rows() const { return {{}, rows_}; }
 
  private:
-  // In rows; that of a dimension of one does not matter.
+  // In rows; the stride of a dimension of size 1 does not matter.
   int64_t stride(const mx::array& a, int axis) const { return a.shape(axis) > 1 ? a.strides()[axis] / a.shape(-1) : 0; }
   bool lies(const mx::array& a, int64_t width) const {
     const auto& s = a.strides();
@@ -141,33 +141,32 @@ void check_packed(const Arrays& parts, int bits, int group, int64_t head_dim) {
     mx::Shape expected = parts[0].shape();
     if (expected.size() != 4) refuse("packed keys and values are (B, K, S, words).");
     expected[3] = int(i % 3 ? groups : groups * group * bits / 32);
-    if (parts[i].shape() != expected || parts[i].dtype() != (i % 3 ? mx::float32 : mx::uint32)) refuse("packed otherwise.");
+    if (parts[i].shape() != expected || parts[i].dtype() != (i % 3 ? mx::float32 : mx::uint32)) refuse("shapes or types of packed keys and values do not match.");
   }
 }
 
-// Nothing where a gradient is taken.
+// nullopt if a gradient is taken.
 std::optional<mx::array> native_attention_packed(const mx::array& q, const Arrays& parts, int bits, int group, float scale,
                                                  bool causal, int64_t window, int64_t chunk, int64_t begin,
                                                  const std::optional<mx::array>& mask, float softcap,
                                                  const std::optional<mx::array>& sinks) {
   check_packed(parts, bits, group, q.shape(-1));
-  const Rules rules{scale, softcap, causal, window, chunk, begin};
+  const Options options{scale, softcap, causal, window, chunk, begin};
   const Layout layout{3, sinks.has_value(), mask.has_value()};
   Arrays inputs{q};
   inputs.insert(inputs.end(), parts.begin(), parts.end());
-  add_rules(inputs, sinks, mask);
+  add_options(inputs, sinks, mask);
   for (auto& in : inputs)
     if (in.is_tracer()) return {};
-  auto forward = [rules, layout, bits, group](const Arrays& in, Arrays& out) {
+  auto forward = [options, layout, bits, group](const Arrays& in, Arrays& out) {
     const PackedView k(in[1], in[2], in[3], bits, group), v(in[4], in[5], in[6], bits, group);
     Scratch lse(in[0].size() / std::max(in[0].shape(3), 1));
-    attention(problem(in, rules, layout), view(in[0]), k.rows(), v.rows(), out[0].data<float>(), lse.take(0));
+    attention(problem(in, options, layout), view(in[0]), k.rows(), v.rows(), out[0].data<float>(), lse.take(0));
   };
   return heads_first(make_of("attention_packed", inputs, {swapped(q)}, forward)[0]);
 }
 
-// (B, K, L, Dh) as mx.quantize packs it, filled up to whole groups: words, scales, biases. Nothing where a gradient is
-// taken.
+// (B, K, L, Dh) as mx.quantize packs it, padded to whole groups: words, scales, biases. nullopt if a gradient is taken.
 std::optional<Arrays> native_pack(const mx::array& x, int bits, int group) {
   if (x.ndim() != 4 || x.dtype() != mx::float32) refuse("rows to pack are (B, K, L, Dh) of float32.");
   if (x.is_tracer()) return {};

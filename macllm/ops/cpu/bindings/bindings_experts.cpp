@@ -1,11 +1,11 @@
-// Linear maps of rows that choose among stacked 16-bit matrices, as one MLX operation.
+// Products of rows with the 16-bit expert matrices chosen for them, as one MLX operation.
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "bindings.h"
-#include "../kernels/chosen.h"
+#include "../kernels/expert_groups.h"
 #include "../kernels/kernels.h"
 
 namespace nb = nanobind;
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
 
-// x w_e^T, or with `back` x w_e, for each row's expert e; NaN where there is none.
+// x w_e^T, or with `back` x w_e, for each row's expert e; NaN for an invalid e.
 void product(const mx::array& x, const mx::array& w, const mx::array& chosen, bool back, float* y) {
   const int64_t E = w.shape(0), N = w.shape(1), K = w.shape(2), from = back ? N : K, to = back ? K : N;
   const Half kind = w.dtype() == mx::bfloat16 ? Half::bfloat16 : Half::float16;

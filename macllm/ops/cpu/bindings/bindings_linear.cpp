@@ -1,4 +1,4 @@
-// Linear maps as one MLX operation, whatever the type of the weights.
+// Linear layers as one MLX operation, for weights of any type.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 
@@ -19,7 +19,7 @@ constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
 
 bool is_half(const mx::array& w) { return w.dtype() == mx::bfloat16 || w.dtype() == mx::float16; }
 
-// How many there are of what the last axis holds, be it nothing.
+// The product of all dimensions but the last, which may be 0.
 int64_t vectors(const mx::array& x) {
   return std::accumulate(x.shape().begin(), x.shape().end() - 1, int64_t(1), std::multiplies<int64_t>());
 }
@@ -51,8 +51,8 @@ void forward(const Arrays& in, Arrays& out) {
   if (in.size() > 2) add_to_rows(M, N, Dense(in[2]), y);
 }
 
-// The gradient of the weight is a product in its own layout: of `x @ w.T` MLX makes the transpose's, which every later
-// reader has to gather.
+// The gradient of the weight has the weight's layout; for `x @ w.T` MLX computes the transpose's gradient, which every
+// later reader would have to gather.
 Arrays linear_vjp(const Arrays& in, const Arrays& g, const Arrays&) {
   auto &x = in[0], &w = in[1];
   auto backward = [](const Arrays& in, Arrays& out) {

@@ -17,11 +17,11 @@ using namespace nb::literals;
 namespace macllm {
 namespace {
 
-// How the tokens of one completion are drawn.
+// The sampling parameters of one completion.
 struct Draw {
   Filters filters;
   Penalties penalties;
-  int64_t kept = 0;  // of the history the newest tokens that anything looks at; 0: all
+  int64_t kept = 0;  // newest tokens of the history that penalties read; 0: all
 
   // Numbers in the order in which ops/sampling.py lists them.
   Draw(const std::vector<double>& numbers, std::vector<uint32_t> biased, std::vector<float> biases,
@@ -91,11 +91,11 @@ std::tuple<mx::array, std::optional<mx::array>> native_draw(const DrawPlan& plan
   return {both[0], both[1]};
 }
 
-// The log-probability of a token, the likeliest tokens and theirs.
+// The log-probability of a token; the likeliest tokens, and their log-probabilities.
 std::tuple<mx::array, mx::array, mx::array> native_logprobs(const mx::array& logits, const mx::array& token, int count) {
   check(logits);
   if (token.size() != 1 || count < 0 || count > int64_t(logits.size()))
-    throw std::invalid_argument("[macllm] logprobs are of one token, and of at most as many as there are.");
+    throw std::invalid_argument("[macllm] logprobs takes one token, and a count of at most V.");
   auto forward = [count](const Arrays& in, Arrays& out) {
     const int64_t n = in[0].size();
     const Dense x(in[0]);

@@ -1,5 +1,5 @@
-// Branches of a decoding step, one after another, as one MLX operation. It has one result: keys and values are written
-// into inputs, which the caller owns, since MLX takes a time that grows with the square of the number of results.
+// Consecutive branches of a decode step as one MLX operation. Its only result is the hidden states; keys and values are
+// written in place into inputs that the caller owns, since MLX's time is quadratic in the number of results.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
@@ -50,7 +50,7 @@ class Reader {
     r.sum = norm();
     return r;
   }
-  // Of each linear map; of no bits where it is not packed.
+  // Of each linear layer; 0 bits if it is not packed.
   std::vector<Packing> packings(int maps) {
     std::vector<Packing> all;
     for (int i = 0; i < maps; i++) {
@@ -64,12 +64,12 @@ class Reader {
   const double *at_, *end_;
 };
 
-// A branch but for its arrays.
+// A branch without its arrays.
 struct Plan {
   std::variant<AttentionStep, MlpStep> step;
   Residual norms;
   std::vector<Packing> packings;
-  Flags present;  // of the weights that it could have
+  Flags present;  // for each weight that it could have
   size_t weights = 0;
 };
 using SharedPlan = std::shared_ptr<const Plan>;
@@ -89,8 +89,8 @@ Plan attention_plan(const Numbers& numbers, const Flags& present) {
   AttentionStep s{};
   s.H = int64_t(reader.next());
   s.scale = float(reader.next()), s.softcap = float(reader.next());
-  s.heat_floor = float(reader.next()), s.heat_scale = float(reader.next());
-  s.turn.interleaved = reader.next() != 0;
+  s.temperature_floor = float(reader.next()), s.temperature_scale = float(reader.next());
+  s.rotation.interleaved = reader.next() != 0;
   for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) *norm = reader.norm();
   plan.step = s;
   return finished(std::move(plan), reader, 4, 7, present);
@@ -107,34 +107,34 @@ Plan mlp_plan(const Numbers& numbers, const Flags& present) {
   return finished(std::move(plan), reader, s.gated ? 3 : 2, 3, present);
 }
 
-// Python's hold on a plan; the primitives have their own.
+// Python's reference to a plan; primitives hold others.
 struct PlanHandle {
   SharedPlan plan;
 };
 
-// Hands weights out one after another, in the order in which ops/decode_step.py lists them; null for one that is not present.
+// Returns weights one after another, in the order in which ops/decode_step.py lists them; null for one that is not present.
 class Weights {
  public:
-  Weights(const Arrays& inputs, size_t first, const Plan& plan, Held& held)
-      : inputs_(inputs), held_(held), plan_(plan), next_(first) {}
+  Weights(const Arrays& inputs, size_t first, const Plan& plan, DenseArrays& dense)
+      : inputs_(inputs), dense_(dense), plan_(plan), next_(first) {}
 
-  const float* next() { return plan_.present[flag_++] ? held_.operator()<float>(inputs_[next_++]) : nullptr; }
+  const float* next() { return plan_.present[flag_++] ? dense_.operator()<float>(inputs_[next_++]) : nullptr; }
 
   Linear linear() {
     const auto& weight = inputs_[next_];
     const Packing packing = plan_.packings[map_++];
     Linear map;
     if (packing.bits) {
-      map.packed = packed(weight, inputs_[next_ + 1], inputs_[next_ + 2], packing, held_);
+      map.packed = packed(weight, inputs_[next_ + 1], inputs_[next_ + 2], packing, dense_);
       map.outputs = map.packed->N, map.inputs = map.packed->K;
       next_ += 3;
     } else {
       map.outputs = weight.shape(0), map.inputs = weight.shape(1);
       if (weight.dtype() == mx::float32) {
-        map.weight = held_.operator()<float>(weight);
+        map.weight = dense_.operator()<float>(weight);
       } else {
         map.half = weight.dtype() == mx::bfloat16 ? Half::bfloat16 : Half::float16;
-        map.weight = held_.operator()<uint16_t>(weight);
+        map.weight = dense_.operator()<uint16_t>(weight);
       }
       next_ += 1;
     }
@@ -155,40 +155,40 @@ class Weights {
 
  private:
   const Arrays& inputs_;
-  Held& held_;
+  DenseArrays& dense_;
   const Plan& plan_;
   size_t next_, flag_ = 0, map_ = 0;
 };
 
-// What a step through attention touches, and what of that changes from step to step.
-struct Place {
+// The parts of an attention step that change from token to token.
+struct TokenSlot {
   int64_t at;
   Indices first, position;
   float magnitude;
-  Packing packing;  // of keys and values; of no bits where they are floats
+  Packing packing;  // of keys and values; 0 bits if they are floats
 };
 
 struct Stage {
   SharedPlan plan;
-  size_t weights;  // the first of its inputs that is one
-  std::optional<Place> place;
-  size_t parts = 0, count = 0;  // its inputs that keep keys and values, from the first, and how many
-  size_t wavelengths = 0;       // the input that these are; 0: none
+  size_t weights;  // index of the first weight among the inputs
+  std::optional<TokenSlot> token;
+  size_t parts = 0, count = 0;  // index of the first input of keys and values, and their number
+  size_t wavelengths = 0;       // index of the input; 0: none
 };
 
-// Cosines and sines, which most layers share.
-class Turns {
+// Cosines and sines, cached since most layers share them.
+class Rotations {
  public:
-  void set(Turn& turn, const mx::array& wavelengths, const Place& place) {
+  void set(Rotation& rotation, const mx::array& wavelengths, const TokenSlot& token) {
     const float* waves = wavelengths.data<float>();
-    turn.pairs = int64_t(wavelengths.size());
-    if (waves != waves_ || place.magnitude != magnitude_ || place.position != position_) make(turn.pairs, waves, place);
-    turn.cosine = cosine_.data(), turn.sine = sine_.data();
+    rotation.pairs = int64_t(wavelengths.size());
+    if (waves != waves_ || token.magnitude != magnitude_ || token.position != position_) make(rotation.pairs, waves, token);
+    rotation.cosine = cosine_.data(), rotation.sine = sine_.data();
   }
 
  private:
-  void make(int64_t pairs, const float* waves, const Place& place) {
-    waves_ = waves, magnitude_ = place.magnitude, position_ = place.position;
+  void make(int64_t pairs, const float* waves, const TokenSlot& token) {
+    waves_ = waves, magnitude_ = token.magnitude, position_ = token.position;
     cosine_.clear(), sine_.clear();
     for (int64_t position : position_) {
       for (int64_t i = 0; i < pairs; i++) {
@@ -205,27 +205,27 @@ class Turns {
   std::vector<float> cosine_, sine_;
 };
 
-// Of the arrays from `first` on, which lie without gaps: the cache made them.
+// A buffer in the arrays from `first` on, which are contiguous, as the cache made them.
 Buffer buffer(const Stage& stage, const Arrays& in, size_t first) {
   auto numbers = [&](size_t i) { return const_cast<float*>(in[first + i].data<float>()); };
-  const auto [group, bits] = stage.place->packing;
+  const auto [group, bits] = stage.token->packing;
   if (!bits) return {numbers(0), {}};
   auto* words = const_cast<uint32_t*>(in[first].data<uint32_t>());
   return {nullptr, {words, numbers(1), numbers(2), in[first + 1].shape(3), bits, group}};
 }
 
-void run_attention(const Stage& stage, bool int8, Turns& turns, const Arrays& in, const float* x, float* y) {
+void run_attention(const Stage& stage, bool int8, Rotations& rotations, const Arrays& in, const float* x, float* y) {
   AttentionStep s = std::get<AttentionStep>(stage.plan->step);
   const auto& rows = in[stage.parts];
   s.B = in[0].shape(0), s.D = in[0].shape(2), s.K = rows.shape(1), s.capacity = rows.shape(2);
-  Held held;
-  Weights weights(in, stage.weights, *stage.plan, held);
+  DenseArrays dense;
+  Weights weights(in, stage.weights, *stage.plan, dense);
   const Residual norms = weights.residual();
   for (Linear* map : {&s.q, &s.k, &s.v, &s.o}) *map = weights.linear();
   for (Norm* norm : {&s.q_norm, &s.k_norm, &s.q_head_norm, &s.k_head_norm}) weights.norm(*norm);
   s.Dh = s.k.outputs / s.K;
-  s.at = stage.place->at, s.first = stage.place->first.data(), s.position = stage.place->position.data();
-  if (stage.wavelengths) turns.set(s.turn, in[stage.wavelengths], *stage.place);
+  s.at = stage.token->at, s.first = stage.token->first.data(), s.position = stage.token->position.data();
+  if (stage.wavelengths) rotations.set(s.rotation, in[stage.wavelengths], *stage.token);
   s.keys = buffer(stage, in, stage.parts);
   s.values = buffer(stage, in, stage.parts + stage.count / 2);
   attention_step(s, norms, int8, x, y);
@@ -234,8 +234,8 @@ void run_attention(const Stage& stage, bool int8, Turns& turns, const Arrays& in
 void run_mlp(const Stage& stage, bool int8, const Arrays& in, const float* x, float* y) {
   MlpStep s = std::get<MlpStep>(stage.plan->step);
   s.B = in[0].shape(0), s.D = in[0].shape(2);
-  Held held;
-  Weights weights(in, stage.weights, *stage.plan, held);
+  DenseArrays dense;
+  Weights weights(in, stage.weights, *stage.plan, dense);
   const Residual norms = weights.residual();
   for (Linear* map : {&s.up, &s.down}) *map = weights.linear();
   if (s.gated) s.gate = weights.linear();
@@ -247,11 +247,11 @@ void run(const std::vector<Stage>& stages, bool int8, const Arrays& in, Arrays& 
   const float* x = stream;
   const std::unique_ptr<float[]> space[2] = {std::unique_ptr<float[]>(new float[in[0].size()]),
                                              std::unique_ptr<float[]>(new float[in[0].size()])};
-  Turns turns;
+  Rotations rotations;
   for (size_t i = 0; i < stages.size(); i++) {
     float* y = i + 1 == stages.size() ? out[0].data<float>() : space[i % 2].get();
-    if (stages[i].place) {
-      run_attention(stages[i], int8, turns, in, x, y);
+    if (stages[i].token) {
+      run_attention(stages[i], int8, rotations, in, x, y);
     } else {
       run_mlp(stages[i], int8, in, x, y);
     }
@@ -259,8 +259,8 @@ void run(const std::vector<Stage>& stages, bool int8, const Arrays& in, Arrays& 
   }
 }
 
-// Of a type that steps know, and nobody differentiates, vectorises or compiles it.
-bool served(const mx::array& a) {
+// True for a supported type, if the array is not being differentiated, vectorised or compiled.
+bool supported(const mx::array& a) {
   const bool half = a.dtype() == mx::float16 || a.dtype() == mx::bfloat16;
   const bool packed = a.dtype() == mx::uint32 && (a.ndim() == 2 || a.ndim() == 4);
   return (a.dtype() == mx::float32 || packed || (half && a.ndim() == 2)) && !a.is_tracer();
@@ -268,7 +268,7 @@ bool served(const mx::array& a) {
 
 bool supports(const nb::sequence& arrays) {
   for (nb::handle array : arrays)
-    if (!served(nb::cast<const mx::array&>(array))) return false;
+    if (!supported(nb::cast<const mx::array&>(array))) return false;
   return true;
 }
 
@@ -277,7 +277,7 @@ using MaybeArray = std::optional<mx::array>;
 using MaybePacking = std::optional<std::tuple<int, int>>;
 using Slots = std::tuple<Arrays, int64_t, Indices, Indices, MaybeArray, MaybeArray, float, MaybePacking>;
 
-// The branches' inputs put behind x.
+// x, then the inputs of the branches.
 struct Inputs {
   Arrays arrays;
   std::vector<Stage> stages;
@@ -290,7 +290,7 @@ struct Inputs {
     const size_t rows = arrays[0].shape(0);
     const auto [bits, group] = packing.value_or(std::make_tuple(0, 0));
     check(parts.size() == (bits ? 6 : 2) && first.size() == rows && position.size() == rows);
-    stage.place = Place{at, first, position, magnitude, {group, bits}};
+    stage.token = TokenSlot{at, first, position, magnitude, {group, bits}};
     stage.parts = arrays.size(), stage.count = parts.size();
     for (size_t i = 0; i < parts.size(); i++) {
       const mx::array& part = parts[i];
@@ -312,17 +312,17 @@ struct Inputs {
   void feed(const SharedPlan& plan) { stages.push_back({plan, 0, {}}); }
 
   void put(const mx::array& a) {
-    check(served(a));
+    check(supported(a));
     arrays.push_back(a);
   }
 
  private:
-  size_t before_ = 0;  // the last input that is there only to be computed before
+  size_t before_ = 0;  // the last input that is only a dependency
 };
 
 mx::array native_steps(const mx::array& x, bool int8, const nb::list& plans, const nb::list& weights,
                        const nb::list& slots) {
-  check(x.ndim() == 3 && x.shape(1) == 1 && plans.size() > 0 && x.dtype() == mx::float32 && served(x));
+  check(x.ndim() == 3 && x.shape(1) == 1 && plans.size() > 0 && x.dtype() == mx::float32 && supported(x));
   Inputs inputs(x);
   size_t weight = 0, slot = 0;
   for (nb::handle each : plans) {
@@ -347,7 +347,7 @@ mx::array native_steps(const mx::array& x, bool int8, const nb::list& plans, con
 }  // namespace
 
 void bind_steps(nb::module_& m) {
-  nb::set_leak_warnings(false);  // a model may live until the interpreter ends, and its plans with it
+  nb::set_leak_warnings(false);  // a model and its plans may live until the interpreter ends
   nb::class_<PlanHandle>(m, "StepPlan");
   auto handle = [](Plan (*make)(const Numbers&, const Flags&)) {
     return [make](const Numbers& numbers, const Flags& present) {

@@ -19,22 +19,22 @@ struct Packing {
   int group, bits;
 };
 
-// The matrix, or the stack of them, but for its memory.
+// The matrix, or stack of matrices, without its memory.
 inline PackedMatrix packed(const mx::array& words, const mx::array& scales, Packing packing) {
   const int64_t K = int64_t(words.shape(-1)) * 32 / packing.bits;
   return {nullptr, nullptr, nullptr, type_of(scales), words.shape(-2), K, packing.bits, packing.group,
           words.ndim() == 3 ? words.shape(0) : 1};
 }
 
-// With it, for as long as `held` lives.
+// With its memory, which is valid while `dense` lives.
 inline PackedMatrix packed(const mx::array& words, const mx::array& scales, const mx::array& biases, Packing packing,
-                           Held& held) {
+                           DenseArrays& dense) {
   PackedMatrix w = packed(words, scales, packing);
   auto factors = [&](const mx::array& a) -> const void* {
-    if (w.type == Real::float32) return held.operator()<float>(a);
-    return held.operator()<uint16_t>(a);
+    if (w.type == Real::float32) return dense.operator()<float>(a);
+    return dense.operator()<uint16_t>(a);
   };
-  w.words = held.operator()<uint32_t>(words);
+  w.words = dense.operator()<uint32_t>(words);
   w.scales = factors(scales);
   w.biases = factors(biases);
   return w;

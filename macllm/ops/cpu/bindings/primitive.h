@@ -1,4 +1,4 @@
-// One MLX primitive for all kernels: what it computes and its vjp are given as functions.
+// One MLX primitive for all kernels, made of two functions: its evaluation and its vjp.
 #pragma once
 
 #include <functional>
@@ -60,7 +60,7 @@ class Native : public mx::Primitive {
   Vjp vjp_;
 };
 
-// For inputs of any type, which the caller has looked at.
+// For inputs of any type, which the caller has checked.
 inline Arrays make_of(const char* name, const Arrays& inputs, std::vector<mx::Shape> shapes, Eval eval, Vjp vjp = nullptr,
                       mx::Dtype type = mx::float32) {
   auto primitive = std::make_shared<Native>(mx::to_stream({}), name, std::move(eval), std::move(vjp));
@@ -74,7 +74,7 @@ inline Arrays make(const char* name, const Arrays& inputs, std::vector<mx::Shape
   return make_of(name, inputs, std::move(shapes), std::move(eval), std::move(vjp));
 }
 
-// The elements of an array in row-major order: its own memory, or a copy for as long as this lives.
+// The elements of an array in row-major order: the array's memory, or a copy that lives as long as this.
 template <class T = float>
 class Dense {
  public:
@@ -105,8 +105,8 @@ class Dense {
   std::unique_ptr<T[]> copy_;
 };
 
-// The same of several arrays, for as long as this lives.
-class Held {
+// The same for several arrays.
+class DenseArrays {
  public:
   template <class T>
   const T* operator()(const mx::array& a) {

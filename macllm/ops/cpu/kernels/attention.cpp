@@ -13,13 +13,13 @@
 namespace macllm {
 namespace {
 
-constexpr int64_t FEW_QUERIES = 8;  // on one key head: with more, tiles of unpacked keys pay
-constexpr int64_t CHUNK = 512;      // positions that one task of few queries attends over, at most and at least
+constexpr int64_t FEW_QUERIES = 8;  // per key head: for more, tiles of unpacked keys pay
+constexpr int64_t CHUNK = 512;      // positions of one task of few queries, at most and at least
 constexpr int64_t LEAST_CHUNK = 64;
-constexpr int64_t FEW_SLOTS = 64;   // positions of a tile, for few queries and for many: what L1 and L2 hold
+constexpr int64_t FEW_SLOTS = 64;   // positions of a tile, for few queries and for many, which fit into L1 and L2
 constexpr int64_t SLOTS = 128;
-constexpr int64_t QUERIES = 256;  // that go over a tile before the next is made
-constexpr int64_t TOGETHER = 32;  // queries whose scores of a tile are there at once
+constexpr int64_t QUERIES = 256;  // that attend over a tile before the next is made
+constexpr int64_t TOGETHER = 32;  // queries whose scores of a tile are computed together
 
 struct Problem {
   const Attention& a;
@@ -31,8 +31,8 @@ struct Problem {
   int64_t width() const { return std::max({padded(a.D), k.packed.width(), v.packed.width()}); }
 };
 
-// What is known after some positions: the largest score, the sum of e^(score - top); values are summed elsewhere.
-struct Part {
+// Running softmax over the positions so far: the largest score, and the sum of e^(score - top).
+struct RunningSoftmax {
   float top = -INFINITE, total = 0;
 };
 
@@ -59,14 +59,14 @@ void key_tile(const Stored& rows, int64_t D, Head at, int64_t first, int64_t cou
   }
 }
 
-// Stored of keys or values as they are: to[s * stride + d].
+// Rows [first, first + count) of keys or values: to[s * stride + d].
 void row_tile(const Stored& rows, int64_t D, Head at, int64_t first, int64_t count, float* to, int64_t stride) {
   if (rows.floats.data) return pack(rows.floats, D, at, first, count, to, stride);
   unpack(rows.packed.from(at.b, at.h, first), count, to, stride);
 }
 
-// Scores to weights e^(score - top); what was summed before shrinks when the maximum grows.
-void absorb(int64_t columns, float* scores, Part& part, int64_t width, float* sums) {
+// Scores to weights e^(score - top); rescales the sums so far when the maximum grows.
+void add_scores(int64_t columns, float* scores, RunningSoftmax& part, int64_t width, float* sums) {
   const float peak = largest(columns, scores);
   if (peak > part.top) {
     const float factor = std::exp(part.top - peak);
@@ -85,7 +85,7 @@ void absorb(int64_t columns, float* scores, Part& part, int64_t width, float* su
 }
 
 // Sums to the result, with the head's sink in the softmax.
-void finish(const Attention& a, int64_t h, Part part, const float* sums, float* out, float* lse) {
+void finish(const Attention& a, int64_t h, RunningSoftmax part, const float* sums, float* out, float* lse) {
   const float sink = a.sinks ? a.sinks[h] : -INFINITE, top = std::max(part.top, sink);
   if (top == -INFINITE) {
     std::fill(out, out + a.D, 0.f);
@@ -98,7 +98,7 @@ void finish(const Attention& a, int64_t h, Part part, const float* sums, float* 
   if (lse) *lse = part.top + std::log(part.total);
 }
 
-// Whether a row is `width` floats in a piece.
+// True if a row is `width` contiguous floats.
 bool plain(const Stored& rows, int64_t D, int64_t width) {
   return rows.floats.data && rows.floats.channel == 1 && D == width;
 }
@@ -136,7 +136,7 @@ void sums_of(const Problem& p, Head at, Span span, const float* weights, float* 
 }
 
 // The queries of one key head over positions [first, first + count).
-void attend(const Problem& p, Head at, Span span, const float* queries, Part* parts, float* sums) {
+void attend(const Problem& p, Head at, Span span, const float* queries, RunningSoftmax* parts, float* sums) {
   const Attention& a = p.a;
   const int64_t count = span.last - span.first, columns = padded(count);
   Scratch scratch(p.group() * a.T * CHUNK);
@@ -145,14 +145,14 @@ void attend(const Problem& p, Head at, Span span, const float* queries, Part* pa
   for (int64_t r = 0; r < p.group() * a.T; r++) {
     float* row = scores + r * CHUNK;
     cap(a.softcap, columns, row);
-    hide(a, {at.b, at.h * p.group() + r / a.T}, r % a.T, span.first, count, row);
+    apply_mask(a, {at.b, at.h * p.group() + r / a.T}, r % a.T, span.first, count, row);
     std::fill(row + count, row + columns, -INFINITE);
-    absorb(columns, row, parts[r], 0, nullptr);
+    add_scores(columns, row, parts[r], 0, nullptr);
   }
   sums_of(p, at, span, scores, sums);
 }
 
-void keep(const Newest& n, const float* rows, const Buffer& to) {
+void append(const NewToken& n, const float* rows, const Buffer& to) {
   for (int64_t kh = 0; kh < n.K; kh++, rows += n.D) {
     const int64_t slot = (n.b * n.K + kh) * n.capacity + n.at;
     if (to.floats) {
@@ -166,8 +166,8 @@ void keep(const Newest& n, const float* rows, const Buffer& to) {
   }
 }
 
-// What of a buffer the token sees.
-Stored seen_of(const Newest& n, const Buffer& buffer) {
+// The rows of a buffer that the token sees.
+Stored visible_of(const NewToken& n, const Buffer& buffer) {
   const int64_t before = n.b * n.K * n.capacity + n.first;
   if (buffer.floats) return {{buffer.floats + before * n.D, 0, n.capacity * n.D, n.D, 1}, {}};
   const PackedRow& row = buffer.packed;
@@ -181,11 +181,11 @@ struct Task {
   int64_t t0, count;
 };
 
-// Where a task's queries, [group, count, width], are and how far they have come.
+// A task's queries [group, count, width], their sums and running softmax, and scratch memory.
 struct Progress {
   const float* queries;
   float* sums;
-  Part* parts;
+  RunningSoftmax* parts;
   float *keys, *values, *scores;  // one tile
 };
 
@@ -201,17 +201,17 @@ void take_queries(const Problem& p, const Task& task, float* to) {
 void visit(const Problem& p, const Task& task, Span tile, int64_t i, int64_t m, const Progress& at) {
   const Attention& a = p.a;
   const int64_t width = p.width(), g = i / task.count, t = task.t0 + i % task.count;
-  const int64_t end = std::min(tile.last, seen(a, t + m - 1).last), columns = padded(end - tile.first);
-  if (end <= tile.first || seen(a, t).first >= end) return;
+  const int64_t end = std::min(tile.last, visible(a, t + m - 1).last), columns = padded(end - tile.first);
+  if (end <= tile.first || visible(a, t).first >= end) return;
   matmul(m, columns, a.D, {at.queries + i * width, width, 1}, at.keys, SLOTS, at.scores, SLOTS, false);
   for (int64_t r = 0; r < m; r++) {
     float* row = at.scores + r * SLOTS;
-    const Span span = seen(a, t + r);
+    const Span span = visible(a, t + r);
     cap(a.softcap, columns, row);
     if (a.mask || span.first > tile.first || span.last < tile.first + columns)
-      hide(a, {task.at.b, task.at.h * p.group() + g}, t + r, tile.first, end - tile.first, row);
+      apply_mask(a, {task.at.b, task.at.h * p.group() + g}, t + r, tile.first, end - tile.first, row);
     std::fill(row + end - tile.first, row + columns, -INFINITE);
-    absorb(columns, row, at.parts[i + r], width, at.sums + (i + r) * width);
+    add_scores(columns, row, at.parts[i + r], width, at.sums + (i + r) * width);
   }
   matmul(m, width, end - tile.first, {at.scores, SLOTS, 1}, at.values, width, at.sums + i * width, width, true);
 }
@@ -220,12 +220,12 @@ void attend_many(const Problem& p, const Task& task, float* out, float* lse) {
   const Attention& a = p.a;
   const int64_t width = p.width(), rows = p.group() * task.count;
   Scratch scratch(2 * rows * width + 2 * SLOTS * width + TOGETHER * SLOTS);
-  std::vector<Part> parts(rows);
+  std::vector<RunningSoftmax> parts(rows);
   float *queries = scratch.take(rows * width), *sums = scratch.take(rows * width), *keys = scratch.take(SLOTS * width);
   const Progress progress{queries, sums, parts.data(), keys, scratch.take(SLOTS * width), scratch.take(0)};
   take_queries(p, task, queries);
   std::fill(sums, sums + rows * width, 0.f);
-  const int64_t first = seen(a, task.t0).first, last = seen(a, task.t0 + task.count - 1).last;
+  const int64_t first = visible(a, task.t0).first, last = visible(a, task.t0 + task.count - 1).last;
   for (int64_t s = first; s < last; s += SLOTS) {
     const Span tile{s, std::min(last, s + SLOTS)};
     key_tile(p.k, a.D, task.at, s, tile.last - s, progress.keys, SLOTS);
@@ -244,7 +244,7 @@ void attend_many(const Problem& p, const Task& task, float* out, float* lse) {
 
 void attention_few(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse) {
   const Problem p{a, q, k, v};
-  const int64_t R = p.group() * a.T, width = p.width(), first = seen(a, 0).first, last = seen(a, a.T - 1).last;
+  const int64_t R = p.group() * a.T, width = p.width(), first = visible(a, 0).first, last = visible(a, a.T - 1).last;
   const int64_t heads = a.B * a.K;
   const int64_t chunk = std::clamp(padded((last - first) * heads / (threads() * 4)), LEAST_CHUNK, CHUNK);
   const int64_t chunks = std::max<int64_t>((last - first + chunk - 1) / chunk, 1);
@@ -257,7 +257,7 @@ void attention_few(const Attention& a, const View& q, const Stored& k, const Sto
     for (int64_t i = 0; i < heads * R; i++) ready_query(k.packed, a.D, dense + i * width, queries + i * size);
   }
   float* sums = scratch.take(0);
-  std::vector<Part> parts(heads * chunks * R);
+  std::vector<RunningSoftmax> parts(heads * chunks * R);
   parallel_range(heads * chunks, std::min(last - first, chunk) * (R + 2) * (width / W + 2), [&](int64_t from, int64_t to) {
     for (int64_t task = from; task < to; task++) {
       const int64_t i = task / chunks, s = first + task % chunks * chunk;
@@ -267,10 +267,10 @@ void attention_few(const Attention& a, const View& q, const Stored& k, const Sto
   });
   for (int64_t i = 0; i < heads * R; i++) {
     const int64_t b = i / R / a.K, h = i / R % a.K * p.group() + i % R / a.T, t = i % a.T, at = i / R * chunks * R + i % R;
-    Part all = parts[at];
+    RunningSoftmax all = parts[at];
     float* total = sums + at * width;
     for (int64_t c = 1; c < chunks; c++) {
-      const Part& part = parts[at + c * R];
+      const RunningSoftmax& part = parts[at + c * R];
       const float top = std::max(all.top, part.top), mine = top == -INFINITE ? 0.f : std::exp(all.top - top);
       const float other = top == -INFINITE ? 0.f : std::exp(part.top - top);
       map(width, total, [&](vf x, vf y) { return x * mine + y * other; }, total, sums + (at + c * R) * width);
@@ -280,17 +280,17 @@ void attention_few(const Attention& a, const View& q, const Stored& k, const Sto
   }
 }
 
-void keep_and_attend(const Newest& n, const Fresh& rows, const Buffer& keys, const Buffer& values, float* out) {
-  keep(n, rows.k, keys);
-  keep(n, rows.v, values);
+void append_and_attend(const NewToken& n, const NewRows& rows, const Buffer& keys, const Buffer& values, float* out) {
+  append(n, rows.k, keys);
+  append(n, rows.v, values);
   Attention a{1, n.H, n.K, 1, n.at + 1 - n.first, n.D, 1.f, false, 0, 0, 0, nullptr, {}, n.softcap, n.sinks};
-  attention_few(a, {rows.q, 0, n.D, 0, 1}, seen_of(n, keys), seen_of(n, values), out, nullptr);
+  attention_few(a, {rows.q, 0, n.D, 0, 1}, visible_of(n, keys), visible_of(n, values), out, nullptr);
 }
 
 void attention(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse) {
   const Problem p{a, q, k, v};
   if (p.group() * a.T <= FEW_QUERIES) return attention_few(a, q, k, v, out, lse);
-  // Every task makes the tiles it reads, so heads are cut only as far as all threads need.
+  // Each task makes the tiles that it reads, so heads are divided only as far as needed to occupy all threads.
   const int64_t heads = a.B * a.K, enough = (a.T * heads + 4 * threads() - 1) / (4 * threads());
   const int64_t most = std::max(QUERIES / p.group(), TOGETHER);
   const int64_t count = std::clamp<int64_t>((enough + TILE - 1) / TILE * TILE, TILE, most), cuts = (a.T + count - 1) / count;

@@ -1,4 +1,4 @@
-// softmax(softcap(scale q k^T) + mask) v over keys and values in any form, and what its files share.
+// softmax(softcap(scale q k^T) + mask) v over keys and values, floats or packed, and helpers of its files.
 #pragma once
 
 #include <algorithm>
@@ -12,18 +12,18 @@
 namespace macllm {
 
 struct Attention {
-  int64_t B, H, K, T, S, D;  // H query heads share K key heads; T queries stand at the end of S positions
+  int64_t B, H, K, T, S, D;  // H query heads share K key heads; the T queries are the last of S positions
   float scale;
   bool causal;
-  int64_t window;  // a query sees nothing so many positions away; 0: no limit
-  int64_t chunk, begin;  // a query sees its own chunk of positions, the first from `begin` <= 0 on; 0: all is one
-  const bool* mask;  // true where a query may look, or null
+  int64_t window;  // keys this many positions away or more are hidden; 0: no limit
+  int64_t chunk, begin;  // a query sees its own chunk of positions; chunks begin at `begin` <= 0; 0: no chunks
+  const bool* mask;  // true for visible keys, or null
   int64_t mask_strides[4];
   float softcap = 0;             // scores are bounded to +-softcap; 0: no limit
-  const float* sinks = nullptr;  // for each of H a score that takes part in the softmax and has no value, or null
+  const float* sinks = nullptr;  // a score for each of H heads that is in the softmax and has no value, or null
 };
 
-// Keys or values: `floats` where these have data, else packed.
+// Keys or values: `floats` if they have data, else `packed`.
 struct Stored {
   View floats{};
   PackedRows packed{};
@@ -31,29 +31,29 @@ struct Stored {
 
 // out is [B, T, H, D] in memory, lse [B, H, T] or null.
 void attention(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse);
-// The same for so few queries that reading keys and values is what takes the time.
+// The same for few queries, where reading keys and values takes most of the time.
 void attention_few(const Attention& a, const View& q, const Stored& k, const Stored& v, float* out, float* lse);
 
-// A layer's buffer of keys or of values, [B, K, capacity, D]: floats, or packed where there are none.
+// A layer's buffer of keys or of values, [B, K, capacity, D]: packed if `floats` is null.
 struct Buffer {
   float* floats = nullptr;
   PackedRow packed{};  // the first row
 };
 
-// One new token of row b of a batch: where its rows go, and what it sees, slots [first, at].
-struct Newest {
+// One new token of row b of a batch: its rows go to slot `at`, and it sees slots [first, at].
+struct NewToken {
   int64_t b, H, K, D, capacity, at, first;
   float softcap = 0;
   const float* sinks = nullptr;
 };
 
-// Writes k and v [K, D] into their slot and attends: q [H, D], which the scale is part of, -> out [H, D].
-struct Fresh {
+// Writes k and v [K, D] into their slot and attends: q [H, D], already scaled, -> out [H, D].
+struct NewRows {
   const float *q, *k, *v;
 };
-void keep_and_attend(const Newest& n, const Fresh& rows, const Buffer& keys, const Buffer& values, float* out);
+void append_and_attend(const NewToken& n, const NewRows& rows, const Buffer& keys, const Buffer& values, float* out);
 
-// gq [B, T, H, D], gk and gv [B, S, K, D] in memory; gsinks [H] where there are sinks.
+// gq [B, T, H, D], gk and gv [B, S, K, D] in memory; gsinks [H] if there are sinks.
 struct Gradients {
   float *q, *k, *v, *sinks;
 };
@@ -103,7 +103,7 @@ struct Span {
   int64_t first, last;
 };
 
-inline Span seen(const Attention& a, int64_t t) {
+inline Span visible(const Attention& a, int64_t t) {
   const int64_t at = a.S - a.T + t;
   Span span{0, a.causal ? at + 1 : a.S};
   if (a.window > 0) span = {at + 1 - a.window, std::min(span.last, at + a.window)};
@@ -116,9 +116,9 @@ inline Span seen(const Attention& a, int64_t t) {
   return span;
 }
 
-// Scores of query t of a head at positions first, first + 1, ... to -inf wherever it may not look.
-inline void hide(const Attention& a, Head of, int64_t t, int64_t first, int64_t columns, float* scores) {
-  const Span span = seen(a, t);
+// Sets the scores of query t of a head at positions first, first + 1, ... to -inf where they are masked.
+inline void apply_mask(const Attention& a, Head of, int64_t t, int64_t first, int64_t columns, float* scores) {
+  const Span span = visible(a, t);
   const int64_t from = std::clamp<int64_t>(span.first - first, 0, columns);
   const int64_t to = std::clamp<int64_t>(span.last - first, from, columns);
   std::fill(scores, scores + from, -INFINITE);
@@ -129,7 +129,7 @@ inline void hide(const Attention& a, Head of, int64_t t, int64_t first, int64_t 
     if (!mask[(first + j) * a.mask_strides[3]]) scores[j] = -INFINITE;
 }
 
-// Cephes' tanh: a polynomial near 0, where the other form would lose digits.
+// Cephes' tanh: a polynomial near 0, where the formula by exp loses digits.
 inline vf tanh(vf x) {
   const vf size = x < 0.f ? -x : x, z = x * x;
   vf p = z * -5.70498872745e-3f + 2.06390887954e-2f;
@@ -140,7 +140,7 @@ inline vf tanh(vf x) {
   return size < 0.625f ? p * z * x + x : (x < 0.f ? -large : large);
 }
 
-// Scores to softcap * tanh(score / softcap), where they are capped; columns are a multiple of W.
+// Scores to softcap * tanh(score / softcap), unless softcap is 0; columns are a multiple of W.
 inline void cap(float softcap, int64_t columns, float* scores) {
   if (softcap <= 0) return;
   for (int64_t j = 0; j < columns; j += W) store(scores + j, softcap * tanh(load(scores + j) / softcap));

@@ -27,7 +27,7 @@ void unpack(const Attention& a, const float* from, int64_t count, float* to, int
     for (int64_t d = 0; d < a.D; d++) to[d] = from[d] * factor;
 }
 
-// What one block of queries works on; columns are counted from `first`, a multiple of W.
+// A block of queries and the columns that it sees, counted from `first`, a multiple of W.
 struct Block {
   int64_t t0, rows, first, columns, end;
 };
@@ -36,8 +36,8 @@ int64_t block_rows(const Attention& a) { return std::clamp<int64_t>(BLOCK_FLOATS
 
 Block block_at(const Attention& a, int64_t t0) {
   Block block{t0, std::min(block_rows(a), a.T - t0), 0, 0, 0};
-  block.first = seen(a, t0).first / W * W;
-  block.end = std::max(seen(a, t0 + block.rows - 1).last, block.first);
+  block.first = visible(a, t0).first / W * W;
+  block.end = std::max(visible(a, t0 + block.rows - 1).last, block.first);
   block.columns = padded(block.end - block.first);
   return block;
 }
@@ -63,7 +63,7 @@ void backward_block(const Attention& a, Head at, const Block& block, const View&
     for (int64_t d = 0; d < a.D; d++) inner += o[d * out.channel] * g[i * Dp + d];
     float *row = scores + i * C, *grow = gscores + i * C;
     cap(a.softcap, C, row);
-    hide(a, at, block.t0 + i, block.first, C, row);
+    apply_mask(a, at, block.t0 + i, block.first, C, row);
     if (shift == -INFINITE) {
       std::fill(row, row + C, 0.f);
       std::fill(grow, grow + C, 0.f);
@@ -86,7 +86,7 @@ void backward_block(const Attention& a, Head at, const Block& block, const View&
   unpack(a, result, block.rows, gq + ((at.b * a.T + block.t0) * a.H + at.h) * a.D, a.H * a.D, a.scale);
 }
 
-// Weight that goes to the sink is taken from all values: the slope of their mean along g, the other way.
+// The sink's weight is taken from all values, so its gradient is minus their weighted mean along g.
 void sinks_vjp(const Attention& a, const View& out, const float* lse, const View& gout, float* to) {
   for (int64_t h = 0; h < a.H; h++) {
     double total = 0;

@@ -9,14 +9,14 @@
 
 #include "half.h"
 #include "parallel.h"
-#include "parts.h"
-#include "kept.h"
+#include "ranges.h"
+#include "scratch.h"
 #include "transpose.h"
 
 namespace macllm {
 namespace {
 
-// A tile of the result fills the registers but for the vectors of the strip and one of the panel.
+// A tile of the result fills all registers except those of the strip's vectors and one of the panel's.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int64_t TALL = 14;
 #else
@@ -24,16 +24,16 @@ constexpr int64_t TALL = 6;
 #endif
 constexpr int WIDE = 2;
 constexpr int64_t STRIP = WIDE * W;
-constexpr int64_t DEPTH = 1024;       // of a panel and of a strip: fewer passes over the result are worth more than
-                                      // having a panel in the first cache, since both are read in order
-constexpr int64_t RUN = 384;          // of products that a register adds up one after another, for the rounding's sake
-constexpr int64_t WIDEST = 4;         // strips that a task keeps in the second cache
+constexpr int64_t DEPTH = 1024;       // of a panel and of a strip: fewer passes over the result pay more than a panel
+                                      // in L1, since both are read in order
+constexpr int64_t RUN = 384;          // products that a register accumulates, to bound the rounding error
+constexpr int64_t WIDEST = 4;         // strips that a task keeps in L2
 constexpr int64_t ROWS = 1024;        // of `a` that are packed together
-constexpr int64_t AHEAD = 8;          // steps by which a strip is fetched before it is needed
-constexpr int64_t CHUNK = 16;         // of columns that are packed at a time: so many lines of the first cache
+constexpr int64_t AHEAD = 8;          // steps by which a strip is prefetched
+constexpr int64_t CHUNK = 16;         // columns that are packed at a time: as many lines of L1
 constexpr int64_t PACKED = 1 << 20;   // floats of `a` that are packed together, shared by all threads
 
-int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
+int64_t range_count(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
 template <class T>
 struct Reader {
@@ -49,7 +49,7 @@ struct Reader<float> {
   static vf read(const float* p, int64_t count) { return load(p, count, 0.f); }
 };
 
-// Up to W rows of [first row.., k..], `depth` deep, of a matrix whose rows lie in one piece: element (r, k) to
+// Up to W rows of [first row.., k..], `depth` deep, of a matrix with contiguous rows: element (r, k) to
 // to[k * stride + r], zeros beyond the rows.
 template <class R>
 void pack_rows(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, float* to, int64_t stride) {
@@ -66,7 +66,7 @@ void pack_rows(const Operand& from, int64_t first, int64_t rows, int64_t k, int6
   }
 }
 
-// The same of a matrix whose columns lie in one piece.
+// The same for a matrix with contiguous columns.
 template <class R>
 void pack_columns(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, float* to, int64_t stride) {
   const auto* data = static_cast<const typename R::Stored*>(from.data) + first + k * from.step;
@@ -77,8 +77,8 @@ void pack_columns(const Operand& from, int64_t first, int64_t rows, int64_t k, i
   }
 }
 
-// Rows [first, first + rows) of `from` as [depth, width]. Only whole vectors are written: what one holds too much, up to
-// W - 1 numbers after the last, the next ones overwrite.
+// Rows [first, first + rows) of `from` as [depth, width]. Whole vectors are written: the excess, up to W - 1 numbers after
+// the last, is overwritten by the next.
 void pack(const Operand& from, int64_t first, int64_t rows, int64_t k, int64_t depth, int64_t width, float* to) {
   auto run = [&]<class R>(R) {
     auto some = from.step == 1 ? pack_rows<R> : pack_columns<R>;
@@ -137,12 +137,12 @@ constexpr std::array<Tile, sizeof...(M)> tiles(std::integer_sequence<int, M...>)
 constexpr auto TILES = tiles(std::make_integer_sequence<int, TALL>{});
 
 float* strips(int64_t count) {
-  static thread_local Kept<float> kept;
-  return kept.room(count);
+  static thread_local ThreadScratch<float> scratch;
+  return scratch.reserve(count);
 }
 
-// Calls pack(k, depth) for all of [k, k + depth) in turn: at once, or where columns lie in one piece, for a few rows of
-// the memory at a time, which all panels share before they leave the cache.
+// Calls pack(k, depth) over [k, k + depth): at once, or for contiguous columns a few at a time, which all panels read
+// while they are in the cache.
 template <class F>
 void in_chunks(const Operand& of, int64_t k, int64_t depth, F pack) {
   const int64_t most = of.step == 1 ? depth : CHUNK;
@@ -151,7 +151,7 @@ void in_chunks(const Operand& of, int64_t k, int64_t depth, F pack) {
 
 // All of `a` in panels: by depth, by rows.
 struct Panels {
-  Parts rows, depths;
+  Ranges rows, depths;
   float* data = nullptr;
 
   int64_t size() const { return start(depths.count, 0); }
@@ -167,14 +167,14 @@ struct Panels {
 // Columns [first, first + width) of the result.
 void columns(const Product& p, const Panels& panels, int64_t first, int64_t width) {
   const auto& [rows, depths, _] = panels;
-  float* packed = strips(parts_of(width, STRIP) * STRIP * std::min(DEPTH, p.K));
+  float* packed = strips(range_count(width, STRIP) * STRIP * std::min(DEPTH, p.K));
   for (int64_t d = 0; d < depths.count; d++) {
     const int64_t begin = depths.begin(d), depth = depths.length(d);
     in_chunks(p.b, begin, depth, [&](int64_t k, int64_t some) {
       for (int64_t n = 0; n < width; n += STRIP)
         pack(p.b, first + n, std::min(STRIP, width - n), k, some, STRIP, packed + n * depth + (k - begin) * STRIP);
     });
-    const Parts runs(depth, RUN);
+    const Ranges runs(depth, RUN);
     for (int64_t r = 0; r < rows.count; r++) {
       const int64_t m = rows.begin(r), height = rows.length(r);
       for (int64_t n = 0; n < width; n += STRIP)
@@ -199,28 +199,28 @@ void pack_panels(const Operand& a, const Panels& panels, int64_t first, int64_t 
   }
 }
 
-// Of how many strips a task is, so that all threads end together and a slow one can be helped.
+// Strips per task, so that threads finish at about the same time and can take over a slow one's tasks.
 int64_t wide(int64_t strips) {
   int64_t best = 1, least = strips;
   for (int64_t width = 1; width <= WIDEST; width++) {
-    const int64_t tasks = parts_of(strips, width), longest = parts_of(tasks, threads()) * width;
+    const int64_t tasks = range_count(strips, width), longest = range_count(tasks, threads()) * width;
     if (width > 1 && (tasks < 3 * threads() || longest > least)) continue;
     best = width, least = longest;
   }
   return best;
 }
 
-// A product whose `a` is packed at once.
+// A product whose `a` is packed as a whole.
 void block(const Product& p) {
-  static thread_local Kept<float> kept;
-  Panels panels{Parts(p.M, TALL), Parts(p.K, DEPTH)};
-  panels.data = kept.room(panels.size());
+  static thread_local ThreadScratch<float> scratch;
+  Panels panels{Ranges(p.M, TALL), Ranges(p.K, DEPTH)};
+  panels.data = scratch.reserve(panels.size());
   parallel_range(panels.rows.count, TALL * p.K / W * 4, [&](int64_t first, int64_t last) {
     pack_panels(p.a, panels, first, last);
   });
-  // Strips are cheap to share out and dear to pack twice: rows are not divided.
-  const int64_t width = wide(parts_of(p.N, STRIP)) * STRIP;
-  parallel(parts_of(p.N, width), [&](int64_t task) {
+  // Tasks divide strips and not rows, so that no strip is packed twice.
+  const int64_t width = wide(range_count(p.N, STRIP)) * STRIP;
+  parallel(range_count(p.N, width), [&](int64_t task) {
     columns(p, panels, task * width, std::min(width, p.N - task * width));
   });
 }
@@ -230,10 +230,10 @@ void block(const Product& p) {
 void gemm(const Product& p) {
   if (p.K == 0 && !p.add)
     for (int64_t m = 0; m < p.M; m++) std::fill_n(p.c + m * p.ldc, p.N, 0.f);
-  const Parts rows(p.M, ROWS);
+  const Ranges rows(p.M, ROWS);
   for (int64_t r = 0; r < rows.count; r++) {
     const int64_t m = rows.begin(r), height = rows.length(r);
-    const Parts depths(p.K, std::max(DEPTH, PACKED / height));
+    const Ranges depths(p.K, std::max(DEPTH, PACKED / height));
     for (int64_t d = 0; d < depths.count; d++) {
       Product part = p;
       auto advance = [&](Operand& of, int64_t row) {

@@ -8,7 +8,7 @@
 
 namespace macllm {
 
-// Element (r, k) lies at data[r * row + k * step]; one of the strides is 1. Float32, or 16 bits where `half` says so.
+// Element (r, k) is data[r * row + k * step]; one of the strides is 1. Float32, or 16 bits if `half` is set.
 struct Operand {
   const void* data;
   int64_t row, step;

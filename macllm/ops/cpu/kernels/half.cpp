@@ -1,4 +1,5 @@
-// Products with matrices of 16-bit floats, which stay as they are. Few rows are bound by reading the weights: linear.h.
+// Products with matrices of 16-bit floats, which are not converted in memory. For few rows, which are bound by reading the
+// weights, linear.h.
 #include "half.h"
 
 #include <algorithm>

@@ -21,7 +21,7 @@ inline vf bits_to_float(vu bits) {
 struct Bfloat {
   static vf widen(vh h) {
 #if defined(__AVX512F__)
-    return bits_to_float((vu)_mm512_cvtepu16_epi32((__m256i)h) << 16);  // which GCC makes four instructions of
+    return bits_to_float((vu)_mm512_cvtepu16_epi32((__m256i)h) << 16);  // GCC compiles the general form to four instructions
 #else
     return bits_to_float(__builtin_convertvector(h, vu) << 16);
 #endif
@@ -64,7 +64,7 @@ inline vf load_half(const uint16_t* p, int64_t count) {
   return T::widen(h);
 }
 
-// Calls f with the type whose numbers these are.
+// Calls f with the type of the numbers.
 template <class F>
 inline void halves(Half kind, F f) {
   if (kind == Half::bfloat16) {

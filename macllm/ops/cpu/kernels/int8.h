@@ -1,4 +1,4 @@
-// Products of integers of 8 bits, four in each lane of a vector, and floats rounded to such.
+// Products of 8-bit integers, four in each lane of a vector, and rounding of floats to them.
 #pragma once
 
 #if defined(__x86_64__)
@@ -39,8 +39,8 @@ inline vi dot4(vi sums, vi u, vi s) {
 #endif
 }
 
-constexpr float ROUNDER = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
-constexpr float SMALLEST = 1e-30f;  // magnitudes below are 0, since 127 over them is not finite
+constexpr float ROUNDER = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer and leaves that in the low bits
+constexpr float SMALLEST = 1e-30f;  // smaller magnitudes count as 0, since 127 divided by them is not finite
 
 inline vi load_words(const void* p) {
   vi v;

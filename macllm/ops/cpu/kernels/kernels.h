@@ -1,5 +1,5 @@
-// The kernels: float32, dense rows unless said otherwise, threaded inside. A `_vjp` takes what the forward kernel took
-// and the cotangent of its result, and gives the cotangents of the inputs.
+// The kernels: float32, dense rows unless stated otherwise, multithreaded. A `_vjp` takes the inputs of the forward kernel
+// and the cotangent of its result, and computes the cotangents of the inputs.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ using Sgemm = void (*)(int order, int ta, int tb, int M, int N, int K, float alp
 void set_sgemm(Sgemm single_threaded);
 void sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda, const float* B, int ldb,
            float beta, float* C, int ldc);
-// The one that was set, or null.
+// The function that was set, or null.
 Sgemm serial_sgemm();
 
 enum class Half : int { bfloat16, float16 };
@@ -54,16 +54,16 @@ void layer_norm(int64_t rows, int64_t n, float eps, const float* x, const float*
 void layer_norm_vjp(int64_t rows, int64_t n, float eps, const float* x, const float* weight, const float* gy, float* gx,
                     float* gweight, float* gbias);
 
-// The same whatever the number of threads.
+// Independent of the number of threads.
 double sum_of_squares(int64_t n, const float* x);
 
 // y[row] += bias.
 void add_to_rows(int64_t rows, int64_t n, const float* bias, float* y);
 
 // p, m, v -> p_out, m_out, v_out, which may be the same memory:
-// p_out = kept p - step m_out / (root sqrt(v_out) + eps), the means taken over scale g.
+// p_out = decay p - step m_out / (root sqrt(v_out) + eps), the means taken over scale g.
 struct AdamW {
-  float scale, step, root, kept, beta1, beta2, eps;
+  float scale, step, root, decay, beta1, beta2, eps;
 };
 void adamw(int64_t n, const AdamW& a, const float* p, const float* g, const float* m, const float* v, float* p_out,
            float* m_out, float* v_out);
@@ -75,10 +75,10 @@ struct View {
 };
 
 struct Rope {
-  int64_t B, H, L, D, turned;  // the first `turned` channels turn, in pairs
-  bool interleaved;            // pairs are neighbours, else turned / 2 apart
-  bool back;                   // turn the other way: the transpose
-  const float* wavelengths;    // turned / 2
+  int64_t B, H, L, D, rotated;  // the first `rotated` channels rotate, in pairs
+  bool interleaved;            // pairs are neighbours, else rotated / 2 apart
+  bool back;                   // rotate by the negative angles: the transpose
+  const float* wavelengths;    // rotated / 2
   const int32_t* offsets;      // position of the first token, one or B
   int64_t offset_stride;       // 0 for one
 };
@@ -96,7 +96,7 @@ struct PackedMatrix {
   Real type;  // of scales and biases
   int64_t N, K;
   int bits, group;
-  int64_t stack = 1;  // how many such matrices lie on top of one another
+  int64_t stack = 1;  // number of matrices stored one after another
 
   int64_t words_per_row() const { return K * bits / 32; }
   int64_t groups() const { return K / group; }
@@ -117,7 +117,7 @@ void quantized_matmul(const PackedMatrix& w, int64_t M, const float* x, bool int
 // y [M, K] = x w for x [M, N].
 void quantized_matmul_back(const PackedMatrix& w, int64_t M, const float* x, float* y);
 
-// The same with row i of x taking the matrix numbered chosen[i] of the stack; NaN where there is none.
+// The same with matrix chosen[i] of the stack for row i of x; NaN for an invalid number.
 void quantized_gather(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, bool int8, float* y);
 void quantized_gather_back(const PackedMatrix& w, int64_t M, const float* x, const int32_t* chosen, float* y);
 

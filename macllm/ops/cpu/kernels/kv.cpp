@@ -1,4 +1,4 @@
-// Rows of keys and values packed and unpacked.
+// Packing and unpacking of rows of keys and values.
 #include "kv.h"
 
 #include <algorithm>
@@ -52,7 +52,7 @@ void pack_group(int group, const float* x, uint8_t* to, float& scale, float& bia
   const bool down = std::abs(low) > std::abs(high);
   const float edge = down ? low : high, width = std::max((high - low) / MOST, 1e-7f);
   const float steps = std::rint(edge / (down ? width : -width));
-  // The edge that is farther from 0 is met exactly.
+  // The end farther from 0 is represented exactly.
   scale = steps != 0 ? edge / steps : down ? width : -width;
   bias = steps != 0 ? edge : 0.f;
   uint8_t each[128];

@@ -1,11 +1,11 @@
-// Rows of keys and values as a quantized cache holds them.
+// Rows of keys and values of a quantized cache.
 #pragma once
 
 #include <cstdint>
 
 namespace macllm {
 
-// [B, K, positions, D] as mx.quantize packs it along D, each row filled up with zeros to whole groups: scale q + bias
+// [B, K, positions, D] as mx.quantize packs it along D, each row padded with zeros to whole groups: scale q + bias
 // with q in 4 or 8 bits, the first in the lowest bits of a word.
 struct PackedRows {
   const uint32_t* words = nullptr;
@@ -29,14 +29,14 @@ struct PackedRows {
 // The first `count` rows as floats: to[s * stride + d].
 void unpack(const PackedRows& rows, int64_t count, float* to, int64_t stride);
 
-// The same as to[d * stride + s]; to[d * stride] is written up to a multiple of W, with anything finite beyond `count`.
+// The same as to[d * stride + s]; to[d * stride] is written up to a multiple of W, with finite numbers beyond `count`.
 void unpack_transposed(const PackedRows& rows, int64_t count, float* to, int64_t stride);
 
-// What `packed_scores` reads of a query: so many floats, made of q [D].
+// A query in the form that `packed_scores` reads: its number of floats, and its making from q [D].
 int64_t ready_floats(const PackedRows& rows);
 void ready_query(const PackedRows& rows, int64_t D, const float* q, float* to);
 
-// to[m * stride + s] = query m . row s for s < count; written up to a multiple of W, with anything finite beyond `count`.
+// to[m * stride + s] = query m . row s for s < count; written up to a multiple of W, with finite numbers beyond `count`.
 void packed_scores(const PackedRows& rows, int64_t count, int64_t queries, const float* ready, float* to, int64_t stride);
 
 // data[m * stride + d] (+)= the sum over s < count of weights[m * stride + s] row_s[d].
@@ -47,7 +47,7 @@ struct Sums {
 };
 void packed_sums(const PackedRows& rows, int64_t count, int64_t queries, const float* weights, int64_t stride, Sums to);
 
-// Where one row is written.
+// Destination of one row.
 struct PackedRow {
   uint32_t* words;
   float *scales, *biases;

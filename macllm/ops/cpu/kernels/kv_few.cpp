@@ -1,6 +1,6 @@
-// Few queries over packed rows, each read once, where it lies. Scores: W rows become W lanes, and where bytes can be
-// multiplied four at a time a query is three signed bytes an element, 23 bits in all, so that the products are exact;
-// elsewhere rows are unpacked a tile at a time. Sums: codes become floats in registers.
+// Few queries over packed rows, each read once, in place. Scores: W rows become W lanes; with instructions for dot products
+// of four bytes, a query is three signed bytes per element, 23 bits in all, so that the products are exact; without, rows
+// are unpacked a tile at a time. Sums: codes become floats in registers.
 #include <cmath>
 #include <vector>
 
@@ -11,15 +11,15 @@ namespace macllm {
 namespace {
 
 constexpr int PARTS = 3;
-constexpr float LARGEST = 4.1e6f;  // below 2^22: what `ROUNDER` rounds
+constexpr float LARGEST = 4.1e6f;  // below 2^22, which `ROUNDER` rounds
 constexpr int64_t TILE_ROWS = 64;
-constexpr int MOST = W == 8 ? 2 : 4;  // queries whose sums registers hold
+constexpr int MOST = W == 8 ? 2 : 4;  // queries whose sums fit into registers
 
 constexpr int planes(int bits) { return 8 / bits; }
 
 int64_t query_words(const PackedRows& rows) { return rows.words_per_row() * planes(rows.bits) * PARTS; }
 
-// A query in bytes: word by word of a row its planes, each in three parts; then its sum in each group, then its unit.
+// A query in bytes: for each word of a row its planes in three parts; then its sum in each group; then its unit.
 void to_bytes(const PackedRows& rows, int64_t D, const float* q, float* to) {
   const int64_t n = query_words(rows);
   const int per = 32 / rows.bits, count = planes(rows.bits);
@@ -86,7 +86,7 @@ inline void two(const uint32_t* row, int64_t at, vf* x) {
   }
 }
 
-// Sums [first, first + N * W) of a group, with `weights` [M, count up to W] that the scale is part of.
+// Sums [first, first + N * W) of a group; `weights` [M, count up to W] include the scale.
 template <int BITS, int M, int N>
 void code_sums(const PackedRows& rows, int64_t count, int64_t first, const float* weights, const float* biased, Sums to) {
   const int64_t words = rows.words_per_row(), room = (count + W - 1) / W * W;

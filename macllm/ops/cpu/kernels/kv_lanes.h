@@ -10,7 +10,7 @@
 
 namespace macllm {
 
-constexpr int64_t AHEAD = 2048;  // bytes of words that are fetched before they are needed
+constexpr int64_t AHEAD = 2048;  // bytes of words that are prefetched
 
 typedef uint8_t vb __attribute__((vector_size(W)));
 
@@ -52,7 +52,7 @@ inline typename Words<N>::type beside(Row row, int64_t first) {
   return v;
 }
 
-// Words [0, P) of W rows, one a lane, of which `count` are there; rows are `stride` words apart.
+// Words [0, P) of W rows, one row a lane, of which `count` exist; rows are `stride` words apart.
 template <int P>
 inline void columns_of(const uint32_t* words, int64_t stride, int64_t count, vi* block) {
   auto row = [&](int64_t i) {
@@ -64,7 +64,7 @@ inline void columns_of(const uint32_t* words, int64_t stride, int64_t count, vi*
   transpose<P>(block);
 }
 
-// How many words of a row are transposed together: all of one group.
+// Calls body with the number of words of a row that are transposed together, all of one group.
 template <class Body>
 inline void with_words(const PackedRows& rows, Body body) {
   const int64_t together = rows.group * rows.bits / 32;

@@ -7,7 +7,7 @@
 namespace macllm {
 namespace {
 
-// How weights are stored, and read as vectors of float32.
+// Storage types of weights, read as vectors of float32.
 struct Single {
   using Stored = float;
   static vf read(const float* p) { return load(p); }
@@ -31,7 +31,7 @@ void dots(const Linear& map, const float* x, int64_t n, float* y, int64_t stride
   for (; k + W <= K; k += W) {
     vf right[N];
     for (int j = 0; j < N; j++) right[j] = Form::read(w + j * K + k);
-    // Rows are too short for the machine to see their pattern.
+    // Rows are too short for hardware prefetching.
     for (int j = 0; j < N; j++) __builtin_prefetch(w + (N + j) * K + k, 0, 2);
     for (int i = 0; i < M; i++) {
       const vf left = load(x + i * K + k);
@@ -63,7 +63,7 @@ void columns(const Linear& map, int64_t rows, const float* x, int64_t first, int
   for (; n < last; n++) rows_of<Form, 1>(map, rows, x, n, y, stride);
 }
 
-// A map with `weight`.
+// A layer that is not packed.
 void plain(const Linear& map, int64_t rows, const float* x, int64_t first, int64_t last, float* y, int64_t stride) {
   if (!map.half) return columns<Single>(map, rows, x, first, last, y, stride);
   halves(*map.half, [&](auto form) { columns<Halved<decltype(form)>>(map, rows, x, first, last, y, stride); });

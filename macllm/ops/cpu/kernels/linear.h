@@ -1,4 +1,4 @@
-// Linear maps of a few rows, whose weights are read once and where they lie.
+// Linear layers for a few rows: weights are read once, in place.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +10,23 @@
 
 namespace macllm {
 
-constexpr int64_t FEW_ROWS = 24;  // of x: with more, the BLAS is faster, and weights of 16 bits are worth converting
+constexpr int64_t FEW_ROWS = 24;  // of x: for more, BLAS is faster, and converting weights of 16 bits pays
 
 // y = x W^T + b, W [outputs, inputs].
 struct Linear {
-  const void* weight = nullptr;  // float32, 16-bit floats if it is a `half`, or else in `packed`
-  const float* bias = nullptr;   // or none
+  const void* weight = nullptr;  // float32, or 16-bit floats if `half` is set; null if `packed` is set
+  const float* bias = nullptr;   // null: no bias
   int64_t outputs = 0, inputs = 0;
   std::optional<Half> half;
   std::optional<PackedMatrix> packed;
 };
 
-// The rows [count, width] that maps are applied to, in each form that these read.
+// The input rows [count, width] of linear layers, in each form that they read.
 class Rows {
  public:
   Rows(int64_t count, int64_t width, const float* x, bool int8 = false) : x(x), count(count), width(width), int8_(int8) {}
 
-  // To be called for each map before `linear` is, and not while it is. `int8` allows to round x for packed maps.
+  // Call this for each layer before `linear`, not during it. `int8` allows rounding x for packed layers.
   void prepare(const Linear& map);
   const ReadyRows& ready(const PackedMatrix& w) const { return *ready_[ReadyRows::layout(w.bits)]; }
 

@@ -11,7 +11,7 @@ constexpr int TILE = 8;
 constexpr int TILE = 4;
 #endif
 
-// A is read at A[row * row_stride + k * k_stride].
+// Element (row, k) of A is data[row * row_stride + k * k_stride].
 struct Left {
   const float* data;
   int64_t row_stride, k_stride;
@@ -50,7 +50,7 @@ inline void matmul(int64_t M, int64_t N, int64_t K, Left a, const float* b, int6
   if (n < N) column<1>(M, K, a, b + n, ldb, c + n, ldc, add);
 }
 
-// matmul with all columns of C that registers hold for each load of A.
+// matmul with as many columns of C per load of A as registers hold.
 template <int M>
 inline void few_rows(int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
                      bool add) {

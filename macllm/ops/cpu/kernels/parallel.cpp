@@ -10,8 +10,8 @@
 namespace macllm {
 namespace {
 
-constexpr int64_t WORTH_DIVIDING = 5000;  // vector operations: a few microseconds, what handing out a loop costs
-constexpr auto PATIENCE = std::chrono::microseconds(60);  // longer than what lies between the loops of one model
+constexpr int64_t MIN_PARALLEL_COST = 5000;  // vector operations: a few microseconds, the cost of starting a loop
+constexpr auto SPIN_TIME = std::chrono::microseconds(60);  // longer than the time between two loops of a model
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -21,11 +21,11 @@ inline void pause() {
 #endif
 }
 
-// Spins until ready() or until patience ends. Does not yield: a busy scheduler gives the core back milliseconds later,
-// but one that sleeps and is woken gets it at once.
+// Spins until ready() or until SPIN_TIME is over. Does not yield: a busy scheduler gives the core back milliseconds later,
+// while a thread that sleeps and is woken gets it at once.
 template <class Ready>
 bool spin(Ready ready) {
-  const auto end = std::chrono::steady_clock::now() + PATIENCE;
+  const auto end = std::chrono::steady_clock::now() + SPIN_TIME;
   do {
     for (int i = 0; i < 64; i++) {
       if (ready()) return true;
@@ -35,12 +35,12 @@ bool spin(Ready ready) {
   return false;
 }
 
-// A loop ends when its last task does: a helper that is asleep or has lost its core is not waited for. Helpers look out
-// for the next loop a little while before they sleep, since a model is hundreds of short loops, one after another.
+// A loop ends with its last task: it does not wait for helpers that are asleep or have lost their core. Helpers spin for
+// the next loop before they sleep, since a model runs hundreds of short loops one after another.
 class Pool {
  public:
   explicit Pool(int count) {
-    for (int i = 1; i < count; i++) std::thread([this] { serve(); }).detach();
+    for (int i = 1; i < count; i++) std::thread([this] { work_loop(); }).detach();
   }
 
   void run(int64_t tasks, const std::function<void(int64_t)>& body) {
@@ -49,14 +49,14 @@ class Pool {
     unfinished_.store(int32_t(tasks), std::memory_order_relaxed);
     unclaimed_.store(tasks);
     round_.fetch_add(1);
-    round_.notify_all();  // a system call only if somebody sleeps
+    round_.notify_all();  // a system call only if a helper sleeps
     work();
     if (spin([&] { return unfinished_.load(std::memory_order_acquire) == 0; })) return;
     for (int32_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) unfinished_.wait(left);
   }
 
  private:
-  // Whoever claims a task has seen the body it belongs to, which stays until all tasks are finished.
+  // A thread that claims a task has seen its body, which does not change until all tasks are finished.
   void work() {
     for (int64_t task; unclaimed_.load() > 0 && (task = unclaimed_.fetch_sub(1)) > 0;) {
       (*body_)(task - 1);
@@ -64,7 +64,7 @@ class Pool {
     }
   }
 
-  void serve() {
+  void work_loop() {
     for (uint32_t seen = 0;; work()) {
       if (!spin([&] { return round_.load() != seen; })) round_.wait(seen);
       seen = round_.load();
@@ -101,7 +101,7 @@ void parallel(int64_t tasks, const std::function<void(int64_t)>& body) {
 }
 
 void parallel_range(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
-  int64_t parts = std::min<int64_t>({count, int64_t(wanted) * 4, count * std::max<int64_t>(cost, 1) / WORTH_DIVIDING + 1});
+  int64_t parts = std::min<int64_t>({count, int64_t(wanted) * 4, count * std::max<int64_t>(cost, 1) / MIN_PARALLEL_COST + 1});
   if (parts <= 1) return body(0, count);
   parallel(parts, [&](int64_t part) { body(count * part / parts, count * (part + 1) / parts); });
 }

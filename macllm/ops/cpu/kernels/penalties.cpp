@@ -1,4 +1,4 @@
-// What the tokens so far do to the logits of the next one.
+// Penalties on logits from the tokens so far.
 #include <algorithm>
 #include <cmath>
 
@@ -7,7 +7,7 @@
 namespace macllm {
 namespace {
 
-constexpr double LARGEST_PENALTY = 1e30;  // finite, so that a vocabulary of nothing but repeats has a distribution
+constexpr double LARGEST_PENALTY = 1e30;  // finite, so that penalties on all tokens still leave a distribution
 
 struct Tokens {
   const uint32_t* data;
@@ -18,14 +18,14 @@ struct Tokens {
   }
 };
 
-// Zeros for each token of a vocabulary; whoever writes to them cleans up.
+// A zero for each token of a vocabulary; callers reset the entries that they write.
 int32_t* tallies(int64_t n) {
   static thread_local std::vector<int32_t> kept;
   if (int64_t(kept.size()) < n) kept.resize(n);
   return kept.data();
 }
 
-// Rounded as MLX's operations one by one round, whatever the compiler may fuse.
+// Rounded as by separate MLX operations, even if the compiler fuses.
 float times(float a, float b) { return float(double(a) * double(b)); }
 
 void penalize_counts(const Penalties& p, Tokens seen, int64_t n, float* logits) {
@@ -43,8 +43,8 @@ void penalize_counts(const Penalties& p, Tokens seen, int64_t n, float* logits) 
   }
 }
 
-// For each position, how many tokens that end there also end `seen` without a breaker among them (the last: 0). The
-// Z-function of the reverse.
+// For each position, the number of tokens that end there and also end `seen`, up to a breaker (the last: 0): the Z-function
+// of the reverse.
 std::vector<int64_t> repeats(const Penalties& p, Tokens seen) {
   const int64_t n = seen.count;
   auto back = [&](int64_t i) { return seen.data[n - 1 - i]; };
@@ -67,7 +67,7 @@ std::vector<int64_t> repeats(const Penalties& p, Tokens seen) {
 
 float dry_penalty(const Penalties& p, int64_t length) {
   float exponent = float(length - p.dry_allowed);
-  // The base to this power must stay below the largest penalty, or float32 calls it infinite.
+  // The base to this power must stay below the largest penalty, or it is infinite in float32.
   if (p.dry_base > 1) exponent = std::min(exponent, float(std::log(LARGEST_PENALTY) / std::log(double(p.dry_base))));
   return std::min(times(p.dry_multiplier, std::pow(p.dry_base, exponent)), float(LARGEST_PENALTY));
 }

@@ -30,7 +30,7 @@ struct Silu {
   }
 };
 
-// 0.5 x (1 + tanh u) = x sigmoid(2u), which loses no digits for negative x.
+// 0.5 x (1 + tanh u) = x sigmoid(2u), which is exact for negative x, too.
 struct GeluTanh {
   static vf twice(vf x) { return (2.f * GELU_A) * (x + GELU_B * x * x * x); }
   static vf value(vf x) { return x * sigmoid(twice(x)); }
@@ -60,7 +60,7 @@ struct GeluQuick {
 };
 
 template <class F>
-void chosen(Unary kind, F run) {
+void with_function(Unary kind, F run) {
   switch (kind) {
     case Unary::exp: return run(Exp{});
     case Unary::sigmoid: return run(Sigmoid{});
@@ -83,13 +83,13 @@ void spans(int64_t n, F run) {
 }  // namespace
 
 void unary(Unary kind, int64_t n, const float* x, float* y) {
-  chosen(kind, [&](auto f) {
+  with_function(kind, [&](auto f) {
     spans(n, [&](int64_t at, int64_t count) { map(count, y + at, [&](vf a) { return f.value(a); }, x + at); });
   });
 }
 
 void unary_vjp(Unary kind, int64_t n, const float* x, const float* gy, float* gx) {
-  chosen(kind, [&](auto f) {
+  with_function(kind, [&](auto f) {
     auto derivative = [&](vf a, vf g) {
       vf y, dy;
       f.both(a, y, dy);
@@ -100,14 +100,14 @@ void unary_vjp(Unary kind, int64_t n, const float* x, const float* gy, float* gx
 }
 
 void gate(Unary kind, int64_t n, const float* gate, const float* up, float* y) {
-  chosen(kind, [&](auto f) {
+  with_function(kind, [&](auto f) {
     auto product = [&](vf a, vf b) { return f.value(a) * b; };
     spans(n, [&](int64_t at, int64_t count) { map(count, y + at, product, gate + at, up + at); });
   });
 }
 
 void gate_vjp(Unary kind, int64_t n, const float* gate, const float* up, const float* gy, float* ggate, float* gup) {
-  chosen(kind, [&](auto f) {
+  with_function(kind, [&](auto f) {
     spans(n, [&](int64_t at, int64_t count) {
       for (int64_t i = at; i < at + count; i += W) {
         int64_t left = at + count - i;
@@ -137,7 +137,7 @@ void adamw(int64_t n, const AdamW& a, const float* p, const float* g, const floa
     return a.beta2 * old + (1.f - a.beta2) * grad * grad;
   };
   auto step = [&](vf old, vf mean, vf square) {
-    return old * a.kept - a.step * mean / (sqrt(square) * a.root + a.eps);
+    return old * a.decay - a.step * mean / (sqrt(square) * a.root + a.eps);
   };
   spans(n, [&](int64_t at, int64_t count) {
     map(count, m_out + at, first, m + at, g + at);

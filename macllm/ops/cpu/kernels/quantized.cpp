@@ -1,12 +1,12 @@
-// Many rows of x against a packed matrix: panels of it are unpacked into floats. Single-threaded BLAS multiplies each
-// while it is in the cache. Few rows have their own file.
+// Many rows of x against a packed matrix: its panels are unpacked into floats, and single-threaded BLAS multiplies each
+// while it is in the cache. Few rows: quantized_few.cpp.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
 
-#include "chosen.h"
+#include "expert_groups.h"
 #include "half.h"
 #include "matmul.h"
 #include "parallel.h"
@@ -16,8 +16,8 @@ namespace macllm {
 namespace {
 
 constexpr int ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112;
-constexpr int64_t FEW_ROUNDED = 12, FEW = 24;  // rows of x, up to which unpacking in registers is the faster way
-// Of a panel: wide, since BLAS packs x anew for each, and as deep as OpenBLAS multiplies at a time.
+constexpr int64_t FEW_ROUNDED = 12, FEW = 24;  // up to as many rows of x, unpacking in registers is faster
+// Of a panel: wide, since BLAS packs x again for each, and as deep as OpenBLAS's blocks.
 constexpr int64_t PANEL_WIDTH = 512, PANEL_DEPTH = 384;
 constexpr int64_t STEP = 32;  // no group is smaller
 
@@ -26,7 +26,7 @@ struct Whole {
   typedef T type __attribute__((vector_size(N * sizeof(T))));
 };
 
-// Of 32 numbers at a time each byte becomes an integer as wide as what it holds takes in bytes, and is spread over it.
+// 32 numbers at a time: each byte is widened to an integer with a byte for each of its numbers, and they are spread over it.
 template <class Wide, int BITS>
 void unpack_bytes(const uint8_t* from, int64_t count, uint8_t* to) {
   constexpr int N = 32 / sizeof(Wide);
@@ -73,13 +73,13 @@ struct Range {
   int64_t size() const { return last - first; }
 };
 
-// f of [first, last) in steps of `most`.
+// Calls f for parts of the range of at most `most`.
 template <class F>
 void each_part(Range range, int64_t most, F f) {
   for (int64_t at = range.first; at < range.last; at += most) f(Range{at, std::min(at + most, range.last)});
 }
 
-// y[rows, columns] = x w^T there.
+// y[rows, columns] of x w^T.
 void block(const PackedMatrix& w, Range rows, Range columns, const float* x, float* y) {
   std::unique_ptr<float[]> panel(new float[std::min(columns.size(), PANEL_WIDTH) * std::min(w.K, PANEL_DEPTH)]);
   each_part(columns, PANEL_WIDTH, [&](Range n) {
@@ -92,7 +92,7 @@ void block(const PackedMatrix& w, Range rows, Range columns, const float* x, flo
   });
 }
 
-// y[rows, columns] = x w there.
+// y[rows, columns] of x w.
 void block_back(const PackedMatrix& w, Range rows, Range columns, const float* x, float* y) {
   std::unique_ptr<float[]> panel(new float[std::min(columns.size(), PANEL_WIDTH) * std::min(w.N, PANEL_DEPTH)]);
   each_part(columns, PANEL_WIDTH, [&](Range k) {

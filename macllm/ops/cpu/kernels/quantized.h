@@ -1,4 +1,4 @@
-// What the files on packed matrices share.
+// Helpers that the files on packed matrices share.
 #pragma once
 
 #include <new>
@@ -7,7 +7,7 @@
 
 namespace macllm {
 
-// `count` zeros where no vector crosses a cache line.
+// `count` zeros, aligned to cache lines.
 template <class T>
 class Aligned {
  public:
@@ -29,7 +29,7 @@ void widen(Real type, const void* from, int64_t first, int64_t count, float* to)
 // q of one row for k in [first, last), multiples of 32.
 void unpack(const PackedMatrix& w, int64_t row, int64_t first, int64_t last, uint8_t* to);
 
-// A few rows of x as they are multiplied with packed matrices, which is the same for widths of one layout.
+// A few rows of x in the form that packed matrices are multiplied with, which depends on the layout of their width.
 class ReadyRows {
  public:
   static constexpr int LAYOUTS = 3;
@@ -46,14 +46,14 @@ class ReadyRows {
   Aligned<float> data_;
 };
 
-// y[m * stride + n] of x w^T for every row m of x and n in [first, last): w is read once, where it lies, and unpacked in
+// y[m * stride + n] of x w^T for every row m of x and n in [first, last): w is read once, in place, and unpacked in
 // registers.
 void quantized_columns(const PackedMatrix& w, const ReadyRows& x, int64_t first, int64_t last, float* y, int64_t stride);
 
-// All of it.
+// The same for all n.
 void quantized_few_rows(const PackedMatrix& w, int64_t M, const float* x, bool int8, float* y);
 
-// quantized_matmul with x rounded to int8; false, and nothing done, where integers of w's width are not multiplied.
+// quantized_matmul with x rounded to int8; returns false and does nothing if it does not support w's width.
 bool quantized_many_rows(const PackedMatrix& w, int64_t M, const float* x, float* y);
 
 }  // namespace macllm

@@ -1,7 +1,7 @@
 // Few rows of x against a packed matrix, which is read once and unpacked in registers. Lane l of a vector of words holds
-// 32 / bits neighbours of a row, so that masks and shifts give them; x lies in memory in that order, and scales and
-// biases are spread over the lanes of their groups. Either x is multiplied as it is, or rounded to int8 with a scale
-// for each lane of each chunk, and integers are multiplied four at a time.
+// 32 / bits neighbours of a row, extracted by masks and shifts; x is reordered to match, and scales and biases are spread
+// over the lanes of their groups. x is multiplied in float32, or rounded to int8 with a scale for each lane of each chunk,
+// and integers are multiplied four at a time.
 #include <algorithm>
 
 #include "int8.h"
@@ -11,8 +11,8 @@
 namespace macllm {
 namespace {
 
-constexpr int64_t ROWS = 16;  // of w, whose scales are made ready together
-constexpr int64_t AHEAD = 512;  // words: the processor alone fetches too late, a core then reads at 7 of 9 GB/s
+constexpr int64_t ROWS = 16;  // of w, whose scales are widened together
+constexpr int64_t AHEAD = 512;  // words: with hardware prefetching alone, a core reads at 7 of 9 GB/s
 
 // p[index[l]] for each lane; may read p[W - 1] in any case.
 inline vf spread(const float* p, vi index) {
@@ -63,7 +63,7 @@ void gather_chunk(const float* x, int64_t count, vf* to) {
   for (int j = 0; j < PER; j++) to[j] = load(all + j * W);
 }
 
-// x as the kernel reads it, chunk by chunk: its elements and their sum in each lane.
+// x in the order of the kernel, chunk by chunk: its elements and their sum in each lane.
 template <int BITS>
 struct Floats {
   static constexpr int VECTORS = Layout<BITS>::PER_LANE + 1;
@@ -88,7 +88,7 @@ struct Floats {
   }
 };
 
-// The same in bytes: planes of rounded elements, the scale of each lane, and the sum of what they stand for.
+// The same in bytes: planes of rounded elements, the scale of each lane, and the sum of the rounded elements times it.
 template <int BITS>
 struct Bytes {
   static constexpr int PER = Layout<BITS>::PER_LANE, PLANES = Layout<BITS>::PLANES, VECTORS = PLANES + 2;
@@ -129,7 +129,7 @@ struct Bytes {
   }
 };
 
-// Scales and biases of a row, and which of a chunk's groups each lane belongs to.
+// Scales and biases of a row, and the group of each lane in a chunk.
 struct Groups {
   const float *scales, *biases;
   vi index;
@@ -156,7 +156,7 @@ void one_row(const uint32_t* row, int64_t words, Groups g, const float* x, int64
     __builtin_prefetch(row + c * W + AHEAD);
     add(c, load_words(row + c * W), [](vf v) { return v; });
   }
-  if (words % W) {  // beyond the row are the groups of the next
+  if (words % W) {  // groups of the next row follow
     const int32_t left = int32_t(words % W);
     vi lanes;
     for (int l = 0; l < W; l++) lanes[l] = l;
@@ -165,10 +165,10 @@ void one_row(const uint32_t* row, int64_t words, Groups g, const float* x, int64
   for (int m = 0; m < M; m++) y[m * next] = sum(scaled[m] + biased[m]);
 }
 
-// Room for the scales of a block, or for its biases.
+// Floats for the scales of a block, or for its biases.
 int64_t room(const PackedMatrix& w) { return ROWS * w.groups() + W; }
 
-// Rows [first, first + count) of w, count <= ROWS; `scratch` is zero where nothing of w was written to it.
+// Rows [first, first + count) of w, count <= ROWS; `scratch` is zero except for numbers of w.
 template <int BITS, template <int> class Form>
 void block_of_rows(const PackedMatrix& w, int64_t first, int64_t count, const ReadyRows& x, float* scratch, float* y,
                    int64_t next) {
@@ -222,7 +222,7 @@ void columns(const PackedMatrix& w, const ReadyRows& x, int64_t first, int64_t l
     block_of_rows<BITS, Form>(w, n, std::min(ROWS, last - n), x, scratch.get(), y, next);
 }
 
-// f with the width in which a matrix is read and the form of x.
+// Calls f with the width in which a matrix is read, and the form of x.
 template <class F>
 auto in_form(int bits, bool int8, F f) {
   auto form = [&]<int BITS>() {
@@ -234,7 +234,7 @@ auto in_form(int bits, bool int8, F f) {
   return form.template operator()<8>();
 }
 
-// Floats that M rows take when they are ready.
+// Floats of M rows in this form.
 int64_t floats(int bits, bool int8, int64_t M, int64_t K) {
   return in_form(bits, int8, [&]<int BITS, template <int> class Form>() {
     return M * Layout<BITS>::chunks(K) * Form<BITS>::VECTORS * W;

@@ -1,18 +1,18 @@
-// Many rows of x, rounded to int8 in groups of 32, against a packed matrix: strips of its rows are laid out with a row
-// in each lane, so that a sum of integers is an element of the result.
+// Many rows of x, rounded to int8 in groups of 32, against a packed matrix: strips of its rows have a row in each lane, so
+// that a sum of integers is an element of the result.
 #include <algorithm>
 
 #include "int8.h"
 #include "parallel.h"
-#include "parts.h"
+#include "ranges.h"
 #include "quantized.h"
-#include "kept.h"
+#include "scratch.h"
 #include "transpose.h"
 
 namespace macllm {
 namespace {
 
-constexpr int64_t GROUP = 32;  // of x, with a scale of its own
+constexpr int64_t GROUP = 32;  // of x, with one scale
 constexpr int64_t WORDS = GROUP / 4;
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int TALL = 6, WIDE = 2;  // a tile of the result: rows, and vectors of columns
@@ -20,7 +20,7 @@ constexpr int TALL = 6, WIDE = 2;  // a tile of the result: rows, and vectors of
 constexpr int TALL = 3, WIDE = 2;
 #endif
 constexpr int STRIP = WIDE * W;       // rows of w
-constexpr int64_t DEPTH = 512;        // of a strip, which stays in the first cache: whole groups of any size
+constexpr int64_t DEPTH = 512;        // of a strip, which stays in L1: whole groups of any size
 constexpr int64_t ROWS = 2048;        // of x that are rounded together
 
 // Lane i of the result is `fold` over the lanes of v[i].
@@ -31,10 +31,9 @@ inline vf folded(vf* v, F fold) {
   return v[0];
 }
 
-// W groups of x at a time, so that what is one number of a group is a lane of a vector: what is not finite makes the
-// group's scale NaN.
+// W groups of x at a time, a group in each lane; a number that is not finite makes its group's scale NaN.
 struct Rounding {
-  vf scales, sums;  // sums of what the integers stand for
+  vf scales, sums;  // sums of the integers times their scale
 
   // put(i, four neighbours each) of the group at x[i].
   template <class Put>
@@ -67,18 +66,18 @@ struct Rounding {
 };
 
 // Rows of x in panels of up to TALL, each in the order in which a tile reads it: four bytes of every row, then the next
-// four. A scale of every row for each group of x, a sum for each group of w.
+// four. Each row has a scale for each group of x, and a sum for each group of w.
 class Panels {
  public:
   Panels(const PackedMatrix& w, int64_t M) : rows(M, TALL), K_(w.K), group_(w.group) {
-    static thread_local Kept<int32_t> q;
-    static thread_local Kept<float> numbers;
-    q_ = q.room(M * K_ / 4);
-    scales_ = numbers.room(M * (K_ / GROUP + K_ / group_));
+    static thread_local ThreadScratch<int32_t> q;
+    static thread_local ThreadScratch<float> numbers;
+    q_ = q.reserve(M * K_ / 4);
+    scales_ = numbers.reserve(M * (K_ / GROUP + K_ / group_));
     sums_ = scales_ + M * (K_ / GROUP);
   }
 
-  // What a panel holds, column after column.
+  // The arrays of a panel, column by column.
   int32_t* words(int64_t panel) const { return q_ + rows.begin(panel) * (K_ / 4); }
   float* scales(int64_t panel) const { return scales_ + rows.begin(panel) * (K_ / GROUP); }
   float* sums(int64_t panel) const { return sums_ + rows.begin(panel) * (K_ / group_); }
@@ -114,7 +113,7 @@ class Panels {
     }
   }
 
-  const Parts rows;
+  const Ranges rows;
 
  private:
   int64_t K_, group_;
@@ -122,7 +121,7 @@ class Panels {
   float *scales_, *sums_;
 };
 
-// STRIP rows of w, DEPTH deep: words[k / 4] has four elements of each row, scales and biases one of each row for each
+// STRIP rows of w, DEPTH deep: words[k / 4] has four elements of each row; scales and biases have one number per row and
 // group.
 struct Strip {
   alignas(64) int32_t words[DEPTH / 4 * STRIP];
@@ -180,7 +179,7 @@ inline void dots(const int32_t* words, const int32_t* q, vi (*to)[WIDE]) {
   }
 }
 
-// What a tile reads of x and writes of y [M, STRIP].
+// The part of x that a tile reads, and the part of y [M, STRIP] that it writes.
 struct Rows {
   const int32_t* q;
   const float *scales, *sums;
@@ -188,7 +187,7 @@ struct Rows {
   int64_t stride;
 };
 
-// `depth` columns of M rows times the strip, added to what y holds unless they are the first.
+// `depth` columns of M rows times the strip, added to y unless they are the first.
 template <int M>
 void tile(const Strip& s, const Rows& x, int64_t depth, int64_t group, bool first) {
   vf total[M][WIDE];
@@ -253,7 +252,7 @@ bool quantized_many_rows(const PackedMatrix& w, int64_t M, const float* x, float
     parallel_range(panels.rows.count, w.K / W * 4 * TALL, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; p++) panels.fill(p, x + done * w.K);
     });
-    // Rows of x are cheap to read again, a strip is dear to make: whole columns of the result, then.
+    // Reading rows of x again is cheaper than making a strip again: a task computes whole columns of the result.
     parallel((w.N + STRIP - 1) / STRIP, [&](int64_t strip) {
       columns_of(w, panels, strip * STRIP, y + done * w.N);
     });

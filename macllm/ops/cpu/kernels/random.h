@@ -1,4 +1,4 @@
-// The random numbers that MLX's generator gives for a key, at any place of an array.
+// The random numbers of MLX's generator for a key, at any index of an array.
 #pragma once
 
 #include "simd.h"
@@ -9,7 +9,7 @@ struct Key {
   uint32_t words[2];
 };
 
-// Two words of Threefry-2x32 with 20 rounds (Salmon et al. 2011), as MLX's generator has them.
+// Two words of Threefry-2x32 with 20 rounds (Salmon et al. 2011), as in MLX's generator.
 inline void threefry(Key key, vu& a, vu& b) {
   static constexpr int rotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
   const uint32_t keys[3] = {key.words[0], key.words[1], key.words[0] ^ key.words[1] ^ 0x1BD11BDA};
@@ -25,12 +25,12 @@ inline void threefry(Key key, vu& a, vu& b) {
   }
 }
 
-// Words at places [first, first + W) of an array of `count`.
+// Words at indices [first, first + W) of an array of `count`.
 inline vu random_words(Key key, uint32_t count, uint32_t first) {
   const uint32_t half = count / 2, odd = count % 2;
   vu place;
   for (int i = 0; i < W; i++) place[i] = first + i;
-  // A hash makes the words of one place in either half; the middle of an odd count has a hash of its own.
+  // One hash makes the words of the same index in both halves; the middle of an odd count has a separate hash.
   const vu low = (vu)(place < half), middle = (vu)(place == half) & -odd;
   vu a = (low & place) | (middle & half) | (~low & ~middle & (place - half - odd));
   vu b = ~middle & (a + half + odd);
@@ -38,7 +38,7 @@ inline vu random_words(Key key, uint32_t count, uint32_t first) {
   return ((low | middle) & a) | (~low & ~middle & b);
 }
 
-// Uniform in [0, 1) at such places.
+// Uniform in [0, 1) at these indices.
 inline vf uniform(Key key, uint32_t count, uint32_t first) {
   const vf share = __builtin_convertvector(random_words(key, count, first), vf) * 0x1p-32f;
   return share < 1.f ? share : splat(0x1.fffffep-1f);
@@ -46,14 +46,14 @@ inline vf uniform(Key key, uint32_t count, uint32_t first) {
 
 constexpr float MOST_GUMBEL = 17;  // -log(-log(1 - 2^-24)) is 16.6
 
-// Gumbel noise at such places.
+// Gumbel noise at these indices.
 inline vf gumbel(Key key, uint32_t count, uint32_t first) {
   const vf share = uniform(key, count, first);
   const vf noise = -log(-log(share > 0.f ? share : splat(1.f - 0x1p-24f)));
   return share > 0.f ? noise : splat(-INFINITE);
 }
 
-// The two keys that splitting one gives.
+// Splits a key into two.
 inline void split(Key key, Key& first, Key& second) {
   const vu words = random_words(key, 4, 0);
   first = {words[0], words[1]};

@@ -9,14 +9,14 @@
 namespace macllm {
 namespace {
 
-// The cosines and sines of [rows, L, pairs] angles, one row unless each has an offset of its own.
+// The cosines and sines of [rows, L, pairs] angles; one row if all rows have the same offset.
 class Angles {
  public:
-  // Those of r, which all layers of a model share.
+  // The angles of r, cached since all layers of a model share them.
   static const Angles& of(const Rope& r) {
-    static thread_local Angles kept;
-    if (!kept.are_of(r)) kept.fill(r);
-    return kept;
+    static thread_local Angles cached;
+    if (!cached.are_of(r)) cached.fill(r);
+    return cached;
   }
 
   std::vector<float> cosine, sine;
@@ -26,12 +26,12 @@ class Angles {
 
   bool are_of(const Rope& r) const {
     return length_ == r.L &&
-           std::equal(wavelengths_.begin(), wavelengths_.end(), r.wavelengths, r.wavelengths + r.turned / 2) &&
+           std::equal(wavelengths_.begin(), wavelengths_.end(), r.wavelengths, r.wavelengths + r.rotated / 2) &&
            std::equal(offsets_.begin(), offsets_.end(), r.offsets, r.offsets + rows(r));
   }
 
   void fill(const Rope& r) {
-    const int64_t pairs = r.turned / 2;
+    const int64_t pairs = r.rotated / 2;
     length_ = r.L;
     wavelengths_.assign(r.wavelengths, r.wavelengths + pairs);
     offsets_.assign(r.offsets, r.offsets + rows(r));
@@ -54,9 +54,9 @@ class Angles {
   std::vector<int32_t> offsets_;
 };
 
-void turn(const Rope& r, const float* x, int64_t stride, const float* cosine, const float* sine, float* y) {
+void rotate(const Rope& r, const float* x, int64_t stride, const float* cosine, const float* sine, float* y) {
   const float sign = r.back ? -1.f : 1.f;
-  const int64_t pairs = r.turned / 2, gap = r.interleaved ? 1 : pairs, next = r.interleaved ? 2 : 1;
+  const int64_t pairs = r.rotated / 2, gap = r.interleaved ? 1 : pairs, next = r.interleaved ? 2 : 1;
   if (stride == 1 && !r.interleaved) {
     map(pairs, y, [&](vf a, vf b, vf c, vf s) { return a * c - b * (s * sign); }, x, x + pairs, cosine, sine);
     map(pairs, y + pairs, [&](vf a, vf b, vf c, vf s) { return a * (s * sign) + b * c; }, x, x + pairs, cosine, sine);
@@ -67,20 +67,20 @@ void turn(const Rope& r, const float* x, int64_t stride, const float* cosine, co
       y[i * next + gap] = a * (sine[i] * sign) + b * cosine[i];
     }
   }
-  for (int64_t d = r.turned; d < r.D; d++) y[d] = x[d * stride];
+  for (int64_t d = r.rotated; d < r.D; d++) y[d] = x[d * stride];
 }
 
 }  // namespace
 
 void rope(const Rope& r, const View& x, float* out) {
-  const int64_t pairs = r.turned / 2;
+  const int64_t pairs = r.rotated / 2;
   const Angles& angles = Angles::of(r);
   parallel_range(r.B * r.L, r.H * (r.D / W + 4), [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
       const int64_t b = row / r.L, l = row % r.L, at = ((r.offset_stride ? b : 0) * r.L + l) * pairs;
       for (int64_t h = 0; h < r.H; h++) {
         const float* from = x.data + b * x.batch + h * x.head + l * x.position;
-        turn(r, from, x.channel, angles.cosine.data() + at, angles.sine.data() + at, out + (row * r.H + h) * r.D);
+        rotate(r, from, x.channel, angles.cosine.data() + at, angles.sine.data() + at, out + (row * r.H + h) * r.D);
       }
     }
   });

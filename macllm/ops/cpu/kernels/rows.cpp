@@ -9,7 +9,7 @@
 namespace macllm {
 namespace {
 
-// log sum e^x of one row. An infinite maximum is the answer itself, unless there is a NaN, which the sum shows.
+// log sum e^x of one row. An infinite maximum is the result, unless a number is NaN: the sum covers both.
 float lse_of(int64_t n, const float* x) {
   float top = largest(n, x);
   if (std::abs(top) == INFINITE) return accumulate(n, 0.f, [](vf a) { return a; }, x);
@@ -96,8 +96,8 @@ float inverse_rms(int64_t n, float eps, const float* x) {
   return 1.f / std::sqrt(accumulate(n, 0.f, [](vf a) { return a * a; }, x) / n + eps);
 }
 
-// Runs row(r, sums) for every row, where `sums` are n floats each to add to, and puts the totals where `totals` point.
-// As many parts whatever the number of threads, so that the sum over rows is always the same.
+// Runs row(r, sums) for every row, which adds to `sums` of n floats each, and writes their totals to `totals`. The number
+// of parts does not depend on the number of threads, so that the sum over rows is always the same.
 template <class F>
 void sum_over_rows(int64_t rows, int64_t n, const std::vector<float*>& totals, F row) {
   const int64_t parts = std::clamp<int64_t>(rows * n / 4096, 1, std::clamp<int64_t>(rows, 1, 16)), kinds = totals.size();

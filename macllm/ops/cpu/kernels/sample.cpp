@@ -1,4 +1,4 @@
-// A token from logits without sorting the vocabulary: only what can be drawn is ranked.
+// A token from logits without sorting the vocabulary: only tokens that can be drawn are ranked.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -11,11 +11,11 @@ namespace macllm {
 namespace {
 
 constexpr int64_t BLOCK = 16;          // logits that share a maximum
-constexpr int64_t FIRST_GUESS = 256;   // likeliest tokens that mostly hold the mass of top-p
-constexpr int64_t WORTH_RADIX = 4096;  // from here on counting beats comparing
+constexpr int64_t FIRST_GUESS = 256;   // likeliest tokens that usually hold the mass of top-p
+constexpr int64_t WORTH_RADIX = 4096;  // from this size on, radix sort is faster
 constexpr float SMALLEST = 0x1p-126f;  // of the mass: the likeliest token is always kept
 
-// Order of falling logits, equals by index. NaN comes before or after all numbers, by its sign.
+// Descending order of logits, ties by index. NaN is before or after all numbers, by its sign.
 uint64_t ranked(float logit, int64_t index) {
   const uint32_t bits = std::bit_cast<uint32_t>(logit + 0.f);  // of -0 the same as of 0
   const uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -26,7 +26,7 @@ int64_t index_of(uint64_t rank) { return int64_t(rank & 0xffffffffu); }
 
 void sort(std::vector<uint64_t>& ranks) {
   if (int64_t(ranks.size()) < WORTH_RADIX) return std::sort(ranks.begin(), ranks.end());
-  // The indices are in order already: only the upper halves have to be sorted, and each pass keeps the order so far.
+  // The indices are in order already: only the upper halves must be sorted, by stable passes.
   std::vector<uint64_t> other(ranks.size());
   for (int shift = 32; shift < 64; shift += 11) {
     std::vector<int64_t> place(2049);
@@ -37,7 +37,7 @@ void sort(std::vector<uint64_t>& ranks) {
   }
 }
 
-// The maxima of blocks of logits, from which the largest logits are found without looking at all of them again.
+// The maxima of blocks of logits, by which the largest logits are found without reading all of them again.
 class Blocks {
  public:
   Blocks(int64_t n, const float* x) : n_(n), x_(x), tops_((n + BLOCK - 1) / BLOCK) {
@@ -75,7 +75,7 @@ struct Best {
   int64_t place = 0;
 };
 
-// The first place of the largest number; 0 where there is none.
+// The index of the first largest number; 0 if all are NaN.
 int64_t likeliest(int64_t n, const float* x) {
   constexpr int64_t SPAN = 1024;
   Best best;
@@ -88,16 +88,16 @@ int64_t likeliest(int64_t n, const float* x) {
   return 0;
 }
 
-// What may be drawn. Logits stand in the order of their places; those of later places cannot be drawn.
+// The candidates of a draw, in the order of their places; later places cannot be drawn.
 struct Candidates {
   std::vector<float> logits;
-  std::vector<uint32_t> tokens;  // empty: each in its own place
+  std::vector<uint32_t> tokens;  // empty: places are tokens
   int64_t places = 0;
 
   const float* data() const { return logits.data(); }
   int64_t size() const { return int64_t(logits.size()); }
 
-  // Only these places of now, in this order.
+  // Keeps only these places, in this order.
   void keep(const std::vector<uint64_t>& ranks, int64_t count) {
     std::vector<float> values;
     std::vector<uint32_t> names;
@@ -136,7 +136,7 @@ struct Mass {
   float share(float logit) const { return std::exp(logit - top); }
 };
 
-// The fewest candidates, those of the largest keys first, that hold the share p of the mass; all where they do not.
+// Keeps the fewest candidates, those of the largest keys first, that hold the share p of the mass, or all.
 void keep_nucleus(Candidates& c, const float* keys, const Mass& mass, float p) {
   const Blocks blocks(c.size(), keys);
   for (int64_t guess = FIRST_GUESS;; guess *= 16) {
@@ -154,7 +154,7 @@ void keep_min_p(Candidates& c, float p) {
   map(c.size(), c.logits.data(), [&](vf x) { return x < least ? splat(-INFINITE) : x; }, c.data());
 }
 
-// Surprises nearest the entropy first.
+// Ranks candidates by the distance of their surprise from the entropy.
 void keep_typical(Candidates& c, float p) {
   const Mass mass(c);
   const float all = mass.top + float(std::log(mass.total));
@@ -168,7 +168,7 @@ void keep_typical(Candidates& c, float p) {
   keep_nucleus(c, keys.data(), mass, p);
 }
 
-// Drops those above the least likely one that reaches the threshold.
+// Removes candidates likelier than the least likely one that reaches the threshold.
 void drop_top_choices(Candidates& c, float threshold) {
   const Mass mass(c);
   const float near = mass.top + float(std::log(threshold * mass.total)) - 0.01f;
@@ -213,7 +213,7 @@ int64_t draw(const Candidates& c, Key key) {
 
 int64_t sample(int64_t n, const float* logits, const Filters& f, Key key) {
   if (f.temperature == 0) return likeliest(n, logits);
-  static thread_local Candidates c;  // so that its memory is there already
+  static thread_local Candidates c;  // so that its memory is reused
   take(n, logits, f, c);
   if (f.top_p < 1) keep_nucleus(c, c.data(), Mass(c), f.top_p);
   if (f.min_p > 0) keep_min_p(c, f.min_p);

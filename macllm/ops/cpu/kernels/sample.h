@@ -8,8 +8,8 @@
 
 namespace macllm {
 
-// What is done to logits before anything is drawn, in this order: biases, repetition, frequency and presence penalties
-// of the newest `window` tokens, and DRY over the newest `dry_window`. A window of 0 is everything.
+// Changes to logits before a draw, in this order: biases, repetition, frequency and presence penalties of the newest
+// `window` tokens, and DRY over the newest `dry_window`. A window of 0 means all tokens.
 struct Penalties {
   std::vector<uint32_t> biased;
   std::vector<float> biases;
@@ -24,21 +24,21 @@ struct Penalties {
 };
 void penalize(const Penalties& p, const uint32_t* history, int64_t length, int64_t n, float* logits);
 
-// Which logits to draw from: the `top_k` largest, divided by the temperature, of these the fewest likeliest that hold
-// the mass `top_p`, of these those at least `min_p` times as likely as the likeliest, of these the fewest most typical
-// that hold `typical_p`; 0, 1, 0 and 1 are all. With the probability `xtc_probability` those go that are above the least
-// likely one that reaches `xtc_threshold`. Temperature 0 takes the largest logit.
+// Filters of a draw, in this order: the `top_k` largest logits, divided by the temperature; the fewest likeliest with the
+// mass `top_p`; those at least `min_p` times as likely as the likeliest; the fewest most typical with the mass `typical_p`;
+// 0, 1, 0 and 1 keep all. With the probability `xtc_probability`, all but the least likely of the tokens that reach
+// `xtc_threshold` are removed. Temperature 0 takes the largest logit.
 struct Filters {
   float temperature = 1;
   int64_t top_k = 0;
   float top_p = 1, min_p = 0, typical_p = 1, xtc_probability = 0, xtc_threshold = 0;
 };
 
-// The draw is the largest sum with Gumbel noise, which MLX's generator gives for `key` and the place of a candidate: its
-// index, or its rank where candidates have been ranked.
+// Draws the largest sum of a logit and Gumbel noise, which MLX's generator makes for `key` and the candidate's index, or its
+// rank after a filter that ranks candidates.
 int64_t sample(int64_t n, const float* logits, const Filters& f, Key key);
 
-// The k <= n largest logits, in order, equals by index.
+// The k <= n largest logits, in order, ties by index.
 void largest_logits(int64_t n, const float* logits, int64_t k, uint32_t* tokens, float* values);
 
 }  // namespace macllm

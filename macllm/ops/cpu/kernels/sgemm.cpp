@@ -1,6 +1,6 @@
-// MLX's matrix product on our threads. Large ones are our own; narrow ones are cut into blocks that single-threaded BLAS
-// calls do, each whenever a thread is free. The BLAS's own threads wait for one another in the middle of a product, which
-// on a busy machine costs half.
+// MLX's matrix product on our threads. Large products run our gemm; narrow ones are divided into blocks, each a call of
+// single-threaded BLAS by the next free thread. The threads of BLAS wait for one another in the middle of a product, which
+// halves the speed on a busy machine.
 #include <algorithm>
 
 #include "gemm.h"
@@ -13,13 +13,13 @@ namespace macllm {
 namespace {
 
 constexpr int ROW_MAJOR = 101, TRANSPOSED = 112;
-constexpr double WORTH_DIVIDING = 4e6;  // operations
-constexpr int64_t SMALLEST_SIDE = 96;   // of a block: below, packing outweighs multiplying
-constexpr int NARROW = 32;              // a tile of our own would be mostly padding
+constexpr double MIN_PARALLEL_OPERATIONS = 4e6;  // operations
+constexpr int64_t SMALLEST_SIDE = 96;   // of a block: below, packing costs more than multiplying
+constexpr int NARROW = 32;              // below, our tiles would be mostly padding
 
 Sgemm serial = nullptr;
 
-// y[n] = alpha a . B[n] + beta y[n]: reads B once, as fast as memory gives it.
+// y[n] = alpha a . B[n] + beta y[n], at memory bandwidth: reads B once.
 void row_times_rows(int64_t N, int64_t K, float alpha, const float* a, const float* b, int64_t ldb, float beta, float* y) {
   parallel_range(N, K / W + 4, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; n++) {
@@ -33,7 +33,7 @@ struct Grid {
   int64_t rows, columns;
 };
 
-// How many blocks each side is cut into: some for every thread, as square as can be.
+// The number of blocks of each side: some for every thread, about square.
 Grid grid(int64_t M, int64_t N) {
   Grid g{1, 1};
   const int64_t enough = 3 * threads();
@@ -58,7 +58,7 @@ void set_sgemm(Sgemm function) { serial = function; }
 Sgemm serial_sgemm() { return serial; }
 
 void parallel_blocks(int64_t M, int64_t N, int64_t K, const BlockBody& body) {
-  const Grid g = 2.0 * M * N * K > WORTH_DIVIDING ? grid(M, N) : Grid{1, 1};
+  const Grid g = 2.0 * M * N * K > MIN_PARALLEL_OPERATIONS ? grid(M, N) : Grid{1, 1};
   parallel(g.rows * g.columns, [&](int64_t task) {
     auto edge = [](int64_t size, int64_t parts, int64_t i) { return i == parts ? size : size * i / parts / 32 * 32; };
     const int64_t r = task / g.columns, c = task % g.columns;

@@ -36,7 +36,7 @@ inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
 inline vf splat(float x) { return x - vf{}; }
 
-// The same of the first `count` lanes; the others are `rest`, or stay.
+// The same for the first `count` lanes; the others are `rest`, or unchanged.
 #if defined(__AVX512F__)
 inline __mmask16 first(int64_t count) { return __mmask16((1u << count) - 1); }
 

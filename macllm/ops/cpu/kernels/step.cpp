@@ -9,7 +9,7 @@
 namespace macllm {
 namespace {
 
-constexpr int64_t SPAN = 1024;  // elements that `unary` and `gate` do not divide again
+constexpr int64_t SPAN = 1024;  // elements, few enough that `unary` and `gate` run on one thread
 
 using Floats = std::unique_ptr<float[]>;
 Floats floats(int64_t n) { return Floats(new float[n + W]); }
@@ -32,14 +32,14 @@ void normalize(const Norm& norm, int64_t rows, int64_t n, float* x) {
   for (int64_t r = 0; r < rows; r++) normalize(norm, n, x + r * n, x + r * n);
 }
 
-// What a branch reads: the stream, or its norm in `space`.
+// The input of a branch: x, or its norm in `space`.
 const float* read(const Norm& norm, int64_t rows, int64_t n, const float* x, float* space) {
   if (norm.kind == Norm::none) return x;
   for (int64_t r = 0; r < rows; r++) normalize(norm, n, x + r * n, space + r * n);
   return space;
 }
 
-// The stream with the branch's last map added.
+// x plus the branch's last layer of `in`, with the norms around the sum.
 void join(const Residual& norms, const Linear& last, Rows in, const float* x, float* out) {
   const int64_t D = last.outputs, rows = in.count;
   const bool plain = norms.branch.kind == Norm::none;
@@ -55,8 +55,8 @@ void join(const Residual& norms, const Linear& last, Rows in, const float* x, fl
   normalize(norms.sum, rows, D, out);
 }
 
-// The heads of row b.
-void turn(const Turn& t, int64_t b, int64_t heads, int64_t Dh, float* x) {
+// Rotates the heads of row b.
+void rotate(const Rotation& t, int64_t b, int64_t heads, int64_t Dh, float* x) {
   const int64_t n = t.pairs, gap = t.interleaved ? 1 : n, next = t.interleaved ? 2 : 1;
   const float *cosine = t.cosine + b * n, *sine = t.sine + b * n;
   for (int64_t h = 0; h < heads; h++, x += Dh) {
@@ -68,18 +68,18 @@ void turn(const Turn& t, int64_t b, int64_t heads, int64_t Dh, float* x) {
   }
 }
 
-// One row's queries and keys, normed, turned and scaled.
+// Norms, rotates and scales the queries and keys of one row.
 void place(const AttentionStep& s, int64_t b, float* q, float* k) {
   normalize(s.q_norm, 1, s.H * s.Dh, q);
   normalize(s.k_norm, 1, s.K * s.Dh, k);
   normalize(s.q_head_norm, s.H, s.Dh, q);
   normalize(s.k_head_norm, s.K, s.Dh, k);
-  turn(s.turn, b, s.H, s.Dh, q);
-  turn(s.turn, b, s.K, s.Dh, k);
+  rotate(s.rotation, b, s.H, s.Dh, q);
+  rotate(s.rotation, b, s.K, s.Dh, k);
   float factor = s.scale;
-  if (s.heat_floor > 0) {
+  if (s.temperature_floor > 0) {
     const float position = std::max(float(s.position[b]), 0.f);
-    factor *= 1.f + s.heat_scale * std::log1p(std::floor((position + 1.f) / s.heat_floor));
+    factor *= 1.f + s.temperature_scale * std::log1p(std::floor((position + 1.f) / s.temperature_floor));
   }
   map(s.H * s.Dh, q, [&](vf a) { return a * factor; }, q);
 }
@@ -103,9 +103,9 @@ void attention_step(const AttentionStep& s, const Residual& norms, bool int8, co
   Floats mixed = floats(s.B * heads);
   for (int64_t b = 0; b < s.B; b++) {
     place(s, b, q.get() + b * heads, k.get() + b * kv_heads);
-    const Fresh rows{q.get() + b * heads, k.get() + b * kv_heads, v.get() + b * kv_heads};
-    const Newest newest{b, s.H, s.K, s.Dh, s.capacity, s.at, s.first[b], s.softcap};
-    keep_and_attend(newest, rows, s.keys, s.values, mixed.get() + b * heads);
+    const NewRows rows{q.get() + b * heads, k.get() + b * kv_heads, v.get() + b * kv_heads};
+    const NewToken token{b, s.H, s.K, s.Dh, s.capacity, s.at, s.first[b], s.softcap};
+    append_and_attend(token, rows, s.keys, s.values, mixed.get() + b * heads);
   }
   join(norms, s.o, {s.B, heads, mixed.get(), int8}, x, out);
 }

@@ -1,4 +1,4 @@
-// Rows of lanes to columns.
+// Transposition of vectors.
 #pragma once
 
 #include <utility>

@@ -78,7 +78,7 @@ void check_adamw(int64_t n) {
     const double grad = double(a.scale) * g[i], mean = a.beta1 * double(m[i]) + (1 - double(a.beta1)) * grad;
     const double square = a.beta2 * double(v[i]) + (1 - double(a.beta2)) * grad * grad;
     m_want.push_back(mean), v_want.push_back(square);
-    p_want.push_back(a.kept * double(p[i]) - a.step * mean / (a.root * std::sqrt(square) + a.eps));
+    p_want.push_back(a.decay * double(p[i]) - a.step * mean / (a.root * std::sqrt(square) + a.eps));
   }
   adamw(n, a, p, g, m, v, p, m, v);
   expect("adamw, weights", p, p_want, 2e-6);
