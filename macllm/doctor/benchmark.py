@@ -16,11 +16,11 @@ from macllm.ops.metal.approved import Decisions
 from .case import Arrays, Case, Run
 from .cases import cases
 
-TOGETHER = 256
-"""Dispatches that are timed as one, one after another: fewer where they take long."""
-WORTH = 1.03  # a kernel that is not faster by 3 % is not worth a difference
-_LEAST_TOGETHER = 4
-_ROTATED_BYTES, _MOST_SETS = 256 << 20, 64  # more than twice what any chip keeps near
+MOST_DISPATCHES = 256
+"""Most consecutive dispatches per timing; slow kernels have fewer."""
+MIN_SPEEDUP = 1.03  # a smaller gain is not worth a different implementation
+_LEAST_DISPATCHES = 4
+_ROTATED_BYTES, _MOST_SETS = 256 << 20, 64  # more than twice the largest chip's cache
 
 Clock = Callable[[], float]
 """Source of seconds."""
@@ -31,19 +31,19 @@ class Effort:
     """Thoroughness of the timing of a case."""
 
     rounds: int  # each is a `PairTiming`
-    turns: int  # ours, stock, stock, ours
-    enough_seconds: float  # dispatches are timed together until they take as long
+    turns: int  # kernel, stock, stock, kernel
+    timing_seconds: float  # length of one timing of several dispatches
 
 
-WHOLE = Effort(rounds=2, turns=7, enough_seconds=0.06)
-QUICK = Effort(rounds=1, turns=5, enough_seconds=0.03)
+WHOLE = Effort(rounds=2, turns=7, timing_seconds=0.06)
+QUICK = Effort(rounds=1, turns=5, timing_seconds=0.03)
 
 
 @dataclass(frozen=True)
 class PairTiming:
-    """Seconds of a dispatch, ours and MLX's, and the speedup: medians of turns, and its range.
+    """Seconds of a dispatch, the kernel's and MLX's, and the speedup: medians of turns, and its range.
 
-    Of the turns the two farthest out do not count: something else may have come between.
+    The range leaves out the lowest and the highest turn, which other load may have disturbed.
     """
 
     seconds: float
@@ -55,7 +55,7 @@ class PairTiming:
     @property
     def is_faster(self) -> bool:
         """Faster in every turn, and by enough to be worth it."""
-        return self.speedup > WORTH and self.lowest > 1
+        return self.speedup > MIN_SPEEDUP and self.lowest > 1
 
     def __str__(self) -> str:
         kind = "no difference beyond noise" if self.lowest <= 1 <= self.highest else "not faster by 3 %"
@@ -72,7 +72,7 @@ class CaseResult:
     dtype: str
     bucket: str
     timed: bool
-    apart: float | None = None
+    relative_error: float | None = None
     timings: tuple[PairTiming, ...] = ()
     traffic_bytes: int | None = None
     error: str | None = None
@@ -83,18 +83,18 @@ class CaseResult:
         return f"{self.op} {self.dtype} {self.bucket}"
 
     @property
-    def is_right(self) -> bool:
-        """The kernel ran and gave what its definition gives."""
-        return self.error is None and self.apart is not None and self.apart <= 1
+    def is_correct(self) -> bool:
+        """The kernel ran, and its results are within the tolerance."""
+        return self.error is None and self.relative_error is not None and self.relative_error <= 1
 
     @property
     def is_faster(self) -> bool:
-        """Timed, and faster each time."""
+        """The kernel was timed, and is faster in each round."""
         return bool(self.timings) and all(timing.is_faster for timing in self.timings)
 
     @property
     def bytes_per_second(self) -> float | None:
-        """Bytes that must be moved at least, over the time it takes."""
+        """Least bytes to move, divided by the time."""
         if not self.timings or not self.traffic_bytes:
             return None
         return self.traffic_bytes / min(timing.seconds for timing in self.timings)
@@ -104,75 +104,80 @@ class CaseResult:
         """Reason to reject the kernel; None if this case gives none."""
         if self.error is not None:
             return self.error
-        if self.apart is None or math.isinf(self.apart):
-            return "results are no numbers"
-        if self.apart > 1:
-            return f"results lie {self.apart:.3g} times as far off as is allowed"
+        if self.relative_error is None or math.isinf(self.relative_error):
+            return "results are not numbers"
+        if self.relative_error > 1:
+            return f"the error is {self.relative_error:.3g} times the tolerance"
         if not self.timed or self.is_faster:
             return None
         return str(min(self.timings, key=lambda timing: timing.speedup)) if self.timings else "not timed"
 
     def facts(self) -> dict[str, Any]:
-        """The verdict as a JSON object, for a report."""
-        infinite = self.apart is not None and math.isinf(self.apart)
-        told = {"apart": None if infinite else self.apart, "bytes_per_second": self.bytes_per_second}
-        return {**asdict(self), **told, "right": self.is_right, "objection": self.rejection}
+        """The result as a JSON object, for a report."""
+        found = asdict(self)
+        error = found.pop("relative_error")
+        found |= {"apart": None if error is not None and math.isinf(error) else error}
+        return found | {
+            "bytes_per_second": self.bytes_per_second,
+            "right": self.is_correct,
+            "objection": self.rejection,
+        }
 
 
 def trials(some: Iterable[Case] | None = None, *, clock: Clock | None = time.perf_counter) -> Iterator[CaseResult]:
-    """Every case, one after another; without a clock none is timed."""
+    """Run every case; without a clock none is timed."""
     for case in cases() if some is None else some:
         yield run_case(case, clock)
 
 
 def run_case(case: Case, clock: Clock | None = time.perf_counter, effort: Effort = WHOLE) -> CaseResult:
-    """One case; whatever the kernel does wrong is in the verdict."""
+    """Run one case; errors of the kernel are in the result."""
     dtype = str(case.dtype).removeprefix("mlx.core.")
     about = {"op": case.op, "label": case.label, "dtype": dtype, "bucket": case.bucket, "timed": case.timed}
     try:
-        apart = case.apart()
-        if apart > 1 or not case.timed or clock is None:
-            return CaseResult(**about, apart=apart)
+        error = case.error()
+        if error > 1 or not case.timed or clock is None:
+            return CaseResult(**about, relative_error=error)
         timings = tuple(_timing(case, clock, effort) for _ in range(effort.rounds))
-        return CaseResult(**about, apart=apart, timings=timings, traffic_bytes=case.traffic_bytes())
-    except Exception as error:  # whatever a kernel does, the others are tried
-        return CaseResult(**about, error=_told(error))
+        return CaseResult(**about, relative_error=error, timings=timings, traffic_bytes=case.traffic_bytes())
+    except Exception as raised:  # so that the other cases run
+        return CaseResult(**about, error=_first_error_line(raised))
 
 
-def decisions(verdicts: Iterable[CaseResult]) -> Decisions:
-    """Decisions: kernels must be correct in every bucket, and faster in each timed case of their own."""
-    known = list(verdicts)
+def decisions(results: Iterable[CaseResult]) -> Decisions:
+    """Decisions: a kernel must be correct in all buckets, and faster in each timed case of its bucket."""
+    known = list(results)
     wrong: dict[tuple[str, str], CaseResult] = {}
-    for verdict in known:
-        if not verdict.is_right:
-            wrong.setdefault((verdict.op, verdict.dtype), verdict)
+    for result in known:
+        if not result.is_correct:
+            wrong.setdefault((result.op, result.dtype), result)
     decided: dict[str, bool] = {}
     reasons: dict[str, str] = {}
-    for verdict in known:
-        if not verdict.timed:
+    for result in known:
+        if not result.timed:
             continue
-        worst = wrong.get((verdict.op, verdict.dtype), verdict)
-        decided[verdict.key] = decided.get(verdict.key, True) and worst.rejection is None
+        worst = wrong.get((result.op, result.dtype), result)
+        decided[result.key] = decided.get(result.key, True) and worst.rejection is None
         if worst.rejection is not None:
-            reasons.setdefault(verdict.key, f"{worst.label}: {worst.rejection}")
+            reasons.setdefault(result.key, f"{worst.label}: {worst.rejection}")
     return Decisions(decided, reasons)
 
 
-def _told(error: Exception) -> str:
-    """An error in a line: the first that speaks of one, as compilers tell of much else."""
+def _first_error_line(error: Exception) -> str:
+    """The error's first line with the word "error", since compilers print others before."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
     return f"{type(error).__name__}: {first}"[:300].removesuffix(": ")
 
 
-def time_pair(ours: Clock, stock: Clock, turns: int = WHOLE.turns) -> PairTiming:
+def time_pair(kernel: Clock, stock: Clock, turns: int = WHOLE.turns) -> PairTiming:
     """Time a pair in the order A B B A, so that a machine that slows down favours neither."""
-    ours()
+    kernel()
     stock()
     times, stock_times, ratios = [], [], []
     for _ in range(turns):
-        first, *others = ours(), stock(), stock()
-        pair = first + ours()
+        first, *others = kernel(), stock(), stock()
+        pair = first + kernel()
         times.append(pair / 2)
         stock_times.append(sum(others) / 2)
         ratios.append(sum(others) / pair)
@@ -183,44 +188,45 @@ def time_pair(ours: Clock, stock: Clock, turns: int = WHOLE.turns) -> PairTiming
 
 
 def _timing(case: Case, clock: Clock, effort: Effort) -> PairTiming:
-    sets = _sets(case)
-    together = _together(case, sets, clock, effort)
+    sets = _input_sets(case)
+    dispatches = _dispatches_per_timing(case, sets, clock, effort)
 
     def timed(run: Run) -> Clock:
-        return lambda: _seconds(case, run, sets, together, clock)
+        return lambda: _seconds(case, run, sets, dispatches, clock)
 
-    return time_pair(timed(case.ours), timed(case.stock), effort.turns)
+    return time_pair(timed(case.kernel), timed(case.stock), effort.turns)
 
 
-def _sets(case: Case) -> list[Arrays]:
-    """The work on so much memory that none of it is still near when its turn comes again."""
-    first = case.given(0)
+def _input_sets(case: Case) -> list[Arrays]:
+    """Inputs in so much memory that none of it is still in a cache when it is used again."""
+    first = case.make_inputs(0)
     size = sum(array.nbytes for array in first.values())
     count = max(1, min(_MOST_SETS, -(-_ROTATED_BYTES // max(size, 1))))
-    sets = [first, *(case.given(10 * seed) for seed in range(1, count))]
+    sets = [first, *(case.make_inputs(10 * seed) for seed in range(1, count))]
     mx.eval(*(list(one.values()) for one in sets))
     return sets
 
 
-def _together(case: Case, sets: list[Arrays], clock: Clock, effort: Effort) -> int:
+def _dispatches_per_timing(case: Case, sets: list[Arrays], clock: Clock, effort: Effort) -> int:
     """Number of dispatches that are timed as one."""
-    _seconds(case, case.ours, sets, 1, clock)  # to compile it
-    one = max(_seconds(case, run, sets, _LEAST_TOGETHER, clock) for run in (case.ours, case.stock))
-    return max(_LEAST_TOGETHER, min(TOGETHER, int(effort.enough_seconds / max(one, 1e-9))))
+    _seconds(case, case.kernel, sets, 1, clock)  # to compile it
+    one = max(_seconds(case, run, sets, _LEAST_DISPATCHES, clock) for run in (case.kernel, case.stock))
+    return max(_LEAST_DISPATCHES, min(MOST_DISPATCHES, int(effort.timing_seconds / max(one, 1e-9))))
 
 
-def _seconds(case: Case, run: Run, sets: list[Arrays], together: int, clock: Clock) -> float:
-    """Of one of `together` dispatches, each of which waits for what the one before it has made.
+def _seconds(case: Case, run: Run, sets: list[Arrays], dispatches: int, clock: Clock) -> float:
+    """Seconds of one dispatch in a chain of `dispatches`, each of which depends on the one before it.
 
-    Only their evaluation counts: a model that runs ahead of the GPU describes the next step meanwhile.
+    Inputs rotate over `sets`, so that caches stay cold. Only evaluation is timed: a model builds the graph of the next
+    token while the GPU works.
     """
-    work, results = sets[0], []
-    for i in range(together):
-        results = run(work)
-        results = mx.depends(results, results)  # so that none is left out
-        made, other = case.then(work, results), sets[(i + 1) % len(sets)]
-        work = {name: made[name] if made[name] is not work[name] else other[name] for name in made}
+    inputs, results = sets[0], []
+    for i in range(dispatches):
+        results = run(inputs)
+        results = mx.depends(results, results)  # so that no result is left out
+        made, other = case.chain(inputs, results), sets[(i + 1) % len(sets)]
+        inputs = {name: made[name] if made[name] is not inputs[name] else other[name] for name in made}
     mx.synchronize()
     began = clock()
     mx.eval(results)
-    return (clock() - began) / together
+    return (clock() - began) / dispatches

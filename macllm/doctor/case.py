@@ -11,35 +11,34 @@ from macllm.ops.metal.approved import bucket, key
 
 Arrays = Mapping[str, mx.array]
 Run = Callable[[Arrays], list[mx.array]]
-Next = Callable[[Arrays, list[mx.array]], Arrays]
-Seen = Callable[[Arrays, list[mx.array]], list[mx.array]]
+Chain = Callable[[Arrays, list[mx.array]], Arrays]
+Compared = Callable[[Arrays, list[mx.array]], list[mx.array]]
 
-ROUNDING = {mx.float32: 2.0**-16, mx.float16: 2.0**-9, mx.bfloat16: 2.0**-6}
-"""Allowed distance of results, relative to the largest number."""
+TOLERANCE = {mx.float32: 2.0**-16, mx.float16: 2.0**-9, mx.bfloat16: 2.0**-6}
+"""Allowed error of results, relative to the largest number."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel test case: `given` makes inputs, `ours` runs the kernel, `right` the float32 reference.
+    """A kernel test case: `make_inputs`, `kernel`, its float32 `reference`, and `stock`, MLX's operations.
 
-    `stock` is what serves where the kernel does not. `then` is the work that comes after, made of results, so that one
-    waits for the other as in a model. `size` is what a decision depends on, `timed` cases have the shapes of real
-    models. `seen` is what of the results is compared, where that is not all of them as they are; `unread_bytes` is what
-    of the given need not be read.
+    `chain` makes the next dispatch's inputs from results, so that dispatches depend on one another as in a model.
+    Decisions depend on `size`; `timed` cases have the shapes of real models. `compared` selects or transforms the
+    results to compare; `unread_bytes` counts the input bytes that the kernel need not read.
     """
 
     op: str
     label: str
     dtype: mx.Dtype
     size: int
-    given: Callable[[int], Arrays]
-    ours: Run
-    right: Run
+    make_inputs: Callable[[int], Arrays]
+    kernel: Run
+    reference: Run
     stock: Run
-    then: Next
+    chain: Chain
     timed: bool = False
-    seen: Seen = lambda given, results: results
-    unread_bytes: Callable[[Arrays], int] = lambda given: 0
+    compared: Compared = lambda inputs, results: results
+    unread_bytes: Callable[[Arrays], int] = lambda inputs: 0
 
     @property
     def key(self) -> str:
@@ -51,44 +50,44 @@ class Case:
         """The sizes for which the decision on this case holds."""
         return bucket(self.size)
 
-    def apart(self) -> float:
+    def error(self) -> float:
         """Largest error of the kernel relative to the tolerance; inf for results that are not numbers."""
-        return self.difference(self.ours)
+        return self.error_of(self.kernel)
 
-    def difference(self, run: Run) -> float:
-        """The largest difference between `run` and the definition, of what is allowed."""
-        given = self.given(0)
-        ours = self.seen(given, run(given))
+    def error_of(self, run: Run) -> float:
+        """Largest error of `run` relative to the tolerance."""
+        inputs = self.make_inputs(0)
+        got = self.compared(inputs, run(inputs))
         with mx.stream(mx.cpu):  # a GPU may multiply float32 in fewer bits
-            right = self.right(given)
-        mx.eval(ours, right)
-        return max(_apart(a, b, ROUNDING[self.dtype]) for a, b in zip(ours, right, strict=True))
+            want = self.reference(inputs)
+        mx.eval(got, want)
+        return max(_error(a, b, TOLERANCE[self.dtype]) for a, b in zip(got, want, strict=True))
 
     def traffic_bytes(self) -> int:
-        """Bytes that must be read and written at least: what is given, and all results, once."""
-        given = self.given(0)
-        return sum(array.nbytes for array in [*given.values(), *self.ours(given)]) - self.unread_bytes(given)
+        """Least bytes to read and write: the inputs and all results, once."""
+        inputs = self.make_inputs(0)
+        return sum(array.nbytes for array in [*inputs.values(), *self.kernel(inputs)]) - self.unread_bytes(inputs)
 
 
 def normal(*shape: int, dtype: mx.Dtype, seed: int) -> mx.array:
-    """Random numbers, the same every time."""
+    """Normally distributed numbers from a seed."""
     return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
 
 
 def group_size(head_dim: int) -> int:
-    """Numbers of a head that are packed together, as a cache packs them."""
+    """Group size in which a cache packs heads."""
     return 64 if head_dim % 64 == 0 else 32
 
 
-def widened(given: Arrays) -> dict[str, mx.array]:
-    """Numbers in float32; integers as they are."""
-    return {name: x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x for name, x in given.items()}
+def widened(inputs: Arrays) -> dict[str, mx.array]:
+    """Floats in float32; integers unchanged."""
+    return {name: x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x for name, x in inputs.items()}
 
 
-def _apart(ours: mx.array, right: mx.array, rounding: float) -> float:
-    if ours.shape != right.shape:
+def _error(got: mx.array, want: mx.array, tolerance: float) -> float:
+    if got.shape != want.shape:
         return float("inf")
-    wide = right.astype(mx.float32)
-    bound = rounding * mx.maximum(1.0, mx.abs(wide).max())
-    difference = mx.abs(ours.astype(mx.float32) - wide).max() / bound
-    return float("inf") if mx.isnan(difference).item() else float(difference)
+    wide = want.astype(mx.float32)
+    bound = tolerance * mx.maximum(1.0, mx.abs(wide).max())
+    error = mx.abs(got.astype(mx.float32) - wide).max() / bound
+    return float("inf") if mx.isnan(error).item() else float(error)

@@ -11,7 +11,7 @@ from .case import Case
 
 
 def cases() -> Iterator[Case]:
-    """Every one, by type; each makes its arrays when it is tried."""
+    """All cases, by type; each makes its arrays when it runs."""
     for dtype in DTYPES:
         for family in (cases_heads, cases_attention, cases_matmul, cases_linear_attention):
             yield from family.cases(dtype)

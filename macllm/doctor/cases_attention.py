@@ -1,4 +1,4 @@
-"""Cases of attention: few queries over a cache, many, and gradients."""
+"""Test cases: attention (decode, prefill, backward)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from macllm.ops.metal.attention import flash, kv_decode
 from .case import Arrays, Case, group_size, normal, widened
 
 BITS = 4
-ROOM = 64  # slots that a cache has beside those that are filled
+ROOM = 64  # empty slots of a cache
 
 
 @dataclass(frozen=True)
@@ -36,33 +36,33 @@ class AttentionShape:
     def __str__(self) -> str:
         size = f"B {self.batch} H {self.heads}/{self.kv_heads} L {self.length} S {self.count} D {self.dim}"
         extras = {"window": self.window, "segments": self.segment, "softcap": self.softcap, "sinks": self.sunk}
-        told = [name if value is True else f"{name} {value:g}" for name, value in extras.items() if value]
-        return ", ".join([size, *told, *(["padding"] if any(self.padded) else [])])
+        named = [name if value is True else f"{name} {value:g}" for name, value in extras.items() if value]
+        return ", ".join([size, *named, *(["padding"] if any(self.padded) else [])])
 
     @property
     def masked(self) -> str:
-        """End of the op's name: MLX needs a mask where more than causality is to be said."""
+        """Suffix of the op's name, if MLX's attention needs a dense mask."""
         return "_masked" if self.window or self.segment or any(self.padded) else ""
 
-    def rules(self, given: Arrays) -> flash.FlashParams:
-        """Rules for the prefill kernels."""
+    def params(self, inputs: Arrays) -> flash.FlashParams:
+        """Parameters of the prefill kernels."""
         return flash.FlashParams(
             self.dim**-0.5,
             True,
             mx.array(self.padded),
             window=self.window,
             softcap=self.softcap,
-            sinks=given.get("sinks"),
-            segments=given.get("segments"),
+            sinks=inputs.get("sinks"),
+            segments=inputs.get("segments"),
         )
 
-    def decode_rules(self, given: Arrays) -> kv_decode.DecodeParams:
-        """Rules for the kernels of few queries."""
-        options = {"window": self.window, "softcap": self.softcap, "sinks": given.get("sinks")}
+    def decode_params(self, inputs: Arrays) -> kv_decode.DecodeParams:
+        """Parameters of the decode kernels."""
+        options = {"window": self.window, "softcap": self.softcap, "sinks": inputs.get("sinks")}
         return kv_decode.DecodeParams(self.dim**-0.5, True, mx.array(self.padded), **options)
 
     def mask(self) -> mx.array:
-        """(B or 1, 1, L, S) bool: whether a query sees a key."""
+        """(B or 1, 1, L, S) bool: True for the keys that a query sees."""
         at, key = mx.arange(self.count - self.length, self.count)[:, None], mx.arange(self.count)
         sees = (key <= at) & (key >= mx.array(self.padded).reshape(-1, 1, 1, 1))
         if self.window:
@@ -91,7 +91,7 @@ MANY = (
 
 
 def cases(dtype: mx.Dtype) -> Iterator[Case]:
-    """Decoding, prompts and gradients, over keys and values as they are and packed."""
+    """Decode, prefill and backward, over dense and packed keys and values."""
     for shape in FEW:
         yield _few(shape, dtype, packed=False)
         yield _few(shape, dtype, packed=True)
@@ -101,7 +101,7 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
         yield _backward(shape, dtype)
 
 
-def _given(shape: AttentionShape, dtype: mx.Dtype, seed: int, *, packed: bool) -> dict[str, mx.array]:
+def _make_inputs(shape: AttentionShape, dtype: mx.Dtype, seed: int, *, packed: bool) -> dict[str, mx.array]:
     arrays = {"q": normal(shape.batch, shape.heads, shape.length, shape.dim, dtype=dtype, seed=seed)}
     room = shape.batch, shape.kv_heads, shape.count + ROOM, shape.dim
     for i, name in enumerate(("keys", "values")):
@@ -114,7 +114,7 @@ def _given(shape: AttentionShape, dtype: mx.Dtype, seed: int, *, packed: bool) -
                 strict=True,
             )
             parts = {f"{name[0]}_{part}": x for part, x in named}
-        mx.eval(parts)  # or a view of what is not there yet would be made as large as it is
+        mx.eval(parts)  # so that the view below is of an existing buffer with empty slots
         arrays |= {part: x[:, :, : shape.count] for part, x in parts.items()}
     if shape.sunk:
         arrays["sinks"] = normal(shape.heads, dtype=dtype, seed=seed + 3)
@@ -123,22 +123,22 @@ def _given(shape: AttentionShape, dtype: mx.Dtype, seed: int, *, packed: bool) -
     return arrays
 
 
-def _parts(given: Arrays) -> dict[str, mx.array]:
+def _parts(inputs: Arrays) -> dict[str, mx.array]:
     names = ("k_words", "k_scales", "k_biases", "v_words", "v_scales", "v_biases")
-    return {name: given[name] for name in (names if "k_words" in given else ("keys", "values"))}
+    return {name: inputs[name] for name in (names if "k_words" in inputs else ("keys", "values"))}
 
 
-def _dense(given: Arrays) -> tuple[mx.array, mx.array]:
-    if "keys" in given:
-        return given["keys"], given["values"]
-    parts = ([given[f"{name}_{part}"] for part in ("words", "scales", "biases")] for name in "kv")
-    group = group_size(given["q"].shape[3])
+def _dense(inputs: Arrays) -> tuple[mx.array, mx.array]:
+    if "keys" in inputs:
+        return inputs["keys"], inputs["values"]
+    parts = ([inputs[f"{name}_{part}"] for part in ("words", "scales", "biases")] for name in "kv")
+    group = group_size(inputs["q"].shape[3])
     keys, values = (mx.dequantize(*each, group_size=group, bits=BITS) for each in parts)
     return keys, values
 
 
-def _right(shape: AttentionShape, given: Arrays) -> mx.array:
-    wide = widened(given)
+def _reference(shape: AttentionShape, inputs: Arrays) -> mx.array:
+    wide = widened(inputs)
     q, (keys, values) = wide["q"], _dense(wide)
     return attention_reference(
         q,
@@ -151,36 +151,36 @@ def _right(shape: AttentionShape, given: Arrays) -> mx.array:
     )
 
 
-def _stock(shape: AttentionShape, given: Arrays) -> mx.array:
-    q, (keys, values), scale = given["q"], _dense(given), shape.dim**-0.5
+def _stock(shape: AttentionShape, inputs: Arrays) -> mx.array:
+    q, (keys, values), scale = inputs["q"], _dense(inputs), shape.dim**-0.5
     mask = shape.mask() if shape.masked else "causal"
-    sinks = given.get("sinks")
+    sinks = inputs.get("sinks")
     if shape.softcap:
         softcap = shape.softcap
         return attention_reference(q, keys, values, scale=scale, mask=mask, softcap=softcap, sinks=sinks)
     return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask, sinks=sinks)
 
 
-def _then(given: Arrays, results: list[mx.array]) -> Arrays:
-    return {**given, "q": results[0]}
+def _chain(inputs: Arrays, results: list[mx.array]) -> Arrays:
+    return {**inputs, "q": results[0]}
 
 
 def _few(shape: AttentionShape, dtype: mx.Dtype, *, packed: bool) -> Case:
     bits = {"key_bits": BITS, "value_bits": BITS} if packed else {}
 
-    def ours(given: Arrays) -> list[mx.array]:
-        return [kv_decode.run(given["q"], _parts(given), shape.decode_rules(given), **bits)]
+    def kernel(inputs: Arrays) -> list[mx.array]:
+        return [kv_decode.run(inputs["q"], _parts(inputs), shape.decode_params(inputs), **bits)]
 
     return Case(
         "kv_decode_packed" if packed else "kv_decode",
         f"{shape}, {BITS} bit" if packed else str(shape),
         dtype,
         shape.count,
-        lambda seed: _given(shape, dtype, seed, packed=packed),
-        ours,
-        lambda given: [_right(shape, given)],
-        lambda given: [_stock(shape, given)],
-        _then,
+        lambda seed: _make_inputs(shape, dtype, seed, packed=packed),
+        kernel,
+        lambda inputs: [_reference(shape, inputs)],
+        lambda inputs: [_stock(shape, inputs)],
+        _chain,
         shape.timed,
     )
 
@@ -188,19 +188,19 @@ def _few(shape: AttentionShape, dtype: mx.Dtype, *, packed: bool) -> Case:
 def _many(shape: AttentionShape, dtype: mx.Dtype, *, packed: bool) -> Case:
     bits = {"key_bits": BITS, "value_bits": BITS} if packed else {}
 
-    def ours(given: Arrays) -> list[mx.array]:
-        return flash.run(given["q"], _parts(given), shape.rules(given), **bits)[:1]
+    def kernel(inputs: Arrays) -> list[mx.array]:
+        return flash.run(inputs["q"], _parts(inputs), shape.params(inputs), **bits)[:1]
 
     return Case(
         f"flash_prefill{'_packed' if packed else ''}{shape.masked}",
         f"{shape}, {BITS} bit" if packed else str(shape),
         dtype,
         shape.length,
-        lambda seed: _given(shape, dtype, seed, packed=packed),
-        ours,
-        lambda given: [_right(shape, given)],
-        lambda given: [_stock(shape, given)],
-        _then,
+        lambda seed: _make_inputs(shape, dtype, seed, packed=packed),
+        kernel,
+        lambda inputs: [_reference(shape, inputs)],
+        lambda inputs: [_stock(shape, inputs)],
+        _chain,
         shape.timed,
     )
 
@@ -208,22 +208,22 @@ def _many(shape: AttentionShape, dtype: mx.Dtype, *, packed: bool) -> Case:
 def _backward(shape: AttentionShape, dtype: mx.Dtype) -> Case:
     """Attention and the gradients of queries, keys and values."""
 
-    def given(seed: int) -> Arrays:
-        arrays = _given(shape, dtype, seed, packed=False)
+    def make_inputs(seed: int) -> Arrays:
+        arrays = _make_inputs(shape, dtype, seed, packed=False)
         return {**arrays, "dout": normal(*arrays["q"].shape, dtype=dtype, seed=seed + 4)}
 
-    def ours(given: Arrays) -> list[mx.array]:
-        rules = shape.rules(given)
-        out, lse = flash.run(given["q"], _parts(given), rules)
-        arrays = {name: given[name] for name in ("q", "keys", "values", "dout")}
-        return [out, *flash.run_vjp({**arrays, "out": out, "lse": lse}, rules)]
+    def kernel(inputs: Arrays) -> list[mx.array]:
+        params = shape.params(inputs)
+        out, lse = flash.run(inputs["q"], _parts(inputs), params)
+        arrays = {name: inputs[name] for name in ("q", "keys", "values", "dout")}
+        return [out, *flash.run_vjp({**arrays, "out": out, "lse": lse}, params)]
 
-    def by_mlx(given: Arrays, exactly: bool) -> list[mx.array]:
+    def by_mlx(inputs: Arrays, exactly: bool) -> list[mx.array]:
         def run(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-            arrays = {**given, "q": q, "keys": keys, "values": values}
-            return _right(shape, arrays) if exactly else _stock(shape, arrays)
+            arrays = {**inputs, "q": q, "keys": keys, "values": values}
+            return _reference(shape, arrays) if exactly else _stock(shape, arrays)
 
-        outs, gradients = mx.vjp(run, [given["q"], given["keys"], given["values"]], [given["dout"]])
+        outs, gradients = mx.vjp(run, [inputs["q"], inputs["keys"], inputs["values"]], [inputs["dout"]])
         return [*outs, *gradients]
 
     return Case(
@@ -231,10 +231,10 @@ def _backward(shape: AttentionShape, dtype: mx.Dtype) -> Case:
         str(shape),
         dtype,
         shape.length,
-        given,
-        ours,
-        lambda given: by_mlx(widened(given), exactly=True),
-        lambda given: by_mlx(given, exactly=False),
-        _then,
+        make_inputs,
+        kernel,
+        lambda inputs: by_mlx(widened(inputs), exactly=True),
+        lambda inputs: by_mlx(inputs, exactly=False),
+        _chain,
         shape.timed,
     )

@@ -1,4 +1,4 @@
-"""Cases of heads' norm, rotation and packing."""
+"""Test cases: QK norm, RoPE and packing of keys and values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AT, BITS = 41, 4
 
 
 class HeadShape(NamedTuple):
-    """Of queries, keys and values."""
+    """Shapes of queries, keys and values."""
 
     batch: int
     length: int
@@ -52,7 +52,7 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
             yield _gradients(shape, dtype)
 
 
-def _given(shape: HeadShape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
+def _make_inputs(shape: HeadShape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
     widths = {"q": shape.heads, "k": shape.kv_heads, "v": shape.kv_heads}
     rows = {
         name: normal(shape.batch, shape.length, n * shape.dim, dtype=dtype, seed=seed + i)
@@ -61,25 +61,25 @@ def _given(shape: HeadShape, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
     return rows | {f"{name}_norm": normal(shape.dim, dtype=dtype, seed=3 + i) for i, name in enumerate("qk")}
 
 
-def _params(given: Arrays) -> HeadParams:
-    dim = given["q_norm"].size
+def _params(inputs: Arrays) -> HeadParams:
+    dim = inputs["q_norm"].size
     waves = 10000.0 ** (mx.arange(dim // 2) / (dim // 2))
-    q_norm, k_norm = (RMSNormWeight(given[name], eps=1e-5) for name in ("q_norm", "k_norm"))
+    q_norm, k_norm = (RMSNormWeight(inputs[name], eps=1e-5) for name in ("q_norm", "k_norm"))
     return HeadParams(dim, q_norm, k_norm, waves)
 
 
-def _qkv(given: Arrays) -> tuple[mx.array, mx.array, mx.array]:
-    return given["q"], given["k"], given["v"]
+def _qkv(inputs: Arrays) -> tuple[mx.array, mx.array, mx.array]:
+    return inputs["q"], inputs["k"], inputs["v"]
 
 
-def _right(given: Arrays) -> list[mx.array]:
-    wide = widened(given)
+def _reference(inputs: Arrays) -> list[mx.array]:
+    wide = widened(inputs)
     return list(qk_norm_rope_reference(*_qkv(wide), _params(wide), AT))
 
 
-def _stock(given: Arrays) -> list[mx.array]:
-    params, heads = _params(given), []
-    for x, norm in zip(_qkv(given), (params.q_norm, params.k_norm, None), strict=True):
+def _stock(inputs: Arrays) -> list[mx.array]:
+    params, heads = _params(inputs), []
+    for x, norm in zip(_qkv(inputs), (params.q_norm, params.k_norm, None), strict=True):
         one = x.reshape(*x.shape[:2], -1, params.head_dim).transpose(0, 2, 1, 3)
         if isinstance(norm, RMSNormWeight):
             one = mx.fast.rms_norm(one, norm.weight, norm.eps)
@@ -89,25 +89,25 @@ def _stock(given: Arrays) -> list[mx.array]:
     return heads
 
 
-def _then(given: Arrays, results: list[mx.array]) -> Arrays:
+def _chain(inputs: Arrays, results: list[mx.array]) -> Arrays:
     q = results[0]
-    return {**given, "q": q.swapaxes(1, 2).reshape(given["q"].shape)}
+    return {**inputs, "q": q.swapaxes(1, 2).reshape(inputs["q"].shape)}
 
 
 def _dense(shape: HeadShape, dtype: mx.Dtype) -> Case:
-    def ours(given: Arrays) -> list[mx.array]:
-        return launch(qkv_post.forward(*_qkv(given), _params(given), mx.array([AT])))
+    def kernel(inputs: Arrays) -> list[mx.array]:
+        return launch(qkv_post.forward(*_qkv(inputs), _params(inputs), mx.array([AT])))
 
     return Case(
         "qkv_post",
         str(shape),
         dtype,
         shape.batch * shape.length,
-        lambda seed: _given(shape, dtype, seed),
-        ours,
-        _right,
+        lambda seed: _make_inputs(shape, dtype, seed),
+        kernel,
+        _reference,
         _stock,
-        _then,
+        _chain,
         shape.timed,
     )
 
@@ -115,20 +115,20 @@ def _dense(shape: HeadShape, dtype: mx.Dtype) -> Case:
 def _packed(shape: HeadShape, dtype: mx.Dtype) -> Case:
     group = group_size(shape.dim)
 
-    def ours(given: Arrays) -> list[mx.array]:
-        return launch(qkv_post.packed(*_qkv(given), _params(given), mx.array([AT]), Packing(BITS, group)))
+    def kernel(inputs: Arrays) -> list[mx.array]:
+        return launch(qkv_post.packed(*_qkv(inputs), _params(inputs), mx.array([AT]), Packing(BITS, group)))
 
-    def right(given: Arrays) -> list[mx.array]:
-        q, *rows = _right(given)
+    def reference(inputs: Arrays) -> list[mx.array]:
+        q, *rows = _reference(inputs)
         return [q, *(mx.zeros_like(one) for one in rows)]
 
-    def stock(given: Arrays) -> list[mx.array]:
-        q, *rows = _stock(given)
+    def stock(inputs: Arrays) -> list[mx.array]:
+        q, *rows = _stock(inputs)
         return [q, *(part for one in rows for part in mx.quantize(one, group_size=group, bits=BITS))]
 
-    def seen(given: Arrays, results: list[mx.array]) -> list[mx.array]:
+    def compared(inputs: Arrays, results: list[mx.array]) -> list[mx.array]:
         q, *packed = results
-        _, *rows = _right(given)
+        _, *rows = _reference(inputs)
         return [q, *(_beyond(one, packed[3 * i : 3 * i + 3]) for i, one in enumerate(rows))]
 
     return Case(
@@ -136,35 +136,35 @@ def _packed(shape: HeadShape, dtype: mx.Dtype) -> Case:
         f"{shape}, {BITS} bit",
         dtype,
         shape.batch * shape.length,
-        lambda seed: _given(shape, dtype, seed),
-        ours,
-        right,
+        lambda seed: _make_inputs(shape, dtype, seed),
+        kernel,
+        reference,
         stock,
-        _then,
+        _chain,
         shape.timed,
-        seen,
+        compared,
     )
 
 
 def _gradients(shape: HeadShape, dtype: mx.Dtype) -> Case:
     names: tuple[str, ...] = ("q", "k", "v", "q_norm", "k_norm")
 
-    def given(seed: int) -> Arrays:
-        arrays = _given(shape, dtype, seed)
+    def make_inputs(seed: int) -> Arrays:
+        arrays = _make_inputs(shape, dtype, seed)
         slopes = {
             f"d{name}": normal(*x.shape, dtype=dtype, seed=seed + 5 + i) for i, (name, x) in enumerate(arrays.items())
         }
         heads = {name: slopes[name].reshape(*slopes[name].shape[:2], -1, shape.dim) for name in ("dq", "dk", "dv")}
         return {**arrays, **{name: mx.contiguous(x.swapaxes(1, 2)) for name, x in heads.items()}}
 
-    def ours(given: Arrays) -> list[mx.array]:
-        arrays = {name: given[name] for name in ("q", "k", "dq", "dk", "dv")}
-        *gradients, parts = launch(qkv_post.backward(arrays, _params(given), mx.array([AT])))
+    def kernel(inputs: Arrays) -> list[mx.array]:
+        arrays = {name: inputs[name] for name in ("q", "k", "dq", "dk", "dv")}
+        *gradients, parts = launch(qkv_post.backward(arrays, _params(inputs), mx.array([AT])))
         sums = parts.sum(0)
         return [*gradients, sums[: shape.heads].sum(0), sums[shape.heads :].sum(0)]
 
-    def right(given: Arrays) -> list[mx.array]:
-        wide = widened(given)
+    def reference(inputs: Arrays) -> list[mx.array]:
+        wide = widened(inputs)
 
         def run(*arrays: mx.array) -> list[mx.array]:
             named: Arrays = dict(zip(names, arrays, strict=True))
@@ -177,16 +177,16 @@ def _gradients(shape: HeadShape, dtype: mx.Dtype) -> Case:
         f"{shape}, gradients",
         dtype,
         shape.batch * shape.length,
-        given,
-        ours,
-        right,
-        right,
-        lambda given, results: {**given, "q": results[0]},
+        make_inputs,
+        kernel,
+        reference,
+        reference,
+        lambda inputs, results: {**inputs, "q": results[0]},
     )
 
 
 def _beyond(rows: mx.array, packed: list[mx.array]) -> mx.array:
-    """By how much each group of packed numbers misses its numbers by more than mx.quantize misses them."""
+    """Error of each packed group beyond 1.1 times that of mx.quantize, and a tenth of a step."""
     group = group_size(rows.shape[-1])
 
     def grouped(x: mx.array) -> mx.array:

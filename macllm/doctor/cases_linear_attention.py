@@ -1,4 +1,4 @@
-"""Cases of linear attention."""
+"""Test cases: linear attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .case import Arrays, Case, normal, widened
 
 
 class LinearAttentionShape(NamedTuple):
-    """Of queries, keys and values, with as many features as dims."""
+    """Shapes of queries, keys and values, with as many features as dims."""
 
     batch: int
     heads: int
@@ -41,38 +41,38 @@ def cases(dtype: mx.Dtype) -> Iterator[Case]:
         yield _linear(shape, dtype)
 
 
-def _given(shape: LinearAttentionShape, dtype: mx.Dtype, seed: int, names: str) -> dict[str, mx.array]:
+def _make_inputs(shape: LinearAttentionShape, dtype: mx.Dtype, seed: int, names: str) -> dict[str, mx.array]:
     size = shape[:4]
     return {name: normal(*size, dtype=dtype, seed=seed + i) for i, name in enumerate(names)}
 
 
 def _linear(shape: LinearAttentionShape, dtype: mx.Dtype) -> Case:
-    def given(seed: int) -> Arrays:
-        arrays = _given(shape, dtype, seed, "qkv")
+    def make_inputs(seed: int) -> Arrays:
+        arrays = _make_inputs(shape, dtype, seed, "qkv")
         features = {name: mx.abs(arrays[name]) + 0.1 for name in "qk"}
         return {**arrays, **features, "slopes": normal(*shape[:4], dtype=dtype, seed=seed + 3)}
 
-    def ours(given: Arrays) -> list[mx.array]:
-        q, k, v = given["q"], given["k"], given["v"]
+    def kernel(inputs: Arrays) -> list[mx.array]:
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
         start = State.before(q, v)
         out, sums, norm, totals = linear_attention.run(q, k, v, *start, causal=True)
         if shape.length == 1:
             return [out, sums, norm]
-        slopes = given["slopes"], mx.zeros_like(sums), mx.zeros_like(norm)
+        slopes = inputs["slopes"], mx.zeros_like(sums), mx.zeros_like(norm)
         gradients = linear_attention.gradients((q, k, v, *start), slopes, out, totals, causal=True)
         return [out, sums, norm, *gradients[:3]]
 
-    def by_definition(given: Arrays) -> list[mx.array]:
+    def by_definition(inputs: Arrays) -> list[mx.array]:
         def run(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
             out, state = linear_attention_reference(q, k, v)
             return [out, *state]
 
-        given_qkv = [given["q"], given["k"], given["v"]]
+        qkv = [inputs["q"], inputs["k"], inputs["v"]]
         if shape.length == 1:
-            return run(*given_qkv)
-        outs = run(*given_qkv)
-        slopes = [given["slopes"], mx.zeros_like(outs[1]), mx.zeros_like(outs[2])]
-        outs, gradients = mx.vjp(run, given_qkv, slopes)
+            return run(*qkv)
+        outs = run(*qkv)
+        slopes = [inputs["slopes"], mx.zeros_like(outs[1]), mx.zeros_like(outs[2])]
+        outs, gradients = mx.vjp(run, qkv, slopes)
         return [*outs, *gradients]
 
     return Case(
@@ -80,10 +80,10 @@ def _linear(shape: LinearAttentionShape, dtype: mx.Dtype) -> Case:
         f"{shape}, {'a token' if shape.length == 1 else 'causal, with gradients'}",
         dtype,
         shape.length,
-        given,
-        ours,
-        lambda given: by_definition(widened(given)),
+        make_inputs,
+        kernel,
+        lambda inputs: by_definition(widened(inputs)),
         by_definition,
-        lambda given, results: {**given, "v": results[0]},
+        lambda inputs, results: {**inputs, "v": results[0]},
         shape.timed,
     )

@@ -29,7 +29,7 @@ class Decoding:
     first_other_token: int | None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The lines of the report."""
         agree = "the tokens are the same"
         if self.first_other_token is not None:
             agree = f"the tokens are the same up to token {self.first_other_token}, where rounding may decide"
@@ -57,22 +57,22 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
     quantize.apply(model, bits=BITS, group_size=GROUP)
     mx.eval(model.parameters())
     prompt = tokenizer.encode(PROMPT)
-    wrote: dict[str, list[int]] = {}
+    tokens: dict[str, list[int]] = {}
     done = 0
 
-    def run(name: str, how: Callable[[], AbstractContextManager[None]]) -> Callable[[], float]:
+    def run(name: str, choice: Callable[[], AbstractContextManager[None]]) -> Callable[[], float]:
         def once() -> float:
             nonlocal done
             progress(done, 2 + 4 * WHOLE.turns)
             done += 1
-            with how():
-                wrote[name], seconds = _written(model, prompt)
+            with choice():
+                tokens[name], seconds = _decoded(model, prompt)
             return seconds
 
         return once
 
-    timing = time_pair(run("ours", _as_decided), run("stock", lambda: using("stock")))
-    others = (i for i, (a, b) in enumerate(zip(wrote["ours"], wrote["stock"], strict=True)) if a != b)
+    timing = time_pair(run("kernels", _as_decided), run("stock", lambda: using("stock")))
+    others = (i for i, (a, b) in enumerate(zip(tokens["kernels"], tokens["stock"], strict=True)) if a != b)
     return Decoding(
         str(model.hidden(mx.array([prompt])).dtype).removeprefix("mlx.core."),
         NEW_TOKENS,
@@ -84,14 +84,14 @@ def decoding(progress: Callable[[int, int], None] = lambda done, total: None) ->
 
 
 def _as_decided() -> AbstractContextManager[None]:
-    """The implementation that serves on this machine."""
+    """Use the kernels that decisions allow."""
     from macllm.ops.dispatch import using
 
     return using("native")
 
 
-def _written(model: LanguageModel, prompt: list[int]) -> tuple[list[int], float]:
-    """The likeliest tokens, and seconds for each but the first."""
+def _decoded(model: LanguageModel, prompt: list[int]) -> tuple[list[int], float]:
+    """Greedily decoded tokens, and seconds per token after the first."""
     from macllm.generation.decode import decode, prefill
     from macllm.generation.request import SamplingParams
     from macllm.generation.sampling.sampler import Sampler

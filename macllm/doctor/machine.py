@@ -1,4 +1,4 @@
-"""Facts of this machine: versions, memory, disk, terminal, MLX, and the kernels that serve."""
+"""Facts of this machine: versions, memory, disk, terminal, MLX, and the kernels in use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 PACKAGES = ("macllm", "mlx", "mlx-lm", "tokenizers", "sentencepiece", "textual", "huggingface-hub", "numpy")
 TRY_KERNELS = "macllm doctor --kernels"
 NOT_TRIED = (
-    "no: not tried on this system with these versions. Chat tries what its model needs once it has answered; "
-    f"{TRY_KERNELS} tries everything, in some minutes. With MACLLM_METAL=0 nothing is tried or used"
+    "no: not tested on this system with these versions. Chat tests its model's kernels after an answer; "
+    f"{TRY_KERNELS} tests all kernels, in some minutes. MACLLM_METAL=0 turns kernels and tests off"
 )
-NOT_COMPILED = "not compiled yet: it is done beside the first answers, or by macllm doctor --build"
+NOT_COMPILED = "not compiled yet: compiled in the background of the first answers, or by macllm doctor --build"
 
 Facts = dict[str, Any]
 
@@ -27,7 +27,7 @@ def facts() -> dict[str, Facts]:
     """All facts, by title."""
     from macllm.ops.cpu import blas
 
-    blas.install()  # readies the machine's matrix products, before MLX is first used
+    blas.install()  # before MLX is first used
     return {
         "versions": _versions(),
         "machine": machine(),
@@ -81,7 +81,7 @@ def _memory() -> Facts:
 
 
 def _number(path: str, pattern: str) -> int | None:
-    """A number in a file of the system's, where there is such a file and it says one."""
+    """A number in a system file; None if the file or the number is missing."""
     try:
         found = re.search(pattern, Path(path).read_text(), re.MULTILINE)
     except OSError:
@@ -103,7 +103,7 @@ def _mlx() -> Facts:
 
 
 def _kernels() -> Facts:
-    """The BLAS under MLX's products where it has no Metal, and the kernels compiled for this machine."""
+    """The BLAS under MLX's products on Linux, and the kernels compiled for this machine."""
     if sys.platform != "linux":
         return {"used": "no: they are for Linux"}
     from macllm.ops.cpu import blas
@@ -118,7 +118,7 @@ def _kernels() -> Facts:
 
 
 def _compiled() -> Facts:
-    """The kernels that are wanted here: whether they serve, and with what they are compiled."""
+    """Use of the native kernels, and their compiler."""
     from macllm.ops import cpu
     from macllm.ops.cpu import build
 
@@ -130,14 +130,14 @@ def _compiled() -> Facts:
         module = str(build.library())
         if cpu.pending():
             return {"used": NOT_COMPILED, **found}
-        serve = cpu.available()
-        return {"used": "yes" if serve else f"no: {cpu.reason()}", **found, "module": module}
+        used = "yes" if cpu.available() else f"no: {cpu.reason()}"
+        return {"used": used, **found, "module": module}
     except build.BuildError as error:
         return {"used": f"no: {error}" + (f" ({error.remedy})" if error.remedy else ""), **found}
 
 
 def _metal() -> Facts:
-    """Our Metal kernels: trials made here, and what they serve."""
+    """Our Metal kernels: decisions made on this machine."""
     import mlx.core as mx
 
     from macllm.ops.metal import approved
@@ -146,25 +146,25 @@ def _metal() -> Facts:
         return {"used": "no: they need a Mac" if sys.platform != "darwin" else "no: MLX finds no Metal here"}
     asked = os.environ.get("MACLLM_METAL")
     if asked in ("0", "1"):
-        return {"used": f"{'all, tried or not' if asked == '1' else 'no'}: MACLLM_METAL={asked}"}
-    ignored, kept = _ignored("MACLLM_METAL"), approved.load()
-    if kept is None:
+        return {"used": f"{'all, tested or not' if asked == '1' else 'no'}: MACLLM_METAL={asked}"}
+    ignored, saved = _ignored("MACLLM_METAL"), approved.load()
+    if saved is None:
         return {"used": NOT_TRIED, **ignored}
-    serving = [name for name, used in kept.decisions.items() if used]
-    tried = f"{TRY_KERNELS} tries them anew"
-    if kept.quick:
-        how = "all" if len(kept.quick) == len(kept.decisions) else f"{len(kept.quick)}"
-        tried = f"{how} after a quick trial; {TRY_KERNELS} tries everything at length"
+    serving = [name for name, used in saved.decisions.items() if used]
+    source = f"{TRY_KERNELS} tests them again"
+    if saved.quick:
+        count = "all" if len(saved.quick) == len(saved.decisions) else f"{len(saved.quick)}"
+        source = f"{count} from quick tests; {TRY_KERNELS} tests all at length"
     return {
-        "used": f"for {len(serving)} of {len(kept.decisions)} kinds of work; {tried}",
+        "used": f"for {len(serving)} of {len(saved.decisions)} combinations of operation, type and size; {source}",
         **ignored,
         "serving": serving,
-        "not_serving": {name: kept.reasons.get(name, "") for name, used in kept.decisions.items() if not used},
+        "not_serving": {name: saved.reasons.get(name, "") for name, used in saved.decisions.items() if not used},
     }
 
 
 def _ignored(switch: str) -> Facts:
-    """A switch of the environment that is set to something else than 0 and 1, which changes nothing."""
+    """An environment variable that is ignored, since it is set to something other than 0 or 1."""
     asked = os.environ.get(switch) or "1"
     return {} if asked in ("0", "1") else {"ignored": f"{switch}={asked}: neither 0 nor 1"}
 
@@ -195,7 +195,7 @@ def _paths() -> Facts:
 
 
 def _hub_token() -> str:
-    """The token that downloads send, from the environment or from Hugging Face's file."""
+    """State of the token that downloads send, from the environment or Hugging Face's file."""
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return "not used: HF_HUB_DISABLE_IMPLICIT_TOKEN"
     from huggingface_hub import get_token
@@ -204,7 +204,7 @@ def _hub_token() -> str:
 
 
 def _terminal() -> Facts:
-    """The terminal that chat draws on."""
+    """The terminal of the chat."""
     streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
     terminals = [name for name, stream in streams.items() if stream is not None and stream.isatty()]
     columns, rows = shutil.get_terminal_size((0, 0)) if terminals else (0, 0)

@@ -1,7 +1,7 @@
 """Quick trial of the Metal kernels that the loaded model needs, while its engine is idle.
 
-A form is an op, a type and sizes (`approved.key`). Each is tried in a child process as `macllm doctor --kernels` tries
-it, correctness first and then speed, but for less time. Its decision is kept as soon as it is made.
+A key is an op, a type and a bucket of sizes (`approved.key`). Its cases run in a child process, as in `macllm doctor
+--kernels` but for less time: correctness first, then speed. Each decision is saved as soon as it is made.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from .cases import cases
 from .subprocess import TrialProcess, crashed, is_validated
 
 BUDGET_SECONDS = 30.0
-"""Time that all trials of an engine may take together."""
+"""Time limit of all trials of an engine together."""
 CASE_SECONDS = 10.0
-"""Time that a case may take; the first of a process has as much again, for MLX to be loaded."""
+"""Time limit of a case; twice as long for the first of a process, which loads MLX."""
 ROOM_BYTES = 2 << 30
-"""Memory that must be left beside the model, for a trial's arrays."""
+"""Free memory that a trial requires beside the model."""
 TRIAL_STATUS = "trying Metal kernels"
 
 log = logging.getLogger(__name__)
 
 
 class Process(Protocol):
-    """Process that tries cases: `TrialProcess`."""
+    """Process that runs cases: `TrialProcess`."""
 
     def next(self, timeout_seconds: float) -> CaseResult | Exit | None:
-        """Wait for the next verdict. The end of the process comes in its place; None where the time is over."""
+        """Wait for the next result, or the process's exit; None after a timeout."""
 
     def interrupt(self) -> None:
-        """Let `next` return None at once."""
+        """Make `next` return None at once."""
 
     def end(self) -> None:
         """End the process now."""
@@ -58,14 +58,14 @@ class QuickTrial:
         start: Callable[[Sequence[int], Effort], Process] = TrialProcess,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`start` begins to try cases by their index in `cases`; `clock` returns seconds."""
+        """`start` runs cases, given by their index in `cases`, in a process; `clock` returns seconds."""
         self._on_status, self._start, self._clock = on_status, start, clock
         self._left_seconds = BUDGET_SECONDS
         self._known: list[Case] = []
         self._found: dict[int, CaseResult] = {}
         self._decided: dict[str, bool] = {}
         self._wanted: list[str] = []
-        self._changed = False  # decisions that do not hold in this process yet
+        self._changed = False  # True if decisions do not apply in this process yet
         self._paused = threading.Event()
         self._process: Process | None = None
         self._thread: threading.Thread | None = None
@@ -85,7 +85,7 @@ class QuickTrial:
             self._thread.start()
 
     def pause(self) -> None:
-        """Stop at once, without waiting for it, and let the decisions made so far hold."""
+        """Stop the trial without waiting for it, and apply the decisions made so far."""
         self._paused.set()
         if (process := self._process) is not None:
             process.interrupt()
@@ -94,7 +94,7 @@ class QuickTrial:
             approved.load.cache_clear()
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait for the end of the trial in progress; whether it has come."""
+        """Wait for the end of the trial in progress; returns False after a timeout."""
         if self._thread is not None:
             self._thread.join(timeout_seconds)
         return self._thread is None or not self._thread.is_alive()
@@ -111,12 +111,12 @@ class QuickTrial:
                         self._try(numbers)
                 finally:
                     self._on_status(Status("", transient=True))
-        except OSError as error:  # no process, or nowhere to keep what is found: nothing is gained by trying on
-            log.warning("no Metal kernel can be tried: %s", error)
+        except OSError as error:  # no process can start, or decisions cannot be saved: give up
+            log.warning("Metal kernels cannot be tested: %s", error)
             self._left_seconds = 0.0
 
     def _try(self, numbers: Sequence[int]) -> None:
-        """Try cases in one process until done, a wrong kernel, the end of the budget, or a pause."""
+        """Run cases in one process until all are done, a kernel is wrong, the budget is spent, or `pause`."""
         began, budget = self._clock(), self._left_seconds
         process = self._process = self._start(numbers, QUICK)
         try:
@@ -124,40 +124,40 @@ class QuickTrial:
                 if self._paused.is_set():
                     return
                 longest = CASE_SECONDS * (2 if number == numbers[0] else 1)
-                patience = min(longest, budget - (self._clock() - began))
-                came = process.next(patience)
-                if isinstance(came, CaseResult):
-                    self._found[number] = came
-                elif self._paused.is_set() or (came is None and patience < longest):
+                timeout = min(longest, budget - (self._clock() - began))
+                message = process.next(timeout)
+                if isinstance(message, CaseResult):
+                    self._found[number] = message
+                elif self._paused.is_set() or (message is None and timeout < longest):
                     return
                 else:
-                    self._found[number] = crashed(self._known[number], came, longest)
+                    self._found[number] = crashed(self._known[number], message, longest)
                 self._decide()
-                if not self._found[number].is_right:
-                    return  # the rest of its op need not be tried, and may not be if the process is gone
+                if not self._found[number].is_correct:
+                    return  # the op's other cases are skipped, and the process may have ended
         finally:
             self._process = None
             process.end()
             self._left_seconds = budget - (self._clock() - began)
 
     def _needed(self) -> list[int]:
-        """Places of the cases that are left to try: those of the form that was asked for most often first."""
+        """Indices of the cases left to run, those of the most requested key first."""
         numbers = [n for key in self._wanted if key not in self._decided for n in self._cases(key)]
         return [n for n in dict.fromkeys(numbers) if n not in self._found]
 
     def _cases(self, key: str) -> list[int]:
-        """Places of a form's cases: small ones of all sizes, then its own timed ones. [] where none is timed."""
+        """Indices of a key's cases: small ones of all sizes, then its timed ones; [] if it has no timed case."""
         timed = [n for n, case in enumerate(self._known) if case.timed and case.key == key]
         alike = {(self._known[n].op, self._known[n].dtype) for n in timed}
         return [n for n, case in enumerate(self._known) if not case.timed and (case.op, case.dtype) in alike] + timed
 
     def _decide(self) -> None:
-        """Save the decision of each form that is decided; a wrong kernel is rejected for all sizes."""
+        """Save the decision of each key with all results; a wrong kernel is rejected for all sizes."""
         decided: dict[str, bool] = {}
         reasons: dict[str, str] = {}
         for key in dict.fromkeys([*self._wanted, *(approved.load() or Decisions()).quick]):
-            if (against := self._against(key)) is not None:
-                decided[key], reasons[key] = False, f"{against.label}: {against.rejection}"
+            if (rejecting := self._rejecting(key)) is not None:
+                decided[key], reasons[key] = False, f"{rejecting.label}: {rejecting.rejection}"
             elif (needed := self._cases(key)) and all(n in self._found for n in needed):
                 decided[key] = True
         decided = {key: used for key, used in decided.items() if self._decided.get(key) != used}
@@ -166,17 +166,17 @@ class QuickTrial:
             self._decided |= decided
             self._changed = True
 
-    def _against(self, key: str) -> CaseResult | None:
-        """A verdict that speaks against a form: its kernel is wrong for any size, or no faster for these."""
+    def _rejecting(self, key: str) -> CaseResult | None:
+        """A result that rejects a key: its kernel is wrong for any size, or not faster for these."""
         own = {self._found[n] for n in self._cases(key) if n in self._found}
-        for verdict in self._found.values():
-            alike = key.startswith(f"{verdict.op} {verdict.dtype} ")
-            if (alike and not verdict.is_right) or (verdict in own and verdict.rejection is not None):
-                return verdict
+        for result in self._found.values():
+            alike = key.startswith(f"{result.op} {result.dtype} ")
+            if (alike and not result.is_correct) or (result in own and result.rejection is not None):
+                return result
         return None
 
 
 def _has_room() -> bool:
-    """The model leaves enough memory for a trial."""
+    """True if the model leaves enough memory for a trial."""
     use = memory_use()
     return use.limit_bytes - use.active_bytes >= ROOM_BYTES

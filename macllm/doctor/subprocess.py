@@ -1,4 +1,4 @@
-"""Kernel trials in a child process, so that a crash is a result and not the end."""
+"""Kernel test cases in a child process, so that a crash is a result and does not end the test."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 TARGET = "macllm.doctor.subprocess:try_cases"
 WAIT_SECONDS = 300.0
-"""Time that a case may take."""
+"""Time limit of a case."""
 
 
 def try_cases(parent: Parent, numbers: Sequence[int], effort: Effort) -> None:
-    """Try the cases of these numbers, in the child, and send a verdict for each, in order."""
+    """Run the cases of these numbers in the child process, and send a result for each, in order."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import mlx.core as mx
 
@@ -38,22 +38,22 @@ def try_cases(parent: Parent, numbers: Sequence[int], effort: Effort) -> None:
 
 
 def _end_with(parent: Parent) -> None:
-    """End this process when the parent wants that, or ends itself, even in the middle of a kernel."""
+    """End this process when the parent requests it or ends, even in the middle of a kernel."""
     with suppress(EOFError):
         parent.receive()
     parent.leave()
 
 
 def is_validated() -> bool:
-    """Metal checks all that kernels do: each access to memory, or each call. Times mean nothing then."""
+    """True if Metal validates kernels (each memory access, or each call), which makes times meaningless."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("MTL_SHADER_VALIDATION", "MTL_DEBUG_LAYER"))
 
 
 class TrialProcess:
-    """A child process that tries cases, as its parent sees it."""
+    """The parent's handle of a child process that runs cases."""
 
     def __init__(self, numbers: Sequence[int], effort: Effort) -> None:
-        """Begin with the first. Raises: OSError where no process can be started."""
+        """Start the process. Raises: OSError if it cannot start."""
         self._arrived: queue.SimpleQueue[CaseResult | Exit | None] = queue.SimpleQueue()
         self._child = ChildProcess(
             TARGET,
@@ -65,17 +65,17 @@ class TrialProcess:
         )
 
     def next(self, timeout_seconds: float) -> CaseResult | Exit | None:
-        """Wait for the next verdict. The end of the process comes in its place; None where the time is over."""
+        """Wait for the next result, or the process's exit; None after a timeout."""
         with suppress(queue.Empty):
             return self._arrived.get(timeout=max(timeout_seconds, 0.0))
         return None
 
     def interrupt(self) -> None:
-        """Let `next` return None at once, in whatever thread it waits."""
+        """Make `next` return None at once, from any thread."""
         self._arrived.put(None)
 
     def end(self) -> None:
-        """End the process now, whatever it does."""
+        """End the process now, even in the middle of a kernel."""
         self._child.end(grace_seconds=0.0)
 
 
@@ -90,25 +90,25 @@ def trials(
     while left:
         process = TrialProcess(left, effort)
         try:
-            came = None
+            message = None
             while left:
                 progress(len(known) - len(left), len(known))
-                came = process.next(WAIT_SECONDS)
-                if came is None or isinstance(came, Exit):
+                message = process.next(WAIT_SECONDS)
+                if message is None or isinstance(message, Exit):
                     break
-                found[left.pop(0)] = came
+                found[left.pop(0)] = message
         finally:
             process.end()
         if left:
             number = left.pop(0)
             failed = known[number]
-            found[number] = crashed(failed, came, WAIT_SECONDS)
+            found[number] = crashed(failed, message, WAIT_SECONDS)
             left = [i for i in left if (known[i].op, known[i].dtype) != (failed.op, failed.dtype)]
     return [found[i] for i in sorted(found)]
 
 
 def crashed(case: Case, exit: object, waited_seconds: float) -> CaseResult:
-    """The verdict of a case that its process did not survive, or (no `exit`) that did not end in time."""
+    """The result of a case whose process ended, or (`exit` is None) that did not end in time."""
     from .benchmark import CaseResult
 
     why = f"it did not end in {duration_text(waited_seconds)}"

@@ -1,4 +1,4 @@
-"""The doctor's trials find right and wrong kernels, and those that are faster beyond noise."""
+"""Kernel cases of the doctor: correct and wrong kernels, speed beyond noise, saved decisions."""
 
 from __future__ import annotations
 
@@ -50,31 +50,31 @@ def first(op: str, dtype: mx.Dtype = mx.bfloat16) -> Case:
 
 def simulate(case: Case) -> CaseResult:
     with simulated(FAST) as log:
-        verdict = run_case(case, None)
+        result = run_case(case, None)
     assert log.faults == []
-    return verdict
+    return result
 
 
 def is_right(case: Case) -> None:
-    verdict = simulate(case)
-    assert verdict.rejection is None
-    assert verdict.apart is not None
-    assert verdict.is_right
-    assert case.difference(case.stock) < 8, "what MLX does instead is other work"
+    result = simulate(case)
+    assert result.rejection is None
+    assert result.relative_error is not None
+    assert result.is_correct
+    assert case.error_of(case.stock) < 8, "MLX's operations compute something else"
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_a_kernel_is_right_in_the_simulator(op: str) -> None:
+def test_a_kernel_is_correct_in_the_simulator(op: str) -> None:
     is_right(first(op))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.dtype} {case.op} {case.label}")
-def test_all_that_is_not_timed_is_right_in_the_simulator(case: Case) -> None:
+def test_every_small_case_is_correct_in_the_simulator(case: Case) -> None:
     is_right(case)
 
 
-def test_every_op_is_tried_in_every_type_and_timed_where_it_is_used() -> None:
+def test_every_op_has_a_case_of_every_type_and_timed_cases_of_its_buckets() -> None:
     assert {(case.op, case.dtype) for case in SMALL} == {(op, dtype) for op in OPS for dtype in DTYPES}
     timed: dict[str, set[str]] = {}
     for case in ALL:
@@ -103,7 +103,7 @@ def test_every_op_is_tried_in_every_type_and_timed_where_it_is_used() -> None:
 
 @pytest.fixture
 def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
-    """Put another text in place of one that a kernel has."""
+    """Replace a text in a kernel's source."""
     folder = tmp_path / "kernels"
     shutil.copytree(metal.HERE, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     monkeypatch.setattr(metal, "HERE", folder)
@@ -121,30 +121,30 @@ def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 PRODUCT = "if (BIASED) y += float(bias[column]);"
 BUGS = {
-    "a bias that is left out": ("", r"results lie \d.* times as far off as is allowed"),
-    "no numbers": ("y = y / 0.0f * 0.0f;", "results are no numbers"),
-    "a text that does not compile": (f"{PRODUCT} y += missing;", "CompileError: .*error: .*missing"),
+    "a missing bias": ("", r"the error is \d.* times the tolerance"),
+    "not numbers": ("y = y / 0.0f * 0.0f;", "results are not numbers"),
+    "a source that does not compile": (f"{PRODUCT} y += missing;", "CompileError: .*error: .*missing"),
 }
 
 
 @pytest.mark.parametrize(("text", "reason"), BUGS.values(), ids=BUGS)
-def test_a_wrong_kernel_is_not_used_and_the_reason_is_told(
+def test_a_wrong_kernel_is_rejected_with_the_reason(
     text: str, reason: str, spoiled: Callable[[str, str, str], None]
 ) -> None:
     spoiled("qmv", PRODUCT, text)
     case = first("qmv")
-    verdict = simulate(case)
+    result = simulate(case)
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(verdict.rejection)
-    assert not verdict.is_right
-    assert verdict.timings == ()
-    found = decisions([verdict, faster("qmv"), faster("lora")])
+        raise AssertionError(result.rejection)
+    assert not result.is_correct
+    assert result.timings == ()
+    found = decisions([result, faster("qmv"), faster("lora")])
     assert found.decisions == {"qmv bfloat16 1": False, "lora bfloat16 1": True}
-    assert found.reasons == {"qmv bfloat16 1": f"{case.label}: {verdict.rejection}"}
-    assert simulate(first("moe")).is_right
+    assert found.reasons == {"qmv bfloat16 1": f"{case.label}: {result.rejection}"}
+    assert simulate(first("moe")).is_correct
 
 
-def test_whatever_is_raised_is_a_verdict_and_an_interrupt_is_not() -> None:
+def test_every_exception_but_an_interrupt_becomes_a_result() -> None:
     def refuse(error: BaseException) -> Callable[[metal.KernelCall], list[mx.array]]:
         def execute(call: metal.KernelCall) -> list[mx.array]:
             raise error
@@ -160,14 +160,14 @@ def test_whatever_is_raised_is_a_verdict_and_an_interrupt_is_not() -> None:
 
 
 class Bench:
-    """Work whose time is made up: a clock that goes on by what each way of doing it takes."""
+    """A fake case and clock, with given seconds for each dispatch of the kernel and of MLX."""
 
     def __init__(self, ours: list[float], stock: list[float]) -> None:
         self.now, self.asked, self.waiting, self.done = 0.0, 0, 0.0, ""
         self.ours, self.stock = ours, stock
 
     def clock(self) -> float:
-        """Every second time, what waited has been done."""
+        """Every second call ends a timing, so that the dispatches since have run."""
         self.asked += 1
         if self.asked % 2 == 0:
             self.now, self.waiting = self.now + self.waiting, 0.0
@@ -203,22 +203,22 @@ def timed(ours: list[float], stock: list[float]) -> tuple[CaseResult, Bench]:
     return run_case(bench.case(), bench.clock), bench
 
 
-def test_a_faster_kernel_is_used_and_its_traffic_is_told() -> None:
-    verdict, bench = timed([0.01], [0.02])
-    assert verdict.rejection is None
-    assert [round(timing.speedup, 6) for timing in verdict.timings] == [2.0, 2.0]
-    assert verdict.traffic_bytes == 2 * 4 << 20
-    assert verdict.bytes_per_second == pytest.approx((8 << 20) / 0.01)
-    assert decisions([verdict]).decisions == {"qmv float32 1": True}
+def test_a_faster_kernel_is_used_and_its_traffic_reported() -> None:
+    result, bench = timed([0.01], [0.02])
+    assert result.rejection is None
+    assert [round(timing.speedup, 6) for timing in result.timings] == [2.0, 2.0]
+    assert result.traffic_bytes == 2 * 4 << 20
+    assert result.bytes_per_second == pytest.approx((8 << 20) / 0.01)
+    assert decisions([result]).decisions == {"qmv float32 1": True}
     runs = [(kind, len(list(some))) for kind, some in _runs(bench.done)]
     turn = next(count for kind, count in runs[4:] if kind == "B") // 2
     assert f"{'A' * turn}{'B' * 2 * turn}{'A' * turn}" in bench.done
     assert turn == 4
 
 
-def test_experts_that_are_not_visited_are_not_read() -> None:
+def test_traffic_leaves_out_experts_that_are_not_chosen() -> None:
     case = next(case for case in ALL if case.op == "moe" and case.timed)
-    given = case.given(0)
+    given = case.make_inputs(0)
     words = sum(given[f"{name}_words"].nbytes for name in ("gate", "up", "down"))
     packed = words + words // 4  # 4 bit in groups of 64, whose scale and bias have 32
     with metal.executed_by(lambda call: [mx.zeros(shape, dtype) for shape, dtype in call.outputs.values()]):
@@ -231,7 +231,7 @@ def _runs(text: str) -> list[tuple[str, str]]:
     return [(kind, "".join(some)) for kind, some in groupby(text)]
 
 
-def test_many_dispatches_are_timed_as_one_where_they_are_short() -> None:
+def test_many_short_dispatches_are_timed_as_one() -> None:
     _, bench = timed([0.00001], [0.00001])
     assert max(len(some) for _, some in _runs(bench.done)) == 2 * 256
 
@@ -244,39 +244,39 @@ def test_many_dispatches_are_timed_as_one_where_they_are_short() -> None:
     ],
     ids=["slower", "too little"],
 )
-def test_what_is_not_faster_is_not_used(ours: list[float], stock: list[float], why: str) -> None:
-    verdict, _ = timed(ours, stock)
-    assert verdict.rejection == why
-    assert decisions([verdict]).decisions == {"qmv float32 1": False}
+def test_a_kernel_that_is_not_faster_is_not_used(ours: list[float], stock: list[float], why: str) -> None:
+    result, _ = timed(ours, stock)
+    assert result.rejection == why
+    assert decisions([result]).decisions == {"qmv float32 1": False}
 
 
-def test_what_is_not_faster_beyond_noise_is_not_used() -> None:
-    verdict, _ = timed([0.001] * 700 + [0.003] * 300, [0.002])  # twice as fast most of the time
-    assert max(timing.speedup for timing in verdict.timings) > 1.5
-    assert verdict.rejection is not None
-    assert verdict.rejection.startswith("no difference beyond noise: ")
-    assert decisions([verdict]).decisions == {"qmv float32 1": False}
+def test_a_kernel_that_is_not_faster_beyond_noise_is_not_used() -> None:
+    result, _ = timed([0.001] * 700 + [0.003] * 300, [0.002])  # twice as fast most of the time
+    assert max(timing.speedup for timing in result.timings) > 1.5
+    assert result.rejection is not None
+    assert result.rejection.startswith("no difference beyond noise: ")
+    assert decisions([result]).decisions == {"qmv float32 1": False}
 
 
-def test_one_turn_that_something_came_between_does_not_count() -> None:
-    verdict, bench = timed([0.01], [0.02])
+def test_one_disturbed_turn_does_not_count() -> None:
+    result, bench = timed([0.01], [0.02])
     at = bench.done.rindex("A") - bench.done.count("B")
-    verdict, _ = timed([*[0.01] * (at - 1), 1.0], [0.02])
-    assert verdict.rejection is None
-    assert verdict.timings[1].lowest == pytest.approx(2)
+    result, _ = timed([*[0.01] * (at - 1), 1.0], [0.02])
+    assert result.rejection is None
+    assert result.timings[1].lowest == pytest.approx(2)
 
 
 def faster(op: str, *, speedup: float = 1.5, bucket: str = "1") -> CaseResult:
     timing = PairTiming(0.01, 0.01 * speedup, speedup, speedup - 0.01, speedup + 0.01)
-    return CaseResult(op, "real", "bfloat16", bucket, timed=True, apart=0.5, timings=(timing, timing))
+    return CaseResult(op, "real", "bfloat16", bucket, timed=True, relative_error=0.5, timings=(timing, timing))
 
 
 def wrong(op: str) -> CaseResult:
-    return CaseResult(op, "odd", "bfloat16", "to 16", timed=False, apart=float("inf"))
+    return CaseResult(op, "odd", "bfloat16", "to 16", timed=False, relative_error=float("inf"))
 
 
-def test_a_decision_holds_for_a_bucket_and_a_wrong_case_for_all() -> None:
-    right = CaseResult("qmv", "odd", "bfloat16", "to 16", timed=False, apart=1.0)
+def test_a_slow_case_rejects_its_bucket_and_a_wrong_case_all_buckets() -> None:
+    right = CaseResult("qmv", "odd", "bfloat16", "to 16", timed=False, relative_error=1.0)
     some = [right, faster("qmv"), faster("qmv", speedup=0.9, bucket="to 16")]
     assert decisions(some).decisions == {"qmv bfloat16 1": True, "qmv bfloat16 to 16": False}
     assert decisions([*some, wrong("qmv")]).decisions == {"qmv bfloat16 1": False, "qmv bfloat16 to 16": False}
@@ -285,16 +285,16 @@ def test_a_decision_holds_for_a_bucket_and_a_wrong_case_for_all() -> None:
     assert decisions(both).decisions == decisions(both[::-1]).decisions == {"qmv bfloat16 1": False}
 
 
-def test_facts_are_json_and_have_no_number_that_is_none() -> None:
+def test_facts_are_json_without_infinite_numbers() -> None:
     facts = json.loads(json.dumps([wrong("moe").facts(), faster("moe").facts()], allow_nan=False))
     assert facts[0]["apart"] is None
-    assert facts[0]["objection"] == "results are no numbers"
+    assert facts[0]["objection"] == "results are not numbers"
     assert facts[1]["timings"][0]["speedup"] == 1.5
 
 
-def test_trials_go_through_all_that_they_are_given() -> None:
+def test_trials_run_all_given_cases() -> None:
     with simulated(FAST):
-        assert [verdict.op for verdict in trials([first("qmv"), first("moe")], clock=None)] == ["qmv", "moe"]
+        assert [result.op for result in trials([first("qmv"), first("moe")], clock=None)] == ["qmv", "moe"]
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     approved.load.cache_clear()
 
 
-def test_decisions_are_kept_by_op_type_and_bucket(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decisions_are_saved_by_op_type_and_bucket(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert approved.load() is None
     assert not approved.decision("qmv", mx.float16, 1)
     decided = Decisions({"qmv float16 1": True, "qmv float16 to 16": False}, {"qmv float16 to 16": "slower"})
@@ -324,7 +324,7 @@ def test_decisions_are_kept_by_op_type_and_bucket(unknown: Path, monkeypatch: py
         assert approved.decision("moe", mx.float16, 1) is answer
 
 
-def test_dispatch_follows_decisions_on_a_gpu_alone(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dispatch_follows_decisions_on_a_gpu_only(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     approved.save(Decisions({"qmv float16 1": True, "qmv float16 to 16": False}))
     assert not dispatch.metal("qmv", mx.float16, 1), "there is no GPU"
     here = approved.machine()
@@ -343,9 +343,7 @@ def test_dispatch_follows_decisions_on_a_gpu_alone(unknown: Path, monkeypatch: p
         assert dispatch.metal("qmv", mx.float16, 4)
 
 
-def test_what_is_asked_for_in_vain_is_counted_where_there_is_a_gpu(
-    unknown: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_undecided_requests_are_counted_on_a_gpu(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "undecided", Counter())
     assert not dispatch.metal("qmv", mx.float16, 1)
     assert not dispatch.metal_possible("qmv", mx.float16, 1), "there is no GPU"
@@ -372,7 +370,7 @@ def test_what_is_asked_for_in_vain_is_counted_where_there_is_a_gpu(
     assert dispatch.undecided == asked
 
 
-def test_a_quick_trial_adds_decisions_and_changes_none_of_the_whole_test(unknown: Path) -> None:
+def test_a_quick_trial_adds_decisions_but_keeps_those_of_the_whole_test(unknown: Path) -> None:
     approved.add(Decisions({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
     assert approved.load() == Decisions(
         {"moe float16 1": True, "qmv float16 1": False},
@@ -392,7 +390,7 @@ def test_a_quick_trial_adds_decisions_and_changes_none_of_the_whole_test(unknown
     assert approved.load() == whole
 
 
-def test_decisions_of_another_system_are_not_added_to(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decisions_of_another_system_are_discarded(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     approved.add(Decisions({"moe float16 1": True}))
     here = approved.machine()
     monkeypatch.setattr(approved, "machine", lambda: here | {"system": "macOS 27.0 26A1"})
@@ -403,7 +401,7 @@ def test_decisions_of_another_system_are_not_added_to(unknown: Path, monkeypatch
     assert approved.load() == Decisions({"qmv float16 1": True}, {}, frozenset({"qmv float16 1"}))
 
 
-def test_one_process_of_a_machine_times_kernels_at_a_time(unknown: Path) -> None:
+def test_one_process_at_a_time_times_kernels(unknown: Path) -> None:
     with approved.alone(wait=False) as first, approved.alone(wait=False) as second:
         assert (first, second) == (True, False)
     with approved.alone(wait=False) as third:
@@ -413,7 +411,7 @@ def test_one_process_of_a_machine_times_kernels_at_a_time(unknown: Path) -> None
 @pytest.mark.parametrize(
     "size", [(1, "1"), (2, "to 16"), (16, "to 16"), (17, "to 1024"), (1024, "to 1024"), (1025, "more")]
 )
-def test_buckets(size: tuple[int, str]) -> None:
+def test_a_size_belongs_to_its_bucket(size: tuple[int, str]) -> None:
     assert approved.bucket(size[0]) == size[1]
 
 
@@ -435,7 +433,7 @@ DAMAGES: dict[str, Callable[[str], str | bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_file_that_is_damaged_or_of_another_machine_is_none(
+def test_a_damaged_file_or_one_of_another_machine_is_ignored(
     unknown: Path, damage: Callable[[str], str | bytes]
 ) -> None:
     approved.save(Decisions({"qmv float16 1": True}))
@@ -447,7 +445,7 @@ def test_a_file_that_is_damaged_or_of_another_machine_is_none(
     assert not approved.decision("qmv", mx.float16, 1)
 
 
-def test_what_was_kept_stays_where_writing_fails(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_decisions_survive_a_failed_write(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     approved.save(Decisions({"qmv float16 1": True}))
 
     def interrupt(descriptor: int) -> None:
@@ -461,7 +459,7 @@ def test_what_was_kept_stays_where_writing_fails(unknown: Path, monkeypatch: pyt
     assert [path.name for path in unknown.parent.iterdir()] == ["metal.json"]
 
 
-def test_the_hash_is_that_of_the_kernels(
+def test_the_hash_changes_with_a_kernel(
     spoiled: Callable[[str, str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(approved, "HERE", metal.HERE)

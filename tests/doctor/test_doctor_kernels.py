@@ -27,7 +27,7 @@ from macllm.doctor.benchmark import WHOLE, CaseResult, Effort, PairTiming, run_c
 from macllm.doctor.case import Case
 from macllm.doctor.cases import cases
 from macllm.doctor.decoding import Decoding
-from macllm.doctor.kernels import Report, withdrawn
+from macllm.doctor.kernels import Report, without_slow_kernels
 from macllm.doctor.subprocess import trials
 from macllm.ops.dispatch import using
 from macllm.ops.metal import approved
@@ -43,7 +43,7 @@ KINDS = ("moe", "qmv", "sample")
 
 
 def some() -> list[Case]:
-    """Small work, as if it had the shapes of real models."""
+    """Small cases, marked as if they had the shapes of real models."""
     return [
         replace(
             next(case for case in cases() if case.op == op and case.dtype == mx.float16 and not case.timed), timed=True
@@ -57,28 +57,30 @@ def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None
     for number in numbers:
         case = some()[number]
         with simulated(RunOptions(build="fast")):
-            verdict = run_case(case, None)
+            result = run_case(case, None)
         timing = SLOWER if case.op == "qmv" else FASTER
-        parent.send(replace(verdict, timings=(timing, FASTER), traffic_bytes=1 << 20))
+        parent.send(replace(result, timings=(timing, FASTER), traffic_bytes=1 << 20))
 
 
-def that_crashes(parent: Parent, numbers: list[int], effort: Effort) -> None:
+def crashing(parent: Parent, numbers: list[int], effort: Effort) -> None:
     for number in numbers:
         if some()[number].op == "qmv":
             os.write(2, f"libc++abi: terminating\n[METAL] out of bounds in {Path.home()}/kernel.metal\n".encode())
             os.abort()
-        parent.send(verdict_of(some()[number]))
+        parent.send(result_of(some()[number]))
 
 
-def that_never_ends(parent: Parent, numbers: list[int], effort: Effort) -> None:
+def never_ending(parent: Parent, numbers: list[int], effort: Effort) -> None:
     for number in numbers:
         if some()[number].op == "moe":
             time.sleep(600)
-        parent.send(verdict_of(some()[number]))
+        parent.send(result_of(some()[number]))
 
 
-def verdict_of(case: Case) -> CaseResult:
-    return CaseResult(case.op, case.label, "float16", case.bucket, timed=True, apart=0.5, timings=(FASTER, FASTER))
+def result_of(case: Case) -> CaseResult:
+    return CaseResult(
+        case.op, case.label, "float16", case.bucket, timed=True, relative_error=0.5, timings=(FASTER, FASTER)
+    )
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +90,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file of the decisions, not there yet."""
+    """The path of saved decisions, with none saved."""
     path = tmp_path / "cache" / "metal.json"
     monkeypatch.setattr(approved, "_path", lambda: path)
     monkeypatch.delenv("MACLLM_METAL", raising=False)
@@ -99,7 +101,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def on_a_mac(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Metal is there, with three pieces of work, and a model that decodes as fast as ever."""
+    """Pretend Metal, with three cases, and a model that decodes faster with kernels."""
     monkeypatch.setattr("mlx.core.metal.is_available", lambda: True)
     monkeypatch.setattr("macllm.doctor.cases.cases", some)
     monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:by_the_simulator")
@@ -112,11 +114,13 @@ def decoded(timing: PairTiming = FASTER, *, other: int | None = None) -> Decodin
     return Decoding("float16", 64, 1 / timing.seconds, 1 / timing.stock_seconds, timing, other)
 
 
-def test_without_metal_it_says_so_and_what_there_is_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_metal_the_report_says_so_and_names_the_simulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", str(tmp_path / "cache" / "native"))
     done = run("--kernels")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Nothing was tried, timed or decided: Metal kernels need a Mac with Apple silicon." in done.stdout
+    assert "No kernel was tested: Metal kernels need a Mac with Apple silicon." in done.stdout
     assert "python -m tests.simulator FILE" in done.stdout
     assert approved.kernels_hash() in done.stdout
     done = run("--kernels", "--json")
@@ -128,13 +132,13 @@ def test_without_metal_it_says_so_and_what_there_is_instead(tmp_path: Path, monk
     assert not (tmp_path / "cache").exists()
 
 
-def test_it_is_about_one_system_at_a_time() -> None:
+def test_kernels_and_build_cannot_be_combined() -> None:
     done = run("--kernels", "--build")
     assert done.returncode == 2
     assert "cannot be combined" in done.stderr
 
 
-def test_on_a_mac_kernels_are_tried_decided_and_kept(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_mac_kernels_are_tested_and_decisions_saved(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--kernels"]) == 0
     printed = capsys.readouterr()
     rows = [line.split(maxsplit=6) for line in printed.out.splitlines()]
@@ -143,14 +147,14 @@ def test_on_a_mac_kernels_are_tried_decided_and_kept(on_a_mac: Path, capsys: pyt
     assert "  used      moe float16 1\n" in printed.out
     assert "  not used  qmv float16 1: 1 x 64 to 1, bias and residual: slower: 0.75 times MLX's speed" in printed.out
     assert "the tokens are the same" in printed.out
-    assert printed.err.endswith(f"kept in {on_a_mac}\n")
+    assert printed.err.endswith(f"decisions saved in {on_a_mac}\n")
     decided = approved.load()
     assert decided is not None
     assert decided.decisions == {"moe float16 1": True, "qmv float16 1": False, "sample float16 to 1024": True}
     assert approved.decision("moe", mx.float16, 1)
 
 
-def test_it_waits_for_a_trial_that_is_going_on(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_waits_for_a_trial_in_progress(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -165,17 +169,17 @@ def test_it_waits_for_a_trial_that_is_going_on(on_a_mac: Path, capsys: pytest.Ca
     began = time.monotonic()
     assert main(["doctor", "--kernels"]) == 0
     assert time.monotonic() - began > 0.4
-    assert capsys.readouterr().err.startswith("waiting for another trial of kernels on this machine\n")
+    assert capsys.readouterr().err.startswith("waiting for another test of kernels on this machine\n")
     assert on_a_mac.exists()
     holder.join()
 
 
-def test_json_has_all_of_it(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_whole_report(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--kernels", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["lacking"] is None
-    assert [verdict["op"] for verdict in facts["verdicts"]] == list(KINDS)
-    assert all(verdict["right"] for verdict in facts["verdicts"])
+    assert [result["op"] for result in facts["verdicts"]] == list(KINDS)
+    assert all(result["right"] for result in facts["verdicts"])
     assert facts["verdicts"][0]["bytes_per_second"] == pytest.approx((1 << 20) / 0.001)
     assert facts["decisions"]["moe float16 1"] is True
     assert facts["reasons"].keys() == {"qmv float16 1"}
@@ -184,19 +188,20 @@ def test_json_has_all_of_it(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) 
     assert facts["machine"]["chip"] == approved.machine()["chip"]
 
 
-def test_under_metals_own_checks_nothing_is_timed_or_kept(
+def test_under_shader_validation_nothing_is_timed_or_saved(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MTL_SHADER_VALIDATION", "1")
     assert main(["doctor", "--kernels"]) == 0
     printed = capsys.readouterr().out
-    assert "0 of 3 are wrong. Nothing was timed, decided or kept: Metal checks what kernels do" in printed
+    failed = "0 of 3 cases failed. Nothing was timed and no decision was saved: Metal's shader validation is on"
+    assert failed in printed
     assert not on_a_mac.exists()
     monkeypatch.setenv("MTL_SHADER_VALIDATION", "0")
     assert not doctor_subprocess.is_validated()
 
 
-def test_a_text_that_cannot_be_read_is_named(
+def test_an_unreadable_source_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "whole.metal").write_text("//: uint i = thread_position_in_grid.x;\n")
@@ -208,7 +213,7 @@ def test_a_text_that_cannot_be_read_is_named(
     assert ["unreadable", "broken"] in rows
 
 
-def test_plain_doctor_says_what_was_decided(
+def test_plain_doctor_lists_the_decisions(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def metal() -> dict[str, Any]:
@@ -218,14 +223,15 @@ def test_plain_doctor_says_what_was_decided(
     assert metal() == {"used": doctor_machine.NOT_TRIED}
     approved.add(Decisions({"moe float16 1": True}))
     approved.load.cache_clear()
-    assert metal()["used"].startswith("for 1 of 1 kinds of work; all after a quick trial; macllm doctor --kernels")
+    form = "combinations of operation, type and size"
+    assert metal()["used"].startswith(f"for 1 of 1 {form}; all from quick tests; macllm doctor --kernels")
     approved.save(Decisions({"moe float16 1": True, "qmv float16 1": False}, {"qmv float16 1": "slower"}))
     found = metal()
-    assert found["used"].startswith("for 1 of 2 kinds of work")
+    assert found["used"].startswith(f"for 1 of 2 {form}; macllm doctor --kernels")
     assert (found["serving"], found["not_serving"]) == (["moe float16 1"], {"qmv float16 1": "slower"})
     assert main(["doctor"]) == 0
     assert "    qmv float16 1: slower\n" in capsys.readouterr().out
-    for value, used in (("1", "all, tried or not"), ("0", "no")):
+    for value, used in (("1", "all, tested or not"), ("0", "no")):
         monkeypatch.setenv("MACLLM_METAL", value)
         assert metal() == {"used": f"{used}: MACLLM_METAL={value}"}
     monkeypatch.setenv("MACLLM_METAL", "")
@@ -234,10 +240,10 @@ def test_plain_doctor_says_what_was_decided(
     assert metal() == found | {"ignored": "MACLLM_METAL=no: neither 0 nor 1"}
 
 
-def test_a_kernel_that_brings_its_process_down_is_not_used(
+def test_a_kernel_that_crashes_its_process_is_not_used(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:that_crashes")
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:crashing")
     assert main(["doctor", "--kernels"]) == 0
     printed = capsys.readouterr()
     assert "its process crashed: [METAL] out of bounds in ~/kernel.metal" in printed.out
@@ -247,32 +253,32 @@ def test_a_kernel_that_brings_its_process_down_is_not_used(
     assert decided.decisions == {"moe float16 1": True, "qmv float16 1": False, "sample float16 to 1024": True}
 
 
-def test_what_never_ends_is_left_and_the_rest_of_its_op_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_timeout_the_ops_other_cases_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_subprocess, "WAIT_SECONDS", 4.0)
-    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:that_never_ends")
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:never_ending")
     known = some()
     known.insert(1, replace(known[0], label="more of it"))
     found = trials([known[0], *known[2:], known[1]], WHOLE)
-    assert [(verdict.op, verdict.error) for verdict in found] == [
+    assert [(result.op, result.error) for result in found] == [
         ("moe", "it did not end in 4 s"),
         ("qmv", None),
         ("sample", None),
     ]
 
 
-def test_the_real_worker_says_nothing_on_our_streams(capfd: pytest.CaptureFixture[str]) -> None:
-    """Off a Mac MLX refuses to run a kernel; the verdict says so."""
+def test_the_child_process_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Off a Mac MLX refuses to run a kernel; the result says so."""
     known = list(cases())
-    (verdict,) = trials(known[:1], WHOLE)
-    assert (verdict.op, verdict.is_right) == (known[0].op, False)
-    assert verdict.error == "RuntimeError: [metal_kernel] No Metal back-end."
+    (result,) = trials(known[:1], WHOLE)
+    assert (result.op, result.is_correct) == (known[0].op, False)
+    assert result.error == "RuntimeError: [metal_kernel] No Metal back-end."
     assert capfd.readouterr().out == ""
 
 
-def test_an_interrupt_keeps_nothing_and_leaves_no_process(
+def test_an_interrupt_saves_nothing_and_leaves_no_process(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:that_never_ends")
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:never_ending")
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     assert main(["doctor", "--kernels"]) == 130
@@ -282,7 +288,7 @@ def test_an_interrupt_keeps_nothing_and_leaves_no_process(
     assert not [thread for thread in threading.enumerate() if "messages of" in thread.name]
 
 
-def test_kernels_that_make_a_whole_model_slower_are_not_used(
+def test_kernels_that_slow_down_a_whole_model_are_not_used(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_decoding, "decoding", lambda progress: decoded(SLOWER, other=7))
@@ -296,32 +302,32 @@ def test_kernels_that_make_a_whole_model_slower_are_not_used(
     others = Decisions(
         {"moe bfloat16 1": True, "flash_prefill float16 more": True, "lora float16 1": False}, {"lora float16 1": "x"}
     )
-    assert withdrawn(others, decoded(SLOWER)) == others
-    assert withdrawn(others, decoded(replace(SLOWER, highest=1.1))) == others
+    assert without_slow_kernels(others, decoded(SLOWER)) == others
+    assert without_slow_kernels(others, decoded(replace(SLOWER, highest=1.1))) == others
 
 
-def test_a_report_has_no_names_and_no_home_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_has_no_user_names_and_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/Users/jo")
     monkeypatch.setattr(getpass, "getuser", lambda: "jo")
     error = "open: /Users/jo/Library/x /private/tmp/jo/y /Users/joan/z jo: no such file"
-    verdict = CaseResult("qmv", "odd", "float16", "1", timed=True, error=error)
+    result = CaseResult("qmv", "odd", "float16", "1", timed=True, error=error)
     decided = Decisions({"qmv float16 1": False}, {"qmv float16 1": f"odd: {error}"})
-    report = Report({"system": "macOS 26.1"}, {}, None, (verdict,), decided)
-    for told in (report.text(), json.dumps(report.facts())):
-        assert "open: ~/Library/x /private/tmp/user/y /Users/joan/z jo: no such file" in told
-        assert "/Users/jo/" not in told
+    report = Report({"system": "macOS 26.1"}, {}, None, (result,), decided)
+    for content in (report.text(), json.dumps(report.facts())):
+        assert "open: ~/Library/x /private/tmp/user/y /Users/joan/z jo: no such file" in content
+        assert "/Users/jo/" not in content
 
 
 def test_a_table_without_timings_has_no_speed() -> None:
-    verdict = CaseResult("qmv", "odd", "float16", "1", timed=False, apart=0.25)
-    report = Report({"memory_bytes": 16e9}, {}, None, (verdict,), Decisions({}, {}))
+    result = CaseResult("qmv", "odd", "float16", "1", timed=False, relative_error=0.25)
+    report = Report({"memory_bytes": 16e9}, {}, None, (result,), Decisions({}, {}))
     assert "  memory           16.0 GB\n" in report.text()
     assert ["qmv", "float16", "0.25", "-", "-", "-", "odd"] in [line.split() for line in report.text().splitlines()]
-    assert "No kernel serves: decoding is MLX's." in report.text()
+    assert "No kernel is used, so decoding was not measured." in report.text()
 
 
 @pytest.mark.slow
-def test_the_bundled_model_decodes_the_same_with_kernels_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_model_decodes_the_same_tokens_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
 
     def both_once(ours: Callable[[], float], stock: Callable[[], float]) -> PairTiming:

@@ -57,14 +57,16 @@ KNOWN = [
 QMV, FOUR, MOE, SAMPLE = "qmv float16 1", "qmv float16 to 16", "moe float16 1", "sample float16 to 1024"
 
 
-def verdict(number: int, *, apart: float = 0.5, timing: PairTiming = FASTER) -> CaseResult:
+def result(number: int, *, relative_error: float = 0.5, timing: PairTiming = FASTER) -> CaseResult:
     one = KNOWN[number]
-    return CaseResult(one.op, one.label, "float16", one.bucket, one.timed, apart, (timing,) if one.timed else ())
+    return CaseResult(
+        one.op, one.label, "float16", one.bucket, one.timed, relative_error, (timing,) if one.timed else ()
+    )
 
 
 @dataclass
 class Lab:
-    """A made-up clock, and processes that take a second for a case unless told otherwise."""
+    """A fake clock, and processes that take a second per case unless `seconds` says otherwise."""
 
     seconds: dict[int, float] = field(default_factory=dict)
     answers: dict[int, CaseResult | Exit] = field(default_factory=dict)
@@ -84,7 +86,7 @@ class Lab:
         return QuickTrial(self.statuses.append, start=self.start, clock=lambda: self.now)
 
     def run_case(self, trial: QuickTrial | None = None) -> QuickTrial:
-        """A trial that went on until it stopped by itself."""
+        """A trial that has run to its end."""
         trial = trial or self.trial()
         trial.resume()
         assert trial.wait(10)
@@ -106,7 +108,7 @@ class Process:
             return None
         took = self.lab.seconds.get(number, 1.0)
         self.lab.now += min(took, timeout_seconds)
-        return None if took > timeout_seconds else self.lab.answers.get(number) or verdict(number)
+        return None if took > timeout_seconds else self.lab.answers.get(number) or result(number)
 
     def interrupt(self) -> None:
         self.interrupted.set()
@@ -117,7 +119,7 @@ class Process:
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file of the decisions, not there yet; these cases are all there are."""
+    """The path of saved decisions, with none saved; `KNOWN` are the only cases."""
     path = tmp_path / "cache" / "metal.json"
     monkeypatch.setattr(approved, "_path", lambda: path)
     monkeypatch.setattr(quick, "cases", lambda: iter(KNOWN))
@@ -129,7 +131,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let the model have asked for these, the first most often."""
+    """Pretend that the model requested these keys, the first most often."""
 
     def ask(*keys: str) -> None:
         monkeypatch.setattr(dispatch, "undecided", Counter({key: 100 - n for n, key in enumerate(keys)}))
@@ -143,34 +145,34 @@ def decided() -> dict[str, bool]:
     return {} if found is None else dict(found.decisions)
 
 
-def test_only_what_was_asked_for_is_tried_and_most_asked_comes_first(asked: Callable[..., None]) -> None:
+def test_only_requested_keys_are_tested_the_most_requested_first(asked: Callable[..., None]) -> None:
     asked(MOE, QMV)
     lab = Lab()
     lab.run_case()
-    assert lab.started == [[3, 4, 0, 1]], "small cases come before timed ones; nobody asked for four rows"
+    assert lab.started == [[3, 4, 0, 1]], "small cases come before timed ones; four rows were not requested"
     assert decided() == {MOE: True, QMV: True}
     assert lab.statuses == [Status("trying Metal kernels", transient=True), Status("", transient=True)]
     assert lab.ended == 1
 
 
-def test_without_a_question_nothing_is_started(asked: Callable[..., None], kept: Path) -> None:
-    """As on Linux, where nothing is ever asked for in vain."""
+def test_without_a_request_nothing_is_started(asked: Callable[..., None], kept: Path) -> None:
+    """As on Linux, where no key is ever undecided."""
     asked()
     lab = Lab()
     lab.run_case()
     assert (lab.started, lab.statuses, kept.parent.exists()) == ([], [], False)
 
 
-def test_sizes_that_no_case_times_are_left_alone(asked: Callable[..., None]) -> None:
+def test_keys_without_a_timed_case_are_skipped(asked: Callable[..., None]) -> None:
     asked(SAMPLE, "qmv float16 to 1024", "no_such_op float16 1", "qmv bfloat16 1")
     lab = Lab()
     lab.run_case()
     assert (lab.started, decided()) == ([], {})
 
 
-def test_a_slower_kernel_is_not_used_and_the_reason_is_kept(asked: Callable[..., None]) -> None:
+def test_a_slower_kernel_is_rejected_and_the_reason_saved(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
-    Lab(answers={1: verdict(1, timing=SLOWER)}).run_case()
+    Lab(answers={1: result(1, timing=SLOWER)}).run_case()
     assert decided() == {QMV: False, MOE: True}
     found = approved.load()
     assert found is not None
@@ -178,35 +180,35 @@ def test_a_slower_kernel_is_not_used_and_the_reason_is_kept(asked: Callable[...,
     assert found.quick == {QMV, MOE}
 
 
-def test_a_wrong_kernel_serves_no_size_not_even_those_that_were_approved(asked: Callable[..., None]) -> None:
+def test_a_wrong_kernel_is_rejected_for_all_sizes(asked: Callable[..., None]) -> None:
     asked(QMV, FOUR, MOE)
-    lab = Lab(answers={2: verdict(2, apart=3.0)})
+    lab = Lab(answers={2: result(2, relative_error=3.0)})
     lab.run_case()
     assert decided() == {QMV: False, FOUR: False, MOE: True}
     asked(QMV, FOUR, MOE)
     approved.save(Decisions())
-    lab = Lab(answers={0: verdict(0, apart=float("inf"))})
+    lab = Lab(answers={0: result(0, relative_error=float("inf"))})
     lab.run_case()
     assert decided() == {QMV: False, FOUR: False, MOE: True}
     assert lab.started == [[0, 1, 2, 3, 4], [3, 4]], "the rest of the op is not tried"
 
 
-def test_a_wrong_kernel_takes_along_what_an_earlier_trial_approved_of(asked: Callable[..., None]) -> None:
+def test_a_wrong_kernel_revokes_the_approval_of_an_earlier_trial(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
     Lab().run_case()
     assert decided() == {QMV: True, MOE: True}
     asked(FOUR)
-    Lab(answers={2: verdict(2, timing=SLOWER)}).run_case()
+    Lab(answers={2: result(2, timing=SLOWER)}).run_case()
     assert decided() == {QMV: True, MOE: True, FOUR: False}, "slower for some sizes is not wrong"
     approved.save(Decisions())
     asked(QMV, MOE)
     Lab().run_case()
     asked(FOUR)
-    Lab(answers={2: verdict(2, apart=2.0)}).run_case()
+    Lab(answers={2: result(2, relative_error=2.0)}).run_case()
     assert decided() == {QMV: False, MOE: True, FOUR: False}
 
 
-def test_a_model_that_fills_the_memory_is_left_alone(
+def test_no_trial_runs_beside_a_model_that_fills_the_memory(
     asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked(MOE)
@@ -219,7 +221,7 @@ def test_a_model_that_fills_the_memory_is_left_alone(
     assert decided() == {MOE: True}
 
 
-def test_a_crash_is_a_finding_and_not_the_end(asked: Callable[..., None], tmp_path: Path) -> None:
+def test_a_crash_rejects_the_kernel_and_the_trial_continues(asked: Callable[..., None], tmp_path: Path) -> None:
     asked(QMV, MOE)
     (tmp_path / "log").write_text("libc++abi: terminating\nout of bounds\n")
     lab = Lab(answers={0: Exit(-6, False, tmp_path / "log")})
@@ -231,7 +233,7 @@ def test_a_crash_is_a_finding_and_not_the_end(asked: Callable[..., None], tmp_pa
     assert found.reasons == {QMV: "odd: its process crashed: out of bounds"}
 
 
-def test_a_case_that_does_not_end_speaks_against_its_kernel(asked: Callable[..., None]) -> None:
+def test_a_case_that_times_out_rejects_its_kernel(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
     lab = Lab(seconds={1: CASE_SECONDS + 1})
     lab.run_case()
@@ -244,7 +246,7 @@ def test_a_case_that_does_not_end_speaks_against_its_kernel(asked: Callable[...,
     assert decided() == {QMV: True, MOE: True}, "the first case waits for MLX"
 
 
-def test_the_budget_ends_a_trial_in_the_middle_of_a_case_and_for_good(asked: Callable[..., None]) -> None:
+def test_a_spent_budget_ends_an_engines_trials_even_within_a_case(asked: Callable[..., None]) -> None:
     asked(QMV, MOE, FOUR)
     lab = Lab(seconds=dict.fromkeys(range(5), 9.0))
     trial = lab.run_case()
@@ -259,7 +261,7 @@ def test_the_budget_ends_a_trial_in_the_middle_of_a_case_and_for_good(asked: Cal
     assert decided() == {QMV: True, MOE: True, FOUR: True}
 
 
-def test_a_request_stops_the_trial_at_once_and_it_goes_on_where_it_stopped(asked: Callable[..., None]) -> None:
+def test_a_request_stops_the_trial_at_once_and_it_resumes_there(asked: Callable[..., None]) -> None:
     asked(MOE, QMV)
     lab = Lab(stops_at=1)
     trial = lab.trial()
@@ -280,7 +282,7 @@ def test_a_request_stops_the_trial_at_once_and_it_goes_on_where_it_stopped(asked
     assert len(lab.started) == 2, "nothing is left"
 
 
-def test_time_before_a_request_counts(asked: Callable[..., None]) -> None:
+def test_time_before_a_pause_counts_towards_the_budget(asked: Callable[..., None]) -> None:
     asked(QMV)
     lab = Lab(stops_at=0, seconds={1: 9.0})
     trial = lab.trial()
@@ -295,8 +297,8 @@ def test_time_before_a_request_counts(asked: Callable[..., None]) -> None:
     assert (lab.now, decided()) == (BUDGET_SECONDS, {})
 
 
-def test_decisions_hold_from_the_next_pause_on(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the middle of a completion: whoever owns the model pauses the trial before it makes one."""
+def test_decisions_apply_from_the_next_pause_on(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the middle of a completion: the model's thread pauses the trial before each one."""
     asked(MOE)
     trial = Lab().run_case()
     assert approved.decision("moe", mx.float16, 1) is None
@@ -304,7 +306,7 @@ def test_decisions_hold_from_the_next_pause_on(asked: Callable[..., None], monke
     assert approved.decision("moe", mx.float16, 1) is True
 
 
-def test_the_whole_test_wins(asked: Callable[..., None]) -> None:
+def test_decisions_of_the_whole_test_have_precedence(asked: Callable[..., None]) -> None:
     asked(QMV, MOE)
     approved.save(Decisions({QMV: False}, {QMV: "slower"}))
     lab = Lab()
@@ -316,7 +318,9 @@ def test_the_whole_test_wins(asked: Callable[..., None]) -> None:
     assert decided() == {QMV: True, MOE: False}
 
 
-def test_another_build_of_the_system_is_tried_anew(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_build_of_the_system_is_tested_again(
+    asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked(MOE)
     Lab().run_case()
     lab = Lab()
@@ -324,13 +328,13 @@ def test_another_build_of_the_system_is_tried_anew(asked: Callable[..., None], m
     assert lab.started == []
     here = approved.machine()
     monkeypatch.setattr(approved, "machine", lambda: here | {"system": "macOS 26.2 25C56"})
-    lab = Lab(answers={4: verdict(4, timing=SLOWER)})
+    lab = Lab(answers={4: result(4, timing=SLOWER)})
     lab.run_case()
     assert lab.started == [[3, 4]]
     assert decided() == {MOE: False}
 
 
-def test_while_another_process_tries_nothing_is_timed(asked: Callable[..., None]) -> None:
+def test_nothing_is_timed_while_another_process_times(asked: Callable[..., None]) -> None:
     asked(MOE)
     lab = Lab()
     with approved.alone(wait=False):
@@ -340,7 +344,7 @@ def test_while_another_process_tries_nothing_is_timed(asked: Callable[..., None]
     assert decided() == {MOE: True}
 
 
-def test_without_a_place_for_decisions_nothing_is_tried_again(
+def test_a_trial_that_cannot_save_decisions_is_not_repeated(
     asked: Callable[..., None], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked(MOE)
@@ -353,7 +357,7 @@ def test_without_a_place_for_decisions_nothing_is_tried_again(
     assert lab.started == []
 
 
-def test_under_metals_own_checks_nothing_is_tried(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_shader_validation_nothing_is_tested(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     asked(MOE)
     monkeypatch.setenv("MTL_SHADER_VALIDATION", "1")
     lab = Lab()
@@ -362,28 +366,26 @@ def test_under_metals_own_checks_nothing_is_tried(asked: Callable[..., None], mo
 
 
 def few() -> list[Case]:
-    """Two real cases, one of them as if it had the shape of a real model."""
+    """Two real cases, one of them marked as if it had the shape of a real model."""
     one = next(one for one in cases() if (one.op, one.dtype, one.size, one.timed) == ("moe", mx.float16, 1, False))
     return [one, replace(one, timed=True)]
 
 
 def by_the_simulator(parent: Parent, numbers: list[int], effort: Effort) -> None:
-    """Kernels run in the simulator, whose time says nothing: all are said to be faster."""
+    """Run kernels in the simulator, and report all as faster, since its times mean nothing."""
     for number in numbers:
         with simulated(RunOptions(build="fast")):
             found = run_case(few()[number], None)
         parent.send(replace(found, timings=(FASTER,) * few()[number].timed))
 
 
-def that_hangs(parent: Parent, numbers: list[int], effort: Effort) -> None:
+def hanging(parent: Parent, numbers: list[int], effort: Effort) -> None:
     threading.Thread(target=doctor_subprocess._end_with, args=(parent,), daemon=True).start()
     os.write(2, f"{os.getpid()}\n".encode())
     time.sleep(600)
 
 
-def test_real_kernels_are_checked_in_a_real_process(
-    asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_kernels_run_in_a_real_process(asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "cases", few)
     monkeypatch.setattr(doctor_subprocess, "TARGET", "test_quick:by_the_simulator")
     asked(MOE)
@@ -396,7 +398,7 @@ def test_real_kernels_are_checked_in_a_real_process(
 def test_a_request_leaves_no_process_behind(
     asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch, own_home: Path
 ) -> None:
-    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_quick:that_hangs")
+    monkeypatch.setattr(doctor_subprocess, "TARGET", "test_quick:hanging")
     asked(MOE)
     trial = QuickTrial()
     trial.resume()
@@ -414,7 +416,7 @@ def test_a_request_leaves_no_process_behind(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLX says that there is one; arrays are still made where they can be."""
+    """Pretend a GPU; arrays are still made on the CPU."""
     here = approved.machine()
     monkeypatch.setattr(approved, "machine", lambda: here)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
@@ -423,7 +425,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_a_trial_approves_of_serves_the_next_completion() -> None:
+def test_an_approved_kernel_is_used_from_the_next_completion_on() -> None:
     x = mx.random.normal((1, 64)).astype(mx.float16)
     matrix = mx.random.normal((32, 64)).astype(mx.float16)
     packed = PackedWeight(*mx.quantize(matrix, group_size=64, bits=4), 64, 4, "affine")
@@ -445,7 +447,7 @@ def test_what_a_trial_approves_of_serves_the_next_completion() -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-def test_a_model_asks_for_the_forms_that_it_has_and_answers_the_same_meanwhile(
+def test_a_model_requests_its_keys_and_gives_the_same_answer_meanwhile(
     bits: int | None, request: pytest.FixtureRequest
 ) -> None:
     model, tokenizer = macllm.load()
@@ -474,6 +476,7 @@ def all_faster(parent: Parent, numbers: list[int], effort: Effort) -> None:
 
 def load_on_a_mac(name: str, adapter: str | None = None) -> tuple[Any, Any]:
     """A model that requests a kernel, in a process with a pretended GPU."""
+
     from tests.generation import generate_fakes
 
     class Model(generate_fakes.FakeModel):
@@ -509,14 +512,14 @@ STATUSES: queue.SimpleQueue[Status] = queue.SimpleQueue()
 
 
 def ask(engine: ProcessEngine) -> float:
-    """Seconds that an answer took."""
+    """Seconds of an answer."""
     began = time.monotonic()
     request = Request(prompt=(1, 2), max_tokens=2, sampling=SamplingParams(temperature=0.0))
     assert len([*engine.submit(request)]) >= 2
     return time.monotonic() - began
 
 
-def test_an_engines_process_tries_what_its_model_asked_for(
+def test_an_engines_process_tests_the_kernels_that_its_model_requested(
     engine_of: Callable[[str], ProcessEngine], kept: Path
 ) -> None:
     engine = engine_of("all_faster")
@@ -529,13 +532,13 @@ def test_an_engines_process_tries_what_its_model_asked_for(
         STATUSES.get(timeout=1.5)
 
 
-def test_an_engine_answers_at_once_and_leaves_nothing_of_a_trial_behind(
+def test_an_engine_answers_at_once_and_leaves_no_trial_process(
     engine_of: Callable[[str], ProcessEngine], kept: Path, own_home: Path
 ) -> None:
     def trials() -> list[int]:
         return [int(log.read_text()) for log in own_home.rglob("trial-*.log") if log.read_text().endswith("\n")]
 
-    engine = engine_of("that_hangs")
+    engine = engine_of("hanging")
     ask(engine)
     wait_for(trials)
     (first,) = trials()

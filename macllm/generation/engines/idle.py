@@ -33,7 +33,7 @@ class KernelTrial:
             self._work.resume()
         except Exception:  # an engine that answers without those kernels is better than none
             self._failed = True
-            log.exception("no Metal kernel can be tried")
+            log.exception("Metal kernels cannot be tested")
 
     def pause(self) -> None:
         """Stop at once."""
