@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -63,7 +62,7 @@ def replacing(path: Path, *, overwrite: bool = True) -> Generator[BinaryIO]:
 @contextmanager
 def draft(path: Path) -> Generator[Path]:
     """A free name beside `path`; a file left there is removed at the end of the block."""
-    temp = path.with_name(f".{path.name[:_NAME_CHARS]}.{secrets.token_hex(6)}.tmp")
+    temp = path.with_name(f".{path.name[:_NAME_CHARS]}.{os.urandom(6).hex()}.tmp")
     try:
         yield temp
     finally:

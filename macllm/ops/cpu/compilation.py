@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import shutil
 import threading
 import time
@@ -42,7 +42,7 @@ class Compilation:
         self.ended = False  # by `end`, before there was a module
         self.over = threading.Event()
         self._on_progress = on_progress
-        self._folder = self.target.parent / f"tmp{secrets.token_hex(4)}"
+        self._folder = self.target.parent / f"tmp{os.urandom(4).hex()}"
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             with (self.target.parent / "lock").open("a"):
