@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -34,6 +33,8 @@ def read(options: Mapping[str, Any], token_id: TokenId | None = None) -> dict[st
     known = SAMPLING_NAMES | REQUEST_NAMES
     for name, value in options.items():
         if name not in known:
+            from difflib import get_close_matches
+
             close = get_close_matches(str(name), known, n=1)
             raise UsageError(f"there is no option {name}", remedy=close[0] if close else None)
         if value is not None:

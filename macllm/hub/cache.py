@@ -8,7 +8,6 @@ with it an interrupted download is known as such. Read without huggingface_hub, 
 
 from __future__ import annotations
 
-import difflib
 import re
 import shutil
 from collections.abc import Iterator
@@ -94,10 +93,12 @@ def models() -> list[CachedModel]:
 
 def similar_names(repo: str) -> list[str]:
     """The names of models on this machine that look like this one."""
+    from difflib import get_close_matches
+
     names = sorted({BUNDLED, *(model.name for model in models())})
     by_tail = {name.rpartition("/")[2].lower(): name for name in names}
-    close = difflib.get_close_matches(repo, names, n=3, cutoff=0.7)
-    tails = difflib.get_close_matches(repo.rpartition("/")[2].lower(), list(by_tail), n=3, cutoff=0.7)
+    close = get_close_matches(repo, names, n=3, cutoff=0.7)
+    tails = get_close_matches(repo.rpartition("/")[2].lower(), list(by_tail), n=3, cutoff=0.7)
     return list(dict.fromkeys([*close, *(by_tail[tail] for tail in tails)]))[:3]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from macllm.errors import ModelNotFoundError, UsageError
@@ -89,7 +89,8 @@ def local_folder(text: str) -> Path | None:
 
 def bundled_folder() -> Path:
     """The folder of the bundled model; raises ModelNotFoundError if it is not installed."""
-    folder = Path(str(resources.files("macllm_models").joinpath(BUNDLED)))
+    package = find_spec("macllm_models")
+    folder = Path(*(package.submodule_search_locations or ())[:1] if package else (), BUNDLED)
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
             f"the bundled model {BUNDLED} is not installed",

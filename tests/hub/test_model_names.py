@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,6 +77,12 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, text):
         hub.resolve(text)
 
 
+def test_a_missing_package_of_the_bundled_model_is_named(monkeypatch):
+    monkeypatch.setattr(names, "find_spec", lambda package: None)
+    with pytest.raises(ModelNotFoundError, match="the bundled model maclet is not installed"):
+        hub.resolve()
+
+
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UsageError, match="safetensors"):
@@ -84,7 +91,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
 def test_the_bundled_model_has_a_name_and_is_the_default(tmp_path, monkeypatch):
     folder = tmp_path / "maclet"
-    monkeypatch.setattr(names.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(names, "find_spec", lambda package: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
     with pytest.raises(ModelNotFoundError, match="bundled"):
         hub.resolve()
     folder.mkdir()

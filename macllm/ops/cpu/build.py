@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from macllm.files import sync
@@ -91,15 +91,22 @@ def cache_folder() -> Path:
 
 def library() -> Path:
     """Path of the module for this source, these versions and this CPU, built or not. Raises: BuildError."""
-    return cache_folder() / _key() / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    facts = (*_compiler_facts(), *_interface_facts(), tuple(flags()), GLUE, LINK)
+    return cache_folder() / _key(HERE, facts) / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def whole(path: Path) -> bool:
     """True if the file's seal is intact: loading a damaged module would crash."""
     try:
-        content = path.read_bytes()
+        found = path.stat()
+        return _whole(path, found.st_ino, found.st_size, found.st_mtime_ns)
     except OSError:
         return False
+
+
+@lru_cache(maxsize=64)
+def _whole(path: Path, *_version: int) -> bool:
+    content = path.read_bytes()
     return len(content) > HASH_BYTES and _hash(content[:-HASH_BYTES]) == content[-HASH_BYTES:]
 
 
@@ -140,7 +147,9 @@ def _includes() -> list[str]:
     """Header folders of Python, MLX and nanobind."""
     if importlib.util.find_spec("nanobind") is None:
         raise BuildError("nanobind is not installed", f"pip install nanobind=={NANOBIND}")
-    version = importlib.metadata.version("nanobind")
+    from importlib.metadata import version as installed_version  # slow to import, and needed to compile only
+
+    version = installed_version("nanobind")
     if version != NANOBIND:
         raise BuildError(
             f"nanobind is {version}, not the {NANOBIND} that MLX was built with", f"pip install nanobind=={NANOBIND}"
@@ -163,10 +172,10 @@ def _package(name: str) -> Path:
     return next((folder for folder in folders if (folder / "lib").is_dir()), folders[0])
 
 
-def _key() -> str:
-    """A name for what the module depends on."""
-    sources = sorted([*HERE.glob("*/*.cpp"), *HERE.glob("*/*.h")])
-    return _digest(sources, (*_compiler_facts(), *_interface_facts(), flags(), GLUE, LINK))
+@lru_cache(maxsize=8)
+def _key(folder: Path, facts: tuple[object, ...]) -> str:
+    """A name for what the module depends on: the sources in `folder`, read once, and these facts."""
+    return _digest(sorted([*folder.glob("*/*.cpp"), *folder.glob("*/*.h")]), facts)
 
 
 def _digest(files: list[Path], facts: tuple[object, ...]) -> str:
@@ -185,7 +194,9 @@ def _compiler_facts() -> tuple[object, ...]:
 
 def _interface_facts() -> tuple[object, ...]:
     """The versions whose headers the bindings include."""
-    return importlib.metadata.version("mlx"), NANOBIND, sys.version
+    import mlx.core as mx
+
+    return mx.__version__, NANOBIND, sys.version
 
 
 def _cpu() -> str:
