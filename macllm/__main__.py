@@ -8,7 +8,7 @@ from macllm.files import occupy_standard_descriptors
 
 
 def run() -> int:
-    """Run the command line; an interrupt is quiet even while it is still being imported."""
+    """Run the command line; Ctrl-C prints no traceback, not even during its import."""
     for descriptor in occupy_standard_descriptors():
         name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[descriptor]
         setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
@@ -18,7 +18,7 @@ def run() -> int:
         return 130
     try:
         return main()
-    except KeyboardInterrupt:  # between the last line of a run and its end
+    except KeyboardInterrupt:  # after main's own handler
         return INTERRUPTED
 
 

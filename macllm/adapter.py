@@ -1,8 +1,8 @@
-"""LoRA adapters on disk, in mlx-lm's form: `adapters.safetensors` beside `adapter_config.json`.
+"""LoRA adapters on disk, in mlx-lm's format: `adapters.safetensors` and `adapter_config.json`.
 
-Tensor names are the checkpoint's own, so that the key map of its family carries them both ways. Where one
-tensor of the checkpoint holds several of our maps side by side (fused queries, keys and values), their
-factors become one pair of higher rank: the As side by side, the Bs along a diagonal.
+Tensors have the checkpoint's names; the key map of its family translates them both ways. Where one tensor of the
+checkpoint holds several linear layers of ours (fused queries, keys and values), their factors become one pair of
+higher rank: the As side by side, the Bs block-diagonal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ Factors = tuple[mx.array, mx.array]
 
 
 def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write the LoRA layers of a loaded `model` to `folder`, atomically; `about` joins the config."""
+    """Write the adapter of a loaded `model` to `folder`, each file atomically.
+
+    `about` has further fields for adapter_config.json. Raises UsageError for a model without an adapter.
+    """
     layers = lora.adapters(model)
     if not layers:
         raise UsageError("the model has no adapter to save")
@@ -40,7 +43,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
     rank = max(a.shape[1] for a, _ in theirs.values())
     tensors: dict[str, mx.array] = {}
     for name, (a, b) in theirs.items():
-        # mlx-lm knows one rank for all; columns of zeros change nothing.
+        # mlx-lm has one rank for all layers; columns of zeros change nothing.
         tensors[f"{name}.lora_a"] = mx.pad(a, [(0, 0), (0, rank - a.shape[1])])
         tensors[f"{name}.lora_b"] = mx.pad(b, [(0, rank - b.shape[0]), (0, 0)])
     first = next(iter(layers.values()))
@@ -62,7 +65,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
 def attach(model: nn.Module, folder: Path) -> None:
     """Attach the adapter in `folder` to the linear layers of a loaded `model`, in place.
 
-    Raises ModelNotFoundError without an adapter there, CheckpointError for one that does not fit the model.
+    Raises ModelNotFoundError if `folder` has no adapter, CheckpointError for one that does not fit the model.
     """
     config, names = read_config(folder), _names(model)
     tensors = load_file(folder / _WEIGHTS)
@@ -82,12 +85,12 @@ def attach(model: nn.Module, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, checked. Raises ModelNotFoundError where there is no adapter."""
+    """`adapter_config.json`, checked. Raises ModelNotFoundError if the folder has no adapter."""
     path = folder / _CONFIG
     if not path.is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelNotFoundError(
             f"no adapter in {folder}",
-            cause=f"it needs {_WEIGHTS} and {_CONFIG}",
+            cause=f"an adapter is {_WEIGHTS} and {_CONFIG}",
             remedy="macllm finetune --lora --model M --data train.jsonl",
         )
     refuse_pointers(folder)
@@ -99,13 +102,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a LoRA config", cause=str(error)) from error
     if config.get("fine_tune_type", "lora") != "lora":
-        raise CheckpointError(f"{path} is of another kind", cause=f"fine_tune_type is {config['fine_tune_type']!r}")
+        raise CheckpointError(f"{path} is not a LoRA adapter", cause=f"fine_tune_type is {config['fine_tune_type']!r}")
     return config
 
 
 @dataclass(frozen=True)
 class _Names:
-    """Our module names of mlx-lm's and back: lists, as one of its modules may be several of ours."""
+    """Translation between our module names and mlx-lm's.
+
+    Both give lists: one module of mlx-lm may be several of ours.
+    """
 
     theirs: Callable[[str], list[str]]
     ours: Callable[[str], list[str]]
@@ -127,7 +133,7 @@ def _to_theirs(model: nn.Module, factors: dict[str, Factors], names: _Names) -> 
     for ours in factors:
         found = names.theirs(ours)
         if not found:
-            raise CheckpointError(f"{ours} has no name in the checkpoint that an adapter could carry")
+            raise CheckpointError(f"{ours} has no name in the checkpoint's layout, so an adapter cannot store it")
         for name in found:
             if name not in joined:
                 parts = names.ours(name)
@@ -136,7 +142,7 @@ def _to_theirs(model: nn.Module, factors: dict[str, Factors], names: _Names) -> 
 
 
 def _join(parts: list[Factors | None], shapes: list[tuple[int, int]]) -> Factors:
-    """One pair of factors for maps side by side; a map without a pair of its own is left alone."""
+    """One pair of factors for fused linear layers; zeros for a layer without a pair."""
     if len(parts) == 1 and parts[0] is not None:
         return parts[0]
     present = [p for p in parts if p is not None]
@@ -176,7 +182,7 @@ def _shape(model: nn.Module, name: str) -> tuple[int, int]:
 
 
 def _within_layer(theirs: str) -> str:
-    """`model.layers.3.self_attn.q_proj` -> `self_attn.q_proj`: what mlx-lm looks for inside a layer."""
+    """`model.layers.3.self_attn.q_proj` -> `self_attn.q_proj`: the name within a layer, as mlx-lm expects."""
     words = theirs.split(".")
     numbers = [i for i, word in enumerate(words) if word.isdigit()]
     return ".".join(words[numbers[0] + 1 :]) if numbers else theirs

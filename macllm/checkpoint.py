@@ -39,7 +39,7 @@ log = logging.getLogger("macllm")
 
 _CALL = 'macllm.load(), macllm.load("org/name") or macllm.load("folder", adapter="folder")'
 _SAVING = "macllm.save(model, tokenizer, folder)"
-# Apple GPUs before the third generation run bfloat16 in software.
+# M1 and M2, whose GPUs run bfloat16 in software.
 _EMULATES_BFLOAT16 = ("applegpu_g13", "applegpu_g14")
 _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 
@@ -47,13 +47,12 @@ _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 def load(
     name: str | Path | None = None, adapter: str | Path | None = None, dtype: mx.Dtype | None = None
 ) -> tuple[Any, Tokenizer]:
-    """The model and the tokenizer of a folder, of "org/name@revision", or the bundled ones.
+    """The model and the tokenizer of a folder or of "org/name@revision"; None: the bundled ones.
 
-    `adapter` is a folder with a LoRA adapter to lay over the weights. `dtype` is what floating-point
-    weights become: as stored on an Apple GPU (but float16 for bfloat16 where the chip only emulates it),
-    float32 on a CPU, except for 16-bit matrices of linear layers, experts and token tables, and 16-bit scales
-    of quantized ones, where a kernel reads them as stored. Raises ModelNotFoundError, CheckpointError, NetworkError,
-    and UsageError for arguments of wrong types.
+    `adapter` is a folder with a LoRA adapter to apply. `dtype` is the type of floating-point weights. Without it, an
+    Apple GPU keeps the stored type (float16 for bfloat16 on chips that only emulate it); a CPU uses float32, but keeps
+    16-bit matrices of linear layers, experts and embeddings, and 16-bit quantization scales, if its kernels can
+    read them. Raises ModelNotFoundError, CheckpointError, NetworkError, and UsageError for arguments of wrong types.
     """
     from macllm.text.tokenizer import Tokenizer
 
@@ -74,13 +73,13 @@ def _check_arguments(name: object, adapter: object, dtype: object) -> None:
         if value is not None and not isinstance(value, str | Path):
             raise UsageError(f"The {what} is {kind_of(value)}, not a string or a path.", remedy=_CALL)
     if dtype is not None and not isinstance(dtype, mx.Dtype):
-        raise UsageError(f"The dtype is {kind_of(dtype)}, not a type of MLX's.", remedy="dtype=mx.float16, for example")
+        raise UsageError(f"The dtype is {kind_of(dtype)}, not an MLX type.", remedy="dtype=mx.float16, for example")
 
 
 def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM:
-    """The model in `folder`, weights loaded; mlx-lm's class for a `model_type` without a family."""
+    """The model in `folder` with its weights; mlx-lm's class if no family supports its `model_type`."""
     config = read_config(folder)
-    # Before anything is read: tensors of another tool have dtypes and names that no model has.
+    # Before tensors are read: those of another quantization tool have names and dtypes that no model has.
     packing.refuse(config, frozenset() if families.is_known(config) else packing.OF_MLX_LM)
     if not families.is_known(config):
         from macllm.families.foreign import load_foreign
@@ -92,8 +91,8 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM
     path = folder / "generation_config.json"
     try:
         file = _read_json(path) if path.is_file() else None
-    except CheckpointError as error:  # the weights are whole, and config.json says most of it
-        log.warning("%s, and is left out", error.message)
+    except CheckpointError as error:  # config.json has most of its fields
+        log.warning("%s; it is ignored", error.message)
         file = None
     model.info = _described(model.info, own, generation_config(config, file, str(own.get("model_type"))))
     model.eval()
@@ -103,9 +102,9 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM
 def assemble(
     config: dict[str, Any], tensors: Weights, layout: families.Layout = "hf", dtype: mx.Dtype | None = None
 ) -> Model:
-    """The model that `config` describes, holding `tensors`, which it takes: the dict is emptied.
+    """The model that `config` describes, with the weights in `tensors`; the dict is emptied.
 
-    Raises CheckpointError where the two differ.
+    Raises CheckpointError if the two do not match.
     """
     text = families.text_config(config)
     quantization = packing.recipe(config)
@@ -118,7 +117,7 @@ def assemble(
     reader = Config(stored, tensors)
     keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap, written_by=families.architecture(config))
-    tensors.clear()  # or every expert would stay in memory beside the stack that it became part of
+    tensors.clear()  # frees each expert's own tensor, now copied into a stack
     model = build_model(families.spec(reader), str(text["model_type"]))
     if quantization:
         named = {renamed.get(theirs, theirs): value for theirs, value in quantization.items()}
@@ -138,19 +137,19 @@ def assemble(
 
 
 def build_model(spec: ModelSpec, kind: str) -> Model:
-    """The modules of a spec. Raises CheckpointError for sizes of which no array can be made."""
+    """The modules of a spec. Raises CheckpointError for impossible sizes."""
     try:
         return build(spec)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(
-            f"config.json describes no {kind} that can be made",
+            f"config.json does not describe a valid {kind} model",
             cause=str(error),
             remedy="download the checkpoint again",
         ) from error
 
 
 def _parameters(weights: Weights, quantization: Mapping[str, Any] | None) -> tuple[int, int]:
-    """The number of parameters in floats and in packed matrices."""
+    """The number of unquantized and of quantized parameters."""
     bits = (quantization or {}).get("bits", 4)
     floats = sum(array.size for array in weights.values() if array.dtype in _FLOATS)
     return floats, sum(array.nbytes * 8 // bits for array in weights.values() if array.dtype == mx.uint32)
@@ -167,7 +166,7 @@ def default_casts(model_type: str) -> dict[mx.Dtype, mx.Dtype]:
 
 
 def _as_stored(model: Model) -> frozenset[str]:
-    """Names of the tensors that float32 activations meet in 16 bits: the same numbers in half the memory."""
+    """Names of the tensors that stay in 16 bits although activations are float32: the kernels read them."""
     names: list[str] = []
     matrices, scales = supports_half_weights(), supports_half_scales()
     for path, module in model.named_modules():
@@ -181,7 +180,7 @@ def _as_stored(model: Model) -> frozenset[str]:
 def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
     """Write a checkpoint that mlx-lm and transformers open (a quantized one: mlx-lm). Returns the folder.
 
-    Raises UsageError for a model with an adapter laid over it, DoesNotFitError on a full disk.
+    Raises UsageError for a model with an adapter applied, DoesNotFitError on a full disk.
     """
     from macllm.text.messages import kind_of
     from macllm.text.tokenizer import Tokenizer
@@ -189,7 +188,7 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
     if isinstance(model, Tokenizer):
         raise UsageError("The model and the tokenizer are swapped.", remedy=_SAVING)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        raise UsageError(f"The tokenizer is {kind_of(tokenizer)}, not a tokenizer of macllm.", remedy=_SAVING)
+        raise UsageError(f"The tokenizer is {kind_of(tokenizer)}, not a macllm tokenizer.", remedy=_SAVING)
     if not isinstance(folder, str | Path):
         raise UsageError(f"The folder is {kind_of(folder)}, not a string or a path.", remedy=_SAVING)
     folder = Path(folder)
@@ -197,11 +196,13 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
         raise UsageError(f"{folder} is a file, not a folder", remedy="another name")
     config = dict(model.info.config)
     if not families.is_known(config):
-        raise UsageError("only models of a known family can be saved", cause=f"model_type {config.get('model_type')!r}")
+        raise UsageError(
+            "only models of a supported family can be saved", cause=f"model_type is {config.get('model_type')!r}"
+        )
     quantization = quantize.describe(model)
     ours = dict(tree_flatten(model.parameters()))
     if any(".lora_a" in name for name in ours):
-        raise UsageError("this model has an adapter laid over it", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
+        raise UsageError("this model has an adapter applied", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
     keymap = families.keys(Config(config, ours), "mlx" if quantization else "hf")
     theirs = to_theirs(ours, keymap)
     theirs = _narrowed(theirs)
@@ -243,29 +244,29 @@ def read_config(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             raise ModelNotFoundError(
                 f"{folder} is an adapter, not a model",
-                remedy=f"--adapter {folder}, and --model with what it was trained on if that is not maclet",
+                remedy=f"--adapter {folder}, and --model with the model it was trained on unless that is maclet",
             )
         raise ModelNotFoundError(
-            f"{folder} is not a model: it has no config.json", remedy="macllm models ls, for those that are here"
+            f"{folder} is not a model: it has no config.json", remedy="macllm models ls lists downloaded models"
         )
     config = _read_json(path)
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
         raise CheckpointError(
-            f"{path} does not say of which family the model is",
+            f"{path} does not name the model's family",
             cause="it has no model_type" if kind is None else f"its model_type is {kind!r}, not a name",
-            remedy="download the model again, or add the value",
+            remedy="download the model again, or add the model_type",
         )
     return config
 
 
 def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
-    """The text config with its quantization; untied where the file has two matrices."""
+    """The text config with its quantization, and untied if the file stores embedding and head."""
     text = dict(families.text_config(config))
     if quantization := packing.recipe(config):
         text["quantization"] = quantization
     spec = model.spec
-    # An encoder-decoder's flag says more than that: how T5 scales.
+    # In an encoder-decoder the flag also decides how T5 scales.
     untied = not isinstance(spec, EncoderDecoderSpec) and spec.head is not None and not spec.head.tied
     if untied and (DEFAULTS[text["model_type"]] | text)["tie_word_embeddings"]:
         text["tie_word_embeddings"] = False
@@ -283,22 +284,24 @@ def _check(model: Model, ours: Weights, keymap: KeyMap) -> None:
     expected = dict(tree_flatten(model.parameters()))
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
-        which = ", ".join(_their_name(name, keymap) for name in (missing or unknown)[:8])
+        wrong = missing or unknown
+        which = ", ".join(_their_name(name, keymap) for name in wrong[:8])
+        count = f"{len(wrong)} {'missing' if missing else 'unexpected'} tensor{'s' * (len(wrong) != 1)}"
         raise CheckpointError(
-            f"the checkpoint {'lacks' if missing else 'has no use for'} {len(missing or unknown)} tensors: {which}",
+            f"{count} in the checkpoint: {which}",
             cause="weights and config.json do not belong together, or a shard is missing",
             remedy="download the checkpoint again",
         )
     for name, array in ours.items():
         if array.shape != expected[name].shape:
             raise CheckpointError(
-                f"{_their_name(name, keymap)} is {array.shape}, config.json promises {expected[name].shape}",
+                f"{_their_name(name, keymap)} has shape {array.shape}; config.json implies {expected[name].shape}",
                 remedy="download the checkpoint again",
             )
 
 
 def _their_name(ours: str, keymap: KeyMap) -> str:
-    """One of our tensors as the checkpoint calls it, or the tensor that holds it there."""
+    """The checkpoint's name for one of our tensors, or for the tensor that contains it."""
     module, _, leaf = ours.rpartition(".")
     theirs = [name for name, _ in their_modules(module, keymap)]
     return f"{theirs[0]}.{leaf}" if theirs else ours
@@ -307,7 +310,7 @@ def _their_name(ours: str, keymap: KeyMap) -> str:
 def _fill(
     model: Model, ours: Weights, casts: Mapping[mx.Dtype, mx.Dtype], as_stored: frozenset[str] = frozenset()
 ) -> None:
-    """Put `ours` into the model one by one, so that a cast never holds more than one tensor twice."""
+    """Move `ours` into the model one by one, so that at most one tensor is in memory in two types."""
     for name in list(ours):
         array = ours.pop(name)
         if name not in as_stored or array.dtype not in HALVES:
@@ -317,7 +320,7 @@ def _fill(
 
 
 def _described(info: ModelInfo, config: Mapping[str, Any], generation: dict[str, Any]) -> ModelInfo:
-    """The model's facts with those that its checkpoint states beside the weights."""
+    """`info` with the fields that come from the checkpoint's JSON files."""
     ends = generation.get("eos_token_id")
     starts = (generation.get(f"{name}_token_id") for name in ("decoder_start", "bos", "pad"))
     return replace(

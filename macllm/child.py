@@ -1,8 +1,8 @@
 """Child processes: a process group, a log file, messages both ways, and the reason of the exit.
 
-The parent makes a `ChildProcess`. In the child, `target` is called with a `Parent` and the arguments; when it returns,
-the child ends. Messages are values that pickle, best frozen ones. The pipe between the two is a lease: when the parent
-ends, however it does, `Parent.receive` raises.
+The parent creates a `ChildProcess`. The child calls `target` with a `Parent` and the arguments, and exits when it
+returns. Messages are picklable values, best frozen dataclasses. When the parent exits or dies, `Parent.receive` raises,
+so no child outlives its parent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .errors import MacllmError
 
 _GRACE_SECONDS = 2.0
 _KILL_SECONDS = 1.0
-_LOOK_SECONDS = 0.01
+_POLL_SECONDS = 0.01
 _LOGS_KEPT = 20
 
 
@@ -37,9 +37,9 @@ _LOGS_KEPT = 20
 class Exit:
     """The end of a child process."""
 
-    code: int  # negative: the number of the signal that ended it
-    asked: bool  # by `ChildProcess.end`
-    log: Path | None  # its output; None: it wrote nothing
+    code: int  # negative: the number of the signal that killed it
+    requested: bool  # by `ChildProcess.end`
+    log: Path | None  # its output; None if it wrote nothing
 
     @property
     def cause(self) -> str:
@@ -47,13 +47,13 @@ class Exit:
         cause = f"its process ended with exit code {self.code}"
         if self.code < 0:
             name = signal.Signals(-self.code).name
-            cause = f"its process was ended by {name}"
+            cause = f"its process was killed by {name}"
             cause += ", most often because the machine ran out of memory" if name == "SIGKILL" else ""
-        return cause + (f"; its last words are in {self.log}" if self.log else "")
+        return cause + (f"; its output is in {self.log}" if self.log else "")
 
 
 class ChildProcess:
-    """A running child process: leader of a process group that ends with it, cut off from the terminal."""
+    """A running child process: leader of a process group that is killed with it, without a terminal."""
 
     def __init__(
         self,
@@ -63,22 +63,22 @@ class ChildProcess:
         on_exit: Callable[[Exit], object] = lambda exit: None,
         log_prefix: str = "child",
     ) -> None:
-        """Start `target`, which is "module:function", with `arguments`, which pickle.
+        """Start `target`, a "module:function", with picklable `arguments`.
 
-        `on_message` is called with each message of the child and `on_exit` once after the last, in a thread.
-        Raises: OSError where no process can be started.
+        A reader thread calls `on_message` with each message of the child, then `on_exit` once.
+        Raises: OSError if no process can be started.
         """
         self._target, self._arguments = target, arguments
         self._on_message, self._on_exit = on_message, on_exit
         self._log = _open_log(log_prefix)
         self._pipe, self._theirs = Pipe()
         self._sending = threading.Lock()
-        self._asked, self._parent = False, os.getpid()
+        self._requested, self._parent = False, os.getpid()
         self._exit: Exit | None = None
         self._failure: OSError | None = None
         self._started = threading.Event()
-        # Signal handlers run in the main thread only: a child that another thread starts is never half started.
-        self._reader = threading.Thread(target=self._live, name=f"messages of {target}", daemon=True)
+        # Signal handlers run in the main thread only, so Ctrl-C cannot interrupt the start in another thread.
+        self._reader = threading.Thread(target=self._run, name=f"messages of {target}", daemon=True)
         atexit.register(self.end)
         try:
             self._reader.start()
@@ -100,14 +100,14 @@ class ChildProcess:
         return self._exit
 
     def send(self, message: Any) -> None:
-        """Send a message; it is lost if the child has ended, which `on_exit` tells."""
+        """Send a message; it is lost if the child has ended, which `on_exit` reports."""
         with self._sending, suppress(OSError):
             self._pipe.send(message)
 
     def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:
-        """Ask the child to end, kill it and its group after `grace_seconds`, and wait for that."""
-        self._asked = True
-        if self._reader.ident is None or self._parent != os.getpid():  # it never started, or this is a fork
+        """Ask the child to end, kill it and its group after `grace_seconds`, and wait until it has ended."""
+        self._requested = True
+        if self._reader.ident is None or self._parent != os.getpid():  # never started, or this is a fork
             return
         self._started.wait()
         self.send(_End())
@@ -118,8 +118,8 @@ class ChildProcess:
             self._kill()
             self._reader.join()
 
-    def _live(self) -> None:
-        """The reader's thread: start the child, hand out its messages, see it end."""
+    def _run(self) -> None:
+        """Thread main: start the child, pass its messages on, and wait for its end."""
         try:
             self._process = self._start()
         except OSError as error:
@@ -135,11 +135,11 @@ class ChildProcess:
             while True:
                 self._on_message(self._pipe.recv())
         code = self._process.wait()
-        self._kill()  # whatever it started and left
+        self._kill()  # processes that it started and left
         with self._sending:
             self._pipe.close()
         atexit.unregister(self.end)
-        self._exit = Exit(code, self._asked, _kept(self._log))
+        self._exit = Exit(code, self._requested, _kept(self._log))
         self._on_exit(self._exit)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -150,7 +150,7 @@ class ChildProcess:
         )
         output: Any = self._log.open("ab") if self._log else subprocess.DEVNULL
         try:
-            # its own process group: Ctrl-C in the terminal is for the parent, which then says what the child shall do
+            # a new process group: Ctrl-C in the terminal reaches only the parent, which decides what the child does
             return subprocess.Popen(
                 [sys.executable, "-c", program],
                 stdin=subprocess.DEVNULL,
@@ -164,22 +164,22 @@ class ChildProcess:
                 output.close()
 
     def _kill(self) -> None:
-        """Kill the group and wait until nobody of it is left but the child itself, for its parent to see."""
+        """Kill the group, and once the child has exited wait until its group is empty."""
         end = time.monotonic() + _KILL_SECONDS
-        with suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError for what only waits to be seen
+        with suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError if only zombies are left
             os.killpg(self._process.pid, signal.SIGKILL)
             while self._process.returncode is not None and time.monotonic() < end:
                 os.killpg(self._process.pid, 0)
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
 
 
 @dataclass(frozen=True)
 class _End:
-    """The parent wants the end."""
+    """The parent's request that the child ends."""
 
 
 class Parent:
-    """The parent of this process, as `target` sees it. Any thread may send, one receives."""
+    """The child's connection to its parent, an argument of `target`. Any thread may send, one receives."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._sending = pipe, threading.Lock()
@@ -195,7 +195,7 @@ class Parent:
             self.leave()
 
     def receive(self) -> Any:
-        """Wait for the next message. Raises: EOFError when the parent wants the end, or has ended itself."""
+        """Wait for the next message. Raises: EOFError if the parent requests the end, or has ended."""
         try:
             message = self._pipe.recv()
         except (EOFError, OSError) as error:
@@ -207,17 +207,17 @@ class Parent:
 
     def leave(self) -> NoReturn:
         """End this process at once, from any thread."""
-        self.sweep()
+        self.kill_orphans()
         os._exit(0)
 
-    def sweep(self) -> None:
-        """Kill this process and its group if the parent, who would, has ended."""
+    def kill_orphans(self) -> None:
+        """Kill this process and its group if the parent, which would do so, has ended."""
         if self._gone:
             os.killpg(0, signal.SIGKILL)
 
 
 def main(descriptor: int, target: str) -> None:
-    """Be the child: call `target` with the parent at the other end of a pipe."""
+    """Entry point of the child: call `target` with a `Parent` on the inherited pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(descriptor, False)
     parent = Parent(Connection(descriptor))
@@ -229,24 +229,24 @@ def main(descriptor: int, target: str) -> None:
     try:
         getattr(import_module(module), function)(parent, *arguments)
     finally:
-        parent.sweep()
+        parent.kill_orphans()
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error as another process can see it: ours as they are, others with their traceback in a note."""
+    """A picklable form of the error; a foreign one carries its traceback in a note."""
     if isinstance(error, MacllmError):
         return error
-    story = "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(error))
     try:
         error = pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(story)
+    error.add_note(trace)
     return error
 
 
 def log_folder() -> Path:
-    """The folder of children's logs: in $MACLLM_HOME, else in XDG's state folder."""
+    """The folder of children's logs: $MACLLM_HOME/logs, else in XDG's state folder."""
     if home := os.environ.get("MACLLM_HOME"):
         return Path(home) / "logs"
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -254,7 +254,7 @@ def log_folder() -> Path:
 
 
 def _open_log(prefix: str) -> Path | None:
-    """A new log file, the oldest making room for it; None where none can be written."""
+    """A new log file, after the oldest are removed; None if none can be written."""
     try:
         folder = log_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,7 +269,7 @@ def _open_log(prefix: str) -> Path | None:
 
 
 def _kept(log: Path | None) -> Path | None:
-    """The log if there is anything in it; an empty one is removed."""
+    """The log, or None for an empty one, which is removed."""
     try:
         if log is None or log.stat().st_size:
             return log

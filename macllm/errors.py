@@ -1,8 +1,8 @@
 """User-facing errors: message, cause, remedy, exit code.
 
-Every error a user can cause is a `MacllmError`: one sentence, its cause, and a way out. The command
-line prints the three and leaves with `exit_code`; anything else that escapes is a bug of ours and
-keeps its traceback.
+Every error a user can cause is a `MacllmError`: one sentence, its cause and its remedy. The command
+line prints the three and exits with `exit_code`. Any other exception is a bug in macllm and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -53,31 +53,31 @@ class ModelNotFoundError(MacllmError):
 
 
 class DoesNotFitError(MacllmError):
-    """Not enough memory, disk or context for what was asked."""
+    """Not enough memory, disk space or context for the request."""
 
     exit_code = 4
 
 
 class NetworkError(MacllmError):
-    """The hub could not be reached, refused, or sent something else."""
+    """The hub is unreachable, refused the request, or sent invalid data."""
 
     exit_code = 5
 
 
 class UnsupportedMachineError(MacllmError):
-    """This machine cannot run it."""
+    """Hardware, operating system or packages that macllm cannot run on."""
 
     exit_code = 6
 
 
 class EngineCrashedError(MacllmError):
-    """The process that owned the model ended by itself."""
+    """The process that runs the model ended unexpectedly."""
 
     exit_code = 7
 
 
 class CheckpointError(MacllmError):
-    """A checkpoint that is damaged or contradicts itself."""
+    """A damaged or inconsistent checkpoint."""
 
 
 class DataError(MacllmError):

@@ -1,7 +1,7 @@
 """Files: atomic writes, JSON, checks of file types, and the standard descriptors.
 
-A reader sees the old content or the new one, whenever a process is killed or a machine loses power: content goes into a
-draft in the same folder, which reaches the disk before it takes the file's name.
+A reader sees the old content or the new, even if the process is killed or the machine loses power: content is written
+to a temporary file in the same folder and synchronized before it takes the file's name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_NAME_CHARS = 50  # of a file's name in its draft's, which file systems limit to 255 bytes
-# How a Git LFS pointer begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md): what a clone without
-# git-lfs holds.
+_NAME_CHARS = 50  # of a file's name in its draft's name; file systems limit names to 255 bytes
+# First bytes of a Git LFS pointer, which a clone without git-lfs has in place of a large file
+# (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _AGAIN = "download it again: the address led to an error"
 _PAGE = ("a web page, not the file itself", "download it again: the address led to a page")
@@ -24,7 +24,7 @@ _SAFETENSORS = "take the checkpoint in safetensors form"
 _MESSAGES = (b"entry not found", b"repository not found", b"revision not found", b"invalid username or password")
 _HEAD_BYTES = 256
 _SHOWN_CHARS = 80
-# First bytes, in small letters -> what such a file is, and what to do about it.
+# First bytes of such a file (lower case), its description and its remedy.
 _STAND_INS = (
     (_POINTER, "a Git LFS pointer, not the file itself", "git lfs pull, in its folder"),
     (b"<!doctype html", *_PAGE),
@@ -45,8 +45,8 @@ _STAND_INS = (
 def replacing(path: Path, *, overwrite: bool = True) -> Generator[BinaryIO]:
     """A file to write; it becomes `path` at the end of the block, unless the block raises.
 
-    The permissions of a file that is replaced are kept; a link is replaced, not what it points to.
-    Raises: OSError, with `path` as it was; FileExistsError for a name that is taken, unless `overwrite`.
+    The permissions of a replaced file are kept; of a link, the link is replaced, not its target.
+    Raises: OSError, with `path` unchanged; FileExistsError for an existing file, unless `overwrite`.
     """
     with draft(path) as temp, temp.open("xb") as file:
         with suppress(FileNotFoundError):
@@ -76,7 +76,7 @@ def publish(temp: Path, path: Path, *, overwrite: bool = True) -> None:
         temp.replace(path)
     else:
         _name_new(temp, path)
-    # The file has its name by now, and not every file system lets a folder be opened or synchronized.
+    # The file has its name already, and some file systems cannot open or synchronize a folder.
     with suppress(OSError):
         sync(path.parent)
 
@@ -91,21 +91,21 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
-    """Write a UTF-8 file, whole or not at all. Raises: as `replacing`."""
+    """Write a UTF-8 file atomically. Raises: as `replacing`."""
     content = text.encode("utf-8")
     with replacing(path, overwrite=overwrite) as file:
         file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON with an indent of two, whole or not at all. Raises: as `replacing`."""
+    """Write `value` as JSON with an indent of two, atomically. Raises: as `replacing`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
-    Raises: OSError; ValueError for anything but JSON, values nested too deeply among it.
+    Raises: OSError; ValueError for invalid or too deeply nested JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -114,14 +114,14 @@ def read_json(path: Path) -> Any:
 
 
 def stand_in(path: Path, *, may_be_text: bool = False) -> tuple[str, str] | None:
-    """The cause and remedy for a file that by its first bytes is no file of its kind, or None.
+    """Cause and remedy for a wrong file, such as a Git LFS pointer, by its first bytes; else None.
 
-    Known magic numbers, and what servers and downloads leave in place of a file: messages and zeros. Any other text
-    is taken for a message, unless the file `may_be_text`.
+    Recognizes magic numbers, and the messages and zeros that servers and interrupted downloads leave in place of a
+    file. Other text counts as a message unless the file `may_be_text`.
     """
     head = _head(path)
     if head and not any(head):
-        return "it begins with zeros: its space was reserved and never written", "download it again"
+        return "it begins with zeros: its space was allocated and never written", "download it again"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, what, remedy in _STAND_INS:
         if start.lower().startswith(magic):
@@ -141,13 +141,13 @@ def is_pointer(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file; none of anything else, or of a file that cannot be read."""
-    if not path.is_file():  # a pipe would be waited for
+    """The first bytes of a file; empty if it is not a regular file or cannot be read."""
+    if not path.is_file():  # reading a pipe would block
         return b""
     try:
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES)
-    except OSError:  # told by whoever needs it
+    except OSError:  # whoever opens the file reports it
         return b""
 
 
@@ -166,15 +166,15 @@ def _name_new(temp: Path, path: Path) -> None:
 def occupy_standard_descriptors() -> tuple[int, ...]:
     """Open those of descriptors 0, 1 and 2 that are closed, and return them.
 
-    Reading from 0 gives nothing, writing to 1 fails as it did, writing to 2 goes nowhere. Left closed, the next file
-    gets the number: MLX takes a file that got 0 for one that it could not open, and whatever is printed goes into a
-    file that got 1 or 2.
+    Reading from 0 gives nothing, writing to 1 still fails, writing to 2 is ignored. Otherwise the next opened file
+    would get the number: MLX treats descriptor 0 as a failure to open, and printed text would go into a file with
+    descriptor 1 or 2.
     """
     closed: list[int] = []
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest that is free is this one
+            os.set_inheritable(os.open(os.devnull, mode), True)  # open returns the lowest free number, this one
             closed.append(descriptor)
     return tuple(closed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def bytes_text(size_bytes: float) -> str:
-    """A size in decimal units, as disks and macOS count them: 512 B, 14.2 MB, 4.1 GB."""
+    """A size in decimal units, as macOS and disk vendors use them: 512 B, 14.2 MB, 4.1 GB."""
     if size_bytes < 999.5:
         return f"{size_bytes:.0f} B"
     for unit in ("kB", "MB", "GB"):
@@ -15,7 +15,7 @@ def bytes_text(size_bytes: float) -> str:
 
 
 def duration_text(seconds: float, *, fine: bool = False) -> str:
-    """A time span: 42 s, 3 min 05 s, 2 h 07 min; `fine` ones are 0.31 s and 4.1 s below a minute."""
+    """A duration: 42 s, 3 min 05 s, 2 h 07 min; with `fine`, 0.31 s and 4.1 s below a minute."""
     if fine and seconds < 0.995:
         return f"{seconds:.2f} s"
     if fine and seconds < 59.95:
@@ -28,7 +28,7 @@ def duration_text(seconds: float, *, fine: bool = False) -> str:
 
 
 def count_text(number: int) -> str:
-    """A whole number with its thousands apart: 32,768."""
+    """A whole number with thousands separators: 32,768."""
     return f"{number:,}"
 
 
@@ -47,6 +47,6 @@ def short_count_text(number: int) -> str:
 
 
 def speed_text(tokens_per_second: float) -> str:
-    """A speed with three figures at most: 61.4 tok/s, 312 tok/s."""
+    """A speed to one decimal below 100: 61.4 tok/s, 312 tok/s."""
     digits = 0 if tokens_per_second >= 99.95 else 1
     return f"{tokens_per_second:.{digits}f} tok/s"

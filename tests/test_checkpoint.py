@@ -118,8 +118,8 @@ def test_a_broken_config_is_one_clear_error(text: str, tmp_path: Path) -> None:
         ({"vocab_size": 1e30}, "vocab_size"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"head_dim": 10**9}, "head_dim"),
-        ({"num_attention_heads": 10**9, "num_key_value_heads": 10**9}, "can be made"),
-        ({"intermediate_size": -3}, "can be made"),
+        ({"num_attention_heads": 10**9, "num_key_value_heads": 10**9}, "does not describe a valid"),
+        ({"intermediate_size": -3}, "does not describe a valid"),
         ({"rms_norm_eps": [1]}, "rms_norm_eps"),
     ],
     ids=str,
@@ -178,7 +178,7 @@ def test_a_quantization_that_mlx_does_not_support_is_refused(recipe: dict) -> No
 def test_saving_a_model_with_an_unfused_adapter_is_refused(tmp_path: Path) -> None:
     model = checkpoint.load_model(golden("llama").write(tmp_path / "a"))
     lora.apply(model, rank=2, alpha=4)
-    with pytest.raises(UsageError, match="has an adapter laid over it"):
+    with pytest.raises(UsageError, match="has an adapter applied"):
         checkpoint.save(model, None, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -253,8 +253,8 @@ def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
 @pytest.mark.parametrize(
     ("model_type", "told"),
     [
-        (None, "of which family"),
-        (["llama"], "of which family"),
+        (None, "model's family"),
+        (["llama"], "model's family"),
         ("spiral", "'spiral' is not supported"),
         ("cache", "'cache' is not supported"),
     ],

@@ -56,12 +56,12 @@ def test_messages_go_both_ways_in_order() -> None:
         talk.process.send(number)
     assert [talk.message() for _ in range(50)] == list(range(50))
     talk.process.end()
-    assert talk.exit() == Exit(0, asked=True, log=None)
+    assert talk.exit() == Exit(0, requested=True, log=None)
 
 
 def test_on_exit_is_called_once_and_after_the_last_message() -> None:
     talk = Talk("count", 1000)
-    assert talk.exit() == Exit(0, asked=False, log=None)
+    assert talk.exit() == Exit(0, requested=False, log=None)
     assert talk.messages.qsize() == 1000
     talk.process.end()
     assert talk.exits.empty()

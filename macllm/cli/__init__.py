@@ -1,7 +1,7 @@
 """Command line: `macllm COMMAND`, its errors and exit codes.
 
 One file per command, imported when the command is called, so that `macllm --help` loads only click.
-`main` turns every way a run can end into an exit code and at most three lines on stderr.
+`main` turns every error and interrupt into an exit code and at most three lines on stderr.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that `args` begin with. Raises: click.UsageError with the nearest name if unknown."""
+        """The command named by `args[0]`. Raises: click.UsageError with the nearest name if it is unknown."""
         if args[0] in COMMANDS or args[0].startswith("-"):
             return super().resolve_command(ctx, args)
         from difflib import get_close_matches
@@ -169,7 +169,7 @@ def _drop_output() -> None:
 
 
 def _output_is_closed() -> bool:
-    """True if stdout was closed at the start, so that its descriptor is a file open for reading only."""
+    """True if stdout was closed at the start: its descriptor is then /dev/null, opened for reading."""
     try:
         return fcntl.fcntl(sys.stdout.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     except OSError:

@@ -49,8 +49,8 @@ def command(
 ) -> int:
     """Measure a model on this machine: loading, time to first token, prompt and decoding speed, memory.
 
-    The prompt is random and decoding greedy. Percentages are shares of the machine's own limits, measured too: memory
-    bandwidth for decoding, floating-point throughput for prompts.
+    The prompt is random and decoding greedy. Percentages are fractions of the machine's limits, which are measured
+    too: memory bandwidth for decoding, floating-point throughput for prompts.
     """
     folder = fetch(model)
     compile_kernels()
@@ -80,8 +80,12 @@ def _print(speed: Speed) -> None:
         ("prompt", speed_text(speed.prefill.median), f"{_spread(speed.prefill)}, {_share(speed.prefill_share)}"),
         ("decode", speed_text(speed.decode.median), f"{_spread(speed.decode)}, {_share(speed.decode_share)}"),
         ("memory", bytes_text(speed.peak_bytes), f"peak; {bytes_text(speed.cache_bytes)} of it KV cache"),
-        ("bandwidth", f"{bytes_text(speed.read_bytes_per_second)}/s", "of the machine, measured; limits decoding"),
-        ("arithmetic", f"{speed.operations_per_second / 1e9:.0f} GFLOP/s", "of the machine, measured; limits prompts"),
+        ("bandwidth", f"{bytes_text(speed.read_bytes_per_second)}/s", "measured limit of the machine, for decoding"),
+        (
+            "arithmetic",
+            f"{speed.operations_per_second / 1e9:.0f} GFLOP/s",
+            "measured limit of the machine, for prompts",
+        ),
     ]
     for name, value, note in rows:
         click.echo(f"{name:<12}{value:>14}  {note}")

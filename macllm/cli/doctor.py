@@ -92,11 +92,11 @@ def _build() -> str:
     if not wanted():
         raise UsageError("MACLLM_NATIVE=0 disables the CPU kernels", remedy="unset MACLLM_NATIVE")
     try:
-        there = build.whole(build.library())
+        is_cached = build.whole(build.library())
         start = time.monotonic()
         with Progress("compiling", unit="steps") as progress:
             path = ensure(announced(progress))
-        took = "already compiled" if there else f"compiled in {duration_text(time.monotonic() - start)}"
+        took = "already compiled" if is_cached else f"compiled in {duration_text(time.monotonic() - start)}"
         say(f"{took}, for {build.instruction_set()}")
     except build.BuildError as error:
         raise UnsupportedMachineError(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def fetch(name: str | None) -> Path:
-    """The folder of a model, downloaded if it is not cached completely; None is the bundled model."""
+    """The folder of a model, downloaded unless it is cached; None: the bundled model."""
     from macllm.hub import resolve
 
     return _with_progress(name or "maclet", lambda progress: resolve(name, progress=progress))

@@ -128,7 +128,7 @@ def _prompt(text: str, tokenizer: Tokenizer, options: _Options) -> str | list[di
 
 
 def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
-    """Pass events on, and show the progress of a long prompt."""
+    """The same events, with a progress line for a long prompt."""
     from macllm.generation.request import Prefill
 
     with Progress("prompt", unit="tokens", after_seconds=SILENT_PREFILL_SECONDS) as progress:

@@ -29,7 +29,7 @@ def compile_kernels() -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Report compilation that a model in this block waits for, and at its end compilation not finished."""
+    """Show the progress of compilation that blocks a model, and report unfinished background compilation."""
     if sys.platform != "linux":
         yield
         return
@@ -38,7 +38,7 @@ def answering() -> Iterator[None]:
     with Progress("compiling", unit="steps") as progress:
         show = announced(progress)
 
-        def watch(state: Compiling) -> None:
+        def on_compiling(state: Compiling) -> None:
             if state.notice is not None:
                 say(state.notice)
             elif state.over:
@@ -46,7 +46,7 @@ def answering() -> Iterator[None]:
             elif not state.beside:
                 show(state.done, state.total)
 
-        cpu.watch(watch)
+        cpu.watch(on_compiling)
         try:
             yield
         finally:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
 UNITS = {"reading": "rows", "training": "steps", "evaluating": "batches"}
-LITTLE = 0.1  # relative decrease of the loss below which a hint is printed
-KNOWN = 0.1  # loss below which the data is already fitted, so no hint
-# Reports on rows that were changed or dropped, in the order of their counts in Prepared.
-ODD_ROWS = {
+MIN_DECREASE = 0.1  # relative decrease of the loss below which a hint is printed
+FITTED_LOSS = 0.1  # loss below which the data is already fitted, so no hint
+# Texts for rows that were changed or dropped, in the order of their counts in Prepared.
+CHANGED_ROWS = {
     "truncated_rows": "truncated",
     "split_rows": "split",
     "dropped_rows": "dropped as too long",
@@ -45,13 +45,13 @@ def narrate(events: Generator[TrainEvent], folder: str) -> str:
 
     steps, path, resumed = 0, folder, False
     losses: list[float] = []
-    with closing(events) as stream, _Underway() as underway:
+    with closing(events) as stream, _ProgressLine() as progress:
         try:
             for event in chain(_first(stream), stream):
                 if isinstance(event, Advanced):
-                    underway.update(event)
+                    progress.update(event)
                     continue
-                underway.close()
+                progress.close()
                 if isinstance(event, Prepared):
                     steps, resumed = event.steps, event.first_step > 0
                     _say_prepared(event)
@@ -84,14 +84,14 @@ def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
         yield first
 
 
-class _Underway:
-    """Progress lines between two events."""
+class _ProgressLine:
+    """The progress of the work between two events."""
 
     def __init__(self) -> None:
         self._work: str | None = None
         self._line = Progress("")
 
-    def __enter__(self) -> _Underway:
+    def __enter__(self) -> _ProgressLine:
         return self
 
     def __exit__(self, *_failure: object) -> None:
@@ -112,7 +112,7 @@ class _Underway:
 def _say_finished(event: Finished, losses: list[float]) -> None:
     loss = "no steps left" if math.isnan(event.loss) else f"loss {event.loss:.4f}"
     say(f"done in {duration_text(event.seconds)}, {loss}")
-    if len(losses) > 1 and losses[-1] > max(KNOWN, (1 - LITTLE) * losses[0]):
+    if len(losses) > 1 and losses[-1] > max(FITTED_LOSS, (1 - MIN_DECREASE) * losses[0]):
         fell = 1 - losses[-1] / losses[0] if losses[0] else 0
         changed = f"fell by only {fell:.0%}" if fell > 0 else "did not fall"
         say(f"the loss {changed}: try more --epochs or another --learning-rate")
@@ -121,7 +121,7 @@ def _say_finished(event: Finished, losses: list[float]) -> None:
 def _say_prepared(event: Prepared) -> None:
     checked = f"; {event.valid_rows} validation examples" if event.valid_rows else ""
     say(f"{event.rows} examples, {event.supervised_tokens} of {event.tokens} tokens supervised{checked}")
-    for name, what in ODD_ROWS.items():
+    for name, what in CHANGED_ROWS.items():
         if count := getattr(event, name):
             say(f"  {count} rows {what}")
     share = f"{event.trained_parameters / max(1, event.parameters):.2%}"

@@ -1,1 +1,1 @@
-"""Measuring models: how fast they are here, and how well they do."""
+"""Evaluation: a model's speed on this machine, and the quality of its answers."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 
-READ_BYTES = 256 << 20  # more than any cache
+READ_BYTES = 256 << 20  # more than any processor cache
 _PRODUCT = 2048
 _CPU_PRODUCT = 1024
 
@@ -18,7 +18,7 @@ _CPU_PRODUCT = 1024
 def read_bytes_per_second(repeats: int = 5) -> float:
     """Memory bandwidth: the fastest of several reads of 256 MB, by MLX or, on a CPU, by numpy threads.
 
-    Decoding a token reads every weight once, so this over the size of the weights bounds tokens per second.
+    Decoding a token reads every weight once, so bandwidth divided by the size of the weights bounds tokens per second.
     """
     matrix = mx.random.normal((READ_BYTES // 4 // 4096, 4096))
     vector = mx.random.normal((1, 4096))
@@ -30,9 +30,9 @@ def read_bytes_per_second(repeats: int = 5) -> float:
 
 
 def operations_per_second(dtype: mx.Dtype, repeats: int = 5) -> float:
-    """Floating-point operations of large matrix products of this type, the fastest of some.
+    """Floating-point throughput: the fastest of several large matrix products of this type.
 
-    Reading a prompt of n tokens takes about 2 n of them for every weight.
+    Prefill of n tokens takes about 2 n operations for every weight.
     """
     on_cpu = mx.default_device() == mx.cpu
     size, kind = (_CPU_PRODUCT, mx.float32) if on_cpu else (_PRODUCT, dtype)

@@ -31,7 +31,7 @@ _PREFILL_STEP = _PROMPT_TOKENS = 512
 class Workload:
     """A benchmark's sizes: prompt tokens, new tokens, repetitions.
 
-    Without a number of prompt tokens it is 512, or what a smaller context leaves.
+    `prompt_tokens` None is 512, or less if the context is smaller.
     """
 
     prompt_tokens: int | None = None
@@ -42,7 +42,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of some measurements and half the distance of their quartiles."""
+    """The median of some measurements and half their interquartile range."""
 
     median: float
     spread: float
@@ -64,10 +64,10 @@ class Speed:
     first_token: Figure  # seconds from prompt to first token
     prefill: Figure  # tokens per second
     decode: Figure  # tokens per second
-    prefill_share: float  # of the floating-point operations
+    prefill_share: float  # of the floating-point throughput
     decode_share: float  # of the memory bandwidth
     weights_bytes: int
-    cache_bytes: int  # of prompt and completion
+    cache_bytes: int  # of the KV cache at the end
     peak_bytes: int
     read_bytes_per_second: float
     operations_per_second: float
@@ -75,11 +75,11 @@ class Speed:
 
 
 def measure(
-    load: Callable[[], Any], workload: Workload, told: Callable[[int, int], object] = lambda done, total: None
+    load: Callable[[], Any], workload: Workload, on_progress: Callable[[int, int], object] = lambda done, total: None
 ) -> Speed:
-    """The speed of the model that `load` returns; `told` hears of rounds done and rounds in all.
+    """The speed of the model that `load` returns; `on_progress` gets the rounds done and their total.
 
-    Raises UsageError for a model that does not write left to right, and for a workload beyond its context.
+    Raises UsageError for a model that is not a decoder, and for a workload beyond its context.
     """
     began = time.perf_counter()
     model = load()
@@ -87,19 +87,19 @@ def measure(
     load_seconds = time.perf_counter() - began
     prompt = _prompt(model, workload)
     mx.reset_peak_memory()
-    _round(model, prompt, workload)  # to warm up: kernels are compiled, buffers found
+    _round(model, prompt, workload)  # warm-up: compiles kernels and allocates buffers
     rounds: list[_Round] = []
     for done in range(workload.repeats):
-        told(done, workload.repeats)
+        on_progress(done, workload.repeats)
         rounds.append(_round(model, prompt, workload))
     peak = mx.get_peak_memory()
-    told(workload.repeats, workload.repeats)
+    on_progress(workload.repeats, workload.repeats)
     matrices, weights = _read_per_token(model)
     bandwidth = read_bytes_per_second()
     operations = operations_per_second(_dtype(model))
     prefills = Figure.of([len(prompt) / each.prefill_seconds for each in rounds])
     decodes = Figure.of([(workload.new_tokens - 1) / each.decode_seconds for each in rounds])
-    head = _head_weights(model)  # which only the last token of the prompt meets
+    head = _head_weights(model)  # applied to the last token of the prompt only
     prefill_share = 2 * ((matrices - head) + head / len(prompt)) * prefills.median / operations
     decode_share = (weights + rounds[-1].cache_bytes) * decodes.median / bandwidth
     return Speed(
@@ -125,10 +125,12 @@ def _notes(model: LanguageModel, prefill_share: float, decode_share: float, read
     if prefill_share > 1:
         packed = any(array.dtype == mx.uint32 for _, array in _arrays(model))
         by_integers = packed and mx.default_device() == mx.cpu and uses_int8_activations()
-        reason = "packed weights are multiplied as 8-bit integers, and the limit is of float32" if by_integers else busy
+        reason = (
+            "quantized weights are multiplied as 8-bit integers, and the limit is of float32" if by_integers else busy
+        )
         notes.append(f"prompt: above 100%, because {reason}")
     if decode_share > 1:
-        cached = read_bytes < READ_BYTES  # the limit is of reading so much that no cache holds it
+        cached = read_bytes < READ_BYTES  # the limit is measured on more bytes than any cache holds
         reason = "the processor's caches hold part of the model, and the limit is of main memory" if cached else busy
         notes.append(f"decode: above 100%, because {reason}")
     return tuple(notes)
@@ -144,7 +146,7 @@ class _Round:
 def _prompt(model: LanguageModel, workload: Workload) -> list[int]:
     """Random tokens, the same every time."""
     if model.info.kind != "decoder":
-        raise UsageError("this model does not continue a text", remedy="a decoder-only model")
+        raise UsageError("this model is not a decoder", remedy="a decoder-only model")
     most = model.info.context_length
     left = most - workload.new_tokens if most else _PROMPT_TOKENS
     length = workload.prompt_tokens or min(_PROMPT_TOKENS, left)
@@ -183,9 +185,9 @@ def _arrays(model: LanguageModel) -> list[tuple[str, mx.array]]:
 
 
 def _read_per_token(model: LanguageModel) -> tuple[int, int]:
-    """Weights read per token, and their bytes; of stacked experts the share that a token visits.
+    """Weights read per token, and their bytes; of stacked experts only the active share.
 
-    A table of embeddings counts only where the head reads it too.
+    An embedding counts only if it is also the head.
     """
     arrays = _arrays(model)
     tied = not any(name.startswith("head.proj") for name, _ in arrays)
@@ -193,7 +195,7 @@ def _read_per_token(model: LanguageModel) -> tuple[int, int]:
     for name, array in arrays:
         if name.startswith("embedding.") and not (tied and name.startswith("embedding.tokens.")):
             continue
-        share = _visited(model, name)
+        share = _active_share(model, name)
         size += array.nbytes * share
         if array.ndim > 1 and not name.endswith((".scales", ".biases")):
             packed = 32 // _bits(model, name) if array.dtype == mx.uint32 else 1
@@ -211,7 +213,7 @@ def _head_weights(model: LanguageModel) -> int:
     return arrays[name].size * packed
 
 
-def _visited(model: LanguageModel, name: str) -> float:
+def _active_share(model: LanguageModel, name: str) -> float:
     found = re.match(r"decoder\.layers\.(\d+)\..*\bexperts\.", name)
     if not found:
         return 1.0

@@ -45,10 +45,10 @@ class _Pending:
 
 
 class Assembler:
-    """Turns the tokens of one completion into deltas; `shown` counts those that deltas have carried.
+    """Turns the tokens of one completion into deltas; `shown` counts the tokens of the deltas so far.
 
     Each token is attached to the first delta emitted after it, so that the tokens of all deltas in order are
-    the completion's. Tokens of `hidden` have no text. Tokens that only make up a stop string are never carried.
+    the completion's. Tokens of `hidden` have no text. Tokens of a stop string are in no delta.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Assembler:
         self._detokenizer, self._splitter, self._hidden = detokenizer, splitter, hidden
         self._stop = StopStrings(tuple(stop))
         self._pending: list[_Pending] = []
-        self._read = 0  # characters that the detokenizer has given
-        self._released = 0  # characters before the stop string, or not held back for one
+        self._read = 0  # characters from the detokenizer
+        self._released = 0  # characters that are certainly not part of a stop string
         self._last: tuple[DeltaKind, int | None] = ("content", None)
         self.shown = 0
         self.kinds: set[DeltaKind] = set()
 
     @property
     def stopped(self) -> bool:
-        """True once a stop string has come."""
+        """True once a stop string is complete."""
         return self._stop.stopped
 
     def add(self, sampled: Sampled) -> list[Delta]:
@@ -80,7 +80,7 @@ class Assembler:
         return self._show(self._stop.add(text))
 
     def finish(self) -> list[Delta]:
-        """The deltas left when no token follows."""
+        """The remaining deltas, after the last token."""
         deltas: list[Delta] = []
         if not self.stopped:
             text = self._detokenizer.finish()
@@ -97,7 +97,7 @@ class Assembler:
         return self._deltas(self._splitter.add(text)) if text else []
 
     def _deltas(self, parts: Iterable[tuple[DeltaKind, str, int | None]]) -> list[Delta]:
-        """Deltas of the parts; the first takes the tokens whose text has begun to pass."""
+        """Deltas of the parts; the first gets the tokens with text that has been released in part."""
         deltas: list[Delta] = []
         for kind, text, call in parts:
             if text:

@@ -1,4 +1,4 @@
-"""A cache on disk: one safetensors file that the same model can take up again."""
+"""KV caches on disk: one safetensors file, which only the same model can load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CachingModel = DecoderLM | EncoderDecoderLM
 
 
 def save_cache(model: CachingModel, cache: Cache, path: str | Path, tokens: Sequence[int] = ()) -> None:
-    """Write `cache` and the `tokens` it was computed from, whole or not at all."""
+    """Write `cache` and the `tokens` it was computed from, atomically."""
     tensors: dict[str, mx.array] = {"tokens": mx.array(np.array(tokens, dtype=np.int32))}
     for i, layer in enumerate(cache.layers):
         tensors |= {f"layers.{i}.{n}": part for n, part in enumerate(layer.filled())}
@@ -45,7 +45,7 @@ def save_cache(model: CachingModel, cache: Cache, path: str | Path, tokens: Sequ
 def load_cache(model: CachingModel, path: str | Path) -> tuple[Cache, list[int]]:
     """The cache in `path` and the tokens it was computed from.
 
-    Raises CheckpointError for a file that is damaged or no cache, UsageError for another model's.
+    Raises CheckpointError for a file that is damaged or not a cache, UsageError for another model's cache.
     """
     path = Path(path)
     metadata = read_metadata(path)

@@ -54,8 +54,8 @@ def run_steps(
 ) -> Steps:
     """Events of `request`, grouped by prefill or decoding step. Reuses and then fills the `prefix` cache.
 
-    `cancelled` is called after every step; once it returns True, Done follows with the tokens made so far. However
-    a completion ends, the cache in `prefix` holds shown tokens only.
+    `cancelled` is called after every step; once it returns True, Done follows with the tokens so far. However
+    a completion ends, the cache in `prefix` holds only shown tokens.
     """
     prompt = encode_prompt(tokenizer, request)
     check(model.info, request, prompt)
@@ -109,7 +109,7 @@ class _RunningCompletion:
         """Prefill, Delta and Done, step by step."""
         mx.reset_peak_memory()
         self._began = self._first = self._last = time.perf_counter()
-        if self._cancelled():  # while it was queued: leaves the prefix cache to others
+        if self._cancelled():  # while it was queued: leave the prefix cache unchanged
             yield (self._done("cancelled", 0),)
             return
         cache, inputs, cached = self._begin()
@@ -117,7 +117,7 @@ class _RunningCompletion:
             yield (Prefill(cached, len(self._prompt)),)
             reason = yield from self._complete(cache, inputs, cached)
             rest = self._assembler.finish()
-        except GeneratorExit:  # closed between two steps; after any other exception the cache may be half a step ahead
+        except GeneratorExit:  # closed between two steps; after other exceptions the cache may hold half a step
             self._finish(cache, inputs)
             raise
         self._finish(cache, inputs)
@@ -133,30 +133,30 @@ class _RunningCompletion:
         return Done(reason, usage, timing, self._seed)
 
     def _begin(self) -> tuple[ModelCache, Sequence[int], int]:
-        """A cache, the decoder's input, and how much of that the cache already holds."""
+        """A cache, the decoder's input, and the number of its tokens already in the cache."""
         model, request = self._model, self._request
         limits: dict[str, Any] = {"max_context": request.max_context, "kv_bits": self._options.kv_bits}
         if self._info.kind == "encoder-decoder":
             inputs = [token for token in (self._info.decoder_start, self._forced_bos()) if token is not None]
             source = mx.array([self._prompt], dtype=mx.int32)
             return cast(SourceModel, model).start(source, **limits), inputs, 0
-        reach = request.max_context or len(self._prompt) + self._room
-        rotation = self._info.rotation_class(reach)
+        planned = request.max_context or len(self._prompt) + self._room
+        rotation = self._info.rotation_class(planned)
         if rotation is not None:
-            limits["max_context"] = reach
+            limits["max_context"] = planned
         if self._prefix is None:
             return model.make_cache(**limits), self._prompt, 0
         kind = (request.max_context, self._options.kv_bits, rotation)
         cache, cached = self._prefix.acquire(self._prompt, kind, lambda: model.make_cache(**limits))
         if cached and rotation is not None:
-            cache.max_context = reach
+            cache.max_context = planned
         return cache, self._prompt, cached
 
     def _forced_bos(self) -> int | None:
-        """The token that a decoder begins with after its start, as requested or else as its checkpoint wishes."""
+        """The token after the decoder's start token: the request's, else the checkpoint's."""
         requested = self._request.sampling.forced_bos_token_id
-        wished = wishes.read(self._info.generation_config, self._info.vocab_size).sampling
-        return wished.get("forced_bos_token_id") if requested is None else requested
+        defaults = wishes.read(self._info.generation_config, self._info.vocab_size).sampling
+        return defaults.get("forced_bos_token_id") if requested is None else requested
 
     def _sampler(self, inputs: Sequence[int], vocab_size: int) -> Sampler:
         given = len(inputs) - 1 if self._info.kind == "encoder-decoder" else 0
@@ -168,7 +168,7 @@ class _RunningCompletion:
     ) -> Generator[tuple[Event, ...], None, FinishReason]:
         """Steps between the first Prefill and the last text; returns the finish reason."""
         model, request = self._model, self._request
-        # the one or two first tokens of an encoder-decoder's decoder are no part of the prompt: one step, no events
+        # an encoder-decoder's one or two start tokens are not part of the prompt: one step, no events
         step = len(inputs) if self._info.kind == "encoder-decoder" else self._options.prefill_step
         reading = prefill(model, cache, inputs[cached:], step, done=cached)
         while True:

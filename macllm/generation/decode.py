@@ -13,7 +13,7 @@ from macllm.nn.protocol import LanguageModel, ModelCache
 from .request import Prefill, TokenLogprob
 from .sampling.sampler import Sampler, logprobs_of
 
-_CLEAR_EVERY = 256  # decoding steps after which buffers that no longer fit a growing context go back to the system
+_CLEAR_EVERY = 256  # decoding steps between releases of buffers that have become too small for the context
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ class Sampled:
 def prefill(
     model: LanguageModel, cache: ModelCache, tokens: Sequence[int], step: int, *, done: int = 0
 ) -> Generator[Prefill, None, mx.array]:
-    """Append `tokens` to the `done` in `cache`, `step` at a time; returns the last one's logits (V,).
+    """Append `tokens` to `cache`, `step` at a time; returns the logits (V,) of the last token.
 
-    Only the last position goes through the head. At least one token must be left to compute.
+    `done` is the number of tokens already in the cache. Only the last position goes through the head. `tokens` must not
+    be empty.
     """
     total = done + len(tokens)
     hidden = None
@@ -56,8 +57,8 @@ def decode(
 ) -> Iterator[Sampled]:
     """Tokens of a completion that begins with `logits` (V,), with logprobs if `alternatives` is given.
 
-    The step after a token is queued before the token is read, so that the device never waits for the reader:
-    when token n is yielded the cache holds it, except for the last of `max_tokens`, which nothing follows.
+    The forward pass after a token is queued before the token is read, so that the device never waits for the host:
+    when token n is yielded, the cache holds it, except for the last of `max_tokens`.
     """
     ahead = _PendingToken(logits, sampler, 0, alternatives)
     for step in range(1, max_tokens + 1):

@@ -1,4 +1,4 @@
-"""Texts to vectors: the hidden states of a model, pooled."""
+"""Text embeddings: the pooled hidden states of a model."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def embed(
 ) -> mx.array:
     """One vector for each text, in order: (N, D) float32, of length 1 unless `normalize` is False.
 
-    `pooling` says what stands for a text: the mean of its tokens, its first ([CLS]) or its last one. Texts of like
-    length share a batch, padded on the right. `global_tokens` are positions in every text whose tokens see all and are
-    seen by all, where a model has windows otherwise: (0,) for the first. Raises UsageError for a model or a pooling
-    that cannot do it or an empty text, DoesNotFitError for a text longer than the context: nothing is cut off silently.
+    `pooling` is the mean of a text's tokens, its first token ([CLS]) or its last. Texts of similar length share a
+    batch, padded on the right. `global_tokens` are positions with global attention in models with sliding windows, such
+    as (0,) for the first token. Raises UsageError for an unsuitable model, an unknown pooling or an empty text,
+    DoesNotFitError for a text longer than the context: texts are never truncated.
     """
     check_pair(model, tokenizer)
     if pooling not in _POOLS:
-        raise UsageError(f"there is no pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
+        raise UsageError(f"unknown pooling {pooling!r}", remedy=f"one of {', '.join(_POOLS)}")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise UsageError(f"batch_size is {shown(batch_size)}; it must be a whole number from 1")
-    if model.info.hidden_size is None:  # an encoder-decoder starts from a source; a class of mlx-lm gives logits only
+    if model.info.hidden_size is None:  # an encoder-decoder, or a class of mlx-lm, which gives logits only
         raise UsageError(
             "this model has no hidden states for a single text", remedy="an encoder, or a decoder-only model"
         )
@@ -74,7 +74,7 @@ def _check(rows: list[list[int]], limit: int | None) -> None:
         if limit is not None and len(row) > limit:
             raise DoesNotFitError(
                 f"text {number} has {len(row)} tokens; the model's context holds {limit}",
-                remedy="embed it in parts, or a model with a longer context",
+                remedy="embed it in parts, or use a model with a longer context",
             )
 
 

@@ -16,15 +16,15 @@ from .sampling.ranges import shown
 
 log = logging.getLogger("macllm")
 
-UNBOUNDED_ANSWER_TOKENS = 4096  # of a completion for which neither the request nor the model states a limit
+UNBOUNDED_ANSWER_TOKENS = 4096  # if neither the request nor the model sets a limit
 
 
 def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
-    """Raise UsageError for a request that this model cannot take, DoesNotFitError for a long prompt."""
+    """Raise UsageError for a request that this model does not support, DoesNotFitError for a long prompt."""
     defaults.check(request, info.vocab_size)
     if info.kind == "encoder":
         remedy = "macllm.embed(model, tokenizer, texts)"
-        raise UsageError("this model encodes text and cannot generate any", remedy=remedy)
+        raise UsageError("this model is an encoder and cannot generate text", remedy=remedy)
     if not prompt:
         raise UsageError("the prompt is empty", remedy="give at least one word")
     for token in prompt:
@@ -35,37 +35,37 @@ def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
     known = info.prompt_vocab_size
     wrong = [token for token in prompt if token < 0 or (known is not None and token >= known)]
     if wrong:
-        raise UsageError(f"the prompt has the token {wrong[0]}; this model's are from 0 to {(known or 0) - 1}")
+        raise UsageError(f"the prompt has the token {wrong[0]}; this model's tokens are 0 to {(known or 0) - 1}")
     _check_max_context(info, request.max_context)
     limit = request.max_context or info.context_length
     if limit is not None and len(prompt) + (info.kind == "decoder") > limit:
         raise DoesNotFitError(
-            f"the prompt has {len(prompt)} tokens; the context holds {limit}, the answer included",
+            f"the prompt has {len(prompt)} tokens; the context holds {limit}, including the answer",
             remedy=f"a shorter prompt, a new conversation{_wider(info, limit)}, or a model with a longer context",
         )
 
 
-def _check_max_context(info: ModelInfo, wanted: int | None) -> None:
+def _check_max_context(info: ModelInfo, max_context: int | None) -> None:
     """Raise UsageError beyond a learned table of positions; warn once beyond the trained length."""
-    if wanted is None:
+    if max_context is None:
         return
-    if info.position_count is not None and wanted > info.position_count:
+    if info.position_count is not None and max_context > info.position_count:
         raise UsageError(
-            f"max_context is {wanted}; this model has {info.position_count} positions",
-            cause="its positions are a table, which ends there",
+            f"max_context is {max_context}; this model has {info.position_count} positions",
+            cause="its position embeddings are a learned table of that length",
             remedy=f"a max_context of at most {info.position_count}, or a model with a longer context",
         )
-    if info.context_length is not None and wanted > info.context_length:
-        _warn_beyond(wanted, info.context_length)
+    if info.context_length is not None and max_context > info.context_length:
+        _warn_beyond(max_context, info.context_length)
 
 
 @lru_cache
-def _warn_beyond(wanted: int, made_for: int) -> None:
-    log.warning("max_context is %d, and the model is made for %d tokens: answers beyond may be poor", wanted, made_for)
+def _warn_beyond(max_context: int, trained: int) -> None:
+    log.warning("max_context is %d, but the model supports %d tokens: answers beyond may be poor", max_context, trained)
 
 
 def _wider(info: ModelInfo, limit: int) -> str:
-    """Advice on a larger max_context, as part of a list of ways out."""
+    """A remedy that raises max_context, as part of a list of remedies."""
     most = info.position_count or info.context_length
     if most is not None and most > limit:
         return f", a max_context of up to {most}"
@@ -73,7 +73,7 @@ def _wider(info: ModelInfo, limit: int) -> str:
 
 
 def room(info: ModelInfo, request: Request, prompt_tokens: int) -> int:
-    """Tokens that can be drawn before `max_tokens` or the context ends."""
+    """Number of tokens that can be generated within `max_tokens` and the context."""
     limit = request.max_context or info.context_length
     if limit is None:
         return request.max_tokens or UNBOUNDED_ANSWER_TOKENS

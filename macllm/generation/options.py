@@ -17,14 +17,14 @@ from .sampling.ranges import shown
 TokenId = Callable[[str], int | None]
 
 SAMPLING_NAMES = frozenset(each.name for each in fields(SamplingParams))
-_MOST_DIGITS = 20  # of a token id written as text
+_MOST_DIGITS = 20  # of a token id in a string
 REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - {"prompt", "messages", "sampling"}
 ENGINE_NAMES = frozenset(each.name for each in fields(EngineOptions))
 _TOKENS = {"stop_tokens", "dry_breakers", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"}
 
 
 def read(options: Mapping[str, Any], token_id: TokenId | None = None) -> dict[str, Any]:
-    """The options that are given, as fields of Request and SamplingParams; None is not given.
+    """The options that are not None, as fields of Request and SamplingParams.
 
     `token_id` turns the text of a token into its id, for options that name tokens. Raises UsageError for an
     unknown option and for a value of a wrong type; ranges are left to `defaults.check`.
@@ -36,7 +36,7 @@ def read(options: Mapping[str, Any], token_id: TokenId | None = None) -> dict[st
             from difflib import get_close_matches
 
             close = get_close_matches(str(name), known, n=1)
-            raise UsageError(f"there is no option {name}", remedy=close[0] if close else None)
+            raise UsageError(f"unknown option {name}", remedy=close[0] if close else None)
         if value is not None:
             read_options[name] = _converted(name, value, token_id)
     return read_options
@@ -83,7 +83,7 @@ def read_stop(value: Any) -> tuple[str, ...]:
 
 
 def read_tokens(name: str, value: Any, token_id: TokenId | None = None) -> tuple[int, ...]:
-    """One token or several, each an id or its text. Raises UsageError for others and unknown texts."""
+    """One token or several, each an id or its text. Raises UsageError for other values and unknown tokens."""
     one = isinstance(value, str) or _is_whole(value)
     tokens = (value,) if one else _listed(name, value, "a token or a list of tokens")
     return tuple(_token(name, token, token_id) for token in tokens)
@@ -153,13 +153,13 @@ def _token(name: str, token: Any, token_id: TokenId | None) -> int:
 
 def _listed(name: str, value: Any, allowed: str) -> tuple[Any, ...]:
     if not isinstance(value, str | bytes | Mapping) and isinstance(value, Iterable):
-        with suppress(TypeError):  # an array without axes is iterable by its type alone
+        with suppress(TypeError):  # a 0-dimensional array claims to be iterable
             return tuple(value)
     raise UsageError(f"{name} is {shown(value)}; it must be {allowed}")
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy become Python's; everything else stays for the check of ranges."""
+    """Convert numpy numbers to Python's; other values are left to the check of ranges."""
     if isinstance(value, bool | int | float):
         return value
     if isinstance(value, Integral):

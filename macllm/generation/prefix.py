@@ -1,4 +1,4 @@
-"""The last conversation's cache, kept so that its next turn computes only what is new."""
+"""Prefix cache: the KV cache of the last completion, reused for prompts that begin with its tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from macllm.nn.protocol import ModelCache
 
 
 class PrefixCache:
-    """The cache of the last completion and the tokens it holds, for one conversation at a time."""
+    """The KV cache of the last completion and the tokens in it; one conversation at a time."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
@@ -17,16 +17,16 @@ class PrefixCache:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens held."""
+        """The tokens in the cache."""
         return tuple(self._tokens)
 
     def acquire(
         self, prompt: Sequence[int], kind: Hashable, make_cache: Callable[[], ModelCache]
     ) -> tuple[ModelCache, int]:
-        """A cache with as much of `prompt` in it as can be reused, and how many tokens that is.
+        """A cache with the reusable beginning of `prompt`, and the number of its tokens.
 
-        The last token of the prompt is never among them: its logits begin the completion. A cache of another
-        `kind`, or one that cannot go back to any of what is shared, is given up. Nothing is held until `release`.
+        The last token of the prompt is never reused: its logits begin the completion. A cache of another `kind`, or one
+        that cannot be cut back to a common prefix, is dropped. The prefix cache is empty until `release`.
         """
         cache, tokens, self._cache = self._cache, self._tokens, None
         self._tokens = []
@@ -40,7 +40,7 @@ class PrefixCache:
         return make_cache(), 0
 
     def release(self, tokens: Sequence[int], cache: ModelCache) -> None:
-        """Hold `cache` for the next turn; it is filled with the first of `tokens`."""
+        """Keep `cache` for the next turn; it holds the first `cache.length` of `tokens`."""
         self._tokens, self._cache = list(tokens[: cache.length]), cache
 
 

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
 
 _CALL = "generate(model, tokenizer, prompt), with model, tokenizer = macllm.load(NAME)"
-_OWN_VARIABLES = ("messages", "tools")  # of the template, which the request gives by themselves
+_OWN_VARIABLES = ("messages", "tools")  # variables of the template with fields of their own in the request
 
 
 def check_pair(model: object, tokenizer: object) -> None:
-    """Raises UsageError where a model and a tokenizer are swapped, or one of them is something else."""
+    """Raise UsageError if model and tokenizer are swapped, or one of them has the wrong type."""
     if not isinstance(model, Described):
         if isinstance(tokenizer, Described):
             raise UsageError("The model and the tokenizer are swapped.", remedy=_CALL)
-        raise UsageError(f"The model is {kind_of(model)}, not a model of macllm.", remedy=_CALL)
+        raise UsageError(f"The model is {kind_of(model)}, not a macllm model.", remedy=_CALL)
     if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
-        raise UsageError(f"The tokenizer is {kind_of(tokenizer)}, not a tokenizer of macllm.", remedy=_CALL)
+        raise UsageError(f"The tokenizer is {kind_of(tokenizer)}, not a macllm tokenizer.", remedy=_CALL)
 
 
 def read_prompt(prompt: Any) -> str | tuple[dict[str, Any], ...]:
-    """A text as it is, or messages in the form of `macllm.text.messages`.
+    """A string unchanged, or messages normalized by `macllm.text.messages`.
 
-    Raises UsageError for anything else, and for a message that cannot be taken, with its place.
+    Raises UsageError for other types, and for an invalid message, with its position.
     """
     if isinstance(prompt, str):
         return prompt
@@ -45,20 +45,20 @@ def read_prompt(prompt: Any) -> str | tuple[dict[str, Any], ...]:
 def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     """The tokens of a request's prompt, text or messages.
 
-    Raises UsageError for a request that has both, tools without a chat template, or messages that cannot be taken;
-    TemplateError where the template refuses.
+    Raises UsageError for a request with both, for tools without a chat template and for invalid messages;
+    TemplateError if the template rejects the messages.
     """
     _check_variables(request.variables)
     if request.messages and request.prompt:
-        raise UsageError("a request has a prompt and messages", remedy="leave one of the two away")
+        raise UsageError("a request has a prompt and messages", remedy="leave one of the two out")
     if request.messages and request.raw:
-        raise UsageError("raw continues a text, and these are messages", remedy="send a text, or leave raw out")
+        raise UsageError("raw=True needs a text, not messages", remedy="send a text, or leave raw out")
     if not continues(tokenizer, request):
         messages: tuple[Mapping[str, Any], ...] = request.messages or ({"role": "user", "content": request.prompt},)
         return tuple(tokenizer.encode_chat(messages, tools=request.tools or None, **request.variables))
     if request.tools or request.variables:
         raise UsageError(
-            "tools and variables are for a chat template, and this prompt goes in without one", remedy="send messages"
+            "tools and variables need a chat template, which this prompt does not use", remedy="send messages"
         )
     if isinstance(request.prompt, str):
         return tuple(tokenizer.encode(request.prompt)) if request.prompt else ()
@@ -75,11 +75,11 @@ def _check_variables(variables: Any) -> None:
     for name in variables:
         if not isinstance(name, str) or name in _OWN_VARIABLES:
             remedy = f"{name}=..." if name in _OWN_VARIABLES else "names are strings"
-            raise UsageError(f"variables has {name!r}, which is no variable of a chat template", remedy=remedy)
+            raise UsageError(f"variables has {name!r}, which is not a variable of a chat template", remedy=remedy)
 
 
 def continues(tokenizer: Tokenizer, request: Request) -> bool:
-    """True for a request whose completion goes on with the prompt instead of answering it."""
+    """True if the completion continues the prompt as plain text, without a chat template."""
     if request.messages:
         return False
     answered = isinstance(request.prompt, str) and request.prompt and not request.raw

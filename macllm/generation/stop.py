@@ -1,4 +1,4 @@
-"""Stop strings in a stream of text: seen across any pieces it comes in, and never shown."""
+"""Stop strings in streamed text: found across chunk boundaries, and never shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from macllm.text.formats.shape import Literals
 
 
 class StopStrings:
-    """Passes text on as soon as it cannot be the beginning of a stop string.
+    """Releases text as soon as it cannot be the beginning of a stop string.
 
     The string that is complete first ends the stream; of two that end together, the one that began first.
-    The result does not depend on how the text was cut into pieces.
+    The result does not depend on the chunks in which the text arrives.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:

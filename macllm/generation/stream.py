@@ -1,4 +1,4 @@
-"""A request becomes events: the whole of one completion."""
+"""Public entry points of generation: `generate`, `stream`, and requests from their options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Prompt = str | Sequence[Mapping[str, Any]] | Request
 
 @dataclass(frozen=True)
 class Completion:
-    """All of one completion; as a string, its answer."""
+    """A finished completion; `str()` gives its text."""
 
     text: str
     reasoning: str
@@ -40,7 +40,7 @@ class Completion:
     usage: Usage
     timing: Timing
     seed: int
-    tokens: tuple[int, ...]  # those that were shown: without the one that ended it
+    tokens: tuple[int, ...]  # without the stop token
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ def generate(
     max_context: int | None = None,
     prefill_step: int | None = None,
 ) -> Completion:
-    """The whole completion: the answer to a text or to messages. Takes and raises what `stream` does."""
+    """The completion of a text or of messages. Arguments and errors as in `stream`."""
     return _collected(stream(**locals()))
 
 
@@ -141,24 +141,24 @@ def stream(
 ) -> Events:
     """Events of a completion: Prefill while the prompt is read, Delta with new text, Done at the end.
 
-    A text is one user message, answered through the model's chat template where there is one; `raw` continues it
-    instead. Messages are answered; `tools` and `variables` are for their template. What is None comes from the
-    checkpoint's generation_config.json, then from `Request`, `SamplingParams` and `EngineOptions`; `kv_bits` and
-    `prefill_step` can be given with a `Request`, too. Closing the iterator stops after the current step. Raises
-    UsageError for options that cannot be taken and DoesNotFitError for a prompt longer than the context.
+    A string is one user message, rendered with the model's chat template; with `raw`, or without a template, it is
+    continued as plain text. `tools` and `variables` go to the template. An option that is None gets its default from
+    the checkpoint's generation_config.json, else from `Request`, `SamplingParams` and `EngineOptions`; only `kv_bits`
+    and `prefill_step` can be combined with a `Request`. Closing the iterator stops generation after the current step.
+    Raises UsageError for invalid options and DoesNotFitError for a prompt longer than the context.
     """
     given = _given(locals())
     check_pair(model, tokenizer)
     options = read_engine_options({name: given.pop(name) for name in ENGINE_NAMES & given.keys()})
     if isinstance(prompt, Request):
         if given:
-            raise UsageError("a Request already says everything; options go into it", cause=", ".join(given))
+            raise UsageError("a Request takes no further options; set them in it", cause=", ".join(given))
         return run(model, tokenizer, prompt, options)
     return run(model, tokenizer, make_request(model, tokenizer, prompt, given), options)
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The options among the arguments of `stream` that were given."""
+    """The options of `stream` that are set."""
     options = {name: value for name, value in arguments.items() if name not in ("model", "tokenizer", "prompt")}
     return {name: value for name, value in options.items() if value is not None and value is not False}
 

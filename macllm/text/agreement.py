@@ -37,13 +37,13 @@ def agree_on_decoder(tokenizer: tokenizers.Tokenizer) -> None:
     if derived is None:
         return
     own = tokenizer.decoder
-    before = _given_back(tokenizer)
+    before = _num_restored(tokenizer)
     tokenizer.decoder = derived
-    if _given_back(tokenizer) < before:
+    if _num_restored(tokenizer) < before:
         tokenizer.decoder = own
 
 
-def _given_back(tokenizer: tokenizers.Tokenizer) -> int:
+def _num_restored(tokenizer: tokenizers.Tokenizer) -> int:
     """Number of probe texts that encoding and decoding restore, ignoring case."""
     texts = [tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids) for probe in _PROBES]
     return sum(text.casefold() == probe.casefold() for text, probe in zip(texts, _PROBES, strict=True))

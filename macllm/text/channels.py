@@ -49,23 +49,24 @@ class ChannelSplitter(Cutter):
         self._at = end
 
     def _head(self, final: bool) -> bool:
-        """State: inside a header. Text that is no header is an answer."""
+        """State: inside a header. Text that is not a header is an answer."""
         text, at = self._text, self._at
         if self._header.end(text, at) is None:
             if not final and self._header.may_begin(text, at):
                 return False
-            return self._speak()
+            return self._begin_answer()
         end = text.find(self._format.message, at, at + _HEADER_CHARS)
         if end < 0:
             if final and _UNFINISHED.fullmatch(text, at):
                 return False
-            return (final or len(text) - at > _HEADER_CHARS) and self._speak()
+            return (final or len(text) - at > _HEADER_CHARS) and self._begin_answer()
         header = text[at:end].rpartition(self._format.start)[2]
         self._at = end + len(self._format.message)
         self._open(header)
         return True
 
-    def _speak(self) -> bool:
+    def _begin_answer(self) -> bool:
+        """Begin an answer without a header."""
         if self._at == len(self._text):
             return False
         self._kind, self._state = "content", self._body

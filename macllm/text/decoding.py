@@ -1,7 +1,7 @@
 """Streaming decoders: tokens in, text out as soon as no later token can change it.
 
-A decoder of the `tokenizers` library maps a whole list of tokens to a text. The stages here map it piece by piece and
-hold back only text that a later token could change; their outputs together equal the library's text.
+A decoder of the `tokenizers` library maps a whole list of tokens to text. The stages here do so token by token and hold
+back only text that a later token could change; their concatenated outputs equal the library's text.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from .decoding import Stage, run_close, run_push
 
 
 class Detokenizer:
-    """Streams the text of a growing list of tokens, as far as no later token can change it.
+    """Streams the text of a growing list of tokens; text that a later token could change is held back.
 
     The concatenated results of `add` and `finish` equal `Tokenizer.decode` of all tokens. The time per token does not
     depend on the length of the list. With an unsupported decoder (`stages` None) all text comes from `decode` in

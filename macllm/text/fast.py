@@ -52,7 +52,7 @@ class FastBackend:
             if token.special or token.content in ordinary
         )
         model = type(tokenizer.model).__name__
-        # Closing the gap before punctuation undoes WordPiece; in BPE the space was the model's own.
+        # Removing the space before punctuation undoes WordPiece; in BPE the space is part of the text.
         self._cleanup = settings.flag("clean_up_tokenization_spaces", False) and (
             model != "BPE"
             or settings.flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
@@ -71,7 +71,7 @@ class FastBackend:
         return [self._moved.get(index, index) for index in ids] if self._moved else ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """The text of `ids`; ids that are no token are left out."""
+        """The text of `ids`; unknown ids are left out."""
         if self._literal and (stages := self.stages()) is not None:
             kept = [index for index in ids if not skip_special_tokens or index not in self.special_ids]
             pieces = [run_push(stages, token) for index in kept if (token := self.id_to_token(index)) is not None]
@@ -84,12 +84,12 @@ class FastBackend:
         return text
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token, None where there is no such token."""
+        """The id of a token, None for an unknown token."""
         index = self._tokenizer.token_to_id(token)
         return index if index is None else self._moved.get(index, index)
 
     def id_to_token(self, index: int) -> str | None:
-        """The token of an id, None where there is no such id."""
+        """The token of an id, None for an unknown id."""
         own = self._own(index)
         return own if own is None else self._tokenizer.id_to_token(own)
 
@@ -101,7 +101,7 @@ class FastBackend:
         """New stages of the decoder, None if a step is not supported."""
         if self._decoder is None:
             decoder = self._tokenizer.decoder
-            # The library tells a decoder's parameters only by pickling it, to the JSON of tokenizer.json.
+            # The library exposes a decoder's parameters only through pickling, as the JSON of tokenizer.json.
             self._decoder = {"state": json.loads(decoder.__getstate__()) if decoder is not None else None}
         stages = stages_of(self._decoder["state"])
         for stage in stages or ():
@@ -153,7 +153,7 @@ def _build(make: Any, path: Path) -> Any:
         return make()
     except Exception as error:  # the library raises bare Exception
         cause, remedy = stand_in(path) or (str(error), REDOWNLOAD)
-        raise CheckpointError(f"{path} is no tokenizer that can be read.", cause=cause, remedy=remedy) from error
+        raise CheckpointError(f"{path} is not a valid tokenizer.", cause=cause, remedy=remedy) from error
 
 
 def load_json(path: Path, settings: TokenizerSettings) -> FastBackend:

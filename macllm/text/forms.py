@@ -2,7 +2,7 @@
 
 Some templates print `content`, some iterate over its parts; some recognize a call by `content is none`, some would
 print "None"; some print `arguments` as text or as JSON, some iterate over its items. The rendering is checked for
-lost or garbled content, and another form is tried if it fails.
+missing or garbled content; if the check fails, another form is tried.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Render = Callable[[Messages], str]
 
 
 def write_conversation(messages: Messages, render: Render, asks_for_null: Callable[[], bool]) -> str:
-    """Render the messages in the first form that loses and garbles nothing.
+    """Render the messages in the first form whose rendering is complete and correct.
 
     `messages` are as `read_messages` returns them; `asks_for_null` returns True for a template that tests
     `content is none`. If every form fails, raises the error of the first.
@@ -38,7 +38,7 @@ def write_conversation(messages: Messages, render: Render, asks_for_null: Callab
             raise
         try:
             return _with_results(numbered, render, asks_for_null)
-        except UsageError:  # the ids were not what was wrong
+        except UsageError:  # the ids were not the problem
             pass
         raise
 
@@ -96,15 +96,15 @@ def _written(names: list[str], text: str) -> int:
 
 
 def _named(messages: Messages, error: UsageError) -> UsageError:
-    """A more precise error if a call's arguments are no JSON object, else `error`."""
+    """A more precise error if a call's arguments are not a JSON object, else `error`."""
     for at, message in enumerate(messages):
         for number, call in enumerate(message.get("tool_calls", ())):
             text = call["function"]["arguments"]
             if isinstance(text, str) and arguments_in(text) is None:
                 return UsageError(
-                    f"messages[{at}].tool_calls[{number}] has arguments that are no JSON object: {text[:80]!r}.",
+                    f"messages[{at}].tool_calls[{number}] has arguments that are not a JSON object: {text[:80]!r}.",
                     cause=f"the model's chat template writes only objects ({error.cause})",
-                    remedy="mend the JSON text, or give the arguments as an object",
+                    remedy="fix the JSON text, or give the arguments as an object",
                 )
     return error
 
@@ -140,7 +140,7 @@ def _with_content(message: dict[str, Any], field: dict[str, Any]) -> dict[str, A
     return {**{name: value for name, value in message.items() if name != "content"}, **field}
 
 
-class _Written:
+class _PrintedAsJson:
     """Mixin for a JSON value that prints as its JSON text."""
 
     _text: str
@@ -158,7 +158,7 @@ class _Written:
         return other + self._text
 
 
-class WrittenObject(_Written, dict[str, Any]):
+class WrittenObject(_PrintedAsJson, dict[str, Any]):
     """Arguments of a call, or an object returned by a tool."""
 
     def __init__(self, values: dict[str, Any], text: str) -> None:
@@ -166,7 +166,7 @@ class WrittenObject(_Written, dict[str, Any]):
         self._text = text
 
 
-class WrittenList(_Written, list[Any]):  # pyright: ignore[reportIncompatibleMethodOverride]
+class WrittenList(_PrintedAsJson, list[Any]):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A list returned by a tool."""
 
     def __init__(self, values: list[Any], text: str) -> None:
@@ -184,7 +184,7 @@ def _is_structure(content: Any) -> bool:
 
 
 def _as_objects(messages: Messages) -> Messages:
-    """The messages with arguments as objects; text that is no JSON object stays text."""
+    """The messages with arguments as objects; text that is not a JSON object stays text."""
 
     def convert(arguments: Any) -> Any:
         if is_object(arguments):
@@ -327,7 +327,7 @@ def _with_texts(messages: Messages, render: Render) -> str:
 def _all_in(contents: list[str], text: str) -> bool:
     """True for a text that contains all contents, in any order."""
     at = 0
-    for content in contents:  # usually in order, which makes it one pass over a long text
+    for content in contents:  # usually in order, so that one pass over a long text is enough
         found = text.find(content, at)
         if found < 0 and content not in text:
             return False
@@ -338,7 +338,7 @@ def _all_in(contents: list[str], text: str) -> bool:
 def _with_parts(messages: Messages, render: Render) -> str:
     """Render; content parts are joined to text for roles whose parts the template does not iterate over.
 
-    An error does not say which content was wrong: then the role of the first unread content is joined.
+    An exception does not say which content caused it: then the role of the first unread content is joined.
     """
     left = {at for at, message in enumerate(messages) if _is_parts(message.get("content"))}
     form = [

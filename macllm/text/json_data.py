@@ -44,5 +44,5 @@ def read_json(path: Path) -> dict[str, Any]:
         cause, remedy = files.stand_in(path) or (str(error), REDOWNLOAD)
         raise CheckpointError(f"{path} is not valid JSON.", cause=cause, remedy=remedy) from error
     if not is_object(value):
-        raise CheckpointError(f"{path} holds no JSON object.", remedy=REDOWNLOAD)
+        raise CheckpointError(f"{path} is not a JSON object.", remedy=REDOWNLOAD)
     return value

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 MAX_TEXT = 8_000_000  # characters of one string
-MAX_WEIGHT = 300_000  # elements of one value, all levels; a string counts one more per
+MAX_WEIGHT = 300_000  # elements of one value on all levels; a string counts as 1 plus its length / CHARS_PER_ELEMENT
 CHARS_PER_ELEMENT = 64
 MAX_DEPTH = 100  # containers inside one another, and macros that call one another
 MAX_BITS = 8192  # of an integer
-MAX_WORK = 500_000  # characters for filters that loop over a text in Python
+MAX_WORK = 500_000  # characters for filters that loop over a string in Python
 MAX_INDENT = 100
-MAX_NEEDLE = 100  # characters to search for where the time is the product of both lengths
+MAX_NEEDLE = 100  # characters of the search string where the time is the product of both lengths
 TOTAL_TEXT = 64_000_000  # characters created by all operations together
 _SCALARS = frozenset({int, float, bool, type(None)})
 _PRECISE = re.compile(r"\d+")
@@ -185,11 +185,11 @@ def _product_limits(spent: Budget, left: Any, right: Any) -> None:
 
 def _allow(amount: float, limit: int, what: str) -> None:
     if amount > limit:
-        raise LimitError(f"it asks for {amount:,} {what}, more than {limit:,}")
+        raise LimitError(f"it needs {amount:,} {what}, more than {limit:,}")
 
 
 def format_limits(text: str, values: tuple[Any, ...], mark: str) -> None:
-    """Raise LimitError for a format whose fields, widths and values could make a huge text."""
+    """Raise LimitError for a format string whose result could be too long."""
     spent = budget()
     fields = text.count(mark)
     widest = max((_written(spent, value) for value in values), default=0)
@@ -262,7 +262,7 @@ def filter_limits(name: str, values: list[Any], kwargs: dict[str, Any]) -> tuple
     elif name == "tojson":
         _json_limits(value, argument(2, "indent", None), argument(3, "separators", None))
     elif name == "sum" and not isinstance(argument(2, "start", 0), int | float):
-        raise LimitError("it sums what are no numbers")
+        raise LimitError("it sums values that are not numbers")
     elif name == "trim":
         _allow(len(str(argument(1, "chars", ""))), MAX_NEEDLE, "characters to look for")
     return values, kwargs

@@ -69,7 +69,7 @@ class MarianBackend:
         return code + self._processor.encode(text, out_type=str)
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """The text of `ids`; ids that are no token are left out."""
+        """The text of `ids`; unknown ids are left out."""
         stages = self.stages()
         skip = self.special_ids if skip_special_tokens else frozenset[int]()
         tokens = [self.id_to_token(index) for index in ids if index not in skip]
@@ -77,11 +77,11 @@ class MarianBackend:
         return text + run_close(stages)
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token, None where there is no such token."""
+        """The id of a token, None for an unknown token."""
         return self._ids.get(token)
 
     def id_to_token(self, index: int) -> str | None:
-        """The token of an id, None where there is no such id."""
+        """The token of an id, None for an unknown id."""
         return self._tokens.get(index)
 
     def stages(self) -> list[Stage]:

@@ -1,7 +1,7 @@
 """Validation and normalization of messages and tools in a request.
 
-The form is that of OpenAI's chat completions, in plain JSON types: `content` is a text, a list of parts or None,
-`tool_calls` a list of {"type": "function", "function": {"name", "arguments"}}. Reading it again changes nothing.
+The form is that of OpenAI's chat completions, in plain JSON types: `content` is a string, a list of parts or None,
+`tool_calls` a list of {"type": "function", "function": {"name", "arguments"}}. Normalization is idempotent.
 """
 
 from __future__ import annotations
@@ -29,17 +29,14 @@ _THOUGHT_PARTS = ("thinking", "reasoning")
 def read_messages(messages: Any) -> list[dict[str, Any]]:
     """Normalize a conversation to the form described above; the argument is not modified.
 
-    Fields that are null count as not given. Text parts under other names are "text" parts, `function_call` is one
-    of the `tool_calls`, a message of the role "function" the result of a tool. Pydantic objects and dataclasses are
-    read as the objects that they are in JSON.
-    Raises `UsageError` with the place of an invalid value, such as `messages[2]`.
+    Null fields are dropped. Text parts under other names become "text" parts, `function_call` becomes one of the
+    `tool_calls`, the role "function" becomes "tool". Pydantic models and dataclasses become JSON objects.
+    Raises `UsageError` with the position of an invalid value, such as `messages[2]`.
     """
     if isinstance(messages, str | bytes):
         raise UsageError("The conversation is a string, not a list of messages.", remedy=_EXAMPLE)
     if isinstance(messages, Mapping):
-        raise UsageError(
-            "The conversation is one object, not a list of messages.", remedy="put the message into a list"
-        )
+        raise UsageError("The conversation is one object, not a list of messages.", remedy="put the message in a list")
     if not isinstance(messages, Iterable) or _is_model(messages):
         raise UsageError(f"The conversation is {kind_of(messages)}, not a list of messages.", remedy=_EXAMPLE)
     read = [_message(message, f"messages[{at}]") for at, message in enumerate(cast("Iterable[Any]", messages))]
@@ -52,19 +49,19 @@ def read_tools(tools: Any) -> list[dict[str, Any]] | None:
     """Normalize tools to {"type": "function", "function": {"name", …}}; None without tools.
 
     The function's schema may be given alone, as {"name", "description", "parameters"}.
-    Raises `UsageError` with the place of an invalid value, such as `tools[0]`.
+    Raises `UsageError` with the position of an invalid value, such as `tools[0]`.
     """
     if tools is None:
         return None
     if isinstance(tools, Mapping) or _is_model(tools):
-        raise UsageError("tools is one object, not a list of them.", remedy="put the tool into a list: tools=[...]")
+        raise UsageError("tools is one object, not a list of them.", remedy="put the tool in a list: tools=[...]")
     if isinstance(tools, str | bytes) or not isinstance(tools, Iterable):
         raise UsageError(f"tools is {kind_of(tools)}, not a list.", remedy=_TOOL_EXAMPLE)
     return [_tool(tool, f"tools[{at}]") for at, tool in enumerate(cast("Iterable[Any]", tools))]
 
 
 def plain(value: Any) -> Any:
-    """Copy a value to plain JSON types, so that no other object reaches a template."""
+    """Copy a value to plain JSON types, so that templates get no other objects."""
     if value is None or type(value) in (str, int, float, bool, Foreign):
         return value
     if isinstance(value, str):
@@ -108,7 +105,7 @@ def _object(value: Any, place: str, remedy: str) -> dict[str, Any]:
     try:
         read = plain(value)
     except RecursionError as error:
-        raise UsageError(f"{place} holds itself, or nests too deep.", remedy=remedy) from error
+        raise UsageError(f"{place} contains itself, or is nested too deeply.", remedy=remedy) from error
     if not is_object(read):
         raise UsageError(f"{place} is {kind_of(value)}, not an object.", remedy=remedy)
     return {name: field for name, field in read.items() if field is not None}
@@ -183,8 +180,8 @@ def _part(part: Any, place: str) -> dict[str, Any]:
     if kind not in _TEXT_PARTS:
         raise UsageError(
             f"{place} is {f'a part of type {kind!r}' if isinstance(kind, str) else 'a part without a type'}, not text.",
-            cause="models are run here on text alone",
-            remedy='leave it out, or say in words what it shows: {"type": "text", "text": "..."}',
+            cause="macllm supports text only",
+            remedy='leave it out, or describe it in words: {"type": "text", "text": "..."}',
         )
     text = part.get(_TEXT_PARTS[kind])
     if not _is_text(text):
@@ -213,7 +210,7 @@ def _call(value: Any, place: str) -> dict[str, Any]:
 
 
 def arguments_in(text: str) -> dict[str, Any] | None:
-    """Parse the JSON text of a call's arguments; None if it is no object."""
+    """Parse the JSON text of a call's arguments; None if it is not an object."""
     try:
         value = json.loads(text, strict=False)  # models write line breaks inside strings
     except (ValueError, RecursionError):
@@ -247,5 +244,5 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
 
 
 def _as_function(outer: dict[str, Any], function: dict[str, Any]) -> dict[str, Any]:
-    """A tool or call with its function, fields in the given order, which templates print."""
+    """A tool or call with its function; the order of fields is kept, as templates print them in order."""
     return {**({} if "type" in outer else {"type": "function"}), **outer, "function": function}

@@ -92,13 +92,13 @@ class Cutter:
 
 
 class CodeSpans:
-    """Tracks if a growing Markdown text is inside a code span or code block."""
+    """Tracks code spans and code blocks in a growing Markdown text."""
 
     def __init__(self) -> None:
         self._ticks = 0  # at the end of the text
         self._span = 0  # ticks that opened the code span
         self._fence = 0  # ticks that opened the code block
-        self._begun = False  # the line has other text than space
+        self._begun = False  # the line has text other than white space
 
     def feed(self, text: str) -> None:
         """Read more text."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Part", "Splitter", "TagSplitter", "part_splitter", "splitter_for"]
 
-_PROMPT_TOKENS = 4096  # at its end that are searched for an open part
+_PROMPT_TOKENS = 4096  # tokens at the end of a prompt that are searched for an open part
 
 Splitter = TagSplitter | ChannelSplitter
 
@@ -28,8 +28,8 @@ def splitter_for(
 ) -> Splitter:
     """The splitter for the formats of a chat template.
 
-    `prompt` is the end of the rendered conversation: the answer continues a part that it leaves open. Tags are looked
-    for in the template and among the tokens of `tokenizer`.
+    `prompt` is the end of the rendered conversation: the answer continues a part that it leaves open. The formats are
+    chosen by their tags in the template and among the tokens of `tokenizer`.
     """
     formats = _formats(template, tokenizer)
     splitter = ChannelSplitter(formats.channels) if formats.channels else TagSplitter(formats, tools)
@@ -49,7 +49,7 @@ def part_splitter(tokenizer: Tokenizer, prompt: Sequence[int], tools: Tools = No
         start -= 1
     tail = tokenizer.decode(prompt[start:])
     heading = Literals(formats.tags).before(template.heading) if isinstance(template, ChatTemplate) else ""
-    if heading.strip():  # tags in the user's own text open nothing
+    if heading.strip():  # tags in the user's text do not open a part
         tail = tail[max(0, tail.rfind(heading)) :]
     return splitter_for(template, tools=tools, prompt=tail, tokenizer=tokenizer)
 

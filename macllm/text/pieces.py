@@ -33,8 +33,8 @@ _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
 _SYMBOL_ENDS = (bytes([0x18, _CONTROL]), bytes([0x18, _USER_DEFINED]))  # field 3, the kind, comes last
 _SPACE = "\u2581"
-# Models with Llama's tokenizer class in their files that transformers tokenizes as sentencepiece itself does.
-_AS_TRAINED = (
+# Models with Llama's tokenizer class that transformers tokenizes by sentencepiece's own rules.
+_SENTENCEPIECE_RULES = (
     "fuyu internlm2 internlm3 jamba llava llava_next minicpm3 ministral ministral3 mistral mistral3 mixtral nemotron"
     " persimmon phi3 phi3_v phimoe pixtral voxtral"
 )
@@ -73,7 +73,7 @@ class SentencePieceModel:
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for an invalid sentencepiece file."""
     cause, remedy = stand_in(path) or (str(error) or type(error).__name__, REDOWNLOAD)
-    return CheckpointError(f"{path} is no sentencepiece model that can be read.", cause=cause, remedy=remedy)
+    return CheckpointError(f"{path} is not a valid sentencepiece model.", cause=cause, remedy=remedy)
 
 
 def _parse(data: bytes) -> SentencePieceModel:
@@ -179,7 +179,7 @@ class SentencePieceBackend:
 
     def _load(self, *, add_dummy_prefix: bool) -> sentencepiece.SentencePieceProcessor:
         try:
-            normalized = self._family not in ("llama", "gemma")  # whose classes do not normalize text
+            normalized = self._family not in ("llama", "gemma")  # their classes do not normalize text
             return self._model.processor(add_dummy_prefix=add_dummy_prefix, normalized=normalized)
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(self._path, error) from error
@@ -229,7 +229,7 @@ class SentencePieceBackend:
     def _cut_out(self, settings: TokenizerSettings) -> dict[str, AddedToken]:
         """The added tokens that are split off before sentencepiece runs."""
         tokens = {token.content: token for token, _ in self._added.values()}
-        if self._family == "sentencepiece":  # which finds the user-defined ones itself
+        if self._family == "sentencepiece":  # sentencepiece finds user-defined tokens itself
             declared = {token.content for token in settings.tokens()}
             own = {symbol.content for symbol in self._model.symbols if not symbol.special} - declared
             tokens = {content: token for content, token in tokens.items() if content not in own}
@@ -240,8 +240,8 @@ class SentencePieceBackend:
         ends: dict[str, list[int]] = {}
         for name in ("bos", "eos"):
             token = settings.named.get(f"{name}_token")
-            wanted = settings.flag(f"add_{name}_token", self._family == "t5" and name == "eos")
-            index = self.token_to_id(token.content) if token and wanted else None
+            is_added = settings.flag(f"add_{name}_token", self._family == "t5" and name == "eos")
+            index = self.token_to_id(token.content) if token and is_added else None
             ends[name] = [] if index is None else [index]
         return ends["bos"], ends["eos"]
 
@@ -272,7 +272,7 @@ class SentencePieceBackend:
         return self._prefixing.encode(chunk)
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """The text of `ids`; ids that are no token are left out."""
+        """The text of `ids`; unknown ids are left out."""
         stages = self.stages()
         skip = self.special_ids if skip_special_tokens else frozenset[int]()
         tokens = [self.id_to_token(index) for index in ids if index not in skip]
@@ -280,14 +280,14 @@ class SentencePieceBackend:
         return text + run_close(stages)
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token, None where there is no such token."""
+        """The id of a token, None for an unknown token."""
         if token in self._added:
             return self._added[token][1]
         index = self._plain.piece_to_id(token)
         return index if index >= 0 and self._plain.id_to_piece(index) == token else None
 
     def id_to_token(self, index: int) -> str | None:
-        """The token of an id, None where there is no such id."""
+        """The token of an id, None for an unknown id."""
         if index in self._added_by_id:
             return self._added_by_id[index].content
         return self._plain.id_to_piece(index) if 0 <= index < self._plain.get_piece_size() else None
@@ -310,7 +310,7 @@ def _family(path: Path, settings: TokenizerSettings) -> str:
     family = settings.family
     if not family and path.name == "spiece.model":
         return "t5"
-    if family == "llama" and (not settings.tokenizer_class or settings.model_type in _AS_TRAINED.split()):
+    if family == "llama" and (not settings.tokenizer_class or settings.model_type in _SENTENCEPIECE_RULES.split()):
         return "sentencepiece"
     return family if family in ("t5", "gemma", "llama") else "sentencepiece"
 

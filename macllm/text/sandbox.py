@@ -1,9 +1,9 @@
 """Jinja's immutable sandbox with limits on time and memory.
 
 Jinja's sandbox restricts attributes and mutation but not time and memory: `range` in `range`, a macro that
-calls itself, `'x' * 10**9`, `|center(10**9)` or `~` in a loop all hang or fill a machine. Here every loop turn,
-call, filter, test, comparison and operator is charged to one `Budget`, and large results are estimated before they
-are created. There are no signals or timers, so it works in any thread.
+calls itself, `'x' * 10**9`, `|center(10**9)` or `~` in a loop can hang a machine or fill its memory. Here every loop
+iteration, call, filter, test, comparison and operator is charged to one `Budget`, and large results are estimated
+before they are created. No signals or timers are used, so it works in any thread.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         return super()._generate(_Instrument().visit(source), *args, **kwargs)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        """Raise SecurityError at once; Jinja would print the value as an empty text."""
+        """Raise SecurityError at once; Jinja would print the value as an empty string."""
         raise jinja2.exceptions.SecurityError(
             f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe."
         )
@@ -98,7 +98,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         """Call an allowed function, charged to the budget. Raises SecurityError for others."""
         spent = budget()
         spent.step()
-        if getattr(__obj, "__self__", None) is __self:  # put there by _Instrument; Jinja adds keywords of its own
+        if getattr(__obj, "__self__", None) is __self:  # added by _Instrument; Jinja passes further keywords
             return __obj(*args)
         name, target = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
         if not __self._may_call(__obj, name, target):
@@ -144,7 +144,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
 
 
 class TemplateNamespace(Namespace):
-    """A namespace without underscored names whose printed form omits its values (it may hold itself)."""
+    """A namespace without underscored names whose printed form omits its values (it may contain itself)."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args

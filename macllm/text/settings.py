@@ -73,7 +73,7 @@ class AddedToken:
         if isinstance(value, str):
             return cls(value, special=special)
         if not is_object(value) or not isinstance(value.get("content"), str):
-            raise CheckpointError(f"An added token of the tokenizer has no text: {value!r}.", remedy=REDOWNLOAD)
+            raise CheckpointError(f"An added token of the tokenizer has no content: {value!r}.", remedy=REDOWNLOAD)
         flags = {name: bool(value.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
         is_special = bool(value.get("special", special))
         normalized = bool(value.get("normalized", not is_special))
@@ -152,7 +152,7 @@ class TokenizerSettings:
         return self.with_defaults(**_CLASS_TOKENS.get(family, {}))
 
     def with_defaults(self, **contents: str) -> TokenizerSettings:
-        """The settings with missing named tokens set to the given texts."""
+        """The settings with missing named tokens set to the given contents."""
         by_content = {token.content: token for token in self.added.values()}
         missing = {
             name: replace(by_content.get(content, AddedToken(content)), special=True)
@@ -167,7 +167,7 @@ def _id(index: Any) -> int:
         return int(index)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"An added token of the tokenizer has the number {index!r}.", remedy=REDOWNLOAD
+            f"An added token of the tokenizer has the id {index!r}, not a number.", remedy=REDOWNLOAD
         ) from error
 
 

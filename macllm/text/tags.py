@@ -43,7 +43,7 @@ class TagSplitter(Cutter):
 
     A tag counts only with its part: a call must follow a call tag, and reasoning precedes the answer. Any other tag is
     text, as is a tag within code. Text that could become a tag is held back until the next characters decide. An
-    unclosed part lasts until the end. The parts are independent of the pieces that the text arrives in; the time is
+    unclosed part lasts until the end. The parts do not depend on how the text is divided into pieces; the time is
     linear in its length.
     """
 
@@ -77,7 +77,7 @@ class TagSplitter(Cutter):
         self._section: Section | None = None
         self._ends = Literals(())
         self._scan: Scan | None = None
-        self._doubted: list[str] = []
+        self._held: list[str] = []  # of an object that may be a call or text
 
     def _add_section(self, section: Section) -> None:
         for opening in section.openings:
@@ -155,7 +155,7 @@ class TagSplitter(Cutter):
             if self._code.open:
                 continue
             end = opening.shape.end(self._text, self._at)
-            if end is not None and not self._is_no_tool(opening, end):
+            if end is not None and not self._is_mention(opening, end):
                 self._enter(opening)
                 return True
             if end is None and not final and opening.shape.may_begin(self._text, self._at):
@@ -163,8 +163,8 @@ class TagSplitter(Cutter):
         self._say(self._at + 1)
         return True
 
-    def _is_no_tool(self, opening: _Opening, end: int) -> bool:
-        """True for tags within a line around a word that names no tool: the answer mentions the tags."""
+    def _is_mention(self, opening: _Opening, end: int) -> bool:
+        """True for tags within a line around a word that is not a tool's name: the answer mentions the tags."""
         tags = opening.leads_to.closings if isinstance(opening.leads_to, Section) else ()
         start = opening.tag.end(self._text, self._at) or self._at
         words = (self._text[start : end - len(tag)] for tag in tags if self._text.endswith(tag, start, end))
@@ -289,7 +289,7 @@ class TagSplitter(Cutter):
         return True
 
     def _begin_bare(self, final: bool) -> bool | None:
-        """Try a call without tags at the beginning of the answer; None if there is none."""
+        """Try a call without tags at the beginning of the answer; None without one."""
         first = _past(_SPACES, self._text, self._at)
         if first == len(self._text) or self._text[first] not in "{[":
             return None
@@ -300,7 +300,7 @@ class TagSplitter(Cutter):
         return None
 
     def _try_bare(self, section: Section, at: int, final: bool, *, in_list: bool) -> Verdict:
-        """Begin a call without tags at `at` if one is there, and return the verdict."""
+        """Begin the call without tags at `at`, if any, and return the verdict."""
         text = self._text
         start = _past(_LIST_BEGIN, text, at)
         if start == len(text):
@@ -320,19 +320,19 @@ class TagSplitter(Cutter):
         elif verdict is Verdict.WHOLE:
             self._enter_section(section)
             self._scan = Scan(element)
-            self._state = self._doubt
+            self._state = self._undecided
         return verdict
 
-    def _doubt(self, final: bool) -> bool:
+    def _undecided(self, final: bool) -> bool:
         """State: hold back a JSON object until its end decides between call and text."""
         assert self._scan is not None
         end, ended = self._scan.read(self._text, self._at, final)
-        self._doubted.append(self._text[self._at : end])
+        self._held.append(self._text[self._at : end])
         self._at = end
         if not ended and not final:
             return False
-        whole = "".join(self._doubted)
-        self._doubted.clear()
+        whole = "".join(self._held)
+        self._held.clear()
         call = whole[max(0, whole.find("{")) :]
         if is_call(call, self._names):
             self._calls += 1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .limits import Budget
     from .sandbox import SandboxEnvironment
 
-MAX_SOURCE = 98_304  # characters; the longest template of a known model has half of it
+MAX_SOURCE = 98_304  # characters; twice the longest template of a known model
 
 
 class TemplateError(UsageError):
@@ -30,8 +30,8 @@ class TemplateError(UsageError):
 class ChatTemplate:
     """One or several named Jinja templates, with the named tokens available to them.
 
-    Rendering is limited: 1 s of processor time, 8 million characters, no attribute or call that could
-    leave the sandbox. Safe to share between threads.
+    Rendering is limited to 1 s of processor time, 8 million characters, and the attributes and calls that the sandbox
+    allows. Safe to share between threads.
     """
 
     def __init__(self, sources: str | Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
@@ -42,7 +42,7 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any], tokens: Mapping[str, str]) -> ChatTemplate | None:
-        """The templates of a model folder, None for a folder without any.
+        """The templates of a model folder, None if it has none.
 
         Order of precedence: chat_template.jinja with additional_chat_templates/*.jinja, tokenizer_config.json,
         chat_template.json.
@@ -142,9 +142,9 @@ class ChatTemplate:
             return "".join(chunks)
 
         with spending(budget):
-            return write_conversation(conversation, write, lambda: self._wants_null(name)), budget
+            return write_conversation(conversation, write, lambda: self._tests_for_null(name)), budget
 
-    def _wants_null(self, name: str) -> bool:
+    def _tests_for_null(self, name: str) -> bool:
         from .forms import asks_for_null
 
         if name not in self._asks_for_null:
@@ -180,17 +180,17 @@ def _read(path: Path) -> str:
     return source
 
 
-_OTHER = "use another model, or mend its chat_template.jinja"
+_OTHER = "use another model, or fix its chat_template.jinja"
 
 
 def _too_long() -> TemplateError:
     return TemplateError(
-        "The model's chat template is too long.", cause=f"it may have {MAX_SOURCE:,} characters", remedy=_OTHER
+        "The model's chat template is too long.", cause=f"the limit is {MAX_SOURCE:,} characters", remedy=_OTHER
     )
 
 
 def _declared(value: Any) -> dict[str, str]:
-    """The templates in a JSON file: a text, a list of {"name", "template"}, or a name: text object."""
+    """The templates in JSON: a string, a list of {"name", "template"}, or an object name -> template."""
     if isinstance(value, str):
         return {"default": value} if value else {}
     if is_object(value):
@@ -228,7 +228,7 @@ def _explain(error: Exception) -> TemplateError:
     said = str(error)
     if isinstance(error, RefusalError):
         return TemplateError(
-            "The model's chat template refuses this conversation.",
+            "The model's chat template rejects this conversation.",
             cause=said,
             remedy="change the conversation as the cause says, or use another model",
         )
@@ -237,7 +237,7 @@ def _explain(error: Exception) -> TemplateError:
             "The model's chat template was stopped.", cause=said or type(error).__name__, remedy=_OTHER
         )
     if isinstance(error, SecurityError):
-        return TemplateError("The model's chat template tried what templates may not do.", cause=said, remedy=_OTHER)
+        return TemplateError("The model's chat template tried a forbidden operation.", cause=said, remedy=_OTHER)
     if isinstance(error, TemplateSyntaxError):
         cause = f"line {error.lineno}: {error.message}"
         return TemplateError("The model's chat template is not valid Jinja.", cause=cause, remedy=_OTHER)
@@ -251,8 +251,8 @@ def _checked_length(data: Any) -> int:
     chars = _chars(data)
     if chars > MAX_TEXT:
         raise DoesNotFitError(
-            f"the conversation has {chars:,} characters; a chat template takes {MAX_TEXT:,}",
-            remedy="a shorter message, or a part of it at a time",
+            f"the conversation has {chars:,} characters; the limit is {MAX_TEXT:,}",
+            remedy="a shorter message, or its parts one at a time",
         )
     return chars
 

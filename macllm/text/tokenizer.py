@@ -62,15 +62,15 @@ class Backend(Protocol):
         ...
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """The text of `ids`; ids that are no token are left out."""
+        """The text of `ids`; unknown ids are left out."""
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token, None where there is no such token."""
+        """The id of a token, None for an unknown token."""
         ...
 
     def id_to_token(self, index: int) -> str | None:
-        """The token of an id, None where there is no such id."""
+        """The token of an id, None for an unknown id."""
         ...
 
     def stages(self) -> list[Stage] | None:
@@ -146,10 +146,10 @@ class Tokenizer:
         """The token ids of `text`; added tokens in the text are recognized.
 
         `add_special_tokens` adds the tokens that the model expects around a text, such as the begin token.
-        A lone surrogate, invalid in UTF-8, counts as U+FFFD. Raises `UsageError` for anything but a text.
+        A lone surrogate, invalid in UTF-8, counts as U+FFFD. Raises `UsageError` for anything but a string.
         """
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"encode takes one text, and this is {kind_of(text)}.", remedy="tokenizer.encode(text)")
+            raise UsageError(f"encode takes a string, and this is {kind_of(text)}.", remedy="tokenizer.encode(text)")
         return self._backend.encode(_valid(text), add_special_tokens)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
@@ -211,7 +211,7 @@ class Tokenizer:
         if self.chat_template is None:
             raise UsageError(
                 f"The model in {self.folder} has no chat template.",
-                cause="it was trained to continue text, not to converse",
+                cause="base models are trained to continue text, not to chat",
                 remedy="macllm generate, or a model whose name ends in -Instruct, -it or -chat",
             )
         return self.chat_template.render(

@@ -25,11 +25,11 @@ def parse_tool_calls(text: str, tools: Tools = None) -> list[ToolCall]:
     """The tool calls in `text`, in order, in any known format, with or without tags.
 
     Arguments in raw text get their types from the schemas of `tools`; an argument without a type, or not of its type,
-    stays text. Raises `ToolCallError` for text that is no call.
+    stays text. Raises `ToolCallError` for text that is not a call.
     """
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(
-            f"parse_tool_calls reads one text, and this is {kind_of(text)}.",
+            f"parse_tool_calls takes a string, and this is {kind_of(text)}.",
             remedy="for each: [call for text in completion.tool_calls for call in parse_tool_calls(text, tools)]",
         )
     calls: list[ToolCall] = []

@@ -1,6 +1,6 @@
 """Settings of a training run: frozen, checked, read from TOML, keywords or `key=value` strings.
 
-Every field carries its documentation, which the command line prints. This module imports no mlx.
+Every field has its documentation in its annotation, which the command line prints. This module imports no mlx.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class TrainConfig:
         for name, low, high in self._ranges():
             value = getattr(self, name)
             if not low <= value <= high:
-                between = f"it has to lie between {low:.10g} and {high:.10g}"
+                between = f"it must be between {low:.10g} and {high:.10g}"
                 raise UsageError(f"{name} cannot be {value}", cause=between)
         if not self.data:
             raise UsageError("no training data", remedy="--data train.jsonl, or --resume with the folder of a run")
@@ -133,8 +133,8 @@ class TrainConfig:
                 return {}
             flag = f"--{cls._folder.replace('_', '-')}"
             raise UsageError(
-                f"{path.parent} holds no run to go on with",
-                cause=f"there is no {path}",
+                f"{path.parent} has no run to resume",
+                cause=f"{path} does not exist",
                 remedy=f"{flag} with the folder of a run, or --data train.jsonl for a new one",
             ) from None
         except (OSError, ValueError) as error:
@@ -167,7 +167,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """A LoRA run on an existing checkpoint (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+    """Settings of LoRA fine-tuning (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
 
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
@@ -184,12 +184,10 @@ class FinetuneConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_layers == 0:
-            raise UsageError(
-                "num_layers cannot be 0", cause="there would be nothing to train", remedy="-1 for all layers"
-            )
+            raise UsageError("num_layers cannot be 0", cause="no layer would be trained", remedy="-1 for all layers")
 
     def fitted(self, parameters: int) -> Self:
-        """The config with defaults of learning rate and epochs for a model with `parameters` parameters."""
+        """The config with default learning rate and epochs for a model with this number of parameters."""
         rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
         return dataclasses.replace(
             self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
@@ -202,9 +200,9 @@ class FinetuneConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """A run from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
+    """Settings of training from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
 
-    config: Annotated[str, "config.json of the model to make"] = "config.json"
+    config: Annotated[str, "config.json of the model"] = "config.json"
     tokenizer: Annotated[str, "folder with the tokenizer's files"] = "."
     output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
     init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
@@ -246,7 +244,7 @@ def _check_names(cls: type[TrainConfig], values: dict[str, Any], where: str) -> 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """Convert `value` to the field's type; only strings from the command line are parsed."""
-    wrong = UsageError(f"{name} cannot be {shown(value)}", cause=f"it has to be {_describe(kind)}")
+    wrong = UsageError(f"{name} cannot be {shown(value)}", cause=f"it must be {_describe(kind)}")
     if get_origin(kind) is tuple:
         given: Any = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         if not isinstance(given, list | tuple):

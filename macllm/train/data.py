@@ -85,8 +85,8 @@ def loading(
 ) -> Generator[Advanced, None, Dataset]:
     """Tokenize the rows that `config` names, yielding progress; returns the dataset.
 
-    An example has at most `max_seq_length` tokens, and at most `context_length` where that is given. Raises DataError
-    when no example with a supervised token is left.
+    An example has at most `max_seq_length` tokens, and at most `context_length` if that is not None. Raises DataError
+    if no example has a supervised token.
     """
     train_path, valid_path = rows.find_files(config.data, config.valid)
     train_rows = rows.read(train_path)
@@ -105,8 +105,8 @@ def loading(
     (train, counts), (valid, _) = made
     if not train:
         raise DataError(
-            f"nothing to learn in {train_path}",
-            cause=f"of {counts.rows} rows {counts.unsupervised_rows} have no token to learn, "
+            f"{train_path} has no supervised tokens",
+            cause=f"of {counts.rows} rows {counts.unsupervised_rows} have no supervised tokens, "
             f"{counts.dropped_rows} are longer than {limit} tokens",
             remedy="assistant turns or completions in the rows, or a larger max_seq_length",
         )
@@ -118,7 +118,7 @@ def _hold_out(
 ) -> tuple[list[rows.Row], list[rows.Row]]:
     count = max(1, round(fraction * len(all_rows)))
     if count >= len(all_rows):
-        raise DataError(f"{path} has too few rows to hold some out", cause=f"it has {len(all_rows)}")
+        raise DataError(f"{path} has too few rows to hold out some for evaluation", cause=f"it has {len(all_rows)}")
     random = np.random.Generator(np.random.Philox(key=np.array([seed, 2**63], dtype=np.uint64)))
     held = set(map(int, random.permutation(len(all_rows))[:count]))
     return (
@@ -168,7 +168,7 @@ def _fit(example: Example, long_rows: LongRows, most: int, counts: Counts) -> tu
     if long_rows == "drop":
         return [], replace(counts, dropped_rows=counts.dropped_rows + 1)
     if long_rows == "split" and example.splittable and most > 1:
-        # Pieces share one token, so that every token but the first is predicted once.
+        # Neighbouring pieces share one token, so that every token but the first is predicted once.
         starts = range(0, len(example) - 1, most - 1)
         pieces = [_cut(example, start, start + most) for start in starts]
         return pieces, replace(counts, split_rows=counts.split_rows + 1)

@@ -73,7 +73,7 @@ def finetune(
     """
     keywords = {name: value for name, value in locals().items() if name not in ("config", "on_event")}
     if config is not None and (given := [name for name, value in keywords.items() if value is not None]):
-        raise UsageError("a config already says everything; keywords go into it", cause=", ".join(given))
+        raise UsageError("a config takes no further keywords; set them in it", cause=", ".join(given))
     if config is not None and not isinstance(config, FinetuneConfig):
         raise UsageError(f"config is {kind_of(config)}, not a FinetuneConfig", remedy='finetune(data="rows.jsonl")')
     config = config or FinetuneConfig.load(**keywords)
@@ -85,7 +85,7 @@ def finetune(
 
 
 def events(config: FinetuneConfig) -> Generator[TrainEvent]:
-    """Train as `config` says and yield the events. Closing the generator saves and ends the run."""
+    """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.adapter_path)
     Run.check(folder, config)
     cpu.wait()
@@ -108,7 +108,7 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
 
 def _context_length(model: LanguageModel, config: FinetuneConfig) -> int | None:
     if model.info.kind != "decoder":
-        raise UsageError(f"{config.model} is no causal language model", remedy="a model that macllm chat talks to")
+        raise UsageError(f"{config.model} is not a causal language model", remedy="a decoder-only model")
     return model.info.context_length
 
 

@@ -34,7 +34,7 @@ def fit(
     """Train the trainable parameters of `model` in place and yield the events.
 
     Resumes from the newest of `snapshots`. Evaluates before the first step, every
-    `steps_per_eval` and after the last. However it ends (closed, interrupted, failed), the model holds the
+    `steps_per_eval` and after the last. However training ends (closed, interrupted, failed), the model has the
     weights of the last complete step and a snapshot of them is on disk. The model is left in training mode.
     """
     return Trainer(model, objective, config, rows, snapshots).run()
@@ -145,9 +145,9 @@ class Trainer:
         size = _number(norm)
         if not size < float("inf"):
             raise MacllmError(
-                f"step {state.step + 1} has a gradient that is not finite",
+                f"the gradient of step {state.step + 1} is not finite",
                 cause=f"loss {numerator / denominator:.4g}, learning rate {rate:.3g}",
-                remedy="a lower --learning-rate; the last good step is kept, --resume goes on from it",
+                remedy="a lower --learning-rate; --resume continues from the last complete step",
             )
         scale = clip_factor(norm, config.max_grad_norm) / denominator
         weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
@@ -214,16 +214,16 @@ class Trainer:
         numerator = denominator = 0.0
         self.model.eval()
         try:
-            for number, some in enumerate(batches):
+            for number, examples in enumerate(batches):
                 yield Advanced("evaluating", number, len(batches))
-                loss, weight, _ = self.objective(self.model, collate(some))
+                loss, weight, _ = self.objective(self.model, collate(examples))
                 numerator += _number(loss)
                 denominator += weight
         finally:
             self.model.train()
         loss, before = numerator / denominator, self.state.best_loss
         best = before is None or loss < before
-        if self.state.step:  # the untrained model is no candidate for the best
+        if self.state.step:  # the untrained model does not count as the best
             self.state = replace(self.state, eval_loss=loss, best_loss=loss if best else before)
         yield Evaluated(self.state.step, loss, round(denominator), best)
 

@@ -78,7 +78,7 @@ class AdamW:
         return AdamState(zeros, dict(zeros), 0)
 
     def decays(self, name: str, weight: mx.array) -> bool:
-        """Return True for weights with weight decay: matrices other than embeddings, or all."""
+        """True for weights with weight decay: matrices other than embeddings, or all."""
         return self.decay_all or (weight.ndim > 1 and "embedding" not in name)
 
     def update(

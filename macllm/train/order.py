@@ -39,7 +39,7 @@ class Order:
         batches: list[tuple[int, ...]] = []
         pool = self._batch_size * _POOL_BATCHES
         for start in range(0, len(rows), pool):
-            some = rows[start : start + pool]
-            some = some[np.argsort(self._lengths[some], kind="stable")]
-            batches += [tuple(map(int, some[i : i + self._batch_size])) for i in range(0, len(some), self._batch_size)]
+            part = rows[start : start + pool]
+            part = part[np.argsort(self._lengths[part], kind="stable")]
+            batches += [tuple(map(int, part[i : i + self._batch_size])) for i in range(0, len(part), self._batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]

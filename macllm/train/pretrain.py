@@ -43,7 +43,7 @@ def train(
 
 
 def events(config: PretrainConfig) -> Generator[TrainEvent]:
-    """Train as `config` says and yield the events. Closing the generator saves and ends the run."""
+    """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.output)
     Run.check(folder, config)
     cpu.wait()
@@ -61,14 +61,14 @@ def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
     """The model that a config.json describes, in float32, with random weights."""
     if not families.is_known(raw):
         raise UsageError(
-            f"{config.config} is of no family that can be trained",
+            f"macllm cannot train the family of {config.config}",
             cause=f"model_type is {raw.get('model_type')!r}",
             remedy=f"one of {', '.join(families.FAMILIES)}",
         )
     text = families.text_config(raw)
     model = checkpoint.build_model(families.spec(Config(text)), text["model_type"])
     if not isinstance(model, DecoderLM):
-        raise UsageError(f"{config.config} is no causal language model", remedy="a decoder such as model_type llama")
+        raise UsageError(f"{config.config} is not a causal language model", remedy="a decoder such as model_type llama")
     initialize(model, config.init_std, config.seed)
     model.info = replace(model.info, config=MappingProxyType(raw))
     return model

@@ -1,9 +1,9 @@
 """Tokens and loss mask of a row.
 
 In a chat the loss covers the assistant's turns, end markers included. The bounds of a turn come from the template's
-`{% generation %}` block, else from rendering: the conversation up to a turn must be a prefix of the conversation with
-it. A template that rewrites old turns (dropped reasoning) gives one example per turn instead, each rendered as in a
-chat that ends there. A template whose answers do not follow its own prompt is refused.
+`{% generation %}` block, else from rendering: the conversation before a turn must be a prefix of the conversation with
+it. A template that rewrites old turns (drops their reasoning) gives one example per turn instead, each rendered as a
+chat that ends there. A template whose answers do not follow its own generation prompt is an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextTokenizer(Protocol):
         ...
 
     def id_to_token(self, index: int) -> str | None:
-        """A token as the vocabulary writes it."""
+        """The token of an id, in the vocabulary's spelling."""
         ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -124,11 +124,11 @@ def _turn(row: Chat, i: int, tokenizer: TextTokenizer) -> tuple[str, str]:
     after = _render(row, i + 1, tokenizer, answer_next=False)
     if not after.startswith(before):
         raise DataError(
-            f"{row.where}: cannot tell which tokens are the assistant's",
-            cause=f"the template's prompt for message {i + 1} is not how it writes that message",
-            remedy="mask_prompt = false (learn every token), or a template that is stable",
+            f"{row.where}: cannot find the assistant's tokens",
+            cause=f"the template's generation prompt for message {i + 1} differs from the rendered message",
+            remedy="mask_prompt = false (train on every token), or another chat template",
         )
-    # What a template writes after the end marker (a line break) is never sampled: generation has stopped.
+    # Text after the end marker (a line break) is never generated: the end marker stops generation.
     return before, after[: len(before)] + after[len(before) :].rstrip()
 
 
@@ -162,8 +162,8 @@ def _before(text: str, tokens: list[int], row: Chat, tokenizer: TextTokenizer) -
     same = next((n for n, (a, b) in enumerate(zip(own, tokens, strict=False)) if a != b), min(len(own), len(tokens)))
     if len(own) - same > 1:
         raise DataError(
-            f"{row.where}: a turn does not begin or end near a token's end",
-            cause="the tokenizer joins it with the text beside it",
-            remedy="mask_prompt = false (learn every token)",
+            f"{row.where}: a turn does not begin or end at a token boundary",
+            cause="the tokenizer merges it with the neighbouring text",
+            remedy="mask_prompt = false (train on every token)",
         )
     return same, len(own) > same

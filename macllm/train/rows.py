@@ -12,7 +12,7 @@ from macllm.errors import DataError
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation, with the tools that its template is given."""
+    """A conversation, with the tools for its template."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
@@ -45,11 +45,11 @@ def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
     """The training file and the validation file or None, from a .jsonl file or a folder."""
     path = Path(data)
     given = Path(valid) if valid else None
-    for odd in (path, given):
-        if odd is not None and odd.exists() and not odd.is_dir() and not odd.is_file():
+    for each in (path, given):
+        if each is not None and each.exists() and not each.is_dir() and not each.is_file():
             raise DataError(
-                f"{odd} is not a file",
-                cause="rows are read more than once, which no pipe allows",
+                f"{each} is not a file",
+                cause="rows are read more than once, and a pipe can be read only once",
                 remedy="write them into a .jsonl file first",
             )
     if given is not None and not given.is_file():
@@ -72,7 +72,7 @@ def check(data: str, valid: str) -> None:
 
 
 def read(path: Path, most: int | None = None) -> list[Row]:
-    """Every row of a .jsonl file, or the first `most`. Raises DataError with file and line."""
+    """All rows of a .jsonl file, or the first `most`. Raises DataError with file and line."""
     rows: list[Row] = []
     try:
         with path.open("rb") as lines:
@@ -92,7 +92,7 @@ def _parse(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON", cause=str(error), remedy="one JSON object a line, in UTF-8") from error
+        raise DataError(f"{where} is not JSON", cause=str(error), remedy="one JSON object per line, UTF-8") from error
     if not isinstance(row, dict):
         raise DataError(f"{where} is not a JSON object", remedy=_KINDS)
     if "messages" in row:
@@ -104,7 +104,7 @@ def _parse(line: bytes, where: str) -> Row:
             raise DataError(f"{where}: text is not a string")
         return PlainText(row["text"], where)
     found = ", ".join(sorted(map(str, row))) or "nothing"
-    raise DataError(f"{where} has no field to learn from", cause=f"it has {found}", remedy=_KINDS)
+    raise DataError(f"{where} has no known field", cause=f"it has {found}", remedy=_KINDS)
 
 
 def _completion(row: dict[str, Any], where: str) -> Row:
@@ -112,7 +112,7 @@ def _completion(row: dict[str, Any], where: str) -> Row:
     if isinstance(prompt, list) and isinstance(completion, list):
         return Chat(_check_messages(prompt + completion, where), _check_tools(row.get("tools"), where), where)
     if not isinstance(prompt, str) or not isinstance(completion, str):
-        raise DataError(f"{where}: prompt and completion are not both strings, nor both lists of messages")
+        raise DataError(f"{where}: prompt and completion must be two strings or two lists of messages")
     return PromptCompletion(prompt, completion, where)
 
 

@@ -40,7 +40,7 @@ class Run:
     def check(folder: Path, config: TrainConfig) -> None:
         """Check data and directory before any work.
 
-        Raises DataError for missing or invalid data, UsageError for a directory that holds another run.
+        Raises DataError for missing or invalid data, UsageError for the directory of another run.
         """
         rows.check(config.data, config.valid)
         if config.resume or not folder.exists():
@@ -50,9 +50,9 @@ class Run:
         for name in ("snapshots", "adapters.safetensors", "model"):
             if (folder / name).exists():
                 raise UsageError(
-                    f"{folder} holds a run already",
-                    cause=f"there is {folder / name}",
-                    remedy="--resume to go on with it, or another folder for this one",
+                    f"{folder} already has a run",
+                    cause=f"{folder / name} exists",
+                    remedy="--resume to continue it, or another folder",
                 )
 
     def __enter__(self) -> Run:
@@ -63,7 +63,7 @@ class Run:
         except OSError as error:
             os.close(self._lock)
             raise UsageError(
-                f"another process is training in {self.folder}", remedy="wait for it, or take another folder"
+                f"another process is training in {self.folder}", remedy="wait for it, or use another folder"
             ) from error
         return self
 
@@ -74,8 +74,8 @@ class Run:
     def record(self, trainer: Trainer, export: Callable[[], object], result: Path) -> Generator[TrainEvent]:
         """Yield the events of `trainer` and write each to metrics.jsonl.
 
-        At the end, also after an interruption, `export` writes `result` from the model if a step was made: the best
-        weights if the config selects them and the run has validation data, else the last ones.
+        At the end, also after an interruption, `export` writes `result` from the model, unless no step was done: the
+        best weights if the config selects them and the run has validation data, else the last ones.
         """
         first_step = trainer.state.step
         write_json(self.folder / SETTINGS_NAME, self._config.as_dict())

@@ -1,7 +1,7 @@
 """Snapshots of a training run: crash-safe, and resumed bit for bit.
 
-A snapshot is a folder that appears by one rename, after its files and then its manifest (sizes and
-SHA-256 of each) have reached the disk. A damaged snapshot is skipped for the one before.
+A snapshot is a folder that is renamed to its final name after its files and its manifest (size and SHA-256 of
+each) are synchronized to disk. If a snapshot is damaged, the one before is used.
 Random state needs no file: batches and dropout are functions of (seed, step).
 """
 
@@ -33,7 +33,7 @@ class TrainState:
     weights: Arrays
     optimizer: AdamState
     best_loss: float | None = None
-    eval_loss: float | None = None  # of exactly these weights
+    eval_loss: float | None = None  # of these weights
 
 
 class Snapshots:
@@ -45,7 +45,7 @@ class Snapshots:
         self._identity = json.loads(json.dumps(identity))
 
     def save(self, state: TrainState) -> Path:
-        """Write a snapshot, then remove old ones. Raises MacllmError for an error of the disk."""
+        """Write a snapshot, then remove old ones. Raises MacllmError if it cannot be written."""
         final = self.folder / _name(state.step)
         draft = self.folder / f".draft-{_name(state.step)}-{os.getpid()}"
         try:
@@ -62,7 +62,7 @@ class Snapshots:
             raise MacllmError(
                 f"cannot write the snapshot {final}",
                 cause=str(error),
-                remedy="free some disk, then run the same command with --resume",
+                remedy="free some disk space, then run the same command with --resume",
             ) from error
         self._prune()
         return final
@@ -79,7 +79,7 @@ class Snapshots:
             except _DamagedError as error:
                 damage.append(str(error))
         if damage:
-            raise CheckpointError(f"no snapshot in {self.folder} is whole", cause="; ".join(damage[:3]))
+            raise CheckpointError(f"all snapshots in {self.folder} are damaged", cause="; ".join(damage[:3]))
         return None
 
     def best(self) -> TrainState | None:
@@ -143,10 +143,10 @@ class Snapshots:
 
     def _prune(self) -> None:
         steps, losses = self._steps(), self._losses()
-        wanted = set(steps[-self._keep :])
+        kept = set(steps[-self._keep :])
         if losses:
-            wanted.add(min(losses, key=lambda step: (losses[step], step)))
-        for step in set(steps) - wanted:
+            kept.add(min(losses, key=lambda step: (losses[step], step)))
+        for step in set(steps) - kept:
             shutil.rmtree(self.folder / _name(step), ignore_errors=True)
 
     def _remove_drafts(self) -> None:
@@ -155,7 +155,7 @@ class Snapshots:
 
 
 class _DamagedError(Exception):
-    """A snapshot that does not agree with its manifest."""
+    """A snapshot that does not match its manifest."""
 
 
 def _name(step: int) -> str:
@@ -166,7 +166,7 @@ def _load(path: Path) -> Arrays:
     occupy_standard_descriptors()
     arrays = mx.load(str(path))
     if not isinstance(arrays, dict):
-        raise _DamagedError(f"{path} holds no named tensors")
+        raise _DamagedError(f"{path} has no named tensors")
     mx.eval(arrays)
     return arrays
 
@@ -189,9 +189,9 @@ def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
     if changed:
         cause = "; ".join(f"{k} was {theirs.get(k)!r}, is {ours.get(k)!r}" for k in changed[:4])
         raise CheckpointError(
-            f"{folder.parent.parent} holds another run",
+            f"{folder.parent.parent} has another run",
             cause=cause,
-            remedy="the settings and data it began with, or another folder",
+            remedy="the settings and data of that run, or another folder",
         )
 
 

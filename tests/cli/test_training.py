@@ -57,7 +57,7 @@ def test_a_resumed_run_is_not_judged_by_the_loss_of_its_rest(capsys: pytest.Capt
     [
         (["finetune", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),
         (["finetune", "--data", "odd.jsonl"], "odd.jsonl:1 is not JSON"),
-        (["finetune", "--data", "rows.jsonl", "--adapter-path", "full"], "full holds a run already"),
+        (["finetune", "--data", "rows.jsonl", "--adapter-path", "full"], "full already has a run"),
         (["finetune", "--data", "rows.jsonl", "--valid", "none.jsonl"], "no file none.jsonl"),
         (["train", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),
         (["train", "--data", "rows.jsonl", "--config", "none.json"], "none.json does not exist"),

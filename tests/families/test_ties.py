@@ -94,7 +94,7 @@ def test_a_quantized_table_is_read_under_the_heads_name() -> None:
 def test_a_head_that_is_not_tied_and_not_there_is_named() -> None:
     tensors = golden("llama").tensors()
     del tensors[HEAD]
-    with pytest.raises(CheckpointError, match=r"lacks 1 tensors: lm_head\.weight"):
+    with pytest.raises(CheckpointError, match=r"1 missing tensor in the checkpoint: lm_head\.weight"):
         checkpoint.assemble(golden("llama").config, tensors)
 
 

@@ -15,7 +15,7 @@ def test_a_prompt_is_checked_against_the_encoders_vocabulary() -> None:
     info = golden("marian-two-tables").model().info
     assert (info.prompt_vocab_size, info.vocab_size) == (97, 83)
     check(info, Request(prompt=[96, 90, 0]), [96, 90, 0])
-    with pytest.raises(UsageError, match="the prompt has the token 97; this model's are from 0 to 96"):
+    with pytest.raises(UsageError, match="the prompt has the token 97; this model's tokens are 0 to 96"):
         check(info, Request(prompt=[97]), [97])
     biased = Request(prompt=[96], sampling=SamplingParams(logit_bias=((90, 1.0),)))
     with pytest.raises(UsageError, match="from 0 to 82"):
@@ -26,7 +26,7 @@ def test_a_prompt_is_checked_against_the_encoders_vocabulary() -> None:
 def test_prompt_and_answer_share_the_vocabulary_of_a_shared_embedding(name: str) -> None:
     info = golden(name).model().info
     assert (info.prompt_vocab_size, info.vocab_size) == (97, 97)
-    with pytest.raises(UsageError, match="from 0 to 96"):
+    with pytest.raises(UsageError, match="tokens are 0 to 96"):
         check(info, Request(prompt=[97]), [97])
 
 

@@ -155,7 +155,7 @@ def test_a_whole_number_without_an_upper_limit_may_have_any_size(name: str) -> N
 
 
 def test_an_unknown_option_is_an_error_that_suggests_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no option temprature") as error:
+    with pytest.raises(UsageError, match="unknown option temprature") as error:
         read({"temprature": 1})
     assert error.value.remedy == "temperature"
 

@@ -56,7 +56,7 @@ def test_swapped_and_wrong_arguments_are_named(arguments: tuple[Any, ...], match
         (Request(messages=(HI,), variables={"messages": []}), "variables has 'messages'"),
         (Request(messages=(HI,), variables={5: 1}), "variables has 5"),  # type: ignore[dict-item]
         (Request(prompt="x", messages=(HI,)), "has a prompt and messages"),
-        (Request(messages=(HI,), raw=True), "raw continues a text"),
+        (Request(messages=(HI,), raw=True), "raw=True needs a text"),
     ],
 )
 def test_an_invalid_request_is_a_usage_error_that_names_the_fault(request_: Request, match: str) -> None:

@@ -331,7 +331,7 @@ def test_a_max_context_beyond_the_trained_length_is_allowed_with_one_warning(cap
         out = generate(model, FakeTokenizer(), "x" * 40, max_tokens=5, max_context=64)
         assert len(out.tokens) == 5
     assert [record.getMessage() for record in caplog.records] == [
-        "max_context is 64, and the model is made for 32 tokens: answers beyond may be poor"
+        "max_context is 64, but the model supports 32 tokens: answers beyond may be poor"
     ]
 
 

@@ -193,7 +193,7 @@ def test_an_encoder_decoder_gives_the_tokens_of_full_passes_over_its_source(forc
 def test_generating_with_an_encoder_is_an_error_that_names_embed() -> None:
     from macllm.errors import UsageError
 
-    with pytest.raises(UsageError, match="encodes") as error:
+    with pytest.raises(UsageError, match="encoder") as error:
         generate(model("encoder"), FakeTokenizer(), Request(prompt=PROMPT))
     assert "embed" in error.value.remedy
 

@@ -262,5 +262,5 @@ def test_an_added_token_with_an_invalid_id_is_a_checkpoint_error(
         "tokenizer_config": lambda: open_tokenizer(tmp_path, byte_level, config={"added_tokens_decoder": {"x": X}}),
         "added_tokens": lambda: open_tokenizer(tmp_path, byte_level, added_tokens={"<|x|>": None}),
     }
-    with pytest.raises(CheckpointError, match="has the number"):
+    with pytest.raises(CheckpointError, match="has the id"):
         files[name]()

@@ -80,7 +80,7 @@ def test_a_text_becomes_a_part_for_a_template_that_reads_only_parts() -> None:
     assert render(chat, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]) == (
         "<user>hi<assistant>yes"
     )
-    with pytest.raises(UsageError, match="refuses"):
+    with pytest.raises(UsageError, match="rejects"):
         render(per_message("{{ raise_exception('no') }}"), [{"role": "user", "content": "hi"}])
 
 
@@ -230,7 +230,7 @@ def test_arguments_that_are_not_json_are_named_for_a_template_that_needs_an_obje
         "{% for c in m.tool_calls %}{% for k, v in c.function.arguments | items %}{{ k }}{% endfor %}{% endfor %}"
     )
     good, bad = ({"function": {"name": "f", "arguments": value}} for value in ("{}", '{"a": '))
-    with pytest.raises(UsageError, match=r"messages\[0\]\.tool_calls\[1\] has arguments that are no JSON object"):
+    with pytest.raises(UsageError, match=r"messages\[0\]\.tool_calls\[1\] has arguments that are not a JSON object"):
         render(chat, [{"role": "assistant", "tool_calls": [good, bad]}])
 
 

@@ -122,7 +122,7 @@ def test_an_invalid_conversation_is_refused_with_the_place_of_the_fault(case: st
 def test_a_message_that_contains_itself_is_refused() -> None:
     message: dict[str, Any] = {"role": "user", "content": "hi"}
     message["extra"] = message
-    with pytest.raises(UsageError, match=r"messages\[1\] holds itself"):
+    with pytest.raises(UsageError, match=r"messages\[1\] contains itself"):
         read_messages([HI, message])
 
 

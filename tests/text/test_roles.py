@@ -147,7 +147,7 @@ def test_call_ids_that_the_template_accepts_are_unchanged() -> None:
 
 def test_a_refusal_for_another_reason_than_ids_keeps_its_cause() -> None:
     chat = per_message("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(UsageError, match="refuses this conversation") as refused:
+    with pytest.raises(UsageError, match="rejects this conversation") as refused:
         render(chat, [{"role": "assistant", "tool_calls": [call("f", "x")]}])
     assert refused.value.cause == "roles must alternate"
 

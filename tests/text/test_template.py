@@ -71,7 +71,7 @@ def test_a_refusal_has_the_message_of_the_template_as_its_cause(name: str, roles
     with pytest.raises(TemplateError) as caught:
         template(name).render(turns(*roles))
     assert caught.value.cause == cause
-    assert "refuses" in caught.value.message
+    assert "rejects" in caught.value.message
     assert isinstance(caught.value, UsageError)
 
 

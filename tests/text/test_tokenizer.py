@@ -138,7 +138,7 @@ def test_ids_beyond_the_vocabulary_have_no_text(folder: Path) -> None:
 @pytest.mark.parametrize("wrong", [None, 5, b"text", ["text"]])
 def test_encode_and_decode_refuse_arguments_of_wrong_types(wrong: Any, folders) -> None:
     tokenizer = Tokenizer.from_folder(folders["byte-level tokenizer.json with bos"])
-    with pytest.raises(UsageError, match="encode takes one text, and this is"):
+    with pytest.raises(UsageError, match="encode takes a string, and this is"):
         tokenizer.encode(wrong)
     for ids in (None, 5, "text", [1.5], ["1"], [None]):
         with pytest.raises(UsageError, match="decode takes token ids, and this is"):
@@ -240,7 +240,7 @@ def test_damaged_files_are_one_clear_error(name: str, folders, tmp_path: Path) -
 def test_an_added_token_without_text_is_an_error(folders, tmp_path: Path) -> None:
     shutil.copy(folders["llama tokenizer.model"] / "tokenizer.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"7": {"special": true}}}')
-    with pytest.raises(CheckpointError, match="no text"):
+    with pytest.raises(CheckpointError, match="no content"):
         Tokenizer.from_folder(tmp_path)
 
 

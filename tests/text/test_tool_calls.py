@@ -202,7 +202,7 @@ def test_a_bare_name_is_a_call_only_of_a_known_tool() -> None:
 
 @pytest.mark.parametrize("wrong", [None, ("a", "b"), ["a"], b"a", {"name": "a"}])
 def test_parse_tool_calls_refuses_arguments_that_are_not_text(wrong: Any) -> None:
-    with pytest.raises(UsageError, match="reads one text, and this is"):
+    with pytest.raises(UsageError, match="takes a string, and this is"):
         parse_tool_calls(wrong)
 
 

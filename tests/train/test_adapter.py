@@ -171,7 +171,7 @@ def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -
         ({"lora_parameters": {"scale": float("nan")}}, "not a LoRA config"),
         ({"lora_parameters": {"scale": float("inf")}}, "not a LoRA config"),
         ({"lora_parameters": {"scale": 10**400}}, "not a LoRA config"),
-        ({"fine_tune_type": "dora"}, "another kind"),
+        ({"fine_tune_type": "dora"}, "not a LoRA adapter"),
     ],
 )
 def test_a_config_that_is_no_lora_is_refused(tmp_path: Path, damage: dict[str, Any], said: str) -> None:

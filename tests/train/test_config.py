@@ -102,7 +102,7 @@ def test_finetune_refuses_what_is_no_config_by_name(config: object) -> None:
 
 
 def test_finetune_refuses_a_config_with_keywords_beside_it() -> None:
-    with pytest.raises(UsageError, match="keywords go into it"):
+    with pytest.raises(UsageError, match="set them in it"):
         macllm.finetune(FinetuneConfig(data="x.jsonl"), rank=4)
 
 
@@ -134,7 +134,7 @@ def test_learning_rate_and_epochs_follow_the_size_of_the_model_unless_they_are_g
 def test_resuming_where_no_run_is_says_so_and_not_that_data_are_missing(
     kind: type[TrainConfig], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="holds no run to go on with"):
+    with pytest.raises(UsageError, match="has no run to resume"):
         kind.load(resume=True, **{kind._folder: str(tmp_path / "nowhere")})
     begun = kind.load(resume=True, data="rows.jsonl", **{kind._folder: str(tmp_path / "nowhere")})
     assert begun.data == "rows.jsonl"

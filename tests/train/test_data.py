@@ -94,7 +94,7 @@ def test_rows_without_anything_to_learn_are_counted(tmp_path: Path) -> None:
     config = TrainConfig(data=folder(tmp_path, rows), max_seq_length=5)
     made = data.load(config, CharTokenizer())
     assert (len(made.train), made.counts.unsupervised_rows, made.counts.truncated_rows) == (1, 1, 1)
-    with pytest.raises(DataError, match="nothing to learn"):
+    with pytest.raises(DataError, match="no supervised tokens"):
         data.load(TrainConfig(data=folder(tmp_path, rows[:1]), max_seq_length=5), CharTokenizer())
 
 

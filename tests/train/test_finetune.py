@@ -180,7 +180,7 @@ def test_rows_longer_than_the_model_reaches_are_told(recipe: Path, base: Path, t
     [
         ({"vocab_size": 200}, "a vocabulary of 200, the tokenizer one of"),
         ({"model_type": "unheard"}, "of no family"),
-        ({"model_type": "bert"}, "no causal language model"),
+        ({"model_type": "bert"}, "not a causal language model"),
     ],
 )
 def test_a_config_that_cannot_be_trained_is_refused(

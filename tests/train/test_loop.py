@@ -239,7 +239,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path
         return loss * (math.nan if trainer.state.step == 4 else 1.0), weight, metrics
 
     trainer = Trainer(ToyLM(), breaks, CONFIG, ROWS, snapshots(tmp_path))
-    with pytest.raises(MacllmError, match="step 5 has a gradient that is not finite"):
+    with pytest.raises(MacllmError, match="the gradient of step 5 is not finite"):
         list(trainer.run())
     assert all(bool(mx.isfinite(w).all()) for _, w in tree_flatten(trainer.model.parameters()))
     saved = snapshots(tmp_path).latest()
@@ -369,7 +369,7 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(tmp_path: Path, na
     assert latest is not None
     assert latest.step == 1
     (kept.folder / "step-00000001" / name).unlink()
-    with pytest.raises(CheckpointError, match="whole"):
+    with pytest.raises(CheckpointError, match="are damaged"):
         kept.latest()
 
 

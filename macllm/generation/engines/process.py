@@ -154,7 +154,7 @@ class _Child:
             self._unanswered.clear()
 
     def _reason(self, exit: Exit) -> Exception:
-        if exit.asked:
+        if exit.requested:
             return closed_error()
         return EngineCrashedError(
             f"the engine of {self._model_name} crashed",

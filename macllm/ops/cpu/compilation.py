@@ -96,8 +96,10 @@ class Compilation:
     def _finish(self, exit: Exit) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         if self.error is None and not whole(self.target):
-            self.ended = exit.asked
-            self.error = BuildError("the compilation was ended" if exit.asked else f"compiling crashed: {exit.cause}")
+            self.ended = exit.requested
+            self.error = BuildError(
+                "the compilation was ended" if exit.requested else f"compiling crashed: {exit.cause}"
+            )
         self.over.set()
         self._on_progress(self)
 

@@ -33,7 +33,7 @@ class Nested:
         schema = {"properties": properties_of(tools, head["name"])}
         arguments, at = self._value(pieces, 0, "invoke", schema, 0)
         if at != len(pieces):
-            refuse("something stands after it", raw)
+            refuse("text follows it", raw)
         return ToolCall(head["name"], object_in(arguments))
 
     def _value(self, pieces: list[str], at: int, name: str, schema: Any, depth: int) -> tuple[Any, int]:

@@ -13,7 +13,7 @@ from .typed import properties_of
 
 _HEAD = re.compile(r"\s*(?P<name>[^\s(){}\[\]\"',=]+)\s*\(")
 _KEY = re.compile(r"\s*(?P<key>[^\s(){}\[\]\"',=]+)\s*=(?!=)")
-# A quote ends a string only before what may follow a value: templates write strings without escaping their quotes.
+# A quote ends a string only before a character that may follow a value: templates do not escape quotes in strings.
 _STRING = re.compile(
     "|".join(
         (
@@ -35,7 +35,7 @@ def read_python(raw: str, tools: Tools) -> ToolCall:
         refuse("it has no name", raw)
     pieces, end = _split(raw, head.end())
     if end is None or raw[end:].strip():
-        refuse("it breaks off or something stands after it", raw)
+        refuse("it is incomplete, or text follows it", raw)
     name = head["name"].removesuffix(".call")
     order = list(properties_of(tools, name))
     arguments: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def _value(text: str, raw: str) -> Any:
             warnings.simplefilter("ignore")  # unknown escapes
             return _literal(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        refuse("an argument is no literal", raw)
+        refuse("an argument is not a literal", raw)
 
 
 def _escaped(string: str) -> str:
@@ -115,6 +115,6 @@ def _literal(node: ast.expr) -> Any:
 
 def _key(node: ast.expr | None) -> str:
     if node is None:
-        raise ValueError("** is no literal")
+        raise ValueError("** is not a literal")
     value = _literal(node)
     return value if isinstance(value, str) else str(value)

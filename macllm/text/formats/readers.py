@@ -41,7 +41,7 @@ def read_json(raw: str, tools: Tools) -> ToolCall:
     if is_object(value) and is_object(value.get("function")):
         value = {"id": value.get("id"), **value["function"]}
     if not is_object(value):
-        refuse("it is no object", raw)
+        refuse("it is not an object", raw)
     if len(value) == 1 and not _OWN_KEYS & value.keys():
         ((name, arguments),) = value.items()
         if is_object(arguments) and (not tools or name in names_of(tools)):
@@ -64,14 +64,14 @@ def _arguments(value: Any, raw: str) -> dict[str, Any]:
         value = json_value(value) if value.strip() else {}
     if value is None:
         return {}
-    return value if is_object(value) else refuse("its arguments are no object", raw)
+    return value if is_object(value) else refuse("its arguments are not an object", raw)
 
 
 @dataclass(frozen=True)
 class Named:
     """Reader for a name and JSON arguments. `pattern` has the groups name, arguments and, optionally, id."""
 
-    pattern: str  # compiled on first use: few processes read a call
+    pattern: str  # compiled on first use: most processes read no calls
 
     def __call__(self, raw: str, tools: Tools) -> ToolCall:
         """The call. Raises ToolCallError."""
@@ -105,7 +105,7 @@ class Tagged:
     and another opening or `tail` follow. With `guess`, a value of unknown type is parsed as JSON if possible.
     """
 
-    head: str  # patterns are compiled on first use: few processes read a call
+    head: str  # patterns are compiled on first use: most processes read no calls
     opening: str
     closing: str
     tail: str
@@ -131,7 +131,7 @@ class Tagged:
             found.append((opening, raw[opening.end() : end]))
             at = _after_space(raw, end + len(self.closing))
         if not re.compile(self.tail).match(raw, at):
-            refuse("it breaks off or says something between its arguments", raw)
+            refuse("it is incomplete, or has text between its arguments", raw)
         schemas = properties_of(tools, name)
         if self.lines:
             found = [(m, _own_lines(text)) for m, text in found]
@@ -181,7 +181,7 @@ class Braces:
         except (RecursionError, ValueError):
             refuse("it is nested too deeply, or a number is too long", raw)
         if raw.strip()[at:]:
-            refuse("something stands after it", raw)
+            refuse("text follows it", raw)
         return ToolCall(match["name"], value)
 
     def _object(self, text: str, at: int) -> tuple[dict[str, Any], int]:
@@ -234,7 +234,7 @@ class Braces:
         at = _after_space(text, at)
         if text.startswith(",", at):
             return _after_space(text, at + 1)
-        return at if text.startswith(closing, at) else refuse("it breaks off", text)
+        return at if text.startswith(closing, at) else refuse("it is incomplete", text)
 
 
 _CALL = re.compile(r"call:(?P<name>[^{]+)\{")

@@ -1,4 +1,4 @@
-"""Bounded patterns that also match their own prefixes: the end of a stream may become a match."""
+"""Bounded patterns that also recognize their own prefixes, for text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Literals:
         return self._any.match(text, at) if self._any else None
 
     def before(self, text: str) -> str:
-        """The text before the first literal, all of it without a literal."""
+        """The text before the first literal; the whole text if it has none."""
         found = self.search(text, 0)
         return text if found is None else text[: found.start()]
 

@@ -109,7 +109,7 @@ JSON = Element(
     lead=(("[", ""), SPACE),
     start=("{", SPACE, ('"', "'", "}")),
     read=read_json,
-    quotes=(_STRING, Quote("'", "'", escape="\\")),  # some write it as Python would
+    quotes=(_STRING, Quote("'", "'", escape="\\")),  # some models write Python's quotes
     brackets="{}",
 )
 PYTHON = Element(
@@ -240,7 +240,7 @@ MINIMAX, DSML, MUSE, INVOKE = (
     _invoke("invoke", "antml:"),
 )
 
-# in the order of trial: formats with a more specific start come first
+# tried in this order: formats with a more specific start come first
 ELEMENTS = (
     JSON,
     FUNCTION,

@@ -91,7 +91,10 @@ def _resolved(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
 
 
 def literal(text: str) -> Any:
-    """Parse JSON, or a Python literal as templates without a JSON filter write it; MISSING for neither."""
+    """Parse JSON or a Python literal; MISSING for other text.
+
+    Templates without a JSON filter write Python literals.
+    """
     try:
         return json.loads(text, strict=False, parse_constant=_refuse)
     except (ValueError, RecursionError):
