@@ -147,7 +147,7 @@ def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES)
-    except OSError:  # whoever opens the file reports it
+    except OSError:  # the caller that opens the file reports it
         return b""
 
 

@@ -179,7 +179,7 @@ def test_rows_longer_than_the_model_reaches_are_told(recipe: Path, base: Path, t
     ("change", "said"),
     [
         ({"vocab_size": 200}, "a vocabulary of 200, the tokenizer one of"),
-        ({"model_type": "unheard"}, "of no family"),
+        ({"model_type": "unheard"}, "cannot train the family"),
         ({"model_type": "bert"}, "not a causal language model"),
     ],
 )
