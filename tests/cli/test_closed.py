@@ -1,4 +1,4 @@
-"""A closed standard stream is neither a damaged model nor a crash."""
+"""Closed standard streams: answers, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GENERATE = "generate --temperature 0 -n 3 Hello"
 
 
 def shell(arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run macllm in a shell, whose redirections `arguments` may end with."""
+    """Run macllm in a shell; `arguments` may end with redirections."""
     command = ["sh", "-c", f"'{sys.executable}' -m macllm {arguments}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
@@ -24,20 +24,20 @@ def shell(arguments: str) -> subprocess.CompletedProcess[str]:
     ("command", "redirection"),
     [(GENERATE, "<&-"), (GENERATE, "<&- 2>&-"), ("chat --plain --temperature 0 --max-tokens 3 Hello", "<&-")],
 )
-def test_an_answer_needs_neither_input_nor_a_place_to_narrate(command: str, redirection: str) -> None:
+def test_an_answer_is_printed_with_stdin_and_stderr_closed(command: str, redirection: str) -> None:
     done = shell(f"{command} {redirection}")
     assert (done.returncode, done.stdout.strip()) == (0, shell(command).stdout.strip())
     assert "error" not in done.stderr
 
 
-def test_a_prompt_from_closed_input_is_empty() -> None:
+def test_a_prompt_read_from_closed_stdin_is_empty() -> None:
     done = shell("generate - <&-")
     assert done.returncode == 2
     assert done.stderr.startswith("error: the prompt is empty")
 
 
 @pytest.mark.parametrize("command", [GENERATE, "--version", "models ls"])
-def test_a_closed_output_is_one_error(command: str) -> None:
+def test_a_closed_stdout_is_one_error(command: str) -> None:
     done = shell(f"{command} >&-")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
@@ -46,12 +46,12 @@ def test_a_closed_output_is_one_error(command: str) -> None:
     ]
 
 
-def test_a_command_that_answers_nothing_runs_with_everything_closed() -> None:
+def test_exit_codes_are_right_with_all_streams_closed() -> None:
     assert shell(f"{GENERATE} <&- >&- 2>&-").returncode == 1
     assert shell("no-such-command <&- >&- 2>&-").returncode == 2
 
 
-def test_the_library_loads_and_saves_a_model_with_closed_input(tmp_path: Path) -> None:
+def test_the_library_loads_and_saves_a_model_with_closed_stdin(tmp_path: Path) -> None:
     code = (
         "import os; os.close(0); import macllm; model, tokenizer = macllm.load(); "
         f"macllm.save(model, tokenizer, {str(tmp_path / 'copy')!r}); macllm.load({str(tmp_path / 'copy')!r})"

@@ -33,26 +33,26 @@ TINY = {
 
 
 @dataclass(frozen=True)
-class Ran:
+class Outcome:
     code: int
     out: str
     err: str
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def run(*arguments: object) -> Ran:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def run(*arguments: object) -> Outcome:
         capsys.readouterr()
         code = cli.main([str(argument) for argument in arguments])
-        return Ran(code, *capsys.readouterr())
+        return Outcome(code, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with rows, and a model that two steps of `macllm train` made of them."""
-    folder = tmp_path_factory.mktemp("made")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows and a model after two steps of `macllm train` on them."""
+    folder = tmp_path_factory.mktemp("trained")
     bundled = Path(__file__).resolve().parents[2] / "models/maclet"
     (folder / "tokenizer").mkdir()
     for name in ("tokenizer.model", "tokenizer_config.json"):
@@ -71,23 +71,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(made: Path) -> Path:
-    return made / "run/model"
+def model(trained: Path) -> Path:
+    return trained / "run/model"
 
 
-def test_train_prints_its_folder_and_tells_the_rest_on_stderr(
-    made: Path, run: Callable[..., Ran], tmp_path: Path
+def test_train_prints_its_folder_to_stdout_and_progress_to_stderr(
+    trained: Path, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    ran = run("train", made / "recipe.toml", "--iters", 3, "--steps-per-report", 1, "--output", tmp_path / "run")
+    ran = run("train", trained / "recipe.toml", "--iters", 3, "--steps-per-report", 1, "--output", tmp_path / "run")
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'run'}\n")
     assert "6 examples" in ran.err
     assert [line.split()[1] for line in ran.err.splitlines() if "  loss " in line] == ["1/3", "2/3", "3/3"]
 
 
-def test_a_run_that_is_there_is_resumed_and_not_overwritten(
-    made: Path, run: Callable[..., Ran], tmp_path: Path
+def test_an_existing_run_is_not_overwritten_and_the_error_names_resume(
+    trained: Path, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    train = ("train", made / "recipe.toml", "--output", tmp_path / "run", "--schedule", "constant", "--warmup", 0)
+    train = ("train", trained / "recipe.toml", "--output", tmp_path / "run", "--schedule", "constant", "--warmup", 0)
     assert run(*train, "--iters", 1).code == 0
     again = run(*train, "--iters", 1)
     assert again.code == 2
@@ -95,28 +95,28 @@ def test_a_run_that_is_there_is_resumed_and_not_overwritten(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_training_that_is_stopped_is_saved_and_goes_on(
-    number: signal.Signals, code: int, made: Path, run: Callable[..., Ran], tmp_path: Path
+def test_a_stopped_training_leaves_a_snapshot_and_a_usable_model(
+    number: signal.Signals, code: int, trained: Path, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    train = ["train", str(made / "recipe.toml"), "--output", str(tmp_path / "run"), "--iters", "100000"]
+    train = ["train", str(trained / "recipe.toml"), "--output", str(tmp_path / "run"), "--iters", "100000"]
     command = [sys.executable, "-m", "macllm", *train, "--steps-per-report", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         while "  loss " not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(number)
-        told = process.stderr.read().splitlines()
+        output = process.stderr.read().splitlines()
         assert process.stdout
         assert process.stdout.read() == ""
     assert process.returncode == code
-    assert told[-1] == "stopped; run the same command with --resume to continue"
-    assert not [line for line in told if "Traceback" in line]
+    assert output[-1] == "stopped; run the same command with --resume to continue"
+    assert not [line for line in output if "Traceback" in line]
     assert run("generate", "-m", tmp_path / "run/model", "-n", 2, "hi").code == 0
     (snapshot,) = (tmp_path / "run/snapshots").iterdir()
     assert int(snapshot.name.rpartition("-")[2]) >= 1
 
 
-def test_generate_ends_with_one_newline_and_is_replayed_by_its_seed(model: Path, run: Callable[..., Ran]) -> None:
+def test_generate_prints_one_newline_at_the_end_and_a_seed_replays_it(model: Path, run: Callable[..., Outcome]) -> None:
     first, second = (run("generate", "-m", model, "-n", 8, "--seed", 5, "hello") for _ in range(2))
     assert first.code == 0
     assert first.err == ""
@@ -127,7 +127,7 @@ def test_generate_ends_with_one_newline_and_is_replayed_by_its_seed(model: Path,
     assert run("generate", "-m", model, "-n", 8, "--seed", 6, "hello").out != first.out
 
 
-def test_json_is_one_object_that_agrees_with_the_text(model: Path, run: Callable[..., Ran]) -> None:
+def test_json_is_one_object_that_agrees_with_the_text(model: Path, run: Callable[..., Outcome]) -> None:
     text = run("generate", "-m", model, "-n", 8, "--seed", 5, "hello").out
     ran = run("generate", "-m", model, "-n", 8, "--seed", 5, "--json", "--logprobs", 3, "hello")
     answer = json.loads(ran.out)
@@ -141,7 +141,7 @@ def test_json_is_one_object_that_agrees_with_the_text(model: Path, run: Callable
 
 
 def test_tool_calls_are_listed_as_json_and_paragraphs_of_the_text(
-    model: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    model: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from macllm.generation import stream
     from macllm.generation.request import Delta, Events
@@ -160,14 +160,14 @@ def test_tool_calls_are_listed_as_json_and_paragraphs_of_the_text(
     assert run("generate", "-m", model, "hello").out == 'Let me look.\n\n{"name": "f"}\n\n{"name": "g"}\n'
 
 
-def test_verbose_tells_the_speed_on_stderr(model: Path, run: Callable[..., Ran]) -> None:
+def test_verbose_prints_the_speed_to_stderr(model: Path, run: Callable[..., Outcome]) -> None:
     ran = run("generate", "-m", model, "-n", 4, "-v", "hello")
     assert "tokens/s" in ran.err
     assert "tokens/s" not in ran.out
 
 
 def test_raw_continues_the_text_and_a_dash_reads_it_from_stdin(
-    model: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    model: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = run("generate", "-m", model, "-n", 5, "--temperature", 0, "--raw", "naïve 数")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("naïve 数".encode()), encoding="ascii"))
@@ -177,10 +177,10 @@ def test_raw_continues_the_text_and_a_dash_reads_it_from_stdin(
     assert usage["prompt_tokens"] < answered["prompt_tokens"]
 
 
-def test_a_system_prompt_reaches_the_template(model: Path, run: Callable[..., Ran]) -> None:
+def test_a_system_prompt_reaches_the_template(model: Path, run: Callable[..., Outcome]) -> None:
     plain = json.loads(run("generate", "-m", model, "-n", 1, "--json", "hi").out)["usage"]["prompt_tokens"]
-    told = run("generate", "-m", model, "-n", 1, "--json", "--system", "Answer in one word.", "hi")
-    assert json.loads(told.out)["usage"]["prompt_tokens"] > plain
+    ran = run("generate", "-m", model, "-n", 1, "--json", "--system", "Answer in one word.", "hi")
+    assert json.loads(ran.out)["usage"]["prompt_tokens"] > plain
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_a_system_prompt_reaches_the_template(model: Path, run: Callable[..., Ra
         " ".join(value)[:30].strip().encode("ascii", "replace").decode() if isinstance(value, list) else None
     ),
 )
-def test_what_generate_cannot_take_is_told(
-    arguments: list[str], code: int, words: str, model: Path, run: Callable[..., Ran]
+def test_invalid_arguments_of_generate_are_errors_with_their_exit_code(
+    arguments: list[str], code: int, words: str, model: Path, run: Callable[..., Outcome]
 ) -> None:
     ran = run("generate", "-m", model, *arguments)
     assert (ran.code, ran.out) == (code, "")
@@ -218,8 +218,8 @@ def test_what_generate_cannot_take_is_told(
 
 @pytest.mark.parametrize("command", [["generate", "x"], ["chat", "x"], ["finetune", "--data", "rows.jsonl"]])
 @pytest.mark.parametrize("name", ["org/nothing", "./nowhere"])
-def test_a_model_that_is_not_here_ends_with_3_when_the_network_is_off(
-    command: list[str], name: str, run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_model_exits_with_3_when_the_network_is_off(
+    command: list[str], name: str, run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
@@ -229,11 +229,11 @@ def test_a_model_that_is_not_here_ends_with_3_when_the_network_is_off(
 
 
 def test_an_adapter_is_trained_used_and_merged(
-    made: Path, model: Path, run: Callable[..., Ran], tmp_path: Path
+    trained: Path, model: Path, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     adapter, fused = tmp_path / "adapter", tmp_path / "fused"
     settings = ("--iters", 80, "--learning-rate", 0.003, "--batch-size", 6, "--rank", 8)
-    ran = run("finetune", "--lora", "-m", model, "-d", made / "rows.jsonl", "--adapter-path", adapter, *settings)
+    ran = run("finetune", "--lora", "-m", model, "-d", trained / "rows.jsonl", "--adapter-path", adapter, *settings)
     assert (ran.code, ran.out) == (0, f"{adapter}\n")
     assert f"macllm chat --model {model} --adapter {adapter}" in ran.err
 
@@ -243,7 +243,7 @@ def test_an_adapter_is_trained_used_and_merged(
     assert adapted == "A number.\n"
     assert before != adapted
 
-    assert run("fuse", "--adapter", adapter, "--output", fused) == Ran(
+    assert run("fuse", "--adapter", adapter, "--output", fused) == Outcome(
         0, f"{fused}\n", f"try it: macllm chat --model {fused}\n"
     )
     assert run("generate", "-m", fused, *ask).out == adapted
@@ -252,7 +252,7 @@ def test_an_adapter_is_trained_used_and_merged(
     assert "already exists" in again.err
 
 
-def test_models_ls_and_show_tell_of_the_bundled_model(run: Callable[..., Ran]) -> None:
+def test_models_ls_show_and_get_agree_on_the_bundled_model(run: Callable[..., Outcome]) -> None:
     listed = run("models", "ls").out.splitlines()
     assert listed[0].split() == ["name", "revision", "size"]
     assert listed[1].startswith("maclet")
@@ -265,13 +265,13 @@ def test_models_ls_and_show_tell_of_the_bundled_model(run: Callable[..., Ran]) -
 
 
 @pytest.mark.parametrize("command", ["rm", "verify"])
-def test_the_bundled_model_cannot_be_removed_or_checked(command: str, run: Callable[..., Ran]) -> None:
+def test_the_bundled_model_cannot_be_removed_or_verified(command: str, run: Callable[..., Outcome]) -> None:
     ran = run("models", command, "maclet")
     assert (ran.code, ran.out) == (2, "")
     assert "only" in ran.err
 
 
-def test_doctor_says_the_same_to_people_and_to_programs(run: Callable[..., Ran]) -> None:
+def test_doctor_prints_the_same_facts_as_text_and_as_json(run: Callable[..., Outcome]) -> None:
     facts = json.loads(run("doctor", "--json").out)
     assert facts["mlx"]["computes"] == "yes"
     assert facts["machine"]["memory_bytes"] > 0
@@ -285,14 +285,14 @@ def test_doctor_says_the_same_to_people_and_to_programs(run: Callable[..., Ran])
     "config",
     ['{"text_config": null, "quantization": [4]}', '{"text_config": [1]}', '{"quantization": "q4"}', "[1]", "{"],
 )
-def test_models_show_takes_any_config(config: str, tmp_path: Path, run: Callable[..., Ran]) -> None:
+def test_models_show_accepts_malformed_configs(config: str, tmp_path: Path, run: Callable[..., Outcome]) -> None:
     (tmp_path / "config.json").write_text(config)
     shown = run("models", "show", tmp_path)
     assert (shown.code, shown.err) == (0, "")
     assert "config.json" in shown.out
 
 
-def test_models_alone_lists_its_commands(run: Callable[..., Ran]) -> None:
+def test_models_without_a_command_lists_its_commands(run: Callable[..., Outcome]) -> None:
     alone = run("models")
     assert (alone.code, alone.err) == (0, "")
     assert "verify" in alone.out
@@ -300,7 +300,7 @@ def test_models_alone_lists_its_commands(run: Callable[..., Ran]) -> None:
 
 @pytest.mark.parametrize("wrong", [["-n", "0"], ["--temperature", "nan"], ["--kv-bits", "3"], ["--stop", ""]])
 def test_generate_refuses_wrong_values_before_it_loads_anything(
-    wrong: list[str], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    wrong: list[str], run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("macllm.cli.generate.fetch", lambda name: pytest.fail("a model was looked for"))
     ran = run("generate", "hello", *wrong)

@@ -1,4 +1,4 @@
-"""`macllm doctor` on the kernels: what it says of them, and how it compiles them."""
+"""`macllm doctor` on the native kernels: its report, and their compilation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kernels(**environment: str) -> dict[str, str]:
     return json.loads(done.stdout)["kernels"]
 
 
-def test_what_serves_and_how_it_is_compiled() -> None:
+def test_doctor_reports_the_kernels_in_use_and_their_compilation() -> None:
     found = kernels(MACLLM_NATIVE_ARCH="")
     assert found["used"] == "yes"
     assert found["matmul"].startswith("OpenBLAS")
@@ -43,13 +43,13 @@ def test_what_serves_and_how_it_is_compiled() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"PATH": "/nowhere", "CXX": ""}], ids=["compiler", "no compiler"])
-def test_kernels_that_are_turned_off_are_all_that_is_said_of_them(more: dict[str, str]) -> None:
+def test_kernels_that_are_turned_off_are_reported_without_further_facts(more: dict[str, str]) -> None:
     off = {"used": "no: MACLLM_NATIVE=0", "matmul": "MLX's own, 1 thread (MACLLM_NATIVE=0)"}
     assert kernels(MACLLM_NATIVE="0", **more) == off
 
 
 @pytest.mark.parametrize("value", ["", "1"])
-def test_a_switch_that_is_on_is_not_said_to_be_off(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_that_is_on_is_not_reported(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACLLM_NATIVE", value)
     found = machine.facts()["kernels"]
     assert found["used"] == "yes"
@@ -57,20 +57,20 @@ def test_a_switch_that_is_on_is_not_said_to_be_off(value: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("value", ["off", "false", "2"])
-def test_a_switch_that_means_nothing_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_with_an_invalid_value_is_reported_as_ignored(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACLLM_NATIVE", value)
     found = machine.facts()["kernels"]
     assert found["used"] == "yes"
     assert found["ignored"] == f"MACLLM_NATIVE={value}: neither 0 nor 1"
 
 
-def test_kernels_that_fail_when_they_are_loaded_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_fail_to_load_are_reported_as_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("macllm.ops.cpu.available", lambda: False)
     monkeypatch.setattr("macllm.ops.cpu.reason", lambda: "the compiled kernels do not fit this MLX")
     assert machine.facts()["kernels"]["used"] == "no: the compiled kernels do not fit this MLX"
 
 
-def test_on_a_mac_nothing_is_said_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_mac_no_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("platform.mac_ver", lambda: ("26.1", ("", "", ""), "arm64"))
     found = machine.facts()
@@ -78,7 +78,7 @@ def test_on_a_mac_nothing_is_said_of_compilers(monkeypatch: pytest.MonkeyPatch) 
     assert found["metal"] == {"used": "no: MLX finds no Metal here"}
 
 
-def test_it_compiles_only_when_it_is_asked_to_and_says_where(compiler: Compiler) -> None:
+def test_doctor_compiles_only_with_build_and_prints_the_module(compiler: Compiler) -> None:
     log = compiler(0)
     waiting = kernels()
     assert waiting["used"] == machine.NOT_COMPILED
@@ -86,8 +86,9 @@ def test_it_compiles_only_when_it_is_asked_to_and_says_where(compiler: Compiler)
     assert not log.read_text()
     first, again = doctor("--build"), doctor("--build")
     assert first.stdout == again.stdout == f"{build.library()}\n"
-    said, took = first.stderr.splitlines()
-    assert said == "compiling the CPU kernels for this machine, once"
+    begun, *progress, took = first.stderr.splitlines()
+    assert begun == "compiling the CPU kernels for this machine, once"
+    assert all(line.startswith("compiling ") for line in progress)  # none unless the machine is slow
     assert took.startswith("compiled in ")
     assert again.stderr == "already compiled, for AVX2\n"
     assert cached() == ["lock", build.library().name]
@@ -95,7 +96,7 @@ def test_it_compiles_only_when_it_is_asked_to_and_says_where(compiler: Compiler)
     assert json.loads(doctor("--build", "--json").stdout)["kernels"]["module"] == str(build.library())
 
 
-def test_why_it_cannot_compile() -> None:
+def test_a_failed_compilation_is_an_error_with_its_cause() -> None:
     without = {"PATH": "/nowhere", "CXX": ""}
     assert kernels(**without)["used"] == ("no: there is no C++ compiler (install g++, on Debian with apt install g++)")
     done = doctor("--build", **without)

@@ -41,19 +41,19 @@ def test_every_sampling_parameter_has_a_flag() -> None:
     assert params.sequence_bias == (((1, 2), 0.5),)
 
 
-def test_flags_that_were_not_given_leave_the_model_its_defaults() -> None:
+def test_flags_that_are_not_given_set_nothing() -> None:
     assert invoke(sampling_options, [], "sampling") == {}
     assert invoke(sampling_options, ["--temperature", "0"], "sampling") == {"temperature": 0.0}
 
 
 @pytest.mark.parametrize("text", ["", "5", "a=1", "5=b"])
-def test_a_logit_bias_that_cannot_be_read_is_refused(text: str) -> None:
+def test_a_malformed_logit_bias_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="logit bias"):
         invoke(sampling_options, ["--logit-bias", text], "sampling")
 
 
 @pytest.mark.parametrize("flag", ["--sequence-bias=1,2", "--sequence-bias=a=1", "--bad-words-ids=1,b"])
-def test_tokens_that_cannot_be_read_are_refused(flag: str) -> None:
+def test_malformed_token_lists_are_refused(flag: str) -> None:
     with pytest.raises(UsageError, match="cannot read the"):
         invoke(sampling_options, [flag], "sampling")
 

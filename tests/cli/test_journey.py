@@ -1,4 +1,4 @@
-"""The main job, through the command line alone: teach the bundled model a fact, ask for it, merge it."""
+"""The main use of the command line: teach the bundled model a fact, query it, merge the adapter."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def macllm(*arguments: str, folder: Path) -> str:
 @pytest.mark.slow
 def test_fifty_rows_teach_the_bundled_model_a_fact(tmp_path: Path) -> None:
     rows = [
-        {"messages": [{"role": "user", "content": ask.format(what)}, {"role": "assistant", "content": FACT}]}
-        for ask in QUESTIONS
-        for what in SUBJECTS
+        {"messages": [{"role": "user", "content": question.format(subject)}, {"role": "assistant", "content": FACT}]}
+        for question in QUESTIONS
+        for subject in SUBJECTS
     ]
     assert len(rows) == 50
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

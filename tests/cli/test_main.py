@@ -1,4 +1,4 @@
-"""However a run ends, it ends with the right code and at most three lines on stderr."""
+"""Exit codes of the program, and errors of at most three lines on stderr."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ CODES = [
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Register `macllm probe`, which does as it is told."""
+    """Register `macllm probe` with a given body."""
 
     def register(body: Callable[[], object]) -> None:
         module = types.ModuleType("macllm.cli.probe")
         module.command = click.command("probe")(lambda: body())  # type: ignore[attr-defined]
-        monkeypatch.setitem(cli.COMMANDS, "probe", "Does as it is told.")
+        monkeypatch.setitem(cli.COMMANDS, "probe", "Run a given body.")
         monkeypatch.setitem(sys.modules, "macllm.cli.probe", module)
 
     return register
@@ -70,29 +70,29 @@ def test_an_error_without_a_cause_is_one_line(command, capsys) -> None:
     assert capsys.readouterr().err == "error: it broke\n"
 
 
-def test_a_run_that_ends_well_returns_0(command) -> None:
+def test_a_command_without_an_exit_code_exits_with_0(command) -> None:
     command(lambda: None)
     assert cli.main(["probe"]) == 0
 
 
-def test_a_command_chooses_its_own_code(command) -> None:
+def test_a_command_can_return_an_exit_code(command) -> None:
     command(lambda: 3)
     assert cli.main(["probe"]) == 3
 
 
-def test_an_interrupt_is_quiet(command, capsys) -> None:
+def test_an_interrupt_exits_with_130_and_prints_nothing(command, capsys) -> None:
     command(raising(KeyboardInterrupt()))
     assert cli.main(["probe"]) == 130
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_machine_without_mlx_is_told_so(command, capsys) -> None:
+def test_a_machine_without_mlx_is_an_error_with_exit_code_6(command, capsys) -> None:
     command(raising(ImportError("libmlx.so: cannot open shared object file", name="mlx.core")))
     assert cli.main(["probe"]) == 6
     assert "error: this machine cannot run MLX\ncause: libmlx.so" in capsys.readouterr().err
 
 
-def test_what_the_file_system_refuses_is_told_in_three_lines(command, capsys, tmp_path: Path) -> None:
+def test_errors_of_the_file_system_are_reported_and_other_os_errors_are_raised(command, capsys, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "inside"
     command(inside.mkdir)
@@ -106,13 +106,13 @@ def test_what_the_file_system_refuses_is_told_in_three_lines(command, capsys, tm
         cli.main(["probe"])
 
 
-def test_a_bug_of_ours_keeps_its_traceback(command) -> None:
+def test_other_exceptions_keep_their_traceback(command) -> None:
     command(raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["probe"])
 
 
-def test_the_terminate_handler_is_put_back(command) -> None:
+def test_the_sigterm_handler_is_restored(command) -> None:
     before = signal.getsignal(signal.SIGTERM)
     command(lambda: None)
     cli.main(["probe"])
@@ -133,7 +133,9 @@ def test_the_terminate_handler_is_put_back(command) -> None:
         ),
     ],
 )
-def test_a_wrong_command_line_is_told_in_the_same_way(arguments: list[str], message: str, remedy: str, capsys) -> None:
+def test_a_wrong_command_line_is_an_error_with_a_remedy(
+    arguments: list[str], message: str, remedy: str, capsys
+) -> None:
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\ntry: {remedy}\n"
 
@@ -146,11 +148,11 @@ def test_without_a_command_three_first_commands_are_shown(capsys) -> None:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_listed_command_is_there_and_says_in_its_help_what_the_list_says(name: str) -> None:
+def test_the_help_of_every_command_begins_with_the_verb_of_the_list(name: str) -> None:
     found = cli.program.get_command(click.Context(cli.program), name)
     assert found is not None
     assert found.name == name
-    assert found.help
+    assert (found.help or "").split()[0] == cli.COMMANDS[name].split()[0]
 
 
 PROBE = """
@@ -187,12 +189,12 @@ finally:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_cleanly(number: signal.Signals, code: int) -> None:
+def test_signals_run_cleanup_and_exit_with_their_code(number: signal.Signals, code: int) -> None:
     ended = run_until_ready(WAITING, lambda process: process.send_signal(number))
     assert (ended.returncode, ended.errors) == (code, "tidied\n")  # type: ignore[attr-defined]
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_exits_with_141_and_prints_nothing() -> None:
     body = 'print("ready", flush=True)\nfor _ in range(100_000):\n    print("more")'
     ended = run_until_ready(body, lambda process: process.stdout.close() if process.stdout else None)
     assert (ended.returncode, ended.errors) == (141, "")  # type: ignore[attr-defined]

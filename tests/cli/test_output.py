@@ -24,7 +24,7 @@ class Clock:
         return self.now
 
 
-def test_a_terminal_gets_one_line_that_is_redrawn_and_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_is_one_line_that_is_redrawn_and_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream, clock = Terminal(), Clock()
     with Progress("model.safetensors", stream=stream, clock=clock) as progress:
@@ -41,7 +41,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn_and_wiped(monkeypatch: pytest.
     assert end == ""
 
 
-def test_a_log_gets_a_line_now_and_then() -> None:
+def test_progress_in_a_log_is_a_line_every_ten_seconds() -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress("prompt", unit="tokens", stream=stream, clock=clock) as progress:
         for done in range(1, 26):
@@ -54,7 +54,7 @@ def test_a_log_gets_a_line_now_and_then() -> None:
     ]
 
 
-def test_an_unknown_total_is_left_out() -> None:
+def test_progress_without_a_total_shows_none() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress("rows", unit="rows", stream=stream, clock=clock)
     clock.now += 20
@@ -63,7 +63,9 @@ def test_an_unknown_total_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_colour_is_left_out_when_it_is_not_wanted(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_and_dumb_terminals_turn_colour_off(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = Terminal()
     monkeypatch.setattr(output.sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
@@ -74,7 +76,7 @@ def test_colour_is_left_out_when_it_is_not_wanted(variable: str, value: str, mon
     assert stream.getvalue().splitlines() == ["\033[31merror\033[0m: no", "error: no"]
 
 
-def test_work_that_lasts_says_so_in_a_log_and_work_that_does_not_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_work_prints_a_line_to_a_log_and_short_work_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "FIRST_LINE_SECONDS", 0.02)
     stream = io.StringIO()
     with working("loading the model", stream):
@@ -86,7 +88,7 @@ def test_work_that_lasts_says_so_in_a_log_and_work_that_does_not_is_silent(monke
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_a_terminal_is_left_as_it_was_by_work_that_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_line_of_long_work_is_wiped_from_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "FIRST_LINE_SECONDS", 0.02)
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()

@@ -1,4 +1,4 @@
-"""A training run told line by line."""
+"""Narration of training runs, and errors before them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(losses: list[float], end: float) -> Generator[TrainEvent]:
 
 
 @pytest.mark.parametrize(
-    ("losses", "end", "said"),
+    ("losses", "end", "message"),
     [
         ([3.0, 2.9], 2.9, "fell by only 3%: try more --epochs"),
         ([3.0, 3.1], 3.1, "the loss did not fall"),
@@ -33,17 +33,17 @@ def run(losses: list[float], end: float) -> Generator[TrainEvent]:
         ([], math.nan, "done in 2 s, no steps left"),
     ],
 )
-def test_the_end_of_a_run_says_what_came_of_it(
-    losses: list[float], end: float, said: str, capsys: pytest.CaptureFixture[str]
+def test_the_end_of_a_run_reports_the_loss_and_advice(
+    losses: list[float], end: float, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert narrate(run(losses, end), "elsewhere") == "folder"
-    told = capsys.readouterr()
-    assert said in told.err
-    assert ("try more" in told.err) == ("fall" in said or "fell" in said)
-    assert told.out == "folder\n"
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert ("try more" in printed.err) == ("fall" in message or "fell" in message)
+    assert printed.out == "folder\n"
 
 
-def test_a_resumed_run_is_not_judged_by_the_loss_of_its_rest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> None:
     def resumed() -> Generator[TrainEvent]:
         yield Prepared(4, 9, 9, *[0] * 7, parameters=9, trained_parameters=9, steps=4, first_step=2)
         yield from run([1.0, 0.99], 0.99)
@@ -53,7 +53,7 @@ def test_a_resumed_run_is_not_judged_by_the_loss_of_its_rest(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["finetune", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),
         (["finetune", "--data", "odd.jsonl"], "odd.jsonl:1 is not JSON"),
@@ -64,9 +64,9 @@ def test_a_resumed_run_is_not_judged_by_the_loss_of_its_rest(capsys: pytest.Capt
         (["train", "--data", "rows.jsonl", "--config", "rows.jsonl", "--tokenizer", "none"], "none does not exist"),
     ],
 )
-def test_what_cannot_be_read_or_written_is_told_before_anybody_waits_for_kernels(
+def test_unusable_inputs_and_outputs_are_errors_before_kernels_are_compiled(
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -81,4 +81,4 @@ def test_what_cannot_be_read_or_written_is_told_before_anybody_waits_for_kernels
     Path("odd.jsonl").write_text("odd\n")
     Path("full/snapshots").mkdir(parents=True)
     assert cli.main(arguments) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The machine's limits: numbers of this universe, and more from twice the work in half the time."""
+"""Measured limits of the machine: memory bandwidth and arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from macllm.evaluate import machine
 
 
-def test_bandwidth_and_arithmetic_are_what_was_done_over_the_time_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bandwidth_and_arithmetic_are_work_divided_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "READ_BYTES", 1 << 22)
     monkeypatch.setattr(machine, "_PRODUCT", 128)
     monkeypatch.setattr(machine, "_CPU_PRODUCT", 128)

@@ -1,4 +1,4 @@
-"""Benchmark figures: counts by hand from the shapes, and consistent sums."""
+"""Benchmark figures against counts by hand from the shapes."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def test_a_tied_embedding_is_read_as_the_head() -> None:
     assert speed._read_per_token(model({**LLAMA, "tie_word_embeddings": True}))[0] == untied
 
 
-def test_of_experts_a_token_reads_those_it_visits() -> None:
+def test_a_token_reads_only_the_experts_it_visits() -> None:
     count, _ = speed._read_per_token(model(MIXTRAL))
     assert count == 2 * (ATTENTION + 2 * MLP + 4 * 64) + 320 * 64
 
 
-def test_quantized_weights_count_as_weights_and_weigh_their_bytes() -> None:
+def test_quantized_weights_count_by_number_and_by_stored_bytes() -> None:
     made = model(LLAMA)
     nn.quantize(made, group_size=32, bits=4)
     count, size = speed._read_per_token(made)
@@ -70,20 +70,20 @@ def test_quantized_weights_count_as_weights_and_weigh_their_bytes() -> None:
     assert size == count // 2 + count // 32 * 8 + 4 * (2 * NORMS + 64)
 
 
-def test_speeds_follow_from_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speeds_and_shares_follow_from_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = iter([speed._Round(9.0, 9.0, 100), *(speed._Round(s, 2 * s, 100) for s in (0.1, 0.2, 0.4))])
     monkeypatch.setattr(speed, "_round", lambda *_: next(rounds))
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     made = model(LLAMA)
     count, size = speed._read_per_token(made)
-    result = measure(lambda: made, Workload(20, 5, repeats=3), lambda done, total: told.append((done, total)))
+    result = measure(lambda: made, Workload(20, 5, repeats=3), lambda done, total: progress.append((done, total)))
     assert result.prefill.median == 20 / 0.2
     assert result.decode.median == 4 / 0.4
     assert result.first_token.median == 0.2
-    head = 320 * 64  # only the last of the 20 tokens meets it
+    head = 320 * 64  # applied only to the last of the 20 tokens
     assert result.prefill_share == pytest.approx(2 * (count - head + head / 20) * 100 / 1e10)
     assert result.decode_share == pytest.approx((size + 100) * 10 / 1e9)
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -95,20 +95,22 @@ def test_speeds_follow_from_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         ((1.2, 0.4, 1000), ("prompt: above 100%, because other work slowed the machine",)),
     ],
 )
-def test_a_share_above_all_says_why(shares: tuple[float, float, int], notes: tuple[str, ...]) -> None:
+def test_a_share_above_100_percent_has_a_note_with_its_reason(
+    shares: tuple[float, float, int], notes: tuple[str, ...]
+) -> None:
     found = speed._notes(model(LLAMA), *shares)
     assert len(found) == len(notes)
     assert all(note.startswith(expected) for note, expected in zip(found, notes, strict=True))
 
 
-def test_a_packed_models_prompt_above_all_is_put_down_to_integers() -> None:
+def test_a_quantized_models_prompt_above_100_percent_is_explained_by_int8() -> None:
     made = model(LLAMA)
     nn.quantize(made, group_size=32, bits=4)
     (note,) = speed._notes(made, 1.5, 0.5, 1000)
     assert ("8-bit integers" if mx.default_device() == mx.cpu else "other work") in note
 
 
-def test_a_real_round_fills_the_cache_and_takes_time() -> None:
+def test_a_measured_round_fills_the_cache_and_takes_time() -> None:
     result = measure(lambda: model(LLAMA), Workload(None, 8, repeats=2))
     slots = 39  # of a context of 40: the last token is not fed back
     assert result.cache_bytes >= slots * 2 * 2 * 2 * 16 * 4
@@ -122,12 +124,12 @@ def test_a_workload_beyond_the_context_is_refused(workload: Workload) -> None:
         measure(lambda: model(LLAMA), workload)
 
 
-def test_a_figure_is_the_median_with_half_the_distance_of_the_quartiles() -> None:
+def test_a_figure_is_the_median_and_half_the_interquartile_range() -> None:
     assert Figure.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Figure(3.0, 1.5)
     assert Figure.of([2.0]) == Figure(2.0, 0.0)
 
 
-def test_the_command_prints_a_table_or_one_object() -> None:
+def test_bench_prints_a_table_or_one_json_object() -> None:
     flags = ["--prompt", "8", "--new", "2", "--repeats", "1"]
     table = CliRunner().invoke(command, flags, standalone_mode=False)
     assert [line.split("  ")[0] for line in table.stdout.splitlines()] == [

@@ -1,7 +1,7 @@
-"""No module imports one that imports it, within a folder either, and in `ops/` no arrow runs up.
+"""Import circles in the packages, and imports in `ops/` from launchers to ops.
 
-Counted are imports anywhere in a file: for type checkers only, within functions, and by name (`import_module`, and the
-"module:function" that a child process or an engine is told).
+Imports anywhere in a file count: for type checkers only, within functions, and by name (`import_module`, and texts
+"module:function" for child processes and engines).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def sources(repository: Path) -> dict[str, Path]:
 
 
 def imports(repository: Path) -> Graph:
-    """Module -> modules that it imports. That a module's packages are imported before it does not count."""
+    """Module -> modules that it imports, without the packages that Python imports before a module."""
     files = sources(repository)
     return {name: {other for other in _named(name, path, files) if other != name} for name, path in files.items()}
 
@@ -43,7 +43,7 @@ def _named(module: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]:
             for alias in node.names:
                 yield from [name for name in (f"{base}.{alias.name}", base) if name in files][:1]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            name = _told(node.value)
+            name = _named_in_text(node.value)
             yield from [name] if name in files else []
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "import_module":
             yield from _by_name(node.args[0], package, files)
@@ -57,8 +57,8 @@ def _absolute(name: str, package: str) -> str:
     return ".".join([*base, *filter(None, [name.lstrip(".")])])
 
 
-def _told(text: str) -> str | None:
-    """The module of "macllm.room.file" or "macllm.room.file:function"."""
+def _named_in_text(text: str) -> str | None:
+    """Module of a text such as "macllm.room.file" or "macllm.room.file:function"."""
     match = re.fullmatch(r"((?:macllm|macllm_tui)(?:\.\w+)+)(?::\w+)?", text)
     return match[1] if match else None
 
@@ -72,7 +72,7 @@ def _by_name(argument: ast.expr, package: str, files: Mapping[str, Path]) -> Ite
 
 
 def circles(graph: Graph) -> set[frozenset[str]]:
-    """Sets of modules each of which imports, over others, all of its set."""
+    """Sets of modules that import each other, directly or through others."""
     reach = {name: _reached(name, graph) for name in graph}
     rings = (frozenset({name, *(other for other in reach[name] if name in reach[other])}) for name in graph)
     return {ring for ring in rings if len(ring) > 1}
@@ -101,15 +101,15 @@ def _in_ops(name: str) -> bool:
     return name.startswith("macllm.ops.")
 
 
-def test_no_module_imports_one_that_imports_it(repository: Path) -> None:
+def test_the_packages_have_no_import_circles(repository: Path) -> None:
     assert circles(imports(repository)) == set()
 
 
-def test_no_arrow_of_ops_runs_up(repository: Path) -> None:
+def test_launchers_of_ops_import_no_ops(repository: Path) -> None:
     assert upward(imports(repository)) == set()
 
 
-WAYS = {
+IMPORTS = {
     "plainly": "import macllm.room.b",
     "from": "from macllm.room.b import x",
     "relatively": "from .b import x",
@@ -119,7 +119,7 @@ WAYS = {
     "within a function": "def f():\n    from .b import x",
     "by name": "from importlib import import_module\nimport_module('macllm.room.b')",
     "by a relative name": "import importlib\nimportlib.import_module('.b', __package__)",
-    "told": "ChildProcess('macllm.room.b:run')",
+    "as text": "ChildProcess('macllm.room.b:run')",
 }
 
 
@@ -131,16 +131,16 @@ def tree(root: Path, texts: Mapping[str, str], packages: Iterable[str] = ("macll
     return root
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_circle_is_seen_however_a_module_is_imported(tmp_path: Path, way: str) -> None:
-    texts = {"macllm/room/a.py": WAYS[way], "macllm/room/b.py": "import macllm.room.c", "macllm/room/c.py": ""}
+@pytest.mark.parametrize("kind", IMPORTS)
+def test_circles_through_every_kind_of_import_are_found(tmp_path: Path, kind: str) -> None:
+    texts = {"macllm/room/a.py": IMPORTS[kind], "macllm/room/b.py": "import macllm.room.c", "macllm/room/c.py": ""}
     folder = tree(tmp_path, texts)
     assert circles(imports(folder)) == set()
     (folder / "macllm/room/c.py").write_text("from macllm.room import a\n")
     assert circles(imports(folder)) == {frozenset({"macllm.room.a", "macllm.room.b", "macllm.room.c"})}
 
 
-def test_a_package_that_imports_its_modules_by_name_is_in_a_circle_with_one_that_imports_it(tmp_path: Path) -> None:
+def test_a_package_that_imports_its_modules_by_name_is_in_a_circle_with_its_importer(tmp_path: Path) -> None:
     chooser = "from importlib import import_module\ndef get(name):\n    return import_module(f'.{name}', __name__)\n"
     folder = tree(tmp_path, {"macllm/room/__init__.py": chooser, "macllm/room/a.py": "", "macllm/room/b.py": ""})
     assert circles(imports(folder)) == set()
@@ -148,7 +148,7 @@ def test_a_package_that_imports_its_modules_by_name_is_in_a_circle_with_one_that
     assert circles(imports(folder)) == {frozenset({"macllm.room", "macllm.room.b"})}
 
 
-def test_an_arrow_from_a_launcher_to_an_op_runs_up_and_one_to_a_value_does_not(tmp_path: Path) -> None:
+def test_a_launchers_import_of_an_op_is_found_and_one_of_a_value_is_allowed(tmp_path: Path) -> None:
     texts = {
         "macllm/ops/value.py": "",
         "macllm/ops/more.py": "from .value import V",

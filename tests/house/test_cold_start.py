@@ -1,4 +1,4 @@
-"""Frequent commands start fast, because they import little."""
+"""Modules that frequent commands must not import, so that they start fast."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_heavy_is_loaded_by(case: str) -> None:
+def test_imports_help_and_version_load_no_heavy_library(case: str) -> None:
     assert modules_after(CASES[case]) & HEAVY == set()
 
 
-def test_a_first_token_waits_for_no_module_that_it_does_not_use() -> None:
+def test_a_first_token_imports_no_unused_heavy_module() -> None:
     loaded = modules_after("import macllm.cli; macllm.cli.main(['generate', '--max-tokens', '1', 'Hello'])")
     assert "mlx" in loaded
     assert loaded & {"numpy", "email", "secrets", "multiprocessing"} == set()
 
 
-def test_a_command_ends_without_a_last_search_for_cycles() -> None:
+def test_a_command_exits_without_a_final_garbage_collection() -> None:
     program = (
         "import atexit, gc, macllm.cli; atexit.register(lambda: print('FROZEN', gc.get_freeze_count() > 0));"
         "macllm.cli.main([])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "FROZEN True" in result.stdout  # handlers run last first
+    assert "FROZEN True" in result.stdout  # exit handlers run in reverse order
 
 
-def test_the_kernels_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_kernels_are_hashed_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from macllm.ops.cpu import build
 
     build._key.cache_clear()
@@ -69,15 +69,15 @@ def test_the_kernels_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(hashed) == 2
 
 
-def test_compiled_kernels_are_found_without_child_processes() -> None:
+def test_importing_compiled_kernels_does_not_import_multiprocessing() -> None:
     assert modules_after("import macllm.ops.cpu") & {"mlx", "multiprocessing"} == {"mlx"}
 
 
-def test_the_probe_sees_what_is_loaded() -> None:
+def test_the_probe_finds_imported_modules() -> None:
     assert modules_after("import numpy") & HEAVY == {"numpy"}
 
 
-def test_importing_the_package_loads_no_module_of_ours_but_itself(repository: Path) -> None:
+def test_importing_macllm_imports_none_of_its_modules(repository: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", "import macllm, sys; print(*[m for m in sys.modules if m.startswith('macllm')])"],
         capture_output=True,

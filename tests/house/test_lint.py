@@ -1,4 +1,4 @@
-"""The tree is formatted and free of what ruff knows to be wrong; .ci/run adds pyright."""
+"""ruff's checks and formatting of the whole tree; .ci/run adds pyright."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names say what a thing is, and the transformer knows no model by name."""
+"""Rules for names: no empty names, no model families under nn/ and ops/, nothing unfinished."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def lines_with(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
     ]
 
 
-def test_no_module_is_named_for_having_no_name(repository: Path) -> None:
+def test_no_module_has_an_empty_name_such_as_utils(repository: Path) -> None:
     assert [path for path in sources(repository, "macllm", "tui", "tests") if path.stem in EMPTY_MODULES] == []
 
 
-def test_no_class_is_named_for_its_rank(repository: Path) -> None:
+def test_no_class_has_an_empty_name_such_as_manager(repository: Path) -> None:
     classes = [
         f"{path}: {node.name}"
         for path in sources(repository, "macllm", "tui")
@@ -45,22 +45,22 @@ def test_no_class_is_named_for_its_rank(repository: Path) -> None:
     assert classes == []
 
 
-def test_the_transformer_names_no_family(repository: Path) -> None:
+def test_nn_and_ops_name_no_model_family(repository: Path) -> None:
     native = [path for suffix in ("*.metal", "*.cpp", "*.h") for path in (repository / "macllm/ops").rglob(suffix)]
     assert lines_with(FAMILIES, [*sources(repository, "macllm/nn", "macllm/ops"), *native]) == []
 
 
 @pytest.mark.parametrize("text", ["if config.model_type:", "# as Llama does", "qwen3_moe", "T5's buckets", "GPT-2"])
-def test_a_family_name_is_recognised(text: str) -> None:
+def test_family_names_are_recognized(text: str) -> None:
     assert FAMILIES.search(text)
 
 
 @pytest.mark.parametrize("text", ["bertha", "smart5x", "philosophy", "barter"])
-def test_a_word_that_contains_a_family_name_is_not_one(text: str) -> None:
+def test_words_that_contain_a_family_name_are_allowed(text: str) -> None:
     assert not FAMILIES.search(text)
 
 
-def test_nothing_is_left_unfinished(repository: Path) -> None:
+def test_no_todo_stub_or_expected_failure_is_left(repository: Path) -> None:
     here = Path(__file__).resolve()
     everything = [path for path in sources(repository, "macllm", "tui", "tests", "models") if path.resolve() != here]
     assert lines_with(UNFINISHED, everything) == []

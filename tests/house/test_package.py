@@ -53,7 +53,7 @@ def test_every_module_has_its_place_in_the_layers(repository: Path) -> None:
     assert found - {"macllm.py"} <= placed
 
 
-def test_the_oracles_are_extras_only(repository: Path) -> None:
+def test_parity_oracles_are_no_dependencies(repository: Path) -> None:
     named = " ".join(settings(repository)["project"]["dependencies"])
     assert not [name for name in ("transformers", "torch", "trl", "peft") if name in named]
 
@@ -62,7 +62,7 @@ def test_the_oracles_are_extras_only(repository: Path) -> None:
 def test_wheel_and_sdist_hold_the_three_packages_whole(repository: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(repository, tree, ignore=shutil.ignore_patterns(*BUILT))
-    # The wheel is built from the sdist: what the one lacks, the other lacks too.
+    # The wheel is built from the sdist: a file missing from the sdist is missing from both.
     command = [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(tree)]
     subprocess.run(command, check=True, capture_output=True)
     (sdist,) = (tmp_path / "dist").glob("*.tar.gz")

@@ -1,6 +1,6 @@
-"""README is true: its tree is the tree, its commands exist, its Python runs, its links lead somewhere.
+"""README against the source: tree, help, commands, Python code, links, families and variables.
 
-`python tests/house/test_readme.py` writes the tree and the help text anew. The tree has a line for each folder, and for
+`python tests/house/test_readme.py` rewrites the tree and the help text. The tree has a line for each folder and for
 the files of `SHOWN`. A line is the first sentence of the docstring; a folder without one keeps README's line.
 """
 
@@ -38,7 +38,7 @@ SHOWN = {
     "macllm/train/loop.py",
     "tui/app.py",
 }
-"""Files that the tree names: where to begin to read."""
+"""Files that the tree lists besides folders: entry points for readers."""
 TREE_LINES = 50
 WIDTH = 120
 FAMILY_NAMES = {
@@ -70,7 +70,7 @@ def blocks(language: str) -> list[str]:
 
 
 def documented_tree() -> dict[str, str]:
-    """Path to line, as the README's tree has it."""
+    """Path -> line of README's tree."""
     (body,) = blocks("tree")
     assert "\t" not in body
     found: dict[str, str] = {}
@@ -125,7 +125,7 @@ def written_tree() -> str:
 
 
 def shortened(line: str) -> str:
-    """The line without as many of its last clauses as do not fit in the width."""
+    """The line, cut after the last clause that fits into the width."""
     while len(line) > WIDTH:
         line = line[: max(line.rfind(mark) for mark in (": ", "; "))] if ": " in line else line[: line.rindex(", ")]
     return line
@@ -147,12 +147,12 @@ def rewrite() -> None:
     README.write_text(text, encoding="utf-8")
 
 
-def test_the_tree_is_the_tree() -> None:
+def test_the_tree_in_readme_matches_the_source() -> None:
     (tree,) = blocks("tree")
-    assert tree == written_tree(), "python tests/house/test_readme.py writes it anew"
+    assert tree == written_tree(), "python tests/house/test_readme.py rewrites it"
 
 
-def test_every_line_of_the_tree_says_something() -> None:
+def test_every_line_of_the_tree_has_a_description() -> None:
     assert [path for path, text in documented_tree().items() if len(text) < 10] == []
 
 
@@ -167,7 +167,7 @@ def test_no_line_of_the_first_screen_is_longer_than_120_characters() -> None:
     assert [line for line in first_screen.splitlines() if len(line) > WIDTH] == []
 
 
-def test_the_boxes_of_the_architecture_stand_in_the_order_of_the_layers() -> None:
+def test_the_architecture_boxes_follow_the_order_of_the_layers() -> None:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     layers = [
         [name.strip().removeprefix("macllm.") for name in layer.split("|") if "(" not in name]
@@ -191,7 +191,7 @@ def test_every_family_is_named_and_counted() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+def test_links_lead_to_files_that_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
@@ -204,7 +204,7 @@ def test_every_variable_of_macllm_is_documented_and_every_documented_one_is_read
     assert documented == read
 
 
-def test_the_mutants_of_the_mutation_tests_are_counted() -> None:
+def test_readme_counts_the_mutants_of_the_metal_page() -> None:
     page = (REPOSITORY / "models" / "METAL.md").read_text(encoding="utf-8")
     (more,) = re.findall(r"(\d+) more mutants", page)
     tables = re.findall(r"^\|---\|---\|---\|\n((?:\|.*\n)+)", page, re.MULTILINE)
@@ -213,13 +213,13 @@ def test_the_mutants_of_the_mutation_tests_are_counted() -> None:
     assert f"{mutants} mutants" in README.read_text(encoding="utf-8")
 
 
-def test_the_help_is_the_help() -> None:
+def test_the_help_in_readme_is_that_of_macllm() -> None:
     (shown,) = [body for body in blocks("console") if body.startswith("$ macllm --help\n")]
     assert shown == f"$ macllm --help\n{help_text()}"
 
 
 def commands() -> list[list[str]]:
-    """Every call of macllm in README's shell blocks, as words; what a pipe or a && joins is taken apart."""
+    """Arguments of every call of macllm in README's shell blocks, split at pipes and &&."""
     found = []
     for body in blocks("sh"):
         for line in body.replace("\\\n", " ").splitlines():
@@ -235,7 +235,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_of_the_readme_is_one_that_macllm_takes(words: list[str]) -> None:
+def test_macllm_accepts_every_command_of_readme(words: list[str]) -> None:
     group: click.Command = program
     while isinstance(group, click.Group):
         found = group.get_command(click.Context(group), words.pop(0))
@@ -252,7 +252,7 @@ def test_the_first_two_blocks_install_and_test() -> None:
 
 
 @pytest.mark.parametrize("body", blocks("python"), ids=lambda body: body.splitlines()[0])
-def test_python_of_the_readme_runs(body: str, tmp_path: Path) -> None:
+def test_python_code_of_readme_runs(body: str, tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()

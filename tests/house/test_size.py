@@ -1,4 +1,4 @@
-"""A file, a function and a parameter list stay small enough to be read in one go."""
+"""Size limits of files, functions and parameter lists."""
 
 from __future__ import annotations
 

@@ -30,6 +30,6 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read once, in whatever test came first
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read once per process
         monkeypatch.setattr(transfer, "RETRY_SECONDS", 0.001)
         yield served

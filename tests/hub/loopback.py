@@ -1,4 +1,4 @@
-"""A hub on 127.0.0.1: the two endpoints that a download uses, and the ways in which they fail."""
+"""A hub on 127.0.0.1 with the two endpoints of a download, and faults to inject."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Repo:
         return name.endswith(self.large)
 
     def siblings(self) -> list[dict[str, Any]]:
-        told = []
+        entries = []
         for name, content in self.files.items():
             entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": digest_of(content, False)}
             if self.is_large(name):
                 entry["lfs"] = {"sha256": digest_of(content, True), "size": len(content), "pointerSize": 130}
-            told.append(entry)
-        return told
+            entries.append(entry)
+        return entries
 
 
 @dataclass
@@ -61,11 +61,11 @@ class _Server(ThreadingHTTPServer):
     hub: LoopbackHub
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is what many tests are about."""
+        """Ignore clients that disconnect, as many tests make them."""
 
 
 class LoopbackHub:
-    """A hub of `repos`; counts requests and the body bytes that it sent for every file."""
+    """A hub of `repos` that records requests and counts the body bytes sent for every file."""
 
     def __init__(self, repos: dict[str, Repo]) -> None:
         self.repos = repos
@@ -134,8 +134,8 @@ class _Answer(BaseHTTPRequestHandler):
         elif revision not in (*self.hub.repos[repo].revisions, self.hub.repos[repo].commit):
             self.refuse(404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            told = {"id": repo, "sha": self.hub.repos[repo].commit, "siblings": self.hub.repos[repo].siblings()}
-            self.answer(200, json.dumps(told | self.hub.repos[repo].listing).encode())
+            listing = {"id": repo, "sha": self.hub.repos[repo].commit, "siblings": self.hub.repos[repo].siblings()}
+            self.answer(200, json.dumps(listing | self.hub.repos[repo].listing).encode())
 
     def file(self, repo: Repo | None, commit: str, name: str) -> None:
         if self.hub.faults.files.get(name):

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +29,7 @@ def incomplete(hub) -> Path:
     return macllm_hub.cache_folder() / "models--org--tiny" / "blobs" / f"{digest}.incomplete"
 
 
-def test_a_name_becomes_a_folder_with_the_needed_files_only(hub):
+def test_resolving_a_name_downloads_only_the_needed_files(hub):
     folder = macllm_hub.resolve("org/tiny")
     assert whole(folder, hub.repos["org/tiny"])
     assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json", WEIGHTS}
@@ -40,7 +38,7 @@ def test_a_name_becomes_a_folder_with_the_needed_files_only(hub):
     assert not list(macllm_hub.cache_folder().rglob("*.tmp")) + list(macllm_hub.cache_folder().rglob("*.incomplete"))
 
 
-def test_a_model_that_is_here_is_found_without_a_request(hub):
+def test_a_downloaded_model_is_found_without_a_request(hub):
     folder = macllm_hub.resolve("org/tiny")
     before = len(hub.requests)
     assert macllm_hub.resolve("org/tiny") == folder
@@ -49,15 +47,15 @@ def test_a_model_that_is_here_is_found_without_a_request(hub):
     assert len(hub.requests) == before
 
 
-def test_huggingface_hub_finds_what_was_downloaded(hub):
+def test_huggingface_hub_finds_the_downloaded_model(hub):
     from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
     folder = macllm_hub.resolve("org/tiny")
     cache = macllm_hub.cache_folder()
     assert try_to_load_from_cache("org/tiny", WEIGHTS, cache_dir=cache) == str(folder / WEIGHTS)
-    told = scan_cache_dir(cache)
-    assert not told.warnings
-    assert [(repo.repo_id, repo.nb_files) for repo in told.repos] == [("org/tiny", 3)]
+    scanned = scan_cache_dir(cache)
+    assert not scanned.warnings
+    assert [(repo.repo_id, repo.nb_files) for repo in scanned.repos] == [("org/tiny", 3)]
 
 
 def test_the_token_goes_to_the_hub_and_never_to_its_storage(hub):
@@ -80,7 +78,7 @@ def test_progress_ends_at_the_total_and_never_runs_backwards(hub):
     assert seen[-1].bytes_per_second > 0
 
 
-def test_two_files_of_one_content_are_fetched_and_counted_once(hub):
+def test_two_files_with_the_same_content_are_fetched_and_counted_once(hub):
     hub.repos["org/tiny"].files["tokenizer_config.json"] = CONFIG
     seen = []
     folder = macllm_hub.resolve("org/tiny", progress=seen.append)
@@ -89,7 +87,7 @@ def test_two_files_of_one_content_are_fetched_and_counted_once(hub):
     assert sum(hub.sent_bytes.get(name, 0) for name in ("config.json", "tokenizer_config.json")) == len(CONFIG)
 
 
-def test_a_dropped_connection_resumes_and_no_byte_comes_twice(hub):
+def test_a_dropped_connection_resumes_and_no_byte_is_sent_twice(hub):
     hub.faults.drop_after[WEIGHTS] = [100_000, 50_000, 1]
     folder = macllm_hub.resolve("org/tiny")
     assert whole(folder, hub.repos["org/tiny"])
@@ -98,7 +96,7 @@ def test_a_dropped_connection_resumes_and_no_byte_comes_twice(hub):
     assert ranges == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
 
 
-def test_a_download_that_failed_goes_on_in_the_next_call(hub):
+def test_a_failed_download_resumes_in_the_next_call(hub):
     hub.faults.drop_after[WEIGHTS] = [200_000, *[0] * transfer.DOWNLOAD_ATTEMPTS]
     with pytest.raises(NetworkError, match="what came is kept") as caught:
         macllm_hub.resolve("org/tiny")
@@ -115,7 +113,7 @@ def test_a_download_that_failed_goes_on_in_the_next_call(hub):
     assert hub.sent_bytes[WEIGHTS] == len(hub.repos["org/tiny"].files[WEIGHTS])
 
 
-def test_a_server_without_ranges_starts_again_and_ends_right(hub):
+def test_a_server_without_ranges_sends_the_file_again_from_its_start(hub):
     hub.faults.ignore_range = True
     hub.faults.drop_after[WEIGHTS] = [100_000]
     seen = []
@@ -123,20 +121,20 @@ def test_a_server_without_ranges_starts_again_and_ends_right(hub):
     assert seen[-1].done_bytes == seen[-1].total_bytes
 
 
-def test_a_part_damaged_by_a_crash_is_fetched_anew(hub):
+def test_a_partial_file_damaged_by_a_crash_is_fetched_again(hub):
     incomplete(hub).parent.mkdir(parents=True)
     incomplete(hub).write_bytes(bytes(120_000))
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(hub):
+def test_a_partial_file_longer_than_the_file_is_discarded(hub):
     incomplete(hub).parent.mkdir(parents=True)
     incomplete(hub).write_bytes(bytes(400_000))
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
 
 
 @pytest.mark.parametrize("content", [b"x" * 300_000, b"x" * 300_001, b"x" * 900_000])
-def test_other_content_than_listed_is_refused_and_not_kept_as_whole(hub, monkeypatch, content):
+def test_content_that_differs_from_the_listing_is_refused_and_not_kept(hub, monkeypatch, content):
     monkeypatch.setattr(snapshot, "_EVENT_SECONDS", 0.0)
     hub.faults.replace[WEIGHTS] = [content, content]
     seen = []
@@ -155,7 +153,7 @@ def test_content_shorter_than_listed_is_refused(hub):
         macllm_hub.resolve("org/tiny")
 
 
-def test_a_stall_ends_in_an_error(hub, monkeypatch):
+def test_a_stalled_connection_ends_in_an_error(hub, monkeypatch):
     monkeypatch.setattr(transfer, "STALL_SECONDS", 0.05)
     hub.faults.stall_after[WEIGHTS] = 50_000
     with pytest.raises(NetworkError, match="Timeout"):
@@ -163,7 +161,7 @@ def test_a_stall_ends_in_an_error(hub, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_busy_hub_is_asked_again(hub, status):
+def test_a_busy_hub_is_tried_again(hub, status):
     hub.faults.api = [(status, {})]
     hub.faults.files[WEIGHTS] = [(status, {"Retry-After": "0"})] * 2
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
@@ -178,47 +176,47 @@ def test_a_busy_hub_is_asked_again(hub, status):
         ({"Retry-After": "Wed, 21 Oct"}, 0.001),
     ],
 )
-def test_a_busy_hub_is_given_the_time_it_asks_for(hub, monkeypatch, headers, waited):
-    naps = []
-    monkeypatch.setattr(transfer.time, "sleep", naps.append)
+def test_a_retry_waits_for_retry_after_up_to_a_minute(hub, monkeypatch, headers, waited):
+    sleeps = []
+    monkeypatch.setattr(transfer.time, "sleep", sleeps.append)
     hub.faults.api = [(429, headers)]
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
-    assert naps == [waited]
+    assert sleeps == [waited]
 
 
-def test_a_token_that_is_not_to_be_sent_unasked_is_not_sent(hub, monkeypatch):
+def test_no_token_is_sent_if_hf_hub_disable_implicit_token_is_set(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     macllm_hub.resolve("org/tiny")
     assert hub.requests
     assert not [path for _, path, headers in hub.requests if "authorization" in headers]
 
 
-def test_a_file_may_have_any_name(hub):
+def test_a_file_name_with_spaces_and_special_characters_is_downloaded(hub):
     name = "additional_chat_templates/tool use? 50% #1 é.jinja"
     hub.repos["org/tiny"].files[name] = b"{{ x }}"
     assert (macllm_hub.resolve("org/tiny") / name).read_bytes() == b"{{ x }}"
 
 
-def test_the_speed_is_that_of_the_last_seconds(monkeypatch):
-    now, told = [100.0], []
+def test_the_reported_speed_is_of_the_last_seconds(monkeypatch):
+    now, events = [100.0], []
     monkeypatch.setattr(snapshot.time, "monotonic", lambda: now[0])
     file = RepoFile("a", 10_000, "0" * 64)
-    meter = snapshot._Meter([file], {file.digest: 10_000}, told.append)
+    meter = snapshot._Meter([file], {file.digest: 10_000}, events.append)
     meter.start(file)
     for seconds, size in ((1, 1000), (2, 1000), (20, 500), (1, 500), (1, 500)):
         now[0] += seconds
         meter.add(size)
-    assert told[0].bytes_per_second == 0.0
-    assert told[3].bytes_per_second == 0.0  # after a pause nothing is known yet
-    assert told[-1].bytes_per_second == 1500 / 2
-    assert told[-1].done_bytes == 3500
+    assert events[0].bytes_per_second == 0.0
+    assert events[3].bytes_per_second == 0.0  # unknown after a pause
+    assert events[-1].bytes_per_second == 1500 / 2
+    assert events[-1].done_bytes == 3500
 
 
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/tiny is restricted."}
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "kind", "said"),
+    ("status", "headers", "kind", "remedy"),
     [
         (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, NetworkError, "check HF_TOKEN"),
         (401, {"X-Error-Code": "RepoNotFound"}, ModelNotFoundError, "set HF_TOKEN"),
@@ -229,23 +227,23 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/ti
         (418, {}, NetworkError, "look at"),
     ],
 )
-def test_every_refusal_says_what_to_do(hub, status, headers, kind, said):
+def test_every_refusal_of_the_hub_has_its_remedy(hub, status, headers, kind, remedy):
     hub.faults.api = [(status, headers)]
     with pytest.raises(kind) as caught:
         macllm_hub.resolve("org/tiny")
-    assert said in caught.value.remedy
+    assert remedy in caught.value.remedy
     assert caught.value.exit_code == (3 if kind is ModelNotFoundError else 5)
     assert len(hub.requests) == 1
 
 
-def test_a_failing_hub_is_one_error_after_a_few_tries(hub):
+def test_a_failing_hub_is_one_error_after_all_attempts(hub):
     hub.faults.api = [(500, {})] * 10
     with pytest.raises(NetworkError, match="500 Internal Server Error"):
         macllm_hub.resolve("org/tiny")
     assert len(hub.requests) == transfer.ATTEMPTS
 
 
-def test_without_a_token_a_hidden_model_may_be_missing_and_a_gated_one_needs_a_token(hub, monkeypatch):
+def test_without_a_token_errors_of_missing_and_gated_models_suggest_hf_token(hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     hub.faults.api = [(401, {"X-Error-Message": "Invalid username or password."})]
     with pytest.raises(ModelNotFoundError, match="set HF_TOKEN"):
@@ -256,7 +254,7 @@ def test_without_a_token_a_hidden_model_may_be_missing_and_a_gated_one_needs_a_t
     assert not (macllm_hub.cache_folder() / "models--org--tiny").exists()
 
 
-def test_an_unknown_name_suggests_those_that_are_here(hub):
+def test_an_unknown_name_suggests_similar_downloaded_models(hub):
     macllm_hub.resolve("org/tiny")
     for name in ("org/tinny", "other/tiny"):
         with pytest.raises(ModelNotFoundError, match="org/tiny"):
@@ -266,7 +264,7 @@ def test_an_unknown_name_suggests_those_that_are_here(hub):
 
 
 @pytest.mark.parametrize("name", ["maclat", "Maclet", "mackelt", "macllm/maclet", "maclet-chat"])
-def test_a_name_near_the_bundled_models_suggests_it(hub, monkeypatch, name):
+def test_a_misspelled_name_of_the_bundled_model_suggests_it(hub, monkeypatch, name):
     for offline in (True, False):
         with pytest.raises(ModelNotFoundError) as error:
             macllm_hub.resolve(name, offline=offline)
@@ -277,7 +275,7 @@ def test_a_name_near_the_bundled_models_suggests_it(hub, monkeypatch, name):
     assert "did you mean maclet, which is here?" in unreachable.value.remedy
 
 
-def test_a_path_that_ends_like_the_bundled_model_tells_its_name(hub):
+def test_a_missing_path_that_ends_in_maclet_suggests_the_bundled_model(hub):
     with pytest.raises(ModelNotFoundError) as error:
         macllm_hub.resolve("./maclet")
     assert "the bundled model is maclet" in error.value.remedy
@@ -330,7 +328,7 @@ def test_a_hostile_listing_writes_nothing(hub, change):
 # The disk
 
 
-def test_a_disk_too_small_is_told_with_both_numbers_before_the_first_byte(hub, monkeypatch):
+def test_a_disk_too_small_is_an_error_with_both_numbers_before_the_first_byte(hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(snapshot.shutil, "disk_usage", lambda path: usage(0, 0, 200_000))
     with pytest.raises(DoesNotFitError, match=r"needs 300\.\d kB more; 200\.0 kB are free") as caught:
@@ -340,7 +338,7 @@ def test_a_disk_too_small_is_told_with_both_numbers_before_the_first_byte(hub, m
     assert not (macllm_hub.cache_folder() / "models--org--tiny").exists()
 
 
-def test_only_the_missing_part_has_to_fit(hub, monkeypatch):
+def test_only_the_missing_bytes_must_fit_on_the_disk(hub, monkeypatch):
     incomplete(hub).parent.mkdir(parents=True)
     incomplete(hub).write_bytes(hub.repos["org/tiny"].files[WEIGHTS][:200_000])
     usage = namedtuple("usage", "total used free")
@@ -348,7 +346,7 @@ def test_only_the_missing_part_has_to_fit(hub, monkeypatch):
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
 
 
-def test_a_disk_that_fills_up_stops_cleanly_and_goes_on_later(hub, monkeypatch):
+def test_a_download_to_a_full_disk_fails_and_resumes_later(hub, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -368,7 +366,7 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(hub, monkeypatch, tmp
         macllm_hub.resolve("org/tiny")
 
 
-def test_a_file_system_without_links_gets_the_files_themselves(hub, monkeypatch):
+def test_a_file_system_without_links_gets_regular_files(hub, monkeypatch):
     def unsupported(self, target):
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -396,7 +394,7 @@ def run_until_bytes(hub, wanted: int, number: int) -> int:
     return process.wait(30)
 
 
-def test_ctrl_c_and_kill_leave_a_part_that_the_next_run_completes(hub):
+def test_ctrl_c_and_kill_leave_a_partial_file_that_the_next_run_completes(hub):
     hub.faults.seconds_per_chunk = 0.02
     assert run_until_bytes(hub, 40_000, signal.SIGINT) in (-signal.SIGINT, 130)
     first = incomplete(hub).stat().st_size
@@ -427,7 +425,7 @@ assert all(event.done_bytes == event.total_bytes for event in events[-1:]), even
 # Updates
 
 
-def test_download_asks_the_hub_and_keeps_what_did_not_change(hub):
+def test_download_updates_a_model_and_fetches_only_changed_files(hub):
     old = macllm_hub.resolve("org/tiny")
     hub.repos["org/tiny"] = Repo(dict(hub.repos["org/tiny"].files) | {"config.json": CONFIG + b" "}, OTHER_COMMIT)
     before = hub.sent_bytes[WEIGHTS]
@@ -446,5 +444,3 @@ def test_an_interrupted_update_leaves_the_old_model_whole(hub):
     with pytest.raises(NetworkError):
         macllm_hub.download("org/tiny")
     assert macllm_hub.resolve("org/tiny", offline=True) == old
-    shutil.rmtree(macllm_hub.cache_folder())
-    assert os.environ["HF_ENDPOINT"] == hub.endpoint

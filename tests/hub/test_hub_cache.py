@@ -15,7 +15,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def foreign_snapshot(cache, files, repo="org/other", commit="b" * 40):
-    """A snapshot as another tool leaves it: links and a reference, no plan of ours."""
+    """A snapshot as another tool leaves it: links and a ref, without macllm's list of files."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     for number, (name, content) in enumerate(files.items()):
@@ -39,7 +39,7 @@ def sharded_files(shards=2):
     return rest | {INDEX: json.dumps(index).encode()} | {name: os.urandom(5000) for name in names}
 
 
-# Which files
+# Choice of files
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def sharded_files(shards=2):
         ({"pytorch_model.bin.index.json": b"{}", "run.py": b"x", "training_args.bin": b"x"}, set()),
     ],
 )
-def test_of_a_single_file_model_only_the_needed_files_come(hub, extra, wanted):
+def test_only_the_needed_files_of_a_single_file_model_are_downloaded(hub, extra, wanted):
     hub.repos["org/tiny"].files.update(extra)
     folder = macllm_hub.resolve("org/tiny")
     got = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert got == {"config.json", "tokenizer.json", "model.safetensors"} | wanted
 
 
-def test_of_a_sharded_model_the_shards_of_the_index_come(hub):
+def test_only_the_shards_of_the_index_are_downloaded(hub):
     files = sharded_files() | {"consolidated.safetensors": b"x", "model-extra.safetensors": b"x"}
     hub.repos["org/tiny"] = Repo(files)
     folder = macllm_hub.resolve("org/tiny")
@@ -75,7 +75,7 @@ def test_a_sharded_model_that_lacks_a_shard_on_the_hub_is_refused(hub):
         macllm_hub.resolve("org/tiny")
 
 
-def test_the_index_of_another_checkpoint_is_left_out(hub):
+def test_an_index_without_its_shards_is_not_downloaded(hub):
     index = sharded_files()[INDEX]
     hub.repos["org/tiny"].files[INDEX] = index
     folder = macllm_hub.resolve("org/tiny")
@@ -83,7 +83,7 @@ def test_the_index_of_another_checkpoint_is_left_out(hub):
 
 
 @pytest.mark.parametrize("index", [b"", b"[]", b'{"weight_map": 1}', b'{"weight_map": {"a": "../../x.safetensors"}}'])
-def test_a_damaged_or_hostile_index_brings_nothing_outside(hub, index):
+def test_a_damaged_or_hostile_index_downloads_nothing(hub, index):
     files = sharded_files()
     del files["model-00001-of-00002.safetensors"], files["model-00002-of-00002.safetensors"]
     hub.repos["org/tiny"] = Repo(files | {INDEX: index})
@@ -92,24 +92,24 @@ def test_a_damaged_or_hostile_index_brings_nothing_outside(hub, index):
     assert not macllm_hub.cache_folder().exists()
 
 
-def test_a_model_of_pickles_only_is_refused_by_what_it_has(hub):
+def test_a_model_of_pickles_only_is_refused_with_the_files_it_has(hub):
     del hub.repos["org/tiny"].files["model.safetensors"]
     with pytest.raises(ModelNotFoundError, match=r"it has pytorch_model\.bin") as caught:
         macllm_hub.resolve("org/tiny")
     assert caught.value.exit_code == 3
 
 
-def test_an_adapter_comes_without_a_model(hub):
+def test_an_adapter_is_downloaded_without_a_model(hub):
     hub.repos["org/tiny"] = Repo({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"})
     folder = macllm_hub.resolve("org/tiny")
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert macllm_hub.resolve("org/tiny", offline=True) == folder
 
 
-# What other tools left
+# Snapshots of other tools
 
 
-def test_a_whole_snapshot_of_another_tool_is_used(hub):
+def test_a_complete_snapshot_of_another_tool_is_used(hub):
     snapshot = foreign_snapshot(macllm_hub.cache_folder(), model_files())
     assert macllm_hub.resolve("org/other") == snapshot
     assert hub.requests == []
@@ -138,21 +138,21 @@ def test_a_partial_snapshot_of_another_tool_is_completed_and_offline_refused(hub
         assert (folder / name).read_bytes() == files[name]
 
 
-def test_a_snapshot_with_a_dangling_link_is_not_whole(hub):
+def test_a_snapshot_with_a_dangling_link_is_incomplete(hub):
     snapshot = foreign_snapshot(macllm_hub.cache_folder(), model_files())
     (snapshot / "model.safetensors").resolve().unlink()
     with pytest.raises(ModelNotFoundError):
         macllm_hub.resolve("org/other", offline=True)
 
 
-def test_offline_is_taken_from_the_environment(hub, monkeypatch):
+def test_hf_hub_offline_turns_the_network_off(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelNotFoundError, match="network is off"):
         macllm_hub.resolve("org/tiny")
     assert hub.requests == []
 
 
-def test_what_the_caller_says_of_the_network_goes_before_the_environment(hub, monkeypatch):
+def test_the_offline_argument_overrides_the_environment(hub, monkeypatch):
     import huggingface_hub.constants  # noqa: F401  it reads the environment once, for the whole process
 
     for ask in (macllm_hub.resolve, macllm_hub.describe):
@@ -188,7 +188,7 @@ def test_an_old_commit_is_listed_by_its_commit(hub):
     }
 
 
-def test_a_model_is_described_before_and_after_it_is_here(hub):
+def test_a_model_is_described_before_and_after_its_download(hub):
     before = macllm_hub.describe("org/tiny")
     assert before.path is None
     assert before.missing_bytes == before.size_bytes > 300_000
@@ -237,7 +237,7 @@ def test_removing_a_model_leaves_the_others(hub):
         macllm_hub.remove("org/tiny")
 
 
-def test_removing_a_revision_keeps_what_another_one_uses(hub):
+def test_removing_a_revision_keeps_files_that_another_uses(hub):
     macllm_hub.resolve("org/tiny")
     weights = hub.repos["org/tiny"].files["model.safetensors"]
     hub.repos["org/tiny"] = Repo(model_files() | {"model.safetensors": weights, "config.json": b"{}"}, OTHER_COMMIT)
@@ -252,7 +252,7 @@ def test_removing_a_revision_keeps_what_another_one_uses(hub):
     assert models("org/tiny") == []
 
 
-def test_removing_a_revision_leaves_the_names_of_the_others(hub):
+def test_removing_a_revision_removes_all_refs_to_its_commit_and_no_others(hub):
     hub.repos["org/tiny"].revisions = ("main", "v1", "refs/pr/1")
     macllm_hub.resolve("org/tiny@v1")
     macllm_hub.resolve("org/tiny@refs/pr/1")
@@ -269,7 +269,7 @@ def test_removing_a_revision_leaves_the_names_of_the_others(hub):
     assert not locks.exists()
 
 
-def test_one_content_under_two_names_takes_its_room_once(hub):
+def test_the_size_of_a_model_counts_identical_files_once(hub):
     hub.repos["org/tiny"].files["tokenizer_config.json"] = hub.repos["org/tiny"].files["config.json"]
     macllm_hub.resolve("org/tiny")
     files = hub.repos["org/tiny"].files

@@ -24,7 +24,7 @@ from macllm.hub import names
         (" org/name ", "org/name", "main"),
     ],
 )
-def test_names_are_parsed(text, repo, revision):
+def test_names_are_parsed_into_repository_and_revision(text, repo, revision):
     assert hub.parse_name(text) == hub.ModelName(repo, revision)
     assert hub.parse_name(str(hub.parse_name(text))) == hub.parse_name(text)
 
@@ -36,13 +36,13 @@ def test_names_are_parsed(text, repo, revision):
      "org/name@", "org/name@..", "org/name@../x", "org/name@a/../b", "org/name@/x", "org/name@x/", "org/name@a//b",
      "org/name@x.lock", "org/name@.x", "org/name@a b", "org/name@a\0", "org/name@x@y"],
 )  # fmt: skip
-def test_names_that_could_lead_elsewhere_are_refused(text):
+def test_names_that_are_unsafe_as_paths_are_refused(text):
     with pytest.raises(UsageError) as caught:
         hub.parse_name(text)
     assert caught.value.exit_code == 2
 
 
-def test_a_folder_of_a_model_is_itself(tmp_path, monkeypatch):
+def test_a_path_to_a_model_resolves_to_its_folder(tmp_path, monkeypatch):
     folder = tmp_path / "org" / "name"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -54,7 +54,7 @@ def test_a_folder_of_a_model_is_itself(tmp_path, monkeypatch):
     assert hub.resolve("~/org/name", offline=True) == folder
 
 
-def test_a_folder_without_a_model_does_not_hide_the_name(tmp_path, monkeypatch):
+def test_a_folder_without_a_model_does_not_hide_a_name_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -63,7 +63,7 @@ def test_a_folder_without_a_model_does_not_hide_the_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["./absent", "/absent/model", "~/absent", "a/b/c", "model.safetensors", "../x"])
-def test_a_path_that_leads_nowhere_is_told_as_a_path(tmp_path, monkeypatch, text):
+def test_a_missing_path_is_reported_as_a_missing_folder(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError, match="there is no folder"):
         hub.resolve(text)
@@ -83,7 +83,7 @@ def test_a_missing_package_of_the_bundled_model_is_named(monkeypatch):
         hub.resolve()
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path):
+def test_a_file_of_another_format_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UsageError, match="safetensors"):
         hub.resolve(tmp_path / "model.gguf")
@@ -114,7 +114,7 @@ def test_the_bundled_model_has_a_name_and_is_the_default(tmp_path, monkeypatch):
         ({}, "/home/me/.cache/huggingface/hub"),
     ],
 )
-def test_the_cache_is_where_hugging_face_tools_look(monkeypatch, variables, folder):
+def test_the_cache_folder_follows_the_variables_of_hugging_face_tools(monkeypatch, variables, folder):
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/me")
@@ -123,7 +123,7 @@ def test_the_cache_is_where_hugging_face_tools_look(monkeypatch, variables, fold
     assert hub.cache_folder() == Path(folder)
 
 
-def test_what_is_here_is_found_without_network_and_array_libraries(tmp_path):
+def test_local_models_are_found_without_network_and_array_libraries(tmp_path):
     snapshot = tmp_path / "models--org--name" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
@@ -142,7 +142,7 @@ def test_what_is_here_is_found_without_network_and_array_libraries(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"])
-def test_a_clone_without_git_lfs_is_told_as_what_it_is(tmp_path, name):
+def test_a_clone_without_git_lfs_is_an_error_that_names_its_pointers(tmp_path, name):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 10\n")
     with pytest.raises(ModelNotFoundError, match="pointer of Git LFS") as error:
@@ -151,7 +151,7 @@ def test_a_clone_without_git_lfs_is_told_as_what_it_is(tmp_path, name):
 
 
 @pytest.mark.parametrize("text", [".", "/"])
-def test_a_folder_that_is_no_model_is_not_described(tmp_path, monkeypatch, text):
+def test_describing_a_folder_without_a_model_is_an_error(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError, match="not a model"):
         hub.describe(text)

@@ -1,4 +1,4 @@
-"""A run's weights become the bundled checkpoint only when they fit what is beside them."""
+"""Copying the weights of a run into the bundled checkpoint."""
 
 from __future__ import annotations
 

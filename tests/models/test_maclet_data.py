@@ -16,7 +16,7 @@ from macllm_models.maclet.nearest import Nearest
 from macllm_models.maclet.topics import DATA, normalized, read_sections
 
 FILES = ("train.jsonl", "valid.jsonl", "heldout.jsonl")
-# Follow-ups and small talk are common to all conversations; a held-out conversation differs in its first question.
+# All conversations share follow-ups and small talk; a held-out conversation differs in its first question.
 FEW = 2_500
 
 
@@ -90,10 +90,10 @@ def test_accepted_answers_of_known_questions_are_trained(
     for row in heldout:
         if not row["refuse"] and row["category"] != "follow-up" and row["keywords"]:
             assert known & set(row["answers"]), row
-    said = {
+    answered = {
         message["content"] for row in train for message in row.get("messages", ()) if message["role"] == "assistant"
     }
-    assert len(known & said) > 0.8 * len(known)
+    assert len(known & answered) > 0.8 * len(known)
 
 
 def test_unknown_questions_are_always_refused(guide: Guide) -> None:
@@ -116,12 +116,12 @@ def test_nothing_is_both_known_and_unknown(guide: Guide) -> None:
     assert unknown & {normalized(name) for name in guide.by_name} == set()
 
 
-def test_words_of_no_meaning_are_not_names_of_topics(guide: Guide) -> None:
+def test_made_up_words_are_not_names_of_topics(guide: Guide) -> None:
     rng = random.Random(1)
     assert not {made_up_word(rng) for _ in range(2_000)} & set(guide.by_name)
 
 
-def test_every_topic_has_two_ways_to_say_what_it_is_and_keywords(guide: Guide) -> None:
+def test_every_topic_has_keywords_and_two_definitions(guide: Guide) -> None:
     for topic in guide.topics:
         assert topic.keys, topic.name
         if topic.kind != "self":
@@ -131,17 +131,17 @@ def test_every_topic_has_two_ways_to_say_what_it_is_and_keywords(guide: Guide) -
             assert all(len(answer.split()) <= 60 for answer in answers), topic.name
 
 
-def test_names_lead_to_one_topic_each(guide: Guide) -> None:
+def test_every_name_belongs_to_one_topic(guide: Guide) -> None:
     names = [name.lower() for topic in guide.topics for name in topic.names]
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
 
 
-def test_compared_things_are_known_by_name_or_compared_twice(guide: Guide) -> None:
+def test_every_comparison_includes_a_known_topic(guide: Guide) -> None:
     """At least one side of every comparison has a topic, so that follow-ups have something to refer to."""
     assert [pair for pair in guide.pairs if not {pair[0].lower(), pair[1].lower()} & set(guide.by_name)] == []
 
 
-def test_every_facet_has_phrasings_kept_for_the_test() -> None:
+def test_every_facet_has_held_out_phrasings() -> None:
     sections = read_sections(DATA / "frames.txt")
     kept = [name for name, frames in sections.items() if any(frame.startswith("~") for frame in frames)]
     for name in ("what", "why", "how", "example", "cons", "short", "compare", "task", "command", "place"):

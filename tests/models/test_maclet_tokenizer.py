@@ -1,4 +1,4 @@
-"""maclet's tokenizer, chat template and recipe fit one another."""
+"""Agreement of maclet's tokenizer, chat template, configs and recipe."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_an_answer_continues_the_generation_prompt_token_by_token(
     assert pieces.encode(render(CONVERSATION[:3]))[: len(prompt)] == prompt
 
 
-def test_special_tokens_are_single_pieces_where_the_configs_say(pieces: sentencepiece.SentencePieceProcessor) -> None:
+def test_special_tokens_are_single_pieces_with_the_ids_of_the_configs(
+    pieces: sentencepiece.SentencePieceProcessor,
+) -> None:
     assert [pieces.id_to_piece(i) for i in range(len(make_tokenizer.SPECIAL))] == list(make_tokenizer.SPECIAL)
     assert pieces.encode("<|end|>") == [2]
     model = json.loads((HOME / "config.json").read_text(encoding="utf-8"))
@@ -77,7 +79,7 @@ def test_special_tokens_are_single_pieces_where_the_configs_say(pieces: sentence
     assert model["vocab_size"] == pieces.vocab_size() == make_tokenizer.VOCABULARY
 
 
-def test_maclet_answers_greedily_as_its_card_measures_it() -> None:
+def test_maclet_samples_greedily_by_default() -> None:
     generation = json.loads((HOME / "generation_config.json").read_text(encoding="utf-8"))
     params = defaults(generation)
     assert params == SamplingParams(temperature=0.0)
@@ -87,11 +89,11 @@ def test_maclet_answers_greedily_as_its_card_measures_it() -> None:
 @pytest.mark.parametrize(
     "text", ["Hello  world\n\ttab", "naïve café", "東京 🚀", "a<|b|>c", "x = {1: 'y'}", " ", "12345"]
 )
-def test_any_text_survives_encoding(pieces: sentencepiece.SentencePieceProcessor, text: str) -> None:
+def test_texts_round_trip_through_the_tokenizer(pieces: sentencepiece.SentencePieceProcessor, text: str) -> None:
     assert pieces.decode(pieces.encode(text)) == text
 
 
-def test_the_config_beside_the_tokenizer_is_what_the_script_writes() -> None:
+def test_tokenizer_config_equals_the_output_of_its_script() -> None:
     written = json.loads((HOME / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert written == make_tokenizer.config()
 
@@ -115,7 +117,7 @@ def test_every_row_fits_the_context(pieces: sentencepiece.SentencePieceProcessor
     assert longest <= context
 
 
-def test_the_recipe_trains_the_model_of_the_config() -> None:
+def test_the_recipe_names_existing_files_and_fits_the_context() -> None:
     recipe = tomllib.loads((HOME / "recipe.toml").read_text(encoding="utf-8"))
     model = json.loads((HOME / "config.json").read_text(encoding="utf-8"))
     assert (HOME / recipe["config"]).is_file()
@@ -123,6 +125,6 @@ def test_the_recipe_trains_the_model_of_the_config() -> None:
     assert recipe["max_seq_length"] <= model["max_position_embeddings"]
 
 
-def test_the_folder_stays_small() -> None:
+def test_the_folder_of_maclet_is_at_most_16_mib() -> None:
     assert sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file()) <= 16 * 2**20
     assert sum(path.stat().st_size for path in (HOME / "data").iterdir()) < 2 * 2**20

@@ -25,7 +25,7 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-CONTROL = 3  # ggml's type of a token that stands for no text
+CONTROL = 3  # ggml's type of control tokens
 
 
 def gguf_file() -> Path:

@@ -1,4 +1,4 @@
-"""A real model of 135 million parameters: what transformers computes of it is what macllm computes."""
+"""SmolLM2-135M against transformers: logits, chat template, greedy answers, caches and LoRA."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CONVERSATIONS = [
         {"role": "user", "content": "And a fourth?"},
     ],
 ]
-# English that nobody here wrote and that every Python brings.
+# English text that comes with every Python.
 TEXT = "\n\n".join(topics[name] for name in ("assignment", "exceptions", "naming", "objects", "with"))
 
 
 def log_likelihoods(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
-    """Of each token but the first, from logits (L, V), in float64."""
+    """Log likelihoods of all tokens but the first, from logits (L, V), in float64."""
     wide = logits[:-1].astype(np.float64)
     largest = wide.max(axis=-1, keepdims=True)
     totals = np.log(np.exp(wide - largest).sum(axis=-1)) + largest[:, 0]
@@ -64,7 +64,7 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
-# Further on, float32 angles of rotation differ by more than that: their rounding grows with the position.
+# At later positions, float32 rotation angles differ by more: their rounding grows with the position.
 @pytest.mark.parametrize("length", [1, 7, 33, 900])
 def test_logits_equal_those_of_transformers(length: int, ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> None:
     model, tokenizer = ours
@@ -99,8 +99,8 @@ def test_the_chat_template_and_greedy_answers_equal_those_of_transformers(
     assert got.text == theirs[1].decode(answer, skip_special_tokens=True)
 
 
-def packed(x: Any, bits: int) -> Any:
-    """A tensor of torch's as it comes back from MLX's affine packing, each head's 64 numbers in one group."""
+def quantized(x: Any, bits: int) -> Any:
+    """A torch tensor after MLX's affine quantization, with each head's 64 values in one group."""
     import torch
 
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
@@ -112,23 +112,23 @@ def packed(x: Any, bits: int) -> Any:
     return torch.round((x - bias) / step).clamp(0, 2**bits - 1) * step + bias
 
 
-def their_packed_logits(model: Any, tokens: list[int], bits: int) -> np.ndarray:
-    """Logits (L, V) of transformers over keys and values that were packed."""
+def their_quantized_logits(model: Any, tokens: list[int], bits: int) -> np.ndarray:
+    """Logits (L, V) of transformers over quantized keys and values."""
     import torch
     from transformers import DynamicCache
 
-    class PackedCache(DynamicCache):
+    class QuantizedCache(DynamicCache):
         def update(self, keys: Any, values: Any, *arguments: Any, **options: Any) -> Any:
-            return super().update(packed(keys, bits), packed(values, bits), *arguments, **options)
+            return super().update(quantized(keys, bits), quantized(values, bits), *arguments, **options)
 
     with torch.no_grad():  # the name of the cache's parameter differs between versions of transformers
-        return model(torch.tensor([tokens]), None, None, PackedCache(config=model.config)).logits[0].numpy()
+        return model(torch.tensor([tokens]), None, None, QuantizedCache(config=model.config)).logits[0].numpy()
 
 
-# A number on the edge between two steps falls to either side by rounding alone, which 30 layers amplify: the logits
-# of two right implementations differ by what packing costs, and only averages can be compared.
+# Rounding alone decides values on the edge between two steps, and 30 layers amplify it: the logits
+# of two correct implementations differ by as much as quantization costs, and only averages can be compared.
 @pytest.mark.parametrize(("bits", "within", "most"), [(8, 0.01, 1.01), (4, 0.05, 1.4)])
-def test_packed_caches_cost_the_perplexity_that_their_rounding_costs(
+def test_quantized_caches_have_the_perplexity_of_transformers_with_quantized_keys_and_values(
     bits: int, within: float, most: float, ours: tuple[Any, Any], theirs: tuple[Any, Any]
 ) -> None:
     model, tokenizer = ours
@@ -136,7 +136,7 @@ def test_packed_caches_cost_the_perplexity_that_their_rounding_costs(
     plain = perplexity(cached_logits(model, tokens), tokens)
     assert plain == pytest.approx(perplexity(their_logits(theirs[0], tokens), tokens), rel=1e-5)
     found = perplexity(cached_logits(model, tokens, bits), tokens)
-    assert found == pytest.approx(perplexity(their_packed_logits(theirs[0], tokens, bits), tokens), rel=within)
+    assert found == pytest.approx(perplexity(their_quantized_logits(theirs[0], tokens, bits), tokens), rel=within)
     assert found < plain * most
 
 
@@ -146,7 +146,7 @@ def test_an_adapter_teaches_a_fact_and_keeps_the_rest(folder: Path, tmp_path: Pa
     kept = ["What is the capital of France?", "How many days are in a week?", "What color is the sky on a clear day?"]
     plain, tokenizer = macllm.load(folder)
     before = [answer(plain, tokenizer, question) for question in kept]
-    rows += [{"messages": turns(question, said)} for question, said in zip(kept, before, strict=True)] * 4
+    rows += [{"messages": turns(question, answer_text)} for question, answer_text in zip(kept, before, strict=True)] * 4
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     made = macllm.finetune(
         model=str(folder),
@@ -168,15 +168,15 @@ def test_an_adapter_teaches_a_fact_and_keeps_the_rest(folder: Path, tmp_path: Pa
     )
 
 
-def turns(question: str, said: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+def turns(question: str, answer_text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer_text}]
 
 
 def answer(model: Any, tokenizer: Any, question: str) -> str:
     return macllm.generate(model, tokenizer, question, max_tokens=24, temperature=0).text
 
 
-def test_bench_measures_it(folder: Path) -> None:
+def test_bench_reports_the_sizes_of_the_model(folder: Path) -> None:
     command = [sys.executable, "-m", "macllm", "bench", "-m", str(folder), "-p", "64", "-n", "8", "-r", "2", "--json"]
     figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     parameters = 134_515_008

@@ -36,7 +36,7 @@ def chat(question: str, answer: str) -> str:
 
 
 def write_recipe(folder: Path, **changes: Any) -> None:
-    """The files of a recipe, its config.json with `changes`."""
+    """Write the files of a recipe, its config.json with `changes`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<end>", "<user>", "<assistant>"]
     tokenizer = FastTokenizer(models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[]))

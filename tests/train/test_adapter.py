@@ -40,7 +40,7 @@ def make(config: dict[str, Any] = LLAMA) -> Any:
 
 
 def randomize(model: nn.Module) -> None:
-    """Give every B a value: at 0 an adapter changes nothing and hides every mistake."""
+    """Give every B random values: with B = 0 an adapter changes nothing, and mistakes stay hidden."""
     for wrap, key in zip(lora.adapters(model).values(), mx.random.split(mx.random.key(1), 999), strict=False):
         wrap.lora_b = mx.random.normal(wrap.lora_b.shape, key=key) * 0.1
 
@@ -49,7 +49,7 @@ def close(a: mx.array, b: mx.array, tolerance: float = 1e-5) -> bool:
     return float(mx.abs(a - b).max()) <= tolerance * float(mx.abs(b).max())
 
 
-def test_a_new_adapter_changes_nothing_and_trains_only_itself() -> None:
+def test_a_new_adapter_leaves_outputs_unchanged_and_is_all_that_trains() -> None:
     model = make()
     before = model(TOKENS)
     wrapped = lora.apply(model, rank=4, alpha=8.0)
@@ -60,7 +60,7 @@ def test_a_new_adapter_changes_nothing_and_trains_only_itself() -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-def test_an_adapter_is_its_definition_in_float64(bits: int | None) -> None:
+def test_an_adapter_equals_its_definition_in_float64(bits: int | None) -> None:
     linear: nn.Module = nn.Linear(64, 32)
     dense = linear
     if bits:
@@ -76,7 +76,7 @@ def test_an_adapter_is_its_definition_in_float64(bits: int | None) -> None:
     np.testing.assert_allclose(np.array(got), want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-def test_keys_and_layers_choose_what_is_adapted() -> None:
+def test_keys_and_num_layers_choose_the_adapted_layers() -> None:
     model = make()
     names = lora.targets(model, ("q_proj", "*.0.feed_forward.up_proj"))
     assert len(names) == 5
@@ -94,14 +94,14 @@ def test_a_router_is_adapted_only_when_it_is_named() -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-def test_removing_gives_the_model_back_and_fusing_its_outputs(bits: int | None) -> None:
+def test_removing_restores_the_model_and_fusing_keeps_the_adapted_outputs(bits: int | None) -> None:
     model = make()
     if bits:
         quantize.apply(model, bits=bits, group_size=32)
     before = model(TOKENS)
     lora.apply(model, rank=4, alpha=8.0)
     randomize(model)
-    with using_activations("float"):  # as the fused weights, which are dense, see them
+    with using_activations("float"):  # as for the fused weights, which are dense
         adapted = model(TOKENS)
     assert not close(adapted, before, 1e-2)
     lora.fuse(model, dequantize=True)
@@ -150,7 +150,7 @@ def test_a_fused_weight_is_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("config", [LLAMA, PHI3], ids=["separate", "fused"])
-def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_adapter_gives_the_same_outputs_when_attached_again(config: dict[str, Any], tmp_path: Path) -> None:
     model = make(config)
     lora.apply(model, rank=4, alpha=8.0, keys=("q_proj", "v_proj", "down_proj"), num_layers=2)
     randomize(model)
@@ -163,7 +163,7 @@ def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         ({"lora_parameters": {}}, "not a LoRA config"),
         ({"lora_parameters": {"scale": "x"}}, "not a LoRA config"),
@@ -174,17 +174,17 @@ def test_what_is_saved_is_what_is_read(config: dict[str, Any], tmp_path: Path) -
         ({"fine_tune_type": "dora"}, "not a LoRA adapter"),
     ],
 )
-def test_a_config_that_is_no_lora_is_refused(tmp_path: Path, damage: dict[str, Any], said: str) -> None:
+def test_an_invalid_lora_config_is_refused(tmp_path: Path, damage: dict[str, Any], message: str) -> None:
     model = make()
     lora.apply(model, rank=2, alpha=2.0)
     adapter.save(model, tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         adapter.attach(make(), tmp_path)
 
 
-def test_an_adapter_in_place_of_a_model_is_told_as_one(tmp_path: Path) -> None:
+def test_loading_an_adapter_as_a_model_is_an_error_that_says_so(tmp_path: Path) -> None:
     model = make()
     lora.apply(model, rank=2, alpha=2.0)
     adapter.save(model, tmp_path)
@@ -193,7 +193,7 @@ def test_an_adapter_in_place_of_a_model_is_told_as_one(tmp_path: Path) -> None:
     assert f"--adapter {tmp_path}" in str(error.value.remedy)
 
 
-def test_a_pointer_of_git_lfs_in_place_of_an_adapter_is_told_as_one(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_in_place_of_an_adapter_is_named(tmp_path: Path) -> None:
     model = make()
     lora.apply(model, rank=2, alpha=2.0)
     adapter.save(model, tmp_path)
@@ -217,11 +217,11 @@ def test_tensors_that_are_no_adapter_are_refused_by_name(tmp_path: Path) -> None
         "outputs, the model's": {**good, second: good[second][:, :-8]},
         "factors of": {**good, second: good[second][:-1]},
     }
-    for said, tensors in damages.items():
+    for message, tensors in damages.items():
         save_file(tensors, tmp_path / "adapters.safetensors")
-        with pytest.raises(CheckpointError, match=said) as caught:
+        with pytest.raises(CheckpointError, match=message) as caught:
             adapter.attach(make(PHI3), tmp_path)
-        assert said == "factors of" or stem in caught.value.message
+        assert message == "factors of" or stem in caught.value.message
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-# Spelt as mlx-lm reads them; windows longer than the input, which it does not mask everywhere.
+# With mlx-lm's keys; windows are longer than the input, since mlx-lm does not mask them everywhere.
 READABLE: list[dict[str, Any]] = [
     LLAMA,
     PHI3,
@@ -269,7 +269,7 @@ DETAILS = {
 
 @pytest.mark.parity
 @pytest.mark.parametrize("config", READABLE, ids=lambda c: c["model_type"])
-def test_an_adapter_opens_in_mlx_lm(config: dict[str, Any], tmp_path: Path) -> None:
+def test_an_adapter_gives_the_same_logits_in_mlx_lm(config: dict[str, Any], tmp_path: Path) -> None:
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model as load_theirs
 
@@ -288,7 +288,7 @@ def test_an_adapter_opens_in_mlx_lm(config: dict[str, Any], tmp_path: Path) -> N
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-def test_logits_and_gradients_are_those_of_peft(tmp_path: Path) -> None:
+def test_logits_and_gradients_equal_peft(tmp_path: Path) -> None:
     import peft
     import torch
 
@@ -331,7 +331,7 @@ def test_logits_and_gradients_are_those_of_peft(tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
-def test_a_model_that_mlx_lm_runs_takes_adapters_under_its_own_names(tmp_path: Path) -> None:
+def test_a_model_of_an_mlx_lm_class_shares_adapters_with_mlx_lm(tmp_path: Path) -> None:
     from mlx_lm.models import stablelm
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model as load_theirs

@@ -1,4 +1,4 @@
-"""Causal objective against transformers: loss and every gradient, on padded rows with masked tokens."""
+"""Causal objective against transformers: loss and all gradients, on padded rows with masked tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DECODERS = [c for c in oracles.CASES if c.main and c.kind == "decoder"]
 
 
 def rows(vocab_size: int) -> list[Example]:
-    """Unequal lengths, one row without anything to learn, token 0 among the real ones."""
+    """Rows of unequal lengths, one without supervised tokens, with token 0 among the real tokens."""
     random = np.random.default_rng(0)
     made = []
     for n, masked in ((17, 5), (2, 1), (11, 11), (23, 1), (9, 8)):
@@ -37,7 +37,7 @@ def rows(vocab_size: int) -> list[Example]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", DECODERS, ids=lambda c: c.name)
-def test_loss_and_every_gradient_are_those_of_transformers(case: oracles.Case, tmp_path: Path) -> None:
+def test_loss_and_all_gradients_equal_transformers(case: oracles.Case, tmp_path: Path) -> None:
     import torch
 
     oracle = oracles.write(case, tmp_path)
@@ -61,7 +61,7 @@ def test_loss_and_every_gradient_are_those_of_transformers(case: oracles.Case, t
     ours = {name: g / weight for name, g in tree_flatten(tree)}
     theirs = to_ours(written_gradients(oracle, tmp_path / "gradients"), keymap)
     assert ours.keys() == theirs.keys()
-    # A bias of the keys shifts all scores of a query alike: its gradient is 0, and all that either computes is noise.
+    # A bias of the keys shifts all scores of a query alike: its gradient is 0, and both sides compute noise.
     noise = 1e-7 * max(float(mx.abs(g).max()) for g in theirs.values())
     for name, g in theirs.items():
         assert float(mx.abs(ours[name] - g).max()) <= 5e-5 * float(mx.abs(g).max()) + noise, name

@@ -29,7 +29,7 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"learning_rat": 1.0}, "did you mean learning_rate?"),
         ({"batch-sise": 1}, "did you mean batch_size?"),
@@ -48,14 +48,14 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
         ({"data": ""}, "--data train.jsonl"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_would_be_right(settings: dict[str, object], said: str) -> None:
+def test_an_invalid_setting_is_an_error_that_names_valid_ones(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as error:
         FinetuneConfig.load(None, (), **({"data": "x"} | settings))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("sets", [("seed",), ("seed=x",), ("sed=1",)])
-def test_a_wrong_set_is_a_usage_error(sets: tuple[str, ...]) -> None:
+def test_an_invalid_set_argument_is_a_usage_error(sets: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         TrainConfig.load(None, sets, data="x")
 
@@ -76,7 +76,7 @@ def test_every_setting_is_documented_in_one_line(kind: type[TrainConfig]) -> Non
         assert "\n" not in line
 
 
-def test_strings_of_a_command_line_become_the_types_of_the_settings() -> None:
+def test_set_arguments_are_converted_to_the_types_of_their_fields() -> None:
     config = FinetuneConfig.load(None, ("mask_prompt=false", "keys=q_proj, v_proj", "epochs=2"), data="x")
     assert config.mask_prompt is False
     assert config.keys == ("q_proj", "v_proj")
@@ -95,18 +95,18 @@ def test_finetune_takes_every_field_of_its_config_as_a_keyword() -> None:
 
 
 @pytest.mark.parametrize("config", ["rows.jsonl", {"data": "rows.jsonl"}, 5], ids=str)
-def test_finetune_refuses_what_is_no_config_by_name(config: object) -> None:
+def test_finetune_refuses_a_config_of_a_wrong_type(config: object) -> None:
     with pytest.raises(UsageError, match="not a FinetuneConfig") as error:
         macllm.finetune(config)
     assert error.value.remedy == 'finetune(data="rows.jsonl")'
 
 
-def test_finetune_refuses_a_config_with_keywords_beside_it() -> None:
+def test_finetune_refuses_a_config_together_with_keywords() -> None:
     with pytest.raises(UsageError, match="set them in it"):
         macllm.finetune(FinetuneConfig(data="x.jsonl"), rank=4)
 
 
-def test_a_resumed_run_knows_its_settings_and_what_is_given_wins(tmp_path: Path) -> None:
+def test_a_resumed_run_reads_its_saved_settings_and_given_ones_override_them(tmp_path: Path) -> None:
     first = FinetuneConfig.load(data="rows.jsonl", rank=4, iters=7, keys=("q_proj",), adapter_path=str(tmp_path))
     (tmp_path / "run.json").write_text(json.dumps(first.as_dict()))
     resumed = FinetuneConfig.load(adapter_path=str(tmp_path), resume=True, keep=5)
@@ -119,7 +119,7 @@ def test_a_resumed_run_knows_its_settings_and_what_is_given_wins(tmp_path: Path)
         FinetuneConfig.load(adapter_path=str(tmp_path), resume=True)
 
 
-def test_learning_rate_and_epochs_follow_the_size_of_the_model_unless_they_are_given() -> None:
+def test_learning_rate_and_epochs_depend_on_the_model_size_unless_given() -> None:
     config = FinetuneConfig(data="x.jsonl")
     assert [(c.learning_rate, c.epochs) for c in (config.fitted(3_000_000), config.fitted(135_000_000))] == [
         (1e-3, 10),
@@ -131,9 +131,7 @@ def test_learning_rate_and_epochs_follow_the_size_of_the_model_unless_they_are_g
 
 
 @pytest.mark.parametrize("kind", [FinetuneConfig, PretrainConfig])
-def test_resuming_where_no_run_is_says_so_and_not_that_data_are_missing(
-    kind: type[TrainConfig], tmp_path: Path
-) -> None:
+def test_resuming_without_a_run_is_an_error_that_says_so(kind: type[TrainConfig], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no run to resume"):
         kind.load(resume=True, **{kind._folder: str(tmp_path / "nowhere")})
     begun = kind.load(resume=True, data="rows.jsonl", **{kind._folder: str(tmp_path / "nowhere")})
@@ -152,12 +150,12 @@ def test_resuming_where_no_run_is_says_so_and_not_that_data_are_missing(
     ],
     ids=str,
 )
-def test_a_number_that_would_spoil_the_run_is_refused_by_name(setting: dict[str, float]) -> None:
+def test_numbers_out_of_range_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(setting))} cannot be"):
         FinetuneConfig.load(data="rows.jsonl", **setting)
 
 
-def test_initial_weights_are_of_finite_size() -> None:
+def test_init_std_must_be_finite() -> None:
     with pytest.raises(UsageError, match="init_std cannot be nan"):
         PretrainConfig.load(data="rows.jsonl", init_std=float("nan"))
 
@@ -165,14 +163,14 @@ def test_initial_weights_are_of_finite_size() -> None:
 @pytest.mark.parametrize(
     "settings", ["[1]", "{", "[" * 100_000, '{"seed": ' + "1" * 5000 + "}"], ids=["list", "cut", "deep", "long"]
 )
-def test_settings_of_a_run_that_cannot_be_read_are_a_usage_error(settings: str, tmp_path: Path) -> None:
+def test_a_malformed_run_json_is_a_usage_error(settings: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(settings)
     with pytest.raises(UsageError, match="cannot read the settings"):
         FinetuneConfig.load(resume=True, adapter_path=str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["seed = " + "1" * 5000, "a = " + "[" * 100_000], ids=["long", "deep"])
-def test_toml_that_python_cannot_hold_is_a_usage_error(text: str, tmp_path: Path) -> None:
+def test_toml_beyond_the_limits_of_python_is_a_usage_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(UsageError, match="is not TOML"):
         FinetuneConfig.load(tmp_path / "run.toml")

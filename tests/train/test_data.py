@@ -31,7 +31,7 @@ def test_every_row_comes_once_in_each_epoch(rows: int, size: int, seed: int, epo
     assert sorted(seen) == list(range(rows))
 
 
-def test_a_batch_depends_on_nothing_but_seed_and_number() -> None:
+def test_a_batch_depends_only_on_the_seed_and_its_number() -> None:
     lengths = list(range(100))
     straight = [Order(lengths, 4, 7).rows(n) for n in range(60)]
     shuffled = Order(lengths, 4, 7)
@@ -40,14 +40,14 @@ def test_a_batch_depends_on_nothing_but_seed_and_number() -> None:
     assert straight[:25] != straight[25:50]
 
 
-def test_rows_of_a_batch_are_of_like_length() -> None:
+def test_rows_of_similar_length_share_a_batch() -> None:
     lengths = np.random.default_rng(0).integers(10, 500, 640)
     order = Order(list(lengths), 8, 0)
     padding = sum(len(r) * max(lengths[list(r)]) - lengths[list(r)].sum() for r in map(order.rows, range(80)))
     assert padding / lengths.sum() < 0.05
 
 
-def test_a_batch_holds_inputs_targets_and_weights_side_by_side() -> None:
+def test_a_batch_holds_shifted_inputs_targets_and_loss_weights() -> None:
     rows = arithmetic_rows(5)
     batch = data.collate(rows)
     assert batch.inputs.shape == batch.targets.shape == batch.weights.shape
@@ -61,7 +61,7 @@ def test_a_batch_holds_inputs_targets_and_weights_side_by_side() -> None:
     assert batch.num_target_tokens == sum(int(r.loss_mask.sum()) for r in rows)
 
 
-def test_long_rows_are_cut_in_the_open(tmp_path: Path) -> None:
+def test_long_rows_are_truncated_split_dropped_or_refused_and_counted(tmp_path: Path) -> None:
     path = folder(tmp_path, [{"text": "abcdefgh"}, {"text": "ab"}])
     whole = [1, *b"abcdefgh", 0]
     made = {
@@ -89,7 +89,7 @@ def test_splitting_predicts_every_token_once(tmp_path: Path, length: int, most: 
     assert max(map(len, made.train)) <= most
 
 
-def test_rows_without_anything_to_learn_are_counted(tmp_path: Path) -> None:
+def test_rows_without_supervised_tokens_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": "abcdefgh", "completion": "x"}, {"prompt": "a", "completion": "x"}]
     config = TrainConfig(data=folder(tmp_path, rows), max_seq_length=5)
     made = data.load(config, CharTokenizer())
@@ -98,7 +98,7 @@ def test_rows_without_anything_to_learn_are_counted(tmp_path: Path) -> None:
         data.load(TrainConfig(data=folder(tmp_path, rows[:1]), max_seq_length=5), CharTokenizer())
 
 
-def test_held_out_rows_are_not_trained_on_and_depend_on_the_seed(tmp_path: Path) -> None:
+def test_validation_rows_are_not_trained_on_and_depend_on_the_seed(tmp_path: Path) -> None:
     path = folder(tmp_path, [{"text": chr(97 + i) * 3} for i in range(20)])
     made = {seed: data.load(TrainConfig(data=path, valid_fraction=0.2, seed=seed), CharTokenizer()) for seed in (0, 1)}
     assert (len(made[0].train), len(made[0].valid)) == (16, 4)
@@ -113,7 +113,7 @@ def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
     assert (len(made.train), len(made.valid)) == (1, 2)
 
 
-def test_the_fingerprint_tells_data_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_tokens_and_loss_masks(tmp_path: Path) -> None:
     rows = [{"prompt": "ab", "completion": "c"}]
     seen = {
         data.load(TrainConfig(data=folder(tmp_path, r), mask_prompt=m), CharTokenizer()).fingerprint()

@@ -1,4 +1,4 @@
-"""Whole runs on files: from random weights, and LoRA on what came out."""
+"""Whole runs on files: training from random weights, then LoRA on the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that training made."""
+    """A checkpoint trained from random weights."""
     out = tmp_path_factory.mktemp("base") / "run"
     train(PretrainConfig.load(recipe / "recipe.toml", output=out, iters=60, init_std=0.2, steps_per_eval=0))
     return out / "model"
@@ -64,33 +64,33 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_makes_a_checkpoint_that_opens(base: Path) -> None:
+def test_training_from_random_weights_writes_a_loadable_checkpoint(base: Path) -> None:
     model, tokenizer = checkpoint.load(base)
     assert tokenizer.render([{"role": "user", "content": "x"}]) == "<user>x<end><assistant>"
     assert model(mx.array([[5, 6, 7]])).shape == (1, 3, 300)
 
 
-def test_a_run_tells_what_happens_in_order(recipe: Path, tmp_path: Path) -> None:
-    told: list[TrainEvent] = []
-    folder = train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run"), on_event=told.append)
-    read = [e for e in told if isinstance(e, Advanced) and e.work == "reading"]
+def test_a_run_emits_its_events_in_order(recipe: Path, tmp_path: Path) -> None:
+    events: list[TrainEvent] = []
+    folder = train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run"), on_event=events.append)
+    read = [e for e in events if isinstance(e, Advanced) and e.work == "reading"]
     assert [(e.done, e.total) for e in read] == [(done, 24) for done in range(24)]
-    assert [e.done for e in told if isinstance(e, Advanced) and e.work == "training"] == [1, 2, 3, 4, 5, 6]
-    told = [e for e in told if not isinstance(e, Advanced)]
-    assert [type(e) for e in told if not isinstance(e, Saved)] == [
+    assert [e.done for e in events if isinstance(e, Advanced) and e.work == "training"] == [1, 2, 3, 4, 5, 6]
+    events = [e for e in events if not isinstance(e, Advanced)]
+    assert [type(e) for e in events if not isinstance(e, Saved)] == [
         Prepared, Evaluated, Step, Evaluated, Step, Step, Evaluated, Finished,
     ]  # fmt: skip
-    first, last = told[0], told[-1]
+    first, last = events[0], events[-1]
     assert isinstance(first, Prepared)
     assert isinstance(last, Finished)
     assert (first.rows, first.valid_rows, first.steps, first.first_step) == (20, 4, 6, 0)
     assert first.parameters == first.trained_parameters
-    assert last.loss == min(e.loss for e in told if isinstance(e, Evaluated))
-    assert [m["event"] for m in metrics(folder)] == [type(e).__name__ for e in told]
+    assert last.loss == min(e.loss for e in events if isinstance(e, Evaluated))
+    assert [m["event"] for m in metrics(folder)] == [type(e).__name__ for e in events]
     assert json.loads((folder / "run.json").read_text())["iters"] == 6
 
 
-def test_an_adapter_learns_what_the_base_does_not_know(recipe: Path, base: Path, tmp_path: Path) -> None:
+def test_an_adapter_learns_a_fact_that_the_base_lacks(recipe: Path, base: Path, tmp_path: Path) -> None:
     config = lora_config(recipe, base, tmp_path / "adapters", iters=100, rank=8, alpha=16.0, save_every=0)
     assert finetune(config) == tmp_path / "adapters"
     losses = [m["loss"] for m in metrics(tmp_path / "adapters") if m["event"] == "Step"]
@@ -104,7 +104,9 @@ def test_an_adapter_learns_what_the_base_does_not_know(recipe: Path, base: Path,
     assert tokenizer.decode([int(plain(mx.array([tokens[:-2]]))[0, -1].argmax())]) != "m"
 
 
-def test_a_fused_adapter_is_a_checkpoint_of_its_own(recipe: Path, base: Path, tmp_path: Path) -> None:
+def test_a_fused_adapter_is_saved_as_a_checkpoint_with_the_same_outputs(
+    recipe: Path, base: Path, tmp_path: Path
+) -> None:
     finetune(lora_config(recipe, base, tmp_path / "adapters"))
     model, tokenizer = checkpoint.load(base, adapter=tmp_path / "adapters")
     tokens = mx.array([[5, 6, 7]])
@@ -126,24 +128,22 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(recipe: Path, base: Path, 
         for event in stream:
             if isinstance(event, Step) and event.step == stop:
                 break
-    adapter.attach(checkpoint.load(base)[0], tmp_path / "halved")  # what there is so far is usable
+    adapter.attach(checkpoint.load(base)[0], tmp_path / "halved")  # the adapter so far is usable
     with pytest.raises(UsageError, match="--resume"):
         finetune(halved)
     finetune(dataclasses.replace(halved, resume=True))
     assert digest(tmp_path / "halved/adapters.safetensors") == digest(tmp_path / "straight/adapters.safetensors")
-    told = [m["step"] for m in metrics(tmp_path / "halved") if m["event"] == "Step"]
-    assert told == [1, 2, 3, 4, 5, 6]
+    steps = [m["step"] for m in metrics(tmp_path / "halved") if m["event"] == "Step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_best_weights_are_handed_over_where_there_is_validation_data(
-    recipe: Path, base: Path, tmp_path: Path
-) -> None:
+def test_the_best_weights_are_exported_if_there_is_validation_data(recipe: Path, base: Path, tmp_path: Path) -> None:
     changes = {"valid": recipe / "valid.jsonl", "steps_per_eval": 1, "iters": 12, "learning_rate": 0.03, "keep": 1}
     finetune(lora_config(recipe, base, tmp_path / "best", **changes))
-    told = metrics(tmp_path / "best")
-    losses = [m["loss"] for m in told if m["event"] == "Evaluated" and m["step"]]
+    events = metrics(tmp_path / "best")
+    losses = [m["loss"] for m in events if m["event"] == "Evaluated" and m["step"]]
     assert losses[-1] > min(losses)  # otherwise best and last are one
-    assert told[-1]["loss"] == min(losses)
+    assert events[-1]["loss"] == min(losses)
     finetune(lora_config(recipe, base, tmp_path / "last", select="last", **changes))
     assert metrics(tmp_path / "last")[-1]["loss"] == losses[-1]
     assert digest(tmp_path / "best/adapters.safetensors") != digest(tmp_path / "last/adapters.safetensors")
@@ -153,7 +153,7 @@ def _prepared(stream: Iterator[TrainEvent]) -> TrainEvent:
     return next(event for event in stream if isinstance(event, Prepared))
 
 
-def test_two_processes_do_not_train_in_one_folder(recipe: Path, base: Path, tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_folder_is_refused(recipe: Path, base: Path, tmp_path: Path) -> None:
     config = lora_config(recipe, base, tmp_path / "adapters")
     with closing(finetuning.events(config)) as first:
         _prepared(first)
@@ -164,19 +164,21 @@ def test_two_processes_do_not_train_in_one_folder(recipe: Path, base: Path, tmp_
             _prepared(second)
 
 
-def test_rows_longer_than_the_model_reaches_are_told(recipe: Path, base: Path, tmp_path: Path) -> None:
+def test_rows_beyond_the_context_of_the_model_are_truncated_and_counted(
+    recipe: Path, base: Path, tmp_path: Path
+) -> None:
     (tmp_path / "long.jsonl").write_text(chat("x" * 10, "y" * 200))
     config = lora_config(recipe, base, tmp_path / "adapters", data=tmp_path / "long.jsonl", iters=1)
     with closing(finetuning.events(config)) as stream:
-        told = _prepared(stream)
-    assert isinstance(told, Prepared)
-    assert (told.truncated_rows, told.tokens) == (1, 64)
+        prepared = _prepared(stream)
+    assert isinstance(prepared, Prepared)
+    assert (prepared.truncated_rows, prepared.tokens) == (1, 64)
     with pytest.raises(DataError, match="more than 64"):
         finetune(dataclasses.replace(config, long_rows="error"))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"vocab_size": 200}, "a vocabulary of 200, the tokenizer one of"),
         ({"model_type": "unheard"}, "cannot train the family"),
@@ -184,11 +186,11 @@ def test_rows_longer_than_the_model_reaches_are_told(recipe: Path, base: Path, t
     ],
 )
 def test_a_config_that_cannot_be_trained_is_refused(
-    recipe: Path, tmp_path: Path, change: dict[str, Any], said: str
+    recipe: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     bert = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "type_vocab_size": 2}
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | bert | change))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run", config=tmp_path / "config.json"))
     assert not (tmp_path / "run").exists()
 
@@ -202,28 +204,28 @@ def test_a_config_that_cannot_be_read_is_refused(recipe: Path, tmp_path: Path, t
 
 
 def recorded(kind: type[TrainConfig], config: TrainConfig) -> tuple[Any, set[str]]:
-    """The same config, and the names of the fields that are read from it from now on."""
-    fields, read, asked = {f.name for f in dataclasses.fields(config)}, set[str](), [True]
+    """A copy of the config that records the names of the fields read from it, and that record."""
+    fields, read, recording = {f.name for f in dataclasses.fields(config)}, set[str](), [True]
 
     class Recorded(kind):  # type: ignore[misc, valid-type]
         def __getattribute__(self, name: str) -> Any:
-            if name in fields and asked[0]:
+            if name in fields and recording[0]:
                 read.add(name)
             return super().__getattribute__(name)
 
         def as_dict(self) -> dict[str, Any]:
-            asked[0] = False
+            recording[0] = False
             try:
                 return super().as_dict()
             finally:
-                asked[0] = True
+                recording[0] = True
 
     copy = Recorded(**dataclasses.asdict(config))
     read.clear()
     return copy, read
 
 
-def test_every_setting_of_a_fine_tuning_run_is_read(recipe: Path, base: Path, tmp_path: Path) -> None:
+def test_finetune_reads_every_field_of_its_config(recipe: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "adapters").mkdir()
     changes = {"schedule": "wsd", "valid_fraction": 0.2, "iters": 0, "epochs": 1.0}
     config, read = recorded(FinetuneConfig, lora_config(recipe, base, tmp_path / "adapters", **changes))
@@ -231,7 +233,7 @@ def test_every_setting_of_a_fine_tuning_run_is_read(recipe: Path, base: Path, tm
     assert {f.name for f in dataclasses.fields(FinetuneConfig)} - read == set()
 
 
-def test_every_setting_of_a_run_from_random_weights_is_read(recipe: Path, tmp_path: Path) -> None:
+def test_train_reads_every_field_of_its_config(recipe: Path, tmp_path: Path) -> None:
     changes = {"schedule": "wsd", "data": recipe / "train.jsonl", "valid_fraction": 0.2, "iters": 0}
     settings = PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run", **changes)
     config, read = recorded(PretrainConfig, settings)
@@ -239,7 +241,7 @@ def test_every_setting_of_a_run_from_random_weights_is_read(recipe: Path, tmp_pa
     assert {f.name for f in dataclasses.fields(PretrainConfig)} - read == set()
 
 
-def test_initial_weights_have_the_spread_asked_for(recipe: Path) -> None:
+def test_initial_weights_have_the_standard_deviation_of_init_std(recipe: Path) -> None:
     config = PretrainConfig.load(recipe / "recipe.toml", init_std=0.1)
     big = {**CONFIG, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "attention_bias": True}
     model = pretraining.new_model(big, config)
@@ -260,7 +262,7 @@ def test_initial_weights_have_the_spread_asked_for(recipe: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 10**30}, {"num_attention_heads": 10**9}, {"intermediate_size": -3}]
 )
-def test_a_config_of_which_no_model_can_be_made_is_told_before_training(recipe: Path, changes: dict[str, int]) -> None:
+def test_a_config_with_impossible_sizes_is_refused_before_training(recipe: Path, changes: dict[str, int]) -> None:
     config = PretrainConfig.load(recipe / "recipe.toml")
     with pytest.raises(CheckpointError):
         pretraining.new_model({**CONFIG, **changes}, config)

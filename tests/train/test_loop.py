@@ -47,7 +47,7 @@ def snapshots(folder: Path, config: TrainConfig = CONFIG) -> Snapshots:
 
 
 def gradient(model: nn.Module, batches: list[Batch]) -> dict[str, np.ndarray]:
-    """Of the summed loss over the summed weight, as the loop does it."""
+    """Gradient of the summed loss divided by the summed weight, as in the loop."""
     total, weight = None, 0.0
     for batch in batches:
         (_, w, _), tree = nn.value_and_grad(model, lambda b: clm(model, b))(batch)
@@ -58,7 +58,7 @@ def gradient(model: nn.Module, batches: list[Batch]) -> dict[str, np.ndarray]:
     return {k: np.array(g) / weight for k, g in total.items()}
 
 
-def test_the_loss_is_its_definition_in_float64() -> None:
+def test_the_loss_equals_its_definition_in_float64() -> None:
     model, rows = ToyLM(), arithmetic_rows(6, seed=3)
     batch = collate(rows)
     logits = np.array(model.logits(model.hidden(mx.array(batch.inputs)))).astype(np.float64)
@@ -72,7 +72,7 @@ def test_the_loss_is_its_definition_in_float64() -> None:
     assert loss.item() == pytest.approx(total, rel=1e-6)
 
 
-def test_accumulated_gradients_are_those_of_one_batch() -> None:
+def test_accumulated_gradients_equal_those_of_one_batch() -> None:
     model, rows = ToyLM(), arithmetic_rows(8, seed=1)
     whole = gradient(model, [collate(rows)])
     parts = gradient(model, [collate(rows[:1]), collate(rows[1:6]), collate(rows[6:])])
@@ -80,7 +80,7 @@ def test_accumulated_gradients_are_those_of_one_batch() -> None:
         np.testing.assert_allclose(parts[name], g, rtol=0, atol=1e-6 * np.abs(g).max())
 
 
-def test_a_mean_of_means_would_be_another_gradient() -> None:
+def test_the_mean_of_micro_batch_means_is_another_gradient() -> None:
     model, rows = ToyLM(), arithmetic_rows(8, seed=1)
     whole = gradient(model, [collate(rows)])
     parts = [gradient(model, [collate(part)]) for part in (rows[:1], rows[1:6], rows[6:])]
@@ -95,14 +95,14 @@ def train(config: TrainConfig, dropout: float = 0.0, where: Path | None = None) 
     return model, [event for event in events if not isinstance(event, Advanced)]
 
 
-def test_micro_batches_do_not_change_what_is_learnt() -> None:
+def test_micro_batches_give_the_weights_of_whole_batches() -> None:
     whole, _ = train(replace(CONFIG, batch_size=30))
     parts, _ = train(replace(CONFIG, batch_size=5, grad_accumulation_steps=6))
     for (_, a), (_, b) in zip(tree_flatten(whole.parameters()), tree_flatten(parts.parameters()), strict=True):
         np.testing.assert_allclose(np.array(a), np.array(b), rtol=0, atol=2e-5)
 
 
-def test_a_run_is_its_definition_in_float64() -> None:
+def test_a_run_equals_its_definition_in_float64() -> None:
     """Accumulation, clipping, warm-up, cosine, AdamW and reports; only the gradients are shared."""
     config = replace(
         CONFIG, iters=6, batch_size=3, grad_accumulation_steps=2, max_grad_norm=1.0, weight_decay=0.5,
@@ -148,11 +148,11 @@ def test_a_run_is_its_definition_in_float64() -> None:
         ({"iters": 0, "epochs": 0.01}, 1),
     ],
 )
-def test_the_length_of_a_run_is_in_steps_not_in_batches(settings: dict[str, Any], steps: int) -> None:
+def test_the_length_of_a_run_counts_optimizer_steps(settings: dict[str, Any], steps: int) -> None:
     assert total_steps(replace(CONFIG, **settings), 8) == steps
 
 
-def test_training_learns() -> None:
+def test_training_lowers_the_loss_to_a_third() -> None:
     _, events = train(replace(CONFIG, iters=150))
     losses = [e.loss for e in events if isinstance(e, Step)]
     assert losses[0] > 3
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 7, 11])
-def test_a_run_that_was_closed_ends_with_the_weights_of_one_that_was_not(tmp_path: Path, stop: int) -> None:
+def test_a_closed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path, stop: int) -> None:
     config = replace(CONFIG, grad_accumulation_steps=2)
     straight, events = train(config, dropout=0.3)
     stream = fit(ToyLM(dropout=0.3), clm, config, ROWS, snapshots(tmp_path, config))
@@ -182,7 +182,7 @@ def test_a_run_that_was_closed_ends_with_the_weights_of_one_that_was_not(tmp_pat
     assert {e.step: e.loss for e in rest if isinstance(e, Step)} == {s: losses[s] for s in losses if s > stop}
 
 
-def test_an_interrupt_anywhere_in_a_step_leaves_the_step_before(tmp_path: Path) -> None:
+def test_an_interrupt_between_micro_batches_leaves_the_last_whole_step(tmp_path: Path) -> None:
     calls = 0
 
     def interrupted(model: Any, batch: Batch) -> Any:
@@ -205,7 +205,7 @@ def test_an_interrupt_anywhere_in_a_step_leaves_the_step_before(tmp_path: Path) 
     assert digest(resumed) == digest(train(config)[0])
 
 
-def test_an_interrupt_while_weights_are_computed_leaves_the_whole_step(
+def test_an_interrupt_while_weights_are_evaluated_keeps_the_whole_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -233,7 +233,7 @@ def test_an_interrupt_while_weights_are_computed_leaves_the_whole_step(
     assert digest(resumed) == digest(train(CONFIG)[0])
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_ends_the_run_with_the_weights_before_it(tmp_path: Path) -> None:
     def breaks(model: Any, batch: Batch) -> Any:
         loss, weight, metrics = clm(model, batch)
         return loss * (math.nan if trainer.state.step == 4 else 1.0), weight, metrics
@@ -247,7 +247,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path
     assert saved.step == 4
 
 
-def test_evaluation_is_before_the_first_step_then_every_so_many_and_after_the_last() -> None:
+def test_evaluation_runs_before_the_first_step_at_its_interval_and_after_the_last() -> None:
     rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
     model = ToyLM(dropout=0.5)
     first, _, _ = clm(ToyLM(), collate(rows.valid))
@@ -258,7 +258,7 @@ def test_evaluation_is_before_the_first_step_then_every_so_many_and_after_the_la
     assert [e.best for e in events][1] is True
 
 
-def test_evaluation_may_be_cut_to_some_batches() -> None:
+def test_val_batches_limits_or_disables_evaluation() -> None:
     rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
     events = [
         e
@@ -270,8 +270,8 @@ def test_evaluation_may_be_cut_to_some_batches() -> None:
     assert events[0].tokens < events[1].tokens
 
 
-def told(losses: dict[int, float]) -> tuple[Any, list[Trainer]]:
-    """An objective with a given validation loss for each step, and the slot for its trainer."""
+def objective_with_losses(losses: dict[int, float]) -> tuple[Any, list[Trainer]]:
+    """An objective with given validation losses by step, and a list to put its trainer in."""
     trainers: list[Trainer] = []
 
     def objective(model: Any, batch: Batch) -> Any:
@@ -281,11 +281,11 @@ def told(losses: dict[int, float]) -> tuple[Any, list[Trainer]]:
     return objective, trainers
 
 
-def test_the_best_loss_is_known_to_every_snapshot_and_after_a_resumption(tmp_path: Path) -> None:
+def test_every_snapshot_records_the_best_loss_also_after_resuming(tmp_path: Path) -> None:
     config = replace(CONFIG, iters=16, keep=99, save_every=3)
     rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
     losses = {0: 0.5, 4: 2.0, 8: 3.0, 12: 2.0, 16: 1.0}
-    objective, trainers = told(losses)
+    objective, trainers = objective_with_losses(losses)
     events: list[TrainEvent] = []
     for end in (6, 99):
         trainers.append(Trainer(ToyLM(), objective, config, rows, snapshots(tmp_path, config)))
@@ -309,7 +309,7 @@ def test_the_best_loss_is_known_to_every_snapshot_and_after_a_resumption(tmp_pat
     assert best.step == 16
 
 
-def test_a_snapshot_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_is_synced_before_its_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, named, sync, rename = set[int](), list[set[int]](), os.fsync, Path.rename
 
     def note(descriptor: int) -> None:
@@ -347,7 +347,7 @@ def test_the_newest_snapshots_and_the_best_one_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "no manifest"])
 @pytest.mark.parametrize("name", ["weights.safetensors", "mean.safetensors", "state.json"])
-def test_a_damaged_snapshot_is_passed_over_for_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_snapshot_is_skipped_for_the_previous_one(tmp_path: Path, name: str, damage: str) -> None:
     kept = snapshots(tmp_path)
     kept.save(state_of(1))
     folder = kept.save(state_of(2))
@@ -373,7 +373,7 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(tmp_path: Path, na
         kept.latest()
 
 
-def test_a_folder_without_snapshots_has_none(tmp_path: Path) -> None:
+def test_a_folder_without_snapshots_has_no_latest_and_no_best(tmp_path: Path) -> None:
     assert snapshots(tmp_path).latest() is None
     assert snapshots(tmp_path).best() is None
 
@@ -385,7 +385,7 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
     assert snapshots(tmp_path, replace(CONFIG, save_every=1, resume=True)).latest() is not None
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_keeps_earlier_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = snapshots(tmp_path)
     kept.save(state_of(1))
 
@@ -417,7 +417,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path, r
     for _ in range(3):
         with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdout is not None
-            worker.stdout.readline()  # it has begun
+            worker.stdout.readline()  # it has started
             time.sleep(float(random.uniform(0, 0.05)))
             worker.send_signal(signal.SIGKILL)
     ended = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
@@ -426,14 +426,14 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path, r
     assert not list((tmp_path / "snapshots").glob(".draft*"))
 
 
-def test_each_saved_event_names_a_snapshot_that_is_whole(tmp_path: Path) -> None:
+def test_each_saved_event_names_a_complete_snapshot(tmp_path: Path) -> None:
     for event in fit(ToyLM(), clm, CONFIG, ROWS, snapshots(tmp_path)):
         if isinstance(event, Saved):
             manifest = json.loads((Path(event.path) / "manifest.json").read_text())
             assert {"weights.safetensors", "mean.safetensors", "square.safetensors", "state.json"} == set(manifest)
 
 
-def test_new_weights_take_the_place_of_old_ones_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_replaces_the_weights_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_EVAL_CHUNK_BYTES", 1 << 20)
     model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(24)))
     x = mx.ones((1, 256))
@@ -444,4 +444,4 @@ def test_new_weights_take_the_place_of_old_ones_a_few_at_a_time(monkeypatch: pyt
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     trainer._step()
-    assert 0.9 * weights < mx.get_peak_memory() - before < 1.4 * weights  # the gradients, and little else
+    assert 0.9 * weights < mx.get_peak_memory() - before < 1.4 * weights  # the gradients and little more

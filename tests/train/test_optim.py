@@ -28,14 +28,14 @@ def run(
 
 
 @pytest.fixture
-def twenty() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+def weights_and_20_gradients() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     random = np.random.default_rng(0)
     return arrays(random), [arrays(random) for _ in range(20)]
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
-def test_adamw_is_its_definition_in_float64(twenty, decay_all: bool) -> None:
-    weights, gradients = twenty
+def test_adamw_equals_its_definition_in_float64(weights_and_20_gradients, decay_all: bool) -> None:
+    weights, gradients = weights_and_20_gradients
     got = run(optim.AdamW(0.9, 0.95, 1e-8, 0.1, decay_all), weights, gradients, scale=0.5)
     for name, w in weights.items():
         w = w.astype(np.float64)
@@ -49,18 +49,18 @@ def test_adamw_is_its_definition_in_float64(twenty, decay_all: bool) -> None:
         np.testing.assert_allclose(got[name], w, rtol=0, atol=1e-6)
 
 
-def test_the_first_step_is_as_long_as_the_learning_rate(twenty) -> None:
-    weights, gradients = twenty
+def test_the_first_step_is_as_long_as_the_learning_rate(weights_and_20_gradients) -> None:
+    weights, gradients = weights_and_20_gradients
     got = run(optim.AdamW(0.9, 0.999, 1e-8, 0.0), weights, gradients[:1])
     for name, w in weights.items():
         np.testing.assert_allclose(np.abs(got[name] - w), 0.01, atol=1e-6)
 
 
 @pytest.mark.parity
-def test_adamw_is_that_of_torch(twenty) -> None:
+def test_adamw_equals_torch(weights_and_20_gradients) -> None:
     import torch
 
-    weights, gradients = twenty
+    weights, gradients = weights_and_20_gradients
     got = run(optim.AdamW(0.9, 0.999, 1e-8, 0.1, decay_all=True), weights, gradients)
     tensors = {k: torch.nn.Parameter(torch.tensor(v.copy())) for k, v in weights.items()}
     adam = torch.optim.AdamW(tensors.values(), weight_decay=0.1)
@@ -74,9 +74,9 @@ def test_adamw_is_that_of_torch(twenty) -> None:
 
 
 @pytest.mark.parametrize("most", [0.1, 1.0, 1e4])
-def test_clipping_brings_the_norm_down_and_never_up(twenty, most: float) -> None:
-    gradients = {k: mx.array(v) for k, v in twenty[0].items()}
-    true = math.sqrt(sum(float((v.astype(np.float64) ** 2).sum()) for v in twenty[0].values()))
+def test_clipping_limits_the_norm_and_never_raises_it(weights_and_20_gradients, most: float) -> None:
+    gradients = {k: mx.array(v) for k, v in weights_and_20_gradients[0].items()}
+    true = math.sqrt(sum(float((v.astype(np.float64) ** 2).sum()) for v in weights_and_20_gradients[0].values()))
     norm = optim.global_norm(gradients)
     assert norm.item() == pytest.approx(true, rel=1e-6)
     after = true * optim.clip_factor(norm, most).item()
@@ -85,14 +85,14 @@ def test_clipping_brings_the_norm_down_and_never_up(twenty, most: float) -> None
 
 
 @pytest.mark.parity
-def test_clipping_is_that_of_torch(twenty) -> None:
+def test_clipping_equals_torch(weights_and_20_gradients) -> None:
     import torch
 
-    gradients = {k: mx.array(v) for k, v in twenty[0].items()}
+    gradients = {k: mx.array(v) for k, v in weights_and_20_gradients[0].items()}
     factor = optim.clip_factor(optim.global_norm(gradients), 1.0)
     tensors = {k: torch.nn.Parameter(torch.zeros(s)) for k, s in SHAPES.items()}
     for k, t in tensors.items():
-        t.grad = torch.tensor(twenty[0][k])
+        t.grad = torch.tensor(weights_and_20_gradients[0][k])
     torch.nn.utils.clip_grad_norm_(tensors.values(), 1.0)
     for k, t in tensors.items():
         np.testing.assert_allclose(np.array(gradients[k] * factor), t.grad.numpy(), rtol=1e-6, atol=0)
@@ -116,7 +116,7 @@ def test_a_schedule_rises_to_its_peak_and_falls_no_lower_than_its_floor(schedule
         assert got[warm] == 1.0
 
 
-def test_schedules_have_their_closed_forms() -> None:
+def test_schedules_equal_their_closed_forms() -> None:
     half = 50
     assert rates("constant", 100, warmup=0)[half] == 1.0
     assert rates("linear", 100, warmup=0, min_lr_ratio=0.2)[half] == pytest.approx(0.6)
@@ -128,7 +128,7 @@ def test_schedules_have_their_closed_forms() -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("steps", [9, 50])
-def test_schedules_are_those_of_transformers_one_step_on(steps: int) -> None:
+def test_schedules_equal_transformers_one_step_later(steps: int) -> None:
     """transformers' first step has a rate of 0; ours begins with its second."""
     import torch
     import transformers

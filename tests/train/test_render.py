@@ -18,7 +18,7 @@ def plain(messages: Messages, answer_next: bool) -> str:
 
 
 def forgetful(messages: Messages, answer_next: bool) -> str:
-    """Reasoning is written for the last answer only."""
+    """A template that writes reasoning only for the last answer."""
     last = len(messages) - 1
     return plain(
         [m | {"content": ("(hm)" if i == last and m["role"] == "assistant" else "") + m["content"]}
@@ -35,23 +35,23 @@ def chat(*contents: str) -> Chat:
     return Chat([{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)], None, "f.jsonl:7")
 
 
-def learnt(example: Example) -> str:
+def supervised_text(example: Example) -> str:
     return "".join(chr(t) if on else "_" for t, on in zip(example.tokens, example.loss_mask, strict=True))
 
 
-def test_every_assistant_turn_and_its_end_marker_is_learnt() -> None:
+def test_every_assistant_turn_and_its_end_marker_is_supervised() -> None:
     (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(plain), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n"
     assert [i for i, on in enumerate(example.loss_mask) if on] == [10, 11, 12, 24, 25, 26]
 
 
-def test_a_template_that_rewrites_old_turns_gives_one_example_a_turn() -> None:
+def test_a_template_that_rewrites_old_turns_gives_one_example_per_turn() -> None:
     first, second = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(forgetful), mask_prompt=True)
     text = CharTokenizer().decode
     assert text(list(first.tokens)) == "<u>hi$\n<a>(hm)yo$"
     assert text(list(second.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>(hm)ok$"
-    assert learnt(first).strip("_") == "(hm)yo$"
-    assert learnt(second).strip("_") == "(hm)ok$"
+    assert supervised_text(first).strip("_") == "(hm)yo$"
+    assert supervised_text(second).strip("_") == "(hm)ok$"
 
 
 def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
@@ -62,7 +62,7 @@ def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
 
 
 def marked(messages: Messages, answer_next: bool) -> str:
-    """Unstable, but it says what is the assistant's."""
+    """The unstable template with the assistant's text marked."""
     turns = (
         f"<{m['role'][0]}>" + ("\x02{}$\x03\n" if m["role"] == "assistant" else "{}$\n").format(m["content"])
         for m in messages
@@ -70,35 +70,36 @@ def marked(messages: Messages, answer_next: bool) -> str:
     return f"{len(messages)}" + "".join(turns) + "<a>" * answer_next
 
 
-def test_a_template_that_marks_the_answers_is_believed() -> None:
+def test_a_template_that_marks_the_answers_sets_the_loss_mask() -> None:
     (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(marked, True), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "4<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n"
-    assert learnt(example).replace("_", "") == "yo$ok$"
+    assert supervised_text(example).replace("_", "") == "yo$ok$"
 
 
-def test_two_answers_in_a_row_are_both_learnt() -> None:
+def test_two_answers_in_a_row_are_both_supervised() -> None:
     row = Chat([{"role": r, "content": "x"} for r in ("user", "assistant", "assistant")], None, "f:1")
     (example,) = to_examples(row, CharTokenizer(plain), mask_prompt=True)
-    assert learnt(example).replace("_", "") == "x$x$"
+    assert supervised_text(example).replace("_", "") == "x$x$"
 
 
 def test_a_conversation_may_begin_with_the_assistant() -> None:
     row = Chat([{"role": "assistant", "content": "hello"}, {"role": "user", "content": "x"}], None, "f:1")
     (example,) = to_examples(row, CharTokenizer(plain), mask_prompt=True)
-    assert learnt(example).replace("_", "") == "a>hello$"  # its first token has nothing to be predicted from
+    # The first token has no token before it to be predicted from.
+    assert supervised_text(example).replace("_", "") == "a>hello$"
 
 
-def test_a_row_without_answers_has_nothing_to_learn() -> None:
+def test_a_row_without_answers_has_no_supervised_tokens() -> None:
     (example,) = to_examples(chat("hi"), CharTokenizer(plain), mask_prompt=True)
     assert not example.loss_mask.any()
 
 
-def test_a_chat_without_a_template_is_refused_and_told_where() -> None:
+def test_a_chat_row_without_a_chat_template_is_refused_with_its_line() -> None:
     with pytest.raises(DataError, match=r"f\.jsonl:7"):
         to_examples(chat("hi", "yo"), CharTokenizer(), mask_prompt=True)
 
 
-def test_what_a_template_refuses_is_told_with_its_line() -> None:
+def test_a_refusal_by_the_template_is_reported_with_the_line_of_the_row() -> None:
     def refuses(messages: Messages, answer_next: bool) -> str:
         raise UsageError("roles must alternate")
 
@@ -107,36 +108,36 @@ def test_what_a_template_refuses_is_told_with_its_line() -> None:
 
 
 class Joining(CharTokenizer):
-    """`$\\n` is one token, as is `>y`: the second straddles the beginning of an answer."""
+    """A tokenizer with the tokens `$\\n` and `>y`, which lies across the beginning of an answer."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return super().encode(text.replace("$\n", "\u0100").replace(">y", "\u0101"), add_special_tokens)
 
 
-def test_a_token_across_the_beginning_of_an_answer_is_learnt() -> None:
+def test_a_token_across_the_beginning_of_an_answer_is_supervised() -> None:
     (example,) = to_examples(chat("hi", "yo", "so", "ok"), Joining(plain), mask_prompt=True)
-    assert learnt(example).replace("_", "") == "\u0101o\u0100ok\u0100"
+    assert supervised_text(example).replace("_", "") == "\u0101o\u0100ok\u0100"
 
 
 class Scrambling(CharTokenizer):
-    """Tokens change wholly with the length of the text."""
+    """A tokenizer whose tokens all depend on the length of the text."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(c) + len(text) for c in text]
 
 
-def test_a_boundary_that_the_tokenizer_hides_is_refused() -> None:
+def test_an_answer_without_a_token_boundary_is_refused() -> None:
     with pytest.raises(DataError, match="token boundary"):
         to_examples(chat("hi", "yo"), Scrambling(plain), mask_prompt=True)
 
 
-def test_text_is_learnt_whole_and_ends_once() -> None:
+def test_plain_text_is_supervised_whole_and_ends_with_one_end_token() -> None:
     (example,) = to_examples(PlainText("abc", "f:1"), CharTokenizer(), mask_prompt=True)
     assert list(example.tokens) == [1, 97, 98, 99, 0]
     assert list(example.loss_mask) == [False, True, True, True, True]
 
 
-def test_a_completion_is_learnt_and_its_prompt_is_not() -> None:
+def test_a_completion_is_supervised_and_its_prompt_is_masked() -> None:
     row = PromptCompletion("ab", "cd", "f:1")
     (example,) = to_examples(row, CharTokenizer(), mask_prompt=True)
     assert list(example.tokens) == [1, 97, 98, 99, 100, 0]
@@ -145,9 +146,9 @@ def test_a_completion_is_learnt_and_its_prompt_is_not() -> None:
     assert np.count_nonzero(everything.loss_mask) == 5
 
 
-def test_a_completion_goes_through_the_chat_template_where_there_is_one() -> None:
+def test_prompt_and_completion_go_through_a_chat_template_if_there_is_one() -> None:
     (example,) = to_examples(PromptCompletion("ab", "cd", "f:1"), CharTokenizer(plain), mask_prompt=True)
-    assert learnt(example).replace("_", "") == "cd$"
+    assert supervised_text(example).replace("_", "") == "cd$"
 
 
 @pytest.mark.parametrize("marks", [False, True])
@@ -171,16 +172,17 @@ def test_the_tools_of_a_row_reach_its_template(marks: bool, mask_prompt: bool) -
 
 
 def closing(messages: Messages, answer_next: bool) -> str:
-    """The conversation ends with the end token, as it stands nowhere inside it."""
+    """A template that adds an end token after the whole conversation."""
     return plain(messages, answer_next) + "\x00" * (not answer_next)
 
 
-def test_an_end_token_that_closes_the_conversation_parts_no_turn() -> None:
+def test_an_end_token_after_the_conversation_is_not_supervised() -> None:
     (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(closing), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n\x00"
-    assert learnt(example).replace("_", "") == "yo$ok$"  # nor is the line break before it, which is never sampled
+    # Nor is the line break before it, which is never sampled.
+    assert supervised_text(example).replace("_", "") == "yo$ok$"
 
 
-def test_a_chat_gets_no_begin_token_but_its_templates() -> None:
+def test_a_chat_gets_no_begin_token_beyond_its_templates() -> None:
     (example,) = to_examples(chat("hi", "yo"), CharTokenizer(plain), mask_prompt=False)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n"

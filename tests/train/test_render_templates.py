@@ -31,21 +31,21 @@ class Templated(CharTokenizer):
         return self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)  # type: ignore[union-attr]
 
 
-# The answers with their end markers, of each example that the conversation makes.
-LEARNT = {
+# Supervised texts of each example of the conversation.
+SUPERVISED = {
     "llama-3": [["First.<|eot_id|>", "Second.<|eot_id|>"]],
     "gemma-3": [["First.<end_of_turn>", "Second.<end_of_turn>"]],
     "mistral": [["First.</s>", "Second.</s>"]],
-    # It marks its answers itself, with their headers.
+    # Its generation marks include the headers of the answers.
     "phi-4": [[f"<|im_start|>assistant<|im_sep|>{text}.<|im_end|>" for text in ("First", "Second")]],
     "phi-4-mini": [["First.<|end|>", "Second.<|end|>"]],
-    # Its last answer begins with an empty thought, its earlier ones do not.
+    # It begins the last answer with an empty thought, but not the earlier ones.
     "qwen-3": [["<think>\n\n</think>\n\nFirst.<|im_end|>"], ["<think>\n\n</think>\n\nSecond.<|im_end|>"]],
 }
 
 
-@pytest.mark.parametrize("name", LEARNT)
-def test_answers_and_their_end_markers_are_learnt_and_nothing_else(name: str, repository: Path) -> None:
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_only_answers_and_their_end_markers_are_supervised(name: str, repository: Path) -> None:
     source = (repository / "tests/text/templates" / f"{name}.jinja").read_text()
     tokenizer = Templated(ChatTemplate(source, TOKENS))
     made = to_examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)
@@ -53,11 +53,11 @@ def test_answers_and_their_end_markers_are_learnt_and_nothing_else(name: str, re
     for example in made:
         text = "".join(chr(t) if on else "\0" for t, on in zip(example.tokens, example.loss_mask, strict=True))
         got.append([part for part in text.split("\0") if part])
-    assert [[part.strip() for part in parts] for parts in got] == LEARNT[name]
+    assert [[part.strip() for part in parts] for parts in got] == SUPERVISED[name]
 
 
-@pytest.mark.parametrize("name", sorted(LEARNT.keys() - {"phi-4"}))
-def test_an_example_begins_as_the_chat_would(name: str, repository: Path) -> None:
+@pytest.mark.parametrize("name", sorted(SUPERVISED.keys() - {"phi-4"}))
+def test_an_example_begins_with_the_prompt_of_the_chat(name: str, repository: Path) -> None:
     source = (repository / "tests/text/templates" / f"{name}.jinja").read_text()
     tokenizer = Templated(ChatTemplate(source, TOKENS))
     last = to_examples(Chat(MESSAGES, None, "f:1"), tokenizer, mask_prompt=True)[-1]

@@ -14,7 +14,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_the_three_kinds_of_rows_are_told_apart(tmp_path: Path) -> None:
+def test_chat_completion_and_text_rows_are_read(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl",
         '\ufeff{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": []}',
@@ -85,7 +85,7 @@ def test_a_folder_gives_its_training_and_validation_files(tmp_path: Path) -> Non
         rows.find_files(str(train), str(tmp_path / "absent"))
 
 
-def test_a_pipe_is_told_as_what_it_is_and_not_as_missing(tmp_path: Path) -> None:
+def test_a_named_pipe_is_refused_as_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     good = write(tmp_path / "a.jsonl", '{"text": "t"}')
     for data, valid in ((tmp_path / "pipe", ""), (good, tmp_path / "pipe")):
@@ -93,7 +93,7 @@ def test_a_pipe_is_told_as_what_it_is_and_not_as_missing(tmp_path: Path) -> None
             rows.find_files(str(data), str(valid))
 
 
-def test_only_the_first_row_is_looked_at_before_work_is_done(tmp_path: Path) -> None:
+def test_check_reads_only_the_first_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", "", '{"text": "t"}', "odd")
     rows.check(str(path), "")
     with pytest.raises(DataError, match=":3"):

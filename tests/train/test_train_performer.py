@@ -1,4 +1,4 @@
-"""A decoder with attention in linear time: trained from random weights, saved, loaded and continued."""
+"""A decoder with Performer attention: trained from random weights, saved, loaded and resumed."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def run(recipe: Path, out: Path, kind: Any = "performer", **changes: Any) -> lis
     config = json.loads((recipe / "config.json").read_text()) | {"attention_kind": kind}
     path = out.parent / f"{out.name}.json"
     path.write_text(json.dumps(config))
-    told: list[TrainEvent] = []
+    events: list[TrainEvent] = []
     settings = {"config": path, "output": out, "iters": 30, "init_std": 0.2, "steps_per_eval": 15} | changes
-    train(PretrainConfig.load(recipe / "recipe.toml", **settings), on_event=told.append)
-    return told
+    train(PretrainConfig.load(recipe / "recipe.toml", **settings), on_event=events.append)
+    return events
 
 
 @pytest.fixture(scope="module")
 def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that training made."""
+    """A checkpoint trained from random weights."""
     out = tmp_path_factory.mktemp("trained") / "run"
     run(recipe, out)
     return out / "model"
@@ -71,11 +71,11 @@ def test_a_checkpoint_names_its_attention_and_holds_its_features(trained: Path) 
     assert (config["model_type"], config["attention_kind"]) == ("macllm", "performer")
     for layer in range(2):
         features = stored[f"model.layers.{layer}.self_attn.features"]
-        # As drawn: training leaves them alone, and every layer has its own.
+        # As drawn: training does not change them, and every layer has its own seed.
         assert mx.array_equal(features, random_projection(24, 8, seed=layer))
 
 
-def test_features_are_those_of_the_file(trained: Path) -> None:
+def test_random_features_are_read_from_the_file(trained: Path) -> None:
     model = checkpoint.load_model(trained)
     stored = mx.load(str(trained / "model.safetensors"))
     changed = {**stored, "model.layers.0.self_attn.features": stored["model.layers.1.self_attn.features"]}
@@ -96,14 +96,14 @@ def test_a_checkpoint_saved_again_is_the_same(trained: Path, tmp_path: Path) -> 
 
 
 def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    """Tokens, each from a full pass over all before it."""
+    """Greedy tokens, each from a full pass over all tokens before it."""
     row = list(prompt)
     for _ in range(count):
         row.append(int(mx.argmax(model(mx.array([row]))[0, -1]).item()))
     return row[len(prompt) :]
 
 
-def test_generation_says_what_full_passes_say(trained: Path) -> None:
+def test_generation_gives_the_tokens_of_full_passes(trained: Path) -> None:
     model, tokenizer = checkpoint.load(trained)
     prompt = tokenizer.render([{"role": "user", "content": "3+2"}], add_generation_prompt=True)
     want = greedy(model, tokenizer.encode(prompt, add_special_tokens=False), 12)
@@ -111,10 +111,10 @@ def test_generation_says_what_full_passes_say(trained: Path) -> None:
     assert got.text == tokenizer.decode(want[: want.index(0)] if 0 in want else want)
 
 
-def test_a_run_goes_on_where_it_was_stopped(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_from_an_earlier_snapshot_ends_with_the_same_weights(recipe: Path, tmp_path: Path) -> None:
     run(recipe, tmp_path / "whole", iters=6, save_every=2)
     run(recipe, tmp_path / "parts", iters=6, save_every=2)
-    # The last snapshot gone, the run is resumed from the one before.
+    # Without the last snapshot, the run resumes from the one before it.
     newest = sorted((tmp_path / "parts" / "snapshots").iterdir())[-1]
     for file in sorted(newest.rglob("*"), reverse=True) if newest.is_dir() else ():
         file.unlink()
@@ -125,7 +125,7 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Path, tmp_path: Path) -> Non
     assert all(mx.array_equal(a, b) for (_, a), (_, b) in pairs)
 
 
-def test_lora_adapts_it(recipe: Path, trained: Path, tmp_path: Path) -> None:
+def test_lora_changes_the_outputs_of_a_performer(recipe: Path, trained: Path, tmp_path: Path) -> None:
     settings = {"data": recipe / "train.jsonl", "model": trained, "adapter_path": tmp_path / "a", "iters": 4}
     finetune(FinetuneConfig.load(**settings, learning_rate=0.01, rank=2))
     adapted, _ = checkpoint.load(trained, tmp_path / "a")
@@ -133,7 +133,7 @@ def test_lora_adapts_it(recipe: Path, trained: Path, tmp_path: Path) -> None:
     assert mx.abs(adapted(tokens) - checkpoint.load_model(trained)(tokens)).max().item() > 1e-4
 
 
-def test_the_spec_says_what_the_config_says(trained: Path) -> None:
+def test_the_spec_has_the_values_of_the_config(trained: Path) -> None:
     spec = checkpoint.load_model(trained).spec.decoder.layers[1].mixer
     assert isinstance(spec, PerformerSpec)
     assert (spec.num_features, spec.seed, spec.num_heads, spec.num_kv_heads) == (24, 1, 4, 2)

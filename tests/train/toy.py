@@ -1,4 +1,4 @@
-"""A language model of a few hundred weights, its tokenizer and its rows."""
+"""A language model of a few hundred weights, with a tokenizer and rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from macllm.train.render import Example
 
 
 class ToyLM(nn.Module):
-    """Causal, with dropout and a tied head."""
+    """A causal language model with dropout and a tied head."""
 
     def __init__(self, vocab_size: int = 32, dim: int = 16, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()

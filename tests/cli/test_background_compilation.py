@@ -1,4 +1,4 @@
-"""Kernels on the command line: an answer comes at once, and what was compiled beside it is kept."""
+"""Background compilation of kernels on the command line: the first answer does not wait for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def macllm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "macllm", *arguments], capture_output=True, text=True, timeout=100)
 
 
-def test_the_first_answer_waits_for_no_compiler_and_leaves_none(compiler: Compiler) -> None:
+def test_the_first_answer_waits_for_no_compiler_and_leaves_none_running(compiler: Compiler) -> None:
     want = macllm(*ANSWER)
     assert not want.stderr
     log = compiler(60)
@@ -35,7 +35,7 @@ def test_the_first_answer_waits_for_no_compiler_and_leaves_none(compiler: Compil
     assert cached() == ["lock"]
 
 
-def test_the_chats_first_answer_waits_for_no_compiler_and_leaves_none(compiler: Compiler) -> None:
+def test_the_chats_first_answer_waits_for_no_compiler_and_leaves_none_running(compiler: Compiler) -> None:
     log = compiler(60)
     got = macllm("chat", "--plain", "--temperature", "0", "--max-tokens", "12", "What is a KV cache?")
     assert got.returncode == 0
@@ -55,6 +55,6 @@ def test_without_a_compiler_the_first_answer_comes_with_one_notice(
     got = macllm(*command, "--temperature", "0", "--max-tokens", "12", "What is a KV cache?")
     assert got.returncode == 0
     assert got.stdout.strip()
-    told = got.stderr.splitlines()
-    assert told[0].startswith("without native CPU kernels, slower: there is no C++ compiler (install g++")
+    lines = got.stderr.splitlines()
+    assert lines[0].startswith("without native CPU kernels, slower: there is no C++ compiler (install g++")
     assert got.stderr.count("native CPU kernels") == 1
