@@ -217,6 +217,13 @@ CASES: dict[str, tuple[str, str, str, list[tuple[Any, str]]]] = {
         'Yes[TOOL_CALLS]f[ARGS]{"a": "[TOOL_CALLS]"}[TOOL_CALLS]g[CALL_ID]1[ARGS]{}',
         [("content", "Yes"), (0, 'f[ARGS]{"a": "[TOOL_CALLS]"}'), (1, "g[CALL_ID]1[ARGS]{}")],
     ),
+    "Mistral names without [ARGS]": (
+        MISTRAL,
+        "",
+        'Yes[TOOL_CALLS]f{"a": {"b": "[TOOL_CALLS]}"}}[TOOL_CALLS]g{}',
+        [("content", "Yes"), (0, 'f{"a": {"b": "[TOOL_CALLS]}"}}'), (1, "g{}")],
+    ),
+    "Mistral's tag before braces": (MISTRAL, "", "Say [TOOL_CALLS]f{x} so.", content("Say [TOOL_CALLS]f{x} so.")),
     "Mistral in prose": (MISTRAL, "", "Say [TOOL_CALLS] first.", content("Say [TOOL_CALLS] first.")),
     "Llama": (LLAMA, "", f"\n{F}", [(0, F)]),
     "Llama, two": (LLAMA, "", f"{F}; {F}", [(0, F), (1, F)]),

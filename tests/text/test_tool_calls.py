@@ -41,6 +41,8 @@ A_TEXT, B_TEXT = '{"x": 1}', '{"y": ["é", null]}'
         ('[TOOL_CALLS] [{"name": "a", "arguments": {"x": 1}}]', [A]),
         (f"[TOOL_CALLS]a[ARGS]{A_TEXT}[TOOL_CALLS]b[ARGS]{B_TEXT}", [A, B]),
         (f"a[ARGS]{A_TEXT}", [A]),
+        (f"a{A_TEXT}", [A]),
+        (f"[TOOL_CALLS]a{A_TEXT}[TOOL_CALLS]b {B_TEXT}", [A, B]),
         (f" a [ARGS] {A_TEXT} ", [A]),
         (f"a[CALL_ID]abcdef123[ARGS]{A_TEXT}", [ToolCall("a", {"x": 1}, "abcdef123")]),
         # XML

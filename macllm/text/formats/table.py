@@ -127,6 +127,13 @@ MISTRAL = Element(
     quotes=(_STRING,),
     brackets="{}",
 )
+MISTRAL_SHORT = Element(
+    "Mistral's name and JSON",  # tokenizers of version 11, and decoders that leave out [ARGS]
+    start=(NAME, SPACE, "{", SPACE, ('"', "}")),
+    read=_named(r"(?P<name>[^\[{]+?)\s*(?P<arguments>\{.*)"),
+    quotes=(_STRING,),
+    brackets="{}",
+)
 _FUNCTION = Tagged(
     r"\s*<function=(?P<name>[^>]+)>",
     r"<parameter=(?P<key>[^>]+)>",
@@ -263,6 +270,7 @@ ELEMENTS = (
     LONGCAT,
     HUNYUAN,
     PYTHON,
+    MISTRAL_SHORT,
 )
 
 THINKING = (
@@ -320,7 +328,7 @@ SECTIONS = (
         between=("<|tool_call_begin|>", "<|tool_call_end|>"),
     ),
     Section("Kimi K3", ("<|open|>tools<|sep|>",), ("<|close|>tools<|sep|>",), (KIMI_K3,)),
-    Section("Mistral", ("[TOOL_CALLS]",), (), (JSON, MISTRAL)),
+    Section("Mistral", ("[TOOL_CALLS]",), (), (JSON, MISTRAL, MISTRAL_SHORT)),
     Section("LFM", ("<|tool_call_start|>",), ("<|tool_call_end|>",), (JSON, PYTHON)),
     Section("Gemma", ("<|tool_call>",), ("<tool_call|>",), (GEMMA,)),
     Section("FunctionGemma", ("<start_function_call>",), ("<end_function_call>",), (FUNCTION_GEMMA,)),
