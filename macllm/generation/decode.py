@@ -10,10 +10,12 @@ import mlx.core as mx
 
 from macllm.nn.protocol import LanguageModel, ModelCache
 
+from .limits import not_finite
 from .request import Prefill, TokenLogprob
 from .sampling.sampler import Sampler, logprobs_of
 
 _CLEAR_EVERY = 256  # decoding steps between releases of buffers that have become too small for the context
+_CHECK_EVERY = 256  # decoding steps between two checks that logits are numbers, from the first on
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,25 @@ def decode(
         yield ready.read()
 
 
+def _is_broken(logits: mx.array) -> mx.array:
+    """True (a scalar) for logits (V,) that give no distribution: a NaN among them, or an infinite maximum."""
+    return mx.isnan(logits).any() | mx.isinf(logits.max())
+
+
 class _PendingToken:
-    """A sampled token still being computed (`async_eval`)."""
+    """A sampled token still being computed (`async_eval`), and now and then a check of its logits."""
 
     def __init__(self, logits: mx.array, sampler: Sampler, step: int, alternatives: int | None) -> None:
         self.token: Any = sampler(logits, step)
         self._logprobs: tuple[Any, ...] = () if alternatives is None else logprobs_of(logits, self.token, alternatives)
-        mx.async_eval(self.token, *self._logprobs)
+        self._broken: tuple[mx.array, ...] = () if step % _CHECK_EVERY else (_is_broken(logits),)
+        mx.async_eval(self.token, *self._logprobs, *self._broken)
 
     def read(self) -> Sampled:
-        """Wait for the token."""
+        """Wait for the token. Raises CheckpointError for logits that are not numbers."""
         token = int(self.token.item())
+        if any(each.item() for each in self._broken):
+            raise not_finite("logits")
         if not self._logprobs:
             return Sampled(token)
         logprob, *rivals = (array.tolist() for array in self._logprobs)

@@ -12,6 +12,7 @@ from macllm.nn.protocol import EncodingModel
 from macllm.text.messages import kind_of
 from macllm.text.tokenizer import Tokenizer
 
+from .limits import not_finite
 from .prompt import check_pair
 from .sampling.ranges import shown
 
@@ -33,7 +34,8 @@ def embed(
     `pooling` is the mean of a text's tokens, its first token ([CLS]) or its last. Texts of similar length share a
     batch, padded on the right. `global_tokens` are positions with global attention in models with sliding windows, such
     as (0,) for the first token. Raises UsageError for an unsuitable model, an unknown pooling or an empty text,
-    DoesNotFitError for a text longer than the context: texts are never truncated.
+    DoesNotFitError for a text longer than the context (texts are never truncated), CheckpointError for vectors that
+    are not finite.
     """
     check_pair(model, tokenizer)
     if pooling not in _POOLS:
@@ -64,6 +66,8 @@ def embed(
     if not vectors:
         return mx.zeros((0, model.info.hidden_size))
     found = mx.concatenate(vectors)[mx.argsort(mx.array(order))]
+    if not mx.isfinite(found).all().item():
+        raise not_finite("vectors")
     return found / mx.maximum(mx.linalg.norm(found, axis=-1, keepdims=True), 1e-12) if normalize else found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Integral
 
-from macllm.errors import DoesNotFitError, UsageError
+from macllm.errors import CheckpointError, DoesNotFitError, UsageError
 from macllm.nn.info import ModelInfo
 
 from .request import Request
@@ -79,3 +79,12 @@ def room(info: ModelInfo, request: Request, prompt_tokens: int) -> int:
         return request.max_tokens or UNBOUNDED_ANSWER_TOKENS
     left = limit - (prompt_tokens if info.kind == "decoder" else 0)
     return left if request.max_tokens is None else min(request.max_tokens, left)
+
+
+def not_finite(what: str) -> CheckpointError:
+    """The error for a model whose `what` are NaN or infinite."""
+    return CheckpointError(
+        f"the model computes {what} that are NaN or infinite",
+        cause="its weights are damaged, or its numbers grow beyond the range of float16",
+        remedy="macllm models verify NAME; then dtype=mlx.core.float32 in macllm.load, or another copy of the model",
+    )

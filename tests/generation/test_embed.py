@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import macllm
-from macllm.errors import DoesNotFitError, UsageError
+from macllm.errors import CheckpointError, DoesNotFitError, UsageError
 from macllm.nn.info import ModelInfo
 from tests.families.golden import golden
 
@@ -64,6 +64,13 @@ def test_vectors_are_normalized_by_default() -> None:
 
 def test_no_texts_give_no_vectors() -> None:
     assert macllm.embed(OneHotModel(), Letters(), []).shape == (0, 51)
+
+
+def test_vectors_that_are_no_numbers_are_an_error() -> None:
+    broken = OneHotModel()
+    broken.hidden = lambda tokens, lengths: mx.full((*tokens.shape, 51), mx.nan)  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="vectors that are NaN"):
+        macllm.embed(broken, Letters(), ["abc"])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_map
 
+from macllm.errors import CheckpointError
 from macllm.generation.contract import EngineOptions
 from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.prefix import PrefixCache
@@ -204,3 +205,49 @@ def test_a_thread_engine_gives_the_tokens_of_a_model_on_this_thread() -> None:
     engine.close()
     assert isinstance(events[-1], Done)
     assert tokens_of(events) == plain_loop(model("window"), PROMPT, 12)
+
+
+class Altered:
+    """A model whose logits are altered from one call of its head on."""
+
+    def __init__(self, number: int, change: Any) -> None:
+        self._model, self._number, self._change, self._calls = model("plain"), number, change, 0
+        self.info = dataclasses.replace(self._model.info, context_length=None)
+        self.make_cache, self.hidden = self._model.make_cache, self._model.hidden
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """The model's logits, altered after `number` calls."""
+        self._calls += 1
+        out = self._model.logits(hidden)
+        return out if self._calls <= self._number else self._change(out)
+
+
+BROKEN = {
+    "one NaN": lambda out: mx.where(mx.arange(256) == 77, mx.nan, out),
+    "all NaN": lambda out: out * mx.nan,
+    "an infinite one": lambda out: mx.where(mx.arange(256) == 77, mx.inf, out),
+    "all minus infinity": lambda out: out * 0 - mx.inf,
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=0.8, top_p=0.9, seed=1)])
+def test_logits_that_are_no_numbers_end_a_completion_before_any_text(name: str, sampling: SamplingParams) -> None:
+    prefix, seen = PrefixCache(), []
+    request = Request(prompt=PROMPT, sampling=sampling)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        seen.extend(run(Altered(0, BROKEN[name]), FakeTokenizer(), request, prefix=prefix))
+    assert not any(isinstance(event, Delta) for event in seen)
+    assert prefix.tokens == ()
+
+
+def test_numbers_that_overflow_later_end_a_completion_within_256_tokens() -> None:
+    request = Request(prompt=PROMPT, max_tokens=300, sampling=GREEDY)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        list(run(Altered(30, BROKEN["all NaN"]), FakeTokenizer(), request))
+
+
+def test_a_token_that_a_model_rules_out_is_no_fault() -> None:
+    ruled_out = Altered(0, lambda out: mx.where(mx.arange(256) == 77, -mx.inf, out))
+    events = run(ruled_out, FakeTokenizer(), Request(prompt=PROMPT, max_tokens=5, sampling=GREEDY))
+    assert len(tokens_of(list(events))) == 5
