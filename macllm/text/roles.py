@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 from .json_data import is_list
@@ -20,16 +21,22 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def with_short_ids(messages: Messages) -> Messages:
-    """The messages with call ids of nine letters and digits, as Mistral's templates require.
+    """The messages with unique call ids of nine letters and digits, as Mistral's templates require.
 
     A result without an id belongs to the first call before it that has no result yet.
     """
-    short: dict[str, str] = {}
+    given_ids = {str(call.get("id")) for message in messages for call in message.get("tool_calls") or ()}
+    given_ids |= {str(message.get("tool_call_id")) for message in messages}
+    free = (number for n in count() if (number := f"{n:09d}") not in given_ids)
+    short = {each: each for each in given_ids if _SHORT_ID.fullmatch(each)}
     waiting: list[str] = []
 
     def convert(identity: Any) -> str:
-        known = f"call {len(short)}" if identity is None else str(identity)
-        return short.setdefault(known, known if _SHORT_ID.fullmatch(known) else f"{len(short):09d}")
+        if identity is None:
+            return next(free)
+        if str(identity) not in short:
+            short[str(identity)] = next(free)
+        return short[str(identity)]
 
     numbered: Messages = []
     for message in messages:

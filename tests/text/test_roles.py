@@ -125,7 +125,7 @@ STRICT = per_message(
 def test_call_ids_of_other_lengths_are_replaced_for_a_template_that_needs_nine_characters() -> None:
     calls = {"role": "assistant", "tool_calls": [call("f", "call_abc"), call("g", "abcDEF123")]}
     messages = [calls, result("F", "call_abc"), result("G", "abcDEF123"), result("X", "chatcmpl-tool-1")]
-    assert render(STRICT, messages) == ("f=000000000;g=abcDEF123;F=000000000;G=abcDEF123;X=000000002;")
+    assert render(STRICT, messages) == ("f=000000000;g=abcDEF123;F=000000000;G=abcDEF123;X=000000001;")
 
 
 def test_results_without_ids_get_those_of_the_calls_before_them_in_order() -> None:
@@ -157,3 +157,24 @@ def test_numeric_ids_link_a_result_to_its_call() -> None:
     messages = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": 5, "content": "r"}]
     made = with_short_ids(messages)
     assert made[1]["tool_call_id"] == made[0]["tool_calls"][1]["id"] != made[0]["tool_calls"][0]["id"]
+
+
+def test_a_short_id_that_is_made_differs_from_those_that_were_given() -> None:
+    def call(identity: str | None) -> dict:
+        return {"id": identity, "function": {"name": "f", "arguments": {}}}
+
+    def result(identity: str) -> dict:
+        return {"role": "tool", "content": "x", "tool_call_id": identity}
+
+    given = ["call_abcdef", "000000000", None, "000000002", "call 0", "toolu_1"]
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call(each) for each in given]},
+        *(result(each) for each in given if each),
+    ]
+    made = with_short_ids(messages)
+    ids = [each["id"] for each in made[1]["tool_calls"]]
+    assert len(set(ids)) == len(ids)
+    assert all(len(each) == 9 and each.isalnum() for each in ids)
+    assert (ids[1], ids[3]) == ("000000000", "000000002")
+    assert [each["tool_call_id"] for each in made[2:]] == [each for each, old in zip(ids, given, strict=True) if old]
