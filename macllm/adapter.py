@@ -26,6 +26,7 @@ from macllm.weights.keymap import Rule, Split, our_modules, their_modules
 from macllm.weights.safetensors import load_file, save_file
 
 _WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
+_PEFT_WEIGHTS = "adapter_model.safetensors"
 
 Factors = tuple[mx.array, mx.array]
 
@@ -80,13 +81,24 @@ def attach(model: nn.Module, folder: Path) -> None:
         if pair.keys() != {"lora_a", "lora_b"}:
             raise CheckpointError(f"{folder / _WEIGHTS}: {name} has one factor only")
         factors |= _to_ours(model, name, (pair["lora_a"], pair["lora_b"]), names)
+    if not factors:
+        raise CheckpointError(f"{folder / _WEIGHTS} has no tensors, so the adapter changes nothing")
     lora.attach(model, factors, config["lora_parameters"]["scale"])
     model.eval()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, checked. Raises ModelNotFoundError if the folder has no adapter."""
+    """`adapter_config.json`, checked.
+
+    Raises ModelNotFoundError if the folder has no adapter, CheckpointError for one in another format.
+    """
     path = folder / _CONFIG
+    if (folder / _PEFT_WEIGHTS).is_file() and not (folder / _WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder} has an adapter in PEFT's format",
+            cause=f"its weights are in {_PEFT_WEIGHTS}; macllm and mlx-lm read {_WEIGHTS}",
+            remedy="merge it with peft (merge_and_unload, save_pretrained) and load the merged model",
+        )
     if not path.is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelNotFoundError(
             f"no adapter in {folder}",
