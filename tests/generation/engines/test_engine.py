@@ -151,13 +151,17 @@ def test_cancelling_at_any_moment_keeps_the_partial_answer(engine: Engine, delay
         assert following[-1].usage.cached_tokens == len(PROMPT) + len(shown)
 
 
-def test_cancelling_a_completion_that_has_ended_does_nothing(engine: Engine) -> None:
+@pytest.mark.parametrize("read", [True, False], ids=["read", "unread"])
+def test_cancelling_a_completion_that_has_ended_does_nothing(engine: Engine, read: bool) -> None:
     ended = engine.submit(Request(prompt=PROMPT, max_tokens=2, sampling=GREEDY))
-    list(ended)
-    following = engine.submit(Request(prompt=PROMPT, max_tokens=3, sampling=GREEDY))
+    made = list(ended) if read else []
+    following = engine.submit(Request(prompt=PROMPT, max_tokens=8, sampling=GREEDY))
+    first = next(following)  # comes once the engine has made all of `ended`
     ended.cancel()
+    made += list(ended)
     ended.close()
-    assert tokens_of(list(following)) == expected(PROMPT, 3)
+    assert tokens_of(made) == expected(PROMPT, 2)
+    assert tokens_of([first, *following]) == expected(PROMPT, 8)
 
 
 @pytest.mark.parametrize("method", ["cancel", "close"])
