@@ -13,7 +13,7 @@ from macllm.generation.request import Request, SamplingParams
 from .session import Session
 
 TRIAL = "macllm.doctor.quick:QuickTrial"
-"""Trial of Metal kernels while an answer is read."""
+"""Trial of Metal kernels while the engine is idle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +31,18 @@ class ChatOptions:
     verbose: bool = False
 
     def request(self) -> Request:
-        """A request with what the user set, to be checked before a model is loaded."""
+        """A request with the user's settings, to be checked before a model is loaded."""
         sampling = with_overrides(SamplingParams(), {"seed": self.seed, **self.sampling})
         return Request(max_tokens=self.max_tokens, sampling=sampling)
 
     @property
     def model_name(self) -> str:
-        """The model as it is shown before it is loaded."""
+        """The model's name to display before it is loaded."""
         return short_name(self.model or "maclet")
 
 
 def short_name(model: str) -> str:
-    """The last part of a model's name or folder, for places with little room."""
+    """The last part of a model's name or folder, for narrow displays."""
     return model.rstrip("/").rsplit("/", 1)[-1] or model
 
 
@@ -50,7 +50,7 @@ def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Ses
     """Start the engine in its own process, wait for the model, and return the conversation.
 
     `on_status` is called in another thread with status messages of the engine.
-    Raises: MacllmError of whatever kept the model from loading.
+    Raises: MacllmError if the model cannot be loaded.
     """
     from macllm.generation.engines.process import ProcessEngine
 

@@ -1,6 +1,6 @@
-"""A conversation with an engine: what was said, and the events of the answer being made.
+"""A conversation with an engine: its turns, and the events of the current answer.
 
-No terminal code: the full screen, the line mode and programs drive the same `Session`.
+No terminal code: the full screen, the line mode and programs use the same `Session`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One message of the conversation. What the model thought is kept apart from what it said.
+    """One message of the conversation; the model's reasoning is separate from its content.
 
     `finish` is None for a user's turn; "failed" marks an answer that an error cut short.
     """
@@ -45,20 +45,20 @@ class Turn:
     seed: int | None = None
 
     def message(self) -> dict[str, str]:
-        """The turn as a chat template reads it."""
+        """The turn as a message for a chat template."""
         message = {"role": self.role, "content": self.content}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
         return message
 
 
-FULL_SHARE = 0.8  # of the context, from which on it counts as filling up
-_WAYS_OUT = "a shorter message, /clear in a longer conversation, or a model with a longer context"
+FULL_SHARE = 0.8  # share of the context above which a warning is shown
+_REMEDY = "a shorter message, /clear in a longer conversation, or a model with a longer context"
 
 
 @dataclass(frozen=True)
 class ContextUse:
-    """Tokens of the context that are used; `limit_tokens` is None where the model states none."""
+    """Tokens of the context that are used; `limit_tokens` is None for a model without a stated limit."""
 
     used_tokens: int
     limit_tokens: int | None
@@ -70,12 +70,12 @@ class ContextUse:
 
     @property
     def is_full(self) -> bool:
-        """True where not one token more has room."""
+        """True if no more tokens fit."""
         return self.limit_tokens is not None and self.used_tokens >= self.limit_tokens
 
     @property
     def warning(self) -> str:
-        """A sentence with both numbers and the way out, to be told where the context fills up."""
+        """A sentence with both numbers and a remedy, for a context that fills up."""
         share = self.used_tokens / self.limit_tokens if self.limit_tokens else 0.0
         numbers = f"{count_text(self.used_tokens)} of {tokens_text(self.limit_tokens or 0)}"
         return f"{min(share, 1):.0%} of the context is used ({numbers}); /clear begins a new conversation."
@@ -84,9 +84,9 @@ class ContextUse:
 class Session:
     """One conversation. `reply` and `regenerate` may run in another thread than `stop` and the readers.
 
-    `max_tokens` bounds each answer; None lets it run to the end of the context. With a seed in
-    `sampling`, the n-th completion of the session draws from seed + n, so that a new attempt differs
-    while the session as a whole can be replayed.
+    `max_tokens` limits each answer; None: up to the end of the context. With a seed in `sampling`, the n-th
+    completion of the session uses seed + n, so that a regenerated answer differs while the session as a whole is
+    reproducible.
     """
 
     def __init__(
@@ -115,16 +115,16 @@ class Session:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation as a chat template reads it, system prompt first."""
+        """The conversation as messages for a chat template, system prompt first."""
         return self._messages(self._turns)
 
     @property
     def context(self) -> ContextUse:
-        """Tokens that the newest completion held, grown live while one streams."""
+        """Tokens of the newest completion, updated while it streams."""
         return ContextUse(self._used_tokens, self.engine.info.context_length)
 
     def take_warning(self) -> str | None:
-        """The warning of a context that has begun to fill up; once in a conversation."""
+        """The warning that the context fills up, once per conversation; else None."""
         if self._warned or not self.context.fills_up:
             return None
         self._warned = True
@@ -136,12 +136,11 @@ class Session:
         return next((turn for turn in reversed(self._turns) if turn.role == "assistant"), None)
 
     def reply(self, text: str) -> Events:
-        """Say `text` and return the events of the answer.
+        """Add `text` as the user's message and return the events of the answer.
 
-        However the iteration ends, what had been said of the answer stays in `turns`. If nothing was,
-        `turns` is as before and the caller still has the text.
-        Raises: UsageError for an empty text; while iterating, what the engine raises (DoesNotFitError when
-        the conversation is longer than the context: nothing is ever cut from it silently).
+        However the iteration ends, the answer's text so far is kept in `turns`. If it has none, `turns` is unchanged.
+        Raises: UsageError for an empty text; while iterating, the engine's errors (DoesNotFitError if the conversation
+        is longer than the context: it is never truncated).
         """
         if not text.strip():
             raise UsageError("The message is empty.", remedy="write something first")
@@ -150,23 +149,23 @@ class Session:
     def regenerate(self) -> Events:
         """Answer the last message again; the new answer, once it has text, replaces the old.
 
-        Raises: UsageError when nothing was said yet.
+        Raises: UsageError if there is no message yet.
         """
         turns = self._turns
         while turns and turns[-1].role == "assistant":
             turns = turns[:-1]
         if not turns:
-            raise UsageError("There is no message to answer again.", remedy="write one first")
+            raise UsageError("The conversation has no message to answer again.", remedy="write one first")
         return self._begin(turns)
 
     def stop(self) -> None:
-        """End the running answer after its current step; its iterator then ends, and its text is kept."""
+        """Stop the current answer after its current step; its iterator then ends, and its text is kept."""
         answering = self._answering
         if answering is not None:
             answering.cancel()
 
     def clear(self) -> None:
-        """Forget what was said. System prompt and sampling stay."""
+        """Remove all turns. System prompt and sampling settings stay."""
         self._turns = ()
         self._used_tokens = 0
         self._warned = False
@@ -208,7 +207,7 @@ class Session:
             finish = "cancelled"
             raise
         except DoesNotFitError as error:
-            raise DoesNotFitError(error.message, cause=error.cause, remedy=_WAYS_OUT) from error
+            raise DoesNotFitError(error.message, cause=error.cause, remedy=_REMEDY) from error
         finally:
             content, reasoning = "".join(parts["content"]), "".join(parts["reasoning"])
             if content or reasoning or finish not in ("failed", "cancelled"):
@@ -219,7 +218,7 @@ class Session:
                 self._turns, self._used_tokens = before, used_before
 
     def _counted(self, completion: CompletionEvents) -> Events:
-        """The same events; `context` follows them."""
+        """The same events; updates `context`."""
         with closing(completion):
             for event in completion:
                 if isinstance(event, Prefill):

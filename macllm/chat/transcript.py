@@ -1,4 +1,4 @@
-"""A conversation as Markdown, written so that nothing is lost."""
+"""A conversation as a Markdown file, written atomically."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def as_markdown(turns: Sequence[Turn], *, model_name: str, system: str | None = 
 
 
 def write(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """Write `text` to `path` in one step: the whole file or nothing.
+    """Write `text` to `path` atomically.
 
-    Raises: UsageError when the file exists and `overwrite` is false; MacllmError when it cannot be written.
+    Raises: UsageError if the file exists and `overwrite` is false; MacllmError if it cannot be written.
     """
     if path.is_dir():
         raise UsageError(
-            f"{path} is a folder.", cause="the conversation becomes one file", remedy=f"/save {path / 'chat.md'}"
+            f"{path} is a folder.", cause="a conversation is saved as a file", remedy=f"/save {path / 'chat.md'}"
         )
     try:
         write_text(path, text, overwrite=overwrite)
     except FileExistsError as error:
         raise UsageError(
-            f"{path} exists.", cause="nothing is overwritten unasked", remedy=f"/save --force {path}"
+            f"{path} exists.", cause="files are not overwritten without --force", remedy=f"/save --force {path}"
         ) from error
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -1,6 +1,6 @@
-"""A model's name -> a folder on this machine: found in the Hugging Face cache, or fetched into it.
+"""A model's name -> a folder on this machine: found in the Hugging Face cache, or downloaded into it.
 
-No arrays and, until something has to be fetched, no network library.
+Imports no MLX, and network libraries only for downloads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 class Description:
     """Metadata of a model; `path` is None for one that is only on the hub.
 
-    `missing_bytes` is what a download would fetch. `config` is its config.json.
+    `missing_bytes` is the size of a download. `config` is its config.json.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Description:
 
     @property
     def size_bytes(self) -> int:
-        """The sum of the files."""
+        """Total size of the files."""
         return sum(size for _, size in self.files)
 
 
@@ -66,7 +66,7 @@ def resolve(
 ) -> Path:
     """The folder of a model: a folder, "org/name", "org/name@revision", or (None) the bundled model.
 
-    A model that is whole in the cache is taken as it is, without asking the hub (`download` asks). `offline`
+    A complete model in the cache is used without a request to the hub (`download` checks for updates). `offline`
     None follows HF_HUB_OFFLINE. Raises UsageError, ModelNotFoundError, NetworkError, DoesNotFitError.
     """
     if name is None or name == BUNDLED:
@@ -79,16 +79,16 @@ def resolve(
     if found is not None and found.problem is None:
         return found.path
     if is_offline() if offline is None else offline:
-        what = "is not complete on this machine" if found else "is not on this machine"
+        what = "is incomplete on this machine" if found else "is not on this machine"
         raise ModelNotFoundError(
-            f"{parsed} {what}, and the network is off",
+            f"{parsed} {what}, and macllm is offline",
             cause=found.problem if found else f"it is not in {cache_folder()}",
             remedy=f"{_here(parsed.repo)}; or run `macllm models get {parsed}` without HF_HUB_OFFLINE",
         )
     try:
         return download(parsed, progress=progress)
     except UnreachableError as error:
-        if "which is here" in (error.remedy or ""):  # a near name has been found already
+        if "which is here" in (error.remedy or ""):  # a similar name has been suggested already
             raise
         raise UnreachableError(
             error.message, cause=error.cause, remedy=f"{error.remedy}; or {_here(parsed.repo)}"
@@ -96,7 +96,7 @@ def resolve(
 
 
 def _here(repo: str) -> str:
-    """Advice to take a model that is on this machine: those with names like this one, else any."""
+    """A remedy that suggests models on this machine: those with similar names, else any."""
     near = [name for name in cache.similar_names(repo) if name != repo]
     whole = [model.name for model in list_models() if model.problem is None and model.name != repo]
     names = near or list(dict.fromkeys(whole))[:3]
@@ -104,7 +104,7 @@ def _here(repo: str) -> str:
 
 
 def download(name: str | ModelName, *, progress: Callable[[DownloadProgress], None] | None = None) -> Path:
-    """The folder of a model, brought to what the hub has now; resumes what an earlier call left.
+    """The folder of a model, updated to the hub's current revision; resumes an interrupted download.
 
     Raises ModelNotFoundError, NetworkError, DoesNotFitError; after an error or an interrupt call it again.
     """
@@ -131,8 +131,8 @@ def remove(name: str) -> int:
     if name == BUNDLED or local_folder(name) is not None:
         raise UsageError(
             f"{name} is not in the cache",
-            cause="only downloaded models are removed",
-            remedy="`macllm models ls` lists them; delete folders of your own by hand",
+            cause="only downloaded models can be removed",
+            remedy="`macllm models ls` lists them; delete your own folders by hand",
         )
     return cache.remove(parse_name(name), whole="@" not in name)
 
@@ -140,14 +140,14 @@ def remove(name: str) -> int:
 def describe(name: str | None = None, *, offline: bool | None = None) -> Description:
     """Metadata of a model, from this machine, else from the hub; downloads no weights.
 
-    Raises as `resolve` does.
+    Raises: as `resolve`.
     """
     if name is None or name == BUNDLED:
         return _described(BUNDLED, "bundled", "", bundled_folder())
     if folder := local_folder(name):
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelNotFoundError(
-                f"{folder} is not a model: it has no config.json", remedy="macllm models ls, for those that are here"
+                f"{folder} is not a model: it has no config.json", remedy="macllm models ls lists downloaded models"
             )
         return _described(str(folder), "", "", folder)
     parsed = parse_name(name)
@@ -172,14 +172,16 @@ def describe(name: str | None = None, *, offline: bool | None = None) -> Descrip
 
 
 def verify(name: str, *, repair: bool = False) -> Iterator[FileCheck]:
-    """Each file of a cached model against the hash it came with, as it is read.
+    """Check the files of a cached model against their hashes, one by one.
 
-    With `repair`, a damaged file is dropped from the cache, so that the next `download` fetches it.
+    With `repair`, damaged files are deleted from the cache, so that the next `download` fetches them.
     Raises ModelNotFoundError, and UsageError for models without hashes (folders, the bundled one).
     """
     if name == BUNDLED or local_folder(name) is not None:
         raise UsageError(
-            f"{name} has no hashes to check against", cause="only the cache keeps them", remedy="macllm models ls"
+            f"{name} has no hashes to check against",
+            cause="only downloaded models have hashes",
+            remedy="macllm models ls",
         )
     for checked, path in cache.check(parse_name(name)):
         if repair and checked.status == "damaged":

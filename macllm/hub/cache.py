@@ -1,9 +1,9 @@
-"""The Hugging Face cache on disk: what is there, whether it is whole, and how it goes.
+"""The Hugging Face cache on disk: listing, completeness checks, removal.
 
     models--org--name/blobs/<hash>  refs/<revision>  snapshots/<commit>/<file> -> ../../blobs/<hash>
 
-macllm adds `.macllm/<commit>.json`, the files that it needs of a commit, before the first of them is fetched:
-with it an interrupted download is known as such. Read without huggingface_hub, whose import takes longer.
+macllm adds `.macllm/<commit>.json`, the files that it needs of a commit, before it downloads the first of them, so that
+interrupted downloads are recognized. Does not use huggingface_hub, which is slow to import.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 class CachedModel:
     """One revision of a model on this machine.
 
-    `revision` is a branch or tag where one points here, else the commit. `size_bytes` counts what is on disk.
-    `problem` says what a later `resolve` would have to fetch; None: the model is whole.
+    `revision` is the branch or tag that points to it, else the commit. `size_bytes` is the size on disk.
+    `problem` says what is missing; None if the model is complete.
     """
 
     name: str
@@ -57,7 +57,7 @@ def repo_folder(repo: str) -> Path:
 
 
 def commit_of(name: ModelName) -> str | None:
-    """The commit that the cache knows under this revision."""
+    """The commit of this revision in the cache, or None."""
     if _COMMIT.fullmatch(name.revision):
         return name.revision
     with suppress(OSError, UnicodeDecodeError):
@@ -68,11 +68,11 @@ def commit_of(name: ModelName) -> str | None:
 
 
 def find(name: ModelName) -> CachedModel | None:
-    """The model as the cache has it, whole or not; None where nothing of it is there."""
+    """The model in the cache, complete or not; None if it is not cached."""
     if commit := commit_of(name):
         snapshot = repo_folder(name.repo) / "snapshots" / commit
         return _cached(name.repo, name.revision, snapshot) if snapshot.is_dir() else None
-    # A first download that was interrupted has no reference yet.
+    # An interrupted first download has no reference yet.
     for commit, plan in _plans(repo_folder(name.repo)):
         if plan.get("revision") == name.revision:
             return _cached(name.repo, name.revision, repo_folder(name.repo) / "snapshots" / commit)
@@ -80,7 +80,7 @@ def find(name: ModelName) -> CachedModel | None:
 
 
 def models() -> list[CachedModel]:
-    """All models of the cache by name, unfinished ones included."""
+    """All models in the cache by name, incomplete ones included."""
     found: list[CachedModel] = []
     for folder in sorted(path for path in cache_folder().glob("models--*") if path.is_dir()):
         repo = folder.name.removeprefix("models--").replace("--", "/")
@@ -92,7 +92,7 @@ def models() -> list[CachedModel]:
 
 
 def similar_names(repo: str) -> list[str]:
-    """The names of models on this machine that look like this one."""
+    """Names of models on this machine that are similar to this one."""
     from difflib import get_close_matches
 
     names = sorted({BUNDLED, *(model.name for model in models())})
@@ -103,7 +103,7 @@ def similar_names(repo: str) -> list[str]:
 
 
 def write_plan(name: ModelName, commit: str, files: list[RepoFile]) -> None:
-    """Note what a whole snapshot of this commit has."""
+    """Record the files of a complete snapshot of this commit."""
     plan = {"revision": name.revision, "files": {file.name: [file.size_bytes, file.digest] for file in files}}
     path = repo_folder(name.repo) / ".macllm" / f"{commit}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,18 +111,18 @@ def write_plan(name: ModelName, commit: str, files: list[RepoFile]) -> None:
 
 
 def remove(name: ModelName, whole: bool) -> int:
-    """Delete one revision, or all of a repository if `whole`; the bytes freed.
+    """Delete one revision, or the whole repository if `whole`; returns the bytes freed.
 
-    Raises ModelNotFoundError where nothing is there, UsageError where the place is not the cache's own.
+    Raises ModelNotFoundError if it is not cached, UsageError for a linked folder outside of the cache.
     """
     folder = repo_folder(name.repo)
     if not folder.exists() and not folder.is_symlink():
         raise _not_cached(name)
     if folder.is_symlink() or folder.resolve().parent != cache_folder().resolve():
         raise UsageError(
-            f"{folder} is not the cache's own folder",
-            cause="it is a link to somewhere else",
-            remedy="remove the link by hand if you want that",
+            f"{folder} is a link to a folder outside of the cache",
+            cause="only folders inside the cache are removed",
+            remedy="remove the link by hand",
         )
     found = find(name)
     if not whole and found is None:
@@ -147,7 +147,7 @@ def remove(name: ModelName, whole: bool) -> int:
 
 
 def check(name: ModelName) -> Iterator[tuple[FileCheck, Path]]:
-    """Every file of a cached model against the hash it came with, and its path in the snapshot."""
+    """Check every file of a cached model against its hash; yields the result and the path in the snapshot."""
     from .transfer import matches
 
     model = find(name)
@@ -177,8 +177,8 @@ def _cached(repo: str, revision: str, snapshot: Path) -> CachedModel:
     if plan:
         partial = [folder / "blobs" / f"{digest}.incomplete" for _, digest in plan.values()]
         size += sum(path.stat().st_size for path in partial if path.is_file())
-        lacking = [name for name, (size_bytes, _) in plan.items() if not _has(snapshot / name, size_bytes)]
-        problem = f"{len(lacking)} of {len(plan)} files are missing" if lacking else None
+        missing = [name for name, (size_bytes, _) in plan.items() if not _has(snapshot / name, size_bytes)]
+        problem = f"{len(missing)} of {len(plan)} files are missing" if missing else None
     else:
         problem = problem_of(snapshot)
     return CachedModel(repo, revision, snapshot.name, snapshot, size, problem)

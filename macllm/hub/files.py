@@ -37,7 +37,7 @@ _STRAYS = frozenset(
 
 
 def is_stray(path: PurePath) -> bool:
-    """True for a file of no model: an AppleDouble companion (`._name`, RFC 1740), or one in `_STRAYS`."""
+    """True for files that do not belong to a model: AppleDouble files (`._name`, RFC 1740) and `_STRAYS`."""
     return any(part.startswith("._") or part in _STRAYS for part in path.parts)
 
 
@@ -59,7 +59,7 @@ class Listing:
 
 
 def checked_listing(address: str, commit: object, files: Iterable[RepoFile]) -> Listing:
-    """A `Listing` of a hub's answer; raises NetworkError for names outside of the model's folder."""
+    """A `Listing` from a hub's answer; raises NetworkError for paths outside of the model's folder."""
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise _invalid_listing(address, f"the commit {commit!r}")
     listed = {file.name: file for file in files}
@@ -75,7 +75,7 @@ def checked_listing(address: str, commit: object, files: Iterable[RepoFile]) -> 
 def needed_files(repo: str, listing: Listing, index: bytes | None) -> list[RepoFile]:
     """The files that macllm reads, small ones first; `index` is the content of the listed weight index.
 
-    Raises ModelNotFoundError where the repository has no safetensors weights, or lacks some of them.
+    Raises ModelNotFoundError if the repository has no safetensors weights, or only some of them.
     """
     small = [name for name in listing.files if name in _SMALL or _TEMPLATE.fullmatch(name)]
     shards = _indexed(index) if index is not None else []
@@ -83,7 +83,7 @@ def needed_files(repo: str, listing: Listing, index: bytes | None) -> list[RepoF
     if present and len(present) < len(shards):
         raise ModelNotFoundError(
             f"{repo} is incomplete on the hub",
-            cause=f"its index names {len(shards)} weight files, {len(shards) - len(present)} of them are not there",
+            cause=f"its index names {len(shards)} weight files, {len(shards) - len(present)} of them are missing",
             remedy="choose another revision or another copy of the model",
         )
     weights = [INDEX_NAME, *present] if present else _unindexed(listing.files)
@@ -92,7 +92,7 @@ def needed_files(repo: str, listing: Listing, index: bytes | None) -> list[RepoF
         raise ModelNotFoundError(
             f"{repo} has no safetensors weights",
             cause=f"it has {', '.join(others[:3])}" if others else "it has no weight files",
-            remedy="look for a converted copy, for example among those of mlx-community",
+            remedy="look for a converted copy, for example from mlx-community",
         )
     return [listing.files[name] for name in sorted(small) + weights]
 
@@ -128,26 +128,26 @@ def refuse_pointers(folder: Path) -> None:
 
 
 def problem_of(folder: Path) -> str | None:
-    """The missing part of a model folder of unknown origin; None if complete, judged by its names."""
+    """The missing part of a model folder of unknown origin; None if complete, judged by file names."""
     if (folder / "adapter_config.json").is_file() and any((folder / name).is_file() for name in _ADAPTERS):
         return None
     if not (folder / "config.json").is_file():
         return "config.json is missing"
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return "the tokenizer is missing"
-    wanted: list[str] = []
+    shards: list[str] = []
     if (folder / INDEX_NAME).is_file():
         try:
-            wanted = _indexed((folder / INDEX_NAME).read_bytes())
+            shards = _indexed((folder / INDEX_NAME).read_bytes())
         except MacllmError as error:
             return error.cause
     elif not (folder / SINGLE_NAME).is_file():
-        wanted = _numbered(folder)
-        if not wanted and not any(folder.glob("weights*.safetensors")):
+        shards = _numbered(folder)
+        if not shards and not any(folder.glob("weights*.safetensors")):
             return "the weights are missing"
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing and not (len(missing) == len(wanted) and (folder / SINGLE_NAME).is_file()):
-        return f"{len(missing)} of {len(wanted)} weight files are missing"
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing and not (len(missing) == len(shards) and (folder / SINGLE_NAME).is_file()):
+        return f"{len(missing)} of {len(shards)} weight files are missing"
     return None
 
 
@@ -176,7 +176,7 @@ def _indexed(index: bytes) -> list[str]:
 
 
 def _numbered(folder: Path) -> list[str]:
-    """All names of a numbered set of which the folder has at least one."""
+    """All names of a numbered set of shards, if the folder has at least one of them."""
     names = sorted(path.name for path in folder.glob("model*.safetensors"))
     for match in filter(None, map(_NUMBERED.fullmatch, names)):
         stem, _, count = match.groups()
@@ -187,6 +187,6 @@ def _numbered(folder: Path) -> list[str]:
 def _invalid_listing(address: str, what: str) -> NetworkError:
     return NetworkError(
         f"{address} lists {what}",
-        cause="that is not what a hub says; it may be broken or hostile",
+        cause="a hub does not send this; the server may be broken or hostile",
         remedy="check HF_ENDPOINT, and do not use this model",
     )

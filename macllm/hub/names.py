@@ -27,7 +27,7 @@ class ModelName:
     revision: str = DEFAULT_REVISION
 
     def __str__(self) -> str:
-        """As `parse_name` takes it."""
+        """The name in the form that `parse_name` reads."""
         return self.repo if self.revision == DEFAULT_REVISION else f"{self.repo}@{self.revision}"
 
 
@@ -38,12 +38,12 @@ def parse_name(text: str) -> ModelName:
         plain = plain.removeprefix(prefix)
     repo, at, revision = plain.partition("@")
     segments = repo.split("/")
-    sound = len(segments) <= 2 and len(repo) <= 96 and all(_SEGMENT.fullmatch(segment) for segment in segments)
-    # The cache writes "/" as "--", and no hub allows either of these in a name.
-    if not sound or "--" in repo or ".." in repo:
+    valid = len(segments) <= 2 and len(repo) <= 96 and all(_SEGMENT.fullmatch(segment) for segment in segments)
+    # The cache writes "/" as "--"; hubs allow neither "--" nor ".." in a name.
+    if not valid or "--" in repo or ".." in repo:
         raise UsageError(
             f"{text!r} is not the name of a model",
-            cause="a name is org/name or org/name@revision; a folder is written with a slash or a dot in front",
+            cause="a name is org/name or org/name@revision; a folder begins with a slash or a dot",
             remedy="macllm models ls",
         )
     if not at:
@@ -53,15 +53,15 @@ def parse_name(text: str) -> ModelName:
         raise UsageError(
             f"{revision!r} is not a revision",
             cause="a revision is a branch, a tag or a commit",
-            remedy=f"name one of those at {endpoint()}/{repo}/tree/main, or leave @… away",
+            remedy=f"choose one of those at {endpoint()}/{repo}/tree/main, or leave @… out",
         )
     return ModelName(repo, revision)
 
 
 def local_folder(text: str) -> Path | None:
-    """The folder that `text` names on this machine, or None where it is the name of a model.
+    """The folder that `text` names on this machine, or None if it is the name of a model.
 
-    A file of a model stands for its folder. Raises ModelNotFoundError where a path leads nowhere.
+    A path to a file of a model gives its folder. Raises ModelNotFoundError if a path does not exist.
     """
     if not text.strip():
         return None
@@ -76,13 +76,13 @@ def local_folder(text: str) -> Path | None:
         raise UsageError(
             f"{path} is not a model that macllm reads",
             cause="macllm reads folders with config.json and safetensors",
-            remedy="name such a folder",
+            remedy="use such a folder",
         )
     if _looks_like_path(text):
         bundled = f"; the bundled model is {BUNDLED}, without a path" if path.name.lower() == BUNDLED else ""
         raise ModelNotFoundError(
-            f"there is no folder {path}",
-            remedy=f"check the path{bundled}; `macllm models ls` lists the models that are here",
+            f"the folder {path} does not exist",
+            remedy=f"check the path{bundled}; `macllm models ls` lists downloaded models",
         )
     return None
 
@@ -94,7 +94,7 @@ def bundled_folder() -> Path:
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
             f"the bundled model {BUNDLED} is not installed",
-            cause=f"there is no {folder / 'config.json'}",
+            cause=f"{folder / 'config.json'} does not exist",
             remedy="install macllm again, or name another model with --model",
         )
     return folder

@@ -1,4 +1,4 @@
-"""Model download into the cache: plan, check disk space, fetch, link, and only then publish."""
+"""Model download into the cache: plan, check disk space, fetch and link files, update the reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Progress = Callable[[DownloadProgress], None]
 
 
 def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
-    """The plan of a download of `name`; nothing is written."""
+    """The hub, all files and the needed files for a download of `name`; nothing is written."""
     hub = Hub(name)
     try:
         listing = hub.listing()
@@ -66,14 +66,14 @@ def fetch(name: ModelName, progress: Progress | None) -> Path:
         with _disk_errors(name):
             return _bring(hub, listing, files, progress)
     except MacllmError:
-        # A refused download leaves no empty shell that would be listed as unfinished.
+        # A refused download must not leave an empty folder, which would be listed as incomplete.
         if is_new and not any(path.stat().st_size for path in folder.glob("blobs/*")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def missing_bytes(name: ModelName, listing: Listing, files: list[RepoFile]) -> dict[str, int]:
-    """Digest -> how much of that file of `files` is still to be fetched; whole ones are left out."""
+    """Digest -> bytes of that file still to be fetched; complete files are left out."""
     folder = repo_folder(name.repo)
     missing = [file for file in files if not _linked(folder / "snapshots" / listing.commit, file)]
     return {file.digest: file.size_bytes - _here(folder, file) for file in missing}
@@ -124,7 +124,7 @@ def _fetch_blob(hub: Hub, commit: str, file: RepoFile, meter: _Meter) -> Path:
 
 
 def _link(blob: Path, path: Path) -> None:
-    """Make `path` a link to the blob; where a file system has no links, the blob itself."""
+    """Make `path` a link to the blob; on a file system without links, move the blob there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft(path) as temp:
         try:
@@ -137,7 +137,7 @@ def _link(blob: Path, path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """One process at a time; the lock is huggingface_hub's own, and the system drops it with the process."""
+    """A lock between processes, shared with huggingface_hub; the system releases it if the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -159,13 +159,13 @@ def _disk_errors(name: ModelName) -> Generator[None]:
     try:
         yield
     except ConnectionError:
-        raise  # of whoever listens to the progress
+        raise  # raised by the progress callback
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DoesNotFitError(
-                f"the disk is full; {name} is not complete",
+                f"the disk is full; {name} is incomplete",
                 cause=f"{error.strerror} at {cache_folder()}",
-                remedy=f"free some space, then run `macllm models get {name}`: what came is kept",
+                remedy=f"free some space, then run `macllm models get {name}`, which resumes the download",
             ) from error
         raise MacllmError(
             f"{name} cannot be written to the cache",
@@ -175,7 +175,7 @@ def _disk_errors(name: ModelName) -> Generator[None]:
 
 
 class _Meter:
-    """Counts bytes; tells them at most ten times a second, and at the start and the end of every file."""
+    """Counts bytes and reports progress, at most ten times a second and at the ends of each file."""
 
     def __init__(self, files: list[RepoFile], missing: dict[str, int], on_progress: Progress | None) -> None:
         self.total_bytes = sum({file.digest: file.size_bytes for file in files}.values())
@@ -184,8 +184,8 @@ class _Meter:
         self._on_progress = on_progress
         self._file = ""
         self._target_bytes = 0
-        self._told_at = 0.0
-        self._came: deque[tuple[float, int]] = deque()
+        self._reported_at = 0.0
+        self._received: deque[tuple[float, int]] = deque()
 
     def start(self, file: RepoFile) -> None:
         self._file = file.name
@@ -196,8 +196,8 @@ class _Meter:
         now = time.monotonic()
         self.done_bytes += size_bytes
         if size_bytes > 0:
-            self._came.append((now, size_bytes))
-        if now - self._told_at >= _EVENT_SECONDS:
+            self._received.append((now, size_bytes))
+        if now - self._reported_at >= _EVENT_SECONDS:
             self._report(now)
 
     def finish(self) -> None:
@@ -205,10 +205,10 @@ class _Meter:
         self._report(time.monotonic())
 
     def _report(self, now: float) -> None:
-        self._told_at = now
-        while self._came and now - self._came[0][0] > _RATE_SECONDS:
-            self._came.popleft()
+        self._reported_at = now
+        while self._received and now - self._received[0][0] > _RATE_SECONDS:
+            self._received.popleft()
         if self._on_progress is not None:
-            span = now - self._came[0][0] if self._came else 0.0
-            rate = sum(size for _, size in self._came) / span if span > 0 else 0.0
+            span = now - self._received[0][0] if self._received else 0.0
+            rate = sum(size for _, size in self._received) / span if span > 0 else 0.0
             self._on_progress(DownloadProgress(self._file, self.done_bytes, self.total_bytes, rate))

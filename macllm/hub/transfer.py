@@ -1,7 +1,7 @@
-"""Talking to a hub: what a repository holds, and its bytes, resumed and checked.
+"""Requests to a hub: listing of a repository, and downloads that resume and are checked.
 
-Of `huggingface_hub` only the session (proxies, certificates, redirects that drop the token at other hosts) and
-the token are used: its downloads start again from zero in every process, and its headers cost a further request.
+Only the session (proxies, certificates, redirects that drop the token at other hosts) and the token come from
+`huggingface_hub`: its downloads start again from zero in every process, and its headers cost one more request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class UnreachableError(NetworkError):
-    """A hub that does not answer, however often it is asked."""
+    """A hub that does not answer after all retries."""
 
 
 CONNECT_SECONDS = 10.0
@@ -42,7 +42,7 @@ PASSING_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
 class _RetryError(Exception):
-    """Something that passes: a dropped connection, a stall, a busy or failing hub."""
+    """A temporary failure: a dropped connection, a stall, a busy or failing hub."""
 
     def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class _RetryError(Exception):
 
 
 class Hub:
-    """One hub, one model: listing and fetching with retries; every failure is one MacllmError."""
+    """Client for one model on a hub: listing and downloads with retries; every failure is a MacllmError."""
 
     def __init__(self, name: ModelName) -> None:
         from importlib.metadata import version
@@ -83,7 +83,7 @@ class Hub:
                     return checked_listing(address, said["sha"], [_repo_file(file) for file in said["siblings"]])
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise NetworkError(
-                        f"{address} does not answer as a hub does", cause=repr(error), remedy="check HF_ENDPOINT"
+                        f"{address} gives an invalid answer", cause=repr(error), remedy="check HF_ENDPOINT"
                     ) from error
 
         return self._retry(ask)
@@ -91,7 +91,7 @@ class Hub:
     def read(self, commit: str, file: RepoFile) -> bytes:
         """The content of a small file, checked against its hash."""
         if file.size_bytes > MAX_SMALL_BYTES:
-            raise self._unlike(file, f"it has {file.size_bytes} bytes")
+            raise self._mismatch(file, f"it has {file.size_bytes} bytes")
 
         def ask() -> bytes:
             with self._open(self._address(commit, file.name)) as response:
@@ -99,16 +99,16 @@ class Hub:
             hasher = _hasher(file.digest, len(content))
             hasher.update(content)
             if hasher.hexdigest() != file.digest:
-                raise self._unlike(file, "its hash is another one")
+                raise self._mismatch(file, "its hash differs")
             return content
 
         return self._retry(ask)
 
     def fetch(self, commit: str, file: RepoFile, path: Path, on_bytes: Callable[[int], None]) -> None:
-        """Complete `path` to the content of `file`, whatever part of it is there already.
+        """Download `file` to `path`, resuming from the bytes already there.
 
-        `on_bytes` gets the size of every piece as it lands, negative where a piece is thrown away. What came is
-        kept in `path` when this is interrupted or raises, except where it proved wrong.
+        `on_bytes` gets the size of every chunk, negative for discarded bytes. After an interruption or an error `path`
+        keeps the bytes received, unless they are wrong.
         """
         resumed = path.exists() and path.stat().st_size > 0
         self._complete(commit, file, path, on_bytes)
@@ -116,8 +116,8 @@ class Hub:
             on_bytes(-path.stat().st_size)
             path.unlink()
             if not resumed:
-                raise self._unlike(file, "its hash is another one")
-            # The part from before may have been damaged by a crash: once more, from the start.
+                raise self._mismatch(file, "its hash differs")
+            # The resumed part may have been damaged by a crash: download again from the start.
             self.fetch(commit, file, path, on_bytes)
 
     def _complete(self, commit: str, file: RepoFile, path: Path, on_bytes: Callable[[int], None]) -> None:
@@ -140,21 +140,21 @@ class Hub:
         headers = {"range": f"bytes={start}-"} if start else {}
         with self._open(address, headers) as response:
             if start and response.status_code != 206:
-                # This server sends everything, always.
+                # This server ignores ranges and sends the whole file.
                 on_bytes(-start)
                 out.truncate(0)
                 out.seek(0)
             for chunk in response.iter_raw():
                 if out.tell() + len(chunk) > file.size_bytes:
-                    raise self._unlike(file, f"more than the {file.size_bytes} bytes listed came")
+                    raise self._mismatch(file, f"the server sent more than the {file.size_bytes} bytes listed")
                 out.write(chunk)
                 out.flush()
                 on_bytes(len(chunk))
         if out.tell() < file.size_bytes:
-            raise _RetryError(f"only {out.tell()} of {file.size_bytes} bytes of {file.name} came")
+            raise _RetryError(f"only {out.tell()} of {file.size_bytes} bytes of {file.name} were received")
 
     def _retry(self, ask: Callable[[], Any], attempts: int = ATTEMPTS, progress: Callable[[], int] = lambda: 0) -> Any:
-        """`ask()`, again after whatever passes, until `attempts` in a row brought nothing new."""
+        """`ask()`, repeated after temporary failures until `attempts` in a row make no progress."""
         failures, reached = 0, progress()
         while True:
             try:
@@ -165,7 +165,7 @@ class Hub:
                     raise UnreachableError(
                         f"{self.endpoint} could not deliver {self.name}",
                         cause=str(error),
-                        remedy=f"check the network, then run `macllm models get {self.name}`: what came is kept",
+                        remedy=f"check the network, then run `macllm models get {self.name}`, which resumes it",
                     ) from error
                 if failures == 1:
                     log.warning("%s does not answer (%s); trying again", self.endpoint, error)
@@ -184,7 +184,7 @@ class Hub:
             raise _RetryError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
         except (self._http.HTTPError, self._http.InvalidURL, self._offline_error) as error:
             raise NetworkError(
-                f"{self.endpoint} could not be asked for {self.name}",
+                f"the request for {self.name} to {self.endpoint} failed",
                 cause=str(error) or type(error).__name__,
                 remedy="check HF_ENDPOINT, the proxy settings and HF_HUB_OFFLINE",
             ) from error
@@ -193,7 +193,7 @@ class Hub:
         return f"{self.endpoint}/{self.name.repo}/resolve/{commit}/{quote(file_name)}"
 
     def _refusal(self, response: Any, address: str) -> Exception:
-        """The error that an answer of 400 and above means."""
+        """The error for an answer with status 400 or above."""
         status, code = response.status_code, response.headers.get("x-error-code", "")
         said = response.headers.get("x-error-message") or f"{status} {response.reason_phrase}".strip()
         page = f"{self.endpoint}/{self.name.repo}"
@@ -203,24 +203,24 @@ class Hub:
         if code == "GatedRepo":
             then = "wait for the approval" if self.has_token else "set HF_TOKEN to a token of that account"
             return NetworkError(
-                f"{self.name.repo} is only given to those who accept its terms",
+                f"{self.name.repo} requires that you accept its terms",
                 cause=said,
                 remedy=f"accept them at {page}, then {then}",
             )
         if code == "RevisionNotFound":
             return ModelNotFoundError(
                 f"{self.name.repo} has no revision {self.name.revision!r}",
-                cause=f"{self.endpoint} does not know it",
-                remedy=f"look at {page}/tree/main, or leave @{self.name.revision} away",
+                cause=f"{self.endpoint} does not list it",
+                remedy=f"look at {page}/tree/main, or leave @{self.name.revision} out",
             )
         if code == "EntryNotFound":
             return ModelNotFoundError(
                 f"a file of {self.name} is gone from the hub", cause=address, remedy="choose another revision"
             )
-        # A hub hides private models behind 401, and tells those without a token nothing else of missing ones.
+        # Without a token a hub answers 401 for private models and for missing ones.
         if code == "RepoNotFound" or status in (404, 410) or (status == 401 and not self.has_token):
             return ModelNotFoundError(
-                f"there is no model {self.name.repo} on the hub",
+                f"the hub has no model {self.name.repo}",
                 cause=f"{self.endpoint} answered {said}",
                 remedy="check the name; if it is private, set HF_TOKEN to a token that may read it",
             )
@@ -232,11 +232,11 @@ class Hub:
             )
         return NetworkError(f"{self.endpoint} refuses {self.name.repo}", cause=said, remedy=f"look at {page}")
 
-    def _unlike(self, file: RepoFile, cause: str) -> NetworkError:
+    def _mismatch(self, file: RepoFile, cause: str) -> NetworkError:
         return NetworkError(
-            f"{file.name} of {self.name} came different from what the hub lists",
+            f"{file.name} of {self.name} differs from the hub's listing",
             cause=cause,
-            remedy=f"run `macllm models get {self.name}` again; if it stays so, do not use HF_ENDPOINT={self.endpoint}",
+            remedy=f"run `macllm models get {self.name}` again; if it persists, do not use HF_ENDPOINT={self.endpoint}",
         )
 
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked before anything is reserved for what it promises.
+"""Header of a safetensors file, checked before memory is allocated for its tensors.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes of little-endian header length, a JSON
 header of `{name: {dtype, shape, data_offsets}}`, then the data of every tensor without a gap.
@@ -42,24 +42,24 @@ class TensorInfo:
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """Name -> `TensorInfo` of a safetensors file, in file order; all is checked but the data.
 
-    Raises CheckpointError naming the file and the tensor: cut short, extended, damaged or hostile headers.
+    Raises CheckpointError, naming file and tensor, for truncated, extended, damaged or hostile files.
     """
     return _checked(Path(path))[0]
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The free text (`__metadata__`) of a safetensors file; empty where it has none."""
+    """The metadata (`__metadata__`) of a safetensors file; empty if it has none."""
     return _checked(Path(path))[1]
 
 
 def damaged(path: Path, cause: str) -> CheckpointError:
-    """The error for a file that is not what a safetensors file has to be."""
+    """The error for an invalid safetensors file."""
     cause, remedy = stand_in(path) or (cause, HOW_TO_REPAIR)
-    return CheckpointError(f"{path} is not a sound safetensors file", cause=cause, remedy=remedy)
+    return CheckpointError(f"{path} is not a valid safetensors file", cause=cause, remedy=remedy)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict (an `object_pairs_hook`); raises ValueError where a key occurs twice."""
+    """A JSON object as a dict (an `object_pairs_hook`); raises ValueError for a duplicate key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -69,21 +69,21 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    if path.exists() and not path.is_file():  # to open a pipe is to wait for whoever writes into it
+    if path.exists() and not path.is_file():  # opening a pipe would block until it has a writer
         raise CheckpointError(f"{path} is not a file", remedy="copy the model again from its source")
     try:
         with path.open("rb") as file:
             file_bytes = os.fstat(file.fileno()).st_size
             header, data_start = _read_json(path, file, file_bytes)
     except FileNotFoundError as error:
-        raise ModelNotFoundError(f"there is no file {path}", remedy="check the path") from error
+        raise ModelNotFoundError(f"{path} does not exist", remedy="check the path") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read", cause=error.strerror, remedy="check its permissions") from error
-    # mx.save_safetensors writes null where it was given none.
+    # mx.save_safetensors without metadata writes null.
     metadata: Any = {} if header.get("__metadata__") is None else header["__metadata__"]
     header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in cast("dict[str, Any]", metadata).values()):
-        raise damaged(path, "__metadata__ is not a map from text to text")
+        raise damaged(path, "__metadata__ is not a map from strings to strings")
     infos = [(name, _tensor_info(path, name, entry, data_start)) for name, entry in header.items()]
     infos.sort(key=lambda pair: (pair[1].offset_bytes, pair[1].size_bytes))
     end = data_start
@@ -93,7 +93,7 @@ def _checked(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raise damaged(path, f"tensor {name!r} {what}")
         end += info.size_bytes
         if end > file_bytes:
-            raise damaged(path, f"the file has {file_bytes} bytes, but tensor {name!r} ends at {end}: it is cut short")
+            raise damaged(path, f"the file has {file_bytes} bytes, but tensor {name!r} ends at {end}: it is truncated")
     if end != file_bytes:
         raise damaged(path, f"{file_bytes - end} bytes follow the last tensor")
     return dict(infos), cast("dict[str, str]", metadata)
@@ -101,14 +101,14 @@ def _checked(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 def _read_json(path: Path, file: BinaryIO, file_bytes: int) -> tuple[dict[str, Any], int]:
     if file_bytes < 8:
-        raise damaged(path, f"it has {file_bytes} bytes; not even the length of its header fits")
+        raise damaged(path, f"it has {file_bytes} bytes, less than the 8 of the header's length")
     (length,) = struct.unpack("<Q", file.read(8))
     if length > MAX_HEADER_BYTES:
         raise damaged(
             path, f"its header claims {length} bytes, more than the {MAX_HEADER_BYTES} that the format allows"
         )
     if length > file_bytes - 8:
-        raise damaged(path, f"its header claims {length} bytes, but only {file_bytes - 8} follow: it is cut short")
+        raise damaged(path, f"its header claims {length} bytes, but only {file_bytes - 8} follow: it is truncated")
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
@@ -124,7 +124,7 @@ def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> Tenso
     if len(fields) != 3 or not isinstance(shape, list) or not isinstance(offsets, list):
         raise damaged(path, f"tensor {name!r} lacks a dtype, a shape or two data_offsets")
     sizes, ends = cast("list[Any]", shape), cast("list[Any]", offsets)
-    # A bool is an int to isinstance, and no size.
+    # isinstance would accept a bool as an int.
     if not all(type(n) is int and 0 <= n <= MAX_DIMENSION for n in sizes):
         raise damaged(path, f"tensor {name!r} has the impossible shape {sizes}")
     if len(ends) != 2 or not all(type(n) is int for n in ends) or not 0 <= ends[0] <= ends[1]:

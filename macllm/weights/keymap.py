@@ -1,8 +1,8 @@
-"""Checkpoint names to ours and back.
+"""Translation between a checkpoint's tensor names ("theirs") and macllm's ("ours").
 
-A family lists its rules once; `to_ours` runs them forwards and `to_theirs` backwards, so an export cannot
-drift from an import. In a name `{i}` stands for a layer, `{e}` for an expert, a trailing `*` for whatever
-the leaf ends in (weight, bias, scales, biases), and a trailing `**` for anything at all.
+A family lists its rules once; `to_ours` applies them forwards and `to_theirs` backwards, so that saving always
+inverts loading. In a name `{i}` matches a layer number, `{e}` an expert number, a trailing `*` the last part (weight,
+bias, scales, biases), and a trailing `**` anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Split:
-    """One tensor of theirs as several of ours, concatenated along the output axis."""
+    """A fused tensor of theirs, several of ours concatenated along the output axis."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -59,7 +59,7 @@ class Squeeze:
 
 @dataclass(frozen=True)
 class Drop:
-    """A tensor that is not read: computed, a duplicate, or of another modality."""
+    """A tensor that is ignored: computed, a duplicate, or of another modality."""
 
     theirs: str
 
@@ -70,10 +70,10 @@ AnyRule = Kept | Drop
 
 @dataclass(frozen=True, kw_only=True)
 class Tie:
-    """Modules of theirs (tensors, if `leaves` is ("",)) that share one matrix unless the file differs.
+    """Modules of theirs (tensors, if `leaves` is ("",)) that share one matrix unless their tensors differ.
 
-    `tables` are read as token tables; without any the source itself is, and with some it only names what they
-    share, as `model.shared` of BART. `heads` are read as heads. One that is not stored is the source.
+    `tables` are token embeddings; without any, `source` is the embedding, and with some, it is only the name of the
+    shared matrix, as `model.shared` of BART. `heads` are output heads. A module that is not stored equals the source.
     """
 
     source: str
@@ -84,13 +84,13 @@ class Tie:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor of theirs that `make` computes; one that is stored and has other numbers is read."""
+    """A tensor of theirs that `make` computes; a stored one with other values is loaded."""
 
     theirs: str
     make: Callable[[], Any]
 
 
-# Endings of TensorFlow's names, which the first BERT checkpoints kept.
+# TensorFlow's names in the first BERT checkpoints.
 _OLD_ENDINGS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
@@ -98,9 +98,9 @@ _OLD_ENDINGS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "Lay
 class KeyMap:
     """Rules in order of precedence.
 
-    A name that begins with the first of an alias is read as if it began with the second; the first alias
-    that leads to a rule counts. `saved_as` is one more such pair, for writing. `ties` are brought to one form, and
-    `computed` tensors left out, before the rules run (`weights.ties`).
+    An alias is a pair of prefixes: a name that begins with the first is read as if it began with the second, and the
+    first alias that leads to a rule counts. `saved_as` is such a pair for writing. `ties` are normalized and `computed`
+    tensors removed before the rules apply (`weights.ties`).
     """
 
     rules: tuple[AnyRule, ...]
@@ -116,7 +116,7 @@ class KeyMap:
                 yield theirs + name[len(read_as) :]
 
     def written(self, name: str) -> str:
-        """A name in the rules as a checkpoint gets it."""
+        """A name of the rules as it is written to a checkpoint."""
         mine, theirs = self.saved_as
         return theirs + name.removeprefix(mine) if name.startswith(mine) else name
 
@@ -124,8 +124,8 @@ class KeyMap:
 def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = "") -> Weights:
     """The tensors under our names.
 
-    Raises CheckpointError naming every tensor that no rule covers, every missing expert, and two tensors that
-    differ and have one place in the model.
+    Raises CheckpointError, naming them, for tensors that no rule matches, missing experts, and different tensors for
+    the same name of ours.
     """
     ours: Weights = {}
     source: dict[str, str] = {}
@@ -143,21 +143,21 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = ""
         for to, piece in _read(rule, parts, name, array):
             if to in ours and not mx.array_equal(ours[to], piece):
                 raise CheckpointError(
-                    f"the tensors {source[to]} and {name} of this checkpoint differ and have one place in the model",
-                    cause="weights of two checkpoints lie in one file or folder",
+                    f"the tensors {source[to]} and {name} of this checkpoint differ but are the same weight",
+                    cause="weights of two checkpoints are in one file or folder",
                     remedy="download the checkpoint again",
                 )
             ours[to], source[to] = piece, name
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} tensors of this checkpoint are not known: {_listed(unknown)}",
-            cause="its config.json promises a model without them" + (f"; {written_by} wrote it" if written_by else ""),
+            f"{len(unknown)} tensors of this checkpoint are unknown: {_listed(unknown)}",
+            cause="its config.json describes a model without them" + (f"; {written_by} wrote it" if written_by else ""),
             remedy="check that weights and config.json belong together",
         )
     for (name, count), experts in stacks.items():
         absent = sorted(set(range(count)) - set(experts))
         if absent or len(experts) != count:
-            raise CheckpointError(f"{name} has {len(experts)} experts, not {count}", cause=f"absent: {absent[:8]}")
+            raise CheckpointError(f"{name} has {len(experts)} experts, not {count}", cause=f"missing: {absent[:8]}")
         ours[name] = mx.stack([experts[e] for e in range(count)])
     return ours
 
@@ -165,12 +165,12 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = ""
 def _read(
     rule: Rule | Split | Squeeze | Drop, parts: dict[str, str], name: str, array: mx.array
 ) -> list[tuple[str, mx.array]]:
-    """Our tensors that one of theirs, `name`, is."""
+    """Our tensors for their tensor `name`."""
     match rule:
         case Rule(_, to, transpose):
-            return [(_fill(to, parts), _turn(array, transpose))]
+            return [(_fill(to, parts), _transposed(array, transpose))]
         case Split(_, to, sizes, transpose):
-            pieces = _pieces(name, _turn(array, transpose), sizes)
+            pieces = _pieces(name, _transposed(array, transpose), sizes)
             return [(_fill(part, parts), piece) for part, piece in zip(to, pieces, strict=True)]
         case Squeeze(_, to):
             return [(_fill(to, parts), array.flatten())]
@@ -195,19 +195,19 @@ def to_theirs(ours: Mapping[str, mx.array], keymap: KeyMap) -> Weights:
             assert match is not None
             _write_back(rule, match.groupdict(), left, put)
     if left:
-        raise CheckpointError(f"no name is known for {len(left)} tensors of this model: {_listed(list(left))}")
+        raise CheckpointError(f"{len(left)} tensors of this model have no checkpoint names: {_listed(list(left))}")
     return theirs
 
 
 def _write_back(rule: Kept, parts: dict[str, str], left: Weights, put: Callable[[str, mx.array], None]) -> None:
-    """Put under their name what `rule` made of it, and take it out of `left`."""
+    """Undo `rule`: move its tensors from `left` to their checkpoint name."""
     match rule:
         case Rule(to, mine, transpose):
-            put(_fill(to, parts), _turn(left.pop(_fill(mine, parts)), transpose))
+            put(_fill(to, parts), _transposed(left.pop(_fill(mine, parts)), transpose))
         case Split(to, mine, _, transpose):
             pieces = [left.pop(_fill(part, parts)) for part in mine]
             joined = mx.concatenate(pieces, axis=_output_axis(pieces[0]))
-            put(_fill(to, parts), _turn(joined, transpose))
+            put(_fill(to, parts), _transposed(joined, transpose))
         case StackExperts(to, mine, count):
             stacked = left.pop(_fill(mine, parts))
             for e in range(count):
@@ -217,7 +217,7 @@ def _write_back(rule: Kept, parts: dict[str, str], left: Weights, put: Callable[
 
 
 def their_modules(ours: str, keymap: KeyMap) -> list[tuple[str, Kept]]:
-    """The modules of theirs that hold our module `ours`, with the rules that say so."""
+    """The modules of theirs that contain our module `ours`, with their rules."""
     found: list[tuple[str, Kept]] = []
     for rule in keymap.rules:
         if isinstance(rule, Drop):
@@ -230,7 +230,7 @@ def their_modules(ours: str, keymap: KeyMap) -> list[tuple[str, Kept]]:
 
 
 def our_modules(theirs: str, keymap: KeyMap) -> list[str]:
-    """Our modules that their module `theirs` holds; [] for one that is not known."""
+    """Our modules in their module `theirs`; [] for an unknown one."""
     found = _find(theirs + ".weight", keymap)
     if found is None:
         return []
@@ -268,7 +268,7 @@ def _fill(name: str, parts: Mapping[str, str]) -> str:
     )
 
 
-def _turn(array: mx.array, transpose: bool) -> mx.array:
+def _transposed(array: mx.array, transpose: bool) -> mx.array:
     return array.swapaxes(-1, -2) if transpose and array.ndim > 1 else array
 
 
@@ -281,7 +281,7 @@ def _pieces(name: str, array: mx.array, sizes: tuple[int, ...]) -> list[mx.array
     if array.shape[axis] != sum(sizes):
         raise CheckpointError(
             f"{name} has {array.shape[axis]} outputs, not {' + '.join(map(str, sizes))}",
-            cause="its config.json promises another size",
+            cause="its config.json implies another size",
         )
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
     return cast("list[mx.array]", mx.split(array, ends, axis=axis))

@@ -34,7 +34,7 @@ __all__ = [
 log = logging.getLogger("macllm")
 
 MAX_INDEX_BYTES = 100_000_000
-_MIXING = ".model.safetensors.mixing"  # is there while shards take the names of older ones
+_MIXING = ".model.safetensors.mixing"  # exists while new shards replace old ones
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -54,8 +54,8 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 def load_file(path: str | Path, small_floats: bool = False) -> dict[str, mx.array]:
     """Name -> array of one safetensors file; data are read when an array is first evaluated.
 
-    F64 becomes float32, for which that file is read at once. Raises CheckpointError, also for 4- to 8-bit floats
-    unless `small_floats`, which gives their bytes.
+    F64 becomes float32; a file with F64 tensors is read at once. Raises CheckpointError, also for 4- to 8-bit floats;
+    with `small_floats` these are returned as bytes.
     """
     path = Path(path)
     occupy_standard_descriptors()
@@ -64,7 +64,7 @@ def load_file(path: str | Path, small_floats: bool = False) -> dict[str, mx.arra
         if info.dtype in _UNREADABLE and not small_floats:
             raise CheckpointError(
                 f"{path}: tensor {name!r} is stored as {info.dtype}, which macllm does not read",
-                cause="such floats mean nothing without the scales of the tool that wrote them",
+                cause="such floats need the scales of the tool that wrote them",
                 remedy="use the bfloat16 or the MLX-quantized copy of this model",
             )
     if any(info.dtype == "F64" for info in infos.values()):
@@ -78,9 +78,9 @@ def load_file(path: str | Path, small_floats: bool = False) -> dict[str, mx.arra
 def load_folder(folder: str | Path, small_floats: bool = False) -> dict[str, mx.array]:
     """Name -> array of all weights of a model folder, lazily (see `load_file`).
 
-    Takes the shards of `model.safetensors.index.json`, else `model.safetensors`, else every `model*.safetensors`,
-    else `weights*.safetensors`. A tensor that only the index has is noted.
-    Raises ModelNotFoundError without weights, CheckpointError where they are unsound.
+    Reads the shards of `model.safetensors.index.json`, else `model.safetensors`, else every `model*.safetensors`,
+    else `weights*.safetensors`. A tensor that only the index lists is logged.
+    Raises ModelNotFoundError without weights, CheckpointError for invalid ones.
     """
     folder = Path(folder)
     index = _read_index(folder)
@@ -91,36 +91,36 @@ def load_folder(folder: str | Path, small_floats: bool = False) -> dict[str, mx.
             if name in home:
                 raise CheckpointError(
                     f"{folder}: tensor {name!r} is in two files, {home[name]} and {path.name}",
-                    cause="files of two checkpoints lie in one folder",
+                    cause="files of two checkpoints are in one folder",
                     remedy="keep the files of one checkpoint only",
                 )
             home[name], tensors[name] = path.name, array
     for name, shard in (index or {}).items():
         if name not in home:
-            # An index may still list the second name of a tied matrix; a model that needs the tensor says so.
+            # An index may still list the second name of a tied matrix; if the model needs the tensor, loading fails.
             log.warning("%s: tensor %r is not in %s", folder / INDEX_NAME, name, shard)
         elif home[name] != shard:
             raise CheckpointError(
                 f"{folder / INDEX_NAME}: tensor {name!r} is not in {shard}",
-                cause="the index and the shards are not of one checkpoint",
+                cause="the index and the shards are from different checkpoints",
                 remedy=HOW_TO_REPAIR,
             )
     return tensors
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The files that `load_folder` reads. Raises as it does."""
+    """The files that `load_folder` reads. Raises: as `load_folder`."""
     folder = Path(folder)
     return _weight_files(folder, _read_index(folder))
 
 
 def save_file(tensors: Mapping[str, mx.array], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file, whole or not at all; the same tensors give the same bytes.
+    """Write one safetensors file atomically; the same tensors give the same bytes.
 
     Raises DoesNotFitError on a full disk.
     """
     path = Path(path)
-    with _told(path.parent):
+    with _disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             _write(file, tensors, metadata)
@@ -132,12 +132,12 @@ def save_folder(
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> list[Path]:
-    """Write a model's weights as transformers names them; the paths written, the index (if sharded) last.
+    """Write a model's weights under transformers' file names; returns the paths, an index last.
 
-    Every file is complete on disk before the first takes its name, and weight files that the new ones replace go
-    last: a reader finds the old or the new checkpoint, or is told, where shards replace shards of the same name,
-    that a save was interrupted. Tensors loaded lazily from `folder` itself are safe.
-    Each tensor is evaluated as it is written. Raises DoesNotFitError on a full disk, with `folder` as it was.
+    All files are complete on disk before the first takes its name, and replaced weight files are removed last. A reader
+    finds the old or the new checkpoint; if new shards have the names of old ones and the save is interrupted, loading
+    reports it. Tensors loaded lazily from `folder` itself are safe.
+    Each tensor is evaluated when it is written. Raises DoesNotFitError on a full disk, with `folder` unchanged.
     """
     folder = Path(folder)
     shards = _split(tensors, max_shard_bytes)
@@ -146,7 +146,7 @@ def save_folder(
     if count > 1:
         names.append(INDEX_NAME)
     written = [folder / name for name in names]
-    with _told(folder), ExitStack() as stack:
+    with _disk_errors(folder), ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         drafts = [stack.enter_context(draft(path)) for path in written]
         for path, shard in zip(drafts, shards, strict=False):
@@ -172,7 +172,7 @@ def save_folder(
 
 
 def _read_now(path: Path, info: TensorInfo) -> mx.array:
-    import numpy as np  # which a start need not wait for
+    import numpy as np  # not at the top: start-up is faster without
 
     count = prod(info.shape)
     array = np.fromfile(path, dtype=_NUMPY[info.dtype], count=count, offset=info.offset_bytes).reshape(info.shape)
@@ -195,14 +195,14 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = "it has no weight_map" if isinstance(error, KeyError) else str(error)
         cause, remedy = stand_in(path) or (said, HOW_TO_REPAIR)
-        raise CheckpointError(f"{path} is not a sound index", cause=cause, remedy=remedy) from error
+        raise CheckpointError(f"{path} is not a valid index", cause=cause, remedy=remedy) from error
     return cast("dict[str, str]", weight_map)
 
 
 def _weight_files(folder: Path, index: dict[str, str] | None) -> list[Path]:
     if (folder / _MIXING).exists():
         raise CheckpointError(
-            f"{folder} holds weights of two checkpoints",
+            f"{folder} has weights of two checkpoints",
             cause="saving over a sharded checkpoint was interrupted",
             remedy="save it again",
         )
@@ -211,30 +211,30 @@ def _weight_files(folder: Path, index: dict[str, str] | None) -> list[Path]:
         missing = [shard for shard in shards if not shard.is_file()]
         if not missing:
             return shards
-        # Converted checkpoints often carry the index of the one they came from, whose shards are all gone.
+        # Converted checkpoints often keep the index of the original, whose shards are all missing.
         if len(missing) < len(shards) or not (folder / SINGLE_NAME).is_file():
             raise CheckpointError(
                 f"{folder}: {len(missing)} of {len(shards)} weight files are missing, the first is {missing[0].name}",
                 cause=f"{INDEX_NAME} names them",
-                remedy="download the model again: what is there already is kept",
+                remedy="download the model again; complete files are kept",
             )
         index.clear()
     if (folder / SINGLE_NAME).is_file():
         return [folder / SINGLE_NAME]
     if shards := sorted(path for path in folder.glob("model-*.safetensors") if _SHARD.fullmatch(path.name)):
-        return shards  # and no copies of them, as "model-00001-of-00002 2.safetensors"
+        return shards  # without copies such as "model-00001-of-00002 2.safetensors"
     for pattern in ("model*.safetensors", "weights*.safetensors"):
         if found := sorted(folder.glob(pattern)):
             return found
     raise ModelNotFoundError(
         f"{folder} has no weights",
-        cause="neither model.safetensors nor model.safetensors.index.json is there",
-        remedy="give the folder of a checkpoint in safetensors form (pickled .bin and .pth files are never read)",
+        cause="it has neither model.safetensors nor model.safetensors.index.json",
+        remedy="use the folder of a checkpoint in safetensors form (pickled .bin and .pth files are never read)",
     )
 
 
 def _shard_path(folder: Path, name: str) -> Path:
-    """The path of a shard in an index; an index is not trusted, so the path stays inside the model."""
+    """The path of a shard in an index. Raises CheckpointError for one outside of the model's folder."""
     plain = bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
     real_folder = folder.resolve()
     homes = [real_folder]
@@ -243,7 +243,7 @@ def _shard_path(folder: Path, name: str) -> Path:
         homes += [repo / "blobs", repo.parent / "blobs"]
     if not plain or not any((folder / name).resolve().is_relative_to(home) for home in homes):
         raise CheckpointError(
-            f"{folder / INDEX_NAME} names {name!r}, which lies outside of the model folder",
+            f"{folder / INDEX_NAME} names {name!r}, which is outside of the model folder",
             cause="an index may only name files next to it",
             remedy="do not trust this checkpoint; if the link is your own, copy the file into the folder",
         )
@@ -254,8 +254,8 @@ def _shard_path(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def _told(folder: Path) -> Generator[None]:
-    """Turn what the system refuses into an error for the user, a full disk told as such."""
+def _disk_errors(folder: Path) -> Generator[None]:
+    """Convert OSError to DoesNotFitError for a full disk, else to CheckpointError."""
     try:
         yield
     except OSError as error:
@@ -263,7 +263,7 @@ def _told(folder: Path) -> Generator[None]:
             raise DoesNotFitError(
                 f"the disk of {folder} is full",
                 cause=f"{error.strerror}; nothing was written",
-                remedy="free some space (`macllm models ls` shows what models take) or choose another folder",
+                remedy="free some space (`macllm models ls` shows the sizes of models) or choose another folder",
             ) from error
         raise CheckpointError(
             f"cannot write weights to {folder}", cause=error.strerror, remedy="check the path and its permissions"
@@ -283,7 +283,7 @@ def _split(tensors: Mapping[str, mx.array], max_shard_bytes: int) -> list[dict[s
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None) -> None:
-    # Widest dtype first keeps every tensor aligned to its own size, which readers that map the file rely on.
+    # Widest dtype first aligns every tensor to its item size, which readers that map the file require.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
@@ -315,7 +315,7 @@ def _index(shards: list[dict[str, mx.array]], names: list[str]) -> dict[str, Any
 
 
 def _remove_replaced(folder: Path, names: frozenset[str]) -> None:
-    # The index goes first: without it a reader falls back to model.safetensors, never to some of the shards.
+    # The index is removed first: without it a reader uses model.safetensors, never an incomplete set of shards.
     stale = [path for path in sorted(folder.glob("model-*.safetensors")) if _SHARD.fullmatch(path.name)]
     for path in [folder / INDEX_NAME, folder / SINGLE_NAME, *stale]:
         if path.name not in names:

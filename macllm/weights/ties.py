@@ -1,7 +1,7 @@
-"""Matrices that a checkpoint stores once, under any of several names, or more than once.
+"""Tied matrices: stored once under any of several names, or several times.
 
-A tensor is left out only where its numbers are those of the tensor that stands in for it: a head that a config calls
-tied and that differs in the file is kept, as transformers 5 does (`PreTrainedModel.tie_weights`).
+A duplicate is dropped only if it equals the tensor that replaces it: a head that the config calls tied but that differs
+in the file is kept, as in transformers 5 (`PreTrainedModel.tie_weights`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .keymap import KeyMap, Tie, Weights
 
 
 def settle(tensors: Weights, keymap: KeyMap) -> dict[str, str]:
-    """Normalize tied matrices in place: the source alone where all are equal, else each that differs.
+    """Normalize tied matrices in place: the source alone if all are equal, else each that differs.
 
-    Tensors that can be computed are left out where they are what would be computed.
+    Stored tensors that equal their computed values are dropped.
 
-    Returns the new names of renamed modules by their old ones.
+    Returns the old names of renamed modules -> their new names.
     """
     for computed in keymap.computed:
         for name in [at for at in keymap.spellings(computed.theirs) if at in tensors]:
@@ -38,8 +38,8 @@ def settle(tensors: Weights, keymap: KeyMap) -> dict[str, str]:
 
 
 def _roles(tie: Tie, stored: Mapping[str, Weights]) -> dict[str, str]:
-    """Name in the settled form -> the stored module that it is."""
-    first = next(iter(stored))  # the source, else the first of the others that is there
+    """Name in the normalized form -> the stored module for it."""
+    first = next(iter(stored))  # the source, else the first stored one of the others
     tables = {table: table if table in stored else first for table in tie.tables or (tie.source,)}
     heads = {head: head if head in stored else first for head in tie.heads}
     shared = next(iter(tables.values()))
@@ -49,7 +49,7 @@ def _roles(tie: Tie, stored: Mapping[str, Weights]) -> dict[str, str]:
 
 
 def _stored(name: str, tie: Tie, tensors: Mapping[str, mx.array], keymap: KeyMap) -> dict[str, str]:
-    """Leaf -> the name under which the checkpoint stores it; {} for a module that it does not store."""
+    """Leaf -> its name in the checkpoint; {} for a module that is not stored."""
     found: dict[str, str] = {}
     for leaf in tie.leaves:
         spelled = [at for at in keymap.spellings(_joined(name, leaf)) if at in tensors]
@@ -69,7 +69,7 @@ def _equal(one: Mapping[str, mx.array], other: Mapping[str, mx.array]) -> bool:
 
 
 def _is_near(stored: mx.array, computed: mx.array) -> bool:
-    """True for equal numbers but for the rounding of the stored dtype."""
+    """True if the values are equal up to the rounding of the stored dtype."""
     if stored.shape != computed.shape:
         return False
     tolerance = 1e-6 if stored.dtype == mx.float32 else 2.0**-8

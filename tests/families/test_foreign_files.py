@@ -114,7 +114,7 @@ def test_the_method_that_packed_a_checkpoint_is_named_where_its_class_cannot_rea
 def test_no_weights_and_pointers_to_weights_are_told_apart(stablelm: tuple[Path, np.ndarray]) -> None:
     folder, _ = stablelm
     (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
-    with pytest.raises(CheckpointError, match="sound safetensors") as raised:
+    with pytest.raises(CheckpointError, match="valid safetensors") as raised:
         checkpoint.load_model(folder)
     assert "Git LFS" in (raised.value.cause or "")
     (folder / WEIGHTS).unlink()

@@ -98,10 +98,10 @@ def test_a_dropped_connection_resumes_and_no_byte_is_sent_twice(hub):
 
 def test_a_failed_download_resumes_in_the_next_call(hub):
     hub.faults.drop_after[WEIGHTS] = [200_000, *[0] * transfer.DOWNLOAD_ATTEMPTS]
-    with pytest.raises(NetworkError, match="what came is kept") as caught:
+    with pytest.raises(NetworkError, match="which resumes it") as caught:
         macllm_hub.resolve("org/tiny")
     assert caught.value.exit_code == 5
-    with pytest.raises(ModelNotFoundError, match="not complete on this machine"):
+    with pytest.raises(ModelNotFoundError, match="incomplete on this machine"):
         macllm_hub.resolve("org/tiny", offline=True)
     (unfinished,) = (model for model in macllm_hub.list_models() if model.name == "org/tiny")
     assert unfinished.problem == "1 of 3 files are missing"
@@ -138,7 +138,7 @@ def test_content_that_differs_from_the_listing_is_refused_and_not_kept(hub, monk
     monkeypatch.setattr(snapshot, "_EVENT_SECONDS", 0.0)
     hub.faults.replace[WEIGHTS] = [content, content]
     seen = []
-    with pytest.raises(NetworkError, match="different from what the hub lists"):
+    with pytest.raises(NetworkError, match="differs from the hub"):
         macllm_hub.resolve("org/tiny", progress=seen.append)
     assert all(event.done_bytes <= event.total_bytes for event in seen)
     with pytest.raises(ModelNotFoundError):
@@ -400,7 +400,7 @@ def test_ctrl_c_and_kill_leave_a_partial_file_that_the_next_run_completes(hub):
     first = incomplete(hub).stat().st_size
     assert run_until_bytes(hub, first + 40_000, signal.SIGKILL) == -signal.SIGKILL
     second = incomplete(hub).stat().st_size
-    with pytest.raises(ModelNotFoundError, match="not complete"):
+    with pytest.raises(ModelNotFoundError, match="incomplete"):
         macllm_hub.resolve("org/tiny", offline=True)
     hub.faults.seconds_per_chunk = 0
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])

@@ -131,7 +131,7 @@ def test_a_partial_snapshot_of_another_tool_is_completed_and_offline_refused(hub
     foreign_snapshot(
         macllm_hub.cache_folder(), {name: content for name, content in files.items() if name not in missing}
     )
-    with pytest.raises(ModelNotFoundError, match="not complete on this machine"):
+    with pytest.raises(ModelNotFoundError, match="incomplete on this machine"):
         macllm_hub.resolve("org/other", offline=True)
     folder = macllm_hub.resolve("org/other")
     for name in missing:
@@ -147,7 +147,7 @@ def test_a_snapshot_with_a_dangling_link_is_incomplete(hub):
 
 def test_hf_hub_offline_turns_the_network_off(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelNotFoundError, match="network is off"):
+    with pytest.raises(ModelNotFoundError, match="macllm is offline"):
         macllm_hub.resolve("org/tiny")
     assert hub.requests == []
 
@@ -156,7 +156,7 @@ def test_the_offline_argument_overrides_the_environment(hub, monkeypatch):
     import huggingface_hub.constants  # noqa: F401  it reads the environment once, for the whole process
 
     for ask in (macllm_hub.resolve, macllm_hub.describe):
-        with pytest.raises(ModelNotFoundError, match="network is off"):
+        with pytest.raises(ModelNotFoundError, match="macllm is offline"):
             ask("org/tiny", offline=True)
     assert hub.requests == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -65,7 +65,7 @@ def test_a_folder_without_a_model_does_not_hide_a_name_of_the_hub(tmp_path, monk
 @pytest.mark.parametrize("text", ["./absent", "/absent/model", "~/absent", "a/b/c", "model.safetensors", "../x"])
 def test_a_missing_path_is_reported_as_a_missing_folder(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelNotFoundError, match="there is no folder"):
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
         hub.resolve(text)
 
 
