@@ -35,6 +35,7 @@ class FastBackend:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
+        _set_flags(tokenizer, settings)
         _add_tokens(tokenizer, settings)
         ids = {token.content: index for index, token in settings.added.items()}
         # The library's ids mapped to declared ids, where they differ.
@@ -132,6 +133,22 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) ->
     if missing:
         tokens = [_library_token(token) for token in missing.values()]
         tokenizer.add_tokens(tokens)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _set_flags(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
+    """Give added tokens their flags in tokenizer_config.json, as transformers does; none loses `special`."""
+    if "added_tokens_decoder" not in settings.values:  # added_tokens.json has no flags
+        return
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    declared = (token for token in settings.added.values() if token.content in known)
+    wanted = [_library_token(replace(each, special=each.special or known[each.content].special)) for each in declared]
+    changed = [token for token in wanted if _flags(token) != _flags(known[token.content])]
+    if changed:
+        tokenizer.add_tokens(changed)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _flags(token: tokenizers.AddedToken) -> tuple[bool, ...]:
+    return token.special, token.lstrip, token.rstrip, token.single_word, token.normalized
 
 
 def _library_token(token: AddedToken) -> tokenizers.AddedToken:

@@ -227,6 +227,32 @@ def test_a_token_is_special_if_any_file_says_so(byte_level: dict[str, Any], tmp_
         )
 
 
+@pytest.mark.parametrize(
+    ("flag", "text", "pieces"),
+    [
+        ("rstrip", "a<|x|> b", ["a", "<|x|>", "b"]),
+        ("lstrip", "a <|x|>b", ["a", "<|x|>", "b"]),
+        ("single_word", "a<|x|>b", None),
+    ],
+)
+def test_flags_of_the_config_go_before_those_of_the_tokenizer_file(
+    flag: str, text: str, pieces: list[str] | None, byte_level: dict[str, Any], tmp_path: Path
+) -> None:
+    tokens = [*byte_level["added_tokens"], {"id": 400, **X}]
+    for changed in (False, True):
+        config = {"added_tokens_decoder": {"400": {**X, flag: changed}}}
+        tokenizer = open_tokenizer(tmp_path, {**byte_level, "added_tokens": tokens}, config=config)
+        found = [tokenizer.id_to_token(index) for index in tokenizer.encode(text)]
+        assert (400 in tokenizer.encode(text)) is (pieces is not None or not changed)
+        assert (found == pieces) is (changed and pieces is not None)
+
+
+def test_added_tokens_json_leaves_the_flags_of_the_tokenizer_file(byte_level: dict[str, Any], tmp_path: Path) -> None:
+    tokens = [*byte_level["added_tokens"], {"id": 400, **X, "rstrip": True}]
+    tokenizer = open_tokenizer(tmp_path, {**byte_level, "added_tokens": tokens}, added_tokens={"<|x|>": 400})
+    assert len(tokenizer.encode("a<|x|>  b")) == 3
+
+
 def test_added_tokens_are_not_decoded_through_the_byte_alphabet(byte_level: dict[str, Any], tmp_path: Path) -> None:
     tokens = [{"id": 400, **X, "content": "<|é|>"}, {"id": 401, **X, "content": "Ġö", "special": False}]
     tokens += [{"id": 402, **X, "content": "<|端|>"}]
