@@ -14,13 +14,13 @@ SMALL = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-# The checkpoints of the acceptance: families that were wrong or did not load as transformers 5 writes them.
+# Families that once had wrong logits or did not load as transformers 5 writes them.
 FIRST = (
     "qwen3_5_text", "qwen3_next", "gemma4_text", "gemma4_text-moe", "gpt_oss", "deepseek_v3", "glm4_moe_lite",
     "glm4_moe", "minimax_m2", "ministral3", "lfm2", "lfm2_moe", "nemotron_h", "granitemoehybrid", "olmo3", "smollm3",
     "kimi_linear", "qwen3_moe", "laguna", "cohere2", "glm4", "exaone4",
 )  # fmt: skip
-# Types that are refused, and a word of the reason.
+# Refused types -> a phrase of the reason.
 REFUSED = {
     "bailing_hybrid": "Lightning attention",
     "bitnet": "weight_scale",
@@ -29,12 +29,12 @@ REFUSED = {
     "olmo": "ai2-olmo",
     "olmo_hybrid": "other logits",
 }
-# Name, of which the part before "-" is the type -> what its config has beside SMALL.
+# Name (the model type before "-") -> options of its config besides SMALL.
 CASES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("foreign.json").read_text(encoding="utf-8"))
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The same random weights for a name and a shape, always: float32."""
+    """Deterministic random float32 weights for a name and a shape."""
     values = np.random.default_rng(zlib.crc32(f"{name} {shape}".encode())).standard_normal(shape)
     if "A_log" in name:
         values = np.log(np.abs(values) + 0.5)
@@ -67,7 +67,9 @@ def write(name: str, folder: Path) -> Any:
     with torch.no_grad():
         for key, value in model.state_dict().items():
             if value.is_floating_point() and "decay" not in key and "slope" not in key:
-                centred = value.ndim == 1 and not value.any() and "bias" not in key  # a norm's weight beside 1
+                centred = (
+                    value.ndim == 1 and not value.any() and "bias" not in key
+                )  # a norm's weight, stored as its difference from 1
                 value.copy_(torch.from_numpy(np.asarray(tensor(key, tuple(value.shape)) - np.float32(centred))))
     model.save_pretrained(folder)
     return model

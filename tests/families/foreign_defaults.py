@@ -1,4 +1,4 @@
-"""Config defaults in transformers and not in mlx-lm: `python -m tests.families.foreign_defaults`.
+"""Config defaults of transformers that mlx-lm lacks: `python -m tests.families.foreign_defaults`.
 
 Writes macllm/families/class_defaults.json: for each type that both know, the values that a config.json may leave
 out because they are transformers' defaults, where mlx-lm's class has another default, needs the value, or never
@@ -21,7 +21,7 @@ from typing import Any
 from macllm.families.foreign import args_class
 
 PATH = Path(__file__).parents[2] / "macllm" / "families" / "class_defaults.json"
-# No part of what the logits are, without a cache and outside training.
+# Fields without effect on logits, without a cache and outside training.
 INERT = frozenset({
     "_name_or_path", "architectures", "attention_dropout", "attn_pdrop", "auto_map", "bos_token_id", "chunk_size",
     "chunk_size_feed_forward", "classifier_dropout", "dtype", "embd_pdrop", "embedding_dropout", "emb_pdrop",
@@ -37,13 +37,13 @@ INERT = frozenset({
     "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "mtp_layers_block_type", "mtp_layer_types",
     "mtp_mlp_layer_types", "vision_config", "audio_config", "text_config", "model_max_length", "use_qk_norm_in_fp32",
 })  # fmt: skip
-# Changed together, these tell which values a config class works out from others.
+# Changed together to find the values that a config class derives from others.
 OTHER = {
     "num_hidden_layers": 11, "hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 12,
     "n_layer": 11, "num_layers": 11, "head_dim": 96, "qk_rope_head_dim": 48, "qk_nope_head_dim": 48,
 }  # fmt: skip
-# Keys that a class reads and does not obey as transformers' does.
-OTHERWISE = {"ministral3": {"sliding_window"}, "phimoe": {"num_experts_per_tok"}}
+# Keys that a class reads but applies differently from transformers.
+DIFFERENT = {"ministral3": {"sliding_window"}, "phimoe": {"num_experts_per_tok"}}
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -55,7 +55,7 @@ def table() -> dict[str, dict[str, Any]]:
         try:
             reads = reads_of(kind)
             plain = CONFIG_MAPPING[kind]().to_dict()
-        except (Exception, SystemExit):  # no class here, or none there
+        except (Exception, SystemExit):  # unknown to mlx-lm or to transformers
             continue
         other = changed(kind, plain)
         own = {
@@ -72,7 +72,7 @@ def table() -> dict[str, dict[str, Any]]:
 
 
 def changed(kind: str, plain: dict[str, Any]) -> dict[str, Any]:
-    """A config of this type with the values of OTHER, as far as they go together."""
+    """A config of this type with the values of OTHER, as far as they are compatible."""
     from transformers import CONFIG_MAPPING
 
     given = {key: value for key, value in OTHER.items() if key in plain}
@@ -87,7 +87,7 @@ def changed(kind: str, plain: dict[str, Any]) -> dict[str, Any]:
 @cache
 def unread(kind: str) -> frozenset[str]:
     """Fields that mlx-lm's class for `kind` declares and no code of its module or bases reads."""
-    found, seen, todo = set(OTHERWISE.get(kind, ())), set(), [args_class(kind).__module__]
+    found, seen, todo = set(DIFFERENT.get(kind, ())), set(), [args_class(kind).__module__]
     named = {"model_type"}
     while todo:
         module = import_module(todo.pop())
@@ -106,7 +106,7 @@ def unread(kind: str) -> frozenset[str]:
 
 
 def all_unread() -> dict[str, list[str]]:
-    """The fields that a class does not obey, for every type in the table that has some."""
+    """Fields that a class declares and does not read, for every type in the table that has any."""
     return {kind: sorted(unread(kind)) for kind in table() if unread(kind)}
 
 

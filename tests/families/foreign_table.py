@@ -1,4 +1,4 @@
-"""The table of foreign classes, live: `python -m tests.families.foreign_table [NAME ...]`.
+"""Table of mlx-lm's classes against transformers: `python -m tests.families.foreign_table [NAME ...]`.
 
 For every family that mlx-lm's classes run, a tiny random checkpoint as transformers writes it: the largest
 difference of logits from transformers at 13 and at 1,100 positions and that of decoding through caches from the
@@ -21,7 +21,7 @@ from macllm.errors import CheckpointError
 from tests.families.foreign import CASES, FIRST, write
 
 LENGTH, SHORT, BOUND = 1100, 13, 1e-4
-CHUNKS = (5, 1, 1000, 1, 1, 30, 1)  # past position 1,024 with single tokens
+CHUNKS = (5, 1, 1000, 1, 1, 30, 1)  # beyond position 1,024 with single tokens
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """True where it loads and every difference is within the bound."""
+        """True if the checkpoint loads and every difference is within the bound."""
         return self.refused is None and max(self.short, self.long, self.cached) < BOUND
 
 
@@ -60,7 +60,7 @@ def row(name: str) -> Row:
     full = np.array(ours(mx.array(tokens)).astype(mx.float32))[0]
     short = np.array(ours(mx.array(tokens[:, :SHORT])).astype(mx.float32))[0]
     cache, parts, at = ours.make_cache(), [], 0
-    # Keys in a cache keep the rotation of the length at which they came, as in transformers.
+    # Cached keys keep the rotation of the length at which they were computed, as in transformers.
     fixed = CASES[name].get("rope_parameters", {}).get("rope_type") not in ("dynamic", "longrope")
     for n in CHUNKS if fixed else (LENGTH,):
         parts.append(np.array(ours(mx.array(tokens[:, at : at + n]), cache=cache).astype(mx.float32))[0])
@@ -76,12 +76,12 @@ def row(name: str) -> Row:
 def line(r: Row) -> str:
     """One row of a Markdown table."""
     cells = (f"{value:.0e}" if r.refused is None else "" for value in (r.short, r.long, r.cached))
-    says = "no" if r.refused else "yes" if r.right else "WRONG"
-    return f"| {r.name} | {says} | {' | '.join(cells)} | {r.refused or ''} |"
+    verdict = "no" if r.refused else "yes" if r.right else "WRONG"
+    return f"| {r.name} | {verdict} | {' | '.join(cells)} | {r.refused or ''} |"
 
 
 def show(names: list[str]) -> bool:
-    """Print a Markdown table row by row, and how many are right; True where none is wrong."""
+    """Print the Markdown table and a summary. Returns True if no row is wrong."""
     print("| family | loads | 13 positions | 1,100 positions | caches | why refused |")
     print("|---|---|---|---|---|---|")
     rows = []

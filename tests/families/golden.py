@@ -1,4 +1,4 @@
-"""Recorded checkpoints brought back: models for tests that need no transformers."""
+"""Recorded checkpoints: models for tests without transformers."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ class Golden:
 
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
-    logits: np.ndarray  # (B, L, ceil(V / EVERY)); 0 where there is no token
+    logits: np.ndarray  # (B, L, ceil(V / EVERY)); 0 at padding
 
     def tensors(self) -> dict[str, mx.array]:
-        """The checkpoint."""
+        """The tensors of the checkpoint."""
         return {name: mx.array(tensor(name, shape)) for name, shape in self.shapes.items()}
 
     def write(self, folder: Path) -> Path:
-        """The checkpoint as a folder."""
+        """Write the checkpoint into `folder`, and return it."""
         folder.mkdir(parents=True, exist_ok=True)
         save_folder(self.tensors(), folder, {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.config))
         return folder
 
     def model(self) -> Model:
-        """Ours, with that checkpoint in it."""
+        """Our model with the checkpoint's weights."""
         return assemble(self.config, self.tensors())
 
 
 @cache
 def golden(name: str) -> Golden:
-    """The golden of a case."""
+    """The recorded outputs of a case."""
     with np.load(FOLDER / f"{name}.npz") as stored:
         about = json.loads(str(stored["about"]))
         shapes = {key: tuple(shape) for key, shape in about["tensors"].items()}

@@ -91,14 +91,14 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.5], "long_fac
 
 @dataclass(frozen=True)
 class Case:
-    """One transformers class, and a config for it. `length` is that of the longest row compared."""
+    """A transformers class with a config; `length` is that of the longest row in the batch."""
 
     name: str
     model: str
     config: str
     options: dict[str, Any]
     length: int = 23
-    main: bool = False  # the one whose gradients and golden stand for the family
+    main: bool = False  # the case whose gradients are compared for the family
 
     @property
     def kind(self) -> str:
@@ -277,7 +277,7 @@ CASES = [
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The same random weights for a name and a shape, always: float32."""
+    """Deterministic random float32 weights for a name and a shape."""
     random = np.random.default_rng(zlib.crc32(f"{name} {shape}".encode()))
     values = random.standard_normal(shape)
     if "norm" in name.lower() or "ln_" in name:
@@ -293,16 +293,16 @@ class Batch:
 
     tokens: np.ndarray  # (B, L)
     lengths: np.ndarray  # (B,)
-    targets: np.ndarray  # (B, T), a decoder's input where the model has an encoder too
+    targets: np.ndarray  # (B, T), the decoder's input of an encoder-decoder
 
     @property
     def real(self) -> np.ndarray:
-        """True where there is a token: (B, L)."""
+        """Mask of the tokens, False at padding: (B, L)."""
         return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
 
 def batch(case: Case) -> Batch:
-    """The input that is compared."""
+    """The input of a case."""
     random = np.random.default_rng(zlib.crc32(case.name.encode()))
     lengths = np.array([case.length, 1, case.length - 6])
     vocab_size = case.options["vocab_size"]

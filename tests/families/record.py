@@ -1,4 +1,4 @@
-"""Record what transformers computes for every case: `python -m tests.families.record`.
+"""Record transformers' logits for every case: `python -m tests.families.record`.
 
 A golden holds the config, the names and shapes of the tensors (`oracles.tensor` makes their values), the
 input, and every third logit of each position.

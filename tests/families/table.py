@@ -1,4 +1,4 @@
-"""The table of errors, live: `python -m tests.families.table`.
+"""Table of errors against transformers: `python -m tests.families.table`.
 
 For every case: the largest difference of logits from transformers, that of decoding through a cache in random
 chunks from the full pass, each over the largest logit, and for one case a family the largest relative

@@ -1,4 +1,4 @@
-"""Defaults that a config.json leaves out, and numbers that it writes another way."""
+"""Defaults that a config.json leaves out, and unusual spellings of numbers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def spec(kind: str, **values: Any) -> Any:
     return families.spec(Config({"model_type": kind, **values}))
 
 
-def test_the_text_half_of_gemma_3_4b_is_completed() -> None:
-    # its config.json, to the letter
-    half = {
+def test_the_text_config_of_gemma_3_4b_gets_the_defaults_of_its_class() -> None:
+    # a copy of its config.json
+    text = {
         "hidden_size": 2560,
         "intermediate_size": 10240,
         "model_type": "gemma3_text",
@@ -36,7 +36,7 @@ def test_the_text_half_of_gemma_3_4b_is_completed() -> None:
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     }
-    made = families.spec(Config(families.text_config({"model_type": "gemma3", "text_config": half})))
+    made = families.spec(Config(families.text_config({"model_type": "gemma3", "text_config": text})))
     assert (made.embedding.vocab_size, made.context_length, made.head.tied) == (262208, 131072, True)
     local, whole = made.decoder.layers[0].mixer, made.decoder.layers[5].mixer
     assert (local.num_heads, local.num_kv_heads, local.head_dim, local.scale) == (8, 4, 256, 256**-0.5)
@@ -57,17 +57,17 @@ def test_the_text_half_of_gemma_3_4b_is_completed() -> None:
         ("qwen3", lambda s: s.decoder.layers[0].mixer.head_dim, 128),
     ],
 )
-def test_a_default_that_others_do_not_share_is_the_class_own(kind: str, path: Any, value: Any) -> None:
+def test_each_family_has_the_defaults_of_its_config_class(kind: str, path: Any, value: Any) -> None:
     assert path(spec(kind)) == ((Sliding(4096), 8) if value is None else value)
 
 
-def test_null_is_not_the_default_where_it_says_something() -> None:
+def test_an_explicit_null_overrides_a_default() -> None:
     assert spec("gemma2", final_logit_softcapping=None).head.softcap is None
     assert spec("mistral", sliding_window=None).decoder.layers[0].mixer.mask == Causal()
     assert spec("mistral", num_key_value_heads=None).decoder.layers[0].mixer.num_kv_heads == 32
 
 
-def test_experts_of_number_zero_are_dense_layers() -> None:
+def test_layers_without_experts_are_dense() -> None:
     for changes in ({"num_experts": 0}, {"num_local_experts": 0}, {"mlp_only_layers": list(range(24))}):
         layers = spec("qwen3_moe", **changes).decoder.layers
         assert not any(isinstance(layer.feed_forward, MoESpec) for layer in layers)
@@ -76,12 +76,12 @@ def test_experts_of_number_zero_are_dense_layers() -> None:
         spec("mixtral", num_local_experts=0)
 
 
-def test_equal_bounds_of_a_band_divide_nothing_by_zero() -> None:
+def test_equal_frequency_bounds_of_llama3_scaling_give_a_step() -> None:
     """Llama 4 Scout: low_freq_factor = high_freq_factor = 1, 8,192 positions, factor 16."""
     rope = RoPESpec(dims=128, base=5e5, scaling=BandScaling(16.0, 1.0, 1.0, 8192))
     waves, _ = rotation(rope, 0)
     plain = [5e5 ** (i / 128) for i in range(0, 128, 2)]
-    # a wave that turns at least once within the trained length is kept, a longer one is stretched
+    # a wavelength within the trained length is kept, a longer one is scaled
     want = [wave if 8192 / (2 * np.pi * wave) >= 1 else 16 * wave for wave in plain]
     np.testing.assert_allclose(waves, want, rtol=1e-12)
 
@@ -99,7 +99,9 @@ def test_equal_bounds_of_a_band_divide_nothing_by_zero() -> None:
         {"torch_dtype": "int7", "dtype": ["odd"]},
     ],
 )
-def test_odd_numbers_are_taken_with_a_note(changes: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusual_numbers_are_accepted_with_one_note_each(
+    changes: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = golden("llama").write(tmp_path)
     want = np.array(checkpoint.load_model(folder)(TOKENS))
     config = json.loads((folder / "config.json").read_text()) | changes
@@ -117,7 +119,7 @@ def test_odd_numbers_are_taken_with_a_note(changes: dict, tmp_path: Path, caplog
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "bart", "longformer", "big_bird"])
 @pytest.mark.parametrize("limit", [None, 1e30])
-def test_positions_without_a_stated_limit_are_those_of_the_table(name: str, limit: Any, tmp_path: Path) -> None:
+def test_without_a_stated_limit_the_context_is_the_position_table(name: str, limit: Any, tmp_path: Path) -> None:
     folder = golden(name).write(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     stated = checkpoint.load_model(folder).info.context_length
@@ -126,7 +128,7 @@ def test_positions_without_a_stated_limit_are_those_of_the_table(name: str, limi
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_broken_generation_config_is_left_out_with_a_note(
+def test_a_broken_generation_config_is_ignored_with_a_note(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = golden("llama").write(tmp_path)
@@ -156,7 +158,7 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         ({"rope_scaling": "linear", "rope_parameters": None}, "rope parameters of config.json are 'linear'"),
     ],
 )
-def test_a_number_that_is_none_is_named(changes: dict, message: str) -> None:
+def test_an_invalid_number_is_named(changes: dict, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         families.spec(Config({**golden("llama").config, **changes}))
 
@@ -169,9 +171,9 @@ def test_an_epsilon_of_any_name_is_a_finite_number_from_zero(name: str, key: str
         families.spec(Config({**golden(name).config, key: float("nan")}))
 
 
-@pytest.mark.parametrize("half", [None, {}])
-def test_a_text_half_that_says_nothing_is_its_class(half: dict | None) -> None:
-    text = families.text_config({"model_type": "llama4", "text_config": half})
+@pytest.mark.parametrize("inner", [None, {}])
+def test_an_empty_text_config_means_the_defaults_of_its_class(inner: dict | None) -> None:
+    text = families.text_config({"model_type": "llama4", "text_config": inner})
     assert families.spec(Config(text)) == spec("llama4_text")
 
 
@@ -181,12 +183,12 @@ def test_a_text_half_that_says_nothing_is_its_class(half: dict | None) -> None:
      ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}, True),
      ({"tie_word_embeddings": False}, {"tie_word_embeddings": True}, True)],
 )  # fmt: skip
-def test_a_head_is_tied_where_either_half_says_so(outer: dict, inner: dict, tied: bool) -> None:
+def test_a_head_is_tied_if_either_config_says_so(outer: dict, inner: dict, tied: bool) -> None:
     text = families.text_config({"model_type": "gemma3", "text_config": inner, **outer})
     assert families.spec(Config(text)).head.tied is tied
 
 
-def test_a_text_half_that_is_no_object_is_named() -> None:
+def test_a_text_config_that_is_not_an_object_is_named() -> None:
     with pytest.raises(CheckpointError, match="text_config of config"):
         families.text_config({"model_type": "gemma3", "text_config": [1]})
 
@@ -196,7 +198,7 @@ def test_an_unknown_kind_of_layer_is_named() -> None:
         spec("qwen2", num_hidden_layers=2, layer_types=["mamba", "full_attention"])
 
 
-# config.json, generation_config.json (None: there is none), kind -> eos; the order is transformers'
+# config.json, generation_config.json (None if absent) -> eos; the order is transformers'
 ENDS = [
     ({"eos_token_id": [0, 2], "text_config": {"eos_token_id": 0}}, None, [0, 2]),
     ({"text_config": {"eos_token_id": [1, 106]}}, None, [1, 106]),
@@ -216,11 +218,11 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("config", "file", "eos"), ENDS)
-def test_end_tokens_come_from_whichever_config_names_them(config: dict, file: dict | None, eos: Any) -> None:
+def test_end_tokens_come_from_the_first_config_that_names_them(config: dict, file: dict | None, eos: Any) -> None:
     assert generation_config(config, file, "gemma3_text").get("eos_token_id") == eos
 
 
-def test_a_decoder_starts_with_whichever_token_is_named(tmp_path: Path) -> None:
+def test_a_decoder_starts_with_the_pad_token_of_its_class_by_default(tmp_path: Path) -> None:
     folder = golden("t5").write(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):

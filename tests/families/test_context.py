@@ -1,4 +1,4 @@
-"""The context that a config.json states, RoPE scaling included."""
+"""The context length that a config.json states, RoPE scaling included."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ SPELLED: list[tuple[dict[str, Any], int | None]] = [
 
 
 @pytest.mark.parametrize(("config", "length"), SPELLED, ids=[str(config) for config, _ in SPELLED])
-def test_the_context_is_what_scaled_rope_reaches(config: dict[str, Any], length: int | None) -> None:
+def test_the_context_length_includes_rope_scaling(config: dict[str, Any], length: int | None) -> None:
     assert families.spec(Config({**LLAMA, **config})).context_length == length
 
 
@@ -89,7 +89,7 @@ SEQ2SEQ = {"vocab_size": 97, "d_model": 48, "max_position_embeddings": 40} | {
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else str(value),
 )
-def test_only_a_table_of_positions_has_an_end(config: dict[str, Any], count: int | None) -> None:
+def test_only_models_with_position_tables_have_a_position_count(config: dict[str, Any], count: int | None) -> None:
     assert describe(families.spec(Config(config))).position_count == count
 
 

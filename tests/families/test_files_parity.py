@@ -1,4 +1,4 @@
-"""Files and configs as they lie on disks, read by transformers and by us: the same logits."""
+"""Checkpoints with unusual tensors and configs: the same logits in transformers and here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def difference(name: str, folder: Path, change: Callable[[Tensors, dict], None])
 
 
 def as_one_matrix(names: tuple[str, ...], kept: tuple[str, ...], differing: tuple[str, ...]) -> Any:
-    """Store the matrix of `names` under `kept`, with other numbers for each of `differing`."""
+    """Store the matrix of `names` under `kept`, and other values under each of `differing`."""
 
     def change(tensors: Tensors, config: dict) -> None:
         matrix = next(tensors[name] for name in names if name in tensors)
@@ -94,7 +94,7 @@ ROBERTA = ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"
         ("marian", BART, (), (BART[1], BART[2], BART[3])),
     ],
 )
-def test_a_matrix_is_what_the_file_has_for_it(
+def test_tied_matrices_under_any_stored_names_equal_transformers(
     case: str, names: tuple[str, ...], kept: tuple[str, ...], differing: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert difference(case, tmp_path, as_one_matrix(names, kept, differing)) <= 2e-5
@@ -109,7 +109,7 @@ def test_a_matrix_is_what_the_file_has_for_it(
         ("big_bird", "cls.predictions"),
     ],
 )
-def test_a_bias_of_the_decoder_is_read(case: str, bias: str, tmp_path: Path) -> None:
+def test_a_bias_of_the_masked_lm_decoder_is_read(case: str, bias: str, tmp_path: Path) -> None:
     def change(tensors: Tensors, config: dict) -> None:
         tensors[f"{bias}.decoder.bias"] = noise(tensors[f"{bias}.bias"], 4)
 
@@ -126,7 +126,7 @@ def test_an_untied_masked_head_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["bert", "roberta"])
-def test_names_of_the_first_berts_are_read(case: str, tmp_path: Path) -> None:
+def test_gamma_and_beta_of_old_berts_are_read(case: str, tmp_path: Path) -> None:
     def change(tensors: Tensors, config: dict) -> None:
         for name in [name for name in tensors if "LayerNorm." in name]:
             old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
@@ -137,14 +137,14 @@ def test_names_of_the_first_berts_are_read(case: str, tmp_path: Path) -> None:
     assert difference(case, tmp_path, change) <= 2e-5
 
 
-def test_positions_of_marian_that_are_not_the_sines_are_read(tmp_path: Path) -> None:
+def test_marian_positions_that_differ_from_sines_are_read(tmp_path: Path) -> None:
     def change(tensors: Tensors, config: dict) -> None:
         tensors["model.encoder.embed_positions.weight"] = noise(np.zeros((64, 48)), 6)
 
     assert difference("marian", tmp_path, change) <= 2e-5
 
 
-def test_a_bart_without_a_bias_of_its_logits_has_none(tmp_path: Path) -> None:
+def test_a_bart_without_final_logits_bias_equals_transformers(tmp_path: Path) -> None:
     def change(tensors: Tensors, config: dict) -> None:
         tensors.pop("final_logits_bias", None)
 
@@ -175,7 +175,7 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_a_config_that_leaves_out_defaults_describes_what_its_class_describes(kind: str) -> None:
+def test_a_config_without_defaults_gives_the_spec_of_the_complete_config(kind: str) -> None:
     import transformers
 
     made = getattr(transformers, CLASSES[kind])
@@ -187,7 +187,7 @@ def test_a_config_that_leaves_out_defaults_describes_what_its_class_describes(ki
 
 LINEAR = {"rope_type": "linear", "factor": 8.0}
 CHANGES: dict[str, list[dict[str, Any]]] = {
-    # gemma-3-4b's text half, to the letter
+    # the text config of gemma-3-4b
     "gemma3_text": [
         {
             "hidden_size": 2560,
@@ -229,7 +229,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"decoder_sparse_step": 9},
     ],
 )
-def test_a_qwen3_moe_whose_layers_are_all_dense_runs(changes: dict, tmp_path: Path) -> None:
+def test_a_qwen3_moe_with_only_dense_layers_equals_transformers(changes: dict, tmp_path: Path) -> None:
     case = dataclasses.replace(BY_NAME["qwen3_moe"], options={**BY_NAME["qwen3_moe"].options, **changes})
     b = batch(case)
     want = theirs_logits(case, write(case, tmp_path), b).detach().numpy()[b.real]
@@ -241,7 +241,7 @@ SCOUT = {"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "rope_
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (4.0, 4.0), (4.0, 1.0)])
-def test_band_scaling_with_equal_bounds_is_a_step(bounds: tuple[float, float], tmp_path: Path) -> None:
+def test_llama3_scaling_with_equal_bounds_equals_transformers(bounds: tuple[float, float], tmp_path: Path) -> None:
     low, high = bounds
     scaling = {**SCOUT, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": 32}
 

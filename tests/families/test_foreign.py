@@ -1,4 +1,4 @@
-"""Models of mlx-lm's classes give transformers' logits, or are refused by name."""
+"""Models of mlx-lm's classes: transformers' logits, or a refusal by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_class_of_mlx_lm_gives_transformers_logits_past_1024_positions_and_thr
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_class_that_would_be_wrong_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+def test_a_class_with_wrong_logits_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     write(name, tmp_path)
     with pytest.raises(CheckpointError) as raised:
         checkpoint.load_model(tmp_path)
@@ -48,7 +48,7 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def off(folder: Path, want: np.ndarray) -> float:
+def relative_error(folder: Path, want: np.ndarray) -> float:
     got = np.array(checkpoint.load_model(folder)(mx.array(TOKENS)).astype(mx.float32))[0]
     return float(np.abs(got - want).max() / np.abs(want).max())
 
@@ -62,24 +62,24 @@ def logits(model) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["glm", "phi", "stablelm", "cohere2", "granite-yarn", "starcoder2-yarn-untruncated"])
-def test_older_spellings_of_rotations_and_absent_ones_mean_the_same(name: str, tmp_path: Path) -> None:
+def test_flat_and_absent_rope_keys_give_the_same_logits(name: str, tmp_path: Path) -> None:
     want = logits(write(name, tmp_path))
     given = json.loads((tmp_path / "config.json").read_text())["rope_parameters"]
     flat = {key: given[key] for key in ("rope_theta", "partial_rotary_factor") if key in given}
     scaling = {key: value for key, value in given.items() if key not in flat and key != "rope_type"}
     scaling = {**scaling, "type": given["rope_type"]} if given["rope_type"] != "default" else None
     edit(tmp_path, rope_parameters=None, rope_scaling=scaling, **flat)
-    assert off(tmp_path, want) < 1e-4
-    if name == "glm":  # whose class turns half of a head, and mlx-lm's all of it
+    assert relative_error(tmp_path, want) < 1e-4
+    if name == "glm":  # transformers' class rotates half of a head by default, mlx-lm's all of it
         edit(tmp_path, partial_rotary_factor=None)
-        assert off(tmp_path, want) < 1e-4
+        assert relative_error(tmp_path, want) < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_values_that_a_config_leaves_out_are_those_of_transformers_class(tmp_path: Path) -> None:
+def test_missing_config_values_are_the_defaults_of_transformers(tmp_path: Path) -> None:
     model = write("starcoder2", tmp_path)
     edit(tmp_path, norm_epsilon=None, hidden_act=None, tie_word_embeddings=None, rope_parameters=None)
-    assert off(tmp_path, logits(model)) < 1e-4
+    assert relative_error(tmp_path, logits(model)) < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -99,7 +99,9 @@ def test_values_that_a_config_leaves_out_are_those_of_transformers_class(tmp_pat
         ("qwen3_next", {"layer_types": ["full_attention", "linear_attention"] * 2}, "layer_types"),
     ],
 )
-def test_what_a_class_would_not_obey_is_refused_by_name(name: str, changes: dict, named: str, tmp_path: Path) -> None:
+def test_options_that_a_class_does_not_implement_are_refused_by_name(
+    name: str, changes: dict, named: str, tmp_path: Path
+) -> None:
     write(name, tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=named):
@@ -107,7 +109,7 @@ def test_what_a_class_would_not_obey_is_refused_by_name(name: str, changes: dict
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_head_that_differs_from_the_table_is_not_left_out(tmp_path: Path) -> None:
+def test_a_separate_head_is_refused_for_a_class_that_ties_it(tmp_path: Path) -> None:
     write("cohere", tmp_path)
     path = tmp_path / "model.safetensors"
     weights = mx.load(str(path))
@@ -117,7 +119,7 @@ def test_a_head_that_differs_from_the_table_is_not_left_out(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_vocabulary_and_context_are_known_and_checked(tmp_path: Path) -> None:
+def test_requests_are_checked_against_vocabulary_and_context_of_the_config(tmp_path: Path) -> None:
     write("stablelm", tmp_path)
     model = checkpoint.load_model(tmp_path)
     assert (model.info.vocab_size, model.info.context_length) == (96, 2048)
@@ -131,15 +133,15 @@ def test_vocabulary_and_context_are_known_and_checked(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["starcoder2", "ministral3"])
-def test_a_class_without_windows_serves_as_far_as_the_window_reaches(name: str, tmp_path: Path) -> None:
+def test_a_class_without_windows_is_limited_to_the_window_length(name: str, tmp_path: Path) -> None:
     want = logits(write(name, tmp_path))
     edit(tmp_path, sliding_window=TOKENS.shape[1])
-    assert off(tmp_path, want) < 1e-4
+    assert relative_error(tmp_path, want) < 1e-4
     assert checkpoint.load_model(tmp_path).info.context_length == TOKENS.shape[1]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_whatever_a_class_raises_as_it_runs_is_our_error(tmp_path: Path) -> None:
+def test_exceptions_of_a_class_become_checkpoint_errors(tmp_path: Path) -> None:
     write("stablelm", tmp_path)
     model = checkpoint.load_model(tmp_path)
     for error in (SystemExit(2), AssertionError(), AttributeError("no such thing"), RuntimeError("x")):
@@ -152,13 +154,13 @@ def test_whatever_a_class_raises_as_it_runs_is_our_error(tmp_path: Path) -> None
             model(mx.array(TOKENS))
 
 
-# Of those that need no mending: where the class is wrong, so it is there.
+# Classes that need no correction, since mlx-lm itself runs them uncorrected.
 QUANTIZED = ["stablelm", "glm4_moe", "qwen3_next", "smollm3", "lfm2"]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_a_checkpoint_that_mlx_lm_quantized_runs_as_it_does_there(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_quantized_by_mlx_lm_gives_the_logits_of_mlx_lm(name: str, tmp_path: Path) -> None:
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
     write(name, tmp_path / "a")
@@ -175,7 +177,7 @@ def test_a_checkpoint_that_mlx_lm_quantized_runs_as_it_does_there(name: str, tmp
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_table_of_defaults_is_that_of_transformers_classes() -> None:
+def test_class_defaults_json_matches_transformers() -> None:
     import transformers
 
     from tests.families.foreign_defaults import PATH, all_unread, table
@@ -194,7 +196,7 @@ ROUTERS = ["deepseek_v3", "glm4_moe", "glm4_moe_lite", "dots1", "exaone_moe", "n
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        # Every expert of the groups that are kept, some with a negative score: 0 for the others would beat it.
+        # All experts of the kept groups, some with negative scores, which the 0 of the masked groups would beat.
         ("deepseek_v3", {"num_experts_per_tok": 4}),
         # One expert, whose weight is renormalized to 1.
         *[(name, {"num_experts_per_tok": 1}) for name in ROUTERS],
@@ -207,20 +209,20 @@ ROUTERS = ["deepseek_v3", "glm4_moe", "glm4_moe_lite", "dots1", "exaone_moe", "n
         ("glm4_moe_lite", {"rope_parameters": LONG}),
     ],
 )
-def test_an_option_that_a_class_overlooks_is_obeyed(
+def test_options_that_a_class_ignores_are_applied(
     name: str, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CASES, name, CASES[name] | options)
     want = logits(write(name, tmp_path))
-    assert off(tmp_path, want) < 1e-4
+    assert relative_error(tmp_path, want) < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["apertus"])
-def test_no_stretching_named_is_that_of_the_class(name: str, tmp_path: Path) -> None:
+def test_missing_rope_scaling_is_the_default_of_the_class(name: str, tmp_path: Path) -> None:
     import transformers
 
     write(name, tmp_path)
     edit(tmp_path, rope_parameters=None, rope_theta=1e4)
     want = logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager"))
-    assert off(tmp_path, want) < 1e-4
+    assert relative_error(tmp_path, want) < 1e-4

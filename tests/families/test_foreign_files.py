@@ -37,13 +37,13 @@ def stablelm(tmp_path: Path) -> tuple[Path, np.ndarray]:
 @pytest.mark.parametrize(
     "name", ["model copy.safetensors", "model.fp16.safetensors", "model-00001-of-00002 2.safetensors"]
 )
-def test_a_copy_beside_the_weights_is_not_read(name: str, stablelm: tuple[Path, np.ndarray]) -> None:
+def test_a_copy_beside_the_weights_is_ignored(name: str, stablelm: tuple[Path, np.ndarray]) -> None:
     folder, want = stablelm
     mx.save_safetensors(str(folder / name), {key: value * 0 for key, value in read(folder).items()})
     np.testing.assert_array_equal(logits(folder), want)
 
 
-def test_shards_are_those_of_the_index(stablelm: tuple[Path, np.ndarray]) -> None:
+def test_only_the_shards_of_the_index_are_read(stablelm: tuple[Path, np.ndarray]) -> None:
     folder, want = stablelm
     weights = read(folder)
     names, shards = sorted(weights), [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -85,7 +85,7 @@ def test_a_tied_matrix_is_read_under_the_name_of_the_head(name: str, tmp_path: P
         checkpoint.load_model(tmp_path)
 
 
-@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize(
     ("endings", "method"),
     [
@@ -95,8 +95,8 @@ def test_a_tied_matrix_is_read_under_the_name_of_the_head(name: str, tmp_path: P
         (("weight", "weight.absmax", "weight.quant_map"), "bitsandbytes"),
     ],
 )
-def test_the_method_that_packed_a_checkpoint_is_named_where_its_class_cannot_read_it(
-    endings: tuple[str, ...], method: str, said: bool, stablelm: tuple[Path, np.ndarray]
+def test_an_unsupported_quantization_method_is_named(
+    endings: tuple[str, ...], method: str, declared: bool, stablelm: tuple[Path, np.ndarray]
 ) -> None:
     folder, _ = stablelm
     weights: dict[str, mx.array] = {}
@@ -105,13 +105,13 @@ def test_the_method_that_packed_a_checkpoint_is_named_where_its_class_cannot_rea
         weights |= {f"{module}.{end}": mx.zeros((8, 8)) for end in endings} if "_proj" in name else {name: array}
     mx.save_safetensors(str(folder / WEIGHTS), weights)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"quantization_config": {"quant_method": method}} if said else {}
+    config |= {"quantization_config": {"quant_method": method}} if declared else {}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=f"quantized by '{method}'"):
         checkpoint.load_model(folder)
 
 
-def test_no_weights_and_pointers_to_weights_are_told_apart(stablelm: tuple[Path, np.ndarray]) -> None:
+def test_missing_weights_and_git_lfs_pointers_are_different_errors(stablelm: tuple[Path, np.ndarray]) -> None:
     folder, _ = stablelm
     (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
     with pytest.raises(CheckpointError, match="valid safetensors") as raised:

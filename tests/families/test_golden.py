@@ -1,4 +1,4 @@
-"""Logits of every family and option against recorded transformers logits; key maps are invertible."""
+"""Logits of every case against recorded transformers logits, and key maps in both directions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from macllm.weights.keymap import Drop, to_ours, to_theirs
 from tests.families.golden import EVERY, golden
 from tests.families.oracles import CASES, Case, batch
 
-every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@every
-def test_logits_equal_what_transformers_computed(case: Case) -> None:
+@every_case
+def test_logits_equal_recorded_transformers_logits(case: Case) -> None:
     stored, b = golden(case.name), batch(case)
     model, tokens, lengths = stored.model(), mx.array(b.tokens), mx.array(b.lengths)
     real = b.real
@@ -35,20 +35,20 @@ def test_logits_equal_what_transformers_computed(case: Case) -> None:
     assert error <= 2e-5 * np.abs(want).max()
 
 
-def test_every_family_has_a_golden() -> None:
+def test_every_family_has_recorded_logits() -> None:
     covered = {golden(case.name).config["model_type"] for case in CASES}
     wrappers = {"gemma3", "llama4"}  # multimodal shells around a text config
-    assert covered == set(families.FAMILIES) - wrappers - {"macllm"}  # which transformers does not know
+    assert covered == set(families.FAMILIES) - wrappers - {"macllm"}  # which transformers lacks
 
 
-@every
-def test_names_go_to_ours_and_back_unchanged(case: Case) -> None:
+@every_case
+def test_tensors_round_trip_through_our_names(case: Case) -> None:
     stored = golden(case.name)
     config = Config(stored.config, stored.tensors())
     keymap = families.keys(config)
     tensors = stored.tensors()
     back = to_theirs(to_ours(tensors, keymap), keymap)
-    # A bare encoder's names come back as they are inside a model with a head; GPT-2's as the hub has them.
+    # Names of a bare encoder return with the prefix of a model with a head, GPT-2's as on the hub.
     stem = case.name.split("-")[0].replace("big_bird", "bert")
     prefix = f"{stem}." if case.name.endswith("pooled") else ""
     renamed = {prefix + name.removeprefix("transformer."): array for name, array in tensors.items()}
@@ -56,8 +56,8 @@ def test_names_go_to_ours_and_back_unchanged(case: Case) -> None:
     assert all(mx.array_equal(back[name], renamed[name]) for name in back)
 
 
-@every
-def test_names_of_mlx_lm_go_to_ours_and_back_unchanged(case: Case) -> None:
+@every_case
+def test_our_tensors_round_trip_through_mlx_lms_names(case: Case) -> None:
     stored = golden(case.name)
     config = Config(stored.config, stored.tensors())
     keymap = families.keys(config, "mlx")
@@ -67,7 +67,7 @@ def test_names_of_mlx_lm_go_to_ours_and_back_unchanged(case: Case) -> None:
     assert all(mx.array_equal(again[name], ours[name]) for name in ours)
 
 
-def test_the_text_half_of_a_multimodal_checkpoint_loads_alone() -> None:
+def test_the_text_model_of_a_multimodal_checkpoint_loads_alone() -> None:
     stored = golden("gemma3_text")
     plain = stored.tensors()
     want = np.array(stored.model()(mx.array([[5, 6, 7, 8, 9, 10, 11]])))
@@ -83,7 +83,7 @@ def test_the_text_half_of_a_multimodal_checkpoint_loads_alone() -> None:
         np.testing.assert_array_equal(got, want)
 
 
-@every
+@every_case
 def test_a_missing_tensor_is_named(case: Case) -> None:
     from macllm.checkpoint import assemble
 
@@ -133,7 +133,7 @@ def test_a_wrong_shape_is_named() -> None:
         ({"hidden_size": "wide"}, r"hidden_size of config.json is 'wide', not a whole number"),
     ],
 )
-def test_a_config_that_cannot_be_run_says_which_value(change: dict, message: str) -> None:
+def test_an_unsupported_config_value_is_named(change: dict, message: str) -> None:
     config = {**golden("llama").config, **change}
     config = {key: value for key, value in config.items() if value is not None}
     with pytest.raises(CheckpointError, match=message):

@@ -1,4 +1,4 @@
-"""Checkpoints that mlx-lm writes open here, and ours open there, with the same logits."""
+"""Checkpoints exchanged with mlx-lm in both directions, with the same logits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECIPES = [
 ] + [{"bits": 4, "group_size": 32, "mode": "mxfp4"}, {"bits": 4, "group_size": 16, "mode": "nvfp4"}]
 
 
-# Rows of whole groups, and a width whose root mlx-lm's Gemma, which rounds it to bfloat16, has exactly.
+# Rows of whole groups, and a width whose square root is exact in bfloat16, to which mlx-lm's Gemma rounds it.
 WIDER = {
     "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "n_embd": 64, "n_head": 4, "query_pre_attn_scalar": 16,
@@ -41,7 +41,7 @@ WIDER = {
 
 @pytest.fixture(autouse=True)
 def whole_activations():
-    """mlx-lm rounds no activations to 8 bits."""
+    """Turn off 8-bit activations, which mlx-lm does not have."""
     with using_activations("float"):
         yield
 
@@ -78,13 +78,13 @@ def close(got: np.ndarray, want: np.ndarray, bound: float = 2e-5) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_our_checkpoints_open_in_mlx_lm(name: str, tmp_path: Path) -> None:
+def test_our_checkpoints_give_the_same_logits_in_mlx_lm(name: str, tmp_path: Path) -> None:
     write(name, tmp_path)
     close(mlx_lm_logits(tmp_path), np.array(checkpoint.load_model(tmp_path)(TOKENS)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_folders_that_mlx_lm_quantized_open_here(name: str, tmp_path: Path) -> None:
+def test_checkpoints_quantized_by_mlx_lm_give_its_logits(name: str, tmp_path: Path) -> None:
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
     write(name, tmp_path / "a")
@@ -102,14 +102,14 @@ def test_folders_that_mlx_lm_quantized_open_here(name: str, tmp_path: Path) -> N
 
 
 def mixed(path: str, module) -> bool | dict:
-    """Whole groups only; the layers with an o_proj or c_proj of their own in 8 bits."""
+    """Quantization predicate: rows of whole groups only, o_proj and c_proj in 8 bits."""
     if not hasattr(module, "to_quantized") or module.weight.shape[-1] % 32:
         return False
     return {"group_size": 32, "bits": 8} if path.endswith(("o_proj", "c_proj")) else True
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{r['mode']}-{r['bits']}-{r['group_size']}")
-def test_every_recipe_of_quantization_goes_both_ways(recipe: dict, tmp_path: Path) -> None:
+def test_every_quantization_gives_the_same_logits_in_both_directions(recipe: dict, tmp_path: Path) -> None:
     from mlx_lm.models import llama
     from mlx_lm.utils import save_config, save_model
 
@@ -131,7 +131,7 @@ def test_every_recipe_of_quantization_goes_both_ways(recipe: dict, tmp_path: Pat
     close(mlx_lm_logits(tmp_path / "b"), np.array(ours(TOKENS)))
 
 
-def test_a_type_that_only_mlx_lm_knows_runs_through_its_class_and_says_so(
+def test_a_type_that_only_mlx_lm_supports_runs_through_its_class_with_a_note(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from mlx_lm.models import stablelm

@@ -1,4 +1,4 @@
-"""Checkpoints that another tool quantized are refused by its name, whatever their tensors are."""
+"""Checkpoints quantized by other tools: refusals that name the method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder_with(tmp_path: Path, changes: dict, extra: dict[str, mx.array] | None
 
 
 @pytest.mark.parametrize(
-    ("said", "method"),
+    ("declared", "method"),
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
         ({"load_in_8bit": True}, "bitsandbytes"),
@@ -41,12 +41,12 @@ def folder_with(tmp_path: Path, changes: dict, extra: dict[str, mx.array] | None
     ],
 )
 @pytest.mark.parametrize("inner", [False, True])
-def test_the_method_of_the_config_is_named_before_any_tensor(
-    said: dict, method: str, inner: bool, tmp_path: Path
+def test_the_method_in_the_config_is_named_before_tensors_are_read(
+    declared: dict, method: str, inner: bool, tmp_path: Path
 ) -> None:
-    changes = {"quantization_config": said}
+    changes = {"quantization_config": declared}
     folder = folder_with(tmp_path, {"text_config": changes} if inner else changes)
-    (folder / "model.safetensors").write_bytes(b"whatever it is")
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match=f"quantized by '{method}'") as raised:
         checkpoint.load_model(folder)
     assert "MLX-quantized copy" in raised.value.remedy
@@ -63,7 +63,7 @@ def test_the_method_of_the_config_is_named_before_any_tensor(
         (("weight_packed", "weight_scale"), "compressed-tensors"),
     ],
 )
-def test_the_method_is_known_from_names_where_no_config_tells(
+def test_without_a_config_the_method_is_named_from_tensor_names(
     endings: tuple[str, ...], method: str, tmp_path: Path
 ) -> None:
     folder = folder_with(tmp_path, {}, {f"{LINEAR}.{ending}": mx.zeros(4) for ending in endings})
@@ -75,21 +75,23 @@ def test_the_method_is_known_from_names_where_no_config_tells(
     "nothing",
     [None, {}, {"quantization_config": None}, {"quantization": {}}, {"quantization_config": {"quant_method": None}}],
 )
-def test_a_config_that_names_no_method_is_not_quantized(nothing: dict | None, tmp_path: Path) -> None:
+def test_empty_quantization_configs_are_ignored(nothing: dict | None, tmp_path: Path) -> None:
     folder = folder_with(tmp_path, nothing or {})
     np.testing.assert_array_equal(
         np.array(checkpoint.load_model(folder)(TOKENS)), np.array(golden("llama").model()(TOKENS))
     )
 
 
-def test_scales_of_a_quantized_cache_change_no_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_scales_of_a_quantized_kv_cache_are_ignored_with_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scales = {f"model.layers.0.self_attn.{name}": mx.ones(()) for name in ("k_scale", "v_proj.output_scale", "v_scale")}
     model = checkpoint.load_model(folder_with(tmp_path, {}, scales))
     np.testing.assert_array_equal(np.array(model(TOKENS)), np.array(golden("llama").model()(TOKENS)))
     assert "3 scales for a quantized cache are left out" in caplog.text
 
 
-def test_mlx_recipes_are_read_wherever_they_stand(tmp_path: Path) -> None:
+def test_mlx_quantization_is_read_from_either_config_key(tmp_path: Path) -> None:
     from macllm.nn import quantize
 
     config = {

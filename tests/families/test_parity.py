@@ -1,4 +1,4 @@
-"""Logits, gradients and saved checkpoints of every family, compared live with transformers."""
+"""Logits, gradients and saved checkpoints of every family against transformers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.families.oracles import CASES, Case, batch, write
 
 pytestmark = pytest.mark.parity
 
-every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-main = pytest.mark.parametrize("case", [case for case in CASES if case.main], ids=lambda case: case.name)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+main_case = pytest.mark.parametrize("case", [case for case in CASES if case.main], ids=lambda case: case.name)
 
 
 @pytest.fixture(scope="module")
 def worst() -> Any:
-    """The largest errors seen, printed at the end."""
+    """The largest errors, printed at the end."""
     seen: dict[str, float] = {}
     yield seen
     print()
@@ -35,7 +35,7 @@ def worst() -> Any:
 
 
 def theirs_logits(case: Case, model: Any, b) -> Any:
-    """Logits of the transformers model, a torch tensor with its graph."""
+    """Logits of the transformers model as a torch tensor with its graph."""
     import torch
 
     seen = torch.tensor(b.real.astype(int))
@@ -47,7 +47,7 @@ def theirs_logits(case: Case, model: Any, b) -> Any:
 
 
 def our_logits(case: Case, model: nn.Module, b) -> mx.array:
-    """Logits of ours (hidden states of an encoder without a head)."""
+    """Logits of our model (hidden states of an encoder without a head)."""
     tokens, lengths = mx.array(b.tokens), mx.array(b.lengths)
     if case.kind == "text-to-text":
         return model(mx.array(b.targets), source=tokens, source_lengths=lengths)
@@ -62,7 +62,7 @@ def compared(case: Case, b) -> np.ndarray:
     return np.ones(b.targets.shape, bool) if case.kind == "text-to-text" else b.real
 
 
-@every
+@every_case
 def test_logits_equal_transformers(case: Case, tmp_path: Path, worst: dict) -> None:
     b = batch(case)
     want = theirs_logits(case, write(case, tmp_path), b).detach().numpy()[compared(case, b)]
@@ -72,7 +72,7 @@ def test_logits_equal_transformers(case: Case, tmp_path: Path, worst: dict) -> N
     assert error <= 2e-5
 
 
-@main
+@main_case
 def test_gradients_of_all_parameters_equal_transformers(case: Case, tmp_path: Path, worst: dict) -> None:
     errors = gradient_errors(case, write(case, tmp_path), checkpoint.load_model(tmp_path))
     worst[f"gradient {case.name}"] = max(errors.values())
@@ -100,14 +100,14 @@ def gradient_errors(case: Case, theirs: Any, ours: nn.Module) -> dict[str, float
     mine = to_theirs(dict(tree_flatten(gradients)), families.keys(Config(ours.info.config, ())))
     want: dict[str, np.ndarray] = {}
     for name, parameter in theirs.named_parameters():
-        if parameter.grad is not None and "embed_positions" not in name:  # Marian's sines, which are computed
+        if parameter.grad is not None and "embed_positions" not in name:  # Marian's sines, which are computed here
             want |= split_experts(case, name, parameter.grad.numpy())
     largest = max(np.abs(part).max() for part in want.values())
     errors = {}
     for name, part in want.items():
         got = np.array(mine[name])
         if np.abs(part).max() < 1e-6 * largest:
-            # Zero but for rounding: a bias of keys that do not rotate shifts all scores of a query alike.
+            # Zero up to rounding: without RoPE, a bias of the keys shifts all scores of a query alike.
             assert name.endswith(("k_proj.bias", "key.bias"))
             assert np.abs(got).max() < 1e-6 * largest
         else:
@@ -116,7 +116,7 @@ def gradient_errors(case: Case, theirs: Any, ours: nn.Module) -> dict[str, float
 
 
 def split_experts(case: Case, name: str, gradient: np.ndarray) -> dict[str, np.ndarray]:
-    """transformers runs fused experts but writes single ones: the names that files have."""
+    """The gradients of fused experts under the names of single experts, as in files."""
     name = name.removeprefix("transformer.")
     if case.name.startswith("mixtral"):
         name = name.replace(".mlp.", ".block_sparse_moe.")
@@ -131,7 +131,7 @@ def split_experts(case: Case, name: str, gradient: np.ndarray) -> dict[str, np.n
     return out
 
 
-@every
+@every_case
 def test_saved_checkpoint_opens_in_transformers_with_the_same_logits(case: Case, tmp_path: Path) -> None:
     import torch
     import transformers
@@ -154,7 +154,7 @@ def test_saved_checkpoint_opens_in_transformers_with_the_same_logits(case: Case,
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.kind == "decoder" and "both-ways" not in case.name], ids=lambda c: c.name
 )
-def test_left_padded_rows_decode_as_transformers_says(case: Case, tmp_path: Path) -> None:
+def test_left_padded_rows_decode_to_transformers_logits(case: Case, tmp_path: Path) -> None:
     import torch
 
     b = batch(case)
@@ -170,7 +170,7 @@ def test_left_padded_rows_decode_as_transformers_says(case: Case, tmp_path: Path
     by_length = ("dynamic" in case.name) or ("longrope" in case.name) or case.name.startswith("phi3")
     for row, n in enumerate(pad):
         if n and by_length:
-            continue  # a shorter row alone rotates otherwise than in a batch that is planned to be longer
+            continue  # a shorter row alone has other rotations than in a longer batch
         with torch.no_grad():
             want = theirs(torch.tensor(tokens[row : row + 1, n:])).logits.numpy()[0]
         assert np.abs(got[row, n:] - want).max() <= 2e-5 * np.abs(want).max()

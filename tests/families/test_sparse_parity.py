@@ -29,7 +29,7 @@ def big_bird(length: int, **options: Any) -> Case:
     return Case("big_bird", "BigBirdForMaskedLM", "BigBirdConfig", {**LONG, **options}, length)
 
 
-def named(b: Batch, kind: str) -> np.ndarray:
+def global_mask(b: Batch, kind: str) -> np.ndarray:
     """Mask of the global tokens: (B, L) bool."""
     mask = np.zeros(b.tokens.shape, bool)
     match kind:
@@ -38,7 +38,7 @@ def named(b: Batch, kind: str) -> np.ndarray:
         case "unequal":
             mask[0, [0, 3, 4, 30, 44]] = mask[2, 17] = True
         case "padding":
-            mask[:, [0, 41]] = True  # of which the shorter rows have no token
+            mask[:, [0, 41]] = True  # padding in the shorter rows
         case "all":
             mask[:] = True
     return mask
@@ -75,15 +75,15 @@ def gradient_errors(model: Any, reference: Any, b: Batch, chosen: np.ndarray | N
     gradients = nn.value_and_grad(model, mean_loss)(model)[1]
     mine = to_theirs(dict(tree_flatten(gradients)), families.keys(Config(model.info.config, ())))
     want = {name: p.grad.numpy() for name, p in reference.named_parameters() if p.grad is not None}
-    # A bias of keys shifts all scores of a query alike: its gradient is zero but for rounding.
+    # A bias of the keys shifts all scores of a query alike: its gradient is zero up to rounding.
     kept = {name: part for name, part in want.items() if not name.endswith(("key.bias", "key_global.bias"))}
     return {name: relative(np.array(mine[name]), part) for name, part in kept.items()}
 
 
 @pytest.mark.parametrize("kind", ["none", "first", "unequal", "padding", "all"])
-def test_global_tokens_see_all_and_are_seen_by_all(kind: str, tmp_path: Path) -> None:
+def test_logits_with_global_tokens_equal_transformers(kind: str, tmp_path: Path) -> None:
     b = batch(LONGFORMER_CASE)
-    chosen = named(b, kind)
+    chosen = global_mask(b, kind)
     reference = write(LONGFORMER_CASE, tmp_path)
     want = theirs(reference, b, chosen).detach().numpy()[b.real]
     model = checkpoint.load_model(tmp_path)
@@ -95,7 +95,7 @@ def test_global_tokens_see_all_and_are_seen_by_all(kind: str, tmp_path: Path) ->
 def test_gradients_with_global_tokens_equal_transformers(tmp_path: Path) -> None:
     b = batch(LONGFORMER_CASE)
     reference = write(LONGFORMER_CASE, tmp_path)
-    errors = gradient_errors(checkpoint.load_model(tmp_path), reference, b, named(b, "unequal"))
+    errors = gradient_errors(checkpoint.load_model(tmp_path), reference, b, global_mask(b, "unequal"))
     assert sum("_global" in name for name in errors) == 3 * 5
     assert max(errors.values()) <= 5e-5, max(errors, key=errors.__getitem__)
 
@@ -105,13 +105,13 @@ TRAINING = [
     pytest.param(big_bird(61, block_size=4, num_random_blocks=1, num_attention_heads=6), id="six heads"),
     pytest.param(big_bird(209, block_size=16, num_random_blocks=3, max_position_embeddings=256), id="three random"),
     pytest.param(big_bird(1024, block_size=16, max_position_embeddings=2048), id="a length of the paper"),
-    pytest.param(big_bird(1019, block_size=32, max_position_embeddings=1024), id="filled up to one of the paper"),
+    pytest.param(big_bird(1019, block_size=32, max_position_embeddings=1024), id="padded to a length of the paper"),
     pytest.param(big_bird(3072, block_size=64, max_position_embeddings=4096), id="a longer one of the paper"),
 ]
 
 
 @pytest.mark.parametrize("case", TRAINING)
-def test_random_blocks_in_training_are_those_of_transformers(case: Case, tmp_path: Path) -> None:
+def test_logits_with_random_blocks_in_training_equal_transformers(case: Case, tmp_path: Path) -> None:
     b = batch(case)
     reference = write(case, tmp_path).train()
     model = checkpoint.load_model(tmp_path)
@@ -136,8 +136,8 @@ def test_gradients_in_training_equal_transformers(tmp_path: Path) -> None:
 DEFAULTS = [
     pytest.param("Longformer", 499, {}, id="longformer"),
     pytest.param("Longformer", 1131, {"max_position_embeddings": 4098}, id="longformer of the paper's length"),
-    pytest.param("BigBird", 704, {}, id="big_bird, the longest that sees all"),
-    pytest.param("BigBird", 705, {}, id="big_bird, the shortest that does not"),
+    pytest.param("BigBird", 704, {}, id="big_bird, the longest with full attention"),
+    pytest.param("BigBird", 705, {}, id="big_bird, the shortest with sparse attention"),
     pytest.param("BigBird", 1387, {}, id="big_bird"),
 ]
 

@@ -1,4 +1,4 @@
-"""Configs of three generations say the same to a reader, whichever keys it knows."""
+"""Config keys of three generations, read and rewritten for the keys that a class reads."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ NEW = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "partial_ro
 
 
 @pytest.mark.parametrize("config", [FLAT, NEW])
-def test_rotations_are_read_from_either_spelling(config: dict) -> None:
+def test_rope_parameters_are_read_from_either_spelling(config: dict) -> None:
     assert spellings.rotations(config) == {None: NEW["rope_parameters"]}
 
 
 @pytest.mark.parametrize("config", [FLAT, NEW])
-def test_rotations_are_written_under_the_keys_that_are_read(config: dict) -> None:
+def test_rope_parameters_are_written_under_the_keys_that_a_class_reads(config: dict) -> None:
     made = spellings.respell(config, {"rope_theta", "rope_scaling", "rotary_pct"})
     assert (made["rope_theta"], made["rotary_pct"]) == (5e5, 0.5)
     assert made["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 4.0}
     assert spellings.respell(config, {"rope_parameters"})["rope_parameters"]["rope_type"] == "linear"
 
 
-def test_rotations_of_each_kind_of_layer_are_told_apart() -> None:
+def test_rope_parameters_of_each_layer_type_stay_separate() -> None:
     nested = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     for config in ({"rope_parameters": nested}, {"rope_theta": 1e6, "rope_local_base_freq": 1e4}):
         made = spellings.respell(config, {"rope_theta", "swa_rope_theta"})
         assert (made["rope_theta"], made["swa_rope_theta"]) == (1e6, 1e4)
 
 
-def test_a_share_that_is_left_out_is_the_one_of_the_class() -> None:
+def test_a_missing_partial_rotary_factor_is_the_default_of_the_class() -> None:
     for config in ({"rope_theta": 1e4}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, {}):
         assert spellings.rotations({"model_type": "glm", **config})[None]["partial_rotary_factor"] == 0.5
 
 
-def test_kinds_of_layers_come_from_lists_periods_and_letters() -> None:
+def test_layer_types_are_read_from_lists_periods_and_letters() -> None:
     want = ["sliding_attention"] * 3 + ["full_attention"]
     assert spellings.layer_kinds({"layer_types": want}) == want
     assert spellings.layer_kinds({"sliding_window_pattern": 4, "num_hidden_layers": 4}) == want
@@ -66,7 +66,7 @@ def test_kinds_of_layers_come_from_lists_periods_and_letters() -> None:
         ({"no_rope_layer_interval": 2, "num_hidden_layers": 4}, "no_rope_layers", [1, 0, 1, 0]),
     ],
 )  # fmt: skip
-def test_a_key_is_worked_out_from_the_ones_that_say_the_same(config: dict, key: str, value: object) -> None:
+def test_a_missing_key_is_derived_from_equivalent_keys(config: dict, key: str, value: object) -> None:
     assert spellings.respell(config, {key})[key] == value
 
 
@@ -78,18 +78,18 @@ def test_a_key_is_worked_out_from_the_ones_that_say_the_same(config: dict, key: 
         ({"per_layer_config": {"0": {"head_dim": 32}, "1": {"head_dim": 16}}}, "global_head_dim"),
     ],
 )
-def test_what_a_key_cannot_say_is_refused(config: dict, key: str) -> None:
+def test_a_value_that_the_key_cannot_express_is_refused(config: dict, key: str) -> None:
     with pytest.raises(CheckpointError, match="is not supported"):
         spellings.respell(config, {key})
 
 
-def test_a_native_family_reads_the_same_names_of_stretching() -> None:
-    said = {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}
-    config = Config({"model_type": "llama", "rope_scaling": said, "max_position_embeddings": 8})
-    assert rope_parameters(config)["rope_type"] == spellings.rotations({"rope_scaling": said})[None]["rope_type"]
+def test_native_families_and_spellings_agree_on_rope_types() -> None:
+    scaling = {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}
+    config = Config({"model_type": "llama", "rope_scaling": scaling, "max_position_embeddings": 8})
+    assert rope_parameters(config)["rope_type"] == spellings.rotations({"rope_scaling": scaling})[None]["rope_type"]
 
 
-def test_numbers_that_json_lacks_are_read() -> None:
+def test_infinity_is_read_from_its_json_encoding() -> None:
     made = spellings.completed({"time_step_limit": [0.0, {"__float__": "Infinity"}]})
     assert made["time_step_limit"] == [0.0, float("inf")]
 
@@ -104,11 +104,11 @@ def test_numbers_that_json_lacks_are_read() -> None:
         ({"rope_type": "default"}, 1000),
     ],
 )
-def test_the_context_of_stretched_rotations_is_counted_as_vllm_counts_it(parameters: dict, length: int) -> None:
+def test_the_context_length_of_scaled_rope_is_that_of_vllm(parameters: dict, length: int) -> None:
     assert context_length({"max_position_embeddings": 1000, "rope_parameters": parameters}) == length
 
 
-def test_a_window_that_a_class_does_not_know_limits_it_where_it_is_on() -> None:
+def test_an_active_window_that_a_class_ignores_is_reported() -> None:
     known, unknown = {"sliding_window"}, {"hidden_size"}
     assert spellings.unread_window({"sliding_window": 8}, unknown) == 8
     assert spellings.unread_window({"sliding_window": 8}, known) is None

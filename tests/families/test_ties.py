@@ -1,4 +1,4 @@
-"""Matrices that are tied, or that only look it: what a file holds decides, whatever its names are."""
+"""Tied matrices: the tensors of the file decide, under whatever names."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_tied_matrix_is_read_under_any_of_its_names(name: str) -> None:
         np.testing.assert_array_equal(logits(config, tensors | held), want)
 
 
-def test_a_head_that_differs_from_the_table_it_is_tied_to_is_read() -> None:
+def test_a_head_that_differs_from_its_tied_embedding_is_read() -> None:
     config, tensors = golden("llama-tied").config, golden("llama-tied").tensors()
     other = noise(tensors[EMBED])
     want = logits({**config, "tie_word_embeddings": False}, tensors | {HEAD: other})
@@ -55,7 +55,7 @@ def test_a_head_that_differs_from_the_table_it_is_tied_to_is_read() -> None:
     assert np.abs(want - logits(config, tensors)).max() > 0.1
 
 
-def test_a_head_that_the_file_holds_apart_stays_apart_when_saved(tmp_path: Path) -> None:
+def test_a_separate_head_is_saved_as_untied(tmp_path: Path) -> None:
     folder = golden("llama-tied").write(tmp_path / "a")
     tensors = load_file(folder / "model.safetensors")
     save_folder(tensors | {HEAD: noise(tensors[EMBED])}, folder, {"format": "pt"})
@@ -65,7 +65,7 @@ def test_a_head_that_the_file_holds_apart_stays_apart_when_saved(tmp_path: Path)
     np.testing.assert_array_equal(np.array(checkpoint.load_model(tmp_path / "b")(TOKENS)), np.array(model(TOKENS)))
 
 
-def test_a_quantized_table_is_read_under_the_heads_name() -> None:
+def test_a_quantized_embedding_is_read_under_the_name_of_the_head() -> None:
     config = golden("llama-tied").config | {"quantization": {"bits": 4, "group_size": 32, "mode": "affine"}}
     tensors = golden("llama-tied").tensors()
     table = noise(mx.zeros((97, 64)))
@@ -91,14 +91,14 @@ def test_a_quantized_table_is_read_under_the_heads_name() -> None:
     np.testing.assert_array_equal(logits(named, as_head), want)
 
 
-def test_a_head_that_is_not_tied_and_not_there_is_named() -> None:
+def test_a_missing_untied_head_is_named() -> None:
     tensors = golden("llama").tensors()
     del tensors[HEAD]
     with pytest.raises(CheckpointError, match=r"1 missing tensor in the checkpoint: lm_head\.weight"):
         checkpoint.assemble(golden("llama").config, tensors)
 
 
-def test_a_bare_stack_gives_hidden_states_and_says_why_no_text(tmp_path: Path) -> None:
+def test_a_model_without_a_head_gives_hidden_states_and_refuses_logits(tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     head = tensors.pop(HEAD)
@@ -112,7 +112,7 @@ def test_a_bare_stack_gives_hidden_states_and_says_why_no_text(tmp_path: Path) -
     assert mx.allclose(model.hidden(TOKENS) @ head.T, whole(TOKENS), atol=1e-4)
     with pytest.raises(UsageError, match="has no head"):
         model(TOKENS)
-    assert model.info.kind == "encoder"  # so that a request to generate is refused with the way out
+    assert model.info.kind == "encoder"  # so that requests to generate are refused with a remedy
     checkpoint.save(model, None, tmp_path / "again")
     assert HEAD not in load_file(tmp_path / "again" / "model.safetensors")
 
@@ -126,13 +126,13 @@ def test_a_bare_stack_gives_hidden_states_and_says_why_no_text(tmp_path: Path) -
         ("big_bird", "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"),
     ],
 )
-def test_a_masked_head_with_a_matrix_or_bias_of_its_own_is_read(name: str, table: str, head: str) -> None:
+def test_a_masked_lm_head_with_its_own_matrix_and_bias_is_read(name: str, table: str, head: str) -> None:
     config, tensors = golden(name).config, golden(name).tensors()
     tied = logits(config, tensors)
     bias = head.removesuffix(".decoder") + ".bias"
     repeated = {f"{head}.weight": tensors[table] + 0, f"{head}.bias": tensors[bias] + 0}
     np.testing.assert_array_equal(logits(config, tensors | repeated), tied)
-    # (B, L, D) before the vocabulary, from a model whose table is one row of ones: h . row + bias
+    # the head is transform(hidden) @ matrix.T + bias
     matrix, shift = noise(tensors[table], 1), noise(tensors[bias], 2)
     free = checkpoint.assemble(config, tensors | {f"{head}.weight": matrix, f"{head}.bias": shift})
     assert mx.array_equal(parameters(free)["head.proj.weight"], matrix)
@@ -143,7 +143,7 @@ def test_a_masked_head_with_a_matrix_or_bias_of_its_own_is_read(name: str, table
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("bart", "model."), ("t5", ""), ("t5-v1.1", ""), ("marian", "model.")])
-def test_encoder_and_decoder_tables_that_differ_are_both_read(name: str, prefix: str, tmp_path: Path) -> None:
+def test_different_encoder_and_decoder_embeddings_are_both_read(name: str, prefix: str, tmp_path: Path) -> None:
     config, tensors = golden(name).config, golden(name).tensors()
     shared, decoder = f"{prefix}shared.weight", f"{prefix}decoder.embed_tokens.weight"
     encoder = f"{prefix}encoder.embed_tokens.weight"
@@ -166,7 +166,7 @@ def test_encoder_and_decoder_tables_that_differ_are_both_read(name: str, prefix:
         np.testing.assert_array_equal(np.array(again(TOKENS, source=TOKENS + 11)), got)
 
 
-def test_positions_that_are_not_the_sines_are_read() -> None:
+def test_position_tables_that_differ_from_sines_are_read() -> None:
     config, tensors = golden("marian").config, golden("marian").tensors()
     plain = logits(config, tensors)
     model = checkpoint.assemble(config, dict(tensors))
