@@ -1,4 +1,4 @@
-"""An engine without a model: it says what the test wrote down, when the test wants it."""
+"""A fake engine without a model that plays scripted answers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ScriptedCompletion:
         yield Done(reason, Usage(self._prompt, count), Timing(0.25, 0.5, 5_000_000), self._seed)
 
     def _waits(self, step: Step) -> bool:
-        """Wait as a step asks. True if the answer was cancelled meanwhile."""
+        """Wait for a step. Returns True if the answer was cancelled meanwhile."""
         if isinstance(step, threading.Event):
             while not step.wait(0.005):
                 if self.is_cancelled:
@@ -107,8 +107,8 @@ def thinking(text: str) -> Delta:
 
 
 def wait_for(condition: Any, seconds: float = 5.0) -> None:
-    """Poll until the condition holds."""
+    """Poll until `condition()` is true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)

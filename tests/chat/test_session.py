@@ -19,7 +19,7 @@ def text_of(events: Iterator[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
-def test_an_answer_joins_the_conversation_with_what_it_took() -> None:
+def test_an_answer_joins_the_conversation_with_its_usage_and_timing() -> None:
     session = Session(ScriptedEngine(["Hel", "lo."]))
     assert text_of(session.reply("Hi")) == "Hello."
     user, answer = session.turns
@@ -72,7 +72,7 @@ def test_an_answer_without_reasoning_is_rendered_without_the_key() -> None:
     assert session.messages[1] == {"role": "assistant", "content": "ok"}
 
 
-def test_closing_the_events_keeps_what_was_said() -> None:
+def test_closing_the_events_keeps_the_text_so_far() -> None:
     session = Session(ScriptedEngine(["one ", "two ", "three"]))
     events = session.reply("count")
     assert next(events) == Delta("one ", tokens=(0,))
@@ -81,7 +81,7 @@ def test_closing_the_events_keeps_what_was_said() -> None:
     assert session.turns[1].finish == "cancelled"
 
 
-def test_stop_from_another_thread_keeps_what_was_said_and_what_it_took() -> None:
+def test_stop_from_another_thread_keeps_the_text_and_its_usage() -> None:
     session = Session(ScriptedEngine(["one ", threading.Event(), "two"]))
     events = session.reply("count")
     next(events)
@@ -99,7 +99,7 @@ def test_a_stop_before_the_first_event_is_not_lost() -> None:
     assert session.turns == ()
 
 
-def test_a_stop_cancels_the_answer_of_its_session_alone() -> None:
+def test_a_stop_cancels_only_the_answer_of_its_session() -> None:
     engine = ScriptedEngine(["mine"], ["theirs"])
     session, other = Session(engine), Session(engine)
     events, others = session.reply("a"), other.reply("b")
@@ -108,7 +108,7 @@ def test_a_stop_cancels_the_answer_of_its_session_alone() -> None:
     assert (text_of(events), text_of(others)) == ("", "theirs")
 
 
-def test_an_answer_that_is_never_read_is_given_up() -> None:
+def test_an_answer_that_is_never_read_is_dropped_with_its_message() -> None:
     session = Session(ScriptedEngine(["one"], ["two"]))
     session.reply("a")
     assert session.turns == ()
@@ -138,14 +138,14 @@ def test_an_error_after_some_text_keeps_the_text(error: BaseException) -> None:
     assert session.turns[1].finish == ("cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
 
 
-def test_after_a_stop_the_next_message_is_answered_and_an_answer_is_made_again() -> None:
+def test_replies_and_regenerations_work_after_a_stop() -> None:
     session = Session(ScriptedEngine(["half", threading.Event()], ["whole"], ["again"]))
     events = session.reply("a")
     next(events)
     session.stop()
     list(events)
     assert text_of(session.reply("b")) == "whole"
-    session.stop()  # when nothing is being made
+    session.stop()  # without a reply in progress
     assert text_of(session.regenerate()) == "again"
     assert [turn.content for turn in session.turns] == ["a", "half", "b", "again"]
 
@@ -159,7 +159,7 @@ def test_an_error_before_any_text_leaves_the_conversation_as_it_was() -> None:
     assert session.turns == before
 
 
-def test_an_empty_but_finished_answer_is_an_answer() -> None:
+def test_an_empty_finished_answer_is_kept() -> None:
     session = Session(ScriptedEngine([]))
     list(session.reply("a"))
     assert [turn.content for turn in session.turns] == ["a", ""]
@@ -181,22 +181,22 @@ def test_regenerate_replaces_the_last_answer() -> None:
 
 
 @pytest.mark.parametrize("steps", [[EngineCrashedError("gone")], [threading.Event()]])
-def test_a_regeneration_that_comes_to_nothing_keeps_the_former_answer(steps: list[object]) -> None:
+def test_a_regeneration_without_text_keeps_the_former_answer(steps: list[object]) -> None:
     session = Session(ScriptedEngine(["first"], steps))  # type: ignore[arg-type]
     list(session.reply("a"))
     events = session.regenerate()
-    threading.Timer(0.02, session.stop).start()  # not before regenerate(), which forgets earlier stops
+    threading.Timer(0.02, session.stop).start()  # not before regenerate(), which resets earlier stops
     with suppress(EngineCrashedError):
         list(events)
     assert [turn.content for turn in session.turns] == ["a", "first"]
 
 
-def test_there_is_nothing_to_regenerate_at_first() -> None:
+def test_regenerating_in_an_empty_conversation_is_an_error() -> None:
     with pytest.raises(UsageError, match="no message"):
         Session(ScriptedEngine()).regenerate()
 
 
-def test_clear_forgets_what_was_said_but_not_the_system_prompt() -> None:
+def test_clear_removes_the_turns_and_keeps_the_system_prompt() -> None:
     session = Session(ScriptedEngine(), system="Be brief.")
     list(session.reply("a"))
     session.clear()
@@ -215,7 +215,7 @@ def test_the_context_grows_with_prompt_and_answer() -> None:
     assert session.context.used_tokens == 6
 
 
-def test_a_conversation_longer_than_the_context_is_refused_not_cut() -> None:
+def test_a_conversation_beyond_the_context_is_refused_and_not_truncated() -> None:
     engine = ScriptedEngine(context_length=10)
     session = Session(engine)
     with pytest.raises(DoesNotFitError):
@@ -224,7 +224,7 @@ def test_a_conversation_longer_than_the_context_is_refused_not_cut() -> None:
     assert session.turns == ()
 
 
-def test_a_full_context_is_an_error_whose_remedy_fits_the_model() -> None:
+def test_a_full_context_is_an_error_that_suggests_clear_and_a_longer_context() -> None:
     session = Session(ScriptedEngine(context_length=10))
     list(session.reply("word"))
     with pytest.raises(DoesNotFitError, match="the context holds 10") as error:
@@ -234,7 +234,7 @@ def test_a_full_context_is_an_error_whose_remedy_fits_the_model() -> None:
 
 
 @pytest.mark.parametrize(("words", "fills_up"), [(30, False), (38, False), (39, True), (45, True)])
-def test_a_context_that_fills_up_is_warned_of_once(words: int, fills_up: bool) -> None:
+def test_an_almost_full_context_gives_one_warning(words: int, fills_up: bool) -> None:
     session = Session(ScriptedEngine([Prefill(0, words), "x"], [Prefill(0, words), "y"], context_length=50))
     list(session.reply("word " * (words - 1)))
     assert session.context.fills_up == fills_up
@@ -246,7 +246,7 @@ def test_a_context_that_fills_up_is_warned_of_once(words: int, fills_up: bool) -
     assert session.take_warning() is None
 
 
-def test_a_new_conversation_is_warned_of_anew() -> None:
+def test_a_new_conversation_is_warned_again() -> None:
     session = Session(ScriptedEngine([Prefill(0, 45), "x"], [Prefill(0, 45), "y"], context_length=50))
     for _ in range(2):
         list(session.reply("word " * 44))
@@ -261,27 +261,27 @@ def test_a_context_without_a_limit_never_fills_up() -> None:
     assert session.take_warning() is None
 
 
-def test_an_answer_may_run_to_the_end_of_the_context_unless_bounded() -> None:
+def test_requests_have_no_token_limit_unless_max_tokens_is_given() -> None:
     engine = ScriptedEngine(context_length=100)
     list(Session(engine).reply("a b c"))
     list(Session(engine, max_tokens=7).reply("a b c"))
     assert [request.max_tokens for request in engine.requests] == [None, 7]
 
 
-def test_a_context_without_a_known_limit_is_told_so() -> None:
+def test_an_unknown_context_limit_is_none() -> None:
     session = Session(ScriptedEngine(context_length=None))
     list(session.reply("a"))
     assert session.context.limit_tokens is None
 
 
-def test_sampling_is_the_models_unless_given() -> None:
+def test_sampling_defaults_come_from_the_model() -> None:
     engine = ScriptedEngine()
     list(Session(engine).reply("a"))
     list(Session(engine, sampling=SamplingParams(temperature=0.1)).reply("a"))
     assert [request.sampling.temperature for request in engine.requests] == [0.5, 0.1]
 
 
-def test_with_a_seed_every_attempt_draws_anew_and_the_session_repeats() -> None:
+def test_each_reply_has_its_own_seed_and_a_seeded_session_repeats() -> None:
     seeds = []
     for _ in range(2):
         engine = ScriptedEngine()
@@ -299,12 +299,12 @@ class Unloadable:
 
     def __init__(self, model: str, adapter: str | None, **options: object) -> None:
         self.closed = False
-        self.asked = model, adapter
+        self.arguments = model, adapter
         Unloadable.opened = self
 
     @property
     def info(self) -> EngineInfo:
-        raise ModelNotFoundError(f"there is no {self.asked[0]}")
+        raise ModelNotFoundError(f"there is no {self.arguments[0]}")
 
     def close(self) -> None:
         self.closed = True
@@ -314,11 +314,11 @@ def test_an_engine_whose_model_cannot_be_loaded_is_closed(monkeypatch: pytest.Mo
     monkeypatch.setattr(process, "ProcessEngine", Unloadable)
     with pytest.raises(ModelNotFoundError, match="no org/x"):
         open_session(ChatOptions(model="org/x", adapter="mine"))
-    assert Unloadable.opened.asked == ("org/x", "mine")
+    assert Unloadable.opened.arguments == ("org/x", "mine")
     assert Unloadable.opened.closed
 
 
-def test_a_session_is_opened_with_what_the_user_set_and_the_models_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_is_opened_with_the_given_options_and_the_models_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "ProcessEngine", lambda model, adapter, **options: ScriptedEngine())
     options = ChatOptions(system="Be brief.", seed=0, sampling={"top_k": 5, "top_p": None}, max_tokens=9)
     session = open_session(options)
@@ -327,7 +327,7 @@ def test_a_session_is_opened_with_what_the_user_set_and_the_models_defaults(monk
     assert options.request().sampling == SamplingParams(top_k=5, seed=0)
 
 
-def test_overrides_change_only_what_they_name() -> None:
+def test_overrides_change_only_the_named_fields() -> None:
     params = with_overrides(SamplingParams(temperature=0.3), {"top_k": 5, "seed": None})
     assert params == SamplingParams(temperature=0.3, top_k=5)
     with pytest.raises(UsageError, match="'heat'"):
@@ -341,7 +341,7 @@ def test_a_model_is_shown_by_the_last_part_of_its_name(model: str | None, shown:
     assert ChatOptions(model=model).model_name == shown
 
 
-def test_each_tool_call_is_a_paragraph_of_the_answer_that_is_kept() -> None:
+def test_each_tool_call_is_a_paragraph_of_the_kept_answer() -> None:
     steps = [Delta("Let me look."), Delta("f(", "tool_call", call=0), Delta("a=1)", "tool_call", call=0)]
     session = Session(ScriptedEngine([*steps, Delta("g()", "tool_call", call=1), Delta("Done.")]))
     list(session.reply("hi"))

@@ -10,7 +10,7 @@ from macllm.chat.session import Turn
 from macllm.errors import MacllmError, UsageError
 
 
-def test_a_transcript_says_who_said_what() -> None:
+def test_a_transcript_has_headings_of_speakers_reasoning_and_stops() -> None:
     turns = [
         Turn(role="user", content="Hi\nthere"),
         Turn(role="assistant", content="\nHello.\n", reasoning="greet", finish="stop"),
@@ -24,7 +24,7 @@ def test_a_transcript_says_who_said_what() -> None:
     )
 
 
-def test_what_an_answer_begins_with_is_kept_and_how_it_ended_is_said() -> None:
+def test_leading_indentation_is_kept_and_incomplete_answers_are_marked() -> None:
     turns = [
         Turn(role="assistant", content="\n    code = 1\n\nend  \n", finish="length"),
         Turn(role="assistant", content=" \n", reasoning=" hm\n", finish="failed"),
@@ -35,7 +35,7 @@ def test_what_an_answer_begins_with_is_kept_and_how_it_ended_is_said() -> None:
     )
 
 
-def test_a_transcript_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transcript_is_synced_before_its_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, synced, sync = tmp_path / "chat.md", [], os.fsync
 
     def note(descriptor: int) -> None:
@@ -48,13 +48,13 @@ def test_a_transcript_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     assert path.read_bytes() == "é\n".encode()
 
 
-def test_a_transcript_can_be_read_by_whoever_may_read_the_users_files(tmp_path: Path) -> None:
+def test_a_transcript_has_the_permissions_of_new_files(tmp_path: Path) -> None:
     transcript.write(tmp_path / "chat.md", "text")
     transcript.write(tmp_path / "chat.md", "text", overwrite=True)
     assert (tmp_path / "chat.md").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_file_is_never_overwritten_unasked(tmp_path: Path) -> None:
+def test_a_file_is_overwritten_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "chat.md"
     transcript.write(path, "first\n")
     with pytest.raises(UsageError, match="exists") as caught:
@@ -79,7 +79,7 @@ def test_without_hard_links_a_file_is_still_not_overwritten(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_is_not_said_to_give_way_to_force(force: bool, tmp_path: Path) -> None:
+def test_the_error_for_a_folder_does_not_suggest_force(force: bool, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder") as caught:
         transcript.write(tmp_path, "text", overwrite=force)
     assert caught.value.remedy == f"/save {tmp_path / 'chat.md'}"
@@ -95,7 +95,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path, name:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

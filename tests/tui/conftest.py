@@ -1,4 +1,4 @@
-"""Running the app without a terminal."""
+"""Fixtures that run the app without a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Scenario = Callable[["Stage"], Awaitable[None]]
 
 
 class Stage:
-    """The running app and what a person does with it."""
+    """The running app, with the actions of a user."""
 
     def __init__(self, app: ChatApp, pilot: Pilot[None]) -> None:
         self.app, self.pilot = app, pilot
@@ -48,7 +48,7 @@ class Stage:
     async def until(self, condition: Callable[[], Any], seconds: float = 10.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"waited in vain; on the screen:\n{self.screen()}"
+            assert time.monotonic() < end, f"timed out; on the screen:\n{self.screen()}"
             await self.pilot.pause(0.01)
 
     async def sees(self, text: str) -> None:

@@ -47,7 +47,7 @@ class SteadyCompletion:
 
 
 class SteadyEngine:
-    """An engine whose answers are real and whose times and memory are the same on every machine."""
+    """An engine with real answers, and with the same times and memory on every machine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -82,11 +82,11 @@ def drawn() -> str:
     environment = {"TEXTUAL_ANIMATIONS": "none", "MACLLM_THEME": "dark", "MACLLM_NATIVE": "0", "MACLLM_METAL": "0"}
     with mock.patch.dict(os.environ, environment):
         os.environ.pop("NO_COLOR", None)  # Textual would draw in shades of grey
-        return standing_alone(asyncio.run(main()))
+        return without_remote_fonts(asyncio.run(main()))
 
 
-def standing_alone(picture: str) -> str:
-    """The picture with the reader's own fonts: nothing in it is fetched from another host."""
+def without_remote_fonts(picture: str) -> str:
+    """The picture with fonts of the reader's system instead of fonts fetched from another host."""
     picture = re.sub(r"\s*@font-face \{.*?\}\n", "\n", picture, flags=re.DOTALL)
     picture = picture.replace("font-family: Fira Code, monospace", f"font-family: {FONTS}")
     picture = picture.replace("font-family: arial", "font-family: sans-serif")

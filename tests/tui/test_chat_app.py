@@ -19,8 +19,8 @@ from tests.tui.conftest import Play, Stage
 LIST = "".join(f"- item {n} of the list\n" for n in range(60))
 
 
-def opened_by(gate: threading.Event, engine: ScriptedEngine) -> Callable[[OnStatus], Session]:
-    """A model that is loaded when the gate is opened."""
+def open_after(gate: threading.Event, engine: ScriptedEngine) -> Callable[[OnStatus], Session]:
+    """A function that opens a session once the gate is set."""
 
     def open_session(on_status: OnStatus) -> Session:
         gate.wait(10)
@@ -41,7 +41,7 @@ def test_a_message_is_answered_and_the_answer_is_drawn_as_markdown(play: Play) -
     play(ScriptedEngine(["Some ", "**bo", "ld** ", "words."]), scenario)
 
 
-def test_text_is_on_the_screen_while_the_answer_is_still_made(play: Play) -> None:
+def test_text_is_on_the_screen_during_the_answer(play: Play) -> None:
     gate = threading.Event()
 
     async def scenario(stage: Stage) -> None:
@@ -55,7 +55,7 @@ def test_text_is_on_the_screen_while_the_answer_is_still_made(play: Play) -> Non
     play(ScriptedEngine(["first part ", gate, "second part"]), scenario)
 
 
-def test_the_first_paint_does_not_wait_for_the_model_and_typing_neither(play: Play) -> None:
+def test_painting_and_typing_do_not_wait_for_the_model(play: Play) -> None:
     gate = threading.Event()
     engine = ScriptedEngine(["Hello."])
 
@@ -68,10 +68,10 @@ def test_the_first_paint_does_not_wait_for_the_model_and_typing_neither(play: Pl
         await stage.sees("Hello.")
         assert not stage.app.chat.query_one(UserTurn).has_class("-queued")
 
-    play(opened_by(gate, engine), scenario)
+    play(open_after(gate, engine), scenario)
 
 
-def test_what_is_done_before_the_model_is_loaded_is_in_the_status_line_and_a_notice_stays(play: Play) -> None:
+def test_work_before_the_model_is_loaded_is_in_the_status_line_and_notices_stay(play: Play) -> None:
     steps = [threading.Event() for _ in range(3)]
 
     def open_slowly(on_status: OnStatus) -> Session:
@@ -98,7 +98,7 @@ def test_what_is_done_before_the_model_is_loaded_is_in_the_status_line_and_a_not
     play(open_slowly, scenario)
 
 
-def test_what_goes_on_beside_the_conversation_is_in_the_status_line_and_holds_nothing_up(play: Play) -> None:
+def test_background_work_is_in_the_status_line_and_does_not_delay_answers(play: Play) -> None:
     callbacks: list[OnStatus] = []
 
     def open_at_once(on_status: OnStatus) -> Session:
@@ -120,7 +120,7 @@ def test_what_goes_on_beside_the_conversation_is_in_the_status_line_and_holds_no
     play(open_at_once, scenario)
 
 
-def test_work_of_an_idle_engine_is_in_the_status_line_and_keeps_nobody_from_asking(play: Play) -> None:
+def test_idle_work_is_in_the_status_line_and_does_not_block_messages(play: Play) -> None:
     callbacks: list[OnStatus] = []
 
     def open_at_once(on_status: OnStatus) -> Session:
@@ -151,7 +151,7 @@ def test_a_prompt_from_the_command_line_is_the_first_message(play: Play) -> None
     play(ScriptedEngine(["Hello."]), scenario, prompt="Say hello")
 
 
-def test_escape_stops_the_answer_and_keeps_what_is_there(play: Play) -> None:
+def test_escape_stops_the_answer_and_keeps_its_text(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("Go")
         await stage.sees("half an answer")
@@ -166,7 +166,7 @@ def test_escape_stops_the_answer_and_keeps_what_is_there(play: Play) -> None:
     play(ScriptedEngine(["half an answer", threading.Event()], ["the rest"]), scenario)
 
 
-def test_an_answer_stopped_before_its_first_word_gives_the_message_back(play: Play) -> None:
+def test_stopping_before_the_first_word_returns_the_message_to_the_prompt(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("A long question")
         await stage.sees("reading 512/2,048")
@@ -179,7 +179,7 @@ def test_an_answer_stopped_before_its_first_word_gives_the_message_back(play: Pl
     play(ScriptedEngine([Prefill(512, 2048), threading.Event()]), scenario)
 
 
-def test_a_message_sent_during_an_answer_waits_its_turn(play: Play) -> None:
+def test_messages_sent_during_an_answer_are_answered_in_order(play: Play) -> None:
     gate = threading.Event()
 
     async def scenario(stage: Stage) -> None:
@@ -191,13 +191,13 @@ def test_a_message_sent_during_an_answer_waits_its_turn(play: Play) -> None:
         await stage.sees("third")
         order = [type(child) for child in stage.app.chat.turns.children]
         assert order == [UserTurn, AnswerTurn] * 3
-        said = [turn.content for turn in stage.session.turns]
-        assert said == ["one", "first", "two", "second", "three", "third"]
+        contents = [turn.content for turn in stage.session.turns]
+        assert contents == ["one", "first", "two", "second", "three", "third"]
 
     play(ScriptedEngine(["first", gate], ["second"], ["third"]), scenario)
 
 
-def test_stopping_gives_waiting_messages_back(play: Play) -> None:
+def test_stopping_returns_queued_messages_to_the_prompt(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("one")
         await stage.sees("first")
@@ -210,7 +210,7 @@ def test_stopping_gives_waiting_messages_back(play: Play) -> None:
     play(ScriptedEngine(["first", threading.Event()]), scenario)
 
 
-def test_reasoning_is_shown_while_it_is_thought_and_folded_when_the_answer_comes(play: Play) -> None:
+def test_reasoning_is_shown_while_it_streams_and_folded_afterwards(play: Play) -> None:
     gate = threading.Event()
 
     async def scenario(stage: Stage) -> None:
@@ -230,7 +230,7 @@ def test_reasoning_is_shown_while_it_is_thought_and_folded_when_the_answer_comes
     play(ScriptedEngine([thinking("let me "), thinking("see"), gate, "Because."]), scenario)
 
 
-def test_a_model_that_cannot_be_loaded_is_told_with_cause_and_remedy(play: Play) -> None:
+def test_a_model_that_cannot_be_loaded_is_an_error_with_cause_and_remedy(play: Play) -> None:
     def fail(on_status: OnStatus) -> Session:
         raise ModelNotFoundError("There is no model org/x.", cause="404 from the hub", remedy="macllm models ls")
 
@@ -243,7 +243,7 @@ def test_a_model_that_cannot_be_loaded_is_told_with_cause_and_remedy(play: Play)
     assert play(fail, scenario).return_code == 3
 
 
-def test_a_message_is_not_lost_when_the_model_cannot_be_loaded_and_sending_tries_again(play: Play) -> None:
+def test_a_failed_load_returns_the_message_and_sending_loads_again(play: Play) -> None:
     attempts: list[int] = []
 
     def fail_once(on_status: OnStatus) -> Session:
@@ -260,7 +260,7 @@ def test_a_message_is_not_lost_when_the_model_cannot_be_loaded_and_sending_tries
     play(fail_once, scenario, prompt="Hello")
 
 
-def test_a_context_that_fills_up_is_told_with_the_way_out(play: Play) -> None:
+def test_an_almost_full_context_is_a_warning_that_names_clear(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("Hello")
         await stage.sees("of the context is used")
@@ -269,7 +269,7 @@ def test_a_context_that_fills_up_is_told_with_the_way_out(play: Play) -> None:
     play(ScriptedEngine(["x"], context_length=3), scenario)
 
 
-def test_a_bug_while_loading_is_told_like_an_error(play: Play) -> None:
+def test_an_exception_while_loading_is_shown_like_an_error(play: Play) -> None:
     def fail(on_status: OnStatus) -> Session:
         raise KeyError("weights")
 
@@ -280,7 +280,7 @@ def test_a_bug_while_loading_is_told_like_an_error(play: Play) -> None:
     play(fail, scenario)
 
 
-def test_a_crash_in_the_middle_keeps_the_text_and_the_chat_goes_on(play: Play) -> None:
+def test_a_crash_during_an_answer_keeps_its_text_and_the_chat_continues(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("Go")
         await stage.sees("The engine is gone.")
@@ -294,7 +294,7 @@ def test_a_crash_in_the_middle_keeps_the_text_and_the_chat_goes_on(play: Play) -
     play(ScriptedEngine(["half", crash], ["back"]), scenario)
 
 
-def test_a_crash_before_the_first_word_gives_the_message_back(play: Play) -> None:
+def test_a_crash_before_the_first_word_returns_the_message_to_the_prompt(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("My long question")
         await stage.sees("The engine is gone.")
@@ -305,7 +305,7 @@ def test_a_crash_before_the_first_word_gives_the_message_back(play: Play) -> Non
     play(ScriptedEngine([EngineCrashedError("The engine is gone.")], ["now it works"]), scenario)
 
 
-def test_too_long_a_conversation_is_told_and_nothing_is_cut(play: Play) -> None:
+def test_a_conversation_beyond_the_context_is_an_error_and_keeps_the_message(play: Play) -> None:
     engine = ScriptedEngine(context_length=5)
 
     async def scenario(stage: Stage) -> None:
@@ -331,7 +331,7 @@ def test_the_status_line_shows_speed_context_and_memory(play: Play) -> None:
     play(ScriptedEngine(["word ", *([0.02, "word "] * 20), gate]), scenario, size=(100, 30))
 
 
-def test_shift_enter_and_its_kin_break_the_line(play: Play) -> None:
+def test_shift_enter_alt_enter_ctrl_j_and_a_backslash_break_the_line(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.type("a")
         for key in ("shift+enter", "alt+enter", "ctrl+j"):
@@ -347,7 +347,7 @@ def test_shift_enter_and_its_kin_break_the_line(play: Play) -> None:
     play(ScriptedEngine(["ok"]), scenario)
 
 
-def test_up_and_down_at_the_edge_walk_through_what_was_sent_and_keep_the_draft(play: Play) -> None:
+def test_up_and_down_browse_sent_messages_and_keep_the_draft(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("first")
         await stage.idle()
@@ -386,7 +386,7 @@ def test_the_prompt_edits_like_a_shell(play: Play, keys: list[str], left: str) -
     play(ScriptedEngine(), scenario)
 
 
-def test_control_c_stops_and_twice_quits(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_stops_an_answer_and_twice_quits(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("macllm_tui.screens.chat._AGAIN_SECONDS", 60.0)
     engine = ScriptedEngine(["half", threading.Event()])
 
@@ -423,7 +423,7 @@ def test_control_c_after_a_new_message_stops_its_answer_and_does_not_quit(
     play(engine, scenario)
 
 
-def test_control_c_takes_back_a_message_that_waits_for_the_model(play: Play) -> None:
+def test_control_c_returns_a_message_that_waits_for_the_model(play: Play) -> None:
     gate = threading.Event()
     engine = ScriptedEngine(["Hello."])
 
@@ -436,10 +436,10 @@ def test_control_c_takes_back_a_message_that_waits_for_the_model(play: Play) -> 
         await stage.idle()
         assert engine.requests == []
 
-    play(opened_by(gate, engine), scenario)
+    play(open_after(gate, engine), scenario)
 
 
-def test_control_c_clears_the_prompt_but_remembers_it(play: Play) -> None:
+def test_control_c_clears_the_prompt_and_up_restores_it(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.idle()
         await stage.type("precious")
@@ -467,7 +467,7 @@ def test_control_d_deletes_and_quits_only_on_an_empty_prompt(play: Play) -> None
     assert engine.closed
 
 
-def test_the_engine_is_closed_even_when_it_arrives_after_the_app_has_gone(play: Play) -> None:
+def test_an_engine_that_opens_after_the_app_has_quit_is_closed(play: Play) -> None:
     gate, engine = threading.Event(), ScriptedEngine()
     opened: list[Session] = []
 
@@ -502,7 +502,7 @@ def test_control_r_answers_the_last_message_again(play: Play) -> None:
     play(ScriptedEngine(["first try"], ["second try"]), scenario)
 
 
-def test_a_regeneration_stopped_at_once_brings_the_former_answer_back(play: Play) -> None:
+def test_a_regeneration_stopped_at_once_restores_the_former_answer(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("Go")
         await stage.idle()
@@ -516,7 +516,7 @@ def test_a_regeneration_stopped_at_once_brings_the_former_answer_back(play: Play
     play(ScriptedEngine(["first try"], [threading.Event()]), scenario)
 
 
-def test_the_end_is_followed_until_the_user_scrolls_up(play: Play) -> None:
+def test_the_view_follows_the_end_until_the_user_scrolls_up(play: Play) -> None:
     gates = [threading.Event(), threading.Event()]
     steps = [*LIST.splitlines(keepends=True), gates[0], *LIST.splitlines(keepends=True), gates[1], "\nThe end.\n"]
 
@@ -569,7 +569,7 @@ def test_a_resize_in_the_middle_of_an_answer_loses_nothing(play: Play) -> None:
     play(ScriptedEngine(["one ", "two ", gate, "three"]), scenario)
 
 
-def test_what_a_model_says_is_never_taken_for_markup_or_terminal_commands(play: Play) -> None:
+def test_text_of_the_model_is_never_interpreted_as_markup_or_terminal_commands(play: Play) -> None:
     nasty = "[bold red]x[/] [link='y']z[/nope] \x1b]0;owned\x07 \x1b[2J end"
 
     async def scenario(stage: Stage) -> None:
@@ -617,14 +617,14 @@ def test_an_answer_can_be_selected_with_the_mouse_and_copied(play: Play) -> None
     play(ScriptedEngine(["- first line\n- second line"]), scenario)
 
 
-def test_a_stopped_engine_error_is_one_block_with_cause_and_remedy(play: Play) -> None:
+def test_an_engine_error_is_one_block_with_cause_and_remedy(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("Go")
-        await stage.sees("try: pray")
+        await stage.sees("try: restart")
         failure = stage.app.chat.query_one(Failure)
         assert failure.error.message == "It broke."
 
-    play(ScriptedEngine([EngineCrashedError("It broke.", cause="why", remedy="pray")]), scenario)
+    play(ScriptedEngine([EngineCrashedError("It broke.", cause="why", remedy="restart")]), scenario)
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
@@ -669,7 +669,7 @@ def test_the_commands_of_a_session_work_in_the_app(play: Play, tmp_path: Path) -
     assert "## You\n\nHi\n\n## scripted\n\nok\n" in path.read_text()
 
 
-def test_an_unknown_command_is_told_and_stays_in_the_prompt(play: Play) -> None:
+def test_an_unknown_command_is_an_error_and_stays_in_the_prompt(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("/sve it")
         await stage.sees("There is no command /sve.")
@@ -690,7 +690,7 @@ def test_a_slash_lists_the_commands_and_tab_completes(play: Play) -> None:
     play(ScriptedEngine(), scenario)
 
 
-def test_commands_that_change_the_conversation_wait_for_the_answer(play: Play) -> None:
+def test_commands_that_change_the_conversation_are_refused_during_an_answer(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("Go")
         await stage.sees("half")
@@ -713,7 +713,7 @@ def test_a_paste_of_several_lines_is_one_message(play: Play) -> None:
     play(ScriptedEngine(), scenario)
 
 
-def test_typing_goes_on_while_a_list_streams_in(play: Play) -> None:
+def test_typing_works_while_a_list_streams(play: Play) -> None:
     pieces = [Delta(LIST[i : i + 4], tokens=(0,)) for i in range(0, len(LIST), 4)]
 
     async def scenario(stage: Stage) -> None:

@@ -16,7 +16,7 @@ HEAVY = {"mlx.core", "textual", "rich", "tokenizers", "transformers"}
         ("macllm_tui.app, macllm_tui.front", {"textual", "rich"}),
     ],
 )
-def test_the_process_of_the_screen_loads_no_model_and_lines_load_no_screen(modules: str, loaded: set[str]) -> None:
+def test_the_tui_imports_no_model_libraries_and_line_mode_no_screen_libraries(modules: str, loaded: set[str]) -> None:
     program = f"import sys, {modules}; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert HEAVY & set(found) == loaded

@@ -13,7 +13,7 @@ from tests.tui.test_splitter import DOCUMENTS, NOISE
 
 
 def drawn(source: str, width: int = 40) -> list[str]:
-    return [line.plain.rstrip() for part in parse(source) for line in lines_of(part, width)]
+    return [line.plain.rstrip() for block in parse(source) for line in lines_of(block, width)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_document_is_drawn_as_lines(source: str, lines: list[str]) -> None:
     assert drawn(source) == lines
 
 
-def test_long_text_is_wrapped_under_its_own_beginning() -> None:
+def test_wrapped_lines_of_lists_and_quotes_are_indented() -> None:
     assert drawn("- one two three four", 10) == ["• one two", "  three", "  four"]
     assert drawn("> one two three", 10) == ["▌ one two", "▌ three"]
 
@@ -66,20 +66,20 @@ def test_a_wide_table_is_wrapped_into_the_width() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.one_of(DOCUMENTS, NOISE), st.integers(10, 60))
 def test_no_line_is_wider_than_the_screen_and_no_word_is_lost(source: str, width: int) -> None:
-    lines = [line for part in parse(source) for line in lines_of(part, width)]
+    lines = [line for block in parse(source) for line in lines_of(block, width)]
     assert all(isinstance(line, Content) for line in lines)
-    for part in parse(source):
-        room = max(width, len(part.rest) + 8)
-        assert all(line.cell_length <= room for line in lines_of(part, width))
-        text = "".join("".join(line.plain.replace("▌", "").split()) for line in lines_of(part, width))
-        for run in part.runs:
-            if part.kind == "text":
+    for block in parse(source):
+        room = max(width, len(block.rest) + 8)
+        assert all(line.cell_length <= room for line in lines_of(block, width))
+        text = "".join("".join(line.plain.replace("▌", "").split()) for line in lines_of(block, width))
+        for run in block.runs:
+            if block.kind == "text":
                 assert "".join(run.text.split())[:8] in text
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.one_of(DOCUMENTS, NOISE), st.lists(st.integers(1, 9), max_size=20), st.integers(10, 60))
-def test_a_finished_document_is_what_it_would_be_drawn_at_once(source: str, cuts: list[int], width: int) -> None:
+def test_a_streamed_document_is_drawn_like_the_whole_document(source: str, cuts: list[int], width: int) -> None:
     widget, position = StreamMarkdown(), 0
     for length in cuts:
         widget.write(source[position : position + length])
@@ -89,29 +89,29 @@ def test_a_finished_document_is_what_it_would_be_drawn_at_once(source: str, cuts
     widget.finish()
     assert widget.source == source
     assert [line.plain for line in widget.lines(width)] == [
-        line.plain for part in parse(source) for line in lines_of(part, width)
+        line.plain for block in parse(source) for line in lines_of(block, width)
     ]
 
 
-def test_while_it_streams_a_tight_list_already_looks_as_it_will() -> None:
+def test_a_tight_list_is_drawn_without_gaps_while_it_streams() -> None:
     widget = StreamMarkdown()
     for piece in ("Text:\n\n- a\n", "- b\n", "- c", "\n\nEnd"):
         widget.write(piece)
     assert [line.plain for line in widget.lines(40)] == ["Text:", "", "• a", "• b", "• c", "", "End"]
 
 
-def test_a_list_that_begins_does_not_flash_as_a_heading() -> None:
+def test_a_dash_after_a_line_is_not_drawn_as_a_heading() -> None:
     widget = StreamMarkdown()
     widget.write("Three things:\n-")
     assert [line.plain for line in widget.lines(40)] == ["Three things:"]
 
 
 def test_a_finished_block_is_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long answers stay cheap: the work per piece does not grow with the answer."""
+    """The work per piece does not grow with the answer."""
     laid_out: list[str] = []
 
-    def counted(part: object, width: int) -> list[Content]:
-        laid_out.append(str(part))
+    def counted(block: object, width: int) -> list[Content]:
+        laid_out.append(str(block))
         return [Content("x")]
 
     monkeypatch.setattr(stream_markdown, "lines_of", counted)
@@ -123,7 +123,7 @@ def test_a_finished_block_is_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(laid_out) <= 200 * 4
 
 
-def test_a_new_width_lays_out_anew() -> None:
+def test_a_new_width_lays_out_the_document_again() -> None:
     widget = StreamMarkdown()
     widget.write("one two three\n\nfour five six\n\n")
     assert len(widget.lines(40)) == 3

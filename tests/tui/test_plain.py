@@ -1,4 +1,4 @@
-"""The chat in pipes and lines, as a person's shell runs it."""
+"""The chat in pipes, and in line mode on a terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chat(answers: list[list[Any]], *arguments: str, stdin: bytes = b"") -> tuple
     return result.returncode, result.stdout, result.stderr.decode()
 
 
-def test_a_piped_answer_is_all_there_is_on_stdout() -> None:
+def test_only_the_answer_is_on_stdout_of_a_pipe() -> None:
     answer = [{"think": "hm, let me see"}, "\n\nSome **bold** ", "\x1b words", " äöü 🦙", ".\n\n"]
     code, out, err = chat([answer], "Hi")
     assert code == 0
@@ -47,36 +47,36 @@ def test_piped_text_is_attached_between_tags() -> None:
     assert err.startswith("summarise\n\n<stdin>\nline one\nline two\n</stdin>\n")
 
 
-def test_with_v_the_speed_is_told_on_stderr_alone() -> None:
+def test_verbose_prints_the_speed_to_stderr_only() -> None:
     code, out, err = chat([["a", "b", "c"]], "Hi", "-v")
     assert (code, out) == (0, b"abc\n")
     assert "stats: 3 tokens · 4.0 tok/s · first after 0.25 s\n" in err
 
 
-def test_the_token_limit_is_told() -> None:
+def test_an_answer_cut_at_the_token_limit_is_reported_on_stderr() -> None:
     code, out, err = chat([["a", "b", "c"]], "Hi", "--max-tokens", "2")
     assert (code, out) == (0, b"ab\n")
     assert "--max-tokens" in err
 
 
 @pytest.mark.parametrize(
-    ("context", "said"),
+    ("context", "shown"),
     [
         (ContextUse(40, 512), "cut off at the token limit (--max-tokens)"),
         (ContextUse(512, 512), "cut off at the end of the context"),
         (ContextUse(40, None), "cut off at the token limit (--max-tokens)"),
     ],
 )
-def test_the_end_of_the_context_is_told_from_a_token_limit(
-    context: ContextUse, said: str, capsys: pytest.CaptureFixture[str]
+def test_the_end_of_the_context_and_the_token_limit_are_reported_differently(
+    context: ContextUse, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = LineChat(ChatOptions(), lambda _: pytest.fail("no model is needed"))
     chat._report_end(Turn(role="assistant", content="half", finish="length"), context)
-    assert said in capsys.readouterr().err
+    assert shown in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("answers", "arguments", "stdin", "code", "out", "told"),
+    ("answers", "arguments", "stdin", "code", "out", "error"),
     [
         ([["half ", {"crash": "The engine is gone."}]], ["Hi"], b"", 7, b"half \n", "cause: why\ntry: x\n"),
         ([[{"crash": "The engine is gone."}]], ["Hi"], b"", 7, b"", "error: The engine is gone.\n"),
@@ -87,34 +87,34 @@ def test_the_end_of_the_context_is_told_from_a_token_limit(
         ([], ["word " * 2000], b"", 4, b"", "the context holds 1000"),
     ],
 )
-def test_what_goes_wrong_is_told_on_stderr_with_its_exit_code(
-    answers: list[list[Any]], arguments: list[str], stdin: bytes, code: int, out: bytes, told: str
+def test_errors_are_reported_on_stderr_with_their_exit_code(
+    answers: list[list[Any]], arguments: list[str], stdin: bytes, code: int, out: bytes, error: str
 ) -> None:
     result, stdout, stderr = chat(answers, *arguments, stdin=stdin)
     assert (result, stdout) == (code, out)
-    assert told in stderr
+    assert error in stderr
     assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("answer", [["half an answer", None], [None]])
-def test_a_signal_keeps_what_was_said_and_ends_with_its_code(
+def test_a_signal_keeps_the_text_so_far_and_exits_with_its_code(
     number: signal.Signals, code: int, answer: list[Any]
 ) -> None:
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command([answer], "Hi", "--show-prompt"), **pipes) as process:  # type: ignore[call-overload]
         assert process.stderr.readline() == b"Hi\n"
-        said = b"half an answer" if len(answer) > 1 else b""
-        assert process.stdout.read(len(said)) == said
+        shown = b"half an answer" if len(answer) > 1 else b""
+        assert process.stdout.read(len(shown)) == shown
         time.sleep(0.1)
         process.send_signal(number)
-        rest, told = process.communicate(timeout=30)
-    assert (process.returncode, rest) == (code, b"\n" if said else b"")
-    assert told.startswith(b"engine closed\n")
-    assert b"Traceback" not in told
+        rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, rest) == (code, b"\n" if shown else b"")
+    assert errors.startswith(b"engine closed\n")
+    assert b"Traceback" not in errors
 
 
-def test_a_reader_that_has_had_enough_ends_the_chat_quietly() -> None:
+def test_a_closed_output_pipe_ends_the_chat_with_exit_code_0() -> None:
     answer = ["line\n" * 400 for _ in range(45)] + [None]  # more than a pipe holds
     with subprocess.Popen(
         command([answer], "Hi"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
@@ -123,13 +123,13 @@ def test_a_reader_that_has_had_enough_ends_the_chat_quietly() -> None:
         assert process.stderr is not None
         assert process.stdout.readline() == b"line\n"
         process.stdout.close()
-        told = process.stderr.read()
+        errors = process.stderr.read()
         assert process.wait(30) == 0
-    assert told == b"engine closed\n"
+    assert errors == b"engine closed\n"
 
 
 class Terminal:
-    """A program on a terminal of its own."""
+    """A program on a pseudo-terminal."""
 
     def __init__(self, arguments: list[str]) -> None:
         self.pid, self.fd = pty.fork()
@@ -140,7 +140,7 @@ class Terminal:
     def until(self, text: str, seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while text not in self.seen:
-            assert time.monotonic() < end, f"waited for {text!r} in vain: {self.seen!r}"
+            assert time.monotonic() < end, f"timed out waiting for {text!r}: {self.seen!r}"
             if select.select([self.fd], [], [], 0.1)[0]:
                 try:
                     self.seen += os.read(self.fd, 65536).decode(errors="replace")
@@ -163,7 +163,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
 
-def test_on_a_terminal_plain_is_a_conversation_with_labels() -> None:
+def test_line_mode_on_a_terminal_is_a_conversation_with_labels() -> None:
     answers = [["Hello ", "there."], ["half", None], ["again"], ["joined"]]
     terminal = Terminal(command(answers, "--plain", "--show-prompt"))
     terminal.until("Ctrl-D ends")
@@ -186,7 +186,7 @@ def test_on_a_terminal_plain_is_a_conversation_with_labels() -> None:
     terminal.type("/set top_k 4\n")
     terminal.until("top_k = 4")
     terminal.until("you: ")
-    time.sleep(0.3)  # readline looks for signals only once it waits for a key
+    time.sleep(0.3)  # readline handles signals only while it waits for a key
     terminal.type("\x03")
     terminal.until("Ctrl-D ends")
     terminal.until("you: ")

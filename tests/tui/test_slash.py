@@ -26,8 +26,8 @@ def run(chat: Session, line: str) -> slash.Outcome:
     return command(chat, argument)
 
 
-def told(chat: Session, line: str) -> str:
-    """The text that a command shows."""
+def output(chat: Session, line: str) -> str:
+    """The text shown by a command."""
     outcome = run(chat, line)
     assert isinstance(outcome, slash.Say)
     return outcome.text
@@ -62,7 +62,7 @@ def test_a_line_with_one_slash_is_a_command_and_its_argument(line: str, name: st
         ("a // b", "a // b"),
     ],
 )
-def test_any_other_line_is_a_text_and_two_slashes_stand_for_one(line: str, sent: str) -> None:
+def test_other_lines_are_messages_and_two_slashes_send_one(line: str, sent: str) -> None:
     assert slash.parse(line) is None
     assert slash.plain_text(line) == sent
 
@@ -70,7 +70,7 @@ def test_any_other_line_is_a_text_and_two_slashes_stand_for_one(line: str, sent:
 @pytest.mark.parametrize(
     ("line", "near"), [("/sve x", "/save"), ("/Quti", "/quit"), ("/xyzzy", "/help"), ("/", "/help")]
 )
-def test_an_unknown_command_is_answered_with_the_nearest(line: str, near: str) -> None:
+def test_an_unknown_command_is_an_error_that_suggests_the_nearest(line: str, near: str) -> None:
     with pytest.raises(UsageError, match="no command") as caught:
         slash.parse(line)
     assert near in (caught.value.remedy or "")
@@ -108,7 +108,7 @@ def test_the_whole_conversation_is_copied() -> None:
 
 
 @pytest.mark.parametrize("argument", ["0", "3", "-1", "x", "²"])
-def test_copying_a_code_block_that_is_not_there_names_how_many_there_are(argument: str) -> None:
+def test_copying_a_missing_code_block_is_an_error_with_their_number(argument: str) -> None:
     with pytest.raises(UsageError, match="no code block") as caught:
         run(session(CODE), f"/copy {argument}")
     assert "2 code blocks" in (caught.value.cause or "")
@@ -135,12 +135,12 @@ def test_a_saved_conversation_is_replaced_only_by_force(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_system_prompt_is_set_shown_and_dropped() -> None:
+def test_the_system_prompt_is_set_shown_and_removed() -> None:
     chat = session("x")
-    assert "no system prompt" in told(chat, "/system")
+    assert "no system prompt" in output(chat, "/system")
     run(chat, "/system Answer in rhyme.  Always.")
     assert chat.system == "Answer in rhyme.  Always."
-    assert "Answer in rhyme.  Always." in told(chat, "/system")
+    assert "Answer in rhyme.  Always." in output(chat, "/system")
     run(chat, "/system none")
     assert chat.system is None
 
@@ -158,22 +158,22 @@ def test_the_system_prompt_is_set_shown_and_dropped() -> None:
 )
 def test_a_setting_takes_its_value_with_and_without_an_equals_sign(argument: str, name: str, value: object) -> None:
     chat = session("x")
-    shown = told(chat, f"/set {argument}")
+    shown = output(chat, f"/set {argument}")
     assert getattr(chat.sampling, name) == value
-    assert shown == told(chat, f"/set {name}")
-    assert shown in told(chat, "/set").splitlines()
+    assert shown == output(chat, f"/set {name}")
+    assert shown in output(chat, "/set").splitlines()
 
 
-def test_the_length_of_answers_is_set_and_freed() -> None:
+def test_max_tokens_is_set_and_removed() -> None:
     chat = session("x")
-    assert told(chat, "/set max_tokens 12") == "max_tokens = 12"
+    assert output(chat, "/set max_tokens 12") == "max_tokens = 12"
     assert chat.max_tokens == 12
-    assert told(chat, "/set max_tokens none") == "max_tokens = none"
+    assert output(chat, "/set max_tokens none") == "max_tokens = none"
     assert chat.max_tokens is None
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("temperatur 1", "'temperatur'"),
         ("temperature -1", "temperature is -1"),
@@ -185,9 +185,9 @@ def test_the_length_of_answers_is_set_and_freed() -> None:
         ("seed 4294967296", "seed is 4294967296"),
     ],
 )
-def test_a_setting_that_cannot_be_taken_changes_nothing(argument: str, said: str) -> None:
+def test_an_invalid_setting_is_refused_and_changes_nothing(argument: str, message: str) -> None:
     chat = session("x")
     before = chat.sampling, chat.max_tokens
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         run(chat, f"/set {argument}")
     assert (chat.sampling, chat.max_tokens) == before

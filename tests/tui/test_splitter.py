@@ -32,7 +32,7 @@ NOISE = st.text("ab`~-*#|> \n\t1.)\r", max_size=80)
 
 
 def split(text: str, cuts: list[int]) -> list[str]:
-    """All blocks of a text that comes in pieces of the given lengths."""
+    """All blocks of a text that is fed in pieces of the given lengths."""
     splitter, blocks, position = BlockSplitter(), [], 0
     for length in cuts:
         blocks += splitter.feed(text[position : position + length])
@@ -43,7 +43,7 @@ def split(text: str, cuts: list[int]) -> list[str]:
 
 @settings(max_examples=50, deadline=None)
 @given(st.one_of(DOCUMENTS, NOISE), st.lists(st.integers(0, 9), max_size=40))
-def test_the_blocks_are_the_text_and_do_not_depend_on_the_pieces(text: str, cuts: list[int]) -> None:
+def test_the_blocks_join_to_the_text_and_do_not_depend_on_the_pieces(text: str, cuts: list[int]) -> None:
     blocks = split(text, cuts)
     assert "".join(blocks) == text
     assert blocks == split(text, [])
@@ -52,8 +52,8 @@ def test_the_blocks_are_the_text_and_do_not_depend_on_the_pieces(text: str, cuts
 
 @settings(max_examples=50, deadline=None)
 @given(SIMPLE)
-def test_blocks_drawn_alone_are_the_document_drawn_whole(text: str) -> None:
-    """Lists are left out: an item alone is a list of its own until the document is finished."""
+def test_rendered_blocks_join_to_the_rendered_document(text: str) -> None:
+    """Without lists, since a single item is rendered as a list."""
     markdown = MarkdownIt("gfm-like")
     assert "".join(markdown.render(block) for block in split(text, [])) == markdown.render(text)
 
@@ -89,7 +89,7 @@ def test_no_block_is_cut_inside_a_fence(text: str) -> None:
         ("", []),
     ],
 )
-def test_blocks_are_cut_where_they_cannot_change_any_more(text: str, blocks: list[str]) -> None:
+def test_blocks_end_as_soon_as_they_cannot_change(text: str, blocks: list[str]) -> None:
     assert split(text, []) == blocks
 
 

@@ -1,4 +1,4 @@
-"""The app in a real terminal: tmux draws it, types into it and says what is on the screen."""
+"""The app in a real terminal, driven by tmux."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parent / "scripted_cli.py"
 
 
 class Tmux:
-    """One window of a tmux server of its own."""
+    """A window of a private tmux server."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -46,15 +46,15 @@ class Tmux:
     def until(self, text: str, seconds: float = 30.0) -> str:
         end = time.monotonic() + seconds
         while text not in (screen := self.screen()):
-            assert time.monotonic() < end, f"waited for {text!r} in vain:\n{screen}"
+            assert time.monotonic() < end, f"timed out waiting for {text!r}:\n{screen}"
             time.sleep(0.05)
         return screen
 
-    def until_told(self, form: str, answer: str, seconds: float = 30.0) -> None:
-        """Wait until tmux answers so: it reads what a program wrote some time after the program has ended."""
+    def until_format(self, form: str, answer: str, seconds: float = 30.0) -> None:
+        """Wait until tmux expands `form` to `answer`, which may be after the program has ended."""
         end = time.monotonic() + seconds
-        while (told := self("display-message", "-p", form).strip()) != answer:
-            assert time.monotonic() < end, f"waited for {answer!r} in vain: {told!r}"
+        while (expanded := self("display-message", "-p", form).strip()) != answer:
+            assert time.monotonic() < end, f"waited for {answer!r} in vain: {expanded!r}"
             time.sleep(0.05)
 
     def exit_code(self, seconds: float = 30.0) -> int:
@@ -76,7 +76,7 @@ def chat(answers: object, *arguments: str) -> str:
     return shlex.join([sys.executable, str(SCRIPT), json.dumps(answers), "chat", *arguments])
 
 
-def test_type_stream_stop_and_quit_in_a_terminal(tmux: Tmux) -> None:
+def test_a_user_can_type_stop_paste_resize_and_quit_in_a_terminal(tmux: Tmux) -> None:
     tmux.start(chat([["The first ", "half", None], ["Line ", "two ", "came."]]))
     tmux.until("Ask anything")
     tmux("send-keys", "-l", "Hello there")
@@ -105,12 +105,12 @@ def test_type_stream_stop_and_quit_in_a_terminal(tmux: Tmux) -> None:
     tmux.until("ctx")
     tmux("send-keys", "C-d")
     assert tmux.exit_code() == 0
-    tmux.until_told("#{alternate_on}", "0")
+    tmux.until_format("#{alternate_on}", "0")
     assert "Ask anything" not in tmux.screen()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
-def test_the_chat_answers_while_the_kernels_are_compiled_and_leaving_leaves_nothing(
+def test_the_chat_answers_during_compilation_and_quitting_ends_all_compilers(
     tmux: Tmux, compiler: Callable[[float], Path]
 ) -> None:
     log = compiler(60)
@@ -129,7 +129,7 @@ def test_the_chat_answers_while_the_kernels_are_compiled_and_leaving_leaves_noth
     assert cached() == ["lock"]
 
 
-def test_control_c_twice_and_sigterm_leave_the_terminal_as_it_was(tmux: Tmux, tmp_path: Path) -> None:
+def test_control_c_and_sigterm_restore_the_terminal(tmux: Tmux, tmp_path: Path) -> None:
     tmux.start(chat([["half", None]], "A first question"))
     tmux.until("half")
     tmux("send-keys", "C-c")
@@ -138,4 +138,4 @@ def test_control_c_twice_and_sigterm_leave_the_terminal_as_it_was(tmux: Tmux, tm
     children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.split()
     subprocess.run(["kill", "-TERM", *children], check=True)
     assert tmux.exit_code() == 143
-    tmux.until_told("#{alternate_on} #{mouse_any_flag} #{cursor_flag}", "0 0 1")
+    tmux.until_format("#{alternate_on} #{mouse_any_flag} #{cursor_flag}", "0 0 1")

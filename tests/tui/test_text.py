@@ -24,14 +24,14 @@ def test_every_control_character_but_line_break_and_tab_becomes_visible() -> Non
     assert visible("a\x1b[2J\x9b1mb\r\n\tc\x7f") == "a␛[2J\ufffd1mb\n\tc␡"
 
 
-def test_the_speed_is_of_the_tokens_that_came_in_the_last_two_seconds() -> None:
+def test_the_speed_counts_the_tokens_of_the_last_two_seconds() -> None:
     speed = SpeedMeter()
     speed.add(100, 10.0)
     assert speed.tokens_per_second is None
     speed.add(1, 10.01)
-    assert speed.tokens_per_second is None  # too short a time to tell
+    assert speed.tokens_per_second is None  # too short a time to measure
     speed.add(29, 11.0)
-    assert speed.tokens_per_second == pytest.approx(30.0)  # the first 100 came before the time began
+    assert speed.tokens_per_second == pytest.approx(30.0)  # the first 100 start the measurement
     speed.add(10, 12.5)
     assert speed.tokens_per_second == pytest.approx(10 / 1.5)
 
@@ -51,13 +51,13 @@ def test_the_speed_is_of_the_tokens_that_came_in_the_last_two_seconds() -> None:
         ),
     ],
 )
-def test_an_answer_is_summed_up_in_one_line(turn: Turn, shown: str) -> None:
+def test_an_answer_is_summarized_in_one_line(turn: Turn, shown: str) -> None:
     assert summarize(turn) == shown
 
 
-def test_marks_end_where_they_end_and_overlap_where_they_do() -> None:
-    (part,) = parse("a **b *c [d](http://x/?q) e* f** `g` ~~h~~ i\n")
-    runs = [(run.text, set(run.marks), run.href) for run in part.runs if run.text.strip()]
+def test_each_run_of_text_has_all_marks_that_cover_it() -> None:
+    (block,) = parse("a **b *c [d](http://x/?q) e* f** `g` ~~h~~ i\n")
+    runs = [(run.text, set(run.marks), run.href) for run in block.runs if run.text.strip()]
     assert runs == [
         ("a ", set(), ""),
         ("b ", {"strong"}, ""),
