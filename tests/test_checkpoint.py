@@ -108,7 +108,7 @@ def test_a_broken_config_is_one_clear_error(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": None}, "no model_type"),
         ({"model_type": ["llama"]}, "not a name"),
@@ -124,13 +124,13 @@ def test_a_broken_config_is_one_clear_error(text: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_config_with_impossible_values_is_one_clear_error(changes: dict, said: str, tmp_path: Path) -> None:
+def test_a_config_with_impossible_values_is_one_clear_error(changes: dict, message: str, tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError) as error:
         checkpoint.load_model(folder)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("length", [-5, 0, 10**25])
@@ -251,7 +251,7 @@ def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "told"),
+    ("model_type", "message"),
     [
         (None, "model's family"),
         (["llama"], "model's family"),
@@ -260,26 +260,26 @@ def test_load_refuses_arguments_of_wrong_types_by_name(wrong: dict) -> None:
     ],
 )
 def test_a_missing_or_unknown_model_type_is_an_error_with_its_cause(
-    model_type: object, told: str, tmp_path: Path
+    model_type: object, message: str, tmp_path: Path
 ) -> None:
     folder = golden("llama").write(tmp_path)
     config = json.loads((folder / "config.json").read_text()) | {"model_type": model_type}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=told) as raised:
+    with pytest.raises(CheckpointError, match=message) as raised:
         checkpoint.load_model(folder)
     assert raised.value.cause
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "place", "said"),
+    ("tokenizer", "place", "message"),
     [("x", "new", "The tokenizer is a string"), (None, 5, "The folder is a number"), (None, "file", "is a file")],
 )
 def test_save_refuses_arguments_of_wrong_types_by_name(
-    tokenizer: str | None, place: object, said: str, tmp_path: Path
+    tokenizer: str | None, place: object, message: str, tmp_path: Path
 ) -> None:
     model = checkpoint.load_model(golden("llama").write(tmp_path / "a"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         checkpoint.save(model, tokenizer, tmp_path / place if isinstance(place, str) else place)
 
 

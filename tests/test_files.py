@@ -259,12 +259,12 @@ def test_only_one_module_writes_atomically() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\n\x0e\n\x05<unk>", b"\xff\xfe{\0", b"[" * 300])
-def test_a_damaged_file_of_its_own_format_is_nothing_else(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_not_taken_for_another_format(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     assert files.stand_in(tmp_path / "file") is None
 
 
-def test_a_pointer_is_recognised_in_one_module() -> None:
+def test_only_the_module_files_recognizes_git_lfs_pointers() -> None:
     mark = "git-lfs.github.com"
     sources = Path(files.__file__).parent.rglob("*.py")
     assert [path for path in sources if mark in path.read_text("utf-8")] == [Path(files.__file__)]

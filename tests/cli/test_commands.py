@@ -275,10 +275,10 @@ def test_doctor_prints_the_same_facts_as_text_and_as_json(run: Callable[..., Out
     facts = json.loads(run("doctor", "--json").out)
     assert facts["mlx"]["computes"] == "yes"
     assert facts["machine"]["memory_bytes"] > 0
-    said = run("doctor").out
+    text = run("doctor").out
     for group, values in facts.items():
-        assert f"{group}\n" in said
-        assert all(str(value) in said for name, value in values.items() if isinstance(value, str))
+        assert f"{group}\n" in text
+        assert all(str(value) in text for name, value in values.items() if isinstance(value, str))
 
 
 @pytest.mark.parametrize(

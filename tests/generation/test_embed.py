@@ -66,7 +66,7 @@ def test_no_texts_give_no_vectors() -> None:
     assert macllm.embed(OneHotModel(), Letters(), []).shape == (0, 51)
 
 
-def test_vectors_that_are_no_numbers_are_an_error() -> None:
+def test_nan_vectors_are_an_error() -> None:
     broken = OneHotModel()
     broken.hidden = lambda tokens, lengths: mx.full((*tokens.shape, 51), mx.nan)  # type: ignore[method-assign]
     with pytest.raises(CheckpointError, match="vectors that are NaN"):

@@ -138,12 +138,12 @@ def test_a_wrong_type_is_a_usage_error_that_names_the_option(option: dict[str, A
     ],
     ids=str,
 )
-def test_an_engines_option_with_a_wrong_value_is_a_usage_error_that_names_it(option: dict[str, Any]) -> None:
+def test_invalid_engine_options_are_usage_errors_that_name_them(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(option))} is .*; it must be"):
         read_engine_options(option)
 
 
-def test_an_engines_options_are_read_from_numpys_numbers_too() -> None:
+def test_engine_options_are_read_from_numpy_numbers() -> None:
     given = {"kv_bits": np.int64(8), "prefill_step": np.int32(3)}
     assert read_engine_options(given) == EngineOptions(kv_bits=8, prefill_step=3)
     assert read_engine_options({"kv_bits": None}) == EngineOptions()

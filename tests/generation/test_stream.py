@@ -146,7 +146,7 @@ def test_a_cache_of_another_precision_or_length_is_not_reused(kv_bits: int | Non
 
 
 @pytest.mark.parametrize("prompt", ["x" * 20, Request(prompt=PROMPT, max_tokens=1)], ids=["text", "request"])
-def test_keywords_of_the_engine_are_taken_with_a_text_and_with_a_request(prompt: str | Request) -> None:
+def test_engine_options_are_accepted_with_a_text_and_with_a_request(prompt: str | Request) -> None:
     model = FakeModel()
     events = list(stream(model, FakeTokenizer(), prompt, kv_bits=8, prefill_step=15))
     assert [event.done for event in events if isinstance(event, Prefill)] == [0, 15, 20]

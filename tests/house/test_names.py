@@ -71,5 +71,5 @@ def test_models_are_typed_and_read_without_getattr(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["def f(model: Any)", 'getattr(model, "spec", None)', 'hasattr(self._model, "info")'])
-def test_an_untyped_model_is_recognised(text: str) -> None:
+def test_untyped_models_are_recognized(text: str) -> None:
     assert UNTYPED_MODEL.search(text)

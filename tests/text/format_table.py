@@ -225,11 +225,11 @@ def main(folders: list[str]) -> int:
     for each in rows:
         print(f"{each.name:{width}s} " + " ".join(f"{each.outcomes[name].split(':')[0][:7]:>7s}" for name in PROBES))
     for each in rows:
-        for name, said in each.failures.items():
-            print(f"\n{each.name}, {name}: {said}")
+        for name, outcome in each.failures.items():
+            print(f"\n{each.name}, {name}: {outcome}")
     counts = {
         "templates": len(rows),
-        "ok": sum(said == "ok" for each in rows for said in each.outcomes.values()),
+        "ok": sum(outcome == "ok" for each in rows for outcome in each.outcomes.values()),
         "failed": sum(len(each.failures) for each in rows),
     }
     print(json.dumps(counts))

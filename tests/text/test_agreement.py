@@ -235,7 +235,7 @@ def test_a_token_is_special_if_any_file_says_so(byte_level: dict[str, Any], tmp_
         ("single_word", "a<|x|>b", None),
     ],
 )
-def test_flags_of_the_config_go_before_those_of_the_tokenizer_file(
+def test_token_flags_of_the_config_override_those_of_the_tokenizer_file(
     flag: str, text: str, pieces: list[str] | None, byte_level: dict[str, Any], tmp_path: Path
 ) -> None:
     tokens = [*byte_level["added_tokens"], {"id": 400, **X}]

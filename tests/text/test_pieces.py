@@ -31,8 +31,8 @@ VARIANTS: dict[str, tuple[dict, dict, str]] = {
     "llama, spaces removed in the model": ({**PIECES, "remove_extra_whitespaces": True}, CLASS, "llama"),
     "llama, normalized in the model": ({**PIECES, "normalization_rule_name": "nmt_nfkc"}, CLASS, "llama"),
     "llama without class": (PIECES, NAMES, "llama"),
-    "nothing said": (PIECES, {}, "llama"),
-    "nothing said, default training": ({}, {}, "llama"),
+    "no config": (PIECES, {}, "llama"),
+    "no config, default training": ({}, {}, "llama"),
     "mistral": (PIECES, CLASS, "mistral"),
     "mistral, legacy": (PIECES, {**CLASS, "legacy": True}, "mistral"),
     "mistral, not legacy": (PIECES, {**CLASS, "legacy": False}, "mistral"),
@@ -59,7 +59,7 @@ def build(folder: Path, variant: str) -> Path:
     return folder / f"{name}.model"
 
 
-@pytest.mark.parametrize("variant", ["mistral", "phi3", "nothing said", "nothing said, default training"])
+@pytest.mark.parametrize("variant", ["mistral", "phi3", "no config", "no config, default training"])
 def test_without_a_tokenizer_class_ids_equal_sentencepieces(variant: str, tmp_path: Path) -> None:
     import sentencepiece
 

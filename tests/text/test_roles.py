@@ -159,7 +159,7 @@ def test_numeric_ids_link_a_result_to_its_call() -> None:
     assert made[1]["tool_call_id"] == made[0]["tool_calls"][1]["id"] != made[0]["tool_calls"][0]["id"]
 
 
-def test_a_short_id_that_is_made_differs_from_those_that_were_given() -> None:
+def test_generated_short_ids_differ_from_given_ids() -> None:
     def call(identity: str | None) -> dict:
         return {"id": identity, "function": {"name": "f", "arguments": {}}}
 

@@ -54,7 +54,7 @@ class Tmux:
         """Wait until tmux expands `form` to `answer`, which may be after the program has ended."""
         end = time.monotonic() + seconds
         while (expanded := self("display-message", "-p", form).strip()) != answer:
-            assert time.monotonic() < end, f"waited for {answer!r} in vain: {expanded!r}"
+            assert time.monotonic() < end, f"timed out waiting for {answer!r}: {expanded!r}"
             time.sleep(0.05)
 
     def exit_code(self, seconds: float = 30.0) -> int:

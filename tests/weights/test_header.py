@@ -40,7 +40,7 @@ def test_header_gives_dtype_shape_and_place_of_every_tensor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("header", "data_bytes", "said"),
+    ("header", "data_bytes", "cause"),
     [
         (b"{", 0, "not JSON"),
         (b"[]", 0, "not a JSON object"),
@@ -71,12 +71,12 @@ def test_header_gives_dtype_shape_and_place_of_every_tensor(tmp_path):
         ({"__metadata__": ["a"]}, 0, "__metadata__"),
     ],
 )
-def test_unsound_headers_are_refused_by_name(tmp_path, header, data_bytes, said):
+def test_unsound_headers_are_refused_by_name(tmp_path, header, data_bytes, cause):
     path = write_raw(tmp_path / "bad.safetensors", header, bytes(data_bytes))
     with pytest.raises(CheckpointError) as caught:
         read_header(path)
     assert "bad.safetensors" in caught.value.message
-    assert said in caught.value.cause
+    assert cause in caught.value.cause
     assert "download it again" in caught.value.remedy
 
 

@@ -94,7 +94,7 @@ def test_the_engine_renders_messages_with_the_variables_of_the_request(engine: E
     assert done.usage.prompt_tokens == len("[user]hi{'tools': None, 'enable_thinking': True}")
 
 
-def test_an_engine_makes_its_completions_with_its_options(kind: str) -> None:
+def test_an_engine_applies_its_options_to_every_completion(kind: str) -> None:
     engine = make(kind, options=EngineOptions(prefill_step=16))
     for prompt in (PROMPT, PROMPT[::-1]):
         events = list(engine.submit(Request(prompt=prompt, max_tokens=1)))
