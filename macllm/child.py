@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
@@ -68,11 +69,12 @@ class ChildProcess:
         A reader thread calls `on_message` with each message of the child, then `on_exit` once.
         Raises: OSError if no process can be started.
         """
-        self._target, self._arguments = target, arguments
+        self._target = target
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # None ends the writer thread
+        self.send(arguments)
         self._on_message, self._on_exit = on_message, on_exit
         self._log = _open_log(log_prefix)
         self._pipe, self._theirs = Pipe()
-        self._sending = threading.Lock()
         self._requested, self._parent = False, os.getpid()
         self._exit: Exit | None = None
         self._failure: OSError | None = None
@@ -100,9 +102,12 @@ class ChildProcess:
         return self._exit
 
     def send(self, message: Any) -> None:
-        """Send a message; it is lost if the child has ended, which `on_exit` reports."""
-        with self._sending, suppress(OSError):
-            self._pipe.send(message)
+        """Queue a message, pickled at once, from any thread; a child that does not read delays no caller.
+
+        The message is lost if the child has ended, which `on_exit` reports.
+        Raises: the error of pickling.
+        """
+        self._outbox.put(pickle.dumps(message))
 
     def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Ask the child to end, kill it and its group after `grace_seconds`, and wait until it has ended."""
@@ -130,17 +135,25 @@ class ChildProcess:
         finally:
             self._theirs.close()
             self._started.set()
-        self.send(self._arguments)
+        writer = threading.Thread(target=self._write, name=f"messages to {self._target}", daemon=True)
+        writer.start()
         with suppress(EOFError, OSError):
             while True:
                 self._on_message(self._pipe.recv())
         code = self._process.wait()
         self._kill()  # processes that it started and left
-        with self._sending:
-            self._pipe.close()
+        self._outbox.put(None)
+        writer.join()  # at once: nobody is left to read, so that every write fails
+        self._pipe.close()
         atexit.unregister(self.end)
         self._exit = Exit(code, self._requested, _kept(self._log))
         self._on_exit(self._exit)
+
+    def _write(self) -> None:
+        """Thread main: write queued messages in order."""
+        while (message := self._outbox.get()) is not None:
+            with suppress(OSError):
+                self._pipe.send_bytes(message)
 
     def _start(self) -> subprocess.Popen[bytes]:
         path = [each for each in sys.path if isinstance(each, str)]

@@ -6,6 +6,7 @@ import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from macllm.child import Parent
@@ -32,6 +33,15 @@ def count(parent: Parent, most: int) -> None:
 
 def fail(parent: Parent, words: str) -> None:
     raise ValueError(words)
+
+
+def read_after(parent: Parent, path: Path) -> None:
+    """Read nothing until the path exists, then send the length of each message."""
+    while not path.exists():
+        time.sleep(0.01)
+    with suppress(EOFError):
+        while True:
+            parent.send(len(parent.receive()))
 
 
 def start_sleeper(parent: Parent, leave: bool) -> None:

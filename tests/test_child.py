@@ -59,6 +59,45 @@ def test_messages_go_both_ways_in_order() -> None:
     assert talk.exit() == Exit(0, requested=True, log=None)
 
 
+def test_sending_does_not_wait_for_a_child_that_reads_later(tmp_path: Path) -> None:
+    talk = Talk("read_after", tmp_path / "read")
+    opening = threading.Timer(10, (tmp_path / "read").touch)
+    opening.start()
+    began = time.monotonic()
+    for size in (4 << 20, 1, 2 << 20, 3):
+        talk.process.send(bytes(size))
+    assert time.monotonic() - began < 2
+    assert talk.messages.empty()
+    opening.cancel()
+    (tmp_path / "read").touch()
+    assert [talk.message() for _ in range(4)] == [4 << 20, 1, 2 << 20, 3]
+    talk.process.end()
+    assert talk.exit() == Exit(0, requested=True, log=None)
+
+
+def test_a_child_that_never_reads_is_killed_with_messages_unsent() -> None:
+    talk = Talk("sleep_ignoring_messages")
+    talk.message()
+    began = time.monotonic()
+    for _ in range(3):
+        talk.process.send(bytes(4 << 20))
+    talk.process.end(grace_seconds=0.2)
+    assert time.monotonic() - began < 5
+    assert talk.exit().code == -signal.SIGKILL
+    talk.process.send("lost")
+
+
+def test_a_value_without_a_pickle_is_an_error_of_the_sender() -> None:
+    with pytest.raises(TypeError, match="pickle"):
+        Talk("echo", threading.Lock())
+    talk = Talk("echo", 1)
+    with pytest.raises(TypeError, match="pickle"):
+        talk.process.send(threading.Lock())
+    talk.process.send(2)
+    assert [talk.message(), talk.message()] == [1, 2]
+    talk.process.end()
+
+
 def test_on_exit_is_called_once_and_after_the_last_message() -> None:
     talk = Talk("count", 1000)
     assert talk.exit() == Exit(0, requested=False, log=None)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from macllm.child import ChildProcess, Exit
-from macllm.errors import EngineCrashedError
+from macllm.errors import EngineCrashedError, UsageError
 
 from ..contract import DEFAULT_OPTIONS, EngineInfo, EngineOptions, MemoryUse, OnStatus, Status
 from ..request import Done, Request
@@ -112,12 +112,15 @@ class _Child:
         return self.process.exit is not None
 
     def call(self, method: str, request: Request | None) -> tuple[int, Messages]:
-        """Send a call. Returns its number, and the queue that gets its answers or the error of a crash."""
+        """Send a call without waiting for the child. Returns its number and the queue of its answers or error."""
         messages: Messages = queue.SimpleQueue()
         with self._lock:
             number = next(self._numbers)
             self._unanswered[number] = messages
-        self.process.send((method, number, request))
+        try:
+            self.process.send((method, number, request))
+        except Exception as error:  # a value in the request has no pickle
+            self._answer(number, _unsendable(error))
         if self.process.exit is not None:
             self._fail(self.process.exit)
         return number, messages
@@ -140,6 +143,10 @@ class _Child:
             if self._on_status:
                 self._on_status(value)
             return
+        self._answer(number, value)
+
+    def _answer(self, number: int, value: Any) -> None:
+        """Pass an answer on to its call."""
         unfinished = isinstance(value, tuple) and not isinstance(value[-1], Done)  # events of a step, not the last
         with self._lock:
             messages = self._unanswered.get(number) if unfinished else self._unanswered.pop(number, None)
@@ -161,3 +168,11 @@ class _Child:
             cause=exit.cause,
             remedy="ask again, the model is then loaded anew; or take a smaller model or context",
         )
+
+
+def _unsendable(error: Exception) -> UsageError:
+    return UsageError(
+        "the request cannot be sent to the engine's process",
+        cause=str(error),
+        remedy="only text, numbers, lists and dicts in messages, tools and variables",
+    )

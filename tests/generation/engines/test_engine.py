@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from macllm.child import portable
-from macllm.errors import CheckpointError, EngineCrashedError, UsageError
+from macllm.errors import CheckpointError, DoesNotFitError, EngineCrashedError, UsageError
 from macllm.generation.contract import Engine, EngineInfo, EngineOptions
 from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.engines.thread import ThreadEngine
@@ -294,6 +294,59 @@ def test_the_stderr_of_a_crashed_child_is_in_its_log(home: Path) -> None:
     (log,) = (home / "logs").glob("engine-*.log")
     assert str(log) in error.value.cause
     assert log.read_text() == "last words\n"
+    engine.close()
+
+
+@pytest.fixture
+def stopped() -> Iterator[ProcessEngine]:
+    """An engine whose child has its model loaded and reads nothing, for at most 10 seconds."""
+    engine = ProcessEngine("quick", loader="tests.generation.generate_fakes:load")
+    assert engine.info
+    pid = engine._child.process.pid
+    waking = threading.Timer(10, os.kill, (pid, signal.SIGCONT))
+    os.kill(pid, signal.SIGSTOP)
+    waking.start()
+    yield engine
+    waking.cancel()
+    engine.close()
+
+
+LONG = ({"role": "user", "content": "word " * (1 << 20)},)  # 5 MB, where a pipe's buffer has less than 1 MB
+
+
+def test_submitting_a_long_conversation_does_not_wait_for_a_child_that_does_not_read(stopped: ProcessEngine) -> None:
+    began = time.monotonic()
+    long = stopped.submit(Request(messages=LONG))
+    cancelled = stopped.submit(Request(prompt=PROMPT, sampling=GREEDY))
+    cancelled.cancel()
+    last = stopped.submit(Request(prompt=PROMPT, max_tokens=4, sampling=GREEDY))
+    assert time.monotonic() - began < 2
+    os.kill(stopped._child.process.pid, signal.SIGCONT)
+    with pytest.raises(DoesNotFitError):
+        list(long)
+    *_, done = cancelled
+    assert (done.finish_reason, done.usage.completion_tokens) == ("cancelled", 0)
+    assert tokens_of(list(last)) == expected(PROMPT, 4)
+
+
+def test_a_child_that_dies_before_it_has_read_a_conversation_is_an_error_of_its_completion(
+    stopped: ProcessEngine,
+) -> None:
+    long = stopped.submit(Request(messages=LONG))
+    os.kill(stopped._child.process.pid, signal.SIGKILL)
+    with pytest.raises(EngineCrashedError, match="SIGKILL"):
+        list(long)
+    again = stopped.submit(Request(prompt=PROMPT, max_tokens=4, sampling=GREEDY))
+    assert tokens_of(list(again)) == expected(PROMPT, 4)
+
+
+def test_a_request_that_has_no_pickle_is_an_error_of_its_completion() -> None:
+    engine = make("process")
+    events = engine.submit(Request(prompt=PROMPT, variables={"lock": threading.Lock()}))
+    with pytest.raises(UsageError, match="cannot be sent") as error:
+        list(events)
+    assert "pickle" in error.value.cause
+    assert len(tokens_of(list(engine.submit(Request(prompt=PROMPT, max_tokens=2))))) == 2
     engine.close()
 
 
