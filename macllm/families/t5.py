@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from macllm.nn.spec import (
+    Activation,
     AttentionSpec,
     Bidirectional,
     Causal,
@@ -53,14 +54,14 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
     sees_all = AttentionSpec(
         num_heads=heads, num_kv_heads=heads, head_dim=config["d_kv"], scale=1.0, mask=Bidirectional()
     )
-    gate, _, act = config.get("feed_forward_proj", "relu").rpartition("-")
+    gated, act = _feed_forward(config)
     layer = LayerSpec(
         mixer=replace(sees_all, mask=Causal()) if decoder else sees_all,
         cross_attention=sees_all if decoder else None,
         feed_forward=MLPSpec(
             hidden=config["d_ff"],
-            activation="gelu_tanh" if gate and act == "gelu" else activation(act),
-            gated=gate == "gated",
+            activation=act,
+            gated=gated,
         ),
         norm=norm,
     )
@@ -74,6 +75,19 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
             bidirectional=not decoder,
         ),
     )
+
+
+def _feed_forward(config: Config) -> tuple[bool, Activation]:
+    """Gate and activation.
+
+    `is_gated_act` and `dense_act_fn` go before `feed_forward_proj`, as in transformers.
+    """
+    gate, _, act = str(config.get("feed_forward_proj", "relu")).rpartition("-")
+    stated = config.get("dense_act_fn")
+    act = activation(stated or act)
+    if stated is None and gate == "gated" and act == "gelu":
+        act = "gelu_tanh"  # as transformers reads "gated-gelu"
+    return bool(config.get("is_gated_act", gate == "gated")), act
 
 
 def keys(config: Config) -> KeyMap:
@@ -99,7 +113,7 @@ def _part(config: Config, theirs: str, ours: str, part: str) -> list[AnyRule]:
         name = {"mixer": "SelfAttention", "cross": "EncDecAttention"}[part]
         norm = Rule(f"{theirs}layer_norm.*", f"{ours}{part}_norm.pre.*")
         return [norm, *(Rule(f"{theirs}{name}.{p}.*", f"{ours}{part}.{p}_proj.*") for p in "qkvo")]
-    gated = config.get("feed_forward_proj", "relu").startswith("gated-")
+    gated, _ = _feed_forward(config)
     up = {"wi_0": "gate_proj", "wi_1": "up_proj"} if gated else {"wi": "up_proj"}
     norm = Rule(f"{theirs}layer_norm.*", f"{ours}feed_forward_norm.pre.*")
     leaves = {**up, "wo": "down_proj"}

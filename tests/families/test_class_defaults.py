@@ -171,6 +171,25 @@ def test_an_epsilon_of_any_name_is_a_finite_number_from_zero(name: str, key: str
         families.spec(Config({**golden(name).config, key: float("nan")}))
 
 
+@pytest.mark.parametrize(
+    ("said", "gated", "activation"),
+    [
+        ({"feed_forward_proj": "gated-gelu"}, True, "gelu_tanh"),
+        ({"feed_forward_proj": "gelu"}, False, "gelu"),
+        ({"feed_forward_proj": "relu", "dense_act_fn": "gelu_new"}, False, "gelu_tanh"),
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, True, "gelu"),
+        ({"feed_forward_proj": "relu", "is_gated_act": True, "dense_act_fn": "silu"}, True, "silu"),
+    ],
+)
+def test_the_derived_keys_of_t5_go_before_the_one_that_they_derive_from(
+    said: dict, gated: bool, activation: str
+) -> None:
+    """As transformers' T5Config, which sets them from the file after it has derived them."""
+    bare = {k: v for k, v in golden("t5").config.items() if k not in ("dense_act_fn", "is_gated_act")}
+    layer = families.spec(Config({**bare, **said})).encoder.layers[0]
+    assert (layer.feed_forward.gated, layer.feed_forward.activation) == (gated, activation)
+
+
 @pytest.mark.parametrize("inner", [None, {}])
 def test_an_empty_text_config_means_the_defaults_of_its_class(inner: dict | None) -> None:
     text = families.text_config({"model_type": "llama4", "text_config": inner})
