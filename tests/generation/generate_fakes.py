@@ -152,6 +152,10 @@ def load(model_name: str, adapter: str | None = None) -> tuple[FakeModel, FakeTo
     if model_name == "exits":
         os.write(2, b"last words\n")
         os._exit(9)
+    if model_name == "reasons":  # its second token ends the reasoning and begins the answer
+        tokenizer = FakeTokenizer([b"p", b"<think>a", b"b</think>c"], special=frozenset())
+        tokenizer.chat_template = "<think></think>"
+        return FakeModel(3, script=[1, 2, 0]), tokenizer
     return FakeModel(delay_seconds=0.02 if model_name == "slow" else 0.0, context_length=4096), FakeTokenizer()
 
 

@@ -204,6 +204,22 @@ def test_cancelling_a_queued_completion_keeps_the_cache_of_the_running_one(engin
     assert following[-1].usage.cached_tokens == len(prompt) + len(answer) - 1
 
 
+def test_the_events_of_a_step_are_one_message(kind: str) -> None:
+    engine = make(kind, "reasons")
+    events = engine.submit(Request(prompt=(0,), max_tokens=3, sampling=GREEDY))
+    next(engine.submit(Request(prompt=(0,), max_tokens=1)))  # comes once the engine has made all of `events`
+    messages = events._messages.qsize()
+    made = list(events)
+    assert [event.kind for event in made if isinstance(event, Delta)] == [
+        "reasoning",
+        "reasoning",
+        "content",
+        "content",
+    ]
+    assert (len(made), messages) == (2 + 4 + 1, 2 + 3 + 1)  # of the prompt, of three tokens, and Done
+    engine.close()
+
+
 def test_a_second_request_waits_for_the_first(engine: Engine) -> None:
     first = engine.submit(Request(prompt=PROMPT, max_tokens=12, sampling=GREEDY))
     second = engine.submit(Request(prompt=PROMPT[:9], max_tokens=5, sampling=GREEDY))
