@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def run_chat(options: ChatOptions) -> int:
     """Run a chat and return its exit code: full screen on a terminal, lines of text elsewhere.
 
-    Raises: MacllmError when a chat without the full screen fails.
+    Raises: MacllmError if a chat without the full screen fails.
     """
     from .front import run_chat as run
 

@@ -20,7 +20,7 @@ from macllm.generation.contract import OnStatus
 from .screens.chat import ChatScreen
 from .session_loader import SessionLoader
 
-_CLOSING_SECONDS = 3.0  # how long the app waits for the engine to end
+_CLOSING_SECONDS = 3.0  # longest wait for the engine to end
 
 THEMES = (
     Theme(
@@ -63,7 +63,7 @@ class ChatApp(App[None]):
         self, open_session: Callable[[OnStatus], Session], *, model_name: str = "the model", prompt: str | None = None
     ) -> None:
         super().__init__()
-        # Alt+Enter, and what Terminal.app sends for Shift+Enter. Textual takes it for Enter, which would send.
+        # Alt+Enter, and Shift+Enter in Terminal.app. Textual would read it as Enter, which sends the message.
         cast(dict[str, Any], ANSI_SEQUENCES_KEYS)["\x1b\r"] = (Keys.ControlJ,)
         self.loader = SessionLoader(open_session)
         self.chat = ChatScreen(self.loader, model_name=model_name, prompt=prompt)

@@ -16,9 +16,9 @@ Opener = Callable[[ChatOptions, OnStatus], Session]
 
 
 def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
-    """Chat and return the exit code. A terminal gets the full screen unless `plain`; pipes get one answer.
+    """Chat and return the exit code: full screen on a terminal unless `plain`, one answer in a pipe.
 
-    Raises: MacllmError when a chat without the full screen fails.
+    Raises: MacllmError if a chat without the full screen fails.
     """
     defaults.check(options.request())
     terminal = _is_terminal(sys.stdin) and _is_terminal(sys.stdout)

@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Key:
-    """An action and its keys. `shown` is their name in the help; empty keeps them out of it."""
+    """An action and its keys. `shown` is their name in the help; "" hides them."""
 
     id: str
     keys: str
@@ -45,7 +45,7 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
         Key("history_forward", "down,ctrl+n", "down", ""),
         Key("left", "left,ctrl+b", "cursor_left", ""),
         Key("right", "right,ctrl+f", "cursor_right", ""),
-        # macOS takes Ctrl+arrows to switch desktops, so Option moves by words.
+        # macOS uses Ctrl+arrows to switch desktops, so Option moves by words.
         Key("word_left", "ctrl+left,alt+left,alt+b", "cursor_word_left", "move by words", "Alt+B Alt+F"),
         Key("word_right", "ctrl+right,alt+right,alt+f", "cursor_word_right", ""),
         Key("delete_word_right", "alt+d,alt+delete", "delete_word_right", ""),

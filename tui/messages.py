@@ -26,7 +26,7 @@ class ModelFailed:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """The engine reports on its own work."""
+    """The engine has a status message."""
 
     status: Status
 

@@ -60,7 +60,7 @@ class PendingAnswer:
         TurnThread(self._events, on_event, on_end).start()
 
     def _measure(self, at_once: bool = False) -> None:
-        """Note the memory in use, at most once a second."""
+        """Record the memory in use, at most once a second."""
         now = time.monotonic()  # called in the turn's thread, because the engine may be slow to reply
         if at_once or now - self._measured > _MEMORY_INTERVAL_SECONDS:
             self._measured = now

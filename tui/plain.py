@@ -28,7 +28,7 @@ from .text.summary import summarize
 from .text.visible import visible
 from .turn import TurnThread
 
-_STOPPING_SECONDS = 3.0  # how long to wait for the engine to acknowledge a stop
+_STOPPING_SECONDS = 3.0  # longest wait for the engine to acknowledge a stop
 _LISTEN_SECONDS = 0.2
 _LOADING_SECONDS = 1.5  # loading is reported in a log only if it takes longer
 INTERRUPTED = 130
@@ -48,7 +48,7 @@ class LineChat:
         self._inbox: queue.SimpleQueue[ThreadMessage] = queue.SimpleQueue()
 
     def answer_once(self) -> int:
-        """Answer the prompt with the piped text attached. Raises: MacllmError when the answer is not complete."""
+        """Answer the prompt with the piped text attached. Raises: MacllmError if the answer is incomplete."""
         with _terminable(), contextlib.closing(self._loader):
             try:
                 self._start_loading()
@@ -90,7 +90,7 @@ class LineChat:
     # One turn
 
     def _handle_line(self, session: Session, line: str) -> bool:
-        """Run a command or answer a text. Returns False to end the conversation."""
+        """Run a command or answer a message. Returns False to end the conversation."""
         try:
             found = slash.parse(line)
             if found is None:
@@ -126,8 +126,8 @@ class LineChat:
         before = session.last_answer
         try:
             if self._print_answer(session, events, before, label="macllm: ") == INTERRUPTED:
-                said = session.last_answer is not before
-                self._narrator.say("stopped." if said else "stopped before the first word; the message is dropped.")
+                has_text = session.last_answer is not before
+                self._narrator.say("stopped." if has_text else "stopped before the first word; the message is dropped.")
             elif (warning := session.take_warning()) is not None:
                 self._narrator.say(warning)
         except KeyboardInterrupt:
@@ -172,7 +172,7 @@ class LineChat:
             self._narrator.say(f"The answer is cut off at the {where}.")
 
     def _print_until_end(self, timeout_seconds: float | None = None) -> MacllmError | None:
-        """Print events until the turn ends, or for `timeout_seconds` none comes. Returns the turn's error."""
+        """Print events until the turn ends, or none arrives for `timeout_seconds`. Returns the turn's error."""
         lines = CallLines()
         while (message := self._receive(timeout_seconds)) is not None:
             match message:
@@ -192,7 +192,7 @@ class LineChat:
         waited = 0.0
         while timeout_seconds is None or waited < timeout_seconds:
             with contextlib.suppress(queue.Empty):
-                # With a timeout, because Python handles a signal that arrives just before `get` only after it.
+                # With a timeout, because a signal that arrives just before `get` is handled only after `get` returns.
                 message = self._inbox.get(timeout=_LISTEN_SECONDS)
                 if not isinstance(message, EngineStatus):
                     return message
@@ -235,7 +235,7 @@ class LineChat:
         return message.session
 
     def _discard_output(self) -> int:
-        """Send buffered output to /dev/null and return 0: the reader of stdout has closed it, as `head` does."""
+        """Send buffered output to /dev/null and return 0: the reader of stdout (`head`) has closed it."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
@@ -279,7 +279,7 @@ class Printer:
         self._begun = False
 
     def raw(self, text: str) -> None:
-        """Write text unchanged. Raises: BrokenPipeError when the reader has closed the pipe."""
+        """Write text unchanged. Raises: BrokenPipeError if the reader has closed the pipe."""
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -317,14 +317,12 @@ class Narrator:
 def message(prompt: str | None, attachment: str) -> str:
     """The text to send: the prompt, then the piped text between tags that do not occur in it.
 
-    Raises: UsageError when both are empty.
+    Raises: UsageError if both are empty.
     """
     prompt = (prompt or "").strip()
     if not attachment.strip():
         if not prompt:
-            raise UsageError(
-                "There is nothing to answer.", cause="no prompt and no input", remedy='macllm chat "Hello"'
-            )
+            raise UsageError("The message is empty.", cause="no prompt and no input", remedy='macllm chat "Hello"')
         return prompt
     if not prompt:
         return attachment.strip("\n")
@@ -339,20 +337,22 @@ def message(prompt: str | None, attachment: str) -> str:
 def piped_text() -> str:
     """All of stdin as text; empty if it is closed or a terminal.
 
-    Raises: UsageError when it is not UTF-8.
+    Raises: UsageError if it is not UTF-8.
     """
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return ""
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError("The input is not text.", cause=f"not UTF-8 at byte {error.start}", remedy="iconv") from error
+        raise UsageError(
+            "The input is not UTF-8.", cause=f"invalid at byte {error.start}", remedy="convert it, as with iconv"
+        ) from error
     except OSError as error:
         raise UsageError("The input cannot be read.", cause=error.strerror) from error
 
 
 def _ask() -> str | None:
-    """The next line of the user, with backslash-continued lines joined; None at the end of the input."""
+    """The user's next message, with backslash-continued lines joined; None at the end of the input."""
     lines: list[str] = []
     while True:
         try:
@@ -371,7 +371,7 @@ def _ask() -> str | None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit with code 143 inside the block, so that it cleans up like after Ctrl-C."""
+    """Convert SIGTERM to SystemExit with code 143 inside the block, so that it cleans up as after Ctrl-C."""
 
     def terminate(number: int, frame: object) -> None:
         raise SystemExit(TERMINATED)

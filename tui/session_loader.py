@@ -1,4 +1,4 @@
-"""Loading a session in a thread, and closing it in any case. No Textual in here."""
+"""Loading a session in a thread, and closing it. No Textual in here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SessionLoader:
         threading.Thread(target=self._run, args=(post,), name="macllm-open", daemon=True).start()
 
     def close(self) -> None:
-        """Close the session, or the one still loading once it arrives. Waits for the engine to end."""
+        """Close the session, or the one still loading when it is ready. Waits for the engine to end."""
         with self._lock:
             self._closed = True
             session, self._session = self._session, None

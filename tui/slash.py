@@ -1,6 +1,6 @@
-"""The slash commands, for the full screen and the line mode alike. No Textual in here.
+"""Slash commands of the full screen and the line mode. No Textual in here.
 
-A line that starts with one slash is a command; two slashes send a text that starts with one. A command
+A line that starts with one slash is a command; two slashes send a message that starts with one. A command
 changes the session and returns an `Outcome` for the interface to carry out.
 """
 
@@ -42,7 +42,7 @@ class Clear:
 
 @dataclass(frozen=True)
 class Copy:
-    """Copy a text to the clipboard."""
+    """Copy text to the clipboard."""
 
     text: str
 
@@ -76,7 +76,7 @@ Outcome = Say | Clear | Copy | Regenerate | ShowHelp | SwitchTheme | Quit
 class Command:
     """A slash command. It calls `run`, or `run_without_model` if it needs no session.
 
-    Commands with `idle` are refused while an answer is being generated.
+    Commands with `idle` are not allowed while an answer is being generated.
     """
 
     name: str
@@ -92,12 +92,12 @@ class Command:
         return f"/{self.name} {self.argument}".rstrip()
 
     def __call__(self, session: Session | None, argument: str) -> Outcome:
-        """Run the command. Raises: UsageError if it needs a session and there is none; MacllmError."""
+        """Run the command. Raises: UsageError if it needs a session and has none; MacllmError."""
         if self.run_without_model is not None:
             return self.run_without_model(argument)
         assert self.run is not None
         if session is None:
-            raise UsageError(f"/{self.name} needs a model.", cause="none is loaded yet")
+            raise UsageError(f"/{self.name} needs a model.", cause="no model is loaded yet")
         return self.run(session, argument)
 
 
@@ -112,7 +112,7 @@ def parse(line: str) -> tuple[Command, str] | None:
         return command, argument.strip()
     near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
     remedy = f"{COMMANDS[near[0]].usage}" if near else "/help lists the commands"
-    raise UsageError(f"There is no command /{name}.", remedy=f"{remedy}; two slashes send it as text")
+    raise UsageError(f"Unknown command /{name}.", remedy=f"{remedy}; two slashes send it as text")
 
 
 def plain_text(line: str) -> str:
@@ -135,7 +135,7 @@ def _clear(session: Session, argument: str) -> Outcome:
 
 def _system(session: Session, argument: str) -> Outcome:
     if not argument:
-        return Say(f"System prompt: {session.system}" if session.system else "There is no system prompt.")
+        return Say(f"System prompt: {session.system}" if session.system else "No system prompt is set.")
     session.system = None if argument == "none" else argument
     return Say("The system prompt is removed." if session.system is None else "The system prompt is set.")
 
@@ -147,7 +147,7 @@ def _regenerate(session: Session, argument: str) -> Outcome:
 def _copy(session: Session, argument: str) -> Outcome:
     answer = session.last_answer
     if answer is None:
-        raise UsageError("There is no answer to copy.")
+        raise UsageError("No answer to copy yet.")
     if argument == "all":
         name = short_name(session.engine.info.model_name)
         return Copy(transcript.as_markdown(session.turns, model_name=name, system=session.system))
@@ -155,8 +155,8 @@ def _copy(session: Session, argument: str) -> Outcome:
         return Copy(answer.content)
     blocks = [code for _, code in _CODE.findall(answer.content + "\n")]
     if not argument.isdecimal() or not 1 <= int(argument) <= len(blocks):
-        held = f"the answer has {len(blocks)} code block{'s' * (len(blocks) != 1)}"
-        raise UsageError(f"There is no code block {argument}.", cause=held, remedy="/copy, /copy 1 or /copy all")
+        cause = f"the answer has {len(blocks)} code block{'s' * (len(blocks) != 1)}"
+        raise UsageError(f"No code block {argument}.", cause=cause, remedy="/copy, /copy 1 or /copy all")
     return Copy(blocks[int(argument) - 1])
 
 
@@ -169,7 +169,7 @@ def _save(session: Session, argument: str) -> Outcome:
     if not name or name == "--force":
         raise UsageError("/save needs a file name.", remedy="/save chat.md")
     if not session.turns:
-        raise UsageError("There is nothing to save yet.")
+        raise UsageError("No conversation to save yet.")
     path = Path(os.path.expandvars(name)).expanduser()
     model_name = short_name(session.engine.info.model_name)
     text = transcript.as_markdown(session.turns, model_name=model_name, system=session.system)
@@ -184,7 +184,7 @@ def _set(session: Session, argument: str) -> Outcome:
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, n=1)
         remedy = f"/set {near[0]} …" if near else "/set lists all settings"
-        raise UsageError(f"There is no setting {name!r}.", remedy=remedy)
+        raise UsageError(f"Unknown setting {name!r}.", remedy=remedy)
     if not value:
         return Say(f"{name} = {_shown(session, name)}")
     number = _number(name, value)
@@ -212,7 +212,7 @@ def _number(name: str, text: str) -> float | int | None:
         return int(text) if whole else float(text)
     except ValueError:
         kind = "a whole number" if whole else "a number"
-        raise UsageError(f"{name} must be {kind}.", cause=f"{text!r} is not one") from None
+        raise UsageError(f"{name} must be {kind}.", cause=f"{text!r} is not {kind}") from None
 
 
 _ALL = (

@@ -46,5 +46,5 @@ def unexpected(message: str, error: Exception) -> MacllmError:
     return MacllmError(
         message,
         cause=f"{type(error).__name__}: {error}".rstrip(": "),
-        remedy="the same again; if it fails again, please report it",
+        remedy="try again; if it fails again, please report it",
     )

@@ -1,7 +1,7 @@
 """`model_type` in a checkpoint's config.json -> the family that reads it.
 
 A family is a module with `spec(config) -> ModelSpec` and `keys(config) -> KeyMap`, and `mlx_keys(config)`
-where mlx-lm writes other names than transformers does.
+if mlx-lm's tensor names differ from transformers'.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "t5": ("t5", None),
 }
 
-# Families whose activations are known to pass 65504, the largest float16.
+# Families whose activations can exceed 65504, the largest float16.
 OUTGROWS_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "t5"})
 
 Layout = Literal["hf", "mlx"]
@@ -64,19 +64,19 @@ def text_config(config: dict) -> dict:
     inner = config.get(nested) or {}
     if not isinstance(inner, dict):
         raise CheckpointError(f"{nested} of config.json is {inner!r}, not an object", remedy="download it again")
-    # transformers 4 asks the text half whether the head is tied, transformers 5 the whole.
-    said = [half["tie_word_embeddings"] for half in (config, inner) if half.get("tie_word_embeddings") is not None]
-    tied = {"tie_word_embeddings": any(said)} if said else {}
+    # transformers 4 reads the flag from the text config, transformers 5 from the whole config.
+    flags = [part["tie_word_embeddings"] for part in (config, inner) if part.get("tie_word_embeddings") is not None]
+    tied = {"tie_word_embeddings": any(flags)} if flags else {}
     return {"model_type": f"{config['model_type']}_text", **inner, **tied}
 
 
 def spec(config: Config) -> ModelSpec:
-    """The spec that a text config describes. Raises CheckpointError for values that describe no model."""
+    """The spec that a text config describes. Raises CheckpointError for invalid values."""
     try:
         return _family(config).spec(config)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(
-            f"config.json describes no {config['model_type']}",
+            f"config.json does not describe a valid {config['model_type']} model",
             cause=f"{type(error).__name__}: {error}",
             remedy="download the checkpoint again",
         ) from error

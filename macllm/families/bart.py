@@ -25,7 +25,7 @@ from .config import Config, activation, is_tied
 
 def spec(config: Config) -> EncoderDecoderSpec:
     """The spec that `config` describes."""
-    # The table begins with two rows that no position reads.
+    # The first two rows of the table are unused.
     positions = LearnedPositions(count=config.positions("encoder.embed_positions.weight", 2), offset=2)
     embedding = embed(config, positions, NORM)
     return text_to_text(config, embedding, embedding)
@@ -40,7 +40,7 @@ def embed(
     norm: NormSpec | None,
     vocab_size: int | None = None,
 ) -> EmbeddingSpec:
-    """Tokens scaled by sqrt(D) where the config says so, and positions."""
+    """Token embeddings, scaled by sqrt(D) if `scale_embedding`, and positions."""
     dim = config["d_model"]
     return EmbeddingSpec(
         vocab_size=vocab_size or config["vocab_size"],
@@ -69,7 +69,7 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
     side = "decoder" if decoder else "encoder"
     heads = config[f"{side}_attention_heads"]
     head_dim = config["d_model"] // heads
-    sees_all = AttentionSpec(
+    attention = AttentionSpec(
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
@@ -79,8 +79,8 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
         out_bias=True,
     )
     layer = LayerSpec(
-        mixer=replace(sees_all, mask=Causal()) if decoder else sees_all,
-        cross_attention=sees_all if decoder else None,
+        mixer=replace(attention, mask=Causal()) if decoder else attention,
+        cross_attention=attention if decoder else None,
         feed_forward=MLPSpec(
             hidden=config[f"{side}_ffn_dim"],
             activation=activation(config.get("activation_function", "gelu")),
@@ -107,14 +107,14 @@ ALIASES = (("", ""), ("", "model."))
 
 
 def has_two_tables(config: Config) -> bool:
-    """True where encoder and decoder read different token tables, in a checkpoint's names or ours."""
+    """True if encoder and decoder have different token embeddings, by a checkpoint's names or ours."""
     names = ("decoder.embed_tokens.weight", "target_embedding.tokens.weight")
     separate = not config.get("share_encoder_decoder_embeddings", True)
     return separate or any(config.has_tensor(name, default=False) for name in names)
 
 
 def tables(config: Config, prefix: str = "model.") -> tuple[AnyRule, ...]:
-    """Names of the one token table, or of two and the head."""
+    """Names of the one or two token embeddings and the head."""
     head = Rule("lm_head.*", "head.proj.*")
     if not has_two_tables(config):
         return Rule(f"{prefix}shared.*", "embedding.tokens.*"), head
@@ -126,7 +126,7 @@ def tables(config: Config, prefix: str = "model.") -> tuple[AnyRule, ...]:
 
 
 def shared_table(config: Config, prefix: str = "model.") -> Tie:
-    """The tie of both token tables, and of the head where the config says so."""
+    """The tie of both token embeddings, and of the head if the config ties it."""
     head = ("lm_head",) if config.get("tie_word_embeddings") else ()
     tables = (f"{prefix}encoder.embed_tokens", f"{prefix}decoder.embed_tokens")
     return Tie(source=f"{prefix}shared", tables=tables, heads=head)

@@ -1,4 +1,4 @@
-"""BERT: an encoder whose norms follow each sum. arXiv:1810.04805."""
+"""BERT: a post-norm encoder. arXiv:1810.04805."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def spec(config: Config) -> EncoderSpec:
 
 
 def encoder(config: Config, positions: LearnedPositions, head: HeadSpec | None) -> EncoderSpec:
-    """An encoder with these positions and this head for masked tokens."""
+    """An encoder with these positions and this masked-language-model head."""
     refuse(config, is_decoder=True, add_cross_attention=True)
     refuse(config, position_embedding_type="relative_key")
     refuse(config, position_embedding_type="relative_key_query")
@@ -67,7 +67,7 @@ def norm(config: Config) -> NormSpec:
 
 
 def masked_head(config: Config, name: str, activation: Activation) -> HeadSpec | None:
-    """The head for masked tokens whose tensors begin with `name`; None where the checkpoint has none."""
+    """The masked-language-model head with tensors named `name`; None if the checkpoint has none."""
     if not config.has_tensor(f"{name}.bias", default=architecture(config).endswith("MaskedLM")):
         return None
     transform = TransformSpec(activation=activation, norm=norm(config))
@@ -75,7 +75,7 @@ def masked_head(config: Config, name: str, activation: Activation) -> HeadSpec |
 
 
 def head_ties(config: Config, table: str, head: str) -> tuple[Tie, ...]:
-    """The ties of a masked-language-model head: its bias always, its matrix as the config says."""
+    """The ties of a masked-language-model head: its bias, and its matrix if the config ties it."""
     bias = Tie(source=f"{head}.bias", tables=(f"{head}.decoder.bias",), leaves=("",))
     return (bias, Tie(source=table, heads=(f"{head}.decoder",))) if config.get("tie_word_embeddings") else (bias,)
 
@@ -94,7 +94,7 @@ def keys(config: Config) -> KeyMap:
 
 
 def body(prefix: str) -> tuple[AnyRule, ...]:
-    """Names of the encoder itself."""
+    """Names of the encoder without its head."""
     theirs, ours = prefix + "encoder.layer.{i}.", "encoder.layers.{i}."
     return (
         Drop(prefix + "embeddings.position_ids"),

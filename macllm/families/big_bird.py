@@ -1,4 +1,4 @@
-"""BigBird: BERT whose blocks of tokens see a few blocks. arXiv:2007.14062."""
+"""BigBird: BERT with block-sparse attention. arXiv:2007.14062."""
 
 from __future__ import annotations
 

@@ -47,14 +47,14 @@ _POSITION_TABLES = ("embed_positions.weight", "position_embeddings.weight")
 class Config(Mapping[str, Any]):
     """A `config.json` with its class's defaults; a missing value raises a CheckpointError that names it.
 
-    `names` are the tensors of the checkpoint it came with, where there is one: some parts (a pooler, a
-    head) are only to be seen there.
+    `names` are the names of its checkpoint's tensors, if there is a checkpoint: only these show if a model has a pooler
+    or a head.
     """
 
     def __init__(self, raw: Mapping[str, Any], names: Iterable[str] | Mapping[str, Any] | None = None):
         self._raw = complete(raw)
         self.names = None if names is None else frozenset(names)
-        # by value: whoever reads a checkpoint empties its dict
+        # a copy, because loading empties the dict of tensors
         tensors = names.items() if isinstance(names, Mapping) else ()
         self._rows = {name: array.shape[0] for name, array in tensors if name.endswith(_POSITION_TABLES)}
 
@@ -64,21 +64,21 @@ class Config(Mapping[str, Any]):
         except KeyError:
             raise CheckpointError(
                 f"config.json has no {key!r}",
-                cause=f"a {self._raw.get('model_type', 'model')} needs it",
+                cause=f"{self._raw.get('model_type', 'the model')} requires it",
                 remedy="download the checkpoint again, or add the value",
             ) from None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` where it is absent or null."""
+        """The value, or `default` if it is absent or null."""
         value = self._raw.get(key)
         return default if value is None else value
 
     def has_tensor(self, suffix: str, *, default: bool) -> bool:
-        """True where a tensor's name ends in `suffix`; `default` for a config without a checkpoint."""
+        """True if a tensor's name ends in `suffix`; `default` for a config without a checkpoint."""
         return default if self.names is None else any(name.endswith(suffix) for name in self.names)
 
     def positions(self, table: str, offset: int = 0) -> int:
-        """Positions that the config states, else those of the checkpoint's `table` after `offset` rows."""
+        """Number of positions in the config, else rows of the checkpoint's `table` after `offset`."""
         stated = self.get("max_position_embeddings")
         if stated is not None:
             return stated
@@ -104,26 +104,26 @@ def activation(name: str) -> Activation:
 
 
 def refuse(config: Config, **unsupported: Any) -> None:
-    """Raise CheckpointError when the config sets an option to a value that this family does not run."""
+    """Raise CheckpointError if the config has one of these values, which this family does not support."""
     for key, value in unsupported.items():
         if config.get(key) == value:
             raise CheckpointError(f"{key} = {value!r} of config.json is not supported for {config['model_type']}")
 
 
 def is_tied(config: Config, head: str = "lm_head") -> bool:
-    """True where the config ties the head to the token embedding and the checkpoint has no separate head."""
+    """True if the config ties the head to the token embedding and the checkpoint has no separate head."""
     return config.get("tie_word_embeddings", False) and not config.has_tensor(f"{head}.weight", default=False)
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """The class that wrote the checkpoint; "" if unknown."""
+    """The class of transformers that wrote the checkpoint; "" if unknown."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else names
     return first if isinstance(first, str) else ""
 
 
 def decoder_head(config: Config, softcap: float | None = None) -> HeadSpec | None:
-    """The language-model head; None for a bare stack (`LlamaModel`), as embedding models are stored."""
+    """The language-model head; None for a model without one (`LlamaModel`), such as an embedding model."""
     if not config.get("tie_word_embeddings") and not config.has_tensor("lm_head.weight", default=True):
         name = architecture(config)
         if name.endswith("Model") and not name.endswith("LMHeadModel"):
@@ -132,25 +132,25 @@ def decoder_head(config: Config, softcap: float | None = None) -> HeadSpec | Non
 
 
 def layer_types(config: Config, default: list[str], known: Iterable[str]) -> list[str]:
-    """The kind of each layer's attention, as listed or else by `default`.
+    """The kind of each layer's attention: `layer_types` of the config, else `default`.
 
-    Raises CheckpointError for one that is not `known`, or another number of layers.
+    Raises CheckpointError for a kind that is not in `known`, or a wrong number of layers.
     """
     listed = config.get("layer_types", default)
     kinds = sorted(known)
     if odd := [kind for kind in listed if kind not in kinds]:
         raise CheckpointError(
-            f"layer_types of config.json has {odd[0]!r}; a {config['model_type']} has {', '.join(kinds)}"
+            f"layer_types of config.json has {odd[0]!r}; {config['model_type']} supports {', '.join(kinds)}"
         )
     if len(listed) != config["num_hidden_layers"]:
         raise CheckpointError(
-            f"layer_types lists {len(listed)} layers, num_hidden_layers says {config['num_hidden_layers']}"
+            f"layer_types lists {len(listed)} layers, but num_hidden_layers is {config['num_hidden_layers']}"
         )
     return listed
 
 
 def rope_parameters(config: Config, kind: str | None = None) -> dict[str, Any]:
-    """The rotary parameters of layers of one `kind`, in the newer spelling, with `rope_theta` filled in."""
+    """The RoPE parameters of layers of one `kind`, in transformers 5's keys, with `rope_theta` filled in."""
     said: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(said, Mapping):
         raise CheckpointError(f"the rope parameters of config.json are {said!r}, not an object")
@@ -166,7 +166,7 @@ def rope_parameters(config: Config, kind: str | None = None) -> dict[str, Any]:
 
 
 def _as_number(value: Any) -> Any:
-    """A number that is written as text as a number; anything else as it is."""
+    """A number in a string as a number; other values unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -174,16 +174,16 @@ def _as_number(value: Any) -> Any:
 
 
 def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None) -> RoPESpec:
-    """The rotary positions of heads of which `head_dim` dims rotate."""
+    """The RoPE of heads of which `head_dim` dimensions rotate."""
     p = rope_parameters(config) if parameters is None else parameters
     kind = p["rope_type"]
     try:
         made = RoPESpec(dims=head_dim, base=float(p["rope_theta"]), scaling=_scaling(config, p))
-        # made here once, so that numbers that cannot be are told at loading
+        # computed once here, so that invalid parameters are reported at loading
         for length in (0, 2**31):
             waves, _ = rotation(made, made.length_class(length))
             if not all(0 < wave < math.inf for wave in waves):
-                raise ValueError("a wavelength is not above 0")
+                raise ValueError("a wavelength is not positive and finite")
     except KeyError as missing:
         raise CheckpointError(f"rope parameters of type {kind!r} have no {missing}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -193,9 +193,10 @@ def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """The positions that a model with rotary positions is made for, its RoPE scaling included.
+    """The context length of a model with RoPE, including RoPE scaling.
 
-    A `model_max_length` goes before `max_position_embeddings`, as in vLLM: Command R is trained on more than that says.
+    `model_max_length` takes precedence over `max_position_embeddings`, as in vLLM: Command R supports more than the
+    latter.
     """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     by_kind = [value for value in scaling.values() if isinstance(value, Mapping)]
@@ -205,7 +206,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 
 
 def own_limit(config: Mapping[str, Any]) -> int | None:
-    """The `model_max_length` of a config, in tokens; None for one that no sequence can have, such as 1e30."""
+    """The `model_max_length` of a config, in tokens; None for an impossible length such as 1e30."""
     limit = config.get("model_max_length")
     if isinstance(limit, str | float) and str(limit).removesuffix(".0").isdecimal():
         limit = int(float(limit))
@@ -213,20 +214,20 @@ def own_limit(config: Mapping[str, Any]) -> int | None:
 
 
 def scaled_length(length: int | None, rotations: Iterable[Mapping[str, Any]]) -> int | None:
-    """The positions that the longest of these rotations reaches, of a model with `length` in its config.
+    """The longest context length of these RoPE parameters, for a model with `length` in its config.
 
-    As vLLM counts them (its `config/model.py`): YaRN reaches the length before scaling * factor, linear and dynamic
-    scaling `length` * factor; others state the length that they reach.
+    As in vLLM (`config/model.py`): the original length * factor for YaRN, `length` * factor for linear and dynamic
+    scaling, `length` for the others.
     """
     if not length:
         return None
-    reached = [length]
+    lengths = [length]
     for scaling in rotations:
         kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
         if kind in ("yarn", "linear", "dynamic") and factor:
             before = scaling.get("original_max_position_embeddings") if kind == "yarn" else None
-            reached.append(int((before or length) * float(factor)))
-    return max(reached[1:], default=length)
+            lengths.append(int((before or length) * float(factor)))
+    return max(lengths[1:], default=length)
 
 
 def _scaling(config: Config, p: dict[str, Any]) -> RoPEScaling | None:

@@ -1,6 +1,6 @@
 """Class defaults for values that a config.json omits, and odd spellings of numbers.
 
-The table holds the defaults of transformers 5.24's config classes, as far as a model depends on them.
+The table has the defaults of transformers 5.24's config classes that affect a model's output.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Keys whose null means something else than their default: no window, no cap, as many as there are heads.
+# Keys for which null does not mean the default, but no window, no cap, or as many as heads.
 _NULLABLE = frozenset(
     ("sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping", "head_dim",
      "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
      "forced_eos_token_id")
 )  # fmt: skip
-# Keys that hold whole numbers and are in no class's defaults.
+# Keys with whole numbers that are not in the defaults of any class.
 _WHOLE = frozenset(("n_inner", "num_decoder_layers", "decoder_vocab_size", "num_key_value_heads", "head_dim"))
 _POSITIVE = frozenset(
     ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "n_embd", "n_head",
@@ -118,24 +118,24 @@ _POSITIVE = frozenset(
      "no_rope_layer_interval", "interleave_moe_layer_step", "decoder_sparse_step", "moe_intermediate_size",
      "block_size", "num_random_features")
 )  # fmt: skip
-_LONGEST = 2**31 - 1  # no sequence is longer: MLX counts along an axis in 32 bits
-# Whole numbers of which a larger one than any sequence means no more than that one.
-_REACHES = frozenset(
+_LONGEST = 2**31 - 1  # the longest sequence: MLX counts along an axis in 32 bits
+# Lengths in tokens, for which larger values than `_LONGEST` are the same as `_LONGEST`.
+_LENGTHS = frozenset(
     ("sliding_window", "attention_chunk_size", "max_window_layers", "original_max_position_embeddings")
 )
-# Layers, and the width of a head: counted out before a tensor is compared with them.
+# Numbers of layers and widths of heads: large values would take long before tensor shapes are checked.
 _SMALL = frozenset(
     ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers",
      "head_dim", "d_kv")
 )  # fmt: skip
-_MOST = 100_000  # of these; the largest models have some hundreds
+_MOST = 100_000  # limit of these; the largest models have some hundreds
 
 
 def complete(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with its class's defaults where a key is absent, or null where null says nothing.
+    """The config with its class's defaults for absent keys, and for null except in `_NULLABLE`.
 
-    Numbers that are written as text, or whole ones as floats, become numbers.
-    Raises CheckpointError for a size that is not a whole number.
+    Numbers in strings become numbers, and whole floats integers. Raises CheckpointError for a size that is not a whole
+    number.
     """
     defaults = DEFAULTS.get(str(raw.get("model_type")), {})
     given = {key: value for key, value in raw.items() if value is not None or key in _NULLABLE}
@@ -143,19 +143,19 @@ def complete(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(key: str, value: Any, default: Any) -> Any:
-    """`value` as the kind of number that its key holds; null stays null."""
+    """`value` converted to the type of its key; null stays null."""
     if value is None:
         return None
     if key.endswith("_token_id"):
         return int(value) if isinstance(value, str | float) and str(value).removesuffix(".0").isdigit() else value
     if key == "max_position_embeddings" and isinstance(value, int | float) and not 1 <= value <= _LONGEST:
-        log.warning("max_position_embeddings of config.json is %s: taken as no limit", value)
+        log.warning("max_position_embeddings of config.json is %s: ignored, no limit", value)
         return None
     if key in _WHOLE or type(default) is int:
         value = whole(key, value)
         if key in _POSITIVE and value < 1:
-            raise CheckpointError(f"{key} of config.json is {value}; it has to be at least 1")
-        if key in _REACHES:
+            raise CheckpointError(f"{key} of config.json is {value}; it must be at least 1")
+        if key in _LENGTHS:
             return min(value, _LONGEST)
         if value > (most := _MOST if key in _SMALL else _LONGEST):
             raise CheckpointError(
@@ -166,13 +166,13 @@ def _number(key: str, value: Any, default: Any) -> Any:
         taken = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
         if taken is None:
             raise CheckpointError(f"{key} of config.json is {value!r}, not true or false")
-        log.warning("%s of config.json is %r: taken as %s", key, value, taken)
+        log.warning("%s of config.json is %r: read as %s", key, value, taken)
         return taken
     return _real(key, value) if type(default) is float or key.endswith("_softcapping") else value
 
 
 def _real(key: str, value: Any) -> Any:
-    """A number that is written as text as a float."""
+    """A number in a string as a float; other numbers unchanged. Raises CheckpointError otherwise."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -184,7 +184,7 @@ def _real(key: str, value: Any) -> Any:
     check_real(key, number)
     if not isinstance(value, str):
         return value
-    log.warning("%s of config.json is the text %r: taken as %s", key, value, number)
+    log.warning("%s of config.json is the string %r: read as %s", key, value, number)
     return number
 
 
@@ -210,5 +210,5 @@ def whole(key: str, value: Any) -> Any:
         raise CheckpointError(
             f"{key} of config.json is {value!r}, not a whole number", remedy="download the checkpoint again"
         ) from None
-    log.warning("%s of config.json is %r: taken as %d", key, value, int(number))
+    log.warning("%s of config.json is %r: read as %d", key, value, int(number))
     return int(number)

@@ -1,4 +1,4 @@
-"""Models that no family of ours reads, run by mlx-lm's own classes behind the same protocol."""
+"""Models of other families, run by mlx-lm's classes behind the same protocol."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .foreign_rope import context_length, set_rotations
 
 log = logging.getLogger("macllm")
 
-_LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")  # types whose class has a table of positions
+_LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")  # types whose class has learned position embeddings
 
-# model_type -> mlx-lm's word for it, where its own table has none
+# model_type -> mlx-lm's module, for types that mlx-lm's own table lacks
 MODULES = {
     "gemma3n_text": "gemma3n",
     "muse_glimmer_text": "muse_glimmer",
@@ -37,7 +37,7 @@ MODULES = {
     "qwen3_5_text": "qwen3_5",
     "youtu": "youtu_llm",
 }
-# Type of a language model -> module and class of mlx-lm's that read its config, where this is not `ModelArgs`
+# Type of a language model -> mlx-lm's module and class for its config, if that is not `ModelArgs`
 TEXT_CLASSES = {
     "gemma3n_text": ("gemma3n", "TextConfig"),
     "gemma4_unified_text": ("gemma4_text", "ModelArgs"),
@@ -51,11 +51,11 @@ TEXT_CLASSES = {
     "qwen3_vl_moe_text": ("qwen3_moe", "ModelArgs"),
     "qwen3_vl_text": ("qwen3", "ModelArgs"),
 }
-# Types whose class wants its config under `text_config` even where the checkpoint holds the language model alone
+# Types whose class expects its config under `text_config`, also for a checkpoint of the language model alone
 _WRAPPED = frozenset({"gemma3n_text", "qwen3_5_moe_text", "qwen3_5_text"})
 
 
-# Types whose layers hand their keys on to others through caches only
+# Types whose layers share keys with other layers through their caches only
 _NEED_CACHES = frozenset({"gemma3n", "gemma3n_text"})
 
 
@@ -71,7 +71,7 @@ class ForeignLM(nn.Module):
     ) -> mx.array:
         """Logits of the next token: (B, L) -> (B, L, V). Rows may be padded on the right.
 
-        Raises CheckpointError for whatever mlx-lm's class raises.
+        Raises CheckpointError if mlx-lm's class raises.
         """
         if cache is not None:
             cache.length += tokens.shape[1]
@@ -94,19 +94,19 @@ class ForeignLM(nn.Module):
         kv_bits: int | None = None,
         left_padding: Sequence[int] | None = None,
     ) -> ForeignCache:
-        """An empty cache. Raises UsageError for what mlx-lm's caches of any model cannot do."""
+        """An empty cache. Raises UsageError for options that mlx-lm's caches do not support."""
         from mlx_lm.models.cache import make_prompt_cache
 
         if kv_bits is not None:
-            raise UsageError("a quantized cache needs a model of a known family", remedy="leave out kv_bits")
+            raise UsageError("a quantized cache needs a model of a supported family", remedy="leave kv_bits out")
         if left_padding is not None and any(left_padding):
-            raise UsageError("padded rows need a model of a known family", remedy="rows one by one")
+            raise UsageError("padded rows need a model of a supported family", remedy="batches of one row")
         return ForeignCache(make_prompt_cache(self.model), max_context)
 
 
 @dataclass
 class ForeignCache:
-    """mlx-lm's caches, one a layer, behind our protocol."""
+    """mlx-lm's caches, one per layer, behind our protocol."""
 
     layers: list[Any]
     max_context: int | None = None
@@ -119,32 +119,30 @@ class ForeignCache:
 
     @property
     def state(self) -> list[mx.array]:
-        """The arrays to evaluate so that nothing of this cache is pending."""
+        """The arrays to evaluate to complete pending work on this cache."""
         return [layer.state for layer in self.layers]
 
     def nearest(self, length: int) -> int:
-        """`length`, if these caches can go back at all; else 0."""
+        """`length` if these caches can be cut to it, else 0."""
         from mlx_lm.models.cache import can_trim_prompt_cache
 
         return length if length == self.length or can_trim_prompt_cache(self.layers) else 0
 
     def cut(self, length: int) -> None:
-        """Go back to the first `length` slots. Raises MacllmError when these caches cannot."""
+        """Keep only the first `length` slots. Raises MacllmError if these caches cannot be cut."""
         from mlx_lm.models.cache import trim_prompt_cache
 
         if self.nearest(length) < length:
-            raise MacllmError(
-                f"cannot go back to {length} tokens in this cache", remedy="compute it again with a new one"
-            )
+            raise MacllmError(f"this cache cannot be cut to {length} tokens", remedy="compute it again in a new cache")
         if length < self.length:
             trim_prompt_cache(self.layers, self.length - length)
         self.length = length
 
 
 def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
-    """The model of a folder whose `model_type` only mlx-lm knows; says so in the log.
+    """The model of a folder whose `model_type` only mlx-lm supports; logs a warning.
 
-    Raises CheckpointError for a type that it does not know, for a config that its class would not obey, and for
+    Raises CheckpointError for an unsupported type, for a config with options that mlx-lm's class ignores, and for
     a class whose logits are known to be wrong.
     """
     kind = str(config.get("model_type"))
@@ -154,9 +152,9 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
 
     try:
         _get_classes({**config, "model_type": MODULES.get(kind, kind)})
-    except (ValueError, AttributeError) as error:  # mlx-lm keeps other modules beside its classes
+    except (ValueError, AttributeError) as error:  # AttributeError: a module of mlx-lm without a model class
         raise _unsupported(kind) from error
-    log.warning("%s is not a family of macllm's: mlx-lm's class runs it, with stock kernels", kind)
+    log.warning("macllm has no family for %s: mlx-lm's class runs it, without macllm's kernels", kind)
 
     text = text_config(config)
     try:
@@ -179,7 +177,7 @@ def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that describes the language model, with its own `model_type`."""
+    """The part of a config that describes the language model, with its `model_type`."""
     nested = config.get("text_config")
     if not isinstance(nested, dict):
         return config
@@ -188,7 +186,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def args_class(kind: str) -> type:
-    """mlx-lm's class that reads the config of a language model of this type. Raises ValueError for none."""
+    """mlx-lm's config class for a language model of this type. Raises ValueError for an unknown type."""
     from mlx_lm.utils import _get_classes
 
     if kind in TEXT_CLASSES:
@@ -204,7 +202,7 @@ def _reads(kind: str) -> frozenset[str]:
 
 
 def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
-    """The whole config, its language model spelled as mlx-lm's class reads it."""
+    """The whole config, with the language model's part in the keys of mlx-lm's class."""
     kind = text["model_type"]
     mended = OBEYED.get(kind, frozenset())
     made = respelled_for(kind, text, _reads(kind) | mended, spellings.unread(kind) - mended)
@@ -212,7 +210,7 @@ def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, float):
             check_real(key, value)
     if text is not config:
-        # Gemma 4's outer class takes this size from outside.
+        # Gemma 4's outer class reads this size from the outer config.
         return {**config, "text_config": made, "vocab_size": made.get("vocab_size")}
     if kind in _WRAPPED:
         return {"model_type": MODULES[kind], "text_config": made}
@@ -221,9 +219,9 @@ def translated(config: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _blank(folder: Path) -> Iterator[Path]:
-    """A folder in which mlx-lm's loader finds a checkpoint without tensors: the weights are read here.
+    """A temporary checkpoint folder without tensors for mlx-lm's loader; macllm loads the weights itself.
 
-    Left to itself it reads every file named model*.safetensors, copies and remains of other checkpoints among them.
+    mlx-lm's loader would read every file named model*.safetensors, also copies and files of other checkpoints.
     """
     with TemporaryDirectory(prefix="macllm-") as name:
         blank = Path(name)
@@ -238,7 +236,7 @@ def _blank(folder: Path) -> Iterator[Path]:
 def _classes(
     whole: dict[str, Any], text: dict[str, Any], folder: Path
 ) -> Callable[[dict], tuple[Callable[[Any], nn.Module], type]]:
-    """A callback for mlx-lm's loader: its classes, with weights rearranged and rotations set."""
+    """A callback for mlx-lm's loader: its classes, with weights rearranged and RoPE corrected."""
     from mlx_lm.utils import _get_classes
 
     def classes(config: dict[str, Any]) -> tuple[Callable[[Any], nn.Module], type]:
@@ -250,10 +248,10 @@ def _classes(
             mend(theirs, text["model_type"], text)
             sanitize = getattr(theirs, "sanitize", dict)
             tied = any(part.get("tie_word_embeddings") is not False for part in (whole, text))
-            said = (part.get("tie_word_embeddings") for part in (text, whole, spellings.completed(text)))
-            sure = next((value for value in said if value is not None), None) is True
-            spoken = {**text, "tie_word_embeddings": tied, "surely_tied": sure}
-            theirs.sanitize = lambda _: rearranged(load_folder(folder, small_floats=True), theirs, spoken, sanitize)
+            flags = (part.get("tie_word_embeddings") for part in (text, whole, spellings.completed(text)))
+            sure = next((value for value in flags if value is not None), None) is True
+            known = {**text, "tie_word_embeddings": tied, "surely_tied": sure}
+            theirs.sanitize = lambda _: rearranged(load_folder(folder, small_floats=True), theirs, known, sanitize)
             return theirs
 
         return build, reader
@@ -262,24 +260,24 @@ def _classes(
 
 
 def _unsupported(kind: str, cause: str = "neither macllm nor mlx-lm has a class for it") -> CheckpointError:
-    """The error for a family that runs nowhere, or wrongly."""
+    """The error for a family without a class, or with a wrong one."""
     return CheckpointError(
         f"model_type {kind!r} is not supported",
         cause=cause,
-        remedy="a checkpoint of another family: macllm models ls, for those that are here",
+        remedy="a checkpoint of another family; macllm models ls lists downloaded models",
     )
 
 
 def _failed(kind: str, does: str, error: BaseException) -> CheckpointError:
-    """Our error for one of theirs."""
+    """The CheckpointError for an exception of mlx-lm's class while it `does` ("loads" or "runs")."""
     if str(error).startswith("Model type ") and str(error).endswith(" not supported."):
         return _unsupported(kind)
     lines = str(error).strip().splitlines()
-    said = " ".join(line.strip() for line in lines[:4])
-    if not said or isinstance(error, KeyError | SystemExit | AssertionError | AttributeError | IndexError):
-        said = f"{type(error).__name__}: {said}".rstrip(": ")
+    message = " ".join(line.strip() for line in lines[:4])
+    if not message or isinstance(error, KeyError | SystemExit | AssertionError | AttributeError | IndexError):
+        message = f"{type(error).__name__}: {message}".rstrip(": ")
     return CheckpointError(
-        f"model_type {kind!r} is no family of macllm's, and mlx-lm's class for it fails as it {does}",
-        cause=said,
-        remedy="a checkpoint of another family: macllm models ls, for those that are here",
+        f"macllm has no family for model_type {kind!r}, and mlx-lm's class for it fails as it {does}",
+        cause=message,
+        remedy="a checkpoint of another family; macllm models ls lists downloaded models",
     )

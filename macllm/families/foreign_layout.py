@@ -14,36 +14,36 @@ from macllm.errors import CheckpointError
 
 from . import spellings
 
-# Types that load and answer wrongly, or cannot be read, and why.
+# Types that mlx-lm loads but computes wrongly, or cannot load, and the reason.
 KNOWN_WRONG: dict[str, str] = {
     "bailing_hybrid": "mlx-lm's class of that name has Lightning attention, transformers' has Kimi's delta rule",
     "minimax": "mlx-lm's class of that name is MiniMax M2's, without Lightning attention",
-    "olmo_hybrid": "mlx-lm's class gives other logits than the model has",
-    "olmo": "mlx-lm's class needs the package ai2-olmo and reads that package's checkpoints only",
+    "olmo_hybrid": "mlx-lm's class gives wrong logits",
+    "olmo": "mlx-lm's class needs the package ai2-olmo and supports only that package's checkpoints",
 }
 
 
 def respelled_for(
     kind: str, config: Mapping[str, Any], reads: Collection[str], ignored: Collection[str] = ()
 ) -> dict[str, Any]:
-    """`spellings.respell`, and what one class alone wants."""
-    own = _TELLS.get(kind, frozenset())
+    """`spellings.respell`, with the exceptions for single classes."""
+    own = _OWN_MEANING.get(kind, frozenset())
     given = {key: config[key] for key in config if key not in own}
     made = spellings.respell(given, frozenset(reads) - own, ignored)
     if kind in _ONE_UNSCALED and spellings.first(made, ("num_experts_per_tok", "num_experts_per_token")) == 1:
         raise CheckpointError(
             f"num_experts_per_tok = 1 of config.json is not supported for {kind!r}",
-            cause="mlx-lm's class renormalizes the weights of several experts only",
-            remedy="a checkpoint of another family, or one with several experts a token",
+            cause="mlx-lm's class renormalizes weights only for several experts",
+            remedy="a checkpoint of another family, or one with several experts per token",
         )
     if kind in _WORDS and made.get("layer_types"):
         made["layer_types"] = [_WORDS[kind].get(word, word) for word in made["layer_types"]]
     return made | (_PARTICULAR[kind](config, made) if kind in _PARTICULAR else {})
 
 
-# Keys that a class means otherwise than `spellings`, worked out by `_PARTICULAR`.
-_TELLS = {"exaone4": frozenset({"sliding_window_pattern"})}
-# Types whose class leaves the weight of a single expert as it is; DeepSeek's router is mended.
+# Keys with another meaning in a class than in `spellings`, computed by `_PARTICULAR`.
+_OWN_MEANING = {"exaone4": frozenset({"sliding_window_pattern"})}
+# Types whose class does not renormalize the weight of a single expert; DeepSeek's router is fixed in foreign_mend.
 _ONE_UNSCALED = frozenset({"afmoe", "kimi_linear"})
 _MAMBA = {"linear_attention": "mamba", "full_attention": "attention"}
 _WORDS = {"granitemoehybrid": _MAMBA}
@@ -56,7 +56,7 @@ def _exaone4(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, An
 
 
 def _kimi_linear(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """No layer of it rotates, as the newer spelling takes for granted."""
+    """Its layers have no RoPE, which transformers 5's config implies."""
     return {"rope_theta": made.get("rope_theta") or 10_000.0, "mla_use_nope": made.get("mla_use_nope", True)}
 
 
@@ -65,9 +65,9 @@ def _head(config: Mapping[str, Any]) -> int:
 
 
 def _mimo(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of the remote code's config, which transformers has in other words or takes for granted."""
+    """Keys of the remote code's config, which transformers renames or implies."""
     sinks = "attention_sink_bias"
-    told = {
+    implied = {
         "moe_layer_freq": [int(kind == "sparse") for kind in config.get("mlp_layer_types") or ()],
         "add_swa_attention_sink_bias": config.get(f"add_swa_{sinks}", True),
         "add_full_attention_sink_bias": config.get(f"add_full_{sinks}", False),
@@ -76,11 +76,11 @@ def _mimo(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
         "swa_num_key_value_heads": 2 * made["num_key_value_heads"],
         **{f"swa_{key}": made[key] for key in ("num_attention_heads", "head_dim", "v_head_dim")},
     }
-    return {key: value for key, value in told.items() if key not in config}
+    return {key: value for key, value in implied.items() if key not in config}
 
 
 def _minicpm3(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """Its class stretches always: by one, where the config says nothing."""
+    """Its class requires RoPE scaling: factors of 1 for a config without it."""
     if made.get("rope_scaling"):
         return {}
     length = made["max_position_embeddings"]
@@ -88,7 +88,7 @@ def _minicpm3(config: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, A
 
 
 def _absent(**values: Any) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
-    """Values that a class requires and that transformers implies."""
+    """Values that a class requires and transformers' config omits."""
     return lambda config, made: {key: value for key, value in values.items() if made.get(key) is None}
 
 
@@ -111,8 +111,8 @@ _PARTICULAR: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str
 }
 
 
-# Tensors of a multimodal checkpoint beside its language model's.
-_OTHER_SENSES = re.compile(
+# Tensors of a multimodal checkpoint outside of its language model.
+_OTHER_MODALITIES = re.compile(
     r"(model\.)?(visual|vision_\w+|audio_\w+|embed_(vision|audio)|multi_modal_projector|mm_projector|patch_merge_mlp)\."
 )
 
@@ -123,38 +123,38 @@ def rearranged(
     config: Mapping[str, Any],
     sanitize: Callable[[dict[str, mx.array]], dict[str, mx.array]],
 ) -> dict[str, mx.array]:
-    """The tensors under the names of mlx-lm's class, whatever spelling of them the checkpoint has.
+    """The tensors under the names of mlx-lm's class, from any layout of the checkpoint.
 
-    Raises CheckpointError for a head of its own that the class would leave out.
+    Raises CheckpointError for a separate head that the class would ignore.
     """
     kind = config.get("model_type")
     weights = {
         name: array
         for name, array in weights.items()
-        if not _OTHER_SENSES.match(name) and not name.endswith("rotary_emb.inv_freq")
+        if not _OTHER_MODALITIES.match(name) and not name.endswith("rotary_emb.inv_freq")
     }
     if kind in _TENSORS:
         weights = _TENSORS[kind](weights, config)
     given = dict(weights)
     made = sanitize(weights)
-    wanted = dict(tree_flatten(model.parameters()))  # some classes give up their head only now
-    made |= {name: value for name, value in _filled(given, wanted, config) if name not in made}
+    expected = dict(tree_flatten(model.parameters()))  # after sanitize, which in some classes removes the head
+    made |= {name: value for name, value in _filled(given, expected, config) if name not in made}
     if config.get("surely_tied"):
-        _table_of_head(given, wanted, made)
-    head = next((name for name in wanted if name.endswith("lm_head.weight")), None)
+        _table_of_head(given, expected, made)
+    head = next((name for name in expected if name.endswith("lm_head.weight")), None)
     if head is not None and head not in made and config.get("tie_word_embeddings") is not False:
         table = next((name for name in made if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
         for part in ("weight", "scales", "biases"):
             source = table.replace("weight", part) if table else ""
             if source in made:
                 made[head.replace("weight", part)] = made[source]
-    _check_head(given, wanted, made)
+    _check_head(given, expected, made)
     return made
 
 
-def _table_of_head(given: dict[str, mx.array], wanted: dict[str, Any], made: dict[str, mx.array]) -> None:
-    """Make the token table of tied matrices that the checkpoint has under the head's name alone."""
-    table = next((name for name in wanted if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+def _table_of_head(given: dict[str, mx.array], expected: dict[str, Any], made: dict[str, mx.array]) -> None:
+    """Fill the token embedding of tied matrices that are stored only under the head's name."""
+    table = next((name for name in expected if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
     head = next((name for name in given if name.endswith("lm_head.weight")), None)
     if table is None or head is None or table in made:
         return
@@ -162,35 +162,35 @@ def _table_of_head(given: dict[str, mx.array], wanted: dict[str, Any], made: dic
         source, target = head.removesuffix("weight") + part, table.removesuffix("weight") + part
         if source in given:
             made[target] = given[source]
-        if source in made and source not in wanted:
+        if source in made and source not in expected:
             del made[source]
 
 
 def _filled(
-    given: dict[str, mx.array], wanted: dict[str, Any], config: Mapping[str, Any]
+    given: dict[str, mx.array], expected: dict[str, Any], config: Mapping[str, Any]
 ) -> Iterator[tuple[str, mx.array]]:
-    """Tensors that `sanitize` leaves out, and such as stand in a class unused."""
+    """Tensors that `sanitize` drops, and zeros for unused parameters of a class."""
     kind, shared = config.get("model_type"), config.get("num_kv_shared_layers") or 0
     first_shared = (config.get("num_hidden_layers") or 0) - shared
-    for name, array in wanted.items():
+    for name, array in expected.items():
         if name.endswith(".selection_bias"):  # of ERNIE's experts, see foreign_mend
             source = name.replace(".selection_bias", ".moe_statics.e_score_correction_bias")
             yield name, given[source].flatten() if source in given else mx.zeros(array.shape)
         layer = re.search(r"layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)", name)
         if kind == "gemma3n_text" and shared and layer and int(layer[1]) >= first_shared:
-            yield name, mx.zeros(array.shape)  # these layers take the keys and values of others
+            yield name, mx.zeros(array.shape)  # these layers use the keys and values of others
 
 
-def _check_head(given: dict[str, mx.array], wanted: dict[str, Any], made: dict[str, mx.array]) -> None:
-    """Raise CheckpointError where the checkpoint's head is neither used nor the same as its token table."""
+def _check_head(given: dict[str, mx.array], expected: dict[str, Any], made: dict[str, mx.array]) -> None:
+    """Raise CheckpointError if the checkpoint's head is neither used nor equal to its token embedding."""
     head = next((name for name in given if name.endswith("lm_head.weight")), None)
-    if head is None or any(name.endswith("lm_head.weight") for name in (*wanted, *made)):
+    if head is None or any(name.endswith("lm_head.weight") for name in (*expected, *made)):
         return
     table = next((n for n in given if n.endswith(("embed_tokens.weight", "embeddings.weight", "wte.weight"))), None)
     if table is not None and (given[table].shape != given[head].shape or not mx.array_equal(given[table], given[head])):
         raise CheckpointError(
             f"{head} differs from {table}",
-            cause="mlx-lm's class computes logits with the token table and would leave the head out",
+            cause="mlx-lm's class computes logits with the token embedding and ignores the head",
             remedy="a checkpoint of another family, or one with tied embeddings",
         )
 
@@ -200,7 +200,7 @@ Rearrange = Callable[[Tensors, Mapping[str, Any]], Tensors]
 
 
 def _falcon_h1(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """The class folds two of the multipliers into no matrix; tensors that it wrote itself are left alone."""
+    """The class ignores two multipliers: fold them into the matrices, unless mlx-lm wrote the checkpoint."""
     conv = weights.get("model.layers.0.mamba.conv1d.weight")
     if conv is None or conv.shape[-1] <= conv.shape[1]:
         return weights
@@ -215,14 +215,14 @@ def _falcon_h1(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
 
 
 def _longcat(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Experts that hand on their input have matrices in the checkpoint, which nothing reads."""
+    """Drop the unused matrices of identity experts."""
     first, last = config["n_routed_experts"], config["n_routed_experts"] + config.get("zero_expert_num", 0)
     unused = tuple(f".experts.{i}." for i in range(first, last))
     return {name: array for name, array in weights.items() if not any(part in name for part in unused)}
 
 
 def _gpt_oss(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Experts of transformers 5 as 16-bit stacks: (E, in, out), gates and ups in turn along out."""
+    """Experts of transformers 5 as 16-bit stacks: (E, in, out), gate and up interleaved along out."""
     made: dict[str, mx.array] = {}
     for name, array in weights.items():
         if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
@@ -232,7 +232,7 @@ def _gpt_oss(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
 
 
 def _gpt_bigcode(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Rows of a head's query, key and value follow one another where heads have keys of their own."""
+    """Without multi-query attention, query, key and value rows are grouped by head: regroup them."""
     if config.get("multi_query") is not False:
         return weights
     heads = config.get("n_head") or config.get("num_attention_heads") or 12
@@ -245,7 +245,7 @@ def _gpt_bigcode(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
 
 
 def _renamed(*pairs: tuple[str, str]) -> Rearrange:
-    """Tensors under other names: each pattern replaced in turn."""
+    """A function that renames tensors: each pattern is replaced, in order."""
 
     def rename(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
         made: dict[str, mx.array] = {}
@@ -259,7 +259,7 @@ def _renamed(*pairs: tuple[str, str]) -> Rearrange:
 
 
 def _stacked(weights: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Experts one by one, as transformers saves them, in stacks."""
+    """Stack experts that transformers saves one by one."""
     made, experts = {}, {}
     for name, array in weights.items():
         if found := re.fullmatch(r"(.*\.mlp)\.experts\.(\d+)\.(\w+)\.weight", name):

@@ -1,4 +1,4 @@
-"""Lines of mlx-lm's classes that compute something else than the model does, replaced after loading."""
+"""Fixes for faulty computations in mlx-lm's classes, applied after loading."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ def _activation(config: Mapping[str, Any]) -> Callable[[mx.array], mx.array]:
     if name not in ACTIVATIONS:
         raise CheckpointError(
             f"activation {name!r} of config.json is not supported",
-            cause=f"known are {', '.join(ACTIVATIONS)}",
+            cause=f"supported are {', '.join(ACTIVATIONS)}",
             remedy="a checkpoint of another family",
         )
     return ACTIVATIONS[name]
 
 
 def _plain_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class has exact GELU, whatever the config says."""
+    """Fix: the class always uses exact GELU and ignores the config."""
     act = _activation(config)
     return lambda self, x: self.c_proj(act(self.c_fc(x)))
 
 
 def _gemma_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class has exact GELU; checkpoints that say "gelu" mean its approximation (transformers#29402)."""
+    """Fix: the class uses exact GELU; "gelu" in these configs means the tanh one (transformers#29402)."""
     name = config.get("hidden_act") or "gelu"
     act = _activation({"hidden_act": "gelu_pytorch_tanh" if name == "gelu" else name})
     return lambda self, x: self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
 
 
 def _jamba_experts(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class shares out one among the chosen experts; Jamba's weights are those of all."""
+    """Fix: the class applies softmax to the chosen experts only; Jamba applies it to all."""
 
     def call(self: Any, x: mx.array) -> mx.array:
         weights = mx.softmax(self.router(x), axis=-1, precise=True)
@@ -79,13 +79,13 @@ def _jamba_experts(config: Mapping[str, Any]) -> Callable[..., mx.array]:
 
 
 def _neox_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class has approximate GELU, whatever the config says."""
+    """Fix: the class always uses approximate GELU and ignores the config."""
     act = _activation({"hidden_act": config.get("hidden_act") or "gelu"})
     return lambda self, x: self.dense_4h_to_h(act(self.dense_h_to_4h(x)))
 
 
 def _nemotron_mlp(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class has the square of ReLU, whatever the config says."""
+    """Fix: the class always uses squared ReLU and ignores the config."""
     act = _activation({"hidden_act": config.get("hidden_act") or "relu2"})
     return lambda self, x: self.down_proj(act(self.up_proj(x)))
 
@@ -96,8 +96,8 @@ def _chosen(
 ) -> tuple[mx.array, mx.array]:
     """Experts of each token and their weights: (..., E) -> (..., k) twice.
 
-    Experts of groups left out are never chosen, and the weights of one expert are renormalized like those of many:
-    arXiv:2412.19437 section 2.1.2, as transformers' DeepseekV3TopkRouter computes it.
+    Experts of excluded groups are never chosen, and the weight of a single expert is renormalized too:
+    arXiv:2412.19437 section 2.1.2, as in transformers' DeepseekV3TopkRouter.
     """
     scores = mx.sigmoid(scores.astype(mx.float32))
     biased = scores + bias
@@ -115,12 +115,12 @@ def _chosen(
 
 
 def _route(self: Any, x: mx.array) -> tuple[mx.array, mx.array]:
-    """Fix: the class scores masked-out groups 0, above a negative bias, and never renormalizes one."""
+    """Fix: the class scores excluded groups 0, above a negative bias, and never renormalizes one expert."""
     return _chosen(x @ self.weight.T, self.e_score_correction_bias, *(getattr(self, key) for key in _ROUTED_BY))
 
 
 def _ernie_experts(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class leaves out the bias by which experts are chosen, and not weighed."""
+    """Fix: the class ignores the bias that affects the choice of experts, but not their weights."""
 
     def call(self: Any, x: mx.array) -> mx.array:
         weights = self.gate_act(self.gate(x).astype(mx.float32))
@@ -136,7 +136,7 @@ def _ernie_experts(config: Mapping[str, Any]) -> Callable[..., mx.array]:
 
 
 def _minicpm3(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class divides what goes into a head of its own, and not what goes into the token table."""
+    """Fix: the class scales the input of a separate head, but not of a tied one."""
     from mlx_lm.models.minicpm3 import Model
 
     factor = config.get("dim_model_base", 256) / config.get("hidden_size", 2560)
@@ -149,7 +149,7 @@ def _minicpm3(config: Mapping[str, Any]) -> Callable[..., mx.array]:
 
 
 def _mamba2_norm(config: Mapping[str, Any]) -> Callable[..., mx.array]:
-    """The class norms all channels together; Mamba 2 each group of them."""
+    """Fix: the class normalizes all channels together; Mamba 2 normalizes each group."""
     groups = config.get("mamba_n_groups", 1) if "mamba_n_heads" in config else config.get("n_groups", 8)
 
     def call(self: Any, hidden: mx.array, gate: mx.array | None = None) -> mx.array:
@@ -161,7 +161,7 @@ def _mamba2_norm(config: Mapping[str, Any]) -> Callable[..., mx.array]:
     return call
 
 
-# Type -> class of mlx-lm's -> what makes its `__call__`, given the config.
+# Type -> class of mlx-lm -> function from the config to the class's new `__call__`.
 _MENDS: dict[str, dict[str, Callable[[Mapping[str, Any]], Callable[..., mx.array]]]] = {
     "ernie4_5_moe": {"Ernie4_5_MoeMLP": _ernie_experts},
     "gemma": {"MLP": _gemma_mlp},
@@ -174,11 +174,11 @@ _MENDS: dict[str, dict[str, Callable[[Mapping[str, Any]], Callable[..., mx.array
     "nemotron": {"MLP": _nemotron_mlp},
     "starcoder2": {"MLP": _plain_mlp},
 }
-# DeepSeek's router under its names in mlx-lm, and what it goes by, in the order of `_chosen`.
+# mlx-lm's names of DeepSeek's router, and its attributes in the order of `_chosen`'s parameters.
 _ROUTERS = frozenset({"MoEGate", "Dots1TopkRouter"})
 _ROUTED_BY = ("top_k", "n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob")
-_INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})  # their keys are normed with 1e-6
-# Config keys that a mend obeys, beside those that the class reads.
+_INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})  # the norm of their indexer's keys has an epsilon of 1e-6
+# Config keys that a fix uses, in addition to those of the class.
 OBEYED: dict[str, frozenset[str]] = {
     "gemma": frozenset({"hidden_act"}),
     "gpt_bigcode": frozenset({"activation_function"}),

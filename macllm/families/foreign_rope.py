@@ -1,7 +1,7 @@
-"""Rotary positions of mlx-lm's classes, set to what the config says where the class does otherwise.
+"""Corrections of RoPE in mlx-lm's classes that do not follow the config.
 
-Its classes round YaRN's range always, take LongRoPE's long factors at any length, leave out given attention
-factors, and some read no stretching at all.
+They always round YaRN's range, use LongRoPE's long factors at any length and ignore attention factors, and some
+ignore RoPE scaling altogether.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from macllm.nn.spec import DynamicScaling, LongScaling, RoPESpec
 from . import spellings
 from .config import Config, own_limit, rope, scaled_length
 
-# Classes of mlx-lm's, by name, that stretch rotations, and the attribute that holds their dims.
-_STRETCHED = {
+# mlx-lm's classes of scaled RoPE, and their attribute with the number of dimensions.
+_SCALED = {
     "DeepseekV2YarnRotaryEmbedding": "",
     "DynamicNTKScalingRoPE": "dims",
     "Llama3RoPE": "dims",
     "SuScaledRoPE": "dim",
     "YarnRoPE": "dims",
 }
-# Types whose rotations pair neighbouring dims.
+# Types whose RoPE pairs neighbouring dimensions.
 _NEIGHBOURS = frozenset({
     "deepseek_v2", "deepseek_v3", "deepseek_v32", "ernie4_5", "ernie4_5_moe", "glm4_moe_lite", "glm_moe_dsa",
     "longcat_flash", "mistral4", "youtu",
@@ -37,7 +37,7 @@ _TYPES = frozenset({"default", "linear", "dynamic", "llama3", "yarn", "longrope"
 
 
 class Rotation(nn.Module):
-    """Rotary positions of one `RoPESpec`, called as mlx-lm calls them."""
+    """RoPE of one `RoPESpec`, with the interface of mlx-lm's classes."""
 
     def __init__(self, spec: RoPESpec, magnitudes: tuple[float, float] | None = None):
         """`magnitudes`: scales of the rotated dims within and past the trained length, if a config has them."""
@@ -71,39 +71,39 @@ class Rotation(nn.Module):
 
 
 def set_rotations(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Put right the rotations of a model of mlx-lm's that its class does otherwise than `config` says.
+    """Replace the RoPE modules of an mlx-lm model that do not follow `config`.
 
-    Raises CheckpointError for a kind of stretching that is not known.
+    Raises CheckpointError for an unsupported rope_type.
     """
     found = spellings.rotations(config)
     for parameters in found.values():
         if parameters["rope_type"] not in _TYPES:
             raise CheckpointError(
                 f"rope_type {parameters['rope_type']!r} of config.json is not supported",
-                cause=f"known are {', '.join(sorted(_TYPES))}",
+                cause=f"supported are {', '.join(sorted(_TYPES))}",
                 remedy="a checkpoint of another family",
             )
     kinds = spellings.layer_kinds(config) or []
     modules = [(path, parent, name, child) for path, parent in model.named_modules() for name, child in _ropes(parent)]
-    some_stretch = any(type(child).__name__ in _STRETCHED for *_, child in modules)
+    any_scaled = any(type(child).__name__ in _SCALED for *_, child in modules)
     for path, parent, name, child in modules:
         layer = re.search(r"layers\.(\d+)", f"{path}.{name}")
         kind = kinds[int(layer[1])] if layer and int(layer[1]) < len(kinds) else None
         parameters = found.get(kind, found.get(None))
-        if parameters is None or (isinstance(child, nn.RoPE) and some_stretch and None in found):
-            continue  # a class that stretches some layers alone knows which
-        setattr(parent, name, _right(child, config, parameters, f"{path}.{name}"))
+        if parameters is None or (isinstance(child, nn.RoPE) and any_scaled and None in found):
+            continue  # the class itself scales RoPE in some layers only
+        setattr(parent, name, _corrected(child, config, parameters, f"{path}.{name}"))
 
 
 def _ropes(parent: nn.Module) -> list[tuple[str, nn.Module]]:
     children: dict[str, Any] = parent.children() if isinstance(parent, nn.Module) else {}
-    return [(n, c) for n, c in children.items() if isinstance(c, nn.RoPE) or type(c).__name__ in _STRETCHED]
+    return [(n, c) for n, c in children.items() if isinstance(c, nn.RoPE) or type(c).__name__ in _SCALED]
 
 
-def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any], path: str) -> nn.Module:
-    """The module itself where it does what `parameters` say, else one of ours."""
+def _corrected(module: Any, config: Mapping[str, Any], parameters: dict[str, Any], path: str) -> nn.Module:
+    """The module itself if it follows `parameters`, else a `Rotation`."""
     plain = isinstance(module, nn.RoPE)
-    dims = module.dims if plain else getattr(module, _STRETCHED[type(module).__name__], 0) or 2 * module._freqs.size
+    dims = module.dims if plain else getattr(module, _SCALED[type(module).__name__], 0) or 2 * module._freqs.size
     share, head = parameters.get("partial_rotary_factor"), config.get("head_dim")
     if share and head and dims == head:
         dims = int(head * share)
@@ -121,7 +121,7 @@ def _right(module: Any, config: Mapping[str, Any], parameters: dict[str, Any], p
 
 
 def _interleaved(config: Mapping[str, Any], path: str) -> bool:
-    """The pairing of a stretched rotation that does not say it: neighbours instead of halves."""
+    """True if a scaled RoPE without this attribute pairs neighbouring dimensions instead of halves."""
     kind = config.get("model_type")
     if ".indexer." in path:
         return bool(config.get("indexer_rope_interleave", kind == "glm_moe_dsa"))
@@ -129,9 +129,9 @@ def _interleaved(config: Mapping[str, Any], path: str) -> bool:
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """The context length of an mlx-lm model under any key, RoPE scaling included."""
+    """The context length of an mlx-lm model under any key, including RoPE scaling."""
     names = next(names for names in spellings.ALIASES if "max_position_embeddings" in names)
     before = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
-    stretched = [before | parameters for parameters in spellings.rotations(config).values()]
+    scaled = [before | parameters for parameters in spellings.rotations(config).values()]
     full = spellings.completed(config)
-    return scaled_length(own_limit(full) or spellings.first(full, names), stretched)
+    return scaled_length(own_limit(full) or spellings.first(full, names), scaled)

@@ -1,4 +1,4 @@
-"""Gemma 2: sandwiched norms, capped logits, local and global layers in turn. arXiv:2408.00118."""
+"""Gemma 2: sandwich norms, capped logits, alternating local and global layers. arXiv:2408.00118."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def spec(config: Config) -> DecoderSpec:
 
 
 def attention(config: Config) -> AttentionSpec:
-    """Llama's attention with a score scale and a cap of its own."""
+    """Llama's attention with `query_pre_attn_scalar` and capped logits."""
     return replace(
         llama.attention(config),
         scale=config.get("query_pre_attn_scalar", 256) ** -0.5,

@@ -13,7 +13,7 @@ from .config import Config, layer_types, rope, rope_parameters
 
 def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
-    # Scores are not capped: transformers' class keeps attn_logit_softcapping and never passes it on.
+    # Scores are not capped: transformers' class reads attn_logit_softcapping but does not use it.
     normed = QKNormSpec(norm=gemma2.norm(config), over="head")
     attention = replace(gemma2.attention(config), qk_norm=normed, logit_softcap=None)
     parameters = {"full_attention": rope_parameters(config, "full_attention"), "sliding_attention": _local(config)}
@@ -26,7 +26,7 @@ def spec(config: Config) -> DecoderSpec:
         config, ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(count)], kinds
     )
     decoder = gemma2.decoder(config, tuple(gemma2.layer(config, kinds[kind]) for kind in pattern))
-    # This family's max_position_embeddings is what its scaled RoPE reaches.
+    # In this family max_position_embeddings includes RoPE scaling.
     return replace(decoder, context_length=config.get("max_position_embeddings"))
 
 

@@ -1,8 +1,8 @@
-"""The part of a checkpoint's configs that says how its answers begin and end.
+"""Generation settings of a checkpoint, from generation_config.json and config.json.
 
 The order is that of transformers' `GenerationConfig.from_model_config`: generation_config.json, the outer config.json,
-its text half, and, only where there is no generation_config.json, the defaults of the config's class. A
-generation_config.json leaves only tokens to the other files, no wishes.
+its text config, and, only without a generation_config.json, the defaults of the config's class. Beside a
+generation_config.json, the other files give only token ids, no sampling settings.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ log = logging.getLogger("macllm")
 _TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")
 _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 _LISTED = frozenset(("eos_token_id", "forced_eos_token_id"))
-# What else older checkpoints say of generation in config.json, where they have no generation_config.json.
-_WISHES = (
+# Further settings in config.json of older checkpoints without a generation_config.json.
+_SAMPLING = (
     *("do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty"),
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens"),
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
     *("suppress_tokens", "begin_suppress_tokens"),
     *("num_beams", "diversity_penalty", "penalty_alpha", "encoder_repetition_penalty", "num_return_sequences"),
 )
-_HALVES = ("decoder", "generator", "text_config")
+_PARTS = ("decoder", "generator", "text_config")
 
 
 def generation_config(config: Mapping[str, Any], file: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
     """The generation config of a checkpoint: config.json, updated by `file`, its generation_config.json.
 
-    `kind` is the `model_type` of the text half. A token id that is none is left out, with a note in the log; a list
-    without any is as good as absent.
+    `kind` is the `model_type` of the text config. Invalid token ids are ignored with a warning in the log; a list
+    without valid ids counts as absent.
     """
-    inner = next((config[half] for half in _HALVES if isinstance(config.get(half), Mapping)), {})
+    inner = next((config[part] for part in _PARTS if isinstance(config.get(part), Mapping)), {})
     sources = [file or {}, config, inner]
     if file is None:
         sources.append(DEFAULTS.get(kind, {}))
     made = dict(file or {})
-    for key in (*_TOKENS, *(() if file is not None else (*_FORCED, *_WISHES))):
-        said = (source[key] for source in sources if source.get(key) is not None)
-        if key not in _WISHES:
-            said = (ids for value in said if (ids := _ids(key, value)) is not None)
-        found = next(said, None)
+    for key in (*_TOKENS, *(() if file is not None else (*_FORCED, *_SAMPLING))):
+        values = (source[key] for source in sources if source.get(key) is not None)
+        if key not in _SAMPLING:
+            values = (ids for value in values if (ids := _ids(key, value)) is not None)
+        found = next(values, None)
         if found is not None or key in made:
             made[key] = found
     for key in _FORCED:
@@ -56,7 +56,7 @@ def generation_config(config: Mapping[str, Any], file: Mapping[str, Any] | None,
 
 
 def _ids(key: str, value: Any) -> int | list[int] | None:
-    """Token ids as ints: one, or as many as a list has where the key can hold several."""
+    """Token ids as ints: one, or a list if the value is a list and the key may have several."""
     ids = [token for given in (value if isinstance(value, list) else [value]) if (token := _id(key, given)) is not None]
     if isinstance(value, list) and key in _LISTED:
         return ids or None
@@ -70,5 +70,5 @@ def _id(key: str, value: Any) -> int | None:
         token = -1
     if token is not None and token >= 0:
         return token
-    log.warning("%s has %r, which is no token: left out", key, value)
+    log.warning("%s has %r, which is not a token id: ignored", key, value)
     return None

@@ -65,7 +65,7 @@ def keys(config: Config) -> KeyMap:
 
 
 def mlx_keys(config: Config) -> KeyMap:
-    """The same as mlx-lm writes them: under "model." and (out, in)."""
+    """Tensor names as mlx-lm writes them: under "model." and (out, in)."""
     rules = _rules(config, transpose=False)
     return KeyMap(
         rules,

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and what everyone built on them. arXiv:2307.09288, arXiv:2407.21783."""
+"""Llama 2 and 3, the base of most other families. arXiv:2307.09288, arXiv:2407.21783."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def norm(config: Config) -> NormSpec:
 
 
 def attention(config: Config) -> AttentionSpec:
-    """Grouped-query attention with rotary positions over everything before."""
+    """Causal grouped-query attention with RoPE."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
     return AttentionSpec(
@@ -47,7 +47,7 @@ def attention(config: Config) -> AttentionSpec:
 
 
 def window(config: Config) -> MaskSpec:
-    """The sliding window of a config that has one, else causal."""
+    """A sliding-window mask if the config has a window, else a causal mask."""
     return Sliding(config["sliding_window"]) if config.get("sliding_window") else Causal()
 
 
@@ -77,12 +77,12 @@ def keys(config: Config) -> KeyMap:
 
 
 def keymap(config: Config, *rules: AnyRule) -> KeyMap:
-    """`rules`, with the names outside the layers that all these families share."""
+    """`rules`, with the names outside the layers, which all these families share."""
     ties = (Tie(source="model.embed_tokens", heads=("lm_head",)),) if config.get("tie_word_embeddings") else ()
     return KeyMap((*OUTER, *rules), aliases=TEXT_HALF, ties=ties)
 
 
-# The text half of a multimodal checkpoint, as transformers 4 and 5 name it, and a bare stack without a head.
+# The text model of a multimodal checkpoint, as transformers 4 and 5 name it, and a model without a head.
 TEXT_HALF = (
     ("", ""),
     ("language_model.model.", "model."),

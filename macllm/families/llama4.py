@@ -34,7 +34,7 @@ def spec(config: Config) -> DecoderSpec:
     every = config.get("no_rope_layer_interval", 4)
     uses_rope = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
     if len(uses_rope) != count:
-        raise CheckpointError(f"no_rope_layers lists {len(uses_rope)} layers, num_hidden_layers says {count}")
+        raise CheckpointError(f"no_rope_layers lists {len(uses_rope)} layers, but num_hidden_layers is {count}")
     chunked = "chunked_attention" if config.get("attention_chunk_size") else "full_attention"
     default = [chunked if rotated else "full_attention" for rotated in uses_rope]
     kinds = layer_types(config, default, {chunked, "full_attention"})
@@ -50,7 +50,7 @@ def spec(config: Config) -> DecoderSpec:
 
 
 def attention(config: Config, kind: str, uses_rope: bool) -> AttentionSpec:
-    """RoPE with unscaled QK norm, or neither and a temperature that grows with position."""
+    """Attention with RoPE and unweighted QK norm, or with neither and a temperature by position."""
     base = llama.attention(config)
     base = replace(base, mask=Chunked(config["attention_chunk_size"]) if kind == "chunked_attention" else Causal())
     if not uses_rope:
@@ -64,13 +64,13 @@ def attention(config: Config, kind: str, uses_rope: bool) -> AttentionSpec:
     if not config.get("use_qk_norm", True):
         return replace(base, rope=rope)
     if isinstance(rope.scaling, YarnScaling | LongScaling):
-        # The norm comes after the rotation and takes its magnitude away; here it comes before.
+        # The norm comes after RoPE and removes its magnitude; here the norm comes before, so the magnitude is 1.
         rope = replace(rope, scaling=replace(rope.scaling, magnitude=1.0))
     return replace(base, rope=rope, qk_norm=unit)
 
 
 def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
-    """Experts where `moe_layers` says, or on every `interleave_moe_layer_step`-th layer."""
+    """Experts in `moe_layers`, or in every `interleave_moe_layer_step`-th layer; else a dense MLP."""
     step = config.get("interleave_moe_layer_step", 1)
     sparse = config.get("moe_layers") if config.get("moe_layers") is not None else None
     if not (i in sparse if sparse is not None else i % step == step - 1):
@@ -97,7 +97,7 @@ def keys(config: Config) -> KeyMap:
 
 
 def mlx_keys(config: Config) -> KeyMap:
-    """The same as mlx-lm writes them: experts apart and (E, out, in)."""
+    """Tensor names as mlx-lm writes them: experts stored (E, out, in), gate and up separate."""
     experts = (Rule(f"{THEIRS}experts.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
     return llama.keymap(config, *_shared(), *experts, *_vision_tensors())
 

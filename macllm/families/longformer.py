@@ -1,4 +1,4 @@
-"""Longformer: RoBERTa whose tokens see a window, but for those that see all. arXiv:2004.05150."""
+"""Longformer: RoBERTa with sliding windows and global tokens. arXiv:2004.05150."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .defaults import whole
 def spec(config: Config) -> EncoderSpec:
     """The spec that `config` describes."""
     base = roberta.spec(config)
-    layers, said = base.encoder.layers, config.get("attention_window", 512)
-    windows = list(said) if isinstance(said, list | tuple) else [said] * len(layers)
+    layers, window = base.encoder.layers, config.get("attention_window", 512)
+    windows = list(window) if isinstance(window, list | tuple) else [window] * len(layers)
     if len(windows) != len(layers):
-        raise CheckpointError(f"attention_window lists {len(windows)} layers, num_hidden_layers says {len(layers)}")
+        raise CheckpointError(f"attention_window lists {len(windows)} layers, but num_hidden_layers is {len(layers)}")
     return replace(base, encoder=replace(base.encoder, layers=tuple(map(_layer, layers, windows))))
 
 
@@ -35,6 +35,6 @@ def keys(config: Config) -> KeyMap:
 def _layer(layer: LayerSpec, window: int) -> LayerSpec:
     width = whole("attention_window", window)
     if width < 2 or width % 2:
-        raise CheckpointError(f"attention_window of config.json has {width}; it has to be even and above 0")
+        raise CheckpointError(f"attention_window of config.json has {width}; it must be even and above 0")
     attention: dict[str, Any] = vars(layer.mixer) | {"mask": Local(width // 2 + 1)}
     return replace(layer, mixer=WindowGlobalSpec(**attention))

@@ -14,9 +14,9 @@ from .config import Config
 
 def spec(config: Config) -> EncoderDecoderSpec:
     """The spec that `config` describes."""
-    # Unlike the paper's, its sines all come before its cosines.
+    # Unlike in the paper, all sines come before all cosines.
     sines = _sines(config)
-    # A table in the file that is not those sines is read, as transformers does.
+    # A stored table with other values is loaded, as in transformers.
     learned = {
         side: config.has_tensor(f"{side}.embed_positions.weight", default=False) for side in ("encoder", "decoder")
     }

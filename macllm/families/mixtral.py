@@ -1,4 +1,4 @@
-"""Mixtral: Mistral with eight experts, two to a token. arXiv:2401.04088."""
+"""Mixtral: Mistral with eight experts, two per token. arXiv:2401.04088."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
     if not config["num_local_experts"]:
         raise CheckpointError(
-            "config.json gives this mixtral no experts", cause="num_local_experts is 0", remedy="use a mistral's config"
+            "config.json has a mixtral model without experts",
+            cause="num_local_experts is 0",
+            remedy="use model_type mistral",
         )
     experts = MoESpec(
         expert=llama.mlp(config),
@@ -45,7 +47,7 @@ def keys(config: Config) -> KeyMap:
 
 
 def mlx_keys(config: Config) -> KeyMap:
-    """The same as mlx-lm writes them: experts stacked."""
+    """Tensor names as mlx-lm writes them: experts stacked."""
     experts = (Rule(f"{THEIRS}switch_mlp.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
     return llama.keymap(
         config, *llama.ATTENTION, *llama.PRE_NORMS, Rule(THEIRS + "gate.*", OURS + "router.*"), *experts

@@ -13,11 +13,11 @@ from .config import Config
 
 
 def spec(config: Config) -> DecoderSpec:
-    """The spec that `config` describes: `attention_kind` is one for all layers, or a list of one a layer."""
-    said, count = config["attention_kind"], config["num_hidden_layers"]
-    kinds = list(said) if isinstance(said, list | tuple) else [said] * count
+    """The spec that `config` describes; `attention_kind` is one kind, or a list with one per layer."""
+    kind, count = config["attention_kind"], config["num_hidden_layers"]
+    kinds = list(kind) if isinstance(kind, list | tuple) else [kind] * count
     if len(kinds) != count:
-        raise CheckpointError(f"attention_kind lists {len(kinds)} layers, num_hidden_layers says {count}")
+        raise CheckpointError(f"attention_kind lists {len(kinds)} layers, but num_hidden_layers is {count}")
     softmax = llama.attention(config)
     layers = (
         LayerSpec(

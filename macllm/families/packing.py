@@ -1,4 +1,4 @@
-"""Quantized checkpoints: MLX's recipe, or another tool's method, which is refused by name."""
+"""Quantized checkpoints: MLX's parameters, or another tool's method, which is an error that names it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .defaults import whole
 
 log = logging.getLogger("macllm")
 
-# Endings of names that only one method writes, the more telling first.
+# Endings of tensor names that identify a method, the more specific first.
 _SIGNS = (
     (re.compile(r"\.(absmax|quant_map|nested_absmax|SCB|quant_state\.bitsandbytes__\w+)$"), "bitsandbytes"),
     (re.compile(r"\.g_idx$"), "gptq"),
@@ -26,19 +26,19 @@ _SIGNS = (
     (re.compile(r"\.weight_scale$"), "compressed-tensors"),
     (re.compile(r"_proj_blocks$"), "mxfp4"),
 )
-# Scales of a quantized key-value cache, which leave the weights as they are.
+# Scales of a quantized KV cache, which do not affect the weights.
 _CACHE_SCALE = re.compile(r"\.(self_attn|attn|attention|[kv]_proj)\.(k|v|kv|q|prob|output)_scale$")
 # Methods that mlx-lm's loader reads.
 OF_MLX_LM = frozenset(("bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"))
 
 
 def recipe(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """MLX's recipe of the checkpoint and of single modules; None where MLX did not quantize it."""
+    """MLX's quantization parameters of a checkpoint and its modules; None if MLX did not quantize it."""
     for half in _halves(config):
         for key in ("quantization", "quantization_config"):
-            said = half.get(key)
-            if isinstance(said, Mapping) and not _named(said) and {"bits", "group_size", "mode"} & said.keys():
-                return {name: _whole(name, value) for name, value in said.items()}
+            found = half.get(key)
+            if isinstance(found, Mapping) and not _named(found) and {"bits", "group_size", "mode"} & found.keys():
+                return {name: _whole(name, value) for name, value in found.items()}
     return None
 
 
@@ -50,20 +50,20 @@ def refuse(config: Mapping[str, Any], readable: frozenset[str] = frozenset()) ->
 
 
 def explain(config: Mapping[str, Any], names: Iterable[str], cause: str) -> None:
-    """Raise CheckpointError naming the tool's method after a loader failed because of `cause`."""
+    """Raise CheckpointError if another tool quantized the checkpoint that a loader failed on with `cause`."""
     held = list(names)
     signs = (method for sign, method in _SIGNS if any(sign.search(name) for name in held))
     method = next(iter(_methods(config)), None) or next(signs, None)
     if method is not None:
         raise CheckpointError(
-            f"this checkpoint is quantized by {method!r}, in a form that nothing here reads",
+            f"this checkpoint is quantized by {method!r}, in a form that neither macllm nor mlx-lm supports",
             cause=cause,
             remedy="use the unquantized or the MLX-quantized copy of this model",
         )
 
 
 def refuse_names(names: Iterable[str]) -> None:
-    """The same for a checkpoint whose tensors have the names that another tool gives."""
+    """Raise CheckpointError for a checkpoint with tensor names of another quantization tool."""
     held = list(names)
     for sign, method in _SIGNS:
         if any(sign.search(name) for name in held):
@@ -71,12 +71,12 @@ def refuse_names(names: Iterable[str]) -> None:
 
 
 def drop_cache_scales(tensors: MutableMapping[str, Any]) -> None:
-    """Leave out the scales of a quantized key-value cache, with a note; the weights do not depend on them."""
+    """Drop the scales of a quantized KV cache, with a warning; the weights do not depend on them."""
     found = [name for name in tensors if _CACHE_SCALE.search(name)]
     for name in found:
         del tensors[name]
     if found:
-        log.warning("%d scales for a quantized cache are left out, the first is %s", len(found), found[0])
+        log.warning("%d scales for a quantized KV cache are ignored, the first is %s", len(found), found[0])
 
 
 def _halves(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -85,31 +85,31 @@ def _halves(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _methods(config: Mapping[str, Any]) -> list[str]:
-    """The methods of other tools that a config names."""
+    """The quantization methods of other tools in a config."""
     if recipe(config) is not None:
         return []
     found: list[str] = []
     for half in _halves(config):
         for key in ("quantization_config", "quantization", "compression_config"):
-            said = half.get(key)
-            if said and not (isinstance(said, Mapping) and not any(said.values())):
-                found.append(str((_named(said) or "unknown") if isinstance(said, Mapping) else said))
+            value = half.get(key)
+            if value and not (isinstance(value, Mapping) and not any(value.values())):
+                found.append(str((_named(value) or "unknown") if isinstance(value, Mapping) else value))
     return found
 
 
-def _named(said: Mapping[str, Any]) -> str | None:
-    """The method that a quantization_config names, or that its keys give away."""
-    if said.get("quant_method"):
-        return str(said["quant_method"])
-    if said.get("quant_algo") or "producer" in said:
+def _named(config: Mapping[str, Any]) -> str | None:
+    """The method of a quantization_config, by its name or its keys."""
+    if config.get("quant_method"):
+        return str(config["quant_method"])
+    if config.get("quant_algo") or "producer" in config:
         return "modelopt"
-    if "load_in_4bit" in said or "load_in_8bit" in said:
+    if "load_in_4bit" in config or "load_in_8bit" in config:
         return "bitsandbytes"
-    if "desc_act" in said or "damp_percent" in said:
+    if "desc_act" in config or "damp_percent" in config:
         return "gptq"
-    if "w_bit" in said or "zero_point" in said:
+    if "w_bit" in config or "zero_point" in config:
         return "awq"
-    return "compressed-tensors" if "config_groups" in said else None
+    return "compressed-tensors" if "config_groups" in config else None
 
 
 def _whole(name: str, value: Any) -> Any:
@@ -120,6 +120,6 @@ def _whole(name: str, value: Any) -> Any:
 
 def _packed(method: str) -> CheckpointError:
     return CheckpointError(
-        f"this checkpoint is quantized by {method!r}, which macllm does not read",
+        f"this checkpoint is quantized by {method!r}, which macllm does not support",
         remedy="use the unquantized or the MLX-quantized copy of this model",
     )

@@ -15,12 +15,12 @@ def spec(config: Config) -> DecoderSpec:
     """The spec that `config` describes."""
     layer = LayerSpec(mixer=attention(config), feed_forward=llama.mlp(config), norm=llama.norm(config))
     decoder = llama.decoder(config, (layer,) * config["num_hidden_layers"], llama.norm(config))
-    # What this family calls "yarn" is LongRoPE, which max_position_embeddings counts already.
+    # In this family "yarn" is LongRoPE, and max_position_embeddings includes it.
     return replace(decoder, context_length=config.get("max_position_embeddings"))
 
 
 def attention(config: Config) -> AttentionSpec:
-    """Llama's attention; what early configs call "su" or "yarn" is LongRoPE here."""
+    """Llama's attention with LongRoPE, which early configs call "su" or "yarn"."""
     parameters = rope_parameters(config)
     if parameters["rope_type"] in ("su", "yarn"):
         parameters["rope_type"] = "longrope"

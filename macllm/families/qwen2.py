@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: Llama with biased queries, keys and values. arXiv:2407.10671."""
+"""Qwen 2 and 2.5: Llama with biases on queries, keys and values. arXiv:2407.10671."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def spec(config: Config) -> DecoderSpec:
 
 
 def decoder(config: Config, attention: AttentionSpec) -> DecoderSpec:
-    """A decoder with this attention, its later layers behind a sliding window where the config says so."""
+    """A decoder with this attention, later layers with a sliding window if `use_sliding_window`."""
     window = llama.window(config)
     count, slides = config["num_hidden_layers"], config["use_sliding_window"] and window != Causal()
     first = config.get("max_window_layers", 28)

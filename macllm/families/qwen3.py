@@ -1,4 +1,4 @@
-"""Qwen 3: Llama with normed queries and keys. arXiv:2505.09388."""
+"""Qwen 3: Llama with QK norm. arXiv:2505.09388."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def spec(config: Config) -> DecoderSpec:
 
 
 def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
-    """Experts on every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
+    """Experts in every `decoder_sparse_step`-th layer except `mlp_only_layers`; else a dense MLP."""
     dense = i in config["mlp_only_layers"] or (i + 1) % config["decoder_sparse_step"] != 0
     if dense or not num_experts(config):
         return llama.mlp(config)
@@ -40,7 +40,7 @@ def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
 
 
 def num_experts(config: Config) -> int:
-    """The number of experts, whose key differs between transformers 4 and 5."""
+    """The number of experts; its key differs between transformers 4 and 5."""
     return config.get("num_local_experts", config["num_experts"])
 
 
@@ -55,7 +55,7 @@ def keys(config: Config) -> KeyMap:
 
 
 def mlx_keys(config: Config) -> KeyMap:
-    """The same as mlx-lm writes them: experts stacked."""
+    """Tensor names as mlx-lm writes them: experts stacked."""
     experts = (Rule(f"{THEIRS}switch_mlp.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
     return llama.keymap(config, *_shared(), *experts)
 

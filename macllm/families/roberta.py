@@ -1,4 +1,4 @@
-"""RoBERTa: BERT whose positions begin after the padding token's. arXiv:1907.11692."""
+"""RoBERTa: BERT with positions that begin after the padding token's id. arXiv:1907.11692."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def spec(config: Config) -> EncoderSpec:
     """The spec that `config` describes."""
     first = config.get("pad_token_id", 1) + 1
     positions = LearnedPositions(count=config.positions("position_embeddings.weight") - first, offset=first)
-    return bert.encoder(config, positions, bert.masked_head(config, "lm_head", "gelu"))  # whatever the body's is
+    return bert.encoder(config, positions, bert.masked_head(config, "lm_head", "gelu"))  # the head always uses GELU
 
 
 def keys(config: Config, base: str = "roberta") -> KeyMap:
-    """Tensor names of a checkpoint with this config, whose encoder goes by the name of `base`."""
+    """Tensor names of a checkpoint with this config; `base` is the prefix of its encoder."""
     head = (
         Rule("lm_head.dense.*", "head.transform.dense.*"),
         Rule("lm_head.layer_norm.*", "head.transform.norm.*"),

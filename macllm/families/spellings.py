@@ -1,8 +1,8 @@
-"""Alternative spellings of config keys, and configs rewritten in a reader's spelling.
+"""Alternative keys in configs, and configs rewritten to the keys that a class of mlx-lm reads.
 
-Three generations are in use: flat keys (transformers 4, mlx-lm's classes), `rope_parameters` and one list entry a
-layer (transformers 5), and the keys of a model's own remote code. `respell` gives a class of mlx-lm what it reads,
-whatever of them a checkpoint has. Needs no arrays.
+Three generations are in use: flat keys (transformers 4, mlx-lm's classes), `rope_parameters` and lists with one entry
+per layer (transformers 5), and the keys of a model's remote code. `respell` converts any of them to the keys of a class
+of mlx-lm. Imports no MLX.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from macllm.errors import CheckpointError
 from macllm.files import read_json
 
-# Names of one and the same number.
+# Different keys for the same value.
 ALIASES: tuple[tuple[str, ...], ...] = (
     ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts"),
@@ -38,29 +38,29 @@ ALIASES: tuple[tuple[str, ...], ...] = (
     ("layer_types", "layers_block_type", "block_types", "attn_types"),
     ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"),
 )
-# Words of one and the same kind of layer; the first is transformers 5's.
+# Different names of the same kind of layer; the first is transformers 5's.
 LAYER_WORDS: tuple[tuple[str, ...], ...] = (
     ("linear_attention", "mamba", "recurrent", "kda", "conv"),
     ("full_attention", "attention", "global"),
     ("sliding_attention", "sliding_window", "local"),
 )
-# Where rotations stand besides `rope_parameters` and `rope_scaling`: the base, the share of a head that turns.
+# RoPE parameters outside of `rope_parameters` and `rope_scaling`: the base, the fraction of a head that rotates.
 BASES = ("rope_theta", "rotary_emb_base", "rope_freq_constant")
 SHARES = ("partial_rotary_factor", "rotary_pct", "rope_pct")
 LOCAL_BASES = ("rope_local_base_freq", "swa_rope_theta", "local_rope_theta", "rope_local_theta")
-# Type names of one and the same stretching.
+# Other names of RoPE types.
 ROPE_TYPES = {"su": "longrope", "deepseek_yarn": "yarn", "telechat3-yarn": "yarn", "mrope": "default"}
 ROTATION_KEYS = frozenset({"rope_parameters", "rope_scaling", "rotary_dim", *BASES, *SHARES, *LOCAL_BASES})
 _NESTED = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention", "main", "compress")
 
 
 def class_defaults() -> Mapping[str, Mapping[str, Any]]:
-    """Type -> what its config.json may leave out, as transformers fills it in."""
+    """Type -> the defaults of transformers' class for keys that its config.json omits."""
     return _table()["types"]
 
 
 def unread(kind: str) -> frozenset[str]:
-    """Keys that mlx-lm's class for this type takes and does not obey."""
+    """Keys that mlx-lm's class for this type accepts but ignores."""
     return frozenset(_table()["unread"].get(kind, ()))
 
 
@@ -70,7 +70,7 @@ def _table() -> Mapping[str, Any]:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the values that its file leaves out because its class has them as defaults."""
+    """The config with the defaults of its class for keys that the file omits."""
     kind = str(config.get("model_type"))
     known = {key: value for key, value in class_defaults().get(kind, {}).items() if key not in ROTATION_KEYS}
     same = {name for names in ALIASES for name in names if any(config.get(n) is not None for n in names)}
@@ -78,7 +78,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> Any:
-    """The value with numbers that JSON lacks put in: transformers writes {"__float__": "Infinity"}."""
+    """The value with numbers that JSON lacks restored: transformers writes {"__float__": "Infinity"}."""
     if isinstance(value, Mapping):
         tagged = value.get("__float__") if len(value) == 1 else None
         return float(tagged) if isinstance(tagged, str) else {key: _numbers(inner) for key, inner in value.items()}
@@ -86,18 +86,18 @@ def _numbers(value: Any) -> Any:
 
 
 def rotations(config: Mapping[str, Any]) -> dict[str | None, dict[str, Any]]:
-    """Kind of layer (None: all) -> its rotary parameters in the newest spelling; empty without any.
+    """Kind of layer (None: all) -> its RoPE parameters in transformers 5's keys; empty without RoPE.
 
-    `rope_scaling` goes before `rope_parameters`; base and share come from there, from the flat keys, or from the
-    defaults of the model's class (transformers' `convert_rope_params_to_dict`).
+    `rope_scaling` takes precedence over `rope_parameters`; base and rotated fraction come from there, from the flat
+    keys, or from the defaults of the model's class (transformers' `convert_rope_params_to_dict`).
     """
     default = class_defaults().get(str(config.get("model_type")), {}).get("rope_parameters") or {}
     given = config.get("rope_scaling") or config.get("rope_parameters")
     base, share, local = first(config, BASES), first(config, SHARES), first(config, LOCAL_BASES)
     if not given and base is None and not default:
         return {}
-    stretched = rope_type(default) != "default"
-    given = given or (default if base is None or stretched or _nested(default) else {})
+    scaled = rope_type(default) != "default"
+    given = given or (default if base is None or scaled or _nested(default) else {})
     flat_default = {} if _nested(default) else default
     made: dict[str | None, dict[str, Any]] = {}
     kinds = {kind: given[kind] for kind in _nested(given) if given[kind]} or {None: given}
@@ -117,13 +117,13 @@ def rotations(config: Mapping[str, Any]) -> dict[str | None, dict[str, Any]]:
 
 
 def rope_type(parameters: Mapping[str, Any]) -> str:
-    """The name of a way to stretch rotations, as transformers has it."""
+    """The RoPE type in transformers' name."""
     name = parameters.get("rope_type") or parameters.get("type") or "default"
     return ROPE_TYPES.get(name, name)
 
 
 def _nested(parameters: Mapping[str, Any]) -> list[str]:
-    """The kinds of layers that rotary parameters are told apart by."""
+    """The kinds of layers with separate RoPE parameters."""
     return [key for key in parameters if key in _NESTED and isinstance(parameters[key], Mapping | None)]
 
 
@@ -133,7 +133,7 @@ def first(config: Mapping[str, Any], names: Collection[str]) -> Any:
 
 
 def layer_kinds(config: Mapping[str, Any]) -> list[str] | None:
-    """The kind of each layer in transformers' words, from whichever key tells it."""
+    """The kind of each layer in transformers' names, from any key that lists or implies it."""
     listed = first(config, ("layer_types", "layers_block_type"))
     if listed is not None:
         return [next((words[0] for words in LAYER_WORDS if kind in words), kind) for kind in listed]
@@ -148,9 +148,9 @@ def layer_kinds(config: Mapping[str, Any]) -> list[str] | None:
 
 
 def respell(config: Mapping[str, Any], reads: Collection[str], ignored: Collection[str] = ()) -> dict[str, Any]:
-    """The config as a class reads it that knows the keys `reads` and obeys them but for those `ignored`.
+    """The config for a class that reads the keys `reads` and ignores those of them in `ignored`.
 
-    Raises CheckpointError, naming the key, for a value that such a class would not obey.
+    Raises CheckpointError, naming the key, for a value that such a class would ignore.
     """
     full = completed(config)
     made = dict(full)
@@ -162,8 +162,8 @@ def respell(config: Mapping[str, Any], reads: Collection[str], ignored: Collecti
                 made[name] = value
                 used |= set(names)
     for target, (sources, rule) in RULES.items():
-        told = target in ONCE_TOLD and config.get(target) is not None
-        if target not in reads or told or all(full.get(source) is None for source in sources):
+        is_set = target in DERIVED_IF_ABSENT and config.get(target) is not None
+        if target not in reads or is_set or all(full.get(source) is None for source in sources):
             continue
         value = rule(full)
         if value is not None:
@@ -175,7 +175,7 @@ def respell(config: Mapping[str, Any], reads: Collection[str], ignored: Collecti
 
 
 def _respelled_rotations(config: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
-    """Rotary parameters under each of the keys in `reads` that say something of them."""
+    """RoPE parameters under all of their keys in `reads`."""
     found = rotations(config)
     if not found:
         return {}
@@ -183,12 +183,12 @@ def _respelled_rotations(config: Mapping[str, Any], reads: Collection[str]) -> d
     local = found.get("sliding_attention", main)
     share = main.get("partial_rotary_factor")
     plain = {"rope_theta", "partial_rotary_factor"}
-    stretched = main["rope_type"] != "default"
+    scaled = main["rope_type"] != "default"
     scaling = {k: v for k, v in main.items() if k not in plain or main["rope_type"] == "proportional"}
     named = {kind: {**parameters, "type": parameters["rope_type"]} for kind, parameters in found.items()}
     values: dict[str, Any] = {
         "rope_parameters": named.get(None, named),
-        "rope_scaling": {**scaling, "type": main["rope_type"]} if stretched else None,
+        "rope_scaling": {**scaling, "type": main["rope_type"]} if scaled else None,
         **dict.fromkeys(BASES, main["rope_theta"]),
         **dict.fromkeys(LOCAL_BASES, local["rope_theta"]),
     }
@@ -201,7 +201,7 @@ def _respelled_rotations(config: Mapping[str, Any], reads: Collection[str]) -> d
 
 
 def unread_window(config: Mapping[str, Any], reads: Collection[str]) -> int | None:
-    """The attention window of a model whose class ignores it: correct up to that many tokens."""
+    """The attention window that a class ignores: its results are correct up to that many tokens."""
     names = next(names for names in ALIASES if "sliding_window" in names)
     window, kinds = first(config, names), layer_kinds(config)
     off = config.get("use_sliding_window") is False or (kinds is not None and "sliding_attention" not in kinds)
@@ -214,7 +214,7 @@ def _head(config: Mapping[str, Any]) -> int | None:
 
 
 def _check_read(config: Mapping[str, Any], reads: Collection[str], used: Collection[str]) -> None:
-    """Raise CheckpointError for a value that transformers obeys and a class that knows `reads` would not."""
+    """Raise CheckpointError for a value that transformers uses and a class that reads `reads` ignores."""
     kind = str(config.get("model_type"))
     for key, default in {**class_defaults().get(kind, {}), **BUILT_IN.get(kind, {})}.items():
         value = config.get(key, default)
@@ -222,16 +222,16 @@ def _check_read(config: Mapping[str, Any], reads: Collection[str], used: Collect
             continue
         raise CheckpointError(
             f"{key} = {value!r} of config.json is not supported for {config.get('model_type')!r}",
-            cause=f"mlx-lm's class has {default!r} built in",
+            cause=f"mlx-lm's class always uses {default!r}",
             remedy="a checkpoint of another family, or one without this option",
         )
 
 
-# What classes of mlx-lm have built in where this is not transformers' default.
+# Constants in classes of mlx-lm that differ from transformers' defaults.
 BUILT_IN: dict[str, dict[str, Any]] = {"nanochat": {"rms_norm_eps": 1e-5}}
-# What a class does not know of windows, `unread_window` tells.
+# Keys of windows, which `unread_window` handles.
 _WINDOWS = frozenset({"max_window_layers", "sliding_window", "use_sliding_window"})
-# Seen from the shapes of the weights, which must fit, or settled where weights are read.
+# Keys checked by the shapes of the weights, or handled when weights are loaded.
 _SHAPES = frozenset({
     "attention_bias", "head_dim", "intermediate_size", "lm_head_bias", "max_position_embeddings", "mlp_bias",
     "num_key_value_heads", "qk_head_dim", "qkv_bias", "tie_word_embeddings", "use_bias", "n_inner", "v_head_dim",
@@ -239,7 +239,7 @@ _SHAPES = frozenset({
 
 
 def _period(kind: str) -> Callable[[Mapping[str, Any]], int | None]:
-    """A rule for the interval of layers of `kind`: every nth. Raises CheckpointError for another order."""
+    """A rule for the interval n of layers of `kind`. Raises CheckpointError unless they are every nth."""
 
     def rule(config: Mapping[str, Any]) -> int | None:
         kinds = layer_kinds(config)
@@ -249,8 +249,8 @@ def _period(kind: str) -> Callable[[Mapping[str, Any]], int | None]:
         if kinds != [kind if (i + 1) % period == 0 else other for i, other in enumerate(kinds)]:
             raise CheckpointError(
                 f"layer_types of config.json is not supported for {config.get('model_type')!r}",
-                cause=f"mlx-lm's class wants every nth layer to be {kind}",
-                remedy="a checkpoint whose layers come in equal groups",
+                cause=f"mlx-lm's class supports {kind} in every nth layer only",
+                remedy="a checkpoint with a regular pattern of layers",
             )
         return period
 
@@ -266,13 +266,13 @@ def _indices(kind: str, offset: int = 0) -> Callable[[Mapping[str, Any]], list[i
 
 
 def _dense_first(config: Mapping[str, Any]) -> int:
-    """The number of dense layers before the sparse ones. Raises CheckpointError where they are mixed."""
+    """The number of dense layers before the sparse ones. Raises CheckpointError if they are mixed."""
     kinds = list(config["mlp_layer_types"])
     count = kinds.index("sparse") if "sparse" in kinds else len(kinds)
     if "dense" in kinds[count:]:
         raise CheckpointError(
             f"mlp_layer_types of config.json is not supported for {config.get('model_type')!r}",
-            cause="mlx-lm's class has all dense layers before the sparse ones",
+            cause="mlx-lm's class supports dense layers only before the sparse ones",
             remedy="a checkpoint whose dense layers come first",
         )
     return count
@@ -283,7 +283,7 @@ def _dense_only(config: Mapping[str, Any]) -> list[int]:
 
 
 def _of_full_layers(key: str) -> Callable[[Mapping[str, Any]], Any]:
-    """A rule that reads what `per_layer_config` says of all layers with full attention."""
+    """A rule for the value of `key` in `per_layer_config`, common to all layers with full attention."""
 
     def rule(config: Mapping[str, Any]) -> Any:
         if not config.get("per_layer_config"):
@@ -295,8 +295,8 @@ def _of_full_layers(key: str) -> Callable[[Mapping[str, Any]], Any]:
         if len(values - {None}) > 1 or (named and full is not None and named != full):
             raise CheckpointError(
                 f"per_layer_config of config.json is not supported for {config.get('model_type')!r}",
-                cause=f"mlx-lm's class knows one {key} for all layers with full attention",
-                remedy="a checkpoint whose layers of one kind are alike",
+                cause=f"mlx-lm's class has one {key} for all layers with full attention",
+                remedy="a checkpoint with equal layers of each kind",
             )
         return next(iter(values - {None}), None)
 
@@ -304,7 +304,7 @@ def _of_full_layers(key: str) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _linear_attention(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Kimi's dict of linear layers: numbers of layers count from 1."""
+    """Kimi's config of linear attention; layer numbers count from 1."""
     return {
         "kda_layers": _indices("linear_attention", 1)(config),
         "full_attn_layers": _indices("full_attention", 1)(config),
@@ -314,16 +314,11 @@ def _linear_attention(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _turned(count: int, interval: int) -> list[int]:
-    """1 for each layer that rotates, 0 for every nth, which does not."""
-    return [int((i + 1) % interval != 0) for i in range(count)]
-
-
 def _is(key: str, word: str) -> Callable[[Mapping[str, Any]], list[int]]:
     return lambda config: [int(kind == word) for kind in config[key]]
 
 
-# Key -> the keys it can be worked out from, and the rule. A rule that cannot raises or gives None.
+# Key -> the keys that it can be derived from, and the rule; a rule that cannot derive it raises or returns None.
 RULES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] = {
     "full_attention_interval": (("layer_types",), _period("full_attention")),
     "sliding_window_pattern": (("layer_types",), _period("full_attention")),
@@ -345,5 +340,5 @@ RULES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] = {
         ],
     ),
 }
-# Keys that are not worked out again where a config has them.
-ONCE_TOLD = frozenset({"layer_types", "no_rope_layers", "linear_attn_config", "global_head_dim"})
+# Keys that are not derived if the config has them.
+DERIVED_IF_ABSENT = frozenset({"layer_types", "no_rope_layers", "linear_attn_config", "global_head_dim"})

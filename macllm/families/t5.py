@@ -38,12 +38,12 @@ def spec(config: Config) -> EncoderDecoderSpec:
 
 
 def is_scaled(config: Config) -> bool:
-    """v1.0 scales what its head reads; v1.1 says `tie_word_embeddings: false` and does not."""
+    """True if the head's input is scaled: in v1.0, but not in v1.1 (`tie_word_embeddings: false`)."""
     return config.get("scale_decoder_outputs", config["tie_word_embeddings"])
 
 
 def is_tied(config: Config) -> bool:
-    """True where the checkpoint has no matrix of the head's own; for a new model as its version does."""
+    """True if the checkpoint has no separate head; for a new model, as in its version of T5."""
     return not config.has_tensor("lm_head.weight", default=not is_scaled(config))
 
 
@@ -51,13 +51,13 @@ def stack(config: Config, *, decoder: bool) -> StackSpec:
     """The layers of one side."""
     norm = NormSpec(kind="rms", eps=config.get("layer_norm_epsilon", 1e-6))
     heads, depth = config["num_heads"], config["num_layers"]
-    sees_all = AttentionSpec(
+    attention = AttentionSpec(
         num_heads=heads, num_kv_heads=heads, head_dim=config["d_kv"], scale=1.0, mask=Bidirectional()
     )
     gated, act = _feed_forward(config)
     layer = LayerSpec(
-        mixer=replace(sees_all, mask=Causal()) if decoder else sees_all,
-        cross_attention=sees_all if decoder else None,
+        mixer=replace(attention, mask=Causal()) if decoder else attention,
+        cross_attention=attention if decoder else None,
         feed_forward=MLPSpec(
             hidden=config["d_ff"],
             activation=act,
@@ -98,12 +98,12 @@ def keys(config: Config) -> KeyMap:
         rules += [
             Rule(f"{side}.final_layer_norm.*", f"{side}.norm.*"),
             Rule(f"{side}.block.0.{bias}.*", f"{side}.bias.embedding.*"),
-            # Early T5 checkpoints repeat the table in the cross-attention, where it is never read.
+            # Early T5 checkpoints repeat the table in the cross-attention, which does not use it.
             Drop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"),
         ]
         for n, part in enumerate(parts):
             rules += _part(config, f"{side}.block.{{i}}.layer.{n}.", f"{side}.layers.{{i}}.", part)
-    # `tie_word_embeddings` says how the head is scaled; tied are the matrices of one file either way.
+    # `tie_word_embeddings` only decides how the head is scaled; the matrices are tied in either case.
     return KeyMap(tuple(rules), ties=(bart.shared_table(config.replace(tie_word_embeddings=True), ""),))
 
 

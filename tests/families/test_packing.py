@@ -88,7 +88,7 @@ def test_scales_of_a_quantized_kv_cache_are_ignored_with_a_note(
     scales = {f"model.layers.0.self_attn.{name}": mx.ones(()) for name in ("k_scale", "v_proj.output_scale", "v_scale")}
     model = checkpoint.load_model(folder_with(tmp_path, {}, scales))
     np.testing.assert_array_equal(np.array(model(TOKENS)), np.array(golden("llama").model()(TOKENS)))
-    assert "3 scales for a quantized cache are left out" in caplog.text
+    assert "3 scales for a quantized KV cache are ignored" in caplog.text
 
 
 def test_mlx_quantization_is_read_from_either_config_key(tmp_path: Path) -> None:

@@ -635,7 +635,7 @@ def test_a_theme_can_be_chosen(play: Play, theme: str, monkeypatch: pytest.Monke
         await stage.say("/theme")
         await stage.until(lambda: stage.app.theme == f"macllm-{theme}")
         await stage.say("/theme purple")
-        await stage.sees("There is no theme 'purple'.")
+        await stage.sees("Unknown theme 'purple'.")
 
     play(ScriptedEngine(), scenario)
 
@@ -672,7 +672,7 @@ def test_the_commands_of_a_session_work_in_the_app(play: Play, tmp_path: Path) -
 def test_an_unknown_command_is_an_error_and_stays_in_the_prompt(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("/sve it")
-        await stage.sees("There is no command /sve.")
+        await stage.sees("Unknown command /sve.")
         await stage.sees("/save [--force] FILE")
         assert stage.typed == "/sve it"
 

@@ -81,8 +81,8 @@ def test_the_end_of_the_context_and_the_token_limit_are_reported_differently(
         ([["half ", {"crash": "The engine is gone."}]], ["Hi"], b"", 7, b"half \n", "cause: why\ntry: x\n"),
         ([[{"crash": "The engine is gone."}]], ["Hi"], b"", 7, b"", "error: The engine is gone.\n"),
         ([], ["Hi", "--adapter", "missing"], b"", 3, b"", "error: There is no adapter missing.\n"),
-        ([], [], b"", 2, b"", "error: There is nothing to answer.\n"),
-        ([], ["Hi"], b"\xff\xfe\x00", 2, b"", "error: The input is not text.\n"),
+        ([], [], b"", 2, b"", "error: The message is empty.\n"),
+        ([], ["Hi"], b"\xff\xfe\x00", 2, b"", "error: The input is not UTF-8.\n"),
         ([], ["Hi", "--temperature", "-1"], b"", 2, b"", "temperature"),
         ([], ["word " * 2000], b"", 4, b"", "the context holds 1000"),
     ],
@@ -177,7 +177,7 @@ def test_line_mode_on_a_terminal_is_a_conversation_with_labels() -> None:
     terminal.until("stopped.")
     terminal.until("you: ")
     terminal.type("/nope\n")
-    terminal.until("There is no command /nope.")
+    terminal.until("Unknown command /nope.")
     terminal.type("/regen\n")
     terminal.until("macllm: again")
     terminal.type("one\\\ntwo\n")
@@ -209,5 +209,5 @@ def test_the_attachment_cannot_close_its_own_tag() -> None:
 def test_without_a_prompt_the_input_is_the_message() -> None:
     assert message(None, "\nHello\n") == "Hello"
     assert message("  Hi ", " \n") == "Hi"
-    with pytest.raises(UsageError, match="nothing to answer"):
+    with pytest.raises(UsageError, match="message is empty"):
         message(" ", "")

@@ -71,7 +71,7 @@ def test_other_lines_are_messages_and_two_slashes_send_one(line: str, sent: str)
     ("line", "near"), [("/sve x", "/save"), ("/Quti", "/quit"), ("/xyzzy", "/help"), ("/", "/help")]
 )
 def test_an_unknown_command_is_an_error_that_suggests_the_nearest(line: str, near: str) -> None:
-    with pytest.raises(UsageError, match="no command") as caught:
+    with pytest.raises(UsageError, match="Unknown command") as caught:
         slash.parse(line)
     assert near in (caught.value.remedy or "")
 
@@ -109,10 +109,10 @@ def test_the_whole_conversation_is_copied() -> None:
 
 @pytest.mark.parametrize("argument", ["0", "3", "-1", "x", "²"])
 def test_copying_a_missing_code_block_is_an_error_with_their_number(argument: str) -> None:
-    with pytest.raises(UsageError, match="no code block") as caught:
+    with pytest.raises(UsageError, match="No code block") as caught:
         run(session(CODE), f"/copy {argument}")
     assert "2 code blocks" in (caught.value.cause or "")
-    with pytest.raises(UsageError, match="no answer"):
+    with pytest.raises(UsageError, match="No answer"):
         run(session(), "/copy")
 
 
@@ -130,14 +130,14 @@ def test_a_saved_conversation_is_replaced_only_by_force(tmp_path: Path, monkeypa
     for line in ("/save", "/save --force", "/save --force  "):
         with pytest.raises(UsageError, match="file name"):
             run(session("third"), line)
-    with pytest.raises(UsageError, match="nothing to save"):
+    with pytest.raises(UsageError, match="No conversation to save"):
         run(session(), f"/save {tmp_path / 'empty.md'}")
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_system_prompt_is_set_shown_and_removed() -> None:
     chat = session("x")
-    assert "no system prompt" in output(chat, "/system")
+    assert "No system prompt" in output(chat, "/system")
     run(chat, "/system Answer in rhyme.  Always.")
     assert chat.system == "Answer in rhyme.  Always."
     assert "Answer in rhyme.  Always." in output(chat, "/system")

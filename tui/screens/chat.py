@@ -34,7 +34,7 @@ _AGAIN_SECONDS = 1.5  # a second Ctrl+C within this time quits
 
 
 class FromThread(Message):
-    """Carries a message of the model's threads to the screen."""
+    """Wraps a message of the model's threads for the screen."""
 
     def __init__(self, message: ThreadMessage) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class ChatScreen(Screen[None]):
         self.VERTICAL_BREAKPOINTS = [(0, "-short"), (16, "-tall")]
         self.loader = loader
         self.session: Session | None = None
-        self.failure: MacllmError | None = None  # why the model could not be loaded
+        self.failure: MacllmError | None = None  # of loading the model
         self._first_prompt = prompt
         self._status = StatusValues(model_name, activity="loading…")
         self._queue: list[UserTurn] = []
@@ -160,7 +160,7 @@ class ChatScreen(Screen[None]):
         except UsageError as error:
             self._append(Failure(error))
             return
-        self._interrupted = -_AGAIN_SECONDS  # a Ctrl+C after this message is a first one
+        self._interrupted = -_AGAIN_SECONDS  # the next Ctrl+C is a first one
         self.prompt.remember(message.text)
         self.prompt.put("")
         if found is None:
@@ -283,7 +283,7 @@ class ChatScreen(Screen[None]):
     def _switch_theme(self, name: str) -> None:
         theme = name or ("light" if self.app.current_theme.dark else "dark")
         if theme not in ("dark", "light"):
-            raise UsageError(f"There is no theme {name!r}.", remedy="/theme dark or /theme light")
+            raise UsageError(f"Unknown theme {name!r}.", remedy="/theme dark or /theme light")
         self.app.theme = f"macllm-{theme}"
 
     def _copy(self, text: str) -> None:
@@ -297,7 +297,7 @@ class ChatScreen(Screen[None]):
         if self.session is None or self._pending is not None:
             return
         if not self.session.turns:
-            raise UsageError("There is no message to answer again.", remedy="send a message first")
+            raise UsageError("The conversation has no message to answer again.", remedy="send a message first")
         former = self.transcript.query(AnswerTurn).last()
         former.display = False
         self._start_answer(PendingAnswer(self.session, AnswerTurn(), former=former), after=former)

@@ -29,7 +29,7 @@ TextRuns = tuple[TextRun, ...]
 class MarkdownBlock:
     """One block. `first` and `rest` are the prefixes of its first and of its other lines.
 
-    `above` is the prefix of the empty line above it, None for no such line. A code part has its code in
+    `above` is the prefix of the empty line above it, None without such a line. A code block has its code in
     one run and its language in `language`; a table has rows of cells, header first.
     """
 

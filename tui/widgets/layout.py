@@ -42,7 +42,7 @@ def _content(runs: TextRuns) -> Content:
 
 def _run(run: TextRun) -> Content:
     content = Content.styled(run.text.expandtabs(4), " ".join(_STYLES[mark] for mark in sorted(run.marks)))
-    if run.href.startswith(("https://", "http://")):  # a model may not choose other URL schemes
+    if run.href.startswith(("https://", "http://")):  # other URL schemes in a model's text are unsafe
         content = content.stylize(Style.from_meta({"@click": f"link({run.href!r})"}))
     return content
 

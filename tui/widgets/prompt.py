@@ -17,7 +17,7 @@ from ..slash import completions
 
 @dataclass
 class PromptSubmitted(Message):
-    """The user sent a text."""
+    """The user sent a message."""
 
     text: str
 
@@ -60,14 +60,14 @@ class Prompt(TextArea):
         self._draft = ""
 
     async def on_key(self, event: events.Key) -> None:
-        """Act on a key at once; a binding would act after the key has bubbled up, maybe after later keys."""
+        """Handle a key at once; a binding would act after the key has bubbled up, maybe after later keys."""
         action = _ACTIONS.get(event.key)
         if action is not None and await self.app.run_action(action, default_namespace=self):
             event.prevent_default()
             event.stop()
 
     def on_paste(self, event: events.Paste) -> None:
-        """Insert a paste, with the carriage returns that terminals send turned into newlines."""
+        """Insert pasted text, with carriage returns converted to newlines."""
         event.prevent_default()
         event.stop()
         self.insert(event.text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -19,7 +19,7 @@ class StatusValues:
 
     model: str
     activity: str = ""
-    remark: str = ""  # the engine's, about background work; shown when there is no activity
+    remark: str = ""  # engine status about background work; shown only without activity
     context: ContextUse | None = None
     memory_bytes: int = 0
     memory_limit_bytes: int = 0

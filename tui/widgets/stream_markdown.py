@@ -16,7 +16,7 @@ from ..text.markdown import MarkdownBlock, parse
 from ..text.splitter import BlockSplitter
 from .layout import lines_of
 
-_UNDERLINE_SO_FAR = re.compile(r"\n *[-=]+ *\Z")  # may still become a list or a rule, so it is no heading yet
+_UNDERLINE_SO_FAR = re.compile(r"\n *[-=]+ *\Z")  # may still become a list or a rule, so it is not a heading yet
 
 
 class StreamMarkdown(Widget):
