@@ -93,8 +93,9 @@ def test_a_missing_tensor_is_named(case: Case) -> None:
     needed = [n for n in tensors if not any(isinstance(r, Drop) and r.theirs == n for r in families.keys(config).rules)]
     gone = needed[len(needed) // 2]
     del tensors[gone]
-    with pytest.raises(CheckpointError, match=r"missing|experts"):
+    with pytest.raises(CheckpointError, match=r"missing|experts") as raised:
         assemble(stored.config, tensors)
+    assert gone.removeprefix("transformer.") in str(raised.value)
 
 
 def test_an_unknown_tensor_is_named() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -83,10 +84,19 @@ def test_long_rows_are_truncated_split_dropped_or_refused_and_counted(tmp_path: 
 @pytest.mark.parametrize("length", range(2, 14))
 @pytest.mark.parametrize("most", [2, 3, 5, 8])
 def test_splitting_predicts_every_token_once(tmp_path: Path, length: int, most: int) -> None:
-    path = folder(tmp_path, [{"text": "x" * (length - 2)}])
+    text = "abcdefghijkl"[: length - 2]
+    path = folder(tmp_path, [{"text": text}])
     made = data.load(TrainConfig(data=path, max_seq_length=most, long_rows="split"), CharTokenizer())
     assert made.counts.supervised_tokens == length - 1
     assert max(map(len, made.train)) <= most
+    whole = [1, *text.encode(), 0]
+    predicted = [
+        (int(before), int(token))
+        for example in made.train
+        for before, token, on in zip(example.tokens, example.tokens[1:], example.loss_mask[1:], strict=False)
+        if on
+    ]
+    assert predicted == list(itertools.pairwise(whole))
 
 
 def test_rows_without_supervised_tokens_are_counted(tmp_path: Path) -> None:

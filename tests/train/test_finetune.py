@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from macllm import adapter, checkpoint
@@ -68,6 +69,22 @@ def test_training_from_random_weights_writes_a_loadable_checkpoint(base: Path) -
     model, tokenizer = checkpoint.load(base)
     assert tokenizer.render([{"role": "user", "content": "x"}]) == "<user>x<end><assistant>"
     assert model(mx.array([[5, 6, 7]])).shape == (1, 3, 300)
+
+
+def test_the_reported_validation_loss_is_that_of_the_exported_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    """Cross-entropy of the answers and their end tokens in float64."""
+    folder = train(PretrainConfig.load(recipe / "recipe.toml", output=tmp_path / "run", mask_prompt=True))
+    reported = min(event["loss"] for event in metrics(folder) if event["event"] == "Evaluated")
+    model, tokenizer = checkpoint.load(folder / "model")
+    losses = []
+    for line in (recipe / "valid.jsonl").read_text().splitlines():
+        question, answer = (message["content"] for message in json.loads(line)["messages"])
+        prompt = tokenizer.encode(f"<user>{question}<end><assistant>", add_special_tokens=False)
+        tokens = prompt + tokenizer.encode(f"{answer}<end>", add_special_tokens=False)
+        logits = np.array(model(mx.array([tokens[:-1]])))[0].astype(np.float64)
+        logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        losses += [-logprobs[at - 1, tokens[at]] for at in range(len(prompt), len(tokens))]
+    assert reported == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_a_run_emits_its_events_in_order(recipe: Path, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_random_features_are_read_from_the_file(trained: Path) -> None:
     changed = {**stored, "model.layers.0.self_attn.features": stored["model.layers.1.self_attn.features"]}
     config = json.loads((trained / "config.json").read_text())
     other = checkpoint.assemble(config, changed)
+    for layer in range(2):
+        assert mx.array_equal(other.decoder.layers[layer].mixer.features, stored["model.layers.1.self_attn.features"])
     tokens = mx.array([[5, 6, 7, 8, 9]])
     assert mx.abs(other(tokens) - model(tokens)).max().item() > 1e-3
 
@@ -125,12 +127,24 @@ def test_a_run_resumed_from_an_earlier_snapshot_ends_with_the_same_weights(recip
     assert all(mx.array_equal(a, b) for (_, a), (_, b) in pairs)
 
 
-def test_lora_changes_the_outputs_of_a_performer(recipe: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_lora_adapter_of_a_performer_equals_merged_weights(recipe: Path, trained: Path, tmp_path: Path) -> None:
     settings = {"data": recipe / "train.jsonl", "model": trained, "adapter_path": tmp_path / "a", "iters": 4}
     finetune(FinetuneConfig.load(**settings, learning_rate=0.01, rank=2))
     adapted, _ = checkpoint.load(trained, tmp_path / "a")
     tokens = mx.array([[5, 6, 7, 8, 9]])
     assert mx.abs(adapted(tokens) - checkpoint.load_model(trained)(tokens)).max().item() > 1e-4
+    merged = mx.load(str(trained / "model.safetensors"))
+    factors = mx.load(str(tmp_path / "a" / "adapters.safetensors"))
+    scale = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["lora_parameters"]["scale"]
+    names = {name.rpartition(".")[0] for name in factors}
+    assert len(names) == 2 * 7
+    for name in names:
+        a, b = (np.array(factors[f"{name}.lora_{letter}"]).astype(np.float64) for letter in "ab")
+        weight = np.array(merged[f"{name}.weight"]).astype(np.float64) + scale * (a @ b).T
+        merged[f"{name}.weight"] = mx.array(weight.astype(np.float32))
+    config = json.loads((trained / "config.json").read_text())
+    want = np.array(checkpoint.assemble(config, merged)(tokens))
+    np.testing.assert_allclose(np.array(adapted(tokens)), want, atol=1e-5 * np.abs(want).max())
 
 
 def test_the_spec_has_the_values_of_the_config(trained: Path) -> None:

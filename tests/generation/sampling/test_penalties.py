@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -75,7 +77,13 @@ def test_dry_stays_finite_for_a_repeat_of_thousands_of_tokens() -> None:
 
 def test_a_long_prompt_is_searched_in_linear_time() -> None:
     """A quadratic search would take minutes; its worst case is one token repeated."""
-    DryPenalty(SamplingParams(dry_multiplier=1.0), [3] * 100_000, V)
+    began = time.process_time()
+    penalty = DryPenalty(SamplingParams(dry_multiplier=1.0, dry_base=1.00001), [3] * 100_000, V)
+    penalized = np.array(penalty(mx.array(LOGITS)))
+    assert time.process_time() - began < 10
+    # the history without its last token is the repeat: 99,999 tokens, two of which are allowed
+    expected = LOGITS - np.eye(V)[3] * 1.00001 ** (99_999 - 2)
+    np.testing.assert_allclose(penalized, expected, rtol=5e-3)
 
 
 @pytest.mark.parametrize("token", [0, V - 1])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -199,9 +197,17 @@ def test_a_draw_depends_on_seed_and_step_alone() -> None:
     assert forwards != other
 
 
+@pytest.mark.parametrize("kernels", ["native", "stock"])
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
-def test_every_seed_of_32_bits_can_be_used(seed: int) -> None:
-    assert 0 <= int(Sampler(SamplingParams(), seed, (), 9)(mx.zeros(9), 2**20).item()) < 9
+def test_every_bit_of_a_seed_of_32_bits_counts(seed: int, kernels: str) -> None:
+    def draws(seed: int) -> list[int]:
+        with dispatch.using(kernels):
+            sampler = Sampler(SamplingParams(), seed, (), 9)
+            return [int(sampler(mx.zeros(9), 2**20 + step).item()) for step in range(20)]
+
+    plain = draws(seed)
+    assert set(plain) <= set(range(9))
+    assert plain not in [draws(seed ^ 1 << bit) for bit in (0, 15, 16, 31)]
 
 
 def test_temperature_0_takes_the_likeliest_token_whatever_the_filters() -> None:
@@ -231,13 +237,21 @@ def operations(array: mx.array) -> list[str]:
 
 def test_logit_bias_is_added_before_penalties() -> None:
     logits = random_logits(30, 2)
-    bias = ((3, 2.5), (29, -7.0), (4, -np.inf), (3, 1.0))
     expected = logits.astype(np.float64)
-    for token, amount in bias:
-        expected[token] += amount
-    greedy = Sampler(SamplingParams(temperature=0.0, logit_bias=((17, 1000.0),)), 0, (), 30)
-    assert int(greedy(mx.array(logits), 0).item()) == 17
-    # through a repetition penalty of one token, which scales what the bias has made
+    for _ in range(30):  # ban the likeliest token each time, so that the order of all biased logits is compared
+        bias = (
+            (3, 2.5),
+            (29, -7.0),
+            (3, 1.0),
+            *((int(token), -np.inf) for token in np.flatnonzero(expected == -np.inf)),
+        )
+        wanted = expected.copy()
+        for token, amount in bias[:3]:
+            wanted[token] += amount
+        greedy = Sampler(SamplingParams(temperature=0.0, logit_bias=bias), 0, (), 30)
+        assert int(greedy(mx.array(logits), 0).item()) == wanted.argmax()
+        expected[wanted.argmax()] = -np.inf
+    # the repetition penalty of one token halves its biased logit
     params = SamplingParams(temperature=0.0, logit_bias=((5, 40.0), (6, 30.0)), repetition_penalty=2.0)
     assert int(Sampler(params, 0, (5,), 30)(mx.array(logits), 0).item()) == 6
 
@@ -267,4 +281,6 @@ def test_default_sampling_params_leave_the_distribution_unchanged() -> None:
     np.testing.assert_allclose(
         probabilities(logits, SamplingParams()), reference.softmax(logits.astype(np.float64)), atol=1e-6
     )
-    assert {f.name for f in dataclasses.fields(SamplingParams)} >= {"temperature", "dry_window", "seed"}
+    with_history, without = (Sampler(SamplingParams(), 5, history, 100) for history in ((1, 2, 3) * 9, ()))
+    for step in range(30):
+        assert with_history(mx.array(logits), step).item() == without(mx.array(logits), step).item()
