@@ -20,12 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The simulator of Metal kernels needs GCC. On a Mac, `macllm doctor --kernels` runs the kernels themselves.
 SIMULATED = ["simulator/*", "ops/metal/*", "doctor/test_doctor_kernels.py", "doctor/test_benchmark.py"]
-SIMULATED += [
-    "doctor/test_quick.py",
-    "bench/test_traffic*.py",
-    "generation/sampling/test_metal_draw.py",
-    "nn/test_metal.py",
-]
+SIMULATED += ["doctor/test_quick.py", "bench/test_traffic*.py", "nn/test_metal.py"]
 collect_ignore_glob = [] if sys.platform == "linux" else SIMULATED
 
 REPOSITORY = Path(__file__).resolve().parent.parent

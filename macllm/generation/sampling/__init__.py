@@ -1,1 +1,1 @@
-"""Drawing a token: parameters, their defaults and ranges, penalties, constraints, the sampler."""
+"""Drawing a token: parameters, their defaults and ranges, constraints, the sampler."""

@@ -23,7 +23,7 @@ struct Draw {
   Penalties penalties;
   int64_t kept = 0;  // newest tokens of the history that penalties read; 0: all
 
-  // Numbers in the order in which ops/sampling.py lists them.
+  // Numbers in the order of ops/draw_params.py, then `kept`.
   Draw(const std::vector<double>& numbers, std::vector<uint32_t> biased, std::vector<float> biases,
        std::vector<uint32_t> breakers) {
     if (numbers.size() != 16 || biased.size() != biases.size())

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macllm.generation.request import SamplingParams
-from macllm.generation.sampling.penalties import CountPenalties, DryPenalty
-from tests.generation.sampling import sampling_reference as reference
+from macllm.ops.draw_params import DrawParams
+from macllm.ops.penalties import CountPenalties, DryPenalty
+from tests.ops import literal_sampling as reference
 
 V = 7
 LOGITS = np.array([3.0, -2.0, 0.0, 1.5, -0.5, 8.0, 2.5], dtype=np.float32)
@@ -27,7 +27,7 @@ tokens = st.lists(st.integers(0, V - 1), max_size=25)
     frequency=st.sampled_from([0.0, 0.4]),
 )
 def test_count_penalties_equal_a_recount_of_the_window(prompt, drawn, window, repetition, presence, frequency) -> None:
-    params = SamplingParams(
+    params = DrawParams(
         repetition_penalty=repetition,
         presence_penalty=presence,
         frequency_penalty=frequency,
@@ -53,7 +53,7 @@ def test_count_penalties_equal_a_recount_of_the_window(prompt, drawn, window, re
     base=st.sampled_from([1.0, 1.75, 3.0]),
 )
 def test_dry_equals_a_literal_search_for_repeats(prompt, drawn, window, allowed, breakers, base) -> None:
-    params = SamplingParams(
+    params = DrawParams(
         dry_multiplier=0.8, dry_base=base, dry_allowed_length=allowed, dry_window=window, dry_breakers=breakers
     )
     penalty = DryPenalty(params, prompt, V)
@@ -67,7 +67,7 @@ def test_dry_equals_a_literal_search_for_repeats(prompt, drawn, window, allowed,
 
 
 def test_dry_stays_finite_for_a_repeat_of_thousands_of_tokens() -> None:
-    params = SamplingParams(dry_multiplier=5.0, dry_base=100.0)
+    params = DrawParams(dry_multiplier=5.0, dry_base=100.0)
     penalty = DryPenalty(params, [1, 2] * 3000, V)
     penalized = np.array(penalty(mx.array(LOGITS)))
     assert np.isfinite(penalized).all()
@@ -78,7 +78,7 @@ def test_dry_stays_finite_for_a_repeat_of_thousands_of_tokens() -> None:
 def test_a_long_prompt_is_searched_in_linear_time() -> None:
     """A quadratic search would take minutes; its worst case is one token repeated."""
     began = time.process_time()
-    penalty = DryPenalty(SamplingParams(dry_multiplier=1.0, dry_base=1.00001), [3] * 100_000, V)
+    penalty = DryPenalty(DrawParams(dry_multiplier=1.0, dry_base=1.00001), [3] * 100_000, V)
     penalized = np.array(penalty(mx.array(LOGITS)))
     assert time.process_time() - began < 10
     # the history without its last token is the repeat: 99,999 tokens, two of which are allowed
@@ -88,7 +88,7 @@ def test_a_long_prompt_is_searched_in_linear_time() -> None:
 
 @pytest.mark.parametrize("token", [0, V - 1])
 def test_penalties_accept_lazy_tokens(token: int) -> None:
-    params = SamplingParams(frequency_penalty=1.0, dry_multiplier=1.0, penalty_window=1)
+    params = DrawParams(frequency_penalty=1.0, dry_multiplier=1.0, penalty_window=1)
     lazy = mx.argmax(mx.eye(V)[token])
     counts, dry = CountPenalties(params, (), V), DryPenalty(params, (), V)
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_penalties_accept_lazy_tokens(token: int) -> None:
 def test_windows_beyond_the_history_act_like_the_whole_history(name: str, number: int) -> None:
     outcomes = []
     for value in (1000, number):
-        params = SamplingParams(dry_multiplier=1.0, presence_penalty=0.5, **{name: value})
+        params = DrawParams(dry_multiplier=1.0, presence_penalty=0.5, **{name: value})
         both = CountPenalties(params, [1, 2, 1, 2, 1], V), DryPenalty(params, [1, 2, 1, 2, 1], V)
         for penalty in both:
             penalty.add(mx.array(2, dtype=mx.uint32))

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.generation.request import SamplingParams
-from macllm.generation.sampling.penalties import CountPenalties
-from macllm.generation.sampling.sampler import candidates
+from macllm.ops.draw_params import DrawParams
+from macllm.ops.penalties import CountPenalties
+from macllm.ops.sampling_reference import candidates
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
@@ -64,7 +64,7 @@ def test_filters_and_penalties_equal_transformers(size: int, case: dict) -> None
         if size > 30:
             logits[random.integers(0, size, size // 10)] = -np.inf
         history = random.integers(0, size, 12).tolist()
-        params = SamplingParams(**case)
+        params = DrawParams(**case)
         ours = mx.array(logits)
         if params.repetition_penalty != 1.0:
             ours = CountPenalties(params, history, size)(ours)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..request import SamplingParams
+from .draw_params import DrawParams
 
 _LONGEST = 2**31 - 1  # no history is longer: MLX counts along an axis in 32 bits
 _LARGEST_PENALTY = 1e30  # finite, so that a vocabulary of nothing but repeats still has a distribution
@@ -21,7 +21,7 @@ _LARGEST_PENALTY = 1e30  # finite, so that a vocabulary of nothing but repeats s
 class CountPenalties:
     """Repetition (arXiv:1909.05858, 4.1), presence and frequency penalties over `penalty_window` tokens."""
 
-    def __init__(self, params: SamplingParams, history: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, params: DrawParams, history: Sequence[int], vocab_size: int) -> None:
         self._params = params
         self._window = params.penalty_window
         recent = list(history[-self._window :])  # -0: everything
@@ -57,7 +57,7 @@ class DryPenalty:
     turns it into `_lengths[i - 1] + 1` where position i holds that token, and into 0 elsewhere.
     """
 
-    def __init__(self, params: SamplingParams, history: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, params: DrawParams, history: Sequence[int], vocab_size: int) -> None:
         self._params = params
         self._vocab_size = vocab_size
         self._window = min(params.dry_window, _LONGEST)
