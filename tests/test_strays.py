@@ -93,7 +93,9 @@ def test_appledouble_files_are_not_read_as_templates(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     add_appledouble_files(tmp_path)
     add_stray_files(tmp_path / "additional_chat_templates")
-    assert ChatTemplate.from_folder(tmp_path, {}, {}) is not None
+    chat = ChatTemplate.from_folder(tmp_path, {}, {})
+    assert chat is not None
+    assert chat.sources == {"default": "{{ messages[0].content }}", "rag": "{{ messages[0].content }}!"}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from macllm.chat.session import Session
 from macllm.errors import DoesNotFitError, EngineCrashedError, ModelNotFoundError, UsageError
 from macllm.generation.contract import EngineInfo
 from macllm.generation.engines import process
-from macllm.generation.request import Delta, Done, Event, Prefill, SamplingParams
+from macllm.generation.request import Delta, Done, Event, Prefill, SamplingParams, Timing, Usage
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 
 
@@ -25,9 +25,8 @@ def test_an_answer_joins_the_conversation_with_its_usage_and_timing() -> None:
     user, answer = session.turns
     assert (user.role, user.content, user.finish) == ("user", "Hi", None)
     assert (answer.role, answer.content, answer.finish, answer.seed) == ("assistant", "Hello.", "stop", 7)
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 2
-    assert answer.timing is not None
+    assert answer.usage == Usage(prompt_tokens=2, completion_tokens=2)
+    assert answer.timing == Timing(0.25, 0.5, 5_000_000)
 
 
 def test_the_events_of_the_engine_pass_through_unchanged() -> None:
@@ -88,7 +87,7 @@ def test_stop_from_another_thread_keeps_the_text_and_its_usage() -> None:
     threading.Timer(0.02, session.stop).start()
     assert text_of(events) == ""
     assert (session.turns[1].content, session.turns[1].finish) == ("one ", "cancelled")
-    assert session.turns[1].usage is not None
+    assert session.turns[1].usage == Usage(prompt_tokens=2, completion_tokens=1)
 
 
 def test_a_stop_before_the_first_event_is_not_lost() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from macllm import cli
+from macllm.text.tokenizer import Tokenizer
 
 TINY = {
     "architectures": ["LlamaForCausalLM"],
@@ -178,9 +179,14 @@ def test_raw_continues_the_text_and_a_dash_reads_it_from_stdin(
 
 
 def test_a_system_prompt_reaches_the_template(model: Path, run: Callable[..., Outcome]) -> None:
-    plain = json.loads(run("generate", "-m", model, "-n", 1, "--json", "hi").out)["usage"]["prompt_tokens"]
-    ran = run("generate", "-m", model, "-n", 1, "--json", "--system", "Answer in one word.", "hi")
-    assert json.loads(ran.out)["usage"]["prompt_tokens"] > plain
+    tokenizer = Tokenizer.from_folder(model)
+    prompts = {
+        (): "<|user|> hi<|end|><|assistant|>",
+        ("--system", "Answer in one word."): "<|system|> Answer in one word.<|end|><|user|> hi<|end|><|assistant|>",
+    }
+    for flags, prompt in prompts.items():
+        usage = json.loads(run("generate", "-m", model, "-n", 1, "--json", *flags, "hi").out)["usage"]
+        assert usage["prompt_tokens"] == len(tokenizer.encode(prompt, add_special_tokens=False))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from macllm.errors import DoesNotFitError, UsageError
 from macllm.generation import limits
 from macllm.generation.contract import EngineOptions
 from macllm.generation.prefix import PrefixCache
-from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams
+from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams, Usage
 from macllm.generation.stream import generate, run, stream
 from tests.generation.generate_fakes import EOS, FakeModel, FakeTokenizer
 
@@ -552,13 +553,17 @@ def test_a_prompt_that_ends_inside_reasoning_is_continued_as_reasoning() -> None
 
 
 def test_a_completion_is_its_text_and_carries_timing_and_usage() -> None:
-    out = macllm.generate(scripted(b"Hello"), FakeTokenizer(), Request(prompt=PROMPT, sampling=GREEDY))
+    model = scripted(b"Hello", delay_seconds=0.02)  # one pass for the prompt and one for each token of the script
+    began = time.perf_counter()
+    out = macllm.generate(model, FakeTokenizer(), Request(prompt=PROMPT, sampling=GREEDY))
+    elapsed = time.perf_counter() - began
     assert str(out) == f"{out}" == "Hello"
-    assert out.timing.prefill_seconds > 0
-    assert out.timing.decode_seconds > 0
+    assert out.usage == Usage(prompt_tokens=len(PROMPT), completion_tokens=6)
+    assert out.timing.prefill_seconds >= 0.02
+    assert out.timing.decode_seconds >= 4 * 0.02  # a pass may begin before the first token is shown
+    assert out.timing.prefill_seconds + out.timing.decode_seconds <= elapsed
     assert out.timing.peak_bytes > 0
-    assert out.timing.tokens_per_second(out.usage.completion_tokens) > 0
-    assert out.usage.prompt_tokens == len(PROMPT)
+    assert out.timing.tokens_per_second(6) == 5 / out.timing.decode_seconds
 
 
 def test_peak_bytes_excludes_memory_freed_before_the_completion() -> None:

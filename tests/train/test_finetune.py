@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from macllm import adapter, checkpoint
 from macllm.errors import CheckpointError, DataError, UsageError
@@ -68,7 +69,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_training_from_random_weights_writes_a_loadable_checkpoint(base: Path) -> None:
     model, tokenizer = checkpoint.load(base)
     assert tokenizer.render([{"role": "user", "content": "x"}]) == "<user>x<end><assistant>"
-    assert model(mx.array([[5, 6, 7]])).shape == (1, 3, 300)
+    (prepared,) = (event for event in metrics(base.parent) if event["event"] == "Prepared")
+    assert sum(array.size for _, array in tree_flatten(model.parameters())) == prepared["parameters"]
+    assert {name: model.info.config[name] for name in CONFIG} == CONFIG
 
 
 def test_the_reported_validation_loss_is_that_of_the_exported_checkpoint(recipe: Path, tmp_path: Path) -> None:
