@@ -61,7 +61,7 @@ BESIDE_LLAMA = {
 }
 
 
-def test_dense_weights_have_to_reach_the_better_of_torch_and_llama() -> None:
+def test_the_goal_of_dense_weights_is_the_better_of_torch_and_llama() -> None:
     some = rows(**BESIDE_LLAMA, torch={PROMPT: 400.0, DECODE: 20.0})
     assert found(Table("S", "bf16", "inference"), some) == {
         f"{DECODE} over llama.cpp": (0.75, False),
@@ -69,7 +69,7 @@ def test_dense_weights_have_to_reach_the_better_of_torch_and_llama() -> None:
     }
 
 
-def test_four_bits_have_to_be_a_hundred_times_stock_and_reach_llama() -> None:
+def test_the_goals_of_4_bits_are_a_hundred_times_stock_and_llama() -> None:
     some = rows(**BESIDE_LLAMA, mlx_lm={PROMPT: 1.0, DECODE: 0.5})
     assert found(Table("M", "q4", "inference"), some) == {
         f"{DECODE} over mlx-lm": (60.0, False),
@@ -79,7 +79,7 @@ def test_four_bits_have_to_be_a_hundred_times_stock_and_reach_llama() -> None:
     }
 
 
-def test_the_largest_has_to_use_the_bandwidth() -> None:
+def test_the_goal_of_the_largest_shape_is_the_bandwidth() -> None:
     some = rows(macllm={PROMPT: 1.0, DECODE: 20.0, WEIGHTS: 500.0})
     assert found(Table("L", "q8", "inference"), some, 20e9) == {"share of the read bandwidth": (0.5, False)}
     assert found(Table("M", "q8", "inference"), some, 20e9) == {}
@@ -139,13 +139,13 @@ def test_training_and_growth_are_measured_on_some_tables_only() -> None:
     assert asked == adapters | {"S f32 full", "M f32 full", "M f32 growth", "M bf16 growth"}
 
 
-def test_a_row_shows_medians_and_spread_or_why_there_is_none() -> None:
+def test_a_row_has_medians_and_spread_or_a_reason() -> None:
     assert line("torch", {DECODE: Series((9.0, 10.0, 11.0))}, "") == "torch      decode tokens/s      10.0 ±10%"
     assert line("torch", {}, "not installed") == "torch         not installed"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_childs_peak_is_its_own_and_not_its_parents() -> None:
+def test_peak_memory_of_a_child_excludes_its_parent() -> None:
     held = bytearray(400 << 20)
     held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
     assert peak_bytes() > 400e6
@@ -170,7 +170,7 @@ def test_fewer_seconds_and_fewer_bytes_are_better() -> None:
     assert not by_round(f"S q4: {PEAK}", [1.1], [1.0]).met
 
 
-def test_a_loud_measurement_is_repeated_and_the_quietest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disturbed_measurement_is_repeated_and_the_quietest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = iter([({DECODE: 1.0}, 0.9), ({DECODE: 2.0}, 0.3), ({DECODE: 3.0}, 0.5)])
     monkeypatch.setattr(compare_against, "foreign_cores", lambda measure: next(tries))
     assert quiet(lambda: {}) == ({DECODE: 2.0}, 0.3)

@@ -28,12 +28,12 @@ def test_spread_is_half_the_quartile_distance_over_the_median() -> None:
     assert Series((3.0,)).spread == 0.0
 
 
-def test_time_to_text_ends_with_what_follows_the_marker() -> None:
+def test_time_to_text_ends_with_the_text_after_the_marker() -> None:
     program = "import time; print('===', flush=True); time.sleep(0.3); print('x', flush=True); time.sleep(2)"
     assert 0.3 < seconds_to_text([sys.executable, "-c", program], b"===\n") < 2.3
 
 
-def test_a_command_that_says_nothing_is_an_error() -> None:
+def test_a_command_without_output_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="ended with 0"):
         seconds_to_text([sys.executable, "-c", "pass"])
 

@@ -53,11 +53,11 @@ def names(function: Callable[..., Any], *arrays: mx.array) -> list[str]:
         lambda x: x.astype(mx.float32),
     ],
 )
-def test_a_view_dispatches_nothing(view: Callable[[mx.array], Any]) -> None:
+def test_a_view_needs_no_dispatch(view: Callable[[mx.array], Any]) -> None:
     assert counted(view, X) == []
 
 
-def test_a_reshape_that_no_strides_can_tell_is_a_copy() -> None:
+def test_a_reshape_without_strides_is_a_copy() -> None:
     assert counted(lambda x: x.T.reshape(4, 32), X) == [Dispatch("Copy", 512, 512)]
 
 
@@ -66,7 +66,7 @@ def test_a_small_part_of_a_large_buffer_is_copied_to_be_contiguous() -> None:
     assert counted(lambda x: mx.contiguous(x[:1]), large) == [Dispatch("Copy", 16384, 16384)]
 
 
-def test_an_operation_on_each_number_reads_and_writes_all_of_them_once() -> None:
+def test_an_elementwise_operation_reads_and_writes_each_number_once() -> None:
     assert counted(lambda x: mx.exp(x), X) == [Dispatch("Exp", 512, 512)]
     assert counted(lambda x: x * x, X) == [Dispatch("Multiply", 512, 512)]
     assert counted(lambda x: x.astype(mx.bfloat16), X) == [Dispatch("AsType", 512, 256)]
@@ -76,7 +76,7 @@ def test_memory_behind_a_broadcast_counts_once() -> None:
     assert counted(lambda x, y: x + y, X, mx.zeros((32,))) == [Dispatch("Add", 512 + 128, 512)]
 
 
-def test_what_mlx_compiles_is_one_dispatch() -> None:
+def test_a_compiled_function_is_one_dispatch() -> None:
     chain = mx.compile(lambda x, y: x * mx.sigmoid(x) * y)
     assert len(counted(chain, X, X)) == 3  # as MLX tells it
 
@@ -86,12 +86,12 @@ def test_what_mlx_compiles_is_one_dispatch() -> None:
     assert counted(compiled_inside, X, mx.zeros((4, 32))) == [Dispatch("Compiled", 1024, 512)]
 
 
-def test_a_compiled_function_that_is_more_than_a_chain_is_not_taken_for_one() -> None:
+def test_a_compiled_function_that_is_no_elementwise_chain_is_refused() -> None:
     with pytest.raises(ValueError, match="Softmax"):
         counted(lambda x: mx.compile(lambda x: mx.softmax(x * 2, axis=-1))(x), X)
 
 
-def test_what_metal_has_a_kernel_for_is_one_dispatch() -> None:
+def test_an_op_with_a_metal_kernel_is_one_dispatch() -> None:
     weight, heads = mx.zeros((32,)), mx.zeros((1, 2, 1, 32))
     rope = {"traditional": False, "base": 1e4, "scale": 1.0, "offset": 7}
     assert counted(lambda x, w: mx.fast.rms_norm(x, w, 1e-5), X, weight) == [Dispatch("RMSNorm", 512 + 128, 512)]
@@ -111,7 +111,7 @@ def test_a_product_with_a_packed_matrix_reads_it_once() -> None:
     assert made == [Dispatch("QuantizedMatmul", MATRIX_BYTES + 1024, 512)]
 
 
-def test_heads_that_share_packed_keys_go_over_them_one_by_one() -> None:
+def test_each_query_head_reads_shared_packed_keys_again() -> None:
     q = mx.zeros((1, 2, 4, 1, 128), mx.bfloat16)
     keys = [mx.zeros((1, 2, 1, 300, n), t) for n, t in ((16, mx.uint32), (2, mx.bfloat16), (2, mx.bfloat16))]
     held = 2 * 300 * 72
@@ -120,7 +120,7 @@ def test_heads_that_share_packed_keys_go_over_them_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(("keys", "expected"), [(512, 3), (1024, 4)])
-def test_attention_over_packed_keys_in_parts_is_attention(keys: int, expected: int) -> None:
+def test_split_attention_over_packed_keys_counts_as_attention(keys: int, expected: int) -> None:
     q = mx.zeros((1, 8, 1, 128), mx.bfloat16)
     packed = [mx.zeros((1, 8, keys, n), t) for n, t in ((16, mx.uint32), (2, mx.bfloat16), (2, mx.bfloat16))]
 
@@ -132,7 +132,7 @@ def test_attention_over_packed_keys_in_parts_is_attention(keys: int, expected: i
     assert [one.attention for one in made] == [True] * expected + [False]
 
 
-def test_attention_in_one_kernel_takes_a_second_dispatch_for_many_keys() -> None:
+def test_fused_attention_needs_a_second_dispatch_for_many_keys() -> None:
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0)
 
@@ -146,7 +146,7 @@ def test_attention_in_one_kernel_takes_a_second_dispatch_for_many_keys() -> None
     assert first.written_bytes == last.read_bytes == 8 * 64 * (64 * 2 + 8)
 
 
-def test_a_row_put_into_a_cache_counts_the_row() -> None:
+def test_a_cache_write_counts_its_row() -> None:
     cache, row = mx.zeros((1, 2, 256, 64), mx.bfloat16), mx.zeros((1, 2, 1, 64), mx.bfloat16)
 
     def put(cache: mx.array, row: mx.array) -> mx.array:
@@ -156,7 +156,7 @@ def test_a_row_put_into_a_cache_counts_the_row() -> None:
     assert counted(put, cache, row) == [Dispatch("SliceUpdate", row.nbytes, row.nbytes)]
 
 
-def test_a_cache_that_is_read_as_it_was_is_copied_before_a_row_is_put_into_it() -> None:
+def test_a_shared_cache_is_copied_before_a_write() -> None:
     cache, row = mx.zeros((1, 2, 256, 64), mx.bfloat16), mx.zeros((1, 2, 1, 64), mx.bfloat16)
 
     def put(cache: mx.array, row: mx.array) -> list[mx.array]:
@@ -167,12 +167,12 @@ def test_a_cache_that_is_read_as_it_was_is_copied_before_a_row_is_put_into_it() 
     assert names(put, cache, row) == ["Exp", "Copy", "SliceUpdate"]
 
 
-def test_a_gather_reads_the_rows_that_it_takes() -> None:
+def test_a_gather_reads_its_rows() -> None:
     rows = mx.zeros((3,), mx.uint32)
     assert counted(lambda x, i: x[i], mx.zeros((1000, 32)), rows) == [Dispatch("Gather", 12 + 3 * 128, 3 * 128)]
 
 
-def test_a_product_with_chosen_experts_reads_those() -> None:
+def test_a_product_with_chosen_experts_reads_only_them() -> None:
     stack = [mx.zeros((16, *part.shape), part.dtype) for part in MATRIX]
     chosen, x = mx.zeros((1, 2), mx.uint32), mx.zeros((1, 1, 1, 512), mx.bfloat16)
     made = counted(lambda x, chosen, *w: mx.gather_qmm(x, *w, rhs_indices=chosen), x, chosen, *stack)
@@ -181,17 +181,17 @@ def test_a_product_with_chosen_experts_reads_those() -> None:
 
 
 @pytest.mark.parametrize(("count", "expected"), [(128, 1), (2048, 1), (2049, 4), (5000, 6)])
-def test_a_partition_is_a_sort_of_blocks_that_are_merged(count: int, expected: int) -> None:
+def test_a_partition_is_a_merge_sort_of_blocks(count: int, expected: int) -> None:
     assert len(counted(lambda x: mx.argpartition(x, 8, axis=-1), mx.zeros((count,)))) == expected
 
 
-def test_adding_up_many_numbers_takes_two_dispatches() -> None:
+def test_a_large_reduction_needs_two_dispatches() -> None:
     assert names(lambda x: x.sum(), mx.zeros((4096,))) == ["Reduce"]
     assert names(lambda x: x.sum(), mx.zeros((4097,))) == ["Reduce", "Reduce"]
     assert names(lambda x: x.sum(-1), mx.zeros((2, 8192))) == ["Reduce"]
 
 
-def test_arrays_are_copied_one_by_one_to_be_one() -> None:
+def test_a_concatenation_copies_each_array() -> None:
     assert names(lambda x, y: mx.concatenate([x, y]), X, X) == ["Copy", "Copy"]
 
 
@@ -200,14 +200,14 @@ def test_a_primitive_without_a_rule_is_an_error() -> None:
         counted(lambda x: mx.fft.rfft(x), X)
 
 
-def test_nothing_is_computed() -> None:
+def test_counting_evaluates_nothing() -> None:
     before = mx.get_active_memory()
     large = mx.zeros((1 << 20, 1 << 20), mx.bfloat16)
     assert counted(lambda x: x + x, large) == [Dispatch("Add", 1 << 41, 1 << 41)]
     assert mx.get_active_memory() - before < 1 << 20
 
 
-def test_a_kernel_of_ours_is_called_by_its_file_and_reads_what_it_is_given_once() -> None:
+def test_a_kernel_of_ours_has_its_files_name_and_reads_its_inputs_once() -> None:
     def product(x: mx.array, *w: mx.array) -> mx.array:
         return qmv.product(x, qmv.Matrix(*w, 4, 64), qmv.Epilogue())
 
@@ -216,7 +216,7 @@ def test_a_kernel_of_ours_is_called_by_its_file_and_reads_what_it_is_given_once(
     assert MATRIX_BYTES + 1024 <= one.read_bytes <= MATRIX_BYTES + 1024 + 64
 
 
-def test_our_attention_goes_over_keys_once_for_all_heads_that_share_them() -> None:
+def test_our_attention_reads_shared_keys_once_for_all_heads() -> None:
     rules = kv_decode.DecodeParams(0.1, True, mx.array([0]))
 
     def attend(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
@@ -236,7 +236,7 @@ def a_row(**changed: Any) -> Row:
     )
 
 
-def test_goals_that_are_missed_say_where() -> None:
+def test_a_missed_goal_names_its_rows() -> None:
     met = a_row(least_bytes=100)
     assert all(not goal.missed for goal in goals([met]))
     many = a_row(least_bytes=90, ours=Count(20, 100, 30, 30, {}))
@@ -251,7 +251,7 @@ def test_goals_that_are_missed_say_where() -> None:
 
 
 @pytest.mark.slow
-def test_a_step_of_llama_is_fewer_dispatches_and_reads_little_more_than_it_must() -> None:
+def test_a_step_of_llama_has_fewer_dispatches_and_reads_little_more_than_the_least() -> None:
     rows = [row_of("Llama-3.2-1B", context, bits) for context in (256, 8192, 32768) for bits in (4, None)]
     fewer, near, asked, _ = goals(rows)
     assert (fewer.missed, near.missed, asked.missed) == ((), (), ())

@@ -88,7 +88,7 @@ def attended_packed(q: mx.array, *parts: mx.array) -> KernelCall:
     return kv_decode.decode(q, views, RULES, key_bits=4, value_bits=4)
 
 
-def brought_together(q: mx.array, sums: mx.array, stats: mx.array) -> KernelCall:
+def combined_chunks(q: mx.array, sums: mx.array, stats: mx.array) -> KernelCall:
     return kv_decode.combine(q, sums, stats, RULES)
 
 
@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Callable[..., KernelCall], list[mx.array]]] = {
     "attention": (attended, [drawn(1, 8, 1, 128), drawn(*KEYS), drawn(*KEYS)]),
     "attention, packed": (attended_packed, [drawn(1, 8, 1, 128), *packed(*KEYS), *packed(*KEYS)]),
     "chunks": (
-        brought_together,
+        combined_chunks,
         [drawn(1, 8, 1, 128), *SUMS],
     ),
     "logits": (blocks, [drawn(1, 8192, **FLOATS)]),

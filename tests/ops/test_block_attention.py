@@ -42,7 +42,7 @@ def given(length: int) -> tuple[mx.array, mx.array, mx.array]:
 
 @pytest.mark.parametrize("length", [13, 16])
 @pytest.mark.parametrize("blocks", [ONE, DOUBLED, BY_HEAD], ids=["one for all heads", "doubled", "by head"])
-def test_each_block_sees_those_listed_as_often_as_they_are(blocks: list, length: int) -> None:
+def test_each_block_sees_its_listed_blocks_as_often_as_listed(blocks: list, length: int) -> None:
     q, k, v = given(length)
     got = block_attention(q, Dense(k, v), Blocks(np.array(blocks), SIZE), scale=0.4)
     times = np.stack([counts(blocks, head, length, length) for head in range(2)])
@@ -66,7 +66,7 @@ def test_a_window_and_lengths_hide_keys(window: int) -> None:
     assert np.isfinite(np.array(got)).all()  # of queries in padding too, or a gradient would be none
 
 
-def test_shared_keys_are_seen_by_all_and_once() -> None:
+def test_shared_keys_are_seen_once_by_all_queries() -> None:
     q, k, v = given(15)
     listed = np.zeros((2, 15), bool)
     listed[0, [2, 11]] = listed[1, 7] = True

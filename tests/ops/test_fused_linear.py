@@ -81,7 +81,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("op", "arrays", "kernel"), CASES)
-def test_results_and_gradients_are_those_of_the_fallback(
+def test_results_and_gradients_equal_the_fallbacks(
     op: Callable[..., mx.array], arrays: list[mx.array], kernel: str | None
 ) -> None:
     def both() -> list[np.ndarray]:
@@ -98,7 +98,7 @@ def test_results_and_gradients_are_those_of_the_fallback(
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * np.abs(want).max())
 
 
-def test_more_rows_than_kernels_take_go_to_the_fallback() -> None:
+def test_too_many_rows_use_the_fallback() -> None:
     x, w = draw(3, 3, 64), packed(40, 64)
     with simulated(ONCE) as log, using("metal"):
         y = ops.linear(x, w, norm=NORM)

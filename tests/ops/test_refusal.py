@@ -16,7 +16,7 @@ from tests.families.golden import golden
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def clear_refusals() -> Iterator[None]:
     yield
     dispatch.refused.clear()
 
@@ -27,7 +27,7 @@ def refuse(call: KernelCall) -> list[mx.array]:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
 @pytest.mark.parametrize("kv_bits", [None, 4])
-def test_a_model_goes_on_without_them(name: str, kv_bits: int | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_rejected_kernels_fall_back_to_mlx(name: str, kv_bits: int | None, caplog: pytest.LogCaptureFixture) -> None:
     model = golden(name).model()
     quantize.apply(model, bits=4, group_size=32)
     tokens = mx.array([[5, 6, 7, 8, 9]])
@@ -46,7 +46,7 @@ def test_a_model_goes_on_without_them(name: str, kv_bits: int | None, caplog: py
     assert "too many threads" in caplog.text
 
 
-def made_of(failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def fake_metal(failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A Mac whose kernels give zeros, and whose first evaluation may fail; what is evaluated."""
     seen: list[str] = []
 
@@ -78,23 +78,23 @@ def delta(heads: int) -> KernelCall:
     )
 
 
-def test_each_form_of_a_kernel_is_computed_at_once_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = made_of(None, monkeypatch)
+def test_each_kernel_specialization_is_evaluated_at_its_first_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = fake_metal(None, monkeypatch)
     metal.launch(delta(1))
     metal.launch(delta(2))
     assert seen == ["evaluated"]
 
 
-def test_what_metal_says_is_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    made_of(RuntimeError("[metal::Device] Unable to build metal library"), monkeypatch)
+def test_metals_message_is_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_metal(RuntimeError("[metal::Device] Unable to build metal library"), monkeypatch)
     with pytest.raises(KernelError, match=r"flash_backward_delta: .*Unable to build"):
         metal.launch(delta(1))
 
 
-def test_within_a_transformation_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_a_transformation_the_check_is_postponed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="transformations") as caught:
         mx.compile(lambda x: mx.eval(x) or x)(mx.zeros(3))
-    seen = made_of(caught.value, monkeypatch)
+    seen = fake_metal(caught.value, monkeypatch)
     metal.launch(delta(1))
     metal.launch(delta(1))
     assert seen == ["evaluated"] * 2

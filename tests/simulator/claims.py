@@ -55,9 +55,9 @@ def _each(test: Callable[..., None], *given: object) -> Claim:
     return claim
 
 
-DECODED = _layouts(layouts.test_a_few_queries_read_keys_and_values_where_they_lie)
-ATTENDED = _layouts(layouts.test_many_queries_and_gradients_read_keys_and_values_where_they_lie)
-PACKED = layouts.test_each_part_of_packed_keys_and_values_is_read_where_it_lies
+DECODED = _layouts(layouts.test_decode_reads_keys_and_values_through_their_strides)
+ATTENDED = _layouts(layouts.test_prefill_and_gradients_read_keys_and_values_through_their_strides)
+PACKED = layouts.test_each_packed_part_is_read_through_its_strides
 FEW = _each(edges.test_a_window_of_a_few_queries_ends_at_the_first_key, edges.OFFSET, edges.OFFSET + 1)
 MANY = _each(edges.test_a_window_of_many_queries_ends_at_the_first_key, (0, [0, 0]), (1, [0, 0]), (2, [0, 0]))
 PADDED = _each(edges.test_a_window_of_many_queries_ends_at_the_first_key, (0, [3, 4]), (1, [3, 4]))
@@ -67,10 +67,10 @@ CHUNKS = _each(
     ([0, 0], edges.FIRST_QUERY),
     ([1, -2], edges.FIRST_QUERY),
 )
-SINKS = _each(edges.test_each_key_head_has_sinks_of_its_own, edges.COUNT, 301)
-MASSES = _each(sample.test_the_mass_that_is_kept_is_a_part_of_the_right_one, *(m.values for m in sample.MASSES))
-EXPERTS = layouts.test_experts_and_their_weights_are_chosen_out_of_longer_rows
-ADAPTERS = layouts.test_rows_and_an_adapter_are_read_where_they_lie
+SINKS = _each(edges.test_each_key_head_has_its_sinks, edges.COUNT, 301)
+MASSES = _each(sample.test_top_p_is_a_share_of_the_mass_after_top_k, *(m.values for m in sample.MASSES))
+EXPERTS = layouts.test_chosen_experts_and_weights_may_be_slices_of_longer_rows
+ADAPTERS = layouts.test_rows_and_an_adapter_are_read_through_their_strides
 
 
 def _of_strides() -> Iterator[Broken]:
@@ -95,10 +95,10 @@ def _of_strides() -> Iterator[Broken]:
 
 ROWS = "long(batch) * heads * length * D"
 SINK = "float(sinks[row / stats_shape[2] % H]"
-FIRST = "at - sight.window + 1"
-IN_WINDOW = "at - key < seen.window)"
+FIRST = "at - mask.window + 1"
+IN_WINDOW = "at - key < mask.window)"
 WINDOWS = edges.test_a_window_over_packed_keys_ends_at_the_first_one
-SEGMENTS = edges.test_each_row_of_a_batch_has_segments_of_its_own
+SEGMENTS = edges.test_each_row_of_a_batch_has_its_segments
 BROKEN = [
     *_of_strides(),
     Broken("flash_prefill", "queries lie as their shape says", "batch * q_strides[0]", ROWS, ATTENDED),
@@ -106,7 +106,7 @@ BROKEN = [
     Broken("flash_backward_q", "queries lie as their shape says", "batch * q_strides[0]", ROWS, ATTENDED),
     Broken("flash_backward_kv", "heads lie side by side", "q_strides[1], group", "long(length) * D, group", ATTENDED),
     Broken("kv_decode", "the first key is in each window", IN_WINDOW, f"{IN_WINDOW[:-1]} || key == 0)", FEW),
-    Broken("kv_decode", "a window of one less", IN_WINDOW, "at - key < seen.window - 1)", FEW),
+    Broken("kv_decode", "a window of one less", IN_WINDOW, "at - key < mask.window - 1)", FEW),
     Broken("kv_decode_packed", "the first key is in each window", IN_WINDOW, f"{IN_WINDOW[:-1]} || key == 0)", WINDOWS),
     *(
         Broken(kernel, "the first key is in each window", FIRST, f"({FIRST} <= 1 ? 0 : {FIRST})", claim)
@@ -119,39 +119,39 @@ BROKEN = [
     Broken(
         "flash_backward_kv",
         "the first key is in each window",
-        "end = min(end, key + sight.window)",
-        "end = key == 0 ? end : min(end, key + sight.window)",
+        "end = min(end, key + mask.window)",
+        "end = key == 0 ? end : min(end, key + mask.window)",
         MANY,
     ),
     Broken(
         "flash_backward_kv",
         "a window of one more",
-        "end = min(end, key + sight.window)",
-        "end = min(end, key + sight.window + 1)",
+        "end = min(end, key + mask.window)",
+        "end = min(end, key + mask.window + 1)",
         MANY,
     ),
-    Broken("flash_backward_kv", "a window back of one more", "key - sight.window + 1", "key - sight.window", BOTH_WAYS),
-    Broken("flash_prefill", "a window ahead of one more", "at + sight.window)", "at + sight.window + 1)", BOTH_WAYS),
+    Broken("flash_backward_kv", "a window back of one more", "key - mask.window + 1", "key - mask.window", BOTH_WAYS),
+    Broken("flash_prefill", "a window ahead of one more", "at + mask.window)", "at + mask.window + 1)", BOTH_WAYS),
     Broken(
         "flash_prefill",
         "the first key that is no padding is in each window",
         FIRST,
-        f"({FIRST} <= sight.first + 1 ? 0 : {FIRST})",
+        f"({FIRST} <= mask.first + 1 ? 0 : {FIRST})",
         PADDED,
     ),
-    Broken("flash_backward_kv", "padding has gradients", "key < sight.first ? lowest : end", "end", PADDED),
+    Broken("flash_backward_kv", "padding has gradients", "key < mask.first ? lowest : end", "end", PADDED),
     Broken(
         "flash_prefill",
         "chunks begin at the first key",
-        "sight.chunk + sight.first;\n    begin = max(begin, from)",
-        "sight.chunk;\n    begin = max(begin, from)",
+        "mask.chunk + mask.first;\n    begin = max(begin, from)",
+        "mask.chunk;\n    begin = max(begin, from)",
         CHUNKS,
     ),
     Broken(
         "flash_backward_kv",
         "a chunk of one more",
-        "if (from > sight.first) begin = max(begin, from);\n    end = min(end, from + sight.chunk)",
-        "if (from > sight.first) begin = max(begin, from);\n    end = min(end, from + sight.chunk + 1)",
+        "if (from > mask.first) begin = max(begin, from);\n    end = min(end, from + mask.chunk)",
+        "if (from > mask.first) begin = max(begin, from);\n    end = min(end, from + mask.chunk + 1)",
         CHUNKS,
     ),
     *(
@@ -165,10 +165,10 @@ BROKEN = [
         "heads that share keys share a sink",
         "sinks[head]",
         "sinks[kv_head]",
-        edges.test_each_head_has_a_sink_of_its_own,
+        edges.test_each_head_has_its_sink,
     ),
-    Broken("sample_draw", "the mass is that of the candidates", "top_k == 0 ? heated : ranked", "ranked", MASSES),
-    Broken("sample_draw", "the mass is that of all logits", "top_k == 0 ? heated : ranked", "heated", MASSES),
+    Broken("sample_draw", "the mass is that of the candidates", "top_k == 0 ? scaled : ranked", "ranked", MASSES),
+    Broken("sample_draw", "the mass is that of all logits", "top_k == 0 ? scaled : ranked", "scaled", MASSES),
     Broken("lora_down", "A lies row by row", "k * a_strides[0] + rank * a_strides[1]", "k * RANK + rank", ADAPTERS),
     Broken("qmv", "B lies row by row", "column * b_strides[0] + i * b_strides[1]", "column * RANK + i", ADAPTERS),
     Broken("moe_gate_up", "choices lie side by side", "chosen_strides[0] +", "TOP +", EXPERTS),
@@ -179,14 +179,14 @@ BROKEN = [
         "all rows begin at the first one's position",
         "offset[batch * OFFSETS]",
         "offset[0]",
-        _each(heads.test_heads_are_what_the_definitions_say, (*heads.CASES[2].values, heads.TYPES[0])),
+        _each(heads.test_heads_equal_the_definition, (*heads.CASES[2].values, heads.TYPES[0])),
     ),
     Broken(
         "qkv_post_vjp",
         "all rows begin at the first one's position",
         "offset[batch * OFFSETS]",
         "offset[0]",
-        _each(heads.test_gradients_are_those_of_the_reference, heads.CASES[2].values),
+        _each(heads.test_gradients_equal_the_references, heads.CASES[2].values),
     ),
 ]
 

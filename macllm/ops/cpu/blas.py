@@ -1,8 +1,8 @@
 """OpenBLAS under MLX's own float32 matmul on Linux.
 
-The Linux wheel of MLX is linked against the reference BLAS, fifty times slower than the machine. `install` points the
+The Linux wheel of MLX is linked against the reference BLAS, fifty times slower than OpenBLAS. `install` points the
 entry of `cblas_sgemm` in libmlx's procedure linkage table at the OpenBLAS of the `scipy-openblas32` wheel. Only libmlx
-is touched, whether or not it has multiplied before; nothing is compiled and no symbol becomes global.
+changes, even after its first product; nothing is compiled and no symbol becomes global.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Blas:
 
 
 class _LinkMap(ctypes.Structure):
-    """The start of the loader's record of a library (`link.h`), which a dlopen handle points to."""
+    """Head of the loader's `link_map` of a library (`link.h`), which a dlopen handle points to."""
 
     _fields_ = (("base", ctypes.c_size_t), ("name", ctypes.c_char_p), ("dynamic", ctypes.c_size_t))
 
@@ -44,7 +44,7 @@ _divided = False
 
 
 def install() -> Blas:
-    """Put OpenBLAS under MLX's matmul if that is wanted and possible; what serves it now."""
+    """Put OpenBLAS under MLX's matmul if possible and not disabled; returns the BLAS now in use."""
     global _installed
     if _installed is None:
         _installed = _install()
@@ -52,7 +52,7 @@ def install() -> Blas:
 
 
 def divide(kernels: ModuleType) -> None:
-    """Route MLX's sgemm to the native kernels, which split narrow products over serial OpenBLAS calls."""
+    """Redirect MLX's sgemm to the native kernels, which divide narrow products into serial OpenBLAS calls."""
     if not _kept:
         return
     global _divided
@@ -91,9 +91,9 @@ def _install() -> Blas:
 
 
 def rebind(symbol: str, address: int) -> str | None:
-    """Make libmlx call `address` for `symbol` of its bundled BLAS; returns the reason if it cannot.
+    """Make libmlx call `address` for `symbol` of its bundled BLAS; returns the reason on failure.
 
-    Left alone when the entry is not the bundled BLAS's any more (a preloaded BLAS is the user's choice).
+    An entry that is no longer the bundled BLAS's is not changed: a preloaded BLAS is the user's choice.
     """
     import mlx.core as mx
 
@@ -107,7 +107,7 @@ def rebind(symbol: str, address: int) -> str | None:
     for slot in _slots(mlx, symbol):
         entry = ctypes.c_size_t.from_address(slot)
         if entry.value not in ours:
-            return f"another BLAS already serves {symbol}"
+            return f"another BLAS already provides {symbol}"
         if not _writable(slot):
             return "libmlx's linkage table is read-only"
         entry.value = address
@@ -128,7 +128,7 @@ def _slots(library: ctypes.CDLL, symbol: str) -> Iterator[int]:
         if tag == 0:
             break
         found[tag] = value
-    # glibc stores these as addresses, but on machines with a read-only dynamic section as offsets.
+    # glibc stores addresses here, but offsets on machines with a read-only dynamic section.
     symbols, strings, table = (
         found[tag] if found[tag] >= link.base else found[tag] + link.base for tag in (DT_SYMTAB, DT_STRTAB, DT_JMPREL)
     )

@@ -20,7 +20,7 @@ from macllm.files import sync
 HERE = Path(__file__).parent
 NAME = "macllm_native"
 NANOBIND = "3.1.0"
-"""The version whose ABI tag MLX 0.32 has; with others the module does not accept mlx arrays."""
+"""The version with the ABI tag of MLX 0.32; built with others, the module does not accept mlx arrays."""
 
 KERNELS = (
     "penalties",
@@ -49,7 +49,7 @@ GLUE = ("-O1", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", "-fno-strict-aliasi
 LINK = ("-shared", "-pthread")
 COMPILE_SECONDS = 3600
 ANOTHER_FOLDER = "set MACLLM_NATIVE_CACHE to a folder that can be written"
-HASH_BYTES = 32  # at the end of a module or object file, of all that is before them
+HASH_BYTES = 32  # at the end of a module or object file: the hash of its content
 INSTRUCTION_SETS = {
     "__AVX512VNNI__": "AVX-512 VNNI",
     "__AVX512F__": "AVX-512",
@@ -75,7 +75,7 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Object:
-    """An object file: its place in the cache, and the compiler's arguments but for that."""
+    """An object file: its path in the cache, and the compiler's arguments except for the path."""
 
     path: Path
     arguments: tuple[str, ...]
@@ -96,7 +96,7 @@ def library() -> Path:
 
 
 def whole(path: Path) -> bool:
-    """True if the file's seal is intact: loading a damaged module would crash."""
+    """True if the file's content matches its hash: loading a damaged module would crash."""
     try:
         found = path.stat()
         return _whole(path, found.st_ino, found.st_size, found.st_mtime_ns)
@@ -116,7 +116,6 @@ def compiler() -> str:
         path = shutil.which(name) if name else None
         if path:
             return path
-    raise BuildError("there is no C++ compiler", "install g++, on Debian with apt install g++")
 
 
 def flags() -> list[str]:
@@ -126,7 +125,7 @@ def flags() -> list[str]:
 
 
 def instruction_set() -> str:
-    """The best of the instructions that kernels compiled now would use. Raises: BuildError."""
+    """The best instruction set that the compiler uses for the kernels. Raises: BuildError."""
     command = [compiler(), *flags(), "-dM", "-E", "-x", "c++", os.devnull]
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     if done.returncode:
@@ -168,13 +167,13 @@ def _package(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise BuildError(f"{name} is not installed", f"pip install {name}")
     folders = [Path(folder) for folder in spec.submodule_search_locations]
-    # `mlx` is a namespace: the folder that counts is the one with the library in it.
+    # `mlx` is a namespace package: use the folder with the library.
     return next((folder for folder in folders if (folder / "lib").is_dir()), folders[0])
 
 
 @lru_cache(maxsize=8)
 def _key(folder: Path, facts: tuple[object, ...]) -> str:
-    """A name for what the module depends on: the sources in `folder`, read once, and these facts."""
+    """Hash of all that the module depends on: the sources in `folder`, read once, and `facts`."""
     return _digest(sorted([*folder.glob("*/*.cpp"), *folder.glob("*/*.h")]), facts)
 
 
@@ -187,20 +186,20 @@ def _digest(files: list[Path], facts: tuple[object, ...]) -> str:
 
 
 def _compiler_facts() -> tuple[object, ...]:
-    """The compiler and the CPU that it compiles for."""
+    """Compiler and CPU, on which object files depend."""
     stamp = Path(compiler()).resolve().stat()
     return compiler(), stamp.st_size, stamp.st_mtime_ns, platform.machine(), _cpu()
 
 
 def _interface_facts() -> tuple[object, ...]:
-    """The versions whose headers the bindings include."""
+    """Versions of the headers that the bindings include."""
     import mlx.core as mx
 
     return mx.__version__, NANOBIND, sys.version
 
 
 def _cpu() -> str:
-    """The features of the CPU: what is compiled for one may not run on another that shares the cache."""
+    """Features of the CPU: another CPU that shares the cache may not run code compiled for this one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -210,7 +209,7 @@ def _cpu() -> str:
 
 
 def objects() -> list[Object]:
-    """The module's object files, kernels first, which fail first on wrong flags. Raises: BuildError."""
+    """The module's object files; kernels first, so that wrong flags fail early. Raises: BuildError."""
     includes = [flag for folder in _includes() for flag in ("-I", folder)]
     limited = ["-DPy_LIMITED_API=0x030C0000"] if _stable_abi() else []
     glue = [*COMMON, *GLUE, *includes, *limited, *_extra()]
@@ -226,13 +225,13 @@ def objects() -> list[Object]:
 
 
 def link_arguments(objects: list[Object]) -> list[str]:
-    """The compiler's arguments that make a module of object files, but for its place."""
+    """The compiler's arguments to link object files, except for the output path."""
     libraries = [f"-L{_package('mlx') / 'lib'}", "-lmlx"]
     return [*LINK, *_extra(), *(str(each.path) for each in objects), *libraries]
 
 
 def seal(path: Path) -> None:
-    """Append a hash to a module or object file, where linkers and loaders ignore it, and sync to disk."""
+    """Append its hash to a module or object file (linkers and loaders ignore it), and sync to disk."""
     content = path.read_bytes()
     with path.open("ab") as file:
         file.write(_hash(content))
@@ -240,14 +239,14 @@ def seal(path: Path) -> None:
 
 
 def _stable_abi() -> bool:
-    """True if MLX's own module uses Python's stable ABI, which is then part of nanobind's tag."""
+    """True if MLX's module uses Python's stable ABI, which is part of nanobind's tag."""
     spec = importlib.util.find_spec("mlx.core")
     return spec is not None and ".abi3." in str(spec.origin)
 
 
-def failure(told: str) -> BuildError:
-    """The error that a compiler's words stand for."""
-    lines = [line for line in told.splitlines() if "error" in line.lower()] or told.splitlines()
-    why = lines[0] if lines else "it does not say why"
+def failure(output: str) -> BuildError:
+    """The error in a compiler's output."""
+    lines = [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines()
+    why = lines[0] if lines else "it gives no reason"
     remedy = "set CXX to another compiler, or MACLLM_NATIVE=0 to go without"
     return BuildError(f"the compiler failed: {why}", ANOTHER_FOLDER if "No space left" in why else remedy)

@@ -33,13 +33,13 @@ from .machine import physical_cores
 
 LOOK_SECONDS = 0.02
 END_SECONDS = 0.5
-LOW_PRIORITY = 10  # a tenth of a core that something else wants; the lowest would never end on a busy machine
-KEPT_OBJECTS = 3  # of one source: those of other environments and of the version before
+LOW_PRIORITY = 10  # a tenth of a busy core; at the lowest priority, compiling would not finish on a busy machine
+KEPT_OBJECTS = 3  # per source: for other environments and the previous version
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Message to the parent: files made of all that make the module."""
+    """Message to the parent: number of files done, of all files of the module."""
 
     done: int
     total: int
@@ -47,24 +47,24 @@ class Steps:
 
 @dataclass(frozen=True)
 class Failed:
-    """Message to the parent: there will be no module, and why."""
+    """Message to the parent: the compilation failed, with the reason."""
 
     error: BuildError
 
 
 @dataclass(frozen=True)
 class Made:
-    """Message to the parent: the module is there."""
+    """Message to the parent: the module is compiled."""
 
 
 class _EndedError(Exception):
-    """The parent wants no kernels any more."""
+    """The parent has cancelled the compilation, or ended."""
 
 
 def compile_kernels(parent: Parent, target: Path, folder: Path, beside: bool) -> None:
-    """Compile the missing files of the module `target`; `beside` means at low priority.
+    """Compile the missing files of the module `target`, at low priority if `beside`.
 
-    `folder` is made for what is unfinished, and removed.
+    Unfinished files are in `folder`, which is created and removed.
     """
     if beside:
         os.nice(LOW_PRIORITY)
@@ -74,11 +74,11 @@ def compile_kernels(parent: Parent, target: Path, folder: Path, beside: bool) ->
     def on_progress(done: int, total: int) -> None:
         if ended.is_set():
             raise _EndedError
-        if (done, total) != told[-1]:
-            told.append((done, total))
+        if (done, total) != sent[-1]:
+            sent.append((done, total))
             parent.send(Steps(done, total))
 
-    told = [(-1, -1)]
+    sent = [(-1, -1)]
     try:
         with _locked(target.parent / "lock", lambda: on_progress(0, 0)):
             if not whole(target):
@@ -103,7 +103,7 @@ def _listen(parent: Parent, ended: threading.Event) -> None:
 
 @contextmanager
 def _locked(path: Path, on_progress: Callable[[], object]) -> Iterator[None]:
-    """One process at a time; the lock goes when the process does, however it ends."""
+    """Lock for one process at a time; the system releases it when the process ends."""
     with path.open("w") as file:
         while True:
             try:
@@ -116,8 +116,8 @@ def _locked(path: Path, on_progress: Callable[[], object]) -> Iterator[None]:
 
 
 def _make(target: Path, folder: Path, on_progress: Callable[[int, int], object]) -> None:
-    """Compile the object files that are not there, and link all."""
-    for left in target.parent.glob("tmp*"):  # of a process that was killed: nobody else is here
+    """Compile the missing object files, and link all."""
+    for left in target.parent.glob("tmp*"):  # of a killed process, since this one holds the lock
         shutil.rmtree(left, ignore_errors=True)
     parts = objects()
     parts[0].path.parent.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def _make(target: Path, folder: Path, on_progress: Callable[[int, int], object])
         except BuildError:
             if not kept:
                 raise
-            for part in parts:  # one of those that were kept may be damaged
+            for part in parts:  # an object file from the cache may be damaged
                 part.path.unlink(missing_ok=True)
             _make_from(parts, target, folder, on_progress)
     finally:
@@ -161,7 +161,7 @@ def _run_all(
 ) -> None:
     """Compile each file with its arguments, one compiler per core. No compiler outlives this call.
 
-    A file is made in `folder`, sealed, and then takes its place.
+    A file is made in `folder`, sealed with a hash, and moved to its path.
     """
     waiting, running = list(arguments), list[_Compiler]()
     end = time.monotonic() + COMPILE_SECONDS
@@ -172,8 +172,8 @@ def _run_all(
                 running.append(_Compiler(arguments[path], path, folder))
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                if (told := one.end()) is not None:
-                    raise failure(told)
+                if (output := one.end()) is not None:
+                    raise failure(output)
                 seal(one.made)
                 publish(one.made, one.path)
             if time.monotonic() > end:
@@ -186,8 +186,8 @@ def _run_all(
 
 
 def _end(running: list[_Compiler]) -> None:
-    """End the compilers, each of which is several processes: they are the rest of this process's group."""
-    assert os.getpgrp() == os.getpid(), "whoever compiles is a child process with a group of its own"
+    """End the compilers, each of which is several processes, by ending this process's group."""
+    assert os.getpgrp() == os.getpid(), "the compiling process must lead a process group"
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     for one in running:
@@ -196,7 +196,7 @@ def _end(running: list[_Compiler]) -> None:
 
 
 class _Compiler:
-    """A compiler at work, with its own files in `folder`."""
+    """A running compiler, with its temporary files in `folder`."""
 
     def __init__(self, arguments: list[str], path: Path, folder: Path) -> None:
         self.path, self.made = path, folder / path.name
@@ -210,7 +210,7 @@ class _Compiler:
         )
 
     def end(self) -> str | None:
-        """Wait for its end, but not long for one that was told to; what it wrote if it failed."""
+        """Wait briefly for the compiler to exit, then kill it; returns its output if it failed."""
         with self._log:
             try:
                 failed = self.process.wait(END_SECONDS) != 0

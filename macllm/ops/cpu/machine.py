@@ -12,11 +12,11 @@ def wanted() -> bool:
     return os.environ.get("MACLLM_NATIVE", "1") != "0"
 
 
-_MOST_THREADS = 1024  # more than any machine's cores, and few enough for every system to start
+_MOST_THREADS = 1024  # more than any machine's cores, and few enough to start on every system
 
 
 def compute_threads() -> int:
-    """Threads to compute with: OMP_NUM_THREADS if it is set, else all cores."""
+    """Number of compute threads: OMP_NUM_THREADS if it is set, else all physical cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(int(asked), _MOST_THREADS)) if asked.isdecimal() else physical_cores()
 
@@ -37,7 +37,7 @@ def _siblings(number: int) -> str:
 
 
 def _quota() -> int:
-    """The container's limit in whole cores (cgroup v2), or a number no machine has."""
+    """The container's limit in whole cores (cgroup v2), or a number larger than any machine's."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):

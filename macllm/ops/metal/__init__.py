@@ -1,4 +1,4 @@
-"""Metal kernels: a file each, beside the Python that dispatches it, and the one way to run them."""
+"""Metal kernels: sources, launchers beside them, and `launch`, which runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 LANES = 32
 """Threads of a simdgroup."""
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-"""Types of numbers that kernels compute with."""
+"""Supported types of numbers."""
 
 Triple = tuple[int, int, int]
 Input = mx.array | int | float
@@ -27,8 +27,8 @@ Input = mx.array | int | float
 class KernelCall:
     """One dispatch of a kernel: `kernel` is its file without `.metal`, `grid` counts threads.
 
-    Inputs and outputs (shape and type) are in the order of the kernel's buffers, under the names that its source uses.
-    Inputs are read through their strides; the last axis of an array lies in one piece.
+    Inputs and outputs (shape and type) are in the order of the kernel's buffers, under the names in its source. Inputs
+    are read through their strides; the last axis of an array must be contiguous.
     """
 
     kernel: str
@@ -39,7 +39,7 @@ class KernelCall:
     template: Mapping[str, int | bool | mx.Dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a grid that is not made of whole threadgroups, which Metal would cut short."""
+        """Raises ValueError for a grid that is not made of whole threadgroups, which Metal would truncate."""
         if any(whole % part or part < 1 for whole, part in zip(self.grid, self.threadgroup, strict=True)):
             raise ValueError(f"{self.kernel}: a grid of {self.grid} is not made of threadgroups of {self.threadgroup}")
 
@@ -96,7 +96,7 @@ def launch(call: KernelCall) -> list[mx.array]:
 
 @contextmanager
 def executed_by(executor: Callable[[KernelCall], list[mx.array]]) -> Iterator[None]:
-    """Run kernels by `executor` instead of the GPU in this block."""
+    """Run kernels with `executor` instead of the GPU in this block."""
     token = _executor.set(executor)
     try:
         yield
@@ -132,13 +132,13 @@ def _on_gpu(call: KernelCall) -> list[mx.array]:
 
 
 def _prove(call: KernelCall, outputs: list[mx.array]) -> None:
-    """Evaluate the first outputs of each form of a kernel now, so that it fails before it is used."""
+    """Evaluate the first outputs of each kernel specialization, so that it fails before it is used."""
     form = call.kernel, call.threadgroup, *call.template.values()
     if form in _proven:
         return
     try:
         mx.eval(outputs)
-    except ValueError:  # within a transformation of functions nothing can be computed
+    except ValueError:  # inside a function transformation, arrays cannot be evaluated
         return
     except RuntimeError as error:
         raise KernelError(f"{call.kernel}: {str(error).strip()}") from error

@@ -1,4 +1,4 @@
-"""Decisions on Metal kernels: those that a trial here found correct and faster than MLX's."""
+"""Decisions on Metal kernels: those that tests on this machine found correct and faster than MLX's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SYSTEM = Path("/System/Library/CoreServices/SystemVersion.plist")
 class Decisions:
     """Decisions by op, type and bucket, with the reason for each rejected kernel.
 
-    Those named in `quick` come from a quick trial and give way to the whole test's.
+    Those named in `quick` are from a quick trial; the whole test overrides them.
     """
 
     decisions: Mapping[str, bool] = field(default_factory=dict)
@@ -43,7 +43,7 @@ _override: ContextVar[Decisions | None] = ContextVar("override", default=None)
 
 
 def bucket(size: int) -> str:
-    """The sizes of an op for which one decision holds."""
+    """The range of sizes of an op that share a decision."""
     return "1" if size == 1 else "to 16" if size <= 16 else "to 1024" if size <= 1024 else "more"
 
 
@@ -79,9 +79,9 @@ def save(decided: Decisions) -> Path:
 
 
 def add(found: Decisions) -> Path:
-    """Add decisions of a quick trial to the saved ones; those of the whole test stay.
+    """Add decisions of a quick trial to the saved ones; those of the whole test are kept.
 
-    They hold in this process once `load.cache_clear` is called, which is for a moment without a completion.
+    They apply in this process after `load.cache_clear`, which is to be called between completions.
     """
     before = _read() or Decisions()
     whole = {name: used for name, used in before.decisions.items() if name not in before.quick}
@@ -93,7 +93,7 @@ def add(found: Decisions) -> Path:
 
 @contextmanager
 def alone(*, wait: bool) -> Iterator[bool]:
-    """Lock the timing of kernels on this machine; yields False if it is taken, unless `wait`."""
+    """Lock the timing of kernels on this machine; yields False if another process holds it, unless `wait`."""
     path = _path().with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -107,7 +107,7 @@ def alone(*, wait: bool) -> Iterator[bool]:
 
 @cache
 def load() -> Decisions | None:
-    """Saved decisions; None without any, or if they are of another machine, system, MLX or kernels."""
+    """Saved decisions; None without any, or if the machine, system, MLX or kernels differ."""
     return _read()
 
 
@@ -126,7 +126,7 @@ def _read() -> Decisions | None:
 
 
 def _write(decided: Decisions) -> Path:
-    """Write the file, whole or not at all."""
+    """Write the file atomically."""
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -140,7 +140,7 @@ def _write(decided: Decisions) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Chip, system, MLX and kernels for which decisions hold."""
+    """Chip, system, MLX and kernels, on which decisions depend."""
     return {
         "chip": mx.device_info().get("device_name") if mx.metal.is_available() else platform.machine(),
         "system": _system_build(),
@@ -156,7 +156,7 @@ def kernels_hash() -> str:
 
 
 def _system_build() -> str:
-    """The system with its build: a new one compiles kernels anew, and maybe otherwise."""
+    """The system with its build, since another build may compile kernels differently."""
     if sys.platform != "darwin":
         return f"{platform.system()} {platform.release()}"
     try:

@@ -1,3 +1,3 @@
-// What every kernel needs.
+// Included by every kernel.
 #include <metal_stdlib>
 using namespace metal;

@@ -1,18 +1,18 @@
-// What kernels that hold 8 x 8 matrices, two numbers a lane, have in common.
+// Helpers for 8 x 8 simdgroup matrices, two elements per lane.
 
 #define UNROLLED _Pragma("clang loop unroll(full)")
 
-// Which elements of a matrix a lane has. The language leaves that open, so one that holds 0 to 63 is asked.
+// The elements of a matrix that a lane holds. Metal does not specify them, so they are read from a matrix of 0 to 63.
 struct Elements {
   int row[2], column[2];
 };
 
 inline Elements elements_in(const threadgroup float* numbers) {
-  simdgroup_float8x8 asked;
-  simdgroup_load(asked, numbers, 8);
+  simdgroup_float8x8 probe;
+  simdgroup_load(probe, numbers, 8);
   Elements own;
   UNROLLED for (int e = 0; e < 2; e++) {
-    const int number = int(asked.thread_elements()[e]);
+    const int number = int(probe.thread_elements()[e]);
     own.row[e] = number / 8;
     own.column[e] = number % 8;
   }

@@ -2,11 +2,11 @@
 // earlier rows (or later ones, REVERSE) is a product with a state before their chunk, and products of rows within it.
 #include "squares.metal"
 
-// sums = x state + sum of (x y_t) values_t over rows t from `begin` to before `end` that the eight rows from `own` on see. x
-// and y have P numbers, values U, of which W are summed; a TURNED state is (U, P), else (P, U). Where rows have one number
-// more, that of x is `extra` and that of y 1 (SIDE 1) or the other way around (SIDE 2), and `norm` is the state's part for it;
-// else (SIDE 0) `norm` (P) belongs to a column of ones in the values, and `total` becomes its sum, parted over its row.
-template <int P, int U, int W, bool WITHIN, bool REVERSE, bool TURNED, int SIDE, typename X, typename Y, typename V>
+// sums = x state + sum of (x y_t) values_t over rows t in [begin, end) that the eight rows from `own` on see. x and y have P
+// numbers, values U, of which W are summed; a TRANSPOSED state is (U, P), else (P, U). With SIDE 1 or 2, rows have one more
+// number: `extra` in x and 1 in y (SIDE 1), or the reverse (SIDE 2), and `norm` is the state's part for it. With SIDE 0,
+// `norm` (P) belongs to a column of ones in the values, and `total` becomes its sum, distributed over the row's lanes.
+template <int P, int U, int W, bool WITHIN, bool REVERSE, bool TRANSPOSED, int SIDE, typename X, typename Y, typename V>
 inline void attend_chunk(
     const device X* x, const device Y* y, const device V* values, const device float* extra, const device float* state,
     const device float* norm, int own, int begin, int end, const thread Elements& at, thread Square& total, thread Square* sums) {
@@ -15,7 +15,7 @@ inline void attend_chunk(
   for (int p = 0; p < P; p += 8) {
     Square a = read_square<false>(x + long(own) * P + p, P);
     UNROLLED for (int i = 0; i < W / 8; i++) {
-      const Square b = TURNED ? read_square<true>(state + 8 * i * P + p, P) : read_square<false>(state + p * U + 8 * i, U);
+      const Square b = TRANSPOSED ? read_square<true>(state + 8 * i * P + p, P) : read_square<false>(state + p * U + 8 * i, U);
       simdgroup_multiply_accumulate(sums[i], a, b, sums[i]);
     }
     if (SIDE == 0) {

@@ -1,12 +1,12 @@
 // Linear attention over features of queries and keys: each row's sum of (q k_t) v_t by its sum of q k_t, over all keys or,
-// CAUSAL, over those up to its own (arXiv:2006.16236, eqs. 5 and 9). Stock MLX takes six dispatches and the memory of
-// all products within chunks.
+// CAUSAL, over those up to its own (arXiv:2006.16236, eqs. 5 and 9). Stock MLX needs six dispatches, and memory for all
+// products within chunks.
 //
 // Layout. q and k (B, H, L, M), v (B, H, L, D), L a multiple of 8; states (B, H, CHUNKS, M, D) and norms (B, H, CHUNKS, M)
 // float32, from linear_states: before each chunk of CHUNK rows, or, if not CAUSAL, one for all. Out: out (B, H, L, D) and
 // totals (B, H, L) float32, the sums it was divided by. A row whose sum is 0 is 0.
 // Grid. A simdgroup for eight rows of W numbers: (32 D / W, L / 8 in whole threadgroups, B H) threads.
-// Traffic. A state is read once for a chunk's eight simdgroups, a row of keys and values once by each later one in its chunk.
+// Traffic. A state is read once per chunk of eight simdgroups, a row of keys and values once by each later one in its chunk.
 #include "common.metal"
 #include "linear.metal"
 

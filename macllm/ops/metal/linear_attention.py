@@ -10,11 +10,11 @@ import mlx.core as mx
 from . import DTYPES, LANES, Input, KernelCall, launch
 
 CHUNK = 64
-"""Rows that attend to one another directly; what came before them is a state."""
-_ROWS = 8  # of a simdgroup
-_MOST_COLUMNS, _MOST_STATE_COLUMNS = 128, 64  # of a simdgroup, which stay in registers
-_TOGETHER = 8  # simdgroups of a threadgroup, at most
-_DECODED = 32  # columns of a threadgroup that decodes
+"""Rows that attend to one another directly; a state holds those before them."""
+_ROWS = 8  # per simdgroup
+_MOST_COLUMNS, _MOST_STATE_COLUMNS = 128, 64  # per simdgroup, in registers
+_SIMDGROUPS = 8  # per threadgroup, at most
+_DECODE_COLUMNS = 32  # per threadgroup
 
 
 def supports(q: mx.array, k: mx.array, v: mx.array) -> bool:
@@ -25,7 +25,7 @@ def supports(q: mx.array, k: mx.array, v: mx.array) -> bool:
 def run(
     q: mx.array, k: mx.array, v: mx.array, sums: mx.array, norm: mx.array, *, causal: bool
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """The result (B, H, L, D), the state after it, and what the result was divided by, (B, H, L) float32."""
+    """The result (B, H, L, D), the state after it, and the divisor of the result, (B, H, L) float32."""
     length = v.shape[2]
     sums, norm = mx.contiguous(sums), mx.contiguous(norm)
     if length == 1:
@@ -42,7 +42,7 @@ def run(
 def gradients(
     primals: Sequence[mx.array], slopes: Sequence[mx.array], out: mx.array, totals: mx.array, *, causal: bool
 ) -> list[mx.array]:
-    """Those of q, k, v, sums and norm; `slopes` are out's and the state's, `totals` what `run` divided by."""
+    """Gradients of q, k, v, sums and norm, from those of out and state (`slopes`) and divisor `totals`."""
     q, k, v, sums, norm = (mx.contiguous(x) for x in primals)
     length = v.shape[2]
     part = mx.where(totals > 0, 1 / totals, 0)
@@ -81,13 +81,13 @@ def states(
             "last_norm": ((batch, heads, features), mx.float32),
         },
         (LANES * (dim // width), tall, batch * heads),
-        (LANES, gcd(tall, _TOGETHER), 1),
+        (LANES, gcd(tall, _SIMDGROUPS), 1),
         {"M": features, "D": dim, "W": width, "BACKWARDS": extra is not None, "WEIGHTED": extra is not None},
     )
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, before: mx.array, norms: mx.array, *, causal: bool) -> KernelCall:
-    """(B, H, L, D), and what it was divided by, (B, H, L) float32."""
+    """(B, H, L, D), and its divisor (B, H, L) float32."""
     dim = v.shape[3]
     width = _slab(dim, _MOST_COLUMNS)
     grid, threadgroup = _grid(v, width)
@@ -127,14 +127,14 @@ def gradient(
             "CHUNK": CHUNK,
             "CAUSAL": causal,
             "REVERSE": side != 1,
-            "TURNED": side != 0,
+            "TRANSPOSED": side != 0,
             "SIDE": side,
         },
     )
 
 
 def decode(q: mx.array, k: mx.array, v: mx.array, sums: mx.array, norm: mx.array) -> KernelCall:
-    """One token: (B, H, 1, D), the new state, and what the result was divided by."""
+    """One token: (B, H, 1, D), the new state, and the divisor of the result."""
     batch, heads, _, dim = v.shape
     inputs: dict[str, Input] = {name: mx.contiguous(x) for name, x in (("q", q), ("k", k), ("v", v))}
     return KernelCall(
@@ -146,8 +146,8 @@ def decode(q: mx.array, k: mx.array, v: mx.array, sums: mx.array, norm: mx.array
             "last_norm": (norm.shape, mx.float32),
             "totals": (v.shape[:3], mx.float32),
         },
-        (LANES * -(-dim // _DECODED), _TOGETHER, batch * heads),
-        (LANES, _TOGETHER, 1),
+        (LANES * -(-dim // _DECODE_COLUMNS), _SIMDGROUPS, batch * heads),
+        (LANES, _SIMDGROUPS, 1),
         {"T": v.dtype},
     )
 
@@ -161,10 +161,10 @@ def whole(x: mx.array) -> mx.array:
 def _grid(values: mx.array, width: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Threads and threadgroups for all columns of all rows."""
     batch, heads, length, columns = values.shape
-    groups = -(-length // (_ROWS * _TOGETHER)) * _TOGETHER
-    return (LANES * (columns // width), groups, batch * heads), (LANES, _TOGETHER, 1)
+    groups = -(-length // (_ROWS * _SIMDGROUPS)) * _SIMDGROUPS
+    return (LANES * (columns // width), groups, batch * heads), (LANES, _SIMDGROUPS, 1)
 
 
 def _slab(columns: int, most: int) -> int:
-    """The columns of a simdgroup: as many as divide all evenly."""
+    """Columns per simdgroup, at most `most`, that divide `columns`."""
     return next(width for width in range(min(most, columns), 0, -8) if columns % width == 0)

@@ -1,9 +1,9 @@
 // A gradient of linear_attention: with slopes s = dy / total and d = -(dy y) / total, and sums over t seen from, or seeing, a row,
 //   dq_i = sum of (s_i v_t + d_i) k_t,  dk_t = sum of (s_i v_t + d_i) q_i,  dv_t = sum of (k_t q_i) s_i,
-// each of which is linear attention without division (arXiv:2006.16236, eqs. 13 to 15). Stock MLX keeps all products for it.
+// each of which is linear attention without division (arXiv:2006.16236, eqs. 13 to 15). Stock MLX stores all products for it.
 //
 // Layout. x and y (B, H, L, P), values (B, H, L, U), extra (B, H, L) float32; states and norms from linear_states, (U, P) if
-// TURNED. Out: out (B, H, L, U).
+// TRANSPOSED. Out: out (B, H, L, U).
 // Grid. As linear_attention, W of U.
 // Traffic. As linear_attention.
 #include "common.metal"
@@ -22,8 +22,8 @@
 //:   const long rows = long(head) * L, state = long(head) * states_shape[2] + chunk;
 //:   const int begin = REVERSE ? own : chunk * CHUNK, end = REVERSE ? min(L, (chunk + 1) * CHUNK) : own + 8;
 //:   Square sums[W / 8], total;
-//:   attend_chunk<P, U, W, CAUSAL, REVERSE, TURNED, SIDE>(
-//:       x + rows * P, y + rows * P, values + rows * U + slab * W, extra + rows, states + state * P * U + slab * W * (TURNED ? P : 1),
-//:       norms + state * (TURNED ? U : P) + (TURNED ? slab * W : 0), own, begin, end, at, total, sums);
+//:   attend_chunk<P, U, W, CAUSAL, REVERSE, TRANSPOSED, SIDE>(
+//:       x + rows * P, y + rows * P, values + rows * U + slab * W, extra + rows, states + state * P * U + slab * W * (TRANSPOSED ? P : 1),
+//:       norms + state * (TRANSPOSED ? U : P) + (TRANSPOSED ? slab * W : 0), own, begin, end, at, total, sums);
 //:   write_rows<W>(sums, at, U, out + (rows + own) * U + slab * W);
 //: }

@@ -1,11 +1,11 @@
 // The running sums of linear attention: sum of a_t b_t^T, and sum of a_t or of extra_t a_t, over all rows before each chunk,
-// or, BACKWARDS, after it. Stock MLX makes them in two dispatches, and a copy of all for their sum along the chunks.
+// or, BACKWARDS, after it. Stock MLX computes them in two dispatches, and copies all for their sum along the chunks.
 //
 // Layout. a (B, H, L, M), b (B, H, L, D), extra (B, H, L) float32, first_sums (B, H, M, D) and first_norm (B, H, M) float32,
-// with which they begin; L a multiple of 8. Out, float32: states (B, H, L / chunk, M, D) and norms (B, H, L / chunk, M), and
-// last_sums and last_norm, which hold all.
-// Grid. A simdgroup for eight rows of M and W of D, which goes along all of L: (32 D / W, M / 8, B H) threads.
-// Traffic. Rows are read once a threadgroup, later ones find them in the cache; M D * 4 bytes are written for each chunk.
+// the initial sums; L a multiple of 8. Out, float32: states (B, H, L / chunk, M, D) and norms (B, H, L / chunk, M), and
+// last_sums and last_norm over all rows.
+// Grid. A simdgroup for eight rows of M and W of D, which loops over L: (32 D / W, M / 8, B H) threads.
+// Traffic. Rows are read once per threadgroup, then from the cache; M D * 4 bytes are written for each chunk.
 #include "common.metal"
 #include "squares.metal"
 

@@ -1,5 +1,5 @@
-// Squares of 8 x 8 numbers that a simdgroup holds, two a lane, and products of rows of them. What is read is widened to
-// float32 at once: Apple's matrix units are as fast with either.
+// 8 x 8 simdgroup matrices, two elements per lane, and products with rows of them. Inputs are widened to float32: Apple's
+// matrix units are as fast with either.
 
 #include "elements.metal"
 
@@ -10,11 +10,11 @@ inline void clear(thread Square* squares) {
   UNROLLED for (int i = 0; i < N; i++) squares[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
 }
 
-// Eight numbers of each of eight rows, `step` apart; TURNED, rows become columns.
-template <bool TURNED, typename T>
+// Eight numbers of each of eight rows, `step` apart; TRANSPOSED, rows become columns.
+template <bool TRANSPOSED, typename T>
 inline Square read_square(const device T* from, int step) {
   simdgroup_matrix<T, 8, 8> narrow;
-  simdgroup_load(narrow, from, step, ulong2(0), TURNED);
+  simdgroup_load(narrow, from, step, ulong2(0), TRANSPOSED);
   Square wide;
   for (int e = 0; e < 2; e++) wide.thread_elements()[e] = float(narrow.thread_elements()[e]);
   return wide;
@@ -49,7 +49,7 @@ inline void add_rows(const thread Square* weights, const device T* rows, int ste
   }
 }
 
-// Each row's sum, in all of its places.
+// Each row's sum, in all columns.
 inline Square row_sums(const thread Square& x) {
   Square sums;
   simdgroup_multiply(sums, x, make_filled_simdgroup_matrix<float, 8, 8>(1.0f));

@@ -119,7 +119,7 @@ def expected(case: Case, scale: float) -> list[Array]:
 
 @pytest.mark.parametrize("positions_first", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
-def test_attention(kernels: ModuleType, case: Case, positions_first: bool) -> None:
+def test_attention_and_gradients_equal_the_definition(kernels: ModuleType, case: Case, positions_first: bool) -> None:
     scale = case.D**-0.5
     q, k, v, g, mask = draw(case)
 
@@ -146,7 +146,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("q_layout", "k_layout", "v_layout"), LAYOUTS)
 @pytest.mark.parametrize("queries", [1, 5, 90])
-def test_queries_keys_and_values_are_read_where_they_lie(
+def test_queries_keys_and_values_are_read_through_their_strides(
     kernels: ModuleType, queries: int, q_layout: Layout, k_layout: Layout, v_layout: Layout
 ) -> None:
     case = Case(2, 4, 2, queries, 90, 16, causal=True)
@@ -176,13 +176,13 @@ def edges() -> list[Case]:
 
 
 @pytest.mark.parametrize("case", edges(), ids=lambda c: "-".join(map(str, c)))
-def test_sight_ends_where_it_should(kernels: ModuleType, case: Case) -> None:
-    test_attention(kernels, case, positions_first=False)
+def test_windows_and_chunks_end_at_the_right_key(kernels: ModuleType, case: Case) -> None:
+    test_attention_and_gradients_equal_the_definition(kernels, case, positions_first=False)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
-def test_sinks_as_torch_derives_them(kernels: ModuleType, heads: tuple[int, int]) -> None:
+def test_sink_gradients_equal_torchs(kernels: ModuleType, heads: tuple[int, int]) -> None:
     import torch
 
     case = Case(2, *heads, 13, 21, 40, causal=True, sunk=True)
@@ -204,13 +204,13 @@ def test_sinks_as_torch_derives_them(kernels: ModuleType, heads: tuple[int, int]
         np.testing.assert_allclose(np.array(got), want, rtol=1e-4, atol=2e-5)
 
 
-def test_a_part_of_a_longer_cache(kernels: ModuleType) -> None:
+def test_a_slice_of_a_longer_cache_is_read_in_place(kernels: ModuleType) -> None:
     buffer, q = mx.random.normal((2, 2, 64, 32)), mx.random.normal((2, 4, 1, 32))
     part = buffer[:, :, 5:42]
     want = kernels.attention(q, mx.array(np.array(part)), mx.array(np.array(part)), 0.3)
     np.testing.assert_array_equal(np.array(kernels.attention(q, part, part, 0.3)), np.array(want))
 
 
-def test_a_query_that_sees_nothing_gives_zero(kernels: ModuleType) -> None:
+def test_a_query_without_visible_keys_gives_zero(kernels: ModuleType) -> None:
     q, mask = mx.ones((1, 1, 2, 4)), mx.array([[False, False], [True, False]])
     assert kernels.attention(q, q, q, 1.0, mask=mask).tolist() == [[[[0] * 4, [1] * 4]]]

@@ -29,7 +29,7 @@ def run(code: str, **environment: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_whoever_asks_for_missing_kernels_does_not_wait_and_leaves_nothing(compiler: Compiler) -> None:
+def test_asking_for_missing_kernels_does_not_block_and_leaves_no_process(compiler: Compiler) -> None:
     log = compiler(60)
     code = """
 began = time.monotonic()
@@ -42,7 +42,7 @@ print(cpu.available(), cpu.compiling().beside, cpu.compiling().over)
     assert cached() == ["lock"]
 
 
-def test_kernels_that_come_during_a_completion_serve_after_it(compiler: Compiler) -> None:
+def test_kernels_compiled_during_a_completion_are_used_after_it(compiler: Compiler) -> None:
     compiler(0)
     code = """
 with cpu.held(), cpu.held():
@@ -54,7 +54,7 @@ print(cpu.available())
     assert run(code) == ("False\nTrue\n", "")
 
 
-def test_what_is_being_generated_keeps_its_implementation(compiler: Compiler) -> None:
+def test_a_running_completion_keeps_its_implementation(compiler: Compiler) -> None:
     """Two completions of the library that are read in turn; the third gets the kernels."""
     compiler(0)
     code = """
@@ -83,7 +83,7 @@ third.close()
     assert run(code) == ("False\nTrue\nTrue\n", "")
 
 
-def test_waiting_takes_over_what_was_begun_beside(compiler: Compiler) -> None:
+def test_waiting_takes_over_a_background_compilation(compiler: Compiler) -> None:
     log = compiler(0.02)
     code = """
 cpu.available()
@@ -98,7 +98,7 @@ print(cpu.prepare(lambda done, total: None), cpu.available())
     assert len(kept()) == len(build.objects())
 
 
-def test_a_wait_without_anybody_to_tell_is_logged(compiler: Compiler) -> None:
+def test_waiting_without_a_watcher_is_logged(compiler: Compiler) -> None:
     compiler(0)
     out, told = run("cpu.prepare_for(10**12, 0); print(cpu.available())")
     assert out == "True\n"
@@ -106,7 +106,7 @@ def test_a_wait_without_anybody_to_tell_is_logged(compiler: Compiler) -> None:
     assert run("cpu.prepare_for(10**12, 0); print(cpu.available())") == ("True\n", "")
 
 
-def test_a_watcher_hears_of_the_beginning_the_steps_and_the_end(compiler: Compiler) -> None:
+def test_a_watcher_gets_the_start_the_steps_and_the_end(compiler: Compiler) -> None:
     compiler(0)
     code = """
 cpu.watch(lambda state: print(state.done, state.total, state.beside, state.over))
@@ -121,13 +121,13 @@ time.sleep(0.2)
     assert lines[-1] == f"{total} {total} True True"
 
 
-def test_a_compilation_that_was_ended_is_nothing_to_tell(compiler: Compiler) -> None:
+def test_a_cancelled_compilation_prints_nothing(compiler: Compiler) -> None:
     compiler(60)
     code = "print(cpu.available()); cpu.end(); print(cpu.available(), cpu.reason())"
     assert run(code) == ("False\nFalse the compilation was ended\n", "")
 
 
-def test_a_run_of_training_waits_for_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_training_waits_for_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class WaitedError(Exception):
         pass
 
@@ -140,7 +140,7 @@ def test_a_run_of_training_waits_for_the_kernels(monkeypatch: pytest.MonkeyPatch
         macllm.finetune(data=str(tmp_path), adapter_path=str(tmp_path / "run"), model="maclet")
 
 
-def test_a_crash_of_the_compiler_beside_is_told_when_it_is_over(compiler: Compiler) -> None:
+def test_a_failed_background_compilation_is_reported_at_its_end(compiler: Compiler) -> None:
     compiler(0)
     path = Path(os.environ["CXX"])
     path.write_text(
@@ -161,14 +161,14 @@ print(cpu.available(), cpu.available(), cpu.reason())
     ("floats", "packed", "waits"),
     [(10**7, 0, False), (135 * 10**6, 0, False), (7 * 10**9, 0, True), (0, 10**7, False), (0, 10**9, True)],
 )
-def test_a_model_waits_if_compiling_is_the_shorter_way(floats: int, packed: int, waits: bool) -> None:
+def test_loading_waits_if_compiling_is_faster(floats: int, packed: int, waits: bool) -> None:
     answer = estimate.answer_seconds(floats, packed, cores=2, openblas=True)
     assert (answer > estimate.compile_seconds(27, 27, cores=2)) == waits
     assert answer > estimate.compile_seconds(0, 27, cores=2)
     assert estimate.answer_seconds(floats, packed, cores=2, openblas=False) >= answer
 
 
-def test_the_estimate_is_given_the_numbers_of_parameters(
+def test_the_estimate_gets_the_parameter_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
 ) -> None:
     told: list[tuple[int, int]] = []

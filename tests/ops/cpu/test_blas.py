@@ -25,7 +25,7 @@ def _run(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_openblas_serves_matmul_here() -> None:
+def test_openblas_computes_matmul_here() -> None:
     serving = blas.install()
     assert serving.name.startswith("OpenBLAS")
     assert serving.reason is None
@@ -34,7 +34,7 @@ def test_openblas_serves_matmul_here() -> None:
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (1, 257, 130), (33, 17, 5), (129, 300, 257)])
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
-def test_matmul_is_right(m: int, k: int, n: int, transposed: tuple[bool, bool]) -> None:
+def test_matmul_is_correct(m: int, k: int, n: int, transposed: tuple[bool, bool]) -> None:
     generator = np.random.default_rng(m + k + n)
     a = generator.standard_normal((k, m) if transposed[0] else (m, k)).astype(np.float32)
     b = generator.standard_normal((n, k) if transposed[1] else (k, n)).astype(np.float32)
@@ -43,32 +43,32 @@ def test_matmul_is_right(m: int, k: int, n: int, transposed: tuple[bool, bool]) 
     np.testing.assert_allclose(np.array(x @ y), want, rtol=1e-5, atol=2e-5 * k**0.5)
 
 
-def test_it_can_follow_a_first_multiplication() -> None:
+def test_it_can_be_installed_after_a_first_product() -> None:
     before = "import mlx.core as mx; a = mx.ones((64, 64)); mx.eval(a @ a); "
     after = "; assert (a @ a).sum().item() == 64**3"
     assert "OpenBLAS" in _run(before + REPORT + after)
 
 
-def test_the_environment_variable_turns_it_off() -> None:
+def test_macllm_native_0_turns_it_off() -> None:
     assert "MACLLM_NATIVE=0" in _run(REPORT, MACLLM_NATIVE="0")
 
 
-def test_the_users_own_thread_count_wins() -> None:
+def test_the_users_thread_count_is_kept() -> None:
     assert "threads=1" in _run(REPORT, OPENBLAS_NUM_THREADS="1")
 
 
-def test_a_foreign_blas_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_blas_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_rebound", set())
-    assert blas.rebind("cblas_sgemm", 1) == "another BLAS already serves cblas_sgemm"
+    assert blas.rebind("cblas_sgemm", 1) == "another BLAS already provides cblas_sgemm"
 
 
-def test_a_missing_wheel_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_installed", None)
     monkeypatch.setattr(blas, "_openblas", lambda: None)
     assert blas.install().reason == "scipy-openblas32 is not installed"
 
 
-def test_cores_are_at_least_one_and_at_most_what_is_allowed() -> None:
+def test_cores_are_at_least_one_and_at_most_the_quota() -> None:
     assert 1 <= machine.physical_cores() <= len(os.sched_getaffinity(0))
 
 
@@ -89,12 +89,12 @@ def test_cores_are_at_least_one_and_at_most_what_is_allowed() -> None:
     ],
 )
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
-def test_a_divided_product_is_right(m: int, k: int, n: int, transposed: tuple[bool, bool]) -> None:
+def test_a_divided_product_is_correct(m: int, k: int, n: int, transposed: tuple[bool, bool]) -> None:
     assert cpu.available()
-    test_matmul_is_right(m, k, n, transposed)
+    test_matmul_is_correct(m, k, n, transposed)
 
 
-def test_products_in_a_batch_and_with_a_bias_are_right() -> None:
+def test_batched_products_and_products_with_a_bias_are_correct() -> None:
     assert cpu.available()
     a, b, c = (mx.random.normal(shape) for shape in ((3, 70, 33), (3, 33, 65), (65,)))
     want = np.array(a).astype(np.float64) @ np.array(b) + np.array(c)
@@ -103,7 +103,7 @@ def test_products_in_a_batch_and_with_a_bias_are_right() -> None:
     np.testing.assert_allclose(np.array(mx.addmm(c, a[0], b[0], alpha=0.5, beta=2.0)), want, atol=1e-4)
 
 
-def test_a_large_product_is_added_to_what_is_there() -> None:
+def test_a_large_product_adds_to_the_result() -> None:
     assert cpu.available()
     a, b, c = (mx.random.normal(shape) for shape in ((211, 801), (801, 97), (211, 97)))
     for beta in (1.0, 0.5):

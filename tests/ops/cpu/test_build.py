@@ -58,7 +58,7 @@ def test_two_processes_at_once_compile_once(compiler: Compiler) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "changed"])
-def test_a_damaged_module_is_compiled_anew(damage: str, compiler: Compiler) -> None:
+def test_a_damaged_module_is_compiled_again(damage: str, compiler: Compiler) -> None:
     log = compiler(0)
     run()
     module, before = build.library(), len(log.read_text().split())
@@ -73,7 +73,7 @@ def test_a_damaged_module_is_compiled_anew(damage: str, compiler: Compiler) -> N
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "sealed"])
-def test_a_damaged_object_file_is_compiled_anew(damage: str, compiler: Compiler) -> None:
+def test_a_damaged_object_file_is_compiled_again(damage: str, compiler: Compiler) -> None:
     """Also one that was damaged before it was sealed, which only the linker sees."""
     log, script = compiler(0), Path(os.environ["CXX"])
     links = 'grep -qs xyzzy -- "$@" && { echo error: not an object >&2; exit 1; }'
@@ -104,7 +104,7 @@ def test_a_stopped_command_leaves_no_files_and_no_compilers(number: signal.Signa
     assert cached() == ["lock"]
 
 
-def test_a_killed_process_takes_its_compilers_along_and_what_it_left_goes_with_the_next(compiler: Compiler) -> None:
+def test_a_killed_process_ends_its_compilers_and_the_next_removes_its_files(compiler: Compiler) -> None:
     log = compiler(60)
     with start() as process:
         wait_for(lambda: alive(log))
@@ -116,7 +116,7 @@ def test_a_killed_process_takes_its_compilers_along_and_what_it_left_goes_with_t
     assert cached() == ["lock", build.library().name]
 
 
-def test_what_was_finished_is_kept_and_the_next_goes_on_from_there(compiler: Compiler) -> None:
+def test_an_interrupted_compilation_continues_from_its_finished_files(compiler: Compiler) -> None:
     log = compiler(0.2)
     with start() as process:
         wait_for(lambda: len(kept()) > 3)
@@ -131,7 +131,7 @@ def test_what_was_finished_is_kept_and_the_next_goes_on_from_there(compiler: Com
     assert kept() == sorted(Path(part.arguments[1]).stem for part in build.objects())
 
 
-def test_old_object_files_of_a_source_go(compiler: Compiler) -> None:
+def test_old_object_files_of_a_source_are_removed(compiler: Compiler) -> None:
     compiler(0)
     folder = build.objects()[0].path.parent
     folder.mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_old_object_files_of_a_source_go(compiler: Compiler) -> None:
     assert sorted(path.name for path in folder.glob("rope-?.o")) == ["rope-3.o", "rope-4.o"]
 
 
-def test_a_failing_compiler_is_told_once_and_stops_the_others(compiler: Compiler) -> None:
+def test_a_failing_compiler_is_reported_once_and_stops_the_others(compiler: Compiler) -> None:
     log = compiler(60)
     path = Path(os.environ["CXX"])
     fails = f"case $* in *{build.KERNELS[0]}.cpp*) echo oh, an error >&2; exit 1;; esac"
@@ -155,7 +155,7 @@ def test_a_failing_compiler_is_told_once_and_stops_the_others(compiler: Compiler
 
 
 @pytest.mark.parametrize("folder", ["/proc/kernels", "/dev/null/kernels"])
-def test_a_cache_that_cannot_be_written_is_told_once(folder: str) -> None:
+def test_an_unwritable_cache_is_reported_once(folder: str) -> None:
     out, told = run(MACLLM_NATIVE_CACHE=folder)
     assert out.startswith(f"False False cannot write {folder}")
     assert told.count(NOTICE) == 1
@@ -171,7 +171,7 @@ def in_a_mount(options: str, folder: Path, command: str) -> subprocess.Completed
     return subprocess.run(["unshare", "-rm", "sh", "-c", script], env=environment, capture_output=True, text=True)
 
 
-def test_a_full_disk_is_told_once(tmp_path: Path, compiler: Compiler) -> None:
+def test_a_full_disk_is_reported_once(tmp_path: Path, compiler: Compiler) -> None:
     compiler(0)
     small = tmp_path / "small"
     small.mkdir()
@@ -184,7 +184,7 @@ def test_a_full_disk_is_told_once(tmp_path: Path, compiler: Compiler) -> None:
     assert "tmp" not in left
 
 
-def test_a_read_only_cache_serves_what_is_in_it(tmp_path: Path, compiler: Compiler) -> None:
+def test_a_compiled_module_in_a_read_only_cache_is_used(tmp_path: Path, compiler: Compiler) -> None:
     compiler(0)
     run()
     cache = build.cache_folder()
@@ -198,7 +198,7 @@ def test_a_read_only_cache_serves_what_is_in_it(tmp_path: Path, compiler: Compil
     assert done.stderr.count(NOTICE) == 1
 
 
-def test_another_cpu_compiler_or_instruction_set_has_a_module_of_its_own(
+def test_another_cpu_compiler_or_instruction_set_has_another_module(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [build.library()]
@@ -215,7 +215,7 @@ def test_another_cpu_compiler_or_instruction_set_has_a_module_of_its_own(
 
 
 @pytest.mark.skipif(build.platform.machine() != "x86_64", reason="these are names of x86")
-def test_the_compiler_says_what_it_would_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_instruction_set_is_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for name in ("x86-64-v4", "x86-64-v3", "x86-64-v2"):
         monkeypatch.setenv("MACLLM_NATIVE_ARCH", name)
@@ -235,7 +235,7 @@ def answer(**environment: str) -> tuple[dict[str, object], str]:
     return json.loads(done.stdout), done.stderr
 
 
-def test_the_answer_is_the_same_without_a_compiler_and_where_it_cannot_write() -> None:
+def test_the_answer_is_equal_without_a_compiler_and_with_an_unwritable_cache() -> None:
     want, told = answer()
     assert not told
     for environment, notices in (
@@ -261,7 +261,7 @@ def test_the_answer_is_the_same_without_a_compiler_and_where_it_cannot_write() -
         ("", None),
     ],
 )
-def test_threads_are_as_many_as_asked_for_but_no_more_than_a_system_starts(
+def test_threads_follow_omp_num_threads_up_to_a_limit(
     asked: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)

@@ -133,7 +133,7 @@ def attended(case: Case, q: Array, keys: Array, values: Array, scale: float) -> 
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda case: f"{case.B}x{case.D}-{case.H}-{case.K}-{case.Dh}-{case.at}-{case.kv_bits}"
 )
-def test_attention_step(kernels: ModuleType, case: Case) -> None:
+def test_an_attention_branch_equals_numpys(kernels: ModuleType, case: Case) -> None:
     c, drawn, scale = case, Drawn(case.packing), case.Dh**-0.6
     norms = [drawn.norm(norm, c.D) for norm in c.norms]
     maps = [drawn.linear(n * c.Dh, c.D, c.bias) for n in (c.H, c.K, c.K)]
@@ -211,7 +211,7 @@ def largest_step(case: Case, parts: list[mx.array]) -> float:
         ((8, 64, 160), (LAYER, NO, NO), Packing(8, 32)),
     ],
 )
-def test_mlp_step(
+def test_a_feed_forward_branch_equals_numpys(
     kernels: ModuleType,
     activation: str,
     gated: bool,
@@ -244,7 +244,7 @@ ACTING = {
 }
 
 
-def test_branches_run_one_after_another_each_on_what_the_one_before_it_gave(kernels: ModuleType) -> None:
+def test_branches_run_in_order_on_each_others_results(kernels: ModuleType) -> None:
     x, branches = draw(1, 2, 1, 12), []
     for n in range(5):
         drawn = Drawn()
@@ -262,7 +262,7 @@ def test_branches_run_one_after_another_each_on_what_the_one_before_it_gave(kern
     np.testing.assert_array_equal(np.array(together), np.array(want))
 
 
-def test_what_is_differentiated_compiled_or_in_half_precision_is_not_supported(kernels: ModuleType) -> None:
+def test_traced_and_half_precision_hidden_states_are_not_supported(kernels: ModuleType) -> None:
     x, seen = mx.ones((1, 1, 4)), []
     assert supports(x, [mx.ones(4), mx.ones((4, 4), mx.bfloat16), mx.ones((4, 4), mx.uint32)])
     assert not supports(x.astype(mx.bfloat16))
@@ -281,7 +281,7 @@ def test_what_is_differentiated_compiled_or_in_half_precision_is_not_supported(k
 
 
 @pytest.mark.parametrize("arrays", [[], [mx.ones((4, 4))], [mx.ones((4, 4))] * 3])
-def test_weights_that_were_not_planned_for_are_refused(kernels: ModuleType, arrays: list[mx.array]) -> None:
+def test_weights_that_do_not_match_the_plan_are_refused(kernels: ModuleType, arrays: list[mx.array]) -> None:
     present = [False] * 6 + [True, False, False, False] * 2
     linears = [DenseWeight(mx.ones((4, 4)))] * 2
     planned = plan((NO, NO, NO), MLPParams("silu", False), linears, present)

@@ -97,7 +97,7 @@ def _absent(target: Target) -> str | None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_every_kernel_is_right(
+def test_every_kernel_is_correct(
     name: str, references: Callable[[str], list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = TARGETS[name]

@@ -30,7 +30,7 @@ def close(got: mx.array, want: Array) -> None:
 
 @TYPES
 @pytest.mark.parametrize("tokens", [1, 2, 9, 130])
-def test_products_and_gradients(kernels: ModuleType, tokens: int, dtype: mx.Dtype) -> None:
+def test_products_and_gradients_equal_the_definition(kernels: ModuleType, tokens: int, dtype: mx.Dtype) -> None:
     w, chosen = mx.array(draw(5, 37, 51)).astype(dtype), np.random.default_rng(tokens).integers(0, 4, (tokens, 3))
     x, g = draw(tokens, 3, 51), draw(tokens, 3, 37)
     (y,), (gx, gw) = mx.vjp(
@@ -48,7 +48,7 @@ def test_products_and_gradients(kernels: ModuleType, tokens: int, dtype: mx.Dtyp
 
 @TYPES
 @pytest.mark.parametrize("tokens", [1, 20])
-def test_every_road_gives_the_same(tokens: int, dtype: mx.Dtype) -> None:
+def test_stock_native_and_reference_agree(tokens: int, dtype: mx.Dtype) -> None:
     w = mx.array(draw(4, 24, 40)).astype(dtype)
     chosen = mx.array(np.random.default_rng(0).integers(0, 4, (1, tokens, 2)))
     for x in (mx.array(draw(1, tokens, 1, 1, 40)), mx.array(draw(1, tokens, 2, 1, 40))):
@@ -62,7 +62,7 @@ def test_every_road_gives_the_same(tokens: int, dtype: mx.Dtype) -> None:
             np.testing.assert_allclose(np.array(native), np.array(stock), rtol=1e-4, atol=1e-4)
 
 
-def test_parts_and_layouts(kernels: ModuleType) -> None:
+def test_slices_and_transposed_layouts_are_read_correctly(kernels: ModuleType) -> None:
     w, x = mx.array(draw(6, 20, 33)).astype(mx.bfloat16), mx.array(draw(33, 7)).T
     chosen = mx.array([0, 2, 1, 1, 0, 2, 2])
     for part in (w[::2], w[::-1][:3], w[:3, ::2]):
@@ -76,7 +76,7 @@ def test_an_expert_that_does_not_exist_gives_nan(kernels: ModuleType) -> None:
     np.testing.assert_array_equal(y[1], [8] * 4)
 
 
-def test_what_does_not_fit_is_refused(kernels: ModuleType) -> None:
+def test_mismatched_shapes_and_types_are_refused(kernels: ModuleType) -> None:
     x, w, chosen = mx.zeros((2, 4)), mx.zeros((3, 5, 4), mx.bfloat16), mx.array([0, 1])
     for arguments, why in [
         ((x, w.astype(mx.float32), chosen), "bfloat16 or float16"),

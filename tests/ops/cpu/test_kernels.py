@@ -59,14 +59,14 @@ def test_exp_is_within_two_ulp_everywhere(kernels: ModuleType) -> None:
     assert (np.abs(np.array(kernels.unary(mx.array(x), "exp")) - want) / ulp).max() <= 2
 
 
-def test_exp_at_its_ends(kernels: ModuleType) -> None:
+def test_exp_is_correct_at_the_ends_of_its_range(kernels: ModuleType) -> None:
     x = mx.array([-math.inf, -200.0, 0.0, 89.0, math.inf, math.nan])
     np.testing.assert_array_equal(np.array(kernels.unary(x, "exp")), [0, 0, 1, math.inf, math.inf, math.nan])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", FUNCTIONS)
-def test_activations_and_gates(kernels: ModuleType, kind: str, shape: tuple[int, ...]) -> None:
+def test_activations_gates_and_gradients_equal_numpys(kernels: ModuleType, kind: str, shape: tuple[int, ...]) -> None:
     f, x, up, g = FUNCTIONS[kind], draw(*shape, scale=3), draw(*shape, seed=1), draw(*shape, seed=2)
     wide = x.astype(np.float64)
     close(kernels.unary(mx.array(x), kind), f(wide))
@@ -86,7 +86,7 @@ def test_activations_of_large_numbers_are_finite(kernels: ModuleType, kind: str)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_softmax_and_logsumexp(kernels: ModuleType, shape: tuple[int, ...]) -> None:
+def test_softmax_logsumexp_and_gradients_equal_numpys(kernels: ModuleType, shape: tuple[int, ...]) -> None:
     x, g = draw(*shape, scale=5), draw(*shape, seed=1)
     p, gl = softmax64(x), draw(*shape[:-1], seed=2) if len(shape) > 1 else np.float32(0.7)
     close(kernels.softmax(mx.array(x)), p)
@@ -95,13 +95,13 @@ def test_softmax_and_logsumexp(kernels: ModuleType, shape: tuple[int, ...]) -> N
     close(gradients(kernels.logsumexp, np.asarray(gl), x)[0], p * np.asarray(gl)[..., None], 1e-5)
 
 
-def test_logsumexp_of_infinities(kernels: ModuleType) -> None:
+def test_logsumexp_handles_infinities(kernels: ModuleType) -> None:
     x = mx.array([[-math.inf, -math.inf], [-math.inf, 1.0], [math.inf, 1.0], [math.nan, 1.0]])
     np.testing.assert_array_equal(np.array(kernels.logsumexp(x)), [-math.inf, 1.0, math.inf, math.nan])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 16), (2, 5, 33), (4, 4097)])
-def test_cross_entropy(kernels: ModuleType, shape: tuple[int, ...]) -> None:
+def test_cross_entropy_and_gradients_equal_numpys(kernels: ModuleType, shape: tuple[int, ...]) -> None:
     x, g, gl = draw(*shape, scale=4), draw(*shape[:-1], seed=1), draw(*shape[:-1], seed=2)
     targets = np.random.default_rng(3).integers(0, shape[-1], shape[:-1])
     targets.flat[0] = -100
@@ -118,7 +118,7 @@ def test_cross_entropy(kernels: ModuleType, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rms_norm(kernels: ModuleType, shape: tuple[int, ...]) -> None:
+def test_rms_norm_and_gradients_equal_numpys(kernels: ModuleType, shape: tuple[int, ...]) -> None:
     x, w, g, eps = draw(*shape, scale=3), draw(shape[-1], seed=1), draw(*shape, seed=2), 1e-5
     wide, n = x.astype(np.float64), shape[-1]
     r = 1 / np.sqrt((wide**2).mean(-1, keepdims=True) + eps)
@@ -130,7 +130,7 @@ def test_rms_norm(kernels: ModuleType, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_layer_norm(kernels: ModuleType, shape: tuple[int, ...], biased: bool) -> None:
+def test_layer_norm_and_gradients_equal_numpys(kernels: ModuleType, shape: tuple[int, ...], biased: bool) -> None:
     x, w, g, eps, n = draw(*shape, scale=3) + 2, draw(shape[-1], seed=1), draw(*shape, seed=2), 1e-5, shape[-1]
     b = draw(n, seed=3)
     centred = x - x.astype(np.float64).mean(-1, keepdims=True)
@@ -162,7 +162,7 @@ def test_the_norm_of_many_arrays_is_that_of_one_vector(kernels: ModuleType) -> N
 
 
 @pytest.mark.parametrize("n", [1, 15, 1000, 20_001])
-def test_adamw(kernels: ModuleType, n: int) -> None:
+def test_adamw_equals_numpys(kernels: ModuleType, n: int) -> None:
     p, g, m, v = draw(n), draw(n, seed=1), draw(n, seed=2), draw(n, seed=3) ** 2
     scalars = [np.float32(x) for x in (0.5, 0.01, 1.2, 0.99)]
     scale, step, root, kept = (float(s) for s in scalars)
@@ -177,7 +177,9 @@ def test_adamw(kernels: ModuleType, n: int) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("shape", "turned"), [((1, 1, 1, 2), 2), ((2, 3, 5, 20), 12), ((3, 2, 33, 64), 64)])
 @pytest.mark.parametrize("each", [False, True])
-def test_rope(kernels: ModuleType, shape: tuple[int, ...], turned: int, interleaved: bool, each: bool) -> None:
+def test_rope_and_gradients_equal_numpys(
+    kernels: ModuleType, shape: tuple[int, ...], turned: int, interleaved: bool, each: bool
+) -> None:
     B, _, L, _ = shape
     x, g = draw(*shape), draw(*shape, seed=1)
     waves = (10_000 ** (np.arange(0, turned, 2) / turned)).astype(np.float32)
@@ -203,7 +205,7 @@ def test_rope(kernels: ModuleType, shape: tuple[int, ...], turned: int, interlea
     close(gradients(ours, g, x)[0], turn(g, -angle), 5e-6)
 
 
-def test_rope_takes_no_angles_of_the_call_before(kernels: ModuleType) -> None:
+def test_rope_does_not_reuse_angles_of_other_positions(kernels: ModuleType) -> None:
     for length, offset, factor in [(3, 2, 1), (3, 4, 1), (4, 4, 1), (4, [4, 4], 1), (4, [4, 5], 1), (4, [4, 5], 2)]:
         x, waves = draw(2, 1, length, 4), np.array([1.0, 30.0], np.float32) * factor
         angle = (np.reshape(offset, (-1, 1, 1, 1)) + np.arange(length)[:, None]) / waves.astype(np.float64)

@@ -34,7 +34,7 @@ def close(got: mx.array, want: Array, depth: int) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_linear(kernels: ModuleType, size: tuple[int, int], dtype: mx.Dtype) -> None:
+def test_linear_equals_numpys(kernels: ModuleType, size: tuple[int, int], dtype: mx.Dtype) -> None:
     outputs, inputs = size
     w, b = mx.array(draw(outputs, inputs)).astype(dtype), mx.array(draw(outputs, seed=1))
     for count in ROWS:
@@ -46,7 +46,7 @@ def test_linear(kernels: ModuleType, size: tuple[int, int], dtype: mx.Dtype) -> 
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_gradients_of_weight_and_bias(kernels: ModuleType, dtype: mx.Dtype) -> None:
+def test_gradients_of_weight_and_bias_equal_numpys(kernels: ModuleType, dtype: mx.Dtype) -> None:
     x, g = draw(2, 9, 33), draw(2, 9, 17, seed=1)
     w, b = mx.array(draw(17, 33)).astype(dtype), mx.array(draw(17, seed=3))
     _, grads = mx.vjp(lambda *a: [kernels.linear(*a)], [mx.array(x), w, b], [mx.array(g)])
@@ -58,7 +58,7 @@ def test_gradients_of_weight_and_bias(kernels: ModuleType, dtype: mx.Dtype) -> N
     close(grads[2], g.astype(np.float64).sum((0, 1)), 18)
 
 
-def test_the_gradient_of_a_weight_lies_as_the_weight_does(kernels: ModuleType) -> None:
+def test_the_gradient_of_a_weight_has_its_layout(kernels: ModuleType) -> None:
     gradient = mx.grad(lambda w: mx.square(dense_linear(mx.ones((5, 3)), w)).sum())(mx.ones((4, 3)))
     mx.eval(gradient)
     assert memoryview(gradient).strides == (12, 4)
@@ -79,14 +79,14 @@ def test_every_number_of_16_bits_is_read_exactly(kernels: ModuleType, dtype: mx.
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("count", [1, 40])
-def test_inputs_in_any_layout(kernels: ModuleType, dtype: mx.Dtype, count: int) -> None:
+def test_inputs_in_any_layout_are_read_correctly(kernels: ModuleType, dtype: mx.Dtype, count: int) -> None:
     x, w = mx.random.normal((33, count)).T, mx.random.normal((33, 20)).astype(dtype).T
     part = mx.random.normal((40, 66)).astype(dtype)[::2, ::2]
     for weight in (w, part, part[::-1]):
         close(kernels.linear(x, weight), wide(x) @ wide(weight).T, 33)
 
 
-def test_nothing_in_nothing_out(kernels: ModuleType) -> None:
+def test_empty_inputs_give_empty_outputs(kernels: ModuleType) -> None:
     w = mx.zeros((3, 4), mx.bfloat16)
     assert kernels.linear(mx.zeros((0, 4)), w).shape == (0, 3)
     assert kernels.linear(mx.zeros((2, 0)), mx.zeros((3, 0), mx.float16)).tolist() == [[0, 0, 0]] * 2
@@ -95,7 +95,7 @@ def test_nothing_in_nothing_out(kernels: ModuleType) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("count", [2, 300])
-def test_a_sum_of_nothing_is_zero_whatever_the_memory_held(kernels: ModuleType, count: int, dtype: mx.Dtype) -> None:
+def test_a_sum_over_no_inputs_is_zero(kernels: ModuleType, count: int, dtype: mx.Dtype) -> None:
     def used(*shape: int) -> None:
         mx.eval([mx.full(shape, 7.0) for _ in range(4)])
 
@@ -107,7 +107,7 @@ def test_a_sum_of_nothing_is_zero_whatever_the_memory_held(kernels: ModuleType, 
     np.testing.assert_array_equal(np.array(no_outputs), np.zeros((count, 50)))
 
 
-def test_what_does_not_fit_is_refused(kernels: ModuleType) -> None:
+def test_mismatched_shapes_and_types_are_refused(kernels: ModuleType) -> None:
     with pytest.raises(ValueError, match="takes x of float32"):
         kernels.linear(mx.zeros((2, 4), mx.bfloat16), mx.zeros((3, 4), mx.bfloat16))
     with pytest.raises(ValueError, match=r"\(F, D\)"):
@@ -130,14 +130,14 @@ def test_stock_and_native_agree(dtype: mx.Dtype) -> None:
     np.testing.assert_allclose(np.array(got), np.array(slope), rtol=1e-5, atol=1e-5)
 
 
-def test_without_openblas_a_product_is_mlx_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_openblas_mlx_computes_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = mx.random.normal((3, 8)), mx.random.normal((5, 8)).astype(mx.bfloat16)
     want = np.array(dense_linear(x, w))
     monkeypatch.setattr(cpu.blas, "_divided", False)
     np.testing.assert_allclose(np.array(dense_linear(x, w)), want, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_of_a_table_are_float32() -> None:
+def test_embedding_rows_are_float32() -> None:
     table = Embedding(9, 4)
     table.weight = table.weight.astype(mx.float16)
     found = rows(table.weight, mx.array([[2, 8]]))
@@ -151,7 +151,9 @@ def test_rows_of_a_table_are_float32() -> None:
     "sizes", [(32, 32, 32), (33, 47, 1025), (1100, 65, 33), (14 * 5 + 13, 129, 64), (200, 300, 2100)]
 )
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
-def test_large_products_in_every_layout(kernels: ModuleType, sizes: tuple[int, int, int], layout: str) -> None:
+def test_large_products_are_correct_in_every_layout(
+    kernels: ModuleType, sizes: tuple[int, int, int], layout: str
+) -> None:
     M, N, K = sizes
     a, b = draw(M, K), draw(K, N, seed=1)
     left = mx.array(a) if layout[0] == "N" else mx.array(np.ascontiguousarray(a.T)).T

@@ -22,14 +22,14 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_inputs_in_any_layout(kernels: ModuleType) -> None:
+def test_inputs_in_any_layout_are_read_correctly(kernels: ModuleType) -> None:
     x = mx.random.normal((6, 10, 40))
     for odd in (x.transpose(2, 0, 1), x[::2, 1::3, ::-1], mx.broadcast_to(x[:1, :1], (5, 7, 40)), x[:, :, 3]):
         want = kernels.softmax(mx.array(np.array(odd)))
         np.testing.assert_array_equal(np.array(kernels.softmax(odd)), np.array(want))
 
 
-def test_a_long_lazy_graph_gives_the_same(kernels: ModuleType) -> None:
+def test_a_long_lazy_graph_gives_the_same_result(kernels: ModuleType) -> None:
     x = start = mx.random.normal((33, 17))
     for _ in range(50):
         x = kernels.rms_norm(x + kernels.gate(x, x, "silu"), mx.ones(17), 1e-6)
@@ -39,7 +39,7 @@ def test_a_long_lazy_graph_gives_the_same(kernels: ModuleType) -> None:
     np.testing.assert_allclose(np.array(x), np.array(step), rtol=1e-3, atol=1e-4)
 
 
-def test_works_inside_compile_and_value_and_grad(kernels: ModuleType) -> None:
+def test_kernels_work_inside_compile_and_value_and_grad(kernels: ModuleType) -> None:
     def loss(x: mx.array, w: mx.array) -> mx.array:
         return (kernels.rms_norm(x, w, 1e-5) * kernels.unary(x, "silu")).sum()
 
@@ -65,7 +65,7 @@ def test_other_types_are_refused(kernels: ModuleType) -> None:
         kernels.gate(mx.zeros(4), mx.zeros(5), "silu")
 
 
-def test_dispatch_serves_float32_only_and_obeys_using() -> None:
+def test_native_kernels_are_used_for_float32_only_and_obey_using() -> None:
     x = mx.zeros(4)
     assert dispatch.native(x, None) is not None
     assert dispatch.native(x, x.astype(mx.bfloat16)) is None
@@ -94,7 +94,7 @@ def test_each_home_has_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.cache_folder() == Path("/a/cache/macllm/native")
 
 
-def test_a_changed_source_is_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_source_has_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = build.library()
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "new.cpp").write_text("int x;")

@@ -135,7 +135,7 @@ def expected(case: Case, bits: int) -> Array:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
-def test_attention_over_packed_rows(kernels: ModuleType, case: Case, bits: int) -> None:
+def test_attention_over_packed_rows_equals_numpys(kernels: ModuleType, case: Case, bits: int) -> None:
     q, rows, mask, sinks = problem(case, bits)
     causal, seen = isinstance(mask, str), mask if isinstance(mask, mx.array) else None
     parts, group = [*rows.keys, *rows.values], rows.group_size
@@ -145,7 +145,7 @@ def test_attention_over_packed_rows(kernels: ModuleType, case: Case, bits: int) 
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.masked], ids=lambda c: "-".join(map(str, c)))
-def test_the_op_gives_the_same_whoever_serves_it(case: Case) -> None:
+def test_native_stock_and_reference_agree(case: Case) -> None:
     q, rows, mask, sinks = problem(case, 8)
     want = expected(case, 8)
     for choice in ("reference", "stock", "native"):
@@ -154,7 +154,7 @@ def test_the_op_gives_the_same_whoever_serves_it(case: Case) -> None:
         np.testing.assert_allclose(np.array(got), want, rtol=2e-4, atol=2e-5, err_msg=choice)
 
 
-def test_parts_that_lie_otherwise_are_read_all_the_same(kernels: ModuleType) -> None:
+def test_parts_in_any_layout_are_read_correctly(kernels: ModuleType) -> None:
     q, rows, _, _ = problem(CASES[2], 8)
     turned = [mx.contiguous(part.swapaxes(1, 2)).swapaxes(1, 2) for part in (*rows.keys, *rows.values)]
     got = kernels.attention_packed(q, turned, 8, 64, 0.3, True)
@@ -165,7 +165,7 @@ ROOMS = [Layout((0, 0, 3, 0), (0, 1, 2, 3)), Layout((0, 1, 8, 0), (0, 1, 2, 3))]
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[8], CASES[11]], ids=lambda c: "-".join(map(str, c)))
-def test_keys_and_values_may_lie_in_caches_of_their_own(kernels: ModuleType, case: Case) -> None:
+def test_keys_and_values_may_be_in_separate_buffers(kernels: ModuleType, case: Case) -> None:
     q, rows, _, _ = problem(case, 8)
     keys, values = (
         [laid(part, room) for part in parts] for parts, room in zip((rows.keys, rows.values), ROOMS, strict=True)
@@ -178,7 +178,7 @@ def test_keys_and_values_may_lie_in_caches_of_their_own(kernels: ModuleType, cas
 
 
 @pytest.mark.parametrize("length", [1, 40])
-def test_no_dense_copy_of_a_cache_is_made(kernels: ModuleType, length: int) -> None:
+def test_attention_makes_no_dense_copy_of_a_cache(kernels: ModuleType, length: int) -> None:
     rows = mx.random.normal((1, 2, 8192, 64))
     packed = kv.Quantized(kv.quantize(rows, 8, 64), kv.quantize(-rows, 8, 64), 8, 64, 64)
     q = mx.random.normal((1, 4, length, 64))
@@ -189,7 +189,7 @@ def test_no_dense_copy_of_a_cache_is_made(kernels: ModuleType, length: int) -> N
     assert mx.get_peak_memory() - before <= 4 * q.nbytes
 
 
-def test_a_gradient_is_taken_by_mlx() -> None:
+def test_gradients_fall_back_to_mlx() -> None:
     q, rows, mask, _ = problem(CASES[8], 8)
     slope = mx.grad(lambda q: mx.square(attention(q, rows, scale=0.3, mask=mask)).sum())(q)
     with dispatch.using("reference"):

@@ -72,7 +72,7 @@ def rounding_of_activations(x: Array, bits: int) -> Array:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("bits", BITS)
-def test_product_and_gradient(kernels: ModuleType, bits: int, group: int, dtype: mx.Dtype) -> None:
+def test_product_and_gradient_equal_numpys(kernels: ModuleType, bits: int, group: int, dtype: mx.Dtype) -> None:
     w = matrix(Case(bits, group, dtype))
     for rows in ROWS:
         x, g = draw(rows, w.value.shape[1]), draw(rows, w.value.shape[0])
@@ -108,7 +108,7 @@ def test_the_bound_on_rounding_is_tight(kernels: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8, 3])
-def test_a_matrix_larger_than_a_panel(kernels: ModuleType, bits: int) -> None:
+def test_a_matrix_larger_than_a_panel_is_multiplied_correctly(kernels: ModuleType, bits: int) -> None:
     w = matrix(Case(bits, 64, mx.bfloat16, N=1061, K=13 * 64))
     x = draw(40, 13 * 64)
     bound = np.abs(x) @ w.magnitude.T * ROUNDING + rounding_of_activations(x, bits) @ np.abs(w.value).T
@@ -120,14 +120,14 @@ def test_a_matrix_larger_than_a_panel(kernels: ModuleType, bits: int) -> None:
         within(gx, g @ w.value, np.abs(g) @ w.magnitude * ROUNDING)
 
 
-def test_more_rows_than_are_rounded_together(kernels: ModuleType) -> None:
+def test_more_rows_than_a_rounding_block_are_multiplied_correctly(kernels: ModuleType) -> None:
     w = matrix(Case(4, 32, N=33, K=96))
     x = draw(2051, 96)
     bound = np.abs(x) @ w.magnitude.T * ROUNDING + rounding_of_activations(x, 4) @ np.abs(w.value).T
     within(kernels.quantized_matmul(mx.array(x), *w.packed, 32, 4, True), x @ w.value.T, bound)
 
 
-def test_without_a_blas_it_is_still_right(kernels: ModuleType) -> None:
+def test_products_are_correct_without_a_blas(kernels: ModuleType) -> None:
     w = matrix(Case(4, 32, N=530, K=480))
     x, g = draw(21, 480), draw(21, 530)
     mx.eval(*w.packed)
@@ -155,7 +155,7 @@ LAYOUTS: dict[str, Callable[[mx.array], mx.array]] = {
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_activations_in_any_layout(kernels: ModuleType, layout: str, int8: bool) -> None:
+def test_activations_in_any_layout_are_read_correctly(kernels: ModuleType, layout: str, int8: bool) -> None:
     w = matrix(Case(4, 32))
     x = LAYOUTS[layout](mx.array(draw(3, 4, 160)))
     dense = mx.array(np.array(x))
@@ -164,7 +164,7 @@ def test_activations_in_any_layout(kernels: ModuleType, layout: str, int8: bool)
     np.testing.assert_array_equal(np.array(got), np.array(want))
 
 
-def test_a_part_of_a_packed_matrix(kernels: ModuleType) -> None:
+def test_a_slice_of_a_packed_matrix_is_multiplied_correctly(kernels: ModuleType) -> None:
     w, x = matrix(Case(4, 64, mx.float16, stack=(3,))), mx.array(draw(5, 448))
     for part in (lambda a: a[1], lambda a: a[2, 3:30], lambda a: a[0, ::2], lambda a: a[:, 7]):
         packed = [part(a) for a in w.packed]
@@ -184,7 +184,7 @@ def test_the_gradient_has_a_gradient(kernels: ModuleType) -> None:
     within(got, gg @ w.value.T, np.abs(gg) @ w.magnitude.T * ROUNDING)
 
 
-def test_where_a_gradient_is_taken_nothing_is_rounded(kernels: ModuleType) -> None:
+def test_activations_are_not_rounded_under_a_gradient(kernels: ModuleType) -> None:
     w, x = matrix(Case(4, 32)), mx.array(draw(2, 160))
     exact = kernels.quantized_matmul(x, *w.packed, 32, 4)
     (traced,), _ = mx.vjp(lambda x: [kernels.quantized_matmul(x, *w.packed, 32, 4, True)], [x], [mx.ones((2, 37))])
@@ -193,7 +193,7 @@ def test_where_a_gradient_is_taken_nothing_is_rounded(kernels: ModuleType) -> No
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_shows(kernels: ModuleType, bad: float, int8: bool) -> None:
+def test_infinities_and_nan_propagate(kernels: ModuleType, bad: float, int8: bool) -> None:
     w = matrix(Case(4, 32))
     for rows in (2, 20):
         x = draw(rows, 160)
@@ -204,7 +204,7 @@ def test_what_is_not_finite_shows(kernels: ModuleType, bad: float, int8: bool) -
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1e20])
-def test_activations_of_any_size(kernels: ModuleType, scale: float) -> None:
+def test_activations_of_any_size_are_rounded_correctly(kernels: ModuleType, scale: float) -> None:
     w = matrix(Case(4, 32))
     for rows in (2, 20):
         x = (draw(rows, 160) * scale).astype(np.float32)
@@ -212,7 +212,7 @@ def test_activations_of_any_size(kernels: ModuleType, scale: float) -> None:
         within(kernels.quantized_matmul(mx.array(x), *w.packed, 32, 4, True), x @ w.value.T, bound)
 
 
-def test_scales_in_half_precision_at_their_ends(kernels: ModuleType) -> None:
+def test_the_largest_and_smallest_half_precision_scales_are_read_exactly(kernels: ModuleType) -> None:
     words = mx.full((6, 4), 0x11111111, mx.uint32)
     scales = mx.array([[6e-8], [6.1e-5], [65504], [-1.5], [np.inf], [np.nan]], mx.float16)
     y = kernels.quantized_matmul(mx.ones((1, 32)), words, scales, mx.zeros((6, 1), mx.float16), 32, 4)
@@ -221,7 +221,7 @@ def test_scales_in_half_precision_at_their_ends(kernels: ModuleType) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 30])
-def test_experts_and_their_gradient(kernels: ModuleType, tokens: int, dtype: mx.Dtype) -> None:
+def test_expert_products_and_gradients_equal_numpys(kernels: ModuleType, tokens: int, dtype: mx.Dtype) -> None:
     w = matrix(Case(4, 32, dtype, stack=(5,)))
     chosen = np.random.default_rng(tokens).integers(0, 5, (tokens, 3))
     x, g = draw(tokens, 3, 160), draw(tokens, 3, 37)
@@ -240,7 +240,7 @@ def test_an_expert_that_does_not_exist_gives_nan(kernels: ModuleType) -> None:
     assert np.isfinite(y[1]).all()
 
 
-def test_what_does_not_fit_is_refused(kernels: ModuleType) -> None:
+def test_mismatched_shapes_and_types_are_refused(kernels: ModuleType) -> None:
     words, scales, biases = matrix(Case(4, 32)).packed
     x, product = mx.zeros((1, 160)), kernels.quantized_matmul
     for arguments, why in [
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused(kernels: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_road_gives_the_same(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_native_and_reference_agree(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     w, x = matrix(Case(4, 64, dtype)), mx.array(draw(2, 3, 448))
     packed = PackedWeight(*w.packed, 64, 4)
     with dispatch.using("reference"):
@@ -276,7 +276,7 @@ def test_every_road_gives_the_same(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("tokens", [1, 20])
-def test_every_road_to_the_experts_gives_the_same(tokens: int) -> None:
+def test_stock_native_and_reference_agree_on_experts(tokens: int) -> None:
     w = PackedWeight(*matrix(Case(4, 32, stack=(4,))).packed, 32, 4)
     chosen = mx.array(np.random.default_rng(0).integers(0, 4, (1, tokens, 2)))
     for x in (mx.array(draw(1, tokens, 1, 1, 160)), mx.array(draw(1, tokens, 2, 1, 160))):
@@ -293,9 +293,7 @@ def test_every_road_to_the_experts_gives_the_same(tokens: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", GROUPS)
-def test_rows_of_a_table_are_those_that_it_stands_for(
-    kernels: ModuleType, bits: int, group: int, dtype: mx.Dtype
-) -> None:
+def test_embedding_rows_are_dequantized(kernels: ModuleType, bits: int, group: int, dtype: mx.Dtype) -> None:
     w = matrix(Case(bits, group, dtype))
     tokens = np.array([[0, 36, 5], [36, -1, -37]])
     got = quantized_rows(PackedWeight(*w.packed, group, bits), mx.array(tokens))
@@ -305,14 +303,14 @@ def test_rows_of_a_table_are_those_that_it_stands_for(
 
 
 @pytest.mark.parametrize("token", [37, -38, 2**31 - 1])
-def test_a_row_that_a_table_does_not_have_is_nan_and_reads_nothing(kernels: ModuleType, token: int) -> None:
+def test_an_invalid_row_is_nan_and_reads_no_memory(kernels: ModuleType, token: int) -> None:
     w = matrix(Case(4, 64))
     rows = np.array(quantized_rows(PackedWeight(*w.packed, 64, 4), mx.array([3, token])))
     assert np.isnan(rows[1]).all()
     within(mx.array(rows[0]), w.value[3], ROUNDING * w.magnitude[3])
 
 
-def test_other_packings_are_left_to_mlx() -> None:
+def test_other_packings_fall_back_to_mlx() -> None:
     x, dense = mx.array(draw(2, 64)), mx.array(draw(5, 64))
     words, scales = mx.quantize(dense, mode="mxfp4")
     packed = PackedWeight(words, scales, None, 32, 4, "mxfp4")
@@ -321,7 +319,7 @@ def test_other_packings_are_left_to_mlx() -> None:
     )
 
 
-def test_half_precision_comes_back_in_half_precision() -> None:
+def test_half_precision_inputs_give_half_precision_results() -> None:
     w, x = PackedWeight(*matrix(Case(4, 32, mx.bfloat16)).packed, 32, 4), mx.array(draw(2, 160)).astype(mx.bfloat16)
     y = quantized_matmul(x, w)
     assert y.dtype == mx.bfloat16

@@ -130,7 +130,7 @@ def test_a_long_repeat_is_penalized_without_end() -> None:
 
 @pytest.mark.parametrize("top_p", [0.3, 0.95, 0.99999])
 @pytest.mark.parametrize("spread", [0.0, 0.5, 6.0])
-def test_a_real_vocabulary(top_p: float, spread: float) -> None:
+def test_draws_from_a_real_vocabulary_equal_the_reference(top_p: float, spread: float) -> None:
     size = 30_011
     draw, logits = Draw(DrawParams(top_p=top_p), (), 1), logits_of(size, spread)
     with dispatch.using("stock"):
@@ -138,7 +138,7 @@ def test_a_real_vocabulary(top_p: float, spread: float) -> None:
     assert [int(draw(logits, step).item()) for step in range(3)] == stock
 
 
-def test_equal_logits_keep_their_order() -> None:
+def test_ties_are_ordered_by_index() -> None:
     logits = mx.array(np.repeat(np.float32([1.0, 2.0, -0.0, 0.0, 2.0]), 9))
     for params in (DrawParams(top_k=18), DrawParams(top_p=0.97), DrawParams(top_k=45, top_p=0.97)):
         draw = Draw(params, (), 3)
@@ -148,7 +148,7 @@ def test_equal_logits_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.1, 2.0, 30.0])
-def test_what_noise_cannot_lift_is_all_that_is_passed_over(spread: float) -> None:
+def test_skipped_logits_could_not_win_with_any_noise(spread: float) -> None:
     """Against Gumbel's trick in numpy with MLX's noise: close logits, where any may win, and distant ones."""
     for size in (7, 4096, 9001):
         logits = logits_of(size, spread)
@@ -158,7 +158,7 @@ def test_what_noise_cannot_lift_is_all_that_is_passed_over(spread: float) -> Non
             assert int(draw(logits, step).item()) == int(mx.argmax(logits + noise).item())
 
 
-def test_noise_is_that_of_mlx() -> None:
+def test_noise_equals_mlxs() -> None:
     """Equal logits are drawn by noise alone: at both ends and in the middle."""
     for size in (1, 2, 7, 16, 31, 4097):
         draw = Draw(DrawParams(), (), 9)
@@ -168,7 +168,7 @@ def test_noise_is_that_of_mlx() -> None:
             assert int(draw(mx.zeros(size), step).item()) == want
 
 
-def test_what_just_misses_the_threshold_is_no_top_choice() -> None:
+def test_a_token_just_below_the_xtc_threshold_is_no_top_choice() -> None:
     logits = mx.log(mx.array([0.5, 0.2004, 0.2, 0.0996]))
     draw = Draw(DrawParams(xtc_probability=1.0, xtc_threshold=0.1), (), 2)
     assert {int(draw(logits, step).item()) for step in range(60)} == {2, 3}
@@ -193,7 +193,7 @@ def test_numbers_that_are_none_do_no_harm(params: DrawParams) -> None:
             assert 0 <= int(Draw(params, (), 1)(mx.array(np.float32(odd)), step).item()) < 40
 
 
-def test_half_precision_and_layouts() -> None:
+def test_half_precision_and_strided_logits_are_read_correctly() -> None:
     logits = logits_of(500).astype(mx.bfloat16)
     draw = Draw(DrawParams(top_p=0.9), (), 1)
     assert int(draw(logits, 0).item()) == int(draw(logits.astype(mx.float32), 0).item())
@@ -216,7 +216,7 @@ def test_logprobs_in_one_operation_equal_those_in_many(size: int, alternatives: 
     np.testing.assert_allclose(native[2], values[order], atol=1e-5)
 
 
-def test_what_does_not_fit_is_refused(kernels: ModuleType) -> None:
+def test_mismatched_shapes_and_types_are_refused(kernels: ModuleType) -> None:
     plan = kernels.DrawPlan([1.0, *[0.0] * 15], [], [], [])
     for logits in (mx.zeros((2, 3)), mx.zeros(0), mx.zeros(3, mx.float16)):
         with pytest.raises(ValueError, match=r"logits are \(V,\)"):

@@ -47,7 +47,7 @@ def _both(op: Callable[[mx.array], mx.array], choice: Literal["stock", "native"]
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_native_serves_and_equals_stock(name: str, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_is_used_and_equals_stock(name: str, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, op = OPS[name]
     called: list[str] = []
 
@@ -64,13 +64,13 @@ def test_native_serves_and_equals_stock(name: str, kernels: ModuleType, monkeypa
     assert kernel in called
 
 
-def test_a_bias_that_is_learnt_keeps_its_gradient() -> None:
+def test_a_trained_bias_has_a_gradient() -> None:
     x = mx.random.normal((2, 4, 9, 16))
     slope = mx.grad(lambda bias: mx.square(_attend(bias)(x)).sum())(BIAS)
     assert mx.abs(slope).max().item() > 0
 
 
-def test_half_precision_is_served_by_mlx() -> None:
+def test_half_precision_falls_back_to_mlx() -> None:
     x = mx.random.normal((2, 4, 9, 16)).astype(mx.bfloat16)
     assert norm.rms_norm(x, mx.ones(16, mx.bfloat16), 1e-5).dtype == mx.bfloat16
     assert gate.gated(x, x, "silu").dtype == mx.bfloat16

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macllm.ops.metal import launch
-from tests.ops.metal import test_flash as flash
-from tests.ops.metal import test_kv_decode as decode
-from tests.ops.metal import test_linear_attention as linear
-from tests.ops.metal import test_qkv_post as heads
-from tests.ops.metal import test_qmv as qmv
-from tests.ops.metal import test_sample as sample
+from tests.ops.metal import test_flash_equals_the_definition_at_any_shape as flash
+from tests.ops.metal import test_kv_decode_equals_the_definition_at_any_shape as decode
+from tests.ops.metal import test_linear_attention_equals_the_definition_at_any_shape as linear
+from tests.ops.metal import test_qkv_post_equals_the_definition_at_any_shape as heads
+from tests.ops.metal import test_qmv_equals_the_definition_at_any_shape as qmv
+from tests.ops.metal import test_sample_equals_the_definition_at_any_shape as sample
 from tests.simulator.intercept import simulated
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def first_slots(data: Any, batch: int, count: int) -> mx.array:
 
 
 @of_any_shape
-def test_qkv_post(data: Any) -> None:
+def test_qkv_post_equals_the_definition_at_any_shape(data: Any) -> None:
     dim, batch, length = some(data, 1, 20, 8), some(data, 1, 3), some(data, 1, 20)
     rules = heads.made(
         dim,
@@ -56,18 +56,18 @@ def test_qkv_post(data: Any) -> None:
     )
     offset = [some(data, -5, 300) for _ in range(data.draw(st.sampled_from([1, batch])))]
     size, counts = (batch, length), (some(data, 1, 6), some(data, 1, 3))
-    heads.test_heads_are_what_the_definitions_say(size, counts, rules, offset, data.draw(TYPES))
-    heads.test_gradients_are_those_of_the_reference(size, counts, rules, offset)
+    heads.test_heads_equal_the_definition(size, counts, rules, offset, data.draw(TYPES))
+    heads.test_gradients_equal_the_references(size, counts, rules, offset)
 
 
 @of_any_shape
-def test_qkv_post_packed(data: Any) -> None:
+def test_qkv_post_packed_equals_the_definition_at_any_shape(data: Any) -> None:
     dim, bits, group = some(data, 1, 16, 8), data.draw(st.sampled_from([2, 4, 8])), data.draw(st.sampled_from([32, 64]))
-    heads.test_packed_keys_and_values_are_those_of_mlx(dim, bits, group, data.draw(TYPES))
+    heads.test_packed_keys_and_values_equal_mlxs(dim, bits, group, data.draw(TYPES))
 
 
 @of_any_shape
-def test_kv_decode(data: Any) -> None:
+def test_kv_decode_equals_the_definition_at_any_shape(data: Any) -> None:
     batch, kv_heads, group, length = some(data, 1, 2), some(data, 1, 2), some(data, 1, 5), some(data, 1, 16)
     dim, count, dtype = some(data, 1, 20, 8), length + some(data, 0, 560), data.draw(TYPES)
     q = decode.random(batch, length, kv_heads * group, dim, dtype=dtype).swapaxes(1, 2)
@@ -91,15 +91,15 @@ def test_kv_decode(data: Any) -> None:
 
 
 @of_any_shape
-def test_kv_decode_packed(data: Any) -> None:
+def test_kv_decode_packed_equals_the_definition_at_any_shape(data: Any) -> None:
     size = some(data, 1, 2), some(data, 1, 3) * 2, 2, some(data, 1, 5)
     bits, group = [data.draw(st.sampled_from([4, 8])) for _ in "kv"], data.draw(st.sampled_from([32, 64, 128]))
     dim, count = some(data, 1, 16, 8), size[3] + some(data, 0, 300)
-    decode.test_packed_keys_and_values(size, count, dim, *bits, group, data.draw(TYPES))
+    decode.test_decode_over_packed_keys_equals_the_definition(size, count, dim, *bits, group, data.draw(TYPES))
 
 
 @of_any_shape
-def test_qmv(data: Any) -> None:
+def test_qmv_equals_the_definition_at_any_shape(data: Any) -> None:
     group, bits, dtype = (
         data.draw(st.sampled_from([32, 64, 128])),
         data.draw(st.sampled_from([2, 4, 8])),
@@ -120,7 +120,7 @@ def test_qmv(data: Any) -> None:
 
 
 @of_any_shape
-def test_qmv_three(data: Any) -> None:
+def test_qmv_three_equals_the_definition_at_any_shape(data: Any) -> None:
     bits, dtype = data.draw(st.sampled_from([2, 4, 8])), data.draw(TYPES)
     rows, width = some(data, 1, 8), some(data, 1, 5, 64)
     counts = [some(data, 1, 40) for _ in range(3)]
@@ -137,7 +137,7 @@ def test_qmv_three(data: Any) -> None:
 
 
 @of_any_shape
-def test_moe(data: Any) -> None:
+def test_moe_equals_the_definition_at_any_shape(data: Any) -> None:
     bits, dtype, experts = data.draw(st.sampled_from([4, 8])), data.draw(TYPES), some(data, 4, 7)
     tokens, top, width, hidden = some(data, 1, 4), some(data, 1, 4), some(data, 1, 5, 32), some(data, 1, 4, 32)
     count, seed = some(data, 1, 40), some(data, 0, 99)
@@ -157,7 +157,7 @@ def test_moe(data: Any) -> None:
 
 
 @of_any_shape
-def test_sample(data: Any) -> None:
+def test_sample_equals_the_definition_at_any_shape(data: Any) -> None:
     filters = sample.Filters(
         data.draw(st.sampled_from([0.3, 1.0, 1.9])),
         top_k=some(data, 0, 40),
@@ -182,7 +182,7 @@ def test_sample(data: Any) -> None:
             assert token in may
 
 
-def rules_of_sight(data: Any, batch: int, length: int, count: int) -> flash.plan.FlashParams:
+def mask_params(data: Any, batch: int, length: int, count: int) -> flash.plan.FlashParams:
     segmented = length <= count and data.draw(FLAGS)
     ids = [sorted(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))) for _ in range(batch)]
     return flash.plan.FlashParams(
@@ -197,17 +197,17 @@ def rules_of_sight(data: Any, batch: int, length: int, count: int) -> flash.plan
 
 
 @of_any_shape
-def test_flash(data: Any) -> None:
+def test_flash_equals_the_definition_at_any_shape(data: Any) -> None:
     batch, kv_heads, group = some(data, 1, 2), some(data, 1, 2), some(data, 1, 3)
     length, count, dim = some(data, 1, 50), some(data, 1, 70), some(data, 1, 9, 8)
     size = flash.Size(batch, kv_heads * group, kv_heads, length, count, dim)
-    rules = rules_of_sight(data, batch, length, count)
+    rules = mask_params(data, batch, length, count)
     flash.forward_is_right(size, rules, data.draw(TYPES))
     flash.gradients_are_right(size, rules)
 
 
 @of_any_shape
-def test_linear_attention(data: Any) -> None:
+def test_linear_attention_equals_the_definition_at_any_shape(data: Any) -> None:
     size = some(data, 1, 2), some(data, 1, 2), some(data, 1, 140), some(data, 1, 5, 8), some(data, 1, 9, 8)
     dtype = data.draw(TYPES)
     linear.compared(size, data.draw(FLAGS), dtype, dtype)

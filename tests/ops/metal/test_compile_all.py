@@ -25,7 +25,7 @@ def of(*ops: str) -> list[Case]:
     return [case for case in cases() if case.op in ops and case.dtype == mx.float16 and not case.timed]
 
 
-def test_a_dry_run_judges_each_text_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_checks_each_source_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(of("moe", "lora"), [str(tmp_path / "texts"), "--dry"]) == 0
     files = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "texts").iterdir())
     assert set(files) == {"moe_gate_up", "moe_down_combine", "lora_down", "qmv"}
@@ -34,12 +34,12 @@ def test_a_dry_run_judges_each_text_once(tmp_path: Path, capsys: pytest.CaptureF
     assert all(line.startswith("dry ") and line.endswith(": passes") for line in told[:-1])
 
 
-def test_nothing_is_computed() -> None:
+def test_no_kernel_is_run() -> None:
     (big,) = [case for case in cases() if case.op == "kv_decode" and case.size == 8192 and case.dtype == mx.float16]
     assert [kernel for kernel, _ in texts([big])] == ["kv_decode", "kv_combine"]
 
 
-def test_a_text_that_metal_would_refuse_is_told(
+def test_a_source_that_metal_would_reject_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compile_all, "texts", lambda some: [("bad", "void f() { float x = 1.0; }\n")])
@@ -51,7 +51,7 @@ def test_a_text_that_metal_would_refuse_is_told(
 
 
 @pytest.mark.parametrize(("bad", "code"), [("nowhere_to_be_found", 0), ("custom_kernel_lora_down", 1)])
-def test_apples_compiler_sees_every_text_in_every_version_that_it_knows(
+def test_apples_compiler_gets_every_source_in_every_version(
     bad: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, program = tmp_path / "log", tmp_path / "bin" / "xcrun"
@@ -73,9 +73,7 @@ def test_apples_compiler_sees_every_text_in_every_version_that_it_knows(
 
 
 @pytest.mark.slow
-def test_every_kernel_is_among_the_texts_and_keeps_the_rules(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_kernel_is_checked_and_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(cases(), [str(tmp_path), "--dry"]) == 0, capsys.readouterr().out
     kernels = {path.stem for path in HERE.rglob("*.metal") if kernel_source(path.stem).source}
     assert {path.name.rpartition("-")[0] for path in tmp_path.iterdir()} == kernels

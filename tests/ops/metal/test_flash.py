@@ -155,14 +155,14 @@ WIDTHS = [
 
 
 @pytest.mark.parametrize(("size", "dtype"), sweep(ODD, TYPES))
-def test_attention(size: Size, dtype: mx.Dtype) -> None:
+def test_attention_equals_the_definition(size: Size, dtype: mx.Dtype) -> None:
     forward_is_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
 @pytest.mark.parametrize("size", WIDTHS)
-def test_attention_over_heads_of_any_width(size: Size, dtype: mx.Dtype) -> None:
+def test_attention_equals_the_definition_for_any_head_width(size: Size, dtype: mx.Dtype) -> None:
     forward_is_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
@@ -182,7 +182,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rules", RULES)
-def test_who_sees_what(rules: plan.FlashParams) -> None:
+def test_masks_equal_the_definition(rules: plan.FlashParams) -> None:
     forward_is_right(Size(2 if rules.segments is None else 1, 2, 1, 45, 75), rules)
 
 
@@ -193,7 +193,7 @@ def test_who_sees_what(rules: plan.FlashParams) -> None:
         pytest.param(plan.FlashParams(30.0, True, NOTHING), id="scores far apart"),
     ],
 )
-def test_how_scores_become_weights(rules: plan.FlashParams) -> None:
+def test_scales_softcaps_and_sinks_equal_the_definition(rules: plan.FlashParams) -> None:
     forward_is_right(Size(2, 4, 2, 33, 75), rules, by=8.0 if rules.scale > 1 else 1.0)
 
 
@@ -201,7 +201,9 @@ PACKINGS = [((4, 4), 64, mx.float16), ((8, 8), 32, mx.float32), ((8, 4), 64, mx.
 
 
 @pytest.mark.parametrize(("dim", "bits", "group", "dtype"), sweep([64, 40], PACKINGS))
-def test_packed_keys_and_values(dim: int, bits: tuple[int, int], group: int, dtype: mx.Dtype) -> None:
+def test_attention_over_packed_keys_equals_the_definition(
+    dim: int, bits: tuple[int, int], group: int, dtype: mx.Dtype
+) -> None:
     q, k, v = given(Size(2, 3, 1, 40, 66, dim), dtype)
     rules = plan.FlashParams(dim**-0.5, True, mx.array([0, 9]), window=50)
     parts, dense = {}, []
@@ -219,7 +221,7 @@ def test_packed_keys_and_values(dim: int, bits: tuple[int, int], group: int, dty
     np.testing.assert_allclose(wide(lse), want.lse, rtol=0, atol=8 * ROUNDING[dtype])
 
 
-def test_what_nobody_sees_is_left_unread() -> None:
+def test_masked_keys_are_not_read() -> None:
     q, k, v = given(Size(1, 2, 2, 32, 300))
     with simulated() as log:
         plan.run(q, {"keys": k, "values": v}, plan.FlashParams(0.1, True, NOTHING, window=50))
@@ -245,7 +247,7 @@ def bytes_of_tiles(sees: np.ndarray, call: KernelCall, row_bytes: int) -> int:
         pytest.param(plan.FlashParams(0.1, True, NOTHING, segments=segments(40, 30, 58)), id="segments"),
     ],
 )
-def test_a_tile_reads_only_what_it_sees(rules: plan.FlashParams) -> None:
+def test_a_tile_reads_only_its_visible_keys(rules: plan.FlashParams) -> None:
     size = Size(1, 1, 1, 128, 128)
     q, k, v = given(size)
     sees, row_bytes = seen(size, rules)[0, 0], 64 * 4
@@ -263,7 +265,7 @@ def test_a_tile_reads_only_what_it_sees(rules: plan.FlashParams) -> None:
     assert [of_kv[name].read_bytes for name in ("q", "dout")] == [2 * once, once]
 
 
-def test_no_output_grows_with_the_square_of_the_length() -> None:
+def test_outputs_are_linear_in_the_length() -> None:
     size = Size(1, 1, 1, 150, 150, 8)
     log = gradients_are_right(size, plan.FlashParams(0.3, True, NOTHING))
     assert max(out.size for _, result in log.dispatches for out in result.outputs) == 150 * 8
@@ -273,34 +275,34 @@ def test_no_output_grows_with_the_square_of_the_length() -> None:
 
 
 @pytest.mark.parametrize(("size", "dtype"), sweep(ODD, TYPES))
-def test_gradients(size: Size, dtype: mx.Dtype) -> None:
+def test_gradients_equal_the_definition(size: Size, dtype: mx.Dtype) -> None:
     gradients_are_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
 @pytest.mark.parametrize("size", WIDTHS)
-def test_gradients_of_heads_of_any_width(size: Size, dtype: mx.Dtype) -> None:
+def test_gradients_equal_the_definition_for_any_head_width(size: Size, dtype: mx.Dtype) -> None:
     gradients_are_right(size, plan.FlashParams(size.dim**-0.5, True, NOTHING), dtype)
 
 
-def slow_where_others_do(case: Any) -> Any:
+def slow_if_combined(case: Any) -> Any:
     """The case, slow if its rules are made of those of other cases."""
     both_ways = ("chunks that begin elsewhere", "chunks both ways", "segments both ways", "a window in segments")
     return pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if case.id in both_ways else [])
 
 
-@pytest.mark.parametrize("rules", list(map(slow_where_others_do, RULES)))
-def test_gradients_of_who_sees_what(rules: plan.FlashParams) -> None:
+@pytest.mark.parametrize("rules", list(map(slow_if_combined, RULES)))
+def test_gradients_of_masked_attention_equal_the_definition(rules: plan.FlashParams) -> None:
     gradients_are_right(Size(2 if rules.segments is None else 1, 2, 1, 45, 75), rules)
 
 
-def test_gradients_beside_sinks() -> None:
+def test_gradients_with_sinks_equal_the_definition() -> None:
     rules = plan.FlashParams(0.2, True, NOTHING, sinks=random(2, seed=9))
     gradients_are_right(Size(1, 2, 1, 30, 30), rules)
 
 
-def test_gradients_are_those_of_the_reference() -> None:
+def test_gradients_of_the_op_equal_the_references() -> None:
     q, k, v = given(Size(1, 4, 2, 40, 40))
     dout, rules = random(*q.shape, seed=3), plan.FlashParams(0.2, True, NOTHING, softcap=2.0)
 

@@ -70,7 +70,9 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("size", "count", "dim", "dtype"), sweep(SIZES, TYPES))
-def test_dense_keys_and_values(size: tuple[int, int, int, int], count: int, dim: int, dtype: mx.Dtype) -> None:
+def test_decode_over_dense_keys_equals_the_definition(
+    size: tuple[int, int, int, int], count: int, dim: int, dtype: mx.Dtype
+) -> None:
     batch, heads, kv_heads, length = size
     q = random(batch, heads, length, dim, dtype=dtype)
     k, v = (random(batch, kv_heads, count + 5, dim, dtype=dtype, seed=s) for s in (1, 2))
@@ -93,7 +95,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("rules", "count"), sweep(RULES, [401, 100]))
-def test_who_sees_what(rules: plan.DecodeParams, count: int) -> None:
+def test_decode_masks_equal_the_definition(rules: plan.DecodeParams, count: int) -> None:
     q = random(2, 4, 3, 64)
     k, v = random(2, 2, count, 64, seed=1), random(2, 2, count, 64, seed=2)
     with simulated() as log:
@@ -111,7 +113,7 @@ PACKINGS = sweep(
 
 
 @pytest.mark.parametrize(("size", "count", "dim", "key_bits", "value_bits", "group", "dtype"), PACKINGS)
-def test_packed_keys_and_values(
+def test_decode_over_packed_keys_equals_the_definition(
     size: tuple[int, int, int, int], count: int, dim: int, key_bits: int, value_bits: int, group: int, dtype: mx.Dtype
 ) -> None:
     batch, heads, kv_heads, length = size
@@ -131,7 +133,7 @@ def test_packed_keys_and_values(
     passed(log)
 
 
-def test_a_window_leaves_the_rest_unread() -> None:
+def test_keys_before_a_window_are_not_read() -> None:
     q, k, v = random(1, 2, 1, 64), random(1, 2, 1000, 64, seed=1), random(1, 2, 1000, 64, seed=2)
     with simulated() as log:
         plan.run(q, {"keys": k, "values": v}, plan.DecodeParams(0.1, True, NOTHING, window=100))

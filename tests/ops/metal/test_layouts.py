@@ -40,7 +40,7 @@ def attended(*layouts: Layout) -> list[mx.array]:
 
 
 @pytest.mark.parametrize(("q_layout", "k_layout", "v_layout"), ATTENDED)
-def test_a_few_queries_read_keys_and_values_where_they_lie(
+def test_decode_reads_keys_and_values_through_their_strides(
     q_layout: Layout, k_layout: Layout, v_layout: Layout
 ) -> None:
     q, k, v = attended(q_layout, k_layout, v_layout)
@@ -52,7 +52,7 @@ def test_a_few_queries_read_keys_and_values_where_they_lie(
 
 
 @pytest.mark.parametrize(("q_layout", "k_layout", "v_layout"), ATTENDED)
-def test_many_queries_and_gradients_read_keys_and_values_where_they_lie(
+def test_prefill_and_gradients_read_keys_and_values_through_their_strides(
     q_layout: Layout, k_layout: Layout, v_layout: Layout
 ) -> None:
     q, k, v = attended(q_layout, k_layout, v_layout)
@@ -89,7 +89,7 @@ def packed() -> tuple[dict[str, mx.array], list[np.ndarray]]:
     return parts, dense
 
 
-def test_each_part_of_packed_keys_and_values_is_read_where_it_lies() -> None:
+def test_each_packed_part_is_read_through_its_strides() -> None:
     parts, (k, v) = packed()
     q = laid(flash.random(BATCH, HEADS, LENGTH, 64), PROJECTED)
     few, many = (params(0.125, True, mx.array([0, 3])) for params in (decode.plan.DecodeParams, flash.plan.FlashParams))
@@ -101,7 +101,7 @@ def test_each_part_of_packed_keys_and_values_is_read_where_it_lies() -> None:
     flash.near(out, flash.attention(q, k, v, many).out)
 
 
-def test_heads_are_parts_of_one_projection() -> None:
+def test_heads_may_be_slices_of_one_projection() -> None:
     rules, offset = heads.made(40, 16), mx.array([3, 9])
     rows = heads.random(2, 3, (4 + 2 + 2) * 40)
     q, k, v = mx.split(rows, [4 * 40, 6 * 40], axis=-1)
@@ -113,7 +113,7 @@ def test_heads_are_parts_of_one_projection() -> None:
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
-def test_gradients_of_heads_come_as_attention_leaves_them() -> None:
+def test_gradients_of_heads_are_read_in_attentions_layout() -> None:
     rules, offset = heads.made(40, 16), mx.array([3])
     q, k, _ = mx.split(heads.random(2, 3, 8 * 40), [4 * 40, 6 * 40], axis=-1)
     plain = [heads.random(2, n, 3, 40, seed=n + i) for i, n in enumerate((4, 2, 2))]
@@ -136,7 +136,7 @@ def turned(x: mx.array) -> mx.array:
     return laid(x, Layout((0, 0), (1, 0)))
 
 
-def test_rows_and_an_adapter_are_read_where_they_lie() -> None:
+def test_rows_and_an_adapter_are_read_through_their_strides() -> None:
     x, w = wider(qmv.random(3, 128), 5), qmv.packed(21, 128, seed=1)
     residual = wider(qmv.random(3, 21, seed=6), 3)
     adapter = qmv.plan.Adapter(turned(qmv.random(128, 3, seed=8)), wider(qmv.random(21, 3, seed=9), 2), 0.5)
@@ -148,7 +148,7 @@ def test_rows_and_an_adapter_are_read_where_they_lie() -> None:
     qmv.near(got, want)
 
 
-def test_experts_and_their_weights_are_chosen_out_of_longer_rows() -> None:
+def test_chosen_experts_and_weights_may_be_slices_of_longer_rows() -> None:
     x, residual = wider(qmv.random(3, 64), 5), wider(qmv.random(3, 21, seed=6), 2)
     gate, up = (qmv.packed(5, 32, 64, group=32, seed=s) for s in (1, 2))
     down = qmv.packed(5, 21, 32, group=32, seed=3)
@@ -167,7 +167,7 @@ def test_experts_and_their_weights_are_chosen_out_of_longer_rows() -> None:
 
 
 @pytest.mark.parametrize("filters", [sample.Filters(0.7, top_k=5), sample.Filters(0.7)], ids=["filters", "none"])
-def test_logits_are_a_part_of_those_of_a_prompt(filters: sample.Filters) -> None:
+def test_logits_may_be_a_slice_of_a_prompts_logits(filters: sample.Filters) -> None:
     logits = mx.array(sample.likely(300, 3))
     part = laid(logits, Layout((0, 20), (0, 1)))
     uniform = mx.array([0.1, 0.5, 0.9])
@@ -200,7 +200,7 @@ WHOLE: dict[str, tuple[Callable[..., list[mx.array]], list[mx.array]]] = {
 
 
 @pytest.mark.parametrize("op", WHOLE)
-def test_rows_that_lie_elsewhere_give_the_same_numbers(op: str) -> None:
+def test_linear_attention_reads_rows_in_any_layout(op: str) -> None:
     run, plain = WHOLE[op]
     moved = [laid(x, layout) for x, layout in zip(plain, (PROJECTED, TURNED, WIDENED), strict=True)]
     with simulated(ONCE) as log:
@@ -211,12 +211,12 @@ def test_rows_that_lie_elsewhere_give_the_same_numbers(op: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
-def test_a_layout_keeps_the_numbers(layout: Layout) -> None:
+def test_a_layout_keeps_the_values(layout: Layout) -> None:
     x = flash.random(2, 3, 4, 8)
     assert np.array_equal(np.array(laid(x, layout)), np.array(x))
 
 
-def test_packed_numbers_of_a_packed_head_are_parts_of_one_projection() -> None:
+def test_packed_heads_may_be_slices_of_one_projection() -> None:
     rules, offset = heads.made(40, 16), mx.array([3])
     parts = mx.split(heads.random(2, 3, 8 * 40), [4 * 40, 6 * 40], axis=-1)
     plain = [mx.array(np.array(x)) for x in parts]

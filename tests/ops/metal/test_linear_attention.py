@@ -109,32 +109,32 @@ def compared(size: Size, causal: bool, dtype: mx.Dtype, values: mx.Dtype) -> Non
 
 
 @pytest.mark.parametrize("size", CASES)
-def test_results_and_gradients_are_what_the_definition_says(size: Size) -> None:
+def test_results_and_gradients_equal_the_definition(size: Size) -> None:
     compared(size, True, mx.float32, mx.float32)
 
 
 @pytest.mark.parametrize("size", CASES[1:3])
-def test_rows_that_see_all_keys(size: Size) -> None:
+def test_bidirectional_results_and_gradients_equal_the_definition(size: Size) -> None:
     compared(size, False, mx.float32, mx.float32)
 
 
 @pytest.mark.parametrize(
     ("dtype", "values"), [(mx.float16, mx.float16), (mx.bfloat16, mx.bfloat16), (mx.float32, mx.bfloat16)], ids=str
 )
-def test_numbers_of_16_bits(dtype: mx.Dtype, values: mx.Dtype) -> None:
+def test_16_bit_results_and_gradients_equal_the_definition(dtype: mx.Dtype, values: mx.Dtype) -> None:
     compared((1, 2, 70, 16, 24), True, dtype, values)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_many_chunks(dtype: mx.Dtype, causal: bool) -> None:
+def test_many_chunks_equal_the_definition(dtype: mx.Dtype, causal: bool) -> None:
     compared((1, 1, 270, 136, 136), causal, dtype, dtype)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("size", CASES[:3])
-def test_the_reference_is_what_the_definition_says(size: Size, causal: bool) -> None:
+def test_the_reference_equals_the_definition(size: Size, causal: bool) -> None:
     q, k, v = inputs(size)
     state = begun(size)
     slopes = [random(*shape, seed=7 + i) for i, shape in enumerate((v.shape, state.sums.shape, state.norm.shape))]
@@ -151,7 +151,7 @@ def test_the_reference_is_what_the_definition_says(size: Size, causal: bool) -> 
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_tokens_one_by_one_are_the_whole(dtype: mx.Dtype) -> None:
+def test_token_by_token_equals_the_whole(dtype: mx.Dtype) -> None:
     q, k, v = inputs((2, 2, 21, 24, 40), dtype)
     with simulated() as log, using("metal"):
         parts, state = [], None
@@ -185,7 +185,7 @@ def test_the_public_op_has_the_gradients_of_the_reference(length: int) -> None:
         near(one, wide(other))
 
 
-def test_keys_without_features_are_not_there() -> None:
+def test_keys_with_zero_features_have_no_weight() -> None:
     q, k, v = inputs((1, 1, 20, 8, 8))
     k = mx.where(mx.arange(20)[:, None] < 11, 0, k)
     with simulated() as log, using("metal"):
@@ -207,7 +207,7 @@ def test_a_token_reads_and_writes_its_state_once() -> None:
     assert result.traffic["last_sums"].written_bytes == state
 
 
-def test_elu_features_are_positive_and_have_a_slope() -> None:
+def test_elu_features_are_positive_and_differentiable() -> None:
     x = mx.array([-50.0, -1.0, 0.0, 2.0, 200.0])
     np.testing.assert_allclose(elu_features(x), [np.exp(-50), np.exp(-1), 1, 3, 201], rtol=1e-5)
     np.testing.assert_allclose(
@@ -215,7 +215,7 @@ def test_elu_features_are_positive_and_have_a_slope() -> None:
     )
 
 
-def test_a_random_projection_has_rows_at_right_angles() -> None:
+def test_a_random_projection_has_orthogonal_rows() -> None:
     rows = wide(random_projection(20, 8, seed=3))
     assert rows.shape == (20, 8)
     for part in (rows[:8], rows[8:16], rows[16:]):
@@ -229,7 +229,7 @@ def test_a_random_projection_has_rows_at_right_angles() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_softmax_features_come_near_softmax(causal: bool) -> None:
+def test_softmax_features_approximate_softmax(causal: bool) -> None:
     q, k, v = (size * random(1, 2, 12, 16, seed=s) for s, size in enumerate((0.5, 0.5, 1.0)))
     scores = wide(q) @ wide(k).swapaxes(-1, -2) / 4
     weights = np.exp(np.where(np.tril(np.ones((12, 12))) > 0, scores, -np.inf) if causal else scores)
@@ -239,7 +239,7 @@ def test_softmax_features_come_near_softmax(causal: bool) -> None:
     assert np.abs(wide(got) - want).mean() < 0.01
 
 
-def test_features_from_the_definition() -> None:
+def test_softmax_features_equal_the_definition() -> None:
     q, k = random(1, 2, 6, 8), 5 * random(1, 2, 6, 8, seed=1)
     projection = random_projection(16, 8, seed=1)
     for scale in (None, 0.2):
@@ -252,11 +252,11 @@ def test_features_from_the_definition() -> None:
         np.testing.assert_allclose(of_k, (np.exp(exponents[1]) + 1e-6) / 4, rtol=1e-4)
 
 
-def test_features_of_a_key_are_its_own() -> None:
+def test_features_of_a_key_do_not_depend_on_other_keys() -> None:
     q, k = random(1, 2, 6, 8), 5 * random(1, 2, 6, 8, seed=1)
     projection = random_projection(16, 8, seed=1)
     whole, alone = (softmax_features(q, x, projection)[1] for x in (k, k[:, :, 2:4]))
-    assert mx.array_equal(whole[:, :, 2:4], alone)
+    assert mx.allclose(whole[:, :, 2:4], alone, rtol=1e-4, atol=0)  # BLAS may round differently for fewer rows
     seen = mx.arange(6)[None, None, :, None] >= 3
     hidden = softmax_features(q, k, projection, seen=seen)[1]
     assert not mx.any(hidden[:, :, :3]).item()
@@ -264,7 +264,7 @@ def test_features_of_a_key_are_its_own() -> None:
 
 
 @pytest.mark.parametrize("size", [0.0, 30.0, 1e4])
-def test_features_of_keys_of_any_size_are_numbers_above_zero(size: float) -> None:
+def test_features_of_keys_of_any_size_are_finite_and_positive(size: float) -> None:
     q, k = size * random(1, 2, 6, 128), size * random(1, 2, 6, 128, seed=1)
     for features in softmax_features(q, k, random_projection(32, 128, seed=1)):
         assert mx.all(mx.isfinite(features)).item()

@@ -69,7 +69,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("size", "heads", "params", "offset", "dtype"), sweep(CASES, TYPES))
-def test_heads_are_what_the_definitions_say(
+def test_heads_equal_the_definition(
     size: tuple[int, int], heads: tuple[int, int], params: HeadParams, offset: list[int], dtype: mx.Dtype
 ) -> None:
     q, k, v = projected(size, heads, params.head_dim, dtype)
@@ -88,7 +88,7 @@ def test_heads_are_what_the_definitions_say(
 @pytest.mark.parametrize(
     ("dim", "bits", "group", "dtype"), sweep([64, 40, 128], [(4, 32), (8, 64), (4, 64), (8, 128), (2, 32)], TYPES)
 )
-def test_packed_keys_and_values_are_those_of_mlx(dim: int, bits: int, group: int, dtype: mx.Dtype) -> None:
+def test_packed_keys_and_values_equal_mlxs(dim: int, bits: int, group: int, dtype: mx.Dtype) -> None:
     q, k, v = projected((2, 3), (4, 2), dim, dtype)
     params, offset = made(dim, dim // 2), mx.array([4])
     dense = [as_array(x, dtype) for x in check(plan.forward(q, k, v, params, offset)).outputs]
@@ -102,7 +102,7 @@ def test_packed_keys_and_values_are_those_of_mlx(dim: int, bits: int, group: int
 
 
 @pytest.mark.parametrize(("size", "heads", "params", "offset"), CASES)
-def test_gradients_are_those_of_the_reference(
+def test_gradients_equal_the_references(
     size: tuple[int, int], heads: tuple[int, int], params: HeadParams, offset: list[int]
 ) -> None:
     given = projected(size, heads, params.head_dim, mx.float32)

@@ -63,7 +63,9 @@ SHAPES = [(1, 1, 128), (1, 37, 640), (2, 8, 1024), (5, 9, 256), (8, 16, 128)]
 @pytest.mark.parametrize(
     ("rows", "count", "width", "bits", "group", "dtype"), sweep(SHAPES, [(4, 64), (8, 32), (4, 128), (2, 32)], TYPES)
 )
-def test_products(rows: int, count: int, width: int, bits: int, group: int, dtype: mx.Dtype) -> None:
+def test_products_equal_the_definition(
+    rows: int, count: int, width: int, bits: int, group: int, dtype: mx.Dtype
+) -> None:
     x, w = random(rows, width, dtype=dtype), packed(count, width, bits=bits, group=group, dtype=dtype, seed=1)
     with simulated() as log:
         got = plan.product(x, w)
@@ -73,7 +75,9 @@ def test_products(rows: int, count: int, width: int, bits: int, group: int, dtyp
 
 @pytest.mark.parametrize(("rows", "bits", "group", "dtype"), sweep([1, 3, 8], [(4, 64), (8, 32), (2, 32)], TYPES))
 @pytest.mark.parametrize("normed_too", [True, False])
-def test_three_products(rows: int, bits: int, group: int, dtype: mx.Dtype, normed_too: bool) -> None:
+def test_three_products_equal_the_definition(
+    rows: int, bits: int, group: int, dtype: mx.Dtype, normed_too: bool
+) -> None:
     x = random(rows, 192, dtype=dtype)
     matrices = [packed(n, 192, bits=bits, group=group, dtype=dtype, seed=n) for n in (21, 9, 16)]
     norm = plan.Norm(random(192, dtype=dtype, seed=3), 1e-5, 1.0) if normed_too else None
@@ -107,7 +111,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("extras", "rows"), sweep([pytest.param(extras, id=name) for name, extras in EXTRAS.items()], [1, 3, 7])
 )
-def test_what_comes_along(extras: dict[str, Any], rows: int) -> None:
+def test_epilogues_equal_the_definition(extras: dict[str, Any], rows: int) -> None:
     x, w = random(rows, 128), packed(21, 128, seed=1)
     options = dict(extras)
     if "residual" in options:
@@ -130,7 +134,7 @@ def test_what_comes_along(extras: dict[str, Any], rows: int) -> None:
 @pytest.mark.parametrize(
     ("tokens", "top", "hidden", "bits", "dtype"), sweep([(1, 2, 64, 4), (3, 3, 96, 8), (1, 8, 32, 4)], TYPES)
 )
-def test_experts(tokens: int, top: int, hidden: int, bits: int, dtype: mx.Dtype) -> None:
+def test_experts_equal_the_definition(tokens: int, top: int, hidden: int, bits: int, dtype: mx.Dtype) -> None:
     x, rng = random(tokens, 128, dtype=dtype), np.random.default_rng(5)
     gate, up = (packed(9, hidden, 128, bits=bits, group=32, dtype=dtype, seed=s) for s in (1, 2))
     w = packed(9, 21, hidden, bits=bits, group=32, dtype=dtype, seed=3)
@@ -149,7 +153,7 @@ def test_experts(tokens: int, top: int, hidden: int, bits: int, dtype: mx.Dtype)
     assert log.faults == []
 
 
-def test_matrices_are_read_once() -> None:
+def test_matrices_are_read_once_for_all_rows() -> None:
     x, w = random(1, 256), packed(64, 256)
     with simulated() as log:
         plan.product(x, w)

@@ -51,7 +51,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize(("filters", "vocabulary"), sweep(FILTERS, [700, 5000, 77, 33, 1]))
-def test_the_token_at_each_place_of_the_mass(filters: Filters, vocabulary: int) -> None:
+def test_each_uniform_number_draws_the_token_at_its_mass(filters: Filters, vocabulary: int) -> None:
     rows = 3
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
@@ -82,14 +82,14 @@ MASSES = [
 
 
 @pytest.mark.parametrize(("logits", "filters"), MASSES)
-def test_the_mass_that_is_kept_is_a_part_of_the_right_one(logits: np.ndarray, filters: Filters) -> None:
+def test_top_p_is_a_share_of_the_mass_after_top_k(logits: np.ndarray, filters: Filters) -> None:
     logits = np.random.default_rng(3).permutation(logits)  # the likeliest are in many blocks
     (token,), _ = drawn(logits[None], np.array([0.9999], np.float32), filters, how=ONCE)
     assert token == kept(logits.astype(np.float64), filters)[-1]
 
 
 @pytest.mark.parametrize("vocabulary", [3000, 70, 5])
-def test_without_filters_the_whole_vocabulary_is_drawn_from(vocabulary: int) -> None:
+def test_without_filters_any_token_can_be_drawn(vocabulary: int) -> None:
     rows, heat = 3, 1.7
     logits = likely(vocabulary, rows)
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
@@ -103,13 +103,13 @@ def test_without_filters_the_whole_vocabulary_is_drawn_from(vocabulary: int) -> 
 
 
 @pytest.mark.parametrize("filters", [FILTERS[0], Filters(1.0)], ids=["filters", "none"])
-def test_a_single_token_lies_in_constant_memory_and_is_drawn(filters: Filters) -> None:
+def test_a_vocabulary_of_one_token_in_constant_memory_is_drawn(filters: Filters) -> None:
     tokens, logprobs = drawn(likely(1, 1), np.zeros(1, np.float32), filters)
     assert (tokens.tolist(), logprobs.tolist()) == ([0], [0.0])
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-def test_logits_of_16_bits_have_equals_that_go_by_index(dtype: mx.Dtype) -> None:
+def test_ties_of_16_bit_logits_are_ordered_by_index(dtype: mx.Dtype) -> None:
     logits = np.array(mx.array(likely(600, 4)).astype(dtype).astype(mx.float32))
     filters = Filters(1.0, top_k=5)
     uniform = np.array([0.0, 0.3, 0.6, 0.99], np.float32)
@@ -140,7 +140,7 @@ BEYOND = [
 
 
 @pytest.mark.parametrize(("logits", "filters"), BEYOND)
-def test_a_choice_that_reaches_beyond_the_candidates_goes_over_all(logits: np.ndarray, filters: Filters) -> None:
+def test_filters_that_keep_more_than_the_candidates_read_all_logits(logits: np.ndarray, filters: Filters) -> None:
     rows = 3
     uniform = np.linspace(0, 0.999, rows).astype(np.float32)
     tokens, logprobs = drawn(np.tile(logits.astype(np.float32), (rows, 1)), uniform, filters)
@@ -158,7 +158,7 @@ def test_a_choice_that_reaches_beyond_the_candidates_goes_over_all(logits: np.nd
     assert tokens[-1] > may[-1] - 40  # where 0.999 of the mass ends
 
 
-def test_few_candidates_are_enough_where_few_are_kept() -> None:
+def test_few_candidates_suffice_if_few_tokens_are_kept() -> None:
     logits = np.tile(FLAT, (2, 1))
     with simulated() as log:
         plan.draw(mx.array(logits), mx.array([0.5, 0.9]), Filters(1.0, top_k=30))

@@ -147,7 +147,7 @@ MUTANTS = [
         "read_tile<F, F::N>(keys, key, key + F::N,",
         _prefill,
     ),
-    Mutant("flash_prefill", "a window of one more", "at - sight.window + 1", "at - sight.window", _prefill),
+    Mutant("flash_prefill", "a window of one more", "at - mask.window + 1", "at - mask.window", _prefill),
     Mutant(
         "flash_prefill",
         "sums are not rescaled when a larger score comes",
@@ -158,8 +158,8 @@ MUTANTS = [
     Mutant(
         "flash_prefill",
         "a lane's place in a matrix by heart",
-        "const Elements own = elements_in(held);",
-        "Elements own = elements_in(held);"
+        "const Elements own = elements_in(scratch);",
+        "Elements own = elements_in(scratch);"
         "for (int e = 0; e < 2; e++) own.column[e] = (index % 2) * 2 + index % 16 / 8 * 4 + e;",
         _prefill,
     ),
@@ -172,7 +172,7 @@ MUTANTS = [
     ),
     Mutant("flash_backward_q", "a sign of softmax's gradient", "(along - delta)", "(along + delta)", _prefill_backward),
     Mutant(
-        "flash_backward_kv", "each head takes the first one's deltas", "delta += sight.length;", "", _prefill_backward
+        "flash_backward_kv", "each head takes the first one's deltas", "delta += mask.length;", "", _prefill_backward
     ),
     Mutant(
         "flash_backward_kv",
@@ -181,7 +181,7 @@ MUTANTS = [
         "    threadgroup_barrier(mem_flags::mem_device);\n      add_tile<F>(products, tile",
         _prefill_backward,
     ),
-    Mutant("kv_decode", "a window of one more", "at - key < seen.window", "at - key <= seen.window", _decode),
+    Mutant("kv_decode", "a window of one more", "at - key < mask.window", "at - key <= mask.window", _decode),
     Mutant(
         "kv_decode", "the last chunk is as long as the others", "min(count, begin + CHUNK)", "begin + CHUNK", _decode
     ),
@@ -207,7 +207,7 @@ MUTANTS = [
         _decode_token,
     ),
     Mutant("kv_decode", "rows after the last are written", "|| row + r >= rows) continue", ") continue", _decode),
-    Mutant("kv_combine", "chunks are not rescaled", "fast::exp2(own[2 * c] - most) * sums", "sums", _decode),
+    Mutant("kv_combine", "chunks are not rescaled", "fast::exp2(own[2 * c] - largest) * sums", "sums", _decode),
     Mutant(
         "kv_decode_packed",
         "the other group's bias",
@@ -222,8 +222,8 @@ MUTANTS = [
     Mutant(
         "qkv_post_vjp",
         "a sign of the turn back",
-        "turn_head(wavelengths, -position",
-        "turn_head(wavelengths, position",
+        "rotate_head(wavelengths, -position",
+        "rotate_head(wavelengths, position",
         _heads,
     ),
     Mutant("qmv", "a row more than there is", "const long row = min(n + r, N - 1)", "const long row = n + r", _product),

@@ -52,7 +52,7 @@ def emulated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         kept.cache_clear()
 
 
-def test_a_kernel_without_a_bug_passes() -> None:
+def test_a_correct_kernel_passes() -> None:
     for kernel in mutations.WITHOUT_BUGS:
         assert mutations.run(kernel, kernel.source).faults == []
 

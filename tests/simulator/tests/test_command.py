@@ -26,7 +26,7 @@ def command(repository: Path, *arguments: object) -> subprocess.CompletedProcess
     return subprocess.run(given, cwd=repository, capture_output=True, text=True)
 
 
-def test_a_script_that_passes(tmp_path: Path, repository: Path) -> None:
+def test_a_passing_script_ends_with_0(tmp_path: Path, repository: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("PLUS", ""))
     done = command(repository, script)
@@ -42,7 +42,7 @@ def test_a_script_that_passes(tmp_path: Path, repository: Path) -> None:
     ]
 
 
-def test_a_script_that_fails(tmp_path: Path, repository: Path) -> None:
+def test_a_faulty_script_ends_with_1(tmp_path: Path, repository: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("PLUS", "+ 1"))
     done = command(repository, "--quick", "--no-traffic", script)
@@ -60,7 +60,7 @@ def test_a_script_that_fails(tmp_path: Path, repository: Path) -> None:
         (SCRIPT.replace("PLUS", "+"), 1, "a kernel does not compile"),
     ],
 )
-def test_a_script_that_cannot_be_judged(script: str, code: int, says: str, tmp_path: Path, repository: Path) -> None:
+def test_an_unusable_script_is_an_error(script: str, code: int, says: str, tmp_path: Path, repository: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(script)
     done = command(repository, path)
@@ -69,7 +69,7 @@ def test_a_script_that_cannot_be_judged(script: str, code: int, says: str, tmp_p
     assert "Traceback" not in done.stderr
 
 
-def test_a_metal_file_is_looked_through(tmp_path: Path, repository: Path) -> None:
+def test_a_metal_file_is_linted(tmp_path: Path, repository: Path) -> None:
     path = tmp_path / "kernel.metal"
     path.write_text("// It doubles.\n//: y[0] = 2.0 * exp(x[0]);\n")
     done = command(repository, path, repository / "macllm/ops/metal/quantized_matvec/qmv.metal")
@@ -78,7 +78,7 @@ def test_a_metal_file_is_looked_through(tmp_path: Path, repository: Path) -> Non
     assert "qmv.metal: passes" in done.stdout
 
 
-def test_help_and_a_file_that_is_not_there(repository: Path) -> None:
+def test_help_is_shown_and_a_missing_file_is_an_error(repository: Path) -> None:
     done = command(repository, "--help")
     assert done.returncode == 0
     assert "Ends with 0 if all is well" in done.stdout
@@ -88,7 +88,7 @@ def test_help_and_a_file_that_is_not_there(repository: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_of_bugs_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_row_for_each_mutant(capsys: pytest.CaptureFixture[str]) -> None:
     assert mutations.main() == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[0] == "| Class | Mutant | Killed by |"
@@ -96,7 +96,7 @@ def test_the_table_of_bugs_has_a_row_for_each(capsys: pytest.CaptureFixture[str]
     assert all(row.count("|") == 4 for row in rows)
 
 
-def test_programs_that_were_not_used_for_long_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_programs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for age, name in enumerate(("newest", "older", "oldest", "machine.o")):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1000 - age, 1000 - age))

@@ -83,7 +83,7 @@ def random(*shape: int, seed: int) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("family", ["kv_decode", "flash"])
-def test_caches_beyond_four_gigabytes_are_read_right(family: str, axis: int) -> None:
+def test_caches_beyond_four_gigabytes_are_read_correctly(family: str, axis: int) -> None:
     q = mx.array(random(2, 4, 3, 8, seed=0))
     parts = {"keys": random(2, 2, 5, 8, seed=1), "values": random(2, 2, 5, 8, seed=2)}
     arrays = {name: mx.array(one) for name, one in parts.items()}
@@ -111,7 +111,7 @@ SEEN_BY_SANITIZERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "kind"), SEEN_BY_SANITIZERS.items())
-def test_a_mutant_is_seen_by_the_compilers_own_sanitizers(what: str, kind: str) -> None:
+def test_the_compilers_sanitizers_kill_the_mutant(what: str, kind: str) -> None:
     (bug,) = (bug for bug in mutations.BUGS if bug.what == what)
     with default_options(RunOptions("sanitized")):
         assert mutations.run(bug.kernel, bug.kernel.source).faults == []

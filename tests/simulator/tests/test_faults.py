@@ -15,23 +15,23 @@ from tests.simulator.text import captured
 
 
 @pytest.mark.parametrize("kernel", WITHOUT_BUGS)
-def test_a_kernel_without_a_bug_passes(kernel: Kernel) -> None:
+def test_a_correct_kernel_passes(kernel: Kernel) -> None:
     result = run(kernel, kernel.source)
     assert result.faults == []
     assert np.array_equal(result.outputs[0], np.asarray(kernel.want, result.outputs[0].dtype))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.fault}: {bug.what}")
-def test_a_mutant_is_seen(bug: Bug) -> None:
+def test_a_mutant_is_killed(bug: Bug) -> None:
     found = bug.found()
     assert bug.fault in {fault.kind for fault in found}, found
 
 
-def test_every_class_has_a_bug() -> None:
+def test_every_class_has_a_mutant() -> None:
     assert {bug.fault for bug in BUGS} == CLASSES.keys()
 
 
-def test_others_may_do_without_lanes_that_have_gone() -> None:
+def test_relaxed_dispatches_allow_lanes_that_have_ended() -> None:
     (bug,) = (bug for bug in BUGS if bug.what == "half of the lanes")
     with default_options(RunOptions(relaxed=True)):
         result = run(SUMMED, bug.source)
@@ -55,7 +55,7 @@ def test_more_buffers_than_metal_has_are_a_fault() -> None:
     assert [str(fault) for fault in faults] == ["limit: 32 buffers, of 31"]
 
 
-def test_a_local_that_nobody_set_does_not_compile() -> None:
+def test_an_uninitialised_local_does_not_compile() -> None:
     source = SUMMED.source.replace("float total = simd_sum(part);", "float total; if (part > 3.0f) total = part;")
     with pytest.raises(CompileError, match="uninitialized"):
         run(SUMMED, source)

@@ -20,15 +20,15 @@ def right(case: Case) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("bug", MUTANTS, ids=lambda bug: f"{bug.kernel}: {bug.what}")
-def test_a_bug_in_a_kernel_is_caught(bug: Mutant) -> None:
+def test_a_mutant_of_a_kernel_is_killed(bug: Mutant) -> None:
     assert killed_by(bug, right(bug.case))
 
 
-def test_every_family_of_kernels_has_a_bug() -> None:
+def test_every_family_of_kernels_has_a_mutant() -> None:
     families = {"flash", "kv", "qkv", "qmv", "moe", "sample", "linear"}
     assert {bug.kernel.partition("_")[0] for bug in MUTANTS} == families
 
 
-def test_the_page_says_what_is_caught() -> None:
+def test_the_page_has_the_current_tables() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.written(text) == text, "python -m tests.simulator.mutants.page writes it"

@@ -16,7 +16,7 @@ LANES = np.arange(32)
 X = (LANES + 1).astype(np.float32)
 
 
-def ran(source: str, header: str = "", how: RunOptions | None = None, **more: Any) -> Result:
+def run_source(source: str, header: str = "", how: RunOptions | None = None, **more: Any) -> Result:
     """A simdgroup's run of a kernel that makes y of x, i being a lane's number."""
     kernel = mx.fast.metal_kernel("said", ["x"], ["y"], f"uint i = thread_index_in_simdgroup;\n{source}", header)
     arguments: dict[str, Any] = {"inputs": [mx.array(X)], "grid": (32, 1, 1), "threadgroup": (32, 1, 1)}
@@ -24,17 +24,17 @@ def ran(source: str, header: str = "", how: RunOptions | None = None, **more: An
     return run_orders(captured(kernel, arguments), arguments, how)
 
 
-def said(line: str, header: str = "", **more: Any) -> np.ndarray:
+def result_of(line: str, header: str = "", **more: Any) -> np.ndarray:
     """The output y for the input x of a run without faults."""
-    result = ran(line, header, **more)
+    result = run_source(line, header, **more)
     assert result.faults == []
     return result.outputs[0]
 
 
-def all_said(lines: list[str], header: str = "") -> np.ndarray:
+def results_of_lines(lines: list[str], header: str = "") -> np.ndarray:
     """(lines, 32): what y[i] is of x after each of some blocks, in one kernel."""
     blocks = "\n".join("{ " + line.replace("y[i]", f"y[{32 * n} + i]") + " }" for n, line in enumerate(lines))
-    return said(blocks, header, output_shapes=[(len(lines), 32)])
+    return result_of(blocks, header, output_shapes=[(len(lines), 32)])
 
 
 VECTORS = {
@@ -70,22 +70,22 @@ VECTORS = {
 }
 
 
-def test_vectors() -> None:
-    gots = all_said([line for line, _ in VECTORS.values()])
+def test_vectors_and_swizzles_follow_the_specification() -> None:
+    gots = results_of_lines([line for line, _ in VECTORS.values()])
     wrong = [
         name for got, (name, (_, want)) in zip(gots, VECTORS.items(), strict=True) if not np.array_equal(got, want)
     ]
     assert wrong == []
 
 
-def test_parts_of_a_vector_in_a_buffer_are_written() -> None:
+def test_swizzles_of_a_vector_in_a_buffer_can_be_written() -> None:
     line = "if (i < 16) ((device float2*)y)[i].yx = float2(x[2 * i], x[2 * i + 1]);"
-    assert np.array_equal(said(line), X.reshape(16, 2)[:, ::-1].reshape(-1))
+    assert np.array_equal(result_of(line), X.reshape(16, 2)[:, ::-1].reshape(-1))
 
 
-def test_members_that_are_called_like_parts_are_members() -> None:
+def test_struct_members_named_like_swizzles_are_members() -> None:
     header = "struct Pair { float lo; int xy; };\n"
-    assert np.array_equal(said("Pair p = {x[i], 3}; p.lo += 1; y[i] = p.lo + p.xy;", header), X + 4)
+    assert np.array_equal(result_of("Pair p = {x[i], 3}; p.lo += 1; y[i] = p.lo + p.xy;", header), X + 4)
 
 
 ONE = np.float32(1)
@@ -99,17 +99,17 @@ LITERALS = {
 }
 
 
-def test_a_number_without_a_suffix_is_a_float_and_one_with_h_a_half() -> None:
+def test_literals_are_float_or_with_h_half() -> None:
     header = "#define TENTH 0.1\nconstant half w[2] = {2e1h, 0.1h};\n"
-    gots = all_said([f"y[i] = float({line});" for line in LITERALS], header)
+    gots = results_of_lines([f"y[i] = float({line});" for line in LITERALS], header)
     assert [
         line for got, (line, want) in zip(gots, LITERALS.items(), strict=True) if not np.array_equal(got, want)
     ] == []
 
 
-def test_a_number_of_a_threadgroup_is_set_by_one_lane_and_read_by_all() -> None:
+def test_a_threadgroup_variable_is_shared_by_all_lanes() -> None:
     line = "threadgroup float s; if (i == 3) s = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = s;"
-    assert np.array_equal(said(line), np.full(32, 4))
+    assert np.array_equal(result_of(line), np.full(32, 4))
 
 
 REFUSED = {
@@ -124,9 +124,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("line", "says"), REFUSED.values(), ids=list(REFUSED))
-def test_what_metal_has_not_is_refused(line: str, says: str) -> None:
+def test_unsupported_syntax_is_refused(line: str, says: str) -> None:
     with pytest.raises(CompileError, match=says):
-        ran(line)
+        run_source(line)
 
 
 def shifted(values: np.ndarray, fill: np.ndarray, by: int, size: int = 32) -> np.ndarray:
@@ -172,8 +172,8 @@ TOGETHER = {
 }
 
 
-def test_what_lanes_do_together() -> None:
-    gots = all_said([f"y[i] = float({line});" for line in TOGETHER])
+def test_simd_and_quad_functions_follow_the_specification() -> None:
+    gots = results_of_lines([f"y[i] = float({line});" for line in TOGETHER])
     assert [
         line for got, (line, want) in zip(gots, TOGETHER.items(), strict=True) if not np.array_equal(got, want)
     ] == []
@@ -209,8 +209,8 @@ NUMBERS = {
 }
 
 
-def test_numbers() -> None:
-    gots = all_said([f"y[i] = float({line});" for line in NUMBERS])
+def test_scalar_functions_follow_the_specification() -> None:
+    gots = results_of_lines([f"y[i] = float({line});" for line in NUMBERS])
     np.testing.assert_allclose(gots[:, 0], list(NUMBERS.values()), rtol=1e-6)
 
 
@@ -243,8 +243,8 @@ TRAITS = [
 ]
 
 
-def test_traits() -> None:
-    gots = all_said([f"y[i] = float({line});" for line in TRAITS])
+def test_type_traits_follow_the_specification() -> None:
+    gots = results_of_lines([f"y[i] = float({line});" for line in TRAITS])
     assert [line for line, got in zip(TRAITS, gots, strict=True) if not got.all()] == []
 
 
@@ -255,7 +255,7 @@ def test_overloads_are_chosen_by_traits() -> None:
     template <typename T, metal::enable_if_t<metal::is_integral_v<T>, bool> = true>
     inline float kind_of(T x) { return 2.0f; }
     """
-    assert (said("y[i] = kind_of(half(x[i])) + 10.0f * kind_of(i);", header) == 21).all()
+    assert (result_of("y[i] = kind_of(half(x[i])) + 10.0f * kind_of(i);", header) == 21).all()
 
 
 CONSTANT = """
@@ -270,19 +270,19 @@ constant Scales scales = {2.0f, 3};
 """
 
 
-def test_what_is_constant_is_read_through_references_and_pointers() -> None:
+def test_constants_are_read_through_references_and_pointers() -> None:
     line = "y[i] = scaled(x[i], scales) + first(table) + whole(table[OTHER]);"
-    assert np.array_equal(said(line, CONSTANT), 2 * X + 3 + 3 + 2)
+    assert np.array_equal(result_of(line, CONSTANT), 2 * X + 3 + 3 + 2)
 
 
-def test_vectors_of_the_whole_program_are_made_in_braces() -> None:
+def test_global_constants_can_be_vectors_in_braces() -> None:
     header = "constant float2 two[2] = {{1, 2}, {3, 4}}; constant float4 four = {5, 6, 7, 8};\n"
-    assert np.array_equal(said("y[i] = two[i % 2].y + four.zw.y;", header), np.where(LANES % 2, 12, 10))
+    assert np.array_equal(result_of("y[i] = two[i % 2].y + four.zw.y;", header), np.where(LANES % 2, 12, 10))
 
 
-def test_what_is_constant_is_not_written() -> None:
+def test_writing_a_constant_does_not_compile() -> None:
     with pytest.raises(CompileError, match=r"read-only|const"):
-        ran("table[0] = x[i]; y[i] = table[0];", CONSTANT)
+        run_source("table[0] = x[i]; y[i] = table[0];", CONSTANT)
 
 
 SET = """
@@ -295,24 +295,24 @@ LINE = "y[i] = (doubled ? 2.0f : 1.0f) * x[i] + float(left); if (is_function_con
 
 
 @pytest.mark.parametrize(("values", "want"), [({3: True}, 2 * X + 7), ({3: False, 4: 5}, X + 5)])
-def test_constants_of_functions_have_the_values_that_are_given(values: dict[int, Any], want: np.ndarray) -> None:
+def test_function_constants_have_the_given_values(values: dict[int, Any], want: np.ndarray) -> None:
     how = RunOptions(constants=tuple(values.items()))
-    assert np.array_equal(said(LINE.replace("y[i] += other", "y[i] = other"), SET, how=how), want)
+    assert np.array_equal(result_of(LINE.replace("y[i] += other", "y[i] = other"), SET, how=how), want)
 
 
-def test_a_constant_that_has_no_value_is_a_fault_when_it_is_read() -> None:
-    result = ran(LINE, SET, RunOptions(constants=((4, 1),)))
+def test_reading_a_function_constant_without_a_value_is_a_fault() -> None:
+    result = run_source(LINE, SET, RunOptions(constants=((4, 1),)))
     assert {fault.kind for fault in result.faults} == {"unset"}
     assert "doubled" in result.faults[0].message
 
 
-def test_text_that_is_not_ascii_runs_where_only_comments_have_it() -> None:
-    assert np.array_equal(said("y[i] = x[i]; // caf\u00e9 \u2192 \U0001f600", "// \u00fc\n/* \u4e2d */\n"), X)
+def test_comments_may_be_non_ascii() -> None:
+    assert np.array_equal(result_of("y[i] = x[i]; // caf\u00e9 \u2192 \U0001f600", "// \u00fc\n/* \u4e2d */\n"), X)
     with pytest.raises(CompileError):
-        ran("float \u00fc\u2192 = x[i]; y[i] = 0.0f;")
+        run_source("float \u00fc\u2192 = x[i]; y[i] = 0.0f;")
 
 
-def test_other_programs_understand_the_language_too() -> None:
+def test_clang_accepts_the_language_too() -> None:
     kernel = mx.fast.metal_kernel("fast", ["x"], ["y"], "uint i = thread_index_in_simdgroup; y[i] = float2(x[i]).yx.x;")
     arguments: dict[str, Any] = {"inputs": [mx.array(X)], "grid": (32, 1, 1), "threadgroup": (32, 1, 1)}
     arguments |= {"output_shapes": [(32,)], "output_dtypes": [mx.float32]}

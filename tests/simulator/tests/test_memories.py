@@ -75,7 +75,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("declared", "header", "says"), REFUSED.values(), ids=list(REFUSED))
-def test_what_would_be_another_memory_is_refused(declared: str, header: str, says: str) -> None:
+def test_declarations_outside_threadgroup_memory_are_refused(declared: str, header: str, says: str) -> None:
     with pytest.raises(CompileError, match=says):
         ran(declared, header)
 
@@ -97,13 +97,13 @@ SHARED = {
 
 
 @pytest.mark.parametrize("declared", SHARED.values(), ids=list(SHARED))
-def test_threadgroup_memory_is_one_for_all_lanes(declared: str) -> None:
+def test_threadgroup_memory_is_shared_by_all_lanes(declared: str) -> None:
     result = ran(declared, HELD + "typedef float Row[64];\n")
     assert result.faults == []
     assert np.array_equal(result.outputs[0], X[::-1])
 
 
-def test_memory_in_a_block_of_a_kernel_is_one_for_all_lanes() -> None:
+def test_threadgroup_memory_in_a_block_is_shared_by_all_lanes() -> None:
     source = f"if (threadgroups_per_grid.x > 0) {{ {SOURCE} }}".replace("DECLARED", "threadgroup float held[64];")
     text, arguments = text_of("", source=source)
     result = run_orders(text, arguments)
@@ -112,13 +112,13 @@ def test_memory_in_a_block_of_a_kernel_is_one_for_all_lanes() -> None:
 
 
 @pytest.mark.skipif(not front.there(), reason="needs clang")
-def test_memory_in_a_function_is_found() -> None:
+def test_threadgroup_memory_in_a_function_is_found() -> None:
     header = "inline float f(float x) { threadgroup float held[3]; held[0] = x; return held[0]; }\n"
     text, _ = text_of("threadgroup float held[64];", header)
     assert any("kernel function" in line for line in front.complaints(text))
 
 
-def test_pointers_to_threadgroup_memory_declare_nothing() -> None:
+def test_pointers_to_threadgroup_memory_are_not_declarations() -> None:
     header = """
     struct Tile { threadgroup float* rows; const threadgroup float& first; };
     inline threadgroup float* second(threadgroup float* x, threadgroup float row[8]) { return x + 1; }
@@ -130,7 +130,9 @@ def test_pointers_to_threadgroup_memory_declare_nothing() -> None:
     assert cpp(text).count("simulator::shared<") == 1
 
 
-def test_the_command_says_which_line_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_the_line_of_a_refused_declaration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script, metal = tmp_path / "script.py", tmp_path / "kernel.metal"
     script.write_text(
         "import mlx.core as mx\n"

@@ -64,7 +64,7 @@ def asked(inputs: list[Any], output: tuple[int, ...], grid: tuple[int, int, int]
 RANDOM = np.random.default_rng(0)
 
 
-def test_softmax() -> None:
+def test_mlxs_softmax_equals_numpys() -> None:
     x = RANDOM.normal(size=(3, 100)).astype(np.float32)
     arguments = asked([mx.array(x), 100], x.shape, (96, 1, 1), (32, 1, 1))
     got = ran(("softmax.h",), "softmax_single_row<float, float>", arguments).outputs[0]
@@ -72,7 +72,7 @@ def test_softmax() -> None:
     np.testing.assert_allclose(got, weights / weights.sum(1, keepdims=True), rtol=1e-5)
 
 
-def test_attention_of_one_query_by_constants_of_functions() -> None:
+def test_mlxs_vector_attention_equals_numpys() -> None:
     q, k, v = (RANDOM.normal(size=size).astype(np.float32) for size in ((2, 64), (1, 40, 64), (1, 40, 64)))
     sinks, nothing = np.array([0.5, 2.0], np.float32), mx.zeros(8)
     strides = [np.array(n, np.uint64) for n in (40 * 64, 64, 40 * 64, 64)]
@@ -132,5 +132,5 @@ UNDERSTOOD = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNDERSTOOD)
-def test_a_header_of_mlx_is_understood(name: str) -> None:
+def test_a_header_of_mlx_compiles(name: str) -> None:
     understood(translated(without_comments(text_of(name), strings=True)))

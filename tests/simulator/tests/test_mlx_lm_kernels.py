@@ -57,7 +57,7 @@ def rms(x: mx.array, eps: float = 1e-5) -> mx.array:
 
 
 @pytest.mark.parametrize(("dim", "dtype"), sweep([64, 40], TYPES))
-def test_qk_norm(log: Log, dtype: mx.Dtype, dim: int) -> None:
+def test_mlx_lms_qk_norm_equals_mlxs_operations(log: Log, dtype: mx.Dtype, dim: int) -> None:
     qkvg = random(3, 5, 12 * dim, dtype=dtype)
     sizes: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": dim, "eps": 1e-5, "query_scale": 0.5}
     q, k = fresh("mlx_lm.kernels.qk_norm").qk_norm(qkvg, **sizes)
@@ -73,7 +73,7 @@ def test_qk_norm(log: Log, dtype: mx.Dtype, dim: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "dtype"), sweep([96, 1000], TYPES))
-def test_norm_add_norm(log: Log, dtype: mx.Dtype, width: int) -> None:
+def test_mlx_lms_norm_add_norm_equals_mlxs_operations(log: Log, dtype: mx.Dtype, width: int) -> None:
     kernels = fresh("mlx_lm.kernels.norm_add_norm")
     branch, stream = random(2, 3, width, dtype=dtype), random(2, 3, width, seed=1)
     alpha, beta, post = random(width, seed=2), random(width, seed=3), random(width, seed=4)
@@ -100,7 +100,7 @@ def test_norm_add_norm(log: Log, dtype: mx.Dtype, width: int) -> None:
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(64, 4), (40, 3)])
-def test_expert_routing(log: Log, experts: int, top_k: int) -> None:
+def test_mlx_lms_expert_routing_equals_mlxs_operations(log: Log, experts: int, top_k: int) -> None:
     logits, bias = random(8, experts), 0.1 * random(experts, seed=1)
     chosen, weights = fresh("mlx_lm.kernels.expert_routing").expert_routing(
         logits, bias, top_k=top_k, multiplier=1.5, score_eps=1e-6, route_scale=2.0
@@ -114,7 +114,7 @@ def test_expert_routing(log: Log, experts: int, top_k: int) -> None:
 
 
 @pytest.mark.parametrize("width", [64, 520])
-def test_post_expert_norm_combine(log: Log, width: int) -> None:
+def test_mlx_lms_expert_combine_equals_mlxs_operations(log: Log, width: int) -> None:
     experts, weights, norm = random(3, 2, width), random(3, 2, seed=1), random(width, seed=2)
     combine = fresh("mlx_lm.kernels.post_expert_norm_combine").post_expert_norm_combine
     near(combine(experts, weights, norm_weight=norm, eps=1e-5), (rms(experts * norm) * weights[..., None]).sum(-2))
@@ -122,7 +122,7 @@ def test_post_expert_norm_combine(log: Log, width: int) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_rms_norm_sigmoid_gate_reads_through_strides(log: Log, turned: bool) -> None:
+def test_mlx_lms_rms_norm_gate_reads_through_strides(log: Log, turned: bool) -> None:
     x = random(2, 5, 4, 48).transpose(0, 2, 1, 3) if turned else random(2, 4, 5, 48)
     gate = random(2, 6, 192, seed=1)[:, 1:]
     got = fresh("mlx_lm.kernels.rms_norm_sigmoid_gate").rms_norm_sigmoid_gate(x, gate, eps=1e-5)
@@ -131,7 +131,7 @@ def test_rms_norm_sigmoid_gate_reads_through_strides(log: Log, turned: bool) -> 
 
 
 @pytest.mark.parametrize("heads", [(1, 2), (2, 2)])
-def test_ssm(log: Log, heads: tuple[int, int]) -> None:
+def test_mlx_lms_ssm_equals_mlxs_operations(log: Log, heads: tuple[int, int]) -> None:
     groups, n = heads
     module = fresh("mlx_lm.models.ssm")
     x, dt, state = random(2, 1, n, 16), random(2, 1, n, seed=1), random(2, n, 16, 64, seed=2)
@@ -145,7 +145,7 @@ def test_ssm(log: Log, heads: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["packed", "tree", "plain", "vector", "masked"])
-def test_gated_delta(log: Log, kind: str) -> None:
+def test_mlx_lms_gated_delta_equals_mlxs_operations(log: Log, kind: str) -> None:
     module = fresh("mlx_lm.models.gated_delta")
     size = 128 if kind in ("packed", "tree") else 64
     q, k = (random(2, 3, 1, size, seed=s) / size**0.5 for s in (0, 1))
@@ -165,7 +165,7 @@ def test_gated_delta(log: Log, kind: str) -> None:
     assert kinds == ({"race"} if kind == "masked" else set())
 
 
-def test_wkv7(log: Log) -> None:
+def test_mlx_lms_wkv7_equals_mlxs_operations(log: Log) -> None:
     module = fresh("mlx_lm.models.rwkv7")
     r, w, k, v, a, b = (0.3 * random(2, 3, 2, 64, seed=s) for s in range(6))
     state = random(2, 2, 64, 64, seed=6)
@@ -178,7 +178,7 @@ def test_wkv7(log: Log) -> None:
 
 
 @pytest.mark.parametrize("inverted", [False, True])
-def test_bitlinear(log: Log, inverted: bool) -> None:
+def test_mlx_lms_bitlinear_equals_mlxs_operations(log: Log, inverted: bool) -> None:
     module = fresh("mlx_lm.models.bitlinear_layers")
     layer = module.BitLinear(128, 32, bias=False, invert_weight_scales=inverted)
     trits = np.random.default_rng(0).integers(0, 3, (32, 128))
@@ -202,7 +202,7 @@ def ordered(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(("loss", "vocabulary"), sweep(["kl_div_loss", "js_div_loss"], [5000, 4096]))
-def test_losses_race_and_are_right_once_they_do_not(log: Log, loss: str, vocabulary: int) -> None:
+def test_mlx_lms_losses_race_and_are_correct_with_barriers(log: Log, loss: str, vocabulary: int) -> None:
     q, p = random(2, vocabulary), random(2, vocabulary, seed=1)
 
     def run(module: ModuleType) -> tuple[mx.array, mx.array]:

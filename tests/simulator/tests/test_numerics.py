@@ -27,17 +27,21 @@ from tests.simulator.text import captured
 RULES = flash.plan.FlashParams(0.2, True, mx.array([3, 9]), softcap=3.0)
 SIZE = flash.Size(2, 2, 1, 20, 37)
 KERNELS: dict[str, Callable[[], Any]] = {
-    "kv_decode": lambda: decode.test_dense_keys_and_values((1, 8, 2, 5), 300, 40, mx.float16),
-    "kv_decode_packed": lambda: decode.test_packed_keys_and_values((2, 3, 1, 4), 21, 40, 4, 8, 128, mx.float32),
-    "qkv_post": lambda: heads.test_heads_are_what_the_definitions_say(
+    "kv_decode": lambda: decode.test_decode_over_dense_keys_equals_the_definition((1, 8, 2, 5), 300, 40, mx.float16),
+    "kv_decode_packed": lambda: decode.test_decode_over_packed_keys_equals_the_definition(
+        (2, 3, 1, 4), 21, 40, 4, 8, 128, mx.float32
+    ),
+    "qkv_post": lambda: heads.test_heads_equal_the_definition(
         (2, 3), (2, 1), heads.made(80, 16, magnitude=1.25), [3, -2], mx.float32
     ),
-    "qkv_post_packed": lambda: heads.test_packed_keys_and_values_are_those_of_mlx(40, 4, 32, mx.bfloat16),
-    "qkv_post_vjp": lambda: heads.test_gradients_are_those_of_the_reference((2, 3), (2, 1), heads.made(40, 20), [5]),
-    "qmv": lambda: qmv.test_what_comes_along(qmv.EXTRAS["GeGLU of the norm"], 3),
-    "lora_down": lambda: qmv.test_what_comes_along(qmv.EXTRAS["all of it"], 1),
-    "moe": lambda: qmv.test_experts(3, 3, 96, 8, mx.float16),
-    "sample": lambda: sample.test_the_token_at_each_place_of_the_mass(sample.Filters(0.9, 40, 0.8, 0.02), 77),
+    "qkv_post_packed": lambda: heads.test_packed_keys_and_values_equal_mlxs(40, 4, 32, mx.bfloat16),
+    "qkv_post_vjp": lambda: heads.test_gradients_equal_the_references((2, 3), (2, 1), heads.made(40, 20), [5]),
+    "qmv": lambda: qmv.test_epilogues_equal_the_definition(qmv.EXTRAS["GeGLU of the norm"], 3),
+    "lora_down": lambda: qmv.test_epilogues_equal_the_definition(qmv.EXTRAS["all of it"], 1),
+    "moe": lambda: qmv.test_experts_equal_the_definition(3, 3, 96, 8, mx.float16),
+    "sample": lambda: sample.test_each_uniform_number_draws_the_token_at_its_mass(
+        sample.Filters(0.9, 40, 0.8, 0.02), 77
+    ),
     "flash": lambda: flash.forward_is_right(SIZE, RULES),
     "flash_backward": lambda: flash.gradients_are_right(SIZE, RULES),
     "linear_attention": lambda: linear.compared((1, 1, 70, 16, 24), True, mx.float32, mx.float32),
@@ -56,7 +60,7 @@ MACHINES = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "qmv" else [pytest.mark.slow]) for n in KERNELS])
-def test_a_program_that_is_not_watched_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uninstrumented_program_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
 
     def both(text: str, arguments: dict[str, Any]) -> Result:
@@ -74,7 +78,7 @@ def test_a_program_that_is_not_watched_gives_the_same_bits(name: str, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("how", MACHINES.values(), ids=list(MACHINES))
-def test_a_kernel_is_right_on_other_machines(how: RunOptions, name: str) -> None:
+def test_a_kernel_is_correct_under_other_floating_point_rules(how: RunOptions, name: str) -> None:
     with default_options(how):
         KERNELS[name]()
 
@@ -89,13 +93,13 @@ def small(line: str, x: np.ndarray, how: RunOptions) -> np.ndarray:
     return result.outputs[0]
 
 
-def test_small_numbers_are_0_on_one_machine() -> None:
+def test_flushed_dispatches_flush_subnormal_numbers() -> None:
     tiny = np.full(32, 1e-39, np.float32)
     assert small("x[i] * 1.5f", tiny, RunOptions()).all()
     assert not small("x[i] * 1.5f", tiny, FLUSHED).any()
 
 
-def test_products_are_fused_with_sums_on_one_machine() -> None:
+def test_fused_dispatches_use_fma() -> None:
     odd = np.full(32, 1 + 2.0**-12, np.float32)
     line = "x[i] * x[i] - (1.0f + 0.00048828125f)"
     assert not small(line, odd, RunOptions()).any()
@@ -103,7 +107,7 @@ def test_products_are_fused_with_sums_on_one_machine() -> None:
 
 
 @pytest.mark.parametrize("name", ["precise::exp", "fast::exp2", "precise::rsqrt"])
-def test_functions_are_up_to_two_units_off_on_one_machine(name: str) -> None:
+def test_loose_dispatches_err_by_two_units_at_most(name: str) -> None:
     some = np.linspace(0.1, 3, 256, dtype=np.float32)
     exact, loose = (small(f"{name}(x[i])", some, how).view(np.int32) for how in (RunOptions(), LOOSE))
     assert set(np.unique(loose - exact)) == {-2, -1, 0, 1, 2}

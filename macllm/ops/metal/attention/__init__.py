@@ -1,1 +1,1 @@
-"""Attention: tiles of many queries, few queries over a cache, and the gradients."""
+"""Attention: prefill (many queries), decode (few queries over a cache), and gradients."""

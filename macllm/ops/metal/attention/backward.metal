@@ -1,10 +1,10 @@
-// What attention's gradients have in common: weights are made again from scores and their logsumexp (arXiv:2205.14135, B.2).
-#include "sight.metal"
+// Helpers of attention's gradients: weights are recomputed from scores and their logsumexp (arXiv:2205.14135, B.2).
+#include "attention_mask.metal"
 #include "tiles.metal"
 
-// From q k, dout v, the row's logsumexp in base 2 and dout out: the weight, and the gradient of q k.
+// The weight, and the gradient of q k, from q k, dout v, the row's logsumexp in base 2, and dout out.
 template <bool CAPPED>
-inline float2 again(float product, float along, float lse, float delta, float scale, float softcap) {
+inline float2 weight_and_gradient(float product, float along, float lse, float delta, float scale, float softcap) {
   float score = scale * product, slope = scale;
   if (CAPPED) {
     const float bent = precise::tanh(score / softcap);
@@ -15,7 +15,7 @@ inline float2 again(float product, float along, float lse, float delta, float sc
   return float2(weight, weight * (along - delta) * slope);
 }
 
-// a_products = a x^T and b_products = b y^T, for rows of x and y from `row` to before `end` that go through `tile`.
+// a_products = a x^T and b_products = b y^T, for rows [row, end) of x and y, staged in `tile`.
 template <typename F, typename T, typename X, typename Y>
 inline void multiply_both(
     const threadgroup T* a, const threadgroup T* b, const thread X& x, const thread Y& y, int row, int end,

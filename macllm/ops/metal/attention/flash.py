@@ -13,15 +13,15 @@ from . import kv_decode
 
 MOST_DIMS = 256
 _EIGHT = 8  # rows and columns of a matrix
-_MOST_BYTES = 32768  # of a threadgroup's memory
+_MOST_BYTES = 32768  # of threadgroup memory
 
 
 @dataclass(frozen=True)
 class FlashParams(kv_decode.DecodeParams):
     """Softmax and mask parameters. A window is two-sided if not causal; 0 means no window or chunk.
 
-    Chunks of keys, of which a query sees its own, begin at `first`, which is negative where a cache has let go of
-    the first keys. `segments` (B, S) int32 never fall along a row; queries are the last of the keys, and see their own.
+    A query sees the keys of its own chunk; chunks begin at `first`, which is negative if a cache has dropped the first
+    keys. `segments` (B, S) int32 are ascending along a row; queries are the last of the keys, and see their segment.
     """
 
     chunk: int = 0
@@ -52,8 +52,8 @@ def forward(
 ) -> KernelCall:
     """Attention, and each row's logsumexp: parts are (B, K, S, ...)."""
     batch, heads, length, _ = q.shape
-    form = _form(q, kept=1, sums=1)
-    template = _template(q, params, form) | {"SUNK": params.sinks is not None}
+    form = _form(q, tiles=1, sums=1)
+    template = _template(q, params, form) | {"HAS_SINKS": params.sinks is not None}
     if key_bits:
         width = parts["k_words"].shape[3] * 32 // key_bits
         template |= {"K_BITS": key_bits, "V_BITS": value_bits}
@@ -69,7 +69,7 @@ def forward(
 
 
 def delta(out: mx.array, dout: mx.array) -> KernelCall:
-    """(B, H, L) of (B, H, L, D), both in one piece."""
+    """(B, H, L) of (B, H, L, D), both contiguous."""
     rows = out.size // out.shape[3]
     return KernelCall(
         "flash_backward_delta",
@@ -82,10 +82,10 @@ def delta(out: mx.array, dout: mx.array) -> KernelCall:
 
 
 def gradient_q(arrays: Mapping[str, mx.array], params: FlashParams) -> KernelCall:
-    """Of q, from q, keys, values, lse, dout and delta."""
+    """Gradient of q, from q, keys, values, lse, dout and delta."""
     q = arrays["q"]
     batch, heads, length, _ = q.shape
-    form = _form(q, kept=2, sums=1)
+    form = _form(q, tiles=2, sums=1)
     return KernelCall(
         "flash_backward_q",
         {**arrays, **_scalars(params)},
@@ -96,10 +96,10 @@ def gradient_q(arrays: Mapping[str, mx.array], params: FlashParams) -> KernelCal
 
 
 def gradient_kv(arrays: Mapping[str, mx.array], params: FlashParams) -> KernelCall:
-    """Of keys and values, from the same."""
+    """Gradients of keys and values, from the same."""
     q, keys = arrays["q"], arrays["keys"]
     batch, kv_heads, count, _ = keys.shape
-    form = _form(q, kept=2, sums=2)
+    form = _form(q, tiles=2, sums=2)
     return KernelCall(
         "flash_backward_kv",
         {**arrays, **_scalars(params)},
@@ -118,16 +118,16 @@ class Form:
     others: int
 
 
-def _form(q: mx.array, *, kept: int, sums: int) -> Form:
-    """The largest threadgroup with room for `kept` tiles of its rows, and `sums` of them in registers."""
+def _form(q: mx.array, *, tiles: int, sums: int) -> Form:
+    """The largest threadgroup with memory for `tiles` of its rows, and registers for `sums` tiles of sums."""
     dim, size = q.shape[3], q.dtype.size
     sides = 1 << (-(-sums * dim // 128) - 1).bit_length()  # so that a lane's sums are at most 32 floats
     width = -(-dim // (_EIGHT * sides)) * _EIGHT * sides
     most = 32 if dim <= 64 else 16
     for blocks, others in ((4, most), (2, most), (1, most), (1, 8)):
         rows = _EIGHT * blocks
-        numbers = (kept * rows + others) * (width * size + 16)
-        floats = kept * rows * (others + 4) + max(rows, 2 * others)
+        numbers = (tiles * rows + others) * (width * size + 16)
+        floats = tiles * rows * (others + 4) + max(rows, 2 * others)
         if numbers + 4 * floats <= _MOST_BYTES:
             break
     return Form(blocks, sides, others)

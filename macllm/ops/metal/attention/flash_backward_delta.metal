@@ -1,7 +1,7 @@
-// delta = rowsum(dout * out), what a row's gradients of scores have in common.
+// delta = rowsum(dout * out), which is subtracted in the gradients of a row's scores.
 //
 // Layout. out and dout (B, H, L, D). Out: delta (B, H, L) float32.
-// Grid. A simdgroup for each row: (32, B * H * L) threads. A lane takes every 32nd number.
+// Grid. A simdgroup for each row: (32, B * H * L) threads. A lane reads every 32nd number.
 // Traffic. Every number is read once.
 #include "../common.metal"
 

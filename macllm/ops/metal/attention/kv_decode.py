@@ -12,10 +12,10 @@ from .. import LANES, Input, KernelCall, launch
 MOST_QUERIES = 16
 MOST_DIMS = 256
 _CHUNKS = (1024, 512, 256)
-"""Keys that a threadgroup takes: the more, the fewer sums there are to write and to bring together."""
-_ENOUGH = 128  # threadgroups, to have work for all of a large GPU
-_EIGHT = 8  # numbers of a key that a lane owns
-_ROWS = 2  # of a simdgroup: their queries and sums stay in registers
+"""Keys per threadgroup: larger chunks leave fewer partial sums to combine."""
+_ENOUGH = 128  # threadgroups that occupy a large GPU
+_EIGHT = 8  # numbers of a key per lane
+_ROWS = 2  # per simdgroup: their queries and sums stay in registers
 _MOST_TILES, _SIMDGROUPS = 8, 8
 
 
@@ -39,7 +39,7 @@ def supports(q: mx.array) -> bool:
 def run(
     q: mx.array, parts: Mapping[str, mx.array], params: DecodeParams, *, key_bits: int = 0, value_bits: int = 0
 ) -> mx.array:
-    """(B, H, L, D) over `parts`, keys and values or what they are packed into -> (B, H, L, D)."""
+    """(B, H, L, D) over `parts`, dense or packed keys and values -> (B, H, L, D)."""
     call = decode(q, parts, params, key_bits=key_bits, value_bits=value_bits)
     out, stats = launch(call)
     return out if stats.shape[3] == 1 else launch(combine(q, out, stats, params))[0]
@@ -48,9 +48,9 @@ def run(
 def decode(
     q: mx.array, parts: Mapping[str, mx.array], params: DecodeParams, *, key_bits: int = 0, value_bits: int = 0
 ) -> KernelCall:
-    """The chunks' sums, or all if there is one chunk: parts are (B, K, S, ...)."""
+    """Partial sums of the chunks, or the result if there is one chunk; parts are (B, K, S, ...)."""
     (batch, heads, length, dim), (_, kv_heads, count, _) = q.shape, next(iter(parts.values())).shape
-    # What a window has left behind is not read.
+    # Keys before the window are not read.
     low = max(0, count - length + 1 - params.window) if params.window else 0
     chunk = chunk_size(count - low, kv_heads * batch)
     chunks = -(-(count - low) // chunk)
@@ -82,7 +82,7 @@ def decode(
         "FIRSTS": int(params.first.size > 1),
         "CAUSAL": params.causal,
         "CAPPED": params.softcap > 0,
-        "SUNK": params.sinks is not None,
+        "HAS_SINKS": params.sinks is not None,
         "WHOLE": whole,
     }
     if key_bits:
@@ -101,12 +101,12 @@ def decode(
 
 
 def chunk_size(count: int, heads: int) -> int:
-    """Keys of a chunk, of `count` in each of so many heads."""
+    """Keys per chunk, for `count` keys in each of `heads` heads."""
     return next((chunk for chunk in _CHUNKS if count * heads >= _ENOUGH * chunk), _CHUNKS[-1])
 
 
 def combine(q: mx.array, sums: mx.array, stats: mx.array, params: DecodeParams) -> KernelCall:
-    """(B, H, L, D) of the chunks' sums."""
+    """(B, H, L, D) from the chunks' partial sums."""
     batch, heads, length, dim = q.shape
     return KernelCall(
         "kv_combine",
@@ -114,5 +114,5 @@ def combine(q: mx.array, sums: mx.array, stats: mx.array, params: DecodeParams) 
         {"out": (q.shape, q.dtype)},
         (LANES, batch * heads * length, 1),
         (LANES, 1, 1),
-        {"T": q.dtype, "D": dim, "H": heads, "SUNK": params.sinks is not None},
+        {"T": q.dtype, "D": dim, "H": heads, "HAS_SINKS": params.sinks is not None},
     )

@@ -1,8 +1,8 @@
-// Rows of keys or values, as they are or packed: eight numbers of a row at a time, `part` says which.
+// Rows of keys or values, dense or packed: eight numbers of a row at a time, those of `part`.
 
 constant constexpr int EIGHT = 8;
 
-// What little there is may lie in constant memory: pointers are what they are.
+// MLX puts small arrays into constant memory, so pointer types are template parameters.
 template <typename Numbers>
 struct Plain {
   Numbers numbers;
@@ -14,8 +14,8 @@ inline Plain<Numbers> plain_rows(Numbers numbers, long step) {
   return {numbers, step};
 }
 
-// As mx.quantize packs them. Codes are multiplied where they stand in a word, so what they multiply must be scaled down
-// (`unshifted`) once instead of shifting every code.
+// As mx.quantize packs them. Codes are multiplied at their place in a word: instead of shifting every code, the other factor
+// is scaled down once (`unshifted`).
 template <int BITS, int GROUP, typename Words, typename Scales>
 struct Packed {
   Words words;
@@ -43,7 +43,7 @@ inline float code_in_place(uint word, int i) {
   return float(word & (((1u << BITS) - 1u) << (BITS * i)));
 }
 
-// The dot products of eight numbers of a row with R rows of q, unshifted, whose sums are q_sums: what is read serves all.
+// The dot products of eight numbers of a row, read once, with R rows of q, unshifted, whose sums are q_sums.
 template <int R, typename Numbers>
 inline void dot_eight(
     const thread Plain<Numbers>& rows, long row, int part, const thread float (*q)[EIGHT], const thread float* q_sums,
@@ -75,7 +75,7 @@ inline void dot_eight(
   for (int r = 0; r < R; r++) products[r] = scale * products[r] + bias * q_sums[r];
 }
 
-// Adds weight * eight numbers of a row to R sums: to o, which is to be unshifted, and to what all of them get.
+// Adds weight * eight numbers of a row to R sums: to o, which the caller unshifts, and to `all`, the part equal for all eight.
 template <int R, typename Numbers, typename S>
 inline void add_eight(const thread Plain<Numbers>& rows, long row, int part, const thread float* weights, thread S* sums) {
   const Numbers x = rows.numbers + row * rows.step + EIGHT * part;

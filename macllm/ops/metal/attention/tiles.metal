@@ -1,6 +1,6 @@
-// Rows in threadgroup memory, and products of them. A threadgroup has rows of its own, 8 to a block, and goes through others
-// N at a time; SIDES simdgroups share a block and divide the columns of its products. Heads are filled with zeros up to W.
-// Matrices are 8 x 8. Which of their elements a lane has is asked, never known.
+// Rows in threadgroup memory, and products of them. A threadgroup keeps its rows, 8 to a block, and reads the others N at a
+// time; SIDES simdgroups share a block and divide the columns of its products. Heads are padded with zeros to W. Matrices are
+// 8 x 8; the elements that a lane holds are looked up, not assumed.
 #include "../elements.metal"
 #include "rows.metal"
 
@@ -13,7 +13,7 @@ struct Form {
   static constant constexpr int PARTS = 4 * SIDES_, EACH = (N_ + PARTS - 1) / PARTS;  // lanes of a row, and columns of a lane
 };
 
-// A thread's simdgroup, and the row of its block that the thread works on with others: every PARTS-th column from `part`.
+// A thread's simdgroup, and its row of the block, which PARTS threads share: every PARTS-th column from `part` on.
 struct Place {
   int index, block, side, row, part;
 };
@@ -24,12 +24,12 @@ inline Place place_of(int simdgroup, int lane) {
   return Place{32 * simdgroup + lane, simdgroup / F::SIDES, side, side * (8 / F::SIDES) + lane / F::PARTS, lane % F::PARTS};
 }
 
-// Which elements of a matrix a lane has.
+// The elements of a matrix that a lane holds.
 template <typename F>
-inline Elements elements_of(threadgroup float* held, int index) {
-  for (int i = index; i < 64; i += F::THREADS) held[i] = float(i);
+inline Elements elements_of(threadgroup float* scratch, int index) {
+  for (int i = index; i < 64; i += F::THREADS) scratch[i] = float(i);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  const Elements own = elements_in(held);
+  const Elements own = elements_in(scratch);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   return own;
 }
@@ -54,7 +54,7 @@ inline void eight_of(const thread Packed<BITS, GROUP, Words, Scales>& rows, long
   }
 }
 
-// COUNT rows from `row` on; zeros from `end` on.
+// Reads COUNT rows from `row` on; zeros from `end` on.
 template <typename F, int COUNT, typename T, typename Rows>
 inline void read_tile(const thread Rows& rows, int row, int end, int index, threadgroup T* tile) {
   constexpr int EIGHTS = F::W / EIGHT;
@@ -112,7 +112,7 @@ inline void scale_rows(const threadgroup float* factors, const thread Elements& 
   }
 }
 
-// The first `count` rows of sums.
+// Writes the first `count` rows of sums.
 template <typename F, typename T>
 inline void write_sums(thread simdgroup_float8x8* sums, const thread Elements& own, int count, int side, device T* to) {
   UNROLLED for (int e = 0; e < 2; e++) {

@@ -1,1 +1,1 @@
-"""Norm of heads, rotary positions and the order of axes, between projections and attention."""
+"""Fused QK norm, RoPE and transposition, between projections and attention."""

@@ -1,5 +1,5 @@
-// A head of D numbers in a simdgroup's registers, and what is done to it there: norm, rotation, and both backwards.
-// Lane l owns the pairs l, l + 32, ... of the rotation, then every 32nd of the numbers that do not turn.
+// A head of D numbers in a simdgroup's registers; its norm, its rotation, and their gradients.
+// Lane l holds the pairs l, l + 32, ... of the rotation, then every 32nd of the numbers that do not rotate.
 template <int D, int PAIRS>
 struct Head {
   float first[(PAIRS + 31) / 32 + (PAIRS == 0)];
@@ -7,7 +7,7 @@ struct Head {
   float rest[(D - 2 * PAIRS + 31) / 32 + (D == 2 * PAIRS)];
 };
 
-// Where the two numbers of a pair lie: next to each other, or PAIRS apart.
+// Indices of the two numbers of a pair: neighbours, or PAIRS apart.
 template <bool INTERLEAVED, int PAIRS>
 inline int2 places(int pair) {
   return INTERLEAVED ? int2(2 * pair, 2 * pair + 1) : int2(pair, pair + PAIRS);
@@ -44,7 +44,7 @@ inline float head_dot(const thread Head<D, PAIRS>& a, const thread Head<D, PAIRS
   return simd_sum(sum);
 }
 
-// The norm's weights, as lanes own a head; what no lane owns is 0. `weight` points anywhere.
+// The norm's weights in the lanes' order, 0 beyond the head. `weight` is in any address space.
 template <bool INTERLEAVED, typename Weight, int D, int PAIRS>
 inline void read_weight(Weight weight, float shift, int lane, thread Head<D, PAIRS>& w) {
   for (int i = 0, pair = lane; i < (PAIRS + 31) / 32; i++, pair += 32) {
@@ -74,9 +74,9 @@ inline void norm_head(Weight weight, float eps, float shift, int lane, thread He
   scale_head(x, w, precise::rsqrt(head_dot(x, x) / float(D) + eps));
 }
 
-// Pair i turns by position / wavelengths[i], and what turns is scaled by `magnitude`. arXiv:2104.09864, 3.4.2.
+// Pair i rotates by position / wavelengths[i], and is scaled by `magnitude`. arXiv:2104.09864, 3.4.2.
 template <typename Waves, int D, int PAIRS>
-inline void turn_head(Waves wavelengths, float position, float magnitude, int lane, thread Head<D, PAIRS>& x) {
+inline void rotate_head(Waves wavelengths, float position, float magnitude, int lane, thread Head<D, PAIRS>& x) {
   for (int i = 0, pair = lane; pair < PAIRS; i++, pair += 32) {
     const float angle = position / float(wavelengths[pair]);
     const float c = magnitude * precise::cos(angle), s = magnitude * precise::sin(angle);

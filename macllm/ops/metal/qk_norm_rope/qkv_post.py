@@ -13,12 +13,12 @@ from .. import DTYPES, LANES, Input, KernelCall
 
 MOST_DIMS = 256
 ROWS = 16
-"""Tokens whose gradients of the norms' weights a simdgroup adds up."""
-_GROUPED = 8  # simdgroups of a threadgroup, at most
+"""Tokens whose gradients of the norms' weights a simdgroup sums."""
+_GROUPED = 8  # simdgroups per threadgroup, at most
 
 
 def supports(q: mx.array, k: mx.array, heads: HeadParams) -> bool:
-    """A kernel exists for these: heads that rotate, or both have an RMS norm with a weight."""
+    """True if a kernel supports these heads: they rotate, or both have an RMS norm with a weight."""
     if q.dtype != k.dtype or q.dtype not in DTYPES or heads.head_dim > MOST_DIMS:
         return False
     if heads.q_norm is None and heads.k_norm is None:
@@ -35,7 +35,7 @@ def forward(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: m
 
 
 def packed(q: mx.array, k: mx.array, v: mx.array, params: HeadParams, offset: mx.array, packing: Packing) -> KernelCall:
-    """q, then of keys and of values words, scales and biases."""
+    """q, then words, scales and biases of keys and of values."""
     (bits, group_size), heads, shapes = packing, _heads(q, k, params), _shapes(q, k, params)
     width = -(-params.head_dim // group_size) * group_size
     rows = shapes["k"][:3]
@@ -76,7 +76,7 @@ def _shapes(q: mx.array, k: mx.array, params: HeadParams) -> dict[str, tuple[int
 
 
 def _grouped(heads: tuple[int, int]) -> int:
-    """Simdgroups of a threadgroup: as many as divide the heads evenly."""
+    """Simdgroups per threadgroup, which divide the heads evenly."""
     return gcd(heads[0] + 2 * heads[1], _GROUPED)
 
 
@@ -91,7 +91,7 @@ def _call(
     q = arrays["q"]
     heads, tokens = _heads(q, arrays["k"], params), q.shape[0] * q.shape[1]
     inputs: dict[str, Input] = {name: mx.contiguous(array) for name, array in arrays.items()}
-    # What is not there is not read either: anything stands for it.
+    # Missing inputs are not read; q is a placeholder.
     norm = params.q_norm or params.k_norm or RMSNormWeight(None, 0.0)
     assert isinstance(norm, RMSNormWeight)
     q_norm, k_norm = _weight(params.q_norm), _weight(params.k_norm)

@@ -1,29 +1,29 @@
-// As qkv_post, with keys and values packed as mx.quantize packs them, for a cache that keeps few bits.
+// As qkv_post, with keys and values packed as mx.quantize packs them, for a quantized cache.
 //
 // Layout. Out: q (B, H, L, D); of keys and of values (B, K, L, W * BITS / 32) words, (B, K, L, W / GROUP) scales, and biases,
-// where W is D up to whole groups, filled with zeros.
-// Grid. A simdgroup for each head of each token: (32, H + 2 K, B * L) threads in groups of (32, HEADS, 1). A head that is
-// packed goes through W floats of threadgroup memory, since a lane packs numbers that lie next to each other.
-// Traffic. Every number is read once, and written once in BITS bits; packing afterwards writes and reads it in 16 bits too.
+// where W is D padded with zeros to whole groups.
+// Grid. A simdgroup for each head of each token: (32, H + 2 K, B * L) threads in groups of (32, HEADS, 1). A head to pack is
+// staged in W floats of threadgroup memory, since a lane packs neighbouring numbers.
+// Traffic. Every number is read once, and written once in BITS bits; separate packing also writes and reads it in 16 bits.
 #include "../common.metal"
 #include "head.metal"
 #include "quantize.metal"
 
-// Rounds a head to T, and packs it. All numbers of a group go through one lane's pair of registers with its neighbours'.
+// Rounds a head to T, and packs it through threadgroup memory.
 template <bool INTERLEAVED, typename T, int BITS, int GROUP, int W, int D, int PAIRS>
 inline void pack_head(
-    const thread Head<D, PAIRS>& x, threadgroup float* held, device uint* words, device T* scales, device T* biases, int lane) {
+    const thread Head<D, PAIRS>& x, threadgroup float* scratch, device uint* words, device T* scales, device T* biases, int lane) {
   for (int i = 0, pair = lane; pair < PAIRS; i++, pair += 32) {
     const int2 at = places<INTERLEAVED, PAIRS>(pair);
-    held[at.x] = float(T(x.first[i]));
-    held[at.y] = float(T(x.second[i]));
+    scratch[at.x] = float(T(x.first[i]));
+    scratch[at.y] = float(T(x.second[i]));
   }
-  for (int i = 0, at = 2 * PAIRS + lane; at < D; i++, at += 32) held[at] = float(T(x.rest[i]));
-  for (int at = D + lane; at < W; at += 32) held[at] = 0.0f;
+  for (int i = 0, at = 2 * PAIRS + lane; at < D; i++, at += 32) scratch[at] = float(T(x.rest[i]));
+  for (int at = D + lane; at < W; at += 32) scratch[at] = 0.0f;
   simdgroup_barrier(mem_flags::mem_threadgroup);
   constexpr int PER_WORD = 32 / BITS, WORDS = GROUP / PER_WORD;
   for (int group = 0; group < W / GROUP; group++) {
-    const threadgroup float* numbers = held + group * GROUP;
+    const threadgroup float* numbers = scratch + group * GROUP;
     float low = numbers[lane], high = numbers[lane];
     for (int i = lane + 32; i < GROUP; i += 32) {
       low = min(low, numbers[i]);
@@ -42,7 +42,7 @@ inline void pack_head(
   }
 }
 
-//: threadgroup float held[HEADS * W];
+//: threadgroup float scratch[HEADS * W];
 //: const int head = int(thread_position_in_grid.y), lane = int(thread_index_in_simdgroup);
 //: const int length = q_shape[1], row = int(thread_position_in_grid.z), batch = row / length, token = row % length;
 //: const float position = float(offset[batch * OFFSETS] + token);
@@ -50,16 +50,16 @@ inline void pack_head(
 //: if (head < H) {
 //:   read_head<INTERLEAVED>(q + (long(row) * H + head) * D, lane, x);
 //:   if (Q_NORM) norm_head<INTERLEAVED>(q_norm, eps, shift, lane, x);
-//:   turn_head(wavelengths, position, magnitude, lane, x);
+//:   rotate_head(wavelengths, position, magnitude, lane, x);
 //:   write_head<INTERLEAVED>(q_out + ((long(batch) * H + head) * length + token) * D, lane, x);
 //: } else {
 //:   const int own = (head - H) % K;
 //:   const long to = (long(batch) * K + own) * length + token;
-//:   threadgroup float* part = held + int(thread_position_in_threadgroup.y) * W;
+//:   threadgroup float* part = scratch + int(thread_position_in_threadgroup.y) * W;
 //:   if (head < H + K) {
 //:     read_head<INTERLEAVED>(k + (long(row) * K + own) * D, lane, x);
 //:     if (K_NORM) norm_head<INTERLEAVED>(k_norm, eps, shift, lane, x);
-//:     turn_head(wavelengths, position, magnitude, lane, x);
+//:     rotate_head(wavelengths, position, magnitude, lane, x);
 //:     pack_head<INTERLEAVED, T, BITS, GROUP, W>(x, part, k_words + to * (W * BITS / 32), k_scales + to * (W / GROUP), k_biases + to * (W / GROUP), lane);
 //:   } else {
 //:     read_head<INTERLEAVED>(v + (long(row) * K + own) * D, lane, x);

@@ -1,10 +1,10 @@
-// Backwards through qkv_post: the gradient turns back, goes through the norm, and positions come before heads again.
+// The gradient of qkv_post: the inverse rotation, the norm's gradient, and (B, H, L, D) to (B, L, H * D).
 //
-// Layout. In: q (B, L, H * D) and k (B, L, K * D) as they went in; gradients dq (B, H, L, D), dk and dv (B, K, L, D). Out:
-// gradients as q, k and v lie, and (CHUNKS, H + K, D) float32 parts of the norms' weights' gradients, to be added up.
-// Grid. A simdgroup for each head of ROWS tokens: (32, H + 2 K, CHUNKS) threads; it adds its tokens' part of the weight's
+// Layout. In: qkv_post's inputs q (B, L, H * D) and k (B, L, K * D); gradients dq (B, H, L, D), dk and dv (B, K, L, D). Out:
+// gradients with the layouts of q, k and v, and (CHUNKS, H + K, D) float32 parts of the norms' weights' gradients, to be summed.
+// Grid. A simdgroup for each head of ROWS tokens: (32, H + 2 K, CHUNKS) threads; it sums its tokens' part of the weight's
 // gradient in registers.
-// Traffic. Every number is read once and written once, and the parts are 1 / ROWS of it.
+// Traffic. Every number is read once and written once; the parts add 1 / ROWS of it.
 #include "../common.metal"
 #include "head.metal"
 
@@ -46,13 +46,13 @@ inline void clear_head(thread Head<D, PAIRS>& x) {
 //:   const float position = float(offset[batch * OFFSETS] + token);
 //:   if (head < H) {
 //:     read_head<INTERLEAVED>(dq + ((long(batch) * H + head) * length + token) * D, lane, g);
-//:     turn_head(wavelengths, -position, magnitude, lane, g);
+//:     rotate_head(wavelengths, -position, magnitude, lane, g);
 //:     const long at = (long(row) * H + head) * D;
 //:     if (Q_NORM) norm_head_vjp<INTERLEAVED>(q + at, q_norm, eps, shift, lane, g, sum);
 //:     write_head<INTERLEAVED>(q_out + at, lane, g);
 //:   } else if (head < H + K) {
 //:     read_head<INTERLEAVED>(dk + ((long(batch) * K + head - H) * length + token) * D, lane, g);
-//:     turn_head(wavelengths, -position, magnitude, lane, g);
+//:     rotate_head(wavelengths, -position, magnitude, lane, g);
 //:     const long at = (long(row) * K + head - H) * D;
 //:     if (K_NORM) norm_head_vjp<INTERLEAVED>(k + at, k_norm, eps, shift, lane, g, sum);
 //:     write_head<INTERLEAVED>(k_out + at, lane, g);

@@ -1,12 +1,12 @@
-// Quantization as MLX does it.
+// Quantization equal to MLX's.
 
-// Scale and bias of a group of numbers between `low` and `high` in BITS bits: the end that is farther from 0 is met
-// exactly, and 0 is a code.
+// Scale and bias of a group of numbers between `low` and `high` in BITS bits: the end farther from 0 is represented exactly,
+// and so is 0.
 template <int BITS>
 inline float2 affine_rule(float low, float high) {
-  const float most = float((1 << BITS) - 1);
+  const float largest = float((1 << BITS) - 1);
   const bool down = abs(low) > abs(high);
-  const float step = max((high - low) / most, 1e-7f);
+  const float step = max((high - low) / largest, 1e-7f);
   const float scale = down ? step : -step;
   const float edge = down ? low : high;
   const float steps = rint(edge / scale);

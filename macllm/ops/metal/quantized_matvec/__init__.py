@@ -1,1 +1,1 @@
-"""Products of few rows with packed matrices: linear layers, adapters and experts."""
+"""Quantized matrix-vector products for few rows: linear layers, adapters and experts."""

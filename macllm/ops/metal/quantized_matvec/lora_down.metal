@@ -1,9 +1,9 @@
-// The first half of an adapter: low = x' A, of a rank that a simdgroup's rows are few for (arXiv:2106.09685, 4.1), where x'
-// may be the RMS norm of x, as in qmv, whose epilogue is the other half.
+// The first half of a LoRA adapter: low = x' A (arXiv:2106.09685, 4.1), where x' is x, or its RMS norm, as in qmv, whose
+// epilogue is the second half.
 //
 // Layout. x (rows, K), norm (K), a (K, RANK) with strides. Out: (rows, RANK) float32.
 // Grid. A simdgroup for each number: (32, RANK, rows) threads.
-// Traffic. A is read once a row, x RANK times, from the cache.
+// Traffic. A is read once per row, x RANK times, from the cache.
 #include "../common.metal"
 #include "matvec.metal"
 

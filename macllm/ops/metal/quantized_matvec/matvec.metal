@@ -1,6 +1,5 @@
-// Dot products of a few rows of x with rows of a packed matrix: a simdgroup goes along K, each lane VALUES numbers at a time.
-
-// What little there is may lie in constant memory: pointers are what they are.
+// Dot products of a few rows of x with rows of a packed matrix: a simdgroup loops over K, each lane with VALUES numbers at a
+// time. MLX puts small arrays into constant memory, so pointer types are template parameters.
 
 // VALUES numbers of a row of x from `k` on, scaled, and their sum; zeros after the end.
 template <bool NORMED, int VALUES, typename Row, typename Norm>
@@ -23,8 +22,8 @@ inline float inverse_rms(Row x, int K, float eps, int lane) {
   return precise::rsqrt(simd_sum(squares) / float(K) + eps);
 }
 
-// Adds the products of VALUES numbers of a row of the matrix with those of M rows of x. Codes are multiplied where they
-// stand in their word: x is scaled down instead (exactly, by powers of two).
+// Adds the products of VALUES numbers of a row of the matrix with those of M rows of x. Codes are multiplied at their place
+// in the word, and x is scaled down to match (exactly, by powers of two).
 template <int BITS, int GROUP, int VALUES, int M, typename Words, typename Scales>
 inline void add_products(
     Words words, Scales scales, Scales biases, long row, int k, int K,
@@ -46,7 +45,7 @@ inline void add_products(
   for (int m = 0; m < M; m++) sums[m] += scale * dots[m] + bias * x_sums[m];
 }
 
-// 0 nothing, 1 SiLU, 2 GELU by tanh (arXiv:1606.08415).
+// 0 identity, 1 SiLU, 2 GELU by tanh (arXiv:1606.08415).
 template <int ACTIVATION>
 inline float activated(float x) {
   if (ACTIVATION == 1) return x / (1.0f + precise::exp(-x));

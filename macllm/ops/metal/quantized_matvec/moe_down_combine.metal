@@ -1,10 +1,10 @@
-// y = sum over a token's experts e of weight_e h_e D_e^T: the product and the weighted sum in one dispatch. One sum runs over
-// all experts, so that it is TOP times as long as one expert's, whose few numbers would leave most of a simdgroup idle.
+// y = sum over a token's experts e of weight_e h_e D_e^T: the product and the weighted sum in one dispatch. One loop runs over
+// all experts, TOP times as long as one expert's, whose few numbers would leave most of a simdgroup idle.
 //
 // Layout. h (tokens, TOP, K); words (E, N, K * BITS / 32), scales and biases (E, N, K / GROUP); chosen and weights (tokens,
 // TOP), rows a stride apart; residual (tokens, N). Out: (tokens, N).
 // Grid. A simdgroup for each ROWS numbers of a token: (32, ceil(N / ROWS), tokens) threads in groups of (32, 2, 1).
-// Traffic. Each chosen expert's rows are read once; no sums between are written.
+// Traffic. Each chosen expert's rows are read once; no intermediate results are written.
 #include "../common.metal"
 #include "matvec.metal"
 
@@ -25,6 +25,6 @@
 //: for (int r = 0; r < ROWS; r++) {
 //:   float y = simd_sum(sums[r]);
 //:   if (lane != 0 || n + r >= N) continue;
-//:   if (ADDED) y += float(residual[long(token) * N + n + r]);
+//:   if (HAS_RESIDUAL) y += float(residual[long(token) * N + n + r]);
 //:   out[long(token) * N + n + r] = T(y);
 //: }

@@ -1,10 +1,10 @@
-// h = act(x G_e^T) . (x U_e^T) for each expert e that a token has chosen: gate, up and gating in one dispatch, not three.
+// h = act(x G_e^T) . (x U_e^T) for each expert e chosen for a token: gate, up and gating in one dispatch instead of three.
 //
 // Layout. x (tokens, K); gate and up words (E, N, K * BITS / 32), scales and biases (E, N, K / GROUP); chosen (tokens, TOP)
 // integers, rows a stride apart. Out: (tokens, TOP, N).
 // Grid. A simdgroup for each ROWS numbers of a token's expert: (32, ceil(N / ROWS), tokens * TOP) threads in groups of
 // (32, 2, 1). Gate and up rows share the lane's numbers of x.
-// Traffic. Each chosen expert's rows are read once a token; x once a simdgroup, from the cache.
+// Traffic. Each chosen expert's rows are read once per token; x once per simdgroup, from the cache.
 #include "../common.metal"
 #include "matvec.metal"
 

@@ -1,11 +1,11 @@
-// y = act(x' W^T) . (x' U^T) + bias + residual + s B (A x'), for up to eight rows of x, where x' may be the RMS norm of x: what
-// surrounds the product of a decoded token comes along with it. W, U are packed by mx.quantize; parts that are not wanted
-// are left out. Stock MLX's own product is as fast alone; each part that comes along saves a dispatch and its traffic.
+// y = act(x' W^T) . (x' U^T) + bias + residual + s B (A x'), for up to eight rows of x, where x' is x or its RMS norm: the
+// product of a decoded token with its norm and epilogue, each part optional. W, U are packed by mx.quantize. Stock MLX's
+// product alone is as fast; each fused part saves a dispatch and its traffic.
 //
 // Layout. x (rows, K), norm (K), words (N, K * BITS / 32), scales and biases (N, K / GROUP), bias (N), residual (rows, N),
-// b (N, RANK), low (rows, RANK) float32, which lora_down makes. Out: (rows, N).
+// b (N, RANK), low (rows, RANK) float32 from lora_down. Out: (rows, N).
 // Grid. A simdgroup for each ROWS numbers of M rows: (32, ceil(N / ROWS), ceil(rows / M)) threads in groups of (32, 2, 1).
-// Traffic. The matrices are read once for M rows, x once a simdgroup, from the cache.
+// Traffic. The matrices are read once for M rows, x once per simdgroup, from the cache.
 #include "../common.metal"
 #include "matvec.metal"
 
@@ -35,7 +35,7 @@
 //:       for (int i = 0; i < RANK; i++) up += float(b[column * b_strides[0] + i * b_strides[1]]) * float(low[row * RANK + i]);
 //:       y += alpha * up;
 //:     }
-//:     if (ADDED) y += float(residual[long(row) * N + column]);
+//:     if (HAS_RESIDUAL) y += float(residual[long(row) * N + column]);
 //:     out[long(row) * N + column] = T(y);
 //:   }
 //: }

@@ -13,8 +13,8 @@ from .. import DTYPES, LANES, Input, KernelCall, launch
 MOST_ROWS = 8
 BITS = (2, 4, 8)
 ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
-_OUTPUTS, _SIMDGROUPS = 4, 2  # numbers of a simdgroup, and simdgroups of a threadgroup
-_TOGETHER = 4  # rows that share what is read of the matrix
+_OUTPUTS, _SIMDGROUPS = 4, 2  # outputs per simdgroup, and simdgroups per threadgroup
+_SHARED_ROWS = 4  # rows that share each read of the matrix
 
 
 class Matrix(NamedTuple):
@@ -36,7 +36,7 @@ class Norm(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """alpha x A B: a (K, R), b (N, R), which may be views."""
+    """A LoRA adapter, alpha x A B: a (K, R), b (N, R), which may be views."""
 
     a: mx.array
     b: mx.array
@@ -73,7 +73,7 @@ def product(x: mx.array, w: Matrix, epilogue: Epilogue = Epilogue()) -> mx.array
 
 
 def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> KernelCall:
-    """(rows, R) float32: the first half of an adapter."""
+    """x A, (rows, R) float32: the first half of an adapter."""
     rank = adapter.a.shape[1]
     inputs: dict[str, Input] = {"x": x, "norm": x if norm is None else norm.weight, "a": adapter.a}
     return KernelCall(
@@ -89,9 +89,9 @@ def down(x: mx.array, adapter: Adapter, norm: Norm | None) -> KernelCall:
 def fused(x: mx.array, w: Matrix, epilogue: Epilogue, low: mx.array | None = None) -> KernelCall:
     """The product with its epilogue; `low` is the result of `down` for the adapter."""
     (rows, _), count = x.shape, w.words.shape[0]
-    together = min(_TOGETHER, rows)
+    shared = min(_SHARED_ROWS, rows)
     norm, adapter, second = epilogue.norm, epilogue.adapter, epilogue.up or w
-    # What is not there is not read either: anything stands for it.
+    # Missing inputs are not read; x is a placeholder.
     inputs: dict[str, Input] = {
         "x": x,
         "norm": x if norm is None else norm.weight,
@@ -111,20 +111,20 @@ def fused(x: mx.array, w: Matrix, epilogue: Epilogue, low: mx.array | None = Non
         "qmv",
         inputs | _numbers(norm),
         {"out": ((rows, count), x.dtype)},
-        (LANES, _whole(count), -(-rows // together)),
+        (LANES, _whole(count), -(-rows // shared)),
         (LANES, _SIMDGROUPS, 1),
         {
             "T": x.dtype,
             "BITS": w.bits,
             "GROUP": w.group_size,
-            "VALUES": 16 if together <= 2 or w.bits == 2 else 8,
+            "VALUES": 16 if shared <= 2 or w.bits == 2 else 8,
             "ROWS": _OUTPUTS,
-            "M": together,
+            "M": shared,
             "NORMED": norm is not None,
             "GATED": epilogue.up is not None,
             "ACTIVATION": ACTIVATIONS[epilogue.activation],
             "BIASED": epilogue.bias is not None,
-            "ADDED": epilogue.residual is not None,
+            "HAS_RESIDUAL": epilogue.residual is not None,
             "RANK": 0 if adapter is None else adapter.a.shape[1],
         },
     )
@@ -133,9 +133,9 @@ def fused(x: mx.array, w: Matrix, epilogue: Epilogue, low: mx.array | None = Non
 def three(
     x: mx.array, matrices: Sequence[Matrix], norm: Norm | None = None, biases: Sequence[mx.array] | None = None
 ) -> KernelCall:
-    """norm(x) W^T + b of three matrices packed alike: (rows, K) -> three of (rows, N)."""
+    """norm(x) W^T + b of three matrices with equal packing: (rows, K) -> three of (rows, N)."""
     rows, w = x.shape[0], matrices[0]
-    together = min(_TOGETHER, rows)
+    shared = min(_SHARED_ROWS, rows)
     inputs: dict[str, Input] = {"x": x, "norm": x if norm is None else norm.weight}
     for name, matrix, bias in zip("qkv", matrices, biases or (x, x, x), strict=True):
         inputs |= {f"{name}_words": matrix.words, f"{name}_scales": matrix.scales, f"{name}_biases": matrix.biases}
@@ -144,14 +144,14 @@ def three(
         "qmv_three",
         inputs | _numbers(norm),
         {f"{n}_out": ((rows, m.words.shape[0]), x.dtype) for n, m in zip("qkv", matrices, strict=True)},
-        (LANES, sum(_whole(m.words.shape[0]) for m in matrices), -(-rows // together)),
+        (LANES, sum(_whole(m.words.shape[0]) for m in matrices), -(-rows // shared)),
         (LANES, _SIMDGROUPS, 1),
         {
             "BITS": w.bits,
             "GROUP": w.group_size,
-            "VALUES": 16 if together <= 2 or w.bits == 2 else 8,
+            "VALUES": 16 if shared <= 2 or w.bits == 2 else 8,
             "ROWS": _OUTPUTS,
-            "M": together,
+            "M": shared,
             "NORMED": norm is not None,
             "BIASED": biases is not None,
         },
@@ -190,7 +190,7 @@ def down_combine(
         {"out": ((tokens, count), h.dtype)},
         (LANES, _whole(count), tokens),
         (LANES, _SIMDGROUPS, 1),
-        _packing(h, w) | {"TOP": top, "ADDED": residual is not None},
+        _packing(h, w) | {"TOP": top, "HAS_RESIDUAL": residual is not None},
     )
 
 
@@ -199,7 +199,7 @@ def _packing(x: mx.array, w: Matrix) -> dict[str, int | bool | mx.Dtype]:
 
 
 def _whole(count: int) -> int:
-    """Simdgroups for so many numbers, in whole threadgroups."""
+    """Simdgroups for `count` outputs, in whole threadgroups."""
     return -(-count // (_OUTPUTS * _SIMDGROUPS)) * _SIMDGROUPS
 
 

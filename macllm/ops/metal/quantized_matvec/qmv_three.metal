@@ -1,11 +1,11 @@
-// q, k and v of a decoded token: three products of one x', which may be the RMS norm of x, with packed matrices, in one
-// dispatch. Apart, the smaller two, of a few key heads, would leave most of the GPU idle, each for a dispatch's time.
+// q, k and v of a decoded token: three products of one x', x or its RMS norm, with packed matrices, in one dispatch. Alone,
+// the two smaller ones, of a few key heads, would leave most of the GPU idle.
 //
 // Layout. x (rows, K), norm (K); for each product words (N, K * BITS / 32), scales and biases (N, K / GROUP) and bias (N).
 // Out: three of (rows, N).
 // Grid. A simdgroup for each ROWS numbers of M rows, q's first, then k's, then v's, each in whole threadgroups of (32, 2, 1);
 // ceil(rows / M) of these.
-// Traffic. The matrices are read once for M rows, x once a simdgroup, from the cache.
+// Traffic. The matrices are read once for M rows, x once per simdgroup, from the cache.
 #include "../common.metal"
 #include "matvec.metal"
 

@@ -1,1 +1,1 @@
-"""Draws of a token from logits."""
+"""Sampling of a token from logits."""

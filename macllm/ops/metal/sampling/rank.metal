@@ -1,4 +1,4 @@
-// Numbers with where they came from, largest first; equals by index.
+// Numbers with their indices, largest first; ties by index.
 struct Ranked {
   float value;
   int index;
@@ -12,13 +12,13 @@ inline Ranked other_lane(Ranked own, ushort by) {
   return {simd_shuffle_xor(own.value, by), simd_shuffle_xor(own.index, by)};
 }
 
-// Half of an exchange between two lanes, of which one keeps what comes first.
+// One lane's half of a compare-exchange: it keeps the first of the two if `keeps_first`.
 inline Ranked exchanged(Ranked own, ushort by, bool keeps_first) {
   const Ranked other = other_lane(own, by);
   return before(own, other) == keeps_first ? own : other;
 }
 
-// What first rises and then falls, in order, over the lanes of a simdgroup (Batcher 1968).
+// Sorts a bitonic sequence over the lanes of a simdgroup (Batcher 1968).
 inline Ranked merged(Ranked own, int lane) {
   for (int by = 16; by > 0; by /= 2) own = exchanged(own, ushort(by), (lane & by) == 0);
   return own;
@@ -36,7 +36,7 @@ inline Ranked first_of_both(Ranked a, Ranked b, int lane) {
   return merged(before(a, turned) ? a : turned, lane);
 }
 
-// A logit; what is no number is never drawn.
+// A logit; NaN becomes -inf and is never drawn.
 template <typename T>
 inline float number(T x) {
   return isnan(float(x)) ? -INFINITY : float(x);

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from .. import Input, KernelCall, launch
 
-_BLOCKS, _RANKED = 64, 32  # of the vocabulary at most, and candidates of each
+_BLOCKS, _RANKED = 64, 32  # blocks of the vocabulary, at most, and candidates per block
 
 
 class Filters(NamedTuple):
@@ -21,7 +21,7 @@ class Filters(NamedTuple):
 
     @property
     def any(self) -> bool:
-        """True if the filters leave out tokens."""
+        """True if the filters may remove tokens."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
@@ -68,6 +68,6 @@ def choose(
 
 
 def _count(vocabulary: int) -> int:
-    """Blocks: none of them empty."""
+    """Number of blocks, none of them empty."""
     size = -(-vocabulary // min(_BLOCKS, -(-vocabulary // _RANKED)))
     return -(-vocabulary // size)

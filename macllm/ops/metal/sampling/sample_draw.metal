@@ -1,12 +1,12 @@
 // The second half of a draw: a token by a number between 0 and 1, from the top_k largest logits, of these the fewest likeliest
-// that hold the mass top_p, of these those at least min_p times as likely as the likeliest; and the log-probability that all
-// logits give it. Candidates are those of sample_blocks; a choice that could reach beyond them goes over all logits instead.
+// that hold the mass top_p, of these those at least min_p times as likely as the likeliest; and its log-probability over all
+// logits. Candidates are those of sample_blocks; filters that could keep more than these read all logits instead.
 //
 // Layout. As sample_blocks writes; logits (B, V), uniform (B). Out: token (B) uint32, logprob (B) float32.
 // Grid. A threadgroup of 1024 for each row: (1024, B) threads. Candidates are sorted in threadgroup memory (Batcher 1968);
 // without filters a block is drawn by its sum, and a token in it.
-// Traffic. Candidates are read once, or one block of logits; beyond the candidates, all logits some seventy times, which
-// takes a distribution so flat that of one block of the vocabulary more than 32 tokens are kept.
+// Traffic. Candidates are read once, or one block of logits. If more than 32 tokens of a block are kept, all logits are read
+// about seventy times, which takes a very flat distribution.
 #include "../common.metal"
 #include "rank.metal"
 #include "boundary.metal"
@@ -17,18 +17,18 @@
 //: const int thread_ = int(thread_position_in_threadgroup.x), lane = int(thread_index_in_simdgroup);
 //: const int simdgroup = int(simdgroup_index_in_threadgroup), batch = int(threadgroup_position_in_grid.y), V = logits_shape[1];
 //: const int size = (V + BLOCKS - 1) / BLOCKS;
-//: const float heat = M_LOG2E_F / temperature;
+//: const float inverse_temperature = M_LOG2E_F / temperature;
 //: const auto own = sums + long(batch) * BLOCKS * 3;
-//: float most = -1e30f;
-//: for (int b = lane; b < BLOCKS; b += 32) most = max(most, own[3 * b]);
-//: most = simd_max(most);
-//: float plain = 0.0f, heated = 0.0f;
+//: float largest = -1e30f;
+//: for (int b = lane; b < BLOCKS; b += 32) largest = max(largest, own[3 * b]);
+//: largest = simd_max(largest);
+//: float plain = 0.0f, scaled = 0.0f;
 //: for (int b = lane; b < BLOCKS; b += 32) {
-//:   plain += own[3 * b + 1] * fast::exp2((own[3 * b] - most) * M_LOG2E_F);
-//:   heated += own[3 * b + 2] * fast::exp2((own[3 * b] - most) * heat);
+//:   plain += own[3 * b + 1] * fast::exp2((own[3 * b] - largest) * M_LOG2E_F);
+//:   scaled += own[3 * b + 2] * fast::exp2((own[3 * b] - largest) * inverse_temperature);
 //: }
 //: plain = simd_sum(plain);
-//: heated = simd_sum(heated);
+//: scaled = simd_sum(scaled);
 //: int chosen = 0;
 //: float logit = 0.0f;
 //: if (FILTERED) {
@@ -60,11 +60,11 @@
 //:   for (int e = 0; e < EACH; e++) {
 //:     const int i = thread_ * EACH + e;
 //:     const bool counts = i < COUNT && (top_k == 0 || i < top_k);
-//:     weights[e] = counts ? fast::exp2((values_held[min(i, COUNT - 1)] - most) * heat) : 0.0f;
+//:     weights[e] = counts ? fast::exp2((values_held[min(i, COUNT - 1)] - largest) * inverse_temperature) : 0.0f;
 //:     mass += weights[e];
 //:   }
 //:   float before_own = sum_before(mass, parts, lane, simdgroup, ranked);
-//:   const float all = top_k == 0 ? heated : ranked;
+//:   const float all = top_k == 0 ? scaled : ranked;
 //:   float sum = before_own, kept = 0.0f, reaches = 0.0f;
 //:   for (int e = 0; e < EACH; e++) {
 //:     const int i = thread_ * EACH + e;
@@ -89,16 +89,16 @@
 //:   const int rank = min(int(all_passed), int(candidates) - 1);
 //:   chosen = indices_held[rank];
 //:   if (beyond > 0.0f) {
-//:     const auto row = row_of(logits + long(batch) * V, V, most, heat);
-//:     const Boundary last = boundary(row, top_k, top_p, heated, parts, thread_, lane, simdgroup);
+//:     const auto row = row_of(logits + long(batch) * V, V, largest, inverse_temperature);
+//:     const Boundary last = boundary(row, top_k, top_p, scaled, parts, thread_, lane, simdgroup);
 //:     chosen = drawn_by_index(row, last, min_p, uniform[batch], parts, thread_, lane, simdgroup);
 //:   }
 //:   logit = number(logits[long(batch) * V + chosen]);
 //: } else {
-//:   float running = 0.0f, target = uniform[batch] * heated, block_start = 0.0f;
+//:   float running = 0.0f, target = uniform[batch] * scaled, block_start = 0.0f;
 //:   int block = BLOCKS - 1;
 //:   for (int b = 0; b < BLOCKS; b++) {
-//:     const float next = running + own[3 * b + 2] * fast::exp2((own[3 * b] - most) * heat);
+//:     const float next = running + own[3 * b + 2] * fast::exp2((own[3 * b] - largest) * inverse_temperature);
 //:     if (next > target && b < block) { block = b; block_start = running; }
 //:     if (b == BLOCKS - 1 && block == b) block_start = running;
 //:     running = next;
@@ -106,10 +106,10 @@
 //:   const int begin = block * size, count = min(V, begin + size) - begin, each = (count + 1023) / 1024;
 //:   float mass = 0.0f, all = 0.0f, passed = 0.0f, all_passed = 0.0f;
 //:   for (int i = thread_ * each; i < min(count, (thread_ + 1) * each); i++)
-//:     mass += fast::exp2((number(logits[long(batch) * V + begin + i]) - most) * heat);
+//:     mass += fast::exp2((number(logits[long(batch) * V + begin + i]) - largest) * inverse_temperature);
 //:   float at = sum_before(mass, parts, lane, simdgroup, all);
 //:   for (int i = thread_ * each; i < min(count, (thread_ + 1) * each); i++) {
-//:     at += fast::exp2((number(logits[long(batch) * V + begin + i]) - most) * heat);
+//:     at += fast::exp2((number(logits[long(batch) * V + begin + i]) - largest) * inverse_temperature);
 //:     if (at <= target - block_start) passed += 1.0f;
 //:   }
 //:   sum_before(passed, parts, lane, simdgroup, all_passed);
@@ -118,5 +118,5 @@
 //: }
 //: if (thread_ == 0) {
 //:   token[batch] = uint(chosen);
-//:   logprob[batch] = logit - most - precise::log(plain);
+//:   logprob[batch] = logit - largest - precise::log(plain);
 //: }
