@@ -77,8 +77,8 @@ class QuickTrial:
             return
         approved.load.cache_clear()  # another process may have decided
         self._known = self._known or list(cases())
-        kept = approved.load() or Decisions()
-        self._wanted = [key for key, _ in dispatch.undecided.most_common() if key not in kept.decisions]
+        saved = approved.load() or Decisions()
+        self._wanted = [key for key, _ in dispatch.undecided.most_common() if key not in saved.decisions]
         self._paused.clear()
         if self._needed():
             self._thread = threading.Thread(target=self._run, name="trial of Metal kernels", daemon=True)

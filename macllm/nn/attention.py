@@ -78,13 +78,14 @@ class SelfAttention(Projections):
     ) -> mx.array:
         """residual + attention(norm(x)): (B, L, D) -> (B, L, D). Appends to `state`."""
         span, head_dim = masks.span, self.spec.head_dim
-        q, k, v = linears(x, [self.q_proj.weights, self.k_proj.weights, self.v_proj.weights], norm=norm)
+        weights = [self.q_proj.weights, self.k_proj.weights, self.v_proj.weights]
+        q, k, v = linears(x, weights, norm=norm)  # (B, L, H * Dh), (B, L, K * Dh) twice
         q, k = self.q_norm(q), self.k_norm(k)  # (B, L, H * Dh), (B, L, K * Dh)
         packing = None if state is None else state.packing(head_dim)
         q, rows = qk_norm_rope(q, k, v, self.head_params(span), span.first_position(), packing)  # (B, H, L, Dh)
         kv, start = (Dense(*rows), span.offset) if state is None else state.store(rows, head_dim)  # (B, K, S, Dh)
         if self.spec.temperature is not None:
-            q = (q * self._temperatures(span)).astype(q.dtype)
+            q = (q * self._temperatures(span)).astype(q.dtype)  # (B, H, L, Dh)
         return self.attend(q, kv, masks.get(self.spec.mask, start, q.dtype, is_cached=state is not None), residual)
 
     def head_params(self, span: Span) -> HeadParams:

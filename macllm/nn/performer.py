@@ -40,7 +40,7 @@ class PerformerAttention(Projections):
         q = self.queries(self.q_proj(x))  # (B, H, L, Dh)
         k, v = self.keys_and_values(self.k_proj(x), self.v_proj(x))  # (B, K, L, Dh) twice
         if self.rotate is not None:
-            q, k = self.rotate(q, span), self.rotate(k, span)
+            q, k = self.rotate(q, span), self.rotate(k, span)  # (B, H, L, Dh), (B, K, L, Dh)
         k, v = (mx.repeat(x, groups, axis=1) if groups > 1 else x for x in (k, v))  # (B, H, L, Dh) twice
         seen = None
         if span.left_padding is not None:

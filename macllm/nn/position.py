@@ -205,7 +205,7 @@ class RelativeBias(nn.Module):
 
     def __call__(self, query: mx.array, key: mx.array) -> mx.array:
         """Slots (L,), (S,) -> (1, H, L, S), to be added to the scores."""
-        distance = key[None, :] - query[:, None]
+        distance = key[None, :] - query[:, None]  # (L, S)
         return self.embedding(self._bucket(distance)).transpose(2, 0, 1)[None]
 
     def _bucket(self, distance: mx.array) -> mx.array:

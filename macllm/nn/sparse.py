@@ -60,13 +60,13 @@ class WindowGlobalAttention(Projections):
             shared=shared,
         )
         y = _joined(y)  # (B, L, H * Dh)
-        y = y if chosen is None else chosen.put(self._of_all(x, chosen, masks.lengths), y)
+        y = y if chosen is None else chosen.put(self._of_all(x, chosen, masks.lengths), y)  # (B, L, H * Dh)
         return self.output(y, residual)
 
     def _of_all(self, x: mx.array, chosen: GlobalTokens, lengths: mx.array | None) -> mx.array:
         """Attention of the global tokens over all tokens: (B, G, H * Dh)."""
         q = self.queries(self.q_global(chosen.take(x)))  # (B, H, G, Dh)
-        kv = Dense(*self.keys_and_values(self.k_global(x), self.v_global(x)))
+        kv = Dense(*self.keys_and_values(self.k_global(x), self.v_global(x)))  # (B, H, L, Dh) twice
         return _joined(attention(q, kv, scale=self.spec.scale, mask=_real(x.shape[1], lengths)))
 
 
@@ -88,18 +88,18 @@ class BlockSparseAttention(Projections):
         residual: mx.array | None = None,
     ) -> mx.array:
         """residual + attention(norm(x)): (B, L, D) -> (B, L, D)."""
-        x = normalize(x, norm)
+        x = normalize(x, norm)  # (B, L, D)
         q = self.queries(self.q_proj(x))  # (B, H, L, Dh)
-        kv = Dense(*self.keys_and_values(self.k_proj(x), self.v_proj(x)))
+        kv = Dense(*self.keys_and_values(self.k_proj(x), self.v_proj(x)))  # (B, H, L, Dh) twice
         s, length = self.spec, x.shape[1]
         real = _real(length, masks.lengths)
         if length <= s.longest_full:
             return self.output(_joined(attention(q, kv, scale=s.scale, mask=real)), residual)
         last = (length - 1) // s.block_size * s.block_size  # first position of the last block
         first, middle, rest = (part for part in mx.split(q, [s.block_size, last], axis=2))
-        ends = attention(mx.concatenate([first, rest], axis=2), kv, scale=s.scale, mask=real)
+        ends = attention(mx.concatenate([first, rest], axis=2), kv, scale=s.scale, mask=real)  # (B, H, two blocks, Dh)
         blocks = Blocks(_blocks(s, last // s.block_size + 1, self.training), s.block_size)
-        y = block_attention(middle, kv, blocks, scale=s.scale, lengths=masks.lengths)
+        y = block_attention(middle, kv, blocks, scale=s.scale, lengths=masks.lengths)  # (B, H, the others, Dh)
         ahead, behind = mx.split(ends, [s.block_size], axis=2)
         return self.output(_joined(mx.concatenate([ahead, y, behind], axis=2)), residual)
 

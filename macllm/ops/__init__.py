@@ -1,4 +1,4 @@
-"""Functions on arrays: the only code that knows kernels exist."""
+"""Functions on arrays, by our kernels or MLX's operations."""
 
 from __future__ import annotations
 

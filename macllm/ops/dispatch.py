@@ -1,4 +1,4 @@
-"""Choice of the implementation that serves an op: our kernels, MLX's own, or the reference."""
+"""Choice of an op's implementation: our kernels, MLX's operations, or the reference."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _choice: ContextVar[Choice] = ContextVar("choice", default="native")
 
 @contextmanager
 def using(choice: Choice) -> Iterator[None]:
-    """Serve ops with nothing better than `choice` in this block: for tests and comparisons.
+    """Use nothing better than `choice` in this block: for tests and comparisons.
 
-    "native", what serves otherwise, is the best that this machine has: on a CPU our kernels, on an Apple GPU those of
-    our Metal kernels that a trial on this machine has approved. "metal" is all Metal kernels, whatever the machine.
+    "native", the default, is the best on this machine: on a CPU our kernels, on an Apple GPU those of our Metal kernels
+    that tests on this machine have approved. "metal" is all Metal kernels, on any machine.
     """
     token = _choice.set(choice)
     try:
@@ -37,12 +37,12 @@ def using(choice: Choice) -> Iterator[None]:
 
 
 def choice() -> Choice:
-    """The best implementation that may serve here."""
+    """The best implementation that may be used here."""
     return _choice.get()
 
 
 def native(*arrays: mx.array | None) -> ModuleType | None:
-    """The native kernels if they can serve these arrays, all of them float32 on the CPU; else None."""
+    """The native kernels if they support these arrays (all float32, on the CPU); else None."""
     if _choice.get() != "native" or mx.default_device() != mx.cpu:
         return None
     for array in arrays:
@@ -52,28 +52,28 @@ def native(*arrays: mx.array | None) -> ModuleType | None:
 
 
 refused: dict[str, str] = {}
-"""Ops whose Metal kernels failed in this process, and how."""
+"""Ops whose Metal kernels failed in this process, with the error."""
 
 undecided: Counter[str] = Counter()
-"""Decisions (`metal.approved.key`) that this process has asked for in vain, and how often."""
+"""Keys (`metal.approved.key`) that this process has requested without a decision, with counts."""
 
 Result = TypeVar("Result")
 
 
 def attempt(op: str, run: Callable[[], Result]) -> Result | None:
-    """Results of an op's Metal kernels; None if Metal does not take them, after which others serve the op."""
+    """Results of an op's Metal kernels; None if Metal rejects one, after which the op uses its fallback."""
     try:
         return run()
     except KernelError as error:
         refused[op] = str(error)
-        log.info("%s is left to MLX: %s", op, error)
+        log.info("%s falls back to MLX: %s", op, error)
         return None
 
 
 def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
-    """Our Metal kernels serve an op on numbers of this type; `metal.approved` says which sizes count.
+    """True if our Metal kernels are used for an op with this type and size (see `metal.approved`).
 
-    Where that is not decided they do not, and `undecided` counts the question.
+    Without a decision they are not, and `undecided` counts the request.
     """
     decided = _decision(op, dtype, size)
     if decided is None:
@@ -84,7 +84,7 @@ def metal(op: str, dtype: mx.Dtype, size: int) -> bool:
 
 
 def metal_possible(op: str, dtype: mx.Dtype, size: int) -> bool:
-    """`metal` may be true, now or once that is decided."""
+    """True if `metal` is or may become true."""
     return _decision(op, dtype, size) is not False
 
 
@@ -95,6 +95,6 @@ def _decision(op: str, dtype: mx.Dtype, size: int) -> bool | None:
         return True
     if not mx.metal.is_available() or mx.default_device() != mx.gpu:
         return False
-    from .metal import approved  # what it reads, other machines need not
+    from .metal import approved  # imported here: machines without Metal do not need it
 
     return approved.decision(op, dtype, size)

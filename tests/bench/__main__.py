@@ -1,4 +1,4 @@
-"""The benchmarks, a line each: `python -m tests.bench`. Each is run by `python tests/bench/NAME.py`."""
+"""Index of the benchmarks: `python -m tests.bench`. Each is run by `python tests/bench/NAME.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def index() -> dict[str, str]:
-    """File -> the first sentence of its docstring, of every benchmark."""
+    """The first sentence of each benchmark's docstring, by file."""
     found: dict[str, str] = {}
     for path in sorted(HERE.glob("[!_]*.py")):
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Native CPU kernels against MLX's own ops on the same BLAS, by turns.
+"""Native CPU kernels against MLX's ops on the same BLAS, by turns.
 
 Milliseconds are medians; the last line is one JSON object. `stock` is MLX with OpenBLAS under its matmul, `reference
 BLAS` what the wheel brings. With `--torch`, a training step of the same model in transformers as well.
@@ -65,7 +65,7 @@ def once(run: Run) -> float:
 
 
 def versus(run: Run, repeats: int) -> dict[str, float]:
-    """Median milliseconds of a run with MLX's own ops and with the native ones, in turns."""
+    """Median milliseconds of a run with MLX's ops and with native kernels, by turns."""
     times: dict[str, list[float]] = {"stock": [], "native": []}
     for turn in range(repeats + 1):
         for name in ("stock", "native"):
@@ -79,7 +79,7 @@ def versus(run: Run, repeats: int) -> dict[str, float]:
 
 
 def matmul() -> dict[str, float]:
-    """A product of 512x512 and 512x1536 in processes of their own."""
+    """A product of 512x512 and 512x1536, each in a new process."""
 
     def measured(native: str) -> float:
         environment = {**os.environ, "MACLLM_NATIVE": native}
@@ -129,7 +129,7 @@ def small_ops() -> dict[str, Run]:
 
 
 def linears() -> dict[str, Run]:
-    """Linear maps of the 0.5B shape, weights in 16 and 32 bits, for a decoding step, a few and many rows."""
+    """Linear layers of the 0.5B shape, weights in 16 and 32 bits, for one, a few and many rows."""
     weight = mx.random.normal((4864, 896))
     runs: dict[str, Run] = {}
     for dtype in (mx.float32, mx.bfloat16, mx.float16):
@@ -144,7 +144,7 @@ def linears() -> dict[str, Run]:
 
 
 def updates() -> dict[str, Run]:
-    """The norm of 5.2 M gradients that lie as a linear map's backward leaves them, and their AdamW step."""
+    """The norm of 5.2 M gradients in the layout of a linear layer's backward, and their AdamW step."""
     shapes = [(4096, 256)] + [(256, 256)] * 24 + [(704, 256)] * 12 + [(256, 704)] * 6
     weights = {str(n): mx.random.normal(shape) for n, shape in enumerate(shapes)}
     gradients = {name: mx.random.normal(weight.shape) for name, weight in weights.items()}
@@ -160,7 +160,7 @@ def updates() -> dict[str, Run]:
 
 
 def draws() -> dict[str, Run]:
-    """A token of a vocabulary of 151,936."""
+    """Sampling from a vocabulary of 151,936."""
     logits = mx.random.normal((151_936,)) * 4
     mx.eval(logits)
     kinds = {
@@ -175,7 +175,7 @@ def draws() -> dict[str, Run]:
 
 
 def softmax_1m(repeats: int) -> dict[str, float]:
-    """Softmax has no op of its own in `ops`: the kernel directly."""
+    """The softmax kernel, called directly, since `ops` has no softmax."""
     x = mx.random.normal((512, 2048))
     pairs = [(once(lambda: mx.softmax(x, axis=-1)), once(lambda: cpu.kernels().softmax(x))) for _ in range(repeats + 1)]
     stock, native = (statistics.median(side) for side in zip(*pairs[1:], strict=True))
@@ -191,7 +191,7 @@ def read_bandwidth(repeats: int) -> dict[str, float]:
 
 
 def quantized_product(rows: int, shape: tuple[int, int], bits: int, repeats: int) -> dict[str, float]:
-    """x W^T for one row of x and W in `bits` bits, with more matrices in a run than a cache holds."""
+    """x W^T for one row of x and W in `bits` bits, with more matrices than fit into a cache."""
     count = 1 if rows > 1 else max(1, (1 << 27) // (shape[0] * shape[1] * bits // 8))
     dense = mx.random.normal(shape).astype(mx.bfloat16)
     made = [mx.quantize(dense + i, group_size=64, bits=bits) for i in range(count)]

@@ -52,7 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 16384,
     },
 }
-# What one turn is: tokens decoded after a prompt of PROMPT, tokens of a prefill. mlx-lm gets what it can do in seconds.
+# Work of one turn: tokens decoded after a prompt of PROMPT, tokens of a prefill. mlx-lm gets less, to end in seconds.
 WORK = {
     "maclet": {"decode": 256, "prefill": 512},
     "smollm-135m": {"decode": 24, "prefill": 128},
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def measure(name: str, workers: dict[str, Worker]) -> dict[str, dict[str, Series]]:
-    """The tables of one shape, all contestants taking turns."""
+    """The tables of one shape, measured by turns."""
 
     def rate(kind: str, task: str) -> float:
         count = WORK[name][task] if kind != "mlx-lm" else max(WORK[name][task] // PEER_SHARE, 3)
@@ -109,10 +109,10 @@ def measure(name: str, workers: dict[str, Worker]) -> dict[str, dict[str, Series
 
 
 class Worker:
-    """A contestant's process, which works when it is asked."""
+    """A contestant's process, which runs tasks on request."""
 
     def __init__(self, kind: str, folder: str) -> None:
-        # mlx-lm runs on MLX as its wheel is; the kernels are macllm's.
+        # mlx-lm runs on MLX's unmodified wheel, without macllm's kernels.
         environment = {**os.environ, "MACLLM_NATIVE": "0"} if kind == "mlx-lm" else dict(os.environ)
         command = [sys.executable, __file__, "--worker", kind, folder]
         self._process = subprocess.Popen(
@@ -120,7 +120,7 @@ class Worker:
         )
 
     def ask(self, task: str, count: int) -> float:
-        """The seconds that a task took."""
+        """Seconds of a task."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{task} {count}\n")
@@ -128,7 +128,7 @@ class Worker:
         return float(self._process.stdout.readline())
 
     def close(self) -> None:
-        """Let it go."""
+        """End the process."""
         self._process.communicate()
 
 
@@ -148,7 +148,7 @@ def write(config: dict[str, Any], folder: Path) -> None:
 
 
 def work(kind: str, folder: str) -> None:
-    """Answer each line of stdin, `task count`, with the seconds it took."""
+    """Answer each line of stdin, `task count`, with its seconds."""
     run = MlxLm(folder) if kind == "mlx-lm" else Ours(folder, "stock" if kind == "stock" else "native")
     for line in sys.stdin:
         task, count = line.split()
@@ -156,7 +156,7 @@ def work(kind: str, folder: str) -> None:
 
 
 class Ours:
-    """macllm's own loops, greedy."""
+    """macllm's loops, greedy."""
 
     def __init__(self, folder: str, choice: Any) -> None:
         from macllm.checkpoint import load_model
@@ -182,13 +182,13 @@ class Ours:
         return time.perf_counter() - began
 
     def prefill(self, count: int) -> float:
-        """Seconds for a prompt of `count`."""
+        """Seconds of the prefill of `count` tokens."""
         began = time.perf_counter()
         self._prefilled(self._model.make_cache(), count)
         return time.perf_counter() - began
 
     def step(self, context: int) -> float:
-        """Seconds of a step with `context` tokens before it, which are random keys and values."""
+        """Seconds of a step after `context` tokens of random keys and values."""
         import mlx.core as mx
 
         cache, spec = self._model.make_cache(), self._model.spec.decoder.layers[0].mixer
@@ -231,7 +231,7 @@ class MlxLm:
         return self._seconds(PROMPT, count)[1]
 
     def prefill(self, count: int) -> float:
-        """Seconds for a prompt of `count`."""
+        """Seconds of the prefill of `count` tokens."""
         return self._seconds(count, 1)[0]
 
     def _seconds(self, prompt: int, count: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Seconds to the first token of a fresh machine: an empty home, no kernels compiled, no network.
+"""Seconds to the first token on a fresh machine: an empty home, no kernels compiled, no network.
 
 Every run is a new process with the bundled model and warm file caches. Bound by imports and one pass of MLX's
 operations over the prompt; compilers run beside it at the lowest priority. The limit is 3 s on two idle cores. The load
@@ -21,7 +21,7 @@ LIMIT_SECONDS = 3.0
 
 
 def fresh(command: list[str], *variables: str) -> list[str]:
-    """The command in an empty home that nobody had before."""
+    """The command with a new, empty home."""
     home = tempfile.mkdtemp(dir=os.environ["BENCH_HOMES"])
     unset = [flag for name in ("MACLLM_NATIVE_CACHE", "XDG_CACHE_HOME", "XDG_STATE_HOME") for flag in ("-u", name)]
     return ["env", *unset, f"HOME={home}", f"MACLLM_HOME={home}/macllm", "HF_HUB_OFFLINE=1", *variables, *command]

@@ -69,7 +69,7 @@ def filled(model: Any, bits: int | None, context: int) -> Cache:
 
 
 def step(model: Any, cache: Cache) -> float:
-    """Milliseconds of a decoding step, the context staying what it is."""
+    """Milliseconds of a decoding step with a constant context."""
     times = []
     for _ in range(STEPS):
         began = time.perf_counter()

@@ -32,7 +32,7 @@ from macllm_models.maclet import make_data
 from macllm_models.maclet.knowledge import Guide
 from macllm_models.maclet.topics import normalized
 
-CHUNK = 8  # fewer rows than the kernel of few takes
+CHUNK = 8  # within the limit of the kernel for few rows
 GROUP = 64
 
 Logits = Callable[[Any, mx.array], mx.array]
@@ -40,14 +40,14 @@ Logits = Callable[[Any, mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Change:
-    """Of the logarithm of the perplexity."""
+    """Change of the logarithm of the perplexity."""
 
     mean: float
     error: float
 
     @classmethod
     def between(cls, before: list[np.ndarray], after: list[np.ndarray]) -> Change:
-        """From the losses of each conversation's tokens."""
+        """The change between the losses of each conversation's tokens."""
         pairs = zip(before, after, strict=True)
         sums, counts = np.array([((b - a).sum(), len(a)) for a, b in pairs]).T
         mean = sums.sum() / counts.sum()
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def conversations(count: int, tokenizer: Any) -> Iterator[Example]:
-    """The first validation rows, as the recipe makes them."""
+    """The first validation rows of the recipe."""
     guide = Guide(random.Random(0))
     items = make_data.heldout_items(guide)
     heldout = {normalized(message["content"]) for item in items for message in item["messages"][:1]}
@@ -102,7 +102,7 @@ def losses(model: Any, rows: list[Example], way: Logits, form: Activations) -> l
 
 
 def picked(rows: list[np.ndarray], masks: list[np.ndarray]) -> list[np.ndarray]:
-    """The losses where each row's mask says so."""
+    """The losses selected by each row's mask."""
     return [row[mask] for row, mask in zip(rows, masks, strict=True)]
 
 

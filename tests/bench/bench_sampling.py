@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def drawn(setting: str, choice: str, size: int, steps: int) -> list[Any]:
-    """The arrays of each of some draws, the last of which is still to be computed."""
+    """The arrays of each of `steps` draws, the last of which is not evaluated."""
     import mlx.core as mx
     import numpy as np
 
@@ -88,7 +88,7 @@ def drawn(setting: str, choice: str, size: int, steps: int) -> list[Any]:
 
 
 def microseconds(setting: str, choice: str, size: int) -> float:
-    """Of one draw, without what is done once for a completion."""
+    """Microseconds of one draw, without the work that is done once per completion."""
     taken = []
     for steps in (2, STEPS + 2):
         began = time.perf_counter()
@@ -98,7 +98,7 @@ def microseconds(setting: str, choice: str, size: int) -> float:
 
 
 def primitives(setting: str, choice: str, size: int) -> int:
-    """Of the last of some draws."""
+    """Number of primitives of the last draw."""
     import mlx.core as mx
 
     graph = io.StringIO()

@@ -1,4 +1,4 @@
-"""Seconds of a start: until the help is shown, and until the bundled model's first token.
+"""Start-up seconds: to the help, and to the bundled model's first token.
 
 Bound by imports: bare Python is the floor of the one, `import mlx.nn, tokenizers` that of the other. mlx-lm is run on
 the same checkpoint with the same prompt, greedily. Every run is a new process with warm file caches; the kernels that
@@ -47,7 +47,7 @@ def main() -> None:
     tokens = take_turns(
         {
             "macllm generate": lambda: seconds_to_text(ours),
-            # It prints a ruler first.
+            # It prints a separator line first.
             "mlx_lm.generate": lambda: seconds_to_text(theirs, b"==========\n"),
         },
         ROUNDS,

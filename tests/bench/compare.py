@@ -55,13 +55,13 @@ def worker(job: dict[str, Any]) -> dict[str, float]:
 
 
 def stock_training(job: dict[str, Any], whole: Load) -> dict[str, float]:
-    """One measurement of mlx-lm's training: the speed of little, the memory of the whole."""
+    """One measurement of mlx-lm's training: the speed of a smaller load, the memory of the whole."""
     blas = {**job, "with_blas": True, "load": {**asdict(whole), "seconds": 0.0}}
     return {**worker(job), PEAK: worker(blas)[PEAK]}
 
 
 def llama_bench(tools: Path, file: Path, load: Load) -> dict[str, float]:
-    """One measurement of llama.cpp: of a prompt, and of decoding after one."""
+    """One measurement of llama.cpp: a prompt, and decoding after it."""
     command = [str(tools / "llama-bench"), "-m", str(file), "-t", str(cores()), "-r", "2", "-o", "json"]
     measured: dict[str, float] = {}
     peak = 0
@@ -80,7 +80,7 @@ def llama_bench(tools: Path, file: Path, load: Load) -> dict[str, float]:
 
 
 def peak_of(process: int) -> int:
-    """The most bytes of memory a process has had so far; 0 where that cannot be seen."""
+    """Peak memory of a process in bytes; 0 if it cannot be read."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -90,12 +90,12 @@ def peak_of(process: int) -> int:
 
 
 def cores() -> int:
-    """Cores of this process."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def contestant(peer: str, table: Table, options: argparse.Namespace) -> tuple[Run | None, str]:
-    """The function that measures a peer once, None if the peer is absent; and a remark."""
+    """The function that measures a peer once, or None if the peer is absent; and a remark."""
     load = load_of(peer, table, options.load)
     if peer == "llama.cpp":
         if table.task != "inference":
@@ -148,7 +148,7 @@ def compare(table: Table, options: argparse.Namespace) -> tuple[dict[str, dict[s
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that this machine reads."""
+    """Read bandwidth of this machine in bytes per second."""
     from macllm.evaluate.machine import read_bytes_per_second
 
     return read_bytes_per_second()

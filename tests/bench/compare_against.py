@@ -26,7 +26,7 @@ FIRST = "first token s"
 LEAST, MOST_MEMORY = 0.97, 1.02
 FASTER_IS_MORE = (PROMPT, DECODE, TRAIN)
 QUIET_CORES = 0.15
-"""Cores that other processes may use during a measurement; beyond, it is measured again."""
+"""Largest load by other processes during a measurement, in cores; above it, measuring is repeated."""
 
 
 class Ratio(NamedTuple):
@@ -59,13 +59,13 @@ class Side:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of its processes: kernels and bytecode are cached apart, nothing is downloaded."""
+        """Environment of its processes: separate caches of kernels and bytecode, no downloads."""
         drop = ("MACLLM_NATIVE_CACHE", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
         kept = {name: value for name, value in os.environ.items() if name not in drop}
         return {**kept, "MACLLM_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
 
     def run(self, *arguments: str) -> str:
-        """Standard output of its Python in its root. Raises: RuntimeError with the last error."""
+        """Output of its Python, run in its root. Raises: RuntimeError with the last error."""
         command = [str(self.python), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.root, env=self.environment)
         if done.returncode:
@@ -74,7 +74,7 @@ class Side:
         return done.stdout
 
     def work(self, job: dict[str, Any]) -> dict[str, float]:
-        """Measurements of one job by this side's worker."""
+        """Measurements of one job by this checkout's worker."""
         return json.loads(self.run("tests/bench/compare_worker.py", json.dumps(job)).strip().splitlines()[-1])
 
     def first_token(self, folder: Path, load: Load) -> dict[str, float]:
@@ -114,7 +114,7 @@ def foreign_cores(measure: Callable[[], dict[str, float]]) -> tuple[dict[str, fl
 
 
 def _busy_seconds() -> float:
-    """Processor seconds that the machine has spent, stolen ones included."""
+    """Processor seconds used on this machine so far, stolen time included."""
     try:
         fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except OSError:
@@ -129,7 +129,7 @@ def _own_seconds() -> float:
 
 
 def quiet(measure: Callable[[], dict[str, float]], tries: int = 3) -> tuple[dict[str, float], float]:
-    """The measurement of the quietest of some tries, and the foreign cores during it."""
+    """The measurement of the quietest of `tries`, and the foreign cores during it."""
     found = []
     for _ in range(tries):
         found.append(foreign_cores(measure))
@@ -139,13 +139,13 @@ def quiet(measure: Callable[[], dict[str, float]], tries: int = 3) -> tuple[dict
 
 
 def by_round(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """The ratios of a measure; of speed for seconds."""
+    """The ratios of a measure by round; seconds are compared as speeds."""
     pairs = zip(ours, theirs, strict=True)
     return Ratio(name, Series(tuple(b / a if name.endswith(FIRST) else a / b for a, b in pairs)))
 
 
 def measures(table: Table, folder: Path, load: Load) -> list[Callable[[Side], dict[str, float]]]:
-    """The measurements that make a round of a table."""
+    """The measurements of one round of a table."""
     job = {"peer": "macllm", "task": table.task, "folder": str(folder), "load": asdict(load)}
     found: list[Callable[[Side], dict[str, float]]] = [lambda one: one.work(job)]
     if table.task == "inference":

@@ -27,7 +27,7 @@ class Table(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Name in print and JSON."""
+        """Name in the output and in JSON."""
         return " ".join(self)
 
     @property
@@ -57,14 +57,14 @@ class Load:
     seconds: float = 3.0
 
 
-# Stock MLX's products take 50 to 1000 times as long as others': as much as it does in some seconds.
+# Stock MLX's products are 50 to 1000 times slower: a load that takes some seconds.
 _STOCK_DENSE = {"S": (64, 16), "M": (32, 8), "L": (16, 4)}
 _STOCK_OTHER = {"S": (16, 4), "M": (8, 3), "L": (4, 3)}
 _STOCK_LENGTH = {"S": 32, "M": 16, "L": 8}
 
 
 def load_of(peer: str, table: Table, whole: Load) -> Load:
-    """The load, cut down for mlx-lm."""
+    """The load, reduced for mlx-lm."""
     if peer != "mlx-lm":
         return whole
     amounts = _STOCK_DENSE if table.width == "f32" else _STOCK_OTHER
@@ -149,6 +149,6 @@ def ratios(table: Table, rows: Rows) -> dict[str, float]:
 
 
 def line(peer: str, series: Mapping[str, Series], note: str) -> str:
-    """One row in print."""
+    """One printed row."""
     shown = (f"{measure} {one.median:9.1f} ±{one.spread:3.0%}" for measure, one in series.items() if measure != WEIGHTS)
     return f"{peer:<10} {'   '.join(shown)}   {note}".rstrip()

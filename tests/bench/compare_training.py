@@ -87,7 +87,7 @@ def mlx_lm(folder: str, adapts: bool, load: Load) -> Step:
 
 
 def torch(folder: str, adapts: bool, load: Load) -> Step:
-    """transformers' model, peft's adapter, and torch's fused AdamW, as transformers' Trainer takes it."""
+    """transformers' model, peft's adapter, and torch's fused AdamW, as in transformers' Trainer."""
     import torch as pt
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -117,7 +117,7 @@ STEPS = {"macllm": macllm, "mlx-lm": mlx_lm, "torch": torch}
 
 
 def put_blas_under_mlx() -> None:
-    """Rebind MLX's products to OpenBLAS, so that the memory of mlx-lm's whole batch is measured soon."""
+    """Rebind MLX's products to OpenBLAS, to measure the memory of mlx-lm's whole batch faster."""
     from macllm.ops.cpu import blas
 
     blas.install()

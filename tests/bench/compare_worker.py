@@ -73,7 +73,7 @@ def torch(folder: str, prompt: list[int], new: int) -> Callable[[], Iterator[obj
 
 
 def inference(job: Job, load: Load) -> dict[str, float]:
-    """Speeds of reading a prompt, to the first token, and of decoding."""
+    """Speeds of prefill, first token and decoding."""
     prompt = [(i * 7919 + 13) % 8000 for i in range(load.prompt)]
     run = {"macllm": macllm, "mlx-lm": mlx_lm, "torch": torch}[job["peer"]](job["folder"], prompt, load.new)
     if load.seconds:
@@ -118,8 +118,8 @@ def growth(job: Job, load: Load) -> dict[str, float]:
             began = time.perf_counter()
             mx.eval(model(token, cache=caches[context]))
             times.append(time.perf_counter() - began)
-    # 8 bits a number, and a float32 scale and bias for every 64 of them. A full buffer makes room for the new token and
-    # 256 more, in whole 256s.
+    # 8 bits per number, and a float32 scale and bias for every 64. A full buffer grows to the new token and 256 more,
+    # rounded up to a multiple of 256.
     slot = 2 * layers * attention.num_kv_heads * (attention.head_dim + 8 * attention.head_dim // 64)
     slots = -(-(8192 + 1 + 256) // 256) * 256
     return {

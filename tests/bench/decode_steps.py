@@ -54,7 +54,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 768, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
     },
 }  # fmt: skip
-"""config.json of the models, as far as it matters."""
+"""The relevant part of the models' config.json."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Step:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of weights that a token reads: of the chosen experts, of one row of an untied embedding."""
+        """Bytes of weights that a token reads: only the chosen experts, and one row of an untied embedding."""
         total = 0
         for name, array in self.weights.items():
             share = 1.0
@@ -88,13 +88,13 @@ class Step:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the keys and values of all tokens in all layers."""
+        """Bytes of the keys and values of all tokens in all layers."""
         token = sum(math.prod(shape) // shape[2] * dtype.size for shape, dtype in parts(self.config, 1, self.bits))
         return 2 * token * self.context * self.config["num_hidden_layers"]
 
     def dispatches(self) -> list[Dispatch]:
-        """The dispatches that Metal would get."""
-        # Small tables that a model keeps for itself are computed before a first step.
+        """The Metal dispatches of the step."""
+        # Small tables of a model are computed before the first step.
         mx.eval([value for _, module in self.model.named_modules() for value in _own_tables(module)])
         names, layers = list(self.weights), self.config["num_hidden_layers"]
         cache = [mx.zeros(*one) for _ in range(2 * layers) for one in parts(self.config, self.context, self.bits)]
@@ -108,7 +108,7 @@ class Step:
 
 
 def parts(config: dict[str, Any], context: int, bits: int | None) -> Iterator[tuple[tuple[int, ...], mx.Dtype]]:
-    """Shapes and types of a layer's keys (and values), with room for more than `context` tokens."""
+    """Shapes and types of a layer's keys or values, with spare capacity beyond `context` tokens."""
     heads, dim = config["num_key_value_heads"], config["head_dim"]
     rows = (1, heads, -(-context // ROOM) * ROOM)
     if bits is None:
@@ -120,7 +120,7 @@ def parts(config: dict[str, Any], context: int, bits: int | None) -> Iterator[tu
 
 
 def mlx_lm_step(config: dict[str, Any], context: int, bits: int | None) -> Step:
-    """As mlx_lm.generate.generate_step does it, greedily: the token, its log-probabilities, the cache."""
+    """The greedy step of mlx_lm.generate.generate_step: token, log-probabilities, cache."""
     from mlx_lm.models.cache import KVCache, QuantizedKVCache
     from mlx_lm.utils import _get_classes
 
@@ -152,7 +152,7 @@ def mlx_lm_step(config: dict[str, Any], context: int, bits: int | None) -> Step:
 
 
 def macllm_step(config: dict[str, Any], context: int, bits: int | None) -> Step:
-    """As macllm.generation.decode does it with Metal kernels, greedily: the token, the cache."""
+    """The greedy step of macllm.generation.decode with Metal kernels: token, cache."""
     model: Any = build(families.spec(Config(config, ())))
     model.set_dtype(DTYPE)
     quantize.prepare(model, _packed(model), {"bits": BITS, "group_size": GROUP}, _routers(model))
@@ -181,12 +181,12 @@ def _filled(arrays: tuple[mx.array, ...], end: int) -> Buffer:
 
 
 def _packed(model: nn.Module) -> set[str]:
-    """Names of the scales that a checkpoint would hold: of all layers that can be packed."""
+    """Names of the scales of a quantized checkpoint, for all layers that can be packed."""
     return {f"{path}.scales" for path, module in model.named_modules() if hasattr(module, "to_quantized")}
 
 
 def _routers(model: nn.Module) -> dict[str, dict[str, int]]:
-    """mlx-lm gives a router 8 bits."""
+    """Recipes of mlx-lm's routers, which have 8 bits."""
     paths = (path for path, _ in model.named_modules() if path.endswith(".router"))
     return {path: {"bits": 8, "group_size": GROUP} for path in paths}
 

@@ -20,12 +20,10 @@ from dataclasses import dataclass, replace
 from layouts import SHAPES, Layout, views_of
 from primitives import ELEMENTWISE, Array, Graph, Node
 
-VECTOR_QUERIES = 8  # scaled_dot_product_attention.cpp: so many queries go to the kernels for decoding
-TWO_PASSES = 1024  # the same, on a large chip: keys from which decoding takes two dispatches
-SPLIT_ROWS = (
-    1024  # quantized.cpp, QuantizedMatmul: rows from which a product with a matrix that lies along them is split
-)
-REDUCE_ONCE = 4096  # reduce.cpp, all_reduce_dispatch: numbers that one threadgroup adds up
+VECTOR_QUERIES = 8  # scaled_dot_product_attention.cpp: most queries of the decode kernels
+TWO_PASSES = 1024  # the same, on a large chip: keys from which decoding needs two dispatches
+SPLIT_ROWS = 1024  # quantized.cpp, QuantizedMatmul: rows from which a product with a row-major matrix is split
+REDUCE_ONCE = 4096  # reduce.cpp, all_reduce_dispatch: numbers that one threadgroup sums
 _ATTENTION = {
     "ScaledDotProductAttention",
     "kv_decode",
@@ -39,7 +37,7 @@ _AFTER_SCORES = {"Softmax", "Select", "Copy"}
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One: what it is, and its bytes."""
+    """One dispatch: its kind, and its bytes."""
 
     name: str
     read_bytes: int
@@ -49,7 +47,7 @@ class Dispatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that go to and fro at least."""
+        """Least bytes read and written."""
         return self.read_bytes + self.written_bytes
 
 
@@ -66,7 +64,7 @@ class _Walk:
         self.layouts = {a.name: Layout.fresh(a, a.name in cached) for a in [*graph.inputs, *graph.constants]}
         self.copied: set[int] = set()  # nodes that cannot share their input's buffer
         self.users: dict[str, set[int]] = defaultdict(set)
-        self.scores: set[str] = set()  # what attention hands on to itself
+        self.scores: set[str] = set()  # intermediate arrays of attention
         for number, node in enumerate(graph.nodes):
             self._lay_out(number, node)
 
@@ -113,29 +111,29 @@ class _Walk:
         return node.name in _AFTER_SCORES and any(a.name in self.scores for a in node.inputs)
 
     def _reads(self, arrays: Collection[Array]) -> int:
-        """Bytes behind arrays, each buffer's view once."""
+        """Bytes of arrays, each buffer's view once."""
         layouts = {
             (one.buffer, one.view.shape, one.view.strides): one for one in (self.layouts[a.name] for a in arrays)
         }
         return sum(one.nbytes for one in layouts.values())
 
     def _simple(self, node: Node) -> Iterator[Dispatch]:
-        """One dispatch over all of it."""
+        """One dispatch over all inputs and outputs."""
         yield Dispatch(node.name, self._reads(node.inputs), sum(out.nbytes for out in node.outputs))
 
     def _copies(self, arrays: Collection[Array], fits: Callable[[Layout], bool]) -> Iterator[Dispatch]:
-        """Of inputs whose layout a kernel does not take."""
+        """Copies of inputs whose layout a kernel does not support."""
         for array in arrays:
             if not fits(self.layouts[array.name]):
                 yield Dispatch("Copy", self.layouts[array.name].nbytes, array.nbytes)
 
     def _contiguous(self, node: Node) -> Iterator[Dispatch]:
-        """Kernels that want their inputs in order: quantized.cpp (quantize_impl)."""
+        """Kernels that need row-contiguous inputs: quantized.cpp (quantize_impl)."""
         yield from self._copies(node.inputs, lambda one: one.in_order)
         yield from self._simple(node)
 
     def _rows(self, node: Node) -> Iterator[Dispatch]:
-        """softmax.cpp, logsumexp.cpp, normalization.cpp: rows that lie in one piece, else a copy."""
+        """softmax.cpp, logsumexp.cpp, normalization.cpp: contiguous rows, else a copy."""
         yield from self._copies(node.inputs[:1], lambda one: one.whole and one.view.strides[-1] == one.view.itemsize)
         yield from self._simple(node)
 
@@ -148,7 +146,7 @@ class _Walk:
         yield from self._simple(node)
 
     def _reduce(self, node: Node) -> Iterator[Dispatch]:
-        """reduce.cpp: two when all of many numbers are added up."""
+        """reduce.cpp: two dispatches for a sum of all of many numbers."""
         (source,), axes = node.inputs, node.arguments[1]
         yield from self._simple(node)
         if len(axes) == len(source.shape) and math.prod(source.shape) > REDUCE_ONCE:
@@ -172,7 +170,7 @@ class _Walk:
         yield Dispatch("Copy", out.nbytes, out.nbytes)
 
     def _gather(self, node: Node) -> Iterator[Dispatch]:
-        """indexing.cpp: reads what it takes."""
+        """indexing.cpp: reads the selected elements."""
         yield Dispatch(node.name, self._reads(node.inputs[1:]) + node.outputs[0].nbytes, node.outputs[0].nbytes)
 
     def _concatenate(self, node: Node) -> Iterator[Dispatch]:
@@ -181,12 +179,12 @@ class _Walk:
             yield Dispatch("Copy", self.layouts[part.name].nbytes, part.nbytes)
 
     def _pad(self, node: Node) -> Iterator[Dispatch]:
-        """gpu/slicing.cpp: the whole is filled, then written over."""
+        """gpu/slicing.cpp: fills the whole array, then writes the inner part."""
         yield Dispatch("Full", node.inputs[1].nbytes, node.outputs[0].nbytes)
         yield Dispatch("Copy", self.layouts[node.inputs[0].name].nbytes, node.inputs[0].nbytes)
 
     def _update(self, number: int, node: Node) -> Iterator[Dispatch]:
-        """indexing.cpp, SliceUpdate: into the array itself if nobody else uses it, else into a copy."""
+        """indexing.cpp, SliceUpdate: in place if the array has no other use, else into a copy."""
         target, update = node.inputs[0], node.inputs[1] if "Slice" in node.name else node.inputs[-1]
         layout = self.layouts[target.name]
         leaves = any(self.layouts[out.name].buffer == layout.buffer for out in self.graph.outputs)
@@ -214,7 +212,7 @@ class _Walk:
         yield Dispatch("Reduce", parts, out.nbytes)
 
     def _experts(self, node: Node) -> Iterator[Dispatch]:
-        """quantized.cpp, GatherQMM: the chosen ones' matrices, all of them different."""
+        """quantized.cpp, GatherQMM: the chosen matrices, assumed to be all different."""
         x, *matrix, left, right = node.inputs
         yield from self._copies([x, *matrix], lambda one: one.in_rows)
         read = self._reads([x, left, right]) + self._chosen(matrix, math.prod(right.shape))
@@ -224,7 +222,7 @@ class _Walk:
         return sum(a.nbytes // a.shape[0] * min(count, a.shape[0]) for a in {a.name: a for a in stacks}.values())
 
     def _attention(self, node: Node) -> Iterator[Dispatch]:
-        """scaled_dot_product_attention.cpp: a pass over the keys for each head; or one for a group, and a sum."""
+        """scaled_dot_product_attention.cpp: a pass over the keys per head; or one per group, and a sum."""
         q, k, v = node.inputs[:3]
         (batch, heads, length, _), (out,) = q.shape, node.outputs
         if length > VECTOR_QUERIES:
@@ -245,7 +243,7 @@ class _Walk:
         yield Dispatch(node.name, parts, out.nbytes)
 
     def _kernel(self, node: Node) -> Iterator[Dispatch]:
-        """One of macllm's, or another's: custom_kernel.cpp; a stack of experts counts those that are chosen."""
+        """custom_kernel.cpp: macllm's kernels or others'; of stacked experts, the chosen ones count."""
         if node.arguments[9]:
             yield from self._copies(node.inputs, lambda one: one.in_order)
         stacks = [a for a in node.inputs[2:] if len(a.shape) == 3] if node.name.startswith("moe_") else []

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from primitives import Array, Node
 
-SPARE_BYTES = 16384  # gpu/primitives.cpp, Contiguous: so much larger may a buffer be that is kept for a part of it
+SPARE_BYTES = 16384  # gpu/primitives.cpp, Contiguous: most extra bytes of a buffer that is shared with a slice of it
 SHAPES = {"Flatten", "Reshape", "Unflatten"}
-"""Views where numpy can make one without a copy, as MLX can."""
+"""Primitives that are views if numpy can make one without a copy, as MLX can."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Layout:
 
     @classmethod
     def fresh(cls, array: Array, cached: bool = False) -> Layout:
-        """In a buffer of its own."""
+        """The layout of an array in a new buffer."""
         size, strides = array.dtype.size, []
         for n in reversed(array.shape):
             strides.insert(0, size)
@@ -38,7 +38,7 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it shows."""
+        """Bytes of memory in the view."""
         shown = (n for n, step in zip(self.view.shape, self.view.strides, strict=True) if step)
         return math.prod(shown) * self.view.itemsize
 
@@ -97,7 +97,7 @@ _SAME = {"Copy", "CustomTransforms", "Depends", "StopGradient"}
 
 
 def views_of(node: Node, ins: list[Layout]) -> list[Layout] | None:
-    """Layouts of outputs that share their input's buffer; None where there is something to compute."""
+    """Layouts of outputs that share their input's buffer; None if the primitive computes."""
     if node.name in _SAME:
         return ins[: len(node.outputs)]
     if node.name == "Split":

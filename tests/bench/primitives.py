@@ -36,7 +36,7 @@ ELEMENTWISE = UNARY | BINARY | {"Select"}
 _MARK = re.compile(r"// stands for (\{.*\})")
 _KERNELS = sorted((path.stem for path in HERE.rglob("*.metal")), key=len, reverse=True)
 _COMPILED = type(mx.compile(mx.abs))
-_COMPILING = ("mlx.nn", "mlx_lm", "macllm")  # whose functions may be compiled when they are imported
+_COMPILING = ("mlx.nn", "mlx_lm", "macllm")  # packages with functions that are compiled at import
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its elements."""
+        """Bytes of all elements."""
         count = self.dtype.size
         for n in self.shape:
             count *= n
@@ -58,7 +58,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Node:
-    """A primitive; `facts` are the attributes that a stand-in was given."""
+    """A primitive; `facts` are the attributes of a stand-in."""
 
     name: str
     inputs: tuple[Array, ...]
@@ -69,7 +69,7 @@ class Node:
 
 @dataclass
 class Graph:
-    """A function as MLX sees it: nodes in order, and which arrays come from outside and leave."""
+    """A function's graph: nodes in order, inputs and outputs."""
 
     inputs: list[Array] = field(default_factory=list)
     outputs: list[Array] = field(default_factory=list)
@@ -111,7 +111,7 @@ def _node(part: dict[str, Any]) -> Node:
 def stand_in(
     primitive: str, inputs: Sequence[mx.array], outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]], **facts: Any
 ) -> list[mx.array]:
-    """Arrays of these shapes and types that one node of this name makes of the inputs."""
+    """Arrays of these shapes and types, outputs of one node of this name."""
     kernel = mx.fast.metal_kernel(
         name="stand_in",
         input_names=[f"i{n}" for n in range(len(inputs))],
@@ -129,7 +129,7 @@ def stand_in(
 
 @contextmanager
 def as_on_a_mac() -> Iterator[None]:
-    """In this block Python code sees a GPU, and what is one primitive there is one here."""
+    """In this block Python code sees a GPU, and ops have the same primitives as on a GPU."""
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(patch.object(mx.fast, "rms_norm", _rms_norm))
@@ -144,7 +144,7 @@ def as_on_a_mac() -> Iterator[None]:
         enter(patch.object(mx, "compile", _Compiling(mx.compile)))
         for module, name, function in list(_compiled_functions()):
             enter(patch.object(module, name, _Chain(function)))
-        gate = sys.modules.get("macllm.ops.gate")  # makes compiled functions when it needs them, and keeps them
+        gate = sys.modules.get("macllm.ops.gate")  # caches compiled functions
         caches = [one for one in vars(gate).values() if hasattr(one, "cache_clear")] if gate else []
         for cached in caches:
             cached.cache_clear()
@@ -163,7 +163,7 @@ _in_chain: ContextVar[bool] = ContextVar("in_chain", default=False)
 
 @dataclass(frozen=True)
 class _Compiling:
-    """Stands for `mx.compile`."""
+    """Replacement of `mx.compile`."""
 
     compile: Callable[..., Any]
 
@@ -187,7 +187,7 @@ class _Chain:
             mx.export_function(
                 lambda part: inside.add(part.get("name", "")), lambda *a: self.function(*a, **options), *examples
             )
-            made = self.function(*args, **options)  # only for its shape: nothing uses it
+            made = self.function(*args, **options)  # only its shape is used
         finally:
             _in_chain.reset(token)
         if other := inside - ELEMENTWISE - {"", "Broadcast"}:
@@ -199,7 +199,7 @@ class _Chain:
 
 @dataclass(frozen=True)
 class _WithoutGradient:
-    """Stands for `mx.custom_function`, which dispatches nothing of its own."""
+    """Replacement of `mx.custom_function`, which needs no dispatch."""
 
     function: Callable[..., Any]
 

@@ -1,4 +1,4 @@
-"""Checkpoints of real shapes with random weights, in every form that a peer reads.
+"""Checkpoints of real shapes with random weights, in the formats of all peers.
 
 A folder per shape and width under one cache folder: `*-f32`, `*-bf16` as transformers writes them, `*-q8`, `*-q4` as
 mlx-lm quantizes them (affine, groups of 64), `*-F16.gguf`, `*-Q8_0.gguf`, `*-Q4_0.gguf` for llama.cpp. `trained`
@@ -21,7 +21,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder that decide its speed."""
+    """The sizes of a decoder."""
 
     family: str
     vocab: int
@@ -129,7 +129,7 @@ SHAPES = {
 
 
 def checkpoint(name: str, width: str, cache: Path) -> Path:
-    """The folder of a shape in "f32", "bf16", 8 or 4 bits ("q8", "q4"); made unless it exists."""
+    """The folder of a shape in "f32", "bf16", 8 or 4 bits ("q8", "q4"); created if missing."""
     done = cache / f"{name}-{width}"
     if (done / "config.json").exists():
         return done
@@ -165,7 +165,7 @@ def checkpoint(name: str, width: str, cache: Path) -> Path:
 
 
 def gguf_file(name: str, width: str, cache: Path, llama_quantize: Path) -> Path:
-    """The same weights as GGUF, all matrices in "F16", "Q8_0" or "Q4_0". Needs the package `gguf`."""
+    """The same weights as GGUF, all matrices in "F16", "Q8_0" or "Q4_0". Requires the package `gguf`."""
     done = cache / f"{name}-{width}.gguf"
     if done.exists():
         return done

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic."""
+"""Arithmetic of the benchmarks' measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dispatches and bytes are counted as Metal would do them."""
+"""Counts of Metal dispatches and their bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VECTOR = mx.zeros((1, 512), mx.bfloat16)
 
 
 def counted(function: Callable[..., Any], *arrays: mx.array, cached: int = 0) -> list[Dispatch]:
-    """Dispatches of a function that gives one array or more; the last `cached` arrays are keys and values."""
+    """Dispatches of a function with one or more results; the last `cached` arrays are keys and values."""
     graph = trace(lambda *given: made if isinstance(made := function(*given), list | tuple) else [made], *arrays)
     return dispatches(graph, {array.name for array in graph.inputs[len(arrays) - cached :]})
 

@@ -1,4 +1,4 @@
-"""The bytes counted for a dispatch are those that the simulator sees it touch."""
+"""Counted bytes of a dispatch against the bytes that it touches in the simulator."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_kernel_touches_the_bytes_counted_for_it(case: str) -> None:
     mx.eval(arrays)
     done = run(make(*arrays), RunOptions())
     assert done.faults == []
-    # A number that a kernel is told is a line here, and a few bytes there.
+    # A scalar input is a line in the simulator, and a few bytes in the count.
     touched = sum(buffer.lines * LINE for buffer in done.traffic.values() if buffer.lines > 1)
     said = counted(make, arrays)
     assert said.nbytes == pytest.approx(touched, rel=APART)

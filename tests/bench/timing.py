@@ -1,4 +1,4 @@
-"""Measuring for benchmarks: contestants take turns; medians and spread; a last line of JSON."""
+"""Measurements for benchmarks: contestants by turns, medians and spread, a last line of JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Series:
 
     @property
     def median(self) -> float:
-        """The middle measurement."""
+        """The median measurement."""
         return statistics.median(self.values)
 
     @property
@@ -35,7 +35,7 @@ class Series:
 
 
 def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1) -> dict[str, Series]:
-    """Measurements of each contestant; every round runs all once, so a slow minute hits all alike."""
+    """Measurements of each contestant; every round runs all once, so that slow phases affect all."""
     seen: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warm_ups + rounds):
         for name, run in contestants.items():
@@ -53,7 +53,7 @@ def print_table(results: Mapping[str, Series], unit: str) -> None:
 
 
 def print_json(bench: str, results: Mapping[str, Mapping[str, Series]], ratios: Mapping[str, float]) -> None:
-    """Print the last line: machine, medians and spreads by table, and ratios to compare elsewhere."""
+    """Print the last line: machine, medians and spreads by table, and ratios."""
     tables = {
         table: {name: {"median": series.median, "spread": series.spread} for name, series in rows.items()}
         for table, rows in results.items()
@@ -62,7 +62,7 @@ def print_json(bench: str, results: Mapping[str, Mapping[str, Series]], ratios: 
 
 
 def machine() -> dict[str, object]:
-    """Platform, versions and commit that a figure depends on."""
+    """Platform, versions and commit, on which results depend."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "platform": f"{platform.system()} {platform.machine()}",
@@ -75,14 +75,14 @@ def machine() -> dict[str, object]:
 
 
 def seconds_of(command: Sequence[str]) -> float:
-    """Seconds until a command has ended."""
+    """Seconds of a command."""
     began = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began
 
 
 def cpu_seconds_of(command: Sequence[str]) -> float:
-    """Processor seconds that a command took: what a busy machine hardly changes."""
+    """Processor seconds of a command, which depend little on other load."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds_of(command)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -90,7 +90,7 @@ def cpu_seconds_of(command: Sequence[str]) -> float:
 
 
 def seconds_to_text(command: Sequence[str], text: bytes | None = None) -> float:
-    """Seconds until a command has written something to stdout; with `text`, until something after that."""
+    """Seconds until a command writes to stdout; with `text`, until it writes more after `text`."""
     began, seen, elapsed = time.perf_counter(), b"", 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
         assert process.stdout is not None

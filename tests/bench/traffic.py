@@ -28,7 +28,7 @@ BEGIN, END = "<!-- tests/bench/traffic.py writes this -->\n", "<!-- until here -
 
 @dataclass(frozen=True)
 class Count:
-    """Of one step."""
+    """Dispatches and bytes of one step."""
 
     dispatches: int
     nbytes: int
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def over_least(self) -> float:
-        """Our bytes over the least."""
+        """Our bytes relative to the least."""
         return self.ours.nbytes / self.least_bytes
 
 
@@ -132,7 +132,7 @@ def row_of(model: str, context: int, bits: int | None) -> Row:
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
-    """Requirements of these rows."""
+    """Goals for these rows."""
     long = [row for row in rows if row.bits is not None and row.context >= LONG]
     return [
         Goal(
@@ -166,7 +166,7 @@ _HEAD = f"{'':33}{'dispatches':^15}{'megabytes':^34}{'of attention':^23}{'asked 
 
 
 def line(row: Row) -> str:
-    """A row as it is printed."""
+    """A printed row."""
     ours, theirs = row.ours, row.theirs
     return (
         f"{row.title:33}{ours.dispatches:7}{theirs.dispatches:8}"

@@ -1,7 +1,7 @@
 """Faults and memory traffic of Metal kernels, found without a GPU.
 
-A Python FILE is run: each kernel that it asks `mx.fast.metal_kernel` for, and each that macllm dispatches, runs in the
-simulator. A .metal FILE is looked through for what Metal's compiler would refuse.
+A Python FILE is run: its kernels, from `mx.fast.metal_kernel` or macllm, run in the simulator. A .metal FILE is checked
+for code that Metal's compiler would reject.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .lint import findings, without_prefixes
 from .run import Result, RunOptions
 
 AFTER = """\
-A dispatch runs forwards, backwards, in a random order, and once more with the lanes of matrices turned about; --quick
-runs it once. Faults have a kind, what happened, and the line of the kernel's text.
+A dispatch runs forwards, backwards, in a random order, and once more with the lanes of matrices permuted; --quick runs
+it once. A fault has a kind, a message, and the line of the kernel's source.
 
-Ends with 0 if all is well, 1 if anything is wrong, 2 if FILE cannot be run.
+Exit status: 0 without faults, 1 with faults, 2 if FILE cannot be run.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look at each file and say what came of it."""
+    """Check each file and print its result."""
     parser = argparse.ArgumentParser(
         "python -m tests.simulator",
         description=__doc__,
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a Python script, or a .metal file")
     parser.add_argument("--quick", action="store_true", help="one order only")
-    parser.add_argument("--no-traffic", action="store_true", help="leave out what each buffer is read and written")
+    parser.add_argument("--no-traffic", action="store_true", help="do not print the bytes read and written per buffer")
     given = parser.parse_args(arguments)
     for path in given.files:
         if not path.is_file():

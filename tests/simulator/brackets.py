@@ -12,7 +12,7 @@ OPENERS, CLOSERS = "([{", ")]}"
 
 @dataclass(frozen=True)
 class _Nesting:
-    """Places of all brackets, those that are open behind each, and where each is closed."""
+    """Offsets of all brackets, those open after each, and the closing bracket of each."""
 
     places: list[int]
     open: list[tuple[int, ...]]
@@ -35,18 +35,18 @@ def _nesting(bare: str) -> _Nesting:
 
 
 def around(bare: str, at: int) -> tuple[int, ...]:
-    """Places of the brackets that are open at a place, the outermost first."""
+    """Offsets of the brackets that are open at an offset, the outermost first."""
     nesting = _nesting(bare)
     return nesting.open[bisect_left(nesting.places, at)]
 
 
 def closed(bare: str, at: int) -> int:
-    """The place where the bracket at another is closed; the end if it is not."""
+    """Offset of the bracket that closes the one at `at`; the end if there is none."""
     return _nesting(bare).closed.get(at, len(bare))
 
 
 def parted(bare: str) -> list[str]:
-    """The parts of a list, at commas that are in no brackets, angles among them."""
+    """The parts of a list, split at commas outside of all brackets, angle brackets included."""
     parts, depth, begin = [], 0, 0
     for i, letter in enumerate(bare):
         depth += (letter in OPENERS + "<") - (letter in CLOSERS + ">")
@@ -57,7 +57,7 @@ def parted(bare: str) -> list[str]:
 
 
 def without_comments(text: str, *, strings: bool = False) -> str:
-    """The text with blanks for its comments, and for its strings unless they are kept."""
+    """The text with comments replaced by blanks, and strings, too, unless `strings`."""
 
     def blank(found: re.Match[str]) -> str:
         return found[0] if strings and found[0].startswith('"') else re.sub(r"[^\n]", " ", found[0])

@@ -1,6 +1,6 @@
 """Mutants that quick kernel tests must kill: `python -m tests.simulator.claims` runs them all.
 
-Prints a table of the claim that each one breaks. Ends with 1 if one breaks none.
+Prints a table. Ends with 1 if a mutant survives.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .text import CompileError
 Claim = Callable[[], object]
 
 
-class Broken(NamedTuple):
-    """A part of a kernel's text that something else is put in for, and the quick test that must fail then."""
+class ClaimMutant(NamedTuple):
+    """A mutant of a kernel (`old` replaced by `new`), and the quick test that must fail."""
 
     kernel: str
-    what: str
-    part: str
-    other: str
+    name: str
+    old: str
+    new: str
     claim: Claim
 
-    def seen(self) -> bool:
-        """True where the claim fails with the bug."""
-        with mutated(Mutant(self.kernel, self.what, self.part, self.other, lambda: [])):
+    def is_killed(self) -> bool:
+        """True if the claim fails for the mutant."""
+        with mutated(Mutant(self.kernel, self.name, self.old, self.new, lambda: [])):
             try:
                 self.claim()
             except (AssertionError, CompileError):
@@ -73,8 +73,8 @@ EXPERTS = layouts.test_chosen_experts_and_weights_may_be_slices_of_longer_rows
 ADAPTERS = layouts.test_rows_and_an_adapter_are_read_through_their_strides
 
 
-def _of_strides() -> Iterator[Broken]:
-    """Values read as keys lie, in each axis, and the like of what they are packed into."""
+def _of_strides() -> Iterator[ClaimMutant]:
+    """Values read with the keys' strides, in each axis, and packed parts with other parts' strides."""
     places = {"kv_decode": ("own", DECODED)}
     places |= {kernel: ("kv_head", ATTENDED) for kernel in ("flash_prefill", "flash_backward_q", "flash_backward_kv")}
     for kernel, (head, claim) in places.items():
@@ -82,7 +82,7 @@ def _of_strides() -> Iterator[Broken]:
             ("batch * values_strides[0]", f"{head} * values_strides[1]", ", values_strides[2])")
         ):
             what = f"values have the keys' stride of axis {axis}"
-            yield Broken(kernel, what, part, part.replace("values", "keys"), claim)
+            yield ClaimMutant(kernel, what, part, part.replace("values", "keys"), claim)
     for kernel in ("kv_decode_packed", "flash_prefill_packed"):
         for one, other in (("v_words", "k_words"), ("v_scales", "k_scales"), ("k_biases", "k_scales")):
             for axis in range(3):
@@ -90,7 +90,7 @@ def _of_strides() -> Iterator[Broken]:
                 part, instead = f"{one}_strides[{axis}]{end}", f"{other}_strides[{axis}]{end}"
                 if one == "k_biases" and axis == 2:
                     part, instead = part.replace(",", ")"), instead.replace(",", ")")
-                yield Broken(kernel, f"{one} have the stride of axis {axis} of {other}", part, instead, PACKED)
+                yield ClaimMutant(kernel, f"{one} have the stride of axis {axis} of {other}", part, instead, PACKED)
 
 
 ROWS = "long(batch) * heads * length * D"
@@ -99,91 +99,123 @@ FIRST = "at - mask.window + 1"
 IN_WINDOW = "at - key < mask.window)"
 WINDOWS = edges.test_a_window_over_packed_keys_ends_at_the_first_one
 SEGMENTS = edges.test_each_row_of_a_batch_has_its_segments
-BROKEN = [
+CLAIM_MUTANTS = [
     *_of_strides(),
-    Broken("flash_prefill", "queries lie as their shape says", "batch * q_strides[0]", ROWS, ATTENDED),
-    Broken("flash_prefill", "positions lie side by side", "q_strides[1], q_strides[2]", "q_strides[1], D", ATTENDED),
-    Broken("flash_backward_q", "queries lie as their shape says", "batch * q_strides[0]", ROWS, ATTENDED),
-    Broken("flash_backward_kv", "heads lie side by side", "q_strides[1], group", "long(length) * D, group", ATTENDED),
-    Broken("kv_decode", "the first key is in each window", IN_WINDOW, f"{IN_WINDOW[:-1]} || key == 0)", FEW),
-    Broken("kv_decode", "a window of one less", IN_WINDOW, "at - key < mask.window - 1)", FEW),
-    Broken("kv_decode_packed", "the first key is in each window", IN_WINDOW, f"{IN_WINDOW[:-1]} || key == 0)", WINDOWS),
+    ClaimMutant("flash_prefill", "queries are assumed contiguous", "batch * q_strides[0]", ROWS, ATTENDED),
+    ClaimMutant(
+        "flash_prefill", "positions are assumed contiguous", "q_strides[1], q_strides[2]", "q_strides[1], D", ATTENDED
+    ),
+    ClaimMutant("flash_backward_q", "queries are assumed contiguous", "batch * q_strides[0]", ROWS, ATTENDED),
+    ClaimMutant(
+        "flash_backward_kv", "heads are assumed contiguous", "q_strides[1], group", "long(length) * D, group", ATTENDED
+    ),
+    ClaimMutant("kv_decode", "every window has the first key", IN_WINDOW, f"{IN_WINDOW[:-1]} || key == 0)", FEW),
+    ClaimMutant("kv_decode", "a window smaller by one", IN_WINDOW, "at - key < mask.window - 1)", FEW),
+    ClaimMutant(
+        "kv_decode_packed", "every window has the first key", IN_WINDOW, f"{IN_WINDOW[:-1]} || key == 0)", WINDOWS
+    ),
     *(
-        Broken(kernel, "the first key is in each window", FIRST, f"({FIRST} <= 1 ? 0 : {FIRST})", claim)
+        ClaimMutant(kernel, "every window has the first key", FIRST, f"({FIRST} <= 1 ? 0 : {FIRST})", claim)
         for kernel, claim in (
             ("flash_prefill", MANY),
             ("flash_prefill_packed", WINDOWS),
             ("flash_backward_q", MANY),
         )
     ),
-    Broken(
+    ClaimMutant(
         "flash_backward_kv",
-        "the first key is in each window",
+        "every window has the first key",
         "end = min(end, key + mask.window)",
         "end = key == 0 ? end : min(end, key + mask.window)",
         MANY,
     ),
-    Broken(
+    ClaimMutant(
         "flash_backward_kv",
-        "a window of one more",
+        "a window larger by one",
         "end = min(end, key + mask.window)",
         "end = min(end, key + mask.window + 1)",
         MANY,
     ),
-    Broken("flash_backward_kv", "a window back of one more", "key - mask.window + 1", "key - mask.window", BOTH_WAYS),
-    Broken("flash_prefill", "a window ahead of one more", "at + mask.window)", "at + mask.window + 1)", BOTH_WAYS),
-    Broken(
+    ClaimMutant(
+        "flash_backward_kv",
+        "a window larger by one at its start",
+        "key - mask.window + 1",
+        "key - mask.window",
+        BOTH_WAYS,
+    ),
+    ClaimMutant(
+        "flash_prefill", "a window larger by one at its end", "at + mask.window)", "at + mask.window + 1)", BOTH_WAYS
+    ),
+    ClaimMutant(
         "flash_prefill",
-        "the first key that is no padding is in each window",
+        "every window has the first real key",
         FIRST,
         f"({FIRST} <= mask.first + 1 ? 0 : {FIRST})",
         PADDED,
     ),
-    Broken("flash_backward_kv", "padding has gradients", "key < mask.first ? lowest : end", "end", PADDED),
-    Broken(
+    ClaimMutant("flash_backward_kv", "padding has gradients", "key < mask.first ? lowest : end", "end", PADDED),
+    ClaimMutant(
         "flash_prefill",
-        "chunks begin at the first key",
+        "chunks ignore padding",
         "mask.chunk + mask.first;\n    begin = max(begin, from)",
         "mask.chunk;\n    begin = max(begin, from)",
         CHUNKS,
     ),
-    Broken(
+    ClaimMutant(
         "flash_backward_kv",
-        "a chunk of one more",
+        "a chunk larger by one",
         "if (from > mask.first) begin = max(begin, from);\n    end = min(end, from + mask.chunk)",
         "if (from > mask.first) begin = max(begin, from);\n    end = min(end, from + mask.chunk + 1)",
         CHUNKS,
     ),
     *(
-        Broken(kernel, "each row has the first one's segments", "segments + long(batch) * count", "segments", SEGMENTS)
+        ClaimMutant(
+            kernel, "all rows use the first row's segments", "segments + long(batch) * count", "segments", SEGMENTS
+        )
         for kernel in ("flash_prefill", "flash_backward_q", "flash_backward_kv")
     ),
-    Broken("kv_decode", "each key head has the first one's sinks", "sinks + own * G", "sinks", SINKS),
-    Broken("kv_combine", "heads have sinks in turn", f"exp2({SINK}", "exp2(float(sinks[row % H]", SINKS),
-    Broken(
+    ClaimMutant("kv_decode", "all key heads use the first one's sinks", "sinks + own * G", "sinks", SINKS),
+    ClaimMutant("kv_combine", "sinks are indexed by row", f"exp2({SINK}", "exp2(float(sinks[row % H]", SINKS),
+    ClaimMutant(
         "flash_prefill",
         "heads that share keys share a sink",
         "sinks[head]",
         "sinks[kv_head]",
         edges.test_each_head_has_its_sink,
     ),
-    Broken("sample_draw", "the mass is that of the candidates", "top_k == 0 ? scaled : ranked", "ranked", MASSES),
-    Broken("sample_draw", "the mass is that of all logits", "top_k == 0 ? scaled : ranked", "scaled", MASSES),
-    Broken("lora_down", "A lies row by row", "k * a_strides[0] + rank * a_strides[1]", "k * RANK + rank", ADAPTERS),
-    Broken("qmv", "B lies row by row", "column * b_strides[0] + i * b_strides[1]", "column * RANK + i", ADAPTERS),
-    Broken("moe_gate_up", "choices lie side by side", "chosen_strides[0] +", "TOP +", EXPERTS),
-    Broken("moe_down_combine", "weights lie as choices do", "weights_strides[0]", "chosen_strides[0]", EXPERTS),
-    Broken("moe_down_combine", "choices lie as weights do", "chosen_strides[0]", "weights_strides[0]", EXPERTS),
-    Broken(
+    ClaimMutant("sample_draw", "top-p of the candidates' mass", "top_k == 0 ? scaled : ranked", "ranked", MASSES),
+    ClaimMutant("sample_draw", "top-p of the mass before top-k", "top_k == 0 ? scaled : ranked", "scaled", MASSES),
+    ClaimMutant(
+        "lora_down", "A is assumed row-major", "k * a_strides[0] + rank * a_strides[1]", "k * RANK + rank", ADAPTERS
+    ),
+    ClaimMutant(
+        "qmv", "B is assumed row-major", "column * b_strides[0] + i * b_strides[1]", "column * RANK + i", ADAPTERS
+    ),
+    ClaimMutant("moe_gate_up", "choices are assumed contiguous", "chosen_strides[0] +", "TOP +", EXPERTS),
+    ClaimMutant(
+        "moe_down_combine",
+        "weights are read with the choices' stride",
+        "weights_strides[0]",
+        "chosen_strides[0]",
+        EXPERTS,
+    ),
+    ClaimMutant(
+        "moe_down_combine",
+        "choices are read with the weights' stride",
+        "chosen_strides[0]",
+        "weights_strides[0]",
+        EXPERTS,
+    ),
+    ClaimMutant(
         "qkv_post",
-        "all rows begin at the first one's position",
+        "all rows use the first row's position",
         "offset[batch * OFFSETS]",
         "offset[0]",
         _each(heads.test_heads_equal_the_definition, (*heads.CASES[2].values, heads.TYPES[0])),
     ),
-    Broken(
+    ClaimMutant(
         "qkv_post_vjp",
-        "all rows begin at the first one's position",
+        "all rows use the first row's position",
         "offset[batch * OFFSETS]",
         "offset[0]",
         _each(heads.test_gradients_equal_the_references, heads.CASES[2].values),
@@ -192,15 +224,15 @@ BROKEN = [
 
 
 def main() -> int:
-    """Put each bug into its kernel, and print whether its claim fails."""
-    missed = 0
-    print("| Kernel | Bug that a quick test must see | Seen |")
+    """Run each mutant's test, and print whether it is killed."""
+    survivors = 0
+    print("| Kernel | Mutant that a quick test must kill | Killed |")
     print("|---|---|---|")
-    for bug in BROKEN:
-        seen = bug.seen()
-        missed += not seen
-        print(f"| `{bug.kernel}` | {bug.what} | {'yes' if seen else '**no**'} |", flush=True)
-    return int(missed > 0)
+    for mutant in CLAIM_MUTANTS:
+        killed = mutant.is_killed()
+        survivors += not killed
+        print(f"| `{mutant.kernel}` | {mutant.name} | {'yes' if killed else '**no**'} |", flush=True)
+    return int(survivors > 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Programs that run one kernel each, kept for the next time."""
+"""Compilation of kernels to programs, one each, and their cache."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Build = Literal["fast", "checked", "sanitized"]
 COMMON = ("-std=c++20", "-g1", "-pthread", "-fno-pie", "-fno-thread-jumps", "-ffp-contract=off", f"-I{HERE}")
 OF_A_BUILD: dict[Build, tuple[str, ...]] = {
     "fast": ("-O2",),
-    # The sanitizer's calls lead to hooks.cpp. Locals begin as what no kernel expects.
+    # The sanitizer's calls go to hooks.cpp. Uninitialised locals get a pattern.
     "checked": (
         "-Werror=uninitialized",
         "-Werror=maybe-uninitialized",
-        "-Og",  # a kernel runs for less time than it takes to compile
+        "-Og",  # compiling takes longer than running
         "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero",
         "-fsanitize-undefined-trap-on-error",
         "-ftrivial-auto-var-init=pattern",
@@ -43,7 +43,7 @@ OF_A_BUILD: dict[Build, tuple[str, ...]] = {
     ),
 }
 MOST_BYTES = 1 << 30
-"""Of programs that are kept."""
+"""Largest size of all cached programs."""
 MACHINE = ("fiber", "machine", "memory", "main")
 
 
@@ -54,7 +54,7 @@ def program(text: str, how: Build = "checked", flags: tuple[str, ...] = (), cons
     name = hashlib.sha256(repr((code, options, _sources())).encode()).hexdigest()[:24]
     out = _folder() / name
     with suppress(FileNotFoundError):
-        os.utime(out)  # used last, gone last
+        os.utime(out)  # the least recently used programs are removed first
         return out
     _make_room()
     with tempfile.TemporaryDirectory(dir=_folder()) as work:
@@ -70,7 +70,7 @@ def program(text: str, how: Build = "checked", flags: tuple[str, ...] = (), cons
 
 
 def understood(code: str) -> None:
-    """Look at functions in C++ without making a program of them. Raises: CompileError."""
+    """Check that C++ functions compile, without linking. Raises: CompileError."""
     options = (*COMMON, *OF_A_BUILD["checked"])
     with tempfile.TemporaryDirectory(dir=_folder()) as work:
         source = Path(work) / "functions.cpp"
@@ -79,10 +79,10 @@ def understood(code: str) -> None:
 
 
 def _make_room() -> None:
-    """Remove the programs that have not been used for longest, beyond what all may take together."""
+    """Remove the least recently used programs beyond `MOST_BYTES`."""
     found = []
     for path in _folder().iterdir():
-        with suppress(FileNotFoundError):  # another process makes room, too
+        with suppress(FileNotFoundError):  # another process may remove programs, too
             about = path.stat()
             if path.is_file() and not path.suffix:
                 found.append((about.st_mtime, about.st_size, path))
@@ -96,7 +96,7 @@ def _make_room() -> None:
 
 @cache
 def _linker() -> tuple[str, ...]:
-    """The faster of two, where this machine has it."""
+    """Arguments for gold, the faster linker, if installed."""
     return ("-fuse-ld=gold",) if shutil.which("ld.gold") else ()
 
 
@@ -114,7 +114,7 @@ def _sources() -> str:
 
 @cache
 def _precompiled(options: tuple[str, ...]) -> Path:
-    """A header with all that kernels include, compiled with these options: two thirds of a kernel's time."""
+    """A precompiled header of all that kernels include, which saves two thirds of a kernel's compile time."""
     folder = _folder() / hashlib.sha256(repr((options, _sources())).encode()).hexdigest()[:24]
     header = folder / "known.h"
     if not folder.exists():
@@ -131,7 +131,7 @@ def _precompiled(options: tuple[str, ...]) -> Path:
 
 @cache
 def _machine(how: Build) -> tuple[str, ...]:
-    """The objects of the machine itself, which is not instrumented."""
+    """Object files of the simulator's runtime, which is not instrumented."""
     objects = []
     for name in (*MACHINE, "hooks" if how == "checked" else "plain"):
         out = _folder() / f"{_sources()[:16]}-{name}.o"

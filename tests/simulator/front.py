@@ -1,4 +1,4 @@
-"""Checks of a kernel by clang's OpenCL front end, which knows address spaces as Metal does."""
+"""Checks of a kernel by clang's OpenCL front end, which has address spaces as Metal has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMAND = (
     "-cl-single-precision-constant",
     "-fsyntax-only",
 )
-# What another lane sets of threadgroup memory, a lane alone does not see set.
+# Threadgroup memory that another lane sets looks uninitialised to clang.
 WARNINGS = ("-Wall", "-Wno-sometimes-uninitialized", "-Wno-unused", "-Wno-undefined-inline", "-Wno-undefined-internal")
 MOST = 8
 HERE = Path(__file__).parent / "clcpp"

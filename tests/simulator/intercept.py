@@ -1,4 +1,4 @@
-"""Kernels that run in the simulator wherever a program asks MLX for them."""
+"""Redirection of MLX's and macllm's Metal kernels to the simulator."""
 
 from __future__ import annotations
 

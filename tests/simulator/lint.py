@@ -32,7 +32,7 @@ TRANSCENDENTAL = (
     "rsqrt",
 )
 TAKEN = ("log1p", "hypot", "Limits", "ceildiv", "simd_shuffle", "elem_to_loc")
-"""Names that the text which MLX puts before ours has."""
+"""Function names in the text that MLX puts before a kernel's source."""
 
 WORDS = {
     "double": "there is no double",
@@ -73,7 +73,7 @@ class Finding:
 
 
 def findings(text: str, source: str = "") -> list[Finding]:
-    """Every rule that a kernel's text breaks; `source` are the lines of it that MLX wraps into a kernel."""
+    """Every rule that a kernel's text breaks; `source` is the part of it that MLX wraps into a kernel."""
     found = [
         Finding(n, "only ASCII reaches the compiler", line)
         for n, line in enumerate(text.splitlines(), 1)
@@ -110,7 +110,7 @@ def _of_line(line: str) -> Iterator[str]:
     if re.search(rf"(?<!{'device '})(?:^|[(,;{{]|\bconst\s)\s*(?:const\s+)?{SCALARS}\d?\s*[*&]\s*\w+", line):
         declared = re.finditer(rf"((?:{SPACE}|const|volatile)\s+)*{SCALARS}\d?\s*[*&]\s*\w+", line)
         if any(not re.search(SPACE, one[0]) for one in declared):
-            yield "a pointer or reference says which memory it points to"
+            yield "a pointer or reference needs an address space"
 
 
 def _of_source(source: str) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _of_source(source: str) -> Iterator[str]:
 
 
 def _recursive(text: str) -> list[str]:
-    """Functions that call themselves, be it through others."""
+    """Functions that call themselves, directly or through others."""
     bodies: dict[str, str] = {}
     for found in re.finditer(r"\b(\w+)\s*\([^;{}()]*(?:\([^()]*\)[^;{}()]*)*\)\s*(?:const\s*)?(?:thread\s*)?\{", text):
         if found[1] not in ("if", "for", "while", "switch"):

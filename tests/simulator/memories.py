@@ -1,4 +1,4 @@
-"""Declarations of threadgroup memory in a kernel's text, and those that Metal refuses."""
+"""Declarations of threadgroup memory in a kernel's source, and those that Metal rejects."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .brackets import CLOSERS, OPENERS, around, parted, without_comments
 REFUSED = {
     "initialised": "a variable in threadgroup memory takes no initializer",
     "global": "a variable outside of functions is constant",
-    "member": "a member of a struct lies in no memory of its own: its variable does",
-    "alias": "a name for a type in threadgroup memory is not told apart: write threadgroup where a variable is made",
-    "static": "a variable that is static is constant, too",
-    "unknown": "what is threadgroup here is not understood",
+    "member": "a member of a struct cannot be in threadgroup memory; its variable can",
+    "alias": "an alias of a type in threadgroup memory is not supported: write threadgroup at the variable",
+    "static": "a static variable must be constant",
+    "unknown": "this threadgroup declaration is not supported",
 }
-"""Kinds of declarations that become no memory that all lanes share."""
+"""Kinds of rejected declarations."""
 
 _OTHERS = re.compile(
     r"\bstatic\b[^;{}()]*(?=[;={])"
@@ -40,7 +40,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Refused:
-    """A declaration that Metal does not take, or that is not understood."""
+    """A declaration that Metal rejects, or that the simulator does not support."""
 
     line: int
     kind: str
@@ -56,9 +56,9 @@ class Refused:
 
 
 def declarations(text: str, *, everywhere: bool = False) -> list[Shared | Refused]:
-    """Of variables in threadgroup memory, in order; pointers and references to it are left alone.
+    """Declarations of threadgroup variables, in order; pointers and references are not included.
 
-    `everywhere` is for text that has lines of a kernel outside of its function.
+    `everywhere` allows lines of a kernel outside of its function.
     """
     bare = re.sub(r"\[\[.*?\]\]", lambda found: " " * len(found[0]), without_comments(text), flags=re.DOTALL)
     bare = re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", _blank_unless_shared, bare, flags=re.MULTILINE)
@@ -66,7 +66,7 @@ def declarations(text: str, *, everywhere: bool = False) -> list[Shared | Refuse
 
 
 def refused(text: str, *, everywhere: bool = False) -> list[Refused]:
-    """Declarations that would be another memory here than on a GPU; `everywhere` as for `declarations`."""
+    """Declarations that would be in different memory on a GPU; `everywhere` as for `declarations`."""
     found = [one for one in declarations(text, everywhere=everywhere) if isinstance(one, Refused)]
     bare = without_comments(text)
     for other in _OTHERS.finditer(bare):
@@ -83,7 +83,7 @@ def refused(text: str, *, everywhere: bool = False) -> list[Refused]:
 
 
 def _blank_unless_shared(line: re.Match[str]) -> str:
-    """Nothing of a preprocessor's line, unless a macro stands for a variable in threadgroup memory."""
+    """Blanks for a preprocessor line, unless a macro declares a threadgroup variable."""
     kept = _WORD.search(line[0]) is not None and not re.search(r"\bthreadgroup\b[^*&]*[*&]", line[0])
     return line[0] if kept else re.sub(r"[^\n]", " ", line[0])
 
@@ -91,7 +91,7 @@ def _blank_unless_shared(line: re.Match[str]) -> str:
 def _declared(bare: str, at: int, everywhere: bool) -> Shared | Refused | None:
     open_ = around(bare, at)
     if open_ and bare[open_[-1]] != "{":
-        return None  # a parameter, a cast or an operand: all of them point
+        return None  # a pointer or reference in a parameter, cast or operand
     begin = max(bare.rfind(mark, 0, at) for mark in ";{}") + 1
     before = bare[begin:at]
     end = _end(bare, at)
@@ -100,7 +100,7 @@ def _declared(bare: str, at: int, everywhere: bool) -> Shared | Refused | None:
     if before.lstrip().startswith("#"):
         return Refused(line, "alias", before + bare[at:].partition("\n")[0])
     if re.search(r"\)\s*(?:const\s*)?$", before) and re.match(r"threadgroup\s*[{;]", bare[at:]):
-        return None  # of a member function's object
+        return None  # the qualifier of a member function
     if before.count("<") > before.count(">") or _points(bare[at + len("threadgroup") : end]):
         return None
     if re.match(r"\s*(?:typedef|using)\b", before):
@@ -118,7 +118,7 @@ def _declared(bare: str, at: int, everywhere: bool) -> Shared | Refused | None:
 
 
 def _variables(bare: str, place: tuple[int, int, int], prefix: str, alignment: str) -> Shared | None:
-    """The variables of a declaration; nothing where anything else is part of it."""
+    """The variables of a declaration; None if it has any other part."""
     begin, at, end = place
     parts = parted(bare[at + len("threadgroup") : end])
     first = re.fullmatch(r"(.*?)(\w+\s*(?:\[[^\[\]]*\]\s*)*)", f"{prefix} {parts[0]}".strip(), re.DOTALL)
@@ -135,7 +135,7 @@ def _variables(bare: str, place: tuple[int, int, int], prefix: str, alignment: s
 
 
 def _end(bare: str, at: int) -> int:
-    """The place of a declaration's semicolon, or of the brace that begins a function's body."""
+    """Offset of a declaration's semicolon, or of the brace that begins a function's body."""
     depth = 0
     for i in range(at, len(bare)):
         if bare[i] in OPENERS:
@@ -149,7 +149,7 @@ def _end(bare: str, at: int) -> int:
 
 
 def _points(tail: str) -> bool:
-    """True where the declarator after the word is a pointer or a reference, to a single one or an array."""
+    """True if the declarator after the word is a pointer or a reference."""
     plain = tail
     while (less := re.sub(r"<[^<>]*>", " ", plain)) != plain:
         plain = less

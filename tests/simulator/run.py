@@ -26,8 +26,8 @@ from .text import Buffer, Signature, captured, signature
 
 Order = Literal["forward", "reverse", "random"]
 MOST_BUFFERS, MOST_THREADS = 31, 1024
-_TOGETHER = 2  # programs that run at a time
-LINES = 1 << 16  # a smaller number is no address, but a line
+_PARALLEL = 2  # programs that run at a time
+LINES = 1 << 16  # a smaller site is a line, not an address
 _WIDE: dict[mx.Dtype, np.dtype[Any]] = {mx.bfloat16: np.dtype(np.uint16)}
 
 
@@ -45,7 +45,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of one buffer: bytes and lines of 128 bytes that instructions ask for, and lines touched at all."""
+    """Traffic of one buffer: bytes and 128-byte lines that instructions request, and distinct lines."""
 
     read_bytes: int
     written_bytes: int
@@ -82,30 +82,30 @@ class RunOptions:
 
 
 ONCE = RunOptions(counted=False)
-"""For tests that ask many questions of one kernel, whose other orders others try."""
+"""For tests with many dispatches of one kernel, whose other orders other tests run."""
 
-_usual: ContextVar[RunOptions] = ContextVar("usual", default=RunOptions())  # noqa: B039  # frozen
+_default: ContextVar[RunOptions] = ContextVar("default", default=RunOptions())  # noqa: B039  # frozen
 
 
 @contextmanager
 def default_options(how: RunOptions) -> Iterator[None]:
     """Set the options of dispatches in this block that have none."""
-    token = _usual.set(how)
+    token = _default.set(how)
     try:
         yield
     finally:
-        _usual.reset(token)
+        _default.reset(token)
 
 
 def run(call: KernelCall, how: RunOptions | None = None) -> Result:
     """A dispatch of one of macllm's kernels. Raises: CompileError."""
     kernel = mx.fast.metal_kernel(**options(call))
-    return run_text(captured(kernel, call.arguments), call.arguments, how or _usual.get())
+    return run_text(captured(kernel, call.arguments), call.arguments, how or _default.get())
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A dispatch that can be run: its program, its outputs, and the job but for the way of running it."""
+    """A dispatch ready to run: its program, its outputs, and its job without the options."""
 
     program: Path
     outputs: list[tuple[tuple[int, ...], np.dtype[Any]]]
@@ -129,20 +129,20 @@ def _run(ready: _Ready, how: RunOptions) -> Result:
     lines, body = ready.job
     with tempfile.TemporaryDirectory() as folder:
         job, results = Path(folder) / "job", Path(folder) / "results"
-        job.write_bytes("\n".join([*_told(how), *lines, "end", ""]).encode() + body)
+        job.write_bytes("\n".join([*_option_lines(how), *lines, "end", ""]).encode() + body)
         done = subprocess.run([str(ready.program), str(job), str(results)], capture_output=True, text=True)
-        told = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
-        if "buffers" not in told:  # it did not come to an end
-            return Result([], _faults(ready.program, told) or [_crash(done)], {}, 0, 0, 0)
+        report = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
+        if "buffers" not in report:  # the program did not finish
+            return Result([], _faults(ready.program, report) or [_crash(done)], {}, 0, 0, 0)
         content = results.read_bytes()
     arrays, at = [], 0
     for shape, kind in ready.outputs:
         count = int(np.prod(shape, dtype=np.int64))
         arrays.append(np.frombuffer(content, kind, count, at).reshape(shape))
         at += count * kind.itemsize
-    traffic = {b.pop("name"): Traffic(**b) for b in told["buffers"]}
-    counts = told["simd_operations"], told["barriers"], told["threadgroup_bytes"]
-    return Result(arrays, _faults(ready.program, told), traffic, *counts)
+    traffic = {b.pop("name"): Traffic(**b) for b in report["buffers"]}
+    counts = report["simd_operations"], report["barriers"], report["threadgroup_bytes"]
+    return Result(arrays, _faults(ready.program, report), traffic, *counts)
 
 
 def check(call: KernelCall) -> Result:
@@ -152,15 +152,15 @@ def check(call: KernelCall) -> Result:
 
 
 def run_orders(text: str, arguments: dict[str, Any], how: RunOptions | None = None) -> Result:
-    """A dispatch in every order, and with its matrices' lanes turned about; all must agree bit for bit."""
-    how = how or _usual.get()
+    """A dispatch in every order, and with its matrices' lanes permuted; all must agree bit for bit."""
+    how = how or _default.get()
     others = {
         order: replace(how, order=order, seed=seed, scrambled=scrambled, counted=False)
         for order, seed, scrambled in (("reverse", 0, False), ("random", 1, False), ("forward", 0, True))
     }
     if faults := limits(signature(text), arguments):
         return Result([], faults, {}, 0, 0, 0)
-    with ThreadPoolExecutor(_TOGETHER) as pool:
+    with ThreadPoolExecutor(_PARALLEL) as pool:
         complaints = pool.submit(_complaints, text)
         first, *again = pool.map(partial(_run, _ready(text, arguments, how)), [how, *others.values()])
     first = replace(first, faults=[*(Fault("front", line) for line in complaints.result()), *first.faults])
@@ -169,7 +169,7 @@ def run_orders(text: str, arguments: dict[str, Any], how: RunOptions | None = No
             a.tobytes() == b.tobytes() for a, b in zip(first.outputs, result.outputs, strict=True)
         )
         kind, where = ("lane-map", "other lanes") if other.scrambled else ("schedule-dependent", f"{order} order")
-        new = [] if same else [Fault(kind, f"in {where} the outputs are others")]
+        new = [] if same else [Fault(kind, f"the outputs differ in {where}")]
         first = replace(first, faults=[*first.faults, *(f for f in [*result.faults, *new] if f not in first.faults)])
     return first
 
@@ -195,7 +195,7 @@ def numpy_type(dtype: mx.Dtype) -> np.dtype[Any]:
     return _WIDE.get(dtype) or np.dtype(str(dtype).removeprefix("mlx.core.").replace("bool", "bool_"))
 
 
-def _told(how: RunOptions) -> list[str]:
+def _option_lines(how: RunOptions) -> list[str]:
     return [
         f"order {how.order} {how.seed}",
         f"relaxed {int(how.relaxed)}",
@@ -206,7 +206,7 @@ def _told(how: RunOptions) -> list[str]:
 
 
 def _job(known: Signature, arguments: dict[str, Any]) -> tuple[list[str], bytes]:
-    """Lines of a dispatch and its buffers, and what inputs hold."""
+    """Lines that describe a dispatch and its buffers, and the contents of inputs."""
     head = [
         "grid " + " ".join(map(str, arguments["grid"])),
         "threadgroup " + " ".join(map(str, arguments["threadgroup"])),
@@ -230,7 +230,7 @@ def _job(known: Signature, arguments: dict[str, Any]) -> tuple[list[str], bytes]
 
 
 def _input_names(known: Signature, arguments: dict[str, Any]) -> list[str]:
-    """Names of the inputs: the buffers that are constant and no shapes, strides or numbers of axes."""
+    """Names of the inputs: the constant buffers except shapes, strides and numbers of axes."""
     extra = ("_shape", "_strides", "_ndim")
     names = [b.name for b in known.buffers if b.is_const]
     kept = [n for n in names if not any(n.endswith(e) and n.removesuffix(e) in names for e in extra)]
@@ -246,12 +246,12 @@ def _given(buffer: Buffer, named: Mapping[str, Any]) -> Memory | None:
         return None
     seen = view(named[owner])
     steps = [s // seen.itemsize for s in seen.strides]
-    told = {
+    facts = {
         "shape": np.array(seen.shape, np.int32),
         "strides": np.array(steps, np.int64),
         "ndim": np.array(seen.ndim, np.int32),
     }
-    return Memory.of(told[part])
+    return Memory.of(facts[part])
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class Memory:
 
     @classmethod
     def of(cls, seen: np.ndarray) -> Memory:
-        """The memory of an array, whatever its strides, none of them negative."""
+        """The memory of an array with nonnegative strides."""
         inner, run = seen.ndim, seen.itemsize
         while inner and (seen.shape[inner - 1] == 1 or seen.strides[inner - 1] == run):
             run *= seen.shape[inner - 1]
@@ -273,13 +273,13 @@ class Memory:
         for count, step in zip(seen.shape[:inner], seen.strides[:inner], strict=True):
             begins = (begins[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(step)).reshape(-1)
         runs = np.ascontiguousarray(seen).view(np.uint8).reshape(len(begins), run)
-        begins, first = np.unique(begins, return_index=True)  # an axis without a step shows the same memory again
+        begins, first = np.unique(begins, return_index=True)  # a stride of 0 shows the same memory again
         size = int(begins[-1]) + run if len(begins) else 0
         return cls(size, np.stack([begins, begins + np.uint64(run)], 1), runs[first].tobytes())
 
 
 def view(value: mx.array | np.ndarray | float) -> np.ndarray:
-    """A numpy view of an input's memory, with its strides; numbers become what MLX makes of them."""
+    """A numpy view of an input's memory, with its strides; Python numbers get MLX's types."""
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, mx.array):
@@ -287,8 +287,8 @@ def view(value: mx.array | np.ndarray | float) -> np.ndarray:
     return np.array(value, np.bool_ if isinstance(value, bool) else np.int32 if isinstance(value, int) else np.float32)
 
 
-def _faults(program: Path, told: dict[str, Any]) -> list[Fault]:
-    return [Fault(f["kind"], f["message"], _line(program, f["site"])) for f in told.get("faults", [])]
+def _faults(program: Path, report: dict[str, Any]) -> list[Fault]:
+    return [Fault(f["kind"], f["message"], _line(program, f["site"])) for f in report.get("faults", [])]
 
 
 def _crash(done: subprocess.CompletedProcess[str]) -> Fault:

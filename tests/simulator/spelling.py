@@ -49,7 +49,7 @@ def with_literals(bare: str) -> str:
 
 
 def _is_member(bare: str, word: str) -> bool:
-    """True where a struct of the text has a member of this name."""
+    """True if a struct in the text has a member of this name."""
     for found in re.finditer(rf"(?<![.>\w])(?<!->){word}\s*[;,=\[{{]", bare):
         open_ = around(bare, found.start())
         if open_ and bare[open_[-1]] == "{" and _CLASS.search(bare[: open_[-1]]):
@@ -58,7 +58,7 @@ def _is_member(bare: str, word: str) -> bool:
 
 
 def with_constants(bare: str, values: Constants) -> str:
-    """Constants of functions with their values; to read one that has none is a fault."""
+    """Function constants with their values; reading one without a value is a fault."""
     names: dict[str, bool] = {}
 
     def constant(found: re.Match[str]) -> str:
@@ -76,15 +76,15 @@ def with_constants(bare: str, values: Constants) -> str:
 
 
 def with_any_constants(bare: str) -> str:
-    """Constants of functions as some that are known, for one who only asks of their types."""
+    """Function constants with arbitrary values, for type checks only."""
     bare = re.sub(r"\bis_function_constant_defined\(\s*\w+\s*\)", "true", bare)
     return _SET.sub(lambda found: f"constant constexpr {found[1]} {found[2]} = {found[1]}(1);", bare)
 
 
 def without_spaces(bare: str) -> str:
-    """The text without memories' names; what is constant is not written.
+    """The text without address spaces; `constant` becomes `const`.
 
-    Of definitions that differ in a memory alone, one is left.
+    Of definitions that differ only in address spaces, one is left.
     """
     bare = _without_twins(bare)
     bare = re.sub(r"\b(?:const\s+constant|constant\s+const|constant(?!\s+constexpr))\b", "const", bare)

@@ -1,4 +1,4 @@
-"""A kernel's text as MLX hands it to Metal's compiler, and as C++ that the simulator can compile."""
+"""Translation of a kernel's Metal source, as MLX generates it, to C++ for the simulator."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CompileError(Exception):
 
 @dataclass(frozen=True)
 class Buffer:
-    """A parameter of a kernel that is memory."""
+    """A buffer parameter of a kernel."""
 
     name: str
     space: str
@@ -69,21 +69,21 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A parameter of a kernel that tells a thread about itself."""
+    """A parameter of a kernel with an attribute of the thread, such as its position."""
 
     name: str
     type: str
-    says: str
+    attribute: str
 
     @property
     def value(self) -> str:
-        """In C++, from a lane's place `p`. Raises: CompileError."""
-        if self.says in _INDICES:
-            return f"{self.type}({_INDICES[self.says]})"
-        if self.says not in _POSITIONS:
-            raise CompileError(f"nothing is known of [[{self.says}]]")
+        """The value in C++, from a lane's place `p`. Raises: CompileError."""
+        if self.attribute in _INDICES:
+            return f"{self.type}({_INDICES[self.attribute]})"
+        if self.attribute not in _POSITIONS:
+            raise CompileError(f"the attribute [[{self.attribute}]] is not supported")
         count = int(self.type[-1]) if self.type[-1] in "23" else 1
-        return f"{self.type}({', '.join(f'p.{_POSITIONS[self.says]}[{i}]' for i in range(count))})"
+        return f"{self.type}({', '.join(f'p.{_POSITIONS[self.attribute]}[{i}]' for i in range(count))})"
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class Signature:
 
     @property
     def buffers(self) -> list[Buffer]:
-        """Those that are memory, in order."""
+        """The buffer parameters, in order."""
         return [one for one in self.parameters if isinstance(one, Buffer)]
 
 
 def captured(kernel: Callable[..., Any], arguments: dict[str, Any]) -> str:
-    """The text that MLX would compile for a call, which it tells while an export is traced."""
+    """The source that MLX would compile for a call, which it prints while it traces an export."""
     inputs = arguments["inputs"]
     arrays = [one for one in inputs if isinstance(one, mx.array)]
 
@@ -110,17 +110,17 @@ def captured(kernel: Callable[..., Any], arguments: dict[str, Any]) -> str:
             **{**arguments, "inputs": [next(left) if isinstance(i, mx.array) else i for i in inputs]}, verbose=True
         )
 
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         sys.stdout.flush()
-        kept = os.dup(1)
-        os.dup2(said.fileno(), 1)
+        stdout = os.dup(1)
+        os.dup2(output.fileno(), 1)
         try:
             mx.export_function(f"{folder}/kernel.mlxfn", traced, *arrays)
         finally:
-            os.dup2(kept, 1)
-            os.close(kept)
-        said.seek(0)
-        return said.read().decode("utf-8", errors="replace").partition("```\n")[2].rpartition("```")[0]
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        output.seek(0)
+        return output.read().decode("utf-8", errors="replace").partition("```\n")[2].rpartition("```")[0]
 
 
 def head(text: str) -> re.Match[str] | None:
@@ -142,10 +142,10 @@ def signature(text: str) -> Signature:
         if buffer := _BUFFER.fullmatch(one.strip()):
             parameters.append(_buffer(*buffer.groups()))
         elif attribute := _ATTRIBUTE.fullmatch(one.strip()):
-            kind, called, says = attribute.groups()
-            parameters.append(Attribute(called, kind, says))
+            kind, called, named = attribute.groups()
+            parameters.append(Attribute(called, kind, named))
         else:
-            raise CompileError(f"{name} takes what nobody knows: {' '.join(one.split())}")
+            raise CompileError(f"{name} has a parameter that is not supported: {' '.join(one.split())}")
     instance = INSTANCE.search(text)
     return Signature(instance[1] if instance else name, tuple(parameters))
 
@@ -158,7 +158,7 @@ def _buffer(declared: str, mark: str, name: str) -> Buffer:
 
 
 def cpp(text: str, constants: Constants | None = None) -> str:
-    """C++ whose `simulator_kernel` is one thread of a captured kernel. Raises: CompileError."""
+    """C++ whose `simulator_kernel` runs one thread of a captured kernel. Raises: CompileError."""
     known = signature(text)
     bare = translated(INSTANCE.sub(_blanks, without_comments(text, strings=True)), constants)
     return "\n".join(
@@ -192,7 +192,7 @@ def translated(bare: str, constants: Constants | None = None) -> str:
 
 
 def _blanks(found: re.Match[str]) -> str:
-    return re.sub(r"[^\n\\]", " ", found[0])  # macros go on over lines
+    return re.sub(r"[^\n\\]", " ", found[0])  # keep newlines and the backslashes of macros
 
 
 def _made(shared: Shared, site: int) -> str:

@@ -100,7 +100,7 @@ def rebind(symbol: str, address: int) -> str | None:
     root = Path(str(mx.__file__)).parent
     bundled = sorted((root.parent / "mlx_cpu.libs").glob("libblas-*"))
     if not bundled:
-        return "this MLX carries no BLAS of its own"
+        return "this MLX has no bundled BLAS"
     blas = ctypes.CDLL(str(bundled[0]), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     mlx = ctypes.CDLL(str(root / "lib" / "libmlx.so"), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     ours = {_address(getattr(blas, symbol)), *_rebound}

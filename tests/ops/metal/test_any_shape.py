@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macllm.ops.metal import launch
-from tests.ops.metal import test_flash_equals_the_definition_at_any_shape as flash
-from tests.ops.metal import test_kv_decode_equals_the_definition_at_any_shape as decode
-from tests.ops.metal import test_linear_attention_equals_the_definition_at_any_shape as linear
-from tests.ops.metal import test_qkv_post_equals_the_definition_at_any_shape as heads
-from tests.ops.metal import test_qmv_equals_the_definition_at_any_shape as qmv
-from tests.ops.metal import test_sample_equals_the_definition_at_any_shape as sample
+from tests.ops.metal import test_flash as flash
+from tests.ops.metal import test_kv_decode as decode
+from tests.ops.metal import test_linear_attention as linear
+from tests.ops.metal import test_qkv_post as heads
+from tests.ops.metal import test_qmv as qmv
+from tests.ops.metal import test_sample as sample
 from tests.simulator.intercept import simulated
 
 pytestmark = pytest.mark.slow

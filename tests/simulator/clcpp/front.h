@@ -1,4 +1,4 @@
-// What a kernel calls, declared for clang's C++ for OpenCL, which tells memories apart as Metal does. Nothing is defined.
+// Declarations of Metal's functions for clang's C++ for OpenCL, which has address spaces as Metal has. Nothing is defined.
 #pragma once
 
 #include "front_traits.h"
@@ -264,13 +264,13 @@ template <class T>
 struct atomic {
   T value;
 };
-// OpenCL has types of these names.
+// OpenCL has types with these names.
 #define atomic_int atomic<int>
 #define atomic_uint atomic<uint>
 #define atomic_float atomic<float>
 #define atomic_bool atomic<bool>
 #define atomic_ulong atomic<ulong>
-template struct atomic<int>;  // a kernel's parameters are complete
+template struct atomic<int>;  // a kernel's parameter types must be complete
 template struct atomic<uint>;
 template struct atomic<float>;
 MSL_IN(__global)

@@ -1,4 +1,4 @@
-// What the language says of types.
+// Type traits.
 #pragma once
 
 #include "front_vectors.h"

@@ -1,4 +1,4 @@
-// Types of numbers and vectors, memories' names among them.
+// Scalar and vector types, and names of address spaces.
 #pragma once
 
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
@@ -32,7 +32,7 @@ typedef unsigned long uint64_t;
 
 namespace metal {
 
-// Made of a float only where the text says so.
+// Converted from float only explicitly.
 struct bfloat {
   bfloat() = default;
   explicit bfloat(float);
@@ -54,7 +54,7 @@ struct same {
   typedef T type;
 };
 
-// Elements of a vector, which are written through it.
+// References to elements of a vector, for writing.
 template <class T, int N>
 struct VecElements {
   void operator=(vec<T, N>);

@@ -1,4 +1,4 @@
-// Goes from one stack to another: what a called function must keep is put on the stack that is left.
+// Switches stacks: pushes the callee-saved registers on the stack that is left.
 #include "fiber.h"
 
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// Stacks that run in turn on one thread of the operating system.
+// Fibers: stacks that run alternately on one thread of the operating system.
 #pragma once
 
 #include <sys/mman.h>
@@ -9,9 +9,9 @@
 
 namespace simulator {
 
-constexpr int SAVED = 6;  // (x86-64) words before the address to go on at
+constexpr int SAVED = 6;  // (x86-64) saved words before the return address
 
-// Saves what a called function must keep, and the stack, at *from; goes on with what was saved at `to`.
+// Saves the callee-saved registers and the stack at *from, and continues with those saved at `to`.
 extern "C" void simulator_switch(void** from, void* to);
 
 // A stack with an inaccessible page below it.
@@ -32,7 +32,7 @@ class Stack {
     return at >= memory_ && at < static_cast<const char*>(memory_) + PAGE;
   }
 
-  // What to switch to so that `run` begins at the top of the stack; it must never return.
+  // A state to switch to that starts `run` at the top of the stack; `run` must not return.
   void* start(void (*run)()) const {
     auto top = reinterpret_cast<uintptr_t>(memory_) + PAGE + BYTES;
 #if defined(__x86_64__)

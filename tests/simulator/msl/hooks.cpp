@@ -1,4 +1,4 @@
-// The compiler's thread sanitizer tells of every access; it is not its own runtime that listens, but the machine's memory.
+// The hooks of the compiler's thread sanitizer, which report every access to the machine's memory, not to the sanitizer.
 #include <cstring>
 
 #include "kernel.h"

@@ -1,4 +1,4 @@
-// What a kernel's text sees of the machine that runs it: little, for it is compiled with every kernel.
+// The part of the machine that a kernel's source includes; small, since it is compiled with every kernel.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@ namespace simulator {
 
 constexpr int LANES = 32;  // in a simdgroup
 
-// Of what is no part of a kernel, though it is compiled with it: its accesses are not told of.
+// For code that is compiled with a kernel but is no part of it: its memory accesses are not instrumented.
 #define SIMULATOR_APART __attribute__((no_sanitize("thread", "address", "undefined")))
 
 struct Three {
@@ -18,14 +18,14 @@ struct Three {
   const uint32_t& operator[](int i) const { return n[i]; }
 };
 
-// What a lane is told about itself.
+// Attributes of a lane.
 struct Place {
   Three in_grid, in_group, group, group_size, groups, grid;
-  Three whole_size, origin;  // of a threadgroup that is not at the edge; and where grids begin, which is at 0
+  Three whole_size, origin;  // the size of a full threadgroup; and the origin of grids, which is 0
   uint32_t lane, simdgroup, simdgroups, index;
 };
 
-// What the lanes of a simdgroup bring to an operation that they do together, and take from it.
+// Inputs and outputs of a simdgroup's lanes in a collective operation.
 struct Meeting {
   const unsigned char* in[LANES];
   unsigned char* out[LANES];
@@ -49,8 +49,8 @@ using Meet = void (*)(const Meeting&);
 constexpr int MOST_BUFFERS = 31;
 extern uint8_t* buffers[MOST_BUFFERS];  // by number
 extern const Place* own_place;          // of the lane that is running
-extern bool scrambled;                  // whether elements of a matrix lie in other lanes than they do on Apple's GPUs
-extern const bool INSTRUMENTED;         // whether the kernel tells of every access
+extern bool scrambled;                  // true if matrices' elements are in other lanes than on Apple's GPUs
+extern const bool INSTRUMENTED;         // true if the kernel reports every access
 
 void meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument);
 void simdgroup_barrier(uint32_t flags, const void* site);

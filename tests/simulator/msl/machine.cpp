@@ -1,4 +1,4 @@
-// Lanes go on until they meet; what is wrong about that is a fault.
+// Lanes run until barriers and collective operations; divergence there is a fault.
 #include "machine.h"
 
 #include <algorithm>
@@ -14,7 +14,7 @@ uint32_t parts(uint32_t size, uint32_t of) { return (size + of - 1) / of; }
 
 constexpr uint32_t ORDERS_DEVICE = 1, ORDERS_GROUP = 2;  // mem_flags
 
-// Of this thread of the operating system, and so of all its fibers.
+// State of this thread of the operating system, shared by all its fibers.
 void flush_small_numbers() {
 #if defined(__x86_64__)
   constexpr uint32_t RESULTS = 1 << 15, OPERANDS = 1 << 6;  // of MXCSR
@@ -168,7 +168,7 @@ bool Machine::meet_up(uint32_t simdgroup) {
   return true;
 }
 
-// Lets all lanes go on after a barrier of the threadgroup; false when they have ended.
+// Resumes all lanes after a threadgroup barrier; false if they have ended.
 bool Machine::release() {
   const Lane* leader = nullptr;
   uint32_t waiting = 0;

@@ -1,4 +1,4 @@
-// A threadgroup on one thread of the operating system: a fiber for each lane, run in turn until they have to meet.
+// A threadgroup on one thread of the operating system: a fiber for each lane, run in turn until barriers and collectives.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ struct Dispatch {
   Three grid, threadgroup;  // in threads
   Order order = Order::forward;
   uint64_t seed = 0;
-  bool relaxed = false;  // lanes that have ended or gone elsewhere are left out of what the others do together
-  bool flushed = false;  // what is too small for a normal float counts as 0
+  bool relaxed = false;  // lanes that have ended or diverged are left out of the others' collective operations
+  bool flushed = false;  // subnormal floats are flushed to 0
 };
 
 struct Counts {
@@ -33,11 +33,11 @@ class Machine {
   Machine(Dispatch dispatch, Memory& memory, void (*kernel)());
   void run();
 
-  // For the kernel, from the lane that is running.
+  // Called by the kernel, from the running lane.
   void meet(Meet how, const void* site, const void* in, size_t in_bytes, void* out, size_t out_bytes, uint32_t argument);
   void simdgroup_barrier(uint32_t flags, const void* site);
   void threadgroup_barrier(uint32_t flags, const void* site);
-  bool overflows(const void* at) const;  // whether a lane that touches this address is at the end of its stack
+  bool overflows(const void* at) const;  // true if an access to this address overflows the lane's stack
 
   Memory& memory;
   const Dispatch dispatch;
@@ -60,7 +60,7 @@ class Machine {
 
   static void begin();
   void run_group(Three group);
-  bool run_simdgroup(uint32_t simdgroup);  // false when nothing more can be done before the others have come
+  bool run_simdgroup(uint32_t simdgroup);  // false if the simdgroup waits for others
   bool meet_up(uint32_t simdgroup);
   bool release();
   void wait(State state, const void* site);
@@ -74,8 +74,8 @@ class Machine {
     uint32_t device = 0, group = 0;
     void count(uint32_t flags);
   };
-  std::vector<Ordered> steps_;  // barriers of each simdgroup alone
-  Ordered epoch_;               // barriers of the threadgroup
+  std::vector<Ordered> steps_;  // simdgroup barriers, by simdgroup
+  Ordered epoch_;               // threadgroup barriers
   uint32_t current_ = 0, group_ = 0;
   void* scheduler_ = nullptr;
   bool broken_ = false;

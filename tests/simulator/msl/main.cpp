@@ -1,4 +1,4 @@
-// Runs one dispatch that a file describes: `kernel JOB OUTPUTS`. Prints a line of JSON about it.
+// Runs one dispatch described by a file: `kernel JOB OUTPUTS`. Prints a report as a line of JSON.
 #include <unistd.h>
 
 #include <csignal>
@@ -37,7 +37,7 @@ void read_into(std::ifstream& file, T* to, uint64_t count) {
   if (!file) throw std::runtime_error("the job is cut short");
 }
 
-// Lines of words, up to `end`; then of each input the segments that a view shows, and what they hold.
+// Lines of words, up to `end`; then for each input the segments that a view shows, and their contents.
 Dispatch read_job(const char* path, Memory& memory) {
   std::ifstream file(path, std::ios::binary);
   Dispatch d;
@@ -113,7 +113,7 @@ void print(const Machine& machine, const Memory& memory) {
   std::cout << "]}" << std::endl;
 }
 
-// A lane has touched a guard page, or done what has no result; on a stack of its own, since the lane's may be full.
+// Signal handler for access to a guard page and undefined operations; on a separate stack, since the lane's may be full.
 void crashed(int signal, siginfo_t* info, void*) {
   Machine& machine = *Machine::running;
   machine.memory.watching = false;

@@ -1,4 +1,4 @@
-// Every touch of memory, and whether it may be.
+// Checks of every memory access.
 #include "memory.h"
 
 #include <sys/mman.h>
@@ -9,7 +9,7 @@
 
 #include "report.h"
 
-// Of the address sanitizer, in programs that are built with it.
+// The address sanitizer's functions, in programs built with it.
 extern "C" {
 __attribute__((weak)) void __asan_poison_memory_region(const volatile void* at, size_t bytes);
 __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* at, size_t bytes);
@@ -41,7 +41,7 @@ std::string lane(const Toucher& t) {
   return "lane " + std::to_string(t.lane) + " of threadgroup " + std::to_string(t.group - 1);
 }
 
-// Whether two touches of one byte of a threadgroup's memory, or of a buffer, are in no order.
+// True if two accesses to one byte of threadgroup memory, or of a buffer, are unordered.
 bool unordered(const Toucher& before, const Toucher& now) {
   if (before.group == 0 || (before.group == now.group && before.lane == now.lane)) return false;
   if (before.group != now.group) return true;
@@ -140,7 +140,7 @@ uint8_t* Memory::shared(int site, uint64_t size, uint64_t alignment) {
   }
   auto [found, fresh] = sites_.emplace(site, 0);
   if (fresh) {
-    // Apart from its neighbour, so that what runs over the end is seen.
+    // With a gap to its neighbour, so that an overrun is detected.
     const uint64_t before = group.shown.empty() ? 0 : group.shown.back().end + GAP;
     found->second = up(before, std::max<uint64_t>(alignment, 16));
     group.shown.push_back({found->second, found->second + size});

@@ -1,4 +1,4 @@
-// What a kernel may touch: buffers that end at a guard page, and a threadgroup's memory. Every access is looked at.
+// A kernel's memory: buffers that end at a guard page, and threadgroup memory. Every access is checked.
 #pragma once
 
 #include <array>
@@ -13,36 +13,36 @@
 
 namespace simulator {
 
-constexpr uint64_t LINE = 128;  // bytes that come from memory together
+constexpr uint64_t LINE = 128;  // bytes of a cache line
 
-// Who touches memory, and since when: epochs grow at barriers that order this kind of memory.
+// The lane of an access, and its time: epochs advance at barriers that order this kind of memory.
 struct Toucher {
-  uint32_t group = 0;      // threadgroup, from 1; 0 is nobody
-  uint32_t simdgroup = 0;  // in it
+  uint32_t group = 0;      // threadgroup, from 1; 0: no access
+  uint32_t simdgroup = 0;  // in the threadgroup
   uint32_t lane = 0;       // in the threadgroup
-  uint32_t epoch = 0;      // barriers of the threadgroup so far
-  uint32_t step = 0;       // barriers of the simdgroup alone so far
+  uint32_t epoch = 0;      // threadgroup barriers so far
+  uint32_t step = 0;       // simdgroup barriers so far
 };
 
-// Of bytes that may be written.
+// The last accesses to bytes that may be written.
 struct Shadow {
-  Toucher writer, reader, other;  // the last of each; `other` reads in the same epoch from another simdgroup
+  Toucher writer, reader, other;  // the last of each; `other` read in the same epoch from another simdgroup
   bool written = false, atomic = false;
-  bool begun = false;    // holds what every element of the buffer begins with
-  bool several = false;  // lanes of the reader's simdgroup have read it since that met last
+  bool begun = false;    // holds the buffer's initial value
+  bool several = false;  // several lanes of the reader's simdgroup have read it since its last collective operation
 
   void read_by(const Toucher& now);
-  // Who read it and may do so only after, or before, what is written now; null if nobody.
+  // A reader that is not ordered with a write now; null if there is none.
   const Toucher* crossed_by(const Toucher& now) const;
 };
 
-// Shadows of bytes; of four that are always touched together there is one.
+// Shadows of bytes; four bytes that are always accessed together share one.
 class Shadows {
  public:
   void resize(uint64_t bytes) {
     bytes_ = bytes, words_.resize(bytes / 4 + 1), parts_of_.resize(bytes / 4 + 1);
   }
-  // f of each shadow of some bytes, until it says no.
+  // Calls f for each shadow of some bytes, until it returns false.
   template <class F>
   void each(uint64_t at, uint64_t bytes, F f) {
     for (uint64_t i = at, end = at + bytes; i < end;) {
@@ -51,10 +51,10 @@ class Shadows {
       i += together ? 4 : 1;
     }
   }
-  // How many bytes nobody has written, and the first of them.
+  // The number of unwritten bytes, and the first of them.
   std::pair<uint64_t, uint64_t> unwritten() const;
   void clear(uint64_t bytes);  // from the beginning
-  void begin_all();            // all hold what every element of the buffer begins with
+  void begin_all();            // marks all as holding the buffer's initial value
 
  private:
   Shadow& part(uint64_t at) {
@@ -67,11 +67,11 @@ class Shadows {
   }
   uint64_t bytes_ = 0;
   std::vector<Shadow> words_;
-  std::vector<uint32_t> parts_of_;  // from 1; 0 is none
+  std::vector<uint32_t> parts_of_;  // from 1; 0: none
   std::vector<std::array<Shadow, 4>> parts_;
 };
 
-// Bytes from `begin` to before `end`.
+// Bytes [begin, end).
 struct Segment {
   uint64_t begin, end;
 };
@@ -81,10 +81,10 @@ struct Region {
   uint8_t* data = nullptr;
   uint64_t size = 0;
   bool writable = false;
-  std::vector<Segment> shown;    // in order, what a view shows of what is behind it
-  Shadows shadow;                // where it may be written
-  std::vector<bool> lines;       // touched at all
-  uint64_t read_bytes = 0, written_bytes = 0, read_lines = 0, written_lines = 0;  // as instructions ask for them
+  std::vector<Segment> shown;    // in order, the segments of the memory that a view shows
+  Shadows shadow;                // of memory that may be written
+  std::vector<bool> lines;       // lines accessed at least once
+  uint64_t read_bytes = 0, written_bytes = 0, read_lines = 0, written_lines = 0;  // as instructions request them
 
   bool shows(uint64_t at, uint64_t bytes) const;
   bool near(const void* at) const;
@@ -94,31 +94,31 @@ struct Region {
 // All memory of one dispatch.
 class Memory {
  public:
-  // A buffer of a kernel that may be read where `shown` says; one that may be written is poisoned.
+  // Adds a buffer, which may be read in `shown`; a buffer that may be written is filled with poison.
   Region& add(std::string name, uint64_t size, std::vector<Segment> shown, bool writable);
-  // Tells the compiler's address sanitizer, where a program has it, what of a buffer may be touched.
+  // Tells the compiler's address sanitizer, in programs built with it, which parts of a buffer are accessible.
   void fence(const Region& region) const;
-  // An array in the threadgroup's memory, the same for all its lanes.
+  // An array in threadgroup memory, shared by all its lanes.
   uint8_t* shared(int site, uint64_t size, uint64_t alignment);
   uint64_t shared_bytes() const { return shared_bytes_; }
-  void begin_group(uint32_t simdgroups);  // threadgroup memory is nobody's again
+  void begin_group(uint32_t simdgroups);  // resets threadgroup memory
 
   void touch(const void* at, uint64_t bytes, bool writes, bool atomic, const void* site);
-  void flush(uint32_t simdgroup);  // counts the lines of instructions that its lanes have gone through together
+  void flush(uint32_t simdgroup);  // counts the lines of instructions that its lanes have executed together
 
   std::vector<Region> regions;
   Region group;  // threadgroup memory
-  Toucher now, now_in_group;  // whose turn it is, for buffers and for threadgroup memory: barriers may order one alone
+  Toucher now, now_in_group;  // the running lane, for buffers and for threadgroup memory: barriers may order only one
   bool watching = false;
-  bool counting = true;  // bytes and lines
-  const void* stray = nullptr;  // where a lane last touched what is in no buffer: its own variables, or what it must not
+  bool counting = true;  // of bytes and lines
+  const void* stray = nullptr;  // the last access outside of buffers: to a lane's variables, or out of bounds
 
  private:
   void check(Region& region, uint64_t at, uint64_t bytes, bool writes, bool atomic, const void* site);
 
   struct Asked {
     const void* site;
-    uint32_t turn;  // how often this lane has been there since the last flush
+    uint32_t turn;  // this lane's executions of the instruction since the last flush
     uint64_t line;
     int region;
     bool writes;

@@ -1,4 +1,4 @@
-// The part of what MLX puts before a kernel's text that kernels call.
+// The part of MLX's prelude of kernels that they call.
 #pragma once
 
 #include "msl_simd.h"
@@ -8,13 +8,13 @@
 
 namespace simulator {
 
-// An array in the threadgroup's memory: the same one for all its threads.
+// An array in threadgroup memory, shared by all threads of the threadgroup.
 template <class T>
 __attribute__((no_sanitize("thread"))) T& shared(int site, uint64_t alignment = alignof(T)) {
   return *reinterpret_cast<T*>(shared_memory(site, sizeof(T), alignment));
 }
 
-// A buffer, which becomes what a kernel takes: a pointer to the first of its elements, or a reference to the only one.
+// A buffer, which converts to the kernel's parameter: a pointer to its first element, or a reference to its only one.
 struct First {
   uint8_t* data;
   template <class T>
@@ -30,7 +30,7 @@ struct Whole {
   }
 };
 
-// A constant of a function that has no value.
+// A function constant without a value.
 template <class T>
 struct Unset {
   const char* name;
@@ -69,13 +69,13 @@ inline U cast_to(T x) {
   return U(x);
 }
 
-// Elements that a thread takes.
+// Elements per thread.
 template <class T>
 struct WorkPerThread {
   static constexpr int n = sizeof(T) < 8 ? 8 / int(sizeof(T)) : 1;
 };
 
-// Where the element with a number lies in an array with these strides.
+// The offset of an element in an array with these strides.
 template <class I = int64_t>
 inline I elem_to_loc(I element, const int* shape, const int64_t* strides, int ndim) {
   I at = 0;
@@ -87,7 +87,7 @@ inline float log1p(float x) { return __builtin_log1pf(x); }
 inline float expm1(float x) { return __builtin_expm1f(x); }
 inline float hypot(float x, float y) { return __builtin_hypotf(x, y); }
 
-// A number of two parts.
+// A complex number.
 template <class T>
 struct complex_t {
   T real, imag;

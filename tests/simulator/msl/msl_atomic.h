@@ -1,4 +1,4 @@
-// What lanes change one after another without a barrier.
+// Atomic types and functions.
 #pragma once
 
 #include "msl_lanes.h"

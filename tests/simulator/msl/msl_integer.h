@@ -1,4 +1,4 @@
-// Functions of integers.
+// Integer functions.
 #pragma once
 
 #include <bit>

@@ -1,4 +1,4 @@
-// What lanes do together: barriers, reductions, shuffles and scans, of a simdgroup or of its quads.
+// Collective functions: barriers, reductions, shuffles and scans of simdgroups and quads.
 #pragma once
 
 #include "kernel.h"
@@ -6,7 +6,7 @@
 
 #define SIMULATOR_TOGETHER __attribute__((noinline)) SIMULATOR_APART
 
-// The line of the text that calls, by which lanes know that they do the same thing: a compiler may have made copies of it.
+// The line of the call, which identifies the operation across lanes, since the compiler may duplicate the call.
 #define SIMULATOR_HERE const void* here = reinterpret_cast<const void*>(uintptr_t(__builtin_LINE()))
 
 namespace metal {
@@ -31,7 +31,7 @@ SIMULATOR_TOGETHER inline T together(simulator::Meet how, const void* site, T x,
   return result;
 }
 
-// One after another in halves, as a tree adds: of each SIZE lanes alone.
+// A tree reduction over each SIZE lanes.
 template <int SIZE, class T, class F>
 SIMULATOR_APART inline void lanes_folded(const Meeting& m, T nothing, F f) {
   T all[LANES];
@@ -98,7 +98,7 @@ SIMULATOR_TOGETHER inline bool simd_all(bool x, SIMULATOR_HERE) { return togethe
 SIMULATOR_TOGETHER inline bool quad_any(bool x, SIMULATOR_HERE) { return together(any_of<4>, here, x); }
 SIMULATOR_TOGETHER inline bool quad_all(bool x, SIMULATOR_HERE) { return together(all_of<4>, here, x); }
 
-// Which lanes vote for something, a bit for each.
+// A bit for each lane with a true predicate.
 struct simd_vote {
   typedef ulong vote_t;
   ulong bits;
@@ -123,7 +123,7 @@ SIMULATOR_TOGETHER inline bool simd_is_first(SIMULATOR_HERE) {
   return __builtin_ctzl(together(ballot_of, here, 1ul)) == int(simulator::own_place->lane);
 }
 
-// Lane i takes what lane `from` has; its own where that is no lane, or none that is here.
+// Lane i takes lane `from`'s value, or its own if that lane does not exist or is inactive.
 template <class T, class From>
 SIMULATOR_APART inline void moved(const Meeting& m, From from) {
   for (int i = 0; i < LANES; i++) {
@@ -133,7 +133,7 @@ SIMULATOR_APART inline void moved(const Meeting& m, From from) {
   }
 }
 
-// A lane of the same quad, or none.
+// A lane of the same quad, or no lane.
 SIMULATOR_APART inline int lane_in_quad(int own, int other) { return other >> 2 == own >> 2 ? other : -1; }
 
 #define MSL_MOVE(name, expression)                                                                  \
@@ -173,7 +173,7 @@ SIMULATOR_APART inline void shuffled(const Meeting& m) {
     m.put(i, taken);
   }
 }
-// Each lane names the lane it takes from.
+// Each lane gives the lane to read from.
 template <class T>
 SIMULATOR_TOGETHER inline T simd_shuffle(T x, ushort from, SIMULATOR_HERE) {
   return together(shuffled<T, LANES>, here, Sent<T>{x, from}).value;
@@ -191,8 +191,7 @@ SIMULATOR_TOGETHER inline T simd_broadcast_first(T x, SIMULATOR_HERE) {
   return together(simd_broadcast_of<T>, here, x, 0);
 }
 
-// Lanes whose values come from before the first lane, or after the last, take them from the other end of `filling`: of each
-// `modulo` lanes alone.
+// Values from before the first or after the last lane are taken from the other end of `filling`, within each `modulo` lanes.
 template <class T>
 struct LanesFilled {
   T value, filling;

@@ -22,7 +22,7 @@
 
 namespace metal {
 
-// With SIMULATOR_ULP, functions that Metal need not round well are up to that many units in the last place away, up or down.
+// With SIMULATOR_ULP, functions that Metal need not round correctly are off by up to that many units in the last place.
 inline float loosely(float x) {
 #ifdef SIMULATOR_ULP
   if (x == 0 || !__builtin_isnormal(x)) return x;
@@ -88,7 +88,7 @@ MSL_EXACT_FUNCTION(saturate, x > 0 ? (x < 1 ? x : 1.f) : 0.f)
 #undef MSL_FUNCTION
 #undef MSL_EXACT_FUNCTION
 
-// Of two or three numbers or vectors; a number beside vectors stands for all elements.
+// For two or three numbers or vectors; a number beside vectors is broadcast.
 #define MSL_TWO(name, expression)                                                         \
   inline float name(float x, float y) { return expression; }                              \
   template <class A, class B>                                                             \

@@ -1,11 +1,11 @@
-// Matrices of 8 x 8 numbers that the lanes of a simdgroup hold together.
+// 8 x 8 simdgroup matrices.
 #pragma once
 
 #include "msl_lanes.h"
 
 namespace metal {
 
-// Where a lane's two elements of a matrix lie. The language leaves it open: a run can turn the lanes about.
+// Positions of a lane's two elements of a matrix. The language does not specify them: a run can permute the lanes.
 struct Fragment {
   int row, column;
 };

@@ -1,4 +1,4 @@
-// All of the language that kernels call.
+// All parts of the language that kernels call.
 #pragma once
 
 #include "msl_atomic.h"

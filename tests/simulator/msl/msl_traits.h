@@ -1,4 +1,4 @@
-// What the language says of types, 16-bit floats among them.
+// Type traits, also for 16-bit floats.
 #pragma once
 
 #include "msl_types.h"

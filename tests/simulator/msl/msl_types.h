@@ -15,12 +15,12 @@ typedef unsigned long ulong;
 namespace metal {
 
 #if defined(__aarch64__) && __GNUC__ < 13
-typedef __fp16 Number16;  // older compilers for ARM know it by this name alone
+typedef __fp16 Number16;  // the only name in older compilers for ARM
 #else
 typedef _Float16 Number16;
 #endif
 
-// A float of 16 bits: every operation is done in float32 and rounded once, to the nearest, ties to even.
+// A 16-bit float: every operation is computed in float32 and rounded once, to the nearest, ties to even.
 struct half {
   half() = default;
   half(float x) : value(Number16(x)) {}
@@ -31,7 +31,7 @@ struct half {
   Number16 value;
 };
 
-// Metal converts to it from float32 only where the text says so.
+// Metal converts to it from float32 only explicitly.
 struct bfloat {
   bfloat() = default;
   explicit bfloat(float x) {

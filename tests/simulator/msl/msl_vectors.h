@@ -1,4 +1,4 @@
-// Vectors: how they are made, their parts, and what is done by element.
+// Vectors: construction, swizzles, and elementwise operations.
 #pragma once
 
 #include "msl_traits.h"
@@ -9,7 +9,7 @@ template <class T, int N>
 struct vec;
 
 template <class T>
-inline constexpr int vec_width = 1;  // numbers that a vector is made of
+inline constexpr int vec_width = 1;  // elements of a vector
 template <class T, int N>
 inline constexpr int vec_width<vec<T, N>> = N;
 
@@ -20,7 +20,7 @@ inline constexpr bool vec_fits<T, vec<T, N>> = true;
 template <class T, class U, int N>
 inline constexpr bool vec_fits<T, vec<U, N>> = false;
 
-// VecElements of a vector, which are written through it.
+// References to elements of a vector, for writing.
 template <class T, int... I>
 struct VecElements {
   static constexpr int N = sizeof...(I);
@@ -203,7 +203,7 @@ MSL_VECTORS(bfloat)
 MSL_VECTORS(float)
 #undef MSL_VECTORS
 
-// What an element of a vector is; of a number, itself.
+// The element type of a vector; a number's own type.
 template <class T>
 struct VecElement {
   typedef T type;
@@ -213,7 +213,7 @@ struct VecElement<vec<T, N>> {
   typedef T type;
 };
 
-// f of each element of vectors, and of numbers that stand for all elements.
+// Applies f to each element of vectors; numbers are broadcast.
 template <class T>
 inline constexpr bool vec_is = vec_width<T> > 1;
 template <class F, class A, class... B>

@@ -1,4 +1,4 @@
-// A kernel that is not watched.
+// Stubs for a kernel without instrumentation.
 #include "kernel.h"
 
 namespace simulator {

@@ -1,4 +1,4 @@
-// What went wrong in a kernel, once for each place and kind.
+// Faults of a kernel, once for each site and kind.
 #pragma once
 
 #include <cstdint>

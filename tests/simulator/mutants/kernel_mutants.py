@@ -1,7 +1,7 @@
-"""Mutants of macllm's own kernels: `python -m tests.simulator.mutants.kernel_mutants` runs them.
+"""Mutants of macllm's kernels: `python -m tests.simulator.mutants.kernel_mutants` runs them.
 
-Prints a table of what each one is caught by: a fault, or numbers that are not those of the kernel without it.
-Ends with 1 if one is not caught.
+Prints a table of the faults that kill each mutant, or "other numbers" if its results differ from the correct kernel's.
+Ends with 1 if a mutant survives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from macllm.ops.weights import RMSNormWeight
 from ..intercept import Log, simulated
 
 Case = Callable[[], list[mx.array]]
-APART = 1e-4  # of the largest number: more than any rounding
+TOLERANCE = 1e-4  # relative to the largest number: more than any rounding
 
 
 def random(*shape: int, seed: int = 0) -> mx.array:
@@ -110,7 +110,7 @@ def _draw() -> list[mx.array]:
 
 
 def _draw_beyond() -> list[mx.array]:
-    """Of so many equals that the candidates are too few, and the mass ends among them."""
+    """A draw with more ties than candidates, among which the mass ends."""
     logits = mx.broadcast_to(-3.0 * (mx.arange(2560) >= 1200), (2, 2560))
     return sample.draw(logits, mx.array([0.4, 0.999]), sample.Filters(0.9, 0, 0.97))
 
@@ -122,12 +122,12 @@ def _linear() -> list[mx.array]:
 
 
 class Mutant(NamedTuple):
-    """A part of a kernel's text, once, that something else is put in for, and the work that shows it."""
+    """A mutant of a kernel: `old` replaced by `new` once, and the case that kills it."""
 
     kernel: str
-    what: str
-    part: str
-    other: str
+    name: str
+    old: str
+    new: str
     case: Case
 
 
@@ -142,22 +142,22 @@ MUTANTS = [
     ),
     Mutant(
         "flash_prefill",
-        "the last tile is as long as the others",
+        "the last tile is full",
         "read_tile<F, F::N>(keys, key, end,",
         "read_tile<F, F::N>(keys, key, key + F::N,",
         _prefill,
     ),
-    Mutant("flash_prefill", "a window of one more", "at - mask.window + 1", "at - mask.window", _prefill),
+    Mutant("flash_prefill", "a window larger by one", "at - mask.window + 1", "at - mask.window", _prefill),
     Mutant(
         "flash_prefill",
-        "sums are not rescaled when a larger score comes",
+        "no rescaling for a larger score",
         "    scale_rows<F>(block_factors, elements, sums);\n    add_tile",
         "    add_tile",
         _prefill,
     ),
     Mutant(
         "flash_prefill",
-        "a lane's place in a matrix by heart",
+        "hard-coded matrix elements of lanes",
         "const Elements own = elements_in(scratch);",
         "Elements own = elements_in(scratch);"
         "for (int e = 0; e < 2; e++) own.column[e] = (index % 2) * 2 + index % 16 / 8 * 4 + e;",
@@ -165,26 +165,26 @@ MUTANTS = [
     ),
     Mutant(
         "flash_prefill",
-        "a matrix product by the simdgroups that have queries",
+        "a matrix product in half of the lanes",
         "multiply_tile<F>(block, tile,",
         "if (lane < 16) multiply_tile<F>(block, tile,",
         _prefill,
     ),
-    Mutant("flash_backward_q", "a sign of softmax's gradient", "(along - delta)", "(along + delta)", _prefill_backward),
     Mutant(
-        "flash_backward_kv", "each head takes the first one's deltas", "delta += mask.length;", "", _prefill_backward
+        "flash_backward_q", "wrong sign in softmax's gradient", "(along - delta)", "(along + delta)", _prefill_backward
+    ),
+    Mutant(
+        "flash_backward_kv", "all heads use the first head's deltas", "delta += mask.length;", "", _prefill_backward
     ),
     Mutant(
         "flash_backward_kv",
-        "a barrier that orders other memory",
+        "a barrier for other memory",
         f"    {_BARRIER}      add_tile<F>(products, tile",
         "    threadgroup_barrier(mem_flags::mem_device);\n      add_tile<F>(products, tile",
         _prefill_backward,
     ),
-    Mutant("kv_decode", "a window of one more", "at - key < mask.window", "at - key <= mask.window", _decode),
-    Mutant(
-        "kv_decode", "the last chunk is as long as the others", "min(count, begin + CHUNK)", "begin + CHUNK", _decode
-    ),
+    Mutant("kv_decode", "a window larger by one", "at - key < mask.window", "at - key <= mask.window", _decode),
+    Mutant("kv_decode", "the last chunk is full", "min(count, begin + CHUNK)", "begin + CHUNK", _decode),
     Mutant(
         "kv_decode",
         "the view's stride is not read",
@@ -194,14 +194,14 @@ MUTANTS = [
     ),
     Mutant(
         "kv_decode",
-        "lanes without a key stay away from the sum",
+        "lanes without a key skip the sum",
         "for (int by = 1; by < PARTS; by *= 2) score +=",
         "for (int by = 1; key < end && by < PARTS; by *= 2) score +=",
         _decode,
     ),
     Mutant(
         "kv_decode",
-        "simdgroups' sums are taken before they are there",
+        "no barrier before simdgroups' sums are read",
         f"own[3 + i] = x[r].o[i];\n    {_BARRIER}",
         "own[3 + i] = x[r].o[i];\n",
         _decode_token,
@@ -210,62 +210,66 @@ MUTANTS = [
     Mutant("kv_combine", "chunks are not rescaled", "fast::exp2(own[2 * c] - largest) * sums", "sums", _decode),
     Mutant(
         "kv_decode_packed",
-        "the other group's bias",
+        "another group's bias",
         "rows.bias_step + group]);",
         "rows.bias_step]);",
         _packed,
     ),
-    Mutant("qkv_post", "a turn the wrong way", "a * c - b * s", "a * c + b * s", _heads),
-    Mutant(
-        "qkv_post_vjp", "the norm's gradient has no second part", "g.rest[i] - along * x.rest[i]", "g.rest[i]", _heads
-    ),
+    Mutant("qkv_post", "rotation in the wrong direction", "a * c - b * s", "a * c + b * s", _heads),
+    Mutant("qkv_post_vjp", "the norm's gradient lacks a term", "g.rest[i] - along * x.rest[i]", "g.rest[i]", _heads),
     Mutant(
         "qkv_post_vjp",
-        "a sign of the turn back",
+        "wrong direction of the inverse rotation",
         "rotate_head(wavelengths, -position",
         "rotate_head(wavelengths, position",
         _heads,
     ),
-    Mutant("qmv", "a row more than there is", "const long row = min(n + r, N - 1)", "const long row = n + r", _product),
+    Mutant("qmv", "a row past the end", "const long row = min(n + r, N - 1)", "const long row = n + r", _product),
     Mutant(
         "qmv",
-        "the mean of the squares of a part",
+        "an incomplete mean of squares",
         "for (int k = lane; k < K; k += 32) squares",
         "for (int k = lane; k < K - 32; k += 32) squares",
         _product,
     ),
     Mutant(
         "qmv",
-        "an activation after gating",
+        "no activation",
         "activated<ACTIVATION>(simd_sum(sums[r][m]))",
         "simd_sum(sums[r][m])",
         _product,
     ),
-    Mutant("qmv_three", "values begin where keys do", "(own - k_end) * ROWS", "(own - q_end) * ROWS", _three),
+    Mutant("qmv_three", "values start at the keys' rows", "(own - k_end) * ROWS", "(own - q_end) * ROWS", _three),
     Mutant("qmv_three", "rows after the last are written", "first + m >= rows || n + r", "n + r", _three),
     Mutant(
-        "moe_down_combine", "an expert without its weight", "row, row, 0.0f, weight,", "row, row, 0.0f, 1.0f,", _experts
+        "moe_down_combine", "experts are not weighted", "row, row, 0.0f, weight,", "row, row, 0.0f, 1.0f,", _experts
     ),
-    Mutant("moe_gate_up", "the slot is taken for the token", "long(slot / TOP) * K", "long(slot) * K", _experts),
+    Mutant(
+        "moe_gate_up", "the slot index instead of the token index", "long(slot / TOP) * K", "long(slot) * K", _experts
+    ),
     Mutant(
         "sample_draw", "sorting without a barrier", f"    {_BARRIER}      for (int pair", "      for (int pair", _draw
     ),
-    Mutant("sample_draw", "the likeliest is left out", "i == 0 || (weights", "(i != 0) && (weights", _draw),
-    Mutant("sample_draw", "no equal of the last is left out", "seen < from.equals", "seen >= 0.0f", _draw_beyond),
+    Mutant("sample_draw", "the likeliest token is removed", "i == 0 || (weights", "(i != 0) && (weights", _draw),
+    Mutant("sample_draw", "all ties of the last token are kept", "seen < from.equals", "seen >= 0.0f", _draw_beyond),
     Mutant(
-        "sample_draw", "equals are not counted before", "float seen = equals_before", "float seen = 0.0f", _draw_beyond
+        "sample_draw",
+        "ties are not counted across threads",
+        "float seen = equals_before",
+        "float seen = 0.0f",
+        _draw_beyond,
     ),
     Mutant(
         "sample_blocks",
-        "what a simdgroup held is lost",
+        "one simdgroup's candidates are lost",
         "for (int s = 1; s < 8; s++) top",
         "for (int s = 2; s < 8; s++) top",
         _draw,
     ),
-    Mutant("linear_attention", "a row sees the one after it", "other <= row)", "other <= row + 1)", _linear),
+    Mutant("linear_attention", "a row sees the next row", "other <= row)", "other <= row + 1)", _linear),
     Mutant(
         "linear_states",
-        "the state begins with nothing",
+        "the initial state is ignored",
         "simdgroup_load(sums[i], first_sums + corner + 8 * i, D)",
         "sums[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f)",
         _linear,
@@ -274,16 +278,16 @@ MUTANTS = [
 
 
 @contextmanager
-def mutated(bug: Mutant) -> Iterator[None]:
+def mutated(mutant: Mutant) -> Iterator[None]:
     """Replace the kernel by its mutant in this block."""
-    made = metal.kernel_source
+    original = metal.kernel_source
 
     def kernel_source(kernel: str) -> KernelSource:
-        whole = made(kernel)
-        if kernel != bug.kernel:
+        whole = original(kernel)
+        if kernel != mutant.kernel:
             return whole
-        assert (whole.header + whole.source).count(bug.part) >= 1, f"{bug.kernel} has no {bug.part!r}"
-        header, source = (one.replace(bug.part, bug.other, 1) for one in (whole.header, whole.source))
+        assert (whole.header + whole.source).count(mutant.old) >= 1, f"{mutant.kernel} has no {mutant.old!r}"
+        header, source = (one.replace(mutant.old, mutant.new, 1) for one in (whole.header, whole.source))
         return replace(whole, header=header, source=source if header == whole.header else whole.source)
 
     with patch.object(metal, "kernel_source", kernel_source):
@@ -297,30 +301,30 @@ def work(case: Case) -> tuple[list[np.ndarray], Log]:
     return [np.array(one).astype(np.float64) for one in arrays], log
 
 
-def killed_by(bug: Mutant, right: list[np.ndarray]) -> list[str]:
-    """The kinds of faults, and "other numbers" if outputs differ from the original kernel's."""
-    with mutated(bug):
-        got, log = work(bug.case)
+def killed_by(mutant: Mutant, correct: list[np.ndarray]) -> list[str]:
+    """The kinds of faults, and "other numbers" if outputs differ from the correct kernel's."""
+    with mutated(mutant):
+        got, log = work(mutant.case)
     kinds = {fault.kind for _, result in log.dispatches for fault in result.faults}
     same = all(
-        a.shape == b.shape and np.allclose(a, b, rtol=0, atol=APART * max(1.0, np.abs(b[np.isfinite(b)]).max()))
-        for a, b in zip(got, right, strict=True)
+        a.shape == b.shape and np.allclose(a, b, rtol=0, atol=TOLERANCE * max(1.0, np.abs(b[np.isfinite(b)]).max()))
+        for a, b in zip(got, correct, strict=True)
     )
     return sorted(kinds - {"front"}) + ([] if same else ["other numbers"])
 
 
 def main() -> int:
     """Run every mutant, and print a table of the checks that kill it."""
-    missed, right = 0, {}
+    survivors, correct = 0, {}
     print("| Kernel | Mutant | Killed by |")
     print("|---|---|---|")
-    for bug in MUTANTS:
-        if bug.case not in right:
-            right[bug.case], _ = work(bug.case)
-        found = killed_by(bug, right[bug.case])
-        missed += not found
-        print(f"| `{bug.kernel}` | {bug.what} | {', '.join(found) or '**nothing**'} |", flush=True)
-    return int(missed > 0)
+    for mutant in MUTANTS:
+        if mutant.case not in correct:
+            correct[mutant.case], _ = work(mutant.case)
+        found = killed_by(mutant, correct[mutant.case])
+        survivors += not found
+        print(f"| `{mutant.kernel}` | {mutant.name} | {', '.join(found) or '**nothing**'} |", flush=True)
+    return int(survivors > 0)
 
 
 if __name__ == "__main__":

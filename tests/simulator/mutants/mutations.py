@@ -1,6 +1,6 @@
 """Correct kernels and mutants of every fault class: `python -m tests.simulator.mutants.mutations`.
 
-Runs them all and prints a table of what each one is caught by. Ends with 1 if one is not caught.
+Runs them all and prints a table of the faults that kill each mutant. Ends with 1 if one survives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NUMBERS = mx.arange(N, dtype=mx.float32) + 1
 
 
 class Kernel(NamedTuple):
-    """A kernel without a bug, and what it computes of x."""
+    """A correct kernel, and its result for x."""
 
     source: str
     want: Any
@@ -118,161 +118,167 @@ VIEW = Kernel(
     x=mx.arange(2 * N, dtype=mx.float32)[::2],
 )
 
-WITHOUT_BUGS = (TURNED, NEIGHBOUR, DEVICE, SUMMED, COUNTED, MULTIPLIED, VIEW)
+CORRECT = (TURNED, NEIGHBOUR, DEVICE, SUMMED, COUNTED, MULTIPLIED, VIEW)
 
 
-class Bug(NamedTuple):
-    """A part of a kernel that something else is put in for: what the fault is called, and what is wrong."""
+class FaultMutant(NamedTuple):
+    """A mutant of a kernel: `old` replaced by `new`, and the fault that must kill it."""
 
     fault: str
-    what: str
+    name: str
     kernel: Kernel
-    part: str
-    other: str
+    old: str
+    new: str
 
     @property
     def source(self) -> str:
-        """The kernel with the bug."""
-        assert self.part in self.kernel.source
-        return self.kernel.source.replace(self.part, self.other)
+        """The mutant's source."""
+        assert self.old in self.kernel.source
+        return self.kernel.source.replace(self.old, self.new)
 
-    def found(self) -> list[Fault]:
+    def faults(self) -> list[Fault]:
         """The simulator's faults. Raises: CompileError."""
         return run(self.kernel, self.source).faults
 
 
-BUGS = [
-    Bug("race", "no barrier", TURNED, "threadgroup_barrier(mem_flags::mem_threadgroup);", ""),
-    Bug("race", "a barrier that orders nothing", TURNED, "mem_threadgroup", "mem_none"),
-    Bug("race", "a barrier for other memory", TURNED, "mem_threadgroup", "mem_device"),
-    Bug("race", "a simdgroup's barrier between simdgroups", TURNED, "threadgroup_barrier", "simdgroup_barrier"),
-    Bug(
+FAULT_MUTANTS = [
+    FaultMutant("race", "no barrier", TURNED, "threadgroup_barrier(mem_flags::mem_threadgroup);", ""),
+    FaultMutant("race", "a barrier without memory flags", TURNED, "mem_threadgroup", "mem_none"),
+    FaultMutant("race", "a barrier for other memory", TURNED, "mem_threadgroup", "mem_device"),
+    FaultMutant("race", "a simdgroup's barrier between simdgroups", TURNED, "threadgroup_barrier", "simdgroup_barrier"),
+    FaultMutant(
         "race",
         "lanes of a simdgroup without a barrier",
         NEIGHBOUR,
         "simdgroup_barrier(mem_flags::mem_threadgroup);",
         "",
     ),
-    Bug("race", "device memory behind a barrier for a threadgroup's", DEVICE, "mem_device", "mem_threadgroup"),
-    Bug("race", "threadgroups in device memory", DEVICE, "n ^ 32", "n ^ 64"),
-    Bug("race", "counting without atomics", DEVICE, "y[n] = x[n];", "y[n] = x[n]; y[0] += 1.0f;"),
-    Bug(
+    FaultMutant("race", "a threadgroup barrier for device memory", DEVICE, "mem_device", "mem_threadgroup"),
+    FaultMutant("race", "no order between threadgroups", DEVICE, "n ^ 32", "n ^ 64"),
+    FaultMutant("race", "counting without atomics", DEVICE, "y[n] = x[n];", "y[n] = x[n]; y[0] += 1.0f;"),
+    FaultMutant(
         "race",
         "two lanes write the same number",
         SUMMED,
         "y[thread_position_in_grid.x]",
         "y[thread_position_in_grid.x / 2]",
     ),
-    Bug("out-of-bounds", "one after the end", TURNED, "x[n]", "x[n + 1]"),
-    Bug("out-of-bounds", "one before the beginning", TURNED, "x[n]", "x[int(n) - 1]"),
-    Bug("out-of-bounds", "a write after the end", TURNED, "y[n] =", "y[n + 1] ="),
-    Bug("out-of-bounds", "a threadgroup's array", TURNED, "held[63 - i]", "*(held + 64 - i)"),
-    Bug("out-of-bounds", "far away", TURNED, "x[n]", "x[n + 100000000]"),
-    Bug("stale-view", "strides are not read", VIEW, " * x_strides[0]", ""),
-    Bug("uninitialised", "threadgroup memory that nobody wrote", TURNED, "held[i] =", "if (i != 7) held[i] ="),
-    Bug("uninitialised", "device memory that nobody wrote", DEVICE, "y[n] = x[n];", "if (n != 7) y[n] = x[n];"),
-    Bug(
+    FaultMutant("out-of-bounds", "a read past the end", TURNED, "x[n]", "x[n + 1]"),
+    FaultMutant("out-of-bounds", "a read before the beginning", TURNED, "x[n]", "x[int(n) - 1]"),
+    FaultMutant("out-of-bounds", "a write past the end", TURNED, "y[n] =", "y[n + 1] ="),
+    FaultMutant("out-of-bounds", "a pointer past a threadgroup array", TURNED, "held[63 - i]", "*(held + 64 - i)"),
+    FaultMutant("out-of-bounds", "a read far past the end", TURNED, "x[n]", "x[n + 100000000]"),
+    FaultMutant("stale-view", "strides are not read", VIEW, " * x_strides[0]", ""),
+    FaultMutant("uninitialised", "unwritten threadgroup memory", TURNED, "held[i] =", "if (i != 7) held[i] ="),
+    FaultMutant("uninitialised", "unwritten device memory", DEVICE, "y[n] = x[n];", "if (n != 7) y[n] = x[n];"),
+    FaultMutant(
         "divergent-simd",
-        "half of the lanes",
+        "simd_sum in half of the lanes",
         SUMMED,
         "float total = simd_sum(part);",
         "float total = 0.0f; if (lane < 16) total = simd_sum(part);",
     ),
-    Bug(
+    FaultMutant(
         "divergent-simd",
-        "as often as each likes",
+        "simd_sum a different number of times per lane",
         SUMMED,
         "float total = simd_sum(part);",
         "float total = 0.0f; for (uint k = 0; k < lane; k++) total += simd_sum(part);",
     ),
-    Bug(
+    FaultMutant(
         "divergent-simd",
-        "two ways",
+        "different operations in each half",
         SUMMED,
         "float total = simd_sum(part);",
         "float total;\nif (lane < 16) total = simd_sum(part);\nelse total = simd_max(part);",
     ),
-    Bug(
+    FaultMutant(
         "divergent-simd",
-        "a matrix for some",
+        "a matrix product without one lane",
         MULTIPLIED,
         "simdgroup_multiply(b, a, a);",
         "b = a; if (lane != 3) simdgroup_multiply(b, a, a);",
     ),
-    Bug(
-        "divergent-barrier", "a simdgroup stays away", TURNED, "threadgroup_barrier", "if (i < 32) threadgroup_barrier"
-    ),
-    Bug(
+    FaultMutant(
         "divergent-barrier",
-        "a lane has gone",
+        "a simdgroup without the barrier",
+        TURNED,
+        "threadgroup_barrier",
+        "if (i < 32) threadgroup_barrier",
+    ),
+    FaultMutant(
+        "divergent-barrier",
+        "a return before the barrier",
         TURNED,
         "threadgroup_barrier",
         "if (i == 63) return;\nthreadgroup_barrier",
     ),
-    Bug("unwritten", "an element", TURNED, "y[n] =", "if (n != 100) y[n] ="),
-    Bug("written-twice", "an element", TURNED, "y[n] =", "y[n] = 0.0f; y[n] ="),
-    Bug(
+    FaultMutant("unwritten", "an element is skipped", TURNED, "y[n] =", "if (n != 100) y[n] ="),
+    FaultMutant("written-twice", "an element is written twice", TURNED, "y[n] =", "y[n] = 0.0f; y[n] ="),
+    FaultMutant(
         "schedule-dependent",
-        "who comes first",
+        "a value read from an atomic counter",
         COUNTED,
         "uint(x[thread_position_in_grid.x])",
         "uint(1 + atomic_load_explicit(&y[0], memory_order_relaxed) * thread_position_in_grid.x % 3)",
     ),
-    Bug(
+    FaultMutant(
         "lane-map",
-        "lanes by heart",
+        "a hard-coded lane",
         MULTIPLIED,
         "simdgroup_multiply(b, a, a);",
         "simdgroup_multiply(b, a, a); if (lane == 4) b.thread_elements()[0] += 1.0f;",
     ),
-    Bug(
+    FaultMutant(
         "undefined",
-        "four numbers at a third",
+        "a misaligned vector",
         TURNED,
         "held[i] = own[0];",
         "held[i] = (*(const device float4*)(x + min(n, 124u))).x;",
     ),
-    Bug("undefined", "a shift by more than there is", TURNED, "held[63 - i]", "held[63 - i] + float(1u << (n + 1))"),
-    Bug("undefined", "an index after a lane's own array", TURNED, "held[63 - i]", "held[63 - i] + own[n]"),
-    Bug("undefined", "an index after a threadgroup's array", TURNED, "held[63 - i]", "held[64 - i]"),
-    Bug(
+    FaultMutant(
+        "undefined", "a shift by more than the width", TURNED, "held[63 - i]", "held[63 - i] + float(1u << (n + 1))"
+    ),
+    FaultMutant("undefined", "an index past a lane's array", TURNED, "held[63 - i]", "held[63 - i] + own[n]"),
+    FaultMutant("undefined", "an index past a threadgroup array", TURNED, "held[63 - i]", "held[64 - i]"),
+    FaultMutant(
         "limit",
-        "more variables than a stack holds",
+        "more variables than the stack holds",
         TURNED,
         "held[i] = own[0];",
         "float large[80000];\nfor (uint k = 0; k < 80000; k++) large[k] = x[k % 128];\nheld[i] = large[n];",
     ),
-    Bug("limit", "too much threadgroup memory", TURNED, "held[64]", "held[8193]"),
+    FaultMutant("limit", "too much threadgroup memory", TURNED, "held[64]", "held[8193]"),
 ]
 
 
 CLASSES = {
-    "race": "memory that lanes touch in no order",
-    "out-of-bounds": "memory that is in no buffer",
-    "stale-view": "memory behind a view that the view does not show",
-    "uninitialised": "memory that nobody has written",
-    "divergent-simd": "lanes that do not do together what a simdgroup does",
-    "divergent-barrier": "lanes that do not come to a barrier",
-    "unwritten": "an output that is not written",
-    "written-twice": "an output that is written again",
-    "schedule-dependent": "results that go by who comes first",
-    "lane-map": "a matrix whose lanes are known by heart",
-    "undefined": "what the language gives no meaning",
-    "limit": "more than the GPU has",
+    "race": "unordered access to shared memory",
+    "out-of-bounds": "access outside of a buffer",
+    "stale-view": "access to memory that a view skips",
+    "uninitialised": "read of uninitialised memory",
+    "divergent-simd": "simdgroup operation that lanes skip",
+    "divergent-barrier": "barrier that lanes skip",
+    "unwritten": "output that is not written",
+    "written-twice": "output that is written twice",
+    "schedule-dependent": "result that depends on the schedule",
+    "lane-map": "hard-coded lanes of a matrix",
+    "undefined": "undefined behaviour",
+    "limit": "limit of the GPU exceeded",
 }
-"""Classes of bugs, by the fault that they are caught by."""
+"""Classes of mutants, by the fault that kills them."""
 
 
 def main() -> int:
-    """Put each bug into its kernel, and print what is said of it."""
-    missed = 0
+    """Run every mutant, and print a table of the faults that kill it."""
+    survivors = 0
     print("| Class | Mutant | Killed by |")
     print("|---|---|---|")
-    for bug in BUGS:
-        kinds = sorted({fault.kind for fault in bug.found()})
-        missed += bug.fault not in kinds
-        print(f"| {CLASSES[bug.fault]} | {bug.what} | {', '.join(kinds) or '**nothing**'} |")
-    return int(missed > 0)
+    for mutant in FAULT_MUTANTS:
+        kinds = sorted({fault.kind for fault in mutant.faults()})
+        survivors += mutant.fault not in kinds
+        print(f"| {CLASSES[mutant.fault]} | {mutant.name} | {', '.join(kinds) or '**nothing**'} |")
+    return int(survivors > 0)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ TABLES: dict[str, Callable[[], int]] = {"mutations": mutations.main, "kernel_mut
 
 
 def written(text: str) -> str:
-    """The page with the tables as they are now."""
+    """The page with current tables."""
     for name, main in TABLES.items():
         begin, end = f"<!-- python -m tests.simulator.mutants.{name} -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = text.partition(begin)

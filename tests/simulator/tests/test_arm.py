@@ -13,7 +13,7 @@ import pytest
 from macllm.ops.cpu import build
 from tests.simulator import compile as programs
 from tests.simulator.mutants import kernel_mutants, mutations
-from tests.simulator.mutants.mutations import BUGS, Bug
+from tests.simulator.mutants.mutations import FAULT_MUTANTS, FaultMutant
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 pytestmark = [
@@ -53,13 +53,13 @@ def emulated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_a_correct_kernel_passes() -> None:
-    for kernel in mutations.WITHOUT_BUGS:
+    for kernel in mutations.CORRECT:
         assert mutations.run(kernel, kernel.source).faults == []
 
 
-@pytest.mark.parametrize("bug", BUGS[::4], ids=lambda bug: bug.what)
-def test_mutants_are_killed(bug: Bug) -> None:
-    assert bug.fault in {fault.kind for fault in bug.found()}
+@pytest.mark.parametrize("mutant", FAULT_MUTANTS[::4], ids=lambda mutant: mutant.name)
+def test_mutants_are_killed(mutant: FaultMutant) -> None:
+    assert mutant.fault in {fault.kind for fault in mutant.faults()}
 
 
 @pytest.mark.parametrize(

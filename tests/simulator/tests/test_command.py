@@ -81,7 +81,7 @@ def test_a_metal_file_is_linted(tmp_path: Path, repository: Path) -> None:
 def test_help_is_shown_and_a_missing_file_is_an_error(repository: Path) -> None:
     done = command(repository, "--help")
     assert done.returncode == 0
-    assert "Ends with 0 if all is well" in done.stdout
+    assert "Exit status: 0 without faults" in done.stdout
     done = command(repository, "nowhere.py")
     assert done.returncode == 2
     assert "there is no file nowhere.py" in done.stderr
@@ -92,7 +92,7 @@ def test_the_table_has_a_row_for_each_mutant(capsys: pytest.CaptureFixture[str])
     assert mutations.main() == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[0] == "| Class | Mutant | Killed by |"
-    assert len(rows) == len(mutations.BUGS) + 2
+    assert len(rows) == len(mutations.FAULT_MUTANTS) + 2
     assert all(row.count("|") == 4 for row in rows)
 
 

@@ -20,11 +20,11 @@ from tests.simulator.run import Result, RunOptions, default_options, run_text
 from tests.simulator.text import captured
 
 BEYOND = 2**32 + 4096
-NO_RESERVE = 0x4000  # of memory that is never touched nothing is kept
+NO_RESERVE = 0x4000  # untouched memory takes no space
 
 
 def far(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The same numbers in a view whose elements along an axis lie `BEYOND` bytes apart."""
+    """The same numbers in a view with a stride of `BEYOND` bytes along an axis."""
     near = np.ascontiguousarray(values[(slice(None),) * axis + (0,)])
     size = BEYOND * (values.shape[axis] - 1) + near.nbytes
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
@@ -43,7 +43,7 @@ def run(call: KernelCall, views: Mapping[str, np.ndarray], how: RunOptions) -> R
 
 
 def rows_of(index: str, x: np.ndarray, how: RunOptions) -> Result:
-    """The sums of two rows far apart, by a kernel that finds them at this index."""
+    """The sums of two rows far apart, by a kernel with this index."""
     source = f"""
         uint row = thread_position_in_grid.y, i = thread_position_in_grid.x;
         y[row * 32 + i] = x[{index}] + 1.0f;
@@ -98,23 +98,23 @@ def test_caches_beyond_four_gigabytes_are_read_correctly(family: str, axis: int)
 
 
 SEEN_BY_SANITIZERS = {
-    "one after the end": "address",
-    "a write after the end": "address",
-    "a threadgroup's array": "address",
+    "a read past the end": "address",
+    "a write past the end": "address",
+    "a pointer past a threadgroup array": "address",
     "strides are not read": "address",
-    "a shift by more than there is": "undefined",
-    "an index after a lane's own array": "undefined",
-    "an index after a threadgroup's array": "undefined",
-    "four numbers at a third": "undefined",
+    "a shift by more than the width": "undefined",
+    "an index past a lane's array": "undefined",
+    "an index past a threadgroup array": "undefined",
+    "a misaligned vector": "undefined",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "kind"), SEEN_BY_SANITIZERS.items())
 def test_the_compilers_sanitizers_kill_the_mutant(what: str, kind: str) -> None:
-    (bug,) = (bug for bug in mutations.BUGS if bug.what == what)
+    (mutant,) = (mutant for mutant in mutations.FAULT_MUTANTS if mutant.name == what)
     with default_options(RunOptions("sanitized")):
-        assert mutations.run(bug.kernel, bug.kernel.source).faults == []
-        faults = [fault for fault in bug.found() if fault.kind != "front"]
+        assert mutations.run(mutant.kernel, mutant.kernel.source).faults == []
+        faults = [fault for fault in mutant.faults() if fault.kind != "front"]
     assert kind in {fault.kind for fault in faults}, faults
     assert any(fault.line.startswith("kernel.metal:") for fault in faults)

@@ -9,32 +9,32 @@ import numpy as np
 import pytest
 
 from tests.simulator.compile import CompileError
-from tests.simulator.mutants.mutations import BUGS, CLASSES, SUMMED, WITHOUT_BUGS, Bug, Kernel, N, run
+from tests.simulator.mutants.mutations import CLASSES, CORRECT, FAULT_MUTANTS, SUMMED, FaultMutant, Kernel, N, run
 from tests.simulator.run import RunOptions, default_options, run_orders
 from tests.simulator.text import captured
 
 
-@pytest.mark.parametrize("kernel", WITHOUT_BUGS)
+@pytest.mark.parametrize("kernel", CORRECT)
 def test_a_correct_kernel_passes(kernel: Kernel) -> None:
     result = run(kernel, kernel.source)
     assert result.faults == []
     assert np.array_equal(result.outputs[0], np.asarray(kernel.want, result.outputs[0].dtype))
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.fault}: {bug.what}")
-def test_a_mutant_is_killed(bug: Bug) -> None:
-    found = bug.found()
-    assert bug.fault in {fault.kind for fault in found}, found
+@pytest.mark.parametrize("mutant", FAULT_MUTANTS, ids=lambda mutant: f"{mutant.fault}: {mutant.name}")
+def test_a_mutant_is_killed(mutant: FaultMutant) -> None:
+    found = mutant.faults()
+    assert mutant.fault in {fault.kind for fault in found}, found
 
 
 def test_every_class_has_a_mutant() -> None:
-    assert {bug.fault for bug in BUGS} == CLASSES.keys()
+    assert {mutant.fault for mutant in FAULT_MUTANTS} == CLASSES.keys()
 
 
 def test_relaxed_dispatches_allow_lanes_that_have_ended() -> None:
-    (bug,) = (bug for bug in BUGS if bug.what == "half of the lanes")
+    (mutant,) = (mutant for mutant in FAULT_MUTANTS if mutant.name == "simd_sum in half of the lanes")
     with default_options(RunOptions(relaxed=True)):
-        result = run(SUMMED, bug.source)
+        result = run(SUMMED, mutant.source)
     assert result.faults == []
     numbers = np.arange(N, dtype=np.float32) + 1
     want = numbers.reshape(4, 32)[:, :16].sum(1, keepdims=True) * (np.arange(32) < 16) + np.arange(32)

@@ -1,4 +1,4 @@
-"""Bugs in macllm's own kernels are caught, by a fault or by other numbers. All of it is slow."""
+"""Mutants of macllm's kernels are killed, by a fault or by other numbers. All of it is slow."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from tests.simulator.mutants import page
 from tests.simulator.mutants.kernel_mutants import MUTANTS, Case, Mutant, killed_by, work
 
 pytestmark = pytest.mark.slow
-_right: dict[Case, list[np.ndarray]] = {}
+_correct: dict[Case, list[np.ndarray]] = {}
 
 
-def right(case: Case) -> list[np.ndarray]:
-    if case not in _right:
-        _right[case], log = work(case)
+def correct(case: Case) -> list[np.ndarray]:
+    if case not in _correct:
+        _correct[case], log = work(case)
         assert log.faults == []
-    return _right[case]
+    return _correct[case]
 
 
-@pytest.mark.parametrize("bug", MUTANTS, ids=lambda bug: f"{bug.kernel}: {bug.what}")
-def test_a_mutant_of_a_kernel_is_killed(bug: Mutant) -> None:
-    assert killed_by(bug, right(bug.case))
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.kernel}: {mutant.name}")
+def test_a_mutant_of_a_kernel_is_killed(mutant: Mutant) -> None:
+    assert killed_by(mutant, correct(mutant.case))
 
 
 def test_every_family_of_kernels_has_a_mutant() -> None:
     families = {"flash", "kv", "qkv", "qmv", "moe", "sample", "linear"}
-    assert {bug.kernel.partition("_")[0] for bug in MUTANTS} == families
+    assert {mutant.kernel.partition("_")[0] for mutant in MUTANTS} == families
 
 
 def test_the_page_has_the_current_tables() -> None:

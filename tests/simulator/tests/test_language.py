@@ -17,7 +17,7 @@ X = (LANES + 1).astype(np.float32)
 
 
 def run_source(source: str, header: str = "", how: RunOptions | None = None, **more: Any) -> Result:
-    """A simdgroup's run of a kernel that makes y of x, i being a lane's number."""
+    """Run a kernel from x to y in one simdgroup; i is the lane's number."""
     kernel = mx.fast.metal_kernel("said", ["x"], ["y"], f"uint i = thread_index_in_simdgroup;\n{source}", header)
     arguments: dict[str, Any] = {"inputs": [mx.array(X)], "grid": (32, 1, 1), "threadgroup": (32, 1, 1)}
     arguments |= {"output_shapes": [(32,)], "output_dtypes": [mx.float32], **more}
@@ -32,7 +32,7 @@ def result_of(line: str, header: str = "", **more: Any) -> np.ndarray:
 
 
 def results_of_lines(lines: list[str], header: str = "") -> np.ndarray:
-    """(lines, 32): what y[i] is of x after each of some blocks, in one kernel."""
+    """(lines, 32): y for x after each of these blocks, in one kernel."""
     blocks = "\n".join("{ " + line.replace("y[i]", f"y[{32 * n} + i]") + " }" for n, line in enumerate(lines))
     return result_of(blocks, header, output_shapes=[(len(lines), 32)])
 

@@ -64,9 +64,9 @@ def test_an_initializer_of_threadgroup_memory_is_refused(declared: str) -> None:
 
 REFUSED = {
     "a member": ("threadgroup float held[64];", "struct S { threadgroup float x[3]; };\n", "a member of a struct"),
-    "an alias": ("Shared held[64];", "typedef threadgroup float Shared;\n", "a name for a type in threadgroup memory"),
-    "a using alias": ("Shared held;", "using Shared = threadgroup float[64];\n", "a name for a type"),
-    "a macro": ("SHARED float held[64];", "#define SHARED threadgroup\n", "a name for a type"),
+    "an alias": ("Shared held[64];", "typedef threadgroup float Shared;\n", "an alias of a type in threadgroup memory"),
+    "a using alias": ("Shared held;", "using Shared = threadgroup float[64];\n", "an alias of a type"),
+    "a macro": ("SHARED float held[64];", "#define SHARED threadgroup\n", "an alias of a type"),
     "outside of functions": ("", "threadgroup float held[64];\n", "outside of functions"),
     "a variable outside of functions": ("threadgroup float held[64];", "float total = 0.0f;\n", "outside of functions"),
     "an array outside of functions": ("", "float held[64];\n", "outside of functions"),

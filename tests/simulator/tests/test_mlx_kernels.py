@@ -21,11 +21,11 @@ from tests.simulator.text import translated
 INCLUDE = Path(mx.__file__).parent / "include"
 KERNELS = INCLUDE / "mlx/backend/metal/kernels"
 OURS = {"utils.h", "bf16.h", "bf16_math.h", "complex.h", "logging.h"}
-"""Headers that MLX puts before every kernel: mlx_text.h stands for these."""
+"""Headers that MLX puts before every kernel; mlx_text.h replaces them."""
 
 
 def text_of(*names: str) -> str:
-    """Headers and what they include, each once."""
+    """Headers and their includes, each once."""
     seen: set[Path] = set()
 
     def inlined(path: Path) -> str:
@@ -43,7 +43,7 @@ def text_of(*names: str) -> str:
 
 
 def ran(names: tuple[str, ...], kernel: str, arguments: dict[str, Any], **constants: Any) -> Result:
-    """One of a header's kernels, with template arguments."""
+    """Run one of a header's kernels, with template arguments."""
     instance = f'template [[host_name("k")]] [[kernel]] decltype({kernel}) {kernel};\n'
     how = RunOptions(constants=tuple((int(name[1:]), value) for name, value in constants.items()))
     result = run_text(text_of(*names) + instance, arguments, how)

@@ -1,4 +1,4 @@
-"""Kernels that others wrote for Apple's GPUs, unmodified, against the same in MLX's own operations.
+"""mlx-lm's kernels for Apple's GPUs, unmodified, against MLX's operations.
 
 Slow: all kinds, widths and types together.
 """
@@ -23,7 +23,7 @@ TYPES = [mx.float32, mx.float16, mx.bfloat16]
 
 
 def fresh(name: str) -> ModuleType:
-    """A module of its own, whose kernels are made anew."""
+    """A new copy of a module, which makes its kernels again."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -45,7 +45,7 @@ def random(*shape: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> mx.array
 
 
 def near(got: mx.array, want: mx.array, roundings: float = 1.0) -> None:
-    """Within some roundings of the type at the size of the largest number."""
+    """Assert an error within some roundings of the type, relative to the largest number."""
     epsilon = {mx.float32: 2.0**-20, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}[got.dtype]
     a, b = (np.array(x.astype(mx.float32), np.float64) for x in (got, want))
     np.testing.assert_allclose(a, b, rtol=0, atol=roundings * epsilon * max(1.0, float(np.abs(b).max())))
@@ -83,7 +83,7 @@ def test_mlx_lms_norm_add_norm_equals_mlxs_operations(log: Log, dtype: mx.Dtype,
         branch, stream, alpha=alpha, beta=beta, post_weight=None, post_eps=1e-5, next_norm=norm
     )
     want = alpha * stream + beta * rms(branch).astype(dtype).astype(mx.float32)
-    near(added, want, 8000 if dtype != mx.float32 else 2)  # the branch is rounded to its type on the way
+    near(added, want, 8000 if dtype != mx.float32 else 2)  # the branch is rounded to its type
     near(normed, rms(added, 1e-6) * norm.weight, 2)
     near(kernels.pre_norm(added, norm, dtype=dtype), normed, 0)
     scaled, nothing = kernels.norm_add_norm(
@@ -160,7 +160,7 @@ def test_mlx_lms_gated_delta_equals_mlxs_operations(log: Log, kind: str) -> None
         want_y = mx.where(mask[..., None, None], want_y, 0)
     near(y, want_y, 4)
     near(after, want_after, 4)
-    # Where a position is masked, all lanes of a simdgroup write the same zero.
+    # At a masked position, all lanes of a simdgroup write the same zero.
     kinds = {fault.kind for _, result in log.dispatches for fault in result.faults}
     assert kinds == ({"race"} if kind == "masked" else set())
 
