@@ -48,6 +48,8 @@ _NUMPY = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
     "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
 }  # fmt: skip
+# Suffixes of weights in layouts that are not read.
+_OTHER_WEIGHTS = frozenset((".bin", ".pth", ".pt", ".gguf", ".ggml", ".onnx", ".npz", ".h5", ".safetensors"))
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -226,10 +228,20 @@ def _weight_files(folder: Path, index: dict[str, str] | None) -> list[Path]:
     for pattern in ("model*.safetensors", "weights*.safetensors"):
         if found := sorted(folder.glob(pattern)):
             return found
-    raise ModelNotFoundError(
+    raise _no_weights(folder)
+
+
+def _no_weights(folder: Path) -> ModelNotFoundError:
+    """The error for a folder without weights in the layout of transformers; names those in other layouts."""
+    others = sorted(path.name for path in folder.glob("[!.]*") if path.suffix in _OTHER_WEIGHTS)
+    cause = "it has neither model.safetensors nor model.safetensors.index.json"
+    if others:
+        more = f" and {len(others) - 2} more" if len(others) > 3 else ""
+        cause += f", only {', '.join(others[: 2 if more else 3])}{more}"
+    return ModelNotFoundError(
         f"{folder} has no weights",
-        cause="it has neither model.safetensors nor model.safetensors.index.json",
-        remedy="use the folder of a checkpoint in safetensors form (pickled .bin and .pth files are never read)",
+        cause=cause,
+        remedy="use a copy in transformers' safetensors form (GGUF and pickled .bin and .pth files are never read)",
     )
 
 

@@ -447,3 +447,20 @@ def test_an_unsound_index_is_refused_with_its_cause(text: str, cause: str, tmp_p
     with pytest.raises(CheckpointError, match="not a valid index") as raised:
         load_folder(tmp_path)
     assert cause in (raised.value.cause or "")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ((), "model.safetensors.index.json"),
+        (("model-Q4_K_M.gguf", "._model-Q4_K_M.gguf"), "only model-Q4_K_M.gguf"),
+        (("pytorch_model.bin", "consolidated.safetensors"), "only consolidated.safetensors, pytorch_model.bin"),
+        (tuple(f"pytorch_model-{n}.bin" for n in range(5)), "only pytorch_model-0.bin, pytorch_model-1.bin and 3 more"),
+    ],
+)
+def test_weights_in_another_layout_are_named(names: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    for name in (*names, "training_args.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ModelNotFoundError, match="has no weights") as caught:
+        load_folder(tmp_path)
+    assert (caught.value.cause or "").endswith(told)
