@@ -155,7 +155,7 @@ def read_bandwidth() -> float:
 
 
 def main() -> None:
-    """Read the command line, measure, print the tables, what is reached, and a line of JSON."""
+    """Read the command line, measure, print the tables, the goals, and a line of JSON."""
     parser = argparse.ArgumentParser(description="macllm beside its peers.")
     for name, all_of_them in (("shapes", tuple(SHAPES)), ("widths", WIDTHS), ("tasks", TASKS), ("peers", PEERS)):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), default=list(all_of_them))

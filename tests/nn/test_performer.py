@@ -1,4 +1,4 @@
-"""Attention in linear time: what a layer computes, what its cache holds, and the memory that it takes."""
+"""Performer attention: results, caches, and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention that leaves most keys out: what it computes, what it sees, and the memory that it takes."""
+"""Sparse attention: results, visible keys, and memory."""
 
 from __future__ import annotations
 

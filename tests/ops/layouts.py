@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """Room behind each axis, and the axes' order in memory, the outermost first."""
+    """Spare elements after each axis, and the axes' order in memory, the outermost first."""
 
     room: tuple[int, ...]
     order: tuple[int, ...]
@@ -30,7 +30,7 @@ LAYOUTS = {
 
 
 def laid(x: mx.array, layout: Layout) -> mx.array:
-    """The same numbers as a view of a larger array, in which what the view does not show is no number."""
+    """The same numbers as a view of a larger array, which is NaN outside of the view."""
     numbers = np.array(x)
     filler = np.nan if numbers.dtype.kind == "f" else np.iinfo(numbers.dtype).max
     whole = np.full([n + more for n, more in zip(numbers.shape, layout.room, strict=True)], filler, numbers.dtype)
@@ -42,12 +42,12 @@ def laid(x: mx.array, layout: Layout) -> mx.array:
 
 
 def strides(x: mx.array) -> tuple[int, ...]:
-    """From an element to the next along each axis, in elements."""
+    """Strides in elements."""
     seen = np.array(x, copy=False)
     return tuple(step // seen.itemsize for step in seen.strides)
 
 
 def apart(*arrays: mx.array) -> bool:
-    """True where no two arrays have a stride in common, but for that of the last axis."""
+    """True if no two arrays have a stride in common, except that of the last axis."""
     together = zip(*(strides(x)[:-1] for x in arrays), strict=True)
     return all(len(set(steps)) == len(arrays) for steps in together)

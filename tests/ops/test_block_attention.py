@@ -30,7 +30,7 @@ def counts(blocks: list, head: int, length: int, count: int) -> np.ndarray:
 
 
 def defined(q: mx.array, k: mx.array, v: mx.array, times: np.ndarray, scale: float) -> np.ndarray:
-    """softmax of the scores, each key as many `times` (B, H, L, S) as it is seen."""
+    """Attention by its definition, each key counted `times` (B, H, L, S) times."""
     q, k, v = (np.array(x).astype(np.float64) for x in (q, k, v))
     weights = times * np.exp(scale * q @ k.swapaxes(-1, -2))
     return weights / weights.sum(-1, keepdims=True) @ v
@@ -63,7 +63,7 @@ def test_a_window_and_lengths_hide_keys(window: int) -> None:
     with np.errstate(invalid="ignore"):
         want = defined(q, k, v, np.broadcast_to(times, (2, 2, 14, 14)), 0.4)
     np.testing.assert_allclose(np.array(got)[real], want[real], atol=2e-6)
-    assert np.isfinite(np.array(got)).all()  # of queries in padding too, or a gradient would be none
+    assert np.isfinite(np.array(got)).all()  # of queries in padding, too, or gradients would be NaN
 
 
 def test_shared_keys_are_seen_once_by_all_queries() -> None:

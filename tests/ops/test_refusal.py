@@ -1,4 +1,4 @@
-"""Kernels that Metal does not take: MLX's operations serve instead, and it is said once."""
+"""Kernels that Metal rejects: ops fall back to MLX's operations, which is logged once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_rejected_kernels_fall_back_to_mlx(name: str, kv_bits: int | None, caplo
 
 
 def fake_metal(failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A Mac whose kernels give zeros, and whose first evaluation may fail; what is evaluated."""
+    """Pretend a Mac with kernels that return zeros and may fail; returns a log of evaluations."""
     seen: list[str] = []
 
     def kernel(**options: object) -> object:

@@ -1,4 +1,4 @@
-"""OpenBLAS serves MLX's matmul, whatever was imported first, and never when it is unwanted."""
+"""OpenBLAS computes MLX's matmul in any import order, unless disabled."""
 
 from __future__ import annotations
 

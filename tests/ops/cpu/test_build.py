@@ -1,4 +1,4 @@
-"""Compiling the kernels: once, whole, by one process at a time, and with nothing left behind."""
+"""Compilation of the kernels: once, complete, by one process at a time, without leftovers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_damaged_module_is_compiled_again(damage: str, compiler: Compiler) -> 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "sealed"])
 def test_a_damaged_object_file_is_compiled_again(damage: str, compiler: Compiler) -> None:
-    """Also one that was damaged before it was sealed, which only the linker sees."""
+    """Also one that was damaged before it was sealed, which only the linker detects."""
     log, script = compiler(0), Path(os.environ["CXX"])
     links = 'grep -qs xyzzy -- "$@" && { echo error: not an object >&2; exit 1; }'
     script.write_text(script.read_text().replace("sleep", f"{links}\nsleep"))

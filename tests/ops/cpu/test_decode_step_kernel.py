@@ -17,7 +17,7 @@ from macllm.ops.quantized import using_activations
 from macllm.ops.weights import DenseWeight, LayerNormWeight, NormWeight, PackedWeight, RMSNormWeight, Weight
 
 Array = np.ndarray
-ONE = mx.ones(1)  # stands for a weight: plans ask only for the kind
+ONE = mx.ones(1)  # a placeholder for weights: plans need only the kind
 NO, RMS, OFFSET = None, RMSNormWeight(ONE, 1e-5), RMSNormWeight(ONE, 1e-6, 1.0)
 LAYER = LayerNormWeight(ONE, ONE, 1e-5)
 
@@ -77,7 +77,7 @@ def normed(norm: NormWeight, x: Array, weight: Array | None, bias: Array | None)
 
 
 class Drawn:
-    """Weights in the order of a step, those that are there, in float32 for the op and float64 for numpy."""
+    """The present weights in the order of a step, in float32 for the op and float64 for numpy."""
 
     def __init__(self, packing: Packing | None = None) -> None:
         self.packing = packing
@@ -111,7 +111,7 @@ class Drawn:
 
 def turned(case: Case, x: Array, position: int, waves: Array) -> Array:
     n = case.pairs
-    angle = (np.float32(position) / waves).astype(np.float64)  # in float32, as everywhere
+    angle = (np.float32(position) / waves).astype(np.float64)  # in float32, as in the kernels
     cos, sin, y = np.cos(angle) * case.magnitude, np.sin(angle) * case.magnitude, x.copy()
     first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if case.interleaved else (slice(0, n), slice(n, 2 * n))
     a, b = x[..., first], x[..., second]
@@ -175,7 +175,7 @@ def test_an_attention_branch_equals_numpys(kernels: ModuleType, case: Case) -> N
         for row, new, apart in zip(rows, (k, v.reshape(c.K, c.Dh)), step_of_codes, strict=True):
             np.testing.assert_allclose(
                 row[:, c.at], new, rtol=1e-5, atol=1e-5 + 1.01 * apart
-            )  # the nearer edge may be cut off
+            )  # the end nearer to 0 may be cut off
         y = attended(c, q, *(row[:, first[b] : c.at + 1] for row in rows), scale)
         want = stream + normed(c.norms[1], o @ y.reshape(-1) + o_bias, *norms[1])
         want = normed(c.norms[2], want, *norms[2])
@@ -183,7 +183,7 @@ def test_an_attention_branch_equals_numpys(kernels: ModuleType, case: Case) -> N
 
 
 def rows_of(case: Case, parts: list[mx.array], group: int) -> Array:
-    """The keys or the values that are kept: (B, K, S, Dh), float64."""
+    """The stored keys or values: (B, K, S, Dh), float64."""
     if not case.kv_bits:
         return np.array(parts[0]).astype(np.float64)
     codes = np.array(parts[0]).view(np.uint8)

@@ -1,4 +1,4 @@
-"""The kernels alone, without MLX: right in every instruction set, and clean under the sanitizers."""
+"""The kernels without MLX: correct in every instruction set, and clean under the sanitizers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _objects(compiler: str, sources: list[Path], flags: list[str], folder: Path)
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
-    """The driver for a compiler; it need not be fast, and has to compute what it says, in float64."""
+    """Object files of the driver for a compiler, with little optimization, for exact float64."""
 
     @cache
     def made(compiler: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Rows that choose among stacked 16-bit matrices, against float64 numpy, forward and every gradient."""
+"""Products with chosen 16-bit expert matrices, against float64 numpy, forward and every gradient."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_products_and_gradients_equal_the_definition(kernels: ModuleType, tokens
     assert gw.dtype == dtype
     spacing = {mx.bfloat16: 2**-8, mx.float16: 2**-11}[dtype]
     np.testing.assert_allclose(wide(gw), want, rtol=spacing, atol=1e-5)
-    assert (wide(gw)[4] == 0).all()  # nobody chose it
+    assert (wide(gw)[4] == 0).all()  # not chosen for any row
 
 
 @TYPES

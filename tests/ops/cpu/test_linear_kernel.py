@@ -1,4 +1,4 @@
-"""Linear maps with weights of 16 and 32 bits against float64 numpy, forward and every gradient."""
+"""Linear layers with weights of 16 and 32 bits against float64 numpy, forward and every gradient."""
 
 from __future__ import annotations
 

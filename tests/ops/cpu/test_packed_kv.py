@@ -21,7 +21,7 @@ def group_of(head_dim: int) -> int:
 
 
 def rows_of(kind: str, shape: tuple[int, ...]) -> Array:
-    """Rows with a trait that quantizing trips over."""
+    """Rows with a trait that is hard to quantize."""
     random = np.random.default_rng(1)
     x = random.standard_normal(shape).astype(np.float32)
     match kind:
@@ -94,7 +94,7 @@ CASES = [
 
 
 def problem(case: Case, bits: int) -> tuple[mx.array, kv.Quantized, MaskArray, mx.array | None]:
-    """Queries and a slice out of the middle of longer packed buffers."""
+    """Queries, and a slice from the middle of longer packed buffers."""
     random = np.random.default_rng(int(case.H + case.T + case.S + case.D))
     q = random.standard_normal((case.B, case.T, case.H, case.D)).astype(np.float32)
     packed = []
@@ -113,7 +113,7 @@ def problem(case: Case, bits: int) -> tuple[mx.array, kv.Quantized, MaskArray, m
 
 
 def expected(case: Case, bits: int) -> Array:
-    """The definition in float64, over what the packed numbers stand for."""
+    """Attention by its definition in float64, over the dequantized numbers."""
     q, rows, mask, sinks = problem(case, bits)
     dense = rows.dense(mx.float32)
     k, v = (np.repeat(np.array(x).astype(np.float64), case.H // case.K, 1) for x in (dense.keys, dense.values))
@@ -172,7 +172,7 @@ def test_keys_and_values_may_be_in_separate_buffers(kernels: ModuleType, case: C
     )
     got = kernels.attention_packed(q, [*keys, *values], 8, group_of(case.D), 0.3, True)
     np.testing.assert_allclose(np.array(got), expected(case, 8), rtol=1e-5, atol=1e-5)
-    mixed = [keys[0], laid(rows.keys[1], ROOMS[1]), keys[2], *values]  # scales apart from their words
+    mixed = [keys[0], laid(rows.keys[1], ROOMS[1]), keys[2], *values]  # scales in another layout than their words
     got = kernels.attention_packed(q, mixed, 8, group_of(case.D), 0.3, True)
     np.testing.assert_allclose(np.array(got), expected(case, 8), rtol=1e-5, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Products with packed matrices against float64 numpy of what the packed ones stand for."""
+"""Products with packed matrices against float64 numpy products with the dequantized matrices."""
 
 from __future__ import annotations
 

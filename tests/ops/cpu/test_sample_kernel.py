@@ -120,7 +120,7 @@ def test_a_draw_is_one_operation(params: DrawParams) -> None:
     assert sum("rectangle" in line for line in graph.getvalue().splitlines()) == 1
 
 
-def test_a_long_repeat_is_penalized_without_end() -> None:
+def test_a_long_repeat_has_a_finite_penalty() -> None:
     params = DrawParams(dry_multiplier=5.0, dry_base=100.0, temperature=0.0)
     assert int(Draw(params, (0, 1) * 5000, 0)(mx.array([9.0, 8.0, -1e20]), 0).item()) == 1
     assert int(Draw(params, (0, 1) * 5000, 0)(mx.array([1e20, 8.0, -1e20]), 0).item()) == 1
@@ -175,7 +175,7 @@ def test_a_token_just_below_the_xtc_threshold_is_no_top_choice() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 5, 16, 1023, 1024, 1025, 151_936])
-def test_the_likeliest_is_the_first_of_the_largest(size: int) -> None:
+def test_greedy_takes_the_first_of_equal_maxima(size: int) -> None:
     greedy = Draw(DrawParams(temperature=0.0), (), 0)
     for place in {0, 1, size // 2, size - 2, size - 1}:
         logits = np.array(logits_of(size))
@@ -187,7 +187,7 @@ def test_the_likeliest_is_the_first_of_the_largest(size: int) -> None:
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=label)
-def test_numbers_that_are_none_do_no_harm(params: DrawParams) -> None:
+def test_nan_logits_do_no_harm(params: DrawParams) -> None:
     for odd in ([np.nan] * 40, [-np.inf] * 40, [np.nan, -np.nan, 1.0, -np.inf] * 10, [np.inf, 1.0] * 20):
         for step in range(3):
             assert 0 <= int(Draw(params, (), 1)(mx.array(np.float32(odd)), step).item()) < 40

@@ -1,7 +1,7 @@
 """Compile every Metal kernel as MLX does: `python -m tests.ops.metal.compile_all FOLDER`.
 
-The texts of all that `macllm doctor --kernels` tries are written into FOLDER. Where there is `xcrun`, each is compiled
-for every version of the language that it knows; `--dry` leaves that out and looks for what Metal would refuse, on any
+Writes the sources of all cases of `macllm doctor --kernels` into FOLDER. With `xcrun`, each is compiled for every
+version of the language that the compiler supports; `--dry` only checks for code that Metal would reject, on any
 machine. Ends with 1 if anything is wrong.
 """
 
@@ -24,14 +24,14 @@ from tests.simulator.lint import findings
 from tests.simulator.text import captured
 
 VERSIONS = ("metal3.1", "metal3.2", "metal4.0")
-"""Of macOS 14, 15 and 26."""
+"""Versions of the language in macOS 14, 15 and 26."""
 BEFORE = '#include "mlx/backend/metal/kernels/utils.h"\n'
-"""MLX puts the content of this file before a kernel's text and does not tell it."""
+"""MLX puts the content of this file before a kernel's source, but does not print it."""
 METAL = ("xcrun", "-sdk", "macosx", "metal", "-c", "-Werror", "-fno-fast-math")
 
 
 def texts(some: Iterable[Case]) -> Iterator[tuple[str, str]]:
-    """Each text that the cases need, once, after its kernel's name. Nothing is computed."""
+    """Name and source of each kernel that the cases need, once. Nothing is computed."""
     seen: set[str] = set()
     calls: list[KernelCall] = []
 
@@ -51,7 +51,7 @@ def texts(some: Iterable[Case]) -> Iterator[tuple[str, str]]:
 
 
 def written(folder: Path, some: Iterable[Case]) -> list[Path]:
-    """The texts, each in a file that can be compiled."""
+    """Write the sources, each to a file that can be compiled."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kernel, text in texts(some):
@@ -77,7 +77,7 @@ def compiled(path: Path, version: str) -> str | None:
 
 
 def versions(folder: Path) -> list[str]:
-    """Those that the compiler knows."""
+    """The versions that the compiler supports."""
     empty = folder / "empty.metal"
     empty.write_text("#include <metal_stdlib>\n")
     known = []
@@ -96,7 +96,7 @@ def complaints(path: Path) -> list[str]:
 
 
 def main(some: Iterable[Case], arguments: list[str] | None = None) -> int:
-    """Write the texts and have them judged."""
+    """Write the sources and check them."""
     parser = argparse.ArgumentParser(prog="python -m tests.ops.metal.compile_all", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the texts go")
     parser.add_argument("--dry", action="store_true", help="judge them without Apple's compiler")

@@ -38,7 +38,7 @@ def some(data: Any, low: int, high: int, step: int = 1) -> int:
 
 
 def first_slots(data: Any, batch: int, count: int) -> mx.array:
-    """First slots of rows: equal or different, and some past the end, so that rows see nothing."""
+    """First slots of rows: equal or different, some past the end, so that rows have no visible keys."""
     size = data.draw(st.sampled_from([1, batch]))
     return mx.array(data.draw(st.lists(st.integers(-3, count + 2), min_size=size, max_size=size)))
 

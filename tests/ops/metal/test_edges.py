@@ -20,7 +20,7 @@ FIRST_QUERY = SIZE.count - SIZE.length
 
 
 def decoded(rules: decode.plan.DecodeParams, count: int = COUNT, length: int = LENGTH) -> None:
-    """Compare with the definition, over keys that outweigh all others where they are visible."""
+    """Compare with the definition, with keys at the edges that outweigh all others if they are visible."""
     q, k, v = decode.random(2, 4, length, 16), decode.random(2, 2, count, 16, seed=1), decode.random(2, 2, count, 16)
     with simulated(ONCE) as log:
         got = decode.plan.run(q, {"keys": k, "values": v}, rules)
@@ -121,7 +121,7 @@ def test_each_head_has_its_sink() -> None:
 
 
 def test_the_definition_counts_the_first_key_where_it_is_visible() -> None:
-    """The definition itself: of keys that all but one count nothing, a row gives the one's value or 0."""
+    """Of the definition: if only one key has weight, a row gives that key's value or 0."""
     seen = flash.seen(SIZE, mask_params([0, 0], window=FIRST_QUERY + 1))
     assert seen[0, 0, :, 0].tolist() == [True] + [False] * (SIZE.length - 1)
     assert np.array_equal(seen[0, 0, 0], np.arange(SIZE.count) <= FIRST_QUERY)

@@ -24,7 +24,7 @@ NOTHING = mx.array([0])
 
 
 class Size(NamedTuple):
-    """Of queries, and of keys."""
+    """Sizes of queries and keys."""
 
     batch: int
     heads: int
@@ -55,7 +55,7 @@ def segments(*lengths: int) -> mx.array:
 
 
 def seen(size: Size, rules: plan.FlashParams) -> np.ndarray:
-    """(B, 1, L, S) bool from the definition of every rule."""
+    """The dense mask by its definition: (B, 1, L, S) bool."""
     at, key = np.arange(size.count - size.length, size.count)[:, None], np.arange(size.count)
     first = np.array(rules.first).reshape(-1, 1, 1, 1)
     sees = np.broadcast_to(key >= first, (size.batch, 1, size.length, size.count))
@@ -72,7 +72,7 @@ def seen(size: Size, rules: plan.FlashParams) -> np.ndarray:
 
 
 class Attention(NamedTuple):
-    """Attention by its definition, in float64: a row that sees nothing is 0."""
+    """Attention by its definition, in float64: a row without visible keys is 0."""
 
     out: np.ndarray
     lse: np.ndarray
@@ -232,7 +232,7 @@ def test_masked_keys_are_not_read() -> None:
 
 
 def bytes_of_tiles(sees: np.ndarray, call: KernelCall, row_bytes: int) -> int:
-    """Bytes between the first and last of the others that each tile of rows sees."""
+    """Bytes between the first and the last row that each tile sees on the other side."""
     tiles = np.split(sees, range(8 * call.template["BLOCKS"], len(sees), 8 * call.template["BLOCKS"]))
     spans = [np.flatnonzero(tile.any(0)) for tile in tiles]
     return row_bytes * sum(int(span[-1] - span[0]) + 1 for span in spans)
@@ -287,7 +287,7 @@ def test_gradients_equal_the_definition_for_any_head_width(size: Size, dtype: mx
 
 
 def slow_if_combined(case: Any) -> Any:
-    """The case, slow if its rules are made of those of other cases."""
+    """The case, marked slow if it combines the masks of other cases."""
     both_ways = ("chunks that begin elsewhere", "chunks both ways", "segments both ways", "a window in segments")
     return pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if case.id in both_ways else [])
 

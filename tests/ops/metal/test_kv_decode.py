@@ -26,12 +26,12 @@ def wide(array: mx.array) -> np.ndarray:
 
 
 def cached(array: mx.array, count: int) -> mx.array:
-    """The first `count` tokens of a cache that has room for more, as a view."""
+    """The first `count` tokens of a cache with spare capacity, as a view."""
     return array[:, :, :count]
 
 
 def attention(q: mx.array, k: np.ndarray, v: np.ndarray, rules: plan.DecodeParams) -> np.ndarray:
-    """The definition in float64; a row that sees nothing is 0."""
+    """Attention by its definition in float64; a row without visible keys is 0."""
     (batch, heads, length, _), (kv_heads, count) = q.shape, k.shape[1:3]
     k, v = (np.repeat(x, heads // kv_heads, axis=1) for x in (k, v))
     scores = rules.scale * wide(q) @ k.swapaxes(-1, -2)

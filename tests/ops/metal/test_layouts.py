@@ -127,12 +127,12 @@ def test_gradients_of_heads_are_read_in_attentions_layout() -> None:
 
 
 def wider(x: mx.array, more: int) -> mx.array:
-    """The same rows as a part of longer ones."""
+    """The same rows as slices of longer ones."""
     return laid(x, Layout((0,) * (x.ndim - 1) + (more,), tuple(range(x.ndim))))
 
 
 def turned(x: mx.array) -> mx.array:
-    """The same matrix, columns in one piece."""
+    """The same matrix, column-major."""
     return laid(x, Layout((0, 0), (1, 0)))
 
 

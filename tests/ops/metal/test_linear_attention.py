@@ -47,7 +47,7 @@ def begun(size: Size) -> State:
 
 
 def defined(q: mx.array, k: mx.array, v: mx.array, state: State, causal: bool) -> list[np.ndarray]:
-    """The result, the state after it and the totals, in float64, one row after another."""
+    """Result, final state and totals in float64, row by row."""
     queries, keys, values, sums, norm = (wide(x) for x in (q, k, v, *state))
     after = sums + keys.swapaxes(-1, -2) @ values, norm + keys.sum(-2)
     rows, totals = [], []
@@ -63,7 +63,7 @@ def defined(q: mx.array, k: mx.array, v: mx.array, state: State, causal: bool) -
 def gradients(
     q: mx.array, k: mx.array, v: mx.array, state: State, slopes: list[mx.array], causal: bool
 ) -> list[np.ndarray]:
-    """Of q, k, v and the state, in float64, from the derivative of a quotient, with all weights in memory."""
+    """Gradients of q, k, v and the state in float64, by the quotient rule, with all weights in memory."""
     y, _, _, totals = defined(q, k, v, state, causal)
     queries, keys, values, sums, norm, dy, dsums, dnorm = (wide(x) for x in (q, k, v, *state, *slopes))
     direct = dy / totals[..., None]

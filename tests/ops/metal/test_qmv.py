@@ -1,4 +1,4 @@
-"""Products with packed matrices and what comes along, against float64.
+"""Products with packed matrices and their epilogues, against float64.
 
 Slow: all shapes, packings and types together.
 """
@@ -90,7 +90,7 @@ def test_three_products_equal_the_definition(
 
 
 def adapter(rows: int, width: int, count: int, rank: int) -> plan.Adapter:
-    """As training leaves it: B lies turned in memory."""
+    """A LoRA adapter in training's layout, with B transposed in memory."""
     return plan.Adapter(random(width, rank, seed=8), random(rank, count, seed=9).T, 0.5)
 
 

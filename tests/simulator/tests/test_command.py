@@ -1,4 +1,4 @@
-"""`python -m tests.simulator`: what it prints, and how it ends. Slow: the table of mutants."""
+"""`python -m tests.simulator`: output and exit status. Slow: the table of mutants."""
 
 from __future__ import annotations
 

@@ -48,11 +48,11 @@ inline float f(const device T* x, P p, thread float& y, threadgroup float (*z)[8
 
 
 @pytest.mark.parametrize(("line", "rule"), RULES.items())
-def test_a_line_that_metal_takes_otherwise_is_found(line: str, rule: str) -> None:
+def test_a_line_that_metal_rejects_is_found(line: str, rule: str) -> None:
     assert any(rule in finding.rule for finding in findings(line)), findings(line)
 
 
-def test_a_text_that_keeps_the_rules_has_no_findings() -> None:
+def test_a_valid_text_has_no_findings() -> None:
     assert findings(FINE, "uint i = thread_position_in_grid.x;") == []
 
 
@@ -110,7 +110,7 @@ def test_memories_that_do_not_fit_together_are_found(part: str, other: str, comp
     assert any(complaint in line for line in found), found
 
 
-def test_what_comments_say_declares_nothing() -> None:
+def test_comments_declare_nothing() -> None:
     source = SOURCE + "    // threadgroup float other[4]; and [[kernel]] void nothing() {\n"
     text = text_of(source, HEADER + "/* threadgroup int none[2]; */\n")
     assert cpp(text).count("simulator::shared<") == 1

@@ -30,7 +30,7 @@ bool sees(const Attention& a, int64_t b, int64_t h, int64_t t, int64_t s) {
   return !a.mask || a.mask[b * m[0] + h * m[1] + t * m[2] + s * m[3]];
 }
 
-// The same as a quantized cache holds it: positions of a head follow one another, rows are whole groups.
+// The same in a quantized cache: positions of a head are contiguous, rows are whole groups.
 struct PackedHeads {
   Exact<uint32_t> words;
   Floats scales, biases;

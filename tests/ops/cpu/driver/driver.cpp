@@ -20,7 +20,7 @@ void plain_sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, co
   }
 }
 
-// Two streams of MLX may compute at once; their loops take turns.
+// Two streams of MLX may compute at the same time; their loops alternate.
 void check_two_callers() {
   constexpr int64_t ROWS = 64, N = 1001;
   auto call = [](unsigned seed) {

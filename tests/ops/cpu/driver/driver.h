@@ -1,5 +1,5 @@
-// The kernels without MLX and Python: what the checks share. A kernel gets memory that ends where it may not read on,
-// results are NaN until they are written, and references are computed in float64.
+// Helpers to check the kernels without MLX and Python. A kernel gets memory that ends at an inaccessible page, results are
+// NaN until they are written, and references are computed in float64.
 #pragma once
 
 #include <sys/mman.h>
@@ -17,7 +17,7 @@
 
 #include "kernels.h"
 
-// Memory that is followed by a page nobody may touch.
+// Memory followed by an inaccessible page.
 template <class T>
 class Exact {
  public:
@@ -69,13 +69,13 @@ inline Floats random_floats(int64_t n, float size = 1) {
   return x;
 }
 
-// Results that nobody has written yet.
+// Results that are not written yet: NaN.
 inline Floats unwritten(int64_t n) { return Floats(n, std::numeric_limits<float>::quiet_NaN()); }
 
 extern int failures;
 
-// Complains unless each number is within `tolerance` of the reference, measured by the largest of them or by `least`,
-// the size of what is added up where little may be left.
+// Counts a failure unless each number is within `tolerance` of the reference, relative to the largest number or to `least`,
+// the size of the summands in case they cancel.
 inline void expect(const std::string& what, const float* got, const Doubles& want, double tolerance, double least = 1e-2) {
   double size = least, worst = 0;
   for (double each : want) size = std::max(size, std::abs(each));
@@ -95,7 +95,7 @@ inline void expect(const std::string& what, bool right) {
   std::printf("%s\n", what.c_str());
 }
 
-// What stands for the BLAS: cblas_sgemm by its definition.
+// A replacement of BLAS: cblas_sgemm by its definition.
 void plain_sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda, const float* B,
                  int ldb, float beta, float* C, int ldc);
 

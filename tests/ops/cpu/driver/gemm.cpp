@@ -12,7 +12,7 @@ namespace {
 struct Matrix {
   Floats wide;
   Exact<uint16_t> narrow;
-  bool across;  // whether steps along K are far apart
+  bool across;  // true if K is the slow axis
   int64_t rows, K;
 
   Matrix(int64_t rows, int64_t K, bool across)

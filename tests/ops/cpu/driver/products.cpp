@@ -1,4 +1,4 @@
-// Linear maps of every kind of weights, and the drawing of a token.
+// Linear layers with every kind of weights, and sampling of a token.
 #include <algorithm>
 #include <cstring>
 

@@ -7,7 +7,7 @@ using namespace macllm;
 
 namespace {
 
-// A stack of random matrices, packed and as they are.
+// A stack of random matrices, packed and dense.
 struct Packed {
   Exact<uint32_t> words;
   Floats scales, biases;

@@ -1,4 +1,4 @@
-// The branches of a decoding step, each against its parts put together in float64.
+// The branches of a decode step, each against its parts composed in float64.
 #include <algorithm>
 
 #include "driver.h"
@@ -54,7 +54,7 @@ void check_mlp(int64_t B, int64_t D, int64_t F) {
   expect("mlp step " + std::to_string(B) + " x " + std::to_string(D), out, want, 1e-5);
 }
 
-// Turns pairs of channels that are half a head apart, and scales.
+// Rotates pairs of channels that are half a head apart, and scales.
 void turn(Doubles& x, int64_t at, int64_t Dh, const Floats& waves, int64_t position, double factor) {
   for (int64_t i = 0; i < waves.size(); i++) {
     const double angle = position / double(waves[i]), a = x[at + i], b = x[at + i + waves.size()];

@@ -1,4 +1,4 @@
-"""The ops give the same whichever implementation serves them, and native code really serves."""
+"""Ops give equal results with native kernels and MLX's operations, and native kernels are used."""
 
 from __future__ import annotations
 
