@@ -143,7 +143,7 @@ class ChildProcess:
         code = self._process.wait()
         self._kill()  # processes that it started and left
         self._outbox.put(None)
-        writer.join()  # at once: nobody is left to read, so that every write fails
+        writer.join()  # returns at once: the pipe has no reader, so every write fails
         self._pipe.close()
         atexit.unregister(self.end)
         self._exit = Exit(code, self._requested, _kept(self._log))

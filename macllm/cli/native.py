@@ -60,13 +60,13 @@ def answering() -> Iterator[None]:
 
 def announced(progress: Progress) -> Callable[[int, int], None]:
     """A progress callback that first says what is being compiled."""
-    said = False
+    is_announced = False
 
     def show(done: int, total: int) -> None:
-        nonlocal said
-        if not said:
+        nonlocal is_announced
+        if not is_announced:
             say(COMPILING)
-        said = True
+        is_announced = True
         progress.update(done, total)
 
     return show

@@ -151,12 +151,12 @@ def layer_types(config: Config, default: list[str], known: Iterable[str]) -> lis
 
 def rope_parameters(config: Config, kind: str | None = None) -> dict[str, Any]:
     """The RoPE parameters of layers of one `kind`, in transformers 5's keys, with `rope_theta` filled in."""
-    said: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(said, Mapping):
-        raise CheckpointError(f"the rope parameters of config.json are {said!r}, not an object")
-    if kind is not None and isinstance(said.get(kind), Mapping):
-        said = said[kind]
-    given = {key: _as_number(value) for key, value in said.items() if value is not None}
+    found: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"the rope parameters of config.json are {found!r}, not an object")
+    if kind is not None and isinstance(found.get(kind), Mapping):
+        found = found[kind]
+    given = {key: _as_number(value) for key, value in found.items() if value is not None}
     base = spellings.first(config, spellings.BASES)
     given.setdefault("rope_theta", 10_000.0 if base is None else base)
     given["rope_type"] = spellings.rope_type(given)
@@ -187,8 +187,8 @@ def rope(config: Config, head_dim: int, parameters: dict[str, Any] | None = None
     except KeyError as missing:
         raise CheckpointError(f"rope parameters of type {kind!r} have no {missing}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
-        said = {key: value for key, value in p.items() if not isinstance(value, list)}
-        raise CheckpointError(f"rope parameters of type {kind!r} cannot be used: {said}", cause=str(error)) from None
+        shown = {key: value for key, value in p.items() if not isinstance(value, list)}
+        raise CheckpointError(f"rope parameters of type {kind!r} are invalid: {shown}", cause=str(error)) from None
     return made
 
 

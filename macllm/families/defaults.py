@@ -192,9 +192,9 @@ def check_real(key: str, number: float) -> None:
     """Raise CheckpointError for NaN, and for an epsilon that is negative or infinite."""
     is_epsilon = key.endswith(("_eps", "_epsilon"))
     if math.isnan(number) or (is_epsilon and not 0 <= number < math.inf):
-        wanted = "a finite number from 0" if is_epsilon else "a number"
+        allowed = "a finite number from 0" if is_epsilon else "a number"
         raise CheckpointError(
-            f"{key} of config.json is {number}; it has to be {wanted}", remedy="download the checkpoint again"
+            f"{key} of config.json is {number}; it must be {allowed}", remedy="download the checkpoint again"
         )
 
 

@@ -15,7 +15,7 @@ from .request import Prefill, TokenLogprob
 from .sampling.sampler import Sampler, logprobs_of
 
 _CLEAR_EVERY = 256  # decoding steps between releases of buffers that have become too small for the context
-_CHECK_EVERY = 256  # decoding steps between two checks that logits are numbers, from the first on
+_CHECK_EVERY = 256  # decoding steps between two checks of the logits, the first step included
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ def decode(
 
 
 def _is_broken(logits: mx.array) -> mx.array:
-    """True (a scalar) for logits (V,) that give no distribution: a NaN among them, or an infinite maximum."""
+    """True (a scalar) for invalid logits (V,): with a NaN, or with an infinite maximum."""
     return mx.isnan(logits).any() | mx.isinf(logits.max())
 
 
 class _PendingToken:
-    """A sampled token still being computed (`async_eval`), and now and then a check of its logits."""
+    """A sampled token still being computed (`async_eval`); checks its logits every `_CHECK_EVERY` steps."""
 
     def __init__(self, logits: mx.array, sampler: Sampler, step: int, alternatives: int | None) -> None:
         self.token: Any = sampler(logits, step)

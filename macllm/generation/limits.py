@@ -85,6 +85,6 @@ def not_finite(what: str) -> CheckpointError:
     """The error for a model whose `what` are NaN or infinite."""
     return CheckpointError(
         f"the model computes {what} that are NaN or infinite",
-        cause="its weights are damaged, or its numbers grow beyond the range of float16",
+        cause="its weights are damaged, or its activations exceed the range of float16",
         remedy="macllm models verify NAME; then dtype=mlx.core.float32 in macllm.load, or another copy of the model",
     )

@@ -83,24 +83,26 @@ def resolve(
         raise ModelNotFoundError(
             f"{parsed} {what}, and macllm is offline",
             cause=found.problem if found else f"it is not in {cache_folder()}",
-            remedy=f"{_here(parsed.repo)}; or run `macllm models get {parsed}` without HF_HUB_OFFLINE",
+            remedy=f"{_local_models(parsed.repo)}; or run `macllm models get {parsed}` without HF_HUB_OFFLINE",
         )
     try:
         return download(parsed, progress=progress)
     except UnreachableError as error:
-        if "which is here" in (error.remedy or ""):  # a similar name has been suggested already
+        if "on this machine" in (error.remedy or ""):  # a similar name has been suggested already
             raise
         raise UnreachableError(
-            error.message, cause=error.cause, remedy=f"{error.remedy}; or {_here(parsed.repo)}"
+            error.message, cause=error.cause, remedy=f"{error.remedy}; or {_local_models(parsed.repo)}"
         ) from error
 
 
-def _here(repo: str) -> str:
+def _local_models(repo: str) -> str:
     """A remedy that suggests models on this machine: those with similar names, else any."""
     near = [name for name in cache.similar_names(repo) if name != repo]
     whole = [model.name for model in list_models() if model.problem is None and model.name != repo]
     names = near or list(dict.fromkeys(whole))[:3]
-    return f"use {' or '.join(names)}, which {'is' if len(names) == 1 else 'are'} here" if names else "no model is here"
+    if not names:
+        return "connect to the network"
+    return f"use {' or '.join(names)}, which {'is' if len(names) == 1 else 'are'} on this machine"
 
 
 def download(name: str | ModelName, *, progress: Callable[[DownloadProgress], None] | None = None) -> Path:

@@ -47,7 +47,7 @@ def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
     except (ModelNotFoundError, NetworkError) as error:
         near = [each for each in similar_names(name.repo) if each == BUNDLED or isinstance(error, ModelNotFoundError)]
         if near:
-            remedy = f"did you mean {' or '.join(near)}, which is here? Else {error.remedy}"
+            remedy = f"did you mean {' or '.join(near)}, which is on this machine? Else {error.remedy}"
             raise type(error)(error.message, cause=error.cause, remedy=remedy) from error
         raise
     index = hub.read(listing.commit, listing.files[INDEX_NAME]) if INDEX_NAME in listing.files else None
@@ -76,7 +76,7 @@ def missing_bytes(name: ModelName, listing: Listing, files: list[RepoFile]) -> d
     """Digest -> bytes of that file still to be fetched; complete files are left out."""
     folder = repo_folder(name.repo)
     missing = [file for file in files if not _linked(folder / "snapshots" / listing.commit, file)]
-    return {file.digest: file.size_bytes - _here(folder, file) for file in missing}
+    return {file.digest: file.size_bytes - _cached_bytes(folder, file) for file in missing}
 
 
 def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress | None) -> Path:
@@ -104,7 +104,7 @@ def _linked(snapshot: Path, file: RepoFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes
 
 
-def _here(folder: Path, file: RepoFile) -> int:
+def _cached_bytes(folder: Path, file: RepoFile) -> int:
     """Bytes of a file already in the cache."""
     for path in (folder / "blobs" / file.digest, folder / "blobs" / f"{file.digest}.incomplete"):
         if path.is_file():

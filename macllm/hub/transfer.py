@@ -79,8 +79,8 @@ class Hub:
         def ask() -> Listing:
             with self._open(address) as response:
                 try:
-                    said = json.loads(response.read())
-                    return checked_listing(address, said["sha"], [_repo_file(file) for file in said["siblings"]])
+                    answer = json.loads(response.read())
+                    return checked_listing(address, answer["sha"], [_repo_file(file) for file in answer["siblings"]])
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise NetworkError(
                         f"{address} gives an invalid answer", cause=repr(error), remedy="check HF_ENDPOINT"
@@ -195,16 +195,16 @@ class Hub:
     def _refusal(self, response: Any, address: str) -> Exception:
         """The error for an answer with status 400 or above."""
         status, code = response.status_code, response.headers.get("x-error-code", "")
-        said = response.headers.get("x-error-message") or f"{status} {response.reason_phrase}".strip()
+        reason = response.headers.get("x-error-message") or f"{status} {response.reason_phrase}".strip()
         page = f"{self.endpoint}/{self.name.repo}"
         if status in PASSING_STATUSES:
             wait = response.headers.get("retry-after", "")
-            return _RetryError(f"{address} answered {said}", float(wait) if wait.isdigit() else 0.0)
+            return _RetryError(f"{address} answered {reason}", float(wait) if wait.isdigit() else 0.0)
         if code == "GatedRepo":
             then = "wait for the approval" if self.has_token else "set HF_TOKEN to a token of that account"
             return NetworkError(
                 f"{self.name.repo} requires that you accept its terms",
-                cause=said,
+                cause=reason,
                 remedy=f"accept them at {page}, then {then}",
             )
         if code == "RevisionNotFound":
@@ -221,16 +221,16 @@ class Hub:
         if code == "RepoNotFound" or status in (404, 410) or (status == 401 and not self.has_token):
             return ModelNotFoundError(
                 f"the hub has no model {self.name.repo}",
-                cause=f"{self.endpoint} answered {said}",
+                cause=f"{self.endpoint} answered {reason}",
                 remedy="check the name; if it is private, set HF_TOKEN to a token that may read it",
             )
         if status in (401, 403):
             return NetworkError(
                 f"{self.endpoint} refuses {self.name.repo}",
-                cause=said,
+                cause=reason,
                 remedy="check HF_TOKEN: it may be mistyped, expired or not allowed to read this model",
             )
-        return NetworkError(f"{self.endpoint} refuses {self.name.repo}", cause=said, remedy=f"look at {page}")
+        return NetworkError(f"{self.endpoint} refuses {self.name.repo}", cause=reason, remedy=f"look at {page}")
 
     def _mismatch(self, file: RepoFile, cause: str) -> NetworkError:
         return NetworkError(

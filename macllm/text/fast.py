@@ -136,13 +136,13 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) ->
 
 
 def _set_flags(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
-    """Give added tokens their flags in tokenizer_config.json, as transformers does; none loses `special`."""
+    """Set the flags of added tokens from tokenizer_config.json, as transformers does; keep `special`."""
     if "added_tokens_decoder" not in settings.values:  # added_tokens.json has no flags
         return
     known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     declared = (token for token in settings.added.values() if token.content in known)
-    wanted = [_library_token(replace(each, special=each.special or known[each.content].special)) for each in declared]
-    changed = [token for token in wanted if _flags(token) != _flags(known[token.content])]
+    tokens = [_library_token(replace(each, special=each.special or known[each.content].special)) for each in declared]
+    changed = [token for token in tokens if _flags(token) != _flags(known[token.content])]
     if changed:
         tokenizer.add_tokens(changed)  # pyright: ignore[reportUnknownMemberType]
 

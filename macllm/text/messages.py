@@ -230,8 +230,8 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
         tool = {"type": "function", "function": {name: tool[name] for name in tool if name != "type"}}
     if "function" not in tool:
         kind = tool.get("type")
-        said = f"has the type {kind!r} and no function" if isinstance(kind, str) else "describes no function"
-        raise UsageError(f"{place} {said}.", remedy=_TOOL_EXAMPLE)
+        found = f"has the type {kind!r} and no function" if isinstance(kind, str) else "describes no function"
+        raise UsageError(f"{place} {found}.", remedy=_TOOL_EXAMPLE)
     function = _object(tool["function"], f"{place}.function", _TOOL_EXAMPLE)
     if not _is_text(function.get("name")) or not function["name"]:
         raise UsageError(f"{place} is a function without a name.", remedy=_TOOL_EXAMPLE)

@@ -176,7 +176,7 @@ def _read(path: Path) -> str:
         raise TemplateError(f"{path} is not UTF-8 text.", cause=str(error), remedy=_OTHER) from error
     instead = stand_in(path, may_be_text=True)
     if instead is not None:
-        raise TemplateError(f"{path} is no chat template.", cause=instead[0], remedy=instead[1])
+        raise TemplateError(f"{path} is not a chat template.", cause=instead[0], remedy=instead[1])
     return source
 
 
@@ -225,23 +225,23 @@ def _explain(error: Exception) -> TemplateError:
     from .limits import LimitError
     from .sandbox import RefusalError
 
-    said = str(error)
+    cause = str(error)
     if isinstance(error, RefusalError):
         return TemplateError(
             "The model's chat template rejects this conversation.",
-            cause=said,
+            cause=cause,
             remedy="change the conversation as the cause says, or use another model",
         )
     if isinstance(error, LimitError | RecursionError | MemoryError):
         return TemplateError(
-            "The model's chat template was stopped.", cause=said or type(error).__name__, remedy=_OTHER
+            "The model's chat template was stopped.", cause=cause or type(error).__name__, remedy=_OTHER
         )
     if isinstance(error, SecurityError):
-        return TemplateError("The model's chat template tried a forbidden operation.", cause=said, remedy=_OTHER)
+        return TemplateError("The model's chat template tried a forbidden operation.", cause=cause, remedy=_OTHER)
     if isinstance(error, TemplateSyntaxError):
         cause = f"line {error.lineno}: {error.message}"
         return TemplateError("The model's chat template is not valid Jinja.", cause=cause, remedy=_OTHER)
-    return TemplateError("The model's chat template failed.", cause=said or type(error).__name__, remedy=_OTHER)
+    return TemplateError("The model's chat template failed.", cause=cause or type(error).__name__, remedy=_OTHER)
 
 
 def _checked_length(data: Any) -> int:

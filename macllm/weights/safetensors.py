@@ -195,8 +195,8 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         if not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise ValueError("weight_map names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        said = "it has no weight_map" if isinstance(error, KeyError) else str(error)
-        cause, remedy = stand_in(path) or (said, HOW_TO_REPAIR)
+        reason = "it has no weight_map" if isinstance(error, KeyError) else str(error)
+        cause, remedy = stand_in(path) or (reason, HOW_TO_REPAIR)
         raise CheckpointError(f"{path} is not a valid index", cause=cause, remedy=remedy) from error
     return cast("dict[str, str]", weight_map)
 

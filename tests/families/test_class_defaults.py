@@ -150,7 +150,7 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         ({"hidden_size": 0}, "hidden_size of config.json is 0"),
         ({"num_attention_heads": -6}, "num_attention_heads of config.json is -6"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps of config.json is 'tiny'"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps of config.json is nan; it has to be a finite number from 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps of config.json is nan; it must be a finite number from 0"),
         ({"rms_norm_eps": "nan"}, "rms_norm_eps of config.json is nan"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps of config.json is inf"),
         ({"rms_norm_eps": 10**400}, "rms_norm_eps of config.json is inf"),

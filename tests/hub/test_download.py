@@ -268,11 +268,11 @@ def test_a_misspelled_name_of_the_bundled_model_suggests_it(hub, monkeypatch, na
     for offline in (True, False):
         with pytest.raises(ModelNotFoundError) as error:
             macllm_hub.resolve(name, offline=offline)
-        assert "maclet, which is here" in error.value.remedy
+        assert "maclet, which is on this machine" in error.value.remedy
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NetworkError) as unreachable:
         macllm_hub.resolve(name)
-    assert "did you mean maclet, which is here?" in unreachable.value.remedy
+    assert "did you mean maclet, which is on this machine?" in unreachable.value.remedy
 
 
 def test_a_missing_path_that_ends_in_maclet_suggests_the_bundled_model(hub):

@@ -173,16 +173,16 @@ class AnswerTurn(VerticalGroup):
     async def _draw_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         thought = [delta for delta in waiting if delta.kind == "reasoning"]
-        said = visible("".join(self._lines.text(delta) for delta in waiting if delta.kind != "reasoning"))
+        text = visible("".join(self._lines.text(delta) for delta in waiting if delta.kind != "reasoning"))
         if thought:
             if self._reasoning is None:
                 self._reasoning = Reasoning()
                 await self.mount(self._reasoning, before=0)
             self._reasoning.write(visible("".join(d.text for d in thought)), sum(len(d.tokens) for d in thought))
-        if said:
-            if self._reasoning and said.strip():
+        if text:
+            if self._reasoning and text.strip():
                 self._reasoning.finish()
             if self._body is None:
                 self._body = StreamMarkdown()
                 await self.mount(self._body)
-            self._body.write(said)
+            self._body.write(text)
