@@ -34,14 +34,14 @@ def make_compiler(folder: Path, module: Path, seconds: float) -> Path:
     return path
 
 
-def cached() -> list[str]:
+def cache_files() -> list[str]:
     """Files in the folders of modules, without the names of keys."""
     return sorted(
         path.name for folder in build.cache_folder().iterdir() if folder.name != "objects" for path in folder.iterdir()
     )
 
 
-def kept() -> list[str]:
+def cached_objects() -> list[str]:
     """Sources whose object files are in the cache."""
     return sorted(path.name.rpartition("-")[0] for path in (build.cache_folder() / "objects").glob("*"))
 
@@ -54,7 +54,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def alive(log: Path) -> list[int]:
+def running_compilers(log: Path) -> list[int]:
     """Process groups of compilers, read from `log`, that still have a running process."""
     groups, found = set(log.read_text().split()), []
     for path in Path("/proc").glob("[0-9]*/stat"):

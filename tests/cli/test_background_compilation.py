@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from macllm.ops.cpu import build
-from tests.compiling import alive, cached, wait_for
+from tests.compiling import cache_files, running_compilers, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
 
@@ -31,8 +31,8 @@ def test_the_first_answer_waits_for_no_compiler_and_leaves_none_running(compiler
     total = len(build.objects()) + 1
     assert got.stderr.startswith(f"0 of {total} CPU kernel files compiled; ")
     assert len(got.stderr.splitlines()) == 1
-    assert not alive(log)
-    assert cached() == ["lock"]
+    assert not running_compilers(log)
+    assert cache_files() == ["lock"]
 
 
 def test_the_chats_first_answer_waits_for_no_compiler_and_leaves_none_running(compiler: Compiler) -> None:
@@ -41,8 +41,8 @@ def test_the_chats_first_answer_waits_for_no_compiler_and_leaves_none_running(co
     assert got.returncode == 0
     assert got.stdout.strip()
     assert got.stderr.count("compiling the CPU kernels, once: 0 of") <= 1
-    wait_for(lambda: not alive(log))
-    assert cached() == ["lock"]
+    wait_for(lambda: not running_compilers(log))
+    assert cache_files() == ["lock"]
 
 
 @pytest.mark.parametrize("command", [("generate",), ("chat", "--plain")])

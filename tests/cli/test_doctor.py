@@ -13,7 +13,7 @@ import pytest
 
 from macllm.doctor import machine
 from macllm.ops.cpu import build
-from tests.compiling import cached
+from tests.compiling import cache_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernels are Linux's")
 
@@ -91,7 +91,7 @@ def test_doctor_compiles_only_with_build_and_prints_the_module(compiler: Compile
     assert all(line.startswith("compiling ") for line in progress)  # none unless the machine is slow
     assert took.startswith("compiled in ")
     assert again.stderr == "already compiled, for AVX2\n"
-    assert cached() == ["lock", build.library().name]
+    assert cache_files() == ["lock", build.library().name]
     assert kernels()["used"] == "yes"
     assert json.loads(doctor("--build", "--json").stdout)["kernels"]["module"] == str(build.library())
 

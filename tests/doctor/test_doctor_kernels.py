@@ -154,7 +154,7 @@ def test_on_a_mac_kernels_are_tested_and_decisions_saved(on_a_mac: Path, capsys:
     assert approved.decision("moe", mx.float16, 1)
 
 
-def test_it_waits_for_a_trial_in_progress(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_waits_for_a_trial_in_progress(on_a_mac: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:

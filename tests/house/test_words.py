@@ -1,16 +1,20 @@
-"""Rules for words: first lines of docstrings, and class names that mean one thing each."""
+"""Rules for words: first lines of docstrings, names of tests, and unique class names."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.house.test_names import sources
 
 FOLDERS = ("macllm", "tui", "models", "tests")
 QUESTIONS = {"What", "Who", "Whether", "How", "Where", "Which"}
+OBLIQUE = re.compile(r"test_(who|what|how|whether|where|which)_")
 MOST_CHARS = 100
 
 
@@ -38,6 +42,25 @@ def first_lines(repository: Path) -> Iterator[tuple[str, str]]:
 
 def asks(first: str) -> bool:
     return first.split()[0].strip(",:;") in QUESTIONS
+
+
+def test_no_test_name_begins_with_a_question_word(repository: Path) -> None:
+    """The name of a test is a claim, which a question word only alludes to."""
+    names = [
+        f"{path.relative_to(repository)}:{node.lineno} {node.name}"
+        for path in sources(repository, "tests")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and OBLIQUE.match(node.name)
+    ]
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    ("name", "oblique"),
+    [("test_what_is_saved", True), ("test_whatever_is_saved", False), ("test_it_says_what_is_saved", False)],
+)
+def test_question_words_are_recognized_at_the_beginning_of_test_names(name: str, oblique: bool) -> None:
+    assert bool(OBLIQUE.match(name)) is oblique
 
 
 def test_no_docstring_begins_with_a_question_word(repository: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compiling import alive, cached, wait_for
+from tests.compiling import cache_files, running_compilers, wait_for
 
 SCRIPT = Path(__file__).parent / "scripted_cli.py"
 
@@ -118,15 +118,15 @@ def test_the_chat_answers_during_compilation_and_quitting_ends_all_compilers(
     tmux.start(shlex.join(["env", *settings, sys.executable, "-m", "macllm", "chat", "Hello there"]))
     screen = tmux.until("compiling the CPU kernels, once: 0 of")
     assert "Hello there" in screen
-    wait_for(lambda: alive(log))
+    wait_for(lambda: running_compilers(log))
     tmux.until("tok/s")
     tmux.until("compiling the CPU kernels, once: 0 of")  # still, once the answer, whose speed comes first, has ended
     tmux("send-keys", "C-c")
     tmux.until("Ctrl+C again quits")
     tmux("send-keys", "C-c")
     assert tmux.exit_code() == 0
-    wait_for(lambda: not alive(log))
-    assert cached() == ["lock"]
+    wait_for(lambda: not running_compilers(log))
+    assert cache_files() == ["lock"]
 
 
 def test_control_c_and_sigterm_restore_the_terminal(tmux: Tmux, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from macllm.generation.contract import Status
 from macllm.generation.engines.process import ProcessEngine
 from macllm.generation.request import Delta, Request, SamplingParams
 from macllm.ops.cpu import build
-from tests.compiling import alive, cached, wait_for
+from tests.compiling import cache_files, running_compilers, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
 
@@ -112,12 +112,12 @@ def test_an_unusable_compiler_or_cache_is_reported_once(
 def test_closing_during_the_compilation_leaves_no_files_and_no_compilers(size: str, compiler: Compiler) -> None:
     log = compiler(60)
     engine = ProcessEngine("quick", loader=f"tests.generation.generate_fakes:load_{size}")
-    wait_for(lambda: alive(log))
+    wait_for(lambda: running_compilers(log))
     start = time.monotonic()
     engine.close()
     assert time.monotonic() - start < 10
-    assert not alive(log)
-    assert cached() == ["lock"]
+    assert not running_compilers(log)
+    assert cache_files() == ["lock"]
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
@@ -133,6 +133,6 @@ def test_the_parents_death_ends_the_compilation(size: str, compiler: Compiler) -
     folder = str(Path(__file__).parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *sys.path])}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
-        wait_for(lambda: alive(log))
+        wait_for(lambda: running_compilers(log))
         parent.kill()
-    wait_for(lambda: not alive(log) and cached() == ["lock"])
+    wait_for(lambda: not running_compilers(log) and cache_files() == ["lock"])

@@ -15,7 +15,7 @@ from macllm import checkpoint
 from macllm.ops import cpu
 from macllm.ops.cpu import build, estimate
 from macllm.weights.header import read_header
-from tests.compiling import alive, cached, kept
+from tests.compiling import cache_files, cached_objects, running_compilers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
 
@@ -38,8 +38,8 @@ time.sleep(1)
 print(cpu.available(), cpu.compiling().beside, cpu.compiling().over)
 """
     assert run(code) == ("False None True\nFalse True False\n", "")
-    assert not alive(log)
-    assert cached() == ["lock"]
+    assert not running_compilers(log)
+    assert cache_files() == ["lock"]
 
 
 def test_kernels_compiled_during_a_completion_are_used_after_it(compiler: Compiler) -> None:
@@ -92,10 +92,10 @@ while cpu.compiling().done < 3:
 print(cpu.prepare(lambda done, total: None), cpu.available())
 """
     assert run(code) == ("None True\n", "")
-    assert cached() == ["lock", build.library().name]
+    assert cache_files() == ["lock", build.library().name]
     ended = len(log.read_text().split()) - len(build.objects()) - 1
     assert 0 <= ended <= os.cpu_count()
-    assert len(kept()) == len(build.objects())
+    assert len(cached_objects()) == len(build.objects())
 
 
 def test_waiting_without_a_watcher_is_logged(compiler: Compiler) -> None:

@@ -43,7 +43,7 @@ def test_matmul_is_correct(m: int, k: int, n: int, transposed: tuple[bool, bool]
     np.testing.assert_allclose(np.array(x @ y), want, rtol=1e-5, atol=2e-5 * k**0.5)
 
 
-def test_it_can_be_installed_after_a_first_product() -> None:
+def test_the_gemm_can_be_installed_after_a_first_product() -> None:
     before = "import mlx.core as mx; a = mx.ones((64, 64)); mx.eval(a @ a); "
     after = "; assert (a @ a).sum().item() == 64**3"
     assert "OpenBLAS" in _run(before + REPORT + after)

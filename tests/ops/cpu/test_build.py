@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from macllm.ops.cpu import build, machine
-from tests.compiling import alive, cached, kept, wait_for
+from tests.compiling import cache_files, cached_objects, running_compilers, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux")
 
@@ -52,7 +52,7 @@ def test_two_processes_at_once_compile_once(compiler: Compiler) -> None:
     assert [process.communicate(timeout=100) for process in processes] == [(SERVED, "")] * 2
     files = len(build.KERNELS) + len(list(build.HERE.glob("bindings/*.cpp"))) + 1
     assert len(log.read_text().split()) == files + 1
-    assert cached() == ["lock", build.library().name]
+    assert cache_files() == ["lock", build.library().name]
     assert run() == (SERVED, "")
     assert len(log.read_text().split()) == files + 1
 
@@ -95,40 +95,40 @@ def test_a_stopped_command_leaves_no_files_and_no_compilers(number: signal.Signa
     log = compiler(60)
     command = [sys.executable, "-m", "macllm", "doctor", "--build"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: alive(log))
+        wait_for(lambda: running_compilers(log))
         process.send_signal(number)
         _, told = process.communicate(timeout=30)
     assert process.returncode in (130, 143)
     assert "Traceback" not in told
-    assert not alive(log)
-    assert cached() == ["lock"]
+    assert not running_compilers(log)
+    assert cache_files() == ["lock"]
 
 
 def test_a_killed_process_ends_its_compilers_and_the_next_removes_its_files(compiler: Compiler) -> None:
     log = compiler(60)
     with start() as process:
-        wait_for(lambda: alive(log))
+        wait_for(lambda: running_compilers(log))
         process.kill()
-    wait_for(lambda: not alive(log) and cached() == ["lock"])
+    wait_for(lambda: not running_compilers(log) and cache_files() == ["lock"])
     (build.library().parent / "tmpleft").mkdir()
     compiler(0)
     assert run() == (SERVED, "")
-    assert cached() == ["lock", build.library().name]
+    assert cache_files() == ["lock", build.library().name]
 
 
 def test_an_interrupted_compilation_continues_from_its_finished_files(compiler: Compiler) -> None:
     log = compiler(0.2)
     with start() as process:
-        wait_for(lambda: len(kept()) > 3)
+        wait_for(lambda: len(cached_objects()) > 3)
         process.send_signal(signal.SIGINT)
         process.wait(30)
-    done, made = len(kept()), len(log.read_text().split())
-    assert not alive(log)
-    assert cached() == ["lock"]
+    done, made = len(cached_objects()), len(log.read_text().split())
+    assert not running_compilers(log)
+    assert cache_files() == ["lock"]
     compiler(0)
     assert run() == (SERVED, "")
     assert len(log.read_text().split()) - made == len(build.objects()) + 1 - done
-    assert kept() == sorted(Path(part.arguments[1]).stem for part in build.objects())
+    assert cached_objects() == sorted(Path(part.arguments[1]).stem for part in build.objects())
 
 
 def test_old_object_files_of_a_source_are_removed(compiler: Compiler) -> None:
@@ -150,8 +150,8 @@ def test_a_failing_compiler_is_reported_once_and_stops_the_others(compiler: Comp
     out, told = run()
     assert out == "False False the compiler failed: oh, an error\n"
     assert told.count(NOTICE) == 1
-    assert not alive(log)
-    assert cached() == ["lock"]
+    assert not running_compilers(log)
+    assert cache_files() == ["lock"]
 
 
 @pytest.mark.parametrize("folder", ["/proc/kernels", "/dev/null/kernels"])
