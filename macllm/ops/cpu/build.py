@@ -116,6 +116,7 @@ def compiler() -> str:
         path = shutil.which(name) if name else None
         if path:
             return path
+    raise BuildError("there is no C++ compiler", "install g++, on Debian with apt install g++")
 
 
 def flags() -> list[str]:
