@@ -196,7 +196,7 @@ def _interface_facts() -> tuple[object, ...]:
     """Versions of the headers that the bindings include."""
     import mlx.core as mx
 
-    return mx.__version__, NANOBIND, sys.version
+    return mx.__version__, NANOBIND, sys.version  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _cpu() -> str:
