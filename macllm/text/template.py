@@ -114,6 +114,7 @@ class ChatTemplate:
         variables: dict[str, Any],
     ) -> tuple[str, Budget]:
         from .forms import write_conversation
+        from .instructions import write_all
         from .limits import Budget, Limits, spending
         from .roles import with_known_roles
 
@@ -142,7 +143,10 @@ class ChatTemplate:
             return "".join(chunks)
 
         with spending(budget):
-            return write_conversation(conversation, write, lambda: self._tests_for_null(name)), budget
+            text = write_all(
+                conversation, lambda form: write_conversation(form, write, lambda: self._tests_for_null(name))
+            )
+        return text, budget
 
     def _tests_for_null(self, name: str) -> bool:
         from .forms import asks_for_null
