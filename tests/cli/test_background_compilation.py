@@ -55,6 +55,5 @@ def test_without_a_compiler_the_first_answer_comes_with_one_notice(
     got = macllm(*command, "--temperature", "0", "--max-tokens", "12", "What is a KV cache?")
     assert got.returncode == 0
     assert got.stdout.strip()
-    lines = got.stderr.splitlines()
-    assert lines[0].startswith("without native CPU kernels, slower: there is no C++ compiler (install g++")
-    assert got.stderr.count("native CPU kernels") == 1
+    (notice,) = [line for line in got.stderr.splitlines() if "native CPU kernels" in line]
+    assert notice.startswith("without native CPU kernels, slower: there is no C++ compiler (install g++")
