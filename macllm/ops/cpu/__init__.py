@@ -1,7 +1,7 @@
 """Native float32 kernels with gradients for MLX's CPU backend on Linux, compiled once per machine.
 
-While they are compiled MLX's own operations serve. The kernels are taken when they are there and no completion is in
-progress (`held`): the implementation never changes in the middle of one.
+MLX's operations are used until they are compiled. They are loaded once compiled, when no completion is in progress
+(`held`), so that the implementation does not change within a completion.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Compiling:
     total: int
     beside: bool
     over: bool
-    notice: str | None = None  # what the user should know where there will be no kernels
+    notice: str | None = None  # a message for the user if the kernels are unavailable
 
 
 _watch: Callable[[Compiling], object] | None = None
 
 
 def available() -> bool:
-    """The native kernels serve. Never waits: where they are missing their compilation is begun, beside.
+    """True if the native kernels are loaded. Never waits: missing kernels are compiled in the background.
 
-    Why they cannot be had is told once, to the watcher or in the log; `reason` keeps it.
+    The reason if they are unavailable goes to the watcher or the log once; `reason` returns it.
     """
     if _module is None and _reason is None:
         _announce(begin())
@@ -59,7 +59,7 @@ def available() -> bool:
 def begin() -> str | None:
     """Load the kernels if they are compiled and not held back, else start compiling them.
 
-    Returns what the user should know where they cannot be had, once.
+    Returns a message for the user if they are unavailable, once only.
     """
     global _compilation
     if _compilation is not None and (not _compilation.over.is_set() or _completions):
@@ -87,7 +87,7 @@ def prepare(progress: Progress | None = None) -> str | None:
         try:
             if not build.whole(build.library()) and (_compilation is None or _compilation.beside):
                 if _compilation is not None:
-                    _compilation.end()  # what it has made is kept
+                    _compilation.end()  # finished object files stay in the cache
                 if progress is None and _watch is None:
                     log.warning("compiling the CPU kernels for this machine, once: about a minute")
                 _compilation = _compile(beside=False)
@@ -99,14 +99,14 @@ def prepare(progress: Progress | None = None) -> str | None:
 
 
 def wait() -> None:
-    """Wait for the kernels before long work. What the user should know is told as by `available`."""
+    """Wait for the kernels before long work. Messages go to the watcher or the log."""
     _announce(prepare())
 
 
 def prepare_for(floats: int, packed: int) -> None:
     """Prepare for a model of this size: wait for the kernels unless MLX's operations answer sooner.
 
-    `packed` are those of quantized matrices. What the user should know is told as by `available`.
+    `floats` and `packed` count float and quantized parameters. Messages go to the watcher or the log.
     """
     if _module is not None or _reason is not None:
         return
@@ -123,14 +123,14 @@ def prepare_for(floats: int, packed: int) -> None:
 
 
 def watch(watcher: Callable[[Compiling], object] | None) -> None:
-    """Have `watcher` called, in any thread, when a compilation begins, at its steps and at its end."""
+    """Call `watcher`, from any thread, when a compilation begins, at its steps and at its end."""
     global _watch
     _watch = watcher
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let nothing but what serves now serve until the end of this block, which is a completion."""
+    """Keep the current implementation in this block, which is a completion."""
     global _completions
     available()
     with _lock:
@@ -143,13 +143,13 @@ def held() -> Iterator[None]:
 
 
 def end() -> None:
-    """End a compilation, and leave nothing of it but what it has finished."""
+    """Cancel a compilation; only finished object files stay in the cache."""
     if _compilation is not None:
         _compilation.end()
 
 
 def compiling() -> Compiling | None:
-    """State of the compilation beside; None where there is none."""
+    """State of the background compilation; None if there is none."""
     return None if _compilation is None else _state(_compilation)
 
 
@@ -159,7 +159,7 @@ def reason() -> str | None:
 
 
 def pending() -> bool:
-    """The kernels are wanted and have yet to be compiled, as far as can be seen without doing it."""
+    """True if the kernels are enabled and not compiled yet, as far as known without compiling."""
     try:
         return sys.platform == "linux" and wanted() and not build.whole(build.library())
     except build.BuildError:
@@ -167,7 +167,7 @@ def pending() -> bool:
 
 
 def kernels() -> ModuleType:
-    """The compiled module. Raises: RuntimeError where `available()` is false."""
+    """The compiled module. Raises: RuntimeError if `available()` is false."""
     if not available() or _module is None:
         raise RuntimeError(_reason or "the kernels are being compiled")
     return _module
@@ -181,7 +181,7 @@ def _allowed() -> bool:
 
 
 def _take(path: Path) -> None:
-    """Let the kernels serve from now on."""
+    """Load the kernels and use them from now on."""
     global _module
     module = _open(path)
     module.set_threads(compute_threads())
@@ -206,10 +206,10 @@ def _compile(*, beside: bool) -> Compilation:
     """Begin a compilation. Imports the modules that run child processes, which few processes need."""
     from .compilation import Compilation
 
-    return Compilation(_told, beside=beside)
+    return Compilation(_notify, beside=beside)
 
 
-def _told(compilation: Compilation) -> None:
+def _notify(compilation: Compilation) -> None:
     if _watch is not None:
         _watch(_state(compilation))
 

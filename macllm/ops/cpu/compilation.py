@@ -1,4 +1,4 @@
-"""A compilation of the kernels in a child process, seen from the parent."""
+"""The parent's handle of a compilation of the kernels in a child process."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .compilers import LOOK_SECONDS, Failed, Steps
 log = logging.getLogger(__name__)
 
 END_SECONDS = 0.5
-TELL_SECONDS = 0.5
+NOTIFY_SECONDS = 0.5
 
 Progress = Callable[[int, int], object]
 """Callback (steps done, steps in all), many times a second; an exception from it ends the compilation."""
 
 
 class Compilation:
-    """The kernels while they are compiled. Object files that are finished are kept, however it ends."""
+    """A compilation in progress. Finished object files stay in the cache, however it ends."""
 
     def __init__(
         self, on_progress: Callable[[Compilation], object] = lambda compilation: None, *, beside: bool
     ) -> None:
-        """Begin, `beside` other work that must not be slowed.
+        """Start the child process; `beside` means in the background, at low priority.
 
-        `on_progress` is called now and, in a thread, at each step and at the end. Raises BuildError.
+        `on_progress` is called now and, from a thread, at each step and at the end. Raises BuildError.
         """
         self.target = library()
         parts = objects()
         self.done, self.total = sum(whole(part.path) for part in parts), len(parts) + 1
         self.beside = beside
         self.error: BuildError | None = None
-        self.ended = False  # by `end`, before there was a module
+        self.ended = False  # True if cancelled by `end`
         self.over = threading.Event()
         self._on_progress = on_progress
         self._folder = self.target.parent / f"tmp{os.urandom(4).hex()}"
@@ -64,13 +64,13 @@ class Compilation:
 
     def wait(self, progress: Progress | None = None) -> None:
         """Wait for the end. What `progress` raises ends the compilation."""
-        told = time.monotonic()
+        notified = time.monotonic()
         try:
             while not self.over.wait(LOOK_SECONDS):
                 if progress:
                     progress(self.done, self.total)
-                elif time.monotonic() - told > TELL_SECONDS:  # who waits sees that it goes on
-                    told = time.monotonic()
+                elif time.monotonic() - notified > NOTIFY_SECONDS:  # so that a watcher shows the wait
+                    notified = time.monotonic()
                     self._on_progress(self)
         except BaseException:
             self.end()
@@ -83,7 +83,7 @@ class Compilation:
         return self.target
 
     def end(self) -> None:
-        """End it now: compilers stop, what they had not finished goes."""
+        """Cancel the compilation: compilers stop, unfinished files are removed."""
         self._process.end(END_SECONDS)
 
     def _receive(self, message: object) -> None:
