@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from macllm.generation.request import SamplingParams
+from macllm.generation.sampling import sampler as module
 from macllm.generation.sampling.sampler import Sampler, logprobs_of
 from macllm.ops.draw_params import DrawParams
 from macllm.ops.sampling import Draw
@@ -66,6 +67,14 @@ def test_every_parameter_of_a_draw_is_tried_and_has_the_same_default() -> None:
 
 def test_the_seed_reaches_the_draw() -> None:
     assert drawn(SamplingParams(), 4) == drawn(SamplingParams(), 4) != drawn(SamplingParams(), 5)
+
+
+def test_constraints_tell_the_draw_that_logits_may_be_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(module, "Draw", lambda *_, finite: told.append(finite))
+    for params in (SamplingParams(top_k=3, suppress_tokens=(1,)), SamplingParams(min_new_tokens=2)):
+        Sampler(params, 0, HISTORY, 12)
+    assert told == [True, False]
 
 
 def test_tokens_are_those_of_the_draw_where_nothing_else_is_asked() -> None:

@@ -102,7 +102,7 @@ def test_the_kernel_penalizes_as_the_reference(params: DrawParams, prompt: tuple
 
 
 def test_the_reference_can_take_over_in_the_middle() -> None:
-    params = DrawParams(repetition_penalty=1.3, dry_multiplier=1.0, penalty_window=7)
+    params = DrawParams(presence_penalty=4.0, dry_multiplier=1.0, penalty_window=7)  # all of the last 7 count
     logits, whole, handed = logits_of(20, 0.5), Draw(params, (3, 4, 3), 1), Draw(params, (3, 4, 3), 1)
     want = [int(whole(logits, step).item()) for step in range(20)]
     got = [int(handed(logits, step).item()) for step in range(10)]
@@ -110,6 +110,23 @@ def test_the_reference_can_take_over_in_the_middle() -> None:
         got += [int(handed(logits, step).item()) for step in range(10, 15)]
     got += [int(handed(logits, step).item()) for step in range(15, 20)]
     assert got == want
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        (DrawParams(presence_penalty=1.0, penalty_window=3, dry_multiplier=1.0, dry_window=5), 5),
+        (DrawParams(presence_penalty=1.0, penalty_window=9, dry_multiplier=1.0, dry_window=5), 9),
+        (DrawParams(presence_penalty=1.0, penalty_window=0, dry_multiplier=1.0, dry_window=5), 16),
+        (DrawParams(presence_penalty=1.0, penalty_window=3, dry_window=5), 3),
+        (DrawParams(dry_multiplier=1.0, dry_window=5), 5),
+    ],
+)
+def test_a_draw_keeps_no_more_of_the_history_than_its_windows(params: DrawParams, kept: int) -> None:
+    draw = Draw(params, (1,) * 6, 1)
+    tokens(draw, logits_of(20), 10)
+    assert draw._history is not None
+    assert draw._history.size == kept
 
 
 @pytest.mark.parametrize("params", [*FILTERS, *PENALTIES])
