@@ -25,9 +25,9 @@ REFUSED = {
     "bailing_hybrid": "Lightning attention",
     "bitnet": "weight_scale",
     "minimax": "MiniMax M2",
-    "nanochat": "1e-05 built in",
+    "nanochat": "always uses 1e-05",
     "olmo": "ai2-olmo",
-    "olmo_hybrid": "other logits",
+    "olmo_hybrid": "wrong logits",
 }
 # Name (the model type before "-") -> options of its config besides SMALL.
 CASES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("foreign.json").read_text(encoding="utf-8"))

@@ -196,7 +196,7 @@ def test_memory_is_linear_in_the_length(backwards: bool) -> None:
     ("change", "message"),
     [
         ({"attention_kind": "sine"}, "attention_kind of config.json is 'sine', not softmax or performer"),
-        ({"attention_kind": ["performer"]}, "attention_kind lists 1 layers, num_hidden_layers says 2"),
+        ({"attention_kind": ["performer"]}, "attention_kind lists 1 layers, but num_hidden_layers is 2"),
         ({"num_random_features": 0}, "num_random_features of config.json is 0"),
         ({"num_random_features": "many"}, "num_random_features of config.json is 'many'"),
     ],

@@ -141,7 +141,7 @@ def test_each_layer_has_its_window() -> None:
     [
         ("longformer", {"attention_window": 7}, "attention_window of config.json has 7"),
         ("longformer", {"attention_window": [8, 0, 8]}, "attention_window of config.json has 0"),
-        ("longformer", {"attention_window": [8, 8]}, "attention_window lists 2 layers, num_hidden_layers says 3"),
+        ("longformer", {"attention_window": [8, 8]}, "attention_window lists 2 layers, but num_hidden_layers is 3"),
         ("longformer", {"attention_window": "wide"}, "attention_window of config.json is 'wide'"),
         ("big_bird", {"attention_type": "sparse"}, "attention_type of config.json is 'sparse'"),
         ("big_bird", {"block_size": 0}, "block_size of config.json is 0"),
