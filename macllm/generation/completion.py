@@ -22,7 +22,7 @@ from .limits import check, room
 from .prefix import PrefixCache
 from .prompt import continues, encode_prompt
 from .request import Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
-from .sampling import wishes
+from .sampling import config_file
 from .sampling.constraints import Bounds
 from .sampling.defaults import new_seed
 from .sampling.sampler import Sampler
@@ -101,7 +101,7 @@ class _RunningCompletion:
         splitter = part_splitter(tokenizer, prompt, request.tools)
         continued = self._info.kind == "decoder" and continues(tokenizer, request)
         detokenizer = tokenizer.detokenizer(after=prompt if continued else ())
-        stop = (*request.stop, *wishes.read(self._info.generation_config).stop)
+        stop = (*request.stop, *config_file.read(self._info.generation_config).stop)
         self._assembler = Assembler(detokenizer, splitter, stop, unseen)
         self._drawn: list[int] = []
 
@@ -155,7 +155,7 @@ class _RunningCompletion:
     def _forced_bos(self) -> int | None:
         """The token after the decoder's start token: the request's, else the checkpoint's."""
         requested = self._request.sampling.forced_bos_token_id
-        defaults = wishes.read(self._info.generation_config, self._info.vocab_size).sampling
+        defaults = config_file.read(self._info.generation_config, self._info.vocab_size).sampling
         return defaults.get("forced_bos_token_id") if requested is None else requested
 
     def _sampler(self, inputs: Sequence[int], vocab_size: int) -> Sampler:

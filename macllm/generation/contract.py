@@ -1,4 +1,4 @@
-"""The engine's contract: what it is asked, what it answers, and what works beside it. No MLX in here."""
+"""The engine's contract: options, facts, completions and idle work. Imports no MLX."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ class Engine(Protocol):
 
 
 class IdleWork(Protocol):
-    """Work that an engine has done while nobody waits for it, once it has made a completion."""
+    """Work that an engine does between completions, from the end of its first one on."""
 
     def resume(self) -> None:
         """Begin or go on, in a thread or a process of its own."""
         ...
 
     def pause(self) -> None:
-        """Stop at once: somebody waits. Called after each `resume`."""
+        """Stop at once, because a completion waits. Called after each `resume`."""
         ...

@@ -1,4 +1,4 @@
-"""The vocabulary of generation: what is asked for and what comes back.
+"""Requests and events of generation.
 
 Requests and events are frozen and hold no arrays, so that they cross threads, processes and sockets
 unchanged. Terminal, server and library consume the same events.

@@ -420,7 +420,7 @@ def test_unsupported_settings_of_generation_config_are_logged_once(caplog: pytes
         generate(model, FakeTokenizer(), "x", max_tokens=1)
     assert [record.getMessage() for record in caplog.records] == [
         "generation_config.json: top_p = 7 is left out",
-        "generation_config.json asks for num_beams = 4, which macllm does not obey",
+        "generation_config.json asks for num_beams = 4, which macllm does not support",
     ]
 
 

@@ -13,7 +13,7 @@ import pytest
 import sentencepiece
 
 from macllm.generation.request import SamplingParams
-from macllm.generation.sampling import wishes
+from macllm.generation.sampling import config_file
 from macllm.generation.sampling.defaults import defaults
 from macllm_models.maclet import make_data, make_tokenizer
 from macllm_models.maclet.knowledge import Guide
@@ -83,7 +83,7 @@ def test_maclet_samples_greedily_by_default() -> None:
     generation = json.loads((HOME / "generation_config.json").read_text(encoding="utf-8"))
     params = defaults(generation)
     assert params == SamplingParams(temperature=0.0)
-    assert wishes.read(generation).notes == []
+    assert config_file.read(generation).notes == []
 
 
 @pytest.mark.parametrize(

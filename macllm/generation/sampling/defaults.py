@@ -16,7 +16,7 @@ from macllm.nn.info import ModelInfo
 
 from ..options import read_bad_words, read_biases, read_sequence_biases, read_stop, read_tokens
 from ..request import Request, SamplingParams
-from . import wishes
+from . import config_file
 from .ranges import COLDEST, OPTIONAL, RANGES, check_range, shown
 
 log = logging.getLogger("macllm")
@@ -36,10 +36,10 @@ def defaults(
 
     A file that names any filter or temperature is taken as it is, nothing of ours mixed in. One that says
     `do_sample: false`, and an encoder-decoder whose file does not ask for sampling, get the likeliest token.
-    Values that cannot be taken are left out (`wishes.read` has notes on them).
+    Values that cannot be taken are left out (`config_file.read` has notes on them).
     """
     file = generation_config or {}
-    named = wishes.read(file, vocab_size).sampling
+    named = config_file.read(file, vocab_size).sampling
     samples = file.get("do_sample")
     if isinstance(samples, str):
         samples = samples.lower() == "true"
@@ -52,31 +52,31 @@ def defaults(
 
 
 def default_sampling(info: ModelInfo) -> SamplingParams:
-    """Default sampling parameters of a model. What its checkpoint wishes in vain is logged once."""
+    """Default sampling parameters of a model. Settings that are left out are logged once."""
     if not any(file is info.generation_config for file in _told):
         _told.append(info.generation_config)
-        for note in wishes.read(info.generation_config, info.vocab_size).notes:
+        for note in config_file.read(info.generation_config, info.vocab_size).notes:
             log.warning("%s", note)
     text_to_text = info.kind == "encoder-decoder"
     return defaults(info.generation_config, encoder_decoder=text_to_text, vocab_size=info.vocab_size)
 
 
 def default_max_tokens(info: ModelInfo, request: Request, prompt_tokens: Callable[[], int]) -> int:
-    """Most tokens of a completion that nobody bounds: ours, or fewer where the checkpoint wishes so.
+    """Most tokens of a completion without a limit: MAX_TOKENS, or fewer by generation_config.json.
 
     As in transformers `max_new_tokens` goes before `max_length`, which counts what the new tokens follow too: the
     prompt (`prompt_tokens`, counted only if needed) or the first tokens of an encoder-decoder's decoder.
     """
-    wished = wishes.read(info.generation_config)
-    most = wished.max_new_tokens
-    if most is None and wished.max_length is not None:
+    config = config_file.read(info.generation_config)
+    most = config.max_new_tokens
+    if most is None and config.max_length is not None:
         if info.kind == "encoder-decoder":
             before = 1 + (request.sampling.forced_bos_token_id is not None)
         else:
             before = prompt_tokens()
-        most = wished.max_length - before
+        most = config.max_length - before
         if most < 1:
-            _tell_too_short(wished.max_length, before)
+            _tell_too_short(config.max_length, before)
             most = None
     return MAX_TOKENS if most is None else min(most, MAX_TOKENS)
 
@@ -89,7 +89,7 @@ def _tell_too_short(max_length: int, before: int) -> None:
 
 
 def new_seed() -> int:
-    """A seed nobody chose."""
+    """A random seed."""
     return int.from_bytes(os.urandom(4))
 
 

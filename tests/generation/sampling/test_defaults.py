@@ -7,7 +7,7 @@ import pytest
 
 from macllm.errors import UsageError
 from macllm.generation.request import Request, SamplingParams
-from macllm.generation.sampling import wishes
+from macllm.generation.sampling import config_file
 from macllm.generation.sampling.defaults import OURS, check, defaults
 
 
@@ -110,15 +110,15 @@ def test_do_sample_is_read_from_booleans_strings_and_numbers(value: object) -> N
         ({"num_beams": 1, "guidance_scale": 1.0, "diversity_penalty": 0.0, "token_healing": False}, []),
         ({"temperature": 0.6, "top_k": 20.0, "top_p": 0, "eos_token_id": [2], "max_new_tokens": 9}, []),
         ({"use_cache": True, "transformers_version": "4", "pad_token_id": 0, "length_penalty": 2.0}, []),
-        ({"num_beams": 4}, ["generation_config.json asks for num_beams = 4, which macllm does not obey"]),
+        ({"num_beams": 4}, ["generation_config.json asks for num_beams = 4, which macllm does not support"]),
         (
             {"penalty_alpha": 0.6, "max_time": 3},
-            ["generation_config.json asks for penalty_alpha = 0.6, max_time = 3, which macllm does not obey"],
+            ["generation_config.json asks for penalty_alpha = 0.6, max_time = 3, which macllm does not support"],
         ),
         ({"epsilon_cutoff": 0.1}, []),  # nothing is drawn
         (
             {"epsilon_cutoff": 0.1, "do_sample": True},
-            ["generation_config.json asks for epsilon_cutoff = 0.1, which macllm does not obey"],
+            ["generation_config.json asks for epsilon_cutoff = 0.1, which macllm does not support"],
         ),
         ({"temperature": 1e-6}, ["generation_config.json: temperature = 1e-06 is taken as 0, the likeliest token"]),
         ({"top_p": 3}, ["generation_config.json: top_p = 3 is left out"]),
@@ -127,7 +127,7 @@ def test_do_sample_is_read_from_booleans_strings_and_numbers(value: object) -> N
     ids=str,
 )
 def test_corrected_and_unsupported_settings_are_noted(file: dict, notes: list[str]) -> None:
-    assert wishes.read(file, 512).notes == notes
+    assert config_file.read(file, 512).notes == notes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Settings of a checkpoint's `generation_config.json`: odd ones are mended, unsupported ones named."""
+"""Settings in `generation_config.json`: wrong values are corrected, unsupported ones named."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _NUMBERS = (
 )
 _TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
 
-# What would change an answer and macllm does not do, with the values that change nothing.
-_NOT_OBEYED: dict[str, tuple[Any, ...]] = {
+# Options that macllm does not support, with the values that change no answer.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (0, 1),
     "diversity_penalty": (0,),
     "penalty_alpha": (0,),
@@ -47,68 +47,70 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     "num_return_sequences": (0, 1),
     "max_time": (),
 }
-_NOT_OBEYED_IN_DRAWS: dict[str, tuple[Any, ...]] = {"top_h": (), "epsilon_cutoff": (0, 1), "eta_cutoff": (0, 1)}
+_UNSUPPORTED_IN_DRAWS: dict[str, tuple[Any, ...]] = {"top_h": (), "epsilon_cutoff": (0, 1), "eta_cutoff": (0, 1)}
 
 
 @dataclass
-class Wishes:
-    """The fields of SamplingParams that a file names, and what there is to tell about the rest."""
+class GenerationConfig:
+    """Fields of SamplingParams in a `generation_config.json`, and notes on the rest."""
 
     sampling: dict[str, Any] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     max_length: int | None = None
-    mended: list[str] = field(default_factory=list)
-    not_obeyed: list[str] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
         """Sentences for the log."""
-        notes = [f"generation_config.json: {', '.join(self.mended)}"] if self.mended else []
-        if self.not_obeyed:
-            notes.append(f"generation_config.json asks for {', '.join(self.not_obeyed)}, which macllm does not obey")
+        notes = [f"generation_config.json: {', '.join(self.corrected)}"] if self.corrected else []
+        if self.unsupported:
+            notes.append(
+                f"generation_config.json asks for {', '.join(self.unsupported)}, which macllm does not support"
+            )
         return notes
 
 
-def read(file: Mapping[str, Any], vocab_size: int | None = None) -> Wishes:
-    """The wishes of `file`. No value is an error: one that cannot be taken is left out, with a note."""
-    wishes = Wishes()
+def read(file: Mapping[str, Any], vocab_size: int | None = None) -> GenerationConfig:
+    """The settings in `file`. Raises nothing: a wrong value is left out, with a note."""
+    config = GenerationConfig()
     for name in _NUMBERS:
         if file.get(name) is not None:
-            _take_number(wishes, name, file[name])
-    if wishes.sampling.get("forced_bos_token_id", 0) >= (vocab_size or math.inf):
-        wishes.mended.append(f"forced_bos_token_id = {wishes.sampling.pop('forced_bos_token_id')} is left out")
+            _take_number(config, name, file[name])
+    if config.sampling.get("forced_bos_token_id", 0) >= (vocab_size or math.inf):
+        config.corrected.append(f"forced_bos_token_id = {config.sampling.pop('forced_bos_token_id')} is left out")
     for name in _TOKENS:
         if file.get(name) is not None:
-            _take_tokens(wishes, name, file[name], vocab_size)
-    _take_sequences(wishes, file, vocab_size)
-    wishes.max_new_tokens = _length(file.get("max_new_tokens"))
-    wishes.max_length = _length(file.get("max_length"))
+            _take_tokens(config, name, file[name], vocab_size)
+    _take_sequences(config, file, vocab_size)
+    config.max_new_tokens = _length(file.get("max_new_tokens"))
+    config.max_length = _length(file.get("max_length"))
     if file.get("stop_strings"):
         try:
-            wishes.stop = tuple(text for text in options.read_stop(file["stop_strings"]) if text)
+            config.stop = tuple(text for text in options.read_stop(file["stop_strings"]) if text)
         except UsageError:
-            wishes.mended.append(f"stop_strings = {file['stop_strings']!r} is left out")
-    refused = _NOT_OBEYED | (_NOT_OBEYED_IN_DRAWS if file.get("do_sample") else {})
+            config.corrected.append(f"stop_strings = {file['stop_strings']!r} is left out")
+    refused = _UNSUPPORTED | (_UNSUPPORTED_IN_DRAWS if file.get("do_sample") else {})
     for name, neutral in refused.items():
         if file.get(name) is not None and file[name] not in neutral:
-            wishes.not_obeyed.append(f"{name} = {file[name]!r}")
-    return wishes
+            config.unsupported.append(f"{name} = {file[name]!r}")
+    return config
 
 
-def _take_number(wishes: Wishes, name: str, value: Any) -> None:
+def _take_number(config: GenerationConfig, name: str, value: Any) -> None:
     number = number_of(value)
     if number is not None and name in WHOLE:
         number = int(number) if number.is_integer() else None
     if name == "top_k" and number == -1:  # as other programs write "all"
         number = 0
     if name == "temperature" and number is not None and 0 < number < COLDEST:
-        wishes.mended.append(f"temperature = {value!r} is taken as 0, the likeliest token")
+        config.corrected.append(f"temperature = {value!r} is taken as 0, the likeliest token")
         number = 0.0
     if number is not None and allows(name, number):
-        wishes.sampling[name] = number
+        config.sampling[name] = number
     else:
-        wishes.mended.append(f"{name} = {value!r} is left out")
+        config.corrected.append(f"{name} = {value!r} is left out")
 
 
 def number_of(value: Any) -> float | None:
@@ -129,44 +131,44 @@ def whole_numbers(value: Any) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers if number is not None and number.is_integer() and number >= 0)
 
 
-def _take_tokens(wishes: Wishes, name: str, value: Any, vocab_size: int | None) -> None:
+def _take_tokens(config: GenerationConfig, name: str, value: Any, vocab_size: int | None) -> None:
     listed = value if isinstance(value, list | tuple) else [value]
     tokens = tuple(token for token in whole_numbers(value) if token < (vocab_size or math.inf))
     if len(tokens) < len(listed):
-        odd = [each for each in listed if not set(whole_numbers(each)) & set(tokens)]
-        wishes.mended.append(f"{_shown(odd)} of {name} {'is' if len(odd) == 1 else 'are'} left out")
+        wrong = [each for each in listed if not set(whole_numbers(each)) & set(tokens)]
+        config.corrected.append(f"{_shown(wrong)} of {name} {'is' if len(wrong) == 1 else 'are'} left out")
     if tokens:
-        wishes.sampling[name] = tokens
+        config.sampling[name] = tokens
 
 
-def _take_sequences(wishes: Wishes, file: Mapping[str, Any], vocab_size: int | None) -> None:
+def _take_sequences(config: GenerationConfig, file: Mapping[str, Any], vocab_size: int | None) -> None:
     ends = set(whole_numbers(file.get("eos_token_id")))
     words: list[tuple[int, ...]] = []
-    for each in _entries(wishes, file, "bad_words_ids"):
+    for each in _entries(config, file, "bad_words_ids"):
         tokens = _sequence(each, vocab_size)
         if tokens is None:
-            wishes.mended.append(f"{each!r} of bad_words_ids is left out")
+            config.corrected.append(f"{each!r} of bad_words_ids is left out")
         elif not (len(tokens) == 1 and tokens[0] in ends):  # an end is never a bad word (transformers)
             words.append(tokens)
     if words:
-        wishes.sampling["bad_words_ids"] = tuple(words)
+        config.sampling["bad_words_ids"] = tuple(words)
     biases: dict[tuple[int, ...], float] = {}
-    for each in _entries(wishes, file, "sequence_bias"):
+    for each in _entries(config, file, "sequence_bias"):
         pair = each if isinstance(each, list | tuple) and len(each) == 2 else (None, None)
         tokens, bias = _sequence(pair[0], vocab_size), number_of(pair[1])
         if tokens is None or bias is None:
-            wishes.mended.append(f"{each!r} of sequence_bias is left out")
+            config.corrected.append(f"{each!r} of sequence_bias is left out")
         else:
             biases[tokens] = bias
     if biases:
-        wishes.sampling["sequence_bias"] = tuple(biases.items())
+        config.sampling["sequence_bias"] = tuple(biases.items())
 
 
-def _entries(wishes: Wishes, file: Mapping[str, Any], name: str) -> list[Any] | tuple[Any, ...]:
+def _entries(config: GenerationConfig, file: Mapping[str, Any], name: str) -> list[Any] | tuple[Any, ...]:
     value = file.get(name) or []
     if isinstance(value, list | tuple):
         return value
-    wishes.mended.append(f"{name} = {value!r} is left out")
+    config.corrected.append(f"{name} = {value!r} is left out")
     return []
 
 
