@@ -80,7 +80,7 @@ void check_attention(int64_t B, int64_t H, int64_t K, int64_t Dh, int64_t at) {
     const double angle = position[i / waves.size()] / double(waves[i % waves.size()]);
     cosine[i] = float(std::cos(angle)), sine[i] = float(std::sin(angle));
   }
-  s.turn.cosine = cosine, s.turn.sine = sine, s.turn.pairs = waves.size();
+  s.rotation.cosine = cosine, s.rotation.sine = sine, s.rotation.pairs = waves.size();
   s.q = q.linear, s.k = k.linear, s.v = v.linear, s.o = o.linear;
   s.keys = {keys, {}}, s.values = {values, {}}, s.capacity = capacity, s.at = at, s.first = first, s.position = position;
   Residual norms;
