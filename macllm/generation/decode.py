@@ -60,17 +60,20 @@ def decode(
     """Tokens of a completion that begins with `logits` (V,), with logprobs if `alternatives` is given.
 
     The forward pass after a token is queued before the token is read, so that the device never waits for the host:
-    when token n is yielded, the cache holds it, except for the last of `max_tokens`.
+    when token n is yielded, the cache holds it, except for the last of `max_tokens`. Closing waits for a queued pass.
     """
     ahead = _PendingToken(logits, sampler, 0, alternatives)
-    for step in range(1, max_tokens + 1):
-        ready = ahead
-        if step < max_tokens:
-            hidden = model.hidden(ready.token.reshape(1, 1), cache=cache)
-            ahead = _PendingToken(model.logits(hidden)[0, -1], sampler, step, alternatives)
-        if step % _CLEAR_EVERY == 0:
-            mx.clear_cache()
-        yield ready.read()
+    try:
+        for step in range(1, max_tokens + 1):
+            ready = ahead
+            if step < max_tokens:
+                hidden = model.hidden(ready.token.reshape(1, 1), cache=cache)
+                ahead = _PendingToken(model.logits(hidden)[0, -1], sampler, step, alternatives)
+            if step % _CLEAR_EVERY == 0:
+                mx.clear_cache()
+            yield ready.read()
+    finally:
+        mx.eval(ahead.token)  # after an early stop: the step in flight holds a cache, and the next prefill wants memory
 
 
 def _is_broken(logits: mx.array) -> mx.array:

@@ -15,6 +15,7 @@ import macllm
 from macllm.errors import DoesNotFitError, UsageError
 from macllm.generation import limits
 from macllm.generation.contract import EngineOptions
+from macllm.generation.decode import decode
 from macllm.generation.prefix import PrefixCache
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams, Usage
 from macllm.generation.stream import generate, run, stream
@@ -579,3 +580,21 @@ def test_macllm_stream_ends_with_done() -> None:
     assert [type(event) for event in macllm.stream(FakeModel(), FakeTokenizer(), "x", max_tokens=1, temperature=0)][
         -1
     ] is Done
+
+
+def test_decoding_that_stops_early_waits_for_the_token_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[mx.array] = []
+    evaluated: list[mx.array] = []
+    evaluate = mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *arrays: evaluated.extend(arrays) or evaluate(*arrays))
+
+    def sampler(logits: mx.array, step: int) -> mx.array:
+        drawn.append(mx.argmax(logits))
+        return drawn[-1]
+
+    model = FakeModel()
+    tokens = decode(model, model.make_cache(), model.table[1], sampler, max_tokens=8, alternatives=None)
+    assert [next(tokens).token for _ in range(2)] == [int(each.item()) for each in drawn[:2]]
+    tokens.close()
+    assert len(drawn) == 3
+    assert any(each is drawn[2] for each in evaluated)
