@@ -336,7 +336,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = files.read_json(path)
     except ValueError as error:
-        cause, remedy = files.stand_in(path) or (str(error), "download it again")
+        cause, remedy = files.wrong_content(path) or (str(error), "download it again")
         raise CheckpointError(f"{path} is not JSON", cause=cause, remedy=remedy) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object", remedy="download it again")

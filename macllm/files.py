@@ -25,7 +25,7 @@ _MESSAGES = (b"entry not found", b"repository not found", b"revision not found",
 _HEAD_BYTES = 256
 _SHOWN_CHARS = 80
 # First bytes of such a file (lower case), its description and its remedy.
-_STAND_INS = (
+_WRONG_CONTENTS = (
     (_POINTER, "a Git LFS pointer, not the file itself", "git lfs pull, in its folder"),
     (b"<!doctype html", *_PAGE),
     (b"<html", *_PAGE),
@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
         raise ValueError("values are nested too deeply") from error
 
 
-def stand_in(path: Path, *, may_be_text: bool = False) -> tuple[str, str] | None:
+def wrong_content(path: Path, *, may_be_text: bool = False) -> tuple[str, str] | None:
     """Cause and remedy for a wrong file, such as a Git LFS pointer, by its first bytes; else None.
 
     Recognizes magic numbers, and the messages and zeros that servers and interrupted downloads leave in place of a
@@ -123,7 +123,7 @@ def stand_in(path: Path, *, may_be_text: bool = False) -> tuple[str, str] | None
     if head and not any(head):
         return "it begins with zeros: its space was allocated and never written", "download it again"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for magic, what, remedy in _STAND_INS:
+    for magic, what, remedy in _WRONG_CONTENTS:
         if start.lower().startswith(magic):
             return "it is " + what, remedy
     text = start.decode("utf-8", "ignore")

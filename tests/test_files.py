@@ -261,7 +261,7 @@ def test_only_one_module_writes_atomically() -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\n\x0e\n\x05<unk>", b"\xff\xfe{\0", b"[" * 300])
 def test_a_damaged_file_is_not_taken_for_another_format(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
-    assert files.stand_in(tmp_path / "file") is None
+    assert files.wrong_content(tmp_path / "file") is None
 
 
 def test_only_the_module_files_recognizes_git_lfs_pointers() -> None:

@@ -43,7 +43,7 @@ def read(options: Mapping[str, Any], token_id: TokenId | None = None) -> dict[st
 
 
 def read_engine_options(options: Mapping[str, Any]) -> EngineOptions:
-    """The options of an engine; None is not given. Raises UsageError for a value that they cannot have."""
+    """`EngineOptions` of the values that are not None. Raises UsageError for an invalid one."""
     return EngineOptions(**{name: _plain(value) for name, value in options.items() if value is not None})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from macllm.errors import CheckpointError
-from macllm.files import stand_in
+from macllm.files import wrong_content
 
 from .agreement import agree_on_decoder, agree_on_ends, declared_ids, misread_tokens, moved_ids
 from .decoding import TEXT_CLEANUP, ByteLevel, ReplaceInText, Stage, run_close, run_push, stages_of
@@ -169,7 +169,7 @@ def _build(make: Any, path: Path) -> Any:
     try:
         return make()
     except Exception as error:  # the library raises bare Exception
-        cause, remedy = stand_in(path) or (str(error), REDOWNLOAD)
+        cause, remedy = wrong_content(path) or (str(error), REDOWNLOAD)
         raise CheckpointError(f"{path} is not a valid tokenizer.", cause=cause, remedy=remedy) from error
 
 

@@ -1,4 +1,4 @@
-"""System and developer messages in places where a chat template would leave them out without a word.
+"""System and developer messages that a chat template would leave out silently.
 
 Some templates write only the first of several (gpt-oss's), or no system message at all (the first of Phi-3).
 """
@@ -27,8 +27,8 @@ def write_all(messages: Messages, render: Render) -> str:
     all of them. Raises as `render` for the messages as they are.
     """
     text = render(messages)
-    said = [_text(message) for message in messages if message["role"] in _ROLES]
-    if all(each.strip() in text for each in said):
+    contents = [_text(message) for message in messages if message["role"] in _ROLES]
+    if all(content.strip() in text for content in contents):
         return text
     # marks tell a message that is left out from one that is written in other words
     marked = [
@@ -36,18 +36,18 @@ def write_all(messages: Messages, render: Render) -> str:
         for at, message in enumerate(messages)
     ]
     marks = [message["content"] for message in marked if message["role"] in _ROLES]
-    for form in (_as_they_are, _in_front, _before_the_question):
+    for rearranged in (_unchanged, _joined, _before_first_question):
         try:
-            found = render(form(marked))
+            found = render(rearranged(marked))
         except UsageError:
             continue
         if all(mark in found for mark in marks):
-            return render(form(messages))
+            return render(rearranged(messages))
     log.warning("the chat template leaves out a system message of this conversation")
     return render(messages)
 
 
-def _as_they_are(messages: Messages) -> Messages:
+def _unchanged(messages: Messages) -> Messages:
     return messages
 
 
@@ -56,20 +56,20 @@ def _text(message: dict[str, Any]) -> str:
     return joined(content) if is_list(content) else str(content)
 
 
-def _in_front(messages: Messages) -> Messages:
+def _joined(messages: Messages) -> Messages:
     """The instructions joined to one message, with the role of the first, before all others."""
-    said = [message for message in messages if message["role"] in _ROLES]
-    content = "\n\n".join(map(_text, said))
-    return [{**said[0], "content": content}, *(each for each in messages if each["role"] not in _ROLES)]
+    instructions = [message for message in messages if message["role"] in _ROLES]
+    content = "\n\n".join(map(_text, instructions))
+    return [{**instructions[0], "content": content}, *(each for each in messages if each["role"] not in _ROLES)]
 
 
-def _before_the_question(messages: Messages) -> Messages:
+def _before_first_question(messages: Messages) -> Messages:
     """The instructions joined and put before the first user message's text."""
-    first, *others = _in_front(messages)
+    first, *others = _joined(messages)
     at = next((n for n, each in enumerate(others) if each["role"] == "user"), None)
     if at is None:
         return messages
     content = others[at]["content"]
     before = first["content"] + "\n\n"
-    asked = [{"type": "text", "text": before}, *content] if is_list(content) else f"{before}{content or ''}"
-    return [*others[:at], {**others[at], "content": asked}, *others[at + 1 :]]
+    question = [{"type": "text", "text": before}, *content] if is_list(content) else f"{before}{content or ''}"
+    return [*others[:at], {**others[at], "content": question}, *others[at + 1 :]]

@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = files.read_json(path)
     except ValueError as error:
-        cause, remedy = files.stand_in(path) or (str(error), REDOWNLOAD)
+        cause, remedy = files.wrong_content(path) or (str(error), REDOWNLOAD)
         raise CheckpointError(f"{path} is not valid JSON.", cause=cause, remedy=remedy) from error
     if not is_object(value):
         raise CheckpointError(f"{path} is not a JSON object.", remedy=REDOWNLOAD)

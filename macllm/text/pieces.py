@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macllm.errors import CheckpointError
-from macllm.files import stand_in
+from macllm.files import wrong_content
 
 from .decoding import (
     TEXT_CLEANUP,
@@ -72,7 +72,7 @@ class SentencePieceModel:
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for an invalid sentencepiece file."""
-    cause, remedy = stand_in(path) or (str(error) or type(error).__name__, REDOWNLOAD)
+    cause, remedy = wrong_content(path) or (str(error) or type(error).__name__, REDOWNLOAD)
     return CheckpointError(f"{path} is not a valid sentencepiece model.", cause=cause, remedy=remedy)
 
 

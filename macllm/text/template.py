@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macllm.errors import DoesNotFitError, UsageError
-from macllm.files import stand_in
+from macllm.files import wrong_content
 
 from .json_data import is_list, is_object, list_in, read_json
 from .messages import plain, read_messages, read_tools
@@ -178,7 +178,7 @@ def _read(path: Path) -> str:
         source = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise TemplateError(f"{path} is not UTF-8 text.", cause=str(error), remedy=_OTHER) from error
-    instead = stand_in(path, may_be_text=True)
+    instead = wrong_content(path, may_be_text=True)
     if instead is not None:
         raise TemplateError(f"{path} is not a chat template.", cause=instead[0], remedy=instead[1])
     return source

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from macllm.errors import CheckpointError, ModelNotFoundError
-from macllm.files import stand_in
+from macllm.files import wrong_content
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 2**31 - 1  # MLX counts along an axis in 32 bits
@@ -54,7 +54,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def damaged(path: Path, cause: str) -> CheckpointError:
     """The error for an invalid safetensors file."""
-    cause, remedy = stand_in(path) or (cause, HOW_TO_REPAIR)
+    cause, remedy = wrong_content(path) or (cause, HOW_TO_REPAIR)
     return CheckpointError(f"{path} is not a valid safetensors file", cause=cause, remedy=remedy)
 
 

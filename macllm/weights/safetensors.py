@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import mlx.core as mx
 
 from macllm.errors import CheckpointError, DoesNotFitError, ModelNotFoundError
-from macllm.files import draft, occupy_standard_descriptors, publish, replacing, stand_in, sync
+from macllm.files import draft, occupy_standard_descriptors, publish, replacing, sync, wrong_content
 
 from .header import DTYPE_BITS, HOW_TO_REPAIR, TensorInfo, damaged, read_header, read_metadata, unique_keys
 
@@ -196,7 +196,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
             raise ValueError("weight_map names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = "it has no weight_map" if isinstance(error, KeyError) else str(error)
-        cause, remedy = stand_in(path) or (reason, HOW_TO_REPAIR)
+        cause, remedy = wrong_content(path) or (reason, HOW_TO_REPAIR)
         raise CheckpointError(f"{path} is not a valid index", cause=cause, remedy=remedy) from error
     return cast("dict[str, str]", weight_map)
 
