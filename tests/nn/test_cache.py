@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import mlx.core as mx
@@ -238,6 +240,78 @@ def test_a_fork_and_its_origin_are_independent(case: Case, bits: int | None, sma
         whole = mx.concatenate([tokens[:, :14], rest[:, 14:]], axis=1)
         want = in_chunks(model, whole, alone, [10, 13, *range(14, LENGTH)])[:, 14:]
         close(np.concatenate(got[name], axis=1), want)
+
+
+@pytest.mark.parametrize("copy", [Cache.fork, deepcopy])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_copies_of_copies_are_independent_whatever_the_chunks(copy: Callable[[Cache], Cache], chunk: int) -> None:
+    model, tokens = golden("llama").model(), tokens_for(CASES[0], length=32)
+    caches = [model.make_cache()]
+    texts = [tokens[:, :9]]
+    model(tokens[:, :9], cache=caches[0])
+    caches.append(copy(caches[0]))
+    caches.append(copy(caches[1]))
+    texts += texts * 2
+    for n in range(6):
+        for which in (0, 2, 1):
+            at = 9 + (3 * n + 7 * which) % 20
+            new = tokens[:, at : at + chunk]
+            texts[which] = mx.concatenate([texts[which], new], axis=1)
+            got = np.array(model(new, cache=caches[which]))
+            close(got, np.array(model(texts[which]))[:, -chunk:])
+
+
+def restored(cache: Cache) -> Cache:
+    copy = golden("llama").model().make_cache()
+    copy.restore([layer.filled() for layer in cache.layers], cache.length, [layer.head_dim for layer in cache.layers])
+    return copy
+
+
+@pytest.mark.parametrize("copy", [Cache.fork, deepcopy, restored])
+@pytest.mark.parametrize("which", ["origin", "copy"])
+def test_when_a_cache_goes_back_its_copy_and_its_views_keep_their_rows(
+    copy: Callable[[Cache], Cache], which: str
+) -> None:
+    model, tokens = golden("llama").model(), tokens_for(CASES[0])
+    cache = model.make_cache()
+    in_chunks(model, tokens[:, :9], cache, [5, 6, 7, 8])
+    held = [array for layer in cache.layers for array in layer.filled()]
+    mx.eval(held)
+    before = [np.array(array) for array in held]
+    goes_back, stays = (cache, copy(cache)) if which == "origin" else (copy(cache), cache)
+    goes_back.cut(5)
+    in_chunks(model, tokens[:, 20:26], goes_back, [1, 2, 3])
+    close(np.array(model(tokens[:, 9:12], cache=stays)), np.array(model(tokens[:, :12]))[:, 9:])
+    for array, was in zip(held, before, strict=True):
+        np.testing.assert_array_equal(np.array(array), was)
+
+
+@pytest.mark.parametrize("length", [2, 255, 256, 300])
+def test_the_first_step_after_a_prompt_writes_into_the_prompts_buffer(length: int) -> None:
+    model = golden("llama").model()
+    tokens = tokens_for(CASES[0], length=length) % 90
+    cache = model.make_cache()
+    mx.eval(model(tokens, cache=cache), cache.state)
+    reserved, held = cache.nbytes, [array for layer in cache.layers for array in layer.filled()]
+    mx.eval(held)
+    mx.reset_peak_memory()
+    active = mx.get_active_memory()
+    mx.eval(model(tokens[:, :1], cache=cache))
+    assert cache.nbytes == reserved
+    assert mx.get_peak_memory() - active < reserved // len(cache.layers)
+
+
+def test_after_going_back_only_the_first_step_moves_the_buffer() -> None:
+    model = golden("llama").model()
+    tokens = tokens_for(CASES[0], length=300) % 90
+    cache = model.make_cache()
+    mx.eval(model(tokens, cache=cache), cache.state)
+    cache.cut(200)
+    mx.eval(model(tokens[:, :1], cache=cache))
+    mx.reset_peak_memory()
+    active = mx.get_active_memory()
+    mx.eval(model(tokens[:, :1], cache=cache))
+    assert mx.get_peak_memory() - active < cache.nbytes // len(cache.layers)
 
 
 def test_more_tokens_than_max_context_raise_an_error_with_both_numbers() -> None:

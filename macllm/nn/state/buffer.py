@@ -15,13 +15,13 @@ class Buffer:
     """Slots [start, end) of arrays (B, K, capacity, ...), in order of time.
 
     The buffer moves to new arrays when the old ones are full or far too large, and before an op writes in place into
-    shared arrays.
+    slots that others can see.
     """
 
     def __init__(self) -> None:
         self.start = self.end = 0
         self._arrays: Arrays = ()
-        self._is_shared = False  # there may be other references to the arrays, or views of them
+        self._shared = 0  # slots before it may be seen, or written, by others that hold the arrays
         self._pending: mx.array | None = None  # the result of an op that writes into them
 
     @property
@@ -29,34 +29,38 @@ class Buffer:
         """Bytes reserved."""
         return sum(array.nbytes for array in self._arrays)
 
-    def share(self) -> Arrays:
-        """The arrays at full capacity, to be read; they are never written in place from now on."""
-        if self._pending is not None:
-            self._arrays, self._pending = tuple(mx.depends(list(self._arrays), [self._pending])), None
-        self._is_shared = True
-        return self._arrays
+    @property
+    def _capacity(self) -> int:
+        return self._arrays[0].shape[2] if self._arrays else 0
+
+    def arrays(self) -> Arrays:
+        """The arrays at full capacity; later steps fill the slots after `end`."""
+        self._shared = max(self._shared, self.end)
+        return self._written()
 
     def read(self, first: int) -> Arrays:
         """Views of the slots from `first` on: (B, K, end - first, ...)."""
-        return tuple(array[:, :, first - self.start : self.end - self.start] for array in self.share())
+        return tuple(array[:, :, first - self.start : self.end - self.start] for array in self.arrays())
 
     def write(self, rows: Arrays, keep: int) -> None:
         """Append rows (B, K, L, ...); slots before `keep` may be dropped."""
         length = rows[0].shape[2]
         self._make_room(length, keep, rows)
         at = self.end - self.start
-        for array, new in zip(self.share(), rows, strict=True):
+        self._arrays = tuple(array[...] for array in self._written())  # assignment would change what others hold
+        for array, new in zip(self._arrays, rows, strict=True):
             array[:, :, at : at + length] = new
         self.end += length
+        self._shared = 0
 
     def reserve(self, keep: int) -> tuple[Arrays, int, mx.array | None]:
-        """Unshared arrays, the index of the next slot in them, and the pending result to depend on.
+        """The arrays, the index of the next slot in them, and the pending result to depend on.
 
-        For an op that writes a row in place; call `commit` after it. The buffer must not be empty.
+        For an op that writes that slot in place; call `commit` after it. The buffer must not be empty.
         """
         self._make_room(1, keep, self._arrays)
-        if self._is_shared:
-            self._move(self._arrays[0].shape[2], self.start, self._arrays)
+        if self.end < self._shared:
+            self._move(self._capacity, self.start, self._arrays)
         return self._arrays, self.end - self.start, self._pending
 
     def commit(self, written: mx.array) -> None:
@@ -68,31 +72,38 @@ class Buffer:
         """Drop the slots from `end` on; an empty buffer frees its arrays."""
         self.end = end
         if end == 0:
-            self.start, self._arrays, self._pending = 0, (), None
+            self.start, self._shared, self._arrays, self._pending = 0, 0, (), None
 
     def restore(self, rows: Arrays, end: int) -> None:
         """Hold rows (B, K, L, ...) as the slots before `end`."""
-        self._arrays, self._is_shared, self._pending = rows, True, None
+        self._arrays, self._pending = rows, None
         self.start, self.end = end - (rows[0].shape[2] if rows else 0), end
+        self._shared = end
 
     def fork(self) -> Self:
         """A buffer with the same slots."""
         copy = type(self)()
-        copy.start, copy.end, copy._arrays, copy._is_shared = self.start, self.end, self.share(), True
+        copy.start, copy.end, copy._arrays = self.start, self.end, self.arrays()
+        copy._shared = self.start + self._capacity
         return copy
 
     def __getstate__(self) -> dict[str, object]:
-        self._is_shared = True  # a copy holds the same arrays
+        self._shared = self.start + self._capacity  # a copy holds the same arrays
         return self.__dict__.copy()
+
+    def _written(self) -> Arrays:
+        """The arrays once the pending result is computed."""
+        if self._pending is not None:
+            self._arrays, self._pending = tuple(mx.depends(list(self._arrays), [self._pending])), None
+        return self._arrays
 
     def _make_room(self, length: int, keep: int, like: Arrays) -> None:
         keep = max(self.start, keep)
         size = self.end - keep + length
-        capacity = self._arrays[0].shape[2] if self._arrays else 0
-        fits = self.end - self.start + length <= capacity
-        if fits and capacity <= 2 * (size + GROW):
+        fits = self.end - self.start + length <= self._capacity
+        if fits and self._capacity <= 2 * (size + GROW):
             return
-        self._move(-(-(size + (GROW if self._arrays else 0)) // GROW) * GROW, keep, like)
+        self._move((size // GROW + 1) * GROW, keep, like)
 
     def _move(self, capacity: int, keep: int, like: Arrays) -> None:
         """Move the slots from `keep` on to new arrays with this capacity."""
@@ -103,4 +114,4 @@ class Buffer:
             if held:
                 fresh[:, :, : self.end - keep] = held[n]
             moved.append(fresh)
-        self._arrays, self._is_shared, self.start = tuple(moved), False, keep
+        self._arrays, self._shared, self.start = tuple(moved), 0, keep

@@ -90,7 +90,7 @@ class KeyValues:
 
     def arrays(self) -> list[mx.array]:
         """Keys' then values' arrays, each (B, K, capacity, ...)."""
-        return list(self._buffer.share())
+        return list(self._buffer.arrays())
 
     def packing(self, head_dim: int) -> Packing | None:
         """The packing of rows that `store` takes, for heads of `head_dim`; None for floating point."""
