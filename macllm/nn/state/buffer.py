@@ -103,7 +103,8 @@ class Buffer:
         fits = self.end - self.start + length <= self._capacity
         if fits and self._capacity <= 2 * (size + GROW):
             return
-        self._move((size // GROW + 1) * GROW, keep, like)
+        spare = GROW if self._arrays else GROW // 4  # a prompt is often followed by a short answer
+        self._move((size // spare + 1) * spare, keep, like)
 
     def _move(self, capacity: int, keep: int, like: Arrays) -> None:
         """Move the slots from `keep` on to new arrays with this capacity."""
