@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from macllm.chat.session import Session, Turn
+from macllm.chat.conversation import Turn
+from macllm.chat.session import Session
 from macllm.errors import MacllmError
 from macllm.generation.request import Event
 

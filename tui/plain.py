@@ -14,8 +14,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from macllm.chat.conversation import Turn
 from macllm.chat.options import ChatOptions
-from macllm.chat.session import ContextUse, Session, Turn
+from macllm.chat.session import ContextUse, Session
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.contract import OnStatus, Status
 from macllm.generation.request import CallLines, Delta, Events, Prefill

@@ -1,58 +1,34 @@
-"""A conversation with an engine: its turns, and the events of the current answer.
+"""A conversation with an engine: its tree of turns, and the events of the current answer.
 
 No terminal code: the full screen, the line mode and programs use the same `Session`.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
-from macllm.generation.request import (
-    CallLines,
-    Delta,
-    Done,
-    Events,
-    FinishReason,
-    Prefill,
-    Request,
-    SamplingParams,
-    Timing,
-    Usage,
-)
+from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill, Request, SamplingParams
 from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.units import count_text, tokens_text
+
+from .answer import PartialAnswer
+from .conversation import Attachment, Conversation, Node, Origin, Turn
 
 if TYPE_CHECKING:
     from macllm.generation.contract import CompletionEvents, Engine
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One message of the conversation; the model's reasoning is separate from its content.
-
-    `finish` is None for a user's turn; "failed" marks an answer that an error cut short.
-    """
-
-    role: Literal["user", "assistant"]
-    content: str
-    reasoning: str = ""
-    finish: FinishReason | Literal["failed"] | None = None
-    usage: Usage | None = None
-    timing: Timing | None = None
-    seed: int | None = None
-
-    def message(self) -> dict[str, str]:
-        """The turn as a message for a chat template."""
-        message = {"role": self.role, "content": self.content}
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        return message
-
-
 FULL_SHARE = 0.8  # share of the context above which a warning is shown
+_SAVE_SECONDS = 0.5
+_SUMMARY_TOKENS = 400
+_SUMMARIZE = (
+    "Summarize our conversation so far in a few short paragraphs. Keep names, numbers, decisions and open questions."
+)
 _REMEDY = "a shorter message, /clear in a longer conversation, or a model with a longer context"
 
 
@@ -81,42 +57,67 @@ class ContextUse:
         return f"{min(share, 1):.0%} of the context is used ({numbers}); /clear begins a new conversation."
 
 
+class Journal(Protocol):
+    """Storage of conversations."""
+
+    def save(self, conversation: Conversation) -> None:
+        """Queue the conversation for writing, in place of its last state. Returns at once; any thread may call it."""
+        ...
+
+
 class Session:
-    """One conversation. `reply` and `regenerate` may run in another thread than `stop` and the readers.
+    """One conversation. The iterator of an answer may run in another thread than `stop` and the readers.
 
     `max_tokens` limits each answer; None: up to the end of the context. With a seed in `sampling`, the n-th
     completion of the session uses seed + n, so that a regenerated answer differs while the session as a whole is
-    reproducible.
+    reproducible. `journal` gets every state of the conversation: before an answer, as it streams, and after it.
     """
 
     def __init__(
         self,
         engine: Engine,
         *,
+        conversation: Conversation | None = None,
         system: str | None = None,
         sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
-        turns: tuple[Turn, ...] = (),
+        adapter: str | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.engine = engine
-        self.system = system
         self.sampling = engine.info.defaults if sampling is None else sampling
         self.max_tokens = max_tokens
-        self._turns = turns
-        self._used_tokens = 0
+        self.adapter = adapter
+        self._journal = journal
+        self._conversation = conversation or Conversation.begin(system)
+        self._used_tokens = _used_tokens(self._conversation.turns)
         self._completions = 0
         self._warned = False
         self._answering: CompletionEvents | None = None
 
     @property
+    def conversation(self) -> Conversation:
+        """The conversation; the current answer is a turn of it from its first text on."""
+        return self._conversation
+
+    @property
     def turns(self) -> tuple[Turn, ...]:
-        """The conversation, oldest turn first; an answer is added when it ends."""
-        return self._turns
+        """The turns of the current path, oldest first."""
+        return self._conversation.turns
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation as messages for a chat template, system prompt first."""
-        return self._messages(self._turns)
+        """The messages for a chat template, system prompt first."""
+        return self._conversation.messages
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt, which holds from the next answer on."""
+        return self._conversation.system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._keep(replace(self._conversation, system=text))
 
     @property
     def context(self) -> ContextUse:
@@ -132,31 +133,33 @@ class Session:
 
     @property
     def last_answer(self) -> Turn | None:
-        """The newest answer, or None."""
-        return next((turn for turn in reversed(self._turns) if turn.role == "assistant"), None)
+        """The newest answer of the path, or None."""
+        return next((turn for turn in reversed(self.turns) if turn.role == "assistant"), None)
 
-    def reply(self, text: str) -> Events:
-        """Add `text` as the user's message and return the events of the answer.
+    def reply(self, text: str, attachments: tuple[Attachment, ...] = ()) -> Events:
+        """Add the user's message and return the events of the answer.
 
-        However the iteration ends, the answer's text so far is kept in `turns`. If it has none, `turns` is unchanged.
-        Raises: UsageError for an empty text; while iterating, the engine's errors (DoesNotFitError if the conversation
-        is longer than the context: it is never truncated).
+        However the iteration ends, the answer's text so far is kept. If it has none, the message goes too.
+        Raises: UsageError for an empty message; while iterating, the engine's errors (DoesNotFitError if the
+        conversation is longer than the context: it is never truncated).
         """
-        if not text.strip():
-            raise UsageError("The message is empty.", remedy="write something first")
-        return self._begin((*self._turns, Turn(role="user", content=text)))
+        return self._begin(self._conversation.added(_message(text, attachments)))
+
+    def edit(self, node: str, text: str, attachments: tuple[Attachment, ...] = ()) -> Events:
+        """The same in place of the user's message `node`: a new branch, beside the old one."""
+        return self._begin(self._conversation.at(self._node(node).parent).added(_message(text, attachments)))
 
     def regenerate(self) -> Events:
-        """Answer the last message again; the new answer, once it has text, replaces the old.
+        """Answer the last message again; the new answer, once it has text, stands beside the old.
 
         Raises: UsageError if there is no message yet.
         """
-        turns = self._turns
-        while turns and turns[-1].role == "assistant":
-            turns = turns[:-1]
-        if not turns:
+        path = self._conversation.path
+        while path and path[-1].turn.role != "user":
+            path = path[:-1]
+        if not path:
             raise UsageError("The conversation has no message to answer again.", remedy="write one first")
-        return self._begin(turns)
+        return self._begin(self._conversation.at(path[-1].id))
 
     def stop(self) -> None:
         """Stop the current answer after its current step; its iterator then ends, and its text is kept."""
@@ -164,58 +167,105 @@ class Session:
         if answering is not None:
             answering.cancel()
 
+    def show(self, node: str) -> None:
+        """Make the newest path through `node` the current one."""
+        self._node(node)
+        self.open(self._conversation.showing(node))
+
+    def open(self, conversation: Conversation) -> None:
+        """Go on with another conversation, or another path of this one."""
+        self._warned = self._warned and conversation.id == self._conversation.id
+        self._used_tokens = _used_tokens(conversation.turns)
+        self._keep(conversation)
+
     def clear(self) -> None:
-        """Remove all turns. System prompt and sampling settings stay."""
-        self._turns = ()
+        """Begin a new conversation. System prompt and sampling settings stay."""
+        self._conversation = Conversation.begin(self.system)
         self._used_tokens = 0
         self._warned = False
+
+    def rename(self, title: str) -> None:
+        """Name the conversation."""
+        self._keep(replace(self._conversation, title=title))
+
+    def drop_oldest(self) -> int:
+        """Let the model no longer read the oldest turns, so that at least half of the context is free.
+
+        They stay in the conversation, before a mark. Returns the number of turns dropped now.
+        Raises: UsageError if only the last question is left, or the context has no limit.
+        """
+        kept, dropped = self._oldest()
+        self._cut(kept, "")
+        return len(dropped)
+
+    def summarize_oldest(self) -> Events:
+        """The same, with a summary that the model writes; returns the events of the summary."""
+        kept, dropped = self._oldest()
+        messages = [*(turn.message() for turn in dropped), {"role": "user", "content": _SUMMARIZE}]
+        opening = self.messages[:1] if self.messages and self.messages[0]["role"] == "system" else []
+        self._answering = self.engine.submit(self._request([*opening, *messages], _SUMMARY_TOKENS))
+        return self._summary(kept, self._answering)
 
     def close(self) -> None:
         """Close the engine."""
         self.engine.close()
 
-    def _begin(self, turns: tuple[Turn, ...]) -> Events:
+    def _begin(self, conversation: Conversation) -> Events:
         # Submitted here and not in the generator, so that stop() always finds a completion to cancel
         self._answering = None
+        request = self._request(conversation.messages, self.max_tokens)
         try:
-            self._answering = self.engine.submit(self._request(turns))
+            self._answering = self.engine.submit(request)
         except MacllmError as error:
-            return self._answer(turns, error)
-        return self._answer(turns, self._answering)
+            return self._answer(conversation, request, error)
+        return self._answer(conversation, request, self._answering)
 
-    def _answer(self, turns: tuple[Turn, ...], submitted: CompletionEvents | MacllmError) -> Events:
-        before, used_before = self._turns, self._used_tokens
-        self._turns = turns
-        parts: dict[str, list[str]] = {"content": [], "reasoning": []}
-        lines = CallLines()
+    def _answer(
+        self, conversation: Conversation, request: Request, submitted: CompletionEvents | MacllmError
+    ) -> Events:
+        before, used_before = self._conversation, self._used_tokens
+        self._keep(conversation)
+        origin = Origin(
+            model=self.engine.info.model_name,
+            adapter=self.adapter,
+            system=conversation.system,
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+        )
+        answer = PartialAnswer(conversation, origin)
+        saved = time.monotonic()
         finish: FinishReason | Literal["failed"] = "failed"
-        done: Done | None = None
         try:
             if isinstance(submitted, MacllmError):
                 raise submitted
             for event in self._counted(submitted):
-                if isinstance(event, Delta):
-                    if event.kind == "reasoning":
-                        parts["reasoning"].append(event.text)
-                    else:
-                        parts["content"].append(lines.text(event))
-                elif isinstance(event, Done):
-                    done = event
+                answer.add(event)
+                if isinstance(event, Delta) and time.monotonic() - saved > _SAVE_SECONDS:
+                    self._keep(answer.conversation("cancelled"))
+                    saved = time.monotonic()
                 yield event
-            finish = done.finish_reason if done else "cancelled"
+            finish = answer.finish or "cancelled"
         except (GeneratorExit, KeyboardInterrupt):
             finish = "cancelled"
             raise
         except DoesNotFitError as error:
             raise DoesNotFitError(error.message, cause=error.cause, remedy=_REMEDY) from error
         finally:
-            content, reasoning = "".join(parts["content"]), "".join(parts["reasoning"])
-            if content or reasoning or finish not in ("failed", "cancelled"):
-                ending = {"usage": done.usage, "timing": done.timing, "seed": done.seed} if done else {}
-                answer = Turn(role="assistant", content=content, reasoning=reasoning, finish=finish, **ending)
-                self._turns = (*turns, answer)
+            if answer.has_text or finish not in ("failed", "cancelled"):
+                self._keep(answer.conversation(finish))
             else:
-                self._turns, self._used_tokens = before, used_before
+                self._used_tokens = used_before
+                self._keep(before)
+
+    def _summary(self, kept: str, completion: CompletionEvents) -> Events:
+        text: list[str] = []
+        with closing(completion):
+            for event in completion:
+                if isinstance(event, Delta) and event.kind == "content":
+                    text.append(event.text)
+                if isinstance(event, Done) and event.finish_reason != "cancelled":
+                    self._cut(kept, "".join(text).strip())
+                yield event
 
     def _counted(self, completion: CompletionEvents) -> Events:
         """The same events; updates `context`."""
@@ -229,13 +279,51 @@ class Session:
                     self._used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
                 yield event
 
-    def _request(self, turns: tuple[Turn, ...]) -> Request:
+    def _request(self, messages: Sequence[Mapping[str, str]], max_tokens: int | None) -> Request:
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + self._completions) % (LARGEST_SEED + 1))
         self._completions += 1
-        return Request(messages=tuple(self._messages(turns)), max_tokens=self.max_tokens, sampling=sampling)
+        return Request(messages=tuple(messages), max_tokens=max_tokens, sampling=sampling)
 
-    def _messages(self, turns: tuple[Turn, ...]) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [turn.message() for turn in turns]
+    def _keep(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        if self._journal is not None:
+            self._journal.save(conversation)
+
+    def _node(self, node: str) -> Node:
+        if node not in self._conversation.nodes:
+            raise UsageError(f"The conversation has no message {node}.")
+        return self._conversation.nodes[node]
+
+    def _cut(self, kept: str, summary: str) -> None:
+        self._keep(self._conversation.added(Turn(role="cut", content=summary, kept=kept)))
+        self._used_tokens = 0
+
+    def _oldest(self) -> tuple[str, list[Turn]]:
+        """The first node to keep, always a question, and the turns before it that the model still reads."""
+        limit = self.engine.info.context_length
+        read = self._conversation.read
+        questions = [n for n, node in enumerate(read) if node.turn.role == "user" and n > 0]
+        if limit is None or not questions:
+            raise UsageError(
+                "No older messages to leave out.", remedy="a shorter message, or a model with a longer context"
+            )
+        total = _used_tokens([node.turn for node in read])
+        free = next(
+            (n for n in questions if total - _used_tokens([node.turn for node in read[:n]]) <= limit // 2), None
+        )
+        first = questions[-1] if free is None else free
+        return read[first].id, [node.turn for node in read[:first]]
+
+
+def _message(text: str, attachments: tuple[Attachment, ...]) -> Turn:
+    if not text.strip() and not attachments:
+        raise UsageError("The message is empty.", remedy="write something first")
+    return Turn(role="user", content=text, attachments=attachments)
+
+
+def _used_tokens(turns: Sequence[Turn]) -> int:
+    """Tokens of prompt and completion at the newest answer."""
+    usage = next((turn.usage for turn in reversed(turns) if turn.usage), None)
+    return usage.prompt_tokens + usage.completion_tokens if usage else 0

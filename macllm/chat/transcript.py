@@ -8,7 +8,7 @@ from pathlib import Path
 from macllm.errors import MacllmError, UsageError
 from macllm.files import write_text
 
-from .session import Turn
+from .conversation import Turn
 
 _ENDINGS = {"cancelled": "stopped", "failed": "cut short by an error", "length": "cut at the token limit"}
 

@@ -3,9 +3,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
+from macllm.chat import session as session_module
+from macllm.chat.conversation import Attachment, Conversation, Origin
 from macllm.chat.options import ChatOptions, open_session, with_overrides
 from macllm.chat.session import Session
 from macllm.errors import DoesNotFitError, EngineCrashedError, ModelNotFoundError, UsageError
@@ -170,12 +173,16 @@ def test_an_empty_message_is_refused(text: str) -> None:
         Session(ScriptedEngine()).reply(text)
 
 
-def test_regenerate_replaces_the_last_answer() -> None:
+def test_a_regenerated_answer_stands_beside_the_former_one() -> None:
     engine = ScriptedEngine(["first"], ["second"])
     session = Session(engine)
     list(session.reply("a"))
+    first = session.conversation.head
     assert text_of(session.regenerate()) == "second"
     assert [turn.content for turn in session.turns] == ["a", "second"]
+    assert session.conversation.siblings(first) == (first, session.conversation.head)
+    session.show(first)
+    assert [turn.content for turn in session.turns] == ["a", "first"]
     assert [m["content"] for m in engine.rendered[1]] == ["a"]
 
 
@@ -345,3 +352,145 @@ def test_each_tool_call_is_a_paragraph_of_the_kept_answer() -> None:
     session = Session(ScriptedEngine([*steps, Delta("g()", "tool_call", call=1), Delta("Done.")]))
     list(session.reply("hi"))
     assert session.turns[-1].content == "Let me look.\n\nf(a=1)\n\ng()\n\nDone."
+
+
+class Kept:
+    """A journal that keeps every state."""
+
+    def __init__(self) -> None:
+        self.states: list[Conversation] = []
+
+    def save(self, conversation: Conversation) -> None:
+        self.states.append(conversation)
+
+
+def test_the_journal_has_the_question_before_the_answer_and_the_answer_as_it_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "_SAVE_SECONDS", 0.0)
+    kept = Kept()
+    session = Session(ScriptedEngine(["one ", "two"]), journal=kept)
+    list(session.reply("a"))
+    states = [[(turn.content, turn.finish) for turn in state.turns] for state in kept.states]
+    assert states == [
+        [("a", None)],
+        [("a", None), ("one ", "cancelled")],
+        [("a", None), ("one two", "cancelled")],
+        [("a", None), ("one two", "stop")],
+    ]
+    assert len({state.head for state in kept.states[1:]}) == 1
+
+
+def test_the_journal_loses_a_question_without_an_answer() -> None:
+    kept = Kept()
+    session = Session(ScriptedEngine([EngineCrashedError("gone")]), journal=kept)
+    with pytest.raises(EngineCrashedError):
+        list(session.reply("a"))
+    assert [len(state.nodes) for state in kept.states] == [1, 0]
+
+
+def test_an_answer_records_what_made_it() -> None:
+    session = Session(ScriptedEngine(["a", thinking("b")]), system="S", max_tokens=9, adapter="mine")
+    list(session.reply("a"))
+    answer = session.turns[1]
+    assert answer.origin == Origin(
+        model="scripted", adapter="mine", system="S", sampling=SamplingParams(temperature=0.5), max_tokens=9
+    )
+    assert (answer.seed, answer.tokens) == (7, (0, 0))
+
+
+def test_an_edited_message_begins_a_branch() -> None:
+    engine = ScriptedEngine(["1"], ["2"], ["3"])
+    session = Session(engine)
+    list(session.reply("a"))
+    list(session.reply("b"))
+    old = session.conversation.path[2].id
+    assert text_of(session.edit(old, "B")) == "3"
+    assert [turn.content for turn in session.turns] == ["a", "1", "B", "3"]
+    assert [m["content"] for m in engine.rendered[2]] == ["a", "1", "B"]
+    session.show(old)
+    assert [turn.content for turn in session.turns] == ["a", "1", "b", "2"]
+
+
+def test_an_edit_without_an_answer_leaves_the_old_path() -> None:
+    session = Session(ScriptedEngine(["1"], [EngineCrashedError("gone")]))
+    list(session.reply("a"))
+    with pytest.raises(EngineCrashedError):
+        list(session.edit(session.conversation.path[0].id, "B"))
+    assert [turn.content for turn in session.turns] == ["a", "1"]
+
+
+def test_an_attachment_goes_with_its_message() -> None:
+    engine = ScriptedEngine(context_length=None)
+    session = Session(engine)
+    list(session.reply("Read this", (Attachment("notes", "text"),)))
+    assert engine.rendered[0][0]["content"] == 'Read this\n\n<file name="notes">\ntext\n</file>'
+    assert session.turns[0].content == "Read this"
+
+
+def conversed(engine: ScriptedEngine, *questions: str) -> Session:
+    session = Session(engine)
+    for question in questions:
+        list(session.reply(question))
+    return session
+
+
+def test_dropping_the_oldest_turns_frees_half_of_the_context_and_hides_nothing() -> None:
+    engine = ScriptedEngine(context_length=40)
+    session = conversed(engine, *(f"question {n} is" for n in range(6)))
+    used = session.context.used_tokens
+    assert used > 30
+    assert session.drop_oldest() == 4
+    assert [turn.content for turn in session.turns if turn.role == "user"] == [f"question {n} is" for n in range(6)]
+    list(session.reply("next"))
+    assert [m["content"] for m in engine.rendered[-1]][0] == "question 2 is"
+    assert session.context.used_tokens < used
+
+
+def test_a_summary_takes_the_place_of_the_oldest_turns() -> None:
+    engine = ScriptedEngine(*(["ok"] for _ in range(6)), ["They ", "counted."], context_length=60)
+    session = conversed(engine, *(f"question {n} is" for n in range(6)))
+    engine.info = replace(engine.info, context_length=40)
+    list(session.summarize_oldest())
+    assert "Summarize" in engine.rendered[6][-1]["content"]
+    assert engine.requests[6].max_tokens == 400
+    list(session.reply("next"))
+    system, first, *_ = engine.rendered[-1]
+    assert system["content"].endswith("They counted.")
+    assert first["content"] == "question 2 is"
+
+
+def test_a_stopped_summary_changes_nothing() -> None:
+    engine = ScriptedEngine(*(["ok"] for _ in range(6)), ["They ", threading.Event()], context_length=60)
+    session = conversed(engine, *(f"question {n} is" for n in range(6)))
+    before = session.conversation
+    events = session.summarize_oldest()
+    next(events)
+    session.stop()
+    list(events)
+    assert session.conversation == before
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+def test_a_single_question_cannot_be_dropped(limit: int | None) -> None:
+    session = conversed(ScriptedEngine(context_length=limit), "a")
+    with pytest.raises(UsageError, match="No older messages"):
+        session.drop_oldest()
+
+
+def test_a_cleared_conversation_is_a_new_one() -> None:
+    kept = Kept()
+    session = Session(ScriptedEngine(), system="S", journal=kept)
+    list(session.reply("a"))
+    old = session.conversation
+    session.clear()
+    assert (session.conversation.id != old.id, session.turns, session.system) == (True, (), "S")
+    assert kept.states[-1] == old
+
+
+def test_an_opened_conversation_has_its_context() -> None:
+    first = conversed(ScriptedEngine(["x", "y"]), "one two")
+    session = Session(ScriptedEngine(), conversation=first.conversation)
+    assert session.context.used_tokens == first.context.used_tokens == 5
+    session.open(Conversation.begin())
+    assert session.context.used_tokens == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from macllm.chat import transcript
-from macllm.chat.session import Turn
+from macllm.chat.conversation import Turn
 from macllm.errors import MacllmError, UsageError
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from macllm.chat.conversation import Turn
 from macllm.chat.options import ChatOptions
-from macllm.chat.session import ContextUse, Turn
+from macllm.chat.session import ContextUse
 from macllm.errors import UsageError
 from macllm_tui.plain import LineChat, message
 

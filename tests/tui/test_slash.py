@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from macllm.chat.session import Session, Turn
+from macllm.chat.conversation import Conversation, Turn
+from macllm.chat.session import Session
 from macllm.errors import UsageError
 from macllm_tui import slash
 from tests.chat.scripted_engine import ScriptedEngine
 
 
 def session(*answers: str) -> Session:
-    turns = [
-        turn for text in answers for turn in (Turn(role="user", content="q"), Turn(role="assistant", content=text))
-    ]
-    return Session(ScriptedEngine(), turns=tuple(turns))
+    conversation = Conversation.begin()
+    for text in answers:
+        conversation = conversation.added(Turn(role="user", content="q")).added(Turn(role="assistant", content=text))
+    return Session(ScriptedEngine(), conversation=conversation)
 
 
 def run(chat: Session, line: str) -> slash.Outcome:

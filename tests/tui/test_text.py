@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from macllm.chat.session import Turn
+from macllm.chat.conversation import Turn
 from macllm.generation.request import Timing, Usage
 from macllm_tui.text.markdown import parse
 from macllm_tui.text.speed import SpeedMeter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from macllm.chat.session import Turn
+from macllm.chat.conversation import Turn
 from macllm.units import count_text, duration_text, speed_text, tokens_text
 
 

@@ -10,7 +10,7 @@ from textual.containers import VerticalGroup
 from textual.content import Content
 from textual.widgets import Static
 
-from macllm.chat.session import Turn
+from macllm.chat.conversation import Turn
 from macllm.errors import MacllmError
 from macllm.generation.request import CallLines, Delta
 from macllm.units import duration_text, tokens_text
