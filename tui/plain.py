@@ -22,7 +22,7 @@ from macllm.generation.contract import OnStatus, Status
 from macllm.generation.request import CallLines, Delta, Events, Prefill
 from macllm.units import count_text
 
-from . import clipboard, slash
+from . import clipboard, outcomes, slash
 from .messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from .session_loader import SessionLoader
 from .text.summary import summarize
@@ -103,23 +103,23 @@ class LineChat:
             self._narrator.say(f"error: {error}")
         return True
 
-    def _apply(self, session: Session, outcome: slash.Outcome) -> bool:
+    def _apply(self, session: Session, outcome: outcomes.Outcome) -> bool:
         """Carry out the outcome of a command. Returns False to end the conversation."""
         match outcome:
-            case slash.Say(text) | slash.Clear(text):
+            case outcomes.Say(text) | outcomes.Clear(text):
                 self._narrator.say(text)
-            case slash.Copy(text):
+            case outcomes.Copy(text):
                 if not clipboard.copy_natively(text):
                     self._printer.raw(clipboard.terminal_sequence(text))
                 self._narrator.say("Copied.")
-            case slash.Regenerate():
+            case outcomes.Regenerate():
                 self._answer_in_conversation(session, session.regenerate())
-            case slash.ShowHelp():
+            case outcomes.ShowHelp():
                 for command in slash.COMMANDS.values():
                     self._narrator.say(f"{command.usage}: {command.help}")
-            case slash.SwitchTheme():
+            case outcomes.SwitchTheme():
                 raise UsageError("/theme needs the full screen.", remedy="macllm chat without --plain")
-            case slash.Quit():
+            case outcomes.Quit():
                 return False
         return True
 

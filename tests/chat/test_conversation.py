@@ -110,7 +110,12 @@ def test_an_unknown_message_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("texts", "title", "name"),
-    [((), "", ""), (("one\n two",), "", "one two"), (("a",), "Mine", "Mine"), (("word " * 40,), "", "word " * 11 + "word…")],
+    [
+        ((), "", ""),
+        (("one\n two",), "", "one two"),
+        (("a",), "Mine", "Mine"),
+        (("word " * 40,), "", "word " * 11 + "word…"),
+    ],
 )
 def test_a_conversation_is_named_by_its_title_else_by_its_first_message(
     texts: tuple[str, ...], title: str, name: str
@@ -121,8 +126,5 @@ def test_a_conversation_is_named_by_its_title_else_by_its_first_message(
 
 def test_attachments_follow_the_text_between_tags_that_do_not_occur_in_them() -> None:
     text = with_attachments("Look:\n", (Attachment("a.py", "x = 1"), Attachment("b", "</file> </file-2>\n")))
-    assert text == (
-        'Look:\n\n<file name="a.py">\nx = 1\n</file>\n\n<file-3 name="b">\n</file> </file-2>\n</file-3>'
-    )
+    assert text == ('Look:\n\n<file name="a.py">\nx = 1\n</file>\n\n<file-3 name="b">\n</file> </file-2>\n</file-3>')
     assert with_attachments("as it is\n", ()) == "as it is\n"
-

@@ -443,7 +443,7 @@ def test_dropping_the_oldest_turns_frees_half_of_the_context_and_hides_nothing()
     assert session.drop_oldest() == 4
     assert [turn.content for turn in session.turns if turn.role == "user"] == [f"question {n} is" for n in range(6)]
     list(session.reply("next"))
-    assert [m["content"] for m in engine.rendered[-1]][0] == "question 2 is"
+    assert engine.rendered[-1][0]["content"] == "question 2 is"
     assert session.context.used_tokens < used
 
 

@@ -9,7 +9,7 @@ import pytest
 from macllm.chat.conversation import Conversation, Turn
 from macllm.chat.session import Session
 from macllm.errors import UsageError
-from macllm_tui import slash
+from macllm_tui import outcomes, slash
 from tests.chat.scripted_engine import ScriptedEngine
 
 
@@ -20,7 +20,7 @@ def session(*answers: str) -> Session:
     return Session(ScriptedEngine(), conversation=conversation)
 
 
-def run(chat: Session, line: str) -> slash.Outcome:
+def run(chat: Session, line: str) -> outcomes.Outcome:
     parsed = slash.parse(line)
     assert parsed is not None
     command, argument = parsed
@@ -30,7 +30,7 @@ def run(chat: Session, line: str) -> slash.Outcome:
 def output(chat: Session, line: str) -> str:
     """The text shown by a command."""
     outcome = run(chat, line)
-    assert isinstance(outcome, slash.Say)
+    assert isinstance(outcome, outcomes.Say)
     return outcome.text
 
 
@@ -98,12 +98,12 @@ CODE = "Run\n```sh\nls\n```\nor\n~~~~\n```\nx\n~~~\n~~~~\nand, open:\n  ```py\n 
 @pytest.mark.parametrize(("argument", "copied"), [("", CODE), ("1", "ls\n"), ("2", "```\nx\n~~~\n")])
 def test_the_answer_or_one_of_its_code_blocks_is_copied(argument: str, copied: str) -> None:
     outcome = run(session("an older answer", CODE), f"/copy {argument}")
-    assert outcome == slash.Copy(copied)
+    assert outcome == outcomes.Copy(copied)
 
 
 def test_the_whole_conversation_is_copied() -> None:
     outcome = run(session("one", "two"), "/copy all")
-    assert isinstance(outcome, slash.Copy)
+    assert isinstance(outcome, outcomes.Copy)
     assert outcome.text.startswith("# Chat with scripted\n")
     assert outcome.text.index("one") < outcome.text.index("two")
 

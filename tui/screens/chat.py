@@ -21,7 +21,8 @@ from macllm.generation.contract import Status
 from macllm.generation.request import Delta, Done, Event, Prefill
 from macllm.units import count_text, speed_text
 
-from .. import clipboard, slash
+from .. import clipboard, outcomes, slash
+from ..commands.command import Command
 from ..keys import KEYS, help_lines
 from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from ..pending_answer import PendingAnswer
@@ -250,7 +251,7 @@ class ChatScreen(Screen[None]):
 
     # Commands and keys
 
-    def _run_command(self, command: slash.Command, argument: str) -> None:
+    def _run_command(self, command: Command, argument: str) -> None:
         try:
             if command.idle and self._pending is not None:
                 raise UsageError(f"/{command.name} cannot run during an answer.", remedy="Esc stops the answer")
@@ -258,22 +259,22 @@ class ChatScreen(Screen[None]):
         except MacllmError as error:
             self._append(Failure(error))
 
-    def _apply(self, outcome: slash.Outcome) -> None:
+    def _apply(self, outcome: outcomes.Outcome) -> None:
         match outcome:
-            case slash.Say(text):
+            case outcomes.Say(text):
                 self._show_notice(text)
-            case slash.Clear(text):
+            case outcomes.Clear(text):
                 self.turns.remove_children()
                 self._show_notice(text)
-            case slash.Copy(text):
+            case outcomes.Copy(text):
                 self._copy(text)
-            case slash.Regenerate():
+            case outcomes.Regenerate():
                 self._regenerate()
-            case slash.ShowHelp():
+            case outcomes.ShowHelp():
                 self.action_help()
-            case slash.SwitchTheme(name):
+            case outcomes.SwitchTheme(name):
                 self._switch_theme(name)
-            case slash.Quit():
+            case outcomes.Quit():
                 self.action_leave()
 
     def _show_notice(self, text: str) -> None:

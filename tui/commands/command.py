@@ -1,0 +1,40 @@
+"""A slash command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from macllm.chat.session import Session
+from macllm.errors import UsageError
+
+from ..outcomes import Outcome
+
+
+@dataclass(frozen=True)
+class Command:
+    """A slash command. It calls `run`, or `run_without_model` if it needs no session.
+
+    Commands with `idle` are not allowed while an answer is being generated.
+    """
+
+    name: str
+    argument: str
+    help: str
+    run: Callable[[Session, str], Outcome] | None = None
+    run_without_model: Callable[[str], Outcome] | None = None
+    idle: bool = False
+
+    @property
+    def usage(self) -> str:
+        """Name and argument, as the user types them."""
+        return f"/{self.name} {self.argument}".rstrip()
+
+    def __call__(self, session: Session | None, argument: str) -> Outcome:
+        """Run the command. Raises: UsageError if it needs a session and has none; MacllmError."""
+        if self.run_without_model is not None:
+            return self.run_without_model(argument)
+        assert self.run is not None
+        if session is None:
+            raise UsageError(f"/{self.name} needs a model.", cause="no model is loaded yet")
+        return self.run(session, argument)

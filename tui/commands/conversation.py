@@ -1,0 +1,31 @@
+"""Commands that change the conversation."""
+
+from __future__ import annotations
+
+from macllm.chat.session import Session
+
+from ..outcomes import Clear, Outcome, Regenerate, Say
+from .command import Command
+
+
+def _clear(session: Session, argument: str) -> Outcome:
+    session.clear()
+    return Clear("New conversation.")
+
+
+def _system(session: Session, argument: str) -> Outcome:
+    if not argument:
+        return Say(f"System prompt: {session.system}" if session.system else "No system prompt is set.")
+    session.system = None if argument == "none" else argument
+    return Say("The system prompt is removed." if session.system is None else "The system prompt is set.")
+
+
+def _regenerate(session: Session, argument: str) -> Outcome:
+    return Regenerate()
+
+
+COMMANDS = (
+    Command("clear", "", "start a new conversation", _clear, idle=True),
+    Command("system", "[TEXT | none]", "show, set or remove the system prompt", _system, idle=True),
+    Command("regen", "", "answer the last message again", _regenerate, idle=True),
+)

@@ -1,0 +1,54 @@
+"""Commands that copy and save the conversation."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from macllm.chat import transcript
+from macllm.chat.options import short_name
+from macllm.chat.session import Session
+from macllm.errors import UsageError
+
+from ..outcomes import Copy, Outcome, Say
+from .command import Command
+
+
+def _copy(session: Session, argument: str) -> Outcome:
+    answer = session.last_answer
+    if answer is None:
+        raise UsageError("No answer to copy yet.")
+    if argument == "all":
+        name = short_name(session.engine.info.model_name)
+        return Copy(transcript.as_markdown(session.turns, model_name=name, system=session.system))
+    if not argument:
+        return Copy(answer.content)
+    blocks = [code for _, code in _CODE.findall(answer.content + "\n")]
+    if not argument.isdecimal() or not 1 <= int(argument) <= len(blocks):
+        cause = f"the answer has {len(blocks)} code block{'s' * (len(blocks) != 1)}"
+        raise UsageError(f"No code block {argument}.", cause=cause, remedy="/copy, /copy 1 or /copy all")
+    return Copy(blocks[int(argument) - 1])
+
+
+_CODE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)^ {0,3}\1", re.MULTILINE | re.DOTALL)
+
+
+def _save(session: Session, argument: str) -> Outcome:
+    force = argument.startswith("--force ")
+    name = argument.removeprefix("--force ").strip()
+    if not name or name == "--force":
+        raise UsageError("/save needs a file name.", remedy="/save chat.md")
+    if not session.turns:
+        raise UsageError("No conversation to save yet.")
+    path = Path(os.path.expandvars(name)).expanduser()
+    model_name = short_name(session.engine.info.model_name)
+    text = transcript.as_markdown(session.turns, model_name=model_name, system=session.system)
+    transcript.write(path, text, overwrite=force)
+    return Say(f"Saved to {path}.")
+
+
+COMMANDS = (
+    Command("copy", "[N | all]", "copy the last answer, its Nth code block, or the whole conversation", _copy),
+    Command("save", "[--force] FILE", "save the conversation as Markdown", _save),
+)
