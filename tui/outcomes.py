@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from macllm.generation.request import Events
+
 
 @dataclass(frozen=True)
 class Say:
@@ -13,10 +15,10 @@ class Say:
 
 
 @dataclass(frozen=True)
-class Clear:
-    """Empty the screen, then show a line of text."""
+class Redraw:
+    """Draw the conversation anew, because another one or another path is shown; then show a line of text."""
 
-    text: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,57 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Regenerate:
-    """Answer the last message again."""
+class Answer:
+    """Show the events of an answer as they come.
+
+    `message` is the new message that they answer, if any: without an answer it returns to the prompt.
+    """
+
+    events: Events
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the choices of a question, with the slash command that it runs; "": none.
+
+    With `send`, the message that got no answer is sent again afterwards.
+    """
+
+    label: str
+    line: str = ""
+    send: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with numbered choices."""
+
+    text: str
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask a question. A choice is made by its number; any other text is a message as usual."""
+
+    question: Question
+
+
+@dataclass(frozen=True)
+class Open:
+    """Open a screen of the full screen by its name: chats, models, palette, …"""
+
+    screen: str
+    argument: str = ""
+
+
+@dataclass(frozen=True)
+class SwitchModel:
+    """Close the engine and load a model, with an adapter if there is one. The conversation stays."""
+
+    model: str
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,4 +99,4 @@ class Quit:
     """End the chat."""
 
 
-Outcome = Say | Clear | Copy | Regenerate | ShowHelp | SwitchTheme | Quit
+Outcome = Say | Redraw | Copy | Answer | Ask | Open | SwitchModel | ShowHelp | SwitchTheme | Quit

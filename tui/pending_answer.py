@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from macllm.chat.conversation import Turn
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.generation.request import Event
+from macllm.generation.request import Event, Events
 
 from .messages import ThreadMessage, TurnEnded, TurnEvent
 from .text.speed import SpeedMeter
@@ -30,6 +30,7 @@ class PendingAnswer:
     def __init__(
         self,
         session: Session,
+        events: Events,
         answer: AnswerTurn,
         *,
         user_turn: UserTurn | None = None,
@@ -44,7 +45,7 @@ class PendingAnswer:
         self.memory: MemoryUse | None = None
         self._measured = time.monotonic()
         self._before = session.last_answer
-        self._events = session.regenerate() if user_turn is None else session.reply(user_turn.text)
+        self._events = events
 
     def start(self, post: Callable[[ThreadMessage], object]) -> None:
         """Start; `post` gets a TurnEvent for every event and then TurnEnded, from another thread."""

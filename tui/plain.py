@@ -22,7 +22,7 @@ from macllm.generation.contract import OnStatus, Status
 from macllm.generation.request import CallLines, Delta, Events, Prefill
 from macllm.units import count_text
 
-from . import clipboard, outcomes, slash
+from . import clipboard, outcomes, questions, slash
 from .messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from .session_loader import SessionLoader
 from .text.summary import summarize
@@ -106,14 +106,20 @@ class LineChat:
     def _apply(self, session: Session, outcome: outcomes.Outcome) -> bool:
         """Carry out the outcome of a command. Returns False to end the conversation."""
         match outcome:
-            case outcomes.Say(text) | outcomes.Clear(text):
+            case outcomes.Say(text) | outcomes.Redraw(text):
                 self._narrator.say(text)
+            case outcomes.Ask(question):
+                self._narrator.say(questions.as_text(question))
             case outcomes.Copy(text):
                 if not clipboard.copy_natively(text):
                     self._printer.raw(clipboard.terminal_sequence(text))
                 self._narrator.say("Copied.")
-            case outcomes.Regenerate():
-                self._answer_in_conversation(session, session.regenerate())
+            case outcomes.Answer(events):
+                self._answer_in_conversation(session, events)
+            case outcomes.Open(screen):
+                raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
+            case outcomes.SwitchModel(model):
+                raise UsageError("Another model needs a new chat here.", remedy=f"macllm chat --model {model}")
             case outcomes.ShowHelp():
                 for command in slash.COMMANDS.values():
                     self._narrator.say(f"{command.usage}: {command.help}")

@@ -1,7 +1,8 @@
-"""Slash commands of the full screen and the line mode: registry, parsing and completion. No Textual in here.
+"""Slash commands: registry, parsing and completion. No Textual in here.
 
-A line that starts with one slash is a command; two slashes send a message that starts with one. A command
-changes the session and returns an `Outcome` for the interface to carry out.
+The full screen and the line mode have the same commands. A line that starts with one slash is a command; two
+slashes send a message that starts with one. A command changes the session and returns an `Outcome` for the
+interface to carry out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .commands.command import Command
 
 TOPICS = (conversation, copying, settings, interface)
 COMMANDS = {command.name: command for topic in TOPICS for command in topic.COMMANDS}
+_NAMES = {name: command for command in COMMANDS.values() for name in command.names}
 
 
 def parse(line: str) -> tuple[Command, str] | None:
@@ -25,10 +27,10 @@ def parse(line: str) -> tuple[Command, str] | None:
     name, _, argument = line[1:].strip().partition(" ")
     if "/" in name:  # a path such as /usr/lib is text
         return None
-    if (command := COMMANDS.get(name.lower())) is not None:
+    if (command := _NAMES.get(name.lower())) is not None:
         return command, argument.strip()
-    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
-    remedy = f"{COMMANDS[near[0]].usage}" if near else "/help lists the commands"
+    near = difflib.get_close_matches(name.lower(), _NAMES, n=1, cutoff=0.5)
+    remedy = f"{_NAMES[near[0]].usage}" if near else "/help lists the commands"
     raise UsageError(f"Unknown command /{name}.", remedy=f"{remedy}; two slashes send it as text")
 
 
@@ -42,4 +44,4 @@ def completions(line: str) -> list[Command]:
     if not re.fullmatch(r"/[A-Za-z]*", line):
         return []
     typed = line[1:].lower()
-    return [command for name, command in COMMANDS.items() if name.startswith(typed)]
+    return [command for command in COMMANDS.values() if any(name.startswith(typed) for name in command.names)]

@@ -1,4 +1,7 @@
-"""A conversation as an immutable tree of turns; its path from the first turn to the head is what the model reads."""
+"""A conversation as an immutable tree of turns.
+
+The model reads its path from the first turn to the head.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A tree of turns, in order of creation. `head` is the last turn of the current path; None: an empty path."""
+    """A tree of turns, in order of creation.
+
+    `head` is the last turn of the current path; None: an empty path.
+    """
 
     id: str
     created: float
@@ -127,7 +133,7 @@ class Conversation:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The messages for a chat template: the system prompt with the newest summary, then the turns to be read."""
+        """Messages for a chat template: system prompt with the newest summary, then the turns to be read."""
         summary = next((turn.content for turn in reversed(self.turns) if turn.role == "cut"), "")
         opening = "\n\n".join(filter(None, (self.system, summary and _SUMMARY + summary)))
         system = [{"role": "system", "content": opening}] if opening else []
@@ -147,7 +153,10 @@ class Conversation:
         return replace(self, nodes={**self.nodes, node: replace(self.nodes[node], turn=turn)})
 
     def at(self, node: str | None) -> Conversation:
-        """With `node` as the head, so that the next turn begins a new branch after it; None: before the first turn."""
+        """With `node` as the head, so that the next turn begins a new branch after it.
+
+        None: before the first turn. Raises: UsageError for an unknown node.
+        """
         if node is not None and node not in self.nodes:
             raise UsageError(f"The conversation has no message {node}.")
         return replace(self, head=node)

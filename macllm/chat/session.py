@@ -61,7 +61,10 @@ class Journal(Protocol):
     """Storage of conversations."""
 
     def save(self, conversation: Conversation) -> None:
-        """Queue the conversation for writing, in place of its last state. Returns at once; any thread may call it."""
+        """Queue the conversation for writing, in place of its last state.
+
+        Returns at once; any thread may call it.
+        """
         ...
 
 

@@ -40,6 +40,8 @@ def output(chat: Session, line: str) -> str:
         ("/help", "help", ""),
         ("/clear  ", "clear", ""),
         ("/CLEAR", "clear", ""),
+        ("/new", "clear", ""),
+        ("/retry", "regen", ""),
         ("/set  top_k   3 ", "set", "top_k   3"),
         ("/save my chat.md\n", "save", "my chat.md"),
         ("/save /tmp/chat.md", "save", "/tmp/chat.md"),
@@ -61,6 +63,7 @@ def test_a_line_with_one_slash_is_a_command_and_its_argument(line: str, name: st
         ("/usr/lib/x.py crashes", "/usr/lib/x.py crashes"),
         ("/clear\nthe table", "/clear\nthe table"),
         ("a // b", "a // b"),
+        ("q", "q"),
     ],
 )
 def test_other_lines_are_messages_and_two_slashes_send_one(line: str, sent: str) -> None:
@@ -83,6 +86,7 @@ def test_an_unknown_command_is_an_error_that_suggests_the_nearest(line: str, nea
         ("/s", ["system", "save", "set"]),
         ("/SY", ["system"]),
         ("/quit", ["quit"]),
+        ("/ne", ["clear"]),
         ("/quit ", []),
         ("x/", []),
         ("//", []),

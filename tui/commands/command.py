@@ -24,11 +24,17 @@ class Command:
     run: Callable[[Session, str], Outcome] | None = None
     run_without_model: Callable[[str], Outcome] | None = None
     idle: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:
         """Name and argument, as the user types them."""
         return f"/{self.name} {self.argument}".rstrip()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and its aliases."""
+        return (self.name, *self.aliases)
 
     def __call__(self, session: Session | None, argument: str) -> Outcome:
         """Run the command. Raises: UsageError if it needs a session and has none; MacllmError."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from macllm.chat.session import Session
 
-from ..outcomes import Clear, Outcome, Regenerate, Say
+from ..outcomes import Answer, Outcome, Redraw, Say
 from .command import Command
 
 
 def _clear(session: Session, argument: str) -> Outcome:
     session.clear()
-    return Clear("New conversation.")
+    return Redraw("New conversation.")
 
 
 def _system(session: Session, argument: str) -> Outcome:
@@ -21,11 +21,11 @@ def _system(session: Session, argument: str) -> Outcome:
 
 
 def _regenerate(session: Session, argument: str) -> Outcome:
-    return Regenerate()
+    return Answer(session.regenerate())
 
 
 COMMANDS = (
-    Command("clear", "", "start a new conversation", _clear, idle=True),
+    Command("clear", "", "start a new conversation", _clear, idle=True, aliases=("new",)),
     Command("system", "[TEXT | none]", "show, set or remove the system prompt", _system, idle=True),
-    Command("regen", "", "answer the last message again", _regenerate, idle=True),
+    Command("regen", "", "answer the last message again", _regenerate, idle=True, aliases=("retry",)),
 )

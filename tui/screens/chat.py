@@ -18,10 +18,10 @@ from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.contract import Status
-from macllm.generation.request import Delta, Done, Event, Prefill
+from macllm.generation.request import Delta, Done, Event, Events, Prefill
 from macllm.units import count_text, speed_text
 
-from .. import clipboard, outcomes, slash
+from .. import clipboard, outcomes, questions, slash
 from ..commands.command import Command
 from ..keys import KEYS, help_lines
 from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
@@ -29,7 +29,7 @@ from ..pending_answer import PendingAnswer
 from ..session_loader import SessionLoader
 from ..widgets.prompt import Prompt, PromptChanged, PromptSubmitted
 from ..widgets.status_line import StatusLine, StatusValues
-from ..widgets.turns import AnswerTurn, Failure, Notice, UserTurn
+from ..widgets.turns import AnswerTurn, Failure, Notice, UserTurn, Welcome
 
 _AGAIN_SECONDS = 1.5  # a second Ctrl+C within this time quits
 
@@ -70,7 +70,7 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Conversation, completions, prompt, status."""
         with Transcript(id="transcript"), VerticalGroup(id="turns"):
-            yield Static(_welcome(), id="welcome", markup=False)
+            yield Welcome(id="welcome")
         yield Static(id="completions", markup=False)
         with Horizontal(id="entry"):
             yield Static("❯", id="sign", markup=False)
@@ -192,7 +192,8 @@ class ChatScreen(Screen[None]):
             return
         turn = self._queue.pop(0)
         turn.remove_class("-queued")
-        self._start_answer(PendingAnswer(self.session, AnswerTurn(), user_turn=turn), after=turn)
+        events = self.session.reply(turn.text)
+        self._start_answer(PendingAnswer(self.session, events, AnswerTurn(), user_turn=turn), after=turn)
 
     def _start_answer(self, pending: PendingAnswer, after: Widget) -> None:
         self._pending = pending
@@ -263,13 +264,17 @@ class ChatScreen(Screen[None]):
         match outcome:
             case outcomes.Say(text):
                 self._show_notice(text)
-            case outcomes.Clear(text):
+            case outcomes.Redraw(text):
                 self.turns.remove_children()
                 self._show_notice(text)
             case outcomes.Copy(text):
                 self._copy(text)
-            case outcomes.Regenerate():
-                self._regenerate()
+            case outcomes.Ask(question):
+                self._show_notice(questions.as_text(question))
+            case outcomes.Answer(events):
+                self._regenerate(events)
+            case outcomes.Open() | outcomes.SwitchModel():
+                raise UsageError("There is no such screen yet.")
             case outcomes.ShowHelp():
                 self.action_help()
             case outcomes.SwitchTheme(name):
@@ -294,14 +299,11 @@ class ChatScreen(Screen[None]):
             self.app.copy_to_clipboard(text)
             self._append(Notice("Sent to the terminal's clipboard (OSC 52; some terminals do not allow it)."))
 
-    def _regenerate(self) -> None:
-        if self.session is None or self._pending is not None:
-            return
-        if not self.session.turns:
-            raise UsageError("The conversation has no message to answer again.", remedy="send a message first")
+    def _regenerate(self, events: Events) -> None:
+        assert self.session is not None
         former = self.transcript.query(AnswerTurn).last()
         former.display = False
-        self._start_answer(PendingAnswer(self.session, AnswerTurn(), former=former), after=former)
+        self._start_answer(PendingAnswer(self.session, events, AnswerTurn(), former=former), after=former)
 
     def action_regenerate(self) -> None:
         """Answer the last message again."""
@@ -390,12 +392,3 @@ class ChatScreen(Screen[None]):
         else:
             status.hint = "Esc stops" if self._pending else ""
         self.query_one(StatusLine).redraw()
-
-
-def _welcome() -> Content:
-    return Content.assemble(
-        ("macllm", "bold $accent"),
-        "\n\nAsk anything. The model runs on this machine; nothing leaves it.\n\n",
-        "Enter sends, Ctrl+J starts a new line, Esc stops an answer.\n",
-        "/help lists commands and keys.",
-    )

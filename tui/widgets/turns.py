@@ -25,6 +25,19 @@ _DUTY = 3  # drawing takes at most 1 / (1 + _DUTY) of the time, so that typing s
 _LIVE_REASONING = 1200  # characters of the newest reasoning that are shown while it grows
 
 
+class Welcome(Static):
+    """The first lines, until the conversation begins."""
+
+    def __init__(self, *, id: str) -> None:
+        text = Content.assemble(
+            ("macllm", "bold $accent"),
+            "\n\nAsk anything. The model runs on this machine; nothing leaves it.\n\n",
+            "Enter sends, Ctrl+J starts a new line, Esc stops an answer.\n",
+            "/help lists commands and keys.",
+        )
+        super().__init__(text, id=id, markup=False)
+
+
 class UserTurn(Static):
     """A message of the user, as typed. CSS class -queued: not sent yet."""
 
