@@ -1,6 +1,6 @@
 """A conversation as an immutable tree of turns.
 
-The model reads its path from the first turn to the head.
+The model reads the path from the first turn to the head.
 """
 
 from __future__ import annotations

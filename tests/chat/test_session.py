@@ -440,10 +440,10 @@ def test_dropping_the_oldest_turns_frees_half_of_the_context_and_hides_nothing()
     session = conversed(engine, *(f"question {n} is" for n in range(6)))
     used = session.context.used_tokens
     assert used > 30
-    assert session.drop_oldest() == 4
+    assert session.drop_oldest() == 6
     assert [turn.content for turn in session.turns if turn.role == "user"] == [f"question {n} is" for n in range(6)]
     list(session.reply("next"))
-    assert engine.rendered[-1][0]["content"] == "question 2 is"
+    assert engine.rendered[-1][0]["content"] == "question 3 is"
     assert session.context.used_tokens < used
 
 
@@ -457,7 +457,7 @@ def test_a_summary_takes_the_place_of_the_oldest_turns() -> None:
     list(session.reply("next"))
     system, first, *_ = engine.rendered[-1]
     assert system["content"].endswith("They counted.")
-    assert first["content"] == "question 2 is"
+    assert first["content"] == "question 3 is"
 
 
 def test_a_stopped_summary_changes_nothing() -> None:
