@@ -21,15 +21,14 @@ FIRST_LINE_SECONDS = 1.5
 
 def say(text: str) -> None:
     """Write one line of narration."""
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # one write, because other threads may write too
 
 
 def report(error: MacllmError) -> None:
     """Write an error as `error:`, `cause:` and `try:`, one line each."""
     rows = [("error", error.message), ("cause", error.cause), ("try", error.remedy)]
-    for word, text in rows:
-        if text:
-            say(f"{_tint(word, '31' if word == 'error' else '2')}: {_one_line(text)}")
+    lines = [f"{_tint(word, '31' if word == 'error' else '2')}: {_one_line(text)}" for word, text in rows if text]
+    say("\n".join(lines))
 
 
 def _one_line(text: str) -> str:

@@ -50,7 +50,7 @@ class Engine(ScriptedEngine):
 
     def close(self) -> None:
         super().close()
-        print("engine closed", file=sys.stderr, flush=True)
+        print("engine closed\n", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
