@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
@@ -93,6 +93,7 @@ class Session:
         self.adapter = adapter
         self._journal = journal
         self._conversation = conversation or Conversation.begin(system)
+        self._asked = self._conversation
         self._used_tokens = _used_tokens(self._conversation.turns)
         self._completions = 0
         self._warned = False
@@ -102,6 +103,11 @@ class Session:
     def conversation(self) -> Conversation:
         """The conversation; the current answer is a turn of it from its first text on."""
         return self._conversation
+
+    @property
+    def asked(self) -> Conversation:
+        """The conversation that the newest answer goes on with; also before the first event of the answer."""
+        return self._asked
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -152,12 +158,12 @@ class Session:
         """The same in place of the user's message `node`: a new branch, beside the old one."""
         return self._begin(self._conversation.at(self._node(node).parent).added(_message(text, attachments)))
 
-    def regenerate(self) -> Events:
+    def regenerate(self, node: str | None = None) -> Events:
         """Answer the last message again; the new answer, once it has text, stands beside the old.
 
-        Raises: UsageError if there is no message yet.
+        With `node`, the last message of the path up to it. Raises: UsageError if there is no message yet.
         """
-        path = self._conversation.path
+        path = (self._conversation if node is None else self._conversation.at(node)).path
         while path and path[-1].turn.role != "user":
             path = path[:-1]
         if not path:
@@ -180,6 +186,17 @@ class Session:
         self._warned = self._warned and conversation.id == self._conversation.id
         self._used_tokens = _used_tokens(conversation.turns)
         self._keep(conversation)
+
+    def take_over(self, former: Session) -> None:
+        """Go on with the conversation of another session, and with those of its settings that were changed."""
+        changed = {
+            item.name: value
+            for item in fields(SamplingParams)
+            if (value := getattr(former.sampling, item.name)) != getattr(former.engine.info.defaults, item.name)
+        }
+        self.sampling = replace(self.sampling, **changed)
+        self.max_tokens = former.max_tokens
+        self.open(former.conversation)
 
     def clear(self) -> None:
         """Begin a new conversation. System prompt and sampling settings stay."""
@@ -204,6 +221,7 @@ class Session:
     def summarize_oldest(self) -> Events:
         """The same, with a summary that the model writes; returns the events of the summary."""
         kept, dropped = self._oldest()
+        self._asked = self._conversation
         messages = [*(turn.message() for turn in dropped), {"role": "user", "content": _SUMMARIZE}]
         opening = self.messages[:1] if self.messages and self.messages[0]["role"] == "system" else []
         self._answering = self.engine.submit(self._request([*opening, *messages], _SUMMARY_TOKENS))
@@ -217,6 +235,7 @@ class Session:
         # Submitted here and not in the generator, so that stop() always finds a completion to cancel
         self._answering = None
         request = self._request(conversation.messages, self.max_tokens)
+        self._asked = conversation
         try:
             self._answering = self.engine.submit(request)
         except MacllmError as error:

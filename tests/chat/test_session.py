@@ -494,3 +494,29 @@ def test_an_opened_conversation_has_its_context() -> None:
     assert session.context.used_tokens == first.context.used_tokens == 5
     session.open(Conversation.begin())
     assert session.context.used_tokens == 0
+
+
+def test_an_earlier_answer_is_given_again_beside_it() -> None:
+    session = Session(ScriptedEngine(["one"], ["two"], ["other one"]))
+    list(session.reply("a"))
+    first = session.conversation.path[1].id
+    list(session.reply("b"))
+    events = session.regenerate(first)
+    assert [turn.content for turn in session.asked.turns] == ["a"]
+    assert [turn.content for turn in session.turns] == ["a", "one", "b", "two"]
+    list(events)
+    assert [turn.content for turn in session.turns] == ["a", "other one"]
+    assert len(session.conversation.siblings(first)) == 2
+
+
+def test_a_session_takes_over_the_conversation_and_the_changed_settings_of_another() -> None:
+    former = Session(ScriptedEngine(["one"]), max_tokens=5)
+    list(former.reply("a"))
+    former.sampling = replace(former.sampling, top_k=3)
+    session = Session(ScriptedEngine())
+    session.engine.info = replace(session.engine.info, defaults=SamplingParams(temperature=0.9))
+    session.sampling = session.engine.info.defaults
+    session.take_over(former)
+    assert session.conversation is former.conversation
+    assert session.sampling == SamplingParams(temperature=0.9, top_k=3)
+    assert session.max_tokens == 5
