@@ -9,6 +9,8 @@ from typing import Literal
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from .formulas import formulas
+
 Mark = Literal["strong", "em", "s", "code", "link"]
 BlockKind = Literal["text", "heading", "code", "table", "rule"]
 
@@ -53,7 +55,7 @@ def parse(source: str) -> list[MarkdownBlock]:
     return walk.parts
 
 
-_PARSER = MarkdownIt("gfm-like")
+_PARSER = MarkdownIt("gfm-like").use(formulas)
 _BULLETS = ("• ", "◦ ", "▪ ")
 
 
@@ -91,6 +93,11 @@ class _Walk:
             case "hr" | "fence" | "code_block" | "html_block":
                 self._hidden = False
                 self._add(_leaf(token))
+            case "formula_block":
+                self._hidden = False
+                self._containers.append(_Container("  ", "  "))
+                self._add(MarkdownBlock("text", (TextRun(token.content),)))
+                self._containers.pop()
             case "inline" if self._rows:
                 self._rows[-1].append(_runs(token.children or []))
             case "inline":

@@ -13,6 +13,13 @@ _ITEM = re.compile(r"( {0,3})([-*+]|\d{1,9}[.)])( +)\S")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
 
 
+def _opened_formula(line: str) -> str:
+    """The end of a displayed formula that begins in the line and goes on after it; "" if there is none."""
+    opening = line.lstrip()[:2]
+    closing = {"\\[": "\\]", "$$": "$$"}.get(opening, "")
+    return closing if closing and closing not in line.lstrip()[2:] else ""
+
+
 class BlockSplitter:
     """Splits at blank lines, after headings, around fences and before each new top-level list item.
 
@@ -23,6 +30,7 @@ class BlockSplitter:
         self._lines: list[str] = []  # complete lines of the open block
         self._partial = ""
         self._fence = ""  # the marker of the open fence; "" outside of one
+        self._formula = ""  # the end of the open displayed formula; "" outside of one
         self._item_indent = 0  # column where the text of the open list item starts; 0: no list item
 
     @property
@@ -41,7 +49,7 @@ class BlockSplitter:
     def finish(self) -> list[str]:
         """Return the tail as the last block, if it is not empty, and reset."""
         tail = self.tail
-        self._lines, self._partial, self._fence, self._item_indent = [], "", "", 0
+        self._lines, self._partial, self._fence, self._formula, self._item_indent = [], "", "", "", 0
         return [tail] if tail else []
 
     def _take(self, line: str, blocks: list[str]) -> None:
@@ -52,6 +60,11 @@ class BlockSplitter:
                 if not self._item_indent:
                     self._cut(blocks)
             return
+        if self._formula and line.strip():
+            self._lines.append(line)
+            self._formula = "" if self._formula in line else self._formula
+            return
+        self._formula = _opened_formula(line)
         if not line.strip():
             self._lines.append(line)
             # An indented line after a blank one continues the list item: wait for it.
