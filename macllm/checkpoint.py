@@ -29,7 +29,7 @@ from macllm.ops.linear import HALVES, supports_half_weights
 from macllm.ops.quantized import supports_half_scales
 from macllm.weights.keymap import KeyMap, Weights, our_modules, their_modules, to_ours, to_theirs
 from macllm.weights.safetensors import load_folder, read_metadata, save_folder, weight_files
-from macllm.weights.ties import settle
+from macllm.weights.ties import resolve_ties
 
 if TYPE_CHECKING:
     from macllm.families.foreign import ForeignLM
@@ -107,13 +107,13 @@ def assemble(
     Raises CheckpointError if the two do not match.
     """
     text = families.text_config(config)
-    quantization = packing.recipe(config)
+    quantization = packing.mlx_parameters(config)
     if quantization is None:
         packing.refuse(config)
         packing.refuse_names(tensors)
     packing.drop_cache_scales(tensors)
     stored = Config(text, tensors)
-    renamed = settle(tensors, families.keys(stored, layout))
+    renamed = resolve_ties(tensors, families.keys(stored, layout))
     reader = Config(stored, tensors)
     keymap = families.keys(reader, layout)
     ours = to_ours(tensors, keymap, written_by=families.architecture(config))
@@ -263,7 +263,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
     """The text config with its quantization, and untied if the file stores embedding and head."""
     text = dict(families.text_config(config))
-    if quantization := packing.recipe(config):
+    if quantization := packing.mlx_parameters(config):
         text["quantization"] = quantization
     spec = model.spec
     # In an encoder-decoder the flag also decides how T5 scales.
@@ -274,7 +274,7 @@ def _own_config(config: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _layout(folder: Path, config: Mapping[str, Any]) -> families.Layout:
-    if packing.recipe(config):
+    if packing.mlx_parameters(config):
         return "mlx"
     return "mlx" if read_metadata(weight_files(folder)[0]).get("format") == "mlx" else "hf"
 

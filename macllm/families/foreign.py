@@ -21,8 +21,8 @@ from macllm.weights.safetensors import load_folder, weight_files
 
 from . import packing, spellings
 from .defaults import check_real
+from .foreign_fixes import OBEYED, apply_fixes
 from .foreign_layout import KNOWN_WRONG, rearranged, respelled_for
-from .foreign_mend import OBEYED, mend
 from .foreign_rope import context_length, set_rotations
 
 log = logging.getLogger("macllm")
@@ -245,7 +245,7 @@ def _classes(
         def build(args: Any) -> nn.Module:
             theirs = model_class(args)
             set_rotations(theirs, text)
-            mend(theirs, text["model_type"], text)
+            apply_fixes(theirs, text["model_type"], text)
             sanitize = getattr(theirs, "sanitize", dict)
             tied = any(part.get("tie_word_embeddings") is not False for part in (whole, text))
             flags = (part.get("tie_word_embeddings") for part in (text, whole, spellings.completed(text)))

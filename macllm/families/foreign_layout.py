@@ -43,7 +43,7 @@ def respelled_for(
 
 # Keys with another meaning in a class than in `spellings`, computed by `_PARTICULAR`.
 _OWN_MEANING = {"exaone4": frozenset({"sliding_window_pattern"})}
-# Types whose class does not renormalize the weight of a single expert; DeepSeek's router is fixed in foreign_mend.
+# Types whose class does not renormalize the weight of a single expert; DeepSeek's router is fixed in foreign_fixes.
 _ONE_UNSCALED = frozenset({"afmoe", "kimi_linear"})
 _MAMBA = {"linear_attention": "mamba", "full_attention": "attention"}
 _WORDS = {"granitemoehybrid": _MAMBA}
@@ -173,7 +173,7 @@ def _filled(
     kind, shared = config.get("model_type"), config.get("num_kv_shared_layers") or 0
     first_shared = (config.get("num_hidden_layers") or 0) - shared
     for name, array in expected.items():
-        if name.endswith(".selection_bias"):  # of ERNIE's experts, see foreign_mend
+        if name.endswith(".selection_bias"):  # of ERNIE's experts, see foreign_fixes
             source = name.replace(".selection_bias", ".moe_statics.e_score_correction_bias")
             yield name, given[source].flatten() if source in given else mx.zeros(array.shape)
         layer = re.search(r"layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)", name)

@@ -32,7 +32,7 @@ _CACHE_SCALE = re.compile(r"\.(self_attn|attn|attention|[kv]_proj)\.(k|v|kv|q|pr
 OF_MLX_LM = frozenset(("bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"))
 
 
-def recipe(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def mlx_parameters(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """MLX's quantization parameters of a checkpoint and its modules; None if MLX did not quantize it."""
     for half in _halves(config):
         for key in ("quantization", "quantization_config"):
@@ -86,7 +86,7 @@ def _halves(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _methods(config: Mapping[str, Any]) -> list[str]:
     """The quantization methods of other tools in a config."""
-    if recipe(config) is not None:
+    if mlx_parameters(config) is not None:
         return []
     found: list[str] = []
     for half in _halves(config):

@@ -18,7 +18,7 @@ from macllm.text.tokenizer import Tokenizer
 from .assemble import Assembler
 from .contract import DEFAULT_OPTIONS, EngineOptions
 from .decode import decode, prefill
-from .limits import check, room
+from .limits import answer_limit, check
 from .prefix import PrefixCache
 from .prompt import continues, encode_prompt
 from .request import Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
@@ -91,7 +91,7 @@ class _RunningCompletion:
         self._model, self._request, self._options, self._prompt = model, request, options, prompt
         self._prefix, self._cancelled = prefix, cancelled
         self._info: ModelInfo = model.info
-        self._room = room(self._info, request, len(prompt))
+        self._answer_limit = answer_limit(self._info, request, len(prompt))
         self._seed = new_seed() if request.sampling.seed is None else request.sampling.seed
         self._ends = request.stop_tokens | self._info.eos
         if tokenizer.eos_token_id is not None:
@@ -140,7 +140,7 @@ class _RunningCompletion:
             inputs = [token for token in (self._info.decoder_start, self._forced_bos()) if token is not None]
             source = mx.array([self._prompt], dtype=mx.int32)
             return cast(SourceModel, model).start(source, **limits), inputs, 0
-        planned = request.max_context or len(self._prompt) + self._room
+        planned = request.max_context or len(self._prompt) + self._answer_limit
         rotation = self._info.rotation_class(planned)
         if rotation is not None:
             limits["max_context"] = planned
@@ -160,7 +160,7 @@ class _RunningCompletion:
 
     def _sampler(self, inputs: Sequence[int], vocab_size: int) -> Sampler:
         given = len(inputs) - 1 if self._info.kind == "encoder-decoder" else 0
-        bounds = Bounds(prompt=self._prompt, given=given, ends=self._ends, max_tokens=self._room)
+        bounds = Bounds(prompt=self._prompt, given=given, ends=self._ends, max_tokens=self._answer_limit)
         return Sampler(self._request.sampling, self._seed, inputs, vocab_size, bounds)
 
     def _complete(
@@ -180,7 +180,7 @@ class _RunningCompletion:
                 logits = end.value
                 break
         sampler = self._sampler(inputs, logits.shape[-1])
-        tokens = decode(model, cache, logits, sampler, max_tokens=self._room, alternatives=request.logprobs)
+        tokens = decode(model, cache, logits, sampler, max_tokens=self._answer_limit, alternatives=request.logprobs)
         for sampled in tokens:
             self._last = time.perf_counter()
             self._drawn.append(sampled.token)
@@ -188,7 +188,7 @@ class _RunningCompletion:
                 self._first = self._last
                 yield (Prefill(len(self._prompt), len(self._prompt)),)
             if sampled.token in self._ends:
-                at_limit = bool(request.sampling.forced_eos_token_id) and len(self._drawn) == self._room
+                at_limit = bool(request.sampling.forced_eos_token_id) and len(self._drawn) == self._answer_limit
                 return "length" if at_limit else "stop"
             deltas = self._assembler.add(sampled)
             if deltas:

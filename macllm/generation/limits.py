@@ -72,7 +72,7 @@ def _wider(info: ModelInfo, limit: int) -> str:
     return "" if info.position_count is not None else f", a max_context above {limit} (answers may be poor)"
 
 
-def room(info: ModelInfo, request: Request, prompt_tokens: int) -> int:
+def answer_limit(info: ModelInfo, request: Request, prompt_tokens: int) -> int:
     """Number of tokens that can be generated within `max_tokens` and the context."""
     limit = request.max_context or info.context_length
     if limit is None:

@@ -264,7 +264,7 @@ class JoinWithSpaces(PerToken):
         return (piece if first else " " + piece,)
 
 
-def stages_of(decoder: Mapping[str, Any] | None) -> list[Stage] | None:
+def decoder_stages(decoder: Mapping[str, Any] | None) -> list[Stage] | None:
     """The stages of a decoder in tokenizer.json; None if a step is not supported."""
     if decoder is None:
         return [JoinWithSpaces()]
@@ -313,7 +313,7 @@ def _stage(step: Mapping[str, Any], fused: bool) -> Stage | None:
     return None
 
 
-def run_push(stages: Sequence[Stage], piece: str, start: int = 0) -> str:
+def push_through(stages: Sequence[Stage], piece: str, start: int = 0) -> str:
     """Push `piece` through the stages from `start` on and return the text that is certain."""
     pieces = [piece]
     for stage in stages[start:]:
@@ -321,9 +321,9 @@ def run_push(stages: Sequence[Stage], piece: str, start: int = 0) -> str:
     return "".join(pieces)
 
 
-def run_close(stages: Sequence[Stage]) -> str:
+def close_stages(stages: Sequence[Stage]) -> str:
     """Close the stages in order, each through the stages after it, and return the text."""
     out: list[str] = []
     for index, stage in enumerate(stages):
-        out += [run_push(stages, piece, index + 1) for piece in stage.close()]
+        out += [push_through(stages, piece, index + 1) for piece in stage.close()]
     return "".join(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .decoding import Stage, run_close, run_push
+from .decoding import Stage, close_stages, push_through
 
 
 class Detokenizer:
@@ -46,14 +46,14 @@ class Detokenizer:
         if token_id in self._skip:
             return ""
         token = self._token_of(token_id)
-        return "" if token is None else self._own(run_push(self._stages, token))
+        return "" if token is None else self._own(push_through(self._stages, token))
 
     def finish(self) -> str:
         """End the list and return the text held back, with U+FFFD for an incomplete character."""
         if self._finished:
             return ""
         self._finished = True
-        return self._own(self._decode(self._waiting) if self._stages is None else run_close(self._stages))
+        return self._own(self._decode(self._waiting) if self._stages is None else close_stages(self._stages))
 
     def _own(self, text: str) -> str:
         """`text` without the rest of the preceding text."""

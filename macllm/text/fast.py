@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 from macllm.errors import CheckpointError
 from macllm.files import wrong_content
 
-from .agreement import agree_on_decoder, agree_on_ends, declared_ids, misread_tokens, moved_ids
-from .decoding import TEXT_CLEANUP, ByteLevel, ReplaceInText, Stage, run_close, run_push, stages_of
+from .decoding import TEXT_CLEANUP, ByteLevel, ReplaceInText, Stage, close_stages, decoder_stages, push_through
 from .json_data import REDOWNLOAD
 from .settings import AddedToken, TokenizerSettings
+from .tokenizer_repair import declared_ids, misread_tokens, moved_ids, repair_decoder, repair_special_ids
 
 if TYPE_CHECKING:
     import tokenizers
@@ -75,8 +75,8 @@ class FastBackend:
         """The text of `ids`; unknown ids are left out."""
         if self._literal and (stages := self.stages()) is not None:
             kept = [index for index in ids if not skip_special_tokens or index not in self.special_ids]
-            pieces = [run_push(stages, token) for index in kept if (token := self.id_to_token(index)) is not None]
-            return "".join(pieces) + run_close(stages)
+            pieces = [push_through(stages, token) for index in kept if (token := self.id_to_token(index)) is not None]
+            return "".join(pieces) + close_stages(stages)
         if self._moved:
             ids = [own for index in ids if (own := self._own(index)) is not None]
         text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -104,7 +104,7 @@ class FastBackend:
             decoder = self._tokenizer.decoder
             # The library exposes a decoder's parameters only through pickling, as the JSON of tokenizer.json.
             self._decoder = {"state": json.loads(decoder.__getstate__()) if decoder is not None else None}
-        stages = stages_of(self._decoder["state"])
+        stages = decoder_stages(self._decoder["state"])
         for stage in stages or ():
             if isinstance(stage, ByteLevel):
                 stage.literal = self._literal
@@ -180,14 +180,14 @@ def load_json(path: Path, settings: TokenizerSettings) -> FastBackend:
     tokenizer: tokenizers.Tokenizer = _build(lambda: tokenizers.Tokenizer.from_file(str(path)), path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    agree_on_decoder(tokenizer)
+    repair_decoder(tokenizer)
     complete = settings.with_class_defaults(settings.family)
     present = {
         name: token for name, token in complete.named.items() if tokenizer.token_to_id(token.content) is not None
     }
     complete = replace(complete, named={**present, **settings.named})
     backend = FastBackend(tokenizer, complete, declared_ids(path))
-    agree_on_ends(tokenizer, backend.token_to_id)
+    repair_special_ids(tokenizer, backend.token_to_id)
     return backend
 
 

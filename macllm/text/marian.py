@@ -8,7 +8,7 @@ from pathlib import Path
 
 from macllm.errors import CheckpointError
 
-from .decoding import Stage, byte_value, run_close, run_push
+from .decoding import Stage, byte_value, close_stages, push_through
 from .json_data import REDOWNLOAD, read_json
 from .pieces import AddedTokenSplitter, SentencePieceModel, unreadable
 from .settings import AddedToken, TokenizerSettings
@@ -73,8 +73,8 @@ class MarianBackend:
         stages = self.stages()
         skip = self.special_ids if skip_special_tokens else frozenset[int]()
         tokens = [self.id_to_token(index) for index in ids if index not in skip]
-        text = "".join([run_push(stages, token) for token in tokens if token is not None])
-        return text + run_close(stages)
+        text = "".join([push_through(stages, token) for token in tokens if token is not None])
+        return text + close_stages(stages)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, None for an unknown token."""

@@ -13,7 +13,7 @@ import mlx.core as mx
 from .keymap import KeyMap, Tie, Weights
 
 
-def settle(tensors: Weights, keymap: KeyMap) -> dict[str, str]:
+def resolve_ties(tensors: Weights, keymap: KeyMap) -> dict[str, str]:
     """Normalize tied matrices in place: the source alone if all are equal, else each that differs.
 
     Stored tensors that equal their computed values are dropped.

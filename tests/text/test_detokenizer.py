@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from text_corpus import CORPUS
 
-from macllm.text.decoding import ReplaceInText, StripEachToken, StripText, stages_of
+from macllm.text.decoding import ReplaceInText, StripEachToken, StripText, decoder_stages
 from macllm.text.detokenizer import Detokenizer
 from macllm.text.tokenizer import Tokenizer
 
@@ -205,7 +205,7 @@ def test_each_decoder_streams_the_text_that_the_tokenizers_library_decodes(name:
     description = {**json.loads(library.to_str()), "decoder": DECODERS[name]}
     library = tokenizers.Tokenizer.from_str(json.dumps(description))
     ids = [vocab[token] for token in tokens]
-    detokenizer = Detokenizer(library.id_to_token, stages_of(DECODERS[name]), decode=library.decode)
+    detokenizer = Detokenizer(library.id_to_token, decoder_stages(DECODERS[name]), decode=library.decode)
     pieces = [*(detokenizer.add(index) for index in ids), detokenizer.finish()]
     assert "".join(pieces) == library.decode(ids, skip_special_tokens=False)
 

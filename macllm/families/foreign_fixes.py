@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
-def mend(model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
+def apply_fixes(model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
     """Fix known faults of a model of this type. Raises CheckpointError for an unknown activation."""
     for name, make in _MENDS.get(kind, {}).items():
         call = make(config)

@@ -28,7 +28,7 @@ _HEAD_BYTES = 4 << 20  # added tokens precede the vocabulary in tokenizer.json
 _SPACE = "\u2581"
 
 
-def agree_on_decoder(tokenizer: tokenizers.Tokenizer) -> None:
+def repair_decoder(tokenizer: tokenizers.Tokenizer) -> None:
     """Replace a decoder that does not invert the tokenizer's pre-tokenizer, normalizer and model.
 
     Of the file's decoder and the derived one, the one that restores more probe texts wins; the derived one in a tie.
@@ -105,7 +105,7 @@ def _prepends(step: Mapping[str, Any]) -> bool:
     return step.get("type") == "Prepend"
 
 
-def agree_on_ends(tokenizer: tokenizers.Tokenizer, id_of: Callable[[str], int | None]) -> None:
+def repair_special_ids(tokenizer: tokenizers.Tokenizer, id_of: Callable[[str], int | None]) -> None:
     """Correct the ids of the special tokens that the post-processor names."""
     processor: Any = tokenizer.post_processor
     if processor is None:
