@@ -6,13 +6,10 @@ stdout gets only the answer (in a conversation also the labels); all narration g
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import queue
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from macllm.chat.conversation import Turn
 from macllm.chat.options import ChatOptions
@@ -23,17 +20,20 @@ from macllm.generation.request import CallLines, Delta, Events, Prefill
 from macllm.units import count_text
 
 from . import clipboard, outcomes, questions, slash
+from .lines.entry import ask
+from .lines.narrator import Narrator
+from .lines.piped import message, piped_text
+from .lines.printer import Printer
+from .lines.signals import terminable
 from .messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from .session_loader import SessionLoader
 from .text.summary import summarize
-from .text.visible import visible
 from .turn import TurnThread
 
 _STOPPING_SECONDS = 3.0  # longest wait for the engine to acknowledge a stop
 _LISTEN_SECONDS = 0.2
 _LOADING_SECONDS = 1.5  # loading is reported in a log only if it takes longer
 INTERRUPTED = 130
-TERMINATED = 143
 
 
 class LineChat:
@@ -50,7 +50,7 @@ class LineChat:
 
     def answer_once(self) -> int:
         """Answer the prompt with the piped text attached. Raises: MacllmError if the answer is incomplete."""
-        with _terminable(), contextlib.closing(self._loader):
+        with terminable(), contextlib.closing(self._loader):
             try:
                 self._start_loading()
                 text = message(self.options.prompt, piped_text())
@@ -68,7 +68,7 @@ class LineChat:
         """Read messages and answer them until the input ends."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # gives input() line editing and history
-        with _terminable(), contextlib.closing(self._loader):
+        with terminable(), contextlib.closing(self._loader):
             try:
                 self._start_loading()
                 session = self._wait_for_session()
@@ -78,7 +78,7 @@ class LineChat:
             self._narrator.say(f"model: {name}. Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands.")
             first = self.options.prompt
             try:
-                while (line := first or _ask()) is not None:
+                while (line := first or ask()) is not None:
                     if first:
                         print(f"you: {first}", flush=True)
                     first = None
@@ -247,147 +247,3 @@ class LineChat:
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
         return 0
-
-
-class Printer:
-    """Writes an answer to stdout unbuffered, without empty lines around it and with one final newline."""
-
-    def __init__(self) -> None:
-        self._held = ""  # newlines that are written only if more follows
-        self._begun = False
-        self._label = ""
-        self._terminal = sys.stdout.isatty()
-        if not self._terminal and isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-
-    def begin(self, label: str = "") -> None:
-        """Start an answer; the label is written before its first text."""
-        self._held, self._begun, self._label = "", False, label
-
-    def write(self, text: str) -> None:
-        """Write a piece of the answer; on a terminal, control characters are made visible."""
-        text = self._held + (visible(text) if self._terminal else text)
-        kept = text.rstrip("\n")
-        self._held = text[len(kept) :]
-        if not self._begun:
-            kept = kept.lstrip("\n")
-            if not kept:
-                self._held = ""
-                return
-            self._begun = True
-            kept = self._label + kept
-        if kept:
-            self.raw(kept)
-
-    def end(self) -> None:
-        """End the line, if anything was written."""
-        if self._begun:
-            self.raw("\n")
-        self._begun = False
-
-    def raw(self, text: str) -> None:
-        """Write text unchanged. Raises: BrokenPipeError if the reader has closed the pipe."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-
-class Narrator:
-    """Writes narration to stderr: lines, and on a terminal also a transient status."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._shown = ""
-
-    def show(self, text: str) -> None:
-        """Show a transient status; terminals only."""
-        if self.terminal and text != self._shown:
-            self._shown = text
-            self._put(f"\r\x1b[K{text}")
-
-    def clear(self) -> None:
-        """Erase the transient status."""
-        if self._shown:
-            self._shown = ""
-            self._put("\r\x1b[K")
-
-    def say(self, text: str) -> None:
-        """Write a line."""
-        self.clear()
-        self._put(f"{text}\n")
-
-    def _put(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-
-def message(prompt: str | None, attachment: str) -> str:
-    """The text to send: the prompt, then the piped text between tags that do not occur in it.
-
-    Raises: UsageError if both are empty.
-    """
-    prompt = (prompt or "").strip()
-    if not attachment.strip():
-        if not prompt:
-            raise UsageError("The message is empty.", cause="no prompt and no input", remedy='macllm chat "Hello"')
-        return prompt
-    if not prompt:
-        return attachment.strip("\n")
-    tag, number = "stdin", 1
-    while f"</{tag}>" in attachment:
-        number += 1
-        tag = f"stdin-{number}"
-    closing = "" if attachment.endswith("\n") else "\n"
-    return f"{prompt}\n\n<{tag}>\n{attachment}{closing}</{tag}>"
-
-
-def piped_text() -> str:
-    """All of stdin as text; empty if it is closed or a terminal.
-
-    Raises: UsageError if it is not UTF-8.
-    """
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        return ""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            "The input is not UTF-8.", cause=f"invalid at byte {error.start}", remedy="convert it, as with iconv"
-        ) from error
-    except OSError as error:
-        raise UsageError("The input cannot be read.", cause=error.strerror) from error
-
-
-def _ask() -> str | None:
-    """The user's next message, with backslash-continued lines joined; None at the end of the input."""
-    lines: list[str] = []
-    while True:
-        try:
-            line = input("...: " if lines else "you: ")
-        except EOFError:
-            print(flush=True)
-            return None
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D ends the conversation)", file=sys.stderr, flush=True)
-            lines.clear()
-            continue
-        lines.append(line.removesuffix("\\"))
-        if not line.endswith("\\"):
-            return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Convert SIGTERM to SystemExit with code 143 inside the block, so that it cleans up as after Ctrl-C."""
-
-    def terminate(number: int, frame: object) -> None:
-        raise SystemExit(TERMINATED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

@@ -19,7 +19,8 @@ from macllm.chat.conversation import Turn
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import ContextUse
 from macllm.errors import UsageError
-from macllm_tui.plain import LineChat, message
+from macllm_tui.lines.piped import message
+from macllm_tui.plain import LineChat
 
 SCRIPT = Path(__file__).parent / "scripted_cli.py"
 

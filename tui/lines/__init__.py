@@ -1,0 +1,1 @@
+"""Parts of the line mode: input, output and signals."""
