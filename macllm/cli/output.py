@@ -13,6 +13,7 @@ from typing import TextIO
 
 from macllm.errors import MacllmError
 from macllm.units import bytes_text, duration_text
+from macllm.visible import one_line
 
 REDRAW_SECONDS = 0.1
 PLAIN_LINE_SECONDS = 10.0
@@ -27,12 +28,8 @@ def say(text: str) -> None:
 def report(error: MacllmError) -> None:
     """Write an error as `error:`, `cause:` and `try:`, one line each."""
     rows = [("error", error.message), ("cause", error.cause), ("try", error.remedy)]
-    lines = [f"{_tint(word, '31' if word == 'error' else '2')}: {_one_line(text)}" for word, text in rows if text]
+    lines = [f"{_tint(word, '31' if word == 'error' else '2')}: {one_line(text)}" for word, text in rows if text]
     say("\n".join(lines))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _tint(word: str, code: str) -> str:

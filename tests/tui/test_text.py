@@ -1,4 +1,4 @@
-"""Short texts of the screen, and control characters kept from the terminal."""
+"""Short texts of the screen."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ from macllm.generation.request import Timing, Usage
 from macllm_tui.text.markdown import parse
 from macllm_tui.text.speed import SpeedMeter
 from macllm_tui.text.summary import summarize
-from macllm_tui.text.visible import visible
-
-
-def test_every_control_character_but_line_break_and_tab_becomes_visible() -> None:
-    for code in range(0x110000):
-        if 0xD800 <= code < 0xE000 or chr(code) in "\n\t":
-            continue
-        shown = visible(chr(code))
-        if code < 0x20 or 0x7F <= code < 0xA0:
-            assert shown == "" if chr(code) == "\r" else shown.isprintable(), hex(code)
-        else:
-            assert shown == chr(code)
-    assert visible("a\x1b[2J\x9b1mb\r\n\tc\x7f") == "a␛[2J\ufffd1mb\n\tc␡"
 
 
 def test_the_speed_counts_the_tokens_of_the_last_two_seconds() -> None:
