@@ -1,4 +1,4 @@
-"""Foreign text for a terminal: control characters made visible, text direction and hidden characters removed.
+"""Foreign text, safe for a terminal: control characters made visible, hidden ones removed.
 
 Foreign text is whatever macllm did not write itself: a model's answer, names of models, files and conversations, and
 error messages that quote them.

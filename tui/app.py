@@ -79,6 +79,16 @@ class ChatApp(App[None]):
                 loop.add_signal_handler(number, self.exit, None, 128 + number)
         self.push_screen(self.chat)
 
+    @property
+    def session(self) -> Session | None:
+        """The conversation, once the model is loaded."""
+        return self.chat.session
+
+    def converse(self) -> int:
+        """Run until the user quits. Returns the exit code."""
+        self.run()
+        return self.return_code or 0
+
     async def on_unmount(self) -> None:
         """Close the engine."""
         closing = threading.Thread(target=self.loader.close, name="macllm-close", daemon=True)

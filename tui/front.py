@@ -2,38 +2,111 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable
-from typing import IO
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO, Protocol
 
-from macllm.chat.options import ChatOptions, open_session
+from macllm.chat import transcript
+from macllm.chat.options import ChatOptions, open_session, short_name
 from macllm.chat.session import Session
 from macllm.generation.contract import OnStatus
 from macllm.generation.sampling import defaults
 
+from .lines.printer import discard_output
+from .turn import TurnThread
+
 Opener = Callable[[ChatOptions, OnStatus], Session]
+_LAST_WORDS_SECONDS = 1.0  # longest wait for the text of an answer that the end of the chat has stopped
+
+
+class Interface(Protocol):
+    """An interface for a conversation on a terminal."""
+
+    @property
+    def session(self) -> Session | None:
+        """The conversation, once the model is loaded."""
+        ...
+
+    def converse(self) -> int:
+        """Chat until the user quits. Returns the exit code."""
+        ...
 
 
 def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
-    """Chat and return the exit code: full screen on a terminal unless `plain`, one answer in a pipe.
+    """Chat and return the exit code.
+
+    With a terminal on stdin and stdout: a conversation, in the full screen or in lines. The same with a terminal on
+    stdin and stderr if there is no prompt; the conversation then goes to stdout as Markdown when it ends. Everything
+    else is one answer on stdout.
 
     Raises: MacllmError if a chat without the full screen fails.
     """
     defaults.check(options.request())
-    terminal = _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
-    if terminal and not options.plain and _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
+    stdin, stdout, stderr = map(_is_terminal, (sys.stdin, sys.stdout, sys.stderr))
+    if stdin and stdout:
+        return _conversation(options, opener).converse()
+    if stdin and stderr and not options.prompt:
+        conversation = None
+        try:
+            with _terminal_on_stdout():
+                conversation = _conversation(options, opener)
+                return conversation.converse()
+        finally:
+            if conversation is not None:
+                _write_transcript(conversation.session)
+    from .plain import answer_once
+
+    return answer_once(options, opener)
+
+
+def _conversation(options: ChatOptions, opener: Opener) -> Interface:
+    """The full screen, or lines where it is not wanted or cannot be drawn."""
+    if not options.plain and _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
         from .app import ChatApp
 
-        app = ChatApp(
+        return ChatApp(
             lambda on_status: opener(options, on_status), model_name=options.model_name, prompt=options.prompt
         )
-        app.run()
-        return app.return_code or 0
     from .plain import LineChat
 
-    chat = LineChat(options, lambda on_status: opener(options, on_status))
-    return chat.converse() if terminal else chat.answer_once()
+    return LineChat(options, opener)
+
+
+@contextlib.contextmanager
+def _terminal_on_stdout() -> Iterator[None]:
+    """Make stdout the terminal of stderr inside the block; the full screen measures it."""
+    sys.stdout.flush()
+    number = sys.stdout.fileno()
+    kept = os.dup(number)
+    os.dup2(sys.stderr.fileno(), number)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            sys.stdout.flush()
+        os.dup2(kept, number)
+        os.close(kept)
+
+
+def _write_transcript(session: Session | None) -> None:
+    """Write the conversation to stdout as Markdown, its text unchanged."""
+    for thread in threading.enumerate():
+        if isinstance(thread, TurnThread):
+            thread.join(_LAST_WORDS_SECONDS)
+    if session is None or not session.turns:
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+    name = short_name(session.engine.info.model_name)
+    try:
+        sys.stdout.write(transcript.as_markdown(session.turns, model_name=name, system=session.system))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:

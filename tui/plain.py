@@ -6,244 +6,252 @@ stdout gets only the answer (in a conversation also the labels); all narration g
 from __future__ import annotations
 
 import contextlib
-import os
-import queue
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 
-from macllm.chat.conversation import Turn
-from macllm.chat.options import ChatOptions
+from macllm.chat.conversation import Attachment, Turn
+from macllm.chat.options import ChatOptions, short_name
 from macllm.chat.session import ContextUse, Session
 from macllm.errors import MacllmError, UsageError
-from macllm.generation.contract import OnStatus, Status
-from macllm.generation.request import CallLines, Delta, Events, Prefill
+from macllm.generation.contract import OnStatus
+from macllm.generation.request import Events
 from macllm.units import count_text
 
 from . import clipboard, outcomes, questions, slash
-from .lines.entry import ask
+from .lines.answering import Answering
+from .lines.entry import YOU, Entry
+from .lines.loading import Loading
 from .lines.narrator import Narrator
 from .lines.piped import message, piped_text
-from .lines.printer import Printer
+from .lines.printer import Printer, discard_output
 from .lines.signals import terminable
-from .messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
-from .session_loader import SessionLoader
 from .text.summary import summarize
-from .turn import TurnThread
 
-_STOPPING_SECONDS = 3.0  # longest wait for the engine to acknowledge a stop
-_LISTEN_SECONDS = 0.2
-_LOADING_SECONDS = 1.5  # loading is reported in a log only if it takes longer
 INTERRUPTED = 130
+_LABEL = "macllm: "
+_SHOWN_TURNS = 6  # of a conversation that is shown again
+
+Opener = Callable[[ChatOptions, OnStatus], Session]
+
+
+def answer_once(options: ChatOptions, opener: Opener) -> int:
+    """Answer the prompt with the piped text attached, and return the exit code.
+
+    Raises: MacllmError if the answer is incomplete.
+    """
+    narrator = Narrator(redraws=not options.plain)
+    loading = Loading(narrator)
+    with terminable(), contextlib.closing(loading):
+        try:
+            loading.start(options.model_name, lambda on_status: opener(options, on_status))
+            text = message(options.prompt, piped_text())
+            session = loading.wait()
+            before = session.last_answer
+            stopped = Answering(Printer(), narrator, loading.inbox).print(session, session.reply(text))
+            if (turn := session.last_answer) is not None and turn is not before:
+                narrator.say_all(end_lines(turn, session.context, verbose=options.verbose))
+            return INTERRUPTED if stopped else 0
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:
+            return discard_output()
+        finally:
+            narrator.clear()
 
 
 class LineChat:
-    """The line-mode chat: `answer_once` for pipes, `converse` for a terminal. Both return the exit code."""
+    """A conversation in lines. `attached` goes with the first message."""
 
-    def __init__(self, options: ChatOptions, open_session: Callable[[OnStatus], Session]) -> None:
-        self.options = options
-        self._loader = SessionLoader(open_session)
-        self._narrator = Narrator()
-        self._printer = Printer()
-        self._status_logged = False
-        self._loaded = False
-        self._inbox: queue.SimpleQueue[ThreadMessage] = queue.SimpleQueue()
-
-    def answer_once(self) -> int:
-        """Answer the prompt with the piped text attached. Raises: MacllmError if the answer is incomplete."""
-        with terminable(), contextlib.closing(self._loader):
-            try:
-                self._start_loading()
-                text = message(self.options.prompt, piped_text())
-                session = self._wait_for_session()
-                before = session.last_answer
-                return self._print_answer(session, session.reply(text), before)
-            except KeyboardInterrupt:
-                return INTERRUPTED
-            except BrokenPipeError:
-                return self._discard_output()
-            finally:
-                self._narrator.clear()
+    def __init__(self, options: ChatOptions, opener: Opener, attached: tuple[Attachment, ...] = ()) -> None:
+        self.session: Session | None = None
+        self._options = options
+        self._opener = opener
+        self._attached = attached
+        self._narrator = Narrator(redraws=False)
+        self._printer = Printer(paced=True)
+        self._entry = Entry()
+        self._loading = Loading(self._narrator)
+        self._answering = Answering(self._printer, self._narrator, self._loading.inbox, conversation=True)
+        self._question: outcomes.Question | None = None
+        self._unanswered = ""  # the message that got no answer
 
     def converse(self) -> int:
-        """Read messages and answer them until the input ends."""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # gives input() line editing and history
-        with terminable(), contextlib.closing(self._loader):
+        """Read messages and answer them until the input ends. Returns the exit code."""
+        with terminable(), contextlib.closing(self._loading):
             try:
-                self._start_loading()
-                session = self._wait_for_session()
+                session = self._load(self._options)
             except KeyboardInterrupt:
                 return INTERRUPTED
-            name = session.engine.info.model_name
-            self._narrator.say(f"model: {name}. Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands.")
-            first = self.options.prompt
+            self._introduce(session)
             try:
-                while (line := first or ask()) is not None:
-                    if first:
-                        print(f"you: {first}", flush=True)
-                    first = None
-                    if line.strip() and not self._handle_line(session, line):
-                        break
+                if first := self._options.prompt:
+                    self._printer.raw(f"{YOU}{first}\n")
+                line = first or self._entry.ask()
+                while line is not None and self._handle_line(line):
+                    line = self._entry.ask()
             except BrokenPipeError:
-                return self._discard_output()
+                return discard_output()
         return 0
 
-    # One turn
+    def _introduce(self, session: Session) -> None:
+        limit = session.engine.info.context_length
+        context = f", context {count_text(limit)} tokens" if limit else ""
+        self._narrator.say(f"model: {session.engine.info.model_name}{context}")
+        self._narrator.say("Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands.")
+        if session.turns:
+            self._show_conversation(session)
+        for attachment in self._attached:
+            lines = len(attachment.text.splitlines())
+            self._narrator.say(f"attached to the next message: {attachment.name}, {count_text(lines)} lines")
 
-    def _handle_line(self, session: Session, line: str) -> bool:
-        """Run a command or answer a message. Returns False to end the conversation."""
+    # One line
+
+    def _handle_line(self, line: str) -> bool:
+        """Make a choice, run a command or answer a message. Returns False to end the conversation."""
         try:
-            found = slash.parse(line)
-            if found is None:
-                self._answer_in_conversation(session, session.reply(slash.plain_text(line)))
+            question, self._question = self._question, None
+            if question is not None and line.strip().isdecimal():
+                return self._choose(question, line)
+            if not line.strip() and not self._attached:
+                return True
+            if (found := slash.parse(line)) is None:
+                self._send(slash.plain_text(line))
                 return True
             command, argument = found
-            return self._apply(session, command(session, argument))
+            return self._apply(command(self.session, argument))
         except MacllmError as error:
             self._narrator.say(f"error: {error}")
         return True
 
-    def _apply(self, session: Session, outcome: outcomes.Outcome) -> bool:
+    def _choose(self, question: outcomes.Question, line: str) -> bool:
+        choice = questions.chosen(question, line)
+        if choice is None:
+            self._question = question
+            raise UsageError(f"No choice {line.strip()}.", remedy=f"a number from 1 to {len(question.choices)}")
+        found = slash.parse(choice.line)
+        if found is not None and not self._apply(found[0](self.session, found[1])):
+            return False
+        if choice.send and self._unanswered:
+            self._send(self._unanswered)
+        return True
+
+    def _send(self, text: str) -> None:
+        attached, self._attached = self._attached, ()
+        session = self._ready()
+        try:
+            self._answer(session, session.reply(text, attached), text)
+        finally:
+            if self._unanswered:
+                self._attached = attached
+
+    def _apply(self, outcome: outcomes.Outcome) -> bool:
         """Carry out the outcome of a command. Returns False to end the conversation."""
         match outcome:
-            case outcomes.Say(text) | outcomes.Redraw(text):
-                self._narrator.say(text)
+            case outcomes.Answer(events, message):
+                self._answer(self._ready(), events, message)
             case outcomes.Ask(question):
-                self._narrator.say(questions.as_text(question))
+                self._ask(question)
+            case outcomes.Open(screen):
+                raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
+            case outcomes.SwitchModel(model, adapter):
+                self._switch(model, adapter)
+            case outcomes.Quit():
+                return False
+            case shown:
+                self._show(shown)
+        return True
+
+    def _show(self, outcome: outcomes.Outcome) -> None:
+        match outcome:
+            case outcomes.Say(text):
+                self._narrator.say(text)
+            case outcomes.Redraw(text):
+                self._show_conversation(self._ready())
+                if text:
+                    self._narrator.say(text)
             case outcomes.Copy(text):
                 if not clipboard.copy_natively(text):
                     self._printer.raw(clipboard.terminal_sequence(text))
                 self._narrator.say("Copied.")
-            case outcomes.Answer(events):
-                self._answer_in_conversation(session, events)
-            case outcomes.Open(screen):
-                raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
-            case outcomes.SwitchModel(model):
-                raise UsageError("Another model needs a new chat here.", remedy=f"macllm chat --model {model}")
             case outcomes.ShowHelp():
                 for command in slash.COMMANDS.values():
                     self._narrator.say(f"{command.usage}: {command.help}")
             case outcomes.SwitchTheme():
-                raise UsageError("/theme needs the full screen.", remedy="macllm chat without --plain")
-            case outcomes.Quit():
-                return False
-        return True
+                raise UsageError("Lines have no theme.", remedy="macllm chat without --plain")
 
-    def _answer_in_conversation(self, session: Session, events: Events) -> None:
+    def _ask(self, question: outcomes.Question) -> None:
+        self._question = question
+        self._narrator.say(questions.as_text(question))
+        self._narrator.say("Type a number, or go on writing.")
+
+    def _ready(self) -> Session:
+        assert self.session is not None
+        return self.session
+
+    # Answers
+
+    def _answer(self, session: Session, events: Events, message: str) -> None:
         before = session.last_answer
+        self._unanswered = message
         try:
-            if self._print_answer(session, events, before, label="macllm: ") == INTERRUPTED:
-                has_text = session.last_answer is not before
-                self._narrator.say("stopped." if has_text else "stopped before the first word; the message is dropped.")
-            elif (warning := session.take_warning()) is not None:
-                self._narrator.say(warning)
-        except KeyboardInterrupt:
-            self._narrator.say("stopped.")
-
-    def _print_answer(self, session: Session, events: Events, before: Turn | None, label: str = "") -> int:
-        """Print one answer as it streams. Returns 0, or 130 after Ctrl-C. Raises: MacllmError."""
-        self._printer.begin(label)
-        thread = TurnThread(
-            events, lambda event: self._inbox.put(TurnEvent(event)), lambda error: self._inbox.put(TurnEnded(error))
-        )
-        thread.start()
-        error: MacllmError | None = None
-        stopped = False
-        try:
-            error = self._print_until_end()
-        except (KeyboardInterrupt, SystemExit, BrokenPipeError) as interruption:
+            stopped = self._answering.print(session, events, _LABEL)
+        except KeyboardInterrupt:  # a second one, before the engine has acknowledged the first
             stopped = True
-            session.stop()
-            if not isinstance(interruption, BrokenPipeError):
-                self._print_until_end(_STOPPING_SECONDS)
-                self._printer.end()
-            thread.join(_STOPPING_SECONDS)
-            if not isinstance(interruption, KeyboardInterrupt):
-                raise
-        self._narrator.clear()
-        if not stopped:
-            self._printer.end()
-        if error is not None:
-            raise error
-        latest = session.last_answer
-        self._report_end(None if latest is before else latest, session.context)
-        return INTERRUPTED if stopped else 0
+        turn = session.last_answer
+        if turn is not before:
+            self._unanswered = ""
+        if stopped:
+            again = f"{'; the message is dropped' if message else ''}."
+            self._narrator.say("stopped before the first word" + again if self._unanswered else "stopped.")
+        elif turn is not None and turn is not before:
+            self._narrator.say_all(end_lines(turn, session.context, verbose=self._options.verbose))
+            if self._options.verbose and (limit := session.context.limit_tokens):
+                self._narrator.say(f"context: {count_text(session.context.used_tokens)} of {count_text(limit)} tokens")
+            if (warning := session.take_warning()) is not None:
+                self._narrator.say(warning)
 
-    def _report_end(self, turn: Turn | None, context: ContextUse) -> None:
-        if turn is None:
-            return
-        if self.options.verbose:
-            self._narrator.say(f"stats: {summarize(turn)}")
-        elif turn.finish == "length":
-            where = "end of the context" if context.is_full else "token limit (--max-tokens)"
-            self._narrator.say(f"The answer is cut off at the {where}.")
-
-    def _print_until_end(self, timeout_seconds: float | None = None) -> MacllmError | None:
-        """Print events until the turn ends, or none arrives for `timeout_seconds`. Returns the turn's error."""
-        lines = CallLines()
-        while (message := self._receive(timeout_seconds)) is not None:
-            match message:
-                case TurnEnded(error):
-                    return error
-                case TurnEvent(Prefill(done, total)) if total > 1000:
-                    self._narrator.show(f"reading {count_text(done)}/{count_text(total)}")
-                case TurnEvent(Delta(kind="reasoning")):
-                    self._narrator.show("thinking…")
-                case TurnEvent(Delta() as delta):
-                    self._narrator.clear()
-                    self._printer.write(lines.text(delta))
-        return None
-
-    def _receive(self, timeout_seconds: float | None = None) -> ThreadMessage | None:
-        """The next message other than engine status, which is shown; None after `timeout_seconds`."""
-        waited = 0.0
-        while timeout_seconds is None or waited < timeout_seconds:
-            with contextlib.suppress(queue.Empty):
-                # With a timeout, because a signal that arrives just before `get` is handled only after `get` returns.
-                message = self._inbox.get(timeout=_LISTEN_SECONDS)
-                if not isinstance(message, EngineStatus):
-                    return message
-                self._show_engine_status(message.status)
+    def _show_conversation(self, session: Session) -> None:
+        """Print the newest turns of the conversation."""
+        turns = session.turns
+        if len(turns) > _SHOWN_TURNS:
+            self._narrator.say(f"{count_text(len(turns) - _SHOWN_TURNS)} earlier messages are not shown.")
+        for turn in turns[-_SHOWN_TURNS:]:
+            if turn.role == "cut":
+                self._narrator.say("The model no longer reads the messages above.")
                 continue
-            waited += _LISTEN_SECONDS
-        return None
+            self._printer.begin(YOU if turn.role == "user" else _LABEL)
+            names = "".join(f"\n[{attachment.name}]" for attachment in turn.attachments)
+            self._printer.write(turn.content + names)
+            self._printer.end()
 
     # The model
 
-    def _start_loading(self) -> None:
-        self._narrator.show(f"loading {self.options.model_name}…")
-        self._loader.start(self._inbox.put)
+    def _load(self, options: ChatOptions) -> Session:
+        self._loading.start(options.model_name, lambda on_status: self._opener(options, on_status))
+        self.session = self._loading.wait()
+        return self.session
 
-    def _show_engine_status(self, status: Status) -> None:
-        if not status.transient:
-            self._narrator.say(status.text)
-        elif self._loaded:
-            return  # the answer is being written to the only line
-        elif not status.text:
-            self._narrator.clear()
-        elif self._narrator.terminal:
-            self._narrator.show(status.text)
-        elif not self._status_logged:
-            self._status_logged = True  # a log gets only the first transient status
-            self._narrator.say(status.text)
-
-    def _wait_for_session(self) -> Session:
+    def _switch(self, model: str, adapter: str | None) -> None:
+        """Close the engine and load another model for the same conversation; if that fails, the former one."""
+        former, options = self._ready(), replace(self._options, model=model, adapter=adapter)
         try:
-            message = self._receive(_LOADING_SECONDS)
-            if message is None and not self._narrator.terminal:
-                self._narrator.say(f"loading {self.options.model_name}")
-            message = message or self._receive()
-        finally:
-            self._narrator.clear()
-        if isinstance(message, ModelFailed):
-            raise message.error
-        assert isinstance(message, ModelReady)
-        self._loaded = True
-        return message.session
+            session = self._load(options)
+        except (MacllmError, KeyboardInterrupt) as failure:
+            options = self._options
+            self._narrator.say(f"error: {failure}" if isinstance(failure, MacllmError) else "stopped.")
+            session = self._load(options)
+        self._options = options
+        session.max_tokens = former.max_tokens
+        session.open(former.conversation)
+        name = short_name(session.engine.info.model_name)
+        self._narrator.say(f"model: {name}{f' with {options.adapter}' if options.adapter else ''}")
 
-    def _discard_output(self) -> int:
-        """Send buffered output to /dev/null and return 0: the reader of stdout (`head`) has closed it."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-        return 0
+
+def end_lines(turn: Turn, context: ContextUse, *, verbose: bool) -> list[str]:
+    """The statistics of an answer with `verbose`, else the reason if it is cut off."""
+    if verbose:
+        return [f"stats: {summarize(turn)}"]
+    if turn.finish != "length":
+        return []
+    where = "end of the context" if context.is_full else "token limit (--max-tokens)"
+    return [f"The answer is cut off at the {where}."]

@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 
 from macllm.chat.conversation import Turn
-from macllm.chat.options import ChatOptions
 from macllm.chat.session import ContextUse
 from macllm.errors import UsageError
 from macllm_tui.lines.piped import message
-from macllm_tui.plain import LineChat
+from macllm_tui.plain import end_lines
 
 SCRIPT = Path(__file__).parent / "scripted_cli.py"
 
@@ -69,12 +68,9 @@ def test_an_answer_cut_at_the_token_limit_is_reported_on_stderr() -> None:
         (ContextUse(40, None), "cut off at the token limit (--max-tokens)"),
     ],
 )
-def test_the_end_of_the_context_and_the_token_limit_are_reported_differently(
-    context: ContextUse, shown: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chat = LineChat(ChatOptions(), lambda _: pytest.fail("no model is needed"))
-    chat._report_end(Turn(role="assistant", content="half", finish="length"), context)
-    assert shown in capsys.readouterr().err
+def test_the_end_of_the_context_and_the_token_limit_are_reported_differently(context: ContextUse, shown: str) -> None:
+    turn = Turn(role="assistant", content="half", finish="length")
+    assert shown in " ".join(end_lines(turn, context, verbose=False))
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,70 @@
-"""Input of messages on a terminal."""
+"""Input of the user's lines on a terminal."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
+from types import ModuleType
+
+from .. import slash
+
+YOU = "you: "
+_MORE = "...: "
 
 
-def ask() -> str | None:
-    """The user's next message, with backslash-continued lines joined; None at the end of the input."""
-    lines: list[str] = []
-    while True:
-        try:
-            line = input("...: " if lines else "you: ")
-        except EOFError:
-            print(flush=True)
-            return None
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D ends the conversation)", file=sys.stderr, flush=True)
-            lines.clear()
-            continue
-        lines.append(line.removesuffix("\\"))
-        if not line.endswith("\\"):
-            return "\n".join(lines)
+class Entry:
+    """Reads lines, with editing, history and completion of commands except on a dumb terminal."""
+
+    def __init__(self, history: Iterable[str] = ()) -> None:
+        self._readline = None if os.environ.get("TERM", "dumb") == "dumb" else _editing()
+        self._completions: list[str] = []
+        if self._readline is not None:
+            self._readline.set_completer(self._complete)
+            for line in history:
+                self._readline.add_history(line)
+
+    def ask(self) -> str | None:
+        """The next message, with backslash-continued lines joined; None at the end of the input.
+
+        Ctrl-C clears the line, which stays in the history.
+        """
+        lines: list[str] = []
+        while True:
+            try:
+                line = input(_MORE if lines else YOU)
+            except (EOFError, OSError):  # OSError: the terminal is gone
+                print(flush=True)
+                return None
+            except KeyboardInterrupt:
+                self._remember([*lines, self._typed()])
+                print("\n(Ctrl-D ends the conversation)", file=sys.stderr, flush=True)
+                lines.clear()
+                continue
+            lines.append(line.removesuffix("\\"))
+            if not line.endswith("\\"):
+                return "\n".join(lines)
+
+    def _typed(self) -> str:
+        return self._readline.get_line_buffer() if self._readline is not None else ""
+
+    def _remember(self, lines: list[str]) -> None:
+        if self._readline is not None and (text := "\n".join(lines)).strip():
+            self._readline.add_history(text)
+
+    def _complete(self, text: str, state: int) -> str | None:
+        if state == 0:
+            line = self._readline.get_line_buffer() if self._readline is not None else text
+            self._completions = [f"/{command.name} " for command in slash.completions(line)]
+        return self._completions[state] if state < len(self._completions) else None
+
+
+def _editing() -> ModuleType | None:
+    try:
+        import readline
+    except ImportError:
+        return None
+    readline.set_completer_delims(" \t\n")
+    libedit = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+    return readline

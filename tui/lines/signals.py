@@ -7,21 +7,22 @@ import signal
 import threading
 from collections.abc import Iterator
 
-TERMINATED = 143
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Convert SIGTERM to SystemExit with code 143 inside the block, so that it cleans up as after Ctrl-C."""
+    """Convert SIGTERM and SIGHUP inside the block to SystemExit with code 143 or 129."""
 
     def terminate(number: int, frame: object) -> None:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, terminate)
+    former = {number: signal.signal(number, terminate) for number in ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
