@@ -121,8 +121,8 @@ class Prefill:
 class Delta:
     """Text that has become certain, and the tokens that made it.
 
-    `call` numbers the tool call that the text belongs to, from 0; None for any other text. Text of `answer_start` that is
-    certain comes again, `given`, before the first new text.
+    `call` numbers the tool call that the text belongs to, from 0; None for any other text. Before the first new
+    text, the text of `answer_start` that is certain comes again, marked as `given`.
     """
 
     text: str
