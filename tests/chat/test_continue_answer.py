@@ -152,7 +152,7 @@ def finished(finish: Any) -> Callable[[Conversation], Conversation]:
         ),
     ],
 )
-def test_what_is_no_unfinished_answer_of_this_model_is_refused(end: Any, match: str) -> None:
+def test_only_an_unfinished_answer_of_this_model_is_continued(end: Any, match: str) -> None:
     question = Conversation.begin().added(Turn(role="user", content="Why?"))
     session = Session(ScriptedEngine(), conversation=end(question))
     with pytest.raises(UsageError, match=match):

@@ -127,7 +127,7 @@ def test_continuing_reuses_the_cache_of_the_first_part() -> None:
         (Request(messages=MESSAGES, answer_start="text"), "answer_start"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be_continued_is_refused(request_: Request, match: str) -> None:
+def test_a_request_without_an_open_answer_is_refused(request_: Request, match: str) -> None:
     fake = FakeModel()
     with pytest.raises(UsageError, match=match):
         run(fake, FakeTokenizer(), request_)
