@@ -13,7 +13,7 @@ from .conversation import Conversation, Origin, Turn
 
 
 def continuation(conversation: Conversation, info: EngineInfo, max_tokens: int | None) -> tuple[Request, PartialAnswer]:
-    """The request that continues the last answer that the model reads, and the answer to collect in its place.
+    """The request that continues the last answer, and the answer to collect in its place.
 
     Raises UsageError if there is none, if it has ended, or if another model made it.
     """

@@ -10,7 +10,7 @@ from .conversation import Conversation, Origin, Turn
 
 
 class PartialAnswer:
-    """Collects the events of an answer that follows the head of `conversation`, or goes on with the answer `node`.
+    """Collects the events of an answer to the head of `conversation`, or of the continued answer `node`.
 
     `begun` is the conversation before the first text of the answer, `asked` that up to the question.
     """

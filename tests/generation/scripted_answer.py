@@ -1,4 +1,4 @@
-"""A model that says one answer with reasoning, tool calls and cut characters, and the bundled tokenizer."""
+"""A model that says one answer with reasoning, tool calls and cut characters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPLATE = (
 
 @lru_cache
 def tokenizer() -> Tokenizer:
-    """The bundled tokenizer, which has bytes for what it has no pieces for, with a template that names tags."""
+    """The bundled tokenizer, whose rare characters are bytes, with a template that names tags."""
     source, folder = Path("models/maclet"), Path(mkdtemp())
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (folder / name).write_bytes((source / name).read_bytes())
