@@ -139,11 +139,27 @@ def remove(name: ModelName, whole: bool) -> int:
             ref.unlink()
     (folder / ".macllm" / f"{commit}.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "snapshots" / commit, ignore_errors=True)
-    used = {path.resolve() for path in folder.glob("snapshots/**/*") if path.is_file()}
-    for blob in folder.glob("blobs/*"):
-        if blob.is_file() and blob.resolve() not in used:
-            blob.unlink()
+    _drop_unused(folder)
     return before - _tree_bytes(folder)
+
+
+def discard(name: ModelName) -> None:
+    """Delete the unfinished download of a revision, if there is one; complete revisions stay."""
+    folder = repo_folder(name.repo)
+    plans = dict(_plans(folder))
+    wished = [commit for commit, plan in plans.items() if name.revision in (plan.get("revision"), commit)]
+    unfinished = [commit for commit in wished if _cached(name.repo, "", folder / "snapshots" / commit).problem]
+    if not unfinished:
+        return
+    present = {path.name for path in folder.glob("snapshots/*") if _COMMIT.fullmatch(path.name)}
+    if not (present | plans.keys()) - set(unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(cache_folder() / ".locks" / folder.name, ignore_errors=True)
+        return
+    for commit in unfinished:
+        (folder / ".macllm" / f"{commit}.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "snapshots" / commit, ignore_errors=True)
+    _drop_unused(folder)
 
 
 def check(name: ModelName) -> Iterator[tuple[FileCheck, Path]]:
@@ -167,6 +183,15 @@ def check(name: ModelName) -> Iterator[tuple[FileCheck, Path]]:
             yield FileCheck(file, size, "unknown"), path
         else:
             yield FileCheck(file, size, "ok" if matches(path, digest) else "damaged"), path
+
+
+def _drop_unused(folder: Path) -> None:
+    """Delete blobs, and parts of blobs, that no snapshot links to and no plan wants."""
+    used = {path.resolve() for path in folder.glob("snapshots/**/*") if path.is_file()}
+    wanted = {digest for commit, _ in _plans(folder) for _, digest in _plan(folder, commit).values()}
+    for blob in folder.glob("blobs/*"):
+        if blob.is_file() and blob.resolve() not in used and blob.name.removesuffix(".incomplete") not in wanted:
+            blob.unlink()
 
 
 def _cached(repo: str, revision: str, snapshot: Path) -> CachedModel:
