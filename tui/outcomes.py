@@ -83,11 +83,6 @@ class SwitchModel:
 
 
 @dataclass(frozen=True)
-class ShowReasoning:
-    """Show the reasoning of the newest answer, or fold it again."""
-
-
-@dataclass(frozen=True)
 class ShowHelp:
     """Show commands and keys."""
 
@@ -104,4 +99,4 @@ class Quit:
     """End the chat."""
 
 
-Outcome = Say | Redraw | Copy | Answer | Ask | Open | SwitchModel | ShowReasoning | ShowHelp | SwitchTheme | Quit
+Outcome = Say | Redraw | Copy | Answer | Ask | Open | SwitchModel | ShowHelp | SwitchTheme | Quit

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from macllm.errors import UsageError
-from macllm.generation.contract import OnStatus
-from macllm.generation.request import Request, SamplingParams
+from macllm.generation.contract import Engine, OnStatus
+from macllm.generation.request import Done, Request, SamplingParams
+from macllm.hub import speeds
 
 from .session import Session
 
@@ -57,10 +60,20 @@ def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Ses
     engine = ProcessEngine(options.model or "maclet", options.adapter, trial=TRIAL, on_status=on_status)
     try:
         sampling = with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling})
-        return Session(engine, system=options.system, sampling=sampling, max_tokens=options.max_tokens)
+        session = Session(engine, system=options.system, sampling=sampling, max_tokens=options.max_tokens)
+        session.on_done = partial(_keep_speed, engine)
+        return session
     except BaseException:
         engine.close()
         raise
+
+
+def _keep_speed(engine: Engine, done: Done) -> None:
+    """Keep the speed of a completion, and the memory that the engine may use, for lists of models."""
+    tokens = done.usage.completion_tokens
+    speeds.record(engine.info.model_name, done.timing.tokens_per_second(tokens), tokens)
+    if sys.platform == "darwin" and speeds.load().memory_limit is None:
+        speeds.record_machine(memory_limit=engine.usage().limit_bytes)
 
 
 def with_overrides(defaults: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:

@@ -50,12 +50,15 @@ def command(
     """Measure a model on this machine: loading, time to first token, prompt and decoding speed, memory.
 
     The prompt is random and decoding greedy. Percentages are fractions of the machine's limits, which are measured
-    too: memory bandwidth for decoding, floating-point throughput for prompts.
+    too: memory bandwidth for decoding, floating-point throughput for prompts. `macllm models ls` shows the speed
+    later, and estimates that of other models from the bandwidth.
     """
     folder = fetch(model)
     compile_kernels()
     from macllm.checkpoint import load
     from macllm.evaluate.speed import Workload, measure
+    from macllm.hub import speeds
+    from macllm.hub.names import BUNDLED
 
     workload = Workload(prompt_tokens, new_tokens, repeats, int(kv_bits) if kv_bits else None)
 
@@ -66,6 +69,8 @@ def command(
 
     with Progress("bench", unit="rounds") as progress:
         speed = measure(open_model, workload, progress.update)
+    speeds.record(model or BUNDLED, speed.decode.median, new_tokens)
+    speeds.record_machine(bandwidth=speed.read_bytes_per_second)
     if as_json:
         click.echo(json.dumps(asdict(speed)))
     else:

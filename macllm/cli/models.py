@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +12,9 @@ from macllm.units import bytes_text
 
 from .fetch import get
 from .output import say, working
+
+if TYPE_CHECKING:
+    from macllm.chat.models import UsableModel
 
 NAME_HELP = "NAME is org/name, org/name@revision or a folder."
 
@@ -26,17 +28,56 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("ls")
+@click.option("-a", "--all", "with_catalogue", is_flag=True, help="List recommended models to download, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-def ls(as_json: bool) -> None:
-    """List downloaded models."""
-    from macllm.hub import list_models
+def ls(with_catalogue: bool, as_json: bool) -> None:
+    """List models and adapters on this machine.
 
-    models = list_models()
+    Models of the Hugging Face cache, those of LM Studio, and those in the folders named by MACLLM_MODELS. "fits" is
+    the context that fits into memory; tok/s was measured here, or is estimated (~) from the measured bandwidth.
+    """
+    from macllm.chat import model_columns as columns
+    from macllm.chat.models import usable_models
+
+    models = [model for model in usable_models() if with_catalogue or model.kind != "catalogue"]
     if as_json:
-        click.echo(json.dumps([asdict(model) | {"path": str(model.path)} for model in models], indent=2))
+        click.echo(json.dumps([_as_json(model) for model in models], indent=2))
         return
-    rows = [(model.name, model.revision[:12], bytes_text(model.size_bytes), model.problem or "") for model in models]
-    _print_table([("name", "revision", "size", ""), *rows])
+    rows = [
+        (
+            model.name,
+            model.shape.quantization or "-",
+            columns.size_text(model),
+            columns.context_text(model),
+            columns.fit_text(model),
+            columns.speed_text(model),
+            columns.status_text(model),
+        )
+        for model in models
+    ]
+    _print_table([("name", "weights", "size", "context", "fits", "tok/s", "status"), *rows])
+
+
+def _as_json(model: UsableModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "revision": model.revision,
+        "commit": model.commit,
+        "path": str(model.path) if model.path else None,
+        "size_bytes": model.size_bytes,
+        "problem": model.problem,
+        "family": model.shape.family,
+        "weights": model.shape.quantization,
+        "context_tokens": model.shape.context_tokens,
+        "fitting_tokens": model.fit.tokens if model.fit else None,
+        "over_bytes": model.fit.over_bytes if model.fit else None,
+        "tokens_per_second": round(model.speed.tokens_per_second, 2) if model.speed else None,
+        "speed_is_measured": model.speed.measured if model.speed else None,
+        "base": model.base or None,
+        "licence": model.licence or None,
+        "use": model.use or None,
+    }
 
 
 @command.command("get")
@@ -51,13 +92,17 @@ def get_model(name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(name: str, as_json: bool) -> None:
     """Show a model's metadata without downloading its weights."""
+    from macllm.chat import model_columns as columns
+    from macllm.chat.models import described
     from macllm.hub import describe
 
     found = describe(name)
+    model = described(found)
     if as_json:
         facts = {"name": found.name, "revision": found.revision, "commit": found.commit, "config": dict(found.config)}
         facts |= {"path": str(found.path) if found.path else None, "size_bytes": found.size_bytes}
         facts |= {"missing_bytes": found.missing_bytes, "files": dict(found.files)}
+        facts |= {key: value for key, value in _as_json(model).items() if key not in facts}
         click.echo(json.dumps(facts, indent=2))
         return
     config: dict[str, Any] = {**found.config, **_part(found.config, "text_config")}
@@ -69,10 +114,12 @@ def show(name: str, as_json: bool) -> None:
         "size": bytes_text(found.size_bytes),
         "to download": bytes_text(found.missing_bytes) if found.missing_bytes else "",
         "family": config.get("model_type", ""),
-        "context": config.get("max_position_embeddings", ""),
-        "layers": config.get("num_hidden_layers", ""),
+        "context": model.shape.context_tokens or "",
+        "fits": columns.fit_text(model) if model.fit else "",
+        "tok/s": columns.speed_text(model) if model.speed else "",
+        "layers": model.shape.layers or "",
         "vocabulary": config.get("vocab_size", ""),
-        "quantized": f"{bits} bits" if (bits := _part(config, "quantization").get("bits")) else "",
+        "weights": model.shape.quantization,
     }
     _print_table([(name, str(value)) for name, value in facts.items() if value != ""])
     click.echo("files")

@@ -1,0 +1,256 @@
+"""Models and adapters that a chat can use, in one list: size, context, fit, speed, or the reason why not.
+
+Read from names, headers and config files alone. Imports no MLX, because the terminal's process lists them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from macllm.errors import MacllmError, ModelNotFoundError
+from macllm.files import read_json, write_json
+from macllm.hub import CachedModel, Description, ModelName, cache_folder, list_models, speeds
+from macllm.hub.catalogue import Recommended, best_for, catalogue
+from macllm.hub.files import model_files, problem_of
+from macllm.hub.fit import Fit, fit, memory_limit
+from macllm.hub.names import BUNDLED
+from macllm.hub.places import adapter_folders, is_adapter, model_folders
+from macllm.hub.shape import ModelShape, read_shape
+from macllm.hub.speeds import Measurements, ModelSpeed
+from macllm.hub.support import ENCODERS, unsupported
+from macllm.weights.header import read_header
+
+_UNKNOWN = ModelShape()
+
+ModelKind = Literal["bundled", "cached", "folder", "catalogue", "adapter"]
+
+
+@dataclass(frozen=True)
+class UsableModel:
+    """A model or an adapter. `name` is its argument for --model or --adapter.
+
+    `size_bytes` is the size on disk, of a catalogue's model the size of its weights. `problem` is the reason why it
+    cannot be used; None for a usable one. `base` is the model that an adapter was trained on, "" if not known.
+    """
+
+    name: str
+    kind: ModelKind
+    size_bytes: int
+    shape: ModelShape = _UNKNOWN
+    fit: Fit | None = None
+    speed: ModelSpeed | None = None
+    problem: str | None = None
+    path: Path | None = None
+    revision: str = ""
+    commit: str = ""
+    base: str = ""
+    licence: str = ""
+    use: str = ""
+
+    @property
+    def title(self) -> str:
+        """The last part of the name, for narrow displays."""
+        return self.name.rstrip("/").rsplit("/", 1)[-1] or self.name
+
+    @property
+    def is_local(self) -> bool:
+        """True for a model on this machine."""
+        return self.kind in ("bundled", "cached", "folder")
+
+
+def usable_models(memory_bytes: int | None = None) -> list[UsableModel]:
+    """All models and adapters, usable ones first within their kind, then the catalogue's that are not here.
+
+    `memory_bytes` is what a model may use; None: as the engine reported it last, else estimated for this machine.
+    """
+    measured = speeds.load()
+    memory = memory_bytes or measured.memory_limit or memory_limit()
+    local = [_cached(model, measured, memory) for model in list_models()]
+    cache = cache_folder().resolve()
+    folders = [folder for folder in model_folders() if cache not in folder.resolve().parents]
+    local += [_folder(folder, measured, memory) for folder in folders]
+    adapters = [model for model in local if model.kind == "adapter"]
+    adapters += [_adapter(folder, str(folder)) for folder in adapter_folders()]
+    models = sorted(
+        (model for model in local if model.kind != "adapter"),
+        key=lambda model: (model.problem is not None, model.kind != "bundled", model.name.lower()),
+    )
+    here = {model.name.partition("@")[0] for model in models}
+    remote = [_remote(each, measured, memory) for each in catalogue().models if each.name not in here]
+    return [*models, *sorted(adapters, key=lambda each: (each.problem is not None, each.name.lower())), *remote]
+
+
+def chosen_model(name: str, models: Iterable[UsableModel]) -> UsableModel:
+    """The model of this name or title. Raises ModelNotFoundError, naming the nearest, for none or several."""
+    return _chosen(name, [model for model in models if model.kind != "adapter"], "model")
+
+
+def chosen_adapter(name: str, models: Iterable[UsableModel]) -> UsableModel:
+    """The adapter of this name or title. Raises: as `chosen_model`."""
+    return _chosen(name, [model for model in models if model.kind == "adapter"], "adapter")
+
+
+def described(found: Description) -> UsableModel:
+    """The entry of a model that the hub describes, downloaded or not."""
+    measured = speeds.load()
+    shape = read_shape(found.config)
+    size = sum(size for name, size in found.files if name.endswith(".safetensors"))
+    return UsableModel(
+        found.name,
+        "cached" if found.path else "catalogue",
+        found.size_bytes,
+        shape=shape,
+        fit=fit(size, shape, measured.memory_limit or memory_limit()) if size else None,
+        speed=measured.speed(found.name, None if shape.has_experts else size),
+        path=found.path,
+    )
+
+
+def first_offer(model: str | None) -> list[UsableModel]:
+    """Recommended models that fit, best first, at a first start with the bundled model alone; else none.
+
+    `model` is the one that the user named. See `remember_offer`.
+    """
+    if model not in (None, BUNDLED) or _offered().exists():
+        return []
+    if any(found.name != BUNDLED for found in list_models()) or model_folders():
+        return []
+    measured = speeds.load()
+    memory = measured.memory_limit or memory_limit()
+    return [_remote(each, measured, memory) for each in best_for(memory)]
+
+
+def remember_offer() -> None:
+    """Make no first offer again."""
+    with suppress(OSError):
+        _offered().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_offered(), {"version": 1})
+
+
+def _offered() -> Path:
+    return speeds.state_folder() / "offered.json"
+
+
+def _chosen(name: str, models: Sequence[UsableModel], what: str) -> UsableModel:
+    wanted = name.strip().rstrip("/")
+    for key in (lambda model: model.name, lambda model: model.name.lower(), lambda model: model.title.lower()):
+        found = [model for model in models if key(model) in (wanted, wanted.lower())]
+        if len(found) == 1 or (found and len({model.name for model in found}) == 1):
+            return found[0]
+        if found:
+            names = " or ".join(model.name for model in found[:3])
+            raise ModelNotFoundError(f"Several models are called {wanted}.", remedy=names)
+    titles = {model.title.lower(): model.name for model in models}
+    near = difflib.get_close_matches(wanted.lower(), [*titles, *(model.name for model in models)], n=1, cutoff=0.4)
+    nearest = titles.get(near[0], near[0]) if near else ""
+    raise ModelNotFoundError(
+        f"There is no {what} {wanted} here.",
+        remedy=f"/{what} {nearest}" if nearest else f"/{what} lists them",
+    )
+
+
+def _cached(model: CachedModel, measured: Measurements, memory: int) -> UsableModel:
+    name = BUNDLED if model.name == BUNDLED else str(ModelName(model.name, model.revision))
+    if is_adapter(model.path):
+        return _adapter(model.path, model.name, str(model.path))
+    return _model(
+        UsableModel(
+            name,
+            "bundled" if model.name == BUNDLED else "cached",
+            model.size_bytes,
+            problem=model.problem,
+            path=model.path,
+            revision=model.revision,
+            commit=model.commit,
+        ),
+        measured,
+        memory,
+    )
+
+
+def _folder(folder: Path, measured: Measurements, memory: int) -> UsableModel:
+    problem = problem_of(folder)
+    weights = list(folder.glob("*.gguf"))
+    if problem and weights and not any(folder.glob("*.safetensors")):
+        problem = "GGUF; macllm reads safetensors"
+    size = sum(path.stat().st_size for path in weights) or sum(size for _, size in model_files(folder))
+    return _model(UsableModel(str(folder), "folder", size, problem=problem, path=folder), measured, memory)
+
+
+def _model(model: UsableModel, measured: Measurements, memory: int) -> UsableModel:
+    """The model with all that its files say."""
+    assert model.path is not None
+    config, problem = _config(model.path)
+    problem = model.problem or problem
+    shape = read_shape(config)
+    weights = [(name, size) for name, size in model_files(model.path) if name.endswith(".safetensors")]
+    if problem is None:
+        problem = unsupported(config) or _damage(model.path, [name for name, _ in weights])
+    if problem is None and shape.family in ENCODERS:
+        problem = "an encoder, which does not chat"
+    size = sum(size for _, size in weights)
+    if problem is not None:
+        return replace(model, shape=shape, problem=problem)
+    speed = measured.speed(model.name, None if shape.has_experts else size)
+    return replace(model, shape=shape, fit=fit(size, shape, memory), speed=speed)
+
+
+def _remote(model: Recommended, measured: Measurements, memory: int) -> UsableModel:
+    return UsableModel(
+        model.name,
+        "catalogue",
+        model.size_bytes,
+        shape=model.shape,
+        fit=fit(model.size_bytes, model.shape, memory),
+        speed=measured.speed(model.name, model.active_bytes),
+        licence=model.licence,
+        use=model.use,
+    )
+
+
+def _adapter(folder: Path, title: str, name: str = "") -> UsableModel:
+    config: Mapping[str, Any] = {}
+    problem = None
+    try:
+        found = read_json(folder / "adapter_config.json")
+        config = found if isinstance(found, dict) else {}
+        problem = None if config else "adapter_config.json is not an object"
+    except (OSError, ValueError) as error:
+        problem = f"adapter_config.json cannot be read: {error}"
+    if problem is None and not (folder / "adapters.safetensors").is_file():
+        peft = (folder / "adapter_model.safetensors").is_file()
+        problem = "in PEFT's format; merge it into its model" if peft else "adapters.safetensors is missing"
+    if problem is None:
+        problem = _damage(folder, ["adapters.safetensors"])
+    base = config.get("model") or config.get("base_model_name_or_path")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
+    return UsableModel(
+        name or title, "adapter", size, problem=problem, path=folder, base=base if isinstance(base, str) else ""
+    )
+
+
+def _config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
+    """The config.json of a folder, and what is wrong with it."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}, "config.json is missing"
+    try:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        return {}, f"config.json cannot be read: {error}"
+    return (config, None) if isinstance(config, dict) else ({}, "config.json is not an object")
+
+
+def _damage(folder: Path, names: Iterable[str]) -> str | None:
+    """The first fault in the headers of weight files; None if there is none."""
+    for name in names:
+        try:
+            read_header(folder / name)
+        except MacllmError as error:
+            return f"{name}: {error.cause or error.message}"
+    return None
