@@ -1,4 +1,4 @@
-"""Models and adapters that a chat can use, in one list: size, context, fit, speed, or the reason why not.
+"""Models and adapters that a chat can use: size, context, fit, speed, or the reason against it.
 
 Read from names, headers and config files alone. Imports no MLX, because the terminal's process lists them.
 """
@@ -64,7 +64,7 @@ class UsableModel:
 
 
 def usable_models(memory_bytes: int | None = None) -> list[UsableModel]:
-    """All models and adapters, usable ones first within their kind, then the catalogue's that are not here.
+    """Models by name, adapters, then those of the catalogue that are not here. Usable ones come first.
 
     `memory_bytes` is what a model may use; None: as the engine reported it last, else estimated for this machine.
     """

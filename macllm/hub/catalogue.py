@@ -1,4 +1,4 @@
-"""The dated list of recommended models in `models/catalogue.json`, and those of them that fit a machine."""
+"""The dated list of recommended models in `models/catalogue.json`, and the best for a machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _FIT_SHARE = 0.7  # of the memory that a model may use: other programs need some
 
 @dataclass(frozen=True)
 class Recommended:
-    """A model of the catalogue. `size_bytes` is that of the weights; `active_bytes` are read for each token."""
+    """A model of the catalogue.
+
+    `size_bytes` is that of the weights, `active_bytes` of them are read for each token.
+    """
 
     name: str
     parameters: int
@@ -56,7 +59,7 @@ def catalogue() -> Catalogue:
 
 
 def best_for(memory_bytes: int, count: int = 3) -> list[Recommended]:
-    """The largest models that fit into 70 % of `memory_bytes` with a context of 4096 tokens, largest first."""
+    """The largest models that fit into 70 % of `memory_bytes` with 4096 tokens, largest first."""
     fitting = [
         model
         for model in catalogue().models

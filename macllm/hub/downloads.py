@@ -1,4 +1,4 @@
-"""Downloads in threads of their own, which can be paused, resumed and cancelled; each change is an event."""
+"""Downloads in threads, which can be paused, resumed and cancelled; each change is an event."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ class Downloads:
         return self._statuses.get(name)
 
     def start(self, name: str) -> None:
-        """Begin or resume the download of "org/name" or "org/name@revision". Raises: UsageError for another name."""
+        """Begin or resume the download of "org/name" or "org/name@revision".
+
+        Raises: UsageError for another form of name.
+        """
         parse_name(name)
         with self._lock:
             status = self._statuses.get(name)

@@ -21,7 +21,7 @@ _GPU_SHARE = 2 / 3
 
 @dataclass(frozen=True)
 class Fit:
-    """Tokens of context that fit beside the weights; `over_bytes` are missing for weights and the shortest context.
+    """Tokens of context that fit beside the weights; `over_bytes` are missing for the weights.
 
     `tokens` is None if the size of the cache is not known. `whole` means the model's whole context fits.
     """

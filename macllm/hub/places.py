@@ -24,7 +24,7 @@ def model_folders() -> list[Path]:
 
 
 def adapter_folders() -> list[Path]:
-    """Folders with an adapter: those that macllm wrote, those of runs here, and those that the user points to."""
+    """Folders with an adapter: macllm's own, those of runs here, and those that the user points to."""
     own = [data_folder() / "adapters", data_folder() / "runs", Path("run"), Path("runs")]
     return _found([*own, *_chosen()], is_adapter)
 
@@ -42,7 +42,7 @@ def data_folder() -> Path:
 
 
 def lm_studio_folders() -> list[Path]:
-    """The folders in which LM Studio keeps models: where its pointer and its settings say, and the usual ones."""
+    """Folders of LM Studio's models: where its pointer and its settings say, and the usual ones."""
     homes = [Path.home() / ".lmstudio", Path.home() / ".cache" / "lm-studio"]
     with suppress(OSError, UnicodeDecodeError):
         pointed = (Path.home() / ".lmstudio-home-pointer").read_text("utf-8").strip()

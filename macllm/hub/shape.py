@@ -1,4 +1,4 @@
-"""Sizes of a language model from its config.json alone: context, cache, quantization. Loads no weights."""
+"""Context, cache and quantization of a language model, from its config.json alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _KEY_HEADS = ("num_key_value_heads", "multi_query_group_num", "num_kv_heads", "n
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of equal layers: `values` numbers a token, for the newest `window` tokens (None: for all)."""
+    """Keys and values of a layer: `values` numbers for each of the newest `window` tokens (None: all)."""
 
     values: int
     window: int | None
@@ -48,7 +48,10 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model; None or "" where its config does not say. `cache` is None for an unknown kind of cache."""
+    """Sizes of a model; None or "" where its config does not say.
+
+    `cache` has the caches of its layers; None for an unknown kind.
+    """
 
     family: str = ""
     context_tokens: int | None = None

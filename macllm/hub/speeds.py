@@ -1,6 +1,6 @@
-"""Speeds measured on this machine: tokens a second by model, and memory bandwidth. Kept in the state folder.
+"""Speeds measured on this machine: tokens a second by model, and memory bandwidth.
 
-An estimate needs a bandwidth that was measured here, by `macllm bench`; none is assumed.
+They are kept in the state folder. An estimate needs a bandwidth that `macllm bench` measured here; none is assumed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def load() -> Measurements:
 
 
 def record(name: str, tokens_per_second: float, tokens: int) -> None:
-    """Keep the speed of an answer of `tokens` tokens. Short answers and files that cannot be written are ignored."""
+    """Keep the speed of an answer of `tokens` tokens.
+
+    Short answers and files that cannot be written are ignored.
+    """
     if tokens < _SHORTEST or not 0 < tokens_per_second < math.inf:
         return
     kept = {
