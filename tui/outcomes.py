@@ -83,6 +83,11 @@ class SwitchModel:
 
 
 @dataclass(frozen=True)
+class ShowReasoning:
+    """Show the reasoning of the newest answer, or fold it again."""
+
+
+@dataclass(frozen=True)
 class ShowHelp:
     """Show commands and keys."""
 
@@ -99,4 +104,4 @@ class Quit:
     """End the chat."""
 
 
-Outcome = Say | Redraw | Copy | Answer | Ask | Open | SwitchModel | ShowHelp | SwitchTheme | Quit
+Outcome = Say | Redraw | Copy | Answer | Ask | Open | SwitchModel | ShowReasoning | ShowHelp | SwitchTheme | Quit

@@ -173,6 +173,9 @@ class LineChat:
                 if not clipboard.copy_natively(text):
                     self._printer.raw(clipboard.terminal_sequence(text))
                 self._narrator.say("Copied.")
+            case outcomes.ShowReasoning():
+                answer = self.session.last_answer if self.session else None
+                self._narrator.say(answer.reasoning.strip() if answer and answer.reasoning else "No reasoning yet.")
             case outcomes.ShowHelp():
                 for command in slash.COMMANDS.values():
                     self._narrator.say(f"{command.usage}: {command.help}")

@@ -10,17 +10,22 @@ from .conversation import Conversation, Origin, Turn
 
 
 class PartialAnswer:
-    """Collects the events of an answer that follows the head of `conversation`."""
+    """Collects the events of an answer to the head of `conversation`, or of the continued answer `node`.
 
-    def __init__(self, conversation: Conversation, origin: Origin) -> None:
+    `begun` is the conversation before the first text of the answer, `asked` that up to the question.
+    """
+
+    def __init__(self, conversation: Conversation, origin: Origin, node: str | None = None) -> None:
+        self.begun = conversation
+        self.asked = conversation if node is None else conversation.at(conversation.nodes[node].parent)
         self._before = conversation
         self._origin = origin
+        self._node = node
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._tokens: list[int] = []
         self._lines = CallLines()
         self._done: Done | None = None
-        self._node: str | None = None
 
     @property
     def has_text(self) -> bool:

@@ -16,6 +16,7 @@ from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill
 from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.units import count_text, tokens_text
 
+from .again import continuation
 from .answer import PartialAnswer
 from .conversation import Attachment, Conversation, Node, Origin, Turn
 
@@ -171,6 +172,15 @@ class Session:
             raise UsageError("The conversation has no message to answer again.", remedy="write one first")
         return self._begin(self._conversation.at(path[-1].id))
 
+    def continue_answer(self) -> Events:
+        """Go on with the last answer, which was stopped, cut at a limit or failed, in its place.
+
+        The events repeat its text, marked as given, before the first new text. The new text is what the uninterrupted
+        answer would have had; without any, the answer stays as it was.
+        Raises: UsageError if there is no such answer of this model.
+        """
+        return self._submit(*continuation(self._conversation, self.engine.info, self.max_tokens))
+
     def stop(self) -> None:
         """Stop the current answer after its current step; its iterator then ends, and its text is kept."""
         answering = self._answering
@@ -233,21 +243,7 @@ class Session:
         self.engine.close()
 
     def _begin(self, conversation: Conversation) -> Events:
-        # Submitted here and not in the generator, so that stop() always finds a completion to cancel
-        self._answering = None
         request = self._request(conversation.messages, self.max_tokens)
-        self._asked = conversation
-        try:
-            self._answering = self.engine.submit(request)
-        except MacllmError as error:
-            return self._answer(conversation, request, error)
-        return self._answer(conversation, request, self._answering)
-
-    def _answer(
-        self, conversation: Conversation, request: Request, submitted: CompletionEvents | MacllmError
-    ) -> Events:
-        before, used_before = self._conversation, self._used_tokens
-        self._keep(conversation)
         origin = Origin(
             model=self.engine.info.model_name,
             adapter=self.adapter,
@@ -255,13 +251,27 @@ class Session:
             sampling=request.sampling,
             max_tokens=request.max_tokens,
         )
-        answer = PartialAnswer(conversation, origin)
+        return self._submit(request, PartialAnswer(conversation, origin))
+
+    def _submit(self, request: Request, answer: PartialAnswer) -> Events:
+        # Submitted here and not in the generator, so that stop() always finds a completion to cancel
+        self._answering = None
+        self._asked = answer.asked
+        try:
+            self._answering = self.engine.submit(request)
+        except MacllmError as error:
+            return self._answer(request, answer, error)
+        return self._answer(request, answer, self._answering)
+
+    def _answer(self, request: Request, answer: PartialAnswer, submitted: CompletionEvents | MacllmError) -> Events:
+        before, used_before = self._conversation, self._used_tokens
+        self._keep(answer.begun)
         saved = time.monotonic()
         finish: FinishReason | Literal["failed"] = "failed"
         try:
             if isinstance(submitted, MacllmError):
                 raise submitted
-            for event in self._counted(submitted):
+            for event in self._counted(submitted, len(request.answer_start)):
                 answer.add(event)
                 if isinstance(event, Delta) and time.monotonic() - saved > _SAVE_SECONDS:
                     self._keep(answer.conversation("cancelled"))
@@ -290,12 +300,12 @@ class Session:
                     self._cut(kept, "".join(text).strip())
                 yield event
 
-    def _counted(self, completion: CompletionEvents) -> Events:
-        """The same events; updates `context`."""
+    def _counted(self, completion: CompletionEvents, given: int) -> Events:
+        """The same events; updates `context`. The first deltas have `given` tokens of the prompt."""
         with closing(completion):
             for event in completion:
                 if isinstance(event, Prefill):
-                    self._used_tokens = event.total
+                    self._used_tokens = event.total - given
                 elif isinstance(event, Delta):
                     self._used_tokens += len(event.tokens)
                 elif isinstance(event, Done):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, cast
 
 import mlx.core as mx
 
+from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo
 from macllm.nn.protocol import LanguageModel, ModelCache, SourceModel
 from macllm.ops import cpu
@@ -17,11 +19,11 @@ from macllm.text.tokenizer import Tokenizer
 
 from .assemble import Assembler
 from .contract import DEFAULT_OPTIONS, EngineOptions
-from .decode import decode, prefill
+from .decode import Sampled, decode, prefill
 from .limits import answer_limit, check
 from .prefix import PrefixCache
 from .prompt import continues, encode_prompt
-from .request import Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
+from .request import Delta, Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
 from .sampling import config_file
 from .sampling.constraints import Bounds
 from .sampling.defaults import new_seed
@@ -75,6 +77,17 @@ def _held(steps: Steps) -> Steps:
         yield from steps
 
 
+def _joined(deltas: Iterable[Delta]) -> list[Delta]:
+    """The deltas with successive ones of a part in one."""
+    joined: list[Delta] = []
+    for delta in deltas:
+        if joined and (joined[-1].kind, joined[-1].call) == (delta.kind, delta.call):
+            before = joined.pop()
+            delta = replace(before, text=before.text + delta.text, tokens=before.tokens + delta.tokens)
+        joined.append(delta)
+    return joined
+
+
 class _RunningCompletion:
     """One completion while it is made."""
 
@@ -88,10 +101,12 @@ class _RunningCompletion:
         prefix: PrefixCache | None,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._model, self._request, self._options, self._prompt = model, request, options, prompt
+        self._model, self._request, self._options = model, request, options
+        self._answer_start = tuple(request.answer_start)
+        self._prompt = (*prompt, *self._answer_start)
         self._prefix, self._cancelled = prefix, cancelled
         self._info: ModelInfo = model.info
-        self._answer_limit = answer_limit(self._info, request, len(prompt))
+        self._answer_limit = answer_limit(self._info, request, len(self._prompt))
         self._seed = new_seed() if request.sampling.seed is None else request.sampling.seed
         self._ends = request.stop_tokens | self._info.eos
         if tokenizer.eos_token_id is not None:
@@ -103,7 +118,16 @@ class _RunningCompletion:
         detokenizer = tokenizer.detokenizer(after=prompt if continued else ())
         stop = (*request.stop, *config_file.read(self._info.generation_config).stop)
         self._assembler = Assembler(detokenizer, splitter, stop, unseen)
+        self._given = self._resumed()
         self._drawn: list[int] = []
+
+    def _resumed(self) -> tuple[Delta, ...]:
+        """The deltas of `answer_start`. Raises UsageError for an answer that has ended."""
+        add = self._assembler.add
+        deltas = [delta for token in self._answer_start for delta in add(Sampled(token))]
+        if self._assembler.stopped or not self._ends.isdisjoint(self._answer_start):
+            raise UsageError("answer_start is a whole answer, with its end", remedy="leave out the end")
+        return tuple(replace(delta, given=True) for delta in _joined(deltas))
 
     def steps(self) -> Steps:
         """Prefill, Delta and Done, step by step."""
@@ -116,7 +140,7 @@ class _RunningCompletion:
         try:
             yield (Prefill(cached, len(self._prompt)),)
             reason = yield from self._complete(cache, inputs, cached)
-            rest = self._assembler.finish()
+            rest = self._assembler.finish() if self._drawn else ()
         except GeneratorExit:  # closed between two steps; after other exceptions the cache may hold half a step
             self._finish(cache, inputs)
             raise
@@ -160,7 +184,9 @@ class _RunningCompletion:
 
     def _sampler(self, inputs: Sequence[int], vocab_size: int) -> Sampler:
         given = len(inputs) - 1 if self._info.kind == "encoder-decoder" else 0
-        bounds = Bounds(prompt=self._prompt, given=given, ends=self._ends, max_tokens=self._answer_limit)
+        drawn = len(self._answer_start)
+        prompt = self._prompt[: len(self._prompt) - drawn]
+        bounds = Bounds(prompt=prompt, given=given, drawn=drawn, ends=self._ends, max_tokens=self._answer_limit)
         return Sampler(self._request.sampling, self._seed, inputs, vocab_size, bounds)
 
     def _complete(
@@ -186,7 +212,7 @@ class _RunningCompletion:
             self._drawn.append(sampled.token)
             if len(self._drawn) == 1:
                 self._first = self._last
-                yield (Prefill(len(self._prompt), len(self._prompt)),)
+                yield (Prefill(len(self._prompt), len(self._prompt)), *self._given)
             if sampled.token in self._ends:
                 at_limit = bool(request.sampling.forced_eos_token_id) and len(self._drawn) == self._answer_limit
                 return "length" if at_limit else "stop"
@@ -203,7 +229,8 @@ class _RunningCompletion:
         """Trim tokens that were computed but not shown; return the cache to the prefix cache."""
         if self._prefix is None or self._info.kind == "encoder-decoder":
             return
-        shown = min(len(inputs) + self._assembler.shown, cache.length)
+        answered = max(0, self._assembler.shown - len(self._answer_start)) if self._drawn else 0
+        shown = min(len(inputs) + answered, cache.length)
         if cache.nearest(shown) == shown:
             cache.cut(shown)
         self._prefix.release([*inputs, *self._drawn], cache)

@@ -25,8 +25,11 @@ def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
     if info.kind == "encoder":
         remedy = "macllm.embed(model, tokenizer, texts)"
         raise UsageError("this model is an encoder and cannot generate text", remedy=remedy)
+    if info.kind == "encoder-decoder" and request.answer_start:
+        raise UsageError("an encoder-decoder cannot continue an answer", remedy="ask again without answer_start")
     if not prompt:
         raise UsageError("the prompt is empty", remedy="give at least one word")
+    prompt = (*prompt, *request.answer_start)
     for token in prompt:
         if not isinstance(token, int | Integral):
             raise UsageError(

@@ -18,7 +18,7 @@ TokenId = Callable[[str], int | None]
 
 SAMPLING_NAMES = frozenset(each.name for each in fields(SamplingParams))
 _MOST_DIGITS = 20  # of a token id in a string
-REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - {"prompt", "messages", "sampling"}
+REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - {"prompt", "messages", "sampling", "answer_start"}
 ENGINE_NAMES = frozenset(each.name for each in fields(EngineOptions))
 _TOKENS = {"stop_tokens", "dry_breakers", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"}
 

@@ -45,7 +45,8 @@ def read_prompt(prompt: Any) -> str | tuple[dict[str, Any], ...]:
 def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     """The tokens of a request's prompt, text or messages.
 
-    Raises UsageError for a request with both, for tools without a chat template and for invalid messages;
+    `answer_start` is not among them. Raises UsageError for a request with both, for tools or an `answer_start` without
+    a chat template and for invalid messages;
     TemplateError if the template rejects the messages.
     """
     _check_variables(request.variables)
@@ -56,6 +57,11 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
     if not continues(tokenizer, request):
         messages: tuple[Mapping[str, Any], ...] = request.messages or ({"role": "user", "content": request.prompt},)
         return tuple(tokenizer.encode_chat(messages, tools=request.tools or None, **request.variables))
+    if request.answer_start:
+        raise UsageError(
+            "answer_start continues an answer, and this prompt is not answered but continued",
+            remedy="append its tokens to the prompt",
+        )
     if request.tools or request.variables:
         raise UsageError(
             "tools and variables need a chat template, which this prompt does not use", remedy="send messages"

@@ -59,6 +59,9 @@ class Request:
 
     `prompt` is tokens, or a text. A text is one user message, answered through the model's chat template where there
     is one; `raw` continues it instead. `messages`, `tools` and `variables` are what the chat template takes.
+
+    `answer_start` are tokens with which the answer begins, such as those of an answer that was stopped: the completion
+    continues them, and with the same seed draws what the uninterrupted answer would have. They count as prompt.
     """
 
     prompt: tuple[int, ...] | str = ()
@@ -66,6 +69,7 @@ class Request:
     tools: tuple[Mapping[str, Any], ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
     raw: bool = False
+    answer_start: tuple[int, ...] = ()
     max_tokens: int | None = 256  # None: to the end of the context
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
@@ -117,7 +121,8 @@ class Prefill:
 class Delta:
     """Text that has become certain, and the tokens that made it.
 
-    `call` numbers the tool call that the text belongs to, from 0; None for any other text.
+    `call` numbers the tool call that the text belongs to, from 0; None for any other text. Before the first new
+    text, the text of `answer_start` that is certain comes again, marked as `given`.
     """
 
     text: str
@@ -125,6 +130,7 @@ class Delta:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     call: int | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,13 @@ def _regenerate(session: Session, argument: str) -> Outcome:
     return Answer(session.regenerate())
 
 
+def _continue(session: Session, argument: str) -> Outcome:
+    return Answer(session.continue_answer())
+
+
 COMMANDS = (
     Command("clear", "", "start a new conversation", _clear, idle=True, aliases=("new",)),
     Command("system", "[TEXT | none]", "show, set or remove the system prompt", _system, idle=True),
     Command("regen", "", "answer the last message again", _regenerate, idle=True, aliases=("retry",)),
+    Command("continue", "", "go on with an answer that was stopped or cut", _continue, idle=True),
 )

@@ -29,9 +29,10 @@ class PacedText:
 
     def feed(self, text: str) -> str:
         """Add text. Returns finished lines and sentences."""
-        *lines, self._line = (self._line + text).split("\n")
+        *lines, last = (self._line + text).split("\n")
         out = "".join(map(self._ended, lines))
-        if not self._is_row and not self._fence:
+        self._line = last
+        if not self._fence and not self._is_row(last):
             ends = [match.end() for match in _SENTENCE_END.finditer(self._line, self._written)]
             if not ends and self._clock() - self._returned > _LONGEST_SECONDS:
                 ends = [self._line.rfind(" ") + 1]
@@ -42,17 +43,15 @@ class PacedText:
 
     def rest(self) -> str:
         """The text that is held back, except a row of a table."""
-        return "" if self._is_row else self._up_to(len(self._line))
+        return "" if self._is_row(self._line) else self._up_to(len(self._line))
 
     def end(self) -> str:
         """All that is held back."""
-        if not self._line:
-            return self._end_table()
-        return self._ended(self._line).removesuffix("\n")
+        last, self._line = self._line, ""
+        return (self._ended(last) + self._end_table()).removesuffix("\n") if last else self._end_table()
 
-    @property
-    def _is_row(self) -> bool:
-        return not self._fence and not self._ragged and not self._written and _ROW.match(self._line) is not None
+    def _is_row(self, line: str) -> bool:
+        return not self._fence and not self._ragged and not self._written and _ROW.match(line) is not None
 
     def _up_to(self, end: int) -> str:
         # A table before this line has ended, unless the line may still become a row of it
@@ -63,11 +62,9 @@ class PacedText:
 
     def _ended(self, line: str) -> str:
         """The finished `line`, as far as it was not returned before."""
-        self._line, is_row = line, False
-        is_row = self._is_row
-        written, self._line, self._written = self._written, "", 0
-        if is_row:
+        if self._is_row(line):
             return self._row(line)
+        written, self._written = self._written, 0
         before = "" if written else self._end_table()
         self._ragged = self._ragged and _ROW.match(line) is not None
         if fence := _FENCE.match(line):

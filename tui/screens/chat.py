@@ -275,6 +275,8 @@ class ChatScreen(Screen[None]):
                 self._regenerate(events)
             case outcomes.Open() | outcomes.SwitchModel():
                 raise UsageError("There is no such screen yet.")
+            case outcomes.ShowReasoning():
+                self.action_toggle_reasoning()
             case outcomes.ShowHelp():
                 self.action_help()
             case outcomes.SwitchTheme(name):

@@ -24,6 +24,7 @@ class Bounds:
 
     prompt: Sequence[int] = ()  # the encoder's, where there is one
     given: int = 0  # tokens of the history that count as new: those an encoder-decoder is forced to begin with
+    drawn: int = 0  # tokens of the history that this completion drew before it was interrupted
     ends: frozenset[int] = frozenset()
     max_tokens: int | None = None  # that can be drawn
 
@@ -43,11 +44,11 @@ class Constraints:
     def __init__(self, params: SamplingParams, history: Sequence[int], bounds: Bounds, vocab_size: int) -> None:
         self._params, self._bounds, self._vocab_size = params, bounds, vocab_size
         self._length = len(history)
-        self._new = bounds.given
+        self._new = bounds.given + bounds.drawn
         self._left = bounds.max_tokens
         self._ends = sorted(token for token in bounds.ends if token < vocab_size)
         begins = self._length + (self._length == 1 and not bounds.given and params.forced_bos_token_id is not None)
-        self._begin = begins if params.begin_suppress_tokens else -1
+        self._begin = begins if params.begin_suppress_tokens and not bounds.drawn else -1
         self._groups = _groups(params)
         looks_back = bool(self._groups or params.no_repeat_ngram_size or params.encoder_no_repeat_ngram_size)
         self._tokens = mx.array(list(history), dtype=mx.uint32) if looks_back else None

@@ -27,10 +27,15 @@ class Sampler:
         bounds = bounds or Bounds()
         constrained = Constraints.needed(params)
         self._constraints = Constraints(params, history, bounds, vocab_size) if constrained else None
+        self._before = bounds.drawn
         self._draw = Draw(_draw_params(params, bounds, vocab_size), history, seed, finite=not constrained)
 
     def __call__(self, logits: mx.array, step: int) -> mx.array:
-        """Token () drawn from logits (V,) as number `step` of the completion; it joins the history."""
+        """Token () drawn from logits (V,) as number `step` of the completion; it joins the history.
+
+        Tokens of the completion that the history has (`Bounds.drawn`) come before step 0.
+        """
+        step += self._before
         if self._constraints is None:
             return self._draw(logits, step)
         token = self._draw(self._constraints(logits), step)

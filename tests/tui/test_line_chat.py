@@ -1,0 +1,139 @@
+"""Commands, questions and models in line mode, on a scripted engine in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from macllm.chat.conversation import Attachment
+from macllm.chat.options import ChatOptions
+from macllm.chat.session import Session
+from macllm.errors import ModelNotFoundError
+from macllm.generation.contract import OnStatus
+from macllm_tui import slash
+from macllm_tui.commands.command import Command
+from macllm_tui.outcomes import Ask, Choice, Outcome, Question, Redraw, SwitchModel
+from macllm_tui.plain import LineChat
+from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
+
+
+class Talk:
+    """Chats in lines, each with a script of answers and what the user types."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setenv("TERM", "dumb")
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.engines: list[ScriptedEngine] = []
+
+    def __call__(
+        self,
+        answers: Sequence[Sequence[Step]],
+        *lines: str,
+        attached: tuple[Attachment, ...] = (),
+        verbose: bool = False,
+    ) -> tuple[str, str]:
+        """Return the text on stdout and on stderr."""
+        left, steps = iter(lines), list(answers)
+
+        def typed(prompt: str) -> str:
+            line = next(left, None)
+            if line is None:
+                raise EOFError
+            print(f"{prompt}{line}")
+            return line
+
+        def opener(options: ChatOptions, on_status: OnStatus) -> Session:
+            if options.model == "missing":
+                raise ModelNotFoundError("There is no model missing.")
+            self.engines.append(ScriptedEngine())
+            self.engines[-1].answers = steps
+            return Session(self.engines[-1])
+
+        self._monkeypatch.setattr("builtins.input", typed)
+        assert LineChat(ChatOptions(verbose=verbose), opener, attached).converse() == 0
+        return self._capsys.readouterr()
+
+    def command(self, name: str, run: Callable[[Session, str], Outcome]) -> None:
+        """Register a command."""
+        self._monkeypatch.setitem(slash._NAMES, name, Command(name, "", "a test", run))
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Talk:
+    return Talk(monkeypatch, capsys)
+
+
+QUESTION = Question(
+    "Which one?", (Choice("the system prompt", "/system"), Choice("nothing"), Choice("again", send=True))
+)
+
+
+def test_a_question_is_a_numbered_list_and_the_next_number_a_choice(talk: Talk) -> None:
+    talk.command("ask", lambda session, _: Ask(QUESTION))
+    out, err = talk([["two"]], "/ask", "1", "1")
+    assert "Which one?\n  1  the system prompt\n  2  nothing\n  3  again\n" in err
+    assert "No system prompt is set." in err
+    assert out == "you: /ask\nyou: 1\nyou: 1\nmacllm: two\n\n"  # the second number is a message
+
+
+def test_a_number_without_a_choice_asks_again_and_text_dismisses_the_question(talk: Talk) -> None:
+    talk.command("ask", lambda session, _: Ask(QUESTION))
+    out, err = talk([["one"], ["two"]], "/ask", "7", "hello", "2")
+    assert "error: No choice 7.\ntry: a number from 1 to 3" in err
+    assert [line for line in out.splitlines() if line.startswith("macllm")] == ["macllm: one", "macllm: two"]
+
+
+def test_a_choice_can_send_the_message_that_got_no_answer_again(talk: Talk) -> None:
+    talk.command("ask", lambda session, _: Ask(QUESTION))
+    failure = ModelNotFoundError("It is gone.")
+    out, _ = talk([[failure], ["an answer"]], "Hello", "/ask", "3")
+    assert out.endswith("you: 3\nmacllm: an answer\n\n")
+    assert talk.engines[0].rendered[-1] == [{"role": "user", "content": "Hello"}]
+
+
+def test_another_model_takes_over_the_conversation_in_place(talk: Talk) -> None:
+    talk.command("other", lambda session, _: SwitchModel("other"))
+    _, err = talk([["one"], ["two"]], "Hello", "/other", "More")
+    first, second = talk.engines
+    assert first.closed
+    assert [message["content"] for message in second.rendered[0]] == ["Hello", "one", "More"]
+    assert err.count("model: scripted") == 2
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_former_one(talk: Talk) -> None:
+    talk.command("other", lambda session, _: SwitchModel("missing"))
+    out, err = talk([["one"], ["two"]], "Hello", "/other", "More")
+    assert "error: There is no model missing." in err
+    assert out.endswith("macllm: two\n\n")
+    assert len(talk.engines[-1].rendered[0]) == 3
+
+
+def test_a_conversation_drawn_anew_has_labels_and_says_how_much_is_left_out(talk: Talk) -> None:
+    talk.command("redraw", lambda session, _: Redraw("Here it is."))
+    out, err = talk([["a"], ["b"], ["c"], ["d"]], "1", "2", "3", "4", "/redraw")
+    shown = "you: 2\nmacllm: b\nyou: 3\nmacllm: c\nyou: 4\nmacllm: d\n"
+    assert out.endswith("you: /redraw\n" + shown + "\n")
+    assert "2 earlier messages are not shown." in err
+    assert "Here it is." in err
+
+
+def test_the_reasoning_is_one_line_and_a_command_shows_it(talk: Talk) -> None:
+    out, err = talk([[thinking("Hm, "), thinking("let me see."), "Yes."]], "Hello", "/thinking")
+    assert "thinking: 2 tokens, /thinking shows it\n" in err
+    assert "Hm" not in out
+    assert "Hm, let me see." in err
+
+
+def test_attached_text_goes_with_the_first_message_only(talk: Talk) -> None:
+    notes = Attachment("stdin", "a\nb\n")
+    _, err = talk([["one"], ["two"]], "Hello", "More", attached=(notes,))
+    assert "attached to the next message: stdin, 2 lines" in err
+    contents = [message["content"] for message in talk.engines[0].rendered[-1]]
+    assert contents == ['Hello\n\n<file name="stdin">\na\nb\n</file>', "one", "More"]
+
+
+def test_verbose_says_the_context_after_each_answer(talk: Talk) -> None:
+    _, err = talk([["one"]], "Hello", verbose=True)
+    assert "stats: 1 token" in err
+    assert "context: 3 of 1,000 tokens" in err
