@@ -1,6 +1,7 @@
 """`macllm` with a scripted engine in place of a model: python scripted_cli.py ANSWERS ARGUMENTS…
 
 ANSWERS is JSON: for each answer a list of texts, seconds to wait (null: forever), or {"think": text}, {"crash": text}.
+"words in a process" and "words in a thread" are real engines, whose model says the same word for ever.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import macllm.generation.engines.process
 from macllm.cli import main
 from macllm.errors import EngineCrashedError, ModelNotFoundError
 from macllm.generation.contract import Status
+from macllm.generation.engines.process import ProcessEngine
+from macllm.generation.engines.thread import ThreadEngine
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
 
 
@@ -53,7 +56,17 @@ class Engine(ScriptedEngine):
         print("engine closed\n", end="", file=sys.stderr, flush=True)
 
 
+def words(model_name: str, adapter: str | None = None, trial: str | None = None, on_status: Any = None) -> Any:
+    """An engine whose model says the same word for ever."""
+    if "thread" in sys.argv[1]:
+        from tests.tui.word_model import load
+
+        return ThreadEngine(lambda: load("words"), "words")
+    return ProcessEngine("words", loader="tests.tui.word_model:load", on_status=on_status)
+
+
 if __name__ == "__main__":
-    macllm.generation.engines.process.ProcessEngine = Engine  # type: ignore[misc, assignment]
+    kind = words if "words in a" in sys.argv[1] else Engine
+    macllm.generation.engines.process.ProcessEngine = kind  # type: ignore[misc, assignment]
     arguments = [argument for argument in sys.argv[2:] if argument != "--show-prompt"]
     sys.exit(main(arguments))

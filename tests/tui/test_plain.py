@@ -94,7 +94,7 @@ def test_errors_are_reported_on_stderr_with_their_exit_code(
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("answer", [["half an answer", None], [None]])
 def test_a_signal_keeps_the_text_so_far_and_exits_with_its_code(
     number: signal.Signals, code: int, answer: list[Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,8 @@ class Tmux:
         command = ["tmux", "-S", str(self._folder / "tmux"), "-f", "/dev/null", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
 
-    def start(self, command: str, width: int = 80, height: int = 24) -> None:
+    def start(self, command: str, width: int = 80, height: int = 24, then: str = "cat") -> None:
+        """Run a command in a shell, which then waits in `then`."""
         code = self._folder / "code"
         self(
             "new-session",
@@ -37,7 +39,7 @@ class Tmux:
             str(width),
             "-y",
             str(height),
-            f"unset COLUMNS LINES; {command}; echo $? > {code}; cat",
+            f"unset COLUMNS LINES; {command}; echo $? > {code}; {then}",
         )
 
     def screen(self) -> str:
@@ -63,6 +65,20 @@ class Tmux:
             assert time.monotonic() < end, f"it did not end:\n{self.screen()}"
             time.sleep(0.05)
         return int((self._folder / "code").read_text())
+
+    def type(self, text: str) -> None:
+        """Type text, then Enter."""
+        self("send-keys", "-l", text)
+        self("send-keys", "Enter")
+
+    def app(self) -> int:
+        """The process of the program."""
+        return children(int(self("display-message", "-p", "#{pane_pid}")))[0]
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
 
 
 @pytest.fixture
@@ -134,8 +150,88 @@ def test_control_c_and_sigterm_restore_the_terminal(tmux: Tmux, tmp_path: Path) 
     tmux.until("half")
     tmux("send-keys", "C-c")
     tmux.until("stopped")
-    pid = int(tmux("display-message", "-p", "#{pane_pid}"))
-    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.split()
-    subprocess.run(["kill", "-TERM", *children], check=True)
+    os.kill(tmux.app(), signal.SIGTERM)
     assert tmux.exit_code() == 143
     tmux.until_format("#{alternate_on} #{mouse_any_flag} #{cursor_flag}", "0 0 1")
+
+
+def test_a_killed_engine_leaves_the_text_and_a_prompt_that_works_within_two_seconds(tmux: Tmux) -> None:
+    tmux.start(chat("words in a process"))
+    tmux.until("Ask anything")
+    tmux.type("Hi")
+    tmux.until("word word word")
+    (engine,) = children(tmux.app())
+    os.kill(engine, signal.SIGKILL)
+    tmux("send-keys", "-l", "still here")
+    screen = tmux.until("❯ still here", seconds=2)
+    assert "word word word" in screen
+    assert "SIGKILL" in tmux.until("SIGKILL", seconds=2)
+    tmux("send-keys", "Enter")
+    tmux.until("Esc stops")
+    tmux.until("tok/s  ·  ctx")  # from a new engine
+    tmux("send-keys", "Escape")
+    tmux.until("stopped")
+    tmux("send-keys", "C-d")
+    assert tmux.exit_code() == 0
+
+
+def test_reset_makes_the_terminal_usable_after_the_app_is_killed(tmux: Tmux, tmp_path: Path) -> None:
+    modes = tmp_path / "modes"
+    tmux.start(chat("words in a process"), then=f"reset; stty -a > {modes}; cat")
+    tmux.until("Ask anything")
+    tmux.type("Hi")
+    tmux.until("word word word")
+    app = tmux.app()
+    (engine,) = children(app)
+    os.kill(app, signal.SIGKILL)
+    assert tmux.exit_code() == 137
+    wait_for(modes.exists)
+    tmux.until_format("#{mouse_any_flag} #{cursor_flag} #{wrap_flag}", "0 1 1")
+    wait_for(modes.read_text)
+    assert {"icanon", "echo", "isig", "icrnl", "opost"} <= set(modes.read_text().replace(";", " ").split())
+    wait_for(lambda: not Path(f"/proc/{engine}").exists() or sys.platform != "linux")
+
+
+def test_the_conversation_goes_to_a_file_when_the_chat_ends(tmux: Tmux, tmp_path: Path) -> None:
+    out = tmp_path / "out.md"
+    answers = [["Some **bold** ", "\x1b[31mtext."], ["half", None]]
+    tmux.start(f"{chat(answers)} > {out}", width=100)
+    tmux.until("Ask anything")
+    tmux.type("Hi")
+    tmux.until("Some bold ␛[31mtext.")
+    tmux("resize-window", "-x", "60", "-y", "20")
+    tmux.until("─" * 60 + "\n")
+    tmux.type("More")
+    tmux.until("half")
+    os.kill(tmux.app(), signal.SIGTERM)
+    assert tmux.exit_code() == 143
+    turns = ["# Chat with scripted", "## You", "Hi", "## scripted", "Some **bold** \x1b[31mtext."]
+    turns += ["## You", "More", "## scripted", "half", "*(stopped)*"]
+    assert out.read_text() == "\n\n".join(turns) + "\n"
+
+
+def test_a_reader_of_the_conversation_that_has_gone_is_no_error(tmux: Tmux) -> None:
+    tmux.start(f"{chat([['Hello.']], '--plain')} | true")
+    tmux.until("you:")
+    tmux.type("Hi")
+    tmux.until("macllm: Hello.")
+    tmux("send-keys", "C-d")
+    screen = tmux.until("engine closed")
+    assert "Traceback" not in screen
+    assert "Broken" not in screen
+
+
+def test_resizes_while_an_answer_streams_leave_a_tidy_screen(tmux: Tmux) -> None:
+    rows = [part for n in range(60) for part in (f"Line number {n} of a list that is long.\n\n", 0.02)]
+    tmux.start(chat([rows]), width=60, height=20)
+    tmux.until("Ask anything")
+    tmux.type("Hi")
+    for width, height in ((120, 40), (60, 20), (25, 8), (100, 30), (60, 20)):
+        tmux("resize-window", "-x", str(width), "-y", str(height))
+        time.sleep(0.15)
+    screen = tmux.until("Line number 59 of a list that is long.")
+    screen = tmux.until("tok/s")
+    assert screen.count("❯") == 1
+    assert [line for line in screen.splitlines() if "─" in line] == ["─" * 60]
+    tmux("send-keys", "C-d")
+    assert tmux.exit_code() == 0
