@@ -1,4 +1,4 @@
-"""Requests that repeat an answer's settings: its continuation."""
+"""Requests that take an answer's settings up again: continuation and comparison."""
 
 from __future__ import annotations
 
@@ -28,10 +28,36 @@ def continuation(conversation: Conversation, info: EngineInfo, max_tokens: int |
     request = Request(
         messages=tuple(replace(conversation, system=origin.system).messages[:-1]),
         answer_start=last.turn.tokens,
+        adapter=origin.adapter is not None or info.adapter is None,
         max_tokens=max_tokens,
         sampling=origin.sampling,
     )
     return request, PartialAnswer(conversation, origin, last.id)
+
+
+def comparison(conversation: Conversation, info: EngineInfo) -> tuple[Request, PartialAnswer]:
+    """The request that answers the last question with the other adapter state, and the answer.
+
+    Seed, settings and system prompt are those of the last answer. Raises UsageError if there is none, if another model
+    made it, or if there is no adapter.
+    """
+    last = conversation.read[-1] if conversation.read else None
+    if last is None or last.turn.role != "assistant":
+        raise UsageError("There is no answer to compare with.", remedy="write a message first")
+    if info.adapter is None:
+        raise UsageError("The model has no adapter to compare with.", remedy="macllm chat --adapter FOLDER")
+    origin = _origin(last.turn, info)
+    if origin.sampling.seed is None and origin.sampling.temperature > 0:
+        raise UsageError("The seed of the last answer is not known.", cause="it failed", remedy="/regen, then compare")
+    asked = conversation.at(last.parent)
+    other = replace(origin, adapter=None if origin.adapter else info.adapter)
+    request = Request(
+        messages=tuple(replace(asked, system=origin.system).messages),
+        adapter=other.adapter is not None,
+        max_tokens=origin.max_tokens,
+        sampling=origin.sampling,
+    )
+    return request, PartialAnswer(asked, other)
 
 
 def _origin(answer: Turn, info: EngineInfo) -> Origin:
@@ -44,5 +70,8 @@ def _origin(answer: Turn, info: EngineInfo) -> Origin:
     if origin.model != info.model_name:
         cause = f"{origin.model} gave it, not {info.model_name}"
         raise UsageError("The answer is another model's.", cause=cause, remedy="/regen")
+    if origin.adapter not in (None, info.adapter):
+        cause = f"{origin.adapter} is not loaded"
+        raise UsageError("The answer was made with another adapter.", cause=cause, remedy="/regen")
     seed = origin.sampling.seed if answer.seed is None else answer.seed
     return replace(origin, sampling=replace(origin.sampling, seed=seed))

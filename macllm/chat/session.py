@@ -16,7 +16,7 @@ from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill
 from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.units import count_text, tokens_text
 
-from .again import continuation
+from .again import comparison, continuation
 from .answer import PartialAnswer
 from .conversation import Attachment, Conversation, Node, Origin, Turn
 
@@ -91,7 +91,7 @@ class Session:
         self.engine = engine
         self.sampling = engine.info.defaults if sampling is None else sampling
         self.max_tokens = max_tokens
-        self.adapter = adapter
+        self.adapter = adapter or engine.info.adapter
         self.on_done: Callable[[Done], object] | None = None  # gets the end of each completion
         self._journal = journal
         self._conversation = conversation or Conversation.begin(system)
@@ -180,6 +180,13 @@ class Session:
         Raises: UsageError if there is no such answer of this model.
         """
         return self._submit(*continuation(self._conversation, self.engine.info, self.max_tokens))
+
+    def compare(self) -> Events:
+        """Answer the last question again with the seed of the last answer, without the adapter if it had it.
+
+        The new answer stands beside the other one. Raises: UsageError without an answer or an adapter.
+        """
+        return self._submit(*comparison(self._conversation, self.engine.info))
 
     def stop(self) -> None:
         """Stop the current answer after its current step; its iterator then ends, and its text is kept."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from typing import Any, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from macllm.errors import UsageError
+from macllm.nn import lora
 from macllm.nn.info import ModelInfo
 from macllm.nn.protocol import LanguageModel, ModelCache, SourceModel
 from macllm.ops import cpu
@@ -62,7 +64,8 @@ def run_steps(
     prompt = encode_prompt(tokenizer, request)
     check(model.info, request, prompt)
     running = _RunningCompletion(model, tokenizer, request, options, prompt, prefix, cancelled)
-    return _held(running.steps())
+    steps = running.steps()
+    return _held(steps if request.adapter else _within(lora.Disabled(cast(nn.Module, model)), steps))
 
 
 def _one_by_one(steps: Steps) -> Generator[Event, None, None]:
@@ -86,6 +89,17 @@ def _joined(deltas: Iterable[Delta]) -> list[Delta]:
             delta = replace(before, text=before.text + delta.text, tokens=before.tokens + delta.tokens)
         joined.append(delta)
     return joined
+
+
+def _within(context: AbstractContextManager[None], steps: Steps) -> Steps:
+    """The same steps, each computed in the context."""
+    with closing(steps):
+        while True:
+            with context:
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
 
 class _RunningCompletion:
@@ -170,7 +184,7 @@ class _RunningCompletion:
             limits["max_context"] = planned
         if self._prefix is None:
             return model.make_cache(**limits), self._prompt, 0
-        kind = (request.max_context, self._options.kv_bits, rotation)
+        kind = (request.max_context, self._options.kv_bits, rotation, request.adapter)
         cache, cached = self._prefix.acquire(self._prompt, kind, lambda: model.make_cache(**limits))
         if cached and rotation is not None:
             cache.max_context = planned

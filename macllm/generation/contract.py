@@ -38,6 +38,7 @@ class EngineInfo:
     weights_bytes: int
     has_chat_template: bool
     defaults: SamplingParams
+    adapter: str | None = None  # folder of the LoRA adapter; a request can leave it out
 
 
 @dataclass(frozen=True)

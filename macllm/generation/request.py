@@ -70,6 +70,7 @@ class Request:
     variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
     raw: bool = False
     answer_start: tuple[int, ...] = ()
+    adapter: bool = True  # False: without the model's LoRA adapter, as its base
     max_tokens: int | None = 256  # None: to the end of the context
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Low-rank adaptation (arXiv:2106.09685): frozen linear layers plus a trainable low-rank update.
 
 Transforms over the module tree, in place: `apply` replaces linear layers, dense or quantized, with LoRA layers;
-`remove` restores the linear layers; `fuse` adds the updates to their weights.
+`remove` restores the linear layers, `Disabled` for a while; `fuse` adds the updates to their weights.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -157,6 +158,30 @@ def _position(name: str) -> tuple[str, int]:
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     """The LoRA layers of `model`, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+class Disabled:
+    """A context, to be entered as often as wanted, in which a model's LoRA layers are their base layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [(*_place(model, name), layer) for name, layer in adapters(model).items()]
+
+    def __enter__(self) -> None:
+        for parent, name, layer in self._layers:
+            parent[name] = layer.linear
+
+    def __exit__(self, *error: object) -> None:
+        for parent, name, layer in self._layers:
+            parent[name] = layer
+
+
+def _place(model: nn.Module, name: str) -> tuple[Any, Any]:
+    """The module or list with the named module, and its key in there."""
+    parent: Any = model
+    keys = [int(part) if part.isdecimal() else part for part in name.split(".")]
+    for key in keys[:-1]:
+        parent = parent[key]
+    return parent, keys[-1]
 
 
 def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], scale: float) -> None:

@@ -28,9 +28,14 @@ def _continue(session: Session, argument: str) -> Outcome:
     return Answer(session.continue_answer())
 
 
+def _compare(session: Session, argument: str) -> Outcome:
+    return Answer(session.compare())
+
+
 COMMANDS = (
     Command("clear", "", "start a new conversation", _clear, idle=True, aliases=("new",)),
     Command("system", "[TEXT | none]", "show, set or remove the system prompt", _system, idle=True),
     Command("regen", "", "answer the last message again", _regenerate, idle=True, aliases=("retry",)),
     Command("continue", "", "go on with an answer that was stopped or cut", _continue, idle=True),
+    Command("ab", "", "answer again with the same seed, without the adapter or with it", _compare, idle=True),
 )

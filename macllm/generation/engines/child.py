@@ -31,7 +31,8 @@ def answer(parent: Parent, settings: dict[str, Any]) -> None:
     threading.Thread(target=_read, args=(parent, calls, kernels), name="calls", daemon=True).start()
     trial = settings["trial"]
     idle = KernelTrial(trial, on_status) if trial else None
-    serve_calls(partial(_load, settings, kernels), settings["model_name"], settings["options"], calls, idle)
+    load = partial(_load, settings, kernels)
+    serve_calls(load, settings["model_name"], settings["options"], calls, idle, settings["adapter"])
 
 
 def _load(settings: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:

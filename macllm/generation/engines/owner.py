@@ -20,6 +20,7 @@ def serve_calls(
     options: EngineOptions,
     calls: Calls,
     idle: IdleWork | None = None,
+    adapter: str | None = None,
 ) -> None:
     """Load the model, then answer calls until None arrives."""
     import mlx.core as mx
@@ -32,7 +33,7 @@ def serve_calls(
     failure: BaseException | None = None
     answered = False
     try:
-        worker = Worker(*load(), model_name, options)
+        worker = Worker(*load(), model_name, options, adapter)
     except BaseException as error:
         failure = error
     native = cpu.available()
@@ -41,7 +42,9 @@ def serve_calls(
             if worker is not None and cpu.available() and not native:
                 native = True
                 with suppress(Exception):  # the loaded model keeps answering if its files are gone
-                    worker = Worker(*load(), model_name, options)  # reload: native kernels use another weight layout
+                    worker = Worker(
+                        *load(), model_name, options, adapter
+                    )  # reload: native kernels use another weight layout
             if call.method == "renew":
                 continue
             if worker is None:

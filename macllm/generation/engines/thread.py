@@ -27,8 +27,12 @@ class ThreadEngine:
         idle: IdleWork | None = None,
         *,
         options: EngineOptions = DEFAULT_OPTIONS,
+        adapter: str | None = None,
     ) -> None:
-        """`load` returns model and tokenizer; the engine's thread calls it at once, and later `idle`."""
+        """`load` returns model and tokenizer; the engine's thread calls it at once, and later `idle`.
+
+        `adapter` names the LoRA adapter of that model.
+        """
         self._calls: Calls = queue.SimpleQueue()
         self._unfinished: weakref.WeakSet[EngineCall] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -36,7 +40,7 @@ class ThreadEngine:
         # a daemon, so that a program can end without close(); the finalizer then ends the thread as MLX needs it
         self._thread = threading.Thread(
             target=serve_calls,
-            args=(load, model_name, options, self._calls, idle),
+            args=(load, model_name, options, self._calls, idle, adapter),
             name=f"engine of {model_name}",
             daemon=True,
         )

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
 class Worker:
     """Answers an engine's calls, all on one thread."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, model_name: str, options: EngineOptions) -> None:
-        self._model, self._tokenizer, self._model_name, self._options = model, tokenizer, model_name, options
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        model_name: str,
+        options: EngineOptions,
+        adapter: str | None = None,
+    ) -> None:
+        self._model, self._tokenizer, self._options = model, tokenizer, options
+        self._model_name, self._adapter = model_name, adapter
         self._prefix = PrefixCache()
         # lazy arrays can be computed by the thread that made them only, and weights are cheapest to wait for now
         mx.eval(model.parameters())
@@ -39,6 +47,7 @@ class Worker:
             weights_bytes=sum(array.nbytes for _, array in arrays),
             has_chat_template=self._tokenizer.chat_template is not None,
             defaults=default_sampling(self._model.info),
+            adapter=self._adapter,
         )
 
     def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[tuple[Event, ...]]:
