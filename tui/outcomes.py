@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from macllm.chat.conversation import Attachment
 from macllm.generation.request import Events
 
 
@@ -88,6 +89,18 @@ class ShowReasoning:
 
 
 @dataclass(frozen=True)
+class Attach:
+    """Attach a text to the next message."""
+
+    attachment: Attachment
+
+
+@dataclass(frozen=True)
+class OpenEditor:
+    """Write the next message in the user's editor."""
+
+
+@dataclass(frozen=True)
 class ShowHelp:
     """Show commands and keys."""
 
@@ -104,4 +117,18 @@ class Quit:
     """End the chat."""
 
 
-Outcome = Say | Redraw | Copy | Answer | Ask | Open | SwitchModel | ShowReasoning | ShowHelp | SwitchTheme | Quit
+Outcome = (
+    Say
+    | Redraw
+    | Copy
+    | Answer
+    | Ask
+    | Open
+    | SwitchModel
+    | Attach
+    | OpenEditor
+    | ShowReasoning
+    | ShowHelp
+    | SwitchTheme
+    | Quit
+)

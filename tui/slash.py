@@ -12,12 +12,12 @@ import re
 
 from macllm.errors import UsageError
 
-from .commands import conversation, copying, interface, settings
+from .commands import conversation, copying, interface, prompt, settings
 from .commands.command import Command
 
-TOPICS = (conversation, copying, settings, interface)
+TOPICS = (conversation, prompt, copying, settings, interface)
 COMMANDS = {command.name: command for topic in TOPICS for command in topic.COMMANDS}
-_NAMES = {name: command for command in COMMANDS.values() for name in command.names}
+NAMES = {name: command for command in COMMANDS.values() for name in command.names}
 
 
 def parse(line: str) -> tuple[Command, str] | None:
@@ -27,10 +27,10 @@ def parse(line: str) -> tuple[Command, str] | None:
     name, _, argument = line[1:].strip().partition(" ")
     if "/" in name:  # a path such as /usr/lib is text
         return None
-    if (command := _NAMES.get(name.lower())) is not None:
+    if (command := NAMES.get(name.lower())) is not None:
         return command, argument.strip()
-    near = difflib.get_close_matches(name.lower(), _NAMES, n=1, cutoff=0.5)
-    remedy = f"{_NAMES[near[0]].usage}" if near else "/help lists the commands"
+    near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.5)
+    remedy = f"{NAMES[near[0]].usage}" if near else "/help lists the commands"
     raise UsageError(f"Unknown command /{name}.", remedy=f"{remedy}; two slashes send it as text")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from macllm.chat.session import Session
@@ -10,12 +10,15 @@ from macllm.errors import UsageError
 
 from ..outcomes import Outcome
 
+Values = Callable[[Session | None, str], Mapping[str, str]]
+
 
 @dataclass(frozen=True)
 class Command:
     """A slash command. It calls `run`, or `run_without_model` if it needs no session.
 
-    Commands with `idle` are not allowed while an answer is being generated.
+    Commands with `idle` are not allowed while an answer is being generated. `values` gives the values that complete a
+    half-typed argument, with descriptions; one that goes on ends with a space.
     """
 
     name: str
@@ -25,6 +28,7 @@ class Command:
     run_without_model: Callable[[str], Outcome] | None = None
     idle: bool = False
     aliases: tuple[str, ...] = ()
+    values: Values | None = None
 
     @property
     def usage(self) -> str:

@@ -13,6 +13,12 @@ COMMANDS = (
         "show the reasoning of the newest answer, or fold it again",
         run_without_model=lambda _: ShowReasoning(),
     ),
-    Command("theme", "[dark | light]", "switch the color theme", run_without_model=SwitchTheme),
+    Command(
+        "theme",
+        "[dark | light]",
+        "switch the color theme",
+        run_without_model=SwitchTheme,
+        values=lambda session, argument: {"dark": "", "light": ""},
+    ),
     Command("quit", "", "quit", run_without_model=lambda _: Quit()),
 )

@@ -58,4 +58,16 @@ def _number(name: str, text: str) -> float | int | None:
         raise UsageError(f"{name} must be {kind}.", cause=f"{text!r} is not {kind}") from None
 
 
-COMMANDS = (Command("set", "[NAME VALUE]", "show or change settings: temperature, top_p, seed, max_tokens, …", _set),)
+def _names(session: Session | None, argument: str) -> dict[str, str]:
+    return {f"{name} ": "" if session is None else _shown(session, name) for name in SETTINGS}
+
+
+COMMANDS = (
+    Command(
+        "set",
+        "[NAME VALUE]",
+        "show or change settings: temperature, top_p, seed, max_tokens, …",
+        _set,
+        values=_names,
+    ),
+)

@@ -1,0 +1,48 @@
+"""History of the prompt. No Textual in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_MOST = 2000
+
+
+class History:
+    """Earlier messages, newest last. The prompt walks through them; its draft stands after the newest."""
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        self._entries: list[str] = []
+        self._position = 0  # the number of entries: the draft
+        self._draft = ""
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: str) -> bool:
+        """Add an entry and end the walk. Returns False if it is empty or repeats the newest."""
+        new = bool(entry.strip()) and self._entries[-1:] != [entry]
+        if new:
+            self._entries = [*self._entries[1 - _MOST :], entry]
+        self._position, self._draft = len(self._entries), ""
+        return new
+
+    def older(self, shown: str) -> str | None:
+        """The entry before the one that is shown; None at the oldest. The draft is kept."""
+        if self._position == 0:
+            return None
+        if self._position == len(self._entries):
+            self._draft = shown
+        self._position -= 1
+        return self._entries[self._position]
+
+    def newer(self) -> str | None:
+        """The entry after the one that is shown, the draft after the newest; None at the draft."""
+        if self._position == len(self._entries):
+            return None
+        self._position += 1
+        return self._draft if self._position == len(self._entries) else self._entries[self._position]
+
+    def search(self, query: str) -> list[str]:
+        """Entries that contain every word of the query, newest first, each once. Case does not matter."""
+        words = query.lower().split()
+        newest_first = dict.fromkeys(reversed(self._entries))
+        return [entry for entry in newest_first if all(word in entry.lower() for word in words)]
