@@ -26,7 +26,6 @@ Scope = Literal["chat", "prompt"]
 KEYS: dict[Scope, tuple[Key, ...]] = {
     "chat": (
         Key("stop", "escape", "stop", "stop the answer, keep its text so far", "Esc"),
-        Key("regenerate", "ctrl+r", "regenerate", "answer the last message again", "Ctrl+R"),
         Key("reasoning", "ctrl+t", "toggle_reasoning", "fold or unfold the reasoning", "Ctrl+T"),
         Key("help", "f1", "help", "commands and keys", "F1"),
         Key("page_up", "pageup", "page(-1)", "scroll the conversation", "PgUp PgDn"),
@@ -36,13 +35,20 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
         Key("newest", "end,ctrl+end", "newest", "follow the newest line again", "End"),
         Key("interrupt", "ctrl+c,super+c", "interrupt", "copy the selection, stop, clear; twice: quit", "Ctrl+C"),
         Key("leave", "ctrl+d,ctrl+q", "leave", "quit (Ctrl+D: on an empty line)", "Ctrl+D Ctrl+Q"),
+        Key("suspend", "ctrl+z", "app.suspend_process", ""),
     ),
     "prompt": (
         Key("send", "enter", "send", "send", "Enter"),
         Key("newline", "shift+enter,alt+enter,ctrl+j", "newline", "new line", "Ctrl+J, Shift+Enter, Alt+Enter"),
-        Key("complete", "tab", "complete", "complete a command", "Tab"),
+        Key("complete", "tab", "complete", "complete a /command, its argument or an @file", "Tab"),
+        Key("close", "escape", "close", ""),
         Key("history_back", "up,ctrl+p", "up", "earlier messages (Up on the first line)", "Up Down"),
         Key("history_forward", "down,ctrl+n", "down", ""),
+        Key("history_search", "ctrl+r", "search", "search earlier messages", "Ctrl+R"),
+        Key("editor", "ctrl+g", "editor", "write in $VISUAL or $EDITOR", "Ctrl+G"),
+        # Ctrl+Z is undo in Textual's text area; a program in a terminal stops.
+        Key("suspend", "ctrl+z", "suspend", "stop macllm; the shell's fg goes on", "Ctrl+Z"),
+        Key("undo", "ctrl+underscore,ctrl+slash,super+z", "undo", "undo, redo", "Ctrl+_ Ctrl+Y"),
         Key("left", "left,ctrl+b", "cursor_left", ""),
         Key("right", "right,ctrl+f", "cursor_right", ""),
         # macOS uses Ctrl+arrows to switch desktops, so Option moves by words.

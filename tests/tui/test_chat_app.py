@@ -488,11 +488,11 @@ def test_an_engine_that_opens_after_the_app_has_quit_is_closed(play: Play) -> No
     assert engine.closed
 
 
-def test_control_r_answers_the_last_message_again(play: Play) -> None:
+def test_regen_answers_the_last_message_again(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("Go")
         await stage.idle()
-        await stage.press("ctrl+r")
+        await stage.say("/regen")
         await stage.sees("second try")
         await stage.idle()
         await stage.until(lambda: len(stage.app.chat.query(AnswerTurn)) == 1)
@@ -506,7 +506,7 @@ def test_a_regeneration_stopped_at_once_restores_the_former_answer(play: Play) -
     async def scenario(stage: Stage) -> None:
         await stage.say("Go")
         await stage.idle()
-        await stage.press("ctrl+r")
+        await stage.say("/regen")
         await stage.press("escape")
         await stage.idle()
         await stage.sees("first try")
@@ -696,7 +696,7 @@ def test_commands_that_change_the_conversation_are_refused_during_an_answer(play
         await stage.sees("half")
         await stage.say("/clear")
         await stage.sees("/clear cannot run during an answer.")
-        await stage.press("ctrl+r")
+        await stage.say("/regen")
         await stage.sees("/regen cannot run")
         await stage.say("/set top_k 3")
         await stage.sees("top_k = 3")

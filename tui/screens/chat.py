@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Horizontal, VerticalGroup, VerticalScroll
+from textual.containers import VerticalGroup, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Static
 
+from macllm.chat.conversation import Attachment
 from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
@@ -27,7 +27,8 @@ from ..keys import KEYS, help_lines
 from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from ..pending_answer import PendingAnswer
 from ..session_loader import SessionLoader
-from ..widgets.prompt import Prompt, PromptChanged, PromptSubmitted
+from ..widgets.prompt import Prompt, PromptFailed, PromptSubmitted
+from ..widgets.prompt_area import PromptArea
 from ..widgets.status_line import StatusLine, StatusValues
 from ..widgets.turns import AnswerTurn, Failure, Notice, UserTurn, Welcome
 
@@ -68,13 +69,10 @@ class ChatScreen(Screen[None]):
         self._interrupted = -_AGAIN_SECONDS
 
     def compose(self) -> ComposeResult:
-        """Conversation, completions, prompt, status."""
+        """Conversation, prompt, status."""
         with Transcript(id="transcript"), VerticalGroup(id="turns"):
             yield Welcome(id="welcome")
-        yield Static(id="completions", markup=False)
-        with Horizontal(id="entry"):
-            yield Static("❯", id="sign", markup=False)
-            yield Prompt()
+        yield PromptArea(lambda: self.session)
         yield StatusLine(self._status)
 
     def on_mount(self) -> None:
@@ -155,9 +153,10 @@ class ChatScreen(Screen[None]):
     # Sending messages
 
     def on_prompt_submitted(self, message: PromptSubmitted) -> None:
-        """Run a command or enqueue the text. An unknown command stays in the prompt."""
+        """Run a command or enqueue the message. An unknown command or a wrong file stays in the prompt."""
         try:
             found = slash.parse(message.text)
+            text, attachments = self.prompt.message(slash.plain_text(message.text)) if found is None else ("", ())
         except UsageError as error:
             self._append(Failure(error))
             return
@@ -165,21 +164,16 @@ class ChatScreen(Screen[None]):
         self.prompt.remember(message.text)
         self.prompt.put("")
         if found is None:
-            self._enqueue(slash.plain_text(message.text))
+            self._enqueue(text, attachments)
         else:
             self._run_command(*found)
 
-    def on_prompt_changed(self, message: PromptChanged) -> None:
-        """Show the commands that complete the typed one."""
-        found = slash.completions(message.text)
-        width = max((len(command.usage) for command in found), default=0)
-        lines = [Content.assemble((c.usage.ljust(width), "$foreground"), "   ", c.help) for c in found]
-        shown = self.query_one("#completions", Static)
-        shown.update(Content("\n").join(lines))
-        shown.display = bool(found)
+    def on_prompt_failed(self, message: PromptFailed) -> None:
+        """Show an error of the prompt, which keeps its text."""
+        self._append(Failure(message.error))
 
-    def _enqueue(self, text: str) -> None:
-        turn = UserTurn(text, queued=True)
+    def _enqueue(self, text: str, attachments: tuple[Attachment, ...] = ()) -> None:
+        turn = UserTurn(text, attachments, queued=True)
         self._queue.append(turn)
         self._append(turn)
         self.transcript.anchor()
@@ -192,7 +186,7 @@ class ChatScreen(Screen[None]):
             return
         turn = self._queue.pop(0)
         turn.remove_class("-queued")
-        events = self.session.reply(turn.text)
+        events = self.session.reply(turn.text, turn.attachments)
         self._start_answer(PendingAnswer(self.session, events, AnswerTurn(), user_turn=turn), after=turn)
 
     def _start_answer(self, pending: PendingAnswer, after: Widget) -> None:
@@ -244,8 +238,7 @@ class ChatScreen(Screen[None]):
     def _return_queue_to_prompt(self) -> None:
         """Move the queued messages into the prompt, before the text in it."""
         if self._queue:
-            texts = [turn.text for turn in self._queue] + [self.prompt.text] * bool(self.prompt.text)
-            self.prompt.put("\n\n".join(texts))
+            self.prompt.put_back([(turn.text, turn.attachments) for turn in self._queue])
             for turn in self._queue:
                 turn.remove()
             self._queue.clear()
@@ -277,6 +270,8 @@ class ChatScreen(Screen[None]):
                 raise UsageError("There is no such screen yet.")
             case outcomes.ShowReasoning():
                 self.action_toggle_reasoning()
+            case outcomes.Attach() | outcomes.OpenEditor():
+                self.prompt.apply(outcome)
             case outcomes.ShowHelp():
                 self.action_help()
             case outcomes.SwitchTheme(name):
@@ -307,10 +302,6 @@ class ChatScreen(Screen[None]):
         former.display = False
         self._start_answer(PendingAnswer(self.session, events, AnswerTurn(), former=former), after=former)
 
-    def action_regenerate(self) -> None:
-        """Answer the last message again."""
-        self._run_command(slash.COMMANDS["regen"], "")
-
     def action_stop(self) -> None:
         """Stop the answer and keep its text so far; without one, return queued messages to the prompt."""
         if self._pending is not None:
@@ -324,6 +315,8 @@ class ChatScreen(Screen[None]):
         if selected := self.prompt.selected_text or self.get_selected_text():
             self._copy(selected)
             self.clear_selection()
+            return
+        if self.prompt.leave_search():
             return
         now = time.monotonic()
         if now - self._interrupted < _AGAIN_SECONDS:

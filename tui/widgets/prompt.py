@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
 from textual.actions import SkipAction
+from textual.app import SuspendNotSupported
 from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import TextArea
 
+from macllm.chat.attachments import read, referenced
+from macllm.chat.conversation import Attachment
+from macllm.chat.session import Session
+from macllm.errors import MacllmError, UsageError
+
+from .. import editor
+from ..completion import Menu, MenuItem, complete
 from ..keys import KEYS
-from ..slash import completions
+from ..outcomes import Attach, OpenEditor
+from ..text.folds import pasted
+from ..text.history import History
+from ..text.visible import visible
+from .folding_area import FoldingArea
+
+_PLACEHOLDER = "Ask anything   (/help)"
+_SEARCH_PLACEHOLDER = "Search the history"
+_SEARCH_TITLE = "history: Ctrl+R older, Enter takes it, Esc returns"
+_NO_MATCH = "history: no message matches, Esc returns"
 
 
 @dataclass
 class PromptSubmitted(Message):
-    """The user sent a message."""
+    """The user sent a message or a command: the text of the prompt, with markers."""
 
     text: str
 
 
 @dataclass
-class PromptChanged(Message):
-    """The text in the input field changed."""
+class PromptMenu(Message):
+    """The menu of the prompt changed; None: it is closed."""
 
-    text: str
+    menu: Menu | None
+
+
+@dataclass
+class PromptFailed(Message):
+    """A file cannot be attached, or the editor failed."""
+
+    error: MacllmError
 
 
 def _actions() -> dict[str, str]:
@@ -39,25 +64,96 @@ def _actions() -> dict[str, str]:
 _ACTIONS = _actions()
 
 
-class Prompt(TextArea):
-    """Multi-line input: Enter sends; Up on the first line and Down on the last walk through the history."""
+class Prompt(FoldingArea):
+    """Multi-line input with completion, history, folded pastes and attachments.
+
+    Enter sends; Up on the first line and Down on the last walk through the history.
+    """
 
     BINDINGS: ClassVar = [
         Binding(key.keys, key.action, key.help, id=f"prompt.{key.id}", show=False) for key in KEYS["prompt"]
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, session: Callable[[], Session | None] = lambda: None) -> None:
         super().__init__(
             soft_wrap=True,
             show_line_numbers=False,
             tab_behavior="focus",
             compact=True,
             highlight_cursor_line=False,
-            placeholder="Ask anything   (/help)",
+            placeholder=_PLACEHOLDER,
         )
-        self._history: list[str] = []
-        self._position = 0  # in the history; its length: the draft
-        self._draft = ""
+        self._session = session
+        self._history = History()
+        self._store: Callable[[str], object] = lambda text: None
+        self._menu: Menu | None = None
+        self._menu_is_for: tuple[str, int] | None = None  # text and cursor
+        self._typing = False  # False: the text was put or pasted, and no menu opens before the next key
+        self._closed_at: int | None = None  # beginning of the text whose menu the user has closed
+        self._draft: str | None = None  # while the history is searched
+
+    # The text, for the screen
+
+    def put(self, text: str) -> None:
+        """Replace the text and put the cursor at its end."""
+        self._typing = False
+        text = pasted(text)  # other line breaks would be counted as two characters
+        if text and self.text:
+            self.replace(text, (0, 0), self.document.end)  # can be undone
+        else:
+            self.load_text(text)
+        self.move_cursor(self.document.end)
+
+    def put_message(self, text: str, attachments: Iterable[Attachment] = ()) -> None:
+        """Replace the text by a message and its attachments, as it was before it was sent."""
+        self.leave_search()
+        self.put(self.folds.restore(text, attachments))
+
+    def put_back(self, messages: Iterable[tuple[str, tuple[Attachment, ...]]]) -> None:
+        """Put messages that were not sent before the text."""
+        self.leave_search()
+        texts = [self.folds.restore(text, attachments) for text, attachments in messages]
+        self.put("\n\n".join(texts + [self.text] * bool(self.text)))
+
+    def message(self, text: str) -> tuple[str, tuple[Attachment, ...]]:
+        """The message of a text in the prompt. Raises: UsageError for a file that cannot be attached."""
+        return self.folds.expand(text, referenced)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Insert the marker of an attachment."""
+        self._insert(self.folds.attach(attachment) + " ")
+
+    def apply(self, outcome: Attach | OpenEditor) -> None:
+        """Carry out the outcome of a command for the prompt."""
+        if isinstance(outcome, Attach):
+            self.attach(outcome.attachment)
+        else:
+            self.action_editor()
+
+    def remember(self, text: str) -> None:
+        """Add a text of the prompt to the history."""
+        if self._history.add(text):
+            self._store(self.folds.expand(text, lambda piece: (piece, ()))[0])
+
+    def use_history(self, entries: Iterable[str], store: Callable[[str], object]) -> None:
+        """Begin with entries, newest last; `store` gets each new one."""
+        self._history, self._store = History(entries), store
+
+    def leave_search(self) -> bool:
+        """End the search in the history and return to the draft. Returns False if there is no search."""
+        draft, self._draft = self._draft, None
+        if draft is None:
+            return False
+        self.placeholder = _PLACEHOLDER
+        self.put(draft)
+        return True
+
+    def choose(self, index: int) -> None:
+        """Take a choice of the menu."""
+        if (menu := self._menu_now()) is not None and index < len(menu.items):
+            self._take(menu, menu.items[index])
+
+    # Keys
 
     async def on_key(self, event: events.Key) -> None:
         """Handle a key at once; a binding would act after the key has bubbled up, maybe after later keys."""
@@ -65,32 +161,26 @@ class Prompt(TextArea):
         if action is not None and await self.app.run_action(action, default_namespace=self):
             event.prevent_default()
             event.stop()
+        elif event.is_printable:
+            self._typing = True
 
     def on_paste(self, event: events.Paste) -> None:
-        """Insert pasted text, with carriage returns converted to newlines."""
+        """Insert pasted text; a long one is folded to a marker."""
         event.prevent_default()
         event.stop()
-        self.insert(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        self._paste(event.text)
 
-    def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        """Post PromptChanged, so that the screen can show completions."""
-        event.stop()
-        self.post_message(PromptChanged(self.text))
-
-    def put(self, text: str) -> None:
-        """Replace the text and put the cursor at its end."""
-        self.load_text(text)
-        self.move_cursor(self.document.end)
-
-    def remember(self, text: str) -> None:
-        """Add a line to the history."""
-        if not self._history or self._history[-1] != text:
-            self._history.append(text)
-        self._position, self._draft = len(self._history), ""
+    def action_paste(self) -> None:
+        """Insert the text that was copied or cut in the app."""
+        self._paste(self.app.clipboard)
 
     def action_send(self) -> None:
-        """Send; after a trailing backslash, break the line instead."""
-        if self.text.endswith("\\") and self.cursor_at_end_of_text:
+        """Take the choice of the menu, or send; after a trailing backslash, break the line instead."""
+        menu = self._menu_now()
+        if self._draft is not None or (menu is not None and menu.takes_enter):
+            if menu is not None and menu.item is not None:
+                self._take(menu, menu.item)
+        elif self.text.endswith("\\") and self.cursor_at_end_of_text:
             self.action_delete_left()
             self.action_newline()
         elif self.text.strip():
@@ -98,31 +188,71 @@ class Prompt(TextArea):
 
     def action_newline(self) -> None:
         """Break the line."""
-        start, end = self.selection
-        self.replace("\n", start, end, maintain_selection_offset=False)
-        self.scroll_cursor_visible()
+        if self._draft is None:
+            self._insert("\n")
 
     def action_complete(self) -> None:
-        """Complete the command name to the first match."""
-        found = completions(self.text)
-        if found:
-            self.put(f"/{found[0].name}" + (" " if found[0].argument else ""))
+        """Take the choice of the menu; open it first if it is closed."""
+        if self._menu_now() is None:
+            self._typing, self._closed_at, self._menu_is_for = True, None, None
+        if (menu := self._menu_now()) is not None and menu.item is not None:
+            self._take(menu, menu.item)
+
+    def action_close(self) -> None:
+        """End the search or close the menu; without both, leave the key to the conversation."""
+        if self.leave_search():
+            return
+        if (menu := self._menu_now()) is None:
+            raise SkipAction
+        self._closed_at, self._menu_is_for = menu.start, None
+        self._show_menu()
 
     def action_up(self) -> None:
-        """Move one line up, or to the previous message."""
+        """Move one choice or line up, or to the previous message."""
+        if self._move_in_menu(-1):
+            return
         if not self.cursor_at_first_line:
             self.action_cursor_up()
-        elif self._position > 0:
-            if self._position == len(self._history):
-                self._draft = self.text
-            self._show(self._position - 1)
+        elif (entry := self._history.older(self.text)) is not None:
+            self.put(entry)
 
     def action_down(self) -> None:
-        """Move one line down, or to the next message."""
+        """Move one choice or line down, or to the next message."""
+        if self._move_in_menu(1):
+            return
         if not self.cursor_at_last_line:
             self.action_cursor_down()
-        elif self._position < len(self._history):
-            self._show(self._position + 1)
+        elif (entry := self._history.newer()) is not None:
+            self.put(entry)
+
+    def action_search(self) -> None:
+        """Search the history for what is typed next; again: the next older message."""
+        if self._draft is not None:
+            self._move_in_menu(1)
+            return
+        draft = self.text
+        self.put("")
+        self._draft, self.placeholder, self._menu_is_for = draft, _SEARCH_PLACEHOLDER, None
+        self._show_menu()
+
+    def action_editor(self) -> None:
+        """Write on in the user's editor; pastes are in full there."""
+        if self.leave_search():
+            return
+        try:
+            words = editor.command()
+            with self.app.suspend():
+                text = editor.edit(self.folds.unfold(self.text), words)
+        except MacllmError as error:
+            self.post_message(PromptFailed(error))
+        except SuspendNotSupported:
+            self.post_message(PromptFailed(UsageError("An editor needs a terminal.")))
+        else:
+            self.put(self.folds.fold(text))
+
+    def action_suspend(self) -> None:
+        """Stop the program; the shell's fg goes on."""
+        self.app.action_suspend_process()
 
     def action_end(self) -> None:
         """Move to the end of the line; at the end of the text, scroll the conversation to its end."""
@@ -131,10 +261,11 @@ class Prompt(TextArea):
         self.action_cursor_line_end()
 
     def action_delete_or_leave(self) -> None:
-        """Delete to the right; in an empty prompt, let the app quit."""
-        if not self.text:
+        """Delete to the right; in an empty prompt, end the search, else let the app quit."""
+        if self.text:
+            self.action_delete_right()
+        elif not self.leave_search():
             raise SkipAction
-        self.action_delete_right()
 
     def action_cursor_page_up(self) -> None:
         """Leave the key to the conversation, which scrolls."""
@@ -156,6 +287,76 @@ class Prompt(TextArea):
             raise SkipAction
         super().action_cursor_down(select)
 
-    def _show(self, position: int) -> None:
-        self._position = position
-        self.put(self._draft if position == len(self._history) else self._history[position])
+    # The menu
+
+    def action_delete_left(self) -> None:
+        """Delete to the left, which counts as typing."""
+        self._typing = True
+        super().action_delete_left()
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        """Show the menu for the new text."""
+        event.stop()
+        self._show_menu()
+
+    def on_text_area_selection_changed(self, event: TextArea.SelectionChanged) -> None:
+        """Show the menu for the place of the cursor."""
+        event.stop()
+        self._show_menu()
+
+    def _menu_now(self) -> Menu | None:
+        """The menu for text and cursor. Its messages come later than keys that act on it, so keys ask for it."""
+        state = (self.text, self.cursor_index)
+        if state != self._menu_is_for:
+            self._menu, self._menu_is_for = self._menu_for(*state), state
+        return self._menu
+
+    def _menu_for(self, text: str, cursor: int) -> Menu | None:
+        if self._draft is not None:
+            found = [entry for entry in self._history.search(text)]
+            items = tuple(MenuItem(entry, " ↵ ".join(visible(entry).split("\n"))) for entry in found)
+            return Menu(items, 0, len(text), title=_SEARCH_TITLE if items else _NO_MATCH)
+        menu = complete(text, cursor, self._session()) if self._typing and self.selection.is_empty else None
+        if menu is not None and menu.start == self._closed_at:
+            return None
+        self._closed_at = None
+        return menu
+
+    def _show_menu(self) -> None:
+        self.post_message(PromptMenu(self._menu_now()))
+
+    def _move_in_menu(self, steps: int) -> bool:
+        """Move the selection. Returns False if no menu is open."""
+        if (menu := self._menu_now()) is None:
+            return False
+        self._menu = menu.moved(steps)
+        self._show_menu()
+        return True
+
+    def _take(self, menu: Menu, item: MenuItem) -> None:
+        if self._draft is not None:
+            self._draft, self.placeholder = None, _PLACEHOLDER
+            self.put(item.text)
+            return
+        text = item.text
+        if item.path:
+            try:
+                text = self.folds.attach(read(item.path)) + " "
+            except UsageError as error:
+                self.post_message(PromptFailed(error))
+                return
+        start, end = map(self.location, (menu.start, menu.end))
+        self.replace(text, start, end, maintain_selection_offset=False)
+        self.move_cursor(self.location(menu.start + len(text)))
+
+    def _paste(self, text: str) -> None:
+        text = pasted(text)
+        if self._draft is not None:
+            text = " ".join(text.split())
+        self._insert(text if self._draft is not None else self.folds.paste(text))
+        self._typing = False
+
+    def _insert(self, text: str) -> None:
+        start, end = self.selection
+        self.replace(text, start, end, maintain_selection_offset=False)
+        self.scroll_cursor_visible()

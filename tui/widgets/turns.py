@@ -10,11 +10,12 @@ from textual.containers import VerticalGroup
 from textual.content import Content
 from textual.widgets import Static
 
-from macllm.chat.conversation import Turn
+from macllm.chat.conversation import Attachment, Turn
 from macllm.errors import MacllmError
 from macllm.generation.request import CallLines, Delta
 from macllm.units import duration_text, tokens_text
 
+from ..text.folds import shown
 from ..text.summary import summarize
 from ..text.visible import visible
 from .stream_markdown import StreamMarkdown
@@ -39,11 +40,13 @@ class Welcome(Static):
 
 
 class UserTurn(Static):
-    """A message of the user, as typed. CSS class -queued: not sent yet."""
+    """A message of the user, as typed; a long one is cut. CSS class -queued: not sent yet."""
 
-    def __init__(self, text: str, *, queued: bool = False) -> None:
-        super().__init__(Content(visible(text)), classes="-queued" if queued else "", markup=False)
+    def __init__(self, text: str, attachments: tuple[Attachment, ...] = (), *, queued: bool = False) -> None:
+        content = Content(visible(shown(text, attachments)))
+        super().__init__(content, classes="-queued" if queued else "", markup=False)
         self.text = text
+        self.attachments = attachments
 
 
 class Notice(Static):
