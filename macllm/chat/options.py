@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from macllm.errors import UsageError
-from macllm.generation.contract import Engine, OnStatus
+from macllm.errors import MacllmError, UsageError
+from macllm.generation.contract import Engine, OnStatus, Status
 from macllm.generation.request import Done, Request, SamplingParams
 from macllm.hub import speeds
 
+from .conversation import Conversation
 from .session import Session
+from .store import Store
 
 TRIAL = "macllm.doctor.quick:QuickTrial"
 """Trial of Metal kernels while the engine is idle."""
@@ -30,6 +32,8 @@ class ChatOptions:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     plain: bool = False
+    conversation: Conversation | None = None  # to go on with; None: a new one
+    temporary: bool = False  # store nothing
     max_tokens: int | None = None  # None: to the end of the context
     verbose: bool = False
 
@@ -59,8 +63,21 @@ def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Ses
 
     engine = ProcessEngine(options.model or "maclet", options.adapter, trial=TRIAL, on_status=on_status)
     try:
-        sampling = with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling})
-        session = Session(engine, system=options.system, sampling=sampling, max_tokens=options.max_tokens)
+        store = None if options.temporary else _open_store(on_status)  # while the engine loads
+        conversation = options.conversation
+        if conversation is not None and options.system is not None:
+            conversation = replace(conversation, system=options.system)
+        session = Session(
+            engine,
+            conversation=conversation,
+            system=options.system,
+            sampling=with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling}),
+            max_tokens=options.max_tokens,
+            adapter=options.adapter,
+            journal=store,
+        )
+        if store is not None and conversation is not None:
+            store.save(conversation)  # a fork is stored from the start
         session.on_done = partial(_keep_speed, engine)
         return session
     except BaseException:
@@ -74,6 +91,22 @@ def _keep_speed(engine: Engine, done: Done) -> None:
     speeds.record(engine.info.model_name, done.timing.tokens_per_second(tokens), tokens)
     if sys.platform == "darwin" and speeds.load().memory_limit is None:
         speeds.record_machine(memory_limit=engine.usage().limit_bytes)
+
+
+def _open_store(on_status: OnStatus | None) -> Store | None:
+    """The store of conversations, which reports its errors as status; None if its file cannot be used."""
+
+    def report(error: MacllmError) -> None:
+        if on_status is not None:
+            on_status(Status(str(error), transient=False))
+
+    store = Store(on_error=report)
+    try:
+        store.open()
+    except MacllmError as error:
+        report(MacllmError(f"This chat is not stored. {error.message}", cause=error.cause, remedy=error.remedy))
+        return None
+    return store
 
 
 def with_overrides(defaults: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:

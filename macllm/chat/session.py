@@ -68,6 +68,10 @@ class Journal(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Write what waits. A later `save` is written, too."""
+        ...
+
 
 class Session:
     """One conversation. The iterator of an answer may run in another thread than `stop` and the readers.
@@ -93,7 +97,7 @@ class Session:
         self.max_tokens = max_tokens
         self.adapter = adapter or engine.info.adapter
         self.on_done: Callable[[Done], object] | None = None  # gets the end of each completion
-        self._journal = journal
+        self.journal = journal
         self._conversation = conversation or Conversation.begin(system)
         self._asked = self._conversation
         self._used_tokens = _used_tokens(self._conversation.turns)
@@ -246,8 +250,10 @@ class Session:
         return self._summary(kept, self._answering)
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine and the journal."""
         self.engine.close()
+        if self.journal is not None:
+            self.journal.close()
 
     def _begin(self, conversation: Conversation) -> Events:
         request = self._request(conversation.messages, self.max_tokens)
@@ -330,8 +336,8 @@ class Session:
 
     def _keep(self, conversation: Conversation) -> None:
         self._conversation = conversation
-        if self._journal is not None:
-            self._journal.save(conversation)
+        if self.journal is not None:
+            self.journal.save(conversation)
 
     def _node(self, node: str) -> Node:
         if node not in self._conversation.nodes:

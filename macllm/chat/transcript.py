@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from macllm.files import write_text
 
 from .conversation import Turn
 
-_ENDINGS = {"cancelled": "stopped", "failed": "cut short by an error", "length": "cut at the token limit"}
+ENDINGS = {"cancelled": "stopped", "failed": "cut short by an error", "length": "cut at the token limit"}
 
 
 def as_markdown(turns: Sequence[Turn], *, model_name: str, system: str | None = None) -> str:
@@ -19,14 +20,27 @@ def as_markdown(turns: Sequence[Turn], *, model_name: str, system: str | None = 
     if system:
         parts += ["## System", system.strip()]
     for turn in turns:
+        if turn.role == "cut":
+            parts.append("\n".join(f"> {line}".rstrip() for line in cut_text(turn).split("\n")))
+            continue
         parts.append("## You" if turn.role == "user" else f"## {model_name}")
         if turn.reasoning:
             parts += ["<details><summary>Reasoning</summary>", turn.reasoning.strip(), "</details>"]
         if turn.content.strip():
             parts.append(turn.content.strip("\n"))
-        if turn.finish in _ENDINGS:
-            parts.append(f"*({_ENDINGS[turn.finish]})*")
+        for each in turn.attachments:
+            fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", each.text)))
+            closing = "" if each.text.endswith("\n") else "\n"
+            parts += [f"**{each.name}**", f"{fence}\n{each.text}{closing}{fence}"]
+        if turn.finish in ENDINGS:
+            parts.append(f"*({ENDINGS[turn.finish]})*")
     return "\n\n".join(parts) + "\n"
+
+
+def cut_text(turn: Turn) -> str:
+    """The mark of a cut as text: a sentence, and the summary that the model reads, if any."""
+    sentence = "The model no longer reads the messages above."
+    return f"{sentence} Summary:\n{turn.content}" if turn.content else sentence
 
 
 def write(path: Path, text: str, *, overwrite: bool = False) -> None:

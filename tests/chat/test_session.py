@@ -363,6 +363,9 @@ class Kept:
     def save(self, conversation: Conversation) -> None:
         self.states.append(conversation)
 
+    def close(self) -> None:
+        self.closed = True
+
 
 def test_the_journal_has_the_question_before_the_answer_and_the_answer_as_it_streams(
     monkeypatch: pytest.MonkeyPatch,
