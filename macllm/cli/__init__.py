@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "chat": "Chat with a model, in the terminal or through a pipe.",
     "generate": "Print the answer to one prompt.",
+    "chats": "List, search, export and replay stored conversations.",
     "models": "List, download, show, verify and remove models.",
     "finetune": "Fine-tune a model on your own data (LoRA).",
     "fuse": "Merge a LoRA adapter into its model.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .fetch import fetch
+from .resuming import fetched, resume_options, resumed, say_resume_line
 from .sampling import model_options, sampling_options
+
+if TYPE_CHECKING:
+    from macllm.generation.contract import OnStatus
 
 
 @click.command("chat")
@@ -20,15 +23,29 @@ from .sampling import model_options, sampling_options
 )
 @click.option("--plain", is_flag=True, help="Use plain lines instead of the full screen.")
 @click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
+@resume_options
 @sampling_options
 def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
     """Chat with a model.
 
     On a terminal, PROMPT is the first message of the conversation. In a pipe, the answer to PROMPT goes to
     stdout, and piped input is attached to PROMPT: cat notes.txt | macllm chat "summarise".
+    Conversations are stored, unless --temporary; macllm chats lists them.
     """
-    from macllm.chat.options import ChatOptions
+    from macllm.chat.options import ChatOptions, open_session
+    from macllm.chat.session import Session
     from macllm_tui import run_chat
 
-    fetch(flags["model"])
-    return run_chat(ChatOptions(prompt=prompt, seed=sampling.pop("seed", None), sampling=sampling, **flags))
+    chosen = {name: flags.pop(name) for name in ("goes_on", "resume", "fork")}
+    options = ChatOptions(prompt=prompt, seed=sampling.pop("seed", None), sampling=sampling, **flags)
+    options = fetched(resumed(options, **chosen), flags["model"])
+    sessions: list[Session] = []
+
+    def opener(options: ChatOptions, on_status: OnStatus) -> Session:
+        sessions.append(open_session(options, on_status))
+        return sessions[-1]
+
+    try:
+        return run_chat(options, opener)
+    finally:
+        say_resume_line(sessions)

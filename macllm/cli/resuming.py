@@ -1,0 +1,135 @@
+"""The stored conversation that a chat goes on with, chosen by flags."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from macllm.errors import MacllmError, ModelNotFoundError, UsageError
+
+from .fetch import fetch
+from .output import report, say
+
+if TYPE_CHECKING:
+    from macllm.chat.conversation import Conversation
+    from macllm.chat.options import ChatOptions
+    from macllm.chat.rows import StoredChat
+    from macllm.chat.session import Session
+    from macllm.chat.store import Store
+
+NEWEST = ""  # value of --resume without an id
+_OFFERED = 20
+
+
+def resume_options(function: Any) -> Any:
+    """Add --continue, --resume, --fork and --temporary."""
+    for option in (
+        click.option("--temporary", is_flag=True, help="Do not store the conversation."),
+        click.option("--fork", metavar="ID[:MESSAGE]", help="Go on with a copy, up to a message (its number or id)."),
+        click.option("--resume", metavar="[ID]", is_flag=False, flag_value=NEWEST, help="Go on with a conversation."),
+        click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the newest conversation."),
+    ):
+        function = option(function)
+    return function
+
+
+def resumed(options: ChatOptions, goes_on: bool, resume: str | None, fork: str | None) -> ChatOptions:
+    """The options with the conversation that the flags name, and with its model unless another is given.
+
+    Raises: UsageError for two flags at once, and for an unknown conversation or message.
+    """
+    if goes_on + (resume is not None) + (fork is not None) > 1:
+        raise UsageError("--continue, --resume and --fork exclude each other", remedy="one of them")
+    if not goes_on and resume is None and fork is None:
+        return options
+    from macllm.chat.store import Store
+
+    conversation = _chosen(Store(), resume, fork)
+    origin = next((turn.origin for turn in reversed(conversation.turns) if turn.origin), None)
+    options = replace(options, conversation=conversation)
+    if origin is not None and options.model is None:
+        options = replace(options, model=origin.model, adapter=options.adapter or origin.adapter)
+    return options
+
+
+def _chosen(store: Store, resume: str | None, fork: str | None) -> Conversation:
+    if fork is not None:
+        from macllm.chat.archive import find_message
+
+        chat, _, message = fork.partition(":")
+        conversation = store.load(chat)
+        return conversation.forked(find_message(conversation, message) if message else None)
+    if resume:
+        return store.load(resume)
+    chats = store.list(_OFFERED)
+    if not chats:
+        raise UsageError("no conversation is stored yet", remedy="macllm chat")
+    return store.load(chats[0].id if resume is None else _picked(store, chats))
+
+
+def _picked(store: Store, chats: list[StoredChat]) -> str:
+    """The id of the conversation that the user picks by its number."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("--resume needs an ID without a terminal", remedy=f"macllm chat --resume {chats[0].id}")
+    for number, chat in enumerate(chats, 1):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.updated))
+        say(f"{number:>3}  {store.short(chat.id)}  {when}  {printable(chat.name)}")
+    number = click.prompt("conversation", default=1, type=click.IntRange(1, len(chats)), err=True)
+    return chats[number - 1].id
+
+
+def printable(text: str) -> str:
+    """`text` with control characters made visible, for a terminal."""
+    from macllm_tui.text.visible import visible
+
+    return visible(text)
+
+
+def fetched(options: ChatOptions, asked: str | None) -> ChatOptions:
+    """The options with full paths in place of folders, after the model is downloaded if needed.
+
+    Conversations record them, and are resumed in other folders. Raises: ModelNotFoundError, for a recorded model
+    with a way to take another.
+    """
+    from macllm.hub.names import local_folder
+
+    try:
+        fetch(options.model)
+    except ModelNotFoundError as error:
+        if asked is not None or options.conversation is None:
+            raise
+        raise ModelNotFoundError(
+            f"the model of this conversation is missing: {options.model}",
+            cause=error.message,
+            remedy=f"macllm chat --resume {options.conversation.id} --model NAME",
+        ) from error
+    folder = local_folder(options.model) if options.model else None
+    adapter = Path(options.adapter).expanduser() if options.adapter else None
+    return replace(
+        options,
+        model=str(folder) if folder else options.model,
+        adapter=str(adapter.absolute()) if adapter and adapter.is_dir() else options.adapter,
+    )
+
+
+def say_resume_line(sessions: list[Session]) -> None:
+    """Say at the end of a chat on a terminal how it is resumed, and report what could not be stored."""
+    from macllm.chat.store import Store
+
+    session = sessions[-1] if sessions else None
+    if session is None or not isinstance(session.journal, Store):
+        return
+    store = session.journal
+    store.close()
+    if store.unsaved is not None:
+        report(store.unsaved)
+    elif session.conversation.nodes and sys.stderr.isatty():
+        try:
+            say(f"resume: macllm chat --resume {store.short(session.conversation.id)}")
+        except MacllmError as error:
+            report(error)
