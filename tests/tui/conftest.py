@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from textual.pilot import Pilot
 
 from macllm.chat.session import Session
 from macllm.generation.contract import Engine, OnStatus
 from macllm_tui.app import ChatApp
 
+_CELL = 12.2  # width of a cell in Textual's pictures
 Scenario = Callable[["Stage"], Awaitable[None]]
 
 
@@ -61,10 +63,18 @@ class Stage:
         pattern = r'<text class="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>'
         for x, y, text in re.findall(pattern, picture, re.DOTALL):
             rows.setdefault(float(y), []).append((float(x), html.unescape(text).replace("\xa0", " ")))
-        return "\n".join("".join(text for _, text in sorted(row)).rstrip() for _, row in sorted(rows.items()))
+        return "\n".join(_line(row) for _, row in sorted(rows.items()))
 
     async def idle(self) -> None:
         await self.until(lambda: self.app.chat.session is not None and self.app.chat._pending is None)
+
+
+def _line(pieces: list[tuple[float, str]]) -> str:
+    """The pieces in their columns; those that are blank are not in a picture."""
+    line = ""
+    for x, text in sorted(pieces):
+        line += " " * (round(x / _CELL) - cell_len(line)) + text
+    return line.rstrip()
 
 
 Play = Callable[..., ChatApp]

@@ -8,7 +8,6 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import VerticalGroup, VerticalScroll
-from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
@@ -23,7 +22,7 @@ from macllm.units import count_text, speed_text
 
 from .. import clipboard, outcomes, questions, slash
 from ..commands.command import Command
-from ..keys import KEYS, help_lines
+from ..keys import KEYS
 from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from ..pending_answer import PendingAnswer
 from ..session_loader import SessionLoader
@@ -31,6 +30,7 @@ from ..widgets.prompt import Prompt, PromptFailed, PromptSubmitted
 from ..widgets.prompt_area import PromptArea
 from ..widgets.status_line import StatusLine, StatusValues
 from ..widgets.turns import AnswerTurn, Failure, Notice, UserTurn, Welcome
+from .registry import SCREENS
 
 _AGAIN_SECONDS = 1.5  # a second Ctrl+C within this time quits
 
@@ -150,8 +150,6 @@ class ChatScreen(Screen[None]):
         self._append(Failure(error))
         self._return_queue_to_prompt()
 
-    # Sending messages
-
     def on_prompt_submitted(self, message: PromptSubmitted) -> None:
         """Run a command or enqueue the message. An unknown command or a wrong file stays in the prompt."""
         try:
@@ -195,8 +193,6 @@ class ChatScreen(Screen[None]):
         self._show_activity("thinking…")
         self._clock.resume()
         pending.start(self._post)
-
-    # The answer
 
     def _show_event(self, event: Event) -> None:
         if (pending := self._pending) is None:
@@ -266,8 +262,8 @@ class ChatScreen(Screen[None]):
                 self._show_notice(questions.as_text(question))
             case outcomes.Answer(events):
                 self._regenerate(events)
-            case outcomes.Open() | outcomes.SwitchModel():
-                raise UsageError("There is no such screen yet.")
+            case outcomes.Open(screen, argument):
+                self._open(screen, argument)
             case outcomes.ShowReasoning():
                 self.action_toggle_reasoning()
             case outcomes.Attach() | outcomes.OpenEditor():
@@ -288,6 +284,17 @@ class ChatScreen(Screen[None]):
         if theme not in ("dark", "light"):
             raise UsageError(f"Unknown theme {name!r}.", remedy="/theme dark or /theme light")
         self.app.theme = f"macllm-{theme}"
+
+    def _open(self, name: str, argument: str) -> None:
+        """Open a screen; the slash command with which it is dismissed is run, or waits in the prompt."""
+        self.app.push_screen(SCREENS[name](self.session, argument), self.run_line)
+
+    def run_line(self, line: str | None) -> None:
+        """Run a slash command as if it were typed; one that ends with a space is put into the prompt."""
+        if line and line.endswith(" "):
+            self.prompt.put(line)
+        elif line and (found := slash.parse(line)) is not None:
+            self._run_command(*found)
 
     def _copy(self, text: str) -> None:
         if clipboard.copy_natively(text):
@@ -339,13 +346,8 @@ class ChatScreen(Screen[None]):
         self.app.exit(return_code=self.failure.exit_code if unloaded and self.failure else 0)
 
     def action_help(self) -> None:
-        """Show commands and keys."""
-        rows = [(command.usage, command.help) for command in slash.COMMANDS.values()] + [("", "")] + help_lines()
-        if self.size.width < 80:
-            lines = [Content.assemble((left, "$foreground"), "\n  " if left else "", right) for left, right in rows]
-        else:
-            lines = [Content.assemble((left.ljust(32), "$foreground"), right) for left, right in rows]
-        self._append(Notice(Content("\n").join(lines)))
+        """Show commands and keys over the chat."""
+        self._open("help", "")
 
     def action_toggle_reasoning(self) -> None:
         """Fold or unfold the reasoning of the newest answer."""
@@ -363,8 +365,6 @@ class ChatScreen(Screen[None]):
     def action_newest(self) -> None:
         """Scroll to the end and follow it."""
         self.transcript.anchor()
-
-    # Drawing
 
     def _append(self, widget: Widget, after: Widget | None = None) -> None:
         for welcome in self.query("#welcome"):

@@ -1,0 +1,19 @@
+"""The screens over the chat, by name.
+
+Each is dismissed with a slash command, which the chat runs, or with None. A command that ends
+with a space waits for its argument in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from textual.screen import ModalScreen
+
+from macllm.chat.session import Session
+
+from .help import HelpScreen
+
+SCREENS: dict[str, Callable[[Session | None, str], ModalScreen[str | None]]] = {
+    "help": lambda session, argument: HelpScreen(argument),
+}
