@@ -1,0 +1,23 @@
+"""The question at the first start without a model of the user's own. No Textual in here."""
+
+from __future__ import annotations
+
+from macllm.chat.model_columns import offer_text
+from macllm.chat.models import first_offer, remember_offer
+
+from .outcomes import Choice, Question
+
+_TEXT = (
+    "This is maclet, the bundled guide: it knows macllm and language models, and little else. "
+    "These models fit into the memory of this machine. Type a number, or just ask:"
+)
+
+
+def question(model: str | None) -> Question | None:
+    """The offer of models that fit, once: at the first start with the bundled model and no other here."""
+    offered = first_offer(model)
+    if not offered:
+        return None
+    remember_offer()
+    choices = tuple(Choice(offer_text(each), f"/model {each.name}") for each in offered)
+    return Question(_TEXT, (*choices, Choice("stay with maclet")))

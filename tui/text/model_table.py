@@ -1,0 +1,174 @@
+"""Rows of the list of models as lines of text that shrink with the width. No Textual in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from macllm.chat import model_columns as columns
+from macllm.chat.models import UsableModel
+from macllm.hub.downloads import DownloadStatus
+from macllm.units import bytes_text, count_text, duration_text
+
+Part = Literal["all", "local", "adapters", "remote"]
+PARTS: tuple[Part, ...] = ("all", "local", "adapters", "remote")
+GROUPS = {"local": "On this machine", "adapters": "Adapters", "remote": "Recommended, to download"}
+_ALL_COLUMNS = 92  # cells; narrower lists leave out the kind of weights and the speed
+_SOME_COLUMNS = 70  # narrower ones leave out context and status, too
+_NAME_CELLS = 20
+_BAR_CELLS = 10
+_WORDS = {
+    "running": "waiting for the hub",
+    "pausing": "pausing",
+    "paused": "paused",
+    "cancelling": "cancelling",
+    "cancelled": "cancelled",
+    "failed": "failed",
+    "done": "downloaded",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, and its width in cells."""
+
+    title: str
+    width: int
+
+
+def part_of(model: UsableModel) -> Part:
+    """The part of the list to which a model belongs."""
+    return "local" if model.is_local else "adapters" if model.kind == "adapter" else "remote"
+
+
+def part_named(name: str) -> Part:
+    """The part of the list of this name, else all of it."""
+    return next((part for part in PARTS if part == name), "all")
+
+
+def filtered(models: Iterable[UsableModel], typed: str, part: Part = "all") -> list[UsableModel]:
+    """The models of a part that contain every typed word."""
+    words = typed.lower().split()
+    found: list[UsableModel] = []
+    for model in models:
+        text = f"{model.name} {model.shape.family} {model.shape.quantization} {model.base} {model.use}".lower()
+        if part in ("all", part_of(model)) and all(word in text for word in words):
+            found.append(model)
+    return found
+
+
+def layout(models: Sequence[UsableModel], width: int) -> list[Column]:
+    """The columns that fit into `width` cells; the last one takes the rest."""
+    name = max([len(model.title) for model in models] + [_NAME_CELLS])
+    made = [Column("name", name), Column("size", 8)]
+    if width >= _ALL_COLUMNS:
+        made.insert(1, Column("weights", 7))
+    if width >= _SOME_COLUMNS:
+        made.append(Column("context", 7))
+    made.append(Column("fits", 14))
+    if width >= _ALL_COLUMNS:
+        made.append(Column("tok/s", 5))
+    if width >= _SOME_COLUMNS:
+        made.append(Column("status", 14))
+    spare = width - sum(column.width + 2 for column in made) + 2
+    if spare < 0:
+        made[0] = Column("name", max(made[0].width + spare, 12))
+    elif made[-1].title == "status":
+        made[-1] = Column("status", made[-1].width + spare)
+    return made
+
+
+def heading(made: Sequence[Column]) -> str:
+    """The titles of the columns."""
+    return "  ".join(column.title[: column.width].ljust(column.width) for column in made).rstrip()
+
+
+def line(model: UsableModel, made: Sequence[Column], download: DownloadStatus | None = None) -> str:
+    """A model as one line. A download takes the place of the status, or of the fit in a narrow list."""
+    shown = {column.title for column in made}
+    cells = {
+        "name": model.title,
+        "weights": model.shape.quantization or "-",
+        "size": columns.size_text(model),
+        "context": columns.context_text(model),
+        "fits": _fits(model, "status" not in shown, download),
+        "tok/s": columns.speed_text(model),
+        "status": columns.status_text(model),
+    }
+    if download is not None and download.state != "done":
+        cells["status"] = progress(download, made[-1].width)
+    return "  ".join(_cut(cells[column.title], column.width) for column in made).rstrip()
+
+
+def progress(download: DownloadStatus, width: int = 80) -> str:
+    """A download in at most `width` cells: a bar, its share, its rate and the time left, or its state."""
+    if not download.total_bytes:
+        return _WORDS[download.state]
+    share = download.done_bytes / download.total_bytes
+    filled = int(share * _BAR_CELLS)
+    parts = [f"▕{'█' * filled}{' ' * (_BAR_CELLS - filled)}▏", f"{int(100 * share)} %"]
+    if download.state != "running":
+        parts.append(_WORDS[download.state])
+    if download.seconds_left is not None:
+        parts.append(f"{duration_text(download.seconds_left)} left")
+    if download.bytes_per_second >= 1:
+        parts.append(f"{bytes_text(download.bytes_per_second)}/s")
+    while len(text := "  ".join(parts)) > width and len(parts) > 1:
+        parts.pop(0 if len(parts) == 2 else -1)
+    return text
+
+
+def details(model: UsableModel, download: DownloadStatus | None = None) -> list[str]:
+    """Two lines about a model: its name and origin, then why it cannot be used or what it is for."""
+    facts = [model.name]
+    if model.licence:
+        facts.append(model.licence)
+    if model.shape.layers:
+        facts.append(f"{model.shape.family}, {model.shape.layers} layers")
+    if model.commit:
+        facts.append(f"revision {model.commit[:7]}")
+    return [" · ".join(facts), _about(model, download)]
+
+
+def _about(model: UsableModel, download: DownloadStatus | None) -> str:
+    if download is not None and download.error is not None:
+        error = download.error
+        return " · ".join(text for text in (error.message, error.cause, "g tries again") if text)
+    if download is not None and download.state != "done":
+        return progress(download)
+    if model.problem is not None:
+        return f"cannot be used: {model.problem}"
+    if model.kind == "adapter":
+        return columns.status_text(model)
+    parts = [model.use] if model.use else []
+    if model.fit is not None:
+        parts.append(_fit_in_words(model))
+    if model.speed is not None:
+        how = "measured here" if model.speed.measured else "estimated from the memory bandwidth"
+        parts.append(f"{columns.speed_text(model)} tokens a second, {how}")
+    return " · ".join(parts)
+
+
+def _fit_in_words(model: UsableModel) -> str:
+    assert model.fit is not None
+    if model.fit.over_bytes:
+        return f"needs {bytes_text(model.fit.over_bytes)} more memory than there is"
+    if model.fit.tokens is None:
+        return "its weights fit into memory"
+    if model.fit.whole:
+        return "its whole context fits into memory"
+    return f"{count_text(model.fit.tokens)} tokens of context fit into memory"
+
+
+def _fits(model: UsableModel, narrow: bool, download: DownloadStatus | None) -> str:
+    if narrow and download is not None and download.state != "done":
+        share = f" {100 * download.done_bytes // download.total_bytes} %" if download.total_bytes else ""
+        return f"{'getting' if download.state == 'running' else _WORDS[download.state]}{share}"
+    if narrow and model.problem is not None:
+        return "✘ unusable"
+    return columns.fit_text(model, marks=True)
+
+
+def _cut(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
