@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -241,14 +242,23 @@ class Prompt(FoldingArea):
             return
         try:
             words = editor.command()
-            with self.app.suspend():
-                text = editor.edit(self.folds.unfold(self.text), words)
+            text = self._edited(words)
         except MacllmError as error:
             self.post_message(PromptFailed(error))
-        except SuspendNotSupported:
-            self.post_message(PromptFailed(UsageError("An editor needs a terminal.")))
         else:
             self.put(self.folds.fold(text))
+
+    def _edited(self, words: list[str]) -> str:
+        """The text after the editor. Raises: MacllmError, once the screen is back: Textual's suspend loses errors."""
+        result: str | MacllmError = UsageError("An editor needs a terminal.")
+        with contextlib.suppress(SuspendNotSupported), self.app.suspend():
+            try:
+                result = editor.edit(self.folds.unfold(self.text), words)
+            except MacllmError as error:
+                result = error
+        if isinstance(result, MacllmError):
+            raise result
+        return result
 
     def action_suspend(self) -> None:
         """Stop the program; the shell's fg goes on."""
