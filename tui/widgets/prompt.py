@@ -249,10 +249,10 @@ class Prompt(FoldingArea):
             self.put(self.folds.fold(text))
 
     def _edited(self, words: list[str]) -> str:
-        """The text after the editor. Raises: MacllmError, once the screen is back: Textual's suspend loses errors."""
+        """The text after the editor. Raises: MacllmError, when the screen is back."""
         result: str | MacllmError = UsageError("An editor needs a terminal.")
         with contextlib.suppress(SuspendNotSupported), self.app.suspend():
-            try:
+            try:  # in here, because Textual does not return to the screen after an exception
                 result = editor.edit(self.folds.unfold(self.text), words)
             except MacllmError as error:
                 result = error
