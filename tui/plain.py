@@ -18,6 +18,7 @@ from macllm.generation.request import Events
 from macllm.units import count_text
 
 from . import clipboard, outcomes, questions, slash
+from .commands.storage import chats_question
 from .lines.answering import Answering
 from .lines.entry import YOU, Entry
 from .lines.loading import Loading
@@ -151,6 +152,8 @@ class LineChat:
                 self._answer(self._ready(), events, message)
             case outcomes.Ask(question):
                 self._ask(question)
+            case outcomes.Open("chats", words):
+                self._ask(chats_question(self._ready(), words))
             case outcomes.Open(screen):
                 raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
             case outcomes.SwitchModel(model, adapter):

@@ -12,10 +12,10 @@ import re
 
 from macllm.errors import UsageError
 
-from .commands import conversation, copying, interface, models, prompt, settings
+from .commands import conversation, copying, interface, models, prompt, settings, storage
 from .commands.command import Command
 
-TOPICS = (conversation, prompt, models, copying, settings, interface)
+TOPICS = (conversation, storage, prompt, models, copying, settings, interface)
 COMMANDS = {command.name: command for topic in TOPICS for command in topic.COMMANDS}
 NAMES = {name: command for command in COMMANDS.values() for name in command.names}
 

@@ -56,7 +56,7 @@ class Talk:
 
     def command(self, name: str, run: Callable[[Session, str], Outcome]) -> None:
         """Register a command."""
-        self._monkeypatch.setitem(slash._NAMES, name, Command(name, "", "a test", run))
+        self._monkeypatch.setitem(slash.NAMES, name, Command(name, "", "a test", run))
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""Commands for stored conversations."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from macllm.chat.archive import find_message
+from macllm.chat.exports import FORMATS, export, format_of
+from macllm.chat.session import Session
+from macllm.chat.store import Store
+from macllm.chat.transcript import write
+from macllm.errors import MacllmError, UsageError
+
+from ..outcomes import Choice, Open, Outcome, Question, Redraw, Say
+from .command import Command
+
+_OFFERED = 20
+
+
+def store_of(session: Session) -> Store:
+    """The store of a session. Raises: UsageError if it stores nothing."""
+    if not isinstance(session.journal, Store):
+        raise UsageError(
+            "This chat is not stored.",
+            cause="it is temporary, or the file of conversations cannot be used",
+            remedy="macllm chat without --temporary; macllm doctor",
+        )
+    return session.journal
+
+
+def chats_question(session: Session, words: str = "") -> Question:
+    """The newest conversations, or those with all `words`, to choose from.
+
+    Raises: UsageError if there is none.
+    """
+    store = store_of(session)
+    store.flush(1)
+    found = [hit.chat for hit in store.search(words, _OFFERED)] if words else store.list(_OFFERED)
+    if not found:
+        raise UsageError(f"No conversation has {words}." if words else "No conversation is stored yet.")
+    return Question(
+        "Conversations, newest first:",
+        tuple(Choice(f"{_date(chat.updated)}  {chat.name}", f"/resume {chat.id}") for chat in found),
+    )
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _chats(session: Session, argument: str) -> Outcome:
+    store_of(session)
+    return Open("chats", argument)
+
+
+def _resume(session: Session, argument: str) -> Outcome:
+    if not argument:
+        return _chats(session, argument)
+    store = store_of(session)
+    store.flush(1)
+    chat = store.find(argument)
+    if chat == session.conversation.id:
+        return Say("This conversation is open already.")
+    session.open(store.load(chat))
+    return Redraw(f"Resumed: {session.conversation.name}")
+
+
+def _fork(session: Session, argument: str) -> Outcome:
+    conversation = session.conversation
+    if not conversation.turns:
+        raise UsageError("The conversation has no message yet.", remedy="write one first")
+    session.open(conversation.forked(find_message(conversation, argument) if argument else None))
+    return Redraw("A copy of the conversation; the old one stays as it is.")
+
+
+def _rename(session: Session, argument: str) -> Outcome:
+    if not argument:
+        name = session.conversation.name
+        return Say(f"This conversation is: {name}" if name else "The conversation has no name yet.")
+    session.rename(argument)
+    return Say(f"Renamed: {argument}")
+
+
+def _export(session: Session, argument: str) -> Outcome:
+    words, form, force = argument.split(" "), None, False
+    while len(words) > 1 and (words[0] in FORMATS or words[0] in ("--force", "")):
+        word = words.pop(0)
+        form, force = (word, force) if word in FORMATS else (form, force or word == "--force")
+    name = " ".join(words).strip()
+    if not name or name == "--force":
+        raise UsageError("/export needs a file name.", remedy="/export chat.md, /export chat.html or /export chat.json")
+    if not session.turns:
+        raise UsageError("No conversation to export yet.")
+    path = Path(os.path.expandvars(name)).expanduser()
+    write(path, export(session.conversation, form or format_of(path)), overwrite=force)
+    return Say(f"Exported to {path}.")
+
+
+def _stored(session: Session | None, argument: str) -> Mapping[str, str]:
+    """The newest conversations, for completion."""
+    if session is None or not isinstance(session.journal, Store):
+        return {}
+    try:
+        return {session.journal.short(chat.id): chat.name for chat in session.journal.list(_OFFERED)}
+    except MacllmError:
+        return {}
+
+
+COMMANDS = (
+    Command("chats", "[WORDS]", "choose a stored conversation, or search them", _chats, idle=True),
+    Command("resume", "[ID]", "go on with a stored conversation", _resume, idle=True, values=_stored),
+    Command("fork", "[MESSAGE]", "go on with a copy, up to a message (its number or id)", _fork, idle=True),
+    Command("rename", "[TITLE]", "name the conversation", _rename, idle=True),
+    Command("export", "[md | json | html] [--force] FILE", "write the conversation to a file", _export),
+)
