@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
+from macllm.chat import attachments
 from macllm.chat.conversation import Attachment, Turn
 from macllm.chat.options import ChatOptions, short_name
 from macllm.chat.session import ContextUse, Session
@@ -17,7 +18,7 @@ from macllm.generation.contract import OnStatus
 from macllm.generation.request import Events
 from macllm.units import count_text
 
-from . import clipboard, outcomes, questions, slash
+from . import clipboard, editor, outcomes, questions, slash
 from .commands.storage import chats_question
 from .lines.answering import Answering
 from .lines.entry import YOU, Entry
@@ -70,7 +71,7 @@ class LineChat:
         self._attached = attached
         self._narrator = Narrator(redraws=False)
         self._printer = Printer(paced=True)
-        self._entry = Entry()
+        self._entry = Entry(session=lambda: self.session)
         self._loading = Loading(self._narrator)
         self._answering = Answering(self._printer, self._narrator, self._loading.inbox, conversation=True)
         self._question: outcomes.Question | None = None
@@ -101,6 +102,9 @@ class LineChat:
         self._narrator.say("Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands.")
         if session.turns:
             self._show_conversation(session)
+        self._introduce_attachments()
+
+    def _introduce_attachments(self) -> None:
         for attachment in self._attached:
             lines = len(attachment.text.splitlines())
             self._narrator.say(f"attached to the next message: {attachment.name}, {count_text(lines)} lines")
@@ -137,13 +141,22 @@ class LineChat:
         return True
 
     def _send(self, text: str) -> None:
-        attached, self._attached = self._attached, ()
+        text, named = attachments.referenced(text)
+        known = [attachment.name for attachment in self._attached]
+        attached = self._attached + tuple(attachment for attachment in named if attachment.name not in known)
+        self._attached = ()
         session = self._ready()
         try:
             self._answer(session, session.reply(text, attached), text)
         finally:
             if self._unanswered:
                 self._attached = attached
+
+    def _write_in_editor(self) -> None:
+        text = editor.edit("", editor.command()).strip()
+        if text:
+            self._printer.raw(f"{YOU}{text}\n")
+            self._send(text)
 
     def _apply(self, outcome: outcomes.Outcome) -> bool:
         """Carry out the outcome of a command. Returns False to end the conversation."""
@@ -158,6 +171,8 @@ class LineChat:
                 raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
             case outcomes.SwitchModel(model, adapter):
                 self._switch(model, adapter)
+            case outcomes.OpenEditor():
+                self._write_in_editor()
             case outcomes.Quit():
                 return False
             case shown:
@@ -182,6 +197,9 @@ class LineChat:
             case outcomes.ShowHelp():
                 for command in slash.COMMANDS.values():
                     self._narrator.say(f"{command.usage}: {command.help}")
+            case outcomes.Attach(attachment):
+                self._attached += (attachment,)
+                self._introduce_attachments()
             case outcomes.SwitchTheme():
                 raise UsageError("Lines have no theme.", remedy="macllm chat without --plain")
 

@@ -1,4 +1,4 @@
-"""Slash commands: registry, parsing and completion. No Textual in here.
+"""Slash commands: registry and parsing. No Textual in here.
 
 The full screen and the line mode have the same commands. A line that starts with one slash is a command; two
 slashes send a message that starts with one. A command changes the session and returns an `Outcome` for the
@@ -8,7 +8,6 @@ interface to carry out.
 from __future__ import annotations
 
 import difflib
-import re
 
 from macllm.errors import UsageError
 
@@ -37,11 +36,3 @@ def parse(line: str) -> tuple[Command, str] | None:
 def plain_text(line: str) -> str:
     """The text to send for a line: two leading slashes become one."""
     return line[1:] if line.startswith("//") else line
-
-
-def completions(line: str) -> list[Command]:
-    """The commands that start with a half-typed line, in table order; none once a space follows the name."""
-    if not re.fullmatch(r"/[A-Za-z]*", line):
-        return []
-    typed = line[1:].lower()
-    return [command for command in COMMANDS.values() if any(name.startswith(typed) for name in command.names)]

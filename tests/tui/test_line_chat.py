@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from macllm.errors import ModelNotFoundError
 from macllm.generation.contract import OnStatus
 from macllm_tui import slash
 from macllm_tui.commands.command import Command
+from macllm_tui.lines import entry
 from macllm_tui.outcomes import Ask, Choice, Outcome, Question, Redraw, SwitchModel
 from macllm_tui.plain import LineChat
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
@@ -137,3 +139,41 @@ def test_verbose_says_the_context_after_each_answer(talk: Talk) -> None:
     _, err = talk([["one"]], "Hello", verbose=True)
     assert "stats: 1 token" in err
     assert "context: 3 of 1,000 tokens" in err
+
+
+def test_files_that_a_line_names_go_with_it_and_a_command_attaches_one(
+    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.md").write_text("My notes.")
+    monkeypatch.chdir(tmp_path)
+    _, narration = talk([["one"], ["two"]], "read @notes.md", "read @./missing", "/attach notes.md", "again")
+    assert "There is no file ./missing" in narration
+    assert "attached to the next message: notes.md, 1 lines" in narration
+    first, second = (request.messages[-1]["content"] for request in talk.engines[0].requests)
+    file = '<file name="notes.md">\nMy notes.\n</file>'
+    assert (first, second) == (f"read @notes.md\n\n{file}", f"again\n\n{file}")
+
+
+def test_a_message_can_be_written_in_the_editor(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISUAL", "sh -c 'echo From the editor > $0'")
+    assert "you: From the editor\nmacllm: Fine." in talk([["Fine."]], "/editor")[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "start", "words"),
+    [
+        ("/the", 0, ["/theme "]),
+        ("/theme d", 7, ["dark"]),
+        ("/themes", 0, []),
+        ("read @no", 5, ["@notes.md"]),
+        ("read @N", 5, []),
+        ('read @"my n', 10, ['notes.md"']),
+    ],
+)
+def test_a_word_of_a_line_is_completed(
+    line: str, start: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("notes.md", "my notes.md"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert entry.words(line, start) == words

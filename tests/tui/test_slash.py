@@ -80,22 +80,6 @@ def test_an_unknown_command_is_an_error_that_suggests_the_nearest(line: str, nea
     assert near in (caught.value.remedy or "")
 
 
-@pytest.mark.parametrize(
-    ("line", "names"),
-    [
-        ("/s", ["system", "save", "set"]),
-        ("/SY", ["system"]),
-        ("/quit", ["quit"]),
-        ("/ne", ["clear"]),
-        ("/quit ", []),
-        ("x/", []),
-        ("//", []),
-    ],
-)
-def test_a_half_typed_command_is_completed(line: str, names: list[str]) -> None:
-    assert [command.name for command in slash.completions(line)] == names
-
-
 CODE = "Run\n```sh\nls\n```\nor\n~~~~\n```\nx\n~~~\n~~~~\nand, open:\n  ```py\n  y = 1"
 
 

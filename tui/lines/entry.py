@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
-from .. import slash
+from macllm.chat.session import Session
+
+from ..completion import complete
 
 YOU = "you: "
 _MORE = "...: "
 
 
 class Entry:
-    """Reads lines, with editing, history and completion of commands except on a dumb terminal."""
+    """Reads lines, with editing, history and completion of commands and files except on a dumb terminal."""
 
-    def __init__(self, history: Iterable[str] = ()) -> None:
+    def __init__(self, history: Iterable[str] = (), session: Callable[[], Session | None] = lambda: None) -> None:
+        self._session = session
         self._readline = None if os.environ.get("TERM", "dumb") == "dumb" else _editing()
         self._completions: list[str] = []
         if self._readline is not None:
@@ -54,9 +57,19 @@ class Entry:
 
     def _complete(self, text: str, state: int) -> str | None:
         if state == 0:
-            line = self._readline.get_line_buffer() if self._readline is not None else text
-            self._completions = [f"/{command.name} " for command in slash.completions(line)]
+            line, start = text, 0
+            if self._readline is not None:
+                line, start = self._readline.get_line_buffer(), self._readline.get_begidx()
+            self._completions = words(line[: start + len(text)], start, self._session())
         return self._completions[state] if state < len(self._completions) else None
+
+
+def words(line: str, start: int, session: Session | None = None) -> list[str]:
+    """The words from `start` on that complete the line."""
+    if (menu := complete(line, len(line), session)) is None:
+        return []
+    lines = [line[: menu.start] + item.text for item in menu.items]
+    return [completed[start:] for completed in lines if completed.startswith(line)]
 
 
 def _editing() -> ModuleType | None:
