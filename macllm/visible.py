@@ -20,11 +20,17 @@ _PICTURES: dict[int, int | None] = {
     **dict.fromkeys([0x00AD, 0x180E, 0x200B, 0xFEFF, *range(0x2060, 0x2066), *range(0x206A, 0x2070)]),
     **dict.fromkeys([*range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)]),
 }
+_NOTHING = dict.fromkeys([*_PICTURES, ord("\n"), ord("\t")])
 
 
 def visible(text: str) -> str:
     """`text` with newlines and tabs, but without any character that a terminal would obey or hide."""
     return text.translate(_PICTURES)
+
+
+def without_hidden(text: str) -> str:
+    """`text` of the same width without such characters, newlines and tabs."""
+    return text.translate(_NOTHING)
 
 
 def one_line(text: str) -> str:

@@ -6,17 +6,19 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App
+from textual.filter import LineFilter
 from textual.keys import Keys
 from textual.theme import Theme
 
 from macllm.chat.session import Session
 from macllm.generation.contract import OnStatus
 
+from .safe_lines import SafeLines
 from .screens.chat import ChatScreen
 from .session_loader import SessionLoader
 
@@ -70,6 +72,10 @@ class ChatApp(App[None]):
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = preferred_theme()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Filters of every drawn line."""
+        return [SafeLines(), *super().get_line_filters()]
 
     def on_mount(self) -> None:
         """Show the chat; SIGTERM and SIGHUP (terminal closed) end the app cleanly."""

@@ -13,10 +13,12 @@ from macllm.chat import attachments
 from macllm.chat.conversation import Attachment, Turn
 from macllm.chat.options import ChatOptions, short_name
 from macllm.chat.session import ContextUse, Session
+from macllm.chat.store import Store
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.contract import OnStatus
 from macllm.generation.request import Events
 from macllm.units import count_text
+from macllm.visible import visible
 
 from . import clipboard, editor, outcomes, questions, slash
 from .commands.storage import chats_question
@@ -87,7 +89,7 @@ class LineChat:
             self._introduce(session)
             try:
                 if first := self._options.prompt:
-                    self._printer.raw(f"{YOU}{first}\n")
+                    self._printer.raw(f"{YOU}{visible(first)}\n")
                 line = first or self._entry.ask()
                 while line is not None and self._handle_line(line):
                     line = self._entry.ask()
@@ -96,6 +98,9 @@ class LineChat:
         return 0
 
     def _introduce(self, session: Session) -> None:
+        if isinstance(session.journal, Store):
+            with contextlib.suppress(MacllmError):  # reported when the store was opened
+                self._entry.recall(session.journal.prompts())
         limit = session.engine.info.context_length
         context = f", context {count_text(limit)} tokens" if limit else ""
         self._narrator.say(f"model: {session.engine.info.model_name}{context}")
@@ -119,6 +124,8 @@ class LineChat:
                 return self._choose(question, line)
             if not line.strip() and not self._attached:
                 return True
+            if self.session is not None and isinstance(self.session.journal, Store) and line.strip():
+                self.session.journal.remember(line)
             if (found := slash.parse(line)) is None:
                 self._send(slash.plain_text(line))
                 return True
@@ -155,7 +162,7 @@ class LineChat:
     def _write_in_editor(self) -> None:
         text = editor.edit("", editor.command()).strip()
         if text:
-            self._printer.raw(f"{YOU}{text}\n")
+            self._printer.raw(f"{YOU}{visible(text)}\n")
             self._send(text)
 
     def _apply(self, outcome: outcomes.Outcome) -> bool:
@@ -265,8 +272,7 @@ class LineChat:
             self._narrator.say(f"error: {failure}" if isinstance(failure, MacllmError) else "stopped.")
             session = self._load(options)
         self._options = options
-        session.max_tokens = former.max_tokens
-        session.open(former.conversation)
+        session.take_over(former)
         name = short_name(session.engine.info.model_name)
         self._narrator.say(f"model: {name}{f' with {options.adapter}' if options.adapter else ''}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class Engine(ScriptedEngine):
 
     def close(self) -> None:
         super().close()
-        print("engine closed\n", end="", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print("engine closed\n", end="", file=sys.stderr, flush=True)
 
 
 def words(model_name: str, adapter: str | None = None, trial: str | None = None, on_status: Any = None) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from macllm.chat.conversation import Attachment
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session
+from macllm.chat.store import Store
 from macllm.errors import ModelNotFoundError
 from macllm.generation.contract import OnStatus
 from macllm_tui import slash
@@ -27,6 +28,7 @@ class Talk:
         monkeypatch.setenv("TERM", "dumb")
         self._monkeypatch, self._capsys = monkeypatch, capsys
         self.engines: list[ScriptedEngine] = []
+        self.store: Store | None = None
 
     def __call__(
         self,
@@ -50,7 +52,7 @@ class Talk:
                 raise ModelNotFoundError("There is no model missing.")
             self.engines.append(ScriptedEngine())
             self.engines[-1].answers = steps
-            return Session(self.engines[-1])
+            return Session(self.engines[-1], journal=self.store)
 
         self._monkeypatch.setattr("builtins.input", typed)
         assert LineChat(ChatOptions(verbose=verbose), opener, attached).converse() == 0
@@ -177,3 +179,11 @@ def test_a_word_of_a_line_is_completed(
         (tmp_path / name).write_text("")
     monkeypatch.chdir(tmp_path)
     assert entry.words(line, start) == words
+
+
+def test_messages_are_in_the_stored_history_but_choices_are_not(talk: Talk, tmp_path: Path) -> None:
+    talk.store = Store(tmp_path / "chats.db")
+    talk.command("ask", lambda session, _: Ask(QUESTION))
+    talk([["one"]], "Hello", "/ask", "2")
+    assert talk.store.prompts() == ["Hello", "/ask"]
+    assert [chat.name for chat in talk.store.list()] == ["Hello"]

@@ -193,6 +193,38 @@ def test_line_mode_on_a_terminal_is_a_conversation_with_labels() -> None:
     assert terminal.end() == 0
 
 
+def test_control_c_clears_the_line_but_keeps_it_in_the_history() -> None:
+    terminal = Terminal(command([["one"]], "--plain"))
+    terminal.until("you: ")
+    time.sleep(0.3)  # readline handles signals only while it waits for a key
+    terminal.type("a half line")
+    time.sleep(0.1)
+    terminal.type("\x03")
+    terminal.until("Ctrl-D ends")
+    terminal.until("you: ")
+    terminal.type("\x1b[A")
+    terminal.until("a half line")
+    terminal.type("\n")
+    terminal.until("macllm: one")
+    terminal.type("/thi\t\n")
+    terminal.until("No reasoning yet.")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "prompt", "shown"), [([["half", None]], ["Hi"], "macllm: half"), ([], [], "you: ")]
+)
+def test_a_closed_terminal_ends_the_chat_with_the_code_of_sighup(
+    answers: list[list[Any]], prompt: list[str], shown: str
+) -> None:
+    terminal = Terminal(command(answers, "--plain", *prompt))
+    terminal.until(shown)
+    os.close(terminal.fd)
+    _, status = os.waitpid(terminal.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+
+
 def test_a_terminal_gets_no_control_characters_of_the_model() -> None:
     terminal = Terminal(command([["a\x1b]0;owned\x07b\x9b2Jc"]], "--plain", "Hi"))
     terminal.until("macllm: a␛]0;owned␇b�2Jc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -18,14 +19,17 @@ _MORE = "...: "
 class Entry:
     """Reads lines, with editing, history and completion of commands and files except on a dumb terminal."""
 
-    def __init__(self, history: Iterable[str] = (), session: Callable[[], Session | None] = lambda: None) -> None:
+    def __init__(self, session: Callable[[], Session | None] = lambda: None) -> None:
         self._session = session
         self._readline = None if os.environ.get("TERM", "dumb") == "dumb" else _editing()
         self._completions: list[str] = []
         if self._readline is not None:
             self._readline.set_completer(self._complete)
-            for line in history:
-                self._readline.add_history(line)
+
+    def recall(self, lines: Iterable[str]) -> None:
+        """Put lines of earlier conversations into the history."""
+        for line in lines:
+            self._remember(line)
 
     def ask(self) -> str | None:
         """The next message, with backslash-continued lines joined; None at the end of the input.
@@ -37,10 +41,11 @@ class Entry:
             try:
                 line = input(_MORE if lines else YOU)
             except (EOFError, OSError):  # OSError: the terminal is gone
-                print(flush=True)
+                with contextlib.suppress(OSError):
+                    print(flush=True)
                 return None
             except KeyboardInterrupt:
-                self._remember([*lines, self._typed()])
+                self._remember("\n".join([*lines, self._typed()]))
                 print("\n(Ctrl-D ends the conversation)", file=sys.stderr, flush=True)
                 lines.clear()
                 continue
@@ -51,9 +56,9 @@ class Entry:
     def _typed(self) -> str:
         return self._readline.get_line_buffer() if self._readline is not None else ""
 
-    def _remember(self, lines: list[str]) -> None:
-        if self._readline is not None and (text := "\n".join(lines)).strip():
-            self._readline.add_history(text)
+    def _remember(self, line: str) -> None:
+        if self._readline is not None and line.strip():
+            self._readline.add_history(line)
 
     def _complete(self, text: str, state: int) -> str | None:
         if state == 0:

@@ -1,0 +1,81 @@
+"""Foreign text in every place that shows some: nothing in it reaches the terminal as more than text."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from rich.segment import Segment
+from textual.app import App
+from textual.color import Color
+
+from macllm.visible import visible
+from macllm_tui.app import ChatApp
+from macllm_tui.lines.narrator import Narrator
+from macllm_tui.safe_lines import SafeLines
+from tests.chat.scripted_engine import ScriptedEngine, thinking
+from tests.tui.conftest import Play, Stage
+
+FOREIGN = "[red]A[/red]\x1b]0;owned\x07\x1b[2J\x9b31m\u202eB\u200b\tC\x85"
+SHOWN = "[red]A[/red]␛]0;owned␇␛[2J"
+LONG = FOREIGN + "x" * 3000
+
+Place = Callable[[Stage], Awaitable[None]]
+
+
+async def ask(stage: Stage) -> None:
+    await stage.say("Hi")
+    await stage.idle()
+
+
+async def message(stage: Stage) -> None:
+    stage.app.chat.prompt.put(f"hello {FOREIGN}")
+    await stage.press("enter")
+    await stage.idle()
+
+
+def engine(*steps: object, model_name: str = "scripted") -> ScriptedEngine:
+    made = ScriptedEngine(list(steps) or ["ok"])  # type: ignore[arg-type]
+    made.info = replace(made.info, model_name=model_name)
+    return made
+
+
+PLACES: dict[str, tuple[Callable[[], object], Place]] = {
+    "answer": (lambda: engine(FOREIGN), ask),
+    "long answer": (lambda: engine(LONG + FOREIGN), ask),
+    "table": (lambda: engine(f"| {FOREIGN} |\n|---|\n| {FOREIGN} |\n"), ask),
+    "code": (lambda: engine(f"```{FOREIGN}\n{FOREIGN}\n```\n"), ask),
+    "link": (lambda: engine(f"[{FOREIGN}](http://{FOREIGN})"), ask),
+    "reasoning": (lambda: engine(thinking(FOREIGN), FOREIGN), ask),
+    "message": (engine, message),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_foreign_text_in_the_full_screen_is_only_text(place: str, play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatApp, "get_line_filters", App.get_line_filters)  # widgets do not rely on the guard
+    made, act = PLACES[place]
+
+    async def scenario(stage: Stage) -> None:
+        await act(stage)
+        await stage.until(lambda: "C" in stage.screen())
+        screen = stage.screen()
+        assert screen == visible(screen).replace("\t", ""), place
+        assert "␛" in screen or place == "message"  # the prompt takes in no control characters
+
+    play(made(), scenario, size=(100, 30))  # type: ignore[arg-type]
+
+
+def test_the_guard_takes_out_what_a_widget_forgot() -> None:
+    kept = Segment("plain ␛ äöü 🦙")
+    shown = SafeLines().apply([kept, Segment(f"a{FOREIGN}b")], Color(0, 0, 0))
+    assert shown[0].text == kept.text
+    assert shown[1].text == "a[red]A[/red]]0;owned[2J31mBCb"
+
+
+def test_narration_is_only_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Narrator().say(FOREIGN)
+    err = capsys.readouterr().err
+    assert SHOWN in err
+    assert err == visible(err)
