@@ -13,7 +13,9 @@ from textual.screen import ModalScreen
 from macllm.chat.session import Session
 
 from .help import HelpScreen
+from .models import ModelsScreen
 
 SCREENS: dict[str, Callable[[Session | None, str], ModalScreen[str | None]]] = {
     "help": lambda session, argument: HelpScreen(argument),
+    "models": ModelsScreen,
 }

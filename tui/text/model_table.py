@@ -12,7 +12,8 @@ from macllm.hub.downloads import DownloadStatus
 from macllm.units import bytes_text, count_text, duration_text
 
 Part = Literal["all", "local", "adapters", "remote"]
-PARTS: tuple[Part, ...] = ("all", "local", "adapters", "remote")
+_NAMED: dict[str, Part] = {"all": "all", "local": "local", "adapters": "adapters", "remote": "remote"}
+PARTS: tuple[Part, ...] = tuple(_NAMED.values())
 GROUPS = {"local": "On this machine", "adapters": "Adapters", "remote": "Recommended, to download"}
 _ALL_COLUMNS = 92  # cells; narrower lists leave out the kind of weights and the speed
 _SOME_COLUMNS = 70  # narrower ones leave out context and status, too
@@ -44,7 +45,7 @@ def part_of(model: UsableModel) -> Part:
 
 def part_named(name: str) -> Part:
     """The part of the list of this name, else all of it."""
-    return next((part for part in PARTS if part == name), "all")
+    return _NAMED.get(name, "all")
 
 
 def filtered(models: Iterable[UsableModel], typed: str, part: Part = "all") -> list[UsableModel]:

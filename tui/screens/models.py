@@ -1,0 +1,333 @@
+"""The models screen: choose, download, verify and remove models, and choose adapters."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, VerticalGroup
+from textual.content import Content
+from textual.events import Resize
+from textual.message import Message
+from textual.widgets import OptionList, Static
+
+from macllm import hub
+from macllm.chat.models import UsableModel, usable_models
+from macllm.chat.session import Session
+from macllm.errors import MacllmError
+from macllm.hub.downloads import Downloads, DownloadStatus
+from macllm.units import bytes_text
+
+from ..text import model_table as table
+from ..text.visible import visible
+from .overlay import Filter, Overlay, Row
+
+DOWNLOADS = Downloads()
+"""Downloads outlive the screen; those that run when the app ends keep their bytes."""
+_KEYS = "Enter load · g get · p pause · x remove · v verify · Tab next part · Esc close"
+_FEW_KEYS = "Enter g p x v · Tab next part · Esc close"
+
+
+class ModelsListed(Message):
+    """The list was read."""
+
+    def __init__(self, models: Sequence[UsableModel]) -> None:
+        super().__init__()
+        self.models = models
+
+
+class DownloadChanged(Message):
+    """A download made progress or changed its state."""
+
+    def __init__(self, status: DownloadStatus) -> None:
+        super().__init__()
+        self.status = status
+
+
+class WorkReported(Message):
+    """Work on a model's files has something to say, and is `over` or not."""
+
+    def __init__(self, text: str, *, over: bool) -> None:
+        super().__init__()
+        self.text, self.over = text, over
+
+
+class ModelsScreen(Overlay):
+    """The list of models. Letters act as long as nothing is typed; get and remove ask for the key again."""
+
+    BINDINGS: ClassVar = [
+        *(Binding(key, name, show=False, priority=True) for key, name in
+          {"g": "get", "p": "pause", "x": "remove", "v": "verify"}.items()),
+        Binding("tab", "part(1)", show=False, priority=True),
+        Binding("shift+tab", "part(-1)", show=False, priority=True),
+    ]  # fmt: skip
+    LETTER_KEYS: ClassVar = frozenset({"g", "p", "x", "v"})
+    TITLE_TEXT: ClassVar = "Models"
+    NOTHING: ClassVar = "no model matches"
+
+    def __init__(
+        self,
+        session: Session | None,
+        argument: str = "",
+        *,
+        lister: Callable[[], Sequence[UsableModel]] = usable_models,
+        downloads: Downloads = DOWNLOADS,
+    ) -> None:
+        """`argument` is a part of the list, or the name of a model to highlight, and to get if it is remote."""
+        super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-normal")]
+        self._current = (session.engine.info.model_name, session.adapter) if session else ("", None)
+        self._part: table.Part = table.part_named(argument)
+        self._wanted = "" if argument in table.PARTS else argument
+        self._lister, self._downloads = lister, downloads
+        self._models: list[UsableModel] | None = None
+        self._shown: list[UsableModel] = []
+        self._asked: tuple[str, str] | None = None  # (letter, name) of an action that waits for a second press
+        self._news = ""
+
+    def compose(self) -> ComposeResult:
+        """Title, filter, columns, list, details and keys."""
+        with VerticalGroup(id="overlay"):
+            with Horizontal(id="overlay-head"):
+                yield Static(id="overlay-title", markup=False)
+                yield Filter("", placeholder="type to filter", screen_keys=self.LETTER_KEYS)
+            yield Static(id="model-columns", markup=False)
+            yield OptionList(id="rows", markup=False, compact=True)
+            yield Static(id="model-details", markup=False)
+            yield Static(_KEYS, id="overlay-keys", markup=False)
+
+    def on_mount(self) -> None:
+        """List the models in a thread, and listen to downloads."""
+        super().on_mount()
+        self._downloads.on_status = lambda status: self.post_message(DownloadChanged(status))
+        self._list()
+
+    def on_unmount(self) -> None:
+        """Stop listening; downloads go on."""
+        self._downloads.on_status = lambda status: None
+
+    # The list
+
+    def rows(self, typed: str) -> Sequence[Row]:
+        """A row for each model of the part that matches the filter, under the title of its group."""
+        self._shown = table.filtered(self._models or [], typed, self._part)
+        made = table.layout(self._shown, max(self._width, 20))
+        self.query_one("#model-columns", Static).update(Content("    " + table.heading(made)))
+        rows: list[Row] = []
+        for model in self._shown:
+            sign = "● " if self._is_current(model) else "  "
+            text = sign + table.line(model, made, self._downloads.status(model.name))
+            rows.append(Row(text, value=model.name, group=table.GROUPS[table.part_of(model)]))
+        return rows
+
+    def refresh_rows(self) -> None:
+        """Show the rows anew, with the same model highlighted."""
+        before = self._model
+        rows = self.rows(self.filter.value.strip())
+        names = [row.value for row in rows]
+        at = names.index(before.name) if before is not None and before.name in names else 0
+        self.show_rows(rows, at + len({row.group for row in rows[: at + 1]}))
+        self._show_details()
+
+    def on_models_listed(self, event: ModelsListed) -> None:
+        """Show the list, with the wanted model highlighted."""
+        self._models = list(event.models)
+        wanted, self._wanted = self._wanted, ""
+        if wanted and all(model.name != wanted for model in self._models):
+            self._models.append(UsableModel(wanted, "catalogue", 0))
+        self.refresh_rows()
+        if wanted:
+            self._highlight_name(wanted)
+            if (model := self._model) is not None and not model.is_local:
+                self._ask("g", model, f"Download {model.title}{_size(model)}? g or Enter gets it.")
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """Show what is known about the highlighted model."""
+        super().on_option_list_option_highlighted(event)
+        if self._asked is not None and (model := self._model) is not None and model.name != self._asked[1]:
+            self._asked, self._news = None, ""
+        self._show_details()
+
+    def on_input_changed(self, event: Filter.Changed) -> None:
+        """Filter. A letter that asked for a second press was the first one of a word."""
+        if self._asked is not None and len(self.filter.value) == 1:
+            letter, self._asked, self._news = self._asked[0], None, ""
+            self.filter.value = letter + self.filter.value
+            self.filter.cursor_position = len(self.filter.value)
+        super().on_input_changed(event)
+
+    def on_resize(self, event: Resize) -> None:
+        """Lay the columns out for the new width."""
+        self.call_after_refresh(self.refresh_rows)
+
+    # Actions
+
+    def choose(self) -> None:
+        """Load the highlighted model or apply the adapter; get one that is not here."""
+        if (model := self._model) is None:
+            return
+        if model.kind == "catalogue" or (model.problem is not None and model.kind == "cached"):
+            self.action_get()
+        elif model.problem is not None:
+            self._say(f"{model.title} cannot be used: {model.problem}")
+        else:
+            self.dismiss(f"/{'adapter' if model.kind == 'adapter' else 'model'} {model.name}")
+
+    def action_get(self) -> None:
+        """Download the highlighted model, after a question."""
+        if (model := self._model) is None:
+            return
+        if model.kind not in ("catalogue", "cached"):
+            self._say(f"{model.title} is here; there is nothing to download.")
+        elif (status := self._downloads.status(model.name)) is not None and status.is_moving:
+            self._say(f"{model.title} is being downloaded; p pauses it.")
+        elif self._confirmed("g", model, f"{_wish(model)}? g again does it."):
+            self._downloads.start(model.name)
+
+    def action_pause(self) -> None:
+        """Pause the download of the highlighted model, or go on with it."""
+        if (model := self._model) is None:
+            return
+        status = self._downloads.status(model.name)
+        if status is None or status.state in ("done", "cancelled", "cancelling"):
+            self._say("Nothing to pause here.")
+        elif status.state == "running":
+            self._downloads.pause(model.name)
+        else:
+            self._downloads.start(model.name)
+
+    def action_remove(self) -> None:
+        """Remove the highlighted model from the cache, or cancel its download, after a question."""
+        if (model := self._model) is None:
+            return
+        status = self._downloads.status(model.name)
+        if status is not None and status.state not in ("done", "cancelled"):
+            if self._confirmed("x", model, f"Stop and delete the part of {model.title}? x again does it."):
+                self._downloads.cancel(model.name)
+        elif self._is_current(model):
+            self._say(f"{model.title} is in use; load another model first.")
+        elif model.kind != "cached":
+            self._say(f"{model.title} is not in the cache, so it is not removed here.")
+        elif self._confirmed("x", model, f"Remove {model.title}, {bytes_text(model.size_bytes)}? x again does it."):
+            self._work(lambda: f"freed {bytes_text(hub.remove(model.name))}")
+
+    def action_verify(self) -> None:
+        """Check the files of the highlighted model against their hashes."""
+        if (model := self._model) is None:
+            return
+        if model.kind != "cached":
+            self._say(f"{model.title} has no hashes to check against.")
+        else:
+            self._say(f"checking {model.title}…")
+            self._work(lambda: self._verified(model))
+
+    def action_part(self, step: int) -> None:
+        """Show the next part of the list."""
+        at = table.PARTS.index(self._part) + step
+        self._part = table.PARTS[at % len(table.PARTS)]
+        self.refresh_rows()
+
+    # Work in threads
+
+    def _list(self) -> None:
+        threading.Thread(target=self._listed, name="macllm-list", daemon=True).start()
+
+    def _listed(self) -> None:
+        try:
+            self.post_message(ModelsListed(self._lister()))
+        except MacllmError as error:
+            self.post_message(WorkReported(error.message, over=False))
+
+    def _work(self, work: Callable[[], str]) -> None:
+        def run() -> None:
+            try:
+                self.post_message(WorkReported(work(), over=True))
+            except (MacllmError, OSError) as error:
+                self.post_message(WorkReported(str(error).replace("\n", " · "), over=True))
+
+        threading.Thread(target=run, name="macllm-files", daemon=True).start()
+
+    def _verified(self, model: UsableModel) -> str:
+        wrong: list[str] = []
+        count = 0
+        for checked in hub.verify(model.name):
+            count += 1
+            if checked.status in ("damaged", "missing"):
+                wrong.append(f"{checked.file} is {checked.status}")
+            self.post_message(WorkReported(f"checking {model.title}: {count} files", over=False))
+        if wrong:
+            return f"{'; '.join(wrong)} · macllm models verify --repair {model.name}"
+        return f"{model.title}: all {count} files are intact"
+
+    def on_work_reported(self, event: WorkReported) -> None:
+        """Show the result of work on files."""
+        self._say(event.text)
+        if event.over:
+            self._list()
+
+    def on_download_changed(self, event: DownloadChanged) -> None:
+        """Show the progress of a download; a new model joins the list."""
+        if event.status.state == "done":
+            self._news = f"{event.status.name} is here; Enter loads it."
+        if event.status.state in ("done", "cancelled"):
+            self._list()
+        self.refresh_rows()
+
+    # Drawing
+
+    @property
+    def _width(self) -> int:
+        return self.list.scrollable_content_region.width - 4
+
+    @property
+    def _model(self) -> UsableModel | None:
+        row = self.chosen
+        return next((model for model in self._shown if row is not None and model.name == row.value), None)
+
+    def _is_current(self, model: UsableModel) -> bool:
+        return model.name == (self._current[1] if model.kind == "adapter" else self._current[0])
+
+    def _highlight_name(self, name: str) -> None:
+        for at, row in enumerate(self._rows):
+            if row.value == name:
+                self._highlight(at, 1)
+
+    def _confirmed(self, letter: str, model: UsableModel, question: str) -> bool:
+        """True at the second press for the same model; the first one asks."""
+        if self._asked == (letter, model.name):
+            self._asked, self._news = None, ""
+            return True
+        self._ask(letter, model, question)
+        return False
+
+    def _ask(self, letter: str, model: UsableModel, question: str) -> None:
+        self._asked = (letter, model.name)
+        self._say(question)
+
+    def _say(self, text: str) -> None:
+        self._news = text
+        self._show_details()
+
+    def _show_details(self) -> None:
+        self.query_one("#overlay-title", Static).update(f"Models: {self._part}")
+        self.query_one("#overlay-keys", Static).update(_KEYS if self._width > len(_KEYS) else _FEW_KEYS)
+        model = self._model
+        lines = table.details(model, self._downloads.status(model.name)) if model else ["reading the list…", ""]
+        if self._models is not None and model is None:
+            lines = ["", ""]
+        news = Content.styled(visible(self._news), "$accent")
+        shown = [Content.styled(visible(text), "$foreground 65%") for text in lines]
+        self.query_one("#model-details", Static).update(Content("\n").join([*shown, news]))
+
+
+def _size(model: UsableModel) -> str:
+    return f" ({bytes_text(model.size_bytes)})" if model.size_bytes and model.kind == "catalogue" else ""
+
+
+def _wish(model: UsableModel) -> str:
+    if model.kind == "catalogue" or model.problem is not None:
+        return f"Download {model.title}{_size(model)}"
+    return f"Look for a newer {model.title}"
