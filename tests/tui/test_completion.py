@@ -113,6 +113,20 @@ def test_a_folder_goes_on_with_its_files_and_a_file_ends(folder: Path) -> None:
     assert [(item.label, item.path) for item in found.items] == [("main.py", "src/main.py")]
 
 
+def test_a_name_is_found_in_the_folders_below_without_hidden_and_ignored_ones(folder: Path) -> None:
+    for name in ("src/deep", "node_modules/deep", ".git"):
+        (folder / name).mkdir()
+        (folder / name / "deeper.py").write_text("x")
+    found = menu("@dee", folder).items
+    assert [(item.label, item.path) for item in found] == [("src/deep/deeper.py", "src/deep/deeper.py")]
+    assert [item.label[position] for item in found for position in item.positions] == ["d", "e", "e"]
+
+
+def test_folders_below_the_home_folder_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert complete("@mai", 4, None, folder) is None
+
+
 def test_a_name_with_spaces_is_quoted(folder: Path) -> None:
     assert after("@nice", 0, folder) == '@"Nice name.txt"'
     assert after('@"nice n', 0, folder) == '@"Nice name.txt"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,9 @@ from .matching import Positions, ranked
 
 _MOST_READ = 20_000
 _MOST_SHOWN = 200
+_SHORTEST_DEEP = 2  # characters of a name that is searched in the folders below
+_MOST_SECONDS = 0.02
+_KEPT_SECONDS = 10.0
 _IGNORED = ("__pycache__", "node_modules", "build", "dist", "target", "*.pyc", "*.o", "*~", "*.egg-info", "DerivedData")
 
 
@@ -37,7 +41,8 @@ class PathChoice:
 def paths(typed: str, folder: Path | None = None) -> list[PathChoice]:
     """The files and folders whose name contains the last part of `typed`, hidden and ignored ones last.
 
-    Relative to `folder`, or to the working directory; ~ is the home folder.
+    Relative to `folder`, or to the working directory; ~ is the home folder. For a name without a folder, those in
+    the folders below follow.
     """
     parent, slash, query = typed.rpartition("/")
     if typed == "~":
@@ -48,7 +53,36 @@ def paths(typed: str, folder: Path | None = None) -> list[PathChoice]:
     shows_hidden = query.startswith(".")
     found = ranked(query, names, lambda name: name, fuzzy=False)
     found.sort(key=lambda each: _is_last(each[0], ignored, shows_hidden))
-    return [PathChoice(parent + slash + name, name, positions) for name, positions in found[:_MOST_SHOWN]]
+    choices = [PathChoice(parent + slash + name, name, positions) for name, positions in found]
+    if not slash and len(query) >= _SHORTEST_DEEP:
+        choices += _matches_below(query, place, ignored)
+    return choices[:_MOST_SHOWN]
+
+
+def _matches_below(query: str, place: Path, ignored: tuple[str, ...]) -> list[PathChoice]:
+    if Path.home().is_relative_to(place.resolve()):  # macOS asks the user before a program reads some folders there
+        return []
+    choices: list[PathChoice] = []
+    below = _files_below(place, ignored, int(time.monotonic() / _KEPT_SECONDS))
+    for path, positions in ranked(query, below, lambda path: path.rpartition("/")[2], fuzzy=False):
+        start = path.rfind("/") + 1
+        choices.append(PathChoice(path, path, tuple(start + position for position in positions)))
+    return choices
+
+
+@lru_cache(maxsize=1)
+def _files_below(place: Path, ignored: tuple[str, ...], period: int) -> tuple[str, ...]:
+    """The files in the folders below, nearest first, as many as can be found at once; kept for a `period`."""
+    found: list[str] = []
+    waiting = [name for name in _names(place) if name.endswith("/") and not _is_last(name, ignored, False)]
+    end = time.monotonic() + _MOST_SECONDS
+    for folder in waiting:  # grows
+        if time.monotonic() > end or len(found) > _MOST_READ:
+            break
+        names = [name for name in _names(place / folder) if not _is_last(name, ignored, False)]
+        found += [folder + name for name in names if not name.endswith("/")]
+        waiting += [folder + name for name in names if name.endswith("/")]
+    return tuple(found)
 
 
 def _is_last(name: str, ignored: tuple[str, ...], shows_hidden: bool) -> bool:

@@ -12,9 +12,10 @@ from textual.widgets import Static
 from ..completion import Menu, MenuItem
 
 _MOST_ROWS = 8
-_FEWEST_ROWS = 3
-_REST = 12  # rows that the menu leaves to the rest of the screen
+_FEWEST_ROWS = 2
+_REST = 10  # rows that the menu leaves to the rest of the screen
 _GAP = 3
+_LABEL_SHARE = 0.35  # of the width; longer labels move their own details
 
 
 @dataclass
@@ -60,11 +61,9 @@ class CompletionMenu(Static):
         self._first = max(min(menu.selected - rows // 2, len(menu.items) - rows), 0)
         shown = menu.items[self._first : self._first + rows]
         room = max((self.content_size.width or self.screen.size.width) - 2, 1)
-        widest = max((len(item.label) for item in menu.items), default=0) if any(i.detail for i in shown) else room
-        lines = [
-            _line(item, self._first + number == menu.selected, min(widest, room), room)
-            for number, item in enumerate(shown)
-        ]
+        widest = max((len(item.label) for item in menu.items), default=0)
+        width = min(widest, int(room * _LABEL_SHARE))
+        lines = [_line(item, self._first + number == menu.selected, width, room) for number, item in enumerate(shown)]
         below = " · ".join(
             filter(None, (menu.title, f"{menu.selected + 1}/{len(menu.items)}" if len(menu.items) > rows else ""))
         )
@@ -80,6 +79,7 @@ def _line(item: MenuItem, selected: bool, width: int, room: int) -> Content:
             label = label.stylize("bold $accent", position, position + 1)
     label = label.stylize_before("$foreground")
     gap = max(width - label.cell_length, 0) + _GAP
-    detail = item.detail[: max(room - label.cell_length - gap, 0)]
+    left = max(room - label.cell_length - gap, 0)
+    detail = item.detail if len(item.detail) <= left else item.detail[: max(left - 1, 0)].rstrip() + "…" * (left > 0)
     line = Content.assemble("› " if selected else "  ", label, " " * gap * bool(detail), detail)
     return line.stylize_before("bold") if selected else line
