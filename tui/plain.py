@@ -20,11 +20,12 @@ from macllm.generation.request import Events
 from macllm.units import count_text
 from macllm.visible import visible
 
-from . import clipboard, editor, outcomes, questions, slash
+from . import clipboard, editor, first_start, outcomes, questions, slash
 from .commands.storage import chats_question
 from .lines.answering import Answering
 from .lines.entry import YOU, Entry
 from .lines.loading import Loading
+from .lines.models import adapters_question, fetch, models_question
 from .lines.narrator import Narrator
 from .lines.piped import message, piped_text
 from .lines.printer import Printer, discard_output
@@ -108,6 +109,8 @@ class LineChat:
         if session.turns:
             self._show_conversation(session)
         self._introduce_attachments()
+        if self._options.prompt is None and (offer := first_start.question(self._options.model)) is not None:
+            self._ask(offer)
 
     def _introduce_attachments(self) -> None:
         for attachment in self._attached:
@@ -133,6 +136,8 @@ class LineChat:
             return self._apply(command(self.session, argument))
         except MacllmError as error:
             self._narrator.say(f"error: {error}")
+        except KeyboardInterrupt:  # of a download or a question to the hub
+            self._narrator.say("stopped.")
         return True
 
     def _choose(self, question: outcomes.Question, line: str) -> bool:
@@ -172,10 +177,8 @@ class LineChat:
                 self._answer(self._ready(), events, message)
             case outcomes.Ask(question):
                 self._ask(question)
-            case outcomes.Open("chats", words):
-                self._ask(chats_question(self._ready(), words))
-            case outcomes.Open(screen):
-                raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
+            case outcomes.Open(screen, argument):
+                self._open(screen, argument)
             case outcomes.SwitchModel(model, adapter):
                 self._switch(model, adapter)
             case outcomes.OpenEditor():
@@ -209,6 +212,21 @@ class LineChat:
                 self._introduce_attachments()
             case outcomes.SwitchTheme():
                 raise UsageError("Lines have no theme.", remedy="macllm chat without --plain")
+
+    def _open(self, screen: str, argument: str) -> None:
+        """Ask a question in place of a screen."""
+        session = self._ready()
+        if screen == "chats":
+            self._ask(chats_question(session, argument))
+        elif screen == "models" and argument == "adapters":
+            self._ask(adapters_question())
+        elif screen == "models" and "/" in argument:
+            fetch(argument, self._narrator)
+            self._switch(argument, None)
+        elif screen == "models":
+            self._ask(models_question(session.engine.info.model_name))
+        else:
+            raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
 
     def _ask(self, question: outcomes.Question) -> None:
         self._question = question

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from macllm.chat.conversation import Attachment
+from macllm.chat.models import UsableModel
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session
 from macllm.chat.store import Store
@@ -26,9 +27,11 @@ class Talk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setattr("macllm_tui.first_start.first_offer", lambda model: self.offer)
         self._monkeypatch, self._capsys = monkeypatch, capsys
         self.engines: list[ScriptedEngine] = []
         self.store: Store | None = None
+        self.offer: list[UsableModel] = []
 
     def __call__(
         self,
@@ -187,3 +190,42 @@ def test_messages_are_in_the_stored_history_but_choices_are_not(talk: Talk, tmp_
     talk([["one"]], "Hello", "/ask", "2")
     assert talk.store.prompts() == ["Hello", "/ask"]
     assert [chat.name for chat in talk.store.list()] == ["Hello"]
+
+
+MODELS = [
+    UsableModel("maclet", "bundled", 3_500_000),
+    UsableModel("org/large", "catalogue", 4_000_000_000),
+    UsableModel("org/broken", "cached", 4_000, problem="config.json is missing"),
+    UsableModel("/adapters/tone", "adapter", 4_000, base="maclet"),
+]
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list of models; returns the names of those downloaded."""
+    fetched: list[str] = []
+    for place in ("macllm_tui.commands.models", "macllm_tui.lines.models"):
+        monkeypatch.setattr(f"{place}.usable_models", lambda: MODELS)
+    monkeypatch.setattr("macllm_tui.lines.models.download", lambda name, progress: fetched.append(name))
+    return fetched
+
+
+def test_models_are_a_numbered_list_and_a_remote_one_is_downloaded_first(talk: Talk, models: list[str]) -> None:
+    _, err = talk([["one"], ["two"]], "Hello", "/model", "2", "More")
+    assert "Models:\n  1  maclet, bundled, 3.5 MB\n  2  org/large, remote, 4.0 GB\n" in err
+    assert models == ["org/large"]
+    assert [message["content"] for message in talk.engines[1].rendered[0]] == ["Hello", "one", "More"]
+
+
+def test_adapters_are_a_numbered_list(talk: Talk, models: list[str]) -> None:
+    _, err = talk([["one"], ["two"]], "/adapter", "1", "More")
+    assert "Adapters:\n  1  tone, for maclet\n  2  no adapter\n" in err
+    assert "model: scripted with /adapters/tone" in err
+    assert len(talk.engines) == 2
+
+
+def test_a_first_start_offers_models_that_fit(talk: Talk, models: list[str]) -> None:
+    talk.offer = [MODELS[1]]
+    _, err = talk([["one"]], "2", "Hello")
+    assert "Type a number, or just ask:\n  1  large: 4.0 GB; \n  2  stay with maclet\n" in err
+    assert talk.engines[0].rendered == [[{"role": "user", "content": "Hello"}]]
