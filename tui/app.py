@@ -15,9 +15,11 @@ from textual.filter import LineFilter
 from textual.keys import Keys
 from textual.theme import Theme
 
+from macllm.chat.conversation import Conversation
 from macllm.chat.session import Session
 from macllm.generation.contract import OnStatus
 
+from .model_slot import OpenModel
 from .safe_lines import SafeLines
 from .screens.chat import ChatScreen
 from .session_loader import SessionLoader
@@ -62,13 +64,21 @@ class ChatApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
 
     def __init__(
-        self, open_session: Callable[[OnStatus], Session], *, model_name: str = "the model", prompt: str | None = None
+        self,
+        open_session: Callable[[OnStatus], Session],
+        *,
+        model_name: str = "the model",
+        prompt: str | None = None,
+        conversation: Conversation | None = None,
+        open_model: OpenModel | None = None,
     ) -> None:
         super().__init__()
         # Alt+Enter, and Shift+Enter in Terminal.app. Textual would read it as Enter, which sends the message.
         cast(dict[str, Any], ANSI_SEQUENCES_KEYS)["\x1b\r"] = (Keys.ControlJ,)
         self.loader = SessionLoader(open_session)
-        self.chat = ChatScreen(self.loader, model_name=model_name, prompt=prompt)
+        self.chat = ChatScreen(
+            self.loader, model_name=model_name, prompt=prompt, conversation=conversation, open_model=open_model
+        )
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = preferred_theme()

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import IO, Protocol
 
 from macllm.chat import transcript
@@ -69,7 +70,12 @@ def _conversation(options: ChatOptions, opener: Opener) -> Interface:
         from .app import ChatApp
 
         return ChatApp(
-            lambda on_status: opener(options, on_status), model_name=options.model_name, prompt=options.prompt
+            lambda on_status: opener(options, on_status),
+            model_name=options.model_name,
+            prompt=options.prompt,
+            open_model=lambda model, adapter, on_status: opener(
+                replace(options, model=model, adapter=adapter), on_status
+            ),
         )
     from .plain import LineChat
 

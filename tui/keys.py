@@ -1,4 +1,4 @@
-"""Key bindings of the chat and of its prompt. No Textual in here.
+"""Key bindings of the chat, its prompt and its messages. No Textual in here.
 
 Never bound, because terminals cannot tell them from Tab, Enter, Backspace and Escape: Ctrl+I, Ctrl+M,
 Ctrl+H, Ctrl+[. Nothing needs Cmd, Fn or an enhanced keyboard protocol.
@@ -21,11 +21,12 @@ class Key:
     shown: str = ""
 
 
-Scope = Literal["chat", "prompt"]
+Scope = Literal["chat", "prompt", "blocks", "question"]
 
 KEYS: dict[Scope, tuple[Key, ...]] = {
     "chat": (
         Key("stop", "escape", "stop", "stop the answer, keep its text so far", "Esc"),
+        Key("blocks", "alt+up,alt+down", "blocks", "select a message", "Alt+Up Alt+Down"),
         Key("reasoning", "ctrl+t", "toggle_reasoning", "fold or unfold the reasoning", "Ctrl+T"),
         Key("help", "f1", "help", "commands and keys", "F1"),
         Key("page_up", "pageup", "page(-1)", "scroll the conversation", "PgUp PgDn"),
@@ -58,10 +59,33 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
         Key("end", "end", "end", ""),
         Key("delete_or_leave", "ctrl+d", "delete_or_leave", ""),
     ),
+    # Block mode: a message of the conversation is selected.
+    "blocks": (
+        Key("previous", "alt+up,up,k", "select(-1)", "select a message", "Up Down, Home End"),
+        Key("next", "alt+down,down,j", "select(1)", ""),
+        Key("first", "home,g", "select_end(-1)", ""),
+        Key("last", "end,G", "select_end(1)", ""),
+        Key("copy", "y", "copy", "copy it", "y"),
+        Key("copy_code", "c", "copy_code(0)", "copy its code; a digit: that code block", "c 1-9"),
+        *(Key(f"copy_code_{n}", str(n), f"copy_code({n})", "") for n in range(1, 10)),
+        Key("edit", "e", "edit", "edit the message; sending it begins a branch", "e"),
+        Key("regenerate", "r", "regenerate", "answer it again", "r"),
+        Key("previous_version", "left_square_bracket", "version(-1)", "other versions of it", "[ ]"),
+        Key("next_version", "right_square_bracket", "version(1)", ""),
+        Key("fold", "space", "fold", "fold or unfold it", "Space"),
+        Key("leave", "escape,enter", "leave", "back to the prompt", "Esc"),
+    ),
+    # A question is open; digits choose, too.
+    "question": (
+        Key("previous", "up", "move(-1)", ""),
+        Key("next", "down", "move(1)", ""),
+        Key("choose", "enter", "choose", ""),
+        Key("dismiss", "escape", "dismiss", ""),
+    ),
 }
 
 
 def help_lines() -> list[tuple[str, str]]:
     """(keys, description) pairs for the help, those of the prompt first."""
-    scopes: tuple[Scope, ...] = ("prompt", "chat")
+    scopes: tuple[Scope, ...] = ("prompt", "chat", "blocks")
     return [(key.shown, key.help) for scope in scopes for key in KEYS[scope] if key.shown]

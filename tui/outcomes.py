@@ -33,11 +33,13 @@ class Copy:
 class Answer:
     """Show the events of an answer as they come.
 
-    `message` is the new message that they answer, if any: without an answer it returns to the prompt.
+    `message` is the new message that they answer, if any: without an answer it returns to the prompt. An answer
+    with a title, such as a summary, stands beside the conversation.
     """
 
     events: Events
     message: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One answer while it is generated: its events, its widget, and the answer it replaces."""
+"""One answer while it is generated: its events and its widget."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from macllm.chat.conversation import Turn
+from macllm.chat.conversation import Attachment, Node
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.generation.request import Event, Events
+from macllm.generation.request import Delta, Event, Prefill
+from macllm.units import count_text, speed_text
 
 from .messages import ThreadMessage, TurnEnded, TurnEvent
+from .outcomes import Answer
 from .text.speed import SpeedMeter
 from .turn import TurnThread
-from .widgets.turns import AnswerTurn, UserTurn
+from .widgets.turns import AnswerTurn
 
 if TYPE_CHECKING:
     from macllm.generation.contract import MemoryUse
@@ -25,27 +27,42 @@ _MEMORY_INTERVAL_SECONDS = 1.0
 
 
 class PendingAnswer:
-    """A reply to `user_turn`, or a new attempt that replaces the answer `former`."""
+    """An answer while it comes: `session` makes it, `widget` shows it.
+
+    `edited` is the message that was edited for it, `returned` the message to write again if there is no answer.
+    """
 
     def __init__(
         self,
         session: Session,
-        events: Events,
-        answer: AnswerTurn,
-        *,
-        user_turn: UserTurn | None = None,
-        former: AnswerTurn | None = None,
+        answer: Answer,
+        widget: AnswerTurn,
+        attachments: tuple[Attachment, ...] = (),
+        edited: Node | None = None,
     ) -> None:
         self.session = session
         self.answer = answer
-        self.user_turn = user_turn
-        self.former = former
+        self.widget = widget
+        self.edited = edited
+        self.returned = (answer.message, attachments) if answer.message else None
         self.speed = SpeedMeter()
         self.stopping = False
         self.memory: MemoryUse | None = None
+        self.activity = "thinking…"
         self._measured = time.monotonic()
-        self._before = session.last_answer
-        self._events = events
+        self._before = session.asked
+
+    def show(self, event: Event) -> None:
+        """Draw an event, and say what goes on."""
+        match event:
+            case Prefill(done, total) if not self.stopping:
+                self.activity = f"reading {count_text(done)}/{count_text(total)}"
+            case Delta() as delta:
+                self.widget.feed(delta)
+                self.speed.add(max(len(delta.tokens), 1), time.monotonic())
+                if not self.stopping:
+                    speed = self.speed.tokens_per_second
+                    self.activity = speed_text(speed) if speed else "answering…"
 
     def start(self, post: Callable[[ThreadMessage], object]) -> None:
         """Start; `post` gets a TurnEvent for every event and then TurnEnded, from another thread."""
@@ -59,7 +76,7 @@ class PendingAnswer:
                 self._measure(at_once=True)
             post(TurnEnded(error))
 
-        TurnThread(self._events, on_event, on_end).start()
+        TurnThread(self.answer.events, on_event, on_end).start()
 
     def _measure(self, at_once: bool = False) -> None:
         """Record the memory in use, at most once a second."""
@@ -73,20 +90,23 @@ class PendingAnswer:
         """Stop after the current step."""
         if not self.stopping:
             self.stopping = True
+            self.activity = "stopping…"
             self.session.stop()
 
-    def outcome(self) -> Turn | None:
-        """The answer that was added to the conversation; None if it has no text."""
-        latest = self.session.last_answer
-        return None if latest is self._before else latest
+    def outcome(self) -> Node | None:
+        """The answer in the conversation, or the mark that a summary left; None if there is neither."""
+        path = self.session.conversation.path
+        if not path or self._before.nodes.get(path[-1].id) is path[-1]:
+            return None
+        return path[-1]
 
-    async def finish(self, turn: Turn | None) -> None:
-        """Draw the final state. A new attempt without text leaves the former answer in place."""
-        if turn is None:
-            await self.answer.remove()
-            if self.former is not None:
-                self.former.display = True
+    async def finish(self, node: Node | None) -> bool:
+        """Draw the final state. Returns True if the widget stays as the drawing of `node`."""
+        if node is not None and node.turn.role == "assistant":
+            await self.widget.finish(node)
+            return True
+        if node is None and self.answer.title and not self.stopping:
+            await self.widget.finish(None)
         else:
-            await self.answer.finish(turn)
-            if self.former is not None:
-                await self.former.remove()
+            await self.widget.remove()
+        return False

@@ -1,6 +1,9 @@
-"""Questions with numbered choices. No Textual in here."""
+"""Questions with numbered choices: the ways on after a failure. No Textual in here."""
 
 from __future__ import annotations
+
+from macllm.chat.session import Session
+from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError
 
 from .outcomes import Choice, Question
 
@@ -16,3 +19,39 @@ def chosen(question: Question, line: str) -> Choice | None:
 def as_text(question: Question) -> str:
     """The question and its choices, one a line."""
     return "\n".join([question.text, *(f"  {n}  {choice.label}" for n, choice in enumerate(question.choices, 1))])
+
+
+def after_answer(error: MacllmError, session: Session, *, message_returned: bool) -> Question | None:
+    """The ways on after an answer failed; None if the error's remedy is all there is.
+
+    `message_returned`: the message got no answer and can be sent again.
+    """
+    if isinstance(error, DoesNotFitError):
+        return _overflow(session, message_returned)
+    if isinstance(error, EngineCrashedError):
+        again = Choice("try again", send=True) if message_returned else Choice("answer again", "/regen")
+        go_on = () if message_returned else (Choice("go on with the answer", "/continue"),)
+        other = Choice("keep the chat and choose another model", "/model")
+        return Question("The engine starts again by itself; the chat is kept.", (*go_on, again, other))
+    return None
+
+
+def after_loading(former: Session | None = None) -> Question:
+    """The ways on after a model could not be loaded, perhaps in place of the one of `former`."""
+    back = (Choice("go back to the former model", f"/model {former.engine.info.model_name}"),) if former else ()
+    others = (Choice("choose another model", "/model"), Choice("quit", "/quit"))
+    return Question("No model is loaded.", (Choice("try again", send=True), *back, *others))
+
+
+def _overflow(session: Session, message_returned: bool) -> Question:
+    choices: list[Choice] = []
+    if session.can_drop:
+        choices += [
+            Choice("leave out the oldest messages; they stay on the screen", "/drop", send=message_returned),
+            Choice("let the model summarize the oldest messages", "/summarize", send=message_returned),
+        ]
+    if session.turns:
+        choices.append(Choice("begin a new conversation", "/clear", send=message_returned))
+    choices.append(Choice("choose a model with a longer context", "/model"))
+    what = "conversation" if session.turns else "message"
+    return Question(f"The {what} is longer than the context.", tuple(choices))

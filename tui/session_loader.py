@@ -29,6 +29,11 @@ class SessionLoader:
         """
         threading.Thread(target=self._run, args=(post,), name="macllm-open", daemon=True).start()
 
+    def switch(self, open_session: Callable[[OnStatus], Session], post: Callable[[ThreadMessage], object]) -> None:
+        """Close the session, then load another one; later starts load it, too."""
+        self._open_session = open_session
+        self.start(post)
+
     def close(self) -> None:
         """Close the session, or the one still loading when it is ready. Waits for the engine to end."""
         with self._lock:
@@ -39,6 +44,10 @@ class SessionLoader:
 
     def _run(self, post: Callable[[ThreadMessage], object]) -> None:
         try:
+            with self._lock:
+                former, self._session = self._session, None
+            if former is not None:
+                former.close()
             session = self._open_session(lambda status: post(EngineStatus(status)))
         except MacllmError as error:
             post(ModelFailed(error))

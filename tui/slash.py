@@ -11,10 +11,10 @@ import difflib
 
 from macllm.errors import UsageError
 
-from .commands import conversation, copying, interface, models, prompt, settings, storage
+from .commands import context, conversation, copying, interface, models, prompt, settings, storage
 from .commands.command import Command
 
-TOPICS = (conversation, storage, prompt, models, copying, settings, interface)
+TOPICS = (conversation, context, storage, prompt, models, copying, settings, interface)
 COMMANDS = {command.name: command for topic in TOPICS for command in topic.COMMANDS}
 NAMES = {name: command for command in COMMANDS.values() for name in command.names}
 
@@ -36,3 +36,9 @@ def parse(line: str) -> tuple[Command, str] | None:
 def plain_text(line: str) -> str:
     """The text to send for a line: two leading slashes become one."""
     return line[1:] if line.startswith("//") else line
+
+
+def as_typed(text: str) -> str:
+    """The line that sends a text: a slash comes before one that would be a command."""
+    command = text.startswith("/") and "\n" not in text.strip() and "/" not in text[1:].strip().partition(" ")[0]
+    return f"/{text}" if command or text.startswith("//") else text

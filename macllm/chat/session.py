@@ -230,6 +230,12 @@ class Session:
         """Name the conversation."""
         self._keep(replace(self._conversation, title=title))
 
+    @property
+    def can_drop(self) -> bool:
+        """True if `drop_oldest` finds a turn to leave out."""
+        questions = [node for node in self._conversation.read if node.turn.role == "user"]
+        return self.engine.info.context_length is not None and len(questions) > 1
+
     def drop_oldest(self) -> int:
         """Let the model no longer read the oldest turns, so that at least half of the context is free.
 

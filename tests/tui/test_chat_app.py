@@ -11,8 +11,9 @@ from macllm.chat.session import Session
 from macllm.errors import EngineCrashedError, ModelNotFoundError
 from macllm.generation.contract import OnStatus, Status
 from macllm.generation.request import Delta, Prefill
+from macllm_tui.widgets.notices import Failure
 from macllm_tui.widgets.stream_markdown import StreamMarkdown
-from macllm_tui.widgets.turns import AnswerTurn, Failure, UserTurn
+from macllm_tui.widgets.turns import AnswerTurn, UserTurn
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 from tests.tui.conftest import Play, Stage
 
@@ -189,7 +190,7 @@ def test_messages_sent_during_an_answer_are_answered_in_order(play: Play) -> Non
         await stage.say("three")
         gate.set()
         await stage.sees("third")
-        order = [type(child) for child in stage.app.chat.turns.children]
+        order = [type(child) for child in stage.app.chat.turns.children if child.display]
         assert order == [UserTurn, AnswerTurn] * 3
         contents = [turn.content for turn in stage.session.turns]
         assert contents == ["one", "first", "two", "second", "three", "third"]

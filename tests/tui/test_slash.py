@@ -83,7 +83,7 @@ def test_an_unknown_command_is_an_error_that_suggests_the_nearest(line: str, nea
 CODE = "Run\n```sh\nls\n```\nor\n~~~~\n```\nx\n~~~\n~~~~\nand, open:\n  ```py\n  y = 1"
 
 
-@pytest.mark.parametrize(("argument", "copied"), [("", CODE), ("1", "ls\n"), ("2", "```\nx\n~~~\n")])
+@pytest.mark.parametrize(("argument", "copied"), [("", CODE), ("1", "ls\n"), ("2", "```\nx\n~~~\n"), ("3", "y = 1\n")])
 def test_the_answer_or_one_of_its_code_blocks_is_copied(argument: str, copied: str) -> None:
     outcome = run(session("an older answer", CODE), f"/copy {argument}")
     assert outcome == outcomes.Copy(copied)
@@ -96,11 +96,11 @@ def test_the_whole_conversation_is_copied() -> None:
     assert outcome.text.index("one") < outcome.text.index("two")
 
 
-@pytest.mark.parametrize("argument", ["0", "3", "-1", "x", "²"])
+@pytest.mark.parametrize("argument", ["0", "4", "-1", "x", "²"])
 def test_copying_a_missing_code_block_is_an_error_with_their_number(argument: str) -> None:
     with pytest.raises(UsageError, match="No code block") as caught:
         run(session(CODE), f"/copy {argument}")
-    assert "2 code blocks" in (caught.value.cause or "")
+    assert "3 code blocks" in (caught.value.cause or "")
     with pytest.raises(UsageError, match="No answer"):
         run(session(), "/copy")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from macllm.chat import transcript
@@ -24,14 +23,13 @@ def _copy(session: Session, argument: str) -> Outcome:
         return Copy(transcript.as_markdown(session.turns, model_name=name, system=session.system))
     if not argument:
         return Copy(answer.content)
-    blocks = [code for _, code in _CODE.findall(answer.content + "\n")]
+    from ..text.markdown import code_blocks  # imports the parser, which a chat in lines seldom needs
+
+    blocks = code_blocks(answer.content)
     if not argument.isdecimal() or not 1 <= int(argument) <= len(blocks):
         cause = f"the answer has {len(blocks)} code block{'s' * (len(blocks) != 1)}"
         raise UsageError(f"No code block {argument}.", cause=cause, remedy="/copy, /copy 1 or /copy all")
     return Copy(blocks[int(argument) - 1])
-
-
-_CODE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)^ {0,3}\1", re.MULTILINE | re.DOTALL)
 
 
 def _save(session: Session, argument: str) -> Outcome:

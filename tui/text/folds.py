@@ -117,13 +117,13 @@ class Folds:
 _NOTHING = re.compile(r"((?!))")
 
 
-def shown(text: str, attachments: Iterable[Attachment] = ()) -> str:
-    """A message as the conversation shows it: a long text is cut, attachments are named."""
+def shown(text: str, attachments: Iterable[Attachment] = (), *, whole: bool = False) -> str:
+    """A message as the conversation shows it: a long text is cut unless `whole`, attachments are named."""
     lines = text.split("\n")
-    if len(lines) > _MOST_SHOWN_LINES:
+    if len(lines) > _MOST_SHOWN_LINES and not whole:
         lines[_SHOWN_LINES:] = [f"… {count_text(len(lines) - _SHOWN_LINES)} more lines"]
     begun = "\n".join(lines)
-    if len(begun) > _MOST_SHOWN_CHARACTERS:
+    if len(begun) > _MOST_SHOWN_CHARACTERS and not whole:
         rest = count_text(len(begun) - _MOST_SHOWN_CHARACTERS)
         begun = f"{begun[:_MOST_SHOWN_CHARACTERS]}\n… {rest} more characters"
     return "\n".join([begun] * bool(begun) + [f"[{_label(each)}]" for each in attachments])

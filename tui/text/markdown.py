@@ -55,6 +55,11 @@ def parse(source: str) -> list[MarkdownBlock]:
     return walk.parts
 
 
+def code_blocks(source: str) -> list[str]:
+    """The code blocks of a document, each with a final newline."""
+    return [part.runs[0].text + "\n" for part in parse(source) if part.kind == "code"]
+
+
 _PARSER = MarkdownIt("gfm-like").use(formulas)
 _BULLETS = ("• ", "◦ ", "▪ ")
 

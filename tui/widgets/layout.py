@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from textual.content import Content
 from textual.highlight import highlight
 from textual.style import Style
@@ -13,13 +15,25 @@ _GAP = 2  # between the columns of a table
 _STYLES = {"strong": "bold", "em": "italic", "s": "strike", "code": "on $foreground 12%", "link": "$accent underline"}
 
 
-def lines_of(part: MarkdownBlock, width: int) -> list[Content]:
-    """The lines of a part, at most `width` cells wide, with the empty line above it if it has one."""
+def numbered_lines(parts: Iterable[MarkdownBlock], width: int, codes: int = 0) -> list[Content]:
+    """The lines of parts. Code blocks are numbered from `codes` + 1 on."""
+    lines: list[Content] = []
+    for part in parts:
+        codes += part.kind == "code"
+        lines += lines_of(part, width, codes)
+    return lines
+
+
+def lines_of(part: MarkdownBlock, width: int, number: int = 0) -> list[Content]:
+    """The lines of a part, at most `width` cells wide, with the empty line above it if it has one.
+
+    `number` is that of a code block, for the key that copies it.
+    """
     room = max(width - len(part.rest), _NARROWEST)
     if part.kind == "rule":
         body = [Content.styled("─" * room, "$foreground 25%")]
     elif part.kind == "code":
-        body = _code(part, room)
+        body = _code(part, room, number)
     elif part.kind == "table":
         body = _table(part, room)
     else:
@@ -47,12 +61,15 @@ def _run(run: TextRun) -> Content:
     return content
 
 
-def _code(part: MarkdownBlock, width: int) -> list[Content]:
-    """Highlighted code on a background; long lines are wrapped."""
+def _code(part: MarkdownBlock, width: int, number: int) -> list[Content]:
+    """Highlighted code on a background, below its language and number; long lines are wrapped."""
     code = highlight(part.runs[0].text, language=part.language or "text", tab_size=4)
     inner = max(width - 4, 1)
     folded = [piece for line in code.rstrip().split("\n", allow_blank=True) for piece in line.fold(inner)]
-    lines = [Content(""), *folded, Content("")]
+    mark = str(number or "")
+    language = Content(part.language).truncate(max(inner - len(mark) - 1, 1), ellipsis=True)
+    title = language + " " * max(inner - language.cell_length - len(mark), 0) + mark
+    lines = [title.stylize("$foreground 45%"), *folded, Content("")]
     return [_padded(line.pad_left(2), width).stylize_before("$foreground on $foreground 5%") for line in lines]
 
 

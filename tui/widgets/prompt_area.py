@@ -8,18 +8,24 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalGroup
 from textual.widgets import Static
 
+from macllm.chat.conversation import Attachment, Node
 from macllm.chat.session import Session
 
+from .. import slash
 from .completion_menu import CompletionMenu, MenuItemClicked
 from .prompt import Prompt, PromptMenu
 
 
 class PromptArea(VerticalGroup):
-    """The prompt with its menu above it. `session` gives commands the values of their arguments."""
+    """The prompt with its menu above it; its sign is a pencil while an earlier message is edited.
+
+    `session` gives commands the values of their arguments.
+    """
 
     def __init__(self, session: Callable[[], Session | None]) -> None:
         super().__init__()
         self._session = session
+        self._edited: Node | None = None
 
     def compose(self) -> ComposeResult:
         """Menu, sign, prompt."""
@@ -37,3 +43,26 @@ class PromptArea(VerticalGroup):
         """Take the choice."""
         message.stop()
         self.query_one(Prompt).choose(message.index)
+
+    # Editing an earlier message
+
+    @property
+    def edited(self) -> Node | None:
+        """The earlier message that is edited in the prompt."""
+        return self._edited
+
+    def edit(self, node: Node, text: str | None = None, attachments: tuple[Attachment, ...] = ()) -> None:
+        """Edit an earlier message; `text` and `attachments` are the new ones so far."""
+        self._edited = node
+        self.query_one("#sign", Static).update("✎")
+        prompt = self.query_one(Prompt)
+        if text is None:
+            text, attachments = node.turn.content, node.turn.attachments
+        prompt.put_message(slash.as_typed(text), attachments)
+        prompt.focus()
+
+    def leave_editing(self) -> Node | None:
+        """Write a new message again. Returns the message that was edited, if any."""
+        edited, self._edited = self._edited, None
+        self.query_one("#sign", Static).update("❯")
+        return edited

@@ -14,7 +14,7 @@ from textual.widget import Widget
 
 from ..text.markdown import MarkdownBlock, parse
 from ..text.splitter import BlockSplitter
-from .layout import lines_of
+from .layout import numbered_lines
 
 _UNDERLINE_SO_FAR = re.compile(r"\n *[-=]+ *\Z")  # may still become a list or a rule, so it is not a heading yet
 
@@ -23,17 +23,18 @@ class StreamMarkdown(Widget):
     """A whole Markdown document in one widget, so that its cost grows with lines, not with list items.
 
     A finished block is parsed and laid out once per width; only the growing tail is laid out again, and
-    only visible lines are drawn.
+    only visible lines are drawn. `source` is a document that is complete.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str = "") -> None:
         super().__init__()
         self._splitter = BlockSplitter()
-        self._source: list[str] = []
+        self._source: list[str] = [source]
         self._last_block = ""
-        self._parts: list[MarkdownBlock] = []  # of finished blocks
+        self._parts: list[MarkdownBlock] = parse(source)  # of finished blocks
         self._lines: list[Content] = []  # of the first `_laid_out` of them, in `_width`
         self._laid_out = 0
+        self._codes = 0  # code blocks among them
         self._width = 0
         self._tail: list[Content] | None = None  # None: not laid out yet
 
@@ -61,13 +62,14 @@ class StreamMarkdown(Widget):
     def lines(self, width: int) -> list[Content]:
         """The document as lines of at most `width` cells."""
         if width != self._width:
-            self._width, self._laid_out, self._lines, self._tail = width, 0, [], None
-        for part in self._parts[self._laid_out :]:
-            self._lines += lines_of(part, width)
-        self._laid_out = len(self._parts)
+            self._width, self._laid_out, self._codes, self._lines, self._tail = width, 0, 0, [], None
+        new = self._parts[self._laid_out :]
+        self._lines += numbered_lines(new, width, self._codes)
+        self._laid_out += len(new)
+        self._codes += sum(part.kind == "code" for part in new)
         if self._tail is None:
             tail = _UNDERLINE_SO_FAR.sub("\n", self._splitter.tail)
-            self._tail = [line for part in self._continued(tail) for line in lines_of(part, width)]
+            self._tail = numbered_lines(self._continued(tail), width, self._codes)
         return self._lines + self._tail
 
     def _continued(self, block: str) -> list[MarkdownBlock]:

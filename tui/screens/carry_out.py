@@ -1,0 +1,120 @@
+"""The outcomes of slash commands, carried out on the chat screen."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from macllm.chat.session import Session
+from macllm.errors import UsageError
+
+from .. import clipboard, outcomes
+from ..widgets.prompt import Prompt
+from .registry import SCREENS
+
+
+class ChatView(Protocol):
+    """A screen on which outcomes are carried out."""
+
+    @property
+    def app(self) -> Any:
+        """The app."""
+        ...
+
+    @property
+    def session(self) -> Session | None:
+        """The conversation, once the model is loaded."""
+        ...
+
+    @property
+    def prompt(self) -> Prompt:
+        """The input field."""
+        ...
+
+    def show_notice(self, text: str) -> None:
+        """Show a line of text, unless it is empty."""
+        ...
+
+    def redraw(self) -> None:
+        """Draw the current path of the conversation."""
+        ...
+
+    def start_answer(self, answer: outcomes.Answer) -> None:
+        """Show an answer as it comes."""
+        ...
+
+    def ask(self, question: outcomes.Question | None) -> None:
+        """Ask a question."""
+        ...
+
+    def switch_model(self, model: str, adapter: str | None) -> None:
+        """Load another model."""
+        ...
+
+    def run_line(self, line: str) -> None:
+        """Run a slash command."""
+        ...
+
+    def action_toggle_reasoning(self) -> None:
+        """Fold or unfold the reasoning."""
+        ...
+
+    def action_leave(self) -> None:
+        """Quit."""
+        ...
+
+
+def carry_out(outcome: outcomes.Outcome, chat: ChatView) -> None:
+    """Carry out an outcome. Raises: MacllmError."""
+    match outcome:
+        case outcomes.Say(text):
+            chat.show_notice(text)
+        case outcomes.Redraw(text):
+            chat.redraw()
+            chat.show_notice(text)
+        case outcomes.Copy(text):
+            _copy(text, chat)
+        case outcomes.Answer():
+            chat.start_answer(outcome)
+        case outcomes.Ask(question):
+            chat.ask(question)
+        case outcomes.Open(screen, argument):
+            _open(screen, argument, chat)
+        case outcomes.SwitchModel(model, adapter):
+            chat.switch_model(model, adapter)
+        case shown:
+            _show(shown, chat)
+
+
+def _show(outcome: outcomes.Outcome, chat: ChatView) -> None:
+    match outcome:
+        case outcomes.Attach() | outcomes.OpenEditor():
+            chat.prompt.apply(outcome)
+        case outcomes.ShowReasoning():
+            chat.action_toggle_reasoning()
+        case outcomes.ShowHelp():
+            _open("help", "", chat)
+        case outcomes.SwitchTheme(name):
+            _switch_theme(name, chat)
+        case outcomes.Quit():
+            chat.action_leave()
+
+
+def _copy(text: str, chat: ChatView) -> None:
+    if clipboard.copy_natively(text):
+        chat.show_notice("Copied.")
+    else:
+        chat.app.copy_to_clipboard(text)
+        chat.show_notice("Sent to the terminal's clipboard (OSC 52; some terminals do not allow it).")
+
+
+def _open(name: str, argument: str, chat: ChatView) -> None:
+    if (make := SCREENS.get(name)) is None:
+        raise UsageError(f"There is no screen {name}.")
+    chat.app.push_screen(make(chat.session, argument), lambda line: chat.run_line(line or ""))
+
+
+def _switch_theme(name: str, chat: ChatView) -> None:
+    theme = name or ("light" if chat.app.current_theme.dark else "dark")
+    if theme not in ("dark", "light"):
+        raise UsageError(f"Unknown theme {name!r}.", remedy="/theme dark or /theme light")
+    chat.app.theme = f"macllm-{theme}"

@@ -1,0 +1,63 @@
+"""Texts of the app around a conversation: welcome, notices, errors and the line of earlier messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from macllm.errors import MacllmError
+
+from ..text.visible import visible
+
+
+class Welcome(Static):
+    """The first lines, until the conversation begins."""
+
+    def __init__(self, *, id: str) -> None:
+        text = Content.assemble(
+            ("macllm", "bold $accent"),
+            "\n\nAsk anything. The model runs on this machine; nothing leaves it.\n\n",
+            "Enter sends, Ctrl+J starts a new line, Esc stops an answer.\n",
+            "/help lists commands and keys.",
+        )
+        super().__init__(text, id=id, markup=False)
+
+
+class Earlier(Static):
+    """A line in place of the earlier messages of a long conversation; a click draws more of them."""
+
+    @dataclass
+    class Asked(Message):
+        """The user wants to see more of them."""
+
+    def show_count(self, count: int) -> None:
+        """Say the number of messages that are not drawn."""
+        self.display = count > 0
+        self.update(Content(f"▸ {count:,} earlier message{'s' * (count != 1)} (PgUp at the top shows more)"))
+
+    def on_click(self) -> None:
+        """Ask for more."""
+        self.post_message(self.Asked())
+
+
+class Notice(Static):
+    """A notice of the app, outside the conversation."""
+
+    def __init__(self, text: str | Content) -> None:
+        super().__init__(text if isinstance(text, Content) else Content(visible(text)), markup=False)
+
+
+class Failure(Static):
+    """An error with its cause and remedy."""
+
+    def __init__(self, error: MacllmError) -> None:
+        lines = [Content.styled(visible(error.message), "bold")]
+        if error.cause:
+            lines.append(Content(visible(f"cause: {error.cause}")))
+        if error.remedy:
+            lines.append(Content(visible(f"try: {error.remedy}")))
+        super().__init__(Content("\n").join(lines), markup=False)
+        self.error = error

@@ -1,0 +1,85 @@
+"""A question with numbered choices, between the conversation and the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from ..keys import KEYS
+from ..outcomes import Choice, Question
+from ..questions import chosen
+from ..text.visible import visible
+
+
+class QuestionBox(Static, can_focus=True):
+    """A digit, or the arrows and Enter choose. Esc, and typing anything else, goes back to the prompt."""
+
+    BINDINGS: ClassVar = [Binding(key.keys, key.action, key.help, id=f"question.{key.id}") for key in KEYS["question"]]
+
+    @dataclass
+    class Chosen(Message):
+        """The user chose; None: nothing. `typed` is the text typed instead."""
+
+        choice: Choice | None
+        typed: str = ""
+
+    def __init__(self) -> None:
+        super().__init__(id="question", markup=False)
+        self._question: Question | None = None
+        self._at = 0
+
+    @property
+    def question(self) -> Question | None:
+        """The open question."""
+        return self._question
+
+    def ask(self, question: Question | None) -> None:
+        """Show a question; None: show none."""
+        self._question, self._at = question, 0
+        self.display = question is not None
+        if question is not None:
+            self._draw()
+
+    def on_key(self, event: events.Key) -> None:
+        """Choose by a digit; other characters go to the prompt."""
+        if self._question is None or not event.is_printable or event.character is None:
+            return
+        event.stop()
+        event.prevent_default()
+        choice = chosen(self._question, event.character)
+        self.post_message(self.Chosen(choice, "" if choice else event.character))
+
+    def on_paste(self, event: events.Paste) -> None:
+        """Let the prompt have pasted text."""
+        event.stop()
+        self.post_message(self.Chosen(None, event.text))
+
+    def action_move(self, direction: int) -> None:
+        """Move to the next choice."""
+        if self._question is not None:
+            self._at = (self._at + direction) % len(self._question.choices)
+            self._draw()
+
+    def action_choose(self) -> None:
+        """Choose the current choice."""
+        if self._question is not None:
+            self.post_message(self.Chosen(self._question.choices[self._at]))
+
+    def action_dismiss(self) -> None:
+        """Choose nothing."""
+        self.post_message(self.Chosen(None))
+
+    def _draw(self) -> None:
+        assert self._question is not None
+        lines = [Content(visible(self._question.text))]
+        for number, choice in enumerate(self._question.choices):
+            at = number == self._at
+            style = "bold $accent" if at else "$foreground"
+            lines.append(Content.styled(f"{'❯' if at else ' '} {number + 1}  {visible(choice.label)}", style))
+        self.update(Content("\n").join(lines))
