@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,6 +138,10 @@ class ForeignCache:
         if length < self.length:
             trim_prompt_cache(self.layers, self.length - length)
         self.length = length
+
+    def fork(self) -> ForeignCache:
+        """An independent copy; arrays are shared until one of the two writes."""
+        return copy.deepcopy(self)
 
 
 def load_foreign(folder: Path, config: dict[str, Any]) -> ForeignLM:

@@ -18,11 +18,14 @@ class EngineOptions:
 
     kv_bits: int | None = None  # 4 or 8: keep keys and values quantized
     prefill_step: int = 512  # tokens of a prompt computed at once, at most
+    prefix_bytes: int | None = None  # caches kept beside the newest one; None: a quarter of what the weights leave
 
     def __post_init__(self) -> None:
         if self.kv_bits is not None and (type(self.kv_bits) is not int or self.kv_bits not in (4, 8)):
             raise UsageError(f"kv_bits is {shown(self.kv_bits)}; it must be 4, 8 or None (not quantized)")
         check_range("prefill_step", self.prefill_step)
+        if self.prefix_bytes is not None:
+            check_range("prefix_bytes", self.prefix_bytes)
 
 
 DEFAULT_OPTIONS = EngineOptions()

@@ -20,7 +20,7 @@ SAMPLING_NAMES = frozenset(each.name for each in fields(SamplingParams))
 _MOST_DIGITS = 20  # of a token id in a string
 _IN_REQUESTS_ONLY = {"prompt", "messages", "sampling", "answer_start", "adapter"}
 REQUEST_NAMES = frozenset(each.name for each in fields(Request)) - _IN_REQUESTS_ONLY
-ENGINE_NAMES = frozenset(each.name for each in fields(EngineOptions))
+ENGINE_NAMES = frozenset(each.name for each in fields(EngineOptions)) - {"prefix_bytes"}  # only engines keep caches
 _TOKENS = {"stop_tokens", "dry_breakers", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"}
 
 

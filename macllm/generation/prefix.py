@@ -1,54 +1,126 @@
-"""Prefix cache: the KV cache of the last completion, reused for prompts that begin with its tokens."""
+"""Prefix caches: KV caches of recent completions, reused for prompts with the same beginning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 from macllm.nn.protocol import ModelCache
 
+KEPT_TOKENS = 64  # tokens after a common prefix that are worth a copy of the prefix, at least
+KEPT_SHARE = 8  # and at least one token for this many of the prefix
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A cache of some kind, and the tokens in it."""
+
+    tokens: tuple[int, ...]
+    cache: ModelCache
+    kind: Hashable
+
 
 class PrefixCache:
-    """The KV cache of the last completion and the tokens in it; one conversation at a time."""
+    """KV caches by their tokens, one for each branch of a conversation.
 
-    def __init__(self) -> None:
-        self._tokens: list[int] = []
-        self._cache: ModelCache | None = None
+    The cache of the newest completion is always kept, and of the others those used last, as far as they fit into
+    `capacity_bytes`. A cache is handed out uncut where all its tokens begin the prompt, else as a fork if the rest of
+    its tokens is long enough to be worth keeping, so that going back to the longer branch finds it.
+    """
+
+    def __init__(self, capacity_bytes: int = 0) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._entries: list[_Entry] = []  # the one used last at the end
         self._kind: Hashable = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens in the cache."""
-        return tuple(self._tokens)
+        """The tokens in the cache that was used last."""
+        return self.sequences[-1] if self._entries else ()
+
+    @property
+    def sequences(self) -> list[tuple[int, ...]]:
+        """The tokens in every cache, that used last at the end."""
+        return [entry.tokens for entry in self._entries]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved by all caches. They share no arrays: a fork has its own from its first step on."""
+        return sum(entry.cache.nbytes for entry in self._entries)
 
     def acquire(
         self, prompt: Sequence[int], kind: Hashable, make_cache: Callable[[], ModelCache]
     ) -> tuple[ModelCache, int]:
-        """A cache with the reusable beginning of `prompt`, and the number of its tokens.
+        """A cache with the longest reusable beginning of `prompt`, and the number of its tokens.
 
-        The last token of the prompt is never reused: its logits begin the completion. A cache of another `kind`, or one
-        that cannot be cut back to a common prefix, is dropped. The prefix cache is empty until `release`.
+        The last token of the prompt is never reused: its logits begin the completion. The cache that is handed out
+        belongs to the caller until `release`; the others are then within the capacity.
         """
-        cache, tokens, self._cache = self._cache, self._tokens, None
-        self._tokens = []
-        if cache is not None and kind == self._kind:
-            shared = min(common_prefix(tokens, prompt), len(prompt) - 1)
-            reused = cache.nearest(shared)
-            if reused:
-                cache.cut(reused)
-                return cache, reused
         self._kind = kind
-        return make_cache(), 0
+        best, reused = self._longest(tuple(prompt), kind)
+        if best is None:
+            cache = make_cache()
+        else:
+            self._entries.remove(best)
+            cache = best.cache
+            if self._is_kept(best, reused):
+                self._entries.append(best)
+                cache = cache.fork()
+            cache.cut(reused)
+        self._evict()
+        return cache, reused
 
     def release(self, tokens: Sequence[int], cache: ModelCache) -> None:
-        """Keep `cache` for the next turn; it holds the first `cache.length` of `tokens`."""
-        self._tokens, self._cache = list(tokens[: cache.length]), cache
+        """Keep `cache`, which holds the first `cache.length` of `tokens`, as the one used last."""
+        new = _Entry(tuple(tokens[: cache.length]), cache, self._kind)
+        if not new.tokens:
+            return
+        for entry in self._entries:
+            if _holds(entry, new):
+                self._entries.remove(entry)
+                self._entries.append(entry)
+                return
+        self._entries = [entry for entry in self._entries if not _holds(new, entry)]
+        self._entries.append(new)
+
+    def _longest(self, prompt: tuple[int, ...], kind: Hashable) -> tuple[_Entry | None, int]:
+        """The entry that can be cut back to the longest prefix of `prompt`, one without a rest if possible."""
+        best, found = None, (0, False)
+        for entry in reversed(self._entries):
+            shared = min(common_prefix(entry.tokens, prompt), len(prompt) - 1)
+            if entry.kind != kind or shared < found[0]:
+                continue
+            length = entry.cache.nearest(shared)
+            if length and (length, length == len(entry.tokens)) > found:
+                best, found = entry, (length, length == len(entry.tokens))
+        return best, found[0]
+
+    def _is_kept(self, entry: _Entry, reused: int) -> bool:
+        """True if the tokens after the first `reused` are worth a copy of those."""
+        rest = len(entry.tokens) - reused
+        return rest >= max(KEPT_TOKENS, reused // KEPT_SHARE) and entry.cache.nbytes <= self._capacity_bytes
+
+    def _evict(self) -> None:
+        """Drop caches, the one used longest ago first, until the rest fits."""
+        while self.nbytes > self._capacity_bytes:
+            del self._entries[0]
+
+
+def _holds(longer: _Entry, shorter: _Entry) -> bool:
+    """True if `longer` can be cut back to `shorter`."""
+    size = len(shorter.tokens)
+    same = longer.kind == shorter.kind and common_prefix(longer.tokens, shorter.tokens) == size
+    return same and longer.cache.nearest(size) == size
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    shared = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        shared += 1
-    return shared
+    """Length of the longest common prefix, by bisection: comparing slices is fast."""
+    a, b = tuple(a), tuple(b)
+    same, size = 0, min(len(a), len(b))
+    while same < size:
+        half = (same + size + 1) // 2
+        if a[same:half] == b[same:half]:
+            same = half
+        else:
+            size = half - 1
+    return same

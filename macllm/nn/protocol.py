@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import mlx.core as mx
 
@@ -35,6 +35,10 @@ class ModelCache(Protocol):
 
     def cut(self, length: int) -> None:
         """Go back to the first `length` slots."""
+        ...
+
+    def fork(self) -> Self:
+        """An independent copy; arrays may be shared until one of the two writes."""
         ...
 
 

@@ -226,3 +226,23 @@ def test_missing_rope_scaling_is_the_default_of_the_class(name: str, tmp_path: P
     edit(tmp_path, rope_parameters=None, rope_theta=1e4)
     want = logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager"))
     assert relative_error(tmp_path, want) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["smollm3", "gpt_oss", "lfm2", "nemotron_h", "qwen3_next", "deepseek_v3", "cohere2"])
+def test_a_fork_of_a_cache_of_mlx_lm_and_its_origin_are_independent(name: str, tmp_path: Path) -> None:
+    """Caches that grow, rotate, hold states and latent keys."""
+    write(name, tmp_path)
+    model = checkpoint.load_model(tmp_path)
+    row, other = mx.array(TOKENS[:, :40]), mx.array(TOKENS[:, 5:15])
+    cache = model.make_cache()
+    model(row[:, :30], cache=cache)
+    fork = cache.fork()
+    for n in range(10):
+        model(row[:, 30 + n : 31 + n], cache=cache)
+        found = model(other[:, n : n + 1], cache=fork)
+    want = model(mx.concatenate([row[:, :30], other], axis=1))[:, -1]
+    assert np.abs(np.array(found[:, -1]) - np.array(want)).max() < 1e-3 * np.abs(np.array(want)).max()
+    last = model(row[:, :1], cache=cache)
+    want = model(mx.concatenate([row, row[:, :1]], axis=1))[:, -1:]
+    assert np.abs(np.array(last) - np.array(want)).max() < 1e-3 * np.abs(np.array(want)).max()

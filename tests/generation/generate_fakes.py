@@ -38,6 +38,15 @@ class FakeCache:
     def state(self) -> list[mx.array]:
         return [self.tokens]
 
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes
+
+    def fork(self) -> FakeCache:
+        fork = FakeCache(self._can_cut, self.kv_bits)
+        fork.tokens = self.tokens
+        return fork
+
     def nearest(self, length: int) -> int:
         return length if self._can_cut or length == self.length else 0
 

@@ -135,6 +135,8 @@ def test_a_wrong_type_is_a_usage_error_that_names_the_option(option: dict[str, A
         {"prefill_step": "x"},
         {"prefill_step": 0},
         {"prefill_step": 1.5},
+        {"prefix_bytes": -1},
+        {"prefix_bytes": 1e9},
     ],
     ids=str,
 )

@@ -454,7 +454,7 @@ def test_generate_and_stream_take_every_field_of_request_and_engine_options() ->
     }
     assert inspect.signature(macllm.generate).parameters == inspect.signature(macllm.stream).parameters
     carried = {field.name for owner in (Request, SamplingParams, EngineOptions) for field in fields(owner)}
-    assert options.keys() == carried - {"prompt", "messages", "sampling", "answer_start", "adapter"}
+    assert options.keys() == carried - {"prompt", "messages", "sampling", "answer_start", "adapter", "prefix_bytes"}
     assert all(parameter.default in (None, False) for parameter in options.values())
 
 

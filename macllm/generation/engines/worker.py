@@ -1,4 +1,4 @@
-"""A model, its tokenizer and the last conversation's cache, for the one thread that owns them."""
+"""A model, its tokenizer and the caches of its conversations, for the one thread that owns them."""
 
 from __future__ import annotations
 
@@ -33,26 +33,33 @@ class Worker:
     ) -> None:
         self._model, self._tokenizer, self._options = model, tokenizer, options
         self._model_name, self._adapter = model_name, adapter
-        self._prefix = PrefixCache()
         # lazy arrays can be computed by the thread that made them only, and weights are cheapest to wait for now
         mx.eval(model.parameters())
+        self._prefix = PrefixCache(self._kept_bytes() if options.prefix_bytes is None else options.prefix_bytes)
 
     def info(self) -> EngineInfo:
         """The model."""
-        arrays: list[tuple[str, Any]] = tree_flatten(self._model.parameters())  # type: ignore[assignment]
         return EngineInfo(
             model_name=self._model_name,
             context_length=self._model.info.context_length,
             vocab_size=self._model.info.vocab_size or self._tokenizer.vocab_size,
-            weights_bytes=sum(array.nbytes for _, array in arrays),
+            weights_bytes=self._weights_bytes(),
             has_chat_template=self._tokenizer.chat_template is not None,
             defaults=default_sampling(self._model.info),
             adapter=self._adapter,
         )
 
     def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[tuple[Event, ...]]:
-        """Events of a completion, step by step. Reuses the cache of the last one as far as the prompts agree."""
+        """Events of a completion, step by step. Reuses the caches of earlier ones as far as the prompts agree."""
         return run_steps(self._model, self._tokenizer, request, self._options, prefix=self._prefix, cancelled=cancelled)
+
+    def _weights_bytes(self) -> int:
+        arrays: list[tuple[str, Any]] = tree_flatten(self._model.parameters())  # type: ignore[assignment]
+        return sum(array.nbytes for _, array in arrays)
+
+    def _kept_bytes(self) -> int:
+        """A quarter of the memory that the weights leave."""
+        return max(0, memory_use().limit_bytes - self._weights_bytes()) // 4
 
 
 def memory_use() -> MemoryUse:

@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     "logprobs": (0, True, math.inf),
     "max_context": (1, True, math.inf),
     "prefill_step": (1, True, math.inf),
+    "prefix_bytes": (0, True, math.inf),
     "seed": (0, True, LARGEST_SEED),
 }
 OPTIONAL = frozenset({"seed", "logprobs", "max_context", "max_tokens", "forced_bos_token_id"})
@@ -48,6 +49,7 @@ WHOLE = OPTIONAL | {
     "min_length",
     "min_new_tokens",
     "prefill_step",
+    "prefix_bytes",
 }
 COLDEST = 1e-4  # colder than this, logits / temperature can leave float32
 

@@ -102,6 +102,20 @@ def test_an_engine_applies_its_options_to_every_completion(kind: str) -> None:
     engine.close()
 
 
+def test_two_conversations_of_one_engine_both_reuse_their_caches(kind: str) -> None:
+    for capacity, reuses in ((None, True), (0, False)):
+        engine, prompts = make(kind, options=EngineOptions(prefix_bytes=capacity)), [PROMPT, PROMPT[::-1]]
+        for turn in range(3):
+            for n, prompt in enumerate(prompts):
+                events = list(engine.submit(Request(prompt=prompt, max_tokens=7, sampling=GREEDY)))
+                assert tokens_of(events) == expected(prompt, 7)
+                done = events[-1]
+                assert isinstance(done, Done)
+                assert done.usage.cached_tokens == (len(prompt) - 5 if reuses and turn else 0)
+                prompts[n] = (*prompt, *tokens_of(events), *b" and")
+        engine.close()
+
+
 def test_memory_use_can_be_read_during_a_completion(engine: Engine) -> None:
     events = engine.submit(Request(prompt=PROMPT, max_tokens=200))
     next(events)
