@@ -181,16 +181,11 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     version = _version(db, path)  # another process may have been here
     if 0 < version < len(MIGRATIONS):
         _back_up(db, path.with_name(f"{path.name}.version-{version}"))
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        for number in range(version, len(MIGRATIONS)):
-            MIGRATIONS[number](db)
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
+    db.execute("BEGIN IMMEDIATE")  # closing the connection after an error rolls all steps back
+    for number in range(version, len(MIGRATIONS)):
+        MIGRATIONS[number](db)
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    db.execute("COMMIT")
 
 
 def _back_up(db: sqlite3.Connection, path: Path) -> None:

@@ -188,7 +188,6 @@ class Store:
         from .database import DamagedFileError, is_busy
 
         if self._repairs and isinstance(self._described(error), DamagedFileError) and self._repair():
-            self._saved.clear()
             return
         self._report(error)
         with self._changed:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
+from macllm.visible import one_line, visible
 
 from .output import report, say
-from .resuming import printable
 
 if TYPE_CHECKING:
     from macllm.chat.conversation import Turn
@@ -52,7 +52,7 @@ def ls(limit: int | None, as_json: bool) -> None:
     if not chats:
         say("no conversation is stored yet; macllm chat begins one")
     for chat in chats:
-        _print(f"{_line(store, chat)}  {chat.name}")
+        _print(f"{_line(store, chat)}  {one_line(chat.name)}")
 
 
 @command.command("search")
@@ -70,7 +70,7 @@ def search(text: str, limit: int | None, as_json: bool) -> int:
         _print_json([asdict(hit.chat) | {"message": hit.message, "snippet": hit.snippet} for hit in hits])
     else:
         for hit in hits:
-            _print(f"{_line(store, hit.chat)}  {hit.chat.name}")
+            _print(f"{_line(store, hit.chat)}  {one_line(hit.chat.name)}")
             if hit.snippet:
                 _print(f"    {hit.snippet}")
     if not hits:
@@ -92,7 +92,7 @@ def show(chat: str, as_json: bool) -> None:
     if as_json:
         _print_json(as_object(conversation))
         return
-    _print(conversation.name)
+    _print(one_line(conversation.name))
     if conversation.system:
         _print(f"\nsystem\n{conversation.system}")
     for number, node in enumerate(conversation.path, 1):
@@ -120,7 +120,7 @@ def export_chat(chat: str, form: str | None, output: Path | None, force: bool) -
 
     text = export(_store().load(chat), form or (format_of(output) if output else "md"))
     if output is None:
-        sys.stdout.write(_encodable(text))
+        _print(text.removesuffix("\n"))
         return
     try:
         write_text(output, text, overwrite=force)
@@ -139,7 +139,7 @@ def import_chats(files: tuple[Path, ...]) -> None:
     for conversation in [read_export(path) for path in files]:
         new = store.add(conversation)
         _print(store.short(conversation.id))
-        say(f"{new} new of {len(conversation.nodes)} messages: {printable(conversation.name)}")
+        say(f"{new} new of {len(conversation.nodes)} messages: {one_line(conversation.name)}")
 
 
 @command.command("rm")
@@ -153,7 +153,7 @@ def rm(chats: tuple[str, ...], yes: bool) -> None:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError("removing asks on a terminal", remedy=f"macllm chats rm --yes {' '.join(chats)}")
         for conversation in found:
-            say(f"{store.short(conversation.id)}  {printable(conversation.name)}")
+            say(f"{store.short(conversation.id)}  {one_line(conversation.name)}")
         number = len(found)
         click.confirm(f"remove {number} conversation{'s' * (number != 1)} for good?", abort=True, err=True)
     for conversation in found:
@@ -261,14 +261,9 @@ def _line(store: Store, chat: StoredChat) -> str:
 
 
 def _print(text: str) -> None:
-    """Print to stdout; on a terminal with control characters made visible."""
-    click.echo(_encodable(printable(text) if sys.stdout.isatty() else text))
+    """Print to stdout; on a terminal without what it would obey, elsewhere without what cannot be encoded."""
+    click.echo(visible(text) if sys.stdout.isatty() else text.encode("utf-8", "replace").decode())
 
 
 def _print_json(value: Any) -> None:
-    click.echo(_encodable(json.dumps(value, indent=2, ensure_ascii=False)))
-
-
-def _encodable(text: str) -> str:
-    """`text` without lone surrogates, which no output can encode."""
-    return text.encode("utf-8", "replace").decode()
+    _print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
+from macllm.visible import one_line
 
 from .fetch import fetch
 from .output import report, say
@@ -78,16 +79,9 @@ def _picked(store: Store, chats: list[StoredChat]) -> str:
         raise UsageError("--resume needs an ID without a terminal", remedy=f"macllm chat --resume {chats[0].id}")
     for number, chat in enumerate(chats, 1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.updated))
-        say(f"{number:>3}  {store.short(chat.id)}  {when}  {printable(chat.name)}")
+        say(f"{number:>3}  {store.short(chat.id)}  {when}  {one_line(chat.name)}")
     number = click.prompt("conversation", default=1, type=click.IntRange(1, len(chats)), err=True)
     return chats[number - 1].id
-
-
-def printable(text: str) -> str:
-    """`text` with control characters made visible, for a terminal."""
-    from macllm_tui.text.visible import visible
-
-    return visible(text)
 
 
 def fetched(options: ChatOptions, asked: str | None) -> ChatOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -341,3 +342,22 @@ def test_resuming_without_an_id_needs_a_terminal() -> None:
     with pytest.raises(UsageError, match="needs an ID") as caught:
         choose(resume="")
     assert caught.value.remedy == f"macllm chat --resume {one.id}"
+
+
+def test_stored_text_cannot_control_the_terminal() -> None:
+    evil = "\x1b]0;owned\x07 \x9b31m"
+    one = replace(talk(evil, evil), title=f"{evil}\nsecond line")
+    stored(one)
+    for arguments in (["ls"], ["export", one.id], ["show", one.id, "--json"]):
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "macllm", "chats", *arguments]
+        with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            seen = b""
+            with contextlib.suppress(OSError):
+                while part := os.read(ours, 10_000):
+                    seen += part
+            assert process.wait(20) == 0
+        os.close(ours)
+        assert b"owned" in seen
+        assert not {"\x1b", "\x07", "\x9b"} & set(seen.decode())

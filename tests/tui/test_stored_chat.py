@@ -1,0 +1,40 @@
+"""Stored conversations of the app in a real terminal: kills, and going on."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from macllm.chat.store import Store
+from tests.compiling import wait_for
+from tests.tui.test_terminal import Tmux, chat
+
+
+@pytest.fixture
+def tmux(tmp_path: Path) -> Iterator[Tmux]:
+    window = Tmux(tmp_path)
+    yield window
+    window("kill-server")
+
+
+def test_a_killed_chat_loses_nothing_and_the_next_one_goes_on(tmux: Tmux) -> None:
+    first = chat([["The first half", 0.6, " and more", 0.05, " x", None]], "Question")
+    second = chat([["Second answer"]], "-c", "-m", "maclet", "Again")
+    tmux.start(f"export MACLLM_HOME={Store().path.parent}; {first}; stty sane; {second}")
+    tmux.until("and more")
+    wait_for(lambda: Store().search("more"))
+    pid = int(tmux("display-message", "-p", "#{pane_pid}"))
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["kill", "-KILL", *children], check=True)
+    tmux.until("Second answer")
+    tmux("send-keys", "C-d")
+    screen = tmux.until("resume: macllm chat --resume")
+    assert tmux.exit_code() == 0
+    [stored] = Store().list()
+    assert f"--resume {stored.id[:6]}" in screen
+    question, partial, again, answer = [turn.content for turn in Store().load(stored.id).turns]
+    assert (question, again, answer) == ("Question", "Again", "Second answer")
+    assert partial.startswith("The first half and more")
