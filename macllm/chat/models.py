@@ -51,6 +51,7 @@ class UsableModel:
     base: str = ""
     licence: str = ""
     use: str = ""
+    unfinished: bool = False  # its download was interrupted, and can go on
 
     @property
     def title(self) -> str:
@@ -167,6 +168,7 @@ def _cached(model: CachedModel, measured: Measurements, memory: int) -> UsableMo
             path=model.path,
             revision=model.revision,
             commit=model.commit,
+            unfinished=model.problem is not None,
         ),
         measured,
         memory,

@@ -179,7 +179,7 @@ def test_an_unfinished_download_replaces_the_catalogues_entry() -> None:
     plan = {"revision": "main", "files": {"config.json": [1, "0" * 40], "model.safetensors": [5, "0" * 64]}}
     (folder.parent.parent / ".macllm").mkdir()
     (folder.parent.parent / ".macllm" / f"{COMMIT}.json").write_text(json.dumps(plan))
-    assert named(name).problem == "2 of 2 files are missing"
+    assert (named(name).problem, named(name).unfinished) == ("2 of 2 files are missing", True)
 
 
 def test_adapters_are_listed_with_their_base_and_their_reason() -> None:

@@ -111,7 +111,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Host]:
         app = Host(screen)
 
         async def main() -> None:
-            async with app.run_test(size=size) as pilot:
+            async with app.run_test(size=size, notifications=True) as pilot:
                 table = Table(app, pilot, downloads)
                 if models:
                     await table.sees(models[0].title)
@@ -191,6 +191,29 @@ def test_get_asks_then_downloads_pauses_and_goes_on(run: Callable[..., Host]) ->
         assert calls[-1] == ("cancel", name)
 
     run(scenario, argument=name)
+
+
+def test_a_download_that_ends_after_the_screen_is_closed_leaves_a_note(run: Callable[..., Host]) -> None:
+    async def scenario(table: Table) -> None:
+        await table.press("escape")
+        ended = DownloadStatus("org/[b]thing", "done")
+        await asyncio.to_thread(table.downloads.set, ended)
+        await table.sees("org/[b]thing is here")
+
+    run(scenario)
+
+
+def test_an_unfinished_download_goes_on(run: Callable[..., Host]) -> None:
+    model = UsableModel("org/part", "cached", 5, problem="1 of 5 files are missing", unfinished=True)
+
+    async def scenario(table: Table) -> None:
+        assert "1 of 5 files are missing; g goes on" in table.text()
+        await table.press("enter")
+        assert "Go on with the download of part?" in table.text()
+        await table.press("enter")
+        assert table.downloads.calls == [("start", "org/part")]
+
+    run(scenario, models=[model])
 
 
 def test_a_model_that_is_in_no_list_can_be_got_by_name(run: Callable[..., Host]) -> None:

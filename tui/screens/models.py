@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalGroup
 from textual.content import Content
@@ -106,8 +107,8 @@ class ModelsScreen(Overlay):
         self._list()
 
     def on_unmount(self) -> None:
-        """Stop listening; downloads go on."""
-        self._downloads.on_status = lambda status: None
+        """Downloads go on; the app shows a note at the end of each."""
+        self._downloads.on_status = partial(_note, self.app)
 
     # The list
 
@@ -169,7 +170,7 @@ class ModelsScreen(Overlay):
         """Load the highlighted model or apply the adapter; get one that is not here."""
         if (model := self._model) is None:
             return
-        if model.kind == "catalogue" or (model.problem is not None and model.kind == "cached"):
+        if model.kind == "catalogue" or model.unfinished:
             self.action_get()
         elif model.problem is not None:
             self._say(f"{model.title} cannot be used: {model.problem}")
@@ -323,11 +324,21 @@ class ModelsScreen(Overlay):
         self.query_one("#model-details", Static).update(Content("\n").join([*shown, news]))
 
 
+def _note(app: App[object], status: DownloadStatus) -> None:
+    """Show a note at the end of a download, from any thread."""
+    if status.state == "done":
+        app.notify(f"{status.name} is here: /model {status.name}", markup=False)
+    elif status.state == "failed" and status.error is not None:
+        app.notify(status.error.message, title=status.name, severity="error", markup=False)
+
+
 def _size(model: UsableModel) -> str:
     return f" ({bytes_text(model.size_bytes)})" if model.size_bytes and model.kind == "catalogue" else ""
 
 
 def _wish(model: UsableModel) -> str:
-    if model.kind == "catalogue" or model.problem is not None:
+    if model.unfinished:
+        return f"Go on with the download of {model.title}"
+    if model.kind == "catalogue":
         return f"Download {model.title}{_size(model)}"
     return f"Look for a newer {model.title}"

@@ -138,6 +138,8 @@ def _about(model: UsableModel, download: DownloadStatus | None) -> str:
         return " · ".join(text for text in (error.message, error.cause, "g tries again") if text)
     if download is not None and download.state != "done":
         return progress(download)
+    if model.unfinished:
+        return f"its download is not finished: {model.problem}; g goes on"
     if model.problem is not None:
         return f"cannot be used: {model.problem}"
     if model.kind == "adapter":
@@ -167,7 +169,7 @@ def _fits(model: UsableModel, narrow: bool, download: DownloadStatus | None) -> 
         share = f" {100 * download.done_bytes // download.total_bytes} %" if download.total_bytes else ""
         return f"{'getting' if download.state == 'running' else _WORDS[download.state]}{share}"
     if narrow and model.problem is not None:
-        return "✘ unusable"
+        return "◐ unfinished" if model.unfinished else "✘ unusable"
     return columns.fit_text(model, marks=True)
 
 
