@@ -13,47 +13,19 @@ from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App
 from textual.filter import LineFilter
 from textual.keys import Keys
-from textual.theme import Theme
 
 from macllm.chat.conversation import Conversation
 from macllm.chat.session import Session
 from macllm.generation.contract import OnStatus
 
+from . import themes
+from .keymap import DEFAULTS, Keymap
 from .model_slot import OpenModel
 from .safe_lines import SafeLines
 from .screens.chat import ChatScreen
 from .session_loader import SessionLoader
 
 _CLOSING_SECONDS = 3.0  # longest wait for the engine to end
-
-THEMES = (
-    Theme(
-        name="macllm-dark",
-        primary="#82aaff",
-        accent="#82aaff",
-        foreground="#d9dce3",
-        background="#14161a",
-        surface="#14161a",
-        panel="#1d2026",
-        warning="#d9a657",
-        error="#e5786d",
-        success="#82aaff",
-        dark=True,
-    ),
-    Theme(
-        name="macllm-light",
-        primary="#2457c5",
-        accent="#2457c5",
-        foreground="#23262d",
-        background="#fbfaf8",
-        surface="#fbfaf8",
-        panel="#f0eee9",
-        warning="#8a5a00",
-        error="#b3261e",
-        success="#2457c5",
-        dark=False,
-    ),
-)
 
 
 class ChatApp(App[None]):
@@ -71,17 +43,23 @@ class ChatApp(App[None]):
         prompt: str | None = None,
         conversation: Conversation | None = None,
         open_model: OpenModel | None = None,
+        theme: str = "auto",
+        keymap: Keymap = DEFAULTS,
     ) -> None:
-        super().__init__()
+        environ = dict(os.environ)  # Textual takes NO_COLOR out
+        colorless = themes.is_colorless(environ)
+        super().__init__(ansi_color=True if colorless else None)
         # Alt+Enter, and Shift+Enter in Terminal.app. Textual would read it as Enter, which sends the message.
         cast(dict[str, Any], ANSI_SEQUENCES_KEYS)["\x1b\r"] = (Keys.ControlJ,)
+        self.keymap = keymap
         self.loader = SessionLoader(open_session)
         self.chat = ChatScreen(
             self.loader, model_name=model_name, prompt=prompt, conversation=conversation, open_model=open_model
         )
-        for theme in THEMES:
-            self.register_theme(theme)
-        self.theme = preferred_theme()
+        for each in themes.THEMES:
+            self.register_theme(each)
+        self.theme = themes.chosen(theme, environ)
+        self.set_keymap(keymap.bindings)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Filters of every drawn line."""
@@ -110,12 +88,3 @@ class ChatApp(App[None]):
         closing = threading.Thread(target=self.loader.close, name="macllm-close", daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, _CLOSING_SECONDS)
-
-
-def preferred_theme() -> str:
-    """The theme for the terminal: from MACLLM_THEME, else from the background in COLORFGBG, else dark."""
-    theme = os.environ.get("MACLLM_THEME", "")
-    if theme in ("dark", "light"):
-        return f"macllm-{theme}"
-    background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
-    return "macllm-light" if background in ("7", "15") else "macllm-dark"

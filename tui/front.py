@@ -68,6 +68,7 @@ def _conversation(options: ChatOptions, opener: Opener) -> Interface:
     """The full screen, or lines where it is not wanted or cannot be drawn."""
     if not options.plain and _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
         from .app import ChatApp
+        from .keymap import Keymap
 
         return ChatApp(
             lambda on_status: opener(options, on_status),
@@ -76,6 +77,8 @@ def _conversation(options: ChatOptions, opener: Opener) -> Interface:
             open_model=lambda model, adapter, on_status: opener(
                 replace(options, model=model, adapter=adapter), on_status
             ),
+            theme=options.theme,
+            keymap=Keymap.of(options.config),
         )
     from .plain import LineChat
 

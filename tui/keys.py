@@ -6,6 +6,7 @@ Ctrl+H, Ctrl+[. Nothing needs Cmd, Fn or an enhanced keyboard protocol.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,7 +86,7 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
 }
 
 
-def help_lines() -> list[tuple[str, str]]:
+def help_lines(keys: Mapping[Scope, tuple[Key, ...]] = KEYS) -> list[tuple[str, str]]:
     """(keys, description) pairs for the help, those of the prompt first."""
-    scopes: tuple[Scope, ...] = ("prompt", "chat", "blocks")
-    return [(key.shown, key.help) for scope in scopes for key in KEYS[scope] if key.shown]
+    scopes: list[Scope] = ["prompt", *(scope for scope in keys if scope != "prompt")]
+    return [(key.shown, key.help) for scope in scopes for key in keys[scope] if key.shown and key.help]

@@ -109,7 +109,7 @@ class ShowHelp:
 
 @dataclass(frozen=True)
 class SwitchTheme:
-    """Switch to a theme, or to the other one if `name` is empty."""
+    """Switch to a theme: dark, light or ansi."""
 
     name: str
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
+from macllm.config.settings import ConfigFile, config_path
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.contract import Engine, OnStatus, Status
 from macllm.generation.request import Done, Request, SamplingParams
@@ -36,6 +37,8 @@ class ChatOptions:
     temporary: bool = False  # store nothing
     max_tokens: int | None = None  # None: to the end of the context
     verbose: bool = False
+    theme: str = "auto"
+    config: ConfigFile = field(default_factory=lambda: ConfigFile(config_path()))  # for keys
 
     def request(self) -> Request:
         """A request with the user's settings, to be checked before a model is loaded."""

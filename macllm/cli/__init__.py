@@ -35,6 +35,7 @@ COMMANDS = {
     "fuse": "Merge a LoRA adapter into its model.",
     "train": "Train a model from random weights.",
     "bench": "Measure the speed and memory use of a model.",
+    "config": "Show and change the settings.",
     "doctor": "Show system and kernel diagnostics.",
 }
 

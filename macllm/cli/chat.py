@@ -12,6 +12,10 @@ from .sampling import model_options, sampling_options
 if TYPE_CHECKING:
     from macllm.generation.contract import OnStatus
 
+SETTINGS = ("chat.model", "chat.adapter", "chat.system", "chat.max_tokens", "chat.plain", "ui.theme")
+# A conversation goes on with its own model and system prompt.
+OF_CONVERSATION = ("chat.model", "chat.adapter", "chat.system", "chat.preset")
+
 
 @click.command("chat")
 @click.argument("prompt", required=False)
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Longest answer, in tokens. [default: up to the end of the context]",
 )
-@click.option("--plain", is_flag=True, help="Use plain lines instead of the full screen.")
+@click.option("--plain/--no-plain", default=None, help="Use plain lines instead of the full screen.")
+@click.option("-p", "--preset", metavar="NAME", help="System prompt and sampling of [presets.NAME] in the settings.")
+@click.option("--theme", metavar="NAME", help="Colors of the full screen: dark, light, ansi or auto. [default: auto]")
 @click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
 @resume_options
 @sampling_options
@@ -36,9 +42,17 @@ def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
     from macllm.chat.session import Session
     from macllm_tui import run_chat
 
+    from .configured import configured
+
     chosen = {name: flags.pop(name) for name in ("goes_on", "resume", "fork")}
+    given = {key: flags.pop(key.partition(".")[2]) for key in SETTINGS}
+    goes_on = any(value not in (None, False) for value in chosen.values())
+    ignored = OF_CONVERSATION if goes_on else ()
+    found = configured(given, sampling, preset=flags.pop("preset"), ignored=ignored)
+    flags |= {"theme": found["ui.theme"] or "auto", "config": found.config, **found.chat}
+    sampling = found.sampling
     options = ChatOptions(prompt=prompt, seed=sampling.pop("seed", None), sampling=sampling, **flags)
-    options = fetched(resumed(options, **chosen), flags["model"])
+    options = fetched(resumed(options, **chosen), given["chat.model"])
     sessions: list[Session] = []
 
     def opener(options: ChatOptions, on_status: OnStatus) -> Session:

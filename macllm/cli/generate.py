@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from macllm.generation.request import Done, Event, TokenLogprob
     from macllm.text.tokenizer import Tokenizer
 
+    from .configured import Configured
+
 SILENT_PREFILL_SECONDS = 1.0
+_OF_CHATS = ("chat.system", "chat.preset", "chat.max_tokens", "chat.plain", "ui.theme")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +64,11 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
 
     A model with a chat template answers PROMPT as a user message; with --raw, or without a template, it continues it.
     """
+    found = _configured(flags, sampling)
     names = ("max_tokens", "stop", "logprobs", "max_context", "kv_bits")
     request = {name: value for name in names if (value := flags.pop(name)) not in (None, ())}
-    options = _Options(request=request | sampling, **flags)
+    model, adapter = found["chat.model"], found["chat.adapter"]
+    options = _Options(request=request | found.sampling, model=model, adapter=adapter, **flags)
     if "logprobs" in request and not options.as_json:
         raise UsageError("--logprobs needs --json", remedy="add --json")
     if options.raw and options.system:
@@ -75,6 +80,13 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
     if not (text if options.raw else text.strip()):
         raise UsageError("the prompt is empty", remedy='macllm generate "What is a KV cache?"')
     _run(text, options)
+
+
+def _configured(flags: dict[str, Any], sampling: dict[str, Any]) -> Configured:
+    from .configured import configured
+
+    given = {"chat.model": flags.pop("model"), "chat.adapter": flags.pop("adapter")}
+    return configured(given, sampling, ignored=_OF_CHATS)
 
 
 def _check(request: dict[str, Any]) -> None:

@@ -85,17 +85,21 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     """Run the app on an engine, or a function that opens a session, through a scenario; return the app."""
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
     monkeypatch.delenv("COLORFGBG", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLORTERM", "truecolor")
 
     def run(
         engine: Engine | Callable[[OnStatus], Session],
         scenario: Scenario,
         size: tuple[int, int] = (80, 24),
         prompt: str | None = None,
+        **options: Any,
     ) -> ChatApp:
         app = ChatApp(
             lambda on_status: engine(on_status) if callable(engine) else Session(engine),
             model_name="maclet",
             prompt=prompt,
+            **options,
         )
 
         async def main() -> None:

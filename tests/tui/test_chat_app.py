@@ -628,17 +628,19 @@ def test_an_engine_error_is_one_block_with_cause_and_remedy(play: Play) -> None:
     play(ScriptedEngine([EngineCrashedError("It broke.", cause="why", remedy="restart")]), scenario)
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_a_theme_can_be_chosen(play: Play, theme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MACLLM_THEME", "light" if theme == "dark" else "dark")
-
+def test_a_theme_can_be_chosen(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
+        assert stage.app.theme == "macllm-light"
         await stage.say("/theme")
-        await stage.until(lambda: stage.app.theme == f"macllm-{theme}")
+        await stage.sees("1  dark")
+        await stage.say("1")
+        await stage.until(lambda: stage.app.theme == "macllm-dark")
+        await stage.say("/theme ansi")
+        await stage.until(lambda: stage.app.theme == "macllm-ansi")
         await stage.say("/theme purple")
         await stage.sees("Unknown theme 'purple'.")
 
-    play(ScriptedEngine(), scenario)
+    play(ScriptedEngine(), scenario, theme="light")
 
 
 def test_the_commands_of_a_session_work_in_the_app(play: Play, tmp_path: Path) -> None:

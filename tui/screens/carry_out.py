@@ -94,7 +94,7 @@ def _show(outcome: outcomes.Outcome, chat: ChatView) -> None:
         case outcomes.ShowHelp():
             _open("help", "", chat)
         case outcomes.SwitchTheme(name):
-            _switch_theme(name, chat)
+            chat.app.theme = f"macllm-{name}"
         case outcomes.Quit():
             chat.action_leave()
 
@@ -111,10 +111,3 @@ def _open(name: str, argument: str, chat: ChatView) -> None:
     if (make := SCREENS.get(name)) is None:
         raise UsageError(f"There is no screen {name}.")
     chat.app.push_screen(make(chat.session, argument), lambda line: chat.run_line(line or ""))
-
-
-def _switch_theme(name: str, chat: ChatView) -> None:
-    theme = name or ("light" if chat.app.current_theme.dark else "dark")
-    if theme not in ("dark", "light"):
-        raise UsageError(f"Unknown theme {name!r}.", remedy="/theme dark or /theme light")
-    chat.app.theme = f"macllm-{theme}"

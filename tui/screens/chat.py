@@ -18,6 +18,7 @@ from macllm.generation.contract import Status
 from .. import outcomes, questions, slash
 from ..commands.command import Command
 from ..exchange import Exchange
+from ..keymap import in_effect
 from ..keys import KEYS
 from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from ..model_slot import ModelSlot, OpenModel
@@ -88,6 +89,8 @@ class ChatScreen(TranscriptScreen):
         self.transcript.anchor()
         self.watch(self.transcript, "scroll_y", self._refresh_status, init=False)
         self.prompt.focus()
+        for note in in_effect(self.app).notes:
+            self.turns.mount(Notice(note))  # leaves the welcome in place
         self._clock = self.set_interval(0.1, self._refresh_status, pause=True)
         if self._stored is not None:
             self.transcript.show(self._stored)
@@ -377,16 +380,16 @@ class ChatScreen(TranscriptScreen):
         self._refresh_status()
 
     def _refresh_status(self) -> None:
-        status = self._status
+        status, keymap = self._status, in_effect(self.app)
         status.context = self.session.context if self.session else None
         if self._pending is not None and (memory := self._pending.memory) is not None:
             status.memory_bytes, status.memory_limit_bytes = memory.active_bytes, memory.limit_bytes
         if time.monotonic() - self._interrupted < _AGAIN_SECONDS:
-            status.hint = "Ctrl+C again quits"
+            status.hint = f"{keymap.shown('chat', 'interrupt')} again quits"
         elif self._entry.edited is not None:
             status.hint = "editing: Enter sends a branch, Esc leaves"
         elif self.transcript.max_scroll_y - self.transcript.scroll_y >= 1:
-            status.hint = "↓ more (End)"
+            status.hint = f"↓ more ({keymap.shown('chat', 'newest')})"
         else:
-            status.hint = "Esc stops" if self._pending else ""
+            status.hint = f"{keymap.shown('chat', 'stop')} stops" if self._pending else ""
         self.query_one(StatusLine).redraw()

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from textual.binding import Binding
 
+from ..keymap import DEFAULTS, Keymap, in_effect
 from ..keys import help_lines
 from ..slash import COMMANDS
 from .overlay import Overlay, Row
@@ -22,10 +23,26 @@ class HelpScreen(Overlay):
 
     def rows(self, typed: str) -> Sequence[Row]:
         """Commands, then keys, that contain the typed text."""
-        return [row for row in help_rows() if typed.lower() in f"{row.label} {row.about}".lower()]
+        return [row for row in help_rows(in_effect(self.app)) if typed.lower() in f"{row.label} {row.about}".lower()]
 
 
-def help_rows() -> list[Row]:
-    """A row for each command, which is its value, and for each key."""
+class KeysScreen(Overlay):
+    """All keys with the names that the settings have for them."""
+
+    TITLE_TEXT: ClassVar = "Keys"
+    KEYS_TEXT: ClassVar = "macllm config set keys.stop ctrl+x changes one · Esc closes"
+
+    def rows(self, typed: str) -> Sequence[Row]:
+        """The keys whose name, keys or description contain the typed text."""
+        keys = in_effect(self.app).rows()
+        return [
+            Row(name, f"{shown}  {about}")
+            for name, shown, about in keys
+            if typed.lower() in f"{name} {shown} {about}".lower()
+        ]
+
+
+def help_rows(keymap: Keymap = DEFAULTS) -> list[Row]:
+    """A row for each command, which is its value, and for each key of a keymap."""
     commands = [Row(command.usage, command.help, f"/{command.name} ", "Commands") for command in COMMANDS.values()]
-    return commands + [Row(keys, about, group="Keys") for keys, about in help_lines()]
+    return commands + [Row(keys, about, group="Keys") for keys, about in help_lines(keymap.keys)]

@@ -12,10 +12,11 @@ from textual.screen import ModalScreen
 
 from macllm.chat.session import Session
 
-from .help import HelpScreen
+from .help import HelpScreen, KeysScreen
 from .models import ModelsScreen
 
 SCREENS: dict[str, Callable[[Session | None, str], ModalScreen[str | None]]] = {
     "help": lambda session, argument: HelpScreen(argument),
+    "keys": lambda session, argument: KeysScreen(argument),
     "models": ModelsScreen,
 }

@@ -21,6 +21,7 @@ from macllm.errors import MacllmError, UsageError
 
 from .. import editor
 from ..completion import Menu, MenuItem, complete
+from ..keymap import Keymap, in_effect
 from ..keys import KEYS
 from ..outcomes import Attach, OpenEditor
 from ..text.folds import pasted
@@ -55,14 +56,10 @@ class PromptFailed(Message):
     error: MacllmError
 
 
-def _actions() -> dict[str, str]:
+def _actions(keymap: Keymap) -> dict[str, str]:
     """The action of each key in the prompt: our bindings, then those of TextArea."""
     bindings = [(binding.key, binding.action) for binding in TextArea.BINDINGS if isinstance(binding, Binding)]
-    ours = [(key.keys, key.action) for key in KEYS["prompt"]]
-    return {key: action for keys, action in bindings + ours for key in keys.split(",")}
-
-
-_ACTIONS = _actions()
+    return {key: action for keys, action in bindings for key in keys.split(",")} | keymap.actions("prompt")
 
 
 class Prompt(FoldingArea):
@@ -85,6 +82,8 @@ class Prompt(FoldingArea):
             placeholder=_PLACEHOLDER,
         )
         self._session = session
+        self._actions: dict[str, str] = {}
+        self._of_chat: dict[str, str] = {}  # keys of TextArea that the user has given to the chat
         self._history = History()
         self._store: Callable[[str], object] = lambda text: None
         self._menu: Menu | None = None
@@ -92,6 +91,12 @@ class Prompt(FoldingArea):
         self._typing = False  # False: the text was put or pasted, and no menu opens before the next key
         self._closed_at: int | None = None  # beginning of the text whose menu the user has closed
         self._draft: str | None = None  # while the history is searched
+
+    def on_mount(self) -> None:
+        """Take the keys in effect."""
+        keymap = in_effect(self.app)
+        self._actions = _actions(keymap)
+        self._of_chat = {key: keymap.actions("chat")[key] for key in keymap.taken("chat")}
 
     # The text, for the screen
 
@@ -158,8 +163,10 @@ class Prompt(FoldingArea):
 
     async def on_key(self, event: events.Key) -> None:
         """Handle a key at once; a binding would act after the key has bubbled up, maybe after later keys."""
-        action = _ACTIONS.get(event.key)
-        if action is not None and await self.app.run_action(action, default_namespace=self):
+        of_chat = self._of_chat.get(event.key)
+        action = of_chat or self._actions.get(event.key)
+        namespace = self.screen if of_chat else self
+        if action is not None and await self.app.run_action(action, default_namespace=namespace):
             event.prevent_default()
             event.stop()
         elif event.is_printable:

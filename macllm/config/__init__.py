@@ -1,0 +1,1 @@
+"""Settings: the configuration file, environment variables, and where each value comes from."""
