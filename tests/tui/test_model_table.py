@@ -10,11 +10,12 @@ import pytest
 from macllm.chat.models import UsableModel
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
-from macllm.hub import speeds
+from macllm.hub import places, speeds
 from macllm.hub.downloads import DownloadStatus
 from macllm.hub.fit import Fit
 from macllm.hub.shape import ModelShape
 from macllm_tui import first_start, outcomes, slash
+from macllm_tui.commands import models
 from macllm_tui.text import model_table as table
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.chat.test_models import write_adapter, write_cached, write_model
@@ -33,6 +34,7 @@ MOVING = DownloadStatus("org/Remote-8B", "running", 61, 100, 0.5)
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    models._listed.cache_clear()
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
 
@@ -143,6 +145,19 @@ def test_an_adapter_of_a_run_is_found_by_its_name(monkeypatch: pytest.MonkeyPatc
     assert run("/adapter notes") == outcomes.SwitchModel("scripted", str(folder))
     with pytest.raises(UsageError, match=f"{broken.name} cannot be used"):
         run("/adapter peft")
+
+
+def test_names_of_models_and_adapters_complete_the_commands(home: Path) -> None:
+    write_cached("org/Model-4bit")
+    write_cached("org/broken", config="{")
+    folder = write_adapter(places.data_folder() / "adapters" / "notes")
+    values = models.COMMANDS[0].values
+    assert values is not None
+    assert list(values(None, ""))[:2] == ["maclet", "org/Model-4bit"]
+    assert values(None, "")["org/Model-4bit"].startswith("on disk, ")
+    adapters = models.COMMANDS[1].values
+    assert adapters is not None
+    assert adapters(None, "") == {str(folder): "for org/model", "none": "the model alone"}
 
 
 def test_the_first_start_asks_once_which_model_to_get() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
-from macllm.chat.models import chosen_adapter, chosen_model, usable_models
+from macllm.chat.model_columns import fit_text, size_text, status_text
+from macllm.chat.models import UsableModel, chosen_adapter, chosen_model, usable_models
 from macllm.chat.session import Session
 from macllm.errors import ModelNotFoundError, UsageError
 from macllm.hub.names import local_folder, parse_name
@@ -12,6 +16,7 @@ from macllm.hub.names import local_folder, parse_name
 from ..outcomes import Open, Outcome, SwitchModel
 from .command import Command
 
+_PERIOD_SECONDS = 5.0
 SCREEN = "models"
 """The screen with the list; its argument is the text of its filter, or a name to show."""
 
@@ -46,7 +51,29 @@ def _adapter(session: Session, argument: str) -> Outcome:
     return SwitchModel(model, found.name)
 
 
+@lru_cache(maxsize=1)
+def _listed(period: int) -> tuple[UsableModel, ...]:
+    """The list, read once in each period: completion asks at every key."""
+    return tuple(usable_models())
+
+
+def _models(session: Session | None, argument: str) -> Mapping[str, str]:
+    """The usable models, those to download included, for completion."""
+    listed = _listed(int(time.monotonic() / _PERIOD_SECONDS))
+    usable = [model for model in listed if model.kind != "adapter" and model.problem is None]
+    return {model.name: f"{status_text(model)}, {size_text(model)}, fits {fit_text(model)}" for model in usable}
+
+
+def _adapters(session: Session | None, argument: str) -> Mapping[str, str]:
+    """The usable adapters, for completion."""
+    listed = _listed(int(time.monotonic() / _PERIOD_SECONDS))
+    usable = [model for model in listed if model.kind == "adapter" and model.problem is None]
+    return {**{model.name: status_text(model) for model in usable}, "none": "the model alone"}
+
+
 COMMANDS = (
-    Command("model", "[NAME]", "choose, download or remove models", run_without_model=_model, idle=True),
-    Command("adapter", "[NAME | none]", "apply a LoRA adapter, or none", _adapter, idle=True),
+    Command(
+        "model", "[NAME]", "choose, download or remove models", run_without_model=_model, idle=True, values=_models
+    ),
+    Command("adapter", "[NAME | none]", "apply a LoRA adapter, or none", _adapter, idle=True, values=_adapters),
 )
