@@ -29,6 +29,12 @@ def test_a_search_finds_every_word_newest_first_and_each_text_once() -> None:
     assert history.search("nothing") == []
 
 
+def test_stored_messages_come_before_those_of_the_session() -> None:
+    history = History(["typed early"])
+    assert history.begin_with(["one", "two"]) == ["typed early"]
+    assert [history.older(""), history.older(""), history.older("")] == ["typed early", "two", "one"]
+
+
 def test_any_walk_returns_to_the_draft() -> None:
     chance = random.Random(4)
     for _ in range(300):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from textual.events import Paste
 
-from macllm.chat.conversation import Attachment
+from macllm.chat.conversation import Attachment, Conversation
+from macllm.chat.session import Session
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.tui.conftest import Play, Stage
 
@@ -137,12 +138,30 @@ def test_a_paste_sends_nothing_and_opens_no_menu(play: Play) -> None:
     play(ScriptedEngine(), scenario)
 
 
+class KeptPrompts:
+    """A store of messages in memory."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+
+    def prompts(self) -> list[str]:
+        return list(self.texts)
+
+    def remember(self, text: str) -> None:
+        self.texts.append(text)
+
+    def save(self, conversation: Conversation) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def test_the_history_is_searched_and_kept(play: Play) -> None:
-    kept: list[str] = []
+    store = KeptPrompts("sort a list", "other", "sort the keys")
 
     async def scenario(stage: Stage) -> None:
         await stage.idle()
-        stage.app.chat.prompt.use_history(["sort a list", "other", "sort the keys"], kept.append)
         await stage.type("draft")
         await stage.press("ctrl+r")
         await stage.type("sort")
@@ -158,9 +177,9 @@ def test_the_history_is_searched_and_kept(play: Play) -> None:
         assert stage.typed == "other"
         await stage.press("enter")
         await stage.idle()
-        assert kept == ["other"]
+        assert store.texts[3:] == ["other"]
 
-    play(ScriptedEngine(), scenario)
+    play(lambda on_status: Session(ScriptedEngine(), journal=store), scenario)
 
 
 def test_the_editor_gets_the_whole_text_and_its_text_returns(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

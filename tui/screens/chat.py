@@ -145,6 +145,7 @@ class ChatScreen(TranscriptScreen):
     def _use_model(self, session: Session) -> None:
         self.model.take(session)
         self._status.model = self.model.name
+        self.prompt.use_history(session.journal)
         self._show_activity("")
         if session.turns:
             self.transcript.show(session.conversation)

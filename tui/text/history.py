@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from typing import Protocol, runtime_checkable
+
+from macllm.errors import MacllmError
 
 _MOST = 2000
+
+
+@runtime_checkable
+class PromptStore(Protocol):
+    """Storage of the messages of all sessions."""
+
+    def prompts(self) -> list[str]:
+        """The stored messages, newest last. Raises: MacllmError."""
+        ...
+
+    def remember(self, text: str) -> None:
+        """Queue a message for writing."""
+        ...
+
+
+def stored(store: object) -> list[str]:
+    """The messages in a store; none if it has no history or cannot be read."""
+    with suppress(MacllmError):
+        return store.prompts() if isinstance(store, PromptStore) else []
+    return []
 
 
 class History:
@@ -24,6 +48,13 @@ class History:
             self._entries = [*self._entries[1 - _MOST :], entry]
         self._position, self._draft = len(self._entries), ""
         return new
+
+    def begin_with(self, entries: Iterable[str]) -> list[str]:
+        """Put older entries before those of this session, which are returned."""
+        newer, self._entries = self._entries, []
+        for entry in [*entries, *newer]:
+            self.add(entry)
+        return newer
 
     def older(self, shown: str) -> str | None:
         """The entry before the one that is shown; None at the oldest. The draft is kept."""

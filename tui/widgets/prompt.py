@@ -25,7 +25,7 @@ from ..keymap import Keymap, in_effect
 from ..keys import KEYS
 from ..outcomes import Attach, OpenEditor
 from ..text.folds import pasted
-from ..text.history import History
+from ..text.history import History, PromptStore, stored
 from ..text.visible import visible
 from .folding_area import FoldingArea
 
@@ -85,7 +85,7 @@ class Prompt(FoldingArea):
         self._actions: dict[str, str] = {}
         self._of_chat: dict[str, str] = {}  # keys of TextArea that the user has given to the chat
         self._history = History()
-        self._store: Callable[[str], object] = lambda text: None
+        self._store: PromptStore | None = None
         self._menu: Menu | None = None
         self._menu_is_for: tuple[str, int] | None = None  # text and cursor
         self._typing = False  # False: the text was put or pasted, and no menu opens before the next key
@@ -137,13 +137,19 @@ class Prompt(FoldingArea):
             self.action_editor()
 
     def remember(self, text: str) -> None:
-        """Add a text of the prompt to the history."""
-        if self._history.add(text):
-            self._store(self.folds.expand(text, lambda piece: (piece, ()))[0])
+        """Add a text of the prompt to the history; it is stored with its pastes in full."""
+        if self._history.add(text) and self._store is not None:
+            self._store.remember(self._whole(text))
 
-    def use_history(self, entries: Iterable[str], store: Callable[[str], object]) -> None:
-        """Begin with entries, newest last; `store` gets each new one."""
-        self._history, self._store = History(entries), store
+    def use_history(self, store: object) -> None:
+        """Begin with the messages in a store, if it has a history, and store new ones there."""
+        if self._store is None and isinstance(store, PromptStore):
+            for text in self._history.begin_with(stored(store)):
+                store.remember(self._whole(text))
+        self._store = store if isinstance(store, PromptStore) else None
+
+    def _whole(self, text: str) -> str:
+        return self.folds.expand(text, lambda piece: (piece, ()))[0]
 
     def leave_search(self) -> bool:
         """End the search in the history and return to the draft. Returns False if there is no search."""
