@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
@@ -19,6 +21,7 @@ from macllm.chat.session import Session
 from macllm.generation.contract import OnStatus
 
 from . import themes
+from .hangup import HUNG_UP, watch_terminal
 from .keymap import DEFAULTS, Keymap
 from .model_slot import OpenModel
 from .safe_lines import SafeLines
@@ -71,6 +74,9 @@ class ChatApp(App[None]):
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self.exit, None, 128 + number)
+            if not self.is_headless and sys.__stdin__ is not None and sys.__stdin__.isatty():
+                leave = partial(loop.call_soon_threadsafe, self.exit, None, HUNG_UP)
+                watch_terminal(sys.__stdin__.fileno(), leave)
         self.push_screen(self.chat)
 
     @property
