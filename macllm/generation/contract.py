@@ -42,6 +42,9 @@ class EngineInfo:
     has_chat_template: bool
     defaults: SamplingParams
     adapter: str | None = None  # folder of the LoRA adapter; a request can leave it out
+    kv_bytes_per_token: int | None = None  # by which a cache grows, layers with a window left out; None: unknown
+    kv_window_bytes: int = 0  # of the layers with a window, once it is full
+    kv_window_tokens: int = 0  # the longest window
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from .spec import (
+    Chunked,
     DecoderSpec,
     EncoderDecoderSpec,
     EncoderSpec,
     LayerSpec,
     ModelSpec,
+    PerformerSpec,
     RoPESpec,
+    Sliding,
     WindowGlobalSpec,
 )
 
@@ -22,6 +25,15 @@ ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 def _empty() -> Mapping[str, Any]:
     return MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class KVLayer:
+    """Keys and values that a layer keeps for each of the newest `window` tokens, or of all."""
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +54,7 @@ class ModelInfo:
     decoder_start: int | None = None
     has_global_tokens: bool = False  # calls take `global_tokens`, which see all tokens and are seen by all
     rotations: frozenset[RoPESpec] = frozenset()
+    kv_layers: tuple[KVLayer, ...] = ()  # of layers with keys and values; empty: unknown, or none
     config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
 
@@ -77,8 +90,16 @@ def describe(spec: ModelSpec) -> ModelInfo:
         position_count=None if embedding.positions is None else embedding.positions.count,
         hidden_size=None if kind == "encoder-decoder" else embedding.dim,
         has_global_tokens=any(isinstance(layer.mixer, WindowGlobalSpec) for layer in layers),
+        kv_layers=tuple(_kv_layer(layer) for layer in layers if not isinstance(layer.mixer, PerformerSpec)),
         rotations=frozenset(rope for layer in layers if (rope := _length_dependent(layer)) is not None),
     )
+
+
+def _kv_layer(layer: LayerSpec) -> KVLayer:
+    match layer.mixer.mask:
+        case Sliding(window=window) | Chunked(size=window):
+            return KVLayer(layer.mixer.num_kv_heads, layer.mixer.head_dim, window)
+    return KVLayer(layer.mixer.num_kv_heads, layer.mixer.head_dim)
 
 
 def _length_dependent(layer: LayerSpec) -> RoPESpec | None:

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from ..completion import run_steps
 from ..contract import EngineInfo, EngineOptions, MemoryUse
+from ..forecast import kv_bytes
 from ..prefix import PrefixCache
 from ..request import Event, Request
 from ..sampling.defaults import default_sampling
@@ -39,6 +40,7 @@ class Worker:
 
     def info(self) -> EngineInfo:
         """The model."""
+        growth, windows = self._kv_bytes()
         return EngineInfo(
             model_name=self._model_name,
             context_length=self._model.info.context_length,
@@ -47,6 +49,9 @@ class Worker:
             has_chat_template=self._tokenizer.chat_template is not None,
             defaults=default_sampling(self._model.info),
             adapter=self._adapter,
+            kv_bytes_per_token=growth,
+            kv_window_bytes=windows,
+            kv_window_tokens=max((layer.window or 0 for layer in self._model.info.kv_layers), default=0),
         )
 
     def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[tuple[Event, ...]]:
@@ -56,6 +61,14 @@ class Worker:
     def _weights_bytes(self) -> int:
         arrays: list[tuple[str, Any]] = tree_flatten(self._model.parameters())  # type: ignore[assignment]
         return sum(array.nbytes for _, array in arrays)
+
+    def _kv_bytes(self) -> tuple[int | None, int]:
+        """Bytes by which a cache grows with each token, None if unknown, and those of full windows."""
+        info = self._model.info
+        if info.kind != "decoder" or not info.kv_layers:
+            return None, 0
+        number = self._model.hidden(mx.zeros((1, 1), dtype=mx.int32)).dtype.size  # lazy: nothing is computed
+        return kv_bytes(info.kv_layers, number, self._options.kv_bits)
 
     def _kept_bytes(self) -> int:
         """A quarter of the memory that the weights leave."""
