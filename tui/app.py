@@ -16,7 +16,7 @@ from textual.app import App
 from textual.filter import LineFilter
 from textual.keys import Keys
 
-from macllm.chat.conversation import Conversation
+from macllm.chat.conversation import Attachment, Conversation
 from macllm.chat.session import Session
 from macllm.generation.contract import OnStatus
 
@@ -55,6 +55,7 @@ class ChatApp(App[None]):
         # Alt+Enter, and Shift+Enter in Terminal.app. Textual would read it as Enter, which sends the message.
         cast(dict[str, Any], ANSI_SEQUENCES_KEYS)["\x1b\r"] = (Keys.ControlJ,)
         self.keymap = keymap
+        self.attached: Attachment | None = None  # goes with the first message
         self.loader = SessionLoader(open_session)
         self.chat = ChatScreen(
             self.loader, model_name=model_name, prompt=prompt, conversation=conversation, open_model=open_model
@@ -78,6 +79,8 @@ class ChatApp(App[None]):
                 leave = partial(loop.call_soon_threadsafe, self.exit, None, HUNG_UP)
                 watch_terminal(sys.__stdin__.fileno(), leave)
         self.push_screen(self.chat)
+        if (attached := self.attached) is not None:
+            self.chat.call_after_refresh(lambda: self.chat.prompt.attach(attached))
 
     @property
     def session(self) -> Session | None:

@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import IO, Protocol
 
 from macllm.chat import transcript
+from macllm.chat.conversation import Attachment
 from macllm.chat.options import ChatOptions, open_session, short_name
 from macllm.chat.session import Session
 from macllm.generation.contract import OnStatus
 from macllm.generation.sampling import defaults
 
+from .lines.piped import piped_text
 from .lines.printer import discard_output
 from .turn import TurnThread
 
@@ -41,8 +43,9 @@ def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
     """Chat and return the exit code.
 
     With a terminal on stdin and stdout: a conversation, in the full screen or in lines. The same with a terminal on
-    stdin and stderr if there is no prompt; the conversation then goes to stdout as Markdown when it ends. Everything
-    else is one answer on stdout.
+    stdin and stderr if there is no prompt; the conversation then goes to stdout as Markdown when it ends. Without a
+    prompt, piped text is attached to a conversation if stdout and stderr are a terminal. Everything else is one
+    answer on stdout.
 
     Raises: MacllmError if a chat without the full screen fails.
     """
@@ -59,30 +62,48 @@ def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
         finally:
             if conversation is not None:
                 _write_transcript(conversation.session)
+    if stdout and stderr and not options.prompt and (text := piped_text()).strip():
+        if _type_on_the_terminal():
+            return _conversation(options, opener, Attachment("stdin", text)).converse()
+        options = replace(options, prompt=text)
     from .plain import answer_once
 
     return answer_once(options, opener)
 
 
-def _conversation(options: ChatOptions, opener: Opener) -> Interface:
+def _conversation(options: ChatOptions, opener: Opener, attached: Attachment | None = None) -> Interface:
     """The full screen, or lines where it is not wanted or cannot be drawn."""
     if not options.plain and _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
         from .app import ChatApp
         from .keymap import Keymap
 
-        return ChatApp(
+        app = ChatApp(
             lambda on_status: opener(options, on_status),
             model_name=options.model_name,
             prompt=options.prompt,
+            conversation=options.conversation,
             open_model=lambda model, adapter, on_status: opener(
                 replace(options, model=model, adapter=adapter), on_status
             ),
             theme=options.theme,
             keymap=Keymap.of(options.config),
         )
+        app.attached = attached
+        return app
     from .plain import LineChat
 
-    return LineChat(options, opener)
+    return LineChat(options, opener, (attached,) if attached else ())
+
+
+def _type_on_the_terminal() -> bool:
+    """Make stdin the terminal, in place of a pipe read to its end; False if there is none."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR)
+    except OSError:
+        return False
+    os.dup2(terminal, sys.stdin.fileno())
+    os.close(terminal)
+    return True
 
 
 @contextlib.contextmanager

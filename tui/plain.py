@@ -145,11 +145,13 @@ class LineChat:
         if choice is None:
             self._question = question
             raise UsageError(f"No choice {line.strip()}.", remedy=f"a number from 1 to {len(question.choices)}")
+        unanswered, attached = self._unanswered, self._attached
         found = slash.parse(choice.line)
         if found is not None and not self._apply(found[0](self.session, found[1])):
             return False
-        if choice.send and self._unanswered:
-            self._send(self._unanswered)
+        if choice.send and unanswered:
+            self._attached = attached
+            self._send(unanswered)
         return True
 
     def _send(self, text: str) -> None:
@@ -173,8 +175,8 @@ class LineChat:
     def _apply(self, outcome: outcomes.Outcome) -> bool:
         """Carry out the outcome of a command. Returns False to end the conversation."""
         match outcome:
-            case outcomes.Answer(events, message):
-                self._answer(self._ready(), events, message)
+            case outcomes.Answer(events, message, title):
+                self._answer(self._ready(), events, message, f"{title}:\n" if title else _LABEL)
             case outcomes.Ask(question):
                 self._ask(question)
             case outcomes.Open(screen, argument):
@@ -228,10 +230,11 @@ class LineChat:
         else:
             raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
 
-    def _ask(self, question: outcomes.Question) -> None:
+    def _ask(self, question: outcomes.Question | None) -> None:
         self._question = question
-        self._narrator.say(questions.as_text(question))
-        self._narrator.say("Type a number, or go on writing.")
+        if question is not None:
+            self._narrator.say(questions.as_text(question))
+            self._narrator.say("Type a number, or go on writing.")
 
     def _ready(self) -> Session:
         assert self.session is not None
@@ -239,19 +242,24 @@ class LineChat:
 
     # Answers
 
-    def _answer(self, session: Session, events: Events, message: str) -> None:
+    def _answer(self, session: Session, events: Events, message: str, label: str = _LABEL) -> None:
         before = session.last_answer
         self._unanswered = message
+        stopped, failure = False, None
         try:
-            stopped = self._answering.print(session, events, _LABEL)
+            stopped = self._answering.print(session, events, label)
         except KeyboardInterrupt:  # a second one, before the engine has acknowledged the first
             stopped = True
+        except MacllmError as error:
+            failure = error
+            self._narrator.say(f"error: {error}")
         turn = session.last_answer
         if turn is not before:
             self._unanswered = ""
-        if stopped:
-            again = f"{'; the message is dropped' if message else ''}."
-            self._narrator.say("stopped before the first word" + again if self._unanswered else "stopped.")
+        if failure is not None:
+            self._ask(questions.after_answer(failure, session, message_returned=bool(self._unanswered)))
+        elif stopped:
+            self._narrator.say("stopped before the first word." if self._unanswered else "stopped.")
         elif turn is not None and turn is not before:
             self._narrator.say_all(end_lines(turn, session.context, verbose=self._options.verbose))
             if self._options.verbose and (limit := session.context.limit_tokens):

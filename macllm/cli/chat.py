@@ -36,6 +36,8 @@ def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
 
     On a terminal, PROMPT is the first message of the conversation. In a pipe, the answer to PROMPT goes to
     stdout, and piped input is attached to PROMPT: cat notes.txt | macllm chat "summarise".
+    Without PROMPT, piped input is attached to a conversation on the terminal, and the conversation goes to stdout
+    when it ends: macllm chat > chat.md.
     Conversations are stored, unless --temporary; macllm chats lists them.
     """
     from macllm.chat.options import ChatOptions, open_session

@@ -12,7 +12,7 @@ from macllm.chat.models import UsableModel
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session
 from macllm.chat.store import Store
-from macllm.errors import ModelNotFoundError
+from macllm.errors import EngineCrashedError, ModelNotFoundError
 from macllm.generation.contract import OnStatus
 from macllm_tui import slash
 from macllm_tui.commands.command import Command
@@ -229,3 +229,28 @@ def test_a_first_start_offers_models_that_fit(talk: Talk, models: list[str]) -> 
     _, err = talk([["one"]], "2", "Hello")
     assert "Type a number, or just ask:\n  1  large: 4.0 GB; \n  2  stay with maclet\n" in err
     assert talk.engines[0].rendered == [[{"role": "user", "content": "Hello"}]]
+
+
+LONG = " ".join(["word"] * 400)
+
+
+def test_a_full_context_asks_what_to_leave_out_and_sends_the_message_again(talk: Talk) -> None:
+    out, err = talk([["one"], ["two"], ["three"]], LONG, LONG, f"{LONG} again", "1")
+    assert "The conversation is longer than the context.\n  1  leave out the oldest messages" in err
+    assert "messages are left out" in err
+    assert out.endswith("macllm: three\n\n")
+    assert [message["content"] for message in talk.engines[0].rendered[-1]] == [LONG, "two", f"{LONG} again"]
+
+
+def test_a_crashed_engine_asks_and_can_answer_again(talk: Talk) -> None:
+    crash = EngineCrashedError("It crashed.")
+    out, err = talk([["half", crash], ["whole"]], "Hello", "2")
+    assert "error: It crashed.\n" in err
+    assert "  1  go on with the answer\n  2  answer again\n" in err
+    assert out == "you: Hello\nmacllm: half\nyou: 2\nmacllm: whole\n\n"
+
+
+def test_a_summary_has_its_title_and_then_the_message_is_sent(talk: Talk) -> None:
+    out, _ = talk([["one"], ["two"], ["They said word."], ["three"]], LONG, LONG, f"{LONG} again", "2")
+    assert "Summary of the oldest messages:\nThey said word.\nmacllm: three\n" in out
+    assert "They said word." in talk.engines[0].rendered[-1][0]["content"]

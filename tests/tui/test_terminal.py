@@ -210,6 +210,17 @@ def test_the_conversation_goes_to_a_file_when_the_chat_ends(tmux: Tmux, tmp_path
     assert out.read_text() == "\n\n".join(turns) + "\n"
 
 
+@pytest.mark.parametrize("plain", [[], ["--plain"]])
+def test_piped_text_without_a_prompt_is_attached_to_a_conversation(tmux: Tmux, plain: list[str]) -> None:
+    tmux.start(f"printf 'line one\\nline two' | {chat([['Fine.']], '--show-prompt', *plain)}", height=40)
+    tmux.until("you:" if plain else "[stdin, 17 characters]")
+    tmux.type("Summarise")
+    tmux.until("Fine.")
+    tmux("send-keys", "C-d")
+    assert tmux.exit_code() == 0
+    assert 'name="stdin">\nline one\nline two\n</file>' in tmux.screen() or not plain
+
+
 def test_a_reader_of_the_conversation_that_has_gone_is_no_error(tmux: Tmux) -> None:
     tmux.start(f"{chat([['Hello.']], '--plain')} | true")
     tmux.until("you:")

@@ -75,6 +75,8 @@ class Answering:
                     return error
                 case TurnEvent(Prefill(done, total)) if total > _LONG_PROMPT:
                     self.narrator.show(f"reading {count_text(done)}/{count_text(total)}")
+                case TurnEvent(Delta(given=True) as delta):
+                    lines.text(delta)  # printed before the answer was stopped
                 case TurnEvent(Delta(kind="reasoning") as delta):
                     self.narrator.show("thinking…")
                     if thoughts is not None:
