@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -79,8 +80,9 @@ def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Ses
             adapter=options.adapter,
             journal=store,
         )
-        if store is not None and conversation is not None:
-            store.save(conversation)  # a fork is stored from the start
+        if store is not None and options.conversation is not None:
+            with suppress(MacllmError):  # reported when it is saved
+                store.add(options.conversation)  # a fork is stored from the start
         session.on_done = partial(_keep_speed, engine)
         return session
     except BaseException:

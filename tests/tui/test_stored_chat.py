@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import macllm.generation.engines.process
+from macllm.chat.options import ChatOptions, open_session
 from macllm.chat.store import Store
+from tests.chat.scripted_engine import ScriptedEngine
+from tests.chat.test_conversation import talk
 from tests.compiling import wait_for
 from tests.tui.test_terminal import Tmux, chat
 
@@ -38,3 +42,29 @@ def test_a_killed_chat_loses_nothing_and_the_next_one_goes_on(tmux: Tmux) -> Non
     question, partial, again, answer = [turn.content for turn in Store().load(stored.id).turns]
     assert (question, again, answer) == ("Question", "Again", "Second answer")
     assert partial.startswith("The first half and more")
+
+
+def test_another_model_does_not_turn_the_resumed_conversation_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(macllm.generation.engines.process, "ProcessEngine", lambda *_, **__: ScriptedEngine())
+    store = Store()
+    store.save(start := talk("a", "b"))
+    store.close()
+    options = ChatOptions(conversation=start)
+    session = open_session(options)
+    list(session.reply("c"))
+    longer = session.conversation
+    session.clear()
+    list(session.reply("new"))
+    session.close()
+    other = open_session(options)
+    other.take_over(session)
+    other.close()
+    assert Store().load(start.id) == longer
+    assert len(Store().list()) == 2
+
+
+def test_a_fork_is_stored_before_its_first_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(macllm.generation.engines.process, "ProcessEngine", lambda *_, **__: ScriptedEngine())
+    fork = talk("a", "b").forked()
+    open_session(ChatOptions(conversation=fork)).close()
+    assert Store().load(fork.id) == fork
