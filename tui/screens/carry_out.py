@@ -50,7 +50,7 @@ class ChatView(Protocol):
         """Load another model."""
         ...
 
-    def run_line(self, line: str) -> None:
+    def action_run(self, line: str) -> None:
         """Run a slash command."""
         ...
 
@@ -110,4 +110,4 @@ def _copy(text: str, chat: ChatView) -> None:
 def _open(name: str, argument: str, chat: ChatView) -> None:
     if (make := SCREENS.get(name)) is None:
         raise UsageError(f"There is no screen {name}.")
-    chat.app.push_screen(make(chat.session, argument), lambda line: chat.run_line(line or ""))
+    chat.app.push_screen(make(chat.session, argument), lambda line: chat.action_run(line or ""))

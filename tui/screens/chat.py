@@ -296,10 +296,12 @@ class ChatScreen(TranscriptScreen):
             return False
         return True
 
-    def run_line(self, line: str) -> None:
+    def action_run(self, line: str) -> None:
         """Run a slash command as if it were typed; one that ends with a space waits in the prompt."""
         if line.endswith(" "):
             self.prompt.put(line)
+        elif line.startswith("action:"):
+            self.call_next(self.run_action, line.removeprefix("action:"))
         elif line:
             self._try(lambda: (found := slash.parse(line)) and self._run_command(*found))
 
@@ -361,9 +363,9 @@ class ChatScreen(TranscriptScreen):
             self._pending.stop()
         self.app.exit(return_code=self.model.exit_code)
 
-    def action_help(self) -> None:
-        """Show commands and keys over the chat."""
-        carry_out(outcomes.ShowHelp(), self)
+    def action_open(self, name: str) -> None:
+        """Open a screen over the chat."""
+        self._try(lambda: carry_out(outcomes.Open(name), self))
 
     def on_transcript_wanted(self, message: Transcript.Wanted) -> None:
         """Carry out an action on a block."""

@@ -18,7 +18,6 @@ from textual.widgets.option_list import Option
 from ..text.visible import visible
 
 _STACKED_BELOW = 56  # cells; in a narrower list the description stands below its row
-_WIDEST_LABEL = 0.42  # of the width; the description of a longer one stands below it
 _GAP = 3
 _MARK = "› "
 
@@ -65,6 +64,8 @@ class Overlay(ModalScreen[str | None]):
     PLACEHOLDER: ClassVar = "type to filter"
     KEYS_TEXT: ClassVar = "Enter chooses · Esc closes"
     NOTHING: ClassVar = "nothing matches"
+    LABEL_SHARE: ClassVar = 0.42  # of the width, at most
+    SHORTENS: ClassVar = False  # longer labels; else their descriptions stand below them
 
     def __init__(self, typed: str = "") -> None:
         super().__init__()
@@ -198,15 +199,15 @@ class Overlay(ModalScreen[str | None]):
             return Content.styled("\n" * (number > 0) + row.group, "bold $accent")
         width = (self.list.scrollable_content_region.width or 60) - len(_MARK)
         widest = max(len(row.label) for row in self._rows)
-        lines = _lines(row, width, min(widest, int(width * _WIDEST_LABEL)))
+        lines = _lines(row, width, min(widest, int(width * self.LABEL_SHARE)), self.SHORTENS)
         first = _MARK if number == self._marked else " " * len(_MARK)
         return Content("\n").join(
             [Content.styled(" " * len(_MARK) if n else first, "bold $accent") + line for n, line in enumerate(lines)]
         )
 
 
-def _lines(row: Row, width: int, label_width: int) -> list[Content]:
-    """One row, its description below the label if the list is narrow or the label long."""
+def _lines(row: Row, width: int, label_width: int, shortens: bool) -> list[Content]:
+    """One row, its description below the label if the list is narrow or the label stays long."""
     label = Content.styled(visible(row.label), "$foreground")
     for position in row.positions:
         label = label.stylize("bold $accent", position, position + 1)
@@ -216,6 +217,7 @@ def _lines(row: Row, width: int, label_width: int) -> list[Content]:
         lines += [Content("  ") + line for line in about.wrap(max(width - 2, 8))] if row.about else []
     else:
         column = label_width + _GAP
+        label = label.truncate(label_width, ellipsis=True) if shortens else label
         below = about.wrap(max(width - column, 8)) if row.about else []
         lines = [label.truncate(width, ellipsis=True)]
         if below and label.cell_length <= label_width:

@@ -1,0 +1,42 @@
+"""The command palette, over the chat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar
+
+from macllm.chat.session import Session
+
+from ..chats import ChatStore, store_of
+from ..palette import command_entries, matching, stored_entries
+from .overlay import Overlay, Row
+
+
+class PaletteScreen(Overlay):
+    """All commands, actions, recent chats and models; the typed letters filter them."""
+
+    TITLE_TEXT: ClassVar = "Commands"
+    PLACEHOLDER: ClassVar = "type a few letters"
+    KEYS_TEXT: ClassVar = "↑ ↓ move · Enter runs · Esc closes"
+
+    def __init__(self, session: Session | None = None, typed: str = "", store: ChatStore | None = None) -> None:
+        super().__init__(typed)
+        self._store = store or store_of(session)
+        self._entries = command_entries()
+
+    def on_mount(self) -> None:
+        """Show the commands, then, once they are read from the disk, chats and models, too."""
+        self.run_worker(self._read())
+
+    async def _read(self) -> None:
+        self._entries += await asyncio.to_thread(stored_entries, self._store)
+        at = self.list.highlighted or 0
+        self.show_rows(self.rows(self.filter.value.strip()), highlighted=at)
+
+    def rows(self, typed: str) -> Sequence[Row]:
+        """The matching entries: by group without a filter, else best first."""
+        return [
+            Row(entry.label, entry.about, entry.value, "" if typed else entry.group, positions=positions)
+            for entry, positions in matching(self._entries, typed)
+        ]
