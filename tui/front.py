@@ -83,7 +83,7 @@ def _conversation(options: ChatOptions, opener: Opener, attached: Attachment | N
             prompt=options.prompt,
             conversation=options.conversation,
             open_model=lambda model, adapter, on_status: opener(
-                replace(options, model=model, adapter=adapter), on_status
+                replace(options, model=model, adapter=adapter, conversation=None), on_status
             ),
             theme=options.theme,
             keymap=Keymap.of(options.config),

@@ -290,7 +290,7 @@ class LineChat:
 
     def _switch(self, model: str, adapter: str | None) -> None:
         """Close the engine and load another model for the same conversation; if that fails, the former one."""
-        former, options = self._ready(), replace(self._options, model=model, adapter=adapter)
+        former, options = self._ready(), replace(self._options, model=model, adapter=adapter, conversation=None)
         try:
             session = self._load(options)
         except (MacllmError, KeyboardInterrupt) as failure:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from macllm_tui.text.latex import to_unicode
 from macllm_tui.text.markdown import parse
 from macllm_tui.text.splitter import BlockSplitter
-from macllm_tui.widgets.layout import lines_of
+from macllm_tui.widgets.layout import numbered_lines
 from macllm_tui.widgets.stream_markdown import StreamMarkdown
 from tests.tui.test_splitter import DOCUMENTS
 
@@ -108,7 +108,7 @@ def test_no_text_breaks_the_conversion(formula: str) -> None:
 
 
 def drawn(source: str, width: int = 60) -> list[str]:
-    return [line.plain.rstrip() for block in parse(source) for line in lines_of(block, width)]
+    return [line.plain.rstrip() for line in numbered_lines(parse(source), width)]
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def drawn(source: str, width: int = 60) -> list[str]:
         ("$$\nx\n=\ny\n$$.", ["  x = y."]),
         ("> $$ x^2 $$", ["▌   x²"]),
         (r"`\(a^2\)` and ``$a^2$``", [r"\(a^2\) and $a^2$"]),
-        ("```\n$a^2$ \\(b\\)\n```", ["", "  $a^2$ \\(b\\)", ""]),
-        ("    $a^2$ \\(b\\)", ["", "  $a^2$ \\(b\\)", ""]),
+        ("```\n$a^2$ \\(b\\)\n```", ["1".rjust(58), "  $a^2$ \\(b\\)", ""]),
+        ("    $a^2$ \\(b\\)", ["1".rjust(58), "  $a^2$ \\(b\\)", ""]),
         (r"\(\foo{x} * y\) and \(a*b*c\)", [r"\(\foo{x} * y\) and a * b * c"]),
         ("\\[\n\\foo\n\\]", ["  \\[", "  \\foo", "  \\]"]),
         ("It costs $5 and $10, or US$7, $1-$2.", ["It costs $5 and $10, or US$7, $1-$2."]),

@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 from textual.content import Content
 
 from macllm_tui.text.markdown import parse
-from macllm_tui.widgets import stream_markdown
-from macllm_tui.widgets.layout import lines_of
+from macllm_tui.widgets import layout
+from macllm_tui.widgets.layout import lines_of, numbered_lines
 from macllm_tui.widgets.stream_markdown import StreamMarkdown
 from tests.tui.test_splitter import DOCUMENTS, NOISE
 
 
 def drawn(source: str, width: int = 40) -> list[str]:
-    return [line.plain.rstrip() for block in parse(source) for line in lines_of(block, width)]
+    return [line.plain.rstrip() for line in numbered_lines(parse(source), width)]
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def drawn(source: str, width: int = 40) -> list[str]:
         ("**b** *i* ~~s~~ `c` [l](http://x) ![alt](y)", ["b i s c l alt"]),
         ("<b>x</b>", ["<b>x</b>"]),
         ("<div>\nx\n</div>", ["<div>", "x", "</div>"]),
-        ("```py\nx = 1\n\ny\n```", ["", "  x = 1", "", "  y", ""]),
-        ("- a\n  ```\n  x\n  ```", ["• a", "", "", "    x", ""]),
+        ("```py\nx = 1\n\ny\n```", ["  py" + "1".rjust(34), "  x = 1", "", "  y", ""]),
+        ("- a\n  ```\n  x\n  ```", ["• a", "", "    " + "1".rjust(34), "    x", ""]),
         ("| a | bb |\n|---|---:|\n| ccc | 1 |", ["a    bb", "───────", "ccc   1"]),
         ("", []),
     ],
@@ -54,7 +54,7 @@ def test_wrapped_lines_of_lists_and_quotes_are_indented() -> None:
 
 def test_long_code_is_folded_and_never_cut() -> None:
     lines = drawn("```\n" + "x" * 50 + "\n```", 24)
-    assert "".join(line.strip() for line in lines) == "x" * 50
+    assert "".join(line.strip() for line in lines) == "1" + "x" * 50
 
 
 def test_a_wide_table_is_wrapped_into_the_width() -> None:
@@ -66,7 +66,7 @@ def test_a_wide_table_is_wrapped_into_the_width() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.one_of(DOCUMENTS, NOISE), st.integers(10, 60))
 def test_no_line_is_wider_than_the_screen_and_no_word_is_lost(source: str, width: int) -> None:
-    lines = [line for block in parse(source) for line in lines_of(block, width)]
+    lines = [line for line in numbered_lines(parse(source), width)]
     assert all(isinstance(line, Content) for line in lines)
     for block in parse(source):
         room = max(width, len(block.rest) + 8)
@@ -88,9 +88,7 @@ def test_a_streamed_document_is_drawn_like_the_whole_document(source: str, cuts:
     widget.write(source[position:])
     widget.finish()
     assert widget.source == source
-    assert [line.plain for line in widget.lines(width)] == [
-        line.plain for block in parse(source) for line in lines_of(block, width)
-    ]
+    assert [line.plain for line in widget.lines(width)] == [line.plain for line in numbered_lines(parse(source), width)]
 
 
 def test_a_tight_list_is_drawn_without_gaps_while_it_streams() -> None:
@@ -110,11 +108,11 @@ def test_a_finished_block_is_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> N
     """The work per piece does not grow with the answer."""
     laid_out: list[str] = []
 
-    def counted(block: object, width: int) -> list[Content]:
+    def counted(block: object, width: int, number: int) -> list[Content]:
         laid_out.append(str(block))
         return [Content("x")]
 
-    monkeypatch.setattr(stream_markdown, "lines_of", counted)
+    monkeypatch.setattr(layout, "lines_of", counted)
     widget = StreamMarkdown()
     for number in range(200):
         for piece in (f"- item {number}", " of many\n"):

@@ -189,7 +189,7 @@ class ChatScreen(TranscriptScreen):
         self.prompt.put("")
         self.ask(None)
         if choice is not None:
-            self._choose(choice)
+            self._choose(choice, question)
         elif found is not None:
             self._run_command(*found)
         elif (edited := self._entry.leave_editing()) is not None:
@@ -230,6 +230,7 @@ class ChatScreen(TranscriptScreen):
             self._status.remark = ""  # a crashed engine does not clear its status
         self._show_activity("")
         returned = pending.returned if node is None else None
+        unanswered = returned is not None
         draft = self.prompt.text
         if error is not None:
             self.transcript.add(Failure(error))
@@ -241,7 +242,7 @@ class ChatScreen(TranscriptScreen):
                 returned = None
             self.prompt.put_back([*filter(None, [returned]), *self.exchange.take_queue()])
         if error is not None:
-            question = questions.after_answer(error, pending.session, message_returned=bool(self.prompt.text))
+            question = questions.after_answer(error, pending.session, message_returned=unanswered)
             self.ask(question, focus=not draft)
         send_after, self._send_after = self._send_after, False
         if send_after and node is not None:
@@ -261,16 +262,17 @@ class ChatScreen(TranscriptScreen):
 
     def on_question_box_chosen(self, message: QuestionBox.Chosen) -> None:
         """Run a choice, or go on in the prompt."""
+        question = self.query_one(QuestionBox).question
         self.ask(None)
         if message.choice is not None:
-            self._choose(message.choice)
+            self._choose(message.choice, question)
         elif message.typed:
             self.prompt.insert(message.typed)
 
-    def _choose(self, choice: outcomes.Choice) -> None:
+    def _choose(self, choice: outcomes.Choice, question: outcomes.Question | None) -> None:
         if (found := slash.parse(choice.line)) is not None and not self._run_command(*found):
-            return
-        if choice.send and self._pending is not None:
+            self.ask(question)  # another choice may help
+        elif choice.send and self._pending is not None:
             self._send_after = True
         elif choice.send and self.prompt.text.strip():
             self.prompt.action_send()

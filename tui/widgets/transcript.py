@@ -24,8 +24,8 @@ from ..text.markdown import code_blocks
 from .notices import Earlier, Welcome
 from .turns import AnswerTurn, CutMark, TurnBlock, UserTurn
 
-NEWEST = 40  # messages of a long conversation that are drawn at first
-MORE = 100  # messages drawn on demand
+NEWEST = 30  # messages of a long conversation that are drawn at first
+MORE = 50  # messages drawn on demand
 
 IdleSession = Callable[[], Session]
 """The session. Raises: UsageError during an answer."""

@@ -1,0 +1,182 @@
+"""Questions with numbered choices: pure, and in the app."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from macllm.chat.session import Session
+from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError, ModelNotFoundError
+from macllm.generation.contract import OnStatus
+from macllm_tui import questions, slash
+from macllm_tui.outcomes import Choice, Question
+from tests.chat.scripted_engine import ScriptedEngine
+from tests.tui.conftest import Play, Stage
+
+LONG = "a long question with many more words than there is room for"
+QUESTION = Question("Which?", (Choice("one", "/clear"), Choice("two")))
+
+
+@pytest.mark.parametrize(("line", "at"), [("1", 0), (" 2 ", 1), ("0", None), ("3", None), ("x", None), ("²", None)])
+def test_a_number_chooses_and_other_lines_do_not(line: str, at: int | None) -> None:
+    assert questions.chosen(QUESTION, line) == (None if at is None else QUESTION.choices[at])
+
+
+def test_a_question_as_text_numbers_its_choices() -> None:
+    assert questions.as_text(QUESTION) == "Which?\n  1  one\n  2  two"
+
+
+def conversed(*messages: str, context_length: int = 1000) -> Session:
+    session = Session(ScriptedEngine(context_length=context_length))
+    for message in messages:
+        list(session.reply(message))
+    return session
+
+
+@pytest.mark.parametrize(
+    ("messages", "lines"),
+    [
+        (["a", "b"], ["/drop", "/summarize", "/clear", "/model"]),
+        (["a"], ["/clear", "/model"]),
+        ([], ["/model"]),
+    ],
+)
+def test_an_overflow_offers_the_ways_on_that_can_help(messages: list[str], lines: list[str]) -> None:
+    question = questions.after_answer(DoesNotFitError("too long"), conversed(*messages), message_returned=True)
+    assert question is not None
+    assert [choice.line for choice in question.choices] == lines
+    assert [choice.send for choice in question.choices] == [line != "/model" for line in lines]
+
+
+@pytest.mark.parametrize("returned", [True, False])
+@pytest.mark.parametrize("error", [DoesNotFitError("x"), EngineCrashedError("x")])
+def test_every_choice_runs_a_known_command_or_sends(error: MacllmError, returned: bool) -> None:
+    question = questions.after_answer(error, conversed("a", "b"), message_returned=returned)
+    assert question is not None
+    for choice in (*question.choices, *questions.after_loading(conversed()).choices):
+        assert slash.parse(choice.line) or choice.send
+
+
+def test_other_errors_ask_nothing() -> None:
+    assert questions.after_answer(ModelNotFoundError("x"), conversed("a"), message_returned=True) is None
+
+
+async def send(stage: Stage, text: str) -> None:
+    stage.app.chat.prompt.put(text)
+    await stage.press("enter")
+
+
+async def _converse(stage: Stage) -> None:
+    for number in range(4):
+        await send(stage, f"question {number} of many, with enough words to fill it up")
+        await stage.idle()
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"),
+    [(["1"], "earlier messages are no longer read"), (["down", "enter"], "no longer read, but summarized")],
+)
+def test_an_overflow_is_answered_by_leaving_out_or_summarizing_and_the_message_is_sent_again(
+    play: Play, keys: list[str], shown: str
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        await _converse(stage)
+        await send(stage, LONG)
+        await stage.sees("1  leave out the oldest messages")
+        assert stage.typed == LONG
+        await stage.press(*keys)
+        await stage.sees("the last answer")
+        await stage.idle()
+        await stage.sees(shown)
+        assert stage.typed == ""
+        assert [turn.content for turn in stage.session.turns if turn.role == "user"][-1] == LONG
+
+    answers = [["ok"]] * 4 + [["they asked"]] * (len(keys) - 1) + [["the last answer"]]
+    play(ScriptedEngine(*answers, context_length=60), scenario, size=(80, 40))
+
+
+def test_a_choice_that_fails_leaves_the_question_open(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        for text in ("one", "two"):
+            await stage.say(text)
+            await stage.idle()
+        await stage.say("a long message")
+        await stage.sees("1  leave out")
+        await stage.press("2")  # the request for a summary is too long, too
+        await stage.until(lambda: stage.screen().count("the context holds 9") == 2)
+        await stage.press("3")
+        await stage.sees("New conversation.")
+        await stage.idle()
+        assert [turn.content for turn in stage.session.turns] == ["a long message", "ok"]
+
+    play(ScriptedEngine(context_length=9), scenario, size=(80, 40))
+
+
+def test_a_question_can_be_passed_over_by_typing_or_escape(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        for key in ("escape", "x"):
+            await send(stage, "one two three four five six")
+            await stage.sees("The message is longer than the context.")
+            await stage.press(key)
+            await stage.until(lambda: "The message is longer" not in stage.screen())
+            assert stage.typed == "one two three four five six" + "x" * (key == "x")
+            await stage.press("ctrl+u")
+
+    play(ScriptedEngine(context_length=5), scenario)
+
+
+def test_after_a_crash_the_message_is_sent_again_by_its_number(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.say("Go")
+        await stage.sees("1  try again")
+        await stage.press("1")
+        await stage.sees("now it works")
+
+    play(ScriptedEngine([EngineCrashedError("The engine is gone.")], ["now it works"]), scenario)
+
+
+def test_a_number_with_enter_chooses_too_while_a_draft_was_being_typed(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.say("Go")
+        await stage.sees("half")
+        await stage.type("my draft")
+        gate.set()
+        await stage.sees("2  answer again")
+        assert stage.typed == "my draft"
+        await stage.press("ctrl+u")
+        await stage.say("2")
+        await stage.sees("now it works")
+        assert [turn.content for turn in stage.session.turns] == ["Go", "now it works"]
+
+    gate = threading.Event()
+    play(ScriptedEngine(["half", gate, EngineCrashedError("The engine is gone.")], ["now it works"]), scenario)
+
+
+def test_another_model_goes_on_with_the_conversation_and_a_missing_one_offers_the_former(play: Play) -> None:
+    opened: list[ScriptedEngine] = []
+
+    def open_model(model: str, adapter: str | None, on_status: OnStatus) -> Session:
+        if model == "missing":
+            raise ModelNotFoundError("There is no model missing.")
+        opened.append(ScriptedEngine(["from the other"]))
+        return Session(opened[-1])
+
+    async def scenario(stage: Stage) -> None:
+        first = stage.app.chat
+        first.model._open_model = open_model
+        await stage.say("Hello")
+        await stage.idle()
+        first.switch_model("missing", None)
+        await stage.sees("There is no model missing.")
+        await stage.sees("go back to the former model")
+        await stage.press("escape")
+        assert engine.closed
+        first.switch_model("other", None)
+        await stage.idle()
+        await stage.say("Again")
+        await stage.sees("from the other")
+        assert [message["content"] for message in opened[0].rendered[0]] == ["Hello", "from the first", "Again"]
+
+    engine = ScriptedEngine(["from the first"])
+    play(engine, scenario)
