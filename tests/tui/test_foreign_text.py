@@ -10,9 +10,14 @@ from rich.segment import Segment
 from textual.app import App
 from textual.color import Color
 
+from macllm.chat.conversation import Attachment
+from macllm.chat.session import Session
+from macllm.errors import EngineCrashedError, ModelNotFoundError
+from macllm.generation.contract import OnStatus, Status
 from macllm.visible import visible
 from macllm_tui.app import ChatApp
 from macllm_tui.lines.narrator import Narrator
+from macllm_tui.outcomes import Choice, Question
 from macllm_tui.safe_lines import SafeLines
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 from tests.tui.conftest import Play, Stage
@@ -35,10 +40,50 @@ async def message(stage: Stage) -> None:
     await stage.idle()
 
 
+async def system(stage: Stage) -> None:
+    await stage.until(lambda: stage.app.chat.session)
+    stage.session.system = FOREIGN
+    await stage.say("/system")
+
+
+async def question(stage: Stage) -> None:
+    stage.app.chat.ask(Question(FOREIGN, (Choice(FOREIGN), Choice(FOREIGN))))
+
+
+async def title(stage: Stage) -> None:
+    await ask(stage)
+    stage.session.rename(FOREIGN)
+    await stage.say("/rename")
+
+
+async def attached(stage: Stage) -> None:
+    stage.app.chat.prompt.attach(Attachment(FOREIGN, FOREIGN))
+    await stage.say("see")
+    await stage.idle()
+
+
+async def nothing(stage: Stage) -> None:
+    await stage.pilot.pause()
+
+
 def engine(*steps: object, model_name: str = "scripted") -> ScriptedEngine:
     made = ScriptedEngine(list(steps) or ["ok"])  # type: ignore[arg-type]
     made.info = replace(made.info, model_name=model_name)
     return made
+
+
+def failing(on_status: OnStatus) -> Session:
+    raise ModelNotFoundError(FOREIGN, cause=FOREIGN, remedy=FOREIGN)
+
+
+def noting(on_status: OnStatus) -> Session:
+    on_status(Status(FOREIGN, transient=False))
+    return Session(engine())
+
+
+def remarking(on_status: OnStatus) -> Session:
+    on_status(Status(FOREIGN, transient=True))
+    return Session(engine())
 
 
 PLACES: dict[str, tuple[Callable[[], object], Place]] = {
@@ -48,8 +93,18 @@ PLACES: dict[str, tuple[Callable[[], object], Place]] = {
     "code": (lambda: engine(f"```{FOREIGN}\n{FOREIGN}\n```\n"), ask),
     "link": (lambda: engine(f"[{FOREIGN}](http://{FOREIGN})"), ask),
     "reasoning": (lambda: engine(thinking(FOREIGN), FOREIGN), ask),
+    "failure": (lambda: engine("half", EngineCrashedError(FOREIGN, cause=FOREIGN, remedy=FOREIGN)), ask),
     "message": (engine, message),
+    "attachment": (engine, attached),
+    "notice": (engine, system),
+    "title": (engine, title),
+    "question": (engine, question),
+    "model's name": (lambda: engine(model_name=f"org/{FOREIGN}"), ask),
+    "failure of loading": (lambda: failing, nothing),
+    "lasting status": (lambda: noting, nothing),
+    "passing status": (lambda: remarking, nothing),
 }
+TYPED = ("message", "attachment")  # the prompt takes in no control characters
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -59,10 +114,10 @@ def test_foreign_text_in_the_full_screen_is_only_text(place: str, play: Play, mo
 
     async def scenario(stage: Stage) -> None:
         await act(stage)
-        await stage.until(lambda: "C" in stage.screen())
+        await stage.until(lambda: "owned" in stage.screen())
         screen = stage.screen()
         assert screen == visible(screen).replace("\t", ""), place
-        assert "␛" in screen or place == "message"  # the prompt takes in no control characters
+        assert "␛" in screen or place in TYPED
 
     play(made(), scenario, size=(100, 30))  # type: ignore[arg-type]
 

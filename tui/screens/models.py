@@ -21,9 +21,9 @@ from macllm.chat.session import Session
 from macllm.errors import MacllmError
 from macllm.hub.downloads import Downloads, DownloadStatus
 from macllm.units import bytes_text
+from macllm.visible import visible
 
 from ..text import model_table as table
-from ..text.visible import visible
 from .overlay import Filter, Overlay, Row
 
 DOWNLOADS = Downloads()

@@ -15,7 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from ..text.visible import visible
+from macllm.visible import visible
 
 _STACKED_BELOW = 56  # cells; in a narrower list the description stands below its row
 _GAP = 3

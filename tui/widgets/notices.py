@@ -9,8 +9,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from macllm.errors import MacllmError
-
-from ..text.visible import visible
+from macllm.visible import visible
 
 
 class Welcome(Static):

@@ -18,6 +18,7 @@ from macllm.chat.attachments import read, referenced
 from macllm.chat.conversation import Attachment
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
+from macllm.visible import visible
 
 from .. import editor
 from ..completion import Menu, MenuItem, complete
@@ -26,7 +27,6 @@ from ..keys import KEYS
 from ..outcomes import Attach, OpenEditor
 from ..text.folds import pasted
 from ..text.history import History, PromptStore, stored
-from ..text.visible import visible
 from .folding_area import FoldingArea
 
 _PLACEHOLDER = "Ask anything   (/help)"

@@ -11,10 +11,11 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from macllm.visible import visible
+
 from ..keys import KEYS
 from ..outcomes import Choice, Question
 from ..questions import chosen
-from ..text.visible import visible
 
 
 class QuestionBox(Static, can_focus=True):

@@ -9,6 +9,7 @@ from textual.widgets import Static
 
 from macllm.chat.session import ContextUse
 from macllm.units import bytes_text, count_text, short_count_text
+from macllm.visible import one_line
 
 _BAR_CELLS = 8
 
@@ -61,9 +62,9 @@ def render(status: StatusValues, width: int) -> Content:
 
 def _forms(status: StatusValues) -> list[list[Content]]:
     """The items, in forms from long to short."""
-    model = Content.styled(status.model, "$foreground 80%")
-    activity = [Content.styled(status.activity, "$accent")] if status.activity else []
-    remark = [Content.styled(status.remark, "$foreground 45%")] if status.remark and not activity else []
+    model = Content.styled(one_line(status.model), "$foreground 80%")
+    activity = [Content.styled(one_line(status.activity), "$accent")] if status.activity else []
+    remark = [Content.styled(one_line(status.remark), "$foreground 45%")] if status.remark and not activity else []
     context, short_context = _context(status.context)
     memory = _memory(status)
     return [

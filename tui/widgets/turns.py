@@ -14,10 +14,10 @@ from textual.widgets import Static
 from macllm.chat.conversation import Attachment, Node
 from macllm.generation.request import CallLines, Delta
 from macllm.units import duration_text, tokens_text
+from macllm.visible import visible
 
 from ..text.folds import shown
 from ..text.summary import summarize
-from ..text.visible import visible
 from .stream_markdown import StreamMarkdown
 
 _SHORTEST_PAUSE_SECONDS = 0.04
