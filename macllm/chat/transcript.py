@@ -50,13 +50,13 @@ def write(path: Path, text: str, *, overwrite: bool = False) -> None:
     """
     if path.is_dir():
         raise UsageError(
-            f"{path} is a folder.", cause="a conversation is saved as a file", remedy=f"/save {path / 'chat.md'}"
+            f"{path} is a folder.", cause="a conversation is saved as a file", remedy=f"/export {path / 'chat.md'}"
         )
     try:
         write_text(path, text, overwrite=overwrite)
     except FileExistsError as error:
         raise UsageError(
-            f"{path} exists.", cause="files are not overwritten without --force", remedy=f"/save --force {path}"
+            f"{path} exists.", cause="files are not overwritten without --force", remedy=f"/export --force {path}"
         ) from error
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -64,5 +64,5 @@ def write(path: Path, text: str, *, overwrite: bool = False) -> None:
 
 def _unwritable(path: Path, error: OSError) -> MacllmError:
     return MacllmError(
-        f"{path} could not be written.", cause=error.strerror or str(error), remedy="/save to another folder"
+        f"{path} could not be written.", cause=error.strerror or str(error), remedy="/export to another folder"
     )

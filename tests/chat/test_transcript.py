@@ -59,7 +59,7 @@ def test_a_file_is_overwritten_only_when_asked(tmp_path: Path) -> None:
     transcript.write(path, "first\n")
     with pytest.raises(UsageError, match="exists") as caught:
         transcript.write(path, "second\n")
-    assert caught.value.remedy == f"/save --force {path}"
+    assert caught.value.remedy == f"/export --force {path}"
     assert path.read_text() == "first\n"
     transcript.write(path, "second\n", overwrite=True)
     assert path.read_text() == "second\n"
@@ -82,7 +82,7 @@ def test_without_hard_links_a_file_is_still_not_overwritten(tmp_path: Path, monk
 def test_the_error_for_a_folder_does_not_suggest_force(force: bool, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder") as caught:
         transcript.write(tmp_path, "text", overwrite=force)
-    assert caught.value.remedy == f"/save {tmp_path / 'chat.md'}"
+    assert caught.value.remedy == f"/export {tmp_path / 'chat.md'}"
 
 
 @pytest.mark.parametrize("name", ["missing/chat.md", "file/chat.md"])

@@ -651,7 +651,7 @@ def test_the_commands_of_a_session_work_in_the_app(play: Play, tmp_path: Path) -
         await stage.idle()
         stage.app.chat.prompt.put(f"/save {path}")
         await stage.press("enter")
-        await stage.sees("Saved to")
+        await stage.sees("Exported to")
         await stage.say("/set temperature 0")
         await stage.sees("temperature = 0")
         await stage.say("/system Be brief.")
@@ -677,7 +677,7 @@ def test_an_unknown_command_is_an_error_and_stays_in_the_prompt(play: Play) -> N
     async def scenario(stage: Stage) -> None:
         await stage.say("/sve it")
         await stage.sees("Unknown command /sve.")
-        await stage.sees("/save [--force] FILE")
+        await stage.sees("/export [md | json | html] [--force] FILE")
         assert stage.typed == "/sve it"
 
     play(ScriptedEngine(), scenario)

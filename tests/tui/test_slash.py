@@ -43,8 +43,8 @@ def output(chat: Session, line: str) -> str:
         ("/new", "clear", ""),
         ("/retry", "regen", ""),
         ("/set  top_k   3 ", "set", "top_k   3"),
-        ("/save my chat.md\n", "save", "my chat.md"),
-        ("/save /tmp/chat.md", "save", "/tmp/chat.md"),
+        ("/save my chat.md\n", "export", "my chat.md"),
+        ("/save /tmp/chat.md", "export", "/tmp/chat.md"),
     ],
 )
 def test_a_line_with_one_slash_is_a_command_and_its_argument(line: str, name: str, argument: str) -> None:
@@ -72,7 +72,7 @@ def test_other_lines_are_messages_and_two_slashes_send_one(line: str, sent: str)
 
 
 @pytest.mark.parametrize(
-    ("line", "near"), [("/sve x", "/save"), ("/Quti", "/quit"), ("/xyzzy", "/help"), ("/", "/help")]
+    ("line", "near"), [("/sve x", "/export"), ("/Quti", "/quit"), ("/xyzzy", "/help"), ("/", "/help")]
 )
 def test_an_unknown_command_is_an_error_that_suggests_the_nearest(line: str, near: str) -> None:
     with pytest.raises(UsageError, match="Unknown command") as caught:
@@ -119,7 +119,7 @@ def test_a_saved_conversation_is_replaced_only_by_force(tmp_path: Path, monkeypa
     for line in ("/save", "/save --force", "/save --force  "):
         with pytest.raises(UsageError, match="file name"):
             run(session("third"), line)
-    with pytest.raises(UsageError, match="No conversation to save"):
+    with pytest.raises(UsageError, match="No conversation to export"):
         run(session(), f"/save {tmp_path / 'empty.md'}")
     assert list(tmp_path.iterdir()) == [path]
 

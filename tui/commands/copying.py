@@ -1,16 +1,13 @@
-"""Commands that copy and save the conversation."""
+"""Commands that copy the conversation."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 from macllm.chat import transcript
 from macllm.chat.options import short_name
 from macllm.chat.session import Session
 from macllm.errors import UsageError
 
-from ..outcomes import Copy, Outcome, Say
+from ..outcomes import Copy, Outcome
 from .command import Command
 
 
@@ -32,21 +29,4 @@ def _copy(session: Session, argument: str) -> Outcome:
     return Copy(blocks[int(argument) - 1])
 
 
-def _save(session: Session, argument: str) -> Outcome:
-    force = argument.startswith("--force ")
-    name = argument.removeprefix("--force ").strip()
-    if not name or name == "--force":
-        raise UsageError("/save needs a file name.", remedy="/save chat.md")
-    if not session.turns:
-        raise UsageError("No conversation to save yet.")
-    path = Path(os.path.expandvars(name)).expanduser()
-    model_name = short_name(session.engine.info.model_name)
-    text = transcript.as_markdown(session.turns, model_name=model_name, system=session.system)
-    transcript.write(path, text, overwrite=force)
-    return Say(f"Saved to {path}.")
-
-
-COMMANDS = (
-    Command("copy", "[N | all]", "copy the last answer, its Nth code block, or the whole conversation", _copy),
-    Command("save", "[--force] FILE", "save the conversation as Markdown", _save),
-)
+COMMANDS = (Command("copy", "[N | all]", "copy the last answer, its Nth code block, or the whole conversation", _copy),)

@@ -114,5 +114,7 @@ COMMANDS = (
     Command("resume", "[ID]", "go on with a stored conversation", _resume, idle=True, values=_stored),
     Command("fork", "[MESSAGE]", "go on with a copy, up to a message (its number or id)", _fork, idle=True),
     Command("rename", "[TITLE]", "name the conversation", _rename, idle=True),
-    Command("export", "[md | json | html] [--force] FILE", "write the conversation to a file", _export),
+    Command(
+        "export", "[md | json | html] [--force] FILE", "write the conversation to a file", _export, aliases=("save",)
+    ),
 )
