@@ -124,6 +124,33 @@ def test_a_stopped_message_returns_with_its_markers(play: Play, folder: Path) ->
     play(ScriptedEngine([threading.Event()]), scenario)
 
 
+def test_a_stopped_message_that_began_with_two_slashes_returns_with_both(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.say("//clear it")
+        await stage.until(lambda: stage.app.chat._pending)
+        await stage.press("escape")
+        await stage.until(lambda: stage.typed == "//clear it")
+
+    play(ScriptedEngine([threading.Event()]), scenario)
+
+
+def test_control_c_clears_a_draft_before_it_quits(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macllm_tui.screens.chat._AGAIN_SECONDS", 60.0)
+
+    async def scenario(stage: Stage) -> None:
+        await stage.say("Go")
+        await stage.sees("half")
+        await stage.type("draft")
+        await stage.press("ctrl+c")
+        await stage.idle()
+        await stage.press("ctrl+c")
+        assert (stage.app.is_running, stage.typed) == (True, "")
+        await stage.press("up")
+        assert stage.typed == "draft"
+
+    play(ScriptedEngine(["half", threading.Event()]), scenario)
+
+
 def test_a_paste_sends_nothing_and_opens_no_menu(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.idle()

@@ -88,6 +88,7 @@ class ChatScreen(TranscriptScreen):
         self.exchange = Exchange(self.transcript, self.model, self._post)
         self.transcript.anchor()
         self.watch(self.transcript, "scroll_y", self._refresh_status, init=False)
+        self.watch(self.transcript, "virtual_size", lambda: self.call_later(self._refresh_status), init=False)
         self.prompt.focus()
         for note in in_effect(self.app).notes:
             self.turns.mount(Notice(note))  # leaves the welcome in place
@@ -347,7 +348,7 @@ class ChatScreen(TranscriptScreen):
         if self.prompt.leave_search():
             return
         now = time.monotonic()
-        if now - self._interrupted < _AGAIN_SECONDS:
+        if now - self._interrupted < _AGAIN_SECONDS and not self.prompt.text:
             self.action_leave()
             return
         self._interrupted = now

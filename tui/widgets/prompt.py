@@ -20,7 +20,7 @@ from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
 from macllm.visible import visible
 
-from .. import editor
+from .. import editor, slash
 from ..completion import Menu, MenuItem, complete
 from ..keymap import Keymap, in_effect
 from ..keys import KEYS
@@ -31,8 +31,6 @@ from .folding_area import FoldingArea
 
 _PLACEHOLDER = "Ask anything   (/help)"
 _SEARCH_PLACEHOLDER = "Search the history"
-_SEARCH_TITLE = "history: Ctrl+R older, Enter takes it, Esc returns"
-_NO_MATCH = "history: no message matches, Esc returns"
 
 
 @dataclass
@@ -117,9 +115,9 @@ class Prompt(FoldingArea):
 
     def put_back(self, messages: Iterable[tuple[str, tuple[Attachment, ...]]]) -> None:
         """Put messages that were not sent before the text."""
-        self.leave_search()
-        texts = [self.folds.restore(text, attachments) for text, attachments in messages]
-        self.put("\n\n".join(texts + [self.text] * bool(self.text)))
+        if texts := [self.folds.restore(slash.as_typed(text), attachments) for text, attachments in messages]:
+            self.leave_search()
+            self.put("\n\n".join(texts + [self.text] * bool(self.text)))
 
     def message(self, text: str) -> tuple[str, tuple[Attachment, ...]]:
         """The message of a text in the prompt. Raises: UsageError for a file that cannot be attached."""
@@ -338,12 +336,17 @@ class Prompt(FoldingArea):
         if self._draft is not None:
             found = [entry for entry in self._history.search(text)]
             items = tuple(MenuItem(entry, " ↵ ".join(visible(entry).split("\n"))) for entry in found)
-            return Menu(items, 0, len(text), title=_SEARCH_TITLE if items else _NO_MATCH)
+            return Menu(items, 0, len(text), title=self._search_title if items else "history: no message matches")
         menu = complete(text, cursor, self._session()) if self._typing and self.selection.is_empty else None
         if menu is not None and menu.start == self._closed_at:
             return None
         self._closed_at = None
         return menu
+
+    @property
+    def _search_title(self) -> str:
+        older, take, leave = (in_effect(self.app).shown("prompt", name) for name in ("history_search", "send", "close"))
+        return f"history: {older} older, {take} takes it, {leave} returns"
 
     def _show_menu(self) -> None:
         self.post_message(PromptMenu(self._menu_now()))
