@@ -86,7 +86,6 @@ class ChatScreen(TranscriptScreen):
     def on_mount(self) -> None:
         """Paint, then load the model."""
         self.exchange = Exchange(self.transcript, self.model, self._post)
-        self.transcript.anchor()
         self.watch(self.transcript, "scroll_y", self._refresh_status, init=False)
         self.watch(self.transcript, "virtual_size", lambda: self.call_later(self._refresh_status), init=False)
         self.prompt.focus()

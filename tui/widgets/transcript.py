@@ -75,8 +75,9 @@ class Transcript(VerticalScroll, can_focus=False):
             yield Welcome(id="welcome")
 
     def on_mount(self) -> None:
-        """Begin with nothing above."""
+        """Begin with nothing above, and follow the end."""
         self._earlier.show_count(0)
+        self.anchor()
 
     @property
     def turns(self) -> VerticalGroup:
