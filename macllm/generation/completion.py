@@ -215,10 +215,13 @@ class _RunningCompletion:
             if self._cancelled():
                 return "cancelled"
             try:
-                yield (next(reading),)
+                read = next(reading)
             except StopIteration as end:
                 logits = end.value
                 break
+            if self._prefix is not None and read.done + step >= read.total:  # the last step of the prompt is next
+                self._prefix.keep(inputs, cache)
+            yield (read,)
         sampler = self._sampler(inputs, logits.shape[-1])
         tokens = decode(model, cache, logits, sampler, max_tokens=self._answer_limit, alternatives=request.logprobs)
         for sampled in tokens:

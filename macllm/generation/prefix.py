@@ -25,7 +25,8 @@ class PrefixCache:
 
     The cache of the newest completion is always kept, and of the others those used last, as far as they fit into
     `capacity_bytes`. A cache is handed out uncut where all its tokens begin the prompt, else as a fork if the rest of
-    its tokens is long enough to be worth keeping, so that going back to the longer branch finds it.
+    its tokens is long enough to be worth keeping, so that going back to the longer branch finds it. One that cannot be
+    cut back later, because a window or a recurrence forgets, is forked as well.
     """
 
     def __init__(self, capacity_bytes: int = 0) -> None:
@@ -70,6 +71,12 @@ class PrefixCache:
         self._evict()
         return cache, reused
 
+    def keep(self, tokens: Sequence[int], cache: ModelCache) -> None:
+        """Keep a fork of the caller's `cache` of the first `tokens`, if it cannot be cut back later."""
+        if _forgets(cache) and cache.nbytes <= self._capacity_bytes:
+            self._entries.append(_Entry(tuple(tokens[: cache.length]), cache.fork(), self._kind))
+            self._evict()
+
     def release(self, tokens: Sequence[int], cache: ModelCache) -> None:
         """Keep `cache`, which holds the first `cache.length` of `tokens`, as the one used last."""
         new = _Entry(tuple(tokens[: cache.length]), cache, self._kind)
@@ -96,14 +103,20 @@ class PrefixCache:
         return best, found[0]
 
     def _is_kept(self, entry: _Entry, reused: int) -> bool:
-        """True if the tokens after the first `reused` are worth a copy of those."""
+        """True if the cache, with the tokens after the first `reused`, is worth a copy of those."""
         rest = len(entry.tokens) - reused
-        return rest >= max(KEPT_TOKENS, reused // KEPT_SHARE) and entry.cache.nbytes <= self._capacity_bytes
+        is_worth = _forgets(entry.cache) if rest == 0 else rest >= max(KEPT_TOKENS, reused // KEPT_SHARE)
+        return is_worth and entry.cache.nbytes <= self._capacity_bytes
 
     def _evict(self) -> None:
         """Drop caches, the one used longest ago first, until the rest fits."""
         while self.nbytes > self._capacity_bytes:
             del self._entries[0]
+
+
+def _forgets(cache: ModelCache) -> bool:
+    """True if the cache cannot be cut back far."""
+    return cache.length > 1 and cache.nearest(1) == 0
 
 
 def _holds(longer: _Entry, shorter: _Entry) -> bool:

@@ -56,8 +56,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_values, "SLACK", 2)
 
 
-def answered(name: str, prompt: tuple[int, ...], kv_bits: int | None, prefix: PrefixCache | None) -> list[Event]:
-    request = Request(prompt=prompt, max_tokens=5, sampling=SamplingParams(temperature=0.0), logprobs=0)
+def answered(
+    name: str, prompt: tuple[int, ...], kv_bits: int | None, prefix: PrefixCache | None, count: int = 5
+) -> list[Event]:
+    request = Request(prompt=prompt, max_tokens=count, sampling=SamplingParams(temperature=0.0), logprobs=0)
     options = EngineOptions(prefill_step=4, kv_bits=kv_bits)
     return list(run(model(name), FakeTokenizer(), request, options, prefix=prefix))
 
@@ -117,6 +119,20 @@ def test_an_early_edit_leaves_the_long_branch_in_memory(name: str, kv_bits: int 
     events = answered(name, (*long, *answer, 11, 12), kv_bits, prefix)
     assert cached(events) == 44
     assert tokens_of(events) == tokens_of(answered(name, (*long, *answer, 11, 12), kv_bits, None))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "performer"])
+def test_a_cache_that_forgets_is_kept_where_a_regeneration_begins(name: str) -> None:
+    """The state before the last step of a long prompt, and that before the newest message."""
+    prefix, prompt = PrefixCache(10**9), tuple(3 + n * 7 % 80 for n in range(22))
+    answer = tokens_of(answered(name, prompt, None, prefix, 16))
+    assert cached(answered(name, prompt, None, prefix, 16)) == 20
+    second = (*prompt, *answer, 11, 12)
+    fresh = tokens_of(answered(name, second, None, None, 16))
+    for _ in range(3):
+        again = answered(name, second, None, prefix, 16)
+        assert cached(again) == 37
+    assert tokens_of(again) == fresh
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "performer"])
