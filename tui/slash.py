@@ -11,10 +11,10 @@ import difflib
 
 from macllm.errors import UsageError
 
-from .commands import context, conversation, copying, interface, models, presets, prompt, settings, storage
+from .commands import context, conversation, copying, interface, models, presets, prompt, settings, storage, versions
 from .commands.command import Command
 
-TOPICS = (conversation, context, storage, prompt, models, copying, settings, presets, interface)
+TOPICS = (conversation, versions, context, storage, prompt, models, copying, settings, presets, interface)
 COMMANDS = {command.name: command for topic in TOPICS for command in topic.COMMANDS}
 NAMES = {name: command for command in COMMANDS.values() for name in command.names}
 

@@ -254,3 +254,24 @@ def test_a_summary_has_its_title_and_then_the_message_is_sent(talk: Talk) -> Non
     out, _ = talk([["one"], ["two"], ["They said word."], ["three"]], LONG, LONG, f"{LONG} again", "2")
     assert "Summary of the oldest messages:\nThey said word.\nmacllm: three\n" in out
     assert "They said word." in talk.engines[0].rendered[-1][0]["content"]
+
+
+def test_an_earlier_message_is_edited_by_its_number(talk: Talk) -> None:
+    out, err = talk([["one"], ["two"], ["three"]], "First", "Second", "/edit", "/edit #1 Another", "/edit #4 x")
+    assert "#1  First\n#2  Second\n" in err
+    assert "error: There is no message #4." in err
+    assert out.endswith("you: /edit #1 Another\nmacllm: three\nyou: /edit #4 x\n\n")
+    assert [message["content"] for message in talk.engines[0].rendered[-1]] == ["Another"]
+
+
+def test_other_versions_are_a_numbered_list(talk: Talk) -> None:
+    out, err = talk(
+        [["one"], ["two"], ["three"]], "First", "/regen", "/edit Second", "/versions", "1", "/versions", "2"
+    )
+    assert "Other versions, those of the newest message first:\n  1  question 1: First\n" in err
+    shown = out.partition("you: /versions\n")[2]
+    assert shown == "you: 1\nyou: First\nmacllm: two\nyou: /versions\nyou: 2\nyou: Second\nmacllm: three\n\n"
+
+
+def test_messages_with_one_version_each_have_no_others(talk: Talk) -> None:
+    assert "error: Every message has one version." in talk([["one"]], "First", "/versions")[1]
