@@ -87,7 +87,7 @@ class ChatScreen(TranscriptScreen):
         """Paint, then load the model."""
         self.exchange = Exchange(self.transcript, self.model, self._post)
         self.watch(self.transcript, "scroll_y", self._refresh_status, init=False)
-        self.watch(self.transcript, "virtual_size", lambda: self.call_later(self._refresh_status), init=False)
+        self.watch(self.transcript, "virtual_size", self._refresh_status, init=False)
         self.prompt.focus()
         for note in in_effect(self.app).notes:
             self.turns.mount(Notice(note))  # leaves the welcome in place

@@ -96,13 +96,17 @@ class Folds:
         """The text split at its markers; no piece is empty."""
         return [self._folds.get(piece, piece) for piece in self._pattern.split(text) if piece]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """(start, end) of each marker."""
+        return [match.span() for match in self._pattern.finditer(text)]
+
     def before(self, text: str, index: int) -> tuple[int, int] | None:
         """(start, end) of the marker that a Backspace at `index` is to delete: the one it is in or just after."""
-        return next((m.span() for m in self._pattern.finditer(text) if m.start() < index <= m.end()), None)
+        return next(((start, end) for start, end in self.spans(text) if start < index <= end), None)
 
     def after(self, text: str, index: int) -> tuple[int, int] | None:
         """(start, end) of the marker that a Delete at `index` is to delete: the one it is in or just before."""
-        return next((m.span() for m in self._pattern.finditer(text) if m.start() <= index < m.end()), None)
+        return next(((start, end) for start, end in self.spans(text) if start <= index < end), None)
 
     def _marker(self, label: str, text: str, name: str = "") -> str:
         marker, number = f"[{label}]", 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rich.text import Text
 from textual.document._document import Location
 from textual.widgets import TextArea
 
@@ -19,6 +20,13 @@ class FoldingArea(TextArea):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.folds = Folds()
+
+    def get_line(self, line_index: int) -> Text:
+        """A line as it is drawn: markers are bold."""
+        line = super().get_line(line_index)
+        for start, end in self.folds.spans(line.plain):
+            line.stylize("bold", start, end)
+        return line
 
     @property
     def cursor_index(self) -> int:
