@@ -80,7 +80,8 @@ def drawn() -> str:
             return app.export_screenshot(simplify=True)
 
     environment = {"TEXTUAL_ANIMATIONS": "none", "MACLLM_THEME": "dark", "MACLLM_NATIVE": "0", "MACLLM_METAL": "0"}
-    with mock.patch.dict(os.environ, environment):
+    no_offer = mock.patch("macllm_tui.first_start.question", return_value=None)
+    with mock.patch.dict(os.environ, environment), no_offer:
         os.environ.pop("NO_COLOR", None)  # Textual would draw in shades of grey
         return without_remote_fonts(asyncio.run(main()))
 

@@ -17,8 +17,8 @@ from macllm.hub.downloads import Downloads, DownloadStatus
 from macllm.hub.fit import Fit
 from macllm.hub.shape import ModelShape
 from macllm.hub.speeds import ModelSpeed
-from macllm_tui.app import THEMES
 from macllm_tui.screens.models import ModelsScreen
+from macllm_tui.themes import THEMES
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.tui.golden import check, screen_text
 
@@ -211,6 +211,8 @@ def test_an_unfinished_download_goes_on(run: Callable[..., Host]) -> None:
         await table.press("enter")
         assert "Go on with the download of part?" in table.text()
         await table.press("enter")
+        assert table.downloads.calls == []
+        await table.press("g")
         assert table.downloads.calls == [("start", "org/part")]
 
     run(scenario, models=[model])
@@ -219,7 +221,7 @@ def test_an_unfinished_download_goes_on(run: Callable[..., Host]) -> None:
 def test_a_model_that_is_in_no_list_can_be_got_by_name(run: Callable[..., Host]) -> None:
     async def scenario(table: Table) -> None:
         await table.sees("Download thing?")
-        await table.press("enter")
+        await table.press("enter", "g")
         assert table.downloads.calls == [("start", "other/thing")]
 
     run(scenario, argument="other/thing")

@@ -15,7 +15,7 @@ from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.contract import Status
 
-from .. import outcomes, questions, slash
+from .. import first_start, outcomes, questions, slash
 from ..commands.command import Command
 from ..exchange import Exchange
 from ..keymap import in_effect
@@ -150,6 +150,8 @@ class ChatScreen(TranscriptScreen):
         if session.turns:
             self.transcript.show(session.conversation)
         self._go_on()
+        if self._pending is None and (offer := first_start.question(session.engine.info.model_name)) is not None:
+            self.ask(offer)
 
     def _show_load_failure(self, error: MacllmError) -> None:
         self.model.failure = error

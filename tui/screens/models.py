@@ -57,7 +57,10 @@ class WorkReported(Message):
 
 
 class ModelsScreen(Overlay):
-    """The list of models. Letters act as long as nothing is typed; get and remove ask for the key again."""
+    """The list of models.
+
+    Letters act as long as nothing is typed; get and remove ask for the key again. Enter starts no download.
+    """
 
     BINDINGS: ClassVar = [
         *(Binding(key, name, show=False, priority=True) for key, name in
@@ -143,7 +146,7 @@ class ModelsScreen(Overlay):
         if wanted:
             self._highlight_name(wanted)
             if (model := self._model) is not None and not model.is_local:
-                self._ask("g", model, f"Download {model.title}{_size(model)}? g or Enter gets it.")
+                self._ask("g", model, f"{_wish(model)}? g does it.")
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Show what is known about the highlighted model."""
@@ -171,7 +174,8 @@ class ModelsScreen(Overlay):
         if (model := self._model) is None:
             return
         if model.kind == "catalogue" or model.unfinished:
-            self.action_get()
+            # Enter starts no download: it may be a second one, of somebody who has typed ahead.
+            self._ask("g", model, f"{_wish(model)}? g does it.")
         elif model.problem is not None:
             self._say(f"{model.title} cannot be used: {model.problem}")
         else:
