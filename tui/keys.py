@@ -32,6 +32,7 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
         Key("help", "f1", "open('help')", "commands and keys", "F1"),
         Key("palette", "ctrl+p", "open('palette')", "all commands, recent chats and models", "Ctrl+P"),
         Key("chats", "ctrl+s", "open('chats')", "stored conversations", "Ctrl+S"),
+        Key("models", "ctrl+o", "open('models')", "models and adapters", "Ctrl+O"),
         Key("new", "ctrl+n", "run('/clear')", "new conversation", "Ctrl+N"),
         Key("page_up", "pageup", "page(-1)", "scroll the conversation", "PgUp PgDn"),
         Key("page_down", "pagedown", "page(1)", ""),

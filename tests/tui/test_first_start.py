@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from macllm.chat.session import Session
+from macllm.generation.contract import OnStatus
 from macllm.hub import speeds
 from macllm_tui.screens.models import ModelsScreen
 from tests.chat.scripted_engine import ScriptedEngine
@@ -57,3 +59,26 @@ def test_a_first_message_on_the_command_line_is_answered_without_an_offer(play: 
         assert "stay with maclet" not in stage.screen()
 
     play(maclet(["Hello."]), scenario, prompt="Hi")
+
+
+def test_ctrl_o_opens_the_list_of_models_and_a_choice_switches_the_model_in_place(play: Play) -> None:
+    switched: list[tuple[str, str | None]] = []
+
+    def open_model(model: str, adapter: str | None, on_status: OnStatus) -> Session:
+        switched.append((model, adapter))
+        return Session(maclet(["From the other model."]))
+
+    async def scenario(stage: Stage) -> None:
+        await stage.say("Hi")
+        await stage.sees("From the first.")
+        await stage.press("ctrl+o")
+        await stage.until(lambda: isinstance(stage.app.screen, ModelsScreen))
+        await stage.sees("On this machine")
+        await stage.press("enter")
+        await stage.until(lambda: switched)
+        await stage.say("Again")
+        await stage.sees("From the other model.")
+        assert "From the first." in stage.screen()
+
+    play(ScriptedEngine(["From the first."]), scenario, open_model=open_model)
+    assert switched == [("maclet", None)]
