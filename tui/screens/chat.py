@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.message import Message
 
 from macllm.chat.conversation import Attachment, Conversation
 from macllm.chat.session import Session
@@ -31,17 +30,10 @@ from ..widgets.question import QuestionBox
 from ..widgets.status_line import StatusLine, StatusValues
 from ..widgets.transcript import BlockKeys, Transcript
 from .carry_out import carry_out
+from .from_thread import FromThread
 from .transcript_screen import TranscriptScreen
 
 _AGAIN_SECONDS = 1.5  # a second Ctrl+C within this time quits; a second Esc edits
-
-
-class FromThread(Message):
-    """Wraps a message of the model's threads for the screen."""
-
-    def __init__(self, message: ThreadMessage) -> None:
-        super().__init__()
-        self.message = message
 
 
 class ChatScreen(TranscriptScreen):
@@ -150,8 +142,7 @@ class ChatScreen(TranscriptScreen):
         if session.turns:
             self.transcript.show(session.conversation)
         self._go_on()
-        if self._pending is None and (offer := first_start.question(session.engine.info.model_name)) is not None:
-            self.ask(offer)
+        self.ask(None if self._pending else first_start.question(session.engine.info.model_name), focus=False)
 
     def _show_load_failure(self, error: MacllmError) -> None:
         self.model.failure = error
