@@ -82,7 +82,7 @@ def connect(path: Path) -> sqlite3.Connection:
             remedy=f"mv {path} {path}.d",
         )
     try:
-        _make(path)
+        make_private(path)
         db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     except (sqlite3.Error, OSError) as error:
         raise described(error, path) from error
@@ -145,8 +145,11 @@ def is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _make(path: Path) -> None:
-    """Create the file for its owner alone; SQLite gives its companions the same permissions."""
+def make_private(path: Path) -> None:
+    """Create a file for its owner alone; SQLite gives its companions the same permissions.
+
+    Raises: OSError.
+    """
     if not path.parent.is_dir():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
@@ -190,7 +193,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 
 def _back_up(db: sqlite3.Connection, path: Path) -> None:
     path.unlink(missing_ok=True)
-    _make(path)
+    make_private(path)
     copy = sqlite3.connect(path)
     try:
         db.backup(copy)

@@ -6,7 +6,7 @@ import atexit
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,34 +161,44 @@ class Store:
                 self._changed.notify_all()
 
     def _repair(self) -> bool:
-        """Move a damaged file aside and report it. Returns True if it was damaged."""
+        """Move a damaged file aside and report it. Returns True if it was damaged. Raises: MacllmError."""
         from .database import repaired
 
-        notice = repaired(self.path)
-        if notice is not None and self._on_error is not None:
-            self._on_error(notice)
+        try:
+            notice = repaired(self.path)
+        except OSError as error:
+            raise self._described(error) from error
+        if notice is not None:
+            self._tell(notice)
         return notice is not None
+
+    def _tell(self, error: MacllmError) -> None:
+        if self._on_error is not None:
+            with suppress(Exception):  # a screen that has ended; the writing goes on
+                self._on_error(error)
 
     def _report(self, error: Exception) -> None:
         if self._failing:
             return
         self._failing = True
         failure = self._described(error)
-        if self._on_error is not None:
-            self._on_error(
-                MacllmError(
-                    "The conversation cannot be stored now; macllm keeps trying.",
-                    cause=f"{failure.message} {failure.cause or ''}".rstrip(),
-                    remedy=failure.remedy,
-                )
+        self._tell(
+            MacllmError(
+                "The conversation cannot be stored now; macllm keeps trying.",
+                cause=f"{failure.message} {failure.cause or ''}".rstrip(),
+                remedy=failure.remedy,
             )
+        )
 
     def _recover(self, error: Exception) -> None:
         """Repair a damaged file, else wait; when closing, put what cannot be written into files of its own."""
         from .database import DamagedFileError, is_busy
 
-        if self._repairs and isinstance(self._described(error), DamagedFileError) and self._repair():
-            return
+        try:
+            if self._repairs and isinstance(self._described(error), DamagedFileError) and self._repair():
+                return
+        except MacllmError as failure:
+            error = failure
         self._report(error)
         with self._changed:
             if self._closing_at is None:
@@ -205,9 +215,11 @@ class Store:
 
     def _put_beside(self, conversation: Conversation) -> None:
         from .archive import write_export
+        from .database import make_private
 
         path = self.path.with_name(f"unsaved-{conversation.id}.json")
         try:
+            make_private(path)
             write_export(path, conversation)
         except OSError as error:
             self.unsaved = MacllmError("A conversation could not be stored.", cause=error.strerror or str(error))

@@ -306,6 +306,7 @@ def test_a_conversation_that_cannot_be_stored_at_the_end_is_in_a_file(
     assert store.unsaved is not None
     path = tmp_path / f"unsaved-{conversation.id}.json"
     assert (store.unsaved.remedy, read_export(path)) == (f"macllm chats import {path}", conversation)
+    assert path.stat().st_mode & 0o777 == 0o600
     other.close()
 
 
@@ -432,6 +433,27 @@ def test_a_file_that_is_damaged_during_a_chat_is_moved_aside_and_the_conversatio
     stored(store, two := one.added(user("c")))
     assert store.load(one.id) == two
     assert len(notices) == 1
+
+
+def test_a_damaged_file_that_cannot_be_moved_is_an_error_and_the_conversation_is_not_lost(
+    tmp_path: Path, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def fail(_: MacllmError) -> None:
+        raise RuntimeError("the screen has ended")
+
+    store = opened(tmp_path / NAME, on_error=fail)
+    store.open()
+    (tmp_path / NAME).write_bytes(b"overwritten " * 1000)
+    monkeypatch.setattr(database, "_set_aside", refuse)
+    with pytest.raises(MacllmError, match="cannot be used") as caught:
+        store.open()
+    assert caught.value.cause == "Permission denied"
+    store.save(one := talk("a"))
+    store.close()
+    assert read_export(tmp_path / f"unsaved-{one.id}.json") == one
 
 
 def test_a_second_damaged_file_replaces_no_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def store_of(session: Session) -> Store:
         raise UsageError(
             "This chat is not stored.",
             cause="it is temporary, or the file of conversations cannot be used",
-            remedy="macllm chat without --temporary; macllm doctor",
+            remedy="macllm chat without --temporary; macllm chats ls says if the file cannot be used",
         )
     return session.journal
 
