@@ -30,9 +30,9 @@ class Exchange:
         self._queue: list[UserTurn] = []
 
     @property
-    def queued(self) -> bool:
-        """True if messages wait."""
-        return bool(self._queue)
+    def queued(self) -> int:
+        """The number of messages that wait."""
+        return len(self._queue)
 
     def enqueue(self, text: str, attachments: tuple[Attachment, ...] = ()) -> None:
         """Send a message after the ones that wait."""

@@ -12,7 +12,7 @@ from macllm.errors import MacllmError
 from . import slash
 from .chats import ChatStore
 from .commands.command import Command
-from .keys import KEYS
+from .keymap import DEFAULTS, Keymap
 from .text.matching import Positions, ranked
 
 _RECENT_CHATS = 8
@@ -29,12 +29,12 @@ class PaletteEntry:
     group: str
 
 
-def command_entries() -> list[PaletteEntry]:
+def command_entries(keymap: Keymap = DEFAULTS) -> list[PaletteEntry]:
     """Commands, then keys' actions."""
     found = [_command(command) for command in slash.COMMANDS.values()]
     return found + [
         PaletteEntry(key.help, key.shown, f"action:{key.action}", "Keys")
-        for key in KEYS["chat"]
+        for key in keymap.keys["chat"]
         if key.shown and key.id not in _NOT_HERE
     ]
 

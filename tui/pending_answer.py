@@ -49,15 +49,24 @@ class PendingAnswer:
         self.stopping = False
         self.memory: MemoryUse | None = None
         self.activity = "thinking…"
-        self._measured = time.monotonic()
+        self.reading: tuple[int, int] | None = None  # tokens of the prompt read so far, and all of them
+        self.reused_tokens = 0  # of the prompt
+        self.first_token_seconds: float | None = None
+        self._began = self._measured = time.monotonic()
         self._before = session.asked
 
     def show(self, event: Event) -> None:
         """Draw an event, and say what goes on."""
         match event:
             case Prefill(done, total) if not self.stopping:
+                if self.reading is None:
+                    self.reused_tokens = done  # the first event says how much is there already
+                self.reading = done, total
                 self.activity = f"reading {count_text(done)}/{count_text(total)}"
             case Delta() as delta:
+                self.reading = None
+                if self.first_token_seconds is None and delta.tokens:
+                    self.first_token_seconds = time.monotonic() - self._began
                 self.widget.feed(delta)
                 self.speed.add(max(len(delta.tokens), 1), time.monotonic())
                 if not self.stopping:

@@ -325,7 +325,7 @@ def test_the_status_line_shows_speed_context_and_memory(play: Play) -> None:
         await stage.sees("tok/s")
         gate.set()
         await stage.idle()
-        await stage.sees("memory 2.0 GB/8.0 GB")
+        await stage.sees("2.0 GB/8.0 GB")
         await stage.sees("23/1,000")
         assert "scripted" in stage.screen().splitlines()[-1]
 

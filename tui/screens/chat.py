@@ -379,9 +379,7 @@ class ChatScreen(TranscriptScreen):
 
     def _refresh_status(self) -> None:
         status, keymap = self._status, in_effect(self.app)
-        status.context = self.session.context if self.session else None
-        if self._pending is not None and (memory := self._pending.memory) is not None:
-            status.memory_bytes, status.memory_limit_bytes = memory.active_bytes, memory.limit_bytes
+        status.observe(self.session, self._pending, self.exchange.queued)
         if time.monotonic() - self._interrupted < _AGAIN_SECONDS:
             status.hint = f"{keymap.shown('chat', 'interrupt')} again quits"
         elif self._entry.edited is not None:

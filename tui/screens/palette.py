@@ -9,7 +9,8 @@ from typing import ClassVar
 from macllm.chat.session import Session
 
 from ..chats import ChatStore, store_of
-from ..palette import command_entries, matching, stored_entries
+from ..keymap import in_effect
+from ..palette import PaletteEntry, command_entries, matching, stored_entries
 from .overlay import Overlay, Row
 
 
@@ -23,10 +24,12 @@ class PaletteScreen(Overlay):
     def __init__(self, session: Session | None = None, typed: str = "", store: ChatStore | None = None) -> None:
         super().__init__(typed)
         self._store = store or store_of(session)
-        self._entries = command_entries()
+        self._entries: list[PaletteEntry] = []
 
     def on_mount(self) -> None:
         """Show the commands, then, once they are read from the disk, chats and models, too."""
+        self._entries = command_entries(in_effect(self.app))
+        self.refresh_rows()
         self.run_worker(self._read())
 
     async def _read(self) -> None:
