@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 
 from macllm.chat import database, rows
 from macllm.chat import store as store_module
@@ -575,3 +576,37 @@ def test_the_store_is_imported_without_sqlite() -> None:
     program = "import sys, macllm.chat.store, macllm.chat.options, macllm_tui.front, macllm.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert {"sqlite3", "mlx.core", "textual"} & set(done.stdout.split()) == set()
+
+
+STEPS = strategies.lists(strategies.tuples(strategies.sampled_from("achdtfe"), strategies.integers(0, 9)), max_size=25)
+
+
+@given(STEPS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_after_any_steps_the_newest_state_is_loaded(store: Store, steps: list[tuple[str, int]]) -> None:
+    state = talk("first")
+    store.save(state)
+    for step, number in steps:
+        nodes = list(state.nodes)
+        node = nodes[number % len(nodes)]
+        match step:
+            case "a":
+                state = state.added(user(f"text {number}"))
+            case "c":
+                state = state.changed(node, answer(f"changed {number}"))
+            case "h":
+                state = state.at(node)
+            case "d" if len(nodes) > 1 and state.head != nodes[-1]:
+                state = replace(state, nodes={each: state.nodes[each] for each in nodes[:-1]})
+            case "t":
+                state = replace(state, title=f"title {number}", system=f"system {number}")
+            case "f":
+                assert store.flush(5)
+            case "e":
+                state = state.forked()
+        store.save(state)
+    assert store.flush(5)
+    loaded = Store(store.path).load(state.id)
+    assert loaded == state
+    assert list(loaded.nodes) == list(state.nodes)
+    assert [hit.chat.id for hit in store.search(state.turns[-1].content)].count(state.id) == 1

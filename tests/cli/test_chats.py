@@ -361,3 +361,13 @@ def test_stored_text_cannot_control_the_terminal() -> None:
         os.close(ours)
         assert b"owned" in seen
         assert not {"\x1b", "\x07", "\x9b"} & set(seen.decode())
+
+
+@pytest.mark.slow
+def test_answers_of_the_bundled_model_are_the_same_again(run: Callable[..., Outcome]) -> None:
+    for question in ("What is RoPE?", "And what is GQA?"):
+        command = [sys.executable, "-m", "macllm", "chat", question, "-c"][: 6 if Store().path.exists() else 5]
+        subprocess.run([*command, "--temperature", "0.9"], check=True, capture_output=True, timeout=100)
+    [chat] = Store().list()
+    verified = run("replay", chat.id, "--verify")
+    assert (verified.code, verified.err) == (0, "2 of 2 answers are equal\n")
