@@ -213,7 +213,7 @@ class LineChat:
                 self._attached += (attachment,)
                 self._introduce_attachments()
             case outcomes.SwitchTheme():
-                raise UsageError("Lines have no theme.", remedy="macllm chat without --plain")
+                raise UsageError("Lines have no theme.", remedy="macllm chat --no-plain")
 
     def _open(self, screen: str, argument: str) -> None:
         """Ask a question in place of a screen."""
@@ -228,7 +228,7 @@ class LineChat:
         elif screen == "models":
             self._ask(models_question(session.engine.info.model_name))
         else:
-            raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat without --plain")
+            raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat --no-plain")
 
     def _ask(self, question: outcomes.Question | None) -> None:
         self._question = question

@@ -33,7 +33,8 @@ def adapters_question() -> Question:
 
 def _row(model: UsableModel, session_model: str) -> str:
     parts = [model.name, status_text(model), size_text(model)]
-    parts += [f"context {context_text(model)}", f"fits {fit_text(model)}", f"{speed_text(model)} tok/s"]
+    fits = "" if model.fit is not None and model.fit.over_bytes else "fits "
+    parts += [f"context {context_text(model)}", f"{fits}{fit_text(model)}", f"{speed_text(model)} tok/s"]
     known = ", ".join(part for part in parts if not part.startswith("-") and not part.endswith(" -"))
     return f"{known} (in use)" if model.name == session_model else known
 
