@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, cast
 
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
@@ -76,8 +75,9 @@ class ChatApp(App[None]):
             for number in (signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self.exit, None, 128 + number)
             if not self.is_headless and sys.__stdin__ is not None and sys.__stdin__.isatty():
-                leave = partial(loop.call_soon_threadsafe, self.exit, None, HUNG_UP)
-                watch_terminal(sys.__stdin__.fileno(), leave)
+                watch_terminal(
+                    sys.__stdin__.fileno(), lambda: loop.call_soon_threadsafe(lambda: self.exit(return_code=HUNG_UP))
+                )
         self.push_screen(self.chat)
         if (attached := self.attached) is not None:
             self.chat.call_after_refresh(lambda: self.chat.prompt.attach(attached))

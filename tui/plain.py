@@ -264,8 +264,10 @@ class LineChat:
             self._narrator.say_all(end_lines(turn, session.context, verbose=self._options.verbose))
             if self._options.verbose and (limit := session.context.limit_tokens):
                 self._narrator.say(f"context: {count_text(session.context.used_tokens)} of {count_text(limit)} tokens")
-            if (warning := session.take_warning()) is not None:
+            question = questions.after_answer(None, session, answer=turn, message_returned=False)
+            if (warning := session.take_warning()) is not None and question is None:
                 self._narrator.say(warning)
+            self._ask(question)
 
     def _show_conversation(self, session: Session) -> None:
         """Print the newest turns of the conversation."""

@@ -55,7 +55,7 @@ class ContextUse:
         """A sentence with both numbers and a remedy, for a context that fills up."""
         share = self.used_tokens / self.limit_tokens if self.limit_tokens else 0.0
         numbers = f"{count_text(self.used_tokens)} of {tokens_text(self.limit_tokens or 0)}"
-        return f"{min(share, 1):.0%} of the context is used ({numbers}); /clear begins a new conversation."
+        return f"{min(share, 1):.0%} of the context is used ({numbers}); /summarize makes room, /clear begins anew."
 
 
 class Journal(Protocol):

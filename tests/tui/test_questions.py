@@ -58,6 +58,17 @@ def test_every_choice_runs_a_known_command_or_sends(error: MacllmError, returned
         assert slash.parse(choice.line) or choice.send
 
 
+def test_an_answer_cut_off_by_the_end_of_the_context_asks_for_the_way_on() -> None:
+    session = conversed("a", "b", context_length=7)
+    answer = session.turns[-1]
+    assert answer.finish == "length"
+    question = questions.after_answer(None, session, answer=answer, message_returned=False)
+    assert question is not None
+    assert [choice.line for choice in question.choices] == ["/drop", "/summarize", "/clear", "/model"]
+    assert not any(choice.send for choice in question.choices)
+    assert questions.after_answer(None, conversed("a", "b"), answer=answer, message_returned=False) is None
+
+
 def test_other_errors_ask_nothing() -> None:
     assert questions.after_answer(ModelNotFoundError("x"), conversed("a"), message_returned=True) is None
 

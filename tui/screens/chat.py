@@ -223,19 +223,19 @@ class ChatScreen(TranscriptScreen):
             self._status.remark = ""  # a crashed engine does not clear its status
         self._show_activity("")
         returned = pending.returned if node is None else None
-        unanswered = returned is not None
+        answer = None if node is None else node.turn
+        question = questions.after_answer(error, pending.session, answer=answer, message_returned=returned is not None)
         draft = self.prompt.text
         if error is not None:
             self.transcript.add(Failure(error))
-        elif (warning := pending.session.take_warning()) is not None:
+        elif (warning := pending.session.take_warning()) is not None and question is None:
             self.transcript.add(Notice(warning))
-        if error is not None or node is None or node.turn.finish == "cancelled":
+        if error is not None or answer is None or answer.finish == "cancelled":
             if returned is not None and pending.edited is not None and not draft:
                 self._entry.edit(pending.edited, *returned)
                 returned = None
             self.prompt.put_back([*filter(None, [returned]), *self.exchange.take_queue()])
-        if error is not None:
-            question = questions.after_answer(error, pending.session, message_returned=unanswered)
+        if question is not None:
             self.ask(question, focus=not draft)
         send_after, self._send_after = self._send_after, False
         if send_after and node is not None:
