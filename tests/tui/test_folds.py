@@ -55,6 +55,14 @@ def test_a_marker_inside_a_paste_is_text() -> None:
     assert folds.expand(outer, plain)[0] == f"{inner}\n" * 20
 
 
+def test_a_marker_that_begins_like_another_is_the_longer_one() -> None:
+    folds = Folds()
+    files = Attachment("a", "xyz"), Attachment("a, 3 characters] b", "later")
+    markers = [folds.attach(file) for file in files]
+    assert markers[1].startswith(markers[0])
+    assert folds.expand(markers[1], plain) == ('@"a, 3 characters] b"', files[1:])
+
+
 def test_names_in_a_paste_are_not_attached() -> None:
     folds = Folds()
     marker = folds.paste("@notes.md\n" * 20)

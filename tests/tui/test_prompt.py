@@ -154,6 +154,12 @@ def test_control_c_clears_a_draft_before_it_quits(play: Play, monkeypatch: pytes
 def test_a_paste_sends_nothing_and_opens_no_menu(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.idle()
+        stage.app.post_message(Paste("/the"))
+        await stage.until(lambda: stage.typed == "/the")
+        await stage.press("enter")
+        await stage.sees("Unknown command /the.")
+        assert (stage.typed, "› /theme" in stage.screen()) == ("/the", False)
+        await stage.press("ctrl+u")
         stage.app.post_message(Paste("/quit\r"))
         await stage.until(lambda: stage.typed == "/quit\n")
         stage.app.post_message(Paste("\x1b[31mthe rest\x1b[0m"))
