@@ -68,7 +68,8 @@ class PendingAnswer:
                 if self.first_token_seconds is None and delta.tokens:
                     self.first_token_seconds = time.monotonic() - self._began
                 self.widget.feed(delta)
-                self.speed.add(max(len(delta.tokens), 1), time.monotonic())
+                if not delta.given:
+                    self.speed.add(max(len(delta.tokens), 1), time.monotonic())
                 if not self.stopping:
                     speed = self.speed.tokens_per_second
                     self.activity = speed_text(speed) if speed else "answering…"
