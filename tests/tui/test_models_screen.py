@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from textual.app import App
+from textual.events import Key
 
 from macllm import hub
 from macllm.chat.models import UsableModel
@@ -254,6 +255,17 @@ def test_remove_asks_and_refuses_the_model_in_use(run: Callable[..., Host], monk
 
     run(scenario)
     assert removed == ["org/Qwen3-4B-4bit"]
+
+
+def test_keys_that_come_in_a_burst_act_in_their_order(run: Callable[..., Host]) -> None:
+    async def scenario(table: Table) -> None:
+        for key, character in (("down", None), ("x", "x")):
+            table.app.post_message(Key(key, character))
+        await table.sees("Remove Qwen3-4B-4bit")
+        await table.press("down")
+        assert "Remove" not in table.text()
+
+    run(scenario)
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,6 @@ class ModelsScreen(Overlay):
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Show what is known about the highlighted model."""
         super().on_option_list_option_highlighted(event)
-        if self._asked is not None and (model := self._model) is not None and model.name != self._asked[1]:
-            self._asked, self._news = None, ""
         self._show_details()
 
     def on_input_changed(self, event: Filter.Changed) -> None:
@@ -168,6 +166,16 @@ class ModelsScreen(Overlay):
         self.call_after_refresh(self.refresh_rows)
 
     # Actions
+
+    def action_move(self, direction: int) -> None:
+        """Highlight the next model."""
+        self._asked, self._news = None, ""
+        super().action_move(direction)
+
+    def action_page(self, direction: int) -> None:
+        """Move by the models on the screen."""
+        self._asked, self._news = None, ""
+        super().action_page(direction)
 
     def choose(self) -> None:
         """Load the highlighted model or apply the adapter; get one that is not here."""

@@ -54,10 +54,11 @@ class Overlay(ModalScreen[str | None]):
 
     BINDINGS: ClassVar = [
         Binding("escape", "back", show=False),
-        Binding("up,ctrl+p", "move(-1)", show=False),
-        Binding("down,ctrl+n", "move(1)", show=False),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown", "page(1)", show=False),
+        # With priority like the letters, so that keys that come in a burst act in their order.
+        Binding("up,ctrl+p", "move(-1)", show=False, priority=True),
+        Binding("down,ctrl+n", "move(1)", show=False, priority=True),
+        Binding("pageup", "page(-1)", show=False, priority=True),
+        Binding("pagedown", "page(1)", show=False, priority=True),
     ]
     LETTER_KEYS: ClassVar[frozenset[str]] = frozenset()  # bindings with priority that are letters
     TITLE_TEXT: ClassVar = ""
