@@ -50,7 +50,7 @@ def test_the_bundled_guide_answers_at_once_all_the_same(play: Play) -> None:
         await stage.say("Hi")
         await stage.sees("Hello.")
 
-    play(maclet(["Hello."]), scenario)
+    play(maclet(["Hello."]), scenario, size=(60, 20))  # where all choices are seen, too
 
 
 def test_a_first_message_on_the_command_line_is_answered_without_an_offer(play: Play) -> None:

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from macllm.visible import visible
+from macllm.visible import one_line, visible
 
 from ..keys import KEYS
 from ..outcomes import Choice, Question
@@ -45,6 +45,11 @@ class QuestionBox(Static, can_focus=True):
         self._question, self._at = question, 0
         self.display = question is not None
         if question is not None:
+            self._draw()
+
+    def on_resize(self) -> None:
+        """Draw for the new width."""
+        if self._question is not None:
             self._draw()
 
     def on_key(self, event: events.Key) -> None:
@@ -82,5 +87,7 @@ class QuestionBox(Static, can_focus=True):
         for number, choice in enumerate(self._question.choices):
             at = number == self._at
             style = "bold $accent" if at else "$foreground"
-            lines.append(Content.styled(f"{'❯' if at else ' '} {number + 1}  {visible(choice.label)}", style))
+            line = Content.styled(f"{'❯' if at else ' '} {number + 1}  {one_line(choice.label)}", style)
+            # One line each, so that all choices are seen in a small window; the current one is whole
+            lines.append(line if at else line.truncate(self.content_size.width or line.cell_length, ellipsis=True))
         self.update(Content("\n").join(lines))
