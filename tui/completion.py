@@ -90,10 +90,13 @@ def _argument(text: str, cursor: int, session: Session | None) -> Menu | None:
         return None
     argument = typed[2]
     values = command.values(session, argument)
-    found = ranked(argument, values, lambda each: each)
+    # A path or the name of a model is not to become another one by its letters
+    found = ranked(argument, values, lambda each: each, fuzzy="/" not in argument)
     items = tuple(MenuItem(value, value.rstrip(), values[value], positions) for value, positions in found)
-    is_whole = argument.rstrip() in {value.rstrip() for value in values} or (
-        not argument and command.argument.startswith("[")
+    is_whole = (
+        argument.endswith("/")
+        or argument.rstrip() in {value.rstrip() for value in values}
+        or (not argument and command.argument.startswith("["))
     )
     return Menu(items, typed.start(2), len(text), is_whole) if items else None
 

@@ -82,6 +82,16 @@ def test_an_argument_is_completed_from_the_values_of_its_command(text: str, comp
     assert after(text) == completed
 
 
+def test_an_argument_with_a_slash_is_completed_only_as_it_is_typed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert [item.text for item in menu("/attach src/ma").items] == ["src/main.py"]
+    assert complete("/attach src/mn", 14) is None
+    assert menu("/attach src").takes_enter
+    assert not menu("/attach src/").takes_enter
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -146,7 +156,8 @@ def test_the_home_folder_is_completed(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_selection_moves_around_both_ends() -> None:
     found = menu("/theme ")
-    assert [found.moved(steps).selected for steps in (1, 2, -1)] == [1, 0, 1]
+    last = len(found.items) - 1
+    assert [found.moved(steps).selected for steps in (1, -1, last + 1)] == [1, last, 0]
 
 
 def test_matched_positions_spell_the_query_in_its_order() -> None:
