@@ -84,7 +84,7 @@ def _write(db: sqlite3.Connection, new: Conversation, before: Conversation | Non
             "DELETE FROM chat WHERE id = ? AND NOT EXISTS (SELECT 1 FROM message WHERE chat = ?)", (new.id, new.id)
         )
         return
-    _write_chat(db, new, touched=bool(changed or removed))
+    _write_chat(db, new, before, touched=bool(changed or removed))
     for node in changed:
         _write_node(db, new.id, node)
 
@@ -93,15 +93,20 @@ def _is_parent(db: sqlite3.Connection, chat: str, node: str) -> bool:
     return db.execute("SELECT 1 FROM message WHERE chat = ? AND parent = ?", (chat, node)).fetchone() is not None
 
 
-def _write_chat(db: sqlite3.Connection, new: Conversation, *, touched: bool) -> None:
+def _write_chat(db: sqlite3.Connection, new: Conversation, before: Conversation | None, *, touched: bool) -> None:
+    """Write the conversation's own row. What is as in `before` stays as another process left it."""
+    renamed, moved = before is None or new.title != before.title, before is None or new.head != before.head
+    changes = (renamed, renamed, before is None or new.system != before.system, moved)
     answers = (node.turn.origin for node in reversed(list(new.nodes.values())) if node.turn.origin)
     origin = next(answers, None)
     values = (new.id, _clean(new.title), _clean(new.name), new.system and _clean(new.system), new.head)
     db.execute(
         """INSERT INTO chat (id, title, name, system, head, model, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT (id) DO UPDATE SET title = excluded.title, name = excluded.name, system = excluded.system,
-        head = excluded.head, model = excluded.model, updated = iif(?, excluded.updated, updated)""",
-        (*values, origin.model if origin else None, new.created, time.time(), touched),
+        ON CONFLICT (id) DO UPDATE SET
+            title = iif(?, excluded.title, title), name = iif(? OR title = '', excluded.name, name),
+            system = iif(?, excluded.system, system), head = iif(?, excluded.head, head), model = excluded.model,
+            updated = iif(?, excluded.updated, updated)""",
+        (*values, origin.model if origin else None, new.created, time.time(), *changes, touched),
     )
 
 

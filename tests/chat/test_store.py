@@ -263,6 +263,18 @@ def test_two_processes_add_to_one_conversation_without_loss(tmp_path: Path, open
     assert len(Store(tmp_path / NAME).load(start.id).nodes) == 6
 
 
+def test_a_title_that_another_process_gave_stays(tmp_path: Path, opened: Callable[..., Store]) -> None:
+    one, two = opened(tmp_path / NAME), opened(tmp_path / NAME)
+    start = talk("a", "b")
+    stored(one, start)
+    stored(two, replace(two.load(start.id), title="Theirs", system="Be kind."))
+    stored(one, longer := start.added(user("c")))
+    assert one.load(start.id) == replace(longer, title="Theirs", system="Be kind.")
+    assert one.list()[0].name == "Theirs"
+    stored(one, replace(longer, title="Ours"))
+    assert [chat.name for chat in two.list()] == ["Ours"]
+
+
 def test_a_message_that_another_process_answered_is_not_removed(tmp_path: Path, opened: Callable[..., Store]) -> None:
     one, two = opened(tmp_path / NAME), opened(tmp_path / NAME)
     start = talk("a", "b", "c")

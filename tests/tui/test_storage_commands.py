@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,14 +145,16 @@ def replace_session(chat: Session) -> Session:
     return Session(ScriptedEngine(), conversation=replace(chat.conversation, nodes={}, head=None))
 
 
-def test_a_temporary_chat_has_no_stored_conversations() -> None:
+def test_a_temporary_chat_goes_on_with_a_stored_conversation_and_stores_nothing() -> None:
+    with closing(Store()) as store:
+        store.save(one := talk("q", "a"))
     chat = Session(ScriptedEngine(), conversation=Conversation.begin().added(user("a")))
-    for line in ("/chats", "/resume", "/resume abc"):
-        with pytest.raises(UsageError, match="not stored"):
-            run(chat, line)
-    command, _ = slash.parse("/resume x") or pytest.fail("no command")
-    assert command.values is not None
-    assert command.values(chat, "") == {}
+    assert chats_question(chat).choices[0].line == f"/resume {one.id}"
+    outcome = run(chat, f"/resume {one.id[:6]}")
+    assert isinstance(outcome, outcomes.Redraw)
+    assert "not stored" in outcome.text
+    list(chat.reply("more"))
+    assert Store().load(one.id) == one
 
 
 def test_resuming_is_completed_with_the_stored_conversations(chat: Session, store: Store) -> None:

@@ -20,15 +20,9 @@ from .command import Command
 _OFFERED = 20
 
 
-def store_of(session: Session) -> Store:
-    """The store of a session. Raises: UsageError if it stores nothing."""
-    if not isinstance(session.journal, Store):
-        raise UsageError(
-            "This chat is not stored.",
-            cause="it is temporary, or the file of conversations cannot be used",
-            remedy="macllm chat without --temporary; macllm chats ls says if the file cannot be used",
-        )
-    return session.journal
+def _store(session: Session | None) -> Store:
+    """The store of a session; that of other chats for one that stores nothing."""
+    return session.journal if session is not None and isinstance(session.journal, Store) else Store()
 
 
 def chats_question(session: Session, words: str = "") -> Question:
@@ -36,7 +30,7 @@ def chats_question(session: Session, words: str = "") -> Question:
 
     Raises: UsageError if there is none.
     """
-    store = store_of(session)
+    store = _store(session)
     store.flush(1)
     found = [hit.chat for hit in store.search(words, _OFFERED)] if words else store.list(_OFFERED)
     if not found:
@@ -52,20 +46,20 @@ def _date(seconds: float) -> str:
 
 
 def _chats(session: Session, argument: str) -> Outcome:
-    store_of(session)
     return Open("chats", argument)
 
 
 def _resume(session: Session, argument: str) -> Outcome:
     if not argument:
         return _chats(session, argument)
-    store = store_of(session)
+    store = _store(session)
     store.flush(1)
     chat = store.find(argument)
     if chat == session.conversation.id:
         return Say("This conversation is open already.")
     session.open(store.load(chat))
-    return Redraw(f"Resumed: {session.conversation.name}")
+    unstored = "" if store is session.journal else " This chat is temporary; what comes now is not stored."
+    return Redraw(f"Resumed: {session.conversation.name}{unstored}")
 
 
 def _fork(session: Session, argument: str) -> Outcome:
@@ -101,10 +95,9 @@ def _export(session: Session, argument: str) -> Outcome:
 
 def _stored(session: Session | None, argument: str) -> Mapping[str, str]:
     """The newest conversations, for completion."""
-    if session is None or not isinstance(session.journal, Store):
-        return {}
+    store = _store(session)
     try:
-        return {session.journal.short(chat.id): chat.name for chat in session.journal.list(_OFFERED)}
+        return {store.short(chat.id): chat.name for chat in store.list(_OFFERED)}
     except MacllmError:
         return {}
 
