@@ -26,7 +26,7 @@ Scope = Literal["chat", "prompt", "blocks", "question"]
 
 KEYS: dict[Scope, tuple[Key, ...]] = {
     "chat": (
-        Key("stop", "escape", "stop", "stop the answer, keep its text so far", "Esc"),
+        Key("stop", "escape", "stop", "stop the answer, keep its text; twice: edit the last message", "Esc"),
         Key("blocks", "alt+up,alt+down", "blocks", "select a message", "Alt+Up Alt+Down"),
         Key("reasoning", "ctrl+t", "toggle_reasoning", "fold or unfold the reasoning", "Ctrl+T"),
         Key("help", "f1", "open('help')", "commands and keys", "F1"),

@@ -263,11 +263,11 @@ def test_a_failed_load_returns_the_message_and_sending_loads_again(play: Play) -
 
 def test_an_almost_full_context_is_a_warning_that_names_clear(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
-        await stage.say("Hello")
+        await stage.say("Hello you")
         await stage.sees("of the context is used")
         await stage.sees("/clear")
 
-    play(ScriptedEngine(["x"], context_length=3), scenario)
+    play(ScriptedEngine(["x"], context_length=5), scenario)
 
 
 def test_an_exception_while_loading_is_shown_like_an_error(play: Play) -> None:

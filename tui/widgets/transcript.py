@@ -18,6 +18,7 @@ from macllm.chat.conversation import Conversation, Node
 from macllm.chat.session import Session
 from macllm.errors import UsageError
 
+from ..keymap import in_effect
 from ..keys import KEYS
 from ..outcomes import Answer, Copy, Outcome, Redraw
 from ..text.markdown import code_blocks
@@ -289,8 +290,12 @@ class BlockKeys(Static):
     def show(self, block: TurnBlock | None) -> None:
         """Show the keys of a block; None: none."""
         self.display = block is not None
-        keys = "y copy  c code  " + ("e edit  " if isinstance(block, UserTurn) else "r again  ")
-        self.update(Content(keys + "[ ] version  Space fold  Esc"))
+        keymap = in_effect(self.app)
+        again = ("edit", "edit") if isinstance(block, UserTurn) else ("regenerate", "again")
+        names = (("copy", "copy"), ("copy_code", "code"), again, ("fold", "fold"), ("leave", ""))
+        keys = "  ".join(f"{keymap.shown('blocks', name)} {label}".rstrip() for name, label in names)
+        versions = " ".join(keymap.shown("blocks", f"{name}_version") for name in ("previous", "next"))
+        self.update(Content(f"{versions} version  {keys}"))
 
 
 def _show(session: Session, node: str) -> Outcome:
