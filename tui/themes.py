@@ -1,7 +1,9 @@
 """The colors of the full screen.
 
 `dark` and `light` are in true colors; `ansi` takes the terminal's own sixteen. Text is in $foreground or, where it
-matters less, $muted, which must be readable too; $faint is for lines and bars only.
+matters less, $muted, which is readable too; $faint is for lines and bars only. The grounds are $tint of code in a
+line, $ground of blocks of code, $selected of a chosen message and $highlighted of a row. No state has a color alone:
+without colors (NO_COLOR) bold, reverse, signs and words are left.
 """
 
 from __future__ import annotations
@@ -23,6 +25,14 @@ THEMES = (
         error="#e5786d",
         success="#82aaff",
         dark=True,
+        variables={
+            "muted": "#9a9da3",
+            "faint": "#3f4246",
+            "tint": "#2c2e32",
+            "ground": "#1e2024",
+            "selected": "#212835",
+            "highlighted": "#2a3242",
+        },
     ),
     Theme(
         name="macllm-light",
@@ -36,6 +46,14 @@ THEMES = (
         error="#b3261e",
         success="#2457c5",
         dark=False,
+        variables={
+            "muted": "#5f6166",
+            "faint": "#cbcbcb",
+            "tint": "#e1e1e0",
+            "ground": "#f0efee",
+            "selected": "#e1e6f2",
+            "highlighted": "#d3dcf0",
+        },
     ),
     Theme(
         name="macllm-ansi",
@@ -50,6 +68,12 @@ THEMES = (
         error="ansi_red",
         success="ansi_blue",
         variables={
+            "muted": "ansi_default",
+            "faint": "ansi_bright_black",
+            "tint": "ansi_default",
+            "ground": "ansi_default",
+            "selected": "ansi_default",
+            "highlighted": "ansi_default",
             "ansi-background": "ansi_default",
             "ansi-foreground": "ansi_default",
             "border": "ansi_blue",

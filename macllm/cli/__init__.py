@@ -21,10 +21,13 @@ import click
 
 from macllm.errors import DoesNotFitError, MacllmError, UnsupportedMachineError, UsageError
 
+from .names import COMPLETE
 from .output import report
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "chat": "Chat with a model, in the terminal or through a pipe.",
@@ -37,6 +40,7 @@ COMMANDS = {
     "bench": "Measure the speed and memory use of a model.",
     "config": "Show and change the settings.",
     "doctor": "Show system and kernel diagnostics.",
+    "completion": "Print a script that completes commands in your shell.",
 }
 
 WELCOME = """\
@@ -78,6 +82,13 @@ class LazyGroup(click.Group):
 
         near = get_close_matches(args[0], COMMANDS, n=1)
         raise click.UsageError(f"No such command {args[0]!r}." + "".join(f" Did you mean {n!r}?" for n in near), ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin with `incomplete`, without importing them, and the flags."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=about) for name, about in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
@@ -157,6 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(program, {}, "macllm", COMPLETE, instruction)
     try:
         with program.make_context("macllm", arguments) as ctx:
             code = program.invoke(ctx)

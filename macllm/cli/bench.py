@@ -10,6 +10,7 @@ import click
 
 from macllm.units import bytes_text, duration_text, speed_text
 
+from . import names
 from .fetch import fetch
 from .native import compile_kernels
 from .output import Progress, say, working
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.option("-m", "--model", metavar="NAME", help=MODEL_HELP)
+@click.option("-m", "--model", metavar="NAME", shell_complete=names.models, help=MODEL_HELP)
 @click.option("--adapter", metavar="FOLDER", help="LoRA adapter to apply to the model.")
 @click.option(
     "-p", "--prompt", "prompt_tokens", type=click.IntRange(min=1), help="Prompt length in tokens. [default: 512]"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import names
 from .resuming import fetched, resume_options, resumed, say_resume_line
 from .sampling import model_options, sampling_options
 
@@ -26,7 +27,13 @@ OF_CONVERSATION = ("chat.model", "chat.adapter", "chat.system", "chat.preset")
     help="Longest answer, in tokens. [default: up to the end of the context]",
 )
 @click.option("--plain/--no-plain", default=None, help="Use plain lines instead of the full screen.")
-@click.option("-p", "--preset", metavar="NAME", help="System prompt and sampling of [presets.NAME] in the settings.")
+@click.option(
+    "-p",
+    "--preset",
+    metavar="NAME",
+    shell_complete=names.presets,
+    help="System prompt and sampling of [presets.NAME] in the settings.",
+)
 @click.option("--theme", metavar="NAME", help="Colors of the full screen: dark, light, ansi or auto. [default: auto]")
 @click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
 @resume_options

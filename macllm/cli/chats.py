@@ -16,6 +16,7 @@ import click
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
 from macllm.visible import one_line, visible
 
+from . import names
 from .output import report, say
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def search(text: str, limit: int | None, as_json: bool) -> int:
 
 
 @command.command("show")
-@click.argument("chat", metavar="ID")
+@click.argument("chat", metavar="ID", shell_complete=names.chats)
 @_JSON
 def show(chat: str, as_json: bool) -> None:
     """Print the current path of a conversation, with the numbers of its messages."""
@@ -109,7 +110,7 @@ def show(chat: str, as_json: bool) -> None:
 
 
 @command.command("export")
-@click.argument("chat", metavar="ID")
+@click.argument("chat", metavar="ID", shell_complete=names.chats)
 @click.option("-f", "--format", "form", type=click.Choice(FORMATS), help="[default: by FILE's name, else md]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
@@ -143,7 +144,7 @@ def import_chats(files: tuple[Path, ...]) -> None:
 
 
 @command.command("rm")
-@click.argument("chats", metavar="ID...", nargs=-1, required=True)
+@click.argument("chats", metavar="ID...", shell_complete=names.chats, nargs=-1, required=True)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rm(chats: tuple[str, ...], yes: bool) -> None:
     """Remove conversations for good."""
@@ -162,7 +163,7 @@ def rm(chats: tuple[str, ...], yes: bool) -> None:
 
 
 @command.command("replay")
-@click.argument("chat", metavar="ID")
+@click.argument("chat", metavar="ID", shell_complete=names.chats)
 @click.option("--verify", is_flag=True, help="Print only the comparison; exit with 1 at a difference.")
 @_JSON
 def replay_chat(chat: str, verify: bool, as_json: bool) -> int:

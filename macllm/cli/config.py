@@ -10,6 +10,8 @@ import click
 
 from macllm.errors import UsageError
 
+from . import names
+
 if TYPE_CHECKING:
     from macllm.config.settings import ConfigFile, Resolved
 
@@ -35,9 +37,9 @@ def path() -> None:
 
 
 @command.command("show")
-@click.argument("key", required=False)
-@click.option("-m", "--model", metavar="NAME", help="Show the values for this model.")
-@click.option("-p", "--preset", metavar="NAME", help="Show the values with this preset.")
+@click.argument("key", required=False, shell_complete=names.settings)
+@click.option("-m", "--model", metavar="NAME", shell_complete=names.models, help="Show the values for this model.")
+@click.option("-p", "--preset", metavar="NAME", shell_complete=names.presets, help="Show the values with this preset.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def show(key: str | None, model: str | None, preset: str | None, as_json: bool) -> None:
     """Print each setting with its value and origin; KEY: only one, as sampling.top_p, or one table."""
@@ -60,7 +62,7 @@ def show(key: str | None, model: str | None, preset: str | None, as_json: bool) 
 
 
 @command.command("set")
-@click.argument("key")
+@click.argument("key", shell_complete=names.settings)
 @click.argument("value")
 def set_value(key: str, value: str) -> None:
     """Write VALUE for KEY into the file, as sampling.temperature 0.7 or keys.stop ctrl+x."""
@@ -76,7 +78,7 @@ def set_value(key: str, value: str) -> None:
 
 
 @command.command("unset")
-@click.argument("key")
+@click.argument("key", shell_complete=names.settings)
 def unset_value(key: str) -> None:
     """Remove KEY from the file."""
     from macllm.config.toml_text import without_value

@@ -10,6 +10,7 @@ import click
 
 from macllm.units import bytes_text
 
+from . import names
 from .fetch import get
 from .output import say, working
 
@@ -81,14 +82,14 @@ def _as_json(model: UsableModel) -> dict[str, Any]:
 
 
 @command.command("get")
-@click.argument("name")
+@click.argument("name", shell_complete=names.models)
 def get_model(name: str) -> None:
     """Download or update a model and print its folder."""
     click.echo(get(name))
 
 
 @command.command("show")
-@click.argument("name", default="maclet")
+@click.argument("name", default="maclet", shell_complete=names.models)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(name: str, as_json: bool) -> None:
     """Show a model's metadata without downloading its weights."""
@@ -133,7 +134,7 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 @command.command("verify")
-@click.argument("name")
+@click.argument("name", shell_complete=names.models)
 @click.option("--repair", is_flag=True, help="Download damaged and missing files again.")
 def verify(name: str, repair: bool) -> int:
     """Check the files of a downloaded model against their hashes.
@@ -160,7 +161,7 @@ def verify(name: str, repair: bool) -> int:
 
 
 @command.command("rm")
-@click.argument("name")
+@click.argument("name", shell_complete=names.models)
 def rm(name: str) -> None:
     """Delete a downloaded model, or one revision of it (name@revision)."""
     from macllm.hub import remove

@@ -13,6 +13,7 @@ import click
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
 from macllm.visible import one_line
 
+from . import names
 from .fetch import fetch
 from .output import report, say
 
@@ -31,8 +32,20 @@ def resume_options(function: Any) -> Any:
     """Add --continue, --resume, --fork and --temporary."""
     for option in (
         click.option("--temporary", is_flag=True, help="Do not store the conversation."),
-        click.option("--fork", metavar="ID[:MESSAGE]", help="Go on with a copy, up to a message (its number or id)."),
-        click.option("--resume", metavar="[ID]", is_flag=False, flag_value=NEWEST, help="Go on with a conversation."),
+        click.option(
+            "--fork",
+            metavar="ID[:MESSAGE]",
+            shell_complete=names.chats,
+            help="Go on with a copy, up to a message (its number or id).",
+        ),
+        click.option(
+            "--resume",
+            metavar="[ID]",
+            shell_complete=names.chats,
+            is_flag=False,
+            flag_value=NEWEST,
+            help="Go on with a conversation.",
+        ),
         click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the newest conversation."),
     ):
         function = option(function)

@@ -10,6 +10,8 @@ import click
 
 from macllm.errors import UsageError
 
+from . import names
+
 Command = Callable[..., Any]
 
 SAMPLING: dict[str, tuple[type, str]] = {
@@ -42,6 +44,7 @@ TOKENS: dict[str, str] = {
     "forced_eos_token_id": "Last token of an answer that reaches --max-tokens.",
 }
 
+ADAPTER_HELP = "LoRA adapter to apply to the model."
 MODEL_HELP = "A folder, org/name or org/name@revision. [default: the bundled model]"
 
 
@@ -49,8 +52,10 @@ def model_options(function: Command) -> Command:
     """Add --model, --adapter and --system."""
     for option in (
         click.option("-s", "--system", metavar="TEXT", help="System prompt."),
-        click.option("--adapter", metavar="FOLDER", help="LoRA adapter to apply to the model."),
-        click.option("-m", "--model", metavar="NAME", help=MODEL_HELP),
+        click.option(
+            "--adapter", metavar="FOLDER", shell_complete=names.folders, help="LoRA adapter to apply to the model."
+        ),
+        click.option("-m", "--model", metavar="NAME", shell_complete=names.models, help=MODEL_HELP),
     ):
         function = option(function)
     return function

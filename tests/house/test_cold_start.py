@@ -39,7 +39,7 @@ def test_imports_help_and_version_load_no_heavy_library(case: str) -> None:
 def test_a_first_token_imports_no_unused_heavy_module() -> None:
     loaded = modules_after("import macllm.cli; macllm.cli.main(['generate', '--max-tokens', '1', 'Hello'])")
     assert "mlx" in loaded
-    assert loaded & {"numpy", "email", "secrets", "multiprocessing"} == set()
+    assert loaded & {"numpy", "email", "secrets", "multiprocessing", "tomllib"} == set()
 
 
 def test_a_command_exits_without_a_final_garbage_collection() -> None:

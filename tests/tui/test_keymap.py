@@ -112,7 +112,7 @@ def test_no_two_default_keys_clash_within_a_scope() -> None:
 
 
 def test_remapped_keys_act_and_the_screen_names_them(play: Play) -> None:
-    found = mapped('send = "ctrl+s"\nnewline = "enter"\nhelp = "ctrl+e"\nstop = "ctl+x"')
+    found = mapped('send = "alt+s"\nnewline = "enter"\nhelp = "ctrl+e"\nstop = "ctl+x"')
 
     async def scenario(stage: Stage) -> None:
         await stage.sees("keys.stop: 'ctl+x' is no key")
@@ -120,7 +120,7 @@ def test_remapped_keys_act_and_the_screen_names_them(play: Play) -> None:
         await stage.press("enter")
         await stage.type("b")
         assert stage.typed == "a\nb"
-        await stage.press("ctrl+s")
+        await stage.press("alt+s")
         await stage.sees("answered")
         await stage.press("ctrl+e")  # moves to the end of the line by default
         await stage.sees("Help")
@@ -128,7 +128,7 @@ def test_remapped_keys_act_and_the_screen_names_them(play: Play) -> None:
         await stage.sees("Enter   ")
         await stage.press("escape")
         await stage.type("/keys")
-        await stage.press("ctrl+s")
+        await stage.press("alt+s")
         await stage.sees("chat.stop")
 
     play(ScriptedEngine(["answered"]), scenario, size=(80, 60), keymap=found)

@@ -332,7 +332,7 @@ class ModelsScreen(Overlay):
         if self._models is not None and model is None:
             lines = ["", ""]
         news = Content.styled(visible(self._news), "$accent")
-        shown = [Content.styled(visible(text), "$foreground 65%") for text in lines]
+        shown = [Content.styled(visible(text), "$muted") for text in lines]
         self.query_one("#model-details", Static).update(Content("\n").join([*shown, news]))
 
 

@@ -183,7 +183,7 @@ class Overlay(ModalScreen[str | None]):
         prompts = [self._drawn(number) for number in range(len(self._rows))]
         options = [Option(each, disabled=not row.label) for each, row in zip(prompts, self._rows, strict=True)]
         self._marked = None
-        self.list.set_options(options or [Option(Content.styled(self.NOTHING, "$foreground 50%"), disabled=True)])
+        self.list.set_options(options or [Option(Content.styled(self.NOTHING, "$muted"), disabled=True)])
         if highlighted is not None and highlighted < len(options):
             self.list.highlighted = highlighted
             self._mark(highlighted)
@@ -212,7 +212,7 @@ def _lines(row: Row, width: int, label_width: int, shortens: bool) -> list[Conte
     label = Content.styled(visible(row.label), "$foreground")
     for position in row.positions:
         label = label.stylize("bold $accent", position, position + 1)
-    about = Content.styled(visible(row.about), "$foreground 65%")
+    about = Content.styled(visible(row.about), "$muted")
     if width < _STACKED_BELOW:
         lines = [label.truncate(width, ellipsis=True)]
         lines += [Content("  ") + line for line in about.wrap(max(width - 2, 8))] if row.about else []
@@ -225,6 +225,6 @@ def _lines(row: Row, width: int, label_width: int, shortens: bool) -> list[Conte
             lines = [label.pad_right(column - label.cell_length) + below.pop(0)]
         lines += [Content(" " * column) + line for line in below]
     if row.detail:
-        detail = Content.styled("  " + visible(row.detail), "$foreground 65%")
+        detail = Content.styled("  " + visible(row.detail), "$muted")
         lines.append(detail.truncate(width, ellipsis=True))
     return lines

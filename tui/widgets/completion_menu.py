@@ -68,7 +68,7 @@ class CompletionMenu(Static):
             filter(None, (menu.title, f"{menu.selected + 1}/{len(menu.items)}" if len(menu.items) > rows else ""))
         )
         if below:
-            lines.append(Content.styled(f"  {below}"[: room + 2], "$foreground 40%"))
+            lines.append(Content.styled(f"  {below}"[: room + 2], "$muted"))
         return Content("\n").join(lines)
 
 

@@ -12,7 +12,7 @@ from ..text.markdown import MarkdownBlock, TextRun, TextRuns
 
 _NARROWEST = 8  # minimum cells of a part, however deeply nested
 _GAP = 2  # between the columns of a table
-_STYLES = {"strong": "bold", "em": "italic", "s": "strike", "code": "on $foreground 12%", "link": "$accent underline"}
+_STYLES = {"strong": "bold", "em": "italic", "s": "strike", "code": "on $tint", "link": "$accent underline"}
 
 
 def numbered_lines(parts: Iterable[MarkdownBlock], width: int, codes: int = 0) -> list[Content]:
@@ -31,7 +31,7 @@ def lines_of(part: MarkdownBlock, width: int, number: int = 0) -> list[Content]:
     """
     room = max(width - len(part.rest), _NARROWEST)
     if part.kind == "rule":
-        body = [Content.styled("─" * room, "$foreground 25%")]
+        body = [Content.styled("─" * room, "$faint")]
     elif part.kind == "code":
         body = _code(part, room, number)
     elif part.kind == "table":
@@ -47,7 +47,7 @@ def lines_of(part: MarkdownBlock, width: int, number: int = 0) -> list[Content]:
 
 
 def _prefix(text: str) -> Content:
-    return Content.styled(text, "$foreground 30%" if "▌" in text else "$accent")
+    return Content.styled(text, "$faint" if "▌" in text else "$accent")
 
 
 def _content(runs: TextRuns) -> Content:
@@ -69,8 +69,8 @@ def _code(part: MarkdownBlock, width: int, number: int) -> list[Content]:
     mark = str(number or "")
     language = Content(part.language).truncate(max(inner - len(mark) - 1, 1), ellipsis=True)
     title = language + " " * max(inner - language.cell_length - len(mark), 0) + mark
-    lines = [title.stylize("$foreground 45%"), *folded, Content("")]
-    return [_padded(line.pad_left(2), width).stylize_before("$foreground on $foreground 5%") for line in lines]
+    lines = [title.stylize("$muted"), *folded, Content("")]
+    return [_padded(line.pad_left(2), width).stylize_before("$foreground on $ground") for line in lines]
 
 
 def _table(part: MarkdownBlock, width: int) -> list[Content]:
@@ -94,9 +94,9 @@ def _table(part: MarkdownBlock, width: int) -> list[Content]:
                 space = max(widths[column] - piece.cell_length, 0)
                 pieces.append(piece.pad_left(space) if right else piece.pad_right(space))
             line = Content(" " * _GAP).join(pieces)
-            lines.append(line.stylize_before("$foreground 55%") if number == 0 else line)
+            lines.append(line.stylize_before("$muted") if number == 0 else line)
         if number == 0:
-            lines.append(Content.styled("─" * (sum(widths) + _GAP * (columns - 1)), "$foreground 20%"))
+            lines.append(Content.styled("─" * (sum(widths) + _GAP * (columns - 1)), "$faint"))
     return lines
 
 

@@ -82,11 +82,11 @@ class StatusLine(Static):
 def render(status: StatusValues, width: int) -> Content:
     """The line in `width` cells: items get shorter, then fewer, until they fit; the hint on the right."""
     hint = status.hint
-    forms = [Content("  ·  ").stylize("$foreground 30%").join(items) for items in _forms(status)]
+    forms = [Content("  ·  ").stylize("$faint").join(items) for items in _forms(status)]
     for left in forms:
         room = width - left.cell_length
         if hint and len(hint) + 2 <= room:
-            return Content.assemble(left, " " * (room - len(hint)), (hint, "$foreground 45%"))
+            return Content.assemble(left, " " * (room - len(hint)), (hint, "$muted"))
         if not hint and room >= 0:
             return left
     return next((left for left in forms if left.cell_length <= width), forms[-1].truncate(width, ellipsis=True))
@@ -94,12 +94,12 @@ def render(status: StatusValues, width: int) -> Content:
 
 def _forms(status: StatusValues) -> list[list[Content]]:
     """The items, in forms from long to short."""
-    adapter = Content.styled(f" + {one_line(status.adapter)}", "$foreground 60%") if status.adapter else Content("")
-    model = Content.styled(one_line(status.model), "$foreground 80%")
+    adapter = Content.styled(f" + {one_line(status.adapter)}", "$muted") if status.adapter else Content("")
+    model = Content.styled(one_line(status.model), "$foreground")
     activity, short_activity = _activity(status)
     timing = _timing(status)
-    queued = [Content.styled(f"{count_text(status.queued)} queued", "$foreground 60%")] if status.queued else []
-    remark = [Content.styled(one_line(status.remark), "$foreground 45%")] if status.remark and not activity else []
+    queued = [Content.styled(f"{count_text(status.queued)} queued", "$muted")] if status.queued else []
+    remark = [Content.styled(one_line(status.remark), "$muted")] if status.remark and not activity else []
     context, fits, short_context = _context(status)
     memory, short_memory = _memory(status)
     return [
@@ -137,7 +137,7 @@ def _timing(status: StatusValues) -> list[Content]:
         items.append(f"first {duration_text(status.first_token_seconds, fine=True)}")
     if status.reused_tokens:
         items.append(f"reused {short_count_text(status.reused_tokens)}")
-    return [Content.styled(item, "$foreground 60%") for item in items]
+    return [Content.styled(item, "$muted") for item in items]
 
 
 def _context(status: StatusValues) -> tuple[list[Content], Content, list[Content]]:
@@ -148,7 +148,7 @@ def _context(status: StatusValues) -> tuple[list[Content], Content, list[Content
     used, limit, fitting = context.used_tokens, context.limit_tokens, status.fitting_tokens
     fits = none
     if fitting is not None and (limit is None or fitting < limit):
-        fits = Content.styled(f" (fits to {short_count_text(fitting)})", "$foreground 60%")
+        fits = Content.styled(f" (fits to {short_count_text(fitting)})", "$muted")
     if not limit:
         return [Content(f"context {count_text(used)}")], fits, [Content(f"ctx {short_count_text(used)}")]
     share = min(used / limit, 1.0)
@@ -177,7 +177,7 @@ def _memory(status: StatusValues) -> tuple[list[Content], list[Content]]:
 def bar(share: float, style: str) -> Content:
     """A bar of eight cells; a cell begins to fill with its first part."""
     filled = max(int(min(share, 1) * _BAR_CELLS), share > 0)
-    return Content.assemble(("━" * filled, style), ("─" * (_BAR_CELLS - filled), "$foreground 20%"))
+    return Content.assemble(("━" * filled, style), ("─" * (_BAR_CELLS - filled), "$faint"))
 
 
 def _level(share: float) -> str:
@@ -188,4 +188,4 @@ def _level(share: float) -> str:
 
 
 def _style(share: float) -> str:
-    return "$error" if share >= _NEARLY_FULL else "$warning" if share >= _HIGH else "$foreground 60%"
+    return "$error" if share >= _NEARLY_FULL else "$warning" if share >= _HIGH else "$muted"

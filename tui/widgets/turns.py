@@ -81,7 +81,7 @@ class UserTurn(Static, TurnBlock):
 
     def _draw(self) -> None:
         text = shown(self.message, self.attachments, whole=not self._folded)
-        self.update(Content.assemble(visible(text), (f"  {self._place}" if self._place else "", "$foreground 45%")))
+        self.update(Content.assemble(visible(text), (f"  {self._place}" if self._place else "", "$muted")))
 
 
 class CutMark(Static, TurnBlock):
