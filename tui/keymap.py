@@ -78,7 +78,7 @@ class Keymap:
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, keys and description of each action."""
         return [
-            (f"{scope}.{key.id}", ", ".join(map(shown, key.keys.split(","))), key.help or key.action)
+            (f"{scope}.{key.id}", ", ".join(map(shown, key.keys.split(","))), key.help or key.id.replace("_", " "))
             for scope, keys in self.keys.items()
             for key in keys
         ]

@@ -23,7 +23,7 @@ def test_a_preset_sets_system_prompt_and_sampling_from_the_defaults() -> None:
     chat = Session(ScriptedEngine())
     chat.sampling = replace(chat.sampling, top_k=9, seed=4)
     preset_file('[sampling]\ntop_p = 0.5\n[presets.code]\nsystem = "Write."\ntemperature = 0\n[presets.b]\n')
-    assert run(chat, "/preset code") == outcomes.Say("Preset code: Write., temperature 0.")
+    assert run(chat, "/preset code") == outcomes.Say("Preset code: Write., temperature 0")
     assert chat.system == "Write."
     expected = replace(chat.engine.info.defaults, top_p=0.5, temperature=0, seed=4)
     assert chat.sampling == expected
