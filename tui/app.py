@@ -25,6 +25,7 @@ from .keymap import DEFAULTS, Keymap
 from .model_slot import OpenModel
 from .safe_lines import SafeLines
 from .screens.chat import ChatScreen
+from .screens.models import DOWNLOADS
 from .session_loader import SessionLoader
 
 _CLOSING_SECONDS = 3.0  # longest wait for the engine to end
@@ -93,7 +94,8 @@ class ChatApp(App[None]):
         return self.return_code or 0
 
     async def on_unmount(self) -> None:
-        """Close the engine."""
+        """Pause downloads, which keep their bytes, and close the engine."""
+        DOWNLOADS.close()
         closing = threading.Thread(target=self.loader.close, name="macllm-close", daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, _CLOSING_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from macllm.chat.model_columns import offer_text
 from macllm.chat.models import first_offer, remember_offer
+from macllm.errors import MacllmError
 
 from .outcomes import Choice, Question
 
@@ -15,7 +16,10 @@ _TEXT = (
 
 def question(model: str | None) -> Question | None:
     """The offer of models that fit, once: at the first start with the bundled model and no other here."""
-    offered = first_offer(model)
+    try:
+        offered = first_offer(model)
+    except (MacllmError, OSError):  # no reason not to chat
+        return None
     if not offered:
         return None
     remember_offer()

@@ -6,7 +6,7 @@ Read from names, headers and config files alone. Imports no MLX, because the ter
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,12 +71,21 @@ def usable_models(memory_bytes: int | None = None) -> list[UsableModel]:
     """
     measured = speeds.load()
     memory = memory_bytes or measured.memory_limit or memory_limit()
-    local = [_cached(model, measured, memory) for model in list_models()]
+    local = [
+        _readable(lambda model=model: _cached(model, measured, memory), UsableModel(model.name, "cached", 0))
+        for model in list_models()
+    ]
     cache = cache_folder().resolve()
-    folders = [folder for folder in model_folders() if cache not in folder.resolve().parents]
-    local += [_folder(folder, measured, memory) for folder in folders]
+    local += [
+        _readable(lambda folder=folder: _folder(folder, measured, memory), UsableModel(str(folder), "folder", 0))
+        for folder in model_folders()
+        if cache not in folder.resolve().parents
+    ]
     adapters = [model for model in local if model.kind == "adapter"]
-    adapters += [_adapter(folder, str(folder)) for folder in adapter_folders()]
+    adapters += [
+        _readable(lambda folder=folder: _adapter(folder, str(folder)), UsableModel(str(folder), "adapter", 0))
+        for folder in adapter_folders()
+    ]
     models = sorted(
         (model for model in local if model.kind != "adapter"),
         key=lambda model: (model.problem is not None, model.kind != "bundled", model.name.lower()),
@@ -135,6 +144,14 @@ def remember_offer() -> None:
 
 def _offered() -> Path:
     return speeds.state_folder() / "offered.json"
+
+
+def _readable(read: Callable[[], UsableModel], unread: UsableModel) -> UsableModel:
+    """The entry that `read` returns; `unread` with the reason if files vanish or may not be read."""
+    try:
+        return read()
+    except OSError as error:
+        return replace(unread, problem=f"cannot be read: {error.strerror or error}")
 
 
 def _chosen(name: str, models: Sequence[UsableModel], what: str) -> UsableModel:

@@ -71,7 +71,7 @@ def _found(roots: Iterable[Path], wanted: Callable[[Path], bool]) -> list[Path]:
     seen: dict[Path, Path] = {}
     for root in roots:
         for folder in _walk(root, _DEPTH):
-            with suppress(OSError):
+            with suppress(OSError, RuntimeError):  # RuntimeError: a loop of links
                 if wanted(folder):
                     seen.setdefault(folder.resolve(), folder.absolute())
     return list(seen.values())

@@ -191,6 +191,18 @@ def test_adapters_are_listed_with_their_base_and_their_reason() -> None:
     assert columns.status_text(named(str(run))) == "for maclet"
 
 
+def test_files_that_vanish_while_they_are_read_are_a_reason_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cached("org/model")
+    folder = write_adapter(places.data_folder() / "adapters" / "notes")
+
+    def vanished(path: Path) -> list[tuple[str, int]]:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr("macllm.chat.models.model_files", vanished)
+    assert named("org/model").problem == "cannot be read: No such file or directory"
+    assert named(str(folder)).problem is None
+
+
 def test_an_unreadable_folder_is_left_out(home: Path) -> None:
     locked = home / ".lmstudio" / "models" / "a"
     locked.mkdir(parents=True)

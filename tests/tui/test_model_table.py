@@ -171,6 +171,14 @@ def test_the_first_start_asks_once_which_model_to_get() -> None:
     assert json.loads((speeds.state_folder() / "offered.json").read_text()) == {"version": 1}
 
 
+def test_a_first_start_without_the_catalogue_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(memory_bytes: int) -> None:
+        raise ModelNotFoundError("the list of recommended models cannot be read")
+
+    monkeypatch.setattr("macllm.chat.models.best_for", missing)
+    assert first_start.question("maclet") is None
+
+
 def test_the_first_start_asks_nothing_of_those_who_have_a_model() -> None:
     write_cached("org/model")
     assert first_start.question("maclet") is None
