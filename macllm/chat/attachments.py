@@ -146,7 +146,7 @@ def _listing(path: Path) -> str:
     lines = [_entry(entry) for entry in entries[:_MOST_ENTRIES]]
     if len(entries) > _MOST_ENTRIES:
         lines.append(f"… and {count_text(len(entries) - _MOST_ENTRIES)} more")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines or ["(no files)"]) + "\n"
 
 
 def _entry(path: Path) -> str:

@@ -54,6 +54,7 @@ def test_a_folder_with_its_slash_attaches_the_list_of_its_files(folder: Path) ->
     (folder / "docs" / "figures").mkdir()
     _, (attachment,) = referenced("look at @docs/", folder)
     assert attachment.text == "figures/\nplan.md  4 B\n"
+    assert read("docs/figures/", folder).text == "(no files)\n"
 
 
 def test_two_at_signs_send_one(folder: Path) -> None:
