@@ -140,4 +140,9 @@ def _label(attachment: Attachment) -> str:
 
 def pasted(text: str) -> str:
     """Text from outside with plain newlines, without terminal sequences and control characters."""
-    return _CONTROLS.sub("", _BREAKS.sub("\n", _SEQUENCES.sub("", text)))
+    return _CONTROLS.sub("", with_newlines(_SEQUENCES.sub("", text)))
+
+
+def with_newlines(text: str) -> str:
+    """The text with newlines for other line breaks, which a text area would also break at."""
+    return _BREAKS.sub("\n", text)

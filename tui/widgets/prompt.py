@@ -25,7 +25,7 @@ from ..completion import Menu, MenuItem, complete
 from ..keymap import Keymap, in_effect
 from ..keys import KEYS
 from ..outcomes import Attach, OpenEditor
-from ..text.folds import pasted
+from ..text.folds import pasted, with_newlines
 from ..text.history import History, PromptStore, stored
 from .folding_area import FoldingArea
 
@@ -101,7 +101,7 @@ class Prompt(FoldingArea):
     def put(self, text: str) -> None:
         """Replace the text and put the cursor at its end."""
         self._typing = False
-        text = pasted(text)  # other line breaks would be counted as two characters
+        text = with_newlines(text)
         if text and self.text:
             self.replace(text, (0, 0), self.document.end)  # can be undone
         else:
@@ -257,7 +257,7 @@ class Prompt(FoldingArea):
         except MacllmError as error:
             self.post_message(PromptFailed(error))
         else:
-            self.put(self.folds.fold(text))
+            self.put(self.folds.fold(pasted(text)))
 
     def _edited(self, words: list[str]) -> str:
         """The text after the editor. Raises: MacllmError, when the screen is back."""
