@@ -194,18 +194,19 @@ def test_reset_makes_the_terminal_usable_after_the_app_is_killed(tmux: Tmux, tmp
 
 def test_the_conversation_goes_to_a_file_when_the_chat_ends(tmux: Tmux, tmp_path: Path) -> None:
     out = tmp_path / "out.md"
-    answers = [["Some **bold** ", "\x1b[31mtext."], ["half", None]]
+    answers = [["Some **bold** ", "\x1b]2;owned\atext."], ["half", None]]
     tmux.start(f"{chat(answers)} > {out}", width=100)
     tmux.until("Ask anything")
     tmux.type("Hi")
-    tmux.until("Some bold ␛[31mtext.")
+    tmux.until("Some bold ␛]2;owned␇text.")
+    assert "owned" not in tmux("display-message", "-p", "#{pane_title}")
     tmux("resize-window", "-x", "60", "-y", "20")
     tmux.until("─" * 60 + "\n")
     tmux.type("More")
     tmux.until("half")
     os.kill(tmux.app(), signal.SIGTERM)
     assert tmux.exit_code() == 143
-    turns = ["# Chat with scripted", "## You", "Hi", "## scripted", "Some **bold** \x1b[31mtext."]
+    turns = ["# Chat with scripted", "## You", "Hi", "## scripted", "Some **bold** \x1b]2;owned\atext."]
     turns += ["## You", "More", "## scripted", "half", "*(stopped)*"]
     assert out.read_text() == "\n\n".join(turns) + "\n"
 
