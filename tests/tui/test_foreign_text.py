@@ -11,7 +11,9 @@ from textual.app import App
 from textual.color import Color
 
 from macllm.chat.conversation import Attachment
+from macllm.chat.models import UsableModel
 from macllm.chat.session import Session
+from macllm.chat.store import Store
 from macllm.errors import EngineCrashedError, ModelNotFoundError
 from macllm.generation.contract import OnStatus, Status
 from macllm.visible import visible
@@ -19,6 +21,7 @@ from macllm_tui.app import ChatApp
 from macllm_tui.lines.narrator import Narrator
 from macllm_tui.outcomes import Choice, Question
 from macllm_tui.safe_lines import SafeLines
+from macllm_tui.screens.models import ModelsScreen
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 from tests.tui.conftest import Play, Stage
 
@@ -62,6 +65,18 @@ async def attached(stage: Stage) -> None:
     await stage.idle()
 
 
+async def chats(stage: Stage) -> None:
+    await ask(stage)
+    stage.session.rename(FOREIGN)
+    await stage.press("ctrl+s")
+
+
+async def models(stage: Stage) -> None:
+    await stage.until(lambda: stage.app.chat.session)
+    found = UsableModel(FOREIGN, "folder", 4, problem=FOREIGN, use=FOREIGN)
+    stage.app.push_screen(ModelsScreen(stage.session, lister=lambda: [found]))
+
+
 async def nothing(stage: Stage) -> None:
     await stage.pilot.pause()
 
@@ -99,6 +114,8 @@ PLACES: dict[str, tuple[Callable[[], object], Place]] = {
     "notice": (engine, system),
     "title": (engine, title),
     "question": (engine, question),
+    "chats": (lambda: lambda on_status: Session(engine(), journal=Store()), chats),
+    "models": (engine, models),
     "model's name": (lambda: engine(model_name=f"org/{FOREIGN}"), ask),
     "failure of loading": (lambda: failing, nothing),
     "lasting status": (lambda: noting, nothing),
