@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 MOST_PROMPTS = 1_000
+_SHORT_ID = 6
 _GRAM = 3  # characters of the shortest word in a trigram index
 _SNIPPET_BEFORE, _SNIPPET_AFTER = 30, 70  # characters around the first hit
 _NO_NODES: Mapping[str, Node] = {}
@@ -149,6 +150,18 @@ def matching(db: sqlite3.Connection, prefix: str) -> list[str]:
     """The ids that begin with `prefix`, at most a few."""
     rows = db.execute("SELECT id FROM chat WHERE substr(id, 1, ?) = ? ORDER BY id LIMIT 5", (len(prefix), prefix))
     return [chat for (chat,) in rows]
+
+
+def short_ids(db: sqlite3.Connection) -> dict[str, str]:
+    """For each id its beginning, from six characters on, that no other id has."""
+    ids = [chat for (chat,) in db.execute("SELECT id FROM chat ORDER BY id")]
+    short: dict[str, str] = {}
+    for before, chat, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
+        length = _SHORT_ID
+        while length < len(chat) and chat[:length] in (before[:length], after[:length]):
+            length += 1
+        short[chat] = chat[:length]
+    return short
 
 
 def search(db: sqlite3.Connection, text: str, limit: int | None) -> list[SearchHit]:

@@ -24,7 +24,6 @@ OnError = Callable[[MacllmError], object]
 
 _RETRY_SECONDS = 1.0
 _CLOSING_SECONDS = 10.0  # longest wait of `close` for another process's transaction
-_SHORT_ID = 6
 
 
 class Store:
@@ -273,11 +272,14 @@ class Store:
 
     def short(self, chat: str) -> str:
         """The beginning of an id, from six characters on, that no other stored conversation has."""
-        from .rows import matching
+        return self.short_ids().get(chat, chat[:6])
+
+    def short_ids(self) -> dict[str, str]:
+        """The short id of each stored conversation."""
+        from .rows import short_ids
 
         with self._rows() as db:
-            lengths = range(_SHORT_ID, len(chat)) if db is not None else range(_SHORT_ID, _SHORT_ID + 1)
-            return next((chat[:n] for n in lengths if db is None or len(matching(db, chat[:n])) <= 1), chat)
+            return {} if db is None else short_ids(db)
 
     def remove(self, prefix: str) -> str:
         """Remove a conversation for good and return its id.

@@ -52,8 +52,9 @@ def ls(limit: int | None, as_json: bool) -> None:
         return
     if not chats:
         say("no conversation is stored yet; macllm chat begins one")
+    ids = store.short_ids()
     for chat in chats:
-        _print(f"{_line(store, chat)}  {one_line(chat.name)}")
+        _print(f"{_line(ids, chat)}  {one_line(chat.name)}")
 
 
 @command.command("search")
@@ -70,8 +71,9 @@ def search(text: str, limit: int | None, as_json: bool) -> int:
     if as_json:
         _print_json([asdict(hit.chat) | {"message": hit.message, "snippet": hit.snippet} for hit in hits])
     else:
+        ids = store.short_ids()
         for hit in hits:
-            _print(f"{_line(store, hit.chat)}  {one_line(hit.chat.name)}")
+            _print(f"{_line(ids, hit.chat)}  {one_line(hit.chat.name)}")
             if hit.snippet:
                 _print(f"    {hit.snippet}")
     if not hits:
@@ -256,9 +258,9 @@ def _store() -> Store:
     return Store(on_error=report)
 
 
-def _line(store: Store, chat: StoredChat) -> str:
+def _line(ids: dict[str, str], chat: StoredChat) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.updated))
-    return f"{store.short(chat.id)}  {when}  {chat.messages:>4}"
+    return f"{ids.get(chat.id, chat.id)}  {when}  {chat.messages:>4}"
 
 
 def _print(text: str) -> None:

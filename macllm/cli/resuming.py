@@ -90,9 +90,10 @@ def _picked(store: Store, chats: list[StoredChat]) -> str:
     """The id of the conversation that the user picks by its number."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError("--resume needs an ID without a terminal", remedy=f"macllm chat --resume {chats[0].id}")
+    ids = store.short_ids()
     for number, chat in enumerate(chats, 1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.updated))
-        say(f"{number:>3}  {store.short(chat.id)}  {when}  {one_line(chat.name)}")
+        say(f"{number:>3}  {ids.get(chat.id, chat.id)}  {when}  {one_line(chat.name)}")
     number = click.prompt("conversation", default=1, type=click.IntRange(1, len(chats)), err=True)
     return chats[number - 1].id
 

@@ -97,7 +97,8 @@ def _stored(session: Session | None, argument: str) -> Mapping[str, str]:
     """The newest conversations, for completion."""
     store = _store(session)
     try:
-        return {store.short(chat.id): chat.name for chat in store.list(_OFFERED)}
+        ids = store.short_ids()
+        return {ids.get(chat.id, chat.id): chat.name for chat in store.list(_OFFERED)}
     except MacllmError:
         return {}
 
