@@ -32,7 +32,7 @@ def test_an_id_gets_the_keys_of_the_file() -> None:
     assert found.actions("prompt")["alt+s"] == "send"
     assert "enter" not in found.actions("prompt")
     assert found.shown("chat", "stop") == "Ctrl+X"
-    assert ("chat.stop", "Ctrl+X, F9", "stop the answer, keep its text so far") in found.rows()
+    assert ("chat.stop", "Ctrl+X, F9") in [row[:2] for row in found.rows()]
 
 
 @pytest.mark.parametrize(
