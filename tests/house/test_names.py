@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,9 @@ def test_models_are_typed_and_read_without_getattr(repository: Path) -> None:
 @pytest.mark.parametrize("text", ["def f(model: Any)", 'getattr(model, "spec", None)', 'hasattr(self._model, "info")'])
 def test_untyped_models_are_recognized(text: str) -> None:
     assert UNTYPED_MODEL.search(text)
+
+
+def test_no_two_test_files_have_one_name(repository: Path) -> None:
+    """Folders of tests are no packages, so that pytest takes the second file of a name for the first."""
+    names = Counter(path.name for path in sources(repository, "tests") if path.name.startswith("test_"))
+    assert [name for name, count in names.items() if count > 1] == []
