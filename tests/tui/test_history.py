@@ -27,6 +27,7 @@ def test_a_search_finds_every_word_newest_first_and_each_text_once() -> None:
     assert history.search("sort li") == ["Sort a list", "list the SORT keys"]
     assert history.search("") == ["Sort a list", "list the SORT keys", "other"]
     assert history.search("nothing") == []
+    assert History(["x" * 5000 + " far"]).search("far") == []
 
 
 def test_stored_messages_come_before_those_of_the_session() -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from macllm.errors import MacllmError
 
 _MOST = 2000
+_MOST_SEARCHED = 2000  # characters
 
 
 @runtime_checkable
@@ -73,7 +74,15 @@ class History:
         return self._draft if self._position == len(self._entries) else self._entries[self._position]
 
     def search(self, query: str) -> list[str]:
-        """Entries that contain every word of the query, newest first, each once. Case does not matter."""
+        """Entries with every word of the query near their beginning, newest first, each once.
+
+        Case does not matter. A paste in an entry may be long, so only its beginning is searched.
+        """
         words = query.lower().split()
         newest_first = dict.fromkeys(reversed(self._entries))
-        return [entry for entry in newest_first if all(word in entry.lower() for word in words)]
+        return [entry for entry in newest_first if _contains(entry, words)]
+
+
+def _contains(entry: str, words: list[str]) -> bool:
+    beginning = entry[:_MOST_SEARCHED].lower()
+    return all(word in beginning for word in words)

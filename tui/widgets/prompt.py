@@ -31,6 +31,7 @@ from .folding_area import FoldingArea
 
 _PLACEHOLDER = "Ask anything   (/help)"
 _SEARCH_PLACEHOLDER = "Search the history"
+_LABEL = 300  # characters of an earlier message in the menu
 
 
 @dataclass
@@ -334,8 +335,8 @@ class Prompt(FoldingArea):
 
     def _menu_for(self, text: str, cursor: int) -> Menu | None:
         if self._draft is not None:
-            found = [entry for entry in self._history.search(text)]
-            items = tuple(MenuItem(entry, " ↵ ".join(visible(entry).split("\n"))) for entry in found)
+            found = self._history.search(text)
+            items = tuple(MenuItem(entry, " ↵ ".join(visible(entry[:_LABEL]).split("\n"))) for entry in found)
             return Menu(items, 0, len(text), title=self._search_title if items else "history: no message matches")
         menu = complete(text, cursor, self._session()) if self._typing and self.selection.is_empty else None
         if menu is not None and menu.start == self._closed_at:
