@@ -47,8 +47,6 @@ def comparison(conversation: Conversation, info: EngineInfo) -> tuple[Request, P
     if info.adapter is None:
         raise UsageError("The model has no adapter to compare with.", remedy="macllm chat --adapter FOLDER")
     origin = _origin(last.turn, info)
-    if origin.sampling.seed is None and origin.sampling.temperature > 0:
-        raise UsageError("The seed of the last answer is not known.", cause="it failed", remedy="/regen, then compare")
     asked = conversation.at(last.parent)
     other = replace(origin, adapter=None if origin.adapter else info.adapter)
     request = Request(

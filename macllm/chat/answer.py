@@ -66,7 +66,7 @@ class PartialAnswer:
             finish=finish,
             usage=done.usage if done else None,
             timing=done.timing if done else None,
-            seed=done.seed if done else None,
+            seed=done.seed if done else self._origin.sampling.seed,
             tokens=tuple(self._tokens),
             origin=self._origin,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
 from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill, Request, SamplingParams
+from macllm.generation.sampling.defaults import new_seed
 from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.units import count_text, tokens_text
 
@@ -334,9 +335,9 @@ class Session:
                 yield event
 
     def _request(self, messages: Sequence[Mapping[str, str]], max_tokens: int | None) -> Request:
-        sampling = self.sampling
-        if sampling.seed is not None:
-            sampling = replace(sampling, seed=(sampling.seed + self._completions) % (LARGEST_SEED + 1))
+        seed = self.sampling.seed  # known before the end, so that an answer that fails can be continued
+        seed = new_seed() if seed is None else (seed + self._completions) % (LARGEST_SEED + 1)
+        sampling = replace(self.sampling, seed=seed)
         self._completions += 1
         return Request(messages=tuple(messages), max_tokens=max_tokens, sampling=sampling)
 

@@ -30,7 +30,8 @@ def test_the_base_answers_beside_the_adapter_with_its_seed_and_settings() -> Non
     assert session.conversation.siblings(first) == (first, session.conversation.head)
     assert [turn.content for turn in session.turns] == ["Why?", "two"]
     sent, compared = engine.requests
-    assert compared == replace(sent, adapter=False, sampling=replace(sent.sampling, seed=7))
+    assert sent.sampling.seed is not None
+    assert compared == replace(sent, adapter=False)
     origins = [session.conversation.nodes[node].turn.origin for node in session.conversation.siblings(first)]
     assert [origin.adapter if origin else "" for origin in origins] == ["runs/notes", None]
     list(session.compare())
@@ -62,9 +63,12 @@ def test_without_an_adapter_or_an_answer_nothing_is_compared() -> None:
     assert len(session.turns) == 2
 
 
-def test_an_answer_that_failed_before_its_seed_was_known_is_not_compared() -> None:
-    session = Session(adapted(["on", EngineCrashedError("gone")]))
+def test_an_answer_that_failed_is_continued_with_its_seed() -> None:
+    engine = adapted(["on", EngineCrashedError("gone")], ["e"])
+    session = Session(engine, sampling=SamplingParams(temperature=1.0))
     with suppress(EngineCrashedError):
         list(session.reply("Why?"))
-    with pytest.raises(UsageError, match="seed"):
-        session.compare()
+    list(session.continue_answer())
+    first, second = engine.requests
+    assert first.sampling.seed is not None
+    assert second.sampling == first.sampling

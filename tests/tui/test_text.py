@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from macllm.chat.conversation import Turn
+from macllm.chat.conversation import Origin, Turn
 from macllm.generation.request import Timing, Usage
 from macllm_tui.text.markdown import parse
 from macllm_tui.text.speed import SpeedMeter
@@ -28,6 +28,10 @@ def test_the_speed_counts_the_tokens_of_the_last_two_seconds() -> None:
     [
         (Turn(role="assistant", content="x"), ""),
         (Turn(role="assistant", content="x", finish="failed"), "cut short by an error"),
+        (
+            Turn(role="assistant", content="x", finish="cancelled", origin=Origin(model="m", adapter="runs/notes")),
+            "with notes · stopped",
+        ),
         (
             Turn(role="assistant", content="x", finish="stop", usage=Usage(2000, 1, 1500), timing=Timing(0.5, 0.0, 1)),
             "1 token · first after 0.50 s · reused 1,500 of 2,000",

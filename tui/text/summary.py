@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from macllm.chat.conversation import Turn
+from macllm.chat.options import short_name
 from macllm.units import count_text, duration_text, speed_text, tokens_text
 
 
 def summarize(turn: Turn) -> str:
-    """Tokens, speed, time to first token and ending of an answer; empty if nothing is known."""
+    """Adapter, tokens, speed, time to first token and ending of an answer; empty if nothing is known."""
     parts: list[str] = []
+    if turn.origin is not None and turn.origin.adapter is not None:
+        parts.append(f"with {short_name(turn.origin.adapter)}")
     if turn.usage is not None and turn.timing is not None:
         tokens = turn.usage.completion_tokens
         parts.append(tokens_text(tokens))
