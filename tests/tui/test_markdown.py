@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.content import Content
 
+from macllm_tui.text import markdown
 from macllm_tui.text.markdown import parse
 from macllm_tui.widgets import layout
 from macllm_tui.widgets.layout import lines_of, numbered_lines
@@ -126,3 +127,24 @@ def test_a_new_width_lays_out_the_document_again() -> None:
     widget.write("one two three\n\nfour five six\n\n")
     assert len(widget.lines(40)) == 3
     assert [line.plain for line in widget.lines(10)] == ["one two", "three", "", "four five", "six"]
+
+
+def test_a_long_growing_table_and_code_are_drawn_like_finished_ones() -> None:
+    table = "| a | b |\n|---|--:|\n" + "".join(f"| row {n} with `code` | {n} |\n" for n in range(100))
+    code = "```python\n" + "".join(f"def f{n}():\n\n    return {n}\n\n" for n in range(60))
+    for source in (table, table + "| half", code, code + "    x"):
+        widget = StreamMarkdown()
+        widget.write(source)
+        assert [line.plain for line in widget.lines(30)] == [line.plain for line in numbered_lines(parse(source), 30)]
+
+
+def test_the_work_per_row_does_not_grow_with_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(markdown, "parse", lambda source: parsed.append(source) or parse(source))
+    widget = StreamMarkdown()
+    widget.write("| column | b |\n|---|---|\n")
+    for number in range(300):
+        widget.write(f"| a cell {number} | x |\n")
+        widget.lines(80)
+    assert max(len(source.splitlines()) for source in parsed[-100:]) <= 2 + 16
+    assert len(parsed) <= 2 * 300

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 from markdown_it import MarkdownIt
@@ -45,6 +47,7 @@ class MarkdownBlock:
     rows: list[list[TextRuns]] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)  # columns that are aligned to the right
     in_list: bool = False
+    growing: bool = False  # still being written
 
 
 def parse(source: str) -> list[MarkdownBlock]:
@@ -53,6 +56,51 @@ def parse(source: str) -> list[MarkdownBlock]:
     for token in _PARSER.parse(source):
         walk.take(token)
     return walk.parts
+
+
+def parse_growing(source: str) -> list[MarkdownBlock]:
+    """The parts of a document that is still being written.
+
+    A long table is parsed in pieces, of which only one is new. They may differ from the whole in rare cases, until that
+    is parsed at the end.
+    """
+    found = _growing_table(source) or parse(source)
+    if found:
+        found[-1].growing = True
+    return found
+
+
+_PIECE = 16  # rows
+_RULE_OF_TABLE = re.compile(r" {0,3}\|?[ :|-]*-[ :|-]*")
+
+
+def _growing_table(source: str) -> list[MarkdownBlock] | None:
+    """A table without other parts, of more than two pieces; None for any other source."""
+    lines = source.split("\n")
+    if len(lines) < 2 + 2 * _PIECE or not _RULE_OF_TABLE.fullmatch(lines[1]) or "" in lines[:-1]:
+        return None
+    head = "\n".join(lines[:2]) + "\n"
+    whole: MarkdownBlock | None = None
+    for at in range(2, len(lines), _PIECE):
+        rows = lines[at : at + _PIECE]
+        part = _table_piece(head + "\n".join(rows)) if len(rows) == _PIECE else _only_table(head + "\n".join(rows))
+        if part is None:
+            return None
+        if whole is None:
+            whole = replace(part, rows=list(part.rows))
+        else:
+            whole.rows += part.rows[1:]
+    return [whole] if whole else None
+
+
+def _only_table(source: str) -> MarkdownBlock | None:
+    parts = parse(source)
+    return parts[0] if len(parts) == 1 and parts[0].kind == "table" else None
+
+
+@lru_cache(maxsize=128)
+def _table_piece(source: str) -> MarkdownBlock | None:
+    return _only_table(source)
 
 
 def code_blocks(source: str) -> list[str]:

@@ -12,7 +12,7 @@ from textual.style import Style
 from textual.visual import Visual
 from textual.widget import Widget
 
-from ..text.markdown import MarkdownBlock, parse
+from ..text.markdown import MarkdownBlock, parse, parse_growing
 from ..text.splitter import BlockSplitter
 from .layout import numbered_lines
 
@@ -69,12 +69,12 @@ class StreamMarkdown(Widget):
         self._codes += sum(part.kind == "code" for part in new)
         if self._tail is None:
             tail = _UNDERLINE_SO_FAR.sub("\n", self._splitter.tail)
-            self._tail = numbered_lines(self._continued(tail), width, self._codes)
+            self._tail = numbered_lines(self._continued(tail, growing=True), width, self._codes)
         return self._lines + self._tail
 
-    def _continued(self, block: str) -> list[MarkdownBlock]:
+    def _continued(self, block: str, growing: bool = False) -> list[MarkdownBlock]:
         """The parts of a block after the existing ones: an empty line above, except within a tight list."""
-        parts = parse(block)
+        parts = parse_growing(block) if growing else parse(block)
         if parts and self._parts:
             in_list = parts[0].in_list and self._parts[-1].in_list
             parts[0].above = None if in_list and not self._last_block.endswith("\n\n") else ""
