@@ -73,7 +73,7 @@ class Keymap:
     def shown(self, scope: Scope, name: str) -> str:
         """The first key of an action, as the screen names it."""
         key = next(key for key in self.keys[scope] if key.id == name)
-        return shown(key.keys.split(",")[0])
+        return key.shown.replace(",", " ").split()[0] if key.shown else shown(key.keys.split(",")[0])
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, keys and description of each action."""

@@ -11,18 +11,26 @@ from textual.widgets import Static
 from macllm.errors import MacllmError
 from macllm.visible import visible
 
+from ..keymap import in_effect
+
 
 class Welcome(Static):
     """The first lines, until the conversation begins."""
 
     def __init__(self, *, id: str) -> None:
+        super().__init__(id=id, markup=False)
+
+    def on_mount(self) -> None:
+        """Write the text with the keys in effect."""
+        keymap = in_effect(self.app)
+        send, newline = keymap.shown("prompt", "send"), keymap.shown("prompt", "newline")
         text = Content.assemble(
             ("macllm", "bold $accent"),
             "\n\nAsk anything. The model runs on this machine; nothing leaves it.\n\n",
-            "Enter sends, Ctrl+J starts a new line, Esc stops an answer.\n",
+            f"{send} sends, {newline} starts a new line, {keymap.shown('chat', 'stop')} stops an answer.\n",
             "/help lists commands and keys.",
         )
-        super().__init__(text, id=id, markup=False)
+        self.update(text)
 
 
 class Earlier(Static):
