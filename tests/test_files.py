@@ -232,7 +232,12 @@ def test_values_that_cannot_be_encoded_leave_no_file(tmp_path: Path) -> None:
 
 
 # The log of a child process begins empty, and a snapshot is a folder that is renamed.
-EXCEPTIONS = {"macllm/child.py: mkstemp", "macllm/train/snapshot.py: rename"}
+EXCEPTIONS = {
+    "macllm/chat/database.py: rename",  # moves a damaged file aside
+    "macllm/child.py: mkstemp",
+    "macllm/train/snapshot.py: rename",
+    "tui/editor.py: mkstemp",
+}
 
 
 def atomic_write_calls(path: Path) -> Iterator[str]:

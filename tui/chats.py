@@ -65,7 +65,7 @@ def found(store: ChatStore, typed: str, limit: int) -> list[tuple[StoredChat, st
 def rename(store: ChatStore, session: Session | None, chat: str, title: str) -> None:
     """Name a stored conversation, which may be the current one."""
     if session is not None and session.conversation.id == chat:
-        session.rename(title)
+        session.set_title(title)
     else:
         store.save(replace(store.load(chat), title=title))
     store.flush(1.0)

@@ -227,7 +227,7 @@ class Session:
         self._used_tokens = 0
         self._warned = False
 
-    def rename(self, title: str) -> None:
+    def set_title(self, title: str) -> None:
         """Name the conversation."""
         self._keep(replace(self._conversation, title=title))
 

@@ -55,7 +55,7 @@ async def question(stage: Stage) -> None:
 
 async def title(stage: Stage) -> None:
     await ask(stage)
-    stage.session.rename(FOREIGN)
+    stage.session.set_title(FOREIGN)
     await stage.say("/rename")
 
 
@@ -67,7 +67,7 @@ async def attached(stage: Stage) -> None:
 
 async def chats(stage: Stage) -> None:
     await ask(stage)
-    stage.session.rename(FOREIGN)
+    stage.session.set_title(FOREIGN)
     await stage.press("ctrl+s")
 
 

@@ -74,7 +74,7 @@ def _rename(session: Session, argument: str) -> Outcome:
     if not argument:
         name = session.conversation.name
         return Say(f"This conversation is: {name}" if name else "The conversation has no name yet.")
-    session.rename(argument)
+    session.set_title(argument)
     return Say(f"Renamed: {argument}")
 
 
