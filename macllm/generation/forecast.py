@@ -27,9 +27,10 @@ def kv_bytes(layers: Sequence[KVLayer], number_bytes: int, kv_bits: int | None =
 def fitting_tokens(info: EngineInfo, memory: MemoryUse, used_tokens: int = 0) -> int | None:
     """The context in tokens that the memory in use and free holds, if `used_tokens` of it are used now.
 
-    None if the size of the cache is unknown or does not grow. Memory that other branches hold counts as used.
+    None if the size of the cache or of the memory is unknown, or the cache does not grow. Memory that other branches
+    hold counts as used.
     """
-    if not info.kv_bytes_per_token:
+    if not info.kv_bytes_per_token or not memory.limit_bytes:
         return None
     free = memory.limit_bytes - memory.active_bytes
     if used_tokens < info.kv_window_tokens:

@@ -51,3 +51,4 @@ def test_a_full_memory_fits_no_more_than_is_used_and_an_unknown_cache_has_no_for
     assert fitting_tokens(info(kv_bytes_per_token=10), memory, used_tokens=7) == 7
     assert fitting_tokens(info(), memory) is None
     assert fitting_tokens(info(kv_bytes_per_token=0), memory) is None
+    assert fitting_tokens(info(kv_bytes_per_token=10), MemoryUse(12_000, 0, limit_bytes=0), used_tokens=7) is None

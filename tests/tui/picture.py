@@ -65,7 +65,11 @@ def drawn() -> str:
     """The app's screenshot after the model has answered all questions, without links to fonts elsewhere."""
 
     async def main() -> str:
-        app = ChatApp(lambda on_status: Session(SteadyEngine(open_session(ChatOptions()).engine)), model_name="maclet")
+        app = ChatApp(
+            lambda on_status: Session(SteadyEngine(open_session(ChatOptions()).engine)),
+            model_name="maclet",
+            theme="dark",  # whatever the terminal
+        )
         app.title = "macllm chat"
         async with app.run_test(size=SIZE) as pilot:
             for number, question in enumerate(QUESTIONS, start=1):
@@ -79,7 +83,7 @@ def drawn() -> str:
             await pilot.pause()
             return app.export_screenshot(simplify=True)
 
-    environment = {"TEXTUAL_ANIMATIONS": "none", "MACLLM_THEME": "dark", "MACLLM_NATIVE": "0", "MACLLM_METAL": "0"}
+    environment = {"TEXTUAL_ANIMATIONS": "none", "MACLLM_NATIVE": "0", "MACLLM_METAL": "0"}
     no_offer = mock.patch("macllm_tui.first_start.question", return_value=None)
     with mock.patch.dict(os.environ, environment), no_offer:
         os.environ.pop("NO_COLOR", None)  # Textual would draw in shades of grey
