@@ -105,14 +105,21 @@ def _local_models(repo: str) -> str:
     return f"use {' or '.join(names)}, which {'is' if len(names) == 1 else 'are'} on this machine"
 
 
-def download(name: str | ModelName, *, progress: Callable[[DownloadProgress], None] | None = None) -> Path:
+def download(
+    name: str | ModelName,
+    *,
+    progress: Callable[[DownloadProgress], None] | None = None,
+    on_wait: Callable[[], object] = lambda: None,
+) -> Path:
     """The folder of a model, updated to the hub's current revision; resumes an interrupted download.
 
+    `on_wait` is called at least five times a second while the hub sends nothing; an exception of it, or of `progress`,
+    ends the download and keeps what was received.
     Raises ModelNotFoundError, NetworkError, DoesNotFitError; after an error or an interrupt call it again.
     """
     from .snapshot import fetch
 
-    return fetch(parse_name(name) if isinstance(name, str) else name, progress)
+    return fetch(parse_name(name) if isinstance(name, str) else name, progress, on_wait)
 
 
 def list_models() -> list[CachedModel]:

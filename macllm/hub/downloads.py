@@ -117,7 +117,11 @@ class Downloads:
         from . import download
 
         try:
-            folder = download(name, progress=lambda progress: self._move(name, progress))
+            folder = download(
+                name,
+                progress=lambda progress: self._move(name, progress),
+                on_wait=lambda: self._check(name),
+            )
         except _StoppedError:
             self._stopped(name)
         except MacllmError as error:
@@ -132,11 +136,14 @@ class Downloads:
                     return
             self._discard(name)
 
+    def _check(self, name: str) -> None:
+        """End the download if the user wishes so."""
+        if self._statuses[name].state != "running":
+            raise _StoppedError
+
     def _move(self, name: str, progress: DownloadProgress) -> None:
         with self._lock:
-            status = self._statuses[name]
-            if status.state != "running":
-                raise _StoppedError
+            self._check(name)
             self._tell(
                 DownloadStatus(name, "running", progress.done_bytes, progress.total_bytes, progress.bytes_per_second)
             )

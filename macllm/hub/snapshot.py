@@ -21,6 +21,7 @@ from .cache import repo_folder, similar_names, write_plan
 from .files import INDEX_NAME, Listing, RepoFile, needed_files
 from .names import BUNDLED, ModelName, cache_folder
 from .transfer import Hub
+from .waiting import POLL_SECONDS, OnWait, slept
 
 _RATE_SECONDS = 5.0
 _EVENT_SECONDS = 0.1
@@ -39,9 +40,9 @@ class DownloadProgress:
 Progress = Callable[[DownloadProgress], None]
 
 
-def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
+def plan(name: ModelName, on_wait: OnWait = lambda: None) -> tuple[Hub, Listing, list[RepoFile]]:
     """The hub, all files and the needed files for a download of `name`; nothing is written."""
-    hub = Hub(name)
+    hub = Hub(name, on_wait)
     try:
         listing = hub.listing()
     except (ModelNotFoundError, NetworkError) as error:
@@ -54,12 +55,13 @@ def plan(name: ModelName) -> tuple[Hub, Listing, list[RepoFile]]:
     return hub, listing, needed_files(name.repo, listing, index)
 
 
-def fetch(name: ModelName, progress: Progress | None) -> Path:
+def fetch(name: ModelName, progress: Progress | None, on_wait: OnWait = lambda: None) -> Path:
     """Download `name` into the cache and return its snapshot; cached parts are not fetched again.
 
+    `on_wait` is called during waits, and ends the download by an exception; what was received stays.
     Raises ModelNotFoundError, NetworkError, or DoesNotFitError before the first byte if the disk is too full.
     """
-    hub, listing, files = plan(name)
+    hub, listing, files = plan(name, on_wait)
     folder = repo_folder(name.repo)
     is_new = not folder.exists()
     try:
@@ -87,6 +89,13 @@ def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress
     _check_disk(name, sum(missing.values()))
     write_plan(name, listing.commit, files)
     meter = _Meter(files, missing, progress)
+    asked = hub.on_wait
+
+    def on_wait() -> None:
+        asked()
+        meter.add(0)  # the rate falls while nothing comes
+
+    hub.on_wait = on_wait
     for file in files:
         meter.start(file)
         if not _linked(snapshot, file):
@@ -116,7 +125,7 @@ def _fetch_blob(hub: Hub, commit: str, file: RepoFile, meter: _Meter) -> Path:
     folder = repo_folder(hub.name.repo)
     blob = folder / "blobs" / file.digest
     partial = blob.with_name(f"{file.digest}.incomplete")
-    with _locked(cache_folder() / ".locks" / folder.name / f"{file.digest}.lock"):
+    with _locked(cache_folder() / ".locks" / folder.name / f"{file.digest}.lock", hub.on_wait):
         if not (blob.is_file() and blob.stat().st_size == file.size_bytes):
             hub.fetch(commit, file, partial, meter.add)
             publish(partial, blob)
@@ -136,11 +145,17 @@ def _link(blob: Path, path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Generator[None]:
+def _locked(path: Path, on_wait: OnWait) -> Generator[None]:
     """A lock between processes, shared with huggingface_hub; the system releases it if the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another process fetches this file
+                slept(POLL_SECONDS, on_wait)
+                continue
+            break
         yield
 
 

@@ -11,7 +11,6 @@ import importlib
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from macllm.files import sync
 
 from .files import Listing, RepoFile, checked_listing
 from .names import ModelName, endpoint
+from .waiting import OnWait, awaited, slept, streamed
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +50,19 @@ class _RetryError(Exception):
 
 
 class Hub:
-    """Client for one model on a hub: listing and downloads with retries; every failure is a MacllmError."""
+    """Client for one model on a hub: listing and downloads with retries; every failure is a MacllmError.
 
-    def __init__(self, name: ModelName) -> None:
+    `on_wait` is called at least five times a second during waits, also for a hub that does not answer; an exception of
+    it ends the request at once.
+    """
+
+    def __init__(self, name: ModelName, on_wait: OnWait = lambda: None) -> None:
         from importlib.metadata import version
 
         from huggingface_hub.errors import OfflineModeIsEnabled
         from huggingface_hub.utils import get_session, get_token
 
-        self.name = name
+        self.name, self.on_wait = name, on_wait
         self.endpoint = endpoint()
         self._session: Any = get_session()
         # Depending on its version, huggingface_hub brings httpx or httpx2.
@@ -77,14 +81,14 @@ class Hub:
         )
 
         def ask() -> Listing:
-            with self._open(address) as response:
-                try:
-                    answer = json.loads(response.read())
-                    return checked_listing(address, answer["sha"], [_repo_file(file) for file in answer["siblings"]])
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise NetworkError(
-                        f"{address} gives an invalid answer", cause=repr(error), remedy="check HF_ENDPOINT"
-                    ) from error
+            content = self._content(address)
+            try:
+                answer = json.loads(content)
+                return checked_listing(address, answer["sha"], [_repo_file(file) for file in answer["siblings"]])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise NetworkError(
+                    f"{address} gives an invalid answer", cause=repr(error), remedy="check HF_ENDPOINT"
+                ) from error
 
         return self._retry(ask)
 
@@ -94,8 +98,7 @@ class Hub:
             raise self._mismatch(file, f"it has {file.size_bytes} bytes")
 
         def ask() -> bytes:
-            with self._open(self._address(commit, file.name)) as response:
-                content: bytes = response.read()
+            content = self._content(self._address(commit, file.name))
             hasher = _hasher(file.digest, len(content))
             hasher.update(content)
             if hasher.hexdigest() != file.digest:
@@ -112,7 +115,7 @@ class Hub:
         """
         resumed = path.exists() and path.stat().st_size > 0
         self._complete(commit, file, path, on_bytes)
-        if not matches(path, file.digest):
+        if not matches(path, file.digest, self.on_wait):
             on_bytes(-path.stat().st_size)
             path.unlink()
             if not resumed:
@@ -137,19 +140,24 @@ class Hub:
 
     def _append(self, address: str, file: RepoFile, out: BinaryIO, on_bytes: Callable[[int], None]) -> None:
         start = out.tell()
-        headers = {"range": f"bytes={start}-"} if start else {}
-        with self._open(address, headers) as response:
-            if start and response.status_code != 206:
+
+        def answer() -> Generator[tuple[int, bytes]]:
+            with self._open(address, {"range": f"bytes={start}-"} if start else {}) as response:
+                yield response.status_code, b""
+                for chunk in response.iter_raw():
+                    yield response.status_code, chunk
+
+        for status, chunk in streamed(answer, self.on_wait):
+            if not chunk and start and status != 206:
                 # This server ignores ranges and sends the whole file.
                 on_bytes(-start)
                 out.truncate(0)
                 out.seek(0)
-            for chunk in response.iter_raw():
-                if out.tell() + len(chunk) > file.size_bytes:
-                    raise self._mismatch(file, f"the server sent more than the {file.size_bytes} bytes listed")
-                out.write(chunk)
-                out.flush()
-                on_bytes(len(chunk))
+            if out.tell() + len(chunk) > file.size_bytes:
+                raise self._mismatch(file, f"the server sent more than the {file.size_bytes} bytes listed")
+            out.write(chunk)
+            out.flush()
+            on_bytes(len(chunk))
         if out.tell() < file.size_bytes:
             raise _RetryError(f"only {out.tell()} of {file.size_bytes} bytes of {file.name} were received")
 
@@ -169,7 +177,17 @@ class Hub:
                     ) from error
                 if failures == 1:
                     log.warning("%s does not answer (%s); trying again", self.endpoint, error)
-                time.sleep(max(RETRY_SECONDS * 2 ** (failures - 1), min(error.wait_seconds, MAX_WAIT_SECONDS)))
+                wait_seconds = max(RETRY_SECONDS * 2 ** (failures - 1), min(error.wait_seconds, MAX_WAIT_SECONDS))
+                slept(wait_seconds, self.on_wait)
+
+    def _content(self, address: str) -> bytes:
+        """The whole body of an answer."""
+
+        def ask() -> bytes:
+            with self._open(address) as response:
+                return response.read()
+
+        return awaited(ask, self.on_wait)
 
     @contextmanager
     def _open(self, address: str, headers: Mapping[str, str] | None = None) -> Generator[Any]:
@@ -240,12 +258,13 @@ class Hub:
         )
 
 
-def matches(path: Path, digest: str) -> bool:
-    """True if a file's content has this SHA-256 or git SHA-1."""
+def matches(path: Path, digest: str, on_wait: OnWait = lambda: None) -> bool:
+    """True if a file's content has this SHA-256 or git SHA-1; `on_wait` is called for each MB."""
     hasher = _hasher(digest, path.stat().st_size)
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             hasher.update(piece)
+            on_wait()
     return hasher.hexdigest() == digest
 
 

@@ -52,6 +52,7 @@ class Faults:
     files: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     drop_after: dict[str, list[int]] = field(default_factory=dict)
     stall_after: dict[str, int] = field(default_factory=dict)
+    stall_api: bool = False
     replace: dict[str, list[bytes]] = field(default_factory=dict)
     ignore_range: bool = False
     seconds_per_chunk: float = 0.0
@@ -127,6 +128,8 @@ class _Answer(BaseHTTPRequestHandler):
 
     def api(self, path: str) -> None:
         repo, _, revision = path.partition("/revision/")
+        if self.hub.faults.stall_api:
+            self.hub.stop.wait(30)
         if self.hub.faults.api:
             self.refuse(*self.hub.faults.api.pop(0))
         elif repo not in self.hub.repos:

@@ -178,7 +178,7 @@ def test_a_busy_hub_is_tried_again(hub, status):
 )
 def test_a_retry_waits_for_retry_after_up_to_a_minute(hub, monkeypatch, headers, waited):
     sleeps = []
-    monkeypatch.setattr(transfer.time, "sleep", sleeps.append)
+    monkeypatch.setattr(transfer, "slept", lambda seconds, on_wait: sleeps.append(seconds))
     hub.faults.api = [(429, headers)]
     assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
     assert sleeps == [waited]

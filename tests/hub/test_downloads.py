@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 import time
 from collections.abc import Callable
@@ -9,11 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from macllm.errors import DoesNotFitError, ModelNotFoundError, NetworkError, UsageError
-from macllm.hub import cache, resolve, snapshot
+from macllm.hub import cache, resolve, snapshot, verify
 from macllm.hub.downloads import Downloads, DownloadStatus
 from macllm.hub.names import parse_name
 from tests.hub.conftest import model_files
-from tests.hub.loopback import OTHER_COMMIT, LoopbackHub, Repo
+from tests.hub.loopback import OTHER_COMMIT, LoopbackHub, Repo, digest_of
 
 NAME = "org/tiny"
 
@@ -85,6 +86,59 @@ def test_a_pause_that_is_taken_back_before_it_is_noticed_stops_nothing(hub: Loop
     log.downloads.pause(NAME)
     log.downloads.start(NAME)
     log.state("done")
+
+
+@pytest.mark.parametrize("received", [0, 50_000])
+def test_a_stalled_download_pauses_at_once_and_goes_on_from_its_bytes(
+    received: int, hub: LoopbackHub, log: Log
+) -> None:
+    hub.faults.stall_after["model.safetensors"] = received  # for 30 s, three times as long as `until` waits
+    log.downloads.start(NAME)
+    held = received // 16_384 * 16_384
+    log.until(lambda status: status.done_bytes >= held and len(hub.paths()) >= 5)
+    log.downloads.pause(NAME)
+    assert log.state("paused").done_bytes >= held
+    hub.faults.stall_after.clear()
+    log.downloads.start(NAME)
+    log.state("done")
+    assert {check.status for check in verify(NAME)} == {"ok"}
+    assert hub.sent_bytes["model.safetensors"] == 300_000
+
+
+def test_a_hub_that_does_not_answer_holds_up_neither_a_pause_nor_a_close(hub: LoopbackHub, log: Log) -> None:
+    hub.faults.stall_api = True
+    log.downloads.start(NAME)
+    log.until(lambda status: hub.paths())
+    log.downloads.pause(NAME)
+    assert log.state("paused").done_bytes == 0
+    log.downloads.start(NAME)
+    log.downloads.close(wait_seconds=10)
+    assert log.downloads.statuses()[0].state == "paused"
+
+
+def test_a_download_that_waits_for_another_process_can_be_paused(hub: LoopbackHub, log: Log) -> None:
+    digest = digest_of(hub.repos[NAME].files["model.safetensors"], True)
+    path = cache.cache_folder() / ".locks" / "models--org--tiny" / f"{digest}.lock"
+    path.parent.mkdir(parents=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        log.downloads.start(NAME)
+        log.until(lambda status: status.done_bytes > 0)
+        log.downloads.pause(NAME)
+        log.state("paused")
+    log.downloads.start(NAME)
+    log.state("done")
+
+
+def test_a_rate_falls_while_nothing_comes(hub: LoopbackHub, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "_RATE_SECONDS", 0.1)
+    slowly(hub)
+    hub.faults.stall_after["model.safetensors"] = 100_000
+    begun(log)
+    log.until(lambda status: status.bytes_per_second > 0)
+    log.until(lambda status: status.bytes_per_second == 0)
+    log.downloads.pause(NAME)
+    log.state("paused")
 
 
 def test_a_cancelled_download_leaves_nothing(hub: LoopbackHub, log: Log) -> None:
