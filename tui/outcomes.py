@@ -23,6 +23,13 @@ class Redraw:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Draw the mark that now ends the conversation; where there are no marks, say the text instead."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Copy:
     """Copy text to the clipboard."""
 
@@ -122,6 +129,7 @@ class Quit:
 Outcome = (
     Say
     | Redraw
+    | Mark
     | Copy
     | Answer
     | Ask

@@ -193,7 +193,7 @@ class LineChat:
 
     def _show(self, outcome: outcomes.Outcome) -> None:
         match outcome:
-            case outcomes.Say(text):
+            case outcomes.Say(text) | outcomes.Mark(text):
                 self._narrator.say(text)
             case outcomes.Redraw(text):
                 self._show_conversation(self._ready())

@@ -100,6 +100,7 @@ def test_an_overflow_is_answered_by_leaving_out_or_summarizing_and_the_message_i
         await stage.sees("the last answer")
         await stage.idle()
         await stage.sees(shown)
+        assert "left out" not in stage.screen()  # the mark says it
         assert stage.typed == ""
         assert [turn.content for turn in stage.session.turns if turn.role == "user"][-1] == LONG
 

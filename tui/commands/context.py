@@ -6,14 +6,14 @@ from macllm.chat.session import Session
 from macllm.errors import UsageError
 from macllm.units import count_text, tokens_text
 
-from ..outcomes import Answer, Outcome, Redraw, Say
+from ..outcomes import Answer, Mark, Outcome, Say
 from ..text.summary import summarize
 from .command import Command
 
 
 def _drop(session: Session, argument: str) -> Outcome:
     dropped = session.drop_oldest()
-    return Redraw(f"{dropped} messages are left out; they stay on the screen, but the model no longer reads them.")
+    return Mark(f"{dropped} messages are left out; the model no longer reads them.")
 
 
 def _summarize(session: Session, argument: str) -> Outcome:

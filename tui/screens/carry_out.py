@@ -71,6 +71,9 @@ def carry_out(outcome: outcomes.Outcome, chat: ChatView) -> None:
         case outcomes.Redraw(text):
             chat.redraw()
             chat.show_notice(text)
+        case outcomes.Mark():
+            chat.redraw()
+            chat.show_notice("")
         case outcomes.Copy(text):
             _copy(text, chat)
         case outcomes.Answer():
