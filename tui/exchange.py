@@ -7,6 +7,7 @@ from collections.abc import Callable
 from macllm.chat.conversation import Attachment, Node
 from macllm.chat.session import Session
 from macllm.errors import UsageError
+from macllm.generation.request import Delta, Event
 
 from .messages import ThreadMessage
 from .model_slot import ModelSlot
@@ -72,17 +73,27 @@ class Exchange:
         """Show the events of an answer below the message that it answers, which may be an `edited` one."""
         session = self._model.session
         assert session is not None
-        if not answer.title:
-            self._transcript.show(session.asked)
         widget = AnswerTurn(title=answer.title)
+        if not answer.title and self._transcript.show_later(session.asked):
+            widget.display = False  # until its first new text, the former answer is seen
         self._transcript.add(widget)
         self.pending = PendingAnswer(session, answer, widget, attachments, edited)
         self.pending.start(self._post)
+
+    async def show(self, event: Event) -> None:
+        """Draw an event of the pending answer. Its first new text takes the place of a former answer."""
+        if (pending := self.pending) is None:
+            return
+        pending.show(event)
+        if not pending.widget.display and isinstance(event, Delta) and event.text and not event.given:
+            await pending.widget.draw_now()
+            self._transcript.show_now(pending.widget)
 
     async def finish(self, pending: PendingAnswer) -> Node | None:
         """Draw the final state. Returns the answer, or the mark of a summary; None if there is neither."""
         node = pending.outcome()
         if await pending.finish(node) and node is not None:
+            self._transcript.show_now(pending.widget)
             self._transcript.adopt(pending.widget, node)
         self._transcript.show(pending.session.conversation)
         self.pending = None

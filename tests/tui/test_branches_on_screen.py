@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from macllm.chat.conversation import Conversation, Turn
 from macllm.chat.session import Session
+from macllm.generation.request import Delta, Prefill
 from macllm_tui.widgets.transcript import MORE, NEWEST
 from macllm_tui.widgets.turns import AnswerTurn, UserTurn
-from tests.chat.scripted_engine import ScriptedEngine
+from tests.chat.scripted_engine import ScriptedEngine, Step
 from tests.tui.conftest import Play, Stage
 
 CODE = "Both:\n\n```python\nprint(1)\n```\n\n- or\n\n  ```sh\n  ls -l\n  ```\n"
@@ -148,6 +151,44 @@ def test_a_stopped_answer_goes_on_in_its_place(play: Play) -> None:
         assert "stopped" not in stage.screen()
 
     play(ScriptedEngine(["half", threading.Event()], [" and half"]), scenario)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "new"),
+    [
+        ("/continue", [Delta("ha", tokens=(0,), given=True), Delta("lf", given=True)], "half and more"),
+        ("/regen", [], "another"),
+    ],
+)
+def test_a_former_answer_stays_until_the_first_new_text(play: Play, command: str, given: list[Step], new: str) -> None:
+    def seen(stage: Stage) -> list[AnswerTurn]:
+        return [answer for answer in stage.app.chat.query(AnswerTurn) if answer.display]
+
+    async def scenario(stage: Stage) -> None:
+        await stage.say("Go")
+        await stage.sees("half")
+        await stage.press("escape")
+        await stage.idle()
+        former = seen(stage)
+        for end in ("stopped", "answered"):
+            await stage.say(command)
+            await stage.sees("answering…" if given else "reading 3/9")
+            assert seen(stage) == former
+            if end == "stopped":
+                await stage.press("escape")
+                await stage.idle()
+                assert (contents(stage), seen(stage)[0].source) == (["Go", "half"], "half")
+                former = seen(stage)
+        gate.set()
+        await stage.sees(new)
+        await stage.idle()
+        assert [answer.source for answer in seen(stage)] == [new]
+        assert contents(stage) == ["Go", new]
+
+    gate = threading.Event()
+    tail = new.removeprefix("half")
+    answers = [Prefill(3, 9), *given, threading.Event()], [Prefill(3, 9), *given, gate, tail]
+    play(ScriptedEngine(["half", threading.Event()], *answers), scenario)
 
 
 def stored(pairs: int) -> Conversation:

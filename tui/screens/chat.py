@@ -119,7 +119,7 @@ class ChatScreen(TranscriptScreen):
             case ModelFailed(error):
                 self._show_load_failure(error)
             case TurnEvent(item) if self._pending is not None:
-                self._pending.show(item)
+                await self.exchange.show(item)
                 self._status.activity = self._pending.activity
             case TurnEnded(error):
                 await self._finish_answer(error)

@@ -68,6 +68,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._first = 0  # number of messages of the path that are not drawn
         self._blocks: list[TurnBlock] = []  # the drawn messages of the path, in order
         self._selected: TurnBlock | None = None
+        self._later: Conversation | None = None  # what `show_now` draws
 
     def compose(self) -> ComposeResult:
         """The blocks, at the bottom."""
@@ -108,22 +109,42 @@ class Transcript(VerticalScroll, can_focus=False):
         if block not in self._blocks:
             self._blocks.append(block)
 
-    def show(self, conversation: Conversation) -> None:
-        """Draw the path. Messages that are drawn already stay, with the notices before the first other one."""
+    def show_later(self, conversation: Conversation) -> bool:
+        """Draw a path at `show_now`, if it is the beginning of the one on the screen; else now.
+
+        Returns False if it is drawn now.
+        """
+        kept = self._kept(conversation)
+        if kept == len(conversation.path) - self._first and 0 < kept < len(self._blocks):
+            self._later = conversation
+            return True
+        self.show(conversation)
+        return False
+
+    def show_now(self, answer: AnswerTurn) -> None:
+        """Draw the path of `show_later`, with an answer, hidden until now, in place of the end."""
+        if self._later is not None:
+            with self.app.batch_update():
+                self.show(self._later, answer)
+                answer.display = True
+
+    def show(self, conversation: Conversation, answer: AnswerTurn | None = None) -> None:
+        """Draw the path. Messages that are drawn already stay, with the notices before the first other one.
+
+        An `answer` that is being written stays, too.
+        """
+        self._later = None
         path = conversation.path
         at = self._blocks.index(self._selected) if self._selected in self._blocks else None
-        kept = 0
-        for block, node in zip(self._blocks, path[self._first :], strict=False):
-            if block.node is None or block.node.id != node.id or block.node.turn != node.turn:
-                break
-            kept += 1
+        kept = self._kept(conversation)
         if len(path) - self._first - kept > NEWEST or not kept:
             kept, self._first = 0, max(len(path) - NEWEST, 0)
         with self.app.batch_update():
             attached = self._attached()
             begin = 1 if not kept else attached.index(self._blocks[kept]) if kept < len(self._blocks) else len(attached)
             for widget in attached[begin:]:
-                if not _is_queued(widget) and (path or not isinstance(widget, Welcome)):
+                if widget is not answer and not _is_queued(widget) and (path or not isinstance(widget, Welcome)):
+                    widget.display = False  # at once; the removal may take a frame
                     widget.remove()
             self._conversation = conversation
             new = [self._drawn(node) for node in path[self._first + kept :]]
@@ -155,6 +176,15 @@ class Transcript(VerticalScroll, can_focus=False):
         """Draw more of the earlier messages."""
         message.stop()
         self.show_earlier()
+
+    def _kept(self, conversation: Conversation) -> int:
+        """The number of drawn messages, from the first one on, that the path has, too."""
+        kept = 0
+        for block, node in zip(self._blocks, conversation.path[self._first :], strict=False):
+            if block.node is None or block.node.id != node.id or block.node.turn != node.turn:
+                break
+            kept += 1
+        return kept
 
     def _drawn(self, node: Node) -> TurnBlock:
         if node.turn.role == "user":

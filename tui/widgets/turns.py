@@ -226,6 +226,11 @@ class AnswerTurn(VerticalGroup, TurnBlock):
             self._timer_set = True
             self.call_later(self._draw)
 
+    async def draw_now(self) -> None:
+        """Draw the text that waits."""
+        async with self._drawing:
+            await self._draw_waiting()
+
     async def finish(self, node: Node | None) -> None:
         """Draw the rest, parse the whole document once more, and add a summary line."""
         async with self._drawing:
