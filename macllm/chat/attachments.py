@@ -21,6 +21,8 @@ from .conversation import Attachment
 LARGEST_BYTES = 1_000_000
 _MOST_ENTRIES = 1000  # of a folder
 _REFERENCE = re.compile(r"""(?<![^\s(\["'])@(@?)(?:"([^"\n]+)"|(\S+))""")
+_SUFFIXES = {".c", ".cpp", ".css", ".csv", ".go", ".html", ".js", ".json", ".jsonl", ".log", ".md", ".pdf", ".py"}
+_SUFFIXES |= {".rs", ".rst", ".sh", ".sql", ".swift", ".tex", ".toml", ".ts", ".txt", ".xml", ".yaml", ".yml"}
 _PUNCTUATION = ".,;:!?)]}'\"’”"  # may follow a path in a sentence
 
 
@@ -43,7 +45,9 @@ def read(name: str, folder: Path | None = None) -> Attachment:
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError as error:
-        raise UsageError(f"There is no file {name}.", remedy="check the path; Tab completes it") from error
+        raise UsageError(
+            f"There is no file {name}.", remedy="check the path; Tab completes it; @@ sends it as text"
+        ) from error
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{name} cannot be read.", cause=cause, remedy="attach another file") from error
@@ -55,7 +59,7 @@ def read(name: str, folder: Path | None = None) -> Attachment:
 def referenced(text: str, folder: Path | None = None) -> tuple[str, tuple[Attachment, ...]]:
     """The text with @@ resolved, and the files it names, each once.
 
-    Raises: UsageError for a file that cannot be attached, and for a missing one in an existing folder.
+    Raises: UsageError for a file that cannot be attached, and for a missing one that is surely meant.
     """
     attachments: dict[str, Attachment] = {}
     parts: list[str] = []
@@ -80,7 +84,10 @@ class Reference:
 
 
 def references(text: str, folder: Path | None = None) -> Iterator[Reference]:
-    """The paths that a text names: existing ones, and missing ones in a folder that exists."""
+    """The paths that a text names: existing ones, and missing ones that are surely meant.
+
+    Those are in a folder that exists, or have a usual suffix.
+    """
     for match in _REFERENCE.finditer(text):
         escape, quoted, bare = match.groups()
         for name in [quoted] if quoted else _readings(bare):
@@ -111,7 +118,9 @@ def _is_meant(name: str, folder: Path | None) -> bool:
         if path.exists():
             return True
         parent, _, last = name.rpartition("/")
-        return bool(parent and last) and last[-1] not in _PUNCTUATION and located(parent, folder).is_dir()
+        if not parent:
+            return path.suffix in _SUFFIXES
+        return bool(last) and last[-1] not in _PUNCTUATION and located(parent, folder).is_dir()
     except (OSError, ValueError):
         return False
 

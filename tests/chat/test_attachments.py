@@ -68,6 +68,7 @@ def test_two_at_signs_send_one(folder: Path) -> None:
     ("name", "message"),
     [
         ("docs/paln.md", "There is no file docs/paln.md"),
+        ("paln.md", "There is no file paln.md"),
         ("./missing", "There is no file ./missing"),
         ("picture.png", "picture.png is not text"),
         ("latin.txt", "latin.txt is not UTF-8"),

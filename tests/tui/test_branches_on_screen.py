@@ -108,9 +108,9 @@ def test_block_mode_copies_a_message_its_code_or_one_block_of_it(play: Play) -> 
             await stage.press(key)
             await stage.until(lambda text=text: stage.app.clipboard == text)
         await stage.press("3")
-        await stage.sees("No code block 3.")
+        await stage.sees("No code block 3: the message has 2 code blocks")
         await stage.press("up", "c")
-        await stage.sees("No code block.")
+        await stage.sees("No code block: the message has 0 code blocks")
         await stage.press("escape")
         await stage.type("back")
         assert stage.typed == "back"

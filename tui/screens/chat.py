@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 
@@ -70,7 +71,7 @@ class ChatScreen(TranscriptScreen):
     def compose(self) -> ComposeResult:
         """Conversation, question, completions, prompt, status."""
         yield Transcript()
-        yield QuestionBox()
+        yield QuestionBox(lambda key: self.prompt.edits(key))
         yield BlockKeys()
         yield PromptArea(lambda: self.session)
         yield StatusLine(self._status)
@@ -261,6 +262,8 @@ class ChatScreen(TranscriptScreen):
             self._choose(message.choice, question)
         elif message.typed:
             self.prompt.insert(message.typed)
+        elif message.key:
+            self.prompt.post_message(events.Key(message.key, None))
 
     def _choose(self, choice: outcomes.Choice, question: outcomes.Question | None) -> None:
         if (found := slash.parse(choice.line)) is not None and not self._run_command(*found):
@@ -287,7 +290,7 @@ class ChatScreen(TranscriptScreen):
         try:
             action()
         except MacllmError as error:
-            self.transcript.add(Failure(error))
+            self.tell(Failure(error))
             return False
         return True
 
@@ -313,7 +316,7 @@ class ChatScreen(TranscriptScreen):
     def show_notice(self, text: str) -> None:
         """Show a line of text, unless it is empty."""
         if text:
-            self.transcript.add(Notice(text))
+            self.tell(Notice(text))
         self._refresh_status()
 
     def action_stop(self) -> None:

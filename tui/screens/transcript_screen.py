@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual.containers import VerticalGroup
 from textual.screen import Screen
 
+from ..widgets.notices import Failure, Notice
 from ..widgets.prompt import Prompt
 from ..widgets.transcript import BlockKeys, Transcript
 
@@ -26,6 +27,16 @@ class TranscriptScreen(Screen[None]):
     def prompt(self) -> Prompt:
         """The input field."""
         return self.query_one(Prompt)
+
+    def tell(self, news: Notice | Failure) -> None:
+        """Show a notice at the end of the conversation.
+
+        In block mode the end may be out of sight: it takes the place of the keys for a while.
+        """
+        if self.transcript.selected is None:
+            self.transcript.add(news)
+        else:
+            self.query_one(BlockKeys).tell(news.in_one_line)
 
     def action_toggle_reasoning(self) -> None:
         """Fold or unfold the reasoning of the newest answer."""

@@ -33,12 +33,15 @@ def stored(store: object) -> list[str]:
 
 
 class History:
-    """Earlier messages, newest last. The prompt walks through them; its draft stands after the newest."""
+    """Earlier messages, newest last. The prompt walks through them; its draft stands after the newest.
+
+    A message that is changed on the way keeps the change until the walk ends.
+    """
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
         self._entries: list[str] = []
         self._position = 0  # the number of entries: the draft
-        self._draft = ""
+        self._changed: dict[int, str] = {}  # texts as they were left, by position
         for entry in entries:
             self.add(entry)
 
@@ -47,7 +50,8 @@ class History:
         new = bool(entry.strip()) and self._entries[-1:] != [entry]
         if new:
             self._entries = [*self._entries[1 - _MOST :], entry]
-        self._position, self._draft = len(self._entries), ""
+        self._position = len(self._entries)
+        self._changed.clear()
         return new
 
     def begin_with(self, entries: Iterable[str]) -> list[str]:
@@ -58,20 +62,18 @@ class History:
         return newer
 
     def older(self, shown: str) -> str | None:
-        """The entry before the one that is shown; None at the oldest. The draft is kept."""
-        if self._position == 0:
-            return None
-        if self._position == len(self._entries):
-            self._draft = shown
-        self._position -= 1
-        return self._entries[self._position]
+        """The entry before the one that is shown; None at the oldest. What is shown is kept."""
+        return None if self._position == 0 else self._move(-1, shown)
 
-    def newer(self) -> str | None:
+    def newer(self, shown: str) -> str | None:
         """The entry after the one that is shown, the draft after the newest; None at the draft."""
-        if self._position == len(self._entries):
-            return None
-        self._position += 1
-        return self._draft if self._position == len(self._entries) else self._entries[self._position]
+        return None if self._position == len(self._entries) else self._move(1, shown)
+
+    def _move(self, direction: int, shown: str) -> str:
+        self._changed[self._position] = shown
+        self._position += direction
+        entry = self._entries[self._position] if self._position < len(self._entries) else ""
+        return self._changed.get(self._position, entry)
 
     def search(self, query: str) -> list[str]:
         """Entries with every word of the query near their beginning, newest first, each once.

@@ -9,7 +9,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from macllm.errors import MacllmError
-from macllm.visible import visible
+from macllm.visible import one_line, visible
 
 from ..keymap import in_effect
 
@@ -54,7 +54,9 @@ class Notice(Static):
     """A notice of the app, outside the conversation."""
 
     def __init__(self, text: str | Content) -> None:
-        super().__init__(text if isinstance(text, Content) else Content(visible(text)), markup=False)
+        content = text if isinstance(text, Content) else Content(visible(text))
+        super().__init__(content, markup=False)
+        self.in_one_line = " ".join(content.plain.split())
 
 
 class Failure(Static):
@@ -68,3 +70,4 @@ class Failure(Static):
             lines.append(Content(visible(f"try: {error.remedy}")))
         super().__init__(Content("\n").join(lines), markup=False)
         self.error = error
+        self.in_one_line = one_line(": ".join(filter(None, [error.message.rstrip("."), error.cause or error.remedy])))

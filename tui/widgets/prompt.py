@@ -166,6 +166,12 @@ class Prompt(FoldingArea):
 
     # Keys
 
+    def edits(self, key: str) -> bool:
+        """True for a key that the prompt, as it is now, has a use for."""
+        keymap = in_effect(self.app)
+        of_prompt, of_chat = key in keymap.actions("prompt"), key in keymap.actions("chat")
+        return key in self._actions and (not of_chat or (of_prompt and bool(self.text)))
+
     async def on_key(self, event: events.Key) -> None:
         """Handle a key at once; a binding would act after the key has bubbled up, maybe after later keys."""
         of_chat = self._of_chat.get(event.key)
@@ -235,7 +241,7 @@ class Prompt(FoldingArea):
             return
         if not self.cursor_at_last_line:
             self.action_cursor_down()
-        elif (entry := self._history.newer()) is not None:
+        elif (entry := self._history.newer(self.text)) is not None:
             self.put(entry)
 
     def action_search(self) -> None:

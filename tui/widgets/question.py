@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,27 +14,33 @@ from textual.widgets import Static
 
 from macllm.visible import one_line, visible
 
+from ..keymap import in_effect
 from ..keys import KEYS
 from ..outcomes import Choice, Question
 from ..questions import chosen
 
 
 class QuestionBox(Static, can_focus=True):
-    """A digit, or the arrows and Enter choose. Esc, and typing anything else, goes back to the prompt."""
+    """A digit, or the arrows and Enter choose. Esc, and typing or editing, goes back to the prompt.
+
+    `edits` is true for the keys of the prompt.
+    """
 
     BINDINGS: ClassVar = [Binding(key.keys, key.action, key.help, id=f"question.{key.id}") for key in KEYS["question"]]
 
     @dataclass
     class Chosen(Message):
-        """The user chose; None: nothing. `typed` is the text typed instead."""
+        """The user chose; None: nothing. `typed` is the text typed instead, `key` the key pressed."""
 
         choice: Choice | None
         typed: str = ""
+        key: str = ""
 
-    def __init__(self) -> None:
+    def __init__(self, edits: Callable[[str], bool]) -> None:
         super().__init__(id="question", markup=False)
         self._question: Question | None = None
         self._at = 0
+        self._edits = edits
 
     @property
     def question(self) -> Question | None:
@@ -53,13 +60,18 @@ class QuestionBox(Static, can_focus=True):
             self._draw()
 
     def on_key(self, event: events.Key) -> None:
-        """Choose by a digit; other characters go to the prompt."""
-        if self._question is None or not event.is_printable or event.character is None:
+        """Choose by a digit; other characters, and keys that edit, go to the prompt."""
+        typed = event.character if event.is_printable else None
+        edits = event.key not in in_effect(self.app).actions("question") and self._edits(event.key)
+        if self._question is None or not (typed or edits):
             return
         event.stop()
         event.prevent_default()
-        choice = chosen(self._question, event.character)
-        self.post_message(self.Chosen(choice, "" if choice else event.character))
+        if typed is None:
+            self.post_message(self.Chosen(None, key=event.key))
+            return
+        choice = chosen(self._question, typed)
+        self.post_message(self.Chosen(choice, "" if choice else typed))
 
     def on_paste(self, event: events.Paste) -> None:
         """Let the prompt have pasted text."""

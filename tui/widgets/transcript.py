@@ -11,6 +11,7 @@ from textual.binding import Binding
 from textual.containers import VerticalGroup, VerticalScroll
 from textual.content import Content
 from textual.message import Message
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -27,6 +28,7 @@ from .turns import AnswerTurn, CutMark, TurnBlock, UserTurn
 
 NEWEST = 30  # messages of a long conversation that are drawn at first
 MORE = 50  # messages drawn on demand
+_NEWS_SECONDS = 2.0  # a line in place of the keys of block mode
 
 IdleSession = Callable[[], Session]
 """The session. Raises: UsageError during an answer."""
@@ -289,8 +291,9 @@ class Transcript(VerticalScroll, can_focus=False):
     def action_regenerate(self) -> None:
         """Answer again."""
         if self._selected is not None and (node := self._selected.node) is not None:
-            self.post_message(self.Wanted(lambda session: Answer(session().regenerate(node.id))))
             self.action_leave()
+            self._select(None)
+            self.post_message(self.Wanted(lambda session: Answer(session().regenerate(node.id))))
 
     def action_version(self, direction: int) -> None:
         """Show the next version of the message, and the newest path through it."""
@@ -316,6 +319,8 @@ class BlockKeys(Static):
 
     def __init__(self) -> None:
         super().__init__(id="block-keys", markup=False)
+        self._keys = Content()
+        self._timer: Timer | None = None
 
     def show(self, block: TurnBlock | None) -> None:
         """Show the keys of a block; None: none."""
@@ -325,7 +330,15 @@ class BlockKeys(Static):
         names = (("copy", "copy"), ("copy_code", "code"), again, ("fold", "fold"), ("leave", ""))
         keys = "  ".join(f"{keymap.shown('blocks', name)} {label}".rstrip() for name, label in names)
         versions = " ".join(keymap.shown("blocks", f"{name}_version") for name in ("previous", "next"))
-        self.update(Content(f"{versions} version  {keys}"))
+        self._keys = Content(f"{versions} version  {keys}")
+        self.update(self._keys)
+
+    def tell(self, text: str) -> None:
+        """Show a line in place of the keys for a while."""
+        self.update(Content(text))
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(_NEWS_SECONDS, lambda: self.update(self._keys))
 
 
 def _show(session: Session, node: str) -> Outcome:
