@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from macllm.config.settings import ConfigFile, config_path
+from macllm.config.settings import ConfigFile, Preset, config_path
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.contract import Engine, OnStatus, Status
 from macllm.generation.request import Done, Request, SamplingParams
@@ -32,6 +32,7 @@ class ChatOptions:
     system: str | None = None
     seed: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    preset: Preset | None = None  # its values are in `system` and `sampling`, unless others come before them
     prompt: str | None = None
     plain: bool = False
     conversation: Conversation | None = None  # to go on with; None: a new one
@@ -83,6 +84,7 @@ def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Ses
         if store is not None and options.conversation is not None:
             with suppress(MacllmError):  # reported when it is saved
                 store.add(options.conversation)  # a fork is stored from the start
+        session.preset = options.preset
         session.on_done = partial(_keep_speed, engine)
         return session
     except BaseException:

@@ -22,6 +22,7 @@ from .answer import PartialAnswer
 from .conversation import Attachment, Conversation, Node, Origin, Turn
 
 if TYPE_CHECKING:
+    from macllm.config.settings import Preset
     from macllm.generation.contract import CompletionEvents, Engine
 
 
@@ -97,6 +98,7 @@ class Session:
         self.sampling = engine.info.defaults if sampling is None else sampling
         self.max_tokens = max_tokens
         self.adapter = adapter or engine.info.adapter
+        self.preset: Preset | None = None  # the one applied last
         self.on_done: Callable[[Done], object] | None = None  # gets the end of each completion
         self.journal = journal
         self._conversation = conversation or Conversation.begin(system)
@@ -134,6 +136,11 @@ class Session:
     @system.setter
     def system(self, text: str | None) -> None:
         self._keep(replace(self._conversation, system=text))
+
+    @property
+    def preset_in_effect(self) -> str:
+        """The name of the preset, as long as none of its values is changed; else empty."""
+        return self.preset.name if self.preset and self.preset.is_met(self.system, self.sampling) else ""
 
     @property
     def context(self) -> ContextUse:
@@ -217,6 +224,9 @@ class Session:
             for item in fields(SamplingParams)
             if (value := getattr(former.sampling, item.name)) != getattr(former.engine.info.defaults, item.name)
         }
+        if former.preset is not None and former.preset_in_effect:
+            changed |= former.preset.sampling
+        self.preset = former.preset
         self.sampling = replace(self.sampling, **changed)
         self.max_tokens = former.max_tokens
         self.open(former.conversation)

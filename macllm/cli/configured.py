@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from macllm.config.schema import SETTINGS
-from macllm.config.settings import ConfigFile, Resolved, load, resolve
+from macllm.config.settings import ConfigFile, Preset, Resolved, load, resolve
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,12 @@ class Configured:
     def sampling(self) -> dict[str, Any]:
         """The sampling values by their names."""
         return _named(self.settings, "sampling.")
+
+    @property
+    def preset(self) -> Preset | None:
+        """The preset that is named, if any."""
+        name = self["chat.preset"]
+        return None if name is None else self.config.preset(name)
 
     @property
     def chat(self) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class Preset:
     system: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
+    def is_met(self, system: str | None, sampling: object) -> bool:
+        """True if a system prompt, and sampling values as attributes, have all values of the preset."""
+        met = all(getattr(sampling, name, None) == value for name, value in self.sampling.items())
+        return met and self.system in (None, system)
+
 
 @dataclass(frozen=True)
 class ConfigFile:

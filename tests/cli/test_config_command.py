@@ -145,6 +145,8 @@ def test_chat_takes_its_defaults_from_the_file(monkeypatch: pytest.MonkeyPatch, 
     )  # fmt: skip
     assert options.config.keys == {"stop": "ctrl+x"}
     options = options_of(monkeypatch, "--preset", "code", "--top-k", "0", "--theme", "light", "--plain")
+    assert options.preset is not None
+    assert options.preset.name == "code"
     assert (options.system, options.seed, options.theme, options.plain) == ("Write code.", 3, "light", True)
     assert options.sampling == {"temperature": 0.25, "top_k": 0}
 

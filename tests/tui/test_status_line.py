@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from macllm.chat.session import ContextUse
+from macllm.chat.session import ContextUse, Session
 from macllm_tui.widgets.status_line import StatusValues, render
+from tests.chat.scripted_engine import ScriptedEngine
+from tests.tui.test_presets import preset_file
+from tests.tui.test_slash import run
 
 ANSWERING = StatusValues(
     "qwen3-4b",
@@ -66,6 +69,32 @@ def test_a_context_that_fills_up_says_so_in_words(used: int, wide: str, narrow: 
 
 def test_memory_that_fills_up_says_so_in_words() -> None:
     assert "memory ━━━━━━━─ 10.0 GB/10.7 GB, 93%, nearly full" in line(200, memory_bytes=10_000_000_000)
+
+
+def test_the_preset_in_effect_is_named_beside_the_model_where_there_is_room() -> None:
+    assert line(200, preset="code").startswith("qwen3-4b + my-notes  ·  preset code  ·  61.4 tok/s")
+    assert "61.4 tok/s" in line(60, preset="code")
+
+
+def test_a_preset_is_named_until_one_of_its_values_is_changed() -> None:
+    session, status = Session(ScriptedEngine()), StatusValues("scripted")
+    preset_file('[presets.code]\nsystem = "Write."\ntemperature = 0\n')
+
+    def named(command: str) -> str:
+        run(session, command)
+        status.observe(session, None, 0)
+        return status.preset
+
+    assert named("/preset code") == "code"
+    assert named("/set top_p 0.5") == "code"
+    assert named("/set temperature 0.3") == ""
+    assert named("/set temperature 0") == "code"
+    assert named("/system Draw.") == ""
+    assert named("/preset code") == "code"
+    other = Session(ScriptedEngine())
+    other.take_over(session)
+    assert other.preset_in_effect == "code"
+    assert named("/preset none") == ""
 
 
 def test_a_context_that_fits_as_a_whole_has_no_forecast() -> None:

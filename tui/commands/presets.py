@@ -31,6 +31,7 @@ def _preset(session: Session, name: str) -> Outcome:
         session.system = preset.system
     elif name == _NONE:
         session.system = found["chat.system"].value if "chat.system" in found else None
+    session.preset = None if name == _NONE else preset
     return Say("No preset is in use." if name == _NONE else f"Preset {name}: {_summary(preset)}")
 
 

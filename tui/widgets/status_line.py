@@ -31,6 +31,7 @@ class StatusValues:
     activity: str = ""
     remark: str = ""  # engine status about background work; shown only without activity
     adapter: str = ""
+    preset: str = ""  # whose values are in effect
     reading: tuple[int, int] | None = None  # tokens of the prompt read so far, and all of them
     reused_tokens: int = 0  # of the prompt, which were read for an earlier answer
     first_token_seconds: float | None = None  # of the answer that is being written
@@ -48,6 +49,7 @@ class StatusValues:
         self.reused_tokens = 0
         self.context = session.context if session else None
         self.adapter = short_name(session.adapter) if session and session.adapter else ""
+        self.preset = session.preset_in_effect if session else ""
         if pending is None:
             return
         if not pending.stopping:
@@ -96,6 +98,7 @@ def _forms(status: StatusValues) -> list[list[Content]]:
     """The items, in forms from long to short."""
     adapter = Content.styled(f" + {one_line(status.adapter)}", "$muted") if status.adapter else Content("")
     model = Content.styled(one_line(status.model), "$foreground")
+    preset = [Content.styled(f"preset {one_line(status.preset)}", "$muted")] if status.preset else []
     activity, short_activity = _activity(status)
     timing = _timing(status)
     queued = [Content.styled(f"{count_text(status.queued)} queued", "$muted")] if status.queued else []
@@ -103,9 +106,9 @@ def _forms(status: StatusValues) -> list[list[Content]]:
     context, fits, short_context = _context(status)
     memory, short_memory = _memory(status)
     return [
-        [model + adapter, *activity, *timing, *queued, *remark, *_with(context, fits), *memory],
-        [model + adapter, *activity, *timing, *queued, *remark, *context, *short_memory],
-        [model + adapter, *short_activity, *timing, *queued, *remark, *short_context, *short_memory],
+        [model + adapter, *preset, *activity, *timing, *queued, *remark, *_with(context, fits), *memory],
+        [model + adapter, *preset, *activity, *timing, *queued, *remark, *context, *short_memory],
+        [model + adapter, *preset, *short_activity, *timing, *queued, *remark, *short_context, *short_memory],
         [model + adapter, *short_activity, *queued, *remark, *short_context, *short_memory],
         *([[model, *remark, *short_context]] if remark else []),
         [model, *short_activity, *timing, *queued, *short_context],
