@@ -13,6 +13,7 @@ from .page import as_html
 from .transcript import as_markdown
 
 FORMATS = ("md", "json", "html")
+_OTHERS = {"csv", "doc", "docx", "epub", "jsonl", "odt", "org", "pdf", "rst", "rtf", "tex", "xml", "yaml", "yml"}
 
 
 def export(conversation: Conversation, form: str) -> str:
@@ -32,8 +33,13 @@ def export(conversation: Conversation, form: str) -> str:
 
 
 def format_of(path: Path) -> str:
-    """The format that a file's name asks for, by default Markdown."""
+    """The format that a file's name asks for, by default Markdown.
+
+    Raises: UsageError for the name of a format that is none of ours.
+    """
     ending = path.suffix.lower().removeprefix(".")
+    if ending in _OTHERS:
+        raise UsageError(f"There is no export as {ending}.", remedy=f"a name that ends with .{', .'.join(FORMATS)}")
     return {"htm": "html"}.get(ending, ending) if ending in (*FORMATS, "htm") else "md"
 
 

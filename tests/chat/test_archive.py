@@ -202,6 +202,8 @@ def test_the_format_follows_the_name_of_the_file(name: str, form: str) -> None:
 
 
 def test_an_unknown_format_is_an_error() -> None:
+    with pytest.raises(UsageError, match="no export as pdf"):
+        exports.format_of(Path("chat.PDF"))
     with pytest.raises(UsageError, match="pdf"):
         exports.export(talk("a"), "pdf")
 

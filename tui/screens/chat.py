@@ -236,6 +236,7 @@ class ChatScreen(TranscriptScreen):
                 self._entry.edit(pending.edited, *returned)
                 returned = None
             self.prompt.put_back([*filter(None, [returned]), *self.exchange.take_queue()])
+            self._refresh_status()  # without the queue
         if question is not None:
             self.ask(question, focus=not draft)
         send_after, self._send_after = self._send_after, False
