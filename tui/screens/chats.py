@@ -17,7 +17,8 @@ from macllm.units import count_text
 
 from .. import chats
 from ..text.days import clock_text, day_text
-from .overlay import Overlay, Row
+from ..widgets.row_list import Row
+from .overlay import Overlay
 
 _MOST_CHATS = 500
 _Doing = Literal["search", "rename", "export", "remove"]

@@ -10,7 +10,8 @@ from textual.binding import Binding
 from ..keymap import DEFAULTS, Keymap, in_effect
 from ..keys import help_lines
 from ..slash import COMMANDS
-from .overlay import Overlay, Row
+from ..widgets.row_list import Row
+from .overlay import Overlay
 
 
 class HelpScreen(Overlay):

@@ -24,7 +24,8 @@ from macllm.units import bytes_text
 from macllm.visible import visible
 
 from ..text import model_table as table
-from .overlay import Filter, Overlay, Row
+from ..widgets.row_list import Row
+from .overlay import Filter, Overlay
 
 DOWNLOADS = Downloads()
 """Downloads outlive the screen; those that run when the app ends keep their bytes."""
@@ -99,7 +100,7 @@ class ModelsScreen(Overlay):
                 yield Static(id="overlay-title", markup=False)
                 yield Filter("", placeholder="type to filter", screen_keys=self.LETTER_KEYS)
             yield Static(id="model-columns", markup=False)
-            yield OptionList(id="rows", markup=False, compact=True)
+            yield self.new_list()
             yield Static(id="model-details", markup=False)
             yield Static(_KEYS, id="overlay-keys", markup=False)
 
@@ -304,9 +305,9 @@ class ModelsScreen(Overlay):
         return model.name == (self._current[1] if model.kind == "adapter" else self._current[0])
 
     def _highlight_name(self, name: str) -> None:
-        for at, row in enumerate(self._rows):
+        for at, row in enumerate(self.list.rows):
             if row.value == name:
-                self._highlight(at, 1)
+                self.list.highlight(at, 1)
 
     def _confirmed(self, letter: str, model: UsableModel, question: str) -> bool:
         """True at the second press for the same model; the first one asks."""

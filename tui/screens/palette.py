@@ -11,7 +11,8 @@ from macllm.chat.session import Session
 from ..chats import ChatStore, store_of
 from ..keymap import in_effect
 from ..palette import PaletteEntry, command_entries, matching, stored_entries
-from .overlay import Overlay, Row
+from ..widgets.row_list import Row
+from .overlay import Overlay
 
 
 class PaletteScreen(Overlay):
