@@ -89,6 +89,7 @@ def _conversation(options: ChatOptions, opener: Opener, attached: Attachment | N
             keymap=Keymap.of(options.config),
         )
         app.attached = attached
+        app.chat.set_class(options.sidebar, "-sidebar")
         return app
     from .plain import LineChat
 

@@ -32,6 +32,7 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
         Key("help", "f1", "open('help')", "commands and keys", "F1"),
         Key("palette", "ctrl+p", "open('palette')", "all commands, recent chats and models", "Ctrl+P"),
         Key("chats", "ctrl+s", "open('chats')", "stored conversations", "Ctrl+S"),
+        Key("sidebar", "ctrl+b", "sidebar", "chats beside the conversation; again: hide them", "Ctrl+B"),
         Key("models", "ctrl+o", "open('models')", "models and adapters", "Ctrl+O"),
         Key("new", "ctrl+n", "run('/clear')", "new conversation", "Ctrl+N"),
         Key("page_up", "pageup", "page(-1)", "scroll the conversation", "PgUp PgDn"),
@@ -55,7 +56,7 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
         # Ctrl+Z is undo in Textual's text area; a program in a terminal stops.
         Key("suspend", "ctrl+z", "suspend", "stop macllm; the shell's fg goes on", "Ctrl+Z"),
         Key("undo", "ctrl+underscore,ctrl+slash,super+z", "undo", "undo, redo", "Ctrl+_ Ctrl+Y"),
-        Key("left", "left,ctrl+b", "cursor_left", ""),
+        Key("left", "left", "cursor_left", ""),
         Key("right", "right,ctrl+f", "cursor_right", ""),
         # macOS uses Ctrl+arrows to switch desktops, so Option moves by words.
         Key("word_left", "ctrl+left,alt+left,alt+b", "cursor_word_left", "move by words", "Alt+B Alt+F"),

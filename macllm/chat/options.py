@@ -40,6 +40,7 @@ class ChatOptions:
     max_tokens: int | None = None  # None: to the end of the context
     verbose: bool = False
     theme: str = "auto"
+    sidebar: bool = False  # shown from the start
     config: ConfigFile = field(default_factory=lambda: ConfigFile(config_path()))  # for keys
 
     def request(self) -> Request:

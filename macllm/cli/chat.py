@@ -58,7 +58,8 @@ def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
     goes_on = any(value not in (None, False) for value in chosen.values())
     ignored = OF_CONVERSATION if goes_on else ()
     found = configured(given, sampling, preset=flags.pop("preset"), ignored=ignored)
-    flags |= {"theme": found["ui.theme"] or "auto", "config": found.config, "preset": found.preset, **found.chat}
+    flags |= {"theme": found["ui.theme"] or "auto", "sidebar": bool(found["ui.sidebar"])}
+    flags |= {"config": found.config, "preset": found.preset, **found.chat}
     sampling = found.sampling
     options = ChatOptions(prompt=prompt, seed=sampling.pop("seed", None), sampling=sampling, **flags)
     options = fetched(resumed(options, **chosen), given["chat.model"])

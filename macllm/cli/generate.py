@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .configured import Configured
 
 SILENT_PREFILL_SECONDS = 1.0
-_OF_CHATS = ("chat.system", "chat.preset", "chat.max_tokens", "chat.plain", "ui.theme")
+_OF_CHATS = ("chat.system", "chat.preset", "chat.max_tokens", "chat.plain", "ui.theme", "ui.sidebar")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,10 @@ CHAT = (
     Setting("chat", "plain", bool, "plain lines instead of the full screen", False),
 )
 SAMPLING = tuple(Setting("sampling", name, _sampling_kind(name)) for name in sorted(SAMPLING_NAMES))
-UI = (Setting("ui", "theme", str, "colors of the full screen", "auto", THEMES),)
+UI = (
+    Setting("ui", "theme", str, "colors of the full screen", "auto", THEMES),
+    Setting("ui", "sidebar", bool, "chats beside the conversation from the start, on a wide terminal", False),
+)
 SETTINGS: Mapping[str, Setting] = {setting.key: setting for setting in (*CHAT, *SAMPLING, *UI)}
 PRESET_NAMES = ("system", *sorted(SAMPLING_NAMES))
 _KEY_OF = {setting.name: setting.key for setting in SETTINGS.values()}

@@ -76,10 +76,10 @@ def test_a_model_brings_its_generation_config(capsys: pytest.CaptureFixture[str]
     assert found["chat.model"] == (str(tmp_path), "flag --model")
 
 
-@pytest.mark.parametrize("key", ["sampling.temperature", "ui", "keys.stop"])
-def test_one_setting_or_table_is_shown(capsys: pytest.CaptureFixture[str], file: Path, key: str) -> None:
+@pytest.mark.parametrize(("key", "rows"), [("sampling.temperature", 1), ("ui", 2), ("keys.stop", 1)])
+def test_one_setting_or_table_is_shown(capsys: pytest.CaptureFixture[str], file: Path, key: str, rows: int) -> None:
     out = run(capsys, "config", "show", key)
-    assert len(out.splitlines()) == 1
+    assert len(out.splitlines()) == rows
     assert {"ui": '"auto"', "keys.stop": '"ctrl+x"'}.get(key, "0.25") in out
 
 
@@ -154,6 +154,9 @@ def test_chat_takes_its_defaults_from_the_file(monkeypatch: pytest.MonkeyPatch, 
 def test_a_flag_turns_off_what_the_file_turns_on(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     file.write_text("[chat]\nplain = true\n")
     assert options_of(monkeypatch).plain
+    assert not options_of(monkeypatch).sidebar
+    monkeypatch.setenv("MACLLM_SIDEBAR", "1")
+    assert options_of(monkeypatch).sidebar
     assert not options_of(monkeypatch, "--no-plain").plain
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from macllm.chat.store import Store
 from macllm_tui.outcomes import Choice, Question
-from macllm_tui.screens import chats
-from macllm_tui.widgets import turns
+from macllm_tui.widgets import chat_rows, turns
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 from tests.tui.conftest import Play, Stage
 from tests.tui.golden import check, screen_text
@@ -36,8 +35,8 @@ def test_the_screens_look_as_they_should(
 ) -> None:
     monkeypatch.setenv("MACLLM_HOME", str(tmp_path))
     monkeypatch.setattr(turns, "duration_text", lambda seconds, fine=False: "4.1 s")
-    monkeypatch.setattr(chats, "day_text", lambda seconds, now: "Today")
-    monkeypatch.setattr(chats, "clock_text", lambda seconds: "14:02")
+    monkeypatch.setattr(chat_rows, "day_text", lambda seconds, now: "Today")
+    monkeypatch.setattr(chat_rows, "clock_text", lambda seconds: "14:02")
     store = Store()
     for texts in (("Loss goes NaN", "And with float32?"), ("A haiku about Metal, with a season in it",)):
         store.save(asked(*texts))

@@ -28,11 +28,12 @@ from ..widgets.notices import Failure, Notice
 from ..widgets.prompt import PromptFailed, PromptSubmitted
 from ..widgets.prompt_area import PromptArea
 from ..widgets.question import QuestionBox
+from ..widgets.sidebar import Sidebar
 from ..widgets.status_line import StatusLine, StatusValues
 from ..widgets.transcript import BlockKeys, Transcript
 from .carry_out import carry_out
 from .from_thread import FromThread
-from .transcript_screen import TranscriptScreen
+from .transcript_screen import WIDE, TranscriptScreen
 
 _AGAIN_SECONDS = 1.5  # a second Ctrl+C within this time quits; a second Esc edits
 
@@ -59,7 +60,7 @@ class ChatScreen(TranscriptScreen):
         open_model: OpenModel | None = None,
     ) -> None:
         super().__init__()
-        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-normal")]
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-normal"), (WIDE, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-short"), (16, "-tall")]
         self.model = ModelSlot(loader, model_name, open_model)
         self._stored = conversation
@@ -69,7 +70,8 @@ class ChatScreen(TranscriptScreen):
         self._interrupted = self._escaped = -_AGAIN_SECONDS
 
     def compose(self) -> ComposeResult:
-        """Conversation, question, completions, prompt, status."""
+        """Chats, conversation, question, completions, prompt, status."""
+        yield Sidebar()
         yield Transcript()
         yield QuestionBox(lambda key: self.prompt.edits(key))
         yield BlockKeys()
@@ -384,6 +386,7 @@ class ChatScreen(TranscriptScreen):
     def _refresh_status(self) -> None:
         status, keymap = self._status, in_effect(self.app)
         status.observe(self.session, self._pending, self.exchange.queued)
+        self.sidebar.observe(self.session)
         if time.monotonic() - self._interrupted < _AGAIN_SECONDS:
             status.hint = f"{keymap.shown('chat', 'interrupt')} again quits"
         elif self._entry.edited is not None:

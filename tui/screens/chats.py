@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 from textual.binding import Binding
@@ -13,11 +13,9 @@ from textual.widgets import Input, Static
 from macllm.chat.rows import StoredChat
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
-from macllm.units import count_text
 
 from .. import chats
-from ..text.days import clock_text, day_text
-from ..widgets.row_list import Row
+from ..widgets.chat_rows import RESUME, chat_rows, messages_text, nothing_text
 from .overlay import Overlay
 
 _MOST_CHATS = 500
@@ -38,7 +36,7 @@ class ChatsScreen(Overlay):
     ]
     TITLE_TEXT: ClassVar = "Chats"
     PLACEHOLDER: ClassVar = "type to search in all messages"
-    NOTHING: ClassVar = "no conversations"
+    NOTHING: ClassVar = ""
     LABEL_SHARE: ClassVar = 0.65
     SHORTENS: ClassVar = True
     SEARCH_KEYS: ClassVar = "Enter opens · Tab into the list · Esc closes"
@@ -62,7 +60,7 @@ class ChatsScreen(Overlay):
         """Search for the typed words in a thread."""
         if self._doing == "search":
             self._searched = self.filter.value.strip()
-            self.run_worker(self._search(self._searched), exclusive=True)
+            self.run_worker(partial(self._search, self._searched), exclusive=True)
 
     async def _search(self, typed: str, at: int = 0) -> None:
         try:
@@ -70,20 +68,10 @@ class ChatsScreen(Overlay):
         except MacllmError as error:
             self._say(error)
             return
-        now = time.time()
         self._found = {chat.id: chat for chat, _ in found}
         current = self._session.conversation.id if self._session else ""
-        rows = [
-            Row(
-                label=("● " if chat.id == current else "") + (chat.name or "(no text)"),
-                about=f"{clock_text(chat.updated)} · {_messages(chat.messages)}",
-                value=f"/resume {chat.id}",
-                group=day_text(chat.updated, now),
-                detail=snippet,
-            )
-            for chat, snippet in found
-        ]
-        self.show_rows(rows, highlighted=at)
+        self.list.nothing = nothing_text(typed)
+        self.show_rows(chat_rows(found, current), highlighted=at)
 
     def action_switch(self) -> None:
         """Move between the search field and the list."""
@@ -111,7 +99,7 @@ class ChatsScreen(Overlay):
         """Ask before the highlighted conversation is removed."""
         if (chat := self._highlighted) is not None:
             self._doing, self._target, self._notice = "remove", chat, ""
-            self._say(f"Remove “{chat.name}” with its {_messages(chat.messages)} for good? y n")
+            self._say(f"Remove “{chat.name}” with its {messages_text(chat.messages)} for good? y n")
 
     def action_answer(self, yes: bool) -> None:
         """Remove the conversation, or not."""
@@ -148,7 +136,7 @@ class ChatsScreen(Overlay):
     @property
     def _highlighted(self) -> StoredChat | None:
         row = self.chosen
-        return self._found.get((row.value or "").removeprefix("/resume ")) if row else None
+        return self._found.get((row.value or "").removeprefix(RESUME)) if row else None
 
     def _end(self) -> None:
         self._doing, self._target = "search", None
@@ -160,7 +148,7 @@ class ChatsScreen(Overlay):
         self._search_again()
 
     def _search_again(self) -> None:
-        self.run_worker(self._search(self._searched, self.list.highlighted or 0), exclusive=True)
+        self.run_worker(partial(self._search, self._searched, self.list.highlighted or 0), exclusive=True)
 
     def _say_keys(self) -> None:
         if self._doing == "search":
@@ -176,7 +164,3 @@ class ChatsScreen(Overlay):
             self._say(error)
             return False
         return True
-
-
-def _messages(number: int) -> str:
-    return f"{count_text(number)} message{'s' * (number != 1)}"

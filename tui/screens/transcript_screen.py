@@ -1,4 +1,4 @@
-"""A screen with a conversation: its keys for scrolling and for block mode."""
+"""A screen with a conversation: its keys for scrolling, for block mode and for the chats beside it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from textual.screen import Screen
 
 from ..widgets.notices import Failure, Notice
 from ..widgets.prompt import Prompt
+from ..widgets.sidebar import ChatChosen, Sidebar, SidebarLeft
 from ..widgets.transcript import BlockKeys, Transcript
+
+WIDE = 100  # cells; a narrower screen has no room for a sidebar
 
 
 class TranscriptScreen(Screen[None]):
-    """Scrolls the conversation and enters block mode, while the prompt has the focus."""
+    """Scrolls the conversation, enters block mode and the sidebar, while the prompt has the focus."""
 
     @property
     def transcript(self) -> Transcript:
@@ -37,6 +40,11 @@ class TranscriptScreen(Screen[None]):
             self.transcript.add(news)
         else:
             self.query_one(BlockKeys).tell(news.in_one_line)
+
+    @property
+    def sidebar(self) -> Sidebar:
+        """The chats beside the conversation; hidden unless the screen has the class `-sidebar` and is wide."""
+        return self.query_one(Sidebar)
 
     def action_toggle_reasoning(self) -> None:
         """Fold or unfold the reasoning of the newest answer."""
@@ -66,3 +74,32 @@ class TranscriptScreen(Screen[None]):
     def on_transcript_left(self, message: Transcript.Left) -> None:
         """Go back to the prompt."""
         self.prompt.focus()
+
+    # The chats beside the conversation
+
+    async def action_sidebar(self) -> None:
+        """Show the chats and move in them; there already: hide them.
+
+        A narrow terminal has them over the conversation.
+        """
+        if self.size.width < WIDE:
+            await self.run_action("open('chats')")
+        elif self.sidebar.display and self.sidebar.is_used:
+            self.remove_class("-sidebar")
+            self.prompt.focus()
+        else:
+            self.add_class("-sidebar")
+            self.call_after_refresh(self.sidebar.enter)
+
+    async def on_chat_chosen(self, message: ChatChosen) -> None:
+        """Open a conversation."""
+        self.prompt.focus()
+        await self.run_action(f"run({message.line!r})")
+
+    def on_sidebar_left(self, message: SidebarLeft) -> None:
+        """Go back to the prompt."""
+        self.prompt.focus()
+
+    def on_screen_resume(self) -> None:
+        """Show what a screen over this one has changed."""
+        self.sidebar.reload()

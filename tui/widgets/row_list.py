@@ -68,14 +68,12 @@ class RowList(OptionList):
 
     def draw(self) -> None:
         """Draw the rows for the width of the list."""
-        highlighted = self.highlighted
+        at = self.highlighted
+        self._marked = at if at is not None and at < len(self.rows) else None
         prompts = [self._drawn(number) for number in range(len(self.rows))]
         options = [Option(each, disabled=not row.label) for each, row in zip(prompts, self.rows, strict=True)]
-        self._marked = None
         self.set_options(options or [Option(Content.styled(self.nothing, "$muted"), disabled=True)])
-        if highlighted is not None and highlighted < len(options):
-            self.highlighted = highlighted
-            self._mark(highlighted)
+        self.highlighted = self._marked
 
     def highlight(self, at: int, direction: int) -> None:
         """Highlight the row, or the next one that is no title."""
