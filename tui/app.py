@@ -75,17 +75,21 @@ class ChatApp(App[None]):
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, self.exit, None, 128 + number)
+                loop.add_signal_handler(number, self._leave, 128 + number)
             if not self.is_headless and sys.__stdin__ is not None and sys.__stdin__.isatty():
-                watch_terminal(
-                    sys.__stdin__.fileno(), lambda: loop.call_soon_threadsafe(lambda: self.exit(return_code=HUNG_UP))
-                )
+                watch_terminal(sys.__stdin__.fileno(), lambda: loop.call_soon_threadsafe(self._leave, HUNG_UP))
         self.push_screen(self.chat)
         if not self.is_headless:  # a test process has many apps, whose remains would stay
             # Collections pass over the objects of the start-up, and take 10 ms instead of 50 while an answer streams.
             self.chat.call_after_refresh(gc.freeze)
         if (attached := self.attached) is not None:
             self.chat.call_after_refresh(lambda: self.chat.prompt.attach(attached))
+
+    def _leave(self, code: int) -> None:
+        """End the app; an answer is then stored as stopped, not as cut short by an error."""
+        if self.chat.is_mounted and (pending := self.chat.exchange.pending) is not None:
+            pending.stop()
+        self.exit(return_code=code)
 
     @property
     def session(self) -> Session | None:

@@ -198,6 +198,18 @@ def test_messages_sent_during_an_answer_are_answered_in_order(play: Play) -> Non
     play(ScriptedEngine(["first", gate], ["second"], ["third"]), scenario)
 
 
+def test_a_signal_that_ends_the_app_stops_the_answer_before_the_engine(play: Play) -> None:
+    engine = ScriptedEngine(["first", threading.Event()])
+
+    async def scenario(stage: Stage) -> None:
+        await stage.say("one")
+        await stage.sees("first")
+        stage.app._leave(143)
+        assert (engine.completions[-1].is_cancelled, engine.closed) == (True, False)
+
+    assert play(engine, scenario).return_code == 143
+
+
 def test_stopping_returns_queued_messages_to_the_prompt(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("one")
