@@ -73,9 +73,12 @@ def test_the_kind_of_weights_is_named(config: dict[str, Any], label: str) -> Non
 @pytest.mark.parametrize(
     "config",
     [
-        {"model_type": "deepseek_v3", "kv_lora_rank": 512},
-        {"model_type": "mamba", "state_size": 16},
+        {"model_type": "deepseek_v3", "kv_lora_rank": 512},  # without qk_rope_head_dim
+        {"model_type": "of_another_kind", "kv_lora_rank": 512, "qk_rope_head_dim": 64},
+        {"model_type": "mamba", "state_size": 16},  # without a kernel
         {"model_type": "qwen3_next", "linear_num_key_heads": 16},
+        {"model_type": "llama", "layer_types": ["spiral_attention"] * 4},
+        {"model_type": "iquestloopcoder"},
         {"num_hidden_layers": "many"},
         {"layer_types": ["full_attention"]},
         {"layer_types": [1, 2]},
@@ -91,10 +94,9 @@ def test_an_unknown_cache_is_not_guessed_and_odd_values_do_no_harm(config: dict[
     assert found.cache_bytes(100, 2) == 0
 
 
-def test_layers_of_a_hybrid_without_keys_need_no_memory() -> None:
-    kinds = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
-    config = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64, "layer_types": kinds}
-    assert read_shape({**config, "linear_num_key_heads": 2}).cache == (LayerCache(128, None),)
+def test_only_the_attention_of_a_hybrid_grows() -> None:
+    shape = ModelShape(cache=(LayerCache(10, None), LayerCache(7, 1), LayerCache(5, 1, 4)))
+    assert [shape.cache_bytes(tokens, 2) for tokens in (1, 10, 1000)] == [20 + 34, 200 + 34, 20_000 + 34]
 
 
 def test_a_windows_cache_stops_growing() -> None:
