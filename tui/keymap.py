@@ -92,6 +92,11 @@ def in_effect(app: object) -> Keymap:
     return getattr(app, "keymap", DEFAULTS)
 
 
+def stopping(app: object) -> str:
+    """The way to stop an answer, as a remedy."""
+    return f"{in_effect(app).shown('chat', 'stop')} stops it"
+
+
 def shown(key: str) -> str:
     """A key as the screen names it, as Ctrl+X."""
     *modifiers, name = key.split("+")

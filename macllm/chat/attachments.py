@@ -46,7 +46,7 @@ def read(name: str, folder: Path | None = None) -> Attachment:
             content = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError as error:
         raise UsageError(
-            f"There is no file {name}.", remedy="check the path; Tab completes it; @@ sends it as text"
+            f"There is no file {name}.", remedy="check the path; completion offers the files; @@ sends it as text"
         ) from error
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from textual.keys import Keys
 
 from macllm.config.settings import parse
 from macllm_tui import keymap
-from macllm_tui.keymap import Keymap, in_effect, normal, shown
+from macllm_tui.keymap import Keymap, in_effect, normal, shown, stopping
 from macllm_tui.keys import KEYS
 from macllm_tui.screens.help import help_rows
 from tests.chat.scripted_engine import ScriptedEngine
@@ -110,6 +114,33 @@ def test_no_two_default_keys_clash_within_a_scope() -> None:
     for scope, keys in KEYS.items():
         used = [each for key in keys for each in key.keys.split(",")]
         assert len(used) == len(set(used)), scope
+
+
+def test_the_way_to_stop_an_answer_names_the_key_in_effect() -> None:
+    assert stopping(SimpleNamespace(keymap=mapped('stop = "ctrl+x"'))) == "Ctrl+X stops it"
+
+
+def test_no_text_names_a_key_that_can_be_changed() -> None:
+    """Only overlays, whose keys are fixed, name them; the line mode has keys of its own."""
+    allowed = {"keys.py", "keymap.py", *(f"screens/{name}.py" for name in ("help", "chats", "models", "overlay"))}
+    folder = Path(keymap.__file__).parent
+    found = [
+        f"{path.relative_to(folder)}: {node.value}"
+        for path in folder.rglob("*.py")
+        if str(path.relative_to(folder)) not in {*allowed, "screens/palette.py", "plain.py"}
+        and path.parent.name != "lines"
+        for node in texts(ast.parse(path.read_text()))
+        if re.search(r"\b(Esc|PgUp|Tab|Enter|F\d+|Ctrl[-+]\w|Alt[-+]\w)\b", node.value)
+    ]
+    assert found == []
+
+
+def texts(tree: ast.AST) -> Iterator[ast.Constant]:
+    """The string constants of a module, without its docstrings."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node
 
 
 def test_remapped_keys_act_and_the_screen_names_them(play: Play) -> None:

@@ -18,7 +18,7 @@ from macllm.generation.contract import Status
 from .. import first_start, outcomes, questions, slash
 from ..commands.command import Command
 from ..exchange import Exchange
-from ..keymap import in_effect
+from ..keymap import in_effect, stopping
 from ..keys import KEYS
 from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from ..model_slot import ModelSlot, OpenModel
@@ -162,7 +162,7 @@ class ChatScreen(TranscriptScreen):
     def switch_model(self, model: str, adapter: str | None) -> None:
         """Load another model for the conversation. Raises: UsageError if that is not possible now."""
         if self._pending is not None:
-            raise UsageError("An answer is being written.", remedy="Esc stops it")
+            raise UsageError("An answer is being written.", remedy=stopping(self.app))
         self.model.switch(model, adapter, self._post)
         self._status.model = self.model.name
         self._show_activity(self.model.activity)
@@ -283,7 +283,7 @@ class ChatScreen(TranscriptScreen):
     def _run_command(self, command: Command, argument: str) -> bool:
         """Run a command. Returns False if it fails."""
         if command.idle and self._pending is not None:
-            error = UsageError(f"/{command.name} cannot run during an answer.", remedy="Esc stops the answer")
+            error = UsageError(f"/{command.name} cannot run during an answer.", remedy=stopping(self.app))
             self.transcript.add(Failure(error))
             return False
         return self._try(lambda: carry_out(command(self.session, argument), self))
@@ -390,7 +390,8 @@ class ChatScreen(TranscriptScreen):
         if time.monotonic() - self._interrupted < _AGAIN_SECONDS:
             status.hint = f"{keymap.shown('chat', 'interrupt')} again quits"
         elif self._entry.edited is not None:
-            status.hint = "editing: Enter sends a branch, Esc leaves"
+            send, leave = keymap.shown("prompt", "send"), keymap.shown("chat", "stop")
+            status.hint = f"editing: {send} sends a branch, {leave} leaves"
         elif self.transcript.max_scroll_y - self.transcript.scroll_y >= 1:
             status.hint = f"↓ more ({keymap.shown('chat', 'newest')})"
         else:

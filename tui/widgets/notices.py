@@ -43,7 +43,8 @@ class Earlier(Static):
     def show_count(self, count: int) -> None:
         """Say the number of messages that are not drawn."""
         self.display = count > 0
-        self.update(Content(f"▸ {count:,} earlier message{'s' * (count != 1)} (PgUp at the top shows more)"))
+        key = in_effect(self.app).shown("chat", "page_up")
+        self.update(Content(f"▸ {count:,} earlier message{'s' * (count != 1)} ({key} at the top shows more)"))
 
     def on_click(self) -> None:
         """Ask for more."""
