@@ -25,4 +25,6 @@ def command(ctx: click.Context, shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(ctx.find_root().command, {}, "macllm", COMPLETE).source())
+    script = kind(ctx.find_root().command, {}, "macllm", COMPLETE).source()
+    # click's script for fish ends names and descriptions at their first comma
+    click.echo(script.replace('string split ","', 'string split --max 1 ","') if shell == "fish" else script)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from macllm.errors import MacllmError
+from macllm.visible import one_line
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -23,7 +24,7 @@ def _completing(names: Callable[[], Iterable[tuple[str, str]]], *, folders: bool
         from click.shell_completion import CompletionItem
 
         try:
-            found = [CompletionItem(name, help=about) for name, about in names() if name.startswith(typed)]
+            found = [CompletionItem(name, help=one_line(about)) for name, about in names() if name.startswith(typed)]
         except (MacllmError, OSError):  # the command reports it
             found = []
         return found if found or not folders else [CompletionItem(typed, type="dir")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from macllm.chat.store import Store
 from macllm.cli import COMMANDS, main
 from macllm.cli.completion import SHELLS
 from macllm.config.settings import config_path
+from tests.tui.test_plain import Terminal
 
 
 def offered(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -76,18 +78,50 @@ def test_a_wrong_configuration_file_completes_nothing_and_says_nothing(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-def test_bash_completes_with_the_printed_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "bash"]) == 0
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment whose `macllm` is this one."""
     program = tmp_path / "macllm"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m macllm "$@"\n')
     program.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "TERM": "xterm"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_with_the_printed_script(
+    environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out + (
         'COMP_WORDS=(macllm gen); COMP_CWORD=1; _macllm_completion macllm; printf "%s\\n" "${COMPREPLY[@]}"\n'
         "complete -p macllm\n"
     )
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     result = subprocess.run(
         ["bash", "--norc", "-c", script], capture_output=True, text=True, env=environment, check=True
     )
     assert result.stdout.splitlines() == ["generate", "complete -o nosort -F _macllm_completion macllm"]
+
+
+def test_the_script_for_fish_keeps_descriptions_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "fish"]) == 0
+    assert 'string split --max 1 "," $completion' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes_with_the_printed_script(environment: dict[str, str]) -> None:
+    script = 'macllm completion fish | source; complete -C "macllm ch"'
+    result = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stdout.splitlines() == [f"{name}\t{COMMANDS[name]}" for name in ("chat", "chats")], result.stderr
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes_with_the_printed_script(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PATH", "HOME"):
+        monkeypatch.setenv(name, environment[name])
+    terminal = Terminal(["zsh", "-f", "-i"])
+    terminal.type("autoload -U compinit; compinit -u -D; source <(macllm completion zsh); echo rea'dy'\n")
+    terminal.until("ready")
+    terminal.type("macllm gen\t")
+    terminal.until("macllm generate")
+    os.kill(terminal.pid, signal.SIGKILL)
+    terminal.end()
