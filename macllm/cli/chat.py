@@ -72,4 +72,4 @@ def command(prompt: str | None, sampling: dict[str, Any], **flags: Any) -> int:
     try:
         return run_chat(options, opener)
     finally:
-        say_resume_line(sessions)
+        say_resume_line(sessions, prompt)

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ def _answer(folder: Path, text: str, options: _Options) -> Done | None:
     from macllm.checkpoint import load
     from macllm.generation.stream import stream
 
-    with working("loading the model"):
+    with working("loading the model") if sys.stderr.isatty() else nullcontext():
         model, tokenizer = load(folder, adapter=options.adapter)
     prompt = _prompt(text, tokenizer, options)
     with closing(stream(model, tokenizer, prompt, raw=options.raw, **options.request)) as events:
@@ -146,7 +146,7 @@ def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
     with Progress("prompt", unit="tokens", after_seconds=SILENT_PREFILL_SECONDS) as progress:
         for event in events:
             if isinstance(event, Prefill):
-                if event.done < event.total:
+                if event.done < event.total and sys.stderr.isatty():
                     progress.update(event.done, event.total)
                 continue
             progress.close()

@@ -125,8 +125,11 @@ def fetched(options: ChatOptions, asked: str | None) -> ChatOptions:
     )
 
 
-def say_resume_line(sessions: list[Session]) -> None:
-    """Say at the end of a chat on a terminal how it is resumed, and report what could not be stored."""
+def say_resume_line(sessions: list[Session], prompt: str | None) -> None:
+    """Say at the end of a conversation on a terminal how it is resumed, and report what could not be stored.
+
+    A single answer for a pipe gets no such line; macllm chat --continue goes on with it all the same.
+    """
     from macllm.chat.store import Store
 
     session = sessions[-1] if sessions else None
@@ -136,8 +139,15 @@ def say_resume_line(sessions: list[Session]) -> None:
     store.close()
     if store.unsaved is not None:
         report(store.unsaved)
-    elif session.conversation.nodes and sys.stderr.isatty():
+    elif session.conversation.nodes and _is_conversation(prompt):
         try:
             say(f"resume: macllm chat --resume {store.short(session.conversation.id)}")
         except MacllmError as error:
             report(error)
+
+
+def _is_conversation(prompt: str | None) -> bool:
+    """True if a person types on a terminal, after the first message too."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    stdin, stdout, stderr = (stream is not None and not stream.closed and stream.isatty() for stream in streams)
+    return stdin and stderr and (stdout or not prompt)

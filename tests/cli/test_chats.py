@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -19,8 +20,9 @@ import macllm.generation.engines.process
 from macllm import cli
 from macllm.chat.conversation import Conversation, Origin, Turn
 from macllm.chat.options import ChatOptions
+from macllm.chat.session import Session
 from macllm.chat.store import Store
-from macllm.cli.resuming import resumed
+from macllm.cli.resuming import resumed, say_resume_line
 from macllm.errors import UsageError
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.chat.test_conversation import answer, talk, user
@@ -37,6 +39,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code, *capsys.readouterr())
 
     return run
+
+
+class Stream(io.StringIO):
+    """A stream that says what it is."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
 
 
 def stored(*conversations: Conversation) -> Store:
@@ -371,3 +384,26 @@ def test_answers_of_the_bundled_model_are_the_same_again(run: Callable[..., Outc
     [chat] = Store().list()
     verified = run("replay", chat.id, "--verify")
     assert (verified.code, verified.err) == (0, "2 of 2 answers are equal\n")
+
+
+@pytest.mark.parametrize(
+    ("terminals", "prompt", "says"),
+    [
+        ((True, True, True), "Hi", True),
+        ((True, False, True), None, True),  # macllm chat > chat.md
+        ((True, False, True), "Hi", False),  # macllm chat "Hi" | less
+        ((False, True, True), "Hi", False),  # macllm chat "Hi" < notes.txt
+        ((True, True, False), "Hi", False),
+        ((False, False, False), "Hi", False),
+    ],
+)
+def test_only_a_conversation_on_a_terminal_says_how_it_is_resumed(
+    terminals: tuple[bool, ...], prompt: str | None, says: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = talk("a", "b")
+    session = Session(ScriptedEngine(), conversation=chat, journal=stored(chat))
+    for name, is_terminal in zip(("stdin", "stdout", "stderr"), terminals, strict=True):
+        monkeypatch.setattr(sys, name, Stream(is_terminal))
+    say_resume_line([session], prompt)
+    said = sys.stderr.getvalue()  # type: ignore[union-attr]
+    assert said == (f"resume: macllm chat --resume {session.journal.short(chat.id)}\n" if says else "")

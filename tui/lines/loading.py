@@ -12,7 +12,7 @@ from ..session_loader import SessionLoader
 from .inbox import Inbox
 from .narrator import Narrator
 
-_LOADING_SECONDS = 1.5  # loading is reported in a log only if it takes longer
+_LOADING_SECONDS = 1.5  # a line says that the model is loaded only if it takes longer
 
 
 class Loading:
@@ -39,7 +39,7 @@ class Loading:
         try:
             message = self.inbox.receive(_LOADING_SECONDS)
             if message is None and not self._narrator.redraws:
-                self._narrator.say(f"loading {self._name}")
+                self._narrator.remark(f"loading {self._name}")
             message = message or self.inbox.receive()
         finally:
             self._narrator.clear()
@@ -65,5 +65,5 @@ class Loading:
         elif self._narrator.redraws:
             self._narrator.show(status.text)
         elif not self._status_logged:
-            self._status_logged = True  # a log gets only the first transient status
-            self._narrator.say(status.text)
+            self._status_logged = True  # where nothing can be redrawn, only the first transient status is shown
+            self._narrator.remark(status.text)

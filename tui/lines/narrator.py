@@ -14,8 +14,8 @@ class Narrator:
     """Writes narration to stderr: lines, and where a terminal can redraw also a transient status."""
 
     def __init__(self, *, redraws: bool = True) -> None:
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.redraws = redraws and terminal and os.environ.get("TERM") != "dumb"
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.redraws = redraws and self.terminal and os.environ.get("TERM") != "dumb"
         self._shown = ""
 
     def show(self, text: str) -> None:
@@ -29,6 +29,11 @@ class Narrator:
         if self._shown:
             self._shown = ""
             self._put("\r\x1b[K")
+
+    def remark(self, text: str) -> None:
+        """Write a line for a person who waits; a pipe or a file does not get it."""
+        if self.terminal:
+            self.say(text)
 
     def say(self, text: str) -> None:
         """Write a line, or several."""
