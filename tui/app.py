@@ -96,6 +96,11 @@ class ChatApp(App[None]):
         """The conversation, once the model is loaded."""
         return self.chat.session
 
+    @property
+    def last_session(self) -> Session | None:
+        """The conversation, once a model was loaded, also after its model was closed."""
+        return self.chat.session or self.chat.model.former
+
     def converse(self) -> int:
         """Run until the user quits. Returns the exit code."""
         self.run()

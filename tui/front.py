@@ -30,8 +30,8 @@ class Interface(Protocol):
     """An interface for a conversation on a terminal."""
 
     @property
-    def session(self) -> Session | None:
-        """The conversation, once the model is loaded."""
+    def last_session(self) -> Session | None:
+        """The conversation, once a model was loaded, also after its model was closed."""
         ...
 
     def converse(self) -> int:
@@ -61,7 +61,7 @@ def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
                 return conversation.converse()
         finally:
             if conversation is not None:
-                _write_transcript(conversation.session)
+                _write_transcript(conversation.last_session)
     if stdout and stderr and not options.prompt and (text := piped_text()).strip():
         if _type_on_the_terminal():
             return _conversation(options, opener, Attachment("stdin", text)).converse()
@@ -77,13 +77,16 @@ def _conversation(options: ChatOptions, opener: Opener, attached: Attachment | N
         from .app import ChatApp
         from .keymap import Keymap
 
+        stored = options.conversation
         app = ChatApp(
             lambda on_status: opener(options, on_status),
             model_name=options.model_name,
             prompt=options.prompt,
             conversation=options.conversation,
             open_model=lambda model, adapter, on_status: opener(
-                replace(options, model=model, adapter=adapter, conversation=None), on_status
+                # A former session hands its conversation over
+                replace(options, model=model, adapter=adapter, conversation=None if app.last_session else stored),
+                on_status,
             ),
             theme=options.theme,
             keymap=Keymap.of(options.config),

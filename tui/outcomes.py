@@ -116,7 +116,7 @@ class ShowHelp:
 
 @dataclass(frozen=True)
 class SwitchTheme:
-    """Switch to a theme: dark, light or ansi."""
+    """Switch to a theme: dark, light, ansi or auto. "": ask which."""
 
     name: str
 

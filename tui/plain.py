@@ -6,8 +6,8 @@ stdout gets only the answer (in a conversation also the labels); all narration g
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
-from dataclasses import replace
 
 from macllm.chat import attachments
 from macllm.chat.conversation import Attachment, Turn
@@ -15,7 +15,6 @@ from macllm.chat.options import ChatOptions, short_name
 from macllm.chat.session import ContextUse, Session
 from macllm.chat.store import Store
 from macllm.errors import MacllmError, UsageError
-from macllm.generation.contract import OnStatus
 from macllm.generation.request import Events
 from macllm.units import count_text
 from macllm.visible import visible
@@ -24,7 +23,9 @@ from . import clipboard, editor, first_start, outcomes, questions, slash
 from .commands.storage import chats_question
 from .lines.answering import Answering
 from .lines.entry import YOU, Entry
+from .lines.keys import key_lines
 from .lines.loading import Loading
+from .lines.model import LineModel, Opener
 from .lines.models import adapters_question, fetch, models_question
 from .lines.narrator import Narrator
 from .lines.piped import message, piped_text
@@ -35,8 +36,6 @@ from .text.summary import summarize
 INTERRUPTED = 130
 _LABEL = "macllm: "
 _SHOWN_TURNS = 6  # of a conversation that is shown again
-
-Opener = Callable[[ChatOptions, OnStatus], Session]
 
 
 def answer_once(options: ChatOptions, opener: Opener) -> int:
@@ -68,48 +67,70 @@ class LineChat:
     """A conversation in lines. `attached` goes with the first message."""
 
     def __init__(self, options: ChatOptions, opener: Opener, attached: tuple[Attachment, ...] = ()) -> None:
-        self.session: Session | None = None
         self._options = options
-        self._opener = opener
         self._attached = attached
         self._narrator = Narrator(redraws=False)
         self._printer = Printer(paced=True)
         self._entry = Entry(session=lambda: self.session)
-        self._loading = Loading(self._narrator)
-        self._answering = Answering(self._printer, self._narrator, self._loading.inbox, conversation=True)
+        self._model = LineModel(options, opener, self._narrator)
+        self._answering = Answering(self._printer, self._narrator, self._model.loading.inbox, conversation=True)
         self._question: outcomes.Question | None = None
         self._unanswered = ""  # the message that got no answer
+        self._waiting: tuple[str, tuple[Attachment, ...]] | None = None  # the message for the model that is loaded next
+        self._introduced = False
+
+    @property
+    def session(self) -> Session | None:
+        """The conversation, while there is a model."""
+        return self._model.session
+
+    @property
+    def last_session(self) -> Session | None:
+        """The conversation, once a model was loaded, also after its model was closed."""
+        return self._model.session or self._model.former
 
     def converse(self) -> int:
         """Read messages and answer them until the input ends. Returns the exit code."""
-        with terminable(), contextlib.closing(self._loading):
+        with terminable(), contextlib.closing(self._model.loading):
             try:
-                session = self._load(self._options)
-            except KeyboardInterrupt:
-                return INTERRUPTED
-            self._introduce(session)
-            try:
-                if first := self._options.prompt:
-                    self._printer.raw(f"{YOU}{visible(first)}\n")
-                line = first or self._entry.ask()
+                self._load(self._model.load)
+                line = self._first_message() or self._entry.ask()
                 while line is not None and self._handle_line(line):
                     line = self._entry.ask()
+            except KeyboardInterrupt:  # of the first loading
+                return INTERRUPTED
             except BrokenPipeError:
                 return discard_output()
-        return 0
+        return self._model.exit_code
+
+    def _first_message(self) -> str | None:
+        """The message of the command line; without a model it waits."""
+        first = self._options.prompt
+        if first and self.session is None:
+            self._waiting = (first, ())
+            return None
+        if first:
+            self._printer.raw(f"{YOU}{visible(first)}\n")
+        return first
 
     def _introduce(self, session: Session) -> None:
+        """Say the model; at the first time also the way on, and what there is already."""
+        name, adapter = session.engine.info.model_name, self._model.options.adapter
+        if self._introduced:
+            self._narrator.say(f"model: {short_name(name)}{f' with {adapter}' if adapter else ''}")
+            return
+        self._introduced = True
         if isinstance(session.journal, Store):
             with contextlib.suppress(MacllmError):  # reported when the store was opened
                 self._entry.recall(session.journal.prompts())
         limit = session.engine.info.context_length
         context = f", context {count_text(limit)} tokens" if limit else ""
-        self._narrator.say(f"model: {session.engine.info.model_name}{context}")
+        self._narrator.say(f"model: {name}{context}")
         self._narrator.say("Ctrl-C stops an answer, Ctrl-D ends, /help lists the commands.")
         if session.turns:
             self._show_conversation(session)
         self._introduce_attachments()
-        if self._options.prompt is None and (offer := first_start.question(self._options.model)) is not None:
+        if self._options.prompt is None and (offer := first_start.question(self._model.options.model)) is not None:
             self._ask(offer)
 
     def _introduce_attachments(self) -> None:
@@ -123,6 +144,8 @@ class LineChat:
         """Make a choice, run a command or answer a message. Returns False to end the conversation."""
         try:
             question, self._question = self._question, None
+            if question is None and self.session is None:
+                question = questions.after_loading(self._model.former)
             if question is not None and line.strip().isdecimal():
                 return self._choose(question, line)
             if not line.strip() and not self._attached:
@@ -152,6 +175,8 @@ class LineChat:
         if choice.send and unanswered:
             self._attached = attached
             self._send(unanswered)
+        elif choice.send and self.session is None:
+            self._load(self._model.load)
         return True
 
     def _send(self, text: str) -> None:
@@ -159,7 +184,13 @@ class LineChat:
         known = [attachment.name for attachment in self._attached]
         attached = self._attached + tuple(attachment for attachment in named if attachment.name not in known)
         self._attached = ()
-        session = self._ready()
+        if self.session is None:
+            self._waiting = (text, attached)
+            self._load(self._model.load)
+        else:
+            self._reply(self.session, text, attached)
+
+    def _reply(self, session: Session, text: str, attached: tuple[Attachment, ...]) -> None:
         try:
             self._answer(session, session.reply(text, attached), text)
         finally:
@@ -182,7 +213,7 @@ class LineChat:
             case outcomes.Open(screen, argument):
                 self._open(screen, argument)
             case outcomes.SwitchModel(model, adapter):
-                self._switch(model, adapter)
+                self._load(lambda: self._model.switch(model, adapter))
             case outcomes.OpenEditor():
                 self._write_in_editor()
             case outcomes.Quit():
@@ -200,33 +231,47 @@ class LineChat:
                 if text:
                     self._narrator.say(text)
             case outcomes.Copy(text):
-                if not clipboard.copy_natively(text):
-                    self._printer.raw(clipboard.terminal_sequence(text))
-                self._narrator.say("Copied.")
+                self._copy(text)
             case outcomes.ShowReasoning():
                 answer = self.session.last_answer if self.session else None
                 self._narrator.say(answer.reasoning.strip() if answer and answer.reasoning else "No reasoning yet.")
             case outcomes.ShowHelp():
-                for command in slash.COMMANDS.values():
-                    self._narrator.say(f"{command.usage}: {command.help}")
+                self._narrator.say_all(f"{command.usage}: {command.help}" for command in slash.COMMANDS.values())
+                self._narrator.say_all(key_lines(self._entry.editing_file))
             case outcomes.Attach(attachment):
                 self._attached += (attachment,)
                 self._introduce_attachments()
-            case outcomes.SwitchTheme():
-                raise UsageError("Lines have no theme.", remedy="macllm chat --no-plain")
+            case outcomes.SwitchTheme(name):
+                from .lines.theme import keep_theme, theme_question  # reads and writes the settings; seldom needed
+
+                if name:
+                    self._narrator.say(keep_theme(name))
+                else:
+                    self._ask(theme_question())
+
+    def _copy(self, text: str) -> None:
+        if clipboard.copy_natively(text):
+            self._narrator.say("Copied.")
+        elif os.environ.get("TERM", "dumb") == "dumb":
+            raise UsageError("This terminal has no clipboard.", remedy="/export chat.md")
+        else:
+            self._printer.raw(clipboard.terminal_sequence(text))
+            self._narrator.say("Sent to the terminal's clipboard (OSC 52; some terminals do not allow it).")
 
     def _open(self, screen: str, argument: str) -> None:
         """Ask a question in place of a screen."""
-        session = self._ready()
-        if screen == "chats":
+        session = self.session
+        if screen == "keys":
+            self._narrator.say_all(key_lines(self._entry.editing_file))
+        elif screen == "chats" and session is not None:
             self._ask(chats_question(session, argument))
         elif screen == "models" and argument == "adapters":
             self._ask(adapters_question())
         elif screen == "models" and "/" in argument:
             fetch(argument, self._narrator)
-            self._switch(argument, None)
+            self._load(lambda: self._model.switch(argument, None))
         elif screen == "models":
-            self._ask(models_question(session.engine.info.model_name))
+            self._ask(models_question(session.engine.info.model_name if session else ""))
         else:
             raise UsageError(f"/{screen} needs the full screen.", remedy="macllm chat --no-plain")
 
@@ -285,24 +330,23 @@ class LineChat:
 
     # The model
 
-    def _load(self, options: ChatOptions) -> Session:
-        self._loading.start(options.model_name, lambda on_status: self._opener(options, on_status))
-        self.session = self._loading.wait()
-        return self.session
-
-    def _switch(self, model: str, adapter: str | None) -> None:
-        """Close the engine and load another model for the same conversation; if that fails, the former one."""
-        former, options = self._ready(), replace(self._options, model=model, adapter=adapter, conversation=None)
+    def _load(self, load: Callable[[], Session]) -> None:
+        """Load a model and send the message that waits for it. If it fails, ask what to do."""
         try:
-            session = self._load(options)
-        except (MacllmError, KeyboardInterrupt) as failure:
-            options = self._options
-            self._narrator.say(f"error: {failure}" if isinstance(failure, MacllmError) else "stopped.")
-            session = self._load(options)
-        self._options = options
-        session.take_over(former)
-        name = short_name(session.engine.info.model_name)
-        self._narrator.say(f"model: {name}{f' with {options.adapter}' if options.adapter else ''}")
+            session = load()
+        except MacllmError as error:
+            self._narrator.say(f"error: {error}")
+        except KeyboardInterrupt:
+            if not self._introduced and self._model.failure is None:
+                raise
+            self._narrator.say("stopped.")
+        else:
+            self._introduce(session)
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None:
+                self._reply(session, *waiting)
+            return
+        self._ask(questions.after_loading(self._model.former))
 
 
 def end_lines(turn: Turn, context: ContextUse, *, verbose: bool) -> list[str]:

@@ -107,17 +107,10 @@ def _is_of(key: str, name: str) -> bool:
 
 
 def _edit(change: Callable[[str], str]) -> None:
-    """Change the file; a link to it stays one. Raises: UsageError if its content is or would be wrong."""
-    from macllm.config.settings import config_path, load, parse
-    from macllm.files import write_text
+    """Change the file. Raises: UsageError if its content is or would be wrong."""
+    from macllm.config.editing import edit
 
-    file = config_path()
-    load(file)
-    text = file.read_bytes().decode("utf-8-sig") if file.exists() else ""
-    text = change(text)
-    _check_keys(parse(text, file))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file.resolve(), text)
+    edit(change, _check_keys)
 
 
 def _check_keys(config: ConfigFile) -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from macllm.chat.conversation import Attachment
+from macllm.chat.conversation import Attachment, Conversation, Turn
 from macllm.chat.models import UsableModel
 from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session
 from macllm.chat.store import Store
-from macllm.errors import EngineCrashedError, ModelNotFoundError
+from macllm.config.settings import load
+from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError, ModelNotFoundError
 from macllm.generation.contract import OnStatus
 from macllm_tui import slash
 from macllm_tui.commands.command import Command
 from macllm_tui.lines import entry
+from macllm_tui.lines.keys import key_lines
 from macllm_tui.outcomes import Ask, Choice, Outcome, Question, Redraw, SwitchModel
 from macllm_tui.plain import LineChat
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
@@ -32,6 +34,7 @@ class Talk:
         self.engines: list[ScriptedEngine] = []
         self.store: Store | None = None
         self.offer: list[UsableModel] = []
+        self.failures: list[MacllmError] = []  # of the first loadings
 
     def __call__(
         self,
@@ -39,6 +42,8 @@ class Talk:
         *lines: str,
         attached: tuple[Attachment, ...] = (),
         verbose: bool = False,
+        prompt: str | None = None,
+        conversation: Conversation | None = None,
     ) -> tuple[str, str]:
         """Return the text on stdout and on stderr."""
         left, steps = iter(lines), list(answers)
@@ -51,19 +56,25 @@ class Talk:
             return line
 
         def opener(options: ChatOptions, on_status: OnStatus) -> Session:
-            if options.model == "missing":
-                raise ModelNotFoundError("There is no model missing.")
+            if options.model == "missing" or self.failures:
+                raise self.failures.pop(0) if self.failures else ModelNotFoundError("There is no model missing.")
             self.engines.append(ScriptedEngine())
             self.engines[-1].answers = steps
-            return Session(self.engines[-1], journal=self.store)
+            return Session(self.engines[-1], journal=self.store, conversation=options.conversation)
 
         self._monkeypatch.setattr("builtins.input", typed)
-        assert LineChat(ChatOptions(verbose=verbose), opener, attached).converse() == 0
+        options = ChatOptions(verbose=verbose, prompt=prompt, conversation=conversation)
+        self.code = LineChat(options, opener, attached).converse()
         return self._capsys.readouterr()
 
     def command(self, name: str, run: Callable[[Session, str], Outcome]) -> None:
         """Register a command."""
         self._monkeypatch.setitem(slash.NAMES, name, Command(name, "", "a test", run))
+
+    def switching(self, name: str, model: str | None = None) -> None:
+        """Register a command that switches to a model, or to the one of its argument."""
+        run = Command(name, "", "a test", run_without_model=lambda argument: SwitchModel(model or argument))
+        self._monkeypatch.setitem(slash.NAMES, name, run)
 
 
 @pytest.fixture
@@ -100,7 +111,7 @@ def test_a_choice_can_send_the_message_that_got_no_answer_again(talk: Talk) -> N
 
 
 def test_another_model_takes_over_the_conversation_in_place(talk: Talk) -> None:
-    talk.command("other", lambda session, _: SwitchModel("other"))
+    talk.switching("other", "other")
     _, err = talk([["one"], ["two"]], "Hello", "/other", "More")
     first, second = talk.engines
     assert first.closed
@@ -108,12 +119,78 @@ def test_another_model_takes_over_the_conversation_in_place(talk: Talk) -> None:
     assert err.count("model: scripted") == 2
 
 
-def test_a_model_that_cannot_be_loaded_leaves_the_former_one(talk: Talk) -> None:
-    talk.command("other", lambda session, _: SwitchModel("missing"))
-    out, err = talk([["one"], ["two"]], "Hello", "/other", "More")
-    assert "error: There is no model missing." in err
+def test_a_model_that_cannot_be_loaded_asks_and_the_former_one_can_come_back(talk: Talk) -> None:
+    talk.switching("other", "missing")
+    talk.switching("model")
+    out, err = talk([["one"], ["two"]], "Hello", "/other", "/stats", "2", "More")
+    assert "error: There is no model missing.\nNo model is loaded.\n  1  try again\n  2  go back to the former" in err
+    assert "error: /stats needs a model." in err
     assert out.endswith("macllm: two\n\n")
     assert len(talk.engines[-1].rendered[0]) == 3
+
+
+def test_a_first_model_that_cannot_be_loaded_asks_and_the_message_waits_for_it(talk: Talk) -> None:
+    talk.failures = [ModelNotFoundError("It is gone."), DoesNotFitError("It is too large.")]
+    out, err = talk([["one"], ["two"]], "1", "1", "More", prompt="Hello")
+    assert "error: It is gone.\nNo model is loaded.\n  1  try again\n  2  choose another model\n  3  quit\n" in err
+    assert err.index("error: It is too large.") < err.index("model: scripted")
+    assert "macllm: one\n" in out
+    assert [message["content"] for message in talk.engines[0].rendered[-1]] == ["Hello", "one", "More"]
+    assert talk.code == 0
+
+
+@pytest.mark.parametrize("lines", [["3"], [], ["/quit"]])
+def test_a_chat_without_a_model_ends_with_the_exit_code_of_the_failure(talk: Talk, lines: list[str]) -> None:
+    talk.failures = [DoesNotFitError("It is too large.")]
+    talk([], *lines)
+    assert talk.code == 4
+
+
+def test_a_message_without_a_model_tries_to_load_it_again(talk: Talk) -> None:
+    talk.failures = [ModelNotFoundError("It is gone.")]
+    out, err = talk([["one"]], "Hello")
+    assert out == "you: Hello\nmacllm: one\n\n"
+    assert err.count("model: scripted") == 1
+
+
+def test_another_model_goes_on_with_a_stored_conversation_whose_own_cannot_be_loaded(talk: Talk) -> None:
+    talk.switching("other", "other")
+    talk.failures = [ModelNotFoundError("It is gone.")]
+    stored = Conversation.begin().added(Turn(role="user", content="Old")).added(Turn(role="assistant", content="words"))
+    talk([["one"]], "/other", "More", conversation=stored)
+    assert [message["content"] for message in talk.engines[0].rendered[-1]] == ["Old", "words", "More"]
+
+
+def test_every_command_is_answered_in_lines(talk: Talk, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDITOR", "true")
+    for name in slash.NAMES:
+        _, err = talk([["one"], ["two"]], "Hello", f"/{name}")
+        assert "full screen." not in err
+        assert "--no-plain" not in err
+
+
+def test_the_keys_are_those_of_lines(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    dumb, shown = talk([], "/keys")[1], key_lines("~/.inputrc")
+    assert "Ctrl-D: quit, on an empty line\nCtrl-Z" in dumb
+    assert "macllm config show keys lists the keys of the full screen" in dumb
+    assert "Tab" not in dumb
+    assert {"Ctrl-R: search earlier messages", "~/.inputrc changes the keys of editing."} <= set(shown)
+
+
+def test_the_theme_of_the_full_screen_is_kept_in_the_settings(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, err = talk([], "/theme", "2", "/theme")
+    assert "The theme of the full screen is auto (default)." in err
+    assert "The theme of the full screen is light from its next start on (" in err
+    assert "The theme of the full screen is light (" in err
+    assert load().values["ui.theme"] == "light"
+    monkeypatch.setenv("MACLLM_THEME", "dark")
+    assert "The theme ansi is kept, but environment MACLLM_THEME goes before it." in talk([], "/theme ansi")[1]
+
+
+def test_a_terminal_without_a_clipboard_is_told_another_way(talk: Talk) -> None:
+    out, err = talk([["one"]], "Hello", "/copy")
+    assert "error: This terminal has no clipboard.\ntry: /export chat.md" in err
+    assert "\x1b" not in out
 
 
 def test_a_conversation_drawn_anew_has_labels_and_says_how_much_is_left_out(talk: Talk) -> None:

@@ -10,6 +10,7 @@ from macllm.chat.session import Session
 from macllm.config.settings import config_path
 from macllm.errors import UsageError
 from macllm_tui import outcomes
+from macllm_tui.commands.interface import theme_choices
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.tui.test_slash import run
 
@@ -49,9 +50,9 @@ def test_presets_are_offered_and_an_unknown_one_is_refused() -> None:
 
 
 def test_themes_are_offered_and_an_unknown_one_is_refused() -> None:
-    outcome = run(Session(ScriptedEngine()), "/theme")
-    assert isinstance(outcome, outcomes.Ask)
-    assert [choice.line for choice in outcome.question.choices] == ["/theme dark", "/theme light", "/theme ansi"]
+    assert run(Session(ScriptedEngine()), "/theme") == outcomes.SwitchTheme("")
+    offered = ["/theme dark", "/theme light", "/theme ansi", "/theme auto"]
+    assert [choice.line for choice in theme_choices()] == offered
     assert run(Session(ScriptedEngine()), "/theme ansi") == outcomes.SwitchTheme("ansi")
     with pytest.raises(UsageError, match="Unknown theme 'purple'"):
         run(Session(ScriptedEngine()), "/theme purple")

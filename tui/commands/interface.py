@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from macllm.errors import UsageError
 
-from ..outcomes import Ask, Choice, Open, Outcome, Question, Quit, ShowHelp, ShowReasoning, SwitchTheme
+from ..outcomes import Choice, Open, Outcome, Quit, ShowHelp, ShowReasoning, SwitchTheme
 from .command import Command
 
 THEMES = {
     "dark": "light text on a dark ground",
     "light": "dark text on a light ground",
     "ansi": "the terminal's sixteen colors",
+    "auto": "the one that suits the terminal",
 }
 
 
+def theme_choices() -> tuple[Choice, ...]:
+    """The themes, to choose from."""
+    return tuple(Choice(f"{each}: {about}", f"/theme {each}") for each, about in THEMES.items())
+
+
 def _theme(name: str) -> Outcome:
-    if name in THEMES:
-        return SwitchTheme(name)
-    if name:
+    if name and name not in THEMES:
         raise UsageError(f"Unknown theme {name!r}.", remedy=f"/theme {', /theme '.join(THEMES)}")
-    choices = (Choice(f"{each}: {about}", f"/theme {each}") for each, about in THEMES.items())
-    return Ask(Question("Which theme?", tuple(choices)))
+    return SwitchTheme(name)
 
 
 COMMANDS = (
@@ -33,7 +36,7 @@ COMMANDS = (
     ),
     Command(
         "theme",
-        "[dark | light | ansi]",
+        f"[{' | '.join(THEMES)}]",
         "choose the color theme",
         run_without_model=_theme,
         values=lambda session, argument: THEMES,

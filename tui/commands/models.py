@@ -73,7 +73,21 @@ def _adapters(session: Session | None, argument: str) -> Mapping[str, str]:
 
 COMMANDS = (
     Command(
-        "model", "[NAME]", "choose, download or remove models", run_without_model=_model, idle=True, values=_models
+        "model",
+        "[NAME]",
+        "choose, download or remove models",
+        run_without_model=_model,
+        idle=True,
+        aliases=("models",),
+        values=_models,
     ),
-    Command("adapter", "[NAME | none]", "apply a LoRA adapter, or none", _adapter, idle=True, values=_adapters),
+    Command(
+        "adapter",
+        "[NAME | none]",
+        "apply a LoRA adapter, or none",
+        _adapter,
+        idle=True,
+        aliases=("adapters",),
+        values=_adapters,
+    ),
 )

@@ -26,6 +26,13 @@ class Entry:
         if self._readline is not None:
             self._readline.set_completer(self._complete)
 
+    @property
+    def editing_file(self) -> str | None:
+        """The file that changes the keys of editing; None: there is no editing."""
+        if self._readline is None:
+            return None
+        return "~/.editrc" if "libedit" in (self._readline.__doc__ or "") else "~/.inputrc"
+
     def recall(self, lines: Iterable[str]) -> None:
         """Put lines of earlier conversations into the history."""
         for line in lines:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 from macllm.chat.session import Session
 from macllm.errors import UsageError
 
-from .. import clipboard, outcomes
+from .. import clipboard, outcomes, themes
+from ..commands.interface import theme_choices
 from ..widgets.prompt import Prompt
 from .registry import SCREENS
 
@@ -96,8 +98,11 @@ def _show(outcome: outcomes.Outcome, chat: ChatView) -> None:
             chat.action_toggle_reasoning()
         case outcomes.ShowHelp():
             _open("help", "", chat)
+        case outcomes.SwitchTheme(""):
+            chat.ask(outcomes.Question("Which theme?", theme_choices()))
         case outcomes.SwitchTheme(name):
-            chat.app.theme = f"macllm-{name}"
+            chat.app.theme = themes.chosen(name, os.environ)
+            chat.show_notice(f"macllm config set ui.theme {name} makes it the default.")
         case outcomes.Quit():
             chat.action_leave()
 
