@@ -126,7 +126,7 @@ def fetched(options: ChatOptions, asked: str | None) -> ChatOptions:
 
 
 def say_resume_line(sessions: list[Session], prompt: str | None) -> None:
-    """Say at the end of a conversation on a terminal how it is resumed, and report what could not be stored.
+    """Say the command that resumes a conversation on a terminal, and report what is not stored.
 
     A single answer for a pipe gets no such line; macllm chat --continue goes on with it all the same.
     """

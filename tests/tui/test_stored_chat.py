@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 import macllm.generation.engines.process
+from macllm.chat.conversation import Conversation
 from macllm.chat.options import ChatOptions, open_session
+from macllm.chat.session import Session
 from macllm.chat.store import Store
+from macllm_tui import front
+from macllm_tui.app import ChatApp
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.chat.test_conversation import talk
 from tests.compiling import wait_for
@@ -68,3 +72,25 @@ def test_a_fork_is_stored_before_its_first_message(monkeypatch: pytest.MonkeyPat
     fork = talk("a", "b").forked()
     open_session(ChatOptions(conversation=fork)).close()
     assert Store().load(fork.id) == fork
+
+
+def test_another_model_goes_on_with_the_stored_conversation_until_a_session_hands_its_own_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(front, "_is_terminal", lambda stream: True)
+    opened: list[Conversation | None] = []
+
+    def opener(options: ChatOptions, on_status: object) -> Session:
+        opened.append(options.conversation)
+        return Session(ScriptedEngine())
+
+    app = front._conversation(ChatOptions(conversation=(start := talk("a", "b"))), opener)
+    assert isinstance(app, ChatApp)
+    open_model = app.chat.model._open_model
+    assert open_model is not None
+    open_model("other", None, lambda status: None)
+    app.chat.model.former = Session(ScriptedEngine())
+    open_model("other", None, lambda status: None)
+    assert opened == [start, None]
+    assert app.last_session is app.chat.model.former

@@ -19,7 +19,10 @@ _EDITING = (
 
 
 def key_lines(editing_file: str | None) -> list[str]:
-    """The keys, one a line. `editing_file` is the one that changes those of editing; None: a terminal without."""
+    """The keys, one a line.
+
+    `editing_file` changes those of editing; None: the terminal has none.
+    """
     lines = [f"{key}: {about}" for key, about in _KEYS + (_EDITING if editing_file else ())]
     if editing_file:
         lines.append(f"{editing_file} changes the keys of editing.")
