@@ -121,14 +121,13 @@ def test_the_way_to_stop_an_answer_names_the_key_in_effect() -> None:
 
 
 def test_no_text_names_a_key_that_can_be_changed() -> None:
-    """Only overlays, whose keys are fixed, name them; the line mode has keys of its own."""
-    allowed = {"keys.py", "keymap.py", *(f"screens/{name}.py" for name in ("help", "chats", "models", "overlay"))}
+    """Lists, whose keys are fixed, name them; the line mode has keys of its own."""
+    lists = {"help.py", "chats.py", "models.py", "overlay.py", "palette.py", "sidebar.py"}
     folder = Path(keymap.__file__).parent
     found = [
         f"{path.relative_to(folder)}: {node.value}"
         for path in folder.rglob("*.py")
-        if str(path.relative_to(folder)) not in {*allowed, "screens/palette.py", "plain.py"}
-        and path.parent.name != "lines"
+        if path.name not in {"keys.py", "keymap.py", "plain.py", *lists} and path.parent.name != "lines"
         for node in texts(ast.parse(path.read_text()))
         if re.search(r"\b(Esc|PgUp|Tab|Enter|F\d+|Ctrl[-+]\w|Alt[-+]\w)\b", node.value)
     ]
