@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import html
-import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from rich.cells import cell_len
 from textual.pilot import Pilot
 
 from macllm.chat.session import Session
 from macllm.generation.contract import Engine, OnStatus
 from macllm_tui.app import ChatApp
+from tests.tui.golden import screen_text
 
-_CELL = 12.2  # width of a cell in Textual's pictures
 Scenario = Callable[["Stage"], Awaitable[None]]
 
 
@@ -58,26 +55,28 @@ class Stage:
 
     def screen(self) -> str:
         """The lines on the screen."""
-        rows: dict[float, list[tuple[float, str]]] = {}
-        picture = self.app.export_screenshot(simplify=False)
-        pattern = r'<text class="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>'
-        for x, y, text in re.findall(pattern, picture, re.DOTALL):
-            rows.setdefault(float(y), []).append((float(x), html.unescape(text).replace("\xa0", " ")))
-        return "\n".join(_line(row) for _, row in sorted(rows.items()))
+        return screen_text(self.app)
 
     async def idle(self) -> None:
         await self.until(lambda: self.app.chat.session is not None and self.app.chat._pending is None)
 
 
-def _line(pieces: list[tuple[float, str]]) -> str:
-    """The pieces in their columns; those that are blank are not in a picture."""
-    line = ""
-    for x, text in sorted(pieces):
-        line += " " * (round(x / _CELL) - cell_len(line)) + text
-    return line.rstrip()
-
-
 Play = Callable[..., ChatApp]
+
+
+@pytest.fixture(autouse=True)
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Textual go on after a key when no message is left, instead of after 40 ms or more."""
+    monkeypatch.setattr("textual.app.wait_for_idle", _settled)
+
+
+async def _settled(min_sleep: float = 0.0, max_sleep: float = 1.0) -> None:
+    """Wait until no callback of the event loop is due, but for timers and other threads."""
+    loop: Any = asyncio.get_running_loop()
+    quiet = 0
+    while quiet < 3:
+        await asyncio.sleep(0)
+        quiet = 0 if loop._ready else quiet + 1
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
+from textual._compositor import LayoutUpdate
 from textual.app import App
 
 FOLDER = Path(__file__).with_name("golden")
@@ -16,13 +14,10 @@ FOLDER = Path(__file__).with_name("golden")
 
 def screen_text(app: App[Any]) -> str:
     """The lines on the screen."""
-    rows: dict[float, str] = {}
-    pattern = r'<text class="[^"]*" x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)"[^>]*>(.*?)</text>'
-    for x, y, length, written in re.findall(pattern, app.export_screenshot(simplify=False), re.DOTALL):
-        text = html.unescape(written).replace("\xa0", " ")
-        column = round(float(x) * cell_len(text) / float(length)) if float(length) else 0
-        rows[float(y)] = rows.get(float(y), "").ljust(column) + text
-    return "\n".join(row.rstrip() for _, row in sorted(rows.items()))
+    compositor = app.screen._compositor
+    update = compositor.render_update(full=True, screen_stack=app._background_screens)
+    assert isinstance(update, LayoutUpdate)
+    return "\n".join("".join(strip.text for strip in line).rstrip() for line in update.strips)
 
 
 def check(text: str, name: str) -> None:

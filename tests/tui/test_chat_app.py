@@ -605,6 +605,7 @@ def test_only_web_links_open(play: Play, monkeypatch: pytest.MonkeyPatch) -> Non
         await stage.say("Go")
         await stage.idle()
         await stage.sees("script")
+        await stage.pilot.pause()  # until the answer is at its place
         body = stage.app.chat.query_one(StreamMarkdown)
         for column in (1, 5, 10):  # web, file, script
             await stage.pilot.click(body, offset=(column, 0))
