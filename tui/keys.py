@@ -78,6 +78,7 @@ KEYS: dict[Scope, tuple[Key, ...]] = {
         Key("regenerate", "r", "regenerate", "answer it again", "r"),
         Key("previous_version", "left_square_bracket", "version(-1)", "other versions of it", "[ ]"),
         Key("next_version", "right_square_bracket", "version(1)", ""),
+        Key("compare", "equals_sign", "compare", "compare it with the version before it", "="),
         Key("fold", "space", "fold", "fold or unfold it", "Space"),
         Key("leave", "escape,enter", "leave", "back to the prompt", "Esc"),
     ),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from macllm.chat.conversation import Attachment
 from macllm.generation.request import Events
 
+from .comparison import Comparison
+
 
 @dataclass(frozen=True)
 class Say:
@@ -41,12 +43,21 @@ class Answer:
     """Show the events of an answer as they come.
 
     `message` is the new message that they answer, if any: without an answer it returns to the prompt. An answer
-    with a title, such as a summary, stands beside the conversation.
+    with a title, such as a summary, stands beside the conversation. One with a `comparison` is shown beside the
+    answer that it is compared with.
     """
 
     events: Events
     message: str = ""
     title: str = ""
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Show two versions of an answer side by side, or one after the other."""
+
+    comparison: Comparison
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,7 @@ Outcome = (
     | Mark
     | Copy
     | Answer
+    | Compare
     | Ask
     | Open
     | SwitchModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from macllm.chat.conversation import Attachment, Node
 from macllm.chat.session import Session
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 _MEMORY_INTERVAL_SECONDS = 1.0
 
 
+class Mirror(Protocol):
+    """A second place where the answer is drawn."""
+
+    def feed(self, delta: Delta) -> None:
+        """Add text."""
+        ...
+
+    async def finish(self, node: Node | None) -> None:
+        """Draw the end; None: there is no answer."""
+        ...
+
+
 class PendingAnswer:
     """An answer while it comes: `session` makes it, `widget` shows it.
 
@@ -43,6 +55,7 @@ class PendingAnswer:
         self.session = session
         self.answer = answer
         self.widget = widget
+        self.mirror: Mirror | None = None
         self.edited = edited
         self.returned = (answer.message, attachments) if answer.message else None
         self.speed = SpeedMeter()
@@ -68,6 +81,8 @@ class PendingAnswer:
                 if self.first_token_seconds is None and delta.tokens:
                     self.first_token_seconds = time.monotonic() - self._began
                 self.widget.feed(delta)
+                if self.mirror is not None:
+                    self.mirror.feed(delta)
                 if not delta.given:
                     self.speed.add(max(len(delta.tokens), 1), time.monotonic())
                 if not self.stopping:
@@ -112,6 +127,8 @@ class PendingAnswer:
 
     async def finish(self, node: Node | None) -> bool:
         """Draw the final state. Returns True if the widget stays as the drawing of `node`."""
+        if self.mirror is not None:
+            await self.mirror.finish(node)
         if node is not None and node.turn.role == "assistant":
             await self.widget.finish(node)
             return True

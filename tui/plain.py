@@ -21,6 +21,7 @@ from macllm.visible import visible
 
 from . import clipboard, editor, first_start, outcomes, questions, slash
 from .commands.storage import chats_question
+from .comparison import Comparison
 from .lines.answering import Answering
 from .lines.entry import YOU, Entry
 from .lines.keys import key_lines
@@ -206,8 +207,11 @@ class LineChat:
     def _apply(self, outcome: outcomes.Outcome) -> bool:
         """Carry out the outcome of a command. Returns False to end the conversation."""
         match outcome:
-            case outcomes.Answer(events, message, title):
-                self._answer(self._ready(), events, message, f"{title}:\n" if title else _LABEL)
+            case outcomes.Answer(events, message, title, comparison):
+                label = self._show_sides(comparison) if comparison else f"{title}:\n" if title else _LABEL
+                self._answer(self._ready(), events, message, label)
+            case outcomes.Compare(comparison):
+                self._show_sides(comparison)
             case outcomes.Ask(question):
                 self._ask(question)
             case outcomes.Open(screen, argument):
@@ -327,6 +331,21 @@ class LineChat:
             names = "".join(f"\n[{attachment.name}]" for attachment in turn.attachments)
             self._printer.write(turn.content + names)
             self._printer.end()
+
+    def _show_sides(self, comparison: Comparison) -> str:
+        """Print the stored sides of a comparison, each below its label. Returns the label of the other one."""
+        if comparison.same:
+            self._narrator.say(f"Two answers {comparison.same}:")
+        rest = ""
+        for side in comparison.sides:
+            label = f"{visible(side.label)}:\n"
+            if side.node is None:
+                rest = label
+                continue
+            self._printer.begin(label)
+            self._printer.write(side.node.turn.content)
+            self._printer.end()
+        return rest
 
     # The model
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from macllm_tui import slash
 from macllm_tui.commands.command import Command
 from macllm_tui.lines import entry
 from macllm_tui.lines.keys import key_lines
-from macllm_tui.outcomes import Ask, Choice, Outcome, Question, Redraw, SwitchModel
+from macllm_tui.outcomes import Ask, Choice, Outcome, Question, Redraw, Say, SwitchModel
 from macllm_tui.plain import LineChat
 from tests.chat.scripted_engine import ScriptedEngine, Step, thinking
 
@@ -348,6 +350,22 @@ def test_other_versions_are_a_numbered_list(talk: Talk) -> None:
     assert "Other versions, those of the newest message first:\n  1  question 1: First\n" in err
     shown = out.partition("you: /versions\n")[2]
     assert shown == "you: 1\nyou: First\nmacllm: two\nyou: /versions\nyou: 2\nyou: Second\nmacllm: three\n\n"
+
+
+def test_two_versions_are_printed_one_after_the_other_with_labels(talk: Talk) -> None:
+    out, err = talk([["one"], ["two"]], "First", "/regen", "/compare")
+    assert re.search(r"version 1 of 2 · seed \d+:\none\nversion 2 of 2 · seed \d+:\ntwo\n", out)
+    assert "Two answers with the same settings:\n" in err
+
+
+def test_the_base_and_the_adapter_are_printed_one_after_the_other_with_labels(talk: Talk) -> None:
+    def adapt(session: Session, argument: str) -> Outcome:
+        talk.engines[0].info = replace(session.engine.info, adapter="runs/notes")
+        return Say("adapted")
+
+    talk.command("adapt", adapt)
+    out, _ = talk([["one"], ["two"]], "First", "/adapt", "/ab")
+    assert out.endswith("you: /ab\nbase model:\none\nwith notes:\ntwo\n\n")
 
 
 def test_messages_with_one_version_each_have_no_others(talk: Talk) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from macllm.chat.session import Session
 
-from ..outcomes import Answer, Outcome, Redraw, Say
+from .. import comparison
+from ..outcomes import Answer, Compare, Outcome, Redraw, Say
 from .command import Command
 
 
@@ -29,7 +30,11 @@ def _continue(session: Session, argument: str) -> Outcome:
 
 
 def _compare(session: Session, argument: str) -> Outcome:
-    return Answer(session.compare())
+    return Answer(session.compare(), comparison=comparison.with_and_without_adapter(session))
+
+
+def _versions(session: Session, argument: str) -> Outcome:
+    return Compare(comparison.of_versions(session.conversation))
 
 
 COMMANDS = (
@@ -38,4 +43,5 @@ COMMANDS = (
     Command("regen", "", "answer the last message again", _regenerate, idle=True, aliases=("retry",)),
     Command("continue", "", "go on with an answer that was stopped or cut", _continue, idle=True),
     Command("ab", "", "answer again with the same seed, without the adapter or with it", _compare, idle=True),
+    Command("compare", "", "show two versions of an answer side by side", _versions, idle=True),
 )

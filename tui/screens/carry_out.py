@@ -10,7 +10,10 @@ from macllm.errors import UsageError
 
 from .. import clipboard, outcomes, themes
 from ..commands.interface import theme_choices
+from ..comparison import Comparison
+from ..exchange import Exchange
 from ..widgets.prompt import Prompt
+from .compare import CompareScreen
 from .registry import SCREENS
 
 
@@ -25,6 +28,11 @@ class ChatView(Protocol):
     @property
     def session(self) -> Session | None:
         """The conversation, once the model is loaded."""
+        ...
+
+    @property
+    def exchange(self) -> Exchange:
+        """The messages and their answers."""
         ...
 
     @property
@@ -80,6 +88,10 @@ def carry_out(outcome: outcomes.Outcome, chat: ChatView) -> None:
             _copy(text, chat)
         case outcomes.Answer():
             chat.start_answer(outcome)
+            if outcome.comparison is not None:
+                _compare(outcome.comparison, chat)
+        case outcomes.Compare(comparison):
+            _compare(comparison, chat)
         case outcomes.Ask(question):
             chat.ask(question)
         case outcomes.Open(screen, argument):
@@ -113,6 +125,14 @@ def _copy(text: str, chat: ChatView) -> None:
     else:
         chat.app.copy_to_clipboard(text)
         chat.show_notice("Sent to the terminal's clipboard (OSC 52; some terminals do not allow it).")
+
+
+def _compare(comparison: Comparison, chat: ChatView) -> None:
+    pending = chat.exchange.pending
+    screen = CompareScreen(comparison, pending.stop if pending else None)
+    if pending is not None:
+        pending.mirror = screen
+    chat.app.push_screen(screen, lambda line: chat.action_run(line or ""))
 
 
 def _open(name: str, argument: str, chat: ChatView) -> None:

@@ -19,9 +19,10 @@ from macllm.chat.conversation import Conversation, Node
 from macllm.chat.session import Session
 from macllm.errors import UsageError
 
+from ..comparison import of_versions
 from ..keymap import in_effect
 from ..keys import KEYS
-from ..outcomes import Answer, Copy, Outcome, Redraw
+from ..outcomes import Answer, Compare, Copy, Outcome, Redraw
 from ..text.markdown import code_blocks
 from .notices import Earlier, Welcome
 from .turns import AnswerTurn, CutMark, TurnBlock, UserTurn
@@ -303,6 +304,12 @@ class Transcript(VerticalScroll, can_focus=False):
         at = versions.index(node.id) + direction
         if 0 <= at < len(versions):
             self.post_message(self.Wanted(lambda session: _show(session(), versions[at])))
+
+    def action_compare(self) -> None:
+        """Show the answer beside the version before it."""
+        if self._selected is None or (node := self._selected.node) is None or (shown := self._conversation) is None:
+            return
+        self.post_message(self.Wanted(lambda _: Compare(of_versions(shown, node.id))))
 
     def action_leave(self) -> None:
         """Go back to the prompt."""
