@@ -104,7 +104,5 @@ def test_two_answers_stream_side_by_side_or_stacked_and_a_digit_goes_on_with_one
         assert stage.session.turns[-1].content == ADAPTED
 
     gate = threading.Event()
-    engine = adapted(
-        ADAPTED.splitlines(keepends=True), [BASE[:40], gate, BASE[40:]], [threading.Event()]
-    )
+    engine = adapted(ADAPTED.splitlines(keepends=True), [BASE[:40], gate, BASE[40:]], [threading.Event()])
     play(lambda on_status: Session(engine, sampling=SamplingParams(seed=5)), scenario, (120, 40), "Why divide?")

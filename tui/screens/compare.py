@@ -49,9 +49,9 @@ class Pane(Vertical):
 
 
 class CompareScreen(Screen[str | None]):
-    """Shows a comparison. A digit dismisses it with the command that goes on with that version, Esc with None.
+    """Shows a comparison.
 
-    While one of the answers is being written, `feed` and `finish` draw it, and Esc calls `stop`.
+    A digit dismisses it with the command that goes on with that version, Esc with None. While one of the answers is being written, `feed` and `finish` draw it, and Esc calls `stop`.
     """
 
     BINDINGS: ClassVar = [
@@ -119,7 +119,7 @@ class CompareScreen(Screen[str | None]):
         self._show_keys()
 
     def _show_keys(self) -> None:
-        keys = "Esc stops" if self._growing else "1 or 2 goes on with that version · Esc closes"
+        keys = "being written · Esc stops" if self._growing else "1 or 2 goes on with that version · Esc closes"
         self.query_one("#compare-keys", Static).update(Content(f"↑ ↓ PgUp PgDn scroll · {keys}"))
 
     def action_back(self) -> None:
