@@ -51,7 +51,8 @@ class Pane(Vertical):
 class CompareScreen(Screen[str | None]):
     """Shows a comparison.
 
-    A digit dismisses it with the command that goes on with that version, Esc with None. While one of the answers is being written, `feed` and `finish` draw it, and Esc calls `stop`.
+    A digit dismisses it with the command that goes on with that version, Esc with None. While one of the answers is
+    being written, `feed` and `finish` draw it, and Esc calls `stop`.
     """
 
     BINDINGS: ClassVar = [
