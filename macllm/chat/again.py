@@ -45,7 +45,7 @@ def comparison(conversation: Conversation, info: EngineInfo) -> tuple[Request, P
     if last is None or last.turn.role != "assistant":
         raise UsageError("There is no answer to compare with.", remedy="write a message first")
     if info.adapter is None:
-        raise UsageError("The model has no adapter to compare with.", remedy="macllm chat --adapter FOLDER")
+        raise UsageError("The model has no adapter to compare with.", remedy="/adapter chooses one")
     origin = _origin(last.turn, info)
     asked = conversation.at(last.parent)
     other = replace(origin, adapter=None if origin.adapter else info.adapter)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from .files import is_stray
@@ -24,9 +25,9 @@ def model_folders() -> list[Path]:
 
 
 def adapter_folders() -> list[Path]:
-    """Folders with an adapter: macllm's own, those of runs here, and those that the user points to."""
+    """Folders with an adapter: macllm's own, those in the working folder, and the user's."""
     own = [data_folder() / "adapters", data_folder() / "runs", Path("run"), Path("runs")]
-    return _found([*own, *_chosen()], is_adapter)
+    return _found([*own, *_chosen()], is_adapter, here=[*_walk(Path(), 1)])
 
 
 def is_adapter(folder: Path) -> bool:
@@ -67,13 +68,13 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or any(folder.glob("*.gguf")) or any(folder.glob("model*.safetensors"))
 
 
-def _found(roots: Iterable[Path], wanted: Callable[[Path], bool]) -> list[Path]:
+def _found(roots: Iterable[Path], wanted: Callable[[Path], bool], here: Iterable[Path] = ()) -> list[Path]:
+    """The folders that are wanted among those in `roots`, to their depth, and among `here`, each once."""
     seen: dict[Path, Path] = {}
-    for root in roots:
-        for folder in _walk(root, _DEPTH):
-            with suppress(OSError, RuntimeError):  # RuntimeError: a loop of links
-                if wanted(folder):
-                    seen.setdefault(folder.resolve(), folder.absolute())
+    for folder in chain(*(_walk(root, _DEPTH) for root in roots), here):
+        with suppress(OSError, RuntimeError):  # RuntimeError: a loop of links
+            if wanted(folder):
+                seen.setdefault(folder.resolve(), folder.absolute())
     return list(seen.values())
 
 

@@ -186,9 +186,11 @@ def test_adapters_are_listed_with_their_base_and_their_reason() -> None:
     good = write_adapter(places.data_folder() / "adapters" / "notes")
     peft = write_adapter(places.data_folder() / "adapters" / "peft", weights="adapter_model.safetensors")
     run = write_adapter(Path("run").absolute(), base="maclet")
+    here = write_adapter(Path("my-adapter").absolute())
     assert (named(str(good)).base, named(str(good)).problem) == ("org/model", None)
     assert "PEFT" in (named(str(peft)).problem or "")
     assert columns.status_text(named(str(run))) == "for maclet"
+    assert named(str(here)).problem is None
 
 
 def test_files_that_vanish_while_they_are_read_are_a_reason_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,7 +331,7 @@ class ModelsScreen(Overlay):
         model = self._model
         lines = table.details(model, self._downloads.status(model.name)) if model else ["reading the list…", ""]
         if self._models is not None and model is None:
-            lines = ["", ""]
+            lines = [table.NO_ADAPTER if self._part == "adapters" else "", ""]
         news = Content.styled(visible(self._news), "$accent")
         shown = [Content.styled(visible(text), "$muted") for text in lines]
         self.query_one("#model-details", Static).update(Content("\n").join([*shown, news]))

@@ -15,6 +15,7 @@ Part = Literal["all", "local", "adapters", "remote"]
 _NAMED: dict[str, Part] = {"all": "all", "local": "local", "adapters": "adapters", "remote": "remote"}
 PARTS: tuple[Part, ...] = tuple(_NAMED.values())
 GROUPS = {"local": "On this machine", "adapters": "Adapters", "remote": "Recommended, to download"}
+NO_ADAPTER = "macllm finetune --lora makes an adapter; /adapter FOLDER takes one of another place"
 _ALL_COLUMNS = 92  # cells; narrower lists leave out the kind of weights and the speed
 _SOME_COLUMNS = 70  # narrower ones leave out context and status, too
 _NAME_CELLS = 20
