@@ -121,8 +121,8 @@ def test_the_way_to_stop_an_answer_names_the_key_in_effect() -> None:
 
 
 def test_no_text_names_a_key_that_can_be_changed() -> None:
-    """Lists, whose keys are fixed, name them; the line mode has keys of its own."""
-    lists = {"help.py", "chats.py", "models.py", "overlay.py", "palette.py", "sidebar.py"}
+    """Lists and the comparison, whose keys are fixed, name them; the line mode has keys of its own."""
+    lists = {"help.py", "chats.py", "compare.py", "models.py", "overlay.py", "palette.py", "sidebar.py"}
     folder = Path(keymap.__file__).parent
     found = [
         f"{path.relative_to(folder)}: {node.value}"
