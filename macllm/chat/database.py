@@ -32,7 +32,7 @@ _TABLES = (
     "CREATE INDEX message_parent ON message (chat, parent)",
     "CREATE TABLE prompt (number INTEGER PRIMARY KEY, text TEXT NOT NULL, created REAL NOT NULL)",
 )
-_SEARCH_TABLES = (  # the first kind that this SQLite has
+SEARCH_TABLES = (  # the first kind that this SQLite has
     "CREATE VIRTUAL TABLE search USING fts5 (text, tokenize = 'trigram')",
     "CREATE VIRTUAL TABLE search USING fts5 (text, tokenize = 'unicode61')",
     "CREATE TABLE search (number INTEGER PRIMARY KEY, text TEXT NOT NULL)",
@@ -45,7 +45,7 @@ END"""
 def _begin(db: sqlite3.Connection) -> None:
     for statement in _TABLES:
         db.execute(statement)
-    for statement in _SEARCH_TABLES:
+    for statement in SEARCH_TABLES:
         with suppress(sqlite3.OperationalError):
             db.execute(statement)
             break
@@ -55,6 +55,9 @@ def _begin(db: sqlite3.Connection) -> None:
 
 MIGRATIONS = (_begin,)
 """Steps from each version of the schema to the next; a file's `user_version` counts those it has had."""
+
+
+REPAIR = "macllm chat keeps it as a backup and begins a new one"
 
 
 class DamagedFileError(MacllmError):
@@ -89,7 +92,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")  # a stored message survives a loss of power
-        if _version(db, path) < len(MIGRATIONS):
+        if schema_version(db, path) < len(MIGRATIONS):
             with _alone(path.parent):
                 _migrate(db, path)
         return db
@@ -128,8 +131,7 @@ def described(error: Exception, path: Path) -> MacllmError:
     else:
         cause, code = str(error), getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        remedy = "macllm chat keeps it as a backup and begins a new one"
-        return DamagedFileError(f"{path} is damaged.", cause=cause, remedy=remedy)
+        return DamagedFileError(f"{path} is damaged.", cause=cause, remedy=REPAIR)
     remedies = {
         sqlite3.SQLITE_FULL: "free some space",
         sqlite3.SQLITE_BUSY: "end the other program that uses the file",
@@ -156,7 +158,7 @@ def make_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
-def _version(db: sqlite3.Connection, path: Path) -> int:
+def schema_version(db: sqlite3.Connection, path: Path) -> int:
     """The version of the schema, 0 for a new file.
 
     Raises: MacllmError for a newer one, and for a file of another program.
@@ -181,7 +183,7 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
-    version = _version(db, path)  # another process may have been here
+    version = schema_version(db, path)  # another process may have been here
     if 0 < version < len(MIGRATIONS):
         _back_up(db, path.with_name(f"{path.name}.version-{version}"))
     db.execute("BEGIN IMMEDIATE")  # closing the connection after an error rolls all steps back

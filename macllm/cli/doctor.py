@@ -26,10 +26,11 @@ from .output import Progress, say
     "Takes some minutes; leave the Mac idle meanwhile. Prints a report to share, without names or paths.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(build: bool, kernels: bool, as_json: bool) -> None:
+def command(build: bool, kernels: bool, as_json: bool) -> int | None:
     """Show system and kernel diagnostics, for a bug report.
 
-    Without options: versions, memory, disk, terminal, caches and the kernels in use.
+    Without options: versions, memory, disk, terminal, caches, the kernels in use, and checks of the stored
+    conversations and the settings. The exit code is 1 if one of them has a problem.
     """
     if kernels:
         if build:
@@ -39,22 +40,33 @@ def command(build: bool, kernels: bool, as_json: bool) -> None:
         with closing(_ProgressNarrator()) as narrator:
             report = examine(narrator)
         click.echo(json.dumps(report.facts(), indent=2, allow_nan=False) if as_json else report.text(), nl=as_json)
-        return
+        return None
     if build:
         path = _build()
         if not as_json:
             click.echo(path)
-            return
-    from macllm.doctor.machine import facts
-
-    found = facts()
+            return None
+    found = _facts()
+    failed = any("problem" in group for group in found.values())
     if as_json:
         click.echo(json.dumps(found, indent=2))
-        return
+        return int(failed)
     for title, group in found.items():
         click.echo(title)
         for name, value in group.items():
             click.echo(f"  {name.removesuffix('_bytes').replace('_', ' '):<18} {_shown(name, value)}")
+    return int(failed)
+
+
+def _facts() -> dict[str, dict[str, Any]]:
+    """All facts, by title."""
+    from macllm.doctor.machine import facts
+
+    from . import checks
+
+    found = facts()
+    found["terminal"] |= checks.terminal()
+    return found | {"conversations": checks.conversations(), "settings": checks.settings()}
 
 
 class _ProgressNarrator:

@@ -20,6 +20,8 @@ NOT_TRIED = (
 )
 NOT_COMPILED = "not compiled yet: compiled in the background of the first answers, or by macllm doctor --build"
 
+LOW_DISK_BYTES = 2 << 30
+
 Facts = dict[str, Any]
 
 
@@ -175,7 +177,12 @@ def _disk() -> Facts:
     cache = cache_folder()
     nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
     usage = shutil.disk_usage(nearest)
-    return {"free_bytes": usage.free, "size_bytes": usage.total}
+    found: Facts = {"free_bytes": usage.free, "size_bytes": usage.total}
+    if usage.free < LOW_DISK_BYTES:
+        found["warning"] = f"little is free for models in {cache}: macllm models rm NAME frees some"
+    if not os.access(nearest, os.W_OK):
+        found["warning"] = f"{nearest} cannot be written, so that no model can be downloaded: set HF_HOME to a folder"
+    return found
 
 
 def _paths() -> Facts:
@@ -214,6 +221,7 @@ def _terminal() -> Facts:
         "kind": os.environ.get("TERM") or None,
         "program": os.environ.get("TERM_PROGRAM") or None,
         "colours": _colours(),
+        "COLORTERM": os.environ.get("COLORTERM") or None,
         "encoding": getattr(sys.stdout, "encoding", None) or locale.getpreferredencoding(False),
         "inside": ", ".join(name for name, sign in (("tmux", "TMUX"), ("ssh", "SSH_TTY")) if os.environ.get(sign))
         or "-",

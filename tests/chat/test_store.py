@@ -169,7 +169,7 @@ def test_a_removed_conversation_is_gone_until_it_is_saved_again(store: Store) ->
 def test_a_search_finds_the_conversations_with_all_words_and_takes_no_operators(
     kind: int, text: str, found: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_SEARCH_TABLES", database._SEARCH_TABLES[kind:])
+    monkeypatch.setattr(database, "SEARCH_TABLES", database.SEARCH_TABLES[kind:])
     content = 'Rotary position embeddings; he said: "hello" AND 100% x*y text: größer ä'
     one = Conversation.begin().added(
         Turn(role="user", content=content, attachments=(Attachment("notes.txt", "pasted words"),))
