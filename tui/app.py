@@ -56,6 +56,7 @@ class ChatApp(App[None]):
         # Alt+Enter, and Shift+Enter in Terminal.app. Textual would read it as Enter, which sends the message.
         cast(dict[str, Any], ANSI_SEQUENCES_KEYS)["\x1b\r"] = (Keys.ControlJ,)
         self.keymap = keymap
+        self._safe_lines = SafeLines()  # one, because drawn lines are cached by their filters
         self.attached: Attachment | None = None  # goes with the first message
         self.loader = SessionLoader(open_session)
         self.chat = ChatScreen(
@@ -68,7 +69,7 @@ class ChatApp(App[None]):
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Filters of every drawn line."""
-        return [SafeLines(), *super().get_line_filters()]
+        return [self._safe_lines, *super().get_line_filters()]
 
     def on_mount(self) -> None:
         """Show the chat; SIGTERM and SIGHUP (terminal closed) end the app cleanly."""

@@ -67,6 +67,7 @@ class StatusLine(Static):
     def __init__(self, status: StatusValues) -> None:
         super().__init__(markup=False)
         self.status = status
+        self._drawn = Content()
 
     def on_mount(self) -> None:
         """Draw for the first time."""
@@ -77,8 +78,11 @@ class StatusLine(Static):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw the current values."""
-        self.update(render(self.status, self.content_size.width or 80))
+        """Draw the current values, if they look different."""
+        content = render(self.status, self.content_size.width or 80)
+        if not content.is_same(self._drawn):
+            self._drawn = content
+            self.update(content, layout=False)  # its size stays, so nothing else moves
 
 
 def render(status: StatusValues, width: int) -> Content:

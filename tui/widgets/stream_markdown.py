@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from textual.content import Content
-from textual.geometry import Size
+from textual.filter import LineFilter
+from textual.geometry import Region, Size
 from textual.selection import Selection
 from textual.strip import Strip
 from textual.style import Style
@@ -17,6 +19,8 @@ from ..text.splitter import BlockSplitter
 from .layout import numbered_lines
 
 _UNDERLINE_SO_FAR = re.compile(r"\n *[-=]+ *\Z")  # may still become a list or a rule, so it is not a heading yet
+
+_KEPT_STRIPS = 500  # drawn lines kept for the next drawing; a screen has fewer
 
 
 class StreamMarkdown(Widget):
@@ -37,6 +41,8 @@ class StreamMarkdown(Widget):
         self._codes = 0  # code blocks among them
         self._width = 0
         self._tail: list[Content] | None = None  # None: not laid out yet
+        self._strips: dict[int, tuple[Content, Strip]] = {}  # lines as drawn in `_drawn_with`
+        self._drawn_with: tuple[int, Style, Sequence[LineFilter]] | None = None
 
     @property
     def source(self) -> str:
@@ -84,20 +90,48 @@ class StreamMarkdown(Widget):
         """Number of lines."""
         return len(self.lines(width)) if width else 0
 
-    def render_line(self, y: int) -> Strip:
-        """Draw one line."""
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Draw the lines of a region; a line that was drawn before is the same strip, cut and encoded already."""
         width = self.content_size.width
         lines = self.lines(width) if width else []
+        style, selection, filters = self.visual_style, self.text_selection, self.get_line_filters()
+        if self._drawn_with != (width, style, filters):
+            self._drawn_with = (width, style, filters)
+            self._strips.clear()
+        if len(self._strips) > _KEPT_STRIPS:
+            self._strips = {y: self._strips[y] for y in crop.line_range if y in self._strips}
+        drawn: list[Strip] = []
+        for y in crop.line_range:
+            line = lines[y] if y < len(lines) else Content()
+            span = selection.get_span(y) if selection is not None else None
+            former = self._strips.get(y)
+            if span is None and former is not None and former[0].is_same(line):
+                drawn.append(former[1])
+                continue
+            strip = self._strip(self._selected(line, span), width, y)
+            if span is None:
+                self._strips[y] = line, strip
+            drawn.append(strip)
+        return [strip.crop(crop.x, crop.right) for strip in drawn] if crop.column_span != (0, width) else drawn
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one line, for the place of the mouse in it."""
+        return self.render_lines(Region(0, y, self.content_size.width, 1))[0]
+
+    def _selected(self, line: Content, span: tuple[int, int] | None) -> Content:
+        if span is None:
+            return line
+        start, end = span
+        selected = Style.from_styles(self.screen.get_component_styles("screen--selection"))
+        return line.stylize(selected, start, len(line) if end == -1 else end)
+
+    def _strip(self, line: Content, width: int, y: int) -> Strip:
         style = self.visual_style
-        if y >= len(lines):
-            return Strip.blank(width, style.rich_style)
-        line = lines[y]
-        if (selection := self.text_selection) is not None and (span := selection.get_span(y)) is not None:
-            start, end = span
-            selected = Style.from_styles(self.screen.get_component_styles("screen--selection"))
-            line = line.stylize(selected, start, len(line) if end == -1 else end)
         strip = Visual.to_strips(self, line, width, 1, style, apply_selection=False)[0]
-        return strip.adjust_cell_length(width, style.rich_style).apply_offsets(0, y)
+        strip = strip.adjust_cell_length(width, style.rich_style).apply_offsets(0, y)
+        for line_filter in self.get_line_filters():
+            strip = strip.apply_filter(line_filter, self.background_colors[1])
+        return strip
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The selected text as displayed."""

@@ -24,6 +24,7 @@ from ..keymap import in_effect
 from ..keys import KEYS
 from ..outcomes import Answer, Compare, Copy, Outcome, Redraw
 from ..text.markdown import code_blocks
+from .blank import Blank
 from .notices import Earlier, Welcome
 from .turns import AnswerTurn, CutMark, TurnBlock, UserTurn
 
@@ -35,7 +36,11 @@ IdleSession = Callable[[], Session]
 """The session. Raises: UsageError during an answer."""
 
 
-class Transcript(VerticalScroll, can_focus=False):
+class Turns(VerticalGroup, Blank):
+    """The blocks, notices and queued messages."""
+
+
+class Transcript(VerticalScroll, Blank, can_focus=False):
     """The scrolling conversation; follows its end until the user scrolls up.
 
     It draws the newest messages of the path; a line stands for the earlier ones until they are asked for. Notices
@@ -75,7 +80,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def compose(self) -> ComposeResult:
         """The blocks, at the bottom."""
-        with VerticalGroup(id="turns"):
+        with Turns(id="turns"):
             yield Earlier(id="earlier", markup=False)
             yield Welcome(id="welcome")
 
@@ -85,9 +90,9 @@ class Transcript(VerticalScroll, can_focus=False):
         self.anchor()
 
     @property
-    def turns(self) -> VerticalGroup:
+    def turns(self) -> Turns:
         """The blocks, notices and queued messages."""
-        return self.query_one("#turns", VerticalGroup)
+        return self.query_one(Turns)
 
     @property
     def _earlier(self) -> Earlier:

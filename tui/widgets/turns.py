@@ -18,6 +18,7 @@ from macllm.visible import visible
 
 from ..text.folds import shown
 from ..text.summary import summarize
+from .blank import Blank
 from .stream_markdown import StreamMarkdown
 
 _SHORTEST_PAUSE_SECONDS = 0.04
@@ -181,7 +182,7 @@ class Reasoning(VerticalGroup):
         self.query_one(".thoughts", Static).update(Content("" if folded else shown))
 
 
-class AnswerTurn(VerticalGroup, TurnBlock):
+class AnswerTurn(VerticalGroup, TurnBlock, Blank):
     """An answer, streaming or finished. `feed` collects text; paced drawing keeps typing responsive."""
 
     def __init__(self, node: Node | None = None, *, title: str = "") -> None:
