@@ -66,6 +66,11 @@ def show(key: str | None, model: str | None, preset: str | None, as_json: bool) 
 @click.argument("value")
 def set_value(key: str, value: str) -> None:
     """Write VALUE for KEY into the file, as sampling.temperature 0.7 or keys.stop ctrl+x."""
+    write(key, value)
+
+
+def write(key: str, value: str) -> None:
+    """Write a setting into the file of the user. Raises: UsageError."""
     from macllm.config.schema import setting
     from macllm.config.toml_text import with_value
 
@@ -81,6 +86,11 @@ def set_value(key: str, value: str) -> None:
 @click.argument("key", shell_complete=names.settings)
 def unset_value(key: str) -> None:
     """Remove KEY from the file."""
+    remove(key)
+
+
+def remove(key: str) -> None:
+    """Remove a setting from the file of the user. Raises: UsageError."""
     from macllm.config.toml_text import without_value
 
     _edit(lambda text: without_value(text, _names(key)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from macllm.units import bytes_text
+from macllm.errors import ModelNotFoundError, UsageError
+from macllm.units import bytes_text, short_count_text
 
 from . import names
 from .fetch import get
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
 NAME_HELP = "NAME is org/name, org/name@revision or a folder."
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 @click.group("models", epilog=NAME_HELP, invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, download, show, verify and remove models."""
+    """List, find, download, show, verify and remove models."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -81,11 +86,70 @@ def _as_json(model: UsableModel) -> dict[str, Any]:
     }
 
 
+@command.command("search")
+@click.argument("words", nargs=-1, required=True)
+@click.option("-n", "--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="Number of models.")
+@_JSON
+def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Find models on the hub by words of their names, the most downloaded first.
+
+    Only those with safetensors weights that generate text. `macllm models show NAME` says if one fits into memory.
+    """
+    from macllm.hub import list_models, searching
+
+    here = {model.name for model in list_models() if model.problem is None}
+    found = searching.search(" ".join(words), limit)
+    if as_json:
+        click.echo(json.dumps([{**vars(model), "is_here": model.name in here} for model in found], indent=2))
+    elif not found:
+        say(f"the hub has no model with {' '.join(words)} in its name")
+    else:
+        rows = [
+            (model.name, model.weights or "-", short_count_text(model.downloads), model.licence or "-",
+             "on disk" if model.name in here else "remote")
+            for model in found
+        ]  # fmt: skip
+        _print_table([("name", "weights", "downloads", "licence", "status"), *rows])
+
+
+@command.command("default")
+@click.argument("name", required=False, shell_complete=names.models)
+@click.option("--unset", is_flag=True, help="Go back to the bundled model.")
+@_JSON
+def default(name: str | None, unset: bool, as_json: bool) -> None:
+    """Print the model that is used without --model, or make NAME it.
+
+    NAME must be on this machine: `macllm models get NAME` downloads it.
+    """
+    from .config import remove, write
+    from .configured import configured
+
+    if unset:
+        remove("chat.model")
+    elif name is not None:
+        from macllm.hub import resolve
+        from macllm.hub.names import local_folder
+
+        folder = local_folder(name)
+        try:
+            resolve(name, offline=True)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"{name} is not whole on this machine", cause=error.cause, remedy=f"macllm models get {name}"
+            ) from error
+        write("chat.model", str(folder) if folder else name)
+    found = configured({}, {}).settings.get("chat.model")
+    model, origin = (found.value, found.source) if found is not None else ("maclet", "default")
+    click.echo(json.dumps({"name": model, "origin": origin}, indent=2) if as_json else model)
+
+
 @command.command("get")
 @click.argument("name", shell_complete=names.models)
-def get_model(name: str) -> None:
+@_JSON
+def get_model(name: str, as_json: bool) -> None:
     """Download or update a model and print its folder."""
-    click.echo(get(name))
+    folder = get(name)
+    click.echo(json.dumps({"name": name, "path": str(folder)}, indent=2) if as_json else folder)
 
 
 @command.command("show")
@@ -136,37 +200,61 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 @command.command("verify")
 @click.argument("name", shell_complete=names.models)
 @click.option("--repair", is_flag=True, help="Download damaged and missing files again.")
-def verify(name: str, repair: bool) -> int:
+@_JSON
+def verify(name: str, repair: bool, as_json: bool) -> int:
     """Check the files of a downloaded model against their hashes.
 
     Exits with 1 if a file is damaged or missing.
     """
     from macllm import hub
 
-    wrong = 0
+    found: list[hub.FileCheck] = []
     checks = hub.verify(name, repair=repair)
     while True:
         with working("checking"):
             checked = next(checks, None)
         if checked is None:
             break
-        wrong += checked.status in ("damaged", "missing")
-        click.echo(f"{checked.status:<8} {checked.file}")
+        found.append(checked)
+        if not as_json:
+            click.echo(f"{checked.status:<8} {checked.file}")
+    if as_json:
+        click.echo(json.dumps([vars(checked) for checked in found], indent=2))
+    wrong = sum(checked.status in ("damaged", "missing") for checked in found)
     if wrong and repair:
-        click.echo(get(name))
+        folder = get(name)
+        if not as_json:
+            click.echo(folder)
         return 0
     if wrong:
-        say(f"{wrong} files are damaged or missing; macllm models verify --repair {name} downloads them again")
+        files = "1 file is" if wrong == 1 else f"{wrong} files are"
+        say(f"{files} damaged or missing; macllm models verify --repair {name} downloads them again")
     return 1 if wrong else 0
 
 
 @command.command("rm")
 @click.argument("name", shell_complete=names.models)
-def rm(name: str) -> None:
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@_JSON
+def rm(name: str, yes: bool, as_json: bool) -> None:
     """Delete a downloaded model, or one revision of it (name@revision)."""
-    from macllm.hub import remove
+    from macllm.hub import list_models, remove
 
-    say(f"freed {bytes_text(remove(name))}")
+    repo, _, revision = name.partition("@")
+    sizes = [
+        model.size_bytes
+        for model in list_models()
+        if model.name == repo and model.revision != "bundled" and revision in ("", model.revision, model.commit)
+    ]
+    if sizes and not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError("removing asks on a terminal", remedy=f"macllm models rm --yes {name}")
+        click.confirm(f"remove {name}, {bytes_text(sum(sizes))}?", abort=True, err=True)
+    freed = remove(name)
+    if as_json:
+        click.echo(json.dumps({"name": name, "freed_bytes": freed}, indent=2))
+    else:
+        say(f"freed {bytes_text(freed)}")
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:

@@ -92,6 +92,10 @@ class Hub:
 
         return self._retry(ask)
 
+    def content(self, address: str) -> bytes:
+        """The whole answer of an address."""
+        return self._retry(lambda: self._content(address))
+
     def read(self, commit: str, file: RepoFile) -> bytes:
         """The content of a small file, checked against its hash."""
         if file.size_bytes > MAX_SMALL_BYTES:
@@ -180,15 +184,6 @@ class Hub:
                 wait_seconds = max(RETRY_SECONDS * 2 ** (failures - 1), min(error.wait_seconds, MAX_WAIT_SECONDS))
                 slept(wait_seconds, self.on_wait)
 
-    def _content(self, address: str) -> bytes:
-        """The whole body of an answer."""
-
-        def ask() -> bytes:
-            with self._open(address) as response:
-                return response.read()
-
-        return awaited(ask, self.on_wait)
-
     @contextmanager
     def _open(self, address: str, headers: Mapping[str, str] | None = None) -> Generator[Any]:
         timeout = self._http.Timeout(STALL_SECONDS, connect=CONNECT_SECONDS)
@@ -206,6 +201,13 @@ class Hub:
                 cause=str(error) or type(error).__name__,
                 remedy="check HF_ENDPOINT, the proxy settings and HF_HUB_OFFLINE",
             ) from error
+
+    def _content(self, address: str) -> bytes:
+        def ask() -> bytes:
+            with self._open(address) as response:
+                return response.read()
+
+        return awaited(ask, self.on_wait)
 
     def _address(self, commit: str, file_name: str) -> str:
         return f"{self.endpoint}/{self.name.repo}/resolve/{commit}/{quote(file_name)}"

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
@@ -113,7 +113,9 @@ class _Answer(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         with self.hub.lock:
             self.hub.requests.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
-        if path.startswith("/api/models/"):
+        if path == "/api/models":
+            self.found(parse_qs(urlsplit(self.path).query))
+        elif path.startswith("/api/models/"):
             self.api(path.removeprefix("/api/models/"))
         elif "/resolve/" in path:
             repo, _, rest = path.removeprefix("/").partition("/resolve/")
@@ -125,6 +127,12 @@ class _Answer(BaseHTTPRequestHandler):
             self.content(name, self.hub.repos[repo].files[name])
         else:
             self.refuse(404, {})
+
+    def found(self, asked: dict[str, list[str]]) -> None:
+        """The repositories whose names contain the words; `listing` has the rest of an entry."""
+        names = [name for name in self.hub.repos if all(word in name for word in asked["search"][0].split())]
+        entries = [{"id": name, "tags": [], **self.hub.repos[name].listing} for name in names]
+        self.answer(200, json.dumps(entries).encode())
 
     def api(self, path: str) -> None:
         repo, _, revision = path.partition("/revision/")
