@@ -6,6 +6,8 @@ error messages that quote them.
 
 from __future__ import annotations
 
+import unicodedata
+
 _PICTURES: dict[int, int | None] = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t\r"},
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),  # C1: some terminals interpret these too
@@ -36,3 +38,26 @@ def without_hidden(text: str) -> str:
 def one_line(text: str) -> str:
     """The same in one line: each run of white space is one space."""
     return " ".join(visible(text).split())
+
+
+def unbroken(text: str) -> str:
+    """The same in one line with the spaces kept: each newline or tab is a space."""
+    return visible(text).replace("\n", " ").replace("\t", " ")
+
+
+def cells(text: str) -> int:
+    """Columns of a terminal that one line of text takes; East Asian wide characters take two, marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def fitted(text: str, width: int) -> str:
+    """One line of exactly `width` columns: padded with spaces, or cut with an ellipsis."""
+    if cells(text) > width:
+        while text and cells(text) >= width:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - cells(text))

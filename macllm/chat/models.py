@@ -19,13 +19,15 @@ from macllm.hub.catalogue import Recommended, best_for, catalogue
 from macllm.hub.files import model_files, problem_of
 from macllm.hub.fit import Fit, fit, memory_limit
 from macllm.hub.names import BUNDLED
-from macllm.hub.places import adapter_folders, is_adapter, model_folders
+from macllm.hub.places import adapter_folders, is_adapter, model_folders, ollama_models
 from macllm.hub.shape import ModelShape, read_shape
 from macllm.hub.speeds import Measurements, ModelSpeed
 from macllm.hub.support import ENCODERS, unsupported
 from macllm.weights.header import read_header
 
 _UNKNOWN = ModelShape()
+_GGUF = "GGUF; macllm reads safetensors"
+_OLLAMA = f"Ollama's {_GGUF}"
 
 ModelKind = Literal["bundled", "cached", "folder", "catalogue", "adapter"]
 
@@ -81,6 +83,10 @@ def usable_models(memory_bytes: int | None = None) -> list[UsableModel]:
         for folder in model_folders()
         if cache not in folder.resolve().parents
     ]
+    local += [
+        UsableModel(f"ollama:{name}", "folder", size, problem=_OLLAMA, path=path)
+        for name, path, size in ollama_models()
+    ]
     adapters = [model for model in local if model.kind == "adapter"]
     adapters += [
         _readable(lambda folder=folder: _adapter(folder, str(folder)), UsableModel(str(folder), "adapter", 0))
@@ -128,11 +134,20 @@ def first_offer(model: str | None) -> list[UsableModel]:
     """
     if model not in (None, BUNDLED) or _offered().exists():
         return []
-    if any(found.name != BUNDLED for found in list_models()) or model_folders():
+    if any(found.name != BUNDLED for found in list_models()):
+        return []
+    if any(_problem(folder) is None for folder in model_folders()):  # GGUF files are no models to chat with here
         return []
     measured = speeds.load()
     memory = measured.memory_limit or memory_limit()
     return [_remote(each, measured, memory) for each in best_for(memory)]
+
+
+def _problem(folder: Path) -> str | None:
+    try:
+        return problem_of(folder)
+    except OSError as error:
+        return str(error)
 
 
 def remember_offer() -> None:
@@ -196,8 +211,10 @@ def _folder(folder: Path, measured: Measurements, memory: int) -> UsableModel:
     problem = problem_of(folder)
     weights = list(folder.glob("*.gguf"))
     if problem and weights and not any(folder.glob("*.safetensors")):
-        problem = "GGUF; macllm reads safetensors"
-    size = sum(path.stat().st_size for path in weights) or sum(size for _, size in model_files(folder))
+        problem = _GGUF
+    size = sum(path.stat().st_size for path in weights if path.is_file()) or sum(
+        size for _, size in model_files(folder)
+    )
     return _model(UsableModel(str(folder), "folder", size, problem=problem, path=folder), measured, memory)
 
 

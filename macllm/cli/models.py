@@ -11,6 +11,7 @@ import click
 
 from macllm.errors import ModelNotFoundError, UsageError
 from macllm.units import bytes_text, short_count_text
+from macllm.visible import cells, fitted, unbroken
 
 from . import names
 from .fetch import get
@@ -258,6 +259,7 @@ def rm(name: str, yes: bool, as_json: bool) -> None:
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    shown = [[unbroken(cell) for cell in row] for row in rows]
+    widths = [max(cells(cell) for cell in column) for column in zip(*shown, strict=True)]
+    for row in shown:
+        click.echo("  ".join(fitted(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -18,9 +18,9 @@ _REMEDY = "check the network and HF_ENDPOINT; `macllm models ls --all` lists rec
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A text-generating model with safetensors weights on the hub; "" for a licence or weights that it does not name.
+    """A text-generating model with safetensors weights on the hub.
 
-    `weights` is the kind of weights by its tags, as in "4-bit".
+    `licence`, and `weights` as in "4-bit", are those of its tags; "" without one.
     """
 
     name: str

@@ -137,11 +137,24 @@ def test_folders_that_the_user_names_are_searched(tmp_path: Path, monkeypatch: p
     assert {(model.kind, model.title) for model in found} == {("folder", "m"), ("folder", "two"), ("adapter", "notes")}
 
 
-def test_a_linked_folder_is_listed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_model(home / ".lmstudio" / "models" / "a" / "one")
-    (home / "link").symlink_to(folder)
+def test_a_linked_folder_is_listed_once_under_its_own_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_model(home / "one")
+    (home / "a-link").symlink_to(folder)
+    (home / "a-loop").symlink_to(home)
+    (home / "a-dangling-link").symlink_to(home / "nowhere")
+    (home / "itself").symlink_to(home / "itself")
     monkeypatch.setenv("MACLLM_MODELS", str(home))
-    assert len([model for model in usable_models() if model.kind == "folder"]) == 1
+    assert [model.name for model in usable_models() if model.kind == "folder"] == [str(folder)]
+
+
+def test_models_of_ollama_are_listed_with_the_reason_against_them(home: Path) -> None:
+    folder = home / ".ollama" / "models" / "manifests" / "registry.ollama.ai" / "library" / "llama3.2"
+    folder.mkdir(parents=True)
+    (folder / "3b").write_text(json.dumps({"layers": [{"size": 5}, {"size": 7}]}))
+    (folder / "broken").write_text("{")
+    model = named("ollama:llama3.2:3b")
+    assert (model.size_bytes, model.problem) == (12, "Ollama's GGUF; macllm reads safetensors")
+    assert not [model.name for model in usable_models() if "broken" in model.name]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +162,8 @@ def test_a_linked_folder_is_listed_once(home: Path, monkeypatch: pytest.MonkeyPa
     [
         ({"config": "{"}, "config.json cannot be read"),
         ({"config": "[]"}, "config.json is not an object"),
+        ({"config": "[" * 100_000}, "config.json cannot be read"),
+        ({"config": '{"model_type": "\\ud800"}'}, "is not supported"),
         ({"config": {"model_type": "whisper"}}, "the family whisper is not supported"),
         ({"config": {"model_type": "bert"}}, "an encoder"),
         ({"config": {}}, "no model_type"),
@@ -250,6 +265,14 @@ def test_the_first_start_offers_the_best_models_that_fit_once() -> None:
     assert first_offer("maclet") == offered
     remember_offer()
     assert first_offer(None) == []
+
+
+def test_files_that_macllm_cannot_read_do_not_stop_the_offer(home: Path) -> None:
+    folder = home / ".lmstudio" / "models" / "a" / "gguf"
+    folder.mkdir(parents=True)
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    speeds.record_machine(memory_limit=12_000_000_000)
+    assert first_offer(None)
 
 
 def test_nothing_is_offered_to_those_who_have_or_name_a_model(home: Path) -> None:

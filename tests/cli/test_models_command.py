@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,17 @@ def test_default_is_printed_set_and_unset(run: Run) -> None:  # noqa: F811
     assert json.loads(run("models", "default", "--json").out)["name"] == NAME
     assert json.loads(run("config", "show", "chat.model", "--json").out)["chat.model"]["value"] == NAME
     assert run("models", "default", "--unset").out == "maclet\n"
+
+
+def test_names_of_folders_cannot_command_the_terminal(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (b"\x1b[31mred\nline", b"\xff\xfe"):
+        (tmp_path / os.fsdecode(name)).mkdir()
+        (tmp_path / os.fsdecode(name) / "config.json").write_text('{"model_type": "\\ud800"}')
+    monkeypatch.setenv("MACLLM_MODELS", str(tmp_path))
+    listed = run("models", "ls")
+    assert (listed.code, "\x1b" in listed.out, len(listed.out.splitlines())) == (0, False, 4)
+    listed.out.encode()

@@ -14,6 +14,7 @@ from macllm.hub import places, speeds
 from macllm.hub.downloads import DownloadStatus
 from macllm.hub.fit import Fit
 from macllm.hub.shape import ModelShape
+from macllm.visible import cells
 from macllm_tui import first_start, outcomes, slash
 from macllm_tui.commands import models
 from macllm_tui.text import model_table as table
@@ -48,6 +49,15 @@ def test_every_line_fits_its_width_and_names_its_model(width: int) -> None:
             assert len(line) <= width
             assert line.startswith(model.title[:8])
     assert len(table.heading(made)) <= width
+
+
+def test_a_row_takes_one_line_whatever_the_folder_is_called() -> None:
+    odd = UsableModel("/x/\x1b[31mred\nline", "folder", 5, problem="a\nb")
+    wide = UsableModel("/x/" + "語" * 40, "folder", 5)
+    for width in (40, 56, 80, 130):
+        made = table.layout([odd, wide], width)
+        assert not set("\x1b\n") & set(table.line(odd, made) + "".join(table.details(odd)))
+        assert cells(table.line(wide, made)) <= width
 
 
 def test_a_narrow_list_says_in_the_fit_what_the_status_would_say() -> None:

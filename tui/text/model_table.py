@@ -10,6 +10,7 @@ from macllm.chat import model_columns as columns
 from macllm.chat.models import UsableModel
 from macllm.hub.downloads import DownloadStatus
 from macllm.units import bytes_text, count_text, duration_text
+from macllm.visible import cells, fitted, unbroken
 
 Part = Literal["all", "local", "adapters", "remote"]
 _NAMED: dict[str, Part] = {"all": "all", "local": "local", "adapters": "adapters", "remote": "remote"}
@@ -62,7 +63,7 @@ def filtered(models: Iterable[UsableModel], typed: str, part: Part = "all") -> l
 
 def layout(models: Sequence[UsableModel], width: int) -> list[Column]:
     """The columns that fit into `width` cells; the last one takes the rest."""
-    name = max([len(model.title) for model in models] + [_NAME_CELLS])
+    name = max([cells(unbroken(model.title)) for model in models] + [_NAME_CELLS])
     made = [Column("name", name), Column("size", 8)]
     if width >= _ALL_COLUMNS:
         made.insert(1, Column("weights", 7))
@@ -89,7 +90,7 @@ def heading(made: Sequence[Column]) -> str:
 def line(model: UsableModel, made: Sequence[Column], download: DownloadStatus | None = None) -> str:
     """A model as one line. A download takes the place of the status, or of the fit in a narrow list."""
     shown = {column.title for column in made}
-    cells = {
+    texts = {
         "name": model.title,
         "weights": model.shape.quantization or "-",
         "size": columns.size_text(model),
@@ -99,8 +100,8 @@ def line(model: UsableModel, made: Sequence[Column], download: DownloadStatus | 
         "status": columns.status_text(model),
     }
     if download is not None and download.state != "done":
-        cells["status"] = progress(download, made[-1].width)
-    return "  ".join(_cut(cells[column.title], column.width) for column in made).rstrip()
+        texts["status"] = progress(download, made[-1].width)
+    return "  ".join(fitted(unbroken(texts[column.title]), column.width) for column in made).rstrip()
 
 
 def progress(download: DownloadStatus, width: int = 80) -> str:
@@ -123,14 +124,14 @@ def progress(download: DownloadStatus, width: int = 80) -> str:
 
 def details(model: UsableModel, download: DownloadStatus | None = None) -> list[str]:
     """Two lines about a model: its name and origin, then why it cannot be used or what it is for."""
-    facts = [model.name]
+    facts = [unbroken(model.name)]
     if model.licence:
         facts.append(model.licence)
     if model.shape.layers:
         facts.append(f"{model.shape.family}, {model.shape.layers} layers")
     if model.commit:
         facts.append(f"revision {model.commit[:7]}")
-    return [" · ".join(facts), _about(model, download)]
+    return [" · ".join(facts), unbroken(_about(model, download))]
 
 
 def _about(model: UsableModel, download: DownloadStatus | None) -> str:
@@ -172,7 +173,3 @@ def _fits(model: UsableModel, narrow: bool, download: DownloadStatus | None) -> 
     if narrow and model.problem is not None:
         return "◐ unfinished" if model.unfinished else "✘ unusable"
     return columns.fit_text(model, marks=True)
-
-
-def _cut(text: str, width: int) -> str:
-    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
