@@ -27,7 +27,7 @@ def as_markdown(turns: Sequence[Turn], *, model_name: str, system: str | None = 
         if turn.reasoning:
             parts += ["<details><summary>Reasoning</summary>", turn.reasoning.strip(), "</details>"]
         if turn.content.strip():
-            parts.append(turn.content.strip("\n"))
+            parts.append(_with_closed_code(turn.content.strip("\n")))
         for each in turn.attachments:
             fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", each.text)))
             closing = "" if each.text.endswith("\n") else "\n"
@@ -35,6 +35,17 @@ def as_markdown(turns: Sequence[Turn], *, model_name: str, system: str | None = 
         if turn.finish in ENDINGS:
             parts.append(f"*({ENDINGS[turn.finish]})*")
     return "\n\n".join(parts) + "\n"
+
+
+def _with_closed_code(text: str) -> str:
+    """The text with the end of a code block that it leaves open, and that would take in what follows."""
+    opened = ""
+    for mark, rest in re.findall(r"^ {0,3}(`{3,}|~{3,})(.*)$", text, re.MULTILINE):
+        if not opened:
+            opened = mark if mark[0] == "~" or "`" not in rest else ""
+        elif mark.startswith(opened) and not rest.strip():
+            opened = ""
+    return f"{text}\n{opened}" if opened else text
 
 
 def cut_text(turn: Turn) -> str:

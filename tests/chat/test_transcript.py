@@ -35,6 +35,24 @@ def test_leading_indentation_is_kept_and_incomplete_answers_are_marked() -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "closing"),
+    [
+        ("so:\n```python\ndef f(", "\n```"),
+        ("````md\n```\nx\n```\n", "\n````"),
+        ("~~~\n```\nx", "\n~~~"),
+        ("```\n```python\nx", "\n```"),
+        ("```\nx\n```\n", ""),
+        ("`` ` ``\n```a`b```\n    ```\nx", ""),
+    ],
+)
+def test_code_that_an_answer_leaves_open_ends_with_it(content: str, closing: str) -> None:
+    turns = [Turn(role="assistant", content=content, finish="cancelled"), Turn(role="user", content="Go on")]
+    assert transcript.as_markdown(turns, model_name="m") == (
+        f"# Chat with m\n\n## m\n\n{content.strip()}{closing}\n\n*(stopped)*\n\n## You\n\nGo on\n"
+    )
+
+
 def test_a_transcript_is_synced_before_its_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, synced, sync = tmp_path / "chat.md", [], os.fsync
 
