@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,21 @@ def compiled_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Paths of homes, which a counter gives.
+
+    `mktemp` would look through all folders of the tests before.
+    """
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_home(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test an empty home and hub cache, and turn off the hub."""
-    home = tmp_path_factory.mktemp("home")
+    home = next(homes)
+    home.mkdir()
     monkeypatch.setenv("MACLLM_HOME", str(home / "macllm"))
     monkeypatch.setenv("MACLLM_NATIVE_CACHE", os.environ.get("MACLLM_NATIVE_CACHE") or str(COMPILED))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))

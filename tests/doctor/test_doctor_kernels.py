@@ -32,6 +32,7 @@ from macllm.doctor.subprocess import trials
 from macllm.ops.dispatch import using
 from macllm.ops.metal import approved
 from macllm.ops.metal.approved import Decisions
+from tests.compiling import wait_for
 from tests.simulator.intercept import Log, simulated
 from tests.simulator.run import RunOptions
 
@@ -73,8 +74,14 @@ def crashing(parent: Parent, numbers: list[int], effort: Effort) -> None:
 def never_ending(parent: Parent, numbers: list[int], effort: Effort) -> None:
     for number in numbers:
         if some()[number].op == "moe":
+            stuck().touch()
             time.sleep(600)
         parent.send(result_of(some()[number]))
+
+
+def stuck() -> Path:
+    """A file that says that a case has begun which does not end."""
+    return Path(os.environ["MACLLM_HOME"]) / "stuck"
 
 
 def result_of(case: Case) -> CaseResult:
@@ -254,13 +261,25 @@ def test_a_kernel_that_crashes_its_process_is_not_used(
 
 
 def test_after_a_timeout_the_ops_other_cases_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_subprocess, "WAIT_SECONDS", 4.0)
+    """The time begins when the case has, however slowly its process starts."""
+    wait, path = doctor_subprocess.TrialProcess.next, stuck()
+
+    def next_of(process: doctor_subprocess.TrialProcess, timeout_seconds: float) -> object:
+        end = time.monotonic() + 120
+        while not path.exists() and time.monotonic() < end:
+            if arrived := wait(process, 0.02):
+                return arrived
+        path.unlink()
+        return wait(process, timeout_seconds)
+
+    monkeypatch.setattr(doctor_subprocess, "WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(doctor_subprocess.TrialProcess, "next", next_of)
     monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:never_ending")
     known = some()
     known.insert(1, replace(known[0], label="more of it"))
     found = trials([known[0], *known[2:], known[1]], WHOLE)
     assert [(result.op, result.error) for result in found] == [
-        ("moe", "it did not end in 4 s"),
+        ("moe", "it did not end in 1 s"),
         ("qmv", None),
         ("sample", None),
     ]
@@ -279,7 +298,13 @@ def test_an_interrupt_saves_nothing_and_leaves_no_process(
     on_a_mac: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_subprocess, "TARGET", "test_doctor_kernels:never_ending")
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    path = stuck()
+
+    def interrupt() -> None:
+        wait_for(path.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     began = time.monotonic()
     assert main(["doctor", "--kernels"]) == 130
     assert time.monotonic() - began < 60
