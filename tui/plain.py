@@ -136,8 +136,9 @@ class LineChat:
 
     def _introduce_attachments(self) -> None:
         for attachment in self._attached:
-            lines = len(attachment.text.splitlines())
-            self._narrator.say(f"attached to the next message: {attachment.name}, {count_text(lines)} lines")
+            count = len(attachment.text.splitlines())
+            lines = f"{count_text(count)} line{'s' * (count != 1)}"
+            self._narrator.say(f"attached to the next message: {attachment.name}, {lines}")
 
     # One line
 

@@ -214,7 +214,7 @@ def test_the_reasoning_is_one_line_and_a_command_shows_it(talk: Talk) -> None:
 def test_attached_text_goes_with_the_first_message_only(talk: Talk) -> None:
     notes = Attachment("stdin", "a\nb\n")
     _, err = talk([["one"], ["two"]], "Hello", "More", attached=(notes,))
-    assert "attached to the next message: stdin, 2 lines" in err
+    assert "attached to the next message: stdin, 2 lines\n" in err
     contents = [message["content"] for message in talk.engines[0].rendered[-1]]
     assert contents == ['Hello\n\n<file name="stdin">\na\nb\n</file>', "one", "More"]
 
@@ -232,7 +232,7 @@ def test_files_that_a_line_names_go_with_it_and_a_command_attaches_one(
     monkeypatch.chdir(tmp_path)
     _, narration = talk([["one"], ["two"]], "read @notes.md", "read @./missing", "/attach notes.md", "again")
     assert "There is no file ./missing" in narration
-    assert "attached to the next message: notes.md, 1 lines" in narration
+    assert "attached to the next message: notes.md, 1 line\n" in narration
     first, second = (request.messages[-1]["content"] for request in talk.engines[0].requests)
     file = '<file name="notes.md">\nMy notes.\n</file>'
     assert (first, second) == (f"read @notes.md\n\n{file}", f"again\n\n{file}")
