@@ -51,7 +51,7 @@ def speed_text(model: UsableModel) -> str:
 def status_text(model: UsableModel) -> str:
     """The place of a usable model, the reason of an unusable one, the base of an adapter."""
     if model.problem is not None:
-        return model.problem
+        return f"unfinished: {model.problem}" if model.unfinished else model.problem
     if model.kind == "adapter":
         return f"for {model.base}" if model.base else "for an unknown model"
     return _STATUS[model.kind]

@@ -193,3 +193,30 @@ def test_the_first_start_asks_nothing_of_those_who_have_a_model() -> None:
     write_cached("org/model")
     assert first_start.question("maclet") is None
     assert first_start.question("org/model") is None
+
+
+def test_an_order_keeps_the_parts_together() -> None:
+    def titles(order: table.Order) -> list[str]:
+        return [model.title[:7] for model in table.ordered(MODELS, order)]
+
+    assert titles("listed") == ["maclet", "A-name-", "broken", "notes", "Remote-"]
+    assert titles("size") == ["A-name-", "maclet", "broken", "notes", "Remote-"]
+
+
+def test_a_model_that_is_too_large_names_the_largest_that_fits() -> None:
+    assert table.too_large(MODELS[1], MODELS) == ""
+    reason = "Remote-8B needs 7.5 GB more memory than there is"
+    assert table.too_large(MODELS[4], MODELS) == f"{reason}; {MODELS[1].title} fits."
+    assert table.too_large(MODELS[4], [MODELS[4]]) == f"{reason}."
+
+
+def test_the_first_start_says_that_speeds_are_not_known() -> None:
+    speeds.record_machine(memory_limit=12_000_000_000)
+    asked = first_start.question("maclet")
+    assert asked is not None
+    assert "macllm bench" in asked.text
+    (speeds.state_folder() / "offered.json").unlink()
+    speeds.record_machine(bandwidth=100e9)
+    asked = first_start.question("maclet")
+    assert asked is not None
+    assert "macllm bench" not in asked.text

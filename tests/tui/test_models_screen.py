@@ -124,7 +124,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Host]:
     return play
 
 
-@pytest.mark.parametrize("size", [(60, 20), (120, 40)])
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
 def test_the_list_fits_its_window(run: Callable[..., Host], size: tuple[int, int]) -> None:
     async def scenario(table: Table) -> None:
         await table.press("down", "down", "down", "down", "down")
@@ -162,12 +162,36 @@ def test_typing_filters_and_tab_shows_the_next_part(run: Callable[..., Host]) ->
     assert run(scenario).results == [None]
 
 
-def test_an_unusable_model_says_why_and_is_not_loaded(run: Callable[..., Host]) -> None:
+def test_letters_show_parts_and_orders_and_may_begin_a_word(run: Callable[..., Host]) -> None:
+    async def scenario(table: Table) -> None:
+        await table.press("r")
+        assert "Models: remote" in table.text()
+        await table.press("r", "s")
+        assert "Models: all, by size" in table.text()
+        screen = table.app.shown
+        screen._viewed_at = 0.0  # long ago
+        await table.press("s", "s", *"llama")
+        assert "Models: all, by size" in table.text()  # the word took back what its first letters did
+        await table.press(*["backspace"] * 7, "l")
+        screen._viewed_at = 0.0
+        await table.press(*"qwen")
+        assert "Models: local" in table.text()
+        assert "Qwen3-4B" in table.text()
+
+    run(scenario)
+
+
+def test_a_model_that_is_unusable_or_too_large_says_why_and_is_not_loaded(run: Callable[..., Host]) -> None:
+    large = UsableModel("org/large", "cached", 90_000_000_000, SHAPE, Fit(0, 7_500_000_000))
+
     async def scenario(table: Table) -> None:
         await table.press(*"broken", "enter")
         assert "broken cannot be used: config.json is missing" in table.text()
+        await table.press(*["backspace"] * 6, *"org/large", "enter")
+        assert "large needs 7.5 GB more memory than there is; Qwen3-14B-4bit fits. Enter again" in table.text()
+        await table.press("enter")
 
-    assert run(scenario).results == []
+    assert run(scenario, models=[*MODELS, large]).results == ["/model org/large"]
 
 
 def test_get_asks_then_downloads_pauses_and_goes_on(run: Callable[..., Host]) -> None:

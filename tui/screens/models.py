@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -29,8 +30,10 @@ from .overlay import Filter, Overlay
 
 DOWNLOADS = Downloads()
 """Downloads outlive the screen; those that run when the app ends keep their bytes."""
-_KEYS = "Enter load · g get · p pause · x remove · v verify · Tab next part · Esc close"
-_FEW_KEYS = "Enter g p x v · Tab next part · Esc close"
+_KEYS = "Enter load · g get · p pause · x remove · v verify · l/r/a part · s sort · Esc close"
+_FEW_KEYS = "Enter g p x v · l/r/a or Tab part · s sort · Esc"
+_WORD_SECONDS = 1.0
+"""After a letter that changed the view, a letter within this time makes both the beginning of a word."""
 
 
 class ModelsListed(Message):
@@ -60,16 +63,18 @@ class WorkReported(Message):
 class ModelsScreen(Overlay):
     """The list of models.
 
-    Letters act as long as nothing is typed; get and remove ask for the key again. Enter starts no download.
+    Letters act as long as nothing is typed; get and remove ask for the key again. A word may begin with such letters
+    all the same: those before the first other one are taken back and typed. Enter starts no download.
     """
 
     BINDINGS: ClassVar = [
         *(Binding(key, name, show=False, priority=True) for key, name in
-          {"g": "get", "p": "pause", "x": "remove", "v": "verify"}.items()),
+          {"g": "get", "p": "pause", "x": "remove", "v": "verify", "s": "view('s')", "l": "view('l')",
+           "r": "view('r')", "a": "view('a')"}.items()),
         Binding("tab", "part(1)", show=False, priority=True),
         Binding("shift+tab", "part(-1)", show=False, priority=True),
     ]  # fmt: skip
-    LETTER_KEYS: ClassVar = frozenset({"g", "p", "x", "v"})
+    LETTER_KEYS: ClassVar = frozenset("gpxvslra")
     TITLE_TEXT: ClassVar = "Models"
     NOTHING: ClassVar = "no model matches"
 
@@ -92,6 +97,8 @@ class ModelsScreen(Overlay):
         self._shown: list[UsableModel] = []
         self._asked: tuple[str, str] | None = None  # (letter, name) of an action that waits for a second press
         self._news = ""
+        self._order: table.Order = "listed"
+        self._letters, self._before, self._viewed_at = "", (self._part, self._order), 0.0  # of changes of the view
 
     def compose(self) -> ComposeResult:
         """Title, filter, columns, list, details and keys."""
@@ -118,7 +125,7 @@ class ModelsScreen(Overlay):
 
     def rows(self, typed: str) -> Sequence[Row]:
         """A row for each model of the part that matches the filter, under the title of its group."""
-        self._shown = table.filtered(self._models or [], typed, self._part)
+        self._shown = table.ordered(table.filtered(self._models or [], typed, self._part), self._order)
         made = table.layout(self._shown, max(self._width, 20))
         self.query_one("#model-columns", Static).update(Content("    " + table.heading(made)))
         rows: list[Row] = []
@@ -147,7 +154,7 @@ class ModelsScreen(Overlay):
         if wanted:
             self._highlight_name(wanted)
             if (model := self._model) is not None and not model.is_local:
-                self._ask("g", model, f"{_wish(model)}? g does it.")
+                self._ask("g", model, f"{_wish(model, self._models or [])}? g does it.")
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Show what is known about the highlighted model."""
@@ -155,11 +162,20 @@ class ModelsScreen(Overlay):
         self._show_details()
 
     def on_input_changed(self, event: Filter.Changed) -> None:
-        """Filter. A letter that asked for a second press was the first one of a word."""
-        if self._asked is not None and len(self.filter.value) == 1:
-            letter, self._asked, self._news = self._asked[0], None, ""
-            self.filter.value = letter + self.filter.value
-            self.filter.cursor_position = len(self.filter.value)
+        """Filter.
+
+        Letters that asked for a second press, or changed the view just now, were the first ones of a word.
+        """
+        if len(self.filter.value) == 1:
+            letters = self._asked[0] if self._asked is not None else ""
+            if self._letters and time.monotonic() - self._viewed_at < _WORD_SECONDS:
+                letters = self._letters + letters
+                self._part, self._order = self._before
+            self._letters = ""
+            if letters:
+                self._asked, self._news = None, ""
+                self.filter.value = letters + self.filter.value
+                self.filter.cursor_position = len(self.filter.value)
         super().on_input_changed(event)
 
     def on_resize(self, event: Resize) -> None:
@@ -184,9 +200,12 @@ class ModelsScreen(Overlay):
             return
         if model.kind == "catalogue" or model.unfinished:
             # Enter starts no download: it may be a second one, of somebody who has typed ahead.
-            self._ask("g", model, f"{_wish(model)}? g does it.")
+            self._ask("g", model, f"{_wish(model, self._models or [])}? g does it.")
         elif model.problem is not None:
             self._say(f"{model.title} cannot be used: {model.problem}")
+        elif too_large := table.too_large(model, self._models or []):
+            if self._confirmed("", model, f"{too_large} Enter again tries it."):
+                self.dismiss(f"/model {model.name}")
         else:
             self.dismiss(f"/{'adapter' if model.kind == 'adapter' else 'model'} {model.name}")
 
@@ -198,7 +217,7 @@ class ModelsScreen(Overlay):
             self._say(f"{model.title} is here; there is nothing to download.")
         elif (status := self._downloads.status(model.name)) is not None and status.is_moving:
             self._say(f"{model.title} is being downloaded; p pauses it.")
-        elif self._confirmed("g", model, f"{_wish(model)}? g again does it."):
+        elif self._confirmed("g", model, f"{_wish(model, self._models or [])}? g again does it."):
             self._downloads.start(model.name)
 
     def action_pause(self) -> None:
@@ -241,7 +260,21 @@ class ModelsScreen(Overlay):
     def action_part(self, step: int) -> None:
         """Show the next part of the list."""
         at = table.PARTS.index(self._part) + step
-        self._part = table.PARTS[at % len(table.PARTS)]
+        self._part, self._letters = table.PARTS[at % len(table.PARTS)], ""
+        self.refresh_rows()
+
+    def action_view(self, letter: str) -> None:
+        """Show one part of the list, or all of it again, or the next order."""
+        now = time.monotonic()
+        if not self._letters or now - self._viewed_at > _WORD_SECONDS:
+            self._letters, self._before = "", (self._part, self._order)
+        self._letters, self._viewed_at = self._letters + letter, now
+        self._asked, self._news = None, ""
+        if letter == "s":
+            self._order = table.ORDERS[(table.ORDERS.index(self._order) + 1) % len(table.ORDERS)]
+        else:
+            part = table.PART_LETTERS[letter]
+            self._part = "all" if self._part == part else part
         self.refresh_rows()
 
     # Work in threads
@@ -326,7 +359,7 @@ class ModelsScreen(Overlay):
         self._show_details()
 
     def _show_details(self) -> None:
-        self.query_one("#overlay-title", Static).update(f"Models: {self._part}")
+        self.query_one("#overlay-title", Static).update(table.title(self._part, self._order))
         self.query_one("#overlay-keys", Static).update(_KEYS if self._width > len(_KEYS) else _FEW_KEYS)
         model = self._model
         lines = table.details(model, self._downloads.status(model.name)) if model else ["reading the list…", ""]
@@ -349,9 +382,10 @@ def _size(model: UsableModel) -> str:
     return f" ({bytes_text(model.size_bytes)})" if model.size_bytes and model.kind == "catalogue" else ""
 
 
-def _wish(model: UsableModel) -> str:
+def _wish(model: UsableModel, models: Sequence[UsableModel]) -> str:
     if model.unfinished:
         return f"Go on with the download of {model.title}"
     if model.kind == "catalogue":
-        return f"Download {model.title}{_size(model)}"
+        too_large = table.too_large(model, models)
+        return f"{too_large} Download it all the same" if too_large else f"Download {model.title}{_size(model)}"
     return f"Look for a newer {model.title}"

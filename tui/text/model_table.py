@@ -8,6 +8,7 @@ from typing import Literal
 
 from macllm.chat import model_columns as columns
 from macllm.chat.models import UsableModel
+from macllm.hub.catalogue import FIT_TOKENS
 from macllm.hub.downloads import DownloadStatus
 from macllm.units import bytes_text, count_text, duration_text
 from macllm.visible import cells, fitted, unbroken
@@ -15,10 +16,14 @@ from macllm.visible import cells, fitted, unbroken
 Part = Literal["all", "local", "adapters", "remote"]
 _NAMED: dict[str, Part] = {"all": "all", "local": "local", "adapters": "adapters", "remote": "remote"}
 PARTS: tuple[Part, ...] = tuple(_NAMED.values())
+PART_LETTERS: dict[str, Part] = {"l": "local", "r": "remote", "a": "adapters"}
+Order = Literal["listed", "size", "speed"]
+ORDERS: tuple[Order, ...] = ("listed", "size", "speed")
 GROUPS = {"local": "On this machine", "adapters": "Adapters", "remote": "Recommended, to download"}
 NO_ADAPTER = "macllm finetune --lora makes an adapter; /adapter FOLDER takes one of another place"
 _ALL_COLUMNS = 92  # cells; narrower lists leave out the kind of weights and the speed
-_SOME_COLUMNS = 70  # narrower ones leave out context and status, too
+_SOME_COLUMNS = 70  # narrower ones leave out the status
+_FEW_COLUMNS = 60  # and those the context
 _NAME_CELLS = 20
 _BAR_CELLS = 10
 _WORDS = {
@@ -61,13 +66,41 @@ def filtered(models: Iterable[UsableModel], typed: str, part: Part = "all") -> l
     return found
 
 
+def ordered(models: Sequence[UsableModel], order: Order) -> list[UsableModel]:
+    """The models of each part in an order: as listed, the largest or the fastest first, unknown ones last."""
+
+    def key(model: UsableModel) -> tuple[int, float]:
+        speed = model.speed.tokens_per_second if model.speed is not None else 0.0
+        value = {"listed": 0, "size": model.size_bytes, "speed": speed}[order]
+        return list(GROUPS).index(part_of(model)), -value
+
+    return sorted(models, key=key)
+
+
+def title(part: Part, order: Order) -> str:
+    """The title of the list."""
+    return f"Models: {part}" if order == "listed" else f"Models: {part}, by {order}"
+
+
+def too_large(model: UsableModel, models: Iterable[UsableModel]) -> str:
+    """The reason against a model that does not fit, with the largest one that fits; else ""."""
+    if model.fit is None or not model.fit.over_bytes:
+        return ""
+    usable = [each for each in models if each.kind != "adapter" and each.problem is None]
+    fitting = [each for each in usable if each.fit is not None and (each.fit.tokens or 0) >= FIT_TOKENS]
+    reason = f"{model.title} needs {bytes_text(model.fit.over_bytes)} more memory than there is"
+    if not fitting:
+        return f"{reason}."
+    return f"{reason}; {max(fitting, key=lambda each: each.size_bytes).title} fits."
+
+
 def layout(models: Sequence[UsableModel], width: int) -> list[Column]:
     """The columns that fit into `width` cells; the last one takes the rest."""
     name = max([cells(unbroken(model.title)) for model in models] + [_NAME_CELLS])
     made = [Column("name", name), Column("size", 8)]
     if width >= _ALL_COLUMNS:
         made.insert(1, Column("weights", 7))
-    if width >= _SOME_COLUMNS:
+    if width >= _FEW_COLUMNS:
         made.append(Column("context", 7))
     made.append(Column("fits", 14))
     if width >= _ALL_COLUMNS:
