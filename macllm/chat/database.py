@@ -134,6 +134,7 @@ def described(error: Exception, path: Path) -> MacllmError:
         return DamagedFileError(f"{path} is damaged.", cause=cause, remedy=REPAIR)
     remedies = {
         sqlite3.SQLITE_FULL: "free some space",
+        sqlite3.SQLITE_IOERR: f"check the free space and the permissions of {path.parent}",
         sqlite3.SQLITE_BUSY: "end the other program that uses the file",
         sqlite3.SQLITE_LOCKED: "end the other program that uses the file",
     }

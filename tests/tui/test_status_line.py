@@ -59,6 +59,7 @@ def test_reading_has_a_bar_where_there_is_room() -> None:
         (20_000, "20,000/32,768  ·", "ctx 61 %"),
         (24_000, "24,000/32,768, 73%  ·", "ctx 73 %"),
         (30_000, "30,000/32,768, 92%, nearly full", "ctx 92 %, nearly full"),
+        (40_000, "40,000/32,768, 100%, full", "ctx 100 %, full"),
     ],
 )
 def test_a_context_that_fills_up_says_so_in_words(used: int, wide: str, narrow: str) -> None:

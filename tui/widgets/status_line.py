@@ -164,8 +164,7 @@ def _context(status: StatusValues) -> tuple[list[Content], Content, list[Content
         ("context ", style), bar(share, style), (f" {count_text(used)}/{count_text(limit)}{_level(share)}", style)
     )
     percent = "<1" if 0 < share < 0.01 else f"{share:.0%}"[:-1]
-    warning = ", nearly full" if share >= _NEARLY_FULL else ""
-    return [long], fits, [Content.styled(f"ctx {percent} %{warning}", style)]
+    return [long], fits, [Content.styled(f"ctx {percent} %{_warning(share)}", style)]
 
 
 def _memory(status: StatusValues) -> tuple[list[Content], list[Content]]:
@@ -191,7 +190,13 @@ def _level(share: float) -> str:
     """The share in words, where the colour alone would say that it is high."""
     if share < _HIGH:
         return ""
-    return f", {min(share, 1):.0%}" + (", nearly full" if share >= _NEARLY_FULL else "")
+    return f", {min(share, 1):.0%}{_warning(share)}"
+
+
+def _warning(share: float) -> str:
+    if share < _NEARLY_FULL:
+        return ""
+    return ", nearly full" if share < 1 else ", full"
 
 
 def _style(share: float) -> str:
