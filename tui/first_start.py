@@ -10,9 +10,9 @@ from .outcomes import Choice, Question
 
 _TEXT = (
     "This is maclet, the bundled guide: it knows macllm and language models, and little else. "
-    "These models fit into the memory of this machine.{speed} Type a number, or just ask:"
+    "These models fit into {memory}. Type a number, or just ask:"
 )
-_UNKNOWN_SPEED = " Their speed here is not known before macllm bench has measured it."
+_UNKNOWN_SPEED = "memory; macllm bench finds out how fast they are"
 
 
 def question(model: str | None) -> Question | None:
@@ -25,5 +25,5 @@ def question(model: str | None) -> Question | None:
         return None
     remember_offer()
     choices = tuple(Choice(offer_text(each), f"/model {each.name}") for each in offered)
-    speed = "" if any(each.speed for each in offered) else _UNKNOWN_SPEED
-    return Question(_TEXT.format(speed=speed), (*choices, Choice("stay with maclet")))
+    memory = "the memory of this machine" if any(each.speed for each in offered) else _UNKNOWN_SPEED
+    return Question(_TEXT.format(memory=memory), (*choices, Choice("stay with maclet")))
