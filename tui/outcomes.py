@@ -116,6 +116,13 @@ class Attach:
 
 
 @dataclass(frozen=True)
+class Shorten:
+    """Keep at most the first characters of each attachment of the message that is being written; 0: none."""
+
+    most: int
+
+
+@dataclass(frozen=True)
 class OpenEditor:
     """Write the next message in the user's editor."""
 
@@ -148,6 +155,7 @@ Outcome = (
     | Open
     | SwitchModel
     | Attach
+    | Shorten
     | OpenEditor
     | ShowReasoning
     | ShowHelp

@@ -13,8 +13,9 @@ from macllm.errors import MacllmError
 from macllm.generation.request import Delta, Event, Prefill
 from macllm.units import count_text, speed_text
 
+from . import questions
 from .messages import ThreadMessage, TurnEnded, TurnEvent
-from .outcomes import Answer
+from .outcomes import Answer, Question
 from .text.speed import SpeedMeter
 from .turn import TurnThread
 from .widgets.turns import AnswerTurn
@@ -124,6 +125,13 @@ class PendingAnswer:
         if not path or self._before.nodes.get(path[-1].id) is path[-1]:
             return None
         return path[-1]
+
+    def question(self, error: MacllmError | None, node: Node | None, waits: bool) -> Question | None:
+        """The ways on after the end, if it needs any. `waits`: a message in the prompt is to be sent after it."""
+        message = questions.Unanswered() if waits else None
+        if self.returned is not None and node is None:
+            message = questions.Unanswered(self.returned[1], self.edited is not None)
+        return questions.after_answer(error, self.session, answer=node.turn if node else None, message=message)
 
     async def finish(self, node: Node | None) -> bool:
         """Draw the final state. Returns True if the widget stays as the drawing of `node`."""

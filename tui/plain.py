@@ -172,7 +172,10 @@ class LineChat:
             raise UsageError(f"No choice {line.strip()}.", remedy=f"a number from 1 to {len(question.choices)}")
         unanswered, attached = self._unanswered, self._attached
         found = slash.parse(choice.line)
-        if found is not None and not self._apply(found[0](self.session, found[1])):
+        outcome = found[0](self.session, found[1]) if found else outcomes.Say("")
+        if isinstance(outcome, outcomes.Shorten):
+            unanswered, attached = attachments.shortened(unanswered, attached, outcome.most)
+        elif found and not self._apply(outcome):
             return False
         if choice.send and unanswered:
             self._attached = attached
@@ -193,11 +196,12 @@ class LineChat:
             self._reply(self.session, text, attached)
 
     def _reply(self, session: Session, text: str, attached: tuple[Attachment, ...]) -> None:
+        self._attached = attached
         try:
             self._answer(session, session.reply(text, attached), text)
         finally:
-            if self._unanswered:
-                self._attached = attached
+            if not self._unanswered:
+                self._attached = ()
 
     def _write_in_editor(self) -> None:
         text = editor.edit("", editor.command()).strip()
@@ -245,6 +249,9 @@ class LineChat:
                 self._narrator.say_all(key_lines(self._entry.editing_file))
             case outcomes.Attach(attachment):
                 self._attached += (attachment,)
+                self._introduce_attachments()
+            case outcomes.Shorten(most):
+                self._attached = attachments.shortened("", self._attached, most)[1]
                 self._introduce_attachments()
             case outcomes.SwitchTheme(name):
                 from .lines.theme import keep_theme, theme_question  # reads and writes the settings; seldom needed
@@ -307,14 +314,15 @@ class LineChat:
         if turn is not before:
             self._unanswered = ""
         if failure is not None:
-            self._ask(questions.after_answer(failure, session, message_returned=bool(self._unanswered)))
+            waiting = questions.Unanswered(self._attached) if self._unanswered else None
+            self._ask(questions.after_answer(failure, session, message=waiting))
         elif stopped:
             self._narrator.say("stopped before the first word." if self._unanswered else "stopped.")
         elif turn is not None and turn is not before:
             self._narrator.say_all(end_lines(turn, session.context, verbose=self._options.verbose))
             if self._options.verbose and (limit := session.context.limit_tokens):
                 self._narrator.say(f"context: {count_text(session.context.used_tokens)} of {count_text(limit)} tokens")
-            question = questions.after_answer(None, session, answer=turn, message_returned=False)
+            question = questions.after_answer(None, session, answer=turn, message=None)
             if (warning := session.take_warning()) is not None and question is None:
                 self._narrator.say(warning)
             self._ask(question)

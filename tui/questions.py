@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from macllm.chat.conversation import Turn
+from dataclasses import dataclass
+
+from macllm.chat.conversation import Attachment, Turn
 from macllm.chat.session import Session
 from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError
+from macllm.units import count_text
 
 from .outcomes import Choice, Question
+
+_CHARACTERS = 2  # of an attachment for each token of the context, so that most texts fit in one go
 
 
 def chosen(question: Question, line: str) -> Choice | None:
@@ -22,23 +27,30 @@ def as_text(question: Question) -> str:
     return "\n".join([question.text, *(f"  {n}  {choice.label}" for n, choice in enumerate(question.choices, 1))])
 
 
+@dataclass(frozen=True)
+class Unanswered:
+    """A message that got no answer, and can be sent again; `edited`: in place of an earlier one."""
+
+    attachments: tuple[Attachment, ...] = ()
+    edited: bool = False
+
+
 def after_answer(
-    error: MacllmError | None, session: Session, *, message_returned: bool, answer: Turn | None = None
+    error: MacllmError | None, session: Session, *, message: Unanswered | None, answer: Turn | None = None
 ) -> Question | None:
     """The ways on after an answer that failed, or that the end of the context cut off, if there are any.
 
-    `message_returned`: the message got no `answer`, and can be sent again.
+    `message` got no `answer`.
     """
     if isinstance(error, DoesNotFitError):
-        what = "conversation" if session.turns else "message"
-        return Question(f"The {what} is longer than the context.", _room(session, message_returned))
+        return Question(f"The {_too_long(session, message)} longer than the context.", _room(session, message))
     if isinstance(error, EngineCrashedError):
-        again = Choice("try again", send=True) if message_returned else Choice("answer again", "/regen")
-        go_on = () if message_returned else (Choice("go on with the answer", "/continue"),)
+        again = Choice("try again", send=True) if message else Choice("answer again", "/regen")
+        go_on = () if message else (Choice("go on with the answer", "/continue"),)
         other = Choice("keep the chat and choose another model", "/model")
         return Question("The engine starts again by itself; the chat is kept.", (*go_on, again, other))
     if error is None and answer is not None and answer.finish == "length" and session.context.is_full:
-        return Question("The context is full, which cut the answer off.", _room(session, False))
+        return Question("The context is full, which cut the answer off.", _room(session, None))
     return None
 
 
@@ -49,14 +61,45 @@ def after_loading(former: Session | None = None) -> Question:
     return Question("No model is loaded.", (Choice("try again", send=True), *back, *others))
 
 
-def _room(session: Session, send: bool) -> tuple[Choice, ...]:
+def _too_long(session: Session, message: Unanswered | None) -> str:
+    if session.conversation.read:
+        return "conversation is"
+    if message is not None and session.system:
+        return "message and the system prompt are"
+    return "message is"
+
+
+def _room(session: Session, message: Unanswered | None) -> tuple[Choice, ...]:
     """The ways to have more room in the context."""
+    send, alone = message is not None, not session.conversation.read
     choices: list[Choice] = []
-    if session.can_drop:
+    if message is not None and message.edited:
+        alone = True  # marks come after the message that it stands for
+    elif session.can_drop:
         choices += [
             Choice("leave out the oldest messages; they stay on the screen", "/drop", send=send),
             Choice("let the model summarize the oldest messages", "/summarize", send=send),
         ]
+    elif not alone:
+        choices += [
+            Choice("leave out the earlier messages; they stay on the screen", "/drop all", send=send),
+            Choice("let the model summarize the earlier messages", "/summarize all", send=send),
+        ]
     if session.turns:
         choices.append(Choice("begin a new conversation", "/clear", send=send))
+    if message is not None and alone:
+        choices += _shorter(session, message)
     return (*choices, Choice("choose a model with a longer context", "/model"))
+
+
+def _shorter(session: Session, message: Unanswered) -> list[Choice]:
+    """The ways to send less."""
+    choices: list[Choice] = []
+    longest = max((len(each.text) for each in message.attachments), default=0)
+    if (most := min(longest // 2, (session.engine.info.context_length or longest) * _CHARACTERS)) > 0:
+        begun = f"send only the first {count_text(most)} characters of an attachment"
+        choices.append(Choice(begun, f"/detach {most}", send=True))
+        choices.append(Choice("send it without attachments", "/detach", send=True))
+    if session.system:
+        choices.append(Choice("remove the system prompt", "/system none", send=True))
+    return [*choices, Choice("write a shorter message")]

@@ -19,6 +19,7 @@ from macllm.units import bytes_text, count_text
 from .conversation import Attachment
 
 LARGEST_BYTES = 1_000_000
+_BEGINNING = " (beginning)"
 _MOST_ENTRIES = 1000  # of a folder
 _REFERENCE = re.compile(r"""(?<![^\s(\["'])@(@?)(?:"([^"\n]+)"|(\S+))""")
 _SUFFIXES = {".c", ".cpp", ".css", ".csv", ".go", ".html", ".js", ".json", ".jsonl", ".log", ".md", ".pdf", ".py"}
@@ -100,6 +101,25 @@ def references(text: str, folder: Path | None = None) -> Iterator[Reference]:
 def reference(name: str) -> str:
     """The text that names an attachment: @notes.md, or @"my notes.md"."""
     return f"@{name}" if re.fullmatch(r"[^\s\"]+", name) and name[-1] not in _PUNCTUATION else f'@"{name}"'
+
+
+def shortened(text: str, attached: tuple[Attachment, ...], most: int) -> tuple[str, tuple[Attachment, ...]]:
+    """A message with at most the first `most` characters of each attachment; 0: without them.
+
+    A new name says that the rest is missing, also where the text names the attachment.
+    """
+    kept: list[Attachment] = []
+    for each in attached:
+        named = rf"(?<![^\s(\[\"']){re.escape(reference(each.name))}(?![\w/]|[.-]\w)"
+        if most == 0:
+            text = re.sub(named, lambda _, name=each.name: name, text)
+        elif len(each.text) <= most:
+            kept.append(each)
+        else:
+            beginning = Attachment(each.name.removesuffix(_BEGINNING) + _BEGINNING, each.text[:most])
+            kept.append(beginning)
+            text = re.sub(named, lambda _, name=beginning.name: reference(name), text)
+    return text, tuple(kept)
 
 
 def _readings(bare: str) -> list[str]:

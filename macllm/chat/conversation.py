@@ -41,9 +41,9 @@ class Origin:
 class Turn:
     """One message of the conversation; the model's reasoning is separate from its content.
 
-    A "cut" is a mark in the path: the model reads only the turns from the node `kept` on, after the summary in
-    `content`, if any. `finish` is None except for an answer; "failed" marks one that an error cut short. `tokens` are
-    those of the completion.
+    A "cut" is a mark in the path: the model reads only the turns from the node `kept` on (None: those after the
+    mark), after the summary in `content`, if any. `finish` is None except for an answer; "failed" marks one that an
+    error cut short. `tokens` are those of the completion.
     """
 
     role: Role
@@ -126,16 +126,20 @@ class Conversation:
         for node in self.path:
             if node.turn.role == "cut":
                 first = next((n for n, each in enumerate(read) if each.id == node.turn.kept), 0)
-                read = read[first:]
+                read = read[first:] if node.turn.kept else []
             else:
                 read.append(node)
         return tuple(read)
 
     @property
+    def summary(self) -> str:
+        """The text of the newest cut, in place of the turns that are not read."""
+        return next((turn.content for turn in reversed(self.turns) if turn.role == "cut"), "")
+
+    @property
     def messages(self) -> list[dict[str, str]]:
         """Messages for a chat template: system prompt with the newest summary, then the turns to be read."""
-        summary = next((turn.content for turn in reversed(self.turns) if turn.role == "cut"), "")
-        opening = "\n\n".join(filter(None, (self.system, summary and _SUMMARY + summary)))
+        opening = "\n\n".join(filter(None, (self.system, self.summary and _SUMMARY + self.summary)))
         system = [{"role": "system", "content": opening}] if opening else []
         return system + [node.turn.message() for node in self.read]
 

@@ -20,6 +20,7 @@ from macllm.units import count_text, tokens_text
 from .again import comparison, continuation
 from .answer import PartialAnswer
 from .conversation import Attachment, Conversation, Node, Origin, Turn
+from .summarizing import Summary
 
 if TYPE_CHECKING:
     from macllm.config.settings import Preset
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 FULL_SHARE = 0.8  # share of the context above which a warning is shown
 _SAVE_SECONDS = 0.5
-_SUMMARY_TOKENS = 400
-_SUMMARIZE = (
-    "Summarize our conversation so far in a few short paragraphs. Keep names, numbers, decisions and open questions."
-)
 _REMEDY = "a shorter message, /clear in a longer conversation, or a model with a longer context"
 
 
@@ -106,7 +103,7 @@ class Session:
         self._used_tokens = _used_tokens(self._conversation.turns)
         self._completions = 0
         self._warned = False
-        self._answering: CompletionEvents | None = None
+        self._answering: CompletionEvents | Summary | None = None
 
     @property
     def conversation(self) -> Conversation:
@@ -247,24 +244,29 @@ class Session:
         questions = [node for node in self._conversation.read if node.turn.role == "user"]
         return self.engine.info.context_length is not None and len(questions) > 1
 
-    def drop_oldest(self) -> int:
+    def drop_oldest(self, *, everything: bool = False) -> int:
         """Let the model no longer read the oldest turns, so that at least half of the context is free.
 
-        They stay in the conversation, before a mark. Returns the number of turns dropped now.
-        Raises: UsageError if only the last question is left, or the context has no limit.
+        They stay in the conversation, before a mark. With `everything`, it reads only later turns. Returns the number
+        of turns dropped now. Raises: UsageError if only the last question is left, or the context has no limit.
         """
-        kept, dropped = self._oldest()
+        kept, dropped = self._oldest(everything)
         self._cut(kept, "")
         return len(dropped)
 
-    def summarize_oldest(self) -> Events:
+    def summarize_oldest(self, *, everything: bool = False) -> Events:
         """The same, with a summary that the model writes; returns the events of the summary."""
-        kept, dropped = self._oldest()
+        kept, dropped = self._oldest(everything)
         self._asked = self._conversation
-        messages = [*(turn.message() for turn in dropped), {"role": "user", "content": _SUMMARIZE}]
-        opening = self.messages[:1] if self.messages and self.messages[0]["role"] == "system" else []
-        self._answering = self.engine.submit(self._request([*opening, *messages], _SUMMARY_TOKENS))
-        return self._summary(kept, self._answering)
+        opening = [message for message in self.messages[:1] if message["role"] == "system"]
+        self._answering = summary = Summary(
+            lambda messages, most: self.engine.submit(self._request(messages, most)),
+            dropped,
+            self.engine.info.context_length,
+            opening,
+            self._conversation.summary,
+        )
+        return self._summary(kept, summary)
 
     def close(self) -> None:
         """Close the engine and the journal."""
@@ -288,10 +290,10 @@ class Session:
         self._answering = None
         self._asked = answer.asked
         try:
-            self._answering = self.engine.submit(request)
+            self._answering = completion = self.engine.submit(request)
         except MacllmError as error:
             return self._answer(request, answer, error)
-        return self._answer(request, answer, self._answering)
+        return self._answer(request, answer, completion)
 
     def _answer(self, request: Request, answer: PartialAnswer, submitted: CompletionEvents | MacllmError) -> Events:
         before, used_before = self._conversation, self._used_tokens
@@ -320,15 +322,10 @@ class Session:
                 self._used_tokens = used_before
                 self._keep(before)
 
-    def _summary(self, kept: str, completion: CompletionEvents) -> Events:
-        text: list[str] = []
-        with closing(completion):
-            for event in completion:
-                if isinstance(event, Delta) and event.kind == "content":
-                    text.append(event.text)
-                if isinstance(event, Done) and event.finish_reason != "cancelled":
-                    self._cut(kept, "".join(text).strip())
-                yield event
+    def _summary(self, kept: str | None, summary: Summary) -> Events:
+        yield from summary.events()
+        if summary.text is not None:
+            self._cut(kept, summary.text)
 
     def _counted(self, completion: CompletionEvents, given: int) -> Events:
         """The same events; updates `context`. The first deltas have `given` tokens of the prompt."""
@@ -361,14 +358,16 @@ class Session:
             raise UsageError(f"The conversation has no message {node}.")
         return self._conversation.nodes[node]
 
-    def _cut(self, kept: str, summary: str) -> None:
+    def _cut(self, kept: str | None, summary: str) -> None:
         self._keep(self._conversation.added(Turn(role="cut", content=summary, kept=kept)))
         self._used_tokens = 0
 
-    def _oldest(self) -> tuple[str, list[Turn]]:
+    def _oldest(self, everything: bool) -> tuple[str | None, list[Turn]]:
         """The first node to keep, always a question, and the turns before it that the model still reads."""
         limit = self.engine.info.context_length
         read = self._conversation.read
+        if everything and read:
+            return None, [node.turn for node in read]
         questions = [n for n, node in enumerate(read) if node.turn.role == "user" and n > 0]
         if limit is None or not questions:
             raise UsageError(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from macllm.chat.attachments import LARGEST_BYTES, read, reference, referenced, references
+from macllm.chat.attachments import LARGEST_BYTES, read, reference, referenced, references, shortened
+from macllm.chat.conversation import Attachment
 from macllm.errors import UsageError
 
 
@@ -98,3 +99,13 @@ def test_the_reference_to_any_name_names_it(tmp_path: Path) -> None:
             found = [each.name for each in references(f"see {reference(name)} there", tmp_path)]
             assert found == [name]
             (tmp_path / name).unlink()
+
+
+def test_a_shortened_attachment_has_another_name_also_in_the_text_and_none_leaves_its_name() -> None:
+    notes, small = Attachment("notes.md", "0123456789"), Attachment("a b.md", "01")
+    text = 'Compare @notes.md and @"a b.md", not @notes.md.bak'
+    cut, kept = shortened(text, (notes, small), 4)
+    assert cut == 'Compare @"notes.md (beginning)" and @"a b.md", not @notes.md.bak'
+    assert kept == (Attachment("notes.md (beginning)", "0123"), small)
+    assert shortened(cut, kept, 3)[1] == (Attachment("notes.md (beginning)", "012"), small)
+    assert shortened(text, (notes, small), 0) == ("Compare notes.md and a b.md, not @notes.md.bak", ())

@@ -461,7 +461,7 @@ def test_a_summary_takes_the_place_of_the_oldest_turns() -> None:
     engine.info = replace(engine.info, context_length=40)
     list(session.summarize_oldest())
     assert "Summarize" in engine.rendered[6][-1]["content"]
-    assert engine.requests[6].max_tokens == 400
+    assert engine.requests[6].max_tokens == 10  # a quarter of the context
     list(session.reply("next"))
     system, first, *_ = engine.rendered[-1]
     assert system["content"].endswith("They counted.")

@@ -370,3 +370,12 @@ def test_the_base_and_the_adapter_are_printed_one_after_the_other_with_labels(ta
 
 def test_messages_with_one_version_each_have_no_others(talk: Talk) -> None:
     assert "error: Every message has one version." in talk([["one"]], "First", "/versions")[1]
+
+
+def test_an_attachment_longer_than_the_context_is_sent_in_part_or_left_out(talk: Talk) -> None:
+    notes = Attachment("notes.md", "w " * 3000)
+    _, err = talk([["one"]], "Look", "1", attached=(notes,))
+    assert "The message is longer than the context.\n  1  send only the first 2,000 characters" in err
+    _, err = talk([["one"]], "Look", "2", "/detach 5x", attached=(notes,))
+    assert [engine.rendered[-1][-1]["content"].count("w ") for engine in talk.engines] == [1000, 0]
+    assert "error: /detach takes a number of characters to keep, or nothing." in err

@@ -6,11 +6,14 @@ import threading
 
 import pytest
 
+from macllm.chat.conversation import Attachment
 from macllm.chat.session import Session
 from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError, ModelNotFoundError
 from macllm.generation.contract import OnStatus
 from macllm_tui import questions, slash
 from macllm_tui.outcomes import Choice, Question
+from macllm_tui.questions import Unanswered
+from macllm_tui.widgets.question import QuestionBox
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.tui.conftest import Play, Stage
 
@@ -38,21 +41,43 @@ def conversed(*messages: str, context_length: int = 1000) -> Session:
     ("messages", "lines"),
     [
         (["a", "b"], ["/drop", "/summarize", "/clear", "/model"]),
-        (["a"], ["/clear", "/model"]),
-        ([], ["/model"]),
+        (["a"], ["/drop all", "/summarize all", "/clear", "/model"]),
+        ([], ["", "/model"]),
     ],
 )
 def test_an_overflow_offers_the_ways_on_that_can_help(messages: list[str], lines: list[str]) -> None:
-    question = questions.after_answer(DoesNotFitError("too long"), conversed(*messages), message_returned=True)
+    question = questions.after_answer(DoesNotFitError("too long"), conversed(*messages), message=Unanswered())
     assert question is not None
     assert [choice.line for choice in question.choices] == lines
-    assert [choice.send for choice in question.choices] == [line != "/model" for line in lines]
+    assert [choice.send for choice in question.choices] == [line not in ("/model", "") for line in lines]
+
+
+def lines_after(session: Session, message: Unanswered) -> list[str]:
+    question = questions.after_answer(DoesNotFitError("too long"), session, message=message)
+    assert question is not None
+    return [choice.line for choice in question.choices]
+
+
+def test_a_message_that_is_too_long_alone_is_sent_with_less() -> None:
+    session = conversed()
+    notes = Unanswered((Attachment("notes.md", "x" * 5000),))
+    assert lines_after(session, notes) == ["/detach 2000", "/detach", "", "/model"]
+    assert lines_after(session, Unanswered((Attachment("notes.md", "x" * 900),)))[0] == "/detach 450"
+    session.system = "Be brief."
+    assert lines_after(session, Unanswered()) == ["/system none", "", "/model"]
+    list(session.reply("one"))
+    session.drop_oldest(everything=True)
+    assert lines_after(session, Unanswered()) == ["/clear", "/system none", "", "/model"]
+
+
+def test_an_edit_that_is_too_long_is_offered_as_a_new_conversation_and_not_a_mark_after_it() -> None:
+    assert lines_after(conversed("a", "b"), Unanswered(edited=True)) == ["/clear", "", "/model"]
 
 
 @pytest.mark.parametrize("returned", [True, False])
 @pytest.mark.parametrize("error", [DoesNotFitError("x"), EngineCrashedError("x")])
 def test_every_choice_runs_a_known_command_or_sends(error: MacllmError, returned: bool) -> None:
-    question = questions.after_answer(error, conversed("a", "b"), message_returned=returned)
+    question = questions.after_answer(error, conversed("a", "b"), message=Unanswered() if returned else None)
     assert question is not None
     for choice in (*question.choices, *questions.after_loading(conversed()).choices):
         assert slash.parse(choice.line) or choice.send
@@ -62,15 +87,15 @@ def test_an_answer_cut_off_by_the_end_of_the_context_asks_for_the_way_on() -> No
     session = conversed("a", "b", context_length=7)
     answer = session.turns[-1]
     assert answer.finish == "length"
-    question = questions.after_answer(None, session, answer=answer, message_returned=False)
+    question = questions.after_answer(None, session, answer=answer, message=None)
     assert question is not None
     assert [choice.line for choice in question.choices] == ["/drop", "/summarize", "/clear", "/model"]
     assert not any(choice.send for choice in question.choices)
-    assert questions.after_answer(None, conversed("a", "b"), answer=answer, message_returned=False) is None
+    assert questions.after_answer(None, conversed("a", "b"), answer=answer, message=None) is None
 
 
 def test_other_errors_ask_nothing() -> None:
-    assert questions.after_answer(ModelNotFoundError("x"), conversed("a"), message_returned=True) is None
+    assert questions.after_answer(ModelNotFoundError("x"), conversed("a"), message=Unanswered()) is None
 
 
 async def send(stage: Stage, text: str) -> None:
@@ -123,6 +148,59 @@ def test_a_choice_that_fails_leaves_the_question_open(play: Play) -> None:
         assert [turn.content for turn in stage.session.turns] == ["a long message", "ok"]
 
     play(ScriptedEngine(context_length=9), scenario, size=(80, 40))
+
+
+@pytest.mark.parametrize(
+    ("system", "keys", "sent"),
+    [(None, ["1"], ["/drop all", LONG]), ("word " * 30, ["1", "2"], ["/system none", LONG])],
+)
+def test_with_one_exchange_or_a_long_system_prompt_a_full_context_has_ways_on(
+    play: Play, system: str | None, keys: list[str], sent: list[str]
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        await send(stage, "a first question of some words")
+        await stage.idle()
+        stage.session.system = system
+        await send(stage, LONG)
+        for key in keys:
+            await stage.sees("longer than the context.")
+            await stage.until(lambda: isinstance(stage.app.focused, QuestionBox))
+            await stage.press(key)
+            await stage.pilot.pause()
+        await stage.until(lambda: [turn.content for turn in stage.session.turns][-2:] == [LONG, "the answer"])
+        assert stage.typed == ""
+
+    play(ScriptedEngine(["ok"], ["the answer"], context_length=18), scenario, size=(80, 40))
+
+
+def test_an_edit_that_does_not_fit_is_sent_as_a_new_conversation(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        for text in ("one two three", "four five six"):
+            await send(stage, text)
+            await stage.idle()
+        await stage.press("escape", "escape")
+        await send(stage, LONG)
+        await stage.sees("1  begin a new conversation")
+        await stage.press("1")
+        await stage.until(lambda: [turn.content for turn in stage.session.turns] == [LONG, "the answer"])
+
+    play(ScriptedEngine(["ok"], ["ok"], ["the answer"], context_length=16), scenario)
+
+
+def test_an_attachment_that_does_not_fit_is_sent_in_part(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.idle()
+        stage.app.chat.prompt.attach(Attachment("notes.md", "word " * 200))
+        await stage.press("x")
+        await stage.press("enter")
+        await stage.sees("1  send only the first 120 characters")
+        await stage.press("1")
+        await stage.until(lambda: len(stage.session.turns) == 2)
+        asked = stage.session.turns[0]
+        assert asked.content == '@"notes.md (beginning)" x'
+        assert asked.attachments == (Attachment("notes.md (beginning)", ("word " * 200)[:120]),)
+
+    play(ScriptedEngine(["ok"], context_length=60), scenario)
 
 
 def test_a_question_can_be_passed_over_by_typing_or_escape(play: Play) -> None:

@@ -12,12 +12,21 @@ from .command import Command
 
 
 def _drop(session: Session, argument: str) -> Outcome:
-    dropped = session.drop_oldest()
+    dropped = session.drop_oldest(everything=_is_all(argument, "drop"))
     return Mark(f"{dropped} messages are left out; the model no longer reads them.")
 
 
 def _summarize(session: Session, argument: str) -> Outcome:
-    return Answer(session.summarize_oldest(), title="Summary of the oldest messages")
+    everything = _is_all(argument, "summarize")
+    title = f"Summary of the {'earlier' if everything else 'oldest'} messages"
+    return Answer(session.summarize_oldest(everything=everything), title=title)
+
+
+def _is_all(argument: str, command: str) -> bool:
+    """True for "all", False for nothing. Raises: UsageError for anything else."""
+    if argument not in ("", _ALL):
+        raise UsageError(f"/{command} takes {_ALL} or nothing.", remedy=f"/{command}, or /{command} {_ALL}")
+    return argument == _ALL
 
 
 def _context(session: Session, argument: str) -> Outcome:
@@ -45,11 +54,14 @@ def _stats(session: Session, argument: str) -> Outcome:
 
 
 _NEWEST = 10  # answers in the statistics
+_ALL = "all"
 
 
 COMMANDS = (
     Command("context", "", "show the use of the context", _context),
-    Command("drop", "", "leave out the oldest messages; they stay on the screen", _drop, idle=True),
-    Command("summarize", "", "replace the oldest messages by a summary", _summarize, idle=True, aliases=("compact",)),
+    Command("drop", "[all]", "leave out the oldest messages; they stay on the screen", _drop, idle=True),
+    Command(
+        "summarize", "[all]", "replace the oldest messages by a summary", _summarize, idle=True, aliases=("compact",)
+    ),
     Command("stats", "", "show tokens, speed and latency of the last answers", _stats),
 )

@@ -104,7 +104,7 @@ def carry_out(outcome: outcomes.Outcome, chat: ChatView) -> None:
 
 def _show(outcome: outcomes.Outcome, chat: ChatView) -> None:
     match outcome:
-        case outcomes.Attach() | outcomes.OpenEditor():
+        case outcomes.Attach() | outcomes.Shorten() | outcomes.OpenEditor():
             chat.prompt.apply(outcome)
         case outcomes.ShowReasoning():
             chat.action_toggle_reasoning()

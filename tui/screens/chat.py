@@ -227,7 +227,7 @@ class ChatScreen(TranscriptScreen):
         self._show_activity("")
         returned = pending.returned if node is None else None
         answer = None if node is None else node.turn
-        question = questions.after_answer(error, pending.session, answer=answer, message_returned=returned is not None)
+        question = pending.question(error, node, self._send_after)
         draft = self.prompt.text
         if error is not None:
             self.transcript.add(Failure(error))
@@ -240,7 +240,7 @@ class ChatScreen(TranscriptScreen):
             self.prompt.put_back([*filter(None, [returned]), *self.exchange.take_queue()])
             self._refresh_status()  # without the queue
         if question is not None:
-            self.ask(question, focus=not draft)
+            self.ask(question, focus=not draft or self._send_after)
         send_after, self._send_after = self._send_after, False
         if send_after and node is not None:
             self.prompt.action_send()
@@ -309,6 +309,7 @@ class ChatScreen(TranscriptScreen):
     def redraw(self) -> None:
         """Draw the current path of the conversation."""
         if self.session is not None:
+            self._entry.keep_editing(self.session.conversation)
             self.transcript.show(self.session.conversation)
 
     def start_answer(self, answer: outcomes.Answer) -> None:

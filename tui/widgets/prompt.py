@@ -14,7 +14,7 @@ from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import TextArea
 
-from macllm.chat.attachments import read, referenced
+from macllm.chat.attachments import read, referenced, shortened
 from macllm.chat.conversation import Attachment
 from macllm.chat.session import Session
 from macllm.errors import MacllmError, UsageError
@@ -24,7 +24,7 @@ from .. import editor, slash
 from ..completion import Menu, MenuItem, complete
 from ..keymap import Keymap, in_effect
 from ..keys import KEYS
-from ..outcomes import Attach, OpenEditor
+from ..outcomes import Attach, OpenEditor, Shorten
 from ..text.folds import pasted, with_newlines
 from ..text.history import History, PromptStore, stored
 from .folding_area import FoldingArea
@@ -128,10 +128,13 @@ class Prompt(FoldingArea):
         """Insert the marker of an attachment."""
         self._insert(self.folds.attach(attachment) + " ")
 
-    def apply(self, outcome: Attach | OpenEditor) -> None:
+    def apply(self, outcome: Attach | Shorten | OpenEditor) -> None:
         """Carry out the outcome of a command for the prompt."""
         if isinstance(outcome, Attach):
             self.attach(outcome.attachment)
+        elif isinstance(outcome, Shorten):
+            text, attachments = shortened(*self.message(slash.plain_text(self.text)), outcome.most)
+            self.put_message(slash.as_typed(text), attachments)
         else:
             self.action_editor()
 

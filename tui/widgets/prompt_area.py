@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalGroup
 from textual.widgets import Static
 
-from macllm.chat.conversation import Attachment, Node
+from macllm.chat.conversation import Attachment, Conversation, Node
 from macllm.chat.session import Session
 
 from .. import slash
@@ -61,6 +61,11 @@ class PromptArea(VerticalGroup, Blank):
             text, attachments = node.turn.content, node.turn.attachments
         prompt.put_message(slash.as_typed(text), attachments)
         prompt.focus()
+
+    def keep_editing(self, conversation: Conversation) -> None:
+        """Write a new message if the edited one is not in the conversation."""
+        if self._edited is not None and self._edited.id not in conversation.nodes:
+            self.leave_editing()
 
     def leave_editing(self) -> Node | None:
         """Write a new message again. Returns the message that was edited, if any."""
