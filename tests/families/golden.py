@@ -51,3 +51,9 @@ def golden(name: str) -> Golden:
         about = json.loads(str(stored["about"]))
         shapes = {key: tuple(shape) for key, shape in about["tensors"].items()}
         return Golden(about["config"], shapes, stored["logits"])
+
+
+@cache
+def shared_model(name: str) -> Model:
+    """Our model of a case, built once, for tests that do not change it."""
+    return golden(name).model()

@@ -18,7 +18,7 @@ from macllm.nn.state import buffer, key_values
 from macllm.nn.state.cache import Cache
 from macllm.nn.state.key_values import DenseCodec, KeyValues, QuantizedCodec
 from macllm.ops.kv import Dense
-from tests.families.golden import golden
+from tests.families.golden import shared_model
 from tests.families.oracles import CASES, Case
 
 DECODERS = [case for case in CASES if case.kind == "decoder" and "both-ways" not in case.name]
@@ -69,7 +69,7 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 @decoder
 @pytest.mark.parametrize("seed", range(3))
 def test_any_chunks_equal_the_full_pass(case: Case, seed: int, small_buffers: None) -> None:
-    model, tokens = golden(case.name).model(), tokens_for(case)
+    model, tokens = shared_model(case.name), tokens_for(case)
     cache = model.make_cache(max_context=LENGTH)
     close(in_chunks(model, tokens, cache, chunks(LENGTH, seed)), np.array(model(tokens)))
     assert cache.length == LENGTH
@@ -77,7 +77,7 @@ def test_any_chunks_equal_the_full_pass(case: Case, seed: int, small_buffers: No
 
 @decoder
 def test_one_token_at_a_time_equals_the_full_pass(case: Case) -> None:
-    model, tokens = golden(case.name).model(), tokens_for(case, rows=1)
+    model, tokens = shared_model(case.name), tokens_for(case, rows=1)
     got = in_chunks(model, tokens, model.make_cache(max_context=LENGTH), list(range(1, LENGTH)))
     close(got, np.array(model(tokens)))
 
@@ -87,7 +87,7 @@ def test_one_token_at_a_time_equals_the_full_pass(case: Case) -> None:
 def test_quantized_cache_equals_the_full_pass_over_quantized_keys(
     case: Case, bits: int, small_buffers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, tokens = golden(case.name).model(), tokens_for(case)
+    model, tokens = shared_model(case.name), tokens_for(case)
     cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
     got = in_chunks(model, tokens, cache, chunks(LENGTH, bits))
 
@@ -100,7 +100,7 @@ def test_quantized_cache_equals_the_full_pass_over_quantized_keys(
 
 @decoder
 def test_a_left_padded_row_gives_the_logits_of_the_row_alone(case: Case, small_buffers: None) -> None:
-    model, padding = golden(case.name).model(), [0, 7, 3]
+    model, padding = shared_model(case.name), [0, 7, 3]
     tokens = tokens_for(case, rows=3)
     cache = model.make_cache(max_context=LENGTH, left_padding=padding)
     got = in_chunks(model, tokens, cache, chunks(LENGTH, 4))
@@ -112,7 +112,7 @@ def test_a_left_padded_row_gives_the_logits_of_the_row_alone(case: Case, small_b
 
 @decoder
 def test_cutting_a_cache_leaves_no_trace_of_the_tokens(case: Case, small_buffers: None) -> None:
-    model, tokens, other = golden(case.name).model(), tokens_for(case), tokens_for(case, length=5, seed=9)
+    model, tokens, other = shared_model(case.name), tokens_for(case), tokens_for(case, length=5, seed=9)
     cache = model.make_cache(max_context=LENGTH + 5)
     model(tokens[:, :21], cache=cache)
     model(other, cache=cache)
@@ -127,11 +127,11 @@ def test_cutting_a_cache_leaves_no_trace_of_the_tokens(case: Case, small_buffers
 @decoder
 @pytest.mark.parametrize("bits", [None, 8])
 def test_a_saved_cache_continues_after_loading(case: Case, bits: int | None, tmp_path: Path) -> None:
-    model, tokens = golden(case.name).model(), tokens_for(case)
+    model, tokens = shared_model(case.name), tokens_for(case)
     cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
     model(tokens[:, :19], cache=cache)
     save_cache(model, cache, tmp_path / "a.safetensors", tokens[0, :19].tolist())
-    again, remembered = load_cache(golden(case.name).model(), tmp_path / "a.safetensors")
+    again, remembered = load_cache(shared_model(case.name), tmp_path / "a.safetensors")
     assert remembered == tokens[0, :19].tolist()
     want = in_chunks(model, tokens[:, 19:], cache, [1, 4])
     close(in_chunks(model, tokens[:, 19:], again, [1, 4]), want)
@@ -142,7 +142,7 @@ def test_a_saved_cache_continues_after_loading(case: Case, bits: int | None, tmp
 def test_cross_attention_is_computed_once_and_equals_the_full_pass(
     case: Case, bits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, targets = golden(case.name).model(), tokens_for(case, rows=3, length=13)
+    model, targets = shared_model(case.name), tokens_for(case, rows=3, length=13)
     source, lengths = tokens_for(case, rows=3, length=17, seed=2) % 80, mx.array([17, 1, 9])
     cache = model.start(source, lengths, kv_bits=bits)
     encoder = model.encoder
@@ -165,7 +165,7 @@ def test_cross_attention_is_computed_once_and_equals_the_full_pass(
 
 @pair
 def test_a_saved_cache_of_an_encoder_decoder_continues_after_loading(case: Case, tmp_path: Path) -> None:
-    model, targets = golden(case.name).model(), tokens_for(case, rows=2, length=9)
+    model, targets = shared_model(case.name), tokens_for(case, rows=2, length=9)
     source, lengths = tokens_for(case, rows=2, length=7, seed=2) % 80, mx.array([7, 4])
     cache = model.start(source, lengths)
     model(targets[:, :5], cache=cache)
@@ -204,7 +204,7 @@ def test_quantized_rows_equal_numpys() -> None:
 
 
 def test_a_window_cannot_go_back_to_dropped_keys() -> None:
-    model, tokens = golden("mistral").model(), tokens_for(CASES[0], length=1000) % 90
+    model, tokens = shared_model("mistral"), tokens_for(CASES[0], length=1000) % 90
     cache = model.make_cache()
     model(tokens, cache=cache)
     model(tokens[:, :1], cache=cache)
@@ -215,7 +215,7 @@ def test_a_window_cannot_go_back_to_dropped_keys() -> None:
 
 @decoder
 def test_a_cache_cut_to_length_0_equals_a_new_one(case: Case, small_buffers: None) -> None:
-    model, tokens = golden(case.name).model(), tokens_for(case)
+    model, tokens = shared_model(case.name), tokens_for(case)
     cache = model.make_cache(max_context=LENGTH)
     model(tokens_for(case, seed=3), cache=cache)
     assert cache.nearest(0) == 0
@@ -227,7 +227,7 @@ def test_a_cache_cut_to_length_0_equals_a_new_one(case: Case, small_buffers: Non
 @decoder
 @pytest.mark.parametrize("bits", [None, 8])
 def test_a_fork_and_its_origin_are_independent(case: Case, bits: int | None, small_buffers: None) -> None:
-    model, tokens, other = golden(case.name).model(), tokens_for(case), tokens_for(case, seed=5)
+    model, tokens, other = shared_model(case.name), tokens_for(case), tokens_for(case, seed=5)
     cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
     in_chunks(model, tokens[:, :14], cache, [10, 13])
     fork = cache.fork()
@@ -245,7 +245,7 @@ def test_a_fork_and_its_origin_are_independent(case: Case, bits: int | None, sma
 @pytest.mark.parametrize("copy", [Cache.fork, deepcopy])
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_copies_of_copies_are_independent_whatever_the_chunks(copy: Callable[[Cache], Cache], chunk: int) -> None:
-    model, tokens = golden("llama").model(), tokens_for(CASES[0], length=32)
+    model, tokens = shared_model("llama"), tokens_for(CASES[0], length=32)
     caches = [model.make_cache()]
     texts = [tokens[:, :9]]
     model(tokens[:, :9], cache=caches[0])
@@ -262,7 +262,7 @@ def test_copies_of_copies_are_independent_whatever_the_chunks(copy: Callable[[Ca
 
 
 def restored(cache: Cache) -> Cache:
-    copy = golden("llama").model().make_cache()
+    copy = shared_model("llama").make_cache()
     copy.restore([layer.filled() for layer in cache.layers], cache.length, [layer.head_dim for layer in cache.layers])
     return copy
 
@@ -272,7 +272,7 @@ def restored(cache: Cache) -> Cache:
 def test_when_a_cache_goes_back_its_copy_and_its_views_keep_their_rows(
     copy: Callable[[Cache], Cache], which: str
 ) -> None:
-    model, tokens = golden("llama").model(), tokens_for(CASES[0])
+    model, tokens = shared_model("llama"), tokens_for(CASES[0])
     cache = model.make_cache()
     in_chunks(model, tokens[:, :9], cache, [5, 6, 7, 8])
     held = [array for layer in cache.layers for array in layer.filled()]
@@ -288,7 +288,7 @@ def test_when_a_cache_goes_back_its_copy_and_its_views_keep_their_rows(
 
 @pytest.mark.parametrize("length", [2, 255, 256, 300])
 def test_the_first_step_after_a_prompt_writes_into_the_prompts_buffer(length: int) -> None:
-    model = golden("llama").model()
+    model = shared_model("llama")
     tokens = tokens_for(CASES[0], length=length) % 90
     cache = model.make_cache()
     mx.eval(model(tokens, cache=cache), cache.state)
@@ -302,7 +302,7 @@ def test_the_first_step_after_a_prompt_writes_into_the_prompts_buffer(length: in
 
 
 def test_after_going_back_only_the_first_step_moves_the_buffer() -> None:
-    model = golden("llama").model()
+    model = shared_model("llama")
     tokens = tokens_for(CASES[0], length=300) % 90
     cache = model.make_cache()
     mx.eval(model(tokens, cache=cache), cache.state)
@@ -315,29 +315,29 @@ def test_after_going_back_only_the_first_step_moves_the_buffer() -> None:
 
 
 def test_more_tokens_than_max_context_raise_an_error_with_both_numbers() -> None:
-    model = golden("llama").model()
+    model = shared_model("llama")
     with pytest.raises(DoesNotFitError, match="9 tokens do not fit into the 8"):
         model(mx.zeros((1, 9), mx.int32), cache=model.make_cache(max_context=8))
 
 
 def test_unsupported_cache_bits_are_refused() -> None:
     with pytest.raises(UsageError, match="kv_bits is 3"):
-        golden("llama").model().make_cache(kv_bits=3)
+        shared_model("llama").make_cache(kv_bits=3)
 
 
 def test_a_bidirectional_model_refuses_a_cache() -> None:
     with pytest.raises(UsageError, match="bidirectional model cannot use a cache"):
-        golden("gemma3_text-both-ways").model().make_cache()
+        shared_model("gemma3_text-both-ways").make_cache()
 
 
 def test_a_file_that_is_no_cache_of_this_model_is_refused(tmp_path: Path) -> None:
-    model = golden("llama").model()
+    model = shared_model("llama")
     cache = model.make_cache()
     model(mx.array([[4, 5, 6]]), cache=cache)
     path = tmp_path / "a.safetensors"
     save_cache(model, cache, path)
     with pytest.raises(UsageError, match="another model"):
-        load_cache(golden("qwen2").model(), path)
+        load_cache(shared_model("qwen2"), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     with pytest.raises(CheckpointError):

@@ -17,7 +17,7 @@ from macllm.nn.state import buffer, key_values
 from macllm.ops import cpu, decode_step
 from macllm.ops.dispatch import using
 from macllm.ops.quantized import Activations, using_activations
-from tests.families.golden import golden
+from tests.families.golden import golden, shared_model
 from tests.families.oracles import CASES, Case
 
 DECODERS = [case for case in CASES if case.kind == "decoder" and "both-ways" not in case.name]
@@ -56,7 +56,7 @@ class FusedCounts:
 def test_every_decoders_fused_steps_equal_the_composed_ops(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer, "GROW", 4)
     monkeypatch.setattr(key_values, "SLACK", 3)
-    model, tokens, results = golden(case.name).model(), drawn(case), []
+    model, tokens, results = shared_model(case.name), drawn(case), []
     fused = FusedCounts(monkeypatch)
     for choice in ("stock", "native"):
         cache = model.make_cache(max_context=LENGTH, left_padding=PADDING)
@@ -81,14 +81,17 @@ def test_adapted_layers_fall_back_to_the_composed_ops(monkeypatch: pytest.Monkey
     assert fused.attention > 0
 
 
-@decoder
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("case", "bits"),
+    [(case, bits) for case in DECODERS for bits in ((4, 8) if case.main else (4,))],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_fused_steps_fill_quantized_caches_as_the_composed_ops_do(
     case: Case, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffer, "GROW", 4)
     monkeypatch.setattr(key_values, "SLACK", 3)
-    model, tokens, results = golden(case.name).model(), drawn(case), []
+    model, tokens, results = shared_model(case.name), drawn(case), []
     fused = FusedCounts(monkeypatch)
     for composed in (True, False):
         with monkeypatch.context() as patch:

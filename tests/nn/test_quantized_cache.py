@@ -17,7 +17,7 @@ from macllm.nn.spec import Causal
 from macllm.nn.state import buffer, key_values
 from macllm.nn.state.key_values import KeyValues, QuantizedCodec
 from macllm.ops.attention import attention
-from tests.families.golden import golden
+from tests.families.golden import golden, shared_model
 
 Array = np.ndarray
 LENGTH = 40
@@ -96,7 +96,7 @@ def test_every_token_over_packed_rows_is_exact(
 ) -> None:
     monkeypatch.setattr(buffer, "GROW", 8)
     monkeypatch.setattr(key_values, "SLACK", 3)
-    model, decoder = golden(name).model(), Decoder(name, bits)
+    model, decoder = shared_model(name), Decoder(name, bits)
     tokens = np.random.default_rng(bits).integers(3, 90, (2, LENGTH))
     cache = model.make_cache(max_context=LENGTH, kv_bits=bits)
     logits = model(mx.array(tokens[:, :prompt]), cache=cache)[:, -1]

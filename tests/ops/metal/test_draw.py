@@ -38,7 +38,7 @@ def test_draws_of_the_kernel_follow_the_filtered_distribution(params: DrawParams
     values, tokens = candidates(logits(), params)
     want = np.zeros(300)
     want[np.arange(300) if tokens is None else np.array(tokens)] = np.array(mx.softmax(values))
-    count, draws = 25, np.zeros(300)
+    count, draws = 12, np.zeros(300)
     with simulated(RunOptions(build="fast")) as log, using("metal"):
         draw = Draw(params, [], 7)
         for step in range(count):
