@@ -49,12 +49,11 @@ class ContextUse:
         """True if no more tokens fit."""
         return self.limit_tokens is not None and self.used_tokens >= self.limit_tokens
 
-    @property
-    def warning(self) -> str:
-        """A sentence with both numbers and a remedy, for a context that fills up."""
+    def warning(self, remedy: str) -> str:
+        """A sentence with both numbers, and the command that makes room in a context that fills up."""
         share = self.used_tokens / self.limit_tokens if self.limit_tokens else 0.0
         numbers = f"{count_text(self.used_tokens)} of {tokens_text(self.limit_tokens or 0)}"
-        return f"{min(share, 1):.0%} of the context is used ({numbers}); /summarize makes room, /clear begins anew."
+        return f"{min(share, 1):.0%} of the context is used ({numbers}); {remedy} makes room, /clear begins anew."
 
 
 class Journal(Protocol):
@@ -149,7 +148,7 @@ class Session:
         if self._warned or not self.context.fills_up:
             return None
         self._warned = True
-        return self.context.warning
+        return self.context.warning("/summarize" if self.can_drop else "/summarize all")
 
     @property
     def last_answer(self) -> Turn | None:
@@ -371,7 +370,7 @@ class Session:
         questions = [n for n, node in enumerate(read) if node.turn.role == "user" and n > 0]
         if limit is None or not questions:
             raise UsageError(
-                "No older messages to leave out.", remedy="a shorter message, or a model with a longer context"
+                "No older messages to leave out.", remedy="/drop all or /summarize all, which take the last ones, too"
             )
         total = _used_tokens([node.turn for node in read])
         free = next(

@@ -248,7 +248,7 @@ def test_an_almost_full_context_gives_one_warning(words: int, fills_up: bool) ->
     assert (warning is not None) == fills_up
     if warning is not None:
         assert "of 50 tokens" in warning
-        assert "/clear" in warning
+        assert "/summarize all makes room, /clear" in warning
     assert session.take_warning() is None
 
 
