@@ -148,7 +148,7 @@ def test_a_stopped_answer_goes_on_in_its_place(play: Play) -> None:
         await stage.idle()
         assert len(stage.session.turns) == 2
         assert len(stage.app.chat.query(AnswerTurn)) == 1
-        assert "stopped" not in stage.screen()
+        await stage.until(lambda: "stopped" not in stage.screen())  # nor in the menu of commands
 
     play(ScriptedEngine(["half", threading.Event()], [" and half"]), scenario)
 

@@ -15,6 +15,7 @@ def test_a_growing_answer_draws_only_its_new_lines(play: Play) -> None:
         await stage.say("Hi")
         await stage.idle()
         answer = stage.app.chat.query(StreamMarkdown).last()
+        await stage.until(lambda: answer.size.width)
         lines = Region(0, 0, answer.size.width, 3)
         before = answer.render_lines(lines)
         answer.write("\n\nA new line.")
@@ -24,6 +25,9 @@ def test_a_growing_answer_draws_only_its_new_lines(play: Play) -> None:
 
         background = stage.app.chat.transcript.render_lines(Region(0, 0, 9, 40))
         assert len(set(map(id, background))) == 1
+
+        await answer.remove()
+        assert len(answer.render_lines(lines)) == 3  # Textual draws what was removed until the next layout
 
     play(lambda _: Session(ScriptedEngine(["one\n\n", "- two\n", "- three"])), scenario)
 

@@ -93,7 +93,9 @@ class StreamMarkdown(Widget):
     def render_lines(self, crop: Region) -> list[Strip]:
         """Draw the lines of a region; a line that was drawn before is the same strip, cut and encoded already."""
         width = self.content_size.width
-        lines = self.lines(width) if width else []
+        if not width or not self.is_attached:  # before the first layout; removed, and drawn until the next layout
+            return [Strip.blank(crop.width)] * crop.height
+        lines = self.lines(width)
         style, selection, filters = self.visual_style, self.text_selection, self.get_line_filters()
         if self._drawn_with != (width, style, filters):
             self._drawn_with = (width, style, filters)
