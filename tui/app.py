@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App
+from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.keys import Keys
 
@@ -24,6 +25,7 @@ from . import themes
 from .hangup import HUNG_UP, watch_terminal
 from .keymap import DEFAULTS, Keymap
 from .model_slot import OpenModel
+from .pasting import parse_pastes
 from .safe_lines import SafeLines
 from .screens.chat import ChatScreen
 from .screens.models import DOWNLOADS
@@ -66,6 +68,10 @@ class ChatApp(App[None]):
             self.register_theme(each)
         self.theme = themes.chosen(theme, environ)
         self.set_keymap(keymap.bindings)
+
+    def get_driver_class(self) -> type[Driver]:
+        """The driver of the terminal."""
+        return parse_pastes(super().get_driver_class())
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Filters of every drawn line."""
