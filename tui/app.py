@@ -25,11 +25,11 @@ from . import themes
 from .hangup import HUNG_UP, watch_terminal
 from .keymap import DEFAULTS, Keymap
 from .model_slot import OpenModel
-from .pasting import parse_pastes
 from .safe_lines import SafeLines
 from .screens.chat import ChatScreen
 from .screens.models import DOWNLOADS
 from .session_loader import SessionLoader
+from .terminal_input import read_safely
 
 _CLOSING_SECONDS = 3.0  # longest wait for the engine to end
 
@@ -71,7 +71,7 @@ class ChatApp(App[None]):
 
     def get_driver_class(self) -> type[Driver]:
         """The driver of the terminal."""
-        return parse_pastes(super().get_driver_class())
+        return read_safely(super().get_driver_class())
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Filters of every drawn line."""

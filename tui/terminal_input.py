@@ -1,9 +1,15 @@
-"""Pastes with escape characters. Textual's parser would take what follows one for keys, of which Enter sends."""
+"""The terminal's input, whatever its bytes are.
+
+Textual's parser takes what follows an escape character within a paste for keys, of which Enter sends; and bytes that
+are not UTF-8, as of Alt in an old terminal, would end the app.
+"""
 
 from __future__ import annotations
 
+import codecs
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from textual import events
 from textual._xterm_parser import XTermParser
@@ -44,9 +50,14 @@ class PasteParser(XTermParser):
             yield from super().feed(data)
 
 
-def parse_pastes(driver: type[Driver]) -> type[Driver]:
-    """The driver, whose module makes its parser by name, with ours."""
-    module = sys.modules[driver.__module__]
-    if hasattr(module, "XTermParser"):
-        setattr(module, "XTermParser", PasteParser)  # noqa: B010
+def read_safely(driver: type[Driver]) -> type[Driver]:
+    """The driver with our parser and decoder, which its module makes by name."""
+    module = vars(sys.modules[driver.__module__])
+    if "XTermParser" in module:
+        module.update(XTermParser=PasteParser, getincrementaldecoder=_decoder)
     return driver
+
+
+def _decoder(encoding: str) -> Callable[[], codecs.IncrementalDecoder]:
+    """A decoder that replaces the bytes it cannot decode."""
+    return partial(codecs.getincrementaldecoder(encoding), errors="replace")
