@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from textual._context import active_app
+from textual.app import ScreenStackError
 from textual.pilot import Pilot
 
 from macllm.chat.session import Session
@@ -59,6 +62,7 @@ class Stage:
 
     async def idle(self) -> None:
         await self.until(lambda: self.app.chat.session is not None and self.app.chat._pending is None)
+        await self.pilot.pause()  # until it is drawn
 
 
 Play = Callable[..., ChatApp]
@@ -71,12 +75,15 @@ def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _settled(min_sleep: float = 0.0, max_sleep: float = 1.0) -> None:
-    """Wait until no callback of the event loop is due, but for timers and other threads."""
+    """Wait until no callback of the event loop is due, but for timers and other threads, and draw."""
     loop: Any = asyncio.get_running_loop()
-    quiet = 0
-    while quiet < 3:
-        await asyncio.sleep(0)
-        quiet = 0 if loop._ready else quiet + 1
+    for _ in range(2):
+        quiet = 0
+        while quiet < 3:
+            await asyncio.sleep(0)
+            quiet = 0 if loop._ready else quiet + 1
+        with suppress(ScreenStackError):  # the app has ended
+            active_app.get().screen._on_timer_update()
 
 
 @pytest.fixture
