@@ -74,6 +74,7 @@ def test_memory_that_fills_up_says_so_in_words() -> None:
 
 def test_the_preset_in_effect_is_named_beside_the_model_where_there_is_room() -> None:
     assert line(200, preset="code").startswith("qwen3-4b + my-notes  ·  preset code  ·  61.4 tok/s")
+    assert "preset code  ·  61.4 tok/s  ·  2 queued  ·  ctx 7 %" in line(90, preset="code")  # memory gives way
     assert "61.4 tok/s" in line(60, preset="code")
 
 

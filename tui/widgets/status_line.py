@@ -113,6 +113,7 @@ def _forms(status: StatusValues) -> list[list[Content]]:
         [model + adapter, *preset, *activity, *timing, *queued, *remark, *_with(context, fits), *memory],
         [model + adapter, *preset, *activity, *timing, *queued, *remark, *context, *short_memory],
         [model + adapter, *preset, *short_activity, *timing, *queued, *remark, *short_context, *short_memory],
+        *([[model + adapter, *preset, *short_activity, *queued, *remark, *short_context]] if preset else []),
         [model + adapter, *short_activity, *queued, *remark, *short_context, *short_memory],
         *([[model, *remark, *short_context]] if remark else []),
         [model, *short_activity, *timing, *queued, *short_context],
