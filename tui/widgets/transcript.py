@@ -152,7 +152,6 @@ class Transcript(VerticalScroll, Blank, can_focus=False):
             begin = 1 if not kept else attached.index(self._blocks[kept]) if kept < len(self._blocks) else len(attached)
             for widget in attached[begin:]:
                 if widget is not answer and not _is_queued(widget) and (path or not isinstance(widget, Welcome)):
-                    widget.display = False  # at once; the removal may take a frame
                     widget.remove()
             self._conversation = conversation
             new = [self._drawn(node) for node in path[self._first + kept :]]
