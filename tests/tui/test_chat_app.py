@@ -672,7 +672,7 @@ def test_the_commands_of_a_session_work_in_the_app(play: Play, tmp_path: Path) -
         await stage.say("/copy")
         await stage.until(lambda: stage.app.clipboard == "ok")
         await stage.say("/help")
-        await stage.sees("Enter takes a command")
+        await stage.sees("Enter take a command")
         await stage.press("escape")
         await stage.say("/clear")
         await stage.sees("New conversation.")

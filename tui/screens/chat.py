@@ -27,7 +27,7 @@ from ..session_loader import SessionLoader
 from ..widgets.notices import Failure, Notice
 from ..widgets.prompt import PromptFailed, PromptSubmitted
 from ..widgets.prompt_area import PromptArea
-from ..widgets.question import QuestionBox
+from ..widgets.question import QuestionArea, QuestionBox
 from ..widgets.sidebar import Sidebar
 from ..widgets.status_line import StatusLine, StatusValues
 from ..widgets.transcript import BlockKeys, Transcript
@@ -73,7 +73,7 @@ class ChatScreen(TranscriptScreen):
         """Chats, conversation, question, completions, prompt, status."""
         yield Sidebar()
         yield Transcript()
-        yield QuestionBox(lambda key: self.prompt.edits(key))
+        yield QuestionArea(QuestionBox(lambda key: self.prompt.edits(key)))
         yield BlockKeys()
         yield PromptArea(lambda: self.session)
         yield StatusLine(self._status)

@@ -39,8 +39,8 @@ class ChatsScreen(Overlay):
     NOTHING: ClassVar = ""
     LABEL_SHARE: ClassVar = 0.65
     SHORTENS: ClassVar = True
-    SEARCH_KEYS: ClassVar = "Enter opens · Tab into the list · Esc closes"
-    LIST_KEYS: ClassVar = "Enter opens · x remove · r rename · e export · / search · Esc closes"
+    SEARCH_KEYS: ClassVar = "Enter open · Tab into the list · Esc close"
+    LIST_KEYS: ClassVar = "Enter open · x remove · r rename · e export · / search · Esc close"
 
     def __init__(self, session: Session | None = None, typed: str = "", store: chats.ChatStore | None = None) -> None:
         super().__init__(typed)

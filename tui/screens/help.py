@@ -13,6 +13,8 @@ from ..slash import COMMANDS
 from ..widgets.row_list import Row
 from .overlay import Overlay
 
+_KEY_CELLS = 9  # of Shift+Tab; more keys of one action push its description aside
+
 
 class HelpScreen(Overlay):
     """Commands and keys. Enter takes a command; Esc, F1 and, before any typing, q close it."""
@@ -20,7 +22,7 @@ class HelpScreen(Overlay):
     BINDINGS: ClassVar = [Binding("f1", "back", show=False), Binding("q", "back", show=False, priority=True)]
     LETTER_KEYS: ClassVar = frozenset({"q"})
     TITLE_TEXT: ClassVar = "Help"
-    KEYS_TEXT: ClassVar = "↑ ↓ move · Enter takes a command · Esc closes"
+    KEYS_TEXT: ClassVar = "↑ ↓ move · Enter take a command · Esc close"
 
     def rows(self, typed: str) -> Sequence[Row]:
         """Commands, then keys, that contain the typed text."""
@@ -31,13 +33,13 @@ class KeysScreen(Overlay):
     """All keys with the names that the settings have for them."""
 
     TITLE_TEXT: ClassVar = "Keys"
-    KEYS_TEXT: ClassVar = "macllm config set keys.stop ctrl+x changes one · Esc closes"
+    KEYS_TEXT: ClassVar = "change: macllm config set keys.stop ctrl+x · Esc close"
 
     def rows(self, typed: str) -> Sequence[Row]:
         """The keys whose name, keys or description contain the typed text."""
         keys = in_effect(self.app).rows()
         return [
-            Row(name, f"{shown}  {about}")
+            Row(name, f"{shown:<{_KEY_CELLS}} {about}")
             for name, shown, about in keys
             if typed.lower() in f"{name} {shown} {about}".lower()
         ]

@@ -88,7 +88,6 @@ class ModelsScreen(Overlay):
     ) -> None:
         """`argument` is a part of the list, or the name of a model to highlight, and to get if it is remote."""
         super().__init__()
-        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-normal")]
         self._current = (session.engine.info.model_name, session.adapter) if session else ("", None)
         self._part: table.Part = table.part_named(argument)
         self._wanted = "" if argument in table.PARTS else argument

@@ -41,13 +41,14 @@ class Overlay(ModalScreen[str | None]):
     LETTER_KEYS: ClassVar[frozenset[str]] = frozenset()  # bindings with priority that are letters
     TITLE_TEXT: ClassVar = ""
     PLACEHOLDER: ClassVar = "type to filter"
-    KEYS_TEXT: ClassVar = "Enter chooses · Esc closes"
+    KEYS_TEXT: ClassVar = "Enter choose · Esc close"
     NOTHING: ClassVar = "nothing matches"
-    LABEL_SHARE: ClassVar = 0.42  # of the width, at most
+    LABEL_SHARE: ClassVar = 0.33  # of the width, at most
     SHORTENS: ClassVar = False  # longer labels; else their descriptions stand below them
 
     def __init__(self, typed: str = "") -> None:
         super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-normal")]
         self._first_typed = typed
 
     def rows(self, typed: str) -> Sequence[Row]:

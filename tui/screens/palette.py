@@ -20,7 +20,7 @@ class PaletteScreen(Overlay):
 
     TITLE_TEXT: ClassVar = "Commands"
     PLACEHOLDER: ClassVar = "type a few letters"
-    KEYS_TEXT: ClassVar = "↑ ↓ move · Enter runs · Esc closes"
+    KEYS_TEXT: ClassVar = "↑ ↓ move · Enter run · Esc close"
 
     def __init__(self, session: Session | None = None, typed: str = "", store: ChatStore | None = None) -> None:
         super().__init__(typed)

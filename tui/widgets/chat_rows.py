@@ -21,7 +21,7 @@ def chat_rows(found: Sequence[tuple[StoredChat, str]], current: str, *, brief: b
     """
     now = time.time()
     digits = max((len(count_text(chat.messages)) for chat, _ in found), default=0)
-    none = "  " if brief else ""
+    none = "  " if brief or any(chat.id == current for chat, _ in found) else ""
     return [
         Row(
             label=("● " if chat.id == current else none) + (chat.name or "(no text)"),

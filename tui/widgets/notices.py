@@ -23,14 +23,17 @@ class Welcome(Static):
     def on_mount(self) -> None:
         """Write the text with the keys in effect."""
         keymap = in_effect(self.app)
-        send, newline = keymap.shown("prompt", "send"), keymap.shown("prompt", "newline")
-        text = Content.assemble(
-            ("macllm", "bold $accent"),
-            "\n\nAsk anything. The model runs on this machine; nothing leaves it.\n\n",
-            f"{send} sends, {newline} starts a new line, {keymap.shown('chat', 'stop')} stops an answer.\n",
-            "/help lists commands and keys.",
+        hints = (
+            (keymap.shown("prompt", "send"), f"send; {keymap.shown('prompt', 'newline')} starts a new line"),
+            (keymap.shown("chat", "stop"), "stop an answer, keep its text"),
+            ("/ @", "commands; files to attach"),
+            (keymap.shown("chat", "models"), "models to use or download"),
+            (keymap.shown("chat", "help"), "help: all commands and keys"),
         )
-        self.update(text)
+        widest = max(len(key) for key, _ in hints)
+        lines = [Content.assemble((key.ljust(widest + 3), "$foreground"), about) for key, about in hints]
+        first = Content.assemble(("macllm", "bold $accent"), "  runs models on this machine; nothing leaves it")
+        self.update(Content("\n").join([first, Content(""), *lines]))
 
 
 class Earlier(Static):

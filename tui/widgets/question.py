@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding
+from textual.containers import VerticalGroup
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
@@ -18,6 +19,10 @@ from ..keymap import in_effect
 from ..keys import KEYS
 from ..outcomes import Choice, Question
 from ..questions import chosen
+
+
+class QuestionArea(VerticalGroup):
+    """The place of the question. Its padding stands for a margin of the box, which would narrow the conversation."""
 
 
 class QuestionBox(Static, can_focus=True):

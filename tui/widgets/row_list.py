@@ -38,7 +38,7 @@ class RowList(OptionList):
     their descriptions stand below them. A list that is `brief` has short descriptions, all at its right edge.
     """
 
-    def __init__(self, *, nothing: str, label_share: float = 0.42, shortens: bool = False, brief: bool = False) -> None:
+    def __init__(self, *, nothing: str, label_share: float = 0.33, shortens: bool = False, brief: bool = False) -> None:
         super().__init__(id="rows", markup=False, compact=True)
         self.nothing = nothing  # the text in place of rows
         self.rows: list[Row] = []  # by option; a row without a label is the title of a group

@@ -188,4 +188,4 @@ class Sidebar(VerticalGroup):
 
     def _show_keys(self, used: bool) -> None:
         key = in_effect(self.app).shown("chat", "sidebar")
-        self.query_one("#sidebar-keys", Static).update(f"Enter opens · {key} hides" if used else f"{key} to choose")
+        self.query_one("#sidebar-keys", Static).update(f"Enter open · {key} hide" if used else f"{key} choose")
