@@ -84,9 +84,9 @@ def test_two_answers_stream_side_by_side_or_stacked_and_a_digit_goes_on_with_one
         await stage.sees("weighs values")
         await stage.sees("scores     12")
         gate.set()
-        await stage.sees("1 or 2 goes on")
+        await stage.sees("1 or 2 go on")
         await stage.sees("weights = softmax")
-        for size in ((120, 40), (60, 20)):
+        for size in ((120, 40), (80, 24), (60, 20)):
             await stage.pilot.resize_terminal(*size)
             await stage.pilot.pause()
             check(screen_text(stage.app), f"compare-{size[0]}x{size[1]}")
@@ -97,7 +97,7 @@ def test_two_answers_stream_side_by_side_or_stacked_and_a_digit_goes_on_with_one
         await stage.sees("version 1 of 2 · with notes")
         await stage.press("escape", "escape")
         chat.action_run("/ab")  # stopped before its first word
-        await stage.sees("Esc stops")
+        await stage.sees("Esc stop")
         await stage.press("escape")
         await stage.until(lambda: stage.app.screen is chat)
         await stage.idle()

@@ -13,6 +13,7 @@ from macllm.hub import speeds
 from macllm_tui.screens.models import ModelsScreen
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.tui.conftest import Play, Stage
+from tests.tui.golden import check, screen_text
 
 
 def maclet(*answers: list[str]) -> ScriptedEngine:
@@ -30,6 +31,10 @@ def _memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_start_offers_models_with_size_and_speed_and_shows_the_chosen_one(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.sees("Qwen3-8B-4bit: 4.6 GB, ~22 tok/s")
+        for size in ((60, 20), (80, 24), (120, 40)):
+            await stage.pilot.resize_terminal(*size)
+            await stage.pilot.pause()
+            check(screen_text(stage.app), f"first-start-{size[0]}x{size[1]}")
         await stage.say("1")
         await stage.until(lambda: isinstance(stage.app.screen, ModelsScreen))
         await stage.sees("Download Qwen3-8B-4bit (4.6 GB)?")

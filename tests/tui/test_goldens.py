@@ -8,6 +8,7 @@ import pytest
 
 from macllm.chat.store import Store
 from macllm_tui.outcomes import Choice, Question
+from macllm_tui.screens.transcript_screen import WIDE
 from macllm_tui.widgets import chat_rows, turns
 from tests.chat.scripted_engine import ScriptedEngine, thinking
 from tests.tui.conftest import Play, Stage
@@ -46,15 +47,25 @@ def test_the_screens_look_as_they_should(
     async def scenario(stage: Stage) -> None:
         async def picture(name: str, text: str) -> None:
             await stage.sees(text)
-            await stage.pilot.pause()
-            pictures[name] = screen_text(stage.app)
+            before = ""
+            while before != (now := screen_text(stage.app)):  # the conversation follows its end a little later
+                before = now
+                await stage.pilot.pause(0.04)
+            pictures[name] = now
 
         await stage.idle()
         await picture("empty", "Ask anything")
+        await stage.type("/m")
+        await picture("menu", "› /model")
+        stage.app.chat.prompt.put("")
         await stage.say("Why divide by the root?")
         await stage.idle()
         await stage.press("ctrl+t")
         await picture("answer", "61.4")
+        if size[0] >= WIDE:
+            await stage.press("ctrl+b")
+            await picture("sidebar", "›   A haiku")
+            await stage.press("ctrl+b")
         stage.app.chat.ask(Question("The context is full.", (Choice("drop the oldest"), Choice("new chat", "/clear"))))
         await picture("question", "new chat")
         await stage.press("escape")
@@ -66,6 +77,13 @@ def test_the_screens_look_as_they_should(
         await picture("palette", "› A haiku")
         await stage.press("escape", "ctrl+s")
         await picture("chats", "› A haiku")
+        await stage.type("x?")
+        await picture("nothing-found", "no conversation has")
+        await stage.press("escape")
+        stage.app.chat.action_run("/keys")
+        await picture("keys", "› chat.stop")
+        await stage.press("escape", "alt+up")
+        await picture("block", "fold")
 
     engine = ScriptedEngine([thinking("The user asks about attention. "), *ANSWER.splitlines(keepends=True)])
     play(engine, scenario, size=size)

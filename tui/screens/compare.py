@@ -120,7 +120,7 @@ class CompareScreen(Screen[str | None]):
         self._show_keys()
 
     def _show_keys(self) -> None:
-        keys = "being written · Esc stops" if self._growing else "1 or 2 goes on with that version · Esc closes"
+        keys = "being written · Esc stop" if self._growing else "1 or 2 go on with that version · Esc close"
         self.query_one("#compare-keys", Static).update(Content(f"↑ ↓ PgUp PgDn scroll · {keys}"))
 
     def action_back(self) -> None:
