@@ -22,7 +22,7 @@ from ..questions import chosen
 
 
 class QuestionArea(VerticalGroup):
-    """The place of the question. Its padding stands for a margin of the box, which would narrow the conversation."""
+    """The place of the question, with padding: a margin of the box would narrow the conversation."""
 
 
 class QuestionBox(Static, can_focus=True):
