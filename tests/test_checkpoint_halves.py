@@ -17,9 +17,10 @@ from macllm.nn.linear import Embedding, Linear
 from macllm.nn.moe import ExpertLinear
 from macllm.ops import cpu
 from macllm.train.config import TrainConfig
-from macllm.train.data import Counts, Dataset
+from macllm.train.data import Dataset
+from macllm.train.events import Counts
 from macllm.train.loop import Trainer
-from macllm.train.objectives.clm import clm
+from macllm.train.objectives.clm import CausalLM
 from macllm.weights.safetensors import load_folder, save_folder
 from tests.adapting import adapter_gradients, assert_float32_like
 from tests.families.golden import golden
@@ -130,7 +131,7 @@ def test_an_adapter_over_16_bit_matrices_has_the_gradients_of_one_over_float32(d
 def test_full_fine_tuning_trains_float32_weights() -> None:
     model = checkpoint.assemble(golden("llama").config, stored("llama", mx.bfloat16))
     rows = Dataset(arithmetic_rows(4), [], Counts())
-    trainer = Trainer(model, clm, TrainConfig(data="x"), rows)
+    trainer = Trainer.of(model, CausalLM(), TrainConfig(data="x"), rows)
     assert {array.dtype for array in trainer.state.weights.values()} == {mx.float32}
     assert {array.dtype for array in weights(model).values()} == {mx.float32}
 

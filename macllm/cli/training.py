@@ -34,9 +34,9 @@ CHANGED_ROWS = {
 
 def check(config: TrainConfig) -> None:
     """Validate the config and its folder before kernels or a model are loaded. Raises: MacllmError."""
-    from macllm.train.run import Run
+    from macllm.train import run
 
-    Run.check(Path(config.folder), config)
+    run.check(Path(config.folder), config)
 
 
 def narrate(events: Generator[TrainEvent], folder: str) -> str:

@@ -60,7 +60,7 @@ class TrainConfig:
     select: Annotated[Select, "weights to export: best on validation data (last without any), or last"] = "best"
     resume: Annotated[bool, "resume the run in the folder, with its own settings"] = False
 
-    _folder: ClassVar[str]  # the field that names the run's folder
+    _folder: ClassVar[str] = ""  # the field that names the run's folder
     # Fields that a resumed run may change: they have no effect on its final weights.
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
         {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path"}
@@ -146,8 +146,8 @@ class TrainConfig:
 
     @property
     def folder(self) -> str:
-        """The run directory."""
-        return getattr(self, self._folder)
+        """The run directory, empty for a run without one."""
+        return getattr(self, self._folder) if self._folder else ""
 
     @classmethod
     def documentation(cls) -> dict[str, str]:

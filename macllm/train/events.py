@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -13,6 +14,21 @@ class Advanced:
     work: Literal["reading", "training", "evaluating"]
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Statistics of a file's rows: kept, truncated, split, dropped, unsupervised."""
+
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    truncated_rows: int = 0
+    lost_tokens: int = 0
+    split_rows: int = 0
+    dropped_rows: int = 0
+    unsupervised_rows: int = 0
+    expanded_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Step:
-    """Means since the last report: `loss` in nats per supervised token, supervised tokens per second."""
+    """Means since the last report, per unit of the objective (a supervised token, a pair, ...).
+
+    `loss` is in nats, `metrics` are the objective's, and `tokens_per_second` counts supervised tokens.
+    """
 
     step: int
     loss: float
@@ -45,16 +64,18 @@ class Step:
     grad_norm: float
     tokens_per_second: float
     peak_bytes: int
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The loss on the validation rows after `step` steps, in nats per supervised token."""
+    """The loss and the metrics on the validation rows after `step` steps, per unit as in `Step`."""
 
     step: int
     loss: float
     tokens: int
     best: bool
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from macllm.nn.protocol import LanguageModel
 from macllm.ops import cpu
 from macllm.text.messages import kind_of
 
-from . import data
+from . import data, run
 from .config import FinetuneConfig, LongRows, Schedule, Select
 from .events import TrainEvent
 from .loop import Trainer
-from .objectives.clm import clm
-from .run import Run
+from .objectives.clm import CausalLM
 
 
 def finetune(
@@ -77,21 +75,19 @@ def finetune(
     if config is not None and not isinstance(config, FinetuneConfig):
         raise UsageError(f"config is {kind_of(config)}, not a FinetuneConfig", remedy='finetune(data="rows.jsonl")')
     config = config or FinetuneConfig.load(**keywords)
-    with closing(events(config)) as stream:
-        for event in stream:
-            if on_event is not None:
-                on_event(event)
+    run.follow(events(config), on_event)
     return Path(config.adapter_path)
 
 
 def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.adapter_path)
-    Run.check(folder, config)
+    run.check(folder, config)
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
     config = config.fitted(_parameters(model))
-    rows = yield from data.loading(config, tokenizer, _context_length(model, config))
+    objective = CausalLM(config.mask_prompt)
+    rows = yield from data.loading(config, objective, tokenizer, _context_length(model, config))
     wrapped = lora.apply(
         model,
         rank=config.rank,
@@ -101,9 +97,15 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
         num_layers=config.num_layers,
         seed=config.seed,
     )
-    with Run(folder, config, {"rows": rows.fingerprint(), "adapted": wrapped}) as run:
-        trainer = Trainer(model, clm, config, rows, run.snapshots)
-        yield from run.record(trainer, lambda: adapter.save(model, folder, _about(config)), folder)
+
+    def export() -> Path:
+        adapter.save(model, folder, _about(config))
+        return folder
+
+    with run.lock(folder):
+        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": wrapped})
+        trainer = Trainer.of(model, objective, config, rows, snapshots)
+        yield from run.record(folder, config, trainer.run(export))
 
 
 def _context_length(model: LanguageModel, config: FinetuneConfig) -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,37 +15,21 @@ from mlx.utils import tree_flatten, tree_unflatten
 from macllm.errors import MacllmError
 
 from .config import TrainConfig
-from .data import Batch, Batches, Dataset, collate, in_order
-from .events import Advanced, Evaluated, Saved, Step, TrainEvent
-from .optim import AdamState, AdamW, Arrays, clip_factor, global_norm, learning_rate
+from .contract import Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
+from .data import Dataset
+from .events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
+from .optim import AdamW, clip_factor, global_norm, learning_rate
 from .snapshot import Snapshots, TrainState
+from .sources import Rows, Validation
 
-_EVAL_CHUNK_BYTES = 1 << 26  # new weights and moments in one mx.eval
-
-Objective = Callable[[Any, Batch], tuple[mx.array, float, dict[str, float]]]
-
-
-def fit(
-    model: nn.Module,
-    objective: Objective,
-    config: TrainConfig,
-    rows: Dataset,
-    snapshots: Snapshots | None = None,
-) -> Generator[TrainEvent]:
-    """Train the trainable parameters of `model` in place and yield the events.
-
-    Resumes from the newest of `snapshots`. Evaluates before the first step, every
-    `steps_per_eval` and after the last. However training ends (closed, interrupted, failed), the model has the
-    weights of the last complete step and a snapshot of them is on disk. The model is left in training mode.
-    """
-    return Trainer(model, objective, config, rows, snapshots).run()
+_EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
 
 
-def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
+def total_steps(config: TrainConfig, steps_per_epoch: float) -> int:
     """Number of optimizer steps in a run."""
     if config.iters:
         return config.iters
-    return max(1, round(config.epochs * batches_per_epoch / config.grad_accumulation_steps))
+    return max(1, round(config.epochs * steps_per_epoch))
 
 
 @dataclass
@@ -57,47 +42,84 @@ class _Window:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def _number(array: mx.array) -> float:
-    return cast("float", array.item())
+def _number(array: mx.array | float) -> float:
+    return cast("float", array.item()) if isinstance(array, mx.array) else array
 
 
-def _eval_in_chunks(weights: Arrays, optimizer: AdamState) -> None:
+def _add(sums: dict[str, float], metrics: Any) -> None:
+    for name, value in metrics.items():
+        sums[name] = sums.get(name, 0.0) + _number(value)
+
+
+def _size(parameters: Any) -> int:
+    return sum(array.size for _, array in tree_flatten(parameters) if isinstance(array, mx.array))
+
+
+def _eval_in_chunks(weights: Arrays, optimizer: OptimizerState) -> None:
     """Evaluate a few weights at a time: the memory of old weights and gradients is freed in between."""
     waiting: list[mx.array] = []
     for name, weight in weights.items():
-        waiting += [weight, optimizer.mean[name], optimizer.square[name]]
+        waiting += [weight, *(slot[name] for slot in optimizer.slots.values() if name in slot)]
         if sum(array.nbytes for array in waiting) >= _EVAL_CHUNK_BYTES:
             mx.eval(waiting)
             waiting = []
-    mx.eval(waiting)
+    mx.eval(waiting, *optimizer.slots.values())
 
 
-class Trainer:
-    """Training of one model; `state` is replaced as a whole after each step."""
+class Trainer(Generic[B]):
+    """Training of the trainable parameters of one model, in place.
+
+    `state` is replaced as a whole after each step. The run resumes from the newest of `snapshots`.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective,
+        objective: Objective[Any, Any, B],
+        source: Source[B],
+        validation: Validation[Any, B],
+        optimizer: Optimizer,
         config: TrainConfig,
-        rows: Dataset,
         snapshots: Snapshots | None = None,
     ) -> None:
         self.model = model
         self.objective = objective
+        self.source = source
+        self.validation = validation
+        self.optimizer = optimizer
         self.config = config
-        self.rows = rows
         self.snapshots = snapshots
-        self.batches = Batches(rows.train, config.batch_size, config.seed)
-        self.steps = total_steps(config, self.batches.per_epoch)
-        self.optimizer = AdamW.of(config)
-        self.gradient = nn.value_and_grad(model, lambda batch: objective(model, batch))
+        self.steps = total_steps(config, source.steps_per_epoch)
+        self.gradient = nn.value_and_grad(model, lambda batch: objective.loss(model, batch))
         self.state = self._begin()
         self.window = _Window()
         self.last_loss = float("nan")  # of the last report
         self.saved_step = self.state.step if snapshots and self.state.step else -1
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        objective: Objective[Any, E, B],
+        config: TrainConfig,
+        dataset: Dataset[E],
+        snapshots: Snapshots | None = None,
+    ) -> Trainer[B]:
+        """A trainer on the rows of `dataset`, with the optimizer that `config` describes."""
+        size, seed = config.batch_size, config.seed
+        source = Rows(
+            objective,
+            dataset.train,
+            batch_size=size,
+            accumulation=config.grad_accumulation_steps,
+            seed=seed,
+            counts=dataset.counts,
+        )
+        validation = Validation(objective, dataset.valid, batch_size=size, most=config.val_batches, seed=seed)
+        return cls(model, objective, source, validation, AdamW.of(config), config, snapshots)
 
     def _begin(self) -> TrainState:
         state = self.snapshots.latest() if self.snapshots else None
@@ -116,23 +138,65 @@ class Trainer:
         """Set the model's trainable parameters."""
         self.model.update(tree_unflatten(list(weights.items())))
 
-    def run(self) -> Generator[TrainEvent]:
-        """The events of the whole run; see `fit`."""
+    def run(self, export: Callable[[], Path] | None = None) -> Generator[TrainEvent]:
+        """Train and yield all events of the run.
+
+        Evaluates before the first step, every `steps_per_eval` and after the last. However training ends (closed,
+        interrupted, failed), the model has the weights of the last complete step and a snapshot of them is on disk.
+        Then, if a step was done, the model gets the weights that the config selects, and `export` writes it and returns
+        the path. The model is left in training mode without `export`, else in evaluation mode.
+        """
+        began, loss, path = time.perf_counter(), self.last_loss, None
         mx.reset_peak_memory()
         self.model.train()
         try:
-            if self.state.step == 0:
-                yield from self._evaluate()
-            while self.state.step < self.steps:
-                self._step()
-                yield Advanced("training", self.state.step, self.steps)
-                yield from self._report()
-                yield from self._after_step()
-            yield from self._save()
+            yield self._prepared()
+            yield from self._train()
         finally:
             self.put(self.state.weights)
-            for _ in self._save():
-                pass
+            try:
+                for _ in self._save():
+                    pass
+            finally:
+                if export is not None and self.state.step:
+                    loss = self._select()
+                    self.model.eval()
+                    path = export()
+        if path is not None:
+            yield Saved(self.state.step, str(path))
+        yield Finished(self.state.step, loss, time.perf_counter() - began, self.config.folder)
+
+    def _prepared(self) -> Prepared:
+        return Prepared(
+            **asdict(self.source.counts),
+            valid_rows=self.validation.num_examples,
+            parameters=_size(self.model.parameters()),
+            trained_parameters=_size(self.model.trainable_parameters()),
+            steps=self.steps,
+            first_step=self.state.step,
+        )
+
+    def _select(self) -> float:
+        """Put the weights to export into the model, and return their loss.
+
+        The best weights if the config selects them and the run has validation data, else the last ones.
+        """
+        if self.snapshots and self.config.select == "best" and self.validation.num_examples:
+            best = self.snapshots.best()
+            if best is not None and best.eval_loss is not None:
+                self.put(best.weights)
+                return best.eval_loss
+        return self.last_loss if self.state.eval_loss is None else self.state.eval_loss
+
+    def _train(self) -> Iterator[TrainEvent]:
+        if self.state.step == 0:
+            yield from self._evaluate()
+        while self.state.step < self.steps:
+            self._step()
+            yield Advanced("training", self.state.step, self.steps)
+            yield from self._report()
+            yield from self._after_step()
+        yield from self._save()
 
     def _step(self) -> None:
         """One optimizer step: gradients summed over micro-batches, divided once by the supervised tokens."""
@@ -164,18 +228,18 @@ class Trainer:
         window.seconds += time.perf_counter() - began
 
     def _gradients(self) -> tuple[Arrays, float, float]:
-        """Gradients of the summed loss over the step's micro-batches, that sum, and the sum of its weights."""
-        steps = self.config.grad_accumulation_steps
+        """Gradients of the summed loss over the step's micro-batches, that sum, and the sum of its units."""
         summed: Arrays = {}
         numerator = denominator = 0.0
-        for micro in range(self.state.step * steps, (self.state.step + 1) * steps):
-            batch = self.batches.batch(micro)
-            (loss, weight, _), tree = self.gradient(batch)
+        for batch in self.source.batches(self.state.step, self.model):
+            result, tree = self.gradient(batch)
+            loss = Loss(*result)
             gradients = dict(tree_flatten(tree))
             summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
-            mx.eval(loss, summed)
-            numerator += _number(loss)
-            denominator += weight
+            mx.eval(loss.numerator, loss.metrics, summed)
+            numerator += _number(loss.numerator)
+            denominator += loss.denominator
+            _add(self.window.metrics, loss.metrics)
             self.window.tokens += batch.num_target_tokens
         return summed, numerator, denominator
 
@@ -190,6 +254,7 @@ class Trainer:
             grad_norm=window.norm / window.steps,
             tokens_per_second=window.tokens / max(window.seconds, 1e-9),
             peak_bytes=mx.get_peak_memory(),
+            metrics={name: value / window.denominator for name, value in window.metrics.items()},
         )
         self.window, self.last_loss = _Window(), event.loss
         yield event
@@ -206,26 +271,27 @@ class Trainer:
 
     def _evaluate(self) -> Iterator[Advanced | Evaluated]:
         """Compute the validation loss, without dropout."""
-        batches = in_order(self.rows.valid, self.config.batch_size)
-        if self.config.val_batches >= 0:
-            batches = batches[: self.config.val_batches]
-        if not batches:
+        if not self.validation:
             return
         numerator = denominator = 0.0
+        tokens, metrics = 0, dict[str, float]()
         self.model.eval()
         try:
-            for number, examples in enumerate(batches):
-                yield Advanced("evaluating", number, len(batches))
-                loss, weight, _ = self.objective(self.model, collate(examples))
-                numerator += _number(loss)
-                denominator += weight
+            for number, batch in enumerate(self.validation.batches()):
+                yield Advanced("evaluating", number, len(self.validation))
+                loss = self.objective.loss(self.model, batch)
+                numerator += _number(loss.numerator)
+                denominator += loss.denominator
+                tokens += batch.num_target_tokens
+                _add(metrics, loss.metrics)
         finally:
             self.model.train()
         loss, before = numerator / denominator, self.state.best_loss
         best = before is None or loss < before
         if self.state.step:  # the untrained model does not count as the best
             self.state = replace(self.state, eval_loss=loss, best_loss=loss if best else before)
-        yield Evaluated(self.state.step, loss, round(denominator), best)
+        means = {name: value / denominator for name, value in metrics.items()}
+        yield Evaluated(self.state.step, loss, tokens, best, means)
 
     def _save(self) -> Iterator[TrainEvent]:
         if self.snapshots is None or self.saved_step == self.state.step or self.state.step == 0:

@@ -11,8 +11,7 @@ from macllm.ops.adamw import Scalars, adamw
 from macllm.ops.norm import norm
 
 from .config import TrainConfig
-
-Arrays = dict[str, mx.array]
+from .contract import Arrays, OptimizerState
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -49,17 +48,11 @@ def clip_factor(gradient_norm: mx.array, most: float) -> mx.array:
 
 
 @dataclass(frozen=True)
-class AdamState:
-    """Moving means of gradients and squared gradients, float32, and the number of updates."""
-
-    mean: Arrays
-    square: Arrays
-    count: int
-
-
-@dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay and bias correction (arXiv:1711.05101, algorithm 2)."""
+    """Adam with decoupled weight decay and bias correction (arXiv:1711.05101, algorithm 2).
+
+    Its slots `mean` and `square` are moving means of gradients and squared gradients, float32.
+    """
 
     beta1: float
     beta2: float
@@ -72,18 +65,18 @@ class AdamW:
         """The optimizer that a config describes."""
         return cls(config.beta1, config.beta2, config.epsilon, config.weight_decay, config.decay_all)
 
-    def init(self, weights: Arrays) -> AdamState:
+    def init(self, weights: Arrays) -> OptimizerState:
         """The initial state: zero moments."""
         zeros = {k: mx.zeros(w.shape, mx.float32) for k, w in weights.items()}
-        return AdamState(zeros, dict(zeros), 0)
+        return OptimizerState({"mean": zeros, "square": dict(zeros)}, 0)
 
     def decays(self, name: str, weight: mx.array) -> bool:
         """True for weights with weight decay: matrices other than embeddings, or all."""
         return self.decay_all or (weight.ndim > 1 and "embedding" not in name)
 
     def update(
-        self, weights: Arrays, gradients: Arrays, state: AdamState, rate: float, scale: mx.array
-    ) -> tuple[Arrays, AdamState]:
+        self, weights: Arrays, gradients: Arrays, state: OptimizerState, rate: float, scale: mx.array
+    ) -> tuple[Arrays, OptimizerState]:
         """Weights and state after one step along `scale` * gradients; the arguments are not modified."""
         count = state.count + 1
         corrected = mx.array(rate / (1 - self.beta1**count), mx.float32)
@@ -94,9 +87,9 @@ class AdamW:
             new[name], mean[name], square[name] = adamw(
                 weight,
                 gradients[name],
-                (state.mean[name], state.square[name]),
+                (state.slots["mean"][name], state.slots["square"][name]),
                 Scalars(scale, corrected, root, decay),
                 (self.beta1, self.beta2),
                 self.epsilon,
             )
-        return new, AdamState(mean, square, count)
+        return new, OptimizerState({"mean": mean, "square": square}, count)

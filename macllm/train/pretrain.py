@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,13 +16,12 @@ from macllm.nn.models import DecoderLM
 from macllm.ops import cpu
 from macllm.text.tokenizer import Tokenizer
 
-from . import data
+from . import data, run
 from .config import PretrainConfig
 from .events import TrainEvent
 from .initial import initialize
 from .loop import Trainer
-from .objectives.clm import clm
-from .run import Run
+from .objectives.clm import CausalLM
 
 
 def train(
@@ -35,26 +33,30 @@ def train(
     complete step; `resume=True` continues it.
     """
     config = config or PretrainConfig.load(**keywords)
-    with closing(events(config)) as stream:
-        for event in stream:
-            if on_event is not None:
-                on_event(event)
+    run.follow(events(config), on_event)
     return Path(config.output)
 
 
 def events(config: PretrainConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.output)
-    Run.check(folder, config)
+    run.check(folder, config)
     cpu.wait()
     raw = _read_json(Path(config.config))
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     model = new_model(raw, config)
     _check_vocabulary(model, tokenizer, config)
-    rows = yield from data.loading(config, tokenizer, model.info.context_length)
-    with Run(folder, config, {"rows": rows.fingerprint(), "architecture": raw}) as run:
-        trainer = Trainer(model, clm, config, rows, run.snapshots)
-        yield from run.record(trainer, lambda: checkpoint.save(model, tokenizer, folder / "model"), folder / "model")
+    objective = CausalLM(config.mask_prompt)
+    rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
+
+    def export() -> Path:
+        checkpoint.save(model, tokenizer, folder / "model")
+        return folder / "model"
+
+    with run.lock(folder):
+        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "architecture": raw})
+        trainer = Trainer.of(model, objective, config, rows, snapshots)
+        yield from run.record(folder, config, trainer.run(export))
 
 
 def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:

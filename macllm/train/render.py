@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +57,21 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Number of supervised tokens."""
+        return int(np.count_nonzero(self.loss_mask))
+
+    def cut(self, start: int, stop: int) -> Example:
+        """The example of the tokens from `start` to `stop`; nothing predicts its first token."""
+        loss_mask = self.loss_mask[start:stop].copy()
+        loss_mask[:1] = False
+        return replace(self, tokens=self.tokens[start:stop], loss_mask=loss_mask)
+
+    def fingerprint(self) -> bytes:
+        """Length, tokens and loss mask."""
+        return len(self).to_bytes(8, "little") + self.tokens.tobytes() + self.loss_mask.tobytes()
 
 
 def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool) -> list[Example]:

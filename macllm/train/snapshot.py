@@ -20,9 +20,11 @@ import mlx.core as mx
 from macllm.errors import CheckpointError, MacllmError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
-from .optim import AdamState, Arrays
+from .contract import Arrays, OptimizerState
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had AdamW's two moments beside the weights
+
+_WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.json", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TrainState:
 
     step: int
     weights: Arrays
-    optimizer: AdamState
+    optimizer: OptimizerState
     best_loss: float | None = None
     eval_loss: float | None = None  # of these weights
 
@@ -93,36 +95,37 @@ class Snapshots:
         return None
 
     def _write(self, draft: Path, state: TrainState) -> None:
-        tensors = {
-            "weights": state.weights,
-            "mean": state.optimizer.mean,
-            "square": state.optimizer.square,
-        }
-        for name, arrays in tensors.items():
-            mx.save_safetensors(str(draft / f"{name}.safetensors"), arrays)
+        slots = state.optimizer.slots
+        mx.save_safetensors(str(draft / _WEIGHTS), state.weights)
+        for name, arrays in slots.items():
+            mx.save_safetensors(str(draft / _slot(name)), arrays)
         about = {
             "format": _FORMAT,
             "step": state.step,
+            "slots": list(slots),
             "count": state.optimizer.count,
             "best_loss": state.best_loss,
             "eval_loss": state.eval_loss,
             "run": self._identity,
         }
-        write_json(draft / "state.json", about)
+        write_json(draft / _STATE, about)
         manifest = {}
-        for path in sorted(draft.glob("[!.]*")):  # on some volumes macOS adds a `._name` to each, and rewrites it
-            sync(path)
-            manifest[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        write_json(draft / "manifest.json", manifest)
+        for name in (_WEIGHTS, *map(_slot, slots), _STATE):
+            sync(draft / name)
+            manifest[name] = {"bytes": (draft / name).stat().st_size, "sha256": _sha256(draft / name)}
+        write_json(draft / _MANIFEST, manifest)
         sync(draft)
 
     def _read(self, folder: Path) -> TrainState:
-        _verify(folder)
-        about = read_json(folder / "state.json")
+        files = _verify(folder)
+        about = read_json(folder / _STATE)
+        _check_format(about, folder)
         _check_identity(about["run"], self._identity, folder)
-        read = {name: _load(folder / f"{name}.safetensors") for name in ("weights", "mean", "square")}
-        optimizer = AdamState(read["mean"], read["square"], about["count"])
-        return TrainState(about["step"], read["weights"], optimizer, about["best_loss"], about["eval_loss"])
+        if not {_WEIGHTS, *map(_slot, about["slots"])} <= files:
+            raise _DamagedError(f"{folder} is not complete")
+        slots = {name: _load(folder / _slot(name)) for name in about["slots"]}
+        optimizer = OptimizerState(slots, about["count"])
+        return TrainState(about["step"], _load(folder / _WEIGHTS), optimizer, about["best_loss"], about["eval_loss"])
 
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():
@@ -134,7 +137,7 @@ class Snapshots:
         losses = {}
         for step in self._steps():
             try:
-                about = read_json(self.folder / _name(step) / "state.json")
+                about = read_json(self.folder / _name(step) / _STATE)
             except (OSError, ValueError):
                 continue
             if about.get("eval_loss") is not None:
@@ -162,6 +165,10 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def _slot(name: str) -> str:
+    return f"optimizer.{name}.safetensors"
+
+
 def _load(path: Path) -> Arrays:
     occupy_standard_descriptors()
     arrays = mx.load(str(path))
@@ -171,17 +178,28 @@ def _load(path: Path) -> Arrays:
     return arrays
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path) -> set[str]:
+    """Check the files of a snapshot against its manifest, and return their names."""
     try:
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_json(folder / _MANIFEST)
         for name, entry in manifest.items():
             path = folder / name
             if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
                 raise _DamagedError(f"{path} has changed since it was written")
-        if not {"weights.safetensors", "mean.safetensors", "square.safetensors", "state.json"} <= set(manifest):
+        if _STATE not in manifest:
             raise _DamagedError(f"{folder} is not complete")
+        return set(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _DamagedError(f"{folder}: {error}") from error
+
+
+def _check_format(about: dict[str, Any], folder: Path) -> None:
+    if about["format"] != _FORMAT:
+        raise CheckpointError(
+            f"{folder} is a snapshot of another version of macllm",
+            cause=f"its format is {about['format']}, this version reads format {_FORMAT}",
+            remedy="begin the run again in another folder, or finish it with the version that began it",
+        )
 
 
 def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:

@@ -31,9 +31,10 @@ def macllm(folder: str, adapts: bool, load: Load) -> Step:
     from macllm.checkpoint import load_model
     from macllm.nn import lora
     from macllm.train.config import TrainConfig
-    from macllm.train.data import Counts, Dataset
-    from macllm.train.loop import fit
-    from macllm.train.objectives.clm import clm
+    from macllm.train.data import Dataset
+    from macllm.train.events import Counts
+    from macllm.train.loop import Trainer
+    from macllm.train.objectives.clm import CausalLM
     from macllm.train.render import Example
 
     model = load_model(Path(folder))
@@ -55,7 +56,8 @@ def macllm(folder: str, adapts: bool, load: Load) -> Step:
     )
     learnt = np.arange(load.length + 1) > 0
     rows = [Example(row.astype(np.int32), learnt, "random") for row in tokens(load)]
-    events = fit(model, clm, config, Dataset(rows, [], Counts()))
+    events = Trainer.of(model, CausalLM(), config, Dataset(rows, [], Counts())).run()
+    next(events)  # a summary, before the first step
     return lambda: next(events)
 
 

@@ -20,8 +20,7 @@ from macllm.families.config import Config
 from macllm.nn import lora, quantize
 from macllm.nn.models import build
 from macllm.ops.quantized import using_activations
-from macllm.train.data import collate
-from macllm.train.objectives.clm import clm
+from macllm.train.objectives.clm import CausalLM, collate
 from macllm.weights.keymap import their_modules
 from macllm.weights.safetensors import load_file, save_file
 from tests.families import oracles
@@ -337,7 +336,7 @@ def test_logits_and_gradients_equal_peft(tmp_path: Path) -> None:
         logits.flatten(0, 1), torch.from_numpy(batch.targets).long().flatten(), reduction="none"
     )
     (losses * torch.from_numpy(batch.weights).flatten()).sum().backward()
-    _, tree = nn.value_and_grad(model, lambda b: clm(model, b))(batch)
+    _, tree = nn.value_and_grad(model, lambda b: CausalLM().loss(model, b))(batch)
     gradients = dict(tree_flatten(tree))
     assert len(gradients) == 2 * len(names)
     for ours, name in names.items():

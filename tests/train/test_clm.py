@@ -14,8 +14,7 @@ from mlx.utils import tree_flatten
 from macllm import families
 from macllm.checkpoint import load_model
 from macllm.families.config import Config
-from macllm.train.data import collate
-from macllm.train.objectives.clm import clm
+from macllm.train.objectives.clm import CausalLM, collate
 from macllm.train.render import Example
 from macllm.weights.keymap import to_ours
 from macllm.weights.safetensors import load_folder
@@ -53,7 +52,7 @@ def test_loss_and_all_gradients_equal_transformers(case: oracles.Case, tmp_path:
     loss.backward()
 
     model = load_model(tmp_path)
-    (total, weight, _), tree = nn.value_and_grad(model, lambda b: clm(model, b))(collate(some))
+    (total, weight, _), tree = nn.value_and_grad(model, lambda b: CausalLM().loss(model, b))(collate(some))
     assert weight == (labels[:, 1:] != -100).sum()
     assert total.item() / weight == pytest.approx(loss.item(), rel=2e-6)
 

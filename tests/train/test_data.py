@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from macllm.errors import DataError
 from macllm.train import data
 from macllm.train.config import TrainConfig
+from macllm.train.objectives.clm import CausalLM, collate
 from macllm.train.order import Order
+from macllm.train.render import Example
 from tests.train.toy import CharTokenizer, arithmetic_rows
+
+
+def load(config: TrainConfig) -> data.Dataset[Example]:
+    return data.load(config, CausalLM(config.mask_prompt), CharTokenizer())
 
 
 def folder(path: Path, train: list[dict[str, str]], valid: list[dict[str, str]] | None = None) -> str:
@@ -50,7 +56,7 @@ def test_rows_of_similar_length_share_a_batch() -> None:
 
 def test_a_batch_holds_shifted_inputs_targets_and_loss_weights() -> None:
     rows = arithmetic_rows(5)
-    batch = data.collate(rows)
+    batch = collate(rows)
     assert batch.inputs.shape == batch.targets.shape == batch.weights.shape
     assert batch.inputs.shape[1] % 8 == 0
     for i, row in enumerate(rows):
@@ -66,8 +72,7 @@ def test_long_rows_are_truncated_split_dropped_or_refused_and_counted(tmp_path: 
     path = folder(tmp_path, [{"text": "abcdefgh"}, {"text": "ab"}])
     whole = [1, *b"abcdefgh", 0]
     made = {
-        kind: data.load(TrainConfig(data=path, max_seq_length=4, long_rows=kind), CharTokenizer())
-        for kind in ("truncate", "split", "drop")
+        kind: load(TrainConfig(data=path, max_seq_length=4, long_rows=kind)) for kind in ("truncate", "split", "drop")
     }
     cut = made["truncate"]
     assert [list(e.tokens) for e in cut.train] == [whole[:4], [1, 97, 98, 0]]
@@ -78,7 +83,7 @@ def test_long_rows_are_truncated_split_dropped_or_refused_and_counted(tmp_path: 
     assert (made["split"].counts.split_rows, made["split"].counts.lost_tokens) == (1, 0)
     assert (len(made["drop"].train), made["drop"].counts.dropped_rows) == (1, 1)
     with pytest.raises(DataError, match=r"train\.jsonl:1 has 10 tokens"):
-        data.load(TrainConfig(data=path, max_seq_length=4, long_rows="error"), CharTokenizer())
+        load(TrainConfig(data=path, max_seq_length=4, long_rows="error"))
 
 
 @pytest.mark.parametrize("length", range(2, 14))
@@ -86,7 +91,7 @@ def test_long_rows_are_truncated_split_dropped_or_refused_and_counted(tmp_path: 
 def test_splitting_predicts_every_token_once(tmp_path: Path, length: int, most: int) -> None:
     text = "abcdefghijkl"[: length - 2]
     path = folder(tmp_path, [{"text": text}])
-    made = data.load(TrainConfig(data=path, max_seq_length=most, long_rows="split"), CharTokenizer())
+    made = load(TrainConfig(data=path, max_seq_length=most, long_rows="split"))
     assert made.counts.supervised_tokens == length - 1
     assert max(map(len, made.train)) <= most
     whole = [1, *text.encode(), 0]
@@ -102,15 +107,15 @@ def test_splitting_predicts_every_token_once(tmp_path: Path, length: int, most: 
 def test_rows_without_supervised_tokens_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": "abcdefgh", "completion": "x"}, {"prompt": "a", "completion": "x"}]
     config = TrainConfig(data=folder(tmp_path, rows), max_seq_length=5)
-    made = data.load(config, CharTokenizer())
+    made = load(config)
     assert (len(made.train), made.counts.unsupervised_rows, made.counts.truncated_rows) == (1, 1, 1)
     with pytest.raises(DataError, match="no supervised tokens"):
-        data.load(TrainConfig(data=folder(tmp_path, rows[:1]), max_seq_length=5), CharTokenizer())
+        load(TrainConfig(data=folder(tmp_path, rows[:1]), max_seq_length=5))
 
 
 def test_validation_rows_are_not_trained_on_and_depend_on_the_seed(tmp_path: Path) -> None:
     path = folder(tmp_path, [{"text": chr(97 + i) * 3} for i in range(20)])
-    made = {seed: data.load(TrainConfig(data=path, valid_fraction=0.2, seed=seed), CharTokenizer()) for seed in (0, 1)}
+    made = {seed: load(TrainConfig(data=path, valid_fraction=0.2, seed=seed)) for seed in (0, 1)}
     assert (len(made[0].train), len(made[0].valid)) == (16, 4)
     wheres = [{e.where for e in part} for part in (made[0].train, made[0].valid)]
     assert not wheres[0] & wheres[1]
@@ -119,14 +124,14 @@ def test_validation_rows_are_not_trained_on_and_depend_on_the_seed(tmp_path: Pat
 
 def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
     path = folder(tmp_path, [{"text": "a"}], [{"text": "b"}, {"text": "c"}])
-    made = data.load(TrainConfig(data=path, valid_fraction=0.5), CharTokenizer())
+    made = load(TrainConfig(data=path, valid_fraction=0.5))
     assert (len(made.train), len(made.valid)) == (1, 2)
 
 
 def test_the_fingerprint_depends_on_tokens_and_loss_masks(tmp_path: Path) -> None:
     rows = [{"prompt": "ab", "completion": "c"}]
     seen = {
-        data.load(TrainConfig(data=folder(tmp_path, r), mask_prompt=m), CharTokenizer()).fingerprint()
+        load(TrainConfig(data=folder(tmp_path, r), mask_prompt=m)).fingerprint()
         for r in (rows, [*rows, *rows], [{"prompt": "a", "completion": "bc"}])
         for m in (True, False)
     }

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,16 @@ from mlx.utils import tree_flatten, tree_unflatten
 from macllm.errors import CheckpointError, MacllmError
 from macllm.train import loop
 from macllm.train.config import TrainConfig
-from macllm.train.data import Batch, Batches, Counts, Dataset, collate
-from macllm.train.events import Advanced, Evaluated, Saved, Step, TrainEvent
-from macllm.train.loop import Trainer, fit, total_steps
-from macllm.train.objectives.clm import clm
-from macllm.train.optim import AdamState
+from macllm.train.contract import Loss, OptimizerState
+from macllm.train.data import Dataset
+from macllm.train.events import Advanced, Counts, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
+from macllm.train.loop import Trainer, total_steps
+from macllm.train.objectives.clm import Batch, CausalLM, collate
 from macllm.train.snapshot import Snapshots, TrainState
+from macllm.train.sources import Rows
 from tests.train.toy import ToyLM, arithmetic_rows
 
+CLM = CausalLM()
 ROWS = Dataset(arithmetic_rows(30), [], Counts())
 CONFIG = TrainConfig(
     data="x", iters=12, batch_size=4, learning_rate=1e-2, warmup=0.2, steps_per_report=1, steps_per_eval=4, save_every=3
@@ -46,11 +50,35 @@ def snapshots(folder: Path, config: TrainConfig = CONFIG) -> Snapshots:
     return Snapshots(folder / "snapshots", config.keep, config.reproducibility_fields())
 
 
+def fit(
+    model: nn.Module,
+    objective: Any,
+    config: TrainConfig,
+    rows: Dataset[Any] = ROWS,
+    kept: Snapshots | None = None,
+) -> Generator[TrainEvent]:
+    """The events between the first and the last of a run."""
+    with closing(Trainer.of(model, objective, config, rows, kept).run()) as events:
+        for event in events:
+            if not isinstance(event, Prepared | Finished):
+                yield event
+
+
+@dataclass(frozen=True)
+class Altered(CausalLM):
+    """The objective with another loss, which is a function of the model and the batch."""
+
+    by: Any = None
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        return self.by(model, batch)
+
+
 def gradient(model: nn.Module, batches: list[Batch]) -> dict[str, np.ndarray]:
     """Gradient of the summed loss divided by the summed weight, as in the loop."""
     total, weight = None, 0.0
     for batch in batches:
-        (_, w, _), tree = nn.value_and_grad(model, lambda b: clm(model, b))(batch)
+        (_, w, _), tree = nn.value_and_grad(model, lambda b: CLM.loss(model, b))(batch)
         flat = dict(tree_flatten(tree))
         total = flat if total is None else {k: total[k] + g for k, g in flat.items()}
         weight += w
@@ -67,7 +95,7 @@ def test_the_loss_equals_its_definition_in_float64() -> None:
         for t in range(len(row) - 1):
             if row.loss_mask[t + 1]:
                 total += np.log(np.exp(logits[i, t]).sum()) - logits[i, t, row.tokens[t + 1]]
-    loss, weight, _ = clm(model, batch)
+    loss, weight, _ = CLM.loss(model, batch)
     assert weight == sum(int(r.loss_mask.sum()) for r in rows)
     assert loss.item() == pytest.approx(total, rel=1e-6)
 
@@ -91,7 +119,7 @@ def test_the_mean_of_micro_batch_means_is_another_gradient() -> None:
 
 def train(config: TrainConfig, dropout: float = 0.0, where: Path | None = None) -> tuple[ToyLM, list[TrainEvent]]:
     model = ToyLM(dropout=dropout)
-    events = fit(model, clm, config, ROWS, snapshots(where, config) if where else None)
+    events = fit(model, CLM, config, ROWS, snapshots(where, config) if where else None)
     return model, [event for event in events if not isinstance(event, Advanced)]
 
 
@@ -109,13 +137,13 @@ def test_a_run_equals_its_definition_in_float64() -> None:
         warmup=0.3, min_lr_ratio=0.2, beta2=0.99, steps_per_report=2,
     )  # fmt: skip
     trained, events = train(config)
-    literal, batches = ToyLM(), Batches(ROWS.train, 3, config.seed)
+    literal, source = ToyLM(), Rows(CLM, ROWS.train, batch_size=3, accumulation=2, seed=config.seed)
     weights = {k: np.array(w).astype(np.float64) for k, w in tree_flatten(literal.parameters())}
     mean, square = ({k: np.zeros_like(w) for k, w in weights.items()} for _ in range(2))
     losses, tokens, norms, rates = [], [], [], []
     for step in range(6):
-        micro = [batches.batch(2 * step), batches.batch(2 * step + 1)]
-        losses.append(sum(clm(literal, batch)[0].item() for batch in micro))
+        micro = list(source.batches(step, literal))
+        losses.append(sum(CLM.loss(literal, batch)[0].item() for batch in micro))
         tokens.append(sum(batch.num_target_tokens for batch in micro))
         gradients = {k: g.astype(np.float64) for k, g in gradient(literal, micro).items()}
         norms.append(math.sqrt(sum((g * g).sum() for g in gradients.values())))
@@ -149,7 +177,8 @@ def test_a_run_equals_its_definition_in_float64() -> None:
     ],
 )
 def test_the_length_of_a_run_counts_optimizer_steps(settings: dict[str, Any], steps: int) -> None:
-    assert total_steps(replace(CONFIG, **settings), 8) == steps
+    config = replace(CONFIG, **settings)
+    assert total_steps(config, 8 / config.grad_accumulation_steps) == steps
 
 
 def test_training_lowers_the_loss_to_a_third() -> None:
@@ -169,14 +198,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
 def test_a_closed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path, stop: int) -> None:
     config = replace(CONFIG, grad_accumulation_steps=2)
     straight, events = train(config, dropout=0.3)
-    stream = fit(ToyLM(dropout=0.3), clm, config, ROWS, snapshots(tmp_path, config))
+    stream = fit(ToyLM(dropout=0.3), CLM, config, ROWS, snapshots(tmp_path, config))
     for event in stream:
         if isinstance(event, Step) and event.step == stop:
             break
     stream.close()
     resumed = ToyLM(dropout=0.3, seed=99)
     mx.random.seed(12345)
-    rest = list(fit(resumed, clm, config, ROWS, snapshots(tmp_path, config)))
+    rest = list(fit(resumed, CLM, config, ROWS, snapshots(tmp_path, config)))
     assert digest(resumed) == digest(straight)
     losses = {e.step: e.loss for e in events if isinstance(e, Step)}
     assert {e.step: e.loss for e in rest if isinstance(e, Step)} == {s: losses[s] for s in losses if s > stop}
@@ -190,18 +219,18 @@ def test_an_interrupt_between_micro_batches_leaves_the_last_whole_step(tmp_path:
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return clm(model, batch)
+        return CLM.loss(model, batch)
 
     config = replace(CONFIG, grad_accumulation_steps=2)
     model = ToyLM()
     with pytest.raises(KeyboardInterrupt):
-        list(fit(model, interrupted, config, ROWS, snapshots(tmp_path, config)))
+        list(fit(model, Altered(by=interrupted), config, ROWS, snapshots(tmp_path, config)))
     state = snapshots(tmp_path, config).latest()
     assert state is not None
     assert state.step == 2
     assert all(bool(mx.array_equal(state.weights[k], v)) for k, v in tree_flatten(model.parameters()))
     resumed = ToyLM(seed=5)
-    list(fit(resumed, clm, config, ROWS, snapshots(tmp_path, config)))
+    list(fit(resumed, CLM, config, ROWS, snapshots(tmp_path, config)))
     assert digest(resumed) == digest(train(config)[0])
 
 
@@ -210,39 +239,39 @@ def test_an_interrupt_while_weights_are_evaluated_keeps_the_whole_step(
 ) -> None:
     calls = 0
 
-    def some(weights: dict[str, mx.array], optimizer: AdamState) -> None:
+    def some(weights: dict[str, mx.array], optimizer: OptimizerState) -> None:
         nonlocal calls
         calls += 1
         first = next(iter(weights))
-        mx.eval(weights[first], optimizer.square[first])
+        mx.eval(weights[first], optimizer.slots["square"][first])
         if calls == 6:
             raise KeyboardInterrupt
-        mx.eval(weights, optimizer.mean, optimizer.square)
+        mx.eval(weights, *optimizer.slots.values())
 
     monkeypatch.setattr(loop, "_eval_in_chunks", some)
     model = ToyLM()
     with pytest.raises(KeyboardInterrupt):
-        list(fit(model, clm, CONFIG, ROWS, snapshots(tmp_path)))
+        list(fit(model, CLM, CONFIG, ROWS, snapshots(tmp_path)))
     state = snapshots(tmp_path).latest()
     assert state is not None
     assert state.step == 6
     assert all(bool(mx.array_equal(state.weights[k], v)) for k, v in tree_flatten(model.parameters()))
     resumed = ToyLM(seed=5)
-    list(fit(resumed, clm, CONFIG, ROWS, snapshots(tmp_path)))
+    list(fit(resumed, CLM, CONFIG, ROWS, snapshots(tmp_path)))
     assert calls == 12
     assert digest(resumed) == digest(train(CONFIG)[0])
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_the_weights_before_it(tmp_path: Path) -> None:
     def breaks(model: Any, batch: Batch) -> Any:
-        loss, weight, metrics = clm(model, batch)
-        return loss * (math.nan if trainer.state.step == 4 else 1.0), weight, metrics
+        loss, weight, metrics = CLM.loss(model, batch)
+        return Loss(loss * (math.nan if trainer.state.step == 4 else 1.0), weight, metrics)
 
-    trainer = Trainer(ToyLM(), breaks, CONFIG, ROWS, snapshots(tmp_path))
+    trainer = Trainer.of(ToyLM(), Altered(by=breaks), CONFIG, ROWS, snapshots(tmp_path))
     with pytest.raises(MacllmError, match="the gradient of step 5 is not finite"):
         list(trainer.run())
     straight = ToyLM()
-    for event in fit(straight, clm, CONFIG, ROWS):
+    for event in fit(straight, CLM, CONFIG, ROWS):
         if isinstance(event, Step) and event.step == 4:
             break
     assert digest(trainer.model) == digest(straight)
@@ -255,8 +284,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_the_weights_before_it(t
 def test_evaluation_runs_before_the_first_step_at_its_interval_and_after_the_last() -> None:
     rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
     model = ToyLM(dropout=0.5)
-    first, _, _ = clm(ToyLM(), collate(rows.valid))
-    events = [e for e in fit(model, clm, replace(CONFIG, iters=10), rows) if isinstance(e, Evaluated)]
+    first, _, _ = CLM.loss(ToyLM(), collate(rows.valid))
+    events = [e for e in fit(model, CLM, replace(CONFIG, iters=10), rows) if isinstance(e, Evaluated)]
     assert [e.step for e in events] == [0, 4, 8, 10]
     assert events[0].tokens == sum(int(r.loss_mask.sum()) for r in rows.valid)
     assert events[0].loss == pytest.approx(first.item() / events[0].tokens, rel=1e-6)  # dropout is off
@@ -268,7 +297,7 @@ def test_val_batches_limits_or_disables_evaluation() -> None:
     events = [
         e
         for count in (0, 1, -1)
-        for e in fit(ToyLM(), clm, replace(CONFIG, iters=1, val_batches=count), rows)
+        for e in fit(ToyLM(), CLM, replace(CONFIG, iters=1, val_batches=count), rows)
         if isinstance(e, Evaluated) and e.step == 0
     ]
     assert len(events) == 2
@@ -280,10 +309,10 @@ def objective_with_losses(losses: dict[int, float]) -> tuple[Any, list[Trainer]]
     trainers: list[Trainer] = []
 
     def objective(model: Any, batch: Batch) -> Any:
-        loss, weight, metrics = clm(model, batch)
-        return (loss if model.training else mx.array(losses[trainers[-1].state.step] * weight)), weight, metrics
+        loss, weight, metrics = CLM.loss(model, batch)
+        return Loss(loss if model.training else mx.array(losses[trainers[-1].state.step] * weight), weight, metrics)
 
-    return objective, trainers
+    return Altered(by=objective), trainers
 
 
 def test_every_snapshot_records_the_best_loss_also_after_resuming(tmp_path: Path) -> None:
@@ -293,7 +322,7 @@ def test_every_snapshot_records_the_best_loss_also_after_resuming(tmp_path: Path
     objective, trainers = objective_with_losses(losses)
     events: list[TrainEvent] = []
     for end in (6, 99):
-        trainers.append(Trainer(ToyLM(), objective, config, rows, snapshots(tmp_path, config)))
+        trainers.append(Trainer.of(ToyLM(), objective, config, rows, snapshots(tmp_path, config)))
         stream = trainers[-1].run()
         for event in stream:
             events.append(event)
@@ -336,7 +365,7 @@ def test_a_snapshot_is_synced_before_its_rename(tmp_path: Path, monkeypatch: pyt
 def state_of(step: int, loss: float | None = None) -> TrainState:
     weights = {"w": mx.array([float(step), 1.0])}
     zeros = {"w": mx.zeros(2)}
-    return TrainState(step, weights, AdamState(zeros, zeros, step), loss, loss)
+    return TrainState(step, weights, OptimizerState({"mean": zeros, "square": zeros}, step), loss, loss)
 
 
 def test_the_newest_snapshots_and_the_best_one_are_kept(tmp_path: Path) -> None:
@@ -351,7 +380,7 @@ def test_the_newest_snapshots_and_the_best_one_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "no manifest"])
-@pytest.mark.parametrize("name", ["weights.safetensors", "mean.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.mean.safetensors", "state.json"])
 def test_a_damaged_snapshot_is_skipped_for_the_previous_one(tmp_path: Path, name: str, damage: str) -> None:
     kept = snapshots(tmp_path)
     kept.save(state_of(1))
@@ -378,13 +407,32 @@ def test_a_damaged_snapshot_is_skipped_for_the_previous_one(tmp_path: Path, name
         kept.latest()
 
 
+def test_a_snapshot_of_another_layout_is_refused_by_its_format(tmp_path: Path) -> None:
+    kept = snapshots(tmp_path)
+    folder = kept.save(state_of(1))
+    state = json.loads((folder / "state.json").read_text()) | {"format": 1}
+    del state["slots"]
+    (folder / "state.json").write_text(json.dumps(state))
+    for name in ("mean", "square"):
+        (folder / f"optimizer.{name}.safetensors").rename(folder / f"{name}.safetensors")
+    names = ["weights.safetensors", "mean.safetensors", "square.safetensors", "state.json"]
+    entries = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in ((name, (folder / name).read_bytes()) for name in names)
+    }
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match="another version of macllm") as error:
+        kept.latest()
+    assert "format is 1" in str(error.value)
+
+
 def test_a_folder_without_snapshots_has_no_latest_and_no_best(tmp_path: Path) -> None:
     assert snapshots(tmp_path).latest() is None
     assert snapshots(tmp_path).best() is None
 
 
 def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
-    list(fit(ToyLM(), clm, CONFIG, ROWS, snapshots(tmp_path)))
+    list(fit(ToyLM(), CLM, CONFIG, ROWS, snapshots(tmp_path)))
     with pytest.raises(CheckpointError, match=r"learning_rate was 0\.01, is 0\.5"):
         snapshots(tmp_path, replace(CONFIG, learning_rate=0.5)).latest()
     assert snapshots(tmp_path, replace(CONFIG, save_every=1, resume=True)).latest() is not None
@@ -407,10 +455,10 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from dataclasses import replace
-from tests.train.test_loop import CONFIG, ROWS, ToyLM, clm, digest, fit, snapshots
+from tests.train.test_loop import CONFIG, ROWS, ToyLM, CLM, digest, fit, snapshots
 config = replace(CONFIG, iters=40, save_every=1)
 model = ToyLM(dropout=0.3)
-for event in fit(model, clm, config, ROWS, snapshots(Path(sys.argv[1]), config)):
+for event in fit(model, CLM, config, ROWS, snapshots(Path(sys.argv[1]), config)):
     print(type(event).__name__, flush=True)
 print(digest(model), flush=True)
 """
@@ -432,17 +480,18 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path, r
 
 
 def test_each_saved_event_names_a_complete_snapshot(tmp_path: Path) -> None:
-    for event in fit(ToyLM(), clm, CONFIG, ROWS, snapshots(tmp_path)):
+    for event in fit(ToyLM(), CLM, CONFIG, ROWS, snapshots(tmp_path)):
         if isinstance(event, Saved):
             manifest = json.loads((Path(event.path) / "manifest.json").read_text())
-            assert {"weights.safetensors", "mean.safetensors", "square.safetensors", "state.json"} == set(manifest)
+            slots = {"optimizer.mean.safetensors", "optimizer.square.safetensors"}
+            assert {"weights.safetensors", "state.json"} | slots == set(manifest)
 
 
 def test_a_step_replaces_the_weights_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_EVAL_CHUNK_BYTES", 1 << 20)
     model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(24)))
     x = mx.ones((1, 256))
-    trainer = Trainer(model, lambda m, _: (m(x).sum(), 1.0, {}), CONFIG, ROWS)
+    trainer = Trainer.of(model, Altered(by=lambda m, _: Loss(m(x).sum(), 1.0)), CONFIG, ROWS)
     trainer._step()
     weights = sum(array.nbytes for array in trainer.state.weights.values())
     mx.clear_cache()

@@ -1,4 +1,1 @@
-"""Objectives: pure functions (model, batch) -> (numerator, denominator, metrics).
-
-The loop divides once per step, so the loss does not depend on the split into micro-batches.
-"""
+"""Objectives, one per file; each implements `macllm.train.contract.Objective`."""

@@ -1,0 +1,130 @@
+"""Contract between the training loop and its objectives, sources of batches and optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+if TYPE_CHECKING:
+    from .events import Counts
+    from .render import TextTokenizer
+    from .rows import Row
+
+Arrays = dict[str, mx.array]
+
+
+class AnyExample(Protocol):
+    """A row in the form that an objective trains on; its length is its longest sequence, in tokens."""
+
+    @property
+    def where(self) -> str:
+        """File and line of the row."""
+        ...
+
+    @property
+    def splittable(self) -> bool:
+        """True if pieces of the example are examples too."""
+        ...
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Number of supervised tokens."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def cut(self, start: int, stop: int) -> Self:
+        """The example with the tokens from `start` to `stop` of each of its sequences."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Bytes that are equal for examples with the same tokens and supervision only."""
+        ...
+
+
+class AnyBatch(Protocol):
+    """Examples side by side."""
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Number of supervised tokens."""
+        ...
+
+
+class Loss(NamedTuple):
+    """A loss as a sum and the number of units that it sums over (supervised tokens, pairs, ...).
+
+    `metrics` are sums over the same units. The loop divides once per step, after all micro-batches, so results do not
+    depend on the split into micro-batches.
+    """
+
+    numerator: mx.array  # a scalar
+    denominator: float
+    metrics: Mapping[str, mx.array] = {}  # scalars
+
+
+M_contra = TypeVar("M_contra", contravariant=True)
+E = TypeVar("E", bound=AnyExample)
+B = TypeVar("B", bound=AnyBatch)
+B_co = TypeVar("B_co", bound=AnyBatch, covariant=True)
+
+
+class Objective(Protocol[M_contra, E, B]):
+    """An objective: rows to examples, examples to batches, a batch and a kind of model to a loss."""
+
+    def examples(self, row: Row, tokenizer: TextTokenizer) -> list[E]:
+        """The examples of a row. Raises DataError for a row that the objective cannot use."""
+        ...
+
+    def collate(self, examples: Sequence[E], random: np.random.Generator) -> B:
+        """One batch. All that is random in it (masked tokens, corrupted spans) is drawn from `random`."""
+        ...
+
+    def loss(self, model: M_contra, batch: B) -> Loss:
+        """The loss of a batch; no other effects."""
+        ...
+
+
+class Source(Protocol[B_co]):
+    """The micro-batches of each optimizer step."""
+
+    @property
+    def counts(self) -> Counts:
+        """Statistics of the rows behind the batches."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Number of optimizer steps in a pass over the data."""
+        ...
+
+    def batches(self, step: int, model: nn.Module) -> Iterator[B_co]:
+        """The micro-batches of step `step`, from 0: a function of (seed, step, weights of `model`) alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Named slots, each with an array for some of the weights by their names, and the number of updates."""
+
+    slots: Mapping[str, Arrays]
+    count: int
+
+
+class Optimizer(Protocol):
+    """An optimizer as two pure functions."""
+
+    def init(self, weights: Arrays) -> OptimizerState:
+        """The state before the first update."""
+        ...
+
+    def update(
+        self, weights: Arrays, gradients: Arrays, state: OptimizerState, rate: float, scale: mx.array
+    ) -> tuple[Arrays, OptimizerState]:
+        """Weights and state after one step along `scale` * gradients; the arguments are not modified."""
+        ...

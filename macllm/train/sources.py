@@ -1,0 +1,76 @@
+"""Sources of batches: training rows in a seeded order, and validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic
+
+import mlx.nn as nn
+import numpy as np
+
+from .contract import B, E, Objective
+from .events import Counts
+from .order import Order
+
+# Second words of Philox keys, beside the seed; small ones are epochs (`order.py`).
+_TRAINING, _VALIDATION = 2**63 + 1, 2**63 + 2
+
+
+class Rows(Generic[E, B]):
+    """Batches of rows, each row once an epoch, as a function of (seed, step)."""
+
+    def __init__(
+        self,
+        objective: Objective[Any, E, B],
+        examples: Sequence[E],
+        *,
+        batch_size: int,
+        accumulation: int,
+        seed: int,
+        counts: Counts | None = None,
+    ) -> None:
+        self.counts = counts or Counts()
+        self._objective, self._examples = objective, examples
+        self._accumulation, self._seed = accumulation, seed
+        self._order = Order([len(e) for e in examples], batch_size, seed)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Number of optimizer steps in a pass over the rows."""
+        return self._order.batches_per_epoch / self._accumulation
+
+    def batches(self, step: int, model: nn.Module) -> Iterator[B]:
+        """The micro-batches of step `step`, from 0; the model has no influence."""
+        for micro in range(self._accumulation):
+            rows = self._order.rows(step * self._accumulation + micro)
+            random = _generator(self._seed, _TRAINING, step, micro)
+            yield self._objective.collate([self._examples[i] for i in rows], random)
+
+
+class Validation(Generic[E, B]):
+    """Batches for evaluation: the same at each evaluation."""
+
+    def __init__(
+        self, objective: Objective[Any, E, B], examples: Sequence[E], *, batch_size: int, most: int, seed: int
+    ) -> None:
+        """At most `most` batches of the examples, sorted by length; -1 for all."""
+        by_length = sorted(examples, key=len)
+        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+        self._batches = batches if most < 0 else batches[:most]
+        self._objective, self._seed = objective, seed
+        self.num_examples = len(examples)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def batches(self) -> Iterator[B]:
+        """The batches, in order."""
+        for number, examples in enumerate(self._batches):
+            yield self._objective.collate(examples, _generator(self._seed, _VALIDATION, number))
+
+
+def _generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
+    """Random numbers as a function of the arguments."""
+    counter = np.zeros(4, dtype=np.uint64)
+    counter[2 : 2 + len(position)] = position
+    return np.random.Generator(np.random.Philox(key=np.array([seed, purpose], dtype=np.uint64), counter=counter))
