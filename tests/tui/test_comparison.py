@@ -86,9 +86,10 @@ def test_two_answers_stream_side_by_side_or_stacked_and_a_digit_goes_on_with_one
         gate.set()
         await stage.sees("1 or 2 go on")
         await stage.sees("weights = softmax")
+        await stage.sees("2 tokens · 2.0 tok/s")  # drawn last
         for size in ((120, 40), (80, 24), (60, 20)):
             await stage.pilot.resize_terminal(*size)
-            await stage.pilot.pause()
+            await stage.pilot.pause(0.05)
             check(screen_text(stage.app), f"compare-{size[0]}x{size[1]}")
         await stage.press("2")
         await stage.until(lambda: stage.session.turns[-1].content == ADAPTED)
