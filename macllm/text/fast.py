@@ -71,6 +71,12 @@ class FastBackend:
         ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return [self._moved.get(index, index) for index in ids] if self._moved else ids
 
+    def offsets(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """The token ids of `text` and the characters of each."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        ids = [self._moved.get(index, index) for index in encoded.ids] if self._moved else encoded.ids
+        return ids, encoded.offsets
+
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text of `ids`; unknown ids are left out."""
         if self._literal and (stages := self.stages()) is not None:

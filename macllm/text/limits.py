@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeGuard, cast
 
 MAX_TEXT = 8_000_000  # characters of one string
@@ -41,7 +42,8 @@ class Limits:
 class Budget:
     """Remaining resources of one rendering."""
 
-    def __init__(self, limits: Limits, input_chars: int) -> None:
+    def __init__(self, limits: Limits, input_chars: int, now: datetime | None = None) -> None:
+        self.now = now  # the time for `strftime_now`; None: the clock's
         self._limits = limits
         self._deadline = time.thread_time() + limits.seconds
         self._text_left = TOTAL_TEXT + 8 * input_chars

@@ -68,6 +68,9 @@ class MarianBackend:
             code, text = [text[: end + 2]], text[end + 2 :]
         return code + self._processor.encode(text, out_type=str)
 
+    def offsets(self, text: str, add_special_tokens: bool) -> None:
+        """None: sentencepiece normalizes text before it splits it."""
+
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text of `ids`; unknown ids are left out."""
         stages = self.stages()

@@ -24,6 +24,7 @@ from .decoding import (
     push_through,
 )
 from .json_data import REDOWNLOAD
+from .piece_offsets import characters_of, pieces_of
 from .settings import AddedToken, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -261,15 +262,36 @@ class SentencePieceBackend:
                 ids += self._encode_chunk(chunk, first=at == 0)
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
+    def offsets(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """The token ids of `text` and the characters of each; None for T5, which rewrites white space."""
+        if self._family == "t5":
+            return None
+        ids, spans = list[int](), list[tuple[int, int]]()
+        for chunk, token, at in self._splitter.split(text):
+            if token is not None:
+                ids.append(self._added[token][1])
+                spans.append((at, at + len(token)))
+            elif chunk:
+                pieces = pieces_of(self._processor(chunk, first=at == 0), chunk)
+                ids += [piece.id for piece in pieces]
+                spans += [(at + start, at + stop) for start, stop in characters_of(chunk, pieces)]
+        if not add_special_tokens:
+            return ids, spans
+        ends = [(0, 0)] * len(self._before), [(0, 0)] * len(self._after)
+        return [*self._before, *ids, *self._after], [*ends[0], *spans, *ends[1]]
+
     def _encode_chunk(self, chunk: str, *, first: bool) -> list[int]:
-        spacing = self._spacing
         if self._family == "t5":
             chunk = " ".join(chunk.split())
+        return self._processor(chunk, first=first).encode(chunk)
+
+    def _processor(self, chunk: str, *, first: bool) -> sentencepiece.SentencePieceProcessor:
+        spacing = self._spacing
         if spacing.prefix == "never" or (spacing.prefix == "first" and not first):
-            return self._plain.encode(chunk)
-        if not spacing.native and chunk[0] in (" ", _SPACE):
-            return self._plain.encode(chunk)
-        return self._prefixing.encode(chunk)
+            return self._plain
+        if not spacing.native and chunk[:1] in (" ", _SPACE):
+            return self._plain
+        return self._prefixing
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text of `ids`; unknown ids are left out."""

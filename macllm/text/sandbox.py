@@ -281,7 +281,7 @@ def _strftime_now(form: str) -> str:
     digits = sum(char.isdigit() for char in form)
     if len(form) > 1000 or digits > 8:  # a C library takes a width: %1000000000d
         raise LimitError("a date format may have 1000 characters and 8 digits")
-    return datetime.now().strftime(form)
+    return (budget().now or datetime.now()).strftime(form)
 
 
 def _tojson(

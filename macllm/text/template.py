@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,13 +70,14 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        now: datetime | None = None,
         **variables: Any,
     ) -> str:
         """The conversation as text. `template` among the variables names one of several templates.
 
-        Raises `TemplateError`.
+        A template that writes the date writes that of `now`, or of the clock. Raises `TemplateError`.
         """
-        return self._render(messages, tools, add_generation_prompt, variables)[0]
+        return self._render(messages, tools, add_generation_prompt, variables, now)[0]
 
     def render_with_spans(
         self,
@@ -83,13 +85,14 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        now: datetime | None = None,
         **variables: Any,
     ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as text, and the character spans of the assistant's text (`{% generation %}`).
 
         Without spans if the template does not mark them (`marks_generation`).
         """
-        text, budget = self._render(messages, tools, add_generation_prompt, variables)
+        text, budget = self._render(messages, tools, add_generation_prompt, variables, now)
         return text, budget.spans
 
     @cached_property
@@ -112,6 +115,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         add_generation_prompt: bool,
         variables: dict[str, Any],
+        now: datetime | None,
     ) -> tuple[str, Budget]:
         from .forms import write_conversation
         from .instructions import write_all
@@ -129,7 +133,7 @@ class ChatTemplate:
             "documents": plain(variables.get("documents")),
             "add_generation_prompt": add_generation_prompt,
         }
-        budget = Budget(Limits(), input_chars=_checked_length(data))
+        budget = Budget(Limits(), _checked_length(data), now)
 
         def write(messages: list[dict[str, Any]]) -> str:
             budget.begin()

@@ -8,11 +8,11 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from macllm.errors import ModelNotFoundError, UsageError
+from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.files import replacing
 
 from .detokenizer import Detokenizer
-from .json_data import REDOWNLOAD
+from .json_data import REDOWNLOAD, is_list, read_json
 from .messages import kind_of
 from .settings import TokenizerSettings
 
@@ -61,6 +61,10 @@ class Backend(Protocol):
         """The token ids of `text`."""
         ...
 
+    def offsets(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """The token ids of `text` and the characters of each, None where they are not known."""
+        ...
+
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text of `ids`; unknown ids are left out."""
         ...
@@ -91,6 +95,7 @@ class Tokenizer:
         self.special_ids = backend.special_ids
         self._template: ChatTemplate | None = None
         self._template_read = False
+        self._end_ids: frozenset[int] | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -129,6 +134,26 @@ class Tokenizer:
         return self._named_id("eos_token")
 
     @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the end-of-sequence token, and those of generation_config.json, else config.json."""
+        if self._end_ids is None:
+            self._end_ids = self._read_end_ids()
+        return self._end_ids
+
+    def _read_end_ids(self) -> frozenset[int]:
+        own = self.eos_token_id
+        for name in ("generation_config.json", "config.json"):
+            try:
+                given: Any = read_json(self.folder / name).get("eos_token_id")
+            except CheckpointError:  # reported where the model is loaded
+                continue
+            listed = given if is_list(given) else [given]
+            ids = frozenset(each for each in listed if isinstance(each, int) and not isinstance(each, bool))
+            if ids:
+                return ids if own is None else ids | {own}
+        return frozenset(() if own is None else (own,))
+
+    @property
     def pad_token_id(self) -> int | None:
         """The id of the padding token."""
         return self._named_id("pad_token")
@@ -151,6 +176,15 @@ class Tokenizer:
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"encode takes a string, and this is {kind_of(text)}.", remedy="tokenizer.encode(text)")
         return self._backend.encode(_valid(text), add_special_tokens)
+
+    def offsets(self, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """The token ids of `text` and the characters [start, stop) of each; None where they are not known.
+
+        An added token that is no part of the text has the characters (0, 0). Tokens in the middle of a character have
+        the whole character; a tokenizer may leave out white space at the ends of a token.
+        """
+        valid = _valid(text)
+        return self._backend.offsets(valid, add_special_tokens) if len(valid) == len(text) else None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; ids beyond the vocabulary are ignored. Raises `UsageError` for other values."""

@@ -1,62 +1,49 @@
 """Tokens and loss mask of a row.
 
 In a chat the loss covers the assistant's turns, end markers included. The bounds of a turn come from the template's
-`{% generation %}` block, else from rendering: the conversation before a turn must be a prefix of the conversation with
-it. A template that rewrites old turns (drops their reasoning) gives one example per turn instead, each rendered as a
-chat that ends there. A template whose answers do not follow its own generation prompt is an error.
+`{% generation %}` blocks, else from rendering (`turns`). An answer whose end is not among its own tokens also learns
+the token after it, if that ends an answer: the end of the conversation, or the marker of the next role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from datetime import datetime
 
 import numpy as np
 
-from macllm.errors import DataError, MacllmError
+from macllm.errors import DataError
 
-from .rows import Chat, PlainText, PromptCompletion, Row
+from .alignment import Span, TextTokenizer, align, completion_tokens
+from .rows import Chat, Messages, PlainText, PromptCompletion, Row
+from .turns import Conversation, Rendered, locate
 
-
-class TextTokenizer(Protocol):
-    """The tokenizer interface that training uses."""
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id of the token that ends a text."""
-        ...
-
-    @property
-    def chat_template(self) -> Any:
-        """The template, or None."""
-        ...
-
-    def id_to_token(self, index: int) -> str | None:
-        """The token of an id, in the vocabulary's spelling."""
-        ...
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text."""
-        ...
-
-    def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True, **variables: Any) -> str:
-        """The text of a conversation."""
-        ...
+__all__ = ["Example", "TextTokenizer", "to_examples"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens (L,) int32 and their loss mask (L,) bool, which is False for the first token."""
+    """Tokens (L,) int32 and their loss mask (L,) bool, which is False for the first token.
+
+    `ends` is True if the end of an answer or text is among the supervised tokens. `weights` are the loss weights of
+    the tokens, (L,) float32, if they are not all 0 and 1.
+    """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
     where: str
     splittable: bool = False
+    ends: bool = True
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def loss_weights(self) -> np.ndarray:
+        """Loss weight of each token, (L,) float32."""
+        return self.loss_mask.astype(np.float32) if self.weights is None else self.weights
 
     @property
     def num_target_tokens(self) -> int:
@@ -65,30 +52,43 @@ class Example:
 
     def cut(self, start: int, stop: int) -> Example:
         """The example of the tokens from `start` to `stop`; nothing predicts its first token."""
-        loss_mask = self.loss_mask[start:stop].copy()
+        loss_mask, weights = self.loss_mask[start:stop].copy(), self.weights
         loss_mask[:1] = False
-        return replace(self, tokens=self.tokens[start:stop], loss_mask=loss_mask)
+        weights = None if weights is None else np.where(loss_mask, weights[start:stop], np.float32(0))
+        return replace(self, tokens=self.tokens[start:stop], loss_mask=loss_mask, weights=weights)
 
     def fingerprint(self) -> bytes:
-        """Length, tokens and loss mask."""
-        return len(self).to_bytes(8, "little") + self.tokens.tobytes() + self.loss_mask.tobytes()
+        """Length, tokens, loss mask and weights."""
+        weights = b"" if self.weights is None else self.weights.tobytes()
+        return len(self).to_bytes(8, "little") + self.tokens.tobytes() + self.loss_mask.tobytes() + weights
 
 
-def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool) -> list[Example]:
-    """Convert a row to examples: one, or one per turn if the template rewrites old turns."""
+def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool, now: datetime | None = None) -> list[Example]:
+    """Convert a row to examples: one, or one per turn if the template rewrites old turns.
+
+    Templates write the date of `now`, or of the clock. Raises DataError for a row without text to learn.
+    """
     match row:
         case PlainText(text, where):
             tokens = _closed(tokenizer.encode(text), tokenizer)
-            return [_example(tokens, [(0, len(tokens))], where, splittable=True)]
-        case PromptCompletion(prompt, completion, where) if tokenizer.chat_template is None:
-            before = tokenizer.encode(prompt)
-            tokens = _closed(before + tokenizer.encode(completion, add_special_tokens=False), tokenizer)
-            return [_example(tokens, [(len(before) if mask_prompt else 0, len(tokens))], where)]
-        case PromptCompletion(prompt, completion, where):
-            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-            return list(_chat(Chat(messages, None, where), tokenizer, mask_prompt))
-        case Chat():
-            return list(_chat(row, tokenizer, mask_prompt))
+            return [_example(tokens, [(0, len(tokens))], tokenizer, where, splittable=True)]
+        case PromptCompletion(str(prompt), str(completion), where) if tokenizer.chat_template is None:
+            tokens, start = completion_tokens(prompt, completion, tokenizer, where)
+            tokens = _closed(tokens, tokenizer)
+            return [_example(tokens, [(start if mask_prompt else 0, len(tokens))], tokenizer, where)]
+        case PromptCompletion(prompt, completion, where, tools):
+            asked, answer = _messages(prompt, "user"), _messages(completion, "assistant")
+            unlearned = len(asked) if mask_prompt else 0
+            conversation = Conversation([*asked, *answer], tools, where, tokenizer, unlearned, now)
+        case Chat(messages, tools, where):
+            conversation = Conversation(messages, tools, where, tokenizer, 0, now)
+        case _:
+            raise DataError(f"{row.where} is a row of another kind: {row.kind}", remedy="rows with an answer to learn")
+    return list(_chat(conversation, tokenizer, mask_prompt))
+
+
+def _messages(text: str | Messages, role: str) -> Messages:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
 def _closed(tokens: list[int], tokenizer: TextTokenizer) -> list[int]:
@@ -97,88 +97,60 @@ def _closed(tokens: list[int], tokenizer: TextTokenizer) -> list[int]:
     return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
 
 
-def _example(tokens: list[int], spans: list[tuple[int, int]], where: str, splittable: bool = False) -> Example:
-    loss_mask = np.zeros(len(tokens), dtype=bool)
-    for start, stop in spans:
-        loss_mask[start:stop] = True
-    loss_mask[:1] = False
-    return Example(np.array(tokens, dtype=np.int32), loss_mask, where, splittable)
+def _chat(conversation: Conversation, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Example]:
+    everything = not mask_prompt
+    for rendered in _rendered(conversation, tokenizer, everything):
+        tokens, spans = align(rendered.text, rendered.spans, tokenizer, conversation.where)
+        if not everything:
+            tokens, spans = _with_ends(tokens, spans, rendered, conversation, tokenizer)
+        yield _example(tokens, spans, tokenizer, conversation.where, rendered.weights, unspanned=float(everything))
 
 
-def _chat(row: Chat, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Example]:
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"{row.where} is a chat, and the model has no chat template",
-            remedy='rows of {"prompt": ..., "completion": ...} or {"text": ...}',
-        )
-    if mask_prompt and tokenizer.chat_template.marks_generation:
-        with _locating_errors(row):
-            full, spans = tokenizer.chat_template.render_with_spans(row.messages, tools=row.tools)
-        yield _align(full, spans, row, tokenizer)
-        return
-    full = _render(row, len(row.messages), tokenizer, answer_next=False)
-    if not mask_prompt:
-        tokens = tokenizer.encode(full, add_special_tokens=False)
-        yield _example(tokens, [(0, len(tokens))], row.where)
-        return
-    turns = [_turn(row, i, tokenizer) for i, m in enumerate(row.messages) if m["role"] == "assistant"]
-    # Some templates close the conversation, not the turn, with the end-of-sequence token: then the loss excludes it.
+def _rendered(conversation: Conversation, tokenizer: TextTokenizer, everything: bool) -> list[Rendered]:
+    if everything and all(weight == 1 for weight in conversation.weights):
+        full = conversation.render(range(len(conversation.messages)))
+        return [Rendered(full, [], [], conversation.ends_with_answer)]
+    if tokenizer.chat_template.marks_generation:
+        return [conversation.marked()]
     end = tokenizer.eos_token_id
-    for closing in ("", "" if end is None else tokenizer.id_to_token(end) or ""):
-        inner = [(before, before + after[len(before) :].removesuffix(closing).rstrip()) for before, after in turns]
-        if all(full.startswith(after) for _, after in inner):
-            yield _align(full, [(len(before), len(after)) for before, after in inner], row, tokenizer)
-            return
-    for before, after in turns:
-        yield _align(after, [(len(before), len(after))], row, tokenizer)
-
-
-def _turn(row: Chat, i: int, tokenizer: TextTokenizer) -> tuple[str, str]:
-    """The rendered text before message `i`, an answer, and the text up to its end."""
-    before = _render(row, i, tokenizer, answer_next=True) if i else ""
-    after = _render(row, i + 1, tokenizer, answer_next=False)
-    if not after.startswith(before):
+    made = locate(conversation, "" if end is None else tokenizer.id_to_token(end) or "")
+    if everything and len(made) != 1:
         raise DataError(
-            f"{row.where}: cannot find the assistant's tokens",
-            cause=f"the template's generation prompt for message {i + 1} differs from the rendered message",
-            remedy="mask_prompt = false (train on every token), or another chat template",
+            f"{conversation.where} has weights, and the template rewrites earlier answers",
+            remedy="mask_prompt = true, or rows without weights",
         )
-    # Text after the end marker (a line break) is never generated: the end marker stops generation.
-    return before, after[: len(before)] + after[len(before) :].rstrip()
+    return made
 
 
-def _render(row: Chat, count: int, tokenizer: TextTokenizer, answer_next: bool) -> str:
-    with _locating_errors(row):
-        return tokenizer.render(row.messages[:count], tools=row.tools, add_generation_prompt=answer_next)
+def _with_ends(
+    tokens: list[int], spans: list[Span], rendered: Rendered, conversation: Conversation, tokenizer: TextTokenizer
+) -> tuple[list[int], list[Span]]:
+    """The spans extended to the token that ends each answer, where the answer does not contain its end.
+
+    After the last answer the text may be over: then its end is the first token of a next turn, if that ends answers.
+    """
+    ends = tokenizer.end_token_ids
+    made: list[Span] = []
+    for number, (start, stop) in enumerate(spans):
+        if start < stop and rendered.weights[number] and ends.isdisjoint(tokens[start:stop]):
+            if stop == len(tokens) and rendered.ends_with_answer:
+                following = tokenizer.encode(conversation.next_turn(rendered.text), add_special_tokens=False)
+                tokens = [*tokens, *following[:1]] if following[:1] and following[0] in ends else tokens
+            stop += stop < len(tokens) and tokens[stop] in ends
+        made.append((start, stop))
+    return tokens, made
 
 
-@contextmanager
-def _locating_errors(row: Chat) -> Generator[None]:
-    """Prefix template errors with the row's file and line."""
-    try:
-        yield
-    except MacllmError as error:
-        raise DataError(f"{row.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
-
-
-def _align(text: str, spans: list[tuple[int, int]], row: Chat, tokenizer: TextTokenizer) -> Example:
-    """Convert `spans` of characters to spans of tokens: all tokens that overlap them."""
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    reached = [
-        (_before(text[:start], tokens, row, tokenizer)[0], sum(_before(text[:stop], tokens, row, tokenizer)))
-        for start, stop in spans
-    ]
-    return _example(tokens, reached, row.where)
-
-
-def _before(text: str, tokens: list[int], row: Chat, tokenizer: TextTokenizer) -> tuple[int, bool]:
-    """Number of `tokens` that lie wholly in the prefix `text`; True if the next token overlaps it."""
-    own = tokenizer.encode(text, add_special_tokens=False) if text else []
-    same = next((n for n, (a, b) in enumerate(zip(own, tokens, strict=False)) if a != b), min(len(own), len(tokens)))
-    if len(own) - same > 1:
-        raise DataError(
-            f"{row.where}: a turn does not begin or end at a token boundary",
-            cause="the tokenizer merges it with the neighbouring text",
-            remedy="mask_prompt = false (train on every token)",
-        )
-    return same, len(own) > same
+def _example(
+    tokens: list[int], spans: Sequence[Span], tokenizer: TextTokenizer, where: str, weights: Sequence[float] = (),
+    splittable: bool = False, unspanned: float = 0.0,
+) -> Example:  # fmt: skip
+    """The example of tokens whose spans have these loss weights (1 without any), and `unspanned` elsewhere."""
+    values = np.full(len(tokens), unspanned, dtype=np.float32)
+    for (start, stop), weight in zip(spans, weights or [1.0] * len(spans), strict=True):
+        values[start:stop] = weight
+    values[:1] = 0
+    ids = np.array(tokens, dtype=np.int32)
+    learned = values > 0
+    ends = not learned.any() or not tokenizer.end_token_ids.isdisjoint(ids[learned].tolist())
+    return Example(ids, learned, where, splittable, ends, None if np.array_equal(values, learned) else values)

@@ -219,3 +219,9 @@ def test_a_conversation_beyond_the_limits_is_an_error_of_its_length() -> None:
     too_long = [{"role": "user", "content": "word " * 2_000_000}]
     with pytest.raises(DoesNotFitError, match="the conversation has 10,000,0"):
         template("qwen-3").render(too_long)
+
+
+def test_a_template_writes_the_date_that_it_is_given() -> None:
+    template = ChatTemplate("{{ strftime_now('%d %b %Y') }}")
+    assert template.render([{"role": "user", "content": "x"}], now=datetime(2024, 2, 29)) == "29 Feb 2024"
+    assert template.render_with_spans([{"role": "user", "content": "x"}], now=datetime(2024, 2, 29))[0] == "29 Feb 2024"

@@ -263,3 +263,59 @@ def test_importing_the_text_modules_loads_no_tokenizer_library_numpy_or_mlx() ->
         "print(sorted({'tokenizers', 'sentencepiece', 'jinja2', 'numpy', 'mlx'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("folder", DATA, ids=lambda folder: folder.name)
+def test_offsets_come_with_the_ids_of_encode_in_the_order_of_the_text(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    for text in [*SENTENCES, *EDGES]:
+        for special in (True, False):
+            known = tokenizer.offsets(text, add_special_tokens=special)
+            if known is None:
+                continue
+            assert known[0] == tokenizer.encode(text, add_special_tokens=special)
+            inner = [span for span in known[1] if span != (0, 0)]
+            assert all(0 <= start <= stop <= len(text) for start, stop in inner)
+            assert inner == sorted(inner)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_the_characters_of_a_token_are_those_that_it_decodes_to(name: str, folders) -> None:
+    tokenizer = Tokenizer.from_folder(folders[name])
+    for text in [*SENTENCES, *EDGES, "a</s>b", "日本 \U0001f600 é"]:
+        if "▁" in text or "\ufffd" in text:
+            continue
+        known = tokenizer.offsets(text, add_special_tokens=False)
+        assert known is not None
+        for index, (start, stop) in zip(*known, strict=True):
+            own = tokenizer.decode([index])
+            assert own.strip() == text[start:stop].strip() or "\ufffd" in own, (text, own)
+
+
+def test_offsets_of_surrogates_that_become_one_character_are_not_known(folders) -> None:
+    tokenizer = Tokenizer.from_folder(folders[LOSSLESS[0]])
+    assert tokenizer.offsets("a\ud83d\ude00b") is None
+    assert tokenizer.offsets("a\ud83db") is not None
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ({"eos_token_id": [7, 9]}, {"eos_token_id": 5}, {7, 9}),
+        ({"eos_token_id": 7}, {}, {7}),
+        ({}, {"eos_token_id": 5}, {5}),
+        (None, {"eos_token_id": None}, set()),
+        (None, None, set()),
+    ],
+)
+def test_the_ends_of_an_answer_are_those_of_the_checkpoint_and_the_tokenizer(
+    generation: Any, config: Any, ends: set[int], folders, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders[LOSSLESS[0]], tmp_path / "model")
+    for name, value in (("generation_config.json", generation), ("config.json", config)):
+        (folder / name).unlink(missing_ok=True)
+        if value is not None:
+            (folder / name).write_text(json.dumps(value))
+    tokenizer = Tokenizer.from_folder(folder)
+    own = tokenizer.eos_token_id
+    assert tokenizer.end_token_ids == ends | ({own} if own is not None else set())

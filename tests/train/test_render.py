@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from macllm.errors import DataError, UsageError
 from macllm.train.render import Example, to_examples
-from macllm.train.rows import Chat, PlainText, PromptCompletion
+from macllm.train.rows import Chat, PlainText, Preference, PromptCompletion, PromptOnly
 from tests.train.toy import CharTokenizer
 
 Messages = list[dict[str, Any]]
@@ -107,6 +109,59 @@ def test_a_refusal_by_the_template_is_reported_with_the_line_of_the_row() -> Non
         to_examples(chat("hi", "yo"), CharTokenizer(refuses), mask_prompt=True)
 
 
+def test_only_the_completion_of_a_prompt_of_messages_is_supervised() -> None:
+    messages = chat("hi", "yo", "so", "ok").messages
+    for marks in (False, True):
+        write = marked if marks else plain
+        row = PromptCompletion(messages[:3], messages[3:], "f:1")
+        (example,) = to_examples(row, CharTokenizer(write, marks), mask_prompt=True)
+        assert supervised_text(example).replace("_", "") == "ok$"
+        (everything,) = to_examples(row, CharTokenizer(plain), mask_prompt=False)
+        assert everything.loss_mask[1:].all()
+
+
+@pytest.mark.parametrize("marks", [False, True])
+def test_the_weight_of_a_message_is_the_loss_weight_of_its_tokens(marks: bool) -> None:
+    messages = chat("hi", "yo", "so", "ok", "hm", "ah").messages
+    weighted = [{**message, "weight": weight} for message, weight in zip(messages, (1, 0, 1, 0.5, 1, 1), strict=True)]
+    tokenizer = CharTokenizer(marked if marks else plain, marks)
+    (example,) = to_examples(Chat(weighted, None, "f:1"), tokenizer, mask_prompt=True)
+    assert supervised_text(example).replace("_", "") == "ok$ah$"
+    assert [float(w) for w in example.loss_weights[example.loss_mask]] == [0.5] * 3 + [1.0] * 3
+    half = example.cut(0, len(example) - 4)
+    assert sorted(set(half.loss_weights.tolist())) == [0.0, 0.5]
+    assert example.fingerprint() != replace(example, weights=None).fingerprint()
+    (everything,) = to_examples(Chat(weighted, None, "f:1"), CharTokenizer(plain), mask_prompt=False)
+    text = CharTokenizer().decode(list(everything.tokens))
+    assert [float(everything.loss_weights[text.index(each)]) for each in ("hi", "yo", "ok", "ah")] == [1, 0, 0.5, 1]
+
+
+def test_an_answer_without_weight_gives_no_example_of_a_template_that_rewrites_old_turns() -> None:
+    messages = chat("hi", "yo", "so", "ok").messages
+    messages[1]["weight"] = 0
+    (example,) = to_examples(Chat(messages, None, "f:1"), CharTokenizer(forgetful), mask_prompt=True)
+    assert supervised_text(example).strip("_") == "(hm)ok$"
+
+
+def test_a_template_is_given_the_date_of_the_run() -> None:
+    seen: list[Any] = []
+
+    class Dated(CharTokenizer):
+        def render(self, messages: Messages, **variables: Any) -> str:  # type: ignore[override]
+            seen.append(variables.pop("now", None))
+            return super().render(messages, **variables)
+
+    to_examples(chat("hi", "yo", "so", "ok"), Dated(plain), True, datetime(2024, 2, 29))
+    assert len(seen) > 2
+    assert set(seen) == {datetime(2024, 2, 29)}
+
+
+@pytest.mark.parametrize("row", [PromptOnly("p", "f:1"), Preference("p", "c", "r", "f:1")])
+def test_a_row_without_an_answer_to_learn_is_refused_by_name(row: Any) -> None:
+    with pytest.raises(DataError, match=rf"f:1.*{row.kind}"):
+        to_examples(row, CharTokenizer(plain), mask_prompt=True)
+
+
 class Joining(CharTokenizer):
     """A tokenizer with the tokens `$\\n` and `>y`, which lies across the beginning of an answer."""
 
@@ -180,6 +235,45 @@ def test_an_end_token_after_the_conversation_is_not_supervised() -> None:
     (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(closing), mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n<u>so$\n<a>ok$\n\x00"
     # Nor is the line break before it, which is never sampled.
+    assert supervised_text(example).replace("_", "") == "yo$ok$"
+
+
+def unmarked(messages: Messages, answer_next: bool) -> str:
+    """A template without end markers, which closes the conversation."""
+    return "".join(f"<{m['role'][0]}>{m['content']}" for m in messages) + ("<a>" if answer_next else "\x00")
+
+
+def test_an_answer_without_an_end_marker_learns_the_end_of_the_conversation() -> None:
+    for contents in (("hi", "yo"), ("hi", "yo", "so", "ok")):
+        (example,) = to_examples(chat(*contents), CharTokenizer(unmarked), mask_prompt=True)
+        assert supervised_text(example).replace("_", "") == "".join(contents[1::2]) + "\x00"
+        assert example.ends
+
+
+def headed(messages: Messages, answer_next: bool) -> str:
+    """A template whose answers are ended by the marker of the next role."""
+    marks = {"user": "\x05", "assistant": "\x06"}
+    return "".join(f"{marks[m['role']]}{m['content']}" for m in messages) + "\x06" * answer_next
+
+
+def test_an_answer_learns_the_marker_of_the_next_role_if_that_ends_an_answer() -> None:
+    tokenizer = CharTokenizer(headed)
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), tokenizer, mask_prompt=True)
+    assert supervised_text(example).replace("_", "") == "yook"
+    assert not example.ends
+    tokenizer.end_token_ids = frozenset({0, 5})
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), tokenizer, mask_prompt=True)
+    assert supervised_text(example).replace("_", "") == "yo\x05ok\x05"
+    assert CharTokenizer().decode(list(example.tokens)) == "\x05hi\x06yo\x05so\x06ok\x05"
+    assert example.ends
+    (example,) = to_examples(chat("hi", "yo", "so"), tokenizer, mask_prompt=True)
+    assert CharTokenizer().decode(list(example.tokens)) == "\x05hi\x06yo\x05so"
+
+
+def test_an_answer_that_contains_its_end_learns_nothing_after_it() -> None:
+    tokenizer = CharTokenizer(plain)
+    tokenizer.end_token_ids = frozenset({ord("$"), ord("\n")})
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), tokenizer, mask_prompt=True)
     assert supervised_text(example).replace("_", "") == "yo$ok$"
 
 

@@ -1,100 +1,222 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from macllm.errors import DataError
-from macllm.train import rows
+from macllm.train.rows import (
+    Chat,
+    Columns,
+    PlainText,
+    Preference,
+    PromptCompletion,
+    PromptOnly,
+    Row,
+    UnpairedPreference,
+    parse,
+)
+from macllm.train.rows.conversation import without_nulls
+
+ASKED = [{"role": "user", "content": "a"}]
+ANSWERED = [{"role": "assistant", "content": "b"}]
+WORSE = [{"role": "assistant", "content": "c"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
-def write(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def test_chat_completion_and_text_rows_are_read(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.jsonl",
-        '\ufeff{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": []}',
-        "",
-        '{"prompt": "p", "completion": "c", "extra": 1}',
-        '{"text": "t"}',
-        '{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}',
-    )
-    first, second, third, fourth = rows.read(path)
-    assert isinstance(first, rows.Chat)
-    assert isinstance(fourth, rows.Chat)
-    assert first.messages == fourth.messages
-    assert second == rows.PromptCompletion("p", "c", f"{path}:3")
-    assert third == rows.PlainText("t", f"{path}:4")
+def call(arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("values", "row"),
     [
-        "{",
-        "[]",
-        "{}",
-        '{"prompt": "p"}',
-        '{"prompt": "p", "completion": 1}',
-        '{"prompt": "p", "completion": []}',
-        '{"text": 1}',
-        '{"messages": []}',
-        '{"messages": "x"}',
-        '{"messages": ["x"]}',
-        '{"messages": [{"content": "x"}]}',
-        '{"messages": [{"role": "user"}]}',
-        '{"messages": [{"role": "assistant", "content": null}]}',
-        '{"messages": [{"role": "user", "content": "x"}], "tools": {}}',
-        "[" * 100_000,
-        '{"text": ' + "1" * 5000 + "}",
+        ({"text": "t"}, PlainText("t", "f:1")),
+        ({"messages": [*ASKED, *ANSWERED]}, Chat([*ASKED, *ANSWERED], None, "f:1")),
+        ({"prompt": "p"}, PromptOnly("p", "f:1")),
+        ({"prompt": ASKED}, PromptOnly(ASKED, "f:1")),
+        ({"prompt": "p", "completion": "c", "extra": 1}, PromptCompletion("p", "c", "f:1")),
+        ({"prompt": ASKED, "completion": ANSWERED}, PromptCompletion(ASKED, ANSWERED, "f:1")),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, Preference("p", "c", "r", "f:1")),
+        ({"prompt": ASKED, "chosen": ANSWERED, "rejected": WORSE}, Preference(ASKED, ANSWERED, WORSE, "f:1")),
+        ({"chosen": "It is blue", "rejected": "It is green"}, Preference("It is", " blue", " green", "f:1")),
+        ({"chosen": "yes", "rejected": "no"}, Preference("", "yes", "no", "f:1")),
+        (
+            {"chosen": [*ASKED, *ANSWERED], "rejected": [*ASKED, *WORSE]},
+            Preference(ASKED, ANSWERED, WORSE, "f:1"),
+        ),
+        (  # the prompt is in words, and again among the messages
+            {"prompt": "a", "chosen": [*ASKED, *ANSWERED], "rejected": [*ASKED, *WORSE]},
+            Preference(ASKED, ANSWERED, WORSE, "f:1"),
+        ),
+        ({"prompt": "p", "completion": "c", "label": False}, UnpairedPreference("p", "c", False, "f:1")),
+        (
+            {"prompt": ASKED, "completion": ANSWERED, "label": True},
+            UnpairedPreference(ASKED, ANSWERED, True, "f:1"),
+        ),
+        ({"prompt": "p", "completion": "c", "label": "a topic"}, PromptCompletion("p", "c", "f:1")),
+        (
+            {"instruction": "a", "input": "", "output": "b"},
+            PromptCompletion(ASKED, ANSWERED, "f:1"),
+        ),
+        (
+            {"instruction": "Add", "input": "1 1", "output": "2", "system": "Be brief."},
+            PromptCompletion(
+                [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add\n\n1 1"}],
+                [{"role": "assistant", "content": "2"}],
+                "f:1",
+            ),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            Chat([*ASKED, *ANSWERED], None, "f:1"),
+        ),
+        ({"conversations": [*ASKED, *ANSWERED]}, Chat([*ASKED, *ANSWERED], None, "f:1")),
+        ({"messages": [{"from": "user", "value": "a"}], "prompt": None}, Chat(ASKED, None, "f:1")),
     ],
-    ids=lambda line: line[:40],
+    ids=lambda each: each.kind if not isinstance(each, dict) else ",".join(each),
 )
-def test_a_bad_row_is_named_with_file_and_line(tmp_path: Path, line: str) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "fine"}', line)
-    with pytest.raises(DataError, match=r"a\.jsonl:2"):
-        rows.read(path)
+def test_each_row_type_is_known_by_its_columns(values: dict[str, Any], row: Row) -> None:
+    assert parse(values, "f:1") == row
 
 
-def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xff"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:1"):
-        rows.read(tmp_path / "a.jsonl")
+def test_roles_of_sharegpt_become_roles_of_chat() -> None:
+    turns = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "u"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+        {"from": "observation", "value": "2"},
+        {"from": "gpt", "value": "a"},
+    ]
+    row = parse({"conversations": turns}, "f:1")
+    assert isinstance(row, Chat)
+    assert [message["role"] for message in row.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert row.messages[2]["tool_calls"] == [call({"x": 1})]
 
 
-def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no rows"):
-        rows.read(write(tmp_path / "a.jsonl", ""))
+@pytest.mark.parametrize("tools", [None, [], "", "[]"])
+def test_a_row_without_tools_has_none(tools: Any) -> None:
+    assert parse({"messages": ASKED, "tools": tools}, "f:1") == Chat(ASKED, None, "f:1")
 
 
-def test_a_folder_gives_its_training_and_validation_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no train\.jsonl"):
-        rows.find_files(str(tmp_path), "")
-    train = write(tmp_path / "train.jsonl", "")
-    assert rows.find_files(str(tmp_path), "") == (train, None)
-    valid = write(tmp_path / "valid.jsonl", "")
-    assert rows.find_files(str(tmp_path), "") == (train, valid)
-    assert rows.find_files(str(train), "") == (train, None)
-    assert rows.find_files(str(train), str(valid)) == (train, valid)
-    with pytest.raises(DataError):
-        rows.find_files(str(tmp_path / "absent"), "")
-    with pytest.raises(DataError):
-        rows.find_files(str(train), str(tmp_path / "absent"))
+@pytest.mark.parametrize(
+    "tools", [[TOOL], '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]']
+)
+def test_tools_are_a_list_or_its_json_text(tools: Any) -> None:
+    for values in ({"messages": ASKED}, {"prompt": ASKED, "completion": ANSWERED}, {"prompt": ASKED}):
+        row = parse({**values, "tools": tools}, "f:1")
+        assert not isinstance(row, PlainText)
+        assert row.tools == [TOOL]
 
 
-def test_a_named_pipe_is_refused_as_not_a_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    good = write(tmp_path / "a.jsonl", '{"text": "t"}')
-    for data, valid in ((tmp_path / "pipe", ""), (good, tmp_path / "pipe")):
-        with pytest.raises(DataError, match="is not a file"):
-            rows.find_files(str(data), str(valid))
+def test_null_fields_are_left_out_on_all_levels() -> None:
+    """Arrow gives every object the fields of all others, null."""
+    answer = {
+        "role": "assistant",
+        "content": None,
+        "name": None,
+        "tool_calls": [{**call({"city": "Rome", "unit": None, "at": [{"hour": 1, "minute": None}]}), "index": None}],
+    }
+    tools = [{**TOOL, "strict": None, "function": {**TOOL["function"], "description": None}}]  # type: ignore[dict-item]
+    row = parse({"messages": [{**ASKED[0], "tool_calls": None}, answer], "tools": tools, "text": None}, "f:1")
+    assert isinstance(row, Chat)
+    assert row.messages == [
+        *ASKED,
+        {
+            "role": "assistant",
+            "tool_calls": [call({"city": "Rome", "at": [{"hour": 1}]})],
+            "content": None,
+        },
+    ]
+    assert row.tools == [TOOL]
 
 
-def test_check_reads_only_the_first_row(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", "", '{"text": "t"}', "odd")
-    rows.check(str(path), "")
-    with pytest.raises(DataError, match=":3"):
-        rows.read(path)
+def test_messages_have_the_form_that_chat_gives_them() -> None:
+    from macllm.text.messages import read_messages
+
+    given = [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, "b"]},
+        {"role": "assistant", "content": "x", "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": {"sum": 2}},
+    ]
+    row = parse({"messages": given}, "f:1")
+    assert isinstance(row, Chat)
+    assert row.messages == read_messages(given)
+
+
+def test_a_weight_stays_with_its_message() -> None:
+    row = parse({"messages": [ASKED[0], {**ANSWERED[0], "weight": 0}, {**WORSE[0], "weight": 0.5}]}, "f:1")
+    assert isinstance(row, Chat)
+    assert [message.get("weight") for message in row.messages] == [None, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([], "not a JSON object"),
+        ({}, "no known columns"),
+        ({"prompt": "p", "completion": None}, "no known columns"),
+        ({"prompt": "p", "completion": 1}, "two strings or two lists"),
+        ({"prompt": "p", "completion": []}, "two strings or two lists"),
+        ({"prompt": 1, "completion": 1}, "prompt must be a string"),
+        ({"prompt": "p", "chosen": "c", "rejected": WORSE}, "two strings or two lists"),
+        ({"prompt": "p", "completions": ["c"], "labels": [True]}, "stepwise"),
+        ({"text": 1}, "text is not a string"),
+        ({"messages": []}, "no messages"),
+        ({"messages": "x"}, "list of messages"),
+        ({"messages": ["x"]}, r"messages\[0\] is a string"),
+        ({"messages": [{"content": "x"}]}, r"messages\[0\] has no role"),
+        ({"messages": [*ASKED, {"role": "user"}]}, r"messages\[1\] has neither content"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "neither content"),
+        ({"messages": ASKED, "tools": {}}, "tools is one object"),
+        ({"messages": ASKED, "tools": "{"}, "not JSON"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]}, "'image'"),
+        ({"messages": [{**ANSWERED[0], "tool_calls": [call('{"a"')]}]}, "not a JSON object"),
+        ({"messages": [{**ANSWERED[0], "tool_calls": [call("[1]")]}]}, "not a JSON object"),
+        ({"messages": [{**ANSWERED[0], "weight": -1}]}, "weight -1"),
+        ({"messages": [{**ANSWERED[0], "weight": True}]}, "weight True"),
+        ({"messages": [{**ANSWERED[0], "weight": float("nan")}]}, "weight nan"),
+        ({"conversations": [{"from": "narrator", "value": "x"}]}, "narrator"),
+        ({"conversations": [{"from": "function_call", "value": "f()"}]}, "function_call"),
+        ({"conversations": "x"}, "conversations"),
+        ({"instruction": "a", "output": ["b"]}, "must be strings"),
+    ],
+)
+def test_an_invalid_row_is_named_with_its_fault(values: Any, says: str) -> None:
+    with pytest.raises(DataError, match=f"f:1.*{says}"):
+        parse(values, "f:1")
+
+
+def test_columns_of_other_names_are_read_in_place_of_the_standard_ones() -> None:
+    columns = Columns(chat="dialogue", prompt="question", completion="answer", text="body")
+    assert parse({"dialogue": ASKED, "messages": 1}, "f:1", columns) == Chat(ASKED, None, "f:1")
+    named = {"question": "p", "answer": "c", "prompt": 0, "text": 0}
+    assert parse(named, "f:1", columns) == PromptCompletion("p", "c", "f:1")
+    assert parse({"body": "t"}, "f:1", columns) == PlainText("t", "f:1")
+    with pytest.raises(DataError, match="no known columns"):
+        parse({"text": "t"}, "f:1", columns)
+
+
+@pytest.mark.parity
+def test_implicit_prompts_and_nulls_are_read_as_in_trl() -> None:
+    from trl import extract_prompt
+    from trl.trainer.utils import remove_none_values
+
+    pairs: list[tuple[Any, Any]] = [
+        ("The sky is blue.", "The sky is green."),
+        ("a b", "a bc"),
+        ("same start one", "same start two"),
+        ("ab", "ab"),
+        ([*ASKED, *ANSWERED], [*ASKED, *WORSE]),
+        ([*ASKED, *ANSWERED, *ASKED, *ANSWERED], [*ASKED, *ANSWERED, *ASKED, *WORSE]),
+        ([*ASKED, *ANSWERED], [*ASKED, *WORSE, *ASKED, *WORSE]),
+    ]
+    for chosen, rejected in pairs:
+        want = extract_prompt({"chosen": chosen, "rejected": rejected})
+        if want["prompt"] == []:
+            continue
+        row = parse({"chosen": chosen, "rejected": rejected}, "f:1")
+        assert isinstance(row, Preference)
+        assert {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} == want
+    nested = {"a": None, "b": [{"c": None, "d": [None, 1]}], "e": {"f": {"g": None}}}
+    assert without_nulls(nested) == remove_none_values(nested)

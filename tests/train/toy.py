@@ -66,12 +66,16 @@ class CharTokenizer:
     """One token a character; 0 ends a text."""
 
     eos_token_id: int | None = 0
+    end_token_ids = frozenset({0})
 
     def __init__(self, write: Any = None, marks_generation: bool = False) -> None:
         self.chat_template = None if write is None else CharTemplate(write, marks_generation)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [1] * add_special_tokens + [ord(c) for c in text]
+
+    def offsets(self, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[tuple[int, int]]] | None:
+        return None
 
     def id_to_token(self, index: int) -> str | None:
         return chr(index)

@@ -41,7 +41,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     for i, example in enumerate(examples):
         n = len(example) - 1
         inputs[i, :n], targets[i, :n] = example.tokens[:-1], example.tokens[1:]
-        weights[i, :n] = example.loss_mask[1:]
+        weights[i, :n] = example.loss_weights[1:]
     return Batch(inputs, targets, weights)
 
 

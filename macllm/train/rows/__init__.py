@@ -1,0 +1,34 @@
+"""Rows of training data: TRL's dataset types, mlx-lm's, Alpaca's and ShareGPT's columns, and plain text files."""
+
+from __future__ import annotations
+
+from .columns import Columns, parse
+from .files import check, find_files, read
+from .kinds import (
+    Chat,
+    Messages,
+    PlainText,
+    Preference,
+    PromptCompletion,
+    PromptOnly,
+    Row,
+    UnpairedPreference,
+    weight_of,
+)
+
+__all__ = [
+    "Chat",
+    "Columns",
+    "Messages",
+    "PlainText",
+    "Preference",
+    "PromptCompletion",
+    "PromptOnly",
+    "Row",
+    "UnpairedPreference",
+    "check",
+    "find_files",
+    "parse",
+    "read",
+    "weight_of",
+]

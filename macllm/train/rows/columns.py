@@ -1,0 +1,131 @@
+"""Kind of a row from its columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from macllm.errors import DataError
+
+from .conversation import messages_in, tools_in
+from .kinds import Chat, Messages, PlainText, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
+
+EXAMPLES = (
+    'a row is {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}, '
+    '{"prompt": ..., "chosen": ..., "rejected": ...} or {"prompt": ..., "completion": ..., "label": true}'
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of chats, prompts, completions and texts (mlx-lm's `chat_feature` and others)."""
+
+    chat: str = "messages"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    text: str = "text"
+
+
+_STANDARD = Columns()
+
+
+def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
+    """The row of one JSON object. Null columns count as absent, unknown ones are ignored.
+
+    Raises DataError, with `where`, for an invalid row and for a stepwise one.
+    """
+    if not isinstance(values, dict):
+        raise DataError(f"{where} is not a JSON object", remedy=EXAMPLES)
+    row = _renamed({name: value for name, value in values.items() if value is not None}, columns)
+    tools = tools_in(row.get("tools"), where)
+    if "messages" in row:
+        return Chat(messages_in(row["messages"], where), tools, where)
+    if "completions" in row and "labels" in row:
+        raise DataError(
+            f"{where} is stepwise (prompt, completions, labels), which no objective of macllm learns from",
+            remedy=EXAMPLES,
+        )
+    if "chosen" in row and "rejected" in row:
+        return _preference(row, tools, where)
+    if "prompt" in row and "completion" in row:
+        return _completion(row, tools, where)
+    if "text" in row:
+        if not isinstance(row["text"], str):
+            raise DataError(f"{where}: text is not a string")
+        return PlainText(row["text"], where)
+    if "prompt" in row and "completion" not in values:
+        return PromptOnly(_either(row["prompt"], where, "prompt"), where, tools)
+    if "conversations" in row:
+        return Chat(messages_in([*_system(row), *_listed(row["conversations"], where)], where), tools, where)
+    if "instruction" in row and "output" in row:
+        return _alpaca(row, where)
+    found = ", ".join(sorted(map(str, values))) or "nothing"
+    raise DataError(f"{where} has no known columns", cause=f"it has {found}", remedy=EXAMPLES)
+
+
+def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """The row with its own columns under their standard names."""
+    own = {columns.chat: "messages", columns.prompt: "prompt", columns.completion: "completion", columns.text: "text"}
+    moved = {standard: row[name] for name, standard in own.items() if name in row}
+    hidden = {standard for name, standard in own.items() if name != standard}
+    return {name: value for name, value in row.items() if name not in hidden and name not in own} | moved
+
+
+def _completion(row: dict[str, Any], tools: list[Any] | None, where: str) -> Row:
+    prompt, completion = _alike(row, ("prompt", "completion"), where)
+    if isinstance(label := row.get("label"), bool) or (isinstance(label, int) and label in (0, 1)):
+        return UnpairedPreference(prompt, completion, bool(label), where, tools)
+    return PromptCompletion(prompt, completion, where, tools)
+
+
+def _preference(row: dict[str, Any], tools: list[Any] | None, where: str) -> Row:
+    chosen, rejected = _alike(row, ("chosen", "rejected"), where)
+    if "prompt" in row and isinstance(row["prompt"], str) == isinstance(chosen, str):
+        return Preference(_either(row["prompt"], where, "prompt"), chosen, rejected, where, tools)
+    start = _common_start(chosen, rejected)
+    return Preference(chosen[:start], chosen[start:], rejected[start:], where, tools)
+
+
+def _common_start(chosen: str | Messages, rejected: str | Messages) -> int:
+    """Length of the prompt that both completions begin with; both keep at least one character or message.
+
+    As in TRL's `extract_prompt`, a space before the difference belongs to the completions.
+    """
+    most = min(len(chosen), len(rejected)) - 1
+    start = next((at for at in range(most) if chosen[at] != rejected[at]), max(most, 0))
+    differs = chosen[start : start + 1] != rejected[start : start + 1]
+    return start - 1 if differs and start and chosen[start - 1] == " " else start
+
+
+def _alike(row: dict[str, Any], names: tuple[str, str], where: str) -> tuple[Any, Any]:
+    """The values of two columns: two strings or two conversations."""
+    first, second = (row[name] for name in names)
+    if isinstance(first, str) != isinstance(second, str):
+        raise DataError(f"{where}: {names[0]} and {names[1]} must be two strings or two lists of messages")
+    return _either(first, where, names[0]), _either(second, where, names[1])
+
+
+def _either(value: Any, where: str, name: str) -> str | Messages:
+    if not isinstance(value, str | list):
+        raise DataError(f"{where}: {name} must be a string or a list of messages")
+    return value if isinstance(value, str) else messages_in(value, where)
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: conversations is not a list of messages")
+    return value
+
+
+def _alpaca(row: dict[str, Any], where: str) -> Row:
+    texts = [row["instruction"], row.get("input", ""), row["output"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{where}: instruction, input and output must be strings")
+    asked = "\n\n".join(text for text in texts[:2] if text)
+    prompt = messages_in([*_system(row), {"role": "user", "content": asked}], where)
+    return PromptCompletion(prompt, messages_in([{"role": "assistant", "content": texts[2]}], where), where)
+
+
+def _system(row: dict[str, Any]) -> Messages:
+    """The message of the column `system` that ShareGPT's and Alpaca's rows may have."""
+    return [{"role": "system", "content": row["system"]}] if row.get("system") else []

@@ -1,0 +1,113 @@
+"""Messages and tools of a row, in the form that chat uses (`macllm.text.messages`)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from macllm.errors import DataError, UsageError
+from macllm.text.messages import arguments_in, read_messages, read_tools
+
+from .kinds import Messages
+
+# ShareGPT's roles, and those of tools built on it.
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+def messages_in(value: Any, where: str) -> Messages:
+    """The normalized messages of a row; their loss weights are kept.
+
+    Raises DataError for anything else, for images, and for arguments of a call that are not a JSON object.
+    """
+    if not isinstance(value, list):
+        raise DataError(f"{where}: a conversation must be a list of messages", remedy=_EXAMPLE)
+    given = [_role_and_content(without_nulls(message), f"{where}: messages[{at}]") for at, message in enumerate(value)]
+    weights = [_taken_weight(message, f"{where}: messages[{at}]") for at, message in enumerate(given)]
+    try:
+        messages = read_messages(given)
+    except UsageError as error:
+        raise DataError(f"{where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+    for at, message in enumerate(messages):
+        for call in message.get("tool_calls", ()):
+            _check_arguments(call["function"]["arguments"], f"{where}: messages[{at}]")
+    return [
+        message if weight is None else {**message, "weight": weight}
+        for message, weight in zip(messages, weights, strict=True)
+    ]
+
+
+_EXAMPLE = 'messages: [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+
+
+def tools_in(value: Any, where: str) -> list[Any] | None:
+    """The tools of a row, a list or its JSON text; None without any."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: tools is text that is not JSON", cause=str(error)) from error
+    if not value and value in (None, "", []):
+        return None
+    try:
+        return read_tools(without_nulls(value)) or None
+    except UsageError as error:
+        raise DataError(f"{where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def without_nulls(value: Any) -> Any:
+    """`value` without null fields of objects, on all levels: Arrow adds one for each field of another row."""
+    if isinstance(value, dict):
+        return {name: without_nulls(field) for name, field in value.items() if field is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _role_and_content(message: Any, place: str) -> Any:
+    """A message of ShareGPT's form, {"from", "value"}, with role and content; others as they are."""
+    if not isinstance(message, dict) or "from" not in message or "role" in message:
+        return message
+    role = _ROLES.get(message["from"]) if isinstance(message["from"], str) else None
+    if role is None:
+        raise DataError(
+            f"{place} is from {message['from']!r}, which is no known role", remedy=f"one of {', '.join(_ROLES)}"
+        )
+    rest = {name: field for name, field in message.items() if name not in ("from", "value")}
+    value = message.get("value")
+    if message["from"] != "function_call":
+        return {"role": role, **rest, **({} if value is None else {"content": value})}
+    call = arguments_in(value) if isinstance(value, str) else value
+    if not isinstance(call, dict):
+        raise DataError(f"{place} is a function_call that is not a JSON object", remedy=_CALL)
+    return {"role": role, **rest, "tool_calls": [call]}
+
+
+_CALL = 'a call is {"name": "...", "arguments": {...}}'
+
+
+def _taken_weight(message: Any, place: str) -> float | None:
+    """Remove the weight from a message and return it, None without one."""
+    weight = message.pop("weight", None) if isinstance(message, dict) else None
+    if weight is None:
+        return None
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise DataError(f"{place} has the weight {weight!r}", remedy="0 (not learned), 1, or another positive number")
+    return float(weight)
+
+
+def _check_arguments(arguments: Any, place: str) -> None:
+    if isinstance(arguments, str) and arguments_in(arguments) is None:
+        raise DataError(
+            f"{place} has arguments that are not a JSON object: {arguments[:80]!r}",
+            remedy='fix the JSON text, or give an object: "arguments": {"name": "value"}',
+        )

@@ -1,0 +1,171 @@
+"""Files of rows: JSON lines, JSON lists, text and Parquet, compressed or not."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from macllm.errors import DataError
+
+from .columns import EXAMPLES, Columns, parse
+from .kinds import PlainText, Row
+
+_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".txt")
+_STANDARD = Columns()
+
+
+def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
+    """The training file and the validation file or None, from a file or a folder.
+
+    A folder has train.jsonl (or another known ending) and perhaps valid.jsonl, or it is a folder of texts itself.
+    """
+    path = Path(data)
+    given = Path(valid) if valid else None
+    for each in (path, given):
+        if each is not None and each.exists() and not each.is_dir() and not each.is_file():
+            raise DataError(
+                f"{each} is not a file",
+                cause="rows are read more than once, and a pipe can be read only once",
+                remedy="write them into a .jsonl file first",
+            )
+    if given is not None and not given.is_file() and not _texts(given):
+        raise DataError(f"no file {given}", remedy="--valid a .jsonl file")
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"no file or folder {path}", remedy="--data train.jsonl")
+        return path, given
+    train = _named(path, "train") or (path if _texts(path) else None)
+    if train is None:
+        raise DataError(f"no train.jsonl in {path}", remedy=f"put the rows into {path / 'train.jsonl'}")
+    return train, given or _named(path, "valid")
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    """The file of rows with this name in a folder, or its folder of texts."""
+    files = (folder / f"{name}{ending}" for ending in _ENDINGS)
+    found = next((file for file in files if file.is_file()), None)
+    return found or (folder / name if _texts(folder / name) else None)
+
+
+def _texts(folder: Path) -> list[Path]:
+    """The text files in a folder, in the order of their names; hidden ones are left out."""
+    return sorted(path for path in folder.glob("[!.]*.txt") if path.is_file()) if folder.is_dir() else []
+
+
+def check(data: str, valid: str, columns: Columns = _STANDARD) -> None:
+    """Raise DataError if a file is missing or its first row is invalid."""
+    for path in find_files(data, valid):
+        if path is not None:
+            read(path, most=1, columns=columns)
+
+
+def read(path: Path, most: int | None = None, columns: Columns = _STANDARD) -> list[Row]:
+    """All rows of a file or a folder of texts, or the first `most`. Raises DataError with file and line."""
+    try:
+        rows = list(islice(_rows(path, columns), most))
+    except OSError as error:
+        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
+    if not rows:
+        raise DataError(f"no rows in {path}", remedy=EXAMPLES)
+    return rows
+
+
+def _rows(path: Path, columns: Columns) -> Iterator[Row]:
+    if path.is_dir():
+        yield from map(_text, _texts(path))
+    elif path.suffix == ".txt":
+        yield _text(path)
+    else:
+        for value, where in _parquet(path) if path.suffix == ".parquet" else _json(path):
+            yield parse(value, where, columns)
+
+
+def _text(path: Path) -> PlainText:
+    try:
+        return PlainText(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text", cause=str(error)) from error
+
+
+def _json(path: Path) -> Iterator[tuple[Any, str]]:
+    """The values of a file of JSON lines, or of one JSON list, and the place of each."""
+    with _opened(path) as lines:
+        number, is_list = 0, None
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if is_list is None:
+                is_list = path.name.removesuffix(".gz").removesuffix(".zst").endswith(".json") and _begins_list(line)
+            if is_list:
+                yield from _list(line + lines.read(), str(path))
+                return
+            yield _value(line, f"{path}:{number}", "one JSON object per line, UTF-8"), f"{path}:{number}"
+
+
+def _begins_list(line: bytes) -> bool:
+    return line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _list(data: bytes, path: str) -> Iterator[tuple[Any, str]]:
+    values = cast("list[Any]", _value(data, path, "a JSON list of objects, UTF-8"))
+    yield from ((value, f"{path}[{at}]") for at, value in enumerate(values))
+
+
+def _value(data: bytes, where: str, remedy: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON", cause=str(error), remedy=remedy) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, decompressed."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rb") as file:
+            yield cast("BinaryIO", file)
+        return
+    if path.suffix != ".zst":
+        with path.open("rb") as file:
+            yield file
+        return
+    zstandard = _library("zstandard", path)
+    try:
+        with io.BufferedReader(zstandard.open(path, "rb")) as file:
+            yield file
+    except zstandard.ZstdError as error:
+        raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
+    parquet = _library("pyarrow.parquet", path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for value in batch.to_pylist():
+                    yield value, f"{path}[{number}]"
+                    number += 1
+    except _library("pyarrow", path).ArrowException as error:
+        raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
+
+
+def _library(name: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f"cannot read {path}",
+            cause=f"{path.suffix} files need the package {name.partition('.')[0]}",
+            remedy="pip install 'macllm[data]'",
+        ) from error

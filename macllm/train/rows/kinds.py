@@ -1,0 +1,86 @@
+"""Kinds of rows: TRL's dataset types, each with strings or with messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Text with a loss on every token."""
+
+    kind: ClassVar[str] = "text"
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, with the tools for its template."""
+
+    kind: ClassVar[str] = "chat"
+
+    messages: Messages
+    tools: list[Any] | None
+    where: str
+
+
+@dataclass(frozen=True)
+class PromptOnly:
+    """A prompt without an answer."""
+
+    kind: ClassVar[str] = "prompt"
+
+    prompt: str | Messages
+    where: str
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class PromptCompletion:
+    """A prompt and its completion, both strings or both messages."""
+
+    kind: ClassVar[str] = "prompt and completion"
+
+    prompt: str | Messages
+    completion: str | Messages
+    where: str
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt, perhaps empty, with a better and a worse completion, all strings or all messages."""
+
+    kind: ClassVar[str] = "preference"
+
+    prompt: str | Messages
+    chosen: str | Messages
+    rejected: str | Messages
+    where: str
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class UnpairedPreference:
+    """A prompt and a completion, and True for a good completion."""
+
+    kind: ClassVar[str] = "unpaired preference"
+
+    prompt: str | Messages
+    completion: str | Messages
+    label: bool
+    where: str
+    tools: list[Any] | None = None
+
+
+Row = PlainText | Chat | PromptOnly | PromptCompletion | Preference | UnpairedPreference
+
+
+def weight_of(message: dict[str, Any]) -> float:
+    """The loss weight of a message's tokens, 1 unless the row gives one."""
+    return float(message.get("weight", 1))

@@ -1,0 +1,183 @@
+"""Bounds of the assistant's turns in the text of a conversation.
+
+A turn begins where the conversation before it, with the generation prompt, ends, and ends where the conversation up to
+it ends: a template must write the one as a prefix of the other. Rendering each of these prefixes takes time quadratic
+in the number of turns. So each turn is rendered after the opening of the conversation and the answer before it only;
+where the pieces that are found this way make up the text of the whole conversation, they are its turns. Otherwise all
+prefixes are rendered. A template that rewrites old turns (drops their reasoning) gives one text per turn, each of a
+conversation that ends there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from macllm.errors import DataError, MacllmError
+
+from .alignment import Span, TextTokenizer
+from .rows import Messages, weight_of
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text, the spans of answers in it, with the loss weight of each, and True if the last answer ends it."""
+
+    text: str
+    spans: list[Span]
+    weights: list[float]
+    ends_with_answer: bool
+
+
+class Conversation:
+    """The messages of a row, rendered in whole or in part.
+
+    Answers before message `first` are not learned. Templates write the date of `now`, or of the clock.
+    """
+
+    def __init__(
+        self, messages: Messages, tools: Any, where: str, tokenizer: TextTokenizer, first: int = 0,
+        now: datetime | None = None,
+    ) -> None:  # fmt: skip
+        if tokenizer.chat_template is None:
+            raise DataError(
+                f"{where} is a chat, and the model has no chat template",
+                remedy='rows of {"prompt": ..., "completion": ...} or {"text": ...}',
+            )
+        self.weights = [weight_of(each) * (at >= first) for at, each in enumerate(messages)]
+        self.messages = [{name: each[name] for name in each if name != "weight"} for each in messages]
+        self.where = where
+        self.answers = [at for at, each in enumerate(messages) if each["role"] == "assistant"]
+        self.ends_with_answer = self.answers[-1:] == [len(messages) - 1]
+        self._tokenizer = tokenizer
+        self._variables = {"tools": tools, **({} if now is None else {"now": now})}
+
+    def render(self, messages: Sequence[int], answer_next: bool = False) -> str:
+        """The text of some of the messages. Raises DataError with the row's place."""
+        chosen = [self.messages[at] for at in messages]
+        with self._located():
+            return self._tokenizer.render(chosen, add_generation_prompt=answer_next, **self._variables)
+
+    def marked(self) -> Rendered:
+        """The text, with the spans that the template's `{% generation %}` blocks mark."""
+        text, spans = self._spans(len(self.messages))
+        return Rendered(text, spans, self._weights_of_marks(len(spans)), self.ends_with_answer)
+
+    def _weights_of_marks(self, count: int) -> list[float]:
+        weights = [self.weights[at] for at in self.answers]
+        if len(set(weights)) < 2:
+            return [*weights[:1], 1.0][:1] * count
+        if len(weights) != count:  # several blocks in an answer, or none: count those of the messages before
+            before = [len(self._spans(at)[1]) if at else 0 for at in self.answers] + [count]
+            weights = [weight for weight, a, b in zip(weights, before, before[1:], strict=True) for _ in range(b - a)]
+        return (weights + [0.0] * count)[:count]
+
+    def _spans(self, count: int) -> tuple[str, list[Span]]:
+        with self._located():
+            return self._tokenizer.chat_template.render_with_spans(self.messages[:count], **self._variables)
+
+    def next_turn(self, text: str) -> str:
+        """The text that the template writes for a user's message after `text`; empty if it cannot tell."""
+        try:
+            with self._located():
+                longer = [*self.messages, {"role": "user", "content": "x"}]
+                more = self._tokenizer.render(longer, add_generation_prompt=False, **self._variables)
+        except DataError:
+            return ""
+        return more.removeprefix(text) if more.startswith(text) else ""
+
+    @contextmanager
+    def _located(self) -> Generator[None]:
+        """Prefix template errors with the row's file and line."""
+        try:
+            yield
+        except MacllmError as error:
+            raise DataError(f"{self.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def locate(conversation: Conversation, closing: str) -> list[Rendered]:
+    """The text of a conversation with the spans of its answers, or one text per answer.
+
+    `closing` is the text of the end-of-sequence token: some templates close the conversation with it, not the turn.
+    Raises DataError for a template whose answers do not follow its generation prompt.
+    """
+    full = conversation.render(range(len(conversation.messages)))
+    for end in ("", closing):
+        spans = _by_neighbours(conversation, full, end)
+        if spans is not None:
+            return [_whole(conversation, full, spans)]
+    turns = [_turn(conversation, at) for at in conversation.answers]
+    for end in ("", closing):
+        inner = [(before, before + _inner(after[len(before) :], end)) for before, after in turns]
+        if all(full.startswith(after) for _, after in inner):
+            return [_whole(conversation, full, [(len(before), len(after)) for before, after in inner])]
+    return [
+        Rendered(after, [(len(before), len(after))], [conversation.weights[at]], True)
+        for at, (before, after) in zip(conversation.answers, turns, strict=True)
+        if conversation.weights[at]
+    ]
+
+
+def _whole(conversation: Conversation, text: str, spans: list[Span]) -> Rendered:
+    weights = [conversation.weights[at] for at in conversation.answers]
+    return Rendered(text, spans, weights, conversation.ends_with_answer)
+
+
+def _inner(answer: str, closing: str) -> str:
+    """An answer without the end of the conversation, and without white space after its end marker.
+
+    Text after the end marker (a line break) is never generated: the end marker stops generation.
+    """
+    return answer.rstrip().removesuffix(closing).rstrip()
+
+
+def _turn(conversation: Conversation, at: int) -> tuple[str, str]:
+    """The rendered text before message `at`, an answer, and the text up to its end."""
+    before = conversation.render(range(at), answer_next=True) if at else ""
+    after = conversation.render(range(at + 1))
+    if not after.startswith(before):
+        raise DataError(
+            f"{conversation.where}: cannot find the assistant's tokens",
+            cause=f"the template's generation prompt for message {at + 1} differs from the rendered message",
+            remedy="mask_prompt = false (train on every token), or another chat template",
+        )
+    return before, before + after[len(before) :].rstrip()
+
+
+def _by_neighbours(conversation: Conversation, full: str, closing: str) -> list[Span] | None:
+    """The spans of the answers, each rendered after the opening and the answer before it; None if they do not fit."""
+    spans: list[Span] = []
+    end, previous = 0, -1
+    try:
+        for answer in conversation.answers:
+            kept = [*_opening(conversation.messages, previous), previous] if spans else []
+            base = _inner(conversation.render(kept), closing) if kept else ""
+            earlier = [*kept, *range(previous + 1, answer)]
+            before = conversation.render(earlier, answer_next=True) if earlier else ""
+            after = conversation.render([*earlier, answer])
+            if not (before.startswith(base) and after.startswith(before)):
+                return None
+            after = before + _inner(after[len(before) :], closing)
+            if not full.startswith(after[len(base) :], end):
+                return None
+            spans.append((end + len(before) - len(base), end + len(after) - len(base)))
+            end, previous = end + len(after) - len(base), answer
+    except DataError:  # a template may refuse a part of a conversation that it accepts as a whole
+        return None
+    return spans
+
+
+def _opening(messages: Messages, previous: int) -> range:
+    """Messages from the first on that may stand before the answer `previous` in place of all before it.
+
+    They end before an answer that is followed by a message of the same role, an even number of messages earlier: some
+    templates require that roles alternate.
+    """
+    following = messages[previous + 1]["role"] if previous + 1 < len(messages) else None
+    for at in range(previous % 2, previous, 2):
+        if messages[at]["role"] == "assistant" and messages[at + 1]["role"] == following:
+            return range(at)
+    return range(previous)
