@@ -135,7 +135,10 @@ class Tokenizer:
 
     @property
     def end_token_ids(self) -> frozenset[int]:
-        """Ids that end an answer: the end-of-sequence token, and those of generation_config.json, else config.json."""
+        """Ids that end an answer: the end-of-sequence token, and those of the checkpoint.
+
+        They are in generation_config.json, else in config.json.
+        """
         if self._end_ids is None:
             self._end_ids = self._read_end_ids()
         return self._end_ids

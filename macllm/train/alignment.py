@@ -70,7 +70,10 @@ def align(text: str, spans: Sequence[Span], tokenizer: TextTokenizer, where: str
 
 
 def completion_tokens(prompt: str, completion: str, tokenizer: TextTokenizer, where: str) -> tuple[list[int], int]:
-    """The tokens of both as one text, with the tokens around a text, and the first that overlaps the completion."""
+    """The tokens of both as one text, and the first that overlaps the completion.
+
+    The tokens that the model expects around a text are among them.
+    """
     text = prompt + completion
     whole = tokenizer.encode(text)
     inner, ((first, _),) = align(text, [(len(prompt), len(text))], tokenizer, where)

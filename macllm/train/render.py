@@ -17,7 +17,7 @@ from macllm.errors import DataError
 
 from .alignment import Span, TextTokenizer, align, completion_tokens
 from .rows import Chat, Messages, PlainText, PromptCompletion, Row
-from .turns import Conversation, Rendered, locate
+from .turns import ChatTurns, Rendered, locate
 
 __all__ = ["Example", "TextTokenizer", "to_examples"]
 
@@ -79,9 +79,9 @@ def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool, now: date
         case PromptCompletion(prompt, completion, where, tools):
             asked, answer = _messages(prompt, "user"), _messages(completion, "assistant")
             unlearned = len(asked) if mask_prompt else 0
-            conversation = Conversation([*asked, *answer], tools, where, tokenizer, unlearned, now)
+            conversation = ChatTurns([*asked, *answer], tools, where, tokenizer, unlearned, now)
         case Chat(messages, tools, where):
-            conversation = Conversation(messages, tools, where, tokenizer, 0, now)
+            conversation = ChatTurns(messages, tools, where, tokenizer, 0, now)
         case _:
             raise DataError(f"{row.where} is a row of another kind: {row.kind}", remedy="rows with an answer to learn")
     return list(_chat(conversation, tokenizer, mask_prompt))
@@ -97,7 +97,7 @@ def _closed(tokens: list[int], tokenizer: TextTokenizer) -> list[int]:
     return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
 
 
-def _chat(conversation: Conversation, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Example]:
+def _chat(conversation: ChatTurns, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Example]:
     everything = not mask_prompt
     for rendered in _rendered(conversation, tokenizer, everything):
         tokens, spans = align(rendered.text, rendered.spans, tokenizer, conversation.where)
@@ -106,7 +106,7 @@ def _chat(conversation: Conversation, tokenizer: TextTokenizer, mask_prompt: boo
         yield _example(tokens, spans, tokenizer, conversation.where, rendered.weights, unspanned=float(everything))
 
 
-def _rendered(conversation: Conversation, tokenizer: TextTokenizer, everything: bool) -> list[Rendered]:
+def _rendered(conversation: ChatTurns, tokenizer: TextTokenizer, everything: bool) -> list[Rendered]:
     if everything and all(weight == 1 for weight in conversation.weights):
         full = conversation.render(range(len(conversation.messages)))
         return [Rendered(full, [], [], conversation.ends_with_answer)]
@@ -123,7 +123,7 @@ def _rendered(conversation: Conversation, tokenizer: TextTokenizer, everything: 
 
 
 def _with_ends(
-    tokens: list[int], spans: list[Span], rendered: Rendered, conversation: Conversation, tokenizer: TextTokenizer
+    tokens: list[int], spans: list[Span], rendered: Rendered, conversation: ChatTurns, tokenizer: TextTokenizer
 ) -> tuple[list[int], list[Span]]:
     """The spans extended to the token that ends each answer, where the answer does not contain its end.
 
@@ -145,7 +145,7 @@ def _example(
     tokens: list[int], spans: Sequence[Span], tokenizer: TextTokenizer, where: str, weights: Sequence[float] = (),
     splittable: bool = False, unspanned: float = 0.0,
 ) -> Example:  # fmt: skip
-    """The example of tokens whose spans have these loss weights (1 without any), and `unspanned` elsewhere."""
+    """The example of tokens whose spans have these loss weights, and `unspanned` elsewhere."""
     values = np.full(len(tokens), unspanned, dtype=np.float32)
     for (start, stop), weight in zip(spans, weights or [1.0] * len(spans), strict=True):
         values[start:stop] = weight

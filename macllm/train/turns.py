@@ -24,7 +24,7 @@ from .rows import Messages, weight_of
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text, the spans of answers in it, with the loss weight of each, and True if the last answer ends it."""
+    """A text, the spans of its answers, their loss weights, and True if the last answer ends it."""
 
     text: str
     spans: list[Span]
@@ -32,8 +32,8 @@ class Rendered:
     ends_with_answer: bool
 
 
-class Conversation:
-    """The messages of a row, rendered in whole or in part.
+class ChatTurns:
+    """The messages of a chat row, rendered in whole or in part.
 
     Answers before message `first` are not learned. Templates write the date of `now`, or of the clock.
     """
@@ -98,7 +98,7 @@ class Conversation:
             raise DataError(f"{self.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
 
 
-def locate(conversation: Conversation, closing: str) -> list[Rendered]:
+def locate(conversation: ChatTurns, closing: str) -> list[Rendered]:
     """The text of a conversation with the spans of its answers, or one text per answer.
 
     `closing` is the text of the end-of-sequence token: some templates close the conversation with it, not the turn.
@@ -121,7 +121,7 @@ def locate(conversation: Conversation, closing: str) -> list[Rendered]:
     ]
 
 
-def _whole(conversation: Conversation, text: str, spans: list[Span]) -> Rendered:
+def _whole(conversation: ChatTurns, text: str, spans: list[Span]) -> Rendered:
     weights = [conversation.weights[at] for at in conversation.answers]
     return Rendered(text, spans, weights, conversation.ends_with_answer)
 
@@ -134,7 +134,7 @@ def _inner(answer: str, closing: str) -> str:
     return answer.rstrip().removesuffix(closing).rstrip()
 
 
-def _turn(conversation: Conversation, at: int) -> tuple[str, str]:
+def _turn(conversation: ChatTurns, at: int) -> tuple[str, str]:
     """The rendered text before message `at`, an answer, and the text up to its end."""
     before = conversation.render(range(at), answer_next=True) if at else ""
     after = conversation.render(range(at + 1))
@@ -147,8 +147,8 @@ def _turn(conversation: Conversation, at: int) -> tuple[str, str]:
     return before, before + after[len(before) :].rstrip()
 
 
-def _by_neighbours(conversation: Conversation, full: str, closing: str) -> list[Span] | None:
-    """The spans of the answers, each rendered after the opening and the answer before it; None if they do not fit."""
+def _by_neighbours(conversation: ChatTurns, full: str, closing: str) -> list[Span] | None:
+    """The spans of answers, each rendered after its neighbours only; None if they do not fit."""
     spans: list[Span] = []
     end, previous = 0, -1
     try:

@@ -35,7 +35,7 @@ MARKED = [*SAME, "deepseekv3", "gemma3", "gptoss", "muse_glimmer", "nemotron_3_n
 
 
 def checkpoint(folder: Path, template: str | None, around: str = "", add_eos: str = "<|im_end|>") -> Path:
-    """A byte-level tokenizer whose merges cross the bounds of answers and whose offsets leave out white space."""
+    """A byte-level tokenizer whose merges cross bounds, and whose offsets leave out white space."""
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, processors
 

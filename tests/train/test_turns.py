@@ -13,7 +13,7 @@ from macllm.text.template import ChatTemplate
 from macllm.train import turns
 from macllm.train.render import to_examples
 from macllm.train.rows import Chat, Messages
-from macllm.train.turns import Conversation, locate
+from macllm.train.turns import ChatTurns, locate
 from tests.train.test_render import plain
 from tests.train.test_render_templates import Templated
 from tests.train.toy import CharTokenizer
@@ -68,7 +68,7 @@ def test_the_cost_of_a_long_conversation_is_linear(conversation: Any) -> None:
     assert costs[1] < 1.2 * costs[0]
 
 
-def by_prefixes(conversation: Conversation, closing: str, monkeypatch: pytest.MonkeyPatch) -> list[turns.Rendered]:
+def by_prefixes(conversation: ChatTurns, closing: str, monkeypatch: pytest.MonkeyPatch) -> list[turns.Rendered]:
     with monkeypatch.context() as patch:
         patch.setattr(turns, "_by_neighbours", lambda *_: None)
         return locate(conversation, closing)
@@ -88,7 +88,7 @@ def test_turns_are_those_of_rendering_every_prefix(
 ) -> None:
     source = (repository / "tests/text/templates" / f"{name}.jinja").read_text()
     tokenizer = Templated(ChatTemplate(source, TOKENS))
-    conversation = Conversation(messages, None, "f:1", tokenizer)
+    conversation = ChatTurns(messages, None, "f:1", tokenizer)
     try:
         want = by_prefixes(conversation, "</s>", monkeypatch)
     except MacllmError as error:
@@ -103,7 +103,7 @@ def test_a_template_that_numbers_its_turns_is_rendered_by_prefixes() -> None:
         written = "".join(f"<{at}{m['role'][0]}>{m['content']}$" for at, m in enumerate(messages))
         return written + f"<{len(messages)}a>" * answer_next
 
-    (made,) = locate(Conversation(talk(6), None, "f:1", CharTokenizer(numbered)), "")
+    (made,) = locate(ChatTurns(talk(6), None, "f:1", CharTokenizer(numbered)), "")
     assert [made.text[start:stop].strip("word $") for start, stop in made.spans] == ["text 1", "text 3", "text 5"]
 
 
@@ -113,6 +113,6 @@ def test_a_template_that_refuses_a_part_of_a_conversation_is_rendered_by_prefixe
             raise UsageError("the conversation has a gap")
         return plain(messages, answer_next)
 
-    assert locate(Conversation(talk(6), None, "f:1", CharTokenizer(strict)), "") == locate(
-        Conversation(talk(6), None, "f:1", CharTokenizer(plain)), ""
+    assert locate(ChatTurns(talk(6), None, "f:1", CharTokenizer(strict)), "") == locate(
+        ChatTurns(talk(6), None, "f:1", CharTokenizer(plain)), ""
     )

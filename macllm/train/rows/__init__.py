@@ -1,4 +1,4 @@
-"""Rows of training data: TRL's dataset types, mlx-lm's, Alpaca's and ShareGPT's columns, and plain text files."""
+"""Rows of training data: TRL's types, the columns of mlx-lm, Alpaca and ShareGPT, and texts."""
 
 from __future__ import annotations
 
