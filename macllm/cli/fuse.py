@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from macllm.hub.files import is_stray
 from .fetch import fetch
 from .output import say, working
 
+if TYPE_CHECKING:
+    from macllm.adapter.merge import Cost
+
 
 @click.command("fuse")
 @click.option("-m", "--model", metavar="NAME", help="The model. [default: the one the adapter was trained on]")
@@ -19,26 +23,47 @@ from .output import say, working
 @click.option(
     "-o", "--output", metavar="FOLDER", default="fused", show_default=True, help="Folder of the new checkpoint."
 )
-@click.option("--dequantize", is_flag=True, help="Store the weights of a quantized model unquantized.")
+@click.option("--dequantize", is_flag=True, help="Store all weights of a quantized model unquantized.")
 def command(model: str | None, adapter: str, output: str, dequantize: bool) -> None:
     """Merge a LoRA adapter into its model and save a checkpoint.
 
-    The checkpoint opens in macllm, mlx-lm and transformers. Prints its folder.
+    The checkpoint opens in macllm, mlx-lm and transformers. Prints its folder. The merged model is compared with the
+    adapted one, and layers of a quantized model get more bits where rounding would undo what the adapter learned.
     """
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(not is_stray(Path(path.name)) for path in folder.iterdir())):
         raise UsageError(f"{folder} already exists", remedy=f"macllm fuse --output {folder}-2")
     from macllm.adapter import read_config
+    from macllm.adapter.merge import merge, probes
 
     recorded = read_config(Path(adapter)).get("model")
     base = model or (recorded if isinstance(recorded, str) else None)
     source = fetch(base)
     from macllm.checkpoint import load, save
-    from macllm.nn.lora import fuse
 
     with working("merging"):
         merged, tokenizer = load(source, adapter=adapter)
-        fuse(merged, dequantize=dequantize)
+        cost = merge(merged, probes(merged, tokenizer), dequantize)
         save(merged, tokenizer, folder)
+    say(_described(cost))
     say(f"try it: macllm chat --model {folder}")
     click.echo(folder)
+
+
+def _described(cost: Cost) -> str:
+    """One line on what merging changed, and on the bits that it took."""
+    loss = f"{cost.share:.2g} of its effect" if cost.share < 1e-3 else f"{cost.share:.1%} of its effect"
+    if not cost.tokens:
+        return f"merged {cost.layers} layers, not quantized; not measured, because the model is not causal"
+    text = (
+        f"merged {cost.layers} layers: KL {cost.kl:.2g} nats per token from the adapted model, {loss}; "
+        f"{cost.changed} of {cost.tokens} greedy tokens changed"
+    )
+    match cost.precision:
+        case "8-bit":
+            text += "; these layers are in 8 bits, because fewer would round the adapter away"
+        case "unquantized":
+            text += "; these layers are not quantized"
+        case "stored":
+            pass
+    return text if cost.within_budget else f"{text}; more than the {cost.budget:.0%} that is allowed"

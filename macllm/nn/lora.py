@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +22,7 @@ from macllm.ops.weights import AdaptedWeight
 
 from .linear import Linear as DenseLinear
 from .linear import dense_weight, packed_weight
-from .quantize import QuantizedLinear
+from .quantize import QuantizedLinear, Recipe
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
@@ -31,6 +31,8 @@ _ROUTERS = ("*.router", "*.gate")
 
 
 Linear = nn.Linear | nn.QuantizedLinear
+Precision = Literal["stored", "8-bit", "unquantized"]
+"""Quantization of a fused layer, if its base is quantized: as the base, 8 bits in groups, or none."""
 
 
 class LoRALinear(nn.Module):
@@ -58,16 +60,27 @@ class LoRALinear(nn.Module):
         """The low-rank update of the weight: (F, D)."""
         return self.scale * (self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32)).T
 
-    def fused(self, dequantize: bool = False) -> nn.Module:
-        """A linear layer with the same outputs; quantized like its base unless `dequantize`."""
+    def fused(self, precision: Precision = "stored") -> nn.Module:
+        """A linear layer with the same outputs, but for the rounding of its weight."""
         linear, dense = self.linear, unpacked_weight(self.linear)
         out = DenseLinear(dense.shape[1], dense.shape[0], bias="bias" in linear)
         out.weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
         if "bias" in linear:
             out.bias = linear.bias
-        if isinstance(linear, nn.QuantizedLinear) and not dequantize:
-            return QuantizedLinear.from_linear(out, linear.group_size, linear.bits, mode=linear.mode)
-        return out
+        recipe = _recipe(linear, precision) if isinstance(linear, nn.QuantizedLinear) else None
+        return out if recipe is None else QuantizedLinear.from_linear(out, **recipe)
+
+
+def _recipe(linear: nn.QuantizedLinear, precision: Precision) -> Recipe | None:
+    """The quantization of a fused layer whose base is `linear`; None: not quantized."""
+    if precision == "unquantized":
+        return None
+    stored = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
+    if precision == "stored" or (linear.bits == 8 and linear.mode == "affine"):
+        return stored
+    groups = (group for group in (64, 32) if sizes(linear)[0] % group == 0)
+    group = linear.group_size if linear.mode == "affine" else next(groups, None)
+    return None if group is None else {"group_size": group, "bits": 8, "mode": "affine"}
 
 
 def unpacked_weight(linear: Linear) -> mx.array:
@@ -120,7 +133,7 @@ def apply(
         bound = 1 / math.sqrt(inputs)
         lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
         adapted_layers[name] = LoRALinear(chosen[name], lora_a, mx.zeros((rank, outputs)), alpha / rank, dropout)
-    _replace(model, adapted_layers)
+    replace(model, adapted_layers)
     return list(adapted_layers)
 
 
@@ -209,19 +222,25 @@ def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], s
             )
         adapted_layers[name] = LoRALinear(linears[name], lora_a, lora_b, scale)
     model.freeze()
-    _replace(model, adapted_layers)
+    replace(model, adapted_layers)
 
 
 def remove(model: nn.Module) -> None:
     """Remove every LoRA layer, in place: the model as before `apply`."""
-    _replace(model, {name: layer.linear for name, layer in adapters(model).items()})
+    replace(model, {name: layer.linear for name, layer in adapters(model).items()})
 
 
-def fuse(model: nn.Module, dequantize: bool = False) -> None:
-    """Merge every LoRA update into its base layer, in place."""
-    _replace(model, {name: layer.fused(dequantize) for name, layer in adapters(model).items()})
+def fuse(model: nn.Module, dequantize: bool = False, *, precision: Precision = "stored") -> None:
+    """Merge every LoRA update into its base layer, in place.
+
+    `dequantize` is short for the precision "unquantized" of the adapted layers. What quantizing again costs,
+    `macllm.adapter.merge` measures.
+    """
+    chosen: Precision = "unquantized" if dequantize else precision
+    replace(model, {name: layer.fused(chosen) for name, layer in adapters(model).items()})
 
 
-def _replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put `modules` in the places that their names say, in place."""
     if modules:
         model.update_modules(tree_unflatten(list(modules.items())))

@@ -7,15 +7,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from macllm.errors import CheckpointError, UsageError
 from macllm.ops.linear import linear
 from macllm.ops.quantized import quantized_matmul, quantized_rows
 from macllm.ops.weights import PackedWeight
 
-from .linear import packed_weight
-from .moe import QuantizedExpertLinear
+from .linear import Embedding, Linear, packed_weight
+from .moe import ExpertLinear, QuantizedExpertLinear
 
 MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
 _AFFINE_BITS = (2, 3, 4, 5, 6, 8)
@@ -99,6 +99,28 @@ def _transform(model: nn.Module, choose: Callable[[str, nn.Module], Recipe | Non
         return packed
 
     model.update_modules(tree_map_with_path(quantized, model.leaf_modules(), is_leaf=nn.Module.is_module))
+
+
+def remove(model: nn.Module) -> None:
+    """Unpack every quantized layer, in place: floating-point weights of the same values."""
+
+    def unpacked(module: nn.Module) -> nn.Module:
+        if not isinstance(module, QUANTIZED):
+            return module
+        weight = packed_weight(module).dequantized()
+        if isinstance(module, QuantizedExpertLinear):
+            out: nn.Module = ExpertLinear(1, 1, 1)
+        elif isinstance(module, nn.QuantizedEmbedding):
+            out = Embedding(1, 1)
+        else:
+            out = Linear(1, 1, bias="bias" in module)
+        out.weight = weight
+        if "bias" in module:
+            out.bias = module["bias"]
+        return out
+
+    leaves = model.leaf_modules()
+    model.update_modules(tree_map(unpacked, leaves, is_leaf=nn.Module.is_module))
 
 
 def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:

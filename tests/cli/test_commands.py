@@ -249,9 +249,11 @@ def test_an_adapter_is_trained_used_and_merged(
     assert adapted == "A number.\n"
     assert before != adapted
 
-    assert run("fuse", "--adapter", adapter, "--output", fused) == Outcome(
-        0, f"{fused}\n", f"try it: macllm chat --model {fused}\n"
-    )
+    merged = run("fuse", "--adapter", adapter, "--output", fused)
+    assert (merged.code, merged.out) == (0, f"{fused}\n")
+    cost, hint = merged.err.splitlines()
+    assert cost.startswith("merged 14 layers: KL ")
+    assert hint == f"try it: macllm chat --model {fused}"
     assert run("generate", "-m", fused, *ask).out == adapted
     again = run("fuse", "--adapter", adapter, "--output", fused)
     assert again.code == 2

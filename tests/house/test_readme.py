@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = (README, REPOSITORY / "models" / "CPU.md", REPOSITORY / "models" / "METAL.md")
 SOURCES = {".py", ".cpp", ".h", ".metal"}
 SHOWN = {
-    "macllm/adapter.py",
+    "macllm/adapter/",
     "macllm/checkpoint.py",
     "macllm/errors.py",
     "macllm/generation/contract.py",

@@ -1,0 +1,143 @@
+"""Merging an adapter keeps what it learned, within a measured budget, on a quantized base too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+import macllm
+from macllm import adapter
+from macllm.adapter.merge import BUDGET, Cost, merge
+from macllm.checkpoint import load_model, save
+from macllm.cli import main
+from macllm.nn import lora, quantize
+from macllm.ops.quantized import using_activations
+from tests.families import oracles
+from tests.train.test_adapter import LLAMA, TOKENS, close, make, randomize
+
+MOE = {"model_type": "mixtral", **oracles.SMALL, "hidden_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2}
+ROWS = [TOKENS[:1], TOKENS[1:]]
+
+
+def adapted(config: dict[str, Any] = LLAMA, bits: int | None = None, size: float = 0.02) -> Any:
+    """A model with an update that is small beside a step of 4 bits."""
+    model = make(config)
+    if bits:
+        quantize.apply(model, bits=bits, group_size=32)
+    lora.apply(model, rank=4, alpha=4.0)
+    randomize(model)
+    for layer in lora.adapters(model).values():
+        layer.lora_b = layer.lora_b * (size / 0.1)
+    return model
+
+
+def divergence(model: Any, wanted: Any) -> float:
+    """Mean KL divergence in float64."""
+
+    def log_probabilities(model: Any) -> np.ndarray:
+        with using_activations("float"):
+            logits = np.concatenate([np.array(model(row)[0].astype(mx.float32), np.float64) for row in ROWS])
+        logits -= logits.max(-1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    want, got = log_probabilities(wanted), log_probabilities(model)
+    return float((np.exp(want) * (want - got)).sum(-1).mean())
+
+
+def test_merging_into_4_bits_gives_the_touched_layers_more_bits_where_rounding_would_lose_the_update() -> None:
+    model, before, base = adapted(bits=4), adapted(bits=4), adapted(bits=4)
+    plain = adapted(bits=4)
+    lora.fuse(plain)
+    lora.remove(base)
+    lost = divergence(plain, before)
+    effect = divergence(base, before)
+    assert lost > 0.5 * effect, "quantizing again would be harmless, so the test says nothing"
+    cost = merge(model, ROWS)
+    assert cost.precision == "8-bit"
+    assert cost.within_budget
+    assert not lora.adapters(model)
+    assert divergence(model, before) <= BUDGET * effect
+    assert cost.effect == pytest.approx(effect, rel=1e-3)
+    assert cost.kl == pytest.approx(divergence(model, before), rel=1e-2)
+    recipes = quantize.describe(model)
+    assert recipes is not None
+    assert {recipe["bits"] for recipe in (recipes[0], *recipes[1].values())} == {4, 8}
+
+
+def test_8_bits_that_are_too_few_end_in_layers_that_are_not_quantized() -> None:
+    model, before = adapted(bits=8, size=1e-3), adapted(bits=8, size=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("macllm.adapter.merge._FLOOR", 0.0)
+        cost = merge(model, ROWS)
+        assert cost.precision == "unquantized"
+        assert cost.within_budget
+    assert divergence(model, before) < 1e-7
+
+
+def test_an_update_that_survives_rounding_keeps_the_bits_of_the_base() -> None:
+    model = adapted(bits=8, size=0.1)
+    assert merge(model, ROWS).precision == "stored"
+    recipes = quantize.describe(model)
+    assert recipes is not None
+    assert recipes[1] == {}
+    dense = adapted()
+    cost = merge(dense, ROWS)
+    assert cost.precision == "stored"
+    assert cost.share < 1e-6
+    assert cost.changed == 0
+
+
+@pytest.mark.parametrize("config", [LLAMA, MOE], ids=["dense", "experts"])
+def test_dequantizing_unpacks_the_whole_model(config: dict[str, Any]) -> None:
+    model, before = adapted(config, bits=4), adapted(config, bits=4)
+    cost = merge(model, ROWS, dequantize=True)
+    assert quantize.describe(model) is None
+    assert not any(array.dtype == mx.uint32 for _, array in tree_flatten(model.parameters()))
+    assert cost.within_budget
+    with using_activations("float"):
+        assert close(model(TOKENS), before(TOKENS), 1e-4)
+
+
+def test_a_model_with_layers_of_several_bits_is_loaded_as_it_was_merged(tmp_path: Path) -> None:
+    model = adapted(bits=4)
+    merge(model, ROWS)
+    save(model, None, tmp_path)
+    with using_activations("float"):
+        assert close(load_model(tmp_path)(TOKENS), model(TOKENS), 1e-4)
+
+
+def test_a_model_that_cannot_be_measured_loses_nothing() -> None:
+    model, before = adapted(bits=4), adapted(bits=4)
+    cost = merge(model, [])
+    assert (cost.precision, cost.tokens) == ("unquantized", 0)
+    with using_activations("float"):
+        assert close(model(TOKENS), before(TOKENS), 1e-4)
+
+
+def test_fuse_says_what_merging_cost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = macllm.load()
+    quantize.apply(model, bits=4, group_size=64)
+    macllm.save(model, tokenizer, tmp_path / "base")
+    lora.apply(model, rank=4, alpha=8.0, keys=("down_proj",), num_layers=2)
+    randomize(model)
+    adapter.save(model, tmp_path / "adapter", {"model": str(tmp_path / "base")})
+    flags = ["--adapter", str(tmp_path / "adapter"), "-o", str(tmp_path / "fused")]
+    assert main(["fuse", *flags]) == 0
+    out, told = capfd.readouterr()
+    line = next(line for line in told.splitlines() if line.startswith("merged 2 layers: KL "))
+    assert "greedy tokens changed" in line
+    assert "in 8 bits" in line
+    assert out.strip() == str(tmp_path / "fused")
+
+
+def test_a_loss_over_the_budget_is_told() -> None:
+    from macllm.cli.fuse import _described
+
+    cost = Cost(kl=0.02, effect=0.1, changed=3, tokens=200, layers=4, precision="unquantized")
+    assert "20.0% of its effect" in _described(cost)
+    assert "more than the 1% that is allowed" in _described(cost)
