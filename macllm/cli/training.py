@@ -124,6 +124,12 @@ def _say_prepared(event: Prepared) -> None:
     for name, what in CHANGED_ROWS.items():
         if count := getattr(event, name):
             say(f"  {count} rows {what}")
+    if len(event.kinds) > 1:
+        say(f"  rows of several kinds: {', '.join(f'{count} {kind}' for kind, count in event.kinds.items())}")
+    if event.unended_rows and event.unended_rows >= sum(event.kinds.values()):
+        say("  no end of an answer is learned: the model will not learn to stop")
+    elif event.unended_rows:
+        say(f"  {event.unended_rows} rows where no end of an answer is learned")
     share = f"{event.trained_parameters / max(1, event.parameters):.2%}"
     say(f"{event.trained_parameters} of {event.parameters} parameters trainable ({share}), {event.steps} steps")
     if event.first_step:

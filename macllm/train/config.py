@@ -10,12 +10,15 @@ import difflib
 import tomllib
 import typing
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from macllm.errors import UsageError
 from macllm.files import read_json
 from macllm.generation.sampling.ranges import shown
+
+from .rows import Columns
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 SETTINGS_NAME = "run.json"  # in a run's folder
@@ -33,6 +36,11 @@ class TrainConfig:
     max_seq_length: Annotated[int, "longest row, in tokens"] = 2048
     long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "truncate"
     mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = True
+    chat_feature: Annotated[str, "column of conversations"] = "messages"
+    prompt_feature: Annotated[str, "column of prompts"] = "prompt"
+    completion_feature: Annotated[str, "column of completions"] = "completion"
+    text_feature: Annotated[str, "column of texts"] = "text"
+    date: Annotated[str, "date that chat templates write, as 2026-01-31; empty: that of the run's first day"] = ""
 
     batch_size: Annotated[int, "rows per micro-batch"] = 4
     grad_accumulation_steps: Annotated[int, "number of micro-batches per optimizer step"] = 1
@@ -61,9 +69,10 @@ class TrainConfig:
     resume: Annotated[bool, "resume the run in the folder, with its own settings"] = False
 
     _folder: ClassVar[str] = ""  # the field that names the run's folder
-    # Fields that a resumed run may change: they have no effect on its final weights.
+    # Fields that a resumed run may change: they have no effect on its final weights, or only through its rows.
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
-        {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path"}
+        {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path", "date"}
+        | {"chat_feature", "prompt_feature", "completion_feature", "text_feature"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "long_rows": get_args(LongRows),
@@ -80,6 +89,10 @@ class TrainConfig:
             if not low <= value <= high:
                 between = f"it must be between {low:.10g} and {high:.10g}"
                 raise UsageError(f"{name} cannot be {value}", cause=between)
+        try:
+            self.now  # noqa: B018
+        except ValueError as error:
+            raise UsageError(f"date cannot be {self.date!r}", cause=str(error), remedy="date = 2026-01-31") from error
         if not self.data:
             raise UsageError("no training data", remedy="--data train.jsonl, or --resume with the folder of a run")
 
@@ -143,6 +156,21 @@ class TrainConfig:
         return {
             name: value for name, value in settings.items() if name in defaults and name not in ("resume", cls._folder)
         }
+
+    def dated(self) -> Self:
+        """The config with a date: its own, that of the run that it resumes, or today's."""
+        stored = self._of_run({"resume": self.resume, self._folder: self.folder, "data": self.data})
+        return dataclasses.replace(self, date=self.date or stored.get("date") or date.today().isoformat())
+
+    @property
+    def now(self) -> datetime | None:
+        """The time that chat templates write, None without a date."""
+        return datetime.fromisoformat(self.date) if self.date else None
+
+    @property
+    def columns(self) -> Columns:
+        """The names of the columns of rows."""
+        return Columns(self.chat_feature, self.prompt_feature, self.completion_feature, self.text_feature)
 
     @property
     def folder(self) -> str:

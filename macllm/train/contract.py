@@ -36,6 +36,11 @@ class AnyExample(Protocol):
         """Number of supervised tokens."""
         ...
 
+    @property
+    def ends(self) -> bool:
+        """True if the end of an answer or text is supervised."""
+        ...
+
     def __len__(self) -> int: ...
 
     def cut(self, start: int, stop: int) -> Self:

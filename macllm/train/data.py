@@ -58,8 +58,8 @@ def loading(
     if no example has a supervised token.
     """
     train_path, valid_path = rows.find_files(config.data, config.valid)
-    train_rows = rows.read(train_path)
-    valid_rows = rows.read(valid_path) if valid_path else []
+    train_rows = rows.read(train_path, columns=config.columns)
+    valid_rows = rows.read(valid_path, columns=config.columns) if valid_path else []
     if not valid_rows and config.valid_fraction > 0:
         train_rows, valid_rows = _hold_out(train_rows, config.valid_fraction, config.seed, train_path)
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
@@ -114,6 +114,8 @@ class _Encoding(Generic[E]):
             self._counts,
             rows=self._counts.rows + 1,
             expanded_rows=self._counts.expanded_rows + (len(made) > 1),
+            unended_rows=self._counts.unended_rows + (bool(made) and not any(each.ends for each in made)),
+            kinds={**self._counts.kinds, row.kind: self._counts.kinds.get(row.kind, 0) + 1},
         )
         for example in made:
             fitting, counts = _fit(example, self._long_rows, self._limit, counts)

@@ -18,7 +18,7 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Counts:
-    """Statistics of a file's rows: kept, truncated, split, dropped, unsupervised."""
+    """Statistics of a file's rows, and the number of rows of each kind."""
 
     rows: int = 0
     tokens: int = 0
@@ -29,6 +29,8 @@ class Counts:
     dropped_rows: int = 0
     unsupervised_rows: int = 0
     expanded_rows: int = 0
+    unended_rows: int = 0  # no end of an answer is among the supervised tokens
+    kinds: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Prepared:
     trained_parameters: int
     steps: int
     first_step: int
+    unended_rows: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)

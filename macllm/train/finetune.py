@@ -40,6 +40,11 @@ def finetune(
     max_seq_length: int | None = None,
     long_rows: LongRows | None = None,
     mask_prompt: bool | None = None,
+    chat_feature: str | None = None,
+    prompt_feature: str | None = None,
+    completion_feature: str | None = None,
+    text_feature: str | None = None,
+    date: str | None = None,
     batch_size: int | None = None,
     grad_accumulation_steps: int | None = None,
     iters: int | None = None,
@@ -85,8 +90,8 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     run.check(folder, config)
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
-    config = config.fitted(_parameters(model))
-    objective = CausalLM(config.mask_prompt)
+    config = config.fitted(_parameters(model)).dated()
+    objective = CausalLM(config.mask_prompt, config.now)
     rows = yield from data.loading(config, objective, tokenizer, _context_length(model, config))
     wrapped = lora.apply(
         model,

@@ -41,12 +41,13 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.output)
     run.check(folder, config)
+    config = config.dated()
     cpu.wait()
     raw = _read_json(Path(config.config))
     tokenizer = Tokenizer.from_folder(config.tokenizer)
     model = new_model(raw, config)
     _check_vocabulary(model, tokenizer, config)
-    objective = CausalLM(config.mask_prompt)
+    objective = CausalLM(config.mask_prompt, config.now)
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
 
     def export() -> Path:

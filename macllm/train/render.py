@@ -83,7 +83,11 @@ def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool, now: date
         case Chat(messages, tools, where):
             conversation = ChatTurns(messages, tools, where, tokenizer, 0, now)
         case _:
-            raise DataError(f"{row.where} is a row of another kind: {row.kind}", remedy="rows with an answer to learn")
+            raise DataError(
+                f"{row.where} is a row of kind {row.kind}",
+                cause=f"such rows are for {row.use}; language modelling learns from texts and answers",
+                remedy='rows of {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}',
+            )
     return list(_chat(conversation, tokenizer, mask_prompt))
 
 

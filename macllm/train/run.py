@@ -27,7 +27,7 @@ def check(folder: Path, config: TrainConfig) -> None:
 
     Raises DataError for missing or invalid data, UsageError for the folder of another run.
     """
-    rows.check(config.data, config.valid)
+    rows.check(config.data, config.valid, config.columns)
     if config.resume or not folder.exists():
         return
     if not folder.is_dir():

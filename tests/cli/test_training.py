@@ -53,6 +53,31 @@ def test_a_resumed_run_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("kinds", "unended", "said"),
+    [
+        ({"chat": 4}, 0, ""),
+        ({"chat": 4}, 4, "no end of an answer is learned: the model will not learn to stop"),
+        ({"chat": 4}, 1, "1 rows where no end of an answer is learned"),
+        ({"chat": 3, "text": 1}, 0, "rows of several kinds: 3 chat, 1 text"),
+    ],
+)
+def test_rows_of_several_kinds_and_answers_without_an_end_are_told(
+    kinds: dict[str, int], unended: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def started() -> Generator[TrainEvent]:
+        yield Prepared(
+            4, 9, 9, *[0] * 7, parameters=9, trained_parameters=9, steps=4, first_step=0, kinds=kinds,
+            unended_rows=unended,
+        )  # fmt: skip
+        yield from run([1.0, 0.5], 0.5)
+
+    narrate(started(), "elsewhere")
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert ("kinds" in printed, "no end" in printed) == ("kinds" in said, "no end" in said)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["finetune", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),

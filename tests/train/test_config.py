@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Sequence
+from datetime import date, datetime
 from pathlib import Path
 from typing import get_type_hints
 
@@ -174,3 +175,25 @@ def test_toml_beyond_the_limits_of_python_is_a_usage_error(text: str, tmp_path: 
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(UsageError, match="is not TOML"):
         FinetuneConfig.load(tmp_path / "run.toml")
+
+
+def test_a_run_keeps_the_date_of_its_first_day(tmp_path: Path) -> None:
+    config = FinetuneConfig.load(data="rows.jsonl", adapter_path=str(tmp_path))
+    assert (config.date, config.now) == ("", None)
+    assert config.dated().date == date.today().isoformat()
+    assert FinetuneConfig.load(data="x", date="2024-02-29").dated().now == datetime(2024, 2, 29)
+    (tmp_path / "run.json").write_text(json.dumps({**config.as_dict(), "date": "2024-02-28"}))
+    for resumed in (
+        FinetuneConfig.load(adapter_path=str(tmp_path), resume=True),
+        FinetuneConfig(data="rows.jsonl", adapter_path=str(tmp_path), resume=True),
+    ):
+        assert resumed.dated().date == "2024-02-28"
+        assert resumed.dated().reproducibility_fields() == config.reproducibility_fields()
+    (tmp_path / "run.json").write_text(json.dumps({"data": "rows.jsonl"}))  # of an earlier version
+    assert FinetuneConfig.load(adapter_path=str(tmp_path), resume=True).dated().date == date.today().isoformat()
+
+
+@pytest.mark.parametrize("text", ["today", "2024-02-30", "29.2.2024"])
+def test_a_date_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="date cannot be"):
+        FinetuneConfig.load(data="x", date=text)

@@ -50,6 +50,8 @@ class Words:
     where: str
     splittable: bool = True
 
+    ends = True
+
     @property
     def num_target_tokens(self) -> int:
         return len(self.tokens)

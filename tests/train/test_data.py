@@ -15,6 +15,7 @@ from macllm.train.config import TrainConfig
 from macllm.train.objectives.clm import CausalLM, collate
 from macllm.train.order import Order
 from macllm.train.render import Example
+from tests.train.test_render import plain, unmarked
 from tests.train.toy import CharTokenizer, arithmetic_rows
 
 
@@ -136,3 +137,35 @@ def test_the_fingerprint_depends_on_tokens_and_loss_masks(tmp_path: Path) -> Non
         for m in (True, False)
     }
     assert len(seen) == 5  # without the mask, "ab" + "c" is "a" + "bc"
+
+
+def test_rows_are_counted_by_kind_and_those_that_learn_no_end(tmp_path: Path) -> None:
+    asked, answered = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    rows = [{"messages": asked + answered}, {"text": "t"}, {"prompt": asked, "completion": answered}, {"text": "t"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(data=str(tmp_path))
+    for write, unended in ((plain, 2), (unmarked, 0)):
+        counts = data.load(config, CausalLM(), CharTokenizer(write)).counts
+        assert counts.kinds == {"chat": 1, "text": 2, "prompt and completion": 1}
+        assert counts.unended_rows == unended
+
+
+def test_columns_of_other_names_are_read(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_text('{"body": "abc"}\n')
+    made = load(TrainConfig(data=str(tmp_path), text_feature="body"))
+    assert [list(example.tokens) for example in (*made.train, *made.valid)] == [[1, *b"abc", 0]] * 2
+    with pytest.raises(DataError, match="no known columns"):
+        load(TrainConfig(data=str(tmp_path)))
+
+
+def test_a_row_of_another_objective_is_refused_with_the_objectives_that_it_is_for(tmp_path: Path) -> None:
+    for row, use in (
+        ({"prompt": "p"}, "GRPO"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "DPO"),
+        ({"prompt": "p", "completion": "c", "label": True}, "KTO"),
+    ):
+        (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(DataError, match=r"train\.jsonl:1") as raised:
+            load(TrainConfig(data=str(tmp_path)))
+        assert use in str(raised.value.cause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import mlx.core as mx
 import numpy as np
@@ -47,13 +48,17 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 @dataclass(frozen=True)
 class CausalLM:
-    """The objective; `mask_prompt` limits the loss to assistant turns and completions."""
+    """The objective; `mask_prompt` limits the loss to assistant turns and completions.
+
+    Chat templates write the date of `now`, or of the clock.
+    """
 
     mask_prompt: bool = True
+    now: datetime | None = None
 
     def examples(self, row: Row, tokenizer: TextTokenizer) -> list[Example]:
         """The tokens of a row: one example, or one per turn if the template rewrites old turns."""
-        return to_examples(row, tokenizer, self.mask_prompt)
+        return to_examples(row, tokenizer, self.mask_prompt, self.now)
 
     def collate(self, examples: Sequence[Example], random: np.random.Generator) -> Batch:
         """One right-padded batch; nothing in it is random."""

@@ -34,6 +34,7 @@ class PromptOnly:
     """A prompt without an answer."""
 
     kind: ClassVar[str] = "prompt"
+    use: ClassVar[str] = "objectives that generate the answers, such as GRPO"
 
     prompt: str | Messages
     where: str
@@ -57,6 +58,7 @@ class Preference:
     """A prompt, perhaps empty, with a better and a worse completion, all strings or all messages."""
 
     kind: ClassVar[str] = "preference"
+    use: ClassVar[str] = "objectives that compare answers, such as DPO and reward models"
 
     prompt: str | Messages
     chosen: str | Messages
@@ -70,6 +72,7 @@ class UnpairedPreference:
     """A prompt and a completion, and True for a good completion."""
 
     kind: ClassVar[str] = "unpaired preference"
+    use: ClassVar[str] = "objectives that judge single answers, such as KTO"
 
     prompt: str | Messages
     completion: str | Messages
