@@ -19,7 +19,7 @@ def run_chat(options: ChatOptions, opener: Opener | None = None) -> int:
 
     `opener` opens a session with the options, by default `macllm.chat.options.open_session`.
 
-    Raises: MacllmError if a chat without the full screen fails.
+    Raises: MacllmError if a chat without the full screen fails; BrokenPipeError if the reader of stdout is gone.
     """
     from .front import run_chat as run
 

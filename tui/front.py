@@ -19,7 +19,6 @@ from macllm.generation.contract import OnStatus
 from macllm.generation.sampling import defaults
 
 from .lines.piped import piped_text
-from .lines.printer import discard_output
 from .turn import TurnThread
 
 Opener = Callable[[ChatOptions, OnStatus], Session]
@@ -47,7 +46,7 @@ def run_chat(options: ChatOptions, opener: Opener = open_session) -> int:
     prompt, piped text is attached to a conversation if stdout and stderr are a terminal. Everything else is one
     answer on stdout.
 
-    Raises: MacllmError if a chat without the full screen fails.
+    Raises: MacllmError if a chat without the full screen fails; BrokenPipeError if the reader of stdout is gone.
     """
     defaults.check(options.request())
     stdin, stdout, stderr = map(_is_terminal, (sys.stdin, sys.stdout, sys.stderr))
@@ -136,11 +135,8 @@ def _write_transcript(session: Session | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     name = short_name(session.engine.info.model_name)
-    try:
-        sys.stdout.write(transcript.as_markdown(session.turns, model_name=name, system=session.system))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_output()
+    sys.stdout.write(transcript.as_markdown(session.turns, model_name=name, system=session.system))
+    sys.stdout.flush()
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:

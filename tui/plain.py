@@ -30,7 +30,7 @@ from .lines.model import LineModel, Opener
 from .lines.models import adapters_question, fetch, models_question
 from .lines.narrator import Narrator
 from .lines.piped import message, piped_text
-from .lines.printer import Printer, discard_output
+from .lines.printer import Printer
 from .lines.signals import terminable
 from .text.summary import summarize
 
@@ -42,7 +42,7 @@ _SHOWN_TURNS = 6  # of a conversation that is shown again
 def answer_once(options: ChatOptions, opener: Opener) -> int:
     """Answer the prompt with the piped text attached, and return the exit code.
 
-    Raises: MacllmError if the answer is incomplete.
+    Raises: MacllmError if the answer is incomplete; BrokenPipeError if the reader of stdout is gone.
     """
     narrator = Narrator(redraws=not options.plain)
     loading = Loading(narrator)
@@ -58,8 +58,6 @@ def answer_once(options: ChatOptions, opener: Opener) -> int:
             return INTERRUPTED if stopped else 0
         except KeyboardInterrupt:
             return INTERRUPTED
-        except BrokenPipeError:
-            return discard_output()
         finally:
             narrator.clear()
 
@@ -91,7 +89,10 @@ class LineChat:
         return self._model.session or self._model.former
 
     def converse(self) -> int:
-        """Read messages and answer them until the input ends. Returns the exit code."""
+        """Read messages and answer them until the input ends. Returns the exit code.
+
+        Raises: BrokenPipeError if the terminal is gone.
+        """
         with terminable(), contextlib.closing(self._model.loading):
             try:
                 self._load(self._model.load)
@@ -100,8 +101,6 @@ class LineChat:
                     line = self._entry.ask()
             except KeyboardInterrupt:  # of the first loading
                 return INTERRUPTED
-            except BrokenPipeError:
-                return discard_output()
         return self._model.exit_code
 
     def _first_message(self) -> str | None:

@@ -223,8 +223,8 @@ def test_piped_text_without_a_prompt_is_attached_to_a_conversation(tmux: Tmux, p
     assert 'name="stdin">\nline one\nline two\n</file>' in tmux.screen() or not plain
 
 
-def test_a_reader_of_the_conversation_that_has_gone_is_no_error(tmux: Tmux) -> None:
-    tmux.start(f"{chat([['Hello.']], '--plain')} | true")
+def test_a_reader_of_the_conversation_that_has_gone_ends_it_silently_with_141(tmux: Tmux) -> None:
+    tmux.start(shlex.join(["bash", "-c", f"{chat([['Hello.']], '--plain')} | true; exit ${{PIPESTATUS[0]}}"]))
     tmux.until("you:")
     tmux.type("Hi")
     tmux.until("macllm: Hello.")
@@ -232,6 +232,7 @@ def test_a_reader_of_the_conversation_that_has_gone_is_no_error(tmux: Tmux) -> N
     screen = tmux.until("engine closed")
     assert "Traceback" not in screen
     assert "Broken" not in screen
+    assert tmux.exit_code() == 141
 
 
 def test_resizes_while_an_answer_streams_leave_a_tidy_screen(tmux: Tmux) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import sys
 
 from macllm.visible import visible
@@ -74,11 +73,3 @@ class Printer:
             kept = self._label + kept
         if kept:
             self.raw(kept)
-
-
-def discard_output() -> int:
-    """Send buffered output to /dev/null and return 0: the reader of stdout (`head`) has closed it."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-    return 0
