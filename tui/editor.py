@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,8 +15,14 @@ from pathlib import Path
 from macllm.errors import MacllmError, UsageError
 
 
+_USUAL = ("nano", "vim", "vi")
+
+
 def command() -> list[str]:
-    """The words of $VISUAL, else of $EDITOR. Raises: UsageError if neither is set or they cannot be split."""
+    """The words of $VISUAL, else of $EDITOR, else a usual editor.
+
+    Raises: UsageError if they cannot be split, or there is no editor.
+    """
     for name in ("VISUAL", "EDITOR"):
         line = os.environ.get(name, "").strip()
         if line:
@@ -23,7 +30,10 @@ def command() -> list[str]:
                 return shlex.split(line)
             except ValueError as error:
                 raise UsageError(f"${name} is not a command.", cause=str(error), remedy=f"export {name}=vim") from error
-    raise UsageError("No editor is set.", cause="$VISUAL and $EDITOR are empty", remedy="export EDITOR=vim")
+    if (found := next(filter(shutil.which, _USUAL), None)) is not None:
+        return [found]
+    cause = f"$VISUAL and $EDITOR are empty, and {', '.join(_USUAL[:-1])} and {_USUAL[-1]} are missing"
+    raise UsageError("There is no editor.", cause=cause, remedy="export EDITOR=PROGRAM")
 
 
 def edit(text: str, words: list[str]) -> str:

@@ -55,7 +55,9 @@ class ConfigFile:
         if name in self.presets:
             return self.presets[name]
         remedy = like(name, self.presets) or ", ".join(self.presets)
-        table = f"a table [presets.{name}] in {place(self.path, None)}"
+        from .toml_text import key_text
+
+        table = f"a table [presets.{key_text(name)}] in {place(self.path, None)}"
         raise UsageError(f"no preset is named {name}", remedy=remedy or table)
 
 

@@ -67,7 +67,7 @@ def with_value(text: str, path: Path, value: Any) -> str:
     lines = text.split("\n")
     found = list(statements(text))
     end = "\r" if "\r\n" in text else ""
-    new = f"{_name(path[-1])} = {_literal(value)}"
+    new = f"{key_text(path[-1])} = {_literal(value)}"
     if (old := next((each for each in found if path in each.paths), None)) is not None:
         left = lines[old.first].partition("=")[0].rstrip()
         lines[old.first : old.last + 1] = [f"{left} = {_literal(value)}{_remark(lines, old)}{end}"]
@@ -78,7 +78,7 @@ def with_value(text: str, path: Path, value: Any) -> str:
     else:
         while lines and not lines[-1].strip():
             lines.pop()
-        header = f"[{'.'.join(map(_name, path[:-1]))}]"
+        header = f"[{'.'.join(map(key_text, path[:-1]))}]"
         lines += [*([end] if lines else []), header + end, new + end, ""]
     return _verified("\n".join(lines), expected, path)
 
@@ -145,7 +145,8 @@ def _child(table: dict[str, Any], path: Path) -> dict[str, Any]:
     return table
 
 
-def _name(name: str) -> str:
+def key_text(name: str) -> str:
+    """A name as TOML writes it in a key: quoted, unless it is bare."""
     return name if _BARE.fullmatch(name) else _literal(name)
 
 

@@ -58,7 +58,9 @@ def test_an_interrupt_of_the_terminal_reaches_the_editor_alone() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_visual_comes_before_editor_and_both_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visual_comes_before_editor_then_a_usual_one_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EDITOR", "nano")
     monkeypatch.setenv("VISUAL", shlex.join(["/my apps/code", "--wait"]))
     assert editor.command() == ["/my apps/code", "--wait"]
@@ -68,5 +70,8 @@ def test_visual_comes_before_editor_and_both_may_have_arguments(monkeypatch: pyt
     with pytest.raises(UsageError, match="not a command"):
         editor.command()
     monkeypatch.delenv("EDITOR")
-    with pytest.raises(UsageError, match="No editor is set"):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="There is no editor"):
         editor.command()
+    (tmp_path / "vi").touch(0o755)
+    assert editor.command() == ["vi"]

@@ -38,6 +38,9 @@ def test_presets_are_offered_and_an_unknown_one_is_refused() -> None:
     chat = Session(ScriptedEngine())
     with pytest.raises(UsageError, match="No presets yet"):
         run(chat, "/preset")
+    with pytest.raises(UsageError) as caught:
+        run(chat, '/preset my "own"')
+    assert '[presets."my \\"own\\""]' in (caught.value.remedy or "")
     preset_file('[presets.code]\nsystem = "Write."\n')
     outcome = run(chat, "/preset")
     assert isinstance(outcome, outcomes.Ask)
