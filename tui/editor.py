@@ -14,7 +14,6 @@ from pathlib import Path
 
 from macllm.errors import MacllmError, UsageError
 
-
 _USUAL = ("nano", "vim", "vi")
 
 

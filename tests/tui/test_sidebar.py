@@ -12,7 +12,7 @@ from tests.tui.conftest import Play, Stage
 from tests.tui.test_screens import asked
 
 
-def test_the_sidebar_shows_finds_and_opens_chats_and_a_narrow_terminal_has_the_screen(
+def test_the_sidebar_shows_finds_and_opens_chats_and_its_key_opens_and_closes_the_screen_of_a_narrow_terminal(
     play: Play, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "chats.db")
@@ -50,5 +50,7 @@ def test_the_sidebar_shows_finds_and_opens_chats_and_a_narrow_terminal_has_the_s
         await stage.until(lambda: chat.prompt.has_focus and "haiku" not in stage.screen())
         await stage.press("ctrl+b")
         await stage.until(lambda: isinstance(stage.app.screen, ChatsScreen))
+        await stage.press("ctrl+b")
+        await stage.until(lambda: stage.app.screen is chat and chat.prompt.has_focus)
 
     play(lambda on_status: Session(ScriptedEngine(), journal=store), scenario, size=(100, 16))

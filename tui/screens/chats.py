@@ -26,6 +26,9 @@ class ChatsScreen(Overlay):
     """Stored conversations by day. Typing searches in all messages; in the list, letters act."""
 
     BINDINGS: ClassVar = [
+        # The keys that open it close it; by their ids they follow the user's keymap.
+        Binding("ctrl+s", "back", show=False, priority=True, id="chat.chats"),
+        Binding("ctrl+b", "back", show=False, priority=True, id="chat.sidebar"),
         Binding("tab", "switch", show=False, priority=True),
         Binding("slash", "to_search", show=False),
         Binding("x", "ask_remove", show=False),

@@ -19,7 +19,10 @@ _KEY_CELLS = 9  # of Shift+Tab; more keys of one action push its description asi
 class HelpScreen(Overlay):
     """Commands and keys. Enter takes a command; Esc, F1 and, before any typing, q close it."""
 
-    BINDINGS: ClassVar = [Binding("f1", "back", show=False), Binding("q", "back", show=False, priority=True)]
+    BINDINGS: ClassVar = [
+        Binding("f1", "back", show=False, id="chat.help"),
+        Binding("q", "back", show=False, priority=True),
+    ]
     LETTER_KEYS: ClassVar = frozenset({"q"})
     TITLE_TEXT: ClassVar = "Help"
     KEYS_TEXT: ClassVar = "↑ ↓ move · Enter take a command · Esc close"
