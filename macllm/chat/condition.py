@@ -8,7 +8,16 @@ from typing import Any
 
 from macllm.errors import MacllmError
 
-from .database import MIGRATIONS, REPAIR, SEARCH_TABLES, DamagedFileError, default_path, described, schema_version
+from .database import (
+    MIGRATIONS,
+    REPAIR,
+    SEARCH_TABLES,
+    DamagedFileError,
+    default_path,
+    described,
+    read_only,
+    schema_version,
+)
 
 _BUSY_SECONDS = 1.0
 _SEARCHES = ("parts of words (FTS5 with trigrams)", "words (FTS5)", "parts of words, slowly (without FTS5)")
@@ -34,7 +43,7 @@ def condition(path: Path | None = None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
+    db = read_only(path, _BUSY_SECONDS)
     try:
         has = schema_version(db, path)
         [state] = db.execute("PRAGMA quick_check(1)").fetchone()

@@ -104,6 +104,31 @@ def connect(path: Path) -> sqlite3.Connection:
         raise
 
 
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection for reading. It leaves a file in a folder that cannot be written as it is. Raises: as `connect`."""
+    if os.access(path.parent, os.W_OK):
+        return connect(path)
+    db = read_only(path)
+    try:
+        schema_version(db, path)
+        return db
+    except sqlite3.Error as error:
+        db.close()
+        raise described(error, path) from error
+    except BaseException:
+        db.close()
+        raise
+
+
+def read_only(path: Path, timeout_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+    """A connection that writes nothing."""
+    # WAL needs a file beside the database, unless SQLite is told that nobody writes
+    needs_files = os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-shm").exists()
+    options = "mode=ro" if needs_files else "mode=ro&immutable=1"
+    uri = f"{path.absolute().as_uri()}?{options}"
+    return sqlite3.connect(uri, uri=True, timeout=timeout_seconds, check_same_thread=False)
+
+
 def repaired(path: Path) -> MacllmError | None:
     """Move a damaged file aside, so that `connect` begins a new one.
 

@@ -263,7 +263,7 @@ class Store:
         from .rows import read
 
         chat = self.find(prefix)
-        with self._connection() as db:
+        with self._connection(to_read=True) as db:
             conversation = read(db, chat)
         with self._changed:
             # A known state stays: what another process has added since would look removed at the next save
@@ -325,16 +325,16 @@ class Store:
         if not self.path.exists():
             yield None
             return
-        with self._connection() as db:
+        with self._connection(to_read=True) as db:
             yield db
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self, *, to_read: bool = False) -> Iterator[sqlite3.Connection]:
         import sqlite3
 
-        from .database import connect
+        from .database import connect, connect_to_read
 
-        db = connect(self.path)
+        db = connect_to_read(self.path) if to_read else connect(self.path)
         try:
             yield db
         except sqlite3.Error as error:

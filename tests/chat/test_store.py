@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from macllm.chat import database, rows
 from macllm.chat import store as store_module
 from macllm.chat.archive import read_export
+from macllm.chat.condition import condition
 from macllm.chat.conversation import Attachment, Conversation, Turn
 from macllm.chat.session import Session
 from macllm.chat.store import Store
@@ -509,6 +511,19 @@ def test_the_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(MacllmError, match="another program"):
         Store(tmp_path / NAME).open()
+
+
+def test_a_file_on_a_read_only_medium_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / NAME
+    with closing(Store(path)) as store:
+        stored(store, one := talk("a"))
+    monkeypatch.setattr(database.os, "access", lambda path, mode: mode != os.W_OK)
+    (tmp_path / f"{NAME}-wal").mkdir()  # SQLite cannot make its file, as on such a medium
+    assert Store(path).load(one.id[:4]) == one
+    assert [hit.chat.id for hit in Store(path).search("a")] == [one.id]
+    assert condition(path)["state"] == "ok"
+    with pytest.raises(MacllmError, match="cannot be used"):
+        Store(path).open()
 
 
 def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
