@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable
 
 from macllm.chat import attachments
+from macllm.chat.context import ContextUse
 from macllm.chat.conversation import Attachment, Turn
 from macllm.chat.options import ChatOptions, short_name
-from macllm.chat.session import ContextUse, Session
+from macllm.chat.session import Session
 from macllm.chat.store import Store
 from macllm.errors import MacllmError, UsageError
 from macllm.generation.request import Events

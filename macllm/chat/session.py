@@ -8,17 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from macllm.errors import DoesNotFitError, MacllmError, UsageError
 from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill, Request, SamplingParams
 from macllm.generation.sampling.defaults import new_seed
 from macllm.generation.sampling.ranges import LARGEST_SEED
-from macllm.units import count_text, tokens_text
 
 from .again import comparison, continuation
 from .answer import PartialAnswer
+from .context import ContextUse, tokens_at, used_tokens
 from .conversation import Attachment, Conversation, Node, Origin, Turn
 from .summarizing import Summary
 
@@ -27,33 +27,8 @@ if TYPE_CHECKING:
     from macllm.generation.contract import CompletionEvents, Engine
 
 
-FULL_SHARE = 0.8  # share of the context above which a warning is shown
 _SAVE_SECONDS = 0.5
 _REMEDY = "a shorter message, /clear in a longer conversation, or a model with a longer context"
-
-
-@dataclass(frozen=True)
-class ContextUse:
-    """Tokens of the context that are used; `limit_tokens` is None for a model without a stated limit."""
-
-    used_tokens: int
-    limit_tokens: int | None
-
-    @property
-    def fills_up(self) -> bool:
-        """True from 80 % on."""
-        return bool(self.limit_tokens) and self.used_tokens >= FULL_SHARE * self.limit_tokens
-
-    @property
-    def is_full(self) -> bool:
-        """True if no more tokens fit."""
-        return self.limit_tokens is not None and self.used_tokens >= self.limit_tokens
-
-    def warning(self, remedy: str) -> str:
-        """A sentence with both numbers, and the command that makes room in a context that fills up."""
-        share = self.used_tokens / self.limit_tokens if self.limit_tokens else 0.0
-        numbers = f"{count_text(self.used_tokens)} of {tokens_text(self.limit_tokens or 0)}"
-        return f"{min(share, 1):.0%} of the context is used ({numbers}); {remedy} makes room, /clear begins anew."
 
 
 class Journal(Protocol):
@@ -99,7 +74,7 @@ class Session:
         self.journal = journal
         self._conversation = conversation or Conversation.begin(system)
         self._asked = self._conversation
-        self._used_tokens = _used_tokens(self._conversation.turns)
+        self._used_tokens = used_tokens(self._conversation)
         self._completions = 0
         self._warned = False
         self._answering: CompletionEvents | Summary | None = None
@@ -210,7 +185,7 @@ class Session:
     def open(self, conversation: Conversation) -> None:
         """Go on with another conversation, or another path of this one."""
         self._warned = self._warned and conversation.id == self._conversation.id
-        self._used_tokens = _used_tokens(conversation.turns)
+        self._used_tokens = used_tokens(conversation)
         self._keep(conversation)
 
     def take_over(self, former: Session) -> None:
@@ -322,9 +297,14 @@ class Session:
                 self._keep(before)
 
     def _summary(self, kept: str | None, summary: Summary) -> Events:
-        yield from summary.events()
+        tokens = 0
+        for event in summary.events():
+            if isinstance(event, Done):
+                tokens = event.usage.completion_tokens
+            yield event
         if summary.text is not None:
             self._cut(kept, summary.text)
+            self._used_tokens += tokens
 
     def _counted(self, completion: CompletionEvents, given: int) -> Events:
         """The same events; updates `context`. The first deltas have `given` tokens of the prompt."""
@@ -359,7 +339,7 @@ class Session:
 
     def _cut(self, kept: str | None, summary: str) -> None:
         self._keep(self._conversation.added(Turn(role="cut", content=summary, kept=kept)))
-        self._used_tokens = 0
+        self._used_tokens = used_tokens(self._conversation)
 
     def _oldest(self, everything: bool) -> tuple[str | None, list[Turn]]:
         """The first node to keep, always a question, and the turns before it that the model still reads."""
@@ -372,10 +352,8 @@ class Session:
             raise UsageError(
                 "No older messages to leave out.", remedy="/drop all or /summarize all, which take the last ones, too"
             )
-        total = _used_tokens([node.turn for node in read])
-        free = next(
-            (n for n in questions if total - _used_tokens([node.turn for node in read[:n]]) <= limit // 2), None
-        )
+        total = tokens_at(read)
+        free = next((n for n in questions if total - tokens_at(read[:n]) <= limit // 2), None)
         first = questions[-1] if free is None else free
         return read[first].id, [node.turn for node in read[:first]]
 
@@ -384,9 +362,3 @@ def _message(text: str, attachments: tuple[Attachment, ...]) -> Turn:
     if not text.strip() and not attachments:
         raise UsageError("The message is empty.", remedy="write something first")
     return Turn(role="user", content=text, attachments=attachments)
-
-
-def _used_tokens(turns: Sequence[Turn]) -> int:
-    """Tokens of prompt and completion at the newest answer."""
-    usage = next((turn.usage for turn in reversed(turns) if turn.usage), None)
-    return usage.prompt_tokens + usage.completion_tokens if usage else 0

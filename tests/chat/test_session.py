@@ -448,7 +448,11 @@ def test_dropping_the_oldest_turns_frees_half_of_the_context_and_hides_nothing()
     session = conversed(engine, *(f"question {n} is" for n in range(6)))
     used = session.context.used_tokens
     assert used > 30
+    left_out = session.turns[5].usage
     assert session.drop_oldest() == 6
+    assert left_out is not None
+    assert session.context.used_tokens == used - left_out.prompt_tokens - left_out.completion_tokens > 0
+    assert Session(engine, conversation=session.conversation).context == session.context
     assert [turn.content for turn in session.turns if turn.role == "user"] == [f"question {n} is" for n in range(6)]
     list(session.reply("next"))
     assert engine.rendered[-1][0]["content"] == "question 3 is"

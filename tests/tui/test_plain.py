@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from macllm.chat.context import ContextUse
 from macllm.chat.conversation import Turn
-from macllm.chat.session import ContextUse
 from macllm.errors import UsageError
 from macllm_tui.lines.piped import message
 from macllm_tui.plain import end_lines

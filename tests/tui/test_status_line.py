@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from macllm.chat.session import ContextUse, Session
+from macllm.chat.context import ContextUse
+from macllm.chat.session import Session
 from macllm_tui.widgets.status_line import StatusValues, render
 from tests.chat.scripted_engine import ScriptedEngine
 from tests.tui.test_presets import preset_file

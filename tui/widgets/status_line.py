@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.widgets import Static
 
+from macllm.chat.context import ContextUse
 from macllm.chat.options import short_name
-from macllm.chat.session import ContextUse, Session
+from macllm.chat.session import Session
 from macllm.generation.forecast import fitting_tokens
 from macllm.units import bytes_text, count_text, duration_text, short_count_text
 from macllm.visible import one_line
