@@ -105,7 +105,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """A connection for reading. It leaves a file in a folder that cannot be written as it is. Raises: as `connect`."""
+    """A connection for reading, which changes nothing in a folder that cannot be written.
+
+    Raises: as `connect`.
+    """
     if os.access(path.parent, os.W_OK):
         return connect(path)
     db = read_only(path)
