@@ -62,7 +62,7 @@ def load(
     if adapter is not None:
         from macllm.adapter import attach
 
-        attach(model, Path(adapter))
+        attach(model, Path(adapter), folder)
     return model, Tokenizer.from_folder(folder)
 
 

@@ -7,6 +7,7 @@ higher rank: the As side by side, the Bs block-diagonal.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,14 +18,19 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macllm import families, files
-from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
+from macllm.errors import CheckpointError, MacllmError, ModelNotFoundError, UsageError
 from macllm.families.config import Config
 from macllm.hub.files import refuse_pointers
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
+from macllm.weights.fingerprint import fingerprint
 from macllm.weights.keymap import Rule, Split, our_modules, their_modules
 from macllm.weights.safetensors import load_file, save_file
 
+log = logging.getLogger(__name__)
+
+BASE = "base_fingerprint"
+"""Field of adapter_config.json: the fingerprint of the checkpoint that the adapter was trained on."""
 _WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 
@@ -63,9 +69,11 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
     files.write_json(folder / _CONFIG, config)
 
 
-def attach(model: nn.Module, folder: Path) -> None:
+def attach(model: nn.Module, folder: Path, base: Path | None = None) -> None:
     """Attach the adapter in `folder` to the linear layers of a loaded `model`, in place.
 
+    If it records the fingerprint of its base, and `base`, the model's folder, has another one, that is logged: the
+    same model in other bits is a sound base, another model is not.
     Raises ModelNotFoundError if `folder` has no adapter, CheckpointError for one that does not fit the model.
     """
     config, names = read_config(folder), _names(model)
@@ -85,6 +93,24 @@ def attach(model: nn.Module, folder: Path) -> None:
         raise CheckpointError(f"{folder / _WEIGHTS} has no tensors, so the adapter changes nothing")
     lora.attach(model, factors, config["lora_parameters"]["scale"])
     model.eval()
+    if base is not None:
+        _tell_of_another_base(folder, config.get(BASE), base)
+
+
+def _tell_of_another_base(folder: Path, recorded: object, base: Path) -> None:
+    if not isinstance(recorded, str):  # mlx-lm and PEFT record none
+        return
+    try:
+        found = fingerprint(base)
+    except (OSError, ValueError, MacllmError):  # as of mlx-lm's own classes, which read other layouts
+        return
+    if found != recorded:
+        log.warning(
+            "%s: the weights in %s are not those that the adapter was trained on; right only for the same model in "
+            "other bits",
+            folder,
+            base,
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from macllm import adapter, checkpoint
+from macllm import adapter, checkpoint, hub
 from macllm.errors import UsageError
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
 from macllm.ops import cpu
 from macllm.text.messages import kind_of
+from macllm.weights.fingerprint import fingerprint
 
 from . import data, run
 from .config import FinetuneConfig, LongRows, Schedule, Select
@@ -90,6 +91,8 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     run.check(folder, config)
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
+    base = fingerprint(hub.resolve(config.model))
+    _check_vocabulary(config, model.info.vocab_size, tokenizer.vocab_size)
     config = config.fitted(_parameters(model)).dated()
     objective = CausalLM(config.mask_prompt, config.now)
     rows = yield from data.loading(config, objective, tokenizer, _context_length(model, config))
@@ -104,11 +107,11 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     )
 
     def export() -> Path:
-        adapter.save(model, folder, _about(config))
+        adapter.save(model, folder, _about(config) | {adapter.BASE: base})
         return folder
 
     with run.lock(folder):
-        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": wrapped})
+        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": wrapped, "base": base})
         trainer = Trainer.of(model, objective, config, rows, snapshots)
         yield from run.record(folder, config, trainer.run(export))
 
@@ -117,6 +120,16 @@ def _context_length(model: LanguageModel, config: FinetuneConfig) -> int | None:
     if model.info.kind != "decoder":
         raise UsageError(f"{config.model} is not a causal language model", remedy="a decoder-only model")
     return model.info.context_length
+
+
+def _check_vocabulary(config: FinetuneConfig, rows: int | None, tokens: int) -> None:
+    """Refuse a tokenizer with tokens that the embedding has no rows for: reading them gives other memory."""
+    if rows is not None and tokens > rows:
+        raise UsageError(
+            f"the tokenizer of {config.model} has {tokens} tokens, its embedding only {rows} rows",
+            cause="tokens were added to the tokenizer, but the embedding was not resized",
+            remedy="resize the model's embedding (transformers: resize_token_embeddings), or remove the added tokens",
+        )
 
 
 def _parameters(model: LanguageModel) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import sys
 import threading
@@ -32,6 +33,7 @@ def answer(parent: Parent, settings: dict[str, Any]) -> None:
     trial = settings["trial"]
     idle = KernelTrial(trial, on_status) if trial else None
     load = partial(_load, settings, kernels)
+    logging.getLogger("macllm.adapter").addHandler(_Notices(on_status))
     serve_calls(load, settings["model_name"], settings["options"], calls, idle, settings["adapter"])
 
 
@@ -39,6 +41,18 @@ def _load(settings: dict[str, Any], kernels: _Kernels) -> tuple[Any, Any]:
     kernels.watch()
     module, _, function = settings["loader"].partition(":")
     return getattr(import_module(module), function)(settings["model_name"], adapter=settings["adapter"])
+
+
+class _Notices(logging.Handler):
+    """Warnings as notices, because nobody reads a child's log while a conversation goes on."""
+
+    def __init__(self, on_status: OnStatus) -> None:
+        super().__init__(logging.WARNING)
+        self._on_status = on_status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the message of `record`."""
+        self._on_status(Status(record.getMessage(), transient=False))
 
 
 class _Kernels:
