@@ -50,7 +50,10 @@ def test_the_sidebar_shows_finds_and_opens_chats_and_its_key_opens_and_closes_th
         await stage.until(lambda: chat.prompt.has_focus and "haiku" not in stage.screen())
         await stage.press("ctrl+b")
         await stage.until(lambda: isinstance(stage.app.screen, ChatsScreen))
+        screen = stage.app.screen
         await stage.press("ctrl+b")
         await stage.until(lambda: stage.app.screen is chat and chat.prompt.has_focus)
+        assert isinstance(screen, ChatsScreen)
+        await screen._search("too late")
 
     play(lambda on_status: Session(ScriptedEngine(), journal=store), scenario, size=(100, 16))

@@ -69,7 +69,10 @@ class ChatsScreen(Overlay):
         try:
             found = await asyncio.to_thread(chats.found, self._store, typed, _MOST_CHATS)
         except MacllmError as error:
-            self._say(error)
+            if self.is_open:
+                self._say(error)
+            return
+        if not self.is_open:
             return
         self._found = {chat.id: chat for chat, _ in found}
         current = self._session.conversation.id if self._session else ""

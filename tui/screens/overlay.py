@@ -84,6 +84,11 @@ class Overlay(ModalScreen[str | None]):
         return self.query_one(RowList)
 
     @property
+    def is_open(self) -> bool:
+        """False as soon as the screen closes, which removes its widgets before it cancels its workers."""
+        return bool(self.query(RowList))
+
+    @property
     def chosen(self) -> Row | None:
         """The highlighted row."""
         return self.list.chosen

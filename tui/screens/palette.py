@@ -35,8 +35,9 @@ class PaletteScreen(Overlay):
 
     async def _read(self) -> None:
         self._entries += await asyncio.to_thread(stored_entries, self._store)
-        at = self.list.highlighted or 0
-        self.show_rows(self.rows(self.filter.value.strip()), highlighted=at)
+        if self.is_open:
+            at = self.list.highlighted or 0
+            self.show_rows(self.rows(self.filter.value.strip()), highlighted=at)
 
     def rows(self, typed: str) -> Sequence[Row]:
         """The matching entries: by group without a filter, else best first."""

@@ -116,6 +116,8 @@ class Sidebar(VerticalGroup):
             found, rows.nothing = [], str(error)
         else:
             rows.nothing = nothing_text(typed)
+        if not self.query(RowList):
+            return  # the app ends: widgets are removed before workers are cancelled
         current = self._session.conversation.id if self._session else ""
         before = None if typed != self._searched or rows.chosen is None else rows.chosen.value
         self._searched = typed
