@@ -20,7 +20,9 @@ from .training import check, narrate
 def command(config: FinetuneConfig) -> None:
     """Fine-tune a model on your own data (LoRA).
 
-    Each line of the data is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.
+    Each line of the data is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...};
+    rows of Alpaca and ShareGPT are read too. Files may be .jsonl, .json, .txt, and compressed (.gz); .zst and .parquet
+    with pip install 'macllm[data]'.
     Prints the folder of the adapter, for macllm chat --adapter or macllm fuse.
     """
     check(config)

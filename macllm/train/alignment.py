@@ -69,16 +69,35 @@ def align(text: str, spans: Sequence[Span], tokenizer: TextTokenizer, where: str
     return tokens, [(bisect_right(reached, start), bisect_left(begun, stop)) for start, stop in spans]
 
 
-def completion_tokens(prompt: str, completion: str, tokenizer: TextTokenizer, where: str) -> tuple[list[int], int]:
-    """The tokens of both as one text, and the first that overlaps the completion.
-
-    The tokens that the model expects around a text are among them.
-    """
-    text = prompt + completion
+def text_tokens(text: str, tokenizer: TextTokenizer) -> list[int]:
+    """The tokens of a text, with those that the model expects around it, once."""
     whole = tokenizer.encode(text)
+    if whole[:1] == whole[1:2] or whole[-1:] == whole[-2:-1]:
+        return _enclosed(whole, tokenizer.encode(text, add_special_tokens=False))[0]
+    return whole
+
+
+def completion_tokens(prompt: str, completion: str, tokenizer: TextTokenizer, where: str) -> tuple[list[int], int]:
+    """The tokens of both as one text, as `text_tokens`, and the first that overlaps the completion."""
+    text = prompt + completion
     inner, ((first, _),) = align(text, [(len(prompt), len(text))], tokenizer, where)
-    leading = next((at for at in range(len(whole)) if whole[at : at + len(inner)] == inner), 0)
+    whole, leading = _enclosed(tokenizer.encode(text), inner)
     return whole, leading + first
+
+
+def _enclosed(whole: list[int], inner: list[int]) -> tuple[list[int], int]:
+    """`whole` without a begin or end token that the text, `inner`, has itself, and the number of tokens before it.
+
+    Texts that a chat template wrote have their begin token.
+    """
+    places = range(len(whole) - len(inner) + 1)
+    start = next((at for at in places if whole[at : at + len(inner)] == inner), None)
+    if start is None or not inner:
+        return whole, start or 0
+    before, after = whole[:start], whole[start + len(inner) :]
+    before = before[:-1] if before[-1:] == inner[:1] else before
+    after = after[1:] if after[:1] == inner[-1:] else after
+    return [*before, *inner, *after], len(before)
 
 
 def _before(text: str, tokens: list[int], tokenizer: TextTokenizer, where: str) -> tuple[int, bool]:

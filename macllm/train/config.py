@@ -30,8 +30,10 @@ Select = Literal["best", "last"]
 class TrainConfig:
     """Settings common to all runs: data, batches, optimizer, schedule, reports, evaluation and snapshots."""
 
-    data: Annotated[str, "a .jsonl file, or a folder with train.jsonl and perhaps valid.jsonl"] = ""
-    valid: Annotated[str, "a .jsonl file to evaluate on; empty: valid.jsonl of the data folder, if it exists"] = ""
+    data: Annotated[
+        str, "a file of rows (.jsonl, .json, .parquet, .txt), or a folder with train.jsonl, valid.jsonl"
+    ] = ""
+    valid: Annotated[str, "a file of rows to evaluate on; empty: valid.jsonl of the data folder, if it exists"] = ""
     valid_fraction: Annotated[float, "share of the rows held out for evaluation when there is no validation file"] = 0.0
     max_seq_length: Annotated[int, "longest row, in tokens"] = 2048
     long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "truncate"

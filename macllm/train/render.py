@@ -15,7 +15,7 @@ import numpy as np
 
 from macllm.errors import DataError
 
-from .alignment import Span, TextTokenizer, align, completion_tokens
+from .alignment import Span, TextTokenizer, align, completion_tokens, text_tokens
 from .rows import Chat, Messages, PlainText, PromptCompletion, Row
 from .turns import ChatTurns, Rendered, locate
 
@@ -70,7 +70,7 @@ def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool, now: date
     """
     match row:
         case PlainText(text, where):
-            tokens = _closed(tokenizer.encode(text), tokenizer)
+            tokens = _closed(text_tokens(text, tokenizer), tokenizer)
             return [_example(tokens, [(0, len(tokens))], tokenizer, where, splittable=True)]
         case PromptCompletion(str(prompt), str(completion), where) if tokenizer.chat_template is None:
             tokens, start = completion_tokens(prompt, completion, tokenizer, where)

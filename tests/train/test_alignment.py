@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from macllm.errors import DataError
-from macllm.train.alignment import Span, align, completion_tokens
+from macllm.train.alignment import Span, align, completion_tokens, text_tokens
 from tests.train.toy import CharTokenizer
 
 
@@ -71,3 +71,21 @@ def test_a_prompt_and_its_completion_are_tokenized_as_one_text() -> None:
     assert completion_tokens("a", "d", Closing(), "f:1") == ([1, 2, 97, 100, 3], 3)
     assert completion_tokens("", "d", Closing(), "f:1") == ([1, 2, 100, 3], 2)
     assert completion_tokens("a", "", Closing(), "f:1") == ([1, 2, 97, 3], 3)
+
+
+class Around(CharTokenizer):
+    """A tokenizer that adds one token before a text and one after it."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        inner = super().encode(text, False)
+        return [2, *inner, 3] if add_special_tokens else inner
+
+
+@pytest.mark.parametrize("text", ["ab", "\x02ab", "ab\x03", "\x02ab\x03", "aa", "aa\x03", "\x02aa", "\x02"])
+def test_the_tokens_around_a_text_are_not_doubled_where_it_has_them(text: str) -> None:
+    inner = [ord(char) for char in text.strip("\x02\x03")]
+    assert text_tokens(text, Around()) == [2, *inner, 3]
+    prompt, completion = text[:2], text[2:]
+    tokens, start = completion_tokens(prompt, completion, Around(), "f:1")
+    assert tokens == [2, *inner, 3]
+    assert start == 1 + len(prompt.strip("\x02"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from macllm.errors import DataError, UsageError
+from macllm.train.objectives.clm import collate
 from macllm.train.render import Example, to_examples
 from macllm.train.rows import Chat, PlainText, Preference, PromptCompletion, PromptOnly
 from tests.train.toy import CharTokenizer
@@ -128,6 +129,7 @@ def test_the_weight_of_a_message_is_the_loss_weight_of_its_tokens(marks: bool) -
     (example,) = to_examples(Chat(weighted, None, "f:1"), tokenizer, mask_prompt=True)
     assert supervised_text(example).replace("_", "") == "ok$ah$"
     assert [float(w) for w in example.loss_weights[example.loss_mask]] == [0.5] * 3 + [1.0] * 3
+    assert collate([example]).weights[0, : len(example) - 1].tolist() == example.loss_weights[1:].tolist()
     half = example.cut(0, len(example) - 4)
     assert sorted(set(half.loss_weights.tolist())) == [0.0, 0.5]
     assert example.fingerprint() != replace(example, weights=None).fingerprint()

@@ -109,6 +109,12 @@ def test_tools_are_a_list_or_its_json_text(tools: Any) -> None:
         assert row.tools == [TOOL]
 
 
+def test_functions_are_tools_of_an_earlier_form() -> None:
+    row = parse({"messages": ASKED, "functions": [TOOL["function"]], "tools": None}, "f:1")
+    assert isinstance(row, Chat)
+    assert row.tools == [TOOL]
+
+
 def test_null_fields_are_left_out_on_all_levels() -> None:
     """Arrow gives every object the fields of all others, null."""
     answer = {

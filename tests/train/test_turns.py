@@ -100,8 +100,8 @@ def test_turns_are_those_of_rendering_every_prefix(
 
 def test_a_template_that_numbers_its_turns_is_rendered_by_prefixes() -> None:
     def numbered(messages: Messages, answer_next: bool) -> str:
-        written = "".join(f"<{at}{m['role'][0]}>{m['content']}$" for at, m in enumerate(messages))
-        return written + f"<{len(messages)}a>" * answer_next
+        written = "".join(f"<{'#' * at}{m['role'][0]}>{m['content']}$" for at, m in enumerate(messages))
+        return written + f"<{'#' * len(messages)}a>" * answer_next
 
     (made,) = locate(ChatTurns(talk(6), None, "f:1", CharTokenizer(numbered)), "")
     assert [made.text[start:stop].strip("word $") for start, stop in made.spans] == ["text 1", "text 3", "text 5"]

@@ -37,7 +37,7 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
     if not isinstance(values, dict):
         raise DataError(f"{where} is not a JSON object", remedy=EXAMPLES)
     row = _renamed({name: value for name, value in values.items() if value is not None}, columns)
-    tools = tools_in(row.get("tools"), where)
+    tools = tools_in(row.get("tools", row.get("functions")), where)
     if "messages" in row:
         return Chat(messages_in(row["messages"], where), tools, where)
     if "completions" in row and "labels" in row:
