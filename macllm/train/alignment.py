@@ -86,9 +86,9 @@ def completion_tokens(prompt: str, completion: str, tokenizer: TextTokenizer, wh
 
 
 def _enclosed(whole: list[int], inner: list[int]) -> tuple[list[int], int]:
-    """`whole` without a begin or end token that the text, `inner`, has itself, and the number of tokens before it.
+    """`whole` without the begin and end tokens that the text has itself, and the number of tokens before it.
 
-    Texts that a chat template wrote have their begin token.
+    The tokens of the text are `inner`. Texts that a chat template wrote have their begin token.
     """
     places = range(len(whole) - len(inner) + 1)
     start = next((at for at in places if whole[at : at + len(inner)] == inner), None)
