@@ -86,7 +86,7 @@ def completion_tokens(prompt: str, completion: str, tokenizer: TextTokenizer, wh
 
 
 def _enclosed(whole: list[int], inner: list[int]) -> tuple[list[int], int]:
-    """`whole` without the begin and end tokens that the text has itself, and the number of tokens before it.
+    """The tokens without added ends that the text has itself, and the number of tokens before it.
 
     The tokens of the text are `inner`. Texts that a chat template wrote have their begin token.
     """
