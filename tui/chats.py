@@ -3,58 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from macllm.chat.conversation import Conversation
-from macllm.chat.rows import SearchHit, StoredChat
+from macllm.chat.rows import StoredChat
 from macllm.chat.session import Session
+from macllm.chat.store import Store
 from macllm.errors import UsageError
 
 _LONGEST_NAME = 40  # characters of a file's name
 
 
-@runtime_checkable
-class ChatStore(Protocol):
-    """The methods of `macllm.chat.store.Store` that the interface uses."""
-
-    def list(self, limit: int | None = None) -> Sequence[StoredChat]:
-        """The stored conversations, newest change first."""
-        ...
-
-    def search(self, text: str, limit: int | None = None) -> Sequence[SearchHit]:
-        """The conversations that have all words of `text`."""
-        ...
-
-    def load(self, prefix: str) -> Conversation:
-        """The conversation whose id begins with `prefix`."""
-        ...
-
-    def save(self, conversation: Conversation) -> None:
-        """Queue the conversation for writing."""
-        ...
-
-    def flush(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until all is written."""
-        ...
-
-    def remove(self, prefix: str) -> str:
-        """Remove a conversation for good."""
-        ...
-
-
-def store_of(session: Session | None) -> ChatStore:
+def store_of(session: Session | None) -> Store:
     """The store that a session writes, or the user's store for one that writes none."""
-    if session is not None and isinstance(session.journal, ChatStore):
-        return session.journal
-    from macllm.chat.store import Store
-
-    return Store()
+    return session.journal if session is not None and isinstance(session.journal, Store) else Store()
 
 
-def found(store: ChatStore, typed: str, limit: int) -> list[tuple[StoredChat, str]]:
+def found(store: Store, typed: str, limit: int) -> list[tuple[StoredChat, str]]:
     """The conversations with all typed words and the place where they are, or all without one."""
     store.flush(1.0)
     if not typed:
@@ -62,7 +27,7 @@ def found(store: ChatStore, typed: str, limit: int) -> list[tuple[StoredChat, st
     return [(hit.chat, " ".join(hit.snippet.split())) for hit in store.search(typed, limit)]
 
 
-def rename(store: ChatStore, session: Session | None, chat: str, title: str) -> None:
+def rename(store: Store, session: Session | None, chat: str, title: str) -> None:
     """Name a stored conversation, which may be the current one."""
     if session is not None and session.conversation.id == chat:
         session.set_title(title)
@@ -71,7 +36,7 @@ def rename(store: ChatStore, session: Session | None, chat: str, title: str) -> 
     store.flush(1.0)
 
 
-def remove(store: ChatStore, session: Session | None, chat: str) -> None:
+def remove(store: Store, session: Session | None, chat: str) -> None:
     """Remove a stored conversation. Raises: UsageError for the current one.
 
     Its next answer would store it again.
@@ -86,7 +51,7 @@ def file_name(name: str) -> str:
     return (re.sub(r"[^\w]+", "-", name.lower())[:_LONGEST_NAME].strip("-") or "conversation") + ".md"
 
 
-def export(store: ChatStore, chat: str, name: str) -> Path:
+def export(store: Store, chat: str, name: str) -> Path:
     """Write a conversation to a file that is not there yet; its name gives the format: md, json or html."""
     from macllm.chat.exports import export as text_of
     from macllm.chat.exports import format_of

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from macllm.chat.models import usable_models
+from macllm.chat.store import Store
 from macllm.errors import MacllmError
 
 from . import slash
-from .chats import ChatStore
 from .commands.command import Command
 from .keymap import DEFAULTS, Keymap
 from .text.matching import Positions, ranked
@@ -39,7 +39,7 @@ def command_entries(keymap: Keymap = DEFAULTS) -> list[PaletteEntry]:
     ]
 
 
-def stored_entries(store: ChatStore) -> list[PaletteEntry]:
+def stored_entries(store: Store) -> list[PaletteEntry]:
     """The newest chats and the usable models, from the disk."""
     found: list[PaletteEntry] = []
     with suppress(MacllmError):  # their own screens show the errors

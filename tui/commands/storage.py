@@ -10,19 +10,14 @@ from pathlib import Path
 from macllm.chat.archive import find_message
 from macllm.chat.exports import FORMATS, export, format_of
 from macllm.chat.session import Session
-from macllm.chat.store import Store
 from macllm.chat.transcript import write
 from macllm.errors import MacllmError, UsageError
 
+from ..chats import store_of
 from ..outcomes import Choice, Open, Outcome, Question, Redraw, Say
 from .command import Command
 
 _OFFERED = 20
-
-
-def _store(session: Session | None) -> Store:
-    """The store of a session; that of other chats for one that stores nothing."""
-    return session.journal if session is not None and isinstance(session.journal, Store) else Store()
 
 
 def chats_question(session: Session, words: str = "") -> Question:
@@ -30,7 +25,7 @@ def chats_question(session: Session, words: str = "") -> Question:
 
     Raises: UsageError if there is none.
     """
-    store = _store(session)
+    store = store_of(session)
     store.flush(1)
     found = [hit.chat for hit in store.search(words, _OFFERED)] if words else store.list(_OFFERED)
     if not found:
@@ -52,7 +47,7 @@ def _chats(session: Session, argument: str) -> Outcome:
 def _resume(session: Session, argument: str) -> Outcome:
     if not argument:
         return _chats(session, argument)
-    store = _store(session)
+    store = store_of(session)
     store.flush(1)
     chat = store.find(argument)
     if chat == session.conversation.id:
@@ -95,7 +90,7 @@ def _export(session: Session, argument: str) -> Outcome:
 
 def _stored(session: Session | None, argument: str) -> Mapping[str, str]:
     """The newest conversations, for completion."""
-    store = _store(session)
+    store = store_of(session)
     try:
         ids = store.short_ids()
         return {ids.get(chat.id, chat.id): chat.name for chat in store.list(_OFFERED)}

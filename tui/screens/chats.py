@@ -45,10 +45,10 @@ class ChatsScreen(Overlay):
     SEARCH_KEYS: ClassVar = "Enter open · Tab into the list · Esc close"
     LIST_KEYS: ClassVar = "Enter open · x remove · r rename · e export · / search · Esc close"
 
-    def __init__(self, session: Session | None = None, typed: str = "", store: chats.ChatStore | None = None) -> None:
+    def __init__(self, session: Session | None, typed: str) -> None:
         super().__init__(typed)
         self._session = session
-        self._store = store or chats.store_of(session)
+        self._store = chats.store_of(session)
         self._doing: _Doing = "search"
         self._target: StoredChat | None = None
         self._found: dict[str, StoredChat] = {}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from macllm.chat.session import Session
 
-from ..chats import ChatStore, store_of
+from ..chats import store_of
 from ..keymap import in_effect
 from ..palette import PaletteEntry, command_entries, matching, stored_entries
 from ..widgets.row_list import Row
@@ -22,9 +22,9 @@ class PaletteScreen(Overlay):
     PLACEHOLDER: ClassVar = "type a few letters"
     KEYS_TEXT: ClassVar = "↑ ↓ move · Enter run · Esc close"
 
-    def __init__(self, session: Session | None = None, typed: str = "", store: ChatStore | None = None) -> None:
+    def __init__(self, session: Session | None, typed: str) -> None:
         super().__init__(typed)
-        self._store = store or store_of(session)
+        self._store = store_of(session)
         self._entries: list[PaletteEntry] = []
 
     def on_mount(self) -> None:

@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 
 from macllm.chat.session import Session
+from macllm.chat.store import Store
 from macllm.errors import MacllmError
 
 from .. import chats
@@ -49,7 +50,7 @@ class Sidebar(VerticalGroup):
     def __init__(self) -> None:
         super().__init__(id="sidebar")
         self._session: Session | None = None
-        self._store: chats.ChatStore | None = None
+        self._store: Store | None = None
         self._seen: tuple[str, int, str] | None = None  # the current conversation as it was at the last reading
         self._searched = ""
 
