@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 
 def bytes_text(size_bytes: float) -> str:
     """A size in decimal units, as macOS and disk vendors use them: 512 B, 14.2 MB, 4.1 GB."""
@@ -25,6 +27,11 @@ def duration_text(seconds: float, *, fine: bool = False) -> str:
         return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def date_text(seconds: float) -> str:
+    """A time in seconds since 1970 as the local date and time: 2026-11-29 14:02."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def count_text(number: int) -> str:

@@ -23,7 +23,6 @@ from .widgets.turns import AnswerTurn
 if TYPE_CHECKING:
     from macllm.generation.contract import MemoryUse
 
-
 _MEMORY_INTERVAL_SECONDS = 1.0
 
 

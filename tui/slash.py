@@ -29,7 +29,7 @@ def parse(line: str) -> tuple[Command, str] | None:
     if (command := NAMES.get(name.lower())) is not None:
         return command, argument.strip()
     near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.5)
-    remedy = f"{NAMES[near[0]].usage}" if near else "/help lists the commands"
+    remedy = NAMES[near[0]].usage if near else "/help lists the commands"
     raise UsageError(f"Unknown command /{name}.", remedy=f"{remedy}; two slashes send it as text")
 
 

@@ -15,7 +15,7 @@ from .conversation import Conversation, Origin, Turn
 def continuation(conversation: Conversation, info: EngineInfo, max_tokens: int | None) -> tuple[Request, PartialAnswer]:
     """The request that continues the last answer, and the answer to collect in its place.
 
-    Raises UsageError if there is none, if it has ended, or if another model made it.
+    Raises: UsageError if there is none, if it has ended, or if another model made it.
     """
     last = conversation.read[-1] if conversation.read else None
     if last is None or last.turn.role != "assistant" or last.turn.finish in ("stop", "tool_calls"):
@@ -38,7 +38,7 @@ def continuation(conversation: Conversation, info: EngineInfo, max_tokens: int |
 def comparison(conversation: Conversation, info: EngineInfo) -> tuple[Request, PartialAnswer]:
     """The request that answers the last question with the other adapter state, and the answer.
 
-    Seed, settings and system prompt are those of the last answer. Raises UsageError if there is none, if another model
+    Seed, settings and system prompt are those of the last answer. Raises: UsageError if there is none, if another model
     made it, or if there is no adapter.
     """
     last = conversation.read[-1] if conversation.read else None
@@ -59,7 +59,7 @@ def comparison(conversation: Conversation, info: EngineInfo) -> tuple[Request, P
 
 
 def _origin(answer: Turn, info: EngineInfo) -> Origin:
-    """The origin of an answer, with its seed. Raises UsageError for the answer of another model."""
+    """The origin of an answer, with its seed. Raises: UsageError for the answer of another model."""
     origin = answer.origin
     if origin is None or not answer.tokens:
         raise UsageError(

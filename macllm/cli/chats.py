@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
+from macllm.units import date_text
 from macllm.visible import one_line, visible
 
 from . import names
@@ -259,8 +259,7 @@ def _store() -> Store:
 
 
 def _line(ids: dict[str, str], chat: StoredChat) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.updated))
-    return f"{ids.get(chat.id, chat.id)}  {when}  {chat.messages:>4}"
+    return f"{ids.get(chat.id, chat.id)}  {date_text(chat.updated)}  {chat.messages:>4}"
 
 
 def _print(text: str) -> None:

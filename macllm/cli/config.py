@@ -55,10 +55,10 @@ def show(key: str | None, model: str | None, preset: str | None, as_json: bool) 
         click.echo(json.dumps(values, indent=2, ensure_ascii=False))
         return
     shown = {name: _shown(found.value) for name, found in rows.items()}
-    names = max(map(len, rows))
-    values = min(max(map(len, shown.values())), _VALUE_WIDTH)
+    name_width = max(map(len, rows))
+    value_width = min(max(map(len, shown.values())), _VALUE_WIDTH)
     for name, found in rows.items():
-        click.echo(f"{name:{names}}  {shown[name]:{values}}  {found.source}")
+        click.echo(f"{name:{name_width}}  {shown[name]:{value_width}}  {found.source}")
 
 
 @command.command("set")
@@ -74,12 +74,12 @@ def write(key: str, value: str) -> None:
     from macllm.config.schema import setting
     from macllm.config.toml_text import with_value
 
-    names = _names(key)
+    tables = _names(key)
     try:
-        content = value if names[0] == "keys" else setting(key).read(value)
+        content = value if tables[0] == "keys" else setting(key).read(value)
     except UsageError as error:
         raise UsageError(error.message, cause=error.cause, remedy=error.remedy or "macllm config show") from error
-    _edit(lambda text: with_value(text, names, content))
+    _edit(lambda text: with_value(text, tables, content))
 
 
 @command.command("unset")

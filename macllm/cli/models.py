@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from macllm.chat.models import UsableModel
 
 NAME_HELP = "NAME is org/name, org/name@revision or a folder."
-
-
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -36,7 +34,7 @@ def command(ctx: click.Context) -> None:
 
 @command.command("ls")
 @click.option("-a", "--all", "with_catalogue", is_flag=True, help="List recommended models to download, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@_JSON
 def ls(with_catalogue: bool, as_json: bool) -> None:
     """List models and adapters on this machine.
 
@@ -155,7 +153,7 @@ def get_model(name: str, as_json: bool) -> None:
 
 @command.command("show")
 @click.argument("name", default="maclet", shell_complete=names.models)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_JSON
 def show(name: str, as_json: bool) -> None:
     """Show a model's metadata without downloading its weights."""
     from macllm.chat import model_columns as columns

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 COMPLETE = "_MACLLM_COMPLETE"  # variable in which the shell asks for completions
+_MOST_CHATS = 50
 Complete = Callable[[click.Context, click.Parameter, str], list["CompletionItem"]]
 
 
@@ -57,7 +58,8 @@ def _chats() -> Iterator[tuple[str, str]]:
     from macllm.chat.store import Store
 
     store = Store()
-    yield from ((store.short(chat.id), chat.name) for chat in store.list(50))
+    ids = store.short_ids()
+    yield from ((ids.get(chat.id, chat.id), chat.name) for chat in store.list(_MOST_CHATS))
 
 
 models = _completing(_models, folders=True)

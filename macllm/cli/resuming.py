@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
+from macllm.units import date_text
 from macllm.visible import one_line
 
 from . import names
@@ -92,8 +92,7 @@ def _picked(store: Store, chats: list[StoredChat]) -> str:
         raise UsageError("--resume needs an ID without a terminal", remedy=f"macllm chat --resume {chats[0].id}")
     ids = store.short_ids()
     for number, chat in enumerate(chats, 1):
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.updated))
-        say(f"{number:>3}  {ids.get(chat.id, chat.id)}  {when}  {one_line(chat.name)}")
+        say(f"{number:>3}  {ids.get(chat.id, chat.id)}  {date_text(chat.updated)}  {one_line(chat.name)}")
     number = click.prompt("conversation", default=1, type=click.IntRange(1, len(chats)), err=True)
     return chats[number - 1].id
 

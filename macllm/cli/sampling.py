@@ -44,7 +44,6 @@ TOKENS: dict[str, str] = {
     "forced_eos_token_id": "Last token of an answer that reaches --max-tokens.",
 }
 
-ADAPTER_HELP = "LoRA adapter to apply to the model."
 MODEL_HELP = "A folder, org/name or org/name@revision. [default: the bundled model]"
 
 

@@ -79,10 +79,10 @@ def config_path() -> Path:
 def place(path: Path, line: int | None) -> str:
     """A file, with ~ for the home folder, and a line in it."""
     try:
-        shown = f"~/{path.relative_to(Path.home())}"
+        name = f"~/{path.relative_to(Path.home())}"
     except (ValueError, RuntimeError):
-        shown = str(path)
-    return shown if line is None else f"{shown}, line {line}"
+        name = str(path)
+    return name if line is None else f"{name}, line {line}"
 
 
 def load(path: Path | None = None) -> ConfigFile:

@@ -61,7 +61,7 @@ class Stage:
         return screen_text(self.app)
 
     async def idle(self) -> None:
-        await self.until(lambda: self.app.chat.session is not None and self.app.chat._pending is None)
+        await self.until(lambda: self.app.chat.session is not None and self.app.chat.exchange.pending is None)
         await self.pilot.pause()  # until it is drawn
 
 

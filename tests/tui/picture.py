@@ -90,7 +90,7 @@ async def _drawn() -> dict[str, str]:
             app.chat.prompt.put(question)
             await pilot.press("enter")
             async with asyncio.timeout(60):
-                while app.chat.session is None or len(app.chat.session.turns) < turns or app.chat._pending:
+                while app.chat.session is None or len(app.chat.session.turns) < turns or app.chat.exchange.pending:
                     await pilot.pause(0.01)
 
         async def picture() -> str:

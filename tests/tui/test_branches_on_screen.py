@@ -85,7 +85,7 @@ def test_an_edit_without_an_answer_returns_to_the_prompt_as_an_edit(play: Play) 
         await stage.press("escape", "escape")
         await stage.type(" more")
         await stage.press("enter")
-        await stage.until(lambda: stage.app.chat._pending is not None)
+        await stage.until(lambda: stage.app.chat.exchange.pending is not None)
         await stage.press("escape")
         await stage.until(lambda: stage.typed == "one more")
         assert contents(stage) == ["one", "ok"]

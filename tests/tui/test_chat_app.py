@@ -737,7 +737,7 @@ def test_typing_works_while_a_list_streams(play: Play) -> None:
         await stage.say("Go")
         await stage.sees("item 3")
         await stage.type("ok")
-        assert stage.app.chat._pending is not None
+        assert stage.app.chat.exchange.pending is not None
         assert stage.typed == "ok"
         await stage.press("escape")
         await stage.idle()

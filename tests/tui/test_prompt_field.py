@@ -54,7 +54,7 @@ def test_escape_closes_the_menu_first_and_stops_the_answer_next(play: Play) -> N
         await stage.press("escape")
         await stage.until(lambda: "› /theme" not in stage.screen())
         await stage.type("m")
-        assert stage.app.chat._pending is not None
+        assert stage.app.chat.exchange.pending is not None
         assert "› /theme" not in stage.screen()
         await stage.press("escape")
         await stage.idle()
@@ -116,7 +116,7 @@ def test_a_stopped_message_returns_with_its_markers(play: Play, folder: Path) ->
         await stage.until(lambda: stage.typed == "[pasted 120 lines]")
         await stage.type(" @notes.md ")
         await stage.press("enter")
-        await stage.until(lambda: stage.app.chat._pending)
+        await stage.until(lambda: stage.app.chat.exchange.pending)
         assert stage.session.turns[0].content == LONG + " @notes.md"
         await stage.press("escape")
         await stage.until(lambda: stage.typed == "[pasted 120 lines] [notes.md, 10 characters]")
@@ -127,7 +127,7 @@ def test_a_stopped_message_returns_with_its_markers(play: Play, folder: Path) ->
 def test_a_stopped_message_that_began_with_two_slashes_returns_with_both(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.say("//clear it")
-        await stage.until(lambda: stage.app.chat._pending)
+        await stage.until(lambda: stage.app.chat.exchange.pending)
         await stage.press("escape")
         await stage.until(lambda: stage.typed == "//clear it")
 

@@ -10,6 +10,9 @@ from ..outcomes import Answer, Mark, Outcome, Say
 from ..text.summary import summarize
 from .command import Command
 
+_NEWEST = 10  # answers in the statistics
+_ALL = "all"
+
 
 def _drop(session: Session, argument: str) -> Outcome:
     dropped = session.drop_oldest(everything=_is_all(argument, "drop"))
@@ -51,10 +54,6 @@ def _stats(session: Session, argument: str) -> Outcome:
     first = max(len(answers) - _NEWEST, 0)
     numbered = enumerate(answers[first:], first + 1)
     return Say("\n".join(f"answer {number}: {summarize(turn) or 'no numbers'}" for number, turn in numbered))
-
-
-_NEWEST = 10  # answers in the statistics
-_ALL = "all"
 
 
 COMMANDS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from macllm.chat.exports import FORMATS, export, format_of
 from macllm.chat.session import Session
 from macllm.chat.transcript import write
 from macllm.errors import MacllmError, UsageError
+from macllm.units import date_text
 
 from ..chats import store_of
 from ..outcomes import Choice, Open, Outcome, Question, Redraw, Say
@@ -32,12 +32,8 @@ def chats_question(session: Session, words: str = "") -> Question:
         raise UsageError(f"No conversation has {words}." if words else "No conversation is stored yet.")
     return Question(
         "Conversations, newest first:",
-        tuple(Choice(f"{_date(chat.updated)}  {chat.name}", f"/resume {chat.id}") for chat in found),
+        tuple(Choice(f"{date_text(chat.updated)}  {chat.name}", f"/resume {chat.id}") for chat in found),
     )
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _chats(session: Session, argument: str) -> Outcome:

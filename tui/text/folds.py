@@ -17,6 +17,7 @@ _SHOWN_LINES = 12  # of a longer one
 _MOST_SHOWN_CHARACTERS = 4000
 _SEQUENCES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 _BREAKS = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_NOTHING = re.compile(r"((?!))")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -116,9 +117,6 @@ class Folds:
         self._folds[marker] = Fold(marker, text, name)
         self._pattern = re.compile("(" + "|".join(map(re.escape, sorted(self._folds, key=len, reverse=True))) + ")")
         return marker
-
-
-_NOTHING = re.compile(r"((?!))")
 
 
 def shown(text: str, attachments: Iterable[Attachment] = (), *, whole: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from macllm.chat.conversation import Turn
 from macllm.chat.options import short_name
+from macllm.chat.transcript import ENDINGS
 from macllm.units import count_text, duration_text, speed_text, tokens_text
 
 
@@ -20,11 +21,6 @@ def summarize(turn: Turn) -> str:
         parts.append(f"first after {duration_text(turn.timing.prefill_seconds, fine=True)}")
         if turn.usage.cached_tokens:
             parts.append(f"reused {count_text(turn.usage.cached_tokens)} of {count_text(turn.usage.prompt_tokens)}")
-    ending = {
-        "cancelled": "stopped",
-        "length": "cut at the token limit",
-        "failed": "cut short by an error",
-    }
-    if turn.finish in ending:
-        parts.append(ending[turn.finish])
+    if turn.finish in ENDINGS:
+        parts.append(ENDINGS[turn.finish])
     return " · ".join(parts)

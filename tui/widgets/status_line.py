@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ..pending_answer import PendingAnswer
 
 _BAR_CELLS = 8
-
-
 _HIGH, _NEARLY_FULL = 0.7, 0.9  # shares of context and memory from which the line says so
 
 

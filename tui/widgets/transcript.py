@@ -222,7 +222,7 @@ class Transcript(VerticalScroll, Blank, can_focus=False):
             return
         self.scroll_relative(y=direction * max(self.size.height - 2, 1), animate=False)
 
-    # TurnBlock mode
+    # Block mode
 
     @property
     def selected(self) -> TurnBlock | None:
