@@ -9,7 +9,7 @@ from macllm.chat.session import Session
 from macllm.errors import UsageError
 from macllm.generation.request import Delta, Event
 
-from .keymap import stopping
+from .keymap import stop_remedy
 from .messages import ThreadMessage
 from .model_slot import ModelSlot
 from .outcomes import Answer
@@ -67,7 +67,7 @@ class Exchange:
         if session is None:
             raise UsageError("No model is loaded yet.")
         if self.pending is not None:
-            raise UsageError("An answer is being written.", remedy=stopping(self._transcript.app))
+            raise UsageError("An answer is being written.", remedy=stop_remedy(self._transcript.app))
         return session
 
     def start(self, answer: Answer, attachments: tuple[Attachment, ...] = (), edited: Node | None = None) -> None:

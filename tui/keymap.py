@@ -87,14 +87,14 @@ class Keymap:
 DEFAULTS = Keymap()
 
 
-def in_effect(app: object) -> Keymap:
+def keymap_of(app: object) -> Keymap:
     """The keymap of an app; one without has the defaults."""
     return getattr(app, "keymap", DEFAULTS)
 
 
-def stopping(app: object) -> str:
+def stop_remedy(app: object) -> str:
     """The way to stop an answer, as a remedy."""
-    return f"{in_effect(app).shown('chat', 'stop')} stops it"
+    return f"{keymap_of(app).shown('chat', 'stop')} stops it"
 
 
 def shown(key: str) -> str:

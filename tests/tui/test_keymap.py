@@ -13,7 +13,7 @@ from textual.keys import Keys
 
 from macllm.config.settings import parse
 from macllm_tui import keymap
-from macllm_tui.keymap import Keymap, in_effect, normal, shown, stopping
+from macllm_tui.keymap import Keymap, keymap_of, normal, shown, stopping
 from macllm_tui.keys import KEYS
 from macllm_tui.screens.help import help_rows
 from tests.chat.scripted_engine import ScriptedEngine
@@ -156,7 +156,7 @@ def test_remapped_keys_act_and_the_screen_names_them(play: Play) -> None:
         await stage.sees("answered")
         await stage.press("ctrl+e")  # moves to the end of the line by default
         await stage.sees("Help")
-        assert ("Alt+S", "send") in [(row.label, row.about) for row in help_rows(in_effect(stage.app))]
+        assert ("Alt+S", "send") in [(row.label, row.about) for row in help_rows(keymap_of(stage.app))]
         await stage.press("escape")
         await stage.type("/keys")
         await stage.press("alt+s")

@@ -18,7 +18,7 @@ from macllm.generation.contract import Status
 from .. import first_start, outcomes, questions, slash
 from ..commands.command import Command
 from ..exchange import Exchange
-from ..keymap import in_effect, stopping
+from ..keymap import keymap_of, stop_remedy
 from ..keys import KEYS
 from ..messages import EngineStatus, ModelFailed, ModelReady, ThreadMessage, TurnEnded, TurnEvent
 from ..model_slot import ModelSlot, OpenModel
@@ -84,7 +84,7 @@ class ChatScreen(TranscriptScreen):
         self.watch(self.transcript, "scroll_y", self._refresh_status, init=False)
         self.watch(self.transcript, "virtual_size", self._refresh_status, init=False)
         self.prompt.focus()
-        for note in in_effect(self.app).notes:
+        for note in keymap_of(self.app).notes:
             self.turns.mount(Notice(note))  # leaves the welcome in place
         self._clock = self.set_interval(0.1, self._refresh_status, pause=True)
         if self._stored is not None:
@@ -162,7 +162,7 @@ class ChatScreen(TranscriptScreen):
     def switch_model(self, model: str, adapter: str | None) -> None:
         """Load another model for the conversation. Raises: UsageError if that is not possible now."""
         if self._pending is not None:
-            raise UsageError("An answer is being written.", remedy=stopping(self.app))
+            raise UsageError("An answer is being written.", remedy=stop_remedy(self.app))
         self.model.switch(model, adapter, self._post)
         self._status.model = self.model.name
         self._show_activity(self.model.activity)
@@ -283,7 +283,7 @@ class ChatScreen(TranscriptScreen):
     def _run_command(self, command: Command, argument: str) -> bool:
         """Run a command. Returns False if it fails."""
         if command.idle and self._pending is not None:
-            error = UsageError(f"/{command.name} cannot run during an answer.", remedy=stopping(self.app))
+            error = UsageError(f"/{command.name} cannot run during an answer.", remedy=stop_remedy(self.app))
             self.transcript.add(Failure(error))
             return False
         return self._try(lambda: carry_out(command(self.session, argument), self))
@@ -369,7 +369,7 @@ class ChatScreen(TranscriptScreen):
         """Open a screen over the chat."""
         self._try(lambda: carry_out(outcomes.Open(name), self))
 
-    def on_transcript_wanted(self, message: Transcript.Wanted) -> None:
+    def on_transcript_requested(self, message: Transcript.Requested) -> None:
         """Carry out an action on a block."""
         self._try(lambda: carry_out(message.action(self.exchange.idle_session), self))
 
@@ -385,7 +385,7 @@ class ChatScreen(TranscriptScreen):
         self._refresh_status()
 
     def _refresh_status(self) -> None:
-        status, keymap = self._status, in_effect(self.app)
+        status, keymap = self._status, keymap_of(self.app)
         status.observe(self.session, self._pending, self.exchange.queued)
         self.sidebar.observe(self.session)
         if time.monotonic() - self._interrupted < _AGAIN_SECONDS:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from textual.binding import Binding
 
-from ..keymap import DEFAULTS, Keymap, in_effect
+from ..keymap import DEFAULTS, Keymap, keymap_of
 from ..keys import help_lines
 from ..slash import COMMANDS
 from ..widgets.row_list import Row
@@ -29,7 +29,7 @@ class HelpScreen(Overlay):
 
     def rows(self, typed: str) -> Sequence[Row]:
         """Commands, then keys, that contain the typed text."""
-        return [row for row in help_rows(in_effect(self.app)) if typed.lower() in f"{row.label} {row.about}".lower()]
+        return [row for row in help_rows(keymap_of(self.app)) if typed.lower() in f"{row.label} {row.about}".lower()]
 
 
 class KeysScreen(Overlay):
@@ -40,7 +40,7 @@ class KeysScreen(Overlay):
 
     def rows(self, typed: str) -> Sequence[Row]:
         """The keys whose name, keys or description contain the typed text."""
-        keys = in_effect(self.app).rows()
+        keys = keymap_of(self.app).rows()
         return [
             Row(name, f"{shown:<{_KEY_CELLS}} {about}")
             for name, shown, about in keys

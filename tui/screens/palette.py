@@ -9,7 +9,7 @@ from typing import ClassVar
 from macllm.chat.session import Session
 
 from ..chats import store_of
-from ..keymap import in_effect
+from ..keymap import keymap_of
 from ..palette import PaletteEntry, command_entries, matching, stored_entries
 from ..widgets.row_list import Row
 from .overlay import Overlay
@@ -29,7 +29,7 @@ class PaletteScreen(Overlay):
 
     def on_mount(self) -> None:
         """Show the commands, then, once they are read from the disk, chats and models, too."""
-        self._entries = command_entries(in_effect(self.app))
+        self._entries = command_entries(keymap_of(self.app))
         self.refresh_rows()
         self.run_worker(self._read())
 

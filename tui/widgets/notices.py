@@ -11,7 +11,7 @@ from textual.widgets import Static
 from macllm.errors import MacllmError
 from macllm.visible import one_line, visible
 
-from ..keymap import in_effect
+from ..keymap import keymap_of
 
 
 class Welcome(Static):
@@ -22,7 +22,7 @@ class Welcome(Static):
 
     def on_mount(self) -> None:
         """Write the text with the keys in effect."""
-        keymap = in_effect(self.app)
+        keymap = keymap_of(self.app)
         hints = (
             (keymap.shown("prompt", "send"), f"send; {keymap.shown('prompt', 'newline')} starts a new line"),
             (keymap.shown("chat", "stop"), "stop an answer, keep its text"),
@@ -41,12 +41,12 @@ class Earlier(Static):
 
     @dataclass
     class Asked(Message):
-        """The user wants to see more of them."""
+        """A request to draw more of them."""
 
     def show_count(self, count: int) -> None:
         """Say the number of messages that are not drawn."""
         self.display = count > 0
-        key = in_effect(self.app).shown("chat", "page_up")
+        key = keymap_of(self.app).shown("chat", "page_up")
         self.update(Content(f"▸ {count:,} earlier message{'s' * (count != 1)} ({key} at the top shows more)"))
 
     def on_click(self) -> None:

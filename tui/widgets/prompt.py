@@ -22,7 +22,7 @@ from macllm.visible import visible
 
 from .. import editor, slash
 from ..completion import Menu, MenuItem, complete
-from ..keymap import Keymap, in_effect
+from ..keymap import Keymap, keymap_of
 from ..keys import KEYS
 from ..outcomes import Attach, OpenEditor, Shorten
 from ..text.folds import pasted, with_newlines
@@ -93,7 +93,7 @@ class Prompt(FoldingArea):
 
     def on_mount(self) -> None:
         """Take the keys in effect."""
-        keymap = in_effect(self.app)
+        keymap = keymap_of(self.app)
         self._actions = _actions(keymap)
         self._of_chat = {key: keymap.actions("chat")[key] for key in keymap.taken("chat")}
 
@@ -171,7 +171,7 @@ class Prompt(FoldingArea):
 
     def edits(self, key: str) -> bool:
         """True for a key that the prompt, as it is now, has a use for."""
-        keymap = in_effect(self.app)
+        keymap = keymap_of(self.app)
         of_prompt, of_chat = key in keymap.actions("prompt"), key in keymap.actions("chat")
         return key in self._actions and (not of_chat or (of_prompt and bool(self.text)))
 
@@ -355,7 +355,7 @@ class Prompt(FoldingArea):
 
     @property
     def _search_title(self) -> str:
-        older, take, leave = (in_effect(self.app).shown("prompt", name) for name in ("history_search", "send", "close"))
+        older, take, leave = (keymap_of(self.app).shown("prompt", name) for name in ("history_search", "send", "close"))
         return f"history: {older} older, {take} takes it, {leave} returns"
 
     def _show_menu(self) -> None:

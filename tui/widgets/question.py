@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from macllm.visible import one_line, visible
 
-from ..keymap import in_effect
+from ..keymap import keymap_of
 from ..keys import KEYS
 from ..outcomes import Choice, Question
 from ..questions import chosen
@@ -67,7 +67,7 @@ class QuestionBox(Static, can_focus=True):
     def on_key(self, event: events.Key) -> None:
         """Choose by a digit; other characters, and keys that edit, go to the prompt."""
         typed = event.character if event.is_printable else None
-        edits = event.key not in in_effect(self.app).actions("question") and self._edits(event.key)
+        edits = event.key not in keymap_of(self.app).actions("question") and self._edits(event.key)
         if self._question is None or not (typed or edits):
             return
         event.stop()

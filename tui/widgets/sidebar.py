@@ -19,7 +19,7 @@ from macllm.chat.store import Store
 from macllm.errors import MacllmError
 
 from .. import chats
-from ..keymap import in_effect
+from ..keymap import keymap_of
 from .chat_rows import RESUME, chat_rows, nothing_text
 from .row_list import RowList
 
@@ -190,5 +190,5 @@ class Sidebar(VerticalGroup):
             self.post_message(ChatChosen(row.value))
 
     def _show_keys(self, used: bool) -> None:
-        key = in_effect(self.app).shown("chat", "sidebar")
+        key = keymap_of(self.app).shown("chat", "sidebar")
         self.query_one("#sidebar-keys", Static).update(f"Enter open · {key} hide" if used else f"{key} choose")

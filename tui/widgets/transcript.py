@@ -20,7 +20,7 @@ from macllm.chat.session import Session
 from macllm.errors import UsageError
 
 from ..comparison import of_versions
-from ..keymap import in_effect
+from ..keymap import keymap_of
 from ..keys import KEYS
 from ..outcomes import Answer, Compare, Copy, Outcome, Redraw
 from ..text.markdown import code_blocks
@@ -51,13 +51,13 @@ class Transcript(VerticalScroll, Blank, can_focus=False):
 
     @dataclass
     class Edit(Message):
-        """The user wants to edit a message."""
+        """A request to edit a message."""
 
         node: Node
 
     @dataclass
-    class Wanted(Message):
-        """The user wants something done with a block; UsageError says that it is not possible."""
+    class Requested(Message):
+        """A request to act on a block. The action raises UsageError if that is not possible now."""
 
         action: Callable[[IdleSession], Outcome]
 
@@ -274,13 +274,13 @@ class Transcript(VerticalScroll, Blank, can_focus=False):
         """Copy the message."""
         if (block := self._selected) is not None:
             text = block.text
-            self.post_message(self.Wanted(lambda _: Copy(text)))
+            self.post_message(self.Requested(lambda _: Copy(text)))
 
     def action_copy_code(self, number: int) -> None:
         """Copy a code block of the message; 0: all of them."""
         if (block := self._selected) is not None:
             text = block.text
-            self.post_message(self.Wanted(lambda _: Copy(_code(text, number))))
+            self.post_message(self.Requested(lambda _: Copy(_code(text, number))))
 
     def action_edit(self) -> None:
         """Edit the message, or the one that the selected answer answers."""
@@ -298,7 +298,7 @@ class Transcript(VerticalScroll, Blank, can_focus=False):
         if self._selected is not None and (node := self._selected.node) is not None:
             self.action_leave()
             self._select(None)
-            self.post_message(self.Wanted(lambda session: Answer(session().regenerate(node.id))))
+            self.post_message(self.Requested(lambda session: Answer(session().regenerate(node.id))))
 
     def action_version(self, direction: int) -> None:
         """Show the next version of the message, and the newest path through it."""
@@ -307,13 +307,13 @@ class Transcript(VerticalScroll, Blank, can_focus=False):
         versions = self._conversation.siblings(node.id)
         at = versions.index(node.id) + direction
         if 0 <= at < len(versions):
-            self.post_message(self.Wanted(lambda session: _show(session(), versions[at])))
+            self.post_message(self.Requested(lambda session: _show(session(), versions[at])))
 
     def action_compare(self) -> None:
         """Show the answer beside the version before it."""
         if self._selected is None or (node := self._selected.node) is None or (shown := self._conversation) is None:
             return
-        self.post_message(self.Wanted(lambda _: Compare(of_versions(shown, node.id))))
+        self.post_message(self.Requested(lambda _: Compare(of_versions(shown, node.id))))
 
     def action_leave(self) -> None:
         """Go back to the prompt."""
@@ -336,7 +336,7 @@ class BlockKeys(Static):
     def show(self, block: TurnBlock | None) -> None:
         """Show the keys of a block; None: none."""
         self.display = block is not None
-        keymap = in_effect(self.app)
+        keymap = keymap_of(self.app)
         again = ("edit", "edit") if isinstance(block, UserTurn) else ("regenerate", "again")
         names = (("copy", "copy"), ("copy_code", "code"), again, ("fold", "fold"), ("leave", ""))
         keys = "  ".join(f"{keymap.shown('blocks', name)} {label}".rstrip() for name, label in names)
