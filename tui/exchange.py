@@ -65,7 +65,7 @@ class Exchange:
         """The session. Raises: UsageError if there is none, or it is busy."""
         session = self._model.session
         if session is None:
-            raise UsageError("No model is loaded yet.")
+            raise UsageError("No model is loaded yet.", remedy="wait until it is there, or /model chooses another")
         if self.pending is not None:
             raise UsageError("An answer is being written.", remedy=stop_remedy(self._transcript.app))
         return session

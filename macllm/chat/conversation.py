@@ -143,6 +143,12 @@ class Conversation:
         system = [{"role": "system", "content": opening}] if opening else []
         return system + [node.turn.message() for node in self.read]
 
+    def node(self, id: str) -> Node:
+        """A node by its id. Raises: UsageError if it is unknown."""
+        if id not in self.nodes:
+            raise UsageError(f"The conversation has no message {id}.", remedy="/versions lists the other ones")
+        return self.nodes[id]
+
     def siblings(self, node: str) -> tuple[str, ...]:
         """The ids of the turns in the same place of the tree, oldest first; `node` is one of them."""
         return self._children[self.nodes[node].parent]
@@ -161,9 +167,7 @@ class Conversation:
 
         None: before the first turn. Raises: UsageError for an unknown node.
         """
-        if node is not None and node not in self.nodes:
-            raise UsageError(f"The conversation has no message {node}.")
-        return replace(self, head=node)
+        return replace(self, head=None if node is None else self.node(node).id)
 
     def showing(self, node: str) -> Conversation:
         """With the newest path through `node`."""

@@ -102,7 +102,10 @@ def usable_models(memory_bytes: int | None = None) -> list[UsableModel]:
 
 
 def chosen_model(name: str, models: Iterable[UsableModel]) -> UsableModel:
-    """The model of this name or title. Raises: ModelNotFoundError, naming the nearest, for none or several."""
+    """The model of this name or title.
+
+    Raises: ModelNotFoundError, naming the nearest, for none or several.
+    """
     return _chosen(name, [model for model in models if model.kind != "adapter"], "model")
 
 

@@ -136,7 +136,8 @@ def read(db: sqlite3.Connection, chat: str) -> Conversation:
         try:
             nodes[node] = Node(node, parent, from_json(Turn, json.loads(turn)), at)
         except (DataError, ValueError) as error:
-            raise MacllmError(f"The message {node} of {chat} cannot be read.", cause=str(error)) from error
+            message = f"The message {node} of {chat} cannot be read."
+            raise MacllmError(message, cause=str(error), remedy="macllm doctor checks the file") from error
     return Conversation(chat, created, title, system, nodes, head if head in nodes else next(reversed(nodes), None))
 
 

@@ -19,7 +19,7 @@ from macllm.generation.sampling.ranges import LARGEST_SEED
 from .again import comparison, continuation
 from .answer import PartialAnswer
 from .context import ContextUse, tokens_at, used_tokens
-from .conversation import Attachment, Conversation, Node, Origin, Turn
+from .conversation import Attachment, Conversation, Origin, Turn
 from .summarizing import Summary
 
 if TYPE_CHECKING:
@@ -141,7 +141,9 @@ class Session:
 
     def edit(self, node: str, text: str, attachments: tuple[Attachment, ...] = ()) -> Events:
         """The same in place of the user's message `node`: a new branch, beside the old one."""
-        return self._begin(self._conversation.at(self._node(node).parent).added(_message(text, attachments)))
+        return self._begin(
+            self._conversation.at(self._conversation.node(node).parent).added(_message(text, attachments))
+        )
 
     def regenerate(self, node: str | None = None) -> Events:
         """Answer the last message again; the new answer, once it has text, stands beside the old.
@@ -179,7 +181,6 @@ class Session:
 
     def show(self, node: str) -> None:
         """Make the newest path through `node` the current one."""
-        self._node(node)
         self.open(self._conversation.showing(node))
 
     def open(self, conversation: Conversation) -> None:
@@ -331,11 +332,6 @@ class Session:
         self._conversation = conversation
         if self.journal is not None:
             self.journal.save(conversation)
-
-    def _node(self, node: str) -> Node:
-        if node not in self._conversation.nodes:
-            raise UsageError(f"The conversation has no message {node}.")
-        return self._conversation.nodes[node]
 
     def _cut(self, kept: str | None, summary: str) -> None:
         self._keep(self._conversation.added(Turn(role="cut", content=summary, kept=kept)))

@@ -221,7 +221,11 @@ class Store:
             make_private(path)
             write_export(path, conversation)
         except OSError as error:
-            self.unsaved = MacllmError("A conversation could not be stored.", cause=error.strerror or str(error))
+            self.unsaved = MacllmError(
+                "A conversation could not be stored.",
+                cause=error.strerror or str(error),
+                remedy=f"check the free space and the permissions of {path.parent}",
+            )
         else:
             self.unsaved = MacllmError(
                 f"A conversation could not be stored; it is in {path}.", remedy=f"macllm chats import {path}"

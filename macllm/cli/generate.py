@@ -107,7 +107,7 @@ def _text(prompt: str) -> str:
         raw = sys.stdin.buffer.read() if prompt == "-" else prompt.encode("utf-8", "surrogateescape")
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError("the prompt is not UTF-8", cause=str(error)) from error
+        raise UsageError("the prompt is not UTF-8", cause=str(error), remedy="convert it, as with iconv") from error
 
 
 def _run(text: str, options: _Options) -> None:

@@ -93,7 +93,9 @@ def load(path: Path | None = None) -> ConfigFile:
     except FileNotFoundError:
         return ConfigFile(path)
     except OSError as error:
-        raise UsageError(f"cannot read {place(path, None)}", cause=error.strerror) from error
+        raise UsageError(
+            f"cannot read {place(path, None)}", cause=error.strerror, remedy="check its permissions"
+        ) from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -111,7 +113,7 @@ def parse(text: str, path: Path) -> ConfigFile:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{place(path, None)} is not TOML", cause=str(error)) from error
+        raise UsageError(f"{place(path, None)} is not TOML", cause=str(error), remedy="correct that line") from error
     lines = {".".join(names): line for names, line in line_numbers(text).items()}
     values: Values = {}
     keys: dict[str, str] = {}

@@ -88,7 +88,7 @@ def without_value(text: str, path: Path) -> str:
     expected = tomllib.loads(text)
     old = next((each for each in statements(text) if path in each.paths), None)
     if old is None:
-        raise UsageError(f"{'.'.join(path)} is not set")
+        raise UsageError(f"{'.'.join(path)} is not set", remedy="macllm config show")
     _child(expected, path[:-1]).pop(path[-1])
     lines = text.split("\n")
     del lines[old.first : old.last + 1]

@@ -46,5 +46,7 @@ class Command:
             return self.run_without_model(argument)
         assert self.run is not None
         if session is None:
-            raise UsageError(f"/{self.name} needs a model.", cause="no model is loaded yet")
+            raise UsageError(
+                f"/{self.name} needs a model.", cause="no model is loaded yet", remedy="/model chooses one"
+            )
         return self.run(session, argument)

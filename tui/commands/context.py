@@ -50,7 +50,7 @@ def _context(session: Session, argument: str) -> Outcome:
 def _stats(session: Session, argument: str) -> Outcome:
     answers = [turn for turn in session.turns if turn.role == "assistant"]
     if not answers:
-        raise UsageError("No answer yet.")
+        raise UsageError("No answer yet.", remedy="write a message first")
     first = max(len(answers) - _NEWEST, 0)
     numbered = enumerate(answers[first:], first + 1)
     return Say("\n".join(f"answer {number}: {summarize(turn) or 'no numbers'}" for number, turn in numbered))

@@ -14,7 +14,7 @@ from .command import Command
 def _copy(session: Session, argument: str) -> Outcome:
     answer = session.last_answer
     if answer is None:
-        raise UsageError("No answer to copy yet.")
+        raise UsageError("No answer to copy yet.", remedy="write a message first")
     if argument == "all":
         name = short_name(session.engine.info.model_name)
         return Copy(transcript.as_markdown(session.turns, model_name=name, system=session.system))

@@ -29,7 +29,9 @@ def chats_question(session: Session, words: str = "") -> Question:
     store.flush(1)
     found = [hit.chat for hit in store.search(words, _OFFERED)] if words else store.list(_OFFERED)
     if not found:
-        raise UsageError(f"No conversation has {words}." if words else "No conversation is stored yet.")
+        if words:
+            raise UsageError(f"No conversation has {words}.", remedy="other words, or /chats without any")
+        raise UsageError("No conversation is stored yet.", remedy="write a message first")
     return Question(
         "Conversations, newest first:",
         tuple(Choice(f"{date_text(chat.updated)}  {chat.name}", f"/resume {chat.id}") for chat in found),
@@ -78,7 +80,7 @@ def _export(session: Session, argument: str) -> Outcome:
     if not name or name == "--force":
         raise UsageError("/export needs a file name.", remedy="/export chat.md, /export chat.html or /export chat.json")
     if not session.turns:
-        raise UsageError("No conversation to export yet.")
+        raise UsageError("No conversation to export yet.", remedy="write a message first")
     path = Path(os.path.expandvars(name)).expanduser()
     write(path, export(session.conversation, form or format_of(path)), overwrite=force)
     return Say(f"Exported to {path}.")

@@ -41,4 +41,6 @@ def piped_text() -> str:
             "The input is not UTF-8.", cause=f"invalid at byte {error.start}", remedy="convert it, as with iconv"
         ) from error
     except OSError as error:
-        raise UsageError("The input cannot be read.", cause=error.strerror) from error
+        raise UsageError(
+            "The input cannot be read.", cause=error.strerror, remedy="a file, as with < notes.txt"
+        ) from error

@@ -6,7 +6,6 @@ import os
 from typing import Any, Protocol
 
 from macllm.chat.session import Session
-from macllm.errors import UsageError
 
 from .. import clipboard, outcomes, themes
 from ..commands.interface import theme_choices
@@ -136,6 +135,4 @@ def _compare(comparison: Comparison, chat: ChatView) -> None:
 
 
 def _open(name: str, argument: str, chat: ChatView) -> None:
-    if (make := SCREENS.get(name)) is None:
-        raise UsageError(f"There is no screen {name}.")
-    chat.app.push_screen(make(chat.session, argument), lambda line: chat.action_run(line or ""))
+    chat.app.push_screen(SCREENS[name](chat.session, argument), lambda line: chat.action_run(line or ""))

@@ -271,7 +271,7 @@ class Prompt(FoldingArea):
 
     def _edited(self, words: list[str]) -> str:
         """The text after the editor. Raises: MacllmError, when the screen is back."""
-        result: str | MacllmError = UsageError("An editor needs a terminal.")
+        result: str | MacllmError = UsageError("An editor needs a terminal.", remedy="write here")
         with contextlib.suppress(SuspendNotSupported), self.app.suspend():
             try:  # in here, because Textual does not return to the screen after an exception
                 result = editor.edit(self.folds.unfold(self.text), words)

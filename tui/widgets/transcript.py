@@ -363,7 +363,7 @@ def _code(text: str, number: int) -> str:
     if blocks and number <= len(blocks):
         return blocks[number - 1] if number else "\n".join(blocks)
     cause = f"the message has {len(blocks)} code block{'s' * (len(blocks) != 1)}"
-    raise UsageError(f"No code block{f' {number}' if number else ''}.", cause=cause)
+    raise UsageError(f"No code block{f' {number}' if number else ''}.", cause=cause, remedy="copy the whole message")
 
 
 def _is_queued(widget: Widget) -> bool:
