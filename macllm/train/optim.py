@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import mlx.core as mx
 
@@ -15,22 +16,29 @@ from .contract import Arrays, OptimizerState
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then the schedule down to `min_lr_ratio`."""
-    warm = math.ceil(config.warmup * steps)
+    """Learning rate of step `step` (from 0): linear warm-up, then the schedule down to `min_lr_ratio`.
+
+    The first step after warm-up has the peak, the last step of a falling schedule the lowest rate.
+    """
+    warm, last = share(config.warmup, steps), steps - 1
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
-    floor = config.min_lr_ratio
     match config.schedule:
         case "constant":
-            factor = 1.0
+            part = 1.0
         case "linear":
-            factor = 1.0 - (1.0 - floor) * _progress(step, warm, steps)
+            part = 1.0 - _progress(step, warm, last)
         case "cosine":
-            factor = floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * _progress(step, warm, steps)))
+            part = 0.5 * (1.0 + math.cos(math.pi * _progress(step, warm, last)))
         case "wsd":
-            start = max(warm, steps - math.ceil(config.decay * steps))
-            factor = 1.0 - (1.0 - floor) * _progress(max(step, start), start, steps)
-    return config.learning_rate * factor
+            peak = max(warm, last - share(config.decay, steps))  # the last step at the peak
+            part = 1.0 - _progress(max(step, peak), peak, last)
+    return config.learning_rate * (part + config.min_lr_ratio * (1.0 - part))
+
+
+def share(part: float, steps: float) -> int:
+    """`part` * `steps` rounded up, in exact decimal arithmetic: 0.07 of 100 is 7."""
+    return math.ceil(Fraction(str(part)) * Fraction(steps))
 
 
 def _progress(step: int, start: int, stop: int) -> float:

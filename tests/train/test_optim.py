@@ -111,19 +111,32 @@ def test_a_schedule_rises_to_its_peak_and_falls_no_lower_than_its_floor(schedule
     assert all(0 < r <= 1.0 for r in got)
     assert got[:warm] == pytest.approx([(i + 1) / (warm + 1) for i in range(warm)])
     assert all(a >= b for a, b in zip(got[warm:], got[warm + 1 :], strict=False))
-    assert all(r >= 0.1 for r in got[warm:])
     if warm < steps:
         assert got[warm] == 1.0
+    if schedule != "constant" and warm < steps - 1:
+        assert got[-1] == 0.1
+
+
+@pytest.mark.parametrize("share", [i / 100 for i in range(100)])
+def test_warm_up_takes_its_share_of_the_steps_in_exact_arithmetic(share: float) -> None:
+    got = rates("constant", 100, warmup=share)
+    assert got.index(1.0) == round(share * 100)
+
+
+def test_a_stable_phase_and_a_decay_that_meet_by_rounding_keep_one_step_at_the_peak() -> None:
+    got = rates("wsd", 9, warmup=0.5, decay=0.5, min_lr_ratio=0.2)
+    assert got[:5] == pytest.approx([(i + 1) / 6 for i in range(5)])
+    assert got[5:] == pytest.approx([1.0, 1 - 0.8 / 3, 1 - 1.6 / 3, 0.2])
 
 
 def test_schedules_equal_their_closed_forms() -> None:
     half = 50
-    assert rates("constant", 100, warmup=0)[half] == 1.0
-    assert rates("linear", 100, warmup=0, min_lr_ratio=0.2)[half] == pytest.approx(0.6)
-    assert rates("cosine", 100, warmup=0, min_lr_ratio=0.2)[25] == pytest.approx(0.2 + 0.4 * (1 + math.sqrt(0.5)))
+    assert rates("constant", 101, warmup=0)[half] == 1.0
+    assert rates("linear", 101, warmup=0, min_lr_ratio=0.2)[half] == pytest.approx(0.6)
+    assert rates("cosine", 101, warmup=0, min_lr_ratio=0.2)[25] == pytest.approx(0.2 + 0.4 * (1 + math.sqrt(0.5)))
     wsd = rates("wsd", 100, warmup=0, decay=0.2, min_lr_ratio=0.0)
-    assert wsd[:81] == [1.0] * 81
-    assert wsd[90] == pytest.approx(0.5)
+    assert wsd[:80] == [1.0] * 80
+    assert wsd[80:] == pytest.approx([1 - (i + 1) / 20 for i in range(20)])
 
 
 @pytest.mark.parity
@@ -137,10 +150,8 @@ def test_schedules_equal_transformers_one_step_later(steps: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = {
         "constant": transformers.get_constant_schedule_with_warmup(optimizer, warm + 1),
-        "linear": transformers.get_linear_schedule_with_warmup(optimizer, warm + 1, steps + 1),
-        "cosine": transformers.get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer, warm + 1, steps + 1, min_lr_rate=0.1
-        ),
+        "linear": transformers.get_linear_schedule_with_warmup(optimizer, warm + 1, steps),
+        "cosine": transformers.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warm + 1, steps, min_lr_rate=0.1),
     }
     floors = {"constant": 0.1, "linear": 0.0, "cosine": 0.1}
     for name, schedule in theirs.items():
