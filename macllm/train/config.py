@@ -11,6 +11,7 @@ import tomllib
 import typing
 from dataclasses import dataclass
 from datetime import date, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
@@ -95,18 +96,43 @@ class TrainConfig:
             self.now  # noqa: B018
         except ValueError as error:
             raise UsageError(f"date cannot be {self.date!r}", cause=str(error), remedy="date = 2026-01-31") from error
+        self._check_effects()
         if not self.data:
             raise UsageError("no training data", remedy="--data train.jsonl, or --resume with the folder of a run")
 
+    def _check_effects(self) -> None:
+        """Refuse values that would change nothing, or contradict each other."""
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        unused = {
+            "decay": (self.decay != default["decay"] and self.schedule != "wsd", f"schedule is {self.schedule}"),
+            "min_lr_ratio": (
+                self.min_lr_ratio != default["min_lr_ratio"] and self.schedule == "constant",
+                "schedule is constant",
+            ),
+            "decay_all": (self.decay_all and not self.weight_decay, "weight_decay is 0"),
+            "valid_fraction": (self.valid_fraction > 0 and bool(self.valid), f"valid is {self.valid}"),
+        }
+        for name, (has_none, cause) in unused.items():
+            if has_none:
+                raise UsageError(f"{name} has no effect", cause=cause, remedy=f"leave {name} out")
+        if self.schedule == "wsd" and Fraction(str(self.warmup)) + Fraction(str(self.decay)) > 1:
+            raise UsageError(
+                "warmup and decay overlap",
+                cause=f"they are {self.warmup} and {self.decay} of the steps, together over 1",
+            )
+
     def _ranges(self) -> list[tuple[str, float, float]]:
         most = float(2**31)
-        at_least_one = ("max_seq_length", "batch_size", "grad_accumulation_steps", "steps_per_report", "keep")
-        at_least_none = ("iters", "seed", "steps_per_eval", "save_every", "epochs", "learning_rate", "weight_decay")
-        shares = ("warmup", "decay", "min_lr_ratio", "beta1", "beta2")
+        at_least_one = ("batch_size", "grad_accumulation_steps", "steps_per_report", "keep")
+        at_least_none = ("iters", "seed", "steps_per_eval", "save_every", "weight_decay", "max_grad_norm")
         return [
+            ("max_seq_length", 2, most),  # the first token is not predicted
             *((name, 1, most) for name in at_least_one),
-            *((name, 0, most) for name in (*at_least_none, "max_grad_norm", "epsilon")),
-            *((name, 0.0, 1.0) for name in shares),
+            *((name, 0, most) for name in at_least_none),
+            *((name, 0.0, 1.0) for name in ("warmup", "decay", "min_lr_ratio")),
+            *((name, 0.0, _BELOW_ONE) for name in ("beta1", "beta2")),
+            *((name, _SMALLEST, most) for name in ("learning_rate", "epsilon")),
+            ("epochs", 0 if self.iters else _SMALLEST, most),
             ("valid_fraction", 0.0, 0.9),
             ("val_batches", -1, most),
         ]
@@ -144,13 +170,11 @@ class TrainConfig:
             if not isinstance(read, dict):
                 raise ValueError(f"{SETTINGS_NAME} is not a JSON object")
         except FileNotFoundError:
-            if values.get("data"):  # a script that always passes --resume starts with a new run
-                return {}
             flag = f"--{cls._folder.replace('_', '-')}"
             raise UsageError(
                 f"{path.parent} has no run to resume",
                 cause=f"{path} does not exist",
-                remedy=f"{flag} with the folder of a run, or --data train.jsonl for a new one",
+                remedy=f"{flag} with the folder of a run, or --data train.jsonl without --resume for a new one",
             ) from None
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the settings of the run in {path.parent}", cause=str(error)) from error
@@ -213,6 +237,8 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decay_all:
+            raise UsageError("decay_all has no effect", cause="an adapter has matrices only", remedy="weight_decay")
         if self.num_layers == 0:
             raise UsageError("num_layers cannot be 0", cause="no layer would be trained", remedy="-1 for all layers")
 
@@ -224,8 +250,9 @@ class FinetuneConfig(TrainConfig):
         )
 
     def _ranges(self) -> list[tuple[str, float, float]]:
-        own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", 0.0, 1e6), ("dropout", 0.0, 0.99)]
-        return [*super()._ranges(), *own]
+        own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", _SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
+        fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
+        return [*(one for one in super()._ranges() if one[0] not in fitted), *own]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +276,8 @@ class PretrainConfig(TrainConfig):
         return [*super()._ranges(), ("init_std", 0.0, 1e3)]
 
 
+_SMALLEST = 1e-30  # well above the smallest positive number of float32
+_BELOW_ONE = 1.0 - 2.0**-24  # the largest number below 1 in float32
 _SMALL_PARAMETERS = 50_000_000
 # Paths that a run reads; paths that it writes are relative to the current directory.
 _PATHS = frozenset({"data", "valid", "config", "tokenizer"})

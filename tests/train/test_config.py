@@ -45,7 +45,7 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
         ({"model": 3}, "a string"),
         ({"batch_size": 0}, "between 1"),
         ({"warmup": 1.5}, "between 0"),
-        ({"learning_rate": float("nan")}, "between 0"),
+        ({"learning_rate": float("nan")}, "between 1e-30"),
         ({"data": ""}, "--data train.jsonl"),
     ],
 )
@@ -135,8 +135,8 @@ def test_learning_rate_and_epochs_depend_on_the_model_size_unless_given() -> Non
 def test_resuming_without_a_run_is_an_error_that_says_so(kind: type[TrainConfig], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no run to resume"):
         kind.load(resume=True, **{kind._folder: str(tmp_path / "nowhere")})
-    begun = kind.load(resume=True, data="rows.jsonl", **{kind._folder: str(tmp_path / "nowhere")})
-    assert begun.data == "rows.jsonl"
+    with pytest.raises(UsageError, match="has no run to resume"):
+        kind.load(resume=True, data="rows.jsonl", **{kind._folder: str(tmp_path / "nowhere")})
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,48 @@ def test_resuming_without_a_run_is_an_error_that_says_so(kind: type[TrainConfig]
         {"learning_rate": 10**400},
         {"epochs": float("nan")},
         {"dropout": 1},
+        {"beta1": 1.0},
+        {"beta2": 1.0},
+        {"beta2": 1.0 - 1e-9},
+        {"epsilon": 0.0},
+        {"epsilon": 1e-46},
+        {"alpha": 0.0},
+        {"learning_rate": float("inf")},
+        {"weight_decay": float("inf")},
+        {"max_grad_norm": float("nan")},
+        {"max_seq_length": 1},
     ],
     ids=str,
 )
 def test_numbers_out_of_range_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(setting))} cannot be"):
         FinetuneConfig.load(data="rows.jsonl", **setting)
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 0.0}, {"epochs": 0.0}], ids=str)
+def test_a_run_from_random_weights_needs_a_learning_rate_and_steps(setting: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(setting))} cannot be 0"):
+        PretrainConfig.load(data="rows.jsonl", **setting)
+    assert PretrainConfig.load(data="rows.jsonl", epochs=0.0, iters=3).iters == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (FinetuneConfig, {"decay_all": True, "weight_decay": 0.1}, "decay_all has no effect"),
+        (PretrainConfig, {"decay_all": True, "weight_decay": 0.0}, "decay_all has no effect"),
+        (PretrainConfig, {"decay": 0.3}, "decay has no effect"),
+        (PretrainConfig, {"min_lr_ratio": 0.3, "schedule": "constant"}, "min_lr_ratio has no effect"),
+        (PretrainConfig, {"valid": "v.jsonl", "valid_fraction": 0.1}, "valid_fraction has no effect"),
+        (PretrainConfig, {"schedule": "wsd", "warmup": 0.3, "decay": 0.71}, "warmup and decay overlap"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(
+    kind: type[TrainConfig], settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        kind.load(data="rows.jsonl", **settings)
+    assert kind.load(data="rows.jsonl", schedule="wsd", warmup=0.3, decay=0.7).decay == 0.7
 
 
 def test_init_std_must_be_finite() -> None:
