@@ -24,11 +24,12 @@ MIN_DECREASE = 0.1  # relative decrease of the loss below which a hint is printe
 FITTED_LOSS = 0.1  # loss below which the data is already fitted, so no hint
 # Texts for rows that were changed or dropped, in the order of their counts in Prepared.
 CHANGED_ROWS = {
-    "truncated_rows": "truncated",
+    "truncated_rows": "truncated: cut to the longest length",
     "split_rows": "split",
     "dropped_rows": "dropped as too long",
     "unsupervised_rows": "without supervised tokens",
     "expanded_rows": "expanded to one example per turn",
+    "shared_rows": "among the training rows too",
 }
 
 
@@ -120,16 +121,22 @@ def _say_finished(event: Finished, losses: list[float]) -> None:
 
 def _say_prepared(event: Prepared) -> None:
     checked = f"; {event.valid_rows} validation examples" if event.valid_rows else ""
+    if 0 < event.sampled_rows < event.valid_rows:
+        checked += f", {event.sampled_rows} of them in each evaluation"
     say(f"{event.rows} examples, {event.supervised_tokens} of {event.tokens} tokens supervised{checked}")
-    for name, what in CHANGED_ROWS.items():
-        if count := getattr(event, name):
-            say(f"  {count} rows {what}")
+    for counts, kind in ((event, "rows"), (event.valid, "validation rows")):
+        for name, what in CHANGED_ROWS.items():
+            if count := getattr(counts, name):
+                say(f"  {count} {kind} {what}")
     if len(event.kinds) > 1:
         say(f"  rows of several kinds: {', '.join(f'{count} {kind}' for kind, count in event.kinds.items())}")
     if event.unended_rows and event.unended_rows >= sum(event.kinds.values()):
         say("  no end of an answer is learned: the model will not learn to stop")
     elif event.unended_rows:
         say(f"  {event.unended_rows} rows where no end of an answer is learned")
+    if event.valid.rows and not event.sampled_rows:
+        left = "val_batches is 0" if event.valid_rows else "no validation row is left"
+        say(f"  {left}: nothing to check with, so the last weights are exported")
     share = f"{event.trained_parameters / max(1, event.parameters):.2%}"
     say(f"{event.trained_parameters} of {event.parameters} parameters trainable ({share}), {event.steps} steps")
     if event.first_step:

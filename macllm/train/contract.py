@@ -104,7 +104,7 @@ class Source(Protocol[B_co]):
         ...
 
     @property
-    def steps_per_epoch(self) -> float:
+    def steps_per_epoch(self) -> int:
         """Number of optimizer steps in a pass over the data."""
         ...
 

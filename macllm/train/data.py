@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
 
-from macllm.errors import DataError
+from macllm.errors import DataError, UsageError
 
 from . import rows
 from .config import LongRows, TrainConfig
@@ -21,11 +21,12 @@ from .render import TextTokenizer
 
 @dataclass(frozen=True)
 class Dataset(Generic[E]):
-    """Training examples, validation examples, and the statistics of the training rows."""
+    """Training examples, validation examples, and the statistics of their rows."""
 
     train: list[E]
     valid: list[E]
     counts: Counts
+    valid_counts: Counts = field(default_factory=Counts)
 
     def fingerprint(self) -> str:
         """SHA-256 over every example; equal for the same data only."""
@@ -60,7 +61,13 @@ def loading(
     train_path, valid_path = rows.find_files(config.data, config.valid)
     train_rows = rows.read(train_path, columns=config.columns)
     valid_rows = rows.read(valid_path, columns=config.columns) if valid_path else []
-    if not valid_rows and config.valid_fraction > 0:
+    if valid_rows and config.valid_fraction > 0:
+        raise UsageError(
+            "valid_fraction has no effect",
+            cause=f"{valid_path} has the validation rows",
+            remedy="valid_fraction = 0, or the data without that file",
+        )
+    if config.valid_fraction > 0:
         train_rows, valid_rows = _hold_out(train_rows, config.valid_fraction, config.seed, train_path)
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
     total = len(train_rows) + len(valid_rows)
@@ -71,7 +78,9 @@ def loading(
             yield Advanced("reading", before + number, total)
             encoding.add(row)
         made.append((encoding.kept, encoding.counted()))
-    (train, counts), (valid, _) = made
+    (train, counts), (valid, valid_counts) = made
+    trained = {example.fingerprint() for example in train}
+    shared = sum(example.fingerprint() in trained for example in valid)
     if not train:
         raise DataError(
             f"{train_path} has no supervised tokens",
@@ -79,17 +88,28 @@ def loading(
             f"{counts.dropped_rows} are longer than {limit} tokens",
             remedy="assistant turns or completions in the rows, or a larger max_seq_length",
         )
-    return Dataset(train, valid, counts)
+    return Dataset(train, valid, counts, replace(valid_counts, shared_rows=shared))
 
 
 def _hold_out(
     all_rows: list[rows.Row], fraction: float, seed: int, path: Path
 ) -> tuple[list[rows.Row], list[rows.Row]]:
+    """Parts for training and for validation; equal rows stay together."""
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(all_rows):
+        groups.setdefault(repr(replace(row, where="")), []).append(i)
+    parts = list(groups.values())
     count = max(1, round(fraction * len(all_rows)))
-    if count >= len(all_rows):
-        raise DataError(f"{path} has too few rows to hold out some for evaluation", cause=f"it has {len(all_rows)}")
+    if count >= len(all_rows) or len(parts) == 1:
+        raise DataError(
+            f"{path} has too few rows to hold out some for evaluation",
+            cause=f"it has {len(all_rows)}, {len(parts)} of them different",
+        )
     random = np.random.Generator(np.random.Philox(key=np.array([seed, 2**63], dtype=np.uint64)))
-    held = set(map(int, random.permutation(len(all_rows))[:count]))
+    held = set[int]()
+    for part in map(int, random.permutation(len(parts))[: len(parts) - 1]):
+        if len(held) < count:
+            held.update(parts[part])
     return (
         [row for i, row in enumerate(all_rows) if i not in held],
         [row for i, row in enumerate(all_rows) if i in held],

@@ -31,11 +31,15 @@ class Counts:
     expanded_rows: int = 0
     unended_rows: int = 0  # no end of an answer is among the supervised tokens
     kinds: Mapping[str, int] = field(default_factory=dict[str, int])
+    shared_rows: int = 0  # validation examples that are training examples too
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows are tokenized and the model is loaded; statistics of rows, tokens and parameters."""
+    """Rows are tokenized and the model is loaded; statistics of rows, tokens and parameters.
+
+    The first counts are those of the training rows; `valid` has those of the validation rows.
+    """
 
     rows: int
     tokens: int
@@ -53,6 +57,9 @@ class Prepared:
     first_step: int
     unended_rows: int = 0
     kinds: Mapping[str, int] = field(default_factory=dict[str, int])
+    sampled_rows: int = 0  # validation examples in each evaluation
+    shared_rows: int = 0
+    valid: Counts = Counts()
 
 
 @dataclass(frozen=True)

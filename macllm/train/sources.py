@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic
 
@@ -13,7 +14,7 @@ from .events import Counts
 from .order import Order
 
 # Second words of Philox keys, beside the seed; small ones are epochs (`order.py`).
-_TRAINING, _VALIDATION = 2**63 + 1, 2**63 + 2
+_TRAINING, _VALIDATION, _SAMPLE = 2**63 + 1, 2**63 + 2, 2**63 + 3
 
 
 class Rows(Generic[E, B]):
@@ -35,14 +36,16 @@ class Rows(Generic[E, B]):
         self._order = Order([len(e) for e in examples], batch_size, seed)
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Number of optimizer steps in a pass over the rows."""
-        return self._order.batches_per_epoch / self._accumulation
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in a pass over the rows; the last may have fewer micro-batches."""
+        return -(-self._order.batches_per_epoch // self._accumulation)
 
     def batches(self, step: int, model: nn.Module) -> Iterator[B]:
         """The micro-batches of step `step`, from 0; the model has no influence."""
-        for micro in range(self._accumulation):
-            rows = self._order.rows(step * self._accumulation + micro)
+        epoch, number = divmod(step, self.steps_per_epoch)
+        first = number * self._accumulation
+        for micro, batch in enumerate(range(first, min(first + self._accumulation, self._order.batches_per_epoch))):
+            rows = self._order.rows(epoch * self._order.batches_per_epoch + batch)
             random = _generator(self._seed, _TRAINING, step, micro)
             yield self._objective.collate([self._examples[i] for i in rows], random)
 
@@ -51,14 +54,31 @@ class Validation(Generic[E, B]):
     """Batches for evaluation: the same at each evaluation."""
 
     def __init__(
-        self, objective: Objective[Any, E, B], examples: Sequence[E], *, batch_size: int, most: int, seed: int
+        self,
+        objective: Objective[Any, E, B],
+        examples: Sequence[E],
+        *,
+        batch_size: int,
+        most: int,
+        seed: int,
+        counts: Counts | None = None,
     ) -> None:
-        """At most `most` batches of the examples, sorted by length; -1 for all."""
+        """At most `most` batches of the examples, sorted by length; -1 for all.
+
+        A sample is drawn from (seed, examples): one example from each of equal parts of the sorted ones, so that it has
+        the lengths of the whole.
+        """
         by_length = sorted(examples, key=len)
+        if 0 <= most < -(-len(by_length) // batch_size):
+            count = most * batch_size
+            bounds = [at * len(by_length) // max(1, count) for at in range(count + 1)]
+            random = _generator(seed, _SAMPLE)
+            by_length = [by_length[random.integers(*part)] for part in itertools.pairwise(bounds)]
         batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-        self._batches = batches if most < 0 else batches[:most]
-        self._objective, self._seed = objective, seed
+        self._batches, self._objective, self._seed = batches, objective, seed
+        self.counts = counts or Counts()
         self.num_examples = len(examples)
+        self.num_sampled = len(by_length)
 
     def __len__(self) -> int:
         return len(self._batches)

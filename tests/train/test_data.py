@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macllm.errors import DataError
+from macllm.errors import DataError, UsageError
 from macllm.train import data
 from macllm.train.config import TrainConfig
 from macllm.train.objectives.clm import CausalLM, collate
 from macllm.train.order import Order
 from macllm.train.render import Example
 from tests.train.test_render import plain, unmarked
+from macllm.train.sources import Validation
 from tests.train.toy import CharTokenizer, arithmetic_rows
 
 
@@ -123,10 +124,39 @@ def test_validation_rows_are_not_trained_on_and_depend_on_the_seed(tmp_path: Pat
     assert wheres[1] != {e.where for e in made[1].valid}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_rows_are_held_out_together(tmp_path: Path, seed: int) -> None:
+    rows = [{"text": chr(97 + i // 3) * 3} for i in range(21)]
+    made = load(TrainConfig(data=folder(tmp_path, rows), valid_fraction=0.2, seed=seed))
+    assert len(made.train) + len(made.valid) == 21
+    assert len(made.valid) == 6
+    assert made.valid_counts.shared_rows == 0
+    with pytest.raises(DataError, match="too few rows"):
+        load(TrainConfig(data=folder(tmp_path, rows[:3]), valid_fraction=0.5, seed=seed))
+
+
+def test_a_sample_of_the_validation_rows_has_all_lengths_and_depends_on_the_seed_alone() -> None:
+    lengths = [*range(3, 11), *range(100, 260, 20)]
+    rows = [Example(np.arange(n, dtype=np.int32), np.arange(n) > 0, str(n)) for n in lengths]
+
+    def sampled(seed: int, most: int) -> list[int]:
+        validation = Validation(CausalLM(), rows, batch_size=2, most=most, seed=seed)
+        assert validation.num_sampled == min(len(rows), 2 * most) == sum(len(b.inputs) for b in validation.batches())
+        return [int(n) + 1 for batch in validation.batches() for n in batch.weights.sum(axis=1)]
+
+    for seed in range(5):
+        assert [sum(n > 60 for n in sampled(seed, most)) for most in (1, 2, 4)] == [1, 2, 4]
+        assert sampled(seed, 3) == sampled(seed, 3)
+        assert sampled(seed, 99) == lengths
+    assert len({tuple(sampled(seed, 4)) for seed in range(5)}) > 1
+
+
 def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
     path = folder(tmp_path, [{"text": "a"}], [{"text": "b"}, {"text": "c"}])
-    made = load(TrainConfig(data=path, valid_fraction=0.5))
+    made = load(TrainConfig(data=path))
     assert (len(made.train), len(made.valid)) == (1, 2)
+    with pytest.raises(UsageError, match=r"valid_fraction has no effect.*\n.*valid\.jsonl"):
+        load(TrainConfig(data=path, valid_fraction=0.5))
 
 
 def test_the_fingerprint_depends_on_tokens_and_loss_masks(tmp_path: Path) -> None:
