@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, cast
 
@@ -15,43 +16,33 @@ from mlx.utils import tree_flatten, tree_unflatten
 from macllm.errors import MacllmError
 
 from .config import TrainConfig
-from .contract import Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
+from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
 from .data import Dataset
 from .events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
-from .optim import AdamW, clip_factor, global_norm, learning_rate
-from .snapshot import Snapshots, TrainState
+from .optim import AdamW, clip_factor, global_norm, learning_rate, share
+from .snapshot import Snapshots, Sums, TrainState
 from .sources import Rows, Validation
 
 _EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
+_LOWER_RATE = "a lower --learning-rate; --resume continues from the last complete step"
 
 
-def total_steps(config: TrainConfig, steps_per_epoch: float) -> int:
-    """Number of optimizer steps in a run."""
-    if config.iters:
-        return config.iters
-    return max(1, round(config.epochs * steps_per_epoch))
-
-
-@dataclass
-class _Window:
-    """Sums since the last report."""
-
-    numerator: float = 0.0
-    denominator: float = 0.0
-    norm: float = 0.0
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict[str, float])
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Number of optimizer steps in a run; a fraction of an epoch is rounded up to whole steps."""
+    return config.iters or max(1, share(config.epochs, steps_per_epoch))
 
 
 def _number(array: mx.array | float) -> float:
     return cast("float", array.item()) if isinstance(array, mx.array) else array
 
 
-def _add(sums: dict[str, float], metrics: Any) -> None:
-    for name, value in metrics.items():
-        sums[name] = sums.get(name, 0.0) + _number(value)
+def _sums(loss: Loss, batch: AnyBatch) -> Sums:
+    metrics = {name: _number(value) for name, value in loss.metrics.items()}
+    return Sums(_number(loss.numerator), loss.denominator, tokens=batch.num_target_tokens, metrics=metrics)
+
+
+def _is_finite(weights: Arrays) -> bool:
+    return all(bool(mx.isfinite(weight).all()) for weight in weights.values())
 
 
 def _size(parameters: Any) -> int:
@@ -95,9 +86,8 @@ class Trainer(Generic[B]):
         self.steps = total_steps(config, source.steps_per_epoch)
         self.gradient = nn.value_and_grad(model, lambda batch: objective.loss(model, batch))
         self.state = self._begin()
-        self.window = _Window()
-        self.last_loss = float("nan")  # of the last report
-        self.saved_step = self.state.step if snapshots and self.state.step else -1
+        self._saved = self.state  # nothing to save before the first step
+        self._last_loss = float("nan")  # of the last report
 
     @classmethod
     def of(
@@ -118,7 +108,14 @@ class Trainer(Generic[B]):
             seed=seed,
             counts=dataset.counts,
         )
-        validation = Validation(objective, dataset.valid, batch_size=size, most=config.val_batches, seed=seed)
+        validation = Validation(
+            objective,
+            dataset.valid,
+            batch_size=size,
+            most=config.val_batches,
+            seed=seed,
+            counts=dataset.valid_counts,
+        )
         return cls(model, objective, source, validation, AdamW.of(config), config, snapshots)
 
     def _begin(self) -> TrainState:
@@ -146,7 +143,7 @@ class Trainer(Generic[B]):
         Then, if a step was done, the model gets the weights that the config selects, and `export` writes it and returns
         the path. The model is left in training mode without `export`, else in evaluation mode.
         """
-        began, loss, path = time.perf_counter(), self.last_loss, None
+        began, path = time.perf_counter(), None
         mx.reset_peak_memory()
         self.model.train()
         try:
@@ -158,144 +155,148 @@ class Trainer(Generic[B]):
                 for _ in self._save():
                     pass
             finally:
-                if export is not None and self.state.step:
-                    loss = self._select()
+                if export is not None and self._select():
                     self.model.eval()
                     path = export()
         if path is not None:
             yield Saved(self.state.step, str(path))
-        yield Finished(self.state.step, loss, time.perf_counter() - began, self.config.folder)
+        yield Finished(self.state.step, self._last_loss, time.perf_counter() - began, self.config.folder)
 
     def _prepared(self) -> Prepared:
         return Prepared(
             **asdict(self.source.counts),
             valid_rows=self.validation.num_examples,
+            sampled_rows=self.validation.num_sampled,
+            valid=self.validation.counts,
             parameters=_size(self.model.parameters()),
             trained_parameters=_size(self.model.trainable_parameters()),
             steps=self.steps,
             first_step=self.state.step,
         )
 
-    def _select(self) -> float:
-        """Put the weights to export into the model, and return their loss.
+    def _select(self) -> bool:
+        """Put the weights to export into the model; False without any.
 
-        The best weights if the config selects them and the run has validation data, else the last ones.
+        The best weights if the config selects them and the run has evaluated some, else the last ones that are finite.
         """
-        if self.snapshots and self.config.select == "best" and self.validation.num_examples:
-            best = self.snapshots.best()
-            if best is not None and best.eval_loss is not None:
-                self.put(best.weights)
-                return best.eval_loss
-        return self.last_loss if self.state.eval_loss is None else self.state.eval_loss
+        state = self.state
+        if self.snapshots and self.config.select == "best" and self.validation:
+            state = self.snapshots.best() or state
+        if not _is_finite(state.weights):
+            state = (self.snapshots and self.snapshots.latest()) or replace(state, step=0)
+        if state.step == 0:
+            return False
+        self.put(state.weights)
+        if state.eval_loss is not None:
+            self._last_loss = state.eval_loss
+        return True
 
     def _train(self) -> Iterator[TrainEvent]:
         if self.state.step == 0:
             yield from self._evaluate()
+        else:
+            yield from self._after_step()  # what an interruption left undone
         while self.state.step < self.steps:
             self._step()
             yield Advanced("training", self.state.step, self.steps)
-            yield from self._report()
             yield from self._after_step()
         yield from self._save()
 
     def _step(self) -> None:
-        """One optimizer step: gradients summed over micro-batches, divided once by the supervised tokens."""
-        window = self.window
+        """One optimizer step: gradients summed over micro-batches, divided once by the units of the loss."""
         began, state, config = time.perf_counter(), self.state, self.config
         mx.random.seed((config.seed << 32) + state.step)
-        gradients, numerator, denominator = self._gradients()
-        norm = global_norm(gradients) / denominator
+        gradients, sums = self._gradients()
+        norm = global_norm(gradients) / sums.denominator
         rate = learning_rate(config, state.step, self.steps)
         size = _number(norm)
         if not size < float("inf"):
             raise MacllmError(
                 f"the gradient of step {state.step + 1} is not finite",
-                cause=f"loss {numerator / denominator:.4g}, learning rate {rate:.3g}",
-                remedy="a lower --learning-rate; --resume continues from the last complete step",
+                cause=f"loss {sums.numerator / sums.denominator:.4g}, learning rate {rate:.3g}",
+                remedy=_LOWER_RATE,
             )
-        scale = clip_factor(norm, config.max_grad_norm) / denominator
+        scale = clip_factor(norm, config.max_grad_norm) / sums.denominator
         weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
         # The new weights replace the old ones before they are evaluated, so that only the lazy graph holds old weights
         # and gradients. After an interruption the next reader evaluates the rest.
-        self.state = replace(state, step=state.step + 1, weights=weights, optimizer=optimizer, eval_loss=None)
+        window = state.window.plus(replace(sums, norm=size, steps=1, seconds=time.perf_counter() - began))
+        step, best = state.step + 1, state.best_loss
+        self.state = TrainState(step, weights, optimizer, best, window=window)
         self.put(weights)
         del state, gradients
         _eval_in_chunks(weights, optimizer)
-        window.numerator += numerator
-        window.denominator += denominator
-        window.norm += size
-        window.steps += 1
-        window.seconds += time.perf_counter() - began
 
-    def _gradients(self) -> tuple[Arrays, float, float]:
-        """Gradients of the summed loss over the step's micro-batches, that sum, and the sum of its units."""
+    def _gradients(self) -> tuple[Arrays, Sums]:
+        """Gradients of the summed loss over the step's micro-batches, and the sums of the losses."""
         summed: Arrays = {}
-        numerator = denominator = 0.0
+        sums = Sums()
         for batch in self.source.batches(self.state.step, self.model):
             result, tree = self.gradient(batch)
             loss = Loss(*result)
             gradients = dict(tree_flatten(tree))
             summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
             mx.eval(loss.numerator, loss.metrics, summed)
-            numerator += _number(loss.numerator)
-            denominator += loss.denominator
-            _add(self.window.metrics, loss.metrics)
-            self.window.tokens += batch.num_target_tokens
-        return summed, numerator, denominator
-
-    def _report(self) -> Iterator[TrainEvent]:
-        step, window = self.state.step, self.window
-        if step % self.config.steps_per_report and step != self.steps:
-            return
-        event = Step(
-            step=step,
-            loss=window.numerator / window.denominator,
-            learning_rate=learning_rate(self.config, step - 1, self.steps),
-            grad_norm=window.norm / window.steps,
-            tokens_per_second=window.tokens / max(window.seconds, 1e-9),
-            peak_bytes=mx.get_peak_memory(),
-            metrics={name: value / window.denominator for name, value in window.metrics.items()},
-        )
-        self.window, self.last_loss = _Window(), event.loss
-        yield event
+            sums = sums.plus(_sums(loss, batch))
+        return summed, sums
 
     def _after_step(self) -> Iterator[TrainEvent]:
+        """Report, evaluate and save as far as it is due after the last step and not done yet."""
         step, config = self.state.step, self.config
+        if self.state.window.steps and (step == self.steps or step % config.steps_per_report == 0):
+            yield self._report()
         improved = False
-        if step == self.steps or (config.steps_per_eval and step % config.steps_per_eval == 0):
+        if self.state.eval_loss is None and (
+            step == self.steps or (config.steps_per_eval and step % config.steps_per_eval == 0)
+        ):
             for event in self._evaluate():
                 improved = isinstance(event, Evaluated) and event.best
                 yield event
         if improved or (config.save_every and step % config.save_every == 0):
             yield from self._save()
 
+    def _report(self) -> Step:
+        step, window = self.state.step, self.state.window
+        self.state = replace(self.state, window=Sums())
+        self._last_loss = window.numerator / window.denominator
+        return Step(
+            step=step,
+            loss=self._last_loss,
+            learning_rate=learning_rate(self.config, step - 1, self.steps),
+            grad_norm=window.norm / window.steps,
+            tokens_per_second=window.tokens / max(window.seconds, 1e-9),
+            peak_bytes=mx.get_peak_memory(),
+            metrics=window.means(),
+        )
+
     def _evaluate(self) -> Iterator[Advanced | Evaluated]:
         """Compute the validation loss, without dropout."""
         if not self.validation:
             return
-        numerator = denominator = 0.0
-        tokens, metrics = 0, dict[str, float]()
+        sums = Sums()
         self.model.eval()
         try:
             for number, batch in enumerate(self.validation.batches()):
                 yield Advanced("evaluating", number, len(self.validation))
-                loss = self.objective.loss(self.model, batch)
-                numerator += _number(loss.numerator)
-                denominator += loss.denominator
-                tokens += batch.num_target_tokens
-                _add(metrics, loss.metrics)
+                sums = sums.plus(_sums(self.objective.loss(self.model, batch), batch))
         finally:
             self.model.train()
-        loss, before = numerator / denominator, self.state.best_loss
+        loss, before = sums.numerator / sums.denominator, self.state.best_loss
+        if not math.isfinite(loss):
+            raise MacllmError(
+                f"the validation loss after step {self.state.step} is not finite",
+                remedy=_LOWER_RATE if self.state.step else "another model or other validation data",
+            )
         best = before is None or loss < before
         if self.state.step:  # the untrained model does not count as the best
             self.state = replace(self.state, eval_loss=loss, best_loss=loss if best else before)
-        means = {name: value / denominator for name, value in metrics.items()}
-        yield Evaluated(self.state.step, loss, tokens, best, means)
+        yield Evaluated(self.state.step, loss, sums.tokens, best, sums.means())
 
     def _save(self) -> Iterator[TrainEvent]:
-        if self.snapshots is None or self.saved_step == self.state.step or self.state.step == 0:
+        if self.snapshots is None or self._saved is self.state:
             return
+        if not _is_finite(self.state.weights):
+            raise MacllmError(f"the weights after step {self.state.step} are not finite", remedy=_LOWER_RATE)
         path = self.snapshots.save(self.state)
-        self.saved_step = self.state.step
+        self._saved = self.state
         yield Saved(self.state.step, str(path))

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,32 @@ _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.json", "manifest.jso
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Sums over steps: of the loss, its units, gradient norms, supervised tokens, seconds and metrics."""
+
+    numerator: float = 0.0
+    denominator: float = 0.0
+    norm: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def plus(self, more: Sums) -> Sums:
+        """The sums over both."""
+        both = {name: getattr(self, name) + getattr(more, name) for name in _ADDED}
+        metrics = {k: self.metrics.get(k, 0.0) + more.metrics.get(k, 0.0) for k in {**self.metrics, **more.metrics}}
+        return Sums(**both, metrics=metrics)
+
+    def means(self) -> dict[str, float]:
+        """The metrics per unit of the loss."""
+        return {name: value / self.denominator for name, value in self.metrics.items()}
+
+
+_ADDED = ("numerator", "denominator", "norm", "steps", "tokens", "seconds")
+
+
+@dataclass(frozen=True)
 class TrainState:
     """Immutable training state after `step` steps."""
 
@@ -36,6 +63,7 @@ class TrainState:
     optimizer: OptimizerState
     best_loss: float | None = None
     eval_loss: float | None = None  # of these weights
+    window: Sums = Sums()  # since the last report
 
 
 class Snapshots:
@@ -55,10 +83,11 @@ class Snapshots:
             self._remove_drafts()
             draft.mkdir()
             self._write(draft, state)
-            if final.exists():
-                shutil.rmtree(final)
+            if final.exists():  # the same step before its evaluation
+                final.rename(self.folder / f".draft-replaced-{_name(state.step)}-{os.getpid()}")
             draft.rename(final)
             sync(self.folder)
+            self._remove_drafts()
         except (OSError, RuntimeError) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise MacllmError(
@@ -106,6 +135,7 @@ class Snapshots:
             "count": state.optimizer.count,
             "best_loss": state.best_loss,
             "eval_loss": state.eval_loss,
+            "window": asdict(state.window),
             "run": self._identity,
         }
         write_json(draft / _STATE, about)
@@ -125,7 +155,8 @@ class Snapshots:
             raise _DamagedError(f"{folder} is not complete")
         slots = {name: _load(folder / _slot(name)) for name in about["slots"]}
         optimizer = OptimizerState(slots, about["count"])
-        return TrainState(about["step"], _load(folder / _WEIGHTS), optimizer, about["best_loss"], about["eval_loss"])
+        weights, window = _load(folder / _WEIGHTS), Sums(**about["window"])
+        return TrainState(about["step"], weights, optimizer, about["best_loss"], about["eval_loss"], window)
 
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():

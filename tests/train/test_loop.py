@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from macllm.train.data import Dataset
 from macllm.train.events import Advanced, Counts, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
 from macllm.train.loop import Trainer, total_steps
 from macllm.train.objectives.clm import Batch, CausalLM, collate
+from macllm.train.optim import AdamW
 from macllm.train.snapshot import Snapshots, TrainState
-from macllm.train.sources import Rows
+from macllm.train.sources import Rows, Validation
 from tests.train.toy import ToyLM, arithmetic_rows
 
 CLM = CausalLM()
@@ -147,7 +149,7 @@ def test_a_run_equals_its_definition_in_float64() -> None:
         tokens.append(sum(batch.num_target_tokens for batch in micro))
         gradients = {k: g.astype(np.float64) for k, g in gradient(literal, micro).items()}
         norms.append(math.sqrt(sum((g * g).sum() for g in gradients.values())))
-        rates.append(1e-2 * ((step + 1) / 3 if step < 2 else 0.2 + 0.4 * (1 + math.cos(math.pi * (step - 2) / 4))))
+        rates.append(1e-2 * ((step + 1) / 3 if step < 2 else 0.2 + 0.4 * (1 + math.cos(math.pi * (step - 2) / 3))))
         for name, g in gradients.items():
             g = g / max(1.0, norms[-1])
             mean[name] = 0.9 * mean[name] + 0.1 * g
@@ -172,13 +174,38 @@ def test_a_run_equals_its_definition_in_float64() -> None:
     [
         ({"iters": 7, "epochs": 99.0, "grad_accumulation_steps": 4}, 7),
         ({"iters": 0, "epochs": 2.0}, 16),
-        ({"iters": 0, "epochs": 2.5, "grad_accumulation_steps": 3}, 7),
+        ({"iters": 0, "epochs": 2.5}, 20),
+        ({"iters": 0, "epochs": 1.1}, 9),
         ({"iters": 0, "epochs": 0.01}, 1),
     ],
 )
 def test_the_length_of_a_run_counts_optimizer_steps(settings: dict[str, Any], steps: int) -> None:
-    config = replace(CONFIG, **settings)
-    assert total_steps(config, 8 / config.grad_accumulation_steps) == steps
+    assert total_steps(replace(CONFIG, **settings), 8) == steps
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "accumulation", "epochs"),
+    [(5, 1, 2, 1), (11, 1, 8, 1), (2, 1, 8, 3), (3, 1, 2, 2), (20, 4, 4, 1), (10, 2, 4, 3), (7, 3, 1, 2), (1, 4, 4, 2)],
+)
+@pytest.mark.parametrize("by_iters", [False, True])
+def test_every_row_is_trained_on_once_an_epoch(
+    rows: int, size: int, accumulation: int, epochs: int, by_iters: bool
+) -> None:
+    seen: list[int] = []
+
+    class Noting(CausalLM):
+        def collate(self, examples: Any, random: np.random.Generator) -> Batch:
+            seen.extend(int(e.where) for e in examples)
+            return super().collate(examples, random)
+
+    examples = [replace(e, where=str(i)) for i, e in enumerate(arithmetic_rows(rows))]
+    per_epoch = -(-rows // (size * accumulation))
+    length = {"iters": epochs * per_epoch} if by_iters else {"iters": 0, "epochs": float(epochs)}
+    config = replace(CONFIG, batch_size=size, grad_accumulation_steps=accumulation, **length)
+    events = list(fit(ToyLM(), Noting(), config, Dataset(examples, [], Counts())))
+    assert events[-1].step == epochs * per_epoch
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
 
 
 def test_training_lowers_the_loss_to_a_third() -> None:
@@ -209,6 +236,65 @@ def test_a_closed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path, sto
     assert digest(resumed) == digest(straight)
     losses = {e.step: e.loss for e in events if isinstance(e, Step)}
     assert {e.step: e.loss for e in rest if isinstance(e, Step)} == {s: losses[s] for s in losses if s > stop}
+
+
+def told(events: list[TrainEvent]) -> list[tuple[Any, ...]]:
+    """Reports and evaluations, without times and memory."""
+    steps = [(e.step, e.loss, e.learning_rate, e.grad_norm) for e in events if isinstance(e, Step)]
+    return [*steps, *((e.step, e.loss, e.tokens, e.best) for e in events if isinstance(e, Evaluated))]
+
+
+@pytest.mark.parametrize("save_every", [2, 50])
+def test_a_run_stopped_after_any_event_reports_and_evaluates_as_one_that_was_not(
+    tmp_path: Path, save_every: int
+) -> None:
+    rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
+    config = replace(CONFIG, iters=6, steps_per_report=4, steps_per_eval=2, save_every=save_every, keep=99)
+    straight = ToyLM(dropout=0.2)
+    events = list(fit(straight, CLM, config, rows))
+    whole = list(fit(ToyLM(dropout=0.2), CLM, config, rows, snapshots(tmp_path / "whole", config)))
+    for number, last in enumerate(whole):
+        kept = snapshots(tmp_path / str(number), config)
+        with closing(fit(ToyLM(dropout=0.2), CLM, config, rows, kept)) as stream:
+            seen = list(islice(stream, number + 1))
+        begun = kept.latest() is not None
+        resumed = ToyLM(dropout=0.2, seed=7 if begun else 0)
+        seen = seen * begun + list(fit(resumed, CLM, config, rows, kept))
+        assert sorted(told(seen)) == sorted(told(events)), last
+        assert digest(resumed) == digest(straight), last
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Path) -> None:
+    exported: list[str] = []
+
+    class Overflowing(AdamW):
+        def update(self, weights: Any, gradients: Any, state: Any, rate: float, scale: mx.array) -> Any:
+            new, after = super().update(weights, gradients, state, rate, scale)
+            return ({k: w * math.inf for k, w in new.items()} if after.count == 8 else new), after
+
+    def export() -> Path:
+        exported.append(digest(model))
+        return tmp_path
+
+    model, config = ToyLM(), replace(CONFIG, iters=8, save_every=6)
+    source = Rows(CLM, ROWS.train, batch_size=4, accumulation=1, seed=0)
+    validation = Validation(CLM, [], batch_size=4, most=-1, seed=0)
+    adam = Overflowing(config.beta1, config.beta2, config.epsilon, 0.0)
+    with pytest.raises(MacllmError, match="the weights after step 8 are not finite"):
+        list(Trainer(model, CLM, source, validation, adam, config, snapshots(tmp_path, config)).run(export))
+    kept = snapshots(tmp_path, config).latest()
+    assert kept is not None
+    assert kept.step == 6
+    model.update(tree_unflatten(list(kept.weights.items())))
+    assert exported == [digest(model)]
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    rows = replace(ROWS, valid=arithmetic_rows(7, seed=9))
+    objective, trainers = objective_with_losses({0: 1.0, 4: math.nan})
+    trainers.append(Trainer.of(ToyLM(), objective, CONFIG, rows, snapshots(tmp_path)))
+    with pytest.raises(MacllmError, match="the validation loss after step 4 is not finite"):
+        list(trainers[0].run())
 
 
 def test_an_interrupt_between_micro_batches_leaves_the_last_whole_step(tmp_path: Path) -> None:
