@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -19,33 +20,64 @@ from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Prepared, TrainEvent
 from .snapshot import Snapshots
 
-_METRICS = "metrics.jsonl"
+_METRICS, _SNAPSHOTS = "metrics.jsonl", "snapshots"
+_OF_RUNS = (_SNAPSHOTS, SETTINGS_NAME, _METRICS)
+# A run writes some of these; the others belong to an adapter of PEFT, whose config it would replace.
+_RESULTS = ("adapters.safetensors", "adapter_config.json", "adapter_model.safetensors", "model")
 
 
 def check(folder: Path, config: TrainConfig) -> None:
     """Check data and folder before any work.
 
-    Raises DataError for missing or invalid data, UsageError for the folder of another run.
+    Raises DataError for missing or invalid data, UsageError for a folder in which a run would overwrite something, and
+    for one without a run to resume.
     """
     rows.check(config.data, config.valid, config.columns)
-    if config.resume or not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", remedy="another folder for the run")
-    for name in ("snapshots", "adapters.safetensors", "model"):
-        if (folder / name).exists():
+    if config.resume:
+        _check_resumable(folder)
+        return
+    for name in (*_OF_RUNS, *_RESULTS):
+        if os.path.lexists(folder / name):
+            resumable = (folder / SETTINGS_NAME).is_file() and (folder / _SNAPSHOTS).is_dir()
             raise UsageError(
-                f"{folder} already has a run",
+                f"{folder} already has a run" if name in _OF_RUNS else f"{folder} already has a model or an adapter",
                 cause=f"{folder / name} exists",
-                remedy="--resume to continue it, or another folder",
+                remedy="--resume to continue it, or another folder" if resumable else "another folder for the run",
             )
+
+
+def _check_resumable(folder: Path) -> None:
+    """Raise UsageError unless the folder has a run with a snapshot, or one that was stopped before its first."""
+    missing = [n for n, there in ((SETTINGS_NAME, Path.is_file), (_SNAPSHOTS, Path.is_dir)) if not there(folder / n)]
+    results = [name for name in _RESULTS if os.path.lexists(folder / name)]
+    if missing:
+        cause = f"{folder / missing[0]} does not exist"
+    elif results and not any((folder / _SNAPSHOTS).glob("step-*")):
+        cause = f"{folder / _SNAPSHOTS} is empty, and {folder / results[0]} exists"
+    else:
+        return
+    raise UsageError(
+        f"{folder} has no run to resume",
+        cause=cause,
+        remedy="without --resume and in another folder for a new run",
+    )
 
 
 @contextmanager
 def lock(folder: Path) -> Generator[None]:
-    """Hold the folder, made if it is missing. Raises UsageError if another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold the folder, made if it is missing.
+
+    Raises UsageError if another process holds it, or if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the folder {folder}", cause=str(error), remedy="another folder for the run"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,21 +92,27 @@ def lock(folder: Path) -> Generator[None]:
 
 def snapshots(folder: Path, config: TrainConfig, identity: dict[str, Any]) -> Snapshots:
     """The snapshots in a run's folder; `identity` has what determines its weights beside the config."""
-    return Snapshots(folder / "snapshots", config.keep, {**config.reproducibility_fields(), **identity})
+    return Snapshots(folder / _SNAPSHOTS, config.keep, {**config.reproducibility_fields(), **identity})
 
 
 def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:
-    """Yield the events of a run, and write them to metrics.jsonl and the settings to run.json."""
+    """Yield the events of a run, and write them to metrics.jsonl and the settings to run.json.
+
+    Numbers that are not finite are written as null.
+    """
     with closing(events):
         for event in events:
             if isinstance(event, Prepared):
+                # A run without a snapshot yet can be resumed as long as the folder for them is there.
+                (folder / _SNAPSHOTS).mkdir(exist_ok=True)
                 write_json(folder / SETTINGS_NAME, config.as_dict())
                 # Drop lines of steps after the snapshot: they will be written again.
-                kept = [line for line in _lines(folder) if _step(line) <= event.first_step]
+                kept = [line for line in _lines(folder) if event.first_step and _step(line) <= event.first_step]
                 write_text(folder / _METRICS, "".join(kept))
             if not isinstance(event, Advanced):
                 with (folder / _METRICS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
+                    values = _finite({"event": type(event).__name__, **asdict(event)})
+                    file.write(json.dumps(values, allow_nan=False) + "\n")
             yield event
 
 
@@ -84,6 +122,13 @@ def follow(events: Generator[TrainEvent], on_event: Callable[[TrainEvent], None]
         for event in stream:
             if on_event is not None:
                 on_event(event)
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(folder: Path) -> list[str]:

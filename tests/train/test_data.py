@@ -15,8 +15,8 @@ from macllm.train.config import TrainConfig
 from macllm.train.objectives.clm import CausalLM, collate
 from macllm.train.order import Order
 from macllm.train.render import Example
-from tests.train.test_render import plain, unmarked
 from macllm.train.sources import Validation
+from tests.train.test_render import plain, unmarked
 from tests.train.toy import CharTokenizer, arithmetic_rows
 
 

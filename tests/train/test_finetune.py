@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -157,6 +158,102 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(recipe: Path, base: Path, 
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["adapters.safetensors", "adapter_model.safetensors", "adapter_config.json", "model", "run.json", "metrics.jsonl"],
+)
+def test_nothing_in_the_folder_of_a_run_is_overwritten(
+    recipe: Path, base: Path, tmp_path: Path, name: str, resume: bool
+) -> None:
+    out = tmp_path / "out"
+    (out / "model").mkdir(parents=True) if name == "model" else out.mkdir()
+    (out / name / "weights" if name == "model" else out / name).write_text("{}")
+    before = contents(out)
+    with pytest.raises(UsageError) as error:
+        finetune(dataclasses.replace(lora_config(recipe, base, out), resume=resume))
+    assert "another folder" in str(error.value.remedy)
+    with pytest.raises(UsageError, match="no run to resume" if resume else "already has"):
+        train(dataclasses.replace(PretrainConfig.load(recipe / "recipe.toml", output=out), resume=resume))
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["snapshots", ".lock", "."])
+def test_a_file_or_folder_in_the_way_of_a_run_is_one_error(recipe: Path, base: Path, tmp_path: Path, name: str) -> None:
+    config = lora_config(recipe, base, tmp_path / "out")
+    path = tmp_path / "out" / name
+    path.mkdir(parents=True) if name == ".lock" else path.parent.mkdir(exist_ok=True)
+    if name != ".lock":
+        path.write_text("mine")
+    with pytest.raises(UsageError, match=r"already has a run|cannot write|is a file"):
+        finetune(config)
+    assert path.is_dir() or path.read_text() == "mine"
+
+
+def test_a_run_without_its_snapshots_is_not_resumed_and_keeps_its_adapter(
+    recipe: Path, base: Path, tmp_path: Path
+) -> None:
+    config = lora_config(recipe, base, tmp_path / "out")
+    finetune(config)
+    kept = digest(tmp_path / "out/adapters.safetensors")
+    for spare in ("snapshots/step-*", "snapshots"):
+        for path in (tmp_path / "out").glob(spare):
+            shutil.rmtree(path)
+        with pytest.raises(UsageError, match="no run to resume"):
+            finetune(dataclasses.replace(config, resume=True))
+        with pytest.raises(UsageError, match="already has"):
+            finetune(config)
+    assert digest(tmp_path / "out/adapters.safetensors") == kept
+
+
+def test_a_run_is_not_resumed_on_other_rows(recipe: Path, base: Path, tmp_path: Path) -> None:
+    config = lora_config(recipe, base, tmp_path / "out")
+    finetune(config)
+    before = contents(tmp_path / "out")
+    with pytest.raises(CheckpointError, match="another run"):
+        finetune(dataclasses.replace(config, data=str(recipe / "train.jsonl"), resume=True))
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_run_killed_before_its_first_snapshot_resumes_from_the_first_step(
+    recipe: Path, base: Path, tmp_path: Path
+) -> None:
+    straight = lora_config(recipe, base, tmp_path / "straight", valid=recipe / "valid.jsonl")
+    finetune(straight)
+    killed = dataclasses.replace(straight, adapter_path=str(tmp_path / "killed"))
+    with closing(finetuning.events(killed)) as stream:
+        next(event for event in stream if isinstance(event, Evaluated))
+    assert metrics(tmp_path / "killed")[-1]["event"] == "Evaluated"
+    finetune(dataclasses.replace(killed, resume=True))
+    assert digest(tmp_path / "killed/adapters.safetensors") == digest(tmp_path / "straight/adapters.safetensors")
+    evaluated = [m["step"] for m in metrics(tmp_path / "killed") if m["event"] == "Evaluated"]
+    assert evaluated == [0, 6]
+
+
+def test_lost_validation_rows_are_counted(recipe: Path, base: Path, tmp_path: Path) -> None:
+    rows = [chat("who", "me"), chat("x", "y" * 40), chat("1+1", "2")]
+    (tmp_path / "valid.jsonl").write_text("".join(rows))
+    changes = {"valid": tmp_path / "valid.jsonl", "max_seq_length": 20, "long_rows": "drop"}
+    with closing(finetuning.events(lora_config(recipe, base, tmp_path / "out", **changes))) as stream:
+        prepared = _prepared(stream)
+    assert isinstance(prepared, Prepared)
+    assert (prepared.valid_rows, prepared.sampled_rows) == (2, 2)
+    assert (prepared.valid.rows, prepared.valid.dropped_rows, prepared.valid.shared_rows) == (3, 1, 2)
+
+
+def test_metrics_are_json_without_numbers_that_it_lacks(recipe: Path, base: Path, tmp_path: Path) -> None:
+    config = lora_config(recipe, base, tmp_path / "out", iters=1)
+    finetune(config)
+    finetune(dataclasses.replace(config, resume=True))
+    for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    assert metrics(tmp_path / "out")[-1]["loss"] is None
+
+
 def test_the_best_weights_are_exported_if_there_is_validation_data(recipe: Path, base: Path, tmp_path: Path) -> None:
     changes = {"valid": recipe / "valid.jsonl", "steps_per_eval": 1, "iters": 12, "learning_rate": 0.03, "keep": 1}
     finetune(lora_config(recipe, base, tmp_path / "best", **changes))
@@ -194,7 +291,7 @@ def test_rows_beyond_the_context_of_the_model_are_truncated_and_counted(
     assert isinstance(prepared, Prepared)
     assert (prepared.truncated_rows, prepared.tokens) == (1, 64)
     with pytest.raises(DataError, match="more than 64"):
-        finetune(dataclasses.replace(config, long_rows="error"))
+        finetune(dataclasses.replace(config, long_rows="error", adapter_path=str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize(
