@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import click
 import pytest
@@ -59,27 +60,38 @@ def test_malformed_token_lists_are_refused(flag: str) -> None:
 
 
 @pytest.mark.parametrize("config", [FinetuneConfig, PretrainConfig])
-def test_every_setting_has_a_flag_that_sets_it(config: type[TrainConfig]) -> None:
-    changed = {"data": "rows.jsonl"}
-    arguments = ["--data", "rows.jsonl"]
+def test_every_setting_has_a_flag_that_sets_it(
+    config: type[TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(next(f.default for f in dataclasses.fields(config) if f.name == config._folder))
+    folder.mkdir()
+    (folder / "run.json").write_text('{"data": "rows.jsonl"}')  # for --resume
+    needed = {"decay": ["--schedule", "wsd"], "decay_all": ["--weight-decay", "0.1"]}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
+        changed: object = "elsewhere"
+        arguments = [flag, "elsewhere"]
         if isinstance(field.default, bool):
-            changed[field.name] = not field.default
-            arguments.append(flag if not field.default else flag.replace("--", "--no-", 1))
+            changed = not field.default
+            arguments = [flag if changed else flag.replace("--", "--no-", 1)]
         elif field.name in config._choices:
-            changed[field.name] = next(choice for choice in config._choices[field.name] if choice != field.default)
-            arguments += [flag, changed[field.name]]
+            changed = next(choice for choice in config._choices[field.name] if choice != field.default)
+            arguments = [flag, changed]
         elif isinstance(field.default, int | float):
-            changed[field.name] = 1 if field.default != 1 else 2
-            changed[field.name] = 0.5 if isinstance(field.default, float) else changed[field.name]
-            arguments += [flag, str(changed[field.name])]
-        elif field.name != "data":
-            changed[field.name] = ("a", "b") if field.default == () else "elsewhere"
-            arguments += [flag, "a,b" if field.default == () else "elsewhere"]
-    loaded = invoke(config_options(config), arguments)
-    assert {name: getattr(loaded, name) for name in changed} == changed
-    assert set(changed) == {field.name for field in dataclasses.fields(config)}
+            changed = 0.5 if isinstance(field.default, float) else 2
+            arguments = [flag, str(changed)]
+        elif field.default == ():
+            changed, arguments = ("a", "b"), [flag, "a,b"]
+        elif field.name == "date":
+            changed, arguments = "2026-01-31", [flag, "2026-01-31"]
+        arguments += needed.get(field.name, [])
+        if field.name == "decay_all" and config is FinetuneConfig:
+            with pytest.raises(UsageError, match="decay_all has no effect"):
+                invoke(config_options(config), ["--data", "rows.jsonl", *arguments])
+            continue
+        loaded = invoke(config_options(config), ["--data", "rows.jsonl", *arguments])
+        assert getattr(loaded, field.name) == changed
 
 
 def test_a_flag_wins_over_set_and_set_over_the_file(tmp_path) -> None:
