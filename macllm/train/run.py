@@ -49,7 +49,7 @@ def check(folder: Path, config: TrainConfig) -> None:
 
 
 def _check_resumable(folder: Path) -> None:
-    """Raise UsageError unless the folder has a run with a snapshot, or one that was stopped before its first."""
+    """Raise UsageError for a folder without a run that has a snapshot or was stopped before its first."""
     missing = [n for n, there in ((SETTINGS_NAME, Path.is_file), (_SNAPSHOTS, Path.is_dir)) if not there(folder / n)]
     results = [name for name in _RESULTS if os.path.lexists(folder / name)]
     if missing:
