@@ -97,7 +97,8 @@ class ModelsScreen(Overlay):
         self._asked: tuple[str, str] | None = None  # (letter, name) of an action that waits for a second press
         self._news = ""
         self._order: table.Order = "listed"
-        self._letters, self._before, self._viewed_at = "", (self._part, self._order), 0.0  # of changes of the view
+        self._letters, self._viewed_at = "", 0.0  # of changes of the view
+        self._before: tuple[table.Part, table.Order] = self._part, self._order
 
     def compose(self) -> ComposeResult:
         """Title, filter, columns, list, details and keys."""
@@ -266,7 +267,8 @@ class ModelsScreen(Overlay):
         """Show one part of the list, or all of it again, or the next order."""
         now = time.monotonic()
         if not self._letters or now - self._viewed_at > _WORD_SECONDS:
-            self._letters, self._before = "", (self._part, self._order)
+            self._letters = ""
+            self._before = self._part, self._order
         self._letters, self._viewed_at = self._letters + letter, now
         self._asked, self._news = None, ""
         if letter == "s":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from textual.containers import VerticalGroup
 from textual.screen import Screen
 
-from ..widgets.blank import Blank
 from ..widgets.notices import Failure, Notice
 from ..widgets.prompt import Prompt
 from ..widgets.sidebar import ChatChosen, Sidebar, SidebarLeft
@@ -14,7 +13,7 @@ from ..widgets.transcript import BlockKeys, Transcript
 WIDE = 100  # cells; a narrower screen has no room for a sidebar
 
 
-class TranscriptScreen(Screen[None], Blank):
+class TranscriptScreen(Screen[None]):
     """Scrolls the conversation, enters block mode and the sidebar, while the prompt has the focus."""
 
     @property

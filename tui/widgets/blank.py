@@ -10,7 +10,7 @@ from textual.widget import Widget
 class Blank(Widget):
     """Mixin, last of the bases: draws the background of a container as one strip, repeated.
 
-    Several containers cover the whole screen, and Textual draws all their lines again when one of them grows.
+    Several containers cover the conversation, and Textual draws all their lines again when they grow with an answer.
     `Widget.BLANK` skips the filters, such as the one for NO_COLOR.
     """
 

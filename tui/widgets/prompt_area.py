@@ -12,12 +12,11 @@ from macllm.chat.conversation import Attachment, Conversation, Node
 from macllm.chat.session import Session
 
 from .. import slash
-from .blank import Blank
 from .completion_menu import CompletionMenu, MenuItemClicked
 from .prompt import Prompt, PromptMenu
 
 
-class PromptArea(VerticalGroup, Blank):
+class PromptArea(VerticalGroup):
     """The prompt with its menu above it; its sign is a pencil while an earlier message is edited.
 
     `session` gives commands the values of their arguments.
