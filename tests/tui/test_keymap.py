@@ -13,7 +13,7 @@ from textual.keys import Keys
 
 from macllm.config.settings import parse
 from macllm_tui import keymap
-from macllm_tui.keymap import Keymap, keymap_of, normal, shown, stopping
+from macllm_tui.keymap import Keymap, keymap_of, normal, shown, stop_remedy
 from macllm_tui.keys import KEYS
 from macllm_tui.screens.help import help_rows
 from tests.chat.scripted_engine import ScriptedEngine
@@ -117,7 +117,7 @@ def test_no_two_default_keys_clash_within_a_scope() -> None:
 
 
 def test_the_way_to_stop_an_answer_names_the_key_in_effect() -> None:
-    assert stopping(SimpleNamespace(keymap=mapped('stop = "ctrl+x"'))) == "Ctrl+X stops it"
+    assert stop_remedy(SimpleNamespace(keymap=mapped('stop = "ctrl+x"'))) == "Ctrl+X stops it"
 
 
 def test_no_text_names_a_key_that_can_be_changed() -> None:
