@@ -129,7 +129,7 @@ class PendingAnswer:
         """The ways on after the end, if it needs any. `waits`: a message in the prompt is to be sent after it."""
         message = questions.Unanswered() if waits else None
         if self.returned is not None and node is None:
-            message = questions.Unanswered(self.returned[1], self.edited is not None)
+            message = questions.Unanswered(self.returned[1], self.edited is not None, self.returned[0])
         return questions.after_answer(error, self.session, answer=node.turn if node else None, message=message)
 
     async def finish(self, node: Node | None) -> bool:

@@ -314,7 +314,7 @@ class LineChat:
         if turn is not before:
             self._unanswered = ""
         if failure is not None:
-            waiting = questions.Unanswered(self._attached) if self._unanswered else None
+            waiting = questions.Unanswered(self._attached, text=self._unanswered) if self._unanswered else None
             self._ask(questions.after_answer(failure, session, message=waiting))
         elif stopped:
             self._narrator.say("stopped before the first word." if self._unanswered else "stopped.")

@@ -12,6 +12,7 @@ from macllm.units import count_text
 from .outcomes import Choice, Question
 
 _CHARACTERS = 2  # of an attachment for each token of the context, so that most texts fit in one go
+_MOST_CHARACTERS = 6  # of a token on average; a text with more for each token of the context is longer than it
 
 
 def chosen(question: Question, line: str) -> Choice | None:
@@ -33,6 +34,12 @@ class Unanswered:
 
     attachments: tuple[Attachment, ...] = ()
     edited: bool = False
+    text: str = ""
+
+    def is_longer_than(self, tokens: int | None) -> bool:
+        """True for a message that is surely longer than a number of tokens; None: no limit."""
+        characters = len(self.text) + sum(len(each.text) for each in self.attachments)
+        return tokens is not None and characters > _MOST_CHARACTERS * tokens
 
 
 def after_answer(
@@ -62,9 +69,10 @@ def after_loading(former: Session | None = None) -> Question:
 
 
 def _too_long(session: Session, message: Unanswered | None) -> str:
-    if session.conversation.read:
+    alone = message is not None and message.is_longer_than(session.engine.info.context_length)
+    if session.conversation.read and not alone:
         return "conversation is"
-    if message is not None and session.system:
+    if message is not None and session.system and not alone:
         return "message and the system prompt are"
     return "message is"
 
@@ -72,6 +80,8 @@ def _too_long(session: Session, message: Unanswered | None) -> str:
 def _room(session: Session, message: Unanswered | None) -> tuple[Choice, ...]:
     """The ways to have more room in the context."""
     send, alone = message is not None, not session.conversation.read
+    if message is not None and message.is_longer_than(session.engine.info.context_length):
+        return (*_shorter(session, message), Choice("choose a model with a longer context", "/model"))
     choices: list[Choice] = []
     if message is not None and message.edited:
         alone = True  # marks come after the message that it stands for
@@ -100,6 +110,6 @@ def _shorter(session: Session, message: Unanswered) -> list[Choice]:
         begun = f"send only the first {count_text(most)} characters of an attachment"
         choices.append(Choice(begun, f"/detach {most}", send=True))
         choices.append(Choice("send it without attachments", "/detach", send=True))
-    if session.system:
+    if session.system and not message.is_longer_than(session.engine.info.context_length):
         choices.append(Choice("remove the system prompt", "/system none", send=True))
     return [*choices, Choice("write a shorter message")]

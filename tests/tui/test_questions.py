@@ -70,6 +70,16 @@ def test_a_message_that_is_too_long_alone_is_sent_with_less() -> None:
     assert lines_after(session, Unanswered()) == ["/clear", "/system none", "", "/model"]
 
 
+def test_a_message_that_is_too_long_alone_is_sent_with_less_in_a_conversation_too() -> None:
+    session = conversed("a", "b", context_length=100)
+    pasted = Unanswered((Attachment("notes.md", "x" * 500),), text="y" * 500)
+    assert lines_after(session, pasted) == ["/detach 200", "/detach", "", "/model"]
+    question = questions.after_answer(DoesNotFitError("too long"), session, message=pasted)
+    assert question is not None
+    assert question.text == "The message is longer than the context."
+    assert lines_after(session, Unanswered(text="y" * 500))[0] == "/drop"
+
+
 def test_an_edit_that_is_too_long_is_offered_as_a_new_conversation_and_not_a_mark_after_it() -> None:
     assert lines_after(conversed("a", "b"), Unanswered(edited=True)) == ["/clear", "", "/model"]
 
