@@ -47,12 +47,13 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
         raise UsageError("the model has no adapter to save")
     factors = {name: (layer.lora_a, layer.lora_b) for name, layer in layers.items()}
     theirs = _to_theirs(model, factors, _names(model))
-    rank = max(a.shape[1] for a, _ in theirs.values())
+    rank = max(_rank(pair) for pair in theirs.values())
     tensors: dict[str, mx.array] = {}
     for name, (a, b) in theirs.items():
         # mlx-lm has one rank for all layers; columns of zeros change nothing.
-        tensors[f"{name}.lora_a"] = mx.pad(a, [(0, 0), (0, rank - a.shape[1])])
-        tensors[f"{name}.lora_b"] = mx.pad(b, [(0, rank - b.shape[0]), (0, 0)])
+        more = (0, rank - _rank((a, b)))
+        wide = [[(0, 0), more], [more, (0, 0)]] if a.ndim == 2 else [[(0, 0), more, (0, 0)], [(0, 0), (0, 0), more]]
+        tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = mx.pad(a, wide[0]), mx.pad(b, wide[1])
     first = next(iter(layers.values()))
     config = {
         **(about or {}),
@@ -214,9 +215,14 @@ def _shape(model: nn.Module, name: str) -> tuple[int, int]:
     module = modules.get(name)
     if isinstance(module, lora.LoRALinear):
         module = module.linear
-    if not isinstance(module, nn.Linear | nn.QuantizedLinear):
+    if not isinstance(module, lora.Adaptable):
         raise CheckpointError(f"the adapter changes {name}, which is not a linear layer of this model")
     return lora.sizes(module)
+
+
+def _rank(factors: Factors) -> int:
+    """The rank of a pair: A is (D, r), or (E, r, D) of experts."""
+    return factors[0].shape[1]
 
 
 def _within_layer(theirs: str) -> str:

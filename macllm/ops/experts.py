@@ -11,9 +11,9 @@ from .cpu import blas
 from .dispatch import native
 from .fallback import kernel_or
 from .gate import gated
-from .linear import HALVES
+from .linear import HALVES, dropped_out
 from .quantized import quantized_gather_matmul
-from .weights import DenseWeight, ExpertWeights, PackedWeight
+from .weights import AdaptedWeight, DenseWeight, ExpertWeights, PackedWeight, Weight
 
 
 def route(
@@ -55,11 +55,17 @@ def expert_outputs(x: mx.array, e: ExpertWeights, chosen: mx.array) -> mx.array:
     return gather_linear(h, e.down, chosen).squeeze(-2)
 
 
-def gather_linear(x: mx.array, w: DenseWeight | PackedWeight, chosen: mx.array) -> mx.array:
+def gather_linear(x: mx.array, w: Weight, chosen: mx.array) -> mx.array:
     """x W_e^T for each chosen expert e: (..., 1 or T, 1, D), int (..., T) -> (..., T, 1, F)."""
-    if isinstance(w, PackedWeight):
-        return quantized_gather_matmul(x, w, chosen)
-    return gather_matmul(x, w.weight, chosen)
+    match w:
+        case DenseWeight(weight):
+            return gather_matmul(x, weight, chosen)
+        case PackedWeight():
+            return quantized_gather_matmul(x, w, chosen)
+        case AdaptedWeight(base, a, b, scale):
+            y = gather_linear(x, base, chosen)
+            z = mx.gather_mm(dropped_out(x, w.dropout).astype(a.dtype), a, rhs_indices=chosen)
+            return y + (scale * mx.gather_mm(z, b, rhs_indices=chosen)).astype(y.dtype)
 
 
 def gather_matmul(x: mx.array, weight: mx.array, chosen: mx.array) -> mx.array:

@@ -64,9 +64,12 @@ def _linear(x: mx.array, w: Weight, norm: NormWeight = None, residual: mx.array 
 
 def adapted(y: mx.array, x: mx.array, w: AdaptedWeight) -> mx.array:
     """y + scale * dropout(x) A B: (..., F), (..., D) -> (..., F)."""
-    if w.dropout:
-        x = mx.random.bernoulli(1 - w.dropout, x.shape) * x * (1 / (1 - w.dropout))
-    return mx.addmm(y, x @ w.a, w.b, alpha=w.scale).astype(y.dtype)
+    return mx.addmm(y, dropped_out(x, w.dropout) @ w.a, w.b, alpha=w.scale).astype(y.dtype)
+
+
+def dropped_out(x: mx.array, rate: float) -> mx.array:
+    """x with a share `rate` of its values 0 and the others scaled up."""
+    return mx.random.bernoulli(1 - rate, x.shape) * x * (1 / (1 - rate)) if rate else x
 
 
 def dense_linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:

@@ -33,7 +33,10 @@ class PackedWeight(NamedTuple):
 
 
 class AdaptedWeight(NamedTuple):
-    """`base` plus scale * A B, with A (D, r), B (r, F) and the adapter's `dropout` (arXiv:2106.09685)."""
+    """`base` plus scale * A B, with A (D, r), B (r, F) and the adapter's `dropout` (arXiv:2106.09685).
+
+    For a stack of experts A is (E, D, r), B (E, r, F).
+    """
 
     base: DenseWeight | PackedWeight
     a: mx.array
@@ -48,9 +51,9 @@ Weight = DenseWeight | PackedWeight | AdaptedWeight
 class ExpertWeights(NamedTuple):
     """Stacks of gated feed-forward layers: (E, F, D), (E, F, D) and (E, D, F)."""
 
-    gate: DenseWeight | PackedWeight
-    up: DenseWeight | PackedWeight
-    down: DenseWeight | PackedWeight
+    gate: Weight
+    up: Weight
+    down: Weight
     activation: str
 
 
