@@ -112,7 +112,7 @@ def test_a_signal_keeps_the_text_so_far_and_exits_with_its_code(
     assert b"Traceback" not in errors
 
 
-def test_a_closed_output_pipe_ends_the_chat_silently_with_141() -> None:
+def test_a_closed_output_pipe_ends_the_chat_with_exit_code_0() -> None:
     answer = ["line\n" * 400 for _ in range(45)] + [None]  # more than a pipe holds
     with subprocess.Popen(
         command([answer], "Hi"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
@@ -122,7 +122,7 @@ def test_a_closed_output_pipe_ends_the_chat_silently_with_141() -> None:
         assert process.stdout.readline() == b"line\n"
         process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait(30) == 141
+        assert process.wait(30) == 0
     assert errors == b"engine closed\n"
 
 
@@ -193,14 +193,11 @@ def test_line_mode_on_a_terminal_is_a_conversation_with_labels() -> None:
     assert terminal.end() == 0
 
 
-def test_control_c_clears_the_line_but_keeps_it_in_the_history_and_fg_draws_it_again() -> None:
+def test_control_c_clears_the_line_but_keeps_it_in_the_history() -> None:
     terminal = Terminal(command([["one"]], "--plain"))
     terminal.until("you: ")
     time.sleep(0.3)  # readline handles signals only while it waits for a key
     terminal.type("a half line")
-    terminal.until("a half line")
-    os.kill(terminal.pid, signal.SIGCONT)
-    terminal.until("you: a half line")  # drawn again, as after Ctrl-Z and fg
     time.sleep(0.1)
     terminal.type("\x03")
     terminal.until("Ctrl-D ends")

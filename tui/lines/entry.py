@@ -11,7 +11,6 @@ from types import ModuleType
 from macllm.chat.session import Session
 
 from ..completion import complete
-from .signals import ContinuedError, continuable
 
 YOU = "you: "
 _MORE = "...: "
@@ -47,7 +46,7 @@ class Entry:
         lines: list[str] = []
         while True:
             try:
-                line = self._line(_MORE if lines else YOU)
+                line = input(_MORE if lines else YOU)
             except (EOFError, OSError):  # OSError: the terminal is gone
                 with contextlib.suppress(OSError):
                     print(flush=True)
@@ -60,25 +59,6 @@ class Entry:
             lines.append(line.removesuffix("\\"))
             if not line.endswith("\\"):
                 return "\n".join(lines)
-
-    def _line(self, prompt: str) -> str:
-        while True:
-            try:
-                with continuable():
-                    return input(prompt)
-            except ContinuedError:
-                self._type_again(self._typed())
-
-    def _type_again(self, text: str) -> None:
-        """Begin the next line with a text."""
-        if (readline := self._readline) is None:
-            return
-
-        def insert() -> None:
-            readline.set_startup_hook(None)
-            readline.insert_text(text)
-
-        readline.set_startup_hook(insert)
 
     def _typed(self) -> str:
         return self._readline.get_line_buffer() if self._readline is not None else ""

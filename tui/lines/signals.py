@@ -1,4 +1,4 @@
-"""Signals that end the program, or let it go on."""
+"""Signals that end the program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def terminable() -> Iterator[None]:
     """Convert SIGTERM and SIGHUP inside the block to SystemExit with code 143 or 129."""
 
     def terminate(number: int, frame: object) -> None:
-        signal.signal(signal.SIGCONT, lambda number, frame: None)  # the system sends it after SIGHUP
         _leave_closed_terminal()
         raise SystemExit(128 + number)
 
@@ -32,27 +31,6 @@ def terminable() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-class ContinuedError(Exception):
-    """The program goes on after Ctrl-Z, below the lines of the shell."""
-
-
-@contextlib.contextmanager
-def continuable() -> Iterator[None]:
-    """Raise ContinuedError inside the block when the program goes on after Ctrl-Z."""
-
-    def go_on(number: int, frame: object) -> None:
-        raise ContinuedError
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGCONT, go_on)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCONT, former)
 
 
 def _leave_closed_terminal() -> None:
