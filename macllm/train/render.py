@@ -7,7 +7,7 @@ the token after it, if that ends an answer: the end of the conversation, or the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -104,9 +104,11 @@ def _closed(tokens: list[int], tokenizer: TextTokenizer) -> list[int]:
 def _chat(conversation: ChatTurns, tokenizer: TextTokenizer, mask_prompt: bool) -> Iterator[Example]:
     everything = not mask_prompt
     for rendered in _rendered(conversation, tokenizer, everything):
-        tokens, spans = align(rendered.text, rendered.spans, tokenizer, conversation.where)
+        gaps = [(stop, conversation.gap(rendered.text, stop)) for _, stop in rendered.spans]
+        tokens, spans = align(rendered.text, [*rendered.spans, *gaps], tokenizer, conversation.where)
+        spans, reached = spans[: len(gaps)], [stop for _, stop in spans[len(gaps) :]]
         if not everything:
-            tokens, spans = _with_ends(tokens, spans, rendered, conversation, tokenizer)
+            tokens, spans = _with_ends(tokens, spans, reached, rendered, conversation.next_turn, tokenizer)
         yield _example(tokens, spans, tokenizer, conversation.where, rendered.weights, unspanned=float(everything))
 
 
@@ -127,20 +129,23 @@ def _rendered(conversation: ChatTurns, tokenizer: TextTokenizer, everything: boo
 
 
 def _with_ends(
-    tokens: list[int], spans: list[Span], rendered: Rendered, conversation: ChatTurns, tokenizer: TextTokenizer
-) -> tuple[list[int], list[Span]]:
+    tokens: list[int], spans: list[Span], reached: list[int], rendered: Rendered, next_turn: Callable[[str], str],
+    tokenizer: TextTokenizer,
+) -> tuple[list[int], list[Span]]:  # fmt: skip
     """The spans extended to the token that ends each answer, where the answer does not contain its end.
 
-    After the last answer the text may be over: then its end is the first token of a next turn, if that ends answers.
+    `reached` are the tokens up to the end of the white space after each answer. After the last answer the text may be
+    over: then its end is the first token of a next turn, if that ends answers.
     """
     ends = tokenizer.end_token_ids
     made: list[Span] = []
-    for number, (start, stop) in enumerate(spans):
-        if start < stop and rendered.weights[number] and ends.isdisjoint(tokens[start:stop]):
-            if stop == len(tokens) and rendered.ends_with_answer:
-                following = tokenizer.encode(conversation.next_turn(rendered.text), add_special_tokens=False)
-                tokens = [*tokens, *following[:1]] if following[:1] and following[0] in ends else tokens
-            stop += stop < len(tokens) and tokens[stop] in ends
+    for (start, stop), after, weight in zip(spans, reached, rendered.weights, strict=True):
+        if start < stop and weight and ends.isdisjoint(tokens[start:stop]):
+            after = max(stop, after)
+            if after == len(tokens) and rendered.ends_with_answer:
+                following = tokenizer.encode(next_turn(rendered.text), add_special_tokens=False)[:1]
+                tokens = [*tokens, *following] if not ends.isdisjoint(following) else tokens
+            stop = after + 1 if after < len(tokens) and tokens[after] in ends else stop
         made.append((start, stop))
     return tokens, made
 

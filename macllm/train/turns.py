@@ -10,6 +10,7 @@ conversation that ends there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from macllm.errors import DataError, MacllmError
 
 from .alignment import Span, TextTokenizer
 from .rows import Messages, weight_of
+
+_SPACE = re.compile(r"\s*")
+_TAIL = 8  # characters at the end of an answer's content by which it is recognized
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class ChatTurns:
         self.where = where
         self.answers = [at for at, each in enumerate(messages) if each["role"] == "assistant"]
         self.ends_with_answer = self.answers[-1:] == [len(messages) - 1]
+        contents = (str(messages[at].get("content") or "").rstrip() for at in self.answers)
+        self._tails = {content[-_TAIL:] for content in contents if content}
         self._tokenizer = tokenizer
         self._variables = {"tools": tools, **({} if now is None else {"now": now})}
 
@@ -78,6 +84,12 @@ class ChatTurns:
     def _spans(self, count: int) -> tuple[str, list[Span]]:
         with self._located():
             return self._tokenizer.chat_template.render_with_spans(self.messages[:count], **self._variables)
+
+    def gap(self, text: str, stop: int) -> int:
+        """The end of the white space after `stop`, if an answer without an end marker ends there, else `stop`."""
+        bare = any(text[max(0, stop - size) : stop] in self._tails for size in range(1, _TAIL + 1))
+        space = _SPACE.match(text, stop)
+        return space.end() if bare and space else stop
 
     def next_turn(self, text: str) -> str:
         """The text that the template writes for a user's message after `text`; empty if it cannot tell."""

@@ -252,6 +252,24 @@ def test_an_answer_without_an_end_marker_learns_the_end_of_the_conversation() ->
         assert example.ends
 
 
+@pytest.mark.parametrize("space", ["\n", " \n\n"])
+def test_white_space_between_an_answer_and_its_end_is_learned_with_the_end(space: str) -> None:
+    def spaced(messages: Messages, answer_next: bool) -> str:
+        written = "".join(f"<{m['role'][0]}>{m['content']}{space}" for m in messages)
+        return written + ("<a>" if answer_next else "\x00")
+
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(spaced), mask_prompt=True)
+    assert supervised_text(example).replace("_", "") == f"yook{space}\x00"
+
+    def marked_by_roles(messages: Messages, answer_next: bool) -> str:
+        return headed([{**message, "content": message["content"] + space} for message in messages], answer_next)
+
+    tokenizer = CharTokenizer(marked_by_roles)
+    tokenizer.end_token_ids = frozenset({5})
+    (example,) = to_examples(chat("hi", "yo", "so", "ok"), tokenizer, mask_prompt=True)
+    assert supervised_text(example).replace("_", "") == f"yo{space}\x05ok{space}\x05"
+
+
 def headed(messages: Messages, answer_next: bool) -> str:
     """A template whose answers are ended by the marker of the next role."""
     marks = {"user": "\x05", "assistant": "\x06"}
