@@ -112,7 +112,7 @@ def test_a_signal_keeps_the_text_so_far_and_exits_with_its_code(
     assert b"Traceback" not in errors
 
 
-def test_a_closed_output_pipe_ends_the_chat_with_exit_code_0() -> None:
+def test_a_closed_output_pipe_ends_the_chat_silently_with_141() -> None:
     answer = ["line\n" * 400 for _ in range(45)] + [None]  # more than a pipe holds
     with subprocess.Popen(
         command([answer], "Hi"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
@@ -122,7 +122,7 @@ def test_a_closed_output_pipe_ends_the_chat_with_exit_code_0() -> None:
         assert process.stdout.readline() == b"line\n"
         process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait(30) == 0
+        assert process.wait(30) == 141
     assert errors == b"engine closed\n"
 
 
