@@ -1,4 +1,4 @@
-"""LoRA adapters on disk, in mlx-lm's format: `adapters.safetensors` and `adapter_config.json`.
+"""LoRA adapters on disk, in mlx-lm's format or PEFT's.
 
 Tensors have the checkpoint's names; the key map of its family translates them both ways. Where one tensor of the
 checkpoint holds several linear layers of ours (fused queries, keys and values), their factors become one pair of
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,34 +27,43 @@ from macllm.weights.fingerprint import fingerprint
 from macllm.weights.keymap import Rule, Split, our_modules, their_modules
 from macllm.weights.safetensors import load_file, save_file
 
+from . import peft
+
 log = logging.getLogger(__name__)
 
 BASE = "base_fingerprint"
 """Field of adapter_config.json: the fingerprint of the checkpoint that the adapter was trained on."""
 _WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
-_PEFT_WEIGHTS = "adapter_model.safetensors"
+_LEAVES = ("lora_a", "lora_b")
 
 Factors = tuple[mx.array, mx.array]
+Form = Literal["mlx", "peft"]
+"""Format on disk: mlx-lm's or PEFT's."""
 
 
-def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None, form: Form = "mlx") -> None:
     """Write the adapter of a loaded `model` to `folder`, each file atomically.
 
-    `about` has further fields for adapter_config.json. Raises UsageError for a model without an adapter.
+    `about` has further fields for mlx-lm's adapter_config.json. Raises UsageError for a model without an adapter,
+    CheckpointError for one that PEFT's format cannot hold.
     """
     layers = lora.adapters(model)
     if not layers:
         raise UsageError("the model has no adapter to save")
-    factors = {name: (layer.lora_a, layer.lora_b) for name, layer in layers.items()}
-    theirs = _to_theirs(model, factors, _names(model))
-    rank = max(_rank(pair) for pair in theirs.values())
-    tensors: dict[str, mx.array] = {}
-    for name, (a, b) in theirs.items():
-        # mlx-lm has one rank for all layers; columns of zeros change nothing.
-        more = (0, rank - _rank((a, b)))
-        wide = [[(0, 0), more], [more, (0, 0)]] if a.ndim == 2 else [[(0, 0), more, (0, 0)], [(0, 0), (0, 0), more]]
-        tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = mx.pad(a, wide[0]), mx.pad(b, wide[1])
     first = next(iter(layers.values()))
+    # Both formats have one scale; a layer's own goes into its B.
+    factors = {
+        name: (layer.lora_a, layer.lora_b if layer.scale == first.scale else layer.lora_b * (layer.scale / first.scale))
+        for name, layer in layers.items()
+    }
+    theirs = _to_theirs(model, factors, _names(model, "hf" if form == "peft" else "mlx"))
+    rank = max(_rank(pair) for pair in theirs.values())
+    theirs = {name: _widened(pair, rank) for name, pair in theirs.items()}
+    if form == "peft":
+        base = (about or {}).get("model")
+        peft.save(theirs, first.scale, first.rate, base, folder)
+        return
+    tensors = {f"{name}.{leaf}": t for name, pair in theirs.items() for leaf, t in zip(_LEAVES, pair, strict=True)}
     config = {
         **(about or {}),
         "fine_tune_type": "lora",
@@ -70,6 +79,14 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None)
     files.write_json(folder / _CONFIG, config)
 
 
+def _widened(factors: Factors, rank: int) -> Factors:
+    """A pair of this rank: columns of zeros change nothing."""
+    (a, b), more = factors, (0, rank - _rank(factors))
+    if a.ndim == 2:
+        return mx.pad(a, [(0, 0), more]), mx.pad(b, [more, (0, 0)])
+    return mx.pad(a, [(0, 0), more, (0, 0)]), mx.pad(b, [(0, 0), (0, 0), more])
+
+
 def attach(model: nn.Module, folder: Path, base: Path | None = None) -> None:
     """Attach the adapter in `folder` to the linear layers of a loaded `model`, in place.
 
@@ -77,25 +94,39 @@ def attach(model: nn.Module, folder: Path, base: Path | None = None) -> None:
     same model in other bits is a sound base, another model is not.
     Raises ModelNotFoundError if `folder` has no adapter, CheckpointError for one that does not fit the model.
     """
-    config, names = read_config(folder), _names(model)
-    tensors = load_file(folder / _WEIGHTS)
-    theirs: dict[str, dict[str, mx.array]] = {}
-    for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf not in ("lora_a", "lora_b"):
-            raise CheckpointError(f"{folder / _WEIGHTS}: {name} is not part of a LoRA adapter")
-        theirs.setdefault(module, {})[leaf] = tensor
+    config = read_config(folder)
+    found: dict[str, tuple[Factors, float]]
+    if peft.holds_adapter(folder):
+        names, found = _names(model, "hf"), peft.read(folder, config)
+    else:
+        scale = config["lora_parameters"]["scale"]
+        names, found = _names(model), {name: (pair, scale) for name, pair in _read(folder).items()}
     factors: dict[str, Factors] = {}
-    for name, pair in theirs.items():
-        if pair.keys() != {"lora_a", "lora_b"}:
-            raise CheckpointError(f"{folder / _WEIGHTS}: {name} has one factor only")
-        factors |= _to_ours(model, name, (pair["lora_a"], pair["lora_b"]), names)
-    if not factors:
-        raise CheckpointError(f"{folder / _WEIGHTS} has no tensors, so the adapter changes nothing")
-    lora.attach(model, factors, config["lora_parameters"]["scale"])
+    scales: dict[str, float] = {}
+    for name, (pair, scale) in found.items():
+        ours = _to_ours(model, name, pair, names)
+        factors |= ours
+        scales |= dict.fromkeys(ours, scale)
+    lora.attach(model, factors, scales)
     model.eval()
     if base is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
+
+
+def _read(folder: Path) -> dict[str, Factors]:
+    """A and B of each module of mlx-lm. Raises CheckpointError for other tensors, or none."""
+    theirs: dict[str, dict[str, mx.array]] = {}
+    for name, tensor in load_file(folder / _WEIGHTS).items():
+        module, _, leaf = name.rpartition(".")
+        if leaf not in _LEAVES:
+            raise CheckpointError(f"{folder / _WEIGHTS}: {name} is not part of a LoRA adapter")
+        theirs.setdefault(module, {})[leaf] = tensor
+    for name, pair in theirs.items():
+        if len(pair) < 2:
+            raise CheckpointError(f"{folder / _WEIGHTS}: {name} has one factor only")
+    if not theirs:
+        raise CheckpointError(f"{folder / _WEIGHTS} has no tensors, so the adapter changes nothing")
+    return {name: (pair["lora_a"], pair["lora_b"]) for name, pair in theirs.items()}
 
 
 def _tell_of_another_base(folder: Path, recorded: object, base: Path) -> None:
@@ -115,17 +146,13 @@ def _tell_of_another_base(folder: Path, recorded: object, base: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, checked.
+    """`adapter_config.json` of either format, checked.
 
     Raises ModelNotFoundError if the folder has no adapter, CheckpointError for one in another format.
     """
     path = folder / _CONFIG
-    if (folder / _PEFT_WEIGHTS).is_file() and not (folder / _WEIGHTS).is_file():
-        raise CheckpointError(
-            f"{folder} has an adapter in PEFT's format",
-            cause=f"its weights are in {_PEFT_WEIGHTS}; macllm and mlx-lm read {_WEIGHTS}",
-            remedy="merge it with peft (merge_and_unload, save_pretrained) and load the merged model",
-        )
+    if peft.holds_adapter(folder):
+        return peft.read_config(folder)
     if not path.is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelNotFoundError(
             f"no adapter in {folder}",
@@ -147,20 +174,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Names:
-    """Translation between our module names and mlx-lm's.
+    """Translation between our module names and those of mlx-lm or transformers.
 
-    Both give lists: one module of mlx-lm may be several of ours.
+    Both give lists: one module of theirs may be several of ours.
     """
 
     theirs: Callable[[str], list[str]]
     ours: Callable[[str], list[str]]
 
 
-def _names(model: nn.Module) -> _Names:
+def _names(model: nn.Module, layout: families.Layout = "mlx") -> _Names:
     config = cast(ModelInfo, model.info).config
     if not families.is_known(dict(config)):  # mlx-lm's own class, one level down
         return _Names(lambda ours: [ours.removeprefix("model.")], lambda theirs: [f"model.{theirs}"])
-    keymap = families.keys(Config(config, ()), "mlx")
+    keymap = families.keys(Config(config, ()), layout)
     return _Names(
         lambda ours: [name for name, rule in their_modules(ours, keymap) if isinstance(rule, Rule | Split)],
         lambda theirs: our_modules(theirs, keymap),

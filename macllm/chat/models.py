@@ -261,11 +261,9 @@ def _adapter(folder: Path, title: str, name: str = "") -> UsableModel:
         problem = None if config else "adapter_config.json is not an object"
     except (OSError, ValueError) as error:
         problem = f"adapter_config.json cannot be read: {error}"
-    if problem is None and not (folder / "adapters.safetensors").is_file():
-        peft = (folder / "adapter_model.safetensors").is_file()
-        problem = "in PEFT's format; merge it into its model" if peft else "adapters.safetensors is missing"
+    names = [name for name in ("adapters.safetensors", "adapter_model.safetensors") if (folder / name).is_file()]
     if problem is None:
-        problem = _damage(folder, ["adapters.safetensors"])
+        problem = _damage(folder, names[:1]) if names else "adapters.safetensors is missing"
     base = config.get("model") or config.get("base_model_name_or_path")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
     return UsableModel(

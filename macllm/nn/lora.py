@@ -247,7 +247,9 @@ def _place(model: nn.Module, name: str) -> tuple[Any, Any]:
     return parent, keys[-1]
 
 
-def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], scale: float) -> None:
+def attach(
+    model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], scale: float | Mapping[str, float]
+) -> None:
     """Freeze `model` and adapt the named linear layers with given A (D, r) and B (r, F), in place.
 
     For a stack of experts A is (E, r, D), B (E, F, r). Raises CheckpointError for a name that is not a linear layer of
@@ -263,7 +265,9 @@ def attach(model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], s
             )
         kind = layer_type(layers[name])
         _check_shapes(name, layers[name], lora_a, lora_b)
-        adapted_layers[name] = kind(layers[name], lora_a, lora_b, scale)
+        adapted_layers[name] = kind(
+            layers[name], lora_a, lora_b, scale if isinstance(scale, int | float) else scale[name]
+        )
     model.freeze()
     replace(model, adapted_layers)
 

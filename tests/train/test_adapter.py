@@ -234,14 +234,6 @@ def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
         adapter.attach(make(), tmp_path)
 
 
-def test_an_adapter_in_the_format_of_peft_is_named(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
-    save_file({"base_model.model.x.lora_A.weight": mx.zeros((2, 4))}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="PEFT's format") as caught:
-        adapter.attach(make(), tmp_path)
-    assert "merge_and_unload" in (caught.value.remedy or "")
-
-
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     model = make()
     lora.apply(model, rank=2, alpha=2.0)

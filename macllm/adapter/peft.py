@@ -1,0 +1,138 @@
+"""LoRA adapters in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.
+
+Tensors are `base_model.model.<module of transformers>.lora_A.weight` (r, D) and `.lora_B.weight` (F, r).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+
+from macllm import files
+from macllm.errors import CheckpointError
+from macllm.hub.files import refuse_pointers
+from macllm.weights.safetensors import load_file, save_file
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+_ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
+_LEAVES = {"lora_A.weight": 0, "lora_B.weight": 1}
+
+Factors = tuple[mx.array, mx.array]
+# Settings that change what the tensors mean, or add tensors of other kinds, with the values that change nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    **dict.fromkeys(
+        ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices",
+         "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
+         "velora_config", "monteclora_config"),
+        (None, False, [], {}),
+    ),
+}  # fmt: skip
+
+
+def holds_adapter(folder: Path) -> bool:
+    """True if `folder` has an adapter of PEFT and none of mlx-lm's format."""
+    return (folder / WEIGHTS).is_file() and not (folder / "adapters.safetensors").is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config, with the base's name under `model`. Raises CheckpointError for an unsupported one."""
+    refuse_pointers(folder)
+    path = folder / CONFIG
+    try:
+        config = files.read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError("it is not an object")
+        alphas = cast("dict[str, Any]", config.get("alpha_pattern") or {})
+        for value in (config["lora_alpha"], *alphas.values()):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError("lora_alpha and those of alpha_pattern must be finite numbers")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is not a LoRA config of PEFT", cause=str(error)) from error
+    settings = cast("dict[str, Any]", config)
+    for name, harmless in _UNSUPPORTED.items():
+        if name in settings and settings[name] not in harmless:
+            raise CheckpointError(
+                f"{folder} has an adapter of PEFT that macllm cannot apply",
+                cause=f"{name} is {json.dumps(settings[name])[:200]}",
+                remedy="merge it with peft (merge_and_unload, save_pretrained) and load the merged model",
+            )
+    return {**settings, "model": settings.get("base_model_name_or_path")}
+
+
+def read(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[Factors, float]]:
+    """A (D, r), B (r, F) and the scale of each module of transformers.
+
+    Raises CheckpointError for tensors that are not part of a LoRA adapter of linear layers.
+    """
+    found: dict[str, dict[int, mx.array]] = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        module, leaf = next(
+            ((name.removesuffix(f".{leaf}"), leaf) for leaf in _LEAVES if name.endswith(f".{leaf}")), ("", "")
+        )
+        if not module or tensor.ndim != 2:
+            raise CheckpointError(f"{folder / WEIGHTS}: {name} is not a factor of a linear layer")
+        found.setdefault(module.removeprefix(_PREFIX), {})[_LEAVES[leaf]] = tensor.T
+    pairs: dict[str, tuple[Factors, float]] = {}
+    for module, pair in found.items():
+        if len(pair) != 2:
+            raise CheckpointError(f"{folder / WEIGHTS}: {module} has one factor only")
+        alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
+        rank = pair[0].shape[1]
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        pairs[module] = (pair[0], pair[1]), scale
+    if not pairs:
+        raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
+    return pairs
+
+
+def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """The value of the first pattern, a regular expression, that matches the end of the module's name."""
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise CheckpointError(f"{CONFIG}: {pattern!r} is not a valid pattern", cause=str(error)) from error
+    return default
+
+
+def save(theirs: Mapping[str, Factors], scale: float, dropout: float, base: str | None, folder: Path) -> None:
+    """Write pairs of one rank, A (D, r) and B (r, F), by module of transformers, each file atomically."""
+    if other := [name for name in theirs if not name.startswith(_ROOTS)]:
+        raise CheckpointError(
+            "the adapter cannot be written in PEFT's format",
+            cause=f"{other[0]} is a name of the checkpoint, which transformers gives the module under another one",
+            remedy="keep the adapter in mlx-lm's format",
+        )
+    tensors: dict[str, mx.array] = {}
+    for name, (a, b) in theirs.items():
+        if a.ndim != 2:
+            raise CheckpointError(
+                f"{name} is a stack of experts, which PEFT's format has no tensors for",
+                remedy="keep the adapter in mlx-lm's format",
+            )
+        tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"] = a.T, b.T
+    rank = max(a.shape[1] for a, _ in theirs.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": scale * rank,
+        "lora_dropout": dropout,
+        "target_modules": sorted(theirs),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    files.write_json(folder / CONFIG, config)

@@ -1,0 +1,159 @@
+"""Adapters in PEFT's format: read, written, and refused by name; logits against peft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from macllm import adapter
+from macllm.adapter import peft as form
+from macllm.checkpoint import load_model
+from macllm.errors import CheckpointError
+from macllm.nn import lora
+from macllm.weights.safetensors import load_file, save_file
+from tests.families import oracles
+from tests.train.test_adapter import LLAMA, PHI3, TOKENS, close, make, randomize
+from tests.train.test_adapter_experts import MIXTRAL
+from tests.train.test_clm import DECODERS
+
+
+def written(folder: Path, config: dict[str, Any] = LLAMA, **changes: Any) -> Any:
+    """A model whose adapter is in `folder`."""
+    model = make(config)
+    lora.apply(model, rank=4, alpha=6.0, keys=("q_proj", "v_proj", "down_proj"), num_layers=2)
+    randomize(model)
+    adapter.save(model, folder, {"model": "org/base"}, "peft")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return model
+
+
+@pytest.mark.parametrize("config", [LLAMA, PHI3], ids=["separate", "fused"])
+def test_an_adapter_in_the_format_of_peft_gives_the_same_outputs(config: dict[str, Any], tmp_path: Path) -> None:
+    model = written(tmp_path, config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert adapter.read_config(tmp_path)["model"] == "org/base"
+    again = make(config)
+    adapter.attach(again, tmp_path)
+    assert close(again(TOKENS), model(TOKENS))
+
+
+def test_scales_follow_rank_alpha_and_their_patterns(tmp_path: Path) -> None:
+    tensors = {}
+    for name, rank in (("self_attn.q_proj", 4), ("mlp.down_proj", 2)):
+        tensors[f"base_model.model.model.layers.0.{name}.lora_A.weight"] = mx.ones((rank, 8))
+        tensors[f"base_model.model.model.layers.0.{name}.lora_B.weight"] = mx.ones((8, rank))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"lora_alpha": 6, "alpha_pattern": {"layers.0.mlp.*": 5, "proj": 99}}
+    scales = {name: scale for name, (_, scale) in form.read(tmp_path, config).items()}
+    assert scales == {"model.layers.0.self_attn.q_proj": 1.5, "model.layers.0.mlp.down_proj": 2.5}
+    root = {name: scale for name, (_, scale) in form.read(tmp_path, config | {"use_rslora": True}).items()}
+    assert root["model.layers.0.self_attn.q_proj"] == 3.0
+
+
+def test_layers_of_several_scales_are_written_in_both_formats(tmp_path: Path) -> None:
+    model = make()
+    lora.apply(model, rank=2, alpha=2.0)
+    randomize(model)
+    for number, layer in enumerate(lora.adapters(model).values()):
+        layer.scale = 1.0 + number % 3
+    for name, kind in (("a", "mlx"), ("b", "peft")):
+        adapter.save(model, tmp_path / name, form=kind)  # type: ignore[arg-type]
+        again = make()
+        adapter.attach(again, tmp_path / name)
+        assert close(again(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"target_parameters": ["experts.down_proj"]},
+        {"peft_type": "IA3"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_adapter_of_peft_that_is_more_than_low_rank_updates_is_refused_by_name(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    written(tmp_path, **change)
+    with pytest.raises(CheckpointError, match="cannot apply") as caught:
+        adapter.attach(make(), tmp_path)
+    assert f"{next(iter(change))} is " in (caught.value.cause or "")
+    assert "merge_and_unload" in (caught.value.remedy or "")
+
+
+def test_tensors_of_other_kinds_and_invalid_configs_are_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    good = load_file(tmp_path / "adapter_model.safetensors")
+    mx.eval(good)
+    first, second = sorted(good)[:2]
+    damages = {
+        "is not a factor": {**good, "base_model.model.lm_head.weight": good[first]},
+        "has one factor only": {name: tensor for name, tensor in good.items() if name != second},
+        "changes nothing": {},
+        "does not have": {name.replace("q_proj", "z_proj"): tensor for name, tensor in good.items()},
+    }
+    for message, tensors in damages.items():
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            adapter.attach(make(), tmp_path)
+    for alpha in (None, True, float("nan"), "6"):
+        written(tmp_path, lora_alpha=alpha)
+        with pytest.raises(CheckpointError, match="not a LoRA config of PEFT"):
+            adapter.attach(make(), tmp_path)
+
+
+def test_experts_are_not_written_in_the_format_of_peft(tmp_path: Path) -> None:
+    model = make(MIXTRAL)
+    lora.apply(model, rank=2, alpha=2.0)
+    with pytest.raises(CheckpointError, match="experts"):
+        adapter.save(model, tmp_path, form="peft")
+
+
+SETTINGS = [
+    {},
+    {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.0.mlp.down_proj": 9, "q_proj": 3}},
+]
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "patterns"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2"])
+def test_logits_equal_those_of_peft_in_both_directions(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    import peft
+    import torch
+
+    case = next(c for c in DECODERS if c.name == name)
+    base = oracles.write(case, tmp_path / "base")
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", **settings)
+    torch.manual_seed(0)
+    oracle = peft.get_peft_model(base, settings).eval()
+    with torch.no_grad():
+        for parameter in (p for n, p in oracle.named_parameters() if "lora_B" in n):
+            parameter.copy_(torch.randn_like(parameter) * 0.05)
+    oracle.save_pretrained(tmp_path / "theirs")
+    tokens = torch.tensor(np.array(TOKENS))
+    want = oracle(tokens, use_cache=False).logits.detach().numpy()
+    model = load_model(tmp_path / "base")
+    plain = np.array(model(TOKENS))
+    adapter.attach(model, tmp_path / "theirs")
+    assert np.abs(plain - want).max() > 1e-2 * np.abs(want).max()
+    np.testing.assert_allclose(np.array(model(TOKENS)), want, rtol=0, atol=5e-6 * np.abs(want).max())
+    if name == "gpt2":
+        with pytest.raises(CheckpointError, match="cannot be written in PEFT's format"):
+            adapter.save(model, tmp_path / "ours", form="peft")
+        return
+    adapter.save(model, tmp_path / "ours", form="peft")
+    base = oracles.write(case, tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    got = again(tokens, use_cache=False).logits.detach().numpy()
+    np.testing.assert_allclose(got, want, rtol=0, atol=5e-6 * np.abs(want).max())
