@@ -179,6 +179,8 @@ class TrainConfig:
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the settings of the run in {path.parent}", cause=str(error)) from error
         settings = cast("dict[str, Any]", read)
+        if foreign := {"adapter_path", "output"} & settings.keys() - {cls._folder}:
+            raise UsageError(f"{path.parent} has a run of another command", cause=f"{path} has {foreign.pop()}")
         return {
             name: value for name, value in settings.items() if name in defaults and name not in ("resume", cls._folder)
         }

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from macllm.errors import UsageError
+from macllm.errors import MacllmError, UsageError
 from macllm.files import write_json, write_text
 
 from . import rows
@@ -100,20 +100,31 @@ def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> 
 
     Numbers that are not finite are written as null.
     """
-    with closing(events):
-        for event in events:
-            if isinstance(event, Prepared):
-                # A run without a snapshot yet can be resumed as long as the folder for them is there.
-                (folder / _SNAPSHOTS).mkdir(exist_ok=True)
-                write_json(folder / SETTINGS_NAME, config.as_dict())
-                # Drop lines of steps after the snapshot: they will be written again.
-                kept = [line for line in _lines(folder) if event.first_step and _step(line) <= event.first_step]
-                write_text(folder / _METRICS, "".join(kept))
-            if not isinstance(event, Advanced):
-                with (folder / _METRICS).open("a", encoding="utf-8") as file:
-                    values = _finite({"event": type(event).__name__, **asdict(event)})
-                    file.write(json.dumps(values, allow_nan=False) + "\n")
-            yield event
+    try:
+        with closing(events):
+            for event in events:
+                _write(folder, config, event)
+                yield event
+    except OSError as error:
+        raise MacllmError(
+            f"cannot write to {folder}",
+            cause=str(error),
+            remedy="free some disk space, then run the same command with --resume",
+        ) from error
+
+
+def _write(folder: Path, config: TrainConfig, event: TrainEvent) -> None:
+    if isinstance(event, Prepared):
+        # A run without a snapshot yet can be resumed as long as the folder for them is there.
+        (folder / _SNAPSHOTS).mkdir(exist_ok=True)
+        write_json(folder / SETTINGS_NAME, config.as_dict())
+        # Drop lines of steps after the snapshot: they will be written again.
+        kept = [line for line in _lines(folder) if event.first_step and _step(line) <= event.first_step]
+        write_text(folder / _METRICS, "".join(kept))
+    if not isinstance(event, Advanced):
+        with (folder / _METRICS).open("a", encoding="utf-8") as file:
+            values = _finite({"event": type(event).__name__, **asdict(event)})
+            file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def follow(events: Generator[TrainEvent], on_event: Callable[[TrainEvent], None] | None) -> None:
@@ -133,7 +144,7 @@ def _finite(value: Any) -> Any:
 
 def _lines(folder: Path) -> list[str]:
     path = folder / _METRICS
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
 
 
 def _step(line: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import click
@@ -66,7 +67,7 @@ def test_every_setting_has_a_flag_that_sets_it(
     monkeypatch.chdir(tmp_path)
     folder = Path(next(f.default for f in dataclasses.fields(config) if f.name == config._folder))
     folder.mkdir()
-    (folder / "run.json").write_text('{"data": "rows.jsonl"}')  # for --resume
+    (folder / "run.json").write_text(json.dumps({config._folder: "."}))  # for --resume
     needed = {"decay": ["--schedule", "wsd"], "decay_all": ["--weight-decay", "0.1"]}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")

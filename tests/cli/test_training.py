@@ -10,7 +10,7 @@ import pytest
 
 from macllm import cli
 from macllm.cli.training import narrate
-from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
+from macllm.train.events import Advanced, Counts, Finished, Prepared, Step, TrainEvent
 
 
 def run(losses: list[float], end: float) -> Generator[TrainEvent]:
@@ -75,6 +75,40 @@ def test_rows_of_several_kinds_and_answers_without_an_end_are_told(
     printed = capsys.readouterr().err
     assert said in printed
     assert ("kinds" in printed, "no end" in printed) == ("kinds" in said, "no end" in said)
+
+
+@pytest.mark.parametrize(
+    ("valid_rows", "sampled", "counts", "messages"),
+    [
+        (16, 8, Counts(rows=16), ["16 validation examples, 8 of them in each evaluation"]),
+        (
+            16,
+            16,
+            Counts(rows=16, shared_rows=3),
+            ["3 validation rows among the training rows"],
+        ),
+        (
+            2,
+            2,
+            Counts(rows=3, dropped_rows=1, truncated_rows=2),
+            ["1 validation rows dropped", "2 validation rows"],
+        ),
+        (0, 0, Counts(rows=3, unsupervised_rows=3), ["no validation row is left", "the last weights are exported"]),
+        (3, 0, Counts(rows=3), ["val_batches is 0", "the last weights are exported"]),
+    ],
+)
+def test_validation_rows_are_reported(
+    valid_rows: int, sampled: int, counts: Counts, messages: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def events() -> Generator[TrainEvent]:
+        yield Prepared(4, 9, 9, *[0] * 6, valid_rows, 9, 9, steps=4, first_step=0, sampled_rows=sampled, valid=counts)
+        yield from run([1.0], 1.0)
+
+    narrate(events(), "elsewhere")
+    printed = capsys.readouterr().err
+    assert all(message in printed for message in messages)
+    assert ("each evaluation" in printed) == (0 < sampled < valid_rows)
+    assert ("are exported" in printed) == (sampled == 0)
 
 
 @pytest.mark.parametrize(

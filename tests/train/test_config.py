@@ -197,6 +197,12 @@ def test_init_std_must_be_finite() -> None:
         PretrainConfig.load(data="rows.jsonl", init_std=float("nan"))
 
 
+def test_a_run_of_another_command_is_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(PretrainConfig(data="rows.jsonl").as_dict()))
+    with pytest.raises(UsageError, match="a run of another command"):
+        FinetuneConfig.load(resume=True, data="rows.jsonl", adapter_path=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "settings", ["[1]", "{", "[" * 100_000, '{"seed": ' + "1" * 5000 + "}"], ids=["list", "cut", "deep", "long"]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +93,10 @@ class MaskedLM:
 
 @pytest.fixture
 def config(tmp_path: Path) -> FinetuneConfig:
+    return small_config(tmp_path)
+
+
+def small_config(tmp_path: Path) -> FinetuneConfig:
     text = [json.dumps({"text": "abcd"[i % 4] * (3 + i % 5)}) for i in range(24)]
     (tmp_path / "train.jsonl").write_text("\n".join(text))
     (tmp_path / "valid.jsonl").write_text("\n".join(text[:6]))
@@ -102,9 +106,10 @@ def config(tmp_path: Path) -> FinetuneConfig:
     )  # fmt: skip
 
 
-def masked(config: FinetuneConfig, model: nn.Module, stop: int | None = None) -> list[TrainEvent]:
+def masked_events(config: FinetuneConfig, model: nn.Module) -> Generator[TrainEvent]:
     """The whole path: files, batches, training, the run's folder, an export."""
-    folder, objective, seen = Path(config.adapter_path), MaskedLM(), []
+    folder, objective = Path(config.adapter_path), MaskedLM()
+    run.check(folder, config)
     dataset = data.load(config, objective, CharTokenizer())
 
     def export() -> Path:
@@ -113,12 +118,16 @@ def masked(config: FinetuneConfig, model: nn.Module, stop: int | None = None) ->
 
     with run.lock(folder):
         kept = run.snapshots(folder, config, {"rows": dataset.fingerprint()})
-        events = run.record(folder, config, Trainer.of(model, objective, config, dataset, kept).run(export))
-        with closing(events):
-            for event in events:
-                seen.append(event)
-                if isinstance(event, Step) and event.step == stop:
-                    break
+        yield from run.record(folder, config, Trainer.of(model, objective, config, dataset, kept).run(export))
+
+
+def masked(config: FinetuneConfig, model: nn.Module, stop: int | None = None) -> list[TrainEvent]:
+    seen = []
+    with closing(masked_events(config, model)) as events:
+        for event in events:
+            seen.append(event)
+            if isinstance(event, Step) and event.step == stop:
+                break
     return seen
 
 

@@ -234,6 +234,15 @@ def test_a_run_killed_before_its_first_snapshot_resumes_from_the_first_step(
     assert evaluated == [0, 6]
 
 
+def test_a_damaged_line_of_metrics_is_dropped_on_resuming(recipe: Path, base: Path, tmp_path: Path) -> None:
+    config = lora_config(recipe, base, tmp_path / "out")
+    finetune(config)
+    with (tmp_path / "out/metrics.jsonl").open("ab") as file:
+        file.write(b'{"event": "Step", "step": 3, \xff\xfe')
+    finetune(dataclasses.replace(config, resume=True))
+    assert [m["step"] for m in metrics(tmp_path / "out") if m["event"] == "Step"] == [1, 2, 3, 4, 5, 6]
+
+
 def test_lost_validation_rows_are_counted(recipe: Path, base: Path, tmp_path: Path) -> None:
     rows = [chat("who", "me"), chat("x", "y" * 40), chat("1+1", "2")]
     (tmp_path / "valid.jsonl").write_text("".join(rows))

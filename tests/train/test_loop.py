@@ -262,6 +262,10 @@ def test_a_run_stopped_after_any_event_reports_and_evaluates_as_one_that_was_not
         seen = seen * begun + list(fit(resumed, CLM, config, rows, kept))
         assert sorted(told(seen)) == sorted(told(events)), last
         assert digest(resumed) == digest(straight), last
+        best, expected = kept.best(), snapshots(tmp_path / "whole", config).best()
+        assert best is not None
+        assert expected is not None
+        assert (best.step, best.eval_loss) == (expected.step, expected.eval_loss), last
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Path) -> None:
