@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
+from .plain import plain_turns
 from .topics import (
     DATA,
     FACETS,
@@ -22,9 +24,11 @@ from .topics import (
 )
 
 KNOWLEDGE = ("tokens", "positions", "attention", "architecture", "training", "sampling", "inference", "macllm", "self")
-FOLLOW_UPS = {"why": 4, "how": 3, "example": 4, "cons": 2, "short": 2, "again": 2, "more": 3, "all": 1}  # weights
+FOLLOW_UPS = {"why": 4, "how": 3, "example": 4, "cons": 2, "short": 3, "again": 3, "more": 3, "all": 1}  # weights
+FOLLOW_UPS["memory"] = 2
 SWITCHES = ("what", "what", "why", "how", "example")
 OWN = 0.6  # of the questions about a topic that has questions of its own
+PLAIN = 0.3  # of the known questions; without them a plain form of a name is 1 in 90 of its questions
 SMALL = frozenset(
     ("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can")
 )
@@ -86,6 +90,7 @@ class Guide:
             name, facet = split_label(label)
             self._own(name, facet).test.extend((facet, question) for question in questions.split(" | "))
         self.own = [(topic, facet, ask) for topic in self.topics for facet in topic.ask for ask in topic.ask[facet]]
+        self._plain = plain_turns(rng, self.topics)
         known = {normalized(name) for name in self.by_name}
         clash = [thing for name in ("thing", "near") for thing in self.slots[name] if normalized(thing) in known]
         if clash:
@@ -199,8 +204,15 @@ class Guide:
         """One answer of each facet, as one text."""
         return " ".join(self.rng.choice(topic.answers[facet]) for facet in FACETS if facet in topic.answers)
 
+    def plain(self) -> Turn:
+        """A plain question, as "what is RoPE?", about the next name."""
+        topic, question = next(self._plain)
+        return replace(self._answered(question, topic, "what"), category=f"plain.{topic.kind}.what")
+
     def known(self, heldout: bool = False) -> Turn:
         """A question that has an answer, about anything known."""
+        if not heldout and self.rng.random() < PLAIN:
+            return self.plain()
         roll = self.rng.random()
         if roll < 0.12:
             return self.comparison(heldout)

@@ -15,29 +15,42 @@ from pathlib import Path
 from typing import Any
 
 from macllm_models.maclet.knowledge import Guide
+from macllm_models.maclet.plain import plain_questions
+from macllm_models.maclet.questions import kept_from_training
+from macllm_models.maclet.recall import nothing_before, recall, small_talk
 from macllm_models.maclet.topics import Turn, first_sentence, normalized, reserved
 
-CONVERSATIONS = 150_000
+CONVERSATIONS = 130_000
 VALIDATION = 600
 PASSAGES = 6  # of each concept
-LONG = 900  # characters of answers, after which a conversation ends
+LONG = 1_100  # characters, after which a conversation ends
+LONGEST = 3_000  # the same of the few long ones, about 850 tokens
+LONG_SHARE = 0.012
+RECALLED = 0.05  # of the turns after the first: "what did I ask?"
+NOTHING_BEFORE = 0.01  # of the first turns: "why?"
+REFERRING = ("why", "example", "short", "more", "cons", "memory")
 HELDOUT_PERCENT = 4  # of all questions that phrasings and names can form: never trained
 
 Message = dict[str, str]
 
 
 def kept_out(turn: Turn, heldout: set[str]) -> bool:
-    """True if the question is held out of training."""
+    """True if the question is held out of training. Plain forms are not: they are trained on purpose."""
     if normalized(turn.question) in heldout:
         return True
-    return not turn.category.startswith(("then", "self")) and reserved(turn.question, HELDOUT_PERCENT)
+    return not turn.category.startswith(("then", "self", "plain")) and reserved(turn.question, HELDOUT_PERCENT)
 
 
 def next_turn(guide: Guide, turns: list[Turn]) -> Turn:
     """Possible next messages of a user."""
     roll = guide.rng.random()
+    if guide.rng.random() < (RECALLED if turns else NOTHING_BEFORE):
+        nothing = not turns and guide.rng.random() < 0.6
+        if nothing:
+            return nothing_before(guide.frame(f"then.{guide.rng.choice(REFERRING)}", False))
+        return recall(guide.rng, turns)
     if turns and roll < 0.5:
-        return guide.follow_up(turns[-1])
+        return guide.follow_up(next((turn for turn in reversed(turns) if not small_talk(turn)), turns[-1]))
     if turns and roll < 0.65:
         return guide.turn_to()
     return guide.unknown() if guide.rng.random() < 0.27 else guide.known()
@@ -47,8 +60,10 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
     """One to four turns, now and then with a system prompt, without any question of `heldout`."""
     rng = guide.rng
     turns: list[Turn] = []
-    count = rng.choices([1, 2, 3, 4], [50, 25, 16, 9])[0]
-    while len(turns) < count and sum(len(turn.answer) for turn in turns) < LONG:
+    long = rng.random() < LONG_SHARE
+    count = 40 if long else rng.choices([1, 2, 3, 4], [50, 25, 16, 9])[0]
+    limit = LONGEST if long else LONG
+    while len(turns) < count and sum(len(turn.question + turn.answer) for turn in turns) < limit:
         turn = next_turn(guide, turns)
         typed = replace(turn, question=guide.styled(turn), told=turn.told or (turn.answer,))
         if not kept_out(turn, heldout) and not kept_out(typed, heldout):
@@ -91,10 +106,11 @@ def item(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> dict[str, 
 def heldout_items(guide: Guide) -> list[dict[str, Any]]:
     """Questions for the test, by category; none of them is ever trained."""
     items: dict[str, dict[str, Any]] = {}
+    plain = plain_questions(guide.topics)
 
     def add(turn: Turn, category: str, before: tuple[Turn, ...] = ()) -> bool:
         key = normalized((before[0] if before else turn).question)
-        return key not in items and bool(items.setdefault(key, item(turn, category, before)))
+        return key not in items and key not in plain and bool(items.setdefault(key, item(turn, category, before)))
 
     for topic in guide.topics:
         accepted = tuple(answer for answers in topic.answers.values() for answer in answers)
@@ -136,6 +152,7 @@ def make(out: Path, seed: int = 0, conversations: int = CONVERSATIONS) -> None:
     guide = Guide(random.Random(seed))
     items = heldout_items(guide)
     heldout = {normalized(message["content"]) for row in items for message in row["messages"][:1]}
+    heldout |= kept_from_training()
     seen: set[str] = set()
     valid = list(rows(guide, min(VALIDATION, conversations), heldout, seen))
     train = list(rows(guide, conversations, heldout, seen))

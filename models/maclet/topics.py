@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
-FACETS = ("what", "why", "how", "example", "cons")
+FACETS = ("what", "why", "how", "example", "cons", "memory")
 RESERVED_PERCENT = 8  # of the unknown things: never trained
 
 
@@ -55,8 +55,8 @@ def first_sentence(text: str) -> str:
 
 
 def normalized(question: str) -> str:
-    """The question without case and punctuation: two questions that agree in this are the same question."""
-    return " ".join(re.findall(r"[a-z0-9#+*/<>@-]+", question.lower()))
+    """The question without case and punctuation, but for points inside words, to compare questions."""
+    return " ".join(re.findall(r"[\w#+*/<>@-]+(?:\.\w+)*", question.lower()))
 
 
 def reserved(text: str, percent: int) -> bool:

@@ -1,0 +1,136 @@
+"""From the texts in `data/` to a new maclet, in one command that can be resumed.
+
+`python models/maclet/remake.py`
+makes the data and the tokenizer, trains by `recipe.toml`, examines the result, and writes `report.md` with the curves.
+Stopped at any moment, the same command goes on where it stopped. With `--bundle` the result replaces the bundled model
+and the section of the card between its marks, if the goals are met and all of it is at most 16 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from macllm_models.maclet import bundle, exam, make_data, make_tokenizer
+
+HOME = Path(__file__).parent
+MOST_BYTES = 16 * 10**6
+CONTEXT = 1024
+MARKS = ("<!-- measured -->", "<!-- /measured -->")
+POINTS = 24  # of a curve
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def prepare(build: Path, conversations: int = make_data.CONVERSATIONS) -> None:
+    """Data and tokenizer in `build`, unless they are there."""
+    done = build / "tokenizer" / "tokenizer_config.json"
+    if done.exists():
+        return
+    make_data.make(build, conversations=conversations)
+    texts = make_tokenizer.lines(build)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    (done.parent / "tokenizer.model").write_bytes(make_tokenizer.train(texts))
+    done.write_text(json.dumps(make_tokenizer.config(CONTEXT), indent=2) + "\n", encoding="utf-8")
+
+
+def train(build: Path, settings: Sequence[str]) -> Path:
+    """Begin the run or go on with it; return the trained model's folder."""
+    run = build / "run"
+    begun = (run / "run.json").exists()
+    command = ["train", "--resume", "--output", str(run)] if begun else ["train", str(HOME / "recipe.toml")]
+    if not begun:
+        places = (f"data={build}", f"tokenizer={build / 'tokenizer'}", f"output={run}")
+        command += [part for setting in (*places, *settings) for part in ("--set", setting)]
+    subprocess.run([sys.executable, "-m", "macllm", *command], check=True)
+    return run / "model"
+
+
+def curves(metrics: Path) -> str:
+    """Loss in training and on validation rows over the steps, as text."""
+    events = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = {event["step"]: event for event in events if event["event"] == "Step"}
+    valid = {event["step"]: event for event in events if event["event"] == "Evaluated"}
+    lines = ["```text"]
+    for name, found in (("training", steps), ("validation", valid)):
+        chosen = _spread([found[step] for step in sorted(found)])
+        losses = [event["loss"] for event in chosen]
+        lines.append(f"{name:<11}{_bars(losses)}  loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    lines += ["```", "", "| step | training loss | validation loss |", "|---|---|---|"]
+    reported = sorted(steps)
+    for step in (step for step in sorted(valid) if step):
+        near = min(reported, key=lambda other: abs(other - step))
+        lines.append(f"| {step} | {steps[near]['loss']:.3f} | {valid[step]['loss']:.3f} |")
+    return "\n".join(lines)
+
+
+def _spread(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(events) <= POINTS:
+        return events
+    return [events[round(at * (len(events) - 1) / (POINTS - 1))] for at in range(POINTS)]
+
+
+def _bars(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return "".join(_BARS[round((value - low) / ((high - low) or 1) * (len(_BARS) - 1))] for value in values)
+
+
+def written(card: str, measured: str) -> str:
+    """The card with the measured part replaced. Raises: ValueError if it has no marks."""
+    before, opened, rest = card.partition(MARKS[0])
+    _, closed, after = rest.partition(MARKS[1])
+    if not (opened and closed):
+        raise ValueError(f"the card lacks {MARKS[0]} and {MARKS[1]}")
+    return f"{before}{MARKS[0]}\n{measured}\n{MARKS[1]}{after}"
+
+
+def install(build: Path, measured: str, home: Path = HOME) -> None:
+    """Put the trained model, its config, its tokenizer and the measured part of the card into `home`.
+
+    Raises: ValueError if the folder would be larger than 16 MB; nothing is changed then.
+    """
+    weights = (build / "run" / "model" / "model.safetensors").stat().st_size // 2  # float16 of float32
+    others = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and path.suffix != ".safetensors")
+    if weights + others > MOST_BYTES:
+        raise ValueError(f"maclet would take {(weights + others) / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
+    card = written((home / "card.md").read_text(encoding="utf-8"), measured)
+    shutil.copy(HOME / "shape.json", home / "config.json")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(build / "tokenizer" / name, home / name)
+    bundle.bundle(build / "run" / "model", home)
+    (home / "card.md").write_text(card, encoding="utf-8")
+
+
+def main() -> int:
+    """Read the command line and make maclet."""
+    parser = argparse.ArgumentParser(description="Make maclet from its texts.")
+    parser.add_argument("--build", type=Path, default=Path("build/maclet"), help="folder to work in")
+    parser.add_argument("--conversations", type=int, default=make_data.CONVERSATIONS, help="fewer make a trial run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the new run")
+    parser.add_argument("--bundle", action="store_true", help="replace the bundled model if the goals are met")
+    options = parser.parse_args()
+    build = options.build.absolute()
+    prepare(build, options.conversations)
+    model = train(build, options.set)
+    rows, marked = exam.examine(str(model), build / "train.jsonl")
+    answers = "".join(f"{json.dumps(asdict(each))}\n" for each in marked)
+    (build / "answers.jsonl").write_text(answers, encoding="utf-8")
+    measured = f"{exam.table(rows)}\n\n{curves(build / 'run' / 'metrics.jsonl')}"
+    (build / "report.md").write_text(measured + "\n", encoding="utf-8")
+    print(measured)
+    missed = [row["set"] for row in rows if row["goal"] and row["rate"] < row["goal"]]
+    if missed:
+        print(f"below the goal: {', '.join(missed)}; the bundled model stays", file=sys.stderr)
+    elif options.bundle:
+        install(build, measured)
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
