@@ -28,6 +28,7 @@ FOLLOW_UPS = {"why": 4, "how": 3, "example": 4, "cons": 2, "short": 3, "again": 
 FOLLOW_UPS["memory"] = 2
 SWITCHES = ("what", "what", "why", "how", "example")
 OWN = 0.6  # of the questions about a topic that has questions of its own
+MISSPELLED = 0.18  # of the questions: one to three letters dropped or swapped
 PLAIN = 0.3  # of the known questions; without them a plain form of a name is 1 in 90 of its questions
 SMALL = frozenset(
     ("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can")
@@ -143,8 +144,9 @@ class Guide:
             question = question[:1].upper() + question[1:]
         if rng.random() < 0.08:
             question = self._hasty(question)
-        if rng.random() < 0.06 and len(question) > 12:
-            question = self._misspelled(question)
+        if rng.random() < MISSPELLED:
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                question = self._misspelled(question)
         return question.strip()
 
     def _hasty(self, question: str) -> str:
