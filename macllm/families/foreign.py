@@ -89,6 +89,10 @@ class ForeignLM(nn.Module):
         """The output of `hidden`, unchanged."""
         return hidden
 
+    def head_modules(self) -> list[nn.Module]:
+        """No modules: `logits` uses no weights."""
+        return []
+
     def make_cache(
         self,
         max_context: int | None = None,

@@ -52,7 +52,8 @@ class Projections(nn.Module):
 
     def attend(self, q: mx.array, kv: KV, mask: MaskArray | AttentionMask, residual: mx.array | None) -> mx.array:
         """residual + output projection of the attention of q (B, H, L, Dh) over `kv`: (B, L, D)."""
-        y = attention(q, kv, scale=self.spec.scale, mask=mask, softcap=self.spec.logit_softcap)  # (B, H, L, Dh)
+        cap = self.spec.logit_softcap
+        y = attention(q, kv, scale=self.spec.scale, mask=mask, softcap=cap, training=self.training)  # (B, H, L, Dh)
         return self.output(y.transpose(0, 2, 1, 3).flatten(2), residual)
 
 

@@ -21,7 +21,7 @@ from .spec import (
     ModelSpec,
 )
 from .state.cache import Cache, make_cache
-from .transformer import Head, InputEmbedding, Stack
+from .transformer import Head, InputEmbedding, Stack, head_modules
 
 
 class DecoderLM(nn.Module):
@@ -71,6 +71,10 @@ class DecoderLM(nn.Module):
                 remedy="macllm.embed(model, tokenizer, texts)",
             )
         return self.head(hidden, self.embedding.tokens)
+
+    def head_modules(self) -> list[nn.Module]:
+        """The modules whose weights `logits` uses."""
+        return head_modules(self, self.embedding.tokens)
 
     def make_cache(
         self,
@@ -130,6 +134,10 @@ class EncoderLM(nn.Module):
         if self.spec.head is None:
             raise UsageError("this encoder has no masked-language-model head", cause="its checkpoint holds none")
         return self.head(hidden, self.embedding.tokens)
+
+    def head_modules(self) -> list[nn.Module]:
+        """The modules whose weights `logits` uses."""
+        return head_modules(self, self.embedding.tokens)
 
     def pooled(self, hidden: mx.array) -> mx.array:
         """tanh(dense(first token)): (B, L, D) -> (B, D). Raises UsageError on a model without a pooler."""
@@ -215,6 +223,10 @@ class EncoderDecoderLM(nn.Module):
     def logits(self, hidden: mx.array) -> mx.array:
         """(B, L, D) -> (B, L, V)."""
         return self.head(hidden, self._target_table())
+
+    def head_modules(self) -> list[nn.Module]:
+        """The modules whose weights `logits` uses."""
+        return head_modules(self, self._target_table())
 
     def _remember(self, memory: mx.array) -> list[Dense]:
         return [layer.cross.remember(memory) for layer in self.decoder.layers]

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from macllm.ops import decode_step
 from macllm.ops.gate import activate
-from macllm.ops.kv import KV
+from macllm.ops.kv import KV, Dense
 
 from .attention import CrossAttention
 from .decode_step import DecodeStep
@@ -21,6 +21,7 @@ from .mixer import make_mixer
 from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
 from .position import RelativeBias, Span, make_positions
+from .recompute import recompute
 from .spec import EmbeddingSpec, HeadSpec, LayerSpec, StackSpec, TransformSpec
 from .state.layer import LayerState
 
@@ -66,6 +67,7 @@ class Stack(nn.Module):
         if spec.relative_bias is not None:
             self.bias = RelativeBias(spec.relative_bias)
         self.decode_step = DecodeStep()
+        self.checkpoints_layers = False  # in training, compute layers again for the gradients
 
     def __call__(
         self,
@@ -81,9 +83,22 @@ class Stack(nn.Module):
         masks = Masks(span, lengths, self.get("bias"), memory_mask, global_tokens)
         if states is not None and span.offset > 0 and decode_step.supports(x):
             return self.norm(self.decode_step(self.layers, x, masks, states, memory))
+        recomputes = self.checkpoints_layers and self.training and states is None
         for layer, state, kv in zip(self.layers, states or repeat(None), memory or repeat(None), strict=False):
-            x = layer(x, masks, state, kv)  # (B, L, D)
+            x = self._checkpointed(layer, x, masks, kv) if recomputes else layer(x, masks, state, kv)  # (B, L, D)
         return self.norm(x)
+
+    def _checkpointed(self, layer: Block, x: mx.array, masks: Masks, memory: KV | None) -> mx.array:
+        """`layer`, with only its inputs kept for the gradients: (B, L, D) -> (B, L, D)."""
+        bias = self.get("bias")
+
+        def run(x: mx.array, *parts: mx.array) -> mx.array:
+            # A learned bias is computed inside, as gradients reach inputs only.
+            own = masks if bias is None else Masks(masks.span, masks.lengths, bias, masks.memory, masks.global_tokens)
+            return layer(x, own, None, Dense(*parts) if parts else None)
+
+        parts = (memory.keys, memory.values) if isinstance(memory, Dense) else ()
+        return recompute([layer] if bias is None else [layer, bias], run, x, *parts)
 
 
 class InputEmbedding(nn.Module):
@@ -151,3 +166,11 @@ class Head(nn.Module):
             logits = logits + self.bias  # (B, L, V)
         cap = self.spec.softcap
         return logits if cap is None else cap * mx.tanh(logits / cap)
+
+
+def head_modules(model: nn.Module, table: nn.Module) -> list[nn.Module]:
+    """The head of `model`, and the `table` of embeddings if the head is tied to it."""
+    head = model.get("head")
+    if head is None:
+        return []
+    return [head, table] if head.spec.tied else [head]

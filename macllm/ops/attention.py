@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any, TypedDict
 
 import mlx.core as mx
 
+from . import query_blocks
 from .attention_mask import AttentionMask, MaskArray
 from .dispatch import choice, native
 from .flash import flash
@@ -21,6 +23,7 @@ def attention(
     mask: MaskArray | AttentionMask = None,
     softcap: float | None = None,
     sinks: mx.array | None = None,
+    training: bool = False,
 ) -> mx.array:
     """Attention of H query heads over K key/value heads (K divides H): (B, H, L, Dh) -> (B, H, L, Dh).
 
@@ -28,7 +31,7 @@ def attention(
     the last key. An `AttentionMask` gives the same as numbers. `softcap` bounds the scores to +-softcap before the
     mask. `sinks` (H,) are the scores of one more key per head, which every query sees and whose value is 0.
     Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: arXiv:2305.13245; softcap: arXiv:2408.00118, 2;
-    sinks: arXiv:2508.10925, 2.2.
+    sinks: arXiv:2508.10925, 2.2. In `training`, memory is linear in the length also without kernels.
     """
     structured = AttentionMask.of(mask)
     y = None if structured is None else flash(q, kv, structured, scale=scale, softcap=softcap or 0.0, sinks=sinks)
@@ -39,11 +42,27 @@ def attention(
     y = None if kernels is None else _native(kernels, q, kv, params, structured or mask)
     if y is not None:
         return y
-    mask = mask.dense() if isinstance(mask, AttentionMask) else mask
     dense = kv.dense(q.dtype) if isinstance(kv, Quantized) else kv
+    if training and structured is not None and query_blocks.supports(q, dense, structured):
+        shared = () if sinks is None else (sinks,)
+        return query_blocks.attention_in_blocks(partial(_stock, scale, softcap), q, dense, structured, *shared)
+    mask = mask.dense() if isinstance(mask, AttentionMask) else mask
+    return _stock(scale, softcap, mask, q, dense.keys, dense.values, sinks)
+
+
+def _stock(
+    scale: float,
+    softcap: float | None,
+    mask: MaskArray,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """MLX's own attention, or that of the definition."""
     if softcap is None and choice() != "reference":
-        return mx.fast.scaled_dot_product_attention(q, dense.keys, dense.values, scale=scale, mask=mask, sinks=sinks)
-    return attention_reference(q, dense.keys, dense.values, mask=mask, **params)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
+    return attention_reference(q, k, v, scale=scale, mask=mask, softcap=softcap, sinks=sinks)
 
 
 class SoftmaxParams(TypedDict):

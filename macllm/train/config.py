@@ -62,6 +62,9 @@ class TrainConfig:
     weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.0
     decay_all: Annotated[bool, "decay norms, biases and embeddings too"] = False
     max_grad_norm: Annotated[float, "clip gradients to this global norm; 0: no clipping"] = 1.0
+    grad_checkpoint: Annotated[bool, "compute layers again for the gradients: less memory, about a third slower"] = (
+        False
+    )
 
     steps_per_report: Annotated[int, "steps between two reports of loss and speed"] = 10
     steps_per_eval: Annotated[int, "steps between two evaluations; 0: only before the first and after the last"] = 200
@@ -74,7 +77,7 @@ class TrainConfig:
     _folder: ClassVar[str] = ""  # the field that names the run's folder
     # Fields that a resumed run may change: they have no effect on its final weights, or only through its rows.
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
-        {"resume", "steps_per_report", "save_every", "keep", "output", "adapter_path", "date"}
+        {"resume", "steps_per_report", "save_every", "keep", "grad_checkpoint", "output", "adapter_path", "date"}
         | {"chat_feature", "prompt_feature", "completion_feature", "text_feature"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {

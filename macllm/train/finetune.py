@@ -62,6 +62,7 @@ def finetune(
     weight_decay: float | None = None,
     decay_all: bool | None = None,
     max_grad_norm: float | None = None,
+    grad_checkpoint: bool | None = None,
     steps_per_report: int | None = None,
     steps_per_eval: int | None = None,
     val_batches: int | None = None,

@@ -13,7 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from macllm.errors import MacllmError
+from macllm.errors import MacllmError, UsageError
+from macllm.nn.recompute import checkpoint_layers
 
 from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
@@ -25,6 +26,8 @@ from .sources import Rows, Validation
 
 _EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
 _LOWER_RATE = "a lower --learning-rate; --resume continues from the last complete step"
+# Buffers that MLX keeps for its next arrays; without a limit they add up over rows of all lengths.
+_CACHE_BYTES = 1 << 28
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -43,6 +46,15 @@ def _sums(loss: Loss, batch: AnyBatch) -> Sums:
 
 def _is_finite(weights: Arrays) -> bool:
     return all(bool(mx.isfinite(weight).all()) for weight in weights.values())
+
+
+def _checkpoint_layers(model: nn.Module, enabled: bool) -> None:
+    if not checkpoint_layers(model, enabled) and enabled:
+        raise UsageError(
+            "grad_checkpoint needs a model of a supported family",
+            cause=f"{type(model).__name__} has no layers that can be computed again",
+            remedy="leave grad_checkpoint out",
+        )
 
 
 def _size(parameters: Any) -> int:
@@ -84,6 +96,7 @@ class Trainer(Generic[B]):
         self.config = config
         self.snapshots = snapshots
         self.steps = total_steps(config, source.steps_per_epoch)
+        _checkpoint_layers(model, config.grad_checkpoint)
         self.gradient = nn.value_and_grad(model, lambda batch: objective.loss(model, batch))
         self.state = self._begin()
         self._saved = self.state  # nothing to save before the first step
@@ -144,6 +157,7 @@ class Trainer(Generic[B]):
         the path. The model is left in training mode without `export`, else in evaluation mode.
         """
         began, path = time.perf_counter(), None
+        before = mx.set_cache_limit(_CACHE_BYTES)
         mx.reset_peak_memory()
         self.model.train()
         try:
@@ -155,6 +169,7 @@ class Trainer(Generic[B]):
                 for _ in self._save():
                     pass
             finally:
+                mx.set_cache_limit(before)
                 if export is not None and self._select():
                     self.model.eval()
                     path = export()

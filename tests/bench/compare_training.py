@@ -26,7 +26,7 @@ def tokens(load: Load) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 8000, (load.batch, load.length + 1))
 
 
-def macllm(folder: str, adapts: bool, load: Load) -> Step:
+def macllm(folder: str, adapts: bool, load: Load, *, checkpoints: bool = False) -> Step:
     """macllm's training loop."""
     from macllm.checkpoint import load_model
     from macllm.nn import lora
@@ -53,6 +53,7 @@ def macllm(folder: str, adapts: bool, load: Load) -> Step:
         steps_per_report=1,
         steps_per_eval=0,
         save_every=0,
+        grad_checkpoint=checkpoints,
     )
     learnt = np.arange(load.length + 1) > 0
     rows = [Example(row.astype(np.int32), learnt, "random") for row in tokens(load)]
@@ -61,12 +62,12 @@ def macllm(folder: str, adapts: bool, load: Load) -> Step:
     return lambda: next(events)
 
 
-def mlx_lm(folder: str, adapts: bool, load: Load) -> Step:
+def mlx_lm(folder: str, adapts: bool, load: Load, *, checkpoints: bool = False) -> Step:
     """mlx-lm's loss, layers and optimizer."""
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.optimizers import AdamW
-    from mlx_lm.tuner.trainer import default_loss
+    from mlx_lm.tuner.trainer import default_loss, grad_checkpoint
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
 
@@ -76,6 +77,9 @@ def mlx_lm(folder: str, adapts: bool, load: Load) -> Step:
         keys = [f"self_attn.{key}" for key in KEYS]
         config = {"rank": RANK, "scale": ALPHA / RANK, "dropout": 0.0, "keys": keys}
         linear_to_lora_layers(model, len(model.layers), config)
+    if checkpoints:
+        grad_checkpoint(model.layers[0])
+    model.train()
     optimizer = AdamW(RATE, betas=list(BETAS), weight_decay=DECAY)
     gradient = nn.value_and_grad(model, default_loss)
     batch, lengths = mx.array(tokens(load)), mx.array([[0, load.length]] * load.batch)

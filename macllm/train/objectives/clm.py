@@ -9,8 +9,8 @@ from datetime import datetime
 import mlx.core as mx
 import numpy as np
 
+from macllm.nn.loss import token_losses
 from macllm.nn.protocol import LanguageModel
-from macllm.ops.cross_entropy import cross_entropy
 from macllm.train.contract import Loss
 from macllm.train.render import Example, TextTokenizer, to_examples
 from macllm.train.rows import Row
@@ -74,5 +74,5 @@ class CausalLM:
         picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(chosen)]
         targets = mx.array(batch.targets.reshape(-1)[chosen])
         weights = batch.weights.reshape(-1)[chosen]
-        losses = cross_entropy(model.logits(picked), targets)
+        losses = token_losses(model, picked, targets)
         return Loss((losses * mx.array(weights)).sum(), float(weights.sum(dtype=np.float64)))

@@ -1,0 +1,111 @@
+"""Losses of tokens, without all logits in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm.ops.cross_entropy import cross_entropy
+from macllm.ops.recompute import after, random_state, replaying
+
+from .protocol import LanguageModel
+from .recompute import Bound, bind
+
+# Products of fewer rows read the head's matrix too often.
+_CHUNK_BYTES, _FEWEST_ROWS = 1 << 24, 64
+_RECOMPUTED_BYTES = 1 << 28  # logits that are worth computing again; the gradients of a head's weights take as much
+
+Slices = Sequence[slice]
+
+
+def token_losses(model: LanguageModel, hidden: mx.array, targets: mx.array) -> mx.array:
+    """-log p(target) from hidden states, in nats and float32: (N, D), int (N,) -> (N,).
+
+    Logits are computed for a chunk of rows at a time, for the gradients as well. A trained head computes them twice,
+    if there are more than 256 MiB of them in float32.
+    """
+    vocab = model.logits(hidden[:1]).shape[-1]  # never evaluated
+    size = max(_FEWEST_ROWS, _CHUNK_BYTES // (4 * vocab))
+    count = hidden.shape[0]
+    bound = bind(_head_modules(model), model.logits)
+    if count <= size or (bound.weights and 4 * count * vocab <= _RECOMPUTED_BYTES):
+        return cross_entropy(model.logits(hidden), targets)
+    size = -(-count // -(-count // size))  # chunks of nearly equal sizes
+    chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    if not bound.weights and isinstance(model, nn.Module) and model.training:
+        return _with_slopes(model.logits, hidden, targets, chunks)
+    return _recomputed(bound, hidden, targets, chunks)
+
+
+@runtime_checkable
+class _Headed(Protocol):
+    def head_modules(self) -> Sequence[nn.Module]: ...
+
+
+def _head_modules(model: LanguageModel) -> Sequence[nn.Module]:
+    """The modules that `logits` uses; the whole model if it does not tell."""
+    if isinstance(model, _Headed):
+        return model.head_modules()
+    return [model] if isinstance(model, nn.Module) else []
+
+
+def _with_slopes(
+    logits: Callable[[mx.array], mx.array], hidden: mx.array, targets: mx.array, chunks: Slices
+) -> mx.array:
+    """Losses from a frozen head and their gradients, from the same logits."""
+
+    def run(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        losses, slopes = [], []
+        for chunk in chunks:
+            rows = after(hidden[chunk], [*losses[-1:], *slopes[-1:]])
+            some = partial(_losses, logits, targets[chunk])
+            (loss,), (slope,) = mx.vjp(some, [rows], [mx.ones(rows.shape[0])])
+            losses.append(loss)
+            slopes.append(slope)
+        return mx.concatenate(losses), mx.concatenate(slopes)
+
+    def gradients(hidden: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> mx.array:
+        return (cotangents[0][:, None] * outputs[1]).astype(hidden.dtype)
+
+    function: Any = mx.custom_function(run)
+    function.vjp(gradients)
+    return function(hidden)[0]
+
+
+def _recomputed(bound: Bound, hidden: mx.array, targets: mx.array, chunks: Slices) -> mx.array:
+    """Losses whose gradients compute the logits again and sum those of weights in float32."""
+    drawn: list[int] = []
+
+    def some(targets: mx.array, rows: mx.array, *weights: mx.array) -> mx.array:
+        return cross_entropy(bound.run(*weights, rows), targets)
+
+    def run(hidden: mx.array, *weights: mx.array) -> mx.array:
+        losses: list[mx.array] = []
+        for chunk in chunks:
+            drawn.append(random_state())
+            losses.append(some(targets[chunk], after(hidden[chunk], losses[-1:]), *weights))
+        return mx.concatenate(losses)
+
+    def gradients(primals: Any, cotangent: mx.array, outputs: mx.array) -> tuple[mx.array, ...]:
+        hidden, *weights = primals if isinstance(primals, tuple | list) else (primals,)
+        slopes: list[mx.array] = []
+        sums = [mx.zeros(weight.shape) for weight in weights]
+        for chunk, state in zip(chunks, drawn, strict=False):
+            rows = after(hidden[chunk], [cotangent, *slopes[-1:], *sums])
+            with replaying(state):
+                slope, *found = mx.vjp(partial(some, targets[chunk]), [rows, *weights], [cotangent[chunk]])[1]
+            slopes.append(slope)
+            sums = [total + one for total, one in zip(sums, found, strict=True)]
+        return mx.concatenate(slopes), *(s.astype(w.dtype) for s, w in zip(sums, weights, strict=True))
+
+    function: Any = mx.custom_function(run)
+    function.vjp(gradients)
+    return function(hidden, *bound.weights)
+
+
+def _losses(logits: Callable[[mx.array], mx.array], targets: mx.array, rows: mx.array) -> mx.array:
+    return cross_entropy(logits(rows), targets)
