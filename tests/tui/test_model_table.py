@@ -150,11 +150,11 @@ def test_adapter_keeps_the_model_and_changes_the_adapter(home: Path) -> None:
 
 def test_an_adapter_of_a_run_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     folder = write_adapter(home / "adapters" / "notes")
-    broken = write_adapter(home / "adapters" / "peft", weights="adapter_model.safetensors")
+    broken = write_adapter(home / "adapters" / "broken", weights="other.safetensors")
     monkeypatch.setenv("MACLLM_MODELS", str(home))
     assert run("/adapter notes") == outcomes.SwitchModel("scripted", str(folder))
     with pytest.raises(UsageError, match=f"{broken.name} cannot be used"):
-        run("/adapter peft")
+        run("/adapter broken")
 
 
 def test_names_of_models_and_adapters_complete_the_commands(home: Path) -> None:
