@@ -193,7 +193,7 @@ def first_paint(size: tuple[int, int]) -> float:
     with tempfile.TemporaryDirectory() as home:
         terminal = Terminal([sys.executable, "-m", "macllm", "chat"], size, {"MACLLM_HOME": home})
         try:
-            return terminal.until(b"Ask anything")
+            return terminal.until(b"sk anything")  # the cursor may cover the first letter
         finally:
             terminal.close()
 
