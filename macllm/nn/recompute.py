@@ -23,8 +23,7 @@ class Bound(NamedTuple):
 def bind(modules: Sequence[nn.Module], run: Callable[..., mx.array]) -> Bound:
     """`run`, with the trained weights of `modules` as inputs, so that gradients reach them.
 
-    The modules hold the given weights during a call only. Otherwise later layers that share a weight, as a tied head
-    does, would use the copy from which no gradient returns.
+    The modules hold the given weights during a call only.
     """
     flat = [cast("list[tuple[str, mx.array]]", tree_flatten(module.trainable_parameters())) for module in modules]
     kept = [array for named in flat for _, array in named]
