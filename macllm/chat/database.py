@@ -89,19 +89,13 @@ def connect(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     except (sqlite3.Error, OSError) as error:
         raise described(error, path) from error
-    try:
+    with _closing_on_error(db, path):
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")  # a stored message survives a loss of power
         if schema_version(db, path) < len(MIGRATIONS):
             with _alone(path.parent):
                 _migrate(db, path)
-        return db
-    except sqlite3.Error as error:
-        db.close()
-        raise described(error, path) from error
-    except BaseException:
-        db.close()
-        raise
+    return db
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
@@ -112,9 +106,16 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     if os.access(path.parent, os.W_OK):
         return connect(path)
     db = read_only(path)
-    try:
+    with _closing_on_error(db, path):
         schema_version(db, path)
-        return db
+    return db
+
+
+@contextmanager
+def _closing_on_error(db: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Close the connection after an error, and describe an error of SQLite."""
+    try:
+        yield
     except sqlite3.Error as error:
         db.close()
         raise described(error, path) from error
