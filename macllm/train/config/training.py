@@ -1,30 +1,29 @@
-"""Settings of a training run: frozen, checked, read from TOML, keywords or `key=value` strings.
-
-Every field has its documentation in its annotation, which the command line prints. This module imports no mlx.
-"""
+"""Settings common to all training runs."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import tomllib
 import typing
 from dataclasses import dataclass
 from datetime import date, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from macllm.errors import UsageError
 from macllm.files import read_json
-from macllm.generation.sampling.ranges import shown
 
-from .rows import Columns
+from ..rows import Columns
+from .values import check_names, convert, read_toml
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 SETTINGS_NAME = "run.json"  # in a run's folder
 LongRows = Literal["truncate", "split", "drop", "error"]
 Select = Literal["best", "last"]
+SMALLEST = 1e-30  # well above the smallest positive number of float32
+BELOW_ONE = 1.0 - 2.0**-24  # the largest number below 1 in float32
+# Paths that a run reads; paths that it writes are relative to the current directory.
+PATHS = frozenset({"data", "valid", "config", "tokenizer"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +132,9 @@ class TrainConfig:
             *((name, 1, most) for name in at_least_one),
             *((name, 0, most) for name in at_least_none),
             *((name, 0.0, 1.0) for name in ("warmup", "decay", "min_lr_ratio")),
-            *((name, 0.0, _BELOW_ONE) for name in ("beta1", "beta2")),
-            *((name, _SMALLEST, most) for name in ("learning_rate", "epsilon")),
-            ("epochs", 0 if self.iters else _SMALLEST, most),
+            *((name, 0.0, BELOW_ONE) for name in ("beta1", "beta2")),
+            *((name, SMALLEST, most) for name in ("learning_rate", "epsilon")),
+            ("epochs", 0 if self.iters else SMALLEST, most),
             ("valid_fraction", 0.0, 0.9),
             ("val_batches", -1, most),
         ]
@@ -146,25 +145,25 @@ class TrainConfig:
 
         Paths to read in the file are relative to its folder. Raises UsageError on an unknown key or a wrong type.
         """
-        values: dict[str, Any] = _read_toml(Path(path)) if path is not None else {}
-        _check_names(cls, values, f"in {path}")
+        values: dict[str, Any] = read_toml(Path(path)) if path is not None else {}
+        check_names(cls, values, f"in {path}")
         if path is not None:
-            values |= {k: str(Path(path).parent / v) for k, v in values.items() if k in _PATHS and v}
+            values |= {k: str(Path(path).parent / v) for k, v in values.items() if k in PATHS and v}
         for text in sets:
             name, equals, value = text.partition("=")
             if not equals:
                 raise UsageError(f"cannot read {text!r}", remedy="--set key=value")
             values[name.strip()] = value.strip()
         values |= {k: v for k, v in keywords.items() if v is not None}
-        _check_names(cls, values, "given")
+        check_names(cls, values, "given")
         values = {**cls._of_run(values), **values}
         types = typing.get_type_hints(cls)
-        return cls(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+        return cls(**{name: convert(name, value, types[name]) for name, value in values.items()})
 
     @classmethod
     def _of_run(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Settings stored by the run that `values` resume; empty without a run to resume."""
-        if not values.get("resume") or _convert("resume", values["resume"], bool) is False:
+        if not values.get("resume") or convert("resume", values["resume"], bool) is False:
             return {}
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
         path = Path(values.get(cls._folder, defaults[cls._folder])) / SETTINGS_NAME
@@ -222,125 +221,3 @@ class TrainConfig:
     def reproducibility_fields(self) -> dict[str, Any]:
         """The fields that determine the final weights of a run."""
         return {k: v for k, v in self.as_dict().items() if k not in self._NO_EFFECT_ON_WEIGHTS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
-    """Settings of LoRA fine-tuning (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
-
-    model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
-    adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
-    num_layers: Annotated[int, "number of last layers to adapt; -1: all"] = -1
-    rank: Annotated[int, "rank of the update"] = 16
-    alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
-    dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
-    keys: Annotated[tuple[str, ...], "linear layers to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
-    learning_rate: Annotated[float, "peak learning rate; 0: 2e-4, or 1e-3 for models below 50 million parameters"] = 0.0
-    epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
-
-    _folder: ClassVar[str] = "adapter_path"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decay_all:
-            raise UsageError("decay_all has no effect", cause="an adapter has matrices only", remedy="weight_decay")
-        if self.num_layers == 0:
-            raise UsageError("num_layers cannot be 0", cause="no layer would be trained", remedy="-1 for all layers")
-
-    def fitted(self, parameters: int) -> Self:
-        """The config with default learning rate and epochs for a model with this number of parameters."""
-        rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
-        return dataclasses.replace(
-            self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
-        )
-
-    def _ranges(self) -> list[tuple[str, float, float]]:
-        own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", _SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
-        fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        return [*(one for one in super()._ranges() if one[0] not in fitted), *own]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
-    """Settings of training from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
-
-    config: Annotated[str, "config.json of the model"] = "config.json"
-    tokenizer: Annotated[str, "folder with the tokenizer's files"] = "."
-    output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
-    init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
-    learning_rate: Annotated[float, "peak learning rate"] = 1e-3
-    beta2: Annotated[float, "AdamW: decay of the mean of the squared gradients"] = 0.95
-    weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.1
-    long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "split"
-    epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 1.0
-    mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = False
-
-    _folder: ClassVar[str] = "output"
-
-    def _ranges(self) -> list[tuple[str, float, float]]:
-        return [*super()._ranges(), ("init_std", 0.0, 1e3)]
-
-
-_SMALLEST = 1e-30  # well above the smallest positive number of float32
-_BELOW_ONE = 1.0 - 2.0**-24  # the largest number below 1 in float32
-_SMALL_PARAMETERS = 50_000_000
-# Paths that a run reads; paths that it writes are relative to the current directory.
-_PATHS = frozenset({"data", "valid", "config", "tokenizer"})
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the config {path}", cause=error.strerror) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML", cause=str(error)) from error
-
-
-def _check_names(cls: type[TrainConfig], values: dict[str, Any], where: str) -> None:
-    names = [f.name for f in dataclasses.fields(cls)]
-    for name in values:
-        if name not in names:
-            near = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
-            remedy = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
-            raise UsageError(f"unknown setting {name!r} {where}", remedy=remedy)
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """Convert `value` to the field's type; only strings from the command line are parsed."""
-    wrong = UsageError(f"{name} cannot be {shown(value)}", cause=f"it must be {_describe(kind)}")
-    if get_origin(kind) is tuple:
-        given: Any = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-        if not isinstance(given, list | tuple):
-            raise wrong
-        items = cast("list[Any]", given)
-        if not all(isinstance(item, str) for item in items):
-            raise wrong
-        return tuple(items)
-    if get_origin(kind) is Literal or kind is str:
-        if not isinstance(value, str | Path):
-            raise wrong
-        return str(value)
-    if kind is bool:
-        named = {"true": True, "false": False, True: True, False: False}
-        key: Any = value.lower() if isinstance(value, str) else value
-        if key not in named:
-            raise wrong
-        return named[key]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | str)
-        or (kind is int and isinstance(value, float))
-    ):
-        raise wrong
-    try:
-        return kind(value)
-    except (ValueError, OverflowError) as error:
-        raise wrong from error
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-    return names.get(kind, "a list of strings")

@@ -1,0 +1,20 @@
+"""Settings of a training run: frozen, checked, read from TOML, keywords or `key=value` strings.
+
+Every field has its documentation in its annotation, which the command line prints. This package imports no mlx.
+"""
+
+from __future__ import annotations
+
+from .finetune import FinetuneConfig
+from .pretrain import PretrainConfig
+from .training import SETTINGS_NAME, LongRows, Schedule, Select, TrainConfig
+
+__all__ = [
+    "SETTINGS_NAME",
+    "FinetuneConfig",
+    "LongRows",
+    "PretrainConfig",
+    "Schedule",
+    "Select",
+    "TrainConfig",
+]

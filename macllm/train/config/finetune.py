@@ -1,0 +1,49 @@
+"""Settings of fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Self
+
+from macllm.errors import UsageError
+
+from .training import SMALLEST, TrainConfig
+
+_SMALL_PARAMETERS = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Settings of LoRA fine-tuning (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+
+    model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
+    adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
+    num_layers: Annotated[int, "number of last layers to adapt; -1: all"] = -1
+    rank: Annotated[int, "rank of the update"] = 16
+    alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
+    dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
+    keys: Annotated[tuple[str, ...], "linear layers to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
+    learning_rate: Annotated[float, "peak learning rate; 0: 2e-4, or 1e-3 for models below 50 million parameters"] = 0.0
+    epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
+
+    _folder: ClassVar[str] = "adapter_path"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay_all:
+            raise UsageError("decay_all has no effect", cause="an adapter has matrices only", remedy="weight_decay")
+        if self.num_layers == 0:
+            raise UsageError("num_layers cannot be 0", cause="no layer would be trained", remedy="-1 for all layers")
+
+    def fitted(self, parameters: int) -> Self:
+        """The config with default learning rate and epochs for a model with this number of parameters."""
+        rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
+        return dataclasses.replace(
+            self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
+        )
+
+    def _ranges(self) -> list[tuple[str, float, float]]:
+        own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
+        fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
+        return [*(one for one in super()._ranges() if one[0] not in fitted), *own]

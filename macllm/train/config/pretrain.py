@@ -1,0 +1,29 @@
+"""Settings of training from random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from .training import LongRows, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Settings of training from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
+
+    config: Annotated[str, "config.json of the model"] = "config.json"
+    tokenizer: Annotated[str, "folder with the tokenizer's files"] = "."
+    output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
+    init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
+    learning_rate: Annotated[float, "peak learning rate"] = 1e-3
+    beta2: Annotated[float, "AdamW: decay of the mean of the squared gradients"] = 0.95
+    weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.1
+    long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "split"
+    epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 1.0
+    mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = False
+
+    _folder: ClassVar[str] = "output"
+
+    def _ranges(self) -> list[tuple[str, float, float]]:
+        return [*super()._ranges(), ("init_std", 0.0, 1e3)]
