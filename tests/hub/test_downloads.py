@@ -50,7 +50,7 @@ def begun(log: Log, byte_count: int = 30_000) -> None:
 
 
 def bytes_sent_until_quiet(hub: LoopbackHub) -> int:
-    """Bytes of the weights sent once the hub has sent none for ten chunks' time; the connection may close late."""
+    """Bytes of the weights sent by the time when no more are; the connection may close late."""
     slowly(hub, 0.1)
     sent = -1
     while sent != (sent := hub.sent_bytes["model.safetensors"]):
