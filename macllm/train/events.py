@@ -9,11 +9,21 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Advanced:
-    """Progress: rows tokenized, steps trained or batches evaluated. Not written to metrics.jsonl."""
+    """Progress: rows tokenized, steps trained, batches evaluated or snapshots saved.
 
-    work: Literal["reading", "training", "evaluating"]
+    After a step, the other fields tell about this step: its loss per unit, its supervised tokens, its seconds, and
+    MLX's memory in bytes, now and at most. Not written to metrics.jsonl.
+    """
+
+    work: Literal["reading", "training", "evaluating", "saving"]
     done: int
     total: int
+    loss: float | None = None
+    learning_rate: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    active_bytes: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Prepared:
     sampled_rows: int = 0  # validation examples in each evaluation
     shared_rows: int = 0
     valid: Counts = Counts()
+    steps_per_eval: int = 0  # steps between two evaluations; 0: none between the first and the last step
 
 
 @dataclass(frozen=True)

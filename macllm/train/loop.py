@@ -187,6 +187,7 @@ class Trainer(Generic[B]):
             trained_parameters=_size(self.model.trainable_parameters()),
             steps=self.steps,
             first_step=self.state.step,
+            steps_per_eval=self.config.steps_per_eval,
         )
 
     def _select(self) -> bool:
@@ -212,12 +213,11 @@ class Trainer(Generic[B]):
         else:
             yield from self._after_step()  # what an interruption left undone
         while self.state.step < self.steps:
-            self._step()
-            yield Advanced("training", self.state.step, self.steps)
+            yield self._step()
             yield from self._after_step()
         yield from self._save()
 
-    def _step(self) -> None:
+    def _step(self) -> Advanced:
         """One optimizer step: gradients summed over micro-batches, divided once by the units of the loss."""
         began, state, config = time.perf_counter(), self.state, self.config
         mx.random.seed((config.seed << 32) + state.step)
@@ -235,12 +235,28 @@ class Trainer(Generic[B]):
         weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
         # The new weights replace the old ones before they are evaluated, so that only the lazy graph holds old weights
         # and gradients. After an interruption the next reader evaluates the rest.
-        window = state.window.plus(replace(sums, norm=size, steps=1, seconds=time.perf_counter() - began))
+        sums = replace(sums, norm=size, steps=1, seconds=time.perf_counter() - began)
+        window = state.window.plus(sums)
         step, best = state.step + 1, state.best_loss
         self.state = TrainState(step, weights, optimizer, best, window=window)
         self.put(weights)
         del state, gradients
         _eval_in_chunks(weights, optimizer)
+        return self._advanced(sums, rate, time.perf_counter() - began)
+
+    def _advanced(self, sums: Sums, rate: float, seconds: float) -> Advanced:
+        """The progress after a step with these sums."""
+        return Advanced(
+            "training",
+            self.state.step,
+            self.steps,
+            loss=sums.numerator / sums.denominator,
+            learning_rate=rate,
+            tokens=sums.tokens,
+            seconds=seconds,
+            active_bytes=mx.get_active_memory(),
+            peak_bytes=mx.get_peak_memory(),
+        )
 
     def _gradients(self) -> tuple[Arrays, Sums]:
         """Gradients of the summed loss over the step's micro-batches, and the sums of the losses."""
@@ -312,6 +328,7 @@ class Trainer(Generic[B]):
             return
         if not _is_finite(self.state.weights):
             raise MacllmError(f"the weights after step {self.state.step} are not finite", remedy=_LOWER_RATE)
+        yield Advanced("saving", 0, 1)
         path = self.snapshots.save(self.state)
         self._saved = self.state
         yield Saved(self.state.step, str(path))
