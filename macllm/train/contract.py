@@ -1,4 +1,7 @@
-"""Contract between the training loop and its objectives, sources of batches and optimizers."""
+"""Contract between the training loop and its objectives, sources of batches and optimizers.
+
+Imports no mlx, so that rows are encoded and checked without it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
     from .events import Counts
     from .render import TextTokenizer
     from .rows import Row
 
-Arrays = dict[str, mx.array]
+Arrays = dict[str, "mx.array"]
 
 
 class AnyExample(Protocol):

@@ -13,8 +13,9 @@ import numpy as np
 from macllm.errors import DataError, UsageError
 
 from . import rows
-from .config import LongRows, TrainConfig
+from .config import TrainConfig
 from .contract import E, Objective
+from .encoding import Encoding
 from .events import Advanced, Counts
 from .render import TextTokenizer
 
@@ -73,10 +74,10 @@ def loading(
     total = len(train_rows) + len(valid_rows)
     made: list[tuple[list[E], Counts]] = []
     for group, before in ((train_rows, 0), (valid_rows, len(train_rows))):
-        encoding = _Encoding(objective, tokenizer, config.long_rows, limit)
+        encoding = Encoding[E](config.long_rows, limit)
         for number, row in enumerate(group):
             yield Advanced("reading", before + number, total)
-            encoding.add(row)
+            encoding.add(row.kind, objective.examples(row, tokenizer))
         made.append((encoding.kept, encoding.counted()))
     (train, counts), (valid, valid_counts) = made
     trained = {example.fingerprint() for example in train}
@@ -114,57 +115,3 @@ def _hold_out(
         [row for i, row in enumerate(all_rows) if i not in held],
         [row for i, row in enumerate(all_rows) if i in held],
     )
-
-
-class _Encoding(Generic[E]):
-    """Collects the examples of rows, none longer than `limit` tokens, and counts the rows."""
-
-    def __init__(
-        self, objective: Objective[Any, E, Any], tokenizer: TextTokenizer, long_rows: LongRows, limit: int
-    ) -> None:
-        self._objective, self._tokenizer, self._limit = objective, tokenizer, limit
-        self._long_rows: LongRows = long_rows
-        self.kept: list[E] = []
-        self._counts = Counts()
-
-    def add(self, row: rows.Row) -> None:
-        """Tokenize a row. Raises DataError for an invalid row, or for a too long one with long_rows="error"."""
-        made = self._objective.examples(row, self._tokenizer)
-        counts = replace(
-            self._counts,
-            rows=self._counts.rows + 1,
-            expanded_rows=self._counts.expanded_rows + (len(made) > 1),
-            unended_rows=self._counts.unended_rows + (bool(made) and not any(each.ends for each in made)),
-            kinds={**self._counts.kinds, row.kind: self._counts.kinds.get(row.kind, 0) + 1},
-        )
-        for example in made:
-            fitting, counts = _fit(example, self._long_rows, self._limit, counts)
-            supervised = [e for e in fitting if e.num_target_tokens]
-            if not supervised:
-                counts = replace(counts, unsupervised_rows=counts.unsupervised_rows + bool(fitting))
-            self.kept += supervised
-        self._counts = counts
-
-    def counted(self) -> Counts:
-        """The counts, with the number of tokens in the kept examples."""
-        tokens, supervised = sum(map(len, self.kept)), sum(e.num_target_tokens for e in self.kept)
-        return replace(self._counts, tokens=tokens, supervised_tokens=supervised)
-
-
-def _fit(example: E, long_rows: LongRows, most: int, counts: Counts) -> tuple[list[E], Counts]:
-    if len(example) <= most:
-        return [example], counts
-    if long_rows == "error":
-        raise DataError(
-            f"{example.where} has {len(example)} tokens, more than {most}",
-            remedy="--max-seq-length, or --set long_rows=truncate|split|drop",
-        )
-    if long_rows == "drop":
-        return [], replace(counts, dropped_rows=counts.dropped_rows + 1)
-    if long_rows == "split" and example.splittable and most > 1:
-        # Neighbouring pieces share one token, so that every token but the first is predicted once.
-        starts = range(0, len(example) - 1, most - 1)
-        pieces = [example.cut(start, start + most) for start in starts]
-        return pieces, replace(counts, split_rows=counts.split_rows + 1)
-    lost = counts.lost_tokens + len(example) - most
-    return [example.cut(0, most)], replace(counts, truncated_rows=counts.truncated_rows + 1, lost_tokens=lost)

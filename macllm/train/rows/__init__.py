@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .columns import Columns, parse
-from .files import check, find_files, read
+from .files import check, each_row, find_files, read
 from .kinds import (
     Chat,
     Messages,
@@ -27,6 +27,7 @@ __all__ = [
     "Row",
     "UnpairedPreference",
     "check",
+    "each_row",
     "find_files",
     "parse",
     "read",

@@ -69,32 +69,62 @@ def check(data: str, valid: str, columns: Columns = _STANDARD) -> None:
 
 def read(path: Path, most: int | None = None, columns: Columns = _STANDARD) -> list[Row]:
     """All rows of a file or a folder of texts, or the first `most`. Raises DataError with file and line."""
-    try:
-        rows = list(islice(_rows(path, columns), most))
-    except OSError as error:
-        raise DataError(f"cannot read {path}", cause=error.strerror or str(error)) from error
-    except (EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
+    rows: list[Row] = []
+    for row in islice(each_row(path, columns), most):
+        if isinstance(row, DataError):
+            raise row
+        rows.append(row)
     if not rows:
         raise DataError(f"no rows in {path}", remedy=EXAMPLES)
     return rows
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[Row]:
-    if path.is_dir():
-        yield from map(_text, _texts(path))
-    elif path.suffix == ".txt":
-        yield _text(path)
+def each_row(path: Path, columns: Columns = _STANDARD) -> Iterator[Row | DataError]:
+    """The rows of a file or a folder of texts, one by one, with the error in place of each invalid row.
+
+    An error that ends the file comes last.
+    """
+    try:
+        for value, where in _values(path):
+            if isinstance(value, DataError | PlainText):
+                yield value
+            else:
+                yield _parsed(value, where, columns)
+    except DataError as error:
+        yield error
+    except OSError as error:
+        yield _unreadable(path, error.strerror or str(error), None, error)
+    except (EOFError, zlib.error) as error:
+        yield _unreadable(path, str(error), "get or write the file again", error)
+
+
+def _parsed(value: Any, where: str, columns: Columns) -> Row | DataError:
+    try:
+        return parse(value, where, columns)
+    except DataError as error:
+        return error
+
+
+def _unreadable(path: Path, cause: str, remedy: str | None, error: Exception) -> DataError:
+    failure = DataError(f"cannot read {path}", cause=cause, remedy=remedy)
+    failure.__cause__ = error
+    return failure
+
+
+def _values(path: Path) -> Iterator[tuple[Any, str]]:
+    """The values of rows and their places; texts are rows already, and errors stand for values."""
+    if path.is_dir() or path.suffix == ".txt":
+        for file in _texts(path) if path.is_dir() else [path]:
+            yield _text(file), str(file)
     else:
-        for value, where in _parquet(path) if path.suffix == ".parquet" else _json(path):
-            yield parse(value, where, columns)
+        yield from _parquet(path) if path.suffix == ".parquet" else _json(path)
 
 
-def _text(path: Path) -> PlainText:
+def _text(path: Path) -> PlainText | DataError:
     try:
         return PlainText(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", cause=str(error)) from error
+        return DataError(f"{path} is not UTF-8 text", cause=str(error))
 
 
 def _json(path: Path) -> Iterator[tuple[Any, str]]:
@@ -109,7 +139,12 @@ def _json(path: Path) -> Iterator[tuple[Any, str]]:
             if is_list:
                 yield from _list(line + lines.read(), str(path))
                 return
-            yield _value(line, f"{path}:{number}", "one JSON object per line, UTF-8"), f"{path}:{number}"
+            place = f"{path}:{number}"
+            try:
+                value = _value(line, place, "one JSON object per line, UTF-8")
+            except DataError as error:
+                value = error
+            yield value, place
 
 
 def _begins_list(line: bytes) -> bool:

@@ -1,0 +1,70 @@
+"""Examples within a longest length: truncated, split or dropped, and counted. Imports no mlx."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Generic
+
+from macllm.errors import DataError
+
+from .config import LongRows
+from .contract import E
+from .events import Counts
+
+
+class Encoding(Generic[E]):
+    """The examples of rows, none longer than `limit` tokens, and the statistics of the rows."""
+
+    def __init__(self, long_rows: LongRows, limit: int) -> None:
+        self._limit = limit
+        self._long_rows: LongRows = long_rows
+        self.kept: list[E] = []
+        self._counts = Counts()
+
+    def add(self, kind: str, made: Sequence[E]) -> list[E]:
+        """Add a row of `kind` by its examples; those that are kept.
+
+        Raises DataError for one that is too long, with long_rows="error".
+        """
+        added: list[E] = []
+        counts = replace(
+            self._counts,
+            rows=self._counts.rows + 1,
+            expanded_rows=self._counts.expanded_rows + (len(made) > 1),
+            unended_rows=self._counts.unended_rows + (bool(made) and not any(each.ends for each in made)),
+            kinds={**self._counts.kinds, kind: self._counts.kinds.get(kind, 0) + 1},
+        )
+        for example in made:
+            fitting, counts = _fit(example, self._long_rows, self._limit, counts)
+            supervised = [e for e in fitting if e.num_target_tokens]
+            if not supervised:
+                counts = replace(counts, unsupervised_rows=counts.unsupervised_rows + bool(fitting))
+            added += supervised
+        self.kept += added
+        self._counts = counts
+        return added
+
+    def counted(self) -> Counts:
+        """The counts, with the number of tokens in the kept examples."""
+        tokens, supervised = sum(map(len, self.kept)), sum(e.num_target_tokens for e in self.kept)
+        return replace(self._counts, tokens=tokens, supervised_tokens=supervised)
+
+
+def _fit(example: E, long_rows: LongRows, most: int, counts: Counts) -> tuple[list[E], Counts]:
+    if len(example) <= most:
+        return [example], counts
+    if long_rows == "error":
+        raise DataError(
+            f"{example.where} has {len(example)} tokens, more than {most}",
+            remedy="--max-seq-length, or --set long_rows=truncate|split|drop",
+        )
+    if long_rows == "drop":
+        return [], replace(counts, dropped_rows=counts.dropped_rows + 1)
+    if long_rows == "split" and example.splittable and most > 1:
+        # Neighbouring pieces share one token, so that every token but the first is predicted once.
+        starts = range(0, len(example) - 1, most - 1)
+        pieces = [example.cut(start, start + most) for start in starts]
+        return pieces, replace(counts, split_rows=counts.split_rows + 1)
+    lost = counts.lost_tokens + len(example) - most
+    return [example.cut(0, most)], replace(counts, truncated_rows=counts.truncated_rows + 1, lost_tokens=lost)
