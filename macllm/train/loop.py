@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm.errors import MacllmError, UsageError
 from macllm.nn.recompute import checkpoint_layers
+from macllm.ops.quantized import using_activations
 
 from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
@@ -97,7 +98,7 @@ class Trainer(Generic[B]):
         self.snapshots = snapshots
         self.steps = total_steps(config, source.steps_per_epoch)
         _checkpoint_layers(model, config.grad_checkpoint)
-        self.gradient = nn.value_and_grad(model, lambda batch: objective.loss(model, batch))
+        self.gradient = nn.value_and_grad(model, self.loss)
         self.state = self._begin()
         self._saved = self.state  # nothing to save before the first step
         self._last_loss = float("nan")  # of the last report
@@ -143,6 +144,15 @@ class Trainer(Generic[B]):
         assert state.weights.keys() == weights.keys(), "a snapshot of the same run has the same weights"
         self.put(state.weights)
         return state
+
+    def loss(self, batch: B) -> Loss:
+        """The loss of a batch.
+
+        Activations stay floats: of a frozen embedding, which has no gradient, the first quantized layer would round
+        them to 8 bits, and the loss would not be the one that the gradient belongs to.
+        """
+        with using_activations("float"):
+            return self.objective.loss(self.model, batch)
 
     def put(self, weights: Arrays) -> None:
         """Set the model's trainable parameters."""
@@ -309,7 +319,7 @@ class Trainer(Generic[B]):
         try:
             for number, batch in enumerate(self.validation.batches()):
                 yield Advanced("evaluating", number, len(self.validation))
-                sums = sums.plus(_sums(self.objective.loss(self.model, batch), batch))
+                sums = sums.plus(_sums(self.loss(batch), batch))
         finally:
             self.model.train()
         loss, before = sums.numerator / sums.denominator, self.state.best_loss
