@@ -59,7 +59,7 @@ class Rows:
 
 
 def example(length: int, masked: int, *, seed: int = 0, zeros: bool = False) -> Example:
-    """Random tokens, the first `masked` of them without a loss; with `zeros` half of the tokens are token 0."""
+    """Random tokens, the first `masked` of them without a loss; with `zeros` half of them are 0."""
     random = np.random.default_rng((seed, length, masked))
     tokens = random.integers(1, VOCAB, length)
     if zeros:
@@ -127,7 +127,7 @@ SUBJECTS = (*CASES, *ADAPTED)
 
 @dataclass(frozen=True)
 class Difference:
-    """Relative differences of the loss and of the gradient of one tensor of `tensors`, the one nearest its limit.
+    """Relative differences of the loss, and of the gradient that is nearest its limit, of `tensors`.
 
     All are relative to the reference in float64; `own_loss` and `own_gradient` are those of the reference in float32.
     """
