@@ -16,8 +16,9 @@ from .training import check, narrate
 @click.command("finetune")
 @click.option("--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default).")
 @click.option("--config", "toml_file", metavar="FILE", help="TOML file with any of the settings below.")
+@click.option("--json", "as_json", is_flag=True, help="Print the events of the run as JSON lines on stdout.")
 @config_options(FinetuneConfig)
-def command(config: FinetuneConfig) -> None:
+def command(config: FinetuneConfig, as_json: bool) -> None:
     """Fine-tune a model on your own data (LoRA).
 
     Each line of the data is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...};
@@ -30,6 +31,6 @@ def command(config: FinetuneConfig) -> None:
     compile_kernels()
     from macllm.train.finetune import events
 
-    path = narrate(events(config), config.adapter_path)
+    path = narrate(events(config), config.adapter_path, as_json=as_json)
     model = "" if config.model == "maclet" else f" --model {config.model}"
     say(f"try it: macllm chat{model} --adapter {path}")

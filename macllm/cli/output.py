@@ -20,8 +20,19 @@ PLAIN_LINE_SECONDS = 10.0
 FIRST_LINE_SECONDS = 1.5
 
 
+_above: list[Callable[[str], None]] = []  # at most one: the writer of a live area
+
+
+def write_above(write: Callable[[str], None] | None) -> None:
+    """Let `say` hand its lines to `write`, which knows of a live area on the terminal; None: to no other."""
+    _above[:] = [] if write is None else [write]
+
+
 def say(text: str) -> None:
     """Write one line of narration."""
+    if _above:
+        _above[0](text)
+        return
     print(f"{text}\n", end="", file=sys.stderr, flush=True)  # one write, because other threads may write too
 
 

@@ -16,14 +16,19 @@ SHORT = {"model": "-m", "data": "-d"}
 
 
 def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
-    """Add --set and a flag for every field of `config` to a command, which is called with the config.
+    """Add --set and a flag for every field of `config` to a command, which is called with the config and
+    the values of its other parameters.
 
     The command's parameter `toml_file` (may be None) names a TOML file that flags override.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        def loaded(toml_file: str | None, sets: tuple[str, ...], **fields: Any) -> Any:
-            return function(config.load(toml_file, sets, **fields))
+        names = {field.name for field in dataclasses.fields(config)}
+
+        def loaded(toml_file: str | None, sets: tuple[str, ...], **given: Any) -> Any:
+            fields = {name: value for name, value in given.items() if name in names}
+            others = {name: value for name, value in given.items() if name not in names}
+            return function(config.load(toml_file, sets, **fields), **others)
 
         loaded.__doc__ = function.__doc__
         decorated: Callable[..., Any] = loaded

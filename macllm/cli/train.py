@@ -16,8 +16,9 @@ from .training import check, narrate
 
 @click.command("train")
 @click.argument("toml_file", metavar="[RECIPE]", type=click.Path(), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the events of the run as JSON lines on stdout.")
 @config_options(PretrainConfig)
-def command(config: PretrainConfig) -> None:
+def command(config: PretrainConfig, as_json: bool) -> None:
     """Train a model from random weights, with the settings of the TOML file RECIPE.
 
     Flags override RECIPE. A config.json, a tokenizer and data are required. Prints the folder of the run. To resume a
@@ -30,4 +31,4 @@ def command(config: PretrainConfig) -> None:
     compile_kernels()
     from macllm.train.pretrain import events
 
-    narrate(events(config), config.output)
+    narrate(events(config), config.output, as_json=as_json)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import chain
@@ -13,6 +15,8 @@ import click
 
 from macllm.units import bytes_text, duration_text
 
+from .dashboard import MOST_CELLS, Dashboard
+from .live import LiveArea, has_blocks, is_live
 from .output import Progress, say, working
 
 if TYPE_CHECKING:
@@ -40,41 +44,38 @@ def check(config: TrainConfig) -> None:
     run.check(Path(config.folder), config)
 
 
-def narrate(events: Generator[TrainEvent], folder: str) -> str:
-    """Run to the end, report each event, and return the path of the result."""
-    from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step
+def narrate(events: Generator[TrainEvent], folder: str, *, as_json: bool = False) -> str:
+    """Run to the end, report each event, and return the path of the result.
 
-    steps, path, resumed = 0, folder, False
-    losses: list[float] = []
-    with closing(events) as stream, _ProgressLine() as progress:
+    On stdout appears the path, or with `as_json` every event but progress, as JSON objects.
+    """
+    from macllm.train.events import Finished
+
+    path, report = folder, _Report()
+    with closing(events) as stream, _display() as display:
         try:
             for event in chain(_first(stream), stream):
-                if isinstance(event, Advanced):
-                    progress.update(event)
-                    continue
-                progress.close()
-                if isinstance(event, Prepared):
-                    steps, resumed = event.steps, event.first_step > 0
-                    _say_prepared(event)
-                elif isinstance(event, Step):
-                    losses.append(event.loss)
-                    _say_step(event, steps)
-                elif isinstance(event, Evaluated):
-                    say(
-                        f"step {event.step}/{steps}  validation loss {event.loss:.4f}{'  (best)' if event.best else ''}"
-                    )
-                elif isinstance(event, Saved):
-                    say(f"step {event.step}/{steps}  saved {event.path}")
-                elif isinstance(event, Finished):
+                display.show(event, report)
+                if as_json:
+                    _print_json(event)
+                if isinstance(event, Finished):
                     path = event.path
-                    _say_finished(event, [] if resumed else losses)
         except KeyboardInterrupt:
             stream.close()
-            if steps:
+            display.close()
+            if report.steps:
                 say("stopped; run the same command with --resume to continue")
             raise
-    click.echo(path)
+    if not as_json:
+        click.echo(path)
     return path
+
+
+def _print_json(event: TrainEvent) -> None:
+    from macllm.train.events import Advanced, record
+
+    if not isinstance(event, Advanced):
+        click.echo(json.dumps(record(event), allow_nan=False))
 
 
 def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
@@ -83,6 +84,112 @@ def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
         first = next(events, None)
     if first is not None:
         yield first
+
+
+class _Report:
+    """The lines of a run that stay."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._resumed = False
+        self._losses: list[float] = []
+
+    def show(self, event: TrainEvent) -> None:
+        """Say what an event tells."""
+        from macllm.train.events import Evaluated, Finished, Prepared, Saved, Step
+
+        if isinstance(event, Prepared):
+            self.steps, self._resumed = event.steps, event.first_step > 0
+            _say_prepared(event)
+        elif isinstance(event, Step):
+            self._losses.append(event.loss)
+            _say_step(event, self.steps)
+        elif isinstance(event, Evaluated):
+            best = "  (best)" if event.best else ""
+            say(f"step {event.step}/{self.steps}  validation loss {event.loss:.4f}{best}")
+        elif isinstance(event, Saved):
+            say(f"step {event.step}/{self.steps}  saved {event.path}")
+        elif isinstance(event, Finished):
+            _say_finished(event, [] if self._resumed else self._losses)
+
+    def count(self, event: Step) -> None:
+        """Take a step that is not said."""
+        self._losses.append(event.loss)
+
+
+def _display() -> _Lines | _Screen:
+    return _Screen() if is_live(sys.stderr) else _Lines()
+
+
+class _Screen:
+    """A run on a terminal: two lines below those that stay, which are fewer than in a log."""
+
+    def __init__(self) -> None:
+        from macllm.hub.fit import memory_limit
+
+        self._dashboard = Dashboard(memory_limit(), has_blocks(sys.stderr))
+        self._area = LiveArea(self._dashboard.lines)
+        self._last: Step | None = None
+
+    def __enter__(self) -> _Screen:
+        self._area.__enter__()
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
+
+    def show(self, event: TrainEvent, report: _Report) -> None:
+        """Show an event in the area, above it, or both."""
+        from macllm.train.events import Advanced, Finished, Saved, Step
+
+        with self._area.lock:
+            self._dashboard.take(event)
+        if isinstance(event, Step):
+            self._last = event
+            report.count(event)
+        elif isinstance(event, Finished):
+            self._end(report)
+            report.show(event)
+        elif not isinstance(event, Advanced | Saved):
+            report.show(event)
+        self._area.changed()
+
+    def close(self) -> None:
+        """Erase the area."""
+        self._area.close()
+
+    def _end(self, report: _Report) -> None:
+        self._area.close()
+        if self._last is not None:
+            curve = self._dashboard.curve.blocks(MOST_CELLS) if has_blocks(sys.stderr) else ""
+            _say_step(self._last, report.steps, f"  {curve}" if curve else "")
+
+
+class _Lines:
+    """A run in a log: a line for every report, and progress between them where it takes long."""
+
+    def __init__(self) -> None:
+        self._progress = _ProgressLine()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
+
+    def show(self, event: TrainEvent, report: _Report) -> None:
+        """Write an event."""
+        from macllm.train.events import Advanced
+
+        if isinstance(event, Advanced):
+            self._progress.update(event)
+        else:
+            self._progress.close()
+            report.show(event)
+
+    def close(self) -> None:
+        """Erase progress."""
+        self._progress.close()
 
 
 class _ProgressLine:
@@ -143,8 +250,8 @@ def _say_prepared(event: Prepared) -> None:
         say(f"resuming from step {event.first_step}")
 
 
-def _say_step(event: Step, steps: int) -> None:
+def _say_step(event: Step, steps: int, curve: str = "") -> None:
     say(
         f"step {event.step}/{steps}  loss {event.loss:.4f}  lr {event.learning_rate:.2e}  "
-        f"grad {event.grad_norm:.2g}  {event.tokens_per_second:.0f} tokens/s  {bytes_text(event.peak_bytes)}"
+        f"grad {event.grad_norm:.2g}  {event.tokens_per_second:.0f} tokens/s  {bytes_text(event.peak_bytes)}{curve}"
     )

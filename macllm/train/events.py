@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,15 @@ class Finished:
 
 
 TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished
+
+
+def record(event: TrainEvent) -> dict[str, Any]:
+    """The event as a JSON object with its name. Numbers that are not finite are None."""
+    return _finite({"event": type(event).__name__, **asdict(event)})
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

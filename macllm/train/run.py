@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from macllm.files import write_json, write_text
 from . import rows
 from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Prepared, TrainEvent
+from .events import record as as_record
 from .snapshot import Snapshots
 
 _METRICS, _SNAPSHOTS = "metrics.jsonl", "snapshots"
@@ -123,8 +122,7 @@ def _write(folder: Path, config: TrainConfig, event: TrainEvent) -> None:
         write_text(folder / _METRICS, "".join(kept))
     if not isinstance(event, Advanced):
         with (folder / _METRICS).open("a", encoding="utf-8") as file:
-            values = _finite({"event": type(event).__name__, **asdict(event)})
-            file.write(json.dumps(values, allow_nan=False) + "\n")
+            file.write(json.dumps(as_record(event), allow_nan=False) + "\n")
 
 
 def follow(events: Generator[TrainEvent], on_event: Callable[[TrainEvent], None] | None) -> None:
@@ -133,13 +131,6 @@ def follow(events: Generator[TrainEvent], on_event: Callable[[TrainEvent], None]
         for event in stream:
             if on_event is not None:
                 on_event(event)
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(folder: Path) -> list[str]:

@@ -1,0 +1,217 @@
+"""A training run on a terminal: progress, time left, loss, speed and memory in two lines."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from macllm.units import bytes_text, duration_text, short_count_text
+
+from .live import Line
+
+if TYPE_CHECKING:
+    from macllm.train.events import Advanced, Prepared, TrainEvent
+
+WINDOW = 50  # last steps from which speed and time left are computed
+MOST_CELLS = 24  # of the curve
+_MOST_POINTS = 512  # kept of the curve; then neighbours are joined
+_SMOOTHING = 0.8
+_OUTLIER = 3.0  # times the median, to which longer steps are cut
+_NEARLY_FULL = 0.9  # of the memory
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_DONE, _LEFT, _PLAIN_DONE, _PLAIN_LEFT = "━", "─", "#", "-"
+_ACCENT, _DIM, _WARNING = "36", "2", "33"
+_SHORTEST_BAR = 6
+_GAP = "  "
+
+
+@dataclass
+class Curve:
+    """The losses of all steps, as the mean of the last ones and as a line of blocks."""
+
+    points: list[float] = field(default_factory=list[float])  # means of `_each` losses each
+    _each: int = 1
+    _waiting: list[float] = field(default_factory=list[float])
+    _mean: float = 0.0
+    _weight: float = 0.0
+
+    def add(self, loss: float) -> None:
+        """Append the loss of a step."""
+        self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
+        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
+        self._waiting.append(loss)
+        if len(self._waiting) >= self._each:
+            self.points.append(fmean(self._waiting))
+            self._waiting.clear()
+        if len(self.points) >= _MOST_POINTS:
+            self.points = [fmean(self.points[i : i + 2]) for i in range(0, len(self.points), 2)]
+            self._each *= 2
+
+    @property
+    def loss(self) -> float | None:
+        """Exponentially weighted mean of the losses, None without any."""
+        return self._mean / self._weight if self._weight else None
+
+    def blocks(self, cells: int) -> str:
+        """At most `cells` blocks for the whole run, the highest for the highest mean."""
+        count = min(cells, len(self.points))
+        if count < 2:
+            return ""
+        edges = [len(self.points) * i // count for i in range(count + 1)]
+        means = [fmean(self.points[a:b]) for a, b in pairwise(edges)]
+        low, high = min(means), max(means)
+        span = (high - low) or 1.0
+        return "".join(_BLOCKS[round((mean - low) / span * (len(_BLOCKS) - 1))] for mean in means)
+
+
+@dataclass
+class Pace:
+    """Time that a run still takes, from its last steps, its last evaluation and its saves so far."""
+
+    steps: deque[float] = field(default_factory=lambda: deque[float](maxlen=WINDOW))  # seconds
+    evaluation: float = 0.0  # seconds of the last one
+    saves: float = 0.0  # seconds of all
+    done: int = 0
+
+    def step(self, seconds: float) -> None:
+        """Count a step."""
+        self.steps.append(seconds)
+        self.done += 1
+
+    def left(self, steps: int, evaluations: int) -> float | None:
+        """Seconds for this number of steps and evaluations; None before the first step."""
+        if not self.steps:
+            return None
+        most = _OUTLIER * median(self.steps)
+        each = fmean(min(seconds, most) for seconds in self.steps) + self.saves / self.done
+        return steps * each + evaluations * self.evaluation
+
+
+class Dashboard:
+    """The state of a run that its events tell, and its lines."""
+
+    def __init__(self, memory: int, blocks: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self.curve, self.pace = Curve(), Pace()
+        self._memory, self._blocks, self._clock = memory, blocks, clock
+        self._work: Advanced | None = None
+        self._began = clock()  # of the work
+        self._step: Advanced | None = None
+        self._tokens: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._prepared: Prepared | None = None
+        self._validation: float | None = None
+        self._left: tuple[float, float] | None = None  # seconds left, and the time when it was so
+
+    def take(self, event: TrainEvent) -> None:
+        """Take an event."""
+        from macllm.train.events import Advanced, Evaluated, Prepared, Saved
+
+        if isinstance(event, Prepared):
+            self._prepared, self._work = event, None
+        elif isinstance(event, Advanced):
+            self._advance(event)
+        elif isinstance(event, Evaluated):
+            self._validation = event.loss
+            self.pace.evaluation = self._clock() - self._began
+            self._work = None
+        elif isinstance(event, Saved) and self._work is not None and self._work.work == "saving":
+            self.pace.saves += self._clock() - self._began
+            self._work = None
+        if not isinstance(event, Advanced) or event.work == "training":
+            self._estimate()
+
+    def _advance(self, event: Advanced) -> None:
+        if self._work is None or event.work != self._work.work:
+            self._began = self._clock()
+        self._work = event
+        if event.work == "training":
+            self._step = event
+            self.pace.step(event.seconds)
+            self._tokens.append((event.tokens, event.seconds))
+            if event.loss is not None:
+                self.curve.add(event.loss)
+
+    def lines(self, width: int) -> list[Line]:
+        """One or two lines shorter than `width`; none before there is something to tell."""
+        shown = self._step or self._work
+        if shown is None:
+            return []
+        lines = [self._progress(shown, width - 1)]
+        if (facts := self._facts(width - 1)) and self._step is not None:
+            lines.append(facts)
+        return lines
+
+    def _estimate(self) -> None:
+        if (step := self._step) is None:
+            return
+        every = self._prepared.steps_per_eval if self._prepared else 0
+        checks = self._prepared is not None and self._prepared.sampled_rows > 0
+        evaluations = checks * (1 + ((step.total - 1) // every - step.done // every if every else 0))
+        if step.done >= step.total:
+            evaluations = 0
+        left = self.pace.left(step.total - step.done, evaluations)
+        self._left = None if left is None else (left, self._clock())
+
+    def _progress(self, shown: Advanced, width: int) -> Line:
+        label = self._work.work if self._work is not None else shown.work
+        count = f"{shown.done}/{shown.total}"
+        share = shown.done / shown.total if shown.total else 0.0
+        tail = [count, f"{int(100 * share)} %", self._time_left(shown)]
+        room = width - len(label) - 1 - len(_GAP) * 3
+        for dropped in (1, 2):
+            if room - sum(map(len, tail)) < _SHORTEST_BAR:
+                tail[dropped] = ""
+        ends = _GAP.join(filter(None, tail))
+        cells = min(40, width - len(label) - 1 - len(_GAP) - len(ends))
+        done, left = (_DONE, _LEFT) if self._blocks else (_PLAIN_DONE, _PLAIN_LEFT)
+        filled = int(share * cells)
+        return [
+            (f"{label} ", ""),
+            (done * max(0, filled), _ACCENT),
+            (left * max(0, cells - filled), _DIM),
+            (f"{_GAP}{ends}", ""),
+        ]
+
+    def _time_left(self, shown: Advanced) -> str:
+        if shown.work != "training":
+            elapsed = self._clock() - self._began
+            seconds = elapsed / shown.done * (shown.total - shown.done) if shown.done and elapsed > 1 else None
+        elif self._left is None:
+            seconds = None
+        else:
+            seconds = max(0.0, self._left[0] - (self._clock() - self._left[1]))
+        return "" if seconds is None else f"{duration_text(seconds)} left"
+
+    def _facts(self, width: int) -> Line:
+        """Loss, curve, validation loss, speed, memory and learning rate, as far as there is room."""
+        loss, step = self.curve.loss, self._step
+        if step is None:
+            return []
+        facts: list[tuple[int, str, str]] = []  # rank (the highest goes first), text, colour
+        if self._work is not None and self._work.work == "evaluating":
+            facts.append((1, f"batch {self._work.done}/{self._work.total}", ""))
+        if loss is not None:
+            facts.append((0, f"loss {loss:.4f}", ""))
+            if self._blocks and (blocks := self.curve.blocks(min(MOST_CELLS, max(8, width // 5)))):
+                facts.append((3, blocks, _ACCENT))
+        if self._validation is not None:
+            facts.append((4, f"validation {self._validation:.4f}", ""))
+        seconds = sum(each for _, each in self._tokens)
+        if seconds > 0:
+            speed = round(sum(tokens for tokens, _ in self._tokens) / seconds)
+            facts.append((2, f"{short_count_text(speed)} tokens/s", ""))
+        if step.peak_bytes:
+            colour = _WARNING if step.peak_bytes > _NEARLY_FULL * self._memory else ""
+            now = bytes_text(step.active_bytes)
+            facts.append((5, f"{now}, peak {bytes_text(step.peak_bytes)} of {bytes_text(self._memory)}", colour))
+        facts.append((6, f"lr {step.learning_rate:.1e}", _DIM))
+        while len(facts) > 1 and sum(len(text) + len(_GAP) for _, text, _ in facts) - len(_GAP) > width:
+            facts.remove(max(facts))
+        line: Line = []
+        for _, text, colour in facts:
+            line += [(_GAP, ""), (text, colour)] if line else [(text, colour)]
+        return line
