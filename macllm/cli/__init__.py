@@ -34,6 +34,7 @@ COMMANDS = {
     "generate": "Print the answer to one prompt.",
     "chats": "List, search, export and replay stored conversations.",
     "models": "List, download, show, verify and remove models.",
+    "data": "Check training data before a run.",
     "finetune": "Fine-tune a model on your own data (LoRA).",
     "fuse": "Merge a LoRA adapter into its model.",
     "train": "Train a model from random weights.",

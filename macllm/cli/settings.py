@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
@@ -39,19 +39,33 @@ def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
     return decorate
 
 
+def options_for(config: type[TrainConfig], names: Container[str]) -> Callable[..., Any]:
+    """Add the flags of the fields in `names` to a command; those that are left out are None."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(_flags(config, names)):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def _options(config: type[TrainConfig]) -> list[Callable[..., Any]]:
+    sets = click.option(
+        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated."
+    )
+    return [sets, *_flags(config, [item.name for item in dataclasses.fields(config)])]
+
+
+def _flags(config: type[TrainConfig], names: Container[str]) -> list[Callable[..., Any]]:
     hints = typing.get_type_hints(config)
     explained = config.documentation()
-    options = [
-        click.option(
-            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated."
-        ),
-    ]
+    options: list[Callable[..., Any]] = []
     for item in dataclasses.fields(config):
-        text = f"{_sentence(explained[item.name])} {_default(item.default)}"
-        options.append(
-            click.option(*_names(item.name, hints[item.name]), default=None, help=text, type=_type(hints[item.name]))
-        )
+        if item.name in names:
+            text = f"{_sentence(explained[item.name])} {_default(item.default)}"
+            flags = _names(item.name, hints[item.name])
+            options.append(click.option(*flags, default=None, help=text, type=_type(hints[item.name])))
     return options
 
 

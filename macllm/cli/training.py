@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from macllm.train.config import TrainConfig
     from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
-UNITS = {"reading": "rows", "training": "steps", "evaluating": "batches", "saving": "snapshots"}
+UNITS = {"reading": "rows", "encoding": "rows", "training": "steps", "evaluating": "batches", "saving": "snapshots"}
 MIN_DECREASE = 0.1  # relative decrease of the loss below which a hint is printed
 FITTED_LOSS = 0.1  # loss below which the data is already fitted, so no hint
 # Texts for rows that were changed or dropped, in the order of their counts in Prepared.

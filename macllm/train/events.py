@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Advanced:
-    """Progress: rows tokenized, steps trained, batches evaluated or snapshots saved.
+    """Progress: rows read or encoded, steps trained, batches evaluated or snapshots saved; total 0: not known yet.
 
     After a step, the other fields tell about this step: its loss per unit, its supervised tokens, its seconds, and
     MLX's memory in bytes, now and at most. Not written to metrics.jsonl.
     """
 
-    work: Literal["reading", "training", "evaluating", "saving"]
+    work: Literal["reading", "encoding", "training", "evaluating", "saving"]
     done: int
     total: int
     loss: float | None = None

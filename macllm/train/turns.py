@@ -26,6 +26,10 @@ _SPACE = re.compile(r"\s*")
 _TAIL = 8  # characters at the end of an answer's content by which it is recognized
 
 
+class UnstableTemplateError(DataError):
+    """A chat template whose generation prompt differs from what it writes before the answer."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A text, the spans of its answers, their loss weights, and True if the last answer ends it."""
@@ -151,7 +155,7 @@ def _turn(conversation: ChatTurns, at: int) -> tuple[str, str]:
     before = conversation.render(range(at), answer_next=True) if at else ""
     after = conversation.render(range(at + 1))
     if not after.startswith(before):
-        raise DataError(
+        raise UnstableTemplateError(
             f"{conversation.where}: cannot find the assistant's tokens",
             cause=f"the template's generation prompt for message {at + 1} differs from the rendered message",
             remedy="mask_prompt = false (train on every token), or another chat template",

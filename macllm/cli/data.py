@@ -1,0 +1,121 @@
+"""`macllm data`: check training data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from macllm.train.config import FinetuneConfig
+
+from . import names
+from .fetch import fetch
+from .output import Progress, working
+from .settings import options_for
+
+if TYPE_CHECKING:
+    from macllm.text.tokenizer import Tokenizer
+    from macllm.train.check import Report
+    from macllm.train.events import Advanced
+
+SHOWN_ON_A_TERMINAL = 2
+# Settings of a run that change its examples.
+_SETTINGS = (
+    "valid", "max_seq_length", "long_rows", "mask_prompt", "chat_feature", "prompt_feature", "completion_feature",
+    "text_feature", "date",
+)  # fmt: skip
+
+
+@click.group("data", invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Check training data before a run."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@command.command("check")
+@click.argument("data", metavar="FILE|FOLDER")
+@click.option(
+    "-m", "--model", default="maclet", show_default=True, metavar="NAME", shell_complete=names.models,
+    help="Model, or folder of a tokenizer, that the rows are for.",
+)  # fmt: skip
+@options_for(FinetuneConfig, _SETTINGS)
+@click.option(
+    "--against", multiple=True, metavar="FILE", help="Find rows of FILE, such as a test set, among the training rows."
+)
+@click.option(
+    "--show", type=click.IntRange(min=0), default=None, metavar="N",
+    help=f"Show N rows with their loss masks. [default: {SHOWN_ON_A_TERMINAL} on a terminal, else 0]",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_json: bool, **fields: Any) -> int:
+    """Check rows as a training run reads, renders and cuts them.
+
+    Reports lengths in tokens, rows that cannot be read, are cut or teach nothing, answers whose end is never learned,
+    copies, rows that training and other files share, and biases of preferences. In the rows shown, learned tokens are
+    green and others dim; in a pipe, learned tokens stand between ⟦ and ⟧.
+
+    The exit code is 1 if a run would stop with an error.
+    """
+    config = FinetuneConfig.load(data=data, model=model, **fields)
+    folder = fetch(model)
+    from macllm.text.tokenizer import Tokenizer
+    from macllm.train.check import checking
+
+    with working("loading the tokenizer"):
+        tokenizer = Tokenizer.from_folder(folder)
+    shown = SHOWN_ON_A_TERMINAL if sys.stdout.isatty() and not as_json else 0
+    work = checking(
+        config,
+        tokenizer,
+        against=against,
+        context_length=_context_length(folder),
+        show=shown if show is None else show,
+    )
+    report = _followed(work)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print(report, tokenizer)
+    return int(report.errors > 0)
+
+
+def _print(report: Report, tokenizer: Tokenizer) -> None:
+    from .checked import report_lines
+
+    ends = frozenset(filter(None, map(tokenizer.id_to_token, tokenizer.end_token_ids)))
+    for line in report_lines(report, ends):
+        click.echo(line)
+
+
+def _context_length(folder: Path) -> int | None:
+    """The context of a model by its config.json; None for a tokenizer alone."""
+    from macllm.files import read_json
+    from macllm.hub.shape import read_shape
+
+    try:
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return None
+    return read_shape(config).context_tokens if isinstance(config, dict) else None
+
+
+def _followed(work: Generator[Advanced, None, Report]) -> Report:
+    """The result of the work, with a line of progress for each kind."""
+    kind, line = "", Progress("")
+    try:
+        while True:
+            event = next(work)
+            if event.work != kind:
+                line.close()
+                kind, line = event.work, Progress(event.work, unit="rows")
+            line.update(event.done, event.total)
+    except StopIteration as end:
+        return end.value
+    finally:
+        line.close()

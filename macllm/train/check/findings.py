@@ -1,0 +1,185 @@
+"""Findings in the rows of one file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from macllm.errors import DataError
+from macllm.train.rows import Chat, PlainText, Preference, PromptOnly, Row, UnpairedPreference
+from macllm.train.turns import UnstableTemplateError
+from macllm.units import count_text
+
+from .report import Finding, Level
+from .split import CheckedSplit, Rules
+
+MOST_PLACES = 100
+_LEARNED = ("chat", "prompt and completion", "text")  # kinds of rows for language modelling
+_SHARE_LONGER = 0.6  # share of pairs with the longer answer chosen, above which length is told
+_SURE = 3.0  # standard deviations of a fair coin
+_LOPSIDED = 0.1  # share of the rarer label
+
+
+def reading(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+    """Rows that cannot be read or rendered; each stops a run."""
+    if split.unreadable:
+        yield _errors(split, "unreadable", "that cannot be read", split.unreadable)
+    if not split.rows and not split.unreadable:
+        yield Finding("error", "no-rows", f"{split.path} has no rows")
+    by_remedy: dict[tuple[bool, str | None], list[DataError]] = {}
+    for error in split.unrenderable:
+        by_remedy.setdefault((isinstance(error, UnstableTemplateError), error.remedy), []).append(error)
+    for (unstable, remedy), errors in by_remedy.items():
+        if unstable:
+            text = "whose text does not begin with the template's generation prompt: answers cannot be found"
+            yield _errors(split, "template-not-prefix-stable", text, errors, remedy)
+        else:
+            yield _errors(split, "unusable", "that cannot be encoded", errors, remedy)
+
+
+def kinds(splits: Sequence[CheckedSplit]) -> Iterator[Finding]:
+    """Kinds of rows that one run cannot mix, or that no command of macllm trains on."""
+    found: Counter[str] = Counter(row.kind for split in splits for row in split.rows)
+    others = [kind for kind in found if kind not in _LEARNED]
+    counted = ", ".join(f"{count_text(count)} {kind}" for kind, count in found.items())
+    if others and len(found) > 1:
+        places = [row.where for split in splits for row in split.rows if row.kind == min(found, key=found.__getitem__)]
+        text = f"rows of kinds that no objective takes together: {counted}"
+        yield _finding("error", "mixed-kinds", text, places, "one kind of row in a file")
+        return
+    if others:
+        use = next(row.use for split in splits for row in split.rows if hasattr(row, "use"))  # type: ignore[union-attr]
+        yield Finding(
+            "warning", "other-objective", f"{counted} rows are for {use}; language modelling refuses them",
+            found[others[0]], remedy='rows of {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}',
+        )  # fmt: skip
+    elif len(found) > 1:
+        yield Finding("note", "several-kinds", f"rows of several kinds: {counted}", sum(found.values()))
+
+
+def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+    """Rows that are cut, that teach nothing, or that never teach an end."""
+    counts, config = split.encoding.counted(), rules.config
+    limit, total = count_text(rules.limit), max(1, sum(whole for whole, _ in split.wholes))
+    if split.cut and config.long_rows == "truncate":
+        text = f"cut to {limit} tokens: {count_text(counts.lost_tokens)} tokens ({counts.lost_tokens / total:.1%}) and "
+        yield _rows(split, "warning", "truncated", f"{text}the ends are lost", split.cut, "--max-seq-length")
+    elif split.cut and config.long_rows != "error":
+        done = "dropped" if config.long_rows == "drop" else "split into pieces where they are texts, else cut"
+        yield _rows(split, "note", "long", f"longer than {limit} tokens: {done}", split.cut, "--max-seq-length")
+    if not split.rows or all(row.kind == PromptOnly.kind for row in split.rows):
+        return
+    if split.unsupervised:
+        nothing = not split.encoding.kept and split.name == "train"
+        remedy = "answers of the assistant in these rows, or a larger --max-seq-length"
+        text = "without supervised tokens: nothing is learned from them"
+        yield _rows(split, "error" if nothing else "warning", "unsupervised", text, split.unsupervised, remedy)
+    if split.unended:
+        remedy = "a template that ends an answer with an end token"
+        if len(split.unended) + len(split.unsupervised) >= len(split.wholes):
+            text = "all: no end of an answer is supervised, the model will not learn to stop"
+        else:
+            text = "where no end of an answer is supervised"
+        yield _rows(split, "warning", "end-never-learned", text, split.unended, remedy)
+    if split.expanded:
+        text = "whose template rewrites earlier answers: one example for each answer"
+        yield _rows(split, "note", "expanded", text, split.expanded)
+
+
+def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+    """Empty turns, conversations without a last answer, and special tokens spelled in the text of messages."""
+    empty = [row.where for row in split.rows if _has_empty_turn(row)]
+    if empty:
+        yield _rows(split, "warning", "empty-turns", "with an empty turn", empty, "leave them out, or complete them")
+    open_ended = [row.where for row in split.rows if isinstance(row, Chat) and row.messages[-1]["role"] != "assistant"]
+    if open_ended:
+        text = "with messages after the last answer, which are not learned"
+        yield _rows(split, "note", "open-ended", text, open_ended)
+    names = filter(None, map(rules.tokenizer.id_to_token, sorted(rules.tokenizer.special_ids)))
+    if pattern := "|".join(re.escape(name) for name in names if len(name) > 2):
+        spelled = re.compile(pattern)
+        if found := [row.where for row in split.rows if any(map(spelled.search, _message_texts(row)))]:
+            text = "with the text of a special token in a message: it becomes that token"
+            yield _rows(split, "warning", "special-in-text", text, found, "remove it, or check that it is meant")
+
+
+def preferences(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+    """Pairs without a difference, and answers that can be told apart by their length or their label alone."""
+    pairs = [row for row in split.rows if isinstance(row, Preference)]
+    if equal := [row.where for row in pairs if row.chosen == row.rejected]:
+        yield _rows(split, "warning", "equal-pair", "whose chosen and rejected answers are equal", equal)
+    longer = sum(better > worse for better, worse, _ in split.pairs)
+    shorter = sum(better < worse for better, worse, _ in split.pairs)
+    if unequal := longer + shorter:
+        share = max(longer, shorter) / unequal
+        means = [sum(lengths) / len(split.pairs) for lengths in zip(*((a, b) for a, b, _ in split.pairs), strict=True)]
+        which = "longer" if longer > shorter else "shorter"
+        told = share >= _SHARE_LONGER and abs(longer - shorter) > _SURE * math.sqrt(unequal)
+        text = f"the chosen answer is the {which} one in {share:.0%} of pairs, with {means[0]:.0f} tokens on average "
+        text += f"against {means[1]:.0f}" + (": the length alone tells them apart" if told else "")
+        yield Finding("warning" if told else "note", "length-bias", text + _in(split), max(longer, shorter))
+    labels = Counter(row.label for row in split.rows if isinstance(row, UnpairedPreference))
+    if labels and min(labels[True], labels[False]) < _LOPSIDED * labels.total():
+        text = f"{count_text(labels[True])} good and {count_text(labels[False])} bad answers{_in(split)}"
+        yield Finding("warning", "lopsided-labels", text, labels.total())
+
+
+def _has_empty_turn(row: Row) -> bool:
+    if isinstance(row, PlainText):
+        return not row.text.strip()
+    parts = [row.messages] if isinstance(row, Chat) else [row.prompt]
+    parts += [getattr(row, name) for name in ("completion", "chosen", "rejected") if hasattr(row, name)]
+    if isinstance(row, Preference) and not row.prompt:  # the answers begin with it
+        parts = parts[1:]
+    return any(not part or not _has_text(part) for part in parts)
+
+
+def _has_text(part: Any) -> bool:
+    """True if a text, or each message of a conversation, has something in it."""
+    if isinstance(part, str):
+        return bool(part.strip())
+    return all(message.get("tool_calls") or any(text.strip() for text in _texts(message)) for message in part)
+
+
+def _texts(message: dict[str, Any]) -> Iterator[str]:
+    inside = message.get("content")
+    for part in inside if isinstance(inside, list) else [inside]:
+        text = part.get("text") if isinstance(part, dict) else part
+        yield text if isinstance(text, str) else repr(part) if part else ""
+
+
+def _message_texts(row: Row) -> Iterator[str]:
+    for name in ("messages", "prompt", "completion", "chosen", "rejected"):
+        part = getattr(row, name, None)
+        if isinstance(part, list):
+            for message in part:
+                yield from _texts(message)
+
+
+def _errors(
+    split: CheckedSplit, code: str, text: str, errors: Sequence[DataError], remedy: str | None = None
+) -> Finding:
+    told = [f"{error.message}: {error.cause}" if error.cause else error.message for error in errors]
+    remedies = {error.remedy for error in errors}
+    return _rows(split, "error", code, text, told, remedy or (len(remedies) == 1 and remedies.pop()) or "")
+
+
+def _rows(split: CheckedSplit, level: Level, code: str, text: str, places: Sequence[str], remedy: str = "") -> Finding:
+    return _finding(level, code, f"{rows_of(split, len(places))} {text}", places, remedy)
+
+
+def _finding(level: Level, code: str, text: str, places: Iterable[str], remedy: str = "") -> Finding:
+    all_places = list(places)
+    return Finding(level, code, text, len(all_places), tuple(all_places[:MOST_PLACES]), remedy)
+
+
+def rows_of(split: CheckedSplit, count: int) -> str:
+    """A number of rows in words, with the name of the file unless it is that of the training rows."""
+    return f"{count_text(count)} row{'s' * (count != 1)}{_in(split)}"
+
+
+def _in(split: CheckedSplit) -> str:
+    return "" if split.name == "train" else f" of {split.name}"

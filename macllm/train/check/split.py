@@ -1,0 +1,152 @@
+"""Rows of one file, read and encoded as in training, with every error in place of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from macllm.errors import DataError
+from macllm.train import rows
+from macllm.train.alignment import text_tokens
+from macllm.train.config import TrainConfig
+from macllm.train.encoding import Encoding
+from macllm.train.events import Advanced
+from macllm.train.render import Example, to_examples
+from macllm.train.rows import Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
+from macllm.train.turns import ChatTurns
+
+from .shown import Shown, show
+
+if TYPE_CHECKING:
+    from macllm.text.tokenizer import Tokenizer
+
+_CHUNK = 4096  # examples that are counted together
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Settings of the run that the rows are for; `limit` is its longest example in tokens."""
+
+    config: TrainConfig
+    tokenizer: Tokenizer
+    limit: int
+
+
+@dataclass
+class CheckedSplit:
+    """A file's rows, their errors, and the examples that a run would train on.
+
+    `wholes` are the lengths of examples before they are cut, in total and supervised; `pairs` are the lengths of better
+    and worse answers, with the place of each pair.
+    """
+
+    name: str
+    path: str
+    rows: list[Row] = field(default_factory=list[Row])
+    unreadable: list[DataError] = field(default_factory=list[DataError])
+    unrenderable: list[DataError] = field(default_factory=list[DataError])
+    wholes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    cut: list[str] = field(default_factory=list[str])
+    unsupervised: list[str] = field(default_factory=list[str])
+    unended: list[str] = field(default_factory=list[str])
+    expanded: list[str] = field(default_factory=list[str])
+    pairs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
+    shown: list[Shown] = field(default_factory=list[Shown])
+    encoding: Encoding[Example] = field(default_factory=lambda: Encoding[Example]("truncate", 1))
+
+    def token_counts(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Occurrences of each token in the kept examples, (size,) int64: all, and supervised ones."""
+        seen, supervised = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        kept = self.encoding.kept
+        for start in range(0, len(kept), _CHUNK):
+            tokens = np.concatenate([example.tokens for example in kept[start : start + _CHUNK]])
+            mask = np.concatenate([example.loss_mask for example in kept[start : start + _CHUNK]])
+            seen += np.bincount(tokens, minlength=size)[:size]
+            supervised += np.bincount(tokens[mask], minlength=size)[:size]
+        return seen, supervised
+
+
+def read_split(name: str, path: Path, rules: Rules) -> Generator[Advanced, None, CheckedSplit]:
+    """The rows of a file and the errors of those that cannot be read."""
+    split = CheckedSplit(name, str(path), encoding=Encoding[Example](rules.config.long_rows, rules.limit))
+    for number, row in enumerate(rows.each_row(path, rules.config.columns)):
+        yield Advanced("reading", number, 0)
+        if isinstance(row, DataError):
+            split.unreadable.append(row)
+        else:
+            split.rows.append(row)
+    return split
+
+
+def encode_split(split: CheckedSplit, rules: Rules, shown: int) -> Generator[Advanced, None, None]:
+    """Encode the rows; `shown` of them, one of each kind first, are kept as pieces of text."""
+    chosen = _chosen(split.rows, shown)
+    for number, row in enumerate(split.rows):
+        yield Advanced("encoding", number, len(split.rows))
+        try:
+            _encode(split, row, rules, number in chosen)
+        except DataError as error:
+            split.unrenderable.append(error)
+
+
+def _chosen(all_rows: list[Row], count: int) -> set[int]:
+    """Numbers of rows to show: the first of each kind, then some evenly spaced."""
+    firsts = {row.kind: number for number, row in reversed(list(enumerate(all_rows)))}
+    chosen = set(sorted(firsts.values())[:count])
+    for number in np.linspace(0, max(0, len(all_rows) - 1), max(1, count), dtype=int).tolist():
+        if len(chosen) < min(count, len(all_rows)):
+            chosen.add(number)
+    return chosen
+
+
+def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None:
+    sides = {side: _examples(part, rules) for side, part in _sides(row)}
+    if len(sides) == 2:
+        better, worse = (sum(each.num_target_tokens for each in examples) for examples in sides.values())
+        split.pairs.append((better, worse, row.where))
+    if is_shown:
+        for side, examples in sides.items():
+            split.shown += [show(each.cut(0, rules.limit), side, len(each), rules.tokenizer) for each in examples]
+    longest = max(sides.values(), key=lambda examples: max(map(len, examples), default=0))
+    split.wholes += [(len(each), each.num_target_tokens) for each in longest]
+    kept = split.encoding.add(row.kind, longest)
+    if any(len(each) > rules.limit for each in longest):
+        split.cut.append(row.where)
+    if not any(each.num_target_tokens for each in kept):
+        split.unsupervised.append(row.where)
+    elif not any(each.ends for each in longest):
+        split.unended.append(row.where)
+    if len(longest) > 1:
+        split.expanded.append(row.where)
+
+
+def _sides(row: Row) -> list[tuple[str, Row]]:
+    """The parts of a row that are encoded one by one, and the names of the parts of a pair."""
+    match row:
+        case Preference(prompt, chosen, rejected, where, tools):
+            return [
+                ("chosen", PromptCompletion(prompt, chosen, where, tools)),
+                ("rejected", PromptCompletion(prompt, rejected, where, tools)),
+            ]
+        case UnpairedPreference(prompt, completion, label, where, tools):
+            return [("good" if label else "bad", PromptCompletion(prompt, completion, where, tools))]
+        case _:
+            return [("", row)]
+
+
+def _examples(row: Row, rules: Rules) -> list[Example]:
+    config, tokenizer = rules.config, rules.tokenizer
+    if not isinstance(row, PromptOnly):
+        return to_examples(row, tokenizer, config.mask_prompt, config.now)
+    if isinstance(row.prompt, str) and tokenizer.chat_template is None:
+        tokens = text_tokens(row.prompt, tokenizer)
+    else:
+        asked = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
+        turns = ChatTurns(asked, row.tools, row.where, tokenizer, now=config.now)
+        tokens = tokenizer.encode(turns.render(range(len(asked)), answer_next=True), add_special_tokens=False)
+    ids = np.array(tokens, dtype=np.int32)
+    return [Example(ids, np.zeros(len(ids), dtype=bool), row.where)]

@@ -1,0 +1,230 @@
+"""Checks of data: one fault put into good rows is found, and good rows give no finding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from macllm.errors import DataError
+from macllm.train import data
+from macllm.train.check import Lengths, Report, check
+from macllm.train.check.shown import show
+from macllm.train.config import TrainConfig
+from macllm.train.objectives.clm import CausalLM
+from macllm.train.render import Example
+from tests.train.test_render import forgetful, plain, unstable
+from tests.train.toy import CharTokenizer
+
+
+class Checkable(CharTokenizer):
+    """One token a character; 0 and $ end an answer, and § is a special token."""
+
+    end_token_ids = frozenset({0, ord("$")})
+    special_ids = frozenset({0, ord("$"), ord("§")})
+    vocab_size = 0x1_0000
+
+
+class Named(Checkable):
+    """A tokenizer with a special token of several characters."""
+
+    def id_to_token(self, index: int) -> str | None:
+        return "<|end|>" if index == ord("$") else chr(index)
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def chat(question: str, answer: str = "fine") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def pair(number: int, chosen: str, rejected: str) -> dict[str, Any]:
+    return {"prompt": f"question {number}", "chosen": chosen, "rejected": rejected}
+
+
+GOOD = [chat(f"question {number}") for number in range(8)]
+
+
+def checked(path: Path, rows: list[Any], tokenizer: Any = None, **settings: Any) -> Report:
+    against = settings.pop("against", ())
+    config = TrainConfig(data=write(path / "rows.jsonl", rows), **settings)
+    return check(config, tokenizer or Checkable(plain), against=against, show=2)
+
+
+def codes(report: Report) -> dict[str, int]:
+    return {finding.code: finding.count for finding in report.findings}
+
+
+def test_good_rows_give_no_finding_and_the_numbers_of_a_run(tmp_path: Path) -> None:
+    report = checked(tmp_path, GOOD)
+    assert report.findings == ()
+    assert report.errors == 0
+    config = TrainConfig(data=str(tmp_path / "rows.jsonl"))
+    assert report.splits[0].counts == data.load(config, CausalLM(), Checkable(plain)).counts
+    use = report.special_tokens["$"]
+    assert (use.seen, use.supervised, use.ends) == (16, 8, True)
+    assert report.supervised_vocabulary == len(set("fine$"))
+    json.dumps(report.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("long_rows", ["truncate", "split", "drop"])
+@pytest.mark.parametrize("length", [4, 20, 40])
+def test_the_counts_are_those_of_a_run(tmp_path: Path, long_rows: Any, length: int) -> None:
+    rows = [{"text": "a" * 30}, {"text": "b"}, *GOOD, chat("q" * 50)]
+    report = checked(tmp_path, rows, max_seq_length=length, long_rows=long_rows)
+    config = TrainConfig(data=str(tmp_path / "rows.jsonl"), max_seq_length=length, long_rows=long_rows)
+    assert report.splits[0].counts == data.load(config, CausalLM(), Checkable(plain)).counts
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "place"),
+    [
+        ("{", "unreadable", "rows.jsonl:9 is not JSON"),
+        ("[1]", "unreadable", "rows.jsonl:9 is not a JSON object"),
+        ({"text": 3}, "unreadable", "rows.jsonl:9: text is not a string"),
+        ({"messages": [{"role": "user"}]}, "unreadable", "rows.jsonl:9"),
+        (chat("question", " "), "empty-turns", "rows.jsonl:9"),
+        (chat("  "), "empty-turns", "rows.jsonl:9"),
+        (chat("question <|end|>"), "special-in-text", "rows.jsonl:9"),
+        ({"messages": chat("q")["messages"][:1]}, "unsupervised", "rows.jsonl:9"),
+        ({"messages": [*chat("q")["messages"], {"role": "user", "content": "and?"}]}, "open-ended", "rows.jsonl:9"),
+        (GOOD[2], "duplicates", "rows.jsonl:9 = "),
+        (chat(" QUESTION   2"), "near-duplicates", "rows.jsonl:9 = "),
+        (chat("long " * 30), "truncated", "rows.jsonl:9"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "mixed-kinds", "rows.jsonl:9"),
+    ],
+)
+def test_a_bad_row_among_good_ones_is_found_with_its_place(tmp_path: Path, bad: Any, code: str, place: str) -> None:
+    report = checked(tmp_path, [*GOOD, bad], Named(plain), max_seq_length=100)
+    found = {finding.code: finding for finding in report.findings}
+    assert found[code].count == 1
+    assert place in found[code].places[0]
+    assert (report.errors > 0) == (code in ("unreadable", "mixed-kinds"))
+
+
+def test_all_invalid_rows_are_collected_and_the_good_ones_counted(tmp_path: Path) -> None:
+    report = checked(tmp_path, ["{", GOOD[0], {"text": 1}, GOOD[1], "{"])
+    (finding,) = (each for each in report.findings if each.level == "error")
+    assert [place.partition(".jsonl")[2][:2] for place in finding.places] == [":1", ":3", ":5"]
+    assert (report.splits[0].rows, report.splits[0].unreadable_rows, report.splits[0].counts.rows) == (5, 3, 2)
+
+
+def test_an_empty_file_and_rows_that_teach_nothing_are_errors(tmp_path: Path) -> None:
+    assert codes(checked(tmp_path, [])) == {"no-rows": 1}
+    report = checked(tmp_path, [{"messages": chat("q")["messages"][:1]}])
+    assert next((finding.level, finding.code) for finding in report.findings) == ("error", "unsupervised")
+
+
+def test_rows_whose_end_is_never_learned_are_told(tmp_path: Path) -> None:
+    class Endless(Checkable):
+        end_token_ids = frozenset({0})
+
+    report = checked(tmp_path, GOOD, Endless(plain))
+    assert codes(report) == {"end-never-learned": 8}
+    assert "will not learn to stop" in report.findings[0].text
+    mixed = checked(tmp_path, [*GOOD, {"text": "a text"}], Endless(plain))
+    assert codes(mixed) == {"several-kinds": 9, "end-never-learned": 8}
+    assert "will not learn" not in mixed.findings[0].text
+
+
+def test_a_template_that_is_not_prefix_stable_is_one_finding(tmp_path: Path) -> None:
+    report = checked(tmp_path, GOOD, Checkable(unstable))
+    (finding, *_) = report.findings
+    assert (finding.level, finding.code, finding.count) == ("error", "template-not-prefix-stable", 8)
+    assert "mask_prompt = false" in finding.remedy
+
+
+def test_a_template_that_rewrites_answers_is_a_note(tmp_path: Path) -> None:
+    long = {"messages": [*chat("one")["messages"], *chat("two")["messages"]]}
+    report = checked(tmp_path, [*GOOD, long], Checkable(forgetful))
+    assert codes(report) == {"expanded": 1}
+
+
+def test_rows_shared_with_validation_and_test_files_are_found(tmp_path: Path) -> None:
+    valid = write(tmp_path / "valid.jsonl", [chat("new"), chat("Question  3"), chat("question 4", "other")])
+    test = write(tmp_path / "test.jsonl", [chat("new"), chat("never")])
+    report = checked(tmp_path, GOOD, valid=valid, against=(test,))
+    found = {(finding.code, *(place.split("/")[-1] for place in finding.places)) for finding in report.findings}
+    assert found == {
+        ("leakage", "rows.jsonl:4"),
+        ("shared-questions", "rows.jsonl:5"),
+        ("leakage", "valid.jsonl:1"),
+    }
+    assert [split.name for split in report.splits] == ["train", "valid", "test.jsonl"]
+
+
+def test_equal_pairs_and_biased_lengths_of_preferences_are_told(tmp_path: Path) -> None:
+    fair = [pair(n, "good answer", "bad answers") for n in range(20)]
+    assert codes(checked(tmp_path, [*fair, pair(99, "same", "same")])) == {"other-objective": 21, "equal-pair": 1}
+    biased = checked(tmp_path, [pair(n, "a long answer", "short") for n in range(20)])
+    (bias,) = (finding for finding in biased.findings if finding.code == "length-bias")
+    assert (bias.level, bias.count) == ("warning", 20)
+    assert "longer one in 100%" in bias.text
+    assert "14 tokens on average against 6" in bias.text
+    even = checked(tmp_path, [pair(n, *(("a long answer", "short")[:: (-1) ** n])) for n in range(20)])
+    assert [finding.level for finding in even.findings if finding.code == "length-bias"] == ["note"]
+
+
+def test_labels_of_one_kind_are_told(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "completion": "c", "label": n > 0} for n in range(20)]
+    assert "lopsided-labels" in codes(checked(tmp_path, rows))
+    assert "lopsided-labels" not in codes(checked(tmp_path, [{**row, "label": n % 2} for n, row in enumerate(rows)]))
+
+
+def test_prompts_without_answers_are_measured(tmp_path: Path) -> None:
+    report = checked(tmp_path, [{"prompt": "abc"}, {"prompt": [{"role": "user", "content": "abcde"}]}])
+    assert codes(report) == {"other-objective": 2}
+    assert (report.splits[0].lengths.least, report.splits[0].lengths.most) == (11, 13)
+
+
+def test_a_row_is_shown_as_the_tokens_that_a_run_learns(tmp_path: Path) -> None:
+    report = checked(tmp_path, GOOD)
+    for shown in report.shown:
+        assert "".join(piece.text for piece in shown.pieces if piece.weight) == "fine$"
+    assert [shown.where.rpartition(":")[2] for shown in report.shown] == ["1", "8"]
+    both = checked(tmp_path, [pair(0, "yes", "no"), pair(1, "yes", "no")])
+    assert [shown.side for shown in both.shown] == ["chosen", "rejected"] * 2
+
+
+def test_a_long_row_is_shown_without_its_middle() -> None:
+    example = Example(np.arange(1000, dtype=np.int32) % 90 + 33, np.arange(1000) > 900, "f:1")
+    shown = show(example, "", 1200, Checkable())  # type: ignore[arg-type]
+    assert (shown.tokens, shown.supervised, shown.lost_tokens) == (1000, 99, 200)
+    assert shown.gap is not None
+    assert len(shown.pieces) + shown.left_out == 1000
+    text = "".join(piece.text for piece in shown.pieces)
+    assert text == "".join(map(chr, [*example.tokens[: shown.gap], *example.tokens[shown.gap - len(shown.pieces) :]]))
+
+
+@pytest.mark.parametrize("lengths", [[5], [0, 0], [1, 2, 3], [7, 9000], list(range(30, 90)), [0, 1, 10**7]])
+def test_a_histogram_counts_each_length_once_in_adjoining_bars(lengths: list[int]) -> None:
+    made = Lengths.of(lengths)
+    assert sum(count for *_, count in made.bars) == len(lengths)
+    for low, high, count in made.bars:
+        assert count == sum(low <= length <= high for length in lengths)
+    assert [low for low, *_ in made.bars[1:]] == [high + 1 for _, high, _ in made.bars[:-1]]
+    assert 1 <= len(made.bars) <= 13
+
+
+def test_quantiles_are_lengths_that_occur() -> None:
+    made = Lengths.of([9, 1, 2, 3, 4, 5, 6, 7, 8, 100])
+    assert (made.least, made.median, made.p95, made.most, made.total) == (1, 5, 100, 100, 145)
+    assert Lengths.of([]) == Lengths()
+
+
+def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file or folder"):
+        check(TrainConfig(data=str(tmp_path / "none.jsonl")), Checkable(plain))  # type: ignore[arg-type]
+
+
+def test_a_check_imports_no_mlx() -> None:
+    program = "import sys, macllm.train.check; print('mlx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"False\n"
