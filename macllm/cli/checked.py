@@ -1,4 +1,4 @@
-"""Report of a check of data as text, with loss masks in color or in marks."""
+"""DataReport of a check of data as text, with loss masks in color or in marks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from macllm.units import count_text
 from macllm.visible import one_line, visible
 
 if TYPE_CHECKING:
-    from macllm.train.check import Finding, Lengths, Piece, Report, Shown, SplitReport
+    from macllm.train.check import DataReport, Finding, Lengths, Shown, ShownPiece, SplitReport
 
 _BAR = 40  # columns of the longest bar
 _MOST_ERRORS, _MOST_PLACES = 20, 3
@@ -22,7 +22,7 @@ _OPEN, _CLOSE = "⟦", "⟧"
 _NEWLINE = "⏎\n"
 
 
-def report_lines(report: Report, ends: frozenset[str]) -> Iterator[str]:
+def report_lines(report: DataReport, ends: frozenset[str]) -> Iterator[str]:
     """The whole report; `ends` are the tokens that end an answer."""
     colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for split in report.splits:
@@ -39,7 +39,7 @@ def report_lines(report: Report, ends: frozenset[str]) -> Iterator[str]:
     yield ", ".join(found) if found else "nothing found"
 
 
-def _levels(report: Report) -> list[tuple[str, int]]:
+def _levels(report: DataReport) -> list[tuple[str, int]]:
     levels = [finding.level for finding in report.findings]
     return [(level, levels.count(level)) for level in ("error", "warning", "note")]
 
@@ -70,7 +70,7 @@ def _histogram(lengths: Lengths) -> Iterator[str]:
         yield f"{label:>{width}}  {bar}{' ' * bool(bar)}{count_text(count)}"
 
 
-def _tokens(report: Report, ends: frozenset[str]) -> Iterator[str]:
+def _tokens(report: DataReport, ends: frozenset[str]) -> Iterator[str]:
     yield (
         f"{count_text(report.supervised_vocabulary)} of {count_text(report.vocabulary)} tokens of the vocabulary are "
         "supervised in the training rows"
@@ -103,7 +103,7 @@ def _shown(shown: Shown, colored: bool) -> Iterator[str]:
     yield from (f"  {line}" for line in text.split("\n"))
 
 
-def _masked(pieces: tuple[Piece, ...], colored: bool) -> str:
+def _masked(pieces: tuple[ShownPiece, ...], colored: bool) -> str:
     """The text of tokens with boundaries, learned ones in color or between marks."""
     out, before = "", 0.0
     for at, piece in enumerate(pieces):

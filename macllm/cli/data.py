@@ -19,7 +19,7 @@ from .settings import options_for
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
-    from macllm.train.check import Report
+    from macllm.train.check import DataReport
     from macllm.train.events import Advanced
 
 SHOWN_ON_A_TERMINAL = 2
@@ -85,7 +85,7 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
     return int(report.errors > 0)
 
 
-def _print(report: Report, tokenizer: Tokenizer) -> None:
+def _print(report: DataReport, tokenizer: Tokenizer) -> None:
     from .checked import report_lines
 
     ends = frozenset(filter(None, map(tokenizer.id_to_token, tokenizer.end_token_ids)))
@@ -105,7 +105,7 @@ def _context_length(folder: Path) -> int | None:
     return read_shape(config).context_tokens if isinstance(config, dict) else None
 
 
-def _followed(work: Generator[Advanced, None, Report]) -> Report:
+def _followed(work: Generator[Advanced, None, DataReport]) -> DataReport:
     """The result of the work, with a line of progress for each kind."""
     kind, line = "", Progress("")
     try:

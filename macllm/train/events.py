@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Advanced:
-    """Progress: rows read or encoded, steps trained, batches evaluated or snapshots saved; total 0: not known yet.
+    """Progress: rows read or encoded, steps trained, batches evaluated or snapshots saved.
+
+    A total of 0 is not known yet.
 
     After a step, the other fields tell about this step: its loss per unit, its supervised tokens, its seconds, and
     MLX's memory in bytes, now and at most. Not written to metrics.jsonl.

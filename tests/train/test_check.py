@@ -13,7 +13,7 @@ import pytest
 
 from macllm.errors import DataError
 from macllm.train import data
-from macllm.train.check import Lengths, Report, check
+from macllm.train.check import DataReport, Lengths, check
 from macllm.train.check.shown import show
 from macllm.train.config import TrainConfig
 from macllm.train.objectives.clm import CausalLM
@@ -53,13 +53,13 @@ def pair(number: int, chosen: str, rejected: str) -> dict[str, Any]:
 GOOD = [chat(f"question {number}") for number in range(8)]
 
 
-def checked(path: Path, rows: list[Any], tokenizer: Any = None, **settings: Any) -> Report:
+def checked(path: Path, rows: list[Any], tokenizer: Any = None, **settings: Any) -> DataReport:
     against = settings.pop("against", ())
     config = TrainConfig(data=write(path / "rows.jsonl", rows), **settings)
     return check(config, tokenizer or Checkable(plain), against=against, show=2)
 
 
-def codes(report: Report) -> dict[str, int]:
+def codes(report: DataReport) -> dict[str, int]:
     return {finding.code: finding.count for finding in report.findings}
 
 

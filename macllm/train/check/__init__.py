@@ -1,4 +1,4 @@
-"""Checks of rows before a run: everything that would stop it, and everything that it would learn wrongly.
+"""Checks of rows before a run: all that would stop it, and all that it would learn wrongly.
 
 The rows are read, rendered and cut as in training. Imports no mlx.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .checking import check, checking
 from .lengths import Lengths
-from .report import Finding, Report, SplitReport
-from .shown import Piece, Shown
+from .report import DataReport, Finding, SplitReport
+from .shown import Shown, ShownPiece
 
-__all__ = ["Finding", "Lengths", "Piece", "Report", "Shown", "SplitReport", "check", "checking"]
+__all__ = ["DataReport", "Finding", "Lengths", "Shown", "ShownPiece", "SplitReport", "check", "checking"]

@@ -17,7 +17,7 @@ from macllm.train.rows import Row
 from . import findings
 from .lengths import Lengths
 from .likeness import Key, copies, exact_key, question_key, similar_key
-from .report import Finding, Report, SplitReport, TokenUse
+from .report import DataReport, Finding, SplitReport, TokenUse
 from .split import CheckedSplit, Rules, encode_split, read_split
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check(
     against: Sequence[str] = (),
     context_length: int | None = None,
     show: int = 0,
-) -> Report:
+) -> DataReport:
     """The report of `checking`, without its progress."""
     work = checking(config, tokenizer, against=against, context_length=context_length, show=show)
     while True:
@@ -50,7 +50,7 @@ def checking(
     against: Sequence[str] = (),
     context_length: int | None = None,
     show: int = 0,
-) -> Generator[Advanced, None, Report]:
+) -> Generator[Advanced, None, DataReport]:
     """Check the rows that `config` names, yielding progress; returns the report.
 
     `against` are further files that must not share rows with the training rows, such as a test set. `show` of the
@@ -133,14 +133,14 @@ def _pairs(
 
 def _report(
     splits: Sequence[CheckedSplit], alike: Sequence[_Likeness], found: Sequence[Finding], rules: Rules
-) -> Report:
+) -> DataReport:
     tokenizer = rules.tokenizer
     largest = max((int(example.tokens.max()) for example in splits[0].encoding.kept), default=0)
     size = max(tokenizer.vocab_size, largest + 1)
     seen, supervised = splits[0].token_counts(size)
     used = [index for index in sorted(tokenizer.special_ids) if index < size and seen[index]]
     special = sorted({*used, *(index for index in tokenizer.end_token_ids if index < size)})
-    return Report(
+    return DataReport(
         splits=tuple(_split_report(split, likeness) for split, likeness in zip(splits, alike, strict=True)),
         findings=tuple(found),
         max_seq_length=rules.limit,

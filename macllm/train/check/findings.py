@@ -90,7 +90,7 @@ def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
 
 
 def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
-    """Empty turns, conversations without a last answer, and special tokens spelled in the text of messages."""
+    """Empty turns, conversations without a last answer, and special tokens spelled in messages."""
     empty = [row.where for row in split.rows if _has_empty_turn(row)]
     if empty:
         yield _rows(split, "warning", "empty-turns", "with an empty turn", empty, "leave them out, or complete them")

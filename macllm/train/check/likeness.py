@@ -23,9 +23,9 @@ def similar_key(row: Row) -> Key:
 
 
 def question_key(row: Row) -> Key | None:
-    """A key that is equal for rows with the same question: all before the first answer, without a system message.
+    """A key that is equal for rows with the same question.
 
-    None for texts and for rows without a question.
+    That is all before the first answer, without a system message; None for texts and for rows without a question.
     """
     if isinstance(row, PlainText):
         return None

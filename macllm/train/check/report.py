@@ -55,7 +55,7 @@ class TokenUse:
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """Statistics of each file, findings in the order of their weight, and some rows with their masks."""
 
     splits: tuple[SplitReport, ...]

@@ -17,7 +17,7 @@ _HEAD, _TAIL = 480, 120  # tokens of a long row that are shown
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShownPiece:
     """Text of one token, or of the few that make up one character; `weight` is that of its loss."""
 
     text: str
@@ -33,7 +33,7 @@ class Shown:
     side: str
     tokens: int
     supervised: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ShownPiece, ...]
     lost_tokens: int = 0
     gap: int | None = None
     left_out: int = 0
@@ -52,7 +52,7 @@ def show(example: Example, side: str, whole: int, tokenizer: Tokenizer) -> Shown
     return Shown(example.where, side, count, supervised, head + tail, lost, len(head), left_out)
 
 
-def _pieces(example: Example, first: int, stop: int, tokenizer: Tokenizer) -> Iterator[Piece]:
+def _pieces(example: Example, first: int, stop: int, tokenizer: Tokenizer) -> Iterator[ShownPiece]:
     tokens: list[int] = example.tokens.tolist()
     weights: list[float] = example.loss_weights.tolist()
     start = first
@@ -62,5 +62,5 @@ def _pieces(example: Example, first: int, stop: int, tokenizer: Tokenizer) -> It
         text = new[len(old) :] if new.startswith(old) else tokenizer.decode(tokens[start : at + 1])
         if text.endswith("\ufffd") and at + 1 < stop and at + 1 - start < _LONGEST:
             continue
-        yield Piece(text, max(weights[start : at + 1]), at + 1 - start)
+        yield ShownPiece(text, max(weights[start : at + 1]), at + 1 - start)
         start = at + 1
