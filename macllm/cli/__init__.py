@@ -38,6 +38,7 @@ COMMANDS = {
     "finetune": "Fine-tune a model on your own data (LoRA).",
     "fuse": "Merge a LoRA adapter into its model.",
     "train": "Train a model from random weights.",
+    "runs": "List, watch, stop, resume and compare training runs.",
     "bench": "Measure the speed and memory use of a model.",
     "config": "Show and change the settings.",
     "doctor": "Show system and kernel diagnostics.",

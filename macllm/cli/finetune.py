@@ -26,6 +26,11 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
     with pip install 'macllm[data]'.
     Prints the folder of the adapter, for macllm chat --adapter or macllm fuse.
     """
+    start(config, as_json=as_json)
+
+
+def start(config: FinetuneConfig, *, as_json: bool = False) -> None:
+    """Train with checked settings, and report the run."""
     check(config)
     fetch(config.model)
     compile_kernels()

@@ -62,8 +62,17 @@ def _chats() -> Iterator[tuple[str, str]]:
     yield from ((ids.get(chat.id, chat.id), chat.name) for chat in store.list(_MOST_CHATS))
 
 
+def _runs() -> Iterator[tuple[str, str]]:
+    from macllm.train.runs.registry import entries, short_ids
+
+    runs = entries()
+    ids = short_ids(runs)
+    yield from ((ids[entry.id], entry.folder) for entry in runs)
+
+
 models = _completing(_models, folders=True)
 presets = _completing(_presets)
 settings = _completing(_settings)
 chats = _completing(_chats)
+runs = _completing(_runs, folders=True)
 folders = _completing(tuple, folders=True)

@@ -24,6 +24,11 @@ def command(config: PretrainConfig, as_json: bool) -> None:
     Flags override RECIPE. A config.json, a tokenizer and data are required. Prints the folder of the run. To resume a
     run with its own settings, use --resume --output FOLDER.
     """
+    start(config, as_json=as_json)
+
+
+def start(config: PretrainConfig, *, as_json: bool = False) -> None:
+    """Train with checked settings, and report the run."""
     check(config)
     for path, found in ((Path(config.config), Path.is_file), (Path(config.tokenizer), Path.is_dir)):
         if not found(path):

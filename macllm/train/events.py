@@ -121,7 +121,23 @@ class Finished:
     path: str
 
 
-TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished
+@dataclass(frozen=True)
+class Stopped:
+    """Interrupted after `step` steps; the run can be resumed."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class RunFailed:
+    """Ended by an error after `step` steps."""
+
+    step: int
+    error: str
+    cause: str | None = None
+
+
+TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished | Stopped | RunFailed
 
 
 def record(event: TrainEvent) -> dict[str, Any]:

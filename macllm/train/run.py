@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,15 @@ from macllm.files import write_json, write_text
 
 from . import rows
 from .config import SETTINGS_NAME, TrainConfig
-from .events import Advanced, Prepared, TrainEvent
+from .events import Advanced, Prepared, RunFailed, Stopped, TrainEvent
 from .events import record as as_record
+from .runs import registry
+from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, lock
 from .snapshot import Snapshots
 
-_METRICS, _SNAPSHOTS = "metrics.jsonl", "snapshots"
-_OF_RUNS = (_SNAPSHOTS, SETTINGS_NAME, _METRICS)
+__all__ = ["check", "follow", "lock", "record", "snapshots"]
+
+_OF_RUNS = (SNAPSHOTS, SETTINGS_NAME, METRICS, ENVIRONMENT)
 # A run writes some of these; the others belong to an adapter of PEFT, whose config it would replace.
 _RESULTS = ("adapters.safetensors", "adapter_config.json", "adapter_model.safetensors", "model")
 
@@ -38,8 +40,8 @@ def check(folder: Path, config: TrainConfig) -> None:
         _check_resumable(folder)
         return
     for name in (*_OF_RUNS, *_RESULTS):
-        if os.path.lexists(folder / name):
-            resumable = (folder / SETTINGS_NAME).is_file() and (folder / _SNAPSHOTS).is_dir()
+        if os.path.lexists(folder / name) and not (name == SNAPSHOTS and _was_never_begun(folder)):
+            resumable = (folder / SETTINGS_NAME).is_file() and (folder / SNAPSHOTS).is_dir()
             raise UsageError(
                 f"{folder} already has a run" if name in _OF_RUNS else f"{folder} already has a model or an adapter",
                 cause=f"{folder / name} exists",
@@ -47,14 +49,21 @@ def check(folder: Path, config: TrainConfig) -> None:
             )
 
 
+def _was_never_begun(folder: Path) -> bool:
+    """True for a run that was killed between the folder of its snapshots and its settings."""
+    kept = folder / SNAPSHOTS
+    others = any(os.path.lexists(folder / name) for name in (*_OF_RUNS, *_RESULTS) if name != SNAPSHOTS)
+    return not others and kept.is_dir() and not kept.is_symlink() and not any(kept.iterdir())
+
+
 def _check_resumable(folder: Path) -> None:
     """Raise UsageError for a folder without a run that has a snapshot or was stopped before its first."""
-    missing = [n for n, there in ((SETTINGS_NAME, Path.is_file), (_SNAPSHOTS, Path.is_dir)) if not there(folder / n)]
+    missing = [n for n, there in ((SETTINGS_NAME, Path.is_file), (SNAPSHOTS, Path.is_dir)) if not there(folder / n)]
     results = [name for name in _RESULTS if os.path.lexists(folder / name)]
     if missing:
         cause = f"{folder / missing[0]} does not exist"
-    elif results and not any((folder / _SNAPSHOTS).glob("step-*")):
-        cause = f"{folder / _SNAPSHOTS} is empty, and {folder / results[0]} exists"
+    elif results and not any((folder / SNAPSHOTS).glob("step-*")):
+        cause = f"{folder / SNAPSHOTS} is empty, and {folder / results[0]} exists"
     else:
         return
     raise UsageError(
@@ -64,46 +73,35 @@ def _check_resumable(folder: Path) -> None:
     )
 
 
-@contextmanager
-def lock(folder: Path) -> Generator[None]:
-    """Hold the folder, made if it is missing.
-
-    Raises UsageError if another process holds it, or if it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to the folder {folder}", cause=str(error), remedy="another folder for the run"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"another process is training in {folder}", remedy="wait for it, or use another folder"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def snapshots(folder: Path, config: TrainConfig, identity: dict[str, Any]) -> Snapshots:
     """The snapshots in a run's folder; `identity` has what determines its weights beside the config."""
-    return Snapshots(folder / _SNAPSHOTS, config.keep, {**config.reproducibility_fields(), **identity})
+    return Snapshots(folder / SNAPSHOTS, config.keep, {**config.reproducibility_fields(), **identity})
 
 
 def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:
     """Yield the events of a run, and write them to metrics.jsonl and the settings to run.json.
 
-    Numbers that are not finite are written as null.
+    An interruption or an error is the last line. Numbers that are not finite are written as null.
     """
+    begun, step = False, 0
     try:
         with closing(events):
             for event in events:
-                _write(folder, config, event)
+                step = getattr(event, "first_step", getattr(event, "step", step))
+                if isinstance(event, Advanced):
+                    step = event.done if event.work == "training" else step
+                elif isinstance(event, Prepared):
+                    _begin(folder, config, event)
+                    begun = True
+                else:
+                    _append(folder, event)
                 yield event
+    except (GeneratorExit, KeyboardInterrupt):
+        _append_last(folder, begun, Stopped(step))
+        raise
+    except MacllmError as error:
+        _append_last(folder, begun, RunFailed(step, error.message, error.cause))
+        raise
     except OSError as error:
         raise MacllmError(
             f"cannot write to {folder}",
@@ -112,17 +110,27 @@ def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> 
         ) from error
 
 
-def _write(folder: Path, config: TrainConfig, event: TrainEvent) -> None:
-    if isinstance(event, Prepared):
-        # A run without a snapshot yet can be resumed as long as the folder for them is there.
-        (folder / _SNAPSHOTS).mkdir(exist_ok=True)
-        write_json(folder / SETTINGS_NAME, config.as_dict())
-        # Drop lines of steps after the snapshot: they will be written again.
-        kept = [line for line in _lines(folder) if event.first_step and _step(line) <= event.first_step]
-        write_text(folder / _METRICS, "".join(kept))
-    if not isinstance(event, Advanced):
-        with (folder / _METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(as_record(event), allow_nan=False) + "\n")
+def _append_last(folder: Path, begun: bool, event: Stopped | RunFailed) -> None:
+    """Write the end of a run that has begun; on a full disk its absence says the same."""
+    if begun:
+        with suppress(OSError):
+            _append(folder, event)
+
+
+def _begin(folder: Path, config: TrainConfig, event: Prepared) -> None:
+    # A run without a snapshot yet can be resumed as long as the folder for them is there.
+    (folder / SNAPSHOTS).mkdir(exist_ok=True)
+    write_json(folder / SETTINGS_NAME, config.as_dict())
+    registry.register(folder, config.as_dict())
+    # Drop lines of steps after the snapshot: they will be written again.
+    kept = [line for line in _lines(folder) if event.first_step and _step(line) <= event.first_step]
+    write_text(folder / METRICS, "".join(kept))
+    _append(folder, event)
+
+
+def _append(folder: Path, event: TrainEvent) -> None:
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(as_record(event), allow_nan=False) + "\n")
 
 
 def follow(events: Generator[TrainEvent], on_event: Callable[[TrainEvent], None] | None) -> None:
@@ -134,7 +142,7 @@ def follow(events: Generator[TrainEvent], on_event: Callable[[TrainEvent], None]
 
 
 def _lines(folder: Path) -> list[str]:
-    path = folder / _METRICS
+    path = folder / METRICS
     return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
 
 

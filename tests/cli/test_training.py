@@ -138,6 +138,6 @@ def test_unusable_inputs_and_outputs_are_errors_before_kernels_are_compiled(
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"text": "a"}\n')
     Path("odd.jsonl").write_text("odd\n")
-    Path("full/snapshots").mkdir(parents=True)
+    Path("full/snapshots/step-00000001").mkdir(parents=True)
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err

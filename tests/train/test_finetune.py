@@ -227,7 +227,7 @@ def test_a_run_killed_before_its_first_snapshot_resumes_from_the_first_step(
     killed = dataclasses.replace(straight, adapter_path=str(tmp_path / "killed"))
     with closing(finetuning.events(killed)) as stream:
         next(event for event in stream if isinstance(event, Evaluated))
-    assert metrics(tmp_path / "killed")[-1]["event"] == "Evaluated"
+    assert [m["event"] for m in metrics(tmp_path / "killed")][-2:] == ["Evaluated", "Stopped"]
     finetune(dataclasses.replace(killed, resume=True))
     assert digest(tmp_path / "killed/adapters.safetensors") == digest(tmp_path / "straight/adapters.safetensors")
     evaluated = [m["step"] for m in metrics(tmp_path / "killed") if m["event"] == "Evaluated"]

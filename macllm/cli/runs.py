@@ -1,0 +1,300 @@
+"""`macllm runs`: list, show, watch, stop and resume training runs, wherever their folders lie."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from macllm.errors import MacllmError, UsageError
+from macllm.units import bytes_text, date_text, duration_text
+from macllm.visible import one_line, visible
+
+from . import names
+from .output import say, working
+
+if TYPE_CHECKING:
+    from macllm.train.events import TrainEvent
+    from macllm.train.runs.history import RunStatus
+    from macllm.train.runs.registry import RegisteredRun
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_RUN = click.argument("run", metavar="RUN", shell_complete=names.runs)
+_POLL_SECONDS = 0.2
+_CURVE = "▁▂▃▄▅▆▇█"
+_CURVE_CHARS = 60
+INTERRUPTED = 130
+
+
+@click.group("runs", epilog="RUN is the beginning of an id, the name of a run's folder, or its path.")
+def command() -> None:
+    """List, show, watch, stop and resume training runs."""
+
+
+@command.command("ls")
+@_JSON
+def ls(as_json: bool) -> None:
+    """List the runs, newest first."""
+    from macllm.train.runs.history import status
+    from macllm.train.runs.registry import entries, short_ids
+
+    runs = [(entry, status(entry)) for entry in entries()]
+    if as_json:
+        _print_json([asdict(entry) | asdict(found) for entry, found in runs])
+        return
+    if not runs:
+        say("no run yet; macllm finetune and macllm train begin one")
+    ids = short_ids([entry for entry, _ in runs])
+    for entry, found in runs:
+        age = duration_text(max(0.0, time.time() - (found.changed or entry.started)))
+        numbers = [f"{found.step}/{found.steps}".rjust(11), _loss(found.loss), f"best {_loss(found.best_loss)}"]
+        _print(
+            "  ".join([ids[entry.id], found.state.ljust(8), *numbers, f"{age} ago".rjust(16), one_line(entry.folder)])
+        )
+
+
+@command.command("show")
+@_RUN
+@_JSON
+def show(run: str, as_json: bool) -> None:
+    """Show a run: state, base, data, environment, snapshots, last numbers and settings."""
+    from macllm.train.events import Prepared
+    from macllm.train.runs.history import events_of, snapshots_of, status
+    from macllm.train.runs.registry import find, read_about, read_settings
+
+    entry = find(run)
+    found, about, settings = status(entry), read_about(entry.path), read_settings(entry.path)
+    kept = snapshots_of(entry.path)
+    prepared = next((event for event in reversed(events_of(entry.path)) if isinstance(event, Prepared)), None)
+    base = next(
+        (one["run"]["base"] for one in reversed(kept) if isinstance(one["run"], dict) and "base" in one["run"]), None
+    )
+    snapshots = [{name: value for name, value in one.items() if name != "run"} for one in kept]
+    if as_json:
+        data = asdict(prepared) if prepared else None
+        _print_json(
+            asdict(entry)
+            | {"status": asdict(found), "base_fingerprint": base, "data": data, "snapshots": snapshots}
+            | {"environment": about, "settings": settings}
+        )
+        return
+    _print(f"{entry.id or 'not registered'}  {found.state}{_process(found)}  {one_line(entry.folder)}")
+    _print(f"macllm {entry.command} of {one_line(entry.base)}, begun {date_text(entry.started)}")
+    _print(f"step {found.step}/{found.steps}  {_last(found)}")
+    if found.error:
+        _print(f"error: {one_line(found.error)}")
+    if base:
+        _print(f"base  {json.dumps(base)}")
+    if parent := about.get("parent"):
+        _print(f"forked from step {parent.get('step')} of {one_line(str(parent.get('folder')))}")
+    if prepared:
+        _print(f"data  {prepared.rows} examples, {prepared.tokens} tokens, {prepared.valid_rows} validation examples")
+    for one in snapshots:
+        loss = f"  validation loss {one['valid_loss']:.4f}" if one["valid_loss"] is not None else ""
+        _print(f"snapshot  step {one['step']}  {bytes_text(one['bytes'])}{loss}")
+    _print_values("environment", about, skipped=("run", "started", "parent"))
+    _print_values("settings", settings)
+
+
+@command.command("watch")
+@_RUN
+@_JSON
+def watch(run: str, as_json: bool) -> int:
+    """Follow a run as it is trained, or print a finished one; Ctrl-C leaves the run alone."""
+    from macllm.train.events import record
+    from macllm.train.runs.history import events_of, follow
+    from macllm.train.runs.registry import find
+
+    from .training import narrate
+
+    entry, left = _there(find(run)), False
+
+    def events() -> Generator[TrainEvent]:
+        nonlocal left
+        try:
+            yield from follow(entry.path)
+        except KeyboardInterrupt:
+            left = True
+
+    if as_json:
+        for event in events():
+            _print(json.dumps(record(event), ensure_ascii=False))
+    else:
+        narrate(events(), entry.folder)
+        for line in _curves(events_of(entry.path)):
+            say(line)
+    return INTERRUPTED if left else 0
+
+
+@command.command("stop")
+@_RUN
+@click.option("--timeout", type=click.FloatRange(min=0), default=120.0, metavar="SECONDS", help="[default: 120]")
+@_JSON
+def stop(run: str, timeout: float, as_json: bool) -> None:
+    """Ask the process of a run to save and end; macllm runs resume continues it."""
+    from macllm.train.runs.folder import holder
+    from macllm.train.runs.history import status
+    from macllm.train.runs.registry import find
+
+    entry = _there(find(run))
+    pid = holder(entry.path)
+    if pid is None:
+        raise UsageError(f"{entry.folder} is not running", cause=f"it is {status(entry).state}")
+    if not pid:
+        raise MacllmError("the process of the run is not known", remedy="Ctrl-C where it runs")
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    with working("waiting for the run to save"):
+        end = time.monotonic() + timeout
+        while (alive := holder(entry.path) is not None) and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+    if alive:
+        raise MacllmError(
+            f"process {pid} has not ended after {duration_text(timeout)}",
+            cause="it is in a long step, or saves",
+            remedy=f"wait for it, or kill -9 {pid}: the snapshots stay whole",
+        )
+    found = status(entry)
+    if as_json:
+        _print_json(asdict(entry) | asdict(found))
+    else:
+        say(
+            f"stopped after step {found.step}/{found.steps}; macllm runs resume {entry.id or entry.folder} continues it"
+        )
+
+
+@command.command("resume")
+@_RUN
+def resume(run: str) -> None:
+    """Continue a run with its own settings."""
+    from macllm.train.runs.registry import find
+
+    start(_there(find(run)))
+
+
+@command.command("forget")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=names.runs)
+@click.option("--delete", is_flag=True, help="Delete the folders too, with snapshots and adapters.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before folders are deleted.")
+def forget(runs: tuple[str, ...], delete: bool, yes: bool) -> None:
+    """Take runs off the list; their folders stay unless --delete is given."""
+    import shutil
+
+    from macllm.train.runs import registry
+    from macllm.train.runs.folder import holder
+
+    found = list(dict.fromkeys(registry.find(run) for run in runs))
+    for entry in found:
+        if holder(entry.path) is not None:
+            raise UsageError(f"{entry.folder} is running", remedy=f"macllm runs stop {entry.id or entry.folder}")
+    if delete and not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(
+                "deleting asks on a terminal", remedy=f"macllm runs forget --delete --yes {' '.join(runs)}"
+            )
+        for entry in found:
+            say(one_line(entry.folder))
+        click.confirm("delete with everything in it?", abort=True, err=True)
+    for entry in found:
+        if delete and not entry.is_missing:
+            shutil.rmtree(entry.path)
+        registry.forget(entry)
+    say(f"{'deleted' if delete else 'forgot'} {len(found)}")
+
+
+def start(entry: RegisteredRun) -> None:
+    """Train in a run's folder with its own settings, from its newest snapshot."""
+    if entry.directory and Path(entry.directory).is_dir():  # paths in the settings are relative to it
+        os.chdir(entry.directory)
+    if entry.command == "finetune":
+        from macllm.train.config import FinetuneConfig
+
+        from . import finetune
+
+        finetune.start(FinetuneConfig.load(resume=True, adapter_path=entry.folder))
+    elif entry.command == "train":
+        from macllm.train.config import PretrainConfig
+
+        from . import train
+
+        train.start(PretrainConfig.load(resume=True, output=entry.folder))
+    else:
+        raise UsageError(f"cannot read the settings of the run in {entry.folder}")
+
+
+def _there(entry: RegisteredRun) -> RegisteredRun:
+    if entry.is_missing:
+        raise UsageError(
+            f"the folder of run {entry.id} is missing",
+            cause=f"{entry.folder} was moved or deleted",
+            remedy=f"the new path of the folder in place of the id, or macllm runs forget {entry.id}",
+        )
+    return entry
+
+
+def _process(found: RunStatus) -> str:
+    return f" as process {found.pid}" if found.pid else ""
+
+
+def _last(found: RunStatus) -> str:
+    parts = [f"loss {_loss(found.loss)}"] * (found.loss is not None)
+    parts += [f"validation loss {_loss(found.valid_loss)}"] * (found.valid_loss is not None)
+    parts += [f"best {_loss(found.best_loss)} at step {found.best_step}"] * (found.best_loss is not None)
+    return "  ".join(parts)
+
+
+def _loss(loss: float | None) -> str:
+    return "-".rjust(6) if loss is None else f"{loss:.4f}"
+
+
+def _curves(events: list[TrainEvent]) -> list[str]:
+    """Curves of the losses over the steps, a line each."""
+    from macllm.train.events import Evaluated, Step
+
+    lines: list[str] = []
+    for title, kind in (("loss", Step), ("validation loss", Evaluated)):
+        losses = [event.loss for event in events if isinstance(event, kind) and math.isfinite(event.loss)]
+        if len(losses) > 1:
+            lines.append(f"{title:<16} {losses[0]:.4f} {curve(losses)} {losses[-1]:.4f}  lowest {min(losses):.4f}")
+    return lines
+
+
+def curve(values: list[float], most: int = _CURVE_CHARS) -> str:
+    """A line of bars for finite values, their means over equal parts if there are more than `most`."""
+    count = min(most, len(values))
+    parts = [values[n * len(values) // count : (n + 1) * len(values) // count] for n in range(count)]
+    means = [sum(part) / len(part) for part in parts]
+    low, height = min(means), max(means) - min(means)
+    return "".join(_CURVE[round((mean - low) / height * (len(_CURVE) - 1)) if height else 0] for mean in means)
+
+
+def _print_values(title: str, values: dict[str, Any], skipped: tuple[str, ...] = ()) -> None:
+    _print(f"\n{title}")
+    for name, value in values.items():
+        if name not in skipped:
+            _print(f"  {name} = {one_line(json.dumps(value, ensure_ascii=False))}")
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print(text: str) -> None:
+    click.echo(visible(text) if sys.stdout.isatty() else text.encode("utf-8", "replace").decode())
+
+
+def _print_json(value: Any) -> None:
+    _print(json.dumps(value if isinstance(value, list) else _finite(value), indent=2, ensure_ascii=False))

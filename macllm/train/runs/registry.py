@@ -1,0 +1,186 @@
+"""The registry of runs: one small file per run in macllm's state folder.
+
+Nothing is shared between the files, so that a damaged one hides one run only. The run's folder has its id in
+environment.json: a folder that was moved is registered again when it is named by its path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from macllm.errors import UsageError
+from macllm.files import read_json, write_json
+from macllm.hub.speeds import state_folder
+
+from ..config import SETTINGS_NAME
+from .environment import environment
+from .folder import ENVIRONMENT
+
+_ID_BYTES = 4
+_ID = re.compile(r"[0-9a-f]{8}")
+_KINDS = {"adapter_path": "finetune", "output": "train"}  # the setting that names the folder -> the command
+
+
+@dataclass(frozen=True)
+class RegisteredRun:
+    """A registered run. `started`: seconds since 1970; `directory`: that of relative paths."""
+
+    id: str
+    folder: str
+    command: str
+    started: float
+    base: str = ""
+    directory: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.folder)
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.path.name
+
+    @property
+    def is_missing(self) -> bool:
+        """True if the folder has no run any more."""
+        return not (self.path / SETTINGS_NAME).is_file()
+
+
+def register(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the environment of a beginning or resumed run into its folder, and add it to the registry.
+
+    A registry that cannot be written is no reason to end the run. Raises: OSError if the folder cannot be written.
+    """
+    about = read_about(folder)
+    known, now = _identity(about), time.time()
+    before = _read(_place() / f"{known}.json") if known else None
+    copied = before is not None and before.path != folder.resolve() and not before.is_missing
+    identity = os.urandom(_ID_BYTES).hex() if copied or not known else known
+    started = now if copied else _started(about, now)
+    write_json(folder / ENVIRONMENT, {**about, "run": identity, "started": started, **environment()})
+    base = str(settings.get("model") or settings.get("config") or "")
+    entry = RegisteredRun(identity, str(folder.resolve()), command_of(settings), started, base, os.getcwd())  # noqa: PTH109
+    with suppress(OSError):
+        _write(entry)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The content of environment.json: id, start, parent and environment of a run; empty without any."""
+    with suppress(OSError, ValueError):
+        about = read_json(folder / ENVIRONMENT)
+        return about if isinstance(about, dict) else {}
+    return {}
+
+
+def command_of(settings: dict[str, Any]) -> str:
+    """The command whose settings these are: finetune or train."""
+    return next((command for key, command in _KINDS.items() if key in settings), "")
+
+
+def entries() -> list[RegisteredRun]:
+    """The registered runs, newest first; files that cannot be read are left out."""
+    found = (_read(path) for path in _place().glob("*.json"))
+    return sorted((entry for entry in found if entry is not None), key=lambda entry: (-entry.started, entry.id))
+
+
+def short_ids(runs: list[RegisteredRun]) -> dict[str, str]:
+    """The shortest unique beginning of each id, of at least four characters."""
+    ids = [entry.id for entry in runs]
+    return {
+        one: next(
+            one[:n] for n in range(4, len(one) + 1) if n == len(one) or sum(i.startswith(one[:n]) for i in ids) == 1
+        )
+        for one in ids
+    }
+
+
+def find(text: str) -> RegisteredRun:
+    """The run that a path, the beginning of an id or the name of a folder means.
+
+    Raises: UsageError for no run, or for several.
+    """
+    runs = entries()
+    if (Path(text).expanduser() / SETTINGS_NAME).is_file():
+        return _at(Path(text).expanduser(), runs)
+    at = Path(text).expanduser().resolve()
+    found = [entry for entry in runs if entry.path == at]
+    found = found or [entry for entry in runs if text and entry.id.startswith(text)]
+    found = found or [entry for entry in runs if entry.name == text]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{entry.id} in {entry.folder}" for entry in found[:4])
+        raise UsageError(f"{text!r} is the name of {len(found)} runs", cause=several, remedy="an id")
+    raise UsageError(f"no run {text!r}", remedy="macllm runs ls, or the path of a run's folder")
+
+
+def forget(entry: RegisteredRun) -> None:
+    """Remove a run from the registry; its folder stays. Raises: OSError."""
+    (_place() / f"{entry.id}.json").unlink(missing_ok=True)
+
+
+def _at(folder: Path, runs: list[RegisteredRun]) -> RegisteredRun:
+    """The run in a folder, registered under its new path if it was moved."""
+    folder = folder.resolve()
+    if here := [entry for entry in runs if entry.path == folder]:
+        return here[0]
+    about, settings = read_about(folder), read_settings(folder)
+    identity = _identity(about)
+    started = _started(about, (folder / SETTINGS_NAME).stat().st_mtime)
+    base = str(settings.get("model") or settings.get("config") or "")
+    entry = RegisteredRun(identity, str(folder), command_of(settings), started, base)
+    moved = [known for known in runs if known.id == identity and known.is_missing]
+    if not moved:
+        return entry
+    entry = replace(moved[0], folder=str(folder))
+    with suppress(OSError):
+        _write(entry)
+    return entry
+
+
+def _identity(about: dict[str, Any]) -> str:
+    identity = str(about.get("run"))
+    return identity if _ID.fullmatch(identity) else ""
+
+
+def _started(about: dict[str, Any], default: float) -> float:
+    started = about.get("started")
+    return float(started) if isinstance(started, int | float) else default
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings in run.json; empty if it cannot be read."""
+    with suppress(OSError, ValueError):
+        settings = read_json(folder / SETTINGS_NAME)
+        return settings if isinstance(settings, dict) else {}
+    return {}
+
+
+def _place() -> Path:
+    return state_folder() / "runs"
+
+
+def _read(path: Path) -> RegisteredRun | None:
+    try:
+        entry = RegisteredRun(**read_json(path))
+    except (OSError, ValueError, TypeError):
+        return None
+    texts = (entry.id, entry.folder, entry.command, entry.base, entry.directory)
+    whole = all(isinstance(text, str) for text in texts) and isinstance(entry.started, int | float)
+    return entry if whole and entry.id == path.stem and entry.folder else None
+
+
+def _write(entry: RegisteredRun) -> None:
+    _place().mkdir(parents=True, exist_ok=True)
+    for other in entries():  # another run was in the same folder before
+        if other.folder == entry.folder and other.id != entry.id:
+            forget(other)
+    write_json(_place() / f"{entry.id}.json", asdict(entry))
