@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .dispatch import native
+from .fusion import fused
 
 Updated = tuple[mx.array, mx.array, mx.array]
 
@@ -51,9 +50,4 @@ def _fused(beta1: float, beta2: float, epsilon: float) -> Callable[..., Updated]
         moved = weight.astype(mx.float32) * decay - rate * mean / (mx.sqrt(square) * root + epsilon)
         return moved.astype(weight.dtype), mean, square
 
-    return mx.compile(update) if _compiles() else update
-
-
-def _compiles() -> bool:
-    """True if MLX can fuse here: on a Linux CPU it needs g++."""
-    return mx.default_device() != mx.cpu or sys.platform != "linux" or shutil.which("g++") is not None
+    return fused(update)

@@ -18,7 +18,7 @@ from macllm.text.messages import kind_of
 from macllm.weights.fingerprint import fingerprint
 
 from . import data, run
-from .config import FinetuneConfig, LongRows, Schedule, Select
+from .config import FinetuneConfig, LongRows, OptimizerName, Schedule, Select
 from .events import TrainEvent
 from .loop import Trainer
 from .objectives.clm import CausalLM
@@ -51,14 +51,21 @@ def finetune(
     iters: int | None = None,
     epochs: float | None = None,
     seed: int | None = None,
+    optimizer: OptimizerName | None = None,
     learning_rate: float | None = None,
+    lora_plus_ratio: float | None = None,
     schedule: Schedule | None = None,
     warmup: float | None = None,
     decay: float | None = None,
     min_lr_ratio: float | None = None,
+    adamw_rate: float | None = None,
+    embedding_rate: float | None = None,
+    layer_decay: float | None = None,
     beta1: float | None = None,
     beta2: float | None = None,
     epsilon: float | None = None,
+    momentum: float | None = None,
+    first_moment_bits: int | None = None,
     weight_decay: float | None = None,
     decay_all: bool | None = None,
     max_grad_norm: float | None = None,

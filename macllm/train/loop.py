@@ -21,7 +21,7 @@ from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
 from .data import Dataset
 from .events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
-from .optim import AdamW, clip_factor, global_norm, learning_rate, share
+from .optim import clip_factor, configured, global_norm, learning_rate, share
 from .snapshot import Snapshots, Sums, TrainState
 from .sources import Rows, Validation
 
@@ -130,7 +130,7 @@ class Trainer(Generic[B]):
             seed=seed,
             counts=dataset.valid_counts,
         )
-        return cls(model, objective, source, validation, AdamW.of(config), config, snapshots)
+        return cls(model, objective, source, validation, configured(config, model), config, snapshots)
 
     def _begin(self) -> TrainState:
         state = self.snapshots.latest() if self.snapshots else None

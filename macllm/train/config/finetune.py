@@ -11,6 +11,7 @@ from macllm.errors import UsageError
 from .training import SMALLEST, TrainConfig
 
 _SMALL_PARAMETERS = 50_000_000
+_LION_DIVISOR = 5  # arXiv:2302.06675 has rates of a third to a tenth of AdamW's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,10 @@ class FinetuneConfig(TrainConfig):
     alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
     keys: Annotated[tuple[str, ...], "linear layers to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
-    learning_rate: Annotated[float, "peak learning rate; 0: 2e-4, or 1e-3 for models below 50 million parameters"] = 0.0
+    learning_rate: Annotated[
+        float, "peak learning rate; 0: 2e-4, or 1e-3 below 50 million parameters; a fifth of it for lion"
+    ] = 0.0
+    lora_plus_ratio: Annotated[float, "learning rate of B relative to that of A (LoRA+); 1: the same"] = 1.0
     epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
@@ -39,11 +43,13 @@ class FinetuneConfig(TrainConfig):
     def fitted(self, parameters: int) -> Self:
         """The config with default learning rate and epochs for a model with this number of parameters."""
         rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
+        rate /= _LION_DIVISOR if self.optimizer == "lion" else 1
         return dataclasses.replace(
             self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
         )
 
     def _ranges(self) -> list[tuple[str, float, float]]:
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
+        own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
         return [*(one for one in super()._ranges() if one[0] not in fitted), *own]

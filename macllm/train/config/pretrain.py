@@ -18,7 +18,7 @@ class PretrainConfig(TrainConfig):
     init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
     learning_rate: Annotated[float, "peak learning rate"] = 1e-3
     beta2: Annotated[float, "AdamW: decay of the mean of the squared gradients"] = 0.95
-    weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.1
+    weight_decay: Annotated[float, "decoupled weight decay"] = 0.1
     long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "split"
     epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 1.0
     mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = False

@@ -14,6 +14,7 @@ from macllm.errors import UsageError
 from macllm.files import read_json
 
 from ..rows import Columns
+from .optimizer import OptimizerName, unread
 from .values import check_names, convert, read_toml
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
@@ -50,15 +51,23 @@ class TrainConfig:
     epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 3.0
     seed: Annotated[int, "random seed of row order, initial weights and dropout"] = 0
 
+    optimizer: Annotated[
+        OptimizerName, "adamw, muon (of hidden matrices; AdamW of the rest) or lion (a third of the rate or less)"
+    ] = "adamw"
     learning_rate: Annotated[float, "peak learning rate"] = 2e-4
     schedule: Annotated[Schedule, "learning-rate schedule after warm-up (wsd: constant, then linear decay)"] = "cosine"
     warmup: Annotated[float, "share of the steps over which the learning rate rises from 0"] = 0.03
     decay: Annotated[float, "share of the steps over which a wsd schedule decays"] = 0.2
     min_lr_ratio: Annotated[float, "final learning rate, relative to the peak"] = 0.1
-    beta1: Annotated[float, "AdamW: decay of the mean of the gradients"] = 0.9
+    adamw_rate: Annotated[float, "muon: peak learning rate of the weights of AdamW; 0: learning_rate"] = 0.0
+    embedding_rate: Annotated[float, "peak learning rate of embeddings; 0: as other weights"] = 0.0
+    layer_decay: Annotated[float, "learning rate of a layer relative to that of the next; 1: the same"] = 1.0
+    beta1: Annotated[float, "AdamW: decay of the mean of the gradients; lion: its share in a step"] = 0.9
     beta2: Annotated[float, "AdamW: decay of the mean of the squared gradients"] = 0.999
     epsilon: Annotated[float, "AdamW: added to the denominator of the update"] = 1e-8
-    weight_decay: Annotated[float, "AdamW: decoupled weight decay"] = 0.0
+    momentum: Annotated[float, "muon, lion: decay of the mean of the gradients; 0: 0.95 for muon, 0.99 for lion"] = 0.0
+    first_moment_bits: Annotated[int, "adamw, lion: bits of the mean of the gradients of matrices, 32 or 8"] = 32
+    weight_decay: Annotated[float, "decoupled weight decay"] = 0.0
     decay_all: Annotated[bool, "decay norms, biases and embeddings too"] = False
     max_grad_norm: Annotated[float, "clip gradients to this global norm; 0: no clipping"] = 1.0
     grad_checkpoint: Annotated[bool, "compute layers again for the gradients: less memory, about a third slower"] = (
@@ -81,6 +90,7 @@ class TrainConfig:
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "long_rows": get_args(LongRows),
+        "optimizer": get_args(OptimizerName),
         "schedule": get_args(Schedule),
         "select": get_args(Select),
     }
@@ -89,6 +99,8 @@ class TrainConfig:
         for name, choices in self._choices.items():
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} cannot be {value!r}", remedy=f"{name} = one of {', '.join(choices)}")
+        if self.first_moment_bits not in (8, 32):
+            raise UsageError(f"first_moment_bits cannot be {self.first_moment_bits}", remedy="8 or 32")
         for name, low, high in self._ranges():
             value = getattr(self, name)
             if not low <= value <= high:
@@ -105,6 +117,7 @@ class TrainConfig:
     def _check_effects(self) -> None:
         """Refuse values that would change nothing, or contradict each other."""
         default = {f.name: f.default for f in dataclasses.fields(self)}
+        cause = f"optimizer is {self.optimizer}"
         unused = {
             "decay": (self.decay != default["decay"] and self.schedule != "wsd", f"schedule is {self.schedule}"),
             "min_lr_ratio": (
@@ -113,6 +126,7 @@ class TrainConfig:
             ),
             "decay_all": (self.decay_all and not self.weight_decay, "weight_decay is 0"),
             "valid_fraction": (self.valid_fraction > 0 and bool(self.valid), f"valid is {self.valid}"),
+            **{name: (getattr(self, name) != default[name], cause) for name in unread(self.optimizer)},
         }
         for name, (has_none, cause) in unused.items():
             if has_none:
@@ -127,15 +141,17 @@ class TrainConfig:
         most = float(2**31)
         at_least_one = ("batch_size", "grad_accumulation_steps", "steps_per_report", "keep")
         at_least_none = ("iters", "seed", "steps_per_eval", "save_every", "weight_decay", "max_grad_norm")
+        rates = ("adamw_rate", "embedding_rate")
         return [
             ("max_seq_length", 2, most),  # the first token is not predicted
             *((name, 1, most) for name in at_least_one),
-            *((name, 0, most) for name in at_least_none),
+            *((name, 0, most) for name in (*at_least_none, *rates)),
             *((name, 0.0, 1.0) for name in ("warmup", "decay", "min_lr_ratio")),
-            *((name, 0.0, BELOW_ONE) for name in ("beta1", "beta2")),
+            *((name, 0.0, BELOW_ONE) for name in ("beta1", "beta2", "momentum")),
             *((name, SMALLEST, most) for name in ("learning_rate", "epsilon")),
             ("epochs", 0 if self.iters else SMALLEST, most),
             ("valid_fraction", 0.0, 0.9),
+            ("layer_decay", SMALLEST, 1.0),
             ("val_batches", -1, most),
         ]
 
