@@ -1,144 +1,25 @@
-"""Low-rank adaptation (arXiv:2106.09685): frozen linear layers plus a trainable low-rank update.
-
-Transforms over the module tree, in place: `apply` replaces linear layers, dense or quantized, with LoRA layers;
-`remove` restores the linear layers, `Disabled` for a while; `fuse` adds the updates to their weights.
-"""
+"""Transforms over the module tree, in place: adapters put into it, taken out, and merged."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
-from macllm.ops.linear import adapted
-from macllm.ops.weights import AdaptedWeight
 
-from .linear import Linear as DenseLinear
-from .linear import dense_weight, packed_weight
-from .moe import ExpertLinear, QuantizedExpertLinear
-from .quantize import QUANTIZED, QuantizedLinear, Recipe
+from .layers import Adaptable, LoRALinear, Precision, layer_type, sizes
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
 # Routers keep their choice of experts, unless a pattern names them.
 _ROUTERS = ("*.router", "*.gate")
-
-
-Adaptable = nn.Linear | nn.QuantizedLinear | ExpertLinear | QuantizedExpertLinear
-Precision = Literal["stored", "8-bit", "unquantized"]
-"""Quantization of a fused layer, if its base is quantized: as the base, 8 bits in groups, or none."""
-
-
-class LoRALinear(nn.Module):
-    """linear(x) + scale * dropout(x) A B, with A (D, r) and B (r, F) trained and `linear` frozen."""
-
-    def __init__(self, linear: Any, lora_a: mx.array, lora_b: mx.array, scale: float, dropout: float = 0.0):
-        super().__init__()
-        self.linear: Any = linear
-        self.linear.freeze()
-        self.scale, self.rate = scale, dropout
-        self.lora_a, self.lora_b = lora_a, lora_b
-
-    @property
-    def weights(self) -> AdaptedWeight:
-        """The weight as ops take it."""
-        dropout = self.rate if self.training else 0.0
-        base = packed_weight(self.linear) if isinstance(self.linear, nn.QuantizedLinear) else dense_weight(self.linear)
-        return AdaptedWeight(base, self["lora_a"], self["lora_b"], self.scale, dropout)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """(..., D) -> (..., F)."""
-        return adapted(self.linear(x), x, self.weights)
-
-    @classmethod
-    def initial(cls, linear: Any, rank: int, scale: float, dropout: float, key: mx.array) -> LoRALinear:
-        """A layer with A from U(-1/sqrt(D), 1/sqrt(D)) and B = 0, so that outputs do not change at first."""
-        inputs, outputs = sizes(linear)
-        bound = 1 / math.sqrt(inputs)
-        lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
-        return cls(linear, lora_a, mx.zeros((rank, outputs)), scale, dropout)
-
-    def delta(self) -> mx.array:
-        """The low-rank update of the weight: (F, D)."""
-        return self.scale * (self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32)).T
-
-    def fused(self, precision: Precision = "stored") -> nn.Module:
-        """A linear layer with the same outputs, but for the rounding of its weight."""
-        linear: Any = self.linear
-        dense = unpacked_weight(linear)
-        weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
-        recipe = _recipe(linear, precision) if isinstance(linear, QUANTIZED) else None
-        if weight.ndim == 3:
-            stack = ExpertLinear(1, 1, 1)
-            stack.weight = weight
-            return stack if recipe is None else stack.to_quantized(**recipe)
-        out = DenseLinear(dense.shape[1], dense.shape[0], bias="bias" in linear)
-        out.weight = weight
-        if "bias" in linear:
-            out.bias = linear["bias"]
-        return out if recipe is None else QuantizedLinear.from_linear(out, **recipe)
-
-
-class LoRAExperts(LoRALinear):
-    """Stacked linear layers of experts, each plus its own low-rank update.
-
-    A (E, r, D) and B (E, F, r) are trained; the shapes are mlx-lm's.
-    """
-
-    @property
-    def weights(self) -> AdaptedWeight:
-        """The weights as ops take them."""
-        dropout = self.rate if self.training else 0.0
-        lora_a, lora_b = self["lora_a"].swapaxes(-1, -2), self["lora_b"].swapaxes(-1, -2)
-        return AdaptedWeight(self.linear.weights, lora_a, lora_b, self.scale, dropout)
-
-    @classmethod
-    def initial(cls, linear: Any, rank: int, scale: float, dropout: float, key: mx.array) -> LoRALinear:
-        """As for a linear layer, for each expert."""
-        inputs, outputs = sizes(linear)
-        count, bound = linear.weight.shape[0], 1 / math.sqrt(inputs)
-        lora_a = mx.random.uniform(-bound, bound, (count, rank, inputs), key=key)
-        return cls(linear, lora_a, mx.zeros((count, outputs, rank)), scale, dropout)
-
-    def delta(self) -> mx.array:
-        """The low-rank updates of the weights: (E, F, D)."""
-        return self.scale * (self.lora_b.astype(mx.float32) @ self.lora_a.astype(mx.float32))
-
-
-def layer_type(linear: Any) -> type[LoRALinear]:
-    """The type of an adapted layer with this base."""
-    return LoRAExperts if isinstance(linear, ExpertLinear | QuantizedExpertLinear) else LoRALinear
-
-
-def _recipe(linear: Any, precision: Precision) -> Recipe | None:
-    """The quantization of a fused layer whose base is `linear`; None: not quantized."""
-    if precision == "unquantized":
-        return None
-    stored = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
-    if precision == "stored" or (linear.bits == 8 and linear.mode == "affine"):
-        return stored
-    groups = (group for group in (64, 32) if sizes(linear)[0] % group == 0)
-    group = linear.group_size if linear.mode == "affine" else next(groups, None)
-    return None if group is None else {"group_size": group, "bits": 8, "mode": "affine"}
-
-
-def unpacked_weight(linear: Any) -> mx.array:
-    """The weight (F, D) of a linear layer, or (E, F, D) of experts, dequantized if packed."""
-    return packed_weight(linear).dequantized() if isinstance(linear, QUANTIZED) else linear.weight
-
-
-def sizes(linear: Any) -> tuple[int, int]:
-    """Numbers of inputs and outputs of a linear layer or of each expert, quantized or not."""
-    outputs, inputs = linear.weight.shape[-2:]
-    return (inputs * 32 // linear.bits if isinstance(linear, QUANTIZED) else inputs), outputs
 
 
 def apply(
