@@ -1,6 +1,7 @@
 """LoRA adapters in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.
 
-Tensors are `base_model.model.<module of transformers>.lora_A.weight` (r, D) and `.lora_B.weight` (F, r).
+Tensors are `base_model.model.<module of transformers>.lora_A.weight` (r, D) and `.lora_B.weight` (F, r), and DoRA's
+magnitudes `.lora_magnitude_vector` (F,).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,20 +19,20 @@ import mlx.core as mx
 from macllm import files
 from macllm.errors import CheckpointError
 from macllm.hub.files import refuse_pointers
+from macllm.nn.lora import Update
 from macllm.weights.safetensors import load_file, save_file
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
-_LEAVES = {"lora_A.weight": 0, "lora_B.weight": 1}
+_A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 
-Factors = tuple[mx.array, mx.array]
 # Settings that change what the tensors mean, or add tensors of other kinds, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     **dict.fromkeys(
-        ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices",
+        ("lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices",
          "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
          "velora_config", "monteclora_config"),
         (None, False, [], {}),
@@ -68,30 +70,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return {**settings, "model": settings.get("base_model_name_or_path")}
 
 
-def read(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[Factors, float]]:
-    """A (D, r), B (r, F) and the scale of each module of transformers.
+def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
+    """The update of each module of transformers.
 
     Raises CheckpointError for tensors that are not part of a LoRA adapter of linear layers.
     """
-    found: dict[str, dict[int, mx.array]] = {}
+    leaves = {_A: 2, _B: 2} | ({_MAGNITUDE: 1} if config.get("use_dora") else {})
+    found: dict[str, dict[str, mx.array]] = {}
     for name, tensor in load_file(folder / WEIGHTS).items():
-        module, leaf = next(
-            ((name.removesuffix(f".{leaf}"), leaf) for leaf in _LEAVES if name.endswith(f".{leaf}")), ("", "")
-        )
-        if not module or tensor.ndim != 2:
+        module, leaf = next(((name.removesuffix(f".{leaf}"), leaf) for leaf in leaves if name.endswith(leaf)), ("", ""))
+        if not module or tensor.ndim != leaves[leaf]:
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not a factor of a linear layer")
-        found.setdefault(module.removeprefix(_PREFIX), {})[_LEAVES[leaf]] = tensor.T
-    pairs: dict[str, tuple[Factors, float]] = {}
-    for module, pair in found.items():
-        if len(pair) != 2:
-            raise CheckpointError(f"{folder / WEIGHTS}: {module} has one factor only")
+        found.setdefault(module.removeprefix(_PREFIX), {})[leaf] = tensor
+    updates: dict[str, Update] = {}
+    for module, tensors in found.items():
+        if absent := [leaf for leaf in leaves if leaf not in tensors]:
+            one = "has no magnitudes" if absent == [_MAGNITUDE] else "has one factor only"
+            raise CheckpointError(f"{folder / WEIGHTS}: {module} {one}")
         alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-        rank = pair[0].shape[1]
+        rank = tensors[_A].shape[0]
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        pairs[module] = (pair[0], pair[1]), scale
-    if not pairs:
+        updates[module] = Update(tensors[_A].T, tensors[_B].T, scale, tensors.get(_MAGNITUDE))
+    if not updates:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
-    return pairs
+    return updates
 
 
 def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
@@ -105,8 +107,8 @@ def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
     return default
 
 
-def save(theirs: Mapping[str, Factors], scale: float, dropout: float, base: str | None, folder: Path) -> None:
-    """Write pairs of one rank, A (D, r) and B (r, F), by module of transformers, each file atomically."""
+def save(theirs: Mapping[str, Update], dropout: float, base: str | None, folder: Path) -> None:
+    """Write updates by module of transformers, each file atomically. Ranks and scales may differ."""
     if other := [name for name in theirs if not name.startswith(_ROOTS)]:
         raise CheckpointError(
             "the adapter cannot be written in PEFT's format",
@@ -114,20 +116,27 @@ def save(theirs: Mapping[str, Factors], scale: float, dropout: float, base: str 
             remedy="keep the adapter in mlx-lm's format",
         )
     tensors: dict[str, mx.array] = {}
-    for name, (a, b) in theirs.items():
+    for name, (a, b, _, magnitude) in theirs.items():
         if a.ndim != 2:
             raise CheckpointError(
                 f"{name} is a stack of experts, which PEFT's format has no tensors for",
                 remedy="keep the adapter in mlx-lm's format",
             )
-        tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"] = a.T, b.T
-    rank = max(a.shape[1] for a, _ in theirs.values())
+        tensors |= {f"{_PREFIX}{name}.{_A}": a.T, f"{_PREFIX}{name}.{_B}": b.T}
+        if magnitude is not None:
+            tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude
+    ranks = {name: update.a.shape[1] for name, update in theirs.items()}
+    alphas = {name: update.scale * ranks[name] for name, update in theirs.items()}
+    (rank, _), (alpha, _) = (Counter(numbers.values()).most_common(1)[0] for numbers in (ranks, alphas))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": scale * rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
+        "use_dora": any(update.magnitude is not None for update in theirs.values()),
         "lora_dropout": dropout,
         "target_modules": sorted(theirs),
         "bias": "none",

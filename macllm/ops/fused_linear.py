@@ -30,7 +30,7 @@ def linear(x: mx.array, w: Weight, norm: NormWeight, residual: mx.array | None) 
     """residual + norm(x) W^T + b: (..., D) -> (..., F)."""
     adapter, base = None, w
     if isinstance(w, AdaptedWeight):
-        if w.dropout:
+        if w.dropout or w.gain is not None:
             return None
         adapter, base = Adapter(w.a, w.b.T, w.scale), w.base
     x, before = _split(x, norm)

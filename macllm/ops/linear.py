@@ -57,14 +57,31 @@ def _linear(x: mx.array, w: Weight, norm: NormWeight = None, residual: mx.array 
         case PackedWeight(bias=bias):
             y = quantized_matmul(x, w)
             y = y if bias is None else y + bias
-        case AdaptedWeight(base):
+        case AdaptedWeight(base, gain=None):
             y = adapted(_linear(x, base), x, w)
+        case AdaptedWeight():
+            y = magnified(x, w)
     return y if residual is None else residual + y
 
 
 def adapted(y: mx.array, x: mx.array, w: AdaptedWeight) -> mx.array:
     """y + scale * dropout(x) A B: (..., F), (..., D) -> (..., F)."""
     return mx.addmm(y, dropped_out(x, w.dropout) @ w.a, w.b, alpha=w.scale).astype(y.dtype)
+
+
+def magnified(x: mx.array, w: AdaptedWeight) -> mx.array:
+    """b + gain * (x' W^T + scale * x' A B) with x' = dropout(x): (..., D) -> (..., F).
+
+    Dropout spares W^T times 1 in place of the gain, as in PEFT.
+    """
+    assert w.gain is not None
+    plain = w.base._replace(bias=None)
+    dropped = dropped_out(x, w.dropout)
+    y = _linear(dropped, plain)
+    out = (w.gain * adapted(y, dropped, w._replace(dropout=0.0))).astype(y.dtype)
+    if w.dropout:
+        out = out + _linear(x, plain) - y
+    return out if w.base.bias is None else out + w.base.bias
 
 
 def dropped_out(x: mx.array, rate: float) -> mx.array:

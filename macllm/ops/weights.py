@@ -35,7 +35,8 @@ class PackedWeight(NamedTuple):
 class AdaptedWeight(NamedTuple):
     """`base` plus scale * A B, with A (D, r), B (r, F) and the adapter's `dropout` (arXiv:2106.09685).
 
-    For a stack of experts A is (E, D, r), B (E, r, F).
+    For a stack of experts A is (E, D, r), B (E, r, F). A `gain` (F,) multiplies the rows of the sum, not its bias:
+    DoRA's magnitudes over the rows' norms (arXiv:2402.09353).
     """
 
     base: DenseWeight | PackedWeight
@@ -43,6 +44,7 @@ class AdaptedWeight(NamedTuple):
     b: mx.array
     scale: float
     dropout: float = 0.0
+    gain: mx.array | None = None
 
 
 Weight = DenseWeight | PackedWeight | AdaptedWeight

@@ -33,6 +33,8 @@ def finetune(
     num_layers: int | None = None,
     rank: int | None = None,
     alpha: float | None = None,
+    use_rslora: bool | None = None,
+    use_dora: bool | None = None,
     dropout: float | None = None,
     keys: Sequence[str] | None = None,
     data: str | None = None,
@@ -112,6 +114,8 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
         keys=config.keys,
         num_layers=config.num_layers,
         seed=config.seed,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
     )
 
     def export() -> Path:

@@ -50,9 +50,9 @@ def test_scales_follow_rank_alpha_and_their_patterns(tmp_path: Path) -> None:
         tensors[f"base_model.model.model.layers.0.{name}.lora_B.weight"] = mx.ones((8, rank))
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     config = {"lora_alpha": 6, "alpha_pattern": {"layers.0.mlp.*": 5, "proj": 99}}
-    scales = {name: scale for name, (_, scale) in form.read(tmp_path, config).items()}
+    scales = {name: update.scale for name, update in form.read(tmp_path, config).items()}
     assert scales == {"model.layers.0.self_attn.q_proj": 1.5, "model.layers.0.mlp.down_proj": 2.5}
-    root = {name: scale for name, (_, scale) in form.read(tmp_path, config | {"use_rslora": True}).items()}
+    root = {name: update.scale for name, update in form.read(tmp_path, config | {"use_rslora": True}).items()}
     assert root["model.layers.0.self_attn.q_proj"] == 3.0
 
 
@@ -72,7 +72,7 @@ def test_layers_of_several_scales_are_written_in_both_formats(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "change",
     [
-        {"use_dora": True},
+        {"lora_bias": True},
         {"modules_to_save": ["lm_head"]},
         {"bias": "all"},
         {"target_parameters": ["experts.down_proj"]},

@@ -1,27 +1,42 @@
 """Low-rank adaptation (arXiv:2106.09685): frozen linear layers plus a trainable low-rank update.
 
 Transforms over the module tree, in place: `apply` replaces linear layers, dense or quantized, with LoRA layers;
-`remove` restores the linear layers, `Disabled` for a while; `fuse` adds the updates to their weights.
+`remove` restores the linear layers, `disabled` for a while; `fuse` adds the updates to their weights.
 """
 
 from __future__ import annotations
 
-from .layers import Adaptable, LoRAExperts, LoRALinear, Precision, layer_type, sizes, unpacked_weight
-from .tree import Disabled, adapters, apply, attach, fuse, remove, replace, targets
+from .layers import (
+    Adaptable,
+    DoRALinear,
+    LoRAExperts,
+    LoRALinear,
+    Precision,
+    Update,
+    layer_type,
+    row_norms,
+    sizes,
+    unpacked_weight,
+)
+from .tree import Disabled, adapters, apply, attach, disabled, fuse, remove, replace, targets
 
 __all__ = [
     "Adaptable",
     "Disabled",
+    "DoRALinear",
     "LoRAExperts",
     "LoRALinear",
     "Precision",
+    "Update",
     "adapters",
     "apply",
     "attach",
+    "disabled",
     "fuse",
     "layer_type",
     "remove",
     "replace",
+    "row_norms",
     "sizes",
     "targets",
     "unpacked_weight",

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from operator import is_
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from macllm.errors import UsageError
 from macllm.nn.linear import Linear as DenseLinear
 from macllm.nn.linear import dense_weight, packed_weight
 from macllm.nn.moe import ExpertLinear, QuantizedExpertLinear
 from macllm.nn.quantize import QUANTIZED, QuantizedLinear, Recipe
-from macllm.ops.linear import adapted
+from macllm.ops.linear import adapted, magnified
 from macllm.ops.weights import AdaptedWeight
 
 Adaptable = nn.Linear | nn.QuantizedLinear | ExpertLinear | QuantizedExpertLinear
 Precision = Literal["stored", "8-bit", "unquantized"]
 """Quantization of a fused layer, if its base is quantized: as the base, 8 bits in groups, or none."""
+
+
+class Update(NamedTuple):
+    """Factors of a low-rank update, A (D, r) and B (r, F), its scale, and the magnitudes (F,) of DoRA.
+
+    For a stack of experts A is (E, r, D), B (E, F, r): the shapes are mlx-lm's.
+    """
+
+    a: mx.array
+    b: mx.array
+    scale: float = 1.0
+    magnitude: mx.array | None = None
 
 
 class LoRALinear(nn.Module):
@@ -28,7 +42,13 @@ class LoRALinear(nn.Module):
         self.linear: Any = linear
         self.linear.freeze()
         self.scale, self.rate = scale, dropout
+        self.disabled = 0  # number of contexts in which the base stands in its place
         self.lora_a, self.lora_b = lora_a, lora_b
+
+    @property
+    def update_weights(self) -> Update:
+        """The trained weights, and the scale."""
+        return Update(self["lora_a"], self["lora_b"], self.scale)
 
     @property
     def weights(self) -> AdaptedWeight:
@@ -53,21 +73,85 @@ class LoRALinear(nn.Module):
         """The low-rank update of the weight: (F, D)."""
         return self.scale * (self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32)).T
 
+    def merged(self) -> mx.array:
+        """The weight with its update, in float32: (F, D)."""
+        return unpacked_weight(self.linear).astype(mx.float32) + self.delta()
+
     def fused(self, precision: Precision = "stored") -> nn.Module:
         """A linear layer with the same outputs, but for the rounding of its weight."""
         linear: Any = self.linear
-        dense = unpacked_weight(linear)
-        weight = (dense.astype(mx.float32) + self.delta()).astype(dense.dtype)
+        weight = self.merged().astype(unpacked_weight(linear).dtype)
         recipe = _recipe(linear, precision) if isinstance(linear, QUANTIZED) else None
         if weight.ndim == 3:
             stack = ExpertLinear(1, 1, 1)
             stack.weight = weight
             return stack if recipe is None else stack.to_quantized(**recipe)
-        out = DenseLinear(dense.shape[1], dense.shape[0], bias="bias" in linear)
+        out = DenseLinear(weight.shape[1], weight.shape[0], bias="bias" in linear)
         out.weight = weight
         if "bias" in linear:
             out.bias = linear["bias"]
         return out if recipe is None else QuantizedLinear.from_linear(out, **recipe)
+
+
+class _Gain:
+    """The gain of a DoRA layer that does not train, and the arrays that it was computed from."""
+
+    sources: tuple[mx.array, ...] = ()
+    value: mx.array | None = None
+
+
+class DoRALinear(LoRALinear):
+    """Weight-decomposed low-rank adaptation (arXiv:2402.09353): trained norms of the adapted weight's rows.
+
+    A row of the weight is magnitude * (W + scale * (A B)^T) / its norm. The norm gets no gradient, as in PEFT.
+    """
+
+    def __init__(
+        self,
+        linear: Any,
+        lora_a: mx.array,
+        lora_b: mx.array,
+        scale: float,
+        dropout: float = 0.0,
+        magnitude: mx.array | None = None,
+    ):
+        super().__init__(linear, lora_a, lora_b, scale, dropout)
+        # B = 0 at first: the norms are those of W
+        self.magnitude = row_norms(unpacked_weight(linear)) if magnitude is None else magnitude
+        self._gain = _Gain()
+
+    @property
+    def update_weights(self) -> Update:
+        """The trained weights, and the scale."""
+        return Update(self["lora_a"], self["lora_b"], self.scale, self["magnitude"])
+
+    @property
+    def weights(self) -> AdaptedWeight:
+        """The weight as ops take it."""
+        return super().weights._replace(gain=self.gain())
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., D) -> (..., F)."""
+        return magnified(x, self.weights)
+
+    def gain(self) -> mx.array:
+        """Factors of the outputs: the magnitudes over the norms of the adapted weight's rows: (F,)."""
+        kept, sources = self._gain, (self["lora_a"], self["lora_b"], self["magnitude"], self.linear["weight"])
+        if not self.training and kept.value is not None and all(map(is_, kept.sources, sources)):
+            return kept.value
+        value = self["magnitude"] / mx.stop_gradient(row_norms(super().merged()))
+        if not self.training:  # else the arrays are those of a gradient
+            kept.sources, kept.value = sources, value
+        return value
+
+    def merged(self) -> mx.array:
+        """The weight with its update, in float32: (F, D)."""
+        return self.gain()[:, None] * super().merged()
+
+
+def row_norms(weight: mx.array) -> mx.array:
+    """Euclidean norms of a matrix's rows, in float32: (F, D) -> (F,)."""
+    return mx.linalg.norm(weight.astype(mx.float32), axis=-1)
 
 
 class LoRAExperts(LoRALinear):
@@ -96,9 +180,25 @@ class LoRAExperts(LoRALinear):
         return self.scale * (self.lora_b.astype(mx.float32) @ self.lora_a.astype(mx.float32))
 
 
-def layer_type(linear: Any) -> type[LoRALinear]:
-    """The type of an adapted layer with this base."""
-    return LoRAExperts if isinstance(linear, ExpertLinear | QuantizedExpertLinear) else LoRALinear
+def layer_type(linear: Any, *, use_dora: bool = False) -> type[LoRALinear]:
+    """The type of an adapted layer with this base. Raises UsageError for DoRA on a stack of experts."""
+    if not isinstance(linear, ExpertLinear | QuantizedExpertLinear):
+        return DoRALinear if use_dora else LoRALinear
+    if use_dora:
+        raise UsageError(
+            "DoRA cannot adapt a stack of experts",
+            cause="neither PEFT nor mlx-lm has magnitudes for them",
+            remedy="keys that leave the experts out, such as *.mixer.*, or no use_dora",
+        )
+    return LoRAExperts
+
+
+def adapted_layer(linear: Any, update: Update) -> LoRALinear:
+    """`linear` with a given update."""
+    kind = layer_type(linear, use_dora=update.magnitude is not None)
+    if update.magnitude is None:
+        return kind(linear, update.a, update.b, update.scale)
+    return DoRALinear(linear, update.a, update.b, update.scale, magnitude=update.magnitude)
 
 
 def _recipe(linear: Any, precision: Precision) -> Recipe | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,7 +15,7 @@ from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
 
-from .layers import Adaptable, LoRALinear, Precision, layer_type, sizes
+from .layers import Adaptable, LoRALinear, Precision, Update, adapted_layer, layer_type, sizes
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
@@ -31,20 +32,25 @@ def apply(
     keys: Sequence[str] = (),
     num_layers: int = -1,
     seed: int = 0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
 ) -> list[str]:
     """Freeze `model` and adapt the linear layers and experts of its blocks, in place.
 
     Returns their names. `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one);
     without any, all are
     adapted but the routers. A pattern may name the head too. `num_layers` limits them to the last blocks of each stack;
-    -1 means all. Outputs do not change at first. Raises UsageError for a pattern that matches nothing.
+    -1 means all. The update is scaled by alpha / rank, or by alpha / sqrt(rank) with `use_rslora` (arXiv:2312.03732).
+    `use_dora` trains the norms of the weights' rows too. Outputs do not change at first. Raises UsageError for a
+    pattern that matches nothing, and for DoRA on experts.
     """
     chosen = targets(model, keys, num_layers)
+    kinds = {name: layer_type(linear, use_dora=use_dora) for name, linear in chosen.items()}
+    scale = alpha / (math.sqrt(rank) if use_rslora else rank)
     model.freeze()
     adapted_layers = {}
     for name, key in zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True):
-        linear = chosen[name]
-        adapted_layers[name] = layer_type(linear).initial(linear, rank, alpha / rank, dropout, key)
+        adapted_layers[name] = kinds[name].initial(chosen[name], rank, scale, dropout, key)
     replace(model, adapted_layers)
     return list(adapted_layers)
 
@@ -105,18 +111,33 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 class Disabled:
-    """A context, to be entered as often as wanted, in which a model's LoRA layers are their base layers."""
+    """A context, to be entered as often as wanted, in which a model's LoRA layers are their base layers.
+
+    Contexts of one model may be nested in any way: the layers come back when the outermost ends.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [(*_place(model, name), layer) for name, layer in adapters(model).items()]
 
     def __enter__(self) -> None:
         for parent, name, layer in self._layers:
+            layer.disabled += 1
             parent[name] = layer.linear
 
     def __exit__(self, *error: object) -> None:
         for parent, name, layer in self._layers:
-            parent[name] = layer
+            layer.disabled -= 1
+            if not layer.disabled:
+                parent[name] = layer
+
+
+def disabled(model: nn.Module) -> Disabled:
+    """A context in which `model` is its base, bit for bit: the reference policy of an adapted model.
+
+    Adapted layers and their trained weights come back at its end, also after an error. The base stays frozen, so
+    gradients within it are those of the unadapted frozen model.
+    """
+    return Disabled(model)
 
 
 def _place(model: nn.Module, name: str) -> tuple[Any, Any]:
@@ -128,29 +149,33 @@ def _place(model: nn.Module, name: str) -> tuple[Any, Any]:
     return parent, keys[-1]
 
 
-def attach(
-    model: nn.Module, factors: Mapping[str, tuple[mx.array, mx.array]], scale: float | Mapping[str, float]
-) -> None:
-    """Freeze `model` and adapt the named linear layers with given A (D, r) and B (r, F), in place.
+def attach(model: nn.Module, updates: Mapping[str, Update]) -> None:
+    """Freeze `model` and adapt the named linear layers with given updates, in place.
 
-    For a stack of experts A is (E, r, D), B (E, F, r). Raises CheckpointError for a name that is not a linear layer of
-    the model, or a shape that does not fit it.
+    Raises CheckpointError for a name that is not a linear layer of the model, or a shape that does not fit it.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, Adaptable)}
     adapted_layers = {}
-    for name, (lora_a, lora_b) in factors.items():
+    for name, update in updates.items():
         if name not in layers:
             raise CheckpointError(
                 f"the adapter changes {name}, which is not a linear layer of this model",
                 remedy="load the model that the adapter was made for",
             )
-        kind = layer_type(layers[name])
-        _check_shapes(name, layers[name], lora_a, lora_b)
-        adapted_layers[name] = kind(
-            layers[name], lora_a, lora_b, scale if isinstance(scale, int | float) else scale[name]
-        )
+        _check_shapes(name, layers[name], update.a, update.b)
+        _check_magnitude(name, layers[name], update.magnitude)
+        adapted_layers[name] = adapted_layer(layers[name], update)
     model.freeze()
     replace(model, adapted_layers)
+
+
+def _check_magnitude(name: str, linear: Any, magnitude: mx.array | None) -> None:
+    if magnitude is not None and (linear.weight.ndim > 2 or magnitude.shape != (sizes(linear)[1],)):
+        raise CheckpointError(
+            f"the adapter's magnitudes of {name} have shape {magnitude.shape}",
+            cause=f"the model's layer has {sizes(linear)[1]} rows",
+            remedy="load the model that the adapter was made for",
+        )
 
 
 def _check_shapes(name: str, linear: Any, lora_a: mx.array, lora_b: mx.array) -> None:

@@ -16,13 +16,15 @@ _LION_DIVISOR = 5  # arXiv:2302.06675 has rates of a third to a tenth of AdamW's
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """Settings of LoRA fine-tuning (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+    """Settings of LoRA fine-tuning (arXiv:2106.09685), rsLoRA (arXiv:2312.03732) and DoRA (arXiv:2402.09353)."""
 
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
     num_layers: Annotated[int, "number of last layers to adapt; -1: all"] = -1
     rank: Annotated[int, "rank of the update"] = 16
     alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
+    use_rslora: Annotated[bool, "scale the update by alpha / sqrt(rank) instead (rsLoRA)"] = False
+    use_dora: Annotated[bool, "train the norms of the adapted weights' rows too (DoRA)"] = False
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
     keys: Annotated[tuple[str, ...], "linear layers to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
     learning_rate: Annotated[
@@ -35,8 +37,10 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decay_all:
+        if self.decay_all and not self.use_dora:
             raise UsageError("decay_all has no effect", cause="an adapter has matrices only", remedy="weight_decay")
+        if self.use_rslora and self.rank == 1:
+            raise UsageError("use_rslora has no effect", cause="rank is 1", remedy="leave use_rslora out")
         if self.num_layers == 0:
             raise UsageError("num_layers cannot be 0", cause="no layer would be trained", remedy="-1 for all layers")
 

@@ -1,0 +1,120 @@
+"""Translation of updates between our modules and those of a checkpoint's layout.
+
+Where one tensor of the checkpoint holds several linear layers of ours (fused queries, keys and values), their factors
+become one pair of higher rank: the As side by side, the Bs block-diagonal. DoRA's magnitudes of the rows are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm import families
+from macllm.errors import CheckpointError
+from macllm.families.config import Config
+from macllm.nn import lora
+from macllm.nn.info import ModelInfo
+from macllm.nn.lora import Update
+from macllm.weights.keymap import Rule, Split, our_modules, their_modules
+
+
+@dataclass(frozen=True)
+class Names:
+    """Translation between our module names and those of mlx-lm or transformers.
+
+    Both give lists: one module of theirs may be several of ours.
+    """
+
+    theirs: Callable[[str], list[str]]
+    ours: Callable[[str], list[str]]
+
+    @classmethod
+    def of(cls, model: nn.Module, layout: families.Layout = "mlx") -> Names:
+        """The names of a model's family."""
+        config = cast(ModelInfo, model.info).config
+        if not families.is_known(dict(config)):  # mlx-lm's own class, one level down
+            return cls(lambda ours: [ours.removeprefix("model.")], lambda theirs: [f"model.{theirs}"])
+        keymap = families.keys(Config(config, ()), layout)
+        return cls(
+            lambda ours: [name for name, rule in their_modules(ours, keymap) if isinstance(rule, Rule | Split)],
+            lambda theirs: our_modules(theirs, keymap),
+        )
+
+
+def to_theirs(model: nn.Module, updates: Mapping[str, Update], names: Names) -> dict[str, Update]:
+    """Updates by name of the layout. Raises CheckpointError for a module without one."""
+    joined: dict[str, Update] = {}
+    for ours in updates:
+        found = names.theirs(ours)
+        if not found:
+            raise CheckpointError(f"{ours} has no name in the checkpoint's layout, so an adapter cannot store it")
+        for name in found:
+            if name not in joined:
+                parts = names.ours(name)
+                joined[name] = _join([updates.get(part) for part in parts], [layer(model, part) for part in parts])
+    return joined
+
+
+def _join(parts: list[Update | None], layers: list[nn.Module]) -> Update:
+    """One update of fused linear layers; zeros for a layer without one."""
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0]
+    present = [p for p in parts if p is not None]
+    scale = present[0].scale
+    lora_a = mx.concatenate([p.a for p in present], axis=1)
+    rows, before = [], 0
+    for part, linear in zip(parts, layers, strict=True):
+        width = part.b.shape[0] if part is not None else 0
+        above, below = before, lora_a.shape[1] - before - width
+        block = part.b * (part.scale / scale) if part is not None else mx.zeros((0, lora.sizes(linear)[1]))
+        rows.append(mx.pad(block, [(above, below), (0, 0)]))
+        before += width
+    return Update(lora_a, mx.concatenate(rows, axis=1), scale, _magnitudes(parts, layers))
+
+
+def _magnitudes(parts: list[Update | None], layers: list[nn.Module]) -> mx.array | None:
+    """Magnitudes of fused linear layers: those of a layer without an update are the norms of its rows."""
+    if all(part is None or part.magnitude is None for part in parts):
+        return None
+    return mx.concatenate(
+        [
+            part.magnitude if part is not None and part.magnitude is not None
+            else lora.row_norms(lora.unpacked_weight(linear))
+            for part, linear in zip(parts, layers, strict=True)
+        ]
+    )  # fmt: skip
+
+
+def to_ours(model: nn.Module, theirs: Mapping[str, Update], names: Names) -> dict[str, Update]:
+    """Updates by our names. Raises CheckpointError for a module that the model does not have, or another shape."""
+    return {ours: update for name, whole in theirs.items() for ours, update in _split(model, name, whole, names)}
+
+
+def _split(model: nn.Module, theirs: str, update: Update, names: Names) -> list[tuple[str, Update]]:
+    parts = names.ours(theirs)
+    if not parts:
+        raise CheckpointError(f"the adapter changes {theirs}, which this model does not have")
+    if len(parts) == 1:
+        return [(parts[0], update)]
+    outputs = [lora.sizes(layer(model, part))[1] for part in parts]
+    stored = [update.b.shape[1], *([] if update.magnitude is None else update.magnitude.shape)]
+    if wrong := [number for number in stored if number != sum(outputs)]:
+        raise CheckpointError(f"the adapter's {theirs} has {wrong[0]} outputs, the model's {sum(outputs)}")
+    ends = [sum(outputs[: n + 1]) for n in range(len(outputs) - 1)]
+    pieces = mx.split(update.b, ends, axis=1)
+    rows = [None] * len(parts) if update.magnitude is None else mx.split(update.magnitude, ends)
+    return [(p, update._replace(b=b, magnitude=m)) for p, b, m in zip(parts, pieces, rows, strict=True)]
+
+
+def layer(model: nn.Module, name: str) -> nn.Module:
+    """The named linear layer, without its adapter. Raises CheckpointError if there is none."""
+    module = dict(model.named_modules()).get(name)
+    if isinstance(module, lora.LoRALinear):
+        module = module.linear
+    if not isinstance(module, lora.Adaptable):
+        raise CheckpointError(f"the adapter changes {name}, which is not a linear layer of this model")
+    return module
