@@ -90,7 +90,10 @@ def _magnitudes(parts: list[Update | None], layers: list[nn.Module]) -> mx.array
 
 
 def to_ours(model: nn.Module, theirs: Mapping[str, Update], names: Names) -> dict[str, Update]:
-    """Updates by our names. Raises CheckpointError for a module that the model does not have, or another shape."""
+    """Updates by our names.
+
+    Raises CheckpointError for a module that the model does not have, or another shape.
+    """
     return {ours: update for name, whole in theirs.items() for ours, update in _split(model, name, whole, names)}
 
 

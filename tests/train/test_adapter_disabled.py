@@ -1,4 +1,4 @@
-"""The base model as reference policy: `lora.disabled` against the model without an adapter, bit for bit."""
+"""`lora.disabled`, the base as reference policy, against the model without an adapter, bit for bit."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class _Gain:
 
 
 class DoRALinear(LoRALinear):
-    """Weight-decomposed low-rank adaptation (arXiv:2402.09353): trained norms of the adapted weight's rows.
+    """DoRA (arXiv:2402.09353): a low-rank update, and trained norms of the adapted weight's rows.
 
     A row of the weight is magnitude * (W + scale * (A B)^T) / its norm. The norm gets no gradient, as in PEFT.
     """

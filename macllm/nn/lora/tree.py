@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,30 +23,40 @@ _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 _ROUTERS = ("*.router", "*.gate")
 
 
+class Settings(TypedDict, total=False):
+    """Settings of a new adapter, with PEFT's names; rank and alpha are required.
+
+    The update is scaled by alpha / rank, or with `use_rslora` by alpha / sqrt(rank) (arXiv:2312.03732). `use_dora`
+    trains the norms of the weights' rows too (arXiv:2402.09353).
+    """
+
+    rank: Required[int]
+    alpha: Required[float]
+    dropout: float
+    use_rslora: bool
+    use_dora: bool
+
+
 def apply(
     model: nn.Module,
     *,
-    rank: int,
-    alpha: float,
-    dropout: float = 0.0,
     keys: Sequence[str] = (),
     num_layers: int = -1,
     seed: int = 0,
-    use_rslora: bool = False,
-    use_dora: bool = False,
+    **settings: Unpack[Settings],
 ) -> list[str]:
     """Freeze `model` and adapt the linear layers and experts of its blocks, in place.
 
     Returns their names. `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one);
     without any, all are
     adapted but the routers. A pattern may name the head too. `num_layers` limits them to the last blocks of each stack;
-    -1 means all. The update is scaled by alpha / rank, or by alpha / sqrt(rank) with `use_rslora` (arXiv:2312.03732).
-    `use_dora` trains the norms of the weights' rows too. Outputs do not change at first. Raises UsageError for a
-    pattern that matches nothing, and for DoRA on experts.
+    -1 means all. Outputs do not change at first. Raises UsageError for a pattern that matches nothing, and for DoRA on
+    experts.
     """
     chosen = targets(model, keys, num_layers)
-    kinds = {name: layer_type(linear, use_dora=use_dora) for name, linear in chosen.items()}
-    scale = alpha / (math.sqrt(rank) if use_rslora else rank)
+    kinds = {name: layer_type(linear, use_dora=settings.get("use_dora", False)) for name, linear in chosen.items()}
+    rank, dropout = settings["rank"], settings.get("dropout", 0.0)
+    scale = settings["alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     model.freeze()
     adapted_layers = {}
     for name, key in zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True):

@@ -16,7 +16,7 @@ _LION_DIVISOR = 5  # arXiv:2302.06675 has rates of a third to a tenth of AdamW's
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """Settings of LoRA fine-tuning (arXiv:2106.09685), rsLoRA (arXiv:2312.03732) and DoRA (arXiv:2402.09353)."""
+    """Settings of fine-tuning with LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353)."""
 
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
