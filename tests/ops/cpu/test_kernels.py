@@ -174,6 +174,14 @@ def test_adamw_equals_numpys(kernels: ModuleType, n: int) -> None:
         close(a, b)
 
 
+def test_the_first_moments_of_adamw_are_their_shares_of_the_gradient(kernels: ModuleType) -> None:
+    """The shares 1 - beta are exact: in float32, 1 - 0.999 is 1e-5 of it too small, and every early step too long."""
+    g, zeros, one = draw(100), mx.zeros(100), mx.array(1.0)
+    _, mean, square = kernels.adamw(zeros, mx.array(g), zeros, zeros, [one] * 4, 0.9, 0.999, 1e-8)
+    np.testing.assert_allclose(np.array(mean), 0.1 * g.astype(np.float64), rtol=3e-7)
+    np.testing.assert_allclose(np.array(square), 0.001 * g.astype(np.float64) ** 2, rtol=3e-7)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("shape", "turned"), [((1, 1, 1, 2), 2), ((2, 3, 5, 20), 12), ((3, 2, 33, 64), 64)])
 @pytest.mark.parametrize("each", [False, True])

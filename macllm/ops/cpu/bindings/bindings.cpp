@@ -150,7 +150,7 @@ mx::array native_norm(const std::vector<mx::array>& arrays) {
 
 std::tuple<mx::array, mx::array, mx::array> native_adamw(const mx::array& p, const mx::array& g, const mx::array& m,
                                                          const mx::array& v, const std::vector<mx::array>& scalars,
-                                                         float beta1, float beta2, float eps) {
+                                                         double beta1, double beta2, float eps) {
   if (scalars.size() != 4) throw std::invalid_argument("[macllm] scalars are scale, step, root and decay.");
   Arrays inputs{p, g, m, v};
   inputs.insert(inputs.end(), scalars.begin(), scalars.end());

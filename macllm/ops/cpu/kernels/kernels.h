@@ -63,7 +63,9 @@ void add_to_rows(int64_t rows, int64_t n, const float* bias, float* y);
 // p, m, v -> p_out, m_out, v_out, which may be the same memory:
 // p_out = decay p - step m_out / (root sqrt(v_out) + eps), the means taken over scale g.
 struct AdamW {
-  float scale, step, root, decay, beta1, beta2, eps;
+  float scale, step, root, decay;
+  double beta1, beta2;  // 1 - 0.999f differs from 0.001 by 1e-5 of it
+  float eps;
 };
 void adamw(int64_t n, const AdamW& a, const float* p, const float* g, const float* m, const float* v, float* p_out,
            float* m_out, float* v_out);

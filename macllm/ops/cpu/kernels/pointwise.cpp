@@ -131,10 +131,11 @@ void gate_vjp(Unary kind, int64_t n, const float* gate, const float* up, const f
 
 void adamw(int64_t n, const AdamW& a, const float* p, const float* g, const float* m, const float* v, float* p_out,
            float* m_out, float* v_out) {
-  auto first = [&](vf old, vf grad) { return a.beta1 * old + (1.f - a.beta1) * a.scale * grad; };
+  const float keep1 = float(a.beta1), keep2 = float(a.beta2), rest1 = float(1 - a.beta1), rest2 = float(1 - a.beta2);
+  auto first = [&](vf old, vf grad) { return keep1 * old + rest1 * a.scale * grad; };
   auto second = [&](vf old, vf grad) {
     grad *= a.scale;
-    return a.beta2 * old + (1.f - a.beta2) * grad * grad;
+    return keep2 * old + rest2 * grad * grad;
   };
   auto step = [&](vf old, vf mean, vf square) {
     return old * a.decay - a.step * mean / (sqrt(square) * a.root + a.eps);

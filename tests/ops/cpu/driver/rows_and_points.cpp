@@ -70,13 +70,13 @@ void check_unary(Unary kind, int64_t n) {
 }
 
 void check_adamw(int64_t n) {
-  const AdamW a{0.5f, 1e-2f, 1.1f, 0.99f, 0.9f, 0.999f, 1e-8f};
+  const AdamW a{0.5f, 1e-2f, 1.1f, 0.99f, 0.9, 0.999, 1e-8f};
   Floats p = random_floats(n), g = random_floats(n), m = random_floats(n), v = random_floats(n);
   for (float& each : v) each *= each;
   Doubles p_want, m_want, v_want;
   for (int64_t i = 0; i < n; i++) {
-    const double grad = double(a.scale) * g[i], mean = a.beta1 * double(m[i]) + (1 - double(a.beta1)) * grad;
-    const double square = a.beta2 * double(v[i]) + (1 - double(a.beta2)) * grad * grad;
+    const double grad = double(a.scale) * g[i], mean = a.beta1 * double(m[i]) + (1 - a.beta1) * grad;
+    const double square = a.beta2 * double(v[i]) + (1 - a.beta2) * grad * grad;
     m_want.push_back(mean), v_want.push_back(square);
     p_want.push_back(a.decay * double(p[i]) - a.step * mean / (a.root * std::sqrt(square) + a.eps));
   }
