@@ -75,7 +75,7 @@ def blocked_attention() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Way:
-    """Settings, a context and a place to stop and resume that leave the trajectory as it is.
+    """Settings, a context and a stop that leave the trajectory as it is.
 
     `exact` demands the same bits.
     """

@@ -175,7 +175,7 @@ def test_adamw_equals_numpys(kernels: ModuleType, n: int) -> None:
 
 
 def test_the_first_moments_of_adamw_are_their_shares_of_the_gradient(kernels: ModuleType) -> None:
-    """The shares 1 - beta are exact: in float32, 1 - 0.999 is 1e-5 of it too small, and every early step too long."""
+    """In float32, 1 - 0.999 is too small by 1e-5 of it, and every early step is too long."""
     g, zeros, one = draw(100), mx.zeros(100), mx.array(1.0)
     _, mean, square = kernels.adamw(zeros, mx.array(g), zeros, zeros, [one] * 4, 0.9, 0.999, 1e-8)
     np.testing.assert_allclose(np.array(mean), 0.1 * g.astype(np.float64), rtol=3e-7)
