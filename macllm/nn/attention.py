@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -50,11 +52,11 @@ class Projections(nn.Module):
         """residual + output projection of (B, L, H * Dh): (B, L, D)."""
         return linear(y, self.o_proj.weights, residual=residual)
 
-    def attend(self, q: mx.array, kv: KV, mask: MaskArray | AttentionMask, residual: mx.array | None) -> mx.array:
-        """residual + output projection of the attention of q (B, H, L, Dh) over `kv`: (B, L, D)."""
+    def attend(self, q: mx.array, kv: KV, mask: MaskArray | AttentionMask) -> mx.array:
+        """Attention of q (B, H, L, Dh) over `kv`: (B, L, H * Dh)."""
         cap = self.spec.logit_softcap
         y = attention(q, kv, scale=self.spec.scale, mask=mask, softcap=cap, training=self.training)  # (B, H, L, Dh)
-        return self.output(y.transpose(0, 2, 1, 3).flatten(2), residual)
+        return y.transpose(0, 2, 1, 3).flatten(2)
 
 
 class SelfAttention(Projections):
@@ -78,16 +80,21 @@ class SelfAttention(Projections):
         residual: mx.array | None = None,
     ) -> mx.array:
         """residual + attention(norm(x)): (B, L, D) -> (B, L, D). Appends to `state`."""
-        span, head_dim = masks.span, self.spec.head_dim
         weights = [self.q_proj.weights, self.k_proj.weights, self.v_proj.weights]
         q, k, v = linears(x, weights, norm=norm)  # (B, L, H * Dh), (B, L, K * Dh) twice
         q, k = self.q_norm(q), self.k_norm(k)  # (B, L, H * Dh), (B, L, K * Dh)
+        y = masks.of_each_sequence(partial(self._heads, state=state), q, k, v)  # (B, L, H * Dh)
+        return self.output(y, residual)
+
+    def _heads(self, q: mx.array, k: mx.array, v: mx.array, masks: Masks, state: KeyValues | None) -> mx.array:
+        """Attention of projected (B, L, H * Dh) and (B, L, K * Dh) twice: (B, L, H * Dh). Appends to `state`."""
+        span, head_dim = masks.span, self.spec.head_dim
         packing = None if state is None else state.packing(head_dim)
         q, rows = qk_norm_rope(q, k, v, self.head_params(span), span.first_position(), packing)  # (B, H, L, Dh)
         kv, start = (Dense(*rows), span.offset) if state is None else state.store(rows, head_dim)  # (B, K, S, Dh)
         if self.spec.temperature is not None:
             q = (q * self._temperatures(span)).astype(q.dtype)  # (B, H, L, Dh)
-        return self.attend(q, kv, masks.get(self.spec.mask, start, q.dtype, is_cached=state is not None), residual)
+        return self.attend(q, kv, masks.get(self.spec.mask, start, q.dtype, is_cached=state is not None))
 
     def head_params(self, span: Span) -> HeadParams:
         """Norms and rotation of the heads of `span`."""
@@ -123,7 +130,7 @@ class CrossAttention(Projections):
     ) -> mx.array:
         """residual + attention(norm(x)) over `memory`: (B, L, D) -> (B, L, D)."""
         q = self.queries(linear(x, self.q_proj.weights, norm=norm))  # (B, H, L, Dh)
-        return self.attend(q, memory, mask, residual)
+        return self.output(self.attend(q, memory, mask), residual)
 
 
 def _qk_norms(spec: QKNormSpec | None) -> tuple[NormSpec | None, NormSpec | None]:

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from .spec import (
+    BlockSparseSpec,
+    Causal,
     Chunked,
     DecoderSpec,
     EncoderDecoderSpec,
@@ -54,6 +56,7 @@ class ModelInfo:
     decoder_start: int | None = None
     has_global_tokens: bool = False  # calls take `global_tokens`, which see all tokens and are seen by all
     rotations: frozenset[RoPESpec] = frozenset()
+    packs: bool = False  # `hidden` takes `segments`: sequences one after another, none of which sees another
     kv_layers: tuple[KVLayer, ...] = ()  # of layers with keys and values; empty: unknown, or none
     config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
@@ -91,8 +94,15 @@ def describe(spec: ModelSpec) -> ModelInfo:
         hidden_size=None if kind == "encoder-decoder" else embedding.dim,
         has_global_tokens=any(isinstance(layer.mixer, WindowGlobalSpec) for layer in layers),
         kv_layers=tuple(_kv_layer(layer) for layer in layers if not isinstance(layer.mixer, PerformerSpec)),
+        packs=kind == "decoder" and all(map(_packs, layers)),
         rotations=frozenset(rope for layer in layers if (rope := _length_dependent(layer)) is not None),
     )
+
+
+def _packs(layer: LayerSpec) -> bool:
+    """True for a layer whose mixer sees nothing to the right, so that padding there changes nothing."""
+    causal = isinstance(layer.mixer.mask, Causal | Sliding | Chunked)
+    return causal and not isinstance(layer.mixer, BlockSparseSpec | WindowGlobalSpec) and layer.cross_attention is None
 
 
 def _kv_layer(layer: LayerSpec) -> KVLayer:

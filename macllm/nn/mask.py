@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -164,6 +165,7 @@ class Masks:
         self.memory = memory  # (B, 1, 1, S) bool: the encoder's tokens that cross-attention sees
         self._made: dict[tuple[MaskSpec, int], MaskArray | AttentionMask] = {}
         self._rows: dict[MaskSpec, tuple[list[int], list[int]]] = {}
+        self._groups: list[Masks] = []  # of the groups of the span's segments
 
     def get(self, spec: MaskSpec, start: int, dtype: mx.Dtype, *, is_cached: bool = False) -> MaskArray | AttentionMask:
         """The mask of `spec` for attention when the first key, cached or not, is in slot `start`."""
@@ -174,6 +176,19 @@ class Masks:
             else:
                 self._made[key] = self._biased(dense_mask(spec, self.span, start, self.lengths), start, dtype)
         return self._made[key]
+
+    def of_each_sequence(self, run: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
+        """`run(*arrays, masks)` on the segments of the span, each a row of its own: (B, L, N) each -> (B, L, M).
+
+        A causal mask hides the padding on the right of these rows.
+        """
+        segments = self.span.segments
+        if segments is None:
+            return run(*arrays, self)
+        if not self._groups:
+            self._groups = [Masks(Span(0, longest), bias=self.bias) for _, longest in segments.groups]
+        parts = zip(*map(segments.apart, arrays), self._groups, strict=True)
+        return segments.joined([run(*part) for part in parts])
 
     def rows(self, spec: MaskSpec, count: int) -> tuple[list[int], list[int]]:
         """For `count` rows with one new query each: first visible slots, and positions."""

@@ -14,6 +14,7 @@ from .info import describe
 from .linear import Linear
 from .mask import GlobalTokens
 from .position import Span
+from .segments import Segments
 from .spec import (
     DecoderSpec,
     EncoderDecoderSpec,
@@ -40,13 +41,21 @@ class DecoderLM(nn.Module):
         """Logits of the next token: (B, L) -> (B, L, V). Advances `cache`."""
         return self.logits(self.hidden(tokens, cache, lengths))
 
-    def hidden(self, tokens: mx.array, cache: Cache | None = None, lengths: mx.array | None = None) -> mx.array:
+    def hidden(
+        self,
+        tokens: mx.array,
+        cache: Cache | None = None,
+        lengths: mx.array | None = None,
+        segments: Segments | None = None,
+    ) -> mx.array:
         """Hidden states after the last norm: (B, L) -> (B, L, D).
 
         `lengths` (B,) of rows padded on the right matter only for layers that look ahead; a causal mask hides the
-        padding already.
+        padding already. `segments` are sequences that lie one after another in the rows, without a cache; the states
+        of each are those of the sequence alone (`info.packs` is True for models that can do so).
         """
-        span = Span(0, tokens.shape[1]) if cache is None else cache.span(tokens.shape[1])
+        length = tokens.shape[1]
+        span = Span(0, length, segments=segments) if cache is None else cache.span(length)
         return self.transform(self.embed(tokens, span), span, cache, lengths)
 
     def embed(self, tokens: mx.array, span: Span) -> mx.array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 from macllm.ops.linear_attention import linear_attention, random_projection, softmax_features
@@ -36,9 +38,16 @@ class PerformerAttention(Projections):
         residual: mx.array | None = None,
     ) -> mx.array:
         """residual + attention(norm(x)): (B, L, D) -> (B, L, D). Advances `state`."""
-        x, span, groups = normalize(x, norm), masks.span, self.spec.num_heads // self.spec.num_kv_heads
-        q = self.queries(self.q_proj(x))  # (B, H, L, Dh)
-        k, v = self.keys_and_values(self.k_proj(x), self.v_proj(x))  # (B, K, L, Dh) twice
+        x = normalize(x, norm)
+        run = partial(self._heads, state=state)
+        y = masks.of_each_sequence(run, self.q_proj(x), self.k_proj(x), self.v_proj(x))  # (B, L, H * Dh)
+        return self.output(y, residual)
+
+    def _heads(self, q: mx.array, k: mx.array, v: mx.array, masks: Masks, state: FeatureSums | None) -> mx.array:
+        """Attention of projected (B, L, H * Dh) and (B, L, K * Dh) twice: (B, L, H * Dh). Advances `state`."""
+        span, groups = masks.span, self.spec.num_heads // self.spec.num_kv_heads
+        q = self.queries(q)  # (B, H, L, Dh)
+        k, v = self.keys_and_values(k, v)  # (B, K, L, Dh) twice
         if self.rotate is not None:
             q, k = self.rotate(q, span), self.rotate(k, span)  # (B, H, L, Dh), (B, K, L, Dh)
         k, v = (mx.repeat(x, groups, axis=1) if groups > 1 else x for x in (k, v))  # (B, H, L, Dh) twice
@@ -49,4 +58,4 @@ class PerformerAttention(Projections):
         y, after = linear_attention(q, k, v, state=None if state is None else state.sums)  # (B, H, L, Dh)
         if state is not None:
             state.advance(after, span.length)
-        return self.output(y.transpose(0, 2, 1, 3).flatten(2), residual)
+        return y.transpose(0, 2, 1, 3).flatten(2)

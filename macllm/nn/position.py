@@ -14,6 +14,7 @@ import mlx.nn as nn
 from macllm.errors import DoesNotFitError
 from macllm.ops.rope import rope
 
+from .segments import Segments
 from .spec import (
     BandScaling,
     DynamicScaling,
@@ -32,13 +33,15 @@ class Span:
     """The slots that a call fills: `length` of them after `offset`.
 
     A row padded on the left by n has its tokens n slots later, so a position is slot - n. `planned` is the length
-    that the whole sequence will reach, for rotations that depend on it.
+    that the whole sequence will reach, for rotations that depend on it. `segments` are sequences one after another in
+    the rows, each with its own positions.
     """
 
     offset: int
     length: int
     left_padding: tuple[int, ...] | None = None
     planned: int | None = None
+    segments: Segments | None = None
 
     @property
     def end(self) -> int:
@@ -57,6 +60,8 @@ class Span:
 
     def positions(self) -> mx.array:
         """Position of every new token, 0 in padding: (L,) or (B, L)."""
+        if self.segments is not None:
+            return self.segments.positions
         slots = mx.arange(self.offset, self.end)
         if self.left_padding is None:
             return slots
@@ -147,7 +152,7 @@ class Learned(nn.Module):
         self.table = nn.Embedding(spec.count + spec.offset, dim)
 
     def __call__(self, span: Span) -> mx.array:
-        """(L, D), or (B, L, D) where rows are padded."""
+        """(L, D), or (B, L, D) where rows are padded or packed."""
         _check_count(span, self.count)
         return self.table(span.positions() + self.offset)
 
@@ -160,7 +165,7 @@ class Sinusoidal:
         self.table = sinusoids(dim, spec)
 
     def __call__(self, span: Span) -> mx.array:
-        """(L, D), or (B, L, D) where rows are padded."""
+        """(L, D), or (B, L, D) where rows are padded or packed."""
         _check_count(span, self.spec.count)
         return mx.array(self.table)[span.positions()]
 
@@ -187,9 +192,10 @@ def make_positions(dim: int, spec: LearnedPositions | SinusoidalPositions) -> Le
 
 def _check_count(span: Span, count: int) -> None:
     shift = min(span.left_padding) if span.left_padding else 0
-    if span.end - shift > count:
+    longest = span.end - shift if span.segments is None else span.segments.longest
+    if longest > count:
         raise DoesNotFitError(
-            f"{span.end - shift} tokens are more than the {count} positions this model has",
+            f"{longest} tokens are more than the {count} positions this model has",
             cause="the model's table of positions has no more rows",
             remedy=f"shorten the input to {count} tokens",
         )

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 import mlx.core as mx
 
 from .info import ModelInfo
+from .segments import Segments
 
 
 class ModelCache(Protocol):
@@ -83,4 +84,12 @@ class LanguageModel(Protocol):
 
     def parameters(self) -> dict[str, Any]:
         """All weights, as a tree."""
+        ...
+
+
+class PackingModel(LanguageModel, Protocol):
+    """A causal language model that reads sequences one after another in a row as if each were alone (`info.packs`)."""
+
+    def hidden(self, tokens: mx.array, cache: Any = None, *, segments: Segments | None = None) -> mx.array:
+        """Hidden states after the last norm: (B, L) -> (B, L, D). Advances `cache`."""
         ...
