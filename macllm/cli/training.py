@@ -231,6 +231,10 @@ def _say_prepared(event: Prepared) -> None:
     if 0 < event.sampled_rows < event.valid_rows:
         checked += f", {event.sampled_rows} of them in each evaluation"
     say(f"{event.rows} examples, {event.supervised_tokens} of {event.tokens} tokens supervised{checked}")
+    if event.bins:
+        full = event.tokens / (event.bins * event.bin_tokens)
+        each = f"{event.binned / event.bins:.1f} in each, {full:.0%} full"
+        say(f"  packed into {event.bins} rows of {event.bin_tokens} tokens: {each}")
     for counts, kind in ((event, "rows"), (event.valid, "validation rows")):
         for name, what in CHANGED_ROWS.items():
             if count := getattr(counts, name):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -80,6 +80,7 @@ class Loss(NamedTuple):
 M_contra = TypeVar("M_contra", contravariant=True)
 E = TypeVar("E", bound=AnyExample)
 B = TypeVar("B", bound=AnyBatch)
+E_contra = TypeVar("E_contra", bound=AnyExample, contravariant=True)
 B_co = TypeVar("B_co", bound=AnyBatch, covariant=True)
 
 
@@ -96,6 +97,15 @@ class Objective(Protocol[M_contra, E, B]):
 
     def loss(self, model: M_contra, batch: B) -> Loss:
         """The loss of a batch; no other effects."""
+        ...
+
+
+@runtime_checkable
+class Packs(Protocol[E_contra, B_co]):
+    """An objective that can put several examples into one row of a batch, none of which sees another."""
+
+    def pack(self, bins: Sequence[Sequence[E_contra]], random: np.random.Generator) -> B_co:
+        """One batch with a row for each bin of examples; random as in `collate`."""
         ...
 
 

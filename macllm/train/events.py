@@ -45,6 +45,9 @@ class Counts:
     unended_rows: int = 0  # no end of an answer is among the supervised tokens
     kinds: Mapping[str, int] = field(default_factory=dict[str, int])
     shared_rows: int = 0  # validation examples that are training examples too
+    bins: int = 0  # rows of batches in an epoch with packing; 0 without
+    bin_tokens: int = 0  # tokens that each has room for
+    binned: int = 0  # examples in them
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ class Prepared:
     kinds: Mapping[str, int] = field(default_factory=dict[str, int])
     sampled_rows: int = 0  # validation examples in each evaluation
     shared_rows: int = 0
+    bins: int = 0
+    bin_tokens: int = 0
+    binned: int = 0
     valid: Counts = Counts()
     steps_per_eval: int = 0  # steps between two evaluations; 0: none between the first and the last step
 

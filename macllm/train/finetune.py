@@ -17,7 +17,7 @@ from macllm.ops import cpu
 from macllm.text.messages import kind_of
 from macllm.weights.fingerprint import fingerprint
 
-from . import data, run
+from . import data, pack, run
 from .config import FinetuneConfig, LongRows, OptimizerName, Schedule, Select
 from .events import TrainEvent
 from .loop import Trainer
@@ -49,6 +49,7 @@ def finetune(
     text_feature: str | None = None,
     date: str | None = None,
     batch_size: int | None = None,
+    packing: bool | None = None,
     grad_accumulation_steps: int | None = None,
     iters: int | None = None,
     epochs: float | None = None,
@@ -105,6 +106,7 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     _check_vocabulary(config, model.info.vocab_size, tokenizer.vocab_size)
     config = config.fitted(_parameters(model)).dated()
     objective = CausalLM(config.mask_prompt, config.now)
+    pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, _context_length(model, config))
     wrapped = lora.apply(
         model,

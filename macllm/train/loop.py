@@ -17,6 +17,7 @@ from macllm.errors import MacllmError, UsageError
 from macllm.nn.recompute import checkpoint_layers
 from macllm.ops.quantized import using_activations
 
+from . import pack
 from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
 from .data import Dataset
@@ -114,12 +115,14 @@ class Trainer(Generic[B]):
     ) -> Trainer[B]:
         """A trainer on the rows of `dataset`, with the optimizer that `config` describes."""
         size, seed = config.batch_size, config.seed
+        bin_size = pack.bin_size(config, model, objective)
         source = Rows(
             objective,
             dataset.train,
             batch_size=size,
             accumulation=config.grad_accumulation_steps,
             seed=seed,
+            bin_size=bin_size,
             counts=dataset.counts,
         )
         validation = Validation(

@@ -16,7 +16,7 @@ from macllm.nn.models import DecoderLM
 from macllm.ops import cpu
 from macllm.text.tokenizer import Tokenizer
 
-from . import data, run
+from . import data, pack, run
 from .config import PretrainConfig
 from .events import TrainEvent
 from .initial import initialize
@@ -48,6 +48,7 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     model = new_model(raw, config)
     _check_vocabulary(model, tokenizer, config)
     objective = CausalLM(config.mask_prompt, config.now)
+    pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
 
     def export() -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic
+from dataclasses import replace
+from typing import Any, Generic, cast
 
 import mlx.nn as nn
 import numpy as np
 
-from .contract import B, E, Objective
+from .contract import B, E, Objective, Packs
 from .events import Counts
 from .order import Order
 
@@ -18,7 +19,10 @@ _TRAINING, _VALIDATION, _SAMPLE = 2**63 + 1, 2**63 + 2, 2**63 + 3
 
 
 class Rows(Generic[E, B]):
-    """Batches of rows, each row once an epoch, as a function of (seed, step)."""
+    """Batches of rows, each row once an epoch, as a function of (seed, step).
+
+    With `bin_size`, rows of at most that many tokens in all share a row of a batch, and `batch_size` counts these.
+    """
 
     def __init__(
         self,
@@ -28,12 +32,18 @@ class Rows(Generic[E, B]):
         batch_size: int,
         accumulation: int,
         seed: int,
+        bin_size: int = 0,
         counts: Counts | None = None,
     ) -> None:
-        self.counts = counts or Counts()
         self._objective, self._examples = objective, examples
         self._accumulation, self._seed = accumulation, seed
-        self._order = Order([len(e) for e in examples], batch_size, seed)
+        self._order = Order([len(e) for e in examples], batch_size, seed, bin_size)
+        self._packs = bin_size > 0
+        self.counts = counts or Counts()
+        if self._packs:
+            self.counts = replace(
+                self.counts, bins=self._order.bins_per_epoch, bin_tokens=bin_size, binned=len(examples)
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -45,9 +55,13 @@ class Rows(Generic[E, B]):
         epoch, number = divmod(step, self.steps_per_epoch)
         first = number * self._accumulation
         for micro, batch in enumerate(range(first, min(first + self._accumulation, self._order.batches_per_epoch))):
-            rows = self._order.rows(epoch * self._order.batches_per_epoch + batch)
+            bins = self._order.bins(epoch * self._order.batches_per_epoch + batch)
             random = _generator(self._seed, _TRAINING, step, micro)
-            yield self._objective.collate([self._examples[i] for i in rows], random)
+            examples = [[self._examples[i] for i in each] for each in bins]
+            if self._packs:
+                yield cast("Packs[E, B]", self._objective).pack(examples, random)
+            else:
+                yield self._objective.collate([example for (example,) in examples], random)
 
 
 class Validation(Generic[E, B]):

@@ -36,23 +36,24 @@ def folder(path: Path, train: list[dict[str, str]], valid: list[dict[str, str]] 
 def test_every_row_comes_once_in_each_epoch(rows: int, size: int, seed: int, epoch: int) -> None:
     order = Order(list(np.random.default_rng(0).integers(1, 99, rows)), size, seed)
     first = epoch * order.batches_per_epoch
-    seen = [r for b in range(first, first + order.batches_per_epoch) for r in order.rows(b)]
+    seen = [r for b in range(first, first + order.batches_per_epoch) for (r,) in order.bins(b)]
     assert sorted(seen) == list(range(rows))
 
 
 def test_a_batch_depends_only_on_the_seed_and_its_number() -> None:
     lengths = list(range(100))
-    straight = [Order(lengths, 4, 7).rows(n) for n in range(60)]
+    straight = [Order(lengths, 4, 7).bins(n) for n in range(60)]
     shuffled = Order(lengths, 4, 7)
-    assert [shuffled.rows(n) for n in reversed(range(60))] == straight[::-1]
-    assert [Order(lengths, 4, 8).rows(n) for n in range(60)] != straight
+    assert [shuffled.bins(n) for n in reversed(range(60))] == straight[::-1]
+    assert [Order(lengths, 4, 8).bins(n) for n in range(60)] != straight
     assert straight[:25] != straight[25:50]
 
 
 def test_rows_of_similar_length_share_a_batch() -> None:
     lengths = np.random.default_rng(0).integers(10, 500, 640)
     order = Order(list(lengths), 8, 0)
-    padding = sum(len(r) * max(lengths[list(r)]) - lengths[list(r)].sum() for r in map(order.rows, range(80)))
+    batches = [lengths[[row for (row,) in order.bins(b)]] for b in range(80)]
+    padding = sum(len(batch) * max(batch) - batch.sum() for batch in batches)
     assert padding / lengths.sum() < 0.05
 
 

@@ -46,6 +46,9 @@ class TrainConfig:
     date: Annotated[str, "date that chat templates write, as 2026-01-31; empty: that of the run's first day"] = ""
 
     batch_size: Annotated[int, "rows per micro-batch"] = 4
+    packing: Annotated[
+        bool, "put several rows of at most max_seq_length tokens in all into one row of a batch; none sees another"
+    ] = False
     grad_accumulation_steps: Annotated[int, "number of micro-batches per optimizer step"] = 1
     iters: Annotated[int, "optimizer steps; 0: determined by `epochs`"] = 0
     epochs: Annotated[float, "passes over the data, when `iters` is 0"] = 3.0

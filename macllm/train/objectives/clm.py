@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 
 from macllm.nn.loss import token_losses
-from macllm.nn.protocol import LanguageModel
+from macllm.nn.protocol import LanguageModel, PackingModel
+from macllm.nn.segments import Segments
 from macllm.train.contract import Loss
 from macllm.train.render import Example, TextTokenizer, to_examples
 from macllm.train.rows import Row
@@ -21,11 +23,15 @@ _PAD_TO = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets (B, L) int32, right-padded, and the loss weight of each target, (B, L) float32."""
+    """Inputs and targets (B, L) int32, right-padded, and the loss weight of each target, (B, L) float32.
+
+    `segments` are the examples in rows that have several, one after another.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
+    segments: Segments | None = None
 
     @property
     def num_target_tokens(self) -> int:
@@ -35,14 +41,31 @@ class Batch:
 
 def collate(examples: Sequence[Example]) -> Batch:
     """One right-padded batch. Padding is token 0 with weight 0."""
-    longest = max(2, *map(len, examples)) - 1
+    return _laid_out([[example] for example in examples])
+
+
+def collate_packed(bins: Sequence[Sequence[Example]]) -> Batch:
+    """One batch with a row for each bin, whose examples lie one after another.
+
+    Each example ends before its last token, which is a target only, so that none predicts the first token of the next.
+    """
+    batch = _laid_out(bins)
+    lengths = tuple(tuple(len(example) - 1 for example in each if len(example) > 1) for each in bins)
+    return replace(batch, segments=Segments(lengths, batch.inputs.shape[1]))
+
+
+def _laid_out(rows: Sequence[Sequence[Example]]) -> Batch:
+    longest = max(1, *(sum(len(example) - 1 for example in row) for row in rows))
     length = -(-longest // _PAD_TO) * _PAD_TO
-    inputs = np.zeros((len(examples), length), dtype=np.int32)
+    inputs = np.zeros((len(rows), length), dtype=np.int32)
     targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=np.float32)
-    for i, example in enumerate(examples):
-        n = len(example) - 1
-        inputs[i, :n], targets[i, :n] = example.tokens[:-1], example.tokens[1:]
-        weights[i, :n] = example.loss_weights[1:]
+    for i, row in enumerate(rows):
+        start = 0
+        for example in row:
+            own = slice(start, start + len(example) - 1)
+            inputs[i, own], targets[i, own] = example.tokens[:-1], example.tokens[1:]
+            weights[i, own] = example.loss_weights[1:]
+            start = own.stop
     return Batch(inputs, targets, weights)
 
 
@@ -64,12 +87,20 @@ class CausalLM:
         """One right-padded batch; nothing in it is random."""
         return collate(examples)
 
+    def pack(self, bins: Sequence[Sequence[Example]], random: np.random.Generator) -> Batch:
+        """One batch with a row for each bin of examples, which see only themselves."""
+        return collate_packed(bins)
+
     def loss(self, model: LanguageModel, batch: Batch) -> Loss:
         """Sum over targets of weight * -log p(target), and the sum of the weights.
 
         Only positions with a weight go through the head. Right padding needs no attention mask in a causal model.
         """
-        hidden = model.hidden(mx.array(batch.inputs))
+        inputs, segments = mx.array(batch.inputs), batch.segments
+        if segments is None:
+            hidden = model.hidden(inputs)
+        else:
+            hidden = cast("PackingModel", model).hidden(inputs, segments=segments)
         chosen = np.flatnonzero(batch.weights)
         picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(chosen)]
         targets = mx.array(batch.targets.reshape(-1)[chosen])
