@@ -178,7 +178,7 @@ class Masks:
         return self._made[key]
 
     def of_each_sequence(self, run: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
-        """`run(*arrays, masks)` on the segments of the span, each a row of its own: (B, L, N) each -> (B, L, M).
+        """`run(*arrays, masks)` on the segments of the span, each a row: (B, L, N) each -> (B, L, M).
 
         A causal mask hides the padding on the right of these rows.
         """

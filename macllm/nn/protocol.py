@@ -88,7 +88,7 @@ class LanguageModel(Protocol):
 
 
 class PackingModel(LanguageModel, Protocol):
-    """A causal language model that reads sequences one after another in a row as if each were alone (`info.packs`)."""
+    """A causal language model that keeps sequences in one row apart; `info.packs` is True."""
 
     def hidden(self, tokens: mx.array, cache: Any = None, *, segments: Segments | None = None) -> mx.array:
         """Hidden states after the last norm: (B, L) -> (B, L, D). Advances `cache`."""

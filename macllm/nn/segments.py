@@ -45,7 +45,7 @@ class Segments:
         return self._layout.groups
 
     def apart(self, x: mx.array) -> list[mx.array]:
-        """The sequences of each group, padded on the right with zeros: (B, width, D) -> (G, longest, D) for each."""
+        """The sequences of each group, zeros on their right: (B, width, D) -> (G, longest, D) for each."""
         layout, dim = self._layout, x.shape[-1]
         flat = _moved(x.reshape(-1, dim), layout.slots, layout.tokens)
         ends = [0]
@@ -105,7 +105,7 @@ class _Layout:
 
 
 def _moved(x: mx.array, to: mx.array, back: mx.array) -> mx.array:
-    """Rows x[to], zeros where `to` is -1; `back` has the place of each row of x in the result, for the gradients."""
+    """Rows x[to], zeros where `to` is -1; `back` has the place of each row of x in the result."""
 
     def run(x: mx.array) -> mx.array:
         return _rows(x, to)

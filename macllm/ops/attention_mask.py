@@ -57,6 +57,6 @@ class AttentionMask:
         """`first` as an int32 array, built once."""
         return mx.array(self.first, dtype=mx.int32)
 
-    def segments(self, count: int) -> mx.array | None:
+    def segment_ids(self, count: int) -> mx.array | None:
         """(B, count) int32: 0 for real keys, 1 for padding on the right; None without right padding."""
         return None if self.lengths is None else (mx.arange(count) >= self.lengths[:, None]).astype(mx.int32)

@@ -29,7 +29,7 @@ def flash(
         ops = [op, _backward_op(mask)] if isinstance(kv, Dense) and not mask.is_cached else [op]
     if not all([dispatch.metal(each, q.dtype, size) for each in ops]):
         return None
-    segments = mask.segments(_count(kv))
+    segments = mask.segment_ids(_count(kv))
     params = prefill.FlashParams(scale, mask.causal, mask.firsts, mask.window, softcap, sinks, mask.chunk, segments)
     run = _decode if decodes else _prefill
     return dispatch.attempt(op, lambda: run(q, kv, params))

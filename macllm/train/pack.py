@@ -19,7 +19,7 @@ _REMEDY = "packing = false"
 
 
 def best_fit(lengths: Any, size: int) -> list[list[int]]:
-    """Best-fit-decreasing: indices of `lengths` (N,) in bins of total length `size`, the longest rows first.
+    """Best-fit-decreasing: indices of `lengths` (N,) in bins of total length `size`, longest rows first.
 
     Each row goes into the fullest bin that it fits in (the newest of equally full ones), else into a new one. Rows of
     equal length keep their order. At most 11/9 of the fewest possible bins, plus one (Johnson et al. 1974,
