@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macllm.train.config import FinetuneConfig
+from macllm.units import bytes_text, count_text
 
 from . import names
 from .fetch import fetch
@@ -33,7 +34,7 @@ _SETTINGS = (
 @click.group("data", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Check training data before a run."""
+    """Check training data before a run, and show the cache of encoded rows."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -83,6 +84,29 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
     else:
         _print(report, tokenizer)
     return int(report.errors > 0)
+
+
+@command.command("cache")
+@click.option("--clear", is_flag=True, help="Delete the cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def cache(clear: bool, as_json: bool) -> None:
+    """Show the folder and the size of the cache of encoded rows.
+
+    A run that starts again on the same rows, with the same tokenizer and settings, takes them from there. Its limit is
+    the setting cache_gb of a run; 0 turns it off.
+    """
+    from macllm.train import encoding_cache
+
+    freed = encoding_cache.clear() if clear else 0
+    entries = encoding_cache.entries()
+    size = sum(size for _, size in entries)
+    folder = str(encoding_cache.folder())
+    if as_json:
+        click.echo(json.dumps({"folder": folder, "files": len(entries), "size_bytes": size, "freed_bytes": freed}))
+        return
+    click.echo(f"{folder}: {count_text(len(entries))} files, {bytes_text(size)}")
+    if clear:
+        click.echo(f"{bytes_text(freed)} freed")
 
 
 def _print(report: DataReport, tokenizer: Tokenizer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
@@ -15,6 +14,7 @@ from macllm.errors import DataError, UsageError
 from . import rows
 from .config import TrainConfig
 from .contract import E, Objective
+from .encoded import EncodedRow, Encoder
 from .encoding import Encoding
 from .events import Advanced, Counts
 from .render import TextTokenizer
@@ -60,24 +60,23 @@ def loading(
     if no example has a supervised token.
     """
     train_path, valid_path = rows.find_files(config.data, config.valid)
-    train_rows = rows.read(train_path, columns=config.columns)
-    valid_rows = rows.read(valid_path, columns=config.columns) if valid_path else []
-    if valid_rows and config.valid_fraction > 0:
+    if valid_path and config.valid_fraction > 0:
         raise UsageError(
             "valid_fraction has no effect",
             cause=f"{valid_path} has the validation rows",
             remedy="valid_fraction = 0, or the data without that file",
         )
+    encoder = Encoder(objective, tokenizer, config)
+    encoded = yield from encoder.encoded([train_path, *([valid_path] if valid_path else [])])
+    train_rows, valid_rows = encoded if valid_path else (encoded[0], [])
     if config.valid_fraction > 0:
         train_rows, valid_rows = _hold_out(train_rows, config.valid_fraction, config.seed, train_path)
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
-    total = len(train_rows) + len(valid_rows)
     made: list[tuple[list[E], Counts]] = []
-    for group, before in ((train_rows, 0), (valid_rows, len(train_rows))):
+    for group in (train_rows, valid_rows):
         encoding = Encoding[E](config.long_rows, limit)
-        for number, row in enumerate(group):
-            yield Advanced("reading", before + number, total)
-            encoding.add(row.kind, objective.examples(row, tokenizer))
+        for row in group:
+            encoding.add(row.kind, row.examples)
         made.append((encoding.kept, encoding.counted()))
     (train, counts), (valid, valid_counts) = made
     trained = {example.fingerprint() for example in train}
@@ -93,12 +92,12 @@ def loading(
 
 
 def _hold_out(
-    all_rows: list[rows.Row], fraction: float, seed: int, path: Path
-) -> tuple[list[rows.Row], list[rows.Row]]:
+    all_rows: list[EncodedRow[E]], fraction: float, seed: int, path: rows.Source
+) -> tuple[list[EncodedRow[E]], list[EncodedRow[E]]]:
     """Parts for training and for validation; equal rows stay together."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[bytes, list[int]] = {}
     for i, row in enumerate(all_rows):
-        groups.setdefault(repr(replace(row, where="")), []).append(i)
+        groups.setdefault(row.content, []).append(i)
     parts = list(groups.values())
     count = max(1, round(fraction * len(all_rows)))
     if count >= len(all_rows) or len(parts) == 1:

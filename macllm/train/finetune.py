@@ -47,6 +47,7 @@ def finetune(
     prompt_feature: str | None = None,
     completion_feature: str | None = None,
     text_feature: str | None = None,
+    cache_gb: float | None = None,
     date: str | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,

@@ -16,7 +16,7 @@ from macllm.train.rows import Row
 
 from . import findings
 from .lengths import Lengths
-from .likeness import Key, copies, exact_key, question_key, similar_key
+from .likeness import Key, copies, question_key, similar_key
 from .report import DataReport, Finding, SplitReport, TokenUse
 from .split import CheckedSplit, Rules, encode_split, read_split
 
@@ -87,7 +87,7 @@ class _Likeness:
     def __init__(self, all_rows: Sequence[Row]) -> None:
         self.similar = list(map(similar_key, all_rows))
         self.questions = list(map(question_key, all_rows))
-        self.exact_copies = copies(map(exact_key, all_rows))
+        self.exact_copies = copies(map(rows.content_key, all_rows))
         exact = {number for number, _ in self.exact_copies}
         self.similar_copies = [pair for pair in copies(self.similar) if pair[0] not in exact]
 

@@ -12,11 +12,6 @@ from macllm.train.rows import Chat, PlainText, Row
 Key = bytes
 
 
-def exact_key(row: Row) -> Key:
-    """A key that is equal for rows with the same content."""
-    return _key(_content(row))
-
-
 def similar_key(row: Row) -> Key:
     """A key that is equal for rows that differ in white space and case only."""
     return _key(_plain(_content(row)))

@@ -43,6 +43,7 @@ class TrainConfig:
     prompt_feature: Annotated[str, "column of prompts"] = "prompt"
     completion_feature: Annotated[str, "column of completions"] = "completion"
     text_feature: Annotated[str, "column of texts"] = "text"
+    cache_gb: Annotated[float, "size limit in GB of the cache of encoded rows of all runs; 0: no cache"] = 4.0
     date: Annotated[str, "date that chat templates write, as 2026-01-31; empty: that of the run's first day"] = ""
 
     batch_size: Annotated[int, "rows per micro-batch"] = 4
@@ -89,7 +90,7 @@ class TrainConfig:
     # Fields that a resumed run may change: they have no effect on its final weights, or only through its rows.
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
         {"resume", "steps_per_report", "save_every", "keep", "grad_checkpoint", "output", "adapter_path", "date"}
-        | {"chat_feature", "prompt_feature", "completion_feature", "text_feature"}
+        | {"chat_feature", "prompt_feature", "completion_feature", "text_feature", "cache_gb"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "long_rows": get_args(LongRows),
@@ -154,6 +155,7 @@ class TrainConfig:
             *((name, SMALLEST, most) for name in ("learning_rate", "epsilon")),
             ("epochs", 0 if self.iters else SMALLEST, most),
             ("valid_fraction", 0.0, 0.9),
+            ("cache_gb", 0.0, 1e6),
             ("layer_decay", SMALLEST, 1.0),
             ("val_batches", -1, most),
         ]

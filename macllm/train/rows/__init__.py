@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .columns import Columns, parse
-from .files import check, each_row, find_files, read
+from .files import Source, check, each_row, files_of, find_files, read
 from .kinds import (
     Chat,
     Messages,
@@ -13,6 +13,7 @@ from .kinds import (
     PromptOnly,
     Row,
     UnpairedPreference,
+    content_key,
     weight_of,
 )
 
@@ -25,9 +26,12 @@ __all__ = [
     "PromptCompletion",
     "PromptOnly",
     "Row",
+    "Source",
     "UnpairedPreference",
     "check",
+    "content_key",
     "each_row",
+    "files_of",
     "find_files",
     "parse",
     "read",

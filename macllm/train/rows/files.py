@@ -21,6 +21,8 @@ from .kinds import PlainText, Row
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".txt")
 _STANDARD = Columns()
 
+Source = Path  # of rows: a file, or a folder of texts
+
 
 def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
     """The training file and the validation file or None, from a file or a folder.
@@ -46,6 +48,11 @@ def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
     if train is None:
         raise DataError(f"no train.jsonl in {path}", remedy=f"put the rows into {path / 'train.jsonl'}")
     return train, given or _named(path, "valid")
+
+
+def files_of(source: Source) -> list[tuple[str, Path]]:
+    """The files of a source, each with its name in the places of rows."""
+    return [(str(path), path) for path in (_texts(source) if source.is_dir() else [source])]
 
 
 def _named(folder: Path, name: str) -> Path | None:

@@ -1,0 +1,185 @@
+"""Encoded rows of a file: examples before they are cut, from the cache where it has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Generic, cast
+
+import numpy as np
+
+from . import encoding_cache, rows
+from .config import TrainConfig
+from .contract import E, Objective
+from .events import Advanced
+from .render import Example, TextTokenizer
+from .rows import Source
+
+_HERE = Path(__file__).parent
+_PACKAGES = ("tokenizers", "sentencepiece", "jinja2", "numpy")
+_LARGEST_BYTES = 1 << 28  # of a file that may belong to a tokenizer
+_ENDINGS = (".json", ".jinja", ".model", ".txt", ".spm")
+
+
+@dataclass(frozen=True)
+class EncodedRow(Generic[E]):
+    """The examples of a row; `content` is equal for rows with equal contents only."""
+
+    kind: str
+    content: bytes
+    where: str
+    examples: Sequence[E]
+
+
+@dataclass(frozen=True)
+class Encoder(Generic[E]):
+    """An objective's encoding of rows with a tokenizer.
+
+    `config` has the columns and the limit of the cache.
+    """
+
+    objective: Objective[Any, E, Any]
+    tokenizer: TextTokenizer
+    config: TrainConfig
+
+    def encoded(self, sources: Sequence[Source]) -> Generator[Advanced, None, list[list[EncodedRow[E]]]]:
+        """The encoded rows of each source, yielding progress. Raises DataError."""
+        keys = [self._key(source) for source in sources]
+        found = [None if key is None else _load(key, source) for key, source in zip(keys, sources, strict=True)]
+        read = [rows.read(source, columns=self.config.columns) if known is None else []
+                for source, known in zip(sources, found, strict=True)]  # fmt: skip
+        total = sum(len(known) for known in (*found, *read) if known is not None)
+        done, made = 0, list[list[EncodedRow[E]]]()
+        for key, source, known, own in zip(keys, sources, found, read, strict=True):
+            # The cache holds examples of language modelling only, which this objective makes too if its key matches.
+            encoded = cast("list[EncodedRow[E]]", known) if known is not None else []
+            for row in own:
+                yield Advanced("reading", done + len(encoded), total)
+                examples = self.objective.examples(row, self.tokenizer)
+                encoded.append(EncodedRow(row.kind, rows.content_key(row), row.where, examples))
+            done += len(encoded)
+            if known is not None:
+                yield Advanced("reading", done, total)
+            elif key is not None:
+                _store(key, source, encoded, round(self.config.cache_gb * 1e9))
+            made.append(encoded)
+        return made
+
+    def _key(self, source: Source) -> str | None:
+        """The hash of all that the encoded rows depend on; None if it is not known, or without a cache."""
+        folder = getattr(self.tokenizer, "folder", None)
+        if not self.config.cache_gb or folder is None or not dataclasses.is_dataclass(self.objective):
+            return None
+        try:
+            facts = self._facts(source, folder)
+        except OSError:  # reading the rows reports it
+            return None
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _facts(self, source: Source, folder: Path) -> dict[str, Any]:
+        return {
+            "files": [(label.removeprefix(str(source)), _hash(path)) for label, path in rows.files_of(source)],
+            "columns": dataclasses.astuple(self.config.columns),
+            "objective": self._objective(),
+            "tokenizer": _tokenizer_hash(folder),
+            "code": _code_hash(type(self.objective).__module__),
+        }
+
+    def _objective(self) -> str:
+        """The objective and its settings, without a date that no template writes."""
+        template = self.tokenizer.chat_template
+        dated = template is not None and any("strftime_now" in text for text in template.sources.values())
+        settings: dict[str, Any] = {} if dated or not hasattr(self.objective, "now") else {"now": None}
+        return f"{type(self.objective).__module__}.{dataclasses.replace(cast('Any', self.objective), **settings)!r}"
+
+
+def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_bytes: int) -> None:
+    """Store encoded rows whose examples are plain ones."""
+    examples = [example for row in encoded for example in row.examples]
+    if not all(type(example) is Example for example in examples):
+        return
+    labels = [label for label, _ in rows.files_of(source)]
+    places: list[str] = []
+    file = 0
+    for row in encoded:
+        while file < len(labels) and not row.where.startswith(labels[file]):
+            file += 1
+        if file == len(labels) or any(example.where != row.where for example in row.examples):
+            return
+        places.append(f"{file} {row.where[len(labels[file]) :]}")
+    kinds = sorted({row.kind for row in encoded})
+    flags = [e.splittable + 2 * e.ends + 4 * (e.weights is not None) for e in examples]
+    weights = [example.weights for example in examples if example.weights is not None]
+    arrays = {
+        "tokens": np.concatenate([e.tokens for e in examples] or [np.zeros(0, np.int32)]).astype("<i4"),
+        "masks": np.packbits(np.concatenate([e.loss_mask for e in examples] or [np.zeros(0, bool)])),
+        "weights": np.concatenate(weights or [np.zeros(0, np.float32)]).astype("<f4"),
+        "lengths": np.array([len(example) for example in examples], dtype="<i8"),
+        "flags": np.array(flags, dtype="|u1"),
+        "examples": np.array([len(row.examples) for row in encoded], dtype="<i8"),
+        "kinds": np.array([kinds.index(row.kind) for row in encoded], dtype="|u1"),
+        "contents": np.frombuffer(b"".join(row.content for row in encoded), dtype="|u1").reshape(len(encoded), -1),
+    }
+    encoding_cache.store(key, {"kinds": kinds, "places": places}, arrays, limit_bytes)
+
+
+def _load(key: str, source: Source) -> list[EncodedRow[Example]] | None:
+    found = encoding_cache.load(key)
+    if found is None:
+        return None
+    header, arrays = found
+    labels = [label for label, _ in rows.files_of(source)]
+    masks = np.unpackbits(arrays["masks"], count=len(arrays["tokens"])).astype(bool)
+    tokens, weights = arrays["tokens"].astype(np.int32, copy=False), arrays["weights"]
+    made: list[EncodedRow[Example]] = []
+    at = weighted = number = 0
+    lengths, flags, contents = arrays["lengths"].tolist(), arrays["flags"].tolist(), arrays["contents"]
+    for row, (count, kind) in enumerate(zip(arrays["examples"].tolist(), arrays["kinds"].tolist(), strict=True)):
+        file, _, place = header["places"][row].partition(" ")
+        where = labels[int(file)] + place
+        examples: list[Example] = []
+        for length, flag in zip(lengths[number : number + count], flags[number : number + count], strict=True):
+            own = weights[weighted : weighted + length] if flag & 4 else None
+            part = slice(at, at + length)
+            examples.append(Example(tokens[part], masks[part], where, bool(flag & 1), bool(flag & 2), own))
+            at, weighted = at + length, weighted + (length if flag & 4 else 0)
+        made.append(EncodedRow(header["kinds"][kind], contents[row].tobytes(), where, examples))
+        number += count
+    return made
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    """Hash of all files in a model's folder that may say how a text is encoded."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _ENDINGS and path.is_file() and path.stat().st_size < _LARGEST_BYTES:
+            digest.update(f"{path.relative_to(folder)} {_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache
+def _code_hash(objective: str) -> str:
+    """Hash of the code that encodes rows, and the versions of the libraries under it."""
+    digest = hashlib.sha256()
+    own = [_HERE / f"{name}.py" for name in ("alignment", "encoded", "render", "turns")]
+    given = Path(getattr(sys.modules.get(objective), "__file__", None) or __file__)
+    for path in [*own, given, *sorted((_HERE / "rows").glob("*.py")), *sorted((_HERE.parent / "text").rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    for name in _PACKAGES:
+        try:
+            digest.update(f"{name} {version(name)}\n".encode())
+        except PackageNotFoundError:
+            digest.update(f"{name} none\n".encode())
+    return digest.hexdigest()
