@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, cast
 
@@ -22,12 +23,14 @@ from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
 from .data import Dataset
 from .events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
+from .group import Alone, Group, sum_gradients, sum_losses
 from .optim import clip_factor, configured, global_norm, learning_rate, share
 from .snapshot import Snapshots, Sums, TrainState
 from .sources import Rows, Validation
 
 _EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
 _LOWER_RATE = "a lower --learning-rate; --resume continues from the last complete step"
+_STRIDE = 0x9E3779B97F4A7C15  # between the seeds of two processes, which drop different inputs
 # Buffers that MLX keeps for its next arrays; without a limit they add up over rows of all lengths.
 _CACHE_BYTES = 1 << 28
 
@@ -97,6 +100,7 @@ class Trainer(Generic[B]):
         self.optimizer = optimizer
         self.config = config
         self.snapshots = snapshots
+        self.group: Group = Alone()
         self.steps = total_steps(config, source.steps_per_epoch)
         _checkpoint_layers(model, config.grad_checkpoint)
         self.gradient = nn.value_and_grad(model, self.loss)
@@ -112,9 +116,14 @@ class Trainer(Generic[B]):
         config: TrainConfig,
         dataset: Dataset[E],
         snapshots: Snapshots | None = None,
+        group: Group | None = None,
     ) -> Trainer[B]:
-        """A trainer on the rows of `dataset`, with the optimizer that `config` describes."""
-        size, seed = config.batch_size, config.seed
+        """A trainer on the rows of `dataset`, with the optimizer that `config` describes.
+
+        In a `group` of processes, each calls this with the same arguments and weights, and all do the steps together.
+        Process 0 writes the snapshots, in a folder that all can read.
+        """
+        size, seed, group = config.batch_size, config.seed, group or Alone()
         bin_size = pack.bin_size(config, model, objective)
         source = Rows(
             objective,
@@ -124,7 +133,7 @@ class Trainer(Generic[B]):
             seed=seed,
             bin_size=bin_size,
             counts=dataset.counts,
-        )
+        ).part(group.rank, group.size)
         validation = Validation(
             objective,
             dataset.valid,
@@ -133,7 +142,9 @@ class Trainer(Generic[B]):
             seed=seed,
             counts=dataset.valid_counts,
         )
-        return cls(model, objective, source, validation, configured(config, model), config, snapshots)
+        trainer = cls(model, objective, source, validation, configured(config, model), config, snapshots)
+        trainer.group = group
+        return trainer
 
     def _begin(self) -> TrainState:
         state = self.snapshots.latest() if self.snapshots else None
@@ -233,7 +244,7 @@ class Trainer(Generic[B]):
     def _step(self) -> Advanced:
         """One optimizer step: gradients summed over micro-batches, divided once by the units of the loss."""
         began, state, config = time.perf_counter(), self.state, self.config
-        mx.random.seed((config.seed << 32) + state.step)
+        mx.random.seed(((config.seed << 32) + state.step + self.group.rank * _STRIDE) % 2**64)
         gradients, sums = self._gradients()
         norm = global_norm(gradients) / sums.denominator
         rate = learning_rate(config, state.step, self.steps)
@@ -282,7 +293,7 @@ class Trainer(Generic[B]):
             summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
             mx.eval(loss.numerator, loss.metrics, summed)
             sums = sums.plus(_sums(loss, batch))
-        return summed, sums
+        return sum_gradients(summed, self.state.weights, self.group), sum_losses(sums, self.group)
 
     def _after_step(self) -> Iterator[TrainEvent]:
         """Report, evaluate and save as far as it is due after the last step and not done yet."""
@@ -320,11 +331,13 @@ class Trainer(Generic[B]):
         sums = Sums()
         self.model.eval()
         try:
-            for number, batch in enumerate(self.validation.batches()):
+            batches = enumerate(self.validation.batches())
+            for number, batch in islice(batches, self.group.rank, None, self.group.size):
                 yield Advanced("evaluating", number, len(self.validation))
                 sums = sums.plus(_sums(self.loss(batch), batch))
         finally:
             self.model.train()
+        sums = sum_losses(sums, self.group)
         loss, before = sums.numerator / sums.denominator, self.state.best_loss
         if not math.isfinite(loss):
             raise MacllmError(
@@ -337,7 +350,7 @@ class Trainer(Generic[B]):
         yield Evaluated(self.state.step, loss, sums.tokens, best, sums.means())
 
     def _save(self) -> Iterator[TrainEvent]:
-        if self.snapshots is None or self._saved is self.state:
+        if self.snapshots is None or self._saved is self.state or self.group.rank:
             return
         if not _is_finite(self.state.weights):
             raise MacllmError(f"the weights after step {self.state.step} are not finite", remedy=_LOWER_RATE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from .contract import B, E, Objective, Packs
 from .events import Counts
-from .order import Order
+from .order import Bin, Order
 
 # Second words of Philox keys, beside the seed; small ones are epochs (`order.py`).
 _TRAINING, _VALIDATION, _SAMPLE = 2**63 + 1, 2**63 + 2, 2**63 + 3
@@ -36,7 +37,8 @@ class Rows(Generic[E, B]):
         counts: Counts | None = None,
     ) -> None:
         self._objective, self._examples = objective, examples
-        self._accumulation, self._seed = accumulation, seed
+        self._batch_size, self._accumulation, self._seed = batch_size, accumulation, seed
+        self._rank, self._size = 0, 1
         self._order = Order([len(e) for e in examples], batch_size, seed, bin_size)
         self._packs = bin_size > 0
         self.counts = counts or Counts()
@@ -52,16 +54,41 @@ class Rows(Generic[E, B]):
 
     def batches(self, step: int, model: nn.Module) -> Iterator[B]:
         """The micro-batches of step `step`, from 0; the model has no influence."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        first = number * self._accumulation
-        for micro, batch in enumerate(range(first, min(first + self._accumulation, self._order.batches_per_epoch))):
-            bins = self._order.bins(epoch * self._order.batches_per_epoch + batch)
+        for micro, bins in self._micro_batches(step):
             random = _generator(self._seed, _TRAINING, step, micro)
             examples = [[self._examples[i] for i in each] for each in bins]
             if self._packs:
                 yield cast("Packs[E, B]", self._objective).pack(examples, random)
             else:
                 yield self._objective.collate([example for (example,) in examples], random)
+
+    def part(self, rank: int, size: int) -> Rows[E, B]:
+        """The source of process `rank` of `size`: together they have the rows of each step once.
+
+        A part is as large as the others or has one row (or bin) less, and may be empty.
+        """
+        if not 0 <= rank < size:
+            raise ValueError(f"process {rank} of {size}")
+        one = copy.copy(self)
+        one._rank, one._size = rank, size
+        return one
+
+    def _micro_batches(self, step: int) -> Iterator[tuple[int, Sequence[Bin]]]:
+        """Micro-batches of this process, and their numbers among those of all processes."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        first, per_epoch = number * self._accumulation, self._order.batches_per_epoch
+        last = min(first + self._accumulation, per_epoch)
+        whole = [self._order.bins(epoch * per_epoch + batch) for batch in range(first, last)]
+        if self._size == 1:
+            yield from enumerate(whole)
+            return
+        bins = [each for batch in whole for each in batch]
+        bounds = [rank * len(bins) // self._size for rank in range(self._size + 1)]
+        starts = [range(*part, self._batch_size) for part in itertools.pairwise(bounds)]
+        before = sum(map(len, starts[: self._rank]))
+        stop = bounds[self._rank + 1]
+        for micro, start in enumerate(starts[self._rank], before):
+            yield micro, bins[start : min(start + self._batch_size, stop)]
 
 
 class Validation(Generic[E, B]):
