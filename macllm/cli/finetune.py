@@ -10,15 +10,16 @@ from .fetch import fetch
 from .native import compile_kernels
 from .output import say
 from .settings import config_options
-from .training import check, narrate
+from .training import RESTARTS, check, events, narrate, restarts_option
 
 
 @click.command("finetune")
 @click.option("--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default).")
 @click.option("--config", "toml_file", metavar="FILE", help="TOML file with any of the settings below.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events of the run as JSON lines on stdout.")
+@restarts_option
 @config_options(FinetuneConfig)
-def command(config: FinetuneConfig, as_json: bool) -> None:
+def command(config: FinetuneConfig, as_json: bool, restarts: int) -> None:
     """Fine-tune a model on your own data (LoRA).
 
     Each line of the data is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...};
@@ -26,16 +27,14 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
     with pip install 'macllm[data]'.
     Prints the folder of the adapter, for macllm chat --adapter or macllm fuse.
     """
-    start(config, as_json=as_json)
+    start(config, as_json=as_json, restarts=restarts)
 
 
-def start(config: FinetuneConfig, *, as_json: bool = False) -> None:
+def start(config: FinetuneConfig, *, as_json: bool = False, restarts: int = RESTARTS) -> None:
     """Train with checked settings, and report the run."""
     check(config)
     fetch(config.model)
     compile_kernels()
-    from macllm.train.finetune import events
-
-    path = narrate(events(config), config.adapter_path, as_json=as_json)
+    path = narrate(events(config, restarts), config.adapter_path, as_json=as_json)
     model = "" if config.model == "maclet" else f" --model {config.model}"
     say(f"try it: macllm chat{model} --adapter {path}")

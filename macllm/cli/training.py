@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,27 @@ CHANGED_ROWS = {
     "expanded_rows": "expanded to one example per turn",
     "shared_rows": "among the training rows too",
 }
+
+
+RESTARTS = 3
+restarts_option = click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    default=RESTARTS,
+    metavar="N",
+    help="Restarts after an abort without a new snapshot in between; 0: train without a child process. [default: 3]",
+)
+
+
+def events(config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
+    """The events of a run in a child process, or in this one if nothing is to be restarted."""
+    from macllm.train.config import FinetuneConfig
+    from macllm.train.runs.supervisor import supervised
+
+    module = f"macllm.train.{'finetune' if isinstance(config, FinetuneConfig) else 'pretrain'}"
+    if restarts:
+        return supervised(f"{module}:events", config, restarts)
+    return import_module(module).events(config)
 
 
 def check(config: TrainConfig) -> None:
@@ -96,7 +118,7 @@ class _Report:
 
     def show(self, event: TrainEvent) -> None:
         """Say what an event tells."""
-        from macllm.train.events import Evaluated, Finished, Prepared, Saved, Step
+        from macllm.train.events import Evaluated, Finished, Prepared, Restarted, Saved, Step
 
         if isinstance(event, Prepared):
             self.steps, self._resumed = event.steps, event.first_step > 0
@@ -109,6 +131,9 @@ class _Report:
             say(f"step {event.step}/{self.steps}  validation loss {event.loss:.4f}{best}")
         elif isinstance(event, Saved):
             say(f"step {event.step}/{self.steps}  saved {event.path}")
+        elif isinstance(event, Restarted):
+            said = f"restarted from step {event.step}, {event.attempt} of at most {event.most} times without progress"
+            say(f"{event.cause}; {said}")
         elif isinstance(event, Finished):
             _say_finished(event, [] if self._resumed else self._losses)
 

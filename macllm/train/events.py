@@ -143,7 +143,17 @@ class RunFailed:
     cause: str | None = None
 
 
-TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished | Stopped | RunFailed
+@dataclass(frozen=True)
+class Restarted:
+    """The training process was aborted, and goes on in a new one from the snapshot of `step`."""
+
+    step: int
+    cause: str
+    attempt: int  # since the last new snapshot
+    most: int
+
+
+TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished | Stopped | RunFailed | Restarted
 
 
 def record(event: TrainEvent) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from macllm.files import write_json, write_text
 
 from . import rows
 from .config import SETTINGS_NAME, TrainConfig
-from .events import Advanced, Prepared, RunFailed, Stopped, TrainEvent
-from .events import record as as_record
+from .events import Advanced, Prepared, Restarted, RunFailed, Stopped, TrainEvent
 from .runs import registry
-from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, lock
+from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock
 from .snapshot import Snapshots
 
 __all__ = ["check", "follow", "lock", "record", "snapshots"]
@@ -94,7 +93,7 @@ def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> 
                     _begin(folder, config, event)
                     begun = True
                 else:
-                    _append(folder, event)
+                    append(folder, event)
                 yield event
     except (GeneratorExit, KeyboardInterrupt):
         _append_last(folder, begun, Stopped(step))
@@ -114,7 +113,7 @@ def _append_last(folder: Path, begun: bool, event: Stopped | RunFailed) -> None:
     """Write the end of a run that has begun; on a full disk its absence says the same."""
     if begun:
         with suppress(OSError):
-            _append(folder, event)
+            append(folder, event)
 
 
 def _begin(folder: Path, config: TrainConfig, event: Prepared) -> None:
@@ -123,14 +122,9 @@ def _begin(folder: Path, config: TrainConfig, event: Prepared) -> None:
     write_json(folder / SETTINGS_NAME, config.as_dict())
     registry.register(folder, config.as_dict())
     # Drop lines of steps after the snapshot: they will be written again.
-    kept = [line for line in _lines(folder) if event.first_step and _step(line) <= event.first_step]
+    kept = [line for line in _lines(folder) if _is_kept(line, event.first_step)]
     write_text(folder / METRICS, "".join(kept))
-    _append(folder, event)
-
-
-def _append(folder: Path, event: TrainEvent) -> None:
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(as_record(event), allow_nan=False) + "\n")
+    append(folder, event)
 
 
 def follow(events: Generator[TrainEvent], on_event: Callable[[TrainEvent], None] | None) -> None:
@@ -146,10 +140,12 @@ def _lines(folder: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
 
 
-def _step(line: str) -> int:
-    """The step of a line of metrics.jsonl; a huge number for an incomplete line."""
+def _is_kept(line: str, first_step: int) -> bool:
+    """True for a line of metrics.jsonl that a run from the snapshot of `first_step` does not write again."""
     try:
         event = json.loads(line)
-        return int(event.get("step", event.get("first_step", 0)))
-    except (ValueError, TypeError, AttributeError):
-        return 2**63
+        if event["event"] == Restarted.__name__:
+            return True
+        return 0 < first_step >= int(event.get("step", event.get("first_step", 0)))
+    except (ValueError, TypeError, AttributeError, KeyError):  # an incomplete line
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
 from collections.abc import Generator
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from macllm.errors import UsageError
+
+from ..events import TrainEvent, record
 
 METRICS, SNAPSHOTS, ENVIRONMENT = "metrics.jsonl", "snapshots", "environment.json"
 TRAINING, SUPERVISING = ".lock", ".supervisor"  # each has the number of the process that holds it
@@ -47,6 +50,16 @@ def holder(folder: Path) -> int | None:
         if (number := _holder(folder / name)) is not None:
             return number
     return None
+
+
+def append(folder: Path, event: TrainEvent) -> None:
+    """Write an event into metrics.jsonl, after the end of a line that was cut off. Raises: OSError."""
+    with (folder / METRICS).open("a+b") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(record(event), allow_nan=False).encode() + b"\n")
 
 
 def _acquire(descriptor: int, folder: Path) -> None:

@@ -1,0 +1,164 @@
+"""Runs in a child process: restarted after an abort, and stopped with their parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macllm.errors import DataError, EngineCrashedError
+from macllm.train.config import FinetuneConfig
+from macllm.train.events import Advanced, Finished, Restarted, Step, TrainEvent
+from macllm.train.runs.folder import holder
+from macllm.train.runs.supervisor import supervised
+from tests.train.test_contract import VOCAB, masked_events, small_config
+from tests.train.test_kills import results
+from tests.train.toy import ToyLM
+
+PARENT = """
+import json, signal, sys
+from macllm.train.config import FinetuneConfig
+from macllm.train.events import Advanced
+from macllm.train.runs.supervisor import supervised
+from macllm.cli.training import narrate
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, interrupt)
+config = FinetuneConfig(**json.loads(sys.argv[1]))
+narrate(supervised("tests.train.test_supervisor:slow", config, 3), "")
+"""
+
+
+def aborting(config: FinetuneConfig) -> Generator[TrainEvent]:
+    """Train, and kill this process at the first of the moments in a file, which then loses it."""
+    moments = Path(config.data) / "moments.json"
+    due = json.loads(moments.read_text())
+    for number, event in enumerate(masked_events(config, ToyLM(VOCAB, dropout=0.1))):
+        if due and number == due[0][0]:
+            moments.write_text(json.dumps(due[1:]))
+            os.kill(os.getpid(), due[0][1])
+            time.sleep(10)
+        yield event
+
+
+def slow(config: FinetuneConfig) -> Generator[TrainEvent]:
+    for event in masked_events(config, ToyLM(VOCAB, dropout=0.1)):
+        yield event
+        if isinstance(event, Advanced):
+            time.sleep(0.05)
+
+
+def refusing(config: FinetuneConfig) -> Generator[TrainEvent]:
+    yield next(masked_events(config, ToyLM(VOCAB)))
+    raise DataError("rows.jsonl:3 is not JSON", cause="it is odd", remedy="mend it")
+
+
+def straight(config: FinetuneConfig) -> FinetuneConfig:
+    """The config of the same run, done in this process."""
+    config = replace(config, adapter_path=f"{config.adapter_path}-straight")
+    for _ in masked_events(config, ToyLM(VOCAB, dropout=0.1)):
+        pass
+    return config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> FinetuneConfig:
+    return replace(small_config(tmp_path), iters=10, save_every=3, steps_per_eval=4, steps_per_report=3)
+
+
+def run(config: FinetuneConfig, moments: list[tuple[int, int]], restarts: int = 3) -> list[TrainEvent]:
+    (Path(config.data) / "moments.json").write_text(json.dumps(moments))
+    return list(supervised("tests.train.test_supervisor:aborting", config, restarts))
+
+
+def metrics(config: FinetuneConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(config.adapter_path) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_aborted_run_goes_on_in_another_process_to_the_same_bytes(config: FinetuneConfig) -> None:
+    events = run(config, [(9, signal.SIGKILL)])
+    assert results(config) == results(straight(config))
+    (restarted,) = (event for event in events if isinstance(event, Restarted))
+    assert restarted.step == 3
+    assert "killed by SIGKILL" in restarted.cause
+    assert isinstance(events[-1], Finished)
+    assert [line["step"] for line in metrics(config) if line["event"] == "Restarted"] == [3]
+
+
+@pytest.mark.slow
+def test_a_run_aborted_in_several_ways_at_several_moments_ends_with_the_same_bytes(config: FinetuneConfig) -> None:
+    moments = [(1, signal.SIGSEGV), (9, signal.SIGABRT), (5, signal.SIGBUS)]
+    events = run(config, [(at, int(number)) for at, number in moments])
+    assert results(config) == results(straight(config))
+    assert len([event for event in events if isinstance(event, Restarted)]) == len(moments)
+    noted = [line["step"] for line in metrics(config) if line["event"] == "Restarted"]
+    assert noted == [event.step for event in events if isinstance(event, Restarted)]
+
+
+@pytest.mark.slow
+def test_aborts_without_a_new_snapshot_end_the_run_with_advice(config: FinetuneConfig) -> None:
+    with pytest.raises(EngineCrashedError, match="aborted, 2 times in a row without a new snapshot") as caught:
+        run(config, [(2, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGKILL)], restarts=1)
+    assert "--grad-checkpoint" in str(caught.value)
+    assert "out of memory" in str(caught.value)
+    run(replace(config, resume=True), [])
+    assert results(config) == results(straight(config))
+
+
+def test_an_error_in_the_child_is_that_of_the_parent_and_is_not_tried_again(config: FinetuneConfig) -> None:
+    events = supervised("tests.train.test_supervisor:refusing", config, 3)
+    with pytest.raises(DataError, match=r"rows.jsonl:3 is not JSON\ncause: it is odd\ntry: mend it"):
+        list(events)
+
+
+def test_closing_a_run_saves_it(config: FinetuneConfig) -> None:
+    (Path(config.data) / "moments.json").write_text("[]")
+    with closing(supervised("tests.train.test_supervisor:slow", config, 3)) as events:
+        next(event for event in events if isinstance(event, Step))
+    assert holder(Path(config.adapter_path)) is None
+    stopped = metrics(config)[-1]
+    assert stopped["event"] == "Stopped"
+    assert (Path(config.adapter_path) / f"snapshots/step-{stopped['step']:08d}").is_dir()
+
+
+def begun(config: FinetuneConfig, repository: Path) -> subprocess.Popen[str]:
+    """A process that supervises a run, after its first report."""
+    command = [sys.executable, "-c", PARENT, json.dumps(config.as_dict())]
+    process = subprocess.Popen(command, cwd=repository, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    while "step 3/" not in (line := process.stderr.readline()):
+        assert line
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, None])
+def test_a_parent_that_is_stopped_or_killed_leaves_no_child_and_a_run_to_resume(
+    config: FinetuneConfig, repository: Path, number: int | None
+) -> None:
+    process, folder = begun(config, repository), Path(config.adapter_path)
+    child = holder(folder)
+    assert child
+    assert child != process.pid
+    os.kill(*((child, signal.SIGTERM) if number is None else (process.pid, number)))
+    _, said = process.communicate(timeout=60)
+    end = time.monotonic() + 20
+    while holder(folder) is not None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert ("stopped; run the same command with --resume" in said) == (number != signal.SIGKILL)
+    assert (metrics(config)[-1]["event"] == "Stopped") == (number != signal.SIGKILL)
+    run(replace(config, resume=True), [])
+    assert results(config) == results(straight(config))
