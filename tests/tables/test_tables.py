@@ -1,0 +1,63 @@
+"""The command that prints the tables."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.tables import __main__ as command
+from tests.tables import kills
+from tests.tables.table import Table
+
+
+def a_table(held: bool) -> Table:
+    return Table("Title", ["one", "two"], [["a", "b | c"]], "a limit", held, {"number": 1})
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_table_states_its_limit_its_verdict_and_the_machine(
+    held: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "TABLES", {"gradients": lambda quick, say: say("working") or a_table(held)})
+    assert command.main(["gradients"]) == int(not held)
+    printed = capsys.readouterr()
+    assert "| one | two |\n| --- | --- |\n| a | b / c |" in printed.out
+    assert f"Limit: a limit. Verdict: {'held' if held else '**missed**'}" in printed.out
+    assert "Linux" in printed.out or "Darwin" in printed.out
+    assert printed.err == "working\n"
+    last = json.loads(printed.out.splitlines()[-1])
+    assert last["tables"]["gradients"]["values"] == {"number": 1}
+    assert last["tables"]["gradients"]["held"] is held
+
+
+def test_a_table_that_cannot_be_measured_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(quick: bool, say: Any) -> Table:
+        raise RuntimeError("no peft")
+
+    monkeypatch.setattr(command, "TABLES", {"one": fails, "two": lambda quick, say: a_table(True)})
+    assert command.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "Not measured: RuntimeError: no peft" in printed
+    assert "## Title" in printed
+
+
+def test_a_name_that_no_table_has_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        command.main(["gradient"])
+
+
+def test_the_quick_trajectories_are_printed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["trajectories", "--quick"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["tables"]["trajectories"]["held"]
+    assert "trajectories: 2 x 4 rows, LoRA" in printed.err
+
+
+@pytest.mark.slow
+def test_ten_runs_of_the_table_of_kills_end_as_one_that_nothing_stopped() -> None:
+    said: list[str] = []
+    assert kills.table(True, said.append).held, said
