@@ -47,7 +47,7 @@ TIMEOUT = 120
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done to a run, when, and the reason against its end; "" if it ended as the one that was not stopped."""
+    """The cause and the moment of a stop, and the reason against the end; "" if it is the right one."""
 
     cause: str
     moment: str
@@ -244,8 +244,8 @@ def outcomes(count: int, seed: int = 15) -> Iterator[Outcome]:
 
 
 def table(quick: bool, say: Say) -> Table:
-    """Outcomes of 50 stopped runs by cause and moment; `quick` stops ten."""
-    count = 10 if quick else 50
+    """Outcomes of 70 stopped runs by cause and moment; `quick` stops ten."""
+    count = 10 if quick else 70
     found: list[Outcome] = []
     for outcome in outcomes(count):
         found.append(outcome)
