@@ -39,6 +39,7 @@ COMMANDS = {
     "fuse": "Merge a LoRA adapter into its model.",
     "train": "Train a model from random weights.",
     "runs": "List, watch, stop, resume and compare training runs.",
+    "recipe": "List, show and copy settings of training runs for common purposes.",
     "bench": "Measure the speed and memory use of a model.",
     "config": "Show and change the settings.",
     "doctor": "Show system and kernel diagnostics.",

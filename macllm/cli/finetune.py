@@ -6,6 +6,7 @@ import click
 
 from macllm.train.config import FinetuneConfig
 
+from . import names
 from .fetch import fetch
 from .native import compile_kernels
 from .output import say
@@ -14,14 +15,16 @@ from .training import RESTARTS, check, events, narrate, restarts_option
 
 
 @click.command("finetune")
+@click.argument("recipe", metavar="[RECIPE]", required=False, shell_complete=names.recipes("finetune"))
 @click.option("--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default).")
-@click.option("--config", "toml_file", metavar="FILE", help="TOML file with any of the settings below.")
+@click.option("-c", "--config", "toml_file", metavar="FILE", help="The same as RECIPE, or a YAML file of mlx-lm.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events of the run as JSON lines on stdout.")
 @restarts_option
 @config_options(FinetuneConfig)
 def command(config: FinetuneConfig, as_json: bool, restarts: int) -> None:
     """Fine-tune a model on your own data (LoRA).
 
+    RECIPE is a TOML file of settings or the name of one that comes with macllm (macllm recipe ls); flags override it.
     Each line of the data is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...};
     rows of Alpaca and ShareGPT are read too. Files may be .jsonl, .json, .txt, and compressed (.gz); .zst and .parquet
     with pip install 'macllm[data]'.

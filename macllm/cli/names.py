@@ -70,6 +70,24 @@ def _runs() -> Iterator[tuple[str, str]]:
     yield from ((ids[entry.id], entry.folder) for entry in runs)
 
 
+def recipes(command: str) -> Complete:
+    """The recipes of a command, and files."""
+
+    def named() -> Iterator[tuple[str, str]]:
+        from macllm.train.recipes import recipes
+
+        yield from ((each.name, each.about) for each in recipes() if command in (each.command, ""))
+
+    complete = _completing(named)
+
+    def with_files(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return complete(ctx, parameter, typed) or [CompletionItem(typed, type="file")]
+
+    return with_files
+
+
 models = _completing(_models, folders=True)
 presets = _completing(_presets)
 settings = _completing(_settings)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from macllm.errors import UsageError
+
+from .output import say
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from macllm.train.config import TrainConfig
 
 SHORT = {"model": "-m", "data": "-d"}
@@ -19,16 +25,17 @@ def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
     """Add --set and a flag for every field of `config` to a command, which is called with the config and
     the values of its other parameters.
 
-    The command's parameter `toml_file` (may be None) names a TOML file that flags override.
+    The command's parameters `toml_file` and `recipe` (either may be missing or None) name a file or a recipe that flags
+    override.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         names = {field.name for field in dataclasses.fields(config)}
 
-        def loaded(toml_file: str | None, sets: tuple[str, ...], **given: Any) -> Any:
+        def loaded(sets: tuple[str, ...], toml_file: str | None = None, recipe: str | None = None, **given: Any) -> Any:
             fields = {name: value for name, value in given.items() if name in names}
             others = {name: value for name, value in given.items() if name not in names}
-            return function(config.load(toml_file, sets, **fields), **others)
+            return function(config.load(_file(config, recipe, toml_file), sets, **fields), **others)
 
         loaded.__doc__ = function.__doc__
         decorated: Callable[..., Any] = loaded
@@ -48,6 +55,23 @@ def options_for(config: type[TrainConfig], names: Container[str]) -> Callable[..
         return function
 
     return decorate
+
+
+def _file(config: type[TrainConfig], recipe: str | None, toml_file: str | None) -> Path | None:
+    """The file with settings. Says what the settings of another program mean here."""
+    from macllm.train.config import mlx_lm
+    from macllm.train.recipes import CONFIGS, settings_file
+
+    given = recipe or toml_file
+    if recipe and toml_file:
+        raise UsageError(f"{recipe} and --config {toml_file} both name settings", remedy="one of them")
+    if given is None:
+        return None
+    path = settings_file(given, next(command for command, kind in CONFIGS.items() if issubclass(config, kind)))
+    if path.suffix in mlx_lm.SUFFIXES and config is CONFIGS["finetune"]:
+        for note in mlx_lm.read(path).notes:
+            say(note)
+    return path
 
 
 def _options(config: type[TrainConfig]) -> list[Callable[..., Any]]:

@@ -9,21 +9,23 @@ import click
 from macllm.errors import UsageError
 from macllm.train.config import PretrainConfig
 
+from . import names
 from .native import compile_kernels
 from .settings import config_options
 from .training import RESTARTS, check, events, narrate, restarts_option
 
 
 @click.command("train")
-@click.argument("toml_file", metavar="[RECIPE]", type=click.Path(), required=False)
+@click.argument("recipe", metavar="[RECIPE]", required=False, shell_complete=names.recipes("train"))
 @click.option("--json", "as_json", is_flag=True, help="Print the events of the run as JSON lines on stdout.")
 @restarts_option
 @config_options(PretrainConfig)
 def command(config: PretrainConfig, as_json: bool, restarts: int) -> None:
-    """Train a model from random weights, with the settings of the TOML file RECIPE.
+    """Train a model from random weights.
 
-    Flags override RECIPE. A config.json, a tokenizer and data are required. Prints the folder of the run. To resume a
-    run with its own settings, use --resume --output FOLDER.
+    RECIPE is a TOML file of settings or the name of one that comes with macllm (macllm recipe ls); flags override it.
+    A config.json, a tokenizer and data are required. Prints the folder of the run. To resume a run with its own
+    settings, use --resume --output FOLDER.
     """
     start(config, as_json=as_json, restarts=restarts)
 
@@ -31,7 +33,7 @@ def command(config: PretrainConfig, as_json: bool, restarts: int) -> None:
 def start(config: PretrainConfig, *, as_json: bool = False, restarts: int = RESTARTS) -> None:
     """Train with checked settings, and report the run."""
     check(config)
-    for path, found in ((Path(config.config), Path.is_file), (Path(config.tokenizer), Path.is_dir)):
+    for path, found in ((Path(config.config), Path.is_file), (config.tokenizer_folder, Path.is_dir)):
         if not found(path):
             raise UsageError(f"{path} does not exist", remedy="--config and --tokenizer, or a recipe that names them")
     compile_kernels()

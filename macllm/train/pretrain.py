@@ -44,7 +44,7 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     config = config.dated()
     cpu.wait()
     raw = _read_json(Path(config.config))
-    tokenizer = Tokenizer.from_folder(config.tokenizer)
+    tokenizer = Tokenizer.from_folder(config.tokenizer_folder)
     model = new_model(raw, config)
     _check_vocabulary(model, tokenizer, config)
     objective = CausalLM(config.mask_prompt, config.now)

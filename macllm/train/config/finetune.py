@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 from macllm.errors import UsageError
 
+from . import mlx_lm
 from .training import SMALLEST, TrainConfig
 
 _SMALL_PARAMETERS = 50_000_000
@@ -51,6 +53,11 @@ class FinetuneConfig(TrainConfig):
         return dataclasses.replace(
             self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
         )
+
+    @classmethod
+    def _read(cls, path: Path) -> dict[str, Any]:
+        """The settings in a file, TOML or mlx-lm's YAML."""
+        return mlx_lm.read(path).values if path.suffix in mlx_lm.SUFFIXES else super()._read(path)
 
     def _ranges(self) -> list[tuple[str, float, float]]:
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]

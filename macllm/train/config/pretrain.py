@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from macllm.hub.names import BUNDLED, bundled_folder
 
 from .training import LongRows, TrainConfig
 
@@ -13,7 +16,7 @@ class PretrainConfig(TrainConfig):
     """Settings of training from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
 
     config: Annotated[str, "config.json of the model"] = "config.json"
-    tokenizer: Annotated[str, "folder with the tokenizer's files"] = "."
+    tokenizer: Annotated[str, "folder with the tokenizer's files; maclet: the bundled model's"] = "."
     output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
     init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
     learning_rate: Annotated[float, "peak learning rate"] = 1e-3
@@ -24,6 +27,16 @@ class PretrainConfig(TrainConfig):
     mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = False
 
     _folder: ClassVar[str] = "output"
+
+    @classmethod
+    def _is_path(cls, name: str, value: Any) -> bool:
+        return super()._is_path(name, value) and not (name == "tokenizer" and value == BUNDLED)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer's files."""
+        bundled = self.tokenizer == BUNDLED and not Path(BUNDLED).is_dir()
+        return bundled_folder() if bundled else Path(self.tokenizer)
 
     def _ranges(self) -> list[tuple[str, float, float]]:
         return [*super()._ranges(), ("init_std", 0.0, 1e3)]

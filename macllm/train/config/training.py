@@ -162,14 +162,12 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: Path | str | None = None, sets: tuple[str, ...] = (), **keywords: Any) -> Self:
-        """The config from a TOML file, then `key=value` strings, then keywords; a keyword of None is unset.
+        """The config from a file, then `key=value` strings, then keywords; a keyword of None is unset.
 
-        Paths to read in the file are relative to its folder. Raises UsageError on an unknown key or a wrong type.
+        The file is TOML, or for fine-tuning a YAML file of mlx-lm. Paths to read in a TOML file are relative to its
+        folder. Raises UsageError on an unknown key or a wrong type.
         """
-        values: dict[str, Any] = read_toml(Path(path)) if path is not None else {}
-        check_names(cls, values, f"in {path}")
-        if path is not None:
-            values |= {k: str(Path(path).parent / v) for k, v in values.items() if k in PATHS and v}
+        values: dict[str, Any] = cls._read(Path(path)) if path is not None else {}
         for text in sets:
             name, equals, value = text.partition("=")
             if not equals:
@@ -180,6 +178,18 @@ class TrainConfig:
         values = {**cls._of_run(values), **values}
         types = typing.get_type_hints(cls)
         return cls(**{name: convert(name, value, types[name]) for name, value in values.items()})
+
+    @classmethod
+    def _read(cls, path: Path) -> dict[str, Any]:
+        """The settings in a file."""
+        values = read_toml(path)
+        check_names(cls, values, f"in {path}")
+        return {k: str(path.parent / v) if cls._is_path(k, v) else v for k, v in values.items()}
+
+    @classmethod
+    def _is_path(cls, name: str, value: Any) -> bool:
+        """True for a path that a run reads."""
+        return name in PATHS and isinstance(value, str) and value != ""
 
     @classmethod
     def _of_run(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""Subjects of settings, in the order in which people meet them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .training import TrainConfig
+
+# The first field of each subject; the fields up to the next first one belong to it too.
+_FIRST = {
+    "model": "Model and adapter",
+    "config": "Model",
+    "data": "Data",
+    "batch_size": "Batches and length",
+    "learning_rate": "Learning rate",
+    "beta1": "Optimizer",
+    "grad_checkpoint": "Memory",
+    "steps_per_report": "Reports and evaluation",
+    "save_every": "Snapshots and the run",
+}
+_EARLY = ("model", "config")
+
+
+def subjects(kind: type[TrainConfig]) -> dict[str, list[str]]:
+    """The names of the fields of a config by subject."""
+    found: dict[str, list[str]] = {}
+    names: list[str] = []
+    for field in dataclasses.fields(kind):
+        if field.name in _FIRST:
+            names = found.setdefault(_FIRST[field.name], [])
+        names.append(field.name)
+    early = [title for first in _EARLY if (title := _FIRST[first]) in found]
+    return {title: found[title] for title in [*early, *(each for each in found if each not in early)]}

@@ -1,0 +1,105 @@
+"""Configs of mlx-lm, read as settings of fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from macllm.errors import UsageError
+from macllm.train.config import FinetuneConfig, PretrainConfig
+from macllm.train.config.mlx_lm import read
+
+EXAMPLE = """
+model: org/name
+train: true
+fine_tune_type: lora
+data: rows.jsonl
+seed: 7
+num_layers: 8
+batch_size: 2
+iters: 1000
+learning_rate: 1e-5
+steps_per_report: 20
+grad_checkpoint: true
+mask_prompt: true
+resume_adapter_file: null
+test: false
+optimizer: adamw
+optimizer_config:
+  adamw:
+    betas: [0.9, 0.98]
+    eps: 1e-6
+    bias_correction: true
+lora_parameters:
+  keys: ["self_attn.q_proj", "mlp.down_proj"]
+  rank: 16
+  scale: 10.0
+  dropout: 0.1
+lr_schedule:
+  name: cosine_decay
+  warmup: 100
+  warmup_init: 1e-7
+  arguments: [2e-5, 1000, 1e-6]
+"""
+
+
+def load(folder: Path, text: str, **changes: object) -> FinetuneConfig:
+    (folder / "lora.yaml").write_text(text)
+    return FinetuneConfig.load(folder / "lora.yaml", **changes)
+
+
+def test_keys_that_mean_the_same_are_taken_over(tmp_path: Path) -> None:
+    config = load(tmp_path, EXAMPLE, keep=5)
+    assert (config.model, config.data, config.seed, config.num_layers) == ("org/name", "rows.jsonl", 7, 8)
+    assert (config.batch_size, config.iters, config.steps_per_report, config.keep) == (2, 1000, 20, 5)
+    assert (config.rank, config.alpha, config.dropout, config.keys) == (16, 160.0, 0.1, ("q_proj", "down_proj"))
+    assert (config.schedule, config.learning_rate, config.warmup) == ("cosine", 2e-5, 0.1)
+    assert config.min_lr_ratio == pytest.approx(0.05)
+    assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.98, 1e-6, 0.01)
+    assert (config.grad_checkpoint, config.mask_prompt) == (True, True)
+
+
+def test_what_a_file_leaves_out_is_mlx_lms_default(tmp_path: Path) -> None:
+    config = load(tmp_path, "data: rows.jsonl\n")
+    assert (config.model, config.rank, config.alpha, config.num_layers) == ("Qwen/Qwen3-0.6b", 8, 160.0, 16)
+    assert (config.learning_rate, config.schedule, config.warmup, config.iters) == (1e-5, "constant", 0.0, 1000)
+    assert (config.mask_prompt, config.max_grad_norm, config.val_batches) == (False, 0.0, 25)
+
+
+def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
+    (tmp_path / "lora.yaml").write_text(EXAMPLE)
+    notes = read(tmp_path / "lora.yaml").notes
+    assert "defaults hold" in notes[0]
+    assert "  lora_parameters: rank = 16, alpha = 160.0, dropout = 0.1, keys = ['q_proj', 'down_proj']" in notes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fine_tune_type: full", "fine_tune_type (full"),
+        ("optimizer: adafactor", "optimizer (adafactor"),
+        ("resume_adapter_file: a.safetensors", "resume_adapter_file (an adapter"),
+        ("test: true", "test (no test"),
+        ("lora_parameters: {rank: 8, alpha: 3}", "lora_parameters (alpha unknown)"),
+        ("lora_parameters: [1]", "lora_parameters (it is malformed)"),
+        ("lr_schedule: {name: step_decay, arguments: [1, 2, 3]}", "step_decay"),
+        ("lr_schedule: {name: cosine_decay, arguments: [1e-5, 10]}", "over 10 steps of a run of 1000"),
+        ("lr_schedule: {name: cosine_decay}", "lr_schedule (it is malformed)"),
+        ("optimizer_config: {adam: {gamma: 1}}", "optimizer_config (it is malformed)"),
+        ("learning_rates: 1", "learning_rates (unknown)"),
+        ("- 1", "not a mapping"),
+        ("a: [", "is not YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
+    ],
+)
+def test_keys_without_an_equal_are_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, text)
+    assert message in f"{error.value.message} {error.value.cause}"
+
+
+def test_only_fine_tuning_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "lora.yaml").write_text("data: x\n")
+    with pytest.raises(UsageError, match="is not TOML"):
+        PretrainConfig.load(tmp_path / "lora.yaml")
