@@ -69,6 +69,7 @@ def test_every_setting_has_a_flag_that_sets_it(
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({config._folder: "."}))  # for --resume
     needed = {"decay": ["--schedule", "wsd"], "decay_all": ["--weight-decay", "0.1"]}
+    needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
         changed: object = "elsewhere"
@@ -80,7 +81,7 @@ def test_every_setting_has_a_flag_that_sets_it(
             changed = next(choice for choice in config._choices[field.name] if choice != field.default)
             arguments = [flag, changed]
         elif isinstance(field.default, int | float):
-            changed = 0.5 if isinstance(field.default, float) else 2
+            changed = 0.5 if isinstance(field.default, float) else 8
             arguments = [flag, str(changed)]
         elif field.default == ():
             changed, arguments = ("a", "b"), [flag, "a,b"]

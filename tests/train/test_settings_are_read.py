@@ -19,7 +19,7 @@ from tests.train.recipes import write_recipe
 
 # Settings with which the runs are made, each after the other. A field that is read only together with another one
 # needs a run here.
-RUNS: list[dict[str, Any]] = [{}, {"schedule": "wsd", "steps_per_eval": 1}]
+RUNS: list[dict[str, Any]] = [{}, {"schedule": "wsd", "steps_per_eval": 1}, {"optimizer": "muon"}]
 _CONFIG_CODE = (str(Path(sys.modules[TrainConfig.__module__].__file__ or "").parent), dataclasses.__file__, "<string>")
 _NO_USE = {"__post_init__", "__init__", "__eq__", "__repr__", "_asdict_inner", "asdict", "replace", "_replace"} | {
     "as_dict", "reproducibility_fields", "dated", "fitted", "_check_effects", "_ranges"
