@@ -39,7 +39,7 @@ SHOWN = {
     "tui/app.py",
 }
 """Files that the tree lists besides folders: entry points for readers."""
-TREE_LINES = 50
+TREE_LINES = 56
 WIDTH = 120
 FAMILY_NAMES = {
     "bart": "BART",
