@@ -60,7 +60,7 @@ def test_keys_that_mean_the_same_are_taken_over(tmp_path: Path) -> None:
     assert (config.grad_checkpoint, config.mask_prompt) == (True, True)
 
 
-def test_what_a_file_leaves_out_is_mlx_lms_default(tmp_path: Path) -> None:
+def test_keys_that_a_file_leaves_out_have_mlx_lms_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, "data: rows.jsonl\n")
     assert (config.model, config.rank, config.alpha, config.num_layers) == ("Qwen/Qwen3-0.6b", 8, 160.0, 16)
     assert (config.learning_rate, config.schedule, config.warmup, config.iters) == (1e-5, "constant", 0.0, 1000)

@@ -53,7 +53,7 @@ class Translated:
 
 
 def read(path: Path) -> Translated:
-    """The settings of a file. Raises: UsageError for one that is no YAML, and for keys without an equal here."""
+    """The settings of a file. Raises: UsageError for no YAML, and for keys without an equal here."""
     try:
         import yaml
     except ImportError as error:
