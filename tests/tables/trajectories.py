@@ -90,6 +90,10 @@ WAYS = {
     "2 x 4 rows": Way({"batch_size": 4, "grad_accumulation_steps": 2}),
     "8 x 1 row": Way({"batch_size": 1, "grad_accumulation_steps": 8}),
     "3 + 3 + 2 rows": Way({"batch_size": 3, "grad_accumulation_steps": 3}),
+    "packed into one row": Way({"batch_size": 1, "packing": True, "max_seq_length": 128}),
+    "packed into 2 + 1 rows of 40 tokens": Way(
+        {"batch_size": 2, "grad_accumulation_steps": 2, "packing": True, "max_seq_length": 40}
+    ),
     "loss in chunks": Way(context=chunked_loss),
     "layers checkpointed": Way({"grad_checkpoint": True}, exact=True),
     "MLX's operations": Way(context=stock),
@@ -99,8 +103,18 @@ WAYS = {
     "resumed, 2 x 4 rows, checkpointed": Way(
         {"batch_size": 4, "grad_accumulation_steps": 2, "grad_checkpoint": True}, stop=30
     ),
+    "resumed, packed, checkpointed, attention by blocks": Way(
+        {"batch_size": 4, "packing": True, "max_seq_length": 40, "grad_checkpoint": True}, blocked_attention, stop=30
+    ),
 }
-QUICK = ("2 x 4 rows", "8 x 1 row", "loss in chunks", "layers checkpointed", "MLX's operations, attention by blocks")
+QUICK = (
+    "2 x 4 rows",
+    "8 x 1 row",
+    "packed into 2 + 1 rows of 40 tokens",
+    "loss in chunks",
+    "layers checkpointed",
+    "MLX's operations, attention by blocks",
+)
 
 
 @dataclass(frozen=True)
