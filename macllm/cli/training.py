@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from macllm.units import bytes_text, duration_text
+from macllm.visible import one_line
 
 from .dashboard import MOST_CELLS, Dashboard
 from .live import LiveArea, has_blocks, is_live
@@ -118,7 +119,7 @@ class _Report:
 
     def show(self, event: TrainEvent) -> None:
         """Say what an event tells."""
-        from macllm.train.events import Evaluated, Finished, Prepared, Restarted, Saved, Step
+        from macllm.train.events import Evaluated, Finished, Prepared, Restarted, Saved, Step, TrackerFailed
 
         if isinstance(event, Prepared):
             self.steps, self._resumed = event.steps, event.first_step > 0
@@ -134,6 +135,8 @@ class _Report:
         elif isinstance(event, Restarted):
             said = f"restarted from step {event.step}, {event.attempt} of at most {event.most} times without progress"
             say(f"{event.cause}; {said}")
+        elif isinstance(event, TrackerFailed):
+            say(f"reports to {event.name} have ended, the run goes on: {one_line(event.cause)}")
         elif isinstance(event, Finished):
             _say_finished(event, [] if self._resumed else self._losses)
 

@@ -153,7 +153,15 @@ class Restarted:
     most: int
 
 
-TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished | Stopped | RunFailed | Restarted
+@dataclass(frozen=True)
+class TrackerFailed:
+    """Reports to a tracker ended with an error; the run goes on. Not written to metrics.jsonl."""
+
+    name: str
+    cause: str
+
+
+TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished | Stopped | RunFailed | Restarted | TrackerFailed
 
 
 def record(event: TrainEvent) -> dict[str, Any]:

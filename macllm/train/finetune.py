@@ -75,6 +75,7 @@ def finetune(
     max_grad_norm: float | None = None,
     grad_checkpoint: bool | None = None,
     steps_per_report: int | None = None,
+    report_to: Sequence[str] | None = None,
     steps_per_eval: int | None = None,
     val_batches: int | None = None,
     save_every: int | None = None,

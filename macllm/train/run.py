@@ -12,7 +12,7 @@ from typing import Any
 from macllm.errors import MacllmError, UsageError
 from macllm.files import write_json, write_text
 
-from . import rows
+from . import rows, trackers
 from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Prepared, Restarted, RunFailed, Stopped, TrainEvent
 from .runs import registry
@@ -33,6 +33,7 @@ def check(folder: Path, config: TrainConfig) -> None:
     for one without a run to resume.
     """
     rows.check(config.data, config.valid, config.columns)
+    trackers.check(config)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", remedy="another folder for the run")
     if config.resume:
@@ -78,6 +79,11 @@ def snapshots(folder: Path, config: TrainConfig, identity: dict[str, Any]) -> Sn
 
 
 def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:
+    """Yield the events of a run, write them into its folder, and report them to its trackers."""
+    yield from trackers.reported(folder, config, _recorded(folder, config, events))
+
+
+def _recorded(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:
     """Yield the events of a run, and write them to metrics.jsonl and the settings to run.json.
 
     An interruption or an error is the last line. Numbers that are not finite are written as null.

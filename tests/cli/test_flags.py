@@ -83,6 +83,8 @@ def test_every_setting_has_a_flag_that_sets_it(
         elif isinstance(field.default, int | float):
             changed = 0.5 if isinstance(field.default, float) else 8
             arguments = [flag, str(changed)]
+        elif field.name == "report_to":
+            changed, arguments = ("wandb", "tensorboard"), [flag, "wandb,tensorboard"]
         elif field.default == ():
             changed, arguments = ("a", "b"), [flag, "a,b"]
         elif field.name == "date":

@@ -57,6 +57,7 @@ def test_keys_that_mean_the_same_are_taken_over(tmp_path: Path) -> None:
     assert (config.schedule, config.learning_rate, config.warmup) == ("cosine", 2e-5, 0.1)
     assert config.min_lr_ratio == pytest.approx(0.05)
     assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.98, 1e-6, 0.01)
+    assert load(tmp_path, EXAMPLE + "report_to: wandb, tensorboard\n").report_to == ("wandb", "tensorboard")
     assert (config.grad_checkpoint, config.mask_prompt) == (True, True)
 
 
@@ -80,6 +81,7 @@ def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
         ("fine_tune_type: full", "fine_tune_type (full"),
         ("optimizer: adafactor", "optimizer (adafactor"),
         ("resume_adapter_file: a.safetensors", "resume_adapter_file (an adapter"),
+        ("report_to: swanlab", "report_to (swanlab"),
         ("test: true", "test (no test"),
         ("lora_parameters: {rank: 8, alpha: 3}", "lora_parameters (alpha unknown)"),
         ("lora_parameters: [1]", "lora_parameters (it is malformed)"),

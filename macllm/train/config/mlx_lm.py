@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from macllm.errors import UsageError
 
+from .trackers import TRACKERS
+
 SUFFIXES = (".yaml", ".yml")
 _DEFAULTS: dict[str, Any] = {
     "model": "Qwen/Qwen3-0.6b",
@@ -169,7 +171,10 @@ def _optimizer(given: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report_to(given: Any, values: dict[str, Any]) -> dict[str, Any]:
-    return _only(given, _OFF, "no tracker is reported to")
+    names = [name.strip() for name in str(given or "").split(",") if name.strip()]
+    for name in names:
+        _only(name, TRACKERS, f"{name} is not reported to")
+    return {"report_to": names} if names else {}
 
 
 _TRANSLATORS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {

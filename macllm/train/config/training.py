@@ -15,6 +15,7 @@ from macllm.files import read_json
 
 from ..rows import Columns
 from .optimizer import OptimizerName, unread
+from .trackers import TRACKERS
 from .values import check_names, convert, read_toml
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
@@ -79,6 +80,7 @@ class TrainConfig:
     )
 
     steps_per_report: Annotated[int, "steps between two reports of loss and speed"] = 10
+    report_to: Annotated[tuple[str, ...], "send reports to wandb, tensorboard or both; empty or none: to nobody"] = ()
     steps_per_eval: Annotated[int, "steps between two evaluations; 0: only before the first and after the last"] = 200
     val_batches: Annotated[int, "number of micro-batches per evaluation; -1: all"] = -1
     save_every: Annotated[int, "steps between two snapshots; 0: only at the end"] = 100
@@ -89,7 +91,17 @@ class TrainConfig:
     _folder: ClassVar[str] = ""  # the field that names the run's folder
     # Fields that a resumed run may change: they have no effect on its final weights, or only through its rows.
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
-        {"resume", "steps_per_report", "save_every", "keep", "grad_checkpoint", "output", "adapter_path", "date"}
+        {
+            "resume",
+            "steps_per_report",
+            "report_to",
+            "save_every",
+            "keep",
+            "grad_checkpoint",
+            "output",
+            "adapter_path",
+            "date",
+        }
         | {"chat_feature", "prompt_feature", "completion_feature", "text_feature", "cache_gb"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -103,6 +115,9 @@ class TrainConfig:
         for name, choices in self._choices.items():
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} cannot be {value!r}", remedy=f"{name} = one of {', '.join(choices)}")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise UsageError(f"report_to cannot be {name!r}", remedy=f"some of {', '.join(TRACKERS)}, or none")
         if self.first_moment_bits not in (8, 32):
             raise UsageError(f"first_moment_bits cannot be {self.first_moment_bits}", remedy="8 or 32")
         for name, low, high in self._ranges():
@@ -227,6 +242,11 @@ class TrainConfig:
     def now(self) -> datetime | None:
         """The time that chat templates write, None without a date."""
         return datetime.fromisoformat(self.date) if self.date else None
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that get reports."""
+        return () if self.report_to == ("none",) else self.report_to
 
     @property
     def columns(self) -> Columns:
