@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -18,6 +19,7 @@ from macllm.families import packing
 from macllm.families.config import Config
 from macllm.families.defaults import DEFAULTS
 from macllm.families.generation import generation_config
+from macllm.hub import blend
 from macllm.nn import quantize
 from macllm.nn.info import ModelInfo
 from macllm.nn.linear import Embedding, Linear
@@ -45,14 +47,18 @@ _FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 
 
 def load(
-    name: str | Path | None = None, adapter: str | Path | None = None, dtype: mx.Dtype | None = None
+    name: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | Mapping[str | Path, float] | None = None,
+    dtype: mx.Dtype | None = None,
 ) -> tuple[Any, Tokenizer]:
     """The model and the tokenizer of a folder or of "org/name@revision"; None: the bundled ones.
 
-    `adapter` is a folder with a LoRA adapter to apply. `dtype` is the type of floating-point weights. Without it, an
-    Apple GPU keeps the stored type (float16 for bfloat16 on chips that only emulate it); a CPU uses float32, but keeps
-    16-bit matrices of linear layers, experts and embeddings, and 16-bit quantization scales, if its kernels can
-    read them. Raises ModelNotFoundError, CheckpointError, NetworkError, and UsageError for arguments of wrong types.
+    `adapter` is a folder with a LoRA adapter to apply, several such folders, whose updates are added, or a weight for
+    each; "a + b:0.5" says the same in one text. `macllm.adapter.activate` exchanges them later. `dtype` is the type of
+    floating-point weights. Without it, an Apple GPU keeps the stored type (float16 for bfloat16 on chips that only
+    emulate it); a CPU uses float32, but keeps 16-bit matrices of linear layers, experts and embeddings, and 16-bit
+    quantization scales, if its kernels can read them. Raises ModelNotFoundError, CheckpointError, NetworkError, and
+    UsageError for arguments of wrong types.
     """
     from macllm.text.tokenizer import Tokenizer
 
@@ -60,16 +66,31 @@ def load(
     folder = hub.resolve(None if name is None else str(name))
     model = load_model(folder, dtype)
     if adapter is not None:
-        from macllm.adapter import attach
+        from macllm.adapter import attach_blend
 
-        attach(model, Path(adapter), folder)
+        attach_blend(model, _weights(adapter), folder)
     return model, Tokenizer.from_folder(folder)
+
+
+def _weights(adapter: str | Path | Sequence[str | Path] | Mapping[str | Path, float]) -> dict[str, float]:
+    """Weights of adapters by folder, of any form that `load` takes."""
+    if isinstance(adapter, Mapping):
+        return {str(folder): weight for folder, weight in adapter.items()}
+    return blend.parse(str(adapter) if isinstance(adapter, str | Path) else blend.joined(map(str, adapter)) or "")
 
 
 def _check_arguments(name: object, adapter: object, dtype: object) -> None:
     from macllm.text.messages import kind_of
 
-    for what, value in (("name", name), ("adapter", adapter)):
+    several: list[object] = []
+    if isinstance(adapter, list | tuple | Mapping):
+        several = list(cast("Sequence[object] | Mapping[object, object]", adapter))
+        if not several:
+            raise UsageError("The adapter is empty.", remedy="adapter=None for none")
+        for weight in cast("Mapping[object, object]", adapter).values() if isinstance(adapter, Mapping) else ():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise UsageError("A weight of an adapter is not a finite number.", remedy='adapter={"a": 1, "b": 0.5}')
+    for what, value in (("name", name), *(("adapter", one) for one in several or [adapter])):
         if value is not None and not isinstance(value, str | Path):
             raise UsageError(f"The {what} is {kind_of(value)}, not a string or a path.", remedy=_CALL)
     if dtype is not None and not isinstance(dtype, mx.Dtype):

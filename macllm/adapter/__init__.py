@@ -17,7 +17,10 @@ from macllm.nn import lora
 from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
+from .attached import activate, attached, detach, hold
 from .names import Names, to_ours, to_theirs
+
+__all__ = ["BASE", "Form", "activate", "attach", "attach_blend", "attached", "detach", "read_config", "save"]
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +49,41 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
         mlx_lm.save(theirs, rate, about or {}, folder)
 
 
-def attach(model: nn.Module, folder: Path, base: Path | None = None) -> None:
-    """Attach the adapter in `folder` to the linear layers of a loaded `model`, in place.
+def attach(model: nn.Module, folder: Path, base: Path | None = None, name: str | None = None) -> None:
+    """Attach the adapter in `folder` to a loaded `model`, in place, and make it the only active one.
+
+    `name` is its name for `activate` and `detach`; the folder without one. Adapters attached before stay attached.
 
     If it records the fingerprint of its base, and `base`, the model's folder, has another one, that is logged: the
     same model in other bits is a sound base, another model is not.
     Raises ModelNotFoundError if `folder` has no adapter, CheckpointError for one that does not fit the model.
     """
+    name = name or str(folder)
+    hold(model, name, _read(model, folder, base))
+    activate(model, name)
+
+
+def _read(model: nn.Module, folder: Path, base: Path | None) -> dict[str, lora.Update]:
     config = read_config(folder)
     of_peft = peft.holds_adapter(folder)
     found = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)
-    lora.attach(model, to_ours(model, found, Names.of(model, "hf" if of_peft else "mlx")))
-    model.eval()
+    updates = to_ours(model, found, Names.of(model, "hf" if of_peft else "mlx"))
     if base is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
+    return updates
+
+
+def attach_blend(model: nn.Module, blend: Mapping[str, float], base: Path | None = None) -> None:
+    """Attach adapters by folder and make their sum active, each times its weight. Others are detached.
+
+    Those that are attached already are not read again. Raises as `attach` and `activate` do.
+    """
+    for folder in blend:
+        if folder not in attached(model):
+            hold(model, folder, _read(model, Path(folder).expanduser(), base))
+    activate(model, blend)
+    for name in attached(model).keys() - blend.keys():
+        detach(model, name)
 
 
 def _tell_of_another_base(folder: Path, recorded: object, base: Path) -> None:

@@ -55,8 +55,8 @@ class ChatOptions:
 
 
 def short_name(model: str) -> str:
-    """The last part of a model's name or folder, for narrow displays."""
-    return model.rstrip("/").rsplit("/", 1)[-1] or model
+    """The last part of a model's name or folder, or of each of several adapters, for narrow displays."""
+    return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] or part for part in model.split(" + "))
 
 
 def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Session:

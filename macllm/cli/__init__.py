@@ -36,7 +36,7 @@ COMMANDS = {
     "models": "List, download, show, verify and remove models.",
     "data": "Check training data before a run.",
     "finetune": "Fine-tune a model on your own data (LoRA).",
-    "fuse": "Merge a LoRA adapter into its model.",
+    "fuse": "Merge LoRA adapters into their model.",
     "train": "Train a model from random weights.",
     "runs": "List, watch, stop, resume and compare training runs.",
     "recipe": "List, show and copy settings of training runs for common purposes.",

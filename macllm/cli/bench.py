@@ -14,7 +14,7 @@ from . import names
 from .fetch import fetch
 from .native import compile_kernels
 from .output import Progress, say, working
-from .sampling import MODEL_HELP
+from .sampling import MODEL_HELP, adapter_option
 
 if TYPE_CHECKING:
     from macllm.evaluate.speed import Figure, Speed
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.option("-m", "--model", metavar="NAME", shell_complete=names.models, help=MODEL_HELP)
-@click.option("--adapter", metavar="FOLDER", help="LoRA adapter to apply to the model.")
+@adapter_option()
 @click.option(
     "-p", "--prompt", "prompt_tokens", type=click.IntRange(min=1), help="Prompt length in tokens. [default: 512]"
 )

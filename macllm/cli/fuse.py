@@ -12,6 +12,7 @@ from macllm.hub.files import is_stray
 
 from .fetch import fetch
 from .output import say, working
+from .sampling import adapter_option
 
 if TYPE_CHECKING:
     from macllm.adapter.merge import Cost
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 @click.command("fuse")
 @click.option("-m", "--model", metavar="NAME", help="The model. [default: the one the adapter was trained on]")
-@click.option("--adapter", metavar="FOLDER", default="adapters", show_default=True, help="The adapter to merge.")
+@adapter_option("The adapter to merge", default=("adapters",), show_default="adapters")
 @click.option(
     "-o", "--output", metavar="FOLDER", default="fused", show_default=True, help="Folder of the new checkpoint."
 )
 @click.option("--dequantize", is_flag=True, help="Store all weights of a quantized model unquantized.")
 def command(model: str | None, adapter: str, output: str, dequantize: bool) -> None:
-    """Merge a LoRA adapter into its model and save a checkpoint.
+    """Merge a LoRA adapter, or the weighted sum of several, into its model and save a checkpoint.
 
     The checkpoint opens in macllm, mlx-lm and transformers. Prints its folder. The merged model is compared with the
     adapted one, and layers of a quantized model get more bits where rounding would undo what the adapter learned.
@@ -35,9 +36,10 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
         raise UsageError(f"{folder} already exists", remedy=f"macllm fuse --output {folder}-2")
     from macllm.adapter import read_config
     from macllm.adapter.merge import merge, probes
+    from macllm.hub.blend import parse
 
-    recorded = read_config(Path(adapter)).get("model")
-    base = model or (recorded if isinstance(recorded, str) else None)
+    recorded = [read_config(Path(folder)).get("model") for folder in parse(adapter)]
+    base = model or next((name for name in recorded if isinstance(name, str)), None)
     source = fetch(base)
     from macllm.checkpoint import load, save
 

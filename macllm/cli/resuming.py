@@ -103,6 +103,7 @@ def fetched(options: ChatOptions, asked: str | None) -> ChatOptions:
     Conversations record them, and are resumed in other folders. Raises: ModelNotFoundError, for a recorded model
     with a way to take another.
     """
+    from macllm.hub.blend import renamed
     from macllm.hub.names import local_folder
 
     try:
@@ -116,12 +117,17 @@ def fetched(options: ChatOptions, asked: str | None) -> ChatOptions:
             remedy=f"macllm chat --resume {options.conversation.id} --model NAME",
         ) from error
     folder = local_folder(options.model) if options.model else None
-    adapter = Path(options.adapter).expanduser() if options.adapter else None
     return replace(
         options,
         model=str(folder) if folder else options.model,
-        adapter=str(adapter.absolute()) if adapter and adapter.is_dir() else options.adapter,
+        adapter=renamed(options.adapter, _absolute) if options.adapter else options.adapter,
     )
+
+
+def _absolute(name: str) -> str:
+    """The full path of a folder; any other name as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.is_dir() else name
 
 
 def say_resume_line(sessions: list[Session], prompt: str | None) -> None:

@@ -47,13 +47,36 @@ TOKENS: dict[str, str] = {
 MODEL_HELP = "A folder, org/name or org/name@revision. [default: the bundled model]"
 
 
+def _blend(_ctx: click.Context, _parameter: click.Parameter, folders: tuple[str, ...]) -> str | None:
+    """One text for all adapters, None for none."""
+    if not folders:
+        return None
+    from macllm.hub.blend import joined, parse
+
+    text = joined(folders)
+    assert text is not None
+    parse(text)
+    return text
+
+
+def adapter_option(text: str = "LoRA adapter to apply to the model", **settings: Any) -> Callable[[Command], Command]:
+    """Add --adapter, which may be given several times, as one text that `macllm.hub.blend` reads."""
+    return click.option(
+        "--adapter",
+        metavar="FOLDER[:WEIGHT]",
+        multiple=True,
+        callback=_blend,
+        shell_complete=names.folders,
+        help=f"{text}; repeat it to add several, each times its weight.",
+        **settings,
+    )
+
+
 def model_options(function: Command) -> Command:
     """Add --model, --adapter and --system."""
     for option in (
         click.option("-s", "--system", metavar="TEXT", help="System prompt."),
-        click.option(
-            "--adapter", metavar="FOLDER", shell_complete=names.folders, help="LoRA adapter to apply to the model."
-        ),
+        adapter_option(),
         click.option("-m", "--model", metavar="NAME", shell_complete=names.models, help=MODEL_HELP),
     ):
         function = option(function)

@@ -119,14 +119,15 @@ def test_a_model_that_cannot_be_measured_loses_nothing() -> None:
         assert close(model(TOKENS), before(TOKENS), 1e-4)
 
 
-def test_fuse_says_what_merging_cost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_fuse_says_what_merging_a_blend_cost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = macllm.load()
     quantize.apply(model, bits=4, group_size=64)
     macllm.save(model, tokenizer, tmp_path / "base")
     lora.apply(model, rank=4, alpha=8.0, keys=("down_proj",), num_layers=2)
     randomize(model)
-    adapter.save(model, tmp_path / "adapter", {"model": str(tmp_path / "base")})
-    flags = ["--adapter", str(tmp_path / "adapter"), "-o", str(tmp_path / "fused")]
+    for half in ("a", "b"):
+        adapter.save(model, tmp_path / half, {"model": str(tmp_path / "base")})
+    flags = ["--adapter", f"{tmp_path}/a:0.5", "--adapter", f"{tmp_path}/b:0.5", "-o", str(tmp_path / "fused")]
     assert main(["fuse", *flags]) == 0
     out, told = capfd.readouterr()
     line = next(line for line in told.splitlines() if line.startswith("merged 2 layers: KL "))

@@ -18,7 +18,7 @@ from .layers import (
     sizes,
     unpacked_weight,
 )
-from .tree import Disabled, adapters, apply, attach, disabled, fuse, remove, replace, targets
+from .tree import Disabled, adapters, apply, attach, check, disabled, fuse, remove, replace, targets
 
 __all__ = [
     "Adaptable",
@@ -31,6 +31,7 @@ __all__ = [
     "adapters",
     "apply",
     "attach",
+    "check",
     "disabled",
     "fuse",
     "layer_type",

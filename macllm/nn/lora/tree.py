@@ -164,8 +164,14 @@ def attach(model: nn.Module, updates: Mapping[str, Update]) -> None:
 
     Raises CheckpointError for a name that is not a linear layer of the model, or a shape that does not fit it.
     """
+    layers = check(model, updates)
+    model.freeze()
+    replace(model, {name: adapted_layer(layers[name], update) for name, update in updates.items()})
+
+
+def check(model: nn.Module, updates: Mapping[str, Update]) -> dict[str, Adaptable]:
+    """The layers that updates would adapt. Raises CheckpointError as `attach` does."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, Adaptable)}
-    adapted_layers = {}
     for name, update in updates.items():
         if name not in layers:
             raise CheckpointError(
@@ -174,9 +180,7 @@ def attach(model: nn.Module, updates: Mapping[str, Update]) -> None:
             )
         _check_shapes(name, layers[name], update.a, update.b)
         _check_magnitude(name, layers[name], update.magnitude)
-        adapted_layers[name] = adapted_layer(layers[name], update)
-    model.freeze()
-    replace(model, adapted_layers)
+    return {name: layers[name] for name in updates}
 
 
 def _check_magnitude(name: str, linear: Any, magnitude: mx.array | None) -> None:

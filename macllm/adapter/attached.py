@@ -1,0 +1,104 @@
+"""Several adapters of one loaded model, attached by name; one of them or a blend is active."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macllm.errors import UsageError
+from macllm.nn import lora
+from macllm.nn.lora import Update
+
+_ATTRIBUTE = "attached_adapters"
+
+
+@dataclass
+class _Attached:
+    """Updates by adapter and layer, and the weights of the active adapters."""
+
+    updates: dict[str, dict[str, Update]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+def attached(model: nn.Module) -> dict[str, float]:
+    """The names of the attached adapters with their weights; 0 for one that is not active."""
+    held = _of(model)
+    return {name: held.weights.get(name, 0.0) for name in held.updates}
+
+
+def hold(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
+    """Attach updates under a name, not active. Raises CheckpointError if they do not fit the model."""
+    held = _of(model)
+    base = lora.disabled(model)
+    with base:
+        lora.check(model, updates)
+    held.updates[name] = dict(updates)
+
+
+def activate(model: nn.Module, adapters: str | Mapping[str, float] | None) -> None:
+    """Make one attached adapter active, or several, each times its weight; None: the base alone.
+
+    The base is not loaded again, and nothing of the former adapters stays. Raises UsageError for a name that is not
+    attached, and for DoRA in a blend.
+    """
+    held = _of(model)
+    weights = {} if adapters is None else {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
+    if unknown := [name for name in weights if name not in held.updates]:
+        known = ", ".join(held.updates) or "none"
+        raise UsageError(f"no adapter {unknown[0]} is attached", cause=f"attached: {known}", remedy="attach it first")
+    if lora.adapters(model) and not held.weights:
+        raise UsageError(
+            "the model has an adapter in training",
+            cause="macllm.nn.lora.apply made it, so no name holds it",
+            remedy="macllm.adapter.save, then attach it to a model that is loaded anew",
+        )
+    weights = {name: float(weight) for name, weight in weights.items() if weight}
+    updates = _blended([(held.updates[name], weight) for name, weight in weights.items()])
+    lora.remove(model)
+    lora.attach(model, updates)
+    held.weights = weights
+    model.eval()
+
+
+def detach(model: nn.Module, name: str) -> None:
+    """Forget an attached adapter; if it was active, the others stay so.
+
+    Raises UsageError for an unknown name.
+    """
+    held = _of(model)
+    if name not in held.updates:
+        raise UsageError(f"no adapter {name} is attached", cause=f"attached: {', '.join(held.updates) or 'none'}")
+    if name in held.weights:
+        activate(model, {other: weight for other, weight in held.weights.items() if other != name})
+    del held.updates[name]
+
+
+def _of(model: nn.Module) -> _Attached:
+    return vars(model).setdefault(_ATTRIBUTE, _Attached())
+
+
+def _blended(adapters: list[tuple[dict[str, Update], float]]) -> dict[str, Update]:
+    """The sum of the updates, each times its weight: As side by side, scaled Bs below each other."""
+    if len(adapters) == 1 and adapters[0][1] == 1:
+        return adapters[0][0]
+    gathered: dict[str, list[Update]] = {}
+    for updates, weight in adapters:
+        for layer, update in updates.items():
+            if update.magnitude is not None:
+                raise UsageError(
+                    "a DoRA adapter cannot be blended",
+                    cause="its magnitudes replace the norms of the weights, so a share of it is not defined",
+                    remedy="weight 1 and no other adapter, or macllm fuse it and take the other ones on the result",
+                )
+            gathered.setdefault(layer, []).append(update._replace(scale=update.scale * weight))
+    return {layer: parts[0] if len(parts) == 1 else _sum(parts) for layer, parts in gathered.items()}
+
+
+def _sum(parts: list[Update]) -> Update:
+    stack = parts[0].a.ndim == 3  # of experts: A (E, r, D), B (E, F, r)
+    lora_a = mx.concatenate([part.a for part in parts], axis=1)
+    lora_b = mx.concatenate([part.b * part.scale for part in parts], axis=2 if stack else 0)
+    return Update(lora_a, lora_b)
