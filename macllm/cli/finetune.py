@@ -10,14 +10,16 @@ from . import names
 from .fetch import fetch
 from .native import compile_kernels
 from .output import say
-from .settings import config_options
+from .settings import SettingsCommand, config_options
 from .training import RESTARTS, check, events, narrate, restarts_option
 
 
-@click.command("finetune")
+@click.command("finetune", cls=SettingsCommand)
 @click.argument("recipe", metavar="[RECIPE]", required=False, shell_complete=names.recipes("finetune"))
 @click.option("--lora", is_flag=True, expose_value=False, hidden=True, help="Train a low-rank adapter (the default).")
-@click.option("-c", "--config", "toml_file", metavar="FILE", help="The same as RECIPE, or a YAML file of mlx-lm.")
+@click.option(
+    "-c", "--config", "toml_file", metavar="FILE", help="The same as RECIPE; also a YAML file of mlx_lm.lora."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the events of the run as JSON lines on stdout.")
 @restarts_option
 @config_options(FinetuneConfig)

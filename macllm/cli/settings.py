@@ -19,14 +19,35 @@ if TYPE_CHECKING:
     from macllm.train.config import TrainConfig
 
 SHORT = {"model": "-m", "data": "-d"}
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+class SettingOption(click.Option):
+    """A flag of a setting, with its subject."""
+
+    subject = ""
+
+
+class SettingsCommand(click.Command):
+    """A command whose help has the flags of settings by subject, below the others."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each subject."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (row := parameter.get_help_record(ctx)) is not None:
+                title = parameter.subject if isinstance(parameter, SettingOption) else "Options"
+                sections.setdefault(title, []).append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
-    """Add --set and a flag for every field of `config` to a command, which is called with the config and
-    the values of its other parameters.
+    """Add --set and a flag for every field of `config` to a command.
 
-    The command's parameters `toml_file` and `recipe` (either may be missing or None) name a file or a recipe that flags
-    override.
+    It is called with the config and the values of its other parameters. The command's parameters `toml_file` and
+    `recipe` (either may be missing or None) name a file or a recipe that flags override.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,14 +103,20 @@ def _options(config: type[TrainConfig]) -> list[Callable[..., Any]]:
 
 
 def _flags(config: type[TrainConfig], names: Container[str]) -> list[Callable[..., Any]]:
+    from macllm.train.config.subjects import subjects
+
     hints = typing.get_type_hints(config)
     explained = config.documentation()
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     options: list[Callable[..., Any]] = []
-    for item in dataclasses.fields(config):
-        if item.name in names:
-            text = f"{_sentence(explained[item.name])} {_default(item.default)}"
-            flags = _names(item.name, hints[item.name])
-            options.append(click.option(*flags, default=None, help=text, type=_type(hints[item.name])))
+    for subject, fields in subjects(config).items():
+        kind = type(SettingOption.__name__, (SettingOption,), {"subject": subject})
+        for name in (field for field in fields if field in names):
+            text = f"{_sentence(explained[name])} {_default(name, defaults[name])}".rstrip()
+            value = _type(hints[name])
+            metavar = _METAVARS.get(value) if isinstance(value, type) else None
+            flags = _names(name, hints[name])
+            options.append(click.option(*flags, default=None, help=text, type=value, metavar=metavar, cls=kind))
     return options
 
 
@@ -106,12 +133,13 @@ def _type(kind: Any) -> Any:
 
 
 def _sentence(text: str) -> str:
-    capital = text[0].upper() if text.split()[0].isalpha() else text[0]
+    capital = text[0].upper() if text.split()[0].replace("-", "").isalpha() else text[0]
     return f"{capital}{text[1:]}."
 
 
-def _default(value: Any) -> str:
+def _default(name: str, value: Any) -> str:
+    """The default, unless the documentation says what an empty value means."""
     if value in ("", ()):
-        return ""
+        return "[required]" if name == "data" else ""
     shown = str(value).lower() if isinstance(value, bool) else value
     return f"[default: {shown}]"

@@ -11,11 +11,11 @@ from macllm.train.config import PretrainConfig
 
 from . import names
 from .native import compile_kernels
-from .settings import config_options
+from .settings import SettingsCommand, config_options
 from .training import RESTARTS, check, events, narrate, restarts_option
 
 
-@click.command("train")
+@click.command("train", cls=SettingsCommand)
 @click.argument("recipe", metavar="[RECIPE]", required=False, shell_complete=names.recipes("train"))
 @click.option("--json", "as_json", is_flag=True, help="Print the events of the run as JSON lines on stdout.")
 @restarts_option

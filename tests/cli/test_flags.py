@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import click
 import pytest
 
+from macllm import cli
 from macllm.cli.sampling import sampling_options
 from macllm.cli.settings import config_options
 from macllm.errors import UsageError
 from macllm.generation.request import SamplingParams
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
+from macllm.train.config.subjects import subjects
 
 
 def invoke(decorator, arguments: list[str], key: str | None = None):
@@ -104,3 +107,21 @@ def test_a_flag_wins_over_set_and_set_over_the_file(tmp_path) -> None:
     loaded = invoke(config_options(FinetuneConfig), arguments)
     assert (loaded.rank, loaded.alpha, loaded.seed) == (7, 6.0, 4)
     assert loaded.data == str(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(("command", "config"), [("finetune", FinetuneConfig), ("train", PretrainConfig)])
+def test_help_lists_settings_by_subject_with_their_defaults_in_80_columns(
+    command: str, config: type[TrainConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    titles = [line.rstrip(":") for line in lines if line.endswith(":") and line[0] != " "]
+    assert titles[1:] == list(subjects(config))
+    sections = " ".join(lines).split("Options:", 1)[1]
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        found = re.search(rf" {flag}[ /].*?(?=  -|$)", sections)
+        assert found, flag
+        assert any(said in found[0] for said in ("[default:", "[required]", "empty")), flag
