@@ -14,7 +14,7 @@ from macllm.train.config import FinetuneConfig
 from macllm.units import bytes_text, count_text
 
 from . import names
-from .fetch import fetch
+from .fetch import fetch, fetch_rows
 from .output import Progress, working
 from .settings import options_for
 
@@ -65,6 +65,7 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
     """
     config = FinetuneConfig.load(data=data, model=model, **fields)
     folder = fetch(model)
+    fetch_rows(config)
     from macllm.text.tokenizer import Tokenizer
     from macllm.train.check import checking
 

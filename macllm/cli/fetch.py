@@ -12,6 +12,7 @@ from .output import Progress, say
 
 if TYPE_CHECKING:
     from macllm.hub import DownloadProgress
+    from macllm.train.config import TrainConfig
 
 
 def fetch(name: str | None) -> Path:
@@ -29,6 +30,19 @@ def get(name: str) -> Path:
     if name == BUNDLED or is_offline() or local_folder(name):
         return resolve(name)
     return _with_progress(name, lambda progress: download(name, progress=progress))
+
+
+def fetch_rows(config: TrainConfig) -> None:
+    """Download the rows of datasets of the hub that a config names and that are not on this machine."""
+    from macllm.hub import cache_folder
+    from macllm.train import rows
+
+    def bring(progress: Callable[[DownloadProgress], None]) -> Path:
+        rows.find_files(config.data, config.valid, progress)
+        return cache_folder()
+
+    if named := [text for text in (config.data, config.valid) if rows.is_dataset(text)]:
+        _with_progress(named[0], bring)
 
 
 def _with_progress(name: str, work: Callable[[Callable[[DownloadProgress], None]], Path]) -> Path:

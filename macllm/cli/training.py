@@ -18,6 +18,7 @@ from macllm.units import bytes_text, duration_text
 from macllm.visible import one_line
 
 from .dashboard import MOST_CELLS, Dashboard
+from .fetch import fetch_rows
 from .live import LiveArea, has_blocks, is_live
 from .output import Progress, say, working
 
@@ -64,6 +65,7 @@ def check(config: TrainConfig) -> None:
     """Validate the config and its folder before kernels or a model are loaded. Raises: MacllmError."""
     from macllm.train import run
 
+    fetch_rows(config)
     run.check(Path(config.folder), config)
 
 

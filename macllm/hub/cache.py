@@ -51,9 +51,9 @@ class FileCheck:
     status: Literal["ok", "damaged", "missing", "unknown"]
 
 
-def repo_folder(repo: str) -> Path:
-    """Cache folder of a repository."""
-    return cache_folder() / f"models--{repo.replace('/', '--')}"
+def repo_folder(repo: str, kind: str = "model") -> Path:
+    """Cache folder of a repository of models or of datasets."""
+    return cache_folder() / f"{kind}s--{repo.replace('/', '--')}"
 
 
 def commit_of(name: ModelName) -> str | None:
@@ -61,7 +61,7 @@ def commit_of(name: ModelName) -> str | None:
     if _COMMIT.fullmatch(name.revision):
         return name.revision
     with suppress(OSError, UnicodeDecodeError):
-        commit = (repo_folder(name.repo) / "refs" / name.revision).read_text("utf-8").strip()
+        commit = (repo_folder(name.repo, name.kind) / "refs" / name.revision).read_text("utf-8").strip()
         if _COMMIT.fullmatch(commit):
             return commit
     return None
@@ -105,7 +105,7 @@ def similar_names(repo: str) -> list[str]:
 def write_plan(name: ModelName, commit: str, files: list[RepoFile]) -> None:
     """Record the files of a complete snapshot of this commit."""
     plan = {"revision": name.revision, "files": {file.name: [file.size_bytes, file.digest] for file in files}}
-    path = repo_folder(name.repo) / ".macllm" / f"{commit}.json"
+    path = repo_folder(name.repo, name.kind) / ".macllm" / f"{commit}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, plan)
 

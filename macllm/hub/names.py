@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from macllm.errors import ModelNotFoundError, UsageError
 
@@ -23,12 +24,19 @@ _FILE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pth", ".json")
 class ModelName:
     """A model of the hub: `repo` is "org/name" (or an old "name"), `revision` a branch, tag or commit."""
 
+    kind: ClassVar[str] = "model"
+
     repo: str
     revision: str = DEFAULT_REVISION
 
     def __str__(self) -> str:
         """The name in the form that `parse_name` reads."""
         return self.repo if self.revision == DEFAULT_REVISION else f"{self.repo}@{self.revision}"
+
+    @property
+    def again(self) -> str:
+        """A command that resumes a download."""
+        return f"run `macllm models get {self}`"
 
 
 def parse_name(text: str) -> ModelName:

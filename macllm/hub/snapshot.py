@@ -62,7 +62,12 @@ def fetch(name: ModelName, progress: Progress | None, on_wait: OnWait = lambda: 
     Raises ModelNotFoundError, NetworkError, or DoesNotFitError before the first byte if the disk is too full.
     """
     hub, listing, files = plan(name, on_wait)
-    folder = repo_folder(name.repo)
+    return bring(hub, listing, files, progress)
+
+
+def bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress | None) -> Path:
+    """Download some files of a listing into the cache and return the snapshot. Raises: as `fetch`."""
+    name, folder = hub.name, repo_folder(hub.name.repo, hub.name.kind)
     is_new = not folder.exists()
     try:
         with _disk_errors(name):
@@ -76,13 +81,13 @@ def fetch(name: ModelName, progress: Progress | None, on_wait: OnWait = lambda: 
 
 def missing_bytes(name: ModelName, listing: Listing, files: list[RepoFile]) -> dict[str, int]:
     """Digest -> bytes of that file still to be fetched; complete files are left out."""
-    folder = repo_folder(name.repo)
-    missing = [file for file in files if not _linked(folder / "snapshots" / listing.commit, file)]
+    folder = repo_folder(name.repo, name.kind)
+    missing = [file for file in files if not is_complete(folder / "snapshots" / listing.commit, file)]
     return {file.digest: file.size_bytes - _cached_bytes(folder, file) for file in missing}
 
 
 def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress | None) -> Path:
-    name, folder = hub.name, repo_folder(hub.name.repo)
+    name, folder = hub.name, repo_folder(hub.name.repo, hub.name.kind)
     snapshot = folder / "snapshots" / listing.commit
     (folder / "blobs").mkdir(parents=True, exist_ok=True)
     missing = missing_bytes(name, listing, files)
@@ -98,7 +103,7 @@ def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress
     hub.on_wait = on_wait
     for file in files:
         meter.start(file)
-        if not _linked(snapshot, file):
+        if not is_complete(snapshot, file):
             _link(_fetch_blob(hub, listing.commit, file, meter), snapshot / file.name)
         meter.finish()
     if name.revision != listing.commit:
@@ -108,7 +113,8 @@ def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress
     return snapshot
 
 
-def _linked(snapshot: Path, file: RepoFile) -> bool:
+def is_complete(snapshot: Path, file: RepoFile) -> bool:
+    """True for a file of a snapshot that is there in its full size."""
     path = snapshot / file.name
     return path.is_file() and path.stat().st_size == file.size_bytes
 
@@ -122,7 +128,7 @@ def _cached_bytes(folder: Path, file: RepoFile) -> int:
 
 
 def _fetch_blob(hub: Hub, commit: str, file: RepoFile, meter: _Meter) -> Path:
-    folder = repo_folder(hub.name.repo)
+    folder = repo_folder(hub.name.repo, hub.name.kind)
     blob = folder / "blobs" / file.digest
     partial = blob.with_name(f"{file.digest}.incomplete")
     with _locked(cache_folder() / ".locks" / folder.name / f"{file.digest}.lock", hub.on_wait):
@@ -180,7 +186,7 @@ def _disk_errors(name: ModelName) -> Generator[None]:
             raise DoesNotFitError(
                 f"the disk is full; {name} is incomplete",
                 cause=f"{error.strerror} at {cache_folder()}",
-                remedy=f"free some space, then run `macllm models get {name}`, which resumes the download",
+                remedy=f"free some space, then {name.again}, which resumes the download",
             ) from error
         raise MacllmError(
             f"{name} cannot be written to the cache",

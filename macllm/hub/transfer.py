@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from macllm.errors import ModelNotFoundError, NetworkError
+from macllm.errors import DataError, ModelNotFoundError, NetworkError
 from macllm.files import sync
 
 from .files import Listing, RepoFile, checked_listing
@@ -76,9 +76,8 @@ class Hub:
 
     def listing(self) -> Listing:
         """All files of the revision, with sizes and hashes."""
-        address = (
-            f"{self.endpoint}/api/models/{self.name.repo}/revision/{quote(self.name.revision, safe='')}?blobs=true"
-        )
+        revision = quote(self.name.revision, safe="")
+        address = f"{self.endpoint}/api/{self.name.kind}s/{self.name.repo}/revision/{revision}?blobs=true"
 
         def ask() -> Listing:
             content = self._content(address)
@@ -177,7 +176,7 @@ class Hub:
                     raise UnreachableError(
                         f"{self.endpoint} could not deliver {self.name}",
                         cause=str(error),
-                        remedy=f"check the network, then run `macllm models get {self.name}`, which resumes it",
+                        remedy=f"check the network, then {self.name.again}, which resumes it",
                     ) from error
                 if failures == 1:
                     log.warning("%s does not answer (%s); trying again", self.endpoint, error)
@@ -209,14 +208,19 @@ class Hub:
 
         return awaited(ask, self.on_wait)
 
+    @property
+    def _page(self) -> str:
+        return f"{self.endpoint}/{'datasets/' if self.name.kind == 'dataset' else ''}{self.name.repo}"
+
     def _address(self, commit: str, file_name: str) -> str:
-        return f"{self.endpoint}/{self.name.repo}/resolve/{commit}/{quote(file_name)}"
+        return f"{self._page}/resolve/{commit}/{quote(file_name)}"
 
     def _refusal(self, response: Any, address: str) -> Exception:
         """The error for an answer with status 400 or above."""
         status, code = response.status_code, response.headers.get("x-error-code", "")
         reason = response.headers.get("x-error-message") or f"{status} {response.reason_phrase}".strip()
-        page = f"{self.endpoint}/{self.name.repo}"
+        page, kind = self._page, self.name.kind
+        missing = ModelNotFoundError if kind == "model" else DataError
         if status in PASSING_STATUSES:
             wait = response.headers.get("retry-after", "")
             return _RetryError(f"{address} answered {reason}", float(wait) if wait.isdigit() else 0.0)
@@ -228,19 +232,19 @@ class Hub:
                 remedy=f"accept them at {page}, then {then}",
             )
         if code == "RevisionNotFound":
-            return ModelNotFoundError(
+            return missing(
                 f"{self.name.repo} has no revision {self.name.revision!r}",
                 cause=f"{self.endpoint} does not list it",
                 remedy=f"look at {page}/tree/main, or leave @{self.name.revision} out",
             )
         if code == "EntryNotFound":
-            return ModelNotFoundError(
+            return missing(
                 f"a file of {self.name} is gone from the hub", cause=address, remedy="choose another revision"
             )
         # Without a token a hub answers 401 for private models and for missing ones.
         if code == "RepoNotFound" or status in (404, 410) or (status == 401 and not self.has_token):
-            return ModelNotFoundError(
-                f"the hub has no model {self.name.repo}",
+            return missing(
+                f"the hub has no {kind} {self.name.repo}",
                 cause=f"{self.endpoint} answered {reason}",
                 remedy="check the name; if it is private, set HF_TOKEN to a token that may read it",
             )
@@ -248,7 +252,7 @@ class Hub:
             return NetworkError(
                 f"{self.endpoint} refuses {self.name.repo}",
                 cause=reason,
-                remedy="check HF_TOKEN: it may be mistyped, expired or not allowed to read this model",
+                remedy=f"check HF_TOKEN: it may be mistyped, expired or not allowed to read this {kind}",
             )
         return NetworkError(f"{self.endpoint} refuses {self.name.repo}", cause=reason, remedy=f"look at {page}")
 
@@ -256,7 +260,7 @@ class Hub:
         return NetworkError(
             f"{file.name} of {self.name} differs from the hub's listing",
             cause=cause,
-            remedy=f"run `macllm models get {self.name}` again; if it persists, do not use HF_ENDPOINT={self.endpoint}",
+            remedy=f"{self.name.again}; if it persists, do not use HF_ENDPOINT={self.endpoint}",
         )
 
 

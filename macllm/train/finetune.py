@@ -106,7 +106,7 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     model, tokenizer = checkpoint.load(config.model)
     base = fingerprint(hub.resolve(config.model))
     _check_vocabulary(config, model.info.vocab_size, tokenizer.vocab_size)
-    config = config.fitted(_parameters(model)).dated()
+    config = config.fitted(_parameters(model)).dated().pinned()
     objective = CausalLM(config.mask_prompt, config.now)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, _context_length(model, config))

@@ -41,7 +41,7 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.output)
     run.check(folder, config)
-    config = config.dated()
+    config = config.dated().pinned()
     cpu.wait()
     raw = _read_json(Path(config.config))
     tokenizer = Tokenizer.from_folder(config.tokenizer_folder)

@@ -30,6 +30,7 @@ class Repo:
     revisions: tuple[str, ...] = ("main",)
     large: tuple[str, ...] = (".safetensors",)
     listing: dict[str, Any] = field(default_factory=dict)
+    kind: str = "models"
 
     def is_large(self, name: str) -> bool:
         return name.endswith(self.large)
@@ -115,12 +116,15 @@ class _Answer(BaseHTTPRequestHandler):
             self.hub.requests.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
         if path == "/api/models":
             self.found(parse_qs(urlsplit(self.path).query))
-        elif path.startswith("/api/models/"):
-            self.api(path.removeprefix("/api/models/"))
+        elif path.startswith(("/api/models/", "/api/datasets/")):
+            kind, _, asked = path.removeprefix("/api/").partition("/")
+            self.api(asked, kind)
         elif "/resolve/" in path:
-            repo, _, rest = path.removeprefix("/").partition("/resolve/")
+            page, _, rest = path.removeprefix("/").partition("/resolve/")
             commit, _, name = rest.partition("/")
-            self.file(self.hub.repos.get(repo), commit, name)
+            repo = self.hub.repos.get(page.removeprefix("datasets/"))
+            is_right = repo is not None and page.startswith("datasets/") == (repo.kind == "datasets")
+            self.file(repo if is_right else None, commit, name)
         elif path.startswith("/storage/"):
             _, _, rest = path.removeprefix("/storage/").partition("/")
             repo, _, name = rest.partition("//")
@@ -134,13 +138,13 @@ class _Answer(BaseHTTPRequestHandler):
         entries = [{"id": name, "tags": [], **self.hub.repos[name].listing} for name in names]
         self.answer(200, json.dumps(entries).encode())
 
-    def api(self, path: str) -> None:
+    def api(self, path: str, kind: str) -> None:
         repo, _, revision = path.partition("/revision/")
         if self.hub.faults.stall_api:
             self.hub.stop.wait(30)
         if self.hub.faults.api:
             self.refuse(*self.hub.faults.api.pop(0))
-        elif repo not in self.hub.repos:
+        elif repo not in self.hub.repos or self.hub.repos[repo].kind != kind:
             self.refuse(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         elif revision not in (*self.hub.repos[repo].revisions, self.hub.repos[repo].commit):
             self.refuse(404, {"X-Error-Code": "RevisionNotFound"})

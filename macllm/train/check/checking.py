@@ -59,8 +59,10 @@ def checking(
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
     rules = Rules(config, tokenizer, limit)
     train, valid = rows.find_files(config.data, config.valid)
-    files = [("train", train), *([("valid", valid)] if valid else [])]
-    files += [(Path(each).name, rows.find_files(each, "")[0]) for each in against]
+    files: list[tuple[str, rows.Source]] = [("train", train), *([("valid", valid)] if valid else [])]
+    for each in against:
+        own = rows.open_split(each, "test") if rows.is_dataset(each) else rows.find_files(each, "")[0]
+        files.append((each if rows.is_dataset(each) else Path(each).name, own))
     splits: list[CheckedSplit] = []
     for name, path in files:
         split = yield from read_split(name, path, rules)

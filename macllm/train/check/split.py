@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +69,7 @@ class CheckedSplit:
         return seen, supervised
 
 
-def read_split(name: str, path: Path, rules: Rules) -> Generator[Advanced, None, CheckedSplit]:
+def read_split(name: str, path: rows.Source, rules: Rules) -> Generator[Advanced, None, CheckedSplit]:
     """The rows of a file and the errors of those that cannot be read."""
     split = CheckedSplit(name, str(path), encoding=Encoding[Example](rules.config.long_rows, rules.limit))
     for number, row in enumerate(rows.each_row(path, rules.config.columns)):

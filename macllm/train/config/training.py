@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 from macllm.errors import UsageError
 from macllm.files import read_json
 
-from ..rows import Columns
+from ..rows import Columns, is_dataset, pinned
 from .optimizer import OptimizerName, unread
 from .trackers import TRACKERS
 from .values import check_names, convert, read_toml
@@ -33,9 +33,9 @@ class TrainConfig:
     """Settings common to all runs: data, batches, optimizer, schedule, reports, evaluation and snapshots."""
 
     data: Annotated[
-        str, "a file of rows (.jsonl, .json, .parquet, .txt), or a folder with train.jsonl, valid.jsonl"
+        str, "rows: a file, a folder with train.jsonl, valid.jsonl, or hf:name[:config][@revision][/split]"
     ] = ""
-    valid: Annotated[str, "a file of rows to evaluate on; empty: valid.jsonl of the data folder, if it exists"] = ""
+    valid: Annotated[str, "rows to evaluate on, as data; empty: valid.jsonl of the data folder, if it exists"] = ""
     valid_fraction: Annotated[float, "share of the rows held out for evaluation when there is no validation file"] = 0.0
     max_seq_length: Annotated[int, "longest row, in tokens"] = 2048
     long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "truncate"
@@ -204,7 +204,7 @@ class TrainConfig:
     @classmethod
     def _is_path(cls, name: str, value: Any) -> bool:
         """True for a path that a run reads."""
-        return name in PATHS and isinstance(value, str) and value != ""
+        return name in PATHS and isinstance(value, str) and value != "" and not is_dataset(value)
 
     @classmethod
     def _of_run(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -235,8 +235,19 @@ class TrainConfig:
 
     def dated(self) -> Self:
         """The config with a date: its own, that of the run that it resumes, or today's."""
-        stored = self._of_run({"resume": self.resume, self._folder: self.folder, "data": self.data})
-        return dataclasses.replace(self, date=self.date or stored.get("date") or date.today().isoformat())
+        return dataclasses.replace(self, date=self.date or self._stored().get("date") or date.today().isoformat())
+
+    def pinned(self) -> Self:
+        """The config with the commits of its datasets.
+
+        They are those of the run that it resumes, or the hub's current ones.
+        """
+        stored = self._stored()
+        data, valid = (pinned(getattr(self, name), str(stored.get(name, ""))) for name in ("data", "valid"))
+        return dataclasses.replace(self, data=data, valid=valid)
+
+    def _stored(self) -> dict[str, Any]:
+        return self._of_run({"resume": self.resume, self._folder: self.folder, "data": self.data})
 
     @property
     def now(self) -> datetime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .columns import Columns, parse
 from .files import Source, check, each_row, files_of, find_files, read
+from .hub import HubRows, is_dataset, open_split, pinned
 from .kinds import (
     Chat,
     Messages,
@@ -20,6 +21,7 @@ from .kinds import (
 __all__ = [
     "Chat",
     "Columns",
+    "HubRows",
     "Messages",
     "PlainText",
     "Preference",
@@ -33,7 +35,10 @@ __all__ = [
     "each_row",
     "files_of",
     "find_files",
+    "is_dataset",
+    "open_split",
     "parse",
+    "pinned",
     "read",
     "weight_of",
 ]

@@ -16,30 +16,31 @@ from typing import Any, BinaryIO, cast
 from macllm.errors import DataError
 
 from .columns import EXAMPLES, Columns, parse
+from .hub import HubRows, Progress, is_dataset, open_split, open_validation
 from .kinds import PlainText, Row
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".txt")
 _STANDARD = Columns()
 
-Source = Path  # of rows: a file, or a folder of texts
+Source = Path | HubRows  # of rows: a file, a folder of texts, or a split of a dataset
 
 
-def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
-    """The training file and the validation file or None, from a file or a folder.
+def find_files(data: str, valid: str, progress: Progress | None = None) -> tuple[Source, Source | None]:
+    """The training rows and the validation rows or None, from a file, a folder or a dataset of the hub.
 
-    A folder has train.jsonl (or another known ending) and perhaps valid.jsonl, or it is a folder of texts itself.
+    A folder has train.jsonl (or another known ending) and perhaps valid.jsonl, or it is a folder of texts itself. A
+    dataset without a split gives its split "train", and "validation" if it has one; missing files are downloaded.
     """
+    if is_dataset(valid):
+        given: Source | None = open_split(valid, "validation", progress)
+    else:
+        given = Path(valid) if valid else None
+    if is_dataset(data):
+        _check_given(given)
+        return open_split(data, "train", progress), given or open_validation(data, progress)
     path = Path(data)
-    given = Path(valid) if valid else None
-    for each in (path, given):
-        if each is not None and each.exists() and not each.is_dir() and not each.is_file():
-            raise DataError(
-                f"{each} is not a file",
-                cause="rows are read more than once, and a pipe can be read only once",
-                remedy="write them into a .jsonl file first",
-            )
-    if given is not None and not given.is_file() and not _texts(given):
-        raise DataError(f"no file {given}", remedy="--valid a .jsonl file")
+    _check_regular(path)
+    _check_given(given)
     if not path.is_dir():
         if not path.is_file():
             raise DataError(f"no file or folder {path}", remedy="--data train.jsonl")
@@ -50,8 +51,27 @@ def find_files(data: str, valid: str) -> tuple[Path, Path | None]:
     return train, given or _named(path, "valid")
 
 
+def _check_given(given: Source | None) -> None:
+    """Refuse a missing file of validation rows."""
+    if isinstance(given, Path):
+        _check_regular(given)
+        if not given.is_file() and not _texts(given):
+            raise DataError(f"no file {given}", remedy="--valid a .jsonl file")
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise DataError(
+            f"{path} is not a file",
+            cause="rows are read more than once, and a pipe can be read only once",
+            remedy="write them into a .jsonl file first",
+        )
+
+
 def files_of(source: Source) -> list[tuple[str, Path]]:
     """The files of a source, each with its name in the places of rows."""
+    if isinstance(source, HubRows):
+        return list(source.files)
     return [(str(path), path) for path in (_texts(source) if source.is_dir() else [source])]
 
 
@@ -74,35 +94,36 @@ def check(data: str, valid: str, columns: Columns = _STANDARD) -> None:
             read(path, most=1, columns=columns)
 
 
-def read(path: Path, most: int | None = None, columns: Columns = _STANDARD) -> list[Row]:
-    """All rows of a file or a folder of texts, or the first `most`. Raises DataError with file and line."""
+def read(source: Source, most: int | None = None, columns: Columns = _STANDARD) -> list[Row]:
+    """All rows of a source, or the first `most`. Raises DataError with file and line."""
     rows: list[Row] = []
-    for row in islice(each_row(path, columns), most):
+    for row in islice(each_row(source, columns), most):
         if isinstance(row, DataError):
             raise row
         rows.append(row)
     if not rows:
-        raise DataError(f"no rows in {path}", remedy=EXAMPLES)
+        raise DataError(f"no rows in {source}", remedy=EXAMPLES)
     return rows
 
 
-def each_row(path: Path, columns: Columns = _STANDARD) -> Iterator[Row | DataError]:
-    """The rows of a file or a folder of texts, one by one, with the error in place of each invalid row.
+def each_row(source: Source, columns: Columns = _STANDARD) -> Iterator[Row | DataError]:
+    """The rows of a source, one by one, with the error in place of each invalid row.
 
-    An error that ends the file comes last.
+    An error that ends a file comes last in it.
     """
-    try:
-        for value, where in _values(path):
-            if isinstance(value, DataError | PlainText):
-                yield value
-            else:
-                yield _parsed(value, where, columns)
-    except DataError as error:
-        yield error
-    except OSError as error:
-        yield _unreadable(path, error.strerror or str(error), None, error)
-    except (EOFError, zlib.error) as error:
-        yield _unreadable(path, str(error), "get or write the file again", error)
+    for label, path in files_of(source):
+        try:
+            for value, where in _values(path, label):
+                if isinstance(value, DataError | PlainText):
+                    yield value
+                else:
+                    yield _parsed(value, where, columns)
+        except DataError as error:
+            yield error
+        except OSError as error:
+            yield _unreadable(path, error.strerror or str(error), None, error)
+        except (EOFError, zlib.error) as error:
+            yield _unreadable(path, str(error), "get or write the file again", error)
 
 
 def _parsed(value: Any, where: str, columns: Columns) -> Row | DataError:
@@ -118,23 +139,22 @@ def _unreadable(path: Path, cause: str, remedy: str | None, error: Exception) ->
     return failure
 
 
-def _values(path: Path) -> Iterator[tuple[Any, str]]:
-    """The values of rows and their places; texts are rows already, and errors stand for values."""
-    if path.is_dir() or path.suffix == ".txt":
-        for file in _texts(path) if path.is_dir() else [path]:
-            yield _text(file), str(file)
+def _values(path: Path, label: str) -> Iterator[tuple[Any, str]]:
+    """The values of rows and their places; a text is a row already, and errors stand for values."""
+    if path.suffix == ".txt":
+        yield _text(path, label), label
     else:
-        yield from _parquet(path) if path.suffix == ".parquet" else _json(path)
+        yield from _parquet(path, label) if path.suffix == ".parquet" else _json(path, label)
 
 
-def _text(path: Path) -> PlainText | DataError:
+def _text(path: Path, label: str) -> PlainText | DataError:
     try:
-        return PlainText(path.read_text(encoding="utf-8-sig"), str(path))
+        return PlainText(path.read_text(encoding="utf-8-sig"), label)
     except UnicodeDecodeError as error:
-        return DataError(f"{path} is not UTF-8 text", cause=str(error))
+        return DataError(f"{label} is not UTF-8 text", cause=str(error))
 
 
-def _json(path: Path) -> Iterator[tuple[Any, str]]:
+def _json(path: Path, label: str) -> Iterator[tuple[Any, str]]:
     """The values of a file of JSON lines, or of one JSON list, and the place of each."""
     with _opened(path) as lines:
         number, is_list = 0, None
@@ -144,9 +164,9 @@ def _json(path: Path) -> Iterator[tuple[Any, str]]:
             if is_list is None:
                 is_list = path.name.removesuffix(".gz").removesuffix(".zst").endswith(".json") and _begins_list(line)
             if is_list:
-                yield from _list(line + lines.read(), str(path))
+                yield from _list(line + lines.read(), label)
                 return
-            place = f"{path}:{number}"
+            place = f"{label}:{number}"
             try:
                 value = _value(line, place, "one JSON object per line, UTF-8")
             except DataError as error:
@@ -189,14 +209,14 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
+def _parquet(path: Path, label: str) -> Iterator[tuple[Any, str]]:
     parquet = _library("pyarrow.parquet", path)
     try:
         with parquet.ParquetFile(path) as file:
             number = 0
             for batch in file.iter_batches():
                 for value in batch.to_pylist():
-                    yield value, f"{path}[{number}]"
+                    yield value, f"{label}[{number}]"
                     number += 1
     except _library("pyarrow", path).ArrowException as error:
         raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
