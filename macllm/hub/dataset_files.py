@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from macllm.errors import DataError
 
-if TYPE_CHECKING:
-    from .datasets import DatasetName
+from .dataset_names import DatasetName
 
 _ROWS = re.compile(r"\.(jsonl|json|parquet)(\.gz|\.zst)?$")
 _TEXTS = re.compile(r"\.txt$")

@@ -8,7 +8,8 @@ import pytest
 
 from macllm.errors import DataError, MacllmError, NetworkError, UsageError
 from macllm.hub.dataset_files import canonical, rows_of_splits
-from macllm.hub.datasets import DatasetName, HubDataset, parse_dataset
+from macllm.hub.dataset_names import DatasetName, parse_dataset
+from macllm.hub.datasets import HubDataset
 from tests.hub.loopback import COMMIT, OTHER_COMMIT, LoopbackHub, Repo
 
 FILES = {"train.jsonl": b'{"text": "one"}\n', "data/validation.jsonl.gz": b"packed", "test.parquet": b"PAR1"}

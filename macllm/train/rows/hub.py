@@ -9,7 +9,8 @@ from pathlib import Path
 
 from macllm.hub import DownloadProgress
 from macllm.hub.dataset_files import canonical
-from macllm.hub.datasets import HubDataset, is_dataset, parse_dataset
+from macllm.hub.dataset_names import is_dataset, parse_dataset
+from macllm.hub.datasets import HubDataset
 from macllm.hub.names import DEFAULT_REVISION, cache_folder, endpoint, is_offline
 
 _SHOWN_COMMIT = 8  # characters
