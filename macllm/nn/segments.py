@@ -119,4 +119,4 @@ def _moved(x: mx.array, to: mx.array, back: mx.array) -> mx.array:
 
 
 def _rows(x: mx.array, at: mx.array) -> mx.array:
-    return mx.where(at[:, None] >= 0, x[mx.maximum(at, 0)], mx.zeros((), dtype=x.dtype))
+    return mx.where(at[:, None] >= 0, mx.take(x, mx.maximum(at, 0), axis=0), mx.zeros((), dtype=x.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from macllm import families
-from macllm.errors import UsageError
+from macllm.errors import DoesNotFitError, UsageError
 from macllm.families.config import Config
 from macllm.nn import lora
 from macllm.nn.mask import Masks
@@ -30,7 +31,7 @@ from macllm.ops.dispatch import using
 from macllm.train import pack
 from macllm.train.config import FinetuneConfig, TrainConfig
 from macllm.train.data import Dataset
-from macllm.train.events import Counts, Prepared
+from macllm.train.events import Counts, Prepared, Step
 from macllm.train.finetune import finetune
 from macllm.train.loop import Trainer
 from macllm.train.objectives import clm
@@ -38,6 +39,7 @@ from macllm.train.objectives.clm import Batch, CausalLM, collate, collate_packed
 from macllm.train.order import Order
 from macllm.train.pretrain import new_model
 from macllm.train.render import Example
+from macllm.train.snapshot import Snapshots
 from tests.train.toy import ToyLM, arithmetic_rows
 
 LLAMA = {
@@ -365,6 +367,33 @@ def test_finetune_reads_packing(tmp_path: Path) -> None:
     assert prepared.binned == 12
     assert 0 < prepared.bins < 12
     assert FinetuneConfig.load(data="x", packing="true").packing is True
+
+
+def test_a_row_as_long_as_the_table_of_positions_is_trained_on() -> None:
+    model, (row,) = decoder({**GPT2, "n_positions": 21}), rows([22])
+    total, units, _ = losses(model, [collate([row])])
+    logits = model(mx.array(row.tokens[None, :-1]))[0]
+    own = -nn.log_softmax(logits)[mx.arange(21), mx.array(row.tokens[1:])] * mx.array(row.loss_weights[1:])
+    assert (total, units) == (pytest.approx(own.sum().item(), rel=1e-6), row.loss_mask.sum())
+    with pytest.raises(DoesNotFitError):
+        losses(model, [collate(rows([23]))])
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_packed_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+    examples = rows(np.random.default_rng(1).integers(2, 30, 24).tolist())
+    config = replace(CONFIG, iters=7, learning_rate=1e-2, save_every=2)
+    ended = []
+    for name, stops in (("whole", [None]), ("parts", [stop, None])):
+        for last in stops:
+            model = decoder(LLAMA)
+            kept = Snapshots(tmp_path / name, 2, {})
+            with closing(Trainer.of(model, CausalLM(), config, Dataset(examples, [], Counts()), kept).run()) as events:
+                for event in events:
+                    if isinstance(event, Step) and event.step == last:
+                        break
+        ended.append([np.array(w).tobytes() for _, w in tree_flatten(model.parameters())])
+    assert ended[0] == ended[1]
 
 
 def test_one_trajectory_packed_or_padded() -> None:

@@ -10,6 +10,7 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
+from macllm.nn.info import Described
 from macllm.nn.loss import token_losses
 from macllm.nn.protocol import LanguageModel, PackingModel
 from macllm.nn.segments import Segments
@@ -96,6 +97,7 @@ class CausalLM:
 
         Only positions with a weight go through the head. Right padding needs no attention mask in a causal model.
         """
+        batch = _within_positions(batch, model)
         inputs, segments = mx.array(batch.inputs), batch.segments
         if segments is None:
             hidden = model.hidden(inputs)
@@ -107,3 +109,11 @@ class CausalLM:
         weights = batch.weights.reshape(-1)[chosen]
         losses = token_losses(model, picked, targets)
         return Loss((losses * mx.array(weights)).sum(), float(weights.sum(dtype=np.float64)))
+
+
+def _within_positions(batch: Batch, model: object) -> Batch:
+    """The batch without padding that the model's table of positions has no rows for."""
+    count = model.info.position_count if isinstance(model, Described) else None
+    if count is None or batch.segments is not None or batch.weights[:, count:].any():
+        return batch
+    return Batch(batch.inputs[:, :count], batch.targets[:, :count], batch.weights[:, :count])
