@@ -19,6 +19,7 @@ from macllm.nn.recompute import checkpoint_layers
 from macllm.ops.quantized import using_activations
 
 from . import pack
+from .buffers import Buffers
 from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
 from .data import Dataset
@@ -31,8 +32,6 @@ from .sources import Rows, Validation
 _EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
 _LOWER_RATE = "a lower --learning-rate; --resume continues from the last complete step"
 _STRIDE = 0x9E3779B97F4A7C15  # between the seeds of two processes, which drop different inputs
-# Buffers that MLX keeps for its next arrays; without a limit they add up over rows of all lengths.
-_CACHE_BYTES = 1 << 28
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -51,6 +50,11 @@ def _sums(loss: Loss, batch: AnyBatch) -> Sums:
 
 def _is_finite(weights: Arrays) -> bool:
     return all(bool(mx.isfinite(weight).all()) for weight in weights.values())
+
+
+def _mark(state: TrainState) -> tuple[object, ...]:
+    """A value that tells a state from the others of a run, and holds none of its arrays."""
+    return state.step, state.best_loss, state.eval_loss, state.window
 
 
 def _checkpoint_layers(model: nn.Module, enabled: bool) -> None:
@@ -105,7 +109,7 @@ class Trainer(Generic[B]):
         _checkpoint_layers(model, config.grad_checkpoint)
         self.gradient = nn.value_and_grad(model, self.loss)
         self.state = self._begin()
-        self._saved = self.state  # nothing to save before the first step
+        self._saved = _mark(self.state)  # nothing to save before the first step
         self._last_loss = float("nan")  # of the last report
 
     @classmethod
@@ -181,19 +185,18 @@ class Trainer(Generic[B]):
         the path. The model is left in training mode without `export`, else in evaluation mode.
         """
         began, path = time.perf_counter(), None
-        before = mx.set_cache_limit(_CACHE_BYTES)
-        mx.reset_peak_memory()
+        buffers = Buffers()
         self.model.train()
         try:
             yield self._prepared()
-            yield from self._train()
+            yield from self._train(buffers)
         finally:
             self.put(self.state.weights)
             try:
                 for _ in self._save():
                     pass
             finally:
-                mx.set_cache_limit(before)
+                buffers.release()
                 if export is not None and self._select():
                     self.model.eval()
                     path = export()
@@ -231,13 +234,15 @@ class Trainer(Generic[B]):
             self._last_loss = state.eval_loss
         return True
 
-    def _train(self) -> Iterator[TrainEvent]:
+    def _train(self, buffers: Buffers) -> Iterator[TrainEvent]:
         if self.state.step == 0:
             yield from self._evaluate()
         else:
             yield from self._after_step()  # what an interruption left undone
         while self.state.step < self.steps:
-            yield self._step()
+            done = self._step()
+            buffers.fit()
+            yield done
             yield from self._after_step()
         yield from self._save()
 
@@ -350,11 +355,11 @@ class Trainer(Generic[B]):
         yield Evaluated(self.state.step, loss, sums.tokens, best, sums.means())
 
     def _save(self) -> Iterator[TrainEvent]:
-        if self.snapshots is None or self._saved is self.state or self.group.rank:
+        if self.snapshots is None or self._saved == _mark(self.state) or self.group.rank:
             return
         if not _is_finite(self.state.weights):
             raise MacllmError(f"the weights after step {self.state.step} are not finite", remedy=_LOWER_RATE)
         yield Advanced("saving", 0, 1)
         path = self.snapshots.save(self.state)
-        self._saved = self.state
+        self._saved = _mark(self.state)
         yield Saved(self.state.step, str(path))

@@ -32,7 +32,7 @@ def macllm(folder: str, adapts: bool, load: Load, *, checkpoints: bool = False) 
     from macllm.nn import lora
     from macllm.train.config import TrainConfig
     from macllm.train.data import Dataset
-    from macllm.train.events import Counts
+    from macllm.train.events import Advanced, Counts
     from macllm.train.loop import Trainer
     from macllm.train.objectives.clm import CausalLM
     from macllm.train.render import Example
@@ -58,8 +58,7 @@ def macllm(folder: str, adapts: bool, load: Load, *, checkpoints: bool = False) 
     learnt = np.arange(load.length + 1) > 0
     rows = [Example(row.astype(np.int32), learnt, "random") for row in tokens(load)]
     events = Trainer.of(model, CausalLM(), config, Dataset(rows, [], Counts())).run()
-    next(events)  # a summary, before the first step
-    return lambda: next(events)
+    return lambda: next(event for event in events if isinstance(event, Advanced))  # one for each step
 
 
 def mlx_lm(folder: str, adapts: bool, load: Load, *, checkpoints: bool = False) -> Step:

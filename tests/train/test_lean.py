@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -24,10 +26,11 @@ from macllm.ops.dispatch import using
 from macllm.ops.kv import Dense
 from macllm.train.config import TrainConfig
 from macllm.train.data import Dataset
-from macllm.train.events import Counts
+from macllm.train.events import Advanced, Counts
 from macllm.train.loop import Trainer
 from macllm.train.objectives.clm import CausalLM
 from macllm.train.pretrain import new_model
+from macllm.train.snapshot import Snapshots
 from tests.train.toy import ToyLM, arithmetic_rows
 
 LLAMA = {
@@ -163,14 +166,31 @@ def test_blocks_of_queries_have_the_gradients_of_all_scores(
         assert float(mx.abs(ours - theirs).max()) <= 5e-6 * float(mx.abs(theirs).max())
 
 
-def test_a_run_bounds_the_cache_of_buffers_and_restores_its_limit() -> None:
+def test_a_run_bounds_the_memory_of_buffers_and_restores_its_limits() -> None:
     model, dataset = ToyLM(), Dataset(arithmetic_rows(4), [], Counts())
-    before = mx.set_cache_limit(12345678)
+    cache, memory = mx.set_cache_limit(12345678), mx.set_memory_limit(1234567890)
     try:
-        list(Trainer.of(model, CausalLM(), TrainConfig(data="here", iters=1), dataset).run())
-        assert mx.set_cache_limit(12345678) == 12345678
+        for event in Trainer.of(model, CausalLM(), TrainConfig(data="here", iters=2), dataset).run():
+            if isinstance(event, Advanced):
+                bounds = mx.set_cache_limit(1 << 28), mx.set_memory_limit(1 << 28)
+                assert bounds == (1 << 28, 1 << 28)  # the least
+        assert (mx.set_cache_limit(cache), mx.set_memory_limit(memory)) == (12345678, 1234567890)
     finally:
-        mx.set_cache_limit(before)
+        mx.set_cache_limit(cache)
+        mx.set_memory_limit(memory)
+
+
+def test_a_run_holds_no_weights_but_the_current_ones(tmp_path: Path) -> None:
+    """A snapshot, the initial state and the last step are not kept in memory: their arrays are freed."""
+    dataset = Dataset(arithmetic_rows(4), [], Counts())
+    config = TrainConfig(data="here", iters=4, batch_size=4, save_every=2, steps_per_eval=0, optimizer="lion")
+    model = ToyLM(dim=256)
+    mx.eval(model.parameters())
+    gc.collect()
+    weights, before = sum(array.nbytes for _, array in tree_flatten(model.parameters())), mx.get_active_memory()
+    for event in Trainer.of(model, CausalLM(), config, dataset, Snapshots(tmp_path, 1, {})).run():
+        if isinstance(event, Advanced) and event.work == "training":
+            assert mx.get_active_memory() - before < 1.5 * weights  # the moments, beside the new weights
 
 
 def test_a_model_without_known_layers_refuses_checkpointing() -> None:
