@@ -6,7 +6,7 @@ become one pair of higher rank: the As side by side, the Bs block-diagonal. DoRA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -121,3 +121,25 @@ def layer(model: nn.Module, name: str) -> nn.Module:
     if not isinstance(module, lora.Adaptable):
         raise CheckpointError(f"the adapter changes {name}, which is not a linear layer of this model")
     return module
+
+
+def our_keys(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of layers to adapt, under our names.
+
+    A pattern that fits none of them may have the names of mlx-lm or transformers, such as self_attn.q_proj; a module of
+    theirs stands for all layers in it. One that fits nothing stays as it is, for `lora.apply` to refuse.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, lora.Adaptable)]
+    found: list[str] = []
+    for key in keys:
+        theirs = () if any(lora.matches(name, key) for name in layers) else _named(model, layers, key)
+        found += theirs or (key,)
+    return tuple(dict.fromkeys(found))
+
+
+def _named(model: nn.Module, layers: Sequence[str], key: str) -> tuple[str, ...]:
+    """Our layers whose module of mlx-lm or transformers the pattern names."""
+    every = [Names.of(model, layout) for layout in ("mlx", "hf")]
+    return tuple(
+        name for name in layers if any(lora.matches(one, key) for names in every for one in names.theirs(name))
+    )

@@ -36,6 +36,7 @@ COMMANDS = {
     "models": "List, download, show, verify and remove models.",
     "data": "Check training data before a run.",
     "finetune": "Fine-tune a model on your own data (LoRA).",
+    "adapters": "Show adapters, and write them in the format of mlx-lm or PEFT.",
     "fuse": "Merge LoRA adapters into their model.",
     "train": "Train a model from random weights.",
     "runs": "List, watch, stop, resume and compare training runs.",

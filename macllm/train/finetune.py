@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from macllm import adapter, checkpoint, hub
+from macllm.adapter.names import our_keys
 from macllm.errors import UsageError
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
@@ -115,7 +116,7 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
-        keys=config.keys,
+        keys=our_keys(model, config.keys),
         num_layers=config.num_layers,
         seed=config.seed,
         use_rslora=config.use_rslora,

@@ -18,7 +18,7 @@ from .layers import (
     sizes,
     unpacked_weight,
 )
-from .tree import Disabled, adapters, apply, attach, check, disabled, fuse, remove, replace, targets
+from .tree import Disabled, adapters, apply, attach, check, disabled, fuse, matches, remove, replace, targets
 
 __all__ = [
     "Adaptable",
@@ -35,6 +35,7 @@ __all__ = [
     "disabled",
     "fuse",
     "layer_type",
+    "matches",
     "remove",
     "replace",
     "row_norms",

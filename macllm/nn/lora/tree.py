@@ -74,7 +74,7 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
     }
     blocks = [name for name in layers if _LAYER.match(name)]
     for key in keys:
-        if not any(_matches(name, key) for name in layers):
+        if not any(matches(name, key) for name in layers):
             raise _unmatched(key, layers)
     if not blocks:
         raise UsageError("no linear layer to adapt", cause="the model's blocks have no linear layers")
@@ -87,7 +87,7 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
         chosen = [name for name in last if not any(fnmatchcase(name, pattern) for pattern in _ROUTERS)]
     else:
         others = [name for name in layers if name not in blocks]
-        chosen = [name for name in (*last, *others) if any(_matches(name, key) for key in keys)]
+        chosen = [name for name in (*last, *others) if any(matches(name, key) for key in keys)]
         if not chosen:
             raise UsageError(f"nothing in the last {num_layers} layers matches {', '.join(keys)}")
     return {name: layers[name] for name in sorted(chosen, key=lambda n: (_position(n), n))}
@@ -105,7 +105,8 @@ def _unmatched(key: str, layers: Mapping[str, object]) -> UsageError:
     )
 
 
-def _matches(name: str, key: str) -> bool:
+def matches(name: str, key: str) -> bool:
+    """True if a pattern of `apply` names this layer."""
     return fnmatchcase(name, key) or fnmatchcase(name, f"*.{key}")
 
 

@@ -28,7 +28,7 @@ class FinetuneConfig(TrainConfig):
     use_rslora: Annotated[bool, "scale the update by alpha / sqrt(rank) instead (rsLoRA)"] = False
     use_dora: Annotated[bool, "train the norms of the adapted weights' rows too (DoRA)"] = False
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
-    keys: Annotated[tuple[str, ...], "linear layers to adapt, as patterns (*.mixer.q_proj); empty: all"] = ()
+    keys: Annotated[tuple[str, ...], "layers to adapt, as patterns (*.mixer.q_proj, self_attn.q_proj); empty: all"] = ()
     learning_rate: Annotated[
         float, "peak learning rate; 0: 2e-4, or 1e-3 below 50 million parameters; a fifth of it for lion"
     ] = 0.0
