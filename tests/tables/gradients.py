@@ -119,6 +119,7 @@ CASES = {
 ADAPTED = {
     "Llama, LoRA": ("Llama, grouped queries", None, {}),
     "Qwen3, rsLoRA": ("Qwen3", None, {"use_rslora": True}),
+    "Llama, DoRA": ("Llama, grouped queries", None, {"use_dora": True}),
     "Llama, LoRA on 8 bits": ("Llama, grouped queries", 8, {}),
     "Llama, LoRA on 4 bits": ("Llama, tied head", 4, {}),
 }
