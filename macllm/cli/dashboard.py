@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WINDOW = 50  # last steps from which speed and time left are computed
 MOST_CELLS = 24  # of the curve
+_SHORTEST_CURVE = 8
 _MOST_POINTS = 512  # kept of the curve; then neighbours are joined
 _SMOOTHING = 0.8
 _OUTLIER = 3.0  # times the median, to which longer steps are cut
@@ -188,30 +189,49 @@ class Dashboard:
 
     def _facts(self, width: int) -> Line:
         """Loss, curve, validation loss, speed, memory and learning rate, as far as there is room."""
-        loss, step = self.curve.loss, self._step
-        if step is None:
+        if (step := self._step) is None:
             return []
-        facts: list[tuple[int, str, str]] = []  # rank (the highest goes first), text, colour
+        facts = list(self._told(step))
+        reserved = len(_GAP) + _SHORTEST_CURVE if self._blocks and len(self.curve.points) > 1 else 0
+        if _length(facts) + reserved > width:
+            facts = [_Fact(each.rank, each.short or each.text, each.colour) for each in facts]
+        while len(facts) > 1 and _length(facts) + reserved > width:
+            facts.remove(max(facts, key=lambda each: each.rank))
+        if reserved and (room := width - _length(facts) - len(_GAP)) >= _SHORTEST_CURVE:
+            after = [each.rank for each in facts].index(0) + 1
+            facts.insert(after, _Fact(0, self.curve.blocks(min(MOST_CELLS, room)), _ACCENT))
+        line: Line = []
+        for each in facts:
+            line += [(_GAP, ""), (each.text, each.colour)] if line else [(each.text, each.colour)]
+        return line
+
+    def _told(self, step: Advanced) -> Iterator[_Fact]:
         if self._work is not None and self._work.work == "evaluating":
-            facts.append((1, f"batch {self._work.done}/{self._work.total}", ""))
-        if loss is not None:
-            facts.append((0, f"loss {loss:.4f}", ""))
-            if self._blocks and (blocks := self.curve.blocks(min(MOST_CELLS, max(8, width // 5)))):
-                facts.append((3, blocks, _ACCENT))
-        if self._validation is not None:
-            facts.append((4, f"validation {self._validation:.4f}", ""))
+            yield _Fact(1, f"batch {self._work.done}/{self._work.total}")
+        yield _Fact(0, f"loss {self.curve.loss:.4f}" if self.curve.loss is not None else "loss -")
+        if (checked := self._validation) is not None:
+            yield _Fact(4, f"validation {checked:.4f}", short=f"valid {checked:.4f}")
         seconds = sum(each for _, each in self._tokens)
         if seconds > 0:
             speed = round(sum(tokens for tokens, _ in self._tokens) / seconds)
-            facts.append((2, f"{short_count_text(speed)} tokens/s", ""))
+            yield _Fact(2, f"{short_count_text(speed)} tokens/s")
         if step.peak_bytes:
             colour = _WARNING if step.peak_bytes > _NEARLY_FULL * self._memory else ""
-            now = bytes_text(step.active_bytes)
-            facts.append((5, f"{now}, peak {bytes_text(step.peak_bytes)} of {bytes_text(self._memory)}", colour))
-        facts.append((6, f"lr {step.learning_rate:.1e}", _DIM))
-        while len(facts) > 1 and sum(len(text) + len(_GAP) for _, text, _ in facts) - len(_GAP) > width:
-            facts.remove(max(facts))
-        line: Line = []
-        for _, text, colour in facts:
-            line += [(_GAP, ""), (text, colour)] if line else [(text, colour)]
-        return line
+            now, peak, most = map(bytes_text, (step.active_bytes, step.peak_bytes, self._memory))
+            short = now.removesuffix(peak[peak.index(" ") :])  # one unit for both
+            yield _Fact(3, f"{now}, peak {peak} of {most}", colour, short=f"{short}/{peak} of {most}")
+        yield _Fact(5, f"lr {step.learning_rate:.1e}", _DIM)
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """A piece of a line. Those of the highest rank go first where there is no room."""
+
+    rank: int
+    text: str
+    colour: str = ""
+    short: str = ""
+
+
+def _length(facts: list[_Fact]) -> int:
+    return sum(len(each.text) + len(_GAP) for each in facts) - len(_GAP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macllm.errors import MacllmError
+from macllm.files import read_json
 from macllm.units import bytes_text, duration_text
 from macllm.visible import one_line
 
@@ -40,6 +43,7 @@ CHANGED_ROWS = {
 }
 
 
+_WEIGHTS = "*.safetensors"
 RESTARTS = 3
 restarts_option = click.option(
     "--restarts",
@@ -57,8 +61,40 @@ def events(config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
 
     module = f"macllm.train.{'finetune' if isinstance(config, FinetuneConfig) else 'pretrain'}"
     if restarts:
-        return supervised(f"{module}:events", config, restarts)
-    return import_module(module).events(config)
+        return _measured(supervised(f"{module}:events", config, restarts), config)
+    return _measured(import_module(module).events(config), config)
+
+
+def _measured(events: Generator[TrainEvent], config: TrainConfig) -> Generator[TrainEvent]:
+    """The events; before the first step, say if the run cannot fit into this machine's memory."""
+    from macllm.hub.fit import memory_limit
+    from macllm.train.events import Prepared
+
+    with closing(events):
+        for event in events:
+            yield event
+            if isinstance(event, Prepared) and (needed := _needed(config, event)) > (there := memory_limit()):
+                say(f"this takes at least {bytes_text(needed)} of memory, and this machine has {bytes_text(there)}")
+                say("  try a smaller --batch-size with more --grad-accumulation-steps, or --grad-checkpoint")
+
+
+def _needed(config: TrainConfig, event: Prepared) -> int:
+    """The least memory of a run; 0 if the model's files do not tell it."""
+    from macllm.hub import resolve
+    from macllm.train.config import FinetuneConfig, PretrainConfig
+    from macllm.train.memory import least_bytes
+
+    try:
+        if isinstance(config, FinetuneConfig):
+            folder = resolve(config.model, offline=True)
+            shape, weights = read_json(folder / "config.json"), sum(f.stat().st_size for f in folder.glob(_WEIGHTS))
+        elif isinstance(config, PretrainConfig):
+            shape, weights = read_json(Path(config.config)), 4 * event.parameters
+        else:
+            return 0
+    except (OSError, ValueError, MacllmError):
+        return 0
+    return least_bytes(config, event, shape, weights) if isinstance(shape, dict) else 0
 
 
 def check(config: TrainConfig) -> None:
@@ -128,7 +164,7 @@ class _Report:
             _say_prepared(event)
         elif isinstance(event, Step):
             self._losses.append(event.loss)
-            _say_step(event, self.steps)
+            say(_step_line(event, self.steps))
         elif isinstance(event, Evaluated):
             best = "  (best)" if event.best else ""
             say(f"step {event.step}/{self.steps}  validation loss {event.loss:.4f}{best}")
@@ -191,8 +227,9 @@ class _Screen:
     def _end(self, report: _Report) -> None:
         self._area.close()
         if self._last is not None:
-            curve = self._dashboard.curve.blocks(MOST_CELLS) if has_blocks(sys.stderr) else ""
-            _say_step(self._last, report.steps, f"  {curve}" if curve else "")
+            room = shutil.get_terminal_size().columns - len(_step_line(self._last, report.steps)) - 3
+            curve = self._dashboard.curve.blocks(min(MOST_CELLS, room)) if has_blocks(sys.stderr) else ""
+            say(f"{_step_line(self._last, report.steps)}  {curve}".rstrip())
 
 
 class _Lines:
@@ -284,8 +321,8 @@ def _say_prepared(event: Prepared) -> None:
         say(f"resuming from step {event.first_step}")
 
 
-def _say_step(event: Step, steps: int, curve: str = "") -> None:
-    say(
+def _step_line(event: Step, steps: int) -> str:
+    return (
         f"step {event.step}/{steps}  loss {event.loss:.4f}  lr {event.learning_rate:.2e}  "
-        f"grad {event.grad_norm:.2g}  {event.tokens_per_second:.0f} tokens/s  {bytes_text(event.peak_bytes)}{curve}"
+        f"grad {event.grad_norm:.2g}  {event.tokens_per_second:.0f} tokens/s  {bytes_text(event.peak_bytes)}"
     )

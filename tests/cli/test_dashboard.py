@@ -47,8 +47,13 @@ def test_two_lines_tell_progress_time_loss_speed_and_memory() -> None:
     board = dashboard(prepared(300), *(step(n, 300, 4.0 - n / 100) for n in range(1, 129)))
     assert text(board.lines(110)) == [
         "training " + "━" * 17 + "─" * 23 + "  128/300  42 %  2 min 52 s left",
-        "loss 2.7600  ██▇▇▇▆▆▆▅▅▅▄▄▃▃▃▂▂▂▁▁  1.2k tokens/s  1.2 GB, peak 1.9 GB of 24.0 GB  lr 1.8e-04",
+        "loss 2.7600  ██▇▇▇▆▆▆▆▅▅▅▄▄▄▃▃▃▃▂▂▂▁▁  1.2k tokens/s  1.2 GB, peak 1.9 GB of 24.0 GB  lr 1.8e-04",
     ]
+
+    board.take(Evaluated(128, 2.5, 9, True))
+    assert text(board.lines(80))[1] == "loss 2.7600  █▇▇▆▆▅▅▄▄▃▃▂▂▁  valid 2.5000  1.2k tokens/s  1.2/1.9 GB of 24.0 GB"
+    assert text(board.lines(60))[1] == "loss 2.7600  █▇▆▅▄▃▂▁  1.2k tokens/s  1.2/1.9 GB of 24.0 GB"
+    assert text(board.lines(40))[1] == "loss 2.7600  █▇▇▆▅▅▄▃▂▂▁  1.2k tokens/s"
 
 
 @pytest.mark.parametrize("width", [40, 41, 60, 79, 80, 81, 120, 300, 12, 3])
