@@ -20,7 +20,7 @@ def prepared(trained: int = 1000) -> Prepared:
 
 
 def test_weights_gradients_moments_and_activations_are_counted() -> None:
-    """Rows of 20 tokens on average, four in a batch; 7 x 100 + 3 x 300 numbers of two bytes per token and layer."""
+    """Four rows of 20 tokens; 7 x 100 + 3 x 300 numbers of two bytes per token and layer."""
     config = FinetuneConfig(data="x")
     activations = 10 * 80 * 2 * 1600
     assert least_bytes(config, prepared(), SHAPE, 7777) == 7777 + 1000 * 12 + activations

@@ -53,7 +53,12 @@ def test_keys_that_mean_the_same_are_taken_over(tmp_path: Path) -> None:
     config = load(tmp_path, EXAMPLE, keep=5)
     assert (config.model, config.data, config.seed, config.num_layers) == ("org/name", "rows.jsonl", 7, 8)
     assert (config.batch_size, config.iters, config.steps_per_report, config.keep) == (2, 1000, 20, 5)
-    assert (config.rank, config.alpha, config.dropout, config.keys) == (16, 160.0, 0.1, ("q_proj", "down_proj"))
+    assert (config.rank, config.alpha, config.dropout, config.keys) == (
+        16,
+        160.0,
+        0.1,
+        ("self_attn.q_proj", "mlp.down_proj"),
+    )
     assert (config.schedule, config.learning_rate, config.warmup) == ("cosine", 2e-5, 0.1)
     assert config.min_lr_ratio == pytest.approx(0.05)
     assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.98, 1e-6, 0.01)
@@ -72,7 +77,10 @@ def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
     (tmp_path / "lora.yaml").write_text(EXAMPLE)
     notes = read(tmp_path / "lora.yaml").notes
     assert "defaults hold" in notes[0]
-    assert "  lora_parameters: rank = 16, alpha = 160.0, dropout = 0.1, keys = ['q_proj', 'down_proj']" in notes
+    assert (
+        "  lora_parameters: rank = 16, alpha = 160.0, dropout = 0.1, keys = ['self_attn.q_proj', 'mlp.down_proj']"
+        in notes
+    )
 
 
 @pytest.mark.parametrize(

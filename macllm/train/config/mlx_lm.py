@@ -121,7 +121,7 @@ def _lora(given: Any, values: dict[str, Any]) -> dict[str, Any]:
     lora: dict[str, Any] = {**_LORA_DEFAULTS, **cast("dict[str, Any]", given or {})}
     if unknown := sorted(lora.keys() - {*_LORA_DEFAULTS, "keys"}):
         raise ValueError(f"{', '.join(unknown)} unknown")
-    keys = [str(key).rsplit(".", 1)[-1] for key in lora.get("keys") or ()]
+    keys = [str(key) for key in lora.get("keys") or ()]
     made: dict[str, Any] = {
         "rank": lora["rank"],
         "alpha": float(lora["scale"] * lora["rank"]),
