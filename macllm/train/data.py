@@ -51,6 +51,21 @@ def load(
             return end.value
 
 
+def sources(config: TrainConfig) -> tuple[rows.Source, rows.Source | None]:
+    """The training rows and the validation rows or None.
+
+    Raises DataError for missing files, UsageError for a share of the training rows beside validation rows.
+    """
+    train, valid = rows.find_files(config.data, config.valid)
+    if valid and config.valid_fraction > 0:
+        raise UsageError(
+            "valid_fraction has no effect",
+            cause=f"{valid} has the validation rows",
+            remedy="valid_fraction = 0, or the data without that file",
+        )
+    return train, valid
+
+
 def loading(
     config: TrainConfig, objective: Objective[Any, E, Any], tokenizer: TextTokenizer, context_length: int | None = None
 ) -> Generator[Advanced, None, Dataset[E]]:
@@ -59,13 +74,7 @@ def loading(
     An example has at most `max_seq_length` tokens, and at most `context_length` if that is not None. Raises DataError
     if no example has a supervised token.
     """
-    train_path, valid_path = rows.find_files(config.data, config.valid)
-    if valid_path and config.valid_fraction > 0:
-        raise UsageError(
-            "valid_fraction has no effect",
-            cause=f"{valid_path} has the validation rows",
-            remedy="valid_fraction = 0, or the data without that file",
-        )
+    train_path, valid_path = sources(config)
     encoder = Encoder(objective, tokenizer, config)
     encoded = yield from encoder.encoded([train_path, *([valid_path] if valid_path else [])])
     train_rows, valid_rows = encoded if valid_path else (encoded[0], [])

@@ -76,12 +76,12 @@ def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool, now: date
             tokens, start = completion_tokens(prompt, completion, tokenizer, where)
             tokens = _closed(tokens, tokenizer)
             return [_example(tokens, [(start if mask_prompt else 0, len(tokens))], tokenizer, where)]
-        case PromptCompletion(prompt, completion, where, tools):
+        case PromptCompletion(prompt, completion, where, tools, variables):
             asked, answer = _messages(prompt, "user"), _messages(completion, "assistant")
             unlearned = len(asked) if mask_prompt else 0
-            conversation = ChatTurns([*asked, *answer], tools, where, tokenizer, unlearned, now)
-        case Chat(messages, tools, where):
-            conversation = ChatTurns(messages, tools, where, tokenizer, 0, now)
+            conversation = ChatTurns([*asked, *answer], tools, where, tokenizer, unlearned, now, variables)
+        case Chat(messages, tools, where, variables):
+            conversation = ChatTurns(messages, tools, where, tokenizer, 0, now, variables)
         case _:
             raise DataError(
                 f"{row.where} is a row of kind {row.kind}",

@@ -12,7 +12,7 @@ from typing import Any
 from macllm.errors import MacllmError, UsageError
 from macllm.files import write_json, write_text
 
-from . import rows, trackers
+from . import data, rows, trackers
 from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Prepared, Restarted, RunFailed, Stopped, TrainEvent
 from .runs import registry
@@ -32,7 +32,8 @@ def check(folder: Path, config: TrainConfig) -> None:
     Raises DataError for missing or invalid data, UsageError for a folder in which a run would overwrite something, and
     for one without a run to resume.
     """
-    rows.check(config.data, config.valid, config.columns)
+    for source in filter(None, data.sources(config)):
+        rows.read(source, most=1, columns=config.columns)
     trackers.check(config)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", remedy="another folder for the run")

@@ -11,7 +11,7 @@ conversation that ends there.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,12 +43,13 @@ class Rendered:
 class ChatTurns:
     """The messages of a chat row, rendered in whole or in part.
 
-    Answers before message `first` are not learned. Templates write the date of `now`, or of the clock.
+    Answers before message `first` are not learned. Templates read `variables`, and write the date of `now`, or of the
+    clock.
     """
 
     def __init__(
         self, messages: Messages, tools: Any, where: str, tokenizer: TextTokenizer, first: int = 0,
-        now: datetime | None = None,
+        now: datetime | None = None, variables: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         if tokenizer.chat_template is None:
             raise DataError(
@@ -63,7 +64,7 @@ class ChatTurns:
         contents = (str(messages[at].get("content") or "").rstrip() for at in self.answers)
         self._tails = {content[-_TAIL:] for content in contents if content}
         self._tokenizer = tokenizer
-        self._variables = {"tools": tools, **({} if now is None else {"now": now})}
+        self._variables = {"tools": tools, **(variables or {}), **({} if now is None else {"now": now})}
 
     def render(self, messages: Sequence[int], answer_next: bool = False) -> str:
         """The text of some of the messages. Raises DataError with the row's place."""

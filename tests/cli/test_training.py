@@ -118,6 +118,7 @@ def test_validation_rows_are_reported(
         (["finetune", "--data", "odd.jsonl"], "odd.jsonl:1 is not JSON"),
         (["finetune", "--data", "rows.jsonl", "--adapter-path", "full"], "full already has a run"),
         (["finetune", "--data", "rows.jsonl", "--valid", "none.jsonl"], "no file none.jsonl"),
+        (["finetune", "--data", "both", "--valid-fraction", "0.5"], "valid_fraction has no effect"),
         (["train", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),
         (["train", "--data", "rows.jsonl", "--config", "none.json"], "none.json does not exist"),
         (["train", "--data", "rows.jsonl", "--config", "rows.jsonl", "--tokenizer", "none"], "none does not exist"),
@@ -138,6 +139,9 @@ def test_unusable_inputs_and_outputs_are_errors_before_kernels_are_compiled(
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"text": "a"}\n')
     Path("odd.jsonl").write_text("odd\n")
+    Path("both").mkdir()
+    for name in ("train", "valid"):
+        Path(f"both/{name}.jsonl").write_text('{"text": "a"}\n')
     Path("full/snapshots/step-00000001").mkdir(parents=True)
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -239,3 +239,20 @@ def test_a_run_keeps_the_date_of_its_first_day(tmp_path: Path) -> None:
 def test_a_date_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="date cannot be"):
         FinetuneConfig.load(data="x", date=text)
+
+
+@pytest.mark.parametrize("given", [{"iters": 3, "epochs": 2.0}, {"iters": "3", "epochs": "1"}])
+def test_iters_and_epochs_given_together_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="epochs has no effect"):
+        FinetuneConfig.load(data="x", **given)
+    with pytest.raises(UsageError, match="epochs has no effect"):
+        FinetuneConfig.load(sets=tuple(f"{name}={value}" for name, value in given.items()), data="x")
+    (tmp_path / "recipe.toml").write_text('data = "x"\niters = 3\nepochs = 2.0\n')
+    with pytest.raises(UsageError, match="epochs has no effect"):
+        FinetuneConfig.load(tmp_path / "recipe.toml")
+
+
+def test_iters_of_a_command_replace_the_epochs_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('data = "x"\nepochs = 2.0\n')
+    assert FinetuneConfig.load(tmp_path / "recipe.toml", iters=3).iters == 3
+    assert FinetuneConfig.load(data="x", iters=3, epochs=0.0).iters == 3

@@ -300,3 +300,20 @@ def test_an_answer_that_contains_its_end_learns_nothing_after_it() -> None:
 def test_a_chat_gets_no_begin_token_beyond_its_templates() -> None:
     (example,) = to_examples(chat("hi", "yo"), CharTokenizer(plain), mask_prompt=False)
     assert CharTokenizer().decode(list(example.tokens)) == "<u>hi$\n<a>yo$\n"
+
+
+def test_variables_of_a_row_reach_its_template() -> None:
+    class Shouting(CharTokenizer):
+        def render(self, messages: Any, *, shout: bool = False, **variables: Any) -> str:  # type: ignore[override]
+            text = super().render(messages, **variables)
+            return text.replace("yo", "YO") if shout else text
+
+    asked, answered = chat("hi").messages, chat("hi", "yo").messages[1:]
+    for row in (
+        Chat([*asked, *answered], None, "f:1", {"shout": True}),
+        PromptCompletion(asked, answered, "f:1", None, {"shout": True}),
+    ):
+        (example,) = to_examples(row, Shouting(plain), mask_prompt=True)
+        assert supervised_text(example).strip("_") == "YO$"
+    (example,) = to_examples(chat("hi", "yo"), Shouting(plain), mask_prompt=True)
+    assert supervised_text(example).strip("_") == "yo$"

@@ -125,9 +125,9 @@ def test_a_named_pipe_is_refused_as_not_a_file(tmp_path: Path) -> None:
             rows.find_files(str(data), str(valid))
 
 
-def test_check_reads_only_the_first_row(tmp_path: Path) -> None:
+def test_the_first_row_is_read_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", "", '{"text": "t"}', "odd")
-    rows.check(str(path), "")
+    assert [row.where for row in rows.read(path, most=1)] == [f"{path}:2"]
     with pytest.raises(DataError, match=":3"):
         rows.read(path)
 

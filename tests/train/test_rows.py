@@ -14,6 +14,7 @@ from macllm.train.rows import (
     PromptOnly,
     Row,
     UnpairedPreference,
+    content_key,
     parse,
 )
 from macllm.train.rows.conversation import without_nulls
@@ -226,3 +227,24 @@ def test_implicit_prompts_and_nulls_are_read_as_in_trl() -> None:
         assert {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} == want
     nested = {"a": None, "b": [{"c": None, "d": [None, 1]}], "e": {"f": {"g": None}}}
     assert without_nulls(nested) == remove_none_values(nested)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [*ASKED, *ANSWERED]},
+        {"prompt": ASKED, "completion": ANSWERED},
+        {"prompt": "p", "chosen": "c", "rejected": "r"},
+        {"prompt": "p", "completion": "c", "label": True},
+        {"prompt": "p"},
+    ],
+)
+def test_a_row_gives_variables_to_its_template(row: dict[str, Any]) -> None:
+    given = {"enable_thinking": False, "more": {"a": None, "b": 1}, "none": None}
+    parsed = parse({**row, "chat_template_kwargs": given}, "f:1")
+    assert getattr(parsed, "variables") == {"enable_thinking": False, "more": {"b": 1}}  # noqa: B009
+    assert content_key(parsed) != content_key(parse(row, "f:1"))
+    assert parse({**row, "chat_template_kwargs": {}}, "f:1") == parse(row, "f:1")
+    for bad in ([1], "text", {"messages": []}, {"tools": []}, {"add_generation_prompt": True}):
+        with pytest.raises(DataError, match="f:1: chat_template_kwargs"):
+            parse({**row, "chat_template_kwargs": bad}, "f:1")

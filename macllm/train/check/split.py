@@ -126,13 +126,13 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
 def _sides(row: Row) -> list[tuple[str, Row]]:
     """The parts of a row that are encoded one by one, and the names of the parts of a pair."""
     match row:
-        case Preference(prompt, chosen, rejected, where, tools):
+        case Preference(prompt, chosen, rejected, where, tools, variables):
             return [
-                ("chosen", PromptCompletion(prompt, chosen, where, tools)),
-                ("rejected", PromptCompletion(prompt, rejected, where, tools)),
+                ("chosen", PromptCompletion(prompt, chosen, where, tools, variables)),
+                ("rejected", PromptCompletion(prompt, rejected, where, tools, variables)),
             ]
-        case UnpairedPreference(prompt, completion, label, where, tools):
-            return [("good" if label else "bad", PromptCompletion(prompt, completion, where, tools))]
+        case UnpairedPreference(prompt, completion, label, where, tools, variables):
+            return [("good" if label else "bad", PromptCompletion(prompt, completion, where, tools, variables))]
         case _:
             return [("", row)]
 
@@ -145,7 +145,7 @@ def _examples(row: Row, rules: Rules) -> list[Example]:
         tokens = text_tokens(row.prompt, tokenizer)
     else:
         asked = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
-        turns = ChatTurns(asked, row.tools, row.where, tokenizer, now=config.now)
+        turns = ChatTurns(asked, row.tools, row.where, tokenizer, now=config.now, variables=row.variables)
         tokens = tokenizer.encode(turns.render(range(len(asked)), answer_next=True), add_special_tokens=False)
     ids = np.array(tokens, dtype=np.int32)
     return [Example(ids, np.zeros(len(ids), dtype=bool), row.where)]

@@ -182,7 +182,8 @@ class TrainConfig:
         The file is TOML, or for fine-tuning a YAML file of mlx-lm. Paths to read in a TOML file are relative to its
         folder. Raises UsageError on an unknown key or a wrong type.
         """
-        values: dict[str, Any] = cls._read(Path(path)) if path is not None else {}
+        stored: dict[str, Any] = cls._read(Path(path)) if path is not None else {}
+        values: dict[str, Any] = {}
         for text in sets:
             name, equals, value = text.partition("=")
             if not equals:
@@ -190,6 +191,9 @@ class TrainConfig:
             values[name.strip()] = value.strip()
         values |= {k: v for k, v in keywords.items() if v is not None}
         check_names(cls, values, "given")
+        for together in (stored, values):
+            _refuse_two_lengths(together)
+        values = {**stored, **values}
         values = {**cls._of_run(values), **values}
         types = typing.get_type_hints(cls)
         return cls(**{name: convert(name, value, types[name]) for name, value in values.items()})
@@ -283,3 +287,12 @@ class TrainConfig:
     def reproducibility_fields(self) -> dict[str, Any]:
         """The fields that determine the final weights of a run."""
         return {k: v for k, v in self.as_dict().items() if k not in self._NO_EFFECT_ON_WEIGHTS}
+
+
+def _refuse_two_lengths(values: dict[str, Any]) -> None:
+    """Refuse `iters` and `epochs` in one place; those of a command replace the other one of a recipe."""
+    iters, epochs = (str(values.get(name, 0)) for name in ("iters", "epochs"))
+    if iters.strip("0.") and epochs.strip("0."):
+        raise UsageError(
+            "epochs has no effect", cause=f"iters is {iters}: it gives the number of steps", remedy="one of the two"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .columns import Columns, parse
-from .files import Source, check, each_row, files_of, find_files, read
+from .files import Source, each_row, files_of, find_files, read
 from .hub import HubRows, is_dataset, open_split, pinned
 from .kinds import (
     Chat,
@@ -30,7 +30,6 @@ __all__ = [
     "Row",
     "Source",
     "UnpairedPreference",
-    "check",
     "content_key",
     "each_row",
     "files_of",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from macllm.errors import DataError
 
-from .conversation import messages_in, tools_in
+from .conversation import messages_in, tools_in, variables_in
 from .kinds import Chat, Messages, PlainText, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
 
 EXAMPLES = (
@@ -38,6 +38,12 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
         raise DataError(f"{where} is not a JSON object", remedy=EXAMPLES)
     row = _renamed({name: value for name, value in values.items() if value is not None}, columns)
     tools = tools_in(row.get("tools", row.get("functions")), where)
+    variables = variables_in(row.get("chat_template_kwargs"), where)
+    parsed = _of_columns(row, values, tools, where)
+    return parsed if variables is None or isinstance(parsed, PlainText) else replace(parsed, variables=variables)
+
+
+def _of_columns(row: dict[str, Any], values: dict[str, Any], tools: list[Any] | None, where: str) -> Row:
     if "messages" in row:
         return Chat(messages_in(row["messages"], where), tools, where)
     if "completions" in row and "labels" in row:

@@ -66,6 +66,25 @@ def tools_in(value: Any, where: str) -> list[Any] | None:
         raise DataError(f"{where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
 
 
+_RESERVED = ("messages", "tools", "add_generation_prompt", "now", "template", "tokenize", "continue_final_message")
+
+
+def variables_in(value: Any, where: str) -> dict[str, Any] | None:
+    """The variables that a row gives to its template (TRL's `chat_template_kwargs`); None without any."""
+    variables = without_nulls(value)
+    if variables is None or variables == {}:
+        return None
+    if not isinstance(variables, dict):
+        raise DataError(f"{where}: chat_template_kwargs is not an object", remedy='{"enable_thinking": false}')
+    if taken := [name for name in _RESERVED if name in variables]:
+        raise DataError(
+            f"{where}: chat_template_kwargs cannot set {taken[0]}",
+            cause="training sets it itself",
+            remedy="leave it out" if taken[0] != "tools" else "a column tools",
+        )
+    return variables
+
+
 def without_nulls(value: Any) -> Any:
     """`value` without null fields of objects, on all levels: Arrow adds one for each field of another row."""
     if isinstance(value, dict):

@@ -87,13 +87,6 @@ def _texts(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[!.]*.txt") if path.is_file()) if folder.is_dir() else []
 
 
-def check(data: str, valid: str, columns: Columns = _STANDARD) -> None:
-    """Raise DataError if a file is missing or its first row is invalid."""
-    for path in find_files(data, valid):
-        if path is not None:
-            read(path, most=1, columns=columns)
-
-
 def read(source: Source, most: int | None = None, columns: Columns = _STANDARD) -> list[Row]:
     """All rows of a source, or the first `most`. Raises DataError with file and line."""
     rows: list[Row] = []

@@ -21,13 +21,14 @@ class PlainText:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation, with the tools for its template."""
+    """A conversation, with the tools and variables for its template."""
 
     kind: ClassVar[str] = "chat"
 
     messages: Messages
     tools: list[Any] | None
     where: str
+    variables: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class PromptOnly:
     prompt: str | Messages
     where: str
     tools: list[Any] | None = None
+    variables: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class PromptCompletion:
     completion: str | Messages
     where: str
     tools: list[Any] | None = None
+    variables: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Preference:
     rejected: str | Messages
     where: str
     tools: list[Any] | None = None
+    variables: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class UnpairedPreference:
     label: bool
     where: str
     tools: list[Any] | None = None
+    variables: dict[str, Any] | None = None
 
 
 Row = PlainText | Chat | PromptOnly | PromptCompletion | Preference | UnpairedPreference
