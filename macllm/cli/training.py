@@ -157,7 +157,18 @@ class _Report:
 
     def show(self, event: TrainEvent) -> None:
         """Say what an event tells."""
-        from macllm.train.events import Evaluated, Finished, Prepared, Restarted, Saved, Step, TrackerFailed
+        from macllm.train.events import (
+            Continued,
+            Evaluated,
+            Finished,
+            Paused,
+            Prepared,
+            Restarted,
+            Saved,
+            Skipped,
+            Step,
+            TrackerFailed,
+        )
 
         if isinstance(event, Prepared):
             self.steps, self._resumed = event.steps, event.first_step > 0
@@ -170,6 +181,12 @@ class _Report:
             say(f"step {event.step}/{self.steps}  validation loss {event.loss:.4f}{best}")
         elif isinstance(event, Saved):
             say(f"step {event.step}/{self.steps}  saved {event.path}")
+        elif isinstance(event, Skipped):
+            say(f"{event.cause}: steps {event.first} to {event.step} are given up, and their rows skipped")
+        elif isinstance(event, Paused):
+            say(f"step {event.step}/{self.steps}  paused {event.cause}, saved")
+        elif isinstance(event, Continued):
+            say(f"step {event.step}/{self.steps}  continued after {duration_text(event.seconds)}")
         elif isinstance(event, Restarted):
             said = f"restarted from step {event.step}, {event.attempt} of at most {event.most} times without progress"
             say(f"{event.cause}; {said}")

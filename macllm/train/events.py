@@ -144,6 +144,31 @@ class RunFailed:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """The steps from `first` to `step` are given up: training goes on from the weights of the step before."""
+
+    step: int
+    first: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Paused:
+    """Training waits after `step` steps, with a snapshot of them."""
+
+    step: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Continued:
+    """The end of a pause."""
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Restarted:
     """The training process was aborted, and goes on in a new one from the snapshot of `step`."""
 
@@ -161,7 +186,21 @@ class TrackerFailed:
     cause: str
 
 
-TrainEvent = Advanced | Prepared | Step | Evaluated | Saved | Finished | Stopped | RunFailed | Restarted | TrackerFailed
+TrainEvent = (
+    Advanced
+    | Prepared
+    | Step
+    | Evaluated
+    | Saved
+    | Finished
+    | Stopped
+    | RunFailed
+    | Restarted
+    | Skipped
+    | Paused
+    | Continued
+    | TrackerFailed
+)
 
 
 def record(event: TrainEvent) -> dict[str, Any]:

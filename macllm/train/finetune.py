@@ -82,6 +82,10 @@ def finetune(
     save_every: int | None = None,
     keep: int | None = None,
     select: Select | None = None,
+    spike_threshold: float | None = None,
+    spike_patience: int | None = None,
+    rollbacks: int | None = None,
+    pause_on_battery: bool | None = None,
     resume: bool | None = None,
 ) -> Path:
     """Train a LoRA adapter and return the run directory, which mlx-lm loads as an adapter too.

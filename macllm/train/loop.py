@@ -14,8 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from macllm.errors import MacllmError, UsageError
-from macllm.nn.recompute import checkpoint_layers
+from macllm.errors import MacllmError
 from macllm.ops.quantized import using_activations
 
 from . import pack
@@ -23,11 +22,14 @@ from .buffers import Buffers
 from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
 from .data import Dataset
-from .events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
+from .events import Advanced, Continued, Evaluated, Finished, Paused, Prepared, Saved, Skipped, Step, TrainEvent
 from .group import Alone, Group, sum_gradients, sum_losses
 from .optim import clip_factor, configured, global_norm, learning_rate, share
+from .parameters import are_finite, compute_layers_again, size_of
+from .power import BatteryPause
 from .snapshot import Snapshots, Sums, TrainState
 from .sources import Rows, Validation
+from .spikes import SpikeRules
 
 _EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
 _LOWER_RATE = "a lower --learning-rate; --resume continues from the last complete step"
@@ -48,26 +50,9 @@ def _sums(loss: Loss, batch: AnyBatch) -> Sums:
     return Sums(_number(loss.numerator), loss.denominator, tokens=batch.num_target_tokens, metrics=metrics)
 
 
-def _is_finite(weights: Arrays) -> bool:
-    return all(bool(mx.isfinite(weight).all()) for weight in weights.values())
-
-
 def _mark(state: TrainState) -> tuple[object, ...]:
     """A value that tells a state from the others of a run, and holds none of its arrays."""
-    return state.step, state.best_loss, state.eval_loss, state.window
-
-
-def _checkpoint_layers(model: nn.Module, enabled: bool) -> None:
-    if not checkpoint_layers(model, enabled) and enabled:
-        raise UsageError(
-            "grad_checkpoint needs a model of a supported family",
-            cause=f"{type(model).__name__} has no layers that can be computed again",
-            remedy="leave grad_checkpoint out",
-        )
-
-
-def _size(parameters: Any) -> int:
-    return sum(array.size for _, array in tree_flatten(parameters) if isinstance(array, mx.array))
+    return state.step, state.best_loss, state.eval_loss, state.window, state.watch
 
 
 def _eval_in_chunks(weights: Arrays, optimizer: OptimizerState) -> None:
@@ -106,11 +91,13 @@ class Trainer(Generic[B]):
         self.snapshots = snapshots
         self.group: Group = Alone()
         self.steps = total_steps(config, source.steps_per_epoch)
-        _checkpoint_layers(model, config.grad_checkpoint)
+        compute_layers_again(model, config.grad_checkpoint)
         self.gradient = nn.value_and_grad(model, self.loss)
         self.state = self._begin()
         self._saved = _mark(self.state)  # nothing to save before the first step
         self._last_loss = float("nan")  # of the last report
+        self._rules = SpikeRules.of(config)
+        self.battery = BatteryPause(config.pause_on_battery)
 
     @classmethod
     def of(
@@ -210,8 +197,8 @@ class Trainer(Generic[B]):
             valid_rows=self.validation.num_examples,
             sampled_rows=self.validation.num_sampled,
             valid=self.validation.counts,
-            parameters=_size(self.model.parameters()),
-            trained_parameters=_size(self.model.trainable_parameters()),
+            parameters=size_of(self.model.parameters()),
+            trained_parameters=size_of(self.model.trainable_parameters()),
             steps=self.steps,
             first_step=self.state.step,
             steps_per_eval=self.config.steps_per_eval,
@@ -225,7 +212,7 @@ class Trainer(Generic[B]):
         state = self.state
         if self.snapshots and self.config.select == "best" and self.validation:
             state = self.snapshots.best() or state
-        if not _is_finite(state.weights):
+        if not are_finite(state.weights):
             state = (self.snapshots and self.snapshots.latest()) or replace(state, step=0)
         if state.step == 0:
             return False
@@ -243,23 +230,31 @@ class Trainer(Generic[B]):
             done = self._step()
             buffers.fit()
             yield done
+            if self.state.watch.is_spike(self._rules):
+                cause = f"the loss or the gradient rose {self._rules.patience} times in a row"
+                yield self._skip(self.state.step, MacllmError(f"{cause} up to step {self.state.step}"))
             yield from self._after_step()
+            yield from self._pause()
         yield from self._save()
 
-    def _step(self) -> Advanced:
+    def _step(self) -> Advanced | Skipped:
         """One optimizer step: gradients summed over micro-batches, divided once by the units of the loss."""
         began, state, config = time.perf_counter(), self.state, self.config
         mx.random.seed(((config.seed << 32) + state.step + self.group.rank * _STRIDE) % 2**64)
         gradients, sums = self._gradients()
+        if not sums.denominator:
+            raise MacllmError(
+                f"the rows of step {state.step + 1} have nothing to learn from",
+                cause="the objective counts no unit of loss in them",
+                remedy="rows with supervised tokens",
+            )
         norm = global_norm(gradients) / sums.denominator
         rate = learning_rate(config, state.step, self.steps)
         size = _number(norm)
         if not size < float("inf"):
-            raise MacllmError(
-                f"the gradient of step {state.step + 1} is not finite",
-                cause=f"loss {sums.numerator / sums.denominator:.4g}, learning rate {rate:.3g}",
-                remedy=_LOWER_RATE,
-            )
+            cause = f"loss {sums.numerator / sums.denominator:.4g}, learning rate {rate:.3g}"
+            error = MacllmError(f"the gradient of step {state.step + 1} is not finite", cause=cause, remedy=_LOWER_RATE)
+            return self._skip(state.step + 1, error)
         scale = clip_factor(norm, config.max_grad_norm) / sums.denominator
         weights, optimizer = self.optimizer.update(state.weights, gradients, state.optimizer, rate, scale)
         # The new weights replace the old ones before they are evaluated, so that only the lazy graph holds old weights
@@ -267,11 +262,34 @@ class Trainer(Generic[B]):
         sums = replace(sums, norm=size, steps=1, seconds=time.perf_counter() - began)
         window = state.window.plus(sums)
         step, best = state.step + 1, state.best_loss
-        self.state = TrainState(step, weights, optimizer, best, window=window)
+        watch = state.watch.seen(step, sums.numerator / sums.denominator, size, self._rules)
+        self.state = TrainState(step, weights, optimizer, best, window=window, watch=watch)
         self.put(weights)
         del state, gradients
         _eval_in_chunks(weights, optimizer)
         return self._advanced(sums, rate, time.perf_counter() - began)
+
+    def _skip(self, step: int, error: MacllmError) -> Skipped:
+        """Go on after `step` with the weights of the last good snapshot, or as they are without one.
+
+        Raises `error` once the number of times is used up.
+        """
+        state, watch = self.state, self.state.watch
+        if watch.rollbacks >= self._rules.rollbacks:
+            raise error
+        good = self.snapshots.at(watch.good) if self.snapshots and watch.good else state
+        watch = watch.skipping(step)
+        best, window = state.best_loss, state.window
+        self.state = TrainState(step, good.weights, good.optimizer, best, window=window, watch=watch)
+        self.put(good.weights)
+        return Skipped(step, watch.skipped[-1][0], error.message)
+
+    def _pause(self) -> Iterator[TrainEvent]:
+        """Save and wait while the machine runs on its battery; no number of the run depends on it."""
+        if self.battery.is_due():
+            yield from self._save()
+            yield Paused(self.state.step, "on battery power")
+            yield Continued(self.state.step, self.battery.wait())
 
     def _advanced(self, sums: Sums, rate: float, seconds: float) -> Advanced:
         """The progress after a step with these sums."""
@@ -312,7 +330,10 @@ class Trainer(Generic[B]):
             for event in self._evaluate():
                 improved = isinstance(event, Evaluated) and event.best
                 yield event
-        if improved or (config.save_every and step % config.save_every == 0):
+        is_due = bool(config.save_every) and step % config.save_every == 0
+        if is_due and (watch := self.state.watch.saved(step)) != self.state.watch:
+            self.state = replace(self.state, watch=watch)
+        if improved or is_due:
             yield from self._save()
 
     def _report(self) -> Step:
@@ -343,6 +364,8 @@ class Trainer(Generic[B]):
         finally:
             self.model.train()
         sums = sum_losses(sums, self.group)
+        if not sums.denominator:
+            raise MacllmError("the validation rows have nothing to evaluate", remedy="rows with supervised tokens")
         loss, before = sums.numerator / sums.denominator, self.state.best_loss
         if not math.isfinite(loss):
             raise MacllmError(
@@ -357,7 +380,7 @@ class Trainer(Generic[B]):
     def _save(self) -> Iterator[TrainEvent]:
         if self.snapshots is None or self._saved == _mark(self.state) or self.group.rank:
             return
-        if not _is_finite(self.state.weights):
+        if not are_finite(self.state.weights):
             raise MacllmError(f"the weights after step {self.state.step} are not finite", remedy=_LOWER_RATE)
         yield Advanced("saving", 0, 1)
         path = self.snapshots.save(self.state)

@@ -22,8 +22,10 @@ from macllm.errors import CheckpointError, MacllmError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
 from .contract import Arrays, OptimizerState
+from .spikes import Watch
 
 _FORMAT = 2  # 1 had AdamW's two moments beside the weights
+_KEYS = ("step", "slots", "count", "best_loss", "eval_loss", "window", "run")
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.json", "manifest.json"
 
@@ -64,6 +66,7 @@ class TrainState:
     best_loss: float | None = None
     eval_loss: float | None = None  # of these weights
     window: Sums = Sums()  # since the last report
+    watch: Watch = field(default_factory=Watch)
 
 
 class Snapshots:
@@ -95,7 +98,7 @@ class Snapshots:
                 cause=str(error),
                 remedy="free some disk space, then run the same command with --resume",
             ) from error
-        self._prune()
+        self._prune(state.watch.kept)
         return final
 
     def latest(self) -> TrainState | None:
@@ -112,6 +115,13 @@ class Snapshots:
         if damage:
             raise CheckpointError(f"all snapshots in {self.folder} are damaged", cause="; ".join(damage[:3]))
         return None
+
+    def at(self, step: int) -> TrainState:
+        """The snapshot of a step. Raises CheckpointError if it is damaged or belongs to another run."""
+        try:
+            return self._read(self.folder / _name(step))
+        except _DamagedError as error:
+            raise CheckpointError(f"the snapshot of step {step} cannot be read", cause=str(error)) from error
 
     def best(self) -> TrainState | None:
         """The undamaged snapshot with the lowest validation loss, None if none was evaluated."""
@@ -136,6 +146,7 @@ class Snapshots:
             "best_loss": state.best_loss,
             "eval_loss": state.eval_loss,
             "window": asdict(state.window),
+            "watch": asdict(state.watch),
             "run": self._identity,
         }
         write_json(draft / _STATE, about)
@@ -156,7 +167,8 @@ class Snapshots:
         slots = {name: _load(folder / _slot(name)) for name in about["slots"]}
         optimizer = OptimizerState(slots, about["count"])
         weights, window = _load(folder / _WEIGHTS), Sums(**about["window"])
-        return TrainState(about["step"], weights, optimizer, about["best_loss"], about["eval_loss"], window)
+        watch = Watch.from_json(about["watch"]) if "watch" in about else Watch()
+        return TrainState(about["step"], weights, optimizer, about["best_loss"], about["eval_loss"], window, watch)
 
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():
@@ -175,9 +187,9 @@ class Snapshots:
                 losses[step] = about["eval_loss"]
         return losses
 
-    def _prune(self) -> None:
+    def _prune(self, needed: frozenset[int]) -> None:
         steps, losses = self._steps(), self._losses()
-        kept = set(steps[-self._keep :])
+        kept = {*steps[-self._keep :], *needed}
         if losses:
             kept.add(min(losses, key=lambda step: (losses[step], step)))
         for step in set(steps) - kept:
@@ -225,10 +237,13 @@ def _verify(folder: Path) -> set[str]:
 
 
 def _check_format(about: dict[str, Any], folder: Path) -> None:
-    if about["format"] != _FORMAT:
+    theirs = about.get("format")
+    missing = [name for name in _KEYS if name not in about]
+    if theirs != _FORMAT or missing:
+        cause = f"it has no {missing[0]}" if theirs == _FORMAT else f"its format is {theirs}, not {_FORMAT}"
         raise CheckpointError(
             f"{folder} is a snapshot of another version of macllm",
-            cause=f"its format is {about['format']}, this version reads format {_FORMAT}",
+            cause=cause,
             remedy="begin the run again in another folder, or finish it with the version that began it",
         )
 

@@ -87,6 +87,14 @@ class TrainConfig:
     keep: Annotated[int, "number of newest snapshots to keep, in addition to the best"] = 2
     select: Annotated[Select, "weights to export: best on validation data (last without any), or last"] = "best"
     resume: Annotated[bool, "resume the run in the folder, with its own settings"] = False
+    spike_threshold: Annotated[
+        float, "a loss or gradient norm this many deviations above the median is a spike; 0: none is"
+    ] = 0.0
+    spike_patience: Annotated[int, "spikes in a row before going back to the last good snapshot"] = 3
+    rollbacks: Annotated[
+        int, "times to go back and skip steps, after spikes or a gradient that is not finite; then an error"
+    ] = 3
+    pause_on_battery: Annotated[bool, "save and wait while the machine runs on its battery"] = False
 
     _folder: ClassVar[str] = ""  # the field that names the run's folder
     # Fields that a resumed run may change: they have no effect on its final weights, or only through its rows.
@@ -102,7 +110,7 @@ class TrainConfig:
             "adapter_path",
             "date",
         }
-        | {"chat_feature", "prompt_feature", "completion_feature", "text_feature", "cache_gb"}
+        | {"chat_feature", "prompt_feature", "completion_feature", "text_feature", "cache_gb", "pause_on_battery"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "long_rows": get_args(LongRows),
@@ -144,6 +152,10 @@ class TrainConfig:
                 "schedule is constant",
             ),
             "decay_all": (self.decay_all and not self.weight_decay, "weight_decay is 0"),
+            "spike_patience": (
+                self.spike_patience != default["spike_patience"] and not self.spike_threshold,
+                "spike_threshold is 0",
+            ),
             "valid_fraction": (self.valid_fraction > 0 and bool(self.valid), f"valid is {self.valid}"),
             **{name: (getattr(self, name) != default[name], cause) for name in unread(self.optimizer)},
         }
@@ -158,8 +170,9 @@ class TrainConfig:
 
     def _ranges(self) -> list[tuple[str, float, float]]:
         most = float(2**31)
-        at_least_one = ("batch_size", "grad_accumulation_steps", "steps_per_report", "keep")
+        at_least_one = ("batch_size", "grad_accumulation_steps", "steps_per_report", "keep", "spike_patience")
         at_least_none = ("iters", "seed", "steps_per_eval", "save_every", "weight_decay", "max_grad_norm")
+        at_least_none += ("spike_threshold", "rollbacks")
         rates = ("adamw_rate", "embedding_rate")
         return [
             ("max_seq_length", 2, most),  # the first token is not predicted
