@@ -52,6 +52,20 @@ def test_a_resumed_run_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> Non
     assert "try more" not in capsys.readouterr().err
 
 
+def test_a_packed_run_tells_how_many_examples_share_a_row_and_how_full_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def packed() -> Generator[TrainEvent]:
+        yield Prepared(
+            30, 900, 400, *[0] * 7, parameters=9, trained_parameters=9, steps=4, first_step=0, bins=10, bin_tokens=100,
+            binned=29,
+        )  # fmt: skip
+        yield from run([1.0, 0.5], 0.5)
+
+    narrate(packed(), "elsewhere")
+    assert "packed into 10 rows of 100 tokens: 2.9 in each, 90% full" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kinds", "unended", "said"),
     [

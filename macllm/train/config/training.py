@@ -49,7 +49,7 @@ class TrainConfig:
 
     batch_size: Annotated[int, "rows per micro-batch"] = 4
     packing: Annotated[
-        bool, "put several rows of at most max_seq_length tokens in all into one row of a batch; none sees another"
+        bool, "several examples in each row of max_seq_length tokens, none sees another; batch_size counts rows"
     ] = False
     grad_accumulation_steps: Annotated[int, "number of micro-batches per optimizer step"] = 1
     iters: Annotated[int, "optimizer steps; 0: determined by `epochs`"] = 0
