@@ -71,6 +71,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "windowed": {**LLAMA, "model_type": "mistral", "sliding_window": 6},
     "learned positions": GPT2,
     "chunked, with temperatures and experts": LLAMA4,
+    "attention in linear time": {
+        **LLAMA,
+        "model_type": "macllm",
+        "attention_kind": "performer",
+        "num_random_features": 8,
+    },
     "capped scores": {**LLAMA, "model_type": "gemma2", "head_dim": 4, "sliding_window": 5, "query_pre_attn_scalar": 4},
 }
 LENGTHS = [(5, 17, 2), (23, 9, 3, 30, 4), (31, 2, 2)]
