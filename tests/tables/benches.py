@@ -58,7 +58,7 @@ def memory(quick: bool, say: Say) -> Table:
         ["task", "tokens", "process", "mlx-lm's", "ratio", "arrays", "mlx-lm's", "ratio"],
         rows,
         f"{MEMORY_GOAL} of mlx-lm's at {longest:,} tokens; a token costs at most {GROWTH} times as much at the end",
-        held or quick,
+        None if quick else held,
         found,
     )
 
@@ -76,7 +76,7 @@ def speed(quick: bool, say: Say) -> Table:
         ["load", "macllm", "torch", "torch over macllm", "least", "greatest"],
         rows,
         f"median ratio of {SPEED_GOAL} or more for every load",
-        quick or all(step["ratio"] >= SPEED_GOAL for step in found["steps"].values()),
+        None if quick else all(step["ratio"] >= SPEED_GOAL for step in found["steps"].values()),
         found,
     )
 

@@ -49,6 +49,6 @@ def table(quick: bool, say: Say) -> Table:
         ["questions", "", "right", "95 % interval", "goal", "nearest question"],
         rows,
         "the goal of each set",
-        quick or all(row["rate"] >= row["goal"] for row in report if row["goal"]),
+        None if quick else all(row["rate"] >= row["goal"] for row in report if row["goal"]),
         {"report": report},
     )

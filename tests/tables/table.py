@@ -18,7 +18,7 @@ PACKAGES = ("mlx", "numpy", "torch", "transformers", "peft", "mlx-lm")
 
 @dataclass(frozen=True)
 class Table:
-    """One table: a row is a list of cells, `held` is the verdict on `limit`.
+    """One table: a row is a list of cells, `held` is the verdict on `limit`, None without one.
 
     `values` are the numbers behind the cells, for the line of JSON.
     """
@@ -27,14 +27,14 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     limit: str
-    held: bool
+    held: bool | None
     values: dict[str, Any] = field(default_factory=dict)
 
     def markdown(self, seconds: float) -> str:
         """The table in Markdown, under a heading and above its limit and verdict."""
         lines = [f"## {self.title}", "", line(self.columns), line("---" for _ in self.columns)]
         lines += map(line, self.rows)
-        verdict = "held" if self.held else "**missed**"
+        verdict = {True: "held", False: "**missed**", None: "none, too little was measured"}[self.held]
         return "\n".join([*lines, "", f"Limit: {self.limit}. Verdict: {verdict}, after {seconds:.0f} s.", "", about()])
 
     def as_dict(self) -> dict[str, Any]:

@@ -12,19 +12,19 @@ from tests.tables import kills
 from tests.tables.table import Table
 
 
-def a_table(held: bool) -> Table:
+def a_table(held: bool | None) -> Table:
     return Table("Title", ["one", "two"], [["a", "b | c"]], "a limit", held, {"number": 1})
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize(("held", "verdict"), [(True, "held"), (False, "**missed**"), (None, "none, ")])
 def test_a_table_states_its_limit_its_verdict_and_the_machine(
-    held: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    held: bool | None, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "TABLES", {"gradients": lambda quick, say: say("working") or a_table(held)})
-    assert command.main(["gradients"]) == int(not held)
+    assert command.main(["gradients"]) == int(held is False)
     printed = capsys.readouterr()
     assert "| one | two |\n| --- | --- |\n| a | b / c |" in printed.out
-    assert f"Limit: a limit. Verdict: {'held' if held else '**missed**'}" in printed.out
+    assert f"Limit: a limit. Verdict: {verdict}" in printed.out
     assert "Linux" in printed.out or "Darwin" in printed.out
     assert printed.err == "working\n"
     last = json.loads(printed.out.splitlines()[-1])
