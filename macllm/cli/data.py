@@ -40,7 +40,7 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("check")
-@click.argument("data", metavar="FILE|FOLDER")
+@click.argument("data", metavar="FILE|FOLDER|hf:NAME")
 @click.option(
     "-m", "--model", default="maclet", show_default=True, metavar="NAME", shell_complete=names.models,
     help="Model, or folder of a tokenizer, that the rows are for.",

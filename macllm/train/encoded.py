@@ -161,9 +161,12 @@ def _hash(path: Path) -> str:
 
 
 def _tokenizer_hash(folder: Path) -> str:
-    """Hash of all files in a model's folder that may say how a text is encoded."""
+    """Hash of all files of a model that may say how a text is encoded.
+
+    Folders below it may be those of runs, and are left out.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
         if path.suffix in _ENDINGS and path.is_file() and path.stat().st_size < _LARGEST_BYTES:
             digest.update(f"{path.relative_to(folder)} {_hash(path)}\n".encode())
     return digest.hexdigest()

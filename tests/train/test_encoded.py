@@ -136,6 +136,9 @@ def test_other_rows_settings_or_tokenizers_are_encoded_anew(
         if file.suffix in (".json", ".jinja"):
             (folder / file.name).write_bytes(file.read_bytes())
     assert not anew(Tokenizer.from_folder(folder))
+    (folder / "run").mkdir()
+    (folder / "run" / "run.json").write_text("{}")  # a run beside its tokenizer
+    assert not anew(Tokenizer.from_folder(folder))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"unread": 1}))
     assert anew(Tokenizer.from_folder(folder))
