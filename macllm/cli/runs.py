@@ -1,4 +1,4 @@
-"""`macllm runs`: list, show, watch, stop and resume training runs, wherever their folders lie."""
+"""`macllm runs`: list, watch, stop, resume, fork and compare training runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _RUN = click.argument("run", metavar="RUN", shell_complete=names.runs)
 _POLL_SECONDS = 0.2
-_CURVE = "▁▂▃▄▅▆▇█"
 _CURVE_CHARS = 60
 INTERRUPTED = 130
 
 
 @click.group("runs", epilog="RUN is the beginning of an id, the name of a run's folder, or its path.")
 def command() -> None:
-    """List, show, watch, stop and resume training runs."""
+    """List, show, watch, stop, resume, fork and compare training runs."""
 
 
 @command.command("ls")
@@ -182,6 +181,57 @@ def resume(run: str) -> None:
     start(_there(find(run)))
 
 
+@command.command("fork")
+@click.argument("run", metavar="RUN[@STEP]", shell_complete=names.runs)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The new run.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+@click.option("--no-start", is_flag=True, help="Write the folder only; macllm runs resume FOLDER trains.")
+def fork_run(run: str, output: Path, sets: tuple[str, ...], no_start: bool) -> None:
+    """Begin a run at a snapshot of another, the newest or that of STEP, with changed settings.
+
+    Weights, step and, if the optimizer is the same, its state are those of the snapshot.
+    """
+    from macllm.train.run import check
+    from macllm.train.runs.fork import changed_config, fork, snapshot_of
+    from macllm.train.runs.registry import find
+
+    name, at, number = run.rpartition("@")
+    is_numbered = bool(at) and number.isdigit()
+    parent = _there(find(name if is_numbered else run))
+    snapshot = snapshot_of(parent, int(number) if is_numbered else None)
+    output = output.resolve()
+    config = changed_config(parent, output, sets)
+    _enter(parent)
+    check(output, config)
+    fork(parent, snapshot, config)
+    say(f"forked from step {snapshot['step']} of {parent.folder}")
+    if no_start:
+        click.echo(output)
+    else:
+        start(replace(parent, folder=str(output)))
+
+
+@command.command("compare")
+@click.argument("first", metavar="RUN", shell_complete=names.runs)
+@click.argument("second", metavar="RUN", shell_complete=names.runs)
+@_JSON
+def compare_runs(first: str, second: str, as_json: bool) -> None:
+    """Show the settings in which two runs differ, and their losses side by side."""
+    from macllm.train.runs.compare import compare
+    from macllm.train.runs.registry import find
+
+    from .comparison import lines
+
+    runs = (_there(find(first)), _there(find(second)))
+    found = compare(*runs)
+    if as_json:
+        _print_json({"runs": [asdict(run) for run in runs], **asdict(found)})
+        return
+    titles = (runs[0].name, runs[1].name) if runs[0].name != runs[1].name else (runs[0].id, runs[1].id)
+    for line in lines(found, titles):
+        _print(line)
+
+
 @command.command("forget")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=names.runs)
 @click.option("--delete", is_flag=True, help="Delete the folders too, with snapshots and adapters.")
@@ -214,8 +264,7 @@ def forget(runs: tuple[str, ...], delete: bool, yes: bool) -> None:
 
 def start(entry: RegisteredRun) -> None:
     """Train in a run's folder with its own settings, from its newest snapshot."""
-    if entry.directory and Path(entry.directory).is_dir():  # paths in the settings are relative to it
-        os.chdir(entry.directory)
+    _enter(entry)
     if entry.command == "finetune":
         from macllm.train.config import FinetuneConfig
 
@@ -230,6 +279,12 @@ def start(entry: RegisteredRun) -> None:
         train.start(PretrainConfig.load(resume=True, output=entry.folder))
     else:
         raise UsageError(f"cannot read the settings of the run in {entry.folder}")
+
+
+def _enter(entry: RegisteredRun) -> None:
+    """Go to the directory to which paths in the settings are relative."""
+    if entry.directory and Path(entry.directory).is_dir():
+        os.chdir(entry.directory)
 
 
 def _there(entry: RegisteredRun) -> RegisteredRun:
@@ -261,21 +316,18 @@ def _curves(events: list[TrainEvent]) -> list[str]:
     """Curves of the losses over the steps, a line each."""
     from macllm.train.events import Evaluated, Step
 
+    from .dashboard import Curve
+
     lines: list[str] = []
     for title, kind in (("loss", Step), ("validation loss", Evaluated)):
         losses = [event.loss for event in events if isinstance(event, kind) and math.isfinite(event.loss)]
         if len(losses) > 1:
-            lines.append(f"{title:<16} {losses[0]:.4f} {curve(losses)} {losses[-1]:.4f}  lowest {min(losses):.4f}")
+            curve = Curve()
+            for loss in losses:
+                curve.add(loss)
+            ends = (f"{title:<16} {losses[0]:.4f}", f"{losses[-1]:.4f}  lowest {min(losses):.4f}")
+            lines.append(f" {curve.blocks(_CURVE_CHARS)} ".join(ends))
     return lines
-
-
-def curve(values: list[float], most: int = _CURVE_CHARS) -> str:
-    """A line of bars for finite values, their means over equal parts if there are more than `most`."""
-    count = min(most, len(values))
-    parts = [values[n * len(values) // count : (n + 1) * len(values) // count] for n in range(count)]
-    means = [sum(part) / len(part) for part in parts]
-    low, height = min(means), max(means) - min(means)
-    return "".join(_CURVE[round((mean - low) / height * (len(_CURVE) - 1)) if height else 0] for mean in means)
 
 
 def _print_values(title: str, values: dict[str, Any], skipped: tuple[str, ...] = ()) -> None:
@@ -289,6 +341,8 @@ def _finite(value: Any) -> Any:
     """The value with None for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -297,4 +351,4 @@ def _print(text: str) -> None:
 
 
 def _print_json(value: Any) -> None:
-    _print(json.dumps(value if isinstance(value, list) else _finite(value), indent=2, ensure_ascii=False))
+    _print(json.dumps(_finite(value), indent=2, ensure_ascii=False))

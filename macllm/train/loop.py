@@ -25,7 +25,7 @@ from .data import Dataset
 from .events import Advanced, Continued, Evaluated, Finished, Paused, Prepared, Saved, Skipped, Step, TrainEvent
 from .group import Alone, Group, sum_gradients, sum_losses
 from .optim import clip_factor, configured, global_norm, learning_rate, share
-from .parameters import are_finite, compute_layers_again, size_of
+from .parameters import are_finite, check_shapes, compute_layers_again, shapes, size_of
 from .power import BatteryPause
 from .snapshot import Snapshots, Sums, TrainState
 from .sources import Rows, Validation
@@ -146,8 +146,10 @@ class Trainer(Generic[B]):
             mx.eval(weights)
             self.put(weights)
             return TrainState(0, weights, self.optimizer.init(weights))
-        assert state.weights.keys() == weights.keys(), "a snapshot of the same run has the same weights"
+        check_shapes(state.step, state.weights, weights)
         self.put(state.weights)
+        if state.is_forked and shapes(state.optimizer) != shapes(first := self.optimizer.init(weights)):
+            state = replace(state, optimizer=first)
         return state
 
     def loss(self, batch: B) -> Loss:

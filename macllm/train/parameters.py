@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from macllm.errors import UsageError
 from macllm.nn.recompute import checkpoint_layers
 
-from .contract import Arrays
+from .contract import Arrays, OptimizerState
 
 
 def are_finite(weights: Arrays) -> bool:
@@ -34,4 +34,24 @@ def compute_layers_again(model: nn.Module, enabled: bool) -> None:
             "grad_checkpoint needs a model of a supported family",
             cause=f"{type(model).__name__} has no layers that can be computed again",
             remedy="leave grad_checkpoint out",
+        )
+
+
+def shapes(optimizer: OptimizerState) -> set[tuple[object, ...]]:
+    """Slot, name, shape and type of each array of an optimizer."""
+    return {
+        (slot, name, *array.shape, str(array.dtype))
+        for slot, arrays in optimizer.slots.items()
+        for name, array in arrays.items()
+    }
+
+
+def check_shapes(step: int, theirs: Arrays, ours: Arrays) -> None:
+    """Raise UsageError unless the weights of a snapshot are those of the model."""
+    before, now = ({(name, *array.shape) for name, array in found.items()} for found in (theirs, ours))
+    if different := sorted(before ^ now, key=str):
+        raise UsageError(
+            f"the snapshot of step {step} does not fit the model of these settings",
+            cause=f"only one of them has {different[0][0]} of shape {different[0][1:]}",
+            remedy="the rank, keys, num_layers and model of the run that was forked",
         )

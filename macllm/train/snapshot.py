@@ -67,6 +67,7 @@ class TrainState:
     eval_loss: float | None = None  # of these weights
     window: Sums = Sums()  # since the last report
     watch: Watch = field(default_factory=Watch)
+    is_forked: bool = False  # from a snapshot of another run, and not saved in this one
 
 
 class Snapshots:
@@ -161,14 +162,18 @@ class Snapshots:
         files = _verify(folder)
         about = read_json(folder / _STATE)
         _check_format(about, folder)
-        _check_identity(about["run"], self._identity, folder)
+        ours = self._identity
+        if about.get("is_forked"):  # all but the model may differ
+            ours = {name: value for name, value in ours.items() if name in about["run"]}
+        _check_identity(about["run"], ours, folder)
         if not {_WEIGHTS, *map(_slot, about["slots"])} <= files:
             raise _DamagedError(f"{folder} is not complete")
         slots = {name: _load(folder / _slot(name)) for name in about["slots"]}
         optimizer = OptimizerState(slots, about["count"])
         weights, window = _load(folder / _WEIGHTS), Sums(**about["window"])
         watch = Watch.from_json(about["watch"]) if "watch" in about else Watch()
-        return TrainState(about["step"], weights, optimizer, about["best_loss"], about["eval_loss"], window, watch)
+        best, last, is_forked = about["best_loss"], about["eval_loss"], about.get("is_forked", False)
+        return TrainState(about["step"], weights, optimizer, best, last, window, watch, is_forked)
 
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from macllm import cli
-from macllm.cli.runs import curve
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Step
 from macllm.train.runs import registry
@@ -252,9 +251,3 @@ def test_a_process_that_ends_soon_is_waited_for(tmp_path: Path) -> None:
     with lock(tmp_path):
         pass
     thread.join()
-
-
-def test_a_curve_has_means_of_equal_parts() -> None:
-    assert curve([4.0, 3.0, 2.0, 1.0]) == "█▆▃▁"
-    assert curve([1.0, 3.0, 8.0, 10.0], most=2) == "▁█"
-    assert curve([2.0, 2.0]) == "▁▁"
