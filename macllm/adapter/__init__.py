@@ -18,7 +18,7 @@ from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
 from .attached import activate, attached, detach, hold
-from .names import Names, to_ours, to_theirs
+from .names import Names, check_tables, is_tied, to_ours, to_theirs, without_tied_heads
 
 __all__ = ["BASE", "Form", "activate", "attach", "attach_blend", "attached", "detach", "read_config", "save"]
 
@@ -41,10 +41,13 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
     if not layers:
         raise UsageError("the model has no adapter to save")
     updates = {name: layer.update_weights for name, layer in layers.items()}
-    theirs = to_theirs(model, updates, Names.of(model, "hf" if form == "peft" else "mlx"))
+    names = Names.of(model, "hf" if form == "peft" else "mlx")
+    theirs = to_theirs(model, updates, names)
     rate = next(iter(layers.values())).rate
     if form == "peft":
-        peft.save(theirs, rate, (about or {}).get("model"), folder)
+        embeddings = [ours for ours, layer in layers.items() if isinstance(layer, lora.LoRAEmbedding)]
+        tables = [name for ours in embeddings for name in names.theirs(ours)]
+        peft.save(theirs, rate, (about or {}).get("model"), folder, tables)
     else:
         mlx_lm.save(theirs, rate, about or {}, folder)
 
@@ -67,10 +70,19 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> dict[str, lora.U
     config = read_config(folder)
     of_peft = peft.holds_adapter(folder)
     found = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)
-    updates = to_ours(model, found, Names.of(model, "hf" if of_peft else "mlx"))
+    names = Names.of(model, "hf" if of_peft else "mlx")
+    if of_peft:
+        check_tables(model, peft.tables(folder), names)
+        found = without_tied_heads(model, found, names)
+    updates = {name: _of_head(model, name, update) for name, update in to_ours(model, found, names).items()}
     if base is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
     return updates
+
+
+def _of_head(model: nn.Module, name: str, update: lora.Update) -> lora.Update:
+    """The update; `head` is false only for an embedding that is the head's matrix too."""
+    return update if update.head or is_tied(model, name) else update._replace(head=True)
 
 
 def attach_blend(model: nn.Module, blend: Mapping[str, float], base: Path | None = None) -> None:

@@ -72,11 +72,16 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
 
 def save(theirs: Mapping[str, Update], dropout: float, about: Mapping[str, Any], folder: Path) -> None:
     """Write updates by module of mlx-lm, each file atomically; `about` has further fields for the config."""
+    if alone := [name for name, update in theirs.items() if not update.head]:
+        raise CheckpointError(
+            f"mlx-lm's format cannot hold an adapter of {alone[0]} that leaves its tied head as it is",
+            remedy="keep the adapter in PEFT's format",
+        )
     rank = max(_rank(update) for update in theirs.values())
     scale = next(iter(theirs.values())).scale
     tensors: dict[str, mx.array] = {}
     for name, update in theirs.items():
-        a, b, _, magnitude = _widened(update, rank, scale)
+        a, b, _, magnitude, _ = _widened(update, rank, scale)
         tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": b} | ({} if magnitude is None else {f"{name}.m": magnitude})
     config = {
         **about,
@@ -100,7 +105,7 @@ def _rank(update: Update) -> int:
 
 def _widened(update: Update, rank: int, scale: float) -> Update:
     """The update in this rank, to which columns of zeros add nothing, and with this scale."""
-    a, b, own, magnitude = update
+    a, b, own, magnitude, _ = update
     more = (0, rank - _rank(update))
     b = b if own == scale else b * (own / scale)
     if a.ndim == 2:

@@ -19,7 +19,10 @@ from macllm.families.config import Config
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
 from macllm.nn.lora import Update
+from macllm.nn.models import DecoderLM, EncoderDecoderLM, EncoderLM
 from macllm.weights.keymap import Rule, Split, our_modules, their_modules
+
+_ROUNDING = 2.0**-8  # of bfloat16, relative to the largest number
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,46 @@ def layer(model: nn.Module, name: str) -> nn.Module:
     if not isinstance(module, lora.Adaptable):
         raise CheckpointError(f"the adapter changes {name}, which is not a linear layer of this model")
     return module
+
+
+def is_tied(model: nn.Module, name: str) -> bool:
+    """True for a token embedding whose matrix is the head's too."""
+    module = dict(model.named_modules()).get(name)
+    base = module.linear if isinstance(module, lora.LoRALinear) else module
+    if not isinstance(base, lora.EMBEDDINGS):
+        return False
+    if isinstance(model, DecoderLM | EncoderLM | EncoderDecoderLM):
+        return any(part is module for part in model.head_modules())
+    return bool(cast(ModelInfo, model.info).config.get("tie_word_embeddings"))
+
+
+def without_tied_heads(model: nn.Module, theirs: Mapping[str, Update], names: Names) -> dict[str, Update]:
+    """The updates without those of a tied head, which PEFT stores beside its embedding's."""
+    modules = dict(model.named_modules())
+    absent = {name for name in ("lm_head",) if not any(ours in modules for ours in names.ours(name))}
+    return {name: update for name, update in theirs.items() if not (update.head and name in absent)}
+
+
+def check_tables(model: nn.Module, tables: Mapping[str, mx.array], names: Names) -> None:
+    """Raise CheckpointError for an embedding other than that of the model, such as a resized one."""
+    modules = dict(model.named_modules())
+    for theirs, table in tables.items():
+        for ours in filter(modules.__contains__, names.ours(theirs)):  # a tied head is none
+            base = layer(model, ours)
+            if not isinstance(base, nn.QuantizedEmbedding) and not _is_same(base["weight"], table):
+                raise CheckpointError(
+                    f"the adapter was trained on another {theirs} than the model has",
+                    cause=f"its shape is {table.shape}, the model's {base['weight'].shape}",
+                    remedy="save the base with its own embedding, and load that",
+                )
+
+
+def _is_same(weight: mx.array, table: mx.array) -> bool:
+    """True for equal matrices, but for rounding to 16 bits."""
+    if weight.shape != table.shape:
+        return False
+    weight, table = weight.astype(mx.float32), table.astype(mx.float32)
+    return float(mx.abs(weight - table).max()) <= _ROUNDING * float(mx.abs(table).max())
 
 
 def our_keys(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,9 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+# of an embedding: (r, V) and (D, r); peft stores its base with them
+_OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
+_TABLE = ".base_layer.weight"
 
 # Settings that change what the tensors mean, or add tensors of other kinds, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -77,7 +80,10 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
     """
     leaves = {_A: 2, _B: 2} | ({_MAGNITUDE: 1} if config.get("use_dora") else {})
     found: dict[str, dict[str, mx.array]] = {}
-    for name, tensor in load_file(folder / WEIGHTS).items():
+    for stored, tensor in load_file(folder / WEIGHTS).items():
+        if stored.endswith(_TABLE):
+            continue
+        name = _renamed(stored)
         module, leaf = next(((name.removesuffix(f".{leaf}"), leaf) for leaf in leaves if name.endswith(leaf)), ("", ""))
         if not module or tensor.ndim != leaves[leaf]:
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not a factor of a linear layer")
@@ -90,10 +96,23 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
         alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
         rank = tensors[_A].shape[0]
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        updates[module] = Update(tensors[_A].T, tensors[_B].T, scale, tensors.get(_MAGNITUDE))
+        tied = bool(config.get("ensure_weight_tying"))
+        updates[module] = Update(tensors[_A].T, tensors[_B].T, scale, tensors.get(_MAGNITUDE), tied)
     if not updates:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
     return updates
+
+
+def _renamed(name: str) -> str:
+    """A factor of an embedding as that of a linear layer."""
+    stem, _, leaf = name.rpartition(".")
+    return f"{stem}.{_OF_EMBEDDINGS[leaf]}" if leaf in _OF_EMBEDDINGS else name
+
+
+def tables(folder: Path) -> dict[str, mx.array]:
+    """The matrices of the base that are stored with an adapted embedding, by module of transformers."""
+    stored = load_file(folder / WEIGHTS).items()
+    return {n.removesuffix(_TABLE).removeprefix(_PREFIX): tensor for n, tensor in stored if n.endswith(_TABLE)}
 
 
 def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
@@ -107,8 +126,13 @@ def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
     return default
 
 
-def save(theirs: Mapping[str, Update], dropout: float, base: str | None, folder: Path) -> None:
-    """Write updates by module of transformers, each file atomically. Ranks and scales may differ."""
+def save(
+    theirs: Mapping[str, Update], dropout: float, base: str | None, folder: Path, embeddings: Collection[str] = ()
+) -> None:
+    """Write updates by module of transformers, each file atomically. Ranks and scales may differ.
+
+    `embeddings` are the modules that are no linear layers.
+    """
     if other := [name for name in theirs if not name.startswith(_ROOTS)]:
         raise CheckpointError(
             "the adapter cannot be written in PEFT's format",
@@ -116,13 +140,14 @@ def save(theirs: Mapping[str, Update], dropout: float, base: str | None, folder:
             remedy="keep the adapter in mlx-lm's format",
         )
     tensors: dict[str, mx.array] = {}
-    for name, (a, b, _, magnitude) in theirs.items():
+    for name, (a, b, _, magnitude, _) in theirs.items():
         if a.ndim != 2:
             raise CheckpointError(
                 f"{name} is a stack of experts, which PEFT's format has no tensors for",
                 remedy="keep the adapter in mlx-lm's format",
             )
-        tensors |= {f"{_PREFIX}{name}.{_A}": a.T, f"{_PREFIX}{name}.{_B}": b.T}
+        leaves = tuple(_OF_EMBEDDINGS) if name in embeddings else (_A, _B)
+        tensors |= {f"{_PREFIX}{name}.{leaf}": factor.T for leaf, factor in zip(leaves, (a, b), strict=True)}
         if magnitude is not None:
             tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude
     ranks = {name: update.a.shape[1] for name, update in theirs.items()}
@@ -139,6 +164,7 @@ def save(theirs: Mapping[str, Update], dropout: float, base: str | None, folder:
         "use_dora": any(update.magnitude is not None for update in theirs.values()),
         "lora_dropout": dropout,
         "target_modules": sorted(theirs),
+        **({"ensure_weight_tying": all(theirs[name].head for name in embeddings)} if embeddings else {}),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

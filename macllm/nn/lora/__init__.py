@@ -1,4 +1,4 @@
-"""Low-rank adaptation (arXiv:2106.09685): frozen linear layers plus a trainable low-rank update.
+"""Low-rank adaptation (arXiv:2106.09685): frozen layers plus a trainable low-rank update.
 
 Transforms over the module tree, in place: `apply` replaces linear layers, dense or quantized, with LoRA layers;
 `remove` restores the linear layers, `disabled` for a while; `fuse` adds the updates to their weights.
@@ -7,8 +7,10 @@ Transforms over the module tree, in place: `apply` replaces linear layers, dense
 from __future__ import annotations
 
 from .layers import (
+    EMBEDDINGS,
     Adaptable,
     DoRALinear,
+    LoRAEmbedding,
     LoRAExperts,
     LoRALinear,
     Precision,
@@ -21,9 +23,11 @@ from .layers import (
 from .tree import Disabled, adapters, apply, attach, check, disabled, fuse, matches, remove, replace, targets
 
 __all__ = [
+    "EMBEDDINGS",
     "Adaptable",
     "Disabled",
     "DoRALinear",
+    "LoRAEmbedding",
     "LoRAExperts",
     "LoRALinear",
     "Precision",

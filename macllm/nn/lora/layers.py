@@ -1,4 +1,4 @@
-"""Linear layers and stacks of experts with a low-rank update."""
+"""Linear layers, stacks of experts and token embeddings with a low-rank update."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macllm.errors import UsageError
+from macllm.nn.linear import Embedding, dense_weight, packed_weight
 from macllm.nn.linear import Linear as DenseLinear
-from macllm.nn.linear import dense_weight, packed_weight
 from macllm.nn.moe import ExpertLinear, QuantizedExpertLinear
-from macllm.nn.quantize import QUANTIZED, QuantizedLinear, Recipe
+from macllm.nn.quantize import QUANTIZED, QuantizedEmbedding, QuantizedLinear, Recipe
 from macllm.ops.linear import adapted, magnified
 from macllm.ops.weights import AdaptedWeight
 
-Adaptable = nn.Linear | nn.QuantizedLinear | ExpertLinear | QuantizedExpertLinear
+Adaptable = nn.Linear | nn.QuantizedLinear | ExpertLinear | QuantizedExpertLinear | nn.Embedding | nn.QuantizedEmbedding
+EMBEDDINGS = nn.Embedding | nn.QuantizedEmbedding
 Precision = Literal["stored", "8-bit", "unquantized"]
 """Quantization of a fused layer, if its base is quantized: as the base, 8 bits in groups, or none."""
 
@@ -25,13 +26,15 @@ Precision = Literal["stored", "8-bit", "unquantized"]
 class Update(NamedTuple):
     """Factors of a low-rank update, A (D, r) and B (r, F), its scale, and the magnitudes (F,) of DoRA.
 
-    For a stack of experts A is (E, r, D), B (E, F, r): the shapes are mlx-lm's.
+    For a stack of experts A is (E, r, D), B (E, F, r), for an embedding A (V, r), B (r, D): the shapes are mlx-lm's.
+    `head` is false for an embedding whose tied head keeps the weight of the base.
     """
 
     a: mx.array
     b: mx.array
     scale: float = 1.0
     magnitude: mx.array | None = None
+    head: bool = True
 
 
 class LoRALinear(nn.Module):
@@ -82,6 +85,10 @@ class LoRALinear(nn.Module):
         linear: Any = self.linear
         weight = self.merged().astype(unpacked_weight(linear).dtype)
         recipe = _recipe(linear, precision) if isinstance(linear, QUANTIZED) else None
+        if isinstance(linear, EMBEDDINGS):
+            table = Embedding(*weight.shape)
+            table.weight = weight
+            return table if recipe is None else QuantizedEmbedding.from_embedding(table, **recipe)
         if weight.ndim == 3:
             stack = ExpertLinear(1, 1, 1)
             stack.weight = weight
@@ -180,24 +187,71 @@ class LoRAExperts(LoRALinear):
         return self.scale * (self.lora_b.astype(mx.float32) @ self.lora_a.astype(mx.float32))
 
 
+class LoRAEmbedding(LoRALinear):
+    """Token embeddings plus scale * A[tokens] B, with A (V, r) and B (r, D) trained.
+
+    A tied head multiplies by the adapted matrix too, as after merging, unless `head` is false.
+    """
+
+    head = True
+
+    @property
+    def update_weights(self) -> Update:
+        """The trained weights, and the scale."""
+        return super().update_weights._replace(head=self.head)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        """int (...) -> (..., D)."""
+        y = self.linear(tokens)
+        return mx.addmm(y, self["lora_a"][tokens], self["lora_b"], alpha=self.scale).astype(y.dtype)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """The head tied to these embeddings: (..., D) -> (..., V)."""
+        y = self.linear.as_linear(x)
+        if not self.head:
+            return y
+        return mx.addmm(y, x @ self["lora_b"].T, self["lora_a"].T, alpha=self.scale).astype(y.dtype)
+
+    @classmethod
+    def initial(cls, linear: Any, rank: int, scale: float, dropout: float, key: mx.array) -> LoRALinear:
+        """A layer with A = 0 and B from N(0, 1), as in PEFT: a token's row moves once the token is seen."""
+        inputs, outputs = sizes(linear)
+        return cls(linear, mx.zeros((outputs, rank)), mx.random.normal((rank, inputs), key=key), scale, dropout)
+
+    def delta(self) -> mx.array:
+        """The low-rank update of the matrix: (V, D)."""
+        return self.scale * (self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32))
+
+    def fused(self, precision: Precision = "stored") -> nn.Module:
+        """An embedding with the same outputs, but for the rounding of its weight."""
+        if not self.head:
+            raise UsageError(
+                "an adapter of the embedding alone cannot be merged into a matrix that is the head's too",
+                cause="PEFT trained it without ensure_weight_tying",
+                remedy="use it as an adapter, or merge it with peft, which changes the head as well",
+            )
+        return super().fused(precision)
+
+
 def layer_type(linear: Any, *, use_dora: bool = False) -> type[LoRALinear]:
     """The type of an adapted layer with this base. Raises UsageError for DoRA on a stack of experts."""
-    if not isinstance(linear, ExpertLinear | QuantizedExpertLinear):
+    special = isinstance(linear, ExpertLinear | QuantizedExpertLinear | EMBEDDINGS)
+    if not special:
         return DoRALinear if use_dora else LoRALinear
     if use_dora:
-        raise UsageError(
-            "DoRA cannot adapt a stack of experts",
-            cause="neither PEFT nor mlx-lm has magnitudes for them",
-            remedy="keys that leave the experts out, such as *.mixer.*, or no use_dora",
-        )
-    return LoRAExperts
+        what = "embeddings" if isinstance(linear, EMBEDDINGS) else "a stack of experts"
+        raise UsageError(f"DoRA cannot adapt {what}", remedy=f"keys without {what}, such as *.mixer.*, or no use_dora")
+    return LoRAEmbedding if isinstance(linear, EMBEDDINGS) else LoRAExperts
 
 
 def adapted_layer(linear: Any, update: Update) -> LoRALinear:
     """`linear` with a given update."""
     kind = layer_type(linear, use_dora=update.magnitude is not None)
     if update.magnitude is None:
-        return kind(linear, update.a, update.b, update.scale)
+        layer = kind(linear, update.a, update.b, update.scale)
+        if isinstance(layer, LoRAEmbedding):
+            layer.head = update.head
+        return layer
     return DoRALinear(linear, update.a, update.b, update.scale, magnitude=update.magnitude)
 
 

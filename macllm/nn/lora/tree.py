@@ -15,12 +15,13 @@ from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
 
-from .layers import Adaptable, LoRALinear, Precision, Update, adapted_layer, layer_type, sizes
+from .layers import EMBEDDINGS, Adaptable, LoRALinear, Precision, Update, adapted_layer, layer_type, sizes
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
 # Routers keep their choice of experts, unless a pattern names them.
 _ROUTERS = ("*.router", "*.gate")
+_TOKEN_TABLES = ("tokens", "embed_tokens", "wte", "embeddings")
 
 
 class Settings(TypedDict, total=False):
@@ -48,10 +49,9 @@ def apply(
     """Freeze `model` and adapt the linear layers and experts of its blocks, in place.
 
     Returns their names. `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one);
-    without any, all are
-    adapted but the routers. A pattern may name the head too. `num_layers` limits them to the last blocks of each stack;
-    -1 means all. Outputs do not change at first. Raises UsageError for a pattern that matches nothing, and for DoRA on
-    experts.
+    without any, all are adapted but the routers. A pattern may name the head or the token embedding too. `num_layers`
+    limits them to the last blocks of each stack; -1 means all. Outputs do not change at first. Raises UsageError for a
+    pattern that matches nothing, and for DoRA on experts and embeddings.
     """
     chosen = targets(model, keys, num_layers)
     kinds = {name: layer_type(linear, use_dora=settings.get("use_dora", False)) for name, linear in chosen.items()}
@@ -70,7 +70,7 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, Adaptable) and not name.endswith(".linear")
+        if isinstance(module, Adaptable) and not name.endswith(".linear") and _is_adaptable(name, module)
     }
     blocks = [name for name in layers if _LAYER.match(name)]
     for key in keys:
@@ -93,6 +93,11 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
     return {name: layers[name] for name in sorted(chosen, key=lambda n: (_position(n), n))}
 
 
+def _is_adaptable(name: str, module: Adaptable) -> bool:
+    """True but for embeddings of anything other than tokens."""
+    return not isinstance(module, EMBEDDINGS) or name.rsplit(".", 1)[-1] in _TOKEN_TABLES
+
+
 def _unmatched(key: str, layers: Mapping[str, object]) -> UsageError:
     """The error for a pattern without a layer, with the most similar names."""
     ends = sorted({re.sub(r".*layers\.\d+\.", "*.", name) for name in layers})
@@ -100,7 +105,7 @@ def _unmatched(key: str, layers: Mapping[str, object]) -> UsageError:
     near = dict.fromkeys(short[name] for name in difflib.get_close_matches(key, short, n=6, cutoff=0.4))
     return UsageError(
         f"no linear layer to adapt for the pattern {key!r}",
-        cause="no name of a linear layer or of a stack of experts matches it; embeddings and norms cannot be adapted",
+        cause="no linear layer, stack of experts or token embedding has such a name; norms cannot be adapted",
         remedy=f"patterns such as {', '.join([*near, *(end for end in ends if end not in near)][:12])}",
     )
 
@@ -204,9 +209,10 @@ def _check_shapes(name: str, linear: Any, lora_a: mx.array, lora_b: mx.array) ->
         lora_a, lora_b = lora_a[0].T, lora_b[0].T
     if lora_a.shape[1] != lora_b.shape[0]:
         raise CheckpointError(f"the adapter's factors of {name} do not match: A is {lora_a.shape}, B is {lora_b.shape}")
-    if (lora_a.shape[0], lora_b.shape[1]) != (inputs, outputs):
+    wanted = (outputs, inputs) if isinstance(linear, EMBEDDINGS) else (inputs, outputs)
+    if (lora_a.shape[0], lora_b.shape[1]) != wanted:
         raise CheckpointError(
-            f"the adapter's {name} maps {lora_a.shape[0]} to {lora_b.shape[1]}, the model's {inputs} to {outputs}",
+            f"the adapter's {name} maps {lora_a.shape[0]} to {lora_b.shape[1]}, the model's {wanted[0]} to {wanted[1]}",
             remedy="load the model that the adapter was made for",
         )
 
