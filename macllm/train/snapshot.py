@@ -71,12 +71,18 @@ class TrainState:
 
 
 class Snapshots:
-    """The snapshots of one run in one folder: the newest `keep`, and the best one by validation loss."""
+    """The snapshots of one run in one folder: the newest `keep`, and the best one by validation loss.
 
-    def __init__(self, folder: Path, keep: int, identity: dict[str, Any]) -> None:
+    `identity` has what determines the run's weights. Snapshots of a version that lacked some of it have `defaults`.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, identity: dict[str, Any], defaults: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self._keep = keep
         self._identity = json.loads(json.dumps(identity))
+        self._defaults = json.loads(json.dumps(defaults or {}))
 
     def save(self, state: TrainState) -> Path:
         """Write a snapshot, then remove old ones. Raises MacllmError if it cannot be written."""
@@ -165,7 +171,9 @@ class Snapshots:
         ours = self._identity
         if about.get("is_forked"):  # all but the model may differ
             ours = {name: value for name, value in ours.items() if name in about["run"]}
-        _check_identity(about["run"], ours, folder)
+            _check_identity(about["run"], ours, folder)
+        else:
+            _check_identity({**self._defaults, **about["run"]}, ours, folder)
         if not {_WEIGHTS, *map(_slot, about["slots"])} <= files:
             raise _DamagedError(f"{folder} is not complete")
         slots = {name: _load(folder / _slot(name)) for name in about["slots"]}

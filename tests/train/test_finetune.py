@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 
 from macllm import adapter, checkpoint
 from macllm.errors import CheckpointError, DataError, UsageError
+from macllm.files import read_json, write_json
 from macllm.nn import lora
 from macllm.train import finetune as finetuning
 from macllm.train import pretrain as pretraining
@@ -217,6 +218,23 @@ def test_a_run_is_not_resumed_on_other_rows(recipe: Path, base: Path, tmp_path: 
     with pytest.raises(CheckpointError, match="another run"):
         finetune(dataclasses.replace(config, data=str(recipe / "train.jsonl"), resume=True))
     assert contents(tmp_path / "out") == before
+
+
+def test_a_run_of_a_version_without_a_setting_resumes_with_its_default(
+    recipe: Path, base: Path, tmp_path: Path
+) -> None:
+    config = lora_config(recipe, base, tmp_path / "out")
+    finetune(config)
+    snapshot = max((tmp_path / "out/snapshots").iterdir())
+    state, manifest = (read_json(snapshot / name) for name in ("state.json", "manifest.json"))
+    del state["run"]["packing"]
+    write_json(snapshot / "state.json", state)
+    data = (snapshot / "state.json").read_bytes()
+    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_json(snapshot / "manifest.json", manifest)
+    finetune(dataclasses.replace(config, resume=True))
+    with pytest.raises(CheckpointError, match="packing was False, is True"):
+        finetune(dataclasses.replace(config, resume=True, packing=True))
 
 
 def test_a_run_killed_before_its_first_snapshot_resumes_from_the_first_step(

@@ -143,7 +143,7 @@ class TrainConfig:
 
     def _check_effects(self) -> None:
         """Refuse values that would change nothing, or contradict each other."""
-        default = {f.name: f.default for f in dataclasses.fields(self)}
+        default = self.defaults()
         cause = f"optimizer is {self.optimizer}"
         unused = {
             "decay": (self.decay != default["decay"] and self.schedule != "wsd", f"schedule is {self.schedule}"),
@@ -228,7 +228,7 @@ class TrainConfig:
         """Settings stored by the run that `values` resume; empty without a run to resume."""
         if not values.get("resume") or convert("resume", values["resume"], bool) is False:
             return {}
-        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+        defaults = cls.defaults()
         path = Path(values.get(cls._folder, defaults[cls._folder])) / SETTINGS_NAME
         try:
             read = read_json(path)
@@ -291,6 +291,11 @@ class TrainConfig:
         """One line for each field, by name."""
         hints = typing.get_type_hints(cls, include_extras=True)
         return {f.name: get_args(hints[f.name])[1] for f in dataclasses.fields(cls)}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of each field, by name."""
+        return {f.name: f.default for f in dataclasses.fields(cls)}
 
     def as_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
