@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +224,12 @@ def test_logits_losses_and_gradients_equal_peft(name: str, settings: dict[str, A
     assert abs(total - loss) <= 1e-6 * abs(loss)
     gradients = in_their_names(model, dict(tree_flatten(tree)))
     assert gradients.keys() == exact.keys()
-    # In float32, peft is up to 1e-5 and MLX's own operations up to 5.2e-6 from peft in float64 here.
+    # peft itself in float32 is up to 1e-5 from peft in float64 here; MLX's own matrix products round twice as much.
+    bound = 1e-5 if os.environ.get("MACLLM_NATIVE") == "0" else 5e-6
     own = max(np.abs(rounded[key] - exact[key]).max() / np.abs(exact[key]).max() for key in exact)
     for key, gradient in gradients.items():
         worst = np.abs(gradient - exact[key]).max() / np.abs(exact[key]).max()
-        assert worst <= max(1e-5, 2 * own), key
+        assert worst <= max(bound, 2 * own), key
     adapter.save(model, tmp_path / "ours", form="peft")
     again = peft.PeftModel.from_pretrained(oracles.write(case, tmp_path / "base"), tmp_path / "ours").eval()
     back = again(torch.from_numpy(batch.inputs).long(), use_cache=False).logits.detach().numpy()
