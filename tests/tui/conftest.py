@@ -75,11 +75,15 @@ def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _settled(min_sleep: float = 0.0, max_sleep: float = 1.0) -> None:
-    """Wait until no callback of the event loop is due, but for timers and other threads, and draw."""
+    """Wait until no callback of the event loop is due, but for timers and other threads, and draw.
+
+    An engine that streams faster than the app draws never lets it come to rest; `max_sleep` seconds are enough then.
+    """
     loop: Any = asyncio.get_running_loop()
+    end = loop.time() + max_sleep
     for _ in range(2):
         quiet = 0
-        while quiet < 3:
+        while quiet < 3 and loop.time() < end:
             await asyncio.sleep(0)
             quiet = 0 if loop._ready else quiet + 1
         with suppress(ScreenStackError):  # the app has ended
