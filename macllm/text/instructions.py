@@ -16,7 +16,7 @@ from .roles import Messages, joined
 
 log = logging.getLogger("macllm")
 
-_ROLES = ("system", "developer")
+INSTRUCTIONS = ("system", "developer")
 Render = Callable[[Messages], str]
 
 
@@ -27,15 +27,15 @@ def write_all(messages: Messages, render: Render) -> str:
     all of them. Raises as `render` for the messages as they are.
     """
     text = render(messages)
-    contents = [_text(message) for message in messages if message["role"] in _ROLES]
+    contents = [_text(message) for message in messages if message["role"] in INSTRUCTIONS]
     if all(content.strip() in text for content in contents):
         return text
     # marks tell a message that is left out from one that is written in other words
     marked = [
-        {**message, "content": f"instruction{at}mark"} if message["role"] in _ROLES else message
+        {**message, "content": f"instruction{at}mark"} if message["role"] in INSTRUCTIONS else message
         for at, message in enumerate(messages)
     ]
-    marks = [message["content"] for message in marked if message["role"] in _ROLES]
+    marks = [message["content"] for message in marked if message["role"] in INSTRUCTIONS]
     for rearranged in (_unchanged, _joined, _before_first_question):
         try:
             found = render(rearranged(marked))
@@ -58,9 +58,9 @@ def _text(message: dict[str, Any]) -> str:
 
 def _joined(messages: Messages) -> Messages:
     """The instructions joined to one message, with the role of the first, before all others."""
-    instructions = [message for message in messages if message["role"] in _ROLES]
+    instructions = [message for message in messages if message["role"] in INSTRUCTIONS]
     content = "\n\n".join(map(_text, instructions))
-    return [{**instructions[0], "content": content}, *(each for each in messages if each["role"] not in _ROLES)]
+    return [{**instructions[0], "content": content}, *(each for each in messages if each["role"] not in INSTRUCTIONS)]
 
 
 def _before_first_question(messages: Messages) -> Messages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -51,11 +51,25 @@ class Budget:
         self._known: dict[int, tuple[int, int, Any]] = {}
         self.written = 0
         self.spans: list[tuple[int, int]] = []
+        self.authors: list[int | None] = []
+        self._marked: list[str] = []
+        self._numbers: dict[int, int] = {}
 
-    def begin(self) -> None:
-        """Reset the output for another attempt; spent resources stay spent."""
+    def begin(self, messages: Sequence[Any] = ()) -> None:
+        """Reset the output for another attempt on the same or other messages; spent resources stay spent."""
         self.written = 0
-        self.spans = []
+        self.spans, self.authors, self._marked = [], [], []
+        self._numbers = {id(message): at for at, message in enumerate(messages)}
+
+    def mark(self, text: str, visible: Iterable[Any]) -> None:
+        """Record that the next characters, `text`, are the assistant's.
+
+        They are of the one message among the values that are visible there, None if there is not just one.
+        """
+        numbers = {self._numbers[id(value)] for value in visible if id(value) in self._numbers}
+        self.spans.append((self.written, self.written + len(text)))
+        self._marked.append(text)
+        self.authors.append(numbers.pop() if len(numbers) == 1 else None)
 
     def step(self, text: int = 0) -> None:
         """Charge one operation that creates `text` characters."""
@@ -64,6 +78,14 @@ class Budget:
             raise LimitError(f"it makes more than {TOTAL_TEXT:,} characters of text")
         if time.thread_time() > self._deadline:
             raise LimitError(f"it runs longer than {self._limits.seconds:g} s of processor time")
+
+    def check_spans(self, text: str) -> None:
+        """Raise LimitError if a span of the rendering, `text`, has not the text of its block.
+
+        The place of a block in a macro or a filter is known only if it is the first that is written there.
+        """
+        if any(text[start:stop] != own for (start, stop), own in zip(self.spans, self._marked, strict=True)):
+            raise LimitError("its generation blocks lie in a macro or a filter, where their place is not known")
 
     def write(self, chunk: str) -> None:
         """Charge a chunk of the output."""

@@ -175,7 +175,8 @@ class Generation(Extension):
         """Parse the block to a call block."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = nodes.Call(nodes.EnvironmentAttribute("noted"), [], [], None, None)
+        scopes: list[nodes.Expr] = [nodes.ContextReference(), nodes.DerivedContextReference()]
+        call = nodes.Call(nodes.EnvironmentAttribute("noted"), scopes, [], None, None)
         block = nodes.CallBlock(call, [], [], body)
         block.set_lineno(line)
         return block
@@ -185,10 +186,11 @@ class Generation(Extension):
         environment.extend(noted=_noted)
 
 
-def _noted(caller: Macro) -> str:
+def _noted(context: Context, inner: Context, caller: Macro) -> str:
+    """The text of a block; `inner` has the variables of the loops and macros around it, too."""
     text = caller()
-    spent = budget()
-    spent.spans.append((spent.written, spent.written + len(text)))
+    own = (value for name, value in inner.get_all().items() if context.get(name) is not value)
+    budget().mark(text, own)
     return text
 
 

@@ -93,7 +93,24 @@ class ChatTemplate:
         Without spans if the template does not mark them (`marks_generation`).
         """
         text, budget = self._render(messages, tools, add_generation_prompt, variables, now)
+        _check_spans(budget, text)
         return text, budget.spans
+
+    def render_with_authors(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        now: datetime | None = None,
+        **variables: Any,
+    ) -> tuple[str, list[tuple[int, int]], list[int | None]]:
+        """The text and spans of `render_with_spans`, and the message of each span.
+
+        Messages are counted without system and developer messages. None: the template does not tell.
+        """
+        text, budget = self._render(messages, tools, False, variables, now)
+        _check_spans(budget, text)
+        return text, budget.spans, budget.authors
 
     @cached_property
     def heading(self) -> str:
@@ -104,10 +121,9 @@ class ChatTemplate:
         except TemplateError:
             return ""
 
-    @property
-    def marks_generation(self) -> bool:
-        """True for a template with `{% generation %}` blocks."""
-        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+    def marks_generation(self, tools: Sequence[Any] | None = None) -> bool:
+        """True if the template that `tools` are used with has `{% generation %}` blocks."""
+        return re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self.sources[self._choose(None, tools)]) is not None
 
     def _render(
         self,
@@ -118,7 +134,7 @@ class ChatTemplate:
         now: datetime | None,
     ) -> tuple[str, Budget]:
         from .forms import write_conversation
-        from .instructions import write_all
+        from .instructions import INSTRUCTIONS, write_all
         from .limits import Budget, Limits, spending
         from .roles import with_known_roles
 
@@ -136,7 +152,7 @@ class ChatTemplate:
         budget = Budget(Limits(), _checked_length(data), now)
 
         def write(messages: list[dict[str, Any]]) -> str:
-            budget.begin()
+            budget.begin([each for each in messages if each["role"] not in INSTRUCTIONS])
             chunks: list[str] = []
             with _explained():
                 if name not in self._compiled:
@@ -225,6 +241,11 @@ class _explained:  # noqa: N801
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, TemplateError):
             raise _explain(error) from error
+
+
+def _check_spans(budget: Budget, text: str) -> None:
+    with _explained():
+        budget.check_spans(text)
 
 
 def _explain(error: Exception) -> TemplateError:

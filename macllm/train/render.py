@@ -116,7 +116,7 @@ def _rendered(conversation: ChatTurns, tokenizer: TextTokenizer, everything: boo
     if everything and all(weight == 1 for weight in conversation.weights):
         full = conversation.render(range(len(conversation.messages)))
         return [Rendered(full, [], [], conversation.ends_with_answer)]
-    if tokenizer.chat_template.marks_generation:
+    if conversation.is_marked:
         return [conversation.marked()]
     end = tokenizer.eos_token_id
     made = locate(conversation, "" if end is None else tokenizer.id_to_token(end) or "")

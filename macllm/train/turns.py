@@ -15,14 +15,17 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from macllm.errors import DataError, MacllmError
+from macllm.text.instructions import INSTRUCTIONS
 
 from .alignment import Span, TextTokenizer
 from .rows import Messages, weight_of
 
 _SPACE = re.compile(r"\s*")
+_QUESTION = {"role": "user", "content": "x"}
 _TAIL = 8  # characters at the end of an answer's content by which it is recognized
 
 
@@ -72,23 +75,42 @@ class ChatTurns:
         with self._located():
             return self._tokenizer.render(chosen, add_generation_prompt=answer_next, **self._variables)
 
-    def marked(self) -> Rendered:
-        """The text, with the spans that the template's `{% generation %}` blocks mark."""
-        text, spans = self._spans(len(self.messages))
-        return Rendered(text, spans, self._weights_of_marks(len(spans)), self.ends_with_answer)
+    @property
+    def is_marked(self) -> bool:
+        """True if the template has `{% generation %}` blocks: that for tools, if the row has tools."""
+        with self._located():
+            return self._tokenizer.chat_template.marks_generation(self._variables["tools"])
 
-    def _weights_of_marks(self, count: int) -> list[float]:
+    def marked(self) -> Rendered:
+        """The text, with the spans that the template's `{% generation %}` blocks mark. Raises DataError."""
+        with self._located():
+            template, variables = self._tokenizer.chat_template, self._variables
+            text, spans, authors = template.render_with_authors(self.messages, **variables)
+        return Rendered(text, spans, self._weights_of_marks(spans, authors), self.ends_with_answer)
+
+    def _weights_of_marks(self, spans: list[Span], authors: Sequence[int | None]) -> list[float]:
+        """The weight of each span, by the message that it is of. Raises DataError if that is not known."""
         weights = [self.weights[at] for at in self.answers]
         if len(set(weights)) < 2:
-            return [*weights[:1], 1.0][:1] * count
-        if len(weights) != count:  # several blocks in an answer, or none: count those of the messages before
-            before = [len(self._spans(at)[1]) if at else 0 for at in self.answers] + [count]
-            weights = [weight for weight, a, b in zip(weights, before, before[1:], strict=True) for _ in range(b - a)]
-        return (weights + [0.0] * count)[:count]
+            return [*weights[:1], 1.0][:1] * len(authors)
+        spoken = [at for at, each in enumerate(self.messages) if each["role"] not in INSTRUCTIONS]
+        known = [spoken[author] for author in authors if author is not None]
+        if len(known) < len(authors):
+            known = self._authors_by_prefixes(spans)
+        return [self.weights[at] for at in known]
 
-    def _spans(self, count: int) -> tuple[str, list[Span]]:
+    def _authors_by_prefixes(self, spans: list[Span]) -> list[int]:
+        """The message of each span: an answer has those that the text of the messages before it has not."""
+        render = self._tokenizer.chat_template.render_with_spans
         with self._located():
-            return self._tokenizer.chat_template.render_with_spans(self.messages[:count], **self._variables)
+            before = [render(self.messages[:at], **self._variables)[1] if at else [] for at in self.answers]
+        counts = [*map(len, before), len(spans)]
+        if counts[:1] != [0] or any(each != spans[: len(each)] for each in before):
+            raise DataError(
+                f"{self.where} has weights, and the blocks that the template marks cannot be told apart",
+                remedy="rows without weights, or a template without generation blocks",
+            )
+        return [at for at, (a, b) in zip(self.answers, pairwise(counts), strict=True) for _ in range(b - a)]
 
     def gap(self, text: str, stop: int) -> int:
         """The end of the white space after `stop`, if an answer without an end marker ends there, else `stop`."""
@@ -96,11 +118,38 @@ class ChatTurns:
         space = _SPACE.match(text, stop)
         return space.end() if bare and space else stop
 
+    def heading(self, text: str) -> str:
+        """The part of `text` before the answer that its conversation begins with.
+
+        It ends with the generation prompt, or before the content if the template has no such prompt. Raises
+        UnstableTemplateError.
+        """
+        plain, asking = self._written(_QUESTION), self._written(_QUESTION, answer_next=True)
+        prompt = asking[_shared(plain, asking) :]
+        if not prompt:
+            return text[: _shared(text, self._written({**self.messages[0], "content": "\0"}))]
+        if prompt not in text:
+            raise self.unstable(0)
+        return text[: text.index(prompt) + len(prompt)]
+
+    def _written(self, message: dict[str, Any], answer_next: bool = False) -> str:
+        """The text of a conversation of one message."""
+        with self._located():
+            return self._tokenizer.render([message], add_generation_prompt=answer_next, **self._variables)
+
+    def unstable(self, at: int) -> UnstableTemplateError:
+        """The error for an answer, message `at`, that does not begin with the generation prompt."""
+        return UnstableTemplateError(
+            f"{self.where}: cannot find the assistant's tokens",
+            cause=f"the template's generation prompt for message {at + 1} differs from the rendered message",
+            remedy="mask_prompt = false (train on every token), or another chat template",
+        )
+
     def next_turn(self, text: str) -> str:
         """The text that the template writes for a user's message after `text`; empty if it cannot tell."""
         try:
             with self._located():
-                longer = [*self.messages, {"role": "user", "content": "x"}]
+                longer = [*self.messages, _QUESTION]
                 more = self._tokenizer.render(longer, add_generation_prompt=False, **self._variables)
         except DataError:
             return ""
@@ -113,6 +162,11 @@ class ChatTurns:
             yield
         except MacllmError as error:
             raise DataError(f"{self.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def _shared(one: str, other: str) -> int:
+    """Number of characters that both texts begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def locate(conversation: ChatTurns, closing: str) -> list[Rendered]:
@@ -153,14 +207,10 @@ def _inner(answer: str, closing: str) -> str:
 
 def _turn(conversation: ChatTurns, at: int) -> tuple[str, str]:
     """The rendered text before message `at`, an answer, and the text up to its end."""
-    before = conversation.render(range(at), answer_next=True) if at else ""
     after = conversation.render(range(at + 1))
+    before = conversation.render(range(at), answer_next=True) if at else conversation.heading(after)
     if not after.startswith(before):
-        raise UnstableTemplateError(
-            f"{conversation.where}: cannot find the assistant's tokens",
-            cause=f"the template's generation prompt for message {at + 1} differs from the rendered message",
-            remedy="mask_prompt = false (train on every token), or another chat template",
-        )
+        raise conversation.unstable(at)
     return before, before + after[len(before) :].rstrip()
 
 
@@ -173,8 +223,8 @@ def _by_neighbours(conversation: ChatTurns, full: str, closing: str) -> list[Spa
             kept = [*_opening(conversation.messages, previous), previous] if spans else []
             base = _inner(conversation.render(kept), closing) if kept else ""
             earlier = [*kept, *range(previous + 1, answer)]
-            before = conversation.render(earlier, answer_next=True) if earlier else ""
             after = conversation.render([*earlier, answer])
+            before = conversation.render(earlier, answer_next=True) if earlier else conversation.heading(after)
             if not (before.startswith(base) and after.startswith(before)):
                 return None
             after = before + _inner(after[len(before) :], closing)

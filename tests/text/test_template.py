@@ -121,8 +121,26 @@ def test_spans_cover_the_text_of_the_assistant() -> None:
         "<|im_start|>assistant<|im_sep|>text 1<|im_end|>",
         "<|im_start|>assistant<|im_sep|>text 3<|im_end|>",
     ]
-    assert chat.marks_generation
-    assert not template("qwen-3").marks_generation
+    assert chat.marks_generation()
+    assert not template("qwen-3").marks_generation()
+
+
+def test_a_span_tells_its_message_by_the_variables_of_loops_and_macros_in_sight() -> None:
+    text = "{% generation %}{{ m.content }}{% endgeneration %}"
+    loop = "{% set last = messages[-1] %}{% for m in messages if m.role == 'assistant' %}"
+    indexed = loop.replace("m in messages if m.role == 'assistant'", "i in range(2)").replace("messages[-1]", "0")
+    messages = turns("system", "user", "assistant", "user", "assistant")
+    for source, authors in (
+        (loop + text + "{% endfor %}", [1, 3]),
+        ("{% macro w(m) %}" + text + "{% endmacro %}" + loop + "{{ w(m) }}{% endfor %}", [1, 3]),
+        (indexed + text.replace("m.", "messages[2 * i + 2].") + "{% endfor %}", [None, None]),
+        (indexed + "{% set m, n = messages[2], messages[4] %}" + text + "{% endfor %}", [None, None]),
+    ):
+        assert ChatTemplate(source).render_with_authors(messages)[2] == authors
+    headed = "{% macro w() %}head{% generation %}x{% endgeneration %}{% endmacro %}{{ w() }}"
+    with pytest.raises(TemplateError, match="stopped") as caught:
+        ChatTemplate(headed).render_with_spans(messages)
+    assert "macro" in str(caught.value.cause)
 
 
 def test_templates_are_read_from_the_jinja_file_the_config_and_the_json_file(tmp_path: Path) -> None:

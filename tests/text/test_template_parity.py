@@ -86,7 +86,7 @@ def test_assistant_spans_equal_those_of_transformers(name: str) -> None:
 
     source = (Path(__file__).parent / "templates" / f"{name}.jinja").read_text("utf-8")
     ours = ChatTemplate(source, TOKENS)
-    assert ours.marks_generation
+    assert ours.marks_generation()
     for conversation in ("multi-turn", "system and multi-turn", "ends with the assistant", "one user turn"):
         messages = CONVERSATIONS[conversation]
         texts, spans = render_jinja_template(

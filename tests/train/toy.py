@@ -51,7 +51,14 @@ class CharTemplate:
 
     def __init__(self, write: Callable[[Any, bool], str], marks_generation: bool) -> None:
         self.write = write
-        self.marks_generation = marks_generation
+        self.marks = marks_generation
+
+    def marks_generation(self, tools: Any = None) -> bool:
+        return self.marks
+
+    def render_with_authors(self, messages: Any, *, tools: Any = None) -> tuple[str, list[tuple[int, int]], list[None]]:
+        text, spans = self.render_with_spans(messages, tools=tools)
+        return text, spans, [None] * len(spans)
 
     def render_with_spans(self, messages: Any, *, tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
         text, spans = "", []
