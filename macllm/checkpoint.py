@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -198,10 +199,18 @@ def _as_stored(model: Model) -> frozenset[str]:
     return frozenset(names)
 
 
-def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
+def stored_types(folder: Path) -> dict[str, mx.Dtype]:
+    """The types of a checkpoint's tensors by name; the weights are not read."""
+    return {name: array.dtype for name, array in load_folder(folder).items()}
+
+
+def save(
+    model: Model, tokenizer: Tokenizer | None, folder: str | Path, types: Mapping[str, mx.Dtype] | None = None
+) -> Path:
     """Write a checkpoint that mlx-lm and transformers open (a quantized one: mlx-lm). Returns the folder.
 
-    Raises UsageError for a model with an adapter applied, DoesNotFitError on a full disk.
+    `types` are the types of its floating-point tensors by name, others have the most common one; without them, all keep
+    their values. Raises UsageError for a model with an adapter applied, DoesNotFitError on a full disk.
     """
     from macllm.text.messages import kind_of
     from macllm.text.tokenizer import Tokenizer
@@ -226,7 +235,7 @@ def save(model: Model, tokenizer: Tokenizer | None, folder: str | Path) -> Path:
         raise UsageError("this model has an adapter applied", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
     keymap = families.keys(Config(config, ours), "mlx" if quantization else "hf")
     theirs = to_theirs(ours, keymap)
-    theirs = _narrowed(theirs)
+    theirs = _narrowed(theirs) if types is None else _rounded(theirs, types)
     config.pop("quantization", None)
     if quantization:
         whole, parts = quantization
@@ -251,6 +260,13 @@ def _narrowed(tensors: Weights) -> Weights:
         return tensors
     dtype = max(set(halves), key=halves.count)
     return {n: _exactly(array, dtype) if array.dtype in _FLOATS else array for n, array in tensors.items()}
+
+
+def _rounded(tensors: Weights, types: Mapping[str, mx.Dtype]) -> Weights:
+    """The tensors in these types."""
+    common = Counter(dtype for dtype in types.values() if dtype in _FLOATS).most_common(1)
+    default = common[0][0] if common else mx.float32
+    return {n: array.astype(types.get(n, default)) if array.dtype in _FLOATS else array for n, array in tensors.items()}
 
 
 def _exactly(array: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -35,7 +35,7 @@ COMMANDS = {
     "chats": "List, search, export and replay stored conversations.",
     "models": "List, download, show, verify and remove models.",
     "data": "Check training data before a run.",
-    "finetune": "Fine-tune a model on your own data (LoRA).",
+    "finetune": "Fine-tune a model on your own data (LoRA or full).",
     "adapters": "Show adapters, and write them in the format of mlx-lm or PEFT.",
     "fuse": "Merge LoRA adapters into their model.",
     "train": "Train a model from random weights.",

@@ -1,15 +1,16 @@
-"""LoRA fine-tuning: a model and rows in, an adapter out."""
+"""Fine-tuning: a model and rows in, an adapter or another model out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from macllm import adapter, checkpoint, hub
+from macllm import adapter, checkpoint, families, hub
 from macllm.adapter.names import our_keys
 from macllm.errors import UsageError
 from macllm.nn import lora
@@ -19,10 +20,11 @@ from macllm.text.messages import kind_of
 from macllm.weights.fingerprint import fingerprint
 
 from . import data, pack, run
-from .config import FinetuneConfig, LongRows, OptimizerName, Schedule, Select
+from .config import FinetuneConfig, LongRows, Method, OptimizerName, Schedule, Select
 from .events import TrainEvent
 from .loop import Trainer
 from .objectives.clm import CausalLM
+from .parameters import train_weights
 
 
 def finetune(
@@ -31,6 +33,7 @@ def finetune(
     on_event: Callable[[TrainEvent], None] | None = None,
     model: str | None = None,
     adapter_path: str | None = None,
+    method: Method | None = None,
     num_layers: int | None = None,
     rank: int | None = None,
     alpha: float | None = None,
@@ -90,8 +93,9 @@ def finetune(
 ) -> Path:
     """Train a LoRA adapter and return the run directory, which mlx-lm loads as an adapter too.
 
-    Takes a config, or its fields as keywords (`FinetuneConfig` documents each). Interrupted, it leaves a snapshot and
-    an adapter of the last complete step; `resume=True` continues it. Raises UsageError for invalid values.
+    With method "full" train all weights, and return the folder of the new model. Takes a config, or its fields as
+    keywords (`FinetuneConfig` documents each). Interrupted, it leaves a snapshot and the result of the last complete
+    step; `resume=True` continues it. Raises UsageError for invalid values.
     """
     keywords = {name: value for name, value in locals().items() if name not in ("config", "on_event")}
     if config is not None and (given := [name for name, value in keywords.items() if value is not None]):
@@ -100,7 +104,7 @@ def finetune(
         raise UsageError(f"config is {kind_of(config)}, not a FinetuneConfig", remedy='finetune(data="rows.jsonl")')
     config = config or FinetuneConfig.load(**keywords)
     run.follow(events(config), on_event)
-    return Path(config.adapter_path)
+    return Path(config.result)
 
 
 def events(config: FinetuneConfig) -> Generator[TrainEvent]:
@@ -109,32 +113,50 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     run.check(folder, config)
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
-    base = fingerprint(hub.resolve(config.model))
+    source = hub.resolve(config.model)
+    base = fingerprint(source)
     _check_vocabulary(config, model.info.vocab_size, tokenizer.vocab_size)
     config = config.fitted(_parameters(model)).dated().pinned()
     objective = CausalLM(config.mask_prompt, config.now)
     pack.bin_size(config, model, objective)  # refused before rows are read
-    rows = yield from data.loading(config, objective, tokenizer, _context_length(model, config))
-    wrapped = lora.apply(
-        model,
+    context = _context_length(model, config)
+    trained = _trainable(model, config)
+    rows = yield from data.loading(config, objective, tokenizer, context)
+
+    def export() -> Path:
+        if config.method == "full":
+            return checkpoint.save(model, tokenizer, config.result, checkpoint.stored_types(source))
+        adapter.save(model, folder, _about(config) | {adapter.BASE: base})
+        return folder
+
+    with run.lock(folder):
+        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": trained, "base": base})
+        trainer = Trainer.of(model, objective, config, rows, snapshots)
+        yield from run.record(folder, config, trainer.run(export))
+
+
+def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:
+    """Make trainable what the method trains: the names of adapted layers, or of weights."""
+    modules = cast("nn.Module", model)
+    if config.method == "full":
+        if not families.is_known(dict(model.info.config)):
+            raise UsageError(
+                f"macllm cannot save the weights of {config.model}",
+                cause=f"model_type is {model.info.config.get('model_type')!r}, which runs through mlx-lm's class",
+                remedy="--lora",
+            )
+        return train_weights(modules, config.num_layers)
+    return lora.apply(
+        modules,
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
-        keys=our_keys(model, config.keys),
+        keys=our_keys(modules, config.keys),
         num_layers=config.num_layers,
         seed=config.seed,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
-
-    def export() -> Path:
-        adapter.save(model, folder, _about(config) | {adapter.BASE: base})
-        return folder
-
-    with run.lock(folder):
-        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": wrapped, "base": base})
-        trainer = Trainer.of(model, objective, config, rows, snapshots)
-        yield from run.record(folder, config, trainer.run(export))
 
 
 def _context_length(model: LanguageModel, config: FinetuneConfig) -> int | None:

@@ -191,7 +191,7 @@ class Trainer(Generic[B]):
                     path = export()
         if path is not None:
             yield Saved(self.state.step, str(path))
-        yield Finished(self.state.step, self._last_loss, time.perf_counter() - began, self.config.folder)
+        yield Finished(self.state.step, self._last_loss, time.perf_counter() - began, self.config.result)
 
     def _prepared(self) -> Prepared:
         return Prepared(

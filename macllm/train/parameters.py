@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from macllm.errors import UsageError
+from macllm.nn import lora, quantize
 from macllm.nn.recompute import checkpoint_layers
 
 from .contract import Arrays, OptimizerState
@@ -22,6 +23,29 @@ def are_finite(weights: Arrays) -> bool:
 def size_of(parameters: Any) -> int:
     """Number of values in a tree of arrays."""
     return sum(array.size for _, array in tree_flatten(parameters) if isinstance(array, mx.array))
+
+
+def train_weights(model: nn.Module, num_layers: int) -> list[str]:
+    """Make the weights of the last layers trainable, or all (-1), and return their names.
+
+    Raises UsageError for a quantized model: a step would be lost in the rounding of its weights.
+    """
+    if any(isinstance(module, quantize.QUANTIZED) for module in model.modules()):
+        raise UsageError(
+            "a quantized model cannot be fine-tuned in full",
+            cause="its weights are whole numbers of a few bits, which have no gradient",
+            remedy="its unquantized checkpoint as --model, or --lora",
+        )
+    model.unfreeze()
+    names = [name for name, _ in tree_flatten(model.trainable_parameters())]
+    if num_layers < 0:
+        return names
+    names = lora.in_last_layers(names, num_layers)
+    model.freeze()
+    modules = dict(model.named_modules())
+    for module, _, leaf in (name.rpartition(".") for name in names):
+        modules[module].unfreeze(recurse=False, keys=leaf)
+    return names
 
 
 def compute_layers_again(model: nn.Module, enabled: bool) -> None:

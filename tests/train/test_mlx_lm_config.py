@@ -73,6 +73,16 @@ def test_keys_that_a_file_leaves_out_have_mlx_lms_defaults(tmp_path: Path) -> No
     assert (config.mask_prompt, config.max_grad_norm, config.val_batches) == (False, 0.0, 25)
 
 
+def test_all_of_mlx_lms_methods_are_trained(tmp_path: Path) -> None:
+    config = load(tmp_path, "data: rows.jsonl\nfine_tune_type: dora\n")
+    assert (config.method, config.use_dora, config.rank) == ("lora", True, 8)
+    full = EXAMPLE.replace("fine_tune_type: lora", "fine_tune_type: full")
+    config = load(tmp_path, full)
+    assert (config.method, config.num_layers, config.rank, config.keys) == ("full", 8, 16, ())  # 16: the default
+    config = load(tmp_path, full.replace("num_layers: 8", "num_layers: -1"))
+    assert config.num_layers > 1000  # all layers, but neither embeddings nor head
+
+
 def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
     (tmp_path / "lora.yaml").write_text(EXAMPLE)
     notes = read(tmp_path / "lora.yaml").notes
@@ -86,7 +96,7 @@ def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fine_tune_type: full", "fine_tune_type (full"),
+        ("fine_tune_type: lokr", "fine_tune_type (lokr"),
         ("optimizer: adafactor", "optimizer (adafactor"),
         ("resume_adapter_file: a.safetensors", "resume_adapter_file (an adapter"),
         ("report_to: swanlab", "report_to (swanlab"),

@@ -20,7 +20,20 @@ from .layers import (
     sizes,
     unpacked_weight,
 )
-from .tree import Disabled, adapters, apply, attach, check, disabled, fuse, matches, remove, replace, targets
+from .tree import (
+    Disabled,
+    adapters,
+    apply,
+    attach,
+    check,
+    disabled,
+    fuse,
+    in_last_layers,
+    matches,
+    remove,
+    replace,
+    targets,
+)
 
 __all__ = [
     "EMBEDDINGS",
@@ -38,6 +51,7 @@ __all__ = [
     "check",
     "disabled",
     "fuse",
+    "in_last_layers",
     "layer_type",
     "matches",
     "remove",

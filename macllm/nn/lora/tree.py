@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Required, TypedDict, Unpack
 
@@ -78,11 +78,7 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
             raise _unmatched(key, layers)
     if not blocks:
         raise UsageError("no linear layer to adapt", cause="the model's blocks have no linear layers")
-    depth: dict[str, int] = {}
-    for name in blocks:
-        stack, layer = _position(name)
-        depth[stack] = max(depth.get(stack, 0), layer + 1)
-    last = [n for n in blocks if num_layers < 0 or _position(n)[1] >= depth[_position(n)[0]] - num_layers]
+    last = in_last_layers(blocks, num_layers)
     if not keys:
         chosen = [name for name in last if not any(fnmatchcase(name, pattern) for pattern in _ROUTERS)]
     else:
@@ -91,6 +87,15 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
         if not chosen:
             raise UsageError(f"nothing in the last {num_layers} layers matches {', '.join(keys)}")
     return {name: layers[name] for name in sorted(chosen, key=lambda n: (_position(n), n))}
+
+
+def in_last_layers(names: Iterable[str], count: int) -> list[str]:
+    """The names within the last `count` layers of each stack; -1: within any layer."""
+    positions = {name: _position(name) for name in names if _LAYER.match(name)}
+    depth: dict[str, int] = {}
+    for stack, layer in positions.values():
+        depth[stack] = max(depth.get(stack, 0), layer + 1)
+    return [name for name, (stack, layer) in positions.items() if count < 0 or layer >= depth[stack] - count]
 
 
 def _is_adaptable(name: str, module: Adaptable) -> bool:

@@ -5,7 +5,7 @@ Every field has its documentation in its annotation, which the command line prin
 
 from __future__ import annotations
 
-from .finetune import FinetuneConfig
+from .finetune import FinetuneConfig, Method
 from .optimizer import OptimizerName
 from .pretrain import PretrainConfig
 from .training import SETTINGS_NAME, LongRows, Schedule, Select, TrainConfig
@@ -14,6 +14,7 @@ __all__ = [
     "SETTINGS_NAME",
     "FinetuneConfig",
     "LongRows",
+    "Method",
     "OptimizerName",
     "PretrainConfig",
     "Schedule",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from macllm.errors import UsageError
 
@@ -13,16 +13,25 @@ from . import mlx_lm
 from .training import SMALLEST, TrainConfig
 
 _SMALL_PARAMETERS = 50_000_000
+_FULL_DIVISOR = 10  # LoRA learns best at ten times the rate (Schulman et al. 2025, LoRA Without Regret)
 _LION_DIVISOR = 5  # arXiv:2302.06675 has rates of a third to a tenth of AdamW's
+
+
+Method = Literal["lora", "full"]
+# Settings of adapters, which full fine-tuning has none of.
+_OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "lora_plus_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """Settings of fine-tuning with LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353)."""
+    """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
 
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
-    adapter_path: Annotated[str, "the run's folder: adapter, snapshots, metrics"] = "adapters"
-    num_layers: Annotated[int, "number of last layers to adapt; -1: all"] = -1
+    adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
+    method: Annotated[Method, "train an adapter of low rank (lora), or the weights themselves (full)"] = "lora"
+    num_layers: Annotated[
+        int, "number of last layers to adapt; -1: all (full: and all weights outside of layers too)"
+    ] = -1
     rank: Annotated[int, "rank of the update"] = 16
     alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
     use_rslora: Annotated[bool, "scale the update by alpha / sqrt(rank) instead (rsLoRA)"] = False
@@ -30,26 +39,40 @@ class FinetuneConfig(TrainConfig):
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
     keys: Annotated[tuple[str, ...], "layers to adapt, as patterns (*.mixer.q_proj, self_attn.q_proj); empty: all"] = ()
     learning_rate: Annotated[
-        float, "peak learning rate; 0: 2e-4, or 1e-3 below 50 million parameters; a fifth of it for lion"
+        float, "peak learning rate; 0: 2e-4, or 1e-3 below 50 million parameters; full a tenth, lion a fifth"
     ] = 0.0
     lora_plus_ratio: Annotated[float, "learning rate of B relative to that of A (LoRA+); 1: the same"] = 1.0
     epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {**TrainConfig._choices, "method": get_args(Method)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decay_all and not self.use_dora:
-            raise UsageError("decay_all has no effect", cause="an adapter has matrices only", remedy="weight_decay")
         if self.use_rslora and self.rank == 1:
             raise UsageError("use_rslora has no effect", cause="rank is 1", remedy="leave use_rslora out")
         if self.num_layers == 0:
             raise UsageError("num_layers cannot be 0", cause="no layer would be trained", remedy="-1 for all layers")
 
+    @property
+    def result(self) -> str:
+        """The folder of the adapter, or of the model."""
+        return str(Path(self.folder) / "model") if self.method == "full" else self.folder
+
+    def _check_effects(self) -> None:
+        super()._check_effects()
+        default = self.defaults()
+        for name in _OF_ADAPTERS if self.method == "full" else ():
+            if getattr(self, name) != default[name]:
+                raise UsageError(f"{name} has no effect", cause="method is full", remedy=f"leave {name} out")
+        if self.decay_all and self.method == "lora" and not self.use_dora:
+            raise UsageError("decay_all has no effect", cause="an adapter has matrices only", remedy="weight_decay")
+
     def fitted(self, parameters: int) -> Self:
         """The config with default learning rate and epochs for a model with this number of parameters."""
         rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
         rate /= _LION_DIVISOR if self.optimizer == "lion" else 1
+        rate /= _FULL_DIVISOR if self.method == "full" else 1
         return dataclasses.replace(
             self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
         )

@@ -33,6 +33,7 @@ _DEFAULTS: dict[str, Any] = {
     "mask_prompt": False,
 }
 _SAME = {*_DEFAULTS, "data", "chat_feature", "prompt_feature", "completion_feature", "text_feature"}
+_ALL_LAYERS = 1_000_000  # more than any model has
 _LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "scale": 20.0, "dropout": 0.0}
 # What mlx-lm's loop does without a key for it.
 _ALWAYS: dict[str, Any] = {"max_grad_norm": 0.0, "warmup": 0.0, "schedule": "constant", "select": "last"}
@@ -117,7 +118,17 @@ def _only(value: Any, allowed: tuple[Any, ...], reason: str) -> dict[str, Any]:
     return {}
 
 
+def _fine_tune_type(given: Any, values: dict[str, Any]) -> dict[str, Any]:
+    _only(given, (*_OFF, "lora", "dora", "full"), f"{given}; lora, dora and full are trained")
+    if given != "full":
+        return {"use_dora": True} if given == "dora" else {}
+    layers = values["num_layers"]  # the weights outside of layers stay frozen there
+    return {"method": "full", "num_layers": layers if layers > 0 else _ALL_LAYERS}
+
+
 def _lora(given: Any, values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("method") == "full":  # which reads none of them
+        return {}
     lora: dict[str, Any] = {**_LORA_DEFAULTS, **cast("dict[str, Any]", given or {})}
     if unknown := sorted(lora.keys() - {*_LORA_DEFAULTS, "keys"}):
         raise ValueError(f"{', '.join(unknown)} unknown")
@@ -178,11 +189,11 @@ def _report_to(given: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 _TRANSLATORS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    "fine_tune_type": _fine_tune_type,
     "lora_parameters": _lora,
     "lr_schedule": _schedule,
     "optimizer": _optimizer,
     "optimizer_config": _optimizer_config,
-    "fine_tune_type": lambda given, _: _only(given, (*_OFF, "lora"), f"{given}; lora is trained"),
     "resume_adapter_file": lambda given, _: _only(given, _OFF, "an adapter is not trained on"),
     "test": lambda given, _: _only(given, _OFF, "no test follows a run"),
     "report_to": _report_to,

@@ -286,6 +286,11 @@ class TrainConfig:
         """The run directory, empty for a run without one."""
         return getattr(self, self._folder) if self._folder else ""
 
+    @property
+    def result(self) -> str:
+        """The folder to use after the run."""
+        return self.folder
+
     @classmethod
     def documentation(cls) -> dict[str, str]:
         """One line for each field, by name."""
