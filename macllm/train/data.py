@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, Generic
 
 import numpy as np
@@ -88,8 +89,7 @@ def loading(
             encoding.add(row.kind, row.examples)
         made.append((encoding.kept, encoding.counted()))
     (train, counts), (valid, valid_counts) = made
-    trained = {example.fingerprint() for example in train}
-    shared = sum(example.fingerprint() in trained for example in valid)
+    shared = int(np.isin(_hashes(valid), _hashes(train)).sum()) if valid else 0
     if not train:
         raise DataError(
             f"{train_path} has no supervised tokens",
@@ -100,13 +100,23 @@ def loading(
     return Dataset(train, valid, counts, replace(valid_counts, shared_rows=shared))
 
 
+def _hashes(examples: Sequence[E]) -> np.ndarray:
+    """8 bytes for each example, (N,) uint64, equal for equal examples."""
+    digests = b"".join(blake2b(example.fingerprint(), digest_size=8).digest() for example in examples)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
 def _hold_out(
     all_rows: list[EncodedRow[E]], fraction: float, seed: int, path: rows.Source
 ) -> tuple[list[EncodedRow[E]], list[EncodedRow[E]]]:
-    """Parts for training and for validation; equal rows stay together."""
+    """Parts for training and for validation; rows with equal examples stay together.
+
+    Groups of more rows than are wanted are held out only if all are so large: then the smallest one.
+    """
     groups: dict[bytes, list[int]] = {}
     for i, row in enumerate(all_rows):
-        groups.setdefault(row.content, []).append(i)
+        key = blake2b(b"".join(example.fingerprint() for example in row.examples), digest_size=16).digest()
+        groups.setdefault(key, []).append(i)
     parts = list(groups.values())
     count = max(1, round(fraction * len(all_rows)))
     if count >= len(all_rows) or len(parts) == 1:
@@ -115,10 +125,11 @@ def _hold_out(
             cause=f"it has {len(all_rows)}, {len(parts)} of them different",
         )
     random = np.random.Generator(np.random.Philox(key=np.array([seed, 2**63], dtype=np.uint64)))
+    order = [parts[part] for part in random.permutation(len(parts))]
     held = set[int]()
-    for part in map(int, random.permutation(len(parts))[: len(parts) - 1]):
-        if len(held) < count:
-            held.update(parts[part])
+    for part in [part for part in order if len(part) <= count] or [min(order, key=len)]:
+        if len(held) < count and len(held) + len(part) < len(all_rows):
+            held.update(part)
     return (
         [row for i, row in enumerate(all_rows) if i not in held],
         [row for i, row in enumerate(all_rows) if i in held],

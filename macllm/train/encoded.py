@@ -8,12 +8,14 @@ import json
 import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, cast
 
 import numpy as np
+
+from macllm.text.tokenizer import Tokenizer
 
 from . import encoding_cache, rows
 from .config import TrainConfig
@@ -30,10 +32,9 @@ _ENDINGS = (".json", ".jinja", ".model", ".txt", ".spm")
 
 @dataclass(frozen=True)
 class EncodedRow(Generic[E]):
-    """The examples of a row; `content` is equal for rows with equal contents only."""
+    """The examples of a row."""
 
     kind: str
-    content: bytes
     where: str
     examples: Sequence[E]
 
@@ -52,7 +53,8 @@ class Encoder(Generic[E]):
     def encoded(self, sources: Sequence[Source]) -> Generator[Advanced, None, list[list[EncodedRow[E]]]]:
         """The encoded rows of each source, yielding progress. Raises DataError."""
         keys = [self._key(source) for source in sources]
-        found = [None if key is None else _load(key, source) for key, source in zip(keys, sources, strict=True)]
+        found = [None if key is None else encoding_cache.load(key, partial(_restored, _labels(source)))
+                 for key, source in zip(keys, sources, strict=True)]  # fmt: skip
         read = [rows.read(source, columns=self.config.columns) if known is None else []
                 for source, known in zip(sources, found, strict=True)]  # fmt: skip
         total = sum(len(known) for known in (*found, *read) if known is not None)
@@ -63,41 +65,48 @@ class Encoder(Generic[E]):
             for row in own:
                 yield Advanced("reading", done + len(encoded), total)
                 examples = self.objective.examples(row, self.tokenizer)
-                encoded.append(EncodedRow(row.kind, rows.content_key(row), row.where, examples))
+                encoded.append(EncodedRow(row.kind, row.where, examples))
             done += len(encoded)
             if known is not None:
                 yield Advanced("reading", done, total)
-            elif key is not None:
+            elif key is not None and key == self._key(source):  # nothing has changed since it was read
                 _store(key, source, encoded, round(self.config.cache_gb * 1e9))
             made.append(encoded)
         return made
 
     def _key(self, source: Source) -> str | None:
-        """The hash of all that the encoded rows depend on; None if it is not known, or without a cache."""
-        folder = getattr(self.tokenizer, "folder", None)
-        if not self.config.cache_gb or folder is None or not dataclasses.is_dataclass(self.objective):
+        """The hash of all that the encoded rows depend on; None if it is not known, or without a cache.
+
+        It is not known for the code of other packages and of notebooks, which may be that of other files too.
+        """
+        objective, tokenizer = self.objective, self.tokenizer
+        if not self.config.cache_gb or type(tokenizer) is not Tokenizer or not dataclasses.is_dataclass(objective):
             return None
+        if not type(objective).__module__.startswith(f"{__package__}.objectives."):
+            return None
+        templates = {} if tokenizer.chat_template is None else dict(tokenizer.chat_template.sources)
+        settings: dict[str, Any] = {name: getattr(objective, name) for name in objective.__dataclass_fields__}
+        if not any("strftime_now" in text for text in templates.values()):
+            settings.pop("now", None)
+        elif settings.get("now") is None:  # the clock's
+            return None
+        facts = {
+            "columns": dataclasses.astuple(self.config.columns),
+            "objective": [type(objective).__module__, type(objective).__qualname__, repr(settings)],
+            "templates": templates,
+            "code": _code_hash(type(objective).__module__),
+        }
         try:
-            facts = self._facts(source, folder)
+            # Files are read by their endings; names of folders and of datasets do not matter.
+            files = [("".join(path.suffixes[-2:]), _hash(path)) for _, path in rows.files_of(source)]
+            facts |= {"files": files, "tokenizer": _tokenizer_hash(tokenizer.folder)}
         except OSError:  # reading the rows reports it
             return None
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _facts(self, source: Source, folder: Path) -> dict[str, Any]:
-        return {
-            "files": [(label.removeprefix(str(source)), _hash(path)) for label, path in rows.files_of(source)],
-            "columns": dataclasses.astuple(self.config.columns),
-            "objective": self._objective(),
-            "tokenizer": _tokenizer_hash(folder),
-            "code": _code_hash(type(self.objective).__module__),
-        }
 
-    def _objective(self) -> str:
-        """The objective and its settings, without a date that no template writes."""
-        template = self.tokenizer.chat_template
-        dated = template is not None and any("strftime_now" in text for text in template.sources.values())
-        settings: dict[str, Any] = {} if dated or not hasattr(self.objective, "now") else {"now": None}
-        return f"{type(self.objective).__module__}.{dataclasses.replace(cast('Any', self.objective), **settings)!r}"
+def _labels(source: Source) -> list[str]:
+    return [label for label, _ in rows.files_of(source)]
 
 
 def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_bytes: int) -> None:
@@ -105,8 +114,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
     examples = [example for row in encoded for example in row.examples]
     if not all(type(example) is Example for example in examples):
         return
-    labels = [label for label, _ in rows.files_of(source)]
-    places: list[str] = []
+    labels, places = _labels(source), list[str]()
     file = 0
     for row in encoded:
         while file < len(labels) and not row.where.startswith(labels[file]):
@@ -125,24 +133,21 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         "flags": np.array(flags, dtype="|u1"),
         "examples": np.array([len(row.examples) for row in encoded], dtype="<i8"),
         "kinds": np.array([kinds.index(row.kind) for row in encoded], dtype="|u1"),
-        "contents": np.frombuffer(b"".join(row.content for row in encoded), dtype="|u1").reshape(len(encoded), -1),
     }
     encoding_cache.store(key, {"kinds": kinds, "places": places}, arrays, limit_bytes)
 
 
-def _load(key: str, source: Source) -> list[EncodedRow[Example]] | None:
-    found = encoding_cache.load(key)
-    if found is None:
-        return None
-    header, arrays = found
-    labels = [label for label, _ in rows.files_of(source)]
+def _restored(
+    labels: Sequence[str], header: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> list[EncodedRow[Example]]:
+    """The rows that `_store` has stored. Raises ValueError and others for anything else."""
     masks = np.unpackbits(arrays["masks"], count=len(arrays["tokens"])).astype(bool)
     tokens, weights = arrays["tokens"].astype(np.int32, copy=False), arrays["weights"]
     made: list[EncodedRow[Example]] = []
     at = weighted = number = 0
-    lengths, flags, contents = arrays["lengths"].tolist(), arrays["flags"].tolist(), arrays["contents"]
-    for row, (count, kind) in enumerate(zip(arrays["examples"].tolist(), arrays["kinds"].tolist(), strict=True)):
-        file, _, place = header["places"][row].partition(" ")
+    lengths, flags = arrays["lengths"].tolist(), arrays["flags"].tolist()
+    for count, kind, named in zip(arrays["examples"].tolist(), arrays["kinds"].tolist(), header["places"], strict=True):
+        file, _, place = named.partition(" ")
         where = labels[int(file)] + place
         examples: list[Example] = []
         for length, flag in zip(lengths[number : number + count], flags[number : number + count], strict=True):
@@ -150,8 +155,10 @@ def _load(key: str, source: Source) -> list[EncodedRow[Example]] | None:
             part = slice(at, at + length)
             examples.append(Example(tokens[part], masks[part], where, bool(flag & 1), bool(flag & 2), own))
             at, weighted = at + length, weighted + (length if flag & 4 else 0)
-        made.append(EncodedRow(header["kinds"][kind], contents[row].tobytes(), where, examples))
+        made.append(EncodedRow(header["kinds"][kind], where, examples))
         number += count
+    if (at, weighted, number) != (len(tokens), len(weights), len(lengths)):
+        raise ValueError("its lengths differ")
     return made
 
 
@@ -175,9 +182,9 @@ def _tokenizer_hash(folder: Path) -> str:
 @lru_cache
 def _code_hash(objective: str) -> str:
     """Hash of the code that encodes rows, and the versions of the libraries under it."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(sys.version.encode())
     own = [_HERE / f"{name}.py" for name in ("alignment", "encoded", "render", "turns")]
-    given = Path(getattr(sys.modules.get(objective), "__file__", None) or __file__)
+    given = Path(str(sys.modules[objective].__file__))
     for path in [*own, given, *sorted((_HERE / "rows").glob("*.py")), *sorted((_HERE.parent / "text").rglob("*.py"))]:
         digest.update(path.read_bytes())
     for name in _PACKAGES:

@@ -11,17 +11,18 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from macllm.files import replacing
 
-_MAGIC = b"macllm encoded rows 1\n"
+_MAGIC = b"macllm encoded rows 2\n"
 _SUFFIX = ".rows"
 _DIGEST_BYTES = 32
 _SPARE_BYTES = 1 << 30  # left free on the disk, for the snapshots of the run
@@ -29,6 +30,7 @@ _DRAFT_SECONDS = 3600  # age of an abandoned draft
 _DTYPES = {name: np.dtype(name) for name in ("<i4", "<i8", "<f4", "|u1")}
 
 Arrays = Mapping[str, np.ndarray]
+T = TypeVar("T")
 
 
 def folder() -> Path:
@@ -44,7 +46,8 @@ def entries() -> list[tuple[Path, int]]:
     for path in _listed():
         with suppress(OSError):
             status = path.stat()
-            found.append((status.st_mtime, path, status.st_size))
+            if stat.S_ISREG(status.st_mode):
+                found.append((status.st_mtime, path, status.st_size))
     return [(path, size) for _, path, size in sorted(found)]
 
 
@@ -57,14 +60,17 @@ def clear() -> int:
     return freed
 
 
-def load(key: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """The header and the arrays stored under a key; None without any, or if they are damaged."""
+def load(key: str, restored: Callable[[dict[str, Any], dict[str, np.ndarray]], T]) -> T | None:
+    """The result of `restored` on the header and the arrays stored under a key; None without any.
+
+    It may raise ValueError and the like for those that it did not expect; they count as absent, too.
+    """
     path = folder() / f"{key}{_SUFFIX}"
     try:
         with path.open("rb") as file:
-            found = _read(file, path.stat().st_size, key)
+            found = restored(*_read(file, path.stat().st_size, key))
         os.utime(path)  # used now
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError):
         return None
     return found
 

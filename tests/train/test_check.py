@@ -96,6 +96,7 @@ def test_the_counts_are_those_of_a_run(tmp_path: Path, long_rows: Any, length: i
         (chat("question <|end|>"), "special-in-text", "rows.jsonl:9"),
         ({"messages": chat("q")["messages"][:1]}, "unsupervised", "rows.jsonl:9"),
         ({"messages": [*chat("q")["messages"], {"role": "user", "content": "and?"}]}, "open-ended", "rows.jsonl:9"),
+        ({"text": "t", "tools": "hammer"}, "unused-columns", "rows.jsonl:9"),
         (GOOD[2], "duplicates", "rows.jsonl:9 = "),
         (chat(" QUESTION   2"), "near-duplicates", "rows.jsonl:9 = "),
         (chat("long " * 30), "truncated", "rows.jsonl:9"),

@@ -136,6 +136,26 @@ def test_equal_rows_are_held_out_together(tmp_path: Path, seed: int) -> None:
         load(TrainConfig(data=folder(tmp_path, rows[:3]), valid_fraction=0.5, seed=seed))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_many_equal_rows_are_not_held_out_in_place_of_few(tmp_path: Path, seed: int) -> None:
+    rows = [{"text": "same", "id": str(n)} for n in range(30)]
+    for others, held in (([{"text": c} for c in "abcdefghij"], 4), ([{"text": "a"}] * 8, 8)):
+        made = load(TrainConfig(data=folder(tmp_path, [*rows, *others]), valid_fraction=0.1, seed=seed))
+        assert (len(made.valid), made.valid_counts.shared_rows) == (held, 0)
+        assert len(made.train) == 30 + len(others) - held
+    copies = [{"text": "same"}, {"text": "same", "label": "x"}]
+    with pytest.raises(DataError, match="too few rows"):
+        load(TrainConfig(data=folder(tmp_path, copies), valid_fraction=0.5, seed=seed))
+
+
+def test_rows_with_the_same_tokens_are_held_out_together(tmp_path: Path) -> None:
+    """Whatever columns they come from."""
+    rows = [{"text": "xy", "tools": "a"}, {"text": "xy"}, {"prompt": "x", "completion": "y"}, {"text": "z"}]
+    config = TrainConfig(data=folder(tmp_path, rows), valid_fraction=0.25, mask_prompt=False)
+    made = load(config)
+    assert ([len(each) for each in made.valid], made.valid_counts.shared_rows) == ([3], 0)
+
+
 def test_a_sample_of_the_validation_rows_has_all_lengths_and_depends_on_the_seed_alone() -> None:
     lengths = [*range(3, 11), *range(100, 260, 20)]
     rows = [Example(np.arange(n, dtype=np.int32), np.arange(n) > 0, str(n)) for n in lengths]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from macllm import cli
 from macllm.errors import DataError
 from macllm.text.tokenizer import Tokenizer
-from macllm.train import data, encoding_cache
+from macllm.train import data, encoding_cache, rows
 from macllm.train import finetune as finetuning
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
 from macllm.train.events import Saved
@@ -64,9 +65,9 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return done
 
 
-def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+def write(path: Path, values: list[dict[str, Any]] = ROWS) -> Path:
     path.mkdir(exist_ok=True)
-    (path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
     with gzip.open(path / "valid.jsonl.gz", "wt") as file:
         file.write(json.dumps({"messages": CHAT}) + "\n")
     return path
@@ -88,17 +89,17 @@ def contents(made: data.Dataset[Example]) -> list[Any]:
 def test_cached_rows_are_those_that_were_encoded_and_are_not_encoded_again(
     tmp_path: Path, tokenizer: Tokenizer, encodings: list[str], settings: dict[str, Any]
 ) -> None:
-    rows = [row for row in ROWS if settings.get("mask_prompt", True) or row.get("messages") is not TALK]
-    path = write(tmp_path / "rows", rows)
+    some = [row for row in ROWS if settings.get("mask_prompt", True) or row.get("messages") is not TALK]
+    path = write(tmp_path / "rows", some)
     plain = load(path, tokenizer, cache_gb=0, **settings)
     assert encoding_cache.entries() == []
     first = load(path, tokenizer, **settings)
-    assert len(encodings) == 2 * (len(rows) + 1)
+    assert len(encodings) == 2 * (len(some) + 1)
     second = load(path, tokenizer, **settings)
-    assert len(encodings) == 2 * (len(rows) + 1)
+    assert len(encodings) == 2 * (len(some) + 1)
     assert contents(plain) == contents(first) == contents(second)
     moved = load((tmp_path / "rows").rename(tmp_path / "moved"), tokenizer, **settings)
-    assert len(encodings) == 2 * (len(rows) + 1)
+    assert len(encodings) == 2 * (len(some) + 1)
     assert {e.where.partition(":")[0] for e in moved.train} == {str(tmp_path / "moved" / "train.jsonl")}
 
 
@@ -171,13 +172,97 @@ def test_a_damaged_or_foreign_file_is_encoded_again_and_replaced(
     damaged = [good[:at] + bytes((good[at] ^ 0x41,)) + good[at + 1 :] for at in positions]
     for content in (*damaged, b"", good[:-1], good + b"x", good[: len(good) // 2], b"\x80\x04pickle", os.urandom(99)):
         entry.write_bytes(content)
-        assert encoding_cache.load(entry.stem) is None
+        assert encoding_cache.load(entry.stem, lambda *found: found) is None
     encodings.clear()
     assert contents(load(path, tokenizer)) == whole
     assert len(encodings) == len(ROWS)
     assert entry.read_bytes() == good
     entry.rename(entry.with_name(f"{'0' * 64}.rows"))
-    assert encoding_cache.load("0" * 64) is None
+    assert encoding_cache.load("0" * 64, lambda *found: found) is None
+
+
+def _without_places(header: Any) -> None:
+    del header["places"]
+
+
+def _infinite(header: Any) -> None:
+    header["arrays"]["tokens"][1] = [float("inf")]
+
+
+def _shorter(header: Any) -> None:
+    header["places"] = header["places"][1:]
+
+
+@pytest.mark.parametrize("change", [list, str, _without_places, _infinite, _shorter])
+def test_an_intact_file_with_another_header_is_encoded_again(
+    tmp_path: Path, tokenizer: Tokenizer, encodings: list[str], change: Any
+) -> None:
+    path = write(tmp_path)
+    whole = contents(load(path, tokenizer))
+    entry = max(encoding_cache.entries(), key=lambda each: each[1])[0]
+    magic, packed = entry.read_bytes()[:-32].split(b"\n", 1)
+    size = int.from_bytes(packed[:8], "little")
+    header = json.loads(packed[8 : 8 + size])
+    head = json.dumps(change(header) or header).encode()
+    content = magic + b"\n" + len(head).to_bytes(8, "little") + head + packed[8 + size :]
+    entry.write_bytes(content + hashlib.sha256(content).digest())
+    (encoding_cache.folder() / "folder.rows").mkdir()
+    encodings.clear()
+    assert contents(load(path, tokenizer)) == whole
+    assert len(encodings) == len(ROWS)
+    encoding_cache.clear()
+
+
+def test_the_same_bytes_in_another_form_are_other_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    lines = '{"text": "one"}\n{"text": "two"}\n'
+    for _ in range(2):
+        for name, count in (("a.jsonl", 2), ("a.txt", 1), ("b.jsonl", 2)):
+            (tmp_path / name).write_text(lines)
+            assert load(tmp_path / name, tokenizer).counts.rows == count
+
+
+def test_code_that_is_not_known_and_the_clock_are_not_cached(
+    tmp_path: Path, tokenizer: Tokenizer, encodings: list[str]
+) -> None:
+    path = write(tmp_path)
+
+    @dataclass(frozen=True)
+    class Own(CausalLM):
+        pass
+
+    class OwnTokenizer(Tokenizer):
+        pass
+
+    dated = Tokenizer.from_folder(tokenizer.folder)
+    assert dated.chat_template is not None
+    dated.chat_template.sources["default"] = "{{ strftime_now('%Y') }}" + dated.chat_template.source
+    config = TrainConfig(data=str(path))
+    for objective, own in (
+        (CausalLM(), OwnTokenizer.from_folder(tokenizer.folder)), (Own(), tokenizer), (CausalLM(), dated)
+    ):  # fmt: skip
+        for _ in range(2):
+            encodings.clear()
+            data.load(config, objective, own)
+            assert len(encodings) == len(ROWS) + 1
+    assert encoding_cache.entries() == []
+
+
+def test_a_file_that_changes_before_it_is_read_is_not_cached(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n')
+    read = rows.read
+
+    def changed(source: Any, **keywords: Any) -> Any:
+        path.write_text('{"text": "two"}\n')
+        return read(source, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "read", changed)
+        two = contents(load(path, tokenizer))
+    path.write_text('{"text": "one"}\n')
+    assert contents(load(path, tokenizer)) == contents(load(path, tokenizer, cache_gb=0)) != two
 
 
 def test_a_full_or_unwritable_disk_only_means_no_cache(

@@ -48,6 +48,12 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         rows.read(tmp_path / "a.txt")
 
 
+def test_a_name_that_an_object_has_twice_is_refused(tmp_path: Path) -> None:
+    for line in ('{"text": "a", "text": "b"}', '{"text": "a", "more": [{"text": 1, "x": 2, "text": 3}]}'):
+        with pytest.raises(DataError, match=r"a\.jsonl:1 has 'text' twice"):
+            rows.read(write(tmp_path / "a.jsonl", line))
+
+
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
         rows.read(write(tmp_path / "a.jsonl", ""))
@@ -110,6 +116,31 @@ def test_a_folder_gives_its_training_and_validation_files(tmp_path: Path, ending
     assert rows.find_files(str(found[0]) if found[0].is_file() else str(tmp_path), str(found[1])) == tuple(found)
 
 
+@pytest.mark.parametrize("name", ["valid", "validation", "val", "dev", "eval"])
+def test_validation_rows_have_several_names_of_which_a_folder_has_one(tmp_path: Path, name: str) -> None:
+    train = write(tmp_path / "train.jsonl", '{"text": "t"}')
+    for ending in (".jsonl", ".json.gz"):
+        valid = write(tmp_path / f"{name}{ending}", "")
+        assert rows.find_files(str(tmp_path), "") == (train, valid)
+        assert rows.find_files(str(tmp_path), str(train)) == (train, train)
+        other = write(tmp_path / ("val.txt" if name != "val" else "dev.txt"), "")
+        with pytest.raises(DataError, match=rf"both .*{name}"):
+            rows.find_files(str(tmp_path), "")
+        other.unlink()
+        valid.unlink()
+    write(tmp_path / "train.json", "[]")
+    with pytest.raises(DataError, match=r"both train\.jsonl and train\.json"):
+        rows.find_files(str(tmp_path), "")
+
+
+def test_texts_that_are_named_as_a_split_are_not_trained_on(tmp_path: Path) -> None:
+    for name in ("a", "b", "valid", "test"):
+        write(tmp_path / f"{name}.txt", name)
+    train, valid = rows.find_files(str(tmp_path), "")
+    assert [row.where for row in rows.read(train)] == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    assert (str(train), valid) == (str(tmp_path), tmp_path / "valid.txt")
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", '{"text": "t"}')
     for data, valid in ((tmp_path / "absent", ""), (train, tmp_path / "absent")):
@@ -152,9 +183,25 @@ def test_zstandard_files_are_read_as_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.ZstdCompressor().compress(lines(TWO)))
     assert [row.where for row in rows.read(path)] == [f"{path}:1", f"{path}:2"]
-    path.write_bytes(b"no zstandard")
-    with pytest.raises(DataError, match=r"a\.jsonl\.zst"):
-        rows.read(path)
+    many = zstandard.ZstdCompressor().compress(lines([{"text": str(n)} for n in range(9000)]))
+    path.write_bytes(many + many)
+    assert len(rows.read(path)) == 18_000
+    for damaged in (b"no zstandard", many[:-3], many[:99], many + many[:-3]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot read .*a\.jsonl\.zst"):
+            rows.read(path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("zstandard") is None, reason="needs the extra `data`")
+def test_lines_that_were_flushed_before_a_file_was_cut_are_not_taken_for_all(tmp_path: Path) -> None:
+    import zstandard  # pyright: ignore[reportMissingImports]
+
+    writer = zstandard.ZstdCompressor().compressobj()
+    packed = writer.compress(lines(TWO)) + writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    with pytest.raises(DataError, match=r"cannot read .*a\.jsonl\.zst") as raised:
+        rows.read(tmp_path / "a.jsonl.zst")
+    assert raised.value.cause == "it ends within a compressed frame"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs the extra `data`")
@@ -178,6 +225,17 @@ def test_parquet_files_are_read_without_the_nulls_that_arrow_adds(tmp_path: Path
     assert first.messages[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
     assert second.messages[0]["tool_calls"][0]["function"] == {"name": "g", "arguments": {"y": "z"}}
     assert third == rows.PlainText("t", f"{path}[2]")
-    path.write_bytes(b"no parquet")
-    with pytest.raises(DataError, match=r"a\.parquet"):
+    good = path.read_bytes()
+    for damaged in (b"no parquet", b"", good[:-5], good[: len(good) // 2], good[:-60] + b"\xff" * 40 + good[-20:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot read .*a\.parquet"):
+            rows.read(path)
+    far = pyarrow.array([10**15], pyarrow.timestamp("ms"))  # after the year 9999
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["t"], "far": far}), path)
+    assert rows.read(path) == [rows.PlainText("t", f"{path}[0]")]
+    kind, value = pyarrow.int32(), 1
+    for _ in range(150):
+        kind, value = pyarrow.struct([("a", kind)]), {"a": value}
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["t"], "deep": pyarrow.array([value], kind)}), path)
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet"):
         rows.read(path)

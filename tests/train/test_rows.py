@@ -55,6 +55,9 @@ def call(arguments: Any) -> dict[str, Any]:
             {"prompt": ASKED, "completion": ANSWERED, "label": True},
             UnpairedPreference(ASKED, ANSWERED, True, "f:1"),
         ),
+        ({"prompt": "p", "completion": "c", "label": 0.0}, UnpairedPreference("p", "c", False, "f:1")),
+        ({"prompt": "p", "completion": "c", "label": 1.0}, UnpairedPreference("p", "c", True, "f:1")),
+        ({"prompt": "p", "completion": "c", "label": 0.5}, PromptCompletion("p", "c", "f:1")),
         ({"prompt": "p", "completion": "c", "label": "a topic"}, PromptCompletion("p", "c", "f:1")),
         (
             {"instruction": "a", "input": "", "output": "b"},
@@ -68,6 +71,15 @@ def call(arguments: Any) -> dict[str, Any]:
                 "f:1",
             ),
         ),
+        (
+            {"instruction": "a", "input": "", "output": "c", "history": [["a", "b"]], "system": ""},
+            Chat([*ASKED, *ANSWERED, *ASKED, *WORSE], None, "f:1"),
+        ),
+        (
+            {"instruction": "a", "output": "b", "history": [], "tools": [TOOL]},
+            PromptCompletion(ASKED, ANSWERED, "f:1", [TOOL]),
+        ),
+        ({"text": "t", "tools": "hammer, saw", "chat_template_kwargs": 1}, PlainText("t", "f:1")),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
             Chat([*ASKED, *ANSWERED], None, "f:1"),
@@ -157,6 +169,46 @@ def test_a_weight_stays_with_its_message() -> None:
     assert [message.get("weight") for message in row.messages] == [None, 0, 0.5]
 
 
+@pytest.mark.parametrize("flag", ["train", "training", "loss"])
+def test_a_message_that_is_marked_as_not_learned_has_the_weight_0(flag: str) -> None:
+    """axolotl's and ms-swift's flags; no template sees them."""
+    messages = [
+        {**ASKED[0], flag: False}, {**ANSWERED[0], flag: True}, {"from": "gpt", "value": "b", flag: False, "weight": 2},
+    ]  # fmt: skip
+    row = parse({"messages": messages}, "f:1")
+    assert row == Chat([{**ASKED[0], "weight": 0}, *ANSWERED, {**ANSWERED[0], "weight": 0}], None, "f:1")
+    with pytest.raises(DataError, match=r"messages\[0\] is marked as learned"):
+        parse({"messages": [{**ASKED[0], flag: True}]}, "f:1")
+
+
+def test_nested_values_within_a_limit_are_read_and_others_refused() -> None:
+    """Each later step recurses; JSON in texts is nested too."""
+
+    def nested(levels: int) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        for _ in range(levels):
+            value = {"a": value}
+        return value
+
+    def refused(row: dict[str, Any]) -> bool:
+        try:
+            parse(row, "f:1")
+        except DataError as error:
+            return "f:1" in error.message and "nested too deeply" in error.message
+        return False
+
+    for levels, is_refused in ((90, False), (600, True)):
+        arguments = '{"a":' * levels + "1" + "}" * levels
+        for row in (
+            {"text": "t", "more": nested(levels)},
+            {"messages": [{**ASKED[0], "more": nested(levels)}]},
+            {"messages": [{**ANSWERED[0], "tool_calls": [call(arguments)]}]},
+            {"conversations": [{"from": "function_call", "value": f'{{"name": "f", "arguments": {arguments}}}'}]},
+            {"messages": ASKED, "tools": f'[{{"name": "f", "parameters": {arguments}}}]'},
+        ):
+            assert refused(row) == is_refused
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -182,6 +234,12 @@ def test_a_weight_stays_with_its_message() -> None:
         ({"messages": [{**ANSWERED[0], "tool_calls": [call("[1]")]}]}, "not a JSON object"),
         ({"messages": [{**ANSWERED[0], "weight": -1}]}, "weight -1"),
         ({"messages": [{**ANSWERED[0], "weight": True}]}, "weight True"),
+        ({"messages": [{**ANSWERED[0], "weight": 1e39}]}, r"weight 1e\+39"),
+        ({"messages": [{**ANSWERED[0], "weight": 10**400}]}, "weight 1000000"),
+        ({"messages": [{**ANSWERED[0], "weight": 1e-50}]}, "weight 1e-50"),
+        ({"messages": [{**ANSWERED[0], "train": "no"}]}, "train = 'no'"),
+        ({"messages": [{**ANSWERED[0], "train_detail": []}]}, "train_detail"),
+        ({"instruction": "a", "output": "b", "history": ["a"]}, "history"),
         ({"messages": [{**ANSWERED[0], "weight": float("nan")}]}, "weight nan"),
         ({"conversations": [{"from": "narrator", "value": "x"}]}, "narrator"),
         ({"conversations": [{"from": "function_call", "value": "f()"}]}, "function_call"),

@@ -90,10 +90,14 @@ def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
 
 
 def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
-    """Empty turns, conversations without a last answer, and special tokens spelled in messages."""
+    """Empty turns, unused columns, conversations without a last answer, special tokens in messages."""
     empty = [row.where for row in split.rows if _has_empty_turn(row)]
     if empty:
         yield _rows(split, "warning", "empty-turns", "with an empty turn", empty, "leave them out, or complete them")
+    unused = [row.where for row in split.rows if isinstance(row, PlainText) and row.unused]
+    if unused:
+        text = "of text with tools or variables for a template, which a text does not use"
+        yield _rows(split, "note", "unused-columns", text, unused)
     open_ended = [row.where for row in split.rows if isinstance(row, Chat) and row.messages[-1]["role"] != "assistant"]
     if open_ended:
         text = "with messages after the last answer, which are not learned"

@@ -41,7 +41,7 @@ def copies(keys: Iterable[Key]) -> list[tuple[int, int]]:
 
 
 def _content(row: Row) -> tuple[Any, ...]:
-    return (row.kind, *(getattr(row, each.name) for each in fields(row) if each.name != "where"))
+    return (row.kind, *(getattr(row, each.name) for each in fields(row) if each.compare and each.name != "where"))
 
 
 def _key(value: Any) -> Key:

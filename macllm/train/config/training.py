@@ -35,7 +35,9 @@ class TrainConfig:
     data: Annotated[
         str, "rows: a file, a folder with train.jsonl, valid.jsonl, or hf:name[:config][@revision][/split]"
     ] = ""
-    valid: Annotated[str, "rows to evaluate on, as data; empty: valid.jsonl of the data folder, if it exists"] = ""
+    valid: Annotated[
+        str, "rows to evaluate on, as data; empty: valid.jsonl or val.jsonl of the data folder, if any"
+    ] = ""
     valid_fraction: Annotated[float, "share of the rows held out for evaluation when there is no validation file"] = 0.0
     max_seq_length: Annotated[int, "longest row, in tokens"] = 2048
     long_rows: Annotated[LongRows, "how to handle longer rows; the numbers are reported"] = "truncate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .columns import Columns, parse
 from .files import Source, each_row, files_of, find_files, read
-from .hub import HubRows, is_dataset, open_split, pinned
+from .hub import RowFiles, is_dataset, open_split, pinned
 from .kinds import (
     Chat,
     Messages,
@@ -21,13 +21,13 @@ from .kinds import (
 __all__ = [
     "Chat",
     "Columns",
-    "HubRows",
     "Messages",
     "PlainText",
     "Preference",
     "PromptCompletion",
     "PromptOnly",
     "Row",
+    "RowFiles",
     "Source",
     "UnpairedPreference",
     "content_key",

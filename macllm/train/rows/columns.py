@@ -7,7 +7,7 @@ from typing import Any
 
 from macllm.errors import DataError
 
-from .conversation import messages_in, tools_in, variables_in
+from .conversation import check_depth, messages_in, tools_in, variables_in
 from .kinds import Chat, Messages, PlainText, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
 
 EXAMPLES = (
@@ -27,6 +27,8 @@ class Columns:
 
 
 _STANDARD = Columns()
+_FOR_TEMPLATES = ("tools", "functions", "chat_template_kwargs")
+_TURNS = ("user", "assistant")
 
 
 def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
@@ -36,33 +38,36 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
     """
     if not isinstance(values, dict):
         raise DataError(f"{where} is not a JSON object", remedy=EXAMPLES)
+    check_depth(values, where)
     row = _renamed({name: value for name, value in values.items() if value is not None}, columns)
+    parsed = _of_columns(row, values, where)
+    if isinstance(parsed, PlainText):
+        return parsed
     tools = tools_in(row.get("tools", row.get("functions")), where)
-    variables = variables_in(row.get("chat_template_kwargs"), where)
-    parsed = _of_columns(row, values, tools, where)
-    return parsed if variables is None or isinstance(parsed, PlainText) else replace(parsed, variables=variables)
+    return replace(parsed, tools=tools, variables=variables_in(row.get("chat_template_kwargs"), where))
 
 
-def _of_columns(row: dict[str, Any], values: dict[str, Any], tools: list[Any] | None, where: str) -> Row:
+def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
+    """The row without tools and variables."""
     if "messages" in row:
-        return Chat(messages_in(row["messages"], where), tools, where)
+        return Chat(messages_in(row["messages"], where), None, where)
     if "completions" in row and "labels" in row:
         raise DataError(
             f"{where} is stepwise (prompt, completions, labels), which no objective of macllm learns from",
             remedy=EXAMPLES,
         )
     if "chosen" in row and "rejected" in row:
-        return _preference(row, tools, where)
+        return _preference(row, where)
     if "prompt" in row and "completion" in row:
-        return _completion(row, tools, where)
+        return _completion(row, where)
     if "text" in row:
         if not isinstance(row["text"], str):
             raise DataError(f"{where}: text is not a string")
-        return PlainText(row["text"], where)
+        return PlainText(row["text"], where, tuple(name for name in _FOR_TEMPLATES if name in row))
     if "prompt" in row and "completion" not in values:
-        return PromptOnly(_either(row["prompt"], where, "prompt"), where, tools)
+        return PromptOnly(_either(row["prompt"], where, "prompt"), where)
     if "conversations" in row:
-        return Chat(messages_in([*_system(row), *_listed(row["conversations"], where)], where), tools, where)
+        return Chat(messages_in([*_system(row), *_listed(row["conversations"], where)], where), None, where)
     if "instruction" in row and "output" in row:
         return _alpaca(row, where)
     found = ", ".join(sorted(map(str, values))) or "nothing"
@@ -77,19 +82,19 @@ def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in hidden and name not in own} | moved
 
 
-def _completion(row: dict[str, Any], tools: list[Any] | None, where: str) -> Row:
+def _completion(row: dict[str, Any], where: str) -> Row:
     prompt, completion = _alike(row, ("prompt", "completion"), where)
-    if isinstance(label := row.get("label"), bool) or (isinstance(label, int) and label in (0, 1)):
-        return UnpairedPreference(prompt, completion, bool(label), where, tools)
-    return PromptCompletion(prompt, completion, where, tools)
+    if isinstance(label := row.get("label"), bool | int | float) and label in (0, 1):
+        return UnpairedPreference(prompt, completion, bool(label), where)
+    return PromptCompletion(prompt, completion, where)
 
 
-def _preference(row: dict[str, Any], tools: list[Any] | None, where: str) -> Row:
+def _preference(row: dict[str, Any], where: str) -> Row:
     chosen, rejected = _alike(row, ("chosen", "rejected"), where)
     if "prompt" in row and isinstance(row["prompt"], str) == isinstance(chosen, str):
-        return Preference(_either(row["prompt"], where, "prompt"), chosen, rejected, where, tools)
+        return Preference(_either(row["prompt"], where, "prompt"), chosen, rejected, where)
     start = _common_start(chosen, rejected)
-    return Preference(chosen[:start], chosen[start:], rejected[start:], where, tools)
+    return Preference(chosen[:start], chosen[start:], rejected[start:], where)
 
 
 def _common_start(chosen: str | Messages, rejected: str | Messages) -> int:
@@ -128,8 +133,23 @@ def _alpaca(row: dict[str, Any], where: str) -> Row:
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: instruction, input and output must be strings")
     asked = "\n\n".join(text for text in texts[:2] if text)
-    prompt = messages_in([*_system(row), {"role": "user", "content": asked}], where)
-    return PromptCompletion(prompt, messages_in([{"role": "assistant", "content": texts[2]}], where), where)
+    prompt = [*_system(row), *_history(row, where), {"role": "user", "content": asked}]
+    answer = [{"role": "assistant", "content": texts[2]}]
+    if row.get("history"):  # its answers are learned too, as in LLaMA-Factory
+        return Chat(messages_in([*prompt, *answer], where), None, where)
+    return PromptCompletion(messages_in(prompt, where), messages_in(answer, where), where)
+
+
+def _history(row: dict[str, Any], where: str) -> Messages:
+    """The messages of Alpaca's column `history`: pairs of a question and its answer."""
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise DataError(f"{where}: history is not a list of questions with their answers", remedy='[["...", "..."]]')
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(_TURNS, pair, strict=True)]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
 def _system(row: dict[str, Any]) -> Messages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from macllm.errors import DataError, UsageError
@@ -26,8 +25,13 @@ _ROLES = {
 }
 
 
+_FLAGS = ("train", "training", "loss")  # of axolotl and ms-swift: true for a message that is learned
+_LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6  # sums of weighted losses stay within float32
+_DEEPEST = 100  # lists and objects within one another
+
+
 def messages_in(value: Any, where: str) -> Messages:
-    """The normalized messages of a row; their loss weights are kept.
+    """The normalized messages of a row, with their loss weights: 0 for one marked as not learned.
 
     Raises DataError for anything else, for images, and for arguments of a call that are not a JSON object.
     """
@@ -58,6 +62,7 @@ def tools_in(value: Any, where: str) -> list[Any] | None:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: tools is text that is not JSON", cause=str(error)) from error
+        check_depth(value, f"{where}: tools")
     if not value and value in (None, "", []):
         return None
     try:
@@ -85,6 +90,18 @@ def variables_in(value: Any, where: str) -> dict[str, Any] | None:
     return variables
 
 
+def check_depth(value: Any, place: str) -> None:
+    """Refuse values nested more deeply than later steps, which recurse, can handle."""
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        inner = [each.values() if isinstance(each, dict) else each for each in level
+                 if isinstance(each, dict | list | tuple)]  # fmt: skip
+        level = [item for items in inner for item in items]
+        if not level:
+            return
+    raise DataError(f"{place} is nested too deeply", cause=f"it has more than {_DEEPEST} levels")
+
+
 def without_nulls(value: Any) -> Any:
     """`value` without null fields of objects, on all levels: Arrow adds one for each field of another row."""
     if isinstance(value, dict):
@@ -108,6 +125,7 @@ def _role_and_content(message: Any, place: str) -> Any:
     call = arguments_in(value) if isinstance(value, str) else value
     if not isinstance(call, dict):
         raise DataError(f"{place} is a function_call that is not a JSON object", remedy=_CALL)
+    check_depth(call, place)
     return {"role": role, **rest, "tool_calls": [call]}
 
 
@@ -115,18 +133,47 @@ _CALL = 'a call is {"name": "...", "arguments": {...}}'
 
 
 def _taken_weight(message: Any, place: str) -> float | None:
-    """Remove the weight from a message and return it, None without one."""
-    weight = message.pop("weight", None) if isinstance(message, dict) else None
-    if weight is None:
+    """Remove the weight and the flags from a message and return its weight, None without any."""
+    if not isinstance(message, dict):
         return None
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise DataError(f"{place} has the weight {weight!r}", remedy="0 (not learned), 1, or another positive number")
-    return float(weight)
+    flags = [flag for name in _FLAGS if (flag := _taken_flag(message, name, place)) is not None]
+    weight = message.pop("weight", None)
+    if weight is not None and (
+        isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or not (weight == 0 or _LEAST_WEIGHT <= weight <= _MOST_WEIGHT)
+    ):
+        raise DataError(
+            f"{place} has the weight {repr(weight)[:40]}",
+            remedy=f"0 (not learned), 1, or another number from {_LEAST_WEIGHT} to {_MOST_WEIGHT:.0f}",
+        )
+    if any(flags) and message.get("role") != "assistant":
+        raise DataError(
+            f"{place} is marked as learned, and is no answer of the assistant",
+            cause="macllm learns the assistant's messages, or with mask_prompt = false all tokens",
+            remedy="leave the mark out",
+        )
+    if not all(flags):
+        return 0.0
+    return None if weight is None else float(weight)
+
+
+def _taken_flag(message: dict[str, Any], name: str, place: str) -> bool | None:
+    """Remove a flag from a message and return it, None without one."""
+    if f"{name}_detail" in message:
+        raise DataError(f"{place} has {name}_detail", cause="macllm learns whole messages", remedy=f'"{name}": false')
+    if message.get(name) in (0, 1):
+        return bool(message.pop(name))
+    if name in message and name != "loss":  # which may be a number that was measured
+        raise DataError(f"{place} has {name} = {repr(message[name])[:40]}", remedy="true or false")
+    return None
 
 
 def _check_arguments(arguments: Any, place: str) -> None:
-    if isinstance(arguments, str) and arguments_in(arguments) is None:
+    read = arguments_in(arguments) if isinstance(arguments, str) else arguments
+    if read is None:
         raise DataError(
             f"{place} has arguments that are not a JSON object: {arguments[:80]!r}",
             remedy='fix the JSON text, or give an object: "arguments": {"name": "value"}',
         )
+    check_depth(read, f"{place}: arguments")

@@ -7,7 +7,7 @@ import importlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -16,20 +16,26 @@ from typing import Any, BinaryIO, cast
 from macllm.errors import DataError
 
 from .columns import EXAMPLES, Columns, parse
-from .hub import HubRows, Progress, is_dataset, open_split, open_validation
+from .hub import Progress, RowFiles, is_dataset, open_split, open_validation
 from .kinds import PlainText, Row
 
-_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".txt")
+_ENDINGS = (
+    ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".parquet", ".txt",
+)  # fmt: skip
+_VALIDATION = ("valid", "validation", "val", "dev", "eval")
+_SPLITS = ("train", *_VALIDATION, "test")
 _STANDARD = Columns()
+_CHUNK_BYTES = 1 << 14  # read at once; a frame may be thousands of times as large decompressed
 
-Source = Path | HubRows  # of rows: a file, a folder of texts, or a split of a dataset
+Source = Path | RowFiles  # of rows: a file, a folder of texts, or named files, such as a split of a dataset
 
 
 def find_files(data: str, valid: str, progress: Progress | None = None) -> tuple[Source, Source | None]:
     """The training rows and the validation rows or None, from a file, a folder or a dataset of the hub.
 
-    A folder has train.jsonl (or another known ending) and perhaps valid.jsonl, or it is a folder of texts itself. A
-    dataset without a split gives its split "train", and "validation" if it has one; missing files are downloaded.
+    A folder has train.jsonl (or another known ending), or it is a folder of texts itself, without those that are named
+    as a split. It may have valid.jsonl, also as validation, val, dev or eval. A dataset without a split gives its
+    split "train", and "validation" if it has one; missing files are downloaded.
     """
     if is_dataset(valid):
         given: Source | None = open_split(valid, "validation", progress)
@@ -45,10 +51,10 @@ def find_files(data: str, valid: str, progress: Progress | None = None) -> tuple
         if not path.is_file():
             raise DataError(f"no file or folder {path}", remedy="--data train.jsonl")
         return path, given
-    train = _named(path, "train") or (path if _texts(path) else None)
+    train = _named(path, ("train",)) or _all_texts(path)
     if train is None:
         raise DataError(f"no train.jsonl in {path}", remedy=f"put the rows into {path / 'train.jsonl'}")
-    return train, given or _named(path, "valid")
+    return train, given or _named(path, _VALIDATION)
 
 
 def _check_given(given: Source | None) -> None:
@@ -70,16 +76,31 @@ def _check_regular(path: Path) -> None:
 
 def files_of(source: Source) -> list[tuple[str, Path]]:
     """The files of a source, each with its name in the places of rows."""
-    if isinstance(source, HubRows):
+    if isinstance(source, RowFiles):
         return list(source.files)
     return [(str(path), path) for path in (_texts(source) if source.is_dir() else [source])]
 
 
-def _named(folder: Path, name: str) -> Path | None:
-    """The file of rows with this name in a folder, or its folder of texts."""
-    files = (folder / f"{name}{ending}" for ending in _ENDINGS)
-    found = next((file for file in files if file.is_file()), None)
-    return found or (folder / name if _texts(folder / name) else None)
+def _named(folder: Path, names: Sequence[str]) -> Path | None:
+    """The only file of rows with one of these names in a folder, or the only folder of texts."""
+    files = [folder / f"{name}{ending}" for name in names for ending in _ENDINGS]
+    found = [file for file in files if file.is_file()] + [folder / name for name in names if _texts(folder / name)]
+    if len(found) > 1:
+        raise DataError(
+            f"{folder} has both {found[0].name} and {found[1].name}",
+            cause="each may have the rows of the same split",
+            remedy="keep one of them there, or name the files: --data and --valid",
+        )
+    return found[0] if found else None
+
+
+def _all_texts(folder: Path) -> Source | None:
+    """The texts in a folder, without those that are named as a split; None if there are none."""
+    texts = _texts(folder)
+    rows = [path for path in texts if path.stem not in _SPLITS]
+    if len(rows) == len(texts):
+        return folder if texts else None
+    return RowFiles(str(folder), tuple((str(path), path) for path in rows)) if rows else None
 
 
 def _texts(folder: Path) -> list[Path]:
@@ -178,9 +199,25 @@ def _list(data: bytes, path: str) -> Iterator[tuple[Any, str]]:
 
 def _value(data: bytes, where: str, remedy: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+    except RecursionError as error:
+        raise DataError(f"{where} is nested too deeply", cause=str(error)) from error
+    except _TwiceError as error:
+        raise DataError(f"{where} has {error} twice in one object", remedy="keep one of the values") from error
+    except ValueError as error:
         raise DataError(f"{where} is not JSON", cause=str(error), remedy=remedy) from error
+
+
+class _TwiceError(ValueError):
+    """A name that an object has twice."""
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(fields)
+    if len(made) < len(fields):
+        seen = set[str]()
+        raise _TwiceError(next(repr(name) for name, _ in fields if name in seen or seen.add(name)))
+    return made
 
 
 @contextmanager
@@ -196,23 +233,69 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         return
     zstandard = _library("zstandard", path)
     try:
-        with io.BufferedReader(zstandard.open(path, "rb")) as file:
+        with path.open("rb") as packed, io.BufferedReader(_Frames(packed, zstandard.ZstdDecompressor())) as file:
             yield file
     except zstandard.ZstdError as error:
         raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
 
 
+class _Frames(io.RawIOBase):
+    """The decompressed frames of a file. Reading raises EOFError where the last one is incomplete.
+
+    The library's own reader takes an incomplete frame for the end of the file.
+    """
+
+    def __init__(self, packed: BinaryIO, decompressor: Any) -> None:
+        self._packed, self._decompressor = packed, decompressor
+        self._frame: Any = None  # the one that is being read
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and self._read_more():
+            pass
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _read_more(self) -> bool:
+        """Decompress some more bytes; False at the end of the file."""
+        left = b""
+        if self._frame is not None and self._frame.eof:
+            self._frame, left = None, self._frame.unused_data
+        packed = left or self._packed.read(_CHUNK_BYTES)
+        if not packed:
+            if self._frame is not None:
+                raise EOFError("it ends within a compressed frame")
+            return False
+        if self._frame is None:
+            self._frame = self._decompressor.decompressobj()
+        self._ready = memoryview(self._frame.decompress(packed))
+        return True
+
+
 def _parquet(path: Path, label: str) -> Iterator[tuple[Any, str]]:
-    parquet = _library("pyarrow.parquet", path)
+    parquet, arrow = _library("pyarrow.parquet", path), _library("pyarrow", path)
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            number = 0
             for batch in file.iter_batches():
-                for value in batch.to_pylist():
-                    yield value, f"{label}[{number}]"
+                converted = [_converted(column, arrow) for column in batch.columns]
+                for values in zip(*converted, strict=True):
+                    yield dict(zip(batch.schema.names, values, strict=True)), f"{label}[{number}]"
                     number += 1
-    except _library("pyarrow", path).ArrowException as error:
-        raise DataError(f"cannot read {path}", cause=str(error), remedy="get or write the file again") from error
+    except (arrow.ArrowException, ValueError, ArithmeticError, RecursionError) as error:
+        cause = " ".join(str(error).split())
+        raise DataError(f"cannot read {path}", cause=cause, remedy="get or write the file again") from error
+
+
+def _converted(column: Any, arrow: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, ArithmeticError):  # times that datetime has no values for
+        return column.cast(arrow.string()).to_pylist()
 
 
 def _library(name: str, path: Path) -> Any:

@@ -19,8 +19,8 @@ Progress = Callable[[DownloadProgress], None]
 
 
 @dataclass(frozen=True)
-class HubRows:
-    """A split of a dataset: its name with the commit, and its files.
+class RowFiles:
+    """Several files of rows, such as a split of a dataset, whose name has the commit.
 
     Each file has its name in the places of rows.
     """
@@ -33,16 +33,16 @@ class HubRows:
         return self.name
 
 
-def open_split(text: str, default: str, progress: Progress | None = None) -> HubRows:
+def open_split(text: str, default: str, progress: Progress | None = None) -> RowFiles:
     """A split of a dataset, downloaded if it is missing; `default` if its name gives none."""
     dataset = _dataset(text)
     split = canonical(dataset.name.split or default, dataset.splits)
     found = dataset.files(split, progress)
     short = replace(found.name, revision=found.name.revision[:_SHOWN_COMMIT], split="")
-    return HubRows(str(found.name), tuple((f"{short}/{name}", path) for name, path in found.files))
+    return RowFiles(str(found.name), tuple((f"{short}/{name}", path) for name, path in found.files))
 
 
-def open_validation(text: str, progress: Progress | None = None) -> HubRows | None:
+def open_validation(text: str, progress: Progress | None = None) -> RowFiles | None:
     """The validation split that belongs to a name without a split; None if there is none."""
     dataset = _dataset(text)
     has_one = not dataset.name.split and canonical("validation", dataset.splits) in dataset.splits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -11,12 +11,16 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text with a loss on every token."""
+    """Text with a loss on every token.
+
+    `unused` names the columns of its row that are for a chat's template.
+    """
 
     kind: ClassVar[str] = "text"
 
     text: str
     where: str
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)  # columns for a template
 
 
 @dataclass(frozen=True)
