@@ -1,20 +1,27 @@
-"""Splits of a dataset's repository: by the card's `configs`, else by the names of files and folders."""
+"""Splits of a dataset's repository: by the card's `configs`, else by the names of files and folders.
+
+Rows that a repository has in several forms are taken once.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from fnmatch import translate
 from typing import Any, cast
 
 from macllm.errors import DataError
 
 from .dataset_names import DatasetName
 
-_ROWS = re.compile(r"\.(jsonl|json|parquet)(\.gz|\.zst)?$")
-_TEXTS = re.compile(r"\.txt$")
+# In the order of preference where a repository has the same rows in several forms.
+_ROWS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".parquet")
+_TEXTS = (".txt",)
 # Files of the same endings that are about the rows.
-_ABOUT = frozenset(("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"))
+_ABOUT = re.compile(
+    r"(dataset_?infos?|dataset_dict|dataset-metadata|metadata|croissant|state|config|package|robots|notice|citation"
+    r"|authors|(.*[-_.])?schema|(readme|licen[cs]e|copying|changelog|requirements)([-_.].*)?)\.(json|txt)",
+    re.IGNORECASE,
+)
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -23,6 +30,8 @@ _SPLITS = {
 _BY_WORD = {word: split for split, words in _SPLITS.items() for word in words}
 _WORD = re.compile(r"(?<![a-z])(" + "|".join(sorted(_BY_WORD, key=len, reverse=True)) + r")(?![a-z])")
 _CONVERTED = "refs/convert/parquet"
+# The files of the hub's conversions: config/split/0000.parquet; a large split is converted in part.
+_CONVERTED_FILE = re.compile(r"[^/]+/(?:partial-)?([^/]+)/\d+\.parquet")
 
 Splits = dict[str, list[str]]
 
@@ -34,8 +43,10 @@ def rows_of_splits(name: DatasetName, files: Sequence[str], card: bytes | None) 
     """
     listed = sorted(file for file in files if not any(part.startswith((".", "_")) for part in file.split("/")))
     configs = _configs(card)
-    if configs and name.revision != _CONVERTED:
+    if configs:
         splits = _declared(_chosen(name, configs), listed)
+    elif _of_rows(listed) and all(map(_CONVERTED_FILE.fullmatch, _of_rows(listed))):
+        splits = _converted(name, listed)
     else:
         splits = _found(_below(name, listed))
     if not splits:
@@ -105,48 +116,90 @@ def _declared(config: dict[str, Any], files: Sequence[str]) -> Splits:
 
 
 def _matching(pattern: str, files: Iterable[str]) -> list[str]:
-    """The files of rows that a pattern names; * stays within a folder, ** does not."""
-    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
-    kinds = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
-    expression = "".join(kinds.get(part) or translate(part).removeprefix("(?s:").removesuffix(r")\Z") for part in parts)
-    return [file for file in files if re.fullmatch(expression, file) and (_ROWS.search(file) or _TEXTS.search(file))]
+    """The files of rows that a pattern names; * stays within a folder, ** does not.
+
+    Files about the rows have to be named whole.
+    """
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", pattern)
+    kinds = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    try:
+        expression = re.compile("".join(kinds.get(part) or _literal(part) for part in parts))
+    except re.error:  # [z-a]
+        return []
+    rows = {*_of_rows(files), *_of_texts(files), *([pattern] if pattern.endswith(_ROWS + _TEXTS) else [])}
+    return _once([file for file in files if file in rows and expression.fullmatch(file)])
+
+
+def _literal(part: str) -> str:
+    """A regular expression for a set of characters, or for a text."""
+    if part[:1] != "[" or part[-1:] != "]":
+        return re.escape(part)
+    chars = part[1:-1].replace("\\", "\\\\").replace("[", "\\[").replace("^", "\\^")
+    return f"[^/{chars[1:]}]" if chars.startswith("!") else f"[{chars}]"
+
+
+def _converted(name: DatasetName, files: Sequence[str]) -> Splits:
+    """The splits of a config in the hub's conversion to Parquet: its folders."""
+    rows = _of_rows(files)
+    configs = sorted({file.partition("/")[0] for file in rows})
+    config = name.config or ("default" if "default" in configs else "" if len(configs) > 1 else configs[0])
+    if config not in configs:
+        raise _unknown_config(name, configs)
+    splits: Splits = {}
+    for file in rows:
+        found = _CONVERTED_FILE.fullmatch(file)
+        if found and file.startswith(f"{config}/"):
+            splits.setdefault(found[1], []).append(file)
+    return splits
 
 
 def _below(name: DatasetName, files: list[str]) -> list[str]:
-    """The files of a config: a folder, as in the hub's own conversions to Parquet."""
+    """The files of a config: a folder."""
+    if not name.config:
+        return files
     folders = sorted({file.partition("/")[0] for file in _of_rows(files) if "/" in file})
-    if name.config:
-        if name.config not in folders:
-            raise _unknown_config(name, folders or ["default"])
-        return [file for file in files if file.startswith(f"{name.config}/")]
-    if name.revision == _CONVERTED and len(folders) > 1:
-        if "default" not in folders:
-            raise _unknown_config(name, folders)
-        return [file for file in files if file.startswith("default/")]
-    return files
+    if name.config not in folders:
+        raise _unknown_config(name, folders or ["default"])
+    return [file for file in files if file.startswith(f"{name.config}/")]
 
 
 def _of_rows(files: Iterable[str]) -> list[str]:
-    return [file for file in files if _ROWS.search(file) and file.rpartition("/")[2] not in _ABOUT]
+    return [file for file in files if file.endswith(_ROWS) and not _ABOUT.fullmatch(file.rpartition("/")[2])]
+
+
+def _of_texts(files: Iterable[str]) -> list[str]:
+    return [file for file in files if file.endswith(_TEXTS) and not _ABOUT.fullmatch(file.rpartition("/")[2])]
 
 
 def _found(files: Sequence[str]) -> Splits:
     """Splits by the words in the names of files and folders.
 
-    All files are "train" if none has such a word. Of several formats the one with most files counts: the others hold
-    the same rows.
+    All files are "train" if none has such a word.
     """
-    rows = _of_rows(files)
-    parquet = [file for file in rows if file.endswith(".parquet")]
-    others = [file for file in rows if not file.endswith(".parquet")]
-    rows = max((others, parquet), key=len) or [file for file in files if _TEXTS.search(file)]
+    rows = _of_rows(files) or _of_texts(files)
     splits: Splits = {}
     for file in rows:
         # the name of the file counts more than its folders, the last word more than the first
         words = _WORD.findall(file.rpartition("/")[2].lower()) or _WORD.findall(file.lower())
         if words:
             splits.setdefault(_BY_WORD[words[-1]], []).append(file)
-    return splits or ({"train": rows} if rows else {})
+    splits = splits or ({"train": rows} if rows else {})
+    return {split: _once(each) for split, each in splits.items()}
+
+
+def _once(files: Sequence[str]) -> list[str]:
+    """The files of a split without those that have the same rows in another form.
+
+    These are files of one name with several endings, and of JSON and Parquet the fewer ones.
+    """
+    best: dict[str, str] = {}
+    for ending in _ROWS + _TEXTS:
+        for file in files:
+            if file.endswith(ending):
+                best.setdefault(file.removesuffix(ending), file)
+    kept = [file for file in files if file in best.values()]
+    parquet = [file for file in kept if file.endswith(".parquet")]
+    return max(([file for file in kept if file not in parquet], parquet), key=len)
 
 
 def _no_rows(name: DatasetName, files: Sequence[str]) -> DataError:

@@ -61,11 +61,12 @@ def test_a_run_keeps_its_commit_and_resumes_on_the_same_rows_offline(
         next(event for event in events if isinstance(event, Saved))
     kept = json.loads((tmp_path / "cut" / "run.json").read_text())
     assert (kept["data"], kept["valid"]) == (f"hf:org/rows@{COMMIT}", "")
+    repo.revisions = (*repo.revisions, "dev")
     repo.commit, repo.files = OTHER_COMMIT, repo.files | {"train.jsonl": b'{"text": "other"}\n'}
-    for number, given in enumerate([{"data": None}, {"data": "hf:org/rows"}]):
+    for number, given in enumerate([{"data": None}, {"data": "hf:org/rows@dev"}, {"data": "hf:org/rows"}]):
         hub_rows._opened.cache_clear()
         folder = (tmp_path / "cut").rename(tmp_path / f"cut{number}")
-        if number == 1:
+        if number == 2:
             monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         train(PretrainConfig.load(**given, output=folder, resume=True, iters=4))
         ends = [(each / "model" / "model.safetensors").read_bytes() for each in (straight, folder)]

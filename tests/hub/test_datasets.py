@@ -105,7 +105,23 @@ def test_splits_are_those_that_the_card_declares(config: str, splits: dict[str, 
         (["valid/0.jsonl", "training/0.jsonl"], {"train": ["training/0.jsonl"], "validation": ["valid/0.jsonl"]}),
         (["train.jsonl", "dataset_infos.json", "requirements.txt"], {"train": ["train.jsonl"]}),
         (["train/test.json"], {"test": ["train/test.json"]}),
-        (["train.jsonl.zst", "train.jsonl.gz", "train.parquet"], {"train": ["train.jsonl.gz", "train.jsonl.zst"]}),
+        (["train.jsonl.zst", "train.jsonl.gz", "train.parquet"], {"train": ["train.jsonl.gz"]}),
+        (["train.json", "train.jsonl", "train.jsonl.gz"], {"train": ["train.jsonl"]}),
+        (["a.jsonl", "a.jsonl.gz", "b.jsonl.gz"], {"train": ["a.jsonl", "b.jsonl.gz"]}),
+        (
+            ["train.jsonl", "data/train-0.parquet", "data/train-1.parquet", "test.parquet", "dev.jsonl"],
+            {
+                "train": ["data/train-0.parquet", "data/train-1.parquet"],
+                "validation": ["dev.jsonl"],
+                "test": ["test.parquet"],
+            },
+        ),
+        (
+            ["rows.jsonl", "schema.json", "rows.schema.json", "dataset_infos.json", "LICENSE.txt", "metadata.json"],
+            {"train": ["rows.jsonl"]},
+        ),
+        (["a.txt", "LICENSE.txt", "license-mit.txt", "README.txt", "requirements.txt"], {"train": ["a.txt"]}),
+        (["state_of_the_art.txt", "licensed.txt"], {"train": ["licensed.txt", "state_of_the_art.txt"]}),
         (["one.txt", "two.txt"], {"train": ["one.txt", "two.txt"]}),
         (["devices.jsonl", "trainer.jsonl"], {"train": ["devices.jsonl", "trainer.jsonl"]}),
     ],
@@ -124,12 +140,38 @@ def test_several_configs_without_a_default_must_be_named() -> None:
     with pytest.raises(DataError, match="has several configs") as raised:
         rows_of_splits(DatasetName("org/name"), ["a.jsonl", "b.jsonl"], card)
     assert raised.value.remedy == "hf:org/name:a"
-    converted = DatasetName("org/name", "refs/convert/parquet")
+    converted = DatasetName("org/name", COMMIT)  # of refs/convert/parquet
     with pytest.raises(DataError, match="has several configs"):
         rows_of_splits(converted, ["a/train/0.parquet", "b/train/0.parquet"], None)
-    assert rows_of_splits(converted, ["default/train/0.parquet", "b/train/0.parquet"], None) == {
-        "train": ["default/train/0.parquet"]
-    }
+    files = [
+        "default/train/0000.parquet",
+        "b/train/0000.parquet",
+        "b/train_sft/0000.parquet",
+        "b/partial-x/0000.parquet",
+    ]
+    assert rows_of_splits(converted, files, None) == {"train": ["default/train/0000.parquet"]}
+    assert rows_of_splits(DatasetName("org/name", COMMIT, "b"), files, None) == {
+        "train": ["b/train/0000.parquet"], "train_sft": ["b/train_sft/0000.parquet"], "x": ["b/partial-x/0000.parquet"],
+    }  # fmt: skip
+
+
+def test_patterns_of_a_card_name_files_of_rows() -> None:
+    files = ["a/0.jsonl", "a/1.jsonl", "a/1.jsonl.gz", "a/x.jsonl", "a/schema.json", "b[1].json", "LICENSE.txt", "c.py"]
+    for pattern, matched in (
+        ("a/?.jsonl", ["a/0.jsonl", "a/1.jsonl", "a/x.jsonl"]),
+        ("a/[0-9].jsonl", ["a/0.jsonl", "a/1.jsonl"]),
+        ("a/[!0-9].jsonl", ["a/x.jsonl"]),
+        ("a/*", ["a/0.jsonl", "a/1.jsonl", "a/x.jsonl"]),
+        ("a/schema.json", ["a/schema.json"]),
+        ("b[[]1].json", ["b[1].json"]),
+        ("*.json", ["b[1].json"]),
+    ):
+        card = f"---\nconfigs:\n- config_name: default\n  data_files: '{pattern}'\n---\n".encode()
+        assert rows_of_splits(DatasetName("org/name"), files, card) == {"train": matched}, pattern
+    for pattern in ("a/[z-a].jsonl", "c.py", "LICENSE*"):
+        card = f"---\nconfigs:\n- config_name: default\n  data_files: '{pattern}'\n---\n".encode()
+        with pytest.raises(DataError, match="no rows"):
+            rows_of_splits(DatasetName("org/name"), files, card)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +193,7 @@ def test_splits_have_other_names() -> None:
 
 def test_only_the_files_of_the_wanted_split_are_fetched(hub: LoopbackHub, repo: Repo) -> None:
     dataset = HubDataset(parse_dataset("hf:org/rows"))
-    assert list(dataset.splits) == ["validation", "train"]
+    assert list(dataset.splits) == ["validation", "test", "train"]
     found = dataset.files("train")
     assert str(found.name) == f"hf:org/rows@{COMMIT}/train"
     ((name, path),) = found.files
@@ -160,7 +202,7 @@ def test_only_the_files_of_the_wanted_split_are_fetched(hub: LoopbackHub, repo: 
     assert hub.sent_bytes.keys() == {"README.md", "train.jsonl"}
     with pytest.raises(DataError, match="no split 'other'") as raised:
         dataset.files("other")
-    assert "validation, train" in str(raised.value.cause)
+    assert "validation, test, train" in str(raised.value.cause)
 
 
 def test_a_fetched_split_needs_no_network_afterwards(

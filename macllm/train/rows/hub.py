@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,9 +12,10 @@ from macllm.hub import DownloadProgress
 from macllm.hub.dataset_files import canonical
 from macllm.hub.dataset_names import is_dataset, parse_dataset
 from macllm.hub.datasets import HubDataset
-from macllm.hub.names import DEFAULT_REVISION, cache_folder, endpoint, is_offline
+from macllm.hub.names import cache_folder, endpoint, is_offline
 
 _SHOWN_COMMIT = 8  # characters
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Progress = Callable[[DownloadProgress], None]
 
@@ -52,12 +54,12 @@ def open_validation(text: str, progress: Progress | None = None) -> RowFiles | N
 def pinned(text: str, stored: str = "") -> str:
     """The name of a dataset with its commit in place of a branch; other texts as they are.
 
-    `stored` is the pinned name of an earlier part of the run: its commit is kept.
+    `stored` is the pinned name of an earlier part of the run: its commit is kept, wherever the branch is now.
     """
     if not is_dataset(text):
         return text
     name = parse_dataset(text)
-    if is_dataset(stored) and name.revision == DEFAULT_REVISION:
+    if is_dataset(stored) and not _COMMIT.fullmatch(name.revision):
         before = parse_dataset(stored)
         if replace(before, revision=name.revision) == name:
             return stored
