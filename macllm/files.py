@@ -99,7 +99,13 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON with an indent of two, atomically. Raises: as `replacing`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON of a value; lone surrogates, as in names of files, are escaped: no encoding can write them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_json(path: Path) -> Any:

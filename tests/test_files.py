@@ -274,3 +274,9 @@ def test_only_the_module_files_recognizes_git_lfs_pointers() -> None:
     mark = "git-lfs.github.com"
     sources = Path(files.__file__).parent.rglob("*.py")
     assert [path for path in sources if mark in path.read_text("utf-8")] == [Path(files.__file__)]
+
+
+def test_json_with_lone_surrogates_is_written_and_read_as_it_was(tmp_path: Path) -> None:
+    """Names of files have them, where they are not UTF-8."""
+    files.write_json(tmp_path / "a.json", {"\udcff": "\ud800ä"})
+    assert files.read_json(tmp_path / "a.json") == {"\udcff": "\ud800ä"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from macllm.files import json_text
 from macllm.units import bytes_text, count_text
 
 from . import names
@@ -35,7 +35,7 @@ def show(folder: str, as_json: bool) -> None:
 
     found = describe(Path(folder).expanduser())
     if as_json:
-        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        click.echo(json_text(asdict(found)))
         return
     form = next(name for name, form in _FORMS.items() if form == found.form)
     click.echo(f"{found.kind} in the format of {form}, of {found.base or 'an unknown base'}")

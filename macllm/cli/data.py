@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macllm.files import json_text
 from macllm.train.config import FinetuneConfig
 from macllm.units import bytes_text, count_text
 
@@ -81,7 +82,7 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
     )
     report = _followed(work)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        click.echo(json_text(report.as_dict(), indent=2))
     else:
         _print(report, tokenizer)
     return int(report.errors > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -78,6 +79,16 @@ def test_json_has_the_numbers_of_the_text(rows: Path, capsys: pytest.CaptureFixt
     assert found["max_seq_length"] == 14
     assert {finding["code"] for finding in found["findings"]} >= {"truncated", "duplicates"}
     assert found["shown"] == []
+
+
+def test_json_is_written_where_rows_and_names_have_lone_surrogates(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"\xff.jsonl")
+    Path(name).write_text('{"\\ud800": "a"}\n')
+    assert cli.main(["data", "check", name, "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["places"][0].startswith(f"{name}:1 has no known columns: it has \ud800")
 
 
 def test_the_context_of_the_model_limits_rows_as_in_a_run(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
