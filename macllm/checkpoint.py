@@ -116,7 +116,8 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM
     except CheckpointError as error:  # config.json has most of its fields
         log.warning("%s; it is ignored", error.message)
         file = None
-    model.info = _described(model.info, own, generation_config(config, file, str(own.get("model_type"))))
+    info = _described(model.info, own, generation_config(config, file, str(own.get("model_type"))))
+    model.info = replace(info, folder=folder)
     model.eval()
     return model
 

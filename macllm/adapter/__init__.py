@@ -8,19 +8,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import mlx.nn as nn
 
 from macllm.errors import MacllmError, UsageError
 from macllm.nn import lora
+from macllm.nn.info import ModelInfo
 from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
-from .attached import activate, attached, detach, hold
+from .attached import Held, activate, attached, checked, detach, exchange, hold, identity
 from .names import Names, check_tables, is_tied, to_ours, to_theirs, without_tied_heads
 
-__all__ = ["BASE", "Form", "activate", "attach", "attach_blend", "attached", "detach", "read_config", "save"]
+__all__ = [
+    "BASE",
+    "Form",
+    "activate",
+    "attach",
+    "attach_blend",
+    "attached",
+    "detach",
+    "identity",
+    "read_config",
+    "save",
+]
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +70,8 @@ def attach(model: nn.Module, folder: Path, base: Path | None = None, name: str |
     `name` is its name for `activate` and `detach`; the folder without one. Adapters attached before stay attached.
 
     If it records the fingerprint of its base, and `base`, the model's folder, has another one, that is logged: the
-    same model in other bits is a sound base, another model is not.
+    same model in other bits is a sound base, another model is not. Without `base`, it is the folder that the model was
+    loaded from.
     Raises ModelNotFoundError if `folder` has no adapter, CheckpointError for one that does not fit the model.
     """
     name = name or str(folder)
@@ -75,7 +88,7 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> dict[str, lora.U
         check_tables(model, peft.tables(folder), names)
         found = without_tied_heads(model, found, names)
     updates = {name: _of_head(model, name, update) for name, update in to_ours(model, found, names).items()}
-    if base is not None:
+    if (base := base or cast(ModelInfo, model.info).folder) is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
     return updates
 
@@ -85,17 +98,32 @@ def _of_head(model: nn.Module, name: str, update: lora.Update) -> lora.Update:
     return update if update.head or is_tied(model, name) else update._replace(head=True)
 
 
-def attach_blend(model: nn.Module, blend: Mapping[str, float], base: Path | None = None) -> None:
-    """Attach adapters by folder and make their sum active, each times its weight. Others are detached.
+def attach_blend(
+    model: nn.Module, blend: Mapping[str, float], base: Path | None = None, *, keep_bytes: int = 0
+) -> None:
+    """Attach adapters by folder and make their sum, each times its weight, active; none: the base.
 
-    Those that are attached already are not read again. Raises as `attach` and `activate` do.
+    Others stay attached up to `keep_bytes`, those used last before others. One that is attached already is read again
+    only if its files have changed. Raises as `attach` and `activate` do; the former adapters then stay active.
     """
-    for folder in blend:
-        if folder not in attached(model):
-            hold(model, folder, _read(model, Path(folder).expanduser(), base))
-    activate(model, blend)
-    for name in attached(model).keys() - blend.keys():
-        detach(model, name)
+
+    def find(name: str, held: Held | None) -> Held:
+        folder = Path(name).expanduser()
+        version = _version(folder)
+        if held is not None and version and held.version == version:
+            return held
+        return checked(model, _read(model, folder, base), version)
+
+    exchange(model, blend, find, keep_bytes)
+
+
+def _version(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Names, inodes, sizes and times of an adapter's files; empty without any."""
+    try:
+        found = [(path.name, path.stat()) for path in sorted(folder.glob("adapter*"))]
+    except OSError:
+        return ()
+    return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
 def _tell_of_another_base(folder: Path, recorded: object, base: Path) -> None:

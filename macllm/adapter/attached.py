@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -13,41 +14,69 @@ from macllm.nn import lora
 from macllm.nn.lora import Update
 
 _ATTRIBUTE = "attached_adapters"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The updates of an adapter by layer. `version` is that of its files; `number` is no other adapter's."""
+
+    updates: dict[str, Update]
+    version: Hashable = None
+    number: int = field(default_factory=lambda: next(_numbers))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors and magnitudes."""
+        return sum(array.nbytes for array in _arrays(self.updates))
 
 
 @dataclass
 class _Attached:
-    """Updates by adapter and layer, and the weights of the active adapters."""
+    """Adapters by name, that used last at the end, and the weights of the active ones."""
 
-    updates: dict[str, dict[str, Update]] = field(default_factory=dict)
+    adapters: dict[str, Held] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
 
 def attached(model: nn.Module) -> dict[str, float]:
     """The names of the attached adapters with their weights; 0 for one that is not active."""
     held = _of(model)
-    return {name: held.weights.get(name, 0.0) for name in held.updates}
+    return {name: held.weights.get(name, 0.0) for name in held.adapters}
+
+
+def identity(model: nn.Module) -> Hashable:
+    """A value that two states of a model share only if their outputs are equal; () for the base alone."""
+    held = _of(model)
+    if not held.weights and lora.adapters(model):
+        return "in training"
+    return tuple((held.adapters[name].number, weight) for name, weight in held.weights.items())
 
 
 def hold(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
     """Attach updates under a name, not active. Raises CheckpointError if they do not fit the model."""
-    held = _of(model)
-    base = lora.disabled(model)
-    with base:
+    _of(model).adapters[name] = checked(model, updates)
+
+
+def checked(model: nn.Module, updates: Mapping[str, Update], version: Hashable = None) -> Held:
+    """The updates, read into memory. Raises CheckpointError if they do not fit the model."""
+    with lora.disabled(model):
         lora.check(model, updates)
-    held.updates[name] = dict(updates)
+    held = Held(dict(updates), version)
+    mx.eval(_arrays(held.updates))
+    return held
 
 
 def activate(model: nn.Module, adapters: str | Mapping[str, float] | None) -> None:
     """Make one attached adapter active, or several, each times its weight; None: the base alone.
 
     The base is not loaded again, and nothing of the former adapters stays. Raises UsageError for a name that is not
-    attached, and for DoRA in a blend.
+    attached, and for DoRA in a blend; the former adapters then stay active.
     """
     held = _of(model)
     weights = {} if adapters is None else {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
-    if unknown := [name for name in weights if name not in held.updates]:
-        known = ", ".join(held.updates) or "none"
+    if unknown := [name for name in weights if name not in held.adapters]:
+        known = ", ".join(held.adapters) or "none"
         raise UsageError(f"no adapter {unknown[0]} is attached", cause=f"attached: {known}", remedy="attach it first")
     if lora.adapters(model) and not held.weights:
         raise UsageError(
@@ -56,11 +85,36 @@ def activate(model: nn.Module, adapters: str | Mapping[str, float] | None) -> No
             remedy="macllm.adapter.save, then attach it to a model that is loaded anew",
         )
     weights = {name: float(weight) for name, weight in weights.items() if weight}
-    updates = _blended([(held.updates[name], weight) for name, weight in weights.items()])
+    updates = _blended([(held.adapters[name].updates, weight) for name, weight in weights.items()])
+    mx.eval(_arrays(updates))  # whatever can fail does so before the model changes
     lora.remove(model)
     lora.attach(model, updates)
     held.weights = weights
+    held.adapters |= {name: held.adapters.pop(name) for name in weights}  # at the end
     model.eval()
+
+
+def exchange(
+    model: nn.Module, blend: Mapping[str, float], find: Callable[[str, Held | None], Held], keep_bytes: int = 0
+) -> None:
+    """Make adapters active, each times its weight, that `find` returns by name, given the attached one.
+
+    Adapters that are no longer active stay attached up to `keep_bytes`, those used last before others. After an error
+    the former ones are active.
+    """
+    held = _of(model)
+    before = dict(held.adapters)
+    found = {name: find(name, before.get(name)) for name in blend}
+    try:
+        held.adapters |= found
+        activate(model, blend)
+    except BaseException:
+        held.adapters = before
+        raise
+    for name in reversed([name for name in held.adapters if name not in held.weights]):
+        keep_bytes -= held.adapters[name].nbytes
+        if keep_bytes < 0:
+            del held.adapters[name]
 
 
 def detach(model: nn.Module, name: str) -> None:
@@ -69,11 +123,16 @@ def detach(model: nn.Module, name: str) -> None:
     Raises UsageError for an unknown name.
     """
     held = _of(model)
-    if name not in held.updates:
-        raise UsageError(f"no adapter {name} is attached", cause=f"attached: {', '.join(held.updates) or 'none'}")
+    if name not in held.adapters:
+        raise UsageError(f"no adapter {name} is attached", cause=f"attached: {', '.join(held.adapters) or 'none'}")
     if name in held.weights:
         activate(model, {other: weight for other, weight in held.weights.items() if other != name})
-    del held.updates[name]
+    del held.adapters[name]
+
+
+def _arrays(updates: Mapping[str, Update]) -> list[mx.array]:
+    arrays = (array for update in updates.values() for array in (update.a, update.b, update.magnitude))
+    return [array for array in arrays if array is not None]
 
 
 def _of(model: nn.Module) -> _Attached:

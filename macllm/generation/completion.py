@@ -11,6 +11,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from macllm.adapter import identity
 from macllm.errors import UsageError
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
@@ -184,7 +185,8 @@ class _RunningCompletion:
             limits["max_context"] = planned
         if self._prefix is None:
             return model.make_cache(**limits), self._prompt, 0
-        kind = (request.max_context, self._options.kv_bits, rotation, request.adapter)
+        adapter = identity(cast(nn.Module, model)) if request.adapter else ()
+        kind = (request.max_context, self._options.kv_bits, rotation, adapter)
         cache, cached = self._prefix.acquire(self._prompt, kind, lambda: model.make_cache(**limits))
         if cached and rotation is not None:
             cache.max_context = planned

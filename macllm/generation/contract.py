@@ -41,7 +41,7 @@ class EngineInfo:
     weights_bytes: int
     has_chat_template: bool
     defaults: SamplingParams
-    adapter: str | None = None  # folder of the LoRA adapter; a request can leave it out
+    adapter: str | None = None  # the active LoRA adapter, or several with weights; a request can leave it out
     kv_bytes_per_token: int | None = None  # by which a cache grows, layers with a window left out; None: unknown
     kv_window_bytes: int = 0  # of the layers with a window, once it is full
     kv_window_tokens: int = 0  # the longest window
@@ -85,6 +85,14 @@ class Engine(Protocol):
 
     def submit(self, request: Request) -> CompletionEvents:
         """Events of a completion, queued at once. Closing the iterator stops it after its current step."""
+        ...
+
+    def activate(self, adapter: str | None) -> None:
+        """Make another adapter active for later requests, or several, as `a + b:0.5`, or none.
+
+        The model is not loaded again. Waits until the completions submitted before it are over. Adapters used before
+        are kept in memory as far as there is room. Raises the error of loading; the former adapter then stays active.
+        """
         ...
 
     def usage(self) -> MemoryUse:

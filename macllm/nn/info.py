@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -60,6 +61,7 @@ class ModelInfo:
     kv_layers: tuple[KVLayer, ...] = ()  # of layers with keys and values; empty: unknown, or none
     config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=_empty, repr=False)
+    folder: Path | None = field(default=None, compare=False, repr=False)  # of the checkpoint
 
     @property
     def prompt_vocab_size(self) -> int | None:

@@ -18,12 +18,13 @@ from ..request import Done, Event, Request
 class EngineCall:
     """A call to the model's owner.
 
-    `run` sends the events of each step as one message, `info` sends one value, either may send an exception. `renew`
-    sends nothing: it reloads the model once kernels are compiled.
+    `run` (with a request) sends the events of each step as one message; `info` and `activate` (with an adapter) send
+    the model's facts. Each may send an exception. `renew` sends nothing: it reloads the model once kernels are
+    compiled.
     """
 
-    method: Literal["info", "run", "renew"]
-    request: Request | None = None
+    method: Literal["info", "run", "activate", "renew"]
+    argument: Request | str | None = None
     send: Callable[[Any], object] = lambda message: None
     cancelled: threading.Event = field(default_factory=threading.Event)
 

@@ -92,7 +92,7 @@ def _read(parent: Parent, calls: Calls, kernels: _Kernels) -> None:
     unfinished: weakref.WeakValueDictionary[int, EngineCall] = weakref.WeakValueDictionary()
     while True:
         try:
-            method, number, request = parent.receive()
+            method, number, argument = parent.receive()
         except EOFError:
             kernels.end()
             parent.leave()  # at once: no file is open, and a step may take long
@@ -105,7 +105,7 @@ def _read(parent: Parent, calls: Calls, kernels: _Kernels) -> None:
 
             _send(parent, number, memory_use())
         else:
-            unfinished[number] = call = EngineCall(method, request, partial(_send, parent, number))
+            unfinished[number] = call = EngineCall(method, argument, partial(_send, parent, number))
             calls.put(call)
         call = None
 

@@ -42,9 +42,11 @@ def serve_calls(
             if worker is not None and cpu.available() and not native:
                 native = True
                 with suppress(Exception):  # the loaded model keeps answering if its files are gone
-                    worker = Worker(
-                        *load(), model_name, options, adapter
-                    )  # reload: native kernels use another weight layout
+                    # reload: native kernels use another weight layout
+                    renewed = Worker(*load(), model_name, options, adapter)
+                    if worker.adapter != adapter:
+                        renewed.activate(worker.adapter)
+                    worker = renewed
             if call.method == "renew":
                 continue
             if worker is None:
@@ -61,11 +63,13 @@ def serve_calls(
 
 
 def _answer(worker: Any, call: EngineCall) -> None:
-    if call.method == "info":
-        call.send(worker.info())
+    if call.method == "run":
+        for step in worker.run(call.argument, call.cancelled.is_set):
+            call.send(step)
         return
-    for step in worker.run(call.request, call.cancelled.is_set):
-        call.send(step)
+    if call.method == "activate":
+        worker.activate(call.argument)
+    call.send(worker.info())
 
 
 def _next_call(calls: Calls, idle: IdleWork | None) -> EngineCall | None:

@@ -45,6 +45,7 @@ class ProcessEngine:
             "options": options,
         }
         self._lock = threading.Lock()
+        self._activating = threading.Lock()
         self._closed = False
         self._info: EngineInfo | None = None
         self._child = self._start()
@@ -54,8 +55,19 @@ class ProcessEngine:
         """The model. Waits until it is loaded; raises the error of loading."""
         if self._info is None:
             self._info = receive(self._call("info")[2])
+            self._keep_adapter()
         assert self._info is not None
         return self._info
+
+    def activate(self, adapter: str | None) -> None:
+        """Make another adapter active, after the completions before it, also after a crash."""
+        with self._activating:
+            try:
+                self._info = receive(self._call("activate", adapter)[2])
+            except KeyboardInterrupt:
+                self._info = None  # asked for again, because the child goes on
+                raise
+            self._keep_adapter()
 
     def submit(self, request: Request) -> EventStream:
         """Events of a completion, queued at once. Closing or cancelling it stops this completion alone."""
@@ -72,13 +84,18 @@ class ProcessEngine:
             self._closed = True
         self._child.end()
 
-    def _call(self, method: str, request: Request | None = None) -> tuple[_Child, int, Messages]:
+    def _keep_adapter(self) -> None:
+        """Start later children with the active adapter."""
+        if self._info is not None:
+            self._settings = {**self._settings, "adapter": self._info.adapter}
+
+    def _call(self, method: str, argument: Request | str | None = None) -> tuple[_Child, int, Messages]:
         with self._lock:
             if self._closed:
                 raise closed_error()
             if self._child.crashed:
                 self._child = self._start()
-            return (self._child, *self._child.call(method, request))
+            return (self._child, *self._child.call(method, argument))
 
     def _start(self) -> _Child:
         child = _Child(self._settings, self._on_status)
@@ -111,14 +128,14 @@ class _Child:
         """True once the process has ended."""
         return self.process.exit is not None
 
-    def call(self, method: str, request: Request | None) -> tuple[int, Messages]:
+    def call(self, method: str, argument: Request | str | None) -> tuple[int, Messages]:
         """Send a call without waiting for the child. Returns its number and the queue of its answers or error."""
         messages: Messages = queue.SimpleQueue()
         with self._lock:
             number = next(self._numbers)
             self._unanswered[number] = messages
         try:
-            self.process.send((method, number, request))
+            self.process.send((method, number, argument))
         except Exception as error:  # a value in the request has no pickle
             self._answer(number, _unsendable(error))
         if self.process.exit is not None:

@@ -36,6 +36,7 @@ class ThreadEngine:
         self._calls: Calls = queue.SimpleQueue()
         self._unfinished: weakref.WeakSet[EngineCall] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._activating = threading.Lock()
         self._info: EngineInfo | None = None
         # a daemon, so that a program can end without close(); the finalizer then ends the thread as MLX needs it
         self._thread = threading.Thread(
@@ -56,6 +57,17 @@ class ThreadEngine:
             self._info = receive(messages)
         assert self._info is not None
         return self._info
+
+    def activate(self, adapter: str | None) -> None:
+        """Make another adapter active, after the completions before it."""
+        with self._activating:
+            messages: Messages = queue.SimpleQueue()
+            self._call(EngineCall("activate", adapter, messages.put))
+            try:
+                self._info = receive(messages)
+            except KeyboardInterrupt:
+                self._info = None  # asked for again, because the thread goes on
+                raise
 
     def submit(self, request: Request) -> EventStream:
         """Events of a completion, queued at once. Closing or cancelling it stops this completion alone."""

@@ -1,13 +1,17 @@
-"""A model, its tokenizer and the caches of its conversations, for the one thread that owns them."""
+"""A model, its tokenizer, adapters and caches of conversations, for the thread that owns them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
+
+from macllm.adapter import attach_blend
+from macllm.hub.blend import parse
 
 from ..completion import run_steps
 from ..contract import EngineInfo, EngineOptions, MemoryUse
@@ -33,10 +37,13 @@ class Worker:
         adapter: str | None = None,
     ) -> None:
         self._model, self._tokenizer, self._options = model, tokenizer, options
-        self._model_name, self._adapter = model_name, adapter
+        self._model_name = model_name
+        self.adapter = adapter  # the active one; `activate` changes it
         # lazy arrays can be computed by the thread that made them only, and weights are cheapest to wait for now
         mx.eval(model.parameters())
-        self._prefix = PrefixCache(self._kept_bytes() if options.prefix_bytes is None else options.prefix_bytes)
+        left = max(0, memory_use().limit_bytes - self._weights_bytes())  # by the weights
+        self._prefix = PrefixCache(left // 4 if options.prefix_bytes is None else options.prefix_bytes)
+        self._kept_bytes = left // 16
 
     def info(self) -> EngineInfo:
         """The model."""
@@ -48,7 +55,7 @@ class Worker:
             weights_bytes=self._weights_bytes(),
             has_chat_template=self._tokenizer.chat_template is not None,
             defaults=default_sampling(self._model.info),
-            adapter=self._adapter,
+            adapter=self.adapter,
             kv_bytes_per_token=growth,
             kv_window_bytes=windows,
             kv_window_tokens=max((layer.window or 0 for layer in self._model.info.kv_layers), default=0),
@@ -57,6 +64,12 @@ class Worker:
     def run(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[tuple[Event, ...]]:
         """Events of a completion, step by step. Reuses the caches of earlier ones as far as the prompts agree."""
         return run_steps(self._model, self._tokenizer, request, self._options, prefix=self._prefix, cancelled=cancelled)
+
+    def activate(self, adapter: str | None) -> None:
+        """Make another adapter active, or several, or none. Raises as `macllm.adapter.attach_blend`."""
+        blend = {} if adapter is None else parse(adapter)
+        attach_blend(cast(nn.Module, self._model), blend, keep_bytes=self._kept_bytes)
+        self.adapter = adapter
 
     def _weights_bytes(self) -> int:
         arrays: list[tuple[str, Any]] = tree_flatten(self._model.parameters())  # type: ignore[assignment]
@@ -69,10 +82,6 @@ class Worker:
             return None, 0
         number = self._model.hidden(mx.zeros((1, 1), dtype=mx.int32)).dtype.size  # lazy: nothing is computed
         return kv_bytes(info.kv_layers, number, self._options.kv_bits)
-
-    def _kept_bytes(self) -> int:
-        """A quarter of the memory that the weights leave."""
-        return max(0, memory_use().limit_bytes - self._weights_bytes()) // 4
 
 
 def memory_use() -> MemoryUse:
