@@ -12,9 +12,10 @@ from macllm.generation.request import Event
 
 @dataclass(frozen=True)
 class ModelReady:
-    """The model is loaded."""
+    """The model is loaded, or has another adapter; with an error it has the former one."""
 
     session: Session
+    error: MacllmError | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from macllm.errors import MacllmError, UsageError
 from macllm.generation.contract import OnStatus
 
 from .messages import ThreadMessage
+from .outcomes import Activate, SwitchModel
 from .session_loader import SessionLoader
 
 OpenModel = Callable[[str, str | None, OnStatus], Session]
@@ -23,7 +24,8 @@ class ModelSlot:
         self.name = name
         self.session: Session | None = None
         self.failure: MacllmError | None = None
-        self.former: Session | None = None  # while another model is loaded
+        self.former: Session | None = None  # while another model or adapter is loaded
+        self._loading = ""  # its name
         self._loader = loader
         self._open_model = open_model
 
@@ -32,15 +34,21 @@ class ModelSlot:
         """The state, unless there is a session."""
         if self.session is not None:
             return ""
-        return "no model" if self.failure else f"loading {self.name}…"
+        return "no model" if self.failure else f"loading {self._loading or self.name}…"
 
     def load(self, post: Callable[[ThreadMessage], object]) -> None:
         """Load the model, again after a failure."""
         self.failure = None
         self._loader.start(post)
 
-    def switch(self, model: str, adapter: str | None, post: Callable[[ThreadMessage], object]) -> None:
-        """Load another model, for the same conversation. Raises: UsageError if that is not possible now."""
+    def change(self, change: SwitchModel | Activate, post: Callable[[ThreadMessage], object]) -> None:
+        """Load another model or adapter for the conversation. Raises: UsageError if not possible now."""
+        if isinstance(change, SwitchModel):
+            self._switch(change.model, change.adapter, post)
+        else:
+            self._activate(change.adapter, post)
+
+    def _switch(self, model: str, adapter: str | None, post: Callable[[ThreadMessage], object]) -> None:
         if (open_model := self._open_model) is None:
             raise UsageError("Another model needs a new chat here.", remedy=f"macllm chat --model {model}")
         if self.session is None and self.failure is None:
@@ -50,11 +58,19 @@ class ModelSlot:
         self.failure = None
         self._loader.switch(lambda on_status: open_model(model, adapter, on_status), post)
 
+    def _activate(self, adapter: str | None, post: Callable[[ThreadMessage], object]) -> None:
+        """Make another adapter active. Meanwhile there is no session, so that messages wait."""
+        if (session := self.session) is None:
+            raise UsageError("A model is being loaded.", remedy="wait until it is there")
+        self.former, self.session = session, None
+        self._loading = short_name(adapter or "")
+        self._loader.activate(session, adapter, post)
+
     def take(self, session: Session) -> None:
         """Use a loaded session, with the conversation of the former one."""
-        if self.former is not None:
+        if self.former is not None and self.former is not session:
             session.take_over(self.former)
-            self.former = None
+        self.former, self._loading = None, ""
         self.session = session
         self.name = short_name(session.engine.info.model_name)
 

@@ -104,6 +104,13 @@ class SwitchModel:
 
 
 @dataclass(frozen=True)
+class Activate:
+    """Make another adapter of the loaded model active, or several, as `a + b:0.5`; None: none."""
+
+    adapter: str | None
+
+
+@dataclass(frozen=True)
 class ShowReasoning:
     """Show the reasoning of the newest answer, or fold it again."""
 
@@ -154,6 +161,7 @@ Outcome = (
     | Ask
     | Open
     | SwitchModel
+    | Activate
     | Attach
     | Shorten
     | OpenEditor

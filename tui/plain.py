@@ -116,7 +116,7 @@ class LineChat:
 
     def _introduce(self, session: Session) -> None:
         """Say the model; at the first time also the way on, and what there is already."""
-        name, adapter = session.engine.info.model_name, self._model.options.adapter
+        name, adapter = session.engine.info.model_name, session.adapter
         if self._introduced:
             self._narrator.say(f"model: {short_name(name)}{f' with {adapter}' if adapter else ''}")
             return
@@ -223,6 +223,9 @@ class LineChat:
                 self._open(screen, argument)
             case outcomes.SwitchModel(model, adapter):
                 self._load(lambda: self._model.switch(model, adapter))
+            case outcomes.Activate(adapter):
+                self._ready().activate(adapter)
+                self._narrator.say(f"adapter: {adapter or 'none'}")
             case outcomes.OpenEditor():
                 self._write_in_editor()
             case outcomes.Quit():
@@ -278,7 +281,7 @@ class LineChat:
         elif screen == "chats" and session is not None:
             self._ask(chats_question(session, argument))
         elif screen == "models" and argument == "adapters":
-            self._ask(adapters_question())
+            self._ask(adapters_question(self._ready()))
         elif screen == "models" and "/" in argument:
             fetch(argument, self._narrator)
             self._load(lambda: self._model.switch(argument, None))

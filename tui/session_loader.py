@@ -34,6 +34,22 @@ class SessionLoader:
         self._open_session = open_session
         self.start(post)
 
+    @staticmethod
+    def activate(session: Session, adapter: str | None, post: Callable[[ThreadMessage], object]) -> None:
+        """Make another adapter active in a new thread, in which `post` gets one ModelReady."""
+
+        def run() -> None:
+            error: MacllmError | None = None
+            try:
+                session.activate(adapter)
+            except MacllmError as raised:
+                error = raised
+            except Exception as raised:
+                error = unexpected("The adapter could not be loaded.", raised)
+            post(ModelReady(session, error))
+
+        threading.Thread(target=run, name="macllm-adapter", daemon=True).start()
+
     def close(self) -> None:
         """Close the session, or the one still loading when it is ready. Waits for the engine to end."""
         with self._lock:

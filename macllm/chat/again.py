@@ -69,7 +69,8 @@ def _origin(answer: Turn, info: EngineInfo) -> Origin:
         cause = f"{origin.model} gave it, not {info.model_name}"
         raise UsageError("The answer is another model's.", cause=cause, remedy="/regen")
     if origin.adapter not in (None, info.adapter):
-        cause = f"{origin.adapter} is not loaded"
-        raise UsageError("The answer was made with another adapter.", cause=cause, remedy="/regen")
+        cause = f"{origin.adapter} is not active"
+        remedy = f"/adapter {origin.adapter}, or /regen"
+        raise UsageError("The answer was made with another adapter.", cause=cause, remedy=remedy)
     seed = origin.sampling.seed if answer.seed is None else answer.seed
     return replace(origin, sampling=replace(origin.sampling, seed=seed))

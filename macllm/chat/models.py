@@ -88,10 +88,7 @@ def usable_models(memory_bytes: int | None = None) -> list[UsableModel]:
         for name, path, size in ollama_models()
     ]
     adapters = [model for model in local if model.kind == "adapter"]
-    adapters += [
-        _readable(lambda folder=folder: _adapter(folder, str(folder)), UsableModel(str(folder), "adapter", 0))
-        for folder in adapter_folders()
-    ]
+    adapters += map(adapter_in, adapter_folders())
     models = sorted(
         (model for model in local if model.kind != "adapter"),
         key=lambda model: (model.problem is not None, model.kind != "bundled", model.name.lower()),
@@ -99,6 +96,12 @@ def usable_models(memory_bytes: int | None = None) -> list[UsableModel]:
     here = {model.name.partition("@")[0] for model in models}
     remote = [_remote(each, measured, memory) for each in catalogue().models if each.name not in here]
     return [*models, *sorted(adapters, key=lambda each: (each.problem is not None, each.name.lower())), *remote]
+
+
+def adapter_in(folder: Path) -> UsableModel:
+    """The entry of the adapter in a folder."""
+    name = str(folder)
+    return _readable(lambda: _adapter(folder, name), UsableModel(name, "adapter", 0))
 
 
 def chosen_model(name: str, models: Iterable[UsableModel]) -> UsableModel:

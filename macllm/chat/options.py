@@ -79,7 +79,6 @@ def open_session(options: ChatOptions, on_status: OnStatus | None = None) -> Ses
             system=options.system,
             sampling=with_overrides(engine.info.defaults, {"seed": options.seed, **options.sampling}),
             max_tokens=options.max_tokens,
-            adapter=options.adapter,
             journal=store,
         )
         if store is not None and options.conversation is not None:

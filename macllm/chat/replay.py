@@ -61,7 +61,9 @@ def request(conversation: Conversation, node: Node, origin: Origin) -> Request:
 
 
 def replay(engine: Engine, conversation: Conversation, number: int, node: Node, origin: Origin) -> Replay:
-    """Make one answer again. Raises: MacllmError of the engine."""
+    """Make one answer again, with its adapter. Raises: MacllmError of the engine."""
+    if engine.info.adapter != origin.adapter:
+        engine.activate(origin.adapter)
     lines, texts, tokens = CallLines(), list[str](), list[int]()
     with closing(engine.submit(request(conversation, node, origin))) as events:
         for event in events:
@@ -73,10 +75,10 @@ def replay(engine: Engine, conversation: Conversation, number: int, node: Node, 
 
 
 def by_model(conversation: Conversation) -> Iterator[tuple[Origin, list[tuple[int, Node, Origin]]]]:
-    """Runs of answers in the path that one model with one adapter made."""
+    """Runs of answers in the path that one model made, with any adapters."""
     run: list[tuple[int, Node, Origin]] = []
     for each in answers(conversation):
-        if run and (run[0][2].model, run[0][2].adapter) != (each[2].model, each[2].adapter):
+        if run and run[0][2].model != each[2].model:
             yield run[0][2], run
             run = []
         run.append(each)

@@ -15,6 +15,7 @@ from macllm.errors import DoesNotFitError, MacllmError, UsageError
 from macllm.generation.request import Delta, Done, Events, FinishReason, Prefill, Request, SamplingParams
 from macllm.generation.sampling.defaults import new_seed
 from macllm.generation.sampling.ranges import LARGEST_SEED
+from macllm.hub.blend import parse
 
 from .again import comparison, continuation
 from .answer import PartialAnswer
@@ -62,13 +63,12 @@ class Session:
         system: str | None = None,
         sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
-        adapter: str | None = None,
         journal: Journal | None = None,
     ) -> None:
         self.engine = engine
         self.sampling = engine.info.defaults if sampling is None else sampling
         self.max_tokens = max_tokens
-        self.adapter = adapter or engine.info.adapter
+        self.adapters = list(parse(self.adapter)) if self.adapter else []  # each that was active, by folder
         self.preset: Preset | None = None  # the one applied last
         self.on_done: Callable[[Done], object] | None = None  # gets the end of each completion
         self.journal = journal
@@ -107,6 +107,20 @@ class Session:
     @system.setter
     def system(self, text: str | None) -> None:
         self._keep(replace(self._conversation, system=text))
+
+    @property
+    def adapter(self) -> str | None:
+        """The active LoRA adapter, or several with weights, as `a + b:0.5`."""
+        return self.engine.info.adapter
+
+    def activate(self, adapter: str | None) -> None:
+        """Make another adapter active, or none, for the answers from now on. Waits for the engine.
+
+        Raises: MacllmError if it cannot be loaded; the former one then stays active.
+        """
+        self.engine.activate(adapter)
+        if adapter is not None:
+            self.adapters += [name for name in parse(adapter) if name not in self.adapters]
 
     @property
     def preset_in_effect(self) -> str:

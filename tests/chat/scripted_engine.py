@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from macllm.errors import DoesNotFitError, EngineCrashedError
+from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError
 from macllm.generation.contract import EngineInfo, MemoryUse
 from macllm.generation.request import Delta, Done, Event, Prefill, Request, SamplingParams, Timing, Usage
 
@@ -24,6 +25,8 @@ class ScriptedEngine:
         self.requests: list[Request] = []
         self.rendered: list[list[dict[str, str]]] = []
         self.completions: list[ScriptedCompletion] = []
+        self.activated: list[str | None] = []
+        self.unloadable: dict[str, MacllmError] = {}  # errors of adapters by name
         self.closed = False
 
     def submit(self, request: Request) -> ScriptedCompletion:
@@ -39,6 +42,12 @@ class ScriptedEngine:
         steps = self.answers.pop(0) if self.answers else ["ok"]
         self.completions.append(ScriptedCompletion(request, prompt, room, steps, self.step_seconds))
         return self.completions[-1]
+
+    def activate(self, adapter: str | None) -> None:
+        if (error := self.unloadable.get(adapter or "")) is not None:
+            raise error
+        self.activated.append(adapter)
+        self.info = replace(self.info, adapter=adapter)
 
     def usage(self) -> MemoryUse:
         return MemoryUse(2_000_000_000, 3_000_000_000, 8_000_000_000)

@@ -393,7 +393,9 @@ def test_the_journal_loses_a_question_without_an_answer() -> None:
 
 
 def test_an_answer_records_what_made_it() -> None:
-    session = Session(ScriptedEngine(["a", thinking("b")]), system="S", max_tokens=9, adapter="mine")
+    engine = ScriptedEngine(["a", thinking("b")])
+    session = Session(engine, system="S", max_tokens=9)
+    session.activate("mine")
     list(session.reply("a"))
     answer = session.turns[1]
     assert answer.origin == Origin(

@@ -228,6 +228,22 @@ def test_a_replay_asks_with_the_recorded_settings_and_compares_the_tokens(
     ]  # fmt: skip
 
 
+def test_a_replay_makes_each_answer_with_its_adapter(
+    run: Callable[..., Outcome], engines: list[ScriptedEngine]
+) -> None:
+    conversation = Conversation.begin()
+    for text, adapter in (("one two", None), ("three", "a + b:0.5")):
+        origin = Origin(model="maclet", adapter=adapter)
+        turn = Turn(
+            role="assistant", content=text, finish="stop", tokens=tuple(range(len(text.split()))), origin=origin
+        )
+        conversation = conversation.added(user("q")).added(turn)
+    stored(conversation)
+    assert run("replay", conversation.id, "--verify").code == 0
+    [engine] = engines
+    assert engine.activated == ["a + b:0.5"]
+
+
 def test_a_difference_is_shown_and_fails_only_a_verification(
     run: Callable[..., Outcome], engines: list[ScriptedEngine]
 ) -> None:

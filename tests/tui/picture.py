@@ -55,7 +55,7 @@ class SteadyEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.info = engine.info
-        self.close = engine.close
+        self.activate, self.close = engine.activate, engine.close
 
     def submit(self, request: Request) -> SteadyCompletion:
         return SteadyCompletion(self._engine.submit(request))

@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Engine(ScriptedEngine):
         if adapter == "missing":
             raise ModelNotFoundError("There is no adapter missing.")
         super().__init__(*[[step(item) for item in answer] for answer in json.loads(sys.argv[1])])
+        self.info = replace(self.info, adapter=adapter)
 
     def submit(self, request: Any) -> Any:
         for text in ("trying something", ""):

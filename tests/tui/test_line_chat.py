@@ -15,7 +15,7 @@ from macllm.chat.options import ChatOptions
 from macllm.chat.session import Session
 from macllm.chat.store import Store
 from macllm.config.settings import load
-from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError, ModelNotFoundError
+from macllm.errors import CheckpointError, DoesNotFitError, EngineCrashedError, MacllmError, ModelNotFoundError
 from macllm.generation.contract import OnStatus
 from macllm_tui import slash
 from macllm_tui.commands.command import Command
@@ -37,6 +37,7 @@ class Talk:
         self.store: Store | None = None
         self.offer: list[UsableModel] = []
         self.failures: list[MacllmError] = []  # of the first loadings
+        self.unloadable: dict[str, MacllmError] = {}  # adapters
 
     def __call__(
         self,
@@ -62,6 +63,7 @@ class Talk:
                 raise self.failures.pop(0) if self.failures else ModelNotFoundError("There is no model missing.")
             self.engines.append(ScriptedEngine())
             self.engines[-1].answers = steps
+            self.engines[-1].unloadable = self.unloadable
             return Session(self.engines[-1], journal=self.store, conversation=options.conversation)
 
         self._monkeypatch.setattr("builtins.input", typed)
@@ -297,10 +299,21 @@ def test_models_are_a_numbered_list_and_a_remote_one_is_downloaded_first(talk: T
 
 
 def test_adapters_are_a_numbered_list(talk: Talk, models: list[str]) -> None:
-    _, err = talk([["one"], ["two"]], "/adapter", "1", "More")
-    assert "Adapters:\n  1  tone, for maclet\n  2  no adapter\n" in err
-    assert "model: scripted with /adapters/tone" in err
-    assert len(talk.engines) == 2
+    _, err = talk([["one"], ["two"]], "Hello", "/adapter", "1", "/adapter tone:0.5", "/adapter", "More")
+    assert "blends:\n  1  tone, for maclet\n  2  no adapter (in use)\n" in err
+    assert "adapter: /adapters/tone\n" in err
+    assert "  1  tone, for maclet (in use with weight 0.5)\n  2  no adapter\n" in err
+    [engine] = talk.engines
+    assert engine.activated == ["/adapters/tone", "/adapters/tone:0.5"]
+    assert [message["content"] for message in engine.rendered[1]] == ["Hello", "one", "More"]
+
+
+def test_an_adapter_that_cannot_be_loaded_is_an_error_and_the_chat_goes_on(talk: Talk, models: list[str]) -> None:
+    talk.unloadable = {"/adapters/tone": CheckpointError("It does not fit.")}
+    out, err = talk([["one"]], "/adapter tone", "Hello")
+    assert err.count("error: It does not fit.") == 1
+    assert out.endswith("macllm: one\n\n")
+    assert talk.engines[0].activated == []
 
 
 def test_a_first_start_offers_models_that_fit(talk: Talk, models: list[str]) -> None:

@@ -142,8 +142,8 @@ def test_an_unknown_or_unusable_model_is_an_error_with_a_remedy(home: Path) -> N
 
 def test_adapter_keeps_the_model_and_changes_the_adapter(home: Path) -> None:
     folder = write_adapter(home / "adapters" / "notes")
-    assert run(f"/adapter {folder}") == outcomes.SwitchModel("scripted", str(folder))
-    assert run("/adapter none") == outcomes.SwitchModel("scripted")
+    assert run(f"/adapter {folder}") == outcomes.Activate(str(folder))
+    assert run("/adapter none") == run("/adapter off") == outcomes.Activate(None)
     with pytest.raises(ModelNotFoundError):
         run("/adapter notes")
 
@@ -152,7 +152,7 @@ def test_an_adapter_of_a_run_is_found_by_its_name(monkeypatch: pytest.MonkeyPatc
     folder = write_adapter(home / "adapters" / "notes")
     broken = write_adapter(home / "adapters" / "broken", weights="other.safetensors")
     monkeypatch.setenv("MACLLM_MODELS", str(home))
-    assert run("/adapter notes") == outcomes.SwitchModel("scripted", str(folder))
+    assert run("/adapter notes:0.5") == outcomes.Activate(f"{folder}:0.5")
     with pytest.raises(UsageError, match=f"{broken.name} cannot be used"):
         run("/adapter broken")
 
@@ -167,7 +167,8 @@ def test_names_of_models_and_adapters_complete_the_commands(home: Path) -> None:
     assert values(None, "")["org/Model-4bit"].startswith("on disk, ")
     adapters = models.COMMANDS[1].values
     assert adapters is not None
-    assert adapters(None, "") == {str(folder): "for org/model", "none": "the model alone"}
+    assert adapters(None, "") == {str(folder): "for org/model", "off": "the model alone"}
+    assert adapters(None, "/x/a ") == {f"/x/a {folder}": "for org/model"}
 
 
 def test_the_first_start_asks_once_which_model_to_get() -> None:

@@ -11,7 +11,7 @@ from macllm.chat.session import Session
 from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError, ModelNotFoundError
 from macllm.generation.contract import OnStatus
 from macllm_tui import questions, slash
-from macllm_tui.outcomes import Choice, Question
+from macllm_tui.outcomes import Choice, Question, SwitchModel
 from macllm_tui.questions import Unanswered
 from macllm_tui.widgets.question import QuestionBox
 from tests.chat.scripted_engine import ScriptedEngine
@@ -270,12 +270,12 @@ def test_another_model_goes_on_with_the_conversation_and_a_missing_one_offers_th
         first.model._open_model = open_model
         await stage.say("Hello")
         await stage.idle()
-        first.switch_model("missing", None)
+        first.switch_model(SwitchModel("missing"))
         await stage.sees("There is no model missing.")
         await stage.sees("go back to the former model")
         await stage.press("escape")
         assert engine.closed
-        first.switch_model("other", None)
+        first.switch_model(SwitchModel("other"))
         await stage.idle()
         await stage.say("Again")
         await stage.sees("from the other")

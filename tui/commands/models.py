@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 
+from macllm.chat.adapters import OFF, chosen_blend, known_adapters
 from macllm.chat.model_columns import fit_text, size_text, status_text
-from macllm.chat.models import UsableModel, chosen_adapter, chosen_model, usable_models
+from macllm.chat.models import UsableModel, chosen_model, usable_models
 from macllm.chat.session import Session
 from macllm.errors import ModelNotFoundError, UsageError
 from macllm.hub.names import local_folder, parse_name
 
-from ..outcomes import Open, Outcome, SwitchModel
+from ..outcomes import Activate, Open, Outcome, SwitchModel
 from .command import Command
 
 _PERIOD_SECONDS = 5.0
@@ -38,17 +39,10 @@ def _model(argument: str) -> Outcome:
 
 
 def _adapter(session: Session, argument: str) -> Outcome:
-    model = session.engine.info.model_name
     if not argument:
         return Open(SCREEN, "adapters")
-    if argument == "none":
-        return SwitchModel(model)
-    if (Path(argument).expanduser() / "adapter_config.json").is_file():
-        return SwitchModel(model, str(Path(argument).expanduser().absolute()))
-    found = chosen_adapter(argument, usable_models())
-    if found.problem is not None:
-        raise UsageError(f"{found.title} cannot be used.", cause=found.problem, remedy="/adapter lists the others")
-    return SwitchModel(model, found.name)
+    listed = [] if argument in OFF else known_adapters(usable_models(), session.adapters)
+    return Activate(chosen_blend(argument, listed))
 
 
 @lru_cache(maxsize=1)
@@ -65,10 +59,13 @@ def _models(session: Session | None, argument: str) -> Mapping[str, str]:
 
 
 def _adapters(session: Session | None, argument: str) -> Mapping[str, str]:
-    """The usable adapters, for completion."""
+    """The usable adapters, for completion; after a name those to blend with it."""
     listed = _listed(int(time.monotonic() / _PERIOD_SECONDS))
-    usable = [model for model in listed if model.kind == "adapter" and model.problem is None]
-    return {**{model.name: status_text(model) for model in usable}, "none": "the model alone"}
+    usable = [model for model in known_adapters(listed, session.adapters if session else ()) if model.problem is None]
+    before = argument.rpartition(" ")[0]
+    if before:
+        return {f"{before} {shlex.quote(model.name)}": status_text(model) for model in usable}
+    return {**{shlex.quote(model.name): status_text(model) for model in usable}, OFF[0]: "the model alone"}
 
 
 COMMANDS = (
@@ -83,8 +80,8 @@ COMMANDS = (
     ),
     Command(
         "adapter",
-        "[NAME | none]",
-        "apply a LoRA adapter, or none",
+        "[NAME … | off]",
+        "apply a LoRA adapter, several (a b:0.5), or none",
         _adapter,
         idle=True,
         aliases=("adapters",),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
+from macllm.chat.adapters import OFF, known_adapters
 from macllm.chat.model_columns import context_text, fit_text, size_text, speed_text, status_text
 from macllm.chat.models import UsableModel, usable_models
+from macllm.chat.session import Session
 from macllm.errors import UsageError
 from macllm.hub import DownloadProgress, download
+from macllm.hub.blend import parse
 from macllm.units import bytes_text
 
 from ..outcomes import Choice, Question
@@ -22,13 +26,21 @@ def models_question(session_model: str = "") -> Question:
     return Question("Models:", tuple(Choice(_row(model, session_model), f"/model {model.name}") for model in models))
 
 
-def adapters_question() -> Question:
-    """The usable adapters of this machine. Raises: UsageError if there is none."""
-    adapters = [model for model in usable_models() if model.kind == "adapter" and model.problem is None]
+def adapters_question(session: Session) -> Question:
+    """The usable adapters, with the weights of those in use. Raises: UsageError if there is none."""
+    adapters = [model for model in known_adapters(usable_models(), session.adapters) if model.problem is None]
     if not adapters:
         raise UsageError("There is no adapter here.", remedy="macllm finetune --lora --data rows.jsonl makes one")
-    named = tuple(Choice(f"{model.title}, {status_text(model)}", f"/adapter {model.name}") for model in adapters)
-    return Question("Adapters:", (*named, Choice("no adapter", "/adapter none")))
+    weights = parse(session.adapter) if session.adapter else {}
+    named = tuple(Choice(_adapter_row(model, weights), f"/adapter {model.name}") for model in adapters)
+    none = "no adapter" if weights else "no adapter (in use)"
+    return Question("Adapters; /adapter NAME NAME:0.5 blends:", (*named, Choice(none, f"/adapter {OFF[0]}")))
+
+
+def _adapter_row(model: UsableModel, weights: Mapping[str, float]) -> str:
+    weight = weights.get(model.name)
+    use = "" if weight is None else " (in use)" if weight == 1 else f" (in use with weight {weight:g})"
+    return f"{model.title}, {status_text(model)}{use}"
 
 
 def _row(model: UsableModel, session_model: str) -> str:

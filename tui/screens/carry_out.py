@@ -55,8 +55,8 @@ class ChatView(Protocol):
         """Ask a question."""
         ...
 
-    def switch_model(self, model: str, adapter: str | None) -> None:
-        """Load another model."""
+    def switch_model(self, change: outcomes.SwitchModel | outcomes.Activate) -> None:
+        """Load another model or adapter."""
         ...
 
     def action_run(self, line: str) -> None:
@@ -95,8 +95,8 @@ def carry_out(outcome: outcomes.Outcome, chat: ChatView) -> None:
             chat.ask(question)
         case outcomes.Open(screen, argument):
             _open(screen, argument, chat)
-        case outcomes.SwitchModel(model, adapter):
-            chat.switch_model(model, adapter)
+        case outcomes.SwitchModel() | outcomes.Activate():
+            chat.switch_model(outcome)
         case shown:
             _show(shown, chat)
 

@@ -41,8 +41,7 @@ _AGAIN_SECONDS = 1.5  # a second Ctrl+C within this time quits; a second Esc edi
 class ChatScreen(TranscriptScreen):
     """One conversation. Messages sent while the model loads or answers are queued.
 
-    `conversation` is drawn before the model is loaded; the session is to have the same. `open_model` loads another
-    model, with an adapter if there is one.
+    `conversation` is drawn before the model is loaded; the session is to have the same. `open_model` loads another one.
     """
 
     BINDINGS: ClassVar = [
@@ -117,8 +116,8 @@ class ChatScreen(TranscriptScreen):
         match event.message:
             case EngineStatus(status):
                 self._show_engine_status(status)
-            case ModelReady(session):
-                self._use_model(session)
+            case ModelReady(session, error):
+                self._use_model(session, error)
             case ModelFailed(error):
                 self._show_load_failure(error)
             case TurnEvent(item) if self._pending is not None:
@@ -137,13 +136,15 @@ class ChatScreen(TranscriptScreen):
         else:
             self._refresh_status()
 
-    def _use_model(self, session: Session) -> None:
+    def _use_model(self, session: Session, error: MacllmError | None) -> None:
         self.model.take(session)
         self._status.model = self.model.name
         self.prompt.use_history(session.journal)
         self._show_activity("")
         if session.turns:
             self.transcript.show(session.conversation)
+        if error is not None:
+            self.tell(Failure(error))
         self._go_on()
         self.ask(None if self._pending else first_start.question(session.engine.info.model_name), focus=False)
 
@@ -159,11 +160,11 @@ class ChatScreen(TranscriptScreen):
             self.model.load(self._post)
             self._show_activity(self.model.activity)
 
-    def switch_model(self, model: str, adapter: str | None) -> None:
-        """Load another model for the conversation. Raises: UsageError if that is not possible now."""
+    def switch_model(self, change: outcomes.SwitchModel | outcomes.Activate) -> None:
+        """Load another model or adapter for the conversation. Raises: UsageError if that is not possible now."""
         if self._pending is not None:
             raise UsageError("An answer is being written.", remedy=stop_remedy(self.app))
-        self.model.switch(model, adapter, self._post)
+        self.model.change(change, self._post)
         self._status.model = self.model.name
         self._show_activity(self.model.activity)
 
@@ -226,14 +227,13 @@ class ChatScreen(TranscriptScreen):
             self._status.remark = ""  # a crashed engine does not clear its status
         self._show_activity("")
         returned = pending.returned if node is None else None
-        answer = None if node is None else node.turn
         question = pending.question(error, node, self._send_after)
         draft = self.prompt.text
         if error is not None:
             self.transcript.add(Failure(error))
         elif (warning := pending.session.take_warning()) is not None and question is None:
             self.transcript.add(Notice(warning))
-        if error is not None or answer is None or answer.finish == "cancelled":
+        if error is not None or node is None or node.turn.finish == "cancelled":
             if returned is not None and pending.edited is not None and not draft:
                 self._entry.edit(pending.edited, *returned)
                 returned = None

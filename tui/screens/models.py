@@ -17,9 +17,11 @@ from textual.message import Message
 from textual.widgets import OptionList, Static
 
 from macllm import hub
+from macllm.chat.adapters import other_adapters
 from macllm.chat.models import UsableModel, usable_models
 from macllm.chat.session import Session
 from macllm.errors import MacllmError
+from macllm.hub.blend import parse
 from macllm.hub.downloads import Downloads, DownloadStatus
 from macllm.units import bytes_text
 from macllm.visible import visible
@@ -88,7 +90,9 @@ class ModelsScreen(Overlay):
     ) -> None:
         """`argument` is a part of the list, or the name of a model to highlight, and to get if it is remote."""
         super().__init__()
-        self._current = (session.engine.info.model_name, session.adapter) if session else ("", None)
+        self._model_name = session.engine.info.model_name if session else ""
+        self._active = parse(session.adapter) if session and session.adapter else {}
+        self._used = tuple(session.adapters) if session else ()
         self._part: table.Part = table.part_named(argument)
         self._wanted = "" if argument in table.PARTS else argument
         self._lister, self._downloads = lister, downloads
@@ -285,7 +289,8 @@ class ModelsScreen(Overlay):
 
     def _listed(self) -> None:
         try:
-            self.post_message(ModelsListed(self._lister()))
+            models = self._lister()
+            self.post_message(ModelsListed([*models, *other_adapters(models, self._used)]))
         except MacllmError as error:
             self.post_message(WorkReported(error.message, over=False))
 
@@ -336,7 +341,7 @@ class ModelsScreen(Overlay):
         return next((model for model in self._shown if row is not None and model.name == row.value), None)
 
     def _is_current(self, model: UsableModel) -> bool:
-        return model.name == (self._current[1] if model.kind == "adapter" else self._current[0])
+        return model.name in self._active if model.kind == "adapter" else model.name == self._model_name
 
     def _highlight_name(self, name: str) -> None:
         for at, row in enumerate(self.list.rows):
