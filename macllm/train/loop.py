@@ -232,9 +232,6 @@ class Trainer(Generic[B]):
             done = self._step()
             buffers.fit()
             yield done
-            if self.state.watch.is_spike(self._rules):
-                cause = f"the loss or the gradient rose {self._rules.patience} times in a row"
-                yield self._skip(self.state.step, MacllmError(f"{cause} up to step {self.state.step}"))
             yield from self._after_step()
             yield from self._pause()
         yield from self._save()
@@ -321,7 +318,10 @@ class Trainer(Generic[B]):
         return sum_gradients(summed, self.state.weights, self.group), sum_losses(sums, self.group)
 
     def _after_step(self) -> Iterator[TrainEvent]:
-        """Report, evaluate and save as far as it is due after the last step and not done yet."""
+        """Go back after a spike, report, evaluate and save as far as it is due after the last step and not done yet."""
+        if self.state.watch.is_spike(self._rules):
+            cause = f"the loss or the gradient rose {self._rules.patience} times in a row"
+            yield self._skip(self.state.step, MacllmError(f"{cause} up to step {self.state.step}"))
         step, config = self.state.step, self.config
         if self.state.window.steps and (step == self.steps or step % config.steps_per_report == 0):
             yield self._report()

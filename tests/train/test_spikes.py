@@ -17,7 +17,7 @@ from macllm.errors import CheckpointError, MacllmError
 from macllm.train import power
 from macllm.train.config import TrainConfig
 from macllm.train.contract import Loss
-from macllm.train.events import Continued, Paused, Saved, Skipped, Step, TrainEvent
+from macllm.train.events import Advanced, Continued, Paused, Saved, Skipped, Step, TrainEvent
 from macllm.train.loop import Trainer
 from macllm.train.objectives.clm import Batch
 from macllm.train.power import draws_from_battery, on_battery
@@ -113,7 +113,23 @@ def test_an_interruption_that_saves_moves_no_snapshot_to_go_back_to(tmp_path: Pa
         stream.close()
         resumed, more = run(SPIKE, tmp_path / str(stop), replace(LONG, keep=1))
         assert resumed == whole
-        assert skipped(more) == (skipped(events) if stop < 23 else [])
+        assert skipped(more) == skipped(events)
+
+
+@pytest.mark.parametrize("rollbacks", [3, 0], ids=["goes back", "is an error"])
+def test_an_interruption_between_a_spike_and_its_rollback_loses_nothing(tmp_path: Path, rollbacks: int) -> None:
+    config = replace(LONG, rollbacks=rollbacks)
+    made = trainer(SPIKE, tmp_path / "stopped", config)
+    stream = made.run()
+    next(event for event in stream if isinstance(event, Advanced) and event.work == "training" and event.done == 23)
+    stream.close()
+    if not rollbacks:
+        with pytest.raises(MacllmError, match="up to step 23"):
+            run(SPIKE, tmp_path / "stopped", config)
+        return
+    whole, events = run(SPIKE, tmp_path / "whole", config)
+    resumed, more = run(SPIKE, tmp_path / "stopped", config)
+    assert (resumed, skipped(more)) == (whole, skipped(events))
 
 
 def test_a_gradient_that_is_not_finite_skips_its_step_without_a_snapshot_and_ends_the_run_in_the_end(
