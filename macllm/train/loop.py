@@ -96,7 +96,7 @@ class Trainer(Generic[B]):
         self.state = self._begin()
         self._saved = _mark(self.state)  # nothing to save before the first step
         self._last_loss = float("nan")  # of the last report
-        self._rules = SpikeRules.of(config)
+        self._rules = SpikeRules.of(config, self.steps)
         self.battery = BatteryPause(config.pause_on_battery)
 
     @classmethod
@@ -318,7 +318,7 @@ class Trainer(Generic[B]):
         return sum_gradients(summed, self.state.weights, self.group), sum_losses(sums, self.group)
 
     def _after_step(self) -> Iterator[TrainEvent]:
-        """Go back after a spike, report, evaluate and save as far as it is due after the last step and not done yet."""
+        """Do what is due after the last step and not done yet: go back, report, evaluate, save."""
         if self.state.watch.is_spike(self._rules):
             cause = f"the loss or the gradient rose {self._rules.patience} times in a row"
             yield self._skip(self.state.step, MacllmError(f"{cause} up to step {self.state.step}"))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Self
 
+from macllm.errors import UsageError
+
 from .config import TrainConfig
 
 _WINDOW, _FEWEST = 64, 16  # steps whose losses a new one is compared with
@@ -27,9 +29,20 @@ class SpikeRules:
     rollbacks: int  # without a good snapshot in between
 
     @classmethod
-    def of(cls, config: TrainConfig) -> SpikeRules:
-        """The rules that a config describes."""
-        return cls(config.spike_threshold, config.spike_patience, config.rollbacks)
+    def of(cls, config: TrainConfig, steps: int) -> SpikeRules:
+        """The rules that a config describes, for a run of `steps` steps.
+
+        Raises UsageError if the run ends before it could go back.
+        """
+        patience = config.spike_patience
+        first = max(config.save_every + patience, _FEWEST) + patience  # a snapshot is good after `patience` steps
+        if config.spike_threshold and steps < first:
+            raise UsageError(
+                "spike_threshold has no effect",
+                cause=f"the run has {steps} steps, and could not go back before step {first}",
+                remedy="a lower --save-every, or no spike_threshold",
+            )
+        return cls(config.spike_threshold, patience, config.rollbacks)
 
     def has_spike(self, value: float, before: Sequence[float]) -> bool:
         """True if `value` is far above the values before it, measured by their median deviation."""

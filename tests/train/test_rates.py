@@ -14,6 +14,7 @@ from macllm.nn import lora
 from macllm.nn.models import DecoderLM
 from macllm.train import optim
 from macllm.train.config import FinetuneConfig, TrainConfig
+from macllm.train.optim.groups import decays, is_embedding
 from macllm.train.pretrain import new_model
 
 LLAMA = {
@@ -90,15 +91,26 @@ def test_muons_adamw_has_a_rate_of_its_own() -> None:
             assert length == pytest.approx(0.05, rel=1e-3), name
 
 
-def test_b_learns_faster_than_a_by_the_ratio_of_lora_plus() -> None:
-    config = FinetuneConfig(data="x", learning_rate=0.001, lora_plus_ratio=16.0)
-    for name, length in lengths_of_a_step(config, llama(adapts=True)).items():
-        assert length == pytest.approx(0.016 if name.endswith("lora_b") else 0.001, rel=2e-3), name
+def adapted_rates(**values: Any) -> dict[str, float]:
+    """The rates of an adapter of all linear layers, or with DoRA, and of the embedding."""
+    dora = values.pop("dora", False)
+    model = llama(adapts=True, use_dora=True) if dora else llama(adapts=True, keys=("*_proj", "embedding.tokens"))
+    return lengths_of_a_step(FinetuneConfig(data="x", learning_rate=0.001, lora_plus_ratio=16.0, **values), model)
+
+
+def test_lora_plus_raises_b_alone_and_no_rate_that_is_given() -> None:
+    for name, length in adapted_rates(embedding_rate=0.003).items():
+        rate = 0.003 if "embedding" in name else 0.016 if name.endswith("lora_b") else 0.001
+        assert length == pytest.approx(rate, rel=2e-3), name
+    for name, length in adapted_rates(optimizer="muon", adamw_rate=0.002, dora=True).items():
+        if name.endswith("magnitude"):
+            assert length == pytest.approx(0.002, rel=2e-3), name
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-def test_lora_plus_has_the_rates_of_peft() -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_plus_has_the_rates_of_peft(dora: bool) -> None:
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model
@@ -106,23 +118,54 @@ def test_lora_plus_has_the_rates_of_peft() -> None:
 
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
     kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted: Any = get_peft_model(theirs, LoraConfig(r=2, target_modules=kinds, task_type="CAUSAL_LM"))
-    optimizer = create_loraplus_optimizer(adapted, torch.optim.AdamW, lr=0.001, loraplus_lr_ratio=16.0)
+    kinds += [] if dora else ["embed_tokens"]
+    chosen = LoraConfig(r=2, target_modules=kinds, task_type="CAUSAL_LM", use_dora=dora)
+    adapted: Any = get_peft_model(theirs, chosen)
+    options = {"loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 0.003}
+    optimizer = create_loraplus_optimizer(adapted, torch.optim.AdamW, lr=0.001, **options)
     names = {id(weight): name for name, weight in adapted.named_parameters()}
-    rates: dict[str, set[float]] = {"lora_a": set(), "lora_b": set()}
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            rates["lora_b" if "lora_B" in names[id(weight)] else "lora_a"].add(group["lr"])
-    config = FinetuneConfig(data="x", learning_rate=0.001, lora_plus_ratio=16.0)
-    for name, length in lengths_of_a_step(config, llama(adapts=True)).items():
-        (rate,) = rates[name.rsplit(".", 1)[-1]]
+    rates = {names[id(w)]: group["lr"] for group in optimizer.param_groups for w in group["params"]}
+    kinds_of = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "magnitude"}
+    kinds_of |= {"lora_embedding_A": "embedding", "lora_embedding_B": "embedding"}
+    expected = {ours: {rates[n] for n in rates if f".{kind}." in n} for kind, ours in kinds_of.items()}
+    for name, length in adapted_rates(dora=dora, **({} if dora else {"embedding_rate": 0.003})).items():
+        (rate,) = expected["embedding" if "embedding" in name else name.rsplit(".", 1)[-1]]
         assert length == pytest.approx(rate, rel=2e-3), name
+
+
+@pytest.mark.parametrize(
+    ("name", "embeds"),
+    [
+        ("embedding.tokens.weight", True),
+        ("target_embedding.positions.table.weight", True),
+        ("model.embed_tokens.lora_b", True),
+        ("model.embed_tokens_per_layer.weight", True),
+        ("transformer.wte.weight", True),
+        ("model.layers.0.self_attn.embed_q.weight", False),  # a projection of DeepSeek's attention
+        ("gpt_neox.embed_out.weight", False),  # a head
+    ],
+)
+def test_rates_and_decay_agree_on_embeddings(name: str, embeds: bool) -> None:
+    weight = mx.zeros((2, 2))
+    assert is_embedding(name) == embeds == (not decays(name, weight, everything=False))
+
+
+def test_decay_all_reaches_the_adapter_of_an_embedding() -> None:
+    config = FinetuneConfig(data="x", learning_rate=0.1, weight_decay=0.5, decay_all=True, keys=("embedding.tokens",))
+    model = llama(adapts=True, keys=config.keys)
+    weights: Any = dict(tree_flatten(model.trainable_parameters()))
+    optimizer, still = optim.configured(config, model), {name: mx.zeros(w.shape) for name, w in weights.items()}
+    moved, _ = optimizer.update(weights, still, optimizer.init(weights), 0.1, mx.array(1.0))
+    for name, weight in weights.items():
+        np.testing.assert_allclose(np.array(moved[name]), np.array(weight) * 0.95, rtol=1e-6)
 
 
 USELESS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"embedding_rate": 0.1}, {}),
     ({"adamw_rate": 0.1, "optimizer": "muon"}, {}),
     ({"layer_decay": 0.9}, {"num_layers": 1}),
+    ({"lora_plus_ratio": 4.0}, {"keys": ("embedding.tokens",)}),
+    ({"decay_all": True, "weight_decay": 0.1, "keys": ("*.q_proj",)}, {"keys": ("*.q_proj",)}),
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlx.utils import tree_flatten
 
-from macllm.errors import CheckpointError, MacllmError
+from macllm.errors import CheckpointError, MacllmError, UsageError
 from macllm.train import power
 from macllm.train.config import TrainConfig
 from macllm.train.contract import Loss
@@ -163,6 +163,14 @@ def test_a_snapshot_is_good_only_after_steps_without_a_spike() -> None:
 def test_a_watch_survives_json_exactly() -> None:
     watch = Watch((0.1, 1 / 3), (2e-30,), 1, 4, 8, 2, ((3, 5), (7, 7)))
     assert Watch.from_json(json.loads(json.dumps(watch.__dict__))) == watch
+
+
+def test_a_threshold_is_refused_where_no_snapshot_could_be_gone_back_to(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="spike_threshold has no effect\ncause: save_every is 0"):
+        replace(LONG, save_every=0)
+    with pytest.raises(UsageError, match="28 steps, and could not go back before step 29"):
+        trainer({}, tmp_path, replace(LONG, save_every=23))
+    trainer({}, tmp_path, replace(LONG, save_every=22))
 
 
 def test_rows_without_a_unit_of_loss_are_an_error(tmp_path: Path) -> None:

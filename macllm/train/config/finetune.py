@@ -41,7 +41,9 @@ class FinetuneConfig(TrainConfig):
     learning_rate: Annotated[
         float, "peak learning rate; 0: 2e-4, or 1e-3 below 50 million parameters; full a tenth, lion a fifth"
     ] = 0.0
-    lora_plus_ratio: Annotated[float, "learning rate of B relative to that of A (LoRA+); 1: the same"] = 1.0
+    lora_plus_ratio: Annotated[
+        float, "learning rate of B and DoRA's norms relative to A's (LoRA+), embeddings aside; 1: the same"
+    ] = 1.0
     epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
@@ -65,8 +67,10 @@ class FinetuneConfig(TrainConfig):
         for name in _OF_ADAPTERS if self.method == "full" else ():
             if getattr(self, name) != default[name]:
                 raise UsageError(f"{name} has no effect", cause="method is full", remedy=f"leave {name} out")
-        if self.decay_all and self.method == "lora" and not self.use_dora:
-            raise UsageError("decay_all has no effect", cause="an adapter has matrices only", remedy="weight_decay")
+        # With DoRA or patterns it depends on the layers adapted.
+        if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys):
+            cause = "the adapter has matrices only, and none of an embedding"
+            raise UsageError("decay_all has no effect", cause=cause, remedy="weight_decay alone")
 
     def fitted(self, parameters: int) -> Self:
         """The config with default learning rate and epochs for a model with this number of parameters."""

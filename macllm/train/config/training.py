@@ -158,6 +158,10 @@ class TrainConfig:
                 self.spike_patience != default["spike_patience"] and not self.spike_threshold,
                 "spike_threshold is 0",
             ),
+            "spike_threshold": (
+                bool(self.spike_threshold) and not self.save_every,
+                "save_every is 0: no snapshot is kept to go back to",
+            ),
             "valid_fraction": (self.valid_fraction > 0 and bool(self.valid), f"valid is {self.valid}"),
             **{name: (getattr(self, name) != default[name], cause) for name in unread(self.optimizer)},
         }

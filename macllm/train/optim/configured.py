@@ -11,7 +11,7 @@ from macllm.errors import UsageError
 from ..config import TrainConfig
 from ..contract import Optimizer
 from .adamw import AdamW
-from .groups import is_hidden, rate_factors
+from .groups import decays, is_hidden, rate_factors
 from .lion import Lion
 from .moment import FirstMoment
 from .muon import Muon
@@ -24,6 +24,9 @@ def configured(config: TrainConfig, model: nn.Module) -> Optimizer:
     """
     weights: dict[str, mx.array] = dict(tree_flatten(model.trainable_parameters()))  # type: ignore[arg-type]
     factors = rate_factors(config, weights, (name for name, _ in tree_flatten(model.parameters())))
+    if config.decay_all and all(decays(name, weight, everything=False) for name, weight in weights.items()):
+        cause = "only matrices are trained, none of an embedding"
+        raise UsageError("decay_all has no effect", cause=cause, remedy="weight_decay alone")
     c, moment = config, FirstMoment(config.first_moment_bits)
     if c.optimizer == "lion":
         return Lion(c.beta1, c.momentum or 0.99, c.weight_decay, c.decay_all, factors, moment)

@@ -13,13 +13,14 @@ from ..config import FinetuneConfig, TrainConfig
 from ..contract import Arrays
 
 _LAYER = re.compile(r"(.*?)\.?\blayers\.(\d+)\.")
-_HEADS = frozenset({"head", "lm_head"})
+_EMBEDDING = re.compile(r"(.*_)?embed(ding)?s?(_(tokens|in|table)(_per_layer)?)?|wte|wpe")
+_HEADS = frozenset({"head", "lm_head", "embed_out"})
 _LORA_B = ".lora_b"
 
 
 def is_embedding(name: str) -> bool:
-    """True for weights of embeddings, a tied head's matrix among them."""
-    return "embed" in name
+    """True for weights of embeddings, a tied head's matrix and factors of adapters among them."""
+    return any(map(_EMBEDDING.fullmatch, name.split(".")))
 
 
 def is_hidden(name: str, weight: mx.array) -> bool:
@@ -30,7 +31,7 @@ def is_hidden(name: str, weight: mx.array) -> bool:
 
 def decays(name: str, weight: mx.array, everything: bool) -> bool:
     """True for weights with weight decay: matrices other than embeddings, or `everything`."""
-    return everything or (weight.ndim > 1 and "embedding" not in name)
+    return everything or (weight.ndim > 1 and not is_embedding(name))
 
 
 def rate_factors(config: TrainConfig, weights: Arrays, names: Iterable[str]) -> dict[str, float]:
@@ -48,10 +49,16 @@ def rate_factors(config: TrainConfig, weights: Arrays, names: Iterable[str]) -> 
             raise _useless(setting, "no such weights are trained")
         factors |= {name: rate / config.learning_rate for name in own[setting] if rate}
     ratio = config.lora_plus_ratio if isinstance(config, FinetuneConfig) else 1.0
-    for name in factors:
-        if ratio != 1.0 and (name.endswith(_LORA_B) or weights[name].ndim == 1):
-            factors[name] *= ratio
-    return factors
+    given = set(own["adamw_rate"]) if config.adamw_rate else set[str]()
+    faster = [name for name in weights if name not in given and _is_raised(name, weights[name])]
+    if ratio != 1.0 and not faster:
+        raise _useless("lora_plus_ratio", "no B of a layer without a rate of its own is trained")
+    return factors | {name: factors[name] * ratio for name in faster}
+
+
+def _is_raised(name: str, weight: mx.array) -> bool:
+    """True for weights whose rate LoRA+ raises: B and, as in PEFT, vectors, but not on embeddings."""
+    return not is_embedding(name) and (name.endswith(_LORA_B) or weight.ndim == 1)
 
 
 def _others(config: TrainConfig, weights: Arrays) -> list[str]:
