@@ -64,6 +64,8 @@ def finetune(
     lora_plus_ratio: float | None = None,
     schedule: Schedule | None = None,
     warmup: float | None = None,
+    warmup_init: float | None = None,
+    decay_steps: int | None = None,
     decay: float | None = None,
     min_lr_ratio: float | None = None,
     adamw_rate: float | None = None,

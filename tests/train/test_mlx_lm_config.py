@@ -8,7 +8,9 @@ import pytest
 
 from macllm.errors import UsageError
 from macllm.train.config import FinetuneConfig, PretrainConfig
+from macllm.train.config.mlx_lm import _number as config_number
 from macllm.train.config.mlx_lm import read
+from macllm.train.optim import learning_rate
 
 EXAMPLE = """
 model: org/name
@@ -59,7 +61,7 @@ def test_keys_that_mean_the_same_are_taken_over(tmp_path: Path) -> None:
         0.1,
         ("self_attn.q_proj", "mlp.down_proj"),
     )
-    assert (config.schedule, config.learning_rate, config.warmup) == ("cosine", 2e-5, 0.1)
+    assert (config.schedule, config.learning_rate, config.warmup) == ("cosine", 2e-5, 0.101)
     assert config.min_lr_ratio == pytest.approx(0.05)
     assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.98, 1e-6, 0.01)
     assert load(tmp_path, EXAMPLE + "report_to: wandb, tensorboard\n").report_to == ("wandb", "tensorboard")
@@ -104,7 +106,8 @@ def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
         ("lora_parameters: {rank: 8, alpha: 3}", "lora_parameters (alpha unknown)"),
         ("lora_parameters: [1]", "lora_parameters (it is malformed)"),
         ("lr_schedule: {name: step_decay, arguments: [1, 2, 3]}", "step_decay"),
-        ("lr_schedule: {name: cosine_decay, arguments: [1e-5, 10]}", "over 10 steps of a run of 1000"),
+        ("lr_schedule: {name: cosine_decay, warmup: 1000, arguments: [1e-5, 10]}", "over 1000 steps of a run of 1000"),
+        ("grad_accumulation_steps: 1001", "1000 iterations make no step of 1001"),
         ("lr_schedule: {name: cosine_decay}", "lr_schedule (it is malformed)"),
         ("optimizer_config: {adam: {gamma: 1}}", "optimizer_config (it is malformed)"),
         ("learning_rates: 1", "learning_rates (unknown)"),
@@ -117,6 +120,33 @@ def test_keys_without_an_equal_are_refused_by_name(text: str, message: str, tmp_
     with pytest.raises(UsageError) as error:
         load(tmp_path, text)
     assert message in f"{error.value.message} {error.value.cause}"
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "{name: cosine_decay, warmup: 7, warmup_init: 1e-7, arguments: [2e-5, 60, 1e-6]}",
+        "{name: cosine_decay, warmup: 5, arguments: [2e-5, 60]}",
+        "{name: cosine_decay, warmup: 1, arguments: [2e-5, 8, 1e-6]}",
+        "{name: linear_schedule, arguments: [1e-4, 1e-5, 60]}",
+        "{name: linear_schedule, warmup: 13, arguments: [1e-4, 0, 47]}",
+        "{name: cosine_decay, warmup: 14, arguments: [1e-4, 200]}",
+    ],
+)
+def test_every_step_has_the_rate_of_mlx_lm(schedule: str, accumulation: int, tmp_path: Path) -> None:
+    import mlx.optimizers
+    import yaml
+    from mlx_lm.tuner.utils import build_schedule
+
+    keys = f"data: x\niters: {61 * accumulation}\ngrad_accumulation_steps: {accumulation}\n"
+    config = load(tmp_path, f"{keys}lr_schedule: {schedule}\n")
+    assert (config.iters, config.save_every) == (61, 100 // accumulation)
+    theirs = mlx.optimizers.Adam(build_schedule(config_number(yaml.safe_load(schedule))))
+    for step in range(61):
+        theirs.update({}, {})
+        assert learning_rate(config, step, 61) == pytest.approx(theirs.learning_rate.item(), rel=2e-6, abs=1e-12), step
 
 
 def test_only_fine_tuning_reads_them(tmp_path: Path) -> None:

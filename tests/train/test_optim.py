@@ -117,6 +117,13 @@ def test_a_schedule_rises_to_its_peak_and_falls_no_lower_than_its_floor(schedule
         assert got[-1] == 0.1
 
 
+def test_a_schedule_with_given_ends_is_a_line_up_and_one_down() -> None:
+    got = rates("linear", 12, warmup=0.25, warmup_init=0.4, decay_steps=6, min_lr_ratio=0.1)
+    assert got == pytest.approx([*np.linspace(0.4, 1, 3), *np.linspace(1, 0.1, 7), 0.1, 0.1])
+    assert rates("cosine", 5, warmup=0.0, decay_steps=8) == pytest.approx(rates("cosine", 9, warmup=0.0)[:5])
+    assert rates("constant", 9, warmup=0.1, warmup_init=0.0)[:2] == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("share", [i / 100 for i in range(100)])
 def test_warm_up_takes_its_share_of_the_steps_in_exact_arithmetic(share: float) -> None:
     got = rates("constant", 100, warmup=share)

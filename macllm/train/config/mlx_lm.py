@@ -5,8 +5,10 @@ mlx-lm's defaults hold for keys that a file leaves out, so that it trains what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +36,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _SAME = {*_DEFAULTS, "data", "chat_feature", "prompt_feature", "completion_feature", "text_feature"}
 _ALL_LAYERS = 1_000_000  # more than any model has
+_ITERATIONS = ("iters", "steps_per_report", "steps_per_eval", "save_every")
 _LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "scale": 20.0, "dropout": 0.0}
 # What mlx-lm's loop does without a key for it.
 _ALWAYS: dict[str, Any] = {"max_grad_norm": 0.0, "warmup": 0.0, "schedule": "constant", "select": "last"}
@@ -151,14 +154,33 @@ def _schedule(given: Any, values: dict[str, Any]) -> dict[str, Any]:
         peak, decay_steps, low = (*given["arguments"], 0.0)[:3]
     else:
         peak, low, decay_steps = given["arguments"]
-    if not steps - warmup - 1 <= decay_steps <= steps:
-        raise ValueError(f"it falls over {decay_steps} steps of a run of {steps}")
-    return {
+    if warmup and warmup + 1 > steps:
+        raise ValueError(f"it warms up over {warmup} steps of a run of {steps}")
+    rising = warmup + 1 if warmup else 0  # mlx-lm's warm-up begins at warmup_init, and two steps have the peak
+    made = {
         "schedule": _SCHEDULES[name],
         "learning_rate": float(peak),
         "min_lr_ratio": low / peak,
-        "warmup": warmup / steps,
+        "warmup": _share(rising, steps),
+        "decay_steps": int(decay_steps),
     }
+    return made | ({"warmup_init": given.get("warmup_init", 0.0) / peak} if rising else {})
+
+
+def _share(count: int, steps: int) -> float:
+    """The shortest decimal that times `steps`, rounded up, is `count`."""
+    parts = (round(count / steps, digits) for digits in range(18))
+    return next(part for part in parts if math.ceil(Fraction(str(part)) * steps) == count)
+
+
+def _updates(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of iterations as numbers of optimizer steps: an iteration of mlx-lm is a micro-batch."""
+    size = values["grad_accumulation_steps"]
+    if size == 1 or not isinstance(size, int):
+        return {}
+    if size > values["iters"]:
+        raise ValueError(f"{values['iters']} iterations make no step of {size}")
+    return {name: max(1, values[name] // size) for name in _ITERATIONS if values[name]}
 
 
 def _optimizer_config(given: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +212,7 @@ def _report_to(given: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 _TRANSLATORS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "fine_tune_type": _fine_tune_type,
+    "grad_accumulation_steps": lambda _, values: _updates(values),  # first: the others read the steps
     "lora_parameters": _lora,
     "lr_schedule": _schedule,
     "optimizer": _optimizer,

@@ -64,6 +64,10 @@ class TrainConfig:
     learning_rate: Annotated[float, "peak learning rate"] = 2e-4
     schedule: Annotated[Schedule, "learning-rate schedule after warm-up (wsd: constant, then linear decay)"] = "cosine"
     warmup: Annotated[float, "share of the steps over which the learning rate rises from 0"] = 0.03
+    warmup_init: Annotated[
+        float, "relative rate of the first step; the last step of warm-up is at the peak; -1: evenly between"
+    ] = -1.0
+    decay_steps: Annotated[int, "cosine, linear: steps from peak to final rate; 0: up to the last step"] = 0
     decay: Annotated[float, "share of the steps over which a wsd schedule decays"] = 0.2
     min_lr_ratio: Annotated[float, "final learning rate, relative to the peak"] = 0.1
     adamw_rate: Annotated[float, "muon: peak learning rate of the weights of AdamW; 0: learning_rate"] = 0.0
@@ -153,6 +157,11 @@ class TrainConfig:
                 self.min_lr_ratio != default["min_lr_ratio"] and self.schedule == "constant",
                 "schedule is constant",
             ),
+            "warmup_init": (self.warmup_init >= 0 and not self.warmup, "warmup is 0"),
+            "decay_steps": (
+                self.decay_steps > 0 and self.schedule not in ("linear", "cosine"),
+                f"schedule is {self.schedule}",
+            ),
             "decay_all": (self.decay_all and not self.weight_decay, "weight_decay is 0"),
             "spike_patience": (
                 self.spike_patience != default["spike_patience"] and not self.spike_threshold,
@@ -177,8 +186,8 @@ class TrainConfig:
     def _ranges(self) -> list[tuple[str, float, float]]:
         most = float(2**31)
         at_least_one = ("batch_size", "grad_accumulation_steps", "steps_per_report", "keep", "spike_patience")
-        at_least_none = ("iters", "seed", "steps_per_eval", "save_every", "weight_decay", "max_grad_norm")
-        at_least_none += ("spike_threshold", "rollbacks")
+        at_least_none = ("iters", "seed", "decay_steps", "steps_per_eval", "save_every", "weight_decay")
+        at_least_none += ("max_grad_norm", "spike_threshold", "rollbacks")
         rates = ("adamw_rate", "embedding_rate")
         return [
             ("max_seq_length", 2, most),  # the first token is not predicted
@@ -188,6 +197,7 @@ class TrainConfig:
             *((name, 0.0, BELOW_ONE) for name in ("beta1", "beta2", "momentum")),
             *((name, SMALLEST, most) for name in ("learning_rate", "epsilon")),
             ("epochs", 0 if self.iters else SMALLEST, most),
+            ("warmup_init", -1.0 if self.warmup_init == -1 else 0.0, 1.0),
             ("valid_fraction", 0.0, 0.9),
             ("cache_gb", 0.0, 1e6),
             ("layer_decay", SMALLEST, 1.0),
