@@ -23,7 +23,7 @@ from .config import TrainConfig
 from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
 from .data import Dataset
 from .events import Advanced, Continued, Evaluated, Finished, Paused, Prepared, Saved, Skipped, Step, TrainEvent
-from .group import Alone, Group, sum_gradients, sum_losses
+from .group import Alone, Group, agree, leave, sum_gradients, sum_losses
 from .optim import clip_factor, configured, global_norm, learning_rate, share
 from .parameters import are_finite, check_shapes, compute_layers_again, shapes, size_of
 from .power import BatteryPause
@@ -170,6 +170,7 @@ class Trainer(Generic[B]):
 
         Evaluates before the first step, every `steps_per_eval` and after the last. However training ends (closed,
         interrupted, failed), the model has the weights of the last complete step and a snapshot of them is on disk.
+        Of a group, the other processes end at their next sum, with a PeerError.
         Then, if a step was done, the model gets the weights that the config selects, and `export` writes it and returns
         the path. The model is left in training mode without `export`, else in evaluation mode.
         """
@@ -179,6 +180,10 @@ class Trainer(Generic[B]):
         try:
             yield self._prepared()
             yield from self._train(buffers)
+            agree(self.group)
+        except BaseException as error:
+            leave(error, self.group)
+            raise
         finally:
             self.put(self.state.weights)
             try:

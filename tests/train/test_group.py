@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
+from macllm.errors import MacllmError
 from macllm.train.config import TrainConfig
 from macllm.train.data import Dataset
 from macllm.train.events import Counts, Evaluated, Saved, Step
-from macllm.train.group import Distributed, sum_losses
+from macllm.train.group import Distributed, PeerError, sum_losses
 from macllm.train.loop import Trainer
 from macllm.train.objectives.clm import CausalLM
 from macllm.train.snapshot import Snapshots, Sums
@@ -164,6 +166,42 @@ def test_processes_resume_from_the_snapshots_of_the_first(tmp_path: Path) -> Non
         np.testing.assert_allclose(found[name], weight, rtol=0, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("kind", ["fails", "is closed"])
+def test_the_end_of_one_process_ends_the_others(tmp_path: Path, failing: int, kind: str) -> None:
+    """At the first snapshot of process 0, or in the second step of process 1, the others still going on."""
+
+    def run(group: Any) -> Any:
+        trainer = Trainer.of(ToyLM(), CausalLM(), CONFIG, ROWS, Snapshots(tmp_path, CONFIG.keep, {}), group)
+        with pytest.raises(PeerError if group.rank != failing else OSError) as error:  # noqa: PT012
+            stream = trainer.run()
+            for event in stream:
+                if group.rank == failing and getattr(event, "done", 0) == 2:
+                    if kind == "fails":
+                        stream.throw(OSError("full"))
+                    stream.close()
+                    raise OSError("closed")
+        return str(error.value)
+
+    said = together(3, run)
+    assert all("has ended\ncause: it failed or was stopped" in each for r, each in enumerate(said) if r != failing)
+
+
+def test_no_process_ends_well_if_the_last_snapshot_cannot_be_written(tmp_path: Path) -> None:
+    def run(group: Any) -> Any:
+        kept = Snapshots(tmp_path, CONFIG.keep, {})
+        trainer = Trainer.of(ToyLM(), CausalLM(), replace(CONFIG, iters=2), ROWS, kept, group)
+        kept.folder = tmp_path / "file"
+        (tmp_path / "file").write_text("")
+        with pytest.raises(MacllmError) as error:
+            list(trainer.run())
+        return str(error.value)
+
+    first, second = together(2, run)
+    assert "cannot write the snapshot" in first
+    assert "another process of the run has ended" in second
+
+
 def test_metrics_are_summed_by_name_also_where_a_process_has_none() -> None:
     given = [Sums(), Sums(2.0, 3.0, tokens=3, metrics={"b": 1.0, "a": 4.0}), Sums(1.0, 1.0, metrics={"ü": 2.0})]
     for total in together(3, lambda group: sum_losses(given[group.rank], group)):
@@ -181,18 +219,26 @@ def ports(count: int) -> list[int]:
     return found
 
 
-def ring_worker(where: str) -> None:
-    """Train as one process of a ring, and write the weights."""
+def ring_worker(where: str, killed: bool) -> None:
+    """Train as one process of a ring, and write the weights, or kill process 0 after a step."""
     group = Distributed(mx.distributed.init(strict=True, backend="ring"))
-    weights, _ = trained(group, CONFIG)
-    np.savez(Path(where) / f"{group.rank}.npz", **weights)
+    if not killed:
+        weights, _ = trained(group, CONFIG)
+        np.savez(Path(where) / f"{group.rank}.npz", **weights)
+        return
+    try:
+        for event in Trainer.of(ToyLM(), CausalLM(), CONFIG, ROWS, None, group).run():
+            if isinstance(event, Step) and not group.rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+    except PeerError as error:
+        (Path(where) / "error.txt").write_text(str(error))
 
 
-@pytest.mark.slow
-def test_two_processes_in_a_ring_have_the_weights_of_one(tmp_path: Path) -> None:
-    hosts = tmp_path / "hosts.json"
+def ring(where: Path, killed: bool) -> list[int]:
+    """The exit codes of two processes in a ring."""
+    hosts = where / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(2)]))
-    command = f"from tests.train.test_group import ring_worker; ring_worker({str(tmp_path)!r})"
+    command = f"from tests.train.test_group import ring_worker; ring_worker({str(where)!r}, {killed})"
     running = [
         subprocess.Popen(
             [sys.executable, "-c", command], env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)}
@@ -200,10 +246,21 @@ def test_two_processes_in_a_ring_have_the_weights_of_one(tmp_path: Path) -> None
         for rank in range(2)
     ]
     try:
-        assert [process.wait(120) for process in running] == [0, 0]
+        return [process.wait(120) for process in running]
     finally:
         for process in running:
             process.kill()
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_a_ring_ends_the_other_with_an_error(tmp_path: Path) -> None:
+    assert ring(tmp_path, killed=True) == [-signal.SIGKILL, 0]
+    assert "another process of the run has ended\ncause: [ring] connection" in (tmp_path / "error.txt").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_ring_have_the_weights_of_one(tmp_path: Path) -> None:
+    assert ring(tmp_path, killed=False) == [0, 0]
     weights, _ = trained(None, CONFIG)
     first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
     for name, weight in weights.items():
