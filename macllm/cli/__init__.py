@@ -13,7 +13,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ macllm --help lists every command.
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 INTERRUPTED = 130
-TERMINATED = 143
+_SIGNALLED = 128
 BROKEN_PIPE = 141
 
 
@@ -127,18 +128,17 @@ def program(ctx: click.Context) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0, the code of a `MacllmError`, 130 after Ctrl-C, 143 after SIGTERM, 141 after a broken pipe. SIGTERM raises
-    KeyboardInterrupt, so that partial work is kept as after Ctrl-C.
+    0, the code of a `MacllmError`, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 after a broken pipe.
+    SIGTERM and SIGHUP raise KeyboardInterrupt, so that partial work is kept as after Ctrl-C.
     """
-    signals: list[int] = []
-
-    def terminate(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        raise KeyboardInterrupt
-
     # The interpreter's last collection takes a tenth of a short command, and frees what the system frees anyway.
     atexit.register(gc.freeze)
-    before = signal.signal(signal.SIGTERM, terminate)
+    with _interruptible() as signals:
+        return _code(arguments, signals)
+
+
+def _code(arguments: Sequence[str] | None, signals: list[int]) -> int:
+    """Run one command, report its error, and return its exit code."""
     try:
         code = _invoke(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -156,18 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         code = BROKEN_PIPE
-    except OSError as error:
-        failure = _file_error(error)
+    except (OSError, RuntimeError) as error:
+        failure = _file_error(error) if isinstance(error, OSError) else _home_error(error)
         if failure is None:
             raise
-        if error.errno == errno.EBADF:
+        if getattr(error, "errno", None) == errno.EBADF:
             _drop_output()
         report(failure)
         code = failure.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code = TERMINATED if signals else INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        code = _SIGNALLED + signals[0] if signals else INTERRUPTED
     return code
 
 
@@ -189,12 +187,44 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at SIGTERM, and at SIGHUP unless nohup ignores it, and list them."""
+    signals: list[int] = []
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        from macllm_tui.lines.signals import leave_closed_terminal
+
+        if signals and number == signal.SIGHUP:  # a shell and the system may both send it
+            return
+        signals.append(number)
+        leave_closed_terminal()
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, terminate) for number in numbers}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _output_is_closed() -> bool:
     """True if stdout was closed at the start: its descriptor is then /dev/null, opened for reading."""
     try:
         return fcntl.fcntl(sys.stdout.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     except OSError:
         return False
+
+
+def _home_error(error: RuntimeError) -> MacllmError | None:
+    """A MacllmError for a user without a home folder; None for other errors."""
+    if "home directory" not in str(error):
+        return None
+    return MacllmError(
+        "the home folder is not known", cause="HOME is not set", remedy="HOME=/a/folder before the command"
+    )
 
 
 def _file_error(error: OSError) -> MacllmError | None:

@@ -131,7 +131,8 @@ class Dashboard:
         self._work = event
         if event.work == "training":
             self._step = event
-            self.pace.step(event.seconds)
+            if event.seconds:
+                self.pace.step(event.seconds)
             self._tokens.append((event.tokens, event.seconds))
             if event.loss is not None:
                 self.curve.add(event.loss)

@@ -42,7 +42,7 @@ def start(config: FinetuneConfig, *, as_json: bool = False, restarts: int = REST
     check(config)
     fetch(config.model)
     compile_kernels()
-    path = narrate(events(config, restarts), config.result, as_json=as_json)
+    path = narrate(events(config, restarts), config.adapter_path, as_json=as_json)
     model = "" if config.model == "maclet" else f" --model {config.model}"
     flags = f" --model {path}" if config.method == "full" else f"{model} --adapter {path}"
     say(f"try it: macllm chat{flags}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
+import shlex
 import sys
 import time
-from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,10 +31,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _RUN = click.argument("run", metavar="RUN", shell_complete=names.runs)
 _POLL_SECONDS = 0.2
 _CURVE_CHARS = 60
-INTERRUPTED = 130
 
 
-@click.group("runs", epilog="RUN is the beginning of an id, the name of a run's folder, or its path.")
+@click.group("runs", epilog="RUN is the path of a run's folder, its name, or at least four characters of an id.")
 def command() -> None:
     """List, show, watch, stop, resume, fork and compare training runs."""
 
@@ -45,13 +43,16 @@ def command() -> None:
 def ls(as_json: bool) -> None:
     """List the runs, newest first."""
     from macllm.train.runs.history import status
-    from macllm.train.runs.registry import entries, short_ids
+    from macllm.train.runs.registry import damaged, entries, short_ids
 
+    if unread := damaged():
+        more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+        say(f"the list of runs is not whole: cannot read {one_line(str(unread[0]))}{more}")
     runs = [(entry, status(entry)) for entry in entries()]
     if as_json:
         _print_json([asdict(entry) | asdict(found) for entry, found in runs])
         return
-    if not runs:
+    if not runs and not unread:
         say("no run yet; macllm finetune and macllm train begin one")
     ids = short_ids([entry for entry, _ in runs])
     for entry, found in runs:
@@ -108,31 +109,28 @@ def show(run: str, as_json: bool) -> None:
 @command.command("watch")
 @_RUN
 @_JSON
-def watch(run: str, as_json: bool) -> int:
+def watch(run: str, as_json: bool) -> None:
     """Follow a run as it is trained, or print a finished one; Ctrl-C leaves the run alone."""
     from macllm.train.events import record
-    from macllm.train.runs.history import events_of, follow
+    from macllm.train.runs.history import events_of, follow, status
     from macllm.train.runs.registry import find
 
-    from .training import narrate
+    from .training import continues
+    from .watching import show_followed
 
-    entry, left = _there(find(run)), False
-
-    def events() -> Generator[TrainEvent]:
-        nonlocal left
-        try:
-            yield from follow(entry.path)
-        except KeyboardInterrupt:
-            left = True
-
+    entry = _there(find(run))
     if as_json:
-        for event in events():
+        for event in follow(entry.path):
             _print(json.dumps(record(event), ensure_ascii=False))
-    else:
-        narrate(events(), entry.folder)
-        for line in _curves(events_of(entry.path)):
-            say(line)
-    return INTERRUPTED if left else 0
+        return
+    show_followed(entry.path)
+    for line in _curves(events_of(entry.path)):
+        say(line)
+    found = status(entry)
+    if found.state == "crashed":
+        say(f"the run crashed, or was killed, after step {found.step}; {continues(_name(entry))}")
+    elif found.state in ("failed", "stopped"):
+        say(continues(_name(entry)))
 
 
 @command.command("stop")
@@ -145,14 +143,23 @@ def stop(run: str, timeout: float, as_json: bool) -> None:
     from macllm.train.runs.history import status
     from macllm.train.runs.registry import find
 
+    from .training import continues
+
     entry = _there(find(run))
-    pid = holder(entry.path)
-    if pid is None:
+    held = holder(entry.path)
+    if held is None:
         raise UsageError(f"{entry.folder} is not running", cause=f"it is {status(entry).state}")
+    pid = held.pid
     if not pid:
         raise MacllmError("the process of the run is not known", remedy="Ctrl-C where it runs")
+    if not held.stop:
+        raise MacllmError(
+            f"process {pid} cannot be asked to stop",
+            cause="the run is in a thread of a program, which no signal reaches",
+            remedy="close its generator of events in that program",
+        )
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, held.stop)
     with working("waiting for the run to save"):
         end = time.monotonic() + timeout
         while (alive := holder(entry.path) is not None) and time.monotonic() < end:
@@ -167,9 +174,8 @@ def stop(run: str, timeout: float, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(entry) | asdict(found))
     else:
-        say(
-            f"stopped after step {found.step}/{found.steps}; macllm runs resume {entry.id or entry.folder} continues it"
-        )
+        more = "" if found.state == "finished" else f"; {continues(_name(entry))}"
+        say(f"{found.state} after step {found.step}/{found.steps}{more}")
 
 
 @command.command("resume")
@@ -246,11 +252,13 @@ def forget(runs: tuple[str, ...], delete: bool, yes: bool) -> None:
     found = list(dict.fromkeys(registry.find(run) for run in runs))
     for entry in found:
         if holder(entry.path) is not None:
-            raise UsageError(f"{entry.folder} is running", remedy=f"macllm runs stop {entry.id or entry.folder}")
+            raise UsageError(f"{entry.folder} is running", remedy=f"macllm runs stop {shlex.quote(_name(entry))}")
+        if not entry.id and not delete:
+            raise UsageError(f"{entry.folder} is not on the list", remedy="--delete to delete the folder")
     if delete and not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError(
-                "deleting asks on a terminal", remedy=f"macllm runs forget --delete --yes {' '.join(runs)}"
+                "deleting asks on a terminal", remedy=f"macllm runs forget --delete --yes {shlex.join(runs)}"
             )
         for entry in found:
             say(one_line(entry.folder))
@@ -295,6 +303,11 @@ def _there(entry: RegisteredRun) -> RegisteredRun:
             remedy=f"the new path of the folder in place of the id, or macllm runs forget {entry.id}",
         )
     return entry
+
+
+def _name(entry: RegisteredRun) -> str:
+    """The argument of a command that names the run."""
+    return entry.id or entry.folder
 
 
 def _process(found: RunStatus) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Generator, Iterator
@@ -66,13 +67,16 @@ def events(config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
 
 
 def _measured(events: Generator[TrainEvent], config: TrainConfig) -> Generator[TrainEvent]:
-    """The events; before the first step, say if the run cannot fit into this machine's memory."""
+    """The events; before the first step, say if the run cannot fit into memory, or is not listed."""
     from macllm.hub.fit import memory_limit
     from macllm.train.events import Prepared
+    from macllm.train.runs.registry import is_registered, registry_folder
 
     with closing(events):
         for event in events:
             yield event
+            if isinstance(event, Prepared) and not is_registered(Path(config.folder)):
+                say(f"the run is not listed by macllm runs ls: cannot write {registry_folder()}")
             if isinstance(event, Prepared) and (needed := _needed(config, event)) > (there := memory_limit()):
                 say(f"this takes at least {bytes_text(needed)} of memory, and this machine has {bytes_text(there)}")
                 say("  try a smaller --batch-size with more --grad-accumulation-steps, or --grad-checkpoint")
@@ -112,24 +116,29 @@ def narrate(events: Generator[TrainEvent], folder: str, *, as_json: bool = False
     """
     from macllm.train.events import Finished
 
-    path, report = folder, _Report()
-    with closing(events) as stream, _display() as display:
+    path, report = folder, RunReport()
+    with closing(events) as stream, display() as shown:
         try:
             for event in chain(_first(stream), stream):
-                display.show(event, report)
+                shown.show(event, report)
                 if as_json:
                     _print_json(event)
                 if isinstance(event, Finished):
                     path = event.path
         except KeyboardInterrupt:
             stream.close()
-            display.close()
+            shown.close()
             if report.steps:
-                say("stopped; run the same command with --resume to continue")
+                say(f"stopped; {continues(folder)}")
             raise
     if not as_json:
         click.echo(path)
     return path
+
+
+def continues(run: str) -> str:
+    """The command that goes on with a run, named by its folder or id."""
+    return f"macllm runs resume {shlex.quote(run)} continues it"
 
 
 def _print_json(event: TrainEvent) -> None:
@@ -147,7 +156,7 @@ def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
         yield first
 
 
-class _Report:
+class RunReport:
     """The lines of a run that stay."""
 
     def __init__(self) -> None:
@@ -200,7 +209,8 @@ class _Report:
         self._losses.append(event.loss)
 
 
-def _display() -> _Lines | _Screen:
+def display() -> _Lines | _Screen:
+    """The display of a run for this stderr."""
     return _Screen() if is_live(sys.stderr) else _Lines()
 
 
@@ -221,7 +231,7 @@ class _Screen:
     def __exit__(self, *_failure: object) -> None:
         self.close()
 
-    def show(self, event: TrainEvent, report: _Report) -> None:
+    def show(self, event: TrainEvent, report: RunReport) -> None:
         """Show an event in the area, above it, or both."""
         from macllm.train.events import Advanced, Finished, Saved, Step
 
@@ -241,7 +251,7 @@ class _Screen:
         """Erase the area."""
         self._area.close()
 
-    def _end(self, report: _Report) -> None:
+    def _end(self, report: RunReport) -> None:
         self._area.close()
         if self._last is not None:
             room = shutil.get_terminal_size().columns - len(_step_line(self._last, report.steps)) - 3
@@ -261,7 +271,7 @@ class _Lines:
     def __exit__(self, *_failure: object) -> None:
         self.close()
 
-    def show(self, event: TrainEvent, report: _Report) -> None:
+    def show(self, event: TrainEvent, report: RunReport) -> None:
         """Write an event."""
         from macllm.train.events import Advanced
 

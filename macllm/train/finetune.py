@@ -113,6 +113,12 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.adapter_path)
     run.check(folder, config)
+    with run.held(folder, config):
+        yield from _events(config, folder)
+
+
+def _events(config: FinetuneConfig, folder: Path) -> Generator[TrainEvent]:
+    """The events of a run that holds its folder."""
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
     source = hub.resolve(config.model)
@@ -131,10 +137,9 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
         adapter.save(model, folder, _about(config) | {adapter.BASE: base})
         return folder
 
-    with run.lock(folder):
-        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": trained, "base": base})
-        trainer = Trainer.of(model, objective, config, rows, snapshots)
-        yield from run.record(folder, config, trainer.run(export))
+    snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": trained, "base": base})
+    trainer = Trainer.of(model, objective, config, rows, snapshots)
+    yield from run.record(folder, config, trainer.run(export))
 
 
 def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:

@@ -41,6 +41,12 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.output)
     run.check(folder, config)
+    with run.held(folder, config):
+        yield from _events(config, folder)
+
+
+def _events(config: PretrainConfig, folder: Path) -> Generator[TrainEvent]:
+    """The events of a run that holds its folder."""
     config = config.dated().pinned()
     cpu.wait()
     raw = _read_json(Path(config.config))
@@ -55,10 +61,9 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
         checkpoint.save(model, tokenizer, folder / "model")
         return folder / "model"
 
-    with run.lock(folder):
-        snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "architecture": raw})
-        trainer = Trainer.of(model, objective, config, rows, snapshots)
-        yield from run.record(folder, config, trainer.run(export))
+    snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "architecture": raw})
+    trainer = Trainer.of(model, objective, config, rows, snapshots)
+    yield from run.record(folder, config, trainer.run(export))
 
 
 def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from macllm.files import write_json, write_text
 
 from . import data, rows, trackers
 from .config import SETTINGS_NAME, TrainConfig
-from .events import Advanced, Prepared, Restarted, RunFailed, Stopped, TrainEvent
+from .events import Advanced, Finished, Prepared, Restarted, RunFailed, Stopped, TrainEvent
 from .runs import registry
 from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock
 from .snapshot import Snapshots
 
-__all__ = ["check", "follow", "lock", "record", "snapshots"]
+__all__ = ["check", "follow", "held", "lock", "record", "snapshots"]
 
 _OF_RUNS = (SNAPSHOTS, SETTINGS_NAME, METRICS, ENVIRONMENT)
 # A run writes some of these; the others belong to an adapter of PEFT, whose config it would replace.
@@ -35,6 +36,20 @@ def check(folder: Path, config: TrainConfig) -> None:
     for source in filter(None, data.sources(config)):
         rows.read(source, most=1, columns=config.columns)
     trackers.check(config)
+    _check_folder(folder, config)
+
+
+@contextmanager
+def held(folder: Path, config: TrainConfig) -> Generator[None]:
+    """Hold a run's folder from before its model is loaded to its end. Raises: UsageError, also as `check`."""
+    with lock(folder):
+        _check_folder(folder, config)  # another run may have ended since the first check
+        yield
+
+
+def _check_folder(folder: Path, config: TrainConfig) -> None:
+    if not _is_utf8(str(folder)):
+        raise UsageError(f"the name of the folder {folder} is not UTF-8", remedy="another folder for the run")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", remedy="another folder for the run")
     if config.resume:
@@ -48,6 +63,20 @@ def check(folder: Path, config: TrainConfig) -> None:
                 cause=f"{folder / name} exists",
                 remedy="--resume to continue it, or another folder" if resumable else "another folder for the run",
             )
+    if models := sorted(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"{folder} already has a model or an adapter",
+            cause=f"{models[0]} exists",
+            remedy="another folder for the run",
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _was_never_begun(folder: Path) -> bool:
@@ -92,7 +121,7 @@ def _recorded(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) 
 
     An interruption or an error is the last line. Numbers that are not finite are written as null.
     """
-    begun, step = False, 0
+    begun, ended, step = False, False, 0
     try:
         with closing(events):
             for event in events:
@@ -104,18 +133,22 @@ def _recorded(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) 
                     begun = True
                 else:
                     append(folder, event)
+                    ended = isinstance(event, Finished)
                 yield event
     except (GeneratorExit, KeyboardInterrupt):
-        _append_last(folder, begun, Stopped(step))
+        _append_last(folder, begun and not ended, Stopped(step))
         raise
     except MacllmError as error:
         _append_last(folder, begun, RunFailed(step, error.message, error.cause))
         raise
-    except OSError as error:
+    except Exception as error:
+        _append_last(folder, begun, RunFailed(step, str(error) or type(error).__name__))
+        if not isinstance(error, OSError):
+            raise
         raise MacllmError(
             f"cannot write to {folder}",
             cause=str(error),
-            remedy="free some disk space, then run the same command with --resume",
+            remedy=f"free some disk space, then macllm runs resume {shlex.quote(str(folder))}",
         ) from error
 
 

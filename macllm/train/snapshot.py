@@ -1,7 +1,8 @@
 """Snapshots of a training run: crash-safe, and resumed bit for bit.
 
 A snapshot is a folder that is renamed to its final name after its files and its manifest (size and SHA-256 of
-each) are synchronized to disk. If a snapshot is damaged, the one before is used.
+each) are synchronized to disk. If a snapshot is damaged, the one before is used. A snapshot that takes the place of
+another is interrupted between two renames at worst: the replaced one then gets its name back.
 Random state needs no file: batches and dropout are functions of (seed, step).
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from .spikes import Watch
 _FORMAT = 2  # 1 had AdamW's two moments beside the weights
 _KEYS = ("step", "slots", "count", "best_loss", "eval_loss", "window", "run")
 
+_REPLACED = ".draft-replaced-"
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.json", "manifest.json"
 
 
@@ -90,22 +94,24 @@ class Snapshots:
         draft = self.folder / f".draft-{_name(state.step)}-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._restore()
             self._remove_drafts()
             draft.mkdir()
             self._write(draft, state)
             if final.exists():  # the same step before its evaluation
-                final.rename(self.folder / f".draft-replaced-{_name(state.step)}-{os.getpid()}")
+                final.rename(self.folder / f"{_REPLACED}{_name(state.step)}")
             draft.rename(final)
             sync(self.folder)
             self._remove_drafts()
         except (OSError, RuntimeError) as error:
             shutil.rmtree(draft, ignore_errors=True)
+            self._restore()
             raise MacllmError(
                 f"cannot write the snapshot {final}",
                 cause=str(error),
-                remedy="free some disk space, then run the same command with --resume",
+                remedy=f"free some disk space, then macllm runs resume {shlex.quote(str(self.folder.parent))}",
             ) from error
-        self._prune(state.watch.kept)
+        self._prune(state.step, state.watch.kept)
         return final
 
     def latest(self) -> TrainState | None:
@@ -114,13 +120,18 @@ class Snapshots:
         Raises CheckpointError if all are damaged, or if it belongs to another run.
         """
         damage: list[str] = []
+        self._restore()
         for step in reversed(self._steps()):
             try:
                 return self._read(self.folder / _name(step))
             except _DamagedError as error:
                 damage.append(str(error))
         if damage:
-            raise CheckpointError(f"all snapshots in {self.folder} are damaged", cause="; ".join(damage[:3]))
+            raise CheckpointError(
+                f"all snapshots in {self.folder} are damaged",
+                cause="; ".join(damage[:3]),
+                remedy="a copy of them, or the same command without --resume and with another folder",
+            )
         return None
 
     def at(self, step: int) -> TrainState:
@@ -200,13 +211,24 @@ class Snapshots:
                 losses[step] = about["eval_loss"]
         return losses
 
-    def _prune(self, needed: frozenset[int]) -> None:
-        steps, losses = self._steps(), self._losses()
+    def _prune(self, newest: int, needed: frozenset[int]) -> None:
+        """Remove all but `keep` up to the newest, the best and the needed ones; later ones are damaged."""
+        every = self._steps()
+        steps, losses = [step for step in every if step <= newest], self._losses()
+        losses = {step: loss for step, loss in losses.items() if step <= newest}
         kept = {*steps[-self._keep :], *needed}
         if losses:
             kept.add(min(losses, key=lambda step: (losses[step], step)))
-        for step in set(steps) - kept:
+        for step in set(every) - kept:
             shutil.rmtree(self.folder / _name(step), ignore_errors=True)
+
+    def _restore(self) -> None:
+        """Give a replaced snapshot its name back if the process ended before the new one had it."""
+        for replaced in self.folder.glob(f"{_REPLACED}*"):
+            final = self.folder / replaced.name.removeprefix(_REPLACED)
+            if not final.exists():
+                with suppress(OSError):
+                    replaced.rename(final)
 
     def _remove_drafts(self) -> None:
         for draft in self.folder.glob(".draft-*"):
@@ -268,7 +290,7 @@ def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
         raise CheckpointError(
             f"{folder.parent.parent} has another run",
             cause=cause,
-            remedy="the settings and data of that run, or another folder",
+            remedy="the settings and data of that run, macllm runs fork with --set for others, or another folder",
         )
 
 

@@ -110,7 +110,7 @@ def test_a_stopped_training_leaves_a_snapshot_and_a_usable_model(
         assert process.stdout
         assert process.stdout.read() == ""
     assert process.returncode == code
-    assert output[-1] == "stopped; run the same command with --resume to continue"
+    assert output[-1] == f"stopped; macllm runs resume {tmp_path / 'run'} continues it"
     assert not [line for line in output if "Traceback" in line]
     assert run("generate", "-m", tmp_path / "run/model", "-n", 2, "hi").code == 0
     (snapshot,) = (tmp_path / "run/snapshots").iterdir()

@@ -106,17 +106,36 @@ def test_errors_of_the_file_system_are_reported_and_other_os_errors_are_raised(c
         cli.main(["probe"])
 
 
+def test_a_user_without_a_home_is_told_to_name_one(command, capsys) -> None:
+    command(raising(RuntimeError("Could not determine home directory.")))
+    assert cli.main(["probe"]) == 1
+    assert "try: HOME=" in capsys.readouterr().err
+    command(raising(RuntimeError("another one")))
+    with pytest.raises(RuntimeError, match="another one"):
+        cli.main(["probe"])
+
+
 def test_other_exceptions_keep_their_traceback(command) -> None:
     command(raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["probe"])
 
 
-def test_the_sigterm_handler_is_restored(command) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_signal_handlers_are_restored(command) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     command(lambda: None)
     cli.main(["probe"])
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_closed_terminal_ends_a_command_as_ctrl_c_does_unless_nohup_is_in_effect(command) -> None:
+    command(lambda: signal.raise_signal(signal.SIGHUP))
+    assert cli.main(["probe"]) == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert cli.main(["probe"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

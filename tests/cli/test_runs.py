@@ -105,8 +105,36 @@ def test_a_moved_folder_is_known_again_by_its_path_and_a_copy_gets_an_id_of_its_
     assert registry.find("copy").id != registry.find("moved").id == before.id
 
 
+def test_a_name_comes_before_an_id_and_an_id_needs_four_characters(
+    config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked(config, ToyLM(VOCAB))
+    whole = registry.entries()[0]
+    named = replace(config, adapter_path=str(tmp_path / whole.id[:4]))
+    masked(named, ToyLM(VOCAB))
+    monkeypatch.chdir("/")
+    assert registry.find(whole.id[:4]).folder == named.adapter_path
+    assert registry.find(whole.id) == whole
+    for text in (whole.id[:3], "", " ", "\0", "~nobody-of-this-name"):
+        assert cli.main(["runs", "show", text]) == 2
+    assert "an id needs 4 characters" in capsys.readouterr().err
+
+
+def test_forgetting_a_copy_leaves_the_original_on_the_list(
+    config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked(config, ToyLM(VOCAB))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copy = str(tmp_path / "copy")
+    assert cli.main(["runs", "forget", copy]) == 2
+    assert "is not on the list" in capsys.readouterr().err
+    assert cli.main(["runs", "forget", "--delete", "--yes", copy]) == 0
+    assert not Path(copy).exists()
+    assert [entry.folder for entry in registry.entries()] == [config.adapter_path]
+
+
 def test_a_damaged_entry_hides_one_run_and_a_registry_that_cannot_be_written_none_of_the_work(
-    config: FinetuneConfig, tmp_path: Path, own_home: Path
+    config: FinetuneConfig, tmp_path: Path, own_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (own_home / "macllm").mkdir()
     (own_home / "macllm/runs").write_text("a file in place of the folder")
@@ -116,9 +144,16 @@ def test_a_damaged_entry_hides_one_run_and_a_registry_that_cannot_be_written_non
     (own_home / "macllm/runs").unlink()
     masked(replace(config, resume=True), ToyLM(VOCAB))
     (entry,) = registry.entries()
-    for name, text in (("00000000", "{"), ("11111111", '{"id": 3}'), ("22222222", "[]")):
+    whole = (own_home / f"macllm/runs/{entry.id}.json").read_text().replace(entry.id, "33333333")
+    late = whole.replace(f'"started": {entry.started}', '"started": 1e400')
+    for name, text in (("00000000", "{"), ("11111111", '{"id": 3}'), ("22222222", "[]"), ("33333333", late)):
         (own_home / f"macllm/runs/{name}.json").write_text(text)
     assert registry.entries() == [entry]
+    assert cli.main(["runs", "ls"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == len(said.err.splitlines()) == 1
+    assert "the list of runs is not whole: cannot read" in said.err
+    assert "and 3 more" in said.err
 
 
 def test_a_run_is_shown_with_settings_environment_data_and_snapshots(
@@ -169,19 +204,17 @@ def test_a_running_run_is_followed_to_its_end_and_ctrl_c_leaves_it_alone(
             if isinstance(event, Step) and event.step == 2:
                 go.wait(20)
 
-    from macllm.train.runs import history
-
     thread = threading.Thread(target=train)
     thread.start()
     metrics = tmp_path / "run/metrics.jsonl"
     while not (metrics.is_file() and '"Step"' in metrics.read_text()):
         time.sleep(0.02)
 
-    def interrupt(seconds: float) -> None:
+    def interrupt(pace: object, seconds: float) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(history.follow, "__defaults__", (interrupt,))
+        patch.setattr("macllm.cli.watching.ReportPace.wait", interrupt)
         assert cli.main(["runs", "watch", "run"]) == 130
     assert output(capsys, "ls", "--json")[0]["state"] == "running"
     threading.Timer(0.2, go.set).start()
@@ -208,17 +241,21 @@ def test_stopping_ends_the_process_that_holds_the_run_and_no_other(
     assert cli.main(["runs", "stop", "run"]) == 2
 
 
-def test_a_killed_run_is_stopped_and_one_that_failed_tells_its_error(
+def test_a_killed_run_has_crashed_and_one_that_failed_tells_its_error(
     config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     masked(config, ToyLM(VOCAB), stop=2)
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"event": "Step", "st')  # killed in the middle of a line
-    assert output(capsys, "ls", "--json")[0]["state"] == "stopped"
+    assert output(capsys, "ls", "--json")[0]["state"] == "crashed"
+    assert cli.main(["runs", "watch", "run"]) == 0
+    assert "crashed, or was killed, after step 2; macllm runs resume" in capsys.readouterr().err
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('\n{"event": "RunFailed", "step": 2, "error": "the disk is full", "cause": null}\n')
     failed = output(capsys, "ls", "--json")[0]
     assert (failed["state"], failed["error"]) == ("failed", "the disk is full")
+    assert cli.main(["runs", "watch", "run"]) == 0
+    assert "step 2/6  failed: the disk is full" in capsys.readouterr().err
 
 
 def test_an_error_and_an_interruption_are_the_last_line_of_the_metrics(config: FinetuneConfig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from macllm import cli
 from macllm.errors import UsageError
-from macllm.train.config import FinetuneConfig
+from macllm.train.config import FinetuneConfig, PretrainConfig
 from macllm.train.events import Step
 from macllm.train.runs import registry
 from macllm.train.runs.fork import changed_config
@@ -105,6 +106,59 @@ def test_paths_of_a_fork_are_those_of_its_parent_or_relative_to_where_it_is_begu
     assert changed_config(parent, tmp_path / "fork", ()).data == config.data
     changed = changed_config(parent, tmp_path / "fork", ("data=more.jsonl",))
     assert changed.data == str(tmp_path / "elsewhere/more.jsonl")
+
+
+def test_relative_paths_of_a_parent_are_those_of_its_folder_and_missing_ones_of_this(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "base").mkdir()
+    changes = {"data": "train.jsonl", "valid": "hf:some/rows", "model": "base"}
+    (tmp_path / "run/run.json").write_text(json.dumps(settings | changes))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    parent = replace(registry.find("run"), directory=str(tmp_path))
+    found = changed_config(parent, tmp_path / "fork", ())
+    assert (found.data, found.valid) == (str(tmp_path / "train.jsonl"), "hf:some/rows")
+    assert isinstance(found, FinetuneConfig)
+    assert found.model == str(tmp_path / "base")
+    changed = changed_config(parent, tmp_path / "fork", ("data=train.jsonl", "model=maclet"))
+    assert changed.data == str(tmp_path / "elsewhere/train.jsonl")
+    assert isinstance(changed, FinetuneConfig)
+    assert changed.model == "maclet"
+
+
+@pytest.mark.parametrize(
+    ("sets", "length"),
+    [((), (8, 1.0)), (("epochs=2",), (0, 2.0)), (("iters=0", "epochs=2"), (0, 2.0)), (("iters=12",), (12, 1.0))],
+)
+def test_a_changed_length_of_a_run_replaces_that_of_its_parent(
+    tmp_path: Path, sets: tuple[str, ...], length: tuple[int, float]
+) -> None:
+    stored = PretrainConfig(data="rows.jsonl", iters=8, output=str(tmp_path)).as_dict()  # has epochs, unused
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    parent = registry.RegisteredRun("", str(tmp_path), "train", 0.0, directory=str(tmp_path))
+    found = changed_config(parent, tmp_path / "fork", sets)
+    assert (found.iters, found.epochs) == length
+    resumed = PretrainConfig.load(None, sets, resume=True, output=str(tmp_path))
+    assert (resumed.iters, resumed.epochs) == length
+
+
+def test_a_fork_of_a_damaged_snapshot_or_on_a_full_disk_leaves_no_folder(
+    config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = ["runs", "fork", "run@4", "-o", str(tmp_path / "new/fork"), "--no-start"]
+    with monkeypatch.context() as patch:
+        patch.setattr("macllm.train.runs.fork.write_json", full)
+        assert cli.main(command) == 4
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "run/snapshots/step-00000004/weights.safetensors").write_bytes(b"")
+    assert cli.main(command) != 0
+    assert "weights.safetensors has changed" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_is_resumed_from_any_folder_with_its_own_settings(

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from macllm.errors import DataError, EngineCrashedError
+from macllm.errors import DataError, EngineCrashedError, MacllmError
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Advanced, Finished, Restarted, Step, TrainEvent
-from macllm.train.runs.folder import holder
+from macllm.train.runs.folder import TRAINING, Holder, holder
 from macllm.train.runs.supervisor import supervised
+from macllm.train.snapshot import Snapshots
 from tests.train.test_contract import VOCAB, masked_events, small_config
 from tests.train.test_kills import results
 from tests.train.toy import ToyLM
@@ -54,10 +55,11 @@ def aborting(config: FinetuneConfig) -> Generator[TrainEvent]:
 
 
 def slow(config: FinetuneConfig) -> Generator[TrainEvent]:
-    for event in masked_events(config, ToyLM(VOCAB, dropout=0.1)):
-        yield event
-        if isinstance(event, Advanced):
-            time.sleep(0.05)
+    with closing(masked_events(config, ToyLM(VOCAB, dropout=0.1))) as events:
+        for event in events:
+            yield event
+            if isinstance(event, Advanced):
+                time.sleep(0.05)
 
 
 def refusing(config: FinetuneConfig) -> Generator[TrainEvent]:
@@ -133,6 +135,23 @@ def test_closing_a_run_saves_it(config: FinetuneConfig) -> None:
     assert (Path(config.adapter_path) / f"snapshots/step-{stopped['step']:08d}").is_dir()
 
 
+def failing(config: FinetuneConfig) -> Generator[TrainEvent]:
+    """Train until closed, on a full disk."""
+
+    def save(*_: object) -> None:
+        raise MacllmError("cannot write the snapshot")
+
+    Snapshots.save = save  # type: ignore[method-assign]
+    yield from slow(config)
+
+
+def test_the_error_of_a_save_at_the_end_of_a_stopped_run_is_told(config: FinetuneConfig) -> None:
+    events = supervised("tests.train.test_supervisor:failing", replace(config, save_every=0, steps_per_eval=0), 3)
+    assert any(isinstance(event, Advanced) and event.work == "training" for event in events)
+    with pytest.raises(MacllmError, match="cannot write the snapshot"):
+        events.close()
+
+
 def begun(config: FinetuneConfig, repository: Path) -> subprocess.Popen[str]:
     """A process that supervises a run, after its first report."""
     command = [sys.executable, "-c", PARENT, json.dumps(config.as_dict())]
@@ -149,16 +168,22 @@ def test_a_parent_that_is_stopped_or_killed_leaves_no_child_and_a_run_to_resume(
     config: FinetuneConfig, repository: Path, number: int | None
 ) -> None:
     process, folder = begun(config, repository), Path(config.adapter_path)
-    child = holder(folder)
+    assert holder(folder) == Holder(process.pid, signal.SIGTERM)
+    child = holder(folder, TRAINING)
     assert child
-    assert child != process.pid
-    os.kill(*((child, signal.SIGTERM) if number is None else (process.pid, number)))
+    assert child.pid != process.pid
+    pids = (process.pid, child.pid)
+    for each, state in ((signal.SIGTSTP, "T"), (signal.SIGCONT, "SRD")):  # Ctrl-Z and fg
+        os.kill(process.pid, each)
+        while not all(Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] in state for pid in pids):
+            time.sleep(0.02)
+    os.kill(*((child.pid, signal.SIGTERM) if number is None else (process.pid, number)))
     _, said = process.communicate(timeout=60)
     end = time.monotonic() + 20
     while holder(folder) is not None:
         assert time.monotonic() < end
         time.sleep(0.02)
-    assert ("stopped; run the same command with --resume" in said) == (number != signal.SIGKILL)
+    assert ("stopped; macllm runs resume" in said) == (number != signal.SIGKILL)
     assert (metrics(config)[-1]["event"] == "Stopped") == (number != signal.SIGKILL)
     run(replace(config, resume=True), [])
     assert results(config) == results(straight(config))

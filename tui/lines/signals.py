@@ -19,7 +19,7 @@ def terminable() -> Iterator[None]:
     """Convert SIGTERM and SIGHUP inside the block to SystemExit with code 143 or 129."""
 
     def terminate(number: int, frame: object) -> None:
-        _leave_closed_terminal()
+        leave_closed_terminal()
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -46,7 +46,7 @@ def resumable(resumed: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGCONT, former)
 
 
-def _leave_closed_terminal() -> None:
+def leave_closed_terminal() -> None:
     """Send to /dev/null what would go to a closed terminal.
 
     Python exits with code 120 if its last writing fails.

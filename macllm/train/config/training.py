@@ -222,8 +222,8 @@ class TrainConfig:
         check_names(cls, values, "given")
         for together in (stored, values):
             _refuse_two_lengths(together)
-        values = {**stored, **values}
-        values = {**cls._of_run(values), **values}
+        values = over(stored, values)
+        values = over(cls._of_run(values), values)
         types = typing.get_type_hints(cls)
         return cls(**{name: convert(name, value, types[name]) for name, value in values.items()})
 
@@ -326,6 +326,14 @@ class TrainConfig:
     def reproducibility_fields(self) -> dict[str, Any]:
         """The fields that determine the final weights of a run."""
         return {k: v for k, v in self.as_dict().items() if k not in self._NO_EFFECT_ON_WEIGHTS}
+
+
+def over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others over them; a number of steps or epochs replaces both below."""
+    lengths = ("iters", "epochs")
+    if any(str(upper.get(name, 0)).strip("0.") for name in lengths):
+        lower = {name: value for name, value in lower.items() if name not in lengths}
+    return {**lower, **upper}
 
 
 def _refuse_two_lengths(values: dict[str, Any]) -> None:

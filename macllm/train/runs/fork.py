@@ -13,23 +13,31 @@ from macllm.errors import CheckpointError, UsageError
 from macllm.files import read_json, sync, write_json
 
 from ..config import SETTINGS_NAME, FinetuneConfig, PretrainConfig, TrainConfig
-from ..config.training import PATHS
+from ..config.training import PATHS, over
+from ..rows import is_dataset
 from .folder import ENVIRONMENT, SNAPSHOTS
 from .history import snapshots_of
-from .registry import RegisteredRun, read_settings
+from .registry import RegisteredRun, expanded, read_settings
 
 _STATE, _MANIFEST = "state.json", "manifest.json"
+_PATHS = PATHS | {"model"}
 # What the weights of a snapshot belong to; all else of a run's identity may be changed by a fork.
 _FIXED = ("base", "adapted", "architecture")
 
 
 def changed_config(parent: RegisteredRun, output: Path, sets: tuple[str, ...]) -> TrainConfig:
-    """The settings of a run with `key=value` changes, for another folder. Raises: UsageError."""
+    """The settings of a run with `key=value` changes, for another folder. Raises: UsageError.
+
+    Relative paths become those that they are for the run, and changed ones those in the current directory.
+    """
     kind: type[TrainConfig] = FinetuneConfig if parent.command == "finetune" else PretrainConfig
     names = {item.name for item in dataclasses.fields(kind)} - {"resume", kind._folder}
-    changed = {text.partition("=")[0].strip() for text in sets}
-    stored = {k: v for k, v in read_settings(parent.path).items() if k in names - changed}
-    return kind.load(None, tuple(map(_here, sets)), **stored, **{kind._folder: str(output)})
+    stored = {k: _absolute(k, v, Path(parent.directory)) for k, v in read_settings(parent.path).items() if k in names}
+    if stored.get("iters"):  # then its epochs have no effect
+        stored.pop("epochs", None)
+    changed = {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in sets)}
+    kept = {name: value for name, value in over(stored, changed).items() if name not in changed}
+    return kind.load(None, tuple(map(_here, sets)), **kept, **{kind._folder: str(output)})
 
 
 def snapshot_of(parent: RegisteredRun, step: int | None) -> dict[str, Any]:
@@ -53,34 +61,70 @@ def fork(parent: RegisteredRun, snapshot: dict[str, Any], config: TrainConfig) -
     step, folder = int(snapshot["step"]), Path(config.folder)
     if 0 < config.iters <= step:
         raise UsageError(f"no step is left after step {step}", cause=f"iters is {config.iters}", remedy="--set iters=N")
-    source, target = Path(snapshot["path"]), folder / SNAPSHOTS / Path(snapshot["path"]).name
+    source = Path(snapshot["path"])
     try:
         about, manifest = read_json(source / _STATE), read_json(source / _MANIFEST)
-        identity = {name: about["run"][name] for name in _FIXED if name in about["run"]}
-        files = [name for name in manifest if name != _STATE]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source} is damaged", cause=str(error)) from error
+        about["run"] = {name: about["run"][name] for name in _FIXED if name in about["run"]}
+        changed = next((name for name in manifest if _sha256(source / name) != manifest[name]["sha256"]), None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(snapshot, str(error)) from error
+    if changed:
+        raise _damaged(snapshot, f"{changed} has changed since it was written")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        _write_snapshot(source, folder / SNAPSHOTS / source.name, about, manifest)
+        parents = {"run": parent.id, "folder": parent.folder, "step": step}
+        write_json(folder / ENVIRONMENT, {"parent": parents})
+        write_json(folder / SETTINGS_NAME, config.as_dict())
+    except BaseException:
+        _remove(folder, made)
+        raise
+
+
+def _write_snapshot(source: Path, target: Path, about: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """A copy of the snapshot in `source`, without the losses of its run."""
     target.mkdir(parents=True)
-    for name in files:
-        _link(source / Path(name).name, target / Path(name).name)
+    for name in manifest:
+        if name != _STATE:
+            _link(source / name, target / name)
     window = dict.fromkeys(about["window"], 0) | {"metrics": {}}
-    fresh = {"best_loss": None, "eval_loss": None, "window": window, "run": identity, "is_forked": True}
+    fresh = {"best_loss": None, "eval_loss": None, "window": window, "is_forked": True}
     about.pop("watch", None)
     write_json(target / _STATE, about | fresh)
     manifest[_STATE] = {"bytes": (target / _STATE).stat().st_size, "sha256": _sha256(target / _STATE)}
     write_json(target / _MANIFEST, manifest)
     sync(target)
-    parents = {"run": parent.id, "folder": parent.folder, "step": step}
-    write_json(folder / ENVIRONMENT, {"parent": parents})
-    write_json(folder / SETTINGS_NAME, config.as_dict())
+
+
+def _remove(folder: Path, made: list[Path]) -> None:
+    """Remove what a fork has written, and the folders that it made."""
+    shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
+    with suppress(OSError):
+        for name in (ENVIRONMENT, SETTINGS_NAME):
+            (folder / name).unlink(missing_ok=True)
+        for each in made:
+            each.rmdir()
+
+
+def _damaged(snapshot: dict[str, Any], cause: str) -> CheckpointError:
+    return CheckpointError(
+        f"{snapshot['path']} is damaged", cause=cause, remedy="the snapshot of another step: RUN@STEP"
+    )
 
 
 def _here(text: str) -> str:
     """A `key=value` whose path is relative to the current directory."""
     name, equals, value = text.partition("=")
-    if name.strip() in PATHS and value.strip() and Path(value.strip()).exists():
-        return f"{name}={Path(value.strip()).resolve()}"
-    return name + equals + value
+    return f"{name}={_absolute(name.strip(), value.strip(), Path())}" if equals else text
+
+
+def _absolute(name: str, value: Any, folder: Path) -> Any:
+    """The value; a path that is relative to a folder as an absolute one. Names of models stay as they are."""
+    if name not in _PATHS or not value or not isinstance(value, str) or is_dataset(value):
+        return value
+    path = folder / expanded(value)
+    is_name = name in ("model", "tokenizer") and not path.is_dir()
+    return value if is_name else str(path.resolve())
 
 
 def _link(source: Path, target: Path) -> None:
@@ -92,4 +136,5 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

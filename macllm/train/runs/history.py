@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from macllm.files import read_json
 
@@ -18,8 +19,9 @@ from ..events import Counts, Evaluated, Finished, Prepared, RunFailed, Step, Sto
 from .folder import METRICS, SNAPSHOTS, holder
 from .registry import RegisteredRun
 
-State = Literal["running", "stopped", "finished", "failed", "missing"]
+State = Literal["running", "stopped", "finished", "failed", "crashed", "missing"]
 _POLL_SECONDS = 0.5
+_STEP = b'{"event": "Step"'  # the beginning of most lines
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,10 @@ class RunStatus:
 
 def events_of(folder: Path) -> list[TrainEvent]:
     """The events in metrics.jsonl; incomplete and unknown lines are left out."""
-    try:
-        text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [event for line in text.splitlines() if (event := parsed(line)) is not None]
+    return [event for line in _lines(folder) if (event := parsed(line)) is not None]
 
 
-def parsed(line: str) -> TrainEvent | None:
+def parsed(line: bytes) -> TrainEvent | None:
     """The event of a line of metrics.jsonl; None for a damaged line or one of another version."""
     try:
         values = json.loads(line)
@@ -68,22 +66,22 @@ def status(entry: RegisteredRun) -> RunStatus:
     """The state of a run, from its folder alone."""
     if entry.is_missing:
         return RunStatus("missing")
-    events = events_of(entry.path)
-    pid = holder(entry.path)
+    held = holder(entry.path)
+    lines = _lines(entry.path)
+    events = _told(lines)
     evaluated = [event for event in events if isinstance(event, Evaluated)]
     best = min((e for e in evaluated if e.step), key=lambda e: (e.loss, e.step), default=None)
-    losses = [event.loss for event in events if isinstance(event, Step)]
-    last = next((event for event in reversed(events) if isinstance(event, Finished | RunFailed | Stopped)), None)
+    last = events[-1] if events else None
     return RunStatus(
-        state="running" if pid is not None else _state(events),
-        pid=pid or None,
+        state="running" if held is not None else _state(last, bool(lines) and not lines[-1].endswith(b"\n")),
+        pid=held.pid or None if held else None,
         step=max(map(_reached, events), default=0),
         steps=next((event.steps for event in reversed(events) if isinstance(event, Prepared)), 0),
-        loss=losses[-1] if losses else None,
+        loss=next((event.loss for event in reversed(events) if isinstance(event, Step)), None),
         valid_loss=evaluated[-1].loss if evaluated else None,
         best_loss=best.loss if best else None,
         best_step=best.step if best else None,
-        error=last.error if isinstance(last, RunFailed) and events and last is events[-1] else None,
+        error=last.error if isinstance(last, RunFailed) else None,
         changed=_changed(entry.path),
     )
 
@@ -93,15 +91,12 @@ def follow(folder: Path, sleep: Callable[[float], object] = time.sleep) -> Gener
 
     When a resumed run has written its metrics again, only the new lines follow.
     """
-    shown: list[str] = []
+    metrics = _Growing(folder / METRICS)
     while True:
         alive = holder(folder) is not None  # before reading, so that the last lines are not missed
-        lines = list(_whole_lines(folder))
-        same = next((n for n, (a, b) in enumerate(zip(shown, lines, strict=False)) if a != b), len(lines))
-        for line in lines[min(same, len(shown)) :]:
+        for line in metrics.new():
             if (event := parsed(line)) is not None:
                 yield event
-        shown = lines
         if not alive:
             return
         sleep(_POLL_SECONDS)
@@ -121,15 +116,65 @@ def snapshots_of(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _state(events: list[TrainEvent]) -> State:
-    """The state of a run without a process: a killed one wrote no end."""
-    match events[-1] if events else None:
+class _Growing:
+    """A file that grows by lines, and is replaced from time to time by one with the same beginning."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode, self._read = 0, 0  # bytes
+        self._lines: list[bytes] = []
+
+    def new(self) -> list[bytes]:
+        """The lines since the last call; the last one only if it has its end."""
+        try:
+            with self._path.open("rb") as file:
+                return self._new(file)
+        except OSError:
+            return []
+
+    def _new(self, file: BinaryIO) -> list[bytes]:
+        now, before = os.fstat(file.fileno()), self._lines
+        if now.st_ino != self._inode or now.st_size < self._read:
+            self._inode, self._read, self._lines = now.st_ino, 0, []
+        file.seek(self._read)
+        lines = [line for line in file.readlines() if line.endswith(b"\n")]
+        self._read += sum(map(len, lines))
+        if self._lines:
+            self._lines += lines
+            return lines
+        self._lines = lines
+        same = next((n for n, (a, b) in enumerate(zip(before, lines, strict=False)) if a != b), len(lines))
+        return lines[min(same, len(before)) :]
+
+
+def _state(last: TrainEvent | None, is_cut: bool) -> State:
+    """The state of a run without a process, by its last event; a killed one wrote no end."""
+    match last:
+        case _ if is_cut:
+            return "crashed"
         case Finished():
             return "finished"
         case RunFailed():
             return "failed"
-        case _:
+        case Stopped() | None:
             return "stopped"
+        case _:
+            return "crashed"
+
+
+def _told(lines: list[bytes]) -> list[TrainEvent]:
+    """The events of lines; of the reports of steps, which are most of a long file, only the last one."""
+    last = next((n for n in reversed(range(len(lines))) if lines[n].startswith(_STEP) and parsed(lines[n])), None)
+    told = (line for n, line in enumerate(lines) if n == last or not line.startswith(_STEP))
+    return [event for line in told if (event := parsed(line)) is not None]
+
+
+def _lines(folder: Path) -> list[bytes]:
+    try:
+        with (folder / METRICS).open("rb") as file:
+            return file.readlines()
+    except OSError:
+        return []
 
 
 def _reached(event: TrainEvent) -> int:
@@ -141,12 +186,3 @@ def _changed(folder: Path) -> float | None:
         return (folder / METRICS).stat().st_mtime
     except OSError:
         return None
-
-
-def _whole_lines(folder: Path) -> Iterator[str]:
-    """The lines of metrics.jsonl that end; the last one may be in the middle of being written."""
-    try:
-        text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    yield from (line for line in text.splitlines(keepends=True) if line.endswith("\n"))

@@ -22,7 +22,9 @@ from ..config import SETTINGS_NAME
 from .environment import environment
 from .folder import ENVIRONMENT
 
+SHORTEST_ID = 4  # characters that name a run
 _ID_BYTES = 4
+_LATEST = 1e11  # seconds since 1970: the year 5138
 _ID = re.compile(r"[0-9a-f]{8}")
 _KINDS = {"adapter_path": "finetune", "output": "train"}  # the setting that names the folder -> the command
 
@@ -31,7 +33,7 @@ _KINDS = {"adapter_path": "finetune", "output": "train"}  # the setting that nam
 class RegisteredRun:
     """A registered run. `started`: seconds since 1970; `directory`: that of relative paths."""
 
-    id: str
+    id: str  # empty for a run that is not registered
     folder: str
     command: str
     started: float
@@ -61,7 +63,7 @@ def register(folder: Path, settings: dict[str, Any]) -> None:
     """
     about = read_about(folder)
     known, now = _identity(about), time.time()
-    before = _read(_place() / f"{known}.json") if known else None
+    before = _read(registry_folder() / f"{known}.json") if known else None
     copied = before is not None and before.path != folder.resolve() and not before.is_missing
     identity = os.urandom(_ID_BYTES).hex() if copied or not known else known
     started = now if copied else _started(about, now)
@@ -87,48 +89,77 @@ def command_of(settings: dict[str, Any]) -> str:
 
 def entries() -> list[RegisteredRun]:
     """The registered runs, newest first; files that cannot be read are left out."""
-    found = (_read(path) for path in _place().glob("*.json"))
+    found = (_read(path) for path in _files())
     return sorted((entry for entry in found if entry is not None), key=lambda entry: (-entry.started, entry.id))
+
+
+def damaged() -> list[Path]:
+    """Files of the registry that cannot be read, or the registry itself."""
+    place = registry_folder()
+    try:
+        next(place.iterdir(), None)
+        return [path for path in _files() if _read(path) is None]
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return [place]
 
 
 def short_ids(runs: list[RegisteredRun]) -> dict[str, str]:
     """The shortest unique beginning of each id, of at least four characters."""
     ids = [entry.id for entry in runs]
-    return {
-        one: next(
-            one[:n] for n in range(4, len(one) + 1) if n == len(one) or sum(i.startswith(one[:n]) for i in ids) == 1
-        )
-        for one in ids
-    }
+
+    def shortest(one: str) -> str:
+        lengths = range(SHORTEST_ID, len(one))
+        return next((one[:n] for n in lengths if sum(other.startswith(one[:n]) for other in ids) == 1), one)
+
+    return {one: shortest(one) for one in ids}
 
 
 def find(text: str) -> RegisteredRun:
-    """The run that a path, the beginning of an id or the name of a folder means.
+    """The run that a path, the name of a folder or at least four characters of an id mean, in this order.
 
     Raises: UsageError for no run, or for several.
     """
-    runs = entries()
-    if (Path(text).expanduser() / SETTINGS_NAME).is_file():
-        return _at(Path(text).expanduser(), runs)
-    at = Path(text).expanduser().resolve()
-    found = [entry for entry in runs if entry.path == at]
-    found = found or [entry for entry in runs if text and entry.id.startswith(text)]
+    if not text.strip() or "\0" in text:
+        raise UsageError(f"no run {text!r}", remedy="macllm runs ls, or the path of a run's folder")
+    runs, at = entries(), expanded(text)
+    if (at / SETTINGS_NAME).is_file():
+        return _at(at, runs)
+    found = [entry for entry in runs if entry.path == at.resolve()]
     found = found or [entry for entry in runs if entry.name == text]
+    found = found or [entry for entry in runs if len(text) >= SHORTEST_ID and entry.id.startswith(text)]
     if len(found) == 1:
         return found[0]
     if found:
         several = ", ".join(f"{entry.id} in {entry.folder}" for entry in found[:4])
         raise UsageError(f"{text!r} is the name of {len(found)} runs", cause=several, remedy="an id")
-    raise UsageError(f"no run {text!r}", remedy="macllm runs ls, or the path of a run's folder")
+    cause = f"an id needs {SHORTEST_ID} characters" if any(entry.id.startswith(text) for entry in runs) else None
+    raise UsageError(f"no run {text!r}", cause=cause, remedy="macllm runs ls, or the path of a run's folder")
+
+
+def expanded(text: str) -> Path:
+    """The path with the home folder in place of ~, if there is one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_registered(folder: Path) -> bool:
+    """True if the registry has the run in a folder."""
+    at = folder.resolve()
+    return any(entry.path == at for entry in entries())
 
 
 def forget(entry: RegisteredRun) -> None:
     """Remove a run from the registry; its folder stays. Raises: OSError."""
-    (_place() / f"{entry.id}.json").unlink(missing_ok=True)
+    if entry.id:
+        (registry_folder() / f"{entry.id}.json").unlink(missing_ok=True)
 
 
 def _at(folder: Path, runs: list[RegisteredRun]) -> RegisteredRun:
-    """The run in a folder, registered under its new path if it was moved."""
+    """The run in a folder, registered under its new path if it was moved; a copy has no id."""
     folder = folder.resolve()
     if here := [entry for entry in runs if entry.path == folder]:
         return here[0]
@@ -136,11 +167,10 @@ def _at(folder: Path, runs: list[RegisteredRun]) -> RegisteredRun:
     identity = _identity(about)
     started = _started(about, (folder / SETTINGS_NAME).stat().st_mtime)
     base = str(settings.get("model") or settings.get("config") or "")
-    entry = RegisteredRun(identity, str(folder), command_of(settings), started, base)
-    moved = [known for known in runs if known.id == identity and known.is_missing]
-    if not moved:
-        return entry
-    entry = replace(moved[0], folder=str(folder))
+    known = next((entry for entry in runs if entry.id == identity), None)
+    if known is None or not known.is_missing:  # the id of a copy is that of the run that was copied
+        return RegisteredRun("", str(folder), command_of(settings), started, base)
+    entry = replace(known, folder=str(folder))
     with suppress(OSError):
         _write(entry)
     return entry
@@ -164,8 +194,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _place() -> Path:
+def registry_folder() -> Path:
+    """The folder of the registry."""
     return state_folder() / "runs"
+
+
+def _files() -> list[Path]:
+    with suppress(OSError):
+        files = registry_folder().iterdir()
+        return [path for path in files if path.suffix == ".json" and not path.name.startswith(".")]
+    return []
 
 
 def _read(path: Path) -> RegisteredRun | None:
@@ -174,13 +212,14 @@ def _read(path: Path) -> RegisteredRun | None:
     except (OSError, ValueError, TypeError):
         return None
     texts = (entry.id, entry.folder, entry.command, entry.base, entry.directory)
-    whole = all(isinstance(text, str) for text in texts) and isinstance(entry.started, int | float)
-    return entry if whole and entry.id == path.stem and entry.folder else None
+    whole = all(isinstance(text, str) and "\0" not in text for text in texts)
+    whole = whole and isinstance(entry.started, int | float) and 0 <= entry.started < _LATEST
+    return entry if whole and entry.id == path.stem and Path(entry.folder).is_absolute() else None
 
 
 def _write(entry: RegisteredRun) -> None:
-    _place().mkdir(parents=True, exist_ok=True)
+    registry_folder().mkdir(parents=True, exist_ok=True)
     for other in entries():  # another run was in the same folder before
         if other.folder == entry.folder and other.id != entry.id:
             forget(other)
-    write_json(_place() / f"{entry.id}.json", asdict(entry))
+    write_json(registry_folder() / f"{entry.id}.json", asdict(entry))

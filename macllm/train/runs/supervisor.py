@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import queue
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,12 @@ from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
 from ..config import SETTINGS_NAME, TrainConfig
-from ..events import Prepared, Restarted, TrainEvent
+from ..events import Restarted, RunFailed, TrainEvent
 from .folder import SNAPSHOTS, SUPERVISING, append, lock
 from .worker import Completed, Interrupted, Raised
 
 _GRACE_SECONDS = 60.0  # for the current step, a snapshot and the export
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_ADVICE = "a smaller --batch-size with more --grad-accumulation-steps, or --grad-checkpoint"
 # An error of Metal that MLX reports as an exception: the watchdog, or memory that other programs took.
 _GPU_ABORT = "Command buffer execution failed"
 _TARGET = "macllm.train.runs.worker:train"
@@ -38,22 +39,24 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
     """The events of `work`, a "module:function" that takes the config, in a child process.
 
     After an abort the child is started again, at most `restarts` times without a new snapshot in between. Closing the
-    generator saves and ends the run.
+    generator saves and ends the run. The folder is held all the time, also while a model is loaded.
     Raises: the errors of the work; KeyboardInterrupt if the child was asked to stop; EngineCrashedError.
     """
     folder = Path(config.folder)
     is_new = not (folder / SETTINGS_NAME).exists()
-    failures, reached, is_held = 0, newest(folder), False
-    with ExitStack() as held, _awake():
+    failures, reached = 0, newest(folder)
+    with lock(folder, SUPERVISING), _awake():
         while True:
             begun = is_new and (folder / SETTINGS_NAME).exists()
             child = _Worker(work, dataclasses.replace(config, resume=True) if begun else config)
             try:
-                for event in child.events():
-                    if isinstance(event, Prepared) and not is_held:
-                        held.enter_context(lock(folder, SUPERVISING))
-                        is_held = True
-                    yield event
+                with child.stopped_together():
+                    yield from child.events()
+            except (GeneratorExit, KeyboardInterrupt):
+                child.end()
+                if (error := child.error) is not None:
+                    raise error from None
+                raise
             finally:
                 child.end()
             if child.cause is None:
@@ -61,12 +64,24 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
             step = newest(folder)
             failures, reached = 1 if step > reached else failures + 1, step
             if failures > restarts:
-                raise EngineCrashedError(
+                error = EngineCrashedError(
                     f"the training process was aborted, {failures} times in a row without a new snapshot",
                     cause=child.cause,
-                    remedy=f"{_ADVICE}; --resume continues from step {step}",
+                    remedy=_advice(folder, step),
                 )
-            yield _restarted(folder, Restarted(step, child.cause, failures, restarts))
+                _note(folder, RunFailed(step, error.message, error.cause))
+                raise error
+            restarted = Restarted(step, child.cause, failures, restarts)
+            _note(folder, restarted)
+            yield restarted
+
+
+def _advice(folder: Path, step: int) -> str:
+    """Ways to need less memory that a run at this step allows."""
+    if not step:
+        return "the same command with --resume and --grad-checkpoint or a smaller --batch-size"
+    fork = f"macllm runs fork {shlex.quote(str(folder))} --output FOLDER --set batch_size=N"
+    return f"the same command with --resume --grad-checkpoint, or {fork} with a smaller N"
 
 
 def newest(folder: Path) -> int:
@@ -79,6 +94,7 @@ class _Worker:
     """A child process that trains."""
 
     def __init__(self, work: str, config: TrainConfig) -> None:
+        self._folder = config.folder
         self.cause: str | None = None  # of an abort, once `events` have ended
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         put = self._messages.put
@@ -108,20 +124,70 @@ class _Worker:
                     yield event
 
     def end(self) -> None:
-        """Let the child save and end, and kill it after a minute or at a second interruption."""
+        """Let the child save and end, and kill it after a minute or at a second Ctrl-C."""
         try:
-            self._process.end(_GRACE_SECONDS)
+            with _asked_once():
+                self._process.end(_GRACE_SECONDS)
         except KeyboardInterrupt:
             self._process.end(0)
             raise
 
+    @property
+    def error(self) -> BaseException | None:
+        """The error with which a child that was asked to end could not save; None if it did."""
+        while not self._messages.empty():
+            match self._messages.get():
+                case Raised(error):
+                    return error
+                case Exit() as end if end.code < 0 and -end.code not in _STOPS:
+                    return EngineCrashedError(
+                        "the training process ended before it had saved",
+                        cause=end.cause,
+                        remedy=f"macllm runs resume {shlex.quote(self._folder)}: it continues from the last snapshot",
+                    )
+                case _:
+                    pass
+        return None
 
-def _restarted(folder: Path, event: Restarted) -> Restarted:
-    """Note a restart in the metrics of a run that has any."""
+    @contextmanager
+    def stopped_together(self) -> Iterator[None]:
+        """Stop the child, which has another process group, with this process at Ctrl-Z, until `fg`."""
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTSTP) if is_main else signal.SIG_IGN
+        if before != signal.SIG_DFL:
+            yield
+            return
+        signal.signal(signal.SIGTSTP, self._stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, before)
+
+    def _stop(self, *_signal: object) -> None:
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)  # returns after `fg`
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGCONT)
+
+
+def _note(folder: Path, event: Restarted | RunFailed) -> None:
+    """Write an event into the metrics of a run that has any."""
     if (folder / SETTINGS_NAME).exists():
         with suppress(OSError):
             append(folder, event)
-    return event
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Ignore further requests to stop, but for Ctrl-C, while a run saves."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGHUP) if is_main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from macllm.child import Parent, portable
 
 from ..config import TrainConfig
+
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,34 @@ class Raised:
 def train(parent: Parent, work: str, config: TrainConfig) -> None:
     """Target of the child: send the events of `work`, a "module:function", then the end.
 
-    SIGTERM, and a request of the parent to end, interrupt the work once. If the parent was killed, this process is,
-    too: a run that nobody looks after holds no lock.
+    SIGTERM, SIGHUP, and a request of the parent to end, interrupt the work once. If the parent was killed, this process
+    is, too: a run that nobody looks after holds no lock.
     """
     interruption = _Interruption()
-    signal.signal(signal.SIGTERM, interruption.signalled)
+    for number in _STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, interruption.signalled)
     threading.Thread(target=_listen, args=(parent,), name="requests of the parent", daemon=True).start()
     module, _, function = work.partition(":")
     try:
-        for event in getattr(import_module(module), function)(config):
-            with interruption:
-                parent.send(event)
+        # Closed here, because errors of a generator that is only dropped, as those of its last save, are lost.
+        with closing(getattr(import_module(module), function)(config)) as events:
+            for event in events:
+                with interruption:
+                    parent.send(event)
         end: Any = Completed()
     except KeyboardInterrupt:
         end = Interrupted()
     except BaseException as error:
         end = Raised(portable(error))
     with suppress(KeyboardInterrupt), interruption:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _ignore()
         parent.send(end)
+
+
+def _ignore() -> None:
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Interruption:
@@ -73,7 +84,7 @@ class _Interruption:
 
     def signalled(self, *_signal: object) -> None:
         """Interrupt now, or after the message that is being sent."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _ignore()
         if self._is_sending:
             self._is_due = True
         else:
