@@ -95,7 +95,7 @@ def show(run: str, as_json: bool) -> None:
         _print(f"error: {one_line(found.error)}")
     if base:
         _print(f"base  {json.dumps(base)}")
-    if parent := about.get("parent"):
+    if isinstance(parent := about.get("parent"), dict):
         _print(f"forked from step {parent.get('step')} of {one_line(str(parent.get('folder')))}")
     if prepared:
         _print(f"data  {prepared.rows} examples, {prepared.tokens} tokens, {prepared.valid_rows} validation examples")

@@ -32,7 +32,7 @@ from .sources import Rows, Validation
 from .spikes import SpikeRules
 
 _EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
-_LOWER_RATE = "a lower --learning-rate; --resume continues from the last complete step"
+_LOWER_RATE = "a new run with a lower --learning-rate, or macllm runs fork with --set learning_rate=X"
 _STRIDE = 0x9E3779B97F4A7C15  # between the seeds of two processes, which drop different inputs
 
 

@@ -61,7 +61,7 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
             raise UsageError(
                 f"{folder} already has a run" if name in _OF_RUNS else f"{folder} already has a model or an adapter",
                 cause=f"{folder / name} exists",
-                remedy="--resume to continue it, or another folder" if resumable else "another folder for the run",
+                remedy=f"{_resume(folder)}, or another folder" if resumable else "another folder for the run",
             )
     if models := sorted(folder.glob("*.safetensors")):
         raise UsageError(
@@ -69,6 +69,10 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
             cause=f"{models[0]} exists",
             remedy="another folder for the run",
         )
+
+
+def _resume(folder: Path) -> str:
+    return f"--resume, or macllm runs resume {shlex.quote(str(folder))}, to continue it"
 
 
 def _is_utf8(text: str) -> bool:

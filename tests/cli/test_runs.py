@@ -245,6 +245,12 @@ def test_a_killed_run_has_crashed_and_one_that_failed_tells_its_error(
     config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     masked(config, ToyLM(VOCAB), stop=2)
+    (tmp_path / "run/snapshots/step-00000001").mkdir()
+    (tmp_path / "run/snapshots/step-00000001/state.json").write_text('{"step": "first"}')
+    (tmp_path / "run/environment.json").write_text('{"parent": "gone"}')
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"event": "Saved", "step": null, "path": ""}\n{"event": "Any"}\n{"event": "Evaluated"}\n[]\n')
+    assert cli.main(["runs", "show", "run"]) == 0
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"event": "Step", "st')  # killed in the middle of a line
     assert output(capsys, "ls", "--json")[0]["state"] == "crashed"

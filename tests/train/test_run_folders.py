@@ -1,4 +1,4 @@
-"""Folders in which a run is begun or resumed: others' files, links, changed data, moved and finished runs."""
+"""Folders of runs: others' files, links, changed data, moved and finished runs."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_that_is_supervised_is_held_also_between_two_processes_that_train(tmp_path: Path) -> None:
     with lock(tmp_path, SUPERVISING):
+        assert holder(tmp_path) == Holder(os.getpid(), signal.SIGINT)
         for name in (SUPERVISING, TRAINING):
             with pytest.raises(UsageError, match=f"another process is training.*\n.*process {os.getpid()} holds"):
                 lock(tmp_path, name).__enter__()

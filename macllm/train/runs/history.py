@@ -21,6 +21,7 @@ from .registry import RegisteredRun
 
 State = Literal["running", "stopped", "finished", "failed", "crashed", "missing"]
 _POLL_SECONDS = 0.5
+_NUMBERS = ("step", "steps", "first_step", "loss")  # that a state is told with
 _STEP = b'{"event": "Step"'  # the beginning of most lines
 
 
@@ -57,7 +58,8 @@ def parsed(line: bytes) -> TrainEvent | None:
         for name in ("loss", "grad_norm"):
             if name in found and found[name] is None:
                 found[name] = math.nan
-        return kind(**found)
+        event = kind(**found)
+        return event if all(isinstance(getattr(event, name, 0), int | float) for name in _NUMBERS) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -109,7 +111,8 @@ def snapshots_of(folder: Path) -> list[dict[str, Any]]:
         try:
             about = read_json(path / "state.json")
             size = sum(file.stat().st_size for file in path.iterdir())
-            step, loss = about["step"], about.get("eval_loss")
+            step, loss = int(about["step"]), about.get("eval_loss")
+            loss = None if loss is None else float(loss)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         found.append({"step": step, "bytes": size, "valid_loss": loss, "run": about.get("run"), "path": str(path)})

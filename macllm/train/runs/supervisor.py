@@ -26,6 +26,7 @@ from macllm.errors import EngineCrashedError
 from ..config import SETTINGS_NAME, TrainConfig
 from ..events import Restarted, RunFailed, TrainEvent
 from .folder import SNAPSHOTS, SUPERVISING, append, lock
+from .registry import command_of
 from .worker import Completed, Interrupted, Raised
 
 _GRACE_SECONDS = 60.0  # for the current step, a snapshot and the export
@@ -67,7 +68,7 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
                 error = EngineCrashedError(
                     f"the training process was aborted, {failures} times in a row without a new snapshot",
                     cause=child.cause,
-                    remedy=_advice(folder, step),
+                    remedy=_advice(config, step),
                 )
                 _note(folder, RunFailed(step, error.message, error.cause))
                 raise error
@@ -76,12 +77,12 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
             yield restarted
 
 
-def _advice(folder: Path, step: int) -> str:
+def _advice(config: TrainConfig, step: int) -> str:
     """Ways to need less memory that a run at this step allows."""
-    if not step:
-        return "the same command with --resume and --grad-checkpoint or a smaller --batch-size"
-    fork = f"macllm runs fork {shlex.quote(str(folder))} --output FOLDER --set batch_size=N"
-    return f"the same command with --resume --grad-checkpoint, or {fork} with a smaller N"
+    folder = shlex.quote(config.folder)
+    resume = f"macllm {command_of(config.as_dict())} --resume --{config._folder.replace('_', '-')} {folder}"
+    fewer = f"macllm runs fork {folder} --output FOLDER --set batch_size=N" if step else f"{resume} --batch-size N"
+    return f"{resume} --grad-checkpoint, or {fewer} with a smaller N"
 
 
 def newest(folder: Path) -> int:
