@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm.nn import lora, loss
 from macllm.nn.models import DecoderLM
@@ -25,6 +27,7 @@ from macllm.ops import query_blocks
 from macllm.ops.dispatch import using
 from macllm.train import pretrain
 from macllm.train.config import TrainConfig
+from macllm.train.contract import Loss
 from macllm.train.data import Dataset
 from macllm.train.events import Counts, Step
 from macllm.train.loop import Trainer
@@ -73,6 +76,36 @@ def blocked_attention() -> Iterator[None]:
         yield
 
 
+def compiled() -> AbstractContextManager[None]:
+    """Losses and gradients from a function that MLX compiles, one for each batch."""
+    return patch.object(nn, "value_and_grad", _compiled)  # type: ignore[return-value]
+
+
+@contextmanager
+def compiled_stock() -> Iterator[None]:
+    """MLX's own operations, compiled: MLX fuses some of them."""
+    with using("stock"), compiled():
+        yield
+
+
+def _compiled(model: nn.Module, loss: Callable[[Any], Loss]) -> Callable[[Any], tuple[Loss, Any]]:
+    def run(batch: Any) -> tuple[Loss, Any]:
+        units: list[float] = []
+
+        def numerator(weights: dict[str, mx.array]) -> mx.array:
+            model.update(tree_unflatten(list(weights.items())))
+            found = loss(batch)
+            units.append(found.denominator)
+            return found.numerator
+
+        weights: Any = dict(tree_flatten(model.trainable_parameters()))
+        value, gradients = mx.compile(mx.value_and_grad(numerator))(weights)
+        model.update(tree_unflatten(list(weights.items())))  # it had those that were traced
+        return Loss(value, units[0]), tree_unflatten(list(gradients.items()))
+
+    return run
+
+
 @dataclass(frozen=True)
 class Way:
     """Settings, a context and a stop that leave the trajectory as it is.
@@ -96,6 +129,8 @@ WAYS = {
     ),
     "loss in chunks": Way(context=chunked_loss),
     "layers checkpointed": Way({"grad_checkpoint": True}, exact=True),
+    "compiled": Way(context=compiled),
+    "compiled, MLX's operations": Way(context=compiled_stock),
     "MLX's operations": Way(context=stock),
     "MLX's operations, attention by blocks": Way(context=blocked_attention),
     "all of these": Way({"batch_size": 2, "grad_accumulation_steps": 4, "grad_checkpoint": True}, blocked_attention),
@@ -113,6 +148,7 @@ QUICK = (
     "packed into 2 + 1 rows of 40 tokens",
     "loss in chunks",
     "layers checkpointed",
+    "compiled",
     "MLX's operations, attention by blocks",
 )
 
