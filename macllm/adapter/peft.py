@@ -42,6 +42,10 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     ),
 }  # fmt: skip
 
+# Initializations that leave the base as it is. Others, such as PiSSA, take a part of the base's weights out of it; an
+# adapter that peft converts while saving has `true`.
+_SOUND_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+
 
 def holds_adapter(folder: Path) -> bool:
     """True if `folder` has an adapter of PEFT and none of mlx-lm's format."""
@@ -70,7 +74,19 @@ def read_config(folder: Path) -> dict[str, Any]:
                 cause=f"{name} is {json.dumps(settings[name])[:200]}",
                 remedy="merge it with peft (merge_and_unload, save_pretrained) and load the merged model",
             )
+    _refuse_changed_base(folder, settings.get("init_lora_weights"))
     return {**settings, "model": settings.get("base_model_name_or_path")}
+
+
+def _refuse_changed_base(folder: Path, start: object) -> None:
+    """Raise CheckpointError for an adapter whose initialization changed the base that it was trained on."""
+    if start is None or isinstance(start, bool) or (isinstance(start, str) and start.lower() in _SOUND_STARTS):
+        return
+    raise CheckpointError(
+        f"{folder} has an adapter that belongs to a changed base",
+        cause=f"init_lora_weights is {json.dumps(start)[:200]}, which takes a part of the weights out of the base",
+        remedy="save it with peft's path_initial_model_for_weight_conversion, or save the merged model",
+    )
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:

@@ -90,6 +90,44 @@ def test_an_adapter_of_peft_that_is_more_than_low_rank_updates_is_refused_by_nam
     assert "merge_and_unload" in (caught.value.remedy or "")
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "newer"])
+def test_an_adapter_that_took_its_start_out_of_the_base_is_refused(start: str, tmp_path: Path) -> None:
+    written(tmp_path, init_lora_weights=start)
+    with pytest.raises(CheckpointError, match="changed base") as caught:
+        adapter.attach(make(), tmp_path)
+    assert start in (caught.value.cause or "")
+    assert "path_initial_model_for_weight_conversion" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_a_start_beside_the_base_is_accepted(start: object, tmp_path: Path) -> None:
+    written(tmp_path, init_lora_weights=start)
+    adapter.attach(make(), tmp_path)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_a_pissa_adapter_that_peft_converted_gives_its_logits(tmp_path: Path) -> None:
+    import peft
+    import torch
+
+    case = next(c for c in DECODERS if c.name == "llama")
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights="pissa")
+    oracle = peft.get_peft_model(oracles.write(case, tmp_path / "base"), settings).eval()
+    oracle.peft_config["default"].init_lora_weights = True
+    oracle.save_pretrained(tmp_path / "start")
+    oracle.peft_config["default"].init_lora_weights = "pissa"
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in (p for n, p in oracle.named_parameters() if "lora_" in n):
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    want = oracle(torch.tensor(np.array(TOKENS)), use_cache=False).logits.detach().numpy()
+    oracle.save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    model = load_model(tmp_path / "base")
+    adapter.attach(model, tmp_path / "theirs")
+    np.testing.assert_allclose(np.array(model(TOKENS)), want, rtol=0, atol=5e-6 * np.abs(want).max())
+
+
 def test_tensors_of_other_kinds_and_invalid_configs_are_refused(tmp_path: Path) -> None:
     written(tmp_path)
     good = load_file(tmp_path / "adapter_model.safetensors")
