@@ -80,6 +80,7 @@ def attach(model: nn.Module, folder: Path, base: Path | None = None, name: str |
 
 
 def _read(model: nn.Module, folder: Path, base: Path | None) -> dict[str, lora.Update]:
+    folder = folder.expanduser()
     config = read_config(folder)
     of_peft = peft.holds_adapter(folder)
     found = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)

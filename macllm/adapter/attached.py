@@ -60,6 +60,7 @@ def hold(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
 
 def checked(model: nn.Module, updates: Mapping[str, Update], version: Hashable = None) -> Held:
     """The updates, read into memory. Raises CheckpointError if they do not fit the model."""
+    _refuse_training(model)
     with lora.disabled(model):
         lora.check(model, updates)
     held = Held(dict(updates), version)
@@ -70,28 +71,32 @@ def checked(model: nn.Module, updates: Mapping[str, Update], version: Hashable =
 def activate(model: nn.Module, adapters: str | Mapping[str, float] | None) -> None:
     """Make one attached adapter active, or several, each times its weight; None: the base alone.
 
-    The base is not loaded again, and nothing of the former adapters stays. Raises UsageError for a name that is not
-    attached, and for DoRA in a blend; the former adapters then stay active.
+    The base is not loaded again, and nothing of the former adapters stays; within `macllm.nn.lora.disabled` it shows
+    once that ends. Raises UsageError for a name that is not attached, and for DoRA in a blend; the former adapters then
+    stay active.
     """
     held = _of(model)
     weights = {} if adapters is None else {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
     if unknown := [name for name in weights if name not in held.adapters]:
         known = ", ".join(held.adapters) or "none"
         raise UsageError(f"no adapter {unknown[0]} is attached", cause=f"attached: {known}", remedy="attach it first")
-    if lora.adapters(model) and not held.weights:
+    _refuse_training(model)
+    weights = {name: float(weight) for name, weight in weights.items() if weight}
+    updates = _blended([(held.adapters[name].updates, weight) for name, weight in weights.items()])
+    mx.eval(_arrays(updates))  # whatever can fail does so before the model changes
+    lora.attach(model, updates)
+    held.weights = weights
+    held.adapters |= {name: held.adapters.pop(name) for name in weights}  # at the end
+    model.eval()
+
+
+def _refuse_training(model: nn.Module) -> None:
+    if lora.applied(model) and not _of(model).weights:
         raise UsageError(
             "the model has an adapter in training",
             cause="macllm.nn.lora.apply made it, so no name holds it",
             remedy="macllm.adapter.save, then attach it to a model that is loaded anew",
         )
-    weights = {name: float(weight) for name, weight in weights.items() if weight}
-    updates = _blended([(held.adapters[name].updates, weight) for name, weight in weights.items()])
-    mx.eval(_arrays(updates))  # whatever can fail does so before the model changes
-    lora.remove(model)
-    lora.attach(model, updates)
-    held.weights = weights
-    held.adapters |= {name: held.adapters.pop(name) for name in weights}  # at the end
-    model.eval()
 
 
 def exchange(

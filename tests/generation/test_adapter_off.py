@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from macllm import adapter
+from macllm.adapter.attached import hold
 from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.prefix import PrefixCache
-from macllm.generation.request import Delta, Event, Request, SamplingParams
+from macllm.generation.request import Delta, Event, Prefill, Request, SamplingParams
 from macllm.generation.stream import run
 from macllm.nn import lora, quantize
 from tests.families.golden import golden
@@ -89,9 +91,9 @@ def test_completions_with_and_without_the_adapter_do_not_mix(form: str) -> None:
         False: tokens_of(list(run(base(form), FakeTokenizer(), request()))),
     }
     assert expected[True] != expected[False]
-    for n, adapter in enumerate((True, False, False, True, False)):
-        events = list(run(model, FakeTokenizer(), request(adapter=adapter), prefix=prefix))
-        assert tokens_of(events) == expected[adapter], n
+    for n, state in enumerate((True, False, False, True, False)):
+        events = list(run(model, FakeTokenizer(), request(adapter=state), prefix=prefix))
+        assert tokens_of(events) == expected[state], n
 
 
 def test_two_streams_at_once_keep_their_states() -> None:
@@ -102,6 +104,28 @@ def test_two_streams_at_once_keep_their_states() -> None:
         pass
     for state, like in ((True, adapted("dense")), (False, base("dense"))):
         assert tokens_of(events[state]) == tokens_of(list(run(like, FakeTokenizer(), request())))
+
+
+def test_an_adapter_that_is_exchanged_during_a_completion_of_the_base_stays() -> None:
+    model = base("dense")
+    for seed, name in enumerate("ab"):
+        trained = adapted("dense")
+        for n, layer in enumerate(lora.adapters(trained).values()):
+            layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(100 * seed + n))
+        hold(model, name, {each: layer.update_weights for each, layer in lora.adapters(trained).items()})
+    adapter.activate(model, "b")
+    wanted, prefix = decoded(model), PrefixCache()
+    adapter.activate(model, "a")
+    list(run(model, FakeTokenizer(), request(), prefix=prefix))
+    events = run(model, FakeTokenizer(), request(adapter=False))
+    found = [next(events) for _ in range(3)]
+    adapter.activate(model, "b")
+    found += events
+    assert tokens_of(found) == tokens_of(list(run(base("dense"), FakeTokenizer(), request())))
+    np.testing.assert_array_equal(decoded(model), wanted)
+    reused = list(run(model, FakeTokenizer(), request(), prefix=prefix))
+    assert isinstance(reused[0], Prefill)
+    assert reused[0].done == 0, "the prefix was read by the other adapter"
 
 
 def test_a_stream_that_is_closed_leaves_the_adapter_in_place() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,33 @@ def test_swaps_leave_no_trace(config: dict[str, Any], bits: int | None, tmp_path
     assert not lora.adapters(model)
 
 
+def test_an_adapter_that_is_exchanged_while_another_is_disabled_stays(tmp_path: Path) -> None:
+    a, b = (written(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    model = make()
+    base = model(TOKENS)
+    adapter.attach(model, a)
+    first = model(TOKENS)
+    adapter.attach(model, b)
+    second = model(TOKENS)
+    outer, inner = lora.disabled(model), lora.disabled(model)
+    adapter.activate(model, str(a))  # after a context was made
+    with outer:
+        assert equal(model(TOKENS), base)
+    assert equal(model(TOKENS), first)
+    outer.__enter__()
+    adapter.activate(model, str(b))  # within it
+    inner.__enter__()
+    outer.__exit__()  # interleaved
+    assert equal(model(TOKENS), base)
+    inner.__exit__()
+    assert equal(model(TOKENS), second)
+    assert not any(layer.training for layer in lora.adapters(model).values())
+    with outer:
+        adapter.activate(model, None)
+    assert equal(model(TOKENS), base)
+    assert not lora.adapters(model)
+
+
 @pytest.mark.parametrize("config", [LLAMA, MIXTRAL], ids=["dense", "experts"])
 def test_a_blend_equals_the_base_with_the_weighted_updates_in_its_weights(
     config: dict[str, Any], tmp_path: Path
@@ -120,11 +148,35 @@ def test_unknown_and_unfit_adapters_are_refused_by_name(tmp_path: Path) -> None:
     for weights in ({str(a): 1.0, str(dora): 1.0}, {str(dora): 0.5}):
         with pytest.raises(UsageError, match="DoRA adapter cannot be blended"):
             adapter.activate(model, weights)
+    other = written(tmp_path / "other", 4)
+    with pytest.raises(UsageError, match="DoRA adapter cannot be blended"):
+        adapter.attach_blend(model, {str(dora): 0.5, str(other): 1.0})
     assert equal(model(TOKENS), alone)
+    assert str(other) not in adapter.attached(model)
     trained = make()
     lora.apply(trained, rank=2, alpha=2.0)
-    with pytest.raises(UsageError, match="in training"):
-        adapter.attach(trained, a)
+    for context in (contextlib.nullcontext(), lora.disabled(trained)):
+        with pytest.raises(UsageError, match="in training"), context:
+            adapter.attach(trained, a)
+    assert not adapter.attached(trained)
+
+
+def test_an_activation_that_fails_midway_keeps_the_former_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    for seed, name in enumerate("ab"):
+        adapter.attach(model, written(tmp_path / name, seed), name=name)
+    before = model(TOKENS)
+
+    def fail(linear: object, update: object) -> None:
+        raise CheckpointError("too large")
+
+    monkeypatch.setattr("macllm.nn.lora.tree.adapted_layer", fail)
+    with pytest.raises(CheckpointError, match="too large"):
+        adapter.activate(model, "a")
+    assert adapter.attached(model) == {"a": 0.0, "b": 1.0}
+    assert equal(model(TOKENS), before)
 
 
 def test_names_with_weights_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

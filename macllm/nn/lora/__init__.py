@@ -23,6 +23,7 @@ from .layers import (
 from .tree import (
     Disabled,
     adapters,
+    applied,
     apply,
     attach,
     check,
@@ -46,6 +47,7 @@ __all__ = [
     "Precision",
     "Update",
     "adapters",
+    "applied",
     "apply",
     "attach",
     "check",

@@ -45,7 +45,6 @@ class LoRALinear(nn.Module):
         self.linear: Any = linear
         self.linear.freeze()
         self.scale, self.rate = scale, dropout
-        self.disabled = 0  # number of contexts in which the base stands in its place
         self.lora_a, self.lora_b = lora_a, lora_b
 
     @property

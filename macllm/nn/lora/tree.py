@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Required, TypedDict, Unpack
 
@@ -61,7 +62,7 @@ def apply(
     adapted_layers = {}
     for name, key in zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True):
         adapted_layers[name] = kinds[name].initial(chosen[name], rank, scale, dropout, key)
-    replace(model, adapted_layers)
+    _put(model, adapted_layers)
     return list(adapted_layers)
 
 
@@ -131,25 +132,51 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
+def applied(model: nn.Module) -> dict[str, LoRALinear]:
+    """The LoRA layers of `model`, by name, with those that `Disabled` keeps out of it now."""
+    return adapters(model) | _aside(model).layers
+
+
+_ASIDE = "disabled_adapters"
+
+
+@dataclass
+class _Aside:
+    """The LoRA layers that contexts keep out of a model, and the number of those contexts."""
+
+    contexts: int = 0
+    layers: dict[str, LoRALinear] = field(default_factory=dict)
+
+
+def _aside(model: nn.Module) -> _Aside:
+    return vars(model).setdefault(_ASIDE, _Aside())
+
+
 class Disabled:
     """A context, to be entered as often as wanted, in which a model's LoRA layers are their base layers.
 
-    Contexts of one model may be nested in any way: the layers come back when the outermost ends.
+    Contexts of one model may be nested and interleaved in any way: the layers come back when the last ends. Adapters
+    that are exchanged meanwhile show then, too.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [(*_place(model, name), layer) for name, layer in adapters(model).items()]
+        self._model = model
 
     def __enter__(self) -> None:
-        for parent, name, layer in self._layers:
-            layer.disabled += 1
-            parent[name] = layer.linear
+        aside = _aside(self._model)
+        if not aside.contexts:
+            aside.layers = adapters(self._model)
+            replace(self._model, {name: layer.linear for name, layer in aside.layers.items()})
+        aside.contexts += 1
 
     def __exit__(self, *error: object) -> None:
-        for parent, name, layer in self._layers:
-            layer.disabled -= 1
-            if not layer.disabled:
-                parent[name] = layer
+        aside = _aside(self._model)
+        aside.contexts -= 1
+        if not aside.contexts:
+            for layer in aside.layers.values():
+                layer.train(layer.linear.training)
+            replace(self._model, aside.layers)
+            aside.layers = {}
 
 
 def disabled(model: nn.Module) -> Disabled:
@@ -161,27 +188,31 @@ def disabled(model: nn.Module) -> Disabled:
     return Disabled(model)
 
 
-def _place(model: nn.Module, name: str) -> tuple[Any, Any]:
-    """The module or list with the named module, and its key in there."""
-    parent: Any = model
-    keys = [int(part) if part.isdecimal() else part for part in name.split(".")]
-    for key in keys[:-1]:
-        parent = parent[key]
-    return parent, keys[-1]
+def _put(model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
+    """Put adapted layers in their places, within `Disabled` when its last context ends."""
+    aside = _aside(model)
+    if aside.contexts:
+        aside.layers |= layers
+    else:
+        replace(model, layers)
 
 
 def attach(model: nn.Module, updates: Mapping[str, Update]) -> None:
     """Freeze `model` and adapt the named linear layers with given updates, in place.
 
-    Raises CheckpointError for a name that is not a linear layer of the model, or a shape that does not fit it.
+    Former adapters are removed. Raises CheckpointError for a name that is not a linear layer of the model, or a shape
+    that does not fit it, and UsageError for a DoRA update of another layer than a linear one; the model is then as
+    before.
     """
-    layers = check(model, updates)
-    model.freeze()
-    replace(model, {name: adapted_layer(layers[name], update) for name, update in updates.items()})
+    with Disabled(model):
+        layers = check(model, updates)
+        adapted_layers = {name: adapted_layer(layers[name], update) for name, update in updates.items()}
+        model.freeze()
+        _aside(model).layers = adapted_layers
 
 
 def check(model: nn.Module, updates: Mapping[str, Update]) -> dict[str, Adaptable]:
-    """The layers that updates would adapt. Raises CheckpointError as `attach` does."""
+    """The layers that updates would adapt. Raises as `attach` does."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, Adaptable)}
     for name, update in updates.items():
         if name not in layers:
@@ -189,6 +220,7 @@ def check(model: nn.Module, updates: Mapping[str, Update]) -> dict[str, Adaptabl
                 f"the adapter changes {name}, which is not a linear layer of this model",
                 remedy="load the model that the adapter was made for",
             )
+        layer_type(layers[name], use_dora=update.magnitude is not None)
         _check_shapes(name, layers[name], update.a, update.b)
         _check_magnitude(name, layers[name], update.magnitude)
     return {name: layers[name] for name in updates}
@@ -224,7 +256,8 @@ def _check_shapes(name: str, linear: Any, lora_a: mx.array, lora_b: mx.array) ->
 
 def remove(model: nn.Module) -> None:
     """Remove every LoRA layer, in place: the model as before `apply`."""
-    replace(model, {name: layer.linear for name, layer in adapters(model).items()})
+    with Disabled(model):
+        _aside(model).layers = {}
 
 
 def fuse(model: nn.Module, dequantize: bool = False, *, precision: Precision = "stored") -> None:
