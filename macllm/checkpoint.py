@@ -235,8 +235,15 @@ def save(
     if any(".lora_a" in name for name in ours):
         raise UsageError("this model has an adapter applied", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
     keymap = families.keys(Config(config, ours), "mlx" if quantization else "hf")
-    theirs = to_theirs(ours, keymap)
-    theirs = _narrowed(theirs) if types is None else _rounded(theirs, types)
+    try:
+        theirs = to_theirs(ours, keymap)
+        theirs = _narrowed(theirs) if types is None else _rounded(theirs, types)
+    except ValueError as error:
+        raise UsageError(
+            "layers that are one tensor in the checkpoint have different precisions",
+            cause=str(error),
+            remedy="merge adapters with macllm fuse or macllm.adapter.merge.merge, which store such layers alike",
+        ) from error
     config.pop("quantization", None)
     if quantization:
         whole, parts = quantization

@@ -6,24 +6,28 @@ adapted one, and where it differs too much the touched layers get more bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
-from macllm.errors import MacllmError
+from macllm.errors import CheckpointError, MacllmError, UsageError
 from macllm.nn import lora, quantize
 from macllm.nn.protocol import LanguageModel
 from macllm.ops.quantized import using_activations
+
+from .names import Names
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
 
 BUDGET = 0.01
 """Largest KL divergence of the merged model from the adapted one, relative to that of the base model."""
-_FLOOR = 1e-6  # nats per token; float32 logits differ by less
+_FLOOR = 1e-6  # nats per token; a rounding of the logits to float32 costs less
 _RANDOM_ROWS, _ROW_TOKENS, _SEED = 2, 64, 0
 
 # Ordinary text of several kinds; with a chat template each is a user's message.
@@ -52,8 +56,10 @@ class Cost:
 
     @property
     def share(self) -> float:
-        """Share of the adapter's effect that is lost."""
-        return self.kl / self.effect if self.effect > 0 else 0.0
+        """Share of the adapter's effect that is lost; infinite if there is no effect, but a loss."""
+        if self.effect > 0:
+            return self.kl / self.effect
+        return math.inf if self.kl > _FLOOR else 0.0
 
     @property
     def within_budget(self) -> bool:
@@ -88,18 +94,24 @@ def probes(model: LanguageModel, tokenizer: Tokenizer) -> list[mx.array]:
 def merge(model: LanguageModel, rows: Sequence[mx.array], dequantize: bool = False) -> Cost:
     """Merge the adapter of `model` into its weights, in place.
 
-    Returns the cost, measured on `rows` (1, L). Adapted layers of a quantized model keep their quantization if the
-    cost is within the budget, else they are stored in 8 bits, else unquantized. `dequantize` unpacks the whole model.
+    Returns the cost, measured on `rows` (1, L). Adapted layers of a quantized model, with those that share a tensor of
+    the checkpoint with them, keep their quantization if the cost is within the budget, else they are stored in 8 bits,
+    else unquantized. `dequantize` unpacks the whole model. Raises UsageError for a model without an active adapter,
+    CheckpointError for weights that are not finite.
     """
     modules = cast(nn.Module, model)
     layers = lora.adapters(modules)
+    if not layers:
+        raise UsageError("no adapter to merge", cause="none is active", remedy="one with a weight other than 0")
+    _check_finite(layers)
+    partners = _partners(modules, layers)
     with using_activations("float"):
-        adapted = [_log_probabilities(model, row) for row in rows]
+        adapted = [_logits(model, row) for row in rows]
         with lora.Disabled(modules):
             effect, _ = _difference(model, rows, adapted)
         cost = Cost(0.0, effect, 0, 0, len(layers), "stored")
         for precision in _precisions(layers, dequantize or not rows):
-            lora.replace(modules, dict(layers))
+            lora.replace(modules, layers if precision == "stored" else layers | partners)
             lora.fuse(modules, precision=precision)
             kl, changed = _difference(model, rows, adapted)
             cost = Cost(kl, effect, changed, sum(row.size for row in rows), len(layers), precision)
@@ -118,19 +130,55 @@ def _precisions(layers: Mapping[str, lora.LoRALinear], dequantize: bool) -> list
     return ["stored", "8-bit", "unquantized"] if quantized else ["stored"]
 
 
-def _log_probabilities(model: LanguageModel, tokens: mx.array) -> mx.array:
+def _check_finite(layers: Mapping[str, lora.LoRALinear]) -> None:
+    for name, layer in layers.items():
+        weight = lora.unpacked_weight(layer.linear)
+        if _is_finite(layer.merged().astype(weight.dtype)):
+            continue
+        if not _is_finite(weight):
+            cause = "the base's are not"
+        elif all(_is_finite(array) for array in layer.update_weights if isinstance(array, mx.array)):
+            cause = f"the sum is too large for {weight.dtype}"
+        else:
+            cause = "the adapter's are not"
+        raise CheckpointError(f"merged weights of {name} would not be finite", cause=cause, remedy="train it again")
+
+
+def _is_finite(array: mx.array) -> bool:
+    return bool(mx.isfinite(array).all())
+
+
+def _partners(model: nn.Module, layers: Mapping[str, lora.LoRALinear]) -> dict[str, lora.LoRALinear]:
+    """Quantized layers that share a tensor of the checkpoint with an adapted one, with an update of zeros."""
+    names, modules = Names.of(model), dict(model.named_modules())
+    shared = {ours for name in layers for theirs in names.theirs(name) for ours in names.ours(theirs)}
+    found = {name: modules.get(name) for name in sorted(shared - layers.keys())}
+    return {
+        name: lora.layer_type(linear).initial(linear, 1, 0.0, 0.0, mx.random.key(0))
+        for name, linear in found.items()
+        if isinstance(linear, quantize.QUANTIZED)
+    }
+
+
+def _logits(model: LanguageModel, tokens: mx.array) -> mx.array:
     """(1, L) -> (L, V) in float32."""
-    logits = model(tokens)[0].astype(mx.float32)
-    result = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    result = model(tokens)[0].astype(mx.float32)
     mx.eval(result)
     return result
 
 
-def _difference(model: LanguageModel, rows: Sequence[mx.array], wanted: Sequence[mx.array]) -> tuple[float, int]:
-    """Mean KL divergence from the log-probabilities `wanted` (L, V), and the number of other maxima."""
+def _log_probabilities(logits: mx.array) -> np.ndarray:
+    """(L, V) -> (L, V) in float64: a divergence of distributions that are rounded may be negative."""
+    exact = np.array(logits, np.float64)
+    exact -= exact.max(axis=-1, keepdims=True)
+    return exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
+
+
+def _difference(model: LanguageModel, rows: Sequence[mx.array], adapted: Sequence[mx.array]) -> tuple[float, int]:
+    """Mean KL divergence from the model with the logits `adapted` (L, V), and the number of other maxima."""
     total, changed = 0.0, 0
-    for row, want in zip(rows, wanted, strict=True):
-        got = _log_probabilities(model, row)
-        total += float((mx.exp(want) * (want - got)).sum())
-        changed += int((mx.argmax(got, axis=-1) != mx.argmax(want, axis=-1)).sum())
+    for row, logits in zip(rows, adapted, strict=True):
+        want, got = _log_probabilities(logits), _log_probabilities(_logits(model, row))
+        total += float((np.exp(want) * (want - got)).sum())
+        changed += int((got.argmax(axis=-1) != want.argmax(axis=-1)).sum())
     return total / max(1, sum(row.size for row in rows)), changed

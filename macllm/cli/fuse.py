@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,14 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     The checkpoint opens in macllm, mlx-lm and transformers. Prints its folder. The merged model is compared with the
     adapted one, and layers of a quantized model get more bits where rounding would undo what the adapter learned.
     """
-    folder = Path(output)
+    folder = Path(output).expanduser()
     if folder.exists() and (not folder.is_dir() or any(not is_stray(Path(path.name)) for path in folder.iterdir())):
         raise UsageError(f"{folder} already exists", remedy=f"macllm fuse --output {folder}-2")
     from macllm.adapter import read_config
     from macllm.adapter.merge import merge, probes
     from macllm.hub.blend import parse
 
-    recorded = [read_config(Path(folder)).get("model") for folder in parse(adapter)]
+    recorded = [read_config(Path(each).expanduser()).get("model") for each in parse(adapter)]
     base = model or next((name for name in recorded if isinstance(name, str)), None)
     source = fetch(base)
     from macllm.checkpoint import load, save
@@ -55,6 +56,8 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
 def _described(cost: Cost) -> str:
     """One line on what merging changed, and on the bits that it took."""
     loss = f"{cost.share:.2g} of its effect" if cost.share < 1e-3 else f"{cost.share:.1%} of its effect"
+    if math.isinf(cost.share):
+        loss = "more than the adapter's effect"
     if not cost.tokens:
         return f"merged {cost.layers} layers, not quantized; not measured, because the model is not causal"
     text = (

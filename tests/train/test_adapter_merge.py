@@ -15,10 +15,11 @@ from macllm import adapter
 from macllm.adapter.merge import BUDGET, Cost, merge
 from macllm.checkpoint import load_model, save
 from macllm.cli import main
+from macllm.errors import CheckpointError, UsageError
 from macllm.nn import lora, quantize
 from macllm.ops.quantized import using_activations
 from tests.families import oracles
-from tests.train.test_adapter import LLAMA, TOKENS, close, make, randomize
+from tests.train.test_adapter import LLAMA, PHI3, TOKENS, close, make, randomize
 
 MOE = {"model_type": "mixtral", **oracles.SMALL, "hidden_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2}
 ROWS = [TOKENS[:1], TOKENS[1:]]
@@ -111,6 +112,58 @@ def test_a_model_with_layers_of_several_bits_is_loaded_as_it_was_merged(tmp_path
         assert close(load_model(tmp_path)(TOKENS), model(TOKENS), 1e-4)
 
 
+GPT2 = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+
+
+@pytest.mark.parametrize(
+    ("config", "key"), [(PHI3, "q_proj"), (PHI3, "gate_proj"), (GPT2, "v_proj")], ids=["qkv", "gate-up", "gpt2"]
+)
+def test_layers_of_one_tensor_of_the_checkpoint_get_the_same_bits(
+    config: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    model = make(config)
+    quantize.apply(model, bits=4, group_size=32)
+    lora.apply(model, rank=4, alpha=4.0, keys=(key,))
+    layers = lora.adapters(model)
+    randomize(model)
+    lora.fuse(model, precision="8-bit")
+    with pytest.raises(UsageError, match="different precisions"):
+        save(model, None, tmp_path)
+    lora.replace(model, layers)
+    cost = merge(model, ROWS)
+    assert (cost.layers, cost.precision) == (len(layers), "8-bit")
+    save(model, None, tmp_path)
+    with using_activations("float"):
+        assert close(load_model(tmp_path)(TOKENS), model(TOKENS), 1e-4)
+
+
+def test_the_cost_is_the_divergence_in_float64_and_never_negative() -> None:
+    for size in (0.1, 1e-3):
+        model, before = adapted(PHI3, size=size), adapted(PHI3, size=size)
+        cost = merge(model, ROWS)
+        assert 0 <= cost.kl == pytest.approx(divergence(model, before), rel=1e-3, abs=1e-16)
+    assert Cost(kl=1e-3, effect=0.0, changed=1, tokens=9, layers=1, precision="stored").share == float("inf")
+    assert Cost(kl=1e-9, effect=0.0, changed=0, tokens=9, layers=1, precision="stored").share == 0
+
+
+def test_weights_that_are_not_finite_and_no_adapter_are_refused() -> None:
+    for value, cause in ((float("nan"), "the adapter's"), (1e39, "too large"), (None, "the base's")):
+        model = adapted()
+        layer = next(iter(lora.adapters(model).values()))
+        if value is None:
+            layer.linear.weight = layer.linear.weight * float("inf")
+        elif value > 1:
+            layer.scale = value
+        else:
+            layer.lora_a = layer.lora_a * value
+        with pytest.raises(CheckpointError, match="not be finite") as caught:
+            merge(model, ROWS)
+        assert cause in (caught.value.cause or "")
+        assert lora.adapters(model)
+    with pytest.raises(UsageError, match="no adapter to merge"):
+        merge(make(), ROWS)
+
+
 def test_a_model_that_cannot_be_measured_loses_nothing() -> None:
     model, before = adapted(bits=4), adapted(bits=4)
     cost = merge(model, [])
@@ -119,7 +172,10 @@ def test_a_model_that_cannot_be_measured_loses_nothing() -> None:
         assert close(model(TOKENS), before(TOKENS), 1e-4)
 
 
-def test_fuse_says_what_merging_a_blend_cost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_fuse_says_what_merging_a_blend_cost(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     model, tokenizer = macllm.load()
     quantize.apply(model, bits=4, group_size=64)
     macllm.save(model, tokenizer, tmp_path / "base")
@@ -127,8 +183,9 @@ def test_fuse_says_what_merging_a_blend_cost(tmp_path: Path, capfd: pytest.Captu
     randomize(model)
     for half in ("a", "b"):
         adapter.save(model, tmp_path / half, {"model": str(tmp_path / "base")})
-    flags = ["--adapter", f"{tmp_path}/a:0.5", "--adapter", f"{tmp_path}/b:0.5", "-o", str(tmp_path / "fused")]
-    assert main(["fuse", *flags]) == 0
+    assert main(["fuse", "--adapter", "~/a:0", "-o", "~/fused"]) == 2
+    assert "no adapter to merge" in capfd.readouterr().err
+    assert main(["fuse", "--adapter", "~/a:0.5", "--adapter", "~/b:0.5", "-o", "~/fused"]) == 0
     out, told = capfd.readouterr()
     line = next(line for line in told.splitlines() if line.startswith("merged 2 layers: KL "))
     assert "greedy tokens changed" in line
