@@ -77,7 +77,7 @@ def _weights(adapter: str | Path | Sequence[str | Path] | Mapping[str | Path, fl
     """Weights of adapters by folder, of any form that `load` takes."""
     if isinstance(adapter, Mapping):
         return {str(folder): weight for folder, weight in adapter.items()}
-    return blend.parse(str(adapter) if isinstance(adapter, str | Path) else blend.joined(map(str, adapter)) or "")
+    return blend.parse_all([str(adapter)] if isinstance(adapter, str | Path) else map(str, adapter))
 
 
 def _check_arguments(name: object, adapter: object, dtype: object) -> None:

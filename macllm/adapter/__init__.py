@@ -6,13 +6,14 @@ Tensors have the checkpoint's names; the key map of its family translates them b
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import mlx.nn as nn
 
-from macllm.errors import MacllmError, UsageError
+from macllm.errors import CheckpointError, MacllmError, UsageError
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
 from macllm.weights.fingerprint import fingerprint
@@ -74,24 +75,31 @@ def attach(model: nn.Module, folder: Path, base: Path | None = None, name: str |
     loaded from.
     Raises ModelNotFoundError if `folder` has no adapter, CheckpointError for one that does not fit the model.
     """
-    name = name or str(folder)
-    hold(model, name, _read(model, folder, base))
-    activate(model, name)
+    exchange(model, {name or str(folder): 1.0}, lambda _name, _held: _read(model, folder, base), sys.maxsize)
 
 
-def _read(model: nn.Module, folder: Path, base: Path | None) -> dict[str, lora.Update]:
+def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
     folder = folder.expanduser()
-    config = read_config(folder)
+    config, version = read_config(folder), _version(folder)
     of_peft = peft.holds_adapter(folder)
     found = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)
     names = Names.of(model, "hf" if of_peft else "mlx")
     if of_peft:
         check_tables(model, peft.tables(folder), names)
         found = without_tied_heads(model, found, names)
-    updates = {name: _of_head(model, name, update) for name, update in to_ours(model, found, names).items()}
+    try:
+        updates = to_ours(model, found, names)
+        held = checked(model, {ours: _of_head(model, ours, update) for ours, update in updates.items()}, version)
+    except CheckpointError as error:
+        made_for = config.get("model")
+        raise CheckpointError(
+            f"the adapter in {folder} does not fit the model",
+            cause=": ".join(filter(None, (error.message, error.cause))),
+            remedy=f"load its base: {made_for}" if isinstance(made_for, str) else error.remedy or "load its base",
+        ) from error
     if (base := base or cast(ModelInfo, model.info).folder) is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
-    return updates
+    return held
 
 
 def _of_head(model: nn.Module, name: str, update: lora.Update) -> lora.Update:
@@ -109,11 +117,9 @@ def attach_blend(
     """
 
     def find(name: str, held: Held | None) -> Held:
-        folder = Path(name).expanduser()
-        version = _version(folder)
-        if held is not None and version and held.version == version:
-            return held
-        return checked(model, _read(model, folder, base), version)
+        folder = Path(name)
+        version = _version(folder.expanduser())
+        return held if held is not None and version and held.version == version else _read(model, folder, base)
 
     exchange(model, blend, find, keep_bytes)
 

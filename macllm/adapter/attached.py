@@ -166,5 +166,5 @@ def _sum(parts: list[Update]) -> Update:
         raise UsageError("adapters of an embedding with and without its tied head cannot be blended")
     stack = parts[0].a.ndim == 3  # of experts: A (E, r, D), B (E, F, r)
     lora_a = mx.concatenate([part.a for part in parts], axis=1)
-    lora_b = mx.concatenate([part.b * part.scale for part in parts], axis=2 if stack else 0)
+    lora_b = mx.concatenate([part.scaled_b(1.0) for part in parts], axis=2 if stack else 0)
     return Update(lora_a, lora_b, head=parts[0].head)

@@ -78,7 +78,7 @@ def save(theirs: Mapping[str, Update], dropout: float, about: Mapping[str, Any],
             remedy="keep the adapter in PEFT's format",
         )
     rank = max(_rank(update) for update in theirs.values())
-    scale = next(iter(theirs.values())).scale
+    scale = next((update.scale for update in theirs.values() if update.scale), 0.0)
     tensors: dict[str, mx.array] = {}
     for name, update in theirs.items():
         a, b, _, magnitude, _ = _widened(update, rank, scale)
@@ -105,9 +105,8 @@ def _rank(update: Update) -> int:
 
 def _widened(update: Update, rank: int, scale: float) -> Update:
     """The update in this rank, to which columns of zeros add nothing, and with this scale."""
-    a, b, own, magnitude, _ = update
+    a, b, magnitude = update.a, update.scaled_b(scale), update.magnitude
     more = (0, rank - _rank(update))
-    b = b if own == scale else b * (own / scale)
     if a.ndim == 2:
         return Update(mx.pad(a, [(0, 0), more]), mx.pad(b, [more, (0, 0)]), scale, magnitude)
     return Update(mx.pad(a, [(0, 0), more, (0, 0)]), mx.pad(b, [(0, 0), (0, 0), more]), scale, magnitude)

@@ -67,13 +67,13 @@ def _join(parts: list[Update | None], layers: list[nn.Module]) -> Update:
     if len(parts) == 1 and parts[0] is not None:
         return parts[0]
     present = [p for p in parts if p is not None]
-    scale = present[0].scale
+    scale = next((p.scale for p in present if p.scale), 0.0)
     lora_a = mx.concatenate([p.a for p in present], axis=1)
     rows, before = [], 0
     for part, linear in zip(parts, layers, strict=True):
         width = part.b.shape[0] if part is not None else 0
         above, below = before, lora_a.shape[1] - before - width
-        block = part.b * (part.scale / scale) if part is not None else mx.zeros((0, lora.sizes(linear)[1]))
+        block = part.scaled_b(scale) if part is not None else mx.zeros((0, lora.sizes(linear)[1]))
         rows.append(mx.pad(block, [(above, below), (0, 0)]))
         before += width
     return Update(lora_a, mx.concatenate(rows, axis=1), scale, _magnitudes(parts, layers))
@@ -97,13 +97,16 @@ def to_ours(model: nn.Module, theirs: Mapping[str, Update], names: Names) -> dic
 
     Raises CheckpointError for a module that the model does not have, or another shape.
     """
+    modules = dict(model.named_modules())
+    for name in theirs:
+        parts = names.ours(name)
+        if not parts or not modules.keys() >= set(parts):
+            raise CheckpointError(f"the adapter changes {name}, which this model does not have")
     return {ours: update for name, whole in theirs.items() for ours, update in _split(model, name, whole, names)}
 
 
 def _split(model: nn.Module, theirs: str, update: Update, names: Names) -> list[tuple[str, Update]]:
     parts = names.ours(theirs)
-    if not parts:
-        raise CheckpointError(f"the adapter changes {theirs}, which this model does not have")
     if len(parts) == 1:
         return [(parts[0], update)]
     outputs = [lora.sizes(layer(model, part))[1] for part in parts]

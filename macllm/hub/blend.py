@@ -18,10 +18,19 @@ def parse(text: str) -> dict[str, float]:
     """
     if Path(text).expanduser().is_dir():
         return {text: 1.0}
-    pairs = [_weighted(part) for part in text.split(_BETWEEN)]
+    return _once([_weighted(part) for part in text.split(_BETWEEN)])
+
+
+def parse_all(texts: Iterable[str]) -> dict[str, float]:
+    """Weights by folder of several texts. Raises UsageError as `parse` does."""
+    return _once([pair for text in texts for pair in parse(text).items()])
+
+
+def _once(pairs: list[tuple[str, float]]) -> dict[str, float]:
     blend = dict(pairs)
     if len(blend) < len(pairs):
-        raise UsageError(f"an adapter is given twice: {text}", remedy="each once, with the sum of its weights")
+        given = ", ".join(folder for folder, _ in pairs)
+        raise UsageError(f"an adapter is given twice: {given}", remedy="each once, with the sum of its weights")
     return blend
 
 
@@ -32,7 +41,12 @@ def joined(parts: Iterable[str]) -> str | None:
 
 def written(blend: Mapping[str, float]) -> str:
     """The text that `parse` reads as these weights."""
-    return _BETWEEN.join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in blend.items())
+    return _BETWEEN.join(name if weight == 1 else f"{name}:{_digits(weight)}" for name, weight in blend.items())
+
+
+def _digits(weight: float) -> str:
+    """The shortest text that is read as this number."""
+    return repr(float(weight)).removesuffix(".0")
 
 
 def renamed(text: str, name: Callable[[str], str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import macllm
 from macllm import adapter
+from macllm.adapter.attached import hold
 from macllm.checkpoint import load_model
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.hub import blend
@@ -140,8 +142,12 @@ def test_unknown_and_unfit_adapters_are_refused_by_name(tmp_path: Path) -> None:
         adapter.detach(model, "zzz")
     with pytest.raises(ModelNotFoundError):
         adapter.attach(model, tmp_path / "absent")
-    with pytest.raises(CheckpointError):
-        adapter.attach(model, written(tmp_path / "wide", 3, {**LLAMA, "hidden_size": 32}))
+    for change in ({"hidden_size": 32}, {"num_hidden_layers": 5}):
+        unfit = written(tmp_path / "unfit", 3, {**LLAMA, **change})
+        config = json.loads((unfit / "adapter_config.json").read_text()) | {"model": "org/base"}
+        (unfit / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=r"unfit does not fit the model[^/]*layers[^/]*org/base"):
+            adapter.attach(model, unfit)
     assert equal(model(TOKENS), before)
     adapter.attach(model, dora)
     alone = model(TOKENS)
@@ -189,9 +195,36 @@ def test_names_with_weights_are_read_and_written(tmp_path: Path, monkeypatch: py
     assert blend.joined(()) is None
     assert blend.joined(["a", "b:0.5"]) == "a + b:0.5" == blend.written({"a": 1, "b": 0.5})
     assert blend.renamed("a + b:0.5", str.upper) == "A + B:0.5"
+    weights = {"a": 0.1 + 0.2, "b": 1 / 3, "c": 2.0, "d": 1e-30, "e": -1234567.0}
+    assert blend.parse(blend.written(weights)) == weights
+    assert blend.written({"a": 2.0}) == "a:2"
+    assert blend.parse_all(["x + y:2", "a + b:0.5"]) == {"x + y:2": 1.0, "a": 1.0, "b": 0.5}
+    with pytest.raises(UsageError, match="twice"):
+        blend.parse_all(["a", "a:2"])
     for text in ("a + a", "a:nan", "a:inf", ":2"):
         with pytest.raises(UsageError):
             blend.parse(text)
+
+
+@pytest.mark.parametrize("config", [LLAMA, MIXTRAL], ids=["dense", "experts"])
+def test_factors_of_16_bits_are_blended_in_float32(config: dict[str, Any]) -> None:
+    model = make(config)
+    lora.apply(model, rank=2, alpha=2.0)
+    halves: dict[str, dict[str, lora.Update]] = {"a": {}, "b": {}}
+    for n, (layer, wrap) in enumerate(lora.adapters(model).items()):
+        for m, updates in enumerate(halves.values()):
+            b = mx.random.normal(wrap.lora_b.shape, key=mx.random.key(2 * n + m)).astype(mx.bfloat16)
+            updates[layer] = lora.Update(wrap.lora_a.astype(mx.bfloat16), b, 0.3)
+    model = make(config)
+    for name, updates in halves.items():
+        hold(model, name, updates)
+    adapter.activate(model, {"a": 0.7, "b": 0.9})
+    for layer, wrap in lora.adapters(model).items():
+        want = 0.0
+        for weight, updates in zip((0.7, 0.9), halves.values(), strict=True):
+            a, b = (np.array(x.astype(mx.float32)).astype(np.float64) for x in updates[layer][:2])
+            want = want + 0.3 * weight * (b @ a if a.ndim == 3 else (a @ b).T)
+        np.testing.assert_allclose(np.array(wrap.delta()), want, rtol=0, atol=1e-6 * np.abs(want).max())
 
 
 def test_load_takes_several_adapters_and_weights(tmp_path: Path) -> None:

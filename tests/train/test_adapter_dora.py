@@ -89,6 +89,21 @@ def test_the_norms_of_a_dora_layer_follow_its_weights_in_every_mode() -> None:
     assert close(tripled, model(TOKENS), 1e-6)
 
 
+def test_rows_of_zeros_stay_zeros_and_have_finite_gradients() -> None:
+    linear = nn.Linear(16, 8, bias=False)
+    linear.weight = mx.concatenate([linear.weight[:5], mx.zeros((3, 16))])
+    x = mx.random.normal((2, 16))
+    layer = lora.DoRALinear.initial(linear, 2, 1.0, 0.0, mx.random.key(0))
+    for mode in (True, False):
+        layer.train(mode)
+        assert close(layer(x), linear(x), 5e-6)
+        assert not mx.any(layer(x)[:, 5:])
+    _, gradients = nn.value_and_grad(layer, lambda x: (layer(x) ** 2).sum())(x)
+    assert all(bool(mx.isfinite(gradient).all()) for _, gradient in tree_flatten(gradients))
+    fused: Any = layer.fused()
+    assert bool(mx.isfinite(fused.weight).all())
+
+
 @pytest.mark.parametrize("form", ["mlx", "peft"])
 @pytest.mark.parametrize("config", [LLAMA, PHI3], ids=["separate", "fused"])
 def test_a_saved_dora_adapter_gives_the_same_outputs_when_attached_again_and_when_merged(

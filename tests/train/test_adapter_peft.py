@@ -69,6 +69,27 @@ def test_layers_of_several_scales_are_written_in_both_formats(tmp_path: Path) ->
         assert close(again(TOKENS), model(TOKENS))
 
 
+@pytest.mark.parametrize("config", [LLAMA, PHI3], ids=["separate", "fused"])
+@pytest.mark.parametrize("form", ["mlx", "peft"])
+@pytest.mark.parametrize("zeros", [1, 999], ids=["first", "all"])
+def test_scales_of_zero_and_factors_of_16_bits_are_written(
+    config: dict[str, Any], form: adapter.Form, zeros: int, tmp_path: Path
+) -> None:
+    model = make(config)
+    lora.apply(model, rank=2, alpha=2.0)
+    randomize(model)
+    for number, layer in enumerate(lora.adapters(model).values()):
+        layer.scale = 0.0 if number < zeros else 0.1 + 0.3 * (number % 3)
+        layer.lora_a, layer.lora_b = layer.lora_a.astype(mx.bfloat16), layer.lora_b.astype(mx.bfloat16)
+    adapter.save(model, tmp_path, form=form)
+    again = make(config)
+    adapter.attach(again, tmp_path)
+    found = lora.adapters(again)
+    for name, layer in lora.adapters(model).items():
+        assert close(found[name].delta(), layer.delta(), 1e-6) or not layer.scale
+        assert layer.scale or not mx.any(found[name].delta())
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -36,6 +36,10 @@ class Update(NamedTuple):
     magnitude: mx.array | None = None
     head: bool = True
 
+    def scaled_b(self, scale: float) -> mx.array:
+        """B for another scale of the same update, in float32 unless it stays as it is: 16 bits would round it."""
+        return self.b if self.scale == scale else self.b.astype(mx.float32) * (self.scale / scale)
+
 
 class LoRALinear(nn.Module):
     """linear(x) + scale * dropout(x) A B, with A (D, r) and B (r, F) trained and `linear` frozen."""
@@ -141,11 +145,15 @@ class DoRALinear(LoRALinear):
         return magnified(x, self.weights)
 
     def gain(self) -> mx.array:
-        """Factors of the outputs: the magnitudes over the norms of the adapted weight's rows: (F,)."""
+        """Factors of the outputs: the magnitudes over the norms of the adapted weight's rows: (F,).
+
+        Rows of zeros, such as those that pad a matrix, stay zeros: their factor is 0.
+        """
         kept, sources = self._gain, (self["lora_a"], self["lora_b"], self["magnitude"], self.linear["weight"])
         if not self.training and kept.value is not None and all(map(is_, kept.sources, sources)):
             return kept.value
-        value = self["magnitude"] / mx.stop_gradient(row_norms(super().merged()))
+        norms = mx.stop_gradient(row_norms(super().merged()))
+        value = mx.where(norms > 0, self["magnitude"] / mx.where(norms > 0, norms, 1), 0)
         if not self.training:  # else the arrays are those of a gradient
             kept.sources, kept.value = sources, value
         return value
