@@ -221,7 +221,7 @@ class Trainer(Generic[B]):
             state = self.snapshots.best() or state
         if not are_finite(state.weights):
             state = (self.snapshots and self.snapshots.latest()) or replace(state, step=0)
-        if state.step == 0:
+        if state.watch.spares_all(state.step):
             return False
         self.put(state.weights)
         if state.eval_loss is not None:
@@ -239,6 +239,12 @@ class Trainer(Generic[B]):
             yield done
             yield from self._after_step()
             yield from self._pause()
+        if self.steps and self.state.watch.spares_all(self.steps):
+            raise MacllmError(
+                "nothing was trained",
+                cause=f"the gradient of every step up to {self.steps} was not finite",
+                remedy="another model, or a lower learning rate",
+            )
         yield from self._save()
 
     def _step(self) -> Advanced | Skipped:

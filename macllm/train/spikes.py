@@ -80,6 +80,10 @@ class Watch:
         """Steps of snapshots that must stay."""
         return frozenset({self.good, self.waiting} - {0})
 
+    def spares_all(self, step: int) -> bool:
+        """True if no step up to this one has an update."""
+        return len({one for first, last in self.skipped for one in range(first, last + 1)}) >= step
+
     def seen(self, step: int, loss: float, norm: float, rules: SpikeRules) -> Watch:
         """The watch after a step with this loss and gradient norm."""
         if rules.has_spike(loss, self.losses) or rules.has_spike(norm, self.norms):

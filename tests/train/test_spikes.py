@@ -71,6 +71,19 @@ def test_a_spike_that_lasts_goes_back_to_the_last_good_snapshot_and_skips_the_st
     assert [event.step for event in seen if isinstance(event, Step)][-1] == 28
 
 
+def test_a_run_without_one_finite_gradient_ends_in_an_error_and_exports_nothing(tmp_path: Path) -> None:
+    config = replace(CONFIG, iters=3, rollbacks=9)
+    made, exported = trainer(dict.fromkeys(range(3), math.nan), tmp_path, config), list[Path]()
+    for _ in range(2):  # resumed, too
+        with pytest.raises(MacllmError, match="nothing was trained"):
+            list(made.run(lambda: exported.append(tmp_path) or tmp_path))
+        made = trainer({}, tmp_path, config)
+    assert not exported
+    events = list(trainer({0: math.nan, 2: math.nan}, None, config).run(lambda: exported.append(tmp_path) or tmp_path))
+    assert skipped(events) == [(1, 1), (3, 3)]
+    assert exported
+
+
 @pytest.mark.parametrize(
     "factors",
     [{20: 40.0, 21: 40.0}, {19: 40.0, 21: 40.0, 23: 40.0, 25: 40.0}, {20: 1.5, 21: 1.5, 22: 1.5}],
