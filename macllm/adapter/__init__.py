@@ -95,7 +95,7 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
         raise CheckpointError(
             f"the adapter in {folder} does not fit the model",
             cause=": ".join(filter(None, (error.message, error.cause))),
-            remedy=f"load its base: {made_for}" if isinstance(made_for, str) else error.remedy or "load its base",
+            remedy=error.remedy or (f"load its base, {made_for}" if isinstance(made_for, str) else "load its base"),
         ) from error
     if (base := base or cast(ModelInfo, model.info).folder) is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
@@ -154,4 +154,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises ModelNotFoundError if the folder has no adapter, CheckpointError for one in another format.
     """
+    if (folder / peft.PICKLED).is_file() and not peft.holds_adapter(folder):
+        raise CheckpointError(
+            f"{folder} has an adapter of PEFT in a pickle file, which macllm does not read",
+            remedy="load it with peft and save it again (save_pretrained)",
+        )
     return peft.read_config(folder) if peft.holds_adapter(folder) else mlx_lm.read_config(folder)

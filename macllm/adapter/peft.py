@@ -23,12 +23,19 @@ from macllm.nn.lora import Update
 from macllm.weights.safetensors import load_file, save_file
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."
 _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
 _TABLE = ".base_layer.weight"
+# what names in state dicts have more than those in files: the adapter's name, and the magnitudes' own module
+_MORE = re.compile(
+    r"(?<=\.lora_[AB])\.default(?=\.weight$)"
+    r"|(?<=\.lora_embedding_[AB])\.default$"
+    r"|(?<=\.lora_magnitude_vector)(\.default)?(\.weight)?$"
+)
 
 # Settings that change what the tensors mean, or add tensors of other kinds, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -37,7 +44,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         ("lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices",
          "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-         "velora_config", "monteclora_config"),
+         "monteclora_config"),
         (None, False, [], {}),
     ),
 }  # fmt: skip
@@ -120,7 +127,8 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
 
 
 def _renamed(name: str) -> str:
-    """A factor of an embedding as that of a linear layer."""
+    """The name in files, and a factor of an embedding as that of a linear layer."""
+    name = _MORE.sub("", name)
     stem, _, leaf = name.rpartition(".")
     return f"{stem}.{_OF_EMBEDDINGS[leaf]}" if leaf in _OF_EMBEDDINGS else name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,36 @@ def test_tensors_of_other_kinds_and_invalid_configs_are_refused(tmp_path: Path) 
         written(tmp_path, lora_alpha=alpha)
         with pytest.raises(CheckpointError, match="not a LoRA config of PEFT"):
             adapter.attach(make(), tmp_path)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_names_of_a_state_dict_are_read_as_those_of_a_file(use_dora: bool, tmp_path: Path) -> None:
+    model = make()
+    lora.apply(model, rank=2, alpha=2.0, keys=("q_proj",) if use_dora else ("q_proj", "tokens"), use_dora=use_dora)
+    randomize(model)
+    adapter.save(model, tmp_path, form="peft")
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    mx.eval(tensors)
+    short, long = (re.compile(rf"(lora_\w+?){end}(\.weight)?$") for end in ("", r"(\.default)?"))
+    for pattern, other in ((short, r"\1.default\2"), (long, r"\1.default.weight"), (short, r"\1.weight")):
+        named = {
+            pattern.sub(other, n) if "embedding" not in n else short.sub(r"\1.default", n): tensors[n] for n in tensors
+        }
+        assert named.keys() != tensors.keys() or not use_dora
+        save_file(named, path)
+        again = make()
+        adapter.attach(again, tmp_path)
+        assert close(again(TOKENS), model(TOKENS), 1e-6)
+
+
+def test_magnitudes_of_an_embedding_and_pickled_adapters_are_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    with pytest.raises(CheckpointError, match="magnitudes of embedding"):
+        lora.check(make(), {"embedding.tokens": lora.Update(mx.zeros((97, 2)), mx.zeros((2, 64)), 1.0, mx.ones((97,)))})
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match="pickle"):
+        adapter.attach(make(), tmp_path)
 
 
 def test_experts_are_not_written_in_the_format_of_peft(tmp_path: Path) -> None:

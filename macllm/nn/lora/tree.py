@@ -201,8 +201,7 @@ def attach(model: nn.Module, updates: Mapping[str, Update]) -> None:
     """Freeze `model` and adapt the named linear layers with given updates, in place.
 
     Former adapters are removed. Raises CheckpointError for a name that is not a linear layer of the model, or a shape
-    that does not fit it, and UsageError for a DoRA update of another layer than a linear one; the model is then as
-    before.
+    that does not fit it, or DoRA's magnitudes of another layer; the model is then as before.
     """
     with Disabled(model):
         layers = check(model, updates)
@@ -212,26 +211,28 @@ def attach(model: nn.Module, updates: Mapping[str, Update]) -> None:
 
 
 def check(model: nn.Module, updates: Mapping[str, Update]) -> dict[str, Adaptable]:
-    """The layers that updates would adapt. Raises as `attach` does."""
+    """The layers that updates would adapt. Raises CheckpointError as `attach` does."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, Adaptable)}
     for name, update in updates.items():
         if name not in layers:
             raise CheckpointError(
                 f"the adapter changes {name}, which is not a linear layer of this model",
-                remedy="load the model that the adapter was made for",
             )
-        layer_type(layers[name], use_dora=update.magnitude is not None)
         _check_shapes(name, layers[name], update.a, update.b)
         _check_magnitude(name, layers[name], update.magnitude)
     return {name: layers[name] for name in updates}
 
 
 def _check_magnitude(name: str, linear: Any, magnitude: mx.array | None) -> None:
-    if magnitude is not None and (linear.weight.ndim > 2 or magnitude.shape != (sizes(linear)[1],)):
+    if magnitude is not None and layer_type(linear) is not LoRALinear:
+        raise CheckpointError(
+            f"the adapter has DoRA magnitudes of {name}, which is not a linear layer",
+            remedy="merge it with the tool that made it, and load the merged model",
+        )
+    if magnitude is not None and magnitude.shape != (sizes(linear)[1],):
         raise CheckpointError(
             f"the adapter's magnitudes of {name} have shape {magnitude.shape}",
             cause=f"the model's layer has {sizes(linear)[1]} rows",
-            remedy="load the model that the adapter was made for",
         )
 
 
@@ -250,7 +251,6 @@ def _check_shapes(name: str, linear: Any, lora_a: mx.array, lora_b: mx.array) ->
     if (lora_a.shape[0], lora_b.shape[1]) != wanted:
         raise CheckpointError(
             f"the adapter's {name} maps {lora_a.shape[0]} to {lora_b.shape[1]}, the model's {wanted[0]} to {wanted[1]}",
-            remedy="load the model that the adapter was made for",
         )
 
 
