@@ -19,7 +19,7 @@ from macllm.nn.info import ModelInfo
 from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
-from .attached import Held, activate, attached, checked, detach, exchange, hold, identity
+from .attached import Held, activate, attached, checked, detach, exchange, identity
 from .names import Names, check_tables, is_tied, to_ours, to_theirs, without_tied_heads
 
 __all__ = [

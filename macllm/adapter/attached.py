@@ -53,11 +53,6 @@ def identity(model: nn.Module) -> Hashable:
     return tuple((held.adapters[name].number, weight) for name, weight in held.weights.items())
 
 
-def hold(model: nn.Module, name: str, updates: Mapping[str, Update]) -> None:
-    """Attach updates under a name, not active. Raises CheckpointError if they do not fit the model."""
-    _of(model).adapters[name] = checked(model, updates)
-
-
 def checked(model: nn.Module, updates: Mapping[str, Update], version: Hashable = None) -> Held:
     """The updates, read into memory. Raises CheckpointError if they do not fit the model."""
     _refuse_training(model)

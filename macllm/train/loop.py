@@ -240,11 +240,8 @@ class Trainer(Generic[B]):
             yield from self._after_step()
             yield from self._pause()
         if self.steps and self.state.watch.spares_all(self.steps):
-            raise MacllmError(
-                "nothing was trained",
-                cause=f"the gradient of every step up to {self.steps} was not finite",
-                remedy="another model, or a lower learning rate",
-            )
+            cause = f"the gradient of every step up to {self.steps} was not finite"
+            raise MacllmError("nothing was trained", cause=cause, remedy="another model, or a lower learning rate")
         yield from self._save()
 
     def _step(self) -> Advanced | Skipped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from macllm import adapter
-from macllm.adapter.attached import hold
+from macllm.adapter.attached import checked, exchange
 from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.prefix import PrefixCache
 from macllm.generation.request import Delta, Event, Prefill, Request, SamplingParams
@@ -107,13 +108,13 @@ def test_two_streams_at_once_keep_their_states() -> None:
 
 
 def test_an_adapter_that_is_exchanged_during_a_completion_of_the_base_stays() -> None:
-    model = base("dense")
+    model, updates = base("dense"), dict[str, dict[str, lora.Update]]()
     for seed, name in enumerate("ab"):
         trained = adapted("dense")
         for n, layer in enumerate(lora.adapters(trained).values()):
             layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(100 * seed + n))
-        hold(model, name, {each: layer.update_weights for each, layer in lora.adapters(trained).items()})
-    adapter.activate(model, "b")
+        updates[name] = {each: layer.update_weights for each, layer in lora.adapters(trained).items()}
+        exchange(model, {name: 1.0}, lambda name, _: checked(model, updates[name]), sys.maxsize)
     wanted, prefix = decoded(model), PrefixCache()
     adapter.activate(model, "a")
     list(run(model, FakeTokenizer(), request(), prefix=prefix))

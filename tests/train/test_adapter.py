@@ -220,7 +220,7 @@ def test_tensors_that_are_no_adapter_are_refused_by_name(tmp_path: Path) -> None
         save_file(tensors, tmp_path / "adapters.safetensors")
         with pytest.raises(CheckpointError, match=message) as caught:
             adapter.attach(make(PHI3), tmp_path)
-        assert message == "factors of" or stem in caught.value.message
+        assert message == "factors of" or stem in str(caught.value)
 
 
 def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     adapter.save(model, tmp_path)
     with pytest.raises(CheckpointError, match="the model's 32 to"):
         adapter.attach(make({**LLAMA, "hidden_size": 32}), tmp_path)
-    with pytest.raises(CheckpointError, match="not a linear layer"):
+    with pytest.raises(CheckpointError, match="does not have"):
         adapter.attach(make({**LLAMA, "num_hidden_layers": 2}), tmp_path)
     with pytest.raises(ModelNotFoundError, match="no adapter in"):
         adapter.attach(make(), tmp_path / "absent")

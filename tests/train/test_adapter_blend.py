@@ -13,7 +13,7 @@ import pytest
 
 import macllm
 from macllm import adapter
-from macllm.adapter.attached import hold
+from macllm.adapter.attached import checked, exchange
 from macllm.checkpoint import load_model
 from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.hub import blend
@@ -216,9 +216,7 @@ def test_factors_of_16_bits_are_blended_in_float32(config: dict[str, Any]) -> No
             b = mx.random.normal(wrap.lora_b.shape, key=mx.random.key(2 * n + m)).astype(mx.bfloat16)
             updates[layer] = lora.Update(wrap.lora_a.astype(mx.bfloat16), b, 0.3)
     model = make(config)
-    for name, updates in halves.items():
-        hold(model, name, updates)
-    adapter.activate(model, {"a": 0.7, "b": 0.9})
+    exchange(model, {"a": 0.7, "b": 0.9}, lambda name, _: checked(model, halves[name]))
     for layer, wrap in lora.adapters(model).items():
         want = 0.0
         for weight, updates in zip((0.7, 0.9), halves.values(), strict=True):

@@ -193,7 +193,7 @@ def of_peft(oracle: Any, batch: Any) -> tuple[np.ndarray, float, dict[str, np.nd
 
 
 def in_float64(oracle: Any, batch: Any) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
-    """The same in float64 throughout: transformers computes norms, softmax and angles in float32 even then."""
+    """The same in float64 throughout, which norms, softmax and angles of transformers are not."""
     import torch
     from torch.overrides import TorchFunctionMode
 
