@@ -60,6 +60,9 @@ def events(config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
     from macllm.train.config import FinetuneConfig
     from macllm.train.runs.supervisor import supervised
 
+    if changed := config.rounding_changes():
+        values = ", ".join(f"{name} {now} in place of {before}" for name, (before, now) in changed.items())
+        say(f"goes on with {values}: sums are rounded in another order, so the last bits may differ")
     module = f"macllm.train.{'finetune' if isinstance(config, FinetuneConfig) else 'pretrain'}"
     if restarts:
         return _measured(supervised(f"{module}:events", config, restarts), config)

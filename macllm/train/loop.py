@@ -115,16 +115,18 @@ class Trainer(Generic[B]):
         Process 0 writes the snapshots, in a folder that all can read.
         """
         size, seed, group = config.batch_size, config.seed, group or Alone()
+        chosen, accumulation = snapshots.step_rows(config) if snapshots else (size, config.grad_accumulation_steps)
         bin_size = pack.bin_size(config, model, objective)
         source = Rows(
             objective,
             dataset.train,
-            batch_size=size,
-            accumulation=config.grad_accumulation_steps,
+            batch_size=chosen,
+            accumulation=accumulation,
             seed=seed,
             bin_size=bin_size,
             counts=dataset.counts,
-        ).part(group.rank, group.size)
+        )
+        source = source.regrouped(size).part(group.rank, group.size)
         validation = Validation(
             objective,
             dataset.valid,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -24,6 +25,7 @@ import mlx.core as mx
 from macllm.errors import CheckpointError, MacllmError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
+from .config import TrainConfig
 from .contract import Arrays, OptimizerState
 from .spikes import Watch
 
@@ -31,6 +33,8 @@ _FORMAT = 2  # 1 had AdamW's two moments beside the weights
 _KEYS = ("step", "slots", "count", "best_loss", "eval_loss", "window", "run")
 
 _REPLACED = ".draft-replaced-"
+BATCHES = ("batch_size", "grad_accumulation_steps")
+"""Settings that a resumed run may change as long as their product, the rows of a step, stays the same."""
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.json", "manifest.json"
 
 
@@ -87,6 +91,29 @@ class Snapshots:
         self._keep = keep
         self._identity = json.loads(json.dumps(identity))
         self._defaults = json.loads(json.dumps(defaults or {}))
+
+    def step_rows(self, config: TrainConfig) -> tuple[int, int]:
+        """The batch size and accumulation by which the rows of a step are chosen.
+
+        They are those with which the run began, if both make steps of as many rows; `config` then says how many go
+        through the model at once. Snapshots from now on record the run's own.
+        """
+        ours = {name: getattr(config, name) for name in BATCHES}
+        theirs = next(filter(None, map(self._began_with, reversed(self._steps()))), ours)
+        if math.prod(theirs.values()) != math.prod(ours.values()):
+            theirs = ours  # another run, which `latest` refuses
+        if ours.items() <= self._identity.items():
+            self._identity |= theirs
+        return theirs["batch_size"], theirs["grad_accumulation_steps"]
+
+    def _began_with(self, step: int) -> dict[str, int]:
+        """Batch size and accumulation in a snapshot; empty for a damaged one and for that of another run."""
+        try:
+            about = read_json(self.folder / _name(step) / _STATE)
+            found = {name: int(about["run"][name]) for name in BATCHES}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return {} if about.get("is_forked") else found
 
     def save(self, state: TrainState) -> Path:
         """Write a snapshot, then remove old ones. Raises MacllmError if it cannot be written."""
@@ -290,7 +317,8 @@ def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
         raise CheckpointError(
             f"{folder.parent.parent} has another run",
             cause=cause,
-            remedy="the settings and data of that run, macllm runs fork with --set for others, or another folder",
+            remedy="the settings and data of that run, macllm runs fork with --set for others, or another folder"
+            + ("; other batches of as many rows in each step" if not {*BATCHES}.isdisjoint(changed) else ""),
         )
 
 

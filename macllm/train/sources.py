@@ -37,7 +37,8 @@ class Rows(Generic[E, B]):
         counts: Counts | None = None,
     ) -> None:
         self._objective, self._examples = objective, examples
-        self._batch_size, self._accumulation, self._seed = batch_size, accumulation, seed
+        self._accumulation, self._seed = accumulation, seed
+        self._micro_batch, self._is_regrouped = batch_size, False
         self._rank, self._size = 0, 1
         self._order = Order([len(e) for e in examples], batch_size, seed, bin_size)
         self._packs = bin_size > 0
@@ -62,6 +63,13 @@ class Rows(Generic[E, B]):
             else:
                 yield self._objective.collate([example for (example,) in examples], random)
 
+    def regrouped(self, micro_batch: int) -> Rows[E, B]:
+        """The source of the same rows in each step, in micro-batches of another size."""
+        one = copy.copy(self)
+        one._is_regrouped = self._is_regrouped or micro_batch != self._micro_batch
+        one._micro_batch = micro_batch
+        return one
+
     def part(self, rank: int, size: int) -> Rows[E, B]:
         """The source of process `rank` of `size`: together they have the rows of each step once.
 
@@ -79,16 +87,16 @@ class Rows(Generic[E, B]):
         first, per_epoch = number * self._accumulation, self._order.batches_per_epoch
         last = min(first + self._accumulation, per_epoch)
         whole = [self._order.bins(epoch * per_epoch + batch) for batch in range(first, last)]
-        if self._size == 1:
+        if self._size == 1 and not self._is_regrouped:
             yield from enumerate(whole)
             return
         bins = [each for batch in whole for each in batch]
         bounds = [rank * len(bins) // self._size for rank in range(self._size + 1)]
-        starts = [range(*part, self._batch_size) for part in itertools.pairwise(bounds)]
+        starts = [range(*part, self._micro_batch) for part in itertools.pairwise(bounds)]
         before = sum(map(len, starts[: self._rank]))
         stop = bounds[self._rank + 1]
         for micro, start in enumerate(starts[self._rank], before):
-            yield micro, bins[start : min(start + self._batch_size, stop)]
+            yield micro, bins[start : min(start + self._micro_batch, stop)]
 
 
 class Validation(Generic[E, B]):

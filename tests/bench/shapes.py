@@ -133,6 +133,7 @@ def checkpoint(name: str, width: str, cache: Path) -> Path:
     done = cache / f"{name}-{width}"
     if (done / "config.json").exists():
         return done
+    cache.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=cache))
     shape = SHAPES[name]
     config, arrays = shape.config(), {k: mx.array(v) for k, v in shape.tensors().items()}

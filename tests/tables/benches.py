@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ def memory(quick: bool, say: Say) -> Table:
             cells += [f"{value:,.0f} MB" if value else "" for value in (ours, theirs)]
             cells.append(f"{ratio:.2f}" if ratio else "")
         rows.append(cells)
-    longest = max(int(title.split()[-1]) for title in peaks)
+    measured = [(peer != "macllm", int(length)) for peer, _, length in map(str.split, peaks)]
+    longest = max(measured)[1]  # of mlx-lm, if it was measured
     compared = [ratio for title, ratio in ratios.items() if f" {longest}: " in title]
     growth = {title: ratio for title, ratio in ratios.items() if "per token" in title}
     rows += [[title, "", "", "", f"{ratio:.2f}", "", "", ""] for title, ratio in growth.items()]
+    rows += [[f"{title}, off a line", "", "", "", f"{fit['residual']:.1%}", "", "", ""] for title, fit in _fits(found)]
     held = bool(compared) and max(compared) <= MEMORY_GOAL and all(ratio <= GROWTH for ratio in growth.values())
     return Table(
         "Peak memory of a training step, layers checkpointed, batch 1",
@@ -61,6 +64,10 @@ def memory(quick: bool, say: Say) -> Table:
         None if quick else held,
         found,
     )
+
+
+def _fits(found: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, float]]]:
+    return found["fits"].items()
 
 
 def speed(quick: bool, say: Say) -> Table:

@@ -112,6 +112,9 @@ def test_a_resumed_run_reads_its_saved_settings_and_given_ones_override_them(tmp
     (tmp_path / "run.json").write_text(json.dumps(first.as_dict()))
     resumed = FinetuneConfig.load(adapter_path=str(tmp_path), resume=True, keep=5)
     assert resumed == dataclasses.replace(first, resume=True, keep=5)
+    assert resumed.rounding_changes() == first.rounding_changes() == {}
+    smaller = FinetuneConfig.load(adapter_path=str(tmp_path), resume=True, batch_size=2, grad_checkpoint=True)
+    assert smaller.rounding_changes() == {"batch_size": (4, 2)}
     assert FinetuneConfig.load(None, ("resume=true", f"adapter_path={tmp_path}")).data == "rows.jsonl"
     with pytest.raises(UsageError, match="no training data"):
         FinetuneConfig.load(adapter_path=str(tmp_path))

@@ -239,6 +239,23 @@ def test_a_closed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path, sto
     assert {e.step: e.loss for e in rest if isinstance(e, Step)} == {s: losses[s] for s in losses if s > stop}
 
 
+def test_a_run_resumed_with_other_micro_batches_takes_the_same_rows_in_each_step(tmp_path: Path) -> None:
+    straight, _ = train(replace(CONFIG, grad_accumulation_steps=2))
+    resumed = ToyLM()
+    for stop, size, count in ((5, 4, 2), (7, 2, 4), (9, 8, 1), (12, 4, 2)):
+        config = replace(CONFIG, batch_size=size, grad_accumulation_steps=count, resume=True)
+        for event in (events := fit(resumed, CLM, config, ROWS, snapshots(tmp_path, config))):
+            if isinstance(event, Step) and event.step == stop:
+                break
+        events.close()
+    want = dict(tree_flatten(straight.parameters()))
+    for name, weight in tree_flatten(resumed.parameters()):
+        np.testing.assert_allclose(np.array(weight), np.array(want[name]), rtol=0, atol=1e-5, err_msg=name)
+    other = replace(CONFIG, batch_size=2, grad_accumulation_steps=3)
+    with pytest.raises(CheckpointError, match="as many rows in each step"):
+        list(fit(ToyLM(), CLM, other, ROWS, snapshots(tmp_path, other)))
+
+
 def told(events: list[TrainEvent]) -> list[tuple[Any, ...]]:
     """Reports and evaluations, without times and memory."""
     steps = [(e.step, e.loss, e.learning_rate, e.grad_norm) for e in events if isinstance(e, Step)]

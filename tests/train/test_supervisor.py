@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from macllm.errors import DataError, EngineCrashedError, MacllmError
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Advanced, Finished, Restarted, Step, TrainEvent
 from macllm.train.runs.folder import TRAINING, Holder, holder
-from macllm.train.runs.supervisor import supervised
+from macllm.train.runs.supervisor import advice, supervised
 from macllm.train.snapshot import Snapshots
 from tests.train.test_contract import VOCAB, masked_events, small_config
 from tests.train.test_kills import results
@@ -114,9 +115,22 @@ def test_aborts_without_a_new_snapshot_end_the_run_with_advice(config: FinetuneC
     with pytest.raises(EngineCrashedError, match="aborted, 2 times in a row without a new snapshot") as caught:
         run(config, [(2, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGKILL)], restarts=1)
     assert "--grad-checkpoint" in str(caught.value)
+    assert "--batch-size" in str(caught.value)
     assert "out of memory" in str(caught.value)
     run(replace(config, resume=True), [])
     assert results(config) == results(straight(config))
+
+
+def test_the_advice_after_a_full_memory_is_of_commands_that_resume_the_run(config: FinetuneConfig) -> None:
+    for size, count, smaller in ((8, 1, (4, 2)), (6, 2, (3, 4)), (5, 3, (1, 15)), (2, 1, (1, 2))):
+        text = advice(replace(config, batch_size=size, grad_accumulation_steps=count), 3)
+        first, second = (shlex.split(way) for way in text.split(", or "))
+        assert first[-1] == "--grad-checkpoint"
+        assert second[-4:] == ["--batch-size", str(smaller[0]), "--grad-accumulation-steps", str(smaller[1])]
+        assert {"--resume", config.adapter_path} <= {*first} & {*second}
+    least = replace(config, batch_size=1, grad_checkpoint=True)
+    assert "runs fork" in advice(least, 3)
+    assert "--max-seq-length" in advice(least, 0)
 
 
 def test_an_error_in_the_child_is_that_of_the_parent_and_is_not_tried_again(config: FinetuneConfig) -> None:

@@ -282,6 +282,12 @@ class TrainConfig:
     def _stored(self) -> dict[str, Any]:
         return self._of_run({"resume": self.resume, self._folder: self.folder, "data": self.data})
 
+    def rounding_changes(self) -> dict[str, tuple[Any, Any]]:
+        """Settings of the run that this one resumes, and now, that change how the sums of a step are rounded."""
+        stored, now = self._stored(), self.as_dict()
+        names = ("batch_size", "grad_accumulation_steps")
+        return {name: (stored[name], now[name]) for name in names if stored.get(name, now[name]) != now[name]}
+
     @property
     def now(self) -> datetime | None:
         """The time that chat templates write, None without a date."""

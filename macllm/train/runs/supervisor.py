@@ -68,7 +68,7 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
                 error = EngineCrashedError(
                     f"the training process was aborted, {failures} times in a row without a new snapshot",
                     cause=child.cause,
-                    remedy=_advice(config, step),
+                    remedy=advice(config, step),
                 )
                 _note(folder, RunFailed(step, error.message, error.cause))
                 raise error
@@ -77,12 +77,21 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
             yield restarted
 
 
-def _advice(config: TrainConfig, step: int) -> str:
-    """Ways to need less memory that a run at this step allows."""
+def advice(config: TrainConfig, step: int) -> str:
+    """Commands with which a run goes on from this step in less memory."""
     folder = shlex.quote(config.folder)
     resume = f"macllm {command_of(config.as_dict())} --resume --{config._folder.replace('_', '-')} {folder}"
-    fewer = f"macllm runs fork {folder} --output FOLDER --set batch_size=N" if step else f"{resume} --batch-size N"
-    return f"{resume} --grad-checkpoint, or {fewer} with a smaller N"
+    rows = config.batch_size * config.grad_accumulation_steps  # of a step, which stay
+    half = max((size for size in range(1, config.batch_size // 2 + 1) if rows % size == 0), default=0)
+    if ways := [
+        *([] if config.grad_checkpoint else [f"{resume} --grad-checkpoint"]),
+        *([f"{resume} --batch-size {half} --grad-accumulation-steps {rows // half}"] if half else []),
+    ]:
+        return ", or ".join(ways)
+    shorter = (
+        f"macllm runs fork {folder} --output FOLDER --set max_seq_length=N" if step else f"{resume} --max-seq-length N"
+    )
+    return f"{shorter} with a smaller N"
 
 
 def newest(folder: Path) -> int:
