@@ -22,12 +22,12 @@ _OPEN, _CLOSE = "⟦", "⟧"
 _NEWLINE = "⏎\n"
 
 
-def report_lines(report: DataReport, ends: frozenset[str]) -> Iterator[str]:
-    """The whole report; `ends` are the tokens that end an answer."""
+def report_lines(report: DataReport) -> Iterator[str]:
+    """The whole report."""
     colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for split in report.splits:
         yield from _split(split)
-    yield from _tokens(report, ends)
+    yield from _tokens(report)
     for shown in report.shown:
         yield from _shown(shown, colored)
     if report.findings:
@@ -70,14 +70,15 @@ def _histogram(lengths: Lengths) -> Iterator[str]:
         yield f"{label:>{width}}  {bar}{' ' * bool(bar)}{count_text(count)}"
 
 
-def _tokens(report: DataReport, ends: frozenset[str]) -> Iterator[str]:
+def _tokens(report: DataReport) -> Iterator[str]:
     yield (
         f"{count_text(report.supervised_vocabulary)} of {count_text(report.vocabulary)} tokens of the vocabulary are "
         "supervised in the training rows"
     )
     for name, use in report.special_tokens.items():
-        what = " (ends an answer)" if name in ends else ""
-        yield f"  {one_line(name)}{what}: {count_text(use.seen)} times, {count_text(use.supervised)} supervised"
+        what = " (ends an answer)" if use.ends else ""
+        times = f"{count_text(use.seen)} time{'s' * (use.seen != 1)}"
+        yield f"  {one_line(name)}{what}: {times}, {count_text(use.supervised)} supervised"
 
 
 def _finding(finding: Finding, colored: bool) -> Iterator[str]:

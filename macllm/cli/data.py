@@ -15,12 +15,11 @@ from macllm.train.config import FinetuneConfig
 from macllm.units import bytes_text, count_text
 
 from . import names
-from .fetch import fetch, fetch_rows
+from .fetch import fetch_rows, fetch_tokenizer
 from .output import Progress, working
 from .settings import options_for
 
 if TYPE_CHECKING:
-    from macllm.text.tokenizer import Tokenizer
     from macllm.train.check import DataReport
     from macllm.train.events import Advanced
 
@@ -62,10 +61,10 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
     copies, rows that training and other files share, and biases of preferences. In the rows shown, learned tokens are
     green and others dim; in a pipe, learned tokens stand between ⟦ and ⟧.
 
-    The exit code is 1 if a run would stop with an error.
+    The exit code is 1 if a run would stop with an error, 2 if a file is missing or rows of --against cannot be read.
     """
     config = FinetuneConfig.load(data=data, model=model, **fields)
-    folder = fetch(model)
+    folder = fetch_tokenizer(model)
     fetch_rows(config)
     from macllm.text.tokenizer import Tokenizer
     from macllm.train.check import checking
@@ -84,7 +83,7 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
     if as_json:
         click.echo(json_text(report.as_dict(), indent=2))
     else:
-        _print(report, tokenizer)
+        _print(report)
     return int(report.errors > 0)
 
 
@@ -111,11 +110,10 @@ def cache(clear: bool, as_json: bool) -> None:
         click.echo(f"{bytes_text(freed)} freed")
 
 
-def _print(report: DataReport, tokenizer: Tokenizer) -> None:
+def _print(report: DataReport) -> None:
     from .checked import report_lines
 
-    ends = frozenset(filter(None, map(tokenizer.id_to_token, tokenizer.end_token_ids)))
-    for line in report_lines(report, ends):
+    for line in report_lines(report):
         click.echo(line)
 
 

@@ -22,6 +22,13 @@ def fetch(name: str | None) -> Path:
     return _with_progress(name or "maclet", lambda progress: resolve(name, progress=progress))
 
 
+def fetch_tokenizer(name: str) -> Path:
+    """The folder of a model's tokenizer and settings; weights are not downloaded."""
+    from macllm.hub import resolve_tokenizer
+
+    return _with_progress(name, lambda progress: resolve_tokenizer(name, progress=progress))
+
+
 def get(name: str) -> Path:
     """The folder of a model, updated to the hub's current revision unless offline."""
     from macllm.hub import download, resolve

@@ -338,7 +338,8 @@ def _say_prepared(event: Prepared) -> None:
                 say(f"  {count} {kind} {what}")
     if len(event.kinds) > 1:
         say(f"  rows of several kinds: {', '.join(f'{count} {kind}' for kind, count in event.kinds.items())}")
-    if event.unended_rows and event.unended_rows >= sum(event.kinds.values()):
+    untaught = event.unsupervised_rows + event.dropped_rows
+    if event.unended_rows and event.unended_rows + untaught >= sum(event.kinds.values()):
         say("  no end of an answer is learned: the model will not learn to stop")
     elif event.unended_rows:
         say(f"  {event.unended_rows} rows where no end of an answer is learned")

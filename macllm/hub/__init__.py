@@ -33,6 +33,7 @@ __all__ = [
     "parse_name",
     "remove",
     "resolve",
+    "resolve_tokenizer",
     "verify",
 ]
 
@@ -93,6 +94,22 @@ def resolve(
         raise UnreachableError(
             error.message, cause=error.cause, remedy=f"{error.remedy}; or {_local_models(parsed.repo)}"
         ) from error
+
+
+def resolve_tokenizer(
+    name: str | Path | None = None, *, progress: Callable[[DownloadProgress], None] | None = None
+) -> Path:
+    """As `resolve`, but a model that is not on this machine is downloaded without its weights."""
+    if name is not None and name != BUNDLED and local_folder(str(name)) is None:
+        parsed = parse_name(str(name))
+        found = cache.find(parsed)
+        if found is not None and cache.has_all_but_weights(found):
+            return found.path
+        if not is_offline() and (found is None or found.problem is not None):
+            from .snapshot import fetch
+
+            return fetch(parsed, progress, weights=False)
+    return resolve(name, progress=progress)
 
 
 def _local_models(repo: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from macllm.errors import MacllmError, ModelNotFoundError, UsageError
 from macllm.files import read_json, write_json
 
-from .files import RepoFile, is_stray, problem_of
+from .files import RepoFile, is_stray, is_weights, problem_of
 from .names import BUNDLED, ModelName, cache_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -77,6 +77,12 @@ def find(name: ModelName) -> CachedModel | None:
         if plan.get("revision") == name.revision:
             return _cached(name.repo, name.revision, repo_folder(name.repo) / "snapshots" / commit)
     return None
+
+
+def has_all_but_weights(model: CachedModel) -> bool:
+    """True for a model that we downloaded, of which weights may be missing and nothing else."""
+    plan = _plan(repo_folder(model.name), model.commit)
+    return bool(plan) and all(_has(model.path / name, plan[name][0]) for name in plan if not is_weights(name))
 
 
 def models() -> list[CachedModel]:

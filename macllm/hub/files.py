@@ -36,6 +36,11 @@ _STRAYS = frozenset(
 )  # fmt: skip
 
 
+def is_weights(name: str) -> bool:
+    """True for the file of weights or of their index, by its name."""
+    return name.endswith(".safetensors") or name == INDEX_NAME
+
+
 def is_stray(path: PurePath) -> bool:
     """True for files that do not belong to a model: AppleDouble files (`._name`, RFC 1740) and `_STRAYS`."""
     return any(part.startswith("._") or part in _STRAYS for part in path.parts)

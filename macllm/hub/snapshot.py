@@ -18,7 +18,7 @@ from macllm.files import draft, publish, write_text
 from macllm.units import bytes_text
 
 from .cache import repo_folder, similar_names, write_plan
-from .files import INDEX_NAME, Listing, RepoFile, needed_files
+from .files import INDEX_NAME, Listing, RepoFile, is_weights, needed_files
 from .names import BUNDLED, ModelName, cache_folder
 from .transfer import Hub
 from .waiting import POLL_SECONDS, OnWait, slept
@@ -55,23 +55,34 @@ def plan(name: ModelName, on_wait: OnWait = lambda: None) -> tuple[Hub, Listing,
     return hub, listing, needed_files(name.repo, listing, index)
 
 
-def fetch(name: ModelName, progress: Progress | None, on_wait: OnWait = lambda: None) -> Path:
+def fetch(name: ModelName, progress: Progress | None, on_wait: OnWait = lambda: None, *, weights: bool = True) -> Path:
     """Download `name` into the cache and return its snapshot; cached parts are not fetched again.
 
-    `on_wait` is called during waits, and ends the download by an exception; what was received stays.
+    Without `weights` the model stays incomplete in the cache. `on_wait` is called during waits, and ends the download
+    by an exception; what was received stays.
     Raises ModelNotFoundError, NetworkError, or DoesNotFitError before the first byte if the disk is too full.
     """
     hub, listing, files = plan(name, on_wait)
-    return bring(hub, listing, files, progress)
+    wanted = files if weights else [file for file in files if not is_weights(file.name)]
+    return bring(hub, listing, wanted, progress, files)
 
 
-def bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress | None) -> Path:
-    """Download some files of a listing into the cache and return the snapshot. Raises: as `fetch`."""
+def bring(
+    hub: Hub,
+    listing: Listing,
+    files: list[RepoFile],
+    progress: Progress | None,
+    whole: list[RepoFile] | None = None,
+) -> Path:
+    """Download some files of a listing into the cache and return the snapshot.
+
+    It is complete with the files `whole`, by default with these. Raises: as `fetch`.
+    """
     name, folder = hub.name, repo_folder(hub.name.repo, hub.name.kind)
     is_new = not folder.exists()
     try:
         with _disk_errors(name):
-            return _bring(hub, listing, files, progress)
+            return _bring(hub, listing, files, whole or files, progress)
     except MacllmError:
         # A refused download must not leave an empty folder, which would be listed as incomplete.
         if is_new and not any(path.stat().st_size for path in folder.glob("blobs/*")):
@@ -86,13 +97,13 @@ def missing_bytes(name: ModelName, listing: Listing, files: list[RepoFile]) -> d
     return {file.digest: file.size_bytes - _cached_bytes(folder, file) for file in missing}
 
 
-def _bring(hub: Hub, listing: Listing, files: list[RepoFile], progress: Progress | None) -> Path:
+def _bring(hub: Hub, listing: Listing, files: list[RepoFile], whole: list[RepoFile], progress: Progress | None) -> Path:
     name, folder = hub.name, repo_folder(hub.name.repo, hub.name.kind)
     snapshot = folder / "snapshots" / listing.commit
     (folder / "blobs").mkdir(parents=True, exist_ok=True)
     missing = missing_bytes(name, listing, files)
     _check_disk(name, sum(missing.values()))
-    write_plan(name, listing.commit, files)
+    write_plan(name, listing.commit, whole)
     meter = _Meter(files, missing, progress)
     asked = hub.on_wait
 

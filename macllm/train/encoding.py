@@ -12,6 +12,8 @@ from .config import LongRows
 from .contract import E
 from .events import Counts
 
+_HOW_LONG_ROWS_FIT = ("truncated_rows", "split_rows", "dropped_rows")
+
 
 class Encoding(Generic[E]):
     """The examples of rows, none longer than `limit` tokens, and the statistics of the rows."""
@@ -27,22 +29,23 @@ class Encoding(Generic[E]):
 
         Raises DataError for one that is too long, with long_rows="error".
         """
-        added: list[E] = []
-        counts = replace(
-            self._counts,
-            rows=self._counts.rows + 1,
-            expanded_rows=self._counts.expanded_rows + (len(made) > 1),
-            unended_rows=self._counts.unended_rows + (bool(made) and not any(each.ends for each in made)),
-            kinds={**self._counts.kinds, kind: self._counts.kinds.get(kind, 0) + 1},
-        )
+        before, counts = self._counts, self._counts
+        fitting: list[E] = []
         for example in made:
-            fitting, counts = _fit(example, self._long_rows, self._limit, counts)
-            supervised = [e for e in fitting if e.num_target_tokens]
-            if not supervised:
-                counts = replace(counts, unsupervised_rows=counts.unsupervised_rows + bool(fitting))
-            added += supervised
+            pieces, counts = _fit(example, self._long_rows, self._limit, counts)
+            fitting += pieces
+        added = [piece for piece in fitting if piece.num_target_tokens]
+        once = {name: min(getattr(counts, name), getattr(before, name) + 1) for name in _HOW_LONG_ROWS_FIT}
+        self._counts = replace(
+            counts,
+            rows=before.rows + 1,
+            expanded_rows=before.expanded_rows + (len(made) > 1),
+            unsupervised_rows=before.unsupervised_rows + (not added and bool(fitting or not made)),
+            unended_rows=before.unended_rows + (bool(added) and not any(each.ends for each in made)),
+            kinds={**before.kinds, kind: before.kinds.get(kind, 0) + 1},
+            **once,  # a row of several examples counts once
+        )
         self.kept += added
-        self._counts = counts
         return added
 
     def counted(self) -> Counts:

@@ -69,6 +69,11 @@ def test_errors_that_stop_a_run_give_exit_code_1_with_every_place(
     assert "rows.jsonl:5: text is not a string" in out
     assert "rows.jsonl:6 is not JSON" in out
     assert cli.main(["data", "check", "nowhere.jsonl"]) == 2
+    (rows / "good.jsonl").write_text(json.dumps(ROWS[0]))
+    assert cli.main(["data", "check", "good.jsonl", "--against", "rows.jsonl"]) == 2
+    assert "rows.jsonl:5: text is not a string" in capsys.readouterr().err
+    (rows / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}))
+    assert cli.main(["data", "check", "pairs.jsonl"]) == 1
 
 
 def test_json_has_the_numbers_of_the_text(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,23 @@ def test_resolving_a_name_downloads_only_the_needed_files(hub):
     assert not list(macllm_hub.cache_folder().rglob("*.tmp")) + list(macllm_hub.cache_folder().rglob("*.incomplete"))
 
 
+def test_a_tokenizer_is_downloaded_without_the_weights_of_its_model(hub, monkeypatch):
+    folder = macllm_hub.resolve_tokenizer("org/tiny")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json"}
+    assert WEIGHTS not in hub.sent_bytes
+    before = len(hub.requests)
+    assert macllm_hub.resolve_tokenizer("org/tiny") == folder
+    assert len(hub.requests) == before
+    assert macllm_hub.list_models()[-1].problem == "1 of 3 files are missing"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert macllm_hub.resolve_tokenizer("org/tiny") == folder
+    with pytest.raises(ModelNotFoundError, match="incomplete"):
+        macllm_hub.resolve("org/tiny")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert whole(macllm_hub.resolve("org/tiny"), hub.repos["org/tiny"])
+    assert macllm_hub.resolve_tokenizer("org/tiny") == folder
+
+
 def test_a_downloaded_model_is_found_without_a_request(hub):
     folder = macllm_hub.resolve("org/tiny")
     before = len(hub.requests)

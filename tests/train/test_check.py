@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def test_the_counts_are_those_of_a_run(tmp_path: Path, long_rows: Any, length: i
         (chat(" QUESTION   2"), "near-duplicates", "rows.jsonl:9 = "),
         (chat("long " * 30), "truncated", "rows.jsonl:9"),
         ({"prompt": "p", "chosen": "c", "rejected": "r"}, "mixed-kinds", "rows.jsonl:9"),
+        ({"prompt": "question <|end|>", "completion": "fine"}, "special-in-text", "rows.jsonl:9"),
     ],
 )
 def test_a_bad_row_among_good_ones_is_found_with_its_place(tmp_path: Path, bad: Any, code: str, place: str) -> None:
@@ -160,6 +162,64 @@ def test_rows_shared_with_validation_and_test_files_are_found(tmp_path: Path) ->
         ("leakage", "valid.jsonl:1"),
     }
     assert [split.name for split in report.splits] == ["train", "valid", "test.jsonl"]
+
+
+def test_a_test_file_has_its_role_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "train" / "train.jsonl", [{"messages": chat("question 3")["messages"][:1]}, {"prompt": "p"}])
+    report = checked(tmp_path, GOOD, against=(str(tmp_path / "train"),), long_rows="error", max_seq_length=30)
+    assert [(split.role, split.name) for split in report.splits] == [("train", "train"), ("test", "train")]
+    assert report.errors == 0
+    assert codes(report) == {"unsupervised": 2, "open-ended": 1, "shared-questions": 1}
+    assert all("of train" in finding.text for finding in report.findings)
+    for bad in ("{", ""):
+        with pytest.raises(DataError, match=r"test\.jsonl"):
+            checked(tmp_path, GOOD, against=(write(tmp_path / "test.jsonl", [bad]),))
+
+
+def test_a_dropped_row_is_told_once(tmp_path: Path) -> None:
+    long = chat("long " * 30)
+    assert codes(checked(tmp_path, [*GOOD, long], max_seq_length=50, long_rows="drop")) == {"long": 1}
+    nothing = checked(tmp_path, [long], max_seq_length=50, long_rows="drop")
+    assert {finding.code: finding.level for finding in nothing.findings} == {"long": "note", "unsupervised": "error"}
+
+
+def test_ends_are_counted_by_rows_where_a_template_makes_several_examples(tmp_path: Path) -> None:
+    class Endless(Checkable):
+        end_token_ids = frozenset({0})
+
+    long = {"messages": [*chat("one")["messages"], *chat("two")["messages"]]}
+    report = checked(tmp_path, [long, {**long, "messages": long["messages"][:1]}], Endless(forgetful))
+    found = {finding.code: finding for finding in report.findings}
+    assert "will not learn to stop" in found["end-never-learned"].text
+    assert "57 tokens in place of 37" in found["expanded"].text
+
+
+QUESTION, ANSWER = chat("q")["messages"]
+KINDS: dict[str, Any] = {
+    "chat": chat("q"), "unanswered": {"messages": [QUESTION]}, "completion": {"prompt": "p", "completion": "c"},
+    "messages": {"prompt": [QUESTION], "completion": [ANSWER]}, "text": {"text": "abc"}, "prompt": {"prompt": "p"},
+    "preference": pair(0, "c", "r"), "unpaired": {"prompt": "p", "completion": "c", "label": True}, "invalid": "{",
+    "stepwise": {"prompt": "p", "completions": ["c"], "labels": [True]}, "empty": {"text": ""},
+    "empty answer": chat("q", ""), "weightless": {"messages": [QUESTION, {**ANSWER, "weight": 0}]},
+    "long": chat("q", "a" * 90), "long question": chat("q" * 90), "first": {"messages": [ANSWER, QUESTION]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write_chat", [None, plain, forgetful, unstable])
+def test_the_verdict_is_that_of_a_run_for_every_kind_of_row(tmp_path: Path, write_chat: Any) -> None:
+    tokenizer: Any = Checkable(write_chat)
+    for one, other in itertools.combinations_with_replacement(KINDS, 2):
+        path = write(tmp_path / "rows.jsonl", [KINDS[one], KINDS[other]])
+        for long_rows in ("truncate", "drop", "error"):
+            config = TrainConfig(data=path, max_seq_length=60, long_rows=long_rows, cache_gb=0)
+            report = check(config, tokenizer)
+            try:
+                counts = data.load(config, CausalLM(), tokenizer).counts
+            except DataError:
+                assert report.errors, (one, other, long_rows)
+            else:
+                assert (report.errors, report.splits[0].counts) == (0, counts), (one, other, long_rows)
 
 
 def test_equal_pairs_and_biased_lengths_of_preferences_are_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from macllm.errors import DataError
 from macllm.train import rows
 from macllm.train.config import TrainConfig
 from macllm.train.events import Advanced
@@ -18,7 +19,7 @@ from . import findings
 from .lengths import Lengths
 from .likeness import Key, copies, question_key, similar_key
 from .report import DataReport, Finding, SplitReport, TokenUse
-from .split import CheckedSplit, Rules, encode_split, read_split
+from .split import CheckedSplit, Role, Rules, encode_split, read_split
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
@@ -54,22 +55,26 @@ def checking(
     """Check the rows that `config` names, yielding progress; returns the report.
 
     `against` are further files that must not share rows with the training rows, such as a test set. `show` of the
-    training rows are reported with their loss masks. Raises DataError for missing files.
+    training rows are reported with their loss masks. Raises DataError for missing files, and for rows of `against` that
+    cannot be read.
     """
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
     rules = Rules(config, tokenizer, limit)
     train, valid = rows.find_files(config.data, config.valid)
-    files: list[tuple[str, rows.Source]] = [("train", train), *([("valid", valid)] if valid else [])]
+    files: list[tuple[Role, str, rows.Source]] = [("train", "train", train)]
+    files += [("valid", "valid", valid)] if valid else []
     for each in against:
         own = rows.open_split(each, "test") if rows.is_dataset(each) else rows.find_files(each, "")[0]
-        files.append((each if rows.is_dataset(each) else Path(each).name, own))
+        files.append(("test", each if rows.is_dataset(each) else Path(each).name, own))
     splits: list[CheckedSplit] = []
-    for name, path in files:
-        split = yield from read_split(name, path, rules)
+    for role, name, path in files:
+        split = yield from read_split(role, name, path, rules)
+        if role == "test" and (split.unreadable or not split.rows):
+            raise split.unreadable[0] if split.unreadable else DataError(f"no rows in {path}")
         splits.append(split)
     for split in splits:
-        yield from encode_split(split, rules, show if split.name == "train" else 0)
-    found: list[Finding] = list(findings.kinds(splits[: 1 + bool(valid)]))
+        yield from encode_split(split, rules, show if split.role == "train" else 0)
+    found: list[Finding] = list(findings.kinds([split for split in splits if split.role != "test"]))
     for split in splits:
         for finder in (findings.reading, findings.supervision, findings.content, findings.preferences):
             found += finder(split, rules)
@@ -77,7 +82,7 @@ def checking(
     for split, likeness in zip(splits, alike, strict=True):
         found += likeness.duplicates(split)
     for one, other in itertools.combinations(range(len(splits)), 2):
-        if splits[one].name in ("train", "valid"):
+        if splits[one].role != "test":
             found += _leaks(splits[one], splits[other], alike[one], alike[other])
     found.sort(key=lambda finding: _ORDER[finding.level])
     return _report(splits, alike, found, rules)
@@ -160,6 +165,7 @@ def _report(
 
 def _split_report(split: CheckedSplit, likeness: _Likeness) -> SplitReport:
     return SplitReport(
+        role=split.role,
         name=split.name,
         path=split.path,
         rows=len(split.rows) + len(split.unreadable),

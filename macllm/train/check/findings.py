@@ -24,7 +24,7 @@ _LOPSIDED = 0.1  # share of the rarer label
 
 
 def reading(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
-    """Rows that cannot be read or rendered; each stops a run."""
+    """Rows that cannot be read or rendered; each stops a run that reads the file."""
     if split.unreadable:
         yield _errors(split, "unreadable", "that cannot be read", split.unreadable)
     if not split.rows and not split.unreadable:
@@ -53,7 +53,7 @@ def kinds(splits: Sequence[CheckedSplit]) -> Iterator[Finding]:
     if others:
         use = next(row.use for split in splits for row in split.rows if hasattr(row, "use"))  # type: ignore[union-attr]
         yield Finding(
-            "warning", "other-objective", f"{counted} rows are for {use}; language modelling refuses them",
+            "error", "other-objective", f"{counted} rows are for {use}; language modelling refuses them",
             found[others[0]], remedy='rows of {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}',
         )  # fmt: skip
     elif len(found) > 1:
@@ -72,20 +72,22 @@ def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
         yield _rows(split, "note", "long", f"longer than {limit} tokens: {done}", split.cut, "--max-seq-length")
     if not split.rows or all(row.kind == PromptOnly.kind for row in split.rows):
         return
-    if split.unsupervised:
-        nothing = not split.encoding.kept and split.name == "train"
+    nothing = split.role == "train" and bool(split.wholes) and not split.encoding.kept
+    if places := split.unsupervised + split.dropped * nothing:
         remedy = "answers of the assistant in these rows, or a larger --max-seq-length"
         text = "without supervised tokens: nothing is learned from them"
-        yield _rows(split, "error" if nothing else "warning", "unsupervised", text, split.unsupervised, remedy)
+        yield _rows(split, "error" if nothing else "warning", "unsupervised", text, places, remedy)
     if split.unended:
         remedy = "a template that ends an answer with an end token"
-        if len(split.unended) + len(split.unsupervised) >= len(split.wholes):
+        untaught = len(split.unsupervised) + len(split.dropped) + len(split.unrenderable)
+        if len(split.unended) + untaught == len(split.rows):
             text = "all: no end of an answer is supervised, the model will not learn to stop"
         else:
             text = "where no end of an answer is supervised"
         yield _rows(split, "warning", "end-never-learned", text, split.unended, remedy)
     if split.expanded:
-        text = "whose template rewrites earlier answers: one example for each answer"
+        text = "whose template rewrites earlier answers: one example for each answer, {} tokens in place of {}"
+        text = text.format(*map(count_text, split.expanded_tokens))
         yield _rows(split, "note", "expanded", text, split.expanded)
 
 
@@ -106,7 +108,7 @@ def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
     if pattern := "|".join(re.escape(name) for name in names if len(name) > 2):
         spelled = re.compile(pattern)
         if found := [row.where for row in split.rows if any(map(spelled.search, _message_texts(row)))]:
-            text = "with the text of a special token in a message: it becomes that token"
+            text = "with the text of a special token in a message or prompt: it becomes that token"
             yield _rows(split, "warning", "special-in-text", text, found, "remove it, or check that it is meant")
 
 
@@ -156,11 +158,18 @@ def _texts(message: dict[str, Any]) -> Iterator[str]:
 
 
 def _message_texts(row: Row) -> Iterator[str]:
+    """All texts that become a part of a prompt or an answer; a row of text alone may have special tokens."""
     for name in ("messages", "prompt", "completion", "chosen", "rejected"):
-        part = getattr(row, name, None)
-        if isinstance(part, list):
-            for message in part:
-                yield from _texts(message)
+        yield from _strings(getattr(row, name, None))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in a value, on all levels."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
 
 
 def _errors(
@@ -168,7 +177,12 @@ def _errors(
 ) -> Finding:
     told = [f"{error.message}: {error.cause}" if error.cause else error.message for error in errors]
     remedies = {error.remedy for error in errors}
-    return _rows(split, "error", code, text, told, remedy or (len(remedies) == 1 and remedies.pop()) or "")
+    return _rows(split, _level(split), code, text, told, remedy or (len(remedies) == 1 and remedies.pop()) or "")
+
+
+def _level(split: CheckedSplit) -> Level:
+    """The level of a fault that stops a run, in the rows of a file that a run reads or not."""
+    return "warning" if split.role == "test" else "error"
 
 
 def _rows(split: CheckedSplit, level: Level, code: str, text: str, places: Sequence[str], remedy: str = "") -> Finding:
@@ -186,4 +200,4 @@ def rows_of(split: CheckedSplit, count: int) -> str:
 
 
 def _in(split: CheckedSplit) -> str:
-    return "" if split.name == "train" else f" of {split.name}"
+    return "" if split.role == "train" else f" of {split.name}"

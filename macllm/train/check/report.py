@@ -33,6 +33,7 @@ class Finding:
 class SplitReport:
     """Statistics of one file: its rows as a run counts them, and lengths before anything is cut."""
 
+    role: Literal["train", "valid", "test"]
     name: str
     path: str
     rows: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from .shown import Shown, show
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
 
+Role = Literal["train", "valid", "test"]
 _CHUNK = 4096  # examples that are counted together
 
 
@@ -39,10 +40,12 @@ class Rules:
 class CheckedSplit:
     """A file's rows, their errors, and the examples that a run would train on.
 
-    `wholes` are the lengths of examples before they are cut, in total and supervised; `pairs` are the lengths of better
-    and worse answers, with the place of each pair.
+    A run does not read "test" rows. `wholes` are the lengths of examples before they are cut, in total and supervised;
+    `pairs` are the lengths of better and worse answers, with the place of each pair; `expanded_tokens` are those of the
+    examples of expanded rows, in total and in the longest of each row.
     """
 
+    role: Role
     name: str
     path: str
     rows: list[Row] = field(default_factory=list[Row])
@@ -52,7 +55,9 @@ class CheckedSplit:
     cut: list[str] = field(default_factory=list[str])
     unsupervised: list[str] = field(default_factory=list[str])
     unended: list[str] = field(default_factory=list[str])
+    dropped: list[str] = field(default_factory=list[str])
     expanded: list[str] = field(default_factory=list[str])
+    expanded_tokens: tuple[int, int] = (0, 0)
     pairs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
     shown: list[Shown] = field(default_factory=list[Shown])
     encoding: Encoding[Example] = field(default_factory=lambda: Encoding[Example]("truncate", 1))
@@ -69,9 +74,9 @@ class CheckedSplit:
         return seen, supervised
 
 
-def read_split(name: str, path: rows.Source, rules: Rules) -> Generator[Advanced, None, CheckedSplit]:
+def read_split(role: Role, name: str, path: rows.Source, rules: Rules) -> Generator[Advanced, None, CheckedSplit]:
     """The rows of a file and the errors of those that cannot be read."""
-    split = CheckedSplit(name, str(path), encoding=Encoding[Example](rules.config.long_rows, rules.limit))
+    split = CheckedSplit(role, name, str(path), encoding=Encoding[Example](rules.config.long_rows, rules.limit))
     for number, row in enumerate(rows.each_row(path, rules.config.columns)):
         yield Advanced("reading", number, 0)
         if isinstance(row, DataError):
@@ -115,12 +120,17 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
     kept = split.encoding.add(row.kind, longest)
     if any(len(each) > rules.limit for each in longest):
         split.cut.append(row.where)
-    if not any(each.num_target_tokens for each in kept):
+    is_long = bool(longest) and all(len(each) > rules.limit for each in longest)
+    if is_long and rules.config.long_rows == "drop":
+        split.dropped.append(row.where)
+    elif not kept:
         split.unsupervised.append(row.where)
     elif not any(each.ends for each in longest):
         split.unended.append(row.where)
     if len(longest) > 1:
         split.expanded.append(row.where)
+        lengths, (total, single) = list(map(len, longest)), split.expanded_tokens
+        split.expanded_tokens = total + sum(lengths), single + max(lengths)
 
 
 def _sides(row: Row) -> list[tuple[str, Row]]:
