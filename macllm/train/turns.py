@@ -5,7 +5,8 @@ it ends: a template must write the one as a prefix of the other. Rendering each 
 in the number of turns. So each turn is rendered after the opening of the conversation and the answer before it only;
 where the pieces that are found this way make up the text of the whole conversation, they are its turns. Otherwise all
 prefixes are rendered. A template that rewrites old turns (drops their reasoning) gives one text per turn, each of a
-conversation that ends there.
+conversation that ends there. They are found in linear time too where the text of old turns depends on their neighbours
+only; but together their length is quadratic in the number of turns.
 """
 
 from __future__ import annotations
@@ -180,11 +181,18 @@ def locate(conversation: ChatTurns, closing: str) -> list[Rendered]:
         spans = _by_neighbours(conversation, full, end)
         if spans is not None:
             return [_whole(conversation, full, spans)]
+    if conversation.answers and (rewritten := _by_old_forms(conversation, full)) is not None:
+        return rewritten
     turns = [_turn(conversation, at) for at in conversation.answers]
     for end in ("", closing):
         inner = [(before, before + _inner(after[len(before) :], end)) for before, after in turns]
         if all(full.startswith(after) for _, after in inner):
             return [_whole(conversation, full, [(len(before), len(after)) for before, after in inner])]
+    return _singly(conversation, turns)
+
+
+def _singly(conversation: ChatTurns, turns: Sequence[tuple[str, str]]) -> list[Rendered]:
+    """One text per answer that has a weight, from the text before each and that up to its end."""
     return [
         Rendered(after, [(len(before), len(after))], [conversation.weights[at]], True)
         for at, (before, after) in zip(conversation.answers, turns, strict=True)
@@ -235,6 +243,36 @@ def _by_neighbours(conversation: ChatTurns, full: str, closing: str) -> list[Spa
     except DataError:  # a template may refuse a part of a conversation that it accepts as a whole
         return None
     return spans
+
+
+def _by_old_forms(conversation: ChatTurns, full: str) -> list[Rendered] | None:
+    """One text per answer: the text before it in `full`, and the answer as the last of its conversation.
+
+    None if the conversation up to it is not written as in `full`: that is compared by the neighbours of each answer.
+    The middle and the last answer are compared with the renderings of all messages before them.
+    """
+    turns: list[tuple[str, str]] = []
+    end, previous = 0, -1
+    try:
+        for answer in conversation.answers:
+            opening = _opening(conversation.messages, previous) if turns else range(0)
+            earlier = [*opening, *range(max(previous, 0), answer)]
+            if not earlier or (turns and not opening):
+                return None
+            base = conversation.render(opening, answer_next=True) if opening else ""
+            before = conversation.render(earlier, answer_next=True)
+            after = conversation.render([*earlier, answer])
+            piece = before[len(base) :]
+            if not (before.startswith(base) and after.startswith(before) and full.startswith(piece, end)):
+                return None
+            end, previous = end + len(piece), answer
+            turns.append((full[:end], full[:end] + after[len(before) :].rstrip()))
+        for number in {len(turns) // 2, len(turns) - 1}:
+            if turns[number] != _turn(conversation, conversation.answers[number]):
+                return None
+    except DataError:  # as in `_by_neighbours`
+        return None
+    return _singly(conversation, turns)
 
 
 def _opening(messages: Messages, previous: int) -> range:

@@ -14,7 +14,7 @@ from macllm.train import turns
 from macllm.train.render import to_examples
 from macllm.train.rows import Chat, Messages
 from macllm.train.turns import ChatTurns, locate
-from tests.train.test_render import plain
+from tests.train.test_render import forgetful, plain
 from tests.train.test_render_templates import Templated
 from tests.train.toy import CharTokenizer
 
@@ -56,6 +56,27 @@ class Counting(CharTokenizer):
         return super().encode(text, False), [(at, at + 1) for at in range(len(text))]
 
 
+def test_rendering_is_linear_for_a_template_that_rewrites_old_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = []
+    for count in (50, 200):
+        tokenizer = Counting(forgetful)
+        conversation = ChatTurns(talk(count), None, "f:1", tokenizer)
+        made = locate(conversation, "")
+        assert len(made) == count // 2
+        costs.append(tokenizer.rendered / len(made[-1].text))
+        assert made == by_prefixes(conversation, "", monkeypatch)
+    assert costs[1] < 1.2 * costs[0] < 20
+
+
+def test_old_answers_that_depend_on_more_than_their_neighbours_are_rendered_by_prefixes() -> None:
+    def late(messages: Messages, answer_next: bool) -> str:
+        """Reasoning for the last answer of up to four messages."""
+        return (forgetful if len(messages) <= 4 else plain)(messages, answer_next)
+
+    texts = [made.text for made in locate(ChatTurns(talk(8), None, "f:1", CharTokenizer(late)), "")]
+    assert ["(hm)" in text for text in texts] == [True, True, False, False]
+
+
 @pytest.mark.parametrize("conversation", [talk, errand])
 def test_the_cost_of_a_long_conversation_is_linear(conversation: Any) -> None:
     costs = []
@@ -70,7 +91,8 @@ def test_the_cost_of_a_long_conversation_is_linear(conversation: Any) -> None:
 
 def by_prefixes(conversation: ChatTurns, closing: str, monkeypatch: pytest.MonkeyPatch) -> list[turns.Rendered]:
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "_by_neighbours", lambda *_: None)
+        for linear in ("_by_neighbours", "_by_old_forms"):
+            patch.setattr(turns, linear, lambda *_: None)
         return locate(conversation, closing)
 
 

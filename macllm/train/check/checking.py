@@ -62,7 +62,8 @@ def checking(
     rules = Rules(config, tokenizer, limit)
     train, valid = rows.find_files(config.data, config.valid)
     files: list[tuple[Role, str, rows.Source]] = [("train", "train", train)]
-    files += [("valid", "valid", valid)] if valid else []
+    if valid:
+        files.append(("valid", "valid", valid))
     for each in against:
         own = rows.open_split(each, "test") if rows.is_dataset(each) else rows.find_files(each, "")[0]
         files.append(("test", each if rows.is_dataset(each) else Path(each).name, own))
