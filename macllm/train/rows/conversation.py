@@ -28,6 +28,7 @@ _ROLES = {
 _FLAGS = ("train", "training", "loss")  # of axolotl and ms-swift: true for a message that is learned
 _LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6  # sums of weighted losses stay within float32
 _DEEPEST = 100  # lists and objects within one another
+_CONTAINERS = (dict, list, tuple)
 
 
 def messages_in(value: Any, where: str) -> Messages:
@@ -92,11 +93,10 @@ def variables_in(value: Any, where: str) -> dict[str, Any] | None:
 
 def check_depth(value: Any, place: str) -> None:
     """Refuse values nested more deeply than later steps, which recurse, can handle."""
-    level = [value]
-    for _ in range(_DEEPEST + 1):
-        inner = [each.values() if isinstance(each, dict) else each for each in level
-                 if isinstance(each, dict | list | tuple)]  # fmt: skip
-        level = [item for items in inner for item in items]
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(_DEEPEST):
+        level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)
+                 if isinstance(item, _CONTAINERS)]  # fmt: skip
         if not level:
             return
     raise DataError(f"{place} is nested too deeply", cause=f"it has more than {_DEEPEST} levels")
