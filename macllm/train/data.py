@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Generic
@@ -14,7 +14,7 @@ from macllm.errors import DataError, UsageError
 
 from . import rows
 from .config import TrainConfig
-from .contract import E, Objective
+from .contract import AnyExample, E, Objective
 from .encoded import EncodedRow, Encoder
 from .encoding import Encoding
 from .events import Advanced, Counts
@@ -89,7 +89,8 @@ def loading(
             encoding.add(row.kind, row.examples)
         made.append((encoding.kept, encoding.counted()))
     (train, counts), (valid, valid_counts) = made
-    shared = int(np.isin(_hashes(valid), _hashes(train)).sum()) if valid else 0
+    trained = _hashes([example] for example in train if valid)
+    shared = int(np.isin(_hashes([example] for example in valid), trained).sum())
     if not train:
         raise DataError(
             f"{train_path} has no supervised tokens",
@@ -100,10 +101,10 @@ def loading(
     return Dataset(train, valid, counts, replace(valid_counts, shared_rows=shared))
 
 
-def _hashes(examples: Sequence[E]) -> np.ndarray:
-    """8 bytes for each example, (N,) uint64, equal for equal examples."""
-    digests = b"".join(blake2b(example.fingerprint(), digest_size=8).digest() for example in examples)
-    return np.frombuffer(digests, dtype=np.uint64)
+def _hashes(groups: Iterable[Sequence[AnyExample]]) -> np.ndarray:
+    """8 bytes for each group of examples, (N,) uint64, equal for equal ones."""
+    prints = (b"".join(example.fingerprint() for example in group) for group in groups)
+    return np.frombuffer(b"".join(blake2b(each, digest_size=8).digest() for each in prints), dtype=np.uint64)
 
 
 def _hold_out(
@@ -113,24 +114,20 @@ def _hold_out(
 
     Groups of more rows than are wanted are held out only if all are so large: then the smallest one.
     """
-    groups: dict[bytes, list[int]] = {}
-    for i, row in enumerate(all_rows):
-        key = blake2b(b"".join(example.fingerprint() for example in row.examples), digest_size=16).digest()
-        groups.setdefault(key, []).append(i)
-    parts = list(groups.values())
+    _, first, groups = np.unique(_hashes(row.examples for row in all_rows), return_index=True, return_inverse=True)
     count = max(1, round(fraction * len(all_rows)))
-    if count >= len(all_rows) or len(parts) == 1:
+    if count >= len(all_rows) or len(first) == 1:
         raise DataError(
             f"{path} has too few rows to hold out some for evaluation",
-            cause=f"it has {len(all_rows)}, {len(parts)} of them different",
+            cause=f"it has {len(all_rows)}, {len(first)} of them different",
         )
     random = np.random.Generator(np.random.Philox(key=np.array([seed, 2**63], dtype=np.uint64)))
-    order = [parts[part] for part in random.permutation(len(parts))]
-    held = set[int]()
-    for part in [part for part in order if len(part) <= count] or [min(order, key=len)]:
-        if len(held) < count and len(held) + len(part) < len(all_rows):
-            held.update(part)
-    return (
-        [row for i, row in enumerate(all_rows) if i not in held],
-        [row for i, row in enumerate(all_rows) if i in held],
-    )
+    sizes = np.bincount(groups)
+    order = np.argsort(first)[random.permutation(len(first))]
+    chosen, total = list[int](), 0
+    for group in order[sizes[order] <= count] if sizes.min() <= count else order[[sizes[order].argmin()]]:
+        if total < count and total + sizes[group] < len(all_rows):
+            chosen.append(group)
+            total += sizes[group]
+    held = np.isin(groups, chosen)
+    return [row for i, row in enumerate(all_rows) if not held[i]], [row for i, row in enumerate(all_rows) if held[i]]
