@@ -89,6 +89,10 @@ def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
     (tmp_path / "lora.yaml").write_text(EXAMPLE)
     notes = read(tmp_path / "lora.yaml").notes
     assert "defaults hold" in notes[0]
+    assert not any("bias" in note for note in notes)
+    (tmp_path / "lora.yaml").write_text(EXAMPLE.replace("    bias_correction: true\n", ""))
+    assert "moments are corrected" in read(tmp_path / "lora.yaml").notes[-1]
+    (tmp_path / "lora.yaml").write_text(EXAMPLE)
     assert (
         "  lora_parameters: rank = 16, alpha = 160.0, dropout = 0.1, keys = ['self_attn.q_proj', 'mlp.down_proj']"
         in notes

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -160,7 +160,12 @@ def test_schedules_equal_transformers_one_step_later(steps: int) -> None:
         "linear": transformers.get_linear_schedule_with_warmup(optimizer, warm + 1, steps),
         "cosine": transformers.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warm + 1, steps, min_lr_rate=0.1),
     }
-    floors = {"constant": 0.1, "linear": 0.0, "cosine": 0.1}
+    falling = math.ceil(0.2 * steps)
+    phases: Any = {"num_decay_steps": falling, "num_training_steps": steps, "decay_type": "linear"}
+    theirs["wsd"] = transformers.get_wsd_schedule(optimizer, warm + 1, **phases, min_lr_ratio=0.1)
+    floors = {"constant": 0.1, "linear": 0.0, "cosine": 0.1, "wsd": 0.1}
     for name, schedule in theirs.items():
         got = rates(name, steps, warmup=0.1, min_lr_ratio=floors[name])
-        assert got == pytest.approx([schedule.lr_lambdas[0](i + 1) for i in range(steps)], rel=1e-9), name
+        expected = [schedule.lr_lambdas[0](i + 1) for i in range(steps)]
+        first = warm if name == "wsd" else 0  # transformers' warm-up to wsd begins at the floor
+        assert got[first:] == pytest.approx(expected[first:], rel=1e-9), name

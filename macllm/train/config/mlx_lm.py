@@ -90,6 +90,8 @@ def translate(raw: dict[str, Any], where: str) -> Translated:
         if changed:
             notes.append(f"  {key}: {', '.join(f'{name} = {value}' for name, value in changed.items())}")
         values |= changed
+    if not _corrects_bias(given):
+        notes.append("  optimizer: moments are corrected for their bias, as with bias_correction: true")
     known = _SAME | _UNUSED | _TRANSLATORS.keys()
     refused += [f"{key} (unknown)" for key, value in given.items() if key not in known and value not in _OFF]
     if refused:
@@ -196,6 +198,15 @@ def _optimizer_config(given: Any, values: dict[str, Any]) -> dict[str, Any]:
             names = target if isinstance(target, tuple) else (target,)
             made |= dict(zip(names, value if isinstance(target, tuple) else (value,), strict=True))
     return made
+
+
+def _corrects_bias(given: dict[str, Any]) -> bool:
+    """True if mlx-lm's optimizer corrects its moments for their bias, as ours does."""
+    options = given.get("optimizer_config")
+    if not isinstance(options, dict):
+        return False
+    own = cast("dict[str, Any]", options).get(given.get("optimizer") or "adam")
+    return isinstance(own, dict) and cast("dict[str, Any]", own).get("bias_correction") is True
 
 
 def _optimizer(given: Any, values: dict[str, Any]) -> dict[str, Any]:
