@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 
 import click
@@ -18,7 +20,8 @@ from .output import say
 def command() -> None:
     """List, show and copy recipes: settings of training runs for common purposes.
 
-    macllm finetune NAME and macllm train NAME take them by name; flags override them.
+    macllm finetune NAME and macllm train NAME take them by name; flags override them. A file NAME in the current folder
+    is read in place of a recipe.
     """
 
 
@@ -57,7 +60,7 @@ def cp(name: str, file: Path | None) -> None:
         raise UsageError(f"{path} does not end in .toml", remedy=f"macllm recipe cp {name} {path}.toml")
     beside = {found: path.parent / found.name for found in recipe.files()}
     for target in (path, *beside.values()):
-        _check_replaceable(target)
+        _check_replaceable(target, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(recipe.text(), encoding="utf-8")
     for source, target in beside.items():
@@ -66,10 +69,16 @@ def cp(name: str, file: Path | None) -> None:
     click.echo(path)
 
 
-def _check_replaceable(path: Path) -> None:
+def _check_replaceable(path: Path, name: str) -> None:
     """Ask whether a file may be replaced. Raises: UsageError without a terminal, click.Abort after a no."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    if not sys.stdin.isatty():
-        raise UsageError(f"{path} exists", remedy="another name, as macllm recipe cp NAME FILE")
+    if not sys.stdin.isatty() or not path.is_file():
+        raise UsageError(f"{path} exists", remedy=f"macllm recipe cp {name} {_free(path.parent)}/{name}.toml")
     click.confirm(f"{path} exists. Replace it?", abort=True, err=True)
+
+
+def _free(folder: Path) -> Path:
+    """A folder beside this one that does not exist."""
+    names = (folder / f"recipe-{number}" for number in count(2))
+    return next(path for path in names if not os.path.lexists(path))

@@ -81,13 +81,15 @@ def options_for(config: type[TrainConfig], names: Container[str]) -> Callable[..
 def _file(config: type[TrainConfig], recipe: str | None, toml_file: str | None) -> Path | None:
     """The file with settings. Says what the settings of another program mean here."""
     from macllm.train.config import mlx_lm
-    from macllm.train.recipes import CONFIGS, settings_file
+    from macllm.train.recipes import CONFIGS, is_ambiguous, settings_file
 
     given = recipe or toml_file
     if recipe and toml_file:
-        raise UsageError(f"{recipe} and --config {toml_file} both name settings", remedy="one of them")
+        raise UsageError(f"{recipe} and --config {toml_file} both name settings", remedy="leave one out")
     if given is None:
         return None
+    if is_ambiguous(given):
+        say(f"settings are read from the file {given} here, not from the recipe of that name")
     path = settings_file(given, next(command for command, kind in CONFIGS.items() if issubclass(config, kind)))
     if path.suffix in mlx_lm.SUFFIXES and config is CONFIGS["finetune"]:
         for note in mlx_lm.read(path).notes:

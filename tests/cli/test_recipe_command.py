@@ -36,8 +36,14 @@ def test_a_copy_loads_with_the_files_beside_it_and_is_not_replaced(
     assert config.tokenizer == "maclet"
     Path("own/my.toml").write_text("seed = 3\n")
     assert cli.main(["recipe", "cp", "pretrain-tiny", "own/my.toml"]) == 2
-    assert "own/my.toml exists" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "own/my.toml exists" in told
+    assert "try: macllm recipe cp pretrain-tiny own/recipe-2/pretrain-tiny.toml" in told
     assert Path("own/my.toml").read_text() == "seed = 3\n"
+    assert cli.main(["recipe", "cp", "pretrain-tiny", "own/recipe-2/pretrain-tiny.toml"]) == 0  # as the error says
+    Path("own/link.toml").symlink_to("nowhere.toml")
+    assert cli.main(["recipe", "cp", "pretrain-tiny", "own/link.toml"]) == 2
+    assert "try: macllm recipe cp pretrain-tiny own/recipe-3/pretrain-tiny.toml" in capsys.readouterr().err
     assert cli.main(["recipe", "cp", "pretrain-tiny", "own/other.toml"]) == 2
     assert "own/pretrain-tiny.json exists" in capsys.readouterr().err
     assert cli.main(["recipe", "cp", "lora-chat", "my"]) == 2
@@ -83,6 +89,14 @@ def test_fine_tuning_takes_a_recipe_by_name_or_file(
     assert cli.main(["finetune", *arguments, "--data", "rows.jsonl", "--rank", "3"]) == 2
     assert (seen[0].max_seq_length, seen[0].rank, seen[0].data) == (8192, 3, "rows.jsonl")
     assert ("mlx-lm" in capsys.readouterr().err) == (arguments == ["lora.yaml"])
+
+
+def test_a_file_with_the_name_of_a_recipe_comes_first_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lora-chat").write_text("rank = 0\n")
+    assert cli.main(["finetune", "lora-chat", "--data", "x"]) == 2
+    told = capsys.readouterr().err
+    assert "settings are read from the file lora-chat here" in told
+    assert "lora-chat: rank cannot be 0" in told
 
 
 def test_two_files_and_unknown_names_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,57 @@ def test_an_invalid_setting_is_an_error_that_names_valid_ones(settings: dict[str
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('seed = "3"', "run.toml: seed cannot be '3'"),
+        ("mask_prompt = 1", "run.toml: mask_prompt cannot be 1"),
+        ("mask_prompt = 0.0", "run.toml: mask_prompt cannot be 0.0"),
+        ("learning_rate = true", "run.toml: learning_rate cannot be true"),
+        ("rank = [4]", "run.toml: rank cannot be [4]"),
+        ("alpha = inf", "run.toml: alpha cannot be inf"),
+        ("model = 2026-01-31", "run.toml: model cannot be 2026-01-31"),
+        ("decay = 0.3", "run.toml: decay has no effect"),
+        ('adapter_path = ""', "run.toml: adapter_path cannot be empty"),
+        ('chat_feature = " "', "run.toml: chat_feature cannot be empty"),
+        ('keys = ["q_proj", ""]', "run.toml: keys cannot be empty"),
+        ("lr = 1e-4", "did you mean learning_rate?"),
+        ('report_to = ["none", "wandb"]', "it stands alone"),
+    ],
+)
+def test_errors_in_a_file_name_the_file_and_the_key(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f"{text}\n")
+    with pytest.raises(UsageError) as error:
+        FinetuneConfig.load(tmp_path / "run.toml", data="x")
+    assert message in str(error.value)
+    (tmp_path / "run.toml").write_text("alpha = 3.0\n")
+    with pytest.raises(UsageError, match=r"^alpha cannot be nan"):  # of the keyword
+        FinetuneConfig.load(tmp_path / "run.toml", data="x", alpha=float("nan"))
+
+
+@pytest.mark.parametrize("text", ["date = 2026-01-31", 'date = "2026-01-31"', "\ufeffdate = 2026-01-31\r\n"])
+def test_a_date_of_toml_and_a_byte_order_mark_are_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    assert FinetuneConfig.load(tmp_path / "run.toml", data="x").date == "2026-01-31"
+
+
+def test_a_path_below_home_and_a_model_beside_the_recipe_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "org/name").mkdir(parents=True)
+    (tmp_path / "org/name/config.json").touch()
+    (tmp_path / "run.toml").write_text('data = "~/rows.jsonl"\nadapter_path = "~/out"\nmodel = "org/name"\n')
+    config = FinetuneConfig.load(tmp_path / "run.toml")
+    assert (config.data, config.adapter_path) == (str(tmp_path / "home/rows.jsonl"), str(tmp_path / "home/out"))
+    assert config.model == str(tmp_path / "org/name")
+    for model in ("./name", "org/other"):
+        (tmp_path / "run.toml").write_text(f'data = "hf:org/rows"\nmodel = "{model}"\n')
+        config = FinetuneConfig.load(tmp_path / "run.toml", sets=("adapter_path=~/out",))
+        assert config.model == (str(tmp_path / "name") if model == "./name" else model)
+        assert (config.data, config.adapter_path) == ("hf:org/rows", str(tmp_path / "home/out"))
+
+
 @pytest.mark.parametrize("sets", [("seed",), ("seed=x",), ("sed=1",)])
 def test_an_invalid_set_argument_is_a_usage_error(sets: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):

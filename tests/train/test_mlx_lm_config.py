@@ -8,8 +8,7 @@ import pytest
 
 from macllm.errors import UsageError
 from macllm.train.config import FinetuneConfig, PretrainConfig
-from macllm.train.config.mlx_lm import _number as config_number
-from macllm.train.config.mlx_lm import read
+from macllm.train.config.mlx_lm import _loader, read
 from macllm.train.optim import learning_rate
 
 EXAMPLE = """
@@ -85,6 +84,49 @@ def test_all_of_mlx_lms_methods_are_trained(tmp_path: Path) -> None:
     assert config.num_layers > 1000  # all layers, but neither embeddings nor head
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning_rate: 1e-5", "learning_rate", 1e-5),
+        ("learning_rate: 2E-5", "learning_rate", 2e-5),
+        ("learning_rate: .5e-4", "learning_rate", 5e-5),
+        ("mask_prompt: yes", "mask_prompt", True),
+        ("mask_prompt: off", "mask_prompt", False),
+        ("val_batches: null", "val_batches", 25),
+        ("iters:", "iters", 1000),
+        ("max_seq_length: 1_024", "max_seq_length", 1024),
+        ("lora_parameters: &a {rank: 4, scale: 2}", "alpha", 8.0),
+        ("optimizer: AdamW", "weight_decay", 0.01),
+        ("optimizer_config: {adamw: {weight_decay: 0.5}}", "weight_decay", 0.0),
+        ("data: mlx-community/WikiSQL", "data", "hf:mlx-community/WikiSQL"),
+    ],
+)
+def test_values_are_those_that_mlx_lm_reads(text: str, name: str, value: object, tmp_path: Path) -> None:
+    read_value = getattr(load(tmp_path, text, **({} if "data" in text else {"data": "x"})), name)
+    assert (read_value, type(read_value)) == (value, type(value))
+
+
+def test_numbers_are_read_as_by_mlx_lms_loader(tmp_path: Path) -> None:
+    yaml, lora = pytest.importorskip("yaml"), pytest.importorskip("mlx_lm.lora")
+    for text in (
+        "1e-5",
+        "1E5",
+        "1.e-5",
+        ".5e-5",
+        "1e+3",
+        "-2e3",
+        "1_0e2",
+        "1:30",
+        "010",
+        ".inf",
+        "e5",
+        "1e",
+        "yes",
+        "~",
+    ):
+        assert repr(yaml.load(text, _loader())) == repr(yaml.load(text, lora.yaml_loader)), text
+
+
 def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
     (tmp_path / "lora.yaml").write_text(EXAMPLE)
     notes = read(tmp_path / "lora.yaml").notes
@@ -113,8 +155,23 @@ def test_keys_with_another_name_or_form_are_told(tmp_path: Path) -> None:
         ("lr_schedule: {name: cosine_decay, warmup: 1000, arguments: [1e-5, 10]}", "over 1000 steps of a run of 1000"),
         ("grad_accumulation_steps: 1001", "1000 iterations make no step of 1001"),
         ("lr_schedule: {name: cosine_decay}", "lr_schedule (it is malformed)"),
-        ("optimizer_config: {adam: {gamma: 1}}", "optimizer_config (it is malformed)"),
-        ("learning_rates: 1", "learning_rates (unknown)"),
+        ("optimizer_config: {adam: {gamma: 1}}", "optimizer_config (gamma unknown)"),
+        ("optimizer_config: 3", "optimizer_config (it is malformed)"),
+        ("learning_rates: 1", "learning_rates (unknown; did you mean learning_rate?)"),
+        ("rank: 4", "rank (it belongs into lora_parameters)"),
+        ("lora_parameters: {keys: q_proj}", "keys is 'q_proj', not a list"),
+        ("lora_parameters: {rank: big}", "rank is 'big', not a number"),
+        ("lr_schedule: {name: cosine_decay, arguments: [1e-5, 1000], warm: 1}", "lr_schedule (warm unknown)"),
+        ("iters: 0", "iters (0 trains nothing)"),
+        ("learning_rate: 0.0", "learning_rate (0 trains nothing)"),
+        ("seed: 1\nseed: 2", "line 2: seed is given twice"),
+        ("lora_parameters:\n  rank: 1\n  rank: 2", "line 3: rank is given twice"),
+        ("seed: 1\n---\nseed: 2", "line 2: expected a single document"),
+        ("seed:\t1", "line 1: while scanning"),
+        ("", "it is empty"),
+        ("model: yes", "lora.yaml: model cannot be true"),
+        ("seed: '3'", "lora.yaml: seed cannot be '3'"),
+        ("mask_prompt: 1", "lora.yaml: mask_prompt cannot be 1"),
         ("- 1", "not a mapping"),
         ("a: [", "is not YAML"),
         ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
@@ -147,7 +204,7 @@ def test_every_step_has_the_rate_of_mlx_lm(schedule: str, accumulation: int, tmp
     keys = f"data: x\niters: {61 * accumulation}\ngrad_accumulation_steps: {accumulation}\n"
     config = load(tmp_path, f"{keys}lr_schedule: {schedule}\n")
     assert (config.iters, config.save_every) == (61, 100 // accumulation)
-    theirs = mlx.optimizers.Adam(build_schedule(config_number(yaml.safe_load(schedule))))
+    theirs = mlx.optimizers.Adam(build_schedule(yaml.load(schedule, _loader())))
     for step in range(61):
         theirs.update({}, {})
         assert learning_rate(config, step, 61) == pytest.approx(theirs.learning_rate.item(), rel=2e-6, abs=1e-12), step

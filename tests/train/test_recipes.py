@@ -13,7 +13,7 @@ from macllm.train import finetune, pretrain
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
 from macllm.train.config.subjects import subjects
 from macllm.train.events import Finished
-from macllm.train.recipes import Recipe, find, recipes, settings_file
+from macllm.train.recipes import Recipe, find, is_ambiguous, recipes, settings_file
 from tests.train.recipes import chat
 
 RECIPES = pytest.mark.parametrize("recipe", recipes(), ids=lambda each: each.name)
@@ -76,7 +76,12 @@ def test_a_recipe_is_found_by_its_name_for_its_command(tmp_path: Path, monkeypat
     with pytest.raises(UsageError, match="another command") as error:
         settings_file("pretrain-tiny", "finetune")
     assert error.value.remedy == "macllm train pretrain-tiny"
+    Path("lora-chat").mkdir()  # of a run
+    assert settings_file("lora-chat", "finetune") == find("lora-chat").path
+    assert not is_ambiguous("lora-chat")
+    Path("lora-chat").rmdir()
     Path("lora-chat").touch()
+    assert is_ambiguous("lora-chat")
     assert settings_file("lora-chat", "finetune") == Path("lora-chat")
 
 

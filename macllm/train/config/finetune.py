@@ -86,6 +86,12 @@ class FinetuneConfig(TrainConfig):
         """The settings in a file, TOML or mlx-lm's YAML."""
         return mlx_lm.read(path).values if path.suffix in mlx_lm.SUFFIXES else super()._read(path)
 
+    @classmethod
+    def _is_path(cls, name: str, value: Any, folder: Path) -> bool:
+        if name == "model" and isinstance(value, str):  # else a name on the hub
+            return value.startswith(".") or (folder / value / "config.json").is_file()
+        return super()._is_path(name, value, folder)
+
     def _ranges(self) -> list[tuple[str, float, float]]:
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))

@@ -6,15 +6,18 @@ mlx-lm's defaults hold for keys that a file leaves out, so that it trains what i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from macllm.errors import UsageError
 
 from .trackers import TRACKERS
+from .values import nearest
 
 SUFFIXES = (".yaml", ".yml")
 _DEFAULTS: dict[str, Any] = {
@@ -41,6 +44,7 @@ _LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "scale": 20.0, "dropout": 0.0}
 # What mlx-lm's loop does without a key for it.
 _ALWAYS: dict[str, Any] = {"max_grad_norm": 0.0, "warmup": 0.0, "schedule": "constant", "select": "last"}
 _UNUSED = {"train", "test_batches", "config", "clear_cache_threshold", "trust_remote_code", "project_name"}
+_NOTHING = ("iters", "learning_rate")  # 0 trains nothing there, and stands for a default here
 _OFF: tuple[Any, ...] = (None, False, "", {}, [])
 _SCHEDULES = {"cosine_decay": "cosine", "linear_schedule": "linear"}
 _ADAM: dict[str, str | tuple[str, str]] = {
@@ -48,6 +52,18 @@ _ADAM: dict[str, str | tuple[str, str]] = {
     "eps": "epsilon",
     "weight_decay": "weight_decay",
 }
+# mlx-lm reads 1e-5 as a number, YAML 1.1 as a text; this is mlx-lm's pattern.
+_FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |\.[0-9_]+(?:[eE][-+][0-9]+)?
+    |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.X,
+)
+_DATASET = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_SCHEDULE_KEYS = {"name", "arguments", "warmup", "warmup_init"}
 
 
 @dataclass(frozen=True)
@@ -65,56 +81,77 @@ def read(path: Path) -> Translated:
     except ImportError as error:
         raise UsageError(f"cannot read {path}", cause="PyYAML is missing", remedy="pip install pyyaml") from error
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _loader())
     except OSError as error:
         raise UsageError(f"cannot read the config {path}", cause=error.strerror) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        cause = ", ".join(filter(None, (error.context, error.problem)))
+        raise UsageError(f"{path} is not YAML", cause=f"{where}{cause}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not YAML", cause=" ".join(str(error).split())) from error
     if not isinstance(raw, dict):
-        raise UsageError(f"{path} is no config of mlx-lm", cause="it is not a mapping of keys to values")
+        cause = "it is empty" if raw is None else "it is not a mapping of keys to values"
+        raise UsageError(f"{path} is no config of mlx-lm", cause=cause)
     return translate(cast("dict[str, Any]", raw), str(path))
+
+
+@cache
+def _loader() -> Any:
+    """A loader with mlx-lm's numbers that refuses a key given twice, of which YAML keeps the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
+    loader: Any = Loader
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+    return loader
 
 
 def translate(raw: dict[str, Any], where: str) -> Translated:
     """The settings of mlx-lm's keys. Raises: UsageError for those without an equal here."""
-    given = {str(key): _number(value) for key, value in raw.items()}
+    given = {str(key): value for key, value in raw.items() if value is not None}
     values = {**_ALWAYS, **_DEFAULTS, **{key: value for key, value in given.items() if key in _SAME}}
     notes, refused = [f"{where} is read as mlx-lm reads it: its defaults hold for keys that it leaves out"], list[str]()
     for key, translated in _TRANSLATORS.items():
         try:
-            changed = translated(given.get(key), values)
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            changed = translated(given, values)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
             reason = str(error) if type(error) is ValueError else "it is malformed"
             refused.append(f"{key} ({reason})")
             continue
         if changed:
             notes.append(f"  {key}: {', '.join(f'{name} = {value}' for name, value in changed.items())}")
         values |= changed
-    if not _corrects_bias(given):
-        notes.append("  optimizer: moments are corrected for their bias, as with bias_correction: true")
-    known = _SAME | _UNUSED | _TRANSLATORS.keys()
-    refused += [f"{key} (unknown)" for key, value in given.items() if key not in known and value not in _OFF]
+    known = sorted(_SAME | _UNUSED | _TRANSLATORS.keys())
+    refused += [
+        f"{key} ({_unknown(key, known)})" for key, value in given.items() if key not in known and value not in _OFF
+    ]
+    refused += [f"{key} (0 trains nothing)" for key in _NOTHING if values[key] == 0]
     if refused:
         raise UsageError(
             f"{where} has keys of mlx-lm that macllm does not have",
             cause=", ".join(refused),
-            remedy="remove them, or write a recipe: macllm recipe cp lora-chat",
+            remedy="change or remove them, or write a recipe: macllm recipe cp lora-chat",
         )
-    return Translated({name: value for name, value in values.items() if value is not None}, tuple(notes))
+    if not _adam(given).get("bias_correction"):
+        notes.append("  optimizer: moments are corrected for their bias, as with bias_correction: true")
+    return Translated(values, tuple(notes))
 
 
-def _number(value: Any) -> Any:
-    """mlx-lm reads 1e-5 as a number, YAML 1.1 as a text."""
-    if isinstance(value, dict):
-        return {key: _number(each) for key, each in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [_number(each) for each in cast("list[Any]", value)]
-    if isinstance(value, str) and value[:1] in "+-.0123456789":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _unknown(key: str, known: list[str]) -> str:
+    if key in (*_LORA_DEFAULTS, "keys"):
+        return "it belongs into lora_parameters"
+    near = nearest(key, known)
+    return f"unknown; did you mean {near}?" if near else "unknown"
 
 
 def _only(value: Any, allowed: tuple[Any, ...], reason: str) -> dict[str, Any]:
@@ -123,39 +160,47 @@ def _only(value: Any, allowed: tuple[Any, ...], reason: str) -> dict[str, Any]:
     return {}
 
 
-def _fine_tune_type(given: Any, values: dict[str, Any]) -> dict[str, Any]:
-    _only(given, (*_OFF, "lora", "dora", "full"), f"{given}; lora, dora and full are trained")
-    if given != "full":
-        return {"use_dora": True} if given == "dora" else {}
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r}, not a number")
+    return value
+
+
+def _fine_tune_type(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    kind = given.get("fine_tune_type")
+    _only(kind, (*_OFF, "lora", "dora", "full"), f"{kind}; lora, dora and full are trained")
+    if kind != "full":
+        return {"use_dora": True} if kind == "dora" else {}
     layers = values["num_layers"]  # the weights outside of layers stay frozen there
     return {"method": "full", "num_layers": layers if layers > 0 else _ALL_LAYERS}
 
 
-def _lora(given: Any, values: dict[str, Any]) -> dict[str, Any]:
+def _lora(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     if values.get("method") == "full":  # which reads none of them
         return {}
-    lora: dict[str, Any] = {**_LORA_DEFAULTS, **cast("dict[str, Any]", given or {})}
+    lora: dict[str, Any] = {**_LORA_DEFAULTS, **given.get("lora_parameters", {})}
     if unknown := sorted(lora.keys() - {*_LORA_DEFAULTS, "keys"}):
         raise ValueError(f"{', '.join(unknown)} unknown")
-    keys = [str(key) for key in lora.get("keys") or ()]
-    made: dict[str, Any] = {
-        "rank": lora["rank"],
-        "alpha": float(lora["scale"] * lora["rank"]),
-        "dropout": float(lora["dropout"]),
-    }
-    return made | ({"keys": keys} if keys else {})
+    keys: Any = lora.get("keys") or []
+    if not isinstance(keys, list):
+        raise ValueError(f"keys is {keys!r}, not a list")
+    rank, scale, dropout = (_number(name, lora[name]) for name in _LORA_DEFAULTS)
+    made: dict[str, Any] = {"rank": rank, "alpha": float(scale * rank), "dropout": float(dropout)}
+    return made | ({"keys": [str(key) for key in cast("list[Any]", keys)]} if keys else {})
 
 
-def _schedule(given: Any, values: dict[str, Any]) -> dict[str, Any]:
-    if not given:
+def _schedule(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    if not (schedule := given.get("lr_schedule")):
         return {}
-    name, steps, warmup = given["name"], values["iters"], given.get("warmup", 0)
+    name, steps, warmup = schedule["name"], values["iters"], schedule.get("warmup", 0)
+    if unknown := sorted(schedule.keys() - _SCHEDULE_KEYS):
+        raise ValueError(f"{', '.join(unknown)} unknown")
     if name not in _SCHEDULES:
         raise ValueError(f"{name} is neither of {', '.join(_SCHEDULES)}")
     if name == "cosine_decay":
-        peak, decay_steps, low = (*given["arguments"], 0.0)[:3]
+        peak, decay_steps, low = (*schedule["arguments"], 0.0)[:3]
     else:
-        peak, low, decay_steps = given["arguments"]
+        peak, low, decay_steps = schedule["arguments"]
     if warmup and warmup + 1 > steps:
         raise ValueError(f"it warms up over {warmup} steps of a run of {steps}")
     rising = warmup + 1 if warmup else 0  # mlx-lm's warm-up begins at warmup_init, and two steps have the peak
@@ -166,7 +211,7 @@ def _schedule(given: Any, values: dict[str, Any]) -> dict[str, Any]:
         "warmup": _share(rising, steps),
         "decay_steps": int(decay_steps),
     }
-    return made | ({"warmup_init": given.get("warmup_init", 0.0) / peak} if rising else {})
+    return made | ({"warmup_init": schedule.get("warmup_init", 0.0) / peak} if rising else {})
 
 
 def _share(count: int, steps: int) -> float:
@@ -185,50 +230,63 @@ def _updates(values: dict[str, Any]) -> dict[str, Any]:
     return {name: max(1, values[name] // size) for name in _ITERATIONS if values[name]}
 
 
-def _optimizer_config(given: Any, values: dict[str, Any]) -> dict[str, Any]:
+def _adam(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of the optimizer that is used; mlx-lm does not read those of others."""
+    options: dict[str, Any] = given.get("optimizer_config") or {}
+    return options.get(_optimizer_name(given)) or {}
+
+
+def _optimizer_name(given: dict[str, Any]) -> str:
+    return str(given.get("optimizer") or "adam").lower()
+
+
+def _optimizer_config(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    for name, options in cast("dict[str, dict[str, Any]]", given or {}).items():
-        if not options or name not in ("adam", "adamw"):
-            _only(options, _OFF, f"{name} has options")
+    for option, value in _adam(given).items():
+        if option == "bias_correction":
             continue
-        for option, value in options.items():
-            if option == "bias_correction":
-                continue
-            target = _ADAM[option]
-            names = target if isinstance(target, tuple) else (target,)
-            made |= dict(zip(names, value if isinstance(target, tuple) else (value,), strict=True))
+        if option not in _ADAM:
+            raise ValueError(f"{option} unknown")
+        target = _ADAM[option]
+        names = target if isinstance(target, tuple) else (target,)
+        made |= dict(zip(names, value if isinstance(target, tuple) else (value,), strict=True))
     return made
 
 
-def _corrects_bias(given: dict[str, Any]) -> bool:
-    """True if mlx-lm's optimizer corrects its moments for their bias, as ours does."""
-    options = given.get("optimizer_config")
-    if not isinstance(options, dict):
-        return False
-    own = cast("dict[str, Any]", options).get(given.get("optimizer") or "adam")
-    return isinstance(own, dict) and cast("dict[str, Any]", own).get("bias_correction") is True
+def _optimizer(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    name = _optimizer_name(given)
+    _only(name, ("adam", "adamw"), f"{given.get('optimizer')}; adam and adamw are read")
+    return {"weight_decay": 0.01} if name == "adamw" else {}
 
 
-def _optimizer(given: Any, values: dict[str, Any]) -> dict[str, Any]:
-    _only(given, (*_OFF, "adam", "adamw"), f"{given}; adam and adamw are read")
-    return {"weight_decay": 0.01} if given == "adamw" else {}
+def _data(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    data = given.get("data")
+    is_name = isinstance(data, str) and _DATASET.fullmatch(data) and not Path(data).exists()
+    return {"data": f"hf:{data}"} if is_name else {}
 
 
-def _report_to(given: Any, values: dict[str, Any]) -> dict[str, Any]:
-    names = [name.strip() for name in str(given or "").split(",") if name.strip()]
+def _report_to(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    names = [name.strip() for name in str(given.get("report_to") or "").split(",") if name.strip()]
     for name in names:
         _only(name, TRACKERS, f"{name} is not reported to")
     return {"report_to": names} if names else {}
 
 
-_TRANSLATORS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+def _refusing(key: str, allowed: tuple[Any, ...], reason: str) -> _Translator:
+    """A translator of a key that may have only some values."""
+    return lambda given, _: _only(given.get(key), (*_OFF, *allowed), reason.format(given.get(key)))
+
+
+_Translator = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+_TRANSLATORS: dict[str, _Translator] = {
     "fine_tune_type": _fine_tune_type,
     "grad_accumulation_steps": lambda _, values: _updates(values),  # first: the others read the steps
+    "data": _data,
     "lora_parameters": _lora,
     "lr_schedule": _schedule,
     "optimizer": _optimizer,
     "optimizer_config": _optimizer_config,
-    "resume_adapter_file": lambda given, _: _only(given, _OFF, "an adapter is not trained on"),
-    "test": lambda given, _: _only(given, _OFF, "no test follows a run"),
+    "resume_adapter_file": _refusing("resume_adapter_file", (), "an adapter is not trained on"),
+    "test": _refusing("test", (), "no test follows a run"),
     "report_to": _report_to,
 }

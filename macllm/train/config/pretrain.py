@@ -29,8 +29,8 @@ class PretrainConfig(TrainConfig):
     _folder: ClassVar[str] = "output"
 
     @classmethod
-    def _is_path(cls, name: str, value: Any) -> bool:
-        return super()._is_path(name, value) and not (name == "tokenizer" and value == BUNDLED)
+    def _is_path(cls, name: str, value: Any, folder: Path) -> bool:
+        return super()._is_path(name, value, folder) and not (name == "tokenizer" and value == BUNDLED)
 
     @property
     def tokenizer_folder(self) -> Path:

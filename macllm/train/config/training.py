@@ -12,11 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from macllm.errors import UsageError
 from macllm.files import read_json
+from macllm.generation.sampling.ranges import shown
 
 from ..rows import Columns, is_dataset, pinned
 from .optimizer import OptimizerName, unread
 from .trackers import TRACKERS
-from .values import check_names, convert, read_toml
+from .values import check_names, convert, naming, read_toml
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 SETTINGS_NAME = "run.json"  # in a run's folder
@@ -129,16 +130,14 @@ class TrainConfig:
         for name, choices in self._choices.items():
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} cannot be {value!r}", remedy=f"{name} = one of {', '.join(choices)}")
-        for name in self.trackers:
-            if name not in TRACKERS:
-                raise UsageError(f"report_to cannot be {name!r}", remedy=f"some of {', '.join(TRACKERS)}, or none")
+        self._check_texts()
         if self.first_moment_bits not in (8, 32):
             raise UsageError(f"first_moment_bits cannot be {self.first_moment_bits}", remedy="8 or 32")
         for name, low, high in self._ranges():
             value = getattr(self, name)
             if not low <= value <= high:
                 between = f"it must be between {low:.10g} and {high:.10g}"
-                raise UsageError(f"{name} cannot be {value}", cause=between)
+                raise UsageError(f"{name} cannot be {shown(value)}", cause=between)
         try:
             self.now  # noqa: B018
         except ValueError as error:
@@ -146,6 +145,21 @@ class TrainConfig:
         self._check_effects()
         if not self.data:
             raise UsageError("no training data", remedy="--data train.jsonl, or --resume with the folder of a run")
+
+    def _check_texts(self) -> None:
+        """Refuse empty texts where one is needed, and unknown trackers."""
+        for name, default in self.defaults().items():
+            value: Any = getattr(self, name)
+            texts: tuple[Any, ...] = (
+                cast("tuple[str, ...]", value) if isinstance(value, tuple) else (value,) * (default != "")
+            )
+            if any(isinstance(text, str) and not text.strip() for text in texts):
+                raise UsageError(f"{name} cannot be empty", remedy=f"leave {name} out")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                cause = "it stands alone" if name == "none" else None
+                remedy = f"some of {', '.join(TRACKERS)}, or none"
+                raise UsageError(f"report_to cannot be {shown(name)}", cause=cause, remedy=remedy)
 
     def _check_effects(self) -> None:
         """Refuse values that would change nothing, or contradict each other."""
@@ -211,38 +225,52 @@ class TrainConfig:
         The file is TOML, or for fine-tuning a YAML file of mlx-lm. Paths to read in a TOML file are relative to its
         folder. Raises UsageError on an unknown key or a wrong type.
         """
+        types = typing.get_type_hints(cls)
         stored: dict[str, Any] = cls._read(Path(path)) if path is not None else {}
-        values: dict[str, Any] = {}
+        with naming(path, stored):
+            stored = {name: convert(name, value, types[name], parses=False) for name, value in stored.items()}
+        given: dict[str, Any] = {}
         for text in sets:
             name, equals, value = text.partition("=")
             if not equals:
                 raise UsageError(f"cannot read {text!r}", remedy="--set key=value")
-            values[name.strip()] = value.strip()
-        values |= {k: v for k, v in keywords.items() if v is not None}
-        check_names(cls, values, "given")
-        for together in (stored, values):
+            given[name.strip()] = value.strip()
+        given |= {k: v for k, v in keywords.items() if v is not None}
+        check_names(cls, given, "given")
+        given = {name: convert(name, value, types[name]) for name, value in given.items()}
+        for together in (stored, given):
             _refuse_two_lengths(together)
-        values = over(stored, values)
-        values = over(cls._of_run(values), values)
-        types = typing.get_type_hints(cls)
-        return cls(**{name: convert(name, value, types[name]) for name, value in values.items()})
+        values = over(stored, given)
+        resumed = {name: convert(name, value, types[name]) for name, value in cls._of_run(values).items()}
+        with naming(path, stored.keys() - given):
+            return cls(**{name: cls._expanded(name, value) for name, value in over(resumed, values).items()})
 
     @classmethod
     def _read(cls, path: Path) -> dict[str, Any]:
         """The settings in a file."""
         values = read_toml(path)
         check_names(cls, values, f"in {path}")
-        return {k: str(path.parent / v) if cls._is_path(k, v) else v for k, v in values.items()}
+        if isinstance(day := values.get("date"), date):  # of TOML, without quotes
+            values["date"] = day.isoformat()
+        values = {name: cls._expanded(name, value) for name, value in values.items()}
+        return {k: str(path.parent / v) if cls._is_path(k, v, path.parent) else v for k, v in values.items()}
 
     @classmethod
-    def _is_path(cls, name: str, value: Any) -> bool:
-        """True for a path that a run reads."""
+    def _expanded(cls, name: str, value: Any) -> Any:
+        """The value; a path that begins with ~/ below the home folder."""
+        is_path = name in PATHS or name in ("model", cls._folder)
+        in_home = is_path and isinstance(value, str) and value.startswith("~/")
+        return str(Path(value).expanduser()) if in_home else value
+
+    @classmethod
+    def _is_path(cls, name: str, value: Any, folder: Path) -> bool:
+        """True for a path that a run reads and that is relative to the `folder` of the file with it."""
         return name in PATHS and isinstance(value, str) and value != "" and not is_dataset(value)
 
     @classmethod
     def _of_run(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Settings stored by the run that `values` resume; empty without a run to resume."""
-        if not values.get("resume") or convert("resume", values["resume"], bool) is False:
+        if not values.get("resume"):
             return {}
         defaults = cls.defaults()
         path = Path(values.get(cls._folder, defaults[cls._folder])) / SETTINGS_NAME
@@ -296,7 +324,7 @@ class TrainConfig:
     @property
     def trackers(self) -> tuple[str, ...]:
         """The trackers that get reports."""
-        return () if self.report_to == ("none",) else self.report_to
+        return () if self.report_to == ("none",) else tuple(dict.fromkeys(self.report_to))
 
     @property
     def columns(self) -> Columns:
@@ -337,15 +365,14 @@ class TrainConfig:
 def over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Settings with others over them; a number of steps or epochs replaces both below."""
     lengths = ("iters", "epochs")
-    if any(str(upper.get(name, 0)).strip("0.") for name in lengths):
+    if any(upper.get(name) for name in lengths):
         lower = {name: value for name, value in lower.items() if name not in lengths}
     return {**lower, **upper}
 
 
 def _refuse_two_lengths(values: dict[str, Any]) -> None:
     """Refuse `iters` and `epochs` in one place; those of a command replace the other one of a recipe."""
-    iters, epochs = (str(values.get(name, 0)) for name in ("iters", "epochs"))
-    if iters.strip("0.") and epochs.strip("0."):
+    if (iters := values.get("iters")) and values.get("epochs"):
         raise UsageError(
-            "epochs has no effect", cause=f"iters is {iters}: it gives the number of steps", remedy="one of the two"
+            "epochs has no effect", cause=f"iters is {iters}: it gives the number of steps", remedy="leave one out"
         )

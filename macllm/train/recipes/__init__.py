@@ -65,14 +65,22 @@ def find(name: str) -> Recipe:
 
 
 def settings_file(given: str, command: str) -> Path:
-    """The file of a recipe's name or of a path, for a command. Raises: UsageError."""
+    """The file of a path or of a recipe's name, for a command.
+
+    A file of that name comes first; a folder of that name, as a run's, does not matter. Raises: UsageError.
+    """
     path = Path(given)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     recipe = find(given)
     if recipe.command != command:
         raise UsageError(f"{given} is a recipe of another command", remedy=f"macllm {recipe.command} {given}")
     return recipe.path
+
+
+def is_ambiguous(given: str) -> bool:
+    """True for the name of a recipe that a file has too."""
+    return Path(given).is_file() and any(each.name == given for each in recipes())
 
 
 def written(kind: type[TrainConfig], header: list[str], path: Path) -> str:
