@@ -80,7 +80,9 @@ class Pace:
     done: int = 0
 
     def step(self, seconds: float) -> None:
-        """Count a step."""
+        """Count a step. The first one of a process also compiles kernels."""
+        if len(self.steps) == 1 and self.steps[0] > _OUTLIER * seconds:
+            self.steps.clear()
         self.steps.append(seconds)
         self.done += 1
 
@@ -101,7 +103,10 @@ class Dashboard:
         self._memory, self._blocks, self._clock = memory, blocks, clock
         self._work: Advanced | None = None
         self._began = clock()  # of the work
-        self._step: Advanced | None = None
+        self._step: Advanced | None = None  # of training
+        self._state = ""  # what is done instead of work that tells its progress
+        self._checked = 0  # step of the last evaluation
+        self.stopping = False  # an interruption waits for the step and the snapshot
         self._tokens: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self._prepared: Prepared | None = None
         self._validation: float | None = None
@@ -109,21 +114,35 @@ class Dashboard:
 
     def take(self, event: TrainEvent) -> None:
         """Take an event."""
-        from macllm.train.events import Advanced, Evaluated, Prepared, Saved
+        from macllm.train.events import Advanced, Continued, Evaluated, Paused, Prepared, Restarted, Saved
 
+        self._state = ""
         if isinstance(event, Prepared):
-            self._prepared, self._work = event, None
+            self._begin(event)
         elif isinstance(event, Advanced):
             self._advance(event)
         elif isinstance(event, Evaluated):
-            self._validation = event.loss
+            self._validation, self._checked = event.loss, event.step
             self.pace.evaluation = self._clock() - self._began
             self._work = None
         elif isinstance(event, Saved) and self._work is not None and self._work.work == "saving":
             self.pace.saves += self._clock() - self._began
             self._work = None
+        elif isinstance(event, Restarted):
+            self._step, self._work, self._state = None, None, "restarting"
+        elif isinstance(event, Paused):
+            self._state = "paused"
+        elif isinstance(event, Continued):
+            self._work = None
         if not isinstance(event, Advanced) or event.work == "training":
             self._estimate()
+
+    def _begin(self, event: Prepared) -> None:
+        from macllm.train.events import Advanced
+
+        self._prepared, self._work, self._checked = event, None, event.first_step
+        self._step = Advanced("training", event.first_step, event.steps)
+        self.pace.steps.clear()
 
     def _advance(self, event: Advanced) -> None:
         if self._work is None or event.work != self._work.work:
@@ -139,42 +158,51 @@ class Dashboard:
 
     def lines(self, width: int) -> list[Line]:
         """One or two lines shorter than `width`; none before there is something to tell."""
-        shown = self._step or self._work
-        if shown is None:
-            return []
-        lines = [self._progress(shown, width - 1)]
-        if (facts := self._facts(width - 1)) and self._step is not None:
-            lines.append(facts)
-        return lines
+        begun = self._step is not None and self.pace.steps
+        shown = self._step if begun or self._work is None else self._work
+        if self.stopping:
+            lines: list[Line] = [[("stopping after this step; Ctrl-C again: at once, without saving it", _WARNING)]]
+        elif shown is None or self._state == "restarting":
+            lines = [[(self._state, "")]] if self._state else []
+        else:
+            lines = [self._progress(shown, width - 1)]
+        return [*lines, facts] if lines and (facts := self._facts(width - 1)) else lines
 
     def _estimate(self) -> None:
         if (step := self._step) is None:
             return
-        every = self._prepared.steps_per_eval if self._prepared else 0
-        checks = self._prepared is not None and self._prepared.sampled_rows > 0
-        evaluations = checks * (1 + ((step.total - 1) // every - step.done // every if every else 0))
-        if step.done >= step.total:
-            evaluations = 0
-        left = self.pace.left(step.total - step.done, evaluations)
+        left = self.pace.left(step.total - step.done, self._evaluations(step))
         self._left = None if left is None else (left, self._clock())
 
+    def _evaluations(self, step: Advanced) -> int:
+        """The number of evaluations to come, that of the last step included."""
+        if self._prepared is None or not self._prepared.sampled_rows:
+            return 0
+        every, done = self._prepared.steps_per_eval, max(step.done, 1)
+        due = 1 + ((step.total - 1) // every - (done - 1) // every if every else 0)
+        return due - (self._checked == done and bool(done == step.total or (every and done % every == 0)))
+
     def _progress(self, shown: Advanced, width: int) -> Line:
-        label = self._work.work if self._work is not None else shown.work
+        is_last = shown.work == "training" and shown.done >= shown.total and not self._evaluations(shown)
+        label = self._state or (self._work or shown).work
+        label = "saving" if is_last and label == "training" else label
         count = f"{shown.done}/{shown.total}"
+        if len(label) + 1 + len(_GAP) + len(count) > width:
+            return [(count, "")]
         share = shown.done / shown.total if shown.total else 0.0
-        tail = [count, f"{int(100 * share)} %", self._time_left(shown)]
+        tail = [count, f"{int(100 * share)} %", "" if self._state else self._time_left(shown)]
         room = width - len(label) - 1 - len(_GAP) * 3
         for dropped in (1, 2):
             if room - sum(map(len, tail)) < _SHORTEST_BAR:
                 tail[dropped] = ""
         ends = _GAP.join(filter(None, tail))
-        cells = min(40, width - len(label) - 1 - len(_GAP) - len(ends))
+        cells = max(0, min(40, width - len(label) - 1 - len(_GAP) - len(ends)))
         done, left = (_DONE, _LEFT) if self._blocks else (_PLAIN_DONE, _PLAIN_LEFT)
         filled = int(share * cells)
         return [
             (f"{label} ", ""),
-            (done * max(0, filled), _ACCENT),
-            (left * max(0, cells - filled), _DIM),
+            (done * filled, _ACCENT),
+            (left * (cells - filled), _DIM),
             (f"{_GAP}{ends}", ""),
         ]
 
@@ -209,7 +237,8 @@ class Dashboard:
     def _told(self, step: Advanced) -> Iterator[_Fact]:
         if self._work is not None and self._work.work == "evaluating":
             yield _Fact(1, f"batch {self._work.done}/{self._work.total}")
-        yield _Fact(0, f"loss {self.curve.loss:.4f}" if self.curve.loss is not None else "loss -")
+        if self.curve.loss is not None:
+            yield _Fact(0, f"loss {self.curve.loss:.4f}")
         if (checked := self._validation) is not None:
             yield _Fact(4, f"validation {checked:.4f}", short=f"valid {checked:.4f}")
         seconds = sum(each for _, each in self._tokens)
@@ -221,7 +250,8 @@ class Dashboard:
             now, peak, most = map(bytes_text, (step.active_bytes, step.peak_bytes, self._memory))
             short = now.removesuffix(peak[peak.index(" ") :])  # one unit for both
             yield _Fact(3, f"{now}, peak {peak} of {most}", colour, short=f"{short}/{peak} of {most}")
-        yield _Fact(5, f"lr {step.learning_rate:.1e}", _DIM)
+        if step.learning_rate:
+            yield _Fact(5, f"lr {step.learning_rate:.1e}", _DIM)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -44,7 +43,7 @@ class LiveArea:
     render: Callable[[int], list[Line]]
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     clock: Callable[[], float] = time.monotonic
-    columns: Callable[[], int] = lambda: shutil.get_terminal_size().columns
+    columns: Callable[[], int] | None = None  # of the stream's terminal
 
     def __post_init__(self) -> None:
         self._drawn: list[str] = []  # without colours
@@ -53,16 +52,14 @@ class LiveArea:
         self._over = threading.Event()  # the area is closed
         self._ticker: threading.Thread | None = None
         self._before: Any = None
+        self._columns = self.columns or (lambda: output.columns(self.stream))
         self._colours = not os.environ.get("NO_COLOR")
 
-    def __enter__(self) -> LiveArea:
+    def open(self) -> None:
+        """Take the lines of `say`, and the signal after a stop."""
         output.write_above(self.say)
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGCONT, self._continued)
-        return self
-
-    def __exit__(self, *_failure: object) -> None:
-        self.close()
 
     def changed(self) -> None:
         """Redraw, unless that was done less than a tenth of a second ago."""
@@ -88,7 +85,7 @@ class LiveArea:
             self._ticker = None
         with self.lock:
             if self._drawn:
-                self._write(self._top(self.columns()) + _ERASE_BELOW)
+                self._write(self._top(self._columns()) + _ERASE_BELOW)
             self._drawn = []
         output.write_above(None)
         if self._before is not None:
@@ -104,7 +101,7 @@ class LiveArea:
             self._drawn = []
             self._write(above)
             return
-        width = self.columns()
+        width = self._columns()
         lines = [_clipped(line, max(1, width - 1)) for line in self.render(width)]
         top = self._top(width)
         plain = ["".join(text for text, _ in line) for line in lines]

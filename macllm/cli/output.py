@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -26,6 +27,14 @@ _above: list[Callable[[str], None]] = []  # at most one: the writer of a live ar
 def write_above(write: Callable[[str], None] | None) -> None:
     """Let `say` hand its lines to `write`, which knows of a live area on the terminal; None: to no other."""
     _above[:] = [] if write is None else [write]
+
+
+def columns(stream: TextIO) -> int:
+    """The width of the stream's own terminal, which may differ from stdout's; else COLUMNS, or 80."""
+    with suppress(OSError, ValueError):
+        if width := os.get_terminal_size(stream.fileno()).columns:
+            return width
+    return shutil.get_terminal_size().columns
 
 
 def say(text: str) -> None:
@@ -61,6 +70,7 @@ class Progress:
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     clock: Callable[[], float] = time.monotonic
     after_seconds: float = 0.0  # shorter work is silent on a terminal too
+    before: float = 0.0  # done before the start, which does not count for the rate
 
     def __post_init__(self) -> None:
         self._redraws = self.stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -82,7 +92,7 @@ class Progress:
             return
         self._written = now
         elapsed = now - self._started
-        rate = per_second if per_second is not None else done / elapsed if elapsed > 0 else 0.0
+        rate = per_second if per_second is not None else (done - self.before) / elapsed if elapsed > 0 else 0.0
         self._write(self._line(done, total, rate))
 
     def close(self) -> None:
@@ -110,6 +120,7 @@ class Progress:
 
     def _write(self, line: str) -> None:
         if self._redraws:
+            line = line[: columns(self.stream) - 1]  # a line that wraps cannot be redrawn
             self.stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
@@ -129,6 +140,7 @@ def working(text: str, stream: TextIO | None = None) -> Iterator[None]:
         wait = FIRST_LINE_SECONDS
         while not over.wait(wait):
             line = f"{text}, {duration_text(time.monotonic() - began)}"
+            line = line[: columns(out) - 1] if redraws else line
             out.write("\r" + line.ljust(width) if redraws else line + "\n")
             out.flush()
             width, wait = len(line) if redraws else 0, 1.0 if redraws else PLAIN_LINE_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 
 def show_followed(folder: Path) -> None:
     """Show a run to its end as the command that trains does. Raises: KeyboardInterrupt."""
-    from macllm.train.events import Finished
+    from macllm.train.events import Finished, Prepared
     from macllm.train.runs.history import follow
 
-    from .training import RunReport, display
+    from .run_display import display
 
-    pace, report, path = ReportPace(), RunReport(), str(folder)
-    with display() as shown:
+    pace, steps, path = ReportPace(), 0, str(folder)
+    with closing(display()) as shown:
         for event in advanced(follow(folder, pace.wait), pace):
-            shown.show(event, report)
-            _say_end(event, report.steps)
+            shown.show(event)
+            steps = event.steps if isinstance(event, Prepared) else steps
+            _say_end(event, steps)
             if isinstance(event, Finished):
                 path = event.path
     click.echo(path)

@@ -26,6 +26,8 @@ from .loop import Trainer
 from .objectives.clm import CausalLM
 from .parameters import train_weights
 
+_RESIZE = "resize the model's embedding (transformers: resize_token_embeddings), or remove the added tokens"
+
 
 def finetune(
     config: FinetuneConfig | None = None,
@@ -123,7 +125,8 @@ def _events(config: FinetuneConfig, folder: Path) -> Generator[TrainEvent]:
     model, tokenizer = checkpoint.load(config.model)
     source = hub.resolve(config.model)
     base = fingerprint(source)
-    _check_vocabulary(config, model.info.vocab_size, tokenizer.vocab_size)
+    if model.info.vocab_size is not None:
+        run.check_vocabulary(config.model, model.info.vocab_size, tokenizer.vocab_size, _RESIZE)
     config = config.fitted(_parameters(model)).dated().pinned()
     objective = CausalLM(config.mask_prompt, config.now)
     pack.bin_size(config, model, objective)  # refused before rows are read
@@ -170,16 +173,6 @@ def _context_length(model: LanguageModel, config: FinetuneConfig) -> int | None:
     if model.info.kind != "decoder":
         raise UsageError(f"{config.model} is not a causal language model", remedy="a decoder-only model")
     return model.info.context_length
-
-
-def _check_vocabulary(config: FinetuneConfig, rows: int | None, tokens: int) -> None:
-    """Refuse a tokenizer with tokens that the embedding has no rows for: reading them gives other memory."""
-    if rows is not None and tokens > rows:
-        raise UsageError(
-            f"the tokenizer of {config.model} has {tokens} tokens, its embedding only {rows} rows",
-            cause="tokens were added to the tokenizer, but the embedding was not resized",
-            remedy="resize the model's embedding (transformers: resize_token_embeddings), or remove the added tokens",
-        )
 
 
 def _parameters(model: LanguageModel) -> int:

@@ -52,7 +52,8 @@ def _events(config: PretrainConfig, folder: Path) -> Generator[TrainEvent]:
     raw = _read_json(Path(config.config))
     tokenizer = Tokenizer.from_folder(config.tokenizer_folder)
     model = new_model(raw, config)
-    _check_vocabulary(model, tokenizer, config)
+    remedy = f'"vocab_size": {tokenizer.vocab_size} in {config.config}'
+    run.check_vocabulary(config.config, model.spec.embedding.vocab_size, tokenizer.vocab_size, remedy)
     objective = CausalLM(config.mask_prompt, config.now)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
@@ -81,15 +82,6 @@ def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
     initialize(model, config.init_std, config.seed)
     model.info = replace(model.info, config=MappingProxyType(raw))
     return model
-
-
-def _check_vocabulary(model: DecoderLM, tokenizer: Tokenizer, config: PretrainConfig) -> None:
-    rows = model.spec.embedding.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise UsageError(
-            f"{config.config} has a vocabulary of {rows}, the tokenizer one of {tokenizer.vocab_size}",
-            remedy=f'"vocab_size": {tokenizer.vocab_size} in {config.config}',
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

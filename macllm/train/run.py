@@ -20,7 +20,7 @@ from .runs import registry
 from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock
 from .snapshot import Snapshots
 
-__all__ = ["check", "follow", "held", "lock", "record", "snapshots"]
+__all__ = ["check", "check_vocabulary", "follow", "held", "lock", "record", "snapshots"]
 
 _OF_RUNS = (SNAPSHOTS, SETTINGS_NAME, METRICS, ENVIRONMENT)
 # A run writes some of these; the others belong to an adapter of PEFT, whose config it would replace.
@@ -81,6 +81,12 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_vocabulary(name: str, rows: int, tokens: int, remedy: str) -> None:
+    """Refuse a tokenizer with tokens that the embedding has no rows for: reading them gives other memory."""
+    if tokens > rows:
+        raise UsageError(f"the tokenizer has {tokens} tokens, the embedding of {name} only {rows} rows", remedy=remedy)
 
 
 def _was_never_begun(folder: Path) -> bool:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from dataclasses import replace
 
 import pytest
 
 from macllm.cli.dashboard import Curve, Dashboard, Pace
 from macllm.cli.live import Line
+from macllm.cli.output import Progress
+from macllm.cli.run_display import Log
 from macllm.cli.training import narrate
-from macllm.train.events import Advanced, Evaluated, Finished, Prepared, Saved, Step, TrainEvent
+from macllm.train.events import (
+    Advanced,
+    Continued,
+    Evaluated,
+    Finished,
+    Paused,
+    Prepared,
+    Restarted,
+    Saved,
+    Step,
+    TrainEvent,
+)
 from tests.cli.test_live import Screen
 
 
@@ -56,16 +71,17 @@ def test_two_lines_tell_progress_time_loss_speed_and_memory() -> None:
     assert text(board.lines(40))[1] == "loss 2.7600  █▇▇▆▅▅▄▃▂▂▁  1.2k tokens/s"
 
 
-@pytest.mark.parametrize("width", [40, 41, 60, 79, 80, 81, 120, 300, 12, 3])
+@pytest.mark.parametrize("width", [40, 41, 60, 79, 80, 81, 120, 300, 20, 12, 3])
 @pytest.mark.parametrize("blocks", [True, False])
 def test_lines_are_shorter_than_the_terminal_and_keep_what_counts(width: int, blocks: bool) -> None:
     events = [prepared(123456, 10, 8), *(step(n, 123456) for n in range(1, 60)), Evaluated(60, 2.5, 9, True)]
     board = dashboard(*events, blocks=blocks)
     board.take(Advanced("evaluating", 3, 999))
     lines = text(board.lines(width))
-    if width >= 40:
+    if width >= 12:
         assert all(len(line) < width for line in lines), lines
         assert "59/123456" in lines[0]
+    if width >= 40:
         assert "loss 2.0000" in lines[1]
     assert all(ord(c) < 128 for line in lines for c in line) or blocks
 
@@ -82,7 +98,53 @@ def test_time_left_counts_the_evaluations_to_come_and_ticks_down() -> None:
     assert "1 min 01 s left" in text(board.lines(90))[0]
     for number in range(6, 31):
         board.take(step(number, 30, seconds=2.0))
-    assert "0 s left" in text(board.lines(90))[0]
+    assert "5 s left" in text(board.lines(90))[0]  # of the last evaluation
+    board.take(Evaluated(30, 3.0, 9, True))
+    assert "saving " in text(board.lines(90))[0]
+    assert " 0 s left" in text(board.lines(90))[0]
+
+
+def test_time_left_counts_an_evaluation_that_runs_and_is_known_again_after_a_resume() -> None:
+    clock = Clock()
+    board = dashboard(prepared(30, every=10, sampled=4), Advanced("evaluating", 0, 4), clock=clock)
+    clock.now = 5.0
+    board.take(Evaluated(0, 3.0, 9, True))
+    for number in range(1, 11):
+        board.take(step(number, 30))
+    board.take(Advanced("evaluating", 0, 4))
+    clock.now = 6.0
+    assert "34 s left" in text(board.lines(90))[0]  # 20 steps and three evaluations of 5 s, of which one second is over
+    clock.now = 10.0
+    board.take(Evaluated(10, 3.0, 9, True))
+    assert "30 s left" in text(board.lines(90))[0]
+
+    resumed = dashboard(replace(prepared(30), first_step=20), clock=clock)
+    assert text(resumed.lines(90)) == ["training " + "━" * 26 + "─" * 14 + "  20/30  66 %"]
+    resumed.take(step(21, 30, seconds=60.0))  # compiles
+    resumed.take(step(22, 30))
+    assert "8 s left" in text(resumed.lines(90))[0]
+
+
+def test_something_is_told_while_no_work_counts() -> None:
+    board = dashboard(Advanced("encoding", 4, 4), prepared(30))
+    assert text(board.lines(60))[0].startswith("training ─")  # the first step compiles
+    board.take(step(1, 30))
+    board.take(Restarted(0, "killed", 1, 3))
+    assert text(board.lines(60))[0] == "restarting"
+    board.take(Advanced("reading", 1, 4))
+    assert "reading " in text(board.lines(60))[0]
+    assert "1/4" in text(board.lines(60))[0]
+    board.take(prepared(30))
+    assert "0/30" in text(board.lines(60))[0]
+    board.take(step(2, 30))
+    board.take(Paused(2, "on battery power"))
+    assert text(board.lines(60))[0].startswith("paused ")
+    assert "left" not in text(board.lines(60))[0]
+    board.take(Continued(2, 9.0))
+    assert text(board.lines(60))[0].startswith("training ")
+    board.stopping = True
+    assert text(board.lines(60))[0].startswith("stopping after this step; Ctrl-C again: at once")
+    assert text(board.lines(60))[1].startswith("loss ")
 
 
 def test_one_long_step_does_not_spoil_the_time_left() -> None:
@@ -167,6 +229,53 @@ def test_on_a_terminal_a_run_leaves_its_evaluations_and_its_end(
         "done in 2 s, loss 1.5000",
         "",
     ]
+
+
+def test_json_on_a_terminal_is_not_torn_by_the_area(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Screen(200)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    def events():
+        yield prepared(2)
+        for number in (1, 2):
+            yield step(number, 2)
+            yield Evaluated(number, 1.5, 9, False)
+        yield Finished(2, 1.5, 2.0, "folder")
+
+    narrate(events(), "elsewhere", as_json=True)
+    found = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["Prepared", "Evaluated", "Evaluated", "Finished"]
+    assert "\033" not in "".join(screen.writes)
+
+
+def test_an_interruption_is_told_before_the_last_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Log, "stop", lambda _: told.append("stopping"))
+
+    def events():
+        try:
+            yield prepared(2)
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            told.append("saved")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        narrate(events(), "elsewhere")
+    assert told == ["stopping", "saved"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_rate_in_a_log_counts_the_steps_of_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = Progress("training", "steps", clock=clock, before=500)
+    clock.now = 2.0
+    progress.update(504, 1000)
+    assert "504 steps of 1000 steps, 2 steps/s, 4 min 08 s left" in capsys.readouterr().err
 
 
 def test_json_puts_every_event_but_progress_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

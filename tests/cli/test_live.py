@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import signal
 import time
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -42,8 +44,17 @@ class Clock:
         return self.now
 
 
-def area(screen: Screen, lines: list[Line], clock: Clock | None = None) -> LiveArea:
-    return LiveArea(lambda _: lines, screen, clock or Clock(), columns=lambda: screen.emulator.columns)
+@contextmanager
+def opened(live: LiveArea) -> Generator[LiveArea]:
+    live.open()
+    try:
+        yield live
+    finally:
+        live.close()
+
+
+def area(screen: Screen, lines: list[Line]) -> AbstractContextManager[LiveArea]:
+    return opened(LiveArea(lambda _: lines, screen, Clock(), columns=lambda: screen.emulator.columns))
 
 
 def test_lines_said_stay_above_the_area_which_is_erased_at_the_end() -> None:
@@ -84,7 +95,7 @@ def test_it_is_redrawn_at_most_ten_times_a_second() -> None:
         count += 1
         return [[(str(count), "")]]
 
-    with LiveArea(render, screen, lambda: clock.now, columns=lambda: 40) as live:
+    with opened(LiveArea(render, screen, lambda: clock.now, columns=lambda: 40)) as live:
         for _ in range(1000):
             clock.now += 0.01
             live.changed()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import struct
+import termios
 import time
 
 import pytest
 
 from macllm.cli import output
-from macllm.cli.output import Progress, working
+from macllm.cli.output import Progress, columns, working
 from macllm.errors import UsageError
 
 
@@ -96,3 +100,20 @@ def test_the_line_of_long_work_is_wiped_from_a_terminal(monkeypatch: pytest.Monk
         time.sleep(0.2)
     shown = "merging, 0 s"
     assert stream.getvalue() == f"\r{shown}\r{' ' * len(shown)}\r"
+
+
+def test_the_width_is_that_of_the_stream_and_lines_fit_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "77")
+    assert columns(io.StringIO()) == 77
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        assert columns(terminal) == 77  # a terminal that does not tell its width
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+        assert columns(terminal) == 20
+        monkeypatch.setenv("TERM", "xterm")
+        clock = Clock()
+        with Progress("a label of many words", stream=terminal, clock=clock) as progress:
+            clock.now += 1
+            progress.update(1)
+            assert os.read(ours, 100) == b"\ra label of many wor"
+    os.close(ours)

@@ -47,7 +47,7 @@ def test_a_run_is_watched_from_any_time_with_restarts_and_errors_to_its_end(
     append(tmp_path, PREPARED)
     append(tmp_path, step(3))
     monkeypatch.setattr(watching.ReportPace, "wait", wait)
-    monkeypatch.setattr("macllm.cli.training.is_live", lambda stream: is_terminal)
+    monkeypatch.setattr("macllm.cli.run_display.is_live", lambda stream: is_terminal)
     monkeypatch.setattr("macllm.cli.live.REDRAW_SECONDS", 0.0)
     held = lock(tmp_path)
     held.__enter__()
