@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,7 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     """
     folder = Path(output).expanduser()
     if folder.exists() and (not folder.is_dir() or any(not is_stray(Path(path.name)) for path in folder.iterdir())):
-        raise UsageError(f"{folder} already exists", remedy=f"macllm fuse --output {folder}-2")
+        raise UsageError(f"{folder} already exists", remedy=_elsewhere(model, adapter, folder))
     from macllm.adapter import read_config
     from macllm.adapter.merge import merge, probes
     from macllm.hub.blend import parse
@@ -51,6 +53,17 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     say(_described(cost))
     say(f"try it: macllm chat --model {folder}")
     click.echo(folder)
+
+
+def _elsewhere(model: str | None, adapter: str, folder: Path) -> str:
+    """The same command with a folder that is free."""
+    from macllm.hub.blend import parse
+
+    parts = ["macllm", "fuse", *(("--model", model) if model else ())]
+    for name, weight in parse(adapter).items():
+        parts += ["--adapter", name if weight == 1 else f"{name}:{weight:g}"]
+    free = next(path for number in count(2) if not Path(path := f"{folder}-{number}").exists())
+    return shlex.join([*parts, "--output", free])
 
 
 def _described(cost: Cost) -> str:

@@ -57,7 +57,7 @@ def cp(name: str, file: Path | None) -> None:
 
     recipe, path = find(name), file or Path(f"{name}.toml")
     if path.suffix != ".toml":
-        raise UsageError(f"{path} does not end in .toml", remedy=f"macllm recipe cp {name} {path}.toml")
+        raise UsageError(f"{path} does not end in .toml", remedy=f"macllm recipe cp {name} {path.with_suffix('.toml')}")
     beside = {found: path.parent / found.name for found in recipe.files()}
     for target in (path, *beside.values()):
         _check_replaceable(target, name)

@@ -35,6 +35,7 @@ def start(config: PretrainConfig, *, as_json: bool = False, restarts: int = REST
     check(config)
     for path, found in ((Path(config.config), Path.is_file), (config.tokenizer_folder, Path.is_dir)):
         if not found(path):
-            raise UsageError(f"{path} does not exist", remedy="--config and --tokenizer, or a recipe that names them")
+            remedy = f"--config and --tokenizer, or a recipe: macllm train pretrain-tiny --data {config.data}"
+            raise UsageError(f"{path} does not exist", remedy=remedy)
     compile_kernels()
     narrate(events(config, restarts), config.output, as_json=as_json)

@@ -60,7 +60,7 @@ def _fit(example: E, long_rows: LongRows, most: int, counts: Counts) -> tuple[li
     if long_rows == "error":
         raise DataError(
             f"{example.where} has {len(example)} tokens, more than {most}",
-            remedy="--max-seq-length, or --set long_rows=truncate|split|drop",
+            remedy="--long-rows truncate (or split, or drop), or a larger --max-seq-length",
         )
     if long_rows == "drop":
         return [], replace(counts, dropped_rows=counts.dropped_rows + 1)

@@ -99,7 +99,8 @@ _TRACKERS: dict[str, Callable[[Path, TrainConfig, int], Tracker]] = {
 def check(config: TrainConfig) -> None:
     """Raise UsageError for a tracker that is not installed."""
     for name in config.trackers:
-        if name not in sys.modules and find_spec(name) is None:
+        # A folder of this name in the current directory, as wandb leaves one, is no package with an origin.
+        if name not in sys.modules and getattr(find_spec(name), "origin", None) is None:
             raise UsageError(
                 f"{name} is not installed",
                 cause=f"report_to is {name}",

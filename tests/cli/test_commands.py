@@ -257,7 +257,7 @@ def test_an_adapter_is_trained_used_and_merged(
     assert run("generate", "-m", fused, *ask).out == adapted
     again = run("fuse", "--adapter", adapter, "--output", fused)
     assert again.code == 2
-    assert "already exists" in again.err
+    assert f"already exists\ntry: macllm fuse --adapter {adapter} --output {fused}-2\n" in again.err
 
 
 def test_models_ls_show_and_get_agree_on_the_bundled_model(run: Callable[..., Outcome]) -> None:

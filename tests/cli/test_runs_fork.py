@@ -48,6 +48,17 @@ def test_a_fork_without_changes_goes_on_as_the_run_itself(config: FinetuneConfig
     assert (tmp_path / "run/snapshots/step-00000008").is_dir()
 
 
+def test_a_changed_number_of_steps_or_epochs_replaces_the_other_one(config: FinetuneConfig, tmp_path: Path) -> None:
+    parent = registry.find("run")
+    changed = changed_config(parent, tmp_path / "a", ("epochs=3",))
+    assert (changed.iters, changed.epochs) == (0, 3.0)
+    stored = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(stored | {"iters": 0, "epochs": 10.0}))
+    changed = changed_config(parent, tmp_path / "a", ("iters=12",))
+    assert (changed.iters, changed.epochs) == (12, 0.0)
+    assert changed_config(parent, tmp_path / "a", ("seed=1",)).epochs == 10.0
+
+
 def test_a_fork_has_changed_settings_its_parent_and_an_id_of_its_own(
     config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -182,3 +182,11 @@ def test_tensorboard_gets_event_files_in_the_folder_that_hide_points_after_a_res
     assert "session_log" in written[0].fields
     tags = [value.fields["tag"] for value in written[2].fields["summary"].fields["value"]]
     assert tags == ["valid/loss", "valid/accuracy"]
+
+
+def test_a_folder_that_wandb_left_is_no_installed_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (tmp_path / "wandb").mkdir()
+    with pytest.raises(UsageError, match="wandb is not installed"):
+        trackers.check(config("wandb"))

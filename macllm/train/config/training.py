@@ -365,7 +365,7 @@ class TrainConfig:
 def over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Settings with others over them; a number of steps or epochs replaces both below."""
     lengths = ("iters", "epochs")
-    if any(upper.get(name) for name in lengths):
+    if any(str(upper.get(name, 0)).strip("0.") for name in lengths):
         lower = {name: value for name, value in lower.items() if name not in lengths}
     return {**lower, **upper}
 

@@ -6,6 +6,7 @@ import gzip
 import importlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ _VALIDATION = ("valid", "validation", "val", "dev", "eval")
 _SPLITS = ("train", *_VALIDATION, "test")
 _STANDARD = Columns()
 _CHUNK_BYTES = 1 << 14  # read at once; a frame may be thousands of times as large decompressed
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 Source = Path | RowFiles  # of rows: a file, a folder of texts, or named files, such as a split of a dataset
 
@@ -49,7 +52,8 @@ def find_files(data: str, valid: str, progress: Progress | None = None) -> tuple
     _check_given(given)
     if not path.is_dir():
         if not path.is_file():
-            raise DataError(f"no file or folder {path}", remedy="--data train.jsonl")
+            on_hub = f"--data hf:{data} for a dataset of the hub, or " if _HUB_NAME.fullmatch(data) else ""
+            raise DataError(f"no file or folder {path}", remedy=f"{on_hub}--data train.jsonl")
         return path, given
     train = _named(path, ("train",)) or _all_texts(path)
     if train is None:
