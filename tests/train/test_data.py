@@ -16,7 +16,7 @@ from macllm.train.objectives.clm import CausalLM, collate
 from macllm.train.order import Order
 from macllm.train.render import Example
 from macllm.train.sources import Validation
-from tests.train.test_render import plain, unmarked
+from tests.train.test_render import forgetful, plain, unmarked
 from tests.train.toy import CharTokenizer, arithmetic_rows
 
 
@@ -114,6 +114,18 @@ def test_rows_without_supervised_tokens_are_counted(tmp_path: Path) -> None:
     assert (len(made.train), made.counts.unsupervised_rows, made.counts.truncated_rows) == (1, 1, 1)
     with pytest.raises(DataError, match="no supervised tokens"):
         load(TrainConfig(data=folder(tmp_path, rows[:1]), max_seq_length=5))
+
+
+def test_a_row_of_several_examples_is_counted_once(tmp_path: Path) -> None:
+    messages = [{"role": ("user", "assistant")[at % 2], "content": "x" * (40 if at > 3 else 1)} for at in range(8)]
+    rows = [{"messages": messages}, {"messages": messages[:4]}, {"messages": messages[:1]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counted = {}
+    for long_rows in ("truncate", "drop"):
+        config = TrainConfig(data=str(tmp_path / "rows.jsonl"), max_seq_length=30, long_rows=long_rows)
+        counted[long_rows] = data.load(config, CausalLM(), CharTokenizer(forgetful)).counts
+    assert (counted["truncate"].truncated_rows, counted["truncate"].unsupervised_rows) == (1, 1)
+    assert (counted["drop"].dropped_rows, counted["drop"].unsupervised_rows) == (1, 1)
 
 
 def test_validation_rows_are_not_trained_on_and_depend_on_the_seed(tmp_path: Path) -> None:

@@ -29,35 +29,19 @@ from macllm.train.data import Dataset
 from macllm.train.events import Advanced, Counts
 from macllm.train.loop import Trainer
 from macllm.train.objectives.clm import CausalLM
-from macllm.train.pretrain import new_model
 from macllm.train.snapshot import Snapshots
-from tests.train.toy import ToyLM, arithmetic_rows
-
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-}
+from tests.train.toy import ToyLM, arithmetic_rows, random_llama
 
 
 def decoder(*, tied: bool, dropout: float = 0.0, adapts: bool = False) -> DecoderLM:
     """A small llama in training; its adapter's B is not zero."""
-    model = new_model({**LLAMA, "tie_word_embeddings": tied}, _Recipe)  # type: ignore[arg-type]
+    model = random_llama(tie_word_embeddings=tied)
     if adapts:
         lora.apply(model, rank=2, alpha=4, dropout=dropout)
         for i, layer in enumerate(m for m in model.modules() if isinstance(m, lora.LoRALinear)):
             layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(i)) * 0.1
     model.train()
     return model
-
-
-class _Recipe:
-    config, init_std, seed = "config.json", 0.3, 0
 
 
 def gradients(model: Any, run: Any) -> tuple[mx.array, dict[str, mx.array]]:

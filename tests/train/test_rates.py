@@ -15,27 +15,11 @@ from macllm.nn.models import DecoderLM
 from macllm.train import optim
 from macllm.train.config import FinetuneConfig, TrainConfig
 from macllm.train.optim.groups import decays, is_embedding
-from macllm.train.pretrain import new_model
-
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
-
-
-class _Recipe:
-    config, init_std, seed = "config.json", 0.3, 0
+from tests.train.toy import LLAMA, random_llama
 
 
 def llama(adapts: bool = False, **choice: Any) -> DecoderLM:
-    model = new_model(LLAMA, _Recipe)  # type: ignore[arg-type]
+    model = random_llama()
     if adapts:
         lora.apply(model, rank=2, alpha=4, **choice)
     return model

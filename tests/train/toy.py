@@ -9,7 +9,30 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from macllm.nn.models import DecoderLM
+from macllm.train.pretrain import new_model
 from macllm.train.render import Example
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+
+class _Recipe:
+    config, init_std, seed = "config.json", 0.3, 0
+
+
+def random_llama(**changes: Any) -> DecoderLM:
+    """A small llama with random weights, the same each time."""
+    return new_model({**LLAMA, **changes}, _Recipe)  # type: ignore[arg-type]
 
 
 class ToyLM(nn.Module):
