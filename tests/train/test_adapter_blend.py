@@ -272,6 +272,7 @@ def test_a_blend_equals_the_weighted_adapter_of_peft(kind: str, tmp_path: Path) 
     oracle.set_adapter("blend")
     want = oracle.eval()(torch.tensor(np.array(TOKENS)), use_cache=False).logits.detach().numpy()
     model = load_model(tmp_path / "base")
+    adapter.attach_blend(model, {str(tmp_path / "theirs/b"): 1.0})  # exchanged for the blend
     adapter.attach_blend(model, {str(tmp_path / "theirs" / name): weight for name, weight in weights.items()})
     with using_activations("float"):
         np.testing.assert_allclose(np.array(model(TOKENS)), want, rtol=0, atol=5e-6 * np.abs(want).max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -23,6 +24,7 @@ from macllm.generation.engines.thread import ThreadEngine
 from macllm.generation.request import Delta, Done, Event, Request, SamplingParams
 from macllm.generation.stream import run
 from macllm.nn import lora
+from macllm.ops import cpu
 
 PROMPT = tuple(range(40, 64))
 KINDS = ["thread", "process"]
@@ -156,6 +158,19 @@ def test_an_adapter_that_cannot_be_loaded_changes_nothing(
     assert answered(engine, 21) == expected(dora, 21)
 
 
+def test_an_interrupted_switch_is_told_by_the_engine(engine: Engine, folders: tuple[str, str]) -> None:
+    engine.activate(None)
+
+    def interrupted(messages: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{type(engine).__module__}.receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.activate(folders[0])
+    assert engine.info.adapter == folders[0]  # it was made all the same
+
+
 def test_an_adapter_whose_files_have_changed_is_read_again(engine: Engine, tmp_path: Path) -> None:
     folder = save(tmp_path / "notes", 5)
     engine.activate(folder)
@@ -177,6 +192,28 @@ def test_an_engine_that_crashed_comes_back_with_the_active_adapter(folders: tupl
         time.sleep(0.001)
     assert answered(engine) == expected(folders[0])
     engine.close()
+
+
+def test_a_model_loaded_again_for_its_kernels_keeps_the_active_adapter(
+    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not cpu.available():
+        pytest.skip("no kernels")
+    compiled = threading.Event()
+    monkeypatch.setattr(cpu, "available", compiled.is_set)
+    loads: list[bool] = []
+
+    def load() -> Any:
+        loads.append(compiled.is_set())
+        return macllm.load(adapter=folders[1])
+
+    engine = ThreadEngine(load, "maclet", adapter=folders[1])
+    engine.activate(folders[0])
+    compiled.set()
+    assert [token for token, _ in answered(engine)] == [token for token, _ in expected(folders[0])]
+    assert engine.info.adapter == folders[0]
+    engine.close()
+    assert loads == [False, True]
 
 
 def test_adapters_that_are_not_active_are_kept_up_to_a_bound(folders: tuple[str, str], tmp_path: Path) -> None:
