@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from macllm.errors import CheckpointError, MacllmError, UsageError
@@ -83,6 +84,7 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
     config, version = read_config(folder), _version(folder)
     of_peft = peft.holds_adapter(folder)
     found = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)
+    _refuse_damaged(folder, found)
     names = Names.of(model, "hf" if of_peft else "mlx")
     if of_peft:
         check_tables(model, peft.tables(folder), names)
@@ -100,6 +102,17 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
     if (base := base or cast(ModelInfo, model.info).folder) is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
     return held
+
+
+def _refuse_damaged(folder: Path, found: Mapping[str, lora.Update]) -> None:
+    for name, update in found.items():
+        arrays = [array for array in (update.a, update.b, update.magnitude) if array is not None]
+        if not mx.array([mx.isfinite(array).all() for array in arrays]).all():
+            raise CheckpointError(
+                f"the adapter in {folder} has weights that are not finite",
+                cause=f"NaN or infinite values in {name}",
+                remedy="train it again with a lower learning rate, or take an earlier snapshot",
+            )
 
 
 def _of_head(model: nn.Module, name: str, update: lora.Update) -> lora.Update:

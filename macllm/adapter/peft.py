@@ -44,7 +44,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         ("lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices",
          "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-         "monteclora_config"),
+         "velora_config", "monteclora_config"),
         (None, False, [], {}),
     ),
 }  # fmt: skip

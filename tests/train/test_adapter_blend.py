@@ -19,6 +19,7 @@ from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.hub import blend
 from macllm.nn import lora, quantize
 from macllm.ops.quantized import using_activations
+from macllm.weights.safetensors import load_file, save_file
 from tests.families import oracles
 from tests.train.test_adapter import LLAMA, TOKENS, close, make
 from tests.train.test_adapter_experts import MIXTRAL
@@ -154,6 +155,11 @@ def test_unknown_and_unfit_adapters_are_refused_by_name(tmp_path: Path) -> None:
     for weights in ({str(a): 1.0, str(dora): 1.0}, {str(dora): 0.5}):
         with pytest.raises(UsageError, match="DoRA adapter cannot be blended"):
             adapter.activate(model, weights)
+    damaged = load_file(written(tmp_path / "nan", 5) / "adapters.safetensors")
+    first = next(iter(damaged))
+    save_file(damaged | {first: damaged[first] * float("nan")}, tmp_path / "nan/adapters.safetensors")
+    with pytest.raises(CheckpointError, match="not finite"):
+        adapter.attach(model, tmp_path / "nan")
     other = written(tmp_path / "other", 4)
     with pytest.raises(UsageError, match="DoRA adapter cannot be blended"):
         adapter.attach_blend(model, {str(dora): 0.5, str(other): 1.0})
