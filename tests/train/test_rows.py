@@ -79,6 +79,11 @@ def call(arguments: Any) -> dict[str, Any]:
             {"instruction": "a", "output": "b", "history": [], "tools": [TOOL]},
             PromptCompletion(ASKED, ANSWERED, "f:1", [TOOL]),
         ),
+        ({"instruction": "a", "chosen": "b", "rejected": "c"}, Preference(ASKED, ANSWERED, WORSE, "f:1")),
+        (
+            {"instruction": "a", "input": "", "output": "b", "kto_tag": False},
+            UnpairedPreference(ASKED, ANSWERED, False, "f:1"),
+        ),
         ({"text": "t", "tools": "hammer, saw", "chat_template_kwargs": 1}, PlainText("t", "f:1")),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
@@ -245,6 +250,8 @@ def test_nested_values_within_a_limit_are_read_and_others_refused() -> None:
         ({"conversations": [{"from": "function_call", "value": "f()"}]}, "function_call"),
         ({"conversations": "x"}, "conversations"),
         ({"instruction": "a", "output": ["b"]}, "must be strings"),
+        ({"instruction": "a", "input": 1, "output": "b"}, "must be strings"),
+        ({"instruction": "a", "chosen": "b", "rejected": None, "output": 1}, "must be strings"),
     ],
 )
 def test_an_invalid_row_is_named_with_its_fault(values: Any, says: str) -> None:

@@ -90,6 +90,9 @@ def _completion(row: dict[str, Any], where: str) -> Row:
 
 
 def _preference(row: dict[str, Any], where: str) -> Row:
+    if "instruction" in row and "prompt" not in row:
+        chosen, rejected = (_answer(row[name], where) for name in ("chosen", "rejected"))
+        return Preference(_asked(row, where), chosen, rejected, where)
     chosen, rejected = _alike(row, ("chosen", "rejected"), where)
     if "prompt" in row and isinstance(row["prompt"], str) == isinstance(chosen, str):
         return Preference(_either(row["prompt"], where, "prompt"), chosen, rejected, where)
@@ -129,15 +132,27 @@ def _listed(value: Any, where: str) -> list[Any]:
 
 
 def _alpaca(row: dict[str, Any], where: str) -> Row:
-    texts = [row["instruction"], row.get("input", ""), row["output"]]
+    """Alpaca's row, with the columns that LLaMA-Factory adds to it."""
+    prompt, answer = _asked(row, where), _answer(row["output"], where)
+    if isinstance(tag := row.get("kto_tag"), bool):
+        return UnpairedPreference(prompt, answer, tag, where)
+    if row.get("history"):  # its answers are learned too
+        return Chat([*prompt, *answer], None, where)
+    return PromptCompletion(prompt, answer, where)
+
+
+def _asked(row: dict[str, Any], where: str) -> Messages:
+    texts = [row["instruction"], row.get("input", "")]
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where}: instruction, input and output must be strings")
-    asked = "\n\n".join(text for text in texts[:2] if text)
-    prompt = [*_system(row), *_history(row, where), {"role": "user", "content": asked}]
-    answer = [{"role": "assistant", "content": texts[2]}]
-    if row.get("history"):  # its answers are learned too, as in LLaMA-Factory
-        return Chat(messages_in([*prompt, *answer], where), None, where)
-    return PromptCompletion(messages_in(prompt, where), messages_in(answer, where), where)
+        raise DataError(f"{where}: instruction and input must be strings")
+    asked = {"role": "user", "content": "\n\n".join(filter(None, texts))}
+    return messages_in([*_system(row), *_history(row, where), asked], where)
+
+
+def _answer(text: Any, where: str) -> Messages:
+    if not isinstance(text, str):
+        raise DataError(f"{where}: answers to an instruction must be strings")
+    return messages_in([{"role": "assistant", "content": text}], where)
 
 
 def _history(row: dict[str, Any], where: str) -> Messages:
