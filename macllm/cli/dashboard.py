@@ -249,7 +249,10 @@ class Dashboard:
             colour = _WARNING if step.peak_bytes > _NEARLY_FULL * self._memory else ""
             now, peak, most = map(bytes_text, (step.active_bytes, step.peak_bytes, self._memory))
             short = now.removesuffix(peak[peak.index(" ") :])  # one unit for both
-            yield _Fact(3, f"{now}, peak {peak} of {most}", colour, short=f"{short}/{peak} of {most}")
+            whole, short = f"{now}, peak {peak} of {most}", f"{short}/{peak} of {most}"
+            if not step.active_bytes:  # as in the reports of a run of another process
+                whole = short = f"peak {peak} of {most}"
+            yield _Fact(3, whole, colour, short=short)
         if step.learning_rate:
             yield _Fact(5, f"lr {step.learning_rate:.1e}", _DIM)
 

@@ -17,7 +17,7 @@ from . import data, rows, trackers
 from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Finished, Prepared, Restarted, RunFailed, Stopped, TrainEvent
 from .runs import registry
-from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock
+from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock, newest_step
 from .snapshot import Snapshots
 
 __all__ = ["check", "check_vocabulary", "follow", "held", "lock", "record", "snapshots"]
@@ -146,6 +146,8 @@ def _recorded(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) 
                     ended = isinstance(event, Finished)
                 yield event
     except (GeneratorExit, KeyboardInterrupt):
+        # A step that was interrupted at its very end is saved, but was not told.
+        step += newest_step(folder) == step + 1
         _append_last(folder, begun and not ended, Stopped(step))
         raise
     except MacllmError as error:

@@ -271,6 +271,19 @@ def test_an_error_and_an_interruption_are_the_last_line_of_the_metrics(config: F
     assert last == {"event": "Stopped", "step": 2}
 
 
+def test_a_step_that_is_interrupted_at_its_end_counts_as_done(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("macllm.train.loop.Trainer._advanced", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        masked(config, ToyLM(VOCAB))
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1]) == {"event": "Stopped", "step": 1}
+    assert (tmp_path / "run/snapshots/step-00000001").is_dir()
+
+
 def test_a_folder_killed_before_its_settings_were_written_can_be_begun_again(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:

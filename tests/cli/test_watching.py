@@ -55,6 +55,7 @@ def test_a_run_is_watched_from_any_time_with_restarts_and_errors_to_its_end(
     steps = [any("3/9" in line for line in shown[0]), any("6/9" in line for line in shown[2])]
     assert steps == [True, True]
     assert any("loss 0.3333" in line for line in shown[0])
+    assert any("peak 2.0 kB of" in line for line in shown[0]) == is_terminal
     assert "out of memory; restarted from step 3" in "".join(shown[1])
     assert "step 6/9  failed: the disk is full (no room)" in "".join(shown[3])
     assert f"macllm runs resume {tmp_path} continues it" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import pytest
 from macllm.errors import DataError, EngineCrashedError, MacllmError
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Advanced, Finished, Restarted, Step, TrainEvent
-from macllm.train.runs.folder import TRAINING, Holder, holder
+from macllm.train.runs.folder import SUPERVISING, TRAINING, Holder, holder
 from macllm.train.runs.supervisor import advice, supervised
 from macllm.train.snapshot import Snapshots
 from tests.train.test_contract import VOCAB, masked_events, small_config
@@ -83,7 +83,11 @@ def config(tmp_path: Path) -> FinetuneConfig:
 
 def run(config: FinetuneConfig, moments: list[tuple[int, int]], restarts: int = 3) -> list[TrainEvent]:
     (Path(config.data) / "moments.json").write_text(json.dumps(moments))
-    return list(supervised("tests.train.test_supervisor:aborting", config, restarts))
+    events = []
+    for event in supervised("tests.train.test_supervisor:aborting", config, restarts):
+        assert holder(Path(config.adapter_path), SUPERVISING)  # between two processes too
+        events.append(event)
+    return events
 
 
 def metrics(config: FinetuneConfig) -> list[dict[str, Any]]:

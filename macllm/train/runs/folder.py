@@ -63,6 +63,12 @@ def holder(folder: Path, *names: str) -> Holder | None:
     return None
 
 
+def newest_step(folder: Path) -> int:
+    """The step of a run's newest snapshot, whole or not; 0 without any."""
+    names = (path.name.removeprefix("step-") for path in (folder / SNAPSHOTS).glob("step-*"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 def append(folder: Path, event: TrainEvent) -> None:
     """Write an event into metrics.jsonl, after the end of a line that was cut off. Raises: OSError."""
     with (folder / METRICS).open("a+b") as file:

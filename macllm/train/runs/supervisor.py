@@ -25,7 +25,7 @@ from macllm.errors import EngineCrashedError
 
 from ..config import SETTINGS_NAME, TrainConfig
 from ..events import Restarted, RunFailed, TrainEvent
-from .folder import SNAPSHOTS, SUPERVISING, append, lock
+from .folder import SUPERVISING, append, lock, newest_step
 from .registry import command_of
 from .worker import Completed, Interrupted, Raised
 
@@ -45,7 +45,7 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
     """
     folder = Path(config.folder)
     is_new = not (folder / SETTINGS_NAME).exists()
-    failures, reached = 0, newest(folder)
+    failures, reached = 0, newest_step(folder)
     with lock(folder, SUPERVISING), _awake():
         while True:
             begun = is_new and (folder / SETTINGS_NAME).exists()
@@ -62,7 +62,7 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
                 child.end()
             if child.cause is None:
                 return
-            step = newest(folder)
+            step = newest_step(folder)
             failures, reached = 1 if step > reached else failures + 1, step
             if failures > restarts:
                 error = EngineCrashedError(
@@ -92,12 +92,6 @@ def advice(config: TrainConfig, step: int) -> str:
         f"macllm runs fork {folder} --output FOLDER --set max_seq_length=N" if step else f"{resume} --max-seq-length N"
     )
     return f"{shorter} with a smaller N"
-
-
-def newest(folder: Path) -> int:
-    """The step of a run's newest snapshot, whole or not; 0 without any."""
-    names = (path.name.removeprefix("step-") for path in (folder / SNAPSHOTS).glob("step-*"))
-    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 class _Worker:
