@@ -27,7 +27,7 @@ from .training import RESTARTS, check, events, narrate, restarts_option
 def command(config: FinetuneConfig, as_json: bool, restarts: int) -> None:
     """Fine-tune a model on your own data (LoRA or full).
 
-    RECIPE is a TOML file of settings or the name of one that comes with macllm (macllm recipe ls); flags override it.
+    RECIPE is a TOML file of settings, or else the name of a recipe of macllm (macllm recipe ls); flags override it.
     Each line of the data is a JSON object: {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...};
     rows of Alpaca and ShareGPT are read too. Files may be .jsonl, .json, .txt, and compressed (.gz); .zst and .parquet
     with pip install 'macllm[data]'.

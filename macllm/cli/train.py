@@ -23,7 +23,7 @@ from .training import RESTARTS, check, events, narrate, restarts_option
 def command(config: PretrainConfig, as_json: bool, restarts: int) -> None:
     """Train a model from random weights.
 
-    RECIPE is a TOML file of settings or the name of one that comes with macllm (macllm recipe ls); flags override it.
+    RECIPE is a TOML file of settings, or else the name of a recipe of macllm (macllm recipe ls); flags override it.
     A config.json, a tokenizer and data are required. Prints the folder of the run. To resume a run with its own
     settings, use --resume --output FOLDER.
     """
