@@ -21,7 +21,7 @@ from macllm.families.config import Config
 from macllm.families.defaults import DEFAULTS
 from macllm.families.generation import generation_config
 from macllm.hub import blend
-from macllm.nn import quantize
+from macllm.nn import lora, quantize
 from macllm.nn.info import ModelInfo
 from macllm.nn.linear import Embedding, Linear
 from macllm.nn.models import Model, build
@@ -232,7 +232,7 @@ def save(
         )
     quantization = quantize.describe(model)
     ours = dict(tree_flatten(model.parameters()))
-    if any(".lora_a" in name for name in ours):
+    if lora.changed(model):
         raise UsageError("this model has an adapter applied", remedy="macllm fuse, or macllm.nn.lora.fuse(model)")
     keymap = families.keys(Config(config, ours), "mlx" if quantization else "hf")
     try:

@@ -20,8 +20,8 @@ from macllm.nn.info import ModelInfo
 from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
-from .attached import Held, activate, attached, checked, detach, exchange, identity
-from .names import Names, check_tables, is_tied, to_ours, to_theirs, without_tied_heads
+from .attached import Held, activate, arrays, attached, checked, detach, exchange, identity
+from .names import Change, Names, check_tables, is_tied, to_ours, to_theirs, without_tied_heads
 
 __all__ = [
     "BASE",
@@ -55,13 +55,15 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
     if not layers:
         raise UsageError("the model has no adapter to save")
     updates = {name: layer.update_weights for name, layer in layers.items()}
+    whole = {name: lora.whole_weights(module) for name, module in lora.saved(model).items()}
     names = Names.of(model, "hf" if form == "peft" else "mlx")
-    theirs = to_theirs(model, updates, names)
+    theirs = to_theirs(model, {**updates, **whole}, names)
     rate = next(iter(layers.values())).rate
     if form == "peft":
         embeddings = [ours for ours, layer in layers.items() if isinstance(layer, lora.LoRAEmbedding)]
         tables = [name for ours in embeddings for name in names.theirs(ours)]
-        peft.save(theirs, rate, (about or {}).get("model"), folder, tables)
+        tied = [name for ours in whole if is_tied(model, ours) for name in names.theirs(ours)]
+        peft.save(theirs, rate, (about or {}).get("model"), folder, tables, tied)
     else:
         mlx_lm.save(theirs, rate, about or {}, folder)
 
@@ -104,10 +106,9 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
     return held
 
 
-def _refuse_damaged(folder: Path, found: Mapping[str, lora.Update]) -> None:
-    for name, update in found.items():
-        arrays = [array for array in (update.a, update.b, update.magnitude) if array is not None]
-        if not mx.array([mx.isfinite(array).all() for array in arrays]).all():
+def _refuse_damaged(folder: Path, found: Mapping[str, Change]) -> None:
+    for name, change in found.items():
+        if not mx.array([mx.isfinite(array).all() for array in arrays({name: change})]).all():
             raise CheckpointError(
                 f"the adapter in {folder} has weights that are not finite",
                 cause=f"NaN or infinite values in {name}",
@@ -115,9 +116,11 @@ def _refuse_damaged(folder: Path, found: Mapping[str, lora.Update]) -> None:
             )
 
 
-def _of_head(model: nn.Module, name: str, update: lora.Update) -> lora.Update:
-    """The update; `head` is false only for an embedding that is the head's matrix too."""
-    return update if update.head or is_tied(model, name) else update._replace(head=True)
+def _of_head(model: nn.Module, name: str, update: Change) -> Change:
+    """The change; `head` is false only for an embedding that is the head's matrix too."""
+    if isinstance(update, lora.Whole) or update.head or is_tied(model, name):
+        return update
+    return update._replace(head=True)
 
 
 def attach_blend(

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from macllm.errors import UsageError
 from macllm.nn import lora
-from macllm.nn.lora import Update
+from macllm.nn.lora import Update, Whole
 
 _ATTRIBUTE = "attached_adapters"
 _numbers = itertools.count(1)
@@ -19,16 +19,16 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """The updates of an adapter by layer. `version` is that of its files; `number` is no other adapter's."""
+    """The changes of an adapter by module. `version` is that of its files; `number` is no other adapter's."""
 
-    updates: dict[str, Update]
+    updates: dict[str, Update | Whole]
     version: Hashable = None
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factors and magnitudes."""
-        return sum(array.nbytes for array in _arrays(self.updates))
+        """Bytes of the factors, magnitudes and modules stored whole."""
+        return sum(array.nbytes for array in arrays(self.updates))
 
 
 @dataclass
@@ -48,18 +48,18 @@ def attached(model: nn.Module) -> dict[str, float]:
 def identity(model: nn.Module) -> Hashable:
     """A value that two states of a model share only if their outputs are equal; () for the base alone."""
     held = _of(model)
-    if not held.weights and lora.adapters(model):
+    if not held.weights and lora.changed(model):
         return "in training"
     return tuple((held.adapters[name].number, weight) for name, weight in held.weights.items())
 
 
-def checked(model: nn.Module, updates: Mapping[str, Update], version: Hashable = None) -> Held:
-    """The updates, read into memory. Raises CheckpointError if they do not fit the model."""
+def checked(model: nn.Module, updates: Mapping[str, Update | Whole], version: Hashable = None) -> Held:
+    """The changes, read into memory. Raises CheckpointError if they do not fit the model."""
     _refuse_training(model)
     with lora.disabled(model):
         lora.check(model, updates)
     held = Held(dict(updates), version)
-    mx.eval(_arrays(held.updates))
+    mx.eval(arrays(held.updates))
     return held
 
 
@@ -67,8 +67,8 @@ def activate(model: nn.Module, adapters: str | Mapping[str, float] | None) -> No
     """Make one attached adapter active, or several, each times its weight; None: the base alone.
 
     The base is not loaded again, and nothing of the former adapters stays; within `macllm.nn.lora.disabled` it shows
-    once that ends. Raises UsageError for a name that is not attached, and for DoRA in a blend; the former adapters then
-    stay active.
+    once that ends. Raises UsageError for a name that is not attached, for DoRA in a blend, and for a module that is
+    stored whole in one; the former adapters then stay active.
     """
     held = _of(model)
     weights = {} if adapters is None else {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
@@ -78,7 +78,7 @@ def activate(model: nn.Module, adapters: str | Mapping[str, float] | None) -> No
     _refuse_training(model)
     weights = {name: float(weight) for name, weight in weights.items() if weight}
     updates = _blended([(held.adapters[name].updates, weight) for name, weight in weights.items()])
-    mx.eval(_arrays(updates))  # whatever can fail does so before the model changes
+    mx.eval(arrays(updates))  # whatever can fail does so before the model changes
     lora.attach(model, updates)
     held.weights = weights
     held.adapters |= {name: held.adapters.pop(name) for name in weights}  # at the end
@@ -130,22 +130,43 @@ def detach(model: nn.Module, name: str) -> None:
     del held.adapters[name]
 
 
-def _arrays(updates: Mapping[str, Update]) -> list[mx.array]:
-    arrays = (array for update in updates.values() for array in (update.a, update.b, update.magnitude))
-    return [array for array in arrays if array is not None]
+def arrays(changes: Mapping[str, Update | Whole]) -> list[mx.array]:
+    """The factors, magnitudes and weights of changes."""
+    found: list[mx.array | None] = []
+    for change in changes.values():
+        whole = isinstance(change, Whole)
+        found += change.tensors.values() if whole else (change.a, change.b, change.magnitude)
+    return [array for array in found if array is not None]
 
 
 def _of(model: nn.Module) -> _Attached:
     return vars(model).setdefault(_ATTRIBUTE, _Attached())
 
 
-def _blended(adapters: list[tuple[dict[str, Update], float]]) -> dict[str, Update]:
-    """The sum of the updates, each times its weight: As side by side, scaled Bs below each other."""
+def _blended(adapters: list[tuple[dict[str, Update | Whole], float]]) -> dict[str, Update | Whole]:
+    """The sum of the updates, each times its weight: As side by side, scaled Bs below each other.
+
+    A module that one adapter stores whole has its weights, if no other changes it.
+    """
     if len(adapters) == 1 and adapters[0][1] == 1:
         return adapters[0][0]
     gathered: dict[str, list[Update]] = {}
+    whole: dict[str, Whole] = {}
     for updates, weight in adapters:
         for layer, update in updates.items():
+            if layer in whole or (layer in gathered and isinstance(update, Whole)):
+                raise UsageError(
+                    f"two adapters change {layer}, and one of them stores it whole",
+                    cause="a module has one set of weights",
+                    remedy="one of the two",
+                )
+            if isinstance(update, Whole):
+                if weight != 1:
+                    raise UsageError(
+                        f"an adapter that stores {layer} whole has no weight but 1", cause=f"its weight is {weight:g}"
+                    )
+                whole[layer] = update
+                continue
             if update.magnitude is not None:
                 raise UsageError(
                     "a DoRA adapter cannot be blended",
@@ -153,7 +174,7 @@ def _blended(adapters: list[tuple[dict[str, Update], float]]) -> dict[str, Updat
                     remedy="weight 1 and no other adapter, or macllm fuse it and take the other ones on the result",
                 )
             gathered.setdefault(layer, []).append(update._replace(scale=update.scale * weight))
-    return {layer: parts[0] if len(parts) == 1 else _sum(parts) for layer, parts in gathered.items()}
+    return whole | {layer: parts[0] if len(parts) == 1 else _sum(parts) for layer, parts in gathered.items()}
 
 
 def _sum(parts: list[Update]) -> Update:

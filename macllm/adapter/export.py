@@ -14,13 +14,15 @@ from macllm.errors import UsageError
 from macllm.nn import lora
 
 from . import Form, attach, mlx_lm, peft, read_config, save
+from .names import divided
 
 
 @dataclass(frozen=True)
 class AdapterSummary:
     """Facts of an adapter that its files tell.
 
-    `targets` are numbers of adapted modules by name within a layer, `ranks` and `scales` each value that occurs.
+    `targets` and `whole` are numbers of adapted modules and of those stored whole, by name within a layer; `ranks` and
+    `scales` each value that occurs.
     """
 
     form: Form
@@ -30,6 +32,7 @@ class AdapterSummary:
     scales: list[float]
     dropout: float
     targets: dict[str, int]
+    whole: dict[str, int]
     parameters: int
     size_bytes: int
 
@@ -38,8 +41,9 @@ def describe(folder: Path) -> AdapterSummary:
     """Facts of the adapter in `folder`; no model is loaded. Raises as `macllm.adapter.attach`."""
     config = read_config(folder)
     of_peft = peft.holds_adapter(folder)
-    updates = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)
+    updates, whole = divided(peft.read(folder, config) if of_peft else mlx_lm.read(folder, config))
     arrays = [array for update in updates.values() for array in (update.a, update.b, update.magnitude)]
+    arrays += [array for each in whole.values() for array in each.tensors.values()]
     base = config.get("model")
     return AdapterSummary(
         form="peft" if of_peft else "mlx",
@@ -49,6 +53,7 @@ def describe(folder: Path) -> AdapterSummary:
         scales=sorted({float(update.scale) for update in updates.values()}),
         dropout=_dropout(config),
         targets=dict(sorted(Counter(map(mlx_lm.within_layer, updates)).items())),
+        whole=dict(sorted(Counter(map(mlx_lm.within_layer, whole)).items())),
         parameters=sum(array.size for array in arrays if array is not None),
         size_bytes=(folder / (peft.WEIGHTS if of_peft else mlx_lm.WEIGHTS)).stat().st_size,
     )

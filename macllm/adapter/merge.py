@@ -100,7 +100,7 @@ def merge(model: LanguageModel, rows: Sequence[mx.array], dequantize: bool = Fal
     CheckpointError for weights that are not finite.
     """
     modules = cast(nn.Module, model)
-    layers = lora.adapters(modules)
+    layers = lora.changed(modules)
     if not layers:
         raise UsageError("no adapter to merge", cause="none is active", remedy="one with a weight other than 0")
     _check_finite(layers)
@@ -122,16 +122,20 @@ def merge(model: LanguageModel, rows: Sequence[mx.array], dequantize: bool = Fal
     return cost
 
 
-def _precisions(layers: Mapping[str, lora.LoRALinear], dequantize: bool) -> list[lora.Precision]:
+def _precisions(layers: Mapping[str, nn.Module], dequantize: bool) -> list[lora.Precision]:
     """The precisions to try, in order."""
     if dequantize:
         return ["unquantized"]
-    quantized = any(isinstance(layer.linear, quantize.QUANTIZED) for layer in layers.values())
+    quantized = any(isinstance(lora.base_of(layer), quantize.QUANTIZED) for layer in layers.values())
     return ["stored", "8-bit", "unquantized"] if quantized else ["stored"]
 
 
-def _check_finite(layers: Mapping[str, lora.LoRALinear]) -> None:
+def _check_finite(layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
+        if not isinstance(layer, lora.LoRALinear):
+            if not all(_is_finite(array) for array in lora.whole_weights(layer).tensors.values()):
+                raise CheckpointError(f"the adapter's weights of {name} are not finite", remedy="train it again")
+            continue
         weight = lora.unpacked_weight(layer.linear)
         if _is_finite(layer.merged().astype(weight.dtype)):
             continue
@@ -148,7 +152,7 @@ def _is_finite(array: mx.array) -> bool:
     return bool(mx.isfinite(array).all())
 
 
-def _partners(model: nn.Module, layers: Mapping[str, lora.LoRALinear]) -> dict[str, lora.LoRALinear]:
+def _partners(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, lora.LoRALinear]:
     """Quantized layers that share a tensor of the checkpoint with an adapted one, with an update of zeros."""
     names, modules = Names.of(model), dict(model.named_modules())
     shared = {ours for name in layers for theirs in names.theirs(name) for ours in names.ours(theirs)}

@@ -1,7 +1,8 @@
 """Adapters in mlx-lm's format: `adapters.safetensors` and `adapter_config.json`.
 
 Tensors are `<module of mlx-lm>.lora_a` (D, r) and `.lora_b` (r, F), of experts (E, r, D) and (E, F, r), and DoRA's
-magnitudes `.m` (F,). One rank and one scale hold for all.
+magnitudes `.m` (F,). One rank and one scale hold for all. Modules that are stored whole have the names of the base's
+tensors; mlx-lm refuses an adapter with such.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import mlx.core as mx
 from macllm import files
 from macllm.errors import CheckpointError, ModelNotFoundError
 from macllm.hub.files import refuse_pointers
-from macllm.nn.lora import Update
+from macllm.nn.lora import Update, Whole
 from macllm.weights.safetensors import load_file, save_file
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+SAVED = "modules_to_save"
+"""Field of the config: the modules that are stored whole, as `<module>.weight` and the like."""
 _LEAVES = ("lora_a", "lora_b", "m")
 _TYPES = ("lora", "dora")
 
@@ -51,12 +54,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
-    """The update of each module of mlx-lm. Raises CheckpointError for other tensors, or none."""
+def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
+    """The change of each module of mlx-lm. Raises CheckpointError for other tensors, or none."""
     theirs: dict[str, dict[str, mx.array]] = {}
+    whole = {name: Whole({}) for name in config.get(SAVED) or ()}
     leaves = _LEAVES[: 3 if config.get("fine_tune_type") == "dora" else 2]
     for name, tensor in load_file(folder / WEIGHTS).items():
         module, _, leaf = name.rpartition(".")
+        if module in whole:
+            whole[module].tensors[leaf] = tensor
+            continue
         if leaf not in leaves:
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not part of a LoRA adapter")
         theirs.setdefault(module, {})[leaf] = tensor
@@ -67,11 +74,13 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
     if not theirs:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
     scale = config["lora_parameters"]["scale"]
-    return {name: Update(t["lora_a"], t["lora_b"], scale, t.get("m")) for name, t in theirs.items()}
+    return {**{name: Update(t["lora_a"], t["lora_b"], scale, t.get("m")) for name, t in theirs.items()}, **whole}
 
 
-def save(theirs: Mapping[str, Update], dropout: float, about: Mapping[str, Any], folder: Path) -> None:
-    """Write updates by module of mlx-lm, each file atomically; `about` has further fields for the config."""
+def save(theirs: Mapping[str, Update | Whole], dropout: float, about: Mapping[str, Any], folder: Path) -> None:
+    """Write changes by module of mlx-lm, each file atomically; `about` has further fields for the config."""
+    whole = {name: change for name, change in theirs.items() if isinstance(change, Whole)}
+    theirs = {name: change for name, change in theirs.items() if isinstance(change, Update)}
     if alone := [name for name, update in theirs.items() if not update.head]:
         raise CheckpointError(
             f"mlx-lm's format cannot hold an adapter of {alone[0]} that leaves its tied head as it is",
@@ -79,7 +88,7 @@ def save(theirs: Mapping[str, Update], dropout: float, about: Mapping[str, Any],
         )
     rank = max(_rank(update) for update in theirs.values())
     scale = next((update.scale for update in theirs.values() if update.scale), 0.0)
-    tensors: dict[str, mx.array] = {}
+    tensors = {f"{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
     for name, update in theirs.items():
         a, b, _, magnitude, _ = _widened(update, rank, scale)
         tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": b} | ({} if magnitude is None else {f"{name}.m": magnitude})
@@ -93,7 +102,7 @@ def save(theirs: Mapping[str, Update], dropout: float, about: Mapping[str, Any],
             "dropout": dropout,
             "keys": sorted({within_layer(name) for name in theirs}),
         },
-    }
+    } | ({SAVED: sorted(whole)} if whole else {})
     save_file(tensors, folder / WEIGHTS, {"format": "mlx"})
     files.write_json(folder / CONFIG, config)
 

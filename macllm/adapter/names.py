@@ -14,14 +14,18 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macllm import families
-from macllm.errors import CheckpointError
+from macllm.errors import CheckpointError, UsageError
 from macllm.families.config import Config
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
-from macllm.nn.lora import Update
+from macllm.nn.lora import Update, Whole
 from macllm.nn.models import DecoderLM, EncoderDecoderLM, EncoderLM
-from macllm.weights.keymap import Rule, Split, our_modules, their_modules
+from macllm.weights import keymap
+from macllm.weights.keymap import KeyMap, Rule, Split, our_modules, their_modules
 
+Change = Update | Whole
+HEAD = "lm_head"
+"""The head of transformers' models."""
 _ROUNDING = 2.0**-8  # of bfloat16, relative to the largest number
 
 
@@ -34,6 +38,7 @@ class Names:
 
     theirs: Callable[[str], list[str]]
     ours: Callable[[str], list[str]]
+    keymap: KeyMap | None = None  # None: the names of mlx-lm's own class
 
     @classmethod
     def of(cls, model: nn.Module, layout: families.Layout = "mlx") -> Names:
@@ -41,15 +46,17 @@ class Names:
         config = cast(ModelInfo, model.info).config
         if not families.is_known(dict(config)):  # mlx-lm's own class, one level down
             return cls(lambda ours: [ours.removeprefix("model.")], lambda theirs: [f"model.{theirs}"])
-        keymap = families.keys(Config(config, ()), layout)
+        rules = families.keys(Config(config, ()), layout)
         return cls(
-            lambda ours: [name for name, rule in their_modules(ours, keymap) if isinstance(rule, Rule | Split)],
-            lambda theirs: our_modules(theirs, keymap),
+            lambda ours: [name for name, rule in their_modules(ours, rules) if isinstance(rule, Rule | Split)],
+            lambda theirs: our_modules(theirs, rules),
+            rules,
         )
 
 
-def to_theirs(model: nn.Module, updates: Mapping[str, Update], names: Names) -> dict[str, Update]:
-    """Updates by name of the layout. Raises CheckpointError for a module without one."""
+def to_theirs(model: nn.Module, changes: Mapping[str, Change], names: Names) -> dict[str, Change]:
+    """Changes by name of the layout. Raises CheckpointError for a module without one."""
+    updates, whole = divided(changes)
     joined: dict[str, Update] = {}
     for ours in updates:
         found = names.theirs(ours)
@@ -59,7 +66,39 @@ def to_theirs(model: nn.Module, updates: Mapping[str, Update], names: Names) -> 
             if name not in joined:
                 parts = names.ours(name)
                 joined[name] = _join([updates.get(part) for part in parts], [layer(model, part) for part in parts])
-    return joined
+    return joined | _whole_to_theirs(whole, names)
+
+
+def divided(changes: Mapping[str, Change]) -> tuple[dict[str, Update], dict[str, Whole]]:
+    """Low-rank updates and modules that are stored whole, by name."""
+    whole = {name: change for name, change in changes.items() if isinstance(change, Whole)}
+    return {name: change for name, change in changes.items() if isinstance(change, Update)}, whole
+
+
+def _whole_to_theirs(whole: Mapping[str, Whole], names: Names) -> dict[str, Whole]:
+    tensors = {f"{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
+    if names.keymap is None:
+        return _grouped({names.theirs(name)[0]: array for name, array in tensors.items()})
+    return _grouped(keymap.to_theirs(tensors, names.keymap))
+
+
+def _whole_to_ours(whole: Mapping[str, Whole], names: Names) -> dict[str, Whole]:
+    for name in whole:
+        if not names.ours(name):
+            raise CheckpointError(f"the adapter stores {name}, which this model does not have")
+    tensors = {f"{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
+    if names.keymap is None:
+        return _grouped({names.ours(name)[0]: array for name, array in tensors.items()})
+    return _grouped(keymap.to_ours(tensors, names.keymap))
+
+
+def _grouped(tensors: Mapping[str, mx.array]) -> dict[str, Whole]:
+    """Tensors by the module that they are of."""
+    found: dict[str, Whole] = {}
+    for name, array in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        found.setdefault(module, Whole({})).tensors[leaf] = array
+    return found
 
 
 def _join(parts: list[Update | None], layers: list[nn.Module]) -> Update:
@@ -92,8 +131,8 @@ def _magnitudes(parts: list[Update | None], layers: list[nn.Module]) -> mx.array
     )  # fmt: skip
 
 
-def to_ours(model: nn.Module, theirs: Mapping[str, Update], names: Names) -> dict[str, Update]:
-    """Updates by our names.
+def to_ours(model: nn.Module, theirs: Mapping[str, Change], names: Names) -> dict[str, Change]:
+    """Changes by our names.
 
     Raises CheckpointError for a module that the model does not have, or another shape.
     """
@@ -102,7 +141,9 @@ def to_ours(model: nn.Module, theirs: Mapping[str, Update], names: Names) -> dic
         parts = names.ours(name)
         if not parts or not modules.keys() >= set(parts):
             raise CheckpointError(f"the adapter changes {name}, which this model does not have")
-    return {ours: update for name, whole in theirs.items() for ours, update in _split(model, name, whole, names)}
+    updates, whole = divided(theirs)
+    split = {ours: part for name, update in updates.items() for ours, part in _split(model, name, update, names)}
+    return split | _whole_to_ours(whole, names)
 
 
 def _split(model: nn.Module, theirs: str, update: Update, names: Names) -> list[tuple[str, Update]]:
@@ -140,11 +181,30 @@ def is_tied(model: nn.Module, name: str) -> bool:
     return bool(cast(ModelInfo, model.info).config.get("tie_word_embeddings"))
 
 
-def without_tied_heads(model: nn.Module, theirs: Mapping[str, Update], names: Names) -> dict[str, Update]:
-    """The updates without those of a tied head, which PEFT stores beside its embedding's."""
+def without_tied_heads(model: nn.Module, theirs: Mapping[str, Change], names: Names) -> dict[str, Change]:
+    """The changes without those of a tied head, which PEFT stores beside its embedding's.
+
+    Raises CheckpointError for a head and an embedding that are stored whole and not tied any more.
+    """
     modules = dict(model.named_modules())
-    absent = {name for name in ("lm_head",) if not any(ours in modules for ours in names.ours(name))}
-    return {name: update for name, update in theirs.items() if not (update.head and name in absent)}
+    absent = {name for name in (HEAD,) if not any(ours in modules for ours in names.ours(name))}
+    _, whole = divided(theirs)
+    tied = [name for name in whole if name in absent or any(is_tied(model, ours) for ours in names.ours(name))]
+    if tied and (len(tied) != 2 or not _are_equal(*(whole[name] for name in tied))):
+        raise CheckpointError(
+            f"the adapter unties {tied[0]} from {'its head' if tied[0] not in absent else 'the token embedding'}",
+            cause="PEFT stored it whole without ensure_weight_tying, and the model has one matrix for both",
+            remedy="train with ensure_weight_tying=True, or merge it with peft and save the model untied",
+        )
+    return {
+        name: change
+        for name, change in theirs.items()
+        if not (name in absent and (isinstance(change, Whole) or change.head))
+    }
+
+
+def _are_equal(one: Whole, other: Whole) -> bool:
+    return bool(mx.array_equal(one.tensors["weight"], other.tensors["weight"]))
 
 
 def check_tables(model: nn.Module, tables: Mapping[str, mx.array], names: Names) -> None:
@@ -175,7 +235,39 @@ def our_keys(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:
     A pattern that fits none of them may have the names of mlx-lm or transformers, such as self_attn.q_proj; a module of
     theirs stands for all layers in it. One that fits nothing stays as it is, for `lora.apply` to refuse.
     """
-    layers = [name for name, module in model.named_modules() if isinstance(module, lora.Adaptable)]
+    return _ours(model, [name for name, module in model.named_modules() if isinstance(module, lora.Adaptable)], keys)
+
+
+def our_modules_to_save(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The modules to train whole that patterns name, as in `our_keys`, by our names.
+
+    Raises UsageError for a pattern that matches nothing, for a head that is tied to the token embedding, and for a part
+    of a matrix that the checkpoint holds as one.
+    """
+    every = [*lora.save_targets(model, ("*",))]
+    tables = [name for name in every if is_tied(model, name)]
+    if tables and HEAD in patterns:
+        raise UsageError(
+            f"{HEAD} is tied to the token embedding, which has its weights",
+            remedy="modules_to_save = embed_tokens, which trains both and keeps them tied",
+        )
+    chosen = tuple(lora.save_targets(model, _ours(model, every, patterns)))
+    names = Names.of(model)
+    for name in chosen:
+        found = names.theirs(name)
+        if parts := [part for theirs in found for part in names.ours(theirs) if part not in chosen]:
+            raise UsageError(
+                f"{name} cannot be saved without {', '.join(parts)}",
+                cause=f"they are one matrix of the checkpoint, {found[0]}",
+                remedy=f"modules_to_save = {found[0].rsplit('.', 1)[-1]}",
+            )
+        if not found:
+            raise UsageError(f"{name} has no name in the checkpoint's layout, so an adapter cannot store it")
+    return chosen
+
+
+def _ours(model: nn.Module, layers: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
+    """Patterns under our names; one that fits no layer may have those of mlx-lm or transformers."""
     found: list[str] = []
     for key in keys:
         theirs = () if any(lora.matches(name, key) for name in layers) else _named(model, layers, key)

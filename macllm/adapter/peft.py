@@ -19,8 +19,10 @@ import mlx.core as mx
 from macllm import files
 from macllm.errors import CheckpointError
 from macllm.hub.files import refuse_pointers
-from macllm.nn.lora import Update
+from macllm.nn.lora import Update, Whole
 from macllm.weights.safetensors import load_file, save_file
+
+from .names import HEAD
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLED = "adapter_model.bin"
@@ -29,6 +31,7 @@ _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of t
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
+_TYING = "ensure_weight_tying"
 _TABLE = ".base_layer.weight"
 # what names in state dicts have more than those in files: the adapter's name, and the magnitudes' own module
 _MORE = re.compile(
@@ -42,7 +45,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     **dict.fromkeys(
-        ("lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices",
+        ("lora_bias", "target_parameters", "trainable_token_indices",
          "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
          "velora_config", "monteclora_config"),
         (None, False, [], {}),
@@ -96,15 +99,19 @@ def _refuse_changed_base(folder: Path, start: object) -> None:
     )
 
 
-def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
-    """The update of each module of transformers.
+def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
+    """The change of each module of transformers.
 
     Raises CheckpointError for tensors that are not part of a LoRA adapter of linear layers.
     """
     leaves = {_A: 2, _B: 2} | ({_MAGNITUDE: 1} if config.get("use_dora") else {})
     found: dict[str, dict[str, mx.array]] = {}
+    whole: dict[str, Whole] = {}
     for stored, tensor in load_file(folder / WEIGHTS).items():
         if stored.endswith(_TABLE):
+            continue
+        if "lora_" not in stored and _is_saved(module := stored.rpartition(".")[0].removeprefix(_PREFIX), config):
+            whole.setdefault(module, Whole({})).tensors[stored.rpartition(".")[2]] = tensor
             continue
         name = _renamed(stored)
         module, leaf = next(((name.removesuffix(f".{leaf}"), leaf) for leaf in leaves if name.endswith(leaf)), ("", ""))
@@ -119,11 +126,21 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update]:
         alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
         rank = tensors[_A].shape[0]
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        tied = bool(config.get("ensure_weight_tying"))
+        tied = bool(config.get(_TYING))
         updates[module] = Update(tensors[_A].T, tensors[_B].T, scale, tensors.get(_MAGNITUDE), tied)
     if not updates:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
-    return updates
+    if config.get("modules_to_save") and not whole:
+        raise CheckpointError(f"{folder / WEIGHTS} lacks {', '.join(config['modules_to_save'])} of modules_to_save")
+    return {**updates, **whole}
+
+
+def _is_saved(module: str, config: Mapping[str, Any]) -> bool:
+    """True for a module in one of those that the adapter stores whole, or a head that is tied to one."""
+    patterns = tuple(config.get("modules_to_save") or ())
+    words = module.split(".")
+    outer = (".".join(words[: n + 1]) for n in range(len(words)))
+    return any(each.endswith(patterns) for each in outer) or (bool(patterns) and bool(config.get(_TYING)))
 
 
 def _renamed(name: str) -> str:
@@ -151,11 +168,16 @@ def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
 
 
 def save(
-    theirs: Mapping[str, Update], dropout: float, base: str | None, folder: Path, embeddings: Collection[str] = ()
+    theirs: Mapping[str, Update | Whole],
+    dropout: float,
+    base: str | None,
+    folder: Path,
+    embeddings: Collection[str] = (),
+    tied: Collection[str] = (),
 ) -> None:
-    """Write updates by module of transformers, each file atomically. Ranks and scales may differ.
+    """Write changes by module of transformers, each file atomically. Ranks and scales may differ.
 
-    `embeddings` are the modules that are no linear layers.
+    `embeddings` are the adapted modules that are no linear layers, `tied` those stored whole that are the head too.
     """
     if other := [name for name in theirs if not name.startswith(_ROOTS)]:
         raise CheckpointError(
@@ -163,7 +185,10 @@ def save(
             cause=f"{other[0]} is a name of the checkpoint, which transformers gives the module under another one",
             remedy="keep the adapter in mlx-lm's format",
         )
-    tensors: dict[str, mx.array] = {}
+    whole = {name: change for name, change in theirs.items() if isinstance(change, Whole)}
+    theirs = {name: change for name, change in theirs.items() if isinstance(change, Update)}
+    tensors = {f"{_PREFIX}{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
+    tensors |= {f"{_PREFIX}{HEAD}.weight": whole[name].tensors["weight"] for name in tied}
     for name, (a, b, _, magnitude, _) in theirs.items():
         if a.ndim != 2:
             raise CheckpointError(
@@ -188,7 +213,8 @@ def save(
         "use_dora": any(update.magnitude is not None for update in theirs.values()),
         "lora_dropout": dropout,
         "target_modules": sorted(theirs),
-        **({"ensure_weight_tying": all(theirs[name].head for name in embeddings)} if embeddings else {}),
+        **({_TYING: all(theirs[name].head for name in embeddings)} if embeddings or tied else {}),
+        **({"modules_to_save": sorted(whole)} if whole else {}),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

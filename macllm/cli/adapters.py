@@ -42,6 +42,8 @@ def show(folder: str, as_json: bool) -> None:
     click.echo(f"rank {_listed(found.ranks)}, scale {_listed(found.scales)}, dropout {found.dropout:g}")
     for target, count in found.targets.items():
         click.echo(f"{count:>5} x {target}")
+    for module, count in found.whole.items():
+        click.echo(f"{count:>5} x {module}, stored whole")
     click.echo(f"{count_text(found.parameters)} parameters, {bytes_text(found.size_bytes)}")
 
 

@@ -90,13 +90,13 @@ class _BranchGroup(NamedTuple):
 
 
 class DecodeStep:
-    """The cached decode plan of a stack; rebuilt when a linear layer is replaced (LoRA, quantization)."""
+    """The cached decode plan of a stack; rebuilt when a linear layer or a norm is replaced."""
 
     def __init__(self) -> None:
         self._layers: Sequence[Layer] = []
         self._owners: list[nn.Module] = []
         self._names: list[str] = []
-        self._linears: list[nn.Module] = []
+        self._modules: list[nn.Module] = []
         self._groups: list[_BranchGroup] = []
 
     def __deepcopy__(self, memo: object) -> DecodeStep:
@@ -121,15 +121,19 @@ class DecodeStep:
     def _is_planned(self, layers: Sequence[Layer]) -> bool:
         same = len(layers) == len(self._layers) and all(map(is_, layers, self._layers))
         # Modules are dicts of their arrays and modules; reading attributes takes five times as long.
-        return same and all(map(is_, map(getitem, self._owners, self._names), self._linears))
+        return same and all(map(is_, map(getitem, self._owners, self._names), self._modules))
 
     def _plan(self, layers: Sequence[Layer], masks: Masks, *, has_memory: bool) -> None:
         self._layers, self._groups = list(layers), []
         both = [part for layer in layers for part in (layer.mixer, layer.feed_forward)]
         parents = [part for part in both if isinstance(part, SelfAttention | MLP)]
-        linears = [(parent, name) for parent in parents for name in parent.LINEARS if name in parent]
-        self._owners, self._names = [parent for parent, _ in linears], [name for _, name in linears]
-        self._linears = [parent[name] for parent, name in linears]
+        norms = [norm for layer in layers for norm in (layer.mixer_norm, layer.feed_forward_norm)]
+        named: list[tuple[nn.Module, str]] = [
+            (parent, name) for parent in parents for name in (*parent.LINEARS, *_HEAD_NORMS) if name in parent
+        ]
+        named += product(norms, _NORMS)
+        self._owners, self._names = [parent for parent, _ in named], [name for _, name in named]
+        self._modules = [parent[name] for parent, name in named]
         for i, layer in enumerate(layers):
             for branch in _branches(i, layer, is_biased=masks.bias is not None, has_memory=has_memory):
                 self._add(branch)

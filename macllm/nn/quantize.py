@@ -103,24 +103,25 @@ def _transform(model: nn.Module, choose: Callable[[str, nn.Module], Recipe | Non
 
 def remove(model: nn.Module) -> None:
     """Unpack every quantized layer, in place: floating-point weights of the same values."""
-
-    def unpacked(module: nn.Module) -> nn.Module:
-        if not isinstance(module, QUANTIZED):
-            return module
-        weight = packed_weight(module).dequantized()
-        if isinstance(module, QuantizedExpertLinear):
-            out: nn.Module = ExpertLinear(1, 1, 1)
-        elif isinstance(module, nn.QuantizedEmbedding):
-            out = Embedding(1, 1)
-        else:
-            out = Linear(1, 1, bias="bias" in module)
-        out.weight = weight
-        if "bias" in module:
-            out.bias = module["bias"]
-        return out
-
     leaves = model.leaf_modules()
     model.update_modules(tree_map(unpacked, leaves, is_leaf=nn.Module.is_module))
+
+
+def unpacked(module: nn.Module) -> nn.Module:
+    """A layer with the floating-point weights of a quantized one; any other as it is."""
+    if not isinstance(module, QUANTIZED):
+        return module
+    weight = packed_weight(module).dequantized()
+    if isinstance(module, QuantizedExpertLinear):
+        out: nn.Module = ExpertLinear(1, 1, 1)
+    elif isinstance(module, nn.QuantizedEmbedding):
+        out = Embedding(1, 1)
+    else:
+        out = Linear(1, 1, bias="bias" in module)
+    out.weight = weight
+    if "bias" in module:
+        out.bias = module["bias"]
+    return out
 
 
 def describe(model: nn.Module) -> tuple[Recipe, dict[str, Recipe]] | None:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from macllm import adapter, checkpoint, families, hub
-from macllm.adapter.names import our_keys
+from macllm.adapter.names import our_keys, our_modules_to_save
 from macllm.errors import UsageError
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
@@ -43,6 +43,7 @@ def finetune(
     use_dora: bool | None = None,
     dropout: float | None = None,
     keys: Sequence[str] | None = None,
+    modules_to_save: Sequence[str] | None = None,
     data: str | None = None,
     valid: str | None = None,
     valid_fraction: float | None = None,
@@ -166,6 +167,7 @@ def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:
         seed=config.seed,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
+        modules_to_save=our_modules_to_save(modules, config.modules_to_save),
     )
 
 

@@ -77,5 +77,5 @@ def check_shapes(step: int, theirs: Arrays, ours: Arrays) -> None:
         raise UsageError(
             f"the snapshot of step {step} does not fit the model of these settings",
             cause=f"only one of them has {different[0][0]} of shape {different[0][1:]}",
-            remedy="the rank, keys, num_layers and model of the run that was forked",
+            remedy="the method, rank, keys, num_layers, modules_to_save and model of the run that was forked",
         )

@@ -95,7 +95,6 @@ def test_scales_of_zero_and_factors_of_16_bits_are_written(
     "change",
     [
         {"lora_bias": True},
-        {"modules_to_save": ["lm_head"]},
         {"bias": "all"},
         {"target_parameters": ["experts.down_proj"]},
         {"peft_type": "IA3"},

@@ -24,15 +24,17 @@ from macllm.train import pretrain as pretraining
 from macllm.train.config import FinetuneConfig, PretrainConfig
 from macllm.train.events import Prepared, Step
 from macllm.train.finetune import finetune
-from macllm.train.loop import Trainer
 from macllm.weights.safetensors import load_folder, save_folder
 from tests.train.recipes import chat, write_recipe
+from tests.train.torch_run import followed, train_beside
 
 
 def write_base(folder: Path, *, tied: bool) -> Path:
     """A checkpoint of random weights in float32, with rows beside it."""
     folder.mkdir(exist_ok=True)
     write_recipe(folder, tie_word_embeddings=tied)
+    rows = [chat("a" * (1 + 7 * i % 10), "b" * (1 + 3 * i % 8)) for i in range(16)]
+    (folder / "train.jsonl").write_text("".join(rows))
     config = PretrainConfig.load(folder / "recipe.toml", init_std=0.2)
     raw = json.loads((folder / "config.json").read_text())
     tokenizer = pretraining.Tokenizer.from_folder(folder)
@@ -61,42 +63,12 @@ def test_the_weights_of_a_run_equal_those_of_torch(tied: bool, tmp_path: Path) -
     import transformers
 
     base = write_base(tmp_path / "base", tied=tied)
-    rows = [chat("a" * (1 + 7 * i % 10), "b" * (1 + 3 * i % 8)) for i in range(16)]
-    (base / "train.jsonl").write_text("".join(rows))
-    seen: list[Any] = []
-    config = settings(base, tmp_path / "run", epsilon=1e-4, warmup=0.0, schedule="constant", max_grad_norm=1.0)
+    config = settings(base, tmp_path / "run", epsilon=1e-4, warmup=0.0, schedule="constant")
     oracle = transformers.AutoModelForCausalLM.from_pretrained(base / "model")
     oracle.get_input_embeddings().padding_idx = None
     assert ("lm_head.weight" in dict(oracle.named_parameters())) != tied
-    groups: dict[bool, list[Any]] = {True: [], False: []}
-    for name, weight in oracle.named_parameters():
-        groups[weight.ndim > 1 and "embed" not in name].append(weight)
-    optimizer = torch.optim.AdamW(
-        [{"params": groups[True], "weight_decay": 0.1}, {"params": groups[False], "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon,
-    )  # fmt: skip
-    batches, steps = Trainer._gradients, []
-
-    def noted(self: Trainer[Any]) -> Any:
-        seen.append(list(self.source.batches(self.state.step, self.model)))
-        return batches(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_gradients", noted)
-        path = finetune(config, on_event=lambda event: steps.append(event) if isinstance(event, Step) else None)
-    for batch, step in zip((b for each in seen for b in each), steps, strict=True):
-        lengths, loss = [int(row.nonzero()[0].max()) + 1 for row in batch.weights], torch.tensor(0.0)
-        assert len(set(lengths)) > 1
-        for i, length in enumerate(lengths):  # each row without its padding
-            logits = oracle(torch.tensor(batch.inputs[i : i + 1, :length]).long(), use_cache=False).logits[0]
-            targets = torch.tensor(batch.targets[i, :length]).long()
-            each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-            loss = loss + (each * torch.tensor(batch.weights[i, :length])).sum() / float(batch.weights.sum())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(oracle.parameters(), 1.0)
-        optimizer.step()
-        assert step.loss == pytest.approx(loss.item(), rel=2e-6)
+    path, steps, batches = followed(config)
+    train_beside(oracle, config, steps, batches, lambda name, weight: weight.ndim > 1 and "embed" not in name)
     assert path == tmp_path / "run" / "model"
     again = transformers.AutoModelForCausalLM.from_pretrained(path)
     start = load_folder(base / "model")

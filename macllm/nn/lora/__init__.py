@@ -1,7 +1,8 @@
 """Low-rank adaptation (arXiv:2106.09685): frozen layers plus a trainable low-rank update.
 
 Transforms over the module tree, in place: `apply` replaces linear layers, dense or quantized, with LoRA layers;
-`remove` restores the linear layers, `disabled` for a while; `fuse` adds the updates to their weights.
+`remove` restores the linear layers, `disabled` for a while; `fuse` adds the updates to their weights. Other modules can
+be trained whole beside them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .layers import (
     Precision,
     Update,
     layer_type,
+    matches,
     row_norms,
     sizes,
     unpacked_weight,
@@ -26,15 +28,17 @@ from .tree import (
     applied,
     apply,
     attach,
+    base_of,
+    changed,
     check,
     disabled,
     fuse,
     in_last_layers,
-    matches,
     remove,
     replace,
     targets,
 )
+from .whole import Whole, save_targets, saved, whole_weights
 
 __all__ = [
     "EMBEDDINGS",
@@ -46,10 +50,13 @@ __all__ = [
     "LoRALinear",
     "Precision",
     "Update",
+    "Whole",
     "adapters",
     "applied",
     "apply",
     "attach",
+    "base_of",
+    "changed",
     "check",
     "disabled",
     "fuse",
@@ -59,7 +66,10 @@ __all__ = [
     "remove",
     "replace",
     "row_norms",
+    "save_targets",
+    "saved",
     "sizes",
     "targets",
     "unpacked_weight",
+    "whole_weights",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 from operator import is_
 from typing import Any, Literal, NamedTuple
 
@@ -87,20 +88,16 @@ class LoRALinear(nn.Module):
         """A linear layer with the same outputs, but for the rounding of its weight."""
         linear: Any = self.linear
         weight = self.merged().astype(unpacked_weight(linear).dtype)
-        recipe = _recipe(linear, precision) if isinstance(linear, QUANTIZED) else None
         if isinstance(linear, EMBEDDINGS):
-            table = Embedding(*weight.shape)
-            table.weight = weight
-            return table if recipe is None else QuantizedEmbedding.from_embedding(table, **recipe)
-        if weight.ndim == 3:
-            stack = ExpertLinear(1, 1, 1)
-            stack.weight = weight
-            return stack if recipe is None else stack.to_quantized(**recipe)
-        out = DenseLinear(weight.shape[1], weight.shape[0], bias="bias" in linear)
+            out: nn.Module = Embedding(*weight.shape)
+        elif weight.ndim == 3:
+            out = ExpertLinear(1, 1, 1)
+        else:
+            out = DenseLinear(weight.shape[1], weight.shape[0], bias="bias" in linear)
+            if "bias" in linear:
+                out.bias = linear["bias"]
         out.weight = weight
-        if "bias" in linear:
-            out.bias = linear["bias"]
-        return out if recipe is None else QuantizedLinear.from_linear(out, **recipe)
+        return packed_as(out, linear, precision)
 
 
 class _Gain:
@@ -240,6 +237,11 @@ class LoRAEmbedding(LoRALinear):
         return super().fused(precision)
 
 
+def matches(name: str, key: str) -> bool:
+    """True if a pattern of layers names this one; it may be the end of the name."""
+    return fnmatchcase(name, key) or fnmatchcase(name, f"*.{key}")
+
+
 def layer_type(linear: Any, *, use_dora: bool = False) -> type[LoRALinear]:
     """The type of an adapted layer with this base. Raises UsageError for DoRA on a stack of experts."""
     special = isinstance(linear, ExpertLinear | QuantizedExpertLinear | EMBEDDINGS)
@@ -272,6 +274,18 @@ def _recipe(linear: Any, precision: Precision) -> Recipe | None:
     groups = (group for group in (64, 32) if sizes(linear)[0] % group == 0)
     group = linear.group_size if linear.mode == "affine" else next(groups, None)
     return None if group is None else {"group_size": group, "bits": 8, "mode": "affine"}
+
+
+def packed_as(layer: Any, base: Any, precision: Precision) -> nn.Module:
+    """A dense layer, quantized if `base` is."""
+    recipe = _recipe(base, precision) if isinstance(base, QUANTIZED) else None
+    if recipe is None:
+        return layer
+    if isinstance(layer, nn.Embedding):
+        return QuantizedEmbedding.from_embedding(layer, **recipe)
+    if isinstance(layer, ExpertLinear):
+        return layer.to_quantized(**recipe)
+    return QuantizedLinear.from_linear(layer, **recipe)
 
 
 def unpacked_weight(linear: Any) -> mx.array:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any, Required, TypedDict, Unpack, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,7 +16,8 @@ from mlx.utils import tree_unflatten
 
 from macllm.errors import CheckpointError, UsageError
 
-from .layers import EMBEDDINGS, Adaptable, LoRALinear, Precision, Update, adapted_layer, layer_type, sizes
+from .layers import EMBEDDINGS, Adaptable, LoRALinear, Precision, Update, adapted_layer, layer_type, matches, sizes
+from .whole import Replaced, Whole, check_whole, replaced, save_targets, saved, whole_copy, without_base
 
 _LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
 
@@ -45,16 +46,21 @@ def apply(
     keys: Sequence[str] = (),
     num_layers: int = -1,
     seed: int = 0,
+    modules_to_save: Sequence[str] = (),
     **settings: Unpack[Settings],
 ) -> list[str]:
     """Freeze `model` and adapt the linear layers and experts of its blocks, in place.
 
     Returns their names. `keys` are patterns of names (`*.mixer.q_proj`; a bare `q_proj` matches the end of one);
     without any, all are adapted but the routers. A pattern may name the head or the token embedding too. `num_layers`
-    limits them to the last blocks of each stack; -1 means all. Outputs do not change at first. Raises UsageError for a
-    pattern that matches nothing, and for DoRA on experts and embeddings.
+    limits them to the last blocks of each stack; -1 means all. `modules_to_save` are patterns of modules, in any layer,
+    that are trained whole and not adapted. Outputs do not change at first. Raises UsageError for a pattern that matches
+    nothing, and for DoRA on experts and embeddings.
     """
-    chosen = targets(model, keys, num_layers)
+    whole = save_targets(model, modules_to_save)
+    chosen = {name: layer for name, layer in targets(model, keys, num_layers).items() if name not in whole}
+    if not chosen:
+        raise UsageError("no layer to adapt", cause="modules_to_save has all of them", remedy="--full")
     kinds = {name: layer_type(linear, use_dora=settings.get("use_dora", False)) for name, linear in chosen.items()}
     rank, dropout = settings["rank"], settings.get("dropout", 0.0)
     scale = settings["alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -62,8 +68,8 @@ def apply(
     adapted_layers = {}
     for name, key in zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True):
         adapted_layers[name] = kinds[name].initial(chosen[name], rank, scale, dropout, key)
-    _put(model, adapted_layers)
-    return list(adapted_layers)
+    _put(model, adapted_layers | {name: whole_copy(module) for name, module in whole.items()})
+    return [*adapted_layers, *whole]
 
 
 def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) -> dict[str, Adaptable]:
@@ -111,14 +117,9 @@ def _unmatched(key: str, layers: Mapping[str, object]) -> UsageError:
     near = dict.fromkeys(short[name] for name in difflib.get_close_matches(key, short, n=6, cutoff=0.4))
     return UsageError(
         f"no linear layer to adapt for the pattern {key!r}",
-        cause="no linear layer, stack of experts or token embedding has such a name; norms cannot be adapted",
+        cause="no linear layer, stack of experts or token embedding has such a name; modules_to_save has others",
         remedy=f"patterns such as {', '.join([*near, *(end for end in ends if end not in near)][:12])}",
     )
-
-
-def matches(name: str, key: str) -> bool:
-    """True if a pattern of `apply` names this layer."""
-    return fnmatchcase(name, key) or fnmatchcase(name, f"*.{key}")
 
 
 def _position(name: str) -> tuple[str, int]:
@@ -132,9 +133,9 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def applied(model: nn.Module) -> dict[str, LoRALinear]:
-    """The LoRA layers of `model`, by name, with those that `Disabled` keeps out of it now."""
-    return adapters(model) | _aside(model).layers
+def applied(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that an adapter changes in `model`, with those that `Disabled` keeps out of it."""
+    return changed(model) | _aside(model).layers
 
 
 _ASIDE = "disabled_adapters"
@@ -142,10 +143,10 @@ _ASIDE = "disabled_adapters"
 
 @dataclass
 class _Aside:
-    """The LoRA layers that contexts keep out of a model, and the number of those contexts."""
+    """The changed modules that contexts keep out of a model, and the number of those contexts."""
 
     contexts: int = 0
-    layers: dict[str, LoRALinear] = field(default_factory=dict)
+    layers: dict[str, nn.Module] = field(default_factory=dict)
 
 
 def _aside(model: nn.Module) -> _Aside:
@@ -153,7 +154,7 @@ def _aside(model: nn.Module) -> _Aside:
 
 
 class Disabled:
-    """A context, to be entered as often as wanted, in which a model's LoRA layers are their base layers.
+    """A context, to be entered as often as wanted, in which a model is without its adapter.
 
     Contexts of one model may be nested and interleaved in any way: the layers come back when the last ends. Adapters
     that are exchanged meanwhile show then, too.
@@ -165,8 +166,8 @@ class Disabled:
     def __enter__(self) -> None:
         aside = _aside(self._model)
         if not aside.contexts:
-            aside.layers = adapters(self._model)
-            replace(self._model, {name: layer.linear for name, layer in aside.layers.items()})
+            aside.layers = changed(self._model)
+            replace(self._model, {name: base_of(layer) for name, layer in aside.layers.items()})
         aside.contexts += 1
 
     def __exit__(self, *error: object) -> None:
@@ -174,9 +175,19 @@ class Disabled:
         aside.contexts -= 1
         if not aside.contexts:
             for layer in aside.layers.values():
-                layer.train(layer.linear.training)
+                layer.train(base_of(layer).training)
             replace(self._model, aside.layers)
             aside.layers = {}
+
+
+def changed(model: nn.Module) -> dict[str, nn.Module]:
+    """The LoRA layers of `model` and the modules that are trained whole, by name."""
+    return {**adapters(model), **saved(model)}
+
+
+def base_of(module: nn.Module) -> nn.Module:
+    """The module of the base in whose place a changed one stands."""
+    return module.linear if isinstance(module, LoRALinear) else cast(Replaced, replaced(module)).base
 
 
 def disabled(model: nn.Module) -> Disabled:
@@ -188,8 +199,8 @@ def disabled(model: nn.Module) -> Disabled:
     return Disabled(model)
 
 
-def _put(model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
-    """Put adapted layers in their places, within `Disabled` when its last context ends."""
+def _put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put changed modules in their places, within `Disabled` when its last context ends."""
     aside = _aside(model)
     if aside.contexts:
         aside.layers |= layers
@@ -197,22 +208,27 @@ def _put(model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
         replace(model, layers)
 
 
-def attach(model: nn.Module, updates: Mapping[str, Update]) -> None:
-    """Freeze `model` and adapt the named linear layers with given updates, in place.
+def attach(model: nn.Module, changes: Mapping[str, Update | Whole]) -> None:
+    """Freeze `model`, and change the named modules: by low-rank updates, or whole, in place.
 
     Former adapters are removed. Raises CheckpointError for a name that is not a linear layer of the model, or a shape
     that does not fit it, or DoRA's magnitudes of another layer; the model is then as before.
     """
     with Disabled(model):
-        layers = check(model, updates)
-        adapted_layers = {name: adapted_layer(layers[name], update) for name, update in updates.items()}
+        modules = check(model, changes)
+        made = {
+            name: whole_copy(modules[name], each) if isinstance(each, Whole) else adapted_layer(modules[name], each)
+            for name, each in changes.items()
+        }
         model.freeze()
-        _aside(model).layers = adapted_layers
+        _aside(model).layers = made
 
 
-def check(model: nn.Module, updates: Mapping[str, Update]) -> dict[str, Adaptable]:
-    """The layers that updates would adapt. Raises CheckpointError as `attach` does."""
+def check(model: nn.Module, changes: Mapping[str, Update | Whole]) -> dict[str, nn.Module]:
+    """The modules that an adapter would change. Raises CheckpointError as `attach` does."""
+    whole = check_whole(model, {name: change for name, change in changes.items() if isinstance(change, Whole)})
     layers = {n: m for n, m in model.named_modules() if isinstance(m, Adaptable)}
+    updates = {name: change for name, change in changes.items() if isinstance(change, Update)}
     for name, update in updates.items():
         if name not in layers:
             raise CheckpointError(
@@ -220,7 +236,7 @@ def check(model: nn.Module, updates: Mapping[str, Update]) -> dict[str, Adaptabl
             )
         _check_shapes(name, layers[name], update.a, update.b)
         _check_magnitude(name, layers[name], update.magnitude)
-    return {name: layers[name] for name in updates}
+    return {name: layers[name] for name in updates} | whole
 
 
 def _check_magnitude(name: str, linear: Any, magnitude: mx.array | None) -> None:
@@ -255,19 +271,20 @@ def _check_shapes(name: str, linear: Any, lora_a: mx.array, lora_b: mx.array) ->
 
 
 def remove(model: nn.Module) -> None:
-    """Remove every LoRA layer, in place: the model as before `apply`."""
+    """Remove every change of an adapter, in place: the model as before `apply`."""
     with Disabled(model):
         _aside(model).layers = {}
 
 
 def fuse(model: nn.Module, dequantize: bool = False, *, precision: Precision = "stored") -> None:
-    """Merge every LoRA update into its base layer, in place.
+    """Merge every LoRA update into its base layer, and keep the modules that are stored whole, in place.
 
     `dequantize` is short for the precision "unquantized" of the adapted layers. What quantizing again costs,
     `macllm.adapter.merge` measures.
     """
     chosen: Precision = "unquantized" if dequantize else precision
-    replace(model, {name: layer.fused(chosen) for name, layer in adapters(model).items()})
+    merged = {name: layer.fused(chosen) for name, layer in adapters(model).items()}
+    replace(model, merged | {name: without_base(module, chosen) for name, module in saved(model).items()})
 
 
 def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

@@ -19,7 +19,7 @@ _LION_DIVISOR = 5  # arXiv:2302.06675 has rates of a third to a tenth of AdamW's
 
 Method = Literal["lora", "full"]
 # Settings of adapters, which full fine-tuning has none of.
-_OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "lora_plus_ratio")
+_OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "modules_to_save", "lora_plus_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,10 @@ class FinetuneConfig(TrainConfig):
     use_dora: Annotated[bool, "train the norms of the adapted weights' rows too (DoRA)"] = False
     dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
     keys: Annotated[tuple[str, ...], "layers to adapt, as patterns (*.mixer.q_proj, self_attn.q_proj); empty: all"] = ()
+    modules_to_save: Annotated[
+        tuple[str, ...],
+        "modules to train whole beside the adapter, as patterns (lm_head, embed_tokens, norm); empty: none",
+    ] = ()
     learning_rate: Annotated[
         float, "peak learning rate; 0: 2e-4, or 1e-3 below 50 million parameters; full a tenth, lion a fifth"
     ] = 0.0
@@ -68,7 +72,7 @@ class FinetuneConfig(TrainConfig):
             if getattr(self, name) != default[name]:
                 raise UsageError(f"{name} has no effect", cause="method is full", remedy=f"leave {name} out")
         # With DoRA or patterns it depends on the layers adapted.
-        if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys):
+        if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys or self.modules_to_save):
             cause = "the adapter has matrices only, and none of an embedding"
             raise UsageError("decay_all has no effect", cause=cause, remedy="weight_decay alone")
 
