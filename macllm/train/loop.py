@@ -20,18 +20,17 @@ from macllm.ops.quantized import using_activations
 from . import pack
 from .buffers import Buffers
 from .config import TrainConfig
-from .contract import AnyBatch, Arrays, B, E, Loss, Objective, Optimizer, OptimizerState, Source
+from .contract import Arrays, B, E, Loss, Objective, Optimizer, Source
 from .data import Dataset
 from .events import Advanced, Continued, Evaluated, Finished, Paused, Prepared, Saved, Skipped, Step, TrainEvent
 from .group import Alone, Group, agree, leave, sum_gradients, sum_losses
 from .optim import clip_factor, configured, global_norm, learning_rate, share
-from .parameters import are_finite, check_shapes, compute_layers_again, shapes, size_of
+from .parameters import are_finite, check_shapes, compute_layers_again, eval_in_chunks, shapes, size_of
 from .power import BatteryPause
 from .snapshot import Snapshots, Sums, TrainState
 from .sources import Rows, Validation
 from .spikes import SpikeRules
 
-_EVAL_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
 _LOWER_RATE = "a new run with a lower --learning-rate, or macllm runs fork with --set learning_rate=X"
 _STRIDE = 0x9E3779B97F4A7C15  # between the seeds of two processes, which drop different inputs
 
@@ -41,29 +40,9 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return config.iters or max(1, share(config.epochs, steps_per_epoch))
 
 
-def _number(array: mx.array | float) -> float:
-    return cast("float", array.item()) if isinstance(array, mx.array) else array
-
-
-def _sums(loss: Loss, batch: AnyBatch) -> Sums:
-    metrics = {name: _number(value) for name, value in loss.metrics.items()}
-    return Sums(_number(loss.numerator), loss.denominator, tokens=batch.num_target_tokens, metrics=metrics)
-
-
 def _mark(state: TrainState) -> tuple[object, ...]:
     """A value that tells a state from the others of a run, and holds none of its arrays."""
     return state.step, state.best_loss, state.eval_loss, state.window, state.watch
-
-
-def _eval_in_chunks(weights: Arrays, optimizer: OptimizerState) -> None:
-    """Evaluate a few weights at a time: the memory of old weights and gradients is freed in between."""
-    waiting: list[mx.array] = []
-    for name, weight in weights.items():
-        waiting += [weight, *(slot[name] for slot in optimizer.slots.values() if name in slot)]
-        if sum(array.nbytes for array in waiting) >= _EVAL_CHUNK_BYTES:
-            mx.eval(waiting)
-            waiting = []
-    mx.eval(waiting, *optimizer.slots.values())
 
 
 class Trainer(Generic[B]):
@@ -259,7 +238,7 @@ class Trainer(Generic[B]):
             )
         norm = global_norm(gradients) / sums.denominator
         rate = learning_rate(config, state.step, self.steps)
-        size = _number(norm)
+        size = cast("float", norm.item())
         if not size < float("inf"):
             cause = f"loss {sums.numerator / sums.denominator:.4g}, learning rate {rate:.3g}"
             error = MacllmError(f"the gradient of step {state.step + 1} is not finite", cause=cause, remedy=_LOWER_RATE)
@@ -275,7 +254,7 @@ class Trainer(Generic[B]):
         self.state = TrainState(step, weights, optimizer, best, window=window, watch=watch)
         self.put(weights)
         del state, gradients
-        _eval_in_chunks(weights, optimizer)
+        eval_in_chunks(weights, optimizer)
         return self._advanced(sums, rate, time.perf_counter() - began)
 
     def _skip(self, step: int, error: MacllmError) -> Skipped:
@@ -324,7 +303,7 @@ class Trainer(Generic[B]):
             gradients = dict(tree_flatten(tree))
             summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
             mx.eval(loss.numerator, loss.metrics, summed)
-            sums = sums.plus(_sums(loss, batch))
+            sums = sums.plus(Sums.of(loss, batch))
         return sum_gradients(summed, self.state.weights, self.group), sum_losses(sums, self.group)
 
     def _after_step(self) -> Iterator[TrainEvent]:
@@ -372,7 +351,7 @@ class Trainer(Generic[B]):
             batches = enumerate(self.validation.batches())
             for number, batch in islice(batches, self.group.rank, None, self.group.size):
                 yield Advanced("evaluating", number, len(self.validation))
-                sums = sums.plus(_sums(self.loss(batch), batch))
+                sums = sums.plus(Sums.of(self.loss(batch), batch))
         finally:
             self.model.train()
         sums = sum_losses(sums, self.group)

@@ -1,4 +1,4 @@
-"""Parameters of a model that is trained: their number, their values, and layers computed again."""
+"""Parameters of a model that is trained: number, values, evaluation, and layers computed again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from macllm.nn import lora, quantize
 from macllm.nn.recompute import checkpoint_layers
 
 from .contract import Arrays, OptimizerState
+
+_CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
+
+
+def eval_in_chunks(weights: Arrays, optimizer: OptimizerState) -> None:
+    """Evaluate a few weights at a time: the memory of old weights and gradients is freed in between."""
+    waiting: list[mx.array] = []
+    for name, weight in weights.items():
+        waiting += [weight, *(slot[name] for slot in optimizer.slots.values() if name in slot)]
+        if sum(array.nbytes for array in waiting) >= _CHUNK_BYTES:
+            mx.eval(waiting)
+            waiting = []
+    mx.eval(waiting, *optimizer.slots.values())
 
 
 def are_finite(weights: Arrays) -> bool:

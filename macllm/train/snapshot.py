@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import mlx.core as mx
 
@@ -26,7 +26,7 @@ from macllm.errors import CheckpointError, MacllmError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
 from .config import TrainConfig
-from .contract import Arrays, OptimizerState
+from .contract import AnyBatch, Arrays, Loss, OptimizerState
 from .spikes import Watch
 
 _FORMAT = 2  # 1 had AdamW's two moments beside the weights
@@ -49,6 +49,12 @@ class Sums:
     tokens: int = 0
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @classmethod
+    def of(cls, loss: Loss, batch: AnyBatch) -> Self:
+        """The sums of one micro-batch."""
+        metrics = {name: _number(value) for name, value in loss.metrics.items()}
+        return cls(_number(loss.numerator), loss.denominator, tokens=batch.num_target_tokens, metrics=metrics)
 
     def plus(self, more: Sums) -> Sums:
         """The sums over both."""
@@ -264,6 +270,10 @@ class Snapshots:
 
 class _DamagedError(Exception):
     """A snapshot that does not match its manifest."""
+
+
+def _number(array: mx.array | float) -> float:
+    return cast("float", array.item()) if isinstance(array, mx.array) else array
 
 
 def _name(step: int) -> str:

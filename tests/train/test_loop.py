@@ -22,7 +22,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm.errors import CheckpointError, MacllmError
-from macllm.train import loop
+from macllm.train import loop, parameters
 from macllm.train.config import TrainConfig
 from macllm.train.contract import Loss, OptimizerState
 from macllm.train.data import Dataset
@@ -356,7 +356,7 @@ def test_an_interrupt_while_weights_are_evaluated_keeps_the_whole_step(
             raise KeyboardInterrupt
         mx.eval(weights, *optimizer.slots.values())
 
-    monkeypatch.setattr(loop, "_eval_in_chunks", some)
+    monkeypatch.setattr(loop, "eval_in_chunks", some)
     model = ToyLM()
     with pytest.raises(KeyboardInterrupt):
         list(fit(model, CLM, CONFIG, ROWS, snapshots(tmp_path)))
@@ -597,7 +597,7 @@ def test_each_saved_event_names_a_complete_snapshot(tmp_path: Path) -> None:
 
 
 def test_a_step_replaces_the_weights_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_EVAL_CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(parameters, "_CHUNK_BYTES", 1 << 20)
     model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(24)))
     x = mx.ones((1, 256))
     trainer = Trainer.of(model, Altered(by=lambda m, _: Loss(m(x).sum(), 1.0)), CONFIG, ROWS)
