@@ -51,6 +51,7 @@ def pair(number: int, chosen: str, rejected: str) -> dict[str, Any]:
     return {"prompt": f"question {number}", "chosen": chosen, "rejected": rejected}
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
 GOOD = [chat(f"question {number}") for number in range(8)]
 
 
@@ -101,6 +102,7 @@ def test_the_counts_are_those_of_a_run(tmp_path: Path, long_rows: Any, length: i
         (GOOD[2], "duplicates", "rows.jsonl:9 = "),
         (chat(" QUESTION   2"), "near-duplicates", "rows.jsonl:9 = "),
         (chat("long " * 30), "truncated", "rows.jsonl:9"),
+        ({"messages": [*chat("q")["messages"], CALL]}, "call-left-out", "rows.jsonl:9"),
         ({"prompt": "p", "chosen": "c", "rejected": "r"}, "mixed-kinds", "rows.jsonl:9"),
         ({"prompt": "question <|end|>", "completion": "fine"}, "special-in-text", "rows.jsonl:9"),
     ],

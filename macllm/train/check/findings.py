@@ -85,6 +85,9 @@ def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
         else:
             text = "where no end of an answer is supervised"
         yield _rows(split, "warning", "end-never-learned", text, split.unended, remedy)
+    if split.callless:
+        text = "with a call of a tool that the template does not write: it is not learned"
+        yield _rows(split, "warning", "call-left-out", text, split.callless, "a model whose template writes calls")
     if split.expanded:
         text = "whose template rewrites earlier answers: one example for each answer, {} tokens in place of {}"
         text = text.format(*map(count_text, split.expanded_tokens))

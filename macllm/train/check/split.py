@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ from macllm.train.config import TrainConfig
 from macllm.train.encoding import Encoding
 from macllm.train.events import Advanced
 from macllm.train.render import Example, to_examples
-from macllm.train.rows import Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
+from macllm.train.rows import Chat, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
 from macllm.train.turns import ChatTurns
 
 from .shown import Shown, show
@@ -56,6 +56,7 @@ class CheckedSplit:
     unsupervised: list[str] = field(default_factory=list[str])
     unended: list[str] = field(default_factory=list[str])
     dropped: list[str] = field(default_factory=list[str])
+    callless: list[str] = field(default_factory=list[str])  # with a call of a tool that the template leaves out
     expanded: list[str] = field(default_factory=list[str])
     expanded_tokens: tuple[int, int] = (0, 0)
     pairs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
@@ -127,10 +128,21 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
         split.unsupervised.append(row.where)
     elif not any(each.ends for each in longest):
         split.unended.append(row.where)
+    if names := set(_called(row)):
+        text = rules.tokenizer.decode(max(longest, key=len).tokens.tolist()) if longest else ""
+        if any(name not in text for name in names):
+            split.callless.append(row.where)
     if len(longest) > 1:
         split.expanded.append(row.where)
         lengths, (total, single) = list(map(len, longest)), split.expanded_tokens
         split.expanded_tokens = total + sum(lengths), single + max(lengths)
+
+
+def _called(row: Row) -> Iterator[str]:
+    """Names of the functions that the messages of a conversation or of a completion call."""
+    messages = row.messages if isinstance(row, Chat) else getattr(row, "completion", ())
+    for message in messages if isinstance(messages, list) else ():
+        yield from (call["function"]["name"] for call in message.get("tool_calls", ()))
 
 
 def _sides(row: Row) -> list[tuple[str, Row]]:
