@@ -32,7 +32,8 @@ class PrefixCache:
     def __init__(self, capacity_bytes: int = 0) -> None:
         self._capacity_bytes = capacity_bytes
         self._entries: list[_Entry] = []  # the one used last at the end
-        self._kind: Hashable = None
+        self._kind: Hashable = None  # of the cache that was handed out last
+        self._kinds: dict[int, Hashable] = {}  # of those that are handed out, by id
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -68,18 +69,20 @@ class PrefixCache:
                 self._entries.append(best)
                 cache = cache.fork()
             cache.cut(reused)
+        self._kinds[id(cache)] = kind
         self._evict()
         return cache, reused
 
     def keep(self, tokens: Sequence[int], cache: ModelCache) -> None:
         """Keep a fork of the caller's `cache` of the first `tokens`, if it cannot be cut back later."""
         if _forgets(cache) and cache.nbytes <= self._capacity_bytes:
-            self._entries.append(_Entry(tuple(tokens[: cache.length]), cache.fork(), self._kind))
+            kind = self._kinds.get(id(cache), self._kind)
+            self._entries.append(_Entry(tuple(tokens[: cache.length]), cache.fork(), kind))
             self._evict()
 
     def release(self, tokens: Sequence[int], cache: ModelCache) -> None:
         """Keep `cache`, which holds the first `cache.length` of `tokens`, as the one used last."""
-        new = _Entry(tuple(tokens[: cache.length]), cache, self._kind)
+        new = _Entry(tuple(tokens[: cache.length]), cache, self._kinds.pop(id(cache), self._kind))
         if not new.tokens:
             return
         for entry in self._entries:

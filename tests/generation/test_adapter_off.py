@@ -97,14 +97,20 @@ def test_completions_with_and_without_the_adapter_do_not_mix(form: str) -> None:
         assert tokens_of(events) == expected[state], n
 
 
-def test_two_streams_at_once_keep_their_states() -> None:
-    model = adapted("dense")
-    streams = {state: run(model, FakeTokenizer(), request(adapter=state)) for state in (True, False)}
+def test_two_streams_at_once_keep_their_states_and_caches() -> None:
+    model, prefix = adapted("dense"), PrefixCache(2**30)
+    streams = {state: run(model, FakeTokenizer(), request(adapter=state), prefix=prefix) for state in (True, False)}
     events: dict[bool, list[Event]] = {True: [], False: []}
-    while any([(event := next(streams[state], None)) and not events[state].append(event) for state in streams]):
-        pass
-    for state, like in ((True, adapted("dense")), (False, base("dense"))):
-        assert tokens_of(events[state]) == tokens_of(list(run(like, FakeTokenizer(), request())))
+    for _ in range(6):
+        for state in streams:
+            events[state].append(next(streams[state]))
+    for state in (False, True):
+        events[state] += streams[state]
+    for state, like in ((False, base("dense")), (True, adapted("dense"))):
+        want = tokens_of(list(run(like, FakeTokenizer(), request())))
+        assert tokens_of(events[state]) == want
+        again = list(run(model, FakeTokenizer(), request(adapter=state), prefix=prefix))
+        assert tokens_of(again) == want
 
 
 def test_an_adapter_that_is_exchanged_during_a_completion_of_the_base_stays() -> None:
