@@ -29,7 +29,7 @@ def as_markdown(turns: Sequence[Turn], *, model_name: str, system: str | None = 
         if turn.content.strip():
             parts.append(_with_closed_code(turn.content.strip("\n")))
         for each in turn.attachments:
-            fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", each.text)))
+            fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", each.text))])
             closing = "" if each.text.endswith("\n") else "\n"
             parts += [f"**{each.name}**", f"{fence}\n{each.text}{closing}{fence}"]
         if turn.finish in ENDINGS:

@@ -184,12 +184,12 @@ def test_fenced_code_of_a_web_page_is_a_block_and_other_text_keeps_its_lines() -
 
 
 def test_markdown_has_attachments_and_cuts() -> None:
-    conversation = Conversation.begin().added(
-        Turn(role="user", content="Look", attachments=(Attachment("a.md", "````\nx"),))
-    )
+    attached = (Attachment("a.md", "````\nx"), Attachment("b.txt", "plain\n"))
+    conversation = Conversation.begin().added(Turn(role="user", content="Look", attachments=attached))
     conversation = conversation.added(Turn(role="cut", content="They\nlooked.", kept=conversation.head))
     assert exports.export(conversation, "md").splitlines()[2:] == [
         "## You", "", "Look", "", "**a.md**", "", "`````", "````", "x", "`````", "",
+        "**b.txt**", "", "```", "plain", "```", "",
         "> The model no longer reads the messages above. Summary:", "> They", "> looked.",
     ]  # fmt: skip
 

@@ -56,7 +56,7 @@ def collate_packed(bins: Sequence[Sequence[Example]]) -> Batch:
 
 
 def _laid_out(rows: Sequence[Sequence[Example]]) -> Batch:
-    longest = max(1, *(sum(len(example) - 1 for example in row) for row in rows))
+    longest = max([1, *(sum(len(example) - 1 for example in row) for row in rows)])
     length = -(-longest // _PAD_TO) * _PAD_TO
     inputs = np.zeros((len(rows), length), dtype=np.int32)
     targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=np.float32)
