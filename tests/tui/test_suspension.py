@@ -42,22 +42,6 @@ def test_control_z_stops_the_chat_and_fg_brings_it_back(tmux: Tmux) -> None:
     tmux.until_format("#{alternate_on}", "0")
 
 
-def test_in_lines_the_prompt_with_its_text_comes_back(tmux: Tmux) -> None:
-    tmux.start(f"PS1='shell> ' {shlex.join(['bash', '--norc', '--noprofile', '-i'])}")
-    tmux.until("shell>")
-    tmux.type(chat([["Fine."]], "--plain"))
-    tmux.until("you:")
-    tmux("send-keys", "-l", "a draft")
-    tmux.until("you: a draft")
-    tmux("send-keys", "C-z")
-    tmux.until("Stopped")
-    tmux.type("clear")
-    tmux.type("fg")
-    tmux.until("you: a draft")
-    tmux("send-keys", "-l", " goes on")
-    tmux.until("you: a draft goes on")
-
-
 def test_the_editor_has_the_terminal_and_its_text_returns_to_the_prompt(tmux: Tmux, tmp_path: Path) -> None:
     editor = tmp_path / "my editor"
     editor.write_text(EDITOR)

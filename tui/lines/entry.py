@@ -11,7 +11,6 @@ from types import ModuleType
 from macllm.chat.session import Session
 
 from ..completion import complete
-from .signals import resumable
 
 YOU = "you: "
 _MORE = "...: "
@@ -46,10 +45,8 @@ class Entry:
         """
         lines: list[str] = []
         while True:
-            label = _MORE if lines else YOU
             try:
-                with resumable(lambda label=label: self._draw(label)):
-                    line = input(label)
+                line = input(_MORE if lines else YOU)
             except (EOFError, OSError):  # OSError: the terminal is gone
                 with contextlib.suppress(OSError):
                     print(flush=True)
@@ -62,11 +59,6 @@ class Entry:
             lines.append(line.removesuffix("\\"))
             if not line.endswith("\\"):
                 return "\n".join(lines)
-
-    def _draw(self, label: str) -> None:
-        """Draw the line again after Ctrl-Z and `fg`, as libedit does itself."""
-        if self.editing_file == "~/.inputrc":
-            print(label + self._typed(), end="", flush=True)
 
     def _typed(self) -> str:
         return self._readline.get_line_buffer() if self._readline is not None else ""

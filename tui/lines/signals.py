@@ -1,4 +1,4 @@
-"""Signals that end the program or let it go on."""
+"""Signals that end the program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -31,19 +31,6 @@ def terminable() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def resumable(resumed: Callable[[], object]) -> Iterator[None]:
-    """Call `resumed` when the process goes on (SIGCONT) inside the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGCONT, lambda *_: resumed())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCONT, former)
 
 
 def leave_closed_terminal() -> None:
