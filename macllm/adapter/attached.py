@@ -45,8 +45,13 @@ def attached(model: nn.Module) -> dict[str, float]:
     return {name: held.weights.get(name, 0.0) for name in held.adapters}
 
 
-def identity(model: nn.Module) -> Hashable:
-    """A value that two states of a model share only if their outputs are equal; () for the base alone."""
+def identity(model: object) -> Hashable:
+    """A value that two states of a model share only if their outputs are equal; () for the base alone.
+
+    A model of the engines' protocol that is no module holds no adapters.
+    """
+    if not isinstance(model, nn.Module):
+        return ()
     held = _of(model)
     if not held.weights and lora.changed(model):
         return "in training"

@@ -156,6 +156,8 @@ def _code(arguments: Sequence[str] | None, signals: list[int]) -> int:
     except BrokenPipeError:
         _drop_output()
         code = BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):  # Abort is a RuntimeError
+        code = _SIGNALLED + signals[0] if signals else INTERRUPTED
     except (OSError, RuntimeError) as error:
         failure = _file_error(error) if isinstance(error, OSError) else _home_error(error)
         if failure is None:
@@ -164,8 +166,6 @@ def _code(arguments: Sequence[str] | None, signals: list[int]) -> int:
             _drop_output()
         report(failure)
         code = failure.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        code = _SIGNALLED + signals[0] if signals else INTERRUPTED
     return code
 
 
