@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm.ops import dispatch
 from macllm.train import optim
 from macllm.train.config import Schedule, TrainConfig
 
@@ -82,6 +83,15 @@ def test_clipping_limits_the_norm_and_never_raises_it(weights_and_20_gradients, 
     after = true * optim.clip_factor(norm, most).item()
     assert after == pytest.approx(min(true, most), rel=1e-5)
     assert optim.clip_factor(norm, 0.0).item() == 1.0
+
+
+@pytest.mark.parametrize("implementation", ["stock", "native"])
+def test_the_norm_of_large_gradients_is_exact(implementation: str) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 700, 1000)).astype(np.float32)
+    with dispatch.using(implementation):
+        got = optim.global_norm({"experts": mx.array(values), "vector": mx.array(values[0, 0])}).item()
+    true = math.sqrt((values.astype(np.float64) ** 2).sum() + (values[0, 0].astype(np.float64) ** 2).sum())
+    assert got == pytest.approx(true, rel=2e-6)
 
 
 @pytest.mark.parity
