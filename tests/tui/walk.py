@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("--macllm", default=shutil.which("macllm"), metavar="PROGRAM", help="[default: on the PATH]")
     parser.add_argument("--show", action="store_true", help="print the screen of each step")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # kernels may still be compiled
         walk = Walk(Path(folder), chosen.macllm, chosen.show)
         for section in SECTIONS:
             section(walk)
