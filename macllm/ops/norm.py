@@ -69,7 +69,10 @@ def norm(arrays: Sequence[mx.array]) -> mx.array:
 
 
 def _sum(x: mx.array) -> mx.array:
-    """The sum axis by axis: MLX's CPU adds one number after the other, which errs by percents over a million."""
+    """The sum, axis by axis.
+
+    MLX's CPU adds one number after the other, which errs by percents over a million.
+    """
     while x.ndim:
         x = x.sum(axis=-1)
     return x
