@@ -102,9 +102,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=2) + "\n")
 
 
-def json_text(value: object, indent: int | None = None) -> str:
-    """JSON of a value; lone surrogates, as in names of files, are escaped: no encoding can write them."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+def json_text(value: object, indent: int | None = None, *, compact: bool = False) -> str:
+    """JSON of a value, without spaces if `compact`.
+
+    Lone surrogates, as in names of files, are escaped: no encoding can write them.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, separators=(",", ":") if compact else None)
     return text.encode("utf-8", "backslashreplace").decode()
 
 

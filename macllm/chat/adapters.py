@@ -22,7 +22,7 @@ def known_adapters(models: Iterable[UsableModel], used: Iterable[str] = ()) -> l
 
 
 def other_adapters(models: Iterable[UsableModel], used: Iterable[str]) -> list[UsableModel]:
-    """Those that a chat has used and that are not among `models`."""
+    """The adapters that a chat has used and that `models` lacks."""
     names = {model.name for model in models}
     return [adapter_in(Path(name)) for name in used if name not in names]
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from macllm.errors import DataError, UsageError
-from macllm.files import read_json, write_text
+from macllm.files import json_text, read_json, write_text
 
 from .conversation import Conversation, Node
-from .rows import json_text
 from .turn_json import from_json, to_json
 
 _MARK = "macllm conversation"
@@ -38,7 +37,7 @@ def as_object(conversation: Conversation) -> dict[str, Any]:
 
 def as_text(conversation: Conversation) -> str:
     """The text of the export, on one line."""
-    return json_text(as_object(conversation)) + "\n"
+    return json_text(as_object(conversation), compact=True) + "\n"
 
 
 def write_export(path: Path, conversation: Conversation) -> None:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from macllm.errors import DataError, MacllmError
+from macllm.files import json_text
 
 from .conversation import Conversation, Node, Turn
 from .turn_json import from_json, to_json
@@ -115,7 +116,7 @@ def _write_node(db: sqlite3.Connection, chat: str, node: Node) -> None:
     db.execute(
         """INSERT INTO message (chat, id, parent, created, turn) VALUES (?, ?, ?, ?, ?)
         ON CONFLICT (chat, id) DO UPDATE SET turn = excluded.turn""",
-        (chat, node.id, node.parent, node.created, json_text(to_json(node.turn))),
+        (chat, node.id, node.parent, node.created, json_text(to_json(node.turn), compact=True)),
     )
     [number] = db.execute("SELECT number FROM message WHERE chat = ? AND id = ?", (chat, node.id)).fetchone()
     texts = [node.turn.content, *(part for each in node.turn.attachments for part in (each.name, each.text))]
@@ -232,24 +233,9 @@ def add_prompt(db: sqlite3.Connection, text: str) -> None:
             db.execute("DELETE FROM prompt WHERE number <= (SELECT max(number) FROM prompt) - ?", (MOST_PROMPTS,))
 
 
-def json_text(value: Any) -> str:
-    """JSON on one line; ASCII only if the value has code points that UTF-8 cannot encode."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text if _is_utf8(text) else json.dumps(value, separators=(",", ":"))
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _clean(text: str) -> str:
     """`text` without what a column or the index cannot hold: lone surrogates and zero characters."""
-    text = text.replace("\0", "\ufffd")
-    return text if _is_utf8(text) else text.encode("utf-8", "replace").decode()
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _pattern(word: str) -> str:
