@@ -40,6 +40,14 @@ def test_two_pastes_of_one_size_have_two_markers_and_the_same_text_has_one() -> 
     assert folds.expand(first + second, plain)[0] == LONG + LONG.upper()
 
 
+def test_a_marker_has_no_hidden_characters() -> None:
+    folds = Folds()
+    attached = Attachment("a\x1b[2J\u202eb\u200b\tc\n\x85.md", "xyz")
+    marker = folds.attach(attached)
+    assert marker == "[a[2Jbc .md, 3 characters]"
+    assert folds.expand(marker, plain)[1] == (attached,)
+
+
 def test_an_attachment_is_a_marker_that_names_it_in_the_message() -> None:
     folds = Folds()
     notes = Attachment("my notes.md", "x" * 1234)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from macllm.chat.attachments import reference
 from macllm.chat.conversation import Attachment
 from macllm.units import count_text, short_count_text
+from macllm.visible import without_hidden
 
 _MOST_LINES = 10  # of a paste that stays as it is
 _MOST_CHARACTERS = 1000
@@ -132,7 +133,7 @@ def shown(text: str, attachments: Iterable[Attachment] = (), *, whole: bool = Fa
 
 
 def _label(attachment: Attachment) -> str:
-    name = _CONTROLS.sub("", attachment.name).replace("\n", " ")
+    name = without_hidden(attachment.name.replace("\n", " "))
     return f"{name}, {short_count_text(len(attachment.text))} character{'s' * (len(attachment.text) != 1)}"
 
 
