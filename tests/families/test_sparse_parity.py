@@ -143,10 +143,9 @@ DEFAULTS = [
 
 
 @pytest.mark.parametrize(("name", "length", "options"), DEFAULTS)
-def test_default_configs_of_two_layers_equal_transformers(
-    name: str, length: int, options: dict, tmp_path: Path
-) -> None:
-    options = {"vocab_size": 211, "num_hidden_layers": 2, **options}
+def test_default_windows_and_blocks_equal_transformers(name: str, length: int, options: dict, tmp_path: Path) -> None:
+    narrow = {"num_hidden_layers": 2, "hidden_size": 192, "intermediate_size": 768}  # a quarter of the default width
+    options = {"vocab_size": 211, **narrow, **options}
     case = Case("default", f"{name}ForMaskedLM", f"{name}Config", options, length)
     b = batch(replace(case, options={**options, "pad_token_id": LONGFORMER["pad_token_id"] * (name == "Longformer")}))
     want = theirs(write(case, tmp_path), b).detach().numpy()[b.real]
