@@ -21,7 +21,17 @@ from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
 from .attached import Held, activate, arrays, attached, checked, detach, exchange, identity
-from .names import Change, Names, check_tables, is_tied, to_ours, to_theirs, without_tied_heads
+from .names import (
+    Change,
+    Names,
+    check_tables,
+    is_tied,
+    refuse_shared_table,
+    refuse_unknown_ties,
+    to_ours,
+    to_theirs,
+    without_tied_heads,
+)
 from .parameters import is_parameter
 
 __all__ = [
@@ -66,9 +76,12 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
     if form == "peft":
         if not names.keymaps:
             peft.refuse_names(theirs)
+        refuse_shared_table(model, {**updates, **whole})
         embeddings = [ours for ours, layer in layers.items() if isinstance(layer, lora.LoRAEmbedding)]
         tables = [name for ours in embeddings for name in names.theirs(ours)]
-        tied = [name for ours in whole if is_tied(model, ours) for name in names.theirs(ours)]
+        with_head = [ours for ours, each in {**updates, **whole}.items() if isinstance(each, lora.Whole) or each.head]
+        tied = [name for ours in with_head if is_tied(model, ours) for name in names.theirs(ours)]
+        refuse_unknown_ties(names, tied)
         fields = {
             "task_type": _TASKS[cast(ModelInfo, model.info).kind],
             "base_model_name_or_path": (about or {}).get("model"),

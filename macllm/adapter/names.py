@@ -29,6 +29,8 @@ from . import parameters
 Change = Update | Whole
 HEAD = "lm_head"
 """The head of transformers' models."""
+EMBEDDING = "embed_tokens"
+"""The token embedding of most of them: PEFT ties no other to the head unless the head is named too."""
 _ROUNDING = 2.0**-8  # of bfloat16, relative to the largest number
 
 
@@ -265,6 +267,30 @@ def is_tied(model: nn.Module, name: str) -> bool:
     if isinstance(model, DecoderLM | EncoderLM | EncoderDecoderLM):
         return any(part is module for part in model.head_modules())
     return bool(cast(ModelInfo, model.info).config.get("tie_word_embeddings"))
+
+
+def refuse_shared_table(model: nn.Module, changes: Mapping[str, Change]) -> None:
+    """Raise CheckpointError for a change of the token embedding that encoder and decoder share.
+
+    Transformers has three modules with its matrix, and a change of the one that is stored has no effect in PEFT.
+    """
+    if isinstance(model, EncoderDecoderLM) and model.spec.shared and "embedding.tokens" in changes:
+        raise CheckpointError(
+            "PEFT cannot adapt the token embedding that encoder and decoder share",
+            cause="transformers has three modules with its matrix, and PEFT changes single modules",
+            remedy="keep the adapter in mlx-lm's format, or merge it",
+        )
+
+
+def refuse_unknown_ties(names: Names, tied: Sequence[str]) -> None:
+    """Raise CheckpointError for embeddings of theirs, changed with the tied head, if PEFT does not know that head."""
+    heads = names.theirs("head.proj") if names.keymaps else [HEAD]
+    if heads != [HEAD] and (other := [name for name in tied if not name.endswith(EMBEDDING)]):
+        raise CheckpointError(
+            f"PEFT cannot tie {other[0]} to its head",
+            cause=f"it ties modules named {EMBEDDING} and {HEAD} alone",
+            remedy="keep the adapter in mlx-lm's format, or merge it",
+        )
 
 
 def without_tied_heads(model: nn.Module, theirs: Mapping[str, Change], names: Names) -> dict[str, Change]:

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from macllm.nn.lora import Update, Whole
 from macllm.weights.safetensors import load_file, save_file
 
 from . import parameters
-from .names import HEAD
+from .names import EMBEDDING, HEAD
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLED = "adapter_model.bin"
@@ -122,12 +123,15 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
         if not module or tensor.ndim != leaves[leaf]:
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not a factor of a linear layer")
         found.setdefault(parameters.named(module.removeprefix(_PREFIX), config), {})[leaf] = tensor
+    # PEFT ties an embedding of another name only if the head is named too
+    ends = "" if HEAD in found or HEAD in (config.get("target_modules") or ()) else EMBEDDING
     updates: dict[str, Update] = {}
     for module, tensors in found.items():
         if absent := [leaf for leaf in leaves if leaf not in tensors]:
             one = "has no magnitudes" if absent == [_MAGNITUDE] else "has one factor only"
             raise CheckpointError(f"{folder / WEIGHTS}: {module} {one}")
-        updates[module] = _update(module, tensors, config)
+        head = bool(config.get(_TYING)) and module.endswith(ends)
+        updates[module] = _update(module, tensors, config)._replace(head=head)
     if not updates:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
     if config.get("modules_to_save") and not whole:
@@ -141,7 +145,7 @@ def _update(name: str, tensors: Mapping[str, mx.array], config: Mapping[str, Any
         rank = _of_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
         update = parameters.unflattened(name, a, b, rank, config)
     else:
-        update = Update(a.T, b.T, magnitude=tensors.get(_MAGNITUDE), head=bool(config.get(_TYING)))
+        update = Update(a.T, b.T, magnitude=tensors.get(_MAGNITUDE))
     rank = update.a.shape[1]
     alpha = _of_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
     return update._replace(scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
@@ -189,13 +193,13 @@ def save(
     """Write changes by module or parameter of transformers, each file atomically. Ranks and scales may differ.
 
     `about` has fields of the config: those that the model decides. `embeddings` are the adapted modules that are no
-    linear layers, `tied` those stored whole that are the head too.
+    linear layers, `tied` the changed ones that are the head too.
     """
     whole = {name: change for name, change in theirs.items() if isinstance(change, Whole)}
     theirs = {name: change for name, change in theirs.items() if isinstance(change, Update)}
     _check_savable(theirs)
     tensors = {f"{_PREFIX}{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
-    tensors |= {f"{_PREFIX}{HEAD}.weight": whole[name].tensors["weight"] for name in tied}
+    tensors |= {f"{_PREFIX}{HEAD}.weight": whole[name].tensors["weight"] for name in tied if name in whole}
     for name, update in theirs.items():
         leaves = tuple(_OF_EMBEDDINGS) if name in embeddings else (_A, _B)
         factors = parameters.flattened(update) if update.a.ndim == 3 else (update.a.T, update.b.T)
@@ -203,11 +207,28 @@ def save(
         tensors |= {f"{_PREFIX}{module}.{leaf}": factor for leaf, factor in zip(leaves, factors, strict=True)}
         if update.magnitude is not None:
             tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = update.magnitude
+    config = {
+        **_config(theirs, about),
+        "target_modules": sorted({*filterfalse(parameters.is_parameter, theirs), *_named_heads(tied, theirs)}),
+        **({_TYING: all(theirs[name].head for name in embeddings)} if embeddings or tied else {}),
+        **({"modules_to_save": sorted({*whole, *_named_heads(tied, whole)})} if whole else {}),
+    }
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    files.write_json(folder / CONFIG, config)
+
+
+def _named_heads(tied: Collection[str], changed: Collection[str]) -> list[str]:
+    """The head, if an embedding is changed that PEFT ties to it only where it is named too."""
+    return [HEAD] if any(name in changed and not name.endswith(EMBEDDING) for name in tied) else []
+
+
+def _config(theirs: Mapping[str, Update], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the config that low-rank updates decide."""
     ranks = {name: update.a.shape[1] for name, update in theirs.items()}
     alphas = {name: update.scale * ranks[name] for name, update in theirs.items()}
     (rank, _), (alpha, _) = (Counter(numbers.values()).most_common(1)[0] for numbers in (ranks, alphas))
     targets = sorted(filter(parameters.is_parameter, theirs))
-    config = {
+    return {
         "peft_type": "LORA",
         **about,
         "r": rank,
@@ -217,15 +238,10 @@ def save(
         "use_dora": any(update.magnitude is not None for update in theirs.values()),
         # PEFT has no dropout of an update that it adds to the weights
         "lora_dropout": 0.0 if targets else about["lora_dropout"],
-        "target_modules": sorted(theirs.keys() - targets),
         **({_TARGETS: targets, "peft_version": parameters.VERSION} if targets else {}),
-        **({_TYING: all(theirs[name].head for name in embeddings)} if embeddings or tied else {}),
-        **({"modules_to_save": sorted(whole)} if whole else {}),
         "bias": "none",
         "inference_mode": True,
     }
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    files.write_json(folder / CONFIG, config)
 
 
 def refuse_names(names: Collection[str]) -> None:

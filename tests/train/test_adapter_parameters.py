@@ -25,6 +25,11 @@ from tests.train.test_adapter import LLAMA, TOKENS, close, make, randomize
 from tests.train.test_adapter_experts import MIXTRAL, QWEN
 
 CASES = {case.name: case for case in oracles.CASES}
+OF_GPT2 = [
+    {"keys": ("tokens", "q_proj")},
+    {"keys": ("o_proj",), "modules_to_save": ("tokens", "q_proj", "k_proj", "v_proj", "up_proj")},
+    {"use_dora": True},
+]
 FAMILIES = [c.name for c in oracles.CASES if c.main] + ["qwen3_moe-mixed", "bert-pooled"]
 
 
@@ -34,10 +39,25 @@ def equal(got: Any, want: Any, case: oracles.Case, rows: oracles.Batch) -> None:
     np.testing.assert_allclose(np.array(got)[mask], wanted[mask], rtol=0, atol=5e-6 * np.abs(wanted[mask]).max())
 
 
+def change(model: Any) -> None:
+    """Give all that an adapter trains values that training could have given it."""
+    randomize(model)
+    for layer in lora.adapters(model).values():
+        if isinstance(layer, lora.LoRAEmbedding):  # its A is 0 at first
+            layer.lora_a = mx.random.normal(layer.lora_a.shape) * 0.1
+        if isinstance(layer, lora.DoRALinear):
+            layer.magnitude = layer.magnitude * 1.25
+    for module in lora.saved(model).values():
+        module["weight"] = module["weight"] * 1.25
+    model.eval()
+
+
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", FAMILIES)
-def test_adapters_of_every_family_are_exchanged_with_peft(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, {}) for name in FAMILIES), *(("gpt2", settings) for settings in OF_GPT2)], ids=str
+)
+def test_adapters_of_every_family_are_exchanged_with_peft(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     import peft
 
     case, rows = CASES[name], oracles.batch(CASES[name])
@@ -45,9 +65,8 @@ def test_adapters_of_every_family_are_exchanged_with_peft(name: str, tmp_path: P
     model = load_model(tmp_path / "base")
     plain = np.array(our_logits(case, model, rows))
     keys = ("*_proj", "router") if case.options.get("num_experts_per_tok") else ()
-    lora.apply(model, rank=3, alpha=5.0, keys=keys)
-    randomize(model)
-    model.eval()
+    lora.apply(model, **{"rank": 3, "alpha": 5.0, "keys": keys, **settings})
+    change(model)
     got = np.array(our_logits(case, model, rows))
     assert np.abs(got - plain).max() > 1e-2 * np.abs(got).max()
     adapter.save(model, tmp_path / "ours", form="peft")
@@ -109,7 +128,7 @@ def test_an_adapter_of_single_experts_gives_the_logits_of_peft(name: str, tmp_pa
     for i, e in np.ndindex(4, 5 if mixtral else 6):
         for leaf, (inputs, outputs) in (wide if mixtral else small).items():
             module = f"model.layers.{i}.{'block_sparse_moe' if mixtral else 'mlp'}.experts.{e}.{leaf}"
-            a, b = random.standard_normal((3, inputs)), random.standard_normal((outputs, 3)) * 0.1
+            a, b = random.standard_normal((3, inputs)) / inputs**0.5, random.standard_normal((outputs, 3)) * 0.1
             for factor, array in (("A", a), ("B", b)):
                 tensors[f"base_model.model.{module}.lora_{factor}.weight"] = mx.array(array.astype(np.float32))
     (tmp_path / "theirs").mkdir()
@@ -132,13 +151,10 @@ def test_experts_and_routers_that_are_stored_whole_are_exchanged_with_peft(tmp_p
     base = oracles.write(case, tmp_path / "base")
     model: Any = load_model(tmp_path / "base")
     lora.apply(model, rank=2, alpha=2.0, keys=("q_proj",), modules_to_save=("experts.*", "router"))
-    randomize(model)
-    for module in lora.saved(model).values():
-        module["weight"] = module["weight"] * 1.25
+    change(model)
     adapter.save(model, tmp_path / "ours", form="peft")
     oracle = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
     want = theirs_logits(case, oracle, rows)
-    model.eval()
     equal(our_logits(case, model, rows), want, case, rows)
     oracle.save_pretrained(tmp_path / "theirs")
     again = load_model(tmp_path / "base")
@@ -209,6 +225,10 @@ def test_what_peft_cannot_hold_is_refused_with_one_reason(tmp_path: Path) -> Non
     model = make(QWEN)
     lora.apply(model, rank=2, alpha=2.0, keys=("q_proj",), modules_to_save=("experts.gate_proj",))
     with pytest.raises(CheckpointError, match=r"whole without .*up_proj"):
+        adapter.save(model, tmp_path, form="peft")
+    model = make({"model_type": "bart", **oracles.SEQ2SEQ})
+    lora.apply(model, rank=2, alpha=2.0, keys=("q_proj", "tokens"))
+    with pytest.raises(CheckpointError, match="encoder and decoder share"):
         adapter.save(model, tmp_path, form="peft")
     stack = lora.Update(mx.zeros((4, 2, 8)), mx.zeros((4, 8, 2)))
     with pytest.raises(CheckpointError, match="is a stack of experts"):
