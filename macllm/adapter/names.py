@@ -95,7 +95,7 @@ def _has_head(model: nn.Module) -> bool:
 
 
 def _without_prefix(rules: KeyMap) -> KeyMap:
-    """The names of a model of transformers without a head, which has no part of its own for all else."""
+    """The names of a model without a head, whose modules lack the first word."""
     prefix = next((read_as for theirs, read_as in rules.aliases if read_as and not theirs), "")
     return replace(rules, saved_as=(prefix, ""))
 
@@ -283,7 +283,7 @@ def refuse_shared_table(model: nn.Module, changes: Mapping[str, Change]) -> None
 
 
 def refuse_unknown_ties(names: Names, tied: Sequence[str]) -> None:
-    """Raise CheckpointError for embeddings of theirs, changed with the tied head, if PEFT does not know that head."""
+    """Raise CheckpointError if PEFT does not know the head that is tied to changed embeddings of theirs."""
     heads = names.theirs("head.proj") if names.keymaps else [HEAD]
     if heads != [HEAD] and (other := [name for name in tied if not name.endswith(EMBEDDING)]):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""PEFT's `target_parameters`: updates of single parameters, such as the stacked experts of transformers 5.
+"""PEFT's `target_parameters`: updates of parameters, as of the stacked experts of transformers 5.
 
 PEFT wraps a module once for each of its parameters, so the tensors of the outermost are named after the module, those
 of the next one after its `base_layer`. The factors of a stack are stored as matrices: A (E r, D), expert by expert, and
@@ -20,7 +20,7 @@ STACKS = ("gate_up_proj", "down_proj")
 _OWNER, _WRAPPED, _WEIGHT = ".experts", ".base_layer", ".weight"
 _ENDS = tuple(f"{_OWNER}.{name}" for name in STACKS)
 VERSION = "0.20.0"
-"""The first version of PEFT with this layout: before it, the inputs of a stack could be on either side."""
+"""The first version of PEFT with this layout; before, a stack's inputs could be on either side."""
 
 
 def readable(targets: object) -> bool:
@@ -41,7 +41,7 @@ def is_stack(name: str) -> bool:
 
 
 def named(module: str, config: Mapping[str, Any]) -> str:
-    """The parameter whose update is stored under `module`; `module` itself if it is not one of a parameter."""
+    """The parameter whose update is stored under `module`; the module itself if there is none."""
     owner = module
     while owner.endswith(_WRAPPED):
         owner = owner.removesuffix(_WRAPPED)
@@ -58,7 +58,7 @@ def _is_among(parameter: str, targets: Collection[str]) -> bool:
 
 
 def module_of(parameter: str, names: Collection[str]) -> str:
-    """The name under which the update of a parameter is stored if `names` are adapted: the inverse of `named`."""
+    """The name that a parameter's update is stored under if `names` are adapted; undoes `named`."""
     if not is_stack(parameter):
         return parameter.removesuffix(_WEIGHT)
     owner, _, own = parameter.rpartition(".")
@@ -67,7 +67,7 @@ def module_of(parameter: str, names: Collection[str]) -> str:
 
 
 def unflattened(name: str, a: mx.array, b: mx.array, rank: int, config: Mapping[str, Any]) -> Update:
-    """The update of a stack by expert, A (E, r, D) and B (E, F, r), of its matrices A (E r, D) and B (F, r E).
+    """The update of a stack, A (E, r, D) and B (E, F, r), from its matrices (E r, D) and (F, r E).
 
     Raises CheckpointError for other shapes.
     """
@@ -115,7 +115,7 @@ def _sizes(update: Update) -> tuple[int, int]:
 
 
 def stacked(experts: Mapping[tuple[str, int, int], Update]) -> dict[str, Update]:
-    """The updates of stacks by name, of those of single experts by name of the stack, their number and their position.
+    """The updates of stacks from those of single experts, by name, size of the stack and position.
 
     An expert without an update gets zeros. Raises CheckpointError for more experts than the stack has, and for DoRA.
     """

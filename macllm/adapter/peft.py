@@ -190,10 +190,11 @@ def save(
     embeddings: Collection[str] = (),
     tied: Collection[str] = (),
 ) -> None:
-    """Write changes by module or parameter of transformers, each file atomically. Ranks and scales may differ.
+    """Write changes by module or parameter of transformers, each file atomically.
 
-    `about` has fields of the config: those that the model decides. `embeddings` are the adapted modules that are no
-    linear layers, `tied` the changed ones that are the head too.
+    Ranks and scales may differ. `about` has fields of the config: those that the model decides. `embeddings` are the
+    adapted modules that are no linear layers, `tied` the changed ones that are the head too. Raises CheckpointError for
+    what PEFT would not load.
     """
     whole = {name: change for name, change in theirs.items() if isinstance(change, Whole)}
     theirs = {name: change for name, change in theirs.items() if isinstance(change, Update)}
@@ -218,7 +219,7 @@ def save(
 
 
 def _named_heads(tied: Collection[str], changed: Collection[str]) -> list[str]:
-    """The head, if an embedding is changed that PEFT ties to it only where it is named too."""
+    """The head, if PEFT ties a changed embedding to it only where both are named."""
     return [HEAD] if any(name in changed and not name.endswith(EMBEDDING) for name in tied) else []
 
 

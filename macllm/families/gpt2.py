@@ -65,7 +65,7 @@ def keys(config: Config) -> KeyMap:
 
 
 def module_keys(config: Config) -> KeyMap:
-    """Names of transformers' modules, which checkpoints leave the first word out of."""
+    """Names of transformers' modules, whose first word checkpoints leave out."""
     return replace(keys(config), saved_as=("", ""))
 
 

@@ -59,7 +59,7 @@ def module_keys(config: Config) -> KeyMap:
 
 
 def fused_experts(theirs: str, hidden: int, *, transpose: bool = False) -> tuple[AnyRule, ...]:
-    """Names of experts stacked, gate and up as one, within `theirs`; `hidden` is the width of an expert."""
+    """Names of stacked experts of width `hidden` within `theirs`, gate and up as one."""
     gate_up = tuple(f"{OURS}experts.{p}_proj.weight" for p in ("gate", "up"))
     return (
         Split(theirs + "experts.gate_up_proj", gate_up, (hidden, hidden), transpose=transpose),

@@ -1,4 +1,4 @@
-"""Adapters that PEFT stores otherwise than macllm: experts, routers, fused and transposed layers of every family."""
+"""Adapters that PEFT stores otherwise than macllm: experts, routers, fused and transposed layers."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_names_of_wrapped_parameters_follow_the_order_of_their_definition() -> N
     assert parameters.module_of("x.experts.gate_up_proj", {"x.experts.gate_up_proj"}) == outer
 
 
-def test_what_peft_cannot_hold_is_refused_with_one_reason(tmp_path: Path) -> None:
+def test_changes_that_peft_cannot_hold_are_refused_with_one_reason(tmp_path: Path) -> None:
     model = make(QWEN)
     lora.apply(model, rank=2, alpha=2.0, keys=("router",), use_dora=True)
     with pytest.raises(CheckpointError, match=r"gate.weight beside DoRA"):
