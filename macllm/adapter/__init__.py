@@ -21,7 +21,18 @@ from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
 from .attached import Held, activate, arrays, attached, checked, detach, exchange, identity
-from .names import Change, Names, check_tables, is_tied, to_ours, to_theirs, without_tied_heads
+from .names import (
+    Change,
+    Names,
+    check_tables,
+    is_tied,
+    refuse_shared_table,
+    refuse_unknown_ties,
+    to_ours,
+    to_theirs,
+    without_tied_heads,
+)
+from .parameters import is_parameter
 
 __all__ = [
     "BASE",
@@ -41,6 +52,9 @@ log = logging.getLogger(__name__)
 BASE = "base_fingerprint"
 """Field of adapter_config.json: the fingerprint of the checkpoint that the adapter was trained on."""
 
+# PEFT's, by kind; without one, it adds no methods to the model
+_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}
+
 Form = Literal["mlx", "peft"]
 """Format on disk: mlx-lm's or PEFT's."""
 
@@ -56,14 +70,25 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
         raise UsageError("the model has no adapter to save")
     updates = {name: layer.update_weights for name, layer in layers.items()}
     whole = {name: lora.whole_weights(module) for name, module in lora.saved(model).items()}
-    names = Names.of(model, "hf" if form == "peft" else "mlx")
+    names = Names.of(model, "modules" if form == "peft" else "mlx")
     theirs = to_theirs(model, {**updates, **whole}, names)
     rate = next(iter(layers.values())).rate
     if form == "peft":
+        if not names.keymaps:
+            peft.refuse_names(theirs)
+        refuse_shared_table(model, {**updates, **whole})
         embeddings = [ours for ours, layer in layers.items() if isinstance(layer, lora.LoRAEmbedding)]
         tables = [name for ours in embeddings for name in names.theirs(ours)]
-        tied = [name for ours in whole if is_tied(model, ours) for name in names.theirs(ours)]
-        peft.save(theirs, rate, (about or {}).get("model"), folder, tables, tied)
+        with_head = [ours for ours, each in {**updates, **whole}.items() if isinstance(each, lora.Whole) or each.head]
+        tied = [name for ours in with_head if is_tied(model, ours) for name in names.theirs(ours)]
+        refuse_unknown_ties(names, tied)
+        fields = {
+            "task_type": _TASKS[cast(ModelInfo, model.info).kind],
+            "base_model_name_or_path": (about or {}).get("model"),
+            "lora_dropout": rate,
+            "fan_in_fan_out": any(names.is_transposed(name) and not is_parameter(name) for name in theirs),
+        }
+        peft.save(theirs, fields, folder, tables, tied)
     else:
         mlx_lm.save(theirs, rate, about or {}, folder)
 
@@ -87,7 +112,7 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
     of_peft = peft.holds_adapter(folder)
     found = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)
     _refuse_damaged(folder, found)
-    names = Names.of(model, "hf" if of_peft else "mlx")
+    names = Names.of(model, "modules" if of_peft else "mlx")
     if of_peft:
         check_tables(model, peft.tables(folder), names)
         found = without_tied_heads(model, found, names)

@@ -1,13 +1,14 @@
 """Translation of updates between our modules and those of a checkpoint's layout.
 
 Where one tensor of the checkpoint holds several linear layers of ours (fused queries, keys and values), their factors
-become one pair of higher rank: the As side by side, the Bs block-diagonal. DoRA's magnitudes of the rows are joined.
+become one pair of higher rank: the As side by side, the Bs block-diagonal. Layers that share one A, as those that were
+read from such a pair, keep it. DoRA's magnitudes of the rows are joined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import mlx.core as mx
@@ -21,11 +22,15 @@ from macllm.nn.info import ModelInfo
 from macllm.nn.lora import Update, Whole
 from macllm.nn.models import DecoderLM, EncoderDecoderLM, EncoderLM
 from macllm.weights import keymap
-from macllm.weights.keymap import KeyMap, Rule, Split, our_modules, their_modules
+from macllm.weights.keymap import Drop, Kept, KeyMap, Rule, Split, StackExperts, find, our_modules, their_modules
+
+from . import parameters
 
 Change = Update | Whole
 HEAD = "lm_head"
 """The head of transformers' models."""
+EMBEDDING = "embed_tokens"
+"""The token embedding of most of them: PEFT ties no other to the head unless the head is named too."""
 _ROUNDING = 2.0**-8  # of bfloat16, relative to the largest number
 
 
@@ -33,12 +38,13 @@ _ROUNDING = 2.0**-8  # of bfloat16, relative to the largest number
 class Names:
     """Translation between our module names and those of mlx-lm or transformers.
 
-    Both give lists: one module of theirs may be several of ours.
+    Both give lists: one module of theirs may be several of ours. Of transformers' modules some are parameters, named as
+    such. `keymaps` are in order of precedence; none: the names of mlx-lm's own class.
     """
 
     theirs: Callable[[str], list[str]]
     ours: Callable[[str], list[str]]
-    keymap: KeyMap | None = None  # None: the names of mlx-lm's own class
+    keymaps: tuple[KeyMap, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, layout: families.Layout = "mlx") -> Names:
@@ -46,12 +52,57 @@ class Names:
         config = cast(ModelInfo, model.info).config
         if not families.is_known(dict(config)):  # mlx-lm's own class, one level down
             return cls(lambda ours: [ours.removeprefix("model.")], lambda theirs: [f"model.{theirs}"])
-        rules = families.keys(Config(config, ()), layout)
+        # an adapter of older modules has the names of the checkpoint
+        layouts: tuple[families.Layout, ...] = (layout, "hf") if layout == "modules" else (layout,)
+        rules = tuple(families.keys(Config(config, ()), one) for one in layouts)
+        if layout == "modules" and not _has_head(model):
+            rules = (_without_prefix(rules[0]), *rules[1:])
         return cls(
-            lambda ours: [name for name, rule in their_modules(ours, rules) if isinstance(rule, Rule | Split)],
-            lambda theirs: our_modules(theirs, rules),
+            lambda ours: [
+                _address(*found) for found in their_modules(ours, rules[0]) if isinstance(found[1], Rule | Split)
+            ],
+            lambda theirs: next(filter(None, (our_modules(theirs, one) for one in rules)), []),
             rules,
         )
+
+    def is_transposed(self, theirs: str) -> bool:
+        """True for a matrix that is stored (in, out)."""
+        for rules in self.keymaps:
+            if found := find(f"{theirs}.weight", rules) or find(theirs, rules):
+                return isinstance(found[0], Rule | Split) and found[0].transpose
+        return False
+
+    def partners(self, ours: str) -> list[str]:
+        """Our modules in the module of theirs that has `ours`."""
+        found: list[str] = []
+        for theirs in self.theirs(ours):
+            owner, _, own = theirs.rpartition(".")
+            stacks = parameters.STACKS if parameters.is_stack(theirs) else (own,)
+            found += [part for name in stacks for part in self.ours(f"{owner}.{name}")]
+        return found
+
+    def expert(self, theirs: str) -> tuple[StackExperts, int] | None:
+        """The rule and the number of a module that is one expert of a stack of ours."""
+        for rules in self.keymaps:
+            found = find(f"{theirs}.weight", rules)
+            if found is not None and isinstance(found[0], StackExperts):
+                return found[0], int(found[1]["e"])
+        return None
+
+
+def _has_head(model: nn.Module) -> bool:
+    return not isinstance(model, DecoderLM | EncoderLM) or model.spec.head is not None
+
+
+def _without_prefix(rules: KeyMap) -> KeyMap:
+    """The names of a model without a head, whose modules lack the first word."""
+    prefix = next((read_as for theirs, read_as in rules.aliases if read_as and not theirs), "")
+    return replace(rules, saved_as=(prefix, ""))
+
+
+def _address(name: str, rule: Kept) -> str:
+    """The name of their module, or of a parameter, whose rule has no wildcard at its end."""
+    return f"{name}.weight" if rule.theirs.endswith(".weight") else name
 
 
 def to_theirs(model: nn.Module, changes: Mapping[str, Change], names: Names) -> dict[str, Change]:
@@ -65,7 +116,9 @@ def to_theirs(model: nn.Module, changes: Mapping[str, Change], names: Names) -> 
         for name in found:
             if name not in joined:
                 parts = names.ours(name)
-                joined[name] = _join([updates.get(part) for part in parts], [layer(model, part) for part in parts])
+                update = _join([updates.get(part) for part in parts], [layer(model, part) for part in parts])
+                turned = parameters.is_parameter(name) and names.is_transposed(name)
+                joined[name] = parameters.turned(update) if turned else update
     return joined | _whole_to_theirs(whole, names)
 
 
@@ -77,19 +130,36 @@ def divided(changes: Mapping[str, Change]) -> tuple[dict[str, Update], dict[str,
 
 def _whole_to_theirs(whole: Mapping[str, Whole], names: Names) -> dict[str, Whole]:
     tensors = {f"{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
-    if names.keymap is None:
+    if not names.keymaps:
         return _grouped({names.theirs(name)[0]: array for name, array in tensors.items()})
-    return _grouped(keymap.to_theirs(tensors, names.keymap))
+    for name in whole:
+        partners = names.partners(name)
+        if absent := [partner for partner in partners if partner not in whole]:
+            raise CheckpointError(
+                f"the format cannot store {name} whole without {', '.join(absent)}",
+                cause="they are one module of transformers",
+                remedy="keep the adapter in mlx-lm's format, or train all of them whole",
+            )
+    return _grouped(keymap.to_theirs(tensors, names.keymaps[0]))
 
 
 def _whole_to_ours(whole: Mapping[str, Whole], names: Names) -> dict[str, Whole]:
-    for name in whole:
-        if not names.ours(name):
-            raise CheckpointError(f"the adapter stores {name}, which this model does not have")
     tensors = {f"{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
-    if names.keymap is None:
+    if not names.keymaps:
         return _grouped({names.ours(name)[0]: array for name, array in tensors.items()})
-    return _grouped(keymap.to_ours(tensors, names.keymap))
+    ours: dict[str, mx.array] = {}
+    for name in tensors:
+        if not any(_holds(rules, name) for rules in names.keymaps):
+            raise CheckpointError(f"the adapter stores {name.rpartition('.')[0]}, which this model does not have")
+    for rules in names.keymaps:
+        known = {name: tensors.pop(name) for name in list(tensors) if _holds(rules, name)}
+        ours |= keymap.to_ours(known, rules)
+    return _grouped(ours)
+
+
+def _holds(rules: KeyMap, tensor: str) -> bool:
+    found = find(tensor, rules)
+    return found is not None and not isinstance(found[0], Drop)
 
 
 def _grouped(tensors: Mapping[str, mx.array]) -> dict[str, Whole]:
@@ -107,13 +177,19 @@ def _join(parts: list[Update | None], layers: list[nn.Module]) -> Update:
         return parts[0]
     present = [p for p in parts if p is not None]
     scale = next((p.scale for p in present if p.scale), 0.0)
-    lora_a = mx.concatenate([p.a for p in present], axis=1)
+    of_experts = present[0].a.ndim == 3  # B is (E, F, r), else (r, F)
+    shared = len(present) == len(parts) and all(mx.array_equal(p.a, present[0].a) for p in present)
+    lora_a = present[0].a if shared else mx.concatenate([p.a for p in present], axis=1)
     rows, before = [], 0
     for part, linear in zip(parts, layers, strict=True):
-        width = part.b.shape[0] if part is not None else 0
-        above, below = before, lora_a.shape[1] - before - width
-        block = part.scaled_b(scale) if part is not None else mx.zeros((0, lora.sizes(linear)[1]))
-        rows.append(mx.pad(block, [(above, below), (0, 0)]))
+        width = part.a.shape[1] if part is not None else 0
+        around = (0, 0) if shared else (before, lora_a.shape[1] - before - width)
+        if part is not None:
+            block = part.scaled_b(scale)
+        else:
+            outputs = lora.sizes(linear)[1]
+            block = mx.zeros((lora_a.shape[0], outputs, 0) if of_experts else (0, outputs))
+        rows.append(mx.pad(block, [(0, 0), (0, 0), around] if of_experts else [around, (0, 0)]))
         before += width
     return Update(lora_a, mx.concatenate(rows, axis=1), scale, _magnitudes(parts, layers))
 
@@ -137,17 +213,29 @@ def to_ours(model: nn.Module, theirs: Mapping[str, Change], names: Names) -> dic
     Raises CheckpointError for a module that the model does not have, or another shape.
     """
     modules = dict(model.named_modules())
-    for name in theirs:
+    updates, whole = divided(theirs)
+    for name in updates if names.keymaps else theirs:
         parts = names.ours(name)
         if not parts or not modules.keys() >= set(parts):
             raise CheckpointError(f"the adapter changes {name}, which this model does not have")
-    updates, whole = divided(theirs)
-    split = {ours: part for name, update in updates.items() for ours, part in _split(model, name, update, names)}
-    return split | _whole_to_ours(whole, names)
+    single = {name: found for name in updates if (found := names.expert(name)) is not None}
+    stacks = parameters.stacked(
+        {(names.ours(name)[0], rule.count, e): updates[name] for name, (rule, e) in single.items()}
+    )
+    split = {
+        ours: part
+        for name, update in updates.items()
+        if name not in single
+        for ours, part in _split(model, name, update, names)
+    }
+    return stacks | split | _whole_to_ours(whole, names)
 
 
 def _split(model: nn.Module, theirs: str, update: Update, names: Names) -> list[tuple[str, Update]]:
     parts = names.ours(theirs)
+    if parameters.is_parameter(theirs):
+        inputs, outputs = lora.sizes(layer(model, parts[0]))[0], sum(lora.sizes(layer(model, p))[1] for p in parts)
+        update = parameters.oriented(update, (inputs, outputs), transposed=names.is_transposed(theirs))
     if len(parts) == 1:
         return [(parts[0], update)]
     outputs = [lora.sizes(layer(model, part))[1] for part in parts]
@@ -179,6 +267,30 @@ def is_tied(model: nn.Module, name: str) -> bool:
     if isinstance(model, DecoderLM | EncoderLM | EncoderDecoderLM):
         return any(part is module for part in model.head_modules())
     return bool(cast(ModelInfo, model.info).config.get("tie_word_embeddings"))
+
+
+def refuse_shared_table(model: nn.Module, changes: Mapping[str, Change]) -> None:
+    """Raise CheckpointError for a change of the token embedding that encoder and decoder share.
+
+    Transformers has three modules with its matrix, and a change of the one that is stored has no effect in PEFT.
+    """
+    if isinstance(model, EncoderDecoderLM) and model.spec.shared and "embedding.tokens" in changes:
+        raise CheckpointError(
+            "PEFT cannot adapt the token embedding that encoder and decoder share",
+            cause="transformers has three modules with its matrix, and PEFT changes single modules",
+            remedy="keep the adapter in mlx-lm's format, or merge it",
+        )
+
+
+def refuse_unknown_ties(names: Names, tied: Sequence[str]) -> None:
+    """Raise CheckpointError if PEFT does not know the head that is tied to changed embeddings of theirs."""
+    heads = names.theirs("head.proj") if names.keymaps else [HEAD]
+    if heads != [HEAD] and (other := [name for name in tied if not name.endswith(EMBEDDING)]):
+        raise CheckpointError(
+            f"PEFT cannot tie {other[0]} to its head",
+            cause=f"it ties modules named {EMBEDDING} and {HEAD} alone",
+            remedy="keep the adapter in mlx-lm's format, or merge it",
+        )
 
 
 def without_tied_heads(model: nn.Module, theirs: Mapping[str, Change], names: Names) -> dict[str, Change]:
@@ -277,7 +389,7 @@ def _ours(model: nn.Module, layers: Sequence[str], keys: Sequence[str]) -> tuple
 
 def _named(model: nn.Module, layers: Sequence[str], key: str) -> tuple[str, ...]:
     """Our layers whose module of mlx-lm or transformers the pattern names."""
-    every = [Names.of(model, layout) for layout in ("mlx", "hf")]
+    every = [Names.of(model, layout) for layout in ("mlx", "hf", "modules")]
     return tuple(
         name for name in layers if any(lora.matches(one, key) for names in every for one in names.theirs(name))
     )

@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.
 
 Tensors are `base_model.model.<module of transformers>.lora_A.weight` (r, D) and `.lora_B.weight` (F, r), and DoRA's
-magnitudes `.lora_magnitude_vector` (F,).
+magnitudes `.lora_magnitude_vector` (F,). Those of stacked experts are described in `parameters`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,8 @@ from macllm.hub.files import refuse_pointers
 from macllm.nn.lora import Update, Whole
 from macllm.weights.safetensors import load_file, save_file
 
-from .names import HEAD
+from . import parameters
+from .names import EMBEDDING, HEAD
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLED = "adapter_model.bin"
@@ -31,7 +33,7 @@ _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of t
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
-_TYING = "ensure_weight_tying"
+_TYING, _TARGETS = "ensure_weight_tying", "target_parameters"
 _TABLE = ".base_layer.weight"
 # what names in state dicts have more than those in files: the adapter's name, and the magnitudes' own module
 _MORE = re.compile(
@@ -45,9 +47,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     **dict.fromkeys(
-        ("lora_bias", "target_parameters", "trainable_token_indices",
-         "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-         "velora_config", "monteclora_config"),
+        ("lora_bias", "trainable_token_indices", "layer_replication", "use_qalora", "use_bdlora",
+         "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
         (None, False, [], {}),
     ),
 }  # fmt: skip
@@ -77,8 +78,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a LoRA config of PEFT", cause=str(error)) from error
     settings = cast("dict[str, Any]", config)
-    for name, harmless in _UNSUPPORTED.items():
-        if name in settings and settings[name] not in harmless:
+    for name in (*_UNSUPPORTED, _TARGETS):
+        if name in settings and not _is_harmless(name, settings[name]):
             raise CheckpointError(
                 f"{folder} has an adapter of PEFT that macllm cannot apply",
                 cause=f"{name} is {json.dumps(settings[name])[:200]}",
@@ -86,6 +87,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             )
     _refuse_changed_base(folder, settings.get("init_lora_weights"))
     return {**settings, "model": settings.get("base_model_name_or_path")}
+
+
+def _is_harmless(name: str, value: object) -> bool:
+    return parameters.readable(value) if name == _TARGETS else value in _UNSUPPORTED[name]
 
 
 def _refuse_changed_base(folder: Path, start: object) -> None:
@@ -100,7 +105,7 @@ def _refuse_changed_base(folder: Path, start: object) -> None:
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
-    """The change of each module of transformers.
+    """The change of each module of transformers, or of each parameter that target_parameters names.
 
     Raises CheckpointError for tensors that are not part of a LoRA adapter of linear layers.
     """
@@ -117,22 +122,33 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
         module, leaf = next(((name.removesuffix(f".{leaf}"), leaf) for leaf in leaves if name.endswith(leaf)), ("", ""))
         if not module or tensor.ndim != leaves[leaf]:
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not a factor of a linear layer")
-        found.setdefault(module.removeprefix(_PREFIX), {})[leaf] = tensor
+        found.setdefault(parameters.named(module.removeprefix(_PREFIX), config), {})[leaf] = tensor
+    # PEFT ties an embedding of another name only if the head is named too
+    ends = "" if HEAD in found or HEAD in (config.get("target_modules") or ()) else EMBEDDING
     updates: dict[str, Update] = {}
     for module, tensors in found.items():
         if absent := [leaf for leaf in leaves if leaf not in tensors]:
             one = "has no magnitudes" if absent == [_MAGNITUDE] else "has one factor only"
             raise CheckpointError(f"{folder / WEIGHTS}: {module} {one}")
-        alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-        rank = tensors[_A].shape[0]
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        tied = bool(config.get(_TYING))
-        updates[module] = Update(tensors[_A].T, tensors[_B].T, scale, tensors.get(_MAGNITUDE), tied)
+        head = bool(config.get(_TYING)) and module.endswith(ends)
+        updates[module] = _update(module, tensors, config)._replace(head=head)
     if not updates:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
     if config.get("modules_to_save") and not whole:
         raise CheckpointError(f"{folder / WEIGHTS} lacks {', '.join(config['modules_to_save'])} of modules_to_save")
     return {**updates, **whole}
+
+
+def _update(name: str, tensors: Mapping[str, mx.array], config: Mapping[str, Any]) -> Update:
+    a, b = tensors[_A], tensors[_B]
+    if parameters.is_stack(name):
+        rank = _of_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
+        update = parameters.unflattened(name, a, b, rank, config)
+    else:
+        update = Update(a.T, b.T, magnitude=tensors.get(_MAGNITUDE))
+    rank = update.a.shape[1]
+    alpha = _of_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
+    return update._replace(scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _is_saved(module: str, config: Mapping[str, Any]) -> bool:
@@ -156,7 +172,7 @@ def tables(folder: Path) -> dict[str, mx.array]:
     return {n.removesuffix(_TABLE).removeprefix(_PREFIX): tensor for n, tensor in stored if n.endswith(_TABLE)}
 
 
-def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+def _of_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first pattern, a regular expression, that matches the end of the module's name."""
     for pattern, value in patterns.items():
         try:
@@ -169,55 +185,88 @@ def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
 
 def save(
     theirs: Mapping[str, Update | Whole],
-    dropout: float,
-    base: str | None,
+    about: Mapping[str, Any],
     folder: Path,
     embeddings: Collection[str] = (),
     tied: Collection[str] = (),
 ) -> None:
-    """Write changes by module of transformers, each file atomically. Ranks and scales may differ.
+    """Write changes by module or parameter of transformers, each file atomically.
 
-    `embeddings` are the adapted modules that are no linear layers, `tied` those stored whole that are the head too.
+    Ranks and scales may differ. `about` has fields of the config: those that the model decides. `embeddings` are the
+    adapted modules that are no linear layers, `tied` the changed ones that are the head too. Raises CheckpointError for
+    what PEFT would not load.
     """
-    if other := [name for name in theirs if not name.startswith(_ROOTS)]:
-        raise CheckpointError(
-            "the adapter cannot be written in PEFT's format",
-            cause=f"{other[0]} is a name of the checkpoint, which transformers gives the module under another one",
-            remedy="keep the adapter in mlx-lm's format",
-        )
     whole = {name: change for name, change in theirs.items() if isinstance(change, Whole)}
     theirs = {name: change for name, change in theirs.items() if isinstance(change, Update)}
+    _check_savable(theirs)
     tensors = {f"{_PREFIX}{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
-    tensors |= {f"{_PREFIX}{HEAD}.weight": whole[name].tensors["weight"] for name in tied}
-    for name, (a, b, _, magnitude, _) in theirs.items():
-        if a.ndim != 2:
-            raise CheckpointError(
-                f"{name} is a stack of experts, which PEFT's format has no tensors for",
-                remedy="keep the adapter in mlx-lm's format",
-            )
+    tensors |= {f"{_PREFIX}{HEAD}.weight": whole[name].tensors["weight"] for name in tied if name in whole}
+    for name, update in theirs.items():
         leaves = tuple(_OF_EMBEDDINGS) if name in embeddings else (_A, _B)
-        tensors |= {f"{_PREFIX}{name}.{leaf}": factor.T for leaf, factor in zip(leaves, (a, b), strict=True)}
-        if magnitude is not None:
-            tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude
+        factors = parameters.flattened(update) if update.a.ndim == 3 else (update.a.T, update.b.T)
+        module = parameters.module_of(name, theirs) if parameters.is_parameter(name) else name
+        tensors |= {f"{_PREFIX}{module}.{leaf}": factor for leaf, factor in zip(leaves, factors, strict=True)}
+        if update.magnitude is not None:
+            tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = update.magnitude
+    config = {
+        **_config(theirs, about),
+        "target_modules": sorted({*filterfalse(parameters.is_parameter, theirs), *_named_heads(tied, theirs)}),
+        **({_TYING: all(theirs[name].head for name in embeddings)} if embeddings or tied else {}),
+        **({"modules_to_save": sorted({*whole, *_named_heads(tied, whole)})} if whole else {}),
+    }
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    files.write_json(folder / CONFIG, config)
+
+
+def _named_heads(tied: Collection[str], changed: Collection[str]) -> list[str]:
+    """The head, if PEFT ties a changed embedding to it only where both are named."""
+    return [HEAD] if any(name in changed and not name.endswith(EMBEDDING) for name in tied) else []
+
+
+def _config(theirs: Mapping[str, Update], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the config that low-rank updates decide."""
     ranks = {name: update.a.shape[1] for name, update in theirs.items()}
     alphas = {name: update.scale * ranks[name] for name, update in theirs.items()}
     (rank, _), (alpha, _) = (Counter(numbers.values()).most_common(1)[0] for numbers in (ranks, alphas))
-    config = {
+    targets = sorted(filter(parameters.is_parameter, theirs))
+    return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        **about,
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
         "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
         "use_dora": any(update.magnitude is not None for update in theirs.values()),
-        "lora_dropout": dropout,
-        "target_modules": sorted(theirs),
-        **({_TYING: all(theirs[name].head for name in embeddings)} if embeddings or tied else {}),
-        **({"modules_to_save": sorted(whole)} if whole else {}),
+        # PEFT has no dropout of an update that it adds to the weights
+        "lora_dropout": 0.0 if targets else about["lora_dropout"],
+        **({_TARGETS: targets, "peft_version": parameters.VERSION} if targets else {}),
         "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    files.write_json(folder / CONFIG, config)
+
+
+def refuse_names(names: Collection[str]) -> None:
+    """Raise CheckpointError for names of a checkpoint that are not those of transformers' modules."""
+    if other := [name for name in names if not name.startswith(_ROOTS)]:
+        raise CheckpointError(
+            "the adapter cannot be written in PEFT's format",
+            cause=f"{other[0]} is a name of the checkpoint, which transformers gives the module under another one",
+            remedy="keep the adapter in mlx-lm's format",
+        )
+
+
+def _check_savable(updates: Mapping[str, Update]) -> None:
+    """Raise CheckpointError for what PEFT would not load."""
+    has_magnitudes = any(update.magnitude is not None for update in updates.values())
+    for name, update in updates.items():
+        if parameters.is_parameter(name) and has_magnitudes:
+            raise CheckpointError(
+                f"PEFT cannot adapt {name} beside DoRA",
+                cause="it is a parameter to PEFT, not a linear layer, and DoRA holds for the whole adapter",
+                remedy="keep the adapter in mlx-lm's format",
+            )
+        if update.a.ndim == 3 and not parameters.is_stack(name):
+            raise CheckpointError(
+                f"{name} is a stack of experts, whose name in transformers is not known for this family",
+                remedy="keep the adapter in mlx-lm's format",
+            )

@@ -1,7 +1,7 @@
 """`model_type` in a checkpoint's config.json -> the family that reads it.
 
 A family is a module with `spec(config) -> ModelSpec` and `keys(config) -> KeyMap`, and `mlx_keys(config)`
-if mlx-lm's tensor names differ from transformers'.
+if mlx-lm's tensor names differ from transformers', `module_keys(config)` if those of transformers' own modules do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
 # Families whose activations can exceed 65504, the largest float16.
 OUTGROWS_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "t5"})
 
-Layout = Literal["hf", "mlx"]
+Layout = Literal["hf", "mlx", "modules"]
+_MAKERS = {"hf": "keys", "mlx": "mlx_keys", "modules": "module_keys"}
 
 
 def is_known(config: dict) -> bool:
@@ -83,9 +84,13 @@ def spec(config: Config) -> ModelSpec:
 
 
 def keys(config: Config, layout: Layout = "hf") -> KeyMap:
-    """Tensor names of a text config's checkpoint, as transformers ("hf") or mlx-lm ("mlx") writes them."""
+    """Tensor names of a text config's checkpoint, as transformers ("hf") or mlx-lm ("mlx") writes them.
+
+    "modules" are those of transformers' modules in memory. There a rule without `*` names a parameter that is no linear
+    layer to PEFT: of experts, routers, and what PEFT takes for them.
+    """
     family = _family(config)
-    make: Callable[[Config], KeyMap] = getattr(family, "mlx_keys", family.keys) if layout == "mlx" else family.keys
+    make: Callable[[Config], KeyMap] = getattr(family, _MAKERS[layout], family.keys)
     return make(config)
 
 

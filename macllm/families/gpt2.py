@@ -64,6 +64,11 @@ def keys(config: Config) -> KeyMap:
     return KeyMap(rules, aliases=(("", ""), ("", "transformer.")), saved_as=("transformer.", ""), ties=_ties(config))
 
 
+def module_keys(config: Config) -> KeyMap:
+    """Names of transformers' modules, whose first word checkpoints leave out."""
+    return replace(keys(config), saved_as=("", ""))
+
+
 def mlx_keys(config: Config) -> KeyMap:
     """Tensor names as mlx-lm writes them: under "model." and (out, in)."""
     rules = _rules(config, transpose=False)

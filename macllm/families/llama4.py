@@ -19,9 +19,9 @@ from macllm.nn.spec import (
     TemperatureSpec,
     YarnScaling,
 )
-from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule, Split
+from macllm.weights.keymap import AnyRule, Drop, KeyMap, Rule
 
-from . import llama
+from . import llama, mixtral
 from .config import Config, layer_types
 
 OURS = "decoder.layers.{i}.feed_forward."
@@ -87,13 +87,14 @@ def feed_forward(config: Config, i: int) -> MLPSpec | MoESpec:
 
 def keys(config: Config) -> KeyMap:
     """Tensor names of a checkpoint with this config; experts are stored (E, in, out), gate and up as one."""
-    hidden = config["intermediate_size"]
-    gate_up = tuple(f"{OURS}experts.{p}_proj.weight" for p in ("gate", "up"))
-    experts = (
-        Split(THEIRS + "experts.gate_up_proj", gate_up, (hidden, hidden), transpose=True),
-        Rule(THEIRS + "experts.down_proj", OURS + "experts.down_proj.weight", transpose=True),
-    )
+    experts = mixtral.fused_experts(THEIRS, config["intermediate_size"], transpose=True)
     return llama.keymap(config, *_shared(), *experts, *_vision_tensors())
+
+
+def module_keys(config: Config) -> KeyMap:
+    """Names of transformers' modules; its router returns more than a linear layer."""
+    base, router = keys(config), Rule(THEIRS + "router.weight", OURS + "router.weight")
+    return replace(base, rules=tuple(router if rule.theirs == THEIRS + "router.*" else rule for rule in base.rules))
 
 
 def mlx_keys(config: Config) -> KeyMap:

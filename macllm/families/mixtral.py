@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from macllm.errors import CheckpointError
 from macllm.nn.spec import DecoderSpec, LayerSpec, MoESpec
-from macllm.weights.keymap import KeyMap, Rule, StackExperts
+from macllm.weights.keymap import AnyRule, KeyMap, Rule, Split, StackExperts
 
 from . import llama
 from .config import Config
@@ -43,6 +43,27 @@ def keys(config: Config) -> KeyMap:
     )
     return llama.keymap(
         config, *llama.ATTENTION, *llama.PRE_NORMS, Rule(THEIRS + "gate.*", OURS + "router.*"), *experts
+    )
+
+
+def module_keys(config: Config) -> KeyMap:
+    """Names of transformers' modules, from version 5 on."""
+    theirs = "model.layers.{i}.mlp."
+    return llama.keymap(
+        config,
+        *llama.ATTENTION,
+        *llama.PRE_NORMS,
+        Rule(theirs + "gate.weight", OURS + "router.weight"),
+        *fused_experts(theirs, config["intermediate_size"]),
+    )
+
+
+def fused_experts(theirs: str, hidden: int, *, transpose: bool = False) -> tuple[AnyRule, ...]:
+    """Names of stacked experts of width `hidden` within `theirs`, gate and up as one."""
+    gate_up = tuple(f"{OURS}experts.{p}_proj.weight" for p in ("gate", "up"))
+    return (
+        Split(theirs + "experts.gate_up_proj", gate_up, (hidden, hidden), transpose=transpose),
+        Rule(theirs + "experts.down_proj", OURS + "experts.down_proj.weight", transpose=transpose),
     )
 
 

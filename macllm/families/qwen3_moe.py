@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from macllm.nn.spec import Causal, DecoderSpec, LayerSpec, MLPSpec, MoESpec
-from macllm.weights.keymap import AnyRule, KeyMap, Rule, StackExperts
+from macllm.weights.keymap import KeyMap, Rule, StackExperts
 
-from . import llama, qwen3
+from . import llama, mixtral, qwen3
 from .config import Config
 
 OURS = "decoder.layers.{i}.feed_forward."
@@ -54,12 +54,24 @@ def keys(config: Config) -> KeyMap:
     return llama.keymap(config, *_shared(), *experts)
 
 
+def module_keys(config: Config) -> KeyMap:
+    """Names of transformers' modules, from version 5 on; PEFT takes the dense MLPs for experts."""
+    experts = mixtral.fused_experts(THEIRS, config["moe_intermediate_size"])
+    return llama.keymap(config, *map(_as_parameter, _shared()), *experts)
+
+
+def _as_parameter(rule: Rule) -> Rule:
+    if ".mlp." not in rule.theirs:
+        return rule
+    return Rule(rule.theirs.replace("*", "weight"), rule.ours.replace("*", "weight"))
+
+
 def mlx_keys(config: Config) -> KeyMap:
     """Tensor names as mlx-lm writes them: experts stacked."""
     experts = (Rule(f"{THEIRS}switch_mlp.{p}_proj.*", f"{OURS}experts.{p}_proj.*") for p in ("gate", "up", "down"))
     return llama.keymap(config, *_shared(), *experts)
 
 
-def _shared() -> tuple[AnyRule, ...]:
+def _shared() -> tuple[Rule, ...]:
     router = Rule(THEIRS + "gate.*", OURS + "router.*")
     return (*llama.ATTENTION, *llama.MLP, *llama.PRE_NORMS, *llama.HEAD_QK_NORMS, router)

@@ -132,7 +132,7 @@ def to_ours(theirs: Mapping[str, mx.array], keymap: KeyMap, written_by: str = ""
     stacks: dict[tuple[str, int], dict[int, mx.array]] = defaultdict(dict)
     unknown: list[str] = []
     for name, array in theirs.items():
-        found = _find(name, keymap)
+        found = find(name, keymap)
         if found is None:
             unknown.append(name)
             continue
@@ -230,8 +230,8 @@ def their_modules(ours: str, keymap: KeyMap) -> list[tuple[str, Kept]]:
 
 
 def our_modules(theirs: str, keymap: KeyMap) -> list[str]:
-    """Our modules in their module `theirs`; [] for an unknown one."""
-    found = _find(theirs + ".weight", keymap)
+    """Our modules in their module or parameter `theirs`; [] for an unknown one."""
+    found = find(theirs + ".weight", keymap) or find(theirs, keymap)
     if found is None:
         return []
     rule, parts = found
@@ -241,7 +241,8 @@ def our_modules(theirs: str, keymap: KeyMap) -> list[str]:
     return [_fill(name, parts).removesuffix(".weight") for name in names]
 
 
-def _find(name: str, keymap: KeyMap) -> tuple[AnyRule, dict[str, str]] | None:
+def find(name: str, keymap: KeyMap) -> tuple[AnyRule, dict[str, str]] | None:
+    """The rule for a tensor of theirs, and what its wildcards stand for; None for an unknown name."""
     for old, new in _OLD_ENDINGS:
         if name.endswith(old):
             name = name.removesuffix(old) + new
