@@ -179,6 +179,13 @@ class Restarted:
 
 
 @dataclass(frozen=True)
+class Working:
+    """The training process is at work, and the last event was `seconds` ago. Not written to metrics.jsonl."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TrackerFailed:
     """Reports to a tracker ended with an error; the run goes on. Not written to metrics.jsonl."""
 
@@ -199,6 +206,7 @@ TrainEvent = (
     | Skipped
     | Paused
     | Continued
+    | Working
     | TrackerFailed
 )
 

@@ -24,12 +24,13 @@ from macllm.child import ChildProcess, Exit
 from macllm.errors import EngineCrashedError
 
 from ..config import SETTINGS_NAME, TrainConfig
-from ..events import Restarted, RunFailed, TrainEvent
+from ..events import Restarted, RunFailed, TrainEvent, Working
 from .folder import SUPERVISING, append, lock, newest_step
 from .registry import command_of
 from .worker import Completed, Interrupted, Raised
 
 _GRACE_SECONDS = 60.0  # for the current step, a snapshot and the export
+_QUIET_SECONDS = 60.0  # between two signs of a child that reports nothing
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # An error of Metal that MLX reports as an exception: the watchdog, or memory that other programs took.
 _GPU_ABORT = "Command buffer execution failed"
@@ -106,8 +107,15 @@ class _Worker:
 
     def events(self) -> Iterator[TrainEvent]:
         """The events until the work is done or aborted. Raises: its errors; KeyboardInterrupt."""
+        quiet = 0.0
         while True:
-            match self._messages.get():
+            try:
+                message = self._messages.get(timeout=_QUIET_SECONDS)
+            except queue.Empty:
+                yield Working(quiet := quiet + _QUIET_SECONDS)
+                continue
+            quiet = 0.0
+            match message:
                 case Completed():
                     return
                 case Interrupted():
