@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from macllm.units import bytes_text, duration_text
 from macllm.visible import one_line
@@ -91,6 +93,10 @@ class RunLines:
             say(f"step {event.step}/{self.steps}  paused {event.cause}, saved")
         elif isinstance(event, Continued):
             say(f"step {event.step}/{self.steps}  continued after {duration_text(event.seconds)}")
+        elif isinstance(event, Restarted) and event.changed:
+            same = ": the same rows in each step" if "batch_size" in event.changed else ""
+            said = f"goes on from step {event.step} with {changes(event.changed)}{same}"
+            say(f"out of memory ({one_line(event.cause)}); {said}")
         elif isinstance(event, Restarted):
             said = f"restarted from step {event.step}, {event.attempt} of at most {event.most} times without progress"
             say(f"{event.cause}; {said}")
@@ -221,6 +227,12 @@ def _say_prepared(event: Prepared) -> None:
     say(f"{event.trained_parameters} of {event.parameters} parameters trainable ({share}), {event.steps} steps")
     if event.first_step:
         say(f"resuming from step {event.first_step}")
+
+
+def changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Settings with their values now and before."""
+    values = {name: [json.dumps(value) for value in pair] for name, pair in changed.items()}
+    return ", ".join(f"{name} {now} in place of {before}" for name, (before, now) in values.items())
 
 
 def _long_line(last: Advanced, seconds: float) -> str:

@@ -23,7 +23,7 @@ from macllm.units import bytes_text
 
 from .fetch import fetch_rows
 from .output import say, working
-from .run_display import display
+from .run_display import changes, display
 
 if TYPE_CHECKING:
     from macllm.train.config import TrainConfig
@@ -45,8 +45,7 @@ def events(config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
     from macllm.train.runs.supervisor import supervised
 
     if changed := config.rounding_changes():
-        values = ", ".join(f"{name} {now} in place of {before}" for name, (before, now) in changed.items())
-        say(f"goes on with {values}: sums are rounded in another order, so the last bits may differ")
+        say(f"goes on with {changes(changed)}: sums are rounded in another order, so the last bits may differ")
     module = f"macllm.train.{'finetune' if isinstance(config, FinetuneConfig) else 'pretrain'}"
     if restarts:
         return _measured(supervised(f"{module}:events", config, restarts), config)

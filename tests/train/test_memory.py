@@ -20,7 +20,7 @@ def prepared(trained: int = 1000) -> Prepared:
 
 
 def test_weights_gradients_moments_and_activations_are_counted() -> None:
-    """Four rows of 20 tokens; 7 x 100 + 3 x 300 numbers per token and layer, of 16 bits unless all weights have 32."""
+    """Four rows of 20 tokens; 7 x 100 + 3 x 300 numbers per token and layer, mostly of 16 bits."""
     config = FinetuneConfig(data="x")
     activations = 10 * 80 * 2 * 1600
     assert least_bytes(config, prepared(), SHAPE, 7777) == 7777 + 1000 * 16 + activations
