@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -41,6 +41,7 @@ class Exit:
     code: int  # negative: the number of the signal that killed it
     requested: bool  # by `ChildProcess.end`
     log: Path | None  # its output; None if it wrote nothing
+    peak_bytes: int = field(default=0, compare=False)  # most memory that was resident; 0 if not known
 
     @property
     def cause(self) -> str:
@@ -140,14 +141,23 @@ class ChildProcess:
         with suppress(EOFError, OSError):
             while True:
                 self._on_message(self._pipe.recv())
-        code = self._process.wait()
+        code, peak = self._wait()
         self._kill()  # processes that it started and left
         self._outbox.put(None)
         writer.join()  # returns at once: the pipe has no reader, so every write fails
         self._pipe.close()
         atexit.unregister(self.end)
-        self._exit = Exit(code, self._requested, _kept(self._log))
+        self._exit = Exit(code, self._requested, _kept(self._log), peak)
         self._on_exit(self._exit)
+
+    def _wait(self) -> tuple[int, int]:
+        """The exit code, and the most memory that was resident, in bytes."""
+        try:
+            _, status, usage = os.wait4(self._process.pid, 0)
+        except ChildProcessError:  # SIGCHLD is ignored
+            return self._process.wait(), 0
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def _write(self) -> None:
         """Thread main: write queued messages in order."""

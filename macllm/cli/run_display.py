@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from macllm.units import bytes_text, duration_text
 from macllm.visible import one_line
@@ -14,7 +16,7 @@ from .live import LiveArea, has_blocks, is_live
 from .output import Progress, columns, say
 
 if TYPE_CHECKING:
-    from macllm.train.events import Finished, Prepared, Step, TrainEvent
+    from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
 UNITS = {"reading": "rows", "encoding": "rows", "training": "steps", "evaluating": "batches", "saving": "snapshots"}
 MIN_DECREASE = 0.1  # relative decrease of the loss below which a hint is printed
@@ -91,6 +93,10 @@ class RunLines:
             say(f"step {event.step}/{self.steps}  paused {event.cause}, saved")
         elif isinstance(event, Continued):
             say(f"step {event.step}/{self.steps}  continued after {duration_text(event.seconds)}")
+        elif isinstance(event, Restarted) and event.changed:
+            same = ": the same rows in each step" if "batch_size" in event.changed else ""
+            said = f"goes on from step {event.step} with {changes(event.changed)}{same}"
+            say(f"out of memory ({one_line(event.cause)}); {said}")
         elif isinstance(event, Restarted):
             said = f"restarted from step {event.step}, {event.attempt} of at most {event.most} times without progress"
             say(f"{event.cause}; {said}")
@@ -117,8 +123,10 @@ class Screen:
 
     def show(self, event: TrainEvent) -> None:
         """Show an event in the area, above it, or both."""
-        from macllm.train.events import Advanced, Finished, Saved, Step
+        from macllm.train.events import Advanced, Finished, Saved, Step, Working
 
+        if isinstance(event, Working):  # the area has clocks
+            return
         with self._area.lock:
             self._dashboard.take(event)
         if isinstance(event, Step):
@@ -153,15 +161,22 @@ class Log:
 
     def __init__(self) -> None:
         self._lines, self._work, self._progress = RunLines(), "", Progress("")
+        self._last: Advanced | None = None  # None while a run waits
 
     def show(self, event: TrainEvent) -> None:
         """Write an event."""
-        from macllm.train.events import Advanced
+        from macllm.train.events import Advanced, Paused, Restarted, Working
 
+        if isinstance(event, Working):
+            if self._last is not None:
+                say(_long_line(self._last, event.seconds))
+            return
         if not isinstance(event, Advanced):
             self._progress.close()
             self._lines.show(event)
+            self._last = None if isinstance(event, Paused | Restarted) else self._last
             return
+        self._last = event
         if event.work != self._work:
             self._progress.close()
             before = event.done - (event.work == "training")  # its event comes after the step
@@ -212,6 +227,17 @@ def _say_prepared(event: Prepared) -> None:
     say(f"{event.trained_parameters} of {event.parameters} parameters trainable ({share}), {event.steps} steps")
     if event.first_step:
         say(f"resuming from step {event.first_step}")
+
+
+def changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Settings with their values now and before."""
+    values = {name: [json.dumps(value) for value in pair] for name, pair in changed.items()}
+    return ", ".join(f"{name} {now} in place of {before}" for name, (before, now) in values.items())
+
+
+def _long_line(last: Advanced, seconds: float) -> str:
+    done = f"{last.done} of {last.total}" if last.total else str(last.done)
+    return f"{last.work} {done} {UNITS[last.work]}, the next takes {duration_text(seconds)} so far"
 
 
 def _step_line(event: Step, steps: int) -> str:

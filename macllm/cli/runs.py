@@ -68,14 +68,18 @@ def ls(as_json: bool) -> None:
 @_JSON
 def show(run: str, as_json: bool) -> None:
     """Show a run: state, base, data, environment, snapshots, last numbers and settings."""
-    from macllm.train.events import Prepared
+    from macllm.train.events import Prepared, Restarted
     from macllm.train.runs.history import events_of, snapshots_of, status
     from macllm.train.runs.registry import find, read_about, read_settings
+
+    from .run_display import changes
 
     entry = find(run)
     found, about, settings = status(entry), read_about(entry.path), read_settings(entry.path)
     kept = snapshots_of(entry.path)
-    prepared = next((event for event in reversed(events_of(entry.path)) if isinstance(event, Prepared)), None)
+    events = events_of(entry.path)
+    prepared = next((event for event in reversed(events) if isinstance(event, Prepared)), None)
+    full = [event for event in events if isinstance(event, Restarted) and event.changed]
     base = next(
         (one["run"]["base"] for one in reversed(kept) if isinstance(one["run"], dict) and "base" in one["run"]), None
     )
@@ -85,6 +89,7 @@ def show(run: str, as_json: bool) -> None:
         _print_json(
             asdict(entry)
             | {"status": asdict(found), "base_fingerprint": base, "data": data, "snapshots": snapshots}
+            | {"out_of_memory": [{"step": one.step, "cause": one.cause, "changed": one.changed} for one in full]}
             | {"environment": about, "settings": settings}
         )
         return
@@ -99,6 +104,8 @@ def show(run: str, as_json: bool) -> None:
         _print(f"forked from step {parent.get('step')} of {one_line(str(parent.get('folder')))}")
     if prepared:
         _print(f"data  {prepared.rows} examples, {prepared.tokens} tokens, {prepared.valid_rows} validation examples")
+    for event in full:
+        _print(f"out of memory  goes on from step {event.step} with {changes(event.changed)}")
     for one in snapshots:
         loss = f"  validation loss {one['valid_loss']:.4f}" if one["valid_loss"] is not None else ""
         _print(f"snapshot  step {one['step']}  {bytes_text(one['bytes'])}{loss}")

@@ -106,8 +106,9 @@ def _options(config: type[TrainConfig]) -> list[Callable[..., Any]]:
 
 def _flags(config: type[TrainConfig], names: Container[str]) -> list[Callable[..., Any]]:
     from macllm.train.config.subjects import subjects
+    from macllm.train.config.values import settable
 
-    hints = typing.get_type_hints(config)
+    hints = {name: settable(kind) for name, kind in typing.get_type_hints(config).items()}
     explained = config.documentation()
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     options: list[Callable[..., Any]] = []
@@ -143,5 +144,5 @@ def _default(name: str, value: Any) -> str:
     """The default, unless the documentation says what an empty value means."""
     if value in ("", ()):
         return "[required]" if name == "data" else ""
-    shown = str(value).lower() if isinstance(value, bool) else value
+    shown = "unset" if value is None else str(value).lower() if isinstance(value, bool) else value
     return f"[default: {shown}]"

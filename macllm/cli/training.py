@@ -23,7 +23,7 @@ from macllm.units import bytes_text
 
 from .fetch import fetch_rows
 from .output import say, working
-from .run_display import display
+from .run_display import changes, display
 
 if TYPE_CHECKING:
     from macllm.train.config import TrainConfig
@@ -45,8 +45,7 @@ def events(config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
     from macllm.train.runs.supervisor import supervised
 
     if changed := config.rounding_changes():
-        values = ", ".join(f"{name} {now} in place of {before}" for name, (before, now) in changed.items())
-        say(f"goes on with {values}: sums are rounded in another order, so the last bits may differ")
+        say(f"goes on with {changes(changed)}: sums are rounded in another order, so the last bits may differ")
     module = f"macllm.train.{'finetune' if isinstance(config, FinetuneConfig) else 'pretrain'}"
     if restarts:
         return _measured(supervised(f"{module}:events", config, restarts), config)
@@ -78,14 +77,16 @@ def _needed(config: TrainConfig, event: Prepared) -> int:
     try:
         if isinstance(config, FinetuneConfig):
             folder = resolve(config.model, offline=True)
-            shape, weights = read_json(folder / "config.json"), sum(f.stat().st_size for f in folder.glob(_WEIGHTS))
+            shape, frozen = read_json(folder / "config.json"), sum(f.stat().st_size for f in folder.glob(_WEIGHTS))
+            if config.method == "full":
+                frozen = frozen * (event.parameters - event.trained_parameters) // max(1, event.parameters)
         elif isinstance(config, PretrainConfig):
-            shape, weights = read_json(Path(config.config)), 4 * event.parameters
+            shape, frozen = read_json(Path(config.config)), 0
         else:
             return 0
     except (OSError, ValueError, MacllmError):
         return 0
-    return least_bytes(config, event, shape, weights) if isinstance(shape, dict) else 0
+    return least_bytes(config, event, shape, frozen) if isinstance(shape, dict) else 0
 
 
 def check(config: TrainConfig) -> None:
@@ -149,15 +150,17 @@ def _interrupts(stopping: Callable[[], None]) -> Generator[None]:
 
 
 def _print_json(event: TrainEvent) -> None:
-    from macllm.train.events import Advanced, record
+    from macllm.train.events import Advanced, Working, record
 
-    if not isinstance(event, Advanced):
+    if not isinstance(event, Advanced | Working):
         click.echo(json.dumps(record(event), allow_nan=False))
 
 
 def _first(events: Generator[TrainEvent]) -> Iterator[TrainEvent]:
     """The first event, after the model is loaded."""
+    from macllm.train.events import Working
+
     with working("loading the model"):
-        first = next(events, None)
+        first = next((event for event in events if not isinstance(event, Working)), None)
     if first is not None:
         yield first

@@ -60,10 +60,16 @@ def value_bytes() -> int:
 
 def memory_limit() -> int:
     """Memory in bytes that a model may use here, without asking MLX: see `_GPU_SHARE` for a Mac."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = machine_memory()
     if sys.platform == "darwin":
-        return _wired_limit() or int(physical * (_GPU_SHARE if physical <= 36 << 30 else 3 / 4))
-    limit = _container_limit()
+        return _wired_limit() or int(machine * (_GPU_SHARE if machine <= 36 << 30 else 3 / 4))
+    return machine
+
+
+def machine_memory() -> int:
+    """Memory in bytes of this machine, or of its container."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _container_limit() if sys.platform != "darwin" else None
     return min(physical, limit) if limit else physical
 
 

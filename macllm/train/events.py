@@ -80,6 +80,7 @@ class Prepared:
     binned: int = 0
     valid: Counts = Counts()
     steps_per_eval: int = 0  # steps between two evaluations; 0: none between the first and the last step
+    recomputes: bool = False  # layers can be computed again for the gradients
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,23 @@ class Continued:
 
 @dataclass(frozen=True)
 class Restarted:
-    """The training process was aborted, and goes on in a new one from the snapshot of `step`."""
+    """The training process was aborted, and goes on in a new one from the snapshot of `step`.
+
+    If its memory was full, `changed` has the settings that take less from now on, each before and after.
+    """
 
     step: int
     cause: str
-    attempt: int  # since the last new snapshot
+    attempt: int  # since the last new snapshot; 0 with other settings
     most: int
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
+
+
+@dataclass(frozen=True)
+class Working:
+    """The training process is at work, and the last event was `seconds` ago. Not written to metrics.jsonl."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,7 @@ TrainEvent = (
     | Skipped
     | Paused
     | Continued
+    | Working
     | TrackerFailed
 )
 

@@ -70,7 +70,7 @@ class Trainer(Generic[B]):
         self.snapshots = snapshots
         self.group: Group = Alone()
         self.steps = total_steps(config, source.steps_per_epoch)
-        compute_layers_again(model, config.grad_checkpoint)
+        self._recomputes = compute_layers_again(model, bool(config.grad_checkpoint))
         self.gradient = nn.value_and_grad(model, self.loss)
         self.state = self._begin()
         self._saved = _mark(self.state)  # nothing to save before the first step
@@ -109,7 +109,8 @@ class Trainer(Generic[B]):
         validation = Validation(
             objective,
             dataset.valid,
-            batch_size=size,
+            batch_size=chosen,
+            micro_batch=size,
             most=config.val_batches,
             seed=seed,
             counts=dataset.valid_counts,
@@ -190,6 +191,7 @@ class Trainer(Generic[B]):
             steps=self.steps,
             first_step=self.state.step,
             steps_per_eval=self.config.steps_per_eval,
+            recomputes=self._recomputes,
         )
 
     def _select(self) -> bool:

@@ -8,24 +8,26 @@ from typing import Any
 from .config import TrainConfig
 from .events import Prepared
 
-_FLOAT, _HALF = 4, 2  # bytes
+_FLOAT, _HALF = 4, 2  # bytes; weights are trained in float32, whatever the type of the base
 # Vectors of a layer that wait for the gradients, for each token: inputs of the norms and of the linear layers,
 # queries, keys, values and outputs of attention; gate, input and product of the feed-forward part.
 _WIDTHS, _INNER_WIDTHS = 7, 3
 
 
-def least_bytes(config: TrainConfig, event: Prepared, shape: Mapping[str, Any], weights_bytes: int) -> int:
+def least_bytes(config: TrainConfig, event: Prepared, shape: Mapping[str, Any], frozen_bytes: int) -> int:
     """Bytes of weights, gradients, moments and activations of rows of mean length.
 
-    `shape` is the model's config.json; where it does not tell widths, activations count as nothing.
+    `shape` is the model's config.json; where it does not tell widths, activations count as nothing. `frozen_bytes` are
+    those of the weights that are not trained.
     """
     tokens = config.batch_size * event.tokens // max(1, event.rows)
     text = shape.get("text_config")
     text = {**shape, **text} if isinstance(text, Mapping) else shape
     width, inner, layers = (_whole(text, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    of_layer = tokens * _HALF * (_WIDTHS * width + _INNER_WIDTHS * inner)
-    activations = layers * tokens * _HALF * width + of_layer if config.grad_checkpoint else layers * of_layer
-    return weights_bytes + event.trained_parameters * (_FLOAT + _moments(config)) + activations
+    vector = tokens * (_FLOAT if event.trained_parameters == event.parameters else _HALF)
+    of_layer = vector * (_WIDTHS * width + _INNER_WIDTHS * inner)
+    activations = layers * vector * width + of_layer if config.grad_checkpoint else layers * of_layer
+    return frozen_bytes + event.trained_parameters * (2 * _FLOAT + _moments(config)) + activations
 
 
 def _moments(config: TrainConfig) -> int:

@@ -61,17 +61,19 @@ def train_weights(model: nn.Module, num_layers: int) -> list[str]:
     return names
 
 
-def compute_layers_again(model: nn.Module, enabled: bool) -> None:
-    """Compute layers again for their gradients, or not.
+def compute_layers_again(model: nn.Module, enabled: bool) -> bool:
+    """Compute layers again for their gradients, or not; False for a model without known layers.
 
-    Raises UsageError for a model without known layers.
+    Raises UsageError for such a model if `enabled`.
     """
-    if not checkpoint_layers(model, enabled) and enabled:
+    can = checkpoint_layers(model, enabled)
+    if enabled and not can:
         raise UsageError(
             "grad_checkpoint needs a model of a supported family",
             cause=f"{type(model).__name__} has no layers that can be computed again",
             remedy="leave grad_checkpoint out",
         )
+    return can
 
 
 def shapes(optimizer: OptimizerState) -> set[tuple[object, ...]]:

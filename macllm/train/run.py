@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable, Generator
@@ -18,10 +19,11 @@ from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Finished, Prepared, Restarted, RunFailed, Stopped, TrainEvent
 from .runs import registry
 from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock, newest_step
-from .snapshot import Snapshots
+from .snapshot import BATCHES, Snapshots
 
 __all__ = ["check", "check_vocabulary", "follow", "held", "lock", "record", "snapshots"]
 
+_BEGAN = "began_with"  # in run.json: the first `BATCHES` of a run that goes on with others
 _OF_RUNS = (SNAPSHOTS, SETTINGS_NAME, METRICS, ENVIRONMENT)
 # A run writes some of these; the others belong to an adapter of PEFT, whose config it would replace.
 _RESULTS = ("adapters.safetensors", "adapter_config.json", "adapter_model.safetensors", "model")
@@ -118,7 +120,18 @@ def snapshots(folder: Path, config: TrainConfig, identity: dict[str, Any]) -> Sn
     # A setting that the version of a snapshot did not have is at its default there, which keeps the former behaviour.
     ours = config.reproducibility_fields()
     defaults = {name: value for name, value in config.defaults().items() if name in ours}
-    return Snapshots(folder / SNAPSHOTS, config.keep, {**ours, **identity}, defaults)
+    return Snapshots(folder / SNAPSHOTS, config.keep, {**ours, **identity}, defaults, _began_with(folder, config))
+
+
+def _began_with(folder: Path, config: TrainConfig) -> dict[str, int]:
+    """The batches by which the rows of a step are chosen: the run's first ones if they have as many rows."""
+    ours = {name: int(getattr(config, name)) for name in BATCHES}
+    stored = registry.read_settings(folder) if config.resume else {}
+    try:
+        began = {name: int(stored.get(_BEGAN, stored)[name]) for name in BATCHES}
+    except (TypeError, ValueError, KeyError):
+        return ours
+    return began if math.prod(began.values()) == math.prod(ours.values()) else ours
 
 
 def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:
@@ -174,7 +187,8 @@ def _append_last(folder: Path, begun: bool, event: Stopped | RunFailed) -> None:
 def _begin(folder: Path, config: TrainConfig, event: Prepared) -> None:
     # A run without a snapshot yet can be resumed as long as the folder for them is there.
     (folder / SNAPSHOTS).mkdir(exist_ok=True)
-    write_json(folder / SETTINGS_NAME, config.as_dict())
+    settings, began = config.as_dict(), _began_with(folder, config)
+    write_json(folder / SETTINGS_NAME, settings if began.items() <= settings.items() else {**settings, _BEGAN: began})
     registry.register(folder, config.as_dict())
     # Drop lines of steps after the snapshot: they will be written again.
     kept = [line for line in _lines(folder) if _is_kept(line, event.first_step)]

@@ -88,15 +88,22 @@ class Snapshots:
     """The snapshots of one run in one folder: the newest `keep`, and the best one by validation loss.
 
     `identity` has what determines the run's weights. Snapshots of a version that lacked some of it have `defaults`.
+    `began` are the `BATCHES` with which the run began, as long as no snapshot tells them.
     """
 
     def __init__(
-        self, folder: Path, keep: int, identity: dict[str, Any], defaults: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        keep: int,
+        identity: dict[str, Any],
+        defaults: dict[str, Any] | None = None,
+        began: dict[str, int] | None = None,
     ) -> None:
         self.folder = folder
         self._keep = keep
         self._identity = json.loads(json.dumps(identity))
         self._defaults = json.loads(json.dumps(defaults or {}))
+        self._began = began
 
     def step_rows(self, config: TrainConfig) -> tuple[int, int]:
         """The batch size and accumulation by which the rows of a step are chosen.
@@ -105,7 +112,7 @@ class Snapshots:
         through the model at once. Snapshots from now on record the run's own.
         """
         ours = {name: getattr(config, name) for name in BATCHES}
-        theirs = next(filter(None, map(self._began_with, reversed(self._steps()))), ours)
+        theirs = next(filter(None, map(self._began_with, reversed(self._steps()))), self._began or ours)
         if math.prod(theirs.values()) != math.prod(ours.values()):
             theirs = ours  # another run, which `latest` refuses
         if ours.items() <= self._identity.items():

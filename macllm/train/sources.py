@@ -111,11 +111,12 @@ class Validation(Generic[E, B]):
         most: int,
         seed: int,
         counts: Counts | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         """At most `most` batches of the examples, sorted by length; -1 for all.
 
         A sample is drawn from (seed, examples): one example from each of equal parts of the sorted ones, so that it has
-        the lengths of the whole.
+        the lengths of the whole. It goes through the model in batches of `micro_batch` examples, or of `batch_size`.
         """
         by_length = sorted(examples, key=len)
         if 0 <= most < -(-len(by_length) // batch_size):
@@ -123,7 +124,8 @@ class Validation(Generic[E, B]):
             bounds = [at * len(by_length) // max(1, count) for at in range(count + 1)]
             random = _generator(seed, _SAMPLE)
             by_length = [by_length[random.integers(*part)] for part in itertools.pairwise(bounds)]
-        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+        size = micro_batch or batch_size
+        batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
         self._batches, self._objective, self._seed = batches, objective, seed
         self.counts = counts or Counts()
         self.num_examples = len(examples)

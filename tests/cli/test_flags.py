@@ -78,7 +78,7 @@ def test_every_setting_has_a_flag_that_sets_it(
         flag = "--" + field.name.replace("_", "-")
         changed: object = "elsewhere"
         arguments = [flag, "elsewhere"]
-        if isinstance(field.default, bool):
+        if isinstance(field.default, bool | None):
             changed = not field.default
             arguments = [flag if changed else flag.replace("--", "--no-", 1)]
         elif field.name in config._choices:

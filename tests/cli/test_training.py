@@ -10,7 +10,7 @@ import pytest
 
 from macllm import cli
 from macllm.cli.training import narrate
-from macllm.train.events import Advanced, Counts, Finished, Prepared, Step, TrainEvent
+from macllm.train.events import Advanced, Counts, Finished, Paused, Prepared, Step, TrainEvent, Working
 
 
 def run(losses: list[float], end: float) -> Generator[TrainEvent]:
@@ -50,6 +50,20 @@ def test_a_resumed_run_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> Non
 
     narrate(resumed(), "elsewhere")
     assert "try more" not in capsys.readouterr().err
+
+
+def test_a_step_that_takes_minutes_gets_a_line_each_and_a_pause_none(capsys: pytest.CaptureFixture[str]) -> None:
+    def slow() -> Generator[TrainEvent]:
+        yield Working(60.0)  # the model is loaded
+        yield Advanced("training", 2, 4)
+        yield Working(60.0)
+        yield Working(120.0)
+        yield Paused(2, "on battery power")
+        yield Working(60.0)
+
+    narrate(slow(), "elsewhere")
+    said = [line for line in capsys.readouterr().err.splitlines() if "so far" in line]
+    assert said == [f"training 2 of 4 steps, the next takes {text} so far" for text in ("1 min 00 s", "2 min 00 s")]
 
 
 def test_a_packed_run_tells_how_many_examples_share_a_row_and_how_full_it_is(

@@ -165,7 +165,10 @@ def test_a_resumed_run_reads_its_saved_settings_and_given_ones_override_them(tmp
     assert resumed == dataclasses.replace(first, resume=True, keep=5)
     assert resumed.rounding_changes() == first.rounding_changes() == {}
     smaller = FinetuneConfig.load(adapter_path=str(tmp_path), resume=True, batch_size=2, grad_checkpoint=True)
-    assert smaller.rounding_changes() == {"batch_size": (4, 2)}
+    assert smaller.rounding_changes() == {"batch_size": (4, 2), "grad_accumulation_steps": (1, 2)}
+    assert FinetuneConfig.load(adapter_path=str(tmp_path), resume=True, batch_size=3).grad_accumulation_steps == 1
+    whole = FinetuneConfig.load(adapter_path=str(tmp_path), resume=True, grad_accumulation_steps=4)
+    assert (whole.batch_size, whole.grad_checkpoint) == (1, None)
     assert FinetuneConfig.load(None, ("resume=true", f"adapter_path={tmp_path}")).data == "rows.jsonl"
     with pytest.raises(UsageError, match="no training data"):
         FinetuneConfig.load(adapter_path=str(tmp_path))

@@ -106,9 +106,9 @@ def small_config(tmp_path: Path) -> FinetuneConfig:
     )  # fmt: skip
 
 
-def masked_events(config: FinetuneConfig, model: nn.Module) -> Generator[TrainEvent]:
+def masked_events(config: FinetuneConfig, model: nn.Module, objective: Any = None) -> Generator[TrainEvent]:
     """The whole path: files, batches, training, the run's folder, an export."""
-    folder, objective = Path(config.adapter_path), MaskedLM()
+    folder, objective = Path(config.adapter_path), objective or MaskedLM()
     run.check(folder, config)
     dataset = data.load(config, objective, CharTokenizer())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from macllm.cli import training
-from macllm.train.config import FinetuneConfig, PretrainConfig
+from macllm.train.config import FinetuneConfig, Method, PretrainConfig
 from macllm.train.events import Finished, Prepared, TrainEvent
 from macllm.train.memory import least_bytes
 
@@ -20,14 +20,26 @@ def prepared(trained: int = 1000) -> Prepared:
 
 
 def test_weights_gradients_moments_and_activations_are_counted() -> None:
-    """Four rows of 20 tokens; 7 x 100 + 3 x 300 numbers of two bytes per token and layer."""
+    """Four rows of 20 tokens; 7 x 100 + 3 x 300 numbers per token and layer, mostly of 16 bits."""
     config = FinetuneConfig(data="x")
     activations = 10 * 80 * 2 * 1600
-    assert least_bytes(config, prepared(), SHAPE, 7777) == 7777 + 1000 * 12 + activations
-    assert least_bytes(config, prepared(), {"text_config": SHAPE}, 7777) == 7777 + 1000 * 12 + activations
-    assert least_bytes(config, prepared(), {"hidden_size": "?"}, 7777) == 7777 + 1000 * 12
+    assert least_bytes(config, prepared(), SHAPE, 7777) == 7777 + 1000 * 16 + activations
+    assert least_bytes(config, prepared(), {"text_config": SHAPE}, 7777) == 7777 + 1000 * 16 + activations
+    assert least_bytes(config, prepared(), {"hidden_size": "?"}, 7777) == 7777 + 1000 * 16
+    assert least_bytes(config, prepared(5000), SHAPE, 0) == 5000 * 16 + 2 * activations
     checkpointed = FinetuneConfig(data="x", grad_checkpoint=True, optimizer="lion", first_moment_bits=8)
-    assert least_bytes(checkpointed, prepared(), SHAPE, 0) == 1000 * 5 + 10 * 80 * 2 * 100 + 80 * 2 * 1600
+    assert least_bytes(checkpointed, prepared(), SHAPE, 0) == 1000 * 9 + 10 * 80 * 2 * 100 + 80 * 2 * 1600
+
+
+@pytest.mark.parametrize(("method", "trained", "weights"), [("lora", 1000, 26_000), ("full", 5000, 80_000)])
+def test_weights_of_16_bits_that_are_trained_take_32(
+    method: Method, trained: int, weights: int, tmp_path: Path
+) -> None:
+    """Full: 16 bytes for each of 5000 weights; LoRA: a base of two bytes for each beside the adapter."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(2 * 5000))
+    config = FinetuneConfig(data="x", model=str(tmp_path), method=method)
+    assert training._needed(config, prepared(trained)) == weights
 
 
 @pytest.mark.parametrize(("limit", "told"), [(1_000, True), (10**15, False)])

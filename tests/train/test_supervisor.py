@@ -19,7 +19,8 @@ import pytest
 
 from macllm.errors import DataError, EngineCrashedError, MacllmError
 from macllm.train.config import FinetuneConfig
-from macllm.train.events import Advanced, Finished, Restarted, Step, TrainEvent
+from macllm.train.events import Advanced, Finished, Restarted, Step, TrainEvent, Working
+from macllm.train.runs import supervisor
 from macllm.train.runs.folder import SUPERVISING, TRAINING, Holder, holder
 from macllm.train.runs.supervisor import advice, supervised
 from macllm.train.snapshot import Snapshots
@@ -100,6 +101,7 @@ def test_an_aborted_run_goes_on_in_another_process_to_the_same_bytes(config: Fin
     (restarted,) = (event for event in events if isinstance(event, Restarted))
     assert restarted.step == 3
     assert "killed by SIGKILL" in restarted.cause
+    assert not restarted.changed  # the process held a small part of the machine's memory
     assert isinstance(events[-1], Finished)
     assert [line["step"] for line in metrics(config) if line["event"] == "Restarted"] == [3]
 
@@ -141,6 +143,17 @@ def test_an_error_in_the_child_is_that_of_the_parent_and_is_not_tried_again(conf
     events = supervised("tests.train.test_supervisor:refusing", config, 3)
     with pytest.raises(DataError, match=r"rows.jsonl:3 is not JSON\ncause: it is odd\ntry: mend it"):
         list(events)
+
+
+def test_a_child_that_reports_nothing_for_long_is_told_to_be_at_work(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_QUIET_SECONDS", 0.01)
+    events = list(supervised("tests.train.test_supervisor:slow", replace(config, iters=2), 3))
+    signs = [event.seconds for event in events if isinstance(event, Working)]
+    assert signs[:3] == pytest.approx([0.01, 0.02, 0.03])
+    assert signs.count(0.01) > 1  # anew after each event
+    assert isinstance(events[-1], Finished)
 
 
 def test_closing_a_run_saves_it(config: FinetuneConfig) -> None:

@@ -33,11 +33,10 @@ _DEFAULTS: dict[str, Any] = {
     "adapter_path": "adapters",
     "save_every": 100,
     "max_seq_length": 2048,
-    "grad_checkpoint": False,
     "grad_accumulation_steps": 1,
     "mask_prompt": False,
 }
-_SAME = {*_DEFAULTS, "data", "chat_feature", "prompt_feature", "completion_feature", "text_feature"}
+_SAME = {*_DEFAULTS, "grad_checkpoint", "data", "chat_feature", "prompt_feature", "completion_feature", "text_feature"}
 _ALL_LAYERS = 1_000_000  # more than any model has
 _ITERATIONS = ("iters", "steps_per_report", "steps_per_eval", "save_every")
 _LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "scale": 20.0, "dropout": 0.0}

@@ -17,7 +17,7 @@ from macllm.generation.sampling.ranges import shown
 from ..rows import Columns, is_dataset, pinned
 from .optimizer import OptimizerName, unread
 from .trackers import TRACKERS
-from .values import check_names, convert, naming, read_toml
+from .values import check_names, convert, naming, read_toml, settable
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 SETTINGS_NAME = "run.json"  # in a run's folder
@@ -82,9 +82,9 @@ class TrainConfig:
     weight_decay: Annotated[float, "decoupled weight decay"] = 0.0
     decay_all: Annotated[bool, "decay norms, biases and embeddings too"] = False
     max_grad_norm: Annotated[float, "clip gradients to this global norm; 0: no clipping"] = 1.0
-    grad_checkpoint: Annotated[bool, "compute layers again for the gradients: less memory, about a third slower"] = (
-        False
-    )
+    grad_checkpoint: Annotated[
+        bool | None, "compute layers again for the gradients: less memory, a third slower; unset: once memory is full"
+    ] = None
 
     steps_per_report: Annotated[int, "steps between two reports of loss and speed"] = 10
     report_to: Annotated[tuple[str, ...], "send reports to wandb, tensorboard or both; empty or none: to nobody"] = ()
@@ -225,7 +225,7 @@ class TrainConfig:
         The file is TOML, or for fine-tuning a YAML file of mlx-lm. Paths to read in a TOML file are relative to its
         folder. Raises UsageError on an unknown key or a wrong type.
         """
-        types = typing.get_type_hints(cls)
+        types = {name: settable(kind) for name, kind in typing.get_type_hints(cls).items()}
         stored: dict[str, Any] = cls._read(Path(path)) if path is not None else {}
         with naming(path, stored):
             stored = {name: convert(name, value, types[name], parses=False) for name, value in stored.items()}
@@ -242,6 +242,7 @@ class TrainConfig:
             _refuse_two_lengths(together)
         values = over(stored, given)
         resumed = {name: convert(name, value, types[name]) for name, value in cls._of_run(values).items()}
+        values = _same_rows(resumed, values)
         with naming(path, stored.keys() - given):
             return cls(**{name: cls._expanded(name, value) for name, value in over(resumed, values).items()})
 
@@ -290,9 +291,8 @@ class TrainConfig:
         settings = cast("dict[str, Any]", read)
         if foreign := {"adapter_path", "output"} & settings.keys() - {cls._folder}:
             raise UsageError(f"{path.parent} has a run of another command", cause=f"{path} has {foreign.pop()}")
-        return {
-            name: value for name, value in settings.items() if name in defaults and name not in ("resume", cls._folder)
-        }
+        others = ("resume", cls._folder)
+        return {k: v for k, v in settings.items() if k in defaults and k not in others and v is not None}
 
     def dated(self) -> Self:
         """The config with a date: its own, that of the run that it resumes, or today's."""
@@ -368,6 +368,20 @@ def over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     if any(str(upper.get(name, 0)).strip("0.") for name in lengths):
         lower = {name: value for name, value in lower.items() if name not in lengths}
     return {**lower, **upper}
+
+
+def _same_rows(resumed: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a resumed run whose steps keep their number of rows.
+
+    Of micro-batch and accumulation, one that is given alone sets the other, also after the micro-batch was halved.
+    """
+    names = ("batch_size", "grad_accumulation_steps")
+    given = [name for name in names if name in values]
+    if len(given) != 1 or not all(name in resumed for name in names):
+        return values
+    rows, one = resumed[names[0]] * resumed[names[1]], values[given[0]]
+    other = names[1 - names.index(given[0])]
+    return {**values, other: rows // one} if one > 0 and rows % one == 0 else values
 
 
 def _refuse_two_lengths(values: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Container, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from macllm.errors import UsageError
@@ -59,6 +60,11 @@ def naming(path: Path | str | None, names: Container[str]) -> Generator[None]:
         if path is None or error.message.partition(" ")[0] not in names:
             raise
         raise UsageError(f"{path}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def settable(kind: Any) -> Any:
+    """The type of a field without the None of an unset one."""
+    return next(each for each in get_args(kind) if each is not NoneType) if get_origin(kind) is UnionType else kind
 
 
 def convert(name: str, value: Any, kind: Any, *, parses: bool = True) -> Any:

@@ -98,7 +98,8 @@ def written(kind: type[TrainConfig], header: list[str], path: Path) -> str:
             if name in _OWN and name not in values:
                 continue
             lines += _wrapped(f"{documentation[name]}.{reasons.get(name, '')}")
-            assigned = f"{name} = {_toml(values.get(name, defaults[name]))}"
+            value = values.get(name, defaults[name])
+            assigned = f"{name} = {_toml(False if value is None else value)}"  # TOML has no unset value
             lines += [assigned if name in values else f"# {assigned}", ""]
     return "\n".join(lines).rstrip() + "\n"
 

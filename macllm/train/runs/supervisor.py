@@ -1,7 +1,8 @@
 """Supervision of a run: it works in a child process, which is started again after an abort.
 
 A GPU watchdog, a full memory or a bug in a driver ends a process without an exception. The next child goes on from the
-newest snapshot, so that the run ends with the bytes of an undisturbed one.
+newest snapshot, so that the run ends with the bytes of an undisturbed one. After a full memory it has smaller
+micro-batches of the same rows.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from macllm.child import ChildProcess, Exit
-from macllm.errors import EngineCrashedError
+from macllm.errors import DoesNotFitError, EngineCrashedError, MacllmError
 
 from ..config import SETTINGS_NAME, TrainConfig
-from ..events import Restarted, RunFailed, TrainEvent
+from ..events import Advanced, Prepared, Restarted, RunFailed, TrainEvent, Working
+from . import full_memory
 from .folder import SUPERVISING, append, lock, newest_step
 from .registry import command_of
 from .worker import Completed, Interrupted, Raised
 
 _GRACE_SECONDS = 60.0  # for the current step, a snapshot and the export
+_QUIET_SECONDS = 60.0  # between two signs of a child that reports nothing
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # An error of Metal that MLX reports as an exception: the watchdog, or memory that other programs took.
 _GPU_ABORT = "Command buffer execution failed"
@@ -39,9 +42,11 @@ _TARGET = "macllm.train.runs.worker:train"
 def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
     """The events of `work`, a "module:function" that takes the config, in a child process.
 
-    After an abort the child is started again, at most `restarts` times without a new snapshot in between. Closing the
-    generator saves and ends the run. The folder is held all the time, also while a model is loaded.
-    Raises: the errors of the work; KeyboardInterrupt if the child was asked to stop; EngineCrashedError.
+    After an abort the child is started again, at most `restarts` times without a new snapshot in between. If memory was
+    full, that does not count, and the settings are those of `full_memory.reduced` from then on. Closing the generator
+    saves and ends the run. The folder is held all the time, also while a model is loaded.
+    Raises: the errors of the work; KeyboardInterrupt if the child was asked to stop; EngineCrashedError;
+    DoesNotFitError if memory was refused with the smallest settings.
     """
     folder = Path(config.folder)
     is_new = not (folder / SETTINGS_NAME).exists()
@@ -64,17 +69,23 @@ def supervised(work: str, config: TrainConfig, restarts: int) -> Generator[Train
                 return
             step = newest_step(folder)
             failures, reached = 1 if step > reached else failures + 1, step
-            if failures > restarts:
-                error = EngineCrashedError(
-                    f"the training process was aborted, {failures} times in a row without a new snapshot",
-                    cause=child.cause,
-                    remedy=advice(config, step),
-                )
+            if changed := full_memory.reduced(config, child.recomputes) if child.is_full else {}:
+                failures = 0
+                config = dataclasses.replace(config, **{name: now for name, (_, now) in changed.items()})
+            elif child.is_refused or failures > restarts:
+                error = _given_up(child, failures, advice(config, step))
                 _note(folder, RunFailed(step, error.message, error.cause))
                 raise error
-            restarted = Restarted(step, child.cause, failures, restarts)
+            restarted = Restarted(step, child.cause, failures, restarts, changed)
             _note(folder, restarted)
             yield restarted
+
+
+def _given_up(child: _Worker, failures: int, remedy: str) -> MacllmError:
+    if child.is_refused:
+        return DoesNotFitError("the run does not fit into memory", cause=child.cause, remedy=remedy)
+    often = f"{failures} times in a row without a new snapshot"
+    return EngineCrashedError(f"the training process was aborted, {often}", cause=child.cause, remedy=remedy)
 
 
 def advice(config: TrainConfig, step: int) -> str:
@@ -82,7 +93,7 @@ def advice(config: TrainConfig, step: int) -> str:
     folder = shlex.quote(config.folder)
     resume = f"macllm {command_of(config.as_dict())} --resume --{config._folder.replace('_', '-')} {folder}"
     rows = config.batch_size * config.grad_accumulation_steps  # of a step, which stay
-    half = max((size for size in range(1, config.batch_size // 2 + 1) if rows % size == 0), default=0)
+    half = full_memory.half_batch(config)
     if ways := [
         *([] if config.grad_checkpoint else [f"{resume} --grad-checkpoint"]),
         *([f"{resume} --batch-size {half} --grad-accumulation-steps {rows // half}"] if half else []),
@@ -100,18 +111,31 @@ class _Worker:
     def __init__(self, work: str, config: TrainConfig) -> None:
         self._folder = config.folder
         self.cause: str | None = None  # of an abort, once `events` have ended
+        self.is_full = self.is_refused = False  # the cause is memory; an allocation that would be refused again
+        self.recomputes = self._is_begun = False
+        self._peak_bytes = 0
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         put = self._messages.put
         self._process = ChildProcess(_TARGET, work, config, on_message=put, on_exit=put, log_prefix="train")
 
     def events(self) -> Iterator[TrainEvent]:
         """The events until the work is done or aborted. Raises: its errors; KeyboardInterrupt."""
+        quiet = 0.0
         while True:
-            match self._messages.get():
+            try:
+                message = self._messages.get(timeout=_QUIET_SECONDS)
+            except queue.Empty:
+                yield Working(quiet := quiet + _QUIET_SECONDS)
+                continue
+            quiet = 0.0
+            match message:
                 case Completed():
                     return
                 case Interrupted():
                     raise KeyboardInterrupt
+                case Raised(error) if self._is_begun and (cause := full_memory.refused(error)):
+                    self.cause, self.is_full, self.is_refused = cause, True, _GPU_ABORT not in cause
+                    return
                 case Raised(RuntimeError() as error) if _GPU_ABORT in str(error):
                     self.cause = str(error)
                     return
@@ -120,12 +144,20 @@ class _Worker:
                 case Exit() as end if -end.code in _STOPS:
                     raise KeyboardInterrupt
                 case Exit() as end if end.code < 0:
-                    self.cause = end.cause
+                    cause = full_memory.seen(end, self._peak_bytes) if self._is_begun else None
+                    self.cause, self.is_full = cause or end.cause, cause is not None
                     return
                 case Exit() as end:
                     raise EngineCrashedError("the training process ended by itself", cause=end.cause)
                 case event:
+                    self._take(event)
                     yield event
+
+    def _take(self, event: TrainEvent) -> None:
+        if isinstance(event, Prepared):  # before, the memory has nothing to do with micro-batches
+            self._is_begun, self.recomputes = True, event.recomputes
+        elif isinstance(event, Advanced):
+            self._peak_bytes = max(self._peak_bytes, event.peak_bytes)
 
     def end(self) -> None:
         """Let the child save and end, and kill it after a minute or at a second Ctrl-C."""
