@@ -244,7 +244,8 @@ def save(
             cause=str(error),
             remedy="merge adapters with macllm fuse or macllm.adapter.merge.merge, which store such layers alike",
         ) from error
-    config.pop("quantization", None)
+    for name in ("quantization", "quantization_config"):  # mlx-lm writes both, and reads either
+        config.pop(name, None)
     if quantization:
         whole, parts = quantization
         named = {name: value for path, value in parts.items() for name, _ in their_modules(path, keymap)}
