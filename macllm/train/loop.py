@@ -109,11 +109,11 @@ class Trainer(Generic[B]):
         validation = Validation(
             objective,
             dataset.valid,
-            batch_size=size,
+            batch_size=chosen,
             most=config.val_batches,
             seed=seed,
             counts=dataset.valid_counts,
-        )
+        ).regrouped(size)
         trainer = cls(model, objective, source, validation, configured(config, model), config, snapshots)
         trainer.group = group
         return trainer

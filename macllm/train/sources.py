@@ -123,18 +123,24 @@ class Validation(Generic[E, B]):
             bounds = [at * len(by_length) // max(1, count) for at in range(count + 1)]
             random = _generator(seed, _SAMPLE)
             by_length = [by_length[random.integers(*part)] for part in itertools.pairwise(bounds)]
-        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-        self._batches, self._objective, self._seed = batches, objective, seed
+        self._sample, self._batch_size, self._objective, self._seed = by_length, batch_size, objective, seed
         self.counts = counts or Counts()
         self.num_examples = len(examples)
         self.num_sampled = len(by_length)
 
+    def regrouped(self, batch_size: int) -> Validation[E, B]:
+        """The same examples, in batches of another size."""
+        one = copy.copy(self)
+        one._batch_size = batch_size
+        return one
+
     def __len__(self) -> int:
-        return len(self._batches)
+        return -(-len(self._sample) // self._batch_size)
 
     def batches(self) -> Iterator[B]:
         """The batches, in order."""
-        for number, examples in enumerate(self._batches):
+        for number in range(len(self)):
+            examples = self._sample[number * self._batch_size : (number + 1) * self._batch_size]
             yield self._objective.collate(examples, _generator(self._seed, _VALIDATION, number))
 
 
