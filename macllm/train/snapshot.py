@@ -87,7 +87,9 @@ class TrainState:
 class Snapshots:
     """The snapshots of one run in one folder: the newest `keep`, and the best one by validation loss.
 
-    `identity` has what determines the run's weights. Snapshots of a version that lacked some of it have `defaults`.
+    `identity` has what determines the run's weights, `defaults` all settings with their defaults. A setting that the
+    version of a snapshot did not have is at its default there, which keeps the former behaviour; one that it recorded
+    and `identity` lacks has no effect.
     """
 
     def __init__(
@@ -217,7 +219,8 @@ class Snapshots:
             ours = {name: value for name, value in ours.items() if name in about["run"]}
             _check_identity(about["run"], ours, folder)
         else:
-            _check_identity({**self._defaults, **about["run"]}, ours, folder)
+            theirs = {**self._defaults, **about["run"]}.items()
+            _check_identity({k: v for k, v in theirs if k in ours or k not in self._defaults}, ours, folder)
         if not {_WEIGHTS, *map(_slot, about["slots"])} <= files:
             raise _DamagedError(f"{folder} is not complete")
         slots = {name: _load(folder / _slot(name)) for name in about["slots"]}
