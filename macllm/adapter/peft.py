@@ -32,7 +32,9 @@ _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
 _TYING = "ensure_weight_tying"
-_TABLE = ".base_layer.weight"
+# Matrices of the base that peft stores with an adapter: of adapted embeddings, and of embedding and head where the
+# vocabulary was resized or `save_embedding_layers` asks for them.
+_ADAPTED_TABLE, _TABLE = ".base_layer.weight", re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.weight$")
 # what names in state dicts have more than those in files: the adapter's name, and the magnitudes' own module
 _MORE = re.compile(
     r"(?<=\.lora_[AB])\.default(?=\.weight$)"
@@ -108,7 +110,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
     found: dict[str, dict[str, mx.array]] = {}
     whole: dict[str, Whole] = {}
     for stored, tensor in load_file(folder / WEIGHTS).items():
-        if stored.endswith(_TABLE):
+        if _is_table(stored, config):
             continue
         if "lora_" not in stored and _is_saved(module := stored.rpartition(".")[0].removeprefix(_PREFIX), config):
             whole.setdefault(module, Whole({})).tensors[stored.rpartition(".")[2]] = tensor
@@ -143,6 +145,12 @@ def _is_saved(module: str, config: Mapping[str, Any]) -> bool:
     return any(each.endswith(patterns) for each in outer) or (bool(patterns) and bool(config.get(_TYING)))
 
 
+def _is_table(name: str, config: Mapping[str, Any]) -> bool:
+    """True for a matrix of the base."""
+    module = name.removeprefix(_PREFIX).removesuffix(".weight")
+    return name.endswith(_ADAPTED_TABLE) or (bool(_TABLE.search(name)) and not _is_saved(module, config))
+
+
 def _renamed(name: str) -> str:
     """The name in files, and a factor of an embedding as that of a linear layer."""
     name = _MORE.sub("", name)
@@ -150,10 +158,11 @@ def _renamed(name: str) -> str:
     return f"{stem}.{_OF_EMBEDDINGS[leaf]}" if leaf in _OF_EMBEDDINGS else name
 
 
-def tables(folder: Path) -> dict[str, mx.array]:
-    """The matrices of the base that are stored with an adapted embedding, by module of transformers."""
+def tables(folder: Path, config: Mapping[str, Any]) -> dict[str, mx.array]:
+    """The matrices of the base that are stored with the adapter, by module of transformers."""
     stored = load_file(folder / WEIGHTS).items()
-    return {n.removesuffix(_TABLE).removeprefix(_PREFIX): tensor for n, tensor in stored if n.endswith(_TABLE)}
+    found = {name: tensor for name, tensor in stored if _is_table(name, config)}
+    return {n.removesuffix(".weight").removesuffix(".base_layer").removeprefix(_PREFIX): t for n, t in found.items()}
 
 
 def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
