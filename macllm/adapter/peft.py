@@ -127,6 +127,12 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
             raise CheckpointError(f"{folder / WEIGHTS}: {module} {one}")
         alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
         rank = tensors[_A].shape[0]
+        if (wanted := _of_pattern(config.get("rank_pattern") or {}, module, config.get("r", rank))) != rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {module} has rank {rank}, not {wanted}",
+                cause=f"{CONFIG} gives that rank, by which the update is scaled",
+                remedy="the config and the tensors of one adapter",
+            )
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         tied = bool(config.get(_TYING))
         updates[module] = Update(tensors[_A].T, tensors[_B].T, scale, tensors.get(_MAGNITUDE), tied)
