@@ -211,8 +211,13 @@ def _are_equal(one: Whole, other: Whole) -> bool:
 def check_tables(model: nn.Module, tables: Mapping[str, mx.array], names: Names) -> None:
     """Raise CheckpointError for an embedding or head other than that of the model, such as a resized one."""
     modules = dict(model.named_modules())
+    embeddings = [name for name, module in modules.items() if isinstance(module, lora.EMBEDDINGS | lora.LoRAEmbedding)]
     for theirs, table in tables.items():
-        for ours in filter(modules.__contains__, names.ours(theirs)):  # a tied head is none
+        own = [ours for ours in names.ours(theirs) if ours in modules]
+        own = own or [ours for ours in embeddings if theirs == HEAD and is_tied(model, ours)]
+        if not own:
+            raise CheckpointError(f"the adapter stores {theirs}, which this model does not have")
+        for ours in own:
             base = layer(model, ours)
             if not isinstance(base, QUANTIZED) and not _is_same(base["weight"], table):
                 raise CheckpointError(

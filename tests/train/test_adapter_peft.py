@@ -159,7 +159,9 @@ def test_tensors_of_other_kinds_and_invalid_configs_are_refused(tmp_path: Path) 
     mx.eval(good)
     first, second = sorted(good)[:2]
     damages = {
-        "is not a factor": {**good, "base_model.model.lm_head.weight": good[first]},
+        "is not a factor": {**good, "base_model.model.model.norm.weight": good[first]},
+        "another lm_head": {**good, "base_model.model.lm_head.weight": good[first]},
+        "stores wte, which": {**good, "base_model.model.wte.weight": good[first]},
         "has one factor only": {name: tensor for name, tensor in good.items() if name != second},
         "changes nothing": {},
         "does not have": {name.replace("q_proj", "z_proj"): tensor for name, tensor in good.items()},
