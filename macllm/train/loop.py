@@ -110,10 +110,11 @@ class Trainer(Generic[B]):
             objective,
             dataset.valid,
             batch_size=chosen,
+            micro_batch=size,
             most=config.val_batches,
             seed=seed,
             counts=dataset.valid_counts,
-        ).regrouped(size)
+        )
         trainer = cls(model, objective, source, validation, configured(config, model), config, snapshots)
         trainer.group = group
         return trainer

@@ -115,8 +115,10 @@ def _check_resumable(folder: Path) -> None:
 
 def snapshots(folder: Path, config: TrainConfig, identity: dict[str, Any]) -> Snapshots:
     """The snapshots in a run's folder; `identity` has what determines its weights beside the config."""
+    # A setting that the version of a snapshot did not have is at its default there, which keeps the former behaviour.
     ours = config.reproducibility_fields()
-    return Snapshots(folder / SNAPSHOTS, config.keep, {**ours, **identity}, config.defaults())
+    defaults = {name: value for name, value in config.defaults().items() if name in ours}
+    return Snapshots(folder / SNAPSHOTS, config.keep, {**ours, **identity}, defaults)
 
 
 def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:

@@ -26,10 +26,12 @@ from macllm.errors import CheckpointError, MacllmError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
 from .config import TrainConfig
+from .config.training import PATHS
 from .contract import AnyBatch, Arrays, Loss, OptimizerState
 from .spikes import Watch
 
 _FORMAT = 2  # 1 had AdamW's two moments beside the weights
+_PATHS = PATHS | {"model"}  # recorded by former versions; what they hold has fingerprints
 _KEYS = ("step", "slots", "count", "best_loss", "eval_loss", "window", "run")
 
 _REPLACED = ".draft-replaced-"
@@ -87,9 +89,7 @@ class TrainState:
 class Snapshots:
     """The snapshots of one run in one folder: the newest `keep`, and the best one by validation loss.
 
-    `identity` has what determines the run's weights, `defaults` all settings with their defaults. A setting that the
-    version of a snapshot did not have is at its default there, which keeps the former behaviour; one that it recorded
-    and `identity` lacks has no effect.
+    `identity` has what determines the run's weights. Snapshots of a version that lacked some of it have `defaults`.
     """
 
     def __init__(
@@ -219,8 +219,8 @@ class Snapshots:
             ours = {name: value for name, value in ours.items() if name in about["run"]}
             _check_identity(about["run"], ours, folder)
         else:
-            theirs = {**self._defaults, **about["run"]}.items()
-            _check_identity({k: v for k, v in theirs if k in ours or k not in self._defaults}, ours, folder)
+            theirs = {name: value for name, value in about["run"].items() if name in ours or name not in _PATHS}
+            _check_identity({**self._defaults, **theirs}, ours, folder)
         if not {_WEIGHTS, *map(_slot, about["slots"])} <= files:
             raise _DamagedError(f"{folder} is not complete")
         slots = {name: _load(folder / _slot(name)) for name in about["slots"]}

@@ -111,11 +111,12 @@ class Validation(Generic[E, B]):
         most: int,
         seed: int,
         counts: Counts | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         """At most `most` batches of the examples, sorted by length; -1 for all.
 
         A sample is drawn from (seed, examples): one example from each of equal parts of the sorted ones, so that it has
-        the lengths of the whole.
+        the lengths of the whole. It goes through the model in batches of `micro_batch` examples, or of `batch_size`.
         """
         by_length = sorted(examples, key=len)
         if 0 <= most < -(-len(by_length) // batch_size):
@@ -123,24 +124,19 @@ class Validation(Generic[E, B]):
             bounds = [at * len(by_length) // max(1, count) for at in range(count + 1)]
             random = _generator(seed, _SAMPLE)
             by_length = [by_length[random.integers(*part)] for part in itertools.pairwise(bounds)]
-        self._sample, self._batch_size, self._objective, self._seed = by_length, batch_size, objective, seed
+        size = micro_batch or batch_size
+        batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+        self._batches, self._objective, self._seed = batches, objective, seed
         self.counts = counts or Counts()
         self.num_examples = len(examples)
         self.num_sampled = len(by_length)
 
-    def regrouped(self, batch_size: int) -> Validation[E, B]:
-        """The same examples, in batches of another size."""
-        one = copy.copy(self)
-        one._batch_size = batch_size
-        return one
-
     def __len__(self) -> int:
-        return -(-len(self._sample) // self._batch_size)
+        return len(self._batches)
 
     def batches(self) -> Iterator[B]:
         """The batches, in order."""
-        for number in range(len(self)):
-            examples = self._sample[number * self._batch_size : (number + 1) * self._batch_size]
+        for number, examples in enumerate(self._batches):
             yield self._objective.collate(examples, _generator(self._seed, _VALIDATION, number))
 
 
