@@ -32,15 +32,15 @@ _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
 _TYING = "ensure_weight_tying"
-# Matrices of the base that peft stores with an adapter: of adapted embeddings, and of embedding and head where the
-# vocabulary was resized or `save_embedding_layers` asks for them.
-_ADAPTED_TABLE, _TABLE = ".base_layer.weight", re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.weight$")
+_TABLE = ".base_layer.weight"
 # what names in state dicts have more than those in files: the adapter's name, and the magnitudes' own module
 _MORE = re.compile(
     r"(?<=\.lora_[AB])\.default(?=\.weight$)"
     r"|(?<=\.lora_embedding_[AB])\.default$"
     r"|(?<=\.lora_magnitude_vector)(\.default)?(\.weight)?$"
 )
+# embedding and head that are not adapted, which peft stores after a resize, or for `save_embedding_layers`
+_BESIDE = re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.weight$")
 
 # Settings that change what the tensors mean, or add tensors of other kinds, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -127,17 +127,12 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
             raise CheckpointError(f"{folder / WEIGHTS}: {module} {one}")
         alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
         rank = tensors[_A].shape[0]
-        if (wanted := _of_pattern(config.get("rank_pattern") or {}, module, config.get("r", rank))) != rank:
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: {module} has rank {rank}, not {wanted}",
-                cause=f"{CONFIG} gives that rank, by which the update is scaled",
-                remedy="the config and the tensors of one adapter",
-            )
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         tied = bool(config.get(_TYING))
         updates[module] = Update(tensors[_A].T, tensors[_B].T, scale, tensors.get(_MAGNITUDE), tied)
     if not updates:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
+    _check_ranks(folder, updates, config)
     if config.get("modules_to_save") and not whole:
         raise CheckpointError(f"{folder / WEIGHTS} lacks {', '.join(config['modules_to_save'])} of modules_to_save")
     return {**updates, **whole}
@@ -151,10 +146,22 @@ def _is_saved(module: str, config: Mapping[str, Any]) -> bool:
     return any(each.endswith(patterns) for each in outer) or (bool(patterns) and bool(config.get(_TYING)))
 
 
+def _check_ranks(folder: Path, updates: Mapping[str, Update], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a rank other than the config's, by which peft scales."""
+    for name, update in updates.items():
+        rank = update.a.shape[1]
+        if (wanted := _of_pattern(config.get("rank_pattern") or {}, name, config.get("r", rank))) != rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {name} has rank {rank}, not {wanted}",
+                cause=f"{CONFIG} gives that rank, by which the update is scaled",
+                remedy="the config and the tensors of one adapter",
+            )
+
+
 def _is_table(name: str, config: Mapping[str, Any]) -> bool:
     """True for a matrix of the base."""
     module = name.removeprefix(_PREFIX).removesuffix(".weight")
-    return name.endswith(_ADAPTED_TABLE) or (bool(_TABLE.search(name)) and not _is_saved(module, config))
+    return name.endswith(_TABLE) or (bool(_BESIDE.search(name)) and not _is_saved(module, config))
 
 
 def _renamed(name: str) -> str:
