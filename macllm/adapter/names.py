@@ -211,15 +211,13 @@ def _are_equal(one: Whole, other: Whole) -> bool:
 def check_tables(model: nn.Module, tables: Mapping[str, mx.array], names: Names) -> None:
     """Raise CheckpointError for an embedding or head other than that of the model, such as a resized one."""
     modules = dict(model.named_modules())
-    embeddings = [name for name, module in modules.items() if isinstance(module, lora.EMBEDDINGS | lora.LoRAEmbedding)]
+    tied = [n for n, m in modules.items() if isinstance(m, lora.EMBEDDINGS | lora.LoRAEmbedding) and is_tied(model, n)]
     for theirs, table in tables.items():
-        own = [ours for ours in names.ours(theirs) if ours in modules]
-        own = own or [ours for ours in embeddings if theirs == HEAD and is_tied(model, ours)]
+        own = [ours for ours in names.ours(theirs) if ours in modules] or (tied if theirs == HEAD else [])
         if not own:
             raise CheckpointError(f"the adapter stores {theirs}, which this model does not have")
         for ours in own:
-            base = layer(model, ours)
-            if not isinstance(base, QUANTIZED) and not _is_same(base["weight"], table):
+            if not isinstance(base := layer(model, ours), QUANTIZED) and not _is_same(base["weight"], table):
                 raise CheckpointError(
                     f"the adapter was trained on another {theirs} than the model has",
                     cause=f"its shape is {table.shape}, the model's {base['weight'].shape}",
