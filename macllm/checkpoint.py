@@ -244,7 +244,9 @@ def save(
             cause=str(error),
             remedy="merge adapters with macllm fuse or macllm.adapter.merge.merge, which store such layers alike",
         ) from error
-    config.pop("quantization", None)
+    # mlx-lm writes the recipe twice, and reads either; auto_map names Python code that is not saved, nor needed.
+    for name in ("quantization", "quantization_config", "auto_map"):
+        config.pop(name, None)
     if quantization:
         whole, parts = quantization
         named = {name: value for path, value in parts.items() for name, _ in their_modules(path, keymap)}

@@ -45,10 +45,13 @@ def test_saving_over_the_folder_that_was_loaded_is_safe(tmp_path: Path) -> None:
 def test_config_keys_that_macllm_does_not_read_are_saved_again(tmp_path: Path) -> None:
     folder = golden("llama").write(tmp_path / "a")
     config = json.loads((folder / "config.json").read_text()) | {"another_tools_key": [1, {"x": None}]}
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"temperature": 0.3, "eos_token_id": [2, 7]}')
     checkpoint.save(checkpoint.load_model(folder), None, tmp_path / "b")
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["another_tools_key"] == [1, {"x": None}]
+    saved = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert saved["another_tools_key"] == [1, {"x": None}]
+    assert "auto_map" not in saved  # names a file of code that is not saved
     kept = json.loads((tmp_path / "b" / "generation_config.json").read_text())
     assert (kept["temperature"], kept["eos_token_id"]) == (0.3, [2, 7])
 

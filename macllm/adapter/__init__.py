@@ -114,7 +114,7 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
     _refuse_damaged(folder, found)
     names = Names.of(model, "modules" if of_peft else "mlx")
     if of_peft:
-        check_tables(model, peft.tables(folder), names)
+        check_tables(model, peft.tables(folder, config), names)
         found = without_tied_heads(model, found, names)
     try:
         updates = to_ours(model, found, names)
@@ -128,6 +128,7 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
         ) from error
     if (base := base or cast(ModelInfo, model.info).folder) is not None:
         _tell_of_another_base(folder, config.get(BASE), base)
+        _tell_of_another_template(folder, base)
     return held
 
 
@@ -188,6 +189,30 @@ def _tell_of_another_base(folder: Path, recorded: object, base: Path) -> None:
             folder,
             base,
         )
+
+
+def _tell_of_another_template(folder: Path, base: Path) -> None:
+    """Log that the adapter comes with a chat template, as PEFT's do, and the model has another one."""
+    theirs = _templates(folder)
+    if theirs and theirs != _templates(base):
+        log.warning(
+            "%s: the adapter was trained with another chat template than the model in %s has; to use it, put the "
+            "adapter's tokenizer files into a copy of the model",
+            folder,
+            base,
+        )
+
+
+def _templates(folder: Path) -> dict[str, str]:
+    """The chat templates in a folder by name; empty without any."""
+    from macllm.text.json_data import read_json
+    from macllm.text.template import ChatTemplate
+
+    try:
+        found = ChatTemplate.from_folder(folder, read_json(folder / "tokenizer_config.json"), {})
+    except (OSError, ValueError, MacllmError):
+        return {}
+    return {} if found is None else {name: text.strip() for name, text in found.sources.items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from macllm.nn import lora
 from macllm.nn.info import ModelInfo
 from macllm.nn.lora import Update, Whole
 from macllm.nn.models import DecoderLM, EncoderDecoderLM, EncoderLM
+from macllm.nn.quantize import QUANTIZED
 from macllm.weights import keymap
 from macllm.weights.keymap import Drop, Kept, KeyMap, Rule, Split, StackExperts, find, our_modules, their_modules
 
@@ -320,12 +321,15 @@ def _are_equal(one: Whole, other: Whole) -> bool:
 
 
 def check_tables(model: nn.Module, tables: Mapping[str, mx.array], names: Names) -> None:
-    """Raise CheckpointError for an embedding other than that of the model, such as a resized one."""
+    """Raise CheckpointError for an embedding or head other than that of the model, such as a resized one."""
     modules = dict(model.named_modules())
+    tied = [n for n, m in modules.items() if isinstance(m, lora.EMBEDDINGS | lora.LoRAEmbedding) and is_tied(model, n)]
     for theirs, table in tables.items():
-        for ours in filter(modules.__contains__, names.ours(theirs)):  # a tied head is none
-            base = layer(model, ours)
-            if not isinstance(base, nn.QuantizedEmbedding) and not _is_same(base["weight"], table):
+        own = [ours for ours in names.ours(theirs) if ours in modules] or (tied if theirs == HEAD else [])
+        if not own:
+            raise CheckpointError(f"the adapter stores {theirs}, which this model does not have")
+        for ours in own:
+            if not isinstance(base := layer(model, ours), QUANTIZED) and not _is_same(base["weight"], table):
                 raise CheckpointError(
                     f"the adapter was trained on another {theirs} than the model has",
                     cause=f"its shape is {table.shape}, the model's {base['weight'].shape}",

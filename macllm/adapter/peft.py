@@ -41,6 +41,8 @@ _MORE = re.compile(
     r"|(?<=\.lora_embedding_[AB])\.default$"
     r"|(?<=\.lora_magnitude_vector)(\.default)?(\.weight)?$"
 )
+# embedding and head that are not adapted, which peft stores after a resize, or for `save_embedding_layers`
+_BESIDE = re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.weight$")
 
 # Settings that change what the tensors mean, or add tensors of other kinds, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -113,7 +115,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
     found: dict[str, dict[str, mx.array]] = {}
     whole: dict[str, Whole] = {}
     for stored, tensor in load_file(folder / WEIGHTS).items():
-        if stored.endswith(_TABLE):
+        if _is_table(stored, config):
             continue
         if "lora_" not in stored and _is_saved(module := stored.rpartition(".")[0].removeprefix(_PREFIX), config):
             whole.setdefault(module, Whole({})).tensors[stored.rpartition(".")[2]] = tensor
@@ -134,6 +136,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
         updates[module] = _update(module, tensors, config)._replace(head=head)
     if not updates:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
+    _check_ranks(folder, updates, config)
     if config.get("modules_to_save") and not whole:
         raise CheckpointError(f"{folder / WEIGHTS} lacks {', '.join(config['modules_to_save'])} of modules_to_save")
     return {**updates, **whole}
@@ -159,6 +162,24 @@ def _is_saved(module: str, config: Mapping[str, Any]) -> bool:
     return any(each.endswith(patterns) for each in outer) or (bool(patterns) and bool(config.get(_TYING)))
 
 
+def _check_ranks(folder: Path, updates: Mapping[str, Update], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a rank other than the config's, by which peft scales."""
+    for name, update in updates.items():
+        rank = update.a.shape[1]
+        if (wanted := _of_pattern(config.get("rank_pattern") or {}, name, config.get("r", rank))) != rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {name} has rank {rank}, not {wanted}",
+                cause=f"{CONFIG} gives that rank, by which the update is scaled",
+                remedy="the config and the tensors of one adapter",
+            )
+
+
+def _is_table(name: str, config: Mapping[str, Any]) -> bool:
+    """True for a matrix of the base."""
+    module = name.removeprefix(_PREFIX).removesuffix(".weight")
+    return name.endswith(_TABLE) or (bool(_BESIDE.search(name)) and not _is_saved(module, config))
+
+
 def _renamed(name: str) -> str:
     """The name in files, and a factor of an embedding as that of a linear layer."""
     name = _MORE.sub("", name)
@@ -166,10 +187,11 @@ def _renamed(name: str) -> str:
     return f"{stem}.{_OF_EMBEDDINGS[leaf]}" if leaf in _OF_EMBEDDINGS else name
 
 
-def tables(folder: Path) -> dict[str, mx.array]:
-    """The matrices of the base that are stored with an adapted embedding, by module of transformers."""
+def tables(folder: Path, config: Mapping[str, Any]) -> dict[str, mx.array]:
+    """The matrices of the base that are stored with the adapter, by module of transformers."""
     stored = load_file(folder / WEIGHTS).items()
-    return {n.removesuffix(_TABLE).removeprefix(_PREFIX): tensor for n, tensor in stored if n.endswith(_TABLE)}
+    found = {name: tensor for name, tensor in stored if _is_table(name, config)}
+    return {n.removesuffix(".weight").removesuffix(".base_layer").removeprefix(_PREFIX): t for n, t in found.items()}
 
 
 def _of_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -55,6 +55,16 @@ def test_a_new_adapter_leaves_outputs_unchanged_and_is_all_that_trains() -> None
     assert sorted(trained) == sorted(f"{name}.{leaf}" for name in wrapped for leaf in ("lora_a", "lora_b"))
 
 
+def test_a_new_adapter_drops_inputs_only_in_a_model_that_trains() -> None:
+    model = make()
+    model.eval()
+    lora.apply(model, rank=4, alpha=8.0, dropout=0.9)
+    randomize(model)
+    assert bool(mx.array_equal(model(TOKENS), model(TOKENS)))
+    model.train()
+    assert not bool(mx.array_equal(model(TOKENS), model(TOKENS)))
+
+
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_an_adapter_equals_its_definition_in_float64(bits: int | None) -> None:
     linear: nn.Module = nn.Linear(64, 32)

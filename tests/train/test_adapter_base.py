@@ -98,6 +98,22 @@ def test_an_adapter_without_a_fingerprint_is_loaded_without_a_word(
     assert caplog.messages == []
 
 
+def test_an_adapter_of_another_chat_template_is_told(
+    tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trained(tmp_path, base)
+    model, _ = checkpoint.load(base)
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}\n"}))
+    with caplog.at_level(logging.WARNING, "macllm"):
+        adapter.attach(model, folder, base)
+        assert caplog.messages == []
+        (folder / "chat_template.jinja").write_text("{{ tools }}")
+        adapter.attach(model, folder, base, "again")
+    (message,) = caplog.messages
+    assert message.startswith(f"{folder}: the adapter was trained with another chat template than the model in {base}")
+
+
 def test_a_run_is_not_resumed_on_changed_weights(tmp_path: Path, base: Path) -> None:
     trained(tmp_path, base)
     change(base)

@@ -127,6 +127,24 @@ def test_an_embedding_that_was_resized_or_trained_is_refused(tmp_path: Path) -> 
             adapter.attach(make(), tmp_path)
 
 
+@pytest.mark.parametrize("table", ["model.embed_tokens", "lm_head"])
+def test_tables_beside_an_adapter_of_other_layers_are_those_of_the_base_or_refused(table: str, tmp_path: Path) -> None:
+    model = adapted(UNTIED, keys=("*.mixer.q_proj",))
+    adapter.save(model, tmp_path, form="peft")
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    mx.eval(tensors)
+    module = model.head.proj if table == "lm_head" else model.embedding.tokens
+    name = f"base_model.model.{table}.weight"
+    save_file({**tensors, name: module.weight}, path)
+    again = make(UNTIED)
+    adapter.attach(again, tmp_path)
+    assert close(again(TOKENS), model(TOKENS))
+    save_file({**tensors, name: mx.pad(module.weight, [(0, 2), (0, 0)])}, path)
+    with pytest.raises(CheckpointError, match=f"another {table} than the model has"):
+        adapter.attach(make(UNTIED), tmp_path)
+
+
 def test_targets_of_embeddings_may_have_the_names_of_mlx_lm() -> None:
     assert our_keys(make(), ("embed_tokens",)) == ("embedding.tokens",)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,18 @@ def test_dequantizing_unpacks_the_whole_model(config: dict[str, Any]) -> None:
     assert cost.within_budget
     with using_activations("float"):
         assert close(model(TOKENS), before(TOKENS), 1e-4)
+
+
+def test_a_merged_model_has_no_quantization_but_its_own(tmp_path: Path) -> None:
+    """mlx-lm writes the recipe under two names, and reads the second where the first is missing."""
+    for bits, dequantize in ((8, False), (None, True)):
+        model = adapted(bits=4)
+        model.info = replace(model.info, config={**model.info.config, "quantization_config": {"bits": 4}})
+        merge(model, ROWS, dequantize)
+        save(model, None, tmp_path / str(bits))
+        config = json.loads((tmp_path / str(bits) / "config.json").read_text())
+        assert config.get("quantization", {}).get("bits") == bits
+        assert "quantization_config" not in config
 
 
 def test_a_model_with_layers_of_several_bits_is_loaded_as_it_was_merged(tmp_path: Path) -> None:

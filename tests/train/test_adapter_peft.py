@@ -54,6 +54,10 @@ def test_scales_follow_rank_alpha_and_their_patterns(tmp_path: Path) -> None:
     assert scales == {"model.layers.0.self_attn.q_proj": 1.5, "model.layers.0.mlp.down_proj": 2.5}
     root = {name: update.scale for name, update in form.read(tmp_path, config | {"use_rslora": True}).items()}
     assert root["model.layers.0.self_attn.q_proj"] == 3.0
+    ranks = {"r": 4, "rank_pattern": {"down_proj": 2}}
+    assert {name: update.scale for name, update in form.read(tmp_path, config | ranks).items()} == scales
+    with pytest.raises(CheckpointError, match=r"q_proj has rank 4, not 8"):
+        form.read(tmp_path, config | {"r": 8})
 
 
 def test_layers_of_several_scales_are_written_in_both_formats(tmp_path: Path) -> None:
@@ -154,7 +158,9 @@ def test_tensors_of_other_kinds_and_invalid_configs_are_refused(tmp_path: Path) 
     mx.eval(good)
     first, second = sorted(good)[:2]
     damages = {
-        "is not a factor": {**good, "base_model.model.lm_head.weight": good[first]},
+        "is not a factor": {**good, "base_model.model.model.norm.weight": good[first]},
+        "another lm_head": {**good, "base_model.model.lm_head.weight": good[first]},
+        "stores wte, which": {**good, "base_model.model.wte.weight": good[first]},
         "has one factor only": {name: tensor for name, tensor in good.items() if name != second},
         "changes nothing": {},
         "does not have": {name.replace("q_proj", "z_proj"): tensor for name, tensor in good.items()},

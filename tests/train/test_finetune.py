@@ -228,6 +228,7 @@ def test_a_run_of_a_version_without_a_setting_resumes_with_its_default(
     snapshot = max((tmp_path / "out/snapshots").iterdir())
     state, manifest = (read_json(snapshot / name) for name in ("state.json", "manifest.json"))
     del state["run"]["packing"]
+    state["run"]["data"] = "elsewhere.jsonl"  # paths were recorded, too
     write_json(snapshot / "state.json", state)
     data = (snapshot / "state.json").read_bytes()
     manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

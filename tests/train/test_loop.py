@@ -241,13 +241,15 @@ def test_a_closed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path, sto
 
 def test_a_run_resumed_with_other_micro_batches_takes_the_same_rows_in_each_step(tmp_path: Path) -> None:
     straight, _ = train(replace(CONFIG, grad_accumulation_steps=2))
-    resumed = ToyLM()
+    resumed, rows, tokens = ToyLM(), replace(ROWS, valid=arithmetic_rows(30, seed=9)), set[int]()
     for stop, size, count in ((5, 4, 2), (7, 2, 4), (9, 8, 1), (12, 4, 2)):
-        config = replace(CONFIG, batch_size=size, grad_accumulation_steps=count, resume=True)
-        for event in (events := fit(resumed, CLM, config, ROWS, snapshots(tmp_path, config))):
+        config = replace(CONFIG, batch_size=size, grad_accumulation_steps=count, resume=True, val_batches=2)
+        for event in (events := fit(resumed, CLM, config, rows, snapshots(tmp_path, config))):
+            tokens |= {event.tokens} if isinstance(event, Evaluated) else set()
             if isinstance(event, Step) and event.step == stop:
                 break
         events.close()
+    assert len(tokens) == 1  # of the same sample in every evaluation
     want = dict(tree_flatten(straight.parameters()))
     for name, weight in tree_flatten(resumed.parameters()):
         np.testing.assert_allclose(np.array(weight), np.array(want[name]), rtol=0, atol=1e-5, err_msg=name)

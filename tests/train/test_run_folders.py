@@ -43,6 +43,17 @@ def test_a_run_is_not_resumed_with_other_rows_or_settings(
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_goes_on_with_the_same_rows_and_base_at_other_paths(config: FinetuneConfig, tmp_path: Path) -> None:
+    run(config)
+    halved = replace(config, adapter_path=str(tmp_path / "half"))
+    run(halved, stop=2)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("train.jsonl", "valid.jsonl"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    run(replace(halved, resume=True, data=str(tmp_path / "elsewhere"), model="renamed"))
+    assert results(halved) == results(config)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors"])
 def test_a_run_is_not_begun_in_the_folder_of_a_model(config: FinetuneConfig, tmp_path: Path, name: str) -> None:
     (tmp_path / "run").mkdir()

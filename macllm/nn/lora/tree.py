@@ -68,6 +68,7 @@ def apply(
     adapted_layers = {}
     for name, key in zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True):
         adapted_layers[name] = kinds[name].initial(chosen[name], rank, scale, dropout, key)
+        adapted_layers[name].train(model.training)  # no dropout in a model that is evaluated
     _put(model, adapted_layers | {name: whole_copy(module) for name, module in whole.items()})
     return [*adapted_layers, *whole]
 

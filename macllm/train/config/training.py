@@ -104,7 +104,8 @@ class TrainConfig:
     pause_on_battery: Annotated[bool, "save and wait while the machine runs on its battery"] = False
 
     _folder: ClassVar[str] = ""  # the field that names the run's folder
-    # Fields that a resumed run may change: they have no effect on its final weights, or only through its rows.
+    # Fields that a resumed run may change: they have no effect on its final weights, or only through its rows and its
+    # base, which are known by their fingerprints.
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = frozenset(
         {
             "resume",
@@ -116,7 +117,9 @@ class TrainConfig:
             "output",
             "adapter_path",
             "date",
+            "model",
         }
+        | PATHS
         | {"chat_feature", "prompt_feature", "completion_feature", "text_feature", "cache_gb", "pause_on_battery"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
