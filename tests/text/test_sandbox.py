@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,6 +156,23 @@ def test_escapes_from_the_sandbox_are_refused(name: str) -> None:
 def test_endless_templates_are_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "Limits", lambda: Limits(seconds=0.2))
     refuse(ENDLESS[name])
+
+
+def test_the_time_limit_is_exact_and_processor_time_is_read_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"clock": 7.0, "processor": 3.0}
+    looks = []
+    clocks = SimpleNamespace(
+        monotonic=lambda: seconds["clock"], thread_time=lambda: looks.append(1) or seconds["processor"]
+    )
+    monkeypatch.setattr(limits, "time", clocks)
+    spent, steps = limits.Budget(Limits(seconds=1.0), 0), 0
+    with pytest.raises(limits.LimitError, match="longer than 1 s"):
+        for steps in range(9000):
+            seconds["clock"] += 2**-10  # other programs have three quarters of the processor
+            seconds["processor"] += 2**-12
+            spent.step()
+    assert steps == 2**12
+    assert len(looks) < 40
 
 
 @pytest.mark.parametrize("name", MALFORMED)
