@@ -21,7 +21,7 @@ from . import encoding_cache, rows
 from .config import TrainConfig
 from .contract import E, Objective
 from .events import Advanced
-from .render import Example, TextTokenizer
+from .render import Example, TextTokenizer, has_unused_columns
 from .rows import Source
 
 _HERE = Path(__file__).parent
@@ -32,11 +32,12 @@ _ENDINGS = (".json", ".jinja", ".model", ".txt", ".spm")
 
 @dataclass(frozen=True)
 class EncodedRow(Generic[E]):
-    """The examples of a row."""
+    """The examples of a row, and True if it has columns for a template that they were made without."""
 
     kind: str
     where: str
     examples: Sequence[E]
+    has_unused_columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Encoder(Generic[E]):
             for row in own:
                 yield Advanced("reading", done + len(encoded), total)
                 examples = self.objective.examples(row, self.tokenizer)
-                encoded.append(EncodedRow(row.kind, row.where, examples))
+                encoded.append(EncodedRow(row.kind, row.where, examples, has_unused_columns(row, self.tokenizer)))
             done += len(encoded)
             if known is not None:
                 yield Advanced("reading", done, total)
@@ -122,7 +123,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         if file == len(labels) or any(example.where != row.where for example in row.examples):
             return
         places.append(f"{file} {row.where[len(labels[file]) :]}")
-    kinds = sorted({row.kind for row in encoded})
+    kinds = sorted({(row.kind, row.has_unused_columns) for row in encoded})
     flags = [e.splittable + 2 * e.ends + 4 * (e.weights is not None) for e in examples]
     weights = [example.weights for example in examples if example.weights is not None]
     arrays = {
@@ -132,7 +133,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         "lengths": np.array([len(example) for example in examples], dtype="<i8"),
         "flags": np.array(flags, dtype="|u1"),
         "examples": np.array([len(row.examples) for row in encoded], dtype="<i8"),
-        "kinds": np.array([kinds.index(row.kind) for row in encoded], dtype="|u1"),
+        "kinds": np.array([kinds.index((row.kind, row.has_unused_columns)) for row in encoded], dtype="|u1"),
     }
     encoding_cache.store(key, {"kinds": kinds, "places": places}, arrays, limit_bytes)
 
@@ -155,7 +156,8 @@ def _restored(
             part = slice(at, at + length)
             examples.append(Example(tokens[part], masks[part], where, bool(flag & 1), bool(flag & 2), own))
             at, weighted = at + length, weighted + (length if flag & 4 else 0)
-        made.append(EncodedRow(header["kinds"][kind], where, examples))
+        name, has_unused = header["kinds"][kind]
+        made.append(EncodedRow(name, where, examples, has_unused))
         number += count
     if (at, weighted, number) != (len(tokens), len(weights), len(lengths)):
         raise ValueError("its lengths differ")

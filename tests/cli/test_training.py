@@ -52,6 +52,19 @@ def test_a_resumed_run_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> Non
     assert "try more" not in capsys.readouterr().err
 
 
+def test_a_run_tells_how_many_rows_have_tools_that_it_ignores(capsys: pytest.CaptureFixture[str]) -> None:
+    def begun() -> Generator[TrainEvent]:
+        yield Prepared(
+            4, 9, 9, *[0] * 7, parameters=9, trained_parameters=9, steps=4, first_step=0, unused_column_rows=3,
+            valid=Counts(rows=2, unused_column_rows=2),
+        )  # fmt: skip
+
+    narrate(begun(), "elsewhere")
+    said = capsys.readouterr().err
+    assert "  3 rows with tools or variables for a template, which are ignored" in said
+    assert "  2 validation rows with tools or variables for a template, which are ignored" in said
+
+
 def test_a_packed_run_tells_how_many_examples_share_a_row_and_how_full_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
