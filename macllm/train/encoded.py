@@ -54,21 +54,21 @@ class Encoder(Generic[E]):
     def encoded(self, sources: Sequence[Source]) -> Generator[Advanced, None, list[list[EncodedRow[E]]]]:
         """The encoded rows of each source, yielding progress. Raises DataError."""
         keys = [self._key(source) for source in sources]
-        found = [None if key is None else encoding_cache.load(key, partial(_restored, _labels(source)))
-                 for key, source in zip(keys, sources, strict=True)]  # fmt: skip
-        read = [rows.read(source, columns=self.config.columns) if known is None else []
-                for source, known in zip(sources, found, strict=True)]  # fmt: skip
-        total = sum(len(known) for known in (*found, *read) if known is not None)
+        cached = [None if key is None else encoding_cache.load(key, partial(_restored, _labels(source)))
+                  for key, source in zip(keys, sources, strict=True)]  # fmt: skip
+        unencoded = [rows.read(source, columns=self.config.columns) if stored is None else []
+                     for source, stored in zip(sources, cached, strict=True)]  # fmt: skip
+        total = sum(len(each) for each in (*cached, *unencoded) if each is not None)
         done, made = 0, list[list[EncodedRow[E]]]()
-        for key, source, known, own in zip(keys, sources, found, read, strict=True):
+        for key, source, stored, read in zip(keys, sources, cached, unencoded, strict=True):
             # The cache holds examples of language modelling only, which this objective makes too if its key matches.
-            encoded = cast("list[EncodedRow[E]]", known) if known is not None else []
-            for row in own:
+            encoded = cast("list[EncodedRow[E]]", stored) if stored is not None else []
+            for row in read:
                 yield Advanced("reading", done + len(encoded), total)
                 examples = self.objective.examples(row, self.tokenizer)
                 encoded.append(EncodedRow(row.kind, row.where, examples, has_unused_columns(row, self.tokenizer)))
             done += len(encoded)
-            if known is not None:
+            if stored is not None:
                 yield Advanced("reading", done, total)
             elif key is not None and key == self._key(source):  # nothing has changed since it was read
                 _store(key, source, encoded, round(self.config.cache_gb * 1e9))
