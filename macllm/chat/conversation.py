@@ -38,6 +38,14 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """The model and the adapter that the user chose for the answers from then on."""
+
+    model: str
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """One message of the conversation; the model's reasoning is separate from its content.
 
@@ -57,6 +65,7 @@ class Turn:
     tokens: tuple[int, ...] = ()
     origin: Origin | None = None
     kept: str | None = None
+    choice: ModelChoice | None = None  # made after this turn, before the next one
 
     def message(self) -> dict[str, str]:
         """The turn as a message for a chat template."""
@@ -137,6 +146,19 @@ class Conversation:
         return next((turn.content for turn in reversed(self.turns) if turn.role == "cut"), "")
 
     @property
+    def model_choice(self) -> ModelChoice | None:
+        """The model and the adapter chosen last, else those of the newest answer.
+
+        None in a path without either.
+        """
+        for turn in reversed(self.turns):
+            if turn.choice is not None:
+                return turn.choice
+            if turn.origin is not None:
+                return ModelChoice(model=turn.origin.model, adapter=turn.origin.adapter)
+        return None
+
+    @property
     def messages(self) -> list[dict[str, str]]:
         """Messages for a chat template: system prompt with the newest summary, then the turns to be read."""
         opening = "\n\n".join(filter(None, (self.system, self.summary and _SUMMARY + self.summary)))
@@ -161,6 +183,12 @@ class Conversation:
     def changed(self, node: str, turn: Turn) -> Conversation:
         """With another turn in a node."""
         return replace(self, nodes={**self.nodes, node: replace(self.nodes[node], turn=turn)})
+
+    def choosing(self, choice: ModelChoice) -> Conversation:
+        """With a choice after the head; a conversation without turns stays as it is."""
+        if self.head is None:
+            return self
+        return self.changed(self.head, replace(self.nodes[self.head].turn, choice=choice))
 
     def at(self, node: str | None) -> Conversation:
         """With `node` as the head, so that the next turn begins a new branch after it.

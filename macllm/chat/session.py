@@ -20,7 +20,7 @@ from macllm.hub.blend import parse
 from .again import comparison, continuation
 from .answer import PartialAnswer
 from .context import ContextUse, tokens_at, used_tokens
-from .conversation import Attachment, Conversation, Origin, Turn
+from .conversation import Attachment, Conversation, ModelChoice, Origin, Turn
 from .summarizing import Summary
 
 if TYPE_CHECKING:
@@ -116,11 +116,16 @@ class Session:
     def activate(self, adapter: str | None) -> None:
         """Make another adapter active, or none, for the answers from now on. Waits for the engine.
 
-        Raises: MacllmError if it cannot be loaded; the former one then stays active.
+        A resumed conversation has it, too. Raises: MacllmError if it cannot be loaded; the former one stays active.
         """
         self.engine.activate(adapter)
         if adapter is not None:
             self.adapters += [name for name in parse(adapter) if name not in self.adapters]
+        self._keep(self._conversation.choosing(self._choice))
+
+    @property
+    def _choice(self) -> ModelChoice:
+        return ModelChoice(model=self.engine.info.model_name, adapter=self.adapter)
 
     @property
     def preset_in_effect(self) -> str:
@@ -215,7 +220,8 @@ class Session:
         self.preset = former.preset
         self.sampling = replace(self.sampling, **changed)
         self.max_tokens = former.max_tokens
-        self.open(former.conversation)
+        changed_model = self._choice != former._choice
+        self.open(former.conversation.choosing(self._choice) if changed_model else former.conversation)
 
     def clear(self) -> None:
         """Begin a new conversation. System prompt and sampling settings stay."""
@@ -306,7 +312,7 @@ class Session:
             raise DoesNotFitError(error.message, cause=error.cause, remedy=_REMEDY) from error
         finally:
             if answer.has_text or finish not in ("failed", "cancelled"):
-                self._keep(answer.conversation(finish))
+                self._keep_answer(answer.conversation(finish))
             else:
                 self._used_tokens = used_before
                 self._keep(before)
@@ -346,6 +352,11 @@ class Session:
         self._conversation = conversation
         if self.journal is not None:
             self.journal.save(conversation)
+
+    def _keep_answer(self, conversation: Conversation) -> None:
+        """Keep a conversation that ends with an answer, perhaps made without the active adapter (`compare`)."""
+        is_usual = conversation.model_choice == self._choice
+        self._keep(conversation if is_usual else conversation.choosing(self._choice))
 
     def _cut(self, kept: str | None, summary: str) -> None:
         self._keep(self._conversation.added(Turn(role="cut", content=summary, kept=kept)))

@@ -64,10 +64,10 @@ def resumed(options: ChatOptions, goes_on: bool, resume: str | None, fork: str |
     from macllm.chat.store import Store
 
     conversation = _chosen(Store(), resume, fork)
-    origin = next((turn.origin for turn in reversed(conversation.turns) if turn.origin), None)
+    choice = conversation.model_choice
     options = replace(options, conversation=conversation)
-    if origin is not None and options.model is None:
-        options = replace(options, model=origin.model, adapter=options.adapter or origin.adapter)
+    if choice is not None and options.model is None:
+        options = replace(options, model=choice.model, adapter=options.adapter or choice.adapter)
     return options
 
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 UNITS = {"reading": "rows", "encoding": "rows", "training": "steps", "evaluating": "batches", "saving": "snapshots"}
 MIN_DECREASE = 0.1  # relative decrease of the loss below which a hint is printed
 FITTED_LOSS = 0.1  # loss below which the data is already fitted, so no hint
-# Texts for rows that were changed or dropped, in the order of their counts in Prepared.
+# Texts for rows that were changed, dropped or not read whole, by the names of their counts in Prepared.
 CHANGED_ROWS = {
     "truncated_rows": "truncated: cut to the longest length",
     "split_rows": "split",
     "dropped_rows": "dropped as too long",
     "unsupervised_rows": "without supervised tokens",
     "expanded_rows": "expanded to one example per turn",
+    "unused_column_rows": "with tools or variables for a template, which are ignored: their text is made without one",
     "shared_rows": "among the training rows too",
 }
 

@@ -125,7 +125,7 @@ def watch(run: str, as_json: bool) -> None:
     from .training import continues
     from .watching import show_followed
 
-    entry = _there(find(run))
+    entry = _existing(find(run))
     if as_json:
         for event in follow(entry.path):
             _print(json.dumps(record(event), ensure_ascii=False))
@@ -152,7 +152,7 @@ def stop(run: str, timeout: float, as_json: bool) -> None:
 
     from .training import continues
 
-    entry = _there(find(run))
+    entry = _existing(find(run))
     held = holder(entry.path)
     if held is None:
         raise UsageError(f"{entry.folder} is not running", cause=f"it is {status(entry).state}")
@@ -191,7 +191,7 @@ def resume(run: str) -> None:
     """Continue a run with its own settings."""
     from macllm.train.runs.registry import find
 
-    start(_there(find(run)))
+    start(_existing(find(run)))
 
 
 @command.command("fork")
@@ -210,7 +210,7 @@ def fork_run(run: str, output: Path, sets: tuple[str, ...], no_start: bool) -> N
 
     name, at, number = run.rpartition("@")
     is_numbered = bool(at) and number.isdigit()
-    parent = _there(find(name if is_numbered else run))
+    parent = _existing(find(name if is_numbered else run))
     snapshot = snapshot_of(parent, int(number) if is_numbered else None)
     output = output.resolve()
     config = changed_config(parent, output, sets)
@@ -235,7 +235,7 @@ def compare_runs(first: str, second: str, as_json: bool) -> None:
 
     from .comparison import lines
 
-    runs = (_there(find(first)), _there(find(second)))
+    runs = (_existing(find(first)), _existing(find(second)))
     found = compare(*runs)
     if as_json:
         _print_json({"runs": [asdict(run) for run in runs], **asdict(found)})
@@ -302,7 +302,8 @@ def _enter(entry: RegisteredRun) -> None:
         os.chdir(entry.directory)
 
 
-def _there(entry: RegisteredRun) -> RegisteredRun:
+def _existing(entry: RegisteredRun) -> RegisteredRun:
+    """The run. Raises: UsageError if its folder is missing."""
     if entry.is_missing:
         raise UsageError(
             f"the folder of run {entry.id} is missing",

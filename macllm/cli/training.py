@@ -63,8 +63,8 @@ def _measured(events: Generator[TrainEvent], config: TrainConfig) -> Generator[T
             yield event
             if isinstance(event, Prepared) and not is_registered(Path(config.folder)):
                 say(f"the run is not listed by macllm runs ls: cannot write {registry_folder()}")
-            if isinstance(event, Prepared) and (needed := _needed(config, event)) > (there := memory_limit()):
-                say(f"this takes at least {bytes_text(needed)} of memory, and this machine has {bytes_text(there)}")
+            if isinstance(event, Prepared) and (needed := _needed(config, event)) > (limit := memory_limit()):
+                say(f"this takes at least {bytes_text(needed)} of memory, and this machine has {bytes_text(limit)}")
                 say("  try a smaller --batch-size with more --grad-accumulation-steps, or --grad-checkpoint")
 
 

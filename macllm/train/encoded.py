@@ -21,7 +21,7 @@ from . import encoding_cache, rows
 from .config import TrainConfig
 from .contract import E, Objective
 from .events import Advanced
-from .render import Example, TextTokenizer
+from .render import Example, TextTokenizer, has_unused_columns
 from .rows import Source
 
 _HERE = Path(__file__).parent
@@ -32,11 +32,12 @@ _ENDINGS = (".json", ".jinja", ".model", ".txt", ".spm")
 
 @dataclass(frozen=True)
 class EncodedRow(Generic[E]):
-    """The examples of a row."""
+    """The examples of a row, and True if it has columns for a template that they were made without."""
 
     kind: str
     where: str
     examples: Sequence[E]
+    has_unused_columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,21 @@ class Encoder(Generic[E]):
     def encoded(self, sources: Sequence[Source]) -> Generator[Advanced, None, list[list[EncodedRow[E]]]]:
         """The encoded rows of each source, yielding progress. Raises DataError."""
         keys = [self._key(source) for source in sources]
-        found = [None if key is None else encoding_cache.load(key, partial(_restored, _labels(source)))
-                 for key, source in zip(keys, sources, strict=True)]  # fmt: skip
-        read = [rows.read(source, columns=self.config.columns) if known is None else []
-                for source, known in zip(sources, found, strict=True)]  # fmt: skip
-        total = sum(len(known) for known in (*found, *read) if known is not None)
+        cached = [None if key is None else encoding_cache.load(key, partial(_restored, _labels(source)))
+                  for key, source in zip(keys, sources, strict=True)]  # fmt: skip
+        unencoded = [rows.read(source, columns=self.config.columns) if stored is None else []
+                     for source, stored in zip(sources, cached, strict=True)]  # fmt: skip
+        total = sum(len(each) for each in (*cached, *unencoded) if each is not None)
         done, made = 0, list[list[EncodedRow[E]]]()
-        for key, source, known, own in zip(keys, sources, found, read, strict=True):
+        for key, source, stored, read in zip(keys, sources, cached, unencoded, strict=True):
             # The cache holds examples of language modelling only, which this objective makes too if its key matches.
-            encoded = cast("list[EncodedRow[E]]", known) if known is not None else []
-            for row in own:
+            encoded = cast("list[EncodedRow[E]]", stored) if stored is not None else []
+            for row in read:
                 yield Advanced("reading", done + len(encoded), total)
                 examples = self.objective.examples(row, self.tokenizer)
-                encoded.append(EncodedRow(row.kind, row.where, examples))
+                encoded.append(EncodedRow(row.kind, row.where, examples, has_unused_columns(row, self.tokenizer)))
             done += len(encoded)
-            if known is not None:
+            if stored is not None:
                 yield Advanced("reading", done, total)
             elif key is not None and key == self._key(source):  # nothing has changed since it was read
                 _store(key, source, encoded, round(self.config.cache_gb * 1e9))
@@ -122,7 +123,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         if file == len(labels) or any(example.where != row.where for example in row.examples):
             return
         places.append(f"{file} {row.where[len(labels[file]) :]}")
-    kinds = sorted({row.kind for row in encoded})
+    kinds = sorted({(row.kind, row.has_unused_columns) for row in encoded})
     flags = [e.splittable + 2 * e.ends + 4 * (e.weights is not None) for e in examples]
     weights = [example.weights for example in examples if example.weights is not None]
     arrays = {
@@ -132,7 +133,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         "lengths": np.array([len(example) for example in examples], dtype="<i8"),
         "flags": np.array(flags, dtype="|u1"),
         "examples": np.array([len(row.examples) for row in encoded], dtype="<i8"),
-        "kinds": np.array([kinds.index(row.kind) for row in encoded], dtype="|u1"),
+        "kinds": np.array([kinds.index((row.kind, row.has_unused_columns)) for row in encoded], dtype="|u1"),
     }
     encoding_cache.store(key, {"kinds": kinds, "places": places}, arrays, limit_bytes)
 
@@ -155,7 +156,8 @@ def _restored(
             part = slice(at, at + length)
             examples.append(Example(tokens[part], masks[part], where, bool(flag & 1), bool(flag & 2), own))
             at, weighted = at + length, weighted + (length if flag & 4 else 0)
-        made.append(EncodedRow(header["kinds"][kind], where, examples))
+        name, has_unused = header["kinds"][kind]
+        made.append(EncodedRow(name, where, examples, has_unused))
         number += count
     if (at, weighted, number) != (len(tokens), len(weights), len(lengths)):
         raise ValueError("its lengths differ")

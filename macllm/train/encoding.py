@@ -24,7 +24,7 @@ class Encoding(Generic[E]):
         self.kept: list[E] = []
         self._counts = Counts()
 
-    def add(self, kind: str, made: Sequence[E]) -> list[E]:
+    def add(self, kind: str, made: Sequence[E], *, has_unused_columns: bool = False) -> list[E]:
         """Add a row of `kind` by its examples; those that are kept.
 
         Raises DataError for one that is too long, with long_rows="error".
@@ -42,6 +42,7 @@ class Encoding(Generic[E]):
             expanded_rows=before.expanded_rows + (len(made) > 1),
             unsupervised_rows=before.unsupervised_rows + (not added and bool(fitting or not made)),
             unended_rows=before.unended_rows + (bool(added) and not any(each.ends for each in made)),
+            unused_column_rows=before.unused_column_rows + has_unused_columns,
             kinds={**before.kinds, kind: before.kinds.get(kind, 0) + 1},
             **once,  # a row of several examples counts once
         )

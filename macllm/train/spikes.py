@@ -68,8 +68,8 @@ class Watch:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The watch of a snapshot."""
-        texts = {name: tuple(values[name]) for name in ("losses", "norms")}
-        return cls(**{**values, **texts, "skipped": tuple(map(tuple, values["skipped"]))})
+        numbers = {name: tuple(values[name]) for name in ("losses", "norms")}
+        return cls(**{**values, **numbers, "skipped": tuple(map(tuple, values["skipped"]))})
 
     def is_spike(self, rules: SpikeRules) -> bool:
         """True after enough spikes in a row, if there is a snapshot to go back to."""

@@ -423,3 +423,35 @@ def test_only_a_conversation_on_a_terminal_says_how_it_is_resumed(
     say_resume_line([session], prompt)
     said = sys.stderr.getvalue()  # type: ignore[union-attr]
     assert said == (f"resume: macllm chat --resume {session.journal.short(chat.id)}\n" if says else "")
+
+
+def test_an_adapter_or_a_model_chosen_after_the_last_answer_is_resumed() -> None:
+    engine, store = ScriptedEngine(["one"], ["two"], ["three"], ["four"]), Store()
+    session = Session(engine, journal=store)
+    session.activate("/x/notes")  # before the first message: the answer records it
+    list(session.reply("q"))
+
+    def found() -> tuple[str | None, str | None]:
+        assert store.flush(5)
+        options = resumed(ChatOptions(), True, None, None)
+        return options.model, options.adapter
+
+    assert found() == ("scripted", "/x/notes")
+    session.activate(None)
+    assert found() == ("scripted", None)
+    session.activate("/x/style")
+    assert found() == ("scripted", "/x/style")
+    engine.activate(None)  # as a chat that is resumed with another adapter
+    list(session.reply("q"))
+    assert found() == ("scripted", None)
+    session.activate("/x/style")
+    for adapter in ("/x/style", None):
+        list(session.compare())
+        assert session.turns[-1].origin is not None
+        assert session.turns[-1].origin.adapter == adapter
+    assert found() == ("scripted", "/x/style")
+    other = ScriptedEngine()
+    other.info = replace(other.info, model_name="other")
+    Session(other, journal=store).take_over(session)
+    assert found() == ("other", None)
+    store.close()

@@ -16,6 +16,7 @@ from macllm.errors import UsageError
 from macllm.train.config import FinetuneConfig, PretrainConfig
 from macllm.train.events import Step
 from macllm.train.runs import registry
+from macllm.train.runs.compare import compare
 from macllm.train.runs.fork import changed_config
 from tests.train.test_contract import VOCAB, lines, masked, small_config
 from tests.train.toy import ToyLM
@@ -182,3 +183,15 @@ def test_a_run_is_resumed_from_any_folder_with_its_own_settings(
     (resumed,) = started
     assert resumed == replace(config, resume=True, date=resumed.date)
     assert str(Path.cwd()) == registry.find("run").directory
+
+
+def test_the_same_data_is_no_difference_however_its_path_is_written_and_another_of_that_name_is(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    fork(tmp_path, "run@4")
+    parent, child = registry.find("run"), registry.find(str(tmp_path / "fork"))
+    settings = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(settings | {"data": "."}))
+    assert compare(replace(parent, directory=str(tmp_path)), child).settings == {}
+    elsewhere = compare(replace(parent, directory="/"), replace(parent, directory=str(tmp_path)))
+    assert elsewhere.settings == {"data": ("/", str(tmp_path))}

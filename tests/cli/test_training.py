@@ -66,6 +66,19 @@ def test_a_step_that_takes_minutes_gets_a_line_each_and_a_pause_none(capsys: pyt
     assert said == [f"training 2 of 4 steps, the next takes {text} so far" for text in ("1 min 00 s", "2 min 00 s")]
 
 
+def test_a_run_tells_how_many_rows_have_tools_that_it_ignores(capsys: pytest.CaptureFixture[str]) -> None:
+    def begun() -> Generator[TrainEvent]:
+        yield Prepared(
+            4, 9, 9, *[0] * 7, parameters=9, trained_parameters=9, steps=4, first_step=0, unused_column_rows=3,
+            valid=Counts(rows=2, unused_column_rows=2),
+        )  # fmt: skip
+
+    narrate(begun(), "elsewhere")
+    said = capsys.readouterr().err
+    assert "  3 rows with tools or variables for a template, which are ignored" in said
+    assert "  2 validation rows with tools or variables for a template, which are ignored" in said
+
+
 def test_a_packed_run_tells_how_many_examples_share_a_row_and_how_full_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,6 +156,29 @@ def test_escapes_from_the_sandbox_are_refused(name: str) -> None:
 def test_endless_templates_are_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "Limits", lambda: Limits(seconds=0.2))
     refuse(ENDLESS[name])
+
+
+def test_the_time_limit_is_exact_and_processor_time_is_read_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, looks = [], []
+
+    def clock() -> float:
+        return 7 + len(steps) / 1024
+
+    def processor() -> float:  # other programs have three quarters of it
+        looks.append(1)
+        return 3 + len(steps) / 4096
+
+    def render() -> None:
+        spent = limits.Budget(Limits(seconds=1.0), 0)
+        while True:
+            steps.append(1)
+            spent.step()
+
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=clock, thread_time=processor))
+    with pytest.raises(limits.LimitError, match="longer than 1 s"):
+        render()
+    assert len(steps) == 4097
+    assert len(looks) < 40
 
 
 @pytest.mark.parametrize("name", MALFORMED)

@@ -52,6 +52,7 @@ def pair(number: int, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
 GOOD = [chat(f"question {number}") for number in range(8)]
 
 
@@ -80,10 +81,17 @@ def test_good_rows_give_no_finding_and_the_numbers_of_a_run(tmp_path: Path) -> N
 @pytest.mark.parametrize("long_rows", ["truncate", "split", "drop"])
 @pytest.mark.parametrize("length", [4, 20, 40])
 def test_the_counts_are_those_of_a_run(tmp_path: Path, long_rows: Any, length: int) -> None:
-    rows = [{"text": "a" * 30}, {"text": "b"}, *GOOD, chat("q" * 50)]
+    rows = [{"text": "a" * 30}, {"text": "b", "tools": []}, *GOOD, chat("q" * 50)]
     report = checked(tmp_path, rows, max_seq_length=length, long_rows=long_rows)
     config = TrainConfig(data=str(tmp_path / "rows.jsonl"), max_seq_length=length, long_rows=long_rows)
     assert report.splits[0].counts == data.load(config, CausalLM(), Checkable(plain)).counts
+    assert report.splits[0].counts.unused_column_rows == 1
+
+
+def test_tools_of_strings_are_unused_without_a_template_and_used_with_one(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "c", "tools": [TOOL]}, {"prompt": "q", "completion": "d"}]
+    assert codes(checked(tmp_path, rows, Checkable(None)))["unused-columns"] == 1
+    assert "unused-columns" not in codes(checked(tmp_path, rows))
 
 
 @pytest.mark.parametrize(

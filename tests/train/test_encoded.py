@@ -33,7 +33,7 @@ from tests.train.recipes import write_recipe
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 TALK = [*CHAT, {"role": "user", "content": "so?"}, {"role": "assistant", "content": "ok", "weight": 0.5}]
 ROWS: list[dict[str, Any]] = [
-    {"messages": CHAT}, {"messages": TALK}, {"text": "a text"}, {"prompt": "p", "completion": "c"},
+    {"messages": CHAT}, {"messages": TALK}, {"text": "a text", "tools": []}, {"prompt": "p", "completion": "c"},
     {"messages": CHAT[:1]}, {"text": "x" * 99}, {"messages": CHAT},
 ]  # fmt: skip
 
@@ -98,6 +98,7 @@ def test_cached_rows_are_those_that_were_encoded_and_are_not_encoded_again(
     second = load(path, tokenizer, **settings)
     assert len(encodings) == 2 * (len(some) + 1)
     assert contents(plain) == contents(first) == contents(second)
+    assert second.counts.unused_column_rows == 1
     moved = load((tmp_path / "rows").rename(tmp_path / "moved"), tokenizer, **settings)
     assert len(encodings) == 2 * (len(some) + 1)
     assert {e.where.partition(":")[0] for e in moved.train} == {str(tmp_path / "moved" / "train.jsonl")}

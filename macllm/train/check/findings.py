@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from macllm.errors import DataError
+from macllm.train.render import has_unused_columns
 from macllm.train.rows import Chat, PlainText, Preference, PromptOnly, Row, UnpairedPreference
 from macllm.train.turns import UnstableTemplateError
 from macllm.units import count_text
@@ -99,9 +100,9 @@ def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
     empty = [row.where for row in split.rows if _has_empty_turn(row)]
     if empty:
         yield _rows(split, "warning", "empty-turns", "with an empty turn", empty, "leave them out, or complete them")
-    unused = [row.where for row in split.rows if isinstance(row, PlainText) and row.unused]
+    unused = [row.where for row in split.rows if has_unused_columns(row, rules.tokenizer)]
     if unused:
-        text = "of text with tools or variables for a template, which a text does not use"
+        text = "with tools or variables for a template, which are ignored: their text is made without one"
         yield _rows(split, "note", "unused-columns", text, unused)
     open_ended = [row.where for row in split.rows if isinstance(row, Chat) and row.messages[-1]["role"] != "assistant"]
     if open_ended:

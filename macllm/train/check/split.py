@@ -14,7 +14,7 @@ from macllm.train.alignment import text_tokens
 from macllm.train.config import TrainConfig
 from macllm.train.encoding import Encoding
 from macllm.train.events import Advanced
-from macllm.train.render import Example, to_examples
+from macllm.train.render import Example, has_unused_columns, to_examples
 from macllm.train.rows import Chat, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
 from macllm.train.turns import ChatTurns
 
@@ -118,7 +118,8 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
             split.shown += [show(each.cut(0, rules.limit), side, len(each), rules.tokenizer) for each in examples]
     longest = max(sides.values(), key=lambda examples: max(map(len, examples), default=0))
     split.wholes += [(len(each), each.num_target_tokens) for each in longest]
-    kept = split.encoding.add(row.kind, longest)
+    has_unused = has_unused_columns(row, rules.tokenizer)
+    kept = split.encoding.add(row.kind, longest, has_unused_columns=has_unused)
     if any(len(each) > rules.limit for each in longest):
         split.cut.append(row.where)
     is_long = bool(longest) and all(len(each) > rules.limit for each in longest)

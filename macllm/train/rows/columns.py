@@ -65,7 +65,7 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
             raise DataError(f"{where}: text is not a string")
         return PlainText(row["text"], where, tuple(name for name in _FOR_TEMPLATES if name in row))
     if "prompt" in row and "completion" not in values:
-        return PromptOnly(_either(row["prompt"], where, "prompt"), where)
+        return PromptOnly(_text_or_messages(row["prompt"], where, "prompt"), where)
     if "conversations" in row:
         return Chat(messages_in([*_system(row), *_listed(row["conversations"], where)], where), None, where)
     if "instruction" in row and "output" in row:
@@ -95,7 +95,7 @@ def _preference(row: dict[str, Any], where: str) -> Row:
         return Preference(_asked(row, where), chosen, rejected, where)
     chosen, rejected = _alike(row, ("chosen", "rejected"), where)
     if "prompt" in row and isinstance(row["prompt"], str) == isinstance(chosen, str):
-        return Preference(_either(row["prompt"], where, "prompt"), chosen, rejected, where)
+        return Preference(_text_or_messages(row["prompt"], where, "prompt"), chosen, rejected, where)
     start = _common_start(chosen, rejected)
     return Preference(chosen[:start], chosen[start:], rejected[start:], where)
 
@@ -116,10 +116,11 @@ def _alike(row: dict[str, Any], names: tuple[str, str], where: str) -> tuple[Any
     first, second = (row[name] for name in names)
     if isinstance(first, str) != isinstance(second, str):
         raise DataError(f"{where}: {names[0]} and {names[1]} must be two strings or two lists of messages")
-    return _either(first, where, names[0]), _either(second, where, names[1])
+    return _text_or_messages(first, where, names[0]), _text_or_messages(second, where, names[1])
 
 
-def _either(value: Any, where: str, name: str) -> str | Messages:
+def _text_or_messages(value: Any, where: str, name: str) -> str | Messages:
+    """The value of a column that may have both. Raises DataError for another type."""
     if not isinstance(value, str | list):
         raise DataError(f"{where}: {name} must be a string or a list of messages")
     return value if isinstance(value, str) else messages_in(value, where)

@@ -23,12 +23,14 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-
-
 _FLAGS = ("train", "training", "loss")  # of axolotl and ms-swift: true for a message that is learned
 _LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6  # sums of weighted losses stay within float32
 _DEEPEST = 100  # lists and objects within one another
 _CONTAINERS = (dict, list, tuple)
+# Variables that training sets itself.
+_RESERVED = ("messages", "tools", "add_generation_prompt", "now", "template", "tokenize", "continue_final_message")
+_EXAMPLE = 'messages: [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+_CALL = 'a call is {"name": "...", "arguments": {...}}'
 
 
 def messages_in(value: Any, where: str) -> Messages:
@@ -53,9 +55,6 @@ def messages_in(value: Any, where: str) -> Messages:
     ]
 
 
-_EXAMPLE = 'messages: [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-
-
 def tools_in(value: Any, where: str) -> list[Any] | None:
     """The tools of a row, a list or its JSON text; None without any."""
     if isinstance(value, str) and value.strip():
@@ -70,9 +69,6 @@ def tools_in(value: Any, where: str) -> list[Any] | None:
         return read_tools(without_nulls(value)) or None
     except UsageError as error:
         raise DataError(f"{where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
-
-
-_RESERVED = ("messages", "tools", "add_generation_prompt", "now", "template", "tokenize", "continue_final_message")
 
 
 def variables_in(value: Any, where: str) -> dict[str, Any] | None:
@@ -127,9 +123,6 @@ def _role_and_content(message: Any, place: str) -> Any:
         raise DataError(f"{place} is a function_call that is not a JSON object", remedy=_CALL)
     check_depth(call, place)
     return {"role": role, **rest, "tool_calls": [call]}
-
-
-_CALL = 'a call is {"name": "...", "arguments": {...}}'
 
 
 def _taken_weight(message: Any, place: str) -> float | None:

@@ -13,14 +13,14 @@ Messages = list[dict[str, Any]]
 class PlainText:
     """Text with a loss on every token.
 
-    `unused` names the columns of its row that are for a chat's template.
+    `unused` are the columns of its row that only a chat template reads.
     """
 
     kind: ClassVar[str] = "text"
 
     text: str
     where: str
-    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)  # columns for a template
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

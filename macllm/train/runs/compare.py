@@ -7,7 +7,7 @@ from typing import Any
 
 from ..events import Evaluated, Step
 from .history import RunStatus, events_of, status
-from .registry import RegisteredRun, read_settings
+from .registry import RegisteredRun, located_settings
 
 _PLACES = frozenset({"resume", "adapter_path", "output"})
 
@@ -23,8 +23,11 @@ class ComparedRuns:
 
 
 def compare(first: RegisteredRun, second: RegisteredRun) -> ComparedRuns:
-    """Compare two runs from their folders."""
-    settings = [read_settings(run.path) for run in (first, second)]
+    """Compare two runs from their folders.
+
+    Paths are absolute ones: each run has its own directory of relative ones.
+    """
+    settings = [located_settings(run) for run in (first, second)]
     names = [name for name in {**settings[0], **settings[1]} if name not in _PLACES]
     pairs = {name: (settings[0].get(name), settings[1].get(name)) for name in names}
     curves = [

@@ -13,14 +13,12 @@ from macllm.errors import CheckpointError, UsageError
 from macllm.files import read_json, sync, write_json
 
 from ..config import SETTINGS_NAME, FinetuneConfig, PretrainConfig, TrainConfig
-from ..config.training import PATHS, over
-from ..rows import is_dataset
+from ..config.training import over
 from .folder import ENVIRONMENT, SNAPSHOTS
 from .history import snapshots_of
-from .registry import RegisteredRun, expanded, read_settings
+from .registry import RegisteredRun, located, located_settings
 
 _STATE, _MANIFEST = "state.json", "manifest.json"
-_PATHS = PATHS | {"model"}
 # What the weights of a snapshot belong to; all else of a run's identity may be changed by a fork.
 _FIXED = ("base", "adapted", "architecture")
 
@@ -32,7 +30,7 @@ def changed_config(parent: RegisteredRun, output: Path, sets: tuple[str, ...]) -
     """
     kind: type[TrainConfig] = FinetuneConfig if parent.command == "finetune" else PretrainConfig
     names = {item.name for item in dataclasses.fields(kind)} - {"resume", kind._folder}
-    stored = {k: _absolute(k, v, Path(parent.directory)) for k, v in read_settings(parent.path).items() if k in names}
+    stored = {name: value for name, value in located_settings(parent).items() if name in names}
     if stored.get("iters"):  # then its epochs have no effect
         stored.pop("epochs", None)
     changed = {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in sets)}
@@ -115,16 +113,7 @@ def _damaged(snapshot: dict[str, Any], cause: str) -> CheckpointError:
 def _here(text: str) -> str:
     """A `key=value` whose path is relative to the current directory."""
     name, equals, value = text.partition("=")
-    return f"{name}={_absolute(name.strip(), value.strip(), Path())}" if equals else text
-
-
-def _absolute(name: str, value: Any, folder: Path) -> Any:
-    """The value; a path that is relative to a folder as an absolute one. Names of models stay as they are."""
-    if name not in _PATHS or not value or not isinstance(value, str) or is_dataset(value):
-        return value
-    path = folder / expanded(value)
-    is_name = name in ("model", "tokenizer") and not path.is_dir()
-    return value if is_name else str(path.resolve())
+    return f"{name}={located(name.strip(), value.strip(), Path())}" if equals else text
 
 
 def _link(source: Path, target: Path) -> None:

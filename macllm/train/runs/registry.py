@@ -19,6 +19,8 @@ from macllm.files import read_json, write_json
 from macllm.hub.speeds import state_folder
 
 from ..config import SETTINGS_NAME
+from ..config.training import PATHS
+from ..rows import is_dataset
 from .environment import environment
 from .folder import ENVIRONMENT
 
@@ -26,6 +28,7 @@ SHORTEST_ID = 4  # characters that name a run
 _ID_BYTES = 4
 _LATEST = 1e11  # seconds since 1970: the year 5138
 _ID = re.compile(r"[0-9a-f]{8}")
+_PATHS = PATHS | {"model"}
 _KINDS = {"adapter_path": "finetune", "output": "train"}  # the setting that names the folder -> the command
 
 
@@ -192,6 +195,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
         settings = read_json(folder / SETTINGS_NAME)
         return settings if isinstance(settings, dict) else {}
     return {}
+
+
+def located_settings(run: RegisteredRun) -> dict[str, Any]:
+    """The settings in run.json, with absolute paths in place of those relative to the run's directory."""
+    return {name: located(name, value, Path(run.directory)) for name, value in read_settings(run.path).items()}
+
+
+def located(name: str, value: Any, folder: Path) -> Any:
+    """The value of a setting, with an absolute path in place of one relative to `folder`.
+
+    Names of models stay as they are.
+    """
+    if name not in _PATHS or not value or not isinstance(value, str) or is_dataset(value):
+        return value
+    path = folder / expanded(value)
+    is_name = name in ("model", "tokenizer") and not path.is_dir()
+    return value if is_name else str(path.resolve())
 
 
 def registry_folder() -> Path:
