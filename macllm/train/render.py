@@ -115,7 +115,7 @@ def _chat(conversation: ChatTurns, tokenizer: TextTokenizer, mask_prompt: bool) 
 def _rendered(conversation: ChatTurns, tokenizer: TextTokenizer, everything: bool) -> list[Rendered]:
     if everything and all(weight == 1 for weight in conversation.weights):
         full = conversation.render(range(len(conversation.messages)))
-        return [Rendered(full, [], [], conversation.ends_with_answer)]
+        return [Rendered(full, [], [], conversation.last)]
     if conversation.is_marked:
         return [conversation.marked()]
     end = tokenizer.eos_token_id
@@ -129,7 +129,7 @@ def _rendered(conversation: ChatTurns, tokenizer: TextTokenizer, everything: boo
 
 
 def _with_ends(
-    tokens: list[int], spans: list[Span], reached: list[int], rendered: Rendered, next_turn: Callable[[str], str],
+    tokens: list[int], spans: list[Span], reached: list[int], rendered: Rendered, next_turn: Callable[[str, int], str],
     tokenizer: TextTokenizer,
 ) -> tuple[list[int], list[Span]]:  # fmt: skip
     """The spans extended to the token that ends each answer, where the answer does not contain its end.
@@ -142,8 +142,8 @@ def _with_ends(
     for (start, stop), after, weight in zip(spans, reached, rendered.weights, strict=True):
         if start < stop and weight and ends.isdisjoint(tokens[start:stop]):
             after = max(stop, after)
-            if after == len(tokens) and rendered.ends_with_answer:
-                following = tokenizer.encode(next_turn(rendered.text), add_special_tokens=False)[:1]
+            if after == len(tokens) and rendered.last is not None:
+                following = tokenizer.encode(next_turn(rendered.text, rendered.last), add_special_tokens=False)[:1]
                 tokens = [*tokens, *following] if not ends.isdisjoint(following) else tokens
             stop = after + 1 if after < len(tokens) and tokens[after] in ends else stop
         made.append((start, stop))

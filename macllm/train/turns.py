@@ -36,12 +36,12 @@ class UnstableTemplateError(DataError):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text, the spans of its answers, their loss weights, and True if the last answer ends it."""
+    """A text, the spans of its answers, their loss weights, and the message of the answer that ends it, if one does."""
 
     text: str
     spans: list[Span]
     weights: list[float]
-    ends_with_answer: bool
+    last: int | None
 
 
 class ChatTurns:
@@ -64,7 +64,7 @@ class ChatTurns:
         self.messages = [{name: each[name] for name in each if name != "weight"} for each in messages]
         self.where = where
         self.answers = [at for at, each in enumerate(messages) if each["role"] == "assistant"]
-        self.ends_with_answer = self.answers[-1:] == [len(messages) - 1]
+        self.last = self.answers[-1] if self.answers[-1:] == [len(messages) - 1] else None
         contents = (str(messages[at].get("content") or "").rstrip() for at in self.answers)
         self._tails = {content[-_TAIL:] for content in contents if content}
         self._tokenizer = tokenizer
@@ -72,9 +72,7 @@ class ChatTurns:
 
     def render(self, messages: Sequence[int], answer_next: bool = False) -> str:
         """The text of some of the messages. Raises DataError with the row's place."""
-        chosen = [self.messages[at] for at in messages]
-        with self._located():
-            return self._tokenizer.render(chosen, add_generation_prompt=answer_next, **self._variables)
+        return self._written([self.messages[at] for at in messages], answer_next)
 
     @property
     def is_marked(self) -> bool:
@@ -87,7 +85,7 @@ class ChatTurns:
         with self._located():
             template, variables = self._tokenizer.chat_template, self._variables
             text, spans, authors = template.render_with_authors(self.messages, **variables)
-        return Rendered(text, spans, self._weights_of_marks(spans, authors), self.ends_with_answer)
+        return Rendered(text, spans, self._weights_of_marks(spans, authors), self.last)
 
     def _weights_of_marks(self, spans: list[Span], authors: Sequence[int | None]) -> list[float]:
         """The weight of each span, by the message that it is of. Raises DataError if that is not known."""
@@ -125,18 +123,17 @@ class ChatTurns:
         It ends with the generation prompt, or before the content if the template has no such prompt. Raises
         UnstableTemplateError.
         """
-        plain, asking = self._written(_QUESTION), self._written(_QUESTION, answer_next=True)
+        plain, asking = self._written([_QUESTION]), self._written([_QUESTION], answer_next=True)
         prompt = asking[_shared(plain, asking) :]
         if not prompt:
-            return text[: _shared(text, self._written({**self.messages[0], "content": "\0"}))]
+            return text[: _shared(text, self._written([{**self.messages[0], "content": "\0"}]))]
         if prompt not in text:
             raise self.unstable(0)
         return text[: text.index(prompt) + len(prompt)]
 
-    def _written(self, message: dict[str, Any], answer_next: bool = False) -> str:
-        """The text of a conversation of one message."""
+    def _written(self, messages: Messages, answer_next: bool = False) -> str:
         with self._located():
-            return self._tokenizer.render([message], add_generation_prompt=answer_next, **self._variables)
+            return self._tokenizer.render(messages, add_generation_prompt=answer_next, **self._variables)
 
     def unstable(self, at: int) -> UnstableTemplateError:
         """The error for an answer, message `at`, that does not begin with the generation prompt."""
@@ -146,12 +143,21 @@ class ChatTurns:
             remedy="mask_prompt = false (train on every token), or another chat template",
         )
 
-    def next_turn(self, text: str) -> str:
-        """The text that the template writes for a user's message after `text`; empty if it cannot tell."""
+    def next_turn(self, text: str, last: int) -> str:
+        """The text that the template writes for the message after `text`, which the answer `last` ends.
+
+        That is a tool's result if the answer calls one, else a user's message. Empty if the template cannot tell.
+        """
+        answer = self.messages[last]
+        following = _following(answer)
         try:
-            with self._located():
-                longer = [*self.messages, _QUESTION]
-                more = self._tokenizer.render(longer, add_generation_prompt=False, **self._variables)
+            more = self._written([*self.messages[: last + 1], following])
+            if more.startswith(text):
+                return more.removeprefix(text)
+            # The template rewrites old answers: an answer without reasoning stays as it is.
+            kept = {name: answer[name] for name in ("role", "tool_calls") if name in answer}
+            turn = [_QUESTION, {**kept, "content": "x"}]
+            text, more = self._written(turn), self._written([*turn, following])
         except DataError:
             return ""
         return more.removeprefix(text) if more.startswith(text) else ""
@@ -163,6 +169,15 @@ class ChatTurns:
             yield
         except MacllmError as error:
             raise DataError(f"{self.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def _following(answer: dict[str, Any]) -> dict[str, Any]:
+    """A message that may follow an answer."""
+    if not (calls := answer.get("tool_calls")):
+        return _QUESTION
+    call = calls[0]
+    named = {"name": call["function"]["name"], **({"tool_call_id": call["id"]} if "id" in call else {})}
+    return {"role": "tool", **named, "content": "x"}
 
 
 def _shared(one: str, other: str) -> int:
@@ -194,7 +209,7 @@ def locate(conversation: ChatTurns, closing: str) -> list[Rendered]:
 def _singly(conversation: ChatTurns, turns: Sequence[tuple[str, str]]) -> list[Rendered]:
     """One text per answer that has a weight, from the text before each and that up to its end."""
     return [
-        Rendered(after, [(len(before), len(after))], [conversation.weights[at]], True)
+        Rendered(after, [(len(before), len(after))], [conversation.weights[at]], at)
         for at, (before, after) in zip(conversation.answers, turns, strict=True)
         if conversation.weights[at]
     ]
@@ -202,7 +217,7 @@ def _singly(conversation: ChatTurns, turns: Sequence[tuple[str, str]]) -> list[R
 
 def _whole(conversation: ChatTurns, text: str, spans: list[Span]) -> Rendered:
     weights = [conversation.weights[at] for at in conversation.answers]
-    return Rendered(text, spans, weights, conversation.ends_with_answer)
+    return Rendered(text, spans, weights, conversation.last)
 
 
 def _inner(answer: str, closing: str) -> str:
