@@ -140,7 +140,8 @@ class ChatTurns:
         return UnstableTemplateError(
             f"{self.where}: cannot find the assistant's tokens",
             cause=f"the template's generation prompt for message {at + 1} differs from the rendered message",
-            remedy="mask_prompt = false (train on every token), or another chat template",
+            remedy="mask_prompt = false (train on every token), another chat template, or, if reasoning makes the "
+            'difference, "chat_template_kwargs": {"enable_thinking": false} (or true) in the rows',
         )
 
     def next_turn(self, text: str, last: int) -> str:

@@ -52,6 +52,7 @@ def pair(number: int, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+THOUGHT = {"role": "assistant", "content": "so", "reasoning_content": "I think"}
 GOOD = [chat(f"question {number}") for number in range(8)]
 
 
@@ -103,6 +104,8 @@ def test_the_counts_are_those_of_a_run(tmp_path: Path, long_rows: Any, length: i
         (chat(" QUESTION   2"), "near-duplicates", "rows.jsonl:9 = "),
         (chat("long " * 30), "truncated", "rows.jsonl:9"),
         ({"messages": [*chat("q")["messages"], CALL]}, "call-left-out", "rows.jsonl:9"),
+        ({"messages": [*chat("q")["messages"], THOUGHT]}, "reasoning-left-out", "rows.jsonl:9"),
+        ({"messages": [{"role": "Boss", "content": "q"}, *chat("q")["messages"]]}, "unknown-role", "rows.jsonl:9"),
         ({"prompt": "p", "chosen": "c", "rejected": "r"}, "mixed-kinds", "rows.jsonl:9"),
         ({"prompt": "question <|end|>", "completion": "fine"}, "special-in-text", "rows.jsonl:9"),
     ],
