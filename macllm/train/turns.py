@@ -12,7 +12,7 @@ only; but together their length is quadratic in the number of turns.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -144,6 +144,24 @@ class ChatTurns:
             'difference, "chat_template_kwargs": {"enable_thinking": false} (or true) in the rows',
         )
 
+    def is_closed_by(self, closing: str) -> bool:
+        """True if the template writes `closing` after the last answer, and nothing in its place after the others.
+
+        An answer that ends otherwise once it is an old one (gpt-oss's) has its end in a conversation of its own only.
+        """
+        asked, again = ({"role": "user", "content": text} for text in ("one question", "another one"))
+        try:
+            question = self._written([asked])
+            answered = self._written([asked, {"role": "assistant", "content": "x"}])
+            more = self._written([asked, {"role": "assistant", "content": "x"}, again])
+        except DataError:
+            return True
+        before, _, end = _inner(question, closing).partition(asked["content"])
+        stays = _inner(answered, closing)
+        between = more.removeprefix(stays).partition(again["content"])[0].lstrip()
+        ends_like_a_question = bool(end) and between.startswith(end)
+        return more.startswith(stays) and before.endswith(between) and not ends_like_a_question
+
     def next_turn(self, text: str, last: int) -> str:
         """The text that the template writes for the message after `text`, which the answer `last` ends.
 
@@ -193,18 +211,25 @@ def locate(conversation: ChatTurns, closing: str) -> list[Rendered]:
     Raises DataError for a template whose answers do not follow its generation prompt.
     """
     full = conversation.render(range(len(conversation.messages)))
-    for end in ("", closing):
+    for end in _endings(conversation, closing):
         spans = _by_neighbours(conversation, full, end)
         if spans is not None:
             return [_whole(conversation, full, spans)]
     if conversation.answers and (rewritten := _by_old_forms(conversation, full)) is not None:
         return rewritten
     turns = [_turn(conversation, at) for at in conversation.answers]
-    for end in ("", closing):
+    for end in _endings(conversation, closing):
         inner = [(before, before + _inner(after[len(before) :], end)) for before, after in turns]
         if all(full.startswith(after) for _, after in inner):
             return [_whole(conversation, full, [(len(before), len(after)) for before, after in inner])]
     return _singly(conversation, turns)
+
+
+def _endings(conversation: ChatTurns, closing: str) -> Iterator[str]:
+    """Texts that may follow the last answer and no other."""
+    yield ""
+    if closing and conversation.is_closed_by(closing):
+        yield closing
 
 
 def _singly(conversation: ChatTurns, turns: Sequence[tuple[str, str]]) -> list[Rendered]:

@@ -251,6 +251,22 @@ def test_an_answer_without_an_end_marker_learns_the_end_of_the_conversation() ->
         assert example.ends
 
 
+@pytest.mark.parametrize("first", ["", "<s>|"])
+def test_answers_that_end_otherwise_once_they_are_old_are_examples_of_their_own(first: str) -> None:
+    def written(messages: Messages, answer_next: bool) -> str:
+        parts = [f"<{m['role'][0]}>{m['content']}|" for m in messages]
+        if messages[-1]["role"] == "assistant":
+            parts[-1] = parts[-1][:-1] + "\x00"
+        return first + "".join(parts) + "<a>" * answer_next
+
+    made = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(written), mask_prompt=True)
+    assert [supervised_text(each).strip("_") for each in made] == ["yo\x00", "ok\x00"]
+    assert [CharTokenizer().decode(list(each.tokens)) for each in made] == [
+        f"{first}<u>hi|<a>yo\x00",
+        f"{first}<u>hi|<a>yo|<u>so|<a>ok\x00",
+    ]
+
+
 @pytest.mark.parametrize("space", ["\n", " \n\n"])
 def test_white_space_between_an_answer_and_its_end_is_learned_with_the_end(space: str) -> None:
     def spaced(messages: Messages, answer_next: bool) -> str:
