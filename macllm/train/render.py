@@ -26,16 +26,21 @@ __all__ = ["Example", "TextTokenizer", "to_examples"]
 class Example:
     """Tokens (L,) int32 and their loss mask (L,) bool, which is False for the first token.
 
-    `ends` is True if the end of an answer or text is among the supervised tokens. `weights` are the loss weights of
-    the tokens, (L,) float32, if they are not all 0 and 1.
+    `first_end` is the place of the first supervised token that ends an answer or text: None without any, 0 if that is
+    not known. `weights` are the loss weights of the tokens, (L,) float32, if they are not all 0 and 1.
     """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
     where: str
     splittable: bool = False
-    ends: bool = True
+    first_end: int | None = 0
     weights: np.ndarray | None = None
+
+    @property
+    def ends(self) -> bool:
+        """True if the end of an answer or text is supervised."""
+        return self.first_end is not None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -55,7 +60,10 @@ class Example:
         loss_mask, weights = self.loss_mask[start:stop].copy(), self.weights
         loss_mask[:1] = False
         weights = None if weights is None else np.where(loss_mask, weights[start:stop], np.float32(0))
-        return replace(self, tokens=self.tokens[start:stop], loss_mask=loss_mask, weights=weights)
+        tokens, first_end = self.tokens[start:stop], self.first_end
+        if first_end:
+            first_end = first_end - start if start < first_end < stop else None
+        return replace(self, tokens=tokens, loss_mask=loss_mask, first_end=first_end, weights=weights)
 
     def fingerprint(self) -> bytes:
         """Length, tokens, loss mask and weights."""
@@ -161,5 +169,6 @@ def _example(
     values[:1] = 0
     ids = np.array(tokens, dtype=np.int32)
     learned = values > 0
-    ends = not learned.any() or not tokenizer.end_token_ids.isdisjoint(ids[learned].tolist())
-    return Example(ids, learned, where, splittable, ends, None if np.array_equal(values, learned) else values)
+    ends = np.flatnonzero(learned & np.isin(ids, list(tokenizer.end_token_ids)))
+    first_end = 0 if not learned.any() else int(ends[0]) if len(ends) else None
+    return Example(ids, learned, where, splittable, first_end, None if np.array_equal(values, learned) else values)

@@ -138,7 +138,7 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
         split.dropped.append(row.where)
     elif not kept:
         split.unsupervised.append(row.where)
-    elif not any(each.ends for each in longest):
+    elif not any(each.ends for each in kept):
         split.unended.append(row.where)
     _note_what_is_left_out(split, row, longest, rules.tokenizer)
     if len(longest) > 1:
