@@ -246,6 +246,8 @@ def test_nested_values_within_a_limit_are_read_and_others_refused() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]}, "'image'"),
         ({"messages": [{**ANSWERED[0], "tool_calls": [call('{"a"')]}]}, "not a JSON object"),
         ({"messages": [{**ANSWERED[0], "tool_calls": [call("[1]")]}]}, "not a JSON object"),
+        ({"messages": [{**ANSWERED[0], "tool_calls": [call('{"a": NaN}')]}]}, "JSON lacks"),
+        ({"messages": [{**ANSWERED[0], "tool_calls": [call({"a": [float("inf")]})]}]}, "JSON lacks"),
         ({"messages": [{**ANSWERED[0], "weight": -1}]}, "weight -1"),
         ({"messages": [{**ANSWERED[0], "weight": True}]}, "weight True"),
         ({"messages": [{**ANSWERED[0], "weight": 1e39}]}, r"weight 1e\+39"),

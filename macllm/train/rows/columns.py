@@ -78,7 +78,8 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
     if "instruction" in row and "output" in row:
         return _alpaca(row, where)
     found = ", ".join(sorted(map(str, values))) or "nothing"
-    raise DataError(f"{where} has no known columns", cause=f"it has {found}", remedy=EXAMPLES)
+    remedy = f"{EXAMPLES}; columns of other names are given by --chat-feature, --prompt-feature and others"
+    raise DataError(f"{where} has no known columns", cause=f"it has {found}", remedy=remedy)
 
 
 def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:

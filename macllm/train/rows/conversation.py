@@ -179,3 +179,9 @@ def _check_arguments(arguments: Any, place: str) -> None:
             remedy='fix the JSON text, or give an object: "arguments": {"name": "value"}',
         )
     check_depth(read, f"{place}: arguments")
+    try:
+        json.dumps(read, allow_nan=False)
+    except ValueError as error:
+        raise DataError(
+            f"{place} has arguments with a number that JSON lacks", cause=str(error), remedy="null, or a text"
+        ) from error
