@@ -36,7 +36,10 @@ class UnstableTemplateError(DataError):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text, the spans of its answers, their loss weights, and the message of the answer that ends it, if one does."""
+    """A text, the spans of its answers, and their loss weights.
+
+    `last` is the message of the answer that ends it; None if no answer does.
+    """
 
     text: str
     spans: list[Span]
@@ -145,7 +148,7 @@ class ChatTurns:
         )
 
     def is_closed_by(self, closing: str) -> bool:
-        """True if the template writes `closing` after the last answer, and nothing in its place after the others.
+        """True if the template writes `closing` after the last answer, and nothing instead after others.
 
         An answer that ends otherwise once it is an old one (gpt-oss's) has its end in a conversation of its own only.
         """
