@@ -124,7 +124,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
             return
         places.append(f"{file} {row.where[len(labels[file]) :]}")
     kinds = sorted({(row.kind, row.has_unused_columns) for row in encoded})
-    flags = [e.splittable + 2 * e.ends + 4 * (e.weights is not None) for e in examples]
+    flags = [e.splittable + 2 * (e.weights is not None) for e in examples]
     weights = [example.weights for example in examples if example.weights is not None]
     arrays = {
         "tokens": np.concatenate([e.tokens for e in examples] or [np.zeros(0, np.int32)]).astype("<i4"),
@@ -132,6 +132,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         "weights": np.concatenate(weights or [np.zeros(0, np.float32)]).astype("<f4"),
         "lengths": np.array([len(example) for example in examples], dtype="<i8"),
         "flags": np.array(flags, dtype="|u1"),
+        "ends": np.array([-1 if e.first_end is None else e.first_end for e in examples], dtype="<i8"),
         "examples": np.array([len(row.examples) for row in encoded], dtype="<i8"),
         "kinds": np.array([kinds.index((row.kind, row.has_unused_columns)) for row in encoded], dtype="|u1"),
     }
@@ -146,16 +147,18 @@ def _restored(
     tokens, weights = arrays["tokens"].astype(np.int32, copy=False), arrays["weights"]
     made: list[EncodedRow[Example]] = []
     at = weighted = number = 0
-    lengths, flags = arrays["lengths"].tolist(), arrays["flags"].tolist()
+    lengths, flags, ends = (arrays[name].tolist() for name in ("lengths", "flags", "ends"))
     for count, kind, named in zip(arrays["examples"].tolist(), arrays["kinds"].tolist(), header["places"], strict=True):
         file, _, place = named.partition(" ")
         where = labels[int(file)] + place
         examples: list[Example] = []
-        for length, flag in zip(lengths[number : number + count], flags[number : number + count], strict=True):
-            own = weights[weighted : weighted + length] if flag & 4 else None
+        own = slice(number, number + count)
+        for length, flag, end in zip(lengths[own], flags[own], ends[own], strict=True):
             part = slice(at, at + length)
-            examples.append(Example(tokens[part], masks[part], where, bool(flag & 1), bool(flag & 2), own))
-            at, weighted = at + length, weighted + (length if flag & 4 else 0)
+            loss_weights = weights[weighted : weighted + length] if flag & 2 else None
+            first_end = None if end < 0 else end
+            examples.append(Example(tokens[part], masks[part], where, bool(flag & 1), first_end, loss_weights))
+            at, weighted = at + length, weighted + (length if flag & 2 else 0)
         name, has_unused = header["kinds"][kind]
         made.append(EncodedRow(name, where, examples, has_unused))
         number += count

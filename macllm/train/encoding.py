@@ -41,7 +41,7 @@ class Encoding(Generic[E]):
             rows=before.rows + 1,
             expanded_rows=before.expanded_rows + (len(made) > 1),
             unsupervised_rows=before.unsupervised_rows + (not added and bool(fitting or not made)),
-            unended_rows=before.unended_rows + (bool(added) and not any(each.ends for each in made)),
+            unended_rows=before.unended_rows + (bool(added) and not any(each.ends for each in added)),
             unused_column_rows=before.unused_column_rows + has_unused_columns,
             kinds={**before.kinds, kind: before.kinds.get(kind, 0) + 1},
             **once,  # a row of several examples counts once

@@ -26,16 +26,21 @@ __all__ = ["Example", "TextTokenizer", "has_unused_columns", "to_examples"]
 class Example:
     """Tokens (L,) int32 and their loss mask (L,) bool, which is False for the first token.
 
-    `ends` is True if the end of an answer or text is among the supervised tokens. `weights` are the loss weights of
-    the tokens, (L,) float32, if they are not all 0 and 1.
+    `first_end` is the place of the first supervised token that ends an answer or text: None without any, 0 if that is
+    not known. `weights` are the loss weights of the tokens, (L,) float32, if they are not all 0 and 1.
     """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
     where: str
     splittable: bool = False
-    ends: bool = True
+    first_end: int | None = 0
     weights: np.ndarray | None = None
+
+    @property
+    def ends(self) -> bool:
+        """True if the end of an answer or text is supervised."""
+        return self.first_end is not None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -55,7 +60,10 @@ class Example:
         loss_mask, weights = self.loss_mask[start:stop].copy(), self.weights
         loss_mask[:1] = False
         weights = None if weights is None else np.where(loss_mask, weights[start:stop], np.float32(0))
-        return replace(self, tokens=self.tokens[start:stop], loss_mask=loss_mask, weights=weights)
+        tokens, first_end = self.tokens[start:stop], self.first_end
+        if first_end:
+            first_end = first_end - start if start < first_end < stop else None
+        return replace(self, tokens=tokens, loss_mask=loss_mask, first_end=first_end, weights=weights)
 
     def fingerprint(self) -> bytes:
         """Length, tokens, loss mask and weights."""
@@ -126,7 +134,7 @@ def _chat(conversation: ChatTurns, tokenizer: TextTokenizer, mask_prompt: bool) 
 def _rendered(conversation: ChatTurns, tokenizer: TextTokenizer, everything: bool) -> list[Rendered]:
     if everything and all(weight == 1 for weight in conversation.weights):
         full = conversation.render(range(len(conversation.messages)))
-        return [Rendered(full, [], [], conversation.ends_with_answer)]
+        return [Rendered(full, [], [], conversation.last)]
     if conversation.is_marked:
         return [conversation.marked()]
     end = tokenizer.eos_token_id
@@ -140,7 +148,7 @@ def _rendered(conversation: ChatTurns, tokenizer: TextTokenizer, everything: boo
 
 
 def _with_ends(
-    tokens: list[int], spans: list[Span], reached: list[int], rendered: Rendered, next_turn: Callable[[str], str],
+    tokens: list[int], spans: list[Span], reached: list[int], rendered: Rendered, next_turn: Callable[[str, int], str],
     tokenizer: TextTokenizer,
 ) -> tuple[list[int], list[Span]]:  # fmt: skip
     """The spans extended to the token that ends each answer, where the answer does not contain its end.
@@ -153,8 +161,8 @@ def _with_ends(
     for (start, stop), after, weight in zip(spans, reached, rendered.weights, strict=True):
         if start < stop and weight and ends.isdisjoint(tokens[start:stop]):
             after = max(stop, after)
-            if after == len(tokens) and rendered.ends_with_answer:
-                following = tokenizer.encode(next_turn(rendered.text), add_special_tokens=False)[:1]
+            if after == len(tokens) and rendered.last is not None:
+                following = tokenizer.encode(next_turn(rendered.text, rendered.last), add_special_tokens=False)[:1]
                 tokens = [*tokens, *following] if not ends.isdisjoint(following) else tokens
             stop = after + 1 if after < len(tokens) and tokens[after] in ends else stop
         made.append((start, stop))
@@ -172,5 +180,6 @@ def _example(
     values[:1] = 0
     ids = np.array(tokens, dtype=np.int32)
     learned = values > 0
-    ends = not learned.any() or not tokenizer.end_token_ids.isdisjoint(ids[learned].tolist())
-    return Example(ids, learned, where, splittable, ends, None if np.array_equal(values, learned) else values)
+    ends = np.flatnonzero(learned & np.isin(ids, list(tokenizer.end_token_ids)))
+    first_end = 0 if not learned.any() else int(ends[0]) if len(ends) else None
+    return Example(ids, learned, where, splittable, first_end, None if np.array_equal(values, learned) else values)

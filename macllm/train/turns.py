@@ -12,7 +12,7 @@ only; but together their length is quadratic in the number of turns.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,12 +36,15 @@ class UnstableTemplateError(DataError):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text, the spans of its answers, their loss weights, and True if the last answer ends it."""
+    """A text, the spans of its answers, and their loss weights.
+
+    `last` is the message of the answer that ends it; None if no answer does.
+    """
 
     text: str
     spans: list[Span]
     weights: list[float]
-    ends_with_answer: bool
+    last: int | None
 
 
 class ChatTurns:
@@ -64,7 +67,7 @@ class ChatTurns:
         self.messages = [{name: each[name] for name in each if name != "weight"} for each in messages]
         self.where = where
         self.answers = [at for at, each in enumerate(messages) if each["role"] == "assistant"]
-        self.ends_with_answer = self.answers[-1:] == [len(messages) - 1]
+        self.last = self.answers[-1] if self.answers[-1:] == [len(messages) - 1] else None
         contents = (str(messages[at].get("content") or "").rstrip() for at in self.answers)
         self._tails = {content[-_TAIL:] for content in contents if content}
         self._tokenizer = tokenizer
@@ -72,9 +75,7 @@ class ChatTurns:
 
     def render(self, messages: Sequence[int], answer_next: bool = False) -> str:
         """The text of some of the messages. Raises DataError with the row's place."""
-        chosen = [self.messages[at] for at in messages]
-        with self._located():
-            return self._tokenizer.render(chosen, add_generation_prompt=answer_next, **self._variables)
+        return self._written([self.messages[at] for at in messages], answer_next)
 
     @property
     def is_marked(self) -> bool:
@@ -87,7 +88,7 @@ class ChatTurns:
         with self._located():
             template, variables = self._tokenizer.chat_template, self._variables
             text, spans, authors = template.render_with_authors(self.messages, **variables)
-        return Rendered(text, spans, self._weights_of_marks(spans, authors), self.ends_with_answer)
+        return Rendered(text, spans, self._weights_of_marks(spans, authors), self.last)
 
     def _weights_of_marks(self, spans: list[Span], authors: Sequence[int | None]) -> list[float]:
         """The weight of each span, by the message that it is of. Raises DataError if that is not known."""
@@ -125,33 +126,60 @@ class ChatTurns:
         It ends with the generation prompt, or before the content if the template has no such prompt. Raises
         UnstableTemplateError.
         """
-        plain, asking = self._written(_QUESTION), self._written(_QUESTION, answer_next=True)
+        plain, asking = self._written([_QUESTION]), self._written([_QUESTION], answer_next=True)
         prompt = asking[_shared(plain, asking) :]
         if not prompt:
-            return text[: _shared(text, self._written({**self.messages[0], "content": "\0"}))]
+            return text[: _shared(text, self._written([{**self.messages[0], "content": "\0"}]))]
         if prompt not in text:
             raise self.unstable(0)
         return text[: text.index(prompt) + len(prompt)]
 
-    def _written(self, message: dict[str, Any], answer_next: bool = False) -> str:
-        """The text of a conversation of one message."""
+    def _written(self, messages: Messages, answer_next: bool = False) -> str:
         with self._located():
-            return self._tokenizer.render([message], add_generation_prompt=answer_next, **self._variables)
+            return self._tokenizer.render(messages, add_generation_prompt=answer_next, **self._variables)
 
     def unstable(self, at: int) -> UnstableTemplateError:
         """The error for an answer, message `at`, that does not begin with the generation prompt."""
         return UnstableTemplateError(
             f"{self.where}: cannot find the assistant's tokens",
             cause=f"the template's generation prompt for message {at + 1} differs from the rendered message",
-            remedy="mask_prompt = false (train on every token), or another chat template",
+            remedy="mask_prompt = false (train on every token), another chat template, or, if reasoning makes the "
+            'difference, "chat_template_kwargs": {"enable_thinking": false} (or true) in the rows',
         )
 
-    def next_turn(self, text: str) -> str:
-        """The text that the template writes for a user's message after `text`; empty if it cannot tell."""
+    def is_closed_by(self, closing: str) -> bool:
+        """True if the template writes `closing` after the last answer, and nothing instead after others.
+
+        An answer that ends otherwise once it is an old one (gpt-oss's) has its end in a conversation of its own only.
+        """
+        asked, again = ({"role": "user", "content": text} for text in ("one question", "another one"))
         try:
-            with self._located():
-                longer = [*self.messages, _QUESTION]
-                more = self._tokenizer.render(longer, add_generation_prompt=False, **self._variables)
+            question = self._written([asked])
+            answered = self._written([asked, {"role": "assistant", "content": "x"}])
+            more = self._written([asked, {"role": "assistant", "content": "x"}, again])
+        except DataError:
+            return True
+        before, _, end = _inner(question, closing).partition(asked["content"])
+        stays = _inner(answered, closing)
+        between = more.removeprefix(stays).partition(again["content"])[0].lstrip()
+        ends_like_a_question = bool(end) and between.startswith(end)
+        return more.startswith(stays) and before.endswith(between) and not ends_like_a_question
+
+    def next_turn(self, text: str, last: int) -> str:
+        """The text that the template writes for the message after `text`, which the answer `last` ends.
+
+        That is a tool's result if the answer calls one, else a user's message. Empty if the template cannot tell.
+        """
+        answer = self.messages[last]
+        following = _following(answer)
+        try:
+            more = self._written([*self.messages[: last + 1], following])
+            if more.startswith(text):
+                return more.removeprefix(text)
+            # The template rewrites old answers: an answer without reasoning stays as it is.
+            kept = {name: answer[name] for name in ("role", "tool_calls") if name in answer}
+            turn = [_QUESTION, {**kept, "content": "x"}]
+            text, more = self._written(turn), self._written([*turn, following])
         except DataError:
             return ""
         return more.removeprefix(text) if more.startswith(text) else ""
@@ -163,6 +191,15 @@ class ChatTurns:
             yield
         except MacllmError as error:
             raise DataError(f"{self.where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def _following(answer: dict[str, Any]) -> dict[str, Any]:
+    """A message that may follow an answer."""
+    if not (calls := answer.get("tool_calls")):
+        return _QUESTION
+    call = calls[0]
+    named = {"name": call["function"]["name"], **({"tool_call_id": call["id"]} if "id" in call else {})}
+    return {"role": "tool", **named, "content": "x"}
 
 
 def _shared(one: str, other: str) -> int:
@@ -177,24 +214,31 @@ def locate(conversation: ChatTurns, closing: str) -> list[Rendered]:
     Raises DataError for a template whose answers do not follow its generation prompt.
     """
     full = conversation.render(range(len(conversation.messages)))
-    for end in ("", closing):
+    for end in _endings(conversation, closing):
         spans = _by_neighbours(conversation, full, end)
         if spans is not None:
             return [_whole(conversation, full, spans)]
     if conversation.answers and (rewritten := _by_old_forms(conversation, full)) is not None:
         return rewritten
     turns = [_turn(conversation, at) for at in conversation.answers]
-    for end in ("", closing):
+    for end in _endings(conversation, closing):
         inner = [(before, before + _inner(after[len(before) :], end)) for before, after in turns]
         if all(full.startswith(after) for _, after in inner):
             return [_whole(conversation, full, [(len(before), len(after)) for before, after in inner])]
     return _singly(conversation, turns)
 
 
+def _endings(conversation: ChatTurns, closing: str) -> Iterator[str]:
+    """Texts that may follow the last answer and no other."""
+    yield ""
+    if closing and conversation.is_closed_by(closing):
+        yield closing
+
+
 def _singly(conversation: ChatTurns, turns: Sequence[tuple[str, str]]) -> list[Rendered]:
     """One text per answer that has a weight, from the text before each and that up to its end."""
     return [
-        Rendered(after, [(len(before), len(after))], [conversation.weights[at]], True)
+        Rendered(after, [(len(before), len(after))], [conversation.weights[at]], at)
         for at, (before, after) in zip(conversation.answers, turns, strict=True)
         if conversation.weights[at]
     ]
@@ -202,7 +246,7 @@ def _singly(conversation: ChatTurns, turns: Sequence[tuple[str, str]]) -> list[R
 
 def _whole(conversation: ChatTurns, text: str, spans: list[Span]) -> Rendered:
     weights = [conversation.weights[at] for at in conversation.answers]
-    return Rendered(text, spans, weights, conversation.ends_with_answer)
+    return Rendered(text, spans, weights, conversation.last)
 
 
 def _inner(answer: str, closing: str) -> str:

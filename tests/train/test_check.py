@@ -53,6 +53,7 @@ def pair(number: int, chosen: str, rejected: str) -> dict[str, Any]:
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
+THOUGHT = {"role": "assistant", "content": "so", "reasoning_content": "I think"}
 GOOD = [chat(f"question {number}") for number in range(8)]
 
 
@@ -111,6 +112,8 @@ def test_tools_of_strings_are_unused_without_a_template_and_used_with_one(tmp_pa
         (chat(" QUESTION   2"), "near-duplicates", "rows.jsonl:9 = "),
         (chat("long " * 30), "truncated", "rows.jsonl:9"),
         ({"messages": [*chat("q")["messages"], CALL]}, "call-left-out", "rows.jsonl:9"),
+        ({"messages": [*chat("q")["messages"], THOUGHT]}, "reasoning-left-out", "rows.jsonl:9"),
+        ({"messages": [{"role": "Boss", "content": "q"}, *chat("q")["messages"]]}, "unknown-role", "rows.jsonl:9"),
         ({"prompt": "p", "chosen": "c", "rejected": "r"}, "mixed-kinds", "rows.jsonl:9"),
         ({"prompt": "question <|end|>", "completion": "fine"}, "special-in-text", "rows.jsonl:9"),
     ],

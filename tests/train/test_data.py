@@ -213,6 +213,24 @@ def test_rows_are_counted_by_kind_and_those_that_learn_no_end(tmp_path: Path) ->
         assert counts.unended_rows == unended
 
 
+@pytest.mark.parametrize(("most", "unended"), [(40, 0), (16, 1), (10, 2)])
+def test_a_row_whose_ends_are_cut_off_learns_no_end(tmp_path: Path, most: int, unended: int) -> None:
+    asked = {"role": "user", "content": "a"}
+    short, long = ([asked, {"role": "assistant", "content": text}] for text in ("b", "b" * 20))
+    rows = [{"messages": long}, {"messages": short + long}, {"text": "a text"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = CharTokenizer(plain)
+    tokenizer.end_token_ids = frozenset({0, ord("$")})
+    config = TrainConfig(data=str(tmp_path), max_seq_length=most)
+    assert data.load(config, CausalLM(), tokenizer).counts.unended_rows == unended
+
+
+def test_a_text_that_is_split_learns_its_end(tmp_path: Path) -> None:
+    made = load(TrainConfig(data=folder(tmp_path, [{"text": "abcdefgh"}]), max_seq_length=4, long_rows="split"))
+    assert [example.ends for example in made.train] == [False, False, True]
+    assert made.counts.unended_rows == 0
+
+
 def test_columns_of_other_names_are_read(tmp_path: Path) -> None:
     for name in ("train", "valid"):
         (tmp_path / f"{name}.jsonl").write_text('{"body": "abc"}\n')

@@ -251,6 +251,22 @@ def test_an_answer_without_an_end_marker_learns_the_end_of_the_conversation() ->
         assert example.ends
 
 
+@pytest.mark.parametrize("first", ["", "<s>|"])
+def test_answers_that_end_otherwise_once_they_are_old_are_examples_of_their_own(first: str) -> None:
+    def written(messages: Messages, answer_next: bool) -> str:
+        parts = [f"<{m['role'][0]}>{m['content']}|" for m in messages]
+        if messages[-1]["role"] == "assistant":
+            parts[-1] = parts[-1][:-1] + "\x00"
+        return first + "".join(parts) + "<a>" * answer_next
+
+    made = to_examples(chat("hi", "yo", "so", "ok"), CharTokenizer(written), mask_prompt=True)
+    assert [supervised_text(each).strip("_") for each in made] == ["yo\x00", "ok\x00"]
+    assert [CharTokenizer().decode(list(each.tokens)) for each in made] == [
+        f"{first}<u>hi|<a>yo\x00",
+        f"{first}<u>hi|<a>yo|<u>so|<a>ok\x00",
+    ]
+
+
 @pytest.mark.parametrize("space", ["\n", " \n\n"])
 def test_white_space_between_an_answer_and_its_end_is_learned_with_the_end(space: str) -> None:
     def spaced(messages: Messages, answer_next: bool) -> str:
@@ -287,6 +303,23 @@ def test_an_answer_learns_the_marker_of_the_next_role_if_that_ends_an_answer() -
     assert example.ends
     (example,) = to_examples(chat("hi", "yo", "so"), tokenizer, mask_prompt=True)
     assert CharTokenizer().decode(list(example.tokens)) == "\x05hi\x06yo\x05so"
+
+
+def test_the_marker_that_is_learned_is_that_of_the_message_which_follows_the_answer() -> None:
+    def written(messages: Messages, answer_next: bool) -> str:
+        """As `headed`, with a thought in the last answer only."""
+        marks, last = {"user": "\x05", "assistant": "\x06", "tool": "\x07"}, len(messages) - 1
+        parts = [marks[m["role"]] + m.get("thought", "") * (at == last) + m["content"] for at, m in enumerate(messages)]
+        return "".join(parts) + "\x06" * answer_next
+
+    tokenizer = CharTokenizer(written)
+    tokenizer.end_token_ids = frozenset({5, 7})
+    asked, call = {"role": "user", "content": "hi"}, [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    answers = [{"role": "assistant", "content": text, "thought": "(hm)"} for text in ("yo", "ok")]
+    made = to_examples(Chat([asked, answers[0], asked, answers[1]], None, "f:1"), tokenizer, mask_prompt=True)
+    assert [supervised_text(each).strip("_") for each in made] == ["(hm)yo\x05", "(hm)ok\x05"]
+    (example,) = to_examples(Chat([asked, answers[0] | {"tool_calls": call}], None, "f:1"), tokenizer, mask_prompt=True)
+    assert supervised_text(example).strip("_") == "(hm)yo\x07"
 
 
 def test_an_answer_that_contains_its_end_learns_nothing_after_it() -> None:

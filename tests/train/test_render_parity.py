@@ -18,7 +18,7 @@ SPECIAL = [
     *("<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|end|>"),
     *("<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<end_of_turn>", "<start_of_turn>"),
 ]
-ENDS = ["<|im_end|>", "<|user|>", "<|end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>"]
+ENDS = ["<|im_end|>", "<|user|>", "<|observation|>", "<|end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>"]
 CHATML = (
     "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant{{ '\\n' }}{%- endif -%}"
@@ -91,6 +91,25 @@ def test_answers_of_unmarked_templates_are_those_that_trl_marks(name: str, tmp_p
         Chat(MESSAGES, None, "f:1"), Tokenizer.from_folder(checkpoint(tmp_path, trl_template(name))), mask_prompt=True
     )
     assert "".join(theirs.decode(each.tokens[each.loss_mask]) for each in ours).split() == marked.split()
+
+
+def test_the_marker_that_ends_an_answer_is_that_of_the_message_which_follows_it(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(checkpoint(tmp_path, trl_template("glm4moe")))
+
+    def supervised(*answers: dict[str, Any]) -> list[str]:
+        turns = [turn for each in answers for turn in (MESSAGES[0], {"role": "assistant", **each})]
+        made = to_examples(parse({"messages": turns}, "f:1"), tokenizer, mask_prompt=True)
+        return [tokenizer.decode(each.tokens[each.loss_mask].tolist()) for each in made]
+
+    # reasoning of old answers is left out, so that each answer is an example
+    assert supervised(*({"content": text, "reasoning_content": "Hm."} for text in ("One.", "Two."))) == [
+        "\n<think>Hm.</think>\nOne.<|user|>",
+        "\n<think>Hm.</think>\nTwo.<|user|>",
+    ]
+    call = {"function": {"name": "now", "arguments": {}}}
+    for reasoning in ({}, {"reasoning_content": "Hm."}):
+        (text,) = supervised({"content": None, "tool_calls": [call], **reasoning})
+        assert text.endswith("</tool_call><|observation|>")
 
 
 ROWS = [

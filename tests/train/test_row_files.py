@@ -239,3 +239,6 @@ def test_parquet_files_are_read_without_the_nulls_that_arrow_adds(tmp_path: Path
     pyarrow.parquet.write_table(pyarrow.table({"text": ["t"], "deep": pyarrow.array([value], kind)}), path)
     with pytest.raises(DataError, match=r"cannot read .*a\.parquet"):
         rows.read(path)
+    pyarrow.parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), path)
+    with pytest.raises(DataError, match="column 'text' twice"):
+        rows.read(path)

@@ -110,6 +110,15 @@ def test_roles_of_sharegpt_become_roles_of_chat() -> None:
     assert isinstance(row, Chat)
     assert [message["role"] for message in row.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert row.messages[2]["tool_calls"] == [call({"x": 1})]
+    under_role = parse({"messages": [{"role": "human", "content": "u"}, {"role": "gpt", "content": "a"}]}, "f:1")
+    assert isinstance(under_role, Chat)
+    assert [message["role"] for message in under_role.messages] == ["user", "assistant"]
+
+
+def test_empty_columns_of_images_are_ignored_and_those_beside_a_text() -> None:
+    row = {"messages": ASKED, "images": [], "image": {"path": None, "bytes": None}, "videos": None}
+    assert parse(row, "f:1") == parse({"messages": ASKED}, "f:1")
+    assert parse({"text": "t", "image": "a.png"}, "f:1") == PlainText("t", "f:1")
 
 
 @pytest.mark.parametrize("tools", [None, [], "", "[]"])
@@ -237,6 +246,8 @@ def test_nested_values_within_a_limit_are_read_and_others_refused() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]}, "'image'"),
         ({"messages": [{**ANSWERED[0], "tool_calls": [call('{"a"')]}]}, "not a JSON object"),
         ({"messages": [{**ANSWERED[0], "tool_calls": [call("[1]")]}]}, "not a JSON object"),
+        ({"messages": [{**ANSWERED[0], "tool_calls": [call('{"a": NaN}')]}]}, "JSON lacks"),
+        ({"messages": [{**ANSWERED[0], "tool_calls": [call({"a": [float("inf")]})]}]}, "JSON lacks"),
         ({"messages": [{**ANSWERED[0], "weight": -1}]}, "weight -1"),
         ({"messages": [{**ANSWERED[0], "weight": True}]}, "weight True"),
         ({"messages": [{**ANSWERED[0], "weight": 1e39}]}, r"weight 1e\+39"),
@@ -246,6 +257,8 @@ def test_nested_values_within_a_limit_are_read_and_others_refused() -> None:
         ({"messages": [{**ANSWERED[0], "train_detail": []}]}, "train_detail"),
         ({"instruction": "a", "output": "b", "history": ["a"]}, "history"),
         ({"messages": [{**ANSWERED[0], "weight": float("nan")}]}, "weight nan"),
+        ({"messages": ASKED, "images": ["a.png"]}, "column images"),
+        ({"prompt": "p", "completion": "c", "audio": {"path": "a.wav", "bytes": None}}, "column audio"),
         ({"conversations": [{"from": "narrator", "value": "x"}]}, "narrator"),
         ({"conversations": [{"from": "function_call", "value": "f()"}]}, "function_call"),
         ({"conversations": "x"}, "conversations"),

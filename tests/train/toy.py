@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -71,6 +71,8 @@ def arithmetic_rows(count: int, seed: int = 0, vocab_size: int = 32) -> list[Exa
 
 class CharTemplate:
     """A chat template that is a function of the messages; what it puts between \x02 and \x03 is the assistant's."""
+
+    sources: Mapping[str, str] = {}
 
     def __init__(self, write: Callable[[Any, bool], str], marks_generation: bool) -> None:
         self.write = write

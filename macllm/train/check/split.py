@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,16 @@ from macllm.train.config import TrainConfig
 from macllm.train.encoding import Encoding
 from macllm.train.events import Advanced
 from macllm.train.render import Example, has_unused_columns, to_examples
-from macllm.train.rows import Chat, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
+from macllm.train.rows import (
+    Chat,
+    Messages,
+    Preference,
+    PromptCompletion,
+    PromptOnly,
+    Row,
+    UnpairedPreference,
+    weight_of,
+)
 from macllm.train.turns import ChatTurns
 
 from .shown import Shown, show
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 
 Role = Literal["train", "valid", "test"]
 _CHUNK = 4096  # examples that are counted together
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ class CheckedSplit:
     unended: list[str] = field(default_factory=list[str])
     dropped: list[str] = field(default_factory=list[str])
     callless: list[str] = field(default_factory=list[str])  # with a call of a tool that the template leaves out
+    thoughtless: list[str] = field(default_factory=list[str])  # with reasoning that the template leaves out
+    oddly_said: list[str] = field(default_factory=list[str])  # by a role that the template does not name
     expanded: list[str] = field(default_factory=list[str])
     expanded_tokens: tuple[int, int] = (0, 0)
     pairs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
@@ -127,23 +139,57 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
         split.dropped.append(row.where)
     elif not kept:
         split.unsupervised.append(row.where)
-    elif not any(each.ends for each in longest):
+    elif not any(each.ends for each in kept):
         split.unended.append(row.where)
-    if names := set(_called(row)):
-        text = rules.tokenizer.decode(max(longest, key=len).tokens.tolist()) if longest else ""
-        if any(name not in text for name in names):
-            split.callless.append(row.where)
+    _note_what_is_left_out(split, row, longest, rules.tokenizer)
     if len(longest) > 1:
         split.expanded.append(row.where)
         lengths, (total, single) = list(map(len, longest)), split.expanded_tokens
         split.expanded_tokens = total + sum(lengths), single + max(lengths)
 
 
-def _called(row: Row) -> Iterator[str]:
-    """Names of the functions that the messages of a conversation or of a completion call."""
+def _note_what_is_left_out(split: CheckedSplit, row: Row, examples: Sequence[Example], tokenizer: Tokenizer) -> None:
+    """Calls and reasoning that the template does not write, and roles that it does not know."""
+    names, thoughts = set(_called(row)), set(_thought(row))
+    if names or thoughts:
+        text = _one_line("\n".join(tokenizer.decode(each.tokens.tolist()) for each in examples))
+        if any(name not in text for name in names):
+            split.callless.append(row.where)
+        if any(thought not in text for thought in thoughts):
+            split.thoughtless.append(row.where)
+    if not _ROLES.issuperset(roles := {message["role"] for message in _conversation(row)}):
+        sources = " ".join(tokenizer.chat_template.sources.values()) if tokenizer.chat_template else ""
+        if any(role not in sources for role in roles - _ROLES):
+            split.oddly_said.append(row.where)
+
+
+def _conversation(row: Row) -> Messages:
+    """The messages that a row is of, in a prompt and its completion too; none of a row of strings."""
+    parts = [row.messages] if isinstance(row, Chat) else [getattr(row, "prompt", ""), getattr(row, "completion", "")]
+    return [message for part in parts if isinstance(part, list) for message in part]
+
+
+def _answers(row: Row) -> Messages:
+    """The messages of a conversation or of a completion."""
     messages = row.messages if isinstance(row, Chat) else getattr(row, "completion", ())
-    for message in messages if isinstance(messages, list) else ():
+    return messages if isinstance(messages, list) else []
+
+
+def _called(row: Row) -> Iterator[str]:
+    """Names of the functions that answers call."""
+    for message in _answers(row):
         yield from (call["function"]["name"] for call in message.get("tool_calls", ()))
+
+
+def _thought(row: Row) -> Iterator[str]:
+    """The reasoning of answers that have a weight, each in one line."""
+    for message in _answers(row):
+        if weight_of(message) and (thought := _one_line(str(message.get("reasoning_content") or ""))):
+            yield thought
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _sides(row: Row) -> list[tuple[str, Row]]:

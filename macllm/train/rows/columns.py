@@ -7,7 +7,7 @@ from typing import Any
 
 from macllm.errors import DataError
 
-from .conversation import check_depth, messages_in, tools_in, variables_in
+from .conversation import check_depth, messages_in, tools_in, variables_in, without_nulls
 from .kinds import Chat, Messages, PlainText, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
 
 EXAMPLES = (
@@ -28,13 +28,14 @@ class Columns:
 
 _STANDARD = Columns()
 _FOR_TEMPLATES = ("tools", "functions", "chat_template_kwargs")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _TURNS = ("user", "assistant")
 
 
 def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
     """The row of one JSON object. Null columns count as absent, unknown ones are ignored.
 
-    Raises DataError, with `where`, for an invalid row and for a stepwise one.
+    Raises DataError, with `where`, for an invalid row, for a stepwise one, and for answers to images or sound.
     """
     if not isinstance(values, dict):
         raise DataError(f"{where} is not a JSON object", remedy=EXAMPLES)
@@ -43,6 +44,12 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
     parsed = _of_columns(row, values, where)
     if isinstance(parsed, PlainText):
         return parsed
+    if seen := [name for name in _MEDIA if without_nulls(row.get(name))]:
+        raise DataError(
+            f"{where} has the column {seen[0]}",
+            cause="macllm supports text only",
+            remedy="leave the column out where the texts stand alone",
+        )
     tools = tools_in(row.get("tools", row.get("functions")), where)
     return replace(parsed, tools=tools, variables=variables_in(row.get("chat_template_kwargs"), where))
 
@@ -71,7 +78,8 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
     if "instruction" in row and "output" in row:
         return _alpaca(row, where)
     found = ", ".join(sorted(map(str, values))) or "nothing"
-    raise DataError(f"{where} has no known columns", cause=f"it has {found}", remedy=EXAMPLES)
+    remedy = f"{EXAMPLES}; columns of other names are given by --chat-feature, --prompt-feature and others"
+    raise DataError(f"{where} has no known columns", cause=f"it has {found}", remedy=remedy)
 
 
 def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:

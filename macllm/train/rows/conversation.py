@@ -23,6 +23,7 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # those that no template has as a role
 _FLAGS = ("train", "training", "loss")  # of axolotl and ms-swift: true for a message that is learned
 _LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6  # sums of weighted losses stay within float32
 _DEEPEST = 100  # lists and objects within one another
@@ -106,9 +107,10 @@ def without_nulls(value: Any) -> Any:
 
 
 def _role_and_content(message: Any, place: str) -> Any:
-    """A message of ShareGPT's form, {"from", "value"}, with role and content; others as they are."""
+    """A message of ShareGPT's form, {"from", "value"}, with role and content; others with a role of chat."""
     if not isinstance(message, dict) or "from" not in message or "role" in message:
-        return message
+        speaker = message.get("role") if isinstance(message, dict) else None
+        return {**message, "role": _SPEAKERS[speaker]} if isinstance(speaker, str) and speaker in _SPEAKERS else message
     role = _ROLES.get(message["from"]) if isinstance(message["from"], str) else None
     if role is None:
         raise DataError(
@@ -170,3 +172,9 @@ def _check_arguments(arguments: Any, place: str) -> None:
             remedy='fix the JSON text, or give an object: "arguments": {"name": "value"}',
         )
     check_depth(read, f"{place}: arguments")
+    try:
+        json.dumps(read, allow_nan=False)
+    except ValueError as error:
+        raise DataError(
+            f"{place} has arguments with a number that JSON lacks", cause=str(error), remedy="null, or a text"
+        ) from error

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -285,10 +286,13 @@ def _parquet(path: Path, label: str) -> Iterator[tuple[Any, str]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise DataError(f"{path} has the column {twice[0]!r} twice", remedy="keep one of them")
             for batch in file.iter_batches():
                 converted = [_converted(column, arrow) for column in batch.columns]
                 for values in zip(*converted, strict=True):
-                    yield dict(zip(batch.schema.names, values, strict=True)), f"{label}[{number}]"
+                    yield dict(zip(names, values, strict=True)), f"{label}[{number}]"
                     number += 1
     except (arrow.ArrowException, ValueError, ArithmeticError, RecursionError) as error:
         cause = " ".join(str(error).split())
