@@ -26,12 +26,11 @@ from macllm.errors import CheckpointError, MacllmError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
 from .config import TrainConfig
-from .config.training import PATHS
+from .config.training import INPUTS
 from .contract import AnyBatch, Arrays, Loss, OptimizerState
 from .spikes import Watch
 
 _FORMAT = 2  # 1 had AdamW's two moments beside the weights
-_PATHS = PATHS | {"model"}  # recorded by former versions; what they hold has fingerprints
 _KEYS = ("step", "slots", "count", "best_loss", "eval_loss", "window", "run")
 
 _REPLACED = ".draft-replaced-"
@@ -226,7 +225,8 @@ class Snapshots:
             ours = {name: value for name, value in ours.items() if name in about["run"]}
             _check_identity(about["run"], ours, folder)
         else:
-            theirs = {name: value for name, value in about["run"].items() if name in ours or name not in _PATHS}
+            # Former versions recorded paths; what is read from them has fingerprints.
+            theirs = {name: value for name, value in about["run"].items() if name in ours or name not in INPUTS}
             _check_identity({**self._defaults, **theirs}, ours, folder)
         if not {_WEIGHTS, *map(_slot, about["slots"])} <= files:
             raise _DamagedError(f"{folder} is not complete")

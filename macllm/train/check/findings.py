@@ -86,15 +86,17 @@ def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
         else:
             text = "where no end of an answer is supervised"
         yield _rows(split, "warning", "end-never-learned", text, split.unended, remedy)
-    if split.callless:
+    if split.without_calls:
         text = "with a call of a tool that the template does not write: it is not learned"
-        yield _rows(split, "warning", "call-left-out", text, split.callless, "a model whose template writes calls")
-    if split.thoughtless:
+        yield _rows(split, "warning", "call-left-out", text, split.without_calls, "a model whose template writes calls")
+    if split.without_reasoning:
         text, remedy = "with reasoning that the template does not write: it is not learned", "a model that reasons"
-        yield _rows(split, "warning", "reasoning-left-out", text, split.thoughtless, remedy)
-    if split.oddly_said:
+        yield _rows(split, "warning", "reasoning-left-out", text, split.without_reasoning, remedy)
+    if split.unknown_roles:
         text = "with a message of a role that the template does not name"
-        yield _rows(split, "warning", "unknown-role", text, split.oddly_said, "roles system, user, assistant and tool")
+        yield _rows(
+            split, "warning", "unknown-role", text, split.unknown_roles, "roles system, user, assistant and tool"
+        )
     if split.expanded:
         text = "whose template rewrites earlier answers: one example for each answer, {} tokens in place of {}"
         text = text.format(*map(count_text, split.expanded_tokens))

@@ -66,9 +66,11 @@ class CheckedSplit:
     unsupervised: list[str] = field(default_factory=list[str])
     unended: list[str] = field(default_factory=list[str])
     dropped: list[str] = field(default_factory=list[str])
-    callless: list[str] = field(default_factory=list[str])  # with a call of a tool that the template leaves out
-    thoughtless: list[str] = field(default_factory=list[str])  # with reasoning that the template leaves out
-    oddly_said: list[str] = field(default_factory=list[str])  # by a role that the template does not name
+    without_calls: list[str] = field(default_factory=list[str])  # with a call of a tool that the template leaves out
+    without_reasoning: list[str] = field(default_factory=list[str])  # with reasoning that the template leaves out
+    unknown_roles: list[str] = field(
+        default_factory=list[str]
+    )  # with a message of a role that the template does not name
     expanded: list[str] = field(default_factory=list[str])
     expanded_tokens: tuple[int, int] = (0, 0)
     pairs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
@@ -141,26 +143,26 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
         split.unsupervised.append(row.where)
     elif not any(each.ends for each in kept):
         split.unended.append(row.where)
-    _note_what_is_left_out(split, row, longest, rules.tokenizer)
+    _note_omissions(split, row, longest, rules.tokenizer)
     if len(longest) > 1:
         split.expanded.append(row.where)
         lengths, (total, single) = list(map(len, longest)), split.expanded_tokens
         split.expanded_tokens = total + sum(lengths), single + max(lengths)
 
 
-def _note_what_is_left_out(split: CheckedSplit, row: Row, examples: Sequence[Example], tokenizer: Tokenizer) -> None:
-    """Calls and reasoning that the template does not write, and roles that it does not know."""
-    names, thoughts = set(_called(row)), set(_thought(row))
+def _note_omissions(split: CheckedSplit, row: Row, examples: Sequence[Example], tokenizer: Tokenizer) -> None:
+    """Note a row whose calls or reasoning the template does not write, or whose roles it does not name."""
+    names, thoughts = set(_called_functions(row)), set(_reasoning(row))
     if names or thoughts:
         text = _one_line("\n".join(tokenizer.decode(each.tokens.tolist()) for each in examples))
         if any(name not in text for name in names):
-            split.callless.append(row.where)
+            split.without_calls.append(row.where)
         if any(thought not in text for thought in thoughts):
-            split.thoughtless.append(row.where)
+            split.without_reasoning.append(row.where)
     if not _ROLES.issuperset(roles := {message["role"] for message in _conversation(row)}):
         sources = " ".join(tokenizer.chat_template.sources.values()) if tokenizer.chat_template else ""
         if any(role not in sources for role in roles - _ROLES):
-            split.oddly_said.append(row.where)
+            split.unknown_roles.append(row.where)
 
 
 def _conversation(row: Row) -> Messages:
@@ -175,13 +177,13 @@ def _answers(row: Row) -> Messages:
     return messages if isinstance(messages, list) else []
 
 
-def _called(row: Row) -> Iterator[str]:
+def _called_functions(row: Row) -> Iterator[str]:
     """Names of the functions that answers call."""
     for message in _answers(row):
         yield from (call["function"]["name"] for call in message.get("tool_calls", ()))
 
 
-def _thought(row: Row) -> Iterator[str]:
+def _reasoning(row: Row) -> Iterator[str]:
     """The reasoning of answers that have a weight, each in one line."""
     for message in _answers(row):
         if weight_of(message) and (thought := _one_line(str(message.get("reasoning_content") or ""))):

@@ -27,6 +27,7 @@ SMALLEST = 1e-30  # well above the smallest positive number of float32
 BELOW_ONE = 1.0 - 2.0**-24  # the largest number below 1 in float32
 # Paths that a run reads; paths that it writes are relative to the current directory.
 PATHS = frozenset({"data", "valid", "config", "tokenizer"})
+INPUTS = PATHS | {"model"}  # what a run reads, by path or name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,8 @@ class TrainConfig:
             "output",
             "adapter_path",
             "date",
-            "model",
         }
-        | PATHS
+        | INPUTS
         | {"chat_feature", "prompt_feature", "completion_feature", "text_feature", "cache_gb", "pause_on_battery"}
     )
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {

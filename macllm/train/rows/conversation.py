@@ -23,7 +23,7 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # those that no template has as a role
+_SPEAKERS = {name: _ROLES[name] for name in ("human", "gpt", "chatgpt")}  # roles that no template has
 _FLAGS = ("train", "training", "loss")  # of axolotl and ms-swift: true for a message that is learned
 _LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6  # sums of weighted losses stay within float32
 _DEEPEST = 100  # lists and objects within one another

@@ -19,7 +19,7 @@ from macllm.files import read_json, write_json
 from macllm.hub.speeds import state_folder
 
 from ..config import SETTINGS_NAME
-from ..config.training import PATHS
+from ..config.training import INPUTS
 from ..rows import is_dataset
 from .environment import environment
 from .folder import ENVIRONMENT
@@ -28,7 +28,6 @@ SHORTEST_ID = 4  # characters that name a run
 _ID_BYTES = 4
 _LATEST = 1e11  # seconds since 1970: the year 5138
 _ID = re.compile(r"[0-9a-f]{8}")
-_PATHS = PATHS | {"model"}
 _KINDS = {"adapter_path": "finetune", "output": "train"}  # the setting that names the folder -> the command
 
 
@@ -207,7 +206,7 @@ def located(name: str, value: Any, folder: Path) -> Any:
 
     Names of models stay as they are.
     """
-    if name not in _PATHS or not value or not isinstance(value, str) or is_dataset(value):
+    if name not in INPUTS or not value or not isinstance(value, str) or is_dataset(value):
         return value
     path = folder / expanded(value)
     is_name = name in ("model", "tokenizer") and not path.is_dir()
