@@ -22,6 +22,8 @@ from macllm.train.rows.conversation import without_nulls
 ASKED = [{"role": "user", "content": "a"}]
 ANSWERED = [{"role": "assistant", "content": "b"}]
 WORSE = [{"role": "assistant", "content": "c"}]
+SYSTEM = [{"role": "system", "content": "s"}]
+OWN = [{"role": "system", "content": "of the conversation"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
@@ -91,6 +93,13 @@ def call(arguments: Any) -> dict[str, Any]:
         ),
         ({"conversations": [*ASKED, *ANSWERED]}, Chat([*ASKED, *ANSWERED], None, "f:1")),
         ({"messages": [{"from": "user", "value": "a"}], "prompt": None}, Chat(ASKED, None, "f:1")),
+        ({"messages": [*ASKED, *ANSWERED], "label": False}, UnpairedPreference(ASKED, ANSWERED, False, "f:1")),
+        ({"conversations": [*ASKED, *ANSWERED], "kto_tag": True}, UnpairedPreference(ASKED, ANSWERED, True, "f:1")),
+        ({"messages": [*ASKED, *ANSWERED], "label": "a topic"}, Chat([*ASKED, *ANSWERED], None, "f:1")),
+        (
+            {"conversations": ASKED, "chosen": {"from": "gpt", "value": "b"}, "rejected": WORSE[0]},
+            Preference(ASKED, ANSWERED, WORSE, "f:1"),
+        ),
     ],
     ids=lambda each: each.kind if not isinstance(each, dict) else ",".join(each),
 )
@@ -113,6 +122,23 @@ def test_roles_of_sharegpt_become_roles_of_chat() -> None:
     under_role = parse({"messages": [{"role": "human", "content": "u"}, {"role": "gpt", "content": "a"}]}, "f:1")
     assert isinstance(under_role, Chat)
     assert [message["role"] for message in under_role.messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("values", "row"),
+    [
+        ({"messages": [*ASKED, *ANSWERED]}, Chat([*SYSTEM, *ASKED, *ANSWERED], None, "f:1")),
+        ({"conversations": [*OWN, *ASKED]}, Chat([*OWN, *ASKED], None, "f:1")),
+        ({"prompt": "a", "completion": "b"}, PromptCompletion([*SYSTEM, *ASKED], ANSWERED, "f:1")),
+        ({"prompt": [*OWN, *ASKED], "completion": ANSWERED}, PromptCompletion([*OWN, *ASKED], ANSWERED, "f:1")),
+        ({"prompt": ASKED}, PromptOnly([*SYSTEM, *ASKED], "f:1")),
+        ({"chosen": "b", "rejected": "c"}, Preference(SYSTEM, ANSWERED, WORSE, "f:1")),
+        ({"text": "t"}, PlainText("t", "f:1")),
+    ],
+)
+def test_a_column_of_its_own_is_the_system_message_of_a_row_without_one(values: dict[str, Any], row: Row) -> None:
+    assert parse({**values, "system": "s"}, "f:1") == row
+    assert parse({**values, "system": ""}, "f:1") == parse(values, "f:1")
 
 
 def test_empty_columns_of_images_are_ignored_and_those_beside_a_text() -> None:

@@ -30,6 +30,8 @@ _STANDARD = Columns()
 _FOR_TEMPLATES = ("tools", "functions", "chat_template_kwargs")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _TURNS = ("user", "assistant")
+_INSTRUCTIONS = ("system", "developer")
+_ANSWERS = ("completion", "chosen", "rejected")
 
 
 def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
@@ -51,13 +53,19 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
             remedy="leave the column out where the texts stand alone",
         )
     tools = tools_in(row.get("tools", row.get("functions")), where)
+    if row.get("system"):
+        parsed = _instructed(parsed, messages_in([{"role": "system", "content": row["system"]}], where))
     return replace(parsed, tools=tools, variables=variables_in(row.get("chat_template_kwargs"), where))
 
 
 def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
-    """The row without tools and variables."""
+    """The row without system message, tools and variables of their own columns."""
+    ranked = isinstance(row.get("chosen"), dict) and isinstance(row.get("rejected"), dict)
+    if ranked and ("messages" in row or "conversations" in row):
+        chosen, rejected = (messages_in([row[name]], where) for name in ("chosen", "rejected"))
+        return Preference(_listed(row, where), chosen, rejected, where)
     if "messages" in row:
-        return Chat(messages_in(row["messages"], where), None, where)
+        return _chat(row, where)
     if "completions" in row and "labels" in row:
         raise DataError(
             f"{where} is stepwise (prompt, completions, labels), which no objective of macllm learns from",
@@ -74,7 +82,7 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
     if "prompt" in row and "completion" not in values:
         return PromptOnly(_text_or_messages(row["prompt"], where, "prompt"), where)
     if "conversations" in row:
-        return Chat(messages_in([*_system(row), *_listed(row["conversations"], where)], where), None, where)
+        return _chat(row, where)
     if "instruction" in row and "output" in row:
         return _alpaca(row, where)
     found = ", ".join(sorted(map(str, values))) or "nothing"
@@ -88,6 +96,40 @@ def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     moved = {standard: row[name] for name, standard in own.items() if name in row}
     hidden = {standard for name, standard in own.items() if name != standard}
     return {name: value for name, value in row.items() if name not in hidden and name not in own} | moved
+
+
+def _chat(row: dict[str, Any], where: str) -> Row:
+    """A conversation; with a verdict on its last answer, as LLaMA-Factory and ms-swift have it, that answer alone."""
+    messages, verdict = _listed(row, where), row.get("kto_tag", row.get("label"))
+    if isinstance(verdict, bool) and messages[-1]["role"] == "assistant":
+        return UnpairedPreference(messages[:-1], messages[-1:], verdict, where)
+    return Chat(messages, None, where)
+
+
+def _listed(row: dict[str, Any], where: str) -> Messages:
+    """The messages of a conversation, under either name."""
+    name = "messages" if "messages" in row else "conversations"
+    if not isinstance(row[name], list):
+        raise DataError(f"{where}: {name} is not a list of messages", remedy=EXAMPLES)
+    return messages_in(row[name], where)
+
+
+def _instructed(row: Chat | PromptOnly | PromptCompletion | Preference | UnpairedPreference, system: Messages) -> Row:
+    """The row after a system message, unless it begins with its own; strings become messages."""
+    if isinstance(row, Chat):
+        return replace(row, messages=_after(system, row.messages))
+    answers = {name: getattr(row, name) for name in _ANSWERS if hasattr(row, name)}
+    spoken = {name: messages_in([{"role": "assistant", "content": each}], row.where) if isinstance(each, str) else each
+              for name, each in answers.items()}  # fmt: skip
+    asked = row.prompt
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}] if asked else []
+    return replace(row, prompt=_after(system, asked), **spoken)
+
+
+def _after(system: Messages, messages: Messages) -> Messages:
+    own = messages[:1] and messages[0]["role"] in _INSTRUCTIONS
+    return messages if own else [*system, *messages]
 
 
 def _completion(row: dict[str, Any], where: str) -> Row:
@@ -134,12 +176,6 @@ def _text_or_messages(value: Any, where: str, name: str) -> str | Messages:
     return value if isinstance(value, str) else messages_in(value, where)
 
 
-def _listed(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{where}: conversations is not a list of messages")
-    return value
-
-
 def _alpaca(row: dict[str, Any], where: str) -> Row:
     """Alpaca's row, with the columns that LLaMA-Factory adds to it."""
     prompt, answer = _asked(row, where), _answer(row["output"], where)
@@ -155,7 +191,7 @@ def _asked(row: dict[str, Any], where: str) -> Messages:
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: instruction and input must be strings")
     asked = {"role": "user", "content": "\n\n".join(filter(None, texts))}
-    return messages_in([*_system(row), *_history(row, where), asked], where)
+    return messages_in([*_history(row, where), asked], where)
 
 
 def _answer(text: Any, where: str) -> Messages:
@@ -174,8 +210,3 @@ def _history(row: dict[str, Any], where: str) -> Messages:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(text, str) for text in value)
-
-
-def _system(row: dict[str, Any]) -> Messages:
-    """The message of the column `system` that ShareGPT's and Alpaca's rows may have."""
-    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
