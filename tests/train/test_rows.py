@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -188,6 +189,23 @@ def test_null_fields_are_left_out_on_all_levels() -> None:
         },
     ]
     assert row.tools == [TOOL]
+
+
+def test_nulls_that_a_row_was_written_with_are_values() -> None:
+    """Arrow would have given all messages the same fields."""
+    arguments = {"city": "Rome", "unit": None, "at": [{"minute": None}]}
+    answer = {"role": "assistant", "content": None, "tool_calls": [{**call(arguments), "index": None}]}
+    result = {"role": "tool", "content": {"found": None}}
+    parts = {"role": "user", "content": [{"type": "text", "text": "a", "image_url": None}]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"default": None}}}
+    row = parse({"messages": [parts, answer, result], "tools": json.dumps([tool])}, "f:1")
+    assert isinstance(row, Chat)
+    assert row.messages == [
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "assistant", "tool_calls": [call(arguments)], "content": None},
+        {"role": "tool", "content": {"found": None}},
+    ]
+    assert row.tools == [tool]
 
 
 def test_messages_have_the_form_that_chat_gives_them() -> None:

@@ -24,6 +24,7 @@ _ROLES = {
     "function_response": "tool",
 }
 _SPEAKERS = {name: _ROLES[name] for name in ("human", "gpt", "chatgpt")}  # roles that no template has
+_SPEAKING = ("system", "developer", "user", "assistant")  # content is text or its parts
 _FLAGS = ("train", "training", "loss")  # of axolotl and ms-swift: true for a message that is learned
 _LEAST_WEIGHT, _MOST_WEIGHT = 1e-6, 1e6  # sums of weighted losses stay within float32
 _DEEPEST = 100  # lists and objects within one another
@@ -41,7 +42,8 @@ def messages_in(value: Any, where: str) -> Messages:
     """
     if not isinstance(value, list):
         raise DataError(f"{where}: a conversation must be a list of messages", remedy=_EXAMPLE)
-    given = [_role_and_content(without_nulls(message), f"{where}: messages[{at}]") for at, message in enumerate(value)]
+    own = map(without_nulls if _is_of_arrow(value) else _without_null_fields, value)
+    given = [_role_and_content(message, f"{where}: messages[{at}]") for at, message in enumerate(own)]
     weights = [_taken_weight(message, f"{where}: messages[{at}]") for at, message in enumerate(given)]
     try:
         messages = read_messages(given)
@@ -64,10 +66,12 @@ def tools_in(value: Any, where: str) -> list[Any] | None:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: tools is text that is not JSON", cause=str(error)) from error
         check_depth(value, f"{where}: tools")
+    else:
+        value = without_nulls(value)
     if not value and value in (None, "", []):
         return None
     try:
-        return read_tools(without_nulls(value)) or None
+        return read_tools(value) or None
     except UsageError as error:
         raise DataError(f"{where}: {error.message}", cause=error.cause, remedy=error.remedy) from error
 
@@ -104,6 +108,25 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_nulls(field) for name, field in value.items() if field is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_of_arrow(messages: list[Any]) -> bool:
+    """True if Arrow may have added null fields: all messages have the same ones, or some are null beside a content."""
+    fields = [each for each in messages if isinstance(each, dict)]
+    added = any(value is None and name != "content" for each in fields for name, value in each.items())
+    return added or len({frozenset(each) for each in fields}) < 2
+
+
+def _without_null_fields(message: Any) -> Any:
+    """A message as it was written: nulls in a call's arguments and in a tool's result are values."""
+    if not isinstance(message, dict):
+        return message
+    speaks = message.get("role") in _SPEAKING
+    return {
+        name: without_nulls(field) if speaks and name == "content" else field
+        for name, field in message.items()
+        if field is not None
+    }
 
 
 def _role_and_content(message: Any, place: str) -> Any:
