@@ -134,6 +134,8 @@ def _events(config: FinetuneConfig, folder: Path) -> Generator[TrainEvent]:
     context = _context_length(model, config)
     trained = _trainable(model, config)
     rows = yield from data.loading(config, objective, tokenizer, context)
+    if model.info.vocab_size is not None:
+        run.check_tokens(config.model, model.info.vocab_size, [*rows.train, *rows.valid], _RESIZE)
 
     def export() -> Path:
         if config.method == "full":

@@ -57,6 +57,8 @@ def _events(config: PretrainConfig, folder: Path) -> Generator[TrainEvent]:
     objective = CausalLM(config.mask_prompt, config.now)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
+    larger = f'a larger "vocab_size" in {config.config}'
+    run.check_tokens(config.config, model.spec.embedding.vocab_size, [*rows.train, *rows.valid], larger)
 
     def export() -> Path:
         checkpoint.save(model, tokenizer, folder / "model")

@@ -6,22 +6,23 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from macllm.errors import MacllmError, UsageError
+from macllm.errors import DataError, MacllmError, UsageError
 from macllm.files import write_json, write_text
 
 from . import data, rows, trackers
 from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Finished, Prepared, Restarted, RunFailed, Stopped, TrainEvent
+from .render import Example
 from .runs import registry
 from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock, newest_step
 from .snapshot import BATCHES, Snapshots
 
-__all__ = ["check", "check_vocabulary", "follow", "held", "lock", "record", "snapshots"]
+__all__ = ["check", "check_tokens", "check_vocabulary", "follow", "held", "lock", "record", "snapshots"]
 
 _BEGAN = "began_with"  # in run.json: the first `BATCHES` of a run that goes on with others
 _OF_RUNS = (SNAPSHOTS, SETTINGS_NAME, METRICS, ENVIRONMENT)
@@ -89,6 +90,15 @@ def check_vocabulary(name: str, rows: int, tokens: int, remedy: str) -> None:
     """Refuse a tokenizer with tokens that the embedding has no rows for: reading them gives other memory."""
     if tokens > rows:
         raise UsageError(f"the tokenizer has {tokens} tokens, the embedding of {name} only {rows} rows", remedy=remedy)
+
+
+def check_tokens(name: str, rows: int, examples: Iterable[Example], remedy: str) -> None:
+    """Refuse an example with a token beyond the embedding, as `check_vocabulary`: ids of added tokens may have gaps."""
+    for example in examples:
+        if (highest := int(example.tokens.max(initial=0))) >= rows:
+            raise DataError(
+                f"{example.where} has token {highest}, the embedding of {name} only {rows} rows", remedy=remedy
+            )
 
 
 def _was_never_begun(folder: Path) -> bool:

@@ -11,14 +11,14 @@ import pytest
 
 from macllm import adapter, checkpoint
 from macllm.adapter import BASE
-from macllm.errors import CheckpointError, UsageError
+from macllm.errors import CheckpointError, DataError, UsageError
 from macllm.generation.contract import Status
 from macllm.generation.engines.process import ProcessEngine
 from macllm.train.config import FinetuneConfig
 from macllm.train.finetune import finetune
 from macllm.weights.fingerprint import fingerprint
 from macllm.weights.safetensors import load_folder, save_file, save_folder
-from tests.train.recipes import CONFIG, write_recipe
+from tests.train.recipes import CONFIG, chat, write_recipe
 from tests.train.test_adapter import make
 
 
@@ -132,6 +132,18 @@ def test_tokens_without_a_row_in_the_embedding_are_refused_with_the_sizes(tmp_pa
     path.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=rf"has {rows + 1} tokens, the embedding of .* only {rows} rows"):
         trained(tmp_path, base)
+
+
+def test_a_token_with_an_id_beyond_the_embedding_is_refused_in_a_row(tmp_path: Path, base: Path) -> None:
+    """Few tokens, and a gap before the last one."""
+    path = base / "tokenizer.json"
+    content = json.loads(path.read_text())
+    rows = checkpoint.load(base)[0].info.vocab_size
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": rows + 5, "content": "<far>"})
+    path.write_text(json.dumps(content))
+    (tmp_path / "far.jsonl").write_text(chat("one", "two<far>"))
+    with pytest.raises(DataError, match=rf"far\.jsonl:1 has token {rows + 5}, the embedding of .* only {rows} rows"):
+        trained(tmp_path, base, data=tmp_path / "far.jsonl")
 
 
 def test_a_conversation_is_told_of_another_base(tmp_path: Path, base: Path) -> None:
