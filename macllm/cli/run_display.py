@@ -29,6 +29,7 @@ CHANGED_ROWS = {
     "unsupervised_rows": "without supervised tokens",
     "expanded_rows": "expanded to one example per turn",
     "unused_column_rows": "with tools or variables for a template, which are ignored: their text is made without one",
+    "unwritten_rows": "with calls or reasoning that the template does not write, which are not learned",
     "shared_rows": "among the training rows too",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids."""
         ...
 
     def offsets(self, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[Span]] | None:

@@ -86,7 +86,7 @@ def loading(
     for group in (train_rows, valid_rows):
         encoding = Encoding[E](config.long_rows, limit)
         for row in group:
-            encoding.add(row.kind, row.examples, has_unused_columns=row.has_unused_columns)
+            encoding.add(row.kind, row.examples, row.unused)
         made.append((encoding.kept, encoding.counted()))
     (train, counts), (valid, valid_counts) = made
     trained = _hashes([example] for example in train if valid)

@@ -21,8 +21,9 @@ from . import encoding_cache, rows
 from .config import TrainConfig
 from .contract import E, Objective
 from .events import Advanced
-from .render import Example, TextTokenizer, has_unused_columns
+from .render import Example, TextTokenizer
 from .rows import Source
+from .unused import Unused, unused
 
 _HERE = Path(__file__).parent
 _PACKAGES = ("tokenizers", "sentencepiece", "jinja2", "numpy")
@@ -32,12 +33,12 @@ _ENDINGS = (".json", ".jinja", ".model", ".txt", ".spm")
 
 @dataclass(frozen=True)
 class EncodedRow(Generic[E]):
-    """The examples of a row, and True if it has columns for a template that they were made without."""
+    """The examples of a row, and what they do not have of it."""
 
     kind: str
     where: str
     examples: Sequence[E]
-    has_unused_columns: bool = False
+    unused: Unused = Unused.NOTHING
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Encoder(Generic[E]):
             for row in read:
                 yield Advanced("reading", done + len(encoded), total)
                 examples = self.objective.examples(row, self.tokenizer)
-                encoded.append(EncodedRow(row.kind, row.where, examples, has_unused_columns(row, self.tokenizer)))
+                left = unused(row, examples, self.tokenizer)
+                encoded.append(EncodedRow(row.kind, row.where, examples, left))
             done += len(encoded)
             if stored is not None:
                 yield Advanced("reading", done, total)
@@ -123,7 +125,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         if file == len(labels) or any(example.where != row.where for example in row.examples):
             return
         places.append(f"{file} {row.where[len(labels[file]) :]}")
-    kinds = sorted({(row.kind, row.has_unused_columns) for row in encoded})
+    kinds = sorted({(row.kind, int(row.unused)) for row in encoded})
     flags = [e.splittable + 2 * (e.weights is not None) for e in examples]
     weights = [example.weights for example in examples if example.weights is not None]
     arrays = {
@@ -134,7 +136,7 @@ def _store(key: str, source: Source, encoded: Sequence[EncodedRow[Any]], limit_b
         "flags": np.array(flags, dtype="|u1"),
         "ends": np.array([-1 if e.first_end is None else e.first_end for e in examples], dtype="<i8"),
         "examples": np.array([len(row.examples) for row in encoded], dtype="<i8"),
-        "kinds": np.array([kinds.index((row.kind, row.has_unused_columns)) for row in encoded], dtype="|u1"),
+        "kinds": np.array([kinds.index((row.kind, int(row.unused))) for row in encoded], dtype="|u1"),
     }
     encoding_cache.store(key, {"kinds": kinds, "places": places}, arrays, limit_bytes)
 
@@ -159,8 +161,8 @@ def _restored(
             first_end = None if end < 0 else end
             examples.append(Example(tokens[part], masks[part], where, bool(flag & 1), first_end, loss_weights))
             at, weighted = at + length, weighted + (length if flag & 2 else 0)
-        name, has_unused = header["kinds"][kind]
-        made.append(EncodedRow(name, where, examples, has_unused))
+        name, left = header["kinds"][kind]
+        made.append(EncodedRow(name, where, examples, Unused(left)))
         number += count
     if (at, weighted, number) != (len(tokens), len(weights), len(lengths)):
         raise ValueError("its lengths differ")
@@ -188,7 +190,7 @@ def _tokenizer_hash(folder: Path) -> str:
 def _code_hash(objective: str) -> str:
     """Hash of the code that encodes rows, and the versions of the libraries under it."""
     digest = hashlib.sha256(sys.version.encode())
-    own = [_HERE / f"{name}.py" for name in ("alignment", "encoded", "render", "turns")]
+    own = [_HERE / f"{name}.py" for name in ("alignment", "encoded", "render", "turns", "unused")]
     given = Path(str(sys.modules[objective].__file__))
     for path in [*own, given, *sorted((_HERE / "rows").glob("*.py")), *sorted((_HERE.parent / "text").rglob("*.py"))]:
         digest.update(path.read_bytes())

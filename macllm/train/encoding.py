@@ -11,6 +11,7 @@ from macllm.errors import DataError
 from .config import LongRows
 from .contract import E
 from .events import Counts
+from .unused import Unused
 
 _HOW_LONG_ROWS_FIT = ("truncated_rows", "split_rows", "dropped_rows")
 
@@ -24,8 +25,8 @@ class Encoding(Generic[E]):
         self.kept: list[E] = []
         self._counts = Counts()
 
-    def add(self, kind: str, made: Sequence[E], *, has_unused_columns: bool = False) -> list[E]:
-        """Add a row of `kind` by its examples; those that are kept.
+    def add(self, kind: str, made: Sequence[E], unused: Unused = Unused.NOTHING) -> list[E]:
+        """Add a row of `kind` by its examples, which lack `unused` of it; those that are kept.
 
         Raises DataError for one that is too long, with long_rows="error".
         """
@@ -42,7 +43,8 @@ class Encoding(Generic[E]):
             expanded_rows=before.expanded_rows + (len(made) > 1),
             unsupervised_rows=before.unsupervised_rows + (not added and bool(fitting or not made)),
             unended_rows=before.unended_rows + (bool(added) and not any(each.ends for each in added)),
-            unused_column_rows=before.unused_column_rows + has_unused_columns,
+            unused_column_rows=before.unused_column_rows + (Unused.COLUMNS in unused),
+            unwritten_rows=before.unwritten_rows + bool(unused & (Unused.CALLS | Unused.REASONING)),
             kinds={**before.kinds, kind: before.kinds.get(kind, 0) + 1},
             **once,  # a row of several examples counts once
         )

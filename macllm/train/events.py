@@ -44,6 +44,7 @@ class Counts:
     expanded_rows: int = 0
     unended_rows: int = 0  # no end of an answer is among the supervised tokens
     unused_column_rows: int = 0  # with tools or variables for a template, which their text does not use
+    unwritten_rows: int = 0  # with calls or reasoning that the template does not write
     kinds: Mapping[str, int] = field(default_factory=dict[str, int])
     shared_rows: int = 0  # validation examples that are training examples too
     bins: int = 0  # rows of batches in an epoch with packing; 0 without
@@ -74,6 +75,7 @@ class Prepared:
     first_step: int
     unended_rows: int = 0
     unused_column_rows: int = 0
+    unwritten_rows: int = 0
     kinds: Mapping[str, int] = field(default_factory=dict[str, int])
     sampled_rows: int = 0  # validation examples in each evaluation
     shared_rows: int = 0

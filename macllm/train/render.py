@@ -19,7 +19,7 @@ from .alignment import Span, TextTokenizer, align, completion_tokens, text_token
 from .rows import Chat, Messages, PlainText, PromptCompletion, Row
 from .turns import ChatTurns, Rendered, locate
 
-__all__ = ["Example", "TextTokenizer", "has_unused_columns", "to_examples"]
+__all__ = ["Example", "TextTokenizer", "to_examples"]
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,6 @@ def to_examples(row: Row, tokenizer: TextTokenizer, mask_prompt: bool, now: date
                 remedy='rows of {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}',
             )
     return list(_chat(conversation, tokenizer, mask_prompt))
-
-
-def has_unused_columns(row: Row, tokenizer: TextTokenizer) -> bool:
-    """True for a row with tools or variables for a template whose text is made without one."""
-    match row:
-        case PlainText():
-            return bool(row.unused)
-        case PromptCompletion(str(), str()) if tokenizer.chat_template is None:
-            return bool(row.tools or row.variables)
-        case _:
-            return False
 
 
 def _messages(text: str | Messages, role: str) -> Messages:

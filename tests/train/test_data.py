@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def load(config: TrainConfig) -> data.Dataset[Example]:
     return data.load(config, CausalLM(config.mask_prompt), CharTokenizer())
 
 
-def folder(path: Path, train: list[dict[str, str]], valid: list[dict[str, str]] | None = None) -> str:
+def folder(path: Path, train: list[dict[str, Any]], valid: list[dict[str, Any]] | None = None) -> str:
     for name, some in (("train", train), ("valid", valid)):
         if some is not None:
             (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
@@ -211,6 +212,20 @@ def test_rows_are_counted_by_kind_and_those_that_learn_no_end(tmp_path: Path) ->
         counts = data.load(config, CausalLM(), CharTokenizer(write)).counts
         assert counts.kinds == {"chat": 1, "text": 2, "prompt and completion": 1}
         assert counts.unended_rows == unended
+
+
+def test_rows_with_calls_or_reasoning_that_the_template_leaves_out_are_counted(tmp_path: Path) -> None:
+    def without_thoughts(messages: Any, answer_next: bool) -> str:
+        return plain([{**m, "content": m["content"].split("</think>")[-1]} for m in messages], answer_next)
+
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    rows = [[answered], [{**answered, "tool_calls": [call]}], [{**answered, "reasoning_content": "hm"}]]
+    rows += [[{**answered, "content": "<think>\nhm\n</think>\n\nb"}]]
+    path = folder(tmp_path, [{"messages": [asked, *each]} for each in rows])
+    for write, unwritten in ((plain, 2), (without_thoughts, 3)):
+        tokenizer = CharTokenizer(write)
+        assert data.load(TrainConfig(data=path), CausalLM(), tokenizer).counts.unwritten_rows == unwritten
 
 
 @pytest.mark.parametrize(("most", "unended"), [(40, 0), (16, 1), (10, 2)])

@@ -35,6 +35,7 @@ TALK = [*CHAT, {"role": "user", "content": "so?"}, {"role": "assistant", "conten
 ROWS: list[dict[str, Any]] = [
     {"messages": CHAT}, {"messages": TALK}, {"text": "a text", "tools": []}, {"prompt": "p", "completion": "c"},
     {"messages": CHAT[:1]}, {"text": "x" * 99}, {"messages": CHAT},
+    {"messages": [CHAT[0], {**CHAT[1], "reasoning_content": "hm"}]},
 ]  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def test_cached_rows_are_those_that_were_encoded_and_are_not_encoded_again(
     second = load(path, tokenizer, **settings)
     assert len(encodings) == 2 * (len(some) + 1)
     assert contents(plain) == contents(first) == contents(second)
-    assert second.counts.unused_column_rows == 1
+    assert (second.counts.unused_column_rows, second.counts.unwritten_rows) == (1, 1)
     moved = load((tmp_path / "rows").rename(tmp_path / "moved"), tokenizer, **settings)
     assert len(encodings) == 2 * (len(some) + 1)
     assert {e.where.partition(":")[0] for e in moved.train} == {str(tmp_path / "moved" / "train.jsonl")}
@@ -158,7 +159,7 @@ def test_other_rows_settings_or_tokenizers_are_encoded_anew(
 def test_invalid_rows_are_refused_and_not_cached(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write(tmp_path, [*ROWS, {"text": 1}])
     for _ in range(2):
-        with pytest.raises(DataError, match=r"train\.jsonl:8"):
+        with pytest.raises(DataError, match=r"train\.jsonl:9"):
             load(path, tokenizer)
 
 

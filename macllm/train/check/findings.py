@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from macllm.errors import DataError
-from macllm.train.render import has_unused_columns
 from macllm.train.rows import Chat, PlainText, Preference, PromptOnly, Row, UnpairedPreference
 from macllm.train.turns import UnstableTemplateError
+from macllm.train.unused import has_unused_columns
 from macllm.units import count_text
 
 from .report import Finding, Level

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from macllm.train.alignment import text_tokens
 from macllm.train.config import TrainConfig
 from macllm.train.encoding import Encoding
 from macllm.train.events import Advanced
-from macllm.train.render import Example, has_unused_columns, to_examples
+from macllm.train.render import Example, to_examples
 from macllm.train.rows import (
     Chat,
     Messages,
@@ -23,9 +23,9 @@ from macllm.train.rows import (
     PromptOnly,
     Row,
     UnpairedPreference,
-    weight_of,
 )
 from macllm.train.turns import ChatTurns
+from macllm.train.unused import Unused, unused
 
 from .shown import Shown, show
 
@@ -132,8 +132,8 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
             split.shown += [show(each.cut(0, rules.limit), side, len(each), rules.tokenizer) for each in examples]
     longest = max(sides.values(), key=lambda examples: max(map(len, examples), default=0))
     split.wholes += [(len(each), each.num_target_tokens) for each in longest]
-    has_unused = has_unused_columns(row, rules.tokenizer)
-    kept = split.encoding.add(row.kind, longest, has_unused_columns=has_unused)
+    left = unused(row, longest, rules.tokenizer)
+    kept = split.encoding.add(row.kind, longest, left)
     if any(len(each) > rules.limit for each in longest):
         split.cut.append(row.where)
     is_long = bool(longest) and all(len(each) > rules.limit for each in longest)
@@ -143,22 +143,19 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
         split.unsupervised.append(row.where)
     elif not any(each.ends for each in kept):
         split.unended.append(row.where)
-    _note_omissions(split, row, longest, rules.tokenizer)
+    if Unused.CALLS in left:
+        split.without_calls.append(row.where)
+    if Unused.REASONING in left:
+        split.without_reasoning.append(row.where)
+    _note_unknown_roles(split, row, rules.tokenizer)
     if len(longest) > 1:
         split.expanded.append(row.where)
         lengths, (total, single) = list(map(len, longest)), split.expanded_tokens
         split.expanded_tokens = total + sum(lengths), single + max(lengths)
 
 
-def _note_omissions(split: CheckedSplit, row: Row, examples: Sequence[Example], tokenizer: Tokenizer) -> None:
-    """Note a row whose calls or reasoning the template does not write, or whose roles it does not name."""
-    names, thoughts = set(_called_functions(row)), set(_reasoning(row))
-    if names or thoughts:
-        text = _one_line("\n".join(tokenizer.decode(each.tokens.tolist()) for each in examples))
-        if any(name not in text for name in names):
-            split.without_calls.append(row.where)
-        if any(thought not in text for thought in thoughts):
-            split.without_reasoning.append(row.where)
+def _note_unknown_roles(split: CheckedSplit, row: Row, tokenizer: Tokenizer) -> None:
+    """Note a row with a message of a role that the template does not name."""
     if not _ROLES.issuperset(roles := {message["role"] for message in _conversation(row)}):
         sources = " ".join(tokenizer.chat_template.sources.values()) if tokenizer.chat_template else ""
         if any(role not in sources for role in roles - _ROLES):
@@ -169,29 +166,6 @@ def _conversation(row: Row) -> Messages:
     """The messages that a row is of, in a prompt and its completion too; none of a row of strings."""
     parts = [row.messages] if isinstance(row, Chat) else [getattr(row, "prompt", ""), getattr(row, "completion", "")]
     return [message for part in parts if isinstance(part, list) for message in part]
-
-
-def _answers(row: Row) -> Messages:
-    """The messages of a conversation or of a completion."""
-    messages = row.messages if isinstance(row, Chat) else getattr(row, "completion", ())
-    return messages if isinstance(messages, list) else []
-
-
-def _called_functions(row: Row) -> Iterator[str]:
-    """Names of the functions that answers call."""
-    for message in _answers(row):
-        yield from (call["function"]["name"] for call in message.get("tool_calls", ()))
-
-
-def _reasoning(row: Row) -> Iterator[str]:
-    """The reasoning of answers that have a weight, each in one line."""
-    for message in _answers(row):
-        if weight_of(message) and (thought := _one_line(str(message.get("reasoning_content") or ""))):
-            yield thought
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _sides(row: Row) -> list[tuple[str, Row]]:
