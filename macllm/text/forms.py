@@ -21,6 +21,8 @@ from .messages import arguments_in
 from .roles import Messages, joined, with_short_ids
 
 _NULL = re.compile(r"\b(?:None|null)\b")
+_LONG = 16  # characters of a text that occurs in a template by no chance
+_MARK = "a user's own words"
 Render = Callable[[Messages], str]
 
 
@@ -300,13 +302,14 @@ def _with_texts(messages: Messages, render: Render) -> str:
     """Render; a template that ignores text content gets content parts instead."""
     error = None
     text = ""
+    contents = [message.get("content") for message in messages if message["role"] == "user"]
+    user_texts = [content.strip() for content in contents if isinstance(content, str)]
+    is_read = max(map(len, user_texts), default=_LONG) >= _LONG or _reads_texts(messages, render)
     try:
         text = _with_parts(messages, render)
     except UsageError as raised:
         error = raised
-    contents = [message.get("content") for message in messages if message["role"] == "user"]
-    user_texts = [content.strip() for content in contents if isinstance(content, str)]
-    if error is not None or not _all_in(user_texts, text):
+    if error is not None or not is_read or not _all_in(user_texts, text):
         form = [
             {**message, "content": [{"type": "text", "text": message["content"]}]}
             if isinstance(message.get("content"), str)
@@ -322,6 +325,19 @@ def _with_texts(messages: Messages, render: Render) -> str:
     if error is not None:
         raise error
     return text
+
+
+def _reads_texts(messages: Messages, render: Render) -> bool:
+    """True for a template that writes text content: a short one may stand in what it writes besides."""
+    marked = [
+        {**message, "content": _MARK} if message["role"] == "user" and isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]  # fmt: skip
+    try:
+        return _MARK in _with_parts(marked, render)
+    except UsageError:
+        return True
 
 
 def _all_in(contents: list[str], text: str) -> bool:

@@ -80,6 +80,10 @@ def test_a_text_becomes_a_part_for_a_template_that_reads_only_parts() -> None:
     assert render(chat, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]) == (
         "<user>hi<assistant>yes"
     )
+    # though the words occur in what the template writes besides
+    assert render(chat, [{"role": "user", "content": "use"}, {"role": "assistant", "content": "yes"}]) == (
+        "<user>use<assistant>yes"
+    )
     with pytest.raises(UsageError, match="rejects"):
         render(per_message("{{ raise_exception('no') }}"), [{"role": "user", "content": "hi"}])
 
