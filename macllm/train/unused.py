@@ -22,7 +22,7 @@ class Unused(IntFlag):
 
 
 def unused(row: Row, examples: Sequence[object], tokenizer: TextTokenizer) -> Unused:
-    """What the examples of a row do not have of it. Calls and reasoning are searched for in plain examples only."""
+    """The parts of a row that its examples lack. Calls and reasoning are searched for in plain examples only."""
     found = Unused.COLUMNS if has_unused_columns(row, tokenizer) else Unused.NOTHING
     names, thoughts = set(_called_functions(row)), set(_reasoning(row))
     plain = [each for each in examples if isinstance(each, Example)]
