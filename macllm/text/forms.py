@@ -328,7 +328,10 @@ def _with_texts(messages: Messages, render: Render) -> str:
 
 
 def _reads_texts(messages: Messages, render: Render) -> bool:
-    """True for a template that writes text content: a short one may stand in what it writes besides."""
+    """True for a template that writes text content.
+
+    A short one may stand in what the template writes besides.
+    """
     marked = [
         {**message, "content": _MARK} if message["role"] == "user" and isinstance(message.get("content"), str)
         else message

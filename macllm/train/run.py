@@ -93,7 +93,10 @@ def check_vocabulary(name: str, rows: int, tokens: int, remedy: str) -> None:
 
 
 def check_tokens(name: str, rows: int, examples: Iterable[Example], remedy: str) -> None:
-    """Refuse an example with a token beyond the embedding, as `check_vocabulary`: ids of added tokens may have gaps."""
+    """Refuse an example with a token beyond the embedding.
+
+    Few tokens are no proof, as in `check_vocabulary`: ids of added tokens may have gaps.
+    """
     for example in examples:
         if (highest := int(example.tokens.max(initial=0))) >= rows:
             raise DataError(

@@ -1,4 +1,7 @@
-"""Parts of a row that its examples do not have: what no template was given, and what a template did not write."""
+"""Parts of a row that its examples do not have.
+
+No template was given them, or the template did not write them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ class Unused(IntFlag):
 
 
 def unused(row: Row, examples: Sequence[object], tokenizer: TextTokenizer) -> Unused:
-    """The parts of a row that its examples lack. Calls and reasoning are searched for in plain examples only."""
+    """The parts of a row that its examples lack.
+
+    Calls and reasoning are searched for in plain examples only.
+    """
     found = Unused.COLUMNS if has_unused_columns(row, tokenizer) else Unused.NOTHING
     names, thoughts = set(_called_functions(row)), set(_reasoning(row))
     plain = [each for each in examples if isinstance(each, Example)]

@@ -99,7 +99,10 @@ def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def _chat(row: dict[str, Any], where: str) -> Row:
-    """A conversation; with a verdict on its last answer, as LLaMA-Factory and ms-swift have it, that answer alone."""
+    """A conversation, or with a verdict an unpaired preference.
+
+    The verdict is on the last answer, as in rows of LLaMA-Factory and ms-swift.
+    """
     messages, verdict = _listed(row, where), row.get("kto_tag", row.get("label"))
     if isinstance(verdict, bool) and messages[-1]["role"] == "assistant":
         return UnpairedPreference(messages[:-1], messages[-1:], verdict, where)
@@ -115,7 +118,10 @@ def _listed(row: dict[str, Any], where: str) -> Messages:
 
 
 def _instructed(row: Chat | PromptOnly | PromptCompletion | Preference | UnpairedPreference, system: Messages) -> Row:
-    """The row after a system message, unless it begins with its own; strings become messages."""
+    """The row after a system message, unless it begins with its own.
+
+    Strings become messages.
+    """
     if isinstance(row, Chat):
         return replace(row, messages=_after(system, row.messages))
     answers = {name: getattr(row, name) for name in _ANSWERS if hasattr(row, name)}

@@ -111,14 +111,20 @@ def without_nulls(value: Any) -> Any:
 
 
 def _is_of_arrow(messages: list[Any]) -> bool:
-    """True if Arrow may have added null fields: all messages have the same ones, or some are null beside a content."""
+    """True if Arrow may have added null fields.
+
+    Then all messages have the same fields, or some other than a content are null.
+    """
     fields = [each for each in messages if isinstance(each, dict)]
     added = any(value is None and name != "content" for each in fields for name, value in each.items())
     return added or len({frozenset(each) for each in fields}) < 2
 
 
 def _without_null_fields(message: Any) -> Any:
-    """A message as it was written: nulls in a call's arguments and in a tool's result are values."""
+    """A message with its null fields left out.
+
+    Nulls in a call's arguments and in a tool's result are values.
+    """
     if not isinstance(message, dict):
         return message
     speaks = message.get("role") in _SPEAKING
