@@ -211,7 +211,8 @@ def save(
     """Write a checkpoint that mlx-lm and transformers open (a quantized one: mlx-lm). Returns the folder.
 
     `types` are the types of its floating-point tensors by name, others have the most common one; without them, all keep
-    their values. Raises UsageError for a model with an adapter applied, DoesNotFitError on a full disk.
+    their values. Raises UsageError for a model with an adapter applied, CheckpointError for a number that its type
+    cannot hold, DoesNotFitError on a full disk.
     """
     from macllm.text.messages import kind_of
     from macllm.text.tokenizer import Tokenizer
@@ -273,10 +274,14 @@ def _narrowed(tensors: Weights) -> Weights:
 
 
 def _rounded(tensors: Weights, types: Mapping[str, mx.Dtype]) -> Weights:
-    """The tensors in these types."""
-    common = Counter(dtype for dtype in types.values() if dtype in _FLOATS).most_common(1)
-    default = common[0][0] if common else mx.float32
-    return {n: array.astype(types.get(n, default)) if array.dtype in _FLOATS else array for n, array in tensors.items()}
+    """The tensors in these types. Raises CheckpointError for a number that its type cannot hold."""
+    floats = {name: dtype for name, dtype in types.items() if dtype in _FLOATS}  # others are of packed words
+    default = next((dtype for dtype, _ in Counter(floats.values()).most_common(1)), mx.float32)
+    out = {n: array.astype(floats.get(n, default)) if array.dtype in _FLOATS else array for n, array in tensors.items()}
+    for name, array in out.items():
+        if array.dtype == mx.float16 and not mx.isfinite(array).all():
+            raise CheckpointError(f"{name} has numbers that are too large for float16", remedy="a base in bfloat16")
+    return out
 
 
 def _exactly(array: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -44,12 +44,12 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     recorded = [read_config(Path(each).expanduser()).get("model") for each in parse(adapter)]
     base = model or next((name for name in recorded if isinstance(name, str)), None)
     source = fetch(base)
-    from macllm.checkpoint import load, save
+    from macllm.checkpoint import load, save, stored_types
 
     with working("merging"):
         merged, tokenizer = load(source, adapter=adapter)
         cost = merge(merged, probes(merged, tokenizer), dequantize)
-        save(merged, tokenizer, folder)
+        save(merged, tokenizer, folder, stored_types(source))  # weights may be in another type here than in the file
     say(_described(cost))
     say(f"try it: macllm chat --model {folder}")
     click.echo(folder)

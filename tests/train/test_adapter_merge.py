@@ -15,11 +15,12 @@ from mlx.utils import tree_flatten
 import macllm
 from macllm import adapter
 from macllm.adapter.merge import BUDGET, Cost, merge
-from macllm.checkpoint import load_model, save
+from macllm.checkpoint import load_model, save, stored_types
 from macllm.cli import main
 from macllm.errors import CheckpointError, UsageError
 from macllm.nn import lora, quantize
 from macllm.ops.quantized import using_activations
+from macllm.weights.safetensors import load_folder
 from tests.families import oracles
 from tests.train.test_adapter import LLAMA, PHI3, TOKENS, close, make, randomize
 
@@ -205,6 +206,32 @@ def test_fuse_says_what_merging_a_blend_cost(
     assert "greedy tokens changed" in line
     assert "in 8 bits" in line
     assert out.strip() == str(tmp_path / "fused")
+
+
+@pytest.mark.parametrize("bits", [None, 4], ids=["dense", "quantized"])
+def test_fuse_keeps_the_types_of_the_base_where_they_are_wider_in_memory(
+    bits: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(bits=bits)
+    adapter.save(model, tmp_path / "adapter", {"model": str(tmp_path / "base")})
+    lora.remove(model)
+    model.set_dtype(mx.bfloat16)
+    save(model, macllm.load()[1], tmp_path / "base")
+    monkeypatch.setattr("macllm.checkpoint._as_stored", lambda _: frozenset())  # as without kernels
+    assert main(["fuse", "--adapter", str(tmp_path / "adapter"), "-o", str(tmp_path / "fused")]) == 0
+    types = {array.dtype for array in load_folder(tmp_path / "fused").values()}
+    assert types == {mx.bfloat16, mx.uint32} if bits else types == {mx.bfloat16}
+
+
+def test_a_number_that_is_too_large_for_the_type_of_the_base_is_refused(tmp_path: Path) -> None:
+    model = make()
+    model.set_dtype(mx.float16)
+    types = stored_types(save(model, None, tmp_path / "base"))
+    model.set_dtype(mx.float32)
+    model.embedding.tokens.weight = model.embedding.tokens.weight + 1e5
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight has numbers that are too large for float16"):
+        save(model, None, tmp_path / "merged", types)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_loss_over_the_budget_is_told() -> None:
