@@ -76,7 +76,7 @@ def load(
 def _weights(adapter: str | Path | Sequence[str | Path] | Mapping[str | Path, float]) -> dict[str, float]:
     """Weights of adapters by folder, of any form that `load` takes."""
     if isinstance(adapter, Mapping):
-        return {str(folder): weight for folder, weight in adapter.items()}
+        return blend.once([(str(folder), weight) for folder, weight in adapter.items()])
     return blend.parse_all([str(adapter)] if isinstance(adapter, str | Path) else map(str, adapter))
 
 

@@ -18,17 +18,18 @@ def parse(text: str) -> dict[str, float]:
     """
     if Path(text).expanduser().is_dir():
         return {text: 1.0}
-    return _once([_weighted(part) for part in text.split(_BETWEEN)])
+    return once([_weighted(part) for part in text.split(_BETWEEN)])
 
 
 def parse_all(texts: Iterable[str]) -> dict[str, float]:
     """Weights by folder of several texts. Raises UsageError as `parse` does."""
-    return _once([pair for text in texts for pair in parse(text).items()])
+    return once([pair for text in texts for pair in parse(text).items()])
 
 
-def _once(pairs: list[tuple[str, float]]) -> dict[str, float]:
+def once(pairs: list[tuple[str, float]]) -> dict[str, float]:
+    """Weights by folder. Raises UsageError for a folder given twice, also under two paths."""
     blend = dict(pairs)
-    if len(blend) < len(pairs):
+    if len({Path(folder).expanduser().resolve() for folder, _ in pairs}) < len(pairs):
         given = ", ".join(folder for folder, _ in pairs)
         raise UsageError(f"an adapter is given twice: {given}", remedy="each once, with the sum of its weights")
     return blend

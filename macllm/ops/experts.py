@@ -64,7 +64,8 @@ def gather_linear(x: mx.array, w: Weight, chosen: mx.array) -> mx.array:
             return quantized_gather_matmul(x, w, chosen)
         case AdaptedWeight(base, a, b, scale):
             y = gather_linear(x, base, chosen)
-            z = mx.gather_mm(dropped_out(x, w.dropout).astype(a.dtype), a, rhs_indices=chosen)
+            x, a, b = (array.astype(mx.float32) for array in (dropped_out(x, w.dropout), a, b))  # as `adapted`
+            z = mx.gather_mm(x, a, rhs_indices=chosen)
             return y + (scale * mx.gather_mm(z, b, rhs_indices=chosen)).astype(y.dtype)
 
 

@@ -205,8 +205,12 @@ def test_names_with_weights_are_read_and_written(tmp_path: Path, monkeypatch: py
     assert blend.parse(blend.written(weights)) == weights
     assert blend.written({"a": 2.0}) == "a:2"
     assert blend.parse_all(["x + y:2", "a + b:0.5"]) == {"x + y:2": 1.0, "a": 1.0, "b": 0.5}
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for other in ("a:2", "./a", str(tmp_path / "a"), "link:0.5"):
+        with pytest.raises(UsageError, match="twice"):
+            blend.parse_all(["a", other])
     with pytest.raises(UsageError, match="twice"):
-        blend.parse_all(["a", "a:2"])
+        macllm.load(adapter={"a": 1, "./a": 1})
     for text in ("a + a", "a:nan", "a:inf", ":2"):
         with pytest.raises(UsageError):
             blend.parse(text)

@@ -17,7 +17,9 @@ from macllm.errors import CheckpointError, UsageError
 from macllm.nn import lora, quantize
 from macllm.nn.moe import ExpertLinear
 from macllm.ops.experts import gather_linear
+from macllm.ops.linear import adapted
 from macllm.ops.quantized import using_activations
+from macllm.ops.weights import AdaptedWeight, DenseWeight
 from macllm.train.objectives.clm import CausalLM, collate
 from macllm.weights.safetensors import load_file, save_file
 from tests.families import oracles
@@ -52,6 +54,30 @@ def test_adapted_experts_equal_their_definition_in_float64(bits: int | None) -> 
         got = np.array(gather_linear(x, wrap.weights, chosen))[..., 0, :]
     want = np.einsum("blfd,bld->blf", weight[np.array(chosen)[..., 0]], np.array(x, np.float64)[:, :, 0, 0])
     np.testing.assert_allclose(got[:, :, 0], want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_factors_of_16_bits_are_multiplied_in_float32() -> None:
+    x = mx.random.normal((2, 1, 1, 64)) * 100
+    a, b = mx.random.normal((3, 5, 64)) * 1000, mx.random.normal((3, 32, 5)) * 1e-4
+    zeros = mx.zeros((3, 32, 64))
+    chosen = mx.array([[2], [0]])
+
+    def update(stack: bool, x: mx.array, a: mx.array, b: mx.array) -> np.ndarray:
+        if stack:
+            weights = AdaptedWeight(DenseWeight(zeros), a.swapaxes(-1, -2), b.swapaxes(-1, -2), 0.5)
+            return np.array(gather_linear(x, weights, chosen))[:, 0, 0]
+        y = mx.zeros((2, 32), x.dtype)
+        return np.array(adapted(y, x[:, 0, 0], AdaptedWeight(DenseWeight(zeros[0]), a[0].T, b[0].T, 0.5)))
+
+    for stack, numbers in ((True, [2, 0]), (False, [0, 0])):
+        for kind in (mx.float16, mx.bfloat16):  # x A does not fit into float16
+            a16, b16 = a.astype(kind), b.astype(kind)
+            a64, b64 = (np.array(each.astype(mx.float32), np.float64) for each in (a16, b16))
+            x64 = np.array(x, np.float64)[:, 0, 0]
+            want = 0.5 * np.stack([b64[e] @ (a64[e] @ row) for e, row in zip(numbers, x64, strict=True)])
+            np.testing.assert_allclose(update(stack, x, a16, b16), want, rtol=0, atol=1e-5 * np.abs(want).max())
+            half = update(stack, x.astype(mx.float16), a16, b16).astype(np.float64)
+            np.testing.assert_allclose(half, want, rtol=0, atol=4e-3 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("config", [MIXTRAL, QWEN], ids=["mixtral", "qwen3_moe"])

@@ -207,14 +207,20 @@ class LoRAEmbedding(LoRALinear):
     def __call__(self, tokens: mx.array) -> mx.array:
         """int (...) -> (..., D)."""
         y = self.linear(tokens)
-        return mx.addmm(y, self["lora_a"][tokens], self["lora_b"], alpha=self.scale).astype(y.dtype)
+        lora_a, lora_b = self._factors()
+        return mx.addmm(y, lora_a[tokens], lora_b, alpha=self.scale).astype(y.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """The head tied to these embeddings: (..., D) -> (..., V)."""
         y = self.linear.as_linear(x)
         if not self.head:
             return y
-        return mx.addmm(y, x @ self["lora_b"].T, self["lora_a"].T, alpha=self.scale).astype(y.dtype)
+        lora_a, lora_b = self._factors()
+        return mx.addmm(y, x @ lora_b.T, lora_a.T, alpha=self.scale).astype(y.dtype)
+
+    def _factors(self) -> tuple[mx.array, mx.array]:
+        """A and B in float32, as those of linear layers are multiplied."""
+        return self["lora_a"].astype(mx.float32), self["lora_b"].astype(mx.float32)
 
     @classmethod
     def initial(cls, linear: Any, rank: int, scale: float, dropout: float, key: mx.array) -> LoRALinear:
