@@ -49,7 +49,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a LoRA config", cause=str(error)) from error
     if config.get("fine_tune_type", "lora") not in _TYPES:
         raise CheckpointError(
-            f"{path} is not a LoRA or DoRA adapter", cause=f"fine_tune_type is {config['fine_tune_type']!r}"
+            f"{path} is not a LoRA or DoRA adapter",
+            cause=f"fine_tune_type is {config['fine_tune_type']!r}",
+            remedy="merge it with mlx_lm.fuse, and load the merged model",
         )
     return config
 
@@ -74,7 +76,20 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
     if not theirs:
         raise CheckpointError(f"{folder / WEIGHTS} has no tensors, so the adapter changes nothing")
     scale = config["lora_parameters"]["scale"]
-    return {**{name: Update(t["lora_a"], t["lora_b"], scale, t.get("m")) for name, t in theirs.items()}, **whole}
+    updates = {name: Update(t["lora_a"], t["lora_b"], scale, t.get("m")) for name, t in theirs.items()}
+    _check_ranks(folder, updates, config["lora_parameters"].get("rank"))
+    return {**updates, **whole}
+
+
+def _check_ranks(folder: Path, updates: Mapping[str, Update], rank: object) -> None:
+    """Raise CheckpointError for a rank other than the config's, which mlx-lm refuses: the scale is another's too."""
+    for name, update in updates.items():
+        if update.a.ndim > 1 and isinstance(rank, int) and _rank(update) != rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {name} has rank {_rank(update)}, not {rank}",
+                cause=f"{CONFIG} gives that rank, and the scale that belongs to it",
+                remedy="the config and the tensors of one adapter",
+            )
 
 
 def save(theirs: Mapping[str, Update | Whole], dropout: float, about: Mapping[str, Any], folder: Path) -> None:

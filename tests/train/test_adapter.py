@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_a_router_is_adapted_only_when_it_is_named() -> None:
     assert not any("router" in name for name in names)
     assert sum("experts" in name for name in names) == 3 * 4
     assert len(lora.targets(model, ("router",))) == 4
+
+
+def test_the_last_layers_are_those_of_the_outermost_list() -> None:
+    names = [
+        f"{stack}.{layer}.mlp.layers.{n}.up" for stack in ("layers", "model.h") for layer in (2, 3) for n in (0, 1)
+    ]
+    assert lora.in_last_layers(names, 1) == [name for name in names if ".3." in name]
 
 
 @pytest.mark.parametrize("bits", [None, 4])
@@ -233,6 +241,17 @@ def test_tensors_that_are_no_adapter_are_refused_by_name(tmp_path: Path) -> None
         assert message == "factors of" or stem in str(caught.value)
 
 
+def test_a_rank_other_than_that_of_the_config_is_refused(tmp_path: Path) -> None:
+    model = make()
+    lora.apply(model, rank=4, alpha=8.0)
+    adapter.save(model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"lora_parameters": {**config["lora_parameters"], "rank": 8}}))
+    with pytest.raises(CheckpointError, match=r"has rank 4, not 8"):
+        adapter.attach(make(), tmp_path)
+
+
 def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
     model = make()
     lora.apply(model, rank=2, alpha=2.0)
@@ -304,25 +323,28 @@ def test_an_adapter_gives_the_same_logits_in_mlx_lm(config: dict[str, Any], tmp_
     assert close(model(TOKENS), theirs(TOKENS), 1e-4)
 
 
+STABLELM = {"use_qkv_bias": False, "partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5, "rope_theta": 1e4}
+# its layers are named transformer.h
+EXAONE = {"num_layers": 4, "num_hidden_layers": None, "layer_norm_epsilon": 1e-5, "rope_theta": 1e4, "head_dim": 8}
+
+
 @pytest.mark.parity
-def test_a_model_of_an_mlx_lm_class_shares_adapters_with_mlx_lm(tmp_path: Path) -> None:
-    from mlx_lm.models import stablelm
+@pytest.mark.parametrize(("kind", "settings"), [("stablelm", STABLELM), ("exaone", EXAONE)])
+def test_a_model_of_an_mlx_lm_class_shares_adapters_with_mlx_lm(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model as load_theirs
     from mlx_lm.utils import save_model
 
-    config = {
-        **oracles.SMALL,
-        "model_type": "stablelm",
-        "use_qkv_bias": False,
-        "partial_rotary_factor": 0.5,
-        "layer_norm_eps": 1e-5,
-        "rope_theta": 1e4,
-    }
-    save_model(tmp_path / "model", stablelm.Model(stablelm.ModelArgs.from_dict(config)))
+    merged = {**oracles.SMALL, "model_type": kind, **settings}
+    config = {name: value for name, value in merged.items() if value is not None}
+    theirs = importlib.import_module(f"mlx_lm.models.{kind}")
+    save_model(tmp_path / "model", theirs.Model(theirs.ModelArgs.from_dict(config)))
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     model = load_model(tmp_path / "model")
-    assert len(lora.apply(model, rank=4, alpha=8.0)) == 4 * 7
+    assert len(lora.targets(model)) == 4 * 7
+    assert len(lora.apply(model, rank=4, alpha=8.0, num_layers=3)) == 3 * 7
     randomize(model)
     adapter.save(model, tmp_path)
     theirs, _ = load_theirs(tmp_path / "model")

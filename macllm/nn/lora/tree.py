@@ -19,7 +19,8 @@ from macllm.errors import CheckpointError, UsageError
 from .layers import EMBEDDINGS, Adaptable, LoRALinear, Precision, Update, adapted_layer, layer_type, matches, sizes
 from .whole import Replaced, Whole, check_whole, replaced, save_targets, saved, whole_copy, without_base
 
-_LAYER = re.compile(r"(.*\.)?layers\.(\d+)\.")
+# The outermost list of layers; some of mlx-lm's classes call it h or blocks.
+_LAYER = re.compile(r"(.*?\.)??(?:layers|blocks|h)\.(\d+)\.")
 
 # Routers keep their choice of experts, unless a pattern names them.
 _ROUTERS = ("*.router", "*.gate")
@@ -113,7 +114,7 @@ def _is_adaptable(name: str, module: Adaptable) -> bool:
 
 def _unmatched(key: str, layers: Mapping[str, object]) -> UsageError:
     """The error for a pattern without a layer, with the most similar names."""
-    ends = sorted({re.sub(r".*layers\.\d+\.", "*.", name) for name in layers})
+    ends = sorted({_LAYER.sub("*.", name) for name in layers})
     short = {end.rsplit(".", 1)[-1]: end for end in ends} | {end: end for end in ends}
     near = dict.fromkeys(short[name] for name in difflib.get_close_matches(key, short, n=6, cutoff=0.4))
     return UsageError(

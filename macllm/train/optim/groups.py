@@ -12,7 +12,7 @@ from macllm.errors import UsageError
 from ..config import FinetuneConfig, TrainConfig
 from ..contract import Arrays
 
-_LAYER = re.compile(r"(.*?)\.?\blayers\.(\d+)\.")
+_LAYER = re.compile(r"(.*?)\.?\b(?:layers|blocks|h)\.(\d+)\.")  # the latter two in some of mlx-lm's classes
 _EMBEDDING = re.compile(r"(.*_)?embed(ding)?s?(_(tokens|in|table)(_per_layer)?)?|wte|wpe")
 _HEADS = frozenset({"head", "lm_head", "embed_out"})
 _LORA_B = ".lora_b"
